@@ -57,8 +57,8 @@ class Recording:
         """Return gesture channels as stored in the shards.
 
         Args:
-            first_tick: start of the window, in ticks of 0.1 s.
-            ticks: length of the window in ticks.
+            first_tick: Start of the window, in ticks of 0.1 s.
+            ticks: Length of the window in ticks.
 
         Returns:
             Channels (3 · ticks, 415); absent ones are NaN.
@@ -69,8 +69,8 @@ class Recording:
         """Return log-mel frames.
 
         Args:
-            first_tick: start of the window, in ticks of 0.1 s.
-            ticks: length of the window in ticks.
+            first_tick: Start of the window, in ticks of 0.1 s.
+            ticks: Length of the window in ticks.
 
         Returns:
             Frames (10 · ticks, 64).
@@ -81,8 +81,8 @@ class Recording:
         """Return the words of a window.
 
         Args:
-            first_tick: start of the window, in ticks of 0.1 s.
-            ticks: length of the window in ticks.
+            first_tick: Start of the window, in ticks of 0.1 s.
+            ticks: Length of the window in ticks.
 
         Returns:
             For each word ``word``, ``start`` and ``end`` in seconds from the window's start, clipped to it.
@@ -100,9 +100,9 @@ def labels_of(labels: Mapping[str, str], speaker: str | None, language: str | No
     """Return the labels of a recording, including its speaker and language.
 
     Args:
-        labels: labels of the metadata by name.
-        speaker: speaker name, or None.
-        language: language, or None.
+        labels: Labels of the metadata by name.
+        speaker: Speaker name, or None.
+        language: Language, or None.
 
     Returns:
         Labels by name; unknown ones are left out.
@@ -130,13 +130,13 @@ class ConditionStream(ABC):
         """Return the stream for a training set.
 
         Args:
-            facts: labels and statistics of the training set.
+            facts: Labels and statistics of the training set.
 
         Returns:
             The stream.
 
         Raises:
-            UsageFault: the set holds nothing to learn from.
+            UsageFault: The set holds nothing to learn from.
         """
 
     @abstractmethod
@@ -153,9 +153,9 @@ class ConditionStream(ABC):
         """Return the array of a window.
 
         Args:
-            recording: the sample's labels and files.
-            first_tick: start of the window, in ticks of 0.1 s.
-            ticks: length of the window in ticks.
+            recording: The sample's labels and files.
+            first_tick: Start of the window, in ticks of 0.1 s.
+            ticks: Length of the window in ticks.
 
         Returns:
             Array (*shape). None, NaN or infinity mean that the recording has no value.
@@ -166,13 +166,13 @@ class ConditionStream(ABC):
         """Return the array (*shape) of a value that a user gives.
 
         Args:
-            value: text of ``--condition``, or a Python value.
+            value: Text of ``--condition``, or a Python value.
 
         Returns:
             Numbers as the encoder expects them.
 
         Raises:
-            UsageFault: the value is unknown; the message names the known ones.
+            UsageFault: The value is unknown; the message names the known ones.
         """
 
     @abstractmethod
@@ -193,16 +193,16 @@ def window_value(stream: ConditionStream, recording: Recording, first_tick: int,
     """Return a stream's checked array of a window.
 
     Args:
-        stream: a stream of the model.
-        recording: the sample's labels and files.
-        first_tick: start of the window, in ticks of 0.1 s.
-        ticks: length of the window in ticks.
+        stream: A stream of the model.
+        recording: The sample's labels and files.
+        first_tick: Start of the window, in ticks of 0.1 s.
+        ticks: Length of the window in ticks.
 
     Returns:
         Array (*shape) of the declared type, or None if the recording has no value.
 
     Raises:
-        EnvironmentFault: the stream's code fails, or returns an array of another shape or type.
+        EnvironmentFault: The stream's code fails, or returns an array of another shape or type.
     """
     if not recording.contents.keys() >= set(stream.reads):
         return None
@@ -215,15 +215,15 @@ def parsed_value(stream: ConditionStream, value: Any) -> Array | None:
     """Return the checked array of a value that a user gives.
 
     Args:
-        stream: a stream of the model.
-        value: text of the flag, or a Python value; None and ``none`` mean no value.
+        stream: A stream of the model.
+        value: Text of the flag, or a Python value; None and ``none`` mean no value.
 
     Returns:
         Array (*shape) of the declared type, or None for no value.
 
     Raises:
-        UsageFault: the value is unknown.
-        EnvironmentFault: the stream's code fails, or returns an array of another shape or type.
+        UsageFault: The value is unknown.
+        EnvironmentFault: The stream's code fails, or returns an array of another shape or type.
     """
     if value is None or value == ABSENT:
         return None

@@ -50,9 +50,9 @@ class LabelStream(ConditionStream):
         """Return the index of the recording's label value.
 
         Args:
-            recording: the sample's labels and files.
-            first_tick: unused; a label covers the whole recording.
-            ticks: unused.
+            recording: The sample's labels and files.
+            first_tick: Unused; a label covers the whole recording.
+            ticks: Unused.
 
         Returns:
             Index (), or None if the value is absent or unknown.

@@ -27,10 +27,10 @@ def register_stream(name: str, stream: type[ConditionStream]) -> None:
 
     Args:
         name: lower-case letters, digits and ``_``; it must equal the class's ``name``.
-        stream: a class that can be imported by its module and name.
+        stream: A class that can be imported by its module and name.
 
     Raises:
-        UsageFault: the name is taken, or the class is not a condition stream of that name.
+        UsageFault: The name is taken, or the class is not a condition stream of that name.
     """
     CONDITIONS.register(name, _checked(name, stream, "register_stream"))
 
@@ -39,15 +39,15 @@ def find_stream(name: str, origin: str) -> type[ConditionStream]:
     """Return the class of a condition stream.
 
     Args:
-        name: name of the stream.
-        origin: flag or file that gives the name; errors begin with it.
+        name: Name of the stream.
+        origin: Flag or file that gives the name; errors begin with it.
 
     Returns:
         The class, not an instance.
 
     Raises:
-        UsageFault: there is no stream of that name.
-        EnvironmentFault: the package that offers it cannot be used.
+        UsageFault: There is no stream of that name.
+        EnvironmentFault: The package that offers it cannot be used.
     """
     CONDITIONS.require(name, f"{origin} {name}")
     return _checked(name, CONDITIONS.get(name), f"{origin} {name}")
@@ -86,13 +86,13 @@ def load_streams(found: Mapping[str, Mapping[str, Any]]) -> dict[str, ConditionS
     """Return streams by name from their specifications, in a process whose registry is empty.
 
     Args:
-        found: specifications by name, as `specification` returns them.
+        found: Specifications by name, as `specification` returns them.
 
     Returns:
         The streams by name.
 
     Raises:
-        EnvironmentFault: a class cannot be imported here.
+        EnvironmentFault: A class cannot be imported here.
     """
     streams = {}
     for name, one in found.items():
@@ -105,15 +105,15 @@ def saved_streams(found: Mapping[str, Mapping[str, Any]], where: str) -> dict[st
     """Return streams by name from the specifications in a checkpoint.
 
     Args:
-        found: specifications by name, as `specification` returns them.
-        where: the checkpoint, for errors.
+        found: Specifications by name, as `specification` returns them.
+        where: The checkpoint, for errors.
 
     Returns:
         The streams by name.
 
     Raises:
-        UsageFault: a stream is unknown here.
-        EnvironmentFault: the package that offers one cannot be used.
+        UsageFault: A stream is unknown here.
+        EnvironmentFault: The package that offers one cannot be used.
     """
     streams = {}
     for name, one in found.items():
@@ -127,15 +127,15 @@ def find_streams(names: Iterable[str], origin: str) -> dict[str, type[ConditionS
     """Return classes of condition streams by name.
 
     Args:
-        names: names of the streams.
-        origin: flag or file that gives the names; errors begin with it.
+        names: Names of the streams.
+        origin: Flag or file that gives the names; errors begin with it.
 
     Returns:
         The classes by name.
 
     Raises:
-        UsageFault: a name is unknown or given twice.
-        EnvironmentFault: a package that offers one cannot be used.
+        UsageFault: A name is unknown or given twice.
+        EnvironmentFault: A package that offers one cannot be used.
     """
     wanted = list(names)
     twice = sorted({name for name in wanted if wanted.count(name) > 1})

@@ -216,7 +216,7 @@ class BlockStore:
         self._copying: deque[tuple[int, torch.cuda.Event]] = deque()
 
     def take(self) -> int:
-        """Return the number of a free block, which is allocated if there is none."""
+        """Return the number of a free block; allocate one if all are in use."""
         self._settle()
         if not self._free:
             self._grow()

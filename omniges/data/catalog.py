@@ -194,7 +194,7 @@ def read_catalog(
         The catalogue.
 
     Raises:
-        UsageFault: The folder does not exist, has no such latents, or no clip passes the filters.
+        UsageFault: The folder does not exist, has no latents of the codecs, or no clip passes the filters.
         DataError: A file differs from dataset.json, or a row of the manifest is inconsistent.
     """
     dataset = read_dataset(folder)

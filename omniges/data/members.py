@@ -23,12 +23,12 @@ class MappedMembers:
     """Reads float32 members of some samples by byte range. Not for several threads at once.
 
     Args:
-        folder: the shard set.
-        rows: the samples, by number.
-        widths: the members to read, and how many numbers a row of each has; 0 for an array of one dimension.
+        folder: The shard set.
+        rows: The samples, by number.
+        widths: The members to read, and how many numbers a row of each has; 0 for an array of one dimension.
         marks: (samples, members) uint8, zeros; becomes 1 where a member's sha256 was compared. Processes may share it,
             so that each compares what no other has.
-        verify: whether to compare sha256 at all.
+        verify: Whether to compare sha256 at all.
     """
 
     def __init__(
@@ -52,15 +52,15 @@ class MappedMembers:
         """Return all numbers (n,) of a sample's member, row after row, as a read-only view.
 
         Args:
-            number: of the sample.
-            member: name of the member, such as ``gesture.npy``.
+            number: Of the sample.
+            member: Name of the member, such as ``gesture.npy``.
 
         Returns:
             The numbers, where the shard is mapped.
 
         Raises:
-            DataError: the shard or member is not what the manifest and the contract say.
-            EnvironmentFault: the shard cannot be opened.
+            DataError: The shard or member is not what the manifest and the contract say.
+            EnvironmentFault: The shard cannot be opened.
         """
         row = self._rows[number]
         mapped = self._maps.get(row.shard, self._folder.dataset["shards"][row.shard]["bytes"])

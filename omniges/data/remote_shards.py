@@ -92,7 +92,7 @@ class RemoteShards:
             store: An open store of the location that this thread may use, or None.
 
         Raises:
-            DataError: dataset.json does not follow the contract.
+            DataError: Dataset.json does not follow the contract.
         """
         self.location = location
         self.folder = cache.folder(group)

@@ -36,7 +36,7 @@ Texts = str | Iterable[str]
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A spoken word. Times are seconds from the start of the clip, or of the window that it was taken for."""
+    """A spoken word. Times are seconds from the start of the clip or of the window."""
 
     word: str
     start_s: float
@@ -199,17 +199,17 @@ class ShardSet:
 
         Args:
             split: ``train``, ``val``, ``test`` or ``additional``.
-            speakers: names or ids.
-            languages: such as ``english``.
-            labels: by label, the values that are wanted: ``{"emotion": ("happiness", "anger")}``.
-            min_seconds: shortest length of a sample.
-            max_seconds: greatest length of a sample.
+            speakers: Names or ids.
+            languages: Such as ``english``.
+            labels: By label, the values that are wanted: ``{"emotion": ("happiness", "anger")}``.
+            min_seconds: Shortest length of a sample.
+            max_seconds: Greatest length of a sample.
 
         Returns:
             A set over the same shards, in the same order.
 
         Raises:
-            UsageFault: a filter cannot be, or leaves nothing.
+            UsageFault: A filter cannot be, or leaves nothing.
         """
         if split is not None:
             arguments.choice("split", split, SPLITS)
@@ -246,15 +246,15 @@ class ShardSet:
         """Return a sample by number (negative from the end), key or stem.
 
         Args:
-            name: number, key or stem.
+            name: Number, key or stem.
 
         Returns:
             The sample; its arrays are read when they are asked for.
 
         Raises:
-            IndexError: there is no sample of this number.
-            UsageFault: there is no sample of this key or stem.
-            DataError: its bytes are not what the manifest says.
+            IndexError: There is no sample of this number.
+            UsageFault: There is no sample of this key or stem.
+            DataError: Its bytes are not what the manifest says.
         """
         return self.read(self.row(name))
 
@@ -352,21 +352,21 @@ def open_shards(  # noqa: PLR0913 - filters, all by keyword
         shards[0].gesture.shape, shards["2_scott_0_1_1"].words, len(shards)
 
     Args:
-        folder: a folder that ``omniges preprocess`` or `write_shards` has made.
+        folder: A folder that ``omniges preprocess`` or `write_shards` has made.
         split: ``train``, ``val``, ``test`` or ``additional``; None takes all splits.
-        speakers: names or ids; empty takes all.
-        languages: such as ``english``; empty takes all.
-        labels: by label, the values that are wanted: ``{"emotion": ("happiness", "anger")}``.
-        min_seconds: shortest length of a sample.
-        max_seconds: greatest length of a sample.
+        speakers: Names or ids; empty takes all.
+        languages: Such as ``english``; empty takes all.
+        labels: By label, the values that are wanted: ``{"emotion": ("happiness", "anger")}``.
+        min_seconds: Shortest length of a sample.
+        max_seconds: Greatest length of a sample.
         verify: ``first`` compares the sha256 of each member at its first read, ``never`` trusts the files.
 
     Returns:
         The samples that pass all filters, none of them read yet.
 
     Raises:
-        UsageFault: the folder does not exist, or a filter is invalid or leaves nothing.
-        DataError: the set is incomplete, damaged or of another version.
+        UsageFault: The folder does not exist, or a filter is invalid or leaves nothing.
+        DataError: The set is incomplete, damaged or of another version.
     """
     if "://" in str(folder):
         raise UsageFault("open_shards: a local folder expected, found a URL: omniges.webdataset reads those")

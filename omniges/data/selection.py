@@ -41,18 +41,18 @@ def keep_labelled(
     """Return the rows that are left and hold one of the wanted texts.
 
     Args:
-        folder: folder of the shards, for the error.
+        folder: Folder of the shards, for the error.
         left: (N,) rows that earlier filters leave.
-        name: name of the column, for the error.
-        values: the column.
-        wanted: texts of which one must be in the row; empty lets all rows pass.
+        name: Name of the column, for the error.
+        values: The column.
+        wanted: Texts of which one must be in the row; empty lets all rows pass.
         also: (N,) rows that pass whatever their text.
 
     Returns:
         Rows (N,).
 
     Raises:
-        UsageFault: no row is left.
+        UsageFault: No row is left.
     """
     if not wanted:
         return left
@@ -74,17 +74,17 @@ def keep_lengths(
     """Return the rows that are left and whose length lies within limits.
 
     Args:
-        folder: folder of the shards, for the error.
+        folder: Folder of the shards, for the error.
         left: (N,) rows that earlier filters leave.
         seconds: (N,) lengths.
-        min_seconds: least length.
-        max_seconds: greatest length; None for no limit.
+        min_seconds: Least length.
+        max_seconds: Greatest length; None for no limit.
 
     Returns:
         Rows (N,).
 
     Raises:
-        UsageFault: no row is left.
+        UsageFault: No row is left.
     """
     longest = float("inf") if max_seconds is None else max_seconds
     found: Bools = left & (seconds >= min_seconds) & (seconds <= longest)

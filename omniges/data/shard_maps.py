@@ -41,15 +41,15 @@ class ShardMaps(Collection[str]):
         """Return a shard, mapped now if it is not yet.
 
         Args:
-            shard: name of the shard.
-            size_bytes: size of the shard by dataset.json.
+            shard: Name of the shard.
+            size_bytes: Size of the shard by dataset.json.
 
         Returns:
             The mapped shard.
 
         Raises:
-            DataError: the shard does not exist or has another size.
-            EnvironmentFault: the shard cannot be opened.
+            DataError: The shard does not exist or has another size.
+            EnvironmentFault: The shard cannot be opened.
         """
         mapped = self._maps.get(shard)
         if mapped is not None:

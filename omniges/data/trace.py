@@ -32,7 +32,7 @@ def trace(settings: TraceSettings) -> Iterator[dict[str, Any]]:
         Records.
 
     Raises:
-        UsageFault: The folder does not exist, or has no such clips or latents.
+        UsageFault: The folder does not exist, or the requested clips or latents are not in it.
         DataError: The shards are damaged.
     """
     share = RankShare(rank=settings.rank, world_size=settings.world_size, batch_size=settings.batch_size)

@@ -1,8 +1,8 @@
 """Tracks from which windows are cut: members, rows in a tick, values in a row, and their scale.
 
 Gesture and audio are arrays of rows, or latents of a codec. Text is words, or latents of complete windows. If a tick is
-not a whole number of rows, lengths and first ticks of windows are multiples of some ticks (`Tracks.tick_multiple`), so
-that every window has the same number of complete rows. If text is latents, windows are those of the latents.
+not a whole number of rows, windows begin at multiples of `Tracks.tick_multiple` ticks, and so do their ends. Then every
+window has the same number of complete rows. If text is latents, windows are those of the latents.
 
 Values are normalised by the statistics of the train split: (x − mean)/std per channel, scale 1 where std < 1e-6.
 """
@@ -128,17 +128,17 @@ class Scale:
         """Return the scale of an array by the statistics of its channels.
 
         Args:
-            found: entry of stats.json or latents.json, with ``mean`` and ``std``.
-            name: name of the array, for errors.
-            channels: expected number of channels C.
-            source: path of the file, for errors.
+            found: Entry of stats.json or latents.json, with ``mean`` and ``std``.
+            name: Name of the array, for errors.
+            channels: Expected number of channels C.
+            source: Path of the file, for errors.
 
         Returns:
             Mean and divisor (C,).
 
         Raises:
-            UsageFault: the statistics are of no sample.
-            DataError: the statistics do not follow the contract.
+            UsageFault: The statistics are of no sample.
+            DataError: The statistics do not follow the contract.
         """
         if found == {"samples": 0}:
             raise UsageFault(

@@ -78,30 +78,31 @@ def webdataset(
             sample["__key__"], sample["gesture.npy"].shape, sample["words.txt"], sample["json"]["labels"]
 
     A sample is a dictionary of ``__key__``, ``__url__`` and its members by webdataset's names. Shards are split by node
-    and by worker, so give a ``DataLoader`` no sampler, and have at least as many shards as processes: one without a
-    shard gives nothing. ``.map``, ``.to_tuple``, ``.batched`` and the rest of webdataset can follow.
+    and by worker, so give a ``DataLoader`` no sampler, and have at least as many shards as processes: a process without
+    a shard yields nothing. ``.map``, ``.to_tuple``, ``.batched`` and other methods of webdataset can follow.
 
     Args:
-        source: a folder of shards, as a path or URL; or the tars themselves: a path, a URL (s3, gs, hf, http and what
-            fsspec knows), ``pipe:COMMAND`` (run by a shell, so only ever your own words), ``-`` for standard input,
-            braces such as ``https://host/train-{000000..000007}.tar``, or several of these.
-        split: shards of this split alone, which their names begin with; None takes all.
-        shuffle: samples in the shuffle buffer; above 0 the order of shards is shuffled too. 0 keeps the order.
-        seed: of both shuffles; None takes another order in each run. Epochs differ, with workers where the
-            ``DataLoader`` has ``persistent_workers=True``.
-        decode: whether members are decoded: ``.npy`` to arrays, ``json`` and the JSON of ``words.txt`` and ``sem.txt``
-            to dictionaries and lists, ``flac`` to float32 at 16 kHz; other endings stay bytes. False keeps all bytes.
-        manifest: the set that the tars belong to, as a folder or open `ShardSet`: every member is then held against
-            its offset, size and sha256, and no sample of a shard may be missing. A folder as `source` is its own.
+        source: A folder of shards, as a path or URL, or one or several tar files. A tar file is a path, a URL of any
+            protocol of fsspec (s3, gs, hf, http), ``-`` for standard input, or ``pipe:COMMAND``. A shell runs the
+            command, so never use text of others in it. Braces such as ``https://host/train-{000000..000007}.tar`` name
+            several files.
+        split: Use only shards whose names begin with this split; None uses all.
+        shuffle: Samples in the shuffle buffer; above 0 the order of shards is shuffled too. 0 keeps the order.
+        seed: Seed of both shuffles; None gives another order in each run. Epochs differ; with workers, they differ if
+            the ``DataLoader`` has ``persistent_workers=True``.
+        decode: Decode members: ``.npy`` to arrays, ``json`` and the JSON of ``words.txt`` and ``sem.txt`` to
+            dictionaries and lists, ``flac`` to float32 at 16 kHz. Other members stay bytes. False: all stay bytes.
+        manifest: The set that the tar files belong to, as a folder or open `ShardSet`. Every member is then compared
+            with its offset, size and sha256, and no sample may be missing. A folder as `source` is its own manifest.
 
     Returns:
-        webdataset's own object, a torch ``IterableDataset``.
+        The object of webdataset, a torch ``IterableDataset``.
 
     Raises:
-        UsageFault: there is no such folder or split.
+        UsageFault: The folder or the split does not exist.
         EnvironmentFault: webdataset is not installed. While iterating: a shard cannot be opened or its command fails.
-        DataError: while iterating, what is not as it should be, with shard, key, member and byte: a shard that is cut,
-            a damaged header, a member that is missing, doubled or out of order. Nothing is skipped.
+        DataError: While iterating, an error in a shard, with shard, key, member and byte: a truncated shard, a damaged
+            header, a member that is missing, repeated or out of order. Nothing is skipped.
     """
     try:
         import webdataset as wds  # noqa: PLC0415 - it imports torch

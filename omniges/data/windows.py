@@ -168,28 +168,29 @@ class WindowDataset(Dataset[dict[str, Any]]):
     ``labels``       by label its value, such as ``emotion``; "" where unknown
     ===============  =================================================================================
 
-    A channel that was not recorded is 0 in normalized arrays and NaN in raw ones, an absent waveform likewise: multiply
-    a loss by ``present``, or name the parts that your model needs in `require`.
+    A channel that was not recorded is 0 in normalized arrays and NaN in raw ones; so is an absent waveform. Multiply a
+    loss by ``present``, or name the parts that your model needs in `require`.
 
     Args:
-        shards: a folder of shards, or an open `ShardSet`, whose filters then hold too.
-        window_ticks: length of a window, in ticks of 0.1 s.
-        stride_ticks: distance between the starts of windows; None means that they touch.
-        split: ``train``, ``val``, ``test`` or ``additional``; None takes all splits.
-        arrays: names from the table above.
+        shards: A folder of shards, or an open `ShardSet`, whose filters apply too.
+        window_ticks: Length of a window, in ticks of 0.1 s.
+        stride_ticks: Distance between the starts of windows; None means that they touch.
+        split: ``train``, ``val``, ``test`` or ``additional``; None: all splits.
+        arrays: Names from the table above.
         normalized: (x − mean) / std by stats.json, which describes the train split; else values as recorded. Version 1
             of the shards has no statistics of jaw_eyes: they are computed here, once, from its train split.
-        speakers: names or ids; empty takes all.
-        languages: such as ``english``; empty takes all.
-        labels: by label, the values that are wanted: ``{"emotion": ("happiness", "anger")}``.
-        min_seconds: shortest length of a clip.
-        max_seconds: greatest length of a clip.
-        require: parts that a clip must have, such as ``("text", "audio", "face")``.
+        speakers: Names or ids; empty: all.
+        languages: Such as ``english``; empty: all.
+        labels: Accepted values by label: ``{"emotion": ("happiness", "anger")}``.
+        min_seconds: Shortest length of a clip.
+        max_seconds: Greatest length of a clip.
+        require: Parts that a clip must have, such as ``("text", "audio", "face")``.
         verify: ``first`` compares the sha256 of each member at its first use, ``never`` trusts the files.
 
     Raises:
-        UsageFault: an argument is none, no window is left, or a normalized array has a part that no train sample has.
-        DataError: the shards are damaged. Also raised for an item whose bytes are not what the manifest says.
+        UsageFault: An argument is invalid, no window is left, or a normalized array has a part that no train sample
+            has.
+        DataError: The shards are damaged, or the bytes of an item differ from the manifest.
     """
 
     def __init__(  # noqa: PLR0913 - filters, all by keyword

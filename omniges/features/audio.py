@@ -226,11 +226,11 @@ class Cancellation:
         self._sums: F64 = np.zeros((2, 0))  # of values and squares; channels, and their mean last
 
     def add(self, samples: npt.NDArray[np.floating], mono: F32) -> None:
-        """Add a block.
+        """Add a block of audio.
 
         Args:
-            samples: channels (N, C), or (N,) of mono audio, which cannot cancel.
-            mono: their mean (N,).
+            samples: Channels (N, C), or (N,) of mono audio, whose channels cannot cancel.
+            mono: Their mean (N,).
         """
         if samples.ndim == 1:
             return
@@ -241,7 +241,7 @@ class Cancellation:
 
     @property
     def problem(self) -> str | None:
-        """Say what is wrong where the mean is far quieter than that of channels which have nothing in common."""
+        """Return the problem if the mean is much quieter than the mean of unrelated channels would be, else None."""
         if not self._count:
             return None
         mean, squares = self._sums / self._count

@@ -151,9 +151,9 @@ class Archive:
         return _content(body, member)
 
     def text(self, key: str) -> str | None:
-        """Read a plain string member; "" where there is none, None where it is something else.
+        """Read a plain string member; "" if it is absent, None if it is of another kind.
 
-        These fields are never a reason to refuse.
+        These fields never make a recording invalid.
         """
         info = self._infos.get(f"{key}.npy")
         if info is None:

@@ -111,13 +111,13 @@ def wav_from_array(samples: Array, rate_hz: float) -> Wav:
 
     Args:
         samples: (n,) or (n, channels): int16 or int32 at full scale, or float32 or float64, nominally in [-1, 1].
-        rate_hz: samples per second, a whole number.
+        rate_hz: Samples per second, a whole number.
 
     Returns:
         The samples with their rate, as `decode_wav` gives them.
 
     Raises:
-        RecordingFault: with one of the ``wav-`` codes.
+        RecordingFault: With one of the ``wav-`` codes.
     """
     encoding = {"<i2": "pcm16", "<i4": "pcm32", "<f4": "float32", "<f8": "float64"}.get(
         samples.dtype.newbyteorder("<").str, ""

@@ -107,16 +107,16 @@ def motion_from_arrays(
     Args:
         arrays: ``poses`` (T, 165), ``trans`` (T, 3), ``expressions`` (T, 1 to 100) and ``betas`` (1 to 300,), each
             float32 or float64, or None; at least one of the first three is there.
-        rate_hz: frames per second, a whole multiple of 30.
-        absent: parts of ``poses`` (upper, hands, lower, jaw_eyes) whose columns mean nothing.
-        gender: kept with the motion.
+        rate_hz: Frames per second, a whole multiple of 30.
+        absent: Parts of ``poses`` (upper, hands, lower, jaw_eyes) whose columns mean nothing.
+        gender: Kept with the motion.
 
     Returns:
         Motion with NaN for absent columns and for arrays that are None; betas that are None are zeros, and
         ``betas_columns`` is 0.
 
     Raises:
-        RecordingFault: as `decode_motion`.
+        RecordingFault: As `decode_motion`.
     """
     given = {name: np.asarray(array) for name, array in arrays.items() if array is not None}
     rate = checked_rate(rate_hz, "frame_rate_hz")

@@ -2,8 +2,9 @@
 
 Bytes and tokens (quoted strings, free-standing numbers) are read here; praatio parses the structure. Each token is
 replaced by its index before, because praatio has faults on the original text. It reads ``item [`` or ``"IntervalTier"``
-inside a label as structure, drops the sign of a start time, knows no exponents, takes quadratic time on malicious text,
-and stops silently at the first damaged row of a short file. The result is compared with the counts in the file.
+inside a label as structure, drops the sign of a start time and does not support exponents. It takes quadratic time on
+malicious text, and stops silently at the first damaged row of a short file. The result is compared with the counts in
+the file.
 """
 
 from __future__ import annotations
@@ -135,15 +136,16 @@ class WordTier:
     xmin_s: float = 0.0
 
     def require_fit(self, recording_s: float) -> None:
-        """Refuse times that begin later than the file does and do not end where the recording does.
+        """Check that the times of the file belong to the recording.
 
-        They are those of a longer recording that this one was cut from, so each word would be elsewhere.
+        They do not if they begin late and end elsewhere than the recording. The file is then that of a longer
+        recording, from which this one was cut.
 
         Args:
-            recording_s: length of the recording in seconds.
+            recording_s: Length of the recording in seconds.
 
         Raises:
-            RecordingFault: ``textgrid-shifted``.
+            RecordingFault: The times do not fit (``textgrid-shifted``).
         """
         if abs(self.xmin_s) > _MOST_START_S and abs(self.xmax_s - recording_s) > _FIT_S:
             found = f"times from {self.xmin_s:g} to {self.xmax_s:g} s beside {recording_s:g} s of recording"
@@ -206,19 +208,20 @@ def decode_words(data: bytes, tier: str | None = None, speakers: Collection[str]
     """Read the word tier of a TextGrid in UTF-8 or UTF-16, in long, short or chronological text form.
 
     The tier is the first interval tier called ``words`` or ``word`` (any case, stray quotes ignored), else the one
-    that MFA calls ``SPEAKER - words``. Labels keep their letters; surrounding white space goes, a line break becomes
-    one space, silences are dropped. A word that overlaps the one before by at most 10 ms is made to start at its end.
+    that MFA calls ``SPEAKER - words``. Letters of labels are unchanged. Surrounding white space is removed, a line
+    break becomes one space, and silences are dropped. A word that overlaps the word before by at most 10 ms is cut to
+    start at its end.
 
     Args:
-        data: bytes of the file.
-        tier: name of the tier, in place of these rules.
-        speakers: names of the recording's speaker, which choose among several tiers of MFA.
+        data: Bytes of the file.
+        tier: Name of the tier, in place of these rules.
+        speakers: Names of the recording's speaker, which select one of several tiers of MFA.
 
     Returns:
         The words, with times in seconds.
 
     Raises:
-        RecordingFault: with one of the ``textgrid-`` codes.
+        RecordingFault: With one of the ``textgrid-`` codes.
     """
     if len(data) > MAX_BYTES:
         raise RecordingFault("textgrid-too-large", f"{len(data)} bytes", f"at most {MAX_BYTES}")
@@ -259,7 +262,7 @@ def is_silence(label: str) -> bool:
 
 
 def is_unknown(label: str) -> bool:
-    """Return whether a label stands for a word that the aligner did not know, such as ``<unk>``."""
+    """Return whether a label means a word that the aligner did not know, such as ``<unk>``."""
     return _UNKNOWN.fullmatch(label.casefold()) is not None
 
 
@@ -464,7 +467,7 @@ def _without_other_entries(masked: _Masked, wanted: str | None) -> tuple[str, di
 
 
 def _string(masked: _Masked, label: str) -> str:
-    """Return the string of a masked label with doubled quotes undone; raise ValueError if there is none."""
+    """Return the string of a masked label with doubled quotes undone; raise ValueError if it is missing."""
     match = _LABEL.fullmatch(label)
     if match is None:
         raise ValueError(f"no single string at {_short(label)}")
@@ -591,7 +594,11 @@ def _is_span(start: float, end: float) -> bool:
 
 
 def _checked_interval(word: str, start: float, end: float, place: str) -> WordInterval:
-    """Return an interval whose times can be, without negative zeros; raises RecordingFault with its place."""
+    """Return an interval with valid times, without negative zeros.
+
+    Raises:
+        RecordingFault: The times are invalid; the text names the place.
+    """
     if not _is_span(start, end):
         found = f"{_short(word)} from {start!r} to {end!r} s, {place}"
         raise RecordingFault("textgrid-bad-interval", found, "0 <= start <= end")
@@ -613,7 +620,7 @@ def words_in_order(intervals: Sequence[WordInterval]) -> tuple[list[WordInterval
         The words, and notes.
 
     Raises:
-        RecordingFault: intervals are out of order or overlap by more than 10 ms.
+        RecordingFault: Intervals are out of order or overlap by more than 10 ms.
     """
     words: list[WordInterval] = []
     no_time = shortened = 0
@@ -659,7 +666,7 @@ def _refuse_overlap(item: WordInterval, last: WordInterval) -> None:
 
 
 def _counted(labels: Counter[str]) -> str:
-    """Return how many labels there are, with the most frequent ones; "" for none."""
+    """Return the number of labels and the most frequent ones; "" for no label."""
     if not labels:
         return ""
     shown = [_short(label) for label, _ in sorted(labels.items(), key=lambda item: (-item[1], item[0]))]

@@ -180,7 +180,7 @@ def hear(path: Path, folder: Path | None, loudness: Loudness = "none") -> Heard:
 def hear_samples(
     samples: npt.NDArray[np.floating], rate_hz: int, folder: Path | None, loudness: Loudness = "none"
 ) -> Heard:
-    """Return the log-mel of samples, as `hear` does for a file.
+    """Return the log-mel of samples; see `hear` for files.
 
     Args:
         samples: Samples (N,) or (N, channels), nominally in [−1, 1].

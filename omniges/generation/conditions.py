@@ -56,7 +56,7 @@ def asked_values(streams: Mapping[str, ConditionStream], given: Sequence[tuple[s
         Arrays (*shape) by name; None for a stream that is left out.
 
     Raises:
-        UsageFault: The model has no such stream, a stream is given twice, or the value is unknown.
+        UsageFault: A stream is unknown to the model or given twice, or a value is unknown.
     """
     found: dict[str, Array | None] = {}
     for name, value in given:

@@ -4,7 +4,7 @@ A timeline is cut into chunks of several windows. All windows of a chunk have th
 tokens where they overlap. At each step every window predicts clean tokens, and in an overlap the predictions are
 cross-faded (Bar-Tal et al. 2023, MultiDiffusion). Chunks are sampled one after the other, so memory does not grow with
 length. Where two chunks overlap, the predictions of the later one are cross-faded with the fixed result of the earlier
-one in the same way, so that boundaries of chunks do not differ from those of windows.
+one. So boundaries of chunks do not differ from those of windows.
 
 Noise is keyed by seed, sample and tick, so it does not depend on where a chunk begins.
 """
@@ -352,7 +352,16 @@ class _Plan:
 
     @classmethod
     def of(cls, stream: Stream, chunks: Sequence[_Chunk], device: torch.device) -> _Plan:
-        """Return the plan of a stream; tokens that encode complete windows are ordered window by window."""
+        """Return the plan of a stream; tokens that encode complete windows are ordered window by window.
+
+        Args:
+            stream: The stream.
+            chunks: Chunks of equal shape.
+            device: Device of the plan's tensors.
+
+        Returns:
+            The plan.
+        """
         count, together = stream.count, stream.tokens_at_once
         offsets = [0]
         rows, weights, positions = list[Tensor](), list[Tensor](), list[Tensor]()

@@ -35,7 +35,7 @@ def task_named(name: str) -> str:
         Name of the task in `TASKS`.
 
     Raises:
-        UsageFault: There is no such task.
+        UsageFault: The name is unknown.
     """
     if name in {"unconditional", "joint"}:
         return "joint"

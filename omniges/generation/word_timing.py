@@ -2,8 +2,8 @@
 
 A word of n letters takes a + b·n seconds (least squares over the words of the train split). Pauses are medians of the
 gaps between words. Within a sentence: gaps below 0.2 s. After a comma and similar: gaps from 0.2 to 0.6 s. After a full
-stop and similar: gaps from 0.6 to 2 s. If the shards have no such gap, the pause is the lower bound. Times are
-estimates, which results state.
+stop and similar: gaps from 0.6 to 2 s. If the shards contain no gap of this length, the pause is the lower bound. Times
+are estimates; results say so.
 """
 
 from __future__ import annotations

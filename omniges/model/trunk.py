@@ -292,7 +292,7 @@ class JointFlowTransformer(nn.Module):
         qk_norm_eps: Epsilon of this norm.
         conditioning: ``summed``: all streams use the sum of the vectors of the streams that take part; ``split``: each
             stream uses its own vector.
-        pooled_width: Features of a vector for the complete sample; None: no such vector.
+        pooled_width: Features of a vector for the complete sample; None: no vector.
         speakers: Number of speakers; 0: the speaker is not a condition. Speaker 0 means *unknown*.
         rotary_periods_s: Shortest and longest period of the rotary positions in seconds; None: no rotary positions.
         context_only: Streams that provide only keys and values in the last block, as OmniFlow's text.
@@ -401,7 +401,7 @@ class JointFlowTransformer(nn.Module):
             The model with the folder's weights.
 
         Raises:
-            DataError: The folder contains no such model.
+            DataError: The folder does not contain a valid model.
         """
         path = Path(folder)
         try:

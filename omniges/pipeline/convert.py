@@ -57,8 +57,8 @@ class Inputs:
         """Decode one file.
 
         Args:
-            modality: file to read; the recording must have it.
-            decode: decoder of the file's bytes; may raise RecordingFault.
+            modality: File to read; the recording must have it.
+            decode: Decoder of the file's bytes; may raise RecordingFault.
 
         Returns:
             The decoded file, or None after a fault, which is recorded.
@@ -77,8 +77,8 @@ class Inputs:
         """Record a note or a fault.
 
         Args:
-            problem: note or fault.
-            modality: file that it is about, or None for the whole recording.
+            problem: Note or fault.
+            modality: File that it is about, or None for the whole recording.
         """
         file = self.recording.files[modality].relative if modality else None
         finding = Finding(problem, self.recording.stem, file)
@@ -110,9 +110,9 @@ def convert(recording: Recording, settings: ConvertSettings, decode: Decode | No
     """Convert one recording; anything unusable is returned as `Rejected` and never guessed.
 
     Args:
-        recording: the files that a corpus found.
-        settings: feature settings.
-        decode: makes a take of the files, or records faults and returns None; None means `decode_files`.
+        recording: The files that a corpus found.
+        settings: Feature settings.
+        decode: Makes a take of the files, or records faults and returns None; None means `decode_files`.
 
     Returns:
         The sample with its notes, or `Rejected` with the findings.
@@ -133,8 +133,8 @@ def decode_files(inputs: Inputs, settings: ConvertSettings) -> Take | None:
     Anything without a file is absent. A corpus that requires a file rejects recordings without it in its `discover`.
 
     Args:
-        inputs: the recording's files.
-        settings: settings of the conversion; gives the name of the word tier.
+        inputs: The recording's files.
+        settings: Settings of the conversion; gives the name of the word tier.
 
     Returns:
         The take, or None after a fault.
@@ -213,17 +213,17 @@ def assemble(take: Take, settings: ConvertSettings, note: AddNote, notes: Sequen
     """Compute a take's features and lay out its sample.
 
     Args:
-        take: decoded recording.
-        settings: feature settings.
-        note: records a note about one of the take's files.
-        notes: all recorded notes, including those by `note`; read at the end.
+        take: Decoded recording.
+        settings: Feature settings.
+        note: Records a note about one of the take's files.
+        notes: All recorded notes, including those by `note`; read at the end.
 
     Returns:
         The sample with its members, not yet written.
 
     Raises:
-        RecordingFault: the take's parts do not belong together, are too short, or have NaN in some frames only.
-        ValueError: the key does not follow from the stem, or a label name is invalid; this is a fault of the corpus.
+        RecordingFault: The take's parts do not belong together, are too short, or have NaN in some frames only.
+        ValueError: The key does not follow from the stem, or a label name is invalid; this is a fault of the corpus.
     """
     _check_names(take)
     frames = _common_length(take, settings)

@@ -72,8 +72,8 @@ def inside(resolved: str, bounds: Bounds) -> bool:
     """Return whether a resolved path may be read.
 
     Args:
-        resolved: absolute path without links.
-        bounds: folders that may be read.
+        resolved: Absolute path without links.
+        bounds: Folders that may be read.
 
     Returns:
         True if the path is in one of them.
@@ -85,10 +85,10 @@ def walk(root: Path, base: str, bounds: Bounds, findings: list[Finding]) -> Iter
     """Yield all files below a folder; links to folders are followed inside the bounds.
 
     Args:
-        root: folder that relative paths start from.
-        base: folder to walk, relative to `root`.
-        bounds: folders that may be read.
-        findings: list to which findings on unreadable folders and links out of the bounds are added.
+        root: Folder that relative paths start from.
+        base: Folder to walk, relative to `root`.
+        bounds: Folders that may be read.
+        findings: List to which findings on unreadable folders and links out of the bounds are added.
 
     Yields:
         Path relative to the root, and path.
@@ -123,9 +123,9 @@ def inspect(path: str, relative: str, bounds: Bounds) -> tuple[SourceFile | None
     """Return a file's path and size, or the reason that it cannot be used.
 
     Args:
-        path: path of the file.
-        relative: the same path, relative to the root.
-        bounds: folders that may be read.
+        path: Path of the file.
+        relative: The same path, relative to the root.
+        bounds: Folders that may be read.
 
     Returns:
         The file or the problem; the other one is None.

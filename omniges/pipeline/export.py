@@ -47,17 +47,17 @@ def export(
     file of that kind.
 
     Args:
-        shards: folder of shards.
-        out: new or empty output folder.
-        keys: keys or stems of samples; all samples if empty.
-        progress: called with (done, total) samples.
+        shards: Folder of shards.
+        out: New or empty output folder.
+        keys: Keys or stems of samples; all samples if empty.
+        progress: Called with (done, total) samples.
 
     Returns:
         Counts of written files.
 
     Raises:
         UsageFault: `out` already holds files.
-        DataError: a shard is damaged.
+        DataError: A shard is damaged.
     """
     source = ShardFolder(shards)
     named = {row.key: row for row in map(source.row, keys)}  # a key or its stem twice is one sample

@@ -69,9 +69,9 @@ class Earlier:
         """Record a rejection with the digests of its inputs.
 
         Args:
-            stem: stem of the recording.
-            findings: reasons of the rejection.
-            inputs: digests of its files.
+            stem: Stem of the recording.
+            findings: Reasons of the rejection.
+            inputs: Digests of its files.
         """
         self.rejections[stem].append((Rejected(tuple(findings), {}), inputs))
 
@@ -81,9 +81,9 @@ class Earlier:
         """Record a shard's samples; segments are contiguous, and each ends with its last member.
 
         Args:
-            shard: shard file.
-            rows: rows of its samples in their order.
-            notes: findings of the samples by stem.
+            shard: Shard file.
+            rows: Rows of its samples in their order.
+            notes: Findings of the samples by stem.
         """
         start = 0
         for row in sorted(rows, key=lambda row: row.members["json"].offset):
@@ -102,14 +102,14 @@ def known_outcomes(workspace: Workspace, complete: dict[str, Any] | None) -> Ear
     """Return the results in the unfinished run's journal and in the complete set.
 
     Args:
-        workspace: folder of the unfinished run.
-        complete: dataset.json of the complete set, or None.
+        workspace: Folder of the unfinished run.
+        complete: Dataset.json of the complete set, or None.
 
     Returns:
         Results by stem.
 
     Raises:
-        DataError: the complete set's manifest or report is damaged.
+        DataError: The complete set's manifest or report is damaged.
     """
     earlier = Earlier()
     # Latest shard of the journal first: an interrupted update prefers its own files to older ones.
@@ -141,14 +141,14 @@ def read_report(out: Path, complete: dict[str, Any]) -> list[Finding]:
     """Return the findings of a complete set.
 
     Args:
-        out: folder of the set.
-        complete: its dataset.json.
+        out: Folder of the set.
+        complete: Its dataset.json.
 
     Returns:
         The findings, in the report's order.
 
     Raises:
-        DataError: report.jsonl is not the file that dataset.json lists.
+        DataError: Report.jsonl is not the file that dataset.json lists.
     """
     data = read_beside(out, REPORT_FILE, complete)
     return [Finding.from_json(json.loads(line)) for line in data.split(b"\n") if line]
@@ -158,13 +158,13 @@ def read_complete(settings: PreprocessSettings) -> dict[str, Any] | None:
     """Return the dataset.json of a complete folder with these settings.
 
     Args:
-        settings: settings of this run.
+        settings: Settings of this run.
 
     Returns:
         The document; None if there is no complete set, or --force is set.
 
     Raises:
-        UsageFault: the folder was made with other settings or another contract version; the message names the
+        UsageFault: The folder was made with other settings or another contract version; the message names the
             differences.
     """
     out = settings.output_dir
@@ -188,11 +188,11 @@ def check_begun(settings: PreprocessSettings, workspace: Workspace) -> None:
     """Keep an unfinished run's work if this run can continue it; remove it with --force, else refuse.
 
     Args:
-        settings: settings of this run.
-        workspace: folder of the unfinished run.
+        settings: Settings of this run.
+        workspace: Folder of the unfinished run.
 
     Raises:
-        UsageFault: the run used other settings or package versions, and --force is not set.
+        UsageFault: The run used other settings or package versions, and --force is not set.
     """
     begun, wanted = workspace.begun(), Begun.of(settings.document(), anew=settings.force)
     if begun is None or (settings.force and begun != wanted):
@@ -207,11 +207,11 @@ def check_update(settings: PreprocessSettings, complete: dict[str, Any]) -> None
     """Refuse to update a set that has latents, which would be lost, or that other package versions made.
 
     Args:
-        settings: settings of this run.
-        complete: dataset.json of the set.
+        settings: Settings of this run.
+        complete: Dataset.json of the set.
 
     Raises:
-        UsageFault: the set must not be updated.
+        UsageFault: The set must not be updated.
     """
     if names := sorted(complete.get("codecs", {})):
         raise UsageFault(
@@ -247,12 +247,12 @@ def check_removal(settings: PreprocessSettings, earlier: Set[str], remaining: Se
     """Refuse an update that would drop too many of the existing samples.
 
     Args:
-        settings: settings of this run.
-        earlier: stems of the existing samples.
-        remaining: stems that this run found.
+        settings: Settings of this run.
+        earlier: Stems of the existing samples.
+        remaining: Stems that this run found.
 
     Raises:
-        UsageFault: more than 10 % would be dropped, and --allow-removal is not set.
+        UsageFault: More than 10 % would be dropped, and --allow-removal is not set.
     """
     gone = sorted(earlier - remaining)
     if len(gone) > _MAX_REMOVED * len(earlier) and not settings.allow_removal:
@@ -271,10 +271,10 @@ def is_unchanged(
     Inputs are compared by hash, not by date.
 
     Args:
-        settings: settings of this run.
-        discovery: recordings and findings of this run.
-        complete: dataset.json of the set.
-        digests: digests of the inputs of all recordings in the set, by stem.
+        settings: Settings of this run.
+        discovery: Recordings and findings of this run.
+        complete: Dataset.json of the set.
+        digests: Digests of the inputs of all recordings in the set, by stem.
 
     Returns:
         True if the run has nothing to do.
@@ -292,9 +292,9 @@ def digest_inputs(recordings: Sequence[Recording], workers: int, count: Count) -
     """Return the digests of all files of some recordings.
 
     Args:
-        recordings: recordings to read.
-        workers: threads.
-        count: called with (done, total) in megabytes.
+        recordings: Recordings to read.
+        workers: Threads.
+        count: Called with (done, total) in megabytes.
 
     Returns:
         Digests by stem and relative path.
@@ -323,8 +323,8 @@ def inputs_hash(inputs: dict[str, Digests], discovery: Discovery) -> str:
     """Return the sha256 of all inputs: files and their digests by stem, and the split lists.
 
     Args:
-        inputs: digests by stem and relative path.
-        discovery: recordings and split lists.
+        inputs: Digests by stem and relative path.
+        discovery: Recordings and split lists.
 
     Returns:
         64 hexadecimal digits.
@@ -339,11 +339,11 @@ def journal_shard(
     """Return the journal's line for a finished shard.
 
     Args:
-        path: shard file.
-        size: its size in bytes.
+        path: Shard file.
+        size: Its size in bytes.
         sha256: its digest in hexadecimal.
-        rows: rows of its samples.
-        notes: findings of its samples by stem, as JSON.
+        rows: Rows of its samples.
+        notes: Findings of its samples by stem, as JSON.
 
     Returns:
         The line as a JSON object.
@@ -355,9 +355,9 @@ def journal_rejection(stem: str, findings: Sequence[Finding], inputs: Digests) -
     """Return the journal's line for a rejected recording.
 
     Args:
-        stem: stem of the recording.
-        findings: reasons of the rejection.
-        inputs: digests of its files.
+        stem: Stem of the recording.
+        findings: Reasons of the rejection.
+        inputs: Digests of its files.
 
     Returns:
         The line as a JSON object.
@@ -373,11 +373,11 @@ def recall(
     Samples of a damaged or absent shard are left out, so that they are converted again.
 
     Args:
-        earlier: results of earlier runs.
-        recordings: recordings of this run.
-        digests: digests of their files by stem.
-        workers: threads.
-        count: called with (done, total) in megabytes.
+        earlier: Results of earlier runs.
+        recordings: Recordings of this run.
+        digests: Digests of their files by stem.
+        workers: Threads.
+        count: Called with (done, total) in megabytes.
 
     Returns:
         Results by stem.

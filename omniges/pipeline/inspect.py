@@ -52,9 +52,9 @@ def print_folder(source: ShardFolder, console: Console, shown: int = 20) -> None
     """Print splits, speakers, notes and the first samples of a shard folder.
 
     Args:
-        source: the shard folder.
-        console: output.
-        shown: number of samples to list.
+        source: The shard folder.
+        console: Output.
+        shown: Number of samples to list.
     """
     shards = Counter(shard["split"] for shard in source.dataset["shards"].values())
     splits = [
@@ -118,9 +118,9 @@ def print_sample(sample: SampleArrays, console: Console, shown_words: int = 12) 
     """Print identity, provenance, members and first words of one sample.
 
     Args:
-        sample: the sample.
-        console: output.
-        shown_words: number of words to list.
+        sample: The sample.
+        console: Output.
+        shown_words: Number of words to list.
     """
     facts = sample_facts(sample)
     metadata = facts["metadata"]
@@ -156,9 +156,9 @@ def draw(sample: SampleArrays, path: Path, start_s: float) -> None:
     """Draw mel, words, motion energy and stick figures of a sample to a PNG file.
 
     Args:
-        sample: the sample.
-        path: file to write.
-        start_s: start of the drawing in seconds, within the sample.
+        sample: The sample.
+        path: File to write.
+        start_s: Start of the drawing in seconds, within the sample.
 
     Raises:
         UsageFault: `start_s` is outside the sample.

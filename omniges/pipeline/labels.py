@@ -106,7 +106,7 @@ def plain_stem(text: str) -> str:
     Names of files from macOS are decomposed (NFD), and lists are often made of file names with their extensions.
 
     Args:
-        text: stem or id.
+        text: Stem or id.
 
     Returns:
         The text composed (NFC), without an extension of BEAT2's files.
@@ -143,14 +143,14 @@ def parse_split_list(data: bytes, name: str) -> SplitList:
     cannot be a file stem gives a note.
 
     Args:
-        data: bytes of the CSV file.
-        name: path of the list for messages.
+        data: Bytes of the CSV file.
+        name: Path of the list for messages.
 
     Returns:
         Split of each valid id, faulty ids, and findings.
 
     Raises:
-        DataError: the text is not CSV with these columns.
+        DataError: The text is not CSV with these columns.
     """
     rows = _rows(data, name)
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
@@ -177,7 +177,7 @@ def encode_split_list(rows: Iterable[tuple[str, str]]) -> bytes:
     """Return a split list that `parse_split_list` reads, whatever characters the stems have.
 
     Args:
-        rows: stem and split of each recording.
+        rows: Stem and split of each recording.
 
     Returns:
         UTF-8 CSV.
@@ -219,8 +219,8 @@ def split_by_rule(stem: str, fields: StemFields) -> tuple[Split, bool]:
     val is start indices 9–16, where these are known. Otherwise a hash of the stem chooses between train and val.
 
     Args:
-        stem: stem of the recording.
-        fields: fields of the stem.
+        stem: Stem of the recording.
+        fields: Fields of the stem.
 
     Returns:
         The split, and whether the hash chose it.

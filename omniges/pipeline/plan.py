@@ -77,9 +77,9 @@ def print_plan(plan: Plan, workers: int, console: Console) -> None:
     """Print the work of a run with its estimates.
 
     Args:
-        plan: work of the run.
-        workers: worker processes that the run will use.
-        console: output.
+        plan: Work of the run.
+        workers: Worker processes that the run will use.
+        console: Output.
     """
     print_line(console, f"data set folders: {', '.join(part or '.' for part in plan.parts)}")
     print_table(console, ("split", "recordings"), plan.splits.items(), (1,))

@@ -22,11 +22,11 @@ def publish_set(
     """Write the files beside the shards, dataset.json last, and publish the set in the output folder.
 
     Args:
-        workspace: folder that holds the shards so far.
-        tally: collected samples and findings; its findings are sorted.
-        writer: closed writer of the shards.
-        settings: settings that decide output bytes, as in dataset.json.
-        plan: origin of the samples, as in dataset.json.
+        workspace: Folder that holds the shards so far.
+        tally: Collected samples and findings; its findings are sorted.
+        writer: Closed writer of the shards.
+        settings: Settings that decide output bytes, as in dataset.json.
+        plan: Origin of the samples, as in dataset.json.
 
     Returns:
         The manifest hash of the set.

@@ -115,8 +115,8 @@ def refused(key: object, fault: RecordingFault) -> DataError:
     """Return the error for a recording that cannot be used.
 
     Args:
-        key: key of the recording.
-        fault: reason.
+        key: Key of the recording.
+        fault: Reason.
 
     Returns:
         The error, with a remedy that fits a program.

@@ -51,8 +51,8 @@ class _RunLog:
         """Append one event with its time, process and host.
 
         Args:
-            event: name of the event.
-            **facts: further fields.
+            event: Name of the event.
+            **facts: Further fields.
         """
         stamp = {"event": event, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "pid": os.getpid()}
         with self._lock, os_errors(self._path):
@@ -79,17 +79,17 @@ def preprocess(
     An earlier set in the folder is unchanged until the new one is complete. Finished work is kept for the next run.
 
     Args:
-        settings: settings of the run.
-        reporter: output of progress.
-        count: called with (done, total) in megabytes while earlier results are checked.
+        settings: Settings of the run.
+        reporter: Output of progress.
+        count: Called with (done, total) in megabytes while earlier results are checked.
 
     Returns:
         Result of the run.
 
     Raises:
-        UsageFault: the settings do not fit the folder or the data set.
-        DataError: a list of the data set or of the earlier set is damaged.
-        EnvironmentFault: the disk or another run prevents the work.
+        UsageFault: The settings do not fit the folder or the data set.
+        DataError: A list of the data set or of the earlier set is damaged.
+        EnvironmentFault: The disk or another run prevents the work.
     """
     start = time.monotonic()
     threading.Thread(target=_warm_imports, name="warm-imports", daemon=True).start()

@@ -31,14 +31,14 @@ def size_bytes(flag: str, text: str) -> int:
     """Return the number of bytes in a size such as ``256MB``, ``1.5GiB`` or ``1000000``.
 
     Args:
-        flag: flag that errors name.
-        text: size with an optional unit.
+        flag: Flag that errors name.
+        text: Size with an optional unit.
 
     Returns:
         Size in bytes.
 
     Raises:
-        UsageFault: the text is not a size.
+        UsageFault: The text is not a size.
     """
     units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", text.strip().lower())

@@ -58,10 +58,10 @@ def print_table(
     """Print a table without lines.
 
     Args:
-        console: output.
-        columns: column titles.
-        rows: cells of each row.
-        right: indices of columns to align right.
+        console: Output.
+        columns: Column titles.
+        rows: Cells of each row.
+        right: Indices of columns to align right.
     """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for place, column in enumerate(columns):
@@ -75,8 +75,8 @@ def print_line(console: Console, text: str) -> None:
     """Print one line as it is: no markup, no names of emoji and no control characters have an effect.
 
     Args:
-        console: output.
-        text: the line.
+        console: Output.
+        text: The line.
     """
     console.print(printable(text), markup=False, emoji=False)
 
@@ -85,8 +85,8 @@ def print_summary(summary: Summary, console: Console) -> None:
     """Print converted, rejected and lost recordings, the reasons, and the remedies.
 
     Args:
-        summary: result of the run.
-        console: output.
+        summary: Result of the run.
+        console: Output.
     """
     splits = [(split, samples, duration_text(seconds)) for split, (samples, seconds) in summary.splits.items()]
     print_table(console, ("split", "samples", "length"), splits, (1, 2))
@@ -176,14 +176,14 @@ class Tally:
         """Add the result of one recording, and pass its sample to the shard writer.
 
         Args:
-            recording: the recording.
-            outcome: result of a worker or of an earlier run.
-            writer: writer of the shards.
-            journal: journal of the run.
-            inputs: digests of the inputs, for a result of an earlier run.
+            recording: The recording.
+            outcome: Result of a worker or of an earlier run.
+            writer: Writer of the shards.
+            journal: Journal of the run.
+            inputs: Digests of the inputs, for a result of an earlier run.
 
         Raises:
-            DataError: the sample's label names differ from those of the samples before it.
+            DataError: The sample's label names differ from those of the samples before it.
         """
         if isinstance(outcome, Lost):
             self.lost[recording.stem] = outcome.reason
@@ -231,10 +231,10 @@ def summary_of_complete(
     """Return the summary of a folder that is up to date.
 
     Args:
-        settings: settings of the run.
-        discovery: recordings and findings of this run.
-        complete: dataset.json of the folder.
-        elapsed_s: seconds since the run started.
+        settings: Settings of the run.
+        discovery: Recordings and findings of this run.
+        complete: Dataset.json of the folder.
+        elapsed_s: Seconds since the run started.
 
     Returns:
         The summary.
@@ -281,11 +281,11 @@ class ConvertProgress(Progress):
         """Return the progress of a run.
 
         Args:
-            discovery: recordings of the run.
-            tally: collected results.
-            pool: pool of workers; gives the slowest current recording.
-            elapsed_s: seconds since conversion started.
-            share: share of the work done, 0 to 1; by bytes, not by recordings.
+            discovery: Recordings of the run.
+            tally: Collected results.
+            pool: Pool of workers; gives the slowest current recording.
+            elapsed_s: Seconds since conversion started.
+            share: Share of the work done, 0 to 1; by bytes, not by recordings.
 
         Returns:
             The progress.
@@ -359,12 +359,12 @@ def summarize(
     """Return the result of a run.
 
     Args:
-        settings: settings of the run.
-        discovery: recordings of the run.
-        tally: collected results.
-        shards: finished shards.
-        elapsed_s: seconds since the run started.
-        manifest: manifest hash; None if the set is not complete.
+        settings: Settings of the run.
+        discovery: Recordings of the run.
+        tally: Collected results.
+        shards: Finished shards.
+        elapsed_s: Seconds since the run started.
+        manifest: Manifest hash; None if the set is not complete.
 
     Returns:
         The summary.

@@ -63,7 +63,7 @@ class ConvertPool(Pool[Recording, Sample[memoryview] | Rejected]):
 def prepare(setup: dict[str, Any]) -> Callable[[Any], Answer]:
     """Return the function that converts the recording of a task; any exception becomes a finding in its answer.
 
-    A fault of the machine is none of the recording: it ends the run, or the worker.
+    An error of the machine does not become a finding: it ends the run, or the worker.
     """
     from omniges.pipeline.convert import convert  # noqa: PLC0415 - decoders, which the pool itself does not need
 

@@ -78,23 +78,23 @@ def write_shards(  # noqa: PLR0913 - keyword-only except two: user settings
     the set twice.
 
     Args:
-        recordings: any iterable, read once; use a generator for more than memory holds.
-        out: folder for the shards, created if absent.
-        keep_audio: keep the whole 16 kHz waveform.
-        loudness: level before the mel; "peak" scales the largest sample to 0.5.
-        shard_bytes: target size of a shard in bytes.
-        max_length_mismatch_s: seconds by which samples and motion may differ; None: samples 30 s longer, motion 5 s.
-        force: replace a complete set, or an unfinished run of another command, in the folder.
-        progress: called with (done, total) recordings; total is 0 if `recordings` has no length.
+        recordings: Any iterable, read once; use a generator for more than memory holds.
+        out: Folder for the shards, created if absent.
+        keep_audio: Keep the whole 16 kHz waveform.
+        loudness: Level before the mel; "peak" scales the largest sample to 0.5.
+        shard_bytes: Target size of a shard in bytes.
+        max_length_mismatch_s: Seconds by which samples and motion may differ; None: samples 30 s longer, motion 5 s.
+        force: Replace a complete set, or an unfinished run of another command, in the folder.
+        progress: Called with (done, total) recordings; total is 0 if `recordings` has no length.
 
     Returns:
         Counts, lengths and the manifest hash.
 
     Raises:
-        UsageFault: a setting is invalid; the folder holds a complete set and `force` is not set; or `recordings` is
+        UsageFault: A setting is invalid; the folder holds a complete set and `force` is not set; or `recordings` is
             empty or holds other objects.
-        DataError: a recording cannot be used; the message names it, the reason and the remedy. Nothing is written.
-        EnvironmentFault: the disk prevents writing, or another run is writing here.
+        DataError: A recording cannot be used; the message names it, the reason and the remedy. Nothing is written.
+        EnvironmentFault: The disk prevents writing, or another run is writing here.
     """
     start, limit = time.monotonic(), max_length_mismatch_s
     limit = None if limit is None else arguments.number("max_length_mismatch_s", limit, 0.0)

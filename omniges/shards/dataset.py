@@ -66,7 +66,7 @@ def divisors(std: Sequence[float] | F64) -> npt.NDArray[np.float32]:
     """Return the scale of normalised channels: their standard deviation, or 1 below `SMALLEST_STD`.
 
     Args:
-        std: standard deviations (C,), in the units of the channels.
+        std: Standard deviations (C,), in the units of the channels.
 
     Returns:
         Divisors (C,); a divided channel has deviation 1, or is unchanged if it hardly varies.
@@ -147,8 +147,8 @@ def combine(partials: Sequence[Partial], *, plain: bool = False) -> dict[str, An
     result is empty if there are no clips.
 
     Args:
-        partials: one for each clip.
-        plain: leave out `counts` and `difference_std`, as in version 1 and in latents.json.
+        partials: One for each clip.
+        plain: Leave out `counts` and `difference_std`, as in version 1 and in latents.json.
 
     Returns:
         Lists (C,) by statistic, and the number of frames.
@@ -226,14 +226,14 @@ def check_document(document: object, path: str) -> dict[str, Any]:
     """Return a dataset.json unchanged if its version, checksum, shard entries and file entries are valid.
 
     Args:
-        document: content of the JSON.
-        path: path for errors.
+        document: Content of the JSON.
+        path: Path for errors.
 
     Returns:
         The document itself.
 
     Raises:
-        DataError: the document is damaged, has another version, or lists unusable files.
+        DataError: The document is damaged, has another version, or lists unusable files.
     """
     if not isinstance(document, dict) or document.get("format") != schema.FORMAT:
         raise DataError(f"{path}: format {schema.FORMAT!r} expected. This is not a folder of omniges shards")
@@ -264,8 +264,8 @@ def entry_problem(name: str, entry: object, field_name: str) -> str:
     Only names in the contract are allowed, so that no reader joins another name to the folder's path.
 
     Args:
-        name: name of the shard or file.
-        entry: its entry in dataset.json.
+        name: Name of the shard or file.
+        entry: Its entry in dataset.json.
         field_name: ``shards`` or ``files``.
 
     Returns:
@@ -292,14 +292,14 @@ def read_statistics(data: bytes, place: str) -> dict[str, Any]:
     """Return a stats.json of unknown origin if a model can be built from it.
 
     Args:
-        data: bytes of the file.
-        place: path for errors.
+        data: Bytes of the file.
+        place: Path for errors.
 
     Returns:
         The document.
 
     Raises:
-        DataError: it is not a JSON object, or lacks means, deviations and counts of 415 gesture channels and 64 mel
+        DataError: It is not a JSON object, or lacks means, deviations and counts of 415 gesture channels and 64 mel
             bands. A set without train samples has none of them and passes.
     """
     found = parse_document(data, place)
@@ -325,9 +325,9 @@ def is_numbers(values: object, count: int, least: float = -math.inf) -> bool:
     """Return whether a value from JSON is a list of finite numbers.
 
     Args:
-        values: value to check.
-        count: required length.
-        least: smallest allowed number.
+        values: Value to check.
+        count: Required length.
+        least: Smallest allowed number.
 
     Returns:
         True for a valid list.
@@ -348,10 +348,10 @@ def statistics_document(
     """Return the content of stats.json for the train rows; only ``samples: 0`` if there are none.
 
     Args:
-        rows: manifest rows of the train samples.
-        partials: partials of each sample's arrays in the order of `STATISTICS`, as many as the version describes.
-        words: how often each word occurs in the train split.
-        version: contract version of the set.
+        rows: Manifest rows of the train samples.
+        partials: Partials of each sample's arrays in the order of `STATISTICS`, as many as the version describes.
+        words: How often each word occurs in the train split.
+        version: Contract version of the set.
 
     Returns:
         The document.
@@ -419,12 +419,12 @@ def dataset_document(
     """Return the content of dataset.json without its checksum.
 
     Args:
-        rows: all rows of the manifest.
-        shards: all shards.
-        files: size in bytes and sha256 of each other file beside the shards.
-        settings: settings that decide output bytes.
-        plan: origin of the samples.
-        cut: totals of seconds and words cut.
+        rows: All rows of the manifest.
+        shards: All shards.
+        files: Size in bytes and sha256 of each other file beside the shards.
+        settings: Settings that decide output bytes.
+        plan: Origin of the samples.
+        cut: Totals of seconds and words cut.
 
     Returns:
         The document.

@@ -31,14 +31,14 @@ def parse_document(data: bytes, place: str) -> dict[str, Any]:
     """Return the JSON object in a file beside the shards.
 
     Args:
-        data: bytes of the file.
-        place: path for errors.
+        data: Bytes of the file.
+        place: Path for errors.
 
     Returns:
         The object.
 
     Raises:
-        DataError: the bytes are not a JSON object.
+        DataError: The bytes are not a JSON object.
     """
     try:
         found = parse_json(data)

@@ -50,9 +50,9 @@ def said_in_windows(
     midpoint at the very end of the clip counts as in the last tick.
 
     Args:
-        words: words of the clip, each with ``word``, ``start`` and ``end`` in seconds.
-        ticks: length of the clip in ticks of 0.1 s.
-        windows: first tick and number of ticks of each window.
+        words: Words of the clip, each with ``word``, ``start`` and ``end`` in seconds.
+        ticks: Length of the clip in ticks of 0.1 s.
+        windows: First tick and number of ticks of each window.
 
     Returns:
         Words of each window, in the given order.
@@ -110,9 +110,9 @@ class CodecEntry(ABC):
         """Return the number of rows of a clip.
 
         Args:
-            frames: gesture frames at 30 per second.
-            mel_frames: mel frames at 100 per second.
-            ticks: whole ticks of 0.1 s.
+            frames: Gesture frames at 30 per second.
+            mel_frames: Mel frames at 100 per second.
+            ticks: Whole ticks of 0.1 s.
 
         Returns:
             Rows; 0 if the clip is too short for any.
@@ -146,14 +146,14 @@ class CodecEntry(ABC):
         """Return the entry that `as_json` encoded.
 
         Args:
-            name: name of the codec.
+            name: Name of the codec.
             found: JSON value from dataset.json.
 
         Returns:
             The entry of the fitting kind.
 
         Raises:
-            ValueError: the value is not an entry.
+            ValueError: The value is not an entry.
         """
         for kind in (FrameEntry, WindowEntry):
             if isinstance(found, dict) and found.keys() == _fields_of(kind):
@@ -199,8 +199,8 @@ class FrameRows:
         """Return the rows of a window.
 
         Args:
-            start_tick: start of the window, in ticks of 0.1 s.
-            ticks: length of the window in ticks.
+            start_tick: Start of the window, in ticks of 0.1 s.
+            ticks: Length of the window in ticks.
 
         Returns:
             First row, and number of rows.
@@ -211,9 +211,9 @@ class FrameRows:
         """Return the number of rows that a clip's frames fill.
 
         Args:
-            frames: gesture frames at 30 per second.
-            mel_frames: mel frames at 100 per second.
-            ticks: whole ticks of 0.1 s; unused.
+            frames: Gesture frames at 30 per second.
+            mel_frames: Mel frames at 100 per second.
+            ticks: Whole ticks of 0.1 s; unused.
 
         Returns:
             Rows; 0 if the clip is too short for any.
@@ -278,9 +278,9 @@ class WindowEntry(CodecEntry):
         """Return the number of windows in a clip, one row for each.
 
         Args:
-            frames: gesture frames; unused.
-            mel_frames: mel frames; unused.
-            ticks: whole ticks of 0.1 s.
+            frames: Gesture frames; unused.
+            mel_frames: Mel frames; unused.
+            ticks: Whole ticks of 0.1 s.
 
         Returns:
             Rows; 0 if the clip is shorter than a window.
@@ -291,8 +291,8 @@ class WindowEntry(CodecEntry):
         """Return the row of a window on the grid.
 
         Args:
-            start_tick: start of the window, in ticks of 0.1 s.
-            ticks: length of the window in ticks; unused.
+            start_tick: Start of the window, in ticks of 0.1 s.
+            ticks: Length of the window in ticks; unused.
 
         Returns:
             Index of the row, and 1.
@@ -321,8 +321,8 @@ def latents_document(entries: Iterable[CodecEntry], partials: Mapping[str, Seque
     """Return the content of latents.json: each codec's statistics over the train samples.
 
     Args:
-        entries: codecs.
-        partials: partials of the train samples' latents, by codec.
+        entries: Codecs.
+        partials: Partials of the train samples' latents, by codec.
 
     Returns:
         The document.

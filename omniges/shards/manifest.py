@@ -259,7 +259,7 @@ def _open_parquet(stream: BinaryIO | pa.BufferReader) -> tuple[pq.ParquetFile, _
     commands did).
 
     Raises:
-        ValueError: the columns are not those of a contract, or the declared rows would fill the memory.
+        ValueError: The columns are not those of a contract, or the declared rows would fill the memory.
     """
     import pyarrow.parquet as pq  # noqa: PLC0415
 
@@ -337,8 +337,8 @@ def rows_problem(rows: Iterable[ManifestRow], shards: Mapping[str, Any]) -> str:
     """Return the first contradiction between valid rows, or between a row and dataset.json.
 
     Args:
-        rows: all rows of a manifest.
-        shards: dataset.json's shard entries by name.
+        rows: All rows of a manifest.
+        shards: Dataset.json's shard entries by name.
 
     Returns:
         One line that names the row, or an empty text.

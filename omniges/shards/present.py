@@ -84,8 +84,8 @@ def at_rest(clip: GestureClip, present: Collection[str]) -> GestureClip:
     """Return a clip with its absent parts set to rest, for code that needs a whole body.
 
     Args:
-        clip: the clip; returned unchanged if nothing is absent.
-        present: parts that the clip has.
+        clip: The clip; returned unchanged if nothing is absent.
+        present: Parts that the clip has.
 
     Returns:
         The complete clip.

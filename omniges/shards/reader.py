@@ -42,14 +42,14 @@ class ShardSource(Protocol):
         The call may wait for a download. The descriptor keeps the content even if a cache evicts the file meanwhile.
 
         Args:
-            shard: name of the shard.
+            shard: Name of the shard.
 
         Returns:
             A file descriptor.
 
         Raises:
-            DataError: the shard does not exist.
-            EnvironmentFault: the shard cannot be read or downloaded.
+            DataError: The shard does not exist.
+            EnvironmentFault: The shard cannot be read or downloaded.
         """
         ...
 
@@ -95,11 +95,11 @@ def place_of_member(source: ShardSource, shard: str, key: str, member: str, offs
     """Return the position of a member for errors.
 
     Args:
-        source: source of the shard.
-        shard: name of the shard.
-        key: sample key.
-        member: member of the sample.
-        offset: byte offset in the shard.
+        source: Source of the shard.
+        shard: Name of the shard.
+        key: Sample key.
+        member: Member of the sample.
+        offset: Byte offset in the shard.
 
     Returns:
         Shard, key, member and byte.
@@ -111,12 +111,12 @@ def check_digest(content: bytes | memoryview, sha256: bytes, place: str) -> None
     """Refuse content whose digest is not the one in the manifest or dataset.json.
 
     Args:
-        content: all bytes of a member or file.
+        content: All bytes of a member or file.
         sha256: expected digest, 32 bytes.
-        place: position for errors.
+        place: Position for errors.
 
     Raises:
-        DataError: the digest differs.
+        DataError: The digest differs.
     """
     found = hashlib.sha256(content).digest()
     if found != sha256:
@@ -131,15 +131,15 @@ def open_beside(folder: Path, name: str, dataset: dict[str, Any]) -> Iterator[Bi
     is replaced meanwhile.
 
     Args:
-        folder: folder of the shards.
-        name: name of the file, such as ``manifest.parquet``.
-        dataset: checked dataset.json.
+        folder: Folder of the shards.
+        name: Name of the file, such as ``manifest.parquet``.
+        dataset: Checked dataset.json.
 
     Yields:
         The file, at its first byte.
 
     Raises:
-        DataError: the file is absent, or its size or digest differs.
+        DataError: The file is absent, or its size or digest differs.
     """
     path = folder / name
     listed = dataset["files"].get(name)
@@ -167,9 +167,9 @@ def read_beside(folder: Path, name: str, dataset: dict[str, Any]) -> bytes:
     """Return the bytes of a file beside the shards, checked as in `open_beside`.
 
     Args:
-        folder: folder of the shards.
-        name: name of the file.
-        dataset: checked dataset.json.
+        folder: Folder of the shards.
+        name: Name of the file.
+        dataset: Checked dataset.json.
 
     Returns:
         All bytes of the file.
@@ -182,15 +182,15 @@ def checked_rows(data: bytes, dataset: Mapping[str, Any], place: str) -> list[Ma
     """Return the rows of a manifest, each valid in itself and consistent with dataset.json.
 
     Args:
-        data: bytes of the manifest, whose digest was checked.
-        dataset: checked dataset.json.
-        place: path for errors.
+        data: Bytes of the manifest, whose digest was checked.
+        dataset: Checked dataset.json.
+        place: Path for errors.
 
     Returns:
         The rows, in the manifest's order.
 
     Raises:
-        DataError: the bytes are not a manifest, or a row contradicts itself, another row or dataset.json.
+        DataError: The bytes are not a manifest, or a row contradicts itself, another row or dataset.json.
     """
     try:
         rows = read_manifest(data)
@@ -240,8 +240,8 @@ class ShardFolder:
         """Read dataset.json; raise UsageFault or DataError if it is absent, damaged or of another version.
 
         Args:
-            folder: folder with dataset.json and the other small files.
-            source: source of the shards; None for the folder itself.
+            folder: Folder with dataset.json and the other small files.
+            source: Source of the shards; None for the folder itself.
         """
         self.folder = folder
         self.source = source or LocalShards(folder)
@@ -276,15 +276,15 @@ class ShardFolder:
         """Return a member's bytes.
 
         Args:
-            row: row of the sample.
-            member: member of the sample, such as ``gesture.npy``.
+            row: Row of the sample.
+            member: Member of the sample, such as ``gesture.npy``.
 
         Returns:
             The checked bytes.
 
         Raises:
-            DataError: the shard does not exist, or the bytes differ from the manifest's digest.
-            EnvironmentFault: the shard cannot be read.
+            DataError: The shard does not exist, or the bytes differ from the manifest's digest.
+            EnvironmentFault: The shard cannot be read.
         """
         return self.read_member(row, member, check=True)
 
@@ -292,9 +292,9 @@ class ShardFolder:
         """Return a member's bytes; raise as `member` does.
 
         Args:
-            row: row of the sample.
-            member: member of the sample.
-            check: whether to compare the bytes with the manifest's sha256.
+            row: Row of the sample.
+            member: Member of the sample.
+            check: Whether to compare the bytes with the manifest's sha256.
 
         Returns:
             The bytes.
@@ -314,14 +314,14 @@ class ShardFolder:
         """Return an array member, which the caller may change.
 
         Args:
-            row: row of the sample.
-            member: member of the sample, such as ``gesture.npy``.
+            row: Row of the sample.
+            member: Member of the sample, such as ``gesture.npy``.
 
         Returns:
             The array.
 
         Raises:
-            DataError: as in `member`, or the bytes are not a valid array.
+            DataError: As in `member`, or the bytes are not a valid array.
         """
         return self.array_of(row, member, self.member(row, member))
 
@@ -329,15 +329,15 @@ class ShardFolder:
         """Return the array in a member's bytes.
 
         Args:
-            row: row of the sample.
-            member: member of the sample, for errors.
-            data: bytes of the member.
+            row: Row of the sample.
+            member: Member of the sample, for errors.
+            data: Bytes of the member.
 
         Returns:
             The array, a view of the bytes.
 
         Raises:
-            DataError: the bytes are not a valid array.
+            DataError: The bytes are not a valid array.
         """
         return self._parsed(row, member, data, read_npy).copy()
 
@@ -354,14 +354,14 @@ class ShardFolder:
         """Return the words in the bytes of a sample's word member.
 
         Args:
-            row: row of the sample, for errors.
-            data: bytes of the member.
+            row: Row of the sample, for errors.
+            data: Bytes of the member.
 
         Returns:
             Each word with ``word``, ``start`` and ``end`` in seconds.
 
         Raises:
-            DataError: the bytes are not a list of words.
+            DataError: The bytes are not a list of words.
         """
         return self._parsed(row, row.contract.words, data, words_of)
 

@@ -119,8 +119,8 @@ def shard_name(split: Split, index: int) -> str:
     """Return the file name of a shard, such as ``train-000003.tar``.
 
     Args:
-        split: split of its samples.
-        index: number within the split, from 0.
+        split: Split of its samples.
+        index: Number within the split, from 0.
 
     Returns:
         The file name.
@@ -155,8 +155,8 @@ def is_count(value: object, least: int = 0) -> bool:
     """Return whether a value is a whole number in the range of file sizes.
 
     Args:
-        value: value to check.
-        least: smallest allowed number.
+        value: Value to check.
+        least: Smallest allowed number.
 
     Returns:
         True for a valid number.

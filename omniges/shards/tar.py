@@ -27,14 +27,14 @@ def member_header(name: str, size: int) -> bytes:
     """Return the 512-byte ustar header (POSIX.1-1988) of a regular file, mode 0644, owner 0, time 0.
 
     Args:
-        name: name of the member, at most 100 bytes.
-        size: size of its data in bytes, below 8 GiB.
+        name: Name of the member, at most 100 bytes.
+        size: Size of its data in bytes, below 8 GiB.
 
     Returns:
         The header.
 
     Raises:
-        ValueError: name or size would need an extension header.
+        ValueError: Name or size would need an extension header.
     """
     encoded = name.encode("ascii")
     if not 0 < len(encoded) <= 100 or not 0 <= size <= _MAX_MEMBER_BYTES:
@@ -52,7 +52,7 @@ def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
 
     Args:
         dtype: NumPy type string, such as ``<f4``.
-        shape: shape of the array.
+        shape: Shape of the array.
 
     Returns:
         The header.
@@ -76,13 +76,13 @@ def read_npy(data: bytes | memoryview) -> npt.NDArray[Any]:
     numpy's own parser accepts more headers, and raises tokenizer errors of Python on invalid ones.
 
     Args:
-        data: all bytes of the member: a version 1.0 header as numpy.save writes it, then the numbers.
+        data: All bytes of the member: a version 1.0 header as numpy.save writes it, then the numbers.
 
     Returns:
         The array, which shares memory with the bytes.
 
     Raises:
-        ValueError: the bytes have another form.
+        ValueError: The bytes have another form.
     """
     head = bytes(data[: len(NPY_MAGIC) + 2])
     start = 10 + int.from_bytes(head[8:], "little")
@@ -112,8 +112,8 @@ def build_segment(key: str, members: dict[str, tuple[bytes | memoryview, ...]]) 
     """Lay out a sample's tar members.
 
     Args:
-        key: sample key.
-        members: content of each member in pieces, in the order of the shard.
+        key: Sample key.
+        members: Content of each member in pieces, in the order of the shard.
 
     Returns:
         The segment.

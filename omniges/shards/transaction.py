@@ -126,8 +126,8 @@ class Begun:
         """Return the record of the present run, with values as JSON restores them.
 
         Args:
-            document: settings that decide output bytes.
-            anew: whether --force is set.
+            document: Settings that decide output bytes.
+            anew: Whether --force is set.
 
         Returns:
             The record.
@@ -210,7 +210,7 @@ class Workspace:
             sync_folder(self.out)
 
     def begun(self) -> Begun | None:
-        """Return the record of the unfinished run; None if there is none."""
+        """Return the record of the unfinished run; None if no run is unfinished."""
         document = _read_fields(self.folder / BEGUN_FILE, {"settings": dict, "tool": dict, "anew": bool})
         return None if document is None else Begun(**document)
 
@@ -268,8 +268,8 @@ class Journal:
         """Add a line.
 
         Args:
-            row: the line as a JSON object.
-            durable: sync to disk, so that this line and all before it survive a power loss.
+            row: The line as a JSON object.
+            durable: Sync to disk, so that this line and all before it survive a power loss.
         """
         if self._stream is None:
             raise RuntimeError("the journal is not open")
@@ -347,8 +347,8 @@ def commit(workspace: Workspace, shards: Mapping[str, Path]) -> None:
     dataset.json and, if a codec has encoded the set, latents.json.
 
     Args:
-        workspace: workspace of the run.
-        shards: file that holds each shard now, in either folder, by the shard's name.
+        workspace: Workspace of the run.
+        shards: File that holds each shard now, in either folder, by the shard's name.
     """
     out = workspace.out
     place = {name: name for name in (*schema.SIDE_FILES, schema.LATENTS_FILE, schema.DATASET_FILE)}
@@ -370,7 +370,7 @@ def commit(workspace: Workspace, shards: Mapping[str, Path]) -> None:
 
 
 def finish_commit(workspace: Workspace) -> None:
-    """Carry out the commit in the workspace, or the rest of it; do nothing if there is none.
+    """Carry out the commit in the workspace, or the rest of it; do nothing if no commit was begun.
 
     Steps that no omniges run writes raise UsageFault.
     """

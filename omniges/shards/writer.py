@@ -62,9 +62,9 @@ def closes_shard(key: str, size: int, target_bytes: int) -> bool:
     """Return whether a shard ends after this sample.
 
     Args:
-        key: key of the last sample.
-        size: size of the shard in bytes, including the sample.
-        target_bytes: target size of a shard.
+        key: Key of the last sample.
+        size: Size of the shard in bytes, including the sample.
+        target_bytes: Target size of a shard.
 
     Returns:
         True if the next sample begins a new shard.
@@ -108,8 +108,8 @@ class ShardWriter:
         """Append a sample.
 
         Args:
-            row: row of the sample, whose offsets count from its segment's start.
-            segment: bytes of its tar members.
+            row: Row of the sample, whose offsets count from its segment's start.
+            segment: Bytes of its tar members.
 
         Returns:
             The row as the manifest has it.
@@ -123,8 +123,8 @@ class ShardWriter:
         """Append a sample from an earlier file, whose bytes the caller has checked.
 
         Args:
-            row: row of the sample, whose offsets count from its segment's start.
-            segment: position of its tar members.
+            row: Row of the sample, whose offsets count from its segment's start.
+            segment: Position of its tar members.
 
         Returns:
             The row as the manifest has it.

@@ -60,7 +60,7 @@ class Retries:
     longest_wait_s: float = 30.0
 
     def __post_init__(self) -> None:
-        """Refuse fewer than one attempt and negative waiting times."""
+        """Check the settings; raise ValueError for fewer than one attempt or a negative time."""
         if self.attempts < 1 or self.first_wait_s < 0 or self.longest_wait_s < 0:
             raise UsageFault(f"at least one attempt and waits of at least 0 s expected, found {self}")
 
@@ -529,7 +529,7 @@ class FetchAhead:
             self._changed.notify_all()
 
     def take(self, name: str) -> Pin | None:
-        """Return the pin of a shard, waiting for a running download; None if there is none. Raise its error."""
+        """Return the pin of a shard, or raise the error of its download; return None if it is not requested."""
         with self._changed:
             self._order = [other for other in self._order if other != name]
             self._awaited[name] += 1

@@ -122,7 +122,7 @@ def read_file(path: Path, max_bytes: int, root: Path | None = None) -> bytes:
 
 
 def parse_json(data: bytes) -> Any:
-    """Return what JSON bytes of unknown origin hold.
+    """Parse JSON bytes of unknown origin.
 
     Args:
         data: UTF-8 text.
@@ -131,8 +131,8 @@ def parse_json(data: bytes) -> Any:
         Dictionaries, lists, texts, numbers, booleans and None.
 
     Raises:
-        ValueError: The bytes are not UTF-8 JSON, or contain NaN, a number that is too large for a float, a repeated
-            name in an object, half of a surrogate pair, or too deep nesting.
+        ValueError: The bytes are not UTF-8 JSON, or are JSON that this function refuses: NaN, a number that is too
+            large for a float, a repeated name in an object, half of a surrogate pair, or too deep nesting.
     """
     try:
         text = data.decode("utf-8")
@@ -190,7 +190,7 @@ def read_json(path: Path, remedy: str, root: Path | None = None) -> Any:
 
 
 def read_settings(path: Path, remedy: str, root: Path | None = None) -> dict[str, Any]:
-    """Return the JSON object of a file that a folder has to have, such as the config.json of a codec.
+    """Return the JSON object of a file that a folder must contain, such as the config.json of a codec.
 
     Args:
         path: The file.
@@ -201,7 +201,7 @@ def read_settings(path: Path, remedy: str, root: Path | None = None) -> dict[str
         As `parse_json`.
 
     Raises:
-        DataError: There is no such file, or it holds anything but a JSON object of at most 16 MiB.
+        DataError: The file does not exist, or is not a JSON object of at most 16 MiB.
         EnvironmentFault: The operating system refuses.
     """
     try:

@@ -159,9 +159,9 @@ class ByteStream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Longest silence of a server in seconds, and its least speed.
+    """Longest times without data from a server, in seconds, and its lowest speed.
 
-    s3, http and https keep to the silences; other protocols have their own limits. The speed holds for all of them.
+    The times apply to s3, http and https; other protocols have their own limits. The speed applies to all of them.
     """
 
     connect_s: float = 10.0
@@ -170,7 +170,7 @@ class Timeouts:
     """Speed below which a server is given up, whatever the protocol; a read may be late by `connect_s` and `read_s`."""
 
     def limit_s(self, size: int) -> float:
-        """Return the longest time that reading so many bytes may take."""
+        """Return the longest time in seconds that reading a number of bytes may take."""
         return self.connect_s + self.read_s + size / self.least_bytes_s
 
 
@@ -368,10 +368,10 @@ class UrlStore:
         return f"{self.location.address.rstrip('/')}/{tail}" if tail else self.location.address
 
     def _call(self, action: str, name: str, function: Callable[[], T], size: int = 0) -> T:
-        """Run a call into a storage library; whatever it raises becomes one of our own errors.
+        """Run a call of a storage library; any exception becomes one of our own errors.
 
-        The new error is raised outside the handler and carries no trace of the old one, whose text may hold
-        credentials. A call that is slower than the server's least speed allows for `size` bytes is left to itself.
+        The new error is raised outside the handler without a reference to the old one, whose text may contain
+        credentials. A call that exceeds the time for `size` bytes at the server's lowest speed is abandoned.
         """
         outcomes: queue.SimpleQueue[Callable[[], T]] = queue.SimpleQueue()
         # No storage library bounds the time of a request whose bytes come one by one, so a thread waits for it. One
@@ -387,7 +387,7 @@ class UrlStore:
         return outcome()
 
     def _outcome(self, action: str, name: str, function: Callable[[], T]) -> Callable[[], T]:
-        """Run a call; return a function that returns or raises what came of it."""
+        """Run a call; return a function that returns its result or raises its error."""
         fault: Exception
         try:
             found = function()
@@ -400,7 +400,7 @@ class UrlStore:
         return functools.partial(_raise, fault)
 
     def too_slow(self, name: str) -> StoreFault:
-        """Return the error for a server that sends, but too little."""
+        """Return the error for a server that sends data too slowly."""
         return StoreFault(
             f"{self.location.shown_file(name)}: at least {self._timeouts.least_bytes_s:g} bytes per second expected, "
             "found fewer. Check the network, or try again later",
@@ -442,7 +442,7 @@ def _raise(error: Exception) -> Any:
 
 
 class _Guarded:
-    """A stream whose errors are ours, given up where it is slower than a server may be."""
+    """A stream that raises our own errors, and is closed if it is slower than the lowest speed."""
 
     def __init__(self, store: UrlStore, name: str, stream: Any, timeouts: Timeouts) -> None:
         self._store, self._name, self._stream, self._timeouts = store, name, stream, timeouts

@@ -3,8 +3,9 @@
 safetensors files are written one tensor at a time and published complete.
 
 torch's ``weights_only`` unpickles only tensors and plain containers, so a file of ``torch.save`` cannot run a program.
-This module adds checks that torch lacks: the checksums of the archive (files in the format before torch 1.6 have none),
-that every tensor has a name, is dense and within the file, and that any damage is an error of one line.
+This module adds checks that torch does not make. The checksums of the archive must be right (files in the format before
+torch 1.6 have none). Every tensor must have a name, be dense and lie within the file. Any damage is an error of one
+line.
 """
 
 from __future__ import annotations

@@ -99,10 +99,10 @@ class _Sample:
         """Record a finding at the first byte of a member's data.
 
         Args:
-            code: key of `VERIFY_CODES`.
-            member: member of the sample, such as ``mel.npy``.
-            found: what the member holds.
-            expected: what the contract or the manifest says.
+            code: Key of `VERIFY_CODES`.
+            member: Member of the sample, such as ``mel.npy``.
+            found: What the member holds.
+            expected: What the contract or the manifest says.
         """
         place = self.row.members.get(member)
         at = place.offset if place else None
@@ -122,8 +122,8 @@ class _Sample:
         """Return a JSON member in canonical form.
 
         Args:
-            member: member of the sample, such as ``json``.
-            code: finding code if it is not canonical JSON.
+            member: Member of the sample, such as ``json``.
+            code: Finding code if it is not canonical JSON.
 
         Returns:
             The value, or `_ABSENT` after a finding.
@@ -147,11 +147,11 @@ def check_samples(
     """Decode and check the samples of an open shard whose layout is valid.
 
     Args:
-        source: the open shard.
-        rows: manifest rows of the shard's samples, in their order in the shard.
-        settings: conversion settings from dataset.json.
-        codecs: codecs from dataset.json whose latents the samples hold.
-        out: collector of the shard's findings.
+        source: The open shard.
+        rows: Manifest rows of the shard's samples, in their order in the shard.
+        settings: Conversion settings from dataset.json.
+        codecs: Codecs from dataset.json whose latents the samples hold.
+        out: Collector of the shard's findings.
 
     Returns:
         Contents that later checks recompute files from.

@@ -240,8 +240,8 @@ def check_names(names: Sequence[str], listed: set[str]) -> list[VerifyFinding]:
     """Report files in the folder that dataset.json does not list.
 
     Args:
-        names: names of all files in the folder.
-        listed: names that dataset.json lists.
+        names: Names of all files in the folder.
+        listed: Names that dataset.json lists.
 
     Returns:
         One finding for each unlisted name.

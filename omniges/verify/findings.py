@@ -215,12 +215,12 @@ class Collector:
         """Add a finding, or count it if its code has reached the limit.
 
         Args:
-            code: key of `VERIFY_CODES`.
-            found: what the file holds.
-            expected: what the contract or the manifest says.
-            key: sample key, if the finding belongs to one sample.
-            member: member of that sample.
-            offset: byte offset in the file.
+            code: Key of `VERIFY_CODES`.
+            found: What the file holds.
+            expected: What the contract or the manifest says.
+            key: Sample key, if the finding belongs to one sample.
+            member: Member of that sample.
+            offset: Byte offset in the file.
         """
         self._seen[code] += 1
         if self._seen[code] <= _PER_CODE:

@@ -86,8 +86,8 @@ class LocalSource:
         """Return bytes at an offset.
 
         Args:
-            size: number of bytes.
-            offset: first byte in the file.
+            size: Number of bytes.
+            offset: First byte in the file.
 
         Returns:
             At most `size` bytes; fewer only at the end of the file.
@@ -106,8 +106,8 @@ class LocalSource:
         """Fill a buffer with bytes from an offset on.
 
         Args:
-            view: buffer to fill.
-            offset: first byte in the file.
+            view: Buffer to fill.
+            offset: First byte in the file.
 
         Returns:
             Number of bytes read; fewer than the buffer holds only at the end of the file.
@@ -126,8 +126,8 @@ class LocalSource:
         Small ranges share one buffer, which avoids new memory pages. Large ranges are memory-mapped.
 
         Args:
-            size: number of bytes.
-            offset: first byte in the file.
+            size: Number of bytes.
+            offset: First byte in the file.
 
         Returns:
             The bytes; fewer only at the end of the file.
@@ -204,8 +204,8 @@ class RemoteSource:
         """Return bytes at an offset, taken from the current window if they are in it.
 
         Args:
-            size: number of bytes.
-            offset: first byte in the file.
+            size: Number of bytes.
+            offset: First byte in the file.
 
         Returns:
             At most `size` bytes; fewer only at the end of the file.
@@ -222,8 +222,8 @@ class RemoteSource:
         """Fill a buffer with bytes from an offset on.
 
         Args:
-            view: buffer to fill.
-            offset: first byte in the file.
+            view: Buffer to fill.
+            offset: First byte in the file.
 
         Returns:
             Number of bytes read.
@@ -236,8 +236,8 @@ class RemoteSource:
         """Return the bytes of a member, all of them in memory.
 
         Args:
-            size: number of bytes.
-            offset: first byte in the file.
+            size: Number of bytes.
+            offset: First byte in the file.
 
         Returns:
             The bytes.
@@ -290,9 +290,9 @@ def hash_chunks(source: Source, offset: int, size: int) -> Iterator[tuple[int, m
     `offset`, so a tar header never spans two.
 
     Args:
-        source: the open file.
-        offset: first byte of the range.
-        size: bytes of the range.
+        source: The open file.
+        offset: First byte of the range.
+        size: Bytes of the range.
 
     Yields:
         Position in the file, view of the chunk, and the buffer that it lies in.

@@ -29,8 +29,8 @@ def render(result: VerifyResult, form: Format) -> str:
     """Return a result in one of the four output forms, with a final line break.
 
     Args:
-        result: the verification's result.
-        form: name of the output form.
+        result: The verification's result.
+        form: Name of the output form.
 
     Returns:
         The complete text.
@@ -153,14 +153,14 @@ def quarantine(folder: Path, names: Iterable[str]) -> dict[str, Path]:
     skipped. An existing file is never replaced: a second one of its name gets a number.
 
     Args:
-        folder: the shard folder.
-        names: names of damaged files.
+        folder: The shard folder.
+        names: Names of damaged files.
 
     Returns:
         New path of each moved file, by name.
 
     Raises:
-        EnvironmentFault: another process writes to the folder, or the quarantine is on another disk.
+        EnvironmentFault: Another process writes to the folder, or the quarantine is on another disk.
     """
     whole = folder.absolute()
     aside = whole.with_name(f"{whole.name}.quarantine")

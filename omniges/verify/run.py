@@ -62,15 +62,15 @@ def verify(settings: VerifySettings, count: Callable[[int, int], None] = lambda 
     """Check a shard folder; every fault of its content becomes a finding.
 
     Args:
-        settings: folder, level and limits.
-        count: called with (done, total) in megabytes.
+        settings: Folder, level and limits.
+        count: Called with (done, total) in megabytes.
 
     Returns:
         Findings, counts and timing.
 
     Raises:
-        UsageFault: the folder or a named shard does not exist.
-        EnvironmentFault: a package for a URL is missing, or its server refuses or does not answer.
+        UsageFault: The folder or a named shard does not exist.
+        EnvironmentFault: A package for a URL is missing, or its server refuses or does not answer.
     """
     start = time.monotonic()
     path = settings.location.path
@@ -125,8 +125,8 @@ class _Verification:
         """Run all checks; each compares with results of the ones before it.
 
         Args:
-            folders: handles of the shard folder.
-            count: called with (done, total) in megabytes.
+            folders: Handles of the shard folder.
+            count: Called with (done, total) in megabytes.
         """
         location, level = self.settings.location, self.settings.level
         self.files.append(schema.DATASET_FILE)

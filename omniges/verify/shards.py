@@ -64,10 +64,10 @@ def reports(jobs: Sequence[ShardJob], folders: Folders, *, workers: int, isolate
     """Yield the report of every job, in the order of the jobs.
 
     Args:
-        jobs: jobs of one verification; they differ in shard and rows only.
-        folders: handles of the shard folder.
-        workers: threads or processes at once.
-        isolate: decode in separate processes even if one worker would do.
+        jobs: Jobs of one verification; they differ in shard and rows only.
+        folders: Handles of the shard folder.
+        workers: Threads or processes at once.
+        isolate: Decode in separate processes even if one worker would do.
 
     Yields:
         Job and report.

@@ -42,9 +42,9 @@ def read_rows(data: bytes, samples: int, out: Collector) -> list[manifest.Manife
     """Return the rows of the manifest, or None after a finding.
 
     Args:
-        data: bytes of manifest.parquet.
-        samples: number of samples by dataset.json.
-        out: collector of the manifest's findings.
+        data: Bytes of manifest.parquet.
+        samples: Number of samples by dataset.json.
+        out: Collector of the manifest's findings.
 
     Returns:
         All rows, unchecked, or None.
@@ -91,8 +91,8 @@ def check_rows(
     """Check the rows against each other and against dataset.json.
 
     Args:
-        rows: all rows of the manifest.
-        inventory: valid contents of dataset.json.
+        rows: All rows of the manifest.
+        inventory: Valid contents of dataset.json.
 
     Returns:
         Rows by shard, for shards with a possible layout, and the findings.
@@ -229,11 +229,11 @@ def check_statistics(
     """Compare stats.json byte for byte with a recomputation by the functions that wrote it.
 
     Args:
-        data: bytes of stats.json.
-        rows: manifest rows of the train samples.
-        partials: partial statistics of each train sample, in the order of `STATISTICS`.
-        words: how often each word occurs in the train split.
-        version: contract version of the set.
+        data: Bytes of stats.json.
+        rows: Manifest rows of the train samples.
+        partials: Partial statistics of each train sample, in the order of `STATISTICS`.
+        words: How often each word occurs in the train split.
+        version: Contract version of the set.
 
     Returns:
         The findings.
@@ -262,9 +262,9 @@ def check_latents(
     """Compare latents.json byte for byte with a recomputation by the function that wrote it.
 
     Args:
-        data: bytes of latents.json.
-        codecs: codecs of dataset.json by name.
-        partials: partial statistics of the train samples' latents, by codec.
+        data: Bytes of latents.json.
+        codecs: Codecs of dataset.json by name.
+        partials: Partial statistics of the train samples' latents, by codec.
 
     Returns:
         The findings.
@@ -302,9 +302,9 @@ def check_tokenizer(data: bytes, words: Counter[str], tool: dict[str, Any]) -> l
     A different version of the tokenizers package gives a note, not an error.
 
     Args:
-        data: bytes of tokenizer.json.
-        words: how often each word occurs in the train split.
-        tool: package versions from dataset.json.
+        data: Bytes of tokenizer.json.
+        words: How often each word occurs in the train split.
+        tool: Package versions from dataset.json.
 
     Returns:
         The findings.
@@ -339,8 +339,8 @@ def check_cut_totals(document: dict[str, Any], cuts: Sequence[dict[str, float | 
     """Compare totals.cut of dataset.json with the sum over the samples.
 
     Args:
-        document: dataset.json.
-        cuts: seconds and words cut from each sample.
+        document: Dataset.json.
+        cuts: Seconds and words cut from each sample.
 
     Returns:
         The findings.
@@ -358,8 +358,8 @@ def check_report(data: bytes, rows: Sequence[manifest.ManifestRow]) -> list[Veri
     """Check report.jsonl: every line is a finding, in order, and none contradicts the manifest.
 
     Args:
-        data: bytes of report.jsonl.
-        rows: all rows of the manifest.
+        data: Bytes of report.jsonl.
+        rows: All rows of the manifest.
 
     Returns:
         The findings.

@@ -65,8 +65,8 @@ class ShardPlan:
         """Return the plan of a shard's rows.
 
         Args:
-            rows: rows of the shard in their order.
-            elsewhere: shard of each key that belongs to another shard.
+            rows: Rows of the shard in their order.
+            elsewhere: Shard of each key that belongs to another shard.
 
         Returns:
             The plan.
@@ -344,8 +344,8 @@ def walk_shard(source: Source, plan: ShardPlan | None, collector: Collector) -> 
     """Walk an open shard and record its faults.
 
     Args:
-        source: the open shard.
-        plan: positions by the manifest; None if the manifest is not trusted.
-        collector: collector of the shard's findings.
+        source: The open shard.
+        plan: Positions by the manifest; None if the manifest is not trusted.
+        collector: Collector of the shard's findings.
     """
     _Walk(source, plan, collector).run()

@@ -104,7 +104,7 @@ def new_figure(width_in: float, height_in: float) -> Iterator[Figure]:
         The figure.
 
     Raises:
-        EnvironmentFault: matplotlib is not installed.
+        EnvironmentFault: Matplotlib is not installed.
     """
     style: Any = _STYLE  # newer versions of matplotlib require literal keys
     try:
@@ -342,7 +342,12 @@ def draw_words(axes: Axes, view: View, *, empty: str = "") -> None:
 
 
 def draw_mel(axes: Axes, view: View) -> None:
-    """Draw the mel on an axis in Hertz, with a colour bar."""
+    """Draw the log-mel with a frequency axis in hertz and a colour bar.
+
+    Args:
+        axes: The axes to draw on.
+        view: The recording to draw.
+    """
     time_axis(axes, view)
     axes.set_ylabel("mel (Hz)")
     peaks = mel_filterbank().argmax(axis=1) * (SAMPLE_RATE_HZ / N_FFT)
@@ -374,7 +379,12 @@ def share_mel_colours(figure: Figure) -> None:
 
 
 def draw_motion(axes: Axes, view: View) -> None:
-    """Draw the angular speed of the body parts and the speed of the root."""
+    """Draw the angular speed of the body parts and the speed of the root.
+
+    Args:
+        axes: The axes to draw on.
+        view: The recording to draw.
+    """
     time_axis(axes, view)
     _mark_words(axes, view)
     between = (view.times[1:] + view.times[:-1]) / 2
@@ -390,7 +400,12 @@ def draw_motion(axes: Axes, view: View) -> None:
 
 
 def draw_face(axes: Axes, view: View) -> None:
-    """Draw the speed of the expression and the angle of the jaw."""
+    """Draw the speed of the expression and the angle of the jaw.
+
+    Args:
+        axes: The axes to draw on.
+        view: The recording to draw.
+    """
     time_axis(axes, view, labelled=True)
     _mark_words(axes, view)
     face = view.gesture[:, LAYOUT.face].astype(np.float64)
@@ -427,7 +442,12 @@ _ABOVE_GROUND_M: Final = 2.12  # a person with raised arms
 
 
 def draw_figures(axes: Axes, view: View) -> None:
-    """Draw stick figures at evenly spaced times, to scale, centred on the pelvis, with their times."""
+    """Draw stick figures at evenly spaced times, to scale, centred on the pelvis, with their times.
+
+    Args:
+        axes: The axes to draw on.
+        view: The recording to draw.
+    """
     axes.set_axis_off()
     if any(np.isnan(view.gesture[0, part]).any() for part in (LAYOUT.upper, LAYOUT.lower)):
         axes.text(

@@ -52,7 +52,7 @@ def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample
 
     Raises:
         ValueError: A shape is wrong, or fewer than two frames are shown.
-        EnvironmentFault: matplotlib is not installed.
+        EnvironmentFault: Matplotlib is not installed.
     """
     length_s = len(gesture) / FRAME_RATE_HZ
     view = parts.cut(gesture, start_xz, start_s, seconds, jaw_eyes=jaw_eyes, mel=mel, words=words)
@@ -110,7 +110,7 @@ def draw_result(*, title: str, rows: Sequence[Row], start_xz: Numbers, length_s:
 
     Raises:
         ValueError: There are no rows, or fewer than two frames.
-        EnvironmentFault: matplotlib is not installed.
+        EnvironmentFault: Matplotlib is not installed.
     """
     stop_s = min(seconds, length_s)
     heights = [_HEIGHTS_IN[row.stream] + _HEADS_IN[row.stream] for row in rows]
@@ -205,7 +205,7 @@ def draw_comparison(title: str, note: str, versions: Sequence[Version], seconds:
 
     Raises:
         ValueError: Motion has fewer than two frames.
-        EnvironmentFault: matplotlib is not installed.
+        EnvironmentFault: Matplotlib is not installed.
     """
     still = partial(parts.without_motion, start_s=0.0, stop_s=seconds)
     words = [(one.name, still(None, one.words)) for one in versions if one.words is not None]

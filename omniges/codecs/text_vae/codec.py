@@ -106,7 +106,7 @@ def load_text_vae(files: TextVaeFiles, ends: frozenset[End] = BOTH_ENDS) -> Text
 
     Raises:
         DataError: A file is damaged, or a tensor is missing, misshapen or not the text VAE's.
-        EnvironmentFault: transformers is not installed.
+        EnvironmentFault: Transformers is not installed.
     """
     where, weights = str(files.config), str(files.weights)
     document = read_settings(files.config, "Give the text VAE's complete folder", files.config.parent)
@@ -167,7 +167,7 @@ class TextCodec:
 
         Raises:
             DataError: A file is missing or damaged, or does not fit the others.
-            EnvironmentFault: transformers is not installed.
+            EnvironmentFault: Transformers is not installed.
         """
         files = find_text_vae(folder, t5_tokenizer)
         vae = load_text_vae(files, ends)
@@ -356,7 +356,7 @@ def load_text_windows(
 
     Raises:
         DataError: A file is missing or damaged, or does not fit the others.
-        EnvironmentFault: transformers is not installed.
+        EnvironmentFault: Transformers is not installed.
     """
     codec = TextCodec.load(folder, t5_tokenizer, ends)
     codec.vae.to(device)

@@ -1,8 +1,8 @@
-"""What a ``tokenizer.json`` may hold, checked before the native library reads it.
+"""Check of a ``tokenizer.json`` before the native library reads it.
 
-The library of tokenizers takes any pipeline that a file describes. Some of them never end, ask for unbounded memory or
-end the process: regular expressions, chains of replacements, tables that point out of themselves. So a file may have
-the components of published T5 and LLaMA tokenizers alone, with bounded arguments.
+The library builds any pipeline that a file describes. Some of them never end, need unbounded memory or crash the
+process: regular expressions, chains of replacements, tables with indices out of range. So a file may contain only the
+components of published T5 and LLaMA tokenizers, with bounded arguments.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def require_plain_tokenizer(document: Any, where: str) -> None:
         where: Name of the file in errors.
 
     Raises:
-        DataError: A component is of another kind, or has arguments that no such tokenizer has.
+        DataError: A component is of another kind, or has other arguments than in those tokenizers.
     """
     if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
         raise _fault(where, "no object with a model", "a Hugging Face tokenizer")

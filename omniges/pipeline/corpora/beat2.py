@@ -68,17 +68,17 @@ def discover(
     """Find and pair all recordings under a root folder.
 
     Args:
-        root: folder of the data set, or the folder that holds its ``beat_*`` folders.
-        selection: filters and folder names.
-        split_csv: split list that replaces the data set's own.
-        allow_roots: folders outside of `root` that links may lead to.
+        root: Folder of the data set, or the folder that holds its ``beat_*`` folders.
+        selection: Filters and folder names.
+        split_csv: Split list that replaces the data set's own.
+        allow_roots: Folders outside of `root` that links may lead to.
 
     Returns:
         Recordings to convert and rejected stems.
 
     Raises:
-        UsageFault: the root holds no data set, or the filters exclude everything.
-        DataError: a split list is broken.
+        UsageFault: The root holds no data set, or the filters exclude everything.
+        DataError: A split list is broken.
     """
     if not root.is_dir():
         raise UsageFault(f"--root {root}: a folder expected, found {'a file' if root.exists() else 'nothing'} there")
@@ -342,17 +342,17 @@ class Beat2:
         """Find and pair all recordings under a root folder.
 
         Args:
-            root: folder of the data set, or the folder that holds its ``beat_*`` folders.
-            selection: filters and folder names.
-            split_csv: split list that replaces the data set's own.
-            allow_roots: folders outside of `root` that links may lead to.
+            root: Folder of the data set, or the folder that holds its ``beat_*`` folders.
+            selection: Filters and folder names.
+            split_csv: Split list that replaces the data set's own.
+            allow_roots: Folders outside of `root` that links may lead to.
 
         Returns:
             Recordings to convert and rejected stems.
 
         Raises:
-            UsageFault: the root holds no data set, or the filters exclude everything.
-            DataError: a split list is broken.
+            UsageFault: The root holds no data set, or the filters exclude everything.
+            DataError: A split list is broken.
         """
         return discover(root, selection, split_csv=split_csv, allow_roots=allow_roots)
 
@@ -360,8 +360,8 @@ class Beat2:
         """Decode the WAV, the NPZ, the TextGrid and the annotation of a recording.
 
         Args:
-            inputs: the recording's files.
-            settings: settings of the conversion.
+            inputs: The recording's files.
+            settings: Settings of the conversion.
 
         Returns:
             The take, or None after a fault.

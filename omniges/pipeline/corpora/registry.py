@@ -28,33 +28,33 @@ class Corpus(Protocol):
         """Return the recordings under `root`, each with the corpus's registered name, and rejected stems.
 
         Args:
-            root: the data set, or a folder that contains it.
-            selection: filters and folder names.
-            split_csv: split list that replaces the data set's own.
-            allow_roots: folders outside of `root` that links may lead to.
+            root: The data set, or a folder that contains it.
+            selection: Filters and folder names.
+            split_csv: Split list that replaces the data set's own.
+            allow_roots: Folders outside of `root` that links may lead to.
 
         Returns:
             Recordings to convert and rejected stems.
 
         Raises:
-            UsageFault: the root holds no such data set, or the filters exclude everything.
-            DataError: the data set's own lists are broken.
+            UsageFault: The root does not contain the data set, or the filters exclude all recordings.
+            DataError: A list of the data set is invalid.
         """
 
     def take(self, inputs: Inputs, settings: ConvertSettings) -> Take | None:
         """Decode the files of one recording; runs in a worker process.
 
-        Anything that the corpus lacks is None, or NaN in the motion.
+        A part that the corpus does not have is None, or NaN in the motion.
 
         Args:
-            inputs: the recording's files; faults are recorded with `inputs.add`.
-            settings: settings of the conversion.
+            inputs: The recording's files; faults are recorded with `inputs.add`.
+            settings: Settings of the conversion.
 
         Returns:
             The take, or None after a fault was recorded.
 
         Raises:
-            RecordingFault: the recording cannot be used.
+            RecordingFault: The recording cannot be used.
         """
 
 
@@ -70,11 +70,11 @@ def register_corpus(name: str, corpus: Corpus) -> None:
     `discover` works and `preprocess` does not.
 
     Args:
-        name: value of ``--corpus``.
-        corpus: an object with the methods of `Corpus`.
+        name: Value of ``--corpus``.
+        corpus: An object with the methods of `Corpus`.
 
     Raises:
-        UsageFault: the name is taken, or the object lacks a method of `Corpus`.
+        UsageFault: The name is taken, or the object lacks a method of `Corpus`.
     """
     CORPORA.register(name, corpus)
 

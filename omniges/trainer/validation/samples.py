@@ -102,7 +102,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A sample of a window in a task, or the reason why there is none."""
+    """A sample of a window in a task, or the reason why it is missing."""
 
     task: str
     number: int  # of the window
@@ -251,7 +251,7 @@ def make_result(task: str, one: Held, part: Part, results: WindowResults) -> Mad
         results: Conversion into results.
 
     Returns:
-        The decoded sample, or the reason why there is none.
+        The decoded sample, or the reason why it is invalid.
     """
     try:
         ((_, array),) = part.arrays().items()

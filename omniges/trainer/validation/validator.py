@@ -79,7 +79,7 @@ class RunValidator:
         self._log(state, found, folder, seconds)
 
     def mark_best(self, state: RunState) -> bool:
-        """Point RUN/best to the state's checkpoint; return False if there is none yet."""
+        """Point RUN/best to the state's checkpoint; return False if it has not been written yet."""
         run, checkpoint, found = self._run.settings.output_dir, self._run.checkpoint(state.step), 0
         with self._run.ranks.together(f"make {run / BEST}"):
             if self._run.ranks.first and checkpoint.is_dir():
