@@ -86,7 +86,7 @@ def _rows(command: Callable[..., None]) -> Iterator[str]:
 
 
 def _default(setting: Setting) -> str:
-    """A default in words as it stands there, a value as code."""
+    """Return the default of an option; a description unchanged, a value as code."""
     if setting.default is MISSING:
         return "needed"
     words = default_words(setting)
@@ -97,7 +97,7 @@ def _default(setting: Setting) -> str:
 
 
 def _plain(text: str) -> str:
-    """Plain text as Markdown that shows it letter by letter."""
+    """Return plain text with the special characters of Markdown escaped."""
     return re.sub(r"([<>_*|\\])", r"\\\1", text)
 
 

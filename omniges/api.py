@@ -32,8 +32,8 @@ def preprocess(
         root: Folder of the data set.
         output_dir: Folder for the shards, created if absent; None: ``shards``.
         progress: Show progress on standard error.
-        **settings: Of `PreprocessSettings`, and of its parts `ConvertSettings` and `Selection`: ``num_workers=4``,
-            ``keep_audio=True``, ``speakers=("scott",)``.
+        **settings: Options of `PreprocessSettings`, and of its parts `ConvertSettings` and `Selection`:
+            ``num_workers=4``, ``keep_audio=True``, ``speakers=("scott",)``.
 
     Returns:
         A summary of the converted and the rejected recordings; `Summary.exit_code` is 1 if too many were rejected.

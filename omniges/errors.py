@@ -34,13 +34,13 @@ class OmnigesError(Exception):
 
     exit_code = ExitCode.FINDINGS
     on_command_line: str | None = None
-    """The text where settings are flags, if `str` names them by keyword."""
+    """The text of the error with flags, if `str` names settings by keyword."""
 
     def reword(self, change: Callable[[str], str]) -> None:
-        """Change the text, and keep what it was for the command line.
+        """Change the text, and keep the old text for the command line.
 
         Args:
-            change: Returns the new text for the text.
+            change: Function that returns the new text.
         """
         text = str(self)
         if (changed := change(text)) != text:

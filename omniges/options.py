@@ -32,7 +32,7 @@ _KINDS: Final[Mapping[Any, tuple[str, Any]]] = MappingProxyType(
         dict: ("lines of the form 'key: value'", Mapping),
     }
 )
-"""What values of a type are called, and what they may be given as."""
+"""By type: the description of its values in errors, and the types that are converted to it."""
 _PLACEHOLDERS: Final[Mapping[Any, str]] = MappingProxyType({int: "N", float: "X", str: "TEXT", Path: "PATH"})
 
 
@@ -42,13 +42,13 @@ class Option:
 
     help: str
     flags: tuple[str, ...] = ()
-    """Names on the command line; the field's own if empty."""
+    """Names on the command line; if empty, the name of the field."""
     was: tuple[str, ...] = ()
-    """Other names that command lines, recipes, checkpoints and Python may use, with ``_``; help does not show them."""
+    """Former names, with ``_``, which all interfaces still accept; help does not show them."""
     panel: str | None = None
-    """Heading in help above this option and those after it."""
+    """Heading in help above this option and the options after it."""
     values: Callable[[], Iterable[str]] | None = None
-    """Known values, for shell completion; of a type with choices, these are known."""
+    """Function that returns values for shell completion; a type with choices does not need it."""
     only_recipe: bool = False
     """The option is a key of recipes only and has no flag."""
     argument: bool = False
@@ -122,7 +122,7 @@ class Setting:
 
     @property
     def other_names(self) -> tuple[str, ...]:
-        """Names that are accepted beside the field's: former ones, and the word of the flag where it is another."""
+        """Names that are accepted beside the field's name: former names, and the flag if it differs from it."""
         word = self.flag.removeprefix("--").replace("-", "_")
         return self.option.was if word == self.name or self.option.only_recipe else (word, *self.option.was)
 
@@ -167,18 +167,18 @@ class Setting:
 
     @property
     def expected(self) -> str:
-        """The kind and range of values, in words."""
-        words, _ = _KINDS[self.kind]
-        said = (
+        """The kind and range of valid values, for errors."""
+        kind, _ = _KINDS[self.kind]
+        ranges = (
             ("of at least", self.option.least),
             ("above", self.option.above),
             ("of at most", self.option.most),
             ("below", self.option.below),
         )
-        limits = [f"{words} {limit}" for words, limit in said if limit is not None]
+        limits = [f"{words} {limit}" for words, limit in ranges if limit is not None]
         if self.kind is float and not limits:
             return "a finite number"
-        return " ".join([words, " and ".join(limits).replace("and of ", "and ")]).strip()
+        return " ".join([kind, " and ".join(limits).replace("and of ", "and ")]).strip()
 
     def _converted(self, value: Any) -> Any:
         """Convert a value as YAML and Python users write it; YAML reads ``no`` as false and ``1e-3`` as text."""
@@ -194,7 +194,7 @@ class Setting:
 
 
 def placeholder(setting: Setting) -> str | None:
-    """Return what stands for the value of an option in help: a choice, N, X, TEXT or PATH; None for a switch."""
+    """Return the text for the value of an option in help: its choices, N, X, TEXT or PATH; None for a switch."""
     if setting.option.metavar or setting.option.commas:
         return setting.option.metavar or "LIST"
     if setting.choices:
@@ -204,7 +204,7 @@ def placeholder(setting: Setting) -> str | None:
 
 
 def default_words(setting: Setting) -> str | Literal[False]:
-    """Return the default of an option as help shows it; False where there is none to show."""
+    """Return the default of an option as help shows it; False if help shows none."""
     if setting.option.shown is not None:
         return setting.option.shown
     if setting.default is MISSING or setting.default is None or setting.default is False or setting.default == ():
@@ -218,32 +218,40 @@ def as_flag(name: str) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a hint at the nearest known name that ends an error; nothing if none is near."""
+    """Return a hint at the most similar known name, for the end of an error; "" if no name is similar.
+
+    Args:
+        name: The unknown name.
+        known: The known names.
+
+    Returns:
+        The hint.
+    """
     near = difflib.get_close_matches(name, list(known), 1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def refuse_unknown(where: str, noun: str, found: Iterable[str], known: Collection[str]) -> None:
-    """Refuse names that are not known, all in one line, each with the nearest known name.
+    """Raise one error for all unknown names, with the most similar known name of each.
 
     Args:
-        where: What errors begin with, such as a file or a command.
-        noun: What a name is, such as "key".
-        found: Names as they were given.
-        known: Names that are accepted.
+        where: Beginning of the error, such as a file or a command.
+        noun: Kind of the names, such as "key".
+        found: The names that were given.
+        known: The known names.
 
     Raises:
-        UsageFault: A name is not known.
+        UsageFault: A name is unknown.
     """
     unknown = [name for name in dict.fromkeys(map(str, found)) if name not in known]
     if not unknown:
         return
     near = [difflib.get_close_matches(name, known, 1) for name in unknown]
-    said = [
+    listed = [
         f"{shown(name)} (did you mean {of[0]}?)" if of else shown(name) for name, of in zip(unknown, near, strict=True)
     ]
     expected = "" if all(near) else f"; expected some of {', '.join(sorted(known))}"
-    raise UsageFault(f"{where}: unknown {noun}{'s' * (len(unknown) > 1)} {', '.join(said)}{expected}")
+    raise UsageFault(f"{where}: unknown {noun}{'s' * (len(unknown) > 1)} {', '.join(listed)}{expected}")
 
 
 def shown(value: Any) -> str:
@@ -266,7 +274,7 @@ def settings_of(settings: Any) -> Mapping[str, Setting | type]:
     return MappingProxyType(found)
 
 
-def _setting(name: str, hint: Any, default: Any, said: Option) -> Setting:
+def _setting(name: str, hint: Any, default: Any, option: Option) -> Setting:
     of = set(get_args(hint)) if get_origin(hint) in {Union, UnionType} else {hint}
     optional = NoneType in of
     of -= {NoneType}
@@ -276,11 +284,11 @@ def _setting(name: str, hint: Any, default: Any, said: Option) -> Setting:
         inner = get_args(inner)[0]
     choices = get_args(inner) if get_origin(inner) is Literal else ()
     kind = str if choices else dict if get_origin(inner) is Mapping else inner
-    return Setting(name, kind, choices, optional, many, default, said)
+    return Setting(name, kind, choices, optional, many, default, option)
 
 
 def every_setting(settings: Any) -> Iterator[Setting]:
-    """Yield the options of a settings dataclass in order, those of settings inside it too."""
+    """Yield the options of a settings dataclass in order, including those of settings inside it."""
     for each in settings_of(settings).values():
         if isinstance(each, Setting):
             yield each
@@ -289,7 +297,7 @@ def every_setting(settings: Any) -> Iterator[Setting]:
 
 
 def declared(settings: type[T]) -> type[T]:
-    """Let errors of a settings dataclass name settings as Python users do; decorates the class.
+    """Make errors of a settings dataclass name keywords instead of flags; decorates the class.
 
     Args:
         settings: The dataclass, whose ``__post_init__`` raises errors that name flags.
@@ -310,16 +318,19 @@ def declared(settings: type[T]) -> type[T]:
 
 @contextmanager
 def keywords_in_errors(settings: Any) -> Iterator[None]:
-    """Name settings by keyword in errors that pass: `num_inference_steps` for ``--num-inference-steps``.
+    """Replace flags by keywords in errors: `num_inference_steps` for ``--num-inference-steps``.
 
-    Rooms name settings by flag, which no other word of a sentence looks like. This is the one place that translates.
-    The command line shows the error as it was raised: `OmnigesError.on_command_line`.
+    Other modules name settings by flag, because a flag is easy to find in a sentence. This function is the only place
+    that replaces them. The command line shows the original error: `OmnigesError.on_command_line`.
 
     Args:
-        settings: The settings dataclass whose flags are translated.
+        settings: The settings dataclass whose flags are replaced.
 
     Yields:
-        Once.
+        Nothing; the code runs inside the context.
+
+    Raises:
+        OmnigesError: The error of the code, with keywords.
     """
     try:
         yield
@@ -337,17 +348,17 @@ def keywords_in_errors(settings: Any) -> Iterator[None]:
 
 
 def present_names(settings: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values by the present names of settings, where some may have been given by other names.
+    """Return values by the present names of settings.
 
     Args:
         settings: The settings dataclass.
-        values: By name.
+        values: Values by present or former name.
 
     Returns:
-        The same values; names that are not known stay.
+        The same values by present name; unknown names are unchanged.
 
     Raises:
-        UsageFault: One setting is given by two names.
+        UsageFault: Two names of one setting are given.
     """
     present = {other: each.name for each in every_setting(settings) for other in each.other_names}
     found: dict[str, Any] = {}

@@ -69,8 +69,19 @@ class StepSpeedSettings:
             raise UsageFault("benchmark train: at least one preset and one batch size expected")
 
     def of(self, preset: Preset, batch_size: int) -> TrainSettings:
-        """Return one configuration as `train` takes it; raises UsageFault for values it refuses."""
-        shared = {name: getattr(self, name) for name in (*TOLD, "num_workers")}
+        """Return the training settings of one configuration.
+
+        Args:
+            preset: Size of the model.
+            batch_size: Windows per step.
+
+        Returns:
+            Settings of `train`, without validation.
+
+        Raises:
+            UsageFault: A value is invalid for `train`.
+        """
+        shared = {name: getattr(self, name) for name in (*REPORTED, "num_workers")}
         return TrainSettings(shards=(self.shards,), preset=preset, batch_size=batch_size, validation_steps=0, **shared)
 
 

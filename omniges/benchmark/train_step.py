@@ -195,7 +195,7 @@ def _figures(settings: TrainSettings, steps: Sequence[_Step], device: torch.devi
     return {
         "preset": settings.preset,
         "batch_size": settings.batch_size,
-        **{name: getattr(settings, name) for name in TOLD},
+        **{name: getattr(settings, name) for name in REPORTED},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads",
         "steps": len(steps),
         "step_s": median(step.seconds for step in steps),

@@ -160,14 +160,14 @@ def with_flags(
 
 
 def _other_flags(settings: Any) -> dict[str, str]:
-    """Flags by their other names: former ones, and that of the field where the flag is another word."""
+    """Return flags by their other names: former names, and the name of the field if the flag differs from it."""
     flags = [each for each in every_setting(settings) if not (each.option.only_recipe or each.option.argument)]
     found = {as_flag(name): each.flag for each in flags for name in (each.name, *each.option.was)}
     return {name: flag for name, flag in found.items() if name != flag}
 
 
 def _flags(settings: Any) -> Iterator[inspect.Parameter]:
-    """Parameters of the options, those of settings inside settings too."""
+    """Yield the parameters of all options, including those of settings inside settings."""
     panel = None
     for each in every_setting(settings):
         panel = each.option.panel or panel
@@ -176,31 +176,36 @@ def _flags(settings: Any) -> Iterator[inspect.Parameter]:
 
 
 def _flag(setting: Setting, panel: str | None) -> inspect.Parameter:
-    """The parameter that Typer reads: text, which the settings check, or None where the flag is not given."""
-    said = setting.option
-    kind: Any = setting.kind if setting.kind is bool or (get_origin(setting.kind) is tuple and not said.parse) else str
+    """Return the parameter that Typer reads.
+
+    Its value is text, which the settings convert and check, or None if the flag is not given.
+    """
+    option = setting.option
+    kind: Any = (
+        setting.kind if setting.kind is bool or (get_origin(setting.kind) is tuple and not option.parse) else str
+    )
     shared: dict[str, Any] = {
         "metavar": placeholder(setting),
-        "help": said.help,
+        "help": option.help,
         "show_default": default_words(setting),
         "rich_help_panel": panel,
         "autocompletion": _completion(setting),
     }
-    names = said.flags or (setting.flag,)
-    needed = setting.default is MISSING
+    names = option.flags or (setting.flag,)
+    required = setting.default is MISSING
     return inspect.Parameter(
         setting.name,
         inspect.Parameter.KEYWORD_ONLY,
-        default=inspect.Parameter.empty if needed else [] if setting.many else None,
+        default=inspect.Parameter.empty if required else [] if setting.many else None,
         annotation=Annotated[
-            list[kind] if setting.many else kind if needed else kind | None,
-            typer.Argument(**shared) if said.argument else typer.Option(*names, **shared),
+            list[kind] if setting.many else kind if required else kind | None,
+            typer.Argument(**shared) if option.argument else typer.Option(*names, **shared),
         ],
     )
 
 
 def _completion(setting: Setting) -> Callable[[str], list[str]] | None:
-    """Known values that begin with what is there; of a list, after its last comma."""
+    """Return a function that completes a value; in a list, it completes the text after the last comma."""
     known = setting.option.values or (lambda: setting.choices)
 
     def complete(incomplete: str) -> list[str]:

@@ -22,7 +22,7 @@ from omniges.trainer.config import TrainSettings
 
 
 def _recipe_names(incomplete: str) -> list[str]:
-    """Packaged recipes whose names begin with what is there."""
+    """Return the packaged recipes whose names begin with a text."""
     from omniges.trainer.recipe import packaged_recipes
 
     return [name for name in packaged_recipes() if name.startswith(incomplete)]
@@ -73,7 +73,7 @@ class ConvertOmniflowSettings:
     weights: Literal["last", "ema"] = option("last", "Which weights to take: those of the last step or EMA.")
 
     def __post_init__(self) -> None:
-        """Bring the values into their types."""
+        """Check the settings; raise UsageFault for a value that is invalid."""
         check(self)
 
 
@@ -124,7 +124,7 @@ class ReportSettings:
     )
 
     def __post_init__(self) -> None:
-        """Refuse a file whose folder does not exist, before minutes of work."""
+        """Check the settings; raise UsageFault now rather than after the evaluation if the report's folder is missing."""
         check(self)
         if self.output_file is not None and not self.output_file.parent.is_dir():
             raise UsageFault(

@@ -1,4 +1,4 @@
-"""Settings of `omniges export`, light enough for `omniges --help`."""
+"""Settings of `omniges export`; quick to import, so that `omniges --help` is fast."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ExportSettings:
     blender: str = option("blender", "Blender's program, for fbx; the Python package bpy works too.", metavar="PROGRAM")
 
     def __post_init__(self) -> None:
-        """Refuse settings that do not fit together."""
+        """Check the settings; raise UsageFault for values that contradict each other."""
         check(self)
         if (self.format == "arkit-csv") != (self.arkit_matrix is not None):
             raise UsageFault("--arkit-matrix: a matrix file expected with --format arkit-csv, and only there")
