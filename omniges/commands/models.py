@@ -124,7 +124,7 @@ class ReportSettings:
     )
 
     def __post_init__(self) -> None:
-        """Check the settings; raise UsageFault now rather than after the evaluation if the report's folder is missing."""
+        """Check the settings before the evaluation starts; raise UsageFault if the report's folder does not exist."""
         check(self)
         if self.output_file is not None and not self.output_file.parent.is_dir():
             raise UsageFault(
