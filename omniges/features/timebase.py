@@ -15,6 +15,8 @@ HOP_SAMPLES = 160
 MEL_FRAMES_PER_TICK = SAMPLES_PER_TICK // HOP_SAMPLES
 MEL_RATE_HZ = SAMPLE_RATE_HZ // HOP_SAMPLES
 
+LONGEST_S = 86_400.0
+"""Length of the longest input and result, a day: a size that a file claims must not decide how much memory is taken."""
 MOST_AUDIO_LONGER_S = 30.0
 """Audio of a recording that goes on so much longer than its motion is cut: microphones were left on."""
 MOST_MOTION_LONGER_S = 5.0

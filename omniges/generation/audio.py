@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from omniges.errors import DataError, EnvironmentFault, RecordingFault
 from omniges.features.audio import MEL_BANDS, Cancellation, Loudness, MelStream, loudness_gain, mix_down
-from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, SAMPLE_RATE_HZ, SAMPLES_PER_TICK
-from omniges.formats.audio import LOUDEST, WavStream, open_wav
+from omniges.features.timebase import FRAMES_PER_TICK, LONGEST_S, MEL_FRAMES_PER_TICK, SAMPLE_RATE_HZ, SAMPLES_PER_TICK
+from omniges.formats.audio import LOUDEST, MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ, WavStream, open_wav
 from omniges.model.streams import StreamName
 from omniges.storage.atomic import os_errors
 from omniges.storage.files import open_file
@@ -169,6 +169,7 @@ def hear(path: Path, folder: Path | None, loudness: Loudness = "none") -> Heard:
         wav = _wav(path, file)
         if wav is None:
             return _by_libsndfile(path, file, folder, loudness)
+        _require_form(path, wav.rate_hz, wav.channels, wav.frames)
         notes = [f"{note.code}: {note.found}" for note in wav.notes]
         try:
             blocks = partial(wav.blocks, _BLOCK_FRAMES)
@@ -219,7 +220,10 @@ def _by_libsndfile(path: Path, file: IO[bytes], folder: Path | None, loudness: L
         raise EnvironmentFault(f"{path}: the package soundfile is not installed: pip install soundfile") from error
     _require_end_of_ogg(path, file)
     try:
-        with soundfile.SoundFile(file) as sound:
+        # Without its name, by which soundfile takes headerless formats for what they are called.
+        with soundfile.SoundFile(file.fileno(), closefd=False) as sound:
+            known = sound.frames if sound.frames < _UNKNOWN_FRAMES else 0
+            _require_form(path, sound.samplerate, sound.channels, known)
 
             def blocks() -> Iterator[F32]:
                 sound.seek(0)
@@ -282,6 +286,17 @@ def _checked(path: Path, blocks: Iterator[F32]) -> Iterator[F32]:
         raise DataError(f"{path}: sound expected, found {count} samples of one value: check the recording")
 
 
+def _require_form(path: Path, rate_hz: float, channels: int, count: int = 0) -> None:
+    """Refuse a rate, channels and a number of samples of each that no recording has: memory would follow from them."""
+    if not (MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ and 1 <= channels <= MAX_CHANNELS):
+        raise DataError(
+            f"{path}: {MIN_RATE_HZ} to {MAX_RATE_HZ} samples per second in 1 to {MAX_CHANNELS} channels expected, "
+            f"found {rate_hz} in {channels}: export it again"
+        )
+    if count > LONGEST_S * rate_hz:
+        raise DataError(f"{path}: at most {LONGEST_S / 3600:g} h of audio expected, found more: cut it")
+
+
 def _mel_of(
     path: Path,
     blocks: Callable[[], Iterator[F32]],
@@ -292,11 +307,14 @@ def _mel_of(
 ) -> Heard:
     """Return the log-mel of blocks (n,) or (n, channels), which may be read twice; `form`: rate in Hz and channels."""
     rate_hz, channels = form
-
+    _require_form(path, rate_hz, channels)
     cancelled = Cancellation()
 
     def mixed() -> Iterator[F32]:
+        read = 0
         for block in blocks():
+            read += len(block)
+            _require_form(path, rate_hz, channels, read)
             found = mix_down(block)
             cancelled.add(block, found)
             yield found

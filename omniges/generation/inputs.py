@@ -24,6 +24,7 @@ from omniges.features.gesture import LAYOUT, gesture_from_motion
 from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import (
     FRAMES_PER_TICK,
+    LONGEST_S,
     MEL_FRAMES_PER_TICK,
     MOST_AUDIO_LONGER_S,
     MOST_MOTION_LONGER_S,
@@ -179,7 +180,13 @@ def given_audio(heard: Heard, name: str, path: str, digest: str) -> Given:
     return Given("audio", name, heard.ticks, heard.mel, path, digest, tuple(heard.remarks))
 
 
-def read_text(source: str, codec: SlotCodec | None, rate: SpeakingRate | None, seconds: float | None = None) -> Given:
+def read_text(
+    source: str,
+    codec: SlotCodec | None,
+    rate: SpeakingRate | None,
+    seconds: float | None = None,
+    most_s: float | None = None,
+) -> Given:
     """Read words from a TextGrid, or from plain text with times estimated by a speaking rate.
 
     Args:
@@ -187,6 +194,7 @@ def read_text(source: str, codec: SlotCodec | None, rate: SpeakingRate | None, s
         codec: Tokenizer of text slots; None: the model's text is latents, which need only words.
         rate: Speaking rate for plain text.
         seconds: Length of the other streams of the input; None: the file defines the length.
+        most_s: Length that the input will be cut to, if the file claims one that no input has.
 
     Returns:
         The text stream.
@@ -208,6 +216,9 @@ def read_text(source: str, codec: SlotCodec | None, rate: SpeakingRate | None, s
         words, length_s, remarks = _plain(path, data, rate)
     if seconds is not None and length_s is not None:
         remarks += _compare_lengths(path, words, length_s, seconds)
+    if length_s is not None and length_s > LONGEST_S and most_s is not None:
+        remarks.append(f"cut to {most_s:g} s of {length_s:g} s")
+        length_s = most_s
     return given_words(words, codec, length_s if seconds is None else seconds, name, (path, sha256_hex(data)), remarks)
 
 
@@ -253,6 +264,11 @@ def given_words(
     ticks = int(TICKS_PER_SECOND * length_s + 1e-6)
     if ticks < 1:
         raise DataError(f"{path}: at least 0.1 s expected, found {length_s:.3f} s")
+    if length_s > LONGEST_S:
+        raise DataError(
+            f"{path}: at most {LONGEST_S / 3600:g} h expected, found a length of {length_s:g} s: correct it, or cut it "
+            "with --seconds"
+        )
     inside = [word for word in words if word["start"] * TICKS_PER_SECOND < ticks]
     if not inside:
         raise DataError(f"{path}: words in the first {ticks / TICKS_PER_SECOND:.1f} s expected, found none")
@@ -557,7 +573,7 @@ def _of_files(
     # The last word ends before the recording does, so another stream defines the length if there is one.
     length_s = min((one.ticks for one in given), default=0) / TICKS_PER_SECOND or None
     if "text" in files:
-        given.append(read_text(files["text"], reading.slots, rate, length_s))
+        given.append(read_text(files["text"], reading.slots, rate, length_s, sources.seconds))
     body = next((one.body for one in given if one.body is not None), None)
     return cut_input(Input(name, 0, tuple(given), body=body), sources.seconds, reading)
 
@@ -585,6 +601,10 @@ def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
             f"{MOST_MOTION_LONGER_S:g} s longer than audio expected, found {found}: give files that belong together"
         )
     ticks = min(lengths) if seconds is None else min(*lengths, int(seconds * TICKS_PER_SECOND + 1e-6))
+    if ticks > LONGEST_S * TICKS_PER_SECOND:
+        raise DataError(
+            f"{item.name}: at most {LONGEST_S / 3600:g} h expected, found {ticks / TICKS_PER_SECOND:g} s: cut it"
+        )
     ticks -= ticks % reading.tick_multiple
     if not ticks:
         least_s = reading.tick_multiple / TICKS_PER_SECOND

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from omniges.codecs.settings import named_folder
 from omniges.errors import UsageFault
-from omniges.features.timebase import TICKS_PER_SECOND
+from omniges.features.timebase import LONGEST_S, TICKS_PER_SECOND
 from omniges.model.tasks import TASKS, SamplingSettings, Task
-from omniges.options import about, check, declared, did_you_mean, option
+from omniges.options import about, check, declared, did_you_mean, option, shown
 from omniges.shards.schema import Split
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ class Sources:
         None,
         "Largest length of a result in seconds; its length where there is no condition.",
         least=1 / TICKS_PER_SECOND,
+        most=LONGEST_S,
         shown="all",
     )
 
@@ -191,6 +192,17 @@ class GenerateSettings:
         if self.vocoder is not None and "audio" not in task.targets:
             raise UsageFault("--vocoder: this task produces no audio; remove it")
         require_guidable(task, self.sampling, self.conditions)
+        self._refuse_names_of_bytes()
+
+    def _refuse_names_of_bytes(self) -> None:
+        """Refuse file names that no record, which is JSON in UTF-8, can name: before anything is generated."""
+        files = [(f"--{name}", file) for name in ("audio", "text", "gesture") for file in self.sources.files(name)]
+        others = {"--shards": self.sources.shards, "--checkpoint": self.checkpoint, "--vocoder": self.vocoder}
+        for flag, file in (*files, *others.items(), *(("--codec", folder) for _, folder in self.codecs)):
+            try:
+                str(file).encode()
+            except UnicodeEncodeError as error:
+                raise UsageFault(f"{flag} {shown(file)}: a name in UTF-8 expected: rename it") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,3 +105,38 @@ def test_what_a_low_rate_cannot_hold_is_said() -> None:
 def test_silence_and_what_is_no_number_are_refused(samples: npt.NDArray[np.float32]) -> None:
     with pytest.raises(DataError, match=r"sound expected|finite samples expected"):
         hear_samples(samples, 16000, None)
+
+
+@pytest.mark.parametrize(("rate_hz", "channels"), [(1, 1), (999, 1), (768_001, 1), (16000, 33)])
+def test_a_rate_that_no_recording_has_is_refused_before_it_is_resampled(
+    tmp_path: Path, rate_hz: int, channels: int
+) -> None:
+    samples = np.random.default_rng(0).normal(0, 0.1, (60_000, channels)).astype(np.float32)
+    with pytest.raises(DataError, match="samples per second in 1 to 32 channels expected"):
+        hear_samples(samples, rate_hz, tmp_path)
+    if channels == 1 and rate_hz < 999:
+        soundfile.write(tmp_path / "a.flac", samples, rate_hz)
+        with pytest.raises(DataError, match="samples per second in 1 to 32 channels expected"):
+            hear(tmp_path / "a.flac", tmp_path)
+
+
+def test_more_than_a_day_of_audio_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its header where it says so, else once so much was read."""
+    monkeypatch.setattr(audio, "LONGEST_S", 1.0)
+    monkeypatch.setattr(audio, "_BLOCK_FRAMES", 4099)
+    for name in ("a.wav", "a.flac"):
+        soundfile.write(tmp_path / name, sound(16000, 1.1, 1), 16000)
+        with pytest.raises(DataError, match="at most .* h of audio expected"):
+            hear(tmp_path / name, tmp_path)
+        soundfile.write(tmp_path / name, sound(16000, 1.0, 1), 16000)
+        assert hear(tmp_path / name, tmp_path).ticks == 10
+
+
+@pytest.mark.parametrize("name", ["a.raw", "a.RAW", "a", "a.vox", "a.mp3"])
+def test_a_file_is_what_it_holds_whatever_it_is_called(tmp_path: Path, name: str) -> None:
+    soundfile.write(tmp_path / "a.flac", sound(16000, 1.0, 1), 16000)
+    (tmp_path / "a.flac").rename(tmp_path / name)
+    assert hear(tmp_path / name, tmp_path).ticks == 10
+    (tmp_path / name).write_bytes(b"no audio" * 99)
+    with pytest.raises(DataError, match="audio that libsndfile can read expected"):
+        hear(tmp_path / name, tmp_path)

@@ -1,0 +1,62 @@
+"""No length that a file or a person states decides how much memory is taken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omniges.errors import DataError, UsageFault
+from omniges.features.text_slots import SlotCodec
+from omniges.features.timebase import LONGEST_S
+from omniges.formats.textgrid import WordInterval, encode_words
+from omniges.generation.inputs import Input, Reading, cut_input, given_words, read_text
+from omniges.generation.settings import GenerateSettings, Sources
+from omniges.shards.dataset import train_tokenizer
+
+WORDS = [{"word": "tiger", "start": 0.5, "end": 1.0}]
+
+
+@pytest.fixture(scope="module")
+def codec() -> SlotCodec:
+    return SlotCodec(train_tokenizer({"tiger": 3}))
+
+
+def textgrid(folder: Path, xmax: str) -> str:
+    path = folder / "a.TextGrid"
+    text = encode_words([WordInterval("tiger", 0.5, 1.0)], 86_399.5).decode()
+    path.write_text(text.replace("86399.5", xmax))
+    return str(path)
+
+
+@pytest.mark.parametrize("xmax", ["1e12", "86401", "1e300"])
+def test_a_textgrid_of_any_length_is_refused_or_cut(xmax: str, tmp_path: Path, codec: SlotCodec) -> None:
+    path = textgrid(tmp_path, xmax)
+    with pytest.raises(DataError, match="at most 24 h expected, found a length of"):
+        read_text(path, codec, None)
+    cut = read_text(path, codec, None, most_s=5.0)
+    assert cut.ticks == 50
+    assert any(remark.startswith("cut to 5 s of ") for remark in cut.remarks)
+    assert read_text(path, codec, None, 2.0).ticks == 20  # another stream tells the length
+
+
+@given(st.floats(LONGEST_S, allow_nan=False, exclude_min=True))
+def test_longer_than_a_day_is_refused_before_anything_is_made(codec: SlotCodec, seconds: float) -> None:
+    with pytest.raises(UsageFault, match="--seconds"):
+        Sources(seconds=seconds)
+    with pytest.raises(DataError, match="at most 24 h expected"):
+        given_words(WORDS, codec, min(seconds, 1e300), "a", ("a", ""))
+    with pytest.raises(DataError, match="at most 24 h expected"):
+        cut_input(Input("a", int(min(seconds, 1e300)) * 10 + 10, ()), None, Reading(slots=None))
+
+
+@pytest.mark.parametrize("flag", ["audio", "gesture", "text", "shards", "checkpoint"])
+def test_a_file_name_that_is_no_text_is_refused_before_anything_is_made(flag: str) -> None:
+    path = Path("n\udcff.wav")
+    of_sources = {} if flag == "checkpoint" else {flag: path if flag == "shards" else (path,)}
+    checkpoint = path if flag == "checkpoint" else Path("run")
+    with pytest.raises(UsageFault, match=rf"--{flag} .*a name in UTF-8 expected") as caught:
+        GenerateSettings(checkpoint=checkpoint, task="a2g", out=Path("o"), sources=Sources(**of_sources))
+    str(caught.value).encode()
