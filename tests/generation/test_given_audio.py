@@ -126,7 +126,7 @@ def test_more_than_a_day_of_audio_is_refused(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(audio, "_BLOCK_FRAMES", 4099)
     for name in ("a.wav", "a.flac"):
         soundfile.write(tmp_path / name, sound(16000, 1.1, 1), 16000)
-        with pytest.raises(DataError, match="at most .* h of audio expected"):
+        with pytest.raises(DataError, match="h of audio expected, found more"):
             hear(tmp_path / name, tmp_path)
         soundfile.write(tmp_path / name, sound(16000, 1.0, 1), 16000)
         assert hear(tmp_path / name, tmp_path).ticks == 10

@@ -44,7 +44,7 @@ def test_a_textgrid_of_any_length_is_refused_or_cut(xmax: str, tmp_path: Path, c
 
 @given(st.floats(LONGEST_S, allow_nan=False, exclude_min=True))
 def test_longer_than_a_day_is_refused_before_anything_is_made(codec: SlotCodec, seconds: float) -> None:
-    with pytest.raises(UsageFault, match="--seconds"):
+    with pytest.raises(UsageFault, match="at most 86400"):
         Sources(seconds=seconds)
     with pytest.raises(DataError, match="at most 24 h expected"):
         given_words(WORDS, codec, min(seconds, 1e300), "a", ("a", ""))
@@ -57,6 +57,7 @@ def test_a_file_name_that_is_no_text_is_refused_before_anything_is_made(flag: st
     path = Path("n\udcff.wav")
     of_sources = {} if flag == "checkpoint" else {flag: path if flag == "shards" else (path,)}
     checkpoint = path if flag == "checkpoint" else Path("run")
-    with pytest.raises(UsageFault, match=rf"--{flag} .*a name in UTF-8 expected") as caught:
+    with pytest.raises(UsageFault, match="a name in UTF-8 expected") as caught:
         GenerateSettings(checkpoint=checkpoint, task="a2g", out=Path("o"), sources=Sources(**of_sources))
+    assert f"--{flag} " in str(caught.value)
     str(caught.value).encode()
