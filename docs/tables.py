@@ -78,7 +78,7 @@ def _rows(command: Callable[..., None]) -> Iterator[str]:
         if isinstance(said, typer.models.OptionInfo):
             names = [*([said.default] if isinstance(said.default, str) else []), *(said.param_decls or ())]
             names = [part for name in names for part in name.split("/")] or [as_flag(parameter.name)]
-            value = (said.metavar or "").replace("|", r"\|")
+            value = _choices(said.metavar or "")
             cells = ", ".join(f"`{name} {value}`" if value else f"`{name}`" for name in names)
             setting = settings.get(parameter.name)
             default = "none" if setting is None and value else "off" if setting is None else _default(setting)
@@ -94,6 +94,11 @@ def _default(setting: Setting) -> str:
         return "off" if setting.kind is bool else "none"
     in_words = setting.option.shown is not None and (setting.option.parse is None or not setting.default)
     return _plain(words) if in_words else f"`{words}`"
+
+
+def _choices(metavar: str) -> str:
+    """Return a placeholder whose choices a table shows alike on every site: ``{a,b}`` in place of ``a|b``."""
+    return f"{{{metavar.replace('|', ',')}}}" if "|" in metavar else metavar
 
 
 def _plain(text: str) -> str:

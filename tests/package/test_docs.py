@@ -134,6 +134,14 @@ class TestExamples:
         assert words[1] in COMMANDS, page
         COMMANDS[words[1]].make_context(words[1], words[2:])  # raises on a flag or value that does not exist
 
+    @pytest.mark.parametrize(("page", "words"), shell_lines(), ids=lambda value: str(value)[:60])
+    def test_they_have_the_names_that_help_shows(self, page: str, words: list[str]) -> None:
+        """Former names parse, but nobody should learn them."""
+        command = COMMANDS[words[1]]
+        command = getattr(command, "commands", {}).get(words[2], command) if len(words) > 2 else command
+        shown = {flag for each in command.params for flag in (*each.opts, *each.secondary_opts)}
+        assert {word.partition("=")[0] for word in words[2:] if word.startswith("-") and word != "-"} <= shown, page
+
     @pytest.mark.parametrize("path", PAGES, ids=name_of)
     def test_make_targets_exist(self, path: Path) -> None:
         targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
