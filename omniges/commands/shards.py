@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +11,8 @@ import typer
 from omniges.codecs.settings import EncodeSettings
 from omniges.commands.common import echo, make_console, resumable, with_flags
 from omniges.errors import UsageFault
-from omniges.options import about, check, declared, option
+from omniges.exchange.settings import ExportSettings
+from omniges.options import check, declared, option
 from omniges.pipeline.settings import PreprocessSettings
 from omniges.progress import printable
 from omniges.testing.settings import CorpusSettings
@@ -121,28 +122,25 @@ def encode(settings: EncodeSettings) -> None:
     echo("\n".join(map(printable, summary.lines)))
 
 
-@declared
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportSettings:
-    """Settings of `omniges export`."""
-
-    output_dir: Path = field(metadata=about("New or empty folder for the files.", "--output-dir", "-o", was=("out",)))
-    shards: Path = option(Path("shards"), "Folder of shards.")
-    keys: tuple[str, ...] = option((), "Write only these samples, by key or stem.", "--key", commas=True, shown="all")
-
-    def __post_init__(self) -> None:
-        """Bring the values into their types."""
-        check(self)
-
-
 @with_flags()
 def export(settings: ExportSettings) -> None:
-    """Write shards back as BEAT2 files: NPZ, TextGrid, and WAV where the audio was kept."""
-    from omniges.pipeline.export import export as run
+    """Write shards, results or motion files in formats of other tools.
+
+    Without PATH and with the format npz, shards are written back as BEAT2 files.
+    """
     from omniges.progress import counter
 
     with counter("samples") as count:
-        summary = run(settings.shards, settings.output_dir, settings.keys, count)
+        if settings.format == "npz" and not settings.paths:
+            from omniges.pipeline.export import export as run
+
+            summary = run(settings.shards, settings.output_dir, settings.keys, count)
+        else:
+            from omniges.exchange.export import export_motion
+
+            exported = export_motion(settings, count)
+            echo(exported.described)
+            return
     audio = f"{summary.with_audio} with audio" if summary.with_audio else "no audio in these shards"
     lacking = {"motion": summary.samples - summary.with_motion, "text": summary.samples - summary.with_text}
     without = "".join(f", {count} without {name}" for name, count in lacking.items() if count)

@@ -21,7 +21,7 @@ from omniges.exchange.arkit import FaceMatrix, encode_csv, matrix_from_array
 from omniges.exchange.bvh import encode_bvh
 from omniges.exchange.gltf import encode_glb
 from omniges.exchange.settings import ENDINGS, ExportSettings
-from omniges.exchange.tracks import Track, load_tracks
+from omniges.exchange.tracks import Track, find_tracks
 from omniges.features.body import BodyModel
 from omniges.features.gesture import BETAS
 from omniges.features.skeleton import GENERIC, Skeleton
@@ -48,13 +48,24 @@ class ExportedMotion:
     clipped: int = 0
     """Blendshape weights that lay outside of 0 to 1."""
 
+    @property
+    def described(self) -> str:
+        """The counts as one line."""
+        counts = {
+            "skipped without motion": self.without_motion,
+            "with parts at rest that have no data": self.at_rest,
+            "weights clipped to 0 or 1": self.clipped,
+        }
+        more = "".join(f", {count} {what}" for what, count in counts.items() if count)
+        return f"{self.written} files written to {self.folder}{more}"
 
-def export_motion(settings: ExportSettings, progress: Callable[[int], None] | None = None) -> ExportedMotion:
+
+def export_motion(settings: ExportSettings, progress: Callable[[int, int], None] | None = None) -> ExportedMotion:
     """Write the motion of shards, results or files in another tool's format, a file for each.
 
     Args:
         settings: sources, format and folder.
-        progress: called with the number of samples done.
+        progress: called with (done, total) samples.
 
     Returns:
         Counts.
@@ -70,7 +81,9 @@ def export_motion(settings: ExportSettings, progress: Callable[[int], None] | No
     encode = _encoder(settings)
     counts, used = ExportedMotion(out), set[str]()
     with new_folder(out):
-        for done, track in enumerate(load_tracks(settings.paths or [settings.shards], settings.keys), 1):
+        tracks = find_tracks(settings.paths or [settings.shards], settings.keys)
+        for done, load in enumerate(tracks, 1):
+            track = load()
             if track.motion is None or (settings.format == "arkit-csv" and "face" in track.absent):
                 counts.without_motion += 1
             else:
@@ -79,7 +92,7 @@ def export_motion(settings: ExportSettings, progress: Callable[[int], None] | No
                 counts.written += 1
                 counts.at_rest += bool(track.absent)
             if progress:
-                progress(done)
+                progress(done, len(tracks))
     return counts
 
 

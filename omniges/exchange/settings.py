@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
 from omniges.errors import UsageFault
-from omniges.options import check, option
+from omniges.options import about, check, declared, option
 
 Format = Literal["npz", "bvh", "glb", "fbx", "arkit-csv"]
 ENDINGS: Final = {"npz": "npz", "bvh": "bvh", "glb": "glb", "fbx": "fbx", "arkit-csv": "csv"}
 
 
+@declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportSettings:
-    """All settings of `omniges export`."""
+    """Settings of `omniges export`."""
 
+    output_dir: Path = field(metadata=about("New or empty folder for the files.", "--output-dir", "-o", was=("out",)))
     paths: tuple[Path, ...] = option(
         (),
-        "Motion files (.npz), or folders of them such as results of generate; without any, shards are exported.",
+        "Motion files (.npz), folders of them, or results of generate; without any, the samples of --shards.",
         argument=True,
-        metavar="[PATH]...",
+        metavar="PATH",
     )
-    output_dir: Path = option(Path("export"), "New or empty folder for the files.", "--output-dir", "-o")
     shards: Path = option(Path("shards"), "Folder of shards.")
-    keys: tuple[str, ...] = option((), "Only these samples, by key or stem.", "--key", commas=True, shown="all")
+    keys: tuple[str, ...] = option((), "Write only these samples, by key or stem.", "--key", commas=True, shown="all")
     format: Format = option(
         "npz",
-        "npz: BEAT2 files, with TextGrid, and WAV where shards kept the audio. bvh, glb, fbx: skeleton and motion; fbx "
-        "needs Blender. arkit-csv: blendshape weights of the face, by --arkit-matrix.",
+        "npz: BEAT2 files, of shards with TextGrid and kept audio too. bvh, glb, fbx: skeleton and motion; fbx needs "
+        "Blender. arkit-csv: blendshape weights of the face, by --arkit-matrix.",
     )
-    body_model: Path | None = option(None, "SMPL-X model, .npz, for bone lengths.", shown="generic skeleton")
+    body_model: Path | None = option(None, "SMPL-X model, .npz, for the bone lengths.", shown="generic skeleton")
     arkit_matrix: Path | None = option(
-        None, "Matrix between ARKit weights and FLAME coefficients, .npy, for arkit-csv.", shown="none"
+        None, "Matrix, .npy, from ARKit weights to FLAME coefficients or back, for arkit-csv."
     )
     blender: str = option("blender", "Blender's program, for fbx; the Python package bpy works too.", metavar="PROGRAM")
 
@@ -41,8 +42,8 @@ class ExportSettings:
         """Check the settings; raise UsageFault for values that contradict each other."""
         check(self)
         if (self.format == "arkit-csv") != (self.arkit_matrix is not None):
-            raise UsageFault("--arkit-matrix: a matrix file expected with --format arkit-csv, and only there")
+            raise UsageFault("--arkit-matrix: a file expected with --format arkit-csv, and with no other format")
         if self.paths and self.keys:
-            raise UsageFault("--key: samples of shards expected, found files: name the files to export instead")
+            raise UsageFault("--key: samples of shards expected, found paths: name the files to export instead")
         if self.body_model and self.format in {"npz", "arkit-csv"}:
             raise UsageFault(f"--body-model: bone lengths do not change {self.format}: remove it")

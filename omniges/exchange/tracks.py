@@ -127,7 +127,13 @@ class _Found:
 
 
 def load_tracks(paths: Sequence[str | Path], keys: Sequence[str] = ()) -> Iterator[Track]:
-    """Find the tracks of paths, and yield them one after the other.
+    """Yield the tracks of paths one after the other, as `find_tracks` finds them."""
+    for load in find_tracks(paths, keys):
+        yield load()
+
+
+def find_tracks(paths: Sequence[str | Path], keys: Sequence[str] = ()) -> list[Callable[[], Track]]:
+    """Find the tracks of paths without loading them.
 
     Of a folder of shards beside other paths, only the samples whose clips those have are loaded.
 
@@ -136,8 +142,8 @@ def load_tracks(paths: Sequence[str | Path], keys: Sequence[str] = ()) -> Iterat
             and TextGrids; ``LABEL=PATH`` gives the tracks of a path a name.
         keys: Samples of folders of shards, by key or stem.
 
-    Yields:
-        The tracks, in the order of the paths; those of one clip have different names.
+    Returns:
+        Functions that load a track each, in the order of the paths; tracks of one clip have different names.
 
     Raises:
         UsageFault: A path holds nothing of this kind, or a key is unknown.
@@ -151,8 +157,7 @@ def load_tracks(paths: Sequence[str | Path], keys: Sequence[str] = ()) -> Iterat
         chosen += [replace(found, name=label or found.name) for found in here]
     if not chosen:
         raise UsageFault(f"{paths[0]}: samples, results or motion files expected, found none")
-    for found, name in zip(chosen, _distinct(chosen), strict=True):
-        yield found.load(found.clip, name)
+    return [partial(found.load, found.clip, name) for found, name in zip(chosen, _distinct(chosen), strict=True)]
 
 
 def _labelled(given: str | Path) -> tuple[str, Path]:
