@@ -40,7 +40,7 @@ from six_tasks import generate as made_windows
 from omniges.features.body import joint_positions
 from omniges.features.text_slots import SlotCodec
 from omniges.features.timebase import FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
-from omniges.generation.audio import Held, hear
+from omniges.generation.audio import Held, read_log_mel
 from omniges.generation.long_form import Timeline, WindowSettings, sample_timelines, window_starts
 from omniges.generation.sampler import Loaded, load
 from omniges.generation.writers import valid_motion
@@ -255,10 +255,10 @@ def main() -> None:
 
 def mel_of(audio: npt.NDArray[np.float32], folder: Path) -> Held:
     """Return the mel spectrogram of a waveform, read from a file."""
-    path = folder / "heard.wav"
+    path = folder / "read.wav"
     soundfile.write(path, audio, SAMPLE_RATE_HZ)
-    heard = hear(path, None)
-    return Held(heard.mel.rows(0, 10 * heard.ticks))
+    loaded = read_log_mel(path, None)
+    return Held(loaded.mel.rows(0, 10 * loaded.ticks))
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ class EncodeSummary:
 
     @property
     def lines(self) -> list[str]:
-        """Summary for people."""
+        """Summary as lines of text."""
         found = [f"{name}: its latents are in {self.folder} already" for name in self.there]
         if self.encoded:
             names = ", ".join(entry.name for entry in self.encoded)

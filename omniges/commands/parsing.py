@@ -1,4 +1,4 @@
-"""How command lines are read: names as people write them, and errors in one line."""
+"""Parsing of command lines: accepted forms of option names, and errors of one line."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typer.core import TyperCommand
 from omniges.options import refuse_unknown
 
 UsageError: Final = cast("type[Exception]", typer.BadParameter.__mro__[1])
-"""What Typer raises for a command line that it cannot read; Typer does not export the class."""
+"""Typer's exception for an invalid command line; Typer does not export the class."""
 
 
 def present_words(
     words: Iterable[str], values: Mapping[str, int], present: Mapping[str, str]
 ) -> tuple[list[str], list[str]]:
-    """Return a command line with the present names of its options; values are left as they are.
+    """Return a command line with the present names of its options and unchanged values.
 
     Args:
         words: Arguments of a command; ``--max_train_steps=8`` has an option's name with underscores.
-        values: By each option of the command, how many values follow it.
-        present: Options by their other names.
+        values: By option of the command, the number of values after it.
+        present: Present names of options by their other names.
 
     Returns:
-        The arguments, and those options that are not known, as they were written.
+        The arguments, and the unknown options as they were written.
     """
     found: list[str] = []
     unknown: list[str] = []
@@ -50,10 +50,21 @@ class Command(TyperCommand):
     """A command whose options may be written with underscores or by their other names."""
 
     present: ClassVar[Mapping[str, str]] = {}
-    """Options by their other names."""
+    """Present names of options by their other names."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse a command line; raises UsageFault that names every unknown option."""
+        """Parse a command line.
+
+        Args:
+            ctx: Typer's context.
+            args: The arguments.
+
+        Returns:
+            The remaining arguments.
+
+        Raises:
+            UsageFault: Options are unknown; the error names all of them.
+        """
         values = {
             name: 0 if getattr(each, "is_flag", False) else each.nargs
             for each in self.get_params(ctx)
@@ -74,15 +85,15 @@ class Command(TyperCommand):
 
 
 def command_class(function: Callable[..., None]) -> type[Command]:
-    """Return the class of a command whose options have the other names that their declarations say."""
+    """Return the command class of a function, with the other names of its options."""
     return type("Command", (Command,), {"present": getattr(function, "present", {})})
 
 
 def usage_line(error: Any) -> str:
-    """Return an error of Typer as one line that says where help is."""
+    """Return an error of Typer as one line that names the command for help."""
     help_at = f"{error.ctx.command_path} --help" if getattr(error, "ctx", None) else "omniges --help"
     if hasattr(error, "param_type") and error.param is not None:
         names: Sequence[str] = error.param.opts if error.param.param_type_name == "option" else [error.param.metavar]
-        return f"{max(names, key=len)}: it is needed, and was not given: see {help_at}"
+        return f"{max(names, key=len)}: it is required, but was not given: see {help_at}"
     text = " ".join(error.format_message().split()).rstrip(".")
     return f"{text[:1].lower()}{text[1:]}: see {help_at}"

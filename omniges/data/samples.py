@@ -195,7 +195,7 @@ class ShardSet:
         min_seconds: float = 0.0,
         max_seconds: float | None = None,
     ) -> ShardSet:
-        """Return the samples that pass all filters; an empty filter lets all pass.
+        """Return the samples that pass all filters; an empty filter has no effect.
 
         Args:
             split: ``train``, ``val``, ``test`` or ``additional``.

@@ -45,7 +45,7 @@ def keep_labelled(
         left: (N,) rows that earlier filters leave.
         name: Name of the column, for the error.
         values: The column.
-        wanted: Texts of which one must be in the row; empty lets all rows pass.
+        wanted: Texts of which one must be in the row; empty: all rows pass.
         also: (N,) rows that pass whatever their text.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Windows of shards as a map-style torch dataset, for people's own models.
+"""Windows of shards as a map-style torch dataset, for models outside of omniges.
 
 `WindowDataset` gives any subset of the arrays of a window of whole ticks (0.1 s), raw or normalized. Each item is read
 from a memory map by byte range, so a window costs its own bytes and no more.

@@ -216,7 +216,7 @@ def train_rows(shards: scores.Recordings, instruments: Instruments) -> list[Mani
         Their rows.
 
     Raises:
-        UsageFault: No such recording exists, and mean speeds are needed.
+        UsageFault: No recording has a complete body, and mean speeds are needed.
     """
     rows = [row for row in shards.rows if row.split == "train" and set(BODY_PARTS) <= set(row.present)]
     if not rows and instruments.mean_speeds_m_s is None:

@@ -1,7 +1,7 @@
 """ARKit blendshape weights of facial expressions, by a matrix that the user supplies.
 
 BEAT2's expressions are FLAME coefficients. Published matrices map ARKit weights to them (rows: ARKit shapes); their
-pseudo-inverse maps back. A matrix of the other direction (rows: FLAME coefficients) is used as it is.
+pseudo-inverse maps back. A matrix of the other direction (rows: FLAME coefficients) is used unchanged.
 """
 
 from __future__ import annotations

@@ -328,7 +328,7 @@ def checked_rate(rate_hz: float, name: str) -> int:
     """Return a frame rate that can be reduced to 30; refuse others.
 
     Args:
-        rate_hz: Frames per second; 59.9999885559082 is taken for 60.
+        rate_hz: Frames per second; 59.9999885559082 counts as 60.
         name: Name of the value, for errors.
 
     Returns:

@@ -128,7 +128,7 @@ class Spool:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class LoadedAudio:
     """The log-mel of an audio file, and warnings about it; it covers all complete ticks."""
 
     mel: Spool
@@ -151,7 +151,7 @@ class _FileBytes:
         return os.pread(self._descriptor, max(0, stop - start), start)
 
 
-def hear(path: Path, folder: Path | None, loudness: Loudness = "none") -> Heard:
+def read_log_mel(path: Path, folder: Path | None, loudness: Loudness = "none") -> LoadedAudio:
     """Return the log-mel of an audio file.
 
     Args:
@@ -178,10 +178,10 @@ def hear(path: Path, folder: Path | None, loudness: Loudness = "none") -> Heard:
             raise fault.refusal(path) from fault
 
 
-def hear_samples(
+def log_mel_of_samples(
     samples: npt.NDArray[np.floating], rate_hz: int, folder: Path | None, loudness: Loudness = "none"
-) -> Heard:
-    """Return the log-mel of samples; see `hear` for files.
+) -> LoadedAudio:
+    """Return the log-mel of samples in memory; see `read_log_mel` for files.
 
     Args:
         samples: Samples (N,) or (N, channels), nominally in [−1, 1].
@@ -213,7 +213,7 @@ def _wav(path: Path, file: IO[bytes]) -> WavStream | None:
         raise fault.refusal(path) from fault
 
 
-def _by_libsndfile(path: Path, file: IO[bytes], folder: Path | None, loudness: Loudness) -> Heard:
+def _by_libsndfile(path: Path, file: IO[bytes], folder: Path | None, loudness: Loudness) -> LoadedAudio:
     try:
         import soundfile  # noqa: PLC0415 - libsndfile, only where audio is given
     except ModuleNotFoundError as error:
@@ -304,7 +304,7 @@ def _mel_of(
     folder: Path | None,
     loudness: Loudness,
     notes: Sequence[str] = (),
-) -> Heard:
+) -> LoadedAudio:
     """Return the log-mel of blocks (n,) or (n, channels), which may be read twice; `form`: rate in Hz and channels."""
     rate_hz, channels = form
     _require_form(path, rate_hz, channels)
@@ -346,7 +346,7 @@ def _mel_of(
     if rate_hz != SAMPLE_RATE_HZ:
         lost = f", with nothing above {rate_hz / 2:g} Hz" if rate_hz < SAMPLE_RATE_HZ else ""
         remarks.append(f"{rate_hz} Hz resampled to {SAMPLE_RATE_HZ} Hz{lost}")
-    return Heard(mel, ticks, remarks)
+    return LoadedAudio(mel, ticks, remarks)
 
 
 def _resampled(blocks: Iterator[F32], rate_hz: int) -> Iterator[F32]:

@@ -33,7 +33,7 @@ from omniges.features.timebase import (
 )
 from omniges.formats.npz import Motion, decode_motion
 from omniges.formats.textgrid import decode_words, is_textgrid
-from omniges.generation.audio import ROWS_PER_TICK, Heard, Held, Spool, hear
+from omniges.generation.audio import ROWS_PER_TICK, Held, LoadedAudio, Spool, read_log_mel
 from omniges.generation.conditions import recording_of_sample
 from omniges.generation.settings import Sources
 from omniges.generation.word_timing import SpeakingRate, learn_rate, timed_words
@@ -159,17 +159,17 @@ def read_audio(path: Path, folder: Path | None = None, loudness: Loudness = "non
         DataError: The audio is damaged, silent or shorter than a tick.
     """
     _require_file(path)
-    heard = hear(path, folder, loudness)
+    loaded = read_log_mel(path, folder, loudness)
     with os_errors(path, "read"):
         digest = file_sha256(path)
-    return given_audio(heard, path.stem, str(path), digest)
+    return given_audio(loaded, path.stem, str(path), digest)
 
 
-def given_audio(heard: Heard, name: str, path: str, digest: str) -> Given:
+def given_audio(loaded: LoadedAudio, name: str, path: str, digest: str) -> Given:
     """Return loaded audio as a stream of an input.
 
     Args:
-        heard: The log-mel.
+        loaded: The log-mel of the audio.
         name: Name of the results.
         path: Path of the file, for records.
         digest: Its sha256.
@@ -177,7 +177,7 @@ def given_audio(heard: Heard, name: str, path: str, digest: str) -> Given:
     Returns:
         The audio stream.
     """
-    return Given("audio", name, heard.ticks, heard.mel, path, digest, tuple(heard.remarks))
+    return Given("audio", name, loaded.ticks, loaded.mel, path, digest, tuple(loaded.remarks))
 
 
 def read_text(

@@ -28,7 +28,7 @@ from omniges.features.timebase import FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER
 from omniges.formats.audio import LOUDEST, encode_wav
 from omniges.formats.npz import encode_motion
 from omniges.formats.textgrid import WordInterval, encode_tiers, encode_words, words_in_order
-from omniges.generation.audio import Held, hear_samples
+from omniges.generation.audio import Held, log_mel_of_samples
 from omniges.generation.conditions import asked_values, values_of
 from omniges.generation.inputs import (
     NEUTRAL,
@@ -564,7 +564,7 @@ def _audio(audio: Path | str | Array, rate_hz: int | None, loudness: Loudness) -
             f"audio: floats in [−1, 1] expected, found some up to {loudest:g}: divide them by full scale, such as 32768"
         )
     digest = sha256_hex(np.ascontiguousarray(samples).tobytes())
-    return given_audio(hear_samples(samples, rate_hz, None, loudness), "audio", "audio", digest)
+    return given_audio(log_mel_of_samples(samples, rate_hz, None, loudness), "audio", "audio", digest)
 
 
 def _gesture(gesture: Path | str | Array) -> Given:

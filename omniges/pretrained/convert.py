@@ -47,7 +47,7 @@ class Conversion:
 
     @property
     def lines(self) -> list[str]:
-        """Summary for people."""
+        """Summary as lines of text."""
         kinds = Counter(fate.kind for fate in self.fates)
         counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         found = [*table_of(self.fates), *self.remarks]
@@ -111,7 +111,7 @@ def is_converted(folder: Path) -> bool:
 
 
 def converted_config(folder: Path) -> dict[str, Any]:
-    """Read the configuration of a converted folder, held against the names and shapes of its weights.
+    """Read the configuration of a converted folder, and compare it with the names and shapes of its weights.
 
     Args:
         folder: The converted folder.

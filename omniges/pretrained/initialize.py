@@ -49,7 +49,7 @@ class Begun:
 
     @property
     def lines(self) -> list[str]:
-        """Summary for people."""
+        """Summary as lines of text."""
         return [f"begins with {self.where}", *table_of(self.fates), *self.remarks]
 
     def provenance(self) -> dict[str, Any]:

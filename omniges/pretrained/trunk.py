@@ -222,7 +222,7 @@ def conversion_fates(
 
 
 def table_of(fates: Iterable[Fate]) -> list[str]:
-    """Return a table for people with one line for each fate, part and reason; blocks are counted together."""
+    """Return a table with one line for each fate, part and reason; blocks are counted together."""
     groups: dict[tuple[FateKind, str, str], list[int]] = {}
     for fate in fates:
         groups.setdefault((fate.kind, _part(fate), fate.reason), []).append(fate.numbers)

@@ -127,7 +127,7 @@ class Begun:
 
         Args:
             document: Settings that decide output bytes.
-            anew: Whether --force is set.
+            anew: True if --force is set.
 
         Returns:
             The record.

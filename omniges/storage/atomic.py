@@ -106,7 +106,7 @@ def refuse_links(folder: Path, names: Sequence[str]) -> None:
 
 
 def open_log(path: Path) -> int:
-    """Open a log of JSON lines for appending, and create it if there is none.
+    """Open a log of JSON lines for appending, and create it if it does not exist.
 
     A last line that a kill or a full disk cut off is removed, so that the next one is not glued to it.
 

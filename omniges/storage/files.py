@@ -52,7 +52,7 @@ def open_file(path: Path, root: Path | None = None) -> int:
         The descriptor, which the caller closes.
 
     Raises:
-        DataError: It is no regular file, or a link leads out of `root`.
+        DataError: It is not a regular file, or a link leads out of `root`.
         FileNotFoundError: There is nothing.
         EnvironmentFault: The operating system refuses.
     """
@@ -172,7 +172,7 @@ def read_json(path: Path, remedy: str, root: Path | None = None) -> Any:
 
     Args:
         path: The file.
-        remedy: What a person can do about a damaged file; ends the error's line.
+        remedy: What to do about a damaged file; end of the error's line.
         root: As for `open_file`.
 
     Returns:
@@ -194,7 +194,7 @@ def read_settings(path: Path, remedy: str, root: Path | None = None) -> dict[str
 
     Args:
         path: The file.
-        remedy: What a person can do about a missing or damaged file; ends the error's line.
+        remedy: What to do about a missing or damaged file; end of the error's line.
         root: As for `open_file`.
 
     Returns:

@@ -262,7 +262,7 @@ class Folders:
 
     @contextmanager
     def borrowed(self) -> Iterator[Folder]:
-        """Lend a handle that no other thread uses."""
+        """Yield an open folder that no other thread uses."""
         if self._location.path is not None:
             yield LocalFolder(self._location.path)
             return

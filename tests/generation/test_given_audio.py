@@ -12,7 +12,7 @@ import soundfile
 from omniges.errors import DataError
 from omniges.features.audio import Loudness, log_mel, mix_down, resample
 from omniges.generation import audio
-from omniges.generation.audio import hear, hear_samples
+from omniges.generation.audio import log_mel_of_samples, read_log_mel
 
 
 def sound(rate_hz: int, seconds: float, channels: int) -> npt.NDArray[np.float32]:
@@ -32,19 +32,19 @@ def test_any_file_is_heard_as_the_whole_of_it_would_be(
 ) -> None:
     monkeypatch.setattr(audio, "_BLOCK_FRAMES", 4099)
     soundfile.write(tmp_path / name, sound(rate_hz, 2.03, channels), rate_hz)
-    heard = hear(tmp_path / name, tmp_path)
+    loaded = read_log_mel(tmp_path / name, tmp_path)
     samples, _ = soundfile.read(tmp_path / name, dtype="float32", always_2d=True)
     mono = resample(mix_down(samples), rate_hz)
-    assert heard.ticks == len(mono) // 1600
-    expected = log_mel(mono, 10 * heard.ticks)
-    np.testing.assert_allclose(heard.mel.rows(0, 10 * heard.ticks), expected, rtol=0, atol=2e-4)
+    assert loaded.ticks == len(mono) // 1600
+    expected = log_mel(mono, 10 * loaded.ticks)
+    np.testing.assert_allclose(loaded.mel.rows(0, 10 * loaded.ticks), expected, rtol=0, atol=2e-4)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_samples_are_heard_as_their_file_is(tmp_path: Path) -> None:
     samples = sound(22050, 1.5, 2)
     soundfile.write(tmp_path / "x.wav", samples, 22050, subtype="FLOAT")
-    first, second = hear(tmp_path / "x.wav", None), hear_samples(samples, 22050, None)
+    first, second = read_log_mel(tmp_path / "x.wav", None), log_mel_of_samples(samples, 22050, None)
     np.testing.assert_array_equal(first.mel.rows(0, 150), second.mel.rows(0, 150))
     assert first.remarks == second.remarks == ["2 channels averaged", "22050 Hz resampled to 16000 Hz"]
 
@@ -55,7 +55,7 @@ def test_channels_that_cancel_are_refused(tmp_path: Path, name: str, loudness: L
     one = sound(22050, 1.5, 1)
     soundfile.write(tmp_path / name, np.hstack([one, -0.97 * one]), 22050)
     with pytest.raises(DataError, match=r"wav-channels-cancel.*invert one channel") as caught:
-        hear(tmp_path / name, None, loudness)
+        read_log_mel(tmp_path / name, None, loudness)
     assert "\n" not in str(caught.value)
 
 
@@ -63,9 +63,9 @@ def test_channels_that_cancel_are_refused(tmp_path: Path, name: str, loudness: L
 def test_floats_in_the_unit_of_integers_are_refused(tmp_path: Path, name: str) -> None:
     soundfile.write(tmp_path / name, 32768 * sound(16000, 1.0, 1), 16000, subtype="FLOAT")
     with pytest.raises(DataError, match=r"wav-out-of-range.*divide them by full scale"):
-        hear(tmp_path / name, None)
+        read_log_mel(tmp_path / name, None)
     with pytest.raises(DataError, match="wav-out-of-range"):
-        hear_samples(32768 * sound(16000, 1.0, 1), 16000, None)
+        log_mel_of_samples(32768 * sound(16000, 1.0, 1), 16000, None)
 
 
 @pytest.mark.parametrize("name", ["cut.mp3", "cut.flac", "cut.wav"])
@@ -76,7 +76,7 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, name: str) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 3])
     with pytest.raises(DataError, match=str(path)) as caught:
-        hear(path, None)
+        read_log_mel(path, None)
     assert "\n" not in str(caught.value)
 
 
@@ -85,18 +85,18 @@ def test_an_ogg_that_is_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.ogg"
     soundfile.write(path, sound(16000, 2.0, 1), 16000)
     whole = path.read_bytes()
-    hear(path, None)
+    read_log_mel(path, None)
     path.write_bytes(whole + b"a tag that some tool left")
-    hear(path, None)
+    read_log_mel(path, None)
     for length in (len(whole) - 1, len(whole) - 40, *np.linspace(4, len(whole) - 2, 20).astype(int)):
         path.write_bytes(whole[:length])
         with pytest.raises(DataError, match="the file is cut off") as caught:
-            hear(path, None)
+            read_log_mel(path, None)
         assert "\n" not in str(caught.value)
 
 
 def test_what_a_low_rate_cannot_hold_is_said() -> None:
-    assert hear_samples(sound(8000, 1.0, 1), 8000, None).remarks == [
+    assert log_mel_of_samples(sound(8000, 1.0, 1), 8000, None).remarks == [
         "8000 Hz resampled to 16000 Hz, with nothing above 4000 Hz"
     ]
 
@@ -104,7 +104,7 @@ def test_what_a_low_rate_cannot_hold_is_said() -> None:
 @pytest.mark.parametrize("samples", [np.zeros(16000, np.float32), np.full(16000, np.nan, np.float32)])
 def test_silence_and_what_is_no_number_are_refused(samples: npt.NDArray[np.float32]) -> None:
     with pytest.raises(DataError, match=r"sound expected|finite samples expected"):
-        hear_samples(samples, 16000, None)
+        log_mel_of_samples(samples, 16000, None)
 
 
 @pytest.mark.parametrize(("rate_hz", "channels"), [(1, 1), (999, 1), (768_001, 1), (16000, 33)])
@@ -113,11 +113,11 @@ def test_a_rate_that_no_recording_has_is_refused_before_it_is_resampled(
 ) -> None:
     samples = np.random.default_rng(0).normal(0, 0.1, (60_000, channels)).astype(np.float32)
     with pytest.raises(DataError, match="samples per second in 1 to 32 channels expected"):
-        hear_samples(samples, rate_hz, tmp_path)
+        log_mel_of_samples(samples, rate_hz, tmp_path)
     if channels == 1 and rate_hz < 999:
         soundfile.write(tmp_path / "a.flac", samples, rate_hz)
         with pytest.raises(DataError, match="samples per second in 1 to 32 channels expected"):
-            hear(tmp_path / "a.flac", tmp_path)
+            read_log_mel(tmp_path / "a.flac", tmp_path)
 
 
 def test_more_than_a_day_of_audio_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,16 +127,16 @@ def test_more_than_a_day_of_audio_is_refused(tmp_path: Path, monkeypatch: pytest
     for name in ("a.wav", "a.flac"):
         soundfile.write(tmp_path / name, sound(16000, 1.1, 1), 16000)
         with pytest.raises(DataError, match="h of audio expected, found more"):
-            hear(tmp_path / name, tmp_path)
+            read_log_mel(tmp_path / name, tmp_path)
         soundfile.write(tmp_path / name, sound(16000, 1.0, 1), 16000)
-        assert hear(tmp_path / name, tmp_path).ticks == 10
+        assert read_log_mel(tmp_path / name, tmp_path).ticks == 10
 
 
 @pytest.mark.parametrize("name", ["a.raw", "a.RAW", "a", "a.vox", "a.mp3"])
 def test_a_file_is_what_it_holds_whatever_it_is_called(tmp_path: Path, name: str) -> None:
     soundfile.write(tmp_path / "a.flac", sound(16000, 1.0, 1), 16000)
     (tmp_path / "a.flac").rename(tmp_path / name)
-    assert hear(tmp_path / name, tmp_path).ticks == 10
+    assert read_log_mel(tmp_path / name, tmp_path).ticks == 10
     (tmp_path / name).write_bytes(b"no audio" * 99)
     with pytest.raises(DataError, match="audio that libsndfile can read expected"):
-        hear(tmp_path / name, tmp_path)
+        read_log_mel(tmp_path / name, tmp_path)

@@ -115,7 +115,7 @@ def _is_piece(piece: Any) -> bool:
 
 
 def _is_sound_table(text: Any) -> bool:
-    """Return whether sentencepiece's table of normalised characters never leads out of itself.
+    """Return whether all indices in sentencepiece's table of normalised characters are within the table.
 
     The table is the size of a trie in bytes, the trie as a double array of 32-bit units, and texts that end with a zero
     byte. The library follows the trie without a check, so every reachable step is tried here.
