@@ -227,10 +227,23 @@ CODES: dict[str, CodeInfo] = {
     "npz-no-frames": _rejected("the motion has no frames", "export the recording again"),
     "npz-not-finite": _rejected("the motion holds NaN or infinite values", "repair or leave out the recording"),
     "npz-out-of-range": _rejected("the motion holds values no recording has", "check units: radians and metres"),
+    "npz-no-rate": _rejected(
+        "the NPZ does not say how many frames a second has",
+        "name the rate with --motion-rate, or save it as mocap_frame_rate",
+    ),
     "npz-frame-rate": _rejected(
         "the frame rate is not a whole multiple of 30 per second", "resample the motion to 30 fps"
     ),
-    "npz-not-y-up": _rejected("the body does not stand along +y", "rotate the world so that y points up"),
+    "npz-not-y-up": _rejected(
+        "the body does not stand along +y", "rotate the world so that y points up: by -90 degrees about x if z is up"
+    ),
+    "motion-parts-absent": _note(
+        "hands, jaw and eyes or face are not in the file, or hands are PCA; they are absent from the sample", "nothing"
+    ),
+    "npz-smplx-keys": _note(
+        "the arrays are called as in the package smplx; they were taken for those of BEAT2", "nothing"
+    ),
+    "npz-float16": _note("arrays of float16 were taken, whose steps are up to 1 mm", "nothing"),
     "npz-text-unread": _note(
         "gender or model is no plain text, but for example a pickled object, which is never loaded; it is left empty",
         "save it as a plain text if it matters",
@@ -361,5 +374,6 @@ class RecordingFault(Exception):
 
 _REMEDIES_WITHOUT_FLAGS = {
     "textgrid-no-word-tier": "call the tier of words 'words' in Praat",
+    "npz-no-rate": "save it in the file as mocap_frame_rate",
     "textgrid-several-speakers": "call the speaker's tier of words 'words' in Praat",
 }

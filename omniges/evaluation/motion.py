@@ -20,6 +20,7 @@ from omniges.features.body import BodyModel, joint_positions
 from omniges.features.gesture import JAW_EYES_COLUMNS, motion_from_gesture
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.formats.body_model import read_body_model
+from omniges.formats.npz import absent_parts_of
 from omniges.metrics.frechet import DESCRIPTOR_NAME, Encoder, Features, FrechetScore, describe, frechet_distance
 from omniges.metrics.gesture import mean_joint_speeds, scored_poses
 from omniges.metrics.profiles import Profile
@@ -147,8 +148,14 @@ def generated_motion(result: scores.Result, recorded_frames: int) -> ClipMotion:
     """
     read = result.motion()
     frames = result.within(len(read.poses), recorded_frames, FRAME_RATE_HZ)
-    poses, expressions, trans = (np.asarray(one, np.float64) for one in (read.poses, read.expressions, read.trans))
-    return ClipMotion(poses, expressions, trans, frozenset(MOTION_PARTS) - frozenset(result.absent)).cut(frames)
+    arrays = (read.poses, read.expressions, read.trans)
+    absent = absent_parts_of(*arrays)  # of a file of another tool
+    poses, expressions, trans = (
+        np.nan_to_num(np.asarray(one, np.float64)) if absent else np.asarray(one, np.float64) for one in arrays
+    )
+    return ClipMotion(poses, expressions, trans, frozenset(MOTION_PARTS) - absent - frozenset(result.absent)).cut(
+        frames
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -240,7 +240,7 @@ def _decoded(path: Path, data: bytes, decode: Callable[[bytes], T]) -> T:
 
 
 def _motion(data: bytes, *, standing: bool = True) -> SmplxMotion:
-    motion = decode_motion(data, standing=standing)
+    motion = decode_motion(data, standing=standing).at_rest()
     return SmplxMotion(
         motion.poses, motion.trans, motion.expressions, motion.betas[: motion.betas_columns], gender=motion.gender
     )

@@ -45,25 +45,27 @@ class SmplxMotion:
     """Gender in the file, or ""."""
 
 
-def read_motion(path: str | Path) -> SmplxMotion:
+def read_motion(path: str | Path, frame_rate_hz: float | None = None) -> SmplxMotion:
     """Read a BEAT2-style NPZ with the checks of `preprocess`, without unpickling.
 
     Args:
-        path: A file with ``poses`` (T, 165), or with ``root_orient``, ``pose_body``, ``pose_jaw``, ``pose_eye`` and
-            ``pose_hand``; and with ``expressions``, ``trans``, ``betas`` and ``mocap_frame_rate``.
+        path: A file with ``poses``, or with the keys of AMASS or of the package smplx, see
+            docs/how-to/other-motion.md.
+        frame_rate_hz: Frames per second of a file that does not say them.
 
     Returns:
-        The motion, with the betas that the file has.
+        The motion, with the betas that the file has, and NaN for parts that it lacks.
 
     Raises:
         UsageFault: The file does not exist.
         DataError: It is damaged, lacks an array, or has impossible values.
     """
     path = arguments.path("path", path)
+    rate_hz = None if frame_rate_hz is None else arguments.number("frame_rate_hz", frame_rate_hz, 1)
     if not path.is_file():
         raise UsageFault(f"{path}: an NPZ file of SMPL-X motion expected, found no such file")
     try:
-        motion = decode_motion(read_file(path, _MAX_BYTES))
+        motion = decode_motion(read_file(path, _MAX_BYTES), rate_hz=rate_hz)
     except RecordingFault as fault:
         raise fault.refusal(path) from fault
     return SmplxMotion(

@@ -10,8 +10,8 @@ import io
 import math
 import zipfile
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
-from typing import IO, Any
+from dataclasses import dataclass, replace
+from typing import IO, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,20 @@ EXPRESSION_COLUMNS = 100
 BETAS_COLUMNS = 300
 BETAS_LENGTHS = (10, 16, 300)
 MOTION_COLUMNS = {"poses": (POSE_COLUMNS, "<f4"), "expressions": (EXPRESSION_COLUMNS, "<f8"), "trans": (3, "<f8")}
-SPLIT_COLUMNS = {"root_orient": 3, "pose_body": 63, "pose_jaw": 3, "pose_eye": 6, "pose_hand": 90}
+_HAND_COLUMNS = 45
+_POSE_KEYS: Mapping[str, tuple[int, tuple[str, ...]]] = {
+    "root": (3, ("root_orient", "global_orient")),
+    "body": (63, ("pose_body", "body_pose")),
+    "jaw": (3, ("pose_jaw", "jaw_pose")),
+    "eyes": (6, ("pose_eye",)),
+    "left_eye": (3, ("leye_pose",)),
+    "right_eye": (3, ("reye_pose",)),
+    "hands": (2 * _HAND_COLUMNS, ("pose_hand",)),
+    "left_hand": (_HAND_COLUMNS, ("left_hand_pose",)),
+    "right_hand": (_HAND_COLUMNS, ("right_hand_pose",)),
+}
+"""Columns and keys of the parts of a pose, in the older export of BEAT2 and AMASS and in that of the package smplx."""
+_RATE_KEYS = ("mocap_frame_rate", "mocap_framerate", "fps")
 
 MAX_RATE_HZ = 3000
 _RATE_ROUNDING = 1e-5  # of rates such as 59.9999885559082: 6 ms in ten minutes
@@ -44,7 +57,7 @@ class Motion:
     ``expressions`` (T, 100); ``trans`` (T, 3) metres; ``betas`` (300,), of which the first ``betas_columns`` were in
     the file; each float32 or float64 as stored. ``frame_rate_hz`` and ``source_frames`` describe the file, of which
     every ``frame_stride``-th frame was kept. ``gender`` and ``model`` are "" if the file has no plain string.
-    ``key_style``: "beat2", "split", or "arrays" for motion that is not from a file.
+    ``key_style``: "beat2", "split", "smplx", or "arrays" for motion that is not from a file.
     """
 
     poses: Array
@@ -60,15 +73,44 @@ class Motion:
     key_style: str
     notes: tuple[Problem, ...] = ()
 
+    @property
+    def absent(self) -> frozenset[str]:
+        """The parts that the motion lacks: of upper, hands, lower, jaw_eyes, root and face."""
+        return absent_parts_of(self.poses, self.expressions, self.trans)
 
-def decode_motion(data: bytes | memoryview, *, standing: bool = True) -> Motion:
-    """Read an NPZ in the form of BEAT2 or in the older style with split keys.
+    def at_rest(self) -> Self:
+        """Return the motion with zeros in absent parts, for code that needs a whole body."""
+        if not self.absent:
+            return self
+        arrays = {name: np.nan_to_num(getattr(self, name)) for name in MOTION_COLUMNS}
+        return replace(self, **arrays)
 
-    It may note ``motion-decimated`` and ``betas-extended``.
+
+def absent_parts_of(poses: Array, expressions: Array, trans: Array) -> frozenset[str]:
+    """Return the parts that motion lacks, whose columns are NaN in the first frame.
+
+    Args:
+        poses: Axis-angle (T, 165).
+        expressions: Coefficients (T, 100).
+        trans: Metres (T, 3).
+
+    Returns:
+        Some of upper, hands, lower, jaw_eyes, root and face.
+    """
+    found = {part for part, joints in POSE_PARTS.items() if np.isnan(poses[0, [3 * joint for joint in joints]]).any()}
+    found |= {part for part, array in (("root", trans), ("face", expressions)) if np.isnan(array[0]).any()}
+    return frozenset(found)
+
+
+def decode_motion(data: bytes | memoryview, *, standing: bool = True, rate_hz: float | None = None) -> Motion:
+    """Read an NPZ in the form of BEAT2, in the older style with split keys, or in that of the package smplx.
+
+    Hands that are missing or PCA, a face without expressions, and jaw or eyes that are missing are absent: NaN.
 
     Args:
         data: Bytes of the file.
         standing: Refuse a body that does not stand along +y, because its axes differ. Generated motion may lie down.
+        rate_hz: Frames per second of a file that does not say them.
 
     Returns:
         The motion.
@@ -77,26 +119,106 @@ def decode_motion(data: bytes | memoryview, *, standing: bool = True) -> Motion:
         RecordingFault: With one of the ``npz-`` codes.
     """
     archive = Archive(data)
-    style, keys = _needed(archive)
+    style, keys = _found_keys(archive)
     archive.check_total([*keys.values()])
     members = {name: archive.header(key) for name, key in keys.items()}
-    rate_hz = _frame_rate(archive, members.pop("rate"))
-    _check_members(members)
+    rate = _frame_rate(archive, members.pop("rate", None), rate_hz)
+    lacking = _usable(members, style)
+    frames = _check_members(members)
     arrays = {name: archive.array(member) for name, member in members.items()}
-    poses = arrays["poses"] if style == "beat2" else np.concatenate([arrays[k] for k in SPLIT_COLUMNS], axis=1)
-    motion = {"poses": poses, "expressions": arrays["expressions"], "trans": arrays["trans"]}
-    for name, array in motion.items():
-        _check_values(name, array)
-    rows = arrays["betas"].reshape(-1, arrays["betas"].shape[-1])
+    notes: tuple[Problem, ...] = ()
+    if half := sorted(members[name].key for name, array in arrays.items() if array.itemsize == 2):
+        notes += (Problem("npz-float16", ", ".join(half), "float32 or float64"),)
+        arrays = {name: array.astype(np.float32) if array.itemsize == 2 else array for name, array in arrays.items()}
+    betas = _constant_betas(arrays.pop("betas")) if "betas" in arrays else np.zeros(0, np.float32)
+    for name, array in arrays.items():
+        _check_values(name if name in MOTION_COLUMNS else "poses", array)
+    if style == "smplx":
+        notes += (Problem("npz-smplx-keys", ", ".join(members[name].key for name in ("root", "body", "trans"))),)
+    if lacking:
+        notes += (Problem("motion-parts-absent", ", ".join(lacking), "all parts"),)
+    motion = {"trans": arrays["trans"], "poses": arrays["poses"] if style == "beat2" else _poses(arrays, frames)}
+    motion["expressions"], more = _full_expressions(arrays.get("expressions"), frames)
+    texts = {name: archive.text(name) for name in ("gender", "model")}
+    notes += tuple(Problem("npz-text-unread", name, "a plain text") for name, text in texts.items() if text is None)
+    named = _Named(texts["gender"] or "", texts["model"] or "", style)
+    return _motion(motion, betas, rate, named, standing=standing, notes=notes + more)
+
+
+def _usable(members: dict[str, Member], style: str) -> list[str]:
+    """Remove members of parts that are incomplete or PCA; return what the motion lacks, in words."""
+    lacking = []
+    if (hands := _lacking_part(members, style, ("hands", "left_hand", "right_hand"))) is not None:
+        lacking.append(f"hands{hands}")
+    if (eyes := _lacking_part(members, style, ("eyes", "left_eye", "right_eye"), "jaw")) is not None:
+        lacking.append(f"jaw and eyes{eyes}")
+    if "expressions" not in members:
+        lacking.append("face")
+    return lacking
+
+
+def _lacking_part(members: dict[str, Member], style: str, names: tuple[str, ...], beside: str = "") -> str | None:
+    """Remove a part that is not whole, and say why: "" for a missing one; None if it is whole.
+
+    Args:
+        members: The file's; changed.
+        style: Key style.
+        names: The part in one member, and in two of its sides.
+        beside: Another member that the part needs.
+
+    Returns:
+        The reason in brackets, or None.
+    """
+    if style == "beat2":
+        return None
+    one, *sides = names
+    given = [name for name in (*names, beside) if name in members]
+    whole = one in members or all(side in members for side in sides)
+    pca = [members[name] for name in given if name.removeprefix("left_").removeprefix("right_") in {"hand", "hands"}]
+    pca = [member for member in pca if math.prod(member.shape[1:]) % _HAND_COLUMNS or not math.prod(member.shape[1:])]
+    if whole and not pca and (not beside or beside in members):
+        return None
+    for name in given:
+        del members[name]
+    return f" ({pca[0].key} of {math.prod(pca[0].shape[1:])} PCA columns)" if pca else ""
+
+
+def _poses(arrays: Mapping[str, Array], frames: int) -> Array:
+    """Return poses (T, 165) of their parts, NaN for absent ones."""
+    parts: list[Array] = []
+    for names in (
+        ("root",),
+        ("body",),
+        ("jaw",),
+        ("eyes", "left_eye", "right_eye"),
+        ("hands", "left_hand", "right_hand"),
+    ):
+        own = [arrays[name].reshape(frames, -1) for name in names if name in arrays]
+        columns = _POSE_KEYS[names[0]][0]
+        parts += own or [np.full((frames, columns), np.nan, np.float32)]
+    return np.concatenate(parts, axis=1)
+
+
+def _full_expressions(given: Array | None, frames: int) -> tuple[Array, tuple[Problem, ...]]:
+    """Return expressions (T, 100), NaN for none and extended with zeros for fewer, which is noted."""
+    if given is None:
+        return np.full((frames, EXPRESSION_COLUMNS), np.nan), ()
+    columns = given.shape[1]
+    if columns == EXPRESSION_COLUMNS:
+        return given, ()
+    note = Problem("expressions-extended", f"{columns} expressions", f"{EXPRESSION_COLUMNS}")
+    return np.pad(given, ((0, 0), (0, EXPRESSION_COLUMNS - columns))), (note,)
+
+
+def _constant_betas(array: Array) -> Array:
+    """Return the shape coefficients (n,) of one vector or of equal rows."""
+    rows = array.reshape(-1, array.shape[-1])
     if (rows != rows[0]).any() and not np.isnan(rows[0]).any():
         row = int(np.argmax((rows != rows[0]).any(axis=1)))
-        found = f"betas of shape {arrays['betas'].shape} whose row {row} differs from row 0"
+        found = f"betas of shape {array.shape} whose row {row} differs from row 0"
         raise RecordingFault("npz-wrong-shape", found, "one shape per recording")
     _check_values("betas", rows[0])
-    texts = {name: archive.text(name) for name in ("gender", "model")}
-    notes = tuple(Problem("npz-text-unread", name, "a plain text") for name, text in texts.items() if text is None)
-    named = _Named(texts["gender"] or "", texts["model"] or "", style)
-    return _motion(motion, rows[0].copy(), rate_hz, named, standing=standing, notes=notes)
+    return np.array(rows[0])
 
 
 def motion_from_arrays(
@@ -137,11 +259,7 @@ def motion_from_arrays(
         _check_values(name, motion[name])
     if hidden:
         motion["poses"][:, hidden] = np.nan
-    notes: tuple[Problem, ...] = ()
-    columns = motion["expressions"].shape[1]
-    if columns < EXPRESSION_COLUMNS:
-        notes = (Problem("expressions-extended", f"{columns} expressions", f"{EXPRESSION_COLUMNS}"),)
-        motion["expressions"] = np.pad(motion["expressions"], ((0, 0), (0, EXPRESSION_COLUMNS - columns)))
+    motion["expressions"], notes = _full_expressions(motion["expressions"], count)
     betas = given.get("betas", np.zeros(0))
     if betas.ndim != 1 or betas.dtype.kind != "f" or len(betas) > BETAS_COLUMNS:
         found = f"betas of shape {betas.shape} and dtype {betas.dtype}"
@@ -180,7 +298,7 @@ def _motion(
         _check_upright(motion["poses"][:, :3])
     columns = len(betas)
     if columns < BETAS_COLUMNS:
-        if columns:
+        if columns or named.key_style != "arrays":
             notes += (Problem("betas-extended", f"{columns} shape coefficients", f"{BETAS_COLUMNS}"),)
         betas = np.concatenate([betas, np.zeros(BETAS_COLUMNS - columns, betas.dtype)])
     return Motion(
@@ -300,24 +418,29 @@ def _add_member(archive: zipfile.ZipFile, name: str, array: Array) -> None:
     archive.writestr(_member_info(name, body.tell()), body.getbuffer())
 
 
-def _needed(archive: Archive) -> tuple[str, dict[str, str]]:
-    """Return the key style, and the archive's name of every needed array."""
-    style = "split" if "poses" not in archive and "root_orient" in archive else "beat2"
-    wanted: dict[str, tuple[str, ...]] = {name: (name,) for name in (SPLIT_COLUMNS if style == "split" else ["poses"])}
-    wanted |= {"expressions": ("expressions", "expression"), "trans": ("trans",), "betas": ("betas",)}
-    wanted["rate"] = ("mocap_frame_rate", "mocap_framerate")
-    keys: dict[str, str] = {}
+def _found_keys(archive: Archive) -> tuple[str, dict[str, str]]:
+    """Return the key style, and the archive's name of every array that there is."""
+    style = "beat2" if "poses" in archive else "split" if "root_orient" in archive else "smplx"
+    style = style if style != "smplx" or "global_orient" in archive else "beat2"
+    wanted = {"poses": ("poses",)} if style == "beat2" else {name: keys for name, (_, keys) in _POSE_KEYS.items()}
+    wanted |= {"expressions": ("expressions", "expression"), "trans": ("trans", "transl"), "betas": ("betas",)}
+    wanted["rate"] = _RATE_KEYS
+    keys = {}
     for name, choices in wanted.items():
-        key = next((choice for choice in choices if choice in archive), None)
-        if key is None:
+        if key := next((choice for choice in choices if choice in archive), None):
+            keys[name] = key
+        elif name in {"poses", "root", "body", "trans"}:
             found = ", ".join(key[:40] for key in archive.keys[:20]) or "no arrays"
             raise RecordingFault("npz-missing-key", f"no {choices[0]} among: {found}", choices[0])
-        keys[name] = key
     return style, keys
 
 
-def _frame_rate(archive: Archive, member: Member) -> int:
-    """Return the frames per second of the file, a multiple of 30."""
+def _frame_rate(archive: Archive, member: Member | None, given_hz: float | None) -> int:
+    """Return the frames per second of the file, else those that were given, a multiple of 30."""
+    if member is None:
+        if given_hz is None:
+            raise RecordingFault("npz-no-rate", f"no {_RATE_KEYS[0]}", "frames per second")
+        return checked_rate(given_hz, "--motion-rate")
     if member.kind not in "iuf" or member.itemsize not in {2, 4, 8} or math.prod(member.shape) != 1:
         found = f"{member.key} of dtype {member.dtype} and shape {member.shape}"
         raise RecordingFault("npz-wrong-dtype", found, "one number")
@@ -339,7 +462,7 @@ def checked_rate(rate_hz: float, name: str) -> int:
     """
     whole = FRAME_RATE_HZ * round(rate_hz / FRAME_RATE_HZ) if math.isfinite(rate_hz) else 0
     if not (FRAME_RATE_HZ <= whole <= MAX_RATE_HZ and abs(rate_hz - whole) <= _RATE_ROUNDING * whole):
-        raise RecordingFault("npz-frame-rate", f"{name} {float(rate_hz)!r}", "30, 60, 90, 120, ...")
+        raise RecordingFault("npz-frame-rate", f"{name} {rate_hz:.12g}", "30, 60, 90, 120, ...")
     return whole
 
 
@@ -355,16 +478,19 @@ def _checked_frames(name: str, array: Array, least: int, most: int) -> Array:
     return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
 
 
-def _check_members(members: dict[str, Member]) -> None:
-    """Check dtypes, shapes and lengths, from the headers alone."""
+def _check_members(members: dict[str, Member]) -> int:
+    """Check dtypes, shapes and lengths, from the headers alone; return the number of frames."""
     frames: dict[str, int] = {}
     for name, member in members.items():
-        if member.kind != "f" or member.itemsize not in {4, 8}:
+        if member.kind != "f" or member.itemsize not in {2, 4, 8}:
             raise RecordingFault("npz-wrong-dtype", f"{member.key} of dtype {member.dtype}", "float32 or float64")
         if name == "betas":
             continue
-        columns = {"poses": POSE_COLUMNS, "expressions": EXPRESSION_COLUMNS, "trans": 3, **SPLIT_COLUMNS}[name]
-        if len(member.shape) != 2 or member.shape[1] != columns:
+        most = _POSE_KEYS[name][0] if name in _POSE_KEYS else MOTION_COLUMNS[name][0]
+        least = 1 if name == "expressions" else most
+        axes = {2, 3} if name in _POSE_KEYS else {2}  # smplx may give joints an axis of their own
+        if len(member.shape) not in axes or not least <= math.prod(member.shape[1:]) <= most:
+            columns = f"{most}" if least == most else f"{least} to {most}"
             raise RecordingFault("npz-wrong-shape", _shape_text(member.key, member.shape), f"(frames, {columns})")
         frames[member.key] = member.shape[0]
     count = next(iter(frames.values()))
@@ -373,10 +499,15 @@ def _check_members(members: dict[str, Member]) -> None:
         raise RecordingFault("npz-unequal-lengths", found, "one number of frames")
     if count == 0:
         raise RecordingFault("npz-no-frames", ", ".join(f"{key} 0" for key in frames), "frames")
-    betas = members["betas"]
-    if betas.shape not in {(n,) for n in BETAS_LENGTHS} | {(k, n) for n in BETAS_LENGTHS for k in (1, count)}:
-        found = _shape_text(betas.key, betas.shape)
-        raise RecordingFault("npz-wrong-shape", found, "(10,), (16,) or (300,), or equal rows of them")
+    betas = members.get("betas")
+    if betas is not None and not (
+        1 <= len(betas.shape) <= 2
+        and betas.shape[0] in ({1, count} if len(betas.shape) == 2 else {betas.shape[0]})
+        and 1 <= betas.shape[-1] <= BETAS_COLUMNS
+    ):
+        found, expected = _shape_text(betas.key, betas.shape), f"up to {BETAS_COLUMNS} numbers, or equal rows of them"
+        raise RecordingFault("npz-wrong-shape", found, expected)
+    return count
 
 
 def _shape_text(key: str, shape: tuple[int, ...]) -> str:
@@ -384,8 +515,6 @@ def _shape_text(key: str, shape: tuple[int, ...]) -> str:
         ("poses", 156): ": SMPL-H without face?",
         ("poses", 72): ": SMPL without hands and face?",
         ("poses", 66): ": body without hands and face?",
-        ("pose_hand", 12): ": PCA hands?",
-        ("pose_hand", 24): ": PCA hands?",
     }.get((key, shape[-1] if shape else 0), "")
     return f"{key} of shape {shape}{hint}"
 

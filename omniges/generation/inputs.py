@@ -43,7 +43,7 @@ from omniges.shards.latents import CodecEntry, FrameEntry
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.present import ALL_PRESENT, STREAM_BITS, at_rest, present_bits
 from omniges.shards.reader import SampleArrays, ShardFolder, file_betas
-from omniges.shards.schema import MANIFEST_FILE
+from omniges.shards.schema import MANIFEST_FILE, MOTION_PARTS
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import file_sha256, sha256_hex
 from omniges.storage.files import read_file
@@ -73,7 +73,8 @@ class Body:
     @classmethod
     def of(cls, motion: Motion) -> Body:
         """Return the body of a motion file."""
-        return cls(motion.betas, motion.gender, motion.model, np.asarray(motion.trans[0, [0, 2]], dtype=np.float64))
+        start_xz = np.nan_to_num(np.asarray(motion.trans[0, [0, 2]], dtype=np.float64))  # NaN: the file has no root
+        return cls(motion.betas, motion.gender, motion.model, start_xz)
 
     @classmethod
     def of_sample(cls, sample: SampleArrays) -> Body:
@@ -103,6 +104,7 @@ class Given:
     remarks: tuple[str, ...] = ()
     words: Sequence[Mapping[str, Any]] = field(default=())  # of text
     body: Body | None = None  # of gesture
+    absent: frozenset[str] = frozenset()  # parts that a motion file lacks, which are at rest
     latents: npt.NDArray[np.float32] | None = (
         None  # of the complete clip, if the shards hold latents of the model's codec
     )
@@ -339,6 +341,7 @@ def read_gesture(path: Path, folder: Path | None = None) -> Given:
         DataError: The file is damaged or shorter than a tick.
     """
     motion, digest = _motion(path)
+    absent = motion.absent
     ticks = len(motion.poses) // FRAMES_PER_TICK
     if ticks < 1:
         raise DataError(f"{path}: at least 0.1 s of motion expected, found {len(motion.poses)} frames")
@@ -347,9 +350,10 @@ def read_gesture(path: Path, folder: Path | None = None) -> Given:
         first = max(0, start - 1)  # one frame earlier, because root channels are differences
         part = slice(first, start + _BLOCK_FRAMES)
         clip = gesture_from_motion(motion.poses[part], motion.expressions[part], motion.trans[part])
-        channels.append(clip.gesture[start - first :])
+        channels.append(at_rest(clip, frozenset(MOTION_PARTS) - absent).gesture[start - first :])
     remarks = tuple(f"{note.code}: {note.found}" for note in motion.notes)
-    return Given("gesture", path.stem, ticks, channels, str(path), digest, remarks, body=Body.of(motion))
+    body = Body.of(motion)
+    return Given("gesture", path.stem, ticks, channels, str(path), digest, remarks, body=body, absent=absent)
 
 
 def read_body(path: Path) -> Body:
@@ -611,6 +615,7 @@ def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
         raise DataError(f"{item.name}: at least {least_s:g} s expected, found less")
     shorter = item.given and max(lengths) > ticks
     given = tuple(one.cut(ticks) for one in item.given)
+    absent = frozenset[str]().union(*(one.absent for one in given))
     if item.sample is None and (silent := next((one for one in given if one.stream == "text" and not one.words), None)):
         raise DataError(
             f"{silent.path}: words in the first {ticks / TICKS_PER_SECOND:.1f} s expected, found none there"
@@ -619,6 +624,7 @@ def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
         item,
         ticks=ticks,
         given=given,
+        present=item.present & ~present_bits(absent),
         recorded=tuple(one.cut(ticks) for one in item.recorded),
         remarks=(*item.remarks, f"cut to {ticks / TICKS_PER_SECOND:.1f} s") if shorter else item.remarks,
     )

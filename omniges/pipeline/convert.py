@@ -140,7 +140,7 @@ def decode_files(inputs: Inputs, settings: ConvertSettings) -> Take | None:
         The take, or None after a fault.
     """
     files = inputs.recording.files
-    motion = inputs.load("npz", decode_motion) if "npz" in files else None
+    motion = inputs.load("npz", partial(decode_motion, rate_hz=settings.motion_rate_hz)) if "npz" in files else None
     wav = inputs.load("wav", decode_wav) if "wav" in files else None
     tier = inputs.load("textgrid", partial(_words, inputs.recording, settings)) if "textgrid" in files else None
     if inputs.faults:

@@ -111,6 +111,13 @@ class ConvertSettings:
         shown=f"audio {timebase.MOST_AUDIO_LONGER_S:g} s longer, motion {timebase.MOST_MOTION_LONGER_S:g} s",
         least=0,
     )
+    motion_rate_hz: float | None = option(
+        None,
+        "Frames per second of NPZ files that do not say them.",
+        "--motion-rate",
+        shown="such files are rejected",
+        above=0,
+    )
     word_tier: str | None = option(None, "Name of the word tier in the TextGrids.", shown="words or word")
 
     def __post_init__(self) -> None:

@@ -310,6 +310,18 @@ class TestSpeech:
             scored(tmp_path / "own", shards)
 
 
+def test_a_face_that_another_tool_did_not_make_is_not_scored(shards: Path, tmp_path: Path) -> None:
+    def faceless(sample: SampleArrays) -> bytes:
+        motion, buffer = decode_motion(motion_file(sample)), io.BytesIO()
+        np.savez(buffer, poses=motion.poses, trans=motion.trans, betas=motion.betas, mocap_frame_rate=30)
+        return buffer.getvalue()
+
+    write(tmp_path / "own", shards, faceless, ".npz")
+    found = scored(tmp_path / "own", shards, task="a2g")
+    assert found["semantic recall", "generated"].value == pytest.approx(1)
+    assert found["face MSE", "generated"].value is None
+
+
 class TestNamesOfOtherTools:
     @pytest.mark.parametrize("name", ["res_{}", "{}_output", "res_{}_output", "gt_{}"])
     def test_results_are_found_by_stem(self, shards: Path, tmp_path: Path, name: str) -> None:

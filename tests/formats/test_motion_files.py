@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 import omniges
 from omniges.errors import DataError, EnvironmentFault, UsageFault
+from omniges.features.body import PELVIS_BELOW_TRANS_M, joint_positions
 from omniges.formats.npz import decode_motion
 
 
@@ -21,6 +23,39 @@ def arrays(frames: int = 8, betas: int = 300) -> dict[str, Any]:
         "expressions": rng.normal(0, 1, (frames, 100)),
         "betas": rng.normal(0, 1, betas),
     }
+
+
+PAGE = Path(__file__).parents[2] / "docs/how-to/other-motion.md"
+
+
+class TestConversions:
+    """The code of the page about other motion, as it stands there."""
+
+    @pytest.fixture
+    def code(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL):
+            exec(block, found)  # noqa: S102 - the page of this project
+        return found
+
+    def test_z_up_motion_is_turned_as_its_joints_are(self, code: dict[str, Any]) -> None:
+        given = arrays()
+        root, trans = code["y_up"](given["poses"][:, :3], given["trans"], pelvis=(0.0, -PELVIS_BELOW_TRANS_M, 0.0))
+        poses = given["poses"].copy()
+        poses[:, :3] = root
+        x, y, z = np.moveaxis(joint_positions(given["poses"], given["trans"]), -1, 0)
+        np.testing.assert_allclose(joint_positions(poses, trans), np.stack([x, z, -y], axis=-1), atol=1e-6)
+
+    @pytest.mark.parametrize("rate_hz", [25.0, 29.97, 120.0])
+    def test_a_steady_turn_stays_steady_at_another_rate(self, code: dict[str, Any], rate_hz: float) -> None:
+        times = np.arange(int(2 * rate_hz)) / rate_hz
+        poses, trans = np.zeros((len(times), 6)), np.stack([times, -times, 0 * times], axis=1)
+        poses[:, 3] = times
+        found, (moved,) = code["at_30_hz"](poses, [trans], rate_hz)
+        wanted = np.arange(len(found)) / 30
+        np.testing.assert_allclose(found[:, 3], wanted, atol=1e-9)
+        np.testing.assert_allclose(moved[:, 0], wanted, atol=1e-9)
+        assert times[-1] - wanted[-1] < 1 / 30
 
 
 class TestRoundTrip:

@@ -24,7 +24,7 @@ from omniges.formats.arrays import decode_npy
 from omniges.formats.audio import decode_wav
 from omniges.formats.npz import decode_motion, encode_motion
 from omniges.formats.textgrid import WordInterval, decode_words, encode_words
-from omniges.generation.inputs import NEUTRAL, planned_inputs
+from omniges.generation.inputs import NEUTRAL, planned_inputs, read_gesture
 from omniges.generation.records import read_record
 from omniges.generation.run import _Job, generate
 from omniges.generation.sampler import Codecs, Sampler, load
@@ -536,6 +536,25 @@ def test_audio_and_motion_of_other_lengths_are_those_that_preprocess_takes(
         return
     with pytest.raises(DataError, match="audio at most 30 s longer than motion"):
         make(checkpoint, tmp_path / "out", "ga2t", **given)
+
+
+def test_motion_without_hands_and_face_is_given_as_that(
+    checkpoint: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    """As a sample of shards without them: the model gets the rest and is told."""
+    with np.load(files["npz"]) as source:
+        arrays = dict(source)
+    poses, trans = arrays.pop("poses"), arrays.pop("trans")
+    arrays.pop("expressions")
+    arrays |= {"global_orient": poses[:, :3], "body_pose": poses[:, 3:66], "transl": trans}
+    np.savez(tmp_path / "body.npz", **arrays)
+    record = read_record(make(checkpoint, tmp_path / "out", "g2t", gesture=(tmp_path / "body.npz",)).records[0])
+    assert any("lacks hands, face" in remark for remark in record.remarks)
+    assert any("npz-smplx-keys" in remark for remark in record.remarks)
+    given = read_gesture(tmp_path / "body.npz")
+    whole = read_gesture(files["npz"])
+    assert np.isfinite(given.array(0, 10)).all()
+    np.testing.assert_array_equal(given.array(0, 10)[:, :78], whole.array(0, 10)[:, :78])
 
 
 def test_motion_that_goes_on_after_the_audio_is_refused(
