@@ -44,7 +44,7 @@ def train(
         ),
     ] = None,
 ) -> None:
-    """Train the joint model on shards; the same command goes on where it was stopped.
+    """Train the joint model on shards; after a stop, the same command continues the run.
 
     Exit codes: 0 done, 1 bad data or a NaN or infinite loss, 2 usage, 3 environment, 75 stopped by a signal with
     a checkpoint, 130 Ctrl-C.

@@ -1,1 +1,1 @@
-"""Any motion or result in; pages and files of other tools out. Files alone need no torch."""
+"""Export of motion and results to the file formats of other tools. Reading and writing files needs no torch."""

@@ -55,13 +55,13 @@ class FaceMatrix:
 
         Args:
             array: (n, 100) or (n, 103) from ARKit weights to FLAME coefficients, or transposed for the other direction.
-            name: name of its file, for errors.
+            name: Name of its file, for errors.
 
         Returns:
             The map.
 
         Raises:
-            UsageFault: the matrix has another shape, or its rank does not determine all weights.
+            UsageFault: The matrix has another shape, or its rank does not determine all weights.
         """
         shapes, coefficients = {len(NAMES) - 1, len(NAMES)}, {_EXPRESSIONS, _EXPRESSIONS + _JAW}
         if array.ndim == 2 and {array.shape[0]} <= coefficients and {array.shape[1]} <= shapes:

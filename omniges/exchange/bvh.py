@@ -32,7 +32,7 @@ def encode_bvh(motion: SmplxMotion, skeleton: Skeleton) -> bytes:
 
     Args:
         motion: T frames; poses and positions are finite.
-        skeleton: bones of the figure.
+        skeleton: Bones of the figure.
 
     Returns:
         ASCII text: the hierarchy, and a line of 168 numbers for each frame.

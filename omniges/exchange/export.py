@@ -64,15 +64,15 @@ def export_motion(settings: ExportSettings, progress: Callable[[int, int], None]
     """Write the motion of shards, results or files in another tool's format, a file for each.
 
     Args:
-        settings: sources, format and folder.
-        progress: called with (done, total) samples.
+        settings: Sources, format and folder.
+        progress: Called with (done, total) samples.
 
     Returns:
         Counts.
 
     Raises:
-        UsageFault: a source is unknown, or the folder holds files.
-        DataError: a source is damaged.
+        UsageFault: A source is unknown, or the folder holds files.
+        DataError: A source is damaged.
         EnvironmentFault: Blender is missing or fails, or the disk prevents writing.
     """
     out = settings.output_dir
@@ -100,7 +100,7 @@ _Encoder = Callable[[Track, SmplxMotion, ExportedMotion], bytes]
 
 
 def _encoder(settings: ExportSettings) -> _Encoder:
-    """Return the function that makes a track's file; what it needs is read and checked here."""
+    """Return the function that encodes a track's file, after reading and checking the files that it needs."""
     if settings.format == "npz":
         return lambda _track, motion, _counts: encode_smplx(motion)
     if settings.arkit_matrix is not None:

@@ -44,7 +44,7 @@ class _Buffer:
             array: float32, uint16 or uint8.
             kind: ``SCALAR``, ``VEC3``, ``VEC4`` or ``MAT4``.
             target: GPU buffer that the array is for, None for none.
-            bounds: whether to state minimum and maximum.
+            bounds: Whether to state minimum and maximum.
 
         Returns:
             Number of the accessor.
@@ -65,8 +65,8 @@ def encode_glb(motion: SmplxMotion, skeleton: Skeleton, name: str) -> bytes:
 
     Args:
         motion: T frames; poses and positions are finite.
-        skeleton: bones of the figure.
-        name: name of the animation.
+        skeleton: Bones of the figure.
+        name: Name of the animation.
 
     Returns:
         Bytes of the file.

@@ -9,9 +9,9 @@ def main(source: str, target: str, rate_hz: int) -> None:
     """Import a GLB file and export it as FBX, each frame of the animation baked.
 
     Args:
-        source: path of the GLB file.
-        target: path of the FBX file.
-        rate_hz: frames per second.
+        source: Path of the GLB file.
+        target: Path of the FBX file.
+        rate_hz: Frames per second.
     """
     import bpy  # noqa: PLC0415 - only Blender has it
     import numpy as np  # noqa: PLC0415 - Blender's own

@@ -88,14 +88,14 @@ def read_body_model(path: Path) -> tuple[BodyModel, str]:
     """Read a body model from a file.
 
     Args:
-        path: the model's .npz file.
+        path: The model's .npz file.
 
     Returns:
         The model, and the file's sha256 in hexadecimal digits.
 
     Raises:
-        UsageFault: the file does not exist.
-        DataError: the file is not an SMPL-X model.
+        UsageFault: The file does not exist.
+        DataError: The file is not an SMPL-X model.
     """
     if not path.is_file():
         raise UsageFault(f"--body-model {path}: an SMPL-X model as .npz expected, found no file there")

@@ -55,7 +55,7 @@ class Conversion:
 
 
 def convert(folder: Path, out: Path, weights: WhichWeights = "last") -> Conversion:
-    """Convert a checkpoint of OmniFlow to our form.
+    """Convert a checkpoint of OmniFlow to the format of omniges.
 
     Args:
         folder: OmniFlow's folder.

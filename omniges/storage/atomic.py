@@ -117,8 +117,8 @@ def open_log(path: Path) -> int:
         A descriptor for `append_line`.
 
     Raises:
-        UsageFault: It is a link of either kind, whose other name may be a file elsewhere, or no regular file.
-        EnvironmentFault: The operating system refuses.
+        UsageFault: The path is a symbolic link, a file with other hard links, or not a regular file.
+        EnvironmentFault: The operating system refuses access.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
     with os_errors(path):
@@ -130,13 +130,13 @@ def open_log(path: Path) -> int:
                 return descriptor
             os.close(descriptor)
     raise UsageFault(
-        f"{path}: a regular file that is not a link expected, found something through which a file elsewhere could "
-        "be changed. Remove it, or choose another folder"
+        f"{path}: a regular file without links expected, found a link or a special file, through which another file "
+        "could be changed. Remove it, or choose another folder"
     )
 
 
 def _end_last_line(descriptor: int, size: int) -> None:
-    """Give the last line its end if it is JSON, else cut it off."""
+    """Append a line break to an incomplete last line if it is JSON, else remove the line."""
     start, line = size, b""
     while start and b"\n" not in line:
         start = max(0, start - _CACHED_BYTES)

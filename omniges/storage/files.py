@@ -53,8 +53,8 @@ def open_file(path: Path, root: Path | None = None) -> int:
 
     Raises:
         DataError: It is not a regular file, or a link leads out of `root`.
-        FileNotFoundError: There is nothing.
-        EnvironmentFault: The operating system refuses.
+        FileNotFoundError: The file does not exist.
+        EnvironmentFault: The operating system refuses access.
     """
     if root is not None and not lies_inside(path, root):
         raise DataError(
@@ -111,8 +111,8 @@ def read_file(path: Path, max_bytes: int, root: Path | None = None) -> bytes:
 
     Raises:
         DataError: As `open_file`, or the file is larger.
-        FileNotFoundError: There is nothing.
-        EnvironmentFault: The operating system refuses.
+        FileNotFoundError: The file does not exist.
+        EnvironmentFault: The operating system refuses access.
     """
     with open(open_file(path, root), "rb") as stream, os_errors(path, "read"):
         size = os.fstat(stream.fileno()).st_size
@@ -180,8 +180,8 @@ def read_json(path: Path, remedy: str, root: Path | None = None) -> Any:
 
     Raises:
         DataError: It is no regular file of plain JSON, see `parse_json`.
-        FileNotFoundError: There is nothing.
-        EnvironmentFault: The operating system refuses.
+        FileNotFoundError: The file does not exist.
+        EnvironmentFault: The operating system refuses access.
     """
     try:
         return parse_json(read_file(path, MAX_JSON_BYTES, root))
@@ -202,7 +202,7 @@ def read_settings(path: Path, remedy: str, root: Path | None = None) -> dict[str
 
     Raises:
         DataError: The file does not exist, or is not a JSON object of at most 16 MiB.
-        EnvironmentFault: The operating system refuses.
+        EnvironmentFault: The operating system refuses access.
     """
     try:
         found = parse_json(read_file(path, MAX_SETTINGS_BYTES, root))

@@ -368,7 +368,7 @@ class UrlStore:
         return f"{self.location.address.rstrip('/')}/{tail}" if tail else self.location.address
 
     def _call(self, action: str, name: str, function: Callable[[], T], size: int = 0) -> T:
-        """Run a call of a storage library; any exception becomes one of our own errors.
+        """Run a call of a storage library; any exception becomes an OmnigesError.
 
         The new error is raised outside the handler without a reference to the old one, whose text may contain
         credentials. A call that exceeds the time for `size` bytes at the server's lowest speed is abandoned.
@@ -442,7 +442,7 @@ def _raise(error: Exception) -> Any:
 
 
 class _Guarded:
-    """A stream that raises our own errors, and is closed if it is slower than the lowest speed."""
+    """A stream that raises only OmnigesError, and is closed if it is slower than the lowest speed."""
 
     def __init__(self, store: UrlStore, name: str, stream: Any, timeouts: Timeouts) -> None:
         self._store, self._name, self._stream, self._timeouts = store, name, stream, timeouts

@@ -293,6 +293,6 @@ class TestLog:
             os.mkfifo(path)
         else:
             getattr(os, kind)(other, path)
-        with pytest.raises(UsageFault, match="a regular file that is not a link expected"):
+        with pytest.raises(UsageFault, match="a regular file without links expected"):
             open_log(path)
         assert other.read_text() == "torn"
