@@ -223,12 +223,15 @@ def _tracks_of(document: Mapping[str, Any]) -> Tracks:
     return Tracks.with_codecs({stream: CodecEntry.from_json(*entry) for stream, entry in document["codecs"].items()})
 
 
-def make_collator(document: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Collator:
+def make_collator(
+    document: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]], *, mapped: bool = True
+) -> Collator:
     """Make a collator.
 
     Args:
         document: Document of `make_setup`.
         arrays: Arrays of `make_setup`, in which checks of members are marked.
+        mapped: Map shards, as worker processes do; a shard that is truncated then ends the process.
 
     Returns:
         The collator.
@@ -240,7 +243,7 @@ def make_collator(document: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[
         own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
         marks = ReadMarks(own.pop("data_starts"), own.pop("verified"))
         tables.append(ClipTable(**own))
-        readers.append(ClipReader(tables[-1], open_source(place), marks, document["verify"], tracks))
+        readers.append(ClipReader(tables[-1], open_source(place), marks, document["verify"], tracks, mapped=mapped))
     order = order_of(tables, document["weights"], Sequencing(**document["sequencing"]), tracks)
     streams = STREAMS[: len(tracks.arrays)]
     normaliser = Normaliser(*(Scale(arrays[f"{stream}_mean"], arrays[f"{stream}_divisor"]) for stream in streams))

@@ -236,7 +236,7 @@ class BatchLoader:
             finally:
                 os.close(descriptor)  # the workers have a copy
         else:
-            self._collator = make_collator(document, arrays)
+            self._collator = make_collator(document, arrays, mapped=False)
         self._store, self._submitted, self._jobs = store, self._position, 0
         return store
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -67,7 +67,7 @@ class MappedMembers:
         name = number, member
         place = self._places.get(name)
         if place is None:
-            place = self._places[name] = self._check(mapped.content, number, member)
+            place = self._places[name] = self._check(cast("mmap.mmap", mapped.content), number, member)
         first, count = place
         return mapped.floats[first : first + count]
 

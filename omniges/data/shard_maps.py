@@ -1,4 +1,8 @@
-"""Memory maps of shards, each of the size that dataset.json states. Imports no torch."""
+"""Memory maps of shards, each of the size that dataset.json states. Imports no torch.
+
+The kernel ends a process that reads a map of a file which was truncated (SIGBUS). A process that must not end reads
+shards range by range instead.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,8 @@ import os
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,26 +20,89 @@ import numpy.typing as npt
 from omniges.errors import DataError
 from omniges.shards.reader import ShardSource
 from omniges.shards.schema import VERIFY
+from omniges.storage.atomic import os_errors
 from omniges.storage.cache import CacheFull
 
 MAX_MAPS: Final = 64
 """Shards that a process keeps mapped; the least recently used is unmapped first."""
 
 
+class ShardFile:
+    """An open shard whose ranges are read when they are asked for; used as a map is."""
+
+    def __init__(self, descriptor: int, size_bytes: int, shown: str) -> None:
+        """Take over an open file.
+
+        Args:
+            descriptor: The file, closed with the last reference.
+            size_bytes: Its size.
+            shown: Its name for errors.
+        """
+        self._descriptor, self._size, self._shown = descriptor, size_bytes, shown
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, place: slice, /) -> bytes:
+        start, stop, _ = place.indices(self._size)
+        with os_errors(Path(self._shown), "read"):
+            found = os.pread(self._descriptor, max(0, stop - start), start)
+        if len(found) < stop - start:
+            raise DataError(
+                f"{self._shown}: {stop - start} bytes at byte {start} expected, found {len(found)}: the shard was "
+                f"truncated while it was read, or the disk fails. {VERIFY}"
+            )
+        return found
+
+    def madvise(self, _option: int, start: int, length: int, /) -> None:
+        """Ask the kernel to read a range from the disk ahead of its use."""
+        os.posix_fadvise(self._descriptor, start, length, os.POSIX_FADV_WILLNEED)
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+
+class _Floats:
+    """A shard's ranges as float32."""
+
+    def __init__(self, file: ShardFile) -> None:
+        self._file = file
+
+    def __getitem__(self, place: slice) -> npt.NDArray[np.float32]:
+        return np.frombuffer(self._file[4 * place.start : 4 * place.stop], np.float32)
+
+
+class Ranges(Protocol):
+    """Bytes of a shard by range."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: slice, /) -> bytes: ...
+
+    def madvise(self, option: int, start: int, length: int, /) -> None:
+        """Advise the kernel on a range."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class MappedShard:
-    """A shard in memory, as bytes and as float32."""
+    """A shard as bytes and as float32; an `mmap.mmap` and an array where it is mapped."""
 
-    content: mmap.mmap
-    floats: npt.NDArray[np.float32]
+    content: Ranges
+    floats: Any  # an array, or `_Floats`, of which ranges are taken
 
 
 class ShardMaps(Collection[str]):
     """Mapped shards of a source, by name. Not safe for several threads at once; a copy in another process is empty."""
 
-    def __init__(self, source: ShardSource) -> None:
-        """Map nothing yet."""
-        self._source = source
+    def __init__(self, source: ShardSource, *, mapped: bool = True) -> None:
+        """Map nothing yet.
+
+        Args:
+            source: Source of the shards.
+            mapped: Map shards; else keep them open and read them range by range.
+        """
+        self._source, self._mapped = source, mapped
         self._maps: OrderedDict[str, MappedShard] = OrderedDict()
 
     def get(self, shard: str, size_bytes: int) -> MappedShard:
@@ -61,12 +129,17 @@ class ShardMaps(Collection[str]):
             if found_bytes != size_bytes:
                 shown = self._source.describe(shard)
                 raise DataError(f"{shown}: {size_bytes} bytes expected, found {found_bytes}. {VERIFY}")
-            content = mmap.mmap(descriptor, size_bytes, prot=mmap.PROT_READ)
+            if self._mapped:
+                content = mmap.mmap(descriptor, size_bytes, prot=mmap.PROT_READ)
+                mapped = MappedShard(content, np.frombuffer(content, np.float32, size_bytes // 4))
+            else:
+                file = ShardFile(os.dup(descriptor), size_bytes, self._source.describe(shard))
+                mapped = MappedShard(file, _Floats(file))
         finally:
             os.close(descriptor)
         while len(self._maps) >= MAX_MAPS:
             self._maps.popitem(last=False)
-        self._maps[shard] = mapped = MappedShard(content, np.frombuffer(content, np.float32, size_bytes // 4))
+        self._maps[shard] = mapped
         return mapped
 
     def _open(self, shard: str) -> int:

@@ -63,7 +63,8 @@ def _digester(data: list[DataSource], sequencing: Sequencing, share: RankShare) 
     """Return a function that reads windows as a loader does, and returns their sha256 for positions (rows,)."""
     catalog = data[0].catalog
     normaliser, tokenizer = catalog.normaliser(), catalog.tokenizer
-    collator = make_collator(*make_setup(data, sequencing, "first", share.micro_batch, normaliser, tokenizer))
+    setup = make_setup(data, sequencing, "first", share.micro_batch, normaliser, tokenizer)
+    collator = make_collator(*setup, mapped=False)
     places, size = batch_layout(share.batch_size, sequencing.window_ticks, catalog.tracks)
     block = BatchBlock.of(np.zeros(size, np.uint8), places)
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.data.catalog import ClipTable
-from omniges.data.shard_maps import MappedShard, ShardMaps
+from omniges.data.shard_maps import MappedShard, Ranges, ShardMaps
 from omniges.data.tracks import PLAIN_TRACKS, Normaliser, Scale, Tracks
 from omniges.errors import DataError
 from omniges.shards.documents import words_of
@@ -67,11 +67,13 @@ class ClipReader:
         marks: ReadMarks,
         verify: Verify = "first",
         tracks: Tracks = PLAIN_TRACKS,
+        *,
+        mapped: bool = True,
     ) -> None:
         self.table = table
         self._tracks = tracks
         self._source, self._marks, self._verify = source, marks, verify == "first"
-        self.maps = ShardMaps(source)
+        self.maps = ShardMaps(source, mapped=mapped)
         self._shards = list(
             zip(map(table.shard_name, range(len(table.shard_bytes))), table.shard_bytes.tolist(), strict=True)
         )
@@ -186,7 +188,7 @@ class ClipReader:
         self._checked[sample] = found = shard, gesture, audio, int(self.table.present[sample])
         return found
 
-    def _data_start(self, mapped: mmap.mmap, sample: int, member: int) -> int:
+    def _data_start(self, mapped: Ranges, sample: int, member: int) -> int:
         """Return the offset of a member's array data in the shard; its header and digest are checked once."""
         offset = int(self.table.offsets[sample, member])
         known = int(self._marks.data_starts[sample, member])
@@ -197,15 +199,15 @@ class ClipReader:
         self._marks.data_starts[sample, member] = header
         return offset + header
 
-    def _check_digest(self, mapped: mmap.mmap, sample: int, member: int) -> None:
+    def _check_digest(self, mapped: Ranges, sample: int, member: int) -> None:
         if not self._verify or self._marks.verified[sample, member]:
             return
         first, size = int(self.table.offsets[sample, member]), int(self.table.sizes[sample, member])
-        with memoryview(mapped) as view, view[first : first + size] as content:
-            check_digest(content, self.table.digests[sample, member].tobytes(), self._place(sample, member))
+        content = mapped[first : first + size]
+        check_digest(content, self.table.digests[sample, member].tobytes(), self._place(sample, member))
         self._marks.verified[sample, member] = 1
 
-    def _check_header(self, mapped: mmap.mmap, sample: int, member: int) -> int:
+    def _check_header(self, mapped: Ranges, sample: int, member: int) -> int:
         """Return the size of a member's npy header; refuse another dtype, order, shape or size than the manifest's."""
         first, size = int(self.table.offsets[sample, member]), int(self.table.sizes[sample, member])
         track, table = self._tracks.arrays[member], self.table

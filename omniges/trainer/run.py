@@ -289,7 +289,7 @@ def _speaking_rate(data: Sequence[DataSource]) -> bytes:
         table, tracks = source.catalog.table, source.catalog.tracks
         if tracks.text is not None:
             return b""
-        reader = ClipReader(table, source.shard_source(), ReadMarks.blank(len(table)), tracks=tracks)
+        reader = ClipReader(table, source.shard_source(), ReadMarks.blank(len(table)), tracks=tracks, mapped=False)
         chosen = np.arange(len(table))
         if isinstance(source.shards, RemoteShards):
             chosen = chosen[table.shard == table.shard[0]]
