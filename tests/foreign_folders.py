@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 import numpy as np
 import torch
+from body_builders import body_file
 from latent_builders import generated, recording_files
 from mutations import seal_checkpoint, seal_conversion, seal_result, seal_shards
 from omniflow_checkpoints import Tiny, write_folder
@@ -23,13 +24,14 @@ from vae_builders import write_vae
 from omniges.codecs.audio_vae import load_audio_vae
 from omniges.codecs.gesture_rvqvae import load_gesture_rvqvae
 from omniges.codecs.text_vae.codec import TextCodec
+from omniges.evaluation.motion import load_bodies
 from omniges.evaluation.results import find_results
 from omniges.formats.arrays import read_array
 from omniges.formats.motion import read_motion
 from omniges.generation.inputs import read_audio, read_text
 from omniges.generation.sampler import load
 from omniges.generation.vocoder import load_hifi_gan
-from omniges.metrics.frechet import load_encoder
+from omniges.metrics.frechet import load_encoder, load_features
 from omniges.pretrained.convert import convert, read_converted
 from omniges.pretrained.trunk import read_omniflow
 from omniges.shards.reader import ShardFolder
@@ -185,6 +187,16 @@ def _read_recording(folder: Path, _world: World) -> None:
     read_array(folder / "speeds.npy", "expected speeds")
 
 
+def _make_measures(folder: Path, _world: World) -> None:
+    (folder / "body.npz").write_bytes(body_file())
+    np.save(folder / "features.npy", np.ones((4, 6), np.float32))
+
+
+def _read_measures(folder: Path, _world: World) -> None:
+    load_bodies(folder / "body.npz")
+    load_features(folder / "features.npy")
+
+
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         "shards": Kind(lambda folder, world: _copy(world.shards, folder), _read_shards, seal_shards),
@@ -207,6 +219,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "encoder": Kind(_make_encoder, _read_encoder),
         "omniflow": Kind(_make_omniflow, _read_omniflow),
         "converted": Kind(_make_converted, _read_converted, seal_conversion),
+        "measures": Kind(_make_measures, _read_measures),
         "recording": Kind(_make_recording, _read_recording),
     }
 )

@@ -144,10 +144,9 @@ def _statistics(path: Path, length: int) -> F64:
     array = read_array(path, wanted)
     if array.shape != (length,) or array.dtype not in {np.dtype(np.float32), np.dtype(np.float64)}:
         raise DataError(f"{path}: found {array.shape} of {array.dtype}; {wanted}")
-    numbers = np.array(array, dtype=np.float64)
-    if not np.isfinite(numbers).all():
-        raise DataError(f"{path}: number {int(np.argmin(np.isfinite(numbers)))} is NaN or infinite; {wanted}")
-    return numbers
+    if not np.isfinite(array).all():  # before the cast, which warns of some NaN
+        raise DataError(f"{path}: number {int(np.argmin(np.isfinite(array)))} is NaN or infinite; {wanted}")
+    return array.astype(np.float64)
 
 
 def _require_positive(std: F64, path: Path, of: str) -> None:

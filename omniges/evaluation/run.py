@@ -348,8 +348,8 @@ def _mean_speeds(path: Path) -> npt.NDArray[np.float64]:
     found = read_array(path, wanted)
     if found.shape != (len(JOINT_NAMES),) or found.dtype.kind != "f":
         raise DataError(f"{path}: found {found.shape} of {found.dtype}; {wanted}")
-    speeds = np.asarray(found, dtype=np.float64)
-    if not (np.isfinite(speeds) & (speeds >= 0)).all():
-        joint = int(np.argmin(np.isfinite(speeds) & (speeds >= 0)))
-        raise DataError(f"{path}: speeds of at least 0 m/s expected, found {speeds[joint]} for joint {joint}")
-    return speeds
+    fits = np.isfinite(found) & (found >= 0)
+    if not fits.all():  # before the cast, which warns of some NaN
+        joint = int(np.argmin(fits))
+        raise DataError(f"{path}: speeds of at least 0 m/s expected, found {found[joint]} for joint {joint}")
+    return np.asarray(found, dtype=np.float64)

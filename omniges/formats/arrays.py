@@ -70,7 +70,7 @@ def _header(start: bytes | memoryview, name: str, total_bytes: int) -> _Header:
     descr, fortran, shape = _DESCR.search(text), _FORTRAN.search(text), _SHAPE.search(text)
     simple = _SIMPLE.fullmatch(descr[1]) if descr else None
     if simple is None and "'descr'" in text:
-        raise RecordingFault("npz-wrong-dtype", f"{name} holds {text[:80].strip()}", "float32 or float64")
+        raise RecordingFault("npz-wrong-dtype", f"{name} holds {text[:80].strip()!a}", "float32 or float64")
     if simple is None or fortran is None or shape is None:
         raise RecordingFault("npz-damaged", f"{name} has the npy header {text[:80].strip()!r}", "a numpy header")
     order, kind, size = simple.groups()
@@ -253,8 +253,7 @@ def checked(array: Numbers, what: str, shape: tuple[int | None, ...], *, at_leas
         raise UsageFault(f"{what}: found an array {array.shape} of {array.dtype}; expected numbers ({wanted})")
     if len(array) < at_least:
         raise DataError(f"{what}: found {len(array)}; expected at least {at_least}: leave this clip out")
-    numbers = np.asarray(array, dtype=np.float64)
-    if not np.isfinite(numbers).all():
-        where = tuple(int(i) for i in np.argwhere(~np.isfinite(numbers))[0])
-        raise DataError(f"{what}: found {numbers[where]} at {where}; expected finite numbers")
-    return numbers
+    if not np.isfinite(array).all():  # before the cast, which warns of some NaN
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise DataError(f"{what}: found {array[where]} at {where}; expected finite numbers")
+    return np.asarray(array, dtype=np.float64)

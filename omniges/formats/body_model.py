@@ -61,10 +61,10 @@ def decode_body_model(data: bytes | memoryview) -> BodyModel:
     root, *parents = map(int, arrays.pop("kintree_table")[0])
     if root not in _ROOT or not all(0 <= parent < joint for joint, parent in enumerate(parents, 1)):
         raise RecordingFault("npz-damaged", "a kintree_table that is no tree", "every parent before its children")
-    numbers = {key: np.asarray(array, dtype=np.float64) for key, array in arrays.items()}
-    for key, array in numbers.items():
-        if not np.isfinite(array).all():
+    for key, array in arrays.items():
+        if not np.isfinite(array).all():  # before the cast, which warns of some NaN
             raise RecordingFault("npz-not-finite", f"{key} has values that are not finite", "finite numbers")
+    numbers = {key: np.asarray(array, dtype=np.float64) for key, array in arrays.items()}
     weights, shapes = numbers["weights"], numbers["shapedirs"]
     sums = weights.sum(axis=1)
     wrong = (np.abs(sums - 1) > _WEIGHTS_TOLERANCE) | (weights.min(axis=1) < -_WEIGHTS_TOLERANCE)

@@ -27,6 +27,7 @@ from omniges.metrics.profiles import FrechetSettings
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import file_sha256
 from omniges.storage.files import open_file, read_settings
+from omniges.storage.redact import one_line
 
 DESCRIPTOR_NAME: Final = "omniges-kinematics-1"
 _JOINTS: Final = tuple(
@@ -360,6 +361,8 @@ def _convolutions(path: Path) -> Encoder:
             raise DataError(
                 f"{path}: layer {k}: found {shape} and {layer.bias.shape}; expected (out, {width}, kernel), (out,)"
             )
+        if layer.padding >= shape[2]:
+            raise DataError(f"{path}: layer {k}: found padding {layer.padding}; expected less than its {shape[2]} taps")
         width, frames = shape[0], (frames + 2 * layer.padding - shape[2]) // layer.stride + 1
         if frames < 1:
             raise DataError(f"{path}: layer {k} leaves no frame of {settings}; expected a larger multiple_of_frames")
@@ -396,7 +399,9 @@ def _settings(path: Path) -> tuple[int, list[tuple[int, int, str]]]:
 def _whole(found: Mapping[str, Any], key: str, least: int, path: Path) -> int:
     value = found[key]
     if type(value) is not int or not least <= value <= 1 << 16:
-        raise DataError(f"{path}: {key}: found {str(value)[:80]}; expected a whole number from {least} to 65536")
+        raise DataError(
+            f"{path}: {key}: found {one_line(str(value), 80)}; expected a whole number from {least} to 65536"
+        )
     return value
 
 
@@ -412,7 +417,11 @@ def _tensors(path: Path) -> dict[str, F64]:
             for key in file.keys():  # noqa: SIM118 - no mapping
                 kind = file.get_slice(key).get_dtype()
                 if kind not in {"F16", "F32", "F64"}:
-                    raise DataError(f"{path}: tensor {key} is {kind}; expected F16, F32 or F64")
-            return {key: file.get_tensor(key).astype(np.float64) for key in file.keys()}  # noqa: SIM118
+                    raise DataError(f"{path}: tensor {one_line(key, 80)} is {kind}; expected F16, F32 or F64")
+            found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise DataError(f"{path}: {_line(error)}; expected a .safetensors file") from error
+    for key, tensor in found.items():
+        if not np.isfinite(tensor).all():
+            raise DataError(f"{path}: tensor {one_line(key, 80)} holds NaN or infinite numbers; expected finite ones")
+    return {key: tensor.astype(np.float64) for key, tensor in found.items()}

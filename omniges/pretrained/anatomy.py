@@ -19,6 +19,7 @@ from typing import Any, Final, Literal
 
 from omniges.errors import DataError
 from omniges.model.trunk import LEVEL_FEATURES, QKNormKind
+from omniges.storage.redact import one_line
 from omniges.storage.tensors import require_same
 
 Shape = tuple[int, ...]
@@ -218,8 +219,8 @@ def read_anatomy(shapes: Mapping[str, Shape], config: Mapping[str, Any], where: 
         source, (features,) = f"{norm}.weight", size(f"{norm}.weight", 1)
     if type(features) is not int or features < 1 or width % features:
         raise DataError(
-            f"{where}: {source} is {str(features)[:80]}; a divisor of the width {width} expected: take the config.json "
-            "that belongs to these weights"
+            f"{where}: {source} is {one_line(str(features), 80)}; a divisor of the width {width} expected: take the "
+            "config.json that belongs to these weights"
         )
 
     def grid(embedder: str, head: str) -> Grid:
@@ -280,7 +281,9 @@ def _compare(anatomy: Anatomy, config: Mapping[str, Any], where: str) -> list[st
         "decoder_config": "",
     }
     differing = [
-        f"{key} {str(config[key])[:80]} ({own!r} there)" for key, own in sizes.items() if config.get(key, own) != own
+        f"{key} {one_line(repr(config[key]), 80)} ({own!r} there)"
+        for key, own in sizes.items()
+        if config.get(key, own) != own
     ]
     if differing:
         raise DataError(
@@ -296,7 +299,7 @@ def _compare(anatomy: Anatomy, config: Mapping[str, Any], where: str) -> list[st
         "text_out_dim": anatomy.text_outputs,
     }
     return [
-        f"config.json says {key} {str(config[key])[:80]}, the tensors say {own!r}, which is used"
+        f"config.json says {key} {one_line(repr(config[key]), 80)}, the tensors say {own!r}, which is used"
         for key, own in kinds.items()
         if key in config and config[key] != own
     ]

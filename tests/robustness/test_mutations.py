@@ -45,7 +45,7 @@ def tried(name: str, count: int, world: World, folder: Path, seed: int) -> tuple
 @pytest.mark.parametrize("name", sorted(KINDS))
 def test_a_change_is_read_or_refused_in_one_line(name: str, world: World, tmp_path: Path) -> None:
     refused, wrong = tried(name, KINDS[name].sample, world, tmp_path / "folder", 0)
-    assert not wrong
+    assert not wrong, "\n".join(wrong)
     assert refused > 0 or name == "verified"  # which reports
 
 
@@ -53,7 +53,8 @@ def test_a_change_is_read_or_refused_in_one_line(name: str, world: World, tmp_pa
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", sorted(KINDS))
 def test_two_thousand_changes(name: str, world: World, tmp_path: Path) -> None:
-    assert not tried(name, ALL, world, tmp_path / "folder", 10_000)[1]
+    _, wrong = tried(name, ALL, world, tmp_path / "folder", 10_000)
+    assert not wrong, "\n".join(wrong)
 
 
 # --- as commands
@@ -127,6 +128,6 @@ def test_thirty_changes_as_processes(name: str, world: World, tmp_path: Path, mo
             wrong.append(f"{number} ({what}): exit {code}: {said[-300:]}")
         if took_s > usual_s + MOST_S or most_bytes > usual_bytes + MOST_BYTES:
             wrong.append(f"{number} ({what}): {took_s:.1f} s, {most_bytes >> 20} MiB")
-    assert not wrong
+    assert not wrong, "\n".join(wrong)
     code, said, *_ = run_once()
     assert code == 0, said
