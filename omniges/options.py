@@ -231,7 +231,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def refuse_unknown(where: str, noun: str, found: Iterable[str], known: Collection[str]) -> None:
+def refuse_unknown(
+    where: str, noun: str, found: Iterable[str], known: Collection[str], listed_at: str | None = None
+) -> None:
     """Raise one error for all unknown names, with the most similar known name of each.
 
     Args:
@@ -239,6 +241,7 @@ def refuse_unknown(where: str, noun: str, found: Iterable[str], known: Collectio
         noun: Kind of the names, such as "key".
         found: The names that were given.
         known: The known names.
+        listed_at: Where all known names are listed; None: in the error.
 
     Raises:
         UsageFault: A name is unknown.
@@ -250,7 +253,8 @@ def refuse_unknown(where: str, noun: str, found: Iterable[str], known: Collectio
     listed = [
         f"{shown(name)} (did you mean {of[0]}?)" if of else shown(name) for name, of in zip(unknown, near, strict=True)
     ]
-    expected = "" if all(near) else f"; expected some of {', '.join(sorted(known))}"
+    expected = f"; see {listed_at}" if listed_at else f"; expected some of {', '.join(sorted(known))}"
+    expected = "" if all(near) else expected
     raise UsageFault(f"{where}: unknown {noun}{'s' * (len(unknown) > 1)} {', '.join(listed)}{expected}")
 
 

@@ -28,7 +28,7 @@ def _recipe_names(incomplete: str) -> list[str]:
     return [name for name in packaged_recipes() if name.startswith(incomplete)]
 
 
-AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @with_flags("train", resumable)
@@ -90,7 +90,7 @@ def convert_omniflow(settings: ConvertOmniflowSettings) -> None:
 
 @with_flags()
 def trace_batches(settings: TraceSettings) -> None:
-    """List which windows a step of a training run sees, one JSON line each."""
+    """List the windows that training steps read, one JSON line each."""
     import json
 
     from omniges.data.trace import trace
@@ -101,7 +101,7 @@ def trace_batches(settings: TraceSettings) -> None:
 
 @with_flags("train", tidy)
 def generate(settings: GenerateSettings) -> None:
-    """Make gesture, audio or text from your own files with a trained model.
+    """Generate gesture, audio or text from your own files with a trained model.
 
     Exit codes: 0 done, 1 bad input or checkpoint, 2 usage, 3 environment, 130 Ctrl-C, 143 SIGTERM.
     """
@@ -135,7 +135,7 @@ class ReportSettings:
 
 @with_flags("train", tidy)
 def evaluate(settings: EvaluateSettings, report: ReportSettings) -> None:
-    """Score generated files, or a checkpoint, against the recordings in shards.
+    """Score generated files, or a checkpoint, against recordings in shards.
 
     Exit codes: 0 done, 1 bad files, 2 usage, 3 environment, 130 Ctrl-C, 143 SIGTERM.
     """
@@ -153,7 +153,7 @@ def evaluate(settings: EvaluateSettings, report: ReportSettings) -> None:
 
 @with_flags()
 def benchmark_loader(settings: SpeedSettings, as_json: AsJson = False) -> None:
-    """Measure how fast batches are read, beside how fast memory copies as many bytes."""
+    """Measure how fast batches are read, and how fast memory copies as many bytes."""
     import json
 
     from omniges.benchmark.loader import measure, report
@@ -164,7 +164,7 @@ def benchmark_loader(settings: SpeedSettings, as_json: AsJson = False) -> None:
 
 @with_flags("train")
 def benchmark_train(settings: StepSpeedSettings, as_json: AsJson = False) -> None:
-    """Measure training steps on real batches, beside the machine's plain matrix products."""
+    """Measure the speed of training steps, and that of plain matrix products."""
     import json
 
     from omniges.benchmark.train_step import measure, report

@@ -74,7 +74,7 @@ class Command(TyperCommand):
         words, unknown = present_words(args, values, self.present)
         if not ctx.resilient_parsing:
             known = [name for name in values if name.startswith("--")]
-            refuse_unknown(ctx.command_path, "option", unknown, known)
+            refuse_unknown(ctx.command_path, "option", unknown, known, f"{ctx.command_path} --help")
         return super().parse_args(ctx, words)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -91,9 +91,9 @@ def command_class(function: Callable[..., None]) -> type[Command]:
 
 def usage_line(error: Any) -> str:
     """Return an error of Typer as one line that names the command for help."""
-    help_at = f"{error.ctx.command_path} --help" if getattr(error, "ctx", None) else "omniges --help"
+    help_at = f"; see {error.ctx.command_path} --help" if getattr(error, "ctx", None) else ""
     if hasattr(error, "param_type") and error.param is not None:
         names: Sequence[str] = error.param.opts if error.param.param_type_name == "option" else [error.param.metavar]
-        return f"{max(names, key=len)}: it is required, but was not given: see {help_at}"
+        return f"{max(names, key=len)}: it is required, but was not given{help_at}"
     text = " ".join(error.format_message().split()).rstrip(".")
-    return f"{text[:1].lower()}{text[1:]}: see {help_at}"
+    return f"{text[:1].lower()}{text[1:]}{help_at}"

@@ -197,7 +197,7 @@ def sample_corpus(
     settings: CorpusSettings,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty folder.", show_default=False)],
 ) -> None:
-    """Write a small synthetic corpus in BEAT2 layout, for trying and testing."""
+    """Write a small synthetic corpus in BEAT2 layout, for demonstrations and tests."""
     from omniges.progress import counter
     from omniges.testing.synthetic_corpus import write_sample_corpus
 

@@ -22,8 +22,10 @@ class EvaluateSettings:
 
     generated: tuple[Path, ...] = option((), "Folders of generated results.", argument=True, metavar="DIR...")
     shards: Path = option(Path("shards"), "Folder of shards with the recordings.", panel="Ground truth")
-    split: Split = option("test", "Split to generate for.", panel="Generation with a checkpoint")
-    checkpoint: Path | None = option(None, "Run or checkpoint to generate with first.")
+    checkpoint: Path | None = option(
+        None, "Run or checkpoint to generate with first.", panel="Generation with a checkpoint"
+    )
+    split: Split = option("test", "Split to generate for.")
     tasks: tuple[str, ...] = option((), "Tasks to generate.", commas=True, shown="the six", values=lambda: TASK_NAMES)
     num_inference_steps: int = option(20, "Sampling steps.", least=1, was=("steps",))
     num_samples: int = option(1, "Results to generate for each recording.", least=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from typing import Any
@@ -21,14 +22,20 @@ def command_of(words: tuple[str, ...]) -> Any:
     return found.commands[words[1]] if len(words) > 1 else found
 
 
+@functools.cache
+def help_of(words: tuple[str, ...]) -> str:
+    """Help of a command at 80 columns."""
+    run = omniges(*words, "--help", COLUMNS="80")
+    assert (run.returncode, run.stderr) == (0, "")
+    return run.stdout
+
+
 class TestHelp:
     @pytest.mark.parametrize("words", ALL, ids=" ".join)
     def test_names_are_whole_and_stand_once(self, words: tuple[str, ...]) -> None:
-        run = omniges(*words, "--help", COLUMNS="80")
-        assert run.returncode == 0
-        lines = run.stdout.splitlines()
+        lines = help_of(words).splitlines()
         assert max(map(len, lines)) <= 80
-        assert "…" not in run.stdout
+        assert "…" not in help_of(words)
         rows = [line for line in lines if re.match(r"│ -", line)]
         named = Counter(name for line in rows for name in re.findall(r"(?<![\w-])-[\w\[\]-]+", line.split("  ")[0]))
         options = [each for each in command_of(words).params if each.param_type_name == "option"]
@@ -38,8 +45,7 @@ class TestHelp:
 
     @pytest.mark.parametrize("words", ALL, ids=" ".join)
     def test_more_than_ten_options_are_in_panels(self, words: tuple[str, ...]) -> None:
-        run = omniges(*words, "--help", COLUMNS="80")
-        panels = re.findall(r"^╭─ ([\w ]+) ─", run.stdout, re.MULTILINE)
+        panels = re.findall(r"^╭─ ([\w ]+) ─", help_of(words), re.MULTILINE)
         assert len(panels) == len(set(panels))
         if len(command_of(words).params) > 10:
             assert len(panels) > 2
@@ -47,7 +53,7 @@ class TestHelp:
     def test_former_names_are_not_shown(self) -> None:
         for words in ALL:
             present = getattr(command_of(words), "present", {})
-            shown = set(re.findall(r"--[a-z0-9-]+", omniges(*words, "--help", COLUMNS="80").stdout))
+            shown = set(re.findall(r"--[a-z0-9-]+", help_of(words)))
             assert not shown & (present.keys() - set(present.values()))
 
 

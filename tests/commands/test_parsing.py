@@ -120,7 +120,7 @@ class TestNames:
         assert run.returncode == 2
         line = only_line(run)
         assert line.startswith("omniges: omniges train: unknown options --max-step (did you mean --max-")
-        assert "--sead (did you mean --seed?), --zzz; expected some of --" in line
+        assert "--sead (did you mean --seed?), --zzz; see omniges train --help" in line
 
 
 class TestValues:
@@ -145,7 +145,7 @@ class TestValues:
 
     def test_a_missing_option_is_named(self) -> None:
         line = only_line(omniges("preprocess"))
-        assert line == "omniges: --root: it is required, but was not given: see omniges preprocess --help"
+        assert line == "omniges: --root: it is required, but was not given; see omniges preprocess --help"
 
     @pytest.mark.parametrize("command", COMMANDS.keys() - {"benchmark"})
     def test_a_refusal_says_the_choices_or_the_range(self, command: str) -> None:
