@@ -349,9 +349,9 @@ class TestWords:
             TrainSettings(model=changes)
 
     def test_what_does_not_go_together_is_refused(self, omniflow: Path, tmp_path: Path) -> None:
-        with pytest.raises(UsageFault, match="--preset tiny: the sizes are those of"):
+        with pytest.raises(UsageFault, match="preset tiny: the sizes are those of"):
             TrainSettings(preset="tiny", pretrained_model_name_or_path=omniflow)
-        with pytest.raises(UsageFault, match="--pretrained-weights: it goes with"):
+        with pytest.raises(UsageFault, match="pretrained_weights: it goes with"):
             TrainSettings(pretrained_weights="ema")
         with pytest.raises(UsageFault, match=r"a folder expected, found none; .* hf download"):
             open_start(tmp_path / "Org" / "name", None, {})

@@ -300,7 +300,7 @@ class TestChoice:
             run(shards, two, seed=1)
 
     def test_never_wants_an_empty_folder(self, two: Path, shards: Path) -> None:
-        with pytest.raises(UsageFault, match=r"--resume never: .* 2 checkpoints"):
+        with pytest.raises(UsageFault, match=r"--resume-from-checkpoint never: .* 2 checkpoints"):
             run(shards, two, resume_from_checkpoint="never")
 
     def test_a_named_one_starts_a_branch_in_another_folder(self, two: Path, shards: Path, tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ class TestChoice:
         run(shards, two, learning_rate=1e-4, batch_size=2)
         remarks = " ".join(log_of(two, "start")[-1]["remarks"])
         assert "--learning-rate was 0.001, is 0.0001" in remarks
-        assert "--train-batch-size was 4, is 2" in remarks
+        assert "--batch-size was 4, is 2" in remarks
         assert "global batch 2, was 4" in remarks
 
     def test_a_second_run_in_the_folder_is_refused(self, two: Path, shards: Path) -> None:

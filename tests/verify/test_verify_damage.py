@@ -638,7 +638,7 @@ class TestSelection:
         assert "statistics" in run(tiny, "deep", shard_names=("train-000001",)).not_checked[0]
         with pytest.raises(UsageFault, match=r"--shard nothing\.tar"):
             run(tiny, shard_names=("nothing",))
-        with pytest.raises(UsageFault, match="--split dev"):
+        with pytest.raises(UsageFault, match="splits dev"):
             run(tiny, splits=("dev",))
 
     def test_fail_fast_and_max_findings(self, tiny: Path) -> None:
