@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from omniges.errors import DataError, RecordingFault, UsageFault
 from omniges.evaluation.scores import NEVER_MADE, Result
-from omniges.features.audio import MEL_BANDS, Cancellation, log_mel, mix_down, resample
+from omniges.features.audio import MEL_BANDS, log_mel, mix_down_in_phase, resample
 from omniges.features.gesture import MotionArrays
 from omniges.features.timebase import FRAME_RATE_HZ, HOP_SAMPLES, SAMPLE_RATE_HZ, SAMPLES_PER_TICK
 from omniges.formats.arrays import decode_npy
@@ -131,12 +131,10 @@ class FileResult(Result):
                 raise DataError(f"{path}: finite mel values expected, found NaN or infinite ones: generate it again")
             return mel, "the model's mel"
         path, wav = self._read("audio", "audio", ".wav", decode_wav)
-        mono = mix_down(wav.samples)
-        cancelled = Cancellation()
-        cancelled.add(wav.samples, mono)
-        if problem := cancelled.problem:
-            raise RecordingFault("wav-channels-cancel", problem, "channels that are in phase").refusal(path)
-        samples = resample(mono, wav.rate_hz)
+        try:
+            samples = resample(mix_down_in_phase(wav.samples), wav.rate_hz)
+        except RecordingFault as fault:
+            raise fault.refusal(path) from fault
         if len(samples) < SAMPLES_PER_TICK:
             raise DataError(f"{path}: at least 0.1 s of audio expected, found {len(samples) / SAMPLE_RATE_HZ:.4f} s")
         return log_mel(samples, len(samples) // HOP_SAMPLES), "the mel of the waveform"

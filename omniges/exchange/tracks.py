@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from omniges import arguments
 from omniges.errors import DataError, RecordingFault, UsageFault
-from omniges.features.audio import MEL_BANDS, mix_down
+from omniges.features.audio import MEL_BANDS, mix_down_in_phase
 from omniges.features.gesture import motion_from_gesture
 from omniges.features.timebase import FRAME_RATE_HZ, MEL_RATE_HZ, SAMPLE_RATE_HZ
 from omniges.formats.arrays import decode_npy
@@ -248,7 +248,7 @@ def _motion(data: bytes, *, standing: bool = True) -> SmplxMotion:
 
 def _sound(data: bytes) -> Sound:
     wav = decode_wav(data)
-    return Sound(mix_down(wav.samples), wav.rate_hz)
+    return Sound(mix_down_in_phase(wav.samples), wav.rate_hz)
 
 
 def _words(data: bytes) -> tuple[WordInterval, ...]:

@@ -19,6 +19,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
+from omniges.errors import RecordingFault
 from omniges.features.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
 from omniges.storage.librosa_import import load_librosa
 
@@ -250,6 +251,26 @@ class Cancellation:
         if math.sqrt(mixed) >= _CANCELLED * unrelated:
             return None
         return f"{self._channels} channels of level {math.sqrt(max(powers)):.3g} whose mean has {math.sqrt(mixed):.3g}"
+
+
+def mix_down_in_phase(samples: npt.NDArray[np.floating]) -> F32:
+    """Return the mean of the channels as `mix_down` does, and refuse channels that cancel each other.
+
+    Args:
+        samples: Samples (N, C), or (N,) of mono audio.
+
+    Returns:
+        Samples (N,).
+
+    Raises:
+        RecordingFault: ``wav-channels-cancel``.
+    """
+    mono = mix_down(samples)
+    cancelled = Cancellation()
+    cancelled.add(samples, mono)
+    if problem := cancelled.problem:
+        raise RecordingFault("wav-channels-cancel", problem, "channels that are in phase")
+    return mono
 
 
 def _sums(track: npt.NDArray[np.floating]) -> tuple[float, float]:

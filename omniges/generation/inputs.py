@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import reprlib
 import sys
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -36,7 +37,7 @@ from omniges.formats.textgrid import decode_words, is_textgrid
 from omniges.generation.audio import ROWS_PER_TICK, Held, LoadedAudio, Spool, read_log_mel
 from omniges.generation.conditions import recording_of_sample
 from omniges.generation.settings import Sources
-from omniges.generation.word_timing import SpeakingRate, learn_rate, timed_words
+from omniges.generation.word_timing import SpeakingRate, learn_rate, remarks_on, timed_words
 from omniges.model.streams import STREAMS, StreamName
 from omniges.shards.dataset import FEATURES
 from omniges.shards.latents import CodecEntry, FrameEntry
@@ -323,7 +324,7 @@ def _plain(path: str, data: bytes, rate: SpeakingRate | None) -> tuple[list[dict
         words = timed_words(text, rate)
     except UsageFault as fault:
         raise DataError(f"{path}: {fault}") from fault
-    return words, None, [f"times estimated by a speaking rate learned from {rate.words} words"]
+    return words, None, remarks_on(text, rate)
 
 
 def read_gesture(path: Path, folder: Path | None = None) -> Given:
@@ -549,7 +550,7 @@ def _recording(given: Sequence[Given]) -> Recording:
 
 
 def _stem(file: str) -> str:
-    return "text" if file == STANDARD_INPUT else Path(file).stem
+    return "text" if file == STANDARD_INPUT else unicodedata.normalize("NFC", Path(file).stem)  # macOS decomposes
 
 
 def _rate(sources: Sources) -> SpeakingRate | None:

@@ -48,7 +48,7 @@ from omniges.generation.records import WINDOWS_TIER
 from omniges.generation.sampler import Codecs, Loaded, Sampler, joined, load, trained_tasks
 from omniges.generation.settings import GenerateSettings, Sources, require_guidable, task_named
 from omniges.generation.vocoder import chosen_voice, waveform_from_mel
-from omniges.generation.word_timing import LEAST_WORDS, SpeakingRate, learn_rate, timed_words
+from omniges.generation.word_timing import LEAST_WORDS, SpeakingRate, learn_rate, remarks_on, timed_words
 from omniges.generation.writers import Labels, valid_motion
 from omniges.model.checkpoint import Contents, write_checkpoint
 from omniges.model.spec import weights_file
@@ -454,8 +454,8 @@ class OmnigesPipeline:
                     f"fewer than {LEAST_WORDS} words: give speaking_rate=pipeline.speaking_rate(SHARDS), words with "
                     "times, or a TextGrid"
                 )
+            remarks = remarks_on(words, rate)
             words = timed_words(words, rate)
-            remarks.append(f"times estimated by a speaking rate learned from {rate.words} words")
         else:
             words, remarks = _checked_words(words)
         if not words:

@@ -18,6 +18,7 @@ from unicodedata import category
 import numpy as np
 
 from omniges.errors import UsageFault
+from omniges.formats.textgrid import is_word
 from omniges.shards.schema import is_real
 from omniges.storage.canonical_json import json_document
 from omniges.storage.files import parse_json
@@ -150,6 +151,29 @@ def _other_format(text: str) -> str | None:
     return None if control is None else f"the control character U+{ord(control):04X}"
 
 
+def _is_mark(token: str) -> bool:
+    """Return whether a token is a mark of a transcript in brackets, such as ``[SIL]`` or ``<unk>``, and no word."""
+    plain = token.strip(".,;:!?")
+    return plain[:1] in {"<", "[", "{"} and not is_word(plain)
+
+
+def remarks_on(text: str, rate: SpeakingRate) -> list[str]:
+    """Return warnings about a text whose words `timed_words` gives.
+
+    Args:
+        text: Plain text.
+        rate: Speaking rate.
+
+    Returns:
+        That times are estimates, and how many marks were left out.
+    """
+    told = [f"times estimated by a speaking rate learned from {rate.words} words"]
+    if marks := [token for token in text.split() if _is_mark(token)]:
+        shown = ", ".join(sorted(set(marks))[:5])
+        told.append(f"{len(marks)} marks of silence, noise or unknown words left out: {shown}")
+    return told
+
+
 def timed_words(text: str, rate: SpeakingRate) -> list[dict[str, Any]]:
     """Return the words of a text with estimated times in whole milliseconds, from 0.
 
@@ -168,7 +192,7 @@ def timed_words(text: str, rate: SpeakingRate) -> list[dict[str, Any]]:
         raise UsageFault(f"text: plain words expected, found {kind}: give a TextGrid, or the words alone")
     words: list[dict[str, Any]] = []
     now = 0.0
-    for token in (piece for part in text.split() for piece in _PIECES.findall(part)):
+    for token in (piece for part in text.split() if not _is_mark(part) for piece in _PIECES.findall(part)):
         spoken = _without_edges(token)
         if spoken:
             end = now + rate.word_s(spoken)

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from omniges.errors import Finding, Problem, RecordingFault, fault_of_machine
 from omniges.features import timebase
-from omniges.features.audio import MEL_BANDS, N_FFT, Cancellation, log_mel, loudness_gain, mix_down, resample
+from omniges.features.audio import MEL_BANDS, N_FFT, log_mel, loudness_gain, mix_down_in_phase, resample
 from omniges.features.gesture import BETAS, JAW_EYES, LAYOUT, GestureClip, gesture_from_motion
 from omniges.formats.audio import Wav, decode_wav
 from omniges.formats.npz import Motion, decode_motion
@@ -431,12 +431,7 @@ def _audio_16k(wav: Wav | None, note: AddNote) -> npt.NDArray[np.float32] | None
         note(Problem("audio-mixed-down", f"{wav.channels} channels", "1"), "wav")
     if wav.rate_hz != timebase.SAMPLE_RATE_HZ:
         note(Problem("audio-resampled", f"{wav.rate_hz} Hz", "16000 Hz"), "wav")
-    mono = mix_down(wav.samples)
-    cancelled = Cancellation()
-    cancelled.add(wav.samples, mono)
-    if problem := cancelled.problem:
-        raise RecordingFault("wav-channels-cancel", problem, "channels that are in phase")
-    samples = resample(mono, wav.rate_hz)
+    samples = resample(mix_down_in_phase(wav.samples), wav.rate_hz)
     if len(samples) <= N_FFT // 2:
         raise RecordingFault("clip-too-short", f"{len(samples)} samples at 16 kHz", f"over {N_FFT // 2}")
     return samples

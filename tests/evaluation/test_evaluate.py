@@ -376,11 +376,11 @@ class TestRefusals:
     @pytest.mark.parametrize("name", ["emage-2024", "emage-eval-2025"])
     def test_published_profiles_without_their_parts(self, shards: Path, tmp_path: Path, name: str) -> None:
         everything = {"body_model": tmp_path, "encoder": tmp_path, "mean_speeds": tmp_path}
-        with pytest.raises(UsageFault, match="give --body-model and --encoder and --mean-speeds too, or take"):
+        with pytest.raises(UsageFault, match="give --body-model and --encoder and --mean-speeds too, or"):
             scored(tmp_path, shards, profile=name)
         for part in everything:
             others = {own: path for own, path in everything.items() if own != part}
-            with pytest.raises(UsageFault, match=f"speeds: give --{part.replace('_', '-')} too, or take"):
+            with pytest.raises(UsageFault, match=f"XX):
                 scored(tmp_path, shards, profile=name, **others)
 
     def test_an_encoder_that_is_a_program(self, shards: Path, tmp_path: Path) -> None:

@@ -538,6 +538,19 @@ def test_audio_and_motion_of_other_lengths_are_those_that_preprocess_takes(
         make(checkpoint, tmp_path / "out", "ga2t", **given)
 
 
+def test_names_in_two_forms_of_their_letters_belong_together(
+    checkpoint: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    names = {"wav": "jo\u0308rg", "TextGrid": "j\u00f6rg"}
+    given = {ending: [tmp_path / f"{stem}.{ending}", tmp_path / f"other.{ending}"] for ending, stem in names.items()}
+    for ending, places in given.items():
+        for place in places:
+            place.write_bytes(files[ending].read_bytes())
+    audio, text = tuple(given["wav"]), tuple(map(str, given["TextGrid"]))
+    summary = make(checkpoint, tmp_path / "out", "at2g", audio=audio, text=text)
+    assert {path.stem for path in summary.records} == {"j\u00f6rg", "other"}
+
+
 def test_motion_without_hands_and_face_is_given_as_that(
     checkpoint: Path, files: dict[str, Path], tmp_path: Path
 ) -> None:
