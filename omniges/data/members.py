@@ -69,7 +69,8 @@ class MappedMembers:
         if place is None:
             place = self._places[name] = self._check(cast("mmap.mmap", mapped.content), number, member)
         first, count = place
-        return mapped.floats[first : first + count]
+        floats: F32 = mapped.floats[first : first + count]
+        return floats
 
     def _check(self, content: mmap.mmap, number: int, member: str) -> tuple[int, int]:
         """Return the offset and number of a member's values, once digest and header are checked."""
