@@ -82,6 +82,7 @@ def is_memory_error(error: BaseException) -> bool:
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
         or type(error).__name__ == "OutOfMemoryError"
         or "DefaultCPUAllocator: can't allocate memory" in str(error)
+        or "can't start new thread" in str(error)
     )
 
 
@@ -105,6 +106,12 @@ def fault_of_machine(error: BaseException) -> EnvironmentFault | None:
     if no_library or isinstance(error, ModuleNotFoundError):
         return EnvironmentFault(f"a package or library is missing ({text}): install it, or omniges again")
     return None
+
+
+def raise_fault_of_machine(error: Exception) -> None:
+    """Raise the EnvironmentFault that an exception stands for, if it does; call it before data is blamed for it."""
+    if (fault := fault_of_machine(error)) is not None:
+        raise fault from error
 
 
 _LONGEST_REASON: Final = 200

@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from omniges.errors import Finding, Problem, RecordingFault, fault_of_machine
+from omniges.errors import Finding, Problem, RecordingFault, raise_fault_of_machine
 from omniges.features import timebase
 from omniges.features.audio import MEL_BANDS, N_FFT, log_mel, loudness_gain, mix_down_in_phase, resample
 from omniges.features.gesture import BETAS, JAW_EYES, LAYOUT, GestureClip, gesture_from_motion
@@ -100,8 +100,7 @@ def _read(path: Path) -> bytes:
             raise RecordingFault("file-too-large", f"{size} bytes", f"at most {MAX_FILE_BYTES}")
         return path.read_bytes()
     except OSError as error:
-        if (fault := fault_of_machine(error)) is not None:
-            raise fault from error
+        raise_fault_of_machine(error)
         name = errno.errorcode.get(error.errno or 0, "error")
         raise RecordingFault("file-unreadable", f"{error.strerror} ({name})", "a readable file") from error
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from omniges.errors import Finding, Problem
+from omniges.errors import Finding, Problem, raise_fault_of_machine
 from omniges.pipeline import labels
 from omniges.pipeline.settings import DEFAULT_CORPUS
 from omniges.shards.schema import Split
@@ -108,6 +108,7 @@ def walk(root: Path, base: str, bounds: Bounds, findings: list[Finding]) -> Iter
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
+            raise_fault_of_machine(error)
             findings.append(Finding(Problem("folder-unreadable", str(error.strerror), "a folder"), None, relative))
             continue
         for entry in entries:
@@ -136,6 +137,7 @@ def inspect(path: str, relative: str, bounds: Bounds) -> tuple[SourceFile | None
     try:
         status = os.stat(resolved)
     except OSError as error:
+        raise_fault_of_machine(error)
         return None, Problem("file-unreadable", str(error.strerror), "a regular file")
     if not stat.S_ISREG(status.st_mode):
         return None, Problem("file-unreadable", "a device, pipe or socket", "a regular file")

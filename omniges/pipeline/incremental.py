@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from omniges.errors import DataError, Finding, UsageFault
+from omniges.errors import DataError, Finding, UsageFault, raise_fault_of_machine
 from omniges.pipeline.discover import Discovery, Recording
 from omniges.pipeline.settings import MAX_FILE_BYTES, Cut, PreprocessSettings, Rejected, Sample
 from omniges.shards.dataset import STATISTICS, Partial, partial_of, read_dataset
@@ -306,7 +306,8 @@ def digest_inputs(recordings: Sequence[Recording], workers: int, count: Count) -
         for source in recording.files.values():
             try:
                 found[source.relative] = file_sha256(Path(source.path)) if source.size <= MAX_FILE_BYTES else None
-            except OSError:
+            except OSError as error:
+                raise_fault_of_machine(error)
                 found[source.relative] = None
         return found
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
-from omniges.errors import DataError
+from omniges.errors import DataError, raise_fault_of_machine
 from omniges.storage.remote import Location, MissingFile, Store, StoreFault, open_store
 
 T = TypeVar("T")
@@ -41,6 +41,7 @@ def _faults() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        raise_fault_of_machine(error)
         if error.errno in {errno.ENOENT, errno.ENOTDIR}:
             raise FileFault("file-missing", "nothing there") from error
         if error.errno in {errno.ELOOP, errno.ENXIO}:

@@ -131,7 +131,13 @@ class TestFaultsOfTheMachine:
         assert isinstance(outcomes["a"], int)
 
     @pytest.mark.parametrize(
-        "error", [MemoryError(), OSError(12, "Cannot allocate memory"), type("OutOfMemoryError", (RuntimeError,), {})()]
+        "error",
+        [
+            MemoryError(),
+            OSError(12, "Cannot allocate memory"),
+            type("OutOfMemoryError", (RuntimeError,), {})(),
+            RuntimeError("can't start new thread"),
+        ],
     )
     def test_memory_is_a_fault_of_the_machine(self, error: Exception) -> None:
         assert is_memory_error(error)

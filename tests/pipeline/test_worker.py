@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from pipeline_helpers import run_preprocess
 
 from omniges.errors import EnvironmentFault
 from omniges.pipeline import convert as convert_module
-from omniges.pipeline.discover import Recording
+from omniges.pipeline import incremental
+from omniges.pipeline.discover import Recording, SourceFile, inspect, walk
 from omniges.pipeline.labels import parse_stem
 from omniges.pipeline.worker import ConvertPool, encode_recording, prepare
+from omniges.verify.folders import LocalFolder
 
 RECORDING = Recording("a", "a", "train", parse_stem("a"), {})
 
@@ -94,3 +97,33 @@ class TestLostInARun:
         assert log.count("worker-death") == 2
         assert "1_synthetica_0_2_2" in log
         assert run_preprocess(corpus, tmp_path / "o").manifest_hash == whole.manifest_hash
+
+
+class TestOtherReaders:
+    """A file that the machine cannot open is no finding about it, whoever reads it."""
+
+    @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+    def test_discovery_digests_and_verification_blame_the_machine(
+        self, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        (tmp_path / "a.wav").write_bytes(b"a")
+        source = SourceFile(str(tmp_path / "a.wav"), "a.wav", 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", fail)
+            with pytest.raises(EnvironmentFault), LocalFolder(tmp_path).opened("a.wav"):
+                pass
+        with monkeypatch.context() as patch:
+            patch.setattr(incremental, "file_sha256", fail)
+            with pytest.raises(EnvironmentFault):
+                incremental.digest_inputs([replace(RECORDING, files={"wav": source})], 1, lambda _done, _total: None)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "scandir", fail)
+            with pytest.raises(EnvironmentFault):
+                list(walk(tmp_path, "", (str(tmp_path),), []))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "stat", fail)
+            with pytest.raises(EnvironmentFault):
+                inspect(str(tmp_path / "a.wav"), "a.wav", (str(tmp_path),))
