@@ -2,7 +2,7 @@
 
 The memory is an unnamed anonymous file. The kernel frees it with the last process that has it open, however that
 process exits. It does not count against the size of /dev/shm, which is small in containers. A block has a fixed layout
-for a number of rows and ticks. It is lent out as memory of tensors, and filled again when no tensor uses it. Workers
+for a number of rows and ticks. Tensors of a batch use its memory; it is filled again when no tensor uses it. Workers
 import this module too, so torch is imported only for page-locked memory.
 """
 
@@ -196,11 +196,11 @@ class _Root(np.ndarray[Any, Any]):
 
 
 class _Lease(np.ndarray[Any, Any]):
-    """A block while it is lent; every array and tensor made from it refers to this object."""
+    """A block in use; every array and tensor made from it refers to this object."""
 
 
 class BlockStore:
-    """Blocks for `rows` windows, as many as are lent or being filled; page-locked if `pin`."""
+    """Blocks for `rows` windows, as many as are in use or being filled; page-locked if `pin`."""
 
     def __init__(
         self, rows: int, window_ticks: int, *, pin: bool, tracks: Tracks = PLAIN_TRACKS, conditions: Fields = ()

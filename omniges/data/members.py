@@ -1,4 +1,4 @@
-"""Array members of shards as views of mapped memory: checked at their first use, nothing copied. Imports no torch."""
+"""Array members of shards as views of mapped memory: checked at their first use, never copied. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ F32 = npt.NDArray[np.float32]
 
 
 class MappedMembers:
-    """Reads float32 members of some samples by byte range. Not for several threads at once.
+    """Reads float32 members of some samples by byte range. An instance must not be used by several threads at once.
 
     Args:
         folder: The shard set.
         rows: The samples, by number.
-        widths: The members to read, and how many numbers a row of each has; 0 for an array of one dimension.
-        marks: (samples, members) uint8, zeros; becomes 1 where a member's sha256 was compared. Processes may share it,
-            so that each compares what no other has.
-        verify: Whether to compare sha256 at all.
+        widths: Numbers in a row by member to read; 0 for an array of one dimension.
+        marks: Zeros (samples, members) uint8; set to 1 when a member's sha256 was compared. Processes may share the
+            array, so that each member is compared once.
+        verify: Whether to compare the sha256.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class MappedMembers:
         """Return all numbers (n,) of a sample's member, row after row, as a read-only view.
 
         Args:
-            number: Of the sample.
+            number: Number of the sample.
             member: Name of the member, such as ``gesture.npy``.
 
         Returns:
-            The numbers, where the shard is mapped.
+            A view of the mapped shard.
 
         Raises:
-            DataError: The shard or member is not what the manifest and the contract say.
+            DataError: The shard or member differs from the manifest, or does not follow the contract.
             EnvironmentFault: The shard cannot be opened.
         """
         row = self._rows[number]
@@ -73,7 +73,7 @@ class MappedMembers:
         return floats
 
     def _check(self, content: mmap.mmap, number: int, member: str) -> tuple[int, int]:
-        """Return the offset and number of a member's values, once digest and header are checked."""
+        """Return the offset and number of a member's values after checking its digest and header."""
         row, width = self._rows[number], self._widths[member]
         place = row.members[member]
         shown = place_of_member(self._folder.source, row.shard, row.key, member, place.offset)

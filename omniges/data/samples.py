@@ -201,7 +201,7 @@ class ShardSet:
             split: ``train``, ``val``, ``test`` or ``additional``.
             speakers: Names or ids.
             languages: Such as ``english``.
-            labels: By label, the values that are wanted: ``{"emotion": ("happiness", "anger")}``.
+            labels: Accepted values by label: ``{"emotion": ("happiness", "anger")}``.
             min_seconds: Shortest length of a sample.
             max_seconds: Greatest length of a sample.
 
@@ -254,7 +254,7 @@ class ShardSet:
         Raises:
             IndexError: There is no sample of this number.
             UsageFault: There is no sample of this key or stem.
-            DataError: Its bytes are not what the manifest says.
+            DataError: Its bytes differ from the manifest.
         """
         return self.read(self.row(name))
 
@@ -353,10 +353,10 @@ def open_shards(  # noqa: PLR0913 - filters, all by keyword
 
     Args:
         folder: A folder that ``omniges preprocess`` or `write_shards` has made.
-        split: ``train``, ``val``, ``test`` or ``additional``; None takes all splits.
-        speakers: Names or ids; empty takes all.
-        languages: Such as ``english``; empty takes all.
-        labels: By label, the values that are wanted: ``{"emotion": ("happiness", "anger")}``.
+        split: ``train``, ``val``, ``test`` or ``additional``; None: all splits.
+        speakers: Names or ids; empty: all.
+        languages: Such as ``english``; empty: all.
+        labels: Accepted values by label: ``{"emotion": ("happiness", "anger")}``.
         min_seconds: Shortest length of a sample.
         max_seconds: Greatest length of a sample.
         verify: ``first`` compares the sha256 of each member at its first read, ``never`` trusts the files.

@@ -93,10 +93,10 @@ class MappedShard:
 
 
 class ShardMaps(Collection[str]):
-    """Mapped shards of a source, by name. Not safe for several threads at once; a copy in another process is empty."""
+    """Mapped shards of a source, by name, for one thread at a time; a copy in another process is empty."""
 
     def __init__(self, source: ShardSource, *, mapped: bool = True) -> None:
-        """Map nothing yet.
+        """Create the object; a shard is opened at its first use.
 
         Args:
             source: Source of the shards.
@@ -106,11 +106,11 @@ class ShardMaps(Collection[str]):
         self._maps: OrderedDict[str, MappedShard] = OrderedDict()
 
     def get(self, shard: str, size_bytes: int) -> MappedShard:
-        """Return a shard, mapped now if it is not yet.
+        """Return a shard, and map it at its first use.
 
         Args:
             shard: Name of the shard.
-            size_bytes: Size of the shard by dataset.json.
+            size_bytes: Size of the shard according to dataset.json.
 
         Returns:
             The mapped shard.

@@ -146,8 +146,8 @@ def find_tracks(paths: Sequence[str | Path], keys: Sequence[str] = ()) -> list[C
         Functions that load a track each, in the order of the paths; tracks of one clip have different names.
 
     Raises:
-        UsageFault: A path holds nothing of this kind, or a key is unknown.
-        DataError: A file is damaged, or lacks what its record lists.
+        UsageFault: A path contains no such file, or a key is unknown.
+        DataError: A file is damaged, or a file of a record is missing.
     """
     sources = [(label, path, _found(path)) for label, path in map(_labelled, paths)]
     others = {found.clip for _, _, each in sources if not isinstance(each, ShardFolder) for found in each}

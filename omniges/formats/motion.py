@@ -103,7 +103,7 @@ def write_motion(
         expressions: (T, 100) coefficients, stored as float64.
         betas: (10,), (16,) or (300,) shape coefficients.
         frame_rate_hz: Frames per second, a whole multiple of 30; readers keep 30 of them.
-        gender: Of the body model.
+        gender: Gender of the body model.
 
     Raises:
         DataError: An array has another shape or type, is not finite, or has impossible values.

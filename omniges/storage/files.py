@@ -104,7 +104,7 @@ def read_file(path: Path, max_bytes: int, root: Path | None = None) -> bytes:
     Args:
         path: The file.
         max_bytes: Largest size that is accepted.
-        root: As for `open_file`.
+        root: See `open_file`.
 
     Returns:
         All bytes of the file.
@@ -173,7 +173,7 @@ def read_json(path: Path, remedy: str, root: Path | None = None) -> Any:
     Args:
         path: The file.
         remedy: What to do about a damaged file; end of the error's line.
-        root: As for `open_file`.
+        root: See `open_file`.
 
     Returns:
         As `parse_json`.
@@ -195,7 +195,7 @@ def read_settings(path: Path, remedy: str, root: Path | None = None) -> dict[str
     Args:
         path: The file.
         remedy: What to do about a missing or damaged file; end of the error's line.
-        root: As for `open_file`.
+        root: See `open_file`.
 
     Returns:
         As `parse_json`.

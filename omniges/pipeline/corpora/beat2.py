@@ -77,8 +77,8 @@ def discover(
         Recordings to convert and rejected stems.
 
     Raises:
-        UsageFault: The root holds no data set, or the filters exclude everything.
-        DataError: A split list is broken.
+        UsageFault: The root contains no data set, or the filters exclude all recordings.
+        DataError: A split list is invalid.
     """
     if not root.is_dir():
         raise UsageFault(f"--root {root}: a folder expected, found {'a file' if root.exists() else 'nothing'} there")
@@ -351,8 +351,8 @@ class Beat2:
             Recordings to convert and rejected stems.
 
         Raises:
-            UsageFault: The root holds no data set, or the filters exclude everything.
-            DataError: A split list is broken.
+            UsageFault: The root contains no data set, or the filters exclude all recordings.
+            DataError: A split list is invalid.
         """
         return discover(root, selection, split_csv=split_csv, allow_roots=allow_roots)
 
