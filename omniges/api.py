@@ -17,6 +17,7 @@ from omniges.options import from_keywords, keywords_in_errors
 
 if TYPE_CHECKING:
     from omniges.evaluation.report import Report
+    from omniges.exchange.view import ViewSummary
     from omniges.generation.sampler import Loaded
     from omniges.pipeline.settings import Summary
     from omniges.testing.synthetic_corpus import CorpusSummary
@@ -100,6 +101,32 @@ def evaluate(*generated: str | Path, progress: bool = False, **settings: Any) ->
     chosen = from_keywords(EvaluateSettings, {"generated": generated, **settings}, "evaluate")
     with keywords_in_errors(EvaluateSettings):
         return run(chosen, lambda noun: _counted(noun, shown=progress))
+
+
+def view(*paths: str | Path, out: str | Path, progress: bool = False, **settings: Any) -> ViewSummary:
+    """Write one HTML page that shows motion with its sound and words, as ``omniges view`` does.
+
+    Args:
+        *paths: Folders of shards, results or NPZ files, or NPZ, WAV and TextGrid files; ``LABEL=PATH`` names a track.
+        out: The file.
+        progress: Show progress on standard error.
+        **settings: Of `ViewSettings`, such as ``keys=["2_scott_0_1_1"]``, ``start_s=30``, ``seconds=10``.
+
+    Returns:
+        The clips on the page, and its size.
+
+    Raises:
+        UsageFault: A path holds nothing to show, or too much.
+        DataError: A file is damaged.
+        EnvironmentFault: The page cannot be written.
+    """
+    from omniges.exchange.settings import ViewSettings
+    from omniges.exchange.view import view as run
+
+    given = tuple(str(path) for path in paths)
+    chosen = from_keywords(ViewSettings, {"paths": given, "out": out, **settings}, "view")
+    with _counted("s loaded", shown=progress) as count:
+        return run(chosen, count)
 
 
 def load_model(checkpoint: str | Path, weights: Literal["ema", "last"] = "ema") -> Loaded:

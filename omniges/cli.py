@@ -25,7 +25,8 @@ app = typer.Typer(
 benchmark = typer.Typer(help="Measure omniges on this machine.", no_args_is_help=True)
 
 for _command in (
-    *(shards.preprocess, shards.export, shards.inspect, shards.sample_corpus, shards.verify_shards, shards.encode),
+    *(shards.preprocess, shards.export, shards.inspect, shards.view),
+    *(shards.sample_corpus, shards.verify_shards, shards.encode),
     *(models.train, models.trace_batches, models.convert_omniflow, models.generate, models.evaluate),
 ):
     app.command(_command.__name__.replace("_", "-"), cls=command_class(_command))(_command)

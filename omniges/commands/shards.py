@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 import typer
 
 from omniges.codecs.settings import EncodeSettings
-from omniges.commands.common import echo, make_console, resumable, with_flags
+from omniges.commands.common import echo, make_console, resumable, tidy, with_flags
 from omniges.errors import UsageFault
-from omniges.exchange.settings import ExportSettings
+from omniges.exchange.settings import ExportSettings, ViewSettings
 from omniges.options import check, declared, option
 from omniges.pipeline.settings import PreprocessSettings
 from omniges.progress import printable
@@ -190,6 +190,22 @@ def inspect(
     if settings.png:
         draw(sample, settings.png, settings.start_s)
         echo(f"picture: {settings.png}", err=as_json)
+
+
+@with_flags(signals=tidy)
+def view(settings: ViewSettings) -> None:
+    """Write one HTML page that shows motion with its sound and words, in any browser and without a network.
+
+    Tracks of the same recording are side by side, whatever path they come from.
+
+    Exit codes: 0 done, 1 a damaged file, 2 usage, 3 environment, 130 Ctrl-C, 143 SIGTERM.
+    """
+    from omniges.exchange.view import view as run
+    from omniges.progress import counter
+
+    with counter("s loaded") as count:
+        summary = run(settings, count)
+    echo("\n".join(map(printable, summary.lines)))
 
 
 @with_flags()

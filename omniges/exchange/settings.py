@@ -1,4 +1,4 @@
-"""Settings of `omniges export`; quick to import, so that `omniges --help` is fast."""
+"""Settings of `omniges export` and `omniges view`; quick to import, so that `omniges --help` is fast."""
 
 from __future__ import annotations
 
@@ -47,3 +47,33 @@ class ExportSettings:
             raise UsageFault("--key: samples of shards expected, found paths: name the files to export instead")
         if self.body_model and self.format in {"npz", "arkit-csv"}:
             raise UsageFault(f"--body-model: bone lengths do not change {self.format}: remove it")
+
+
+@declared
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewSettings:
+    """Settings of `omniges view`."""
+
+    paths: tuple[str, ...] = option(
+        (),
+        "Folders of shards, of results or of NPZ files; NPZ, WAV and TextGrid files; LABEL=PATH names a track.",
+        argument=True,
+        metavar="PATH...",
+    )
+    out: Path = field(metadata=about("HTML file to write.", "--out", "-o"))
+    keys: tuple[str, ...] = option(
+        (), "Samples of shards, by key or stem.", "--key", commas=True, shown="all, or those of the other paths"
+    )
+    together: bool = option(False, "Show all tracks side by side, whatever their names.")
+    start_s: float = option(0.0, "First second to show.", "--start", least=0)
+    seconds: float | None = option(None, "Seconds to show.", above=0, shown="all")
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range and a place that cannot be written."""
+        check(self)
+        if not self.paths:
+            raise UsageFault("view: PATH expected: a folder of shards or of results, or a motion file; found none")
+        if self.out.is_dir():
+            raise UsageFault(f"-o {self.out}: a file such as page.html expected, found a folder")
+        if not self.out.parent.is_dir():
+            raise UsageFault(f"-o {self.out}: the folder {self.out.parent} expected, found none: create it first")

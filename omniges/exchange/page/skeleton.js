@@ -1,0 +1,90 @@
+// Joints of a track at a frame: quaternions relative to the parent to rotations and positions in the world.
+// Matrices are 3 rows of 4 numbers: rotation and translation of a vertex that stands in the rest pose.
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const jointOf = Object.fromEntries(data.joints.map((name, index) => [name, index]));
+const JOINTS = data.joints.length;
+
+/** Where the joints are in the rest pose, the pelvis at the origin: [[x, y, z], ...]. */
+const REST = [];
+data.parents.forEach((parent, joint) => {
+  const from = parent < 0 ? [0, 0, 0] : REST[parent];
+  REST.push(parent < 0 ? [0, 0, 0] : from.map((value, axis) => value + data.offsets[joint][axis]));
+});
+
+/** The bytes of a blob of the page. */
+function blob(number) {
+  const text = atob(document.getElementById(`blob-${number}`).textContent);
+  const bytes = new Uint8Array(text.length);
+  for (let k = 0; k < text.length; k++) bytes[k] = text.charCodeAt(k);
+  return bytes;
+}
+
+class Motion {
+  constructor(number, frames) {
+    const { buffer } = blob(number);
+    this.frames = frames;
+    this.root = new Float32Array(buffer, 0, 3 * frames);
+    this.turns = new Int16Array(buffer, 12 * frames, 4 * JOINTS * frames);
+    this.expressions = new Int16Array(buffer, (12 + 8 * JOINTS) * frames, data.expressions * frames);
+    this.still = this.#medians();
+  }
+
+  /** Median of each expression: the face that the figure takes for neutral. */
+  #medians() {
+    const step = Math.max(1, Math.floor(this.frames / 2000));
+    return Array.from({ length: data.expressions }, (_, k) => {
+      const values = [];
+      for (let f = 0; f < this.frames; f += step) values.push(this.expressions[f * data.expressions + k]);
+      return values.sort((a, b) => a - b)[values.length >> 1] * data.expressionStep;
+    });
+  }
+
+  /** Expression k of a frame, relative to the median. */
+  expression(frame, k) {
+    return this.expressions[frame * data.expressions + k] * data.expressionStep - this.still[k];
+  }
+
+  /** Mean (x, z) of the pelvis within half a second of a frame: what the camera follows. */
+  centre(frame) {
+    const first = Math.max(0, frame - 15), last = Math.min(this.frames - 1, frame + 15);
+    let x = 0, z = 0;
+    for (let f = first; f <= last; f++) { x += this.root[3 * f]; z += this.root[3 * f + 2]; }
+    return [x / (last - first + 1), z / (last - first + 1)];
+  }
+
+  /** Fill `out` (12 numbers a joint) with the matrices of a frame, and `positions` (3 a joint) if given. */
+  pose(frame, out, positions) {
+    const world = this.world ??= new Float64Array(9 * JOINTS), place = this.place ??= new Float64Array(3 * JOINTS);
+    for (let j = 0; j < JOINTS; j++) {
+      const at = 4 * (frame * JOINTS + j), w = 9 * j, p = 3 * j, parent = data.parents[j];
+      const local = rotation(this.turns[at], this.turns[at + 1], this.turns[at + 2], this.turns[at + 3]);
+      if (parent < 0) {
+        for (let k = 0; k < 9; k++) world[w + k] = local[k];
+        for (let k = 0; k < 3; k++) place[p + k] = this.root[3 * frame + k];
+      } else {
+        const q = 9 * parent, offset = data.offsets[j];
+        for (let r = 0; r < 3; r++) {
+          const a = world[q + 3 * r], b = world[q + 3 * r + 1], c = world[q + 3 * r + 2];
+          for (let k = 0; k < 3; k++) world[w + 3 * r + k] = a * local[k] + b * local[3 + k] + c * local[6 + k];
+          place[p + r] = place[3 * parent + r] + a * offset[0] + b * offset[1] + c * offset[2];
+        }
+      }
+      for (let r = 0; r < 3; r++) {
+        const a = world[w + 3 * r], b = world[w + 3 * r + 1], c = world[w + 3 * r + 2], [x, y, z] = REST[j];
+        out.set([a, b, c, place[p + r] - a * x - b * y - c * z], 12 * j + 4 * r);
+      }
+    }
+    if (positions) positions.set(place);
+  }
+}
+
+/** Rotation matrix, row by row, of a quaternion of any length. */
+function rotation(x, y, z, w) {
+  const s = 2 / (x * x + y * y + z * z + w * w);
+  return [
+    1 - s * (y * y + z * z), s * (x * y - z * w), s * (x * z + y * w),
+    s * (x * y + z * w), 1 - s * (x * x + z * z), s * (y * z - x * w),
+    s * (x * z - y * w), s * (y * z + x * w), 1 - s * (x * x + y * y),
+  ];
+}

@@ -1,0 +1,211 @@
+"""One self-contained HTML page of tracks: what the browser needs of them as JSON and base64, beside its program.
+
+The browser gets the rotations of the joints as quaternions and computes positions by forward kinematics, as
+`omniges.features.body` does. Letters: T frames at 30 Hz, J = 55 joints, N samples, E expressions that move the figure.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.exchange.tracks import Sound, Track
+from omniges.features.body import PARENTS, PELVIS_BELOW_TRANS_M, REST_OFFSETS, joint_positions
+from omniges.features.gesture import JOINT_NAMES
+from omniges.features.timebase import FRAME_RATE_HZ, MEL_RATE_HZ
+from omniges.formats.audio import encode_wav
+from omniges.formats.motion import SmplxMotion
+
+Numbers = npt.NDArray[np.floating]
+F64 = npt.NDArray[np.float64]
+
+EXPRESSIONS: Final = 8
+"""Leading expression coefficients that the page gets."""
+QUATERNION_STEP: Final = 1 / 32767
+EXPRESSION_STEP: Final = 1e-3
+ENVELOPE_HZ: Final = 100
+
+_SCRIPTS: Final = ("skeleton.js", "figure.js", "stage.js", "timeline.js", "player.js")
+_FEET: Final = tuple(JOINT_NAMES.index(name) for name in ("left_ankle", "right_ankle", "left_foot", "right_foot"))
+_SOLE_M: Final = 0.035  # below the joints of the feet
+_FLOOR_PERCENT: Final = 2.0  # of frames may have a foot below the floor
+_MEL_RANGE: Final = (-11.5, 2.0)  # log magnitudes from black to white
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """Tracks that are shown side by side."""
+
+    name: str
+    tracks: tuple[Track, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Length of the longest track."""
+        return max(track.seconds for track in self.tracks)
+
+
+def page(clips: Sequence[Clip]) -> list[bytes]:
+    """Return the bytes of a page, in pieces.
+
+    Args:
+        clips: What to show; all text in it is data and never becomes markup.
+
+    Returns:
+        The pieces of an HTML document in UTF-8, which loads nothing.
+    """
+    blobs = _Blobs()
+    document = {
+        "rate": FRAME_RATE_HZ,
+        "melRate": MEL_RATE_HZ,
+        "envelopeRate": ENVELOPE_HZ,
+        "quaternionStep": QUATERNION_STEP,
+        "expressionStep": EXPRESSION_STEP,
+        "expressions": EXPRESSIONS,
+        "joints": JOINT_NAMES,
+        "parents": PARENTS,
+        "offsets": REST_OFFSETS.tolist(),
+        "clips": [_clip(clip, blobs) for clip in clips],
+    }
+    title = " · ".join(clip.name for clip in clips[:3]) + (" …" if len(clips) > 3 else "")
+    style = _asset("page.css")
+    script = '"use strict";\n(() => {\n' + "\n".join(map(_asset, _SCRIPTS)) + "\n})();\n"
+    head, body = _asset("page.html").split("{{data}}")
+    for name, text in (("policy", _policy(style, script)), ("style", style), ("title", html.escape(title))):
+        head = head.replace("{{" + name + "}}", text)
+    parts = [head.encode(), _json(document)]
+    for number, blob in enumerate(blobs.parts):
+        parts += [f'</script>\n<script type="text/plain" id="blob-{number}">'.encode(), blob]
+    return [*parts, body.replace("{{script}}", script).encode()]
+
+
+def _asset(name: str) -> str:
+    return (resources.files("omniges.exchange") / "page" / name).read_text("utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    """Return a content security policy: this very style and script run, nothing is loaded."""
+
+    def digest(text: str) -> str:
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    return f"default-src 'none'; style-src {digest(style)}; script-src {digest(script)}; media-src blob:"
+
+
+def _json(document: Any) -> bytes:
+    """Return JSON in ASCII that no HTML parser takes for markup."""
+    text = json.dumps(document, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for letter in "<>&":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return text.encode("ascii")
+
+
+class _Blobs:
+    """Binary parts of a page in base64; equal parts are kept once."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        self._known: dict[bytes, int] = {}
+
+    def add(self, data: bytes) -> int:
+        """Return the number of a part."""
+        digest = hashlib.sha256(data).digest()
+        if digest not in self._known:
+            self._known[digest] = len(self.parts)
+            self.parts.append(base64.b64encode(data))
+        return self._known[digest]
+
+
+def _clip(clip: Clip, blobs: _Blobs) -> dict[str, Any]:
+    moved = [None if track.motion is None else _positions(track.motion) for track in clip.tracks]
+    speeds = [None if positions is None else joint_speeds(positions) for positions in moved]
+    fastest = max((float(speed.max()) for speed in speeds if speed is not None), default=0.0) or 1.0
+    tracks = []
+    for track, positions, speed in zip(clip.tracks, moved, speeds, strict=True):
+        entry: dict[str, Any] = {
+            "name": track.name,
+            "absent": track.absent,
+            "words": [[word.word, word.start, word.end] for word in track.words or ()],
+        }
+        if track.motion is not None and positions is not None and speed is not None:
+            entry["frames"] = len(positions)
+            entry["motion"] = blobs.add(encode_motion(track.motion))
+            entry["floor"] = float(np.percentile(positions[:, _FEET, 1].min(axis=1), _FLOOR_PERCENT)) - _SOLE_M
+            entry["speeds"] = blobs.add(np.rint(speed / fastest * 255).astype(np.uint8).tobytes())
+        if track.audio is not None:
+            entry["sound"] = blobs.add(_wav(track.audio, clip.seconds))
+            entry["envelope"] = blobs.add(envelope(track.audio).tobytes())
+        if track.mel is not None:
+            low, high = _MEL_RANGE
+            shades = np.clip((track.mel - low) / (high - low), 0, 1) * 255
+            entry["mel"] = blobs.add(np.rint(shades).astype(np.uint8).tobytes())
+            entry["melBands"] = track.mel.shape[1]
+        tracks.append(entry)
+    return {"name": clip.name, "seconds": clip.seconds, "fastest": fastest, "tracks": tracks}
+
+
+def _positions(motion: SmplxMotion) -> F64:
+    return joint_positions(motion.poses, motion.trans)
+
+
+def joint_speeds(positions: Numbers) -> F64:
+    """Return the motion energy of a clip: how fast its joints move.
+
+    Args:
+        positions: Of the joints (T, J, 3), metres.
+
+    Returns:
+        Mean speed of the joints (T,) in m/s from the frame before; the first frame repeats the second.
+    """
+    if len(positions) < 2:
+        return np.zeros(len(positions))
+    steps = np.linalg.norm(np.diff(positions, axis=0), axis=-1).mean(axis=-1) * FRAME_RATE_HZ
+    return np.concatenate([steps[:1], steps])
+
+
+def encode_motion(motion: SmplxMotion) -> bytes:
+    """Return motion as the page reads it, little-endian.
+
+    Args:
+        motion: T frames.
+
+    Returns:
+        The pelvis's position (T, 3) float32 in metres, quaternions (x, y, z, w) of the joints relative to their parents
+        (T, J, 4) int16 in units of 1/32767, and expressions (T, E) int16 in units of 0.001.
+    """
+    root = motion.trans.astype(np.float64)
+    root[:, 1] -= PELVIS_BELOW_TRANS_M
+    turns = np.rint(quaternions(motion.poses.reshape(len(root), -1, 3)) / QUATERNION_STEP).astype("<i2")
+    expressions = motion.expressions[:, :EXPRESSIONS]
+    expressions = np.clip(np.rint(expressions / EXPRESSION_STEP), -32767, 32767).astype("<i2")
+    return root.astype("<f4").tobytes() + turns.tobytes() + expressions.tobytes()
+
+
+def quaternions(rotvec: Numbers) -> F64:
+    """Return unit quaternions (..., 4), x y z w, of rotation vectors (..., 3) in radians."""
+    vector = np.asarray(rotvec, dtype=np.float64)
+    half = np.linalg.norm(vector, axis=-1, keepdims=True) / 2
+    return np.concatenate([vector / 2 * np.sinc(half / np.pi), np.cos(half)], axis=-1)
+
+
+def _wav(sound: Sound, seconds: float) -> bytes:
+    """Return a WAV with silence up to the end of the clip: the sound is its clock."""
+    lacking = max(0, round(seconds * sound.rate_hz) - len(sound.samples))
+    samples = np.clip(np.pad(sound.samples, (0, lacking)), -1, 1)
+    return encode_wav(samples, sound.rate_hz, "pcm16")
+
+
+def envelope(sound: Sound) -> npt.NDArray[np.uint8]:
+    """Return the largest magnitude in each 0.01 s of a sound, from 0 to 255 at the sound's peak."""
+    edges = np.arange(0, len(sound.samples), sound.rate_hz / ENVELOPE_HZ).astype(np.int64)
+    peaks = np.maximum.reduceat(np.abs(sound.samples), edges) if len(edges) else np.zeros(0)
+    return np.rint(peaks / max(float(peaks.max(initial=0.0)), 1e-9) * 255).astype(np.uint8)

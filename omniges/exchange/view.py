@@ -1,0 +1,103 @@
+"""`omniges view`: tracks to one page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from omniges.errors import UsageFault
+from omniges.exchange.pages import Clip, page
+from omniges.exchange.settings import ViewSettings
+from omniges.exchange.tracks import Track, load_tracks
+from omniges.storage.atomic import publish_bytes
+
+MOST_SECONDS: Final = 2 * 3600
+"""Of all tracks of a page: browsers take tens of seconds to open what is longer, and cannot hold much more."""
+
+
+@dataclass(frozen=True, slots=True)
+class ViewSummary:
+    """What a page holds."""
+
+    out: Path
+    clips: tuple[Clip, ...]
+    bytes: int
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The report of the command."""
+        tracks = [track for clip in self.clips for track in clip.tracks]
+        seconds = sum(track.seconds for track in tracks)
+        silent = sum(all(track.audio is None for track in clip.tracks) for clip in self.clips)
+        held = f"{len(self.clips)} clips with {len(tracks)} tracks of {seconds:.1f} s in all"
+        lines = [f"{held}, {self.bytes / 1e6:.1f} MB: {self.out}"]
+        if silent:
+            lines.append(
+                f"{silent} clips without sound: give a WAV beside the NPZ, or shards made with --keep-audio, too"
+            )
+        return tuple(lines)
+
+
+def view(settings: ViewSettings, count: Callable[[float, float], None] | None = None) -> ViewSummary:
+    """Write a page that shows tracks and plays their sound, from a file and without a network.
+
+    Args:
+        settings: What to show, and where to write.
+        count: Called with seconds loaded so far, twice, for a total is not known.
+
+    Returns:
+        What the page holds.
+
+    Raises:
+        UsageFault: A path holds nothing to show, or too much.
+        DataError: A file is damaged.
+        EnvironmentFault: The page cannot be written.
+    """
+    tracks = _within(_cut(load_tracks(settings.paths, settings.keys), settings), count)
+    clips = clips_of(tracks, together=settings.together)
+    parts = page(clips)
+    publish_bytes(settings.out, parts)
+    return ViewSummary(settings.out, tuple(clips), sum(map(len, parts)))
+
+
+def clips_of(tracks: Iterable[Track], *, together: bool = False) -> list[Clip]:
+    """Group tracks by the recording that they are of.
+
+    Args:
+        tracks: The tracks.
+        together: Make one clip of all.
+
+    Returns:
+        The clips, in the order of their first tracks.
+    """
+    clips: dict[str, list[Track]] = {}
+    for track in tracks:
+        clips.setdefault("" if together else track.clip, []).append(track)
+    return [Clip(name or " / ".join(dict.fromkeys(t.clip for t in own)), tuple(own)) for name, own in clips.items()]
+
+
+def _cut(tracks: Iterable[Track], settings: ViewSettings) -> Iterator[Track]:
+    for track in tracks:
+        if not settings.start_s < track.seconds:
+            raise UsageFault(
+                f"--start {settings.start_s:g}: before the end of {track.clip} expected, at {track.seconds:.1f} s"
+            )
+        whole = settings.start_s == 0 and settings.seconds is None
+        yield track if whole else track.cut(settings.start_s, settings.seconds or track.seconds)
+
+
+def _within(tracks: Iterable[Track], count: Callable[[float, float], None] | None) -> Iterator[Track]:
+    """Yield tracks up to the length that a page can hold; raise UsageFault beyond."""
+    seconds = 0.0
+    for track in tracks:
+        seconds += track.seconds
+        if seconds > MOST_SECONDS:
+            raise UsageFault(
+                f"{track.clip}: at most {MOST_SECONDS / 3600:g} h of tracks on a page expected, found more: choose "
+                "samples with --key, or a part with --start and --seconds"
+            )
+        if count is not None:
+            count(seconds, seconds)
+        yield track
