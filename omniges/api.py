@@ -125,7 +125,7 @@ def view(*paths: str | Path, out: str | Path, progress: bool = False, **settings
 
     given = tuple(str(path) for path in paths)
     chosen = from_keywords(ViewSettings, {"paths": given, "out": out, **settings}, "view")
-    with _counted("s loaded", shown=progress) as count:
+    with _counted("tracks", shown=progress) as count:
         return run(chosen, count)
 
 

@@ -203,7 +203,7 @@ def view(settings: ViewSettings) -> None:
     from omniges.exchange.view import view as run
     from omniges.progress import counter
 
-    with counter("s loaded") as count:
+    with counter("tracks") as count:
         summary = run(settings, count)
     echo("\n".join(map(printable, summary.lines)))
 

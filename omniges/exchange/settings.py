@@ -74,6 +74,6 @@ class ViewSettings:
         if not self.paths:
             raise UsageFault("view: PATH expected: a folder of shards or of results, or a motion file; found none")
         if self.out.is_dir():
-            raise UsageFault(f"-o {self.out}: a file such as page.html expected, found a folder")
+            raise UsageFault(f"--out {self.out}: a file such as page.html expected, found a folder")
         if not self.out.parent.is_dir():
-            raise UsageFault(f"-o {self.out}: the folder {self.out.parent} expected, found none: create it first")
+            raise UsageFault(f"--out {self.out}: the folder {self.out.parent} expected, found none: create it first")

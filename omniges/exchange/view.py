@@ -10,7 +10,7 @@ from typing import Final
 from omniges.errors import UsageFault
 from omniges.exchange.pages import Clip, page
 from omniges.exchange.settings import ViewSettings
-from omniges.exchange.tracks import Track, load_tracks
+from omniges.exchange.tracks import Track, find_tracks
 from omniges.storage.atomic import publish_bytes
 
 MOST_SECONDS: Final = 2 * 3600
@@ -45,7 +45,7 @@ def view(settings: ViewSettings, count: Callable[[float, float], None] | None = 
 
     Args:
         settings: What to show, and where to write.
-        count: Called with seconds loaded so far, twice, for a total is not known.
+        count: Called with (done, total) tracks.
 
     Returns:
         What the page holds.
@@ -55,8 +55,7 @@ def view(settings: ViewSettings, count: Callable[[float, float], None] | None = 
         DataError: A file is damaged.
         EnvironmentFault: The page cannot be written.
     """
-    tracks = _within(_cut(load_tracks(settings.paths, settings.keys), settings), count)
-    clips = clips_of(tracks, together=settings.together)
+    clips = clips_of(_tracks(settings, count), together=settings.together)
     parts = page(clips)
     publish_bytes(settings.out, parts)
     return ViewSummary(settings.out, tuple(clips), sum(map(len, parts)))
@@ -78,20 +77,18 @@ def clips_of(tracks: Iterable[Track], *, together: bool = False) -> list[Clip]:
     return [Clip(name or " / ".join(dict.fromkeys(t.clip for t in own)), tuple(own)) for name, own in clips.items()]
 
 
-def _cut(tracks: Iterable[Track], settings: ViewSettings) -> Iterator[Track]:
-    for track in tracks:
+def _tracks(settings: ViewSettings, count: Callable[[float, float], None] | None) -> Iterator[Track]:
+    """Load tracks and cut them; refuse more than a page can hold as soon as it is known."""
+    found = find_tracks(settings.paths, settings.keys)
+    seconds = 0.0
+    for done, load in enumerate(found, 1):
+        track = load()
         if not settings.start_s < track.seconds:
             raise UsageFault(
-                f"--start {settings.start_s:g}: before the end of {track.clip} expected, at {track.seconds:.1f} s"
+                f"--start {settings.start_s:g}: a second before the end of {track.clip}, {track.seconds:.1f}, expected"
             )
-        whole = settings.start_s == 0 and settings.seconds is None
-        yield track if whole else track.cut(settings.start_s, settings.seconds or track.seconds)
-
-
-def _within(tracks: Iterable[Track], count: Callable[[float, float], None] | None) -> Iterator[Track]:
-    """Yield tracks up to the length that a page can hold; raise UsageFault beyond."""
-    seconds = 0.0
-    for track in tracks:
+        if settings.start_s or settings.seconds is not None:
+            track = track.cut(settings.start_s, settings.seconds or track.seconds)
         seconds += track.seconds
         if seconds > MOST_SECONDS:
             raise UsageFault(
@@ -99,5 +96,5 @@ def _within(tracks: Iterable[Track], count: Callable[[float, float], None] | Non
                 "samples with --key, or a part with --start and --seconds"
             )
         if count is not None:
-            count(seconds, seconds)
+            count(done, len(found))
         yield track

@@ -176,7 +176,7 @@ class TestView:
             ({"out": "absent/page.html"}, "the folder absent expected, found none"),
             ({"out": "."}, "a file such as page.html expected, found a folder"),
             ({"paths": ("absent.npz",)}, "found nothing"),
-            ({"start_s": 99.0}, "--start 99: before the end"),
+            ({"start_s": 99.0}, "99: a second before the end of x"),
         ],
     )
     def test_what_cannot_be_is_one_line(
@@ -193,7 +193,7 @@ class TestView:
     def test_hours_are_refused_before_a_page_is_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(of_view, "MOST_SECONDS", 1.5)
         write_motion(tmp_path / "x.npz", np.zeros((60, 165)), np.zeros((60, 3)), np.zeros((60, 100)), np.zeros(300))
-        with pytest.raises(UsageFault, match="or a part with --start and --seconds"):
+        with pytest.raises(UsageFault, match="or a part with"):
             view(ViewSettings(paths=(str(tmp_path),), out=tmp_path / "page.html"))
         assert view(ViewSettings(paths=(str(tmp_path),), out=tmp_path / "page.html", seconds=1.0)).bytes
 
