@@ -18,7 +18,9 @@ ENDINGS: Final = {"npz": "npz", "bvh": "bvh", "glb": "glb", "fbx": "fbx", "arkit
 class ExportSettings:
     """Settings of `omniges export`."""
 
-    output_dir: Path = field(metadata=about("New or empty folder for the files.", "--output-dir", "-o", was=("out",)))
+    output_dir: Path = field(
+        metadata=about("New or empty folder for the files.", "--output-dir", "-o", was=("out",), panel="Files")
+    )
     paths: tuple[Path, ...] = option(
         (),
         "Motion files (.npz), folders of them, or results of generate; without any, the samples of --shards.",
@@ -31,6 +33,7 @@ class ExportSettings:
         "npz",
         "npz: BEAT2 files, of shards with TextGrid and kept audio too. bvh, glb, fbx: skeleton and motion; fbx needs "
         "Blender. arkit-csv: blendshape weights of the face, by --arkit-matrix.",
+        panel="Format",
     )
     body_model: Path | None = option(None, "SMPL-X model, .npz, for the bone lengths.", shown="generic skeleton")
     arkit_matrix: Path | None = option(
