@@ -380,7 +380,7 @@ class TestRefusals:
             scored(tmp_path, shards, profile=name)
         for part in everything:
             others = {own: path for own, path in everything.items() if own != part}
-            with pytest.raises(UsageFault, match=f"XX):
+            with pytest.raises(UsageFault, match=f"speeds: give --{part.replace('_', '-')} too, or"):
                 scored(tmp_path, shards, profile=name, **others)
 
     def test_an_encoder_that_is_a_program(self, shards: Path, tmp_path: Path) -> None:
