@@ -259,7 +259,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         if key in config and not fits(config[key]):
             raise DataError(
                 f"{path}: {key}: the configuration of a SpeechT5HifiGan expected, with {expected}, found "
-                f"{str(config[key])[:80]}: take another"
+                f"{config[key]!r:.80}: take another"
             )
     rates = config.get("upsample_rates", [])
     found = (config.get("model_in_dim"), config.get("sampling_rate"), math.prod(rates))

@@ -22,6 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import UsageFault
+from omniges.features.audio import MEL_BANDS
+from omniges.features.gesture import BETAS, JAW_EYES, LAYOUT
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, TICKS_PER_SECOND
 from omniges.shards.dataset import SMALLEST_STD, Partial, combine
 from omniges.shards.manifest import ManifestRow
@@ -336,3 +338,29 @@ def latents_document(entries: Iterable[CodecEntry], partials: Mapping[str, Seque
         if statistics:
             found[entry.name] |= {"smallest_std": SMALLEST_STD, "rows": statistics.pop("frames")} | statistics
     return found
+
+
+def array_specs(
+    row: ManifestRow, samples_16k: int | None, codecs: Iterable[CodecEntry]
+) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
+    """Return what the contract says of a sample's arrays.
+
+    Args:
+        row: Row of the sample.
+        samples_16k: Length of kept audio; None if unknown, then nothing is said of it.
+        codecs: Codecs whose latents the samples hold.
+
+    Returns:
+        Allowed number types, and the shape, by member.
+    """
+    specs: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
+        "gesture.npy": (("<f4",), (row.frames, LAYOUT.channels)),
+        "mel.npy": (("<f4",), (row.mel_frames, MEL_BANDS)),
+        "jaw_eyes.npy": (("<f4",), (row.frames, JAW_EYES)),
+        "betas.npy": (("<f4", "<f8") if row.contract.version == 1 else ("<f8",), (BETAS,)),
+        "start_xz.npy": (("<f8",), (2,)),
+    }
+    specs |= {codec.member: (("<f4",), codec.shape_of(row)) for codec in codecs}
+    if "audio.npy" in row.members and samples_16k is not None:
+        specs["audio.npy"] = (("<f4",), (samples_16k,))
+    return specs

@@ -22,7 +22,7 @@ from omniges.features.gesture import GestureClip
 from omniges.formats.npz import BETAS_LENGTHS
 from omniges.shards.dataset import read_dataset
 from omniges.shards.documents import metadata_of, samples_of, spans_of, words_of
-from omniges.shards.latents import CodecEntry, read_entries
+from omniges.shards.latents import CodecEntry, array_specs, read_entries
 from omniges.shards.manifest import ManifestRow, read_manifest, rows_problem
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, VERIFY
 from omniges.shards.tar import read_npy
@@ -334,12 +334,18 @@ class ShardFolder:
             data: Bytes of the member.
 
         Returns:
-            The array, a view of the bytes.
+            The array.
 
         Raises:
-            DataError: The bytes are not a valid array.
+            DataError: The bytes are not a valid array, or one of another type or shape than the contract says.
         """
-        return self._parsed(row, member, data, read_npy).copy()
+        found = self._parsed(row, member, data, read_npy)
+        unknown = ("<f4",), found.shape[:1] if member == "audio.npy" else found.shape  # or latents that encode adds
+        kinds, shape = array_specs(row, None, self.codecs.values()).get(member, unknown)
+        if found.dtype.str not in kinds or found.shape != shape:
+            expected = f"{shape} of {' or '.join(kinds)}"
+            raise self._fault(row, member, f"an array {expected} expected, found {found.shape} of {found.dtype.str}")
+        return found.copy()
 
     def _fault(self, row: ManifestRow, member: str, problem: object) -> DataError:
         """Return the error for a member whose content does not follow the contract."""

@@ -19,10 +19,10 @@ import numpy.typing as npt
 
 from omniges.errors import CODES
 from omniges.features import timebase
-from omniges.features.audio import LOG_FLOOR, MEL_BANDS
-from omniges.features.gesture import BETAS, JAW_EYES, LAYOUT
+from omniges.features.audio import LOG_FLOOR
+from omniges.features.gesture import LAYOUT
 from omniges.shards.dataset import STATISTICS, Partial, partial_of
-from omniges.shards.latents import CodecEntry
+from omniges.shards.latents import CodecEntry, array_specs
 from omniges.shards.manifest import SOURCES, ManifestRow
 from omniges.shards.present import CHANNELS_OF
 from omniges.shards.schema import MOTION_PARTS, PARTS, Part, is_count, is_real
@@ -400,7 +400,7 @@ def _check_arrays(sample: _Sample, audio: dict[str, Any] | None, codecs: Sequenc
     partials: dict[str, Partial] = {}
     vectors = {codec.member: codec.vectors for codec in codecs}
     summed = {*_summed(row), *vectors}
-    for member, (dtypes, shape) in _array_specs(row, audio["samples_16k"] if audio else None, codecs).items():
+    for member, (dtypes, shape) in array_specs(row, audio["samples_16k"] if audio else None, codecs).items():
         data = sample.data(member)
         array = None if data is None else _npy_array(sample, member, data, dtypes, shape)
         if array is None:
@@ -455,26 +455,6 @@ def _check_absent(sample: _Sample, member: str, array: npt.NDArray[Any], absent:
                 sample.add(code, member, found, "NaN" if columns is absent else "finite values")
                 return False
     return True
-
-
-def _array_specs(
-    row: ManifestRow, samples_16k: int | None, codecs: Sequence[CodecEntry]
-) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
-    """Return allowed number types and shape of a sample's arrays, by member.
-
-    `samples_16k` is the length of kept audio, or None if unknown.
-    """
-    specs: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
-        "gesture.npy": (("<f4",), (row.frames, LAYOUT.channels)),
-        "mel.npy": (("<f4",), (row.mel_frames, MEL_BANDS)),
-        "jaw_eyes.npy": (("<f4",), (row.frames, JAW_EYES)),
-        "betas.npy": (("<f4", "<f8") if row.contract.version == 1 else ("<f8",), (BETAS,)),
-        "start_xz.npy": (("<f8",), (2,)),
-    }
-    specs |= {codec.member: (("<f4",), codec.shape_of(row)) for codec in codecs}
-    if "audio.npy" in row.members and samples_16k is not None:
-        specs["audio.npy"] = (("<f4",), (samples_16k,))
-    return specs
 
 
 def _npy_array(

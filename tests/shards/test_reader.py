@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -173,3 +174,17 @@ def test_nothing_but_regular_files_of_the_folder_is_opened(folder: Path, name: s
         read_beside(folder, STATS_FILE, shards.dataset)
         for row in shards.rows:
             shards.member(row, "json")
+
+
+@pytest.mark.parametrize("member", ["gesture.npy", "mel.npy", "jaw_eyes.npy", "betas.npy", "start_xz.npy", "audio.npy"])
+def test_an_array_of_another_shape_or_type_than_its_row_says_is_refused(member: str, shards: Path) -> None:
+    """Every checksum may be right: a gesture.npy without rows must not become eight seconds of text."""
+    source = ShardFolder(shards)
+    row = source.rows[0]
+    array = source.array(row, member)
+    others = [array[None], array.astype("<f2")] + ([] if member == "audio.npy" else [array[:0], array[:-1]])
+    for other in others:
+        data = io.BytesIO()
+        np.save(data, other)
+        with pytest.raises(DataError, match=rf"{member} .*: an array .* expected, found"):
+            source.array_of(row, member, data.getvalue())

@@ -155,7 +155,7 @@ class _Document:
                     raise self.fault(key, repr(value), "true or false")
             elif field.type == "int":
                 least = 0 if key.endswith("_id") else 1
-                if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 1 << 31:
                     raise self.fault(key, repr(value), f"a whole number of at least {least}")
             elif field.type == "float":
                 value = self.number(key)
