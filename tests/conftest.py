@@ -37,6 +37,24 @@ def beat2_sample() -> Path:
 
 
 @pytest.fixture(scope="session")
+def beat2_more() -> Path:
+    """A second real recording with another system's result for it; skips where it is absent."""
+    folder = shared_folder() / "beat2_more"
+    if not folder.is_dir():
+        pytest.skip(f"no real recordings at {folder} (set OMNIGES_SHARED to where they are)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fgd_parity() -> Path:
+    """What EMAGE's motion encoder and metrics compute, with random weights; skips where it is absent."""
+    folder = shared_folder() / "fgd_parity"
+    if not folder.is_dir():
+        pytest.skip(f"no golden data at {folder} (set OMNIGES_SHARED to where they are)")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Root of a small synthetic corpus: six clips of four seconds, two speakers, all splits."""
     folder = tmp_path_factory.mktemp("corpus") / "synthetic"

@@ -31,7 +31,7 @@ from omniges.formats.arrays import read_array
 from omniges.generation.run import codecs_of, generate
 from omniges.generation.sampler import trained_tasks
 from omniges.generation.settings import GenerateSettings, Sources, task_named
-from omniges.metrics.frechet import Encoder, Features, load_encoder, load_features
+from omniges.metrics.frechet import Features, load_encoder, load_features
 from omniges.metrics.profiles import PROFILES, Profile
 from omniges.metrics.registry import registered_metrics
 from omniges.model.checkpoint import SavedCheckpoint, find_checkpoint
@@ -70,7 +70,9 @@ def evaluate(settings: EvaluateSettings, counting: Counting | None = None) -> Re
     instruments = Instruments(
         profile=_profile(settings),
         bodies=load_bodies(settings.body_model),
-        encoder=_encoder(settings),
+        encoder=None
+        if settings.gesture_encoder is None
+        else load_encoder(settings.gesture_encoder, trust_program=settings.trust_encoder_program),
         mean_speeds_m_s=None if settings.mean_speeds is None else _mean_speeds(settings.mean_speeds),
         given=None if settings.features is None else _features(*settings.features),
     )
@@ -309,7 +311,7 @@ def _profile(settings: EvaluateSettings) -> Profile:
     chosen = PROFILES[settings.profile]
     needed = {
         "--body-model": settings.body_model,
-        "--encoder": settings.encoder or settings.features,
+        "--gesture-encoder": settings.gesture_encoder or settings.features,
         "--mean-speeds": settings.mean_speeds,
     }
     lost = [flag for flag, path in needed.items() if path is None]
@@ -329,17 +331,6 @@ def _features(generated: Path, recorded: Path) -> tuple[Features, Features]:
             "expected both from one encoder"
         )
     return made, true
-
-
-def _encoder(settings: EvaluateSettings) -> Encoder | None:
-    if settings.encoder is None:
-        return None
-    if settings.encoder.suffix != ".safetensors" and not settings.trust_encoder_program:
-        raise UsageFault(
-            f"--encoder {settings.encoder}: a .safetensors file with its .json expected; a TorchScript file is a "
-            "program that runs with your rights: add --trust-encoder-program if you trust its origin"
-        )
-    return load_encoder(settings.encoder)
 
 
 def _mean_speeds(path: Path) -> npt.NDArray[np.float64]:

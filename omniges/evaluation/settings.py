@@ -49,11 +49,16 @@ class EvaluateSettings:
     task: str | None = option(None, "Task of results that have no record.", values=lambda: TASK_NAMES, panel="Scoring")
     profile: Literal["corrected", "emage-2024", "emage-eval-2025"] = option(
         "corrected",
-        "Definitions of the gesture metrics; the emage ones need --body-model, --encoder or --features, and "
+        "Definitions of the gesture metrics; the emage ones need --body-model, --gesture-encoder or --features, and "
         "--mean-speeds.",
     )
     body_model: Path | None = option(None, "SMPL-X model file, .npz, for joints and face.", shown="generic skeleton")
-    encoder: Path | None = option(None, "Encoder file of the Fréchet distance.", shown="built-in")
+    gesture_encoder: Path | None = option(
+        None,
+        "Encoder file of the Fréchet distance: AESKConv_240_100.bin, .safetensors or TorchScript.",
+        shown="built-in",
+        was=("encoder",),
+    )
     features: tuple[Path, Path] | None = option(
         None,
         "Encoder features of the results and of the recordings, one .npy each, in place of an encoder.",
@@ -82,8 +87,10 @@ class EvaluateSettings:
             raise UsageFault(
                 f"evaluate: folders of generated results, or --checkpoint to generate some, expected; found {found}"
             )
-        if self.trust_encoder_program and self.encoder is None:
-            raise UsageFault("--trust-encoder-program: an --encoder to trust expected, found none: remove it")
-        if self.features is not None and (self.encoder is not None or self.checkpoint is not None):
-            other = "--checkpoint, whose results do not exist yet" if self.encoder is None else "--encoder"
+        if self.trust_encoder_program and self.gesture_encoder is None:
+            raise UsageFault("--trust-encoder-program: a --gesture-encoder to trust expected, found none: remove it")
+        if self.features is not None and (self.gesture_encoder is not None or self.checkpoint is not None):
+            other = (
+                "--checkpoint, whose results do not exist yet" if self.gesture_encoder is None else "--gesture-encoder"
+            )
             raise UsageFault(f"--features: features of results in folders expected, found {other} too: give one")

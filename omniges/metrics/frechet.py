@@ -1,8 +1,8 @@
 """Fréchet distance between two sets of features, and the encoders that compute the features.
 
-The distance needs no matrix root, which could fail. Encoders come from files: features, a TorchScript program or
-convolutions. Without a file the built-in descriptor is used; its distance is not a published FGD. Features files and
-convolution encoders are never unpickled. A TorchScript file is a program that runs with the user's rights.
+The distance needs no matrix root, which could fail. Encoders come from files: features, EMAGE's motion encoder, a
+TorchScript program or convolutions. Without a file the built-in descriptor is used; its distance is not a published
+FGD. No file is unpickled but a trusted TorchScript file, which is a program that runs with the user's rights.
 
 Letters: N rows or windows, D features, T frames, 55 joints. Distances are in float64.
 """
@@ -10,7 +10,9 @@ Letters: N rows or windows, D features, T frames, 55 joints. Distances are in fl
 from __future__ import annotations
 
 import os
+import struct
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +22,10 @@ import numpy as np
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.features.body import Numbers
-from omniges.features.gesture import JOINT_NAMES, POSE_COLUMNS, six_d_from_rotvec
+from omniges.features.gesture import JOINT_NAMES
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.formats.arrays import F64, checked, read_array
+from omniges.metrics.motion_encoder import INPUT_CHANNELS, encoder_input, load_motion_encoder
 from omniges.metrics.profiles import FrechetSettings
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import file_sha256
@@ -38,9 +41,7 @@ _WINDOW_FRAMES: Final = 32
 _STRIDE_FRAMES: Final = 16
 _SPEED_S: Final = 0.1  # these two scale speeds and accelerations to the magnitude of positions
 _ACCELERATION_S2: Final = 0.01
-INPUT_CHANNELS: Final = 2 * POSE_COLUMNS
 _FORMAT: Final = "omniges-encoder"
-_MULTIPLE_FRAMES: Final = 32
 _LEAKY_SLOPE: Final = 0.01
 _ACTIVATIONS: Final[Mapping[str, Callable[[F64], F64]]] = {
     "tanh": np.tanh,
@@ -200,26 +201,6 @@ class Features:
     rows: Numbers
 
 
-def encoder_input(poses: Numbers, multiple_of_frames: int = _MULTIPLE_FRAMES) -> F64:
-    """Return the input of encoders: poses as 6D rotations, which are rows 0 and 1 of each joint's matrix.
-
-    The joints follow one another, jaw and eyes included, without normalisation.
-
-    Args:
-        poses: Axis-angle poses (T, 165) in radians.
-        multiple_of_frames: The number of frames is cut to a multiple of this.
-
-    Returns:
-        Rotations (T', 330), T' the largest multiple up to T.
-
-    Raises:
-        DataError: No frame is left.
-    """
-    checked(poses, "poses", (None, POSE_COLUMNS), at_least=multiple_of_frames)
-    kept = len(poses) // multiple_of_frames * multiple_of_frames
-    return six_d_from_rotvec(poses[:kept].reshape(kept, -1, 3)).reshape(kept, INPUT_CHANNELS)
-
-
 def load_features(path: Path) -> Features:
     """Read features (N, D) from an ``.npy`` file without unpickling.
 
@@ -239,21 +220,47 @@ def load_features(path: Path) -> Features:
     return Features(name, np.array(rows))
 
 
-def load_encoder(path: Path) -> Encoder:
-    """Load an encoder from a ``.safetensors`` file with its JSON file, or from any other file as TorchScript.
+def load_encoder(path: Path, *, trust_program: bool = False) -> Encoder:
+    """Load an encoder from a file.
+
+    A ``.safetensors`` file has convolutions, with a JSON file beside it. Any other file must be EMAGE's motion encoder,
+    see `load_motion_encoder`, or a TorchScript program. The content decides, so a renamed file is told by name.
 
     Args:
         path: The file.
+        trust_program: Take the file as a TorchScript program, which runs with the user's rights.
 
     Returns:
         The encoder, named by file name and checksum.
 
     Raises:
-        UsageFault: The file does not exist.
+        UsageFault: The file does not exist, or it is a TorchScript program and not trusted.
         DataError: The file is not as docs/reference/metrics.md describes.
         EnvironmentFault: A required package is not installed.
     """
-    return _convolutions(path) if path.suffix == ".safetensors" else _torchscript(path)
+    if trust_program:
+        return _torchscript(path)
+    if not path.is_file():
+        raise UsageFault(f"{path}: no such file; expected an encoder")
+    if not zipfile.is_zipfile(path):
+        return _convolutions(path) if path.suffix == ".safetensors" else load_motion_encoder(path)
+    if _is_program(path):
+        raise UsageFault(
+            f"{path}: a TorchScript file, which is a program that runs with your rights: add --trust-encoder-program "
+            "if you trust its origin"
+        )
+    if path.suffix == ".safetensors":
+        raise DataError(f"{path}: found a file of torch.save; expected safetensors: rename it to {path.stem}.bin")
+    return load_motion_encoder(path)
+
+
+def _is_program(path: Path) -> bool:
+    """Return whether an archive has TorchScript code; a damaged one has none."""
+    try:
+        with open(open_file(path), "rb") as file, zipfile.ZipFile(file) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, LookupError, struct.error):
+        return False
 
 
 def _name(kind: str, path: Path) -> str:

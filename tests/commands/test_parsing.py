@@ -55,6 +55,7 @@ FORMER = [
     ("evaluate", "--out", "output_file"),
     ("evaluate", "--work", "work_dir"),
     ("evaluate", "--steps", "num_inference_steps"),
+    ("evaluate", "--encoder", "gesture_encoder"),
 ]
 """Names of earlier versions and of other projects' habits: command, name, setting."""
 

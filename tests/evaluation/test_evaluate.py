@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ class TestGesture:
         refused(UsageFault, "no such file", features=(tmp_path / "a.npy", tmp_path / "none.npy"))
         refused(DataError, "one.npy", features=(tmp_path / "a.npy", tmp_path / "one.npy"))
         refused(DataError, "damaged.npy", features=(tmp_path / "a.npy", tmp_path / "damaged.npy"))
-        refused(UsageFault, "found encoder too", encoder=tmp_path / "e.safetensors")
+        refused(UsageFault, "found gesture_encoder too", gesture_encoder=tmp_path / "e.safetensors")
         refused(UsageFault, "one task with gesture as its target expected, found none", own="text", task="a2t")
 
     def test_a_short_result_is_scored_where_it_can_be_and_said_to_be_short(self, shards: Path, tmp_path: Path) -> None:
@@ -209,12 +210,12 @@ class TestGesture:
                     raise DataError("picky: no memory for this one")
                 return np.asarray(poses[:32, :8], np.float64)
 
-        monkeypatch.setattr(run, "load_encoder", lambda _path: Picky())
+        monkeypatch.setattr(run, "load_encoder", lambda _path, **_: Picky())
         source = ShardFolder(shards)
         row = next(row for row in source.rows if row.split == "test")
         (tmp_path / "own").mkdir()
         (tmp_path / "own" / f"{row.key}.npz").write_bytes(motion_file(source.sample(row)))
-        task = task_of(tmp_path / "own", shards, task="a2g", encoder=tmp_path / "picky.safetensors")
+        task = task_of(tmp_path / "own", shards, task="a2g", gesture_encoder=tmp_path / "picky.safetensors")
         (figure,) = [one for one in task.figures if one.row == "recorded" and one.metric.startswith("Fréchet")]
         train = sum(row.split == "train" for row in source.rows)
         assert (figure.results, figure.left_out) == (train - 1, {"no memory for this one": 1})
@@ -375,8 +376,8 @@ class TestRefusals:
 
     @pytest.mark.parametrize("name", ["emage-2024", "emage-eval-2025"])
     def test_published_profiles_without_their_parts(self, shards: Path, tmp_path: Path, name: str) -> None:
-        everything = {"body_model": tmp_path, "encoder": tmp_path, "mean_speeds": tmp_path}
-        with pytest.raises(UsageFault, match="give --body-model and --encoder and --mean-speeds too, or"):
+        everything = {"body_model": tmp_path, "gesture_encoder": tmp_path, "mean_speeds": tmp_path}
+        with pytest.raises(UsageFault, match="give --body-model and --gesture-encoder and --mean-speeds too, or"):
             scored(tmp_path, shards, profile=name)
         for part in everything:
             others = {own: path for own, path in everything.items() if own != part}
@@ -385,9 +386,13 @@ class TestRefusals:
 
     def test_an_encoder_that_is_a_program(self, shards: Path, tmp_path: Path) -> None:
         write(tmp_path / "own", shards, motion_file, ".npz")
+        with zipfile.ZipFile(
+            tmp_path / "encoder.pt", "w"
+        ) as archive:  # what torch.jit.save writes, as far as it matters
+            archive.writestr("encoder/code/__torch__.py", "")
         with pytest.raises(UsageFault, match="a program that runs with your rights"):
-            scored(tmp_path / "own", shards, task="a2g", encoder=tmp_path / "encoder.pt")
-        with pytest.raises(UsageFault, match="trust_encoder_program: an encoder to trust expected"):
+            scored(tmp_path / "own", shards, task="a2g", gesture_encoder=tmp_path / "encoder.pt")
+        with pytest.raises(UsageFault, match="trust_encoder_program: a gesture_encoder to trust expected"):
             scored(tmp_path / "own", shards, task="a2g", trust_encoder_program=True)
 
     def test_mean_speeds_of_another_shape(self, shards: Path, tmp_path: Path) -> None:

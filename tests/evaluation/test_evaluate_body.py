@@ -47,7 +47,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     np.save(folder / "speeds.npy", np.full(55, 0.1, dtype=np.float32))
     return {
         "body_model": folder / "SMPLX_MADE_UP.npz",
-        "encoder": folder / "encoder.safetensors",
+        "gesture_encoder": folder / "encoder.safetensors",
         "mean_speeds": folder / "speeds.npy",
     }
 
@@ -146,7 +146,7 @@ def test_published_profiles_on_a_body_model_equal_a_slow_computation(
         recalls.append(recall_by_hand(name, one))
     assert found["beat consistency", "generated"].value == pytest.approx(np.mean([b.value for b in beats]), abs=1e-6)
     assert found["semantic recall", "generated"].value == pytest.approx(np.mean(recalls), abs=1e-6)
-    encoder = load_encoder(parts["encoder"])
+    encoder = load_encoder(parts["gesture_encoder"])
     poses = [decode_motion(path.read_bytes()).poses for path in sorted(own.iterdir())]
     truth = [motion_from_gesture(one.folder.gesture(one.row)).poses[:FRAMES] for one in slow]
     a, b = (np.concatenate([encoder.encode(np.asarray(p, np.float64)) for p in side]) for side in (poses, truth))

@@ -9,7 +9,8 @@ from metrics_builders import untouched
 
 from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import six_d_from_rotvec
-from omniges.metrics.frechet import encoder_input, load_encoder, load_features
+from omniges.metrics.frechet import load_encoder, load_features
+from omniges.metrics.motion_encoder import encoder_input
 
 torch = pytest.importorskip("torch")
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
@@ -147,26 +148,26 @@ def script(path, mode=0):
 class TestTorchScript:
     def test_the_same_as_the_module(self, tmp_path):
         net = script(tmp_path / "net.pt")
-        encoder = load_encoder(tmp_path / "net.pt")
+        encoder = load_encoder(tmp_path / "net.pt", trust_program=True)
         expected = net(torch.from_numpy(encoder_input(POSES)).float()[None])[0].detach().double().numpy()
         np.testing.assert_array_equal(encoder.encode(POSES), expected)
         assert encoder.name.startswith("torchscript:net.pt:")
 
     def test_one_row_a_clip(self, tmp_path):
         script(tmp_path / "net.pt", mode=1)
-        assert load_encoder(tmp_path / "net.pt").encode(POSES).shape == (1, 330)
+        assert load_encoder(tmp_path / "net.pt", trust_program=True).encode(POSES).shape == (1, 330)
 
     @pytest.mark.parametrize(("mode", "message"), [(2, "answers"), (3, "fails on input")])
     def test_programs_that_do_not_fit(self, tmp_path, mode, message):
         script(tmp_path / "net.pt", mode)
         with pytest.raises(DataError, match=message) as caught:
-            load_encoder(tmp_path / "net.pt").encode(POSES)
+            load_encoder(tmp_path / "net.pt", trust_program=True).encode(POSES)
         assert "\n" not in str(caught.value)
 
     def test_files_that_are_none(self, tmp_path):
         (tmp_path / "net.pt").write_bytes(b"not a program")
         with pytest.raises(DataError, match="expected TorchScript"):
-            load_encoder(tmp_path / "net.pt")
+            load_encoder(tmp_path / "net.pt", trust_program=True)
 
 
 class TestFeatureFiles:

@@ -71,8 +71,8 @@ class TestErrors:
             ),
             (
                 lambda: EvaluateSettings(generated=("x",), trust_encoder_program=True),
-                "trust_encoder_program: an encoder to trust",
-                "--trust-encoder-program: an --encoder to trust",
+                "trust_encoder_program: a gesture_encoder to trust",
+                "--trust-encoder-program: a --gesture-encoder to trust",
             ),
         ],
     )

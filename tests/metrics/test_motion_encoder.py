@@ -1,0 +1,276 @@
+"""EMAGE's motion encoder computes what torch's layers compute, and takes no other file than its own."""
+
+import hashlib
+import io
+import json
+import pickle
+
+import numpy as np
+import pytest
+from metrics_builders import untouched
+
+from omniges.errors import DataError, UsageFault
+from omniges.formats.npz import decode_motion
+from omniges.metrics.frechet import frechet_distance, load_encoder
+from omniges.metrics.motion_encoder import (
+    PUBLISHED_LAYOUT,
+    MotionEncoderLayout,
+    edge_distances,
+    encoder_shapes,
+    halved_chains,
+    load_motion_encoder,
+    tree_edges,
+)
+from omniges.metrics.profiles import PROFILES
+
+torch = pytest.importorskip("torch")
+SMALL = MotionEncoderLayout(joints=15, edge_channels=(6, 12), multiple_of_frames=64)
+
+
+def tree_constants(layout):
+    """Masks and pooling matrices by name, from paths between edges in the tree."""
+    edges, width, found = list(tree_edges(layout.joints)), 6, {}
+    for k, channels in enumerate(layout.edge_channels):
+        block = f"encoder.layers.{k}.0"
+        mask = np.zeros((len(edges) * channels, len(edges) * width), np.float32)
+        for i, one in enumerate(edges):
+            for j, other in enumerate(edges):
+                near = {*one} & {*other} or any({*one} & {*e} and {*other} & {*e} for e in edges)
+                mask[i * channels : (i + 1) * channels, j * width : (j + 1) * width] = bool(near)
+        found[f"{block}.residual.0.mask"] = np.repeat(mask[..., None], 4, axis=2)
+        found[f"{block}.shortcut.mask"] = mask[..., None]
+        groups = halved_chains(tuple(edges))
+        if len(groups) < len(edges):
+            pooling = np.zeros((len(groups) * channels, len(edges) * channels), np.float32)
+            for row, group in enumerate(groups):
+                for edge in group:
+                    for c in range(channels):
+                        pooling[row * channels + c, edge * channels + c] = 1 / len(group)
+            found[f"{block}.common.0.weight"] = pooling
+        edges = [(edges[group[0]][0], edges[group[-1]][1]) for group in groups]
+        width = channels
+    return found
+
+
+def random_tensors(layout, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    found = {name: 0.1 * torch.randn(shape, generator=generator) for name, shape in encoder_shapes(layout).items()}
+    return found | {name: torch.from_numpy(array) for name, array in tree_constants(layout).items()}
+
+
+def saved(path, tensors, prefix="module."):
+    torch.save({"model_state": {prefix + name: tensor for name, tensor in tensors.items()}}, path)
+    return path
+
+
+def by_torch(tensors, layout, six_d):
+    """The network in torch's own layers, in float64."""
+    t = {name: tensor.double() for name, tensor in tensors.items()}
+    f = torch.nn.functional
+    h = torch.from_numpy(six_d.T.copy())[None].double()
+    for k in range(len(layout.edge_channels)):
+        b = f"encoder.layers.{k}.0"
+        weight = t[f"{b}.residual.0.weight"] * t[f"{b}.residual.0.mask"]
+        r = f.conv1d(h, weight, t[f"{b}.residual.0.bias"], stride=2, padding=1)
+        r = f.group_norm(r, 10, t[f"{b}.residual.1.weight"], t[f"{b}.residual.1.bias"], eps=1e-5)
+        s = f.conv1d(h, t[f"{b}.shortcut.weight"] * t[f"{b}.shortcut.mask"], t[f"{b}.shortcut.bias"], stride=2)
+        h = r + s
+        if f"{b}.common.0.weight" in t:
+            h = torch.matmul(t[f"{b}.common.0.weight"], h)
+        h = torch.tanh(h)
+    return h[0].T.numpy()
+
+
+class TestTree:
+    def test_each_edge_is_in_one_pooled_edge_and_chains_are_halved(self):
+        edges = tree_edges(55)
+        groups = halved_chains(edges)
+        assert sorted(edge for group in groups for edge in group) == list(range(55))
+        assert (len(edges), len(groups)) == (55, 35)
+        assert all(edges[a][1] == edges[b][0] for a, b in (group for group in groups if len(group) == 2))
+
+    def test_distances_are_symmetric_and_finite(self):
+        distances = edge_distances(tree_edges(55))
+        np.testing.assert_array_equal(distances, distances.T)
+        assert (np.diag(distances) == 0).all()
+        assert np.isfinite(distances).all()
+        assert distances[0, 1] == 1  # both at the pelvis
+
+
+class TestNetwork:
+    @pytest.mark.parametrize(("layout", "prefix"), [(PUBLISHED_LAYOUT, "module."), (SMALL, "module."), (SMALL, "")])
+    def test_latents_are_those_of_torch(self, tmp_path, layout, prefix):
+        tensors = random_tensors(layout)
+        encoder = load_motion_encoder(saved(tmp_path / "e.bin", tensors, prefix), layout)
+        frames = np.random.default_rng(1).normal(size=(3 * layout.multiple_of_frames + 5, layout.input_channels))
+        with untouched(frames):
+            found = encoder.latents(frames)
+        kept = frames[: 3 * layout.multiple_of_frames]
+        np.testing.assert_allclose(found, by_torch(tensors, layout, kept), atol=1e-12)
+        assert len(found) == len(kept) >> len(layout.edge_channels)
+
+    def test_a_clip_is_one_pass(self, tmp_path):
+        encoder = load_motion_encoder(saved(tmp_path / "e.bin", random_tensors(SMALL)), SMALL)
+        frames = np.random.default_rng(1).normal(size=(128, 90))
+        halves = np.concatenate([encoder.latents(frames[:64]), encoder.latents(frames[64:])])
+        assert np.abs(encoder.latents(frames) - halves).max() > 0.1
+
+    def test_the_file_is_named_by_its_checksum(self, tmp_path):
+        path = saved(tmp_path / "AESKConv_240_100.bin", random_tensors(PUBLISHED_LAYOUT))
+        encoder = load_encoder(path)
+        assert encoder.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert encoder.name == f"motion-encoder:{path.name}:{encoder.sha256[:12]}"
+        assert not encoder.published  # the name of a file says nothing
+
+    def test_short_clips_are_refused(self, tmp_path):
+        encoder = load_motion_encoder(saved(tmp_path / "e.bin", random_tensors(SMALL)), SMALL)
+        with pytest.raises(DataError, match="6D rotations: found 63; expected at least 64"):
+            encoder.latents(np.zeros((63, 90)))
+
+
+def one_line(caught, path):
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+class TestFilesThatAreNone:
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            (
+                lambda t: t.pop("encoder.layers.1.0.shortcut.bias"),
+                "1 tensors missing: encoder.layers.1.0.shortcut.bias",
+            ),
+            (lambda t: t.pop("decoder.main.3.bias"), r"1 tensors missing: decoder.main.3.bias"),
+            (lambda t: t.update({"encoder.more": torch.ones(2)}), r"1 tensors not expected: 'encoder.more'"),
+            (
+                lambda t: t.update({"encoder.layers.0.0.residual.1.bias": torch.ones(91)}),
+                r"of another shape: encoder.layers.0.0.residual.1.bias \(91,\), expected \(90,\)",
+            ),
+            (
+                lambda t: t.update({"encoder.layers.9.0.x": t.pop("encoder.layers.1.0.residual.0.bias")}),
+                r"missing: encoder.layers.1.0.residual.0.bias; 1 tensors not expected: 'encoder.layers.9.0.x'",
+            ),
+            (lambda t: t["encoder.layers.0.0.residual.0.mask"].add_(1), "0.residual.0.mask: found 32400 entries"),
+            (lambda t: t["encoder.layers.1.0.shortcut.mask"][0].sub_(1), "layers.1.0.shortcut.mask: found .* differ"),
+            (lambda t: t["encoder.layers.0.0.common.0.weight"].mul_(2), "common.0.weight: found .* SMPL-X's tree"),
+            (lambda t: t["encoder.layers.0.0.shortcut.bias"].fill_(torch.nan), "shortcut.bias holds NaN"),
+            (
+                lambda t: t.update({"encoder.layers.0.0.shortcut.bias": torch.ones(90, dtype=torch.int64)}),
+                "shortcut.bias is torch.int64",
+            ),
+            (lambda t: t.update({"module.fc_mu.bias": torch.ones(84)}), "found tensors fc_mu.bias and module"),
+        ],
+    )
+    def test_tensors_that_differ_are_named(self, tmp_path, change, words):
+        tensors = random_tensors(SMALL)
+        change(tensors)
+        path = saved(tmp_path / "e.bin", tensors, prefix="")
+        with pytest.raises(DataError, match=words) as caught:
+            load_motion_encoder(path, SMALL)
+        one_line(caught, path)
+
+    def test_an_encoder_of_another_size(self, tmp_path):
+        path = saved(tmp_path / "AESKConv_240_100.bin", random_tensors(SMALL))
+        with pytest.raises(
+            DataError, match=r"tensors missing: encoder\.layers\.2.*of another shape: .*\(90, 90, 4\)"
+        ) as caught:
+            load_encoder(path)
+        one_line(caught, path)
+
+    @pytest.mark.parametrize("name", ["e.bin", "e.pth", "e.safetensors"])
+    def test_damage_and_other_contents(self, tmp_path, name):
+        whole = saved(tmp_path / "whole", random_tensors(SMALL)).read_bytes()
+        flipped = bytearray(whole)
+        flipped[len(whole) // 2] ^= 1
+        bare = io.BytesIO()
+        torch.save(random_tensors(SMALL), bare)
+        objects = io.BytesIO()
+        torch.save({"model_state": {"module.fc_mu.bias": torch.nn.Linear(2, 2)}}, objects)
+        contents = [whole[:-1000], whole[: len(whole) // 2], whole[100:], bytes(flipped), b"", b"text", b"PK\3\4 text"]
+        contents += [bare.getvalue(), objects.getvalue(), pickle.dumps({"model_state": {}}), bytes(100_000)]
+        path = tmp_path / name
+        path.with_suffix(".json").write_text(
+            '{"format": "omniges-encoder", "version": 1, "multiple_of_frames": 32, "layers": '
+            '[{"stride": 1, "padding": 0, "activation": "tanh"}]}'
+        )
+        for content in contents:
+            path.write_bytes(content)
+            with pytest.raises(DataError) as caught:
+                load_encoder(path)
+            one_line(caught, path)
+
+    def test_a_pickled_object_is_not_loaded(self, tmp_path):
+        path = tmp_path / "e.bin"
+        torch.save({"model_state": torch.nn.Linear(2, 2)}, path)
+        with pytest.raises(DataError, match="holds a pickled Python object"):
+            load_encoder(path)
+
+    def test_a_renamed_file_is_told_its_name(self, tmp_path):
+        path = saved(tmp_path / "e.safetensors", random_tensors(SMALL))
+        with pytest.raises(DataError, match=r"found a file of torch\.save; expected safetensors: rename it to e\.bin"):
+            load_encoder(path)
+
+    def test_no_file(self, tmp_path):
+        with pytest.raises(UsageFault, match="no such file"):
+            load_encoder(tmp_path / "e.bin")
+
+
+@pytest.fixture(scope="module")
+def encoder(fgd_parity):
+    """An encoder of the published size with random weights."""
+    return load_motion_encoder(fgd_parity / "published" / "AESKConv_240_100.bin")
+
+
+class TestGolden:
+    def test_names_shapes_and_constants_of_the_published_file(self, fgd_parity):
+        about = json.loads((fgd_parity / "published_names.json").read_text())
+        wanted = {each["name"]: tuple(each["shape"]) for each in about["tensors"]}
+        assert encoder_shapes(PUBLISHED_LAYOUT) == wanted
+        constants = tree_constants(PUBLISHED_LAYOUT)
+        hashed = {each["name"]: each["sha256"] for each in about["tensors"] if "sha256" in each}
+        assert {name: hashlib.sha256(np.ascontiguousarray(a)).hexdigest() for name, a in constants.items()} == hashed
+
+    @pytest.mark.parametrize("variant", ["published", "small"])
+    def test_latents_of_all_cases(self, fgd_parity, encoder, variant):
+        if variant == "small":
+            encoder = load_motion_encoder(fgd_parity / "small" / "encoder.bin", SMALL)
+        with np.load(fgd_parity / variant / "cases.npz") as cases:
+            tags = [key[2:] for key in cases if key.startswith("x_")]
+            assert len(tags) >= 3
+            for tag in tags:
+                found = np.stack([encoder.latents(clip) for clip in cases[f"x_{tag}"]])
+                np.testing.assert_allclose(found, cases[f"z_{tag}"], atol=1e-5)
+                np.testing.assert_allclose(found, cases[f"z64_{tag}"], atol=1e-9)
+
+    def test_latents_and_distances_of_the_real_clip(self, fgd_parity, encoder, real_clip):
+        values = json.loads((fgd_parity / "values.json").read_text())
+        poses = np.asarray(real_clip.poses, np.float64)
+        with np.load(fgd_parity / "published" / "clip.npz") as clip:
+            for tag, frames in (("whole", 1906), ("emage_cut", 1864), ("gesturelsm_cut", 1808)):
+                np.testing.assert_allclose(encoder.encode(poses[:frames]), clip[f"z_{tag}"], atol=1e-5)
+            first, second = (encoder.encode(half) for half in (poses[:953], poses[953:]))
+            np.testing.assert_allclose(first, clip["z_half0"], atol=1e-5)
+        expected = values["published_halves_of_clip"]
+        for profile, year in (("emage-2024", 2024), ("emage-eval-2025", 2025)):
+            found = frechet_distance(first, second, PROFILES[profile].frechet, encoder="")
+            assert [found.rows_generated, found.rows_recorded] == expected["rows"]
+            # the original starts from latents in float32
+            assert found.value == pytest.approx(expected[f"original_{year}"], abs=2e-5)
+        exact = frechet_distance(first, second, PROFILES["emage-2024"].frechet, encoder="").value
+        assert exact == pytest.approx(expected["exact_from_float64_latents"], abs=1e-6)
+
+    def test_mambatalk_against_its_recording(self, fgd_parity, encoder, beat2_more):
+        files = [
+            beat2_more / path
+            for path in (
+                "generated_by_mambatalk/res_2_scott_0_2_2.npz",
+                "beat_english_v2.0.0/smplxflame_30/2_scott_0_2_2.npz",
+            )
+        ]
+        sides = [encoder.encode(np.asarray(decode_motion(path.read_bytes()).poses, np.float64)) for path in files]
+        values = json.loads((fgd_parity / "values.json").read_text())
+        wanted = values["published_mambatalk_result_against_its_ground_truth_2_scott_0_2_2"]
+        found = frechet_distance(*sides, PROFILES["emage-2024"].frechet, encoder="")
+        assert found.value == pytest.approx(wanted["exact_float64"], rel=1e-6)
+        assert [found.rows_generated, found.rows_recorded] == [112, 112]
