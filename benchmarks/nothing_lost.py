@@ -20,8 +20,9 @@ All else that a set says is: arrays as bytes, betas and waveforms as numbers, wo
 the manifest and statistics to the last bit. Such a set of COMMIT is not updated, so that is not tried either.
 
 New commands, flags and settings are no loss: what came later is not compared (`_SINCE` names the settings).
-Of records, reports and logs three things are left out: the version of omniges, times, and the git commit. Wording on
-standard error is compared too, but told as a note. Exit code 1 where anything differs.
+Settings and flags that have new names are compared under these. Of records, reports and logs three things are left
+out: the version of omniges, times, and the git commit; sentences for people are counted. Wording on standard error is
+compared too, but shown as a note. Exit code 1 where anything differs.
 """
 
 from __future__ import annotations

@@ -16,6 +16,11 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 import soundfile
 
+from omniges.generation.settings import GenerateSettings
+from omniges.options import every_setting
+from omniges.pipeline.settings import PreprocessSettings
+from omniges.trainer.config import TrainSettings
+
 Facts = dict[str, str]
 """What was found, by a name that says where."""
 Found = dict[str, Facts]
@@ -23,6 +28,15 @@ Found = dict[str, Facts]
 
 VOLATILE: Final = frozenset({"elapsed_s", "samples_per_s", "waiting_for_data", "seconds", "share_of_time", "git"})
 """Keys of logs that two runs of one program differ in: times, and the commit itself."""
+_RENAMED: Final[dict[str, str]] = {
+    former: setting.name
+    for settings in (PreprocessSettings, TrainSettings, GenerateSettings)
+    for setting in every_setting(settings)
+    for former in setting.option.was
+}
+"""Settings by their former names, which an earlier commit writes."""
+_WORDED: Final = frozenset({"remarks"})
+"""Lists of sentences for people, of which the number is compared."""
 _SHOWN: Final = 110  # characters of a fact in the line of a difference
 
 
@@ -95,6 +109,8 @@ def member_facts(folder: Path) -> Facts:
 _SAME_BYTES: Final = ("gesture.npy", "mel.npy", "jaw_eyes.npy", "start_xz.npy")
 _NEW_STATISTICS: Final = frozenset({"jaw_eyes", "counts", "difference_std"})
 _SAME_OF_SET: Final = ("features", "settings", "plan", "totals", "splits")
+_OTHER_SETTINGS: Final = frozenset({"settings_sha256", "max_length_mismatch_s", "motion_rate_hz"})
+"""Settings of preprocess whose default changed (which side may be longer by how much) or which are new."""
 _NOTHING: Final = (None, "", -1)
 
 
@@ -117,7 +133,7 @@ def content_facts(folder: Path) -> Facts:
     # Version 1 has no member for what a sample lacks.
     facts = {f"{fact.partition(' ')[0]} spans": "[]" for fact in facts if " " in fact} | facts
     dataset, stats = (json.loads((folder / name).read_bytes()) for name in ("dataset.json", "stats.json"))
-    facts |= json_facts({name: dataset[name] for name in _SAME_OF_SET}, "dataset.json:")
+    facts |= json_facts({name: dataset[name] for name in _SAME_OF_SET}, "dataset.json:", _OTHER_SETTINGS)
     return facts | json_facts(stats, "stats.json:", _NEW_STATISTICS) | _row_facts(folder / "manifest.parquet")
 
 
@@ -174,9 +190,13 @@ def json_facts(document: object, name: str = "", without: Collection[str] = ()) 
 
 def _flat(value: Any, name: str, without: Collection[str]) -> Iterator[tuple[str, str]]:
     if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            if key not in without:
-                yield from _flat(inner, f"{name}.{key}" if name else key, without)
+        for former, inner in value.items():
+            key: str = _RENAMED.get(former, former)
+            path = f"{name}.{key}" if name else key
+            if key in _WORDED:
+                yield path, f"{len(inner)} sentences"
+            elif key not in without:
+                yield from _flat(inner, path, without)
     elif isinstance(value, list) and value:
         for place, inner in enumerate(value):
             yield from _flat(inner, f"{name}[{place}]", without)
