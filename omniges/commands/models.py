@@ -100,7 +100,12 @@ def trace_batches(settings: TraceSettings) -> None:
 
 
 @with_flags("train", tidy)
-def generate(settings: GenerateSettings) -> None:
+def generate(
+    settings: GenerateSettings,
+    html: Annotated[
+        bool, typer.Option("--html", help="Write page.html beside the results, which shows and plays them.")
+    ] = False,
+) -> None:
     """Generate gesture, audio or text from your own files with a trained model.
 
     Exit codes: 0 done, 1 bad input or checkpoint, 2 usage, 3 environment, 130 Ctrl-C, 143 SIGTERM.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,6 +17,9 @@ from omniges.pipeline.settings import PreprocessSettings
 from omniges.progress import printable
 from omniges.testing.settings import CorpusSettings
 from omniges.verify.settings import VerifySettings
+
+if TYPE_CHECKING:
+    from omniges.shards.reader import SampleArrays
 
 
 @with_flags()
@@ -155,6 +158,7 @@ class InspectSettings:
     folder: Path = option(Path("shards"), "Folder of shards.", argument=True, metavar="DIR")
     key: str | None = option(None, "Sample to show, by key or stem.", argument=True, metavar="KEY")
     png: Path | None = option(None, "PNG file to draw the sample to; needs a KEY and omniges[pictures].")
+    html: Path | None = option(None, "HTML file that shows and plays the sample, or all samples without a KEY.")
     start_s: float = option(0.0, "Second of the sample at which the picture begins; it shows 12 seconds.", "--start")
 
     def __post_init__(self) -> None:
@@ -172,17 +176,31 @@ def inspect(
     """Show what a shard folder, or one of its samples, holds."""
     import json
 
-    from omniges.pipeline.inspect import draw, folder_facts, print_folder, print_sample, sample_facts
+    from omniges.pipeline.inspect import folder_facts, print_folder
     from omniges.shards.reader import ShardFolder
 
+    keys = () if settings.key is None else (settings.key,)
+    page = settings.html and ViewSettings(paths=(str(settings.folder),), keys=keys, out=settings.html)
     source = ShardFolder(settings.folder)
     if settings.key is None:
         if as_json:
             echo(json.dumps(folder_facts(source), ensure_ascii=False))
         else:
             print_folder(source, make_console())
-        return
-    sample = source.sample(source.row(settings.key))
+    else:
+        _show_sample(source.sample(source.row(settings.key)), settings, as_json=as_json)
+    if page:
+        from omniges.exchange.view import view
+
+        echo("\n".join(map(printable, view(page).lines)), err=as_json)
+
+
+def _show_sample(sample: SampleArrays, settings: InspectSettings, *, as_json: bool) -> None:
+    """Print a sample, and draw it where a picture is asked for."""
+    import json
+
+    from omniges.pipeline.inspect import draw, print_sample, sample_facts
+
     if as_json:
         echo(json.dumps(sample_facts(sample), ensure_ascii=False))
     else:

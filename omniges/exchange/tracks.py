@@ -20,7 +20,7 @@ from omniges import arguments
 from omniges.errors import DataError, RecordingFault, UsageFault
 from omniges.features.audio import MEL_BANDS, mix_down_in_phase
 from omniges.features.gesture import motion_from_gesture
-from omniges.features.timebase import FRAME_RATE_HZ, MEL_RATE_HZ, SAMPLE_RATE_HZ
+from omniges.features.timebase import FRAME_RATE_HZ, MEL_RATE_HZ, SAMPLE_RATE_HZ, TICKS_PER_SECOND
 from omniges.formats.arrays import decode_npy
 from omniges.formats.audio import decode_wav
 from omniges.formats.motion import SmplxMotion
@@ -138,8 +138,8 @@ def find_tracks(paths: Sequence[str | Path], keys: Sequence[str] = ()) -> list[C
     Of a folder of shards beside other paths, only the samples whose clips those have are loaded.
 
     Args:
-        paths: Folders of shards, folders of results of `omniges generate`, folders of NPZ files, NPZ files, WAV files
-            and TextGrids; ``LABEL=PATH`` gives the tracks of a path a name.
+        paths: Folders of shards, folders of results of `omniges generate`, folders of NPZ files, NPZ files, WAV files,
+            TextGrids and records of results (NAME.json); ``LABEL=PATH`` gives the tracks of a path a name.
         keys: Samples of folders of shards, by key or stem.
 
     Returns:
@@ -202,8 +202,10 @@ def _found(path: Path) -> ShardFolder | list[_Found]:
 
 def _file(path: Path) -> _Found:
     kind = path.suffix.lower()
+    if kind == ".json":
+        return _result(path)
     if kind not in {".npz", ".wav", ".textgrid"}:
-        raise UsageFault(f"{path}: a name that ends in .npz, .wav or .TextGrid expected")
+        raise UsageFault(f"{path}: a name that ends in .npz, .wav, .TextGrid or, for a result, .json expected")
     clip = next((path.stem.removeprefix(prefix) for prefix in PREFIXES if path.stem.startswith(prefix)), path.stem)
     return _Found(clip, path.stem, path, partial(_of_motion_file if kind == ".npz" else _of_side_file, path))
 
@@ -259,18 +261,19 @@ def _words(data: bytes) -> tuple[WordInterval, ...]:
 
 
 def _results(folder: Path) -> Iterator[_Found]:
-    for path in sorted(folder.glob("*.json")):
-        if not _is_record(path):
-            continue
-        record = read_record(path)
-        source = record.source or {}
-        clip = record.name.removesuffix(f"-{record.sample + 1}")
-        if isinstance(source.get("key"), str):
-            clip = stem_from_key(source["key"])
-        if source.get("start_tick"):
-            clip += f" from {source['start_tick'] / 10:g} s"
-        number = f" {record.sample + 1}" if record.sample else ""
-        yield _Found(clip, f"generated {record.task}{number}", path, partial(_of_result, path, record))
+    return (_result(path) for path in sorted(folder.glob("*.json")) if _is_record(path))
+
+
+def _result(path: Path) -> _Found:
+    record = read_record(path)
+    source = record.source or {}
+    clip = record.name.removesuffix(f"-{record.sample + 1}")
+    if isinstance(source.get("key"), str):
+        clip = stem_from_key(source["key"])
+    if source.get("start_tick"):
+        clip += f" from {source['start_tick'] / TICKS_PER_SECOND:g} s"
+    number = f" {record.sample + 1}" if record.sample else ""
+    return _Found(clip, f"generated {record.task}{number}", path, partial(_of_result, path, record))
 
 
 def _is_record(path: Path) -> bool:
@@ -283,21 +286,20 @@ def _is_record(path: Path) -> bool:
 
 
 def _of_result(path: Path, record: GeneratedRecord, clip: str, name: str) -> Track:
-    """Load a result; its conditions give sound and words where it has none and their files are still there."""
+    """Load a result; its conditions give what it lacks of motion, sound and words if their files are still there."""
     files = {
         kind: _decoded_file(path.parent / entry["path"], entry["sha256"], decode)
         for kind, decode in _DECODERS.items()
         if (entry := record.files.get(kind)) is not None
     }
-    sides = {".wav": ("audio", _sound), ".TextGrid": ("text", _words)}
+    absent = (*record.absent, "jaw_eyes") if "gesture" in files else ()
     for given in record.inputs:
         place = Path(str(given.get("path")))
-        kind, decode = sides.get(place.suffix, ("", None))
+        kind, decode = _CONDITIONS.get(place.suffix.lower(), ("", None))
         if decode is not None and kind not in files and place.is_file():
             data = read_file(place, _MOST_BYTES)
             if sha256_hex(data) == given.get("sha256"):
                 files[kind] = _decoded(place, data, decode)
-    absent = (*record.absent, "jaw_eyes") if "gesture" in files else ()
     mel = None if "audio" in files else files.get("mel")
     return Track(clip, name, files.get("gesture"), files.get("audio"), files.get("text"), mel, absent)
 
@@ -326,6 +328,11 @@ _DECODERS: Final[Mapping[str, Callable[[bytes], Any]]] = {
     "audio": _sound,
     "mel": _mel,
     "text": _words,
+}
+_CONDITIONS: Final[Mapping[str, tuple[str, Callable[[bytes], Any]]]] = {
+    ".npz": ("gesture", _motion),
+    ".wav": ("audio", _sound),
+    ".textgrid": ("text", _words),
 }
 
 

@@ -31,13 +31,17 @@ class ViewSummary:
         tracks = [track for clip in self.clips for track in clip.tracks]
         seconds = sum(track.seconds for track in tracks)
         silent = sum(all(track.audio is None for track in clip.tracks) for clip in self.clips)
-        held = f"{len(self.clips)} clips with {len(tracks)} tracks of {seconds:.1f} s in all"
+        held = f"{_counted(len(self.clips), 'clip')} with {_counted(len(tracks), 'track')} of {seconds:.1f} s in all"
         lines = [f"{held}, {self.bytes / 1e6:.1f} MB: {self.out}"]
         if silent:
             lines.append(
-                f"{silent} clips without sound: give a WAV beside the NPZ, or shards made with --keep-audio, too"
+                f"{_counted(silent, 'clip')} without sound: a WAV beside the NPZ, or shards with kept audio, have it"
             )
         return tuple(lines)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def view(settings: ViewSettings, count: Callable[[float, float], None] | None = None) -> ViewSummary:

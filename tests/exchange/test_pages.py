@@ -166,8 +166,15 @@ class TestView:
         (source,) = corpus.rglob("1_synthetica_0_1_1.npz")
         run = omniges("view", f"file={source}", shards, "-o", tmp_path / "page.html")
         assert run.returncode == 0, run.stderr
-        assert "1 clips with 2 tracks" in run.stdout
+        assert "1 clip with 2 tracks" in run.stdout
         assert "torch" not in omniges("view", source, "-o", tmp_path / "p.html", PYTHONPROFILEIMPORTTIME="1").stderr
+
+    def test_inspect_writes_one(self, shards: Path, tmp_path: Path) -> None:
+        run = omniges("inspect", shards, "1_synthetica_0_1_1", "--html", tmp_path / "page.html", "--json")
+        assert run.returncode == 0, run.stderr
+        json.loads(run.stdout)
+        assert "1 clip with 1 track" in run.stderr
+        assert (tmp_path / "page.html").stat().st_size > 1e5
 
     @pytest.mark.parametrize(
         ("settings", "words"),

@@ -93,7 +93,7 @@ class TestFiles:
         ("name", "content", "error", "words"),
         [
             (None, b"", UsageFault, "an NPZ, WAV or TextGrid expected, found nothing"),
-            ("x.mp3", b"", UsageFault, "a name that ends in .npz, .wav or .TextGrid expected"),
+            ("x.mp3", b"", UsageFault, "a name that ends in .npz, .wav, .TextGrid or"),
             ("x.npz", b"", DataError, "npz-not-zip"),
             ("x.wav", b"ID3", DataError, "wav-"),
         ],
@@ -177,6 +177,19 @@ class TestResults:
         wav.write_bytes(wav.read_bytes()[:-2])  # another recording now
         (track,) = load_tracks([folder])
         assert track.audio is None
+
+    def test_a_result_of_sound_is_shown_with_the_motion_that_it_was_generated_for(
+        self, corpus: Path, tmp_path: Path
+    ) -> None:
+        path = files(corpus, ".npz")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        inputs = ({"stream": "gesture", "path": str(path), "sha256": digest, "remarks": []},)
+        out = put_result(tmp_path / "out", "talk", {"audio": files(corpus, ".wav")}, inputs=inputs, task="g2a")
+        (track,) = load_tracks([out / "talk.json"])
+        assert track.motion is not None
+        assert track.audio is not None
+        np.testing.assert_array_equal(track.motion.poses, read_motion(path).poses)
+        assert (track.name, track.absent) == ("generated g2a", ())
 
     def test_files_are_held_against_their_record(self, corpus: Path, tmp_path: Path) -> None:
         folder = put_result(tmp_path / "out", "speech", {"gesture": files(corpus, ".npz")})

@@ -50,6 +50,17 @@ def make(checkpoint: Path, out: Path, task: str, **changes: Any) -> GenerateSumm
     )
 
 
+@pytest.mark.slow
+def test_a_page_shows_results_beside_their_recordings(checkpoint: Path, shards: Path, tmp_path: Path) -> None:
+    words = ["generate", "--checkpoint", checkpoint, "--task", "a2g", "--shards", shards, "--key", STEM, "--steps", 1]
+    done = omniges(*words, "-o", tmp_path / "out", "--html")
+    assert done.returncode == 0, done.stderr
+    assert "1 clip with 2 tracks" in done.stdout
+    page = (tmp_path / "out" / "page.html").read_text()
+    assert '"name":"generated a2g"' in page
+    assert '"name":"recorded"' in page
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
