@@ -103,12 +103,12 @@ def evaluate(*generated: str | Path, progress: bool = False, **settings: Any) ->
         return run(chosen, lambda noun: _counted(noun, shown=progress))
 
 
-def view(*paths: str | Path, out: str | Path, progress: bool = False, **settings: Any) -> ViewSummary:
+def view(*paths: str | Path, output_file: str | Path, progress: bool = False, **settings: Any) -> ViewSummary:
     """Write one HTML page that shows motion with its sound and words, as ``omniges view`` does.
 
     Args:
         *paths: Folders of shards, results or NPZ files, or NPZ, WAV and TextGrid files; ``LABEL=PATH`` names a track.
-        out: The file.
+        output_file: HTML file to write.
         progress: Show progress on standard error.
         **settings: Of `ViewSettings`, such as ``keys=["2_scott_0_1_1"]``, ``start_s=30``, ``seconds=10``.
 
@@ -124,7 +124,7 @@ def view(*paths: str | Path, out: str | Path, progress: bool = False, **settings
     from omniges.exchange.view import view as run
 
     given = tuple(str(path) for path in paths)
-    chosen = from_keywords(ViewSettings, {"paths": given, "out": out, **settings}, "view")
+    chosen = from_keywords(ViewSettings, {"paths": given, "output_file": output_file, **settings}, "view")
     with _counted("tracks", shown=progress) as count:
         return run(chosen, count)
 

@@ -110,12 +110,19 @@ def generate(
 
     Exit codes: 0 done, 1 bad input or checkpoint, 2 usage, 3 environment, 130 Ctrl-C, 143 SIGTERM.
     """
+    from omniges.exchange.settings import ViewSettings
+    from omniges.exchange.view import view
     from omniges.generation.run import generate as run
     from omniges.progress import counter
 
     with counter("s generated") as count:
         summary = run(settings, count)
     echo("\n".join(map(printable, summary.lines)))
+    if html:
+        shards = [settings.sources.shards] if settings.sources.from_shards and settings.sources.shards else []
+        paths = tuple(map(str, [*summary.records, *shards]))
+        page = view(ViewSettings(paths=paths, output_file=settings.output_dir / "page.html"))
+        echo("\n".join(map(printable, page.lines)))
 
 
 @declared

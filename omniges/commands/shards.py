@@ -180,7 +180,7 @@ def inspect(
     from omniges.shards.reader import ShardFolder
 
     keys = () if settings.key is None else (settings.key,)
-    page = settings.html and ViewSettings(paths=(str(settings.folder),), keys=keys, out=settings.html)
+    page = settings.html and ViewSettings(paths=(str(settings.folder),), keys=keys, output_file=settings.html)
     source = ShardFolder(settings.folder)
     if settings.key is None:
         if as_json:

@@ -63,7 +63,7 @@ class ViewSettings:
         argument=True,
         metavar="PATH...",
     )
-    out: Path = field(metadata=about("HTML file to write.", "--out", "-o"))
+    output_file: Path = field(metadata=about("HTML file to write.", "--output-file", "-o"))
     keys: tuple[str, ...] = option(
         (), "Samples of shards, by key or stem.", "--key", commas=True, shown="all, or those of the other paths"
     )
@@ -76,7 +76,9 @@ class ViewSettings:
         check(self)
         if not self.paths:
             raise UsageFault("view: PATH expected: a folder of shards or of results, or a motion file; found none")
-        if self.out.is_dir():
-            raise UsageFault(f"--out {self.out}: a file such as page.html expected, found a folder")
-        if not self.out.parent.is_dir():
-            raise UsageFault(f"--out {self.out}: the folder {self.out.parent} expected, found none: create it first")
+        if self.output_file.is_dir():
+            raise UsageFault(f"--output-file {self.output_file}: a file such as page.html expected, found a folder")
+        if not self.output_file.parent.is_dir():
+            raise UsageFault(
+                f"--output-file {self.output_file}: the folder {self.output_file.parent} expected, found none: create it first"
+            )

@@ -21,7 +21,7 @@ MOST_SECONDS: Final = 2 * 3600
 class ViewSummary:
     """What a page holds."""
 
-    out: Path
+    output_file: Path
     clips: tuple[Clip, ...]
     bytes: int
 
@@ -32,7 +32,7 @@ class ViewSummary:
         seconds = sum(track.seconds for track in tracks)
         silent = sum(all(track.audio is None for track in clip.tracks) for clip in self.clips)
         held = f"{_counted(len(self.clips), 'clip')} with {_counted(len(tracks), 'track')} of {seconds:.1f} s in all"
-        lines = [f"{held}, {self.bytes / 1e6:.1f} MB: {self.out}"]
+        lines = [f"{held}, {self.bytes / 1e6:.1f} MB: {self.output_file}"]
         if silent:
             lines.append(
                 f"{_counted(silent, 'clip')} without sound: a WAV beside the NPZ, or shards with kept audio, have it"
@@ -61,8 +61,8 @@ def view(settings: ViewSettings, count: Callable[[float, float], None] | None = 
     """
     clips = clips_of(_tracks(settings, count), together=settings.together)
     parts = page(clips)
-    publish_bytes(settings.out, parts)
-    return ViewSummary(settings.out, tuple(clips), sum(map(len, parts)))
+    publish_bytes(settings.output_file, parts)
+    return ViewSummary(settings.output_file, tuple(clips), sum(map(len, parts)))
 
 
 def clips_of(tracks: Iterable[Track], *, together: bool = False) -> list[Clip]:

@@ -157,7 +157,9 @@ class TestClips:
 class TestView:
     def test_a_page_of_a_corpus(self, corpus: Path, tmp_path: Path) -> None:
         (source,) = corpus.rglob("1_synthetica_0_1_1.npz")
-        summary = view(ViewSettings(paths=(str(source.parent),), out=tmp_path / "page.html", start_s=1.0, seconds=1.5))
+        summary = view(
+            ViewSettings(paths=(str(source.parent),), output_file=tmp_path / "page.html", start_s=1.0, seconds=1.5)
+        )
         assert len(summary.clips) == 6
         assert all(clip.seconds == pytest.approx(1.5, abs=0.02) for clip in summary.clips)
         assert (tmp_path / "page.html").stat().st_size == summary.bytes
@@ -180,8 +182,8 @@ class TestView:
         ("settings", "words"),
         [
             ({"paths": ()}, "PATH expected"),
-            ({"out": "absent/page.html"}, "the folder absent expected, found none"),
-            ({"out": "."}, "a file such as page.html expected, found a folder"),
+            ({"output_file": "absent/page.html"}, "the folder absent expected, found none"),
+            ({"output_file": "."}, "a file such as page.html expected, found a folder"),
             ({"paths": ("absent.npz",)}, "found nothing"),
             ({"start_s": 99.0}, "99: a second before the end of x"),
         ],
@@ -193,7 +195,7 @@ class TestView:
         still = np.zeros((30, 100))
         write_motion(tmp_path / "x.npz", np.zeros((30, 165)), np.zeros((30, 3)), still, np.zeros(300))
         with pytest.raises(UsageFault, match=words) as raised:
-            view(ViewSettings(**({"paths": ("x.npz",), "out": "page.html"} | settings)))
+            view(ViewSettings(**({"paths": ("x.npz",), "output_file": "page.html"} | settings)))
         assert "\n" not in str(raised.value)
         assert not (tmp_path / "page.html").exists()
 
@@ -201,8 +203,8 @@ class TestView:
         monkeypatch.setattr(of_view, "MOST_SECONDS", 1.5)
         write_motion(tmp_path / "x.npz", np.zeros((60, 165)), np.zeros((60, 3)), np.zeros((60, 100)), np.zeros(300))
         with pytest.raises(UsageFault, match="or a part with"):
-            view(ViewSettings(paths=(str(tmp_path),), out=tmp_path / "page.html"))
-        assert view(ViewSettings(paths=(str(tmp_path),), out=tmp_path / "page.html", seconds=1.0)).bytes
+            view(ViewSettings(paths=(str(tmp_path),), output_file=tmp_path / "page.html"))
+        assert view(ViewSettings(paths=(str(tmp_path),), output_file=tmp_path / "page.html", seconds=1.0)).bytes
 
     def test_a_disk_in_the_way_leaves_nothing(
         self, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -213,5 +215,5 @@ class TestView:
         (source,) = corpus.rglob("1_synthetica_0_1_1.npz")
         monkeypatch.setattr("omniges.storage.atomic.os.write", full)
         with pytest.raises(EnvironmentFault, match="the disk is full"):
-            view(ViewSettings(paths=(str(source),), out=tmp_path / "page.html"))
+            view(ViewSettings(paths=(str(source),), output_file=tmp_path / "page.html"))
         assert not list(tmp_path.iterdir())
