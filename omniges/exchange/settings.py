@@ -76,9 +76,8 @@ class ViewSettings:
         check(self)
         if not self.paths:
             raise UsageFault("view: PATH expected: a folder of shards or of results, or a motion file; found none")
-        if self.output_file.is_dir():
-            raise UsageFault(f"--output-file {self.output_file}: a file such as page.html expected, found a folder")
-        if not self.output_file.parent.is_dir():
-            raise UsageFault(
-                f"--output-file {self.output_file}: the folder {self.output_file.parent} expected, found none: create it first"
-            )
+        out, folder = self.output_file, self.output_file.parent
+        if out.is_dir():
+            raise UsageFault(f"--output-file {out}: a file such as page.html expected, found a folder")
+        if not folder.is_dir():
+            raise UsageFault(f"--output-file {out}: the folder {folder} expected, found none: create it first")
