@@ -191,7 +191,7 @@ def json_facts(document: object, name: str = "", without: Collection[str] = ()) 
 def _flat(value: Any, name: str, without: Collection[str]) -> Iterator[tuple[str, str]]:
     if isinstance(value, dict) and value:
         for former, inner in value.items():
-            key: str = _RENAMED.get(former, former)
+            key = str(_RENAMED.get(former, former))
             path = f"{name}.{key}" if name else key
             if key in _WORDED:
                 yield path, f"{len(inner)} sentences"
