@@ -49,7 +49,7 @@ def test_a_change_is_read_or_refused_in_one_line(name: str, world: World, tmp_pa
     assert refused > 0 or name == "verified"  # which reports
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", sorted(KINDS))
 def test_two_thousand_changes(name: str, world: World, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Path, World], tuple[object, ...]]]] = {
 OUT = "out"  # in the folder that the test runs in
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_thirty_changes_as_processes(name: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
