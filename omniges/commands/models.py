@@ -134,15 +134,14 @@ class ReportSettings:
     output_file: Path | None = option(
         None, "File for the report.", "--output-file", "-o", was=("out",), shown="standard output"
     )
+    html: Path | None = option(None, "HTML file with the scores, and the best, median and worst clip behind each.")
 
     def __post_init__(self) -> None:
         """Check the settings before the evaluation starts; raise UsageFault if the report's folder does not exist."""
         check(self)
-        if self.output_file is not None and not self.output_file.parent.is_dir():
-            raise UsageFault(
-                f"--output-file {self.output_file}: the folder {self.output_file.parent} expected, found none: create "
-                "it first"
-            )
+        for flag, path in (("--output-file", self.output_file), ("--html", self.html)):
+            if path is not None and not path.parent.is_dir():
+                raise UsageFault(f"{flag} {path}: the folder {path.parent} expected, found none: create it first")
 
 
 @with_flags("train", tidy)
@@ -156,11 +155,20 @@ def evaluate(settings: EvaluateSettings, report: ReportSettings) -> None:
     from omniges.progress import counter
     from omniges.storage.atomic import publish_bytes
 
-    text = render(run(settings, counter), report.format)
+    results = settings.generated or ((settings.work_dir,) if settings.work_dir else ())
+    if report.html is not None and not results:
+        raise UsageFault("--html: results that are kept expected, found none: add --work-dir")
+    scores = run(settings, counter)
+    text = render(scores, report.format)
     if report.output_file is None:
         echo(text)
     else:
         publish_bytes(report.output_file, text.encode())
+    if report.html is not None:
+        from omniges.exchange.scored import view_scores
+
+        page = view_scores(scores, results, settings.shards, report.html)
+        echo("\n".join(map(printable, page.lines)), err=True)
 
 
 @with_flags()

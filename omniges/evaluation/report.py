@@ -39,6 +39,18 @@ class TaskReport:
     made_by: Mapping[str, Any] | None = None  # model and settings, if records contain them
     remarks: Sequence[str] = ()
 
+    def table(self) -> tuple[list[list[str]], list[str]]:
+        """Return the cells of the table, its head first, and the metrics of the rows behind the head."""
+        metrics = _by_metric(self.figures)
+        lines = [["", *ROWS]]
+        for metric, found in metrics.items():
+            first = next(iter(found.values()))
+            cells = [_cell(found.get(row), 3) for row in ROWS]
+            none = all(figure.value is None for figure in found.values())
+            label = f"{metric} ({_unit(first)})" if _unit(first) not in _PLAIN else metric
+            lines.append([label, printable(f"not computed: {first.why_not}")] if none else [label, *cells])
+        return lines, list(metrics)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
@@ -188,13 +200,7 @@ def _table(report: Report) -> str:
     out: list[str] = []
     for name, task in report.tasks.items():
         metrics = _by_metric(task.figures)
-        lines = [["", *ROWS]]
-        for metric, found in metrics.items():
-            first = next(iter(found.values()))
-            cells = [_cell(found.get(row), 3) for row in ROWS]
-            none = all(figure.value is None for figure in found.values())
-            label = f"{metric} ({_unit(first)})" if _unit(first) not in _PLAIN else metric
-            lines.append([label, printable(f"not computed: {first.why_not}")] if none else [label, *cells])
+        lines, _ = task.table()
         widths = [max(len(line[k]) for line in lines if len(line) > _PAIR or k == 0) for k in range(4)]
         out.append(f"{name}: {_extent(task)}")
         out += ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=False)).rstrip() for line in lines]

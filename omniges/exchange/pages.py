@@ -10,8 +10,8 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Any, Final
 
@@ -54,11 +54,24 @@ class Clip:
         return max(track.seconds for track in self.tracks)
 
 
-def page(clips: Sequence[Clip]) -> list[bytes]:
+@dataclass(frozen=True, slots=True)
+class ScoreTable:
+    """Scores of a task as text, and clips to look at."""
+
+    task: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    """Metric, and its value for each column of the head."""
+    clips: tuple[Mapping[str, str], ...]
+    """Of each row: clips by label, such as "worst"; empty if the metric has no values of single recordings."""
+
+
+def page(clips: Sequence[Clip], scores: Sequence[ScoreTable] = ()) -> list[bytes]:
     """Return the bytes of a page, in pieces.
 
     Args:
         clips: What to show; all text in it is data and never becomes markup.
+        scores: Tables to show above the clips.
 
     Returns:
         The pieces of an HTML document in UTF-8, which loads nothing.
@@ -75,6 +88,7 @@ def page(clips: Sequence[Clip]) -> list[bytes]:
         "parents": PARENTS,
         "offsets": REST_OFFSETS.tolist(),
         "clips": [_clip(clip, blobs) for clip in clips],
+        "scores": [asdict(table) for table in scores],
     }
     title = " · ".join(clip.name for clip in clips[:3]) + (" …" if len(clips) > 3 else "")
     style = _asset("page.css")

@@ -7,7 +7,7 @@ side by side. Letters: T frames at 30 Hz, N samples, F mel frames at 100 Hz.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -132,7 +132,9 @@ def load_tracks(paths: Sequence[str | Path], keys: Sequence[str] = ()) -> Iterat
         yield load()
 
 
-def find_tracks(paths: Sequence[str | Path], keys: Sequence[str] = ()) -> list[Callable[[], Track]]:
+def find_tracks(
+    paths: Sequence[str | Path], keys: Sequence[str] = (), only: Collection[str] | None = None
+) -> list[Callable[[], Track]]:
     """Find the tracks of paths without loading them.
 
     Of a folder of shards beside other paths, only the samples whose clips those have are loaded.
@@ -141,6 +143,7 @@ def find_tracks(paths: Sequence[str | Path], keys: Sequence[str] = ()) -> list[C
         paths: Folders of shards, folders of results of `omniges generate`, folders of NPZ files, NPZ files, WAV files,
             TextGrids and records of results (NAME.json); ``LABEL=PATH`` gives the tracks of a path a name.
         keys: Samples of folders of shards, by key or stem.
+        only: Clips whose tracks are wanted; None for all.
 
     Returns:
         Functions that load a track each, in the order of the paths; tracks of one clip have different names.
@@ -155,6 +158,7 @@ def find_tracks(paths: Sequence[str | Path], keys: Sequence[str] = ()) -> list[C
     for label, path, source in sources:
         here = _samples(path, source, keys, others) if isinstance(source, ShardFolder) else source
         chosen += [replace(found, name=label or found.name) for found in here]
+    chosen = [found for found in chosen if only is None or found.clip in only]
     if not chosen:
         raise UsageFault(f"{paths[0]}: samples, results or motion files expected, found none")
     return [partial(found.load, found.clip, name) for found, name in zip(chosen, _distinct(chosen), strict=True)]

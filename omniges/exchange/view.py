@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from omniges.errors import UsageFault
-from omniges.exchange.pages import Clip, page
+from omniges.exchange.pages import Clip, ScoreTable, page
 from omniges.exchange.settings import ViewSettings
 from omniges.exchange.tracks import Track, find_tracks
 from omniges.storage.atomic import publish_bytes
@@ -44,12 +44,19 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"
 
 
-def view(settings: ViewSettings, count: Callable[[float, float], None] | None = None) -> ViewSummary:
+def view(
+    settings: ViewSettings,
+    count: Callable[[float, float], None] | None = None,
+    only: Collection[str] | None = None,
+    scores: Sequence[ScoreTable] = (),
+) -> ViewSummary:
     """Write a page that shows tracks and plays their sound, from a file and without a network.
 
     Args:
         settings: What to show, and where to write.
         count: Called with (done, total) tracks.
+        only: Clips to show; None for all.
+        scores: Tables to show above them.
 
     Returns:
         What the page holds.
@@ -59,8 +66,8 @@ def view(settings: ViewSettings, count: Callable[[float, float], None] | None = 
         DataError: A file is damaged.
         EnvironmentFault: The page cannot be written.
     """
-    clips = clips_of(_tracks(settings, count), together=settings.together)
-    parts = page(clips)
+    clips = clips_of(_tracks(settings, count, only), together=settings.together)
+    parts = page(clips, scores)
     publish_bytes(settings.output_file, parts)
     return ViewSummary(settings.output_file, tuple(clips), sum(map(len, parts)))
 
@@ -81,9 +88,11 @@ def clips_of(tracks: Iterable[Track], *, together: bool = False) -> list[Clip]:
     return [Clip(name or " / ".join(dict.fromkeys(t.clip for t in own)), tuple(own)) for name, own in clips.items()]
 
 
-def _tracks(settings: ViewSettings, count: Callable[[float, float], None] | None) -> Iterator[Track]:
+def _tracks(
+    settings: ViewSettings, count: Callable[[float, float], None] | None, only: Collection[str] | None
+) -> Iterator[Track]:
     """Load tracks and cut them; refuse more than a page can hold as soon as it is known."""
-    found = find_tracks(settings.paths, settings.keys)
+    found = find_tracks(settings.paths, settings.keys, only)
     seconds = 0.0
     for done, load in enumerate(found, 1):
         track = load()

@@ -10,7 +10,7 @@ import pytest
 from browser import Browser, started
 from page_builders import HOSTILE, clicks, motion, track
 
-from omniges.exchange.pages import Clip, page
+from omniges.exchange.pages import Clip, ScoreTable, page
 from omniges.features.body import joint_positions
 
 pytestmark = pytest.mark.slow
@@ -259,6 +259,23 @@ class TestHands:
         assert browser.evaluate("omniges.state.clip") == HOSTILE
         browser.key("p")
         assert browser.evaluate("omniges.state.clip") == "first"
+
+
+class TestScores:
+    def test_a_button_of_a_score_opens_the_clip_behind_it(self, browser: Browser, tmp_path: Path) -> None:
+        clips = [Clip(name, (track(name),)) for name in ("a", "b")]
+        row = (HOSTILE, "0.5 [0.4, 0.6]")
+        table = ScoreTable("a2g", ("", "generated"), (row, ("none", "not computed: why")), ({"best": "b"}, {}))
+        path = tmp_path / "page.html"
+        path.write_bytes(b"".join(page(clips, [table])))
+        browser.open(path)
+        shown = "[...document.querySelectorAll('#scores td')].map((cell) => cell.textContent)"
+        assert browser.evaluate(shown) == [*row, "best", "none", "not computed: why", ""]
+        browser.evaluate("document.querySelector('#scores td button').click()")
+        assert browser.evaluate("[omniges.state.clip, document.getElementById('scores').hidden]") == ["b", True]
+        browser.key("t")
+        assert browser.evaluate("document.getElementById('scores').hidden") is False
+        assert browser.errors == []
 
 
 class TestText:

@@ -31,6 +31,7 @@ class Player {
     }
     for (const speed of SPEEDS) byId("speed").add(new Option(`${speed} ×`, speed, speed === 1, speed === 1));
     this.#listClips();
+    this.#listScores();
     this.#listen();
     this.open(0);
     const tick = () => { this.#tick(); requestAnimationFrame(tick); };
@@ -49,6 +50,33 @@ class Player {
       button.addEventListener("click", () => this.open(index));
       byId("clips").append(button);
     });
+  }
+
+  /** Tables of scores; each row has buttons that open the clips behind its figure. */
+  #listScores() {
+    const add = (parent, tag, text = "") => parent.appendChild(Object.assign(document.createElement(tag), { textContent: text }));
+    for (const { task, head, rows, clips } of data.scores) {
+      const table = add(byId("scores"), "table"), titles = (add(table, "caption", task), add(table, "tr"));
+      for (const title of [...head, "clips"]) add(titles, "th", title);
+      rows.forEach((cells, k) => {
+        const row = add(table, "tr"), last = head.length - cells.length;
+        cells.forEach((cell) => add(row, "td", cell));
+        row.lastChild.colSpan = last + 1;
+        const links = add(row, "td");
+        for (const [label, name] of Object.entries(clips[k])) {
+          const index = data.clips.findIndex((clip) => clip.name === name), button = add(links, "button", label);
+          button.title = name;
+          button.addEventListener("click", () => { this.open(index); this.scores(false); });
+        }
+      });
+    }
+    byId("table").hidden = !data.scores.length;
+    this.scores(data.scores.length > 0);
+  }
+
+  scores(shown = byId("scores").hidden && data.scores.length > 0) {
+    byId("scores").hidden = !shown;
+    byId("table").setAttribute("aria-pressed", shown);
   }
 
   open(index) {
@@ -210,6 +238,7 @@ class Player {
     click("back", () => this.step(-1));
     click("forth", () => this.step(1));
     click("loop", () => this.repeat());
+    click("table", () => this.scores());
     click("keys", () => byId("help").showModal());
     click("reset", () => this.view(this.stage?.view));
     byId("speed").addEventListener("change", () => this.faster(0));
@@ -235,7 +264,7 @@ class Player {
       Home: () => this.seek(0), End: () => this.seek(this.clip.seconds),
       l: () => this.repeat(), "[": () => this.mark(0), "]": () => this.mark(1),
       1: () => this.view("body"), 2: () => this.view("upper"), 3: () => this.view("face"), 0: () => this.view(this.stage?.view),
-      s: () => this.#nextSound(), n: () => this.#next(1), p: () => this.#next(-1), "?": () => byId("help").showModal(),
+      t: () => this.scores(), s: () => this.#nextSound(), n: () => this.#next(1), p: () => this.#next(-1), "?": () => byId("help").showModal(),
     };
     const action = actions[event.key.length === 1 ? event.key.toLowerCase() : event.key];
     if (!action) return;
