@@ -17,13 +17,14 @@ import numpy.typing as npt
 from omniges.errors import DataError, UsageFault
 from omniges.evaluation import scores
 from omniges.features.body import BodyModel, joint_positions
-from omniges.features.gesture import JAW_EYES_COLUMNS, motion_from_gesture
+from omniges.features.gesture import JAW_EYES_COLUMNS, JOINT_NAMES, motion_from_gesture
 from omniges.features.timebase import FRAME_RATE_HZ
+from omniges.formats.arrays import read_array
 from omniges.formats.body_model import read_body_model
 from omniges.formats.npz import absent_parts_of
 from omniges.metrics.frechet import DESCRIPTOR_NAME, Encoder, Features, FrechetScore, describe, frechet_distance
 from omniges.metrics.gesture import mean_joint_speeds, scored_poses
-from omniges.metrics.profiles import Profile
+from omniges.metrics.profiles import PROFILES, Profile
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.present import BODY_PARTS, at_rest
 from omniges.shards.schema import MOTION_PARTS
@@ -92,6 +93,30 @@ def load_bodies(path: Path | None) -> Bodies:
         return GENERIC
     model, sha256 = read_body_model(path)
     return Bodies(f"SMPL-X:{path.name}:{sha256[:12]}", model)
+
+
+def read_mean_speeds(path: Path) -> F64:
+    """Read mean speeds of joints from an .npy file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Speeds (55,) in m/s.
+
+    Raises:
+        UsageFault: The file does not exist.
+        DataError: It is damaged, of another shape, or has a speed that is negative or not finite.
+    """
+    wanted = f"--mean-speeds: an .npy file of ({len(JOINT_NAMES)},) floats expected"
+    found = read_array(path, wanted)
+    if found.shape != (len(JOINT_NAMES),) or found.dtype.kind != "f":
+        raise DataError(f"{path}: found {found.shape} of {found.dtype}; {wanted}")
+    fits = np.isfinite(found) & (found >= 0)
+    if not fits.all():  # before the cast, which warns of some NaN
+        joint = int(np.argmin(fits))
+        raise DataError(f"{path}: speeds of at least 0 m/s expected, found {found[joint]} for joint {joint}")
+    return np.asarray(found, dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,37 +322,63 @@ class FeatureRows:
         else:
             self._generated.keep(key, features)
 
+    def add_poses(self, key: str, generated: ClipMotion, recorded: ClipMotion) -> None:
+        """Add a result for an encoder, which needs no joints.
+
+        Args:
+            key: Key of its recording.
+            generated: Its motion.
+            recorded: Motion of the recording.
+        """
+        none = np.empty((0, 0, 3))
+        self.add(key, (generated, none), (recorded, none))
+
     def figures(self, how: scores.Resampling) -> list[scores.Figure]:
         """Return the distance of the results, and that of the train split."""
         values = self._generated
         if self._with.given is not None:  # rows are not assigned to recordings, so there is no interval
-            score = self._score(*([features.rows] for features in self._with.given))
+            generated, recorded = ([features.rows] for features in self._with.given)
+            score = self._score(generated, recorded)
+            details = self._details(score, generated, recorded)
             counts: dict[str, Any] = {"recordings": len(set(values.keys)), "results": len(values.keys)}
-            figure = scores.Figure(**asdict(_DISTANCE), value=score.value, **counts, details=_details(score))
+            figure = scores.Figure(**asdict(_DISTANCE), value=score.value, **counts, details=details)
             return [figure, scores.absent(_OF_TRAIN, "--features has none of the train split")]
         if min(sum(map(len, values.found)), sum(map(len, self._recorded.values()))) < 2:
             why = _reasons(values.left_out) or "fewer than two rows of features"
             return [scores.absent(_DISTANCE, why, values.left_out)]
         self._first = {int(group[0]) for group in values.groups.values()}
-        score = self._distance(np.arange(len(values.found)))
+        chosen = self._chosen(np.arange(len(values.found)))
+        details = self._details(self._score(*chosen), *chosen)
         fewer = replace(how, resamples=min(how.resamples, _RESAMPLES))
         figure = scores.figure_of_statistic(
-            _DISTANCE, values, lambda numbers: self._distance(numbers).value, fewer, _details(score), centred=True
+            _DISTANCE, values, lambda numbers: self._score(*self._chosen(numbers)).value, fewer, details, centred=True
         )
         if figure.low is not None and not self._with.profile.frechet.offset:
             figure = replace(figure, low=max(figure.low, 0.0))  # centring may shift the interval below 0
         return [figure, self._baseline()]
 
-    def _distance(self, numbers: I64) -> FrechetScore:
-        """Return the Fréchet distance of results, given by indices that may repeat, from their recordings."""
+    def _chosen(self, numbers: I64) -> tuple[list[F64], list[F64]]:
+        """Return features of results, given by indices that may repeat, and those of their recordings."""
         values = self._generated
         # A recording with several results counts once in each draw.
         recorded = [self._recorded[values.keys[int(k)]] for k in numbers if int(k) in self._first]
-        return self._score([values.found[int(k)] for k in numbers], recorded)
+        return [values.found[int(k)] for k in numbers], recorded
 
-    def _score(self, generated: Sequence[Numbers], recorded: Sequence[Numbers]) -> FrechetScore:
+    def _score(
+        self, generated: Sequence[Numbers], recorded: Sequence[Numbers], profile: Profile | None = None
+    ) -> FrechetScore:
+        settings = (profile or self._with.profile).frechet
         first, second = np.concatenate(generated), np.concatenate(recorded)
-        return frechet_distance(first, second, self._with.profile.frechet, encoder=self._with.encoder_name)
+        return frechet_distance(first, second, settings, encoder=self._with.encoder_name)
+
+    def _details(
+        self, score: FrechetScore, generated: Sequence[Numbers], recorded: Sequence[Numbers]
+    ) -> dict[str, Any]:
+        """Return the details; in the profile of 2024 also ten times the distance, and that of the later formula."""
+        if self._with.profile.name != "emage-2024":
+            return _details(score)
+        later = self._score(generated, recorded, PROFILES["emage-eval-2025"]).value
+        return _details(score) | {"times_10": 10 * score.value, "formula_2025": later}
 
     def _baseline(self) -> scores.Figure:
         train = self._train or TrainSplit(np.empty(0), {}, {})

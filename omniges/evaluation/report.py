@@ -7,7 +7,7 @@ import io
 import json
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
 from omniges.evaluation.scores import ROWS, Figure
@@ -21,6 +21,7 @@ _FEW: Final = 10
 _ZERO: Final = 1e-12
 _PLAIN: Final = ("", "share", "F")  # units that the table does not print
 _PAIR: Final = 2
+_ROW_DIGITS: Final = 5
 _NOT_FOR_READING: Final = frozenset({"manifest_sha256", "profile_settings"})
 _SCALES: Final = {"face MSE": (1e8, "1e-8 m²"), "face LVD": (1e5, "1e-5 m/frame")}
 """Scales and units of very small values in tables, as papers print them; JSON and CSV are not scaled."""
@@ -79,7 +80,11 @@ def render(report: Report, form: Form) -> str:
     """
     if form == "json":
         return json.dumps(report.document(), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-    return {"csv": _csv, "markdown": _markdown, "table": _table}[form](report)
+    if form == "csv":
+        return _csv(report)
+    if "protocol" in report.facts:
+        return _row(report)
+    return _markdown(report) if form == "markdown" else _table(report)
 
 
 def _csv(report: Report) -> str:
@@ -166,6 +171,9 @@ def _basis(metric: str, found: Mapping[str, Figure]) -> Iterator[str]:
     """Yield the counts behind figures that would mislead without them."""
     for row, figure in found.items():
         d = figure.details
+        if "times_10" in d:
+            later = _number(d["formula_2025"], _ROW_DIGITS)
+            yield f"{metric}, {row}: × 10, as papers print it: {_number(d['times_10'], _ROW_DIGITS)}; 2025: {later}"
         if "rows" in d:
             of = f", {d['of']}" if "of" in d else ""
             low = "" if d["full_rank"] else ": below its width, so it is biased upwards"
@@ -243,3 +251,54 @@ def _absences(metrics: Mapping[str, Mapping[str, Figure]]) -> Iterator[str]:
     for metric, found in metrics.items():
         if all(figure.value is None for figure in found.values()):
             yield f"{metric}: not computed: {next(iter(found.values())).why_not}"
+
+
+def _row(report: Report) -> str:
+    """Return a protocol's row in Markdown, with all that it depends on."""
+    facts = report.facts
+    out: list[str] = []
+    for name, task in report.tasks.items():
+        figures = {figure.metric: figure for figure in task.figures}
+        frechet = figures["Fréchet gesture distance"]
+        beats, diversity = figures["beat consistency"], figures["L1 diversity"]
+        value, low, high = (None if x is None else 10 * x for x in (frechet.value, frechet.low, frechet.high))
+        rows = frechet.details.get("rows", [None])[0]
+        later = frechet.details.get("formula_2025")
+        clips, of = facts["clips"]
+        cells = {
+            "task": name,
+            "clips": f"{clips} of {of}",
+            "seconds": f"{task.seconds:.1f}",
+            "grid": facts["grid"],
+            "rows": _NO_VALUE if rows is None else str(rows),
+            "FGD": _cell(frechet, _ROW_DIGITS),
+            "FGD × 10": _cell(replace(frechet, value=value, low=low, high=high), _ROW_DIGITS),
+            "FGD, formula of 2025": _NO_VALUE if later is None else _number(later, _ROW_DIGITS),
+            "BC": _cell(beats, _ROW_DIGITS),
+            "L1 diversity (m)": _cell(diversity, _ROW_DIGITS),
+        }
+        out += [f"| {' | '.join(line)} |" for line in (cells.keys(), ["---"] * len(cells), cells.values())]
+        out.append("")
+        metrics = _by_metric(task.figures)
+        notes = [*report.remarks, *_notes(task, metrics), *_absences(metrics)]
+        out += [f"* {printable(note)}" for note in dict.fromkeys(notes) if not _in_row(note)]
+    out += [f"* {printable(line)}" for line in _provenance(facts)]
+    return "\n".join([*out, ""])
+
+
+def _in_row(note: str) -> bool:
+    """Return whether a note says what a protocol's row shows or does not have."""
+    return "× 10, as papers" in note or note.startswith("no shuffled row")
+
+
+def _provenance(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a protocol's row was computed with."""
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    yield f"protocol {facts['protocol']}, profile {facts['profile']}, {versions}"
+    for name, file in facts["files"].items():
+        if file is not None:
+            known = {True: " (published)", False: " (unknown)", None: ""}[file["published"]]
+            yield f"{name.replace('_', ' ')}: {file['file']}, sha256 {file['sha256']}{known}"
+    yield f"shards: manifest sha256 {facts['manifest_sha256']}"
+    yield f"in brackets: 95 % intervals over clips, seed {facts['seed']}"
+    yield f"command: `{facts['command']}`"

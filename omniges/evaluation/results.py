@@ -140,13 +140,16 @@ class FileResult(Result):
         return log_mel(samples, len(samples) // HOP_SAMPLES), "the mel of the waveform"
 
 
-def find_results(folders: Sequence[Path], shards: ShardFolder, task: str | None) -> dict[str, list[FileResult]]:
+def find_results(
+    folders: Sequence[Path], shards: ShardFolder, task: str | None, *, without_record: str | None = None
+) -> dict[str, list[FileResult]]:
     """Find results in folders and their sub-folders.
 
     Args:
         folders: The folders.
         shards: The recordings.
-        task: Task of files without records, or None.
+        task: Task that the user names, or None.
+        without_record: Task of files without records, if the user names none.
 
     Returns:
         Results by task, sorted by recording.
@@ -161,7 +164,7 @@ def find_results(folders: Sequence[Path], shards: ShardFolder, task: str | None)
         if not folder.is_dir():
             raise UsageFault(f"{folder}: a folder of generated results expected, found none there")
         for place in [folder, *(path for path in visible_entries(folder) if path.is_dir())]:
-            for result in _results(place, rows, task, shards):
+            for result in _results(place, rows, task, shards, without_record):
                 found.setdefault(result.task, []).append(result)
     if not found:
         kinds = "" if task is None else " for " + " and ".join(_ENDINGS[name] for name in TASKS[task].targets)
@@ -173,12 +176,13 @@ def find_results(folders: Sequence[Path], shards: ShardFolder, task: str | None)
 
 
 def _results(
-    folder: Path, rows: Mapping[str, ManifestRow], task: str | None, shards: ShardFolder
+    folder: Path, rows: Mapping[str, ManifestRow], task: str | None, shards: ShardFolder, without_record: str | None
 ) -> Iterator[FileResult]:
     records = [path for path in visible_entries(folder) if path.suffix == ".json" and not _is_report(path)]
     if records:
         yield from _recorded_results(folder, records, rows, shards, task)
         return
+    task = task or without_record
     wanted = () if task is None else TASKS[task].targets
     by_name: dict[str, dict[StreamName, Path]] = {}
     for path in visible_entries(folder):

@@ -13,21 +13,24 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
-
 from omniges import __version__
 from omniges.data.sequence import trained_on
 from omniges.errors import DataError, UsageFault
 from omniges.evaluation.gesture import score_gesture
-from omniges.evaluation.motion import Instruments, TrainSplit, learn_train_split, load_bodies, train_rows
+from omniges.evaluation.motion import (
+    Instruments,
+    TrainSplit,
+    learn_train_split,
+    load_bodies,
+    read_mean_speeds,
+    train_rows,
+)
+from omniges.evaluation.protocol import PROTOCOLS, protocol_facts, protocol_results, score_protocol
 from omniges.evaluation.report import Report, TaskReport
 from omniges.evaluation.results import FileResult, find_results
 from omniges.evaluation.scores import Resampling, Scored, nothing_recorded, with_recorded
 from omniges.evaluation.settings import EvaluateSettings
 from omniges.evaluation.speech import score_speech, score_text
-from omniges.features.gesture import JOINT_NAMES
-from omniges.formats.arrays import read_array
 from omniges.generation.run import codecs_of, generate
 from omniges.generation.sampler import trained_tasks
 from omniges.generation.settings import GenerateSettings, Sources, task_named
@@ -73,12 +76,14 @@ def evaluate(settings: EvaluateSettings, counting: Counting | None = None) -> Re
         encoder=None
         if settings.gesture_encoder is None
         else load_encoder(settings.gesture_encoder, trust_program=settings.trust_encoder_program),
-        mean_speeds_m_s=None if settings.mean_speeds is None else _mean_speeds(settings.mean_speeds),
+        mean_speeds_m_s=None if settings.mean_speeds is None else read_mean_speeds(settings.mean_speeds),
         given=None if settings.features is None else _features(*settings.features),
     )
     registered_metrics()  # raises before generation if one cannot be loaded
     shards = ShardFolder(settings.shards)
     task = None if settings.task is None else task_named(settings.task)
+    if settings.protocol is not None:
+        return _evaluate_protocol(settings, settings.protocol, shards, instruments, task, counting)
     if task is not None and settings.checkpoint is not None:
         raise UsageFault(f"--task {task}: it is for files that have no record; with a checkpoint give --tasks {task}")
     with tempfile.TemporaryDirectory(prefix="omniges-evaluate-") as temporary:
@@ -101,6 +106,32 @@ def evaluate(settings: EvaluateSettings, counting: Counting | None = None) -> Re
         with counting("results scored") as count:
             tasks = _score(found, shards, instruments, train, how, count)
     return Report(tasks=tasks, facts=_facts(settings, shards, instruments), remarks=remarks)
+
+
+def _evaluate_protocol(
+    settings: EvaluateSettings,
+    name: str,
+    shards: ShardFolder,
+    instruments: Instruments,
+    task: str | None,
+    counting: Counting,
+) -> Report:
+    """Score results by a published protocol."""
+    found = find_results(settings.generated, shards, task, without_record="a2g")
+    task, results, remarks = protocol_results(found, PROTOCOLS[name])
+    how = Resampling(seed=settings.seed, resamples=settings.resamples)
+    done = itertools.count(1)
+    with counting("results scored") as count:
+        scored = score_protocol(
+            results, shards, instruments, settings.grid, how, lambda: count(next(done), len(results))
+        )
+    facts, unknown = protocol_facts(settings, instruments.encoder)
+    clips = {"clips": [len({result.key for result in results}), len(PROTOCOLS[name].stems)]}
+    return Report(
+        tasks={task: _task_report(results, shards, [scored])},
+        facts=_facts(settings, shards, instruments) | facts | clips,
+        remarks=[*remarks, *unknown],
+    )
 
 
 def _generate(
@@ -298,7 +329,7 @@ def _facts(settings: EvaluateSettings, shards: ShardFolder, instruments: Instrum
         "profile_settings": asdict(instruments.profile),
         "skeleton": instruments.bodies.name,
         "encoder": instruments.encoder_name,
-        "mean_speeds": "of the train split"
+        "mean_speeds": ("of the train split" if settings.protocol is None else "none")
         if speeds is None
         else f"{speeds.name}:{sha256_hex(speeds.read_bytes())[:12]}",
         "resamples": settings.resamples,
@@ -308,6 +339,8 @@ def _facts(settings: EvaluateSettings, shards: ShardFolder, instruments: Instrum
 
 def _profile(settings: EvaluateSettings) -> Profile:
     """Return the profile; refuse a published one without its files, because values could not be compared."""
+    if settings.protocol is not None:
+        return PROFILES["emage-2024"]
     chosen = PROFILES[settings.profile]
     needed = {
         "--body-model": settings.body_model,
@@ -331,16 +364,3 @@ def _features(generated: Path, recorded: Path) -> tuple[Features, Features]:
             "expected both from one encoder"
         )
     return made, true
-
-
-def _mean_speeds(path: Path) -> npt.NDArray[np.float64]:
-    """Read mean speeds (55,) in m/s from an .npy file."""
-    wanted = f"--mean-speeds: an .npy file of ({len(JOINT_NAMES)},) floats expected"
-    found = read_array(path, wanted)
-    if found.shape != (len(JOINT_NAMES),) or found.dtype.kind != "f":
-        raise DataError(f"{path}: found {found.shape} of {found.dtype}; {wanted}")
-    fits = np.isfinite(found) & (found >= 0)
-    if not fits.all():  # before the cast, which warns of some NaN
-        joint = int(np.argmin(fits))
-        raise DataError(f"{path}: speeds of at least 0 m/s expected, found {found[joint]} for joint {joint}")
-    return np.asarray(found, dtype=np.float64)

@@ -47,6 +47,15 @@ class EvaluateSettings:
         was=("work",),
     )
     task: str | None = option(None, "Task of results that have no record.", values=lambda: TASK_NAMES, panel="Scoring")
+    protocol: Literal["beat2-speaker2"] | None = option(
+        None,
+        "Score the clips of a published row by the profile emage-2024, and print the row; metrics whose files are not "
+        "given are named as missing.",
+    )
+    grid: Literal["generated", "emage", "gesturelsm"] = option(
+        "generated",
+        "Length that a protocol scores: the generated one, or that to which EMAGE or GestureLSM cuts clips.",
+    )
     profile: Literal["corrected", "emage-2024", "emage-eval-2025"] = option(
         "corrected",
         "Definitions of the gesture metrics; the emage ones need --body-model, --gesture-encoder or --features, and "
@@ -87,6 +96,7 @@ class EvaluateSettings:
             raise UsageFault(
                 f"evaluate: folders of generated results, or --checkpoint to generate some, expected; found {found}"
             )
+        self._check_protocol()
         if self.trust_encoder_program and self.gesture_encoder is None:
             raise UsageFault("--trust-encoder-program: a --gesture-encoder to trust expected, found none: remove it")
         if self.features is not None and (self.gesture_encoder is not None or self.checkpoint is not None):
@@ -94,3 +104,14 @@ class EvaluateSettings:
                 "--checkpoint, whose results do not exist yet" if self.gesture_encoder is None else "--gesture-encoder"
             )
             raise UsageFault(f"--features: features of results in folders expected, found {other} too: give one")
+
+    def _check_protocol(self) -> None:
+        if self.protocol is None:
+            if self.grid != "generated":
+                raise UsageFault(f"--grid {self.grid}: it is a setting of --protocol: give --protocol too")
+            return
+        if self.checkpoint is not None or self.features is not None:
+            found = "--checkpoint: run omniges generate first" if self.features is None else "--features: remove it"
+            raise UsageFault(f"--protocol {self.protocol}: folders of generated results expected, found {found}")
+        if self.profile == "emage-eval-2025":
+            raise UsageFault(f"--protocol {self.protocol}: it is scored by emage-2024: remove --profile {self.profile}")

@@ -11,6 +11,9 @@ from types import MappingProxyType
 from typing import Final, Literal
 
 from omniges.features.gesture import LAYOUT
+from omniges.features.timebase import FRAME_RATE_HZ
+
+_FRAMES_MULTIPLE: Final = 8
 
 ProfileName = Literal["emage-2024", "emage-eval-2025", "corrected"]
 
@@ -72,6 +75,40 @@ class FrechetSettings:
 
     offset: float
     """Added to the diagonals of both covariances for the root of their product only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipGrid:
+    """Lengths to which a model that generates windows cuts clips, and their recordings with them."""
+
+    window_frames: int
+    seed_frames: int
+    """Frames that a window shares with the one before."""
+
+    def frames(self, generated: int, recorded: int) -> int:
+        """Return the number of frames that are scored; fewer than a window's for a clip that is shorter.
+
+        Recordings are cut to whole seconds, to a multiple of 8 frames, and to seed + k · (window − seed). A result
+        that is shorter than this is cut to the last of these.
+
+        Args:
+            generated: Frames of the result.
+            recorded: Frames of the recording.
+
+        Returns:
+            The number of frames from the start of the clip.
+        """
+        whole = recorded - recorded % FRAME_RATE_HZ
+        return self._cut(min(generated, self._cut(whole - whole % _FRAMES_MULTIPLE)))
+
+    def _cut(self, frames: int) -> int:
+        return frames - (frames - self.seed_frames) % (self.window_frames - self.seed_frames)
+
+
+GRIDS: Final[Mapping[str, ClipGrid]] = MappingProxyType(
+    {"emage": ClipGrid(window_frames=64, seed_frames=4), "gesturelsm": ClipGrid(window_frames=128, seed_frames=16)}
+)
+"""Grids of EMAGE, MambaTalk and SemTalk (4 + 60 k frames), and of SynTalker and GestureLSM (16 + 112 k)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

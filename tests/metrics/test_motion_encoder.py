@@ -7,6 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
+from encoder_builders import random_tensors, saved, tree_constants
 from metrics_builders import untouched
 
 from omniges.errors import DataError, UsageFault
@@ -25,42 +26,6 @@ from omniges.metrics.profiles import PROFILES
 
 torch = pytest.importorskip("torch")
 SMALL = MotionEncoderLayout(joints=15, edge_channels=(6, 12), multiple_of_frames=64)
-
-
-def tree_constants(layout):
-    """Masks and pooling matrices by name, from paths between edges in the tree."""
-    edges, width, found = list(tree_edges(layout.joints)), 6, {}
-    for k, channels in enumerate(layout.edge_channels):
-        block = f"encoder.layers.{k}.0"
-        mask = np.zeros((len(edges) * channels, len(edges) * width), np.float32)
-        for i, one in enumerate(edges):
-            for j, other in enumerate(edges):
-                near = {*one} & {*other} or any({*one} & {*e} and {*other} & {*e} for e in edges)
-                mask[i * channels : (i + 1) * channels, j * width : (j + 1) * width] = bool(near)
-        found[f"{block}.residual.0.mask"] = np.repeat(mask[..., None], 4, axis=2)
-        found[f"{block}.shortcut.mask"] = mask[..., None]
-        groups = halved_chains(tuple(edges))
-        if len(groups) < len(edges):
-            pooling = np.zeros((len(groups) * channels, len(edges) * channels), np.float32)
-            for row, group in enumerate(groups):
-                for edge in group:
-                    for c in range(channels):
-                        pooling[row * channels + c, edge * channels + c] = 1 / len(group)
-            found[f"{block}.common.0.weight"] = pooling
-        edges = [(edges[group[0]][0], edges[group[-1]][1]) for group in groups]
-        width = channels
-    return found
-
-
-def random_tensors(layout, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    found = {name: 0.1 * torch.randn(shape, generator=generator) for name, shape in encoder_shapes(layout).items()}
-    return found | {name: torch.from_numpy(array) for name, array in tree_constants(layout).items()}
-
-
-def saved(path, tensors, prefix="module."):
-    torch.save({"model_state": {prefix + name: tensor for name, tensor in tensors.items()}}, path)
-    return path
 
 
 def by_torch(tensors, layout, six_d):

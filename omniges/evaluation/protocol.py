@@ -1,0 +1,211 @@
+"""Published protocols: which clips a row of a paper scores, how they are cut, and the files that its metrics need."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from types import MappingProxyType
+from typing import Any, Final
+
+from omniges import __version__
+from omniges.errors import DataError, UsageFault
+from omniges.evaluation import scores
+from omniges.evaluation.gesture import BeatRows
+from omniges.evaluation.motion import ClipMotion, FeatureRows, Instruments, generated_motion, recorded_motion
+from omniges.evaluation.results import FileResult
+from omniges.evaluation.settings import EvaluateSettings
+from omniges.features.timebase import FRAME_RATE_HZ
+from omniges.metrics import gesture
+from omniges.metrics.frechet import Encoder
+from omniges.metrics.motion_encoder import MotionEncoder
+from omniges.metrics.profiles import GRIDS
+from omniges.metrics.published import BODY_MODEL, ENCODER, MEAN_SPEEDS, PublishedFile
+from omniges.storage.canonical_json import file_sha256
+
+_FRECHET: Final = scores.Heading("Fréchet gesture distance", "")
+_BEATS: Final = scores.Heading("beat consistency", "")
+_DIVERSITY: Final = scores.Heading("L1 diversity", "m")
+_PACKAGES: Final = ("numpy", "librosa", "torch")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Protocol:
+    """Clips of a published row, scored by the profile ``emage-2024``."""
+
+    name: str
+    stems: tuple[str, ...]
+
+
+PROTOCOLS: Final[Mapping[str, Protocol]] = MappingProxyType(
+    {
+        "beat2-speaker2": Protocol(
+            name="beat2-speaker2",
+            stems=tuple(f"2_scott_0_{k}_{k}" for k in (*range(1, 9), 65, 73, 81, 87, 95, 103, 111)),
+        )
+    }
+)
+"""The clips of type ``test`` of BEAT2's speaker 2, in English."""
+
+
+def protocol_results(
+    found: Mapping[str, Sequence[FileResult]], protocol: Protocol
+) -> tuple[str, list[FileResult], list[str]]:
+    """Return the task, its results for clips of a protocol, and warnings.
+
+    Args:
+        found: Results by task.
+        protocol: The protocol.
+
+    Returns:
+        Name of the task, results sorted by recording, and warnings.
+
+    Raises:
+        UsageFault: There is not exactly one task of gesture, or no result is of the protocol's clips.
+    """
+    if len(found) != 1:
+        raise UsageFault(f"--protocol {protocol.name}: results of one task expected, found {', '.join(found)}")
+    ((task, results),) = found.items()
+    own = [result for result in results if result.row.stem in protocol.stems]
+    if not own:
+        raise UsageFault(
+            f"--protocol {protocol.name}: results for its {len(protocol.stems)} clips expected, such as "
+            f"{protocol.stems[0]}, found none among {len(results)}"
+        )
+    clips, remarks = len({result.row.stem for result in own}), list[str]()
+    if clips < len(protocol.stems):
+        remarks.append(f"{clips} of {len(protocol.stems)} clips: rows of papers have all, and are not comparable")
+    if len(own) < len(results):
+        remarks.append(f"left out: {len(results) - len(own)} results for clips that are not of {protocol.name}")
+    return task, own, remarks
+
+
+def score_protocol(
+    results: Sequence[FileResult],
+    shards: scores.Recordings,
+    instruments: Instruments,
+    grid: str,
+    how: scores.Resampling,
+    count: Callable[[], None],
+) -> scores.Scored:
+    """Score results as a row of a paper does; metrics whose files are missing have no value and a reason.
+
+    Args:
+        results: Results, sorted by recording.
+        shards: The recordings.
+        instruments: Profile ``emage-2024`` with the files that were given.
+        grid: Name of the cut: ``generated``, or one of `GRIDS`.
+        how: Bootstrap over recordings.
+        count: Called after each result.
+
+    Returns:
+        The scores.
+
+    Raises:
+        DataError: A file cannot be read, or a result is shorter than a window of the grid.
+    """
+    features, diversity, seconds = FeatureRows(instruments, None), scores.Values(), dict[str, float]()
+    speeds = instruments.mean_speeds_m_s
+    beats = None if speeds is None else BeatRows(instruments.profile.beats, speeds)
+    for result in results:
+        whole = recorded_motion(shards, result.row)
+        made = generated_motion(result, whole.frames)
+        frames = _scored_frames(result, made.frames, whole.frames, grid)
+        made, true = made.cut(frames), whole.cut(frames)
+        seconds[result.key] = frames / FRAME_RATE_HZ
+        if instruments.encoder is not None:
+            features.add_poses(result.key, made, true)
+        if instruments.bodies.model is not None:
+            own, recorded = _joints(instruments, shards, result, made, true)
+            diversity.add(result.key, partial(gesture.l1_diversity, own))
+            if beats is not None:
+                beats.add(result.key, own, recorded, shards.waveform(result.row))
+        count()
+    body = () if instruments.bodies.model is not None else (("--body-model", BODY_MODEL),)
+    means = () if beats is not None else (("--mean-speeds", MEAN_SPEEDS),)
+    encoders = () if instruments.encoder is not None else (("--gesture-encoder", ENCODER),)
+    figures = [
+        _missing(_FRECHET, encoders) if encoders else features.figures(how)[0],
+        _missing(_BEATS, (*body, *means)) if beats is None or body else beats.figures(how)[0],
+        _missing(_DIVERSITY, body) if body else scores.figure_of_mean(_DIVERSITY, diversity, how),
+    ]
+    return scores.Scored(figures, seconds)
+
+
+def _scored_frames(result: FileResult, generated: int, recorded: int, grid: str) -> int:
+    if grid == "generated":
+        return generated
+    frames = GRIDS[grid].frames(generated, recorded)
+    if frames < GRIDS[grid].window_frames:
+        raise DataError(
+            f"{result.place}: {generated} frames found; --grid {grid} expects at least {GRIDS[grid].window_frames}"
+        )
+    return frames
+
+
+def _joints(
+    instruments: Instruments, shards: scores.Recordings, result: FileResult, made: ClipMotion, true: ClipMotion
+) -> tuple[Any, Any]:
+    body = instruments.bodies.of(shards.array(result.row, "betas.npy"))
+    return instruments.scored_joints(made, body), instruments.scored_joints(true, body)
+
+
+def _missing(heading: scores.Heading, files: Sequence[tuple[str, PublishedFile]]) -> scores.Figure:
+    return scores.absent(heading, "; ".join(f"missing {flag}: {file.described()}" for flag, file in files))
+
+
+def protocol_facts(settings: EvaluateSettings, encoder: Encoder | None) -> tuple[dict[str, Any], list[str]]:
+    """Return what names a row: command, versions, and files with their checksums; with warnings about unknown files.
+
+    Args:
+        settings: Settings of the command.
+        encoder: The encoder that was loaded.
+
+    Returns:
+        Facts for the report, and warnings.
+    """
+    facts: dict[str, Any] = {
+        "protocol": settings.protocol,
+        "grid": settings.grid,
+        "command": command_of(settings),
+        "versions": {"omniges": __version__, "python": platform.python_version()}
+        | {name: metadata.version(name) for name in _PACKAGES if name != "torch" or encoder is not None},
+    }
+    given = (
+        ("gesture_encoder", settings.gesture_encoder, ENCODER),
+        ("mean_speeds", settings.mean_speeds, MEAN_SPEEDS),
+        ("body_model", settings.body_model, BODY_MODEL),
+    )
+    remarks: list[str] = []
+    files: dict[str, Any] = {}
+    for name, path, published in given:
+        if path is None:
+            files[name] = None
+            continue
+        sha256 = encoder.sha256 if isinstance(encoder, MotionEncoder) and published is ENCODER else file_sha256(path)
+        known = sha256 in published.sha256
+        files[name] = {"file": path.name, "sha256": sha256, "published": known if published.sha256 else None}
+        if published.sha256 and not known:
+            kind = {"gesture_encoder": "encoder", "mean_speeds": "mean speeds"}[name]
+            remarks.append(
+                f"unknown {kind}: {path.name} has sha256 {sha256}; published is {' or '.join(published.sha256)}"
+            )
+    return facts | {"files": files}, remarks
+
+
+def command_of(settings: EvaluateSettings) -> str:
+    """Return the command that repeats a protocol's scores."""
+    words = ["omniges", "evaluate", *map(str, settings.generated), "--shards", str(settings.shards)]
+    words += ["--protocol", str(settings.protocol), "--grid", settings.grid]
+    paths = {
+        "--gesture-encoder": settings.gesture_encoder,
+        "--body-model": settings.body_model,
+        "--mean-speeds": settings.mean_speeds,
+        "--task": settings.task,
+    }
+    words += [word for flag, path in paths.items() if path is not None for word in (flag, str(path))]
+    words += ["--trust-encoder-program"] * settings.trust_encoder_program
+    return shlex.join([*words, "--seed", str(settings.seed), "--resamples", str(settings.resamples)])

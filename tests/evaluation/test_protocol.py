@@ -1,0 +1,197 @@
+"""A protocol's row has the protocol's clips, cuts and formulas, and names every file that is missing or unknown."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from body_builders import body_file
+from encoder_builders import random_tensors, saved
+from evaluate_builders import write
+from pipeline_helpers import omniges
+
+from omniges.errors import UsageFault
+from omniges.evaluation.motion import load_bodies, recorded_motion
+from omniges.evaluation.report import Report, render
+from omniges.evaluation.run import evaluate
+from omniges.evaluation.scores import Figure
+from omniges.evaluation.settings import EvaluateSettings
+from omniges.formats.npz import decode_motion, encode_motion
+from omniges.metrics.frechet import frechet_distance, load_encoder
+from omniges.metrics.gesture import audio_beats, beat_score, l1_diversity, motion_beats, scored_poses
+from omniges.metrics.motion_encoder import PUBLISHED_LAYOUT
+from omniges.metrics.profiles import PROFILES
+from omniges.metrics.published import BODY_MODEL, ENCODER, MEAN_SPEEDS
+from omniges.pipeline.export import motion_file
+from omniges.pipeline.run import preprocess
+from omniges.pipeline.settings import ConvertSettings, PreprocessSettings
+from omniges.progress import make_reporter
+from omniges.shards.reader import SampleArrays, ShardFolder
+from omniges.testing.settings import CorpusSettings
+from omniges.testing.synthetic_corpus import write_sample_corpus
+
+FRAMES = 200
+PROFILE = PROFILES["emage-2024"]
+
+
+def shards_of(root: Path, folder: Path) -> Path:
+    settings = PreprocessSettings(root=root, output_dir=folder, convert=ConvertSettings(keep_audio=True), num_workers=1)
+    preprocess(settings, make_reporter("json"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six clips of 8 s, of which three have names of the protocol."""
+    folder = tmp_path_factory.mktemp("protocol")
+    write_sample_corpus(folder / "corpus", CorpusSettings(clips=6, seconds=8.0, speakers=2, seed=3))
+    for path in [path for path in (folder / "corpus").rglob("*") if path.is_file()]:
+        if path.suffix == ".csv":
+            path.write_text(path.read_text().replace("2_syntheticb", "2_scott"))
+        path.rename(path.with_name(path.name.replace("2_syntheticb", "2_scott")))
+    return shards_of(folder / "corpus", folder / "shards")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files of a published row, with random numbers."""
+    pytest.importorskip("torch")
+    folder = tmp_path_factory.mktemp("files")
+    saved(folder / ENCODER.name, random_tensors(PUBLISHED_LAYOUT))
+    (folder / BODY_MODEL.name).write_bytes(body_file(6))
+    np.save(folder / MEAN_SPEEDS.name, np.full(55, 0.1, np.float32))
+    return {
+        "gesture_encoder": folder / ENCODER.name,
+        "body_model": folder / BODY_MODEL.name,
+        "mean_speeds": folder / MEAN_SPEEDS.name,
+    }
+
+
+def moved(sample: SampleArrays) -> bytes:
+    motion = decode_motion(motion_file(sample))
+    noise = np.random.default_rng(len(sample.row.key)).normal(0, 0.02, (FRAMES, 165)).cumsum(axis=0)
+    arrays = (motion.poses[:FRAMES] + 0.2 * noise, motion.expressions[:FRAMES], motion.trans[:FRAMES])
+    return encode_motion(*arrays, motion.betas, gender="neutral", model="smplx2020")
+
+
+@pytest.fixture(scope="module")
+def results(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of 200 frames for all clips, named as EMAGE's tools name them."""
+    folder = tmp_path_factory.mktemp("results") / "res"
+    write(folder, shards, moved, ".npz")
+    for path in list(folder.iterdir()):
+        path.rename(path.with_name(f"res_{path.name}"))
+    return folder
+
+
+def report_of(results: Path, shards: Path, **changes: Any) -> Report:
+    settings: dict[str, Any] = {"generated": (results,), "shards": shards, "protocol": "beat2-speaker2"} | changes
+    return evaluate(EvaluateSettings(**{"resamples": 20} | settings))
+
+
+def figures_of(report: Report) -> dict[str, Figure]:
+    ((_, task),) = report.tasks.items()
+    return {figure.metric: figure for figure in task.figures}
+
+
+@pytest.mark.parametrize(("grid", "frames"), [("generated", FRAMES), ("emage", 184), ("gesturelsm", 128)])
+def test_the_row_is_that_of_the_metrics_alone(
+    results: Path, shards: Path, files: dict[str, Path], grid: str, frames: int
+) -> None:
+    report = report_of(results, shards, grid=grid, **files)
+    found, source = figures_of(report), ShardFolder(shards)
+    encoder, bodies = load_encoder(files["gesture_encoder"]), load_bodies(files["body_model"])
+    sides: tuple[list[Any], list[Any]] = [], []
+    beats, diversity = [], []
+    rows = [row for row in source.rows if row.stem.startswith("2_scott")]
+    for row in rows:
+        own = np.asarray(decode_motion((results / f"res_{row.key}.npz").read_bytes()).poses, np.float64)[:frames]
+        # the recording is cut before it is encoded
+        true = recorded_motion(source, row).poses[:frames]
+        for side, poses in zip(sides, (own, true), strict=True):
+            side.append(encoder.encode(poses))
+        body = bodies.of(source.array(row, "betas.npy"))
+        joints = body.joints(scored_poses(own, PROFILE.positions), np.zeros((frames, 3)))
+        samples = source.waveform(row)
+        assert samples is not None
+        times = audio_beats(samples, frames, PROFILE.beats)
+        speeds = np.full(55, np.float32(0.1), np.float64)
+        beats.append(beat_score(times, motion_beats(joints, speeds, PROFILE.beats), frames, PROFILE.beats))
+        diversity.append(l1_diversity(joints))
+    generated, recorded = (np.concatenate(side) for side in sides)
+    expected = frechet_distance(generated, recorded, PROFILE.frechet, encoder="").value
+    later = frechet_distance(generated, recorded, PROFILES["emage-eval-2025"].frechet, encoder="").value
+    frechet = found["Fréchet gesture distance"]
+    assert frechet.value == pytest.approx(expected, rel=1e-9)
+    assert frechet.details["times_10"] == pytest.approx(10 * expected, rel=1e-9)
+    assert frechet.details["formula_2025"] == pytest.approx(later, rel=1e-9)
+    assert frechet.details["rows"] == [3 * 2 * (frames // 32)] * 2
+    assert found["beat consistency"].value == pytest.approx(np.mean([each.value for each in beats]), rel=1e-9)
+    assert found["L1 diversity"].value == pytest.approx(np.mean([each.value for each in diversity]), rel=1e-9)
+    assert None not in (frechet.low, found["beat consistency"].low, found["L1 diversity"].low)
+    assert report.facts["clips"] == [len(rows), 15]
+    text = render(report, "markdown")
+    assert f"| a2g | 3 of 15 | {3 * frames / 30:.1f} | {grid} | {3 * 2 * (frames // 32)} |" in text
+    assert "left out: 3 results for clips that are not of beat2-speaker2" in text
+    for name, each in report.facts["files"].items():
+        assert f"{name.replace('_', ' ')}: {each['file']}, sha256 {each['sha256']}" in text
+    assert "unknown mean speeds" in text
+    assert "unknown encoder" in text
+
+
+def test_every_missing_file_is_named_with_where_people_get_it(results: Path, shards: Path) -> None:
+    report = report_of(results, shards)
+    found = figures_of(report)
+    assert {figure.value for figure in found.values()} == {None}
+    text = render(report, "table")
+    for flag, file in (("gesture-encoder", ENCODER), ("body-model", BODY_MODEL), ("mean-speeds", MEAN_SPEEDS)):
+        assert f"missing --{flag}: {file.name} from {file.origin}" in text
+        assert all(sha256 in text for sha256 in file.sha256)
+
+
+@pytest.mark.slow
+def test_the_command_of_a_row_repeats_it(results: Path, shards: Path, files: dict[str, Path]) -> None:
+    report = report_of(results, shards, gesture_encoder=files["gesture_encoder"])
+    run = omniges(*shlex.split(report.facts["command"])[1:])
+    assert run.returncode == 0
+    assert run.stdout.strip() == render(report, "markdown").strip()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"protocol": None, "grid": "emage"}, "grid emage: it is a setting of protocol"),
+        ({"profile": "emage-eval-2025"}, "it is scored by emage-2024"),
+        ({"features": (Path("a.npy"), Path("b.npy"))}, "found features: remove it"),
+        ({"generated": (), "checkpoint": Path("run")}, "found checkpoint: run omniges generate first"),
+    ],
+)
+def test_settings_that_contradict_a_protocol(results: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageFault, match=words):
+        EvaluateSettings(**{"generated": (results,), "protocol": "beat2-speaker2"} | changes)
+
+
+def test_results_of_other_clips_alone(results: Path, shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(results, tmp_path / "others", ignore=lambda _, names: [n for n in names if "scott" in n])
+    with pytest.raises(
+        UsageFault, match="its 15 clips expected, such as 2_scott_0_1_1, found none among 3"
+    ):
+        report_of(tmp_path / "others", shards)
+
+
+def test_mambatalk_result_with_an_unknown_encoder(beat2_more: Path, fgd_parity: Path, tmp_path: Path) -> None:
+    shards = shards_of(beat2_more / "beat_english_v2.0.0", tmp_path / "shards")
+    encoder = fgd_parity / "published" / ENCODER.name
+    report = report_of(beat2_more / "generated_by_mambatalk", shards, gesture_encoder=encoder)
+    found = figures_of(report)
+    assert found["Fréchet gesture distance"].value == pytest.approx(3.888841565900913, rel=1e-6)
+    assert found["Fréchet gesture distance"].details["formula_2025"] == pytest.approx(3.8877492721849336, rel=1e-6)
+    text = render(report, "table")
+    assert "| a2g | 1 of 15 | 60.1 | generated | 112 | 3.8888 | 38.888 | 3.8877 | – | – |" in text
+    assert "unknown encoder: AESKConv_240_100.bin" in text
+    assert "beat consistency: not computed: missing --body-model" in text
+    assert "L1 diversity: not computed: missing --body-model" in text
