@@ -47,14 +47,16 @@ demo: $(VENV)/.run ## Synthetic corpus to shards, two minutes of training, a gen
 		$(BIN)/omniges generate --checkpoint $(DEMO)/run --task $$task --shards $(DEMO)/shards --split test \
 			--seconds 12 --png -o $(DEMO)/generated/$$task || exit 1; done
 	$(BIN)/omniges evaluate $(DEMO)/generated --shards $(DEMO)/shards --resamples 200
+	$(BIN)/omniges view $(DEMO)/generated $(DEMO)/shards -o $(DEMO)/page.html
 	@echo
 	@echo "You made a labelled synthetic corpus ($(DEMO)/corpus), turned it into shards ($(DEMO)/shards), proved them"
-	@echo "sound, looked at one sample ($(DEMO)/sample.png: words over the mel, motion energy, stick figures), wrote the"
-	@echo "shards back as NPZ, WAV and TextGrid ($(DEMO)/export), trained one model of six tasks for $(DEMO_MINUTES) minutes"
-	@echo "($(DEMO)/run), and generated the test clips by each task ($(DEMO)/generated/TASK: files and a PNG). Look at"
-	@echo "$(DEMO)/generated/t2a/1_synthetica_0_1_1.png: what was given, made and recorded stand below each other, and each word"
-	@echo "has chords and a pose of its own."
-	@echo "The table above holds the files against the recordings; the shuffled column is what guessing gives."
+	@echo "valid, drew one sample ($(DEMO)/sample.png), wrote the shards back as NPZ, WAV and TextGrid ($(DEMO)/export),"
+	@echo "trained one model of six tasks for $(DEMO_MINUTES) minutes ($(DEMO)/run) and generated the test clips by each task"
+	@echo "($(DEMO)/generated/TASK). The table above compares them with the recordings; its shuffled column is what guessing gives."
+	@echo
+	@echo "Open $(DEMO)/page.html in a browser: recorded and generated clips side by side, with sound. Each word has chords and"
+	@echo "a pose of its own."
+	@echo
 	@echo "For BEAT2 itself:"
 	@echo "    $(BIN)/omniges preprocess --root datasets/BEAT_SMPL"
 	@echo "    $(BIN)/omniges train --shards shards/"
