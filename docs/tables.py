@@ -88,7 +88,7 @@ def _rows(command: Callable[..., None]) -> Iterator[str]:
 def _default(setting: Setting) -> str:
     """Return the default of an option; a description unchanged, a value as code."""
     if setting.default is MISSING:
-        return "needed"
+        return "required"
     words = default_words(setting)
     if words is False:
         return "off" if setting.kind is bool else "none"

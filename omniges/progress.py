@@ -64,6 +64,11 @@ def printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun, such as ``1 file`` or ``2 files``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def duration(seconds: float | None) -> str:
     """Return a time as minutes and seconds, with hours from one hour on."""
     if seconds is None:

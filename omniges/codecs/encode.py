@@ -196,7 +196,7 @@ def _counted(entry: CodecEntry, codec: Codec, source: ShardFolder, settings: Enc
     if share > limit:
         raise DataError(
             f"{source.folder}: {entry.name} would lose words of {100 * share:.3g} % of the windows, more than "
-            f"--max-lost {limit:g}: {_losses(counts)}: take a shorter --window-ticks, or shards of languages that it "
+            f"--max-lost {limit:g}: {_losses(counts)}: use a shorter --window-ticks, or shards of languages that it "
             "can spell"
         )
     return replace(entry, lost=counts)

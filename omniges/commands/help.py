@@ -77,5 +77,5 @@ def _names(option: Any) -> list[str]:
 def _meaning(option: Any) -> str:
     """Help text of an option, with its default."""
     default = option.show_default if isinstance(option.show_default, str) else ""
-    said = "  [needed]" if option.required else f"  [default: {default}]" if default else ""
+    said = "  [required]" if option.required else f"  [default: {default}]" if default else ""
     return f"{option.help or ''}{said}"

@@ -14,7 +14,7 @@ from omniges.errors import UsageFault
 from omniges.exchange.settings import ExportSettings, ViewSettings
 from omniges.options import check, declared, option
 from omniges.pipeline.settings import PreprocessSettings
-from omniges.progress import printable
+from omniges.progress import counted, printable
 from omniges.testing.settings import CorpusSettings
 from omniges.verify.settings import VerifySettings
 
@@ -147,7 +147,10 @@ def export(settings: ExportSettings) -> None:
     audio = f"{summary.with_audio} with audio" if summary.with_audio else "no audio in these shards"
     lacking = {"motion": summary.samples - summary.with_motion, "text": summary.samples - summary.with_text}
     without = "".join(f", {count} without {name}" for name, count in lacking.items() if count)
-    echo(f"{summary.samples} samples written to {summary.folder} ({audio}{without}); splits in {summary.split_list}")
+    echo(
+        f"{counted(summary.samples, 'sample')} written to {summary.folder} ({audio}{without}); "
+        f"splits in {summary.split_list}"
+    )
 
 
 @declared

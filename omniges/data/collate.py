@@ -48,7 +48,7 @@ def open_source(specification: Mapping[str, Any]) -> ShardSource:
 
 
 class _SlotCache:
-    """Text slots of complete clips; the least recently used are dropped first."""
+    """Text tokens of complete clips; the least recently used are dropped first."""
 
     def __init__(self, codec: SlotCodec) -> None:
         self._codec = codec
@@ -56,7 +56,7 @@ class _SlotCache:
         self._bytes = 0
 
     def slots(self, number: int, reader: ClipReader, sample: int) -> npt.NDArray[np.int32]:
-        """Return slots (clip ticks,) of a clip.
+        """Return the text tokens of a clip, one for each tick.
 
         Args:
             number: Index of the folder.
@@ -64,7 +64,7 @@ class _SlotCache:
             sample: Index of the clip.
 
         Returns:
-            The slots.
+            Token ids (clip ticks,).
         """
         name = (number, sample)
         found = self._kept.get(name)

@@ -143,7 +143,7 @@ def _notes(task: TaskReport, metrics: Mapping[str, Mapping[str, Figure]]) -> Ite
     """Yield notes on a task's figures."""
     yield from task.remarks
     if len(task.recordings) == 1 and not any("shuffled" in found for found in metrics.values()):
-        yield "no shuffled row: there is only one recording"
+        yield "shuffled scores need at least two recordings, found one"
     for metric, found in metrics.items():
         generated = found.get("generated")
         if generated is not None and generated.value is not None:

@@ -28,6 +28,8 @@ from omniges.features.skeleton import GENERIC, Skeleton
 from omniges.formats.arrays import read_array
 from omniges.formats.body_model import read_body_model
 from omniges.formats.motion import SmplxMotion, encode_smplx
+from omniges.options import shown
+from omniges.progress import counted
 from omniges.storage.atomic import new_folder, publish_bytes
 from omniges.storage.redact import one_line
 
@@ -57,7 +59,7 @@ class ExportedMotion:
             "weights clipped to 0 or 1": self.clipped,
         }
         more = "".join(f", {count} {what}" for what, count in counts.items() if count)
-        return f"{self.written} files written to {self.folder}{more}"
+        return f"{counted(self.written, 'file')} written to {self.folder}{more}"
 
 
 def export_motion(settings: ExportSettings, progress: Callable[[int, int], None] | None = None) -> ExportedMotion:
@@ -71,7 +73,7 @@ def export_motion(settings: ExportSettings, progress: Callable[[int, int], None]
         Counts.
 
     Raises:
-        UsageFault: A source is unknown, or the folder holds files.
+        UsageFault: A source is unknown or has no motion, or the folder holds files.
         DataError: A source is damaged.
         EnvironmentFault: Blender is missing or fails, or the disk prevents writing.
     """
@@ -93,6 +95,13 @@ def export_motion(settings: ExportSettings, progress: Callable[[int, int], None]
                 counts.at_rest += bool(track.absent)
             if progress:
                 progress(done, len(tracks))
+        if not counts.written:
+            part = "face" if settings.format == "arkit-csv" else "motion"
+            found = "; ".join(map(shown, settings.paths or [settings.shards]))
+            raise UsageFault(
+                f"{found}: {part} expected, found none in {counted(len(tracks), 'sample')}: give results of a task "
+                "that generates gesture, or shards with motion"
+            )
     return counts
 
 

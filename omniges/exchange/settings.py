@@ -31,8 +31,8 @@ class ExportSettings:
     keys: tuple[str, ...] = option((), "Write only these samples, by key or stem.", "--key", commas=True, shown="all")
     format: Format = option(
         "npz",
-        "npz: BEAT2 files, of shards with TextGrid and kept audio too. bvh, glb, fbx: skeleton and motion; fbx needs "
-        "Blender. arkit-csv: blendshape weights of the face, by --arkit-matrix.",
+        "npz: BEAT2 files; for shards also the TextGrids and the kept audio. bvh, glb, fbx: skeleton and motion; fbx "
+        "needs Blender. arkit-csv: blendshape weights of the face, by --arkit-matrix.",
         panel="Format",
     )
     body_model: Path | None = option(None, "SMPL-X model, .npz, for the bone lengths.", shown="generic skeleton")

@@ -11,6 +11,7 @@ from omniges.errors import UsageFault
 from omniges.exchange.pages import Clip, ScoreTable, page
 from omniges.exchange.settings import ViewSettings
 from omniges.exchange.tracks import Track, find_tracks
+from omniges.progress import counted
 from omniges.storage.atomic import publish_bytes
 
 MOST_SECONDS: Final = 2 * 3600
@@ -31,17 +32,13 @@ class ViewSummary:
         tracks = [track for clip in self.clips for track in clip.tracks]
         seconds = sum(track.seconds for track in tracks)
         silent = sum(all(track.audio is None for track in clip.tracks) for clip in self.clips)
-        held = f"{_counted(len(self.clips), 'clip')} with {_counted(len(tracks), 'track')} of {seconds:.1f} s in all"
+        held = f"{counted(len(self.clips), 'clip')} with {counted(len(tracks), 'track')} of {seconds:.1f} s in all"
         lines = [f"{held}, {self.bytes / 1e6:.1f} MB: {self.output_file}"]
         if silent:
             lines.append(
-                f"{_counted(silent, 'clip')} without sound: a WAV beside the NPZ, or shards with kept audio, have it"
+                f"{counted(silent, 'clip')} without sound: a WAV beside the NPZ, or shards with kept audio, have it"
             )
         return tuple(lines)
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def view(

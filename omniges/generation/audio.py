@@ -283,7 +283,7 @@ def _checked(path: Path, blocks: Iterator[F32]) -> Iterator[F32]:
     if not count:
         raise DataError(f"{path}: samples expected, found none: check the recording")
     if silent:
-        raise DataError(f"{path}: sound expected, found {count} samples of one value: check the recording")
+        raise DataError(f"{path}: sound expected, found silence ({count} equal samples): check the recording")
 
 
 def _require_form(path: Path, rate_hz: float, channels: int, count: int = 0) -> None:

@@ -27,6 +27,7 @@ from omniges.generation.writers import Results, result_picture
 from omniges.model.spec import ModelIdentity
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
+from omniges.progress import counted
 from omniges.shards.present import absent_parts
 from omniges.storage.atomic import PendingGroup, make_folder
 from omniges.storage.canonical_json import file_sha256
@@ -169,7 +170,7 @@ def _refuse_taken(settings: GenerateSettings, task: str, inputs: Sequence[Planne
             "another folder"
         )
     if found and not settings.overwrite:
-        more = f" and {len(found) - 1} more files" if len(found) > 1 else ""
+        more = f" and {counted(len(found) - 1, 'more file')}" if len(found) > 1 else ""
         raise UsageFault(
             f"--output-dir {settings.output_dir}: {found[0].name}{more} would be replaced: choose another "
             "folder, or --overwrite"

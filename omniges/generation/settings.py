@@ -45,8 +45,8 @@ def task_named(name: str) -> str:
         if letters == sides and task.conditions:
             return known
     raise UsageFault(
-        f"--task {name}: expected one of {', '.join(known for known in TASKS if known != 'joint')} or unconditional "
-        f"(t text, a audio, g gesture){did_you_mean(name, TASK_NAMES)}"
+        f"--task {name}: expected one of {', '.join(TASK_NAMES[:-1])} or {TASK_NAMES[-1]} "
+        f"(a audio, t text, g gesture){did_you_mean(name, TASK_NAMES)}"
     )
 
 
@@ -97,7 +97,7 @@ class Sources:
     split: Split | None = option(None, "Split of the shards whose samples are all taken as conditions.")
     seconds: float | None = option(
         None,
-        "Largest length of a result in seconds; its length where there is no condition.",
+        "Longest result in seconds; without conditions, the length of the result.",
         least=1 / TICKS_PER_SECOND,
         most=LONGEST_S,
         shown="all",

@@ -226,7 +226,7 @@ def load_hifi_gan(folder: Path) -> VoiceOf:
     weights = {name: tensor.float() for name, tensor in read_tensors(file).items()}
     layers = len(config["upsample_rates"]) * (1 + sum(2 * len(each) for each in config["resblock_dilation_sizes"]))
     if layers > len(weights):  # before a network of so many is built
-        raise DataError(f"{file}: not the weights of its config.json ({layers} layers): take another folder")
+        raise DataError(f"{file}: not the weights of its config.json ({layers} layers): give another folder")
     try:
         settings = SpeechT5HifiGanConfig.from_dict(config)
         with torch.device("meta"):  # no memory is taken for what a configuration claims
@@ -259,7 +259,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         if key in config and not fits(config[key]):
             raise DataError(
                 f"{path}: {key}: the configuration of a SpeechT5HifiGan expected, with {expected}, found "
-                f"{config[key]!r:.80}: take another"
+                f"{config[key]!r:.80}: give another"
             )
     rates = config.get("upsample_rates", [])
     found = (config.get("model_in_dim"), config.get("sampling_rate"), math.prod(rates))

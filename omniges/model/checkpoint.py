@@ -342,7 +342,10 @@ def find_checkpoint(path: Path) -> SavedCheckpoint:
         if chosen is not None:
             return chosen
     if not path.is_dir() or (path / CHECKPOINTS).is_dir():
-        raise UsageFault(f"{path}: a checkpoint or the folder of a run that has one expected, found none")
+        raise UsageFault(
+            f"{path}: a checkpoint or the folder of a run that has one expected, found none: give the "
+            "--output-dir of omniges train"
+        )
     return open_checkpoint(path)
 
 

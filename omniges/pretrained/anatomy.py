@@ -219,7 +219,7 @@ def read_anatomy(shapes: Mapping[str, Shape], config: Mapping[str, Any], where: 
         source, (features,) = f"{norm}.weight", size(f"{norm}.weight", 1)
     if type(features) is not int or features < 1 or width % features:
         raise DataError(
-            f"{where}: {source} is {one_line(str(features), 80)}; a divisor of the width {width} expected: take the "
+            f"{where}: {source} is {one_line(str(features), 80)}; a divisor of the width {width} expected: use the "
             "config.json that belongs to these weights"
         )
 

@@ -195,7 +195,7 @@ class CheckpointStart(Start):
                 saved[name] = own[name].detach()
                 fates[name] = Fate("new", None, name, own[name].numel(), "a condition stream that is new; drawn anew")
             else:
-                fates[name] = Fate("left out", name, None, saved.pop(name).numel(), "a condition stream left away")
+                fates[name] = Fate("left out", name, None, saved.pop(name).numel(), "a condition stream left out")
         checkpoint.load_into(own, saved, where)
         return Begun(where, (self._saved.path / self._file,), tuple(fates.values()), ())
 
@@ -314,7 +314,10 @@ def _plan(model: FlowModel, own: Mapping[str, Tensor], source: SourceTrunk) -> _
     new = {name: _reason_new(name) for name in own if name not in filled}
     unexplained = sorted(name for name, reason in new.items() if not reason)
     if unexplained:
-        raise DataError(f"{source.where}: no tensor found for {', '.join(unexplained[:3])}; a complete trunk expected")
+        raise DataError(
+            f"{source.where}: no tensor found for {', '.join(unexplained[:3])}; a complete trunk expected: download "
+            "it again"
+        )
     return _Plan(carried, left, new)
 
 

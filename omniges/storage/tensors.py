@@ -318,7 +318,7 @@ def _content(path: Path, entry: str | None, kind: type, *, mapped: bool) -> dict
 
 
 def _require_whole(path: Path) -> None:
-    """Check the archive's directory and checksums, which torch does not."""
+    """Check the archive's directory and checksums, because torch does not check them."""
     try:
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
@@ -339,7 +339,7 @@ def _require_whole(path: Path) -> None:
 
 
 def _loaded(path: Path, *, mapped: bool) -> Any:
-    """Load a file with torch, an archive after a check of its directory and checksums."""
+    """Load a file with torch; check the directory and checksums of a zip archive first."""
     import torch  # noqa: PLC0415 - see above
 
     if torch.__version__ < _SAFE_SINCE:

@@ -177,8 +177,8 @@ class TrainSettings:
                 raise UsageFault("--pretrained-weights: it goes with --pretrained-model-name-or-path, which is missing")
         elif self.preset is not None:
             raise UsageFault(
-                f"--preset {self.preset}: the sizes are those of --pretrained-model-name-or-path; leave one of them "
-                "away"
+                f"--preset {self.preset}: --pretrained-model-name-or-path has sizes of its own: "
+                "remove one of the two flags"
             )
         if self.num_train_epochs is self.max_train_steps is self.max_minutes is None:
             object.__setattr__(self, "num_train_epochs", 100.0)
@@ -187,8 +187,8 @@ class TrainSettings:
             object.__setattr__(self, "learning_rate", own)
         if self.lr_scheduler != "constant" and self.max_train_steps is self.num_train_epochs is None:
             raise UsageFault(
-                f"--lr-scheduler {self.lr_scheduler}: a clock must not decide the learning rate: give "
-                "--max-train-steps or --num-train-epochs too, or take --lr-scheduler constant"
+                f"--lr-scheduler {self.lr_scheduler}: a schedule needs a number of steps: give "
+                "--max-train-steps or --num-train-epochs too, or use --lr-scheduler constant"
             )
         self._refuse_unread_model_keys()
         check_metric(self.best_metric)
@@ -213,18 +213,19 @@ class TrainSettings:
         unread = sorted({"text_prediction", "normalise_text"} & self.model.keys()) if self.text_codec is None else []
         if unread:
             raise UsageFault(
-                f"recipe key model: {unread[0]} is of text that is latents; give --text-codec, or leave it"
+                f"recipe key model: {unread[0]} needs text as latents: give --text-codec, or remove the key"
             )
         slots = sorted({"piece_width", "mark_width", "blank_weight"} & self.model.keys())
         if slots and self.text_codec is not None:
             raise UsageFault(
-                f"recipe key model: {slots[0]} is of text in slots, and text is latents of {self.text_codec}; leave it"
+                f"recipe key model: {slots[0]} needs text tokens, but text is latents of {self.text_codec}: remove the "
+                "key"
             )
         for stream, codec in (("gesture", self.gesture_codec), ("audio", self.audio_codec)):
             if codec is not None and f"{stream}_difference_weight" in self.model:
                 raise UsageFault(
-                    f"recipe key model: {stream}_difference_weight is of frames, and {stream} is latents of {codec}, "
-                    "whose loss has no differences; leave it"
+                    f"recipe key model: {stream}_difference_weight needs frames, but {stream} is latents of {codec}: "
+                    "remove the key"
                 )
 
     def _check_validation_codecs(self) -> None:

@@ -40,6 +40,7 @@ from omniges.model.spec import ModelIdentity
 from omniges.model.streams import StreamName
 from omniges.model.tasks import SIX, SamplingSettings
 from omniges.pretrained.initialize import Start, open_start
+from omniges.progress import counted
 from omniges.registry import foreign
 from omniges.shards.dataset import read_dataset
 from omniges.shards.latents import CodecEntry
@@ -358,7 +359,9 @@ def _remarks(held_out: HeldOut, identity: ModelIdentity, codecs: Codecs, tasks: 
     unknown = sorted(str(name) for name in speakers if name not in identity.speakers)
     recordings = {(window.source, window.row.key) for window in held_out.windows}
     chosen = f"{len(held_out.windows)} of {held_out.available} windows of the val split"
-    warnings = [f"validates on {chosen}, from {len(recordings)} recordings of {len(speakers)} speakers"]
+    warnings = [
+        f"validates on {chosen}, from {counted(len(recordings), 'recording')} of {counted(len(speakers), 'speaker')}"
+    ]
     if unknown:
         warnings.append(f"speakers that are not in the train split count as unknown: {', '.join(unknown[:5])}")
     decoded = [(stream, entry.name) for stream, entry in codecs.entries.items() if codecs.given(stream)]

@@ -58,7 +58,8 @@ class Summary:
         outcome = self.outcome
         signalled = outcome.stop_reason in {StopReason.STOPPED, StopReason.INTERRUPTED}
         if not outcome.steps and not signalled:
-            return [f"nothing to do: {self.run} is at step {self.step}, where these settings end; raise the limit"]
+            limits = "--max-train-steps, --num-train-epochs or --max-minutes"
+            return [f"nothing to do: {self.run} is at step {self.step}, where these settings end: raise {limits}"]
         how = {
             StopReason.DONE: "all steps done",
             StopReason.TIME_UP: "the time is up",
@@ -99,7 +100,7 @@ def train(settings: TrainSettings) -> Summary:
     """
     began_s = time.monotonic()
     if settings.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise UsageFault("--mixed-precision fp16: a GPU expected, found none: take bf16 or no")
+        raise UsageFault("--mixed-precision fp16: a GPU expected, found none: use bf16 or no")
     with ExitStack() as stack:
         accelerator = stack.enter_context(accelerated(settings))
         ranks = Ranks()
@@ -178,7 +179,7 @@ def _first_lines(run: Run, state: RunState) -> list[str]:
     hours = sum(float(source.catalog.table.ticks.sum()) for source in run.data) / 36_000
     ranks = f"{run.ranks.world_size} processes, " if run.ranks.world_size > 1 else ""
     short = f", {feed.left_out_clips} shorter clips left out" if feed.left_out_clips else ""
-    begins = f"resumes at step {state.step}" if state.step else "starts"
+    begins = f"resumes at step {state.step}" if state.step else "starts at step 0"
     model = (
         f"{run.identity.preset} model, {count / 1e6:.2f} million parameters, on {ranks}{run.accelerator.device.type}"
     )
@@ -191,7 +192,7 @@ def _first_lines(run: Run, state: RunState) -> list[str]:
     streams = [
         f"condition stream {name}: {_shortened(one.settings())}" for name, one in run.identity.conditions.items()
     ]
-    return [f"{model}; {shards}; run {settings.output_dir} {begins}", *latents, *streams]
+    return [f"{model}; {shards}; the run in {settings.output_dir} {begins}", *latents, *streams]
 
 
 def _shortened(settings: Mapping[str, Any]) -> str:

@@ -164,12 +164,12 @@ class Ema:
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Set the averages to the current parameters."""
+        """Set the EMA weights to the current parameters."""
         torch._foreach_copy_(self._averages, [p.detach() for p in self._parameters])
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Update the averages after update number `step` (the first is 0): a ← a + (1 − decay)(p − a)."""
+        """Update the EMA weights after training step `step`, from 0: ema ← ema + (1 − decay)(parameter − ema)."""
         weight = 1.0 - ema_decay(self.decay, step)
         torch._foreach_lerp_(self._averages, [p.float() for p in self._parameters], weight)
 

@@ -16,7 +16,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 from omniges import __version__
 from omniges.errors import EnvironmentFault
-from omniges.progress import printable
+from omniges.progress import counted, printable
 from omniges.shards.schema import LATENTS_FILE, SHARD_NAME, SIDE_FILES
 from omniges.storage.atomic import locked, make_folder, os_errors, refuse_links, sync_folder
 from omniges.verify.findings import VERIFY_CODES, VerifyFinding
@@ -49,15 +49,11 @@ def _sentence(finding: VerifyFinding) -> str:
     return f"found {finding.found}{expected}"
 
 
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def _verdict(result: VerifyResult) -> str:
     speed = f" ({result.read_bytes / 1e6 / max(result.elapsed_s, 1e-9):,.0f} MB/s)" if result.level != "quick" else ""
-    checked = f"{_plural(len(result.files), 'file')}, {_plural(result.samples, 'sample')}"
-    counts = f"{_plural(result.errors, 'error')}, {_plural(result.notes, 'note')}"
-    verdict = "sound" if result.sound else "NOT SOUND"
+    checked = f"{counted(len(result.files), 'file')}, {counted(result.samples, 'sample')}"
+    counts = f"{counted(result.errors, 'error')}, {counted(result.notes, 'note')}"
+    verdict = "valid" if result.sound else "NOT VALID"
     return printable(
         f"{verdict} at level {result.level}: {counts} in {checked}, {result.read_bytes / 1e6:,.1f} MB in "
         f"{result.elapsed_s:.2f} s{speed}: {result.folder}"
@@ -67,7 +63,7 @@ def _verdict(result: VerifyResult) -> str:
 def _text(result: VerifyResult) -> str:
     lines = [f"{f.severity}: {_place(f)}: {f.code}: {_sentence(f)}" for f in result.findings]
     if result.left_out:
-        lines.append(f"… and {_plural(result.left_out, 'finding')} more (--max-findings)")
+        lines.append(f"… and {counted(result.left_out, 'finding')} more (--max-findings)")
     codes = sorted({finding.code for finding in result.findings})
     if codes:
         lines.append("")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from body_builders import body_file
 from bvh_reader import read_bvh
 from exchange_builders import random_motion
@@ -14,7 +15,7 @@ from pipeline_helpers import omniges
 
 from omniges.errors import EnvironmentFault, UsageFault
 from omniges.exchange.export import export_motion
-from omniges.exchange.settings import ExportSettings
+from omniges.exchange.settings import ExportSettings, Format
 from omniges.features.gesture import JOINT_NAMES
 from omniges.features.skeleton import GENERIC
 from omniges.formats.body_model import read_body_model
@@ -96,3 +97,13 @@ def test_what_cannot_be_written_is_one_line_and_leaves_nothing(clip: Path, tmp_p
     (out / "mine").touch()
     with pytest.raises(UsageFault, match="a new or empty folder expected"):
         export_motion(good)
+
+
+@pytest.mark.parametrize("kind", ["npz", "glb"])
+def test_sources_without_motion_are_refused_and_leave_no_folder(tmp_path: Path, kind: Format) -> None:
+    sound = tmp_path / "talk.wav"
+    soundfile.write(sound, np.sin(np.arange(16_000)), 16_000)
+    settings = ExportSettings(paths=(sound,), format=kind, output_dir=tmp_path / "out")
+    with pytest.raises(UsageFault, match=r"talk\.wav: motion expected, found none in 1 sample: give "):
+        export_motion(settings)
+    assert not settings.output_dir.exists()

@@ -89,7 +89,7 @@ class TestCommands:
         for option in options if len(inner) == 1 else []:  # the commands of a group share names, not defaults
             default = documented[max(option.opts, key=len)]
             if option.required:
-                assert default == "needed", option.name
+                assert default == "required", option.name
             elif isinstance(option.default, bool):
                 assert (default, option.default) == ("off", False), option.name
             elif option.default:

@@ -98,7 +98,7 @@ class TestRefusals:
             (f"seed: {'9' * 5000}", "not YAML"),
             (f"model: {'[' * 3000}", "nested too deeply"),
             ("max-train-steps: 1\nmax_train_steps: 2", "max-train-steps stands twice, with - and _"),
-            ("lr_schedule: cosine\nmax_minutes: 3", "a clock must not decide the learning rate"),
+            ("lr_schedule: cosine\nmax_minutes: 3", "a schedule needs a number of steps"),
         ],
     )
     def test_one_line_says_what_is_wrong(self, text: str, said: str, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_differences_are_told_by_flag_name() -> None:
 @pytest.mark.parametrize("key", ["piece_width", "mark_width", "blank_weight"])
 def test_what_slots_of_text_have_is_refused_where_text_is_latents(key: str) -> None:
     assert getattr(TrainSettings(model={key: 8}).model_config(), key) == 8
-    with pytest.raises(UsageFault, match=f"{key} is of text in slots, and text is latents of omniflow-text-vae"):
+    with pytest.raises(UsageFault, match=f"{key} needs text tokens, but text is latents of omniflow-text-vae"):
         TrainSettings(model={key: 8}, text_codec="omniflow-text-vae")
 
 
@@ -194,5 +194,5 @@ class TestDifferenceWeights:
     def test_are_refused_of_a_stream_that_is_latents(self, stream: str, codec: str) -> None:
         model = {f"{stream}_difference_weight": 1.0}
         assert TrainSettings(model=model).model_config().as_json()[f"{stream}_difference_weight"] == 1.0
-        with pytest.raises(UsageFault, match=f"{stream}_difference_weight is of frames, and {stream} is latents"):
+        with pytest.raises(UsageFault, match=f"{stream}_difference_weight needs frames, but {stream} is latents"):
             TrainSettings(model=model, **{f"{stream}_codec": codec})

@@ -336,7 +336,7 @@ class TestForms:
         text = render(run(broken, "deep"), "text").splitlines()
         assert sum(VERIFY_CODES["rotation-broken"].remedy in line for line in text) >= 1
         assert sum(line.startswith("shard-unlisted: ") for line in text) == 1
-        assert text[-1].startswith("NOT SOUND at level deep: ")
+        assert text[-1].startswith("NOT VALID at level deep: ")
         assert "MB/s" in text[-1]
 
     def test_json_is_the_same_twice(self, broken: Path) -> None:
@@ -369,7 +369,7 @@ class TestCommand:
     def test_exit_codes_and_output(self, shards: Path, tmp_path: Path) -> None:
         sound = omniges("verify-shards", shards, "--level", "deep", "--workers", "2")
         assert sound.returncode == 0, sound.stderr
-        assert sound.stdout.startswith("sound at level deep: 0 errors, 0 notes in 8 files, 6 samples")
+        assert sound.stdout.startswith("valid at level deep: 0 errors, 0 notes in 8 files, 6 samples")
         assert omniges("verify-shards", tmp_path / "nowhere").returncode == 2
         assert omniges("verify-shards", tmp_path).returncode == 1
         assert omniges("verify-shards", shards, "-o", shards / "x").returncode == 2

@@ -152,7 +152,7 @@ class TestS3:
         url = upload(endpoint, "sound", shards).url
         sound = omniges("verify-shards", url, "--level", "deep", "--workers", "2", **environment)
         assert sound.returncode == 0, sound.stderr
-        assert sound.stdout.startswith("sound at level deep: 0 errors, 0 notes in 8 files, 6 samples")
+        assert sound.stdout.startswith("valid at level deep: 0 errors, 0 notes in 8 files, 6 samples")
         assert sound.stdout.rstrip().endswith(url)
         nothing = omniges("verify-shards", f"{url}-not", **environment)
         assert (nothing.returncode, nothing.stderr.count("\n")) == (2, 1), nothing.stderr

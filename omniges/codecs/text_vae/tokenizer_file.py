@@ -68,7 +68,7 @@ def _fault(where: str, found: str, expected: str) -> DataError:
 
 
 def _parts(component: Any, inner: str) -> list[Any]:
-    """Return the components of a sequence, or the one that stands alone."""
+    """Return the components of a sequence as a list; a single component becomes a list of one."""
     if component is None:
         return []
     found = component.get(inner) if isinstance(component, dict) and component.get("type") == "Sequence" else None
@@ -95,7 +95,7 @@ def _is_short(text: Any, least: int = 0) -> bool:
 
 
 def _require_plain_model(model: Mapping[str, Any], where: str) -> None:
-    """Refuse models that split at random, have affixes, or have scores that are no numbers."""
+    """Refuse models with random splits or affixes, and with scores that are not finite numbers."""
     kind = model.get("type", "Unigram" if isinstance(model.get("vocab"), list) else "BPE")
     if kind == "BPE":
         plain = not any(model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
