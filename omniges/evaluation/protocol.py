@@ -20,10 +20,9 @@ from omniges.evaluation.results import FileResult
 from omniges.evaluation.settings import EvaluateSettings
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.metrics import gesture
-from omniges.metrics.frechet import Encoder
-from omniges.metrics.motion_encoder import MotionEncoder
 from omniges.metrics.profiles import GRIDS
 from omniges.metrics.published import BODY_MODEL, ENCODER, MEAN_SPEEDS, PublishedFile
+from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import file_sha256
 
 _FRECHET: Final = scores.Heading("Fréchet gesture distance", "")
@@ -157,23 +156,34 @@ def _missing(heading: scores.Heading, files: Sequence[tuple[str, PublishedFile]]
     return scores.absent(heading, "; ".join(f"missing {flag}: {file.described()}" for flag, file in files))
 
 
-def protocol_facts(settings: EvaluateSettings, encoder: Encoder | None) -> tuple[dict[str, Any], list[str]]:
-    """Return what names a row: command, versions, and files with their checksums; with warnings about unknown files.
+def protocol_facts(settings: EvaluateSettings) -> dict[str, Any]:
+    """Return command, versions and cut of a row.
 
     Args:
         settings: Settings of the command.
-        encoder: The encoder that was loaded.
 
     Returns:
-        Facts for the report, and warnings.
+        Facts for the report.
     """
-    facts: dict[str, Any] = {
+    packages = [name for name in _PACKAGES if name != "torch" or settings.gesture_encoder is not None]
+    return {
         "protocol": settings.protocol,
         "grid": settings.grid,
         "command": command_of(settings),
         "versions": {"omniges": __version__, "python": platform.python_version()}
-        | {name: metadata.version(name) for name in _PACKAGES if name != "torch" or encoder is not None},
+        | {name: metadata.version(name) for name in packages},
     }
+
+
+def published_files(settings: EvaluateSettings) -> tuple[dict[str, Any], list[str]]:
+    """Return name and sha256 of the files that published profiles need, and a warning for each unknown one.
+
+    Args:
+        settings: Settings of the command.
+
+    Returns:
+        Facts by setting, None for a file that was not given, and warnings.
+    """
     given = (
         ("gesture_encoder", settings.gesture_encoder, ENCODER),
         ("mean_speeds", settings.mean_speeds, MEAN_SPEEDS),
@@ -185,15 +195,15 @@ def protocol_facts(settings: EvaluateSettings, encoder: Encoder | None) -> tuple
         if path is None:
             files[name] = None
             continue
-        sha256 = encoder.sha256 if isinstance(encoder, MotionEncoder) and published is ENCODER else file_sha256(path)
-        known = sha256 in published.sha256
-        files[name] = {"file": path.name, "sha256": sha256, "published": known if published.sha256 else None}
-        if published.sha256 and not known:
-            kind = {"gesture_encoder": "encoder", "mean_speeds": "mean speeds"}[name]
-            remarks.append(
-                f"unknown {kind}: {path.name} has sha256 {sha256}; published is {' or '.join(published.sha256)}"
-            )
-    return facts | {"files": files}, remarks
+        with os_errors(path, "read"):
+            sha256 = file_sha256(path)
+        known = sha256 in published.sha256 if published.sha256 else None
+        files[name] = {"file": path.name, "sha256": sha256, "published": known}
+        if known is False:
+            kind = name.removeprefix("gesture_").replace("_", " ")
+            expected = " or ".join(published.sha256)
+            remarks.append(f"unknown {kind}: {path.name} has sha256 {sha256}; published is {expected}")
+    return files, remarks
 
 
 def command_of(settings: EvaluateSettings) -> str:

@@ -25,7 +25,7 @@ from omniges.evaluation.motion import (
     read_mean_speeds,
     train_rows,
 )
-from omniges.evaluation.protocol import PROTOCOLS, protocol_facts, protocol_results, score_protocol
+from omniges.evaluation.protocol import PROTOCOLS, protocol_facts, protocol_results, published_files, score_protocol
 from omniges.evaluation.report import Report, TaskReport
 from omniges.evaluation.results import FileResult, find_results
 from omniges.evaluation.scores import Resampling, Scored, nothing_recorded, with_recorded
@@ -105,7 +105,11 @@ def evaluate(settings: EvaluateSettings, counting: Counting | None = None) -> Re
         how = Resampling(seed=settings.seed, resamples=settings.resamples)
         with counting("results scored") as count:
             tasks = _score(found, shards, instruments, train, how, count)
-    return Report(tasks=tasks, facts=_facts(settings, shards, instruments), remarks=remarks)
+    facts = _facts(settings, shards, instruments)
+    if instruments.profile.published:
+        files, unknown = published_files(settings)
+        facts, remarks = facts | {"files": files}, [*remarks, *unknown]
+    return Report(tasks=tasks, facts=facts, remarks=remarks)
 
 
 def _evaluate_protocol(
@@ -117,6 +121,7 @@ def _evaluate_protocol(
     counting: Counting,
 ) -> Report:
     """Score results by a published protocol."""
+    files, unknown = published_files(settings)
     found = find_results(settings.generated, shards, task, without_record="a2g")
     task, results, remarks = protocol_results(found, PROTOCOLS[name])
     how = Resampling(seed=settings.seed, resamples=settings.resamples)
@@ -125,11 +130,10 @@ def _evaluate_protocol(
         scored = score_protocol(
             results, shards, instruments, settings.grid, how, lambda: count(next(done), len(results))
         )
-    facts, unknown = protocol_facts(settings, instruments.encoder)
     clips = {"clips": [len({result.key for result in results}), len(PROTOCOLS[name].stems)]}
     return Report(
         tasks={task: _task_report(results, shards, [scored])},
-        facts=_facts(settings, shards, instruments) | facts | clips,
+        facts=_facts(settings, shards, instruments) | protocol_facts(settings) | clips | {"files": files},
         remarks=[*remarks, *unknown],
     )
 

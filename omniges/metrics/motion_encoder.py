@@ -297,7 +297,7 @@ def load_motion_encoder(path: Path, layout: MotionEncoderLayout = PUBLISHED_LAYO
         EnvironmentFault: torch is not installed or too old.
     """
     try:
-        stored = read_weights(path, _ENTRY)
+        stored = read_weights(path.resolve(), _ENTRY)  # a person named this file, so a link may lead anywhere
     except ImportError as error:
         raise EnvironmentFault(f"{path}: this encoder needs torch: pip install 'omniges[train]'") from error
     tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in stored.items()}

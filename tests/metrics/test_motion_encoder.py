@@ -87,6 +87,12 @@ class TestNetwork:
         assert encoder.name == f"motion-encoder:{path.name}:{encoder.sha256[:12]}"
         assert not encoder.published  # the name of a file says nothing
 
+    def test_a_link_is_followed(self, tmp_path):
+        (tmp_path / "here").mkdir()
+        link = tmp_path / "here" / "AESKConv_240_100.bin"
+        link.symlink_to(saved(tmp_path / "elsewhere.bin", random_tensors(SMALL)))
+        assert load_motion_encoder(link, SMALL).name.startswith("motion-encoder:AESKConv_240_100.bin:")
+
     def test_short_clips_are_refused(self, tmp_path):
         encoder = load_motion_encoder(saved(tmp_path / "e.bin", random_tensors(SMALL)), SMALL)
         with pytest.raises(DataError, match="6D rotations: found 63; expected at least 64"):

@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from omniges.metrics.frechet import frechet_distance
 from omniges.metrics.gesture import audio_beats, beat_score, l1_diversity, motion_beats
@@ -60,3 +62,12 @@ def test_distances_of_features(fgd_parity, values, case):
 )
 def test_lengths_to_which_models_cut_clips(grid, generated, recorded, frames):
     assert GRIDS[grid].frames(generated, recorded) == frames
+
+
+@given(grid=st.sampled_from([*GRIDS.values()]), generated=st.integers(1, 30_000), recorded=st.integers(1, 30_000))
+def test_a_cut_is_on_the_grid_and_within_both_sides(grid, generated, recorded):
+    frames, step = grid.frames(generated, recorded), grid.window_frames - grid.seed_frames
+    assert (frames - grid.seed_frames) % step == 0
+    assert frames <= min(generated, recorded)
+    assert min(generated, recorded - 37) - frames < step  # 29 of the second and 7 of the eight
+    assert grid.frames(frames, recorded) == frames
