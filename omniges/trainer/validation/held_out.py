@@ -345,6 +345,20 @@ class SomeRecordings(ShardFolder):
         folder, own = self._chosen[row.key]
         return folder.member(own, member)
 
+    def array_of(self, row: ManifestRow, member: str, data: bytes) -> npt.NDArray[Any]:
+        """Return the array in a member's bytes, checked by the folder that holds the recording.
+
+        Args:
+            row: Row of the recording.
+            member: Name of the member, for errors.
+            data: Bytes of the member.
+
+        Returns:
+            The array.
+        """
+        folder, own = self._chosen[row.key]
+        return folder.array_of(own, member, data)
+
 
 def _cut(
     sample: SampleArrays, trans: F64, sound: F32 | None, window: Window, latents: Collection[CodecEntry]
