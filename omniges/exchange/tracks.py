@@ -216,10 +216,12 @@ def _file(path: Path) -> _Found:
 
 def _of_motion_file(path: Path, clip: str, name: str) -> Track:
     sound, words = (_beside(path, clip, ending) for ending in _BESIDE)
+    motion, absent = _decoded(path, read_file(path, _MOST_BYTES), _motion)
     return Track(
         clip,
         name,
-        _decoded(path, read_file(path, _MOST_BYTES), _motion),
+        motion,
+        absent=absent,
         audio=None if sound is None else _decoded(sound, read_file(sound, _MOST_BYTES), _sound),
         words=None if words is None else _decoded(words, read_file(words, _MOST_BYTES), _words),
     )
@@ -245,11 +247,12 @@ def _decoded(path: Path, data: bytes, decode: Callable[[bytes], T]) -> T:
         raise fault.refusal(path) from fault
 
 
-def _motion(data: bytes, *, standing: bool = True) -> SmplxMotion:
-    motion = decode_motion(data, standing=standing).at_rest()
-    return SmplxMotion(
-        motion.poses, motion.trans, motion.expressions, motion.betas[: motion.betas_columns], gender=motion.gender
-    )
+def _motion(data: bytes, *, standing: bool = True) -> tuple[SmplxMotion, tuple[str, ...]]:
+    """Return motion whose absent parts are at rest, and the names of these parts."""
+    found = decode_motion(data, standing=standing)
+    motion, betas = found.at_rest(), found.betas[: found.betas_columns]
+    absent = tuple(part for part in MOTION_PARTS if part in found.absent)
+    return SmplxMotion(motion.poses, motion.trans, motion.expressions, betas, gender=motion.gender), absent
 
 
 def _sound(data: bytes) -> Sound:
@@ -296,7 +299,7 @@ def _of_result(path: Path, record: GeneratedRecord, clip: str, name: str) -> Tra
         for kind, decode in _DECODERS.items()
         if (entry := record.files.get(kind)) is not None
     }
-    absent = (*record.absent, "jaw_eyes") if "gesture" in files else ()
+    generated = "gesture" in files
     for given in record.inputs:
         place = Path(str(given.get("path")))
         kind, decode = _CONDITIONS.get(place.suffix.lower(), ("", None))
@@ -304,8 +307,11 @@ def _of_result(path: Path, record: GeneratedRecord, clip: str, name: str) -> Tra
             data = read_file(place, _MOST_BYTES)
             if sha256_hex(data) == given.get("sha256"):
                 files[kind] = _decoded(place, data, decode)
+    motion, absent = files.get("gesture", (None, ()))
+    if generated:
+        absent = (*record.absent, "jaw_eyes")
     mel = None if "audio" in files else files.get("mel")
-    return Track(clip, name, files.get("gesture"), files.get("audio"), files.get("text"), mel, absent)
+    return Track(clip, name, motion, files.get("audio"), files.get("text"), mel, absent)
 
 
 def _decoded_file(path: Path, sha256: str, decode: Callable[[bytes], Any]) -> Any:

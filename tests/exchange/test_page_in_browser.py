@@ -157,7 +157,7 @@ class TestClock:
         assert browser.evaluate("omniges.state.time") == pytest.approx(4.0, abs=0.05)
 
     def test_loops_a_part(self, browser: Browser, tmp_path: Path) -> None:
-        browser.open(written(tmp_path, Clip("loop", (track("a", audio=clicks(4.0, [1.0])),))))
+        browser.open(written(tmp_path, Clip("loop", (track("a", audio=clicks(4.0, [1.0])),))), 480, 480)
         for moment, key in ((1.0, "["), (1.5, "]")):
             seek(browser, moment)
             browser.key(key)
@@ -166,14 +166,14 @@ class TestClock:
         script = """new Promise((done) => {
             const began = performance.now(), times = [], look = () => {
                 times.push(omniges.state.time);
-                if (performance.now() - began < 2000) requestAnimationFrame(look); else done(times);
+                if (performance.now() - began < 4000) requestAnimationFrame(look); else done(times);
             };
             look();
         })"""
         times = np.array(browser.evaluate(script))
         assert times.min() >= 0.95
-        assert times.max() <= 1.65
-        assert (np.diff(times) < -0.3).sum() >= 2
+        assert times.max() <= 2.0  # less than a second late on a busy machine; without a loop it would be 4
+        assert (np.diff(times) < -0.1).sum() >= 2
 
 
 class TestHands:
@@ -247,6 +247,17 @@ class TestHands:
         browser.send("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
         browser.settled()
         assert browser.evaluate("omniges.state.time") == pytest.approx(MINUTE_S / 2, abs=0.3)
+        assert browser.errors == []
+
+    def test_tracks_without_motion_leave_the_room_to_figures(self, browser: Browser, tmp_path: Path) -> None:
+        sound = track("sound", motion=None, audio=clicks(4.0, [1.0]))
+        browser.open(written(tmp_path, Clip("mixed", (sound, track("moving")))))
+        browser.settled()
+        script = "[...document.querySelectorAll('.label')].map((label) => [label.clientWidth, label.clientHeight])"
+        thin, wide = browser.evaluate(script)
+        assert wide[0] == pytest.approx(1280, abs=2)
+        assert thin[1] < 50 < wide[1]
+        assert browser.evaluate("omniges.state.frames") == [None, 0]
         assert browser.errors == []
 
     def test_clips_are_a_list(self, browser: Browser, tmp_path: Path) -> None:

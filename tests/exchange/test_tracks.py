@@ -70,6 +70,16 @@ class TestFiles:
         assert (track.clip, track.name) == (STEM, f"{prefix}{STEM}")
         assert (track.audio, track.words) == (None, None)
 
+    def test_parts_that_a_file_lacks_are_at_rest_and_named(self, tmp_path: Path) -> None:
+        poses = np.full((30, 165), 0.1)
+        arrays = {"poses": poses, "trans": np.zeros((30, 3)), "betas": np.zeros(16), "mocap_frame_rate": np.array(30)}
+        np.savez(tmp_path / "x.npz", **arrays)
+        (track,) = load_tracks([tmp_path])
+        assert track.absent == ("face",)
+        assert track.motion is not None
+        assert not track.motion.expressions.any()
+        np.testing.assert_array_equal(track.motion.poses, poses)
+
     def test_a_track_may_be_sound_or_words_alone(self, corpus: Path) -> None:
         sound, words = load_tracks([files(corpus, ".wav"), files(corpus, ".TextGrid")])
         assert (sound.motion, sound.words, words.audio) == (None, None, None)

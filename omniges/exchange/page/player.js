@@ -211,14 +211,15 @@ class Player {
     const { clip, stage } = this, theme = themeOf();
     this.drawn = time;
     this.frames = clip.tracks.map(({ motion }) => (motion ? Math.min(motion.frames - 1, Math.floor(time * data.rate + 1e-3)) : null));
-    const canvas = byId("figures"), panels = panelsOf(clip.tracks.length, canvas.clientWidth, canvas.clientHeight);
+    const canvas = byId("figures"), panels = placesOf(clip.tracks, canvas.clientWidth, canvas.clientHeight);
     if (stage) {
       const scale = Math.min(2, window.devicePixelRatio || 1), w = Math.round(canvas.clientWidth * scale), h = Math.round(canvas.clientHeight * scale);
       if (canvas.width !== w || canvas.height !== h) Object.assign(canvas, { width: w, height: h });
       stage.draw(clip.tracks, panels, this.frames, theme);
     }
     [...byId("labels").children].forEach((label, k) => {
-      const { x, y, width, height } = panels[k];
+      const { x, y, width, height, thin = false } = panels[k];
+      label.classList.toggle("thin", thin);
       Object.assign(label.style, { left: `${x}px`, top: `${y}px`, width: `${width}px`, height: `${height}px` });
       caption(label.lastElementChild, clip.tracks[k].words, time);
     });
@@ -327,6 +328,19 @@ function panelsOf(count, width, height) {
   return Array.from({ length: count }, (_, k) => ({
     x: (k % best.columns) * best.w, y: Math.floor(k / best.columns) * best.h, width: best.w, height: best.h,
   }));
+}
+
+/** Panels of tracks; those without motion share a strip above the figures, if there are some. */
+function placesOf(tracks, width, height) {
+  const still = tracks.filter((track) => !track.motion).length, strip = 34;
+  if (!still || still === tracks.length) return panelsOf(tracks.length, width, height);
+  const figures = panelsOf(tracks.length - still, width, height - strip);
+  let left = 0;
+  return tracks.map(({ motion }) => {
+    if (!motion) return { x: width / still * left++, y: 0, width: width / still, height: strip, thin: true };
+    const panel = figures.shift();
+    return { ...panel, y: panel.y + strip };
+  });
 }
 
 /** The word of the moment between its neighbours, as text. */
