@@ -62,6 +62,8 @@ def extremes(values: Mapping[str, float], lowest: str, highest: str) -> dict[str
 def view_scores(report: Report, results: Sequence[Path], shards: Path, output_file: Path) -> ViewSummary:
     """Write a page with the scores of results, and with the clips behind them beside their recordings.
 
+    Where no figure has values of clips, such as a Fréchet distance alone, the page shows the first clip.
+
     Args:
         report: The scores.
         results: Folders of the results.
@@ -73,5 +75,6 @@ def view_scores(report: Report, results: Sequence[Path], shards: Path, output_fi
     """
     tables = score_tables(report)
     clips = {stem for table in tables for row in table.clips for stem in row.values()}
+    clips = clips or {stem_from_key(task.recordings[0]) for task in report.tasks.values()}
     settings = ViewSettings(paths=tuple(map(str, (*results, shards))), output_file=output_file)
     return view(settings, only=clips, scores=tables)

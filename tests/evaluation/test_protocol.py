@@ -20,6 +20,7 @@ from omniges.evaluation.report import Report, render
 from omniges.evaluation.run import evaluate
 from omniges.evaluation.scores import Figure
 from omniges.evaluation.settings import EvaluateSettings
+from omniges.exchange.scored import view_scores
 from omniges.formats.npz import decode_motion, encode_motion
 from omniges.metrics.frechet import frechet_distance, load_encoder
 from omniges.metrics.gesture import audio_beats, beat_score, l1_diversity, motion_beats, scored_poses
@@ -193,3 +194,6 @@ def test_mambatalk_result_with_an_unknown_encoder(beat2_more: Path, fgd_parity: 
     assert "unknown encoder: AESKConv_240_100.bin" in text
     assert "beat consistency: not computed: missing --body-model" in text
     assert "L1 diversity: not computed: missing --body-model" in text
+    page = tmp_path / "page.html"  # also where the only figure is of no clip alone
+    view_scores(report, (beat2_more / "generated_by_mambatalk",), shards, page)
+    assert "2_scott_0_2_2" in page.read_text(encoding="utf-8")
