@@ -48,6 +48,8 @@ _OMNIFLOW_TEXT: Final = "omniflow-text-vae"  # the codec whose latents are the t
 CONFIG_FILE: Final = "config.json"
 SPEAKING_RATE_FILE: Final = "speaking_rate.json"
 _MOST_TICKS: Final = 1 << 20
+_SIZES: Final = ("width", "layers", "heads", "mlp_ratio", "piece_width", "mark_width")
+_OPTIONAL_SIZES: Final = ("pooled_width", "text_head_width")
 _MOST_SIZE: Final = 1 << 20
 _OTHER_MODEL: Final = "it is of another model: choose another checkpoint"
 
@@ -96,10 +98,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes out of range and unknown kinds."""
-        sizes = [self.width, self.layers, self.heads, self.mlp_ratio, self.piece_width, self.mark_width]
-        sizes += [size for size in (self.pooled_width, self.text_head_width) if size is not None]
-        if not all(type(size) is int and 1 <= size <= _MOST_SIZE for size in sizes):
-            raise UsageFault(f"model: found {asdict(self)}; expected whole sizes from 1 to {_MOST_SIZE}")
+        for name in (*_SIZES, *_OPTIONAL_SIZES):
+            size = getattr(self, name)
+            absent = size is None and name in _OPTIONAL_SIZES
+            if not absent and not (type(size) is int and 1 <= size <= _MOST_SIZE):
+                raise UsageFault(f"model: {name}: found {size!r:.40}; expected a whole number from 1 to {_MOST_SIZE}")
         if self.width % (2 * self.heads):
             raise UsageFault(
                 f"model: found width {self.width} and {self.heads} heads; expected an even number of features a head"

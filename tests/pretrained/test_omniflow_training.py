@@ -341,7 +341,7 @@ class TestWords:
         [
             ({"absent": "somewhere"}, "absent: found 'somewhere'; expected left-out, noise"),
             ({"context_only": ["image"]}, "context_only: found"),
-            ({"pooled_width": 0}, "expected whole sizes from 1"),
+            ({"pooled_width": 0}, "pooled_width: found 0; expected a whole number from 1 to"),
         ],
     )
     def test_fields_of_the_model_that_nothing_is_called_are_refused(self, changes: Any, said: str) -> None:
@@ -349,7 +349,7 @@ class TestWords:
             TrainSettings(model=changes)
 
     def test_what_does_not_go_together_is_refused(self, omniflow: Path, tmp_path: Path) -> None:
-        with pytest.raises(UsageFault, match="preset tiny: the sizes are those of"):
+        with pytest.raises(UsageFault, match="preset tiny: pretrained_model_name_or_path has sizes of its own"):
             TrainSettings(preset="tiny", pretrained_model_name_or_path=omniflow)
         with pytest.raises(UsageFault, match="pretrained_weights: it goes with"):
             TrainSettings(pretrained_weights="ema")
