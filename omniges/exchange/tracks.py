@@ -47,6 +47,9 @@ _BESIDE: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """Folders of a motion's sound and words, from the folder of its NPZ: the same one, or BEAT2's."""
 
+_MOTION_FOLDERS: Final = ("smplxflame_30", "speakers_1234_smplx_neutral_npz")
+"""Folders of NPZ files in a folder of BEAT2."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sound:
@@ -153,6 +156,8 @@ def find_tracks(
         DataError: A file is damaged, or a file of a record is missing.
     """
     sources = [(label, path, _found(path)) for label, path in map(_labelled, paths)]
+    if keys and not any(isinstance(source, ShardFolder) for _, _, source in sources):
+        raise UsageFault(f"--key {keys[0]}: a folder of shards among the paths expected, found none: remove it")
     others = {found.clip for _, _, each in sources if not isinstance(each, ShardFolder) for found in each}
     chosen: list[_Found] = []
     for label, path, source in sources:
@@ -192,7 +197,8 @@ def _found(path: Path) -> ShardFolder | list[_Found]:
             return ShardFolder(path)
         places = [path, *sorted(folder for folder in path.iterdir() if folder.is_dir())]
         results = [one for place in places for one in _results(place)]
-        files = results or [_file(each) for each in sorted(path.glob("*.npz"))]
+        folders = (path, *(path / name for name in _MOTION_FOLDERS))
+        files = results or [_file(each) for folder in folders for each in sorted(folder.glob("*.npz"))]
         if not files:
             raise UsageFault(f"{path}: a folder of shards, of results or of NPZ files expected, found none of them")
         return files

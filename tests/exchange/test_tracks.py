@@ -117,6 +117,16 @@ class TestFiles:
             list(load_tracks([tmp_path / (name or "x.npz")]))
         assert "\n" not in str(raised.value)
 
+    def test_a_folder_of_beat2_is_that_of_its_motion(self, corpus: Path) -> None:
+        root = files(corpus, ".npz").parents[1]
+        tracks = list(load_tracks([root]))
+        assert len(tracks) == len(list(root.rglob("*.npz")))
+        assert all(track.audio is not None for track in tracks)
+
+    def test_keys_are_of_shards(self, corpus: Path) -> None:
+        with pytest.raises(UsageFault, match="--key k: a folder of shards among the paths expected"):
+            list(load_tracks([files(corpus, ".npz")], ["k"]))
+
     def test_an_empty_folder_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(UsageFault, match="found none of them"):
             list(load_tracks([tmp_path]))
