@@ -76,10 +76,12 @@ def load_codec(
     folder = arguments.path("folder", folder)
     loader = CODECS.get(arguments.text("name", name))
     if not folder.is_dir():
-        raise UsageFault(f"{name}={folder}: a folder with the codec's files expected, found none")
+        raise UsageFault(f"{name}={folder}: a folder with the codec's files expected, found none: check the path")
     t5_tokenizer = None if t5_tokenizer is None else arguments.path("t5_tokenizer", t5_tokenizer)
     if t5_tokenizer is not None and not t5_tokenizer.is_dir():
-        raise UsageFault(f"--t5-tokenizer {t5_tokenizer}: a folder with T5's tokenizer.json expected, found none")
+        raise UsageFault(
+            f"--t5-tokenizer {t5_tokenizer}: a folder with T5's tokenizer.json expected, found none: check the path"
+        )
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     codec = loader(folder, Loading(device=device, ends=BOTH_ENDS if ends is None else ends, t5_tokenizer=t5_tokenizer))
     if codec.entry.name != name:  # shards would store a name that cannot be loaded

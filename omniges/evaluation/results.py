@@ -162,7 +162,10 @@ def find_results(
     found: dict[str, list[FileResult]] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise UsageFault(f"{folder}: a folder of generated results expected, found none there")
+            raise UsageFault(
+                f"{folder}: a folder of generated results expected, found none there: give the "
+                "--output-dir of omniges generate"
+            )
         for place in [folder, *(path for path in visible_entries(folder) if path.is_dir())]:
             for result in _results(place, rows, task, shards, without_record):
                 found.setdefault(result.task, []).append(result)

@@ -203,7 +203,9 @@ def _found(path: Path) -> ShardFolder | list[_Found]:
             raise UsageFault(f"{path}: a folder of shards, of results or of NPZ files expected, found none of them")
         return files
     if not path.is_file():
-        raise UsageFault(f"{path}: a folder of shards or results, or an NPZ, WAV or TextGrid expected, found nothing")
+        raise UsageFault(
+            f"{path}: a folder of shards or results, or an NPZ, WAV or TextGrid expected, found nothing: check the path"
+        )
     return [_file(path)]
 
 

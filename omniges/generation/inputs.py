@@ -274,7 +274,9 @@ def given_words(
         )
     inside = [word for word in words if word["start"] * TICKS_PER_SECOND < ticks]
     if not inside:
-        raise DataError(f"{path}: words in the first {ticks / TICKS_PER_SECOND:.1f} s expected, found none")
+        raise DataError(
+            f"{path}: words in the first {ticks / TICKS_PER_SECOND:.1f} s expected, found none: check its times"
+        )
     found = list(remarks)
     if len(inside) < len(words):
         found.append(f"{len(words) - len(inside)} words beyond {ticks / TICKS_PER_SECOND:.1f} s left out")
@@ -302,7 +304,7 @@ def _textgrid(path: str, data: bytes, seconds: float | None) -> tuple[list[dict[
     except RecordingFault as fault:
         raise fault.refusal(path) from fault
     if not tier.words:
-        raise DataError(f"{path}: words expected, found none")
+        raise DataError(f"{path}: words expected, found none: give a file with words")
     words = [{"word": word.word, "start": word.start, "end": word.end} for word in tier.words]
     return words, tier.xmax_s, [f"{note.code}: {note.found}" for note in tier.notes]
 
@@ -488,7 +490,9 @@ def planned_inputs(conditions: Sequence[StreamName], sources: Sources, reading: 
             "--shards and --key"
         )
     if not conditions and sources.seconds is None:
-        raise UsageFault("--seconds: expected for results without an input, found none")
+        raise UsageFault(
+            "--seconds: a length expected for results without an input, found none: give one, such as --seconds 20"
+        )
     rate = _rate(sources) or reading.rate
     if sources.seconds is not None and not conditions:
         item = cut_input(Input(_UNCONDITIONAL, int(sources.seconds * TICKS_PER_SECOND + 1e-6), ()), None, reading)

@@ -252,7 +252,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     """Return config.json, after checking its mel and its rates."""
     path = folder / "config.json"
     if not path.is_file():
-        raise UsageFault(f"--vocoder {folder}: the folder of a HiFi-GAN with config.json expected, found none there")
+        raise UsageFault(
+            f"--vocoder {folder}: the folder of a HiFi-GAN with config.json expected, found none there: check the path"
+        )
     read = read_settings(path, "Take another folder", folder)
     config = {"resblock_dilation_sizes": _DILATIONS} | {key: read[key] for key in _CONFIG if key in read}
     for key, (expected, fits) in _CONFIG.items():

@@ -75,7 +75,10 @@ def verify(settings: VerifySettings, count: Callable[[int, int], None] = lambda 
     start = time.monotonic()
     path = settings.location.path
     if path is not None and not os.path.isdir(path):
-        raise UsageFault(f"{settings.location}: a folder of shards expected, found none there")
+        raise UsageFault(
+            f"{settings.location}: a folder of shards expected, found none there: give the "
+            "--output-dir of omniges preprocess"
+        )
     found = _Verification(settings)
     try:
         with Folders(settings.location, ahead=settings.level != "quick") as folders:
@@ -191,7 +194,7 @@ class _Verification:
             self.not_checked.append(f"files that {schema.DATASET_FILE} does not list: {location} has no listing")
             return []
         if not names and location.path is None:
-            raise UsageFault(f"{location}: a folder of shards expected, found nothing there")
+            raise UsageFault(f"{location}: a folder of shards expected, found nothing there: check the address")
         found = check_names(names, set() if inventory is None else {*inventory.shards, *inventory.files})
         if inventory is None:
             found = [finding for finding in found if finding.code in {"temporary-file", "unfinished-run"}]
