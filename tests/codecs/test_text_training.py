@@ -97,7 +97,7 @@ class TestWindows:
             np.testing.assert_allclose(text, wanted, atol=1e-4)
 
     def test_the_window_is_the_codecs(self, encoded_text: Path, tmp_path: Path) -> None:
-        with pytest.raises(UsageFault, match=r"--window-ticks 8: 16 expected, the window that omniflow-text-vae.npy"):
+        with pytest.raises(UsageFault, match=r"--window-ticks 8: 16 expected, the window of omniflow-text-vae.npy"):
             run(encoded_text, tmp_path / "run", text_codec=NAME, window_ticks=8)
 
     def test_begin_where_all_codecs_have_a_row(self, encoded_text: Path, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_everything_is_checked_before_anything_is_generated(checkpoint: Path, sh
         ({"profile": "emage-2024"}, "give --body-model"),
         ({"mean_speeds": tmp_path / "none.npy"}, "--mean-speeds"),
         ({"body_model": tmp_path / "none.npz"}, "--body-model"),
-        ({"encoder": tmp_path / "none.safetensors"}, "no such file"),
+        ({"gesture_encoder": tmp_path / "none.safetensors"}, "no such file"),
     ):
         with pytest.raises(UsageFault, match=words):
             evaluate(EvaluateSettings(**source, shards=shards, **changes))
@@ -153,7 +153,7 @@ class TestFit:
         saved, folder = find_checkpoint(tmp_path / "run"), ShardFolder(shards)
         tasks, remarks = require_fit(saved, folder, "test", ())
         assert tasks == ("t2g", "a2g")
-        assert remarks == ["not generated, for the model was not trained on them: t2a, g2a, g2t, a2t"]
+        assert remarks == ["not generated, because the model was not trained on them: t2a, g2a, g2t, a2t"]
         with pytest.raises(UsageFault, match=r"--tasks a2t: .* was not trained on it, only on a2g, t2g"):
             require_fit(saved, folder, "test", ("a2t",))
 
@@ -175,7 +175,7 @@ class TestFit:
         (
             ["--checkpoint", "run", "--task", "a2g"],
             2,
-            "--task a2g: it is of files that have no record; of a checkpoint",
+            "--task a2g: it is for files that have no record; with a checkpoint",
         ),
         (
             ["nowhere", "--num-samples", "2"],

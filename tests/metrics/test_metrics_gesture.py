@@ -270,7 +270,7 @@ class TestProfiles:
             PROFILES["corrected"].beats.threshold = 0.2  # type: ignore[misc]
         with pytest.raises(TypeError):
             PROFILES["mine"] = PROFILES["corrected"]  # type: ignore[index]
-        with pytest.raises(UsageFault, match="--profile emage: one of corrected, emage-2024, emage-eval-2025 expected"):
+        with pytest.raises(UsageFault, match="profile emage: one of corrected, emage-2024, emage-eval-2025 expected"):
             EvaluateSettings(generated=(Path("results"),), profile="emage")  # type: ignore[arg-type]
 
 

@@ -233,23 +233,23 @@ def test_a_clip_does_not_depend_on_how_many_there_are(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "values"),
+    ("name", "values"),
     [
-        ("--clips", {"clips": 0}),
-        ("--clips", {"clips": 2, "speakers": 3}),
-        ("--seconds", {"seconds": 1.0}),
-        ("--seconds", {"seconds": float("nan")}),
-        ("--words", {"words": 1}),
-        ("--words", {"words": MAX_WORDS + 1}),
-        ("--speakers", {"speakers": 0}),
-        ("--speakers", {"speakers": 27, "clips": 27}),
-        ("--seed", {"seed": -1}),
-        ("--layout", {"layout": "flat"}),
-        ("--audio", {"audio": "mp3"}),
+        ("clips", {"clips": 0}),
+        ("clips", {"clips": 2, "speakers": 3}),
+        ("seconds", {"seconds": 1.0}),
+        ("seconds", {"seconds": float("nan")}),
+        ("words", {"words": 1}),
+        ("words", {"words": MAX_WORDS + 1}),
+        ("speakers", {"speakers": 0}),
+        ("speakers", {"speakers": 27, "clips": 27}),
+        ("seed", {"seed": -1}),
+        ("layout", {"layout": "flat"}),
+        ("audio", {"audio": "mp3"}),
     ],
 )
-def test_settings_are_checked(option, values):
-    with pytest.raises(UsageFault, match=f"^{option} .*expected") as caught:
+def test_settings_are_checked(name, values):
+    with pytest.raises(UsageFault, match=f"^{name} .*expected") as caught:
         CorpusSettings(**values)
     assert caught.value.exit_code == ExitCode.USAGE
 

@@ -320,7 +320,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("codecs", "own", "words"),
         [
-            (("audioldm2-vae",), BOTH, "--validation-codec audioldm2-vae: NAME=FOLDER expected"),
+            (("audioldm2-vae",), BOTH, "validation_codec audioldm2-vae: NAME=FOLDER expected"),
             (("audioldm2-vae=",), BOTH, "NAME=FOLDER expected"),
             (("audioldm2-vae=a",), {}, "the run trains on no latents: remove it"),
             (("gesture-rvqvae=a",), {"audio_codec": AUDIO}, "the run trains on latents of audioldm2-vae: remove it"),
