@@ -305,7 +305,7 @@ def test_results_are_not_replaced_unless_asked(checkpoint: Path, files: dict[str
         ),
         ("at2g", {"text": ("a.txt",), "audio": ("b.wav", "c.wav")}, UsageFault, "no --audio file called a"),
         ("x2g", {"audio": ("sound.wav",)}, UsageFault, "task x2g: expected one of"),
-        ("unconditional", {}, UsageFault, "--seconds: expected"),
+        ("unconditional", {}, UsageFault, "--seconds: a length expected"),
         ("a2g", {"audio": ("sound.wav",), "speaker": "nobody"}, UsageFault, "--speaker nobody: the model knows"),
         ("a2g", {"keys": ("x",)}, UsageFault, "add shards DIR"),
         ("a2g", {"audio": ("sound.wav",), "start_xz": (float("nan"), 1.0)}, UsageFault, "start_xz nan,1: finite"),
