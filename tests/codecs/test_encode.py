@@ -130,6 +130,7 @@ class TestOutput:
         for row in folder.rows:
             np.testing.assert_array_equal(found[row.key][f"{NAME}.npy"], folder.array(row, f"{NAME}.npy"))
 
+    @pytest.mark.slow
     def test_inspect_shows_them(self, encoded: Path) -> None:
         key = ShardFolder(encoded).rows[0].key
         shown = omniges("inspect", encoded).stdout
@@ -139,6 +140,7 @@ class TestOutput:
         facts = json.loads(omniges("inspect", encoded, key, "--json").stdout)
         assert facts["arrays"][f"{NAME}.npy"]["shape"][1] == 128
 
+    @pytest.mark.slow
     def test_export_gives_the_same_recordings(self, encoded: Path, shards: Path, tmp_path: Path) -> None:
         for name, folder in (("a", encoded), ("b", shards)):
             assert omniges("export", "--shards", folder, "-o", tmp_path / name).returncode == 0
@@ -154,6 +156,7 @@ class TestStarts:
         assert digests(tmp_path / "out") == digests(tmp_path / "in")
         assert run(tmp_path / "in", "deep").findings == ()
 
+    @pytest.mark.slow
     def test_one_codec_after_the_other_or_again(
         self, shards: Path, vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -392,6 +395,7 @@ class TestPreprocess:
         run_preprocess(folder / "c", folder / "s")
         assert digests(folder / "s") == before
 
+    @pytest.mark.slow
     def test_an_update_is_refused_and_force_starts_anew(self, folder: Path) -> None:
         before = digests(folder / "s")
         grid = next((folder / "c").rglob("*.TextGrid"))

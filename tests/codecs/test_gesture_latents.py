@@ -314,6 +314,7 @@ class TestGenerate:
             found.append(sample.gesture)
         assert np.abs(found[0] - found[1]).max() > 0.01
 
+    @pytest.mark.slow
     def test_lengths_are_whole_rows_of_both_codecs(self, whole: Path, folders: Folders, tmp_path: Path) -> None:
         generated(whole, tmp_path / "out", "unconditional", folders, seconds=2.7)
         assert read_record(tmp_path / "out" / "unconditional.json").ticks == 24

@@ -206,6 +206,7 @@ class TestFolder:
 
 
 class TestFingerprint:
+    @pytest.mark.slow
     def test_changes_with_every_file_and_nothing_else(self, tmp_path):
         write_codec(tmp_path)
         first = load_gesture_rvqvae(tmp_path).fingerprint

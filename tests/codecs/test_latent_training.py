@@ -175,6 +175,7 @@ class TestTraining:
         saved = json.loads((encoded / "latents.json").read_bytes())[AUDIO]
         np.testing.assert_allclose(model.stream("audio").state_dict()["mean"].numpy(), saved["mean"], rtol=1e-6)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("workers", [0, 2])
     def test_stopped_and_resumed_is_never_stopped_to_the_bit(
         self, whole: Path, encoded: Path, tmp_path: Path, workers: int
@@ -229,6 +230,7 @@ class TestRefusals:
             with pytest.raises(UsageFault, match=words):
                 run(folder, copy, audio_codec=codec, max_train_steps=8)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("codec", [AUDIO, None])
     def test_latents_of_a_codec_that_a_run_does_not_use_may_come_and_be_replaced(
         self, codec: str | None, shards: Path, vae: Path, tmp_path: Path
@@ -322,6 +324,7 @@ class TestGenerate:
         with pytest.raises(UsageFault, match=r"latents of audioldm2-vae: give --codec audioldm2-vae=FOLDER"):
             make(whole, tmp_path / "c", "a2g", shards=shards, keys=(key,))
 
+    @pytest.mark.slow
     def test_audio_files_are_as_loud_as_what_the_model_learned_from(
         self, corpus: Path, vae: Path, recording: dict[str, Any], tmp_path: Path
     ) -> None:

@@ -70,6 +70,7 @@ def without_data(**sizes):
 
 
 class TestSizes:
+    @pytest.mark.slow
     @given(
         channels=st.integers(1, 9),
         width=st.integers(1, 9),

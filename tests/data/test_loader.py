@@ -198,6 +198,7 @@ class TestRanks:
     ) -> None:
         self.check(folder, sequence, world, 0, micro)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("world", "workers"), [(1, 1), (2, 2), (1, 4)])
     def test_and_with_workers(
         self, folder: Path, sequence: list[tuple[int, str, int]], world: int, workers: int

@@ -224,6 +224,7 @@ class TestTwoProcesses:
         assert self.both(web.url, tmp_path, shards, "") == len(names) + 4
         assert all(web.requests[name] == 1 for name in [*names, "manifest.parquet", "stats.json", "tokenizer.json"])
 
+    @pytest.mark.slow
     def test_share_one_cache_over_s3_and_fetch_each_file_once(
         self, bucket: remote.S3, shards: Path, tmp_path: Path
     ) -> None:

@@ -250,6 +250,7 @@ class TestDamage:
             with pytest.raises(DataError, match=r"as in the manifest|of the manifest"):
                 read(data + END_OF_ARCHIVE, tmp_path_factory, folder.folder)
 
+    @pytest.mark.slow
     def test_two_shards_with_the_same_sample(self, whole_set: Path) -> None:
         path = whole_set / "train-000000.tar"
         with pytest.raises(DataError, match=r"was in .*train-000000\.tar already"):

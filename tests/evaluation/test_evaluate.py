@@ -324,6 +324,7 @@ def test_a_face_that_another_tool_did_not_make_is_not_scored(shards: Path, tmp_p
 
 
 class TestNamesOfOtherTools:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["res_{}", "{}_output", "res_{}_output", "gt_{}"])
     def test_results_are_found_by_stem(self, shards: Path, tmp_path: Path, name: str) -> None:
         samples = write(tmp_path / "own", shards, motion_file, ".npz")

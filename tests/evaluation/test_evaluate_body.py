@@ -192,6 +192,7 @@ def test_the_report_names_model_encoder_and_speeds(parts: dict[str, Path], gener
     assert load_bodies(None).name == "generic"
 
 
+@pytest.mark.slow
 def test_the_corrected_profile_takes_joints_of_the_model_too(
     parts: dict[str, Path], generated: tuple[Path, Path]
 ) -> None:

@@ -75,6 +75,7 @@ class TestSeveralResultsOfARecording:
         assert found["log-mel L1", "generated"].value == 0
         assert min(found["log-mel L1", "shuffled"].by_recording.values()) > 0.1
 
+    @pytest.mark.slow
     def test_the_recordings_side_of_the_frechet_distance_has_each_once(self, shards: Path, tmp_path: Path) -> None:
         for sample in samples_of(shards):
             for k in range(2):

@@ -53,6 +53,7 @@ def encoded(shards: Path, codec: Path, plugin: Path, tmp_path_factory: pytest.Te
     return out
 
 
+@pytest.mark.slow
 def test_the_command_encodes_shards_by_an_entry_point(encoded: Path, codec: Path) -> None:
     """Latents are the projection of the mean of each pair, computed here once more in float64."""
     mean, components = (np.load(codec / f"{name}.npy").astype(np.float64) for name in ("mean", "components"))

@@ -66,6 +66,7 @@ class TestPreprocess:
         assert events[-1]["converted"] == events[-2]["converted"] == 6
         assert events[-1]["exit_code"] == 0
 
+    @pytest.mark.slow
     def test_plain_lines_where_there_is_no_terminal(self, corpus: Path, tmp_path: Path) -> None:
         run = omniges("preprocess", "--root", corpus, "--out", tmp_path / "o")
         assert "6/6 recordings: 6 converted, 0 rejected" in run.stderr.splitlines()[-1]

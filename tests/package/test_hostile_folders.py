@@ -430,6 +430,7 @@ def test_links_in_the_folder_of_a_run_lead_to_nothing_that_changes(name: str, wo
     world.require_untouched()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [os.symlink, os.link])
 @pytest.mark.parametrize(
     ("name", "command"),

@@ -155,6 +155,7 @@ class TestLoading:
         modules = [module for module in MODULES if room_of(module) == room]
         assert not tops(loaded_by(*modules)) & TRAINING
 
+    @pytest.mark.slow
     def test_generation_never_loads_the_trainer(self) -> None:
         modules = [module for module in MODULES if room_of(module) in FOR_GENERATION]
         assert not {module for module in loaded_by(*modules) if room_of(module) == "trainer"}

@@ -73,6 +73,7 @@ def require_plain(text: str) -> None:
 
 
 class TestCommands:
+    @pytest.mark.slow
     def test_a_corpus_of_hostile_names_is_converted_and_shown_as_it_is(self, corpus: Path, tmp_path: Path) -> None:
         root = tmp_path / "root"
         shutil.copytree(corpus, root)

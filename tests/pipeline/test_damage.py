@@ -318,6 +318,7 @@ class TestDamage:
         assert REJECTED[case][0] in damaged.codes(case)
         assert damaged.stems[case] not in {row.stem for row in ShardFolder(damaged.out).rows}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("case", NOTED)
     def test_is_converted_with_a_note(self, damaged: Damaged, case: str) -> None:
         assert NOTED[case][0] in damaged.codes(case)

@@ -71,6 +71,7 @@ class TestRealRecording:
         # The golden value of each block, as found by others.
         assert abs(gesture[0, 258] - 0.9956709252) < 3e-7
 
+    @pytest.mark.slow
     def test_mel_equals_librosas(self, real: Path, beat2_sample: Path) -> None:
         source = ShardFolder(real)
         mel = source.array(source.rows[0], "mel.npy")
@@ -254,6 +255,7 @@ class TestDeterminism:
         assert run.returncode == 0, run.stderr
         assert digests(out) == digests(shards)
 
+    @pytest.mark.slow
     def test_a_real_recording_gives_the_same_bytes_without_fused_multiply_add(
         self, real: Path, beat2_sample: Path, tmp_path: Path
     ) -> None:
@@ -285,6 +287,7 @@ class TestRunningAgain:
         assert replace(again, **same) == replace(first, **same)
         assert {path: path.stat().st_mtime_ns for path in (tmp_path / "o").iterdir()} == before
 
+    @pytest.mark.slow
     def test_an_input_of_other_content_but_the_same_size_and_date_is_noticed(
         self, corpus: Path, tmp_path: Path
     ) -> None:
@@ -360,6 +363,7 @@ class TestRunningAgain:
 
 
 class TestMemory:
+    @pytest.mark.slow
     def test_an_eleven_minute_conversation_stays_within_300_mb(self, tmp_path: Path) -> None:
         assert (
             omniges(

@@ -86,6 +86,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, outcomes: int) -> None:
 
 
 class TestUpdate:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("change", "computed"),
         [
@@ -139,6 +140,7 @@ class TestUpdate:
         assert convert(root, out)["computed"] == 1
         assert digests(out) == fresh(root, tmp_path)
 
+    @pytest.mark.slow
     def test_a_damaged_shard_is_computed_again_and_the_others_are_not(self, root: Path, tmp_path: Path) -> None:
         out = tmp_path / "o"
         convert(root, out)

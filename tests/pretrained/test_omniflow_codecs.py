@@ -112,6 +112,7 @@ class TestWeights:
 
 
 class TestTraining:
+    @pytest.mark.slow
     @pytest.mark.parametrize("choice", CHOICES)
     def test_all_six_tasks_learn(self, choice: str, runs: dict[str, Path]) -> None:
         tasks = {task for line in log_of(runs[choice]) for task in line["tasks"]}

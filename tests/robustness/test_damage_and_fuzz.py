@@ -73,6 +73,7 @@ class TestDraws:
             assert fuzz.judge(sites[place], case) == "", f"--seed {SEED} --only {index}"
         assert len(targets) == 6
 
+    @pytest.mark.slow
     def test_a_draw_follows_from_seed_and_index(self, bases: Any) -> None:
         for index in (3, 600, 601, 777):
             assert damage.draw_fault(bases, 1, index) == damage.draw_fault(bases, 1, index)

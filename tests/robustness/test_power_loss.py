@@ -90,6 +90,7 @@ class TestOrder:
         renamed = [kind_of(call) for call in calls if call.kind == "rename"]
         assert {"rename work/commit.json", "rename work/place.json", "rename out/dataset.json"} <= set(renamed)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", NAMES)
     def test_without_any_one_of_its_syncs_the_order_is_broken(
         self, recordings: dict[str, Recording], name: str

@@ -70,6 +70,7 @@ def of_each_kind(calls: list[Call]) -> list[int]:
 
 
 class TestEveryCall:
+    @pytest.mark.slow
     def test_after_a_kill_before_a_call_of_each_kind(
         self, fresh: tuple[Tree, list[Call], Tree], tmp_path: Path
     ) -> None:

@@ -59,6 +59,7 @@ class TestManifest:
         expected = sorted(rows, key=lambda row: (row.shard, row.members["json"].offset))
         assert parse_manifest(serialize_manifest(rows)) == expected
 
+    @pytest.mark.slow
     @settings(max_examples=40, deadline=None)
     @given(row_lists(), st.randoms())
     def test_the_hash_ignores_order_and_packing(self, rows: list[ManifestRow], rng: object) -> None:
@@ -94,6 +95,7 @@ class TestManifest:
         with pytest.raises(ValueError):
             parse_manifest(data)
 
+    @pytest.mark.slow
     @settings(max_examples=1)
     @given(manifest_rows(2, ()))
     def test_few_bytes_that_claim_many_rows_are_refused_unread(self, row: ManifestRow) -> None:

@@ -45,6 +45,7 @@ values = st.recursive(
 
 
 class TestJson:
+    @pytest.mark.slow
     @settings(max_examples=40)
     @given(st.dictionaries(stems, values))
     def test_bytes_do_not_depend_on_the_order_of_keys(self, value: dict[str, object]) -> None:

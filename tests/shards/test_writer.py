@@ -111,6 +111,7 @@ class TestWriting:
 class TestStoredSamples:
     """Whatever lies in earlier files and in whatever order, the shards are those of writing every sample anew."""
 
+    @pytest.mark.slow
     @settings(max_examples=60, deadline=None)
     @given(st.data())
     def test_the_shards_are_the_same_wherever_the_samples_come_from(

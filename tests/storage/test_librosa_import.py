@@ -42,6 +42,7 @@ def test_without_it_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         librosa_import.load_librosa()
 
 
+@pytest.mark.slow
 def test_without_a_folder_for_its_cache_one_line_names_the_variable() -> None:
     script = "from omniges.storage.librosa_import import *\nfrom omniges.errors import EnvironmentFault\n"
     script += "try: load_librosa()\nexcept EnvironmentFault as fault: print(fault)"

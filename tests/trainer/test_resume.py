@@ -142,6 +142,7 @@ class TestSignals:
         assert not (tmp_path / CHECKPOINTS).exists()
         assert run(shards, tmp_path).outcome.exit_code is ExitCode.OK
 
+    @pytest.mark.slow
     def test_a_wait_without_end_is_left_at_once(
         self, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

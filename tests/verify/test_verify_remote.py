@@ -160,6 +160,7 @@ class TestS3:
         assert aside.returncode == 2
         assert "--quarantine" in aside.stderr
 
+    @pytest.mark.slow
     def test_a_server_that_is_not_there_is_one_line_and_exit_3(self) -> None:
         done = omniges("verify-shards", "s3://bucket/shards", **s3_environment("http://127.0.0.1:9"))
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1), done.stderr

@@ -64,6 +64,7 @@ def sounds(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_corpus_of_another_package_is_converted_by_workers(sounds: Path, tmp_path: Path) -> None:
     """Guessed from the folder; what its recordings lack is absent; the set is valid to the last byte."""
     site = install(tmp_path / "site", POINT)
