@@ -70,7 +70,6 @@ def without_data(**sizes):
 
 
 class TestSizes:
-    @pytest.mark.slow
     @given(
         channels=st.integers(1, 9),
         width=st.integers(1, 9),

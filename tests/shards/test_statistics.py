@@ -49,7 +49,6 @@ class TestCombine:
         assert np.array_equal(got["min"], whole.min(axis=0))
         assert np.array_equal(got["max"], whole.max(axis=0))
 
-    @pytest.mark.slow
     @given(st.integers(2, 12), st.randoms())
     def test_the_order_of_clips_changes_no_bit(self, count: int, rng: random.Random) -> None:
         partials = [partial_of(clip) for clip in clips(count, 3)]
