@@ -66,8 +66,8 @@ class TestErrors:
             (lambda: TrainSettings(adam_beta1=2), "adam_beta1 2.0: ", "recipe key adam_beta1 2.0: "),
             (
                 lambda: TrainSettings(lr_scheduler="cosine", max_minutes=1),
-                "give max_train_steps or num_train_epochs too, or take lr_scheduler constant",
-                "give --max-train-steps or --num-train-epochs too, or take --lr-scheduler constant",
+                "give max_train_steps or num_train_epochs too, or use lr_scheduler constant",
+                "give --max-train-steps or --num-train-epochs too, or use --lr-scheduler constant",
             ),
             (
                 lambda: EvaluateSettings(generated=("x",), trust_encoder_program=True),
