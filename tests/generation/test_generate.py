@@ -624,5 +624,5 @@ def test_samples_of_other_shards_are_remarked_and_other_features_refused(
     dataset = json.loads((other / "dataset.json").read_text("utf-8"))
     dataset["features"]["mel"]["bands"] = 80
     (other / "dataset.json").write_bytes(seal({name: value for name, value in dataset.items() if name != "checksum"}))
-    with pytest.raises(DataError, match="its mel are not those of this model"):
+    with pytest.raises(DataError, match="its mel differ from those of this model"):
         make(checkpoint, tmp_path / "none", "a2t", shards=other, keys=(key,))
