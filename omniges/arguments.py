@@ -138,7 +138,7 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
 
 
 def choice(name: str, value: Any, among: Collection[str]) -> str:
-    """Return a text that must be one of several.
+    """Check that a text is one of the valid ones, and return it.
 
     Args:
         name: Name of the argument.
@@ -157,7 +157,7 @@ def choice(name: str, value: Any, among: Collection[str]) -> str:
 
 
 def instance(name: str, value: Any, kind: type[T], expected: str) -> T:
-    """Return an object of a class.
+    """Check that an object is an instance of a class, and return it.
 
     Args:
         name: Name of the argument.

@@ -374,7 +374,7 @@ class Pool(Generic[Task, Result]):
             return index
 
     def _serve(self, tasks: Sequence[Task]) -> None:
-        """Run one worker's thread: work on tasks, and repeat a task alone after a crash."""
+        """Run one worker's thread: work on tasks; after a crash repeat the task while no other runs."""
         worker: Worker | None = None
         try:
             while (index := self._take(tasks)) is not None:
@@ -395,7 +395,7 @@ class Pool(Generic[Task, Result]):
 
     @contextlib.contextmanager
     def _places_for(self, places: int) -> Iterator[None]:
-        """Hold one of the places for running tasks, or all of them to run alone."""
+        """Hold one of the places for running tasks, or all of them so that no other task runs."""
         with self._turn:  # a thread that waits for all places blocks new tasks until the running ones finish
             for _ in range(places):
                 self._places.acquire()

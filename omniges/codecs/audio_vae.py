@@ -14,7 +14,7 @@ at the block boundaries.
 
 Instead, each layer is computed in blocks. Between two normalisations there are only convolutions of 3 rows, whose
 blocks have one extra row on each side. Means and variances are those of all blocks together. The attention takes
-queries in blocks against all keys. So the block length affects memory alone: two activations of the complete clip,
+queries in blocks against all keys. So the block length affects only memory: two activations of the complete clip,
 plus one block.
 
 Shape letters: C channels, T rows (time), F columns (frequency) of an activation. There is no batch axis.

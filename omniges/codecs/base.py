@@ -110,7 +110,7 @@ class WindowCodec(Protocol):
         """Return what the latents of each text would lose, without computing the latents."""
 
     def encode(self, words: Sequence[Mapping[str, Any]], ticks: int, /) -> F32:
-        """Encode the grid's windows of a clip.
+        """Encode each window of a clip; the codec's window grid gives their start and length.
 
         Args:
             words: Words of the clip, with times in seconds.
@@ -146,7 +146,7 @@ CodecLoader = Callable[[Path, Loading], Codec]
 
 
 def decode_latents(codec: Codec, latents: npt.NDArray[Any]) -> Any:
-    """Decode latents with a codec of either kind.
+    """Decode latents with a codec of frames or of text windows.
 
     Args:
         codec: The loaded codec.

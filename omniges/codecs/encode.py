@@ -258,7 +258,7 @@ def _complete(target: Path, source: ShardFolder, entries: Mapping[str, CodecEntr
 
 
 def _hash_without(rows: Sequence[ManifestRow], members: set[str]) -> str:
-    """Return the manifest hash of rows without some members."""
+    """Return the manifest hash that the rows would have without the given members."""
     return manifest_hash(
         [
             replace(row, members={name: place for name, place in row.members.items() if name not in members})

@@ -59,7 +59,8 @@ def load_codec(
         folder: Folder with the codec's files.
         device: Device of its weights; None: the GPU if there is one.
         t5_tokenizer: Folder of a text codec's T5 tokenizer, if the codec's own folder does not contain it.
-        ends: Directions that are needed; None for both. A text codec, whose networks are large, loads these alone.
+        ends: Directions that are needed, encoding or decoding; None for both. A text codec has large networks, so it
+            loads only those of these directions.
 
     Returns:
         The loaded codec.

@@ -134,7 +134,7 @@ class ReportSettings:
     output_file: Path | None = option(
         None, "File for the report.", "--output-file", "-o", was=("out",), shown="standard output"
     )
-    html: Path | None = option(None, "HTML file with the scores, and the best, median and worst clip behind each.")
+    html: Path | None = option(None, "HTML file with the scores, and each score's best, median and worst clip.")
 
     def __post_init__(self) -> None:
         """Check the settings before the evaluation starts; raise UsageFault if the report's folder does not exist."""

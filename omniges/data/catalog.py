@@ -320,7 +320,7 @@ def _table(
     keys: npt.NDArray[np.bytes_],
     columns: Sequence[str],
 ) -> ClipTable:
-    """Return the table of some rows; `columns` are those of its members, and shards are numbered as in dataset.json."""
+    """Return the table of the given rows; `columns` are its members' columns, and shards have dataset.json's order."""
     names, codes = shard_column
     codes = codes[rows]
     place = {name: number for number, name in enumerate(shards)}

@@ -20,12 +20,12 @@ F32 = npt.NDArray[np.float32]
 
 
 class MappedMembers:
-    """Reads float32 members of some samples by byte range. An instance must not be used by several threads at once.
+    """Reads float32 members of samples by byte range. An instance must not be used by several threads at once.
 
     Args:
         folder: The shard set.
         rows: The samples, by number.
-        widths: Numbers in a row by member to read; 0 for an array of one dimension.
+        widths: For each member to read, the number of columns; 0 for an array of one dimension.
         marks: Zeros (samples, members) uint8; set to 1 when a member's sha256 was compared. Processes may share the
             array, so that each member is compared once.
         verify: Whether to compare the sha256.
@@ -52,7 +52,7 @@ class MappedMembers:
         """Return all numbers (n,) of a sample's member, row after row, as a read-only view.
 
         Args:
-            number: Number of the sample.
+            number: Index of the sample.
             member: Name of the member, such as ``gesture.npy``.
 
         Returns:

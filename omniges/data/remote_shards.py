@@ -200,7 +200,7 @@ class RemoteShards:
         return [DATASET_FILE, *SMALL_FILES, *(name for name in (LATENTS_FILE,) if name in self._files)]
 
     def least_bytes(self, splits: Collection[str]) -> tuple[int, str]:
-        """Return the size of the small files plus the largest shard of some splits, and that shard's name."""
+        """Return the size of the small files plus the largest shard of the given splits, and that shard's name."""
         shards = [(file.size, name) for name, file in self._files.items() if name.partition("-")[0] in splits]
         small = sum(self._files[name].size for name in self._small_files())
         size, name = max(shards, default=(0, ""))

@@ -151,7 +151,7 @@ class ShardSet:
     """
 
     def __init__(self, reader: ShardReader, rows: Sequence[ManifestRow]) -> None:
-        """Select the samples of some rows of the reader's manifest."""
+        """Select the samples of the given manifest rows."""
         self.reader = reader
         self.rows = tuple(rows)
 

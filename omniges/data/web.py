@@ -232,7 +232,7 @@ class _Member:
 
 @contextlib.contextmanager
 def _opened(address: str, shown: str) -> Iterator[ByteStream]:
-    """Yield the stream of an address; report a failed command instead of the truncated shard that it left."""
+    """Yield the stream of an address. If a command fails, report this, not the truncated shard that follows from it."""
     if address == "-":
         yield sys.stdin.buffer
         return

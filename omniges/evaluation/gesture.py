@@ -256,7 +256,7 @@ class _Scorer:
         return figures + self._registered.figures(self._how)
 
     def _mean_figure(self, heading: scores.Heading, values: scores.Values) -> scores.Figure:
-        """Return a weighted mean, with the details that some metrics have."""
+        """Return a weighted mean; for faces, recall and foot skate also their counts (vertices, joints, contact)."""
         details: dict[str, Any] = {}
         match values.found:
             case [gesture.FaceScore() as first, *_]:

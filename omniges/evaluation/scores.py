@@ -164,7 +164,7 @@ class Figure(Heading):
     left_out: Mapping[str, int] = field(default_factory=dict)  # results without a value, by reason
     why_not: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
-    by_recording: Mapping[str, float] = field(default_factory=dict)  # value of each recording alone, if it has one
+    by_recording: Mapping[str, float] = field(default_factory=dict)  # value of each single recording, if any
 
 
 class Values:

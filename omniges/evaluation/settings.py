@@ -42,15 +42,15 @@ class EvaluateSettings:
     )
     work_dir: Path | None = option(
         None,
-        "Folder in which to keep what is generated, in one folder for each task.",
+        "Folder to keep the generated results in, one subfolder for each task.",
         shown="removed afterwards",
         was=("work",),
     )
     task: str | None = option(None, "Task of results that have no record.", values=lambda: TASK_NAMES, panel="Scoring")
     protocol: Literal["beat2-speaker2"] | None = option(
         None,
-        "Score the clips of a published row by the profile emage-2024, and print the row; metrics whose files are not "
-        "given are named as missing.",
+        "Score the clips of a published row by the profile emage-2024, and print the row; metrics whose files are "
+        "missing are not computed.",
     )
     grid: Literal["generated", "emage", "gesturelsm"] = option(
         "generated",

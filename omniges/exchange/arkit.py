@@ -51,7 +51,7 @@ class FaceMatrix:
 
     @classmethod
     def of(cls, array: F64, name: str) -> FaceMatrix:
-        """Return the map of a matrix of either direction.
+        """Return the map of a matrix, whichever direction it converts.
 
         Args:
             array: (n, 100) or (n, 103) from ARKit weights to FLAME coefficients, or transposed for the other direction.

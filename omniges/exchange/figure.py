@@ -1,4 +1,4 @@
-"""The body of exported figures: a capsule along each bone, made here and bound to the bone's joint alone."""
+"""The body of exported figures: a capsule along each bone, made here and bound only to the bone's joint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`evaluate --html`: the table of scores, and the best, median and worst clip behind each figure."""
+"""`evaluate --html`: the table of scores, and each figure's best, median and worst clip."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def extremes(values: Mapping[str, float], lowest: str, highest: str) -> dict[str
 def view_scores(report: Report, results: Sequence[Path], shards: Path, output_file: Path) -> ViewSummary:
     """Write a page with the scores of results, and with the clips behind them beside their recordings.
 
-    Where no figure has values of clips, such as a Fréchet distance alone, the page shows the first clip.
+    If no figure has values of single clips (only a Fréchet distance, for example), the page shows the first clip.
 
     Args:
         report: The scores.

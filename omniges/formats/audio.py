@@ -107,7 +107,7 @@ def decode_wav(data: bytes | memoryview) -> Wav:
 
 
 def wav_from_array(samples: Array, rate_hz: float) -> Wav:
-    """Return the audio of a program's own array, checked as `decode_wav` checks that of a file.
+    """Return the audio of an array that a program passes; the checks are those of `decode_wav`.
 
     Args:
         samples: (n,) or (n, channels): int16 or int32 at full scale, or float32 or float64, nominally in [-1, 1].

@@ -107,7 +107,7 @@ def read_body_model(path: Path) -> tuple[BodyModel, str]:
 
 
 def _check_shapes(members: dict[str, Member]) -> None:
-    """Check dtypes and shapes, from the headers alone."""
+    """Check dtypes and shapes, reading only the headers."""
     template = members["v_template"].shape
     vertices = template[0] if len(template) == 2 else 0
     if not 1 <= vertices <= MAX_VERTICES:

@@ -75,7 +75,7 @@ class Motion:
 
     @property
     def absent(self) -> frozenset[str]:
-        """The parts that the motion lacks: of upper, hands, lower, jaw_eyes, root and face."""
+        """The parts that the motion lacks, any of upper, hands, lower, jaw_eyes, root and face."""
         return absent_parts_of(self.poses, self.expressions, self.trans)
 
     def at_rest(self) -> Self:
@@ -224,14 +224,14 @@ def _constant_betas(array: Array) -> Array:
 def motion_from_arrays(
     arrays: Mapping[str, Array | None], rate_hz: float, *, absent: Collection[str] = (), gender: str = ""
 ) -> Motion:
-    """Return the motion of a program's own arrays, checked as `decode_motion` checks those of a file.
+    """Return the motion of arrays that a program passes; the checks are those of `decode_motion`.
 
     Args:
         arrays: ``poses`` (T, 165), ``trans`` (T, 3), ``expressions`` (T, 1 to 100) and ``betas`` (1 to 300,), each
             float32 or float64, or None; at least one of the first three is there.
         rate_hz: Frames per second, a whole multiple of 30.
-        absent: Parts of ``poses`` (upper, hands, lower, jaw_eyes) whose columns mean nothing.
-        gender: Kept with the motion.
+        absent: Parts of ``poses`` (upper, hands, lower, jaw_eyes) whose columns are to be ignored.
+        gender: Gender of the body, stored with the motion.
 
     Returns:
         Motion with NaN for absent columns and for arrays that are None; betas that are None are zeros, and
@@ -479,7 +479,7 @@ def _checked_frames(name: str, array: Array, least: int, most: int) -> Array:
 
 
 def _check_members(members: dict[str, Member]) -> int:
-    """Check dtypes, shapes and lengths, from the headers alone; return the number of frames."""
+    """Check dtypes, shapes and lengths, reading only the headers; return the number of frames."""
     frames: dict[str, int] = {}
     for name, member in members.items():
         if member.kind != "f" or member.itemsize not in {2, 4, 8}:

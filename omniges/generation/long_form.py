@@ -45,7 +45,7 @@ class WindowSettings:
     windows: int = 6
     """Windows in a chunk, which limits the memory of a timeline."""
     at_once: int = 16
-    """Windows of several timelines in one batch of the model; a larger chunk is a batch alone."""
+    """Windows of several timelines in one batch of the model; a larger chunk gets its own batch."""
     tick_multiple: int = 1
     """Number of ticks of which windows, overlaps and timelines are multiples, so that they contain complete tokens."""
     apart: bool = False
@@ -269,7 +269,7 @@ def _count(stream: Stream, ticks: int, chunk: _Chunk) -> int:
 
 
 def packed(items: Iterable[T], size_of: Callable[[T], int], most: int) -> Iterator[list[T]]:
-    """Group items so that the sizes of a group sum to at most `most`; a larger item is a group alone.
+    """Group items so that the sizes of a group sum to at most `most`; a larger item gets its own group.
 
     Args:
         items: Items, which are consumed lazily.

@@ -203,7 +203,7 @@ class _Job:
     asked: Asked  # values of condition streams
 
     def results(self, group: Sequence[Input], worked: Callable[[float], None]) -> Iterator[_Made]:
-        """Generate and write the results of some inputs.
+        """Generate and write the results of a group of inputs.
 
         Args:
             group: The inputs.

@@ -228,7 +228,7 @@ class Codecs:
 
     @property
     def untimed_text(self) -> bool:
-        """True if text is latents of whole windows, whose words have no times."""
+        """True if one set of latents stands for a window's text, whose words then have no times."""
         return isinstance(self.entries.get("text"), WindowEntry)
 
     def windows_of_text(self, ticks: int, windows: WindowSettings) -> list[tuple[int, int]] | None:
@@ -264,7 +264,7 @@ class Codecs:
         return decode_latents(self.load(stream, "decode"), array) if stream in self.entries else array
 
     def load(self, stream: StreamName, *ends: End) -> Codec:
-        """Load the codec of a stream for at least some directions, unless that was done before.
+        """Load the codec of a stream for at least the given directions, unless that was done before.
 
         Args:
             stream: The stream.
@@ -368,7 +368,7 @@ class Sampler:
         return 0
 
     def absent_from(self, targets: Sequence[StreamName]) -> tuple[schema.Part, ...]:
-        """Return the parts of some targets that no training sample had, which are generated at rest."""
+        """Return the parts of the given targets that no training sample had; they are generated at rest."""
         if "gesture" not in targets or "gesture" in self.codecs.entries:
             return ()
         return tuple(part for part in absent_parts(self.model.trained) if part in CHANNELS_OF)

@@ -83,7 +83,7 @@ class MelVoice(Protocol):
         """Append mel frames (F, 64); return the samples that are ready."""
 
     def finish(self) -> F32:
-        """Return the last samples."""
+        """Return the samples of the frames that are still held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +307,7 @@ class HifiGan:
         return np.concatenate(ready)
 
     def finish(self) -> F32:
-        """Return the last samples."""
+        """Return the samples of the frames that are still held."""
         left = len(self._held) - self._before
         return self._sound(left, len(self._held)) if left else np.zeros(0, np.float32)
 

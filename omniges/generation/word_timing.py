@@ -60,7 +60,7 @@ class SpeakingRate:
     words: int  # number of words it was learned from
 
     def as_json(self) -> bytes:
-        """Return the content of the checkpoint's file."""
+        """Return the content of the file that a checkpoint holds, as JSON."""
         return json_document(asdict(self))
 
     @classmethod

@@ -319,16 +319,16 @@ class Results:
         folder: Path | None,
         windows_of_text: Sequence[tuple[int, int]] | None = None,
     ) -> None:
-        """Make the writers.
+        """Create one writer for each target.
 
         Args:
             targets: Streams of the result.
             body: Body of the motion.
-            codec: Tokenizer of text slots.
+            codec: Tokenizer of text tokens, one a tick.
             voice: Vocoder; None: no waveform.
             seed: Seed of the vocoder.
             folder: Folder of temporary files, see `Spool`.
-            windows_of_text: First tick and length of each window, if text is latents; None: text is slots.
+            windows_of_text: First tick and length of each window, if text is latents; None: text is tokens.
         """
         sink_of: dict[StreamName, Callable[[], Sink]] = {
             "gesture": lambda: GestureSink(body, folder),
@@ -338,7 +338,7 @@ class Results:
         self.sinks = {name: sink_of[name]() for name in targets}
 
     def append(self, arrays: Mapping[StreamName, Any]) -> None:
-        """Append the next rows of some targets."""
+        """Append the next rows of the given targets."""
         for name, rows in arrays.items():
             self.sinks[name].append(rows)
 

@@ -1,4 +1,4 @@
-"""Metrics of gesture: beats, motion alone, window boundaries, recall of semantic gestures, the face.
+"""Metrics of gesture: beats, motion without a reference, window boundaries, recall of semantic gestures, the face.
 
 Letters: T frames, J joints, V vertices, S window boundaries. World: metres, y up.
 """
@@ -239,7 +239,7 @@ def beat_score(audio_times_s: Numbers, motion_frames: Sequence[I64], frames: int
     return BeatScore(float(values.mean()), float(weight), len(times), sum(len(beats) for beats in motion_frames))
 
 
-# --- motion alone
+# --- motion without a reference
 
 
 @dataclass(frozen=True, slots=True)

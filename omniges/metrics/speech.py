@@ -26,7 +26,7 @@ _LEAST_FRAMES: Final = 4  # fewer have no peaks
 
 @dataclass(frozen=True, slots=True)
 class OnsetCounts:
-    """Numbers of matched, found and expected onsets, which add up over clips."""
+    """Counts of matched, found and expected onsets, which add up over clips."""
 
     matched: int
     found: int

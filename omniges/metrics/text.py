@@ -26,7 +26,7 @@ _SPACELESS_SCRIPTS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class EditCounts:
-    """Numbers of edits that turn the expected items into the found ones, which add up over clips."""
+    """Counts of edits that turn the expected items into the found ones, which add up over clips."""
 
     substitutions: int
     deletions: int
@@ -79,7 +79,7 @@ def normalised_text(text: str) -> str:
 
 
 def normalised_word(word: str) -> str:
-    """Return only the letters, marks and numbers of a word; "" for punctuation alone."""
+    """Return only the letters, marks and numbers of a word; "" if it is only punctuation."""
     return "".join(character for character in _folded(word) if _is_word(character))
 
 
@@ -217,7 +217,7 @@ def _next_row(row: I64, differs: npt.NDArray[np.bool_], i: int) -> tuple[I64, np
 def word_time_differences(found: Sequence[WordInterval], expected: Sequence[WordInterval]) -> tuple[F64, F64]:
     """Return the time differences of the starts and ends of equal words.
 
-    Words are aligned by their letters alone.
+    Words are aligned by their letters only.
 
     Args:
         found: Generated words with times in seconds.

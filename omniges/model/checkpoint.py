@@ -91,7 +91,7 @@ class SavedCheckpoint:
         return read_tensors(self._file(name))
 
     def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of the tensors of a file, from its header alone."""
+        """Return the shapes of a file's tensors, reading only its header."""
         return shapes_of(open_tensors(self._file(name)))
 
     def _file(self, name: str) -> Path:

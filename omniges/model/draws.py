@@ -306,7 +306,7 @@ def draw_plan(
 
 
 def _tasks_at(shares: npt.NDArray[np.float64], drawn: F32) -> I64:
-    """Return the numbers of the tasks (B,) that uniform draws (B,) select."""
+    """Return the indices of the tasks (B,) that uniform draws (B,) select."""
     bounds = np.cumsum(shares / shares.sum())
     last = np.flatnonzero(shares)[-1]  # rounding must not let the largest draw select a task without a share
     found: I64 = np.minimum(np.searchsorted(bounds, drawn, side="right"), last)

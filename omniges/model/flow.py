@@ -199,7 +199,7 @@ class FlowModel(nn.Module):
             tokens: Tokens (B, N, C) of the streams that take part.
             levels: Noise level (B,) of each of these streams.
             targets: Streams to predict.
-            speakers: Number of each sample's speaker (B,) int64; 0: unknown.
+            speakers: Index of each sample's speaker (B,) int64; 0: unknown.
             present: Parts that the samples have, for a model with ``tell_absent``; None: all.
             described: Result of `describe` for the samples (B, W).
 

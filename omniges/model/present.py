@@ -22,7 +22,7 @@ class Present:
     masks: Mapping[StreamName, Tensor]  # bool (B, 415) of gesture channels, (B, 1) of other streams and of latents
 
     def at(self, rows: Tensor) -> Present:
-        """Return the presence of some windows (R,), for use on the device."""
+        """Return the presence of the given windows (R,), for use on the device."""
         masks = {name: mask[rows] for name, mask in self.masks.items()}
         return replace(self, lacking=self.lacking[rows], masks=masks)
 

@@ -289,7 +289,7 @@ def is_unchanged(
 
 
 def digest_inputs(recordings: Sequence[Recording], workers: int, count: Count) -> dict[str, Digests]:
-    """Return the digests of all files of some recordings.
+    """Return the digests of all files of the given recordings.
 
     Args:
         recordings: Recordings to read.

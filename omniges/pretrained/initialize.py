@@ -1,4 +1,4 @@
-"""Initialization of a run from pretrained weights: OmniFlow's, in its own form or converted, or a checkpoint of ours.
+"""Initialization of a run from pretrained weights: OmniFlow, original or converted, or a checkpoint of omniges.
 
 A start defines the model before any weight is read, and fills that model when the run begins. It lists the use of every
 tensor in the file and the origin of every weight of the model. A tensor without a known use is an error.

@@ -44,7 +44,7 @@ class OmniFlowFolder:
 
 
 def is_omniflow(folder: Path) -> bool:
-    """Return True for a folder with OmniFlow's weights, or with those of its transformer alone."""
+    """Return True for a folder with OmniFlow's weights, or with only those of its transformer."""
     return any(_weight_files(place) for place in (folder / "transformer", folder))
 
 

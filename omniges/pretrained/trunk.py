@@ -1,7 +1,7 @@
 """OmniFlow's transformer as a configuration and weights of our trunk, from any form in which it was saved.
 
 Each tensor of our trunk has one rule, and each tensor of the source has one fate: loaded, converted or left out. Rules
-follow from sizes alone. A rule runs when its tensor is read, so no more than one tensor is in memory.
+follow only from sizes. A rule runs when its tensor is read, so no more than one tensor is in memory.
 
 EMA weights are a list without names, identified by the order of the parameters. Saved position tables are compared with
 the sines that they should contain, and are not kept.
@@ -265,7 +265,7 @@ def _opened(folder: Path) -> tuple[OmniFlowFolder, Tensors, Anatomy, list[str]]:
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """Return the trunk's configuration of an OmniFlow folder, from names and shapes alone."""
+    """Return the trunk's configuration of an OmniFlow folder, from names and shapes only."""
     return trunk_config(_opened(folder)[2])
 
 

@@ -448,7 +448,7 @@ def dataset_document(
 
 
 def totals_of(rows: Iterable[ManifestRow]) -> dict[str, Any]:
-    """Return the counts of some rows, as in ``totals`` and ``splits``."""
+    """Return the counts of the given rows, as in ``totals`` and ``splits``."""
     chosen = list(rows)
     return {
         "samples": len(chosen),

@@ -73,7 +73,7 @@ class CodecEntry(ABC):
     name: str  # such as audioldm2-vae
     fingerprint: str  # sha256 of the codec's configuration and weights
     source: str  # member that it reads
-    channels: int  # numbers in a vector; statistics are kept for each
+    channels: int  # values in a vector; statistics are kept for each
     settings: Mapping[str, Any] = field(default_factory=dict)  # further settings of the encoding, for users and replays
 
     def __post_init__(self) -> None:
@@ -105,7 +105,7 @@ class CodecEntry(ABC):
     @property
     @abstractmethod
     def width(self) -> int:
-        """Numbers in a row."""
+        """Number of values in a row."""
 
     @abstractmethod
     def rows_of_clip(self, frames: int, mel_frames: int, ticks: int) -> int:
@@ -169,7 +169,7 @@ def _fields_of(kind: type[CodecEntry]) -> set[str]:
 
 
 class FrameRows:
-    """Numbers and times of rows that are evenly spaced, each covering some frames of an array."""
+    """Counts and times of rows that are evenly spaced; each covers the same number of frames of an array."""
 
     __slots__ = ()
     source: str  # member whose frames the rows cover
@@ -183,16 +183,16 @@ class FrameRows:
 
     @property
     def tick_multiple(self) -> int:
-        """Number of ticks that must divide the start and length of windows, so that they hold whole rows."""
+        """Number of ticks that must divide the start and length of windows, so that they hold complete rows."""
         return self.rows_per_tick.denominator
 
     @property
     def width(self) -> int:
-        """Numbers in a row."""
+        """Number of values in a row."""
         return self.channels
 
     def rows(self, ticks: int) -> int:
-        """Return the number of whole rows in some ticks."""
+        """Return how many complete rows fit in a number of ticks."""
         return (
             ticks * SOURCE_FRAMES_PER_TICK[self.source] // self.frames_per_row
         )  # integer arithmetic: called in the read loop
@@ -225,7 +225,7 @@ class FrameRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameEntry(FrameRows, CodecEntry):
-    """A codec with rows (rows, channels) that are evenly spaced in time, each covering some frames of an array."""
+    """A codec with rows (rows, channels) that are evenly spaced in time; each covers the same number of frames."""
 
     frames_per_row: int  # source frames covered by one row of latents
 
@@ -268,12 +268,12 @@ class WindowEntry(CodecEntry):
 
     @property
     def grid(self) -> WindowGrid:
-        """Grid of the windows."""
+        """Length and stride of the windows, in ticks."""
         return WindowGrid(self.window_ticks, self.stride_ticks)
 
     @property
     def width(self) -> int:
-        """Numbers in a row."""
+        """Number of values in a row."""
         return self.latents * self.channels
 
     def rows_of_clip(self, frames: int, mel_frames: int, ticks: int) -> int:

@@ -395,7 +395,7 @@ class ShardFolder:
         return self._parsed(row, member, self.member(row, member), spans_of)
 
     def waveform(self, row: ManifestRow) -> npt.NDArray[np.float32] | None:
-        """Return the waveform (N,) of a sample at 16 kHz from either member; None if it was not kept.
+        """Return the waveform (N,) of a sample at 16 kHz, stored as npy or FLAC; None if audio was not kept.
 
         Errors are those of `member`, and DataError for FLAC that cannot be decoded.
         """

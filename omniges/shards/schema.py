@@ -230,7 +230,7 @@ class WindowGrid:
             )
 
     def count(self, ticks: int) -> int:
-        """Return the number of windows in a clip of some ticks."""
+        """Return the number of windows in a clip of the given length."""
         return max(0, 1 + (ticks - self.window_ticks) // self.stride_ticks)
 
     def starts(self, ticks: int) -> range:

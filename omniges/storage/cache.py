@@ -45,7 +45,7 @@ from omniges.storage.remote import MissingFile, Store, StoreFault
 T = TypeVar("T")
 
 Wait = Callable[[float], object]
-"""Function that waits for some seconds; it may raise to give up."""
+"""Function that waits for a number of seconds; it may raise to give up."""
 
 _AGAIN: Final = "Run omniges verify-shards on the original and copy the shards there again"
 _CHUNK_BYTES: Final = 1 << 20

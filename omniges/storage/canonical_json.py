@@ -24,7 +24,7 @@ def json_document(value: Any) -> bytes:
 
 
 def sha256_hex(*pieces: bytes | memoryview) -> str:
-    """Return the hexadecimal sha256 of some bytes, which may come in pieces."""
+    """Return the hexadecimal sha256 of bytes, which may come in pieces."""
     digest = hashlib.sha256()
     for piece in pieces:
         digest.update(piece)

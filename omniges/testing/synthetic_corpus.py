@@ -6,7 +6,7 @@ each determine the word, and they have the same timing. Everything else (idle mo
 speaker) is drawn independently of the words, so it carries no information about them. In a corpus with several
 emotions, the file name gives the emotion of a clip, and only the idle pose shows it.
 
-The bytes depend on the settings alone, on any CPU. Random numbers are uniform draws, curves are polynomials of IEEE
+The bytes depend only on the settings, on any CPU. Random numbers are uniform draws, curves are polynomials of IEEE
 additions and multiplications, and the one sine table is rounded before use.
 
 Letters: T frames of 1/30 s, V words of the vocabulary. Angles are radians, lengths metres, times whole centiseconds.
@@ -121,7 +121,7 @@ def word_signature(index: int, seed: int) -> WordSignature:
     """Return the signature of a word, which is the same in every corpus of this seed.
 
     Args:
-        index: Number of the word, 0 to `MAX_WORDS` − 1. The spelling depends on this number alone.
+        index: Number of the word, 0 to `MAX_WORDS` − 1. The spelling depends only on this number.
         seed: Seed of the corpus.
 
     Returns:
@@ -421,7 +421,7 @@ def _sound(
 
 
 def _text(script: _Script, xmax_s: float, vocabulary: tuple[WordSignature, ...]) -> bytes:
-    """Return a TextGrid with the words, and with two to four pieces of each word's spelling as phones."""
+    """Return a TextGrid with words and phones; the phones are a word's spelling, cut into two to four pieces."""
     words, phones = [], []
     for index, start, end in script:
         word = vocabulary[index].word

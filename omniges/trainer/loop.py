@@ -389,7 +389,7 @@ class Loop:
         With fp16, a gradient that overflows lowers the loss scale and its step is skipped, so it is not refused.
 
         Args:
-            first: Number of the first step.
+            first: Index of the first step.
             starts: First position of each step.
             losses: Losses (steps, G, 3) of all samples.
             norms: Norms (steps,) of the gradients.

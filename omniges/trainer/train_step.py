@@ -62,7 +62,7 @@ def ema_decay(decay: float, step: int) -> float:
 
     Args:
         decay: Upper bound of the decay.
-        step: Number of the update; the first is 0.
+        step: Index of the update; the first is 0.
 
     Returns:
         The decay.

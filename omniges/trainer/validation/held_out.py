@@ -154,7 +154,7 @@ class WindowFolder:
         return self._samples[name].row
 
     def sample(self, row: ManifestRow) -> SampleArrays:
-        """Return a window."""
+        """Return the arrays of a window."""
         return self._samples[row.key]
 
     def waveform(self, row: ManifestRow) -> F32 | None:
@@ -304,7 +304,7 @@ def _allows_some(row: ManifestRow, trained: int, tasks: Collection[str]) -> bool
 
 
 class SomeRecordings(ShardFolder):
-    """Some recordings of the train split of several folders, as one folder; each is read when needed."""
+    """Selected recordings of several folders' train splits, as one folder; each is read when needed."""
 
     def __init__(self, folders: Mapping[int, ShardFolder], ticks: int, limit: int) -> None:
         """Choose recordings with a complete body, evenly over speakers.

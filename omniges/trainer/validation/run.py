@@ -99,13 +99,13 @@ def grid_losses(
     present: Sequence[int] | None = None,
     conditions: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = MappingProxyType({}),
 ) -> F64:
-    """Return losses of one task on K windows at all `LEVELS`, without weights.
+    """Return unweighted losses of one task on K windows at all `LEVELS`.
 
     Args:
         model: Model in evaluation mode, on the device of the arrays.
         arrays: Arrays (K, …) as shards hold them, of the streams that `streams_of` returns.
-        numbers: Numbers of the windows among all held-out windows, which select the noise.
-        speakers: Speaker numbers of the windows, 0: unknown.
+        numbers: Indices of the windows among all held-out windows; they select the noise.
+        speakers: Speaker index of each window; 0: unknown.
         task: One of `SIX`.
         present: Bits of `STREAM_PARTS` of each window, which must have the task's streams; None: all parts.
         conditions: Values (K, …) of condition streams, and which windows have one (K,).
@@ -257,7 +257,7 @@ class Validation:
         self._held: list[Held] = []
         self._train: TrainSplit | None = None
         self.kept = sorted(spread(len(held_out.windows))[:samples])
-        """Numbers of the windows whose results are kept."""
+        """Indices of the windows whose results are kept."""
         self._reasons = {task: why_not(sampler.codecs, task) for task in tasks}
 
     def run(self, step: int, turns: Turns) -> Found:

@@ -126,7 +126,7 @@ class Kept:
 
 
 def sample_windows(sampler: Sampler, task: str, held: Sequence[Held], how: SamplingSettings) -> list[Part]:
-    """Sample one task for some windows, as `omniges generate` does.
+    """Sample one task for the given windows, as `omniges generate` does.
 
     Args:
         sampler: The sampler.
@@ -199,7 +199,7 @@ class WindowResults:
         """Draw a window and its generated results; invalid ones are left out.
 
         Args:
-            number: Number of the window.
+            number: Index of the window.
             made: Its results, by task.
             step: Step of the weights, for the title.
 
