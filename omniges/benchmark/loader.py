@@ -125,7 +125,7 @@ def _loader(catalog: Catalog, settings: SpeedSettings, workers: int) -> BatchLoa
 
 
 def _cold_speed(catalog: Catalog, settings: SpeedSettings, workers: int) -> float:
-    """Return the windows per second of the first epoch, checksums included, after the shards left the page cache."""
+    """Return the windows per second of the first epoch, with checksums, with no shard in the page cache."""
     drop_cached(catalog.folder, [catalog.table.shard_name(number) for number in range(len(catalog.table.shard_names))])
     with _loader(catalog, settings, workers) as loader:
         windows, start = 0, time.perf_counter()

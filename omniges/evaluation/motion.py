@@ -358,7 +358,7 @@ class FeatureRows:
         return [figure, self._baseline()]
 
     def _chosen(self, numbers: I64) -> tuple[list[F64], list[F64]]:
-        """Return features of results, given by indices that may repeat, and those of their recordings."""
+        """Return features of the results at indices `numbers`, and of their recordings, each once."""
         values = self._generated
         # A recording with several results counts once in each draw.
         recorded = [self._recorded[values.keys[int(k)]] for k in numbers if int(k) in self._first]

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of tracks: what the browser needs of them as JSON and base64, beside its program.
+"""One self-contained HTML page of tracks: their data as JSON and base64, and the program that shows them.
 
 The browser gets the rotations of the joints as quaternions and computes positions by forward kinematics, as
 `omniges.features.body` does. Letters: T frames at 30 Hz, J = 55 joints, N samples, E expressions that move the figure.

@@ -60,7 +60,7 @@ def extremes(values: Mapping[str, float], lowest: str, highest: str) -> dict[str
 
 
 def view_scores(report: Report, results: Sequence[Path], shards: Path, output_file: Path) -> ViewSummary:
-    """Write a page with the scores of results, and with the clips behind them beside their recordings.
+    """Write a page with the scores of results; it shows scored clips beside their recordings.
 
     If no figure has values of single clips (only a Fréchet distance, for example), the page shows the first clip.
 

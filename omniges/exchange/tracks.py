@@ -140,7 +140,7 @@ def find_tracks(
 ) -> list[Callable[[], Track]]:
     """Find the tracks of paths without loading them.
 
-    Of a folder of shards beside other paths, only the samples whose clips those have are loaded.
+    If a folder of shards is given with other paths, only the samples of those paths' clips are loaded.
 
     Args:
         paths: Folders of shards, folders of results of `omniges generate`, folders of NPZ files, NPZ files, WAV files,

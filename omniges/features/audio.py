@@ -161,7 +161,7 @@ class MelStream:
         return self._frames(self._first + len(self._held) // HOP_SAMPLES + 1)
 
     def _frames(self, stop: int) -> F32:
-        """Return frames up to a number, and keep the samples that later frames need."""
+        """Return the new frames before frame `stop`, and keep the samples that later frames need."""
         if stop <= self._given:
             return np.zeros((0, MEL_BANDS), np.float32)
         found = log_mel(self._held, stop - self._first)[self._given - self._first :]

@@ -92,7 +92,7 @@ def write_motion(
     frame_rate_hz: float = FRAME_RATE_HZ,
     gender: str = "neutral",
 ) -> None:
-    """Write a BEAT2-style NPZ that `read_motion` and `preprocess` read; the file appears whole or not at all.
+    """Write a BEAT2-style NPZ that `read_motion` and `preprocess` read; the file appears complete or not at all.
 
     Equal input gives equal bytes. A file of that name is replaced.
 

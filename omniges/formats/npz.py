@@ -79,7 +79,7 @@ class Motion:
         return absent_parts_of(self.poses, self.expressions, self.trans)
 
     def at_rest(self) -> Self:
-        """Return the motion with zeros in absent parts, for code that needs a whole body."""
+        """Return the motion with zeros in absent parts, for code that needs a complete body."""
         if not self.absent:
             return self
         arrays = {name: np.nan_to_num(getattr(self, name)) for name in MOTION_COLUMNS}
@@ -146,7 +146,7 @@ def decode_motion(data: bytes | memoryview, *, standing: bool = True, rate_hz: f
 
 
 def _usable(members: dict[str, Member], style: str) -> list[str]:
-    """Remove members of parts that are incomplete or PCA; return what the motion lacks, in words."""
+    """Remove members of incomplete parts, and of hands as PCA coefficients; return the missing parts in words."""
     lacking = []
     if (hands := _lacking_part(members, style, ("hands", "left_hand", "right_hand"))) is not None:
         lacking.append(f"hands{hands}")
@@ -158,16 +158,16 @@ def _usable(members: dict[str, Member], style: str) -> list[str]:
 
 
 def _lacking_part(members: dict[str, Member], style: str, names: tuple[str, ...], beside: str = "") -> str | None:
-    """Remove a part that is not whole, and say why: "" for a missing one; None if it is whole.
+    """Remove the members of an incomplete part, and return why; None if the part is complete.
 
     Args:
-        members: The file's; changed.
+        members: Members of the file; those of the part are removed.
         style: Key style.
-        names: The part in one member, and in two of its sides.
+        names: Member of the part, then the members of its left and right side, which may replace it.
         beside: Another member that the part needs.
 
     Returns:
-        The reason in brackets, or None.
+        The reason in brackets, empty if a member is missing; None if the part is complete.
     """
     if style == "beat2":
         return None

@@ -111,7 +111,7 @@ class Given:
     )
 
     def cut(self, ticks: int) -> Given:
-        """Return the first ticks of it."""
+        """Return the input, cut to its first ticks."""
         if ticks >= self.ticks:
             return self
         words = [word for word in self.words if word["start"] * TICKS_PER_SECOND < ticks]
@@ -250,7 +250,7 @@ def given_words(
 
     Args:
         words: Words (``word``, ``start``, ``end`` in seconds), in order of time.
-        codec: Tokenizer of text slots; None: the model's text is latents.
+        codec: Tokenizer of text tokens; None: the model's text is latents.
         length_s: Length in seconds; None: it ends soon after the last word.
         name: Name of the results.
         origin: Path and sha256 of the file, for records.
@@ -382,7 +382,7 @@ def given_sample(
     Args:
         sample: The sample.
         stream: The stream.
-        codec: Tokenizer of text slots; None: the model's text is latents.
+        codec: Tokenizer of text tokens; None: the model's text is latents.
         shards: Path of the shard folder, for records.
         latents_of: Name of a codec of frames whose latents are returned too.
 

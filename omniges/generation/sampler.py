@@ -132,7 +132,7 @@ class Codecs:
 
         Args:
             entries: Codecs of the streams that are latents.
-            folders: Name and folder of some of them.
+            folders: Name and folder of those that are given.
             t5_tokenizer: Folder of T5's tokenizer, if the text codec's folder does not contain it.
             quantised: Snap latents to codes before decoding, for codecs with codes.
             origin: Flag that names folders, and owner of the entries, for errors.

@@ -51,7 +51,7 @@ def task_named(name: str) -> str:
 
 
 def require_guidable(task: Task, sampling: SamplingSettings, conditions: Collection[Any] = ()) -> None:
-    """Raise UsageFault for a guidance weight if there is nothing to guide by.
+    """Raise UsageFault for a guidance weight if there are no conditions.
 
     Args:
         task: The task.

@@ -172,7 +172,7 @@ def _plans(layout: MotionEncoderLayout) -> Iterator[_BlockPlan]:
 
 
 def encoder_shapes(layout: MotionEncoderLayout) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes of all tensors of an encoder's file, those of its decoder included.
+    """Return names and shapes of all tensors of an encoder's file, including its decoder.
 
     Args:
         layout: Sizes of the encoder.
@@ -205,7 +205,7 @@ def encoder_shapes(layout: MotionEncoderLayout) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """One block: C channels in, and after pooling fewer of them."""
+    """One block of the encoder: convolution, norm, shortcut, and pooling that reduces the channels."""
 
     weight: F64  # (C out, C in, 4), masked
     bias: F64

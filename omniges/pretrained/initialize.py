@@ -350,7 +350,7 @@ def _other_tokens(stream: StreamName) -> str:
 
 
 def _all_fates(source: SourceTrunk, plan: _Plan, own: Mapping[str, Tensor]) -> tuple[Fate, ...]:
-    """Return the fate of every tensor of the source and of every weight of the model."""
+    """Return the use of every source tensor and the origin of every weight of the model."""
     found: list[Fate] = []
     for fate in source.fates:
         if fate.target is None:

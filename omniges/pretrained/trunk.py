@@ -1,6 +1,6 @@
 """OmniFlow's transformer as a configuration and weights of our trunk, from any form in which it was saved.
 
-Each tensor of our trunk has one rule, and each tensor of the source has one fate: loaded, converted or left out. Rules
+Each tensor of our trunk has one rule, and each tensor of the source has one use: loaded, converted or left out. Rules
 follow only from sizes. A rule runs when its tensor is read, so no more than one tensor is in memory.
 
 EMA weights are a list without names, identified by the order of the parameters. Saved position tables are compared with
@@ -199,7 +199,7 @@ def conversion_fates(
         table_reasons: Reason why each position table is left out, by name.
 
     Returns:
-        One fate for each source tensor.
+        The use of each source tensor.
 
     Raises:
         DataError: A tensor has no known use.
@@ -222,7 +222,7 @@ def conversion_fates(
 
 
 def table_of(fates: Iterable[Fate]) -> list[str]:
-    """Return a table with one line for each fate, part and reason; blocks are counted together."""
+    """Return a table of the tensors' uses: a line for each use, part and reason; blocks are counted together."""
     groups: dict[tuple[FateKind, str, str], list[int]] = {}
     for fate in fates:
         groups.setdefault((fate.kind, _part(fate), fate.reason), []).append(fate.numbers)

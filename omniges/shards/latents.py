@@ -347,7 +347,7 @@ def array_specs(
 
     Args:
         row: Row of the sample.
-        samples_16k: Length of kept audio; None if unknown, then nothing is said of it.
+        samples_16k: Length of kept audio; None if unknown, then the result has no entry for it.
         codecs: Codecs whose latents the samples hold.
 
     Returns:

@@ -81,7 +81,7 @@ def rest_channels() -> npt.NDArray[np.float32]:
 
 
 def at_rest(clip: GestureClip, present: Collection[str]) -> GestureClip:
-    """Return a clip with its absent parts set to rest, for code that needs a whole body.
+    """Return a clip with its absent parts set to rest, for code that needs a complete body.
 
     Args:
         clip: The clip; returned unchanged if nothing is absent.

@@ -143,7 +143,7 @@ _FORMS: Final = {"text": _text, "json": _json, "junit": _junit, "github": _githu
 
 
 def quarantine(folder: Path, names: Iterable[str]) -> dict[str, Path]:
-    """Move files of the contract into a folder beside theirs, ``shards.quarantine``.
+    """Move files of the contract into ``FOLDER.quarantine`` beside the shard folder.
 
     Other names stay, and so does dataset.json, without which the next run could reuse nothing. Absent files are
     skipped. An existing file is never replaced: a second one of its name gets a number.

@@ -194,7 +194,7 @@ def _check_document(rows: Sequence[manifest.ManifestRow], inventory: Inventory, 
 
 
 def check_recordings(rows: Sequence[manifest.ManifestRow]) -> list[VerifyFinding]:
-    """Report recordings that are in two splits, by content or source; a repeat in one split is a note."""
+    """Report recordings with equal content or source: in two splits an error, twice in one split a note."""
     out = Collector(schema.MANIFEST_FILE)
     reported: set[str] = set()
     for number in range(2):

@@ -223,7 +223,7 @@ class TextVae(nn.Module):
 
         Args:
             latents: Latents (B, N, V).
-            max_length: Maximum number of tokens, begin tokens included.
+            max_length: Maximum number of tokens, including begin tokens.
 
         Returns:
             Tokens (B, at most max_length) int64.

@@ -349,7 +349,7 @@ class Validation:
         return [f"{lost} of {len(self._held)} windows lack {streams}, and are left out"] if lost else []
 
     def _groups(self, tasks: Sequence[str]) -> list[tuple[list[Held], str]]:
-        """Return the batches of the model: windows and their task."""
+        """Return batches for the model, each with its windows and one task."""
         starts = range(0, len(self._held), _GROUP)
         groups = [(self._held[start : start + _GROUP], task) for start in starts for task in tasks]
         allowed = [([one for one in held if one.allows(task)], task) for held, task in groups]
