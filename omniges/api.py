@@ -83,7 +83,7 @@ def evaluate(*generated: str | Path, progress: bool = False, **settings: Any) ->
     """Score generated files, or a checkpoint, against the recordings in shards, as ``omniges evaluate`` does.
 
     Args:
-        *generated: Folders of generated results; none if ``checkpoint`` is given.
+        *generated: Folders of generated results; leave out if ``checkpoint`` is given.
         progress: Show progress on standard error.
         **settings: Options of `EvaluateSettings`, such as ``shards="shards"``, ``checkpoint="run"``, ``split="val"``.
 

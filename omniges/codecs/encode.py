@@ -493,6 +493,6 @@ class _Job:
 
 
 def _gather(partials: Partials, entry: CodecEntry, row: ManifestRow, latents: Any) -> None:
-    """Add a train sample's latents to the statistics; a clip that is too short has none."""
+    """Add a train sample's latents to the statistics; a clip that is too short has no latents."""
     if row.split == "train" and len(latents):
         partials.setdefault(entry.name, []).append(partial_of(entry.vectors(latents)))

@@ -209,7 +209,7 @@ class GestureRvqvae:
         """Encode a complete clip as latents that are not quantised and are divided by 5.
 
         The parts' latents are concatenated: upper, hands, lower, face. The last T mod frames_per_latent
-        frames are dropped, so a clip shorter than a latent has none. A latent depends on about three seconds on each
+        frames are dropped, so a shorter clip has no latents. A latent depends on about three seconds on each
         side. So the latents of a piece differ from that piece of the clip's latents:
         docs/explanation/codecs-gesture.md.
 

@@ -199,7 +199,7 @@ def inspect(
 
 
 def _show_sample(sample: SampleArrays, settings: InspectSettings, *, as_json: bool) -> None:
-    """Print a sample, and draw it where a picture is asked for."""
+    """Print a sample, and draw it if a picture is requested."""
     import json
 
     from omniges.pipeline.inspect import draw, print_sample, sample_facts

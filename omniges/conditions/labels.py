@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class LabelStream(ConditionStream):
     """A label of a recording as a learned embedding; subclasses name the label.
 
-    A recording whose value is not in the training set counts as having none.
+    A recording whose value is not in the training set counts as having no value.
     """
 
     dtype = "<i8"
@@ -28,7 +28,7 @@ class LabelStream(ConditionStream):
 
     @classmethod
     def learn(cls, facts: TrainingFacts) -> Self:
-        """Return the stream of the values in the train clips; raise UsageFault if they have none."""
+        """Return the stream of the values in the train clips; raise UsageFault if they have no values."""
         values = facts.labels[cls.labels[0]]
         if not values:
             raise UsageFault(

@@ -249,7 +249,7 @@ class ShardSet:
             name: Number, key or stem.
 
         Returns:
-            The sample; its arrays are read when they are asked for.
+            The sample; its arrays are read when they are accessed.
 
         Raises:
             IndexError: There is no sample of this number.

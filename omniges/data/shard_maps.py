@@ -28,7 +28,7 @@ MAX_MAPS: Final = 64
 
 
 class ShardFile:
-    """An open shard whose ranges are read when they are asked for; used as a map is."""
+    """An open shard that is used like a map, but reads each range when it is accessed."""
 
     def __init__(self, descriptor: int, size_bytes: int, shown: str) -> None:
         """Take over an open file.

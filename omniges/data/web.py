@@ -259,7 +259,7 @@ class _Command:
         self._pipe = webdataset.gopen(address, "rb")
 
     def read(self, size: int, /) -> bytes:
-        """Return at most `size` bytes, or none at the end."""
+        """Return at most `size` bytes; empty at the end."""
         data: bytes = self._checked(lambda: self._pipe.read(size))
         return data
 

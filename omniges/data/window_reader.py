@@ -163,7 +163,7 @@ class ClipReader:
             mapped.madvise(mmap.MADV_WILLNEED, start, min(first + size, len(mapped)) - start)
 
     def words(self, sample: int) -> list[dict[str, Any]]:
-        """Return the words of a clip, none if it has no text; raise DataError if the member is not a list of words."""
+        """Return the words of a clip, [] if it has no text; raise DataError if the member is not a list of words."""
         if not self.table.present[sample] & STREAM_BITS["text"]:
             return []
         mapped = self._map(sample).content

@@ -283,7 +283,7 @@ class _Scorer:
 
 @dataclass(slots=True)
 class BeatRows:
-    """Beats of all clips so far; a result that has none on one side is left out of all rows."""
+    """Beats of all clips so far. A result without beats, or whose recording has no beats, is left out of all rows."""
 
     settings: BeatSettings
     mean_speeds_m_s: F64  # (55,)

@@ -270,7 +270,7 @@ def learn_train_split(
         count: Called with the recordings done and their total.
 
     Returns:
-        The statistics; None if there are no recordings and none are needed.
+        The statistics; None if there are no recordings and no metric needs them.
 
     Raises:
         UsageFault: There are no recordings, and mean speeds are needed.

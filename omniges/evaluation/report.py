@@ -287,12 +287,12 @@ def _row(report: Report) -> str:
 
 
 def _in_row(note: str) -> bool:
-    """Return whether a note says what a protocol's row shows or does not have."""
+    """Return whether a note repeats what a protocol's row shows, or concerns what the row does not have."""
     return "× 10, as papers" in note or note.startswith("no shuffled row")
 
 
 def _provenance(facts: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what a protocol's row was computed with."""
+    """Yield the versions, command and checksums with which a protocol's row was computed."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     yield f"protocol {facts['protocol']}, profile {facts['profile']}, {versions}"
     for name, file in facts["files"].items():

@@ -176,7 +176,7 @@ class Values:
         self.left_out: Counter[str] = Counter()
 
     def add(self, key: str, score: Callable[[], Any]) -> None:
-        """Add a result's value, or the reason of the metric for having none.
+        """Add a result's value, or the metric's reason why there is no value.
 
         Args:
             key: Key of the recording.

@@ -48,7 +48,7 @@ def extremes(values: Mapping[str, float], lowest: str, highest: str) -> dict[str
         highest: Label of the highest value.
 
     Returns:
-        Stems by label; one for a single recording, none without values.
+        Stems by label; a single recording has one label, and without values the mapping is empty.
     """
     keys = sorted(values, key=lambda key: (values[key], key))
     if not keys:

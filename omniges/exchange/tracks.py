@@ -170,7 +170,7 @@ def find_tracks(
 
 
 def _labelled(given: str | Path) -> tuple[str, Path]:
-    """Return the label, "" for none, and the path of ``LABEL=PATH`` or PATH."""
+    """Return the label and path of ``LABEL=PATH``; a PATH without a label has the label ""."""
     label, equals, rest = str(given).partition("=")
     if not equals or "/" in label or Path(given).exists():
         label, rest = "", str(given)

@@ -51,7 +51,7 @@ def read_motion(path: str | Path, frame_rate_hz: float | None = None) -> SmplxMo
     Args:
         path: A file with ``poses``, or with the keys of AMASS or of the package smplx, see
             docs/how-to/other-motion.md.
-        frame_rate_hz: Frames per second of a file that does not say them.
+        frame_rate_hz: Frames per second of a file that does not state them.
 
     Returns:
         The motion, with the betas that the file has, and NaN for parts that it lacks.

@@ -110,7 +110,7 @@ def decode_motion(data: bytes | memoryview, *, standing: bool = True, rate_hz: f
     Args:
         data: Bytes of the file.
         standing: Refuse a body that does not stand along +y, because its axes differ. Generated motion may lie down.
-        rate_hz: Frames per second of a file that does not say them.
+        rate_hz: Frames per second of a file that does not state them.
 
     Returns:
         The motion.
@@ -200,7 +200,7 @@ def _poses(arrays: Mapping[str, Array], frames: int) -> Array:
 
 
 def _full_expressions(given: Array | None, frames: int) -> tuple[Array, tuple[Problem, ...]]:
-    """Return expressions (T, 100), NaN for none and extended with zeros for fewer, which is noted."""
+    """Return expressions (T, 100). Missing ones are NaN; fewer columns are extended with zeros, with a note."""
     if given is None:
         return np.full((frames, EXPRESSION_COLUMNS), np.nan), ()
     columns = given.shape[1]

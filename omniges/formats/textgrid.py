@@ -475,7 +475,7 @@ def _string(masked: _Masked, label: str) -> str:
 
 
 def _choose(grid: _Grid, wanted: str | None, speakers: Collection[str]) -> _Tier:
-    """Return the tier of words; where MFA wrote one for each speaker, that of the recording's speaker."""
+    """Return the tier of words. If MFA wrote a tier for each speaker, return the tier of the recording's speaker."""
     found = [tier for tier in grid.tiers if tier.is_interval and _is_wanted(tier.name, wanted)]
     plain = [tier for tier in found if wanted is not None or _mfa_speaker(tier.name) is None]
     if plain:

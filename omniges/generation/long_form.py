@@ -408,7 +408,7 @@ def condition_tensors(
     """Return values of B windows as `FlowModel.describe` expects them.
 
     Args:
-        values: Values of the windows by condition stream; None: the window has none.
+        values: Values of the windows by condition stream; None: the window has no value.
         device: Device of the model.
 
     Returns:

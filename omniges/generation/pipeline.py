@@ -351,7 +351,7 @@ class OmnigesPipeline:
             conditions: Values of condition streams by name, such as ``{"emotion": "happiness"}``; None leaves one out.
             num_samples: Number of samples, which differ in their noise.
             num_inference_steps: Sampling steps, see `SamplingSettings`.
-            guidance_scale: Weight of classifier-free guidance; 1: none.
+            guidance_scale: Weight of classifier-free guidance; 1: no guidance.
             solver: ``euler``, ``heun`` or ``dpm++``.
             shift: Shift of the noise levels; above 1: more steps at high noise.
             sigma_min: Noise level below which no step begins.

@@ -158,7 +158,7 @@ def spoken_intervals(data: bytes) -> tuple[list[WordInterval], bool]:
 
 
 def _words_of(data: bytes, tier: str | None) -> list[WordInterval]:
-    """Return a tier's intervals with text, which may be none: every word is then a deletion."""
+    """Return a tier's intervals with text. If there are none, every expected word counts as a deletion."""
     try:
         return list(decode_words(data, tier).words)
     except RecordingFault as fault:

@@ -181,7 +181,7 @@ def _refuse_taken(settings: GenerateSettings, task: str, inputs: Sequence[Planne
 
 
 def _earlier_record(path: Path) -> GeneratedRecord:
-    """Return the record of a result that --overwrite replaces; raise UsageFault for another file, which is kept."""
+    """Return the record of the result that --overwrite will replace. Raise UsageFault if the file is not a result."""
     try:
         return read_record(path)
     except DataError as error:

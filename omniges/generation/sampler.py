@@ -198,7 +198,7 @@ class Codecs:
         return found, tuple(remarks)
 
     def through_codes(self, targets: Sequence[StreamName]) -> bool | None:
-        """Return whether these streams are decoded through codes; None if none of their codecs has codes."""
+        """Return whether these streams are decoded through codes; None if their codecs have no codes."""
         codecs = [self.load(stream, "decode") for stream in targets if stream in self.entries]
         return self._quantised if any(isinstance(codec, QuantisingCodec) for codec in codecs) else None
 

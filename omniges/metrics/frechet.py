@@ -255,7 +255,7 @@ def load_encoder(path: Path, *, trust_program: bool = False) -> Encoder:
 
 
 def _is_program(path: Path) -> bool:
-    """Return whether an archive has TorchScript code; a damaged one has none."""
+    """Return whether an archive has TorchScript code; False for a damaged archive."""
     try:
         with open(open_file(path), "rb") as file, zipfile.ZipFile(file) as archive:
             return any("/code/" in name for name in archive.namelist())

@@ -121,7 +121,7 @@ def character_errors(found: str, expected: str) -> EditCounts:
 
 
 def _as_written(text: str) -> str:
-    """Remove the spaces between two characters of scripts that have none."""
+    """Remove the spaces between two characters of scripts that do not separate words by spaces."""
     kept = [
         character
         for k, character in enumerate(text)

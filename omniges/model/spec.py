@@ -461,7 +461,7 @@ class ModelIdentity:
 
 
 def _other(saved: SavedCheckpoint, name: str, own: Any, codecs: set[str]) -> bool:
-    """Return whether a document of a checkpoint differs; an absent one shows as a difference of the configuration.
+    """Return whether a document of a checkpoint differs; False if it is absent, because the configuration differs then.
 
     Statistics of codecs that the model does not use are not compared.
     """

@@ -75,7 +75,7 @@ class Stream(nn.Module, ABC):
             width: Features W of an embedding.
 
         Returns:
-            Embeddings (N, W) float32; None if the tokens have none.
+            Embeddings (N, W) float32; None if the tokens have no position embeddings.
         """
         return line_embedding(self.seconds(count) * TICKS_PER_SECOND, width).to(torch.float32)
 

@@ -122,7 +122,7 @@ def text_file(sample: SampleArrays) -> bytes:
 
 
 def audio_file(sample: SampleArrays) -> bytes | None:
-    """Return the sample's waveform as 16 kHz WAV, bit-exact, or None if the shards have none."""
+    """Return the sample's waveform as 16 kHz WAV, bit-exact, or None if the shards have no waveforms."""
     if sample.audio is None:
         return None
     source = sample.metadata["audio"]

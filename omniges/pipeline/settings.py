@@ -137,7 +137,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Sample(Generic[Stored]):
-    """A converted recording that is in no shard yet: offsets in its row count from the start of its segment."""
+    """A converted recording that is in no shard yet. Offsets in `row` are relative to the start of its segment."""
 
     row: ManifestRow
     segment: Stored  # the tar members: as buffers, bytes from a worker, or a position in an earlier shard

@@ -277,7 +277,7 @@ def _convert_all(
 def _pack(
     samples: Sequence[Sample[_Place]], spool: _Spool, workspace: Workspace, shard_bytes: int
 ) -> tuple[Tally, ShardWriter]:
-    """Pack the samples into shards in the order of split and key, each with a value of every label."""
+    """Pack the samples into shards in the order of split and key; every sample gets a value for every label."""
     order: dict[str, int] = {split: place for place, split in enumerate(SPLITS)}
     labels = sorted({name for sample in samples for name in sample.row.labels})
     tally = Tally()

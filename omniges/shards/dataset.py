@@ -300,7 +300,7 @@ def read_statistics(data: bytes, place: str) -> dict[str, Any]:
 
     Raises:
         DataError: It is not a JSON object, or lacks means, deviations and counts of 415 gesture channels and 64 mel
-            bands. A set without train samples has none of them and passes.
+            bands. A set without train samples has no statistics and passes.
     """
     found = parse_document(data, place)
     if found.get("samples") == 0:

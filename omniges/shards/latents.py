@@ -343,7 +343,7 @@ def latents_document(entries: Iterable[CodecEntry], partials: Mapping[str, Seque
 def array_specs(
     row: ManifestRow, samples_16k: int | None, codecs: Iterable[CodecEntry]
 ) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
-    """Return what the contract says of a sample's arrays.
+    """Return types and shapes of a sample's arrays as the contract requires them.
 
     Args:
         row: Row of the sample.

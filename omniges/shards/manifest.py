@@ -421,7 +421,7 @@ class ManifestColumns:
         return encoded.dictionary.to_pylist(), codes
 
     def labels_of(self, label: str) -> tuple[list[str], npt.NDArray[np.int32]]:
-        """Return the values of a label such as emotion, as `labels` does; -1 if a sample or the set has none."""
+        """Return the values of a label such as emotion, as `labels` does; -1 if a sample or the set has no value."""
         names = self._file.schema_arrow.names
         own = label in {"speaker", "language", *_LABELS_OF_1}  # labels with columns of their own name
         column = _LABEL + label if _LABEL + label in names or not own else label

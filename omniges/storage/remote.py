@@ -154,7 +154,7 @@ class ByteStream(Protocol):
     """A stream of bytes."""
 
     def read(self, size: int, /) -> bytes:
-        """Return at most `size` bytes, or none at the end."""
+        """Return at most `size` bytes; empty at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -449,7 +449,7 @@ class _Guarded:
         self._received, self._waited_s = 0, 0.0
 
     def read(self, size: int, /) -> bytes:
-        """Read at most `size` bytes; none at the end."""
+        """Read at most `size` bytes; empty at the end."""
         began = time.monotonic()
         block = max(size, _STREAM_BLOCK_BYTES)  # what a library may fetch at once
         data = bytes(self._store._call("read", self._name, lambda: self._stream.read(size), block))

@@ -178,7 +178,7 @@ class TextVae(nn.Module):
         Args:
             ids: T5 tokens (B, L).
             empty: Flags (B,) bool of empty texts.
-            uniform: Noise (B, N, V) in [0, 1), of which 0.001 is added as in OmniFlow's training; None for none.
+            uniform: Noise (B, N, V) in [0, 1), times 0.001, as in OmniFlow's training; None: no noise.
 
         Returns:
             Latents (B, N, V).
