@@ -379,14 +379,14 @@ class Sampler:
         return (f"at rest, because no training sample had it: {', '.join(absent)}",) if absent else ()
 
     def windows(self, overlap_ticks: int | None, task: str) -> WindowSettings:
-        """Return windows of the length of training.
+        """Return window settings; a window is as long as in training.
 
         Args:
             overlap_ticks: Overlap of successive windows. None: a quarter of a window, or 0 for text that is latents.
             task: Name of the task.
 
         Returns:
-            The lengths of the windows.
+            Window length and overlap in ticks.
         """
         window, multiple = self.identity.window_ticks, self.identity.tick_multiple
         apart = any(self.model.stream(name).whole_windows for name in TASKS[task].targets)

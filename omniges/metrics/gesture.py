@@ -515,7 +515,7 @@ class FaceSums:
         """
         found, expected = checked_pair(generated, recorded, "vertices", (None, None, 3))
         if self._last is not None and found.shape[1] != self._vertices:
-            raise UsageFault(f"vertices: found {found.shape[1]}, and {self._vertices} in earlier blocks; expected the same number")
+            raise UsageFault(f"vertices: found {found.shape[1]} after {self._vertices}; expected one number of them")
         self._vertices = found.shape[1]
         self._frames += len(found)
         error = found - expected

@@ -462,8 +462,8 @@ def _folders(root: Path, layout: Layout) -> dict[str, Path]:
 def _splits(settings: CorpusSettings) -> list[str]:
     """Return the split of each clip: test and val get a tenth each (at least one of three clips), train the rest.
 
-    Clip k belongs to speaker k modulo the number of speakers, so that many successive clips include every speaker. Test
-    and val get at least that many clips if two thirds remain for train.
+    Clips belong to the speakers in turn. So that test and val include every speaker, each gets at least as many clips
+    as there are speakers, if two thirds of the clips remain for train.
     """
     clips, speakers = settings.clips, settings.speakers
     held_out = 0 if clips < 3 else max(1, round(clips / 10))
