@@ -285,7 +285,7 @@ def _summary(
 
 
 def _loudness(entries: Sequence[CodecEntry], codecs: Mapping[str, Codec]) -> tuple[str, ...]:
-    """Return warnings on codecs that were trained on another loudness than that of the shards."""
+    """Return warnings about codecs that were trained on audio of a different loudness than the shards'."""
     found = []
     for entry in entries:
         codec, own = codecs[entry.name], entry.settings.get("loudness")

@@ -80,7 +80,7 @@ class EncodeSettings:
     )
 
     def __post_init__(self) -> None:
-        """Refuse invalid settings by the name of the flag."""
+        """Refuse invalid settings; the error names the flag."""
         check(self)
         names = [name for name, _ in self.codecs]
         twice = [name for name in names if names.count(name) > 1]

@@ -55,7 +55,7 @@ class Outlet(io.RawIOBase):
 
     @property
     def lost(self) -> OSError | None:
-        """The error by which output to a file was lost; None if a pipe or terminal was closed."""
+        """The error that prevented output to a file; None if a pipe or terminal was closed."""
         gone = self.error is not None and (self._terminal or self.error.errno == errno.EPIPE)
         return None if gone else self.error
 

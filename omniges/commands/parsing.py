@@ -22,7 +22,7 @@ def present_words(
 
     Args:
         words: Arguments of a command; ``--max_train_steps=8`` has an option's name with underscores.
-        values: By option of the command, the number of values after it.
+        values: Number of values that follow each option of the command.
         present: Present names of options by their other names.
 
     Returns:

@@ -374,7 +374,7 @@ class FeatureRows:
     def _details(
         self, score: FrechetScore, generated: Sequence[Numbers], recorded: Sequence[Numbers]
     ) -> dict[str, Any]:
-        """Return the details; the profile of 2024 adds the distance times ten, and the distance by the formula of 2025."""
+        """Return the details; the profile of 2024 adds the distance times ten and by the formula of 2025."""
         if self._with.profile.name != "emage-2024":
             return _details(score)
         later = self._score(generated, recorded, PROFILES["emage-eval-2025"]).value

@@ -206,7 +206,7 @@ class Values:
 
     @property
     def groups(self) -> dict[str, I64]:
-        """Indices of each recording's values, by its key, in order of their first value."""
+        """Indices of each recording's values, by key; recordings are in order of their first value."""
         members: dict[str, list[int]] = {}
         for number, key in enumerate(self.keys):
             members.setdefault(key, []).append(number)

@@ -154,7 +154,7 @@ class WordTier:
 
 @dataclass(frozen=True, slots=True)
 class _Masked:
-    """A TextGrid whose strings and numbers are replaced by their index, and those strings and numbers."""
+    """A TextGrid whose strings and numbers are replaced by their index, and the list of what was replaced."""
 
     text: str
     body: str

@@ -221,7 +221,7 @@ def sample_timelines(
         seed: Seed of the noise.
         windows: Lengths of the windows.
         settings: Steps and solver.
-        worked: Called after each step with the generated ticks that the step is worth.
+        worked: Called after each step with the step's share of the generated ticks.
 
     Yields:
         The index of the timeline, arrays of a chunk without the ticks that the next one shares, and their length in

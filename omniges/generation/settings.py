@@ -195,7 +195,7 @@ class GenerateSettings:
         self._refuse_names_of_bytes()
 
     def _refuse_names_of_bytes(self) -> None:
-        """Refuse file names that no record, which is JSON in UTF-8, can name: before anything is generated."""
+        """Refuse, before anything is generated, file names that are not UTF-8, because a record cannot contain them."""
         files = [(f"--{name}", file) for name in ("audio", "text", "gesture") for file in self.sources.files(name)]
         others = {"--shards": self.sources.shards, "--checkpoint": self.checkpoint, "--vocoder": self.vocoder}
         for flag, file in (*files, *others.items(), *(("--codec", folder) for _, folder in self.codecs)):

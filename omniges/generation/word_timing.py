@@ -129,7 +129,7 @@ def _without_edges(token: str) -> str:
 
 
 def _other_format(text: str) -> str | None:
-    """Return what a text is that would be read aloud as if it were words, or None."""
+    """Return the format of a text that is not plain words, which must not be spoken; None for words."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     start = "\n".join(lines[:3])
     tag = _TAG.match(start)

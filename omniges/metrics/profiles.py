@@ -86,7 +86,7 @@ class ClipGrid:
     """Frames that a window shares with the one before."""
 
     def frames(self, generated: int, recorded: int) -> int:
-        """Return the number of frames that are scored; fewer than a window's for a clip that is shorter.
+        """Return the number of frames that are scored; for a clip shorter than a window it is less than a window.
 
         Recordings are cut to whole seconds, to a multiple of 8 frames, and to seed + k · (window − seed). A result
         that is shorter than this is cut to the last of these.

@@ -204,7 +204,7 @@ def check_begun(settings: PreprocessSettings, workspace: Workspace) -> None:
 
 
 def check_update(settings: PreprocessSettings, complete: dict[str, Any]) -> None:
-    """Refuse to update a set that has latents, which would be lost, or that other package versions made.
+    """Refuse to update a set with latents, which would be lost, or a set that other package versions wrote.
 
     Args:
         settings: Settings of this run.

@@ -192,7 +192,7 @@ def _quoted(cell: str) -> str:
 
 
 def _rows(data: bytes, name: str) -> list[list[str]]:
-    """Return the rows of a CSV file that are not blank; the separator is the one that its header has."""
+    """Return the rows of a CSV file that are not blank; the header decides the separator."""
     codec = "utf-8-sig"
     if data[:2] in {b"\xff\xfe", b"\xfe\xff"}:
         codec = "utf-16"

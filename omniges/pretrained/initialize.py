@@ -65,7 +65,7 @@ class Start(ABC):
     config: ModelConfig
 
     def adopt(self, identity: ModelIdentity) -> ModelIdentity:
-        """Return the identity of the trained model, given the one that settings and shards define."""
+        """Return the identity of the model to train, from the one that settings and shards define."""
         return identity
 
     @abstractmethod

@@ -294,7 +294,7 @@ def _sort_stems(
 def _split_of(
     stem: str, fields: labels.StemFields, lists: Sequence[labels.SplitList | None]
 ) -> tuple[Split | None, list[Finding]]:
-    """Return the split that the first list which names a stem gives it, else that of the rule, with findings."""
+    """Return a stem's split, with findings: from the first list that names the stem, otherwise by the rule."""
     for split_list in filter(None, lists):
         named = split_list.find(stem)
         if isinstance(named, Problem):
