@@ -2,7 +2,7 @@
 
 Shards keep their names and boundaries. Each is rewritten with the latents after every sample's other members. The new
 set is built in the folder's workspace, shard by shard with a journal. It replaces the old set by the same renames as
-that of `preprocess`: it is complete or absent. After a kill, the same command continues.
+`preprocess` does, so it is complete or absent. After a kill, the same command continues.
 """
 
 from __future__ import annotations

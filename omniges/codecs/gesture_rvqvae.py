@@ -301,7 +301,8 @@ def load_gesture_rvqvae(
     if len(set(rates.values())) > 1:
         found = ", ".join(f"{count} of {part}" for part, count in rates.items())
         raise DataError(
-            f"{folder}: found {found} frames a latent; expected one number: use networks that belong together"
+            f"{folder}: found {found} frames a latent; expected the same number in all parts: use networks that "
+            "belong together"
         )
     scales = read_scales(folder, columns)
     tensors = {f"{part}.{name}": tensor for part, net in nets.items() for name, tensor in net.state_dict().items()}

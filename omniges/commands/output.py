@@ -107,7 +107,7 @@ def _over(outlet: Outlet, stream: io.TextIOWrapper) -> io.TextIOWrapper:
 
 
 def _escaped(error: UnicodeError) -> tuple[str, int]:
-    """Return characters that cannot be encoded as JSON escapes; the error handler of `unfailing_streams`."""
+    """Return JSON escapes of characters that cannot be encoded; the error handler of `unfailing_streams`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")

@@ -158,14 +158,14 @@ def _is_mark(token: str) -> bool:
 
 
 def remarks_on(text: str, rate: SpeakingRate) -> list[str]:
-    """Return warnings about a text whose words `timed_words` gives.
+    """Return warnings about a text that `timed_words` converts to words.
 
     Args:
         text: Plain text.
         rate: Speaking rate.
 
     Returns:
-        That times are estimates, and how many marks were left out.
+        Warnings that times are estimates, and that marks were left out, with their number.
     """
     told = [f"times estimated by a speaking rate learned from {rate.words} words"]
     if marks := [token for token in text.split() if _is_mark(token)]:

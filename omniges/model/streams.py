@@ -354,13 +354,13 @@ class WindowTokens(FrameTokens):
 class SlotTokens(Stream):
     """A stream of text slots (B, N) as embeddings (B, N, piece_width + mark_width), predicted as logits.
 
-    The piece (or blank) and the marks (or blank) of a slot are embedded separately and concatenated. A vocabulary of V
-    pieces so needs V + 6 vectors instead of 4 V + 1. Each vector is scaled to the norm √(its width), so a token has the
+    The piece (or blank) and the marks (or blank) of a slot are embedded separately and concatenated. So a vocabulary of
+    V pieces needs V + 6 vectors instead of 4 V + 1. Each vector is scaled to the norm √(its width), so a token has the
     norm √C of unit noise. The head predicts logits of pieces and of marks. The clean token is the mean embedding under
     the softmax. The loss is the cross-entropy of both, with a lower weight for blanks.
 
-    Noised tokens carry no gradient into the embeddings (see `omniges.model.flow`), which would move embeddings apart
-    to make them easy to denoise.
+    Noised tokens carry no gradient into the embeddings (see `omniges.model.flow`). Such a gradient would move the
+    embeddings apart, to make them easy to denoise.
 
     Args:
         pieces: Size of the tokenizer's vocabulary.

@@ -192,7 +192,7 @@ def _existing_folders(
 
 
 def _split_list(root: Path, part: str, bounds: Bounds, findings: list[Finding]) -> labels.SplitList | None:
-    """Return the split list of a part, or None; one that may not be read is a finding."""
+    """Return the split list of a part, or None. A list that may not be read is reported as a finding."""
     path, name = root / part / SPLIT_LIST, join(part, SPLIT_LIST)
     if not os.path.lexists(path):
         return None
