@@ -79,18 +79,18 @@ class Tracks:
 
     @property
     def tick_multiple(self) -> int:
-        """Number of ticks that lengths and first ticks of windows must be multiples of."""
+        """Number of ticks that must divide the lengths and first ticks of windows."""
         return self.row_multiple if self.text is None else math.lcm(self.row_multiple, self.text.stride_ticks)
 
     def multiple_for_window(self, ticks: int, tick_multiple: int) -> int:
-        """Return the number of ticks that first ticks of windows are multiples of.
+        """Return the number of ticks that divides the first ticks of all windows.
 
         Args:
             ticks: Length of a window.
-            tick_multiple: A further number that the result is a multiple of.
+            tick_multiple: A further number that must divide the result.
 
         Returns:
-            The multiple.
+            The number of ticks.
 
         Raises:
             UsageFault: The window does not have complete rows, is not a multiple, or differs from the windows of text

@@ -204,7 +204,7 @@ def _results(
 
 
 def _stem_of(name: str, rows: Mapping[str, ManifestRow]) -> str:
-    """Return the recording that a file of another tool is of.
+    """Return the stem of the recording to which another tool's file belongs.
 
     Tools like EMAGE's put ``res_`` or ``gt_`` before the stem or ``_output`` behind it; macOS decomposes letters.
     """

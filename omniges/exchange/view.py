@@ -70,7 +70,7 @@ def view(
 
 
 def clips_of(tracks: Iterable[Track], *, together: bool = False) -> list[Clip]:
-    """Group tracks by the recording that they are of.
+    """Group tracks by their recording.
 
     Args:
         tracks: The tracks.

@@ -194,10 +194,10 @@ def read_text(
 
     Args:
         source: Path of the file; ``-``: standard input.
-        codec: Tokenizer of text slots; None: the model's text is latents, which need only words.
+        codec: Tokenizer of text tokens; None: the model's text is latents, which need only words.
         rate: Speaking rate for plain text.
         seconds: Length of the other streams of the input; None: the file defines the length.
-        most_s: Length that the input will be cut to, if the file claims one that no input has.
+        most_s: Length to which the input is cut, if the file states an impossible length.
 
     Returns:
         The text stream.

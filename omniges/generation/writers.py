@@ -351,7 +351,7 @@ class Results:
         return cast("SpeechSink", self.sinks["audio"]).mel()
 
     def spoken(self) -> tuple[list[WordInterval], bool]:
-        """Return words, if text is a target, and whether they have times; otherwise each is the text of a window."""
+        """Return words, if text is a target, and whether they have times. Without times each is a window's text."""
         return cast("TextSink | WindowTextSink", self.sinks["text"]).spoken()
 
     def files(self) -> Iterator[OutFile]:

@@ -55,7 +55,7 @@ def per_step(losses: F64, weights: Mapping[StreamName, float]) -> F64:
     """Return the loss of each step: the mean over samples of the weighted sum over streams.
 
     Args:
-        losses: Losses (steps, G, 3) without weights.
+        losses: Unweighted losses (steps, G, 3).
         weights: Weight of each stream.
 
     Returns:
@@ -74,7 +74,7 @@ def per_task(losses: F64, plan: Plan, weights: Mapping[StreamName, float]) -> di
     """Return the mean loss and the number of samples of each task that was drawn.
 
     Args:
-        losses: Losses (N, 3) of the plan's samples, without weights.
+        losses: Unweighted losses (N, 3) of the plan's samples.
         plan: The plan, which contains the samples' tasks.
         weights: Weight of each stream.
 
@@ -93,7 +93,7 @@ def per_stream(losses: F64, plan: Plan) -> dict[str, float]:
     """Return the mean loss of each stream over the samples that have it as a target.
 
     Args:
-        losses: Losses (N, 3) of the plan's samples, without weights.
+        losses: Unweighted losses (N, 3) of the plan's samples.
         plan: The plan, which contains the samples' targets.
 
     Returns:

@@ -77,7 +77,7 @@ _MEL_FLOOR: Final = float(np.float32(np.log(LOG_FLOOR))) - 1e-4
 
 @dataclass(slots=True)
 class Content:
-    """Contents of one shard's samples that statistics, tokenizer and totals are recomputed from.
+    """Contents of one shard's samples, from which statistics, tokenizer and totals are recomputed.
 
     `partials`, `latents` and `words` cover the train split only.
     """

@@ -238,7 +238,7 @@ def open_held_out(
         data: Shard sets of the run.
         window_ticks: Length of a window in ticks.
         limit: Largest number of windows.
-        tick_multiple: Number of ticks that window lengths must be a multiple of.
+        tick_multiple: Number of ticks that must divide window lengths.
         trained: Bits of `STREAM_PARTS` in training.
         tasks: Tasks to validate; recordings that lack a stream of each are left out.
 
