@@ -215,8 +215,8 @@ def prune(folder: Path, keep: int, spared: Collection[int] = ()) -> list[Path]:
 
     Args:
         folder: Folder of the run's checkpoints.
-        keep: Number of newest checkpoints that stay; 0 keeps all. A link is not counted and stays, for what it leads to
-            is not the run's to remove.
+        keep: Number of newest checkpoints that stay; 0 keeps all. A link is not counted and stays, because
+            its target does not belong to the run.
         spared: Steps whose checkpoints stay too.
 
     Returns:

@@ -132,9 +132,9 @@ def _changed(config: ModelConfig, changes: Mapping[str, Any], allowed: frozenset
 
 
 class CheckpointStart(Start):
-    """Checkpoint of ours with all weights, and the statistics and tokenizer of its training.
+    """Checkpoint of omniges with all weights, and the statistics and tokenizer of its training.
 
-    Speakers keep their numbers. Speakers that only the new shards have follow and are initialized as *unknown*.
+    Speakers keep their numbers. New speakers of the shards get the next numbers and are initialized as *unknown*.
     """
 
     def __init__(self, saved: checkpoint.SavedCheckpoint, weights: WhichWeights, changes: Mapping[str, Any]) -> None:
