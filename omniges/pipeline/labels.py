@@ -204,7 +204,7 @@ def _rows(data: bytes, name: str) -> list[list[str]]:
             del lines[0]
         header = next((line for line in lines if line.strip()), "")
         separator = max(",;\t", key=header.count)
-        rows = csv.reader(io.StringIO("".join(lines), newline=""), delimiter=separator)
+        rows = csv.reader(io.StringIO("".join(lines), newline=""), delimiter=separator, strict=True)
         return [row for row in rows if any(cell.strip() for cell in row)]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(

@@ -233,6 +233,10 @@ class PendingFile:
         self._published = False
         self._hash = hashlib.sha256()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        if path.exists() and not (path.is_file() or path.is_dir()):  # such as /dev/null, which root would replace
+            raise EnvironmentFault(
+                f"cannot write {path}: a pipe, device or socket of that name is in the way: choose another path"
+            )
         with os_errors(path):
             try:
                 self._descriptor = os.open(self.temporary, flags, 0o666)  # the umask applies, as for open()

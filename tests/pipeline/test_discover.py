@@ -320,6 +320,14 @@ class TestSplitsAndFilters:
         assert {recording.split for recording in got.recordings} == {"train"}
         assert list(got.split_lists) == ["other.csv"]
 
+    def test_a_given_list_that_is_no_regular_file_is_refused_at_once(self, tmp_path: Path) -> None:
+        root = lay(tmp_path / "root", [A])
+        os.mkfifo(tmp_path / "pipe.csv")
+        (tmp_path / "zeros.csv").symlink_to("/dev/zero")
+        for name in ("pipe.csv", "zeros.csv"):
+            with pytest.raises(DataError, match=rf"{name}: a regular file expected"):
+                discover(root, Selection(), split_csv=tmp_path / name)
+
     def test_a_conflict_rejects_its_recording_alone(self, tmp_path: Path) -> None:
         lay(tmp_path, [A, B])
         (tmp_path / "train_test_split.csv").write_text(f"id,type\n{A},val\n{A},train\n{B},val\n")

@@ -178,6 +178,13 @@ class TestSplitList:
         with pytest.raises(DataError, match=r"x\.csv"):
             parse_split_list(data, "x.csv")
 
+    @pytest.mark.parametrize("row", range(3))
+    def test_a_quote_that_is_never_closed_does_not_take_in_the_rows_below(self, row: int) -> None:
+        rows = ["a,test", "b,val", "c,train"]
+        rows[row] = '"' + rows[row]
+        with pytest.raises(DataError, match=r"x\.csv"):
+            parse_split_list("\n".join(["id,type", *rows]).encode(), "x.csv")
+
     @given(st.binary(max_size=300))
     def test_any_bytes_are_answered_or_refused(self, data: bytes) -> None:
         try:

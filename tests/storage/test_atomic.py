@@ -296,3 +296,20 @@ class TestLog:
         with pytest.raises(UsageFault, match="a regular file without links expected"):
             open_log(path)
         assert other.read_text() == "torn"
+
+
+@pytest.mark.parametrize("through_link", [False, True])
+def test_no_output_file_replaces_a_special_file(tmp_path: Path, through_link: bool) -> None:
+    special = tmp_path / "pipe"
+    os.mkfifo(special)
+    path = special
+    if through_link:  # as /dev/stdout is
+        path = tmp_path / "link"
+        path.symlink_to(special)
+    before = sorted(os.listdir(tmp_path))
+
+    with pytest.raises(EnvironmentFault, match="a pipe, device or socket of that name is in the way"):
+        publish_bytes(path, b"report")
+
+    assert special.is_fifo()
+    assert sorted(os.listdir(tmp_path)) == before

@@ -23,9 +23,11 @@ from omniges.pipeline.convert import Inputs, Take, decode_files
 from omniges.pipeline.discover import Bounds, Discovery, Modality, Recording, SourceFile, inside, inspect, join, walk
 from omniges.pipeline.settings import ConvertSettings, Selection
 from omniges.shards.schema import MAX_KEY_BYTES, Split, key_from_stem
+from omniges.storage.files import read_file
 
 NEEDED: Final[tuple[Modality, ...]] = ("wav", "npz", "textgrid")
 SPLIT_LIST: Final = "train_test_split.csv"
+_MAX_LIST_BYTES: Final = 64 << 20
 
 _FOLDERS: Final[dict[Modality, tuple[str, ...]]] = {
     "wav": ("wave16k",),
@@ -117,8 +119,8 @@ def discover(
 
 def _read_split_list(path: Path, name: str) -> labels.SplitList:
     try:
-        return labels.parse_split_list(path.read_bytes(), name)
-    except OSError as error:
+        return labels.parse_split_list(read_file(path, _MAX_LIST_BYTES), name)
+    except FileNotFoundError as error:
         raise UsageFault(f"--split-csv {path}: {error.strerror}") from error
 
 
