@@ -47,7 +47,7 @@ validation-samples: 1
 validation-sampling-steps: 2
 """
 _VERSION: Final = frozenset({"omniges"})  # key of the version in records, which may have risen
-_SINCE: Final = frozenset({"condition_streams", "condition_stream_dropout", "tell_absent"})
+_SINCE: Final = frozenset({"condition_streams", "condition_stream_dropout", "tell_absent", "validated_tasks"})
 """Settings that came later, each at a default that changes nothing."""
 _LABELS: Final = ("1_synthetica_0_1_1", "2_syntheticb_0_1_1")  # of the test split
 
@@ -128,16 +128,16 @@ def _trained(run: Path, name: str) -> Found:
     fixed = ("stats.json", "tokenizer.json")
     grown = {file: json.loads((last / file).read_text(encoding="utf-8")) for file in ("config.json", "settings.json")}
     log = json_facts(_log(run), "log", VOLATILE | _VERSION | _SINCE)
-    pictures = file_facts(run / "validation", {".json"})
+    results = file_facts(run / "validation", {".json", ".png"})  # pictures hold words
     records = json_file_facts(run / "validation", VOLATILE | _VERSION)
     return {
         f"{name}: losses of all steps": _losses(run),
         f"{name}: tensors": {file: states[file] for file in _TENSORS},
         f"{name}: rest of the checkpoint": {file: states[file] for file in fixed}
         | json_facts(grown, "", _SINCE)
-        | json_facts(state, "state.json", VOLATILE),
+        | json_facts(state, "state.json", VOLATILE | _SINCE),
         f"{name}: log": log,
-        f"{name}: validation": pictures | records,
+        f"{name}: validation": results | records,
     }
 
 
@@ -407,7 +407,8 @@ def _flags(side: Side) -> Facts:
         command = words.replace("-", "_").replace(" ", "_")
         # The working tree accepts former names and does not show them.
         present = getattr(getattr(models, command, None) or getattr(shards, command, None), "present", {})
-        flags = {present.get(flag, flag) for flag in word.findall(done.out)}
+        shown = re.sub(r"--\[no-\]([\w-]+)", r"--\1 --no-\1", done.out)
+        flags = {present.get(flag, flag) for flag in word.findall(shown)}
         facts |= {label: f"exit {done.code}"} | {f"{label}: {flag}": "there" for flag in flags}
     return facts
 
