@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from typing import Annotated
@@ -13,7 +14,7 @@ from omniges.commands import models, shards
 from omniges.commands.common import Signalled, echo, raise_on
 from omniges.commands.output import unfailing_streams
 from omniges.commands.parsing import UsageError, command_class, usage_line
-from omniges.errors import ExitCode, OmnigesError, fault_of_machine
+from omniges.errors import EnvironmentFault, ExitCode, OmnigesError, fault_of_machine
 from omniges.progress import printable
 
 app = typer.Typer(
@@ -48,6 +49,10 @@ def _root(
     ] = False,
 ) -> None:
     """BEAT2 recordings to verified shards, and a model of text, audio and gesture trained on them."""
+    try:
+        os.getcwd()  # without it, libraries that are loaded later abort the process
+    except FileNotFoundError as error:
+        raise EnvironmentFault("the current folder no longer exists: change to another one") from error
 
 
 def main() -> None:

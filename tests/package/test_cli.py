@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -49,6 +50,19 @@ class TestUsage:
         assert "Traceback" not in run.stderr
         assert run.stderr
         assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("words", [["preprocess", "--root", "x"], ["train"], ["evaluate", "x"]])
+    def test_a_removed_current_folder_exits_3_in_one_line(
+        self, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gone = tmp_path / "gone"
+        gone.mkdir()
+        monkeypatch.chdir(gone)
+        gone.rmdir()
+        code = "import sys; sys.argv[0] = 'omniges'; from omniges.cli import main; main()"
+        run = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
+        assert run.returncode == 3
+        assert only_line(run) == "omniges: the current folder no longer exists: change to another one"
 
     def test_version_and_help(self) -> None:
         assert omniges("--version").stdout.strip() == f"omniges {__version__}"
