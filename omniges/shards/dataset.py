@@ -38,6 +38,7 @@ SMALLEST_STD: Final = 1e-6  # channels with a smaller deviation are normalised w
 _BLOCK_FRAMES = 256
 _MOST: Final = 1e30  # largest magnitude of statistics, which are used in float32
 _VERIFY: Final = "Run omniges verify-shards on it"
+_VERIFY_DEEP: Final = "Run omniges verify-shards --level deep on it"  # others compare its checksum alone
 _PACKAGES: Final = ("librosa", "numpy", "praatio", "pyarrow", "scipy", "soundfile", "soxr", "tokenizers")
 FEATURES: Final[dict[str, Any]] = {
     "tick_s": 0.1,
@@ -308,16 +309,16 @@ def read_statistics(data: bytes, place: str) -> dict[str, Any]:
     arrays = {"gesture": LAYOUT.channels, "mel": audio.MEL_BANDS}
     for name in arrays:
         if not isinstance(found.get(name), dict):
-            raise DataError(f"{place}: {name}: an object expected. {_VERIFY}")
+            raise DataError(f"{place}: {name}: an object expected. {_VERIFY_DEEP}")
     counts = ["counts"] if any("counts" in found[name] for name in arrays) else []  # version 1 has none
     for name, channels in arrays.items():
         for column in ("mean", "std", *counts):
             least = -math.inf if column == "mean" else 0
             if not is_numbers(found[name].get(column), channels, least):
-                raise DataError(f"{place}: {name}.{column}: {channels} finite numbers expected. {_VERIFY}")
+                raise DataError(f"{place}: {name}.{column}: {channels} finite numbers expected. {_VERIFY_DEEP}")
     words = found.get("words")
     if not isinstance(words, dict) or not schema.is_count(words.get("total")):
-        raise DataError(f"{place}: words.total: a number of words expected. {_VERIFY}")
+        raise DataError(f"{place}: words.total: a number of words expected. {_VERIFY_DEEP}")
     return found
 
 

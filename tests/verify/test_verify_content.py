@@ -18,7 +18,8 @@ from pipeline_helpers import omniges
 from shard_sets import Sample, ShardSet
 from verify_builders import Fault, codes, content, edited_dataset, rebuilt, run
 
-from omniges.errors import CODES
+from omniges.errors import CODES, DataError
+from omniges.shards.dataset import read_statistics
 from omniges.shards.schema import DATASET_FILE, REPORT_FILE, STATS_FILE, TOKENIZER_FILE, key_from_stem
 from omniges.shards.tar import npy_parts
 from omniges.storage.canonical_json import canonical_json, json_document
@@ -394,3 +395,13 @@ class TestCodes:
 
     def test_the_settings_of_the_library_are_those_of_the_command(self, shards: Path) -> None:
         assert verify(VerifySettings(folder=shards)).level == "full"
+
+
+def test_the_level_that_unusable_statistics_send_the_user_to_finds_them(shards: Path, tmp_path: Path) -> None:
+    fault = FAULTS["statistics of nothing"][1]
+    folder = rebuilt(shards, tmp_path / "set", fault)
+    with pytest.raises(DataError) as refused:
+        read_statistics((folder / STATS_FILE).read_bytes(), STATS_FILE)
+    level = re.search(r"verify-shards --level (\w+)", str(refused.value))
+    assert level
+    assert codes(run(folder, level[1])) == {"statistics-differ"}
