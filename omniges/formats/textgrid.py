@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,9 +37,10 @@ _SILENCES = frozenset({"", "sil", "sp", "spn", "pau", "#", "##", "h#", "!sil"})
 _BRACKETED = re.compile(
     r"[<\[{]\s*(?:"
     r"sil|silence|sp|spn|pau|pause|p:?|eps|epsilon|/?s|sl|ns|nsn|noise|br|breath|breathing|inhale|exhale|lg|ls|cg|"
-    r"laugh|laughs|laughing|laughter|cough|coughs|lipsmack|usb|nib|click|music|applause"
-    r")\s*[>\]}]"
+    r"laugh|laughs|laughing|laughter|cough|coughs|lipsmack|usb|nib|click|music|applause|nospeech|no_speech"
+    r")\s*[>\]}]|&=\w+"  # the last as in CHAT
 )
+_SPOKEN_MARKS = frozenset("&%@#")  # punctuation that people write for words
 _UNKNOWN = re.compile(r"[<\[{]\s*(?:unk|unknown|oov|spoken_noise|inaudible|unintelligible|bracketed)\s*[>\]}]")
 
 _CHRONOLOGICAL = "Praat chronological TextGrid text file"
@@ -256,9 +258,14 @@ def is_textgrid(data: bytes) -> bool:
 
 
 def is_silence(label: str) -> bool:
-    """Return whether a label means that nobody speaks a word, such as ``sil``, ``<p:>`` or ``[noise]``."""
+    """Return whether a label means that nobody speaks a word, such as ``sil``, ``<p:>``, ``[noise]`` or ``...``."""
     folded = label.casefold()
-    return folded in _SILENCES or _BRACKETED.fullmatch(folded) is not None
+    return folded in _SILENCES or _BRACKETED.fullmatch(folded) is not None or not any(map(_is_spoken, label))
+
+
+def _is_spoken(character: str) -> bool:
+    """Return whether a character alone may stand for a word, which punctuation and invisible ones do not."""
+    return character in _SPOKEN_MARKS or unicodedata.category(character)[0] not in "PCZ"
 
 
 def is_unknown(label: str) -> bool:

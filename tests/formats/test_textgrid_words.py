@@ -191,9 +191,39 @@ def test_line_breaks_inside_become_one_space_and_quotes_are_undone():
 
 BLANKS = ["", "  "]
 SILENCES = ["sil", "SIL", "sp", "spn", "pau", "#", "<sil>", "<SP>", "<eps>", "[SIL]", "<p:>", "{SL}", "<silence>"]
-NOISES = ["[noise]", "{LG}", "<laugh>", "</s>", "<s>", "[Laughter]", "!SIL", "h#"]
+NOISES = [
+    "[noise]",
+    "...",
+    "-",
+    "\u200b",
+    "<nospeech>",
+    "&=laughs",
+    "{LG}",
+    "<laugh>",
+    "</s>",
+    "<s>",
+    "[Laughter]",
+    "!SIL",
+    "h#",
+]
 UNKNOWN = ["<unk>", "<UNK>", "[unk]", "<oov>", "<SPOKEN_NOISE>"]
-WORDS_LIKE_THEM = ["silence", "pause", "noise", "unk", "s", "p", "(s)", "SL", "spoken", "C#", "<3", "laughter"]
+WORDS_LIKE_THEM = [
+    "silence",
+    "&",
+    "%",
+    "♪",
+    "pause",
+    "noise",
+    "unk",
+    "s",
+    "p",
+    "(s)",
+    "SL",
+    "spoken",
+    "C#",
+    "<3",
+    "laughter",
+]
 
 
 @pytest.mark.parametrize("label", [*BLANKS, *SILENCES, *NOISES])
