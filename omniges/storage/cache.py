@@ -401,7 +401,9 @@ def _recorded(path: Path, file: CachedFile) -> bool:
 
 
 def _record(path: Path, file: CachedFile) -> None:
-    atomic.publish_bytes(_beside(path, "checked"), canonical_json(_identity(path, file)))
+    record = _beside(path, "checked")
+    record.unlink(missing_ok=True)  # whatever was in its place, such as a pipe; without a record the content is checked
+    atomic.publish_bytes(record, canonical_json(_identity(path, file)))
     _touch(path)
 
 
