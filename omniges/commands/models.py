@@ -79,7 +79,7 @@ class ConvertOmniflowSettings:
 
 @with_flags("train")
 def convert_omniflow(settings: ConvertOmniflowSettings) -> None:
-    """Convert an OmniFlow checkpoint to this project's format and report what became of every tensor.
+    """Convert an OmniFlow checkpoint to this project's format and list the use of every tensor.
 
     Exit codes: 0 done, 1 bad checkpoint, 2 usage, 3 environment, 130 Ctrl-C.
     """

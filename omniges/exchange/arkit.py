@@ -99,7 +99,18 @@ def encode_csv(weights: F64, frame_rate_hz: float) -> bytes:
 
 
 def matrix_from_array(array: npt.NDArray[Any], name: str) -> FaceMatrix:
-    """Return the map of an array of numbers; raise UsageFault for NaN and as `FaceMatrix.of` does."""
+    """Return the map of an array that was read from a file.
+
+    Args:
+        array: The matrix, in one of the shapes of `FaceMatrix.of`.
+        name: Name of its file, for errors.
+
+    Returns:
+        The map.
+
+    Raises:
+        UsageFault: A value is NaN or infinite, or the matrix has another shape or rank.
+    """
     numbers = np.asarray(array, dtype=np.float64)
     if not np.isfinite(numbers).all():
         raise UsageFault(f"{name}: finite numbers expected, found NaN or infinity")

@@ -20,7 +20,7 @@ MOST_SECONDS: Final = 2 * 3600
 
 @dataclass(frozen=True, slots=True)
 class ViewSummary:
-    """What a page holds."""
+    """Content of a written page: its clips, file and size."""
 
     output_file: Path
     clips: tuple[Clip, ...]

@@ -228,7 +228,7 @@ class Codecs:
 
     @property
     def untimed_text(self) -> bool:
-        """True if one set of latents stands for a window's text, whose words then have no times."""
+        """Whether text is latents of complete windows, so that its words have no times."""
         return isinstance(self.entries.get("text"), WindowEntry)
 
     def windows_of_text(self, ticks: int, windows: WindowSettings) -> list[tuple[int, int]] | None:
