@@ -38,7 +38,7 @@ from six_tasks import clips_of, references, score_task, templates_of, windows_of
 from six_tasks import generate as made_windows
 
 from omniges.features.body import joint_positions
-from omniges.features.text_slots import SlotCodec
+from omniges.features.text_tokens import TextTokenCodec
 from omniges.features.timebase import FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
 from omniges.generation.audio import Held, read_log_mel
 from omniges.generation.long_form import Timeline, WindowSettings, sample_timelines, window_starts
@@ -59,7 +59,7 @@ F64 = npt.NDArray[np.float64]
 def quality(loaded: Loaded, shards: ShardFolder, tasks: Sequence[str]) -> dict[str, Any]:
     """Scores of every task by solver and steps, over whole windows of the test split."""
     templates = templates_of(clips_of(shards, "train"))
-    ticks, codec = loaded.identity.window_ticks, SlotCodec(loaded.identity.tokenizer)
+    ticks, codec = loaded.identity.window_ticks, TextTokenCodec(loaded.identity.tokenizer)
     windows = [w for clip in clips_of(shards, "test") for w in windows_of(clip, codec, ticks)]
     print(f"{len(windows)} windows; {references(windows, templates, codec)}", flush=True)
     rows = []

@@ -25,7 +25,7 @@ import torch
 
 from omniges.features.body import joint_positions
 from omniges.features.gesture import JOINT_NAMES
-from omniges.features.text_slots import SlotCodec
+from omniges.features.text_tokens import TextTokenCodec
 from omniges.formats.audio import decode_wav, encode_wav
 from omniges.formats.npz import Motion, decode_motion, encode_motion
 from omniges.formats.textgrid import WordInterval, decode_words, encode_words
@@ -75,14 +75,14 @@ def cut(recordings: Path, root: Path) -> None:
     (folder / "train_test_split.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def windows_of(sample: SampleArrays, codec: SlotCodec, ticks: int, speaker: int) -> Windows:
+def windows_of(sample: SampleArrays, codec: TextTokenCodec, ticks: int, speaker: int) -> Windows:
     """All whole windows of a clip, each so many times as there are noises."""
-    slots = codec.encode(sample.words, sample.row.ticks).ids
+    tokens = codec.encode(sample.words, sample.row.ticks).ids
     starts = range(0, sample.row.ticks - ticks + 1, ticks // 2)
     stacked = {
         "gesture": np.stack([sample.gesture.gesture[3 * s : 3 * (s + ticks)] for s in starts]),
         "audio": np.stack([sample.mel[10 * s : 10 * (s + ticks)] for s in starts]),
-        "text": np.stack([slots[s : s + ticks] for s in starts]),
+        "text": np.stack([tokens[s : s + ticks] for s in starts]),
     }
     each = max(1, _DRAWS // len(starts))
     count = each * len(starts)
@@ -194,7 +194,7 @@ def main() -> None:
     for path in reversed(checkpoints(run / CHECKPOINTS)):
         saved = open_checkpoint(path)
         model, identity = load_model(saved)
-        codec = SlotCodec(identity.tokenizer)
+        codec = TextTokenCodec(identity.tokenizer)
         row: dict[str, Any] = {"step": saved.step, "minutes": saved.document("state.json")["elapsed_s"] / 60}
         for split, sample in samples.items():
             row[split] = losses(model, windows_of(sample, codec, identity.window_ticks, speaker=1))

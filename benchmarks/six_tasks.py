@@ -27,7 +27,7 @@ import torch
 from wordscore import Score, Templates, learn_templates, score_words, word_error_rate
 
 from omniges.features.gesture import gesture_from_motion
-from omniges.features.text_slots import SlotCodec
+from omniges.features.text_tokens import TextTokenCodec
 from omniges.formats.npz import decode_motion
 from omniges.model.checkpoint import CHECKPOINTS, checkpoints, open_checkpoint
 from omniges.model.flow import Conditioning, FlowModel, draw_noise, follow, guided_clean, step_levels
@@ -50,7 +50,7 @@ class Window:
     speaker: str | None
 
 
-def windows_of(clip: SampleArrays, codec: SlotCodec, ticks: int) -> list[Window]:
+def windows_of(clip: SampleArrays, codec: TextTokenCodec, ticks: int) -> list[Window]:
     """Whole windows of a clip, one after the other."""
     streams: dict[StreamName, Any] = {
         "gesture": clip.gesture.gesture,
@@ -106,7 +106,7 @@ def score_task(
     made: Sequence[np.ndarray[Any, Any]],
     windows: Sequence[Window],
     templates: Mapping[StreamName, Templates],
-    codec: SlotCodec,
+    codec: TextTokenCodec,
 ) -> float:
     """Share of words shown rightly, or for text the word error rate."""
     (target,) = TASKS[task].targets
@@ -120,7 +120,7 @@ def score_task(
     return total.accuracy
 
 
-def references(windows: Sequence[Window], templates: Mapping[StreamName, Templates], codec: SlotCodec) -> str:
+def references(windows: Sequence[Window], templates: Mapping[StreamName, Templates], codec: TextTokenCodec) -> str:
     """Return the scores of the recordings and of the next window's recordings: the best score and chance."""
     lines = []
     for task in ("t2g", "t2a", "g2t"):
@@ -141,7 +141,7 @@ def evaluate(run: Path, shards: Path, steps: int) -> list[dict[str, Any]]:
     for path in reversed(checkpoints(run / CHECKPOINTS)):
         saved = open_checkpoint(path)
         model, identity = load_model(saved)
-        codec = SlotCodec(identity.tokenizer)
+        codec = TextTokenCodec(identity.tokenizer)
         windows = [window for clip in test for window in windows_of(clip, codec, identity.window_ticks)]
         if not rows:
             print(f"{len(windows)} windows of {len(test)} test clips; {references(windows, templates, codec)}")

@@ -37,7 +37,7 @@ from omniges.data.order import RankShare
 from omniges.data.samples import open_shards
 from omniges.data.sequence import DataSource, Sequencing
 from omniges.data.windows import WindowDataset
-from omniges.features.text_slots import SlotCodec
+from omniges.features.text_tokens import TextTokenCodec
 from omniges.shards.dataset import divisors
 
 TICKS: Final = 64
@@ -80,7 +80,7 @@ def write_plain(shards: Path, folder: Path) -> None:
     """Write the arrays of the train split as .npy files."""
     folder.mkdir()
     opened = open_shards(shards, split="train")
-    codec = SlotCodec(opened.tokenizer)
+    codec = TextTokenCodec(opened.tokenizer)
     for sample in opened:
         words = [{"word": word.word, "start": word.start_s, "end": word.end_s} for word in sample.words]
         tokens = codec.encode(words, sample.frames // 3).ids.astype(np.int64)

@@ -18,7 +18,7 @@ from omniges.model.spec import ModelConfig, build_model
 from omniges.model.streams import STREAMS, StreamName
 from omniges.model.tasks import SamplingSettings
 
-TICKS, PIECES = 6, 9
+TICKS, VOCAB_SIZE = 6, 9
 CONFIG = ModelConfig(width=16, layers=2, heads=2, piece_width=12, mark_width=4)
 
 
@@ -31,7 +31,7 @@ def statistics() -> dict[str, Any]:
 
 def model_of(config: ModelConfig = CONFIG) -> FlowModel:
     """A model with every parameter drawn anew, so that nothing is hidden by zeros."""
-    model = build_model(config, statistics=statistics(), pieces=PIECES, speakers=2)
+    model = build_model(config, statistics=statistics(), vocab_size=VOCAB_SIZE, speakers=2)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
@@ -45,7 +45,7 @@ def windows_of(positions: list[int]) -> Windows:
         generator = torch.Generator().manual_seed(position)
         arrays["gesture"].append(torch.randn(3 * TICKS, LAYOUT.channels, generator=generator))
         arrays["audio"].append(torch.randn(10 * TICKS, MEL_BANDS, generator=generator) - 5)
-        arrays["text"].append(torch.randint(0, 1 + 4 * PIECES, (TICKS,), generator=generator, dtype=torch.int32))
+        arrays["text"].append(torch.randint(0, 1 + 4 * VOCAB_SIZE, (TICKS,), generator=generator, dtype=torch.int32))
     return Windows(
         {name: torch.stack(found) for name, found in arrays.items()},
         torch.tensor(positions),

@@ -22,7 +22,7 @@ from omniges.trainer.train_step import Learner
 from omniges.trainer.validation.run import LEVELS
 
 SMALLEST = {"width": 16, "layers": 1, "heads": 2}
-SLOTS = {"piece_width": 8, "mark_width": 4}
+TOKEN_WIDTHS = {"piece_width": 8, "mark_width": 4}
 Trained = Callable[..., Path]
 """Trains on shards with some settings and returns the run's folder."""
 TENSOR_FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
@@ -40,7 +40,7 @@ def settings_of(shards: Path | str, run: Path, **changes: Any) -> TrainSettings:
         "num_workers": 0,
         "logging_steps": 4,
         "validation_steps": 0,
-        "model": SMALLEST if "text_codec" in changes else SMALLEST | SLOTS,
+        "model": SMALLEST if "text_codec" in changes else SMALLEST | TOKEN_WIDTHS,
     }
     return TrainSettings(**(plain | changes))
 

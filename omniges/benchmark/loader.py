@@ -34,7 +34,7 @@ class Reading:
 
 
 def window_bytes(window_ticks: int) -> int:
-    """Return the bytes of one window in a batch: gesture, mel spectrogram and text slots."""
+    """Return the bytes of one window in a batch: gesture, mel spectrogram and text tokens."""
     floats = FRAMES_PER_TICK * LAYOUT.channels + MEL_FRAMES_PER_TICK * MEL_BANDS
     return window_ticks * 4 * (floats + 1)
 

@@ -147,12 +147,12 @@ def batch_layout(
         Places of the arrays, and the size of the block in bytes.
     """
     gesture, audio, text = tracks.gesture, tracks.audio, tracks.text
-    slots_or_latents = ("<i4", (rows, window_ticks)) if text is None else ("<f4", (rows, text.latents, text.channels))
+    tokens_or_latents = ("<i4", (rows, window_ticks)) if text is None else ("<f4", (rows, text.latents, text.channels))
     return layout_of(
         [
             ("gesture", "<f4", (rows, gesture.rows(window_ticks), gesture.channels)),
             ("audio", "<f4", (rows, audio.rows(window_ticks), audio.channels)),
-            ("text", *slots_or_latents),
+            ("text", *tokens_or_latents),
             *((name, dtype, (rows, *shape)) for name, dtype, shape in conditions),
             *((name, "<i8", (rows,)) for name in ("positions", "sources", "epochs", "samples", "start_ticks")),
             ("progress", "<i8", (2,)),  # rows in the batch, and the row being filled
@@ -166,7 +166,7 @@ class BatchBlock:
 
     gesture: npt.NDArray[np.float32]  # (R, w · 3, 415)
     audio: npt.NDArray[np.float32]  # (R, w · 10, 64), or latents
-    text: npt.NDArray[Any]  # (R, w) int32 slots, or (R, latents, channels) float32
+    text: npt.NDArray[Any]  # (R, w) int32 tokens, or (R, latents, channels) float32
     positions: I64  # (R,)
     sources: I64
     epochs: I64

@@ -26,7 +26,7 @@ from omniges.data.order import Mixture, Picks
 from omniges.data.sequence import DataSource, Sequencing, order_of
 from omniges.data.tracks import PLAIN_TRACKS, STREAMS, Normaliser, Scale, Tracks
 from omniges.data.window_reader import ClipReader, ReadMarks, Verify
-from omniges.features.text_slots import SlotCodec
+from omniges.features.text_tokens import TextTokenCodec
 from omniges.shards.latents import CodecEntry
 from omniges.shards.reader import LocalShards, ShardSource
 from omniges.workers import Answer
@@ -34,7 +34,7 @@ from omniges.workers import Answer
 I64 = npt.NDArray[np.int64]
 
 _PLANNED_WINDOWS: Final = 4096
-_SLOT_CACHE_BYTES: Final = 64 << 20
+_TOKEN_CACHE_BYTES: Final = 64 << 20
 _TILE_TICKS: Final = 64  # means and divisors of 64 ticks take 1 MB, which fits a CPU cache
 
 
@@ -47,15 +47,15 @@ def open_source(specification: Mapping[str, Any]) -> ShardSource:
     return open_specification(specification)
 
 
-class _SlotCache:
+class _TokenCache:
     """Text tokens of complete clips; the least recently used are dropped first."""
 
-    def __init__(self, codec: SlotCodec) -> None:
+    def __init__(self, codec: TextTokenCodec) -> None:
         self._codec = codec
         self._kept: OrderedDict[tuple[int, int], npt.NDArray[np.int32]] = OrderedDict()
         self._bytes = 0
 
-    def slots(self, number: int, reader: ClipReader, sample: int) -> npt.NDArray[np.int32]:
+    def tokens(self, number: int, reader: ClipReader, sample: int) -> npt.NDArray[np.int32]:
         """Return the text tokens of a clip, one for each tick.
 
         Args:
@@ -74,7 +74,7 @@ class _SlotCache:
         found = self._codec.encode(reader.words(sample), int(reader.table.ticks[sample])).ids
         self._kept[name] = found
         self._bytes += found.nbytes
-        while self._bytes > _SLOT_CACHE_BYTES and len(self._kept) > 1:
+        while self._bytes > _TOKEN_CACHE_BYTES and len(self._kept) > 1:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
         return found
 
@@ -112,7 +112,7 @@ class Collator:
             normaliser.audio.tiled(tracks.audio.rows(tile) or 1),
             normaliser.text.tiled(tracks.text.latents) if tracks.text and normaliser.text else None,
         )
-        self._slots = None if self._scales.text else _SlotCache(SlotCodec(tokenizer))
+        self._tokens = None if self._scales.text else _TokenCache(TextTokenCodec(tokenizer))
         self._planned: dict[tuple[int, int], Picks] = {}
         self._cold = True
 
@@ -147,8 +147,8 @@ class Collator:
             block.progress[1] = row  # the loader reports this row if the process dies
             reader = self._readers[source]
             reader.read_window(sample, start, ticks, self._scales, (gesture[row], audio[row]))
-            if self._slots is not None:
-                block.text[row] = self._slots.slots(source, reader, sample)[start : start + ticks]
+            if self._tokens is not None:
+                block.text[row] = self._tokens.tokens(source, reader, sample)[start : start + ticks]
             elif self._scales.text is not None:
                 reader.read_text(sample, start, ticks, self._scales.text, text[row])
             if self._conditions is not None:

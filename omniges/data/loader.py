@@ -64,7 +64,7 @@ class Batch:
 
     gesture: torch.Tensor  # (B, w · 3, 415) float32, normalised
     audio: torch.Tensor  # (B, w · 10, 64) float32, normalised; or latents
-    text: torch.Tensor  # (B, w) int32 text slots; or latents (B, N, V) float32, normalised
+    text: torch.Tensor  # (B, w) int32 text tokens; or latents (B, N, V) float32, normalised
     positions: torch.Tensor  # (B,) int64, in the sequence of all ranks
     start_ticks: torch.Tensor  # (B,) int64, of the window in its clip
     keys: tuple[str, ...]

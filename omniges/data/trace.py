@@ -22,8 +22,8 @@ I64 = npt.NDArray[np.int64]
 def trace(settings: TraceSettings) -> Iterator[dict[str, Any]]:
     """Yield one record for each window: step, rank, position, key, start_tick, split, and with `decode` sha256.
 
-    The digest covers the window's normalised gesture, mel and text slots in the batch, or latents in their place.
-    Arrays are float32, slots int32, little-endian, in this order.
+    The digest covers the window's normalised gesture, mel and text tokens in the batch, or latents in their place.
+    Arrays are float32, tokens int32, little-endian, in this order.
 
     Args:
         settings: Settings of the command.

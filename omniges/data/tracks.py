@@ -53,7 +53,7 @@ class Tracks:
 
     gesture: PlainArray | FrameEntry
     audio: PlainArray | FrameEntry
-    text: WindowEntry | None = None  # None: slots, from words
+    text: WindowEntry | None = None  # None: tokens, from words
 
     @classmethod
     def with_codecs(cls, entries: Mapping[str, CodecEntry]) -> Tracks:

@@ -30,7 +30,7 @@ from omniges.data.window_reader import Verify
 from omniges.errors import DataError, UsageFault
 from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import JAW_EYES, LAYOUT
-from omniges.features.text_slots import MARKS, SlotCodec
+from omniges.features.text_tokens import MARKS, TextTokenCodec
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
 from omniges.shards.dataset import combine, partial_of
 from omniges.shards.manifest import ManifestRow
@@ -42,7 +42,7 @@ Mask = npt.NDArray[np.bool_]
 T = TypeVar("T")
 
 _SAMPLES_PER_TICK: Final = SAMPLE_RATE_HZ // TICKS_PER_SECOND
-_CACHE_BYTES: Final = 64 << 20  # of decoded FLAC, and again of text slots and words, in each process
+_CACHE_BYTES: Final = 64 << 20  # of decoded FLAC, and again of text tokens and words, in each process
 _TOUCH_S: Final = 1e-6  # words that overlap a window by less only touch it
 _WORD_BYTES: Final = 200  # about what a word takes in memory
 
@@ -159,7 +159,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
     ``jaw_eyes``     (w · 3, 9) float32
     ``mel``          (w · 10, 64) float32, 100 frames a second
     ``waveform``     (w · 1600,) float32 at 16 kHz, never normalized; needs shards with ``--keep-audio``
-    ``text_tokens``  (w,) int64, one subword slot a tick, 0 for silence (`omniges.features.text_slots`);
+    ``text_tokens``  (w,) int64, one subword token a tick, 0 for silence (`omniges.features.text_tokens`);
                      `vocabulary_size` says how many there are
     ``words``        the words that overlap the window, joined by spaces
     ``timed_words``  the same as a tuple of `Word`, seconds from the start of the window, cut at its edges;
@@ -250,7 +250,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         self._masks: dict[tuple[Part, ...], dict[str, Mask]] = {}
         self._recent, self._decoded = _Recent(_CACHE_BYTES), _Recent(_CACHE_BYTES)
         self._members: MappedMembers | None = None
-        self._codec: SlotCodec | None = None
+        self._codec: TextTokenCodec | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_members": None, "_codec": None}  # maps and native objects: each process has its own
@@ -260,7 +260,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         """Number of distinct text tokens, silence included; needs ``text_tokens`` among the arrays."""
         if "text_tokens" not in self.arrays:
             raise UsageFault("vocabulary_size: the array text_tokens expected, found none: add it to arrays")
-        return 1 + MARKS * self._slot_codec().pieces
+        return 1 + MARKS * self._token_codec().vocab_size
 
     def __len__(self) -> int:
         return self._first_windows[-1]
@@ -288,7 +288,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
                 self._read_window(name, number, start_tick, arrays[name].numpy())
                 item[name] = arrays[name]
             elif name == "text_tokens":
-                ids = self._slots(number)[start_tick : start_tick + self.window_ticks]
+                ids = self._tokens(number)[start_tick : start_tick + self.window_ticks]
                 item[name] = torch.from_numpy(ids.astype(np.int64))
             elif name == "speaker":
                 item[name] = self._speakers[row.speaker] if row.speaker is not None else -1
@@ -402,21 +402,21 @@ class WindowDataset(Dataset[dict[str, Any]]):
 
         return self._decoded.get(number, decode, lambda samples: samples.nbytes)
 
-    def _slot_codec(self) -> SlotCodec:
+    def _token_codec(self) -> TextTokenCodec:
         if self._codec is None:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would not exist in forked workers
-            self._codec = SlotCodec(self._tokenizer)
+            self._codec = TextTokenCodec(self._tokenizer)
         return self._codec
 
-    def _slots(self, number: int) -> npt.NDArray[np.int32]:
-        """Return the text slots (ticks,) of a clip."""
+    def _tokens(self, number: int) -> npt.NDArray[np.int32]:
+        """Return the text tokens (ticks,) of a clip."""
 
         def make() -> npt.NDArray[np.int32]:
             row = self._rows[number]
             words = [{"word": w.word, "start": w.start_s, "end": w.end_s} for w in self.shards.reader.timed_words(row)]
-            return self._slot_codec().encode(words, row.ticks).ids
+            return self._token_codec().encode(words, row.ticks).ids
 
-        return self._recent.get(("slots", number), make, lambda slots: slots.nbytes)
+        return self._recent.get(("tokens", number), make, lambda tokens: tokens.nbytes)
 
     def _timed_words(self, number: int, start_tick: int) -> tuple[Word, ...]:
         """Return the words that overlap a window, with times from its start and cut at its edges."""

@@ -22,7 +22,7 @@ from omniges.conditions.base import Content, Recording
 from omniges.errors import DataError, RecordingFault, UsageFault
 from omniges.features.audio import Loudness
 from omniges.features.gesture import LAYOUT, gesture_from_motion
-from omniges.features.text_slots import SlotCodec
+from omniges.features.text_tokens import TextTokenCodec
 from omniges.features.timebase import (
     FRAMES_PER_TICK,
     LONGEST_S,
@@ -99,7 +99,7 @@ class Given:
     stream: StreamName
     name: str  # name of the results
     ticks: int
-    series: Held | Spool | None  # gesture (3 ticks, 415), audio (10 ticks, 64), text slots (ticks,), or more
+    series: Held | Spool | None  # gesture (3 ticks, 415), audio (10 ticks, 64), text tokens (ticks,), or more
     path: str
     sha256: str
     remarks: tuple[str, ...] = ()
@@ -185,7 +185,7 @@ def given_audio(loaded: LoadedAudio, name: str, path: str, digest: str) -> Given
 
 def read_text(
     source: str,
-    codec: SlotCodec | None,
+    codec: TextTokenCodec | None,
     rate: SpeakingRate | None,
     seconds: float | None = None,
     most_s: float | None = None,
@@ -240,7 +240,7 @@ def _compare_lengths(path: str, words: Sequence[Mapping[str, Any]], length_s: fl
 
 def given_words(
     words: Sequence[Mapping[str, Any]],
-    codec: SlotCodec | None,
+    codec: TextTokenCodec | None,
     length_s: float | None,
     name: str,
     origin: tuple[str, str],
@@ -282,16 +282,16 @@ def given_words(
         found.append(f"{len(words) - len(inside)} words beyond {ticks / TICKS_PER_SECOND:.1f} s left out")
     series = None
     if codec is not None:
-        slots = codec.encode(inside, ticks)
-        series = Held(slots.ids)
-        if slots.overflow:
-            lost = ", ".join(reprlib.repr(str(word["word"])) for word in slots.overflow[:3])
-            if len(slots.overflow) == len(inside):
+        encoded = codec.encode(inside, ticks)
+        series = Held(encoded.ids)
+        if encoded.dropped:
+            lost = ", ".join(reprlib.repr(str(word["word"])) for word in encoded.dropped[:3])
+            if len(encoded.dropped) == len(inside):
                 raise DataError(
                     f"{path}: words that find a place expected, found {len(inside)} with more subwords than ticks "
                     f"({lost}): correct their times"
                 )
-            found.append(f"{len(slots.overflow)} words left out, which have more subwords than ticks: {lost}")
+            found.append(f"{len(encoded.dropped)} words left out, which have more subwords than ticks: {lost}")
     return Given("text", name, ticks, series, path, digest, tuple(found), inside)
 
 
@@ -375,7 +375,7 @@ def _motion(path: Path) -> tuple[Motion, str]:
 
 
 def given_sample(
-    sample: SampleArrays, stream: StreamName, codec: SlotCodec | None, shards: Path, latents_of: str | None = None
+    sample: SampleArrays, stream: StreamName, codec: TextTokenCodec | None, shards: Path, latents_of: str | None = None
 ) -> Given:
     """Return one stream of a sample of a shard folder.
 
@@ -397,10 +397,10 @@ def given_sample(
     elif stream == "audio":
         array = sample.mel[: row.ticks * MEL_FRAMES_PER_TICK]
     elif codec is not None:
-        slots = codec.encode(sample.words, row.ticks)
-        array = slots.ids
-        if slots.overflow:
-            remarks = (f"{len(slots.overflow)} words left out, which have more subwords than ticks",)
+        encoded = codec.encode(sample.words, row.ticks)
+        array = encoded.ids
+        if encoded.dropped:
+            remarks = (f"{len(encoded.dropped)} words left out, which have more subwords than ticks",)
     member = {"text": row.contract.words, "gesture": "gesture.npy", "audio": "mel.npy"}[stream]
     return Given(
         stream,
@@ -448,7 +448,7 @@ class PlannedInput:
 class Reading:
     """Settings for reading inputs for a model."""
 
-    slots: SlotCodec | None  # None: the model's text is latents
+    token_codec: TextTokenCodec | None  # None: the model's text is latents
     tick_multiple: int = 1  # lengths are cut to multiples of it
     loudness: Loudness = "none"  # of audio files
     codecs: Mapping[StreamName, CodecEntry] = field(default_factory=dict)  # latents that are read from shards
@@ -582,7 +582,7 @@ def _of_files(
     # The last word ends before the recording does, so another stream defines the length if there is one.
     length_s = min((one.ticks for one in given), default=0) / TICKS_PER_SECOND or None
     if "text" in files:
-        given.append(read_text(files["text"], reading.slots, rate, length_s, sources.seconds))
+        given.append(read_text(files["text"], reading.token_codec, rate, length_s, sources.seconds))
     body = next((one.body for one in given if one.body is not None), None)
     return cut_input(Input(name, 0, tuple(given), body=body), sources.seconds, reading)
 
@@ -653,12 +653,12 @@ def _of_sample(
 ) -> Input:
     sample = folder.sample(row)
     given = tuple(
-        given_sample(sample, name, reading.slots, folder.folder, latents_of(folder, reading.codecs.get(name)))
+        given_sample(sample, name, reading.token_codec, folder.folder, latents_of(folder, reading.codecs.get(name)))
         for name in conditions
     )
     bits = present_bits(row.present)
     shown = [name for name in reading.recorded if bits & STREAM_BITS[name]]
-    recorded = tuple(given_sample(sample, name, reading.slots, folder.folder) for name in shown)
+    recorded = tuple(given_sample(sample, name, reading.token_codec, folder.folder) for name in shown)
     needed = sum(STREAM_BITS[name] for name in conditions)
     digest = folder.dataset["files"][MANIFEST_FILE]["sha256"]
     manifest = folder.dataset["manifest_hash"]

@@ -429,7 +429,7 @@ class OmnigesPipeline:
                 for spoken, (first, count) in zip(made["text"], spans, strict=True)
             ]
         elif "text" in made:
-            found = self._sampler.slots.decode(made["text"].astype(np.int32))
+            found = self._sampler.token_codec.decode(made["text"].astype(np.int32))
             words = [word.as_json() for word in found if word.word.strip()]
         seconds = item.ticks / TICKS_PER_SECOND
         return OmnigesSample(seconds, made.get("gesture"), made.get("audio"), words, windows, seed)
@@ -440,7 +440,7 @@ class OmnigesPipeline:
             raise UsageFault(
                 f"speaking_rate {rate!r:.80}: the result of pipeline.speaking_rate(SHARDS) expected, or None"
             )
-        codec, rate = reading.slots, rate or reading.rate
+        codec, rate = reading.token_codec, rate or reading.rate
         if isinstance(text, Path) or (isinstance(text, str) and _names_file(text)):
             if not os.path.isfile(text):
                 raise UsageFault(f"text {str(text)!r:.200}: a file expected, found none; give words to be spoken")

@@ -237,7 +237,7 @@ class _Job:
                 seed = settings.seed + timeline.sample
                 spans = self.sampler.codecs.windows_of_text(item.ticks, self.windows)
                 waiting[part.number] = Results(
-                    targets, self._of_body(item), self.sampler.slots, self.voice, seed, settings.output_dir, spans
+                    targets, self._of_body(item), self.sampler.token_codec, self.voice, seed, settings.output_dir, spans
                 )
             waiting[part.number].append(part.arrays())
             if part.last:

@@ -20,7 +20,7 @@ from omniges.codecs.base import BOTH_ENDS, Codec, End, FrameCodec, QuantisingCod
 from omniges.codecs.registry import load_same_codec
 from omniges.data.sequence import trained_on
 from omniges.errors import DataError, UsageFault
-from omniges.features.text_slots import SlotCodec
+from omniges.features.text_tokens import TextTokenCodec
 from omniges.generation.inputs import Given, Input, Reading, latents_of
 from omniges.generation.long_form import TicksOf, Timeline, WindowSettings, sample_timelines, window_spans
 from omniges.generation.settings import Sources, Weights
@@ -232,7 +232,7 @@ class Codecs:
         return isinstance(self.entries.get("text"), WindowEntry)
 
     def windows_of_text(self, ticks: int, windows: WindowSettings) -> list[tuple[int, int]] | None:
-        """Return the windows for which texts are generated; None if text is slots.
+        """Return the windows for which texts are generated; None if text is tokens.
 
         Args:
             ticks: Length of the timeline.
@@ -342,7 +342,7 @@ class Sampler:
             autocast: Context with the precision of the model; codecs use their own.
         """
         self.model, self.identity, self.codecs, self.autocast = model, identity, codecs, autocast
-        self.slots = SlotCodec(identity.tokenizer)
+        self.token_codec = TextTokenCodec(identity.tokenizer)
 
     def speaker_number(self, name: str | None, *, named: bool) -> int:
         """Return the number of a speaker, 0: unknown.
@@ -408,12 +408,12 @@ class Sampler:
             DataError: The checkpoint's speaking rate is damaged.
         """
         identity = self.identity
-        slots = None if "text" in identity.codecs else self.slots
+        token_codec = None if "text" in identity.codecs else self.token_codec
         try:
             rate = SpeakingRate.from_json(identity.speaking_rate) if identity.speaking_rate else None
         except ValueError as error:
             raise DataError(f"the checkpoint's {SPEAKING_RATE_FILE}: {error}: choose another checkpoint") from error
-        return Reading(slots, identity.tick_multiple, identity.loudness, identity.codecs, folder, recorded, rate)
+        return Reading(token_codec, identity.tick_multiple, identity.loudness, identity.codecs, folder, recorded, rate)
 
     def sample(
         self,

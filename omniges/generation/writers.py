@@ -21,7 +21,7 @@ import numpy.typing as npt
 from omniges.errors import DataError
 from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import LAYOUT, GestureClip, MotionArrays, invalid_rotations, motion_from_gesture
-from omniges.features.text_slots import SlotCodec
+from omniges.features.text_tokens import TextTokenCodec
 from omniges.features.timebase import MEL_FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
 from omniges.formats.audio import wav_parts
 from omniges.formats.npz import MOTION_COLUMNS, write_motion
@@ -214,20 +214,20 @@ def _without_silences(intervals: Sequence[WordInterval]) -> list[WordInterval]:
 
 
 class TextSink:
-    """Writer of text slots as a TextGrid and plain text; slots (4 bytes a tick) are kept in memory."""
+    """Writer of text tokens as a TextGrid and plain text; tokens (4 bytes a tick) are kept in memory."""
 
-    def __init__(self, codec: SlotCodec) -> None:
+    def __init__(self, codec: TextTokenCodec) -> None:
         self.measures: dict[str, float] = {}
         self.remarks: list[str] = []
         self._codec = codec
-        self._slots: list[npt.NDArray[np.int32]] = []
+        self._tokens: list[npt.NDArray[np.int32]] = []
 
-    def append(self, slots: npt.NDArray[Any], /) -> None:
-        """Append slots (ticks,)."""
-        self._slots.append(slots.astype(np.int32))
+    def append(self, tokens: npt.NDArray[Any], /) -> None:
+        """Append tokens (ticks,)."""
+        self._tokens.append(tokens.astype(np.int32))
 
     def _labelled(self, labels: Labels) -> list[WordInterval]:
-        decoded = self._codec.decode(np.concatenate(self._slots))
+        decoded = self._codec.decode(np.concatenate(self._tokens))
         return [WordInterval(labels.label(word.word), word.start, word.end) for word in decoded]
 
     def spoken(self) -> tuple[list[WordInterval], bool]:
@@ -244,12 +244,12 @@ class TextSink:
         self.remarks += labels.remarks
         if not intervals:
             self.remarks.append("no word was generated")
-        yield OutFile("text", ".TextGrid", [encode_words(intervals, sum(map(len, self._slots)) / TICKS_PER_SECOND)])
+        yield OutFile("text", ".TextGrid", [encode_words(intervals, sum(map(len, self._tokens)) / TICKS_PER_SECOND)])
         yield OutFile("transcript", ".txt", [(" ".join(word.word for word in intervals) + "\n").encode()])
 
     def shown(self, ticks: int) -> list[dict[str, Any]]:
         """Return the words in the first ticks, with their times."""
-        return [word.as_json() for word in self._codec.decode(np.concatenate(self._slots)[:ticks])]
+        return [word.as_json() for word in self._codec.decode(np.concatenate(self._tokens)[:ticks])]
 
 
 class WindowTextSink:
@@ -313,7 +313,7 @@ class Results:
         self,
         targets: Sequence[StreamName],
         body: Body,
-        codec: SlotCodec,
+        codec: TextTokenCodec,
         voice: VoiceOf | None,
         seed: int,
         folder: Path | None,

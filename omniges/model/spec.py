@@ -22,12 +22,12 @@ from omniges.conditions.registry import labels_read, saved_streams, specificatio
 from omniges.errors import DataError, UsageFault
 from omniges.features.audio import MEL_BANDS, Loudness
 from omniges.features.gesture import LAYOUT
-from omniges.features.text_slots import SlotCodec
+from omniges.features.text_tokens import TextTokenCodec
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
 from omniges.model.checkpoint import EMA_FILE, MODEL_FILE, SavedCheckpoint, load_into
 from omniges.model.flow import AbsentStreams, FlowModel
 from omniges.model.patches import PatchGrid, PatchTokens
-from omniges.model.streams import FrameTokens, Prediction, SlotTokens, Stream, StreamName, WindowTokens
+from omniges.model.streams import FrameTokens, Prediction, Stream, StreamName, SubwordTokens, WindowTokens
 from omniges.model.tasks import Task
 from omniges.model.trunk import Conditioning, JointFlowTransformer, QKNormKind
 from omniges.registry import foreign
@@ -191,7 +191,7 @@ def build_model(
     config: ModelConfig,
     *,
     statistics: Mapping[str, Any],
-    pieces: int,
+    vocab_size: int,
     speakers: int,
     codecs: Mapping[StreamName, CodecLatents] | None = None,
     conditions: Mapping[str, ConditionStream] = MappingProxyType({}),
@@ -201,7 +201,7 @@ def build_model(
     Args:
         config: Sizes and kinds.
         statistics: Content of stats.json.
-        pieces: Size of the tokenizer's vocabulary.
+        vocab_size: Size of the tokenizer's vocabulary.
         speakers: Number of speakers.
         codecs: Latents by the stream that they replace. The model contains no part of a codec.
         conditions: Condition streams by name.
@@ -237,8 +237,8 @@ def build_model(
     text = (
         _window_tokens(codecs["text"], config)
         if "text" in codecs
-        else SlotTokens(
-            pieces=pieces,
+        else SubwordTokens(
+            vocab_size=vocab_size,
             piece_width=config.piece_width,
             mark_width=config.mark_width,
             blank_weight=config.blank_weight,
@@ -298,7 +298,7 @@ def _window_tokens(latents: CodecLatents, config: ModelConfig) -> WindowTokens:
 def model_for_weights(
     config: ModelConfig,
     *,
-    pieces: int,
+    vocab_size: int,
     speakers: int,
     codecs: Mapping[StreamName, CodecLatents] | None = None,
     conditions: Mapping[str, ConditionStream] = MappingProxyType({}),
@@ -307,7 +307,7 @@ def model_for_weights(
 
     Args:
         config: Sizes and kinds.
-        pieces: Size of the tokenizer's vocabulary.
+        vocab_size: Size of the tokenizer's vocabulary.
         speakers: Number of speakers.
         codecs: Latents by the stream that they replace.
         conditions: Condition streams by name.
@@ -320,14 +320,14 @@ def model_for_weights(
         "mel": {"mean": [0.0] * MEL_BANDS, "std": [1.0] * MEL_BANDS},
     }
     return build_model(
-        config, statistics=statistics, pieces=pieces, speakers=speakers, codecs=codecs, conditions=conditions
+        config, statistics=statistics, vocab_size=vocab_size, speakers=speakers, codecs=codecs, conditions=conditions
     )
 
 
 def parameter_count(
     config: ModelConfig,
     *,
-    pieces: int,
+    vocab_size: int,
     speakers: int,
     codecs: Mapping[StreamName, CodecLatents] | None = None,
     conditions: Mapping[str, ConditionStream] = MappingProxyType({}),
@@ -336,7 +336,7 @@ def parameter_count(
 
     Args:
         config: Sizes and kinds.
-        pieces: Size of the tokenizer's vocabulary.
+        vocab_size: Size of the tokenizer's vocabulary.
         speakers: Number of speakers.
         codecs: Latents by the stream that they replace.
         conditions: Condition streams by name.
@@ -345,7 +345,9 @@ def parameter_count(
         The number of parameters.
     """
     with torch.device("meta"):
-        model = model_for_weights(config, pieces=pieces, speakers=speakers, codecs=codecs, conditions=conditions)
+        model = model_for_weights(
+            config, vocab_size=vocab_size, speakers=speakers, codecs=codecs, conditions=conditions
+        )
     return sum(p.numel() for p in model.parameters())
 
 
@@ -406,7 +408,7 @@ class ModelIdentity:
             return build_model(
                 self.config,
                 statistics=json.loads(self.statistics),
-                pieces=SlotCodec(self.tokenizer).pieces,
+                vocab_size=TextTokenCodec(self.tokenizer).vocab_size,
                 speakers=len(self.speakers),
                 codecs=self.codec_latents(),
                 conditions=self.conditions,

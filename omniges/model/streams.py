@@ -3,7 +3,7 @@
 The flow and the trunk use only the `Stream` interface, so other tokens (such as latents of a codec) are one more class
 and a line in the configuration. By default each stream has one token for each tick. A gesture token is 3 frames × 415
 channels and an audio token 10 mel frames × 64 bands, normalised by the statistics of the training data. A text token
-is the embedding of a slot (`omniges.features.text_slots`).
+is the embedding of an id (`omniges.features.text_tokens`).
 
 Shape letters: B batch, N tokens, C channels of a token, O outputs of the trunk's head.
 """
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from omniges.features.text_slots import BLANK, MARKS
+from omniges.features.text_tokens import BLANK, MARKS
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.shards.dataset import divisors
 
@@ -351,44 +351,44 @@ class WindowTokens(FrameTokens):
         return self.place
 
 
-class SlotTokens(Stream):
-    """A stream of text slots (B, N) as embeddings (B, N, piece_width + mark_width), predicted as logits.
+class SubwordTokens(Stream):
+    """A stream of text tokens (B, N) as embeddings (B, N, piece_width + mark_width), predicted as logits.
 
-    The piece (or blank) and the marks (or blank) of a slot are embedded separately and concatenated. So a vocabulary of
-    V pieces needs V + 6 vectors instead of 4 V + 1. Each vector is scaled to the norm √(its width), so a token has the
-    norm √C of unit noise. The head predicts logits of pieces and of marks. The clean token is the mean embedding under
-    the softmax. The loss is the cross-entropy of both, with a lower weight for blanks.
+    The subword (or blank) and the marks (or blank) of a token are embedded separately and concatenated. So a vocabulary
+    of V subwords needs V + 6 vectors instead of 4 V + 1. Each vector is scaled to the norm √(its width), so a token has
+    the norm √C of unit noise. The head predicts logits of subwords and of marks. The clean token is the mean embedding
+    under the softmax. The loss is the cross-entropy of both, with a lower weight for blanks.
 
     Noised tokens carry no gradient into the embeddings (see `omniges.model.flow`). Such a gradient would move the
     embeddings apart, to make them easy to denoise.
 
     Args:
-        pieces: Size of the tokenizer's vocabulary.
-        piece_width: Features of a piece's embedding.
+        vocab_size: Size of the tokenizer's vocabulary.
+        piece_width: Features of a subword's embedding.
         mark_width: Features of the marks' embedding.
         blank_weight: Loss weight of a blank tick; a spoken tick has 1.
     """
 
-    def __init__(self, *, pieces: int, piece_width: int, mark_width: int, blank_weight: float) -> None:
+    def __init__(self, *, vocab_size: int, piece_width: int, mark_width: int, blank_weight: float) -> None:
         super().__init__()
-        self.pieces = pieces
+        self.vocab_size = vocab_size
         self.blank_weight = blank_weight
         self.channels = piece_width + mark_width
-        self.outputs = (pieces + 1) + (MARKS + 1)
-        self.piece = nn.Parameter(torch.randn(pieces + 1, piece_width))
+        self.outputs = (vocab_size + 1) + (MARKS + 1)
+        self.piece = nn.Parameter(torch.randn(vocab_size + 1, piece_width))
         self.mark = nn.Parameter(torch.randn(MARKS + 1, mark_width))
 
     def tokens(self, arrays: Tensor) -> Tensor:
-        """Return the embeddings of slots of any integer type."""
-        piece, mark = _parts(arrays.long())
-        return torch.cat([_scaled(self.piece)[piece], _scaled(self.mark)[mark]], dim=-1)
+        """Return the embeddings of token ids of any integer type."""
+        subword, mark = _parts(arrays.long())
+        return torch.cat([_scaled(self.piece)[subword], _scaled(self.mark)[mark]], dim=-1)
 
     def arrays(self, tokens: Tensor) -> Tensor:
-        """Return the slots (B, N) int64 with the nearest embeddings: the piece, then marks that are valid for it."""
+        """Return the token ids (B, N) int64 with the nearest embeddings: subword, then marks valid for it."""
         width = self.piece.shape[1]
-        piece = (tokens[..., :width] @ _scaled(self.piece).mT).argmax(-1)
+        subword = (tokens[..., :width] @ _scaled(self.piece).mT).argmax(-1)
         mark = (tokens[..., width:] @ _scaled(self.mark)[1:].mT).argmax(-1)
-        return torch.where(piece == 0, BLANK, 1 + MARKS * (piece - 1) + mark)
+        return torch.where(subword == 0, BLANK, 1 + MARKS * (subword - 1) + mark)
 
     def seconds(self, count: int) -> Tensor:
         """Return the centres of the ticks."""
@@ -397,32 +397,32 @@ class SlotTokens(Stream):
     def clean(self, output: Tensor, noised: Tensor, levels: Tensor) -> Tensor:
         """Return the mean embedding under the softmax of the logits."""
         del noised, levels
-        piece, mark = self._logits(output)
+        subword, mark = self._logits(output)
         return torch.cat(
-            [piece.softmax(-1) @ _scaled(self.piece).float(), mark.softmax(-1) @ _scaled(self.mark).float()], dim=-1
+            [subword.softmax(-1) @ _scaled(self.piece).float(), mark.softmax(-1) @ _scaled(self.mark).float()], dim=-1
         )
 
     def losses(
         self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor, present: Tensor | None = None
     ) -> Tensor:
-        """Return the weighted mean over ticks of the cross-entropy of piece and marks, in nats."""
+        """Return the weighted mean over ticks of the cross-entropy of subword and marks, in nats."""
         del clean, noise, present
-        slots = arrays.long()
+        ids = arrays.long()
         nats = sum(
             functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
-            for logits, target in zip(self._logits(output), _parts(slots), strict=True)
+            for logits, target in zip(self._logits(output), _parts(ids), strict=True)
         )
-        weights = torch.where(slots == BLANK, self.blank_weight, 1.0)
-        return (torch.as_tensor(nats).reshape(slots.shape) * weights).sum(1) / weights.sum(1)
+        weights = torch.where(ids == BLANK, self.blank_weight, 1.0)
+        return (torch.as_tensor(nats).reshape(ids.shape) * weights).sum(1) / weights.sum(1)
 
     def _logits(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits of pieces (B, N, V + 1) and of marks (B, N, 5), blank first, float32."""
-        return output[..., : self.pieces + 1].float(), output[..., self.pieces + 1 :].float()
+        """Return logits of subwords (B, N, V + 1) and of marks (B, N, 5), blank first, float32."""
+        return output[..., : self.vocab_size + 1].float(), output[..., self.vocab_size + 1 :].float()
 
 
-def _parts(slots: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the indices of piece and marks of slots; 0 is blank in both."""
-    return (slots + MARKS - 1) // MARKS, torch.where(slots == BLANK, 0, (slots - 1) % MARKS + 1)
+def _parts(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the indices of subword and marks of token ids; 0 is blank in both."""
+    return (ids + MARKS - 1) // MARKS, torch.where(ids == BLANK, 0, (ids - 1) % MARKS + 1)
 
 
 def _scaled(table: Tensor) -> Tensor:

@@ -215,11 +215,11 @@ class TrainSettings:
             raise UsageFault(
                 f"recipe key model: {unread[0]} needs text as latents: give --text-codec, or remove the key"
             )
-        slots = sorted({"piece_width", "mark_width", "blank_weight"} & self.model.keys())
-        if slots and self.text_codec is not None:
+        token_keys = sorted({"piece_width", "mark_width", "blank_weight"} & self.model.keys())
+        if token_keys and self.text_codec is not None:
             raise UsageFault(
-                f"recipe key model: {slots[0]} needs text tokens, but text is latents of {self.text_codec}: remove the "
-                "key"
+                f"recipe key model: {token_keys[0]} needs text tokens, but text is latents of {self.text_codec}: "
+                "remove the key"
             )
         for stream, codec in (("gesture", self.gesture_codec), ("audio", self.audio_codec)):
             if codec is not None and f"{stream}_difference_weight" in self.model:

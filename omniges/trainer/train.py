@@ -14,7 +14,7 @@ import torch
 
 from omniges.data.sequence import resume as check_state
 from omniges.errors import DataError, UsageFault
-from omniges.features.text_slots import SlotCodec
+from omniges.features.text_tokens import TextTokenCodec
 from omniges.model import checkpoint
 from omniges.model.spec import parameter_count
 from omniges.model.tasks import SIX
@@ -170,7 +170,7 @@ def _first_lines(run: Run, state: RunState) -> list[str]:
     settings, feed = run.settings, run.feed
     count = parameter_count(
         run.identity.config,
-        pieces=SlotCodec(run.identity.tokenizer).pieces,
+        vocab_size=TextTokenCodec(run.identity.tokenizer).vocab_size,
         speakers=len(run.identity.speakers),
         codecs=run.identity.codec_latents(),
         conditions=run.identity.conditions,

@@ -312,13 +312,13 @@ class TrainingMemory:
 
 
 def training_memory(
-    config: ModelConfig, *, pieces: int, speakers: int, average: bool = True, shards: int = 1
+    config: ModelConfig, *, vocab_size: int, speakers: int, average: bool = True, shards: int = 1
 ) -> TrainingMemory:
     """Return the memory for float32 weights, gradients, AdamW and EMA weights.
 
     Args:
         config: The model.
-        pieces: Size of the tokenizer's vocabulary.
+        vocab_size: Size of the tokenizer's vocabulary.
         speakers: Number of speakers.
         average: EMA weights are kept, as `omniges train` always does.
         shards: GPUs that share everything (fully sharded data parallel); 1: each holds a complete copy, as with
@@ -328,7 +328,7 @@ def training_memory(
         Bytes of each kind, for one GPU.
     """
     with torch.device("meta"):
-        model = model_for_weights(config, pieces=pieces, speakers=speakers)
+        model = model_for_weights(config, vocab_size=vocab_size, speakers=speakers)
     count = sum(p.numel() for p in model.parameters())
     block = max(sum(p.numel() for p in block.parameters()) for block in model.trunk.blocks)
     own = _FLOAT32 * -(-count // shards)

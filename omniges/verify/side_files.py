@@ -17,7 +17,7 @@ import numpy as np
 
 from omniges.errors import CODES
 from omniges.features import timebase
-from omniges.features.text_slots import tokenizer_problem
+from omniges.features.text_tokens import tokenizer_problem
 from omniges.shards import manifest, schema
 from omniges.shards.dataset import Partial, statistics_document, totals_of, train_tokenizer
 from omniges.shards.latents import CodecEntry, latents_document

@@ -462,14 +462,14 @@ def draw_figures(axes: Axes, view: View) -> None:
     box_height = box.height - _TEXT_IN[2] * _DPI
     right, left = np.nanmax(people[..., 0], axis=1), -np.nanmin(people[..., 0], axis=1)
     needed = max(2 * left[0], 2 * right[-1], *(right[:-1] + left[1:])) + 0.1  # keeps hands of neighbours apart
-    slot = max(float(needed), _ABOVE_GROUND_M * box.width / box_height / count)
-    metre_per_inch = slot * count / box.width * _DPI
+    spacing = max(float(needed), _ABOVE_GROUND_M * box.width / box_height / count)
+    metre_per_inch = spacing * count / box.width * _DPI
     time_y, word_y, bottom = (ground - inches * metre_per_inch for inches in _TEXT_IN)
-    axes.set_xlim(0, slot * count)
+    axes.set_xlim(0, spacing * count)
     axes.set_ylim(bottom, bottom + box.height / _DPI * metre_per_inch)
     axes.axhline(ground, color="#BBBBBB", linewidth=0.6, zorder=0)
     for k, (person, time_s) in enumerate(zip(people, view.times[shown], strict=True)):
-        centre = slot * (k + 0.5)
+        centre = spacing * (k + 0.5)
         _draw_person(axes, person + np.array([centre, 0.0, 0.0]))
         label: dict[str, Any] = {"ha": "center", "va": "center"}
         axes.text(centre, time_y, f"{time_s:.2f} s", size=8, color=GREY, **label)

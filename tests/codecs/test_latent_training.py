@@ -198,7 +198,7 @@ class TestTraining:
         catalog = read_catalog(encoded, Filters(), CHOSEN)
         config = ModelConfig(width=16, layers=1, heads=2, audio_prediction=prediction)
         latents = {"audio": CodecLatents(catalog.codecs["audio"], catalog.latents[AUDIO])}
-        model = build_model(config, statistics=catalog.statistics, pieces=300, speakers=1, codecs=latents)
+        model = build_model(config, statistics=catalog.statistics, vocab_size=300, speakers=1, codecs=latents)
         stream = model.stream("audio")
         rows = torch.from_numpy(ShardFolder(encoded).sample(train_rows(encoded)[0]).latents[AUDIO][:10].copy())[None]
         clean, noise, output = stream.tokens(rows), torch.randn(1, 10, 128), torch.randn(1, 10, 128)

@@ -166,7 +166,7 @@ class TestTraining:
                 names = set(tensors.keys())
             assert names
             assert not any(name.endswith(part) for name in names for part in own)
-            # Of text the embedding of a latent's number alone; of slots there is nothing.
+            # Of text the embedding of a latent's number alone; of tokens there is nothing.
             assert {name for name in names if name.startswith("streams.text")} <= {
                 *("streams.text.place", *(f"streams.text.place.{part}" for part in ("step", "exp_avg", "exp_avg_sq")))
             }
@@ -223,7 +223,7 @@ class TestTraining:
         config = ModelConfig(width=16, layers=1, heads=2, text_prediction=prediction, normalise_text=normalise)
         entry, statistics = catalog.codecs["text"], catalog.latents[NAME]
         latents: Any = {"text": CodecLatents(entry, statistics)}
-        model = build_model(config, statistics=catalog.statistics, pieces=300, speakers=1, codecs=latents)
+        model = build_model(config, statistics=catalog.statistics, vocab_size=300, speakers=1, codecs=latents)
         stream = model.stream("text")
         folder = ShardFolder(encoded_text)
         rows = torch.from_numpy(folder.array(folder.rows[0], MEMBER)[:2].reshape(2, 3, 10).copy())
@@ -240,7 +240,7 @@ def model_of_text(folder: Path, **config: Any) -> FlowModel:
     catalog = read_catalog(folder, Filters(), TEXT)
     latents: Any = {"text": CodecLatents(catalog.codecs["text"], catalog.latents[NAME])}
     sizes = ModelConfig(width=16, layers=2, heads=2, **config)
-    model = build_model(sizes, statistics=catalog.statistics, pieces=300, speakers=1, codecs=latents)
+    model = build_model(sizes, statistics=catalog.statistics, vocab_size=300, speakers=1, codecs=latents)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for parameter in model.parameters():

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from stream_builders import TOY, install_toy
-from training_helpers import SLOTS, SMALLEST
+from training_helpers import SMALLEST, TOKEN_WIDTHS
 
 from omniges.shards.reader import ShardFolder
 
@@ -35,7 +35,7 @@ def test_the_commands_take_it(shards: Path, tmp_path: Path) -> None:
         return done.stdout
 
     recipe = tmp_path / "recipe.yaml"
-    sizes = SMALLEST | SLOTS
+    sizes = SMALLEST | TOKEN_WIDTHS
     lines = "".join(f"  {name}: {value}\n" for name, value in sizes.items())
     recipe.write_text(f"condition_streams: [loudness, emotion]\nwindow_ticks: 16\nmodel:\n{lines}")
     run = tmp_path / "run"

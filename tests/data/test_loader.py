@@ -26,7 +26,7 @@ from omniges.data.loader import Batch, BatchLoader, LoaderSettings
 from omniges.data.order import RankShare
 from omniges.data.sequence import DataSource, Sequencing
 from omniges.errors import DataError, EnvironmentFault, UsageFault
-from omniges.features.text_slots import SlotCodec
+from omniges.features.text_tokens import TextTokenCodec
 
 TICKS = 8
 LENGTHS = (30, 9, 17, 8, 25, 7, 40, 12, 19, 31, 5)  # 21 windows of 8 ticks; two clips are shorter
@@ -106,7 +106,7 @@ class TestContent:
     def test_arrays_are_those_of_tarfile_and_numpy_bit_for_bit(
         self, folder: Path, plain: PlainReader, workers: int
     ) -> None:
-        codec = SlotCodec((folder / "tokenizer.json").read_bytes())
+        codec = TextTokenCodec((folder / "tokenizer.json").read_bytes())
         seen = set()
         with loader_of(folder, settings=LoaderSettings(workers=workers)) as loader:
             for batch in itertools.islice(loader, 9):
@@ -123,8 +123,8 @@ class TestContent:
                         found = arrays[row].numpy()
                         np.testing.assert_array_equal(found, plain.window(key, stream, start, TICKS))
                     clip_ticks = len(plain.array(key, "gesture")) // 3
-                    slots = codec.encode(plain.words(key), clip_ticks).ids[start : start + TICKS]
-                    np.testing.assert_array_equal(batch.text[row].numpy(), slots)
+                    tokens = codec.encode(plain.words(key), clip_ticks).ids[start : start + TICKS]
+                    np.testing.assert_array_equal(batch.text[row].numpy(), tokens)
                     assert batch.speakers[row] == key.split("_")[1]
                     seen.add(key)
         assert len(seen) == sum(length >= TICKS for length in LENGTHS)

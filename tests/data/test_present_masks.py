@@ -1,4 +1,4 @@
-"""What batches hold of clips that lack parts: zeros and blank slots, whatever lies on the disk."""
+"""What batches hold of clips that lack parts: zeros and blank tokens, whatever lies on the disk."""
 
 from __future__ import annotations
 

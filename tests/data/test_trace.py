@@ -18,7 +18,7 @@ from omniges.data.sequence import DataSource, Sequencing
 from omniges.data.settings import TraceSettings
 from omniges.data.trace import trace
 from omniges.errors import UsageFault
-from omniges.features.text_slots import SlotCodec
+from omniges.features.text_tokens import TextTokenCodec
 
 LENGTHS = (30, 9, 17, 8, 25, 7)
 FLAGS = ("--world-size", 2, "--rank", 1, "--batch-size", 3, "--window-ticks", 8, "--seed", 5)
@@ -58,9 +58,9 @@ def test_the_command_lists_what_the_loader_hands_over(folder: Path) -> None:
 
 
 def test_decoding_adds_the_digest_of_the_arrays(folder: Path) -> None:
-    """Of the normalised window and its text slots, read here with tarfile and numpy."""
+    """Of the normalised window and its text tokens, read here with tarfile and numpy."""
     plain = PlainReader(folder)
-    codec = SlotCodec((folder / "tokenizer.json").read_bytes())
+    codec = TextTokenCodec((folder / "tokenizer.json").read_bytes())
     records = list(trace(settings_of(folder, steps=3, decode=True)))
     assert [{k: v for k, v in r.items() if k != "sha256"} for r in records] == list(trace(settings_of(folder, steps=3)))
     for record in records:

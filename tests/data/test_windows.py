@@ -17,7 +17,7 @@ from torch.utils.data.distributed import DistributedSampler
 from omniges.data.samples import Sample, Word, open_shards
 from omniges.data.windows import ARRAYS, WindowDataset
 from omniges.errors import DataError, OmnigesError, UsageFault
-from omniges.features.text_slots import SlotCodec
+from omniges.features.text_tokens import TextTokenCodec
 
 ROWS = {"gesture": 3, "jaw_eyes": 3, "mel": 10, "waveform": 1600}
 
@@ -36,7 +36,7 @@ def test_raw_windows_are_cut_out_of_whole_samples(name: str, request: pytest.Fix
     folder: Path = request.getfixturevalue(name)
     data = WindowDataset(folder, window_ticks=10, stride_ticks=4, arrays=ARRAYS, normalized=False, split=None)
     shards = open_shards(folder)
-    codec = SlotCodec((folder / "tokenizer.json").read_bytes())
+    codec = TextTokenCodec((folder / "tokenizer.json").read_bytes())
     expected = [(row.key, start) for row in shards.rows for start in range(0, row.ticks - 9, 4)]
     items = [data[number] for number in range(len(data))]
     assert [(item["key"], item["start_tick"]) for item in items] == expected
@@ -56,7 +56,7 @@ def test_raw_windows_are_cut_out_of_whole_samples(name: str, request: pytest.Fix
             assert timed.end_s == pytest.approx(min(1, word.end_s - start / 10))
         assert data.speaker_names[item["speaker"]] == sample.speaker
         assert item["labels"] == sample.labels
-    assert data.vocabulary_size == 1 + 4 * codec.pieces
+    assert data.vocabulary_size == 1 + 4 * codec.vocab_size
 
 
 def test_normalized_windows_are_those_of_stats_json(whole_set: Path, version_1: Path) -> None:

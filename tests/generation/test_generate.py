@@ -19,7 +19,7 @@ from training_helpers import run
 
 from omniges.commands.common import Signalled
 from omniges.errors import DataError, ExitCode, OmnigesError, UsageFault
-from omniges.features.text_slots import SlotCodec
+from omniges.features.text_tokens import TextTokenCodec
 from omniges.formats.arrays import decode_npy
 from omniges.formats.audio import decode_wav
 from omniges.formats.npz import decode_motion, encode_motion
@@ -199,7 +199,7 @@ def _open_files() -> list[str]:
 
 def test_a_mel_that_is_no_number_is_refused_in_a_line(checkpoint: Path, files: dict[str, Path], tmp_path: Path) -> None:
     """As motion that is none is: a voice would stop at it in the middle of a file."""
-    codec = SlotCodec(load(checkpoint).identity.tokenizer)
+    codec = TextTokenCodec(load(checkpoint).identity.tokenizer)
     results = Results(("audio",), NEUTRAL, codec, chosen_voice(None), 0, tmp_path)
     with pytest.raises(
         DataError, match=r"^generated audio: finite mel values expected, found NaN or infinite ones: the model is not"
@@ -209,7 +209,7 @@ def test_a_mel_that_is_no_number_is_refused_in_a_line(checkpoint: Path, files: d
 
 def test_the_arrays_of_a_result_are_those_of_its_files(checkpoint: Path, shards: Path, tmp_path: Path) -> None:
     """Whoever scores or shows them need not encode and decode them."""
-    codec = SlotCodec(load(checkpoint).identity.tokenizer)
+    codec = TextTokenCodec(load(checkpoint).identity.tokenizer)
     folder = ShardFolder(shards)
     sample = folder.sample(folder.rows[0])
     results = Results(("gesture", "audio"), NEUTRAL, codec, None, 0, tmp_path)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniges.errors import DataError, UsageFault
-from omniges.features.text_slots import SlotCodec
+from omniges.features.text_tokens import TextTokenCodec
 from omniges.features.timebase import LONGEST_S
 from omniges.formats.textgrid import WordInterval, encode_words
 from omniges.generation.inputs import Input, Reading, cut_input, given_words, read_text
@@ -20,8 +20,8 @@ WORDS = [{"word": "tiger", "start": 0.5, "end": 1.0}]
 
 
 @pytest.fixture(scope="module")
-def codec() -> SlotCodec:
-    return SlotCodec(train_tokenizer({"tiger": 3}))
+def codec() -> TextTokenCodec:
+    return TextTokenCodec(train_tokenizer({"tiger": 3}))
 
 
 def textgrid(folder: Path, xmax: str) -> str:
@@ -32,7 +32,7 @@ def textgrid(folder: Path, xmax: str) -> str:
 
 
 @pytest.mark.parametrize("xmax", ["1e12", "86401", "1e300"])
-def test_a_textgrid_of_any_length_is_refused_or_cut(xmax: str, tmp_path: Path, codec: SlotCodec) -> None:
+def test_a_textgrid_of_any_length_is_refused_or_cut(xmax: str, tmp_path: Path, codec: TextTokenCodec) -> None:
     path = textgrid(tmp_path, xmax)
     with pytest.raises(DataError, match="at most 24 h expected, found a length of"):
         read_text(path, codec, None)
@@ -43,13 +43,13 @@ def test_a_textgrid_of_any_length_is_refused_or_cut(xmax: str, tmp_path: Path, c
 
 
 @given(st.floats(LONGEST_S, allow_nan=False, exclude_min=True))
-def test_longer_than_a_day_is_refused_before_anything_is_made(codec: SlotCodec, seconds: float) -> None:
+def test_longer_than_a_day_is_refused_before_anything_is_made(codec: TextTokenCodec, seconds: float) -> None:
     with pytest.raises(UsageFault, match="at most 86400"):
         Sources(seconds=seconds)
     with pytest.raises(DataError, match="at most 24 h expected"):
         given_words(WORDS, codec, min(seconds, 1e300), "a", ("a", ""))
     with pytest.raises(DataError, match="at most 24 h expected"):
-        cut_input(Input("a", int(min(seconds, 1e300)) * 10 + 10, ()), None, Reading(slots=None))
+        cut_input(Input("a", int(min(seconds, 1e300)) * 10 + 10, ()), None, Reading(token_codec=None))
 
 
 @pytest.mark.parametrize("flag", ["audio", "gesture", "text", "shards", "checkpoint"])

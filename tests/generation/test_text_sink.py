@@ -1,4 +1,4 @@
-"""Text slots as files: whatever a model puts into slots is a TextGrid that reads back, and what is lost is said."""
+"""Text tokens as files: whatever a model puts into tokens is a TextGrid that reads back, and what is lost is said."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniges.codecs.base import SpokenText
-from omniges.features.text_slots import MARKS, SlotCodec, pack_slots
+from omniges.features.text_tokens import MARKS, TextTokenCodec, pack_tokens
 from omniges.formats.textgrid import decode_words, is_word
 from omniges.generation.records import spoken_intervals
 from omniges.generation.writers import TextSink, WindowTextSink
 from omniges.shards.dataset import train_tokenizer
 
-# Words, a word that readers read as silence, and all 256 bytes as pieces of their own.
-CODEC = SlotCodec(train_tokenizer(dict.fromkeys(["tree", "sp", "you're"], 2)))
-ANY_SLOTS = st.lists(st.integers(0, MARKS * CODEC.pieces), min_size=1, max_size=60)
+# Words, a word that readers read as silence, and all 256 bytes as subwords of their own.
+CODEC = TextTokenCodec(train_tokenizer(dict.fromkeys(["tree", "sp", "you're"], 2)))
+ANY_TOKENS = st.lists(st.integers(0, MARKS * CODEC.vocab_size), min_size=1, max_size=60)
 
 
-def files_of(slots: np.ndarray) -> tuple[TextSink, bytes, str]:
+def files_of(tokens: np.ndarray) -> tuple[TextSink, bytes, str]:
     sink = TextSink(CODEC)
-    sink.append(slots)
+    sink.append(tokens)
     grid, text = (b"".join(file.parts) for file in sink.files())
     return sink, grid, text.decode()
 
 
-def slots_of(*words: str) -> np.ndarray:
-    """Two ticks of each piece of words, a blank between the words."""
-    slots: list[int] = []
+def tokens_of(*words: str) -> np.ndarray:
+    """Two ticks of each subword of words, a blank between the words."""
+    tokens: list[int] = []
     for word in words:
-        for number, piece in enumerate(CODEC._tokenizer.encode(word, add_special_tokens=False).ids):
-            slots += [1 + MARKS * piece + 2 * first + (number == 0) for first in (1, 0)]
-        slots.append(0)
-    return np.array(slots, np.int32)
+        for number, subword in enumerate(CODEC._tokenizer.encode(word, add_special_tokens=False).ids):
+            tokens += [1 + MARKS * subword + 2 * first + (number == 0) for first in (1, 0)]
+        tokens.append(0)
+    return np.array(tokens, np.int32)
 
 
 def counted(remarks: list[str], what: str) -> int:
@@ -44,13 +44,13 @@ def counted(remarks: list[str], what: str) -> int:
     return sum(int(match[1]) for match in found if match)
 
 
-@given(ANY_SLOTS)
-def test_any_slots_become_files_that_read_back_word_for_word(slots: list[int]) -> None:
-    sink, grid, text = files_of(np.array(slots, np.int32))
+@given(ANY_TOKENS)
+def test_any_tokens_become_files_that_read_back_word_for_word(tokens: list[int]) -> None:
+    sink, grid, text = files_of(np.array(tokens, np.int32))
     words, timed = spoken_intervals(grid)
     assert timed
     assert sink.spoken() == (words, True)  # which is what is scored and shown without the file
-    said = CODEC.decode(np.array(slots, np.int32))
+    said = CODEC.decode(np.array(tokens, np.int32))
     assert text.count("\n") == 1
     assert not any(unicodedata.category(letter) == "Cc" for letter in text.rstrip("\n"))
     silent = any("read as silence" in remark for remark in sink.remarks)
@@ -69,7 +69,7 @@ def test_any_slots_become_files_that_read_back_word_for_word(slots: list[int]) -
 @pytest.mark.parametrize("byte", [*range(32), *range(127, 160)])
 def test_each_control_character_alone_or_within_a_word(byte: int) -> None:
     letter = chr(byte)
-    sink, grid, text = files_of(slots_of("tree", letter, f"a{letter}b"))
+    sink, grid, text = files_of(tokens_of("tree", letter, f"a{letter}b"))
     words = [word.word for word in decode_words(grid).words]
     if letter.isspace():
         assert words == ["tree", "a b"]
@@ -81,20 +81,20 @@ def test_each_control_character_alone_or_within_a_word(byte: int) -> None:
 
 
 def test_a_word_that_reads_as_silence_is_told() -> None:
-    sink, grid, text = files_of(slots_of("tree", "sp"))
+    sink, grid, text = files_of(tokens_of("tree", "sp"))
     assert [word.word for word in decode_words(grid).words] == ["tree"]
     assert text == "tree sp\n"
     assert "words that readers of TextGrids read as silence: sp" in sink.remarks
 
 
 def test_words_that_were_said_as_they_are_have_no_remark() -> None:
-    sink, grid, _ = files_of(slots_of("tree", "you're", "他說", 'a"b'))
+    sink, grid, _ = files_of(tokens_of("tree", "you're", "他說", 'a"b'))
     assert [word.word for word in decode_words(grid).words] == ["tree", "you're", "他說", 'a"b']
     assert sink.remarks == []
 
 
 def test_blanks_alone_are_no_word() -> None:
-    blank = pack_slots(np.full(4, -1, np.int32), np.zeros(4, bool), np.zeros(4, bool))
+    blank = pack_tokens(np.full(4, -1, np.int32), np.zeros(4, bool), np.zeros(4, bool))
     sink, _, text = files_of(blank)
     assert text == "\n"
     assert sink.remarks == ["no word was generated"]

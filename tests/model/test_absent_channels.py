@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from flow_builders import CONFIG, PIECES, TICKS, gradients, model_of, run, statistics, windows_of
+from flow_builders import CONFIG, TICKS, VOCAB_SIZE, gradients, model_of, run, statistics, windows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -49,7 +49,7 @@ def disturbed(windows: Windows, bits: list[int], value: float | None) -> Windows
         if not own & STREAM_BITS["audio"]:
             arrays["audio"][row] = other(arrays["audio"][row].shape)
         if not own & STREAM_BITS["text"]:
-            arrays["text"][row] = torch.randint(0, 1 + 4 * PIECES, (TICKS,), generator=random, dtype=torch.int32)
+            arrays["text"][row] = torch.randint(0, 1 + 4 * VOCAB_SIZE, (TICKS,), generator=random, dtype=torch.int32)
     return replace(windows, arrays=arrays)
 
 
@@ -121,9 +121,9 @@ class TestAbsentChannels:
 class TestTelling:
     def test_the_embedding_begins_at_zero_and_changes_no_other_weight(self):
         torch.manual_seed(3)
-        plain = dict(build_model(CONFIG, statistics=statistics(), pieces=PIECES, speakers=2).named_parameters())
+        plain = dict(build_model(CONFIG, statistics=statistics(), vocab_size=VOCAB_SIZE, speakers=2).named_parameters())
         torch.manual_seed(3)
-        told = dict(build_model(TOLD, statistics=statistics(), pieces=PIECES, speakers=2).named_parameters())
+        told = dict(build_model(TOLD, statistics=statistics(), vocab_size=VOCAB_SIZE, speakers=2).named_parameters())
         lacking = told.pop("lacking")
         assert lacking.shape == (len(STREAM_PARTS), CONFIG.width)
         assert not lacking.any()

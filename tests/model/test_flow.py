@@ -203,11 +203,11 @@ class TestOnShards:
     @pytest.mark.slow
     def test_all_tasks_run_on_real_shards_and_learning_lowers_the_loss(self, shards: Path):
         """Twenty steps on the small corpus; the long test learns for minutes."""
-        from omniges.features.text_slots import SlotCodec
+        from omniges.features.text_tokens import TextTokenCodec
         from omniges.shards.reader import ShardFolder
 
         folder = ShardFolder(shards)
-        codec = SlotCodec((shards / "tokenizer.json").read_bytes())
+        codec = TextTokenCodec((shards / "tokenizer.json").read_bytes())
         samples = [folder.sample(row) for row in folder.rows if row.split == "train"]
         ticks = 30
         arrays = {
@@ -217,7 +217,7 @@ class TestOnShards:
         }
         torch.manual_seed(0)
         found = json.loads((shards / "stats.json").read_bytes())
-        model = build_model(CONFIG, statistics=found, pieces=codec.pieces, speakers=2)
+        model = build_model(CONFIG, statistics=found, vocab_size=codec.vocab_size, speakers=2)
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
         flow, history = FlowSettings(), []
         for step in range(20):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flow_builders import CONFIG, PIECES, TICKS, statistics, windows_of
+from flow_builders import CONFIG, TICKS, VOCAB_SIZE, statistics, windows_of
 
 from omniges.conditions.emotion import Emotion
 from omniges.model.draws import FlowSettings, Purpose, draw_plan, named_purpose
@@ -22,7 +22,7 @@ MANY = np.arange(20_000)
 
 def built(conditions: Any = None) -> FlowModel:
     torch.manual_seed(5)
-    model = build_model(CONFIG, statistics=statistics(), pieces=PIECES, speakers=2, conditions=conditions or {})
+    model = build_model(CONFIG, statistics=statistics(), vocab_size=VOCAB_SIZE, speakers=2, conditions=conditions or {})
     for name, parameter in model.named_parameters():  # nothing is hidden by zeros
         generator = torch.Generator().manual_seed(len(name) + parameter.numel())
         parameter.data = parameter.data + torch.randn(parameter.shape, generator=generator) * 0.2

@@ -11,7 +11,7 @@ import torch
 from pipeline_helpers import run_preprocess
 from torch import Tensor
 
-from omniges.features.text_slots import SlotCodec
+from omniges.features.text_tokens import TextTokenCodec
 from omniges.model.draws import FlowSettings, draw_plan
 from omniges.model.flow import FlowModel, Windows, draw_noise
 from omniges.model.spec import PRESETS, build_model
@@ -26,7 +26,7 @@ TICKS, BATCH, STEPS, LEVEL = 40, 16, 160, 0.97
 
 def clips_of(shards: Path, splits: set[str]) -> list[dict[str, Tensor]]:
     """Whole clips: (3 n, 415), (10 n, 64), (n,)."""
-    folder, codec = ShardFolder(shards), SlotCodec((shards / "tokenizer.json").read_bytes())
+    folder, codec = ShardFolder(shards), TextTokenCodec((shards / "tokenizer.json").read_bytes())
     found = []
     for row in folder.rows:
         if row.split in splits:
@@ -92,8 +92,8 @@ def test_each_task_uses_what_it_is_given_on_windows_it_has_not_seen(tmp_path: Pa
     clips, unseen = clips_of(shards, {"train"}), clips_of(shards, {"val", "test"})
     torch.manual_seed(0)
     statistics = json.loads((shards / "stats.json").read_bytes())
-    pieces = SlotCodec((shards / "tokenizer.json").read_bytes()).pieces
-    model = build_model(PRESETS["tiny"], statistics=statistics, pieces=pieces, speakers=2)
+    vocab_size = TextTokenCodec((shards / "tokenizer.json").read_bytes()).pieces
+    model = build_model(PRESETS["tiny"], statistics=statistics, vocab_size=vocab_size, speakers=2)
     train(model, clips)
     model.eval()
     places = [(k, t) for k, clip in enumerate(unseen) for t in range(0, len(clip["text"]) - TICKS + 1, TICKS)]

@@ -136,4 +136,4 @@ class TestConfiguration:
         codecs = {} if channels is None else {"audio": CodecLatents(entry(channels), {})}
         statistics = {"gesture": {"mean": [0.0] * 415, "std": [1.0] * 415}}
         with pytest.raises(UsageFault, match=f"found {found}: choose rows"):
-            build_model(config(), statistics=statistics, pieces=3, speakers=1, codecs=codecs)  # type: ignore[arg-type]
+            build_model(config(), statistics=statistics, vocab_size=3, speakers=1, codecs=codecs)  # type: ignore[arg-type]

@@ -16,30 +16,32 @@ from omniges.shards.latents import FrameEntry
 from omniges.trainer.config import TrainSettings
 
 
-def formula(config: ModelConfig, pieces: int, speakers: int) -> int:
+def formula(config: ModelConfig, vocab_size: int, speakers: int) -> int:
     """Learned numbers, counted by hand from the layers' shapes."""
     d, m = config.width, config.mlp_ratio * config.width
     text = config.piece_width + config.mark_width
-    widths = [(3 * 415, 5 * 415), (text, pieces + 6), (10 * 64, 20 * 64)]  # channels and outputs of each stream
+    widths = [(3 * 415, 5 * 415), (text, vocab_size + 6), (10 * 64, 20 * 64)]  # channels and outputs of each stream
     branch = (d * 6 * d + 6 * d) + (d * 3 * d + 3 * d) + (d * d + d) + (d * m + m) + (m * d + d) + 2 * d // config.heads
     outside = sum(c * d + d + (d * 2 * d + 2 * d) + d * o + o + (256 * d + d) + (d * d + d) for c, o in widths)
-    tables = (pieces + 1) * config.piece_width + 5 * config.mark_width
+    tables = (vocab_size + 1) * config.piece_width + 5 * config.mark_width
     return 3 * config.layers * branch + outside + (speakers + 1) * d + tables
 
 
 class TestSizes:
     @pytest.mark.parametrize("name", PRESETS)
     def test_the_count_is_that_of_the_layers(self, name):
-        assert parameter_count(PRESETS[name], pieces=1000, speakers=25) == formula(PRESETS[name], 1000, 25)
+        assert parameter_count(PRESETS[name], vocab_size=1000, speakers=25) == formula(PRESETS[name], 1000, 25)
 
     def test_a_built_model_has_as_many(self):
-        model = build_model(PRESETS["tiny"], statistics=statistics(), pieces=300, speakers=4)
-        assert sum(p.numel() for p in model.parameters()) == parameter_count(PRESETS["tiny"], pieces=300, speakers=4)
+        model = build_model(PRESETS["tiny"], statistics=statistics(), vocab_size=300, speakers=4)
+        assert sum(p.numel() for p in model.parameters()) == parameter_count(
+            PRESETS["tiny"], vocab_size=300, speakers=4
+        )
 
     @pytest.mark.parametrize("name", PRESETS)
     def test_the_page_has_them(self, name):
         config = PRESETS[name]
-        counts = [formula(config, pieces, speakers) for pieces, speakers in ((300, 2), (20_000, 25))]
+        counts = [formula(config, vocab_size, speakers) for vocab_size, speakers in ((300, 2), (20_000, 25))]
         row = f"| `{name}` | {config.width} | {config.layers} | {config.heads} | {counts[0]:,} | {counts[1]:,} |"
         page = Path(__file__).resolve().parents[2] / "docs/explanation/model.md"
         assert row in page.read_text().splitlines()
@@ -55,7 +57,7 @@ class TestSizes:
             codecs[stream] = CodecLatents(entry, {"mean": [0.0] * channels, "std": [1.0] * channels})
         inputs, outputs = (3 * 415 - 512) + (10 * 64 - 128), (5 * 415 - 512) + (20 * 64 - 128)
         expected = formula(config, 1000, 25) - inputs * config.width - outputs * (config.width + 1)
-        assert parameter_count(config, pieces=1000, speakers=25, codecs=codecs) == expected
+        assert parameter_count(config, vocab_size=1000, speakers=25, codecs=codecs) == expected
 
     def test_they_grow(self):
         counts = [formula(config, 1000, 25) for config in PRESETS.values()]
@@ -91,7 +93,7 @@ class TestConfig:
 
 class TestBuilding:
     def test_statistics_reach_the_streams(self):
-        model = build_model(PRESETS["tiny"], statistics=statistics(), pieces=300, speakers=4)
+        model = build_model(PRESETS["tiny"], statistics=statistics(), vocab_size=300, speakers=4)
         frames = torch.full((1, 3, 415), 4.5)
         torch.testing.assert_close(model.stream("gesture").tokens(frames), torch.full((1, 1, 1245), 2.0))
         assert model.stream("text").outputs == 300 + 6
@@ -100,13 +102,13 @@ class TestBuilding:
         built = []
         for _ in range(2):
             torch.manual_seed(3)
-            built.append(build_model(PRESETS["tiny"], statistics=statistics(), pieces=30, speakers=1).state_dict())
+            built.append(build_model(PRESETS["tiny"], statistics=statistics(), vocab_size=30, speakers=1).state_dict())
         assert all(torch.equal(value, built[1][name]) for name, value in built[0].items())
 
     def test_a_state_dict_holds_all_there_is(self):
         """Weights and the statistics that arrays are normalised by."""
-        built = build_model(PRESETS["tiny"], statistics=statistics(), pieces=30, speakers=1)
-        loaded = model_for_weights(PRESETS["tiny"], pieces=30, speakers=1)
+        built = build_model(PRESETS["tiny"], statistics=statistics(), vocab_size=30, speakers=1)
+        loaded = model_for_weights(PRESETS["tiny"], vocab_size=30, speakers=1)
         loaded.load_state_dict(built.state_dict(), strict=True)
         frames = torch.randn(1, 3, 415)
         assert torch.equal(loaded.stream("gesture").tokens(frames), built.stream("gesture").tokens(frames))

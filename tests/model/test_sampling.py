@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
-from flow_builders import CONFIG, PIECES, TICKS, Draws, model_of, sample, statistics, windows_of
+from flow_builders import CONFIG, TICKS, VOCAB_SIZE, Draws, model_of, sample, statistics, windows_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -113,7 +113,7 @@ class TestSample:
         shapes = {"gesture": (4, 3 * TICKS, 415), "audio": (4, 10 * TICKS, 64), "text": (4, TICKS)}
         assert {name: tuple(array.shape) for name, array in found.items()} == {name: shapes[name] for name in targets}
         if "text" in found:
-            assert 0 <= found["text"].min() <= found["text"].max() <= 4 * PIECES
+            assert 0 <= found["text"].min() <= found["text"].max() <= 4 * VOCAB_SIZE
 
     def test_a_sample_is_the_same_alone_and_in_a_batch(self):
         model, windows = model_of().eval(), windows_of([0, 1, 2, 3])
@@ -131,7 +131,7 @@ class TestSample:
 
     def test_an_untrained_model_gives_the_mean_of_the_data(self):
         """Its clean prediction is zero, which is the mean of normalised data."""
-        model = build_model(CONFIG, statistics=statistics(), pieces=PIECES, speakers=2).eval()
+        model = build_model(CONFIG, statistics=statistics(), vocab_size=VOCAB_SIZE, speakers=2).eval()
         found = sample(model, {}, ["gesture"], draws(), SamplingSettings(num_inference_steps=5))["gesture"]
         torch.testing.assert_close(found, torch.full((4, 3 * TICKS, LAYOUT.channels), 0.5), rtol=0, atol=1e-5)
 

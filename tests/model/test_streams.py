@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from omniges.features.text_slots import BLANK, MARKS, unpack_slots
+from omniges.features.text_tokens import BLANK, MARKS, unpack_tokens
 from omniges.model.streams import (
     FrameTokens,
-    SlotTokens,
+    SubwordTokens,
     clean_from_velocity,
     noised,
     tick_seconds,
@@ -28,9 +28,9 @@ def frame_tokens(**changes: object) -> FrameTokens:
     return FrameTokens(**GESTURE, frames=4, **changes)
 
 
-def slot_tokens(pieces: int = 11) -> SlotTokens:
+def subword_tokens(vocab_size: int = 11) -> SubwordTokens:
     torch.manual_seed(0)
-    return SlotTokens(pieces=pieces, piece_width=24, mark_width=8, blank_weight=0.25)
+    return SubwordTokens(vocab_size=vocab_size, piece_width=24, mark_width=8, blank_weight=0.25)
 
 
 class TestFrameTokens:
@@ -125,77 +125,77 @@ class TestFrameTokens:
 class TestTimes:
     def test_all_streams_share_one_grid_of_tick_centres(self):
         expected = [0.05, 0.15, 0.25, 0.35]
-        for stream in (frame_tokens(), slot_tokens()):
+        for stream in (frame_tokens(), subword_tokens()):
             assert stream.seconds(4).tolist() == pytest.approx(expected)
         assert tick_seconds(1000)[-1].item() == pytest.approx(99.95)
 
 
-class TestSlotTokens:
-    def test_every_slot_comes_back_from_its_embedding(self):
-        stream = slot_tokens()
-        every = torch.arange(1 + MARKS * stream.pieces)[None]
+class TestSubwordTokens:
+    def test_every_token_comes_back_from_its_embedding(self):
+        stream = subword_tokens()
+        every = torch.arange(1 + MARKS * stream.vocab_size)[None]
         assert torch.equal(stream.arrays(stream.tokens(every)), every)
         assert torch.equal(stream.arrays(stream.tokens(every.int())), every)
 
-    def test_slots_come_back_from_noisy_embeddings_too(self):
-        stream = slot_tokens()
-        every = torch.arange(1 + MARKS * stream.pieces)[None]
+    def test_tokens_come_back_from_noisy_embeddings_too(self):
+        stream = subword_tokens()
+        every = torch.arange(1 + MARKS * stream.vocab_size)[None]
         tokens = stream.tokens(every)
         assert torch.equal(stream.arrays(tokens + 0.3 * torch.randn(tokens.shape)), every)
 
     def test_tokens_have_the_norm_of_unit_noise(self):
-        tokens = slot_tokens().tokens(torch.arange(20)[None])
+        tokens = subword_tokens().tokens(torch.arange(20)[None])
         torch.testing.assert_close(tokens.norm(dim=-1), torch.full((1, 20), math.sqrt(32)))
 
-    def test_slots_differ_where_piece_or_marks_differ(self):
-        tokens = slot_tokens().tokens(torch.arange(1 + 4 * 11)[None])[0]
+    def test_tokens_differ_where_subword_or_marks_differ(self):
+        tokens = subword_tokens().tokens(torch.arange(1 + 4 * 11)[None])[0]
         distances = torch.cdist(tokens, tokens) + 100 * torch.eye(len(tokens))
         assert distances.min() > 1
 
     def test_sure_logits_give_the_embedding_and_even_ones_the_mean(self):
-        stream = slot_tokens()
-        slots = torch.tensor([[BLANK, 1, 6, 44]])
-        pieces, first_tick, first_piece = unpack_slots(slots.numpy().astype(np.int32))
-        marks = np.where(pieces < 0, 0, 1 + 2 * first_tick + first_piece)
+        stream = subword_tokens()
+        ids = torch.tensor([[BLANK, 1, 6, 44]])
+        subwords, first_tick, first_subword = unpack_tokens(ids.numpy().astype(np.int32))
+        marks = np.where(subwords < 0, 0, 1 + 2 * first_tick + first_subword)
         hot = torch.cat(
             [
-                functional.one_hot(torch.from_numpy(pieces).long() + 1, 12),
+                functional.one_hot(torch.from_numpy(subwords).long() + 1, 12),
                 functional.one_hot(torch.from_numpy(marks), 5),
             ],
             dim=-1,
         )
-        torch.testing.assert_close(stream.clean(100.0 * hot, hot, hot), stream.tokens(slots), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(stream.clean(100.0 * hot, hot, hot), stream.tokens(ids), rtol=1e-4, atol=1e-4)
         even = stream.clean(torch.zeros(1, 1, stream.outputs), hot, hot)[0, 0]
         tables = [functional.normalize(t, dim=-1) * math.sqrt(t.shape[1]) for t in (stream.piece, stream.mark)]
         torch.testing.assert_close(even, torch.cat([t.mean(0) for t in tables]))
 
     def test_losses_are_weighted_cross_entropies_in_nats(self):
-        stream = slot_tokens()
-        slots = torch.tensor([[BLANK, 5, 5, BLANK], [1, 2, 3, 44]])
+        stream = subword_tokens()
+        ids = torch.tensor([[BLANK, 5, 5, BLANK], [1, 2, 3, 44]])
         output = torch.randn(2, 4, stream.outputs)
         expected = []
         for b in range(2):
             nats, weights = [], []
             for t in range(4):
-                slot = int(slots[b, t])
-                piece, mark = (0, 0) if slot == BLANK else ((slot - 1) // MARKS + 1, (slot - 1) % MARKS + 1)
+                token = int(ids[b, t])
+                subword, mark = (0, 0) if token == BLANK else ((token - 1) // MARKS + 1, (token - 1) % MARKS + 1)
                 logits = output[b, t].double()
-                surprise = -torch.log_softmax(logits[:12], 0)[piece] - torch.log_softmax(logits[12:], 0)[mark]
+                surprise = -torch.log_softmax(logits[:12], 0)[subword] - torch.log_softmax(logits[12:], 0)[mark]
                 nats.append(float(surprise))
-                weights.append(0.25 if slot == BLANK else 1.0)
+                weights.append(0.25 if token == BLANK else 1.0)
             expected.append(np.average(nats, weights=weights))
-        losses = stream.losses(output, slots, output, output)
+        losses = stream.losses(output, ids, output, output)
         np.testing.assert_allclose(losses.detach().numpy(), expected, rtol=1e-5)
 
     def test_even_logits_cost_the_logarithms_of_the_classes(self):
-        stream = slot_tokens()
+        stream = subword_tokens()
         losses = stream.losses(
             torch.zeros(1, 3, stream.outputs), torch.tensor([[0, 1, 2]]), torch.empty(0), torch.empty(0)
         )
         assert losses.item() == pytest.approx(math.log(12) + math.log(5), rel=1e-6)
 
     def test_embeddings_learn_from_what_is_read(self):
-        stream = slot_tokens()
+        stream = subword_tokens()
         (stream.tokens(torch.tensor([[3, 4]])) * torch.randn(1, 2, 32)).sum().backward()
         touched = stream.piece.grad.abs().sum(1) > 0
         assert touched.nonzero().flatten().tolist() == [1]

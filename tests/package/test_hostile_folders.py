@@ -27,7 +27,7 @@ from verify_builders import run as verify_run
 
 from omniges import cli
 from omniges.errors import DataError, OmnigesError, UsageFault
-from omniges.features.text_slots import SlotCodec
+from omniges.features.text_tokens import TextTokenCodec
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import (
     DATASET_FILE,
@@ -563,14 +563,14 @@ class TestTokenizer:
         for level in ("full", "deep"):
             assert "tokenizer-invalid" in codes(verify_run(folder, level, num_workers=1))
         with pytest.raises(DataError, match=r"tokenizer\.json: .*run omniges verify-shards"):
-            SlotCodec(data)
+            TextTokenCodec(data)
 
     def test_names_that_stand_twice_are_refused(self, shards: Path) -> None:
         data = (shards / TOKENIZER_FILE).read_bytes()
         twice = data.replace(b'"version": "1.0",', b'"version": "1.0", "normalizer": {"type": "Lowercase"},')
         assert twice != data
         with pytest.raises(DataError, match="occurs twice"):
-            SlotCodec(twice)
+            TextTokenCodec(twice)
 
 
 def test_keys_are_those_of_stems() -> None:

@@ -96,10 +96,10 @@ def model_over(
     """The model that a run on a folder's weights has, but for its text and gesture, filled as the run fills it."""
     start = open_start(folder, None, {}, CODEC)
     with patch.context() as patched:
-        patched.setattr(spec, "SlotTokens", lambda **_: text)
+        patched.setattr(spec, "SubwordTokens", lambda **_: text)
         patched.setattr(spec, "FrameTokens", lambda **_: image)
         codecs: Any = {"audio": CodecLatents(audio, {})}
-        model = build_model(start.config, statistics=statistics(), pieces=1, speakers=1, codecs=codecs)
+        model = build_model(start.config, statistics=statistics(), vocab_size=1, speakers=1, codecs=codecs)
     identity = ModelIdentity("pretrained", start.config, 16, ("a",), b"", b"", {"audio": audio})
     start.fill(model, start.adopt(identity))
     return model.eval()

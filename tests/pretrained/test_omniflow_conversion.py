@@ -395,7 +395,7 @@ class TestRealSize:
         shapes = {name: tuple(shape) for name, shape in real["state_dict"].items()}
         trunk = trunk_config(read_anatomy(shapes, real["config"], "real size")[0])
         with torch.device("meta"):
-            model = build_model(config_over_tokens(trunk), statistics=statistics(), pieces=20_000, speakers=25)
+            model = build_model(config_over_tokens(trunk), statistics=statistics(), vocab_size=20_000, speakers=25)
         own = {name: tuple(x.shape) for name, x in model.named_parameters()}
         source = {f"trunk.{n.replace('.image.', '.gesture.')}": s for n, s in shapes_of_trunk(trunk).items()}
         assert own.keys() - source.keys() == {"trunk.speaker.weight", "streams.text.piece", "streams.text.mark"}

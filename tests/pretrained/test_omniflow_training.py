@@ -58,7 +58,7 @@ def whole(shards: Path, omniflow: Path, tmp_path_factory: pytest.TempPathFactory
 def filled(pretrained: Path, weights: Any = None) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
     """Weights of a model before and after it was filled, and what was told."""
     start = open_start(pretrained, weights, {})
-    model = build_model(start.config, statistics=statistics(), pieces=300, speakers=2)
+    model = build_model(start.config, statistics=statistics(), vocab_size=300, speakers=2)
     before = {name: x.detach().clone() for name, x in model.named_parameters()}
     identity = ModelIdentity("pretrained", start.config, 16, ("a", "b"), b"", b"")
     begun = start.fill(model, identity)
@@ -131,16 +131,16 @@ class TestWhatIsCarriedOver:
     ) -> None:
         """As a codec's stream will be: text latents in, of which the zeros behind them are left away."""
         from omniges.model import spec
-        from omniges.model.streams import SlotTokens
+        from omniges.model.streams import SubwordTokens
 
-        class Latents(SlotTokens):
+        class Latents(SubwordTokens):
             omniflow_tokens = True
 
             def __init__(self, **_: Any) -> None:
-                super().__init__(pieces=1, piece_width=1, mark_width=1, blank_weight=1.0)
+                super().__init__(vocab_size=1, piece_width=1, mark_width=1, blank_weight=1.0)
                 self.channels, self.outputs = 5, TINY.text_outputs
 
-        monkeypatch.setattr(spec, "SlotTokens", Latents)
+        monkeypatch.setattr(spec, "SubwordTokens", Latents)
         _, after, begun = filled(omniflow)
         theirs = tensors_of(TINY)
         assert torch.equal(after["trunk.embed.text.weight"], theirs["context_embedder.weight"][:, :5])
@@ -151,7 +151,7 @@ class TestWhatIsCarriedOver:
     def test_a_weight_without_counterpart_is_an_error(self, omniflow: Path) -> None:
         start = open_start(omniflow, None, {})
         config = replace(start.config, layers=3)
-        model = build_model(config, statistics=statistics(), pieces=30, speakers=1)
+        model = build_model(config, statistics=statistics(), vocab_size=30, speakers=1)
         with pytest.raises(DataError, match=r"trunk\.blocks\.[12]"):
             start.fill(model, ModelIdentity("pretrained", config, 16, ("a",), b"", b""))
 

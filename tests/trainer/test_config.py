@@ -183,7 +183,7 @@ def test_differences_are_told_by_flag_name() -> None:
 
 
 @pytest.mark.parametrize("key", ["piece_width", "mark_width", "blank_weight"])
-def test_what_slots_of_text_have_is_refused_where_text_is_latents(key: str) -> None:
+def test_text_token_keys_are_refused_where_text_is_latents(key: str) -> None:
     assert getattr(TrainSettings(model={key: 8}).model_config(), key) == 8
     with pytest.raises(UsageFault, match=f"{key} needs text tokens, but text is latents of omniflow-text-vae"):
         TrainSettings(model={key: 8}, text_codec="omniflow-text-vae")

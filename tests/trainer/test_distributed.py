@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_helpers import SLOTS, SMALLEST, TENSOR_FILES, checkpoint_of, learned, log_of, losses_of, run
+from training_helpers import SMALLEST, TENSOR_FILES, TOKEN_WIDTHS, checkpoint_of, learned, log_of, losses_of, run
 
 from omniges.errors import ExitCode
 
@@ -26,7 +26,7 @@ RECIPE = {
     "lr_warmup_steps": 3,
     "logging_steps": 4,
     "validation_steps": 0,
-    "model": SMALLEST | SLOTS,
+    "model": SMALLEST | TOKEN_WIDTHS,
 }
 VARIABLES = os.environ | {"OMP_NUM_THREADS": "1"}
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from partial_builders import write_partial
 from pipeline_helpers import omniges
-from training_helpers import SLOTS, SMALLEST, last_validation, learned, log_of, losses_of, run, settings_of
+from training_helpers import SMALLEST, TOKEN_WIDTHS, last_validation, learned, log_of, losses_of, run, settings_of
 
 from omniges.errors import UsageFault
 from omniges.formats.npz import decode_motion
@@ -59,7 +59,7 @@ def test_absent_parts_change_no_bit_of_what_is_learned(clips, mixed, tmp_path):
 def test_the_command_trains_resumes_generates_and_evaluates(mixed, tmp_path):
     assert verify(VerifySettings(folder=mixed, level="deep", num_workers=1)).exit_code == 0
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(json.dumps({"model": SMALLEST | SLOTS, "window-ticks": 16, "train-batch-size": 4}))
+    recipe.write_text(json.dumps({"model": SMALLEST | TOKEN_WIDTHS, "window-ticks": 16, "train-batch-size": 4}))
     common = ["train", "--shards", mixed, "--output-dir", tmp_path / "run", "--recipe", recipe, "--num-workers", 0]
     common += ["--validation-windows", 2, "--validation-samples", 0, "--validation-sampling-steps", 1]
     for steps, validation in ((2, 0), (4, 4)):

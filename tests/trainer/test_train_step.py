@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from flow_builders import CONFIG, PIECES, model_of, windows_of
+from flow_builders import CONFIG, VOCAB_SIZE, model_of, windows_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -160,7 +160,7 @@ def test_steps_are_adamw_by_its_formula() -> None:
 
 def test_in_the_real_model_all_matrices_decay_and_no_bias_norm_or_embedding_does() -> None:
     config = ModelConfig(width=16, layers=1, heads=2)
-    model = build_model(config, statistics=STATISTICS, pieces=300, speakers=2)
+    model = build_model(config, statistics=STATISTICS, vocab_size=300, speakers=2)
     matrices = decaying(model)
     others = {name for name, _ in model.named_parameters()} - matrices
     assert all(name.endswith(".weight") for name in matrices)
@@ -213,7 +213,7 @@ def test_it_is_what_a_learner_holds_after_a_step() -> None:
     learner.finish_step(0)
     held = {file: sum(x.nbytes for x in tensors.values()) for file, tensors in learner.tensors().items()}
     counters = 4 * len(list(learner.model.parameters()))
-    found = training_memory(CONFIG, pieces=PIECES, speakers=2)
+    found = training_memory(CONFIG, vocab_size=VOCAB_SIZE, speakers=2)
     assert found.gathered == 0
     assert found.weights == held["model.safetensors"]
     assert found.average == held["ema.safetensors"]
@@ -223,12 +223,12 @@ def test_it_is_what_a_learner_holds_after_a_step() -> None:
 
 
 def test_shards_divide_all_but_what_is_gathered() -> None:
-    whole = training_memory(CONFIG, pieces=PIECES, speakers=2)
+    whole = training_memory(CONFIG, vocab_size=VOCAB_SIZE, speakers=2)
     for shards in (2, 3, 8):
-        part = training_memory(CONFIG, pieces=PIECES, speakers=2, shards=shards)
+        part = training_memory(CONFIG, vocab_size=VOCAB_SIZE, speakers=2, shards=shards)
         assert part.gathered > 0
         assert 0 <= shards * (part.total - part.gathered) - whole.total < 20 * shards
-    assert training_memory(CONFIG, pieces=PIECES, speakers=2, average=False).total * 20 == whole.total * 16
+    assert training_memory(CONFIG, vocab_size=VOCAB_SIZE, speakers=2, average=False).total * 20 == whole.total * 16
 
 
 def published() -> ModelConfig:
@@ -255,5 +255,5 @@ def test_the_table_in_the_documentation_is_computed() -> None:
     assert [int(shards) for shards, _, _ in rows] == [1, 2, 4, 8, 16]
     for shards, plain, averaged in rows:
         for average, said in ((False, plain), (True, averaged)):
-            found = training_memory(published(), pieces=20_000, speakers=25, average=average, shards=int(shards))
+            found = training_memory(published(), vocab_size=20_000, speakers=25, average=average, shards=int(shards))
             assert f"{found.total / 1e9:.1f}" == said

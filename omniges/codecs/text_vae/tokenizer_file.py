@@ -102,16 +102,16 @@ def _require_plain_model(model: Mapping[str, Any], where: str) -> None:
         plain = plain and isinstance(model.get("vocab"), dict) and isinstance(model.get("merges"), list)
     elif kind == "Unigram":
         vocabulary = model.get("vocab")
-        plain = isinstance(vocabulary, list) and all(map(_is_piece, vocabulary)) and type(model.get("unk_id")) is int
+        plain = isinstance(vocabulary, list) and all(map(_is_subword, vocabulary)) and type(model.get("unk_id")) is int
     else:
         plain = False
     if not plain:
         raise _fault(where, f"another model ({str(kind)[:40]!r})", "a plain BPE or Unigram model")
 
 
-def _is_piece(piece: Any) -> bool:
-    fits = isinstance(piece, list) and len(piece) == 2 and isinstance(piece[0], str)
-    return fits and type(piece[1]) in {int, float} and math.isfinite(piece[1]) and abs(piece[1]) < 1e6
+def _is_subword(subword: Any) -> bool:
+    fits = isinstance(subword, list) and len(subword) == 2 and isinstance(subword[0], str)
+    return fits and type(subword[1]) in {int, float} and math.isfinite(subword[1]) and abs(subword[1]) < 1e6
 
 
 def _is_sound_table(text: Any) -> bool:

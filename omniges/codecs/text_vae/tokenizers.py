@@ -103,7 +103,7 @@ class _TokenizerFile:
             )
         return found
 
-    def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
+    def _subwords(self, texts: Sequence[str]) -> list[list[int]]:
         spelled = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in spelled]
 
@@ -119,14 +119,14 @@ class T5Tokens(_TokenizerFile):
 
     def encode(self, texts: Sequence[str]) -> TextTokens:
         """Return the tokens of at least one text, padded to one length."""
-        added = {self._pad, self._end}  # a unigram model also has them among its pieces
-        pieces = [[self._unknown if p in added else p for p in spelled] for spelled in self._pieces(texts)]
-        rows = [[*spelled[: MAX_TOKENS - 1], self._end] for spelled in pieces]
+        added = {self._pad, self._end}  # a unigram model also has them among its subwords
+        subwords = [[self._unknown if p in added else p for p in spelled] for spelled in self._subwords(texts)]
+        rows = [[*spelled[: MAX_TOKENS - 1], self._end] for spelled in subwords]
         return TextTokens(
             ids=torch.tensor([row + [self._pad] * (MAX_TOKENS - len(row)) for row in rows]),
             empty=torch.tensor([text == "" for text in texts]),
-            cut=torch.tensor([len(spelled) > MAX_TOKENS - 1 for spelled in pieces]),
-            unknown=torch.tensor([self._unknown in spelled for spelled in pieces]),
+            cut=torch.tensor([len(spelled) > MAX_TOKENS - 1 for spelled in subwords]),
+            unknown=torch.tensor([self._unknown in spelled for spelled in subwords]),
         )
 
 
@@ -144,14 +144,14 @@ class LlamaTokens(_TokenizerFile):
 
     def encode(self, texts: Sequence[str]) -> WrittenTokens:
         """Return the tokens of at least one text, padded to the longest."""
-        pieces = self._pieces(texts)
-        rows = [[self._begin, *spelled, self._end][:MAX_TOKENS] for spelled in pieces]
+        subwords = self._subwords(texts)
+        rows = [[self._begin, *spelled, self._end][:MAX_TOKENS] for spelled in subwords]
         width = max(map(len, rows))
         padding = [width - len(row) for row in rows]
         return WrittenTokens(
             ids=torch.tensor([row + [self._pad] * n for row, n in zip(rows, padding, strict=True)]),
             labels=torch.tensor([row + [IGNORED] * n for row, n in zip(rows, padding, strict=True)]),
-            cut=torch.tensor([len(spelled) > MAX_TOKENS - 2 for spelled in pieces]),
+            cut=torch.tensor([len(spelled) > MAX_TOKENS - 2 for spelled in subwords]),
         )
 
     def decode(self, ids: Sequence[int]) -> str:

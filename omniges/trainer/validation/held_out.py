@@ -20,7 +20,7 @@ import numpy.typing as npt
 from omniges.data.sequence import DataSource
 from omniges.errors import UsageFault
 from omniges.features.gesture import GestureClip, motion_from_gesture
-from omniges.features.text_slots import SlotCodec
+from omniges.features.text_tokens import TextTokenCodec
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, SAMPLES_PER_TICK, TICKS_PER_SECOND
 from omniges.model.tasks import SIX, TASKS
 from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry, said_in_windows
@@ -196,21 +196,21 @@ class HeldOut:
     available: int  # number of windows in the split
     folders: Mapping[int, ShardFolder]
 
-    def read(self, codec: SlotCodec, latents: Collection[CodecEntry] = ()) -> tuple[WindowFolder, list[I32]]:
+    def read(self, codec: TextTokenCodec, latents: Collection[CodecEntry] = ()) -> tuple[WindowFolder, list[I32]]:
         """Read all windows.
 
         Args:
-            codec: Tokenizer of the text slots.
+            codec: Tokenizer of the text tokens.
             latents: Codecs whose latents are read too.
 
         Returns:
-            The windows, and the text slots (ticks,) of each.
+            The windows, and the text tokens (ticks,) of each.
 
         Raises:
             DataError: A shard cannot be read.
         """
         samples: list[SampleArrays] = []
-        slots: list[I32] = []
+        tokens: list[I32] = []
         # Windows of one recording are adjacent.
         for _, own in groupby(self.windows, key=lambda window: (window.source, window.row.key)):
             windows = list(own)
@@ -220,8 +220,8 @@ class HeldOut:
             trans, sound = motion_from_gesture(at_rest(sample.gesture, row.present)).trans, folder.waveform(row)
             ids = codec.encode(sample.words, row.ticks).ids
             samples += [_cut(sample, trans, sound, window, latents) for window in windows]
-            slots += [ids[window.start_tick : window.start_tick + window.ticks] for window in windows]
-        return WindowFolder(samples), slots
+            tokens += [ids[window.start_tick : window.start_tick + window.ticks] for window in windows]
+        return WindowFolder(samples), tokens
 
 
 def open_held_out(

@@ -318,13 +318,13 @@ class Validation:
         """Return the windows, which are read from the shards once."""
         if self._samples is None:
             entries = self.sampler.codecs.entries
-            samples, slots = self.held_out.read(self.sampler.slots, entries.values())
+            samples, tokens = self.held_out.read(self.sampler.token_codec, entries.values())
             for number, (window, row) in enumerate(zip(self.held_out.windows, samples.rows, strict=True)):
                 sample = samples.sample(row)
                 arrays: dict[StreamName, Any] = {
                     "gesture": sample.gesture.gesture,
                     "audio": sample.mel,
-                    "text": slots[number],
+                    "text": tokens[number],
                 }
                 arrays |= {name: sample.latents[entry.name] for name, entry in entries.items()}
                 speaker = self.sampler.speaker_number(window.row.speaker, named=False)

@@ -64,7 +64,7 @@ class Held:
 
     number: int  # among all held-out windows
     window: Window
-    arrays: Mapping[StreamName, npt.NDArray[Any]]  # as shards hold them, text as slots
+    arrays: Mapping[StreamName, npt.NDArray[Any]]  # as shards hold them, text as tokens
     speaker: int  # 0: unknown to the model
     conditions: Mapping[str, Array | None]  # values of the model's condition streams
     present: int = ALL_PRESENT  # bits of `STREAM_PARTS`
@@ -180,7 +180,7 @@ class WindowResults:
         body = Body.of_sample(self.samples.sample(self.samples.row(window.name)))
         spans = [(0, window.ticks)] if self.sampler.codecs.untimed_text else None
         targets, seed = TASKS[made.task].targets, VALIDATION_SEED + made.number
-        results = Results(targets, body, self.sampler.slots, voice, seed, None, spans)
+        results = Results(targets, body, self.sampler.token_codec, voice, seed, None, spans)
         results.append({name: [made.made] if isinstance(made.made, SpokenText) else made.made for name in targets})
         return results
 

@@ -18,7 +18,7 @@ from omniges.model.tasks import SIX, TASKS
 from omniges.trainer.validation.run import LEVELS, grid_losses, loss_table, streams_of
 from omniges.trainer.validation.samples import VALIDATION_SEED
 
-TICKS, PIECES = 8, 20
+TICKS, VOCAB_SIZE = 8, 20
 CONFIG = ModelConfig(width=16, layers=1, heads=2, piece_width=8, mark_width=4)
 CARRYING = replace(
     CONFIG, rotary_periods_s=None, pooled_width=6, text_head_width=20, context_only=("text",), absent="noise"
@@ -29,7 +29,7 @@ def model_of(config: ModelConfig) -> FlowModel:
     statistics = {"gesture": {"mean": [0.1] * 415, "std": [0.5] * 415}, "mel": {"mean": [-4.0] * 64, "std": [2.0] * 64}}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = build_model(config, statistics=statistics, pieces=PIECES, speakers=2)
+        model = build_model(config, statistics=statistics, vocab_size=VOCAB_SIZE, speakers=2)
         for p in model.parameters():  # heads that start at zero would answer zero whatever they are given
             torch.nn.init.normal_(p, std=0.2)
     return model.eval()
@@ -53,7 +53,7 @@ def arrays() -> dict[str, torch.Tensor]:
     return {
         "gesture": torch.randn(3, TICKS * 3, 415, generator=generator),
         "audio": torch.randn(3, TICKS * 10, 64, generator=generator) - 4,
-        "text": torch.randint(0, 1 + 4 * PIECES, (3, TICKS), generator=generator),
+        "text": torch.randint(0, 1 + 4 * VOCAB_SIZE, (3, TICKS), generator=generator),
     }
 
 
@@ -83,12 +83,12 @@ def test_a_loss_is_the_formula_by_itself(task: str, model: FlowModel, arrays: di
                     rows={target: torch.tensor([0])},
                 )[target]
                 if target == "text":
-                    slots = arrays["text"][row]
-                    weights = torch.where(slots == 0, 0.25, 1.0)
-                    piece = torch.where(slots == 0, 0, (slots - 1) // 4 + 1)
-                    marks = torch.where(slots == 0, 0, (slots - 1) % 4 + 1)
-                    split = PIECES + 1
-                    nats = functional.cross_entropy(outputs[0, :, :split], piece, reduction="none")
+                    ids = arrays["text"][row]
+                    weights = torch.where(ids == 0, 0.25, 1.0)
+                    subword = torch.where(ids == 0, 0, (ids - 1) // 4 + 1)
+                    marks = torch.where(ids == 0, 0, (ids - 1) % 4 + 1)
+                    split = VOCAB_SIZE + 1
+                    nats = functional.cross_entropy(outputs[0, :, :split], subword, reduction="none")
                     nats += functional.cross_entropy(outputs[0, :, split:], marks, reduction="none")
                     expected = float((nats * weights).sum() / weights.sum())
                 else:

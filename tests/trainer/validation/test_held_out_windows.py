@@ -16,7 +16,7 @@ from omniges.data.sequence import DataSource, Sequencing, tracks_of
 from omniges.data.tracks import Normaliser
 from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import motion_from_gesture
-from omniges.features.text_slots import SlotCodec
+from omniges.features.text_tokens import TextTokenCodec
 from omniges.pipeline.settings import Selection
 from omniges.shards.reader import ShardFolder
 from omniges.trainer.validation.held_out import SomeRecordings, open_held_out
@@ -31,7 +31,7 @@ def data(shards: Path) -> list[DataSource]:
 
 def test_all_windows_are_those_of_the_loaders_unshuffled_pass(shards: Path, data: list[DataSource]) -> None:
     held_out = open_held_out(data, TICKS, 1000)
-    folder, slots = held_out.read(SlotCodec(data[0].catalog.tokenizer))
+    folder, tokens = held_out.read(TextTokenCodec(data[0].catalog.tokenizer))
     val = [DataSource(read_catalog(shards, Filters(split="val")))]
     pass_ = BatchLoader(
         val,
@@ -48,14 +48,14 @@ def test_all_windows_are_those_of_the_loaders_unshuffled_pass(shards: Path, data
         assert (window.row.key, window.start_tick) == (batch.keys[number], int(batch.start_ticks[number]))
         np.testing.assert_array_equal(sample.gesture.gesture, batch.gesture[number].numpy())
         np.testing.assert_array_equal(sample.mel, batch.audio[number].numpy())
-        np.testing.assert_array_equal(slots[number], batch.text[number].numpy())
+        np.testing.assert_array_equal(tokens[number], batch.text[number].numpy())
 
 
 def test_a_window_says_where_it_comes_from_and_its_root_and_sound_are_those_of_the_moment(
     shards: Path, data: list[DataSource]
 ) -> None:
     held_out = open_held_out(data, TICKS, 1000)
-    folder, _ = held_out.read(SlotCodec(data[0].catalog.tokenizer))
+    folder, _ = held_out.read(TextTokenCodec(data[0].catalog.tokenizer))
     source = ShardFolder(shards)
     for window, row in zip(held_out.windows, folder.rows, strict=True):
         facts = json.loads(json.dumps(window.provenance()))
@@ -130,4 +130,4 @@ def test_a_flipped_bit_is_found(shards: Path, tmp_path: Path) -> None:
     content[row.members["mel.npy"].offset + 300] ^= 1
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"mel.npy at byte \d+: sha256 \w+ expected, found \w+"):
-        held_out.read(SlotCodec(data[0].catalog.tokenizer))
+        held_out.read(TextTokenCodec(data[0].catalog.tokenizer))

@@ -36,7 +36,7 @@ from omniges.data.order import RankShare
 from omniges.data.sequence import DataSource, Sequencing, tracks_of
 from omniges.data.tracks import Normaliser
 from omniges.errors import ExitCode, UsageFault
-from omniges.features.text_slots import SlotCodec
+from omniges.features.text_tokens import TextTokenCodec
 from omniges.formats.arrays import decode_npy
 from omniges.formats.npz import decode_motion
 from omniges.generation.records import read_record
@@ -141,7 +141,7 @@ def test_windows_have_the_latents_that_the_loader_gives(encoded_both: Path) -> N
     held_out = open_held_out([DataSource(read_catalog(encoded_both, Filters(), CODECS))], TICKS, 1000, 4)
     val = [DataSource(read_catalog(encoded_both, Filters(split="val"), CODECS))]
     entries = val[0].catalog.codecs
-    folder, _ = held_out.read(SlotCodec(val[0].catalog.tokenizer), entries.values())
+    folder, _ = held_out.read(TextTokenCodec(val[0].catalog.tokenizer), entries.values())
     sequencing, share = Sequencing(window_ticks=TICKS, shuffle=False), RankShare(batch_size=64)
     scales = Normaliser.identity(tracks_of(val))
     with BatchLoader(val, sequencing, share, LoaderSettings(workers=0), normaliser=scales) as loader:

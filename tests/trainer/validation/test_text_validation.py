@@ -31,7 +31,7 @@ from omniges.data.order import RankShare
 from omniges.data.sequence import DataSource, Sequencing, tracks_of
 from omniges.data.tracks import Normaliser
 from omniges.errors import UsageFault
-from omniges.features.text_slots import SlotCodec
+from omniges.features.text_tokens import TextTokenCodec
 from omniges.formats.textgrid import decode_words
 from omniges.generation.records import read_record
 from omniges.generation.run import generate
@@ -89,7 +89,7 @@ class TestWindows:
         held_out = open_held_out([DataSource(read_catalog(encoded_text, Filters(), TEXT))], WINDOW, 1000)
         val = [DataSource(read_catalog(encoded_text, Filters(split="val"), TEXT))]
         entries = val[0].catalog.codecs
-        folder, _ = held_out.read(SlotCodec(val[0].catalog.tokenizer), entries.values())
+        folder, _ = held_out.read(TextTokenCodec(val[0].catalog.tokenizer), entries.values())
         scales = Normaliser.identity(tracks_of(val))
         sequencing, share = Sequencing(window_ticks=WINDOW, shuffle=False), RankShare(batch_size=64)
         with BatchLoader(val, sequencing, share, LoaderSettings(workers=0), normaliser=scales) as loader:
@@ -114,7 +114,7 @@ class TestWindows:
     def test_every_word_of_a_clip_is_in_one_of_the_windows_that_touch(self, encoded_text: Path) -> None:
         data = [DataSource(read_catalog(encoded_text, Filters(), TEXT))]
         held_out = open_held_out(data, WINDOW, 1000)
-        folder, _ = held_out.read(SlotCodec(data[0].catalog.tokenizer), data[0].catalog.codecs.values())
+        folder, _ = held_out.read(TextTokenCodec(data[0].catalog.tokenizer), data[0].catalog.codecs.values())
         shards = ShardFolder(encoded_text)
         for key in {window.row.key for window in held_out.windows}:
             own = [window for window in held_out.windows if window.row.key == key]

@@ -1,13 +1,13 @@
-"""Words as text slots, one slot for each tick, and back to timed words.
+"""Words as text tokens, one token for each tick, and back to timed words.
 
-A slot tells which subword piece of which word is spoken during its tick. 0 is a blank. Any other number combines the
-piece's id in the tokenizer with two marks, *first tick of its piece* and *first piece of its word*. Each tick of a word
-therefore tells the word, and where the word and each of its pieces begin. A word that occurs twice in the train split
-is one piece, repeated over its ticks.
+A token identifies the subword that is spoken during its tick. 0 is a blank. Any other number combines the subword's id
+in the tokenizer with two marks, *first tick of its subword* and *first subword of its word*. So the tokens of a word
+hold its spelling, and where the word and each of its subwords begin. A word that occurs twice in the train split is one
+subword, repeated over its ticks.
 
-A word takes the complete ticks nearest to its interval, and at least as many as it has pieces. If it has too few, it
+A word takes the complete ticks nearest to its interval, and at least as many as it has subwords. If it has too few, it
 may extend or move into free ticks of its neighbours, each end by at most `MAX_PUSH_TICKS`. The placement of all words
-has the smallest total shift (dynamic programming). A word without a place is dropped (overflow).
+has the smallest total shift (dynamic programming). A word without a place is dropped.
 
 The content of tokenizer.json is checked here too, for any package version. Nothing imports torch.
 """
@@ -31,9 +31,9 @@ Bools = npt.NDArray[np.bool_]
 
 BLANK: Final = 0
 MARKS: Final = 4
-"""Distinct combinations of the two marks; a slot is 1 + MARKS · piece + 2 · first tick + first piece."""
+"""Distinct combinations of the two marks; a token is 1 + MARKS · subword + 2 · first tick + first subword."""
 MAX_PUSH_TICKS: Final = 2
-_OVERFLOW_COST: Final = 10**12  # more than the cost of all shifts in a clip
+_DROP_COST: Final = 10**12  # more than the cost of all shifts in a clip
 
 _BYTE_LEVEL: Final = {"type": "ByteLevel", "trim_offsets": True}
 _PIPELINE: Final[dict[str, Any]] = {
@@ -60,54 +60,54 @@ _MODEL: Final[dict[str, Any]] = {
 """Content of the model without vocabulary and merges; dropout would make the subwords of a word random."""
 
 
-def pack_slots(pieces: I32, first_tick: Bools, first_piece: Bools) -> I32:
-    """Combine pieces and marks into slots; the marks of blanks are ignored.
+def pack_tokens(subwords: I32, first_tick: Bools, first_subword: Bools) -> I32:
+    """Combine subwords and marks into tokens; the marks of blanks are ignored.
 
     Args:
-        pieces: Pieces (…,), -1 for a blank.
-        first_tick: Marks of the first tick of a piece (…,).
-        first_piece: Marks of the first piece of a word (…,).
+        subwords: Subwords (…,), -1 for a blank.
+        first_tick: Marks of the first tick of a subword (…,).
+        first_subword: Marks of the first subword of a word (…,).
 
     Returns:
-        Slots (…,) int32.
+        Tokens (…,) int32.
     """
-    slots = 1 + MARKS * pieces + 2 * first_tick.astype(np.int32) + first_piece.astype(np.int32)
-    return np.where(pieces < 0, BLANK, slots).astype(np.int32)
+    ids = 1 + MARKS * subwords + 2 * first_tick.astype(np.int32) + first_subword.astype(np.int32)
+    return np.where(subwords < 0, BLANK, ids).astype(np.int32)
 
 
-def unpack_slots(slots: I32) -> tuple[I32, Bools, Bools]:
-    """Invert `pack_slots`: return pieces (-1 for a blank), first tick of the piece, first piece of the word."""
-    marks = (slots - 1) % MARKS
-    blank = slots == BLANK
-    pieces = np.where(blank, -1, (slots - 1) // MARKS).astype(np.int32)
-    return pieces, (marks >= 2) & ~blank, (marks % 2 == 1) & ~blank
+def unpack_tokens(ids: I32) -> tuple[I32, Bools, Bools]:
+    """Invert `pack_tokens`: return subwords (-1 for a blank), first tick of the subword, first subword of the word."""
+    marks = (ids - 1) % MARKS
+    blank = ids == BLANK
+    subwords = np.where(blank, -1, (ids - 1) // MARKS).astype(np.int32)
+    return subwords, (marks >= 2) & ~blank, (marks % 2 == 1) & ~blank
 
 
 @dataclass(frozen=True, slots=True)
-class Slots:
-    """Text slots of one clip."""
+class EncodedWords:
+    """Text tokens of one clip."""
 
     ids: I32  # (ticks,)
-    overflow: tuple[Mapping[str, Any], ...]  # words without a place, unchanged
+    dropped: tuple[Mapping[str, Any], ...]  # words without a place, unchanged
 
 
 @dataclass(frozen=True, slots=True)
-class SlotWord:
-    """A word read from slots, with times in seconds from the first slot, in complete ticks."""
+class DecodedWord:
+    """A word read from tokens, with times in seconds from the first token, in complete ticks."""
 
     word: str
     start: float
     end: float
     cut: bool
-    """The word begins before the first slot: ``start`` is 0, and ``word`` is its visible part."""
+    """The word begins before the first token: ``start`` is 0, and ``word`` is its visible part."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the word in the form of words.json, without `cut`."""
         return {"word": self.word, "start": self.start, "end": self.end}
 
 
-class SlotCodec:
-    """Conversion between timed words and slots, by the tokenizer beside the shards.
+class TextTokenCodec:
+    """Conversion between timed words and tokens, by the tokenizer beside the shards.
 
     Raises `DataError` if the bytes are not a tokenizer, or one without the 256 bytes, which cannot spell every word.
     """
@@ -121,73 +121,73 @@ class SlotCodec:
         from tokenizers import Tokenizer  # noqa: PLC0415 - native, 70 ms
 
         self._tokenizer = Tokenizer.from_str(tokenizer_json.decode())
-        self.pieces: int = self._tokenizer.get_vocab_size()
-        """Number of pieces; piece ids are 0 to pieces − 1, and slots 0 (the blank) to MARKS · pieces."""
+        self.vocab_size: int = self._tokenizer.get_vocab_size()
+        """Number V of subwords; subword ids are 0 to V − 1, and tokens 0 (the blank) to MARKS · V."""
 
-    def encode(self, words: Sequence[Mapping[str, Any]], ticks: int) -> Slots:
-        """Convert words to slots.
+    def encode(self, words: Sequence[Mapping[str, Any]], ticks: int) -> EncodedWords:
+        """Convert words to tokens.
 
         Args:
             words: Words (``word``, ``start`` and ``end`` in seconds), in order of time.
             ticks: Length of the clip in ticks.
 
         Returns:
-            Slots (ticks,), and dropped words.
+            Tokens (ticks,), and dropped words.
         """
         spelled = self._tokenizer.encode_batch([w["word"] for w in words], add_special_tokens=False)
-        pieces = [encoding.ids for encoding in spelled]
+        subwords = [encoding.ids for encoding in spelled]
         demands = [
             _Demand(TICKS_PER_SECOND * word["start"], TICKS_PER_SECOND * word["end"], len(spelling))
-            for word, spelling in zip(words, pieces, strict=True)
+            for word, spelling in zip(words, subwords, strict=True)
         ]
         ids = np.full(ticks, -1, np.int32)
         first_tick = np.zeros(ticks, np.bool_)
-        first_piece = np.zeros(ticks, np.bool_)
-        overflow = []
+        first_subword = np.zeros(ticks, np.bool_)
+        dropped = []
         places = _place(demands, ticks)
-        for word, spelling, place in zip(words, pieces, places, strict=True):
+        for word, spelling, place in zip(words, subwords, places, strict=True):
             if place is None:
-                overflow.append(word)
+                dropped.append(word)
                 continue
             start, end = place
             bounds = [start + k * (end - start) // len(spelling) for k in range(len(spelling) + 1)]
             ids[start:end] = np.repeat(np.asarray(spelling, np.int32), np.diff(bounds))
             first_tick[bounds[:-1]] = True
-            first_piece[start : bounds[1]] = True
-        return Slots(pack_slots(ids, first_tick, first_piece), tuple(overflow))
+            first_subword[start : bounds[1]] = True
+        return EncodedWords(pack_tokens(ids, first_tick, first_subword), tuple(dropped))
 
-    def decode(self, ids: I32) -> list[SlotWord]:
-        """Convert slots, such as those of a window, to words.
+    def decode(self, ids: I32) -> list[DecodedWord]:
+        """Convert tokens, such as those of a window, to words.
 
-        A word begins at a mark of a first piece, and ends at a blank or at the next beginning. A piece begins at its
-        mark or where the number changes. Generated slots may break these rules. Slots without a beginning are the rest
-        of a cut word at the start, and a separate word elsewhere, so that no spoken slot is lost. Slots do not tell if
-        the last word of a window is cut.
+        A word begins at a mark of a first subword, and ends at a blank or at the next beginning. A subword begins at
+        its mark or where the number changes. Generated tokens may break these rules. Tokens without a beginning are the
+        rest of a cut word at the start, and a separate word elsewhere, so that no spoken token is lost. Tokens do not
+        show whether the last word of a window is cut.
 
         Args:
-            ids: Slots (ticks,).
+            ids: Tokens (ticks,).
 
         Returns:
-            Words, with times in seconds from the first slot.
+            Words, with times in seconds from the first token.
         """
-        pieces, first_tick, first_piece = unpack_slots(np.asarray(ids, np.int32))
-        words: list[SlotWord] = []
-        for start, end in _word_edges(pieces, first_tick, first_piece):
+        subwords, first_tick, first_subword = unpack_tokens(np.asarray(ids, np.int32))
+        words: list[DecodedWord] = []
+        for start, end in _word_edges(subwords, first_tick, first_subword):
             begins = first_tick[start:end].copy()
             begins[0] = True
-            begins[1:] |= pieces[start + 1 : end] != pieces[start : end - 1]
+            begins[1:] |= subwords[start + 1 : end] != subwords[start : end - 1]
             # Bytes that are not UTF-8, such as those of a cut word, become U+FFFD.
-            text = self._tokenizer.decode(pieces[start:end][begins].tolist(), skip_special_tokens=False)
-            cut = start == 0 and not (first_tick[0] and first_piece[0])
-            words.append(SlotWord(text, start / TICKS_PER_SECOND, end / TICKS_PER_SECOND, cut))
+            text = self._tokenizer.decode(subwords[start:end][begins].tolist(), skip_special_tokens=False)
+            cut = start == 0 and not (first_tick[0] and first_subword[0])
+            words.append(DecodedWord(text, start / TICKS_PER_SECOND, end / TICKS_PER_SECOND, cut))
         return words
 
 
-def _word_edges(pieces: I32, first_tick: Bools, first_piece: Bools) -> list[tuple[int, int]]:
+def _word_edges(subwords: I32, first_tick: Bools, first_subword: Bools) -> list[tuple[int, int]]:
     """Return half-open ranges of ticks, one for each word."""
-    spoken = np.concatenate([[False], pieces >= 0, [False]])
-    goes_on = first_piece[1:] & first_piece[:-1] & ~first_tick[1:] & (pieces[1:] == pieces[:-1])
-    beginning = np.concatenate([first_piece[:1], first_piece[1:] & ~goes_on, [False]])
+    spoken = np.concatenate([[False], subwords >= 0, [False]])
+    goes_on = first_subword[1:] & first_subword[:-1] & ~first_tick[1:] & (subwords[1:] == subwords[:-1])
+    beginning = np.concatenate([first_subword[:1], first_subword[1:] & ~goes_on, [False]])
     starts = spoken[1:] & (beginning | ~spoken[:-1])
     stops = spoken[:-1] & (beginning | ~spoken[1:])
     return list(zip(np.flatnonzero(starts).tolist(), np.flatnonzero(stops).tolist(), strict=True))
@@ -208,7 +208,7 @@ class _Placed:
 
     end: int
     cost: float
-    place: tuple[int, int] | None  # of the last word; None: overflow
+    place: tuple[int, int] | None  # of the last word; None: the word is dropped
     before: _Placed | None
 
 
@@ -223,7 +223,7 @@ def _place(demands: Sequence[_Demand], ticks: int) -> list[tuple[int, int] | Non
         earliest = round(demand.start) - MAX_PUSH_TICKS
         # Of the placements that allow every choice, only the cheapest can be part of the best one.
         front = front[max(0, bisect_right(front, earliest, key=lambda state: state.end) - 1) :]
-        found = [_Placed(s.end, s.cost + _OVERFLOW_COST, None, s) for s in front]
+        found = [_Placed(s.end, s.cost + _DROP_COST, None, s) for s in front]
         found += _choices(demand, front, ticks)
         found.sort(key=lambda state: (state.end, state.cost))
         front = []
