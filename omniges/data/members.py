@@ -1,15 +1,14 @@
-"""Array members of shards as views of mapped memory: checked at their first use, never copied. Imports no torch."""
+"""Array members of shards, read by range and checked at their first use. Imports no torch."""
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from omniges.data.shard_maps import ShardMaps
+from omniges.data.shard_maps import Ranges, ShardMaps
 from omniges.errors import DataError
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder, check_digest, place_of_member
@@ -19,7 +18,7 @@ from omniges.shards.tar import npy_header
 F32 = npt.NDArray[np.float32]
 
 
-class MappedMembers:
+class MemberReader:
     """Reads float32 members of samples by byte range. An instance must not be used by several threads at once.
 
     Args:
@@ -42,21 +41,23 @@ class MappedMembers:
     ) -> None:
         self._folder, self._rows, self._widths, self._marks, self._verify = folder, rows, dict(widths), marks, verify
         self._columns = {member: column for column, member in enumerate(self._widths)}
-        self._maps = ShardMaps(folder.source)
+        self._maps = ShardMaps(folder.source, mapped=False)
         self._places: dict[tuple[int, str], tuple[int, int]] = {}  # first float in the shard, and how many
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_places": {}}
 
-    def floats(self, number: int, member: str) -> F32:
-        """Return all numbers (n,) of a sample's member, row after row, as a read-only view.
+    def floats(self, number: int, member: str, first: int, count: int) -> F32:
+        """Return values of a sample's member, row after row.
 
         Args:
             number: Index of the sample.
             member: Name of the member, such as ``gesture.npy``.
+            first: First value.
+            count: Number of values.
 
         Returns:
-            A view of the mapped shard.
+            Values (count,), fewer where the member ends before; valid until the next call.
 
         Raises:
             DataError: The shard or member differs from the manifest, or does not follow the contract.
@@ -67,28 +68,28 @@ class MappedMembers:
         name = number, member
         place = self._places.get(name)
         if place is None:
-            place = self._places[name] = self._check(cast("mmap.mmap", mapped.content), number, member)
-        first, count = place
-        floats: F32 = mapped.floats[first : first + count]
+            place = self._places[name] = self._check(mapped.content, number, member)
+        start, available = place
+        floats: F32 = mapped.floats[start + first : start + min(first + count, available)]
         return floats
 
-    def _check(self, content: mmap.mmap, number: int, member: str) -> tuple[int, int]:
+    def _check(self, content: Ranges, number: int, member: str) -> tuple[int, int]:
         """Return the offset and number of a member's values after checking its digest and header."""
         row, width = self._rows[number], self._widths[member]
         place = row.members[member]
         shown = place_of_member(self._folder.source, row.shard, row.key, member, place.offset)
         if place.offset + place.size > len(content):
             raise DataError(f"{shown}: {place.size} bytes do not lie in a shard of {len(content)}. {VERIFY}")
-        with memoryview(content) as view, view[place.offset : place.offset + place.size] as data:
-            if self._verify and not self._marks[number, self._columns[member]]:
-                check_digest(data, bytes.fromhex(place.sha256), shown)
-                self._marks[number, self._columns[member]] = 1
-            head_bytes = 10 + int.from_bytes(data[8:10], "little")
-            count = max(0, place.size - head_bytes) // 4
-            rows = {"gesture.npy": row.frames, "jaw_eyes.npy": row.frames, "mel.npy": row.mel_frames}.get(member, count)
-            shape = (rows, width) if width else (count,)
-            expected = npy_header("<f4", shape)
-            sound = bytes(data[: len(expected)]) == expected and place.size == len(expected) + 4 * int(np.prod(shape))
+        data = content[place.offset : place.offset + place.size]
+        if self._verify and not self._marks[number, self._columns[member]]:
+            check_digest(data, bytes.fromhex(place.sha256), shown)
+            self._marks[number, self._columns[member]] = 1
+        head_bytes = 10 + int.from_bytes(data[8:10], "little")
+        count = max(0, place.size - head_bytes) // 4
+        rows = {"gesture.npy": row.frames, "jaw_eyes.npy": row.frames, "mel.npy": row.mel_frames}.get(member, count)
+        shape = (rows, width) if width else (count,)
+        expected = npy_header("<f4", shape)
+        sound = data[: len(expected)] == expected and place.size == len(expected) + 4 * int(np.prod(shape))
         if not sound or (place.offset + head_bytes) % 4:
             raise DataError(f"{shown}: an npy array {shape} of float32 expected, found another. {VERIFY}")
         return (place.offset + head_bytes) // 4, count

@@ -47,12 +47,30 @@ class ShardFile:
         start, stop, _ = place.indices(self._size)
         with os_errors(Path(self._shown), "read"):
             found = os.pread(self._descriptor, max(0, stop - start), start)
-        if len(found) < stop - start:
+        self._require(stop - start, start, len(found))
+        return found
+
+    def read_into(self, values: npt.NDArray[np.float32], start: int) -> None:
+        """Fill an array with bytes of the shard.
+
+        Args:
+            values: The array.
+            start: First byte in the shard.
+
+        Raises:
+            DataError: The shard ends before the range does.
+            EnvironmentFault: The shard cannot be read.
+        """
+        with os_errors(Path(self._shown), "read"):
+            found = os.preadv(self._descriptor, [values.data], start)
+        self._require(values.nbytes, start, found)
+
+    def _require(self, expected: int, start: int, found: int) -> None:
+        if found < expected:
             raise DataError(
-                f"{self._shown}: {stop - start} bytes at byte {start} expected, found {len(found)}: the shard was "
+                f"{self._shown}: {expected} bytes at byte {start} expected, found {found}: the shard was "
                 f"truncated while it was read, or the disk fails. {VERIFY}"
             )
-        return found
 
     def madvise(self, _option: int, start: int, length: int, /) -> None:
         """Ask the kernel to read a range from the disk ahead of its use."""
@@ -63,13 +81,19 @@ class ShardFile:
 
 
 class _Floats:
-    """A shard's ranges as float32."""
+    """A shard's ranges as float32, each read into the same memory: a range is valid until the next one is read."""
 
     def __init__(self, file: ShardFile) -> None:
         self._file = file
+        self._memory = np.empty(0, np.float32)  # fresh memory for each range would cost more than the copy
 
     def __getitem__(self, place: slice) -> npt.NDArray[np.float32]:
-        return np.frombuffer(self._file[4 * place.start : 4 * place.stop], np.float32)
+        count = max(0, place.stop - place.start)
+        if count > len(self._memory):
+            self._memory = np.empty(count, np.float32)
+        values = self._memory[:count]
+        self._file.read_into(values, 4 * place.start)
+        return values
 
 
 class Ranges(Protocol):
@@ -89,7 +113,7 @@ class MappedShard:
     """A shard as bytes and as float32; an `mmap.mmap` and an array where it is mapped."""
 
     content: Ranges
-    floats: Any  # an array, or `_Floats`, of which ranges are taken
+    floats: Any  # an array, or `_Floats`, of which ranges are taken; use each before the next
 
 
 class ShardMaps(Collection[str]):

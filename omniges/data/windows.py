@@ -1,7 +1,7 @@
 """Windows of shards as a map-style torch dataset, for models outside of omniges.
 
 `WindowDataset` gives any subset of the arrays of a window of whole ticks (0.1 s), raw or normalized. Each item is read
-from a memory map by byte range, so a window costs its own bytes and no more.
+by byte range, so a window costs its own bytes and no more.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import torch
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from omniges import arguments
-from omniges.data.members import MappedMembers
+from omniges.data.members import MemberReader
 from omniges.data.samples import ShardSet, Texts, Word, open_shards
 from omniges.data.tracks import TILE_TICKS, Scale
 from omniges.data.window_reader import Verify
-from omniges.errors import DataError, UsageFault
+from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import JAW_EYES, LAYOUT
 from omniges.features.text_tokens import MARKS, TextTokenCodec
@@ -123,13 +123,31 @@ class _Items(Sequence[dict[str, Any]]):
         return self._one_by_one[number]
 
 
-def _empty_batch(shape: tuple[int, ...]) -> torch.Tensor:
-    """Return memory for a batch; in a worker it is shared, as for torch's own collating, so that nothing is copied."""
-    if get_worker_info() is None:
-        return torch.empty(shape)
-    size_bytes = 4 * math.prod(shape)
-    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(size_bytes)  # type: ignore[no-untyped-call]
-    return torch.empty(0).set_(storage).view(shape)
+class _SharedRows:
+    """A batch of an array in memory that a worker shares with its parent, filled row by row.
+
+    Rows go through the file of the shared memory, because the kernel then fills each new page once. Through the map it
+    would write zeros first, and be called for every page.
+    """
+
+    def __init__(self, rows: int, shape: tuple[int, ...]) -> None:
+        row_bytes = 4 * math.prod(shape)
+        self._row_bytes = row_bytes
+        storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(rows * row_bytes)  # type: ignore[no-untyped-call]
+        self._descriptor: int = storage._share_fd_cpu_()[0]
+        self.batch = torch.empty(0).set_(storage).view(rows, *shape)  # owns the descriptor
+
+    def write(self, row: int, values: torch.Tensor) -> None:
+        """Write a row; raise EnvironmentFault if there is no shared memory left."""
+        try:
+            written = os.pwrite(self._descriptor, values.numpy().data, row * self._row_bytes)
+        except OSError as error:
+            raise EnvironmentFault(f"cannot write a batch to shared memory: {error.strerror}") from error
+        if written < self._row_bytes:
+            raise EnvironmentFault(
+                f"cannot write a batch to shared memory: {self._row_bytes} bytes expected, found room for {written}: "
+                "enlarge /dev/shm, or use smaller batches or fewer workers"
+            )
 
 
 class WindowDataset(Dataset[dict[str, Any]]):
@@ -249,7 +267,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         }
         self._masks: dict[tuple[Part, ...], dict[str, Mask]] = {}
         self._recent, self._decoded = _Recent(_CACHE_BYTES), _Recent(_CACHE_BYTES)
-        self._members: MappedMembers | None = None
+        self._members: MemberReader | None = None
         self._codec: TextTokenCodec | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -303,9 +321,11 @@ class WindowDataset(Dataset[dict[str, Any]]):
     def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return a batch as ``default_collate`` does, with fewer copies, and ``timed_words`` as a list of tuples."""
         ready: dict[str, Any] = {}
-        if isinstance(items, _Items):
+        if isinstance(items, _Items) and get_worker_info() is not None:
+            ready, items = items.data._shared_batch(items.indices)
+        elif isinstance(items, _Items):
             data = items.data
-            ready = {name: _empty_batch((len(items), *shape)) for name, shape in data._shapes.items()}
+            ready = {name: torch.empty((len(items), *shape)) for name, shape in data._shapes.items()}
             items = [
                 data._item(index, {name: array[row] for name, array in ready.items()})
                 for row, index in enumerate(items.indices)
@@ -314,6 +334,17 @@ class WindowDataset(Dataset[dict[str, Any]]):
             ready["timed_words"] = [item["timed_words"] for item in items]
         others = default_collate([{name: item[name] for name in item if name not in ready} for item in items])
         return {name: ready[name] if name in ready else others[name] for name in items[0]}
+
+    def _shared_batch(self, indices: Sequence[int]) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+        """Return windows' arrays as shared batches, and the windows, whose arrays are overwritten by the next one's."""
+        shared = {name: _SharedRows(len(indices), shape) for name, shape in self._shapes.items()}
+        window = {name: torch.empty(shape) for name, shape in self._shapes.items()}
+        items = []
+        for row, index in enumerate(indices):
+            items.append(self._item(index, window))
+            for name, rows in shared.items():
+                rows.write(row, window[name])
+        return {name: rows.batch for name, rows in shared.items()}, items
 
     def __repr__(self) -> str:
         lacking = ", ".join(f"{count} {why}" for why, count in self.left_out.items() if count)
@@ -372,8 +403,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
             out.fill(0.0 if self.normalized else np.nan)
             return
         flat = out.reshape(-1)
-        first = start_tick * track.rows_per_tick * max(1, track.channels)
-        values = self._values(name, number)[first : first + len(flat)]
+        values = self._values(name, number, start_tick * track.rows_per_tick * max(1, track.channels), len(flat))
         if len(values) != len(flat):
             row = self._rows[number]
             shown = f"{self.shards.reader.source.describe(row.shard)}: {row.key}: {name}"
@@ -385,22 +415,22 @@ class WindowDataset(Dataset[dict[str, Any]]):
         if self.normalized and not has.all():
             out[:, ~has] = 0.0
 
-    def _values(self, name: str, number: int) -> F32:
-        """Return all values of a clip's array: a view of its shard, or decoded FLAC."""
+    def _values(self, name: str, number: int, first: int, count: int) -> F32:
+        """Return a range of a clip's array, valid until the next call: from its shard, or of decoded FLAC."""
         row, member = self._rows[number], _TRACKS[name].member
         if member in row.members:
             if self._members is None:
                 widths = {track.member: track.channels for track in _TRACKS.values()}
-                self._members = MappedMembers(
+                self._members = MemberReader(
                     self.shards.reader, self._rows, widths, self._marks.numpy(), verify=self._verify
                 )
-            return self._members.floats(number, member)
+            return self._members.floats(number, member, first, count)
 
         def decode() -> F32:
             found = self.shards.reader.waveform(row)
             return np.empty(0, np.float32) if found is None else found
 
-        return self._decoded.get(number, decode, lambda samples: samples.nbytes)
+        return self._decoded.get(number, decode, lambda samples: samples.nbytes)[first : first + count]
 
     def _token_codec(self) -> TextTokenCodec:
         if self._codec is None:

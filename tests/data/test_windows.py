@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -14,9 +15,10 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 from torch.utils.data.distributed import DistributedSampler
 
+from omniges.data import windows
 from omniges.data.samples import Sample, Word, open_shards
 from omniges.data.windows import ARRAYS, WindowDataset
-from omniges.errors import DataError, OmnigesError, UsageFault
+from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
 from omniges.features.text_tokens import TextTokenCodec
 
 ROWS = {"gesture": 3, "jaw_eyes": 3, "mel": 10, "waveform": 1600}
@@ -240,6 +242,29 @@ def test_a_shard_of_another_size_or_gone_is_told(whole_set: Path, tmp_path: Path
     path.unlink()
     with pytest.raises(OmnigesError, match="the shard is missing"):
         data[0]
+
+
+@pytest.mark.parametrize("left", [0, 4096])
+def test_a_shard_cut_after_it_was_opened_is_one_error(whole_set: Path, tmp_path: Path, left: int) -> None:
+    """Nothing is mapped: the kernel would end the program with SIGBUS."""
+    folder = Path(shutil.copytree(whole_set, tmp_path / "shards"))
+    data = WindowDataset(folder, window_ticks=5, verify="never")
+    assert len(data[0]["gesture"]) == 15
+    os.truncate(folder / data.shards.rows[0].shard, left)
+    with pytest.raises(DataError, match=r"train-000000.tar: \d+ bytes at byte \d+ expected.*truncated while"):
+        [data[number] for number in range(len(data))]
+
+
+def test_shared_rows_are_what_was_written_and_a_full_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = windows._SharedRows(3, (5, 7))
+    values = torch.randn(3, 5, 7)
+    for row in (2, 0, 1):
+        rows.write(row, values[row])
+    assert torch.equal(rows.batch, values)
+    assert rows.batch.is_shared()
+    monkeypatch.setattr(os, "pwrite", lambda _descriptor, data, _place: data.nbytes - 1)
+    with pytest.raises(EnvironmentFault, match=r"140 bytes expected, found room for 139: enlarge /dev/shm"):
+        rows.write(0, values[0])
 
 
 def test_an_array_of_another_kind_is_told(whole_set: Path, tmp_path: Path) -> None:
