@@ -20,8 +20,7 @@ from omniges.evaluation.results import FileResult
 from omniges.evaluation.settings import EvaluateSettings
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.metrics import gesture
-from omniges.metrics.profiles import GRIDS
-from omniges.metrics.published import BODY_MODEL, ENCODER, MEAN_SPEEDS, PublishedFile
+from omniges.metrics.profiles import BODY_MODEL, ENCODER, GRIDS, MEAN_SPEEDS, PublishedFile
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import file_sha256
 

@@ -18,10 +18,10 @@ from omniges.errors import DataError, EnvironmentFault
 from omniges.pipeline import incremental
 from omniges.pipeline.corpora.registry import CORPORA, find_recordings
 from omniges.pipeline.discover import Discovery, Recording
-from omniges.pipeline.publish import publish_set
 from omniges.pipeline.settings import PreprocessSettings, Rejected, Summary
 from omniges.pipeline.summary import ConvertProgress, Tally, summarize, summary_of_complete
 from omniges.pipeline.worker import ConvertPool
+from omniges.pipeline.write import publish_set
 from omniges.progress import Reporter
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import SPLITS

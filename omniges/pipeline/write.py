@@ -13,27 +13,35 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final, Literal, cast, get_args
+from typing import Any, Final, Literal, cast, get_args
 
 from omniges import arguments
 from omniges.errors import DataError, Finding, Problem, RecordingFault, UsageFault
 from omniges.features.audio import Loudness
 from omniges.pipeline.convert import assemble
-from omniges.pipeline.publish import publish_set
 from omniges.pipeline.recording import Recording, digests_of, refused, take_of
 from omniges.pipeline.settings import ConvertSettings, Sample
-from omniges.pipeline.summary import Tally
-from omniges.shards.dataset import read_dataset
-from omniges.shards.manifest import ManifestRow, MemberPlace, identities
-from omniges.shards.schema import DATASET_FILE, SPLITS
+from omniges.pipeline.summary import Tally, cut_totals
+from omniges.shards.dataset import dataset_document, read_dataset, seal, statistics_document, train_tokenizer
+from omniges.shards.manifest import ManifestRow, MemberPlace, identities, serialize_manifest
+from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, REPORT_FILE, SPLITS, STATS_FILE, TOKENIZER_FILE
 from omniges.shards.tar import BLOCK_BYTES, Segment, build_segment
-from omniges.shards.transaction import COMMIT_FILE, PLACE_FILE, SPOOL_FILE, Begun, Workspace, finish_commit, staged_name
+from omniges.shards.transaction import (
+    COMMIT_FILE,
+    PLACE_FILE,
+    SPOOL_FILE,
+    Begun,
+    Workspace,
+    commit,
+    finish_commit,
+    staged_name,
+)
 from omniges.shards.writer import ShardWriter
-from omniges.storage.atomic import locked, new_folder, os_errors
-from omniges.storage.canonical_json import canonical_json, sha256_hex
+from omniges.storage.atomic import locked, new_folder, os_errors, publish_bytes
+from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
 
 __all__ = ["Recording", "WriteSummary", "write_shards"]
 
@@ -307,3 +315,36 @@ def _labelled(row: ManifestRow, segment: bytearray, names: Sequence[str]) -> tup
     }
     members["json"] = MemberPlace(head.data_offsets["json"], len(content), sha256_hex(content))
     return replace(row, labels=labels, members=members), b"".join([*head.buffers, memoryview(segment)[rest:]])
+
+
+def publish_set(
+    workspace: Workspace, tally: Tally, writer: ShardWriter, settings: dict[str, Any], plan: Mapping[str, Any]
+) -> str:
+    """Write the files beside the shards, dataset.json last, and publish the set in the output folder.
+
+    Args:
+        workspace: Folder that holds the shards so far.
+        tally: Collected samples and findings; its findings are sorted.
+        writer: Closed writer of the shards.
+        settings: Settings that decide output bytes, as in dataset.json.
+        plan: Origin of the samples, as in dataset.json.
+
+    Returns:
+        The manifest hash of the set.
+    """
+    folder = workspace.folder
+    if not tally.partials:
+        tally.findings.append(Finding(Problem("no-train-samples", "0 samples in train", "at least 1")))
+    tally.findings.sort(key=lambda finding: finding.sort_key)
+    contents = {
+        MANIFEST_FILE: serialize_manifest(tally.rows),
+        STATS_FILE: json_document(statistics_document(tally.rows, tally.partials, tally.words)),
+        TOKENIZER_FILE: train_tokenizer(tally.words),
+        REPORT_FILE: b"".join(canonical_json(finding.as_json()) + b"\n" for finding in tally.findings),
+    }
+    files = {name: (len(data), publish_bytes(folder / name, data)) for name, data in contents.items()}
+    whole_plan = {"settings_sha256": sha256_hex(canonical_json(settings)), **plan}
+    dataset = dataset_document(tally.rows, writer.shards, files, settings, whole_plan, cut_totals(tally.cuts))
+    publish_bytes(folder / DATASET_FILE, seal(dataset))
+    commit(workspace, writer.paths)
+    return str(dataset["manifest_hash"])

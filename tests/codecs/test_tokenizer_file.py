@@ -12,7 +12,7 @@ import pytest
 from textvae_builders import llama_tokenizer, t5_tokenizer
 from tokenizers.normalizers import Precompiled
 
-from omniges.codecs.text_vae.tokenizer_file import require_plain_tokenizer
+from omniges.codecs.text_vae.tokenizers import require_plain_tokenizer
 from omniges.errors import DataError
 
 PLAIN = {"String": "l"}

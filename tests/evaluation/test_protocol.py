@@ -25,8 +25,7 @@ from omniges.formats.npz import decode_motion, encode_motion
 from omniges.metrics.frechet import frechet_distance, load_encoder
 from omniges.metrics.gesture import audio_beats, beat_score, l1_diversity, motion_beats, scored_poses
 from omniges.metrics.motion_encoder import PUBLISHED_LAYOUT
-from omniges.metrics.profiles import PROFILES
-from omniges.metrics.published import BODY_MODEL, ENCODER, MEAN_SPEEDS
+from omniges.metrics.profiles import BODY_MODEL, ENCODER, MEAN_SPEEDS, PROFILES
 from omniges.pipeline.export import motion_file
 from omniges.pipeline.run import preprocess
 from omniges.pipeline.settings import ConvertSettings, PreprocessSettings
