@@ -130,13 +130,13 @@ class Collected:
 
     def __init__(self) -> None:
         self.progress: list[StepProgress] = []
-        self.remarks: list[str] = []
+        self.messages: list[str] = []
 
     def update(self, progress: StepProgress) -> None:
         self.progress.append(progress)
 
-    def say(self, remark: str) -> None:
-        self.remarks.append(remark)
+    def say(self, message: str) -> None:
+        self.messages.append(message)
 
     def __enter__(self) -> Collected:
         return self

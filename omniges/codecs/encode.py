@@ -64,7 +64,7 @@ class EncodeSummary:
     manifest_hash: str
 
     @property
-    def remarks(self) -> tuple[str, ...]:
+    def warnings(self) -> tuple[str, ...]:
         """Warnings: text that the latents lost, and loudness that differs from the codec's training data."""
         return self.loudness + tuple(f"{x.name}: {_losses(x.lost)}" for x in self.encoded if isinstance(x, WindowEntry))
 
@@ -78,7 +78,7 @@ class EncodeSummary:
             found.append(f"{names}: latents of {self.samples} samples ({self.seconds:.0f} s) in {self.folder}, {pace}")
             if self.resumed:
                 found.append(f"{self.resumed} shards were kept from a stopped run")
-        found += self.remarks
+        found += self.warnings
         return [*found, f"manifest hash {self.manifest_hash[:16]}…"]
 
 

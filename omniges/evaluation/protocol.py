@@ -73,12 +73,12 @@ def protocol_results(
             f"--protocol {protocol.name}: results for its {len(protocol.stems)} clips expected, such as "
             f"{protocol.stems[0]}, found none among {len(results)}"
         )
-    clips, remarks = len({result.row.stem for result in own}), list[str]()
+    clips, warnings = len({result.row.stem for result in own}), list[str]()
     if clips < len(protocol.stems):
-        remarks.append(f"{clips} of {len(protocol.stems)} clips: rows of papers have all, and are not comparable")
+        warnings.append(f"{clips} of {len(protocol.stems)} clips: rows of papers have all, and are not comparable")
     if len(own) < len(results):
-        remarks.append(f"left out: {len(results) - len(own)} results for clips that are not of {protocol.name}")
-    return task, own, remarks
+        warnings.append(f"left out: {len(results) - len(own)} results for clips that are not of {protocol.name}")
+    return task, own, warnings
 
 
 def score_protocol(
@@ -188,7 +188,7 @@ def published_files(settings: EvaluateSettings) -> tuple[dict[str, Any], list[st
         ("mean_speeds", settings.mean_speeds, MEAN_SPEEDS),
         ("body_model", settings.body_model, BODY_MODEL),
     )
-    remarks: list[str] = []
+    warnings: list[str] = []
     files: dict[str, Any] = {}
     for name, path, published in given:
         if path is None:
@@ -201,8 +201,8 @@ def published_files(settings: EvaluateSettings) -> tuple[dict[str, Any], list[st
         if known is False:
             kind = name.removeprefix("gesture_").replace("_", " ")
             expected = " or ".join(published.sha256)
-            remarks.append(f"unknown {kind}: {path.name} has sha256 {sha256}; published is {expected}")
-    return files, remarks
+            warnings.append(f"unknown {kind}: {path.name} has sha256 {sha256}; published is {expected}")
+    return files, warnings
 
 
 def command_of(settings: EvaluateSettings) -> str:

@@ -38,7 +38,7 @@ class TaskReport:
     seconds: float  # scored duration, each recording once
     recorded_seconds: float
     made_by: Mapping[str, Any] | None = None  # model and settings, if records contain them
-    remarks: Sequence[str] = ()
+    warnings: Sequence[str] = ()
 
     def table(self) -> tuple[list[list[str]], list[str]]:
         """Return the cells of the table, its head first, and the metrics of the rows behind the head."""
@@ -59,13 +59,15 @@ class Report:
 
     tasks: Mapping[str, TaskReport]
     facts: Mapping[str, Any]  # shards, profile, skeleton, encoder, resampling, versions
-    remarks: Sequence[str] = ()
+    warnings: Sequence[str] = ()
 
     def document(self) -> dict[str, Any]:
         """Return the report as JSON."""
         tasks = {name: asdict(task) for name, task in self.tasks.items()}
+        for task in tasks.values():
+            task["remarks"] = task.pop("warnings")  # the key of version 1
         head = {"format": "omniges-evaluation", "version": 1}
-        return head | {**self.facts, "remarks": list(self.remarks), "tasks": tasks}
+        return head | {**self.facts, "remarks": list(self.warnings), "tasks": tasks}
 
 
 def render(report: Report, form: Form) -> str:
@@ -141,7 +143,7 @@ def _extent(task: TaskReport) -> str:
 
 def _notes(task: TaskReport, metrics: Mapping[str, Mapping[str, Figure]]) -> Iterator[str]:
     """Yield notes on a task's figures."""
-    yield from task.remarks
+    yield from task.warnings
     if len(task.recordings) == 1 and not any("shuffled" in found for found in metrics.values()):
         yield "shuffled scores need at least two recordings, found one"
     for metric, found in metrics.items():
@@ -214,7 +216,7 @@ def _table(report: Report) -> str:
         out += ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=False)).rstrip() for line in lines]
         out += [_wrapped(note) for note in dict.fromkeys(_notes(task, metrics))]
         out.append("")
-    out += [_wrapped(f"warning: {remark}") for remark in report.remarks]
+    out += [_wrapped(f"warning: {warning}") for warning in report.warnings]
     return "\n".join([*out, _wrapped(_footer(report)), ""])
 
 
@@ -242,8 +244,8 @@ def _markdown(report: Report) -> str:
         out += ["", f"{name}: {_extent(task)}.", ""]
         out += [f"* {printable(note)}" for note in dict.fromkeys([*_notes(task, metrics), *_absences(metrics)])]
         out.append("")
-    remarks = [f"* {printable(remark)}" for remark in report.remarks] + [""] * bool(report.remarks)
-    return "\n".join([*out, *remarks, printable(_footer(report)), ""])
+    warnings = [f"* {printable(warning)}" for warning in report.warnings] + [""] * bool(report.warnings)
+    return "\n".join([*out, *warnings, printable(_footer(report)), ""])
 
 
 def _absences(metrics: Mapping[str, Mapping[str, Figure]]) -> Iterator[str]:
@@ -280,7 +282,7 @@ def _row(report: Report) -> str:
         out += [f"| {' | '.join(line)} |" for line in (cells.keys(), ["---"] * len(cells), cells.values())]
         out.append("")
         metrics = _by_metric(task.figures)
-        notes = [*report.remarks, *_notes(task, metrics), *_absences(metrics)]
+        notes = [*report.warnings, *_notes(task, metrics), *_absences(metrics)]
         out += [f"* {printable(note)}" for note in dict.fromkeys(notes) if not _in_row(note)]
     out += [f"* {printable(line)}" for line in _provenance(facts)]
     return "\n".join([*out, ""])

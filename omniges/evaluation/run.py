@@ -88,9 +88,9 @@ def evaluate(settings: EvaluateSettings, counting: Counting | None = None) -> Re
         raise UsageFault(f"--task {task}: it is for files that have no record; with a checkpoint give --tasks {task}")
     with tempfile.TemporaryDirectory(prefix="omniges-evaluate-") as temporary:
         if settings.checkpoint is None:
-            folders, remarks = settings.generated, list[str]()
+            folders, warnings = settings.generated, list[str]()
         else:
-            folders, remarks = _generate(settings, settings.checkpoint, shards, instruments, Path(temporary), counting)
+            folders, warnings = _generate(settings, settings.checkpoint, shards, instruments, Path(temporary), counting)
         found = find_results(folders, shards, task)
         of_gesture = [name for name in found if "gesture" in TASKS[name].targets]
         if settings.features is not None and len(of_gesture) != 1:  # features do not state their task
@@ -108,8 +108,8 @@ def evaluate(settings: EvaluateSettings, counting: Counting | None = None) -> Re
     facts = _facts(settings, shards, instruments)
     if instruments.profile.published:
         files, unknown = published_files(settings)
-        facts, remarks = facts | {"files": files}, [*remarks, *unknown]
-    return Report(tasks=tasks, facts=facts, remarks=remarks)
+        facts, warnings = facts | {"files": files}, [*warnings, *unknown]
+    return Report(tasks=tasks, facts=facts, warnings=warnings)
 
 
 def _evaluate_protocol(
@@ -123,7 +123,7 @@ def _evaluate_protocol(
     """Score results by a published protocol."""
     files, unknown = published_files(settings)
     found = find_results(settings.generated, shards, task, without_record="a2g")
-    task, results, remarks = protocol_results(found, PROTOCOLS[name])
+    task, results, warnings = protocol_results(found, PROTOCOLS[name])
     how = Resampling(seed=settings.seed, resamples=settings.resamples)
     done = itertools.count(1)
     with counting("results scored") as count:
@@ -134,7 +134,7 @@ def _evaluate_protocol(
     return Report(
         tasks={task: _task_report(results, shards, [scored])},
         facts=_facts(settings, shards, instruments) | protocol_facts(settings) | clips | {"files": files},
-        remarks=[*remarks, *unknown],
+        warnings=[*warnings, *unknown],
     )
 
 
@@ -148,7 +148,7 @@ def _generate(
 ) -> tuple[tuple[Path, ...], list[str]]:
     """Generate results for a split, in one folder for each task; return the folders and warnings."""
     saved = find_checkpoint(checkpoint)
-    tasks, remarks = require_fit(saved, shards, settings.split, settings.tasks)
+    tasks, warnings = require_fit(saved, shards, settings.split, settings.tasks)
     work = temporary if settings.work_dir is None else settings.work_dir
     refuse_links(work, tasks)
     taken = [work / name for name in tasks if (work / name).is_dir() and visible_entries(work / name)]
@@ -162,10 +162,10 @@ def _generate(
     inputs, sources = Sources(shards=settings.shards, split=settings.split), dict[str, Sources]()
     for name in tasks:
         sources[name], left_out = _inputs_of(name, shards, settings.split)
-        remarks += left_out
+        warnings += left_out
     tasks = tuple(name for name in tasks if sources[name].from_shards)
     if not tasks:
-        raise UsageFault(f"--split {settings.split}: no sample has all streams of a task: {'; '.join(remarks)}")
+        raise UsageFault(f"--split {settings.split}: no sample has all streams of a task: {'; '.join(warnings)}")
     wanted = [
         GenerateSettings(
             checkpoint=checkpoint,
@@ -185,7 +185,7 @@ def _generate(
     for one in wanted:
         with counting(f"s of {one.task} generated") as count:
             generate(one, count, codecs)
-    return tuple(one.output_dir for one in wanted), remarks
+    return tuple(one.output_dir for one in wanted), warnings
 
 
 def _inputs_of(task: str, shards: ShardFolder, split: Split) -> tuple[Sources, list[str]]:
@@ -216,7 +216,7 @@ def require_fit(
     Raises:
         UsageFault: The model was not trained on a task, or the split has no samples.
     """
-    tasks, remarks = _tasks(saved, named)
+    tasks, warnings = _tasks(saved, named)
     rows = [row for row in shards.rows if row.split == split]
     if not rows:
         held = ", ".join(sorted({row.split for row in shards.rows}))
@@ -227,14 +227,14 @@ def require_fit(
     numbers = trained_on(state, shards.folder, identity.codec_names, identity.label_names)
     if not numbers:
         found = f"the checkpoint was trained on other shards than {shards.folder}"
-        remarks.append(f"{found}: whether it was trained on these clips is not known")
+        warnings.append(f"{found}: whether it was trained on these clips is not known")
     elif split in {str(state["filters"][number].get("split")) for number in numbers}:
-        remarks.append(f"the model was trained on these clips, the {split} split")
+        warnings.append(f"the model was trained on these clips, the {split} split")
     unknown = sorted({row.speaker for row in rows if row.speaker is not None} - set(identity.speakers))
     if unknown:
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
-        remarks.append(f"speakers the model was not trained on, generated as unknown: {', '.join(unknown[:3])}{more}")
-    return tasks, remarks
+        warnings.append(f"speakers the model was not trained on, generated as unknown: {', '.join(unknown[:3])}{more}")
+    return tasks, warnings
 
 
 def _tasks(saved: SavedCheckpoint, named: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
@@ -280,14 +280,14 @@ def _score(
         count(next(done), total)
 
     def scored(results: Sequence[FileResult], target: StreamName) -> Scored:
-        there, remarks = with_recorded(results, target)
+        there, warnings = with_recorded(results, target)
         if not there:
-            return nothing_recorded(target, remarks)
+            return nothing_recorded(target, warnings)
         if target == "gesture":
             found = score_gesture(there, shards, instruments, train, how, one)
         else:
             found = (score_text if target == "text" else score_speech)(there, shards, how, one)
-        return replace(found, remarks=[*found.remarks, *remarks])
+        return replace(found, warnings=[*found.warnings, *warnings])
 
     return {
         task: _task_report(results, shards, [scored(results, target) for target in TASKS[task].targets])
@@ -319,7 +319,7 @@ def _task_report(results: Sequence[FileResult], shards: ShardFolder, scored: Seq
         seconds=sum(seconds.values()),
         recorded_seconds=sum(row.seconds for row in rows.values()),
         made_by=made_by,
-        remarks=[remark for one in scored for remark in one.remarks],
+        warnings=[warning for one in scored for warning in one.warnings],
     )
 
 

@@ -347,17 +347,17 @@ def with_recorded(results: Sequence[Result], target: StreamName) -> tuple[list[R
     return found, [f"{len(results) - len(found)} of {len(results)} results left out: no {named} in their recordings"]
 
 
-def nothing_recorded(target: StreamName, remarks: Sequence[str]) -> Scored:
+def nothing_recorded(target: StreamName, warnings: Sequence[str]) -> Scored:
     """Return scores for results whose recordings all lack the target.
 
     Args:
         target: The target stream.
-        remarks: Warnings about it.
+        warnings: Warnings about it.
 
     Returns:
         The scores.
     """
-    return Scored([absent(Heading(f"{target} metrics", ""), "; ".join(remarks))], {}, remarks)
+    return Scored([absent(Heading(f"{target} metrics", ""), "; ".join(warnings))], {}, warnings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,7 +366,7 @@ class Scored:
 
     figures: Sequence[Figure]
     seconds: Mapping[str, float]
-    remarks: Sequence[str] = ()
+    warnings: Sequence[str] = ()
 
 
 def partners(keys: Sequence[str], seed: int) -> dict[str, str]:

@@ -108,8 +108,8 @@ def score_speech(
     in_order = sorted(values, key=lambda place: list(_OF_MELS).index(place[0]))
     figures = [_mel_figure(name, row, values[name, row], how, of) for name, row in in_order]
     figures += registered.figures(how)
-    remarks = [f"{len(silent)} of {len(results)} results are silent: {', '.join(silent[:3])}"] if silent else []
-    return scores.Scored(figures, seconds, remarks)
+    warnings = [f"{len(silent)} of {len(results)} results are silent: {', '.join(silent[:3])}"] if silent else []
+    return scores.Scored(figures, seconds, warnings)
 
 
 def _mel_figure(
@@ -184,8 +184,8 @@ def score_text(
     figures += registered.figures(how)
     spaceless = {result.row.language or "" for result in results} & _SPACELESS
     cut = "the annotator chose the boundaries of words, so prefer the character error rate"
-    remarks = [f"{' and '.join(sorted(spaceless))} recordings: {cut}"]
-    return scores.Scored(figures, seconds, remarks if spaceless else [])
+    warnings = [f"{' and '.join(sorted(spaceless))} recordings: {cut}"]
+    return scores.Scored(figures, seconds, warnings if spaceless else [])
 
 
 def _before(words: _Words, end_s: float) -> list[WordInterval]:

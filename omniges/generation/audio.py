@@ -133,7 +133,7 @@ class LoadedAudio:
 
     mel: Spool
     ticks: int
-    remarks: list[str]
+    warnings: list[str]
 
 
 class _FileBytes:
@@ -339,14 +339,14 @@ def _mel_of(
     mel.append(stream.finish())
     if len(mel) < ticks * MEL_FRAMES_PER_TICK:
         raise AssertionError(f"{len(mel)} mel frames of {ticks} ticks")
-    remarks = [] if gain == 1.0 else [f"scaled by {gain:.3g} to loudness {loudness}, as the training audio"]
-    remarks += notes
+    warnings = [] if gain == 1.0 else [f"scaled by {gain:.3g} to loudness {loudness}, as the training audio"]
+    warnings += notes
     if channels > 1:
-        remarks.append(f"{channels} channels averaged")
+        warnings.append(f"{channels} channels averaged")
     if rate_hz != SAMPLE_RATE_HZ:
         lost = f", with nothing above {rate_hz / 2:g} Hz" if rate_hz < SAMPLE_RATE_HZ else ""
-        remarks.append(f"{rate_hz} Hz resampled to {SAMPLE_RATE_HZ} Hz{lost}")
-    return LoadedAudio(mel, ticks, remarks)
+        warnings.append(f"{rate_hz} Hz resampled to {SAMPLE_RATE_HZ} Hz{lost}")
+    return LoadedAudio(mel, ticks, warnings)
 
 
 def _resampled(blocks: Iterator[F32], rate_hz: int) -> Iterator[F32]:

@@ -37,7 +37,7 @@ from omniges.formats.textgrid import decode_words, is_textgrid
 from omniges.generation.audio import ROWS_PER_TICK, Held, LoadedAudio, Spool, read_log_mel
 from omniges.generation.conditions import recording_of_sample
 from omniges.generation.settings import Sources
-from omniges.generation.word_timing import SpeakingRate, learn_rate, remarks_on, timed_words
+from omniges.generation.word_timing import SpeakingRate, estimate_warnings, learn_rate, timed_words
 from omniges.model.streams import STREAMS, StreamName
 from omniges.shards.dataset import FEATURES
 from omniges.shards.latents import CodecEntry, FrameEntry
@@ -102,7 +102,7 @@ class Given:
     series: Held | Spool | None  # gesture (3 ticks, 415), audio (10 ticks, 64), text tokens (ticks,), or more
     path: str
     sha256: str
-    remarks: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     words: Sequence[Mapping[str, Any]] = field(default=())  # of text
     body: Body | None = None  # of gesture
     absent: frozenset[str] = frozenset()  # parts that a motion file lacks, which are at rest
@@ -180,7 +180,7 @@ def given_audio(loaded: LoadedAudio, name: str, path: str, digest: str) -> Given
     Returns:
         The audio stream.
     """
-    return Given("audio", name, loaded.ticks, loaded.mel, path, digest, tuple(loaded.remarks))
+    return Given("audio", name, loaded.ticks, loaded.mel, path, digest, tuple(loaded.warnings))
 
 
 def read_text(
@@ -214,15 +214,15 @@ def read_text(
             raise UsageFault(f"--text {source}: a file expected, found nothing there: pass words through --text -")
         data, path, name = _content(place), source, place.stem
     if Path(source).suffix.lower() == ".textgrid" or is_textgrid(data):
-        words, length_s, remarks = _textgrid(path, data, seconds)
+        words, length_s, warnings = _textgrid(path, data, seconds)
     else:
-        words, length_s, remarks = _plain(path, data, rate)
+        words, length_s, warnings = _plain(path, data, rate)
     if seconds is not None and length_s is not None:
-        remarks += _compare_lengths(path, words, length_s, seconds)
+        warnings += _compare_lengths(path, words, length_s, seconds)
     if length_s is not None and length_s > LONGEST_S and most_s is not None:
-        remarks.append(f"cut to {most_s:g} s of {length_s:g} s")
+        warnings.append(f"cut to {most_s:g} s of {length_s:g} s")
         length_s = most_s
-    return given_words(words, codec, length_s if seconds is None else seconds, name, (path, sha256_hex(data)), remarks)
+    return given_words(words, codec, length_s if seconds is None else seconds, name, (path, sha256_hex(data)), warnings)
 
 
 def _compare_lengths(path: str, words: Sequence[Mapping[str, Any]], length_s: float, seconds: float) -> list[str]:
@@ -244,7 +244,7 @@ def given_words(
     length_s: float | None,
     name: str,
     origin: tuple[str, str],
-    remarks: Sequence[str] = (),
+    warnings: Sequence[str] = (),
 ) -> Given:
     """Return words as a stream of an input.
 
@@ -254,7 +254,7 @@ def given_words(
         length_s: Length in seconds; None: it ends soon after the last word.
         name: Name of the results.
         origin: Path and sha256 of the file, for records.
-        remarks: Warnings so far.
+        warnings: Warnings so far.
 
     Returns:
         The text stream.
@@ -277,7 +277,7 @@ def given_words(
         raise DataError(
             f"{path}: words in the first {ticks / TICKS_PER_SECOND:.1f} s expected, found none: check its times"
         )
-    found = list(remarks)
+    found = list(warnings)
     if len(inside) < len(words):
         found.append(f"{len(words) - len(inside)} words beyond {ticks / TICKS_PER_SECOND:.1f} s left out")
     series = None
@@ -326,7 +326,7 @@ def _plain(path: str, data: bytes, rate: SpeakingRate | None) -> tuple[list[dict
         words = timed_words(text, rate)
     except UsageFault as fault:
         raise DataError(f"{path}: {fault}") from fault
-    return words, None, remarks_on(text, rate)
+    return words, None, estimate_warnings(text, rate)
 
 
 def read_gesture(path: Path, folder: Path | None = None) -> Given:
@@ -354,9 +354,9 @@ def read_gesture(path: Path, folder: Path | None = None) -> Given:
         part = slice(first, start + _BLOCK_FRAMES)
         clip = gesture_from_motion(motion.poses[part], motion.expressions[part], motion.trans[part])
         channels.append(at_rest(clip, frozenset(MOTION_PARTS) - absent).gesture[start - first :])
-    remarks = tuple(f"{note.code}: {note.found}" for note in motion.notes)
+    warnings = tuple(f"{note.code}: {note.found}" for note in motion.notes)
     body = Body.of(motion)
-    return Given("gesture", path.stem, ticks, channels, str(path), digest, remarks, body=body, absent=absent)
+    return Given("gesture", path.stem, ticks, channels, str(path), digest, warnings, body=body, absent=absent)
 
 
 def read_body(path: Path) -> Body:
@@ -390,7 +390,7 @@ def given_sample(
         The stream.
     """
     row = sample.row
-    remarks: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     array: npt.NDArray[Any] | None = None
     if stream == "gesture":
         array = at_rest(sample.gesture, row.present).gesture[: row.ticks * FRAMES_PER_TICK]
@@ -400,7 +400,7 @@ def given_sample(
         encoded = codec.encode(sample.words, row.ticks)
         array = encoded.ids
         if encoded.dropped:
-            remarks = (f"{len(encoded.dropped)} words left out, which have more subwords than ticks",)
+            warnings = (f"{len(encoded.dropped)} words left out, which have more subwords than ticks",)
     member = {"text": row.contract.words, "gesture": "gesture.npy", "audio": "mel.npy"}[stream]
     return Given(
         stream,
@@ -409,7 +409,7 @@ def given_sample(
         None if array is None else Held(array),
         f"{shards / row.shard}#{row.key}.{member}",
         row.members[member].sha256,
-        remarks,
+        warnings,
         sample.words if stream == "text" else (),
         latents=None if latents_of is None else sample.latents[latents_of],
     )
@@ -425,7 +425,7 @@ class Input:
     speaker: str | None = None
     body: Body | None = None
     source: Mapping[str, Any] | None = None  # origin of a sample of a shard folder
-    remarks: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     recorded: tuple[Given, ...] = ()  # recorded targets of a sample of a shard folder
     present: int = ALL_PRESENT  # bits of `STREAM_PARTS`, without those that the given streams lack
     sample: Recording | None = None  # contents of a sample of a shard folder, for condition streams
@@ -631,7 +631,7 @@ def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
         given=given,
         present=item.present & ~present_bits(absent),
         recorded=tuple(one.cut(ticks) for one in item.recorded),
-        remarks=(*item.remarks, f"cut to {ticks / TICKS_PER_SECOND:.1f} s") if shorter else item.remarks,
+        warnings=(*item.warnings, f"cut to {ticks / TICKS_PER_SECOND:.1f} s") if shorter else item.warnings,
     )
 
 

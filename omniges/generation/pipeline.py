@@ -48,7 +48,7 @@ from omniges.generation.records import WINDOWS_TIER
 from omniges.generation.sampler import Codecs, Loaded, Sampler, joined, load, trained_tasks
 from omniges.generation.settings import GenerateSettings, Sources, require_guidable, task_named
 from omniges.generation.vocoder import chosen_voice, waveform_from_mel
-from omniges.generation.word_timing import LEAST_WORDS, SpeakingRate, learn_rate, remarks_on, timed_words
+from omniges.generation.word_timing import LEAST_WORDS, SpeakingRate, estimate_warnings, learn_rate, timed_words
 from omniges.generation.writers import Labels, valid_motion
 from omniges.model.checkpoint import Contents, write_checkpoint
 from omniges.model.spec import weights_file
@@ -189,8 +189,13 @@ class OmnigesOutput:
 
     samples: list[OmnigesSample]
     task: str
-    remarks: tuple[str, ...]
+    warnings: tuple[str, ...]
     """Warnings, such as changes of the inputs (resampled, cut, words left out) and estimated times."""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Warnings, by the former name of `warnings`."""
+        return self.warnings
 
     def __getitem__(self, number: int) -> OmnigesSample:
         """Return one sample."""
@@ -384,15 +389,15 @@ class OmnigesPipeline:
         self._sampler.codecs.require([TASKS[name]], Sources())
         inputs = {"audio": audio, "text": text, "gesture": gesture}
         item = self._item(name, inputs, audio_rate_hz, speaking_rate, seconds)
-        tokens, warnings = self._sampler.codecs.conditions(item, windows)
+        tokens, lost = self._sampler.codecs.conditions(item, windows)
         described = values_of(streams, asked, item.recording)
         timelines = [Timeline(item.ticks, tokens, number, sample, described=described) for sample in range(num_samples)]
         worked = _reporting(callback, num_samples * item.ticks)
         made = joined(self._sampler.sample(timelines, TASKS[name].targets, seed, windows, sampling, worked))
         spans = self._sampler.codecs.windows_of_text(item.ticks, windows)
         samples = [self._sample(arrays, item, seed + k, spans) for k, arrays in enumerate(made)]
-        remarks = (*item.remarks, *warnings, *(remark for one in item.given for remark in one.remarks))
-        return OmnigesOutput(samples, name, (*remarks, *self._sampler.remarks_on_absent(TASKS[name].targets)))
+        warnings = (*item.warnings, *lost, *(warning for one in item.given for warning in one.warnings))
+        return OmnigesOutput(samples, name, (*warnings, *self._sampler.absence_warnings(TASKS[name].targets)))
 
     def _item(
         self,
@@ -445,7 +450,7 @@ class OmnigesPipeline:
             if not os.path.isfile(text):
                 raise UsageFault(f"text {str(text)!r:.200}: a file expected, found none; give words to be spoken")
             return read_text(str(text), codec, rate, length_s)
-        remarks: list[str] = []
+        warnings: list[str] = []
         words = text
         if isinstance(words, str):
             if rate is None:
@@ -454,14 +459,14 @@ class OmnigesPipeline:
                     f"fewer than {LEAST_WORDS} words: give speaking_rate=pipeline.speaking_rate(SHARDS), words with "
                     "times, or a TextGrid"
                 )
-            remarks = remarks_on(words, rate)
+            warnings = estimate_warnings(words, rate)
             words = timed_words(words, rate)
         else:
-            words, remarks = _checked_words(words)
+            words, warnings = _checked_words(words)
         if not words:
             raise UsageFault("text: at least one word expected, found none")
         digest = sha256_hex(json.dumps(list(words), ensure_ascii=False).encode())
-        return given_words(words, codec, length_s, "text", ("text", digest), remarks)
+        return given_words(words, codec, length_s, "text", ("text", digest), warnings)
 
 
 def _sampling(

@@ -87,7 +87,7 @@ def generate(
     job = _Job(settings, task, loaded, sampler, windows, body, voice, known, asked)
     progress = _Progress(len(inputs), settings.num_samples, count)
     records: list[Path] = []
-    remarks: dict[str, None] = {}
+    warnings: dict[str, None] = {}
     made_ticks = 0
 
     def windows_of(item: Input) -> int:
@@ -99,14 +99,14 @@ def generate(
             progress.begin(group)
             for path, record in job.results(group, progress.worked):
                 records.append(path)
-                remarks |= dict.fromkeys(record.remarks)
+                warnings |= dict.fromkeys(record.remarks)
                 made_ticks += record.ticks
     finally:
         if new and not records:
             with contextlib.suppress(OSError):  # not empty
                 settings.output_dir.rmdir()
     elapsed = time.monotonic() - began
-    return GenerateSummary(settings.output_dir, tuple(records), made_ticks / TICKS_PER_SECOND, elapsed, tuple(remarks))
+    return GenerateSummary(settings.output_dir, tuple(records), made_ticks / TICKS_PER_SECOND, elapsed, tuple(warnings))
 
 
 def codecs_of(settings: GenerateSettings, identity: ModelIdentity) -> Codecs:
@@ -215,8 +215,8 @@ class _Job:
         settings, asked = self.settings, list[tuple[Input, Timeline]]()
         for read in group:
             # Only once for all samples, because encoding may be slow.
-            conditions, remarks = self.sampler.codecs.conditions(read, self.windows)
-            item = replace(read, remarks=(*read.remarks, *remarks))
+            conditions, warnings = self.sampler.codecs.conditions(read, self.windows)
+            item = replace(read, warnings=(*read.warnings, *warnings))
             speaker = self.sampler.speaker_number(settings.speaker or item.speaker, named=settings.speaker is not None)
             described = values_of(self.loaded.identity.conditions, self.asked, item.recording)
             asked += [
@@ -295,7 +295,7 @@ class _Job:
             "quantised": self.sampler.codecs.through_codes(TASKS[self.task].targets),
         }
         chosen |= shown_values(loaded.identity.conditions, timeline.described, spans)
-        of_inputs = [remark for given in item.given for remark in given.remarks]
+        of_inputs = [warning for given in item.given for warning in given.warnings]
         return GeneratedRecord(
             omniges=__version__,
             task=self.task,
@@ -306,24 +306,25 @@ class _Job:
             seconds=item.ticks / TICKS_PER_SECOND,
             files=entries,
             inputs=tuple(
-                {"stream": g.stream, "path": g.path, "sha256": g.sha256, "remarks": list(g.remarks)} for g in item.given
+                {"stream": g.stream, "path": g.path, "sha256": g.sha256, "remarks": list(g.warnings)}
+                for g in item.given
             ),
             model=loaded.facts(),
             settings=chosen,
             seams_s=tuple(tick / TICKS_PER_SECOND for tick in borders),
             measures=results.measures,
-            remarks=(*item.remarks, *self._remarks_on(item), *of_inputs, *results.remarks),
+            remarks=(*item.warnings, *self._warnings_of(item), *of_inputs, *results.warnings),
             absent=self.sampler.absent_from(TASKS[self.task].targets),
         )
 
-    def _remarks_on(self, item: Input) -> Iterator[str]:
+    def _warnings_of(self, item: Input) -> Iterator[str]:
         """Yield warnings about an input to this model."""
         if item.source is not None and self.known is False:
             yield "the model was not trained on the shards of this sample"
         lacking = absent_parts(item.present)
         if lacking:
             yield f"the sample lacks {', '.join(lacking)}; the model received the rest"
-        yield from self.sampler.remarks_on_absent(TASKS[self.task].targets)
+        yield from self.sampler.absence_warnings(TASKS[self.task].targets)
         unknown = item.speaker is not None and item.speaker not in self.loaded.identity.speakers
         if self.settings.speaker is None and unknown:
             yield f"the model does not know the speaker {item.speaker}: generated with an unknown speaker"

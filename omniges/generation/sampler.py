@@ -185,17 +185,17 @@ class Codecs:
             Conditions by stream, and warnings.
         """
         found: dict[StreamName, TicksOf] = {}
-        remarks: list[str] = []
+        warnings: list[str] = []
         for given in item.given:
             entry = self.entries.get(given.stream)
             if isinstance(entry, WindowEntry):
                 found[given.stream], lost = self._texts_of(given, item.ticks, window_spans(item.ticks, windows))
-                remarks += lost
+                warnings += lost
             elif isinstance(entry, FrameEntry):
                 found[given.stream] = self._frames_of(given, entry, item.ticks)
             else:
                 found[given.stream] = given.array
-        return found, tuple(remarks)
+        return found, tuple(warnings)
 
     def through_codes(self, targets: Sequence[StreamName]) -> bool | None:
         """Return whether these streams are decoded through codes; None if their codecs have no codes."""
@@ -220,11 +220,11 @@ class Codecs:
         lost = codec.lost(texts)
         cut, unknown = sum(one.cut for one in lost), sum(one.unknown for one in lost)
         of = f"of {len(texts)} windows of text"
-        remarks = [f"{cut} {of} were cut: they are longer than {codec.entry.name} can read"] if cut else []
-        remarks += (
+        warnings = [f"{cut} {of} were cut: they are longer than {codec.entry.name} can read"] if cut else []
+        warnings += (
             [f"{unknown} {of} contain letters that {codec.entry.name} cannot encode, which are lost"] if unknown else []
         )
-        return lambda first, count: latents[first, count], remarks
+        return lambda first, count: latents[first, count], warnings
 
     @property
     def untimed_text(self) -> bool:
@@ -373,7 +373,7 @@ class Sampler:
             return ()
         return tuple(part for part in absent_parts(self.model.trained) if part in CHANNELS_OF)
 
-    def remarks_on_absent(self, targets: Sequence[StreamName]) -> tuple[str, ...]:
+    def absence_warnings(self, targets: Sequence[StreamName]) -> tuple[str, ...]:
         """Return warnings about parts that `absent_from` names."""
         absent = self.absent_from(targets)
         return (f"at rest, because no training sample had it: {', '.join(absent)}",) if absent else ()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from omniges.model.streams import StreamName
 
 
-_MOST_REMARKS: Final = 5
+_MOST_WARNINGS: Final = 5
 Weights = Literal["ema", "last"]
 TASK_NAMES: Final = ("a2g", "t2g", "t2a", "g2a", "a2t", "g2t", "at2g", "gt2a", "ga2t", "unconditional")
 """Names of tasks as help shows them."""
@@ -213,7 +213,7 @@ class GenerateSummary:
     records: tuple[Path, ...]
     generated_s: float
     elapsed_s: float
-    remarks: tuple[str, ...]
+    warnings: tuple[str, ...]
     """Distinct warnings of all results, in order."""
 
     @property
@@ -223,7 +223,7 @@ class GenerateSummary:
         pace = f"{self.elapsed_s:.1f} s, {speed:.1f} times real time"
         results = "result" if len(self.records) == 1 else "results"
         found = [f"{len(self.records)} {results}, {self.generated_s:.1f} s, in {self.folder}: {pace}"]
-        found += [f"warning: {remark}" for remark in self.remarks[:_MOST_REMARKS]]
-        if len(self.remarks) > _MOST_REMARKS:
-            found.append(f"and {len(self.remarks) - _MOST_REMARKS} more warnings: see the JSON beside each result")
+        found += [f"warning: {warning}" for warning in self.warnings[:_MOST_WARNINGS]]
+        if len(self.warnings) > _MOST_WARNINGS:
+            found.append(f"and {len(self.warnings) - _MOST_WARNINGS} more warnings: see the JSON beside each result")
         return found

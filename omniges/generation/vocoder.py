@@ -91,7 +91,7 @@ class VoiceOf:
     """A vocoder by name, which converts mels to waveforms."""
 
     name: str  # for records: griffin-lim, or hifi-gan with its digest
-    remark: str | None
+    warning: str | None
     begin: Callable[[int], MelVoice]  # makes a converter from a seed
 
 

@@ -157,7 +157,7 @@ def _is_mark(token: str) -> bool:
     return plain[:1] in {"<", "[", "{"} and not is_word(plain)
 
 
-def remarks_on(text: str, rate: SpeakingRate) -> list[str]:
+def estimate_warnings(text: str, rate: SpeakingRate) -> list[str]:
     """Return warnings about a text that `timed_words` converts to words.
 
     Args:

@@ -61,7 +61,7 @@ class GestureSink:
 
     def __init__(self, body: Body, folder: Path | None) -> None:
         self.measures: dict[str, float] = {}
-        self.remarks = ["jaw and eyes do not move: gesture channels do not have them"]
+        self.warnings = ["jaw and eyes do not move: gesture channels do not have them"]
         self._body, self._folder = body, folder
         self._channels = Spool(folder, (LAYOUT.channels,))
         self._motion = {name: Spool(folder, (columns,), kind) for name, (columns, kind) in MOTION_COLUMNS.items()}
@@ -132,7 +132,7 @@ class SpeechSink:
 
     def __init__(self, voice: VoiceOf | None, seed: int, folder: Path | None) -> None:
         self.measures: dict[str, float] = {}
-        self.remarks = [] if voice is None or voice.remark is None else [voice.remark]
+        self.warnings = [] if voice is None or voice.warning is None else [voice.warning]
         self._voice = None if voice is None else voice.begin(seed)
         self._mel = Spool(folder, (MEL_BANDS,))
         self._samples = Spool(folder, ())
@@ -164,7 +164,7 @@ class SpeechSink:
             return
         self._append_samples(self._voice.finish())
         if self._peak > 1:
-            self.remarks.append(f"the waveform was {self._peak:.2f} times too loud and was scaled down")
+            self.warnings.append(f"the waveform was {self._peak:.2f} times too loud and was scaled down")
         scaled = ((block / self._peak).astype(np.float32) for block in self._samples.blocks())
         yield OutFile("audio", ".wav", wav_parts(scaled, len(self._samples), SAMPLE_RATE_HZ))
 
@@ -198,7 +198,7 @@ class Labels:
         return found
 
     @property
-    def remarks(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """Warnings about the labels so far."""
         warnings = []
         if self._controls:
@@ -218,7 +218,7 @@ class TextSink:
 
     def __init__(self, codec: TextTokenCodec) -> None:
         self.measures: dict[str, float] = {}
-        self.remarks: list[str] = []
+        self.warnings: list[str] = []
         self._codec = codec
         self._tokens: list[npt.NDArray[np.int32]] = []
 
@@ -240,10 +240,10 @@ class TextSink:
         words = self._labelled(labels)
         intervals = [word for word in words if word.word]
         if len(intervals) < len(words):
-            self.remarks.append(f"{len(words) - len(intervals)} words without a letter left out")
-        self.remarks += labels.remarks
+            self.warnings.append(f"{len(words) - len(intervals)} words without a letter left out")
+        self.warnings += labels.warnings
         if not intervals:
-            self.remarks.append("no word was generated")
+            self.warnings.append("no word was generated")
         yield OutFile("text", ".TextGrid", [encode_words(intervals, sum(map(len, self._tokens)) / TICKS_PER_SECOND)])
         yield OutFile("transcript", ".txt", [(" ".join(word.word for word in intervals) + "\n").encode()])
 
@@ -258,7 +258,7 @@ class WindowTextSink:
     def __init__(self, windows: Sequence[tuple[int, int]]) -> None:
         """Prepare for windows, each with its first tick and length; successive windows touch."""
         self.measures: dict[str, float] = {}
-        self.remarks = ["the words have no times: text stored as latents has no word timings"]
+        self.warnings = ["the words have no times: text stored as latents has no word timings"]
         self._windows = windows
         self._labels = Labels("windows of text")
         self._intervals: list[WordInterval] = []
@@ -281,14 +281,14 @@ class WindowTextSink:
     def files(self) -> Iterator[OutFile]:
         """Yield the TextGrid with a tier `windows`, and the text."""
         texts = [interval.word for interval in self._intervals if interval.word]
-        self.remarks += self._labels.remarks
+        self.warnings += self._labels.warnings
         if self._cut_from_s:
-            self.remarks.append(
+            self.warnings.append(
                 f"the texts of {len(self._cut_from_s)} of {len(self._intervals)} windows did not end and were cut, the "
                 f"first in the window from {self._cut_from_s[0]:g} s"
             )
         if not texts:
-            self.remarks.append("no word was generated")
+            self.warnings.append("no word was generated")
         yield OutFile("text", ".TextGrid", [encode_tiers([(WINDOWS_TIER, self._intervals)], self._intervals[-1].end)])
         yield OutFile("transcript", ".txt", [(" ".join(texts) + "\n").encode()])
 
@@ -365,9 +365,9 @@ class Results:
         return {name: value for sink in self.sinks.values() for name, value in sink.measures.items()}
 
     @property
-    def remarks(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """Warnings about the files, after they were written."""
-        return [remark for sink in self.sinks.values() for remark in sink.remarks]
+        return [warning for sink in self.sinks.values() for warning in sink.warnings]
 
 
 def result_picture(name: str, task: str, item: Input, results: Results, body: Body) -> bytes:

@@ -43,14 +43,14 @@ class Conversion:
     folder: Path
     size: int  # bytes of the weights
     fates: tuple[Fate, ...]
-    remarks: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     @property
     def lines(self) -> list[str]:
         """Summary as lines of text."""
         kinds = Counter(fate.kind for fate in self.fates)
         counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-        found = [*table_of(self.fates), *self.remarks]
+        found = [*table_of(self.fates), *self.warnings]
         return [*found, f"{len(self.fates)} tensors: {counts}; {self.size / 1e9:.2f} GB in {self.folder}"]
 
 
@@ -94,7 +94,7 @@ def convert(folder: Path, out: Path, weights: WhichWeights = "last") -> Conversi
             "version": _VERSION,
             "source": {str(path.relative_to(folder)): file_entry(path) for path in source.files},
             "weights": weights,
-            "remarks": list(source.remarks),
+            "remarks": list(source.warnings),
             "tensors": [fate.as_json() for fate in source.fates],
             "files": {
                 _CONFIG_FILE: {"bytes": len(config), "sha256": sha256_hex(config)},
@@ -102,7 +102,7 @@ def convert(folder: Path, out: Path, weights: WhichWeights = "last") -> Conversi
             },
         }
         publish_bytes(unfinished / CONVERSION_FILE, seal(document))
-    return Conversion(out, size, source.fates, source.remarks)
+    return Conversion(out, size, source.fates, source.warnings)
 
 
 def is_converted(folder: Path) -> bool:
@@ -187,7 +187,7 @@ def read_converted(folder: Path) -> SourceTrunk:
         dtypes=tensors.dtypes,
         read=tensors.read,
         fates=tuple(Fate("loaded", name, name, math.prod(shape), "the same layer") for name, shape in expected.items()),
-        remarks=(),
+        warnings=(),
     )
 
 

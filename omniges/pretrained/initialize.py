@@ -45,12 +45,12 @@ class Begun:
     where: str
     files: tuple[Path, ...]
     fates: tuple[Fate, ...]
-    remarks: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     @property
     def lines(self) -> list[str]:
         """Summary as lines of text."""
-        return [f"begins with {self.where}", *table_of(self.fates), *self.remarks]
+        return [f"begins with {self.where}", *table_of(self.fates), *self.warnings]
 
     def provenance(self) -> dict[str, Any]:
         """Return path, sizes and digests of the source files."""
@@ -283,7 +283,7 @@ class OmniFlowStart(Start):
                 own[target].copy_(tensor)
             if _SPEAKERS in own:  # zero, so that the first outputs equal OmniFlow's
                 own[_SPEAKERS].zero_()
-        return Begun(source.where, source.files, _all_fates(source, plan, own), source.remarks)
+        return Begun(source.where, source.files, _all_fates(source, plan, own), source.warnings)
 
 
 @dataclass(frozen=True, slots=True)

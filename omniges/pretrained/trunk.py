@@ -254,7 +254,7 @@ class SourceTrunk(Tensors):
     config: Mapping[str, Any]  # arguments of JointFlowTransformer
     grids: Mapping[str, Mapping[str, int]]  # of image and audio: channels, patch, table_side, table_base
     fates: tuple[Fate, ...]
-    remarks: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def _opened(folder: Path) -> tuple[OmniFlowFolder, Tensors, Anatomy, list[str]]:
@@ -296,7 +296,7 @@ def read_omniflow(folder: Path, weights: WhichWeights = "last") -> SourceTrunk:
         UsageFault: The folder or the EMA weights do not exist.
         DataError: A tensor is missing, damaged, unexpected or of another shape.
     """
-    found, source, anatomy, remarks = _opened(folder)
+    found, source, anatomy, warnings = _opened(folder)
     bases, reasons = _tables(anatomy, source)
     if weights == "ema":
         if found.average is None:
@@ -314,7 +314,7 @@ def read_omniflow(folder: Path, weights: WhichWeights = "last") -> SourceTrunk:
         dtypes={name: source.dtypes[rule.sources[0]] for name, rule in by_target.items()},
         read=lambda name: made(by_target[name], source),
         fates=tuple(conversion_fates(anatomy, source.shapes, reasons)),
-        remarks=tuple(remarks),
+        warnings=tuple(warnings),
     )
 
 

@@ -105,7 +105,7 @@ class Run:
     start: Start | None
     learner: Learner
     validation: Validation | None
-    remarks: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     def checkpoint(self, step: int) -> Path:
         """Return the folder of a step's checkpoint."""
@@ -176,7 +176,7 @@ def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, st
     model = identity.build(settings.seed)
     model.trunk.gradient_checkpointing = settings.gradient_checkpointing
     learner = Learner(model, accelerator, settings, rate)
-    validation, remarks = _open_validation(settings, data, identity, learner, ranks)
+    validation, warnings = _open_validation(settings, data, identity, learner, ranks)
     return Run(
         settings=settings,
         accelerator=accelerator,
@@ -187,7 +187,7 @@ def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, st
         start=start,
         learner=learner,
         validation=validation,
-        remarks=(*_left_out(data), *remarks),
+        warnings=(*_left_out(data), *warnings),
     )
 
 
@@ -331,7 +331,7 @@ def _open_validation(
     sampler = Sampler(model, identity, codecs, learner.autocast)
     sampling = SamplingSettings(num_inference_steps=settings.validation_sampling_steps)
     validation = Validation(held_out, sampler, sampling, settings.validation_samples, ranks, tasks)
-    return validation, _remarks(held_out, identity, codecs, tasks)
+    return validation, _validation_warnings(held_out, identity, codecs, tasks)
 
 
 def _open_decoders(identity: ModelIdentity, settings: TrainSettings, device: torch.device) -> Codecs:
@@ -353,7 +353,7 @@ def _open_decoders(identity: ModelIdentity, settings: TrainSettings, device: tor
     return codecs
 
 
-def _remarks(held_out: HeldOut, identity: ModelIdentity, codecs: Codecs, tasks: Sequence[str]) -> list[str]:
+def _validation_warnings(held_out: HeldOut, identity: ModelIdentity, codecs: Codecs, tasks: Sequence[str]) -> list[str]:
     """Return warnings about validations before the first step."""
     speakers = {window.row.speaker for window in held_out.windows}
     unknown = sorted(str(name) for name in speakers if name not in identity.speakers)

@@ -118,7 +118,7 @@ def train(settings: TrainSettings) -> Summary:
 
 def _run_opened(run: Run, began_s: float, stack: ExitStack) -> Summary:
     settings, ranks = run.settings, run.ranks
-    state, choice, remarks = _resume(run)
+    state, choice, messages = _resume(run)
     provenance = {
         "data": data_provenance(run.data),
         "git": git_state(),
@@ -133,12 +133,12 @@ def _run_opened(run: Run, began_s: float, stack: ExitStack) -> Summary:
     with ranks.together("open the log"):
         trackers = open_trackers(settings.report_to, settings.output_dir, config) if ranks.first else []
         logbook = stack.enter_context(Logbook(settings.output_dir, trackers, active=ranks.first, tell=reporter.say))
-    remarks = _first_lines(run, state) + list(run.remarks) + remarks
-    for remark in remarks:
-        reporter.say(remark)
+    messages = _first_lines(run, state) + list(run.warnings) + messages
+    for message in messages:
+        reporter.say(message)
     passed = [{"path": str(path), "reason": reason} for path, reason in choice.passed]
     held_out = [] if run.validation is None else [one.provenance() for one in run.validation.held_out.windows]
-    facts = {"settings": config, "provenance": provenance, "passed": passed, "remarks": remarks}
+    facts = {"settings": config, "provenance": provenance, "passed": passed, "remarks": messages}
     logbook.write("start", step=state.step, **facts, validation_windows=held_out)
     if run.start is not None and choice.checkpoint is None:
         with ranks.together("load the pretrained weights"):
@@ -150,7 +150,7 @@ def _run_opened(run: Run, began_s: float, stack: ExitStack) -> Summary:
                 provenance[_PRETRAINED] = initialized.provenance()
                 fates = [fate.as_json() for fate in initialized.fates]
                 logbook.write(
-                    "pretrained", **initialized.provenance(), tensors=fates, remarks=list(initialized.remarks)
+                    "pretrained", **initialized.provenance(), tensors=fates, remarks=list(initialized.warnings)
                 )
 
     def save(state: RunState, alone: bool) -> Path:
@@ -252,7 +252,7 @@ def _resume(run: Run) -> tuple[RunState, checkpoint.Choice, list[str]]:
         _restore_best(run, None)
         return RunState(), choice, []
     with ranks.together("load the checkpoint"):
-        remarks = [f"skipped {checkpoint.set_aside(path)}: {reason}" for path, reason in choice.passed]
+        messages = [f"skipped {checkpoint.set_aside(path)}: {reason}" for path, reason in choice.passed]
         if chosen is None:  # on other ranks; the first has checked every byte
             asked = settings.resume_from_checkpoint
             folder = run.checkpoint(step) if asked == "latest" else Path(asked)
@@ -265,7 +265,7 @@ def _resume(run: Run) -> tuple[RunState, checkpoint.Choice, list[str]]:
         why = "its checkpoint is gone" if state.best.metric == metric else other
         more.append(f"step {state.best.step} is no longer the best: {why}")
     state.best = kept
-    return state, replace(choice, checkpoint=chosen), remarks + more
+    return state, replace(choice, checkpoint=chosen), messages + more
 
 
 def _restore_best(run: Run, best: Best | None) -> Best | None:
@@ -288,18 +288,18 @@ def _load(run: Run, saved: checkpoint.SavedCheckpoint) -> tuple[RunState, list[s
     note = run.feed.load_state_dict(document["loader"]).note
     own, was = machine(run.accelerator.device, run.ranks.world_size), document["machine"]
     other = [f"{name} was {was.get(name)}, is {own[name]}" for name in own if was.get(name) != own[name]]
-    remarks = [f"resumes from {saved.path}"] + ([note] if note else [])
+    messages = [f"resumes from {saved.path}"] + ([note] if note else [])
     changed = differences(saved.object(SETTINGS_FILE), run.settings.as_json())
     if changed:
-        remarks.append(f"with other settings: {'; '.join(changed)}")
+        messages.append(f"with other settings: {'; '.join(changed)}")
     was_mean_of = document.get("validated_tasks", list(SIX))  # older checkpoints were validated on all
     of_other_tasks = run.validation is not None and was_mean_of != list(run.validation.tasks)
     if state.best is not None and state.best.metric == "loss" and of_other_tasks:
-        remarks.append(f"step {state.best.step} is no longer the best: its loss was the mean of other tasks")
+        messages.append(f"step {state.best.step} is no longer the best: its loss was the mean of other tasks")
         state.best = None
     if other:
-        remarks.append(f"results may differ in the last bits from a run without a stop: {'; '.join(other)}")
-    return state, remarks
+        messages.append(f"results may differ in the last bits from a run without a stop: {'; '.join(other)}")
+    return state, messages
 
 
 def _read_state(saved: checkpoint.SavedCheckpoint) -> tuple[RunState, dict[str, Any]]:

@@ -330,14 +330,14 @@ class TestGenerate:
     ) -> None:
         run_preprocess(corpus, tmp_path / "peak", loudness="peak")
         summary = encode(EncodeSettings(shards=tmp_path / "peak", codecs=((AUDIO, vae),)))
-        assert not summary.remarks
+        assert not summary.warnings
         run(tmp_path / "peak", tmp_path / "run", audio_codec=AUDIO, max_train_steps=1)
         make(tmp_path / "run", tmp_path / "a", "a2g", vae, audio=recording["audio"])
         make(tmp_path / "run", tmp_path / "b", "a2g", shards=tmp_path / "peak", keys=(STEM,))
         a, b = (np.load(tmp_path / name / f"{STEM}.npz", allow_pickle=False)["poses"] for name in "ab")
         np.testing.assert_allclose(a, b, atol=1e-4)
         (given,) = read_record(tmp_path / "a" / f"{STEM}.json").inputs
-        assert any("to loudness peak" in remark for remark in given["remarks"])
+        assert any("to loudness peak" in warning for warning in given["remarks"])
 
     def test_unconditional_of_odd_length_is_cut_to_whole_rows(self, whole: Path, vae: Path, tmp_path: Path) -> None:
         make(whole, tmp_path / "out", "unconditional", vae, seconds=2.7)

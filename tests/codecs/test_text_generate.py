@@ -120,7 +120,7 @@ class TestTasks:
         record = read_record(tmp_path / f"{STEM}.json")
         assert record.seams_s == (1.6, 2.8)
         assert record.settings["overlap_ticks"] == 0
-        assert any("the words have no times" in remark for remark in record.remarks)
+        assert any("the words have no times" in warning for warning in record.remarks)
         assert [rows.shape for rows in asked.rows] == [(3, 30)]
 
     def test_windows_of_text_are_told_apart_by_their_noise(
@@ -162,8 +162,8 @@ class TestTasks:
     ) -> None:
         monkeypatch.setattr(TextWindows, "lost", lambda _, texts: [LostText(cut=True, unknown=False) for _ in texts])
         make(trained, tmp_path, "t2a", text_vae, text=files["text"])
-        remarks = read_record(tmp_path / f"{STEM}.json").remarks
-        assert "3 of 3 windows of text were cut: they are longer than omniflow-text-vae can read" in remarks
+        warnings = read_record(tmp_path / f"{STEM}.json").remarks
+        assert "3 of 3 windows of text were cut: they are longer than omniflow-text-vae can read" in warnings
 
     def test_an_input_shorter_than_a_window_is_one_window(
         self, trained: Path, text_vae: Path, files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -226,8 +226,8 @@ class TestSink:
         grid, text = (b"".join(file.parts) for file in sink.files())
         assert text.decode() == 'a "b" c\ufffd\n'
         assert [w.word for w in decode_words(grid, "windows").words] == ['a "b" c\ufffd']
-        assert any("the texts of 1 of 2 windows did not end" in remark for remark in sink.remarks)
-        assert any("the first in the window from 1.6 s" in remark for remark in sink.remarks)
+        assert any("the texts of 1 of 2 windows did not end" in warning for warning in sink.warnings)
+        assert any("the first in the window from 1.6 s" in warning for warning in sink.warnings)
 
     def test_more_texts_than_windows_are_no_result(self) -> None:
         with pytest.raises(ValueError, match="zip"):
@@ -238,7 +238,7 @@ class TestSink:
         sink.append([SpokenText("", ended=True)])
         _, text = (b"".join(file.parts) for file in sink.files())
         assert text == b"\n"
-        assert "no word was generated" in sink.remarks
+        assert "no word was generated" in sink.warnings
 
 
 class TestPipeline:
@@ -265,10 +265,10 @@ class TestPipeline:
         assert sample.words is None
         assert [(w["start"], w["end"]) for w in sample.windows or []] == [(0.0, 1.6), (1.6, 2.8), (2.8, 4.0)]
         make(trained, tmp_path, "a2t", text_vae, audio=files["audio"])
-        remarks = json.loads((tmp_path / f"{STEM}.json").read_bytes())["remarks"]
+        warnings = json.loads((tmp_path / f"{STEM}.json").read_bytes())["remarks"]
         cut = sum(not w["ended"] for w in sample.windows or [])
-        told = [remark for remark in remarks if "did not end" in remark]
-        assert [remark.split()[3] for remark in told] == ([str(cut)] if cut else [])
+        told = [warning for warning in warnings if "did not end" in warning]
+        assert [warning.split()[3] for warning in told] == ([str(cut)] if cut else [])
         texts = [" ".join(w["text"].split()) for w in sample.windows or []]
         assert " ".join(text for text in texts if text) == (tmp_path / f"{STEM}.txt").read_text().strip("\n")
         words = [{"word": "hello", "start": 0.2, "end": 0.5}]

@@ -430,7 +430,7 @@ def test_reports_say_the_same_in_every_form() -> None:
         seconds=19.5,
         recorded_seconds=20,
     )
-    report = Report(tasks={"a2t": task}, facts={"profile": "corrected"}, remarks=["other shards"])
+    report = Report(tasks={"a2t": task}, facts={"profile": "corrected"}, warnings=["other shards"])
     table = render(report, "table")
     assert "a2t: 5 of 7 test recordings, 10 results, 19.5 of 20.0 s" in table
     assert "0.25 [0.2, 0.3]" in table

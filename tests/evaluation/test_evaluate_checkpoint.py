@@ -112,19 +112,19 @@ def test_folders_or_a_checkpoint_and_not_both(shards: Path, tmp_path: Path) -> N
 
 
 class TestFit:
-    def test_a_split_it_was_not_trained_on_has_no_remark(self, checkpoint: Path, shards: Path) -> None:
+    def test_a_split_it_was_not_trained_on_have_no_warning(self, checkpoint: Path, shards: Path) -> None:
         saved = find_checkpoint(checkpoint)
         assert require_fit(saved, ShardFolder(shards), "test", ()) == (("t2g", "a2g", "t2a", "g2a", "g2t", "a2t"), [])
 
     def test_clips_it_was_trained_on(self, checkpoint: Path, shards: Path) -> None:
-        _, remarks = require_fit(find_checkpoint(checkpoint), ShardFolder(shards), "train", ())
-        assert remarks == ["the model was trained on these clips, the train split"]
+        _, warnings = require_fit(find_checkpoint(checkpoint), ShardFolder(shards), "train", ())
+        assert warnings == ["the model was trained on these clips, the train split"]
 
     @pytest.mark.slow
     def test_other_shards(self, checkpoint: Path, tmp_path: Path) -> None:
         others = ShardFolder(shards_of(tmp_path, keep_audio=False))
-        _, remarks = require_fit(find_checkpoint(checkpoint), others, "test", ())
-        assert "was trained on other shards than" in remarks[0]
+        _, warnings = require_fit(find_checkpoint(checkpoint), others, "test", ())
+        assert "was trained on other shards than" in warnings[0]
 
     def test_shards_to_which_latents_were_added_are_the_same(
         self, checkpoint: Path, shards: Path, vae: Path, tmp_path: Path
@@ -135,8 +135,8 @@ class TestFit:
         assert encoded.dataset["manifest_hash"] != ShardFolder(shards).dataset["manifest_hash"]
         saved = find_checkpoint(checkpoint)
         assert require_fit(saved, encoded, "test", ())[1] == []
-        _, remarks = require_fit(saved, encoded, "train", ())
-        assert remarks == ["the model was trained on these clips, the train split"]
+        _, warnings = require_fit(saved, encoded, "train", ())
+        assert warnings == ["the model was trained on these clips, the train split"]
 
     def test_shards_without_the_latents_it_was_trained_on_are_others(
         self, encoded: Path, shards: Path, tmp_path: Path
@@ -151,9 +151,9 @@ class TestFit:
     def test_tasks_it_was_not_trained_on(self, shards: Path, tmp_path: Path) -> None:
         run(shards, tmp_path / "run", max_train_steps=1, flow={"shares": {"a2g": 1.0, "t2g": 1.0}})
         saved, folder = find_checkpoint(tmp_path / "run"), ShardFolder(shards)
-        tasks, remarks = require_fit(saved, folder, "test", ())
+        tasks, warnings = require_fit(saved, folder, "test", ())
         assert tasks == ("t2g", "a2g")
-        assert remarks == ["not generated, because the model was not trained on them: t2a, g2a, g2t, a2t"]
+        assert warnings == ["not generated, because the model was not trained on them: t2a, g2a, g2t, a2t"]
         with pytest.raises(UsageFault, match=r"--tasks a2t: .* was not trained on it, only on a2g, t2g"):
             require_fit(saved, folder, "test", ("a2t",))
 
@@ -162,8 +162,8 @@ class TestFit:
         known = json.loads((saved.path / "config.json").read_text("utf-8"))["speakers"]
         folder = ShardFolder(shards)
         stranger = {row.speaker for row in folder.rows if row.split == "test"} - set(known)
-        _, remarks = require_fit(saved, folder, "test", ())
-        assert any("generated as unknown" in remark for remark in remarks) == bool(stranger)
+        _, warnings = require_fit(saved, folder, "test", ())
+        assert any("generated as unknown" in warning for warning in warnings) == bool(stranger)
 
 
 @pytest.mark.parametrize(

@@ -296,9 +296,9 @@ class TestFairness:
         assert figure.value == pytest.approx(np.percentile(errors, 90), abs=1e-6)
         assert found["word start error, median", "generated"].value == pytest.approx(np.median(errors), abs=1e-6)
 
-    @pytest.mark.parametrize(("language", "remarks"), [("japanese", 1), ("chinese", 1), ("english", 0), (None, 0)])
-    def test_words_of_languages_without_spaces_have_a_remark(
-        self, shards: Path, tmp_path: Path, language: str | None, remarks: int
+    @pytest.mark.parametrize(("language", "warnings"), [("japanese", 1), ("chinese", 1), ("english", 0), (None, 0)])
+    def test_words_of_languages_without_spaces_have_a_warning(
+        self, shards: Path, tmp_path: Path, language: str | None, warnings: int
     ) -> None:
         assert language is None or language in LANGUAGES
         write(tmp_path / "own", shards, text_file, ".TextGrid")
@@ -306,7 +306,9 @@ class TestFairness:
         found = find_results((tmp_path / "own",), folder, "a2t")["a2t"]
         results = [replace(one, row=replace(one.row, language=language)) for one in found]
         task = score_text(results, folder, Resampling(seed=0, resamples=5), lambda: None)
-        assert [f"{language} recordings: the annotator chose" in remark for remark in task.remarks] == [True] * remarks
+        assert [f"{language} recordings: the annotator chose" in warning for warning in task.warnings] == [
+            True
+        ] * warnings
 
     def test_a_mean_without_weight_has_no_value_and_is_counted(self) -> None:
         values = Values()
@@ -321,7 +323,7 @@ class TestFairness:
         for sample in samples_of(shards):
             put_mel(tmp_path / "own", shards, sample, np.full_like(sample.mel, np.log(1e-5)))
         task = task_of(tmp_path / "own", shards)
-        assert "results are silent" in task.remarks[0]
+        assert "results are silent" in task.warnings[0]
         found = {(figure.metric, figure.row): figure for figure in task.figures}
         assert found["onset agreement", "generated"].value == 0
 

@@ -234,7 +234,7 @@ def test_an_inputs_result_does_not_depend_on_its_neighbours_but_for_rounding(
     np.testing.assert_allclose(both[0].expressions, both[1].expressions, atol=1e-4)
 
 
-def test_audio_of_other_rates_channels_and_formats_is_taken_with_a_remark(
+def test_audio_of_other_rates_channels_and_formats_is_taken_with_a_warning(
     checkpoint: Path, files: dict[str, Path], tmp_path: Path
 ) -> None:
     samples = np.asarray(decode_wav(files["wav"].read_bytes()).samples)[:16000]
@@ -254,12 +254,12 @@ def test_plain_text_gets_times_from_training_words_or_the_shards_and_says_so(
     """The same words give the same rate, so shards change nothing; a checkpoint that knows no rate needs them."""
     text = tmp_path / "hello.txt"
     text.write_text("Hello there. How are you?", encoding="utf-8")
-    remarks = []
+    warnings = []
     for name, given in (("alone", None), ("beside", shards)):
         summary = make(checkpoint, tmp_path / name, "t2g", text=(str(text),), shards=given)
-        remarks.append(read_record(summary.records[0]).remarks)
-        assert any("times estimated by a speaking rate" in remark for remark in remarks[-1])
-    assert remarks[0] == remarks[1]
+        warnings.append(read_record(summary.records[0]).remarks)
+        assert any("times estimated by a speaking rate" in warning for warning in warnings[-1])
+    assert warnings[0] == warnings[1]
     older = load(checkpoint)
     knowing = Sampler(older.model, replace(older.identity, speaking_rate=b""), Codecs({}, []))
     with pytest.raises(UsageFault, match="plain text has no times, and this checkpoint has no speaking rate"):
@@ -573,8 +573,8 @@ def test_motion_without_hands_and_face_is_given_as_that(
     arrays |= {"global_orient": poses[:, :3], "body_pose": poses[:, 3:66], "transl": trans}
     np.savez(tmp_path / "body.npz", **arrays)
     record = read_record(make(checkpoint, tmp_path / "out", "g2t", gesture=(tmp_path / "body.npz",)).records[0])
-    assert any("lacks hands, face" in remark for remark in record.remarks)
-    assert any("npz-smplx-keys" in remark for remark in record.remarks)
+    assert any("lacks hands, face" in warning for warning in record.remarks)
+    assert any("npz-smplx-keys" in warning for warning in record.remarks)
     given = read_gesture(tmp_path / "body.npz")
     whole = read_gesture(files["npz"])
     assert np.isfinite(given.array(0, 10)).all()
@@ -604,16 +604,16 @@ def test_samples_of_the_shards_it_learned_from_are_known_after_latents_were_adde
 ) -> None:
     from latent_builders import AUDIO, encoded_shards
 
-    remark = "the model was not trained on the shards of this sample"
+    warning = "the model was not trained on the shards of this sample"
     encoded = encoded_shards(shards, tmp_path / "encoded", {AUDIO: vae})
     key = ShardFolder(shards).rows[0].key
     for number, folder in enumerate((shards, encoded)):
         summary = make(checkpoint, tmp_path / str(number), "a2t", shards=folder, keys=(key,))
-        assert remark not in read_record(summary.records[0]).remarks
+        assert warning not in read_record(summary.records[0]).remarks
 
 
 @pytest.mark.slow
-def test_samples_of_other_shards_are_remarked_and_other_features_refused(
+def test_samples_of_other_shards_have_a_warning_and_other_features_refused(
     checkpoint: Path, shards: Path, corpus: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "other"

@@ -46,7 +46,7 @@ def test_samples_are_heard_as_their_file_is(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "x.wav", samples, 22050, subtype="FLOAT")
     first, second = read_log_mel(tmp_path / "x.wav", None), log_mel_of_samples(samples, 22050, None)
     np.testing.assert_array_equal(first.mel.rows(0, 150), second.mel.rows(0, 150))
-    assert first.remarks == second.remarks == ["2 channels averaged", "22050 Hz resampled to 16000 Hz"]
+    assert first.warnings == second.warnings == ["2 channels averaged", "22050 Hz resampled to 16000 Hz"]
 
 
 @pytest.mark.parametrize("name", ["a.wav", "b.flac", "c.aiff"])
@@ -96,7 +96,7 @@ def test_an_ogg_that_is_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_a_low_rate_cannot_hold_is_said() -> None:
-    assert log_mel_of_samples(sound(8000, 1.0, 1), 8000, None).remarks == [
+    assert log_mel_of_samples(sound(8000, 1.0, 1), 8000, None).warnings == [
         "8000 Hz resampled to 16000 Hz, with nothing above 4000 Hz"
     ]
 

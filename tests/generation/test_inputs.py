@@ -38,7 +38,7 @@ def test_a_textgrid_of_any_length_is_refused_or_cut(xmax: str, tmp_path: Path, c
         read_text(path, codec, None)
     cut = read_text(path, codec, None, most_s=5.0)
     assert cut.ticks == 50
-    assert any(remark.startswith("cut to 5 s of ") for remark in cut.remarks)
+    assert any(warning.startswith("cut to 5 s of ") for warning in cut.warnings)
     assert read_text(path, codec, None, 2.0).ticks == 20  # another stream tells the length
 
 

@@ -52,7 +52,7 @@ def test_an_audio_file_gives_what_its_sample_in_the_shards_gives(corpus: Path, l
     of_sample = poses(tmp_path / "run", tmp_path / "b", Sources(shards=loud, keys=(STEM,)))
     np.testing.assert_allclose(of_file, of_sample, atol=1e-4)
     (given,) = read_record(tmp_path / "a" / f"{STEM}.json").inputs
-    assert any("to loudness peak" in remark for remark in given["remarks"])
+    assert any("to loudness peak" in warning for warning in given["remarks"])
 
 
 def test_shards_of_two_rules_are_not_mixed(corpus: Path, loud: Path, tmp_path: Path) -> None:

@@ -208,7 +208,8 @@ def test_a_text_is_spoken_at_the_rate_of_the_training_words(
     told = pipeline("t2g", text=text, num_inference_steps=1)
     given = pipeline("t2g", text=text, speaking_rate=pipeline.speaking_rate(shards), num_inference_steps=1)
     np.testing.assert_array_equal(told[0].gesture, given[0].gesture)
-    assert any("speaking rate" in remark for remark in told.remarks)
+    assert any("speaking rate" in warning for warning in told.warnings)
+    assert told.remarks == told.warnings  # the former name
     longer = pipeline("t2g", text=" ".join(["good morning to you"] * 100), num_inference_steps=1)  # no file name
     assert longer[0].seconds > 60
     file = tmp_path / "my text"

@@ -39,8 +39,8 @@ def tokens_of(*words: str) -> np.ndarray:
     return np.array(tokens, np.int32)
 
 
-def counted(remarks: list[str], what: str) -> int:
-    found = [re.match(rf"(\d+) {what}", remark) for remark in remarks]
+def counted(warnings: list[str], what: str) -> int:
+    found = [re.match(rf"(\d+) {what}", warning) for warning in warnings]
     return sum(int(match[1]) for match in found if match)
 
 
@@ -53,7 +53,7 @@ def test_any_tokens_become_files_that_read_back_word_for_word(tokens: list[int])
     said = CODEC.decode(np.array(tokens, np.int32))
     assert text.count("\n") == 1
     assert not any(unicodedata.category(letter) == "Cc" for letter in text.rstrip("\n"))
-    silent = any("read as silence" in remark for remark in sink.remarks)
+    silent = any("read as silence" in warning for warning in sink.warnings)
     written = text.split()
     read = " ".join(word.word for word in words).split()
     assert read == written or (silent and [word for word in written if is_word(word)] == read)
@@ -61,9 +61,9 @@ def test_any_tokens_become_files_that_read_back_word_for_word(tokens: list[int])
     times = {(word.start, word.end) for word in words}
     missing = [word for word in said if (word.start, word.end) not in times]
     spoken = [word for word in missing if not word.word.strip() or is_word(word.word.strip())]
-    assert len(spoken) == counted(sink.remarks, "words without a letter left out")
+    assert len(spoken) == counted(sink.warnings, "words without a letter left out")
     changed = [w for w in said if any(unicodedata.category(c) == "Cc" for c in " ".join(w.word.split()))]
-    assert len(changed) == counted(sink.remarks, "words with control characters")
+    assert len(changed) == counted(sink.warnings, "words with control characters")
 
 
 @pytest.mark.parametrize("byte", [*range(32), *range(127, 160)])
@@ -73,10 +73,10 @@ def test_each_control_character_alone_or_within_a_word(byte: int) -> None:
     words = [word.word for word in decode_words(grid).words]
     if letter.isspace():
         assert words == ["tree", "a b"]
-        assert "1 words without a letter left out" in sink.remarks
+        assert "1 words without a letter left out" in sink.warnings
     else:
         assert words == ["tree", "\ufffd", "a\ufffdb"]
-        assert "2 words with control characters, each written as \ufffd" in sink.remarks
+        assert "2 words with control characters, each written as \ufffd" in sink.warnings
     assert text == " ".join(words) + "\n"
 
 
@@ -84,20 +84,20 @@ def test_a_word_that_reads_as_silence_is_told() -> None:
     sink, grid, text = files_of(tokens_of("tree", "sp"))
     assert [word.word for word in decode_words(grid).words] == ["tree"]
     assert text == "tree sp\n"
-    assert "words that readers of TextGrids read as silence: sp" in sink.remarks
+    assert "words that readers of TextGrids read as silence: sp" in sink.warnings
 
 
-def test_words_that_were_said_as_they_are_have_no_remark() -> None:
+def test_words_that_were_said_as_they_are_have_no_warning() -> None:
     sink, grid, _ = files_of(tokens_of("tree", "you're", "他說", 'a"b'))
     assert [word.word for word in decode_words(grid).words] == ["tree", "you're", "他說", 'a"b']
-    assert sink.remarks == []
+    assert sink.warnings == []
 
 
 def test_blanks_alone_are_no_word() -> None:
     blank = pack_tokens(np.full(4, -1, np.int32), np.zeros(4, bool), np.zeros(4, bool))
     sink, _, text = files_of(blank)
     assert text == "\n"
-    assert sink.remarks == ["no word was generated"]
+    assert sink.warnings == ["no word was generated"]
 
 
 @given(st.lists(st.text(max_size=8), min_size=1, max_size=5))
@@ -109,7 +109,7 @@ def test_any_texts_of_windows_become_files_that_read_back(texts: list[str]) -> N
     assert not timed
     assert sink.spoken() == (windows, False)
     read = " ".join(window.word for window in windows)
-    silent = any("read as silence" in remark for remark in sink.remarks)
+    silent = any("read as silence" in warning for warning in sink.warnings)
     assert read == text.decode().rstrip("\n") or silent
     controls = [t for t in texts if any(unicodedata.category(c) in {"Cc", "Cs"} for c in " ".join(t.split()))]
-    assert len(controls) == counted(sink.remarks, "windows of text with control characters")
+    assert len(controls) == counted(sink.warnings, "windows of text with control characters")

@@ -131,4 +131,4 @@ def test_generate_speaks_with_it_and_the_record_says_so(
     )
     record = read_record(summary.records[0])
     assert record.settings["voice"].startswith(f"hifi-gan {folder}/model.safetensors sha256 ")
-    assert any("computed by a HiFi-GAN from 64 mel bands" in remark for remark in record.remarks)
+    assert any("computed by a HiFi-GAN from 64 mel bands" in warning for warning in record.remarks)

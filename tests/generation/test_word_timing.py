@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniges.errors import UsageFault
-from omniges.generation.word_timing import SpeakingRate, learn_rate, remarks_on, timed_words
+from omniges.generation.word_timing import SpeakingRate, estimate_warnings, learn_rate, timed_words
 
 RATE = SpeakingRate(base_s=0.1, letter_s=0.05, gap_s=0.02, phrase_s=0.3, sentence_s=0.8, words=100)
 
@@ -78,8 +78,8 @@ def test_marks_stay_with_their_letters(word: str) -> None:
 def test_marks_of_transcripts_are_left_out_and_counted(mark: str) -> None:
     text = f"{mark} so [then] {mark} sil"
     assert [word["word"] for word in timed_words(text, RATE)] == ["so", "then", "sil"]
-    assert any(remark.startswith("2 marks") and mark in remark for remark in remarks_on(text, RATE))
-    assert len(remarks_on("so then", RATE)) == 1
+    assert any(warning.startswith("2 marks") and mark in warning for warning in estimate_warnings(text, RATE))
+    assert len(estimate_warnings("so then", RATE)) == 1
 
 
 def test_wide_punctuation_makes_pauses() -> None:

@@ -368,8 +368,8 @@ class TestRealSize:
 
     def test_names_and_order_are_those_of_the_original(self, real: dict[str, Any]) -> None:
         shapes = {name: tuple(shape) for name, shape in real["state_dict"].items()}
-        anatomy, remarks = read_anatomy(shapes, real["config"], "real size")
-        assert remarks == []
+        anatomy, warnings = read_anatomy(shapes, real["config"], "real size")
+        assert warnings == []
         assert (anatomy.layers, anatomy.heads, anatomy.width) == (24, 24, 1536)
         assert {**parameters(anatomy), **tables(anatomy)} == shapes
         assert list(parameters(anatomy)) == [name for name in shapes if name not in tables(anatomy)]

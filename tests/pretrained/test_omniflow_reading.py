@@ -120,8 +120,8 @@ class TestConfig:
     def test_of_kinds_the_tensors_decide_and_it_is_told(self, key: str, value: Any, tmp_path: Path) -> None:
         found = read_omniflow(write_folder(tmp_path, TINY, config=TINY.config | {key: value}))
         assert found.config["qk_norm"] == "rms"
-        (remark,) = found.remarks
-        assert remark.startswith(f"config.json says {key} {value!r}, the tensors say")
+        (warning,) = found.warnings
+        assert warning.startswith(f"config.json says {key} {value!r}, the tensors say")
 
     def test_without_norms_the_features_of_a_head_must_be_given_and_fit(self, tmp_path: Path) -> None:
         tiny = Tiny(qk_norm=None)

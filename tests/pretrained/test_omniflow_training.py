@@ -191,8 +191,8 @@ class TestTraining:
         begin(shards, tmp_path / "b", omniflow, max_train_steps=1)
         begin(shards, tmp_path / "b", other, max_train_steps=2)
         assert learned(tmp_path / "a", 2) == learned(tmp_path / "b", 2)
-        remarks = " ".join(log_of(tmp_path / "b", "start")[-1]["remarks"])
-        assert "--pretrained-model-name-or-path was" in remarks
+        warnings = " ".join(log_of(tmp_path / "b", "start")[-1]["remarks"])
+        assert "--pretrained-model-name-or-path was" in warnings
         with pytest.raises(UsageFault, match=r"it is of another model: .*layers"):
             begin(shards, tmp_path / "b", write_folder(tmp_path / "third", Tiny(qk_norm="rms", layers=3)))
 

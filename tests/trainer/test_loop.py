@@ -198,7 +198,7 @@ class TestTelling:
         summary = run(shards, tmp_path, logging_steps=3)
         assert [progress.step for progress in told.progress] == [3, 6]
         assert told.progress[-1].left_s == 0
-        assert any("4 clips" in remark and "8 windows of 16 ticks" in remark for remark in told.remarks)
+        assert any("4 clips" in warning and "8 windows of 16 ticks" in warning for warning in told.messages)
         assert summary.lines[0].startswith("all steps done at step 6 (epoch 3.0): 6 steps in ")
         again = run(shards, tmp_path, logging_steps=3)
         assert len(again.lines) == 1

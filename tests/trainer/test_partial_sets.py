@@ -50,9 +50,9 @@ def test_absent_parts_change_no_bit_of_what_is_learned(clips, mixed, tmp_path):
         run(folder, tmp_path / name)
     assert losses_of(tmp_path / "mixed") == losses_of(tmp_path / "filled")
     assert learned(tmp_path / "mixed", 6) == learned(tmp_path / "filled", 6)
-    remarks = log_of(tmp_path / "mixed", "start")[0]["remarks"]
-    assert any("1 clips left out; a task needs " in remark for remark in remarks)
-    assert any("absent: text from 1, audio from 1, upper from 1, hands from 2" in remark for remark in remarks)
+    warnings = log_of(tmp_path / "mixed", "start")[0]["remarks"]
+    assert any("1 clips left out; a task needs " in warning for warning in warnings)
+    assert any("absent: text from 1, audio from 1, upper from 1, hands from 2" in warning for warning in warnings)
 
 
 @pytest.mark.slow

@@ -316,10 +316,10 @@ class TestChoice:
 
     def test_other_settings_are_taken_and_told(self, two: Path, shards: Path) -> None:
         run(shards, two, learning_rate=1e-4, batch_size=2)
-        remarks = " ".join(log_of(two, "start")[-1]["remarks"])
-        assert "--learning-rate was 0.001, is 0.0001" in remarks
-        assert "--batch-size was 4, is 2" in remarks
-        assert "global batch 2, was 4" in remarks
+        warnings = " ".join(log_of(two, "start")[-1]["remarks"])
+        assert "--learning-rate was 0.001, is 0.0001" in warnings
+        assert "--batch-size was 4, is 2" in warnings
+        assert "global batch 2, was 4" in warnings
 
     def test_a_second_run_in_the_folder_is_refused(self, two: Path, shards: Path) -> None:
         from omniges.errors import EnvironmentFault

@@ -191,7 +191,7 @@ class Found:
     step: int
     losses: Mapping[str, Mapping[str, Any]]  # task: loss, levels
     figures: Mapping[str, Sequence[Figure]]  # by task
-    remarks: Mapping[str, Sequence[str]]  # warnings by task, as `evaluate` gives them
+    warnings: Mapping[str, Sequence[str]]  # warnings by task, as `evaluate` gives them
     kept: Sequence[Kept]
     pictures: Mapping[int, bytes]  # PNG by number of the window
 
@@ -282,7 +282,7 @@ class Validation:
             if not own:
                 return task, [absent(Heading(f"{target} metrics", ""), "; ".join(lacking))], lacking
             scored = score_task(own, results, self._learned)
-            return task, scored.figures, [*scored.remarks, *lacking]
+            return task, scored.figures, [*scored.warnings, *lacking]
 
         scores = sorted(self._collected(turns.shared(self.tasks, score)), key=lambda score: SIX.index(score[0]))
         chosen = [one for one in made if one.number in self.kept]
@@ -293,8 +293,8 @@ class Validation:
 
         pictures = dict(sorted(self._collected(turns.shared(self.kept, draw))))
         figures = {task: figures for task, figures, _ in scores}
-        remarks = {task: remarks for task, _, remarks in scores}
-        return Found(step, losses, figures, remarks, sorted(kept, key=_place), pictures)
+        warnings = {task: warnings for task, _, warnings in scores}
+        return Found(step, losses, figures, warnings, sorted(kept, key=_place), pictures)
 
     def _collected(self, items: Sequence[Any]) -> list[Any]:
         """Return the items of all ranks."""

@@ -120,7 +120,7 @@ class Kept:
     contents: Mapping[str, bytes]  # bytes of a file by the ending of its name
     kinds: Mapping[str, str]  # kind of a file by the ending of its name
     measures: Mapping[str, float]
-    remarks: Sequence[str]
+    warnings: Sequence[str]
     said: str | None = None  # the words, if the target is text
     why_not: str | None = None
 
@@ -193,7 +193,7 @@ class WindowResults:
         for file in results.files():
             contents[file.ending], kinds[file.ending] = b"".join(file.parts), file.kind
         said = " ".join(one.word for one in results.spoken()[0]) if "text" in results.sinks else None
-        return Kept(made.task, made.number, contents, kinds, results.measures, results.remarks, said)
+        return Kept(made.task, made.number, contents, kinds, results.measures, results.warnings, said)
 
     def picture(self, number: int, made: Sequence[Made], step: int) -> bytes:
         """Draw a window and its generated results; invalid ones are left out.
@@ -313,9 +313,9 @@ def score_task(made: Sequence[Made], results: WindowResults, train: Callable[[],
     if not found:
         why = "; ".join(f"{count} × {reason}" for reason, count in invalid.items())
         return Scored([replace(absent(Heading(f"{target} metrics", ""), why), left_out=invalid)], {})
-    found, remarks = with_recorded(found, target)
+    found, warnings = with_recorded(found, target)
     if not found:
-        return nothing_recorded(target, remarks)
+        return nothing_recorded(target, warnings)
     how = Resampling(seed=0, resamples=_RESAMPLES)
     if target == "text":
         scored = score_text(found, samples, how, _no_progress)
@@ -326,7 +326,7 @@ def score_task(made: Sequence[Made], results: WindowResults, train: Callable[[],
     figures = [one for one in scored.figures if not one.metric.startswith(_NOT_OF_WINDOWS)]
     if invalid:
         figures = [replace(one, left_out=dict(Counter(one.left_out) + invalid)) for one in figures]
-    return replace(scored, figures=figures, remarks=[*scored.remarks, *remarks])
+    return replace(scored, figures=figures, warnings=[*scored.warnings, *warnings])
 
 
 def _no_progress() -> None:

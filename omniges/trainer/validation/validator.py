@@ -125,7 +125,7 @@ class RunValidator:
                 "loss": found.loss,
                 "losses": found.losses,
                 "figures": {task: [asdict(figure) for figure in figures] for task, figures in found.figures.items()},
-                "remarks": found.remarks,
+                "remarks": found.warnings,
                 "samples": self._samples(found),
             }
             publish_bytes(pending / REPORT, json_document(document))
@@ -175,7 +175,7 @@ class RunValidator:
             | self._validation.conditions_shown(kept.number),
             seams_s=(),
             measures=kept.measures,
-            remarks=tuple(kept.remarks),
+            remarks=tuple(kept.warnings),
         )
 
     # --- reports

@@ -198,8 +198,8 @@ class TestWithoutTheCodecs:
         monkeypatch.setattr(train_module, "make_reporter", lambda _mode: told)
         run(encoded_both, tmp_path, **BARE, validation_codec=(f"{AUDIO}={folders[AUDIO]}",))
         assert sorted(sampled) == ["a2t", "g2a", "g2t", "t2a"]
-        assert "validation decodes audio with audioldm2-vae" in told.remarks
-        (lost,) = [remark for remark in told.remarks if "not computed" in remark]
+        assert "validation decodes audio with audioldm2-vae" in told.messages
+        (lost,) = [warning for warning in told.messages if "not computed" in warning]
         assert "of t2g and a2g not computed: gesture is latents of gesture-rvqvae" in lost
         event = last_validation(tmp_path)
         assert event["metrics"]["g2a"]["log_mel_l1"] > 0

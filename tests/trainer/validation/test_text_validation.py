@@ -144,8 +144,8 @@ class TestWithoutTheCodec:
             assert event["metrics"][task] == {}
             assert event["not_computed"][task] == {"text_metrics": why}
             assert [s["why_not"] for s in event["samples"] if s["task"] == task] == [why]
-        remark = f"metrics and samples of g2t and a2t not computed: {why}"
-        assert remark in log_of(undecoded, "start")[0]["remarks"]
+        warning = f"metrics and samples of g2t and a2t not computed: {why}"
+        assert warning in log_of(undecoded, "start")[0]["remarks"]
         assert not (undecoded / "validation/step-000006/g2t").exists()
 
     def test_by_default_it_validates_where_there_is_a_val_split(self, encoded_text: Path, tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ class TestWithTheCodec:
         generate(settings)
         theirs = read_record(settings.output_dir / f"{key}.json")
         assert record.model["codecs"] == theirs.model["codecs"]
-        assert any("the words have no times" in remark for remark in record.remarks)
+        assert any("the words have no times" in warning for warning in record.remarks)
         for ending in (".TextGrid", ".txt"):
             assert paths[0].with_suffix(ending).read_bytes() == (settings.output_dir / f"{key}{ending}").read_bytes()
         with pytest.raises(Exception, match="textgrid-no-word-tier"):

@@ -102,7 +102,7 @@ class TestTrainedTasks:
         run(shards, tmp_path, **BARE | {"flow": {"shares": {"a2g": 1}}, "max_train_steps": 2})
         assert (tmp_path / "best").is_symlink()
         run(shards, tmp_path, **BARE | {"flow": {"shares": {"t2g": 1}}, "max_train_steps": 4})
-        assert any("mean of other tasks" in remark for remark in log_of(tmp_path, "start")[-1]["remarks"])
+        assert any("mean of other tasks" in warning for warning in log_of(tmp_path, "start")[-1]["remarks"])
         assert log_of(tmp_path, "validation")[-1]["best"]["step"] == 4
 
     @pytest.mark.parametrize("name", ["t2g/loss", "t2g/frechet_gesture_distance"])
@@ -249,7 +249,7 @@ class TestDefaults:
         told = Collected()
         monkeypatch.setattr(train_module, "make_reporter", lambda _mode: told)
         run(shards, tmp_path, **{**BARE, "validation_steps": None}, max_train_steps=1)
-        assert any("validates on 1 of" in remark for remark in told.remarks)
+        assert any("validates on 1 of" in warning for warning in told.messages)
         assert [event["step"] for event in log_of(tmp_path, "validation")] == [1]  # the last step
 
     def test_without_one_it_is_off_and_says_so_and_an_explicit_wish_is_refused(
@@ -258,8 +258,8 @@ class TestDefaults:
         run_preprocess(corpus, tmp_path / "shards", selection=Selection(splits=("train", "test")))
         run(tmp_path / "shards", tmp_path / "run", validation_steps=None, max_train_steps=1)
         assert not log_of(tmp_path / "run", "validation")
-        remarks = log_of(tmp_path / "run", "start")[0]["remarks"]
-        assert any("no validation: " in remark and "--split-csv" in remark for remark in remarks)
+        warnings = log_of(tmp_path / "run", "start")[0]["remarks"]
+        assert any("no validation: " in warning and "--split-csv" in warning for warning in warnings)
         with pytest.raises(UsageFault, match=r"no recording is in the val split"):
             run(tmp_path / "shards", tmp_path / "other", validation_steps=5)
 
@@ -318,7 +318,7 @@ class TestBest:
         summary = run(shards, tmp_path, **BARE, best_metric="g2t/loss")
         assert summary.best is not None
         assert (summary.best.step, summary.best.metric) == (6, "g2t/loss")
-        assert any("it was chosen by loss" in remark for remark in log_of(tmp_path, "start")[-1]["remarks"])
+        assert any("it was chosen by loss" in warning for warning in log_of(tmp_path, "start")[-1]["remarks"])
 
     def test_one_whose_checkpoint_was_removed_is_none(
         self, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -329,7 +329,7 @@ class TestBest:
         run(shards, tmp_path, **BARE, max_train_steps=3)
         shutil.rmtree(checkpoint_of(tmp_path, 2))
         summary = run(shards, tmp_path, **BARE, max_train_steps=4)
-        assert any("its checkpoint is gone" in remark for remark in log_of(tmp_path, "start")[-1]["remarks"])
+        assert any("its checkpoint is gone" in warning for warning in log_of(tmp_path, "start")[-1]["remarks"])
         assert summary.best is not None
         assert summary.best.step == 4
 
@@ -446,10 +446,10 @@ class TestFaults:
         told = Collected()
         monkeypatch.setattr(train_module, "make_reporter", lambda _mode: told)
         run(shards, tmp_path, **BARE)
-        warnings = [remark for remark in told.remarks if "--validation-windows" in remark]
+        warnings = [warning for warning in told.messages if "--validation-windows" in warning]
         assert len(warnings) == 1
         assert "of the time: raise --validation-steps" in warnings[0]
-        assert sum("validation at step" in remark for remark in told.remarks) == 3
+        assert sum("validation at step" in warning for warning in told.messages) == 3
 
     def test_half_written_files_of_a_killed_run_go(self, shards: Path, tmp_path: Path) -> None:
         torn = tmp_path / "validation/.step-000002.tmp-1"
