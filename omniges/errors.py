@@ -207,7 +207,7 @@ CODES: dict[str, CodeInfo] = {
         "float samples are far beyond full scale, which is 1", "divide them by full scale, such as 32768"
     ),
     "wav-rare-encoding": _note(
-        "the audio is RF64, 8-bit, A-law or mu-law, which other tools may not read; it was taken", "nothing"
+        "the audio is RF64, RIFX, 8-bit, A-law or mu-law, which other tools may not read; it was taken", "nothing"
     ),
     "wav-length-mended": _note(
         "the header's length is a few bytes beyond the last whole sample; all samples were taken", "nothing"
@@ -234,6 +234,9 @@ CODES: dict[str, CodeInfo] = {
     "npz-no-frames": _rejected("the motion has no frames", "export the recording again"),
     "npz-not-finite": _rejected("the motion holds NaN or infinite values", "repair or leave out the recording"),
     "npz-out-of-range": _rejected("the motion holds values no recording has", "check units: radians and metres"),
+    "npz-contradiction": _rejected(
+        "the NPZ has the same thing under two names, and they differ", "remove the wrong one and save the file again"
+    ),
     "npz-no-rate": _rejected(
         "the NPZ does not say how many frames a second has",
         "name the rate with --motion-rate, or save it as mocap_frame_rate",
@@ -251,9 +254,16 @@ CODES: dict[str, CodeInfo] = {
         "the arrays are called as in the package smplx; they were taken for those of BEAT2", "nothing"
     ),
     "npz-float16": _note("arrays of float16 were taken, whose steps are up to 1 mm", "nothing"),
+    "npz-keys-unread": _note(
+        "the NPZ has a part of the motion twice, and the second is in a form that cannot be compared; it was not read",
+        "remove it if it matters",
+    ),
     "npz-text-unread": _note(
         "gender or model is no plain text, but for example a pickled object, which is never loaded; it is left empty",
         "save it as a plain text if it matters",
+    ),
+    "motion-far": _note(
+        "the body moves farther than a person who speaks does", "check that trans is in metres, not in centimetres"
     ),
     "motion-decimated": _note("frames were dropped to come down to 30 per second", "nothing"),
     "expressions-extended": _note("fewer than 100 expressions were given; zeros were appended", "nothing"),
@@ -266,19 +276,23 @@ CODES: dict[str, CodeInfo] = {
     "textgrid-no-word-tier": _rejected("there is no tier of words", "name the tier with --word-tier"),
     "textgrid-several-speakers": _rejected(
         "there are tiers of words of several speakers, and none of them is named like the recording's",
-        "name the tier with --word-tier",
+        "name the whole tier with --word-tier, such as --word-tier 'NAME - words'",
     ),
     "textgrid-no-words": _rejected("the word tier holds no words inside the recording", "run the aligner again"),
     "textgrid-bad-interval": _rejected(
         "an interval starts before zero or ends before it starts", "correct it in Praat"
     ),
     "textgrid-overlap": _rejected("two intervals of the word tier overlap by more than 10 ms", "correct it in Praat"),
+    "textgrid-several-tiers": _note(
+        "several tiers have the name of a tier of words, and their words differ; the first one was taken",
+        "rename the other tiers, or name the right one with --word-tier",
+    ),
     "textgrid-shifted": _rejected(
         "the TextGrid's times begin late and do not end with the recording, so they are those of a longer recording",
         "shift the times to 0 in Praat",
     ),
     "textgrid-start": _note(
-        "the TextGrid's times do not begin at 0; they were taken as they are",
+        "the times of the TextGrid or of its tier of words do not begin at 0; they were taken as they are",
         "check that words begin when they are heard",
     ),
     "textgrid-length-mismatch": _note(

@@ -1,7 +1,8 @@
 """WAV and FLAC bytes to samples and back.
 
 The RIFF chunks are parsed here, so that no C parser reads a malicious header and every refusal has a reason. WAV may be
-PCM of 8, 16, 24 and 32 bits, IEEE float of 32 and 64 bits, A-law or mu-law; RIFF, RF64 or BW64; plain or extensible.
+PCM of 8, 16, 24 and 32 bits, IEEE float of 32 and 64 bits, A-law or mu-law; RIFF, RIFX (big-endian), RF64 or BW64;
+plain or extensible.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from omniges.errors import Problem, RecordingFault
 
 Array = npt.NDArray[Any]
+ByteOrder = Literal["little", "big"]
 
 MIN_RATE_HZ = 1_000
 MAX_RATE_HZ = 768_000
@@ -37,12 +39,19 @@ _ENCODINGS = {
     (_FLOAT, 64): "float64",
 }
 _TAG_NAMES = {2: "MS ADPCM", 0x11: "IMA ADPCM", 0x31: "GSM 6.10", 0x50: "MPEG", 0x55: "MP3", 0x161: "WMA"}
-_GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")
+_GUID_TAILS: Final[dict[ByteOrder, bytes]] = {
+    "little": bytes.fromhex("00001000800000aa00389b71"),
+    "big": bytes.fromhex("00000010800000aa00389b71"),
+}
 _READ = "PCM of 8, 16, 24 or 32 bits, float of 32 or 64 bits, A-law or mu-law"
 _RARE = {"pcm8": "8-bit PCM", "alaw": "A-law", "mulaw": "mu-law"}
 
 _UNKNOWN_SIZE = 0xFFFFFFFF
 _LONG_FORMS = (b"RF64", b"BW64")  # RIFF with sizes of 64 bits (EBU Tech 3306)
+_BIG_ENDIAN: Final = b"RIFX"
+FORMS: Final = frozenset({b"RIFF", _BIG_ENDIAN, *_LONG_FORMS})
+"""First four bytes of the WAV files that are read here."""
+_MOST_CHUNKS: Final = 10_000
 # What sox, arecord, ffmpeg and others write to a pipe in place of a length: about 2 or 4 GiB, in whole samples or not.
 _PLACEHOLDERS = (range(0x7FFF0000, 0x80010000), range(0xFFFF0000, 1 << 32))
 _SLACK_BYTES = 64  # by which writers count too much: a header, a chunk's head, a byte of padding
@@ -84,6 +93,7 @@ class _Format:
     channels: int
     rate_hz: int
     frame_bytes: int
+    order: ByteOrder
 
 
 def decode_wav(data: bytes | memoryview) -> Wav:
@@ -136,7 +146,7 @@ def wav_from_array(samples: Array, rate_hz: float) -> Wav:
     raw = np.ascontiguousarray(samples, samples.dtype.newbyteorder("="))
     raw = raw[:, 0] if samples.ndim == 2 and channels == 1 else raw
     _refuse_silence(*_finite_range(raw, 0), len(raw))
-    fmt = _Format(encoding, channels, int(rate_hz), channels * raw.itemsize)
+    fmt = _Format(encoding, channels, int(rate_hz), channels * raw.itemsize, "little")
     return Wav(_scaled(raw, fmt), fmt.rate_hz, channels, encoding, raw if encoding == "pcm16" else None)
 
 
@@ -190,13 +200,13 @@ def open_wav(view: ByteRanges) -> WavStream:
     available = len(view) - start
     whole = size - size % fmt.frame_bytes
     notes: tuple[Problem, ...] = ()
-    if bytes(view[:4]) in _LONG_FORMS or fmt.encoding in _RARE:
-        form = bytes(view[:4]).decode("ascii")
+    form = bytes(view[:4]).decode("ascii")
+    if form != "RIFF" or fmt.encoding in _RARE:
         found = ", ".join(
             [*([form] if form != "RIFF" else []), *([_RARE[fmt.encoding]] if fmt.encoding in _RARE else [])]
         )
         notes = (Problem("wav-rare-encoding", found, "RIFF with PCM of 16 bits or more, or float"),)
-    if _has_no_length(view, start, size):
+    if _has_no_length(view, start, size, fmt.order):
         claim, whole = size, available - available % fmt.frame_bytes
         found = (
             f"data size {claim:#x} and RIFF size {riff_size:#x}; "
@@ -209,12 +219,53 @@ def open_wav(view: ByteRanges) -> WavStream:
             raise _wrong_length(size, available, fmt)
         found = f"data size {size}, {available} bytes up to the end of the file, {fmt.frame_bytes} a sample"
         notes += (Problem("wav-length-mended", found, f"data size {whole}"),)
+    else:
+        _refuse_more_audio(view, start + size + size % 2, fmt.order)
     if whole == 0:
         raise RecordingFault("wav-empty", "the data chunk holds 0 samples", "audio")
     return WavStream(**asdict(fmt), frames=whole // fmt.frame_bytes, notes=notes, _view=view, _start=start)
 
 
-def _has_no_length(view: ByteRanges, start: int, size: int) -> bool:
+def _chunks(view: ByteRanges, place: int, order: ByteOrder) -> Iterator[tuple[bytes, int, int]]:
+    """Yield name, start and size of chunks, as long as there is a complete heading of one.
+
+    Args:
+        view: Bytes of the file.
+        place: Offset of the first heading.
+        order: Byte order of sizes.
+
+    Yields:
+        The chunks; the last one may be longer than the file.
+
+    Raises:
+        RecordingFault: There are more than any recorder writes, so that the walk through them would not end soon.
+    """
+    for _ in range(_MOST_CHUNKS):
+        if place + 8 > len(view):
+            return
+        heading = bytes(view[place : place + 8])
+        size = int.from_bytes(heading[4:], order)
+        yield heading[:4], place + 8, size
+        place += 8 + size + size % 2
+    raise RecordingFault("wav-damaged-header", f"over {_MOST_CHUNKS} chunks", "some")
+
+
+def _is_chunk_name(name: bytes) -> bool:
+    """Return whether four bytes can be a chunk's name, which bytes after the end of a file seldom are."""
+    return name.isascii() and b"\0" not in name
+
+
+def _refuse_more_audio(view: ByteRanges, place: int, order: ByteOrder) -> None:
+    """Refuse a second piece of audio after the first, such as two files that were joined into one."""
+    for name, start, size in _chunks(view, place, order):
+        if not _is_chunk_name(name):
+            return
+        if name in {b"data", *FORMS} and size:
+            found = f"a second {name.decode('ascii')!r} chunk of {size} bytes at byte {start - 8}"
+            raise RecordingFault("wav-damaged-header", found, "all audio in one data chunk")
+
+
+def _has_no_length(view: ByteRanges, start: int, size: int, order: ByteOrder) -> bool:
     """Return whether a data chunk's size is what a writer left there that could not seek back, or was stopped.
 
     A size of 0 is meant where nothing but chunks follow, up to the end of the file.
@@ -222,13 +273,12 @@ def _has_no_length(view: ByteRanges, start: int, size: int) -> bool:
     available = len(view) - start
     if size:
         return size > available and (size >= 1 << 32 or any(size in sizes for sizes in _PLACEHOLDERS))
-    place = start
-    while place + 8 <= len(view):
-        if not bytes(view[place : place + 4]).isascii() or b"\0" in bytes(view[place : place + 4]):
-            return True  # no chunk's name; silence would be walked through eight bytes at a time
-        place += 8 + int.from_bytes(view[place + 4 : place + 8], "little")
-        place += place % 2
-    return available > 0 and not len(view) <= place <= len(view) + 1
+    end = start
+    for name, body, claim in _chunks(view, start, order):
+        if not _is_chunk_name(name):
+            return True  # silence, for example, would be walked through eight bytes at a time
+        end = body + claim + claim % 2
+    return available > 0 and not len(view) <= end <= len(view) + 1
 
 
 def _wrong_length(size: int, available: int, fmt: _Format) -> RecordingFault:
@@ -333,15 +383,18 @@ def _check_riff(view: ByteRanges) -> int:
     head = bytes(view[:64])
     if not head:
         raise RecordingFault("wav-empty", "a file of 0 bytes", "audio")
-    if head[:4] == b"RIFX":
-        raise RecordingFault("wav-unsupported-encoding", "the RIFX form of WAVE", "RIFF " + _READ)
-    if head[:4] not in {b"RIFF", *_LONG_FORMS}:
+    if head[:4] not in FORMS:
         raise RecordingFault("wav-not-riff", f"it looks like {_guess(head)}", "RIFF ... WAVE")
     if len(head) < 12:
         raise RecordingFault("wav-truncated", f"{len(head)} bytes in all", "a RIFF header of 12 bytes")
     if head[8:12] != b"WAVE":
         raise RecordingFault("wav-not-riff", f"a RIFF file of kind {head[8:12]!r}", "kind b'WAVE'")
-    return int.from_bytes(head[4:8], "little")
+    return int.from_bytes(head[4:8], _order(view))
+
+
+def _order(view: ByteRanges) -> ByteOrder:
+    """Return the byte order of all numbers in a WAV file."""
+    return "big" if bytes(view[:4]) == _BIG_ENDIAN else "little"
 
 
 def _guess(head: bytes) -> str:
@@ -361,11 +414,9 @@ def _find_data(view: ByteRanges) -> tuple[_Format, int, int]:
     """Walk the chunks to the first data chunk; return the format, the offset of the data, and the size field."""
     fmt: _Format | None = None
     long_size: int | None = None
-    pos = 12
-    while pos + 8 <= len(view):
-        name = bytes(view[pos : pos + 4])
-        size = int.from_bytes(view[pos + 4 : pos + 8], "little")
-        pos += 8
+    order = _order(view)
+    end = 12
+    for name, pos, size in _chunks(view, end, order):
         if name == b"data":
             if fmt is None:
                 raise RecordingFault("wav-damaged-header", "the data chunk comes before a fmt chunk", "fmt first")
@@ -378,25 +429,25 @@ def _find_data(view: ByteRanges) -> tuple[_Format, int, int]:
         if name == b"fmt ":
             if fmt is not None:
                 raise RecordingFault("wav-damaged-header", "two fmt chunks", "one")
-            fmt = _parse_format(bytes(view[pos : pos + min(size, 40)]))
-        pos += size + size % 2
-    if pos < len(view) or fmt is None:
+            fmt = _parse_format(bytes(view[pos : pos + min(size, 40)]), order)
+        end = pos + size + size % 2
+    if end < len(view) or fmt is None:
         found = f"the file ends at byte {len(view)}, {'after' if fmt else 'before'} its format"
         raise RecordingFault("wav-truncated", found, "a fmt and a data chunk")
     raise RecordingFault("wav-damaged-header", f"no data chunk in {len(view)} bytes", "a data chunk")
 
 
-def _parse_format(body: bytes) -> _Format:
+def _parse_format(body: bytes, order: ByteOrder) -> _Format:
     if len(body) < 16:
         raise RecordingFault("wav-damaged-header", f"a fmt chunk of {len(body)} bytes", "16 or more")
-    tag, channels, rate_hz, _, frame_bytes, bits = struct.unpack_from("<HHIIHH", body)
+    tag, channels, rate_hz, _, frame_bytes, bits = struct.unpack_from(f"{_ORDERS[order]}HHIIHH", body)
     name = ""
     if tag == _EXTENSIBLE:
         if len(body) < 40:
             found = f"an extensible fmt chunk of {len(body)} bytes"
             raise RecordingFault("wav-damaged-header", found, "40")
-        tag = int.from_bytes(body[24:26], "little")
-        if body[26:40] != _GUID_TAIL:
+        tag = int.from_bytes(body[24:28], order)
+        if body[28:40] != _GUID_TAILS[order]:
             name = f"extensible sub-format {body[24:40].hex()}"
     name = name or _TAG_NAMES.get(tag, "")
     encoding = None if name else _ENCODINGS.get((tag, bits))
@@ -410,21 +461,22 @@ def _parse_format(body: bytes) -> _Format:
     if frame_bytes != channels * bits // 8:
         found = f"block align {frame_bytes} for {channels} channels of {bits} bits"
         raise RecordingFault("wav-damaged-header", found, str(channels * bits // 8))
-    return _Format(encoding, channels, rate_hz, frame_bytes)
+    return _Format(encoding, channels, rate_hz, frame_bytes, order)
 
 
 def _raw(body: memoryview, fmt: _Format) -> Array:
     """Return the stored numbers: (n,), or (n, channels)."""
     if fmt.encoding == "pcm24":
         wide = np.zeros((len(body) // 3, 4), np.uint8)
-        wide[:, 1:] = np.frombuffer(body, np.uint8).reshape(-1, 3)
+        triples = np.frombuffer(body, np.uint8).reshape(-1, 3)
+        wide[:, 1:] = triples if fmt.order == "little" else triples[:, ::-1]
         raw: Array = np.right_shift(wide.view("<i4").reshape(-1), 8, dtype=np.int32)
     elif fmt.encoding == "pcm8":
         raw = np.frombuffer(body, np.uint8).astype(np.int16) - np.int16(128)
     elif fmt.encoding in _COMPANDED:
         raw = _COMPANDED[fmt.encoding][np.frombuffer(body, np.uint8)]
     else:  # a view; copied only if alignment or byte order require it
-        raw = np.frombuffer(body, _DTYPES[fmt.encoding])
+        raw = np.frombuffer(body, np.dtype(_DTYPES[fmt.encoding]).newbyteorder(_ORDERS[fmt.order]))
         raw = np.require(raw, dtype=raw.dtype.newbyteorder("="), requirements="A")
     return raw.reshape(-1, fmt.channels) if fmt.channels > 1 else raw
 
@@ -456,7 +508,8 @@ def _alaw_values() -> npt.NDArray[np.int16]:
 
 _COMPANDED: Final = {"alaw": _alaw_values(), "mulaw": _mulaw_values()}
 _FLAC_BLOCK: Final = 1 << 16
-_DTYPES = {"pcm16": "<i2", "pcm32": "<i4", "float32": "<f4", "float64": "<f8"}
+_ORDERS: Final[dict[ByteOrder, Literal["<", ">"]]] = {"little": "<", "big": ">"}
+_DTYPES = {"pcm16": "i2", "pcm32": "i4", "float32": "f4", "float64": "f8"}
 _SCALES = {
     "pcm8": np.float32(2.0**-7),
     "pcm16": np.float32(2.0**-15),

@@ -46,7 +46,23 @@ _RATE_KEYS = ("mocap_frame_rate", "mocap_framerate", "fps")
 MAX_RATE_HZ = 3000
 _RATE_ROUNDING = 1e-5  # of rates such as 59.9999885559082: 6 ms in ten minutes
 # Motion of a person in radians, metres or model coefficients stays far below these.
-LIMITS = {"poses": 4.0 * math.pi + 0.01, "trans": 1000.0, "expressions": 1e4, "betas": 1e3}
+LIMITS = {"poses": 4.0 * math.pi + 0.01, "trans": 1000.0, "expressions": 1e4, "betas": 100.0}
+# Of a whole recording, so that one broken frame decides nothing: other units go far beyond these, people do not.
+_MOST_EXPRESSION = 50.0  # 95 % of the coefficients, whose standard deviation is about 1
+_MOST_HEIGHT_M = 10.0  # median height above or below the origin
+_MOST_RANGE_M = 20.0  # of a person who speaks, from one side to the other
+_PART_COLUMNS: Mapping[str, slice] = {
+    "root": slice(0, 3),
+    "body": slice(3, 66),
+    "jaw": slice(66, 69),
+    "eyes": slice(69, 75),
+    "left_eye": slice(69, 72),
+    "right_eye": slice(72, 75),
+    "hands": slice(75, 165),
+    "left_hand": slice(75, 120),
+    "right_hand": slice(120, 165),
+}
+_SAME = 1e-3  # difference of one array in float16 and in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +135,10 @@ def decode_motion(data: bytes | memoryview, *, standing: bool = True, rate_hz: f
         RecordingFault: With one of the ``npz-`` codes.
     """
     archive = Archive(data)
-    style, keys = _found_keys(archive)
-    archive.check_total([*keys.values()])
+    style, keys, others = _found_keys(archive)
+    archive.check_total([*keys.values(), *(key for _, key in others)])
+    rate = _frame_rate(archive, rate_hz)
     members = {name: archive.header(key) for name, key in keys.items()}
-    rate = _frame_rate(archive, members.pop("rate", None), rate_hz)
     lacking = _usable(members, style)
     frames = _check_members(members)
     arrays = {name: archive.array(member) for name, member in members.items()}
@@ -138,6 +154,7 @@ def decode_motion(data: bytes | memoryview, *, standing: bool = True, rate_hz: f
     if lacking:
         notes += (Problem("motion-parts-absent", ", ".join(lacking), "all parts"),)
     motion = {"trans": arrays["trans"], "poses": arrays["poses"] if style == "beat2" else _poses(arrays, frames)}
+    notes += _compared(archive, others, arrays | motion)
     motion["expressions"], more = _full_expressions(arrays.get("expressions"), frames)
     texts = {name: archive.text(name) for name in ("gender", "model")}
     notes += tuple(Problem("npz-text-unread", name, "a plain text") for name, text in texts.items() if text is None)
@@ -296,6 +313,7 @@ def _motion(
         notes += (Problem("motion-decimated", found, "30 per second"),)
     if standing:
         _check_upright(motion["poses"][:, :3])
+    notes += _check_place(motion["trans"])
     columns = len(betas)
     if columns < BETAS_COLUMNS:
         if columns or named.key_style != "arrays":
@@ -418,33 +436,84 @@ def _add_member(archive: zipfile.ZipFile, name: str, array: Array) -> None:
     archive.writestr(_member_info(name, body.tell()), body.getbuffer())
 
 
-def _found_keys(archive: Archive) -> tuple[str, dict[str, str]]:
-    """Return the key style, and the archive's name of every array that there is."""
+def _found_keys(archive: Archive) -> tuple[str, dict[str, str], list[tuple[str, str]]]:
+    """Return the key style, the archive's name of every array, and the name and key of arrays that are there twice.
+
+    Files of AMASS, for example, have ``poses`` and its parts.
+    """
     style = "beat2" if "poses" in archive else "split" if "root_orient" in archive else "smplx"
     style = style if style != "smplx" or "global_orient" in archive else "beat2"
-    wanted = {"poses": ("poses",)} if style == "beat2" else {name: keys for name, (_, keys) in _POSE_KEYS.items()}
-    wanted |= {"expressions": ("expressions", "expression"), "trans": ("trans", "transl"), "betas": ("betas",)}
-    wanted["rate"] = _RATE_KEYS
+    parts = {name: keys for name, (_, keys) in _POSE_KEYS.items()}
+    others = {"expressions": ("expressions", "expression"), "trans": ("trans", "transl"), "betas": ("betas",)}
+    wanted: dict[str, tuple[str, ...]] = ({"poses": ("poses",)} if style == "beat2" else parts) | others
     keys = {}
     for name, choices in wanted.items():
-        if key := next((choice for choice in choices if choice in archive), None):
+        ordered = reversed(choices) if style == "smplx" else choices
+        if key := next((choice for choice in ordered if choice in archive), None):
             keys[name] = key
         elif name in {"poses", "root", "body", "trans"}:
             found = ", ".join(key[:40] for key in archive.keys[:20]) or "no arrays"
             raise RecordingFault("npz-missing-key", f"no {choices[0]} among: {found}", choices[0])
-    return style, keys
+    for whole, sides in (("eyes", ("left_eye", "right_eye")), ("hands", ("left_hand", "right_hand"))):
+        if whole in keys:  # one of the two, so that no part is joined twice
+            dropped = (whole,) if style == "smplx" and keys.keys() >= {*sides} else sides
+            keys = {name: key for name, key in keys.items() if name not in dropped}
+    taken = {*keys.values()}
+    twice = [(name, key) for name, choices in (parts | others).items() for key in choices if key in archive]
+    twice = [(name, key) for name, key in twice if key not in taken]
+    return style, keys, twice
 
 
-def _frame_rate(archive: Archive, member: Member | None, given_hz: float | None) -> int:
+def _compared(archive: Archive, others: list[tuple[str, str]], motion: Mapping[str, Array]) -> tuple[Problem, ...]:
+    """Refuse a file whose second array of the same content differs; note arrays that cannot be compared.
+
+    Args:
+        archive: The file.
+        others: Name and key of each second array.
+        motion: Arrays that were read: ``poses`` (T, 165), ``expressions`` (T, n) and ``trans`` (T, 3).
+
+    Returns:
+        A note, or nothing.
+
+    Raises:
+        RecordingFault: Two arrays contradict each other.
+    """
+    unread = []
+    for name, key in others:
+        taken = motion["poses"][:, _PART_COLUMNS[name]] if name in _PART_COLUMNS else motion[name]
+        member = archive.header(key)
+        comparable = member.kind == "f" and member.itemsize in {2, 4, 8} and member.shape[:1] == taken.shape[:1]
+        if not comparable or math.prod(member.shape) != taken.size or not np.isfinite(taken[0]).all():
+            unread.append(key)
+            continue
+        given = archive.array(member).reshape(taken.shape)
+        differs = ~np.isclose(given, taken, rtol=_SAME, atol=_SAME).all(axis=1)
+        if differs.any():
+            whole = "poses" if name in _PART_COLUMNS else name
+            found = f"{key} and {whole} differ in {int(differs.sum())} frames, first in frame {int(differs.argmax())}"
+            raise RecordingFault("npz-contradiction", found, "the same motion under both names")
+    return (Problem("npz-keys-unread", ", ".join(unread), "each array once"),) if unread else ()
+
+
+def _frame_rate(archive: Archive, given_hz: float | None) -> int:
     """Return the frames per second of the file, else those that were given, a multiple of 30."""
-    if member is None:
-        if given_hz is None:
-            raise RecordingFault("npz-no-rate", f"no {_RATE_KEYS[0]}", "frames per second")
-        return checked_rate(given_hz, "--motion-rate")
-    if member.kind not in "iuf" or member.itemsize not in {2, 4, 8} or math.prod(member.shape) != 1:
-        found = f"{member.key} of dtype {member.dtype} and shape {member.shape}"
-        raise RecordingFault("npz-wrong-dtype", found, "one number")
-    return checked_rate(float(archive.array(member).reshape(-1)[0]), member.key)
+    rates = {}
+    for key in _RATE_KEYS:
+        if key not in archive:
+            continue
+        member = archive.header(key)
+        if member.kind not in "iuf" or member.itemsize not in {2, 4, 8} or math.prod(member.shape) != 1:
+            found = f"{key} of dtype {member.dtype} and shape {member.shape}"
+            raise RecordingFault("npz-wrong-dtype", found, "one number")
+        rates[key] = checked_rate(float(archive.array(member).reshape(-1)[0]), key)
+    if len({*rates.values()}) > 1:
+        found = " and ".join(f"{key} {rate}" for key, rate in rates.items())
+        raise RecordingFault("npz-contradiction", found, "one frame rate")
+    if rates:
+        return next(iter(rates.values()))
+    if given_hz is None:
+        raise RecordingFault("npz-no-rate", f"no {_RATE_KEYS[0]}", "frames per second")
+    return checked_rate(given_hz, "--motion-rate")
 
 
 def checked_rate(rate_hz: float, name: str) -> int:
@@ -523,6 +592,11 @@ def _check_values(name: str, array: Array) -> None:
     """Refuse NaN, infinity and values beyond `LIMITS`."""
     limit = LIMITS[name]
     if array.min() >= -limit and array.max() <= limit:  # false for NaN too
+        if name == "expressions" and max(-array.min(), array.max()) > _MOST_EXPRESSION:
+            most = np.quantile(np.abs(array), 0.95, method="higher")
+            if most > _MOST_EXPRESSION:
+                expected = f"up to {_MOST_EXPRESSION:g} of coefficients whose deviation is about 1"
+                raise RecordingFault("npz-out-of-range", f"expressions: 5 % are beyond {most:g}", expected)
         return
     finite = np.isfinite(array)
     bad, code, expected = (
@@ -534,6 +608,31 @@ def _check_values(name: str, array: Array) -> None:
     place = f"frame {where[0]}, column {where[1]}" if len(where) == 2 else f"column {where[0]}"
     found = f"{name}: {array[where]:g} at {place}, {int(bad.sum())} such values"
     raise RecordingFault(code, found, expected)
+
+
+def _check_place(trans: Array) -> tuple[Problem, ...]:
+    """Refuse translation far above or below the origin, as of centimetres; note a body that moves far.
+
+    Args:
+        trans: Metres (T, 3), NaN if absent.
+
+    Returns:
+        A note, or nothing.
+
+    Raises:
+        RecordingFault: The median height is impossible (``npz-out-of-range``).
+    """
+    if np.isnan(trans[0]).any():
+        return ()
+    height = float(np.quantile(trans[:, 1], 0.5, method="higher"))
+    if abs(height) > _MOST_HEIGHT_M:
+        found = f"trans: median height {height:.3g}, which would be metres"
+        raise RecordingFault("npz-out-of-range", found, "about 1; divide centimetres by 100")
+    span = (trans.max(axis=0) - trans.min(axis=0)).astype(np.float64)
+    axis = int(np.argmax(span))
+    if span[axis] <= _MOST_RANGE_M:
+        return ()
+    return (Problem("motion-far", f"trans moves {span[axis]:.3g} m along {'xyz'[axis]}", f"up to {_MOST_RANGE_M:g} m"),)
 
 
 def _check_upright(root: Array) -> None:

@@ -14,7 +14,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Self
 
@@ -75,7 +75,7 @@ _TIER_HEAD = re.compile(
 _LABEL = re.compile(r"S([0-9]{1,8})")
 _COMMENT = re.compile(r'("(?:[^"]++|"")*+")|![^\n]*')
 _FREE_TOKEN = re.compile(r'"(?P<string>(?:[^"]++|"")*+)"|(?P<open>")|(?<!\S)(?P<number>[-+.0-9][^\s"]*)')
-_MFA_TIER = re.compile(r"(?P<speaker>.+\S)\s+-\s+words?", re.IGNORECASE)
+_MFA_TIER = re.compile(r"(?P<speaker>\S(?:.*\S)?)\s+-\s+words?", re.IGNORECASE)
 # All that praatio raises on text that is no TextGrid. On JSON it raises more, but the header keeps JSON away.
 _PARSE_FAULTS = (praatio_errors.ParsingError, ValueError, IndexError)
 _SHOWN = 40
@@ -129,7 +129,10 @@ class WordInterval:
 
 @dataclass(frozen=True, slots=True)
 class WordTier:
-    """The words of a recording in order of time, without silences; the file goes from ``xmin_s`` to ``xmax_s``."""
+    """The words of a recording in order of time, without silences.
+
+    The file ends at ``xmax_s``. ``xmin_s`` is the start of the file or of the tier, that which is farther from 0.
+    """
 
     tier_name: str
     words: tuple[WordInterval, ...]
@@ -149,8 +152,9 @@ class WordTier:
         Raises:
             RecordingFault: The times do not fit (``textgrid-shifted``).
         """
-        if abs(self.xmin_s) > _MOST_START_S and abs(self.xmax_s - recording_s) > _FIT_S:
-            found = f"times from {self.xmin_s:g} to {self.xmax_s:g} s beside {recording_s:g} s of recording"
+        end_s = max(self.xmax_s, self.words[-1].end) if self.words else self.xmax_s
+        if abs(self.xmin_s) > _MOST_START_S and abs(end_s - recording_s) > _FIT_S:
+            found = f"times from {self.xmin_s:g} to {end_s:g} s beside {recording_s:g} s of recording"
             raise RecordingFault("textgrid-shifted", found, "times that begin at 0 with the recording")
 
 
@@ -193,6 +197,7 @@ class _Tier:
     name: str
     is_interval: bool
     entries: list[Any]
+    xmin_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,10 +214,10 @@ class _Grid:
 def decode_words(data: bytes, tier: str | None = None, speakers: Collection[str] = ()) -> WordTier:
     """Read the word tier of a TextGrid in UTF-8 or UTF-16, in long, short or chronological text form.
 
-    The tier is the first interval tier called ``words`` or ``word`` (any case, stray quotes ignored), else the one
-    that MFA calls ``SPEAKER - words``. Letters of labels are unchanged. Surrounding white space is removed, a line
-    break becomes one space, and silences are dropped. A word that overlaps the word before by at most 10 ms is cut to
-    start at its end.
+    The tier is the first interval tier with words that is called ``words`` or ``word`` (any case, stray quotes
+    ignored), else the one that MFA calls ``SPEAKER - words``. Letters of labels are unchanged. Surrounding white space
+    is removed, a line break becomes one space, and silences are dropped. A word that overlaps the word before by at
+    most 10 ms is cut to start at its end.
 
     Args:
         data: Bytes of the file.
@@ -237,15 +242,21 @@ def decode_words(data: bytes, tier: str | None = None, speakers: Collection[str]
     if not (math.isfinite(grid.xmin_s) and 0.0 <= grid.xmax_s < math.inf):
         found = f"times from {grid.xmin_s:g} to {grid.xmax_s:g}"
         raise RecordingFault("textgrid-syntax", found, "a length in seconds")
-    chosen = _choose(grid, tier, speakers)
+    chosen, several = _choose(grid, tier, speakers)
     intervals = grid.intervals(chosen)
     words, notes = words_in_order(intervals)
+    notes += several
     if not words:
         found = f"tier {_short(chosen.name)} with {len(intervals)} intervals, none of them a word"
         raise RecordingFault("textgrid-no-words", found, "words")
-    if abs(grid.xmin_s) > NEGATIVE_TOLERANCE_S:
-        notes += (Problem("textgrid-start", f"times from {grid.xmin_s:g} to {grid.xmax_s:g} s", "times from 0"),)
-    return WordTier(chosen.name, tuple(words), grid.xmax_s, notes, grid.xmin_s)
+    if not math.isfinite(chosen.xmin_s):
+        raise RecordingFault(
+            "textgrid-syntax", f"tier {_short(chosen.name)} from {chosen.xmin_s:g}", "a time in seconds"
+        )
+    xmin_s, place = max((grid.xmin_s, "times"), (chosen.xmin_s, "a tier"), key=lambda start: abs(start[0]))
+    if abs(xmin_s) > NEGATIVE_TOLERANCE_S:
+        notes += (Problem("textgrid-start", f"{place} from {xmin_s:g} to {grid.xmax_s:g} s", "times from 0"),)
+    return WordTier(chosen.name, tuple(words), grid.xmax_s, notes, xmin_s)
 
 
 def is_textgrid(data: bytes) -> bool:
@@ -420,7 +431,7 @@ def _tiers(masked: _Masked, wanted: str | None) -> list[_Tier]:
     try:
         parsed = textgrid_io.parseTextgridStr(body, includeEmptyIntervals=True)
         tiers = [
-            _Tier(_string(masked, tier["name"]), tier["class"] == textgrid_io.INTERVAL_TIER, tier["entries"])
+            _Tier(_string(masked, tier["name"]), tier["class"] == textgrid_io.INTERVAL_TIER, tier["entries"], math.nan)
             for tier in parsed["tiers"]
         ]
         starts = [int(tier["xmin"]) for tier in parsed["tiers"]]
@@ -440,7 +451,7 @@ def _tiers(masked: _Masked, wanted: str | None) -> list[_Tier]:
             readable = "not all" if present < 0 else present
             found = f"{readable} readable of {promised} entries in tier {_short(tier.name)}"
             raise RecordingFault("textgrid-syntax", found, "as many as the tier announces")
-    return tiers
+    return [replace(tier, xmin_s=masked.number(start)) for tier, start in zip(tiers, starts, strict=True)]
 
 
 def _without_other_entries(masked: _Masked, wanted: str | None) -> tuple[str, dict[int, int]]:
@@ -481,22 +492,25 @@ def _string(masked: _Masked, label: str) -> str:
     return masked.strings[int(match[1])].replace('""', '"')
 
 
-def _choose(grid: _Grid, wanted: str | None, speakers: Collection[str]) -> _Tier:
-    """Return the tier of words. If MFA wrote a tier for each speaker, return the tier of the recording's speaker."""
+def _choose(grid: _Grid, wanted: str | None, speakers: Collection[str]) -> tuple[_Tier, tuple[Problem, ...]]:
+    """Return the tier of words, and a note if others of its name have other words.
+
+    If MFA wrote a tier for each speaker, it is the tier of the recording's speaker.
+    """
     found = [tier for tier in grid.tiers if tier.is_interval and _is_wanted(tier.name, wanted)]
     plain = [tier for tier in found if wanted is not None or _mfa_speaker(tier.name) is None]
     if plain:
-        return plain[0]
+        return _first_spoken(grid, plain)
     if len(found) > 1:
         names = {name.casefold() for name in speakers}
         own = [tier for tier in found if _mfa_speaker(tier.name) in names]
         spoken = [tier for tier in found if any(is_word(item.word) for item in grid.intervals(tier))]
-        found = own or spoken
+        found = own or spoken or found[:1]
         if len({_mfa_speaker(tier.name) for tier in found}) > 1:
             listed = ", ".join(_short(tier.name) for tier in found[:20])
             raise RecordingFault("textgrid-several-speakers", f"the tiers {listed}", "one tier of words")
     if found:
-        return found[0]
+        return _first_spoken(grid, found)
     listed = ", ".join(f"{_short(t.name)} ({'intervals' if t.is_interval else 'points'})" for t in grid.tiers[:20])
     more = f" and {len(grid.tiers) - 20} more" if len(grid.tiers) > 20 else ""
     name = "words or word" if wanted is None else _short(wanted)
@@ -504,6 +518,23 @@ def _choose(grid: _Grid, wanted: str | None, speakers: Collection[str]) -> _Tier
         "textgrid-no-word-tier",
         f"the tiers {listed}{more}" if grid.tiers else "no tiers at all",
         f"an interval tier called {name}",
+    )
+
+
+def _first_spoken(grid: _Grid, tiers: Sequence[_Tier]) -> tuple[_Tier, tuple[Problem, ...]]:
+    """Return the first of several tiers that has words, and a note if another one has other words."""
+    if len(tiers) == 1:
+        return tiers[0], ()
+    words = [[item for item in grid.intervals(tier) if is_word(item.word)] for tier in tiers]
+    spoken = [number for number, found in enumerate(words) if found]
+    if not spoken:
+        return tiers[0], ()
+    first = spoken[0]
+    others = [f"{_short(tiers[number].name)} of {len(words[number])} words" for number in spoken]
+    if all(words[number] == words[first] for number in spoken):
+        return tiers[first], ()
+    return tiers[first], (
+        Problem("textgrid-several-tiers", f"the tiers {', '.join(others[:20])}", "one tier of words"),
     )
 
 
@@ -553,12 +584,12 @@ def _chronological(text: str) -> _Grid:
     xmin_s, xmax_s, count = number(), number(), number()
     if not 0 <= count <= len(tokens) or count != int(count):
         raise RecordingFault("textgrid-syntax", f"{count:g} tiers", "as many tiers as the file has")
-    tiers, ends = [], []
+    tiers: list[_Tier] = []
+    ends = []
     for _ in range(int(count)):
         kind, name = take("string"), take("string").replace('""', '"')
-        number()
+        tiers.append(_Tier(name, kind == "IntervalTier", [], number()))
         ends.append(number())
-        tiers.append(_Tier(name, kind == "IntervalTier", []))
     while position < len(tokens):
         place = number()
         if place not in range(1, len(tiers) + 1):

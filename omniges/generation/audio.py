@@ -21,7 +21,7 @@ import numpy.typing as npt
 from omniges.errors import DataError, EnvironmentFault, RecordingFault
 from omniges.features.audio import MEL_BANDS, Cancellation, Loudness, MelStream, loudness_gain, mix_down
 from omniges.features.timebase import FRAMES_PER_TICK, LONGEST_S, MEL_FRAMES_PER_TICK, SAMPLE_RATE_HZ, SAMPLES_PER_TICK
-from omniges.formats.audio import LOUDEST, MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ, WavStream, open_wav
+from omniges.formats.audio import FORMS, LOUDEST, MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ, WavStream, open_wav
 from omniges.model.streams import StreamName
 from omniges.storage.atomic import os_errors
 from omniges.storage.files import open_file
@@ -203,7 +203,7 @@ def log_mel_of_samples(
 
 def _wav(path: Path, file: IO[bytes]) -> WavStream | None:
     """Open the file as a WAV; return None if libsndfile has to read it."""
-    if os.pread(file.fileno(), 4, 0) not in {b"RIFF", b"RF64", b"BW64"} and path.suffix.lower() != ".wav":
+    if os.pread(file.fileno(), 4, 0) not in FORMS and path.suffix.lower() != ".wav":
         return None
     try:
         return open_wav(_FileBytes(file))

@@ -6,6 +6,7 @@ paired by name. Without files, an input is only a length.
 
 from __future__ import annotations
 
+import codecs
 import reprlib
 import sys
 import unicodedata
@@ -311,11 +312,13 @@ def _textgrid(path: str, data: bytes, seconds: float | None) -> tuple[list[dict[
 
 def _plain(path: str, data: bytes, rate: SpeakingRate | None) -> tuple[list[dict[str, Any]], float | None, list[str]]:
     """Return words with estimated times, no length, and a warning about the estimate."""
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path}: text in UTF-8 expected, found other bytes at {error.start}: save it as UTF-8"
+            f"{path}: text in {'UTF-16' if wide else 'UTF-8'} expected, found other bytes at {error.start}: save it as "
+            "UTF-8"
         ) from error
     if rate is None:
         raise UsageFault(

@@ -203,4 +203,7 @@ def timed_words(text: str, rate: SpeakingRate) -> list[dict[str, Any]]:
             now = words[-1]["end"] + (rate.sentence_s if ending & _SENTENCE else rate.phrase_s)
     if not words:
         raise UsageFault("text: at least one word expected, found none")
+    if not any(is_word(word["word"]) for word in words):  # beside words, such as in Turkish, sil may be one of them
+        found = ", ".join(sorted({word["word"] for word in words})[:5])
+        raise UsageFault(f"text: at least one word expected, found only marks of silence or noise: {found}")
     return words

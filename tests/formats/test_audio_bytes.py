@@ -49,18 +49,22 @@ def code_of(data: bytes) -> str:
     hnp.arrays(np.int32, st.tuples(st.integers(2, 40), st.integers(1, 3)), unique=True),
     st.sampled_from([8000, 16000, 44100, 48000]),
     st.sampled_from(["WAV", "WAVEX", "RF64"]),
+    st.booleans(),
 )
 @settings(deadline=None)
-def test_every_encoding_reads_as_libsndfile_reads_it(encoding, values, rate, container):
+def test_every_encoding_reads_as_libsndfile_reads_it(encoding, values, rate, container, big_endian):
     buffer = io.BytesIO()
     data = values if not encoding.startswith("float") else values / 2.0**31
-    soundfile.write(buffer, data, rate, subtype=SUBTYPES[encoding], format=container)
+    big_endian = big_endian and soundfile.check_format(container, SUBTYPES[encoding], "BIG")
+    endian = "BIG" if big_endian else "FILE"
+    soundfile.write(buffer, data, rate, subtype=SUBTYPES[encoding], format=container, endian=endian)
+    assert buffer.getvalue().startswith(b"RIFX") == big_endian
     expected, _ = soundfile.read(io.BytesIO(buffer.getvalue()), dtype="float64", always_2d=True)
     if (expected == expected[0]).all():
         return
     wav = decode_wav(buffer.getvalue())
     assert (wav.encoding, wav.rate_hz, wav.channels) == (encoding, rate, values.shape[1])
-    rare = encoding in {"pcm8", "alaw", "mulaw"} or container == "RF64"
+    rare = encoding in {"pcm8", "alaw", "mulaw"} or container == "RF64" or big_endian
     assert [note.code for note in wav.notes] == ["wav-rare-encoding"] * rare
     assert wav.samples.dtype == np.float32
     np.testing.assert_array_equal(wav.samples.reshape(expected.shape), expected.astype(np.float32))
@@ -132,6 +136,11 @@ def test_integer_samples_are_kept_for_lossless_storage():
 def test_unknown_and_odd_chunks_are_skipped_and_what_follows_the_data_is_no_audio():
     data = riff(chunk(b"LIST", b"abc"), FMT, chunk(b"JUNK", b"x" * 7), chunk(b"data", TONE), chunk(b"LIST", b"tail"))
     assert decode_wav(data).samples.shape == (5,)
+
+
+@pytest.mark.parametrize("tail", [chunk(b"data", b""), b"\0" * 99, b"data", b"\0data\4\0\0\0abcd", b"\xff" * 50])
+def test_no_second_audio_behind_the_data(tail):
+    assert decode_wav(riff(FMT, chunk(b"data", TONE)) + tail).samples.shape == (5,)
 
 
 def test_unaligned_data_is_read():
@@ -242,7 +251,15 @@ CODES = {
     "ogg": (b"OggS" + bytes(40), "wav-not-riff"),
     "mp3 frame": (b"\xff\xfb\x90" + bytes(40), "wav-not-riff"),
     "avi": (b"RIFF\x10\0\0\0AVI " + bytes(40), "wav-not-riff"),
-    "big-endian": (b"RIFX" + bytes(40), "wav-unsupported-encoding"),
+    "big-endian zeros": (b"RIFX" + bytes(40), "wav-not-riff"),
+    "two data chunks": (riff(FMT, chunk(b"data", TONE), chunk(b"data", TONE)), "wav-damaged-header"),
+    "two data chunks apart": (
+        riff(FMT, chunk(b"data", TONE), chunk(b"LIST", b"abcd"), chunk(b"data", TONE)),
+        "wav-damaged-header",
+    ),
+    "two joined files": (riff(FMT, chunk(b"data", TONE)) * 2, "wav-damaged-header"),
+    "chunks without end": (riff(FMT, chunk(b"JUNK", b"") * 20_000, chunk(b"data", TONE)), "wav-damaged-header"),
+    "chunks without end behind": (riff(FMT, chunk(b"data", TONE), chunk(b"JUNK", b"") * 20_000), "wav-damaged-header"),
     "ADPCM": (riff(chunk(b"fmt ", fmt_body(2, 4)), chunk(b"data", TONE)), "wav-unsupported-encoding"),
     "float16": (riff(chunk(b"fmt ", fmt_body(3, 16)), chunk(b"data", TONE)), "wav-unsupported-encoding"),
     "foreign guid": (

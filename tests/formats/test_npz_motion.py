@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import struct
 import tracemalloc
@@ -553,3 +554,97 @@ def test_motion_in_blocks_is_the_same_bytes(block):
         np.testing.assert_array_equal(found["trans"], arrays["trans"])
     with pytest.raises(ValueError, match="poses has 40 frames, expected 41"):
         write_motion(io.BytesIO(), 41, blocks, np.zeros(300), gender="neutral", model="smplx2020")
+
+
+PARTS = {key: array for key, array in split_motion(5).items() if key.startswith(("pose_", "root_"))}
+SIDES = {key: array for key, array in smplx_motion(5).items() if key.endswith(("_pose", "_orient", "transl"))}
+
+
+class TestTwoNamesOfOneThing:
+    """A file may have an array under two names, as those of AMASS have; both must then say the same."""
+
+    @pytest.mark.parametrize("second", [PARTS, SIDES, PARTS | SIDES])
+    @pytest.mark.parametrize("first", [motion, split_motion, smplx_motion])
+    @pytest.mark.parametrize("kind", ["f2", "f4", "f8"])
+    def test_equal_arrays_change_nothing(self, first, second, kind):
+        alone = first(5)
+        more = {key: array.astype(kind) for key, array in second.items() if key not in alone}
+        reference = decode_motion(npz(alone))
+        if "poses" not in alone and "root_orient" not in alone:
+            more.pop("root_orient", None)  # it decides the style
+        got = decode_motion(npz(alone | more))
+        for name in ("poses", "trans", "expressions"):
+            np.testing.assert_array_equal(getattr(got, name), getattr(reference, name), strict=True)
+        assert (got.notes, got.key_style) == (reference.notes, reference.key_style)
+
+    @pytest.mark.parametrize("key", sorted(PARTS | SIDES))
+    def test_arrays_that_differ_are_refused(self, key):
+        second = np.array((PARTS | SIDES)[key])
+        second[3] += 0.1
+        problem = fault_of(npz(motion(5) | {key: second})).problem
+        assert problem.code == "npz-contradiction"
+        assert key in problem.found
+        assert "first in frame 3" in problem.found
+
+    def test_second_expressions_that_differ_are_refused(self):
+        arrays = motion(5)
+        assert code_of(npz(arrays | {"expression": arrays["expressions"] * 2})) == "npz-contradiction"
+
+    @pytest.mark.parametrize(
+        "second",
+        [
+            {"pose_hand": np.zeros((5, 24), "f4")},
+            {"body_pose": np.zeros((5, 69), "f4")},
+            {"body_pose": np.zeros((1, 63), "f4")},
+            {"global_orient": np.array("none")},
+        ],
+    )
+    def test_what_cannot_be_compared_is_noted(self, second):
+        (note,) = decode_motion(npz(motion(5) | second)).notes
+        assert (note.code, note.found) == ("npz-keys-unread", next(iter(second)))
+
+    def test_rates_that_differ_are_refused_in_any_order(self):
+        rates = {"mocap_frame_rate": 30, "mocap_framerate": 60.0, "fps": 120}
+        for first, second in itertools.permutations(rates, 2):
+            arrays = motion(mocap_frame_rate=None) | {key: np.array(rates[key]) for key in (first, second)}
+            problem = fault_of(npz(arrays)).problem
+            assert problem.code == "npz-contradiction"
+            assert first in problem.found
+            assert second in problem.found
+        got = decode_motion(npz(motion(fps=np.float32(30.0), mocap_framerate=29.99999)))
+        assert (got.frame_rate_hz, got.notes) == (30, ())
+
+
+class TestUnits:
+    """Motion in other units than radians, metres and coefficients is refused, never guessed."""
+
+    @pytest.mark.parametrize("rest", [0.0, 1.3, -0.4])
+    @given(scale=st.sampled_from([1, 100]), seed=st.integers(0, 99))
+    @settings(deadline=None, max_examples=20)
+    def test_centimetres_are_refused_or_noted(self, rest, scale, seed):
+        rng = np.random.default_rng(seed)
+        trans = (np.cumsum(rng.normal(0, 0.01, (200, 3)), axis=0) + [0, rest, 0]) * scale
+        data = npz(motion(200, trans=trans))
+        if scale == 1:
+            assert decode_motion(data).notes == ()
+        elif rest > 1:
+            problem = fault_of(data).problem
+            assert problem.code == "npz-out-of-range"
+            assert "centimetres" in problem.expected
+        elif abs(np.median(trans[:, 1])) < 10 and np.ptp(trans, axis=0).max() > 20:
+            assert [note.code for note in decode_motion(data).notes] == ["motion-far"]
+
+    @needs_sample
+    @pytest.mark.parametrize(
+        ("key", "scale"), [("trans", 100), ("trans", 1000), ("expressions", 1000), ("betas", 1000)]
+    )
+    def test_the_real_file_in_other_units(self, key, scale):
+        with np.load(SAMPLE / "smplxflame_30" / "2_scott_0_1_1.npz") as file:
+            arrays = dict(file)
+        arrays[key] = arrays[key] * arrays[key].dtype.type(scale)
+        assert fault_of(npz(arrays)).problem.code == "npz-out-of-range"
+
+    def test_one_broken_frame_of_a_face_decides_nothing(self):
+        face = motion(50)["expressions"]
+        face[7] = 900.0
+        assert decode_motion(npz(motion(50, expressions=face))).notes == ()

@@ -251,7 +251,7 @@ def test_words_that_look_like_marks_stay(label):
 class TestTiersOfMfa:
     """MFA calls a tier of words after its speaker."""
 
-    @pytest.mark.parametrize("name", ["2_scott - words", "scott - word", "a - b - words", "Scott - Words"])
+    @pytest.mark.parametrize("name", ["2_scott - words", "2 - words", "scott - word", "a - b - words", "Scott - Words"])
     def test_one_speaker(self, name):
         assert len(rows_of(textgrid(("scott - phones", TWO), (name, TWO)))) == 2
 
@@ -274,6 +274,40 @@ class TestTiersOfMfa:
         assert problem.code == "textgrid-several-speakers"
         assert "'guest - words', 'host - words'" in problem.found
 
+    def test_several_strangers_without_a_word(self):
+        silent = [("0", "9", "sil")]
+        assert code_of(textgrid(("guest - words", silent), ("host - words", silent))) == "textgrid-no-words"
+
+    @pytest.mark.parametrize("name", ["guest - words", "host - words"])
+    def test_each_of_several_strangers_can_be_named(self, name):
+        data = textgrid(("guest - words", TWO), ("host - words", TWO[:1]))
+        assert rows_of(data, name) == rows_of(textgrid(("words", TWO if name.startswith("guest") else TWO[:1])))
+
+
+class TestTwoTiersOfOneName:
+    """The first tier with words counts; if another one says otherwise, a note tells it."""
+
+    @pytest.mark.parametrize("names", [("words", "words"), ("words", "Word"), ("a - words", "A - words")])
+    @pytest.mark.parametrize("form", ["long", "short", "chronological"])
+    def test_other_words_are_noted(self, names, form):
+        tiers = [("phones", TWO), (names[0], TWO), (names[1], TWO[:1])]
+        text = chronological(*tiers, xmax="1") if form == "chronological" else textgrid(*tiers, short=form == "short")
+        got = decode_words(text.encode())
+        assert [word.word for word in got.words] == ["one", "two"]
+        assert [note.code for note in got.notes] == ["textgrid-several-tiers"]
+        assert f"'{names[0]}' of 2 words, '{names[1]}' of 1 words" in got.notes[0].found
+
+    def test_a_named_tier_that_is_there_twice_is_noted(self):
+        got = decode_words(textgrid(("Mots", TWO), ("Mots", TWO[:1])).encode(), "Mots")
+        assert [note.code for note in got.notes] == ["textgrid-several-tiers"]
+
+    def test_equal_words_are_not_noted(self):
+        assert decode_words(textgrid(("words", TWO), ("words", [*TWO, ("2", "9", "sil")])).encode()).notes == ()
+
+    def test_a_tier_without_words_is_passed_by(self):
+        got = decode_words(textgrid(("words", [("0", "9", "")]), ("words", TWO)).encode())
+        assert (len(got.words), got.notes) == (2, ())
+
 
 class TestStart:
     """Times are taken as they are; where that shifts each word against the recording, they are refused."""
@@ -287,6 +321,22 @@ class TestStart:
         got = self.grid(10, 70)
         assert [note.code for note in got.notes] == ["textgrid-start"]
         assert got.words[0].start == 11.0
+
+    @pytest.mark.parametrize("form", ["long", "short", "chronological"])
+    @pytest.mark.parametrize("start", ["5", "-5", "0.5"])
+    def test_a_tier_that_starts_elsewhere_is_noted(self, form, start):
+        tier = ("words", [("6", "10", "a")])
+        if form == "chronological":
+            text = chronological(tier).replace('"words" 0', f'"words" {start}')
+        else:
+            text = textgrid(tier, short=form == "short", xmax="10")
+            head, mark, tail = text.partition("words")
+            text = head + mark + tail.replace("0 \n" if form == "long" else "0\n", f"{start}\n", 1)
+        got = decode_words(text.encode())
+        assert [(note.code, note.found) for note in got.notes] == [("textgrid-start", f"a tier from {start} to 10 s")]
+        got.require_fit(10.0)
+        with pytest.raises(RecordingFault, match="textgrid-shifted"):
+            got.require_fit(5.0)
 
     @pytest.mark.parametrize(("start", "xmax", "recording_s"), [(10, 70, 70.3), (0.0125, 60, 80), (0, 60, 80)])
     def test_times_of_this_recording(self, start, xmax, recording_s):

@@ -82,6 +82,12 @@ def test_marks_of_transcripts_are_left_out_and_counted(mark: str) -> None:
     assert len(estimate_warnings("so then", RATE)) == 1
 
 
+@pytest.mark.parametrize("text", ["sil", "sil sp spn", "Sil. SP, pau!", "<sil> sp [noise]"])
+def test_marks_of_silence_alone_are_refused(text: str) -> None:
+    with pytest.raises(UsageFault, match="found only marks of silence or noise"):
+        timed_words(text, RATE)
+
+
 def test_wide_punctuation_makes_pauses() -> None:
     words = timed_words("好，你。我", RATE)
     assert [b["start"] - a["end"] for a, b in itertools.pairwise(words)] == pytest.approx([0.3, 0.8])
