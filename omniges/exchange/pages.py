@@ -18,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from omniges.exchange import solid
 from omniges.exchange.tracks import Sound, Track
 from omniges.features.body import PARENTS, PELVIS_BELOW_TRANS_M, REST_OFFSETS, joint_positions
 from omniges.features.gesture import JOINT_NAMES
@@ -33,6 +34,8 @@ EXPRESSIONS: Final = 8
 QUATERNION_STEP: Final = 1 / 32767
 EXPRESSION_STEP: Final = 1e-3
 ENVELOPE_HZ: Final = 100
+PLACE_STEP_M: Final = 5e-5
+"""Precision of the figure's vertices."""
 
 _SCRIPTS: Final = ("skeleton.js", "figure.js", "stage.js", "timeline.js", "player.js")
 _FEET: Final = tuple(JOINT_NAMES.index(name) for name in ("left_ankle", "right_ankle", "left_foot", "right_foot"))
@@ -87,6 +90,7 @@ def page(clips: Sequence[Clip], scores: Sequence[ScoreTable] = ()) -> list[bytes
         "joints": JOINT_NAMES,
         "parents": PARENTS,
         "offsets": REST_OFFSETS.tolist(),
+        "figure": _figure(blobs),
         "clips": [_clip(clip, blobs) for clip in clips],
         "scores": [asdict(table) for table in scores],
     }
@@ -137,6 +141,37 @@ class _Blobs:
             self._known[digest] = len(self.parts)
             self.parts.append(base64.b64encode(data))
         return self._known[digest]
+
+
+def _figure(blobs: _Blobs) -> dict[str, Any]:
+    """Return the solid figure: its mesh as a blob of integers, and the numbers and colours of its parts."""
+    body, mouth, depths = solid.solid_figure(), solid.mouth(), solid.mouth_depths()
+
+    def steps(lengths: Numbers) -> bytes:
+        return bytes(np.rint(lengths / PLACE_STEP_M).astype("<i2").tobytes())
+
+    triangles = [surface.triangles.astype("<u2").tobytes() for surface in (body, mouth)]
+    bound = [body.bones.tobytes(), np.rint(body.weights * 255).astype(np.uint8).tobytes(), body.colours.tobytes()]
+    normals = np.rint(body.normals * 127).astype(np.int8).tobytes()
+    (row, column), (rows, columns) = solid.DEPTH_FIRST, solid.DEPTH_SHAPE
+    return {
+        "blob": blobs.add(b"".join([steps(body.positions), steps(depths), *triangles, normals, *bound])),
+        "step": PLACE_STEP_M,
+        "vertices": len(body.positions),
+        "triangles": len(body.triangles),
+        "mouthTriangles": len(mouth.triangles),
+        "mouth": {
+            "y": solid.MOUTH_Y,
+            "half": solid.MOUTH_HALF_M,
+            "sides": solid.MOUTH_SIDES,
+            "around": solid.MOUTH_AROUND,
+        },
+        "grid": {"step": solid.DEPTH_STEP_M, "row": row, "column": column, "rows": rows, "columns": columns},
+        "brows": solid.BROWS,
+        "colours": solid.COLOURS,
+        "parts": solid.PARTS,
+        "tints": solid.TINTS,
+    }
 
 
 def _clip(clip: Clip, blobs: _Blobs) -> dict[str, Any]:

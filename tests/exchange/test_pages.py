@@ -118,7 +118,7 @@ class TestText:
         document, _, elements = read(Clip(clip, (one,)))
         (found,) = document["clips"]
         assert (found["name"], found["tracks"][0]["name"], found["tracks"][0]["words"][0][0]) == (clip, name, word)
-        assert len(elements.scripts()) == 2
+        assert len(elements.scripts()) == 3  # the data, the figure, the program
 
     @pytest.mark.parametrize(
         "text", [HOSTILE, "</script><img src=x onerror=alert(1)>", "<!--", "{{script}}", "]]>", "{{style}}"]

@@ -1,7 +1,6 @@
 // The stage: figures side by side, drawn with WebGL 2, and the camera that all of them share.
 
-const TINTS = ["#4c82e0", "#e07b39", "#3f9f74", "#a765c9", "#c9a227", "#c8507a", "#3aa3b5", "#7d8794"];
-const tintOf = (index) => TINTS[index % TINTS.length];
+const tintOf = (index) => data.figure.tints[index % data.figure.tints.length];
 const EYE_RADIANS = 28 * Math.PI / 180;
 
 const FIGURE_VERTEX = `#version 300 es
@@ -56,10 +55,9 @@ class Stage {
     if (!gl) throw new Error("This browser does not draw with WebGL 2; sound, words and curves work.");
     this.figure = program(gl, FIGURE_VERTEX, FIGURE_FRAGMENT);
     this.floor = program(gl, FLOOR_VERTEX, FLOOR_FRAGMENT);
-    const { vertices, triangles } = figureMesh();
-    this.body = surface(gl, vertices, triangles);
+    this.body = surface(gl, FIGURE.vertices, FIGURE.triangles);
     this.mouthData = new Float32Array(10 * MOUTH_VERTICES);
-    this.mouth = surface(gl, this.mouthData, mouthTriangles());
+    this.mouth = surface(gl, this.mouthData, FIGURE.mouth);
     this.ground = plane(gl);
     this.bones = new Float32Array(12 * BONES);
     this.positions = new Float64Array(3 * JOINTS);
@@ -231,6 +229,6 @@ const rgb = (text) => [1, 3, 5].map((k) => parseInt(text.slice(k, k + 2), 16) / 
 
 /** The colours of a figure, in the order of COLOURS. */
 function palette(tint) {
-  const own = rgb(tint);
-  return new Float32Array([own, rgb("#dccfc2"), rgb("#f4f4f2"), rgb("#5b7688"), rgb("#4a3f3b"), rgb("#bf8a80"), own.map((x) => x * 0.5)].flat());
+  const own = { tint: rgb(tint), shoe: rgb(tint).map((x) => x * 0.5) };
+  return new Float32Array(data.figure.colours.flatMap((name) => own[name] ?? rgb(data.figure.parts[name])));
 }
