@@ -171,6 +171,7 @@ class BodyModel:
     weights: F64  # (V, 55), each row sums to 1
     parents: tuple[int, ...]  # 55, −1 for the pelvis
     mean_hands: F64  # (90,) rad, left and right: added to the angles of hands
+    triangles: npt.NDArray[np.int32] | None = None  # (F, 3) vertices, counterclockwise from outside; None: unknown
 
     def __post_init__(self) -> None:
         """Refuse another tree of joints."""

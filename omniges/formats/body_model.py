@@ -7,6 +7,7 @@ the arrays named here are read; others, which may be pickled objects, are skippe
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,7 @@ EXPRESSIONS = 100
 POSE_FEATURES = 9 * (JOINTS - 1)
 HAND_COLUMNS = 45
 MAX_VERTICES = 200_000
+_MOST_FACES = 3 * MAX_VERTICES
 _MAX_BYTES = 1 << 30
 
 _PICKLE = b"\x80"
@@ -54,11 +56,13 @@ def decode_body_model(data: bytes | memoryview) -> BodyModel:
     if missing:
         found = ", ".join(key[:40] for key in archive.keys[:20]) or "no arrays"
         raise RecordingFault("npz-missing-key", f"no {missing[0]} among: {found}", "an SMPL-X model")
+    wanted += [key for key in ("f",) if key in archive]
     archive.check_total(wanted)
     members = {key: archive.header(key) for key in wanted}
     _check_shapes(members)
     arrays = {key: archive.array(member) for key, member in members.items()}
     root, *parents = map(int, arrays.pop("kintree_table")[0])
+    triangles = _triangles(arrays.pop("f"), len(arrays["v_template"])) if "f" in arrays else None
     if root not in _ROOT or not all(0 <= parent < joint for joint, parent in enumerate(parents, 1)):
         raise RecordingFault("npz-damaged", "a kintree_table that is no tree", "every parent before its children")
     for key, array in arrays.items():
@@ -81,7 +85,14 @@ def decode_body_model(data: bytes | memoryview) -> BodyModel:
         weights=weights,
         parents=(-1, *parents),
         mean_hands=np.concatenate([numbers["hands_meanl"], numbers["hands_meanr"]]),
+        triangles=triangles,
     )
+
+
+def _triangles(found: npt.NDArray[Any], vertices: int) -> npt.NDArray[np.int32]:
+    if found.size and (found.min() < 0 or found.max() >= vertices):
+        raise RecordingFault("npz-out-of-range", "faces f of vertices that are not there", f"0 to {vertices - 1}")
+    return found.astype(np.int32)
 
 
 def read_body_model(path: Path) -> tuple[BodyModel, str]:
@@ -124,10 +135,14 @@ def _check_shapes(members: dict[str, Member]) -> None:
         "hands_meanl": (HAND_COLUMNS,),
         "hands_meanr": (HAND_COLUMNS,),
     }
+    if "f" in members:
+        faces = members["f"].shape
+        expected["f"] = (faces[0] if faces and faces[0] <= _MOST_FACES else _MOST_FACES, 3)
     for key, member in members.items():
-        kinds, sizes = ("iu", {4, 8}) if key == "kintree_table" else ("f", {4, 8})
+        whole = key in {"kintree_table", "f"}
+        kinds, sizes = ("iu", {4, 8}) if whole else ("f", {4, 8})
         if member.kind not in kinds or member.itemsize not in sizes:
-            wanted = "whole numbers" if key == "kintree_table" else "float32 or float64"
+            wanted = "whole numbers" if whole else "float32 or float64"
             raise RecordingFault("npz-wrong-dtype", f"{key} of dtype {member.dtype}", wanted)
         if member.shape != expected[key]:
             hint = ": SMPL-X with 55 joints, 300 shape and 100 expression directions"

@@ -38,7 +38,12 @@ def test_arrays_are_those_that_numpy_reads_and_objects_beside_them_are_passed_ov
         np.testing.assert_array_equal(found.mean_hands[45:], reference["hands_meanr"])
         with pytest.raises(ValueError, match="allow_pickle"):
             reference["joint2num"]
+        np.testing.assert_array_equal(found.triangles, reference["f"])
     assert found.parents == tuple(TREE)
+
+
+def test_faces_may_be_absent() -> None:
+    assert decode_body_model(body_file(20, f=None)).triangles is None
 
 
 def test_expression_directions_in_an_array_of_their_own() -> None:
@@ -71,6 +76,10 @@ WRONG = body_arrays(20)
         ({"kintree_table": np.zeros((2, 55))}, "npz-wrong-dtype", "whole numbers"),
         ({"kintree_table": np.zeros((2, 55), np.int64)}, "npz-damaged", "no tree"),
         ({"weights": WRONG["weights"] * 2}, "npz-out-of-range", "sum to 2"),
+        ({"f": np.array([[0, 1, 20]])}, "npz-out-of-range", "vertices that are not there"),
+        ({"f": np.array([[0, 1, -1]])}, "npz-out-of-range", "vertices that are not there"),
+        ({"f": np.zeros((4, 4), np.uint32)}, "npz-wrong-shape", "f of shape (4, 4)"),
+        ({"f": np.zeros((4, 3))}, "npz-wrong-dtype", "whole numbers"),
         ({"posedirs": WRONG["posedirs"] * np.nan}, "npz-not-finite", "posedirs"),
     ],
 )
