@@ -72,7 +72,7 @@ def _verified(folder: Path, level: Level, threads: int) -> float:
     start = time.perf_counter()
     result = verify(settings)
     seconds = time.perf_counter() - start
-    if not result.sound:
+    if not result.valid:
         raise SystemExit(f"{folder}: {result.findings[0]}")
     return seconds
 

@@ -63,7 +63,7 @@ def verify_shards(folder: str | Path = "shards", *, progress: bool = False, **se
         **settings: Options of `VerifySettings`, such as ``level="deep"``.
 
     Returns:
-        The findings; `VerifyResult.sound` is true if no error was found.
+        The findings; `VerifyResult.valid` is true if no error was found.
 
     Raises:
         UsageFault: The folder does not exist, or a setting is invalid.

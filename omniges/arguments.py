@@ -35,7 +35,7 @@ def refuse(name: str, expected: str, found: object) -> UsageFault:
     return UsageFault(f"{name}: {expected} expected, found {reprlib.repr(found)}")
 
 
-def whole(name: str, value: Any, least: int | None = None, below: int | None = None) -> int:
+def integer(name: str, value: Any, least: int | None = None, below: int | None = None) -> int:
     """Return a whole number as `int`; numpy's integers are valid too.
 
     Args:

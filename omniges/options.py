@@ -184,8 +184,8 @@ class Setting:
         """Convert a value as YAML and Python users write it; YAML reads ``no`` as false and ``1e-3`` as text."""
         if self.kind is str and value is False:
             return "no"
-        words, given_as = _KINDS[self.kind]
-        if isinstance(value, given_as) and isinstance(value, bool) == (self.kind is bool) and value != "":
+        words, accepted = _KINDS[self.kind]
+        if isinstance(value, accepted) and isinstance(value, bool) == (self.kind is bool) and value != "":
             with suppress(ValueError, OverflowError):
                 return self.kind(value)
         if self.kind is dict:
@@ -406,8 +406,8 @@ def from_keywords(settings: type[T], values: Mapping[str, Any], function: str) -
     """
     values = present_names(settings, values)
     refuse_unknown(function, "setting", values, list(_names_of(settings)))
-    made: T = _from_values(settings, values)
-    return made
+    built: T = _from_values(settings, values)
+    return built
 
 
 def _names_of(settings: Any) -> Iterator[str]:

@@ -203,7 +203,7 @@ class Worker:
         end = None if limit_s is None else time.monotonic() + limit_s
 
         def read(size: int) -> memoryview:
-            whole = view = memoryview(empty(size, uint8).data)  # bytearray would clear the pages first
+            buffer_view = view = memoryview(empty(size, uint8).data)  # bytearray would clear the pages first
             while view:
                 if not self._poll.poll(None if end is None else max(0.0, end - time.monotonic()) * 1000):
                     raise TimeoutError(f"no result within the deadline of {limit_s:g} s")
@@ -211,7 +211,7 @@ class Worker:
                 if not count:
                     raise self._death()
                 view = view[count:]
-            return whole
+            return buffer_view
 
         length = int.from_bytes(read(_LENGTH_BYTES), "little")
         if length > _MAX_HEAD_BYTES:

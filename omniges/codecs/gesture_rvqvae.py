@@ -322,10 +322,10 @@ def load(folder: Path, loading: Loading) -> GestureRvqvae:
     Returns:
         The loaded codec.
     """
-    return load_whole_gesture_rvqvae(folder, loading.device)
+    return load_all_gesture_rvqvae(folder, loading.device)
 
 
-def load_whole_gesture_rvqvae(folder: Path, device: torch.device) -> GestureRvqvae:
+def load_all_gesture_rvqvae(folder: Path, device: torch.device) -> GestureRvqvae:
     """Load the codec with all four parts, so that latents decode to all 415 channels.
 
     Args:

@@ -137,7 +137,7 @@ def with_flags(
             hint = hints[parameter.name]
             chosen = getattr(hint, "__metadata__", (None,))[0]
             if is_dataclass(hint) or is_dataclass(chosen):
-                hints[parameter.name], build = (hint, _made) if is_dataclass(hint) else (chosen, _given)
+                hints[parameter.name], build = (hint, _build_settings) if is_dataclass(hint) else (chosen, _passed)
                 built[parameter.name] = build
                 parameters += _flags(hints[parameter.name])
                 present |= _other_flags(hints[parameter.name])
@@ -215,7 +215,7 @@ def _completion(setting: Setting) -> Callable[[str], list[str]] | None:
     return complete if setting.option.values or setting.choices else None
 
 
-def _given(settings: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+def _passed(settings: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of the flags that were given, by field."""
     found = {}
     for name, setting in settings_of(settings).items():
@@ -232,6 +232,10 @@ def _given(settings: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _made(settings: Any, values: Mapping[str, Any]) -> Any:
-    inner = {name: _made(each, values) for name, each in settings_of(settings).items() if not isinstance(each, Setting)}
-    return settings(**inner, **_given(settings, values))
+def _build_settings(settings: Any, values: Mapping[str, Any]) -> Any:
+    inner = {
+        name: _build_settings(each, values)
+        for name, each in settings_of(settings).items()
+        if not isinstance(each, Setting)
+    }
+    return settings(**inner, **_passed(settings, values))

@@ -48,11 +48,11 @@ def preprocess(
     if plan:
         from omniges.pipeline.plan import make_plan
 
-        made = make_plan(settings)
+        planned = make_plan(settings)
         if as_json:
-            echo(plan_json(made))
+            echo(plan_json(planned))
         else:
-            print_plan(made, settings.num_workers, make_console())
+            print_plan(planned, settings.num_workers, make_console())
         return
     with resumable(), counter("MB compared with what earlier runs read and wrote") as count:
         summary = run(settings, make_reporter("json" if as_json else "auto"), count)

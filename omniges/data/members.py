@@ -89,7 +89,7 @@ class MemberReader:
         rows = {"gesture.npy": row.frames, "jaw_eyes.npy": row.frames, "mel.npy": row.mel_frames}.get(member, count)
         shape = (rows, width) if width else (count,)
         expected = npy_header("<f4", shape)
-        sound = data[: len(expected)] == expected and place.size == len(expected) + 4 * int(np.prod(shape))
-        if not sound or (place.offset + head_bytes) % 4:
+        valid = data[: len(expected)] == expected and place.size == len(expected) + 4 * int(np.prod(shape))
+        if not valid or (place.offset + head_bytes) % 4:
             raise DataError(f"{shown}: an npy array {shape} of float32 expected, found another. {VERIFY}")
         return (place.offset + head_bytes) // 4, count

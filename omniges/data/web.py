@@ -108,8 +108,8 @@ def webdataset(
         import webdataset as wds  # noqa: PLC0415 - it imports torch
     except ImportError:
         raise EnvironmentFault("webdataset is not installed: pip install 'omniges[train]'") from None
-    shuffle, decode = arguments.whole("shuffle", shuffle, 0), arguments.flag("decode", decode)
-    seed = None if seed is None else arguments.whole("seed", seed)
+    shuffle, decode = arguments.integer("shuffle", shuffle, 0), arguments.flag("decode", decode)
+    seed = None if seed is None else arguments.integer("seed", seed)
     addresses, found = _addresses(source, split, wds.shardlists.expand_urls)
     rows = found if manifest is None else _rows_of(manifest)
     number = random.randrange(1 << 31) if seed is None else seed  # noqa: S311 - an order, not a secret
@@ -344,7 +344,7 @@ def _grouped(
 ) -> Iterator[tuple[str, dict[str, _Member]]]:
     """Yield complete samples of a shard, compared with its part of the manifest if there is one."""
     plan: Iterator[ManifestRow] | None = None
-    for key, members in _whole_samples(walk):
+    for key, members in _complete_samples(walk):
         if plans is not None:
             if plan is None:
                 if key not in plans:
@@ -359,7 +359,7 @@ def _grouped(
         raise walk.fault(walk.position, f"{left.key} expected as in the manifest, found the end of the shard")
 
 
-def _whole_samples(walk: _Walk) -> Iterator[tuple[str, dict[str, _Member]]]:
+def _complete_samples(walk: _Walk) -> Iterator[tuple[str, dict[str, _Member]]]:
     """Yield members by sample; check that each sample is complete and in the contract's order."""
     first: tuple[str, tuple[str, ...]] | None = None  # members of version 2, which all samples of a set have
     for key, run in groupby(walk.members(), key=itemgetter(0)):

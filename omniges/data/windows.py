@@ -233,8 +233,8 @@ class WindowDataset(Dataset[dict[str, Any]]):
         self.arrays = _chosen("arrays", arrays, ARRAYS)
         if not self.arrays:
             raise arguments.refuse("arrays", f"at least one of {', '.join(ARRAYS)}", arrays)
-        self.window_ticks = window_ticks = arguments.whole("window_ticks", window_ticks, 1)
-        self.stride_ticks = window_ticks if stride_ticks is None else arguments.whole("stride_ticks", stride_ticks, 1)
+        self.window_ticks = window_ticks = arguments.integer("window_ticks", window_ticks, 1)
+        self.stride_ticks = window_ticks if stride_ticks is None else arguments.integer("stride_ticks", stride_ticks, 1)
         self.normalized = normalized = arguments.flag("normalized", normalized)
         self.shards = base.select(
             split=split,

@@ -191,13 +191,15 @@ class Instruments:
     bodies: Bodies
     encoder: Encoder | None  # None: the built-in descriptor
     mean_speeds_m_s: F64 | None  # (55,); None: those of the train split
-    given: tuple[Features, Features] | None = None  # generated and recorded features, if they were computed elsewhere
+    precomputed: tuple[Features, Features] | None = (
+        None  # generated and recorded features, if they were computed elsewhere
+    )
 
     @property
     def encoder_name(self) -> str:
         """Name of the features in reports."""
-        if self.given is not None:
-            return " and ".join(features.name for features in self.given)
+        if self.precomputed is not None:
+            return " and ".join(features.name for features in self.precomputed)
         return DESCRIPTOR_NAME if self.encoder is None else self.encoder.name
 
     def scored_joints(self, motion: ClipMotion, body: Body) -> F64:
@@ -284,7 +286,7 @@ def learn_train_split(
         for done, row in enumerate(rows, 1):
             motion = recorded_motion(shards, row)
             joints = instruments.scored_joints(motion, instruments.bodies.of(shards.array(row, "betas.npy")))
-            if instruments.given is None:
+            if instruments.precomputed is None:
                 features.add(row.key, partial(instruments.features, motion, joints))
             count(done, len(rows))
             yield joints
@@ -310,7 +312,7 @@ class FeatureRows:
             generated: Its motion and joints.
             recorded: Motion and joints of the recording.
         """
-        if self._with.given is not None:
+        if self._with.precomputed is not None:
             self._generated.keep(key, None)
             return
         try:
@@ -336,8 +338,8 @@ class FeatureRows:
     def figures(self, how: scores.Resampling) -> list[scores.Figure]:
         """Return the distance of the results, and that of the train split."""
         values = self._generated
-        if self._with.given is not None:  # rows are not assigned to recordings, so there is no interval
-            generated, recorded = ([features.rows] for features in self._with.given)
+        if self._with.precomputed is not None:  # rows are not assigned to recordings, so there is no interval
+            generated, recorded = ([features.rows] for features in self._with.precomputed)
             score = self._score(generated, recorded)
             details = self._details(score, generated, recorded)
             counts: dict[str, Any] = {"recordings": len(set(values.keys)), "results": len(values.keys)}

@@ -109,15 +109,15 @@ def score_protocol(
     speeds = instruments.mean_speeds_m_s
     beats = None if speeds is None else BeatRows(instruments.profile.beats, speeds)
     for result in results:
-        whole = recorded_motion(shards, result.row)
-        made = generated_motion(result, whole.frames)
-        frames = _scored_frames(result, made.frames, whole.frames, grid)
-        made, true = made.cut(frames), whole.cut(frames)
+        recording = recorded_motion(shards, result.row)
+        generated = generated_motion(result, recording.frames)
+        frames = _scored_frames(result, generated.frames, recording.frames, grid)
+        generated, true = generated.cut(frames), recording.cut(frames)
         seconds[result.key] = frames / FRAME_RATE_HZ
         if instruments.encoder is not None:
-            features.add_poses(result.key, made, true)
+            features.add_poses(result.key, generated, true)
         if instruments.bodies.model is not None:
-            own, recorded = _joints(instruments, shards, result, made, true)
+            own, recorded = _joints(instruments, shards, result, generated, true)
             diversity.add(result.key, partial(gesture.l1_diversity, own))
             if beats is not None:
                 beats.add(result.key, own, recorded, shards.waveform(result.row))
@@ -145,10 +145,10 @@ def _scored_frames(result: FileResult, generated: int, recorded: int, grid: str)
 
 
 def _joints(
-    instruments: Instruments, shards: scores.Recordings, result: FileResult, made: ClipMotion, true: ClipMotion
+    instruments: Instruments, shards: scores.Recordings, result: FileResult, generated: ClipMotion, true: ClipMotion
 ) -> tuple[Any, Any]:
     body = instruments.bodies.of(shards.array(result.row, "betas.npy"))
-    return instruments.scored_joints(made, body), instruments.scored_joints(true, body)
+    return instruments.scored_joints(generated, body), instruments.scored_joints(true, body)
 
 
 def _missing(heading: scores.Heading, files: Sequence[tuple[str, PublishedFile]]) -> scores.Figure:

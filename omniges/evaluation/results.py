@@ -300,7 +300,7 @@ def _refuse_mixtures(results: Sequence[FileResult]) -> None:
             )
         if result.record is None and result.name != next(one for one in results if one.key == result.key).name:
             raise UsageFault(f"{result.task}: two files in {result.folder} are of {result.key}: remove one of them")
-    kinds = {_made_by(result.record) for result in results}
+    kinds = {_generator_of(result.record) for result in results}
     if len(kinds) > 1:
         one, another, *_ = sorted(kinds)
         raise UsageFault(
@@ -309,7 +309,7 @@ def _refuse_mixtures(results: Sequence[FileResult]) -> None:
         )
 
 
-def _made_by(record: GeneratedRecord | None) -> str:
+def _generator_of(record: GeneratedRecord | None) -> str:
     if record is None:
         return "files without records"
     model = sha256_hex(json.dumps(record.model.get("sha256"), sort_keys=True).encode())[:8]

@@ -77,7 +77,7 @@ def evaluate(settings: EvaluateSettings, counting: Counting | None = None) -> Re
         if settings.gesture_encoder is None
         else load_encoder(settings.gesture_encoder, trust_program=settings.trust_encoder_program),
         mean_speeds_m_s=None if settings.mean_speeds is None else read_mean_speeds(settings.mean_speeds),
-        given=None if settings.features is None else _features(*settings.features),
+        precomputed=None if settings.features is None else _features(*settings.features),
     )
     registered_metrics()  # raises before generation if one cannot be loaded
     shards = ShardFolder(settings.shards)

@@ -374,13 +374,13 @@ def _of_sample(folder: ShardFolder, row: ManifestRow, clip: str, name: str) -> T
             raise DataError(f"{row.shard}: {row.key}.gesture.npy: {error}") from error
         gender = str(sample.metadata["motion"]["gender"])
         motion = SmplxMotion(arrays.poses, arrays.trans, arrays.expressions, file_betas(sample), gender=gender)
-    heard = "audio" in row.present
+    has_audio = "audio" in row.present
     return Track(
         clip,
         name,
         motion,
         audio=None if sample.audio is None else Sound(sample.audio, SAMPLE_RATE_HZ),
         words=tuple(map(WordInterval.of, sample.words)) if "text" in row.present else None,
-        mel=sample.mel if heard and sample.audio is None else None,
+        mel=sample.mel if has_audio and sample.audio is None else None,
         absent=tuple(part for part in MOTION_PARTS if part not in row.present) if motion is not None else (),
     )

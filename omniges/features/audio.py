@@ -148,13 +148,13 @@ class MelStream:
     def __init__(self) -> None:
         self._held: F32 = np.zeros(0, np.float32)  # starts at the centre of frame `first`
         self._first = 0
-        self._given = 0  # frames returned so far
+        self._returned = 0  # frames returned so far
 
     def push(self, samples: F32) -> F32:
         """Append samples (N,); return the frames (n, 64) that they complete, 0 or more."""
         self._held = np.concatenate([self._held, samples])
         seen = self._first * HOP_SAMPLES + len(self._held)
-        return self._frames((seen - N_FFT // 2) // HOP_SAMPLES + 1 if seen >= N_FFT else self._given)
+        return self._frames((seen - N_FFT // 2) // HOP_SAMPLES + 1 if seen >= N_FFT else self._returned)
 
     def finish(self) -> F32:
         """Return the last frames (n, 64); raise ValueError for less than half a window of audio."""
@@ -162,10 +162,10 @@ class MelStream:
 
     def _frames(self, stop: int) -> F32:
         """Return the new frames before frame `stop`, and keep the samples that later frames need."""
-        if stop <= self._given:
+        if stop <= self._returned:
             return np.zeros((0, MEL_BANDS), np.float32)
-        found = log_mel(self._held, stop - self._first)[self._given - self._first :]
-        self._given = stop
+        found = log_mel(self._held, stop - self._first)[self._returned - self._first :]
+        self._returned = stop
         # A frame reaches back half a window, so earlier frames would be reflected.
         first = max(self._first, stop - _HALF_WINDOW_FRAMES)
         self._held = self._held[(first - self._first) * HOP_SAMPLES :]

@@ -198,7 +198,7 @@ def open_wav(view: ByteRanges) -> WavStream:
     riff_size = _check_riff(view)
     fmt, start, size = _find_data(view)
     available = len(view) - start
-    whole = size - size % fmt.frame_bytes
+    complete = size - size % fmt.frame_bytes
     notes: tuple[Problem, ...] = ()
     form = bytes(view[:4]).decode("ascii")
     if form != "RIFF" or fmt.encoding in _RARE:
@@ -207,23 +207,23 @@ def open_wav(view: ByteRanges) -> WavStream:
         )
         notes = (Problem("wav-rare-encoding", found, "RIFF with PCM of 16 bits or more, or float"),)
     if _has_no_length(view, start, size, fmt.order):
-        claim, whole = size, available - available % fmt.frame_bytes
+        claim, complete = size, available - available % fmt.frame_bytes
         found = (
             f"data size {claim:#x} and RIFF size {riff_size:#x}; "
-            f"{whole} bytes of audio and {available - whole} left over to the end of the file"
+            f"{complete} bytes of audio and {available - complete} left over to the end of the file"
         )
         notes += (Problem("wav-streamed-header", found, "a data chunk with its length"),)
-    elif size > available or whole < size:
-        whole = min(size, available) // fmt.frame_bytes * fmt.frame_bytes
-        if size - whole > min(_SLACK_BYTES, whole // _SLACK_SHARE):
+    elif size > available or complete < size:
+        complete = min(size, available) // fmt.frame_bytes * fmt.frame_bytes
+        if size - complete > min(_SLACK_BYTES, complete // _SLACK_SHARE):
             raise _wrong_length(size, available, fmt)
         found = f"data size {size}, {available} bytes up to the end of the file, {fmt.frame_bytes} a sample"
-        notes += (Problem("wav-length-mended", found, f"data size {whole}"),)
+        notes += (Problem("wav-length-mended", found, f"data size {complete}"),)
     else:
         _refuse_more_audio(view, start + size + size % 2, fmt.order)
-    if whole == 0:
+    if complete == 0:
         raise RecordingFault("wav-empty", "the data chunk holds 0 samples", "audio")
-    return WavStream(**asdict(fmt), frames=whole // fmt.frame_bytes, notes=notes, _view=view, _start=start)
+    return WavStream(**asdict(fmt), frames=complete // fmt.frame_bytes, notes=notes, _view=view, _start=start)
 
 
 def _chunks(view: ByteRanges, place: int, order: ByteOrder) -> Iterator[tuple[bytes, int, int]]:

@@ -495,7 +495,7 @@ def _compared(archive: Archive, others: list[tuple[str, str]], motion: Mapping[s
     return (Problem("npz-keys-unread", ", ".join(unread), "each array once"),) if unread else ()
 
 
-def _frame_rate(archive: Archive, given_hz: float | None) -> int:
+def _frame_rate(archive: Archive, override_hz: float | None) -> int:
     """Return the frames per second of the file, else those that were given, a multiple of 30."""
     rates = {}
     for key in _RATE_KEYS:
@@ -511,9 +511,9 @@ def _frame_rate(archive: Archive, given_hz: float | None) -> int:
         raise RecordingFault("npz-contradiction", found, "one frame rate")
     if rates:
         return next(iter(rates.values()))
-    if given_hz is None:
+    if override_hz is None:
         raise RecordingFault("npz-no-rate", f"no {_RATE_KEYS[0]}", "frames per second")
-    return checked_rate(given_hz, "--motion-rate")
+    return checked_rate(override_hz, "--motion-rate")
 
 
 def checked_rate(rate_hz: float, name: str) -> int:

@@ -118,11 +118,11 @@ class WordInterval:
             word, start, end = found
             start_s, end_s = float(start), float(end)
             numbers = not any(isinstance(time, str | bytes | bool) for time in (start, end))
-            sound = numbers and 0 <= start_s <= end_s < _MOST_S
+            valid = numbers and 0 <= start_s <= end_s < _MOST_S
             word.encode()  # no lone surrogate
         except (AttributeError, TypeError, ValueError, OverflowError):
-            sound = False
-        if not sound or not isinstance(word, str):
+            valid = False
+        if not valid or not isinstance(word, str):
             raise ValueError(f"{found!r:.80}; a text and 0 <= start <= end in seconds expected")
         return cls(word, start_s + 0.0, end_s + 0.0)
 

@@ -221,15 +221,15 @@ def _by_libsndfile(path: Path, file: IO[bytes], folder: Path | None, loudness: L
     _require_end_of_ogg(path, file)
     try:
         # Without its name, by which soundfile takes headerless formats for what they are called.
-        with soundfile.SoundFile(file.fileno(), closefd=False) as sound:
-            known = sound.frames if sound.frames < _UNKNOWN_FRAMES else 0
-            _require_form(path, sound.samplerate, sound.channels, known)
+        with soundfile.SoundFile(file.fileno(), closefd=False) as reader:
+            known = reader.frames if reader.frames < _UNKNOWN_FRAMES else 0
+            _require_form(path, reader.samplerate, reader.channels, known)
 
             def blocks() -> Iterator[F32]:
-                sound.seek(0)
-                return _checked(path, _all_of(path, sound))
+                reader.seek(0)
+                return _checked(path, _all_of(path, reader))
 
-            return _mel_of(path, blocks, (sound.samplerate, sound.channels), folder, loudness)
+            return _mel_of(path, blocks, (reader.samplerate, reader.channels), folder, loudness)
     except soundfile.LibsndfileError as error:
         raise DataError(
             f"{path}: audio that libsndfile can read expected, found an error ({error.error_string}): export it as WAV"
@@ -245,26 +245,26 @@ def _require_end_of_ogg(path: Path, file: IO[bytes]) -> None:
     page = tail[tail.rfind(_OGG_PAGE) :] if _OGG_PAGE in tail else b""
     segments = page[_OGG_HEADER_BYTES - 1] if len(page) >= _OGG_HEADER_BYTES else 0
     table = page[_OGG_HEADER_BYTES : _OGG_HEADER_BYTES + segments]
-    whole = len(table) == segments and len(page) >= _OGG_HEADER_BYTES + segments + sum(table)
-    if not whole or not page[_OGG_FLAGS] & _OGG_LAST:
+    complete = len(table) == segments and len(page) >= _OGG_HEADER_BYTES + segments + sum(table)
+    if not complete or not page[_OGG_FLAGS] & _OGG_LAST:
         raise DataError(
             f"{path}: the last page of an Ogg stream expected, found none: the file is cut off: copy it again, or "
             "export it as WAV"
         )
 
 
-def _all_of(path: Path, sound: Any) -> Iterator[F32]:
+def _all_of(path: Path, reader: Any) -> Iterator[F32]:
     """Yield all samples; refuse a file with fewer samples than its header states.
 
     `SoundFile.blocks` is not used, because for a truncated file it returns old content of its buffer.
     """
     read = 0
-    while len(block := sound.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
+    while len(block := reader.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
         read += len(block)
         yield block
-    missing = sound.frames - read
-    if sound.samplerate * _SLACK_S < missing < _UNKNOWN_FRAMES:
-        raise DataError(f"{path}: {sound.frames} samples expected, found {read}: the file is cut off: copy it again")
+    missing = reader.frames - read
+    if reader.samplerate * _SLACK_S < missing < _UNKNOWN_FRAMES:
+        raise DataError(f"{path}: {reader.frames} samples expected, found {read}: the file is cut off: copy it again")
 
 
 def _checked(path: Path, blocks: Iterator[F32]) -> Iterator[F32]:
@@ -357,12 +357,12 @@ def _resampled(blocks: Iterator[F32], rate_hz: int) -> Iterator[F32]:
     import soxr  # noqa: PLC0415 - only where rates differ
 
     stream = soxr.ResampleStream(rate_hz, SAMPLE_RATE_HZ, 1, dtype="float32", quality="HQ")
-    count = made = 0
+    count = written = 0
     for block in blocks:
         count += len(block)
         found = stream.resample_chunk(block)
-        made += len(found)
+        written += len(found)
         yield found
     found = stream.resample_chunk(np.zeros(0, np.float32), last=True)
     wanted = -(-count * SAMPLE_RATE_HZ // rate_hz)
-    yield np.pad(found, (0, max(0, wanted - made - len(found))))[: max(0, wanted - made)]
+    yield np.pad(found, (0, max(0, wanted - written - len(found))))[: max(0, wanted - written)]

@@ -94,7 +94,7 @@ NEUTRAL: Final = Body(np.zeros(300, np.float32), "neutral", "smplx2020", np.zero
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class Condition:
     """One stream of one input, cut to complete ticks."""
 
     stream: StreamName
@@ -111,7 +111,7 @@ class Given:
         None  # of the complete clip, if the shards hold latents of the model's codec
     )
 
-    def cut(self, ticks: int) -> Given:
+    def cut(self, ticks: int) -> Condition:
         """Return the input, cut to its first ticks."""
         if ticks >= self.ticks:
             return self
@@ -147,7 +147,7 @@ def _content(path: Path) -> bytes:
     return read_file(path, _MAX_BYTES)
 
 
-def read_audio(path: Path, folder: Path | None = None, loudness: Loudness = "none") -> Given:
+def read_audio(path: Path, folder: Path | None = None, loudness: Loudness = "none") -> Condition:
     """Read audio in any format that libsndfile reads, of any sample rate and number of channels.
 
     Args:
@@ -166,10 +166,10 @@ def read_audio(path: Path, folder: Path | None = None, loudness: Loudness = "non
     loaded = read_log_mel(path, folder, loudness)
     with os_errors(path, "read"):
         digest = file_sha256(path)
-    return given_audio(loaded, path.stem, str(path), digest)
+    return audio_condition(loaded, path.stem, str(path), digest)
 
 
-def given_audio(loaded: LoadedAudio, name: str, path: str, digest: str) -> Given:
+def audio_condition(loaded: LoadedAudio, name: str, path: str, digest: str) -> Condition:
     """Return loaded audio as a stream of an input.
 
     Args:
@@ -181,7 +181,7 @@ def given_audio(loaded: LoadedAudio, name: str, path: str, digest: str) -> Given
     Returns:
         The audio stream.
     """
-    return Given("audio", name, loaded.ticks, loaded.mel, path, digest, tuple(loaded.warnings))
+    return Condition("audio", name, loaded.ticks, loaded.mel, path, digest, tuple(loaded.warnings))
 
 
 def read_text(
@@ -190,7 +190,7 @@ def read_text(
     rate: SpeakingRate | None,
     seconds: float | None = None,
     most_s: float | None = None,
-) -> Given:
+) -> Condition:
     """Read words from a TextGrid, or from plain text with times estimated by a speaking rate.
 
     Args:
@@ -223,7 +223,9 @@ def read_text(
     if length_s is not None and length_s > LONGEST_S and most_s is not None:
         warnings.append(f"cut to {most_s:g} s of {length_s:g} s")
         length_s = most_s
-    return given_words(words, codec, length_s if seconds is None else seconds, name, (path, sha256_hex(data)), warnings)
+    return words_condition(
+        words, codec, length_s if seconds is None else seconds, name, (path, sha256_hex(data)), warnings
+    )
 
 
 def _compare_lengths(path: str, words: Sequence[Mapping[str, Any]], length_s: float, seconds: float) -> list[str]:
@@ -239,14 +241,14 @@ def _compare_lengths(path: str, words: Sequence[Mapping[str, Any]], length_s: fl
     return []
 
 
-def given_words(
+def words_condition(
     words: Sequence[Mapping[str, Any]],
     codec: TextTokenCodec | None,
     length_s: float | None,
     name: str,
     origin: tuple[str, str],
     warnings: Sequence[str] = (),
-) -> Given:
+) -> Condition:
     """Return words as a stream of an input.
 
     Args:
@@ -293,7 +295,7 @@ def given_words(
                     f"({lost}): correct their times"
                 )
             found.append(f"{len(encoded.dropped)} words left out, which have more subwords than ticks: {lost}")
-    return Given("text", name, ticks, series, path, digest, tuple(found), inside)
+    return Condition("text", name, ticks, series, path, digest, tuple(found), inside)
 
 
 def _textgrid(path: str, data: bytes, seconds: float | None) -> tuple[list[dict[str, Any]], float | None, list[str]]:
@@ -332,7 +334,7 @@ def _plain(path: str, data: bytes, rate: SpeakingRate | None) -> tuple[list[dict
     return words, None, estimate_warnings(text, rate)
 
 
-def read_gesture(path: Path, folder: Path | None = None) -> Given:
+def read_gesture(path: Path, folder: Path | None = None) -> Condition:
     """Read SMPL-X motion in the form of BEAT2.
 
     Args:
@@ -359,7 +361,7 @@ def read_gesture(path: Path, folder: Path | None = None) -> Given:
         channels.append(at_rest(clip, frozenset(MOTION_PARTS) - absent).gesture[start - first :])
     warnings = tuple(f"{note.code}: {note.found}" for note in motion.notes)
     body = Body.of(motion)
-    return Given("gesture", path.stem, ticks, channels, str(path), digest, warnings, body=body, absent=absent)
+    return Condition("gesture", path.stem, ticks, channels, str(path), digest, warnings, body=body, absent=absent)
 
 
 def read_body(path: Path) -> Body:
@@ -377,9 +379,9 @@ def _motion(path: Path) -> tuple[Motion, str]:
         raise fault.refusal(path) from fault
 
 
-def given_sample(
+def sample_condition(
     sample: SampleArrays, stream: StreamName, codec: TextTokenCodec | None, shards: Path, latents_of: str | None = None
-) -> Given:
+) -> Condition:
     """Return one stream of a sample of a shard folder.
 
     Args:
@@ -405,7 +407,7 @@ def given_sample(
         if encoded.dropped:
             warnings = (f"{len(encoded.dropped)} words left out, which have more subwords than ticks",)
     member = {"text": row.contract.words, "gesture": "gesture.npy", "audio": "mel.npy"}[stream]
-    return Given(
+    return Condition(
         stream,
         row.key,
         row.ticks,
@@ -424,19 +426,19 @@ class Input:
 
     name: str
     ticks: int
-    given: tuple[Given, ...]
+    conditions: tuple[Condition, ...]
     speaker: str | None = None
     body: Body | None = None
     source: Mapping[str, Any] | None = None  # origin of a sample of a shard folder
     warnings: tuple[str, ...] = ()
-    recorded: tuple[Given, ...] = ()  # recorded targets of a sample of a shard folder
+    recorded: tuple[Condition, ...] = ()  # recorded targets of a sample of a shard folder
     present: int = ALL_PRESENT  # bits of `STREAM_PARTS`, without those that the given streams lack
     sample: Recording | None = None  # contents of a sample of a shard folder, for condition streams
 
     @property
     def recording(self) -> Recording:
         """Contents that condition streams can read: all of a sample, otherwise the given streams."""
-        return _recording(self.given) if self.sample is None else self.sample
+        return _recording(self.conditions) if self.sample is None else self.sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -545,10 +547,10 @@ def _all_words(words: Sequence[Mapping[str, Any]], _first: int, _ticks: int) -> 
     return words
 
 
-def _recording(given: Sequence[Given]) -> Recording:
+def _recording(conditions: Sequence[Condition]) -> Recording:
     """Return the contents of the user's files for condition streams; there are no labels."""
     contents: dict[Content, Callable[[int, int], Any]] = {}
-    for one in given:
+    for one in conditions:
         if one.stream == "text":
             contents["words"] = partial(_all_words, one.words)
         else:
@@ -576,18 +578,18 @@ def _rate(sources: Sources) -> SpeakingRate | None:
 def _of_files(
     name: str, files: Mapping[StreamName, str], sources: Sources, reading: Reading, rate: SpeakingRate | None
 ) -> Input:
-    given = []
+    conditions = []
     for stream, file in files.items():
         if stream == "audio":
-            given.append(read_audio(Path(file), reading.folder, reading.loudness))
+            conditions.append(read_audio(Path(file), reading.folder, reading.loudness))
         elif stream == "gesture":
-            given.append(read_gesture(Path(file), reading.folder))
+            conditions.append(read_gesture(Path(file), reading.folder))
     # The last word ends before the recording does, so another stream defines the length if there is one.
-    length_s = min((one.ticks for one in given), default=0) / TICKS_PER_SECOND or None
+    length_s = min((one.ticks for one in conditions), default=0) / TICKS_PER_SECOND or None
     if "text" in files:
-        given.append(read_text(files["text"], reading.token_codec, rate, length_s, sources.seconds))
-    body = next((one.body for one in given if one.body is not None), None)
-    return cut_input(Input(name, 0, tuple(given), body=body), sources.seconds, reading)
+        conditions.append(read_text(files["text"], reading.token_codec, rate, length_s, sources.seconds))
+    body = next((one.body for one in conditions if one.body is not None), None)
+    return cut_input(Input(name, 0, tuple(conditions), body=body), sources.seconds, reading)
 
 
 def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
@@ -604,10 +606,10 @@ def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
     Raises:
         DataError: Audio and motion have lengths that `preprocess` refuses, nothing is left, or no word of a file is.
     """
-    lengths = [given.ticks for given in item.given] or [item.ticks]
-    by_stream = {given.stream: given.ticks / TICKS_PER_SECOND for given in item.given}
+    lengths = [one.ticks for one in item.conditions] or [item.ticks]
+    by_stream = {one.stream: one.ticks / TICKS_PER_SECOND for one in item.conditions}
     if {"audio", "gesture"} <= by_stream.keys() and not lengths_fit(by_stream["audio"], by_stream["gesture"]):
-        found = ", ".join(f"{given.path} {given.ticks / TICKS_PER_SECOND:.1f} s" for given in item.given)
+        found = ", ".join(f"{one.path} {one.ticks / TICKS_PER_SECOND:.1f} s" for one in item.conditions)
         raise DataError(
             f"{item.name}: audio at most {MOST_AUDIO_LONGER_S:g} s longer than motion and motion at most "
             f"{MOST_MOTION_LONGER_S:g} s longer than audio expected, found {found}: give files that belong together"
@@ -621,17 +623,19 @@ def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
     if not ticks:
         least_s = reading.tick_multiple / TICKS_PER_SECOND
         raise DataError(f"{item.name}: at least {least_s:g} s expected, found less")
-    shorter = item.given and max(lengths) > ticks
-    given = tuple(one.cut(ticks) for one in item.given)
-    absent = frozenset[str]().union(*(one.absent for one in given))
-    if item.sample is None and (silent := next((one for one in given if one.stream == "text" and not one.words), None)):
+    shorter = item.conditions and max(lengths) > ticks
+    conditions = tuple(one.cut(ticks) for one in item.conditions)
+    absent = frozenset[str]().union(*(one.absent for one in conditions))
+    if item.sample is None and (
+        silent := next((one for one in conditions if one.stream == "text" and not one.words), None)
+    ):
         raise DataError(
             f"{silent.path}: words in the first {ticks / TICKS_PER_SECOND:.1f} s expected, found none there"
         )
     return replace(
         item,
         ticks=ticks,
-        given=given,
+        conditions=conditions,
         present=item.present & ~present_bits(absent),
         recorded=tuple(one.cut(ticks) for one in item.recorded),
         warnings=(*item.warnings, f"cut to {ticks / TICKS_PER_SECOND:.1f} s") if shorter else item.warnings,
@@ -652,22 +656,22 @@ def open_shards_of_model(path: Path) -> ShardFolder:
 
 
 def _of_sample(
-    conditions: Sequence[StreamName], folder: ShardFolder, row: ManifestRow, sources: Sources, reading: Reading
+    streams: Sequence[StreamName], folder: ShardFolder, row: ManifestRow, sources: Sources, reading: Reading
 ) -> Input:
     sample = folder.sample(row)
-    given = tuple(
-        given_sample(sample, name, reading.token_codec, folder.folder, latents_of(folder, reading.codecs.get(name)))
-        for name in conditions
+    conditions = tuple(
+        sample_condition(sample, name, reading.token_codec, folder.folder, latents_of(folder, reading.codecs.get(name)))
+        for name in streams
     )
     bits = present_bits(row.present)
     shown = [name for name in reading.recorded if bits & STREAM_BITS[name]]
-    recorded = tuple(given_sample(sample, name, reading.token_codec, folder.folder) for name in shown)
-    needed = sum(STREAM_BITS[name] for name in conditions)
+    recorded = tuple(sample_condition(sample, name, reading.token_codec, folder.folder) for name in shown)
+    needed = sum(STREAM_BITS[name] for name in streams)
     digest = folder.dataset["files"][MANIFEST_FILE]["sha256"]
     manifest = folder.dataset["manifest_hash"]
     source = {"shards": str(folder.folder), "manifest_sha256": digest, "manifest_hash": manifest, "key": row.key}
     body, all_of_it = Body.of_sample(sample), recording_of_sample(sample)
-    item = Input(row.key, row.ticks, given, row.speaker, body, source, recorded=recorded, sample=all_of_it)
+    item = Input(row.key, row.ticks, conditions, row.speaker, body, source, recorded=recorded, sample=all_of_it)
     item = replace(item, present=bits | ALL_PRESENT & ~needed)
     return cut_input(item, sources.seconds, reading)
 

@@ -117,8 +117,8 @@ def window_spans(ticks: int, settings: WindowSettings) -> list[tuple[int, int]]:
     window = min(settings.window_ticks, ticks)
     if not settings.apart:
         return [(start, window) for start in window_starts(ticks, window, settings.overlap_ticks)]
-    whole, rest = divmod(ticks, window)
-    lengths = [window] * whole
+    full, rest = divmod(ticks, window)
+    lengths = [window] * full
     if rest:
         two = lengths.pop() + rest
         half = two // 2
@@ -192,13 +192,13 @@ class _Chunk:
 
 def _chunks(timeline: Timeline, settings: WindowSettings) -> list[_Chunk]:
     found: list[_Chunk] = []
-    made = number = 0
+    covered = number = 0
     for window, spans in itertools.groupby(window_spans(timeline.ticks, settings), key=lambda span: span[1]):
         starts = [start for start, _ in spans]
         for place in range(0, len(starts), settings.windows):
             own = tuple(starts[place : place + settings.windows])
-            found.append(_Chunk(timeline, own, window, max(0, made - own[0]), number))
-            made = own[-1] + window
+            found.append(_Chunk(timeline, own, window, max(0, covered - own[0]), number))
+            covered = own[-1] + window
             number += len(own)
     return found
 
@@ -231,7 +231,7 @@ def sample_timelines(
         ValueError: A target encodes complete windows, but windows are not apart.
         DataError: Generated text is NaN or infinite.
     """
-    if not windows.apart and any(model.stream(name).whole_windows for name in targets):
+    if not windows.apart and any(model.stream(name).complete_windows for name in targets):
         raise ValueError("targets that encode complete windows need windows that are apart")
     plans = [_chunks(timeline, windows) for timeline in timelines]
     kept: dict[int, Mapping[StreamName, Tensor]] = {}  # clean tokens that each timeline's next chunk shares
@@ -248,8 +248,8 @@ def sample_timelines(
             share = (sum(x.ticks for x in chunks) - sum(waits)) / settings.num_inference_steps
             before = [kept.get(number, {}) for number in group]
             after_step = functools.partial(worked, share)
-            made = _denoise(model, chunks, before, targets, seed, settings, after_step)
-            for number, chunk, wait, tokens in zip(group, chunks, waits, made, strict=True):
+            sampled = _denoise(model, chunks, before, targets, seed, settings, after_step)
+            for number, chunk, wait, tokens in zip(group, chunks, waits, sampled, strict=True):
                 # NaN would be decoded as words; motion and audio are checked later.
                 if "text" in tokens and not tokens["text"].isfinite().all():
                     raise DataError(
@@ -265,7 +265,7 @@ def sample_timelines(
 
 def _count(stream: Stream, ticks: int, chunk: _Chunk) -> int:
     """Return the number of tokens of the first ticks of a chunk, or all of them if they encode complete windows."""
-    return stream.count(chunk.window) * len(chunk.starts) if stream.whole_windows else stream.count(ticks)
+    return stream.count(chunk.window) * len(chunk.starts) if stream.complete_windows else stream.count(ticks)
 
 
 def packed(items: Iterable[T], size_of: Callable[[T], int], most: int) -> Iterator[list[T]]:
@@ -334,9 +334,9 @@ def _denoise(
             found[name] = total.index_copy_(0, where, torch.lerp(total[where], tokens, fade))
         return found
 
-    made = follow(noise, step_levels(settings), blended, settings.solver, after_step)
+    sampled = follow(noise, step_levels(settings), blended, settings.solver, after_step)
     return [
-        {name: tokens[plans[name].offsets[k] : plans[name].offsets[k + 1]] for name, tokens in made.items()}
+        {name: tokens[plans[name].offsets[k] : plans[name].offsets[k + 1]] for name, tokens in sampled.items()}
         for k in range(len(chunks))
     ]
 
@@ -367,7 +367,7 @@ class _Plan:
         rows, weights, positions = list[Tensor](), list[Tensor](), list[Tensor]()
         for x in chunks:
             window = count(x.window)
-            if stream.whole_windows:
+            if stream.complete_windows:
                 starts, first = [k * window for k in range(len(x.starts))], x.number * window
             else:
                 starts, first = [count(start - x.first) for start in x.starts], count(x.first)
@@ -391,7 +391,7 @@ def _held(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return rows, clean tokens and weights (rows, 1) of the results of earlier chunks."""
     stream = model.stream(name)
-    counts = [0 if stream.whole_windows else stream.count(x.shared) for x in chunks]
+    counts = [0 if stream.complete_windows else stream.count(x.shared) for x in chunks]
     device = plan.rows.device
     places = [torch.arange(offset, offset + n) for offset, n in zip(plan.offsets, counts, strict=False)]
     together = stream.tokens_at_once

@@ -32,16 +32,16 @@ from omniges.generation.audio import Held, log_mel_of_samples
 from omniges.generation.conditions import asked_values, values_of
 from omniges.generation.inputs import (
     NEUTRAL,
-    Given,
+    Condition,
     Input,
     Reading,
+    audio_condition,
     cut_input,
-    given_audio,
-    given_words,
     open_shards_of_model,
     read_audio,
     read_gesture,
     read_text,
+    words_condition,
 )
 from omniges.generation.long_form import Timeline
 from omniges.generation.records import WINDOWS_TIER
@@ -150,8 +150,8 @@ class OmnigesSample:
         }
         asked = next((ending for ending in kinds if path.suffix.lower() == ending.lower()), None)
         if asked is not None and not kinds[asked][0]:
-            made = ", ".join(ending for ending, (there, _) in kinds.items() if there)
-            raise UsageFault(f"{path}: this sample has no {asked} file, only {made}: choose one of these")
+            existing = ", ".join(ending for ending, (there, _) in kinds.items() if there)
+            raise UsageFault(f"{path}: this sample has no {asked} file, only {existing}: choose one of these")
         files = {
             path if asked else path.with_name(path.name + ending): content
             for ending, (there, content) in kinds.items()
@@ -371,9 +371,9 @@ class OmnigesPipeline:
             OmnigesError: An argument is invalid (UsageFault), or an input cannot be used (DataError).
         """
         name = task_named(arguments.text("task", task))
-        num_samples = arguments.whole("num_samples", num_samples, 1, _MOST_SAMPLES + 1)
-        seed = arguments.whole("seed", seed, 0, 1 << 32)
-        overlap_ticks = None if overlap_ticks is None else arguments.whole("overlap_ticks", overlap_ticks, 0)
+        num_samples = arguments.integer("num_samples", num_samples, 1, _MOST_SAMPLES + 1)
+        seed = arguments.integer("seed", seed, 0, 1 << 32)
+        overlap_ticks = None if overlap_ticks is None else arguments.integer("overlap_ticks", overlap_ticks, 0)
         speaker = None if speaker is None else arguments.text("speaker", speaker)
         self._loaded.require_trained(name)
         number = self._sampler.speaker_number(speaker, named=True)
@@ -393,10 +393,10 @@ class OmnigesPipeline:
         described = values_of(streams, asked, item.recording)
         timelines = [Timeline(item.ticks, tokens, number, sample, described=described) for sample in range(num_samples)]
         worked = _reporting(callback, num_samples * item.ticks)
-        made = joined(self._sampler.sample(timelines, TASKS[name].targets, seed, windows, sampling, worked))
+        generated = joined(self._sampler.sample(timelines, TASKS[name].targets, seed, windows, sampling, worked))
         spans = self._sampler.codecs.windows_of_text(item.ticks, windows)
-        samples = [self._sample(arrays, item, seed + k, spans) for k, arrays in enumerate(made)]
-        warnings = (*item.warnings, *lost, *(warning for one in item.given for warning in one.warnings))
+        samples = [self._sample(arrays, item, seed + k, spans) for k, arrays in enumerate(generated)]
+        warnings = (*item.warnings, *lost, *(warning for one in item.conditions for warning in one.warnings))
         return OmnigesOutput(samples, name, (*warnings, *self._sampler.absence_warnings(TASKS[name].targets)))
 
     def _item(
@@ -409,21 +409,21 @@ class OmnigesPipeline:
     ) -> Input:
         """Return the inputs of a task, cut to one length."""
         _require_inputs(task, inputs)
-        given: list[Given] = []
+        conditions: list[Condition] = []
         if inputs["audio"] is not None:
-            given.append(_audio(inputs["audio"], audio_rate_hz, self._loaded.identity.loudness))
+            conditions.append(_audio(inputs["audio"], audio_rate_hz, self._loaded.identity.loudness))
         if inputs["gesture"] is not None:
-            given.append(_gesture(inputs["gesture"]))
+            conditions.append(_gesture(inputs["gesture"]))
         if inputs["text"] is not None:
-            length_s = min((one.ticks for one in given), default=0) / TICKS_PER_SECOND or None
-            given.append(self._text(inputs["text"], speaking_rate, length_s))
-        return _item(given, seconds, self._sampler.reading())
+            length_s = min((one.ticks for one in conditions), default=0) / TICKS_PER_SECOND or None
+            conditions.append(self._text(inputs["text"], speaking_rate, length_s))
+        return _item(conditions, seconds, self._sampler.reading())
 
     def _sample(
-        self, made: Mapping[StreamName, Any], item: Input, seed: int, spans: Sequence[tuple[int, int]] | None
+        self, generated: Mapping[StreamName, Any], item: Input, seed: int, spans: Sequence[tuple[int, int]] | None
     ) -> OmnigesSample:
         words = windows = None
-        if "text" in made and spans is not None:
+        if "text" in generated and spans is not None:
             windows = [
                 {
                     "text": spoken.text,
@@ -431,15 +431,15 @@ class OmnigesPipeline:
                     "end": (first + count) / TICKS_PER_SECOND,
                     "ended": spoken.ended,
                 }
-                for spoken, (first, count) in zip(made["text"], spans, strict=True)
+                for spoken, (first, count) in zip(generated["text"], spans, strict=True)
             ]
-        elif "text" in made:
-            found = self._sampler.token_codec.decode(made["text"].astype(np.int32))
+        elif "text" in generated:
+            found = self._sampler.token_codec.decode(generated["text"].astype(np.int32))
             words = [word.as_json() for word in found if word.word.strip()]
         seconds = item.ticks / TICKS_PER_SECOND
-        return OmnigesSample(seconds, made.get("gesture"), made.get("audio"), words, windows, seed)
+        return OmnigesSample(seconds, generated.get("gesture"), generated.get("audio"), words, windows, seed)
 
-    def _text(self, text: Path | str | Words, rate: SpeakingRate | None, length_s: float | None) -> Given:
+    def _text(self, text: Path | str | Words, rate: SpeakingRate | None, length_s: float | None) -> Condition:
         reading = self._sampler.reading()
         if rate is not None and not isinstance(rate, SpeakingRate):
             raise UsageFault(
@@ -466,7 +466,7 @@ class OmnigesPipeline:
         if not words:
             raise UsageFault("text: at least one word expected, found none")
         digest = sha256_hex(json.dumps(list(words), ensure_ascii=False).encode())
-        return given_words(words, codec, length_s, "text", ("text", digest), warnings)
+        return words_condition(words, codec, length_s, "text", ("text", digest), warnings)
 
 
 def _sampling(
@@ -474,7 +474,7 @@ def _sampling(
 ) -> SamplingSettings:
     """Return checked settings, whose errors name the arguments of a call."""
     return SamplingSettings(
-        num_inference_steps=arguments.whole("num_inference_steps", num_inference_steps, 1),
+        num_inference_steps=arguments.integer("num_inference_steps", num_inference_steps, 1),
         guidance_scale=arguments.number("guidance_scale", guidance_scale, 0),
         shift=arguments.number("shift", shift),
         sigma_min=arguments.number("sigma_min", sigma_min, 0),
@@ -497,19 +497,19 @@ def _reporting(callback: Callable[[float, float], None] | None, total_ticks: int
 
 def _require_inputs(task: str, inputs: Mapping[str, object]) -> None:
     """Raise UsageFault unless exactly the inputs of the task are given."""
-    given = {name for name, value in inputs.items() if value is not None}
+    passed = {name for name, value in inputs.items() if value is not None}
     wanted = set(TASKS[task].conditions)
-    if given != wanted:
+    if passed != wanted:
         raise UsageFault(
             f"{task}: {' and '.join(sorted(wanted)) or 'no input'} expected, found "
-            f"{' and '.join(sorted(given)) or 'none'}"
+            f"{' and '.join(sorted(passed)) or 'none'}"
         )
 
 
-def _item(given: Sequence[Given], seconds: float | None, reading: Reading) -> Input:
+def _item(conditions: Sequence[Condition], seconds: float | None, reading: Reading) -> Input:
     seconds = None if seconds is None else arguments.number("seconds", seconds, 1 / TICKS_PER_SECOND)
-    if given:
-        return cut_input(Input("input", 0, tuple(given)), seconds, reading)
+    if conditions:
+        return cut_input(Input("input", 0, tuple(conditions)), seconds, reading)
     if seconds is None:
         raise UsageFault("seconds: a number of at least 0.1 expected for samples without an input, found none")
     return cut_input(Input("unconditional", int(seconds * TICKS_PER_SECOND + 1e-6), ()), None, reading)
@@ -522,29 +522,29 @@ def _names_file(text: str) -> bool:
     return Path(text).suffix.lower() in _TEXT_ENDINGS or _PATH.fullmatch(text) is not None or os.path.isfile(text)
 
 
-def _checked_words(given: Any) -> tuple[list[dict[str, Any]], list[str]]:
+def _checked_words(value: Any) -> tuple[list[dict[str, Any]], list[str]]:
     """Return words with times in order, by the rules of TextGrids, and warnings; raise UsageFault for invalid ones."""
-    if isinstance(given, Mapping | bytes) or not isinstance(given, Iterable):
-        raise UsageFault(f"text: a text, a file or words expected, found {type(given).__name__}")
+    if isinstance(value, Mapping | bytes) or not isinstance(value, Iterable):
+        raise UsageFault(f"text: a text, a file or words expected, found {type(value).__name__}")
     try:
-        words, notes = words_in_order([WordInterval.of(item) for item in given])
+        words, notes = words_in_order([WordInterval.of(item) for item in value])
     except (ValueError, RecordingFault) as error:
         raise UsageFault(f"text: word {error}: correct the words or their times") from error
     found = [{"word": one.word, "start": one.start, "end": one.end} for one in words]
     return found, [f"{note.code}: {note.found}" for note in notes]
 
 
-def _array(name: str, given: Array) -> npt.NDArray[Any]:
+def _array(name: str, value: Array) -> npt.NDArray[Any]:
     """Return an array or a tensor on any device as an array; raise UsageFault for other types."""
-    if isinstance(given, torch.Tensor):
-        given = given.detach().cpu()
-        given = (given.float() if given.dtype == torch.bfloat16 else given).numpy()
-    if not isinstance(given, np.ndarray) or isinstance(given, np.ma.MaskedArray):
-        raise UsageFault(f"{name}: a path, an array or a tensor expected, found {type(given).__name__}")
-    return given
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
+        raise UsageFault(f"{name}: a path, an array or a tensor expected, found {type(value).__name__}")
+    return value
 
 
-def _audio(audio: Path | str | Array, rate_hz: int | None, loudness: Loudness) -> Given:
+def _audio(audio: Path | str | Array, rate_hz: int | None, loudness: Loudness) -> Condition:
     if isinstance(audio, Path | str):
         if rate_hz is not None:
             raise UsageFault("audio_rate_hz: given with a file, which contains its rate: remove it")
@@ -552,7 +552,7 @@ def _audio(audio: Path | str | Array, rate_hz: int | None, loudness: Loudness) -
     samples = _array("audio", audio)
     if rate_hz is None:
         raise UsageFault("audio: an array has no sample rate: give audio_rate_hz, such as audio_rate_hz=16000")
-    rate_hz = arguments.whole("audio_rate_hz", rate_hz, 1)
+    rate_hz = arguments.integer("audio_rate_hz", rate_hz, 1)
     if samples.dtype in {np.dtype(np.int16), np.dtype(np.int32)}:
         samples = samples / np.float32(-np.iinfo(samples.dtype).min)
     if samples.ndim == 2 and samples.shape[0] <= _MOST_CHANNELS < samples.shape[1]:
@@ -569,10 +569,10 @@ def _audio(audio: Path | str | Array, rate_hz: int | None, loudness: Loudness) -
             f"audio: floats in [−1, 1] expected, found some up to {loudest:g}: divide them by full scale, such as 32768"
         )
     digest = sha256_hex(np.ascontiguousarray(samples).tobytes())
-    return given_audio(log_mel_of_samples(samples, rate_hz, None, loudness), "audio", "audio", digest)
+    return audio_condition(log_mel_of_samples(samples, rate_hz, None, loudness), "audio", "audio", digest)
 
 
-def _gesture(gesture: Path | str | Array) -> Given:
+def _gesture(gesture: Path | str | Array) -> Condition:
     if isinstance(gesture, Path | str):
         return read_gesture(Path(gesture))
     channels = _array("gesture", gesture)
@@ -582,4 +582,4 @@ def _gesture(gesture: Path | str | Array) -> Given:
         raise UsageFault(f"gesture: finite floats expected, found other values in an array of {channels.dtype}")
     array = np.ascontiguousarray(channels, np.float32)
     ticks = len(array) // FRAMES_PER_TICK
-    return Given("gesture", "gesture", ticks, Held(array), "gesture", sha256_hex(array.tobytes()))
+    return Condition("gesture", "gesture", ticks, Held(array), "gesture", sha256_hex(array.tobytes()))

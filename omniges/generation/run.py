@@ -42,7 +42,7 @@ _ENDINGS: Final[Mapping[StreamName, tuple[str, ...]]] = {
 }
 
 Count = Callable[[float, float], None]
-_Made = tuple[Path, GeneratedRecord]
+_Written = tuple[Path, GeneratedRecord]
 
 
 def generate(
@@ -88,7 +88,7 @@ def generate(
     progress = _Progress(len(inputs), settings.num_samples, count)
     records: list[Path] = []
     warnings: dict[str, None] = {}
-    made_ticks = 0
+    generated_ticks = 0
 
     def windows_of(item: Input) -> int:
         return settings.num_samples * len(window_spans(item.ticks, windows))
@@ -100,13 +100,15 @@ def generate(
             for path, record in job.results(group, progress.worked):
                 records.append(path)
                 warnings |= dict.fromkeys(record.remarks)
-                made_ticks += record.ticks
+                generated_ticks += record.ticks
     finally:
         if new and not records:
             with contextlib.suppress(OSError):  # not empty
                 settings.output_dir.rmdir()
     elapsed = time.monotonic() - began
-    return GenerateSummary(settings.output_dir, tuple(records), made_ticks / TICKS_PER_SECOND, elapsed, tuple(warnings))
+    return GenerateSummary(
+        settings.output_dir, tuple(records), generated_ticks / TICKS_PER_SECOND, elapsed, tuple(warnings)
+    )
 
 
 def codecs_of(settings: GenerateSettings, identity: ModelIdentity) -> Codecs:
@@ -202,7 +204,7 @@ class _Job:
     known: bool | None  # the model was trained on the shards of the samples; None: not known
     asked: Asked  # values of condition streams
 
-    def results(self, group: Sequence[Input], worked: Callable[[float], None]) -> Iterator[_Made]:
+    def results(self, group: Sequence[Input], worked: Callable[[float], None]) -> Iterator[_Written]:
         """Generate and write the results of a group of inputs.
 
         Args:
@@ -226,7 +228,7 @@ class _Job:
         for some in packed(asked, lambda one: len(window_spans(one[1].ticks, self.windows)), _MOST_WINDOWS):
             yield from self._sampled(some, worked)
 
-    def _sampled(self, asked: Sequence[tuple[Input, Timeline]], worked: Callable[[float], None]) -> Iterator[_Made]:
+    def _sampled(self, asked: Sequence[tuple[Input, Timeline]], worked: Callable[[float], None]) -> Iterator[_Written]:
         """Generate and write results together; each has open files until it is complete."""
         settings, targets = self.settings, TASKS[self.task].targets
         waiting: dict[int, Results] = {}
@@ -248,7 +250,7 @@ class _Job:
         start = self.settings.start_xz
         return found if start is None else replace(found, start_xz=np.array(start))
 
-    def _write(self, item: Input, timeline: Timeline, results: Results) -> _Made:
+    def _write(self, item: Input, timeline: Timeline, results: Results) -> _Written:
         """Write all files of a result, its record last; after an error none of them is left."""
         settings = self.settings
         name = _names(item.name, settings.num_samples)[timeline.sample]
@@ -269,8 +271,8 @@ class _Job:
                     pending.write(part)
                 entries[kind] = {"path": pending.path.name, "sha256": pending.sha256}
 
-            for made in results.files():
-                write(made.kind, made.ending, made.parts)
+            for out_file in results.files():
+                write(out_file.kind, out_file.ending, out_file.parts)
             if settings.png:
                 picture = result_picture(name, self.task, item, results, self._of_body(item))
                 write("picture", ".png", [picture])
@@ -295,7 +297,7 @@ class _Job:
             "quantised": self.sampler.codecs.through_codes(TASKS[self.task].targets),
         }
         chosen |= shown_values(loaded.identity.conditions, timeline.described, spans)
-        of_inputs = [warning for given in item.given for warning in given.warnings]
+        of_inputs = [warning for condition in item.conditions for warning in condition.warnings]
         return GeneratedRecord(
             omniges=__version__,
             task=self.task,
@@ -307,7 +309,7 @@ class _Job:
             files=entries,
             inputs=tuple(
                 {"stream": g.stream, "path": g.path, "sha256": g.sha256, "remarks": list(g.warnings)}
-                for g in item.given
+                for g in item.conditions
             ),
             model=loaded.facts(),
             settings=chosen,

@@ -21,7 +21,7 @@ from omniges.codecs.registry import load_same_codec
 from omniges.data.sequence import trained_on
 from omniges.errors import DataError, UsageFault
 from omniges.features.text_tokens import TextTokenCodec
-from omniges.generation.inputs import Given, Input, Reading, latents_of
+from omniges.generation.inputs import Condition, Input, Reading, latents_of
 from omniges.generation.long_form import TicksOf, Timeline, WindowSettings, sample_timelines, window_spans
 from omniges.generation.settings import Sources, Weights
 from omniges.generation.word_timing import SpeakingRate
@@ -186,15 +186,15 @@ class Codecs:
         """
         found: dict[StreamName, TicksOf] = {}
         warnings: list[str] = []
-        for given in item.given:
-            entry = self.entries.get(given.stream)
+        for condition in item.conditions:
+            entry = self.entries.get(condition.stream)
             if isinstance(entry, WindowEntry):
-                found[given.stream], lost = self._texts_of(given, item.ticks, window_spans(item.ticks, windows))
+                found[condition.stream], lost = self._texts_of(condition, item.ticks, window_spans(item.ticks, windows))
                 warnings += lost
             elif isinstance(entry, FrameEntry):
-                found[given.stream] = self._frames_of(given, entry, item.ticks)
+                found[condition.stream] = self._frames_of(condition, entry, item.ticks)
             else:
-                found[given.stream] = given.array
+                found[condition.stream] = condition.array
         return found, tuple(warnings)
 
     def through_codes(self, targets: Sequence[StreamName]) -> bool | None:
@@ -202,19 +202,21 @@ class Codecs:
         codecs = [self.load(stream, "decode") for stream in targets if stream in self.entries]
         return self._quantised if any(isinstance(codec, QuantisingCodec) for codec in codecs) else None
 
-    def _frames_of(self, given: Given, entry: FrameEntry, ticks: int) -> TicksOf:
+    def _frames_of(self, condition: Condition, entry: FrameEntry, ticks: int) -> TicksOf:
         """Return rows of latents, from the shards if they have them, otherwise encoded from the array."""
         rows = entry.rows
-        latents = given.latents
+        latents = condition.latents
         if latents is None:
-            codec = cast("FrameCodec", self.load(given.stream, "encode"))
-            latents = codec.encode(np.asarray(given.array(0, ticks), np.float32))
+            codec = cast("FrameCodec", self.load(condition.stream, "encode"))
+            latents = codec.encode(np.asarray(condition.array(0, ticks), np.float32))
         return lambda first, count: latents[rows(first) : rows(first) + rows(count)]
 
-    def _texts_of(self, given: Given, ticks: int, spans: Sequence[tuple[int, int]]) -> tuple[TicksOf, list[str]]:
+    def _texts_of(
+        self, condition: Condition, ticks: int, spans: Sequence[tuple[int, int]]
+    ) -> tuple[TicksOf, list[str]]:
         """Return latents (N, V) of the text of each window, and warnings about lost text."""
-        codec = cast("WindowCodec", self.load(given.stream, "encode"))
-        texts = codec.texts(given.words, ticks, spans)
+        codec = cast("WindowCodec", self.load(condition.stream, "encode"))
+        texts = codec.texts(condition.words, ticks, spans)
         shape = codec.entry.latents, codec.entry.channels
         latents = dict(zip(spans, codec.encode_texts(texts).reshape(-1, *shape), strict=True))
         lost = codec.lost(texts)
@@ -243,13 +245,13 @@ class Codecs:
         """
         return window_spans(ticks, windows) if self.untimed_text else None
 
-    def given(self, stream: StreamName) -> bool:
+    def has_folder(self, stream: StreamName) -> bool:
         """Return whether the folder of a stream's codec was given."""
         return stream in self.entries and self.entries[stream].name in self._folders
 
     def missing(self, task: Task) -> StreamName | None:
         """Return the first target of a task that is latents of a codec without a folder, or None."""
-        return next((name for name in task.targets if name in self.entries and not self.given(name)), None)
+        return next((name for name in task.targets if name in self.entries and not self.has_folder(name)), None)
 
     def decoded(self, stream: StreamName, array: npt.NDArray[Any]) -> Any:
         """Decode generated latents; return other arrays unchanged.
@@ -389,7 +391,7 @@ class Sampler:
             Window length and overlap in ticks.
         """
         window, multiple = self.identity.window_ticks, self.identity.tick_multiple
-        apart = any(self.model.stream(name).whole_windows for name in TASKS[task].targets)
+        apart = any(self.model.stream(name).complete_windows for name in TASKS[task].targets)
         usual = 0 if apart else window // 4 - window // 4 % multiple
         overlap = usual if overlap_ticks is None else overlap_ticks
         return WindowSettings(window_ticks=window, overlap_ticks=overlap, tick_multiple=multiple, apart=apart)
@@ -442,11 +444,11 @@ class Sampler:
         """
         left = [timeline.ticks for timeline in timelines]
         latents: dict[tuple[int, StreamName], list[npt.NDArray[Any]]] = {}
-        made = sample_timelines(self.model, timelines, targets, seed, windows, settings, worked)
+        generated = sample_timelines(self.model, timelines, targets, seed, windows, settings, worked)
         at_rest, rest = [CHANNELS_OF[part] for part in self.absent_from(targets)], rest_channels()
         while True:
             with self.autocast():  # not around the yield, which would change the caller's precision
-                found = next(made, None)
+                found = next(generated, None)
             if found is None:
                 return
             number, tensors, ticks = found

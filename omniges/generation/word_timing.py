@@ -167,11 +167,11 @@ def estimate_warnings(text: str, rate: SpeakingRate) -> list[str]:
     Returns:
         Warnings that times are estimates, and that marks were left out, with their number.
     """
-    told = [f"times estimated by a speaking rate learned from {rate.words} words"]
+    found = [f"times estimated by a speaking rate learned from {rate.words} words"]
     if marks := [token for token in text.split() if _is_mark(token)]:
         shown = ", ".join(sorted(set(marks))[:5])
-        told.append(f"{len(marks)} marks of silence, noise or unknown words left out: {shown}")
-    return told
+        found.append(f"{len(marks)} marks of silence, noise or unknown words left out: {shown}")
+    return found
 
 
 def timed_words(text: str, rate: SpeakingRate) -> list[dict[str, Any]]:

@@ -386,9 +386,9 @@ def result_picture(name: str, task: str, item: Input, results: Results, body: Bo
     from omniges.visualize.pictures import Row, draw_result  # noqa: PLC0415 - matplotlib is imported only for pictures
 
     ticks = min(_SHOWN_TICKS, item.ticks)
-    recorded = item.recorded if item.given else ()  # an unconditional result has no recording to compare with
-    rows = [Row("given", g.stream, g.words if g.stream == "text" else g.array(0, ticks)) for g in item.given]
-    rows += [Row("made", stream, sink.shown(ticks)) for stream, sink in results.sinks.items()]
+    recorded = item.recorded if item.conditions else ()  # an unconditional result has no recording to compare with
+    rows = [Row("condition", g.stream, g.words if g.stream == "text" else g.array(0, ticks)) for g in item.conditions]
+    rows += [Row("generated", stream, sink.shown(ticks)) for stream, sink in results.sinks.items()]
     rows += [Row("recorded", g.stream, g.words if g.stream == "text" else g.array(0, ticks)) for g in recorded]
     conditions = " and ".join(TASKS[task].conditions) or "nothing"
     title = f"{name}: {' and '.join(results.sinks)} from {conditions} ({task})"

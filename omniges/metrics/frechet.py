@@ -391,7 +391,7 @@ def _settings(path: Path) -> tuple[int, list[tuple[int, int, str]]]:
     layers = found["layers"]
     if not isinstance(layers, list) or not layers or not all(isinstance(layer, dict) for layer in layers):
         raise DataError(f"{path}: layers: expected a list of at least one object")
-    multiple = _whole(found, "multiple_of_frames", 1, path)
+    multiple = _integer(found, "multiple_of_frames", 1, path)
     rows = []
     for k, layer in enumerate(layers):
         if layer.keys() != {"stride", "padding", "activation"} or layer["activation"] not in (*_ACTIVATIONS,):
@@ -399,11 +399,11 @@ def _settings(path: Path) -> tuple[int, list[tuple[int, int, str]]]:
                 f"{path}: layer {k}: found {str(layer)[:160]}; "
                 f"expected stride, padding and an activation of {', '.join(_ACTIVATIONS)}"
             )
-        rows.append((_whole(layer, "stride", 1, path), _whole(layer, "padding", 0, path), layer["activation"]))
+        rows.append((_integer(layer, "stride", 1, path), _integer(layer, "padding", 0, path), layer["activation"]))
     return multiple, rows
 
 
-def _whole(found: Mapping[str, Any], key: str, least: int, path: Path) -> int:
+def _integer(found: Mapping[str, Any], key: str, least: int, path: Path) -> int:
     value = found[key]
     if type(value) is not int or not least <= value <= 1 << 16:
         raise DataError(

@@ -99,8 +99,8 @@ class ClipGrid:
         Returns:
             The number of frames from the start of the clip.
         """
-        whole = recorded - recorded % FRAME_RATE_HZ
-        return self._cut(min(generated, self._cut(whole - whole % _FRAMES_MULTIPLE)))
+        full_seconds = recorded - recorded % FRAME_RATE_HZ
+        return self._cut(min(generated, self._cut(full_seconds - full_seconds % _FRAMES_MULTIPLE)))
 
     def _cut(self, frames: int) -> int:
         return frames - (frames - self.seed_frames) % (self.window_frames - self.seed_frames)

@@ -190,8 +190,8 @@ def open_checkpoint(path: Path, *, bytewise: bool = True) -> SavedCheckpoint:
 
 
 def _is_entry(name: object, entry: object) -> bool:
-    sound = isinstance(entry, dict) and is_count(entry.get("bytes")) and is_sha256(entry.get("sha256"))
-    return sound and atomic.is_file_name(name)
+    valid = isinstance(entry, dict) and is_count(entry.get("bytes")) and is_sha256(entry.get("sha256"))
+    return valid and atomic.is_file_name(name)
 
 
 def _compare(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:

@@ -530,8 +530,8 @@ def _check_values(found: Mapping[str, Any]) -> None:
         "loudness": found.get("loudness", "none") in get_args(Loudness),
         "codecs": isinstance(codecs, dict) and codecs.keys() <= set(get_args(StreamName)),
     }
-    for name, sound in checks.items():
-        if not sound:
+    for name, valid in checks.items():
+        if not valid:
             raise ValueError(f"{name}: found {reprlib.repr(found.get(name))}, which no run writes")
 
 

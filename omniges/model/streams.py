@@ -41,7 +41,7 @@ class Stream(nn.Module, ABC):
     """Outputs O of the head for each token."""
     tokens_per_tick: Fraction = Fraction(1)
     """Tokens in one tick."""
-    whole_windows: bool = False
+    complete_windows: bool = False
     """A fixed number of tokens encodes the complete window, whatever its length; windows then share no tokens."""
     tokens_at_once: int = 1
     """Successive tokens that have the same time; a window contains all of them or none."""
@@ -313,7 +313,7 @@ class WindowTokens(FrameTokens):
         omniflow_tokens: The tokens equal OmniFlow's text tokens.
     """
 
-    whole_windows = True
+    complete_windows = True
 
     def __init__(
         self,

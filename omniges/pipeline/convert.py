@@ -229,7 +229,7 @@ def assemble(take: Take, settings: ConvertSettings, note: AddNote, notes: Sequen
     words, cut = _cut(take, frames, note)
     clip = _motion_clip(take.motion, frames)
     if take.motion is not None:
-        _check_whole(clip)
+        _check_complete(clip)
     samples = _audio_16k(take.wav, note)
     mel_frames = timebase.mel_frames_for(frames)
     gain = 1.0
@@ -335,7 +335,7 @@ def _check_names(take: Take) -> None:
         raise ValueError(f"label {wrong[0]!r}: a lower-case letter, then up to 31 of a-z, 0-9 and _ expected")
 
 
-def _check_whole(clip: GestureClip) -> None:
+def _check_complete(clip: GestureClip) -> None:
     """Raise RecordingFault for a part that is present in some frames and absent in others."""
     if np.isfinite(clip.gesture).all() and np.isfinite(clip.jaw_eyes).all():
         return

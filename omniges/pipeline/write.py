@@ -111,7 +111,7 @@ def write_shards(  # noqa: PLR0913 - keyword-only except two: user settings
         keep_audio=arguments.flag("keep_audio", keep_audio),
         max_length_mismatch_s=limit,
     )
-    out, shard_bytes = arguments.path("out", out), arguments.whole("shard_bytes", shard_bytes, 1)
+    out, shard_bytes = arguments.path("out", out), arguments.integer("shard_bytes", shard_bytes, 1)
     force = arguments.flag("force", force)
     if progress is not None and not callable(progress):
         raise arguments.refuse("progress", "a function of the recordings converted and their number, or None", progress)
@@ -343,8 +343,8 @@ def publish_set(
         REPORT_FILE: b"".join(canonical_json(finding.as_json()) + b"\n" for finding in tally.findings),
     }
     files = {name: (len(data), publish_bytes(folder / name, data)) for name, data in contents.items()}
-    whole_plan = {"settings_sha256": sha256_hex(canonical_json(settings)), **plan}
-    dataset = dataset_document(tally.rows, writer.shards, files, settings, whole_plan, cut_totals(tally.cuts))
+    plan_document = {"settings_sha256": sha256_hex(canonical_json(settings)), **plan}
+    dataset = dataset_document(tally.rows, writer.shards, files, settings, plan_document, cut_totals(tally.cuts))
     publish_bytes(folder / DATASET_FILE, seal(dataset))
     commit(workspace, writer.paths)
     return str(dataset["manifest_hash"])

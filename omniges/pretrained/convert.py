@@ -20,7 +20,7 @@ from omniges.errors import DataError, UsageFault
 from omniges.model.patches import PatchGrid
 from omniges.model.trunk import JointFlowTransformer
 from omniges.pretrained.tensors import file_entry, open_parts, read_json
-from omniges.pretrained.trunk import Fate, SourceTrunk, WhichWeights, parameter_shapes, read_omniflow, table_of
+from omniges.pretrained.trunk import SourceTrunk, TensorStatus, WhichWeights, parameter_shapes, read_omniflow, table_of
 from omniges.shards.dataset import seal, sealed_correctly
 from omniges.shards.schema import is_count
 from omniges.storage.atomic import make_folder, pending_folder, publish_bytes
@@ -42,16 +42,16 @@ class Conversion:
 
     folder: Path
     size: int  # bytes of the weights
-    fates: tuple[Fate, ...]
+    statuses: tuple[TensorStatus, ...]
     warnings: tuple[str, ...]
 
     @property
     def lines(self) -> list[str]:
         """Summary as lines of text."""
-        kinds = Counter(fate.kind for fate in self.fates)
+        kinds = Counter(status.kind for status in self.statuses)
         counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-        found = [*table_of(self.fates), *self.warnings]
-        return [*found, f"{len(self.fates)} tensors: {counts}; {self.size / 1e9:.2f} GB in {self.folder}"]
+        found = [*table_of(self.statuses), *self.warnings]
+        return [*found, f"{len(self.statuses)} tensors: {counts}; {self.size / 1e9:.2f} GB in {self.folder}"]
 
 
 def convert(folder: Path, out: Path, weights: WhichWeights = "last") -> Conversion:
@@ -95,14 +95,14 @@ def convert(folder: Path, out: Path, weights: WhichWeights = "last") -> Conversi
             "source": {str(path.relative_to(folder)): file_entry(path) for path in source.files},
             "weights": weights,
             "remarks": list(source.warnings),
-            "tensors": [fate.as_json() for fate in source.fates],
+            "tensors": [status.as_json() for status in source.statuses],
             "files": {
                 _CONFIG_FILE: {"bytes": len(config), "sha256": sha256_hex(config)},
                 _MODEL_FILE: {"bytes": size, "sha256": digest},
             },
         }
         publish_bytes(unfinished / CONVERSION_FILE, seal(document))
-    return Conversion(out, size, source.fates, source.warnings)
+    return Conversion(out, size, source.statuses, source.warnings)
 
 
 def is_converted(folder: Path) -> bool:
@@ -155,8 +155,8 @@ def _expected_shapes(trunk: Any, most_layers: int) -> dict[str, tuple[int, ...]]
 
 def _is_grid(found: Mapping[str, Any], inputs: int) -> bool:
     """Return whether a grid has the keys and sizes of tokens with so many inputs."""
-    sound = found.keys() == {one.name for one in fields(PatchGrid)} and all(is_count(n, 1) for n in found.values())
-    return sound and found["channels"] * found["patch"] ** 2 == inputs
+    valid = found.keys() == {one.name for one in fields(PatchGrid)} and all(is_count(n, 1) for n in found.values())
+    return valid and found["channels"] * found["patch"] ** 2 == inputs
 
 
 def read_converted(folder: Path) -> SourceTrunk:
@@ -186,7 +186,9 @@ def read_converted(folder: Path) -> SourceTrunk:
         shapes=expected,
         dtypes=tensors.dtypes,
         read=tensors.read,
-        fates=tuple(Fate("loaded", name, name, math.prod(shape), "the same layer") for name, shape in expected.items()),
+        statuses=tuple(
+            TensorStatus("loaded", name, name, math.prod(shape), "the same layer") for name, shape in expected.items()
+        ),
         warnings=(),
     )
 
@@ -195,15 +197,15 @@ def _document(folder: Path) -> dict[str, Any]:
     path = folder / CONVERSION_FILE
     document = read_json(path)
     files = document.get("files")
-    sound = isinstance(files, dict) and {_CONFIG_FILE, _MODEL_FILE} <= files.keys() and sealed_correctly(document)
-    if document.get("format") != _FORMAT or document.get("version") != _VERSION or not sound:
+    valid = isinstance(files, dict) and {_CONFIG_FILE, _MODEL_FILE} <= files.keys() and sealed_correctly(document)
+    if document.get("format") != _FORMAT or document.get("version") != _VERSION or not valid:
         raise DataError(
             f"{path}: it has changed since convert-omniflow wrote it (format {_FORMAT}, version {_VERSION}); {_AGAIN}"
         )
     return document
 
 
-def whole_trunk(source: SourceTrunk) -> JointFlowTransformer:
+def complete_trunk(source: SourceTrunk) -> JointFlowTransformer:
     """Return the trunk with all three streams of OmniFlow, in evaluation mode, float32 on the CPU."""
     model: JointFlowTransformer = JointFlowTransformer(**source.config)
     with torch.no_grad():

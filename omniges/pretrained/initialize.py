@@ -23,7 +23,15 @@ from omniges.model.spec import OF_TRUNK, ModelConfig, ModelIdentity, load_identi
 from omniges.model.streams import StreamName
 from omniges.pretrained.convert import converted_config, is_converted, read_converted
 from omniges.pretrained.tensors import file_entry, is_omniflow
-from omniges.pretrained.trunk import Fate, SourceTrunk, WhichWeights, audio_grid_of, config_of, read_omniflow, table_of
+from omniges.pretrained.trunk import (
+    SourceTrunk,
+    TensorStatus,
+    WhichWeights,
+    audio_grid_of,
+    config_of,
+    read_omniflow,
+    table_of,
+)
 
 _SPEAKERS: Final = "trunk.speaker.weight"
 _LACKING: Final = "lacking"
@@ -44,13 +52,13 @@ class Begun:
 
     where: str
     files: tuple[Path, ...]
-    fates: tuple[Fate, ...]
+    statuses: tuple[TensorStatus, ...]
     warnings: tuple[str, ...]
 
     @property
     def lines(self) -> list[str]:
         """Summary as lines of text."""
-        return [f"begins with {self.where}", *table_of(self.fates), *self.warnings]
+        return [f"begins with {self.where}", *table_of(self.statuses), *self.warnings]
 
     def provenance(self) -> dict[str, Any]:
         """Return path, sizes and digests of the source files."""
@@ -177,27 +185,35 @@ class CheckpointStart(Start):
         where = f"{self._saved.path}/{self._file}"
         saved = self._saved.tensors(self._file)
         own = dict(model.named_parameters())
-        fates = {name: Fate("loaded", name, name, x.numel(), "the same weights") for name, x in saved.items()}
+        statuses = {
+            name: TensorStatus("loaded", name, name, x.numel(), "the same weights") for name, x in saved.items()
+        }
         added = len(identity.speakers) - len(self._identity.speakers)
         if _SPEAKERS in own and added > 0:
             reason = f"{added} new speakers begin as unknown"
             if _SPEAKERS in saved:
                 saved[_SPEAKERS] = torch.cat([saved[_SPEAKERS], saved[_SPEAKERS][:1].expand(added, -1)])
-                fates[_SPEAKERS] = Fate("converted", _SPEAKERS, _SPEAKERS, own[_SPEAKERS].numel(), reason)
+                statuses[_SPEAKERS] = TensorStatus("converted", _SPEAKERS, _SPEAKERS, own[_SPEAKERS].numel(), reason)
             else:
                 saved[_SPEAKERS] = torch.zeros(own[_SPEAKERS].shape)
-                fates[_SPEAKERS] = Fate("new", None, _SPEAKERS, own[_SPEAKERS].numel(), reason)
+                statuses[_SPEAKERS] = TensorStatus("new", None, _SPEAKERS, own[_SPEAKERS].numel(), reason)
         if _LACKING in own and _LACKING not in saved:
             saved[_LACKING] = torch.zeros(own[_LACKING].shape)
-            fates[_LACKING] = Fate("new", None, _LACKING, own[_LACKING].numel(), "tells absent parts; begins at zero")
+            statuses[_LACKING] = TensorStatus(
+                "new", None, _LACKING, own[_LACKING].numel(), "tells absent parts; begins at zero"
+            )
         for name in sorted(name for name in own.keys() ^ saved.keys() if name.startswith(_ENCODERS)):
             if name in own:
                 saved[name] = own[name].detach()
-                fates[name] = Fate("new", None, name, own[name].numel(), "a condition stream that is new; drawn anew")
+                statuses[name] = TensorStatus(
+                    "new", None, name, own[name].numel(), "a condition stream that is new; drawn anew"
+                )
             else:
-                fates[name] = Fate("left out", name, None, saved.pop(name).numel(), "a condition stream left out")
+                statuses[name] = TensorStatus(
+                    "left out", name, None, saved.pop(name).numel(), "a condition stream left out"
+                )
         checkpoint.load_into(own, saved, where)
-        return Begun(where, (self._saved.path / self._file,), tuple(fates.values()), ())
+        return Begun(where, (self._saved.path / self._file,), tuple(statuses.values()), ())
 
 
 def config_over_tokens(trunk: Mapping[str, Any]) -> ModelConfig:
@@ -283,7 +299,7 @@ class OmniFlowStart(Start):
                 own[target].copy_(tensor)
             if _SPEAKERS in own:  # zero, so that the first outputs equal OmniFlow's
                 own[_SPEAKERS].zero_()
-        return Begun(source.where, source.files, _all_fates(source, plan, own), source.warnings)
+        return Begun(source.where, source.files, _all_statuses(source, plan, own), source.warnings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,19 +365,19 @@ def _other_tokens(stream: StreamName) -> str:
     return f"{stream} has other tokens than OmniFlow's {'image' if stream == 'gesture' else stream}"
 
 
-def _all_fates(source: SourceTrunk, plan: _Plan, own: Mapping[str, Tensor]) -> tuple[Fate, ...]:
+def _all_statuses(source: SourceTrunk, plan: _Plan, own: Mapping[str, Tensor]) -> tuple[TensorStatus, ...]:
     """Return the use of every source tensor and the origin of every weight of the model."""
-    found: list[Fate] = []
-    for fate in source.fates:
-        if fate.target is None:
-            found.append(fate)
-        elif fate.target in plan.left:
-            found.append(Fate("left out", fate.source, None, fate.numbers, plan.left[fate.target]))
-        elif own[target := plan.carried[fate.target]].shape != source.shapes[fate.target]:
+    found: list[TensorStatus] = []
+    for status in source.statuses:
+        if status.target is None:
+            found.append(status)
+        elif status.target in plan.left:
+            found.append(TensorStatus("left out", status.source, None, status.numbers, plan.left[status.target]))
+        elif own[target := plan.carried[status.target]].shape != source.shapes[status.target]:
             reason = "columns of features that the tokens have"
-            found.append(Fate("converted", fate.source, target, own[target].numel(), reason))
+            found.append(TensorStatus("converted", status.source, target, own[target].numel(), reason))
         else:
-            begins = "begins as image; " if target != f"trunk.{fate.target}" else ""
-            found.append(replace(fate, target=target, reason=begins + fate.reason))
-    found += [Fate("new", None, name, own[name].numel(), reason) for name, reason in plan.new.items()]
+            begins = "begins as image; " if target != f"trunk.{status.target}" else ""
+            found.append(replace(status, target=target, reason=begins + status.reason))
+    found += [TensorStatus("new", None, name, own[name].numel(), reason) for name, reason in plan.new.items()]
     return tuple(found)

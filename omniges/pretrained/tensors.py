@@ -76,9 +76,9 @@ def find_omniflow(folder: Path) -> OmniFlowFolder:
 def _weight_files(place: Path) -> tuple[Path, ...]:
     """Return the files of weights in a folder, safetensors before pickles; empty without weights."""
     for kind in ("safetensors", "bin"):
-        whole, index = place / f"{_STEM}.{kind}", place / f"{_STEM}.{kind}.index.json"
-        if whole.is_file():
-            return (whole,)
+        complete, index = place / f"{_STEM}.{kind}", place / f"{_STEM}.{kind}.index.json"
+        if complete.is_file():
+            return (complete,)
         if index.is_file():
             return _parts(index)
     return ()

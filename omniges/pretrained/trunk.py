@@ -44,7 +44,7 @@ _TABLE: Final = "text_decoder.encoder.shared.weight"
 """Other name of the same tensor, which counts once among parameters."""
 _LEAST_TOLERANCE: Final = 2e-5  # of a table that was computed in float32
 
-FateKind = Literal["loaded", "converted", "new", "left out"]
+StatusKind = Literal["loaded", "converted", "new", "left out"]
 How = Literal["as it is", "joined", "stacked", "flattened", "first six parts"]
 
 _REASONS: Final[dict[How, str]] = {
@@ -54,7 +54,7 @@ _REASONS: Final[dict[How, str]] = {
     "flattened": "a convolution whose stride is its size is a linear layer on patches",
     "first six parts": "the other three are for a second attention that models with audio do not have",
 }
-_KINDS: Final[tuple[FateKind, ...]] = get_args(FateKind)
+_KINDS: Final[tuple[StatusKind, ...]] = get_args(StatusKind)
 _NUMBER: Final = re.compile(r"\.\d+\.")
 
 
@@ -68,10 +68,10 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class Fate:
+class TensorStatus:
     """Use of a source tensor (``source``), or origin of a tensor of our model (``target``)."""
 
-    kind: FateKind
+    kind: StatusKind
     source: str | None
     target: str | None
     numbers: int
@@ -162,7 +162,7 @@ def _branch(ours: str, theirs: str, names: StreamNames, *, context_only: bool, d
         yield from _linear(f"{ours}.mlp_out", f"{theirs}.{names.mlp}.net.2")
 
 
-def made(rule: Rule, source: Tensors) -> Tensor:
+def convert_tensor(rule: Rule, source: Tensors) -> Tensor:
     """Apply a rule, in the precision of the source.
 
     Args:
@@ -188,9 +188,9 @@ def made(rule: Rule, source: Tensors) -> Tensor:
     return part[: len(part) // 9 * 6] if rule.how == "first six parts" else part
 
 
-def conversion_fates(
+def conversion_statuses(
     anatomy: Anatomy, shapes: Mapping[str, tuple[int, ...]], table_reasons: Mapping[str, str]
-) -> list[Fate]:
+) -> list[TensorStatus]:
     """Return the use of every tensor of the source.
 
     Args:
@@ -204,29 +204,29 @@ def conversion_fates(
     Raises:
         DataError: A tensor has no known use.
     """
-    found: list[Fate] = []
+    found: list[TensorStatus] = []
     for rule in rules(anatomy):
-        kind: FateKind = "loaded" if rule.how == "as it is" else "converted"
+        kind: StatusKind = "loaded" if rule.how == "as it is" else "converted"
         reason = _REASONS[rule.how]
-        found += [Fate(kind, name, rule.target, math.prod(shapes[name]), reason) for name in rule.sources]
+        found += [TensorStatus(kind, name, rule.target, math.prod(shapes[name]), reason) for name in rule.sources]
     reasons = dict(table_reasons)
     dead = f"transformer_blocks.{anatomy.layers - 1}.{STREAM_NAMES['text'].mlp}."
     reasons |= {name: "the last block's text gives keys and values only" for name in shapes if name.startswith(dead)}
     for name in nested_names(shapes):
         reasons[name] = next(words for prefix, words in NESTED.items() if name.startswith(prefix))
-    found += [Fate("left out", name, None, math.prod(shapes[name]), reason) for name, reason in reasons.items()]
-    unexplained = sorted(shapes.keys() - {fate.source for fate in found})
+    found += [TensorStatus("left out", name, None, math.prod(shapes[name]), reason) for name, reason in reasons.items()]
+    unexplained = sorted(shapes.keys() - {status.source for status in found})
     if unexplained:
         raise DataError(f"OmniFlow transformer: {len(unexplained)} tensors without a known use: {unexplained[0]}")
     return found
 
 
-def table_of(fates: Iterable[Fate]) -> list[str]:
+def table_of(statuses: Iterable[TensorStatus]) -> list[str]:
     """Return a table of the tensors' uses: a line for each use, part and reason; blocks are counted together."""
-    groups: dict[tuple[FateKind, str, str], list[int]] = {}
-    for fate in fates:
-        groups.setdefault((fate.kind, _part(fate), fate.reason), []).append(fate.numbers)
-    rows = [("fate", "tensors", "numbers", "part", "reason")]
+    groups: dict[tuple[StatusKind, str, str], list[int]] = {}
+    for status in statuses:
+        groups.setdefault((status.kind, _part(status), status.reason), []).append(status.numbers)
+    rows = [("status", "tensors", "numbers", "part", "reason")]
     for (kind, part, reason), numbers in sorted(groups.items(), key=lambda group: _KINDS.index(group[0][0])):
         rows.append((kind, str(len(numbers)), f"{sum(numbers):,}", part, reason))
     wide = [max(len(row[k]) for row in rows) for k in range(4)]
@@ -236,11 +236,11 @@ def table_of(fates: Iterable[Fate]) -> list[str]:
     ]
 
 
-def _part(fate: Fate) -> str:
+def _part(status: TensorStatus) -> str:
     """Return the part of a tensor: stream and layer of our name, or the first words of a source name."""
-    name = _NUMBER.sub(".*.", fate.target or fate.source or "")
+    name = _NUMBER.sub(".*.", status.target or status.source or "")
     words = name.removeprefix("trunk.").split(".")
-    if fate.target is None:
+    if status.target is None:
         return words[0] if words[0] != "transformer_blocks" else ".".join(words[:3])
     if words[0] == "blocks":
         return f"blocks, {words[3]}" if words[2] == "branches" else "blocks, all streams"
@@ -253,7 +253,7 @@ class SourceTrunk(Tensors):
 
     config: Mapping[str, Any]  # arguments of JointFlowTransformer
     grids: Mapping[str, Mapping[str, int]]  # of image and audio: channels, patch, table_side, table_base
-    fates: tuple[Fate, ...]
+    statuses: tuple[TensorStatus, ...]
     warnings: tuple[str, ...]
 
 
@@ -312,8 +312,8 @@ def read_omniflow(folder: Path, weights: WhichWeights = "last") -> SourceTrunk:
         grids=grids,
         shapes=parameter_shapes(config),
         dtypes={name: source.dtypes[rule.sources[0]] for name, rule in by_target.items()},
-        read=lambda name: made(by_target[name], source),
-        fates=tuple(conversion_fates(anatomy, source.shapes, reasons)),
+        read=lambda name: convert_tensor(by_target[name], source),
+        statuses=tuple(conversion_statuses(anatomy, source.shapes, reasons)),
         warnings=tuple(warnings),
     )
 

@@ -95,9 +95,9 @@ def _fault(value: object, checks: _Checks) -> str:
     """Return what is wrong with an object whose fields must pass checks, or an empty text; other fields are free."""
     if not isinstance(value, dict):
         return type(value).__name__
-    for name, sound in checks.items():
+    for name, valid in checks.items():
         if name not in value:
             return f"no {name}"
-        if not sound(value[name]):
+        if not valid(value[name]):
             return f"{name} {value[name]!r:.60}"
     return ""

@@ -261,8 +261,8 @@ class WindowEntry(CodecEntry):
             raise ValueError(f"stride_ticks {self.stride_ticks}: {fault}") from fault
         if self.words != BY_MIDDLE:
             raise ValueError(f"words {self.words!r}")
-        whole = isinstance(self.lost, dict) and self.lost.keys() == set(_LOST)
-        counts = [self.lost[name] for name in _LOST] if whole else [-1]
+        complete = isinstance(self.lost, dict) and self.lost.keys() == set(_LOST)
+        counts = [self.lost[name] for name in _LOST] if complete else [-1]
         if any(type(count) is not int or not 0 <= count <= counts[0] for count in counts):
             raise ValueError(f"lost {self.lost!r}")
 

@@ -370,8 +370,8 @@ def _places_problem(row: ManifestRow) -> str:
     for member, place in row.members.items():
         if member not in {*contract.members, *contract.optional} and not schema.LATENT_MEMBER.fullmatch(member):
             return f"member {member!r}"
-        sound = schema.is_count(place.offset, 512) and schema.is_count(place.size) and place.size <= _MAX_MEMBER_BYTES
-        if not sound or not is_sha256(place.sha256):
+        valid = schema.is_count(place.offset, 512) and schema.is_count(place.size) and place.size <= _MAX_MEMBER_BYTES
+        if not valid or not is_sha256(place.sha256):
             return f"{member}: offset {place.offset}, size {place.size}, sha256 {place.sha256}"
     for source, (path, digest) in row.sources.items():
         if not is_sha256(digest) or not schema.is_relative_path(path):
@@ -465,9 +465,9 @@ class ManifestColumns:
         fixed = np.zeros((len(lengths), width), dtype=np.uint8)
         fixed[np.arange(width) < lengths[:, None]] = data
         found = fixed.view(f"S{width}").reshape(-1)
-        sound = _IN_KEYS[fixed].all(axis=1) & (fixed[:, 0] != 0)
-        if not sound.all():
-            raise self._no_key(ascii(found[int(np.flatnonzero(~sound)[0])].decode("ascii", "replace"))[:100])
+        valid = _IN_KEYS[fixed].all(axis=1) & (fixed[:, 0] != 0)
+        if not valid.all():
+            raise self._no_key(ascii(found[int(np.flatnonzero(~valid)[0])].decode("ascii", "replace"))[:100])
         return found
 
     def _no_key(self, found: str) -> DataError:

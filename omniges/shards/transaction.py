@@ -81,8 +81,8 @@ def _read_fields(path: Path, fields: Mapping[str, type]) -> dict[str, Any] | Non
         return None
     except (ValueError, RecursionError):
         found = None
-    whole = isinstance(found, dict) and found.keys() == fields.keys()
-    if not whole or not all(isinstance(found[name], kind) for name, kind in fields.items()):
+    complete = isinstance(found, dict) and found.keys() == fields.keys()
+    if not complete or not all(isinstance(found[name], kind) for name, kind in fields.items()):
         raise UsageFault(f"{path}: {FOREIGN}")
     document: dict[str, Any] = found
     return document
@@ -96,7 +96,7 @@ class CommitSteps:
     removed: list[str]  # files of the earlier set
     place: dict[str, str]  # name in the workspace -> name in the folder
 
-    def sound(self) -> bool:
+    def is_valid(self) -> bool:
         """Return whether all names are such as an omniges run writes."""
         texts = [*self.moved.values(), *self.removed, *self.place.values()]
         if not all(isinstance(text, str) for text in texts):
@@ -191,7 +191,7 @@ class Workspace:
         path = self.folder / name
         document = _read_fields(path, {"moved": dict, "removed": list, "place": dict})
         steps = None if document is None else CommitSteps(**document)
-        if steps is not None and not steps.sound():
+        if steps is not None and not steps.is_valid():
             raise UsageFault(f"{path}: {FOREIGN}")
         return steps
 
@@ -306,9 +306,9 @@ def _journal_problem(row: Any) -> str:
         return "an object expected"
     if row.keys() >= {"rejected", "findings", "inputs"}:
         inputs = row["inputs"]
-        sound = isinstance(inputs, dict) and all(value is None or is_sha256(value) for value in inputs.values())
-        sound = sound and isinstance(row["rejected"], str) and _are_findings(row["findings"])
-        return "" if sound else "findings and inputs of a rejected recording expected"
+        valid = isinstance(inputs, dict) and all(value is None or is_sha256(value) for value in inputs.values())
+        valid = valid and isinstance(row["rejected"], str) and _are_findings(row["findings"])
+        return "" if valid else "findings and inputs of a rejected recording expected"
     if not row.keys() >= {"staged", "bytes", "sha256", "rows"} or not isinstance(row["rows"], list):
         return "a shard or a rejection expected"
     staged, shard = row["staged"], row.get("shard", "train-000000.tar")

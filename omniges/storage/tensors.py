@@ -317,7 +317,7 @@ def _content(path: Path, entry: str | None, kind: type, *, mapped: bool) -> dict
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
-def _require_whole(path: Path) -> None:
+def _require_complete_archive(path: Path) -> None:
     """Check the archive's directory and checksums, because torch does not check them."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -351,7 +351,7 @@ def _loaded(path: Path, *, mapped: bool) -> Any:
         with open(open_file(path, path.parent), "rb") as file:
             archive = file.read(len(_ZIP_START)) == _ZIP_START
         if archive:
-            _require_whole(path)
+            _require_complete_archive(path)
         warnings.simplefilter("ignore", UserWarning)  # odd protocols and TorchScript, which then fail
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and archive)

@@ -161,8 +161,8 @@ def _signature(index: int, seed: int, code: I64, order: list[I64]) -> WordSignat
     # Real words first, then two made-up syllables. 5 and 7 are coprime to their number, 36, so words that agree in one
     # syllable differ in the other, and all are distinct.
     count = len(_SYLLABLES)
-    made_up = _SYLLABLES[5 * index % count] + _SYLLABLES[(7 * index + index // count) % count]
-    word = _REAL_WORDS[index] if index < len(_REAL_WORDS) else made_up
+    invented = _SYLLABLES[5 * index % count] + _SYLLABLES[(7 * index + index // count) % count]
+    word = _REAL_WORDS[index] if index < len(_REAL_WORDS) else invented
     return WordSignature(word, tones, rotations, expression)
 
 
@@ -397,7 +397,7 @@ def _chord(tones_hz: tuple[int, ...]) -> F32:
     return (_TONE_AMPLITUDE * total).astype(np.float32)
 
 
-def _sound(
+def _waveform(
     rng: np.random.Generator, frames: int, script: _Script, speaker: _Speaker, vocabulary: tuple[WordSignature, ...]
 ) -> F32:
     """Return mono audio at 16 kHz with a peak below 0.7.
@@ -480,7 +480,7 @@ def _clip_files(
     poses, expressions, trans = _motion(rng, settings.frames, script, speaker, vocabulary, mood)
     # SMPL-X tools read these two strings; the name of every file says that it is synthetic.
     yield ".npz", encode_motion(poses, expressions, trans, speaker.betas, gender="neutral", model="smplx2020")
-    samples = _sound(rng, settings.frames, script, speaker, vocabulary)
+    samples = _waveform(rng, settings.frames, script, speaker, vocabulary)
     yield ".wav", encode_wav(samples, SAMPLE_RATE_HZ, encoding=settings.audio)
     yield ".TextGrid", _text(script, len(samples) / SAMPLE_RATE_HZ, vocabulary)
     yield ".txt", _semantic(script, vocabulary)

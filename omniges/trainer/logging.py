@@ -140,7 +140,7 @@ class Shown:
     start_tick: int
     ticks: int
     files: str  # folder of the files
-    made: str  # generated words, or else the kinds of files, or the reason why there are none
+    generated: str  # generated words, or else the kinds of files, or the reason why there are none
     recorded: str  # words of the recording
     picture: Path
 
@@ -161,7 +161,7 @@ class Logbook:
         trackers: Sequence[Tracker] = (),
         *,
         active: bool = True,
-        tell: Callable[[str], None] = lambda _message: None,
+        log_message: Callable[[str], None] = lambda _message: None,
     ) -> None:
         """Open the log.
 
@@ -169,10 +169,10 @@ class Logbook:
             run: Folder of the run.
             trackers: Trackers that receive the same numbers.
             active: False on all ranks but the first, where nothing is written.
-            tell: Called with a message if a tracker fails.
+            log_message: Called with a message if a tracker fails.
         """
         self.path = run / LOG_FILE
-        self._trackers, self._tell = tuple(trackers), tell
+        self._trackers, self._log_message = tuple(trackers), log_message
         self._descriptor = -1
         if active:
             make_folder(run)
@@ -222,7 +222,7 @@ class Logbook:
             except EnvironmentFault as fault:
                 self._trackers = tuple(one for one in self._trackers if one is not tracker)
                 self.write("tracker", name=tracker.name, failed=str(fault))
-                self._tell(str(fault))
+                self._log_message(str(fault))
 
     def sync(self) -> None:
         """Flush the log to disk, so that it survives a power loss."""

@@ -364,7 +364,7 @@ def _validation_warnings(held_out: HeldOut, identity: ModelIdentity, codecs: Cod
     ]
     if unknown:
         warnings.append(f"speakers that are not in the train split count as unknown: {', '.join(unknown[:5])}")
-    decoded = [(stream, entry.name) for stream, entry in codecs.entries.items() if codecs.given(stream)]
+    decoded = [(stream, entry.name) for stream, entry in codecs.entries.items() if codecs.has_folder(stream)]
     warnings += [f"validation decodes {stream} with {name}" for stream, name in decoded]
     reasons: dict[str, list[str]] = {}
     for task in tasks:

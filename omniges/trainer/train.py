@@ -132,7 +132,9 @@ def _run_opened(run: Run, began_s: float, stack: ExitStack) -> Summary:
     reporter = stack.enter_context(make_reporter("auto" if ranks.first else "silent"))
     with ranks.together("open the log"):
         trackers = open_trackers(settings.report_to, settings.output_dir, config) if ranks.first else []
-        logbook = stack.enter_context(Logbook(settings.output_dir, trackers, active=ranks.first, tell=reporter.say))
+        logbook = stack.enter_context(
+            Logbook(settings.output_dir, trackers, active=ranks.first, log_message=reporter.say)
+        )
     messages = _first_lines(run, state) + list(run.warnings) + messages
     for message in messages:
         reporter.say(message)
@@ -148,9 +150,9 @@ def _run_opened(run: Run, began_s: float, stack: ExitStack) -> Summary:
                 for line in initialized.lines:
                     reporter.say(line)
                 provenance[_PRETRAINED] = initialized.provenance()
-                fates = [fate.as_json() for fate in initialized.fates]
+                statuses = [status.as_json() for status in initialized.statuses]
                 logbook.write(
-                    "pretrained", **initialized.provenance(), tensors=fates, remarks=list(initialized.warnings)
+                    "pretrained", **initialized.provenance(), tensors=statuses, remarks=list(initialized.warnings)
                 )
 
     def save(state: RunState, alone: bool) -> Path:
@@ -333,8 +335,8 @@ def _read_state(saved: checkpoint.SavedCheckpoint) -> tuple[RunState, dict[str, 
         }
     except (LookupError, TypeError, AttributeError) as error:
         raise DataError(f"{place}: {one_line(repr(error), 120)}. It was edited: choose another checkpoint") from error
-    for name, sound in checks.items():
-        if not sound:
+    for name, valid in checks.items():
+        if not valid:
             found = reprlib.repr(document.get(name))
             raise DataError(f"{place}: {name}: found {found}, which no run writes. Choose another checkpoint")
     return state, document

@@ -192,7 +192,7 @@ def _check_metadata(sample: _Sample, metadata: Any) -> dict[str, Any] | None:
     _check_notes(sample, metadata["notes"])
     if ("labels" in row.present) != any(row.labels.values()):
         sample.add("metadata-invalid", "json", f"labels {row.labels}", "labels if and only if present lists them")
-    if not _parts_sound(sample, metadata):
+    if not _parts_valid(sample, metadata):
         return None
     _check_lengths(sample, metadata["audio"], metadata["motion"], metadata["cut"])
     audio: dict[str, Any] = metadata["audio"]
@@ -238,24 +238,24 @@ def _has_motion(row: ManifestRow) -> bool:
     return any(part in row.present for part in MOTION_PARTS)
 
 
-def _parts_sound(sample: _Sample, metadata: dict[str, Any]) -> bool:
+def _parts_valid(sample: _Sample, metadata: dict[str, Any]) -> bool:
     """Return whether audio, motion and cut follow the contract."""
     audio, motion, cut = metadata["audio"], metadata["motion"], metadata["cut"]
     for name, part, fields in (("audio", audio, _AUDIO), ("motion", motion, _MOTION), ("cut", cut, _CUT)):
         if not isinstance(part, dict) or part.keys() != fields:
             sample.add("metadata-invalid", "json", f"{name} {part!r}", ", ".join(sorted(fields)))
             return False
-    whole = dict(cut)
+    facts = dict(cut)
     for part, there, nothing in (
         (audio, "audio" in sample.row.present, _NO_AUDIO),
         (motion, _has_motion(sample.row), _NO_MOTION),
     ):
         if there:
-            whole |= part
+            facts |= part
         elif canonical_json(part) != canonical_json(nothing):
             sample.add("metadata-invalid", "json", f"{part!r} of an absent part", f"{nothing!r}")
             return False
-    wrong = [f"{n} {whole[n]!r}" for names, sound in _KINDS for n in names if n in whole and not sound(whole[n])]
+    wrong = [f"{n} {facts[n]!r}" for names, valid in _KINDS for n in names if n in facts and not valid(facts[n])]
     if wrong:
         sample.add("metadata-invalid", "json", "; ".join(wrong), "numbers and texts of the contract")
     return not wrong
@@ -263,16 +263,16 @@ def _parts_sound(sample: _Sample, metadata: dict[str, Any]) -> bool:
 
 def _check_lengths(sample: _Sample, audio: dict[str, Any], motion: dict[str, Any], cut: dict[str, Any]) -> None:
     """Check the common length and the cuts against the lengths of the source files."""
-    heard, moved = "audio" in sample.row.present, _has_motion(sample.row)
+    has_audio, moved = "audio" in sample.row.present, _has_motion(sample.row)
     kept = -(-motion["frames"] // motion["frame_stride"]) if moved else 0
-    by_sound = audio["samples"] * timebase.FRAME_RATE_HZ // audio["rate_hz"] if heard else 0
-    frames = by_sound if not moved else kept
-    if heard and moved:
+    audio_frames = audio["samples"] * timebase.FRAME_RATE_HZ // audio["rate_hz"] if has_audio else 0
+    frames = audio_frames if not moved else kept
+    if has_audio and moved:
         frames = timebase.common_frames(kept, audio["samples"], audio["rate_hz"])
     if sample.row.frames != frames:
         sample.add("metadata-invalid", "json", f"frames {sample.row.frames}", f"{frames}, by the sources' lengths")
         return
-    audio_s = max(0.0, audio["samples"] / audio["rate_hz"] - frames / timebase.FRAME_RATE_HZ) if heard else 0.0
+    audio_s = max(0.0, audio["samples"] / audio["rate_hz"] - frames / timebase.FRAME_RATE_HZ) if has_audio else 0.0
     motion_s = (kept - frames) / timebase.FRAME_RATE_HZ if moved else 0.0
     audio_s, motion_s = round(audio_s, 6), round(motion_s, 6)
     if (cut["audio_s"], cut["motion_s"]) != (audio_s, motion_s):

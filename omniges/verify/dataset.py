@@ -182,9 +182,9 @@ def _totals(found: object, name: str, out: Collector) -> dict[str, Any] | None:
         out.add("dataset-malformed", f"{name}: {found!r}", ", ".join(sorted(wanted)))
         return None
     seconds, cut = found["seconds"], found.get("cut", _NO_CUT)
-    sound = isinstance(seconds, float) and math.isfinite(seconds) and seconds >= 0
-    sound = sound and isinstance(cut, dict) and cut.keys() == _NO_CUT.keys() and all(map(is_real, cut.values()))
-    if not sound or not all(is_count(found[count]) for count in _COUNTS):
+    valid = isinstance(seconds, float) and math.isfinite(seconds) and seconds >= 0
+    valid = valid and isinstance(cut, dict) and cut.keys() == _NO_CUT.keys() and all(map(is_real, cut.values()))
+    if not valid or not all(is_count(found[count]) for count in _COUNTS):
         out.add("dataset-malformed", f"{name}: {found!r}", "whole numbers, and seconds")
         return None
     return found
@@ -197,17 +197,17 @@ def _check_totals(inventory: Inventory, out: Collector) -> None:
         out.add("dataset-malformed", f"splits: {splits!r}", ", ".join(schema.SPLITS))
         return
     parts = {split: _totals(splits[split], f"splits.{split}", out) for split in schema.SPLITS}
-    whole = _totals(inventory.document.get("totals"), "totals", out)
+    totals = _totals(inventory.document.get("totals"), "totals", out)
     known = [part for part in parts.values() if part is not None]
-    if whole is None or len(known) < len(schema.SPLITS):
+    if totals is None or len(known) < len(schema.SPLITS):
         return
     for name in _COUNTS:
         added = sum(part[name] for part in known)
-        if added != whole[name]:
-            out.add("dataset-totals", f"totals.{name} {whole[name]}", f"{added}, the sum over the splits")
+        if added != totals[name]:
+            out.add("dataset-totals", f"totals.{name} {totals[name]}", f"{added}, the sum over the splits")
     seconds = math.fsum(part["seconds"] for part in known)
-    if not math.isclose(seconds, whole["seconds"], rel_tol=1e-9, abs_tol=1e-6):
-        out.add("dataset-totals", f"totals.seconds {whole['seconds']}", f"{seconds}, the sum over the splits")
+    if not math.isclose(seconds, totals["seconds"], rel_tol=1e-9, abs_tol=1e-6):
+        out.add("dataset-totals", f"totals.seconds {totals['seconds']}", f"{seconds}, the sum over the splits")
     samples: Counter[str] = Counter()
     for shard in inventory.shards.values():
         samples[shard.split] += shard.samples

@@ -136,8 +136,8 @@ class LocalSource:
         if size < _MAPPED_BYTES:
             if len(self._buffer) < size:
                 self._buffer = bytearray(size)
-            whole = memoryview(self._buffer)[:size]
-            return whole[: self.read_into(whole, offset)]
+            buffer_view = memoryview(self._buffer)[:size]
+            return buffer_view[: self.read_into(buffer_view, offset)]
         start = offset - offset % mmap.ALLOCATIONGRANULARITY
         mapped = mmap.mmap(self._descriptor, offset + size - start, access=mmap.ACCESS_READ, offset=start)
         return memoryview(mapped)[offset - start :]
@@ -299,13 +299,13 @@ def hash_chunks(source: Source, offset: int, size: int) -> Iterator[tuple[int, m
         Position in the file, view of the chunk, and the buffer that it lies in.
     """
     buffer = bytearray(max(512, min(_CHUNK_BYTES, -(-size // 512) * 512)))
-    whole = memoryview(buffer)
+    buffer_view = memoryview(buffer)
     position, end = offset, offset + size
     while position < end:
         wanted = min(len(buffer), end - position)
-        filled = source.read_into(whole[:wanted], position)
+        filled = source.read_into(buffer_view[:wanted], position)
         if filled:
-            yield position, whole[:filled], buffer
+            yield position, buffer_view[:filled], buffer
         if filled < wanted:
             return
         position += filled

@@ -53,7 +53,7 @@ def _verdict(result: VerifyResult) -> str:
     speed = f" ({result.read_bytes / 1e6 / max(result.elapsed_s, 1e-9):,.0f} MB/s)" if result.level != "quick" else ""
     checked = f"{counted(len(result.files), 'file')}, {counted(result.samples, 'sample')}"
     counts = f"{counted(result.errors, 'error')}, {counted(result.notes, 'note')}"
-    verdict = "valid" if result.sound else "NOT VALID"
+    verdict = "valid" if result.valid else "NOT VALID"
     return printable(
         f"{verdict} at level {result.level}: {counts} in {checked}, {result.read_bytes / 1e6:,.1f} MB in "
         f"{result.elapsed_s:.2f} s{speed}: {result.folder}"
@@ -79,7 +79,7 @@ def _json(result: VerifyResult) -> str:
         "tool": {"omniges": __version__},
         "folder": str(result.folder),
         "level": result.level,
-        "sound": result.sound,
+        "sound": result.valid,
         "exit_code": int(result.exit_code),
         "counts": {
             "errors": result.errors,
@@ -158,8 +158,8 @@ def quarantine(folder: Path, names: Iterable[str]) -> dict[str, Path]:
     Raises:
         EnvironmentFault: Another process writes to the folder, or the quarantine is on another disk.
     """
-    whole = folder.absolute()
-    aside = whole.with_name(f"{whole.name}.quarantine")
+    absolute = folder.absolute()
+    aside = absolute.with_name(f"{absolute.name}.quarantine")
     refuse_links(aside.parent, (aside.name,))
     moved: dict[str, Path] = {}
     with locked(folder):

@@ -44,14 +44,19 @@ class VerifyResult:
     elapsed_s: float
 
     @property
-    def sound(self) -> bool:
+    def valid(self) -> bool:
         """True if there is no error."""
         return self.errors == 0
 
     @property
+    def sound(self) -> bool:
+        """`valid`, by its former name."""
+        return self.valid
+
+    @property
     def exit_code(self) -> ExitCode:
         """0 for valid shards, 1 for others."""
-        return ExitCode.OK if self.sound else ExitCode.FINDINGS
+        return ExitCode.OK if self.valid else ExitCode.FINDINGS
 
 
 class _FailFast(Exception):

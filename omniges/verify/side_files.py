@@ -316,11 +316,11 @@ def check_tokenizer(data: bytes, words: Counter[str], tool: dict[str, Any]) -> l
         return []
     out = Collector(schema.TOKENIZER_FILE)
     installed = metadata.version("tokenizers")
-    made_with = tool.get("tokenizers")
+    trained_with = tool.get("tokenizers")
     found, expected = json.loads(data), json.loads(wanted)
-    if made_with != installed:
+    if trained_with != installed:
         if found["model"] != expected["model"]:
-            out.add("tokenizer-other-version", f"tokenizers {installed}", f"{made_with}")
+            out.add("tokenizer-other-version", f"tokenizers {installed}", f"{trained_with}")
         return out.finish()
     difference = _first_difference(found, expected) if len(data) < len(wanted) * 4 else ("more", "less")
     out.add("tokenizer-differs", *difference)
@@ -400,8 +400,8 @@ def _finding(line: bytes, offset: int, out: Collector) -> dict[str, Any] | None:
     if not isinstance(row, dict) or row.keys() != _FINDING or canonical + b"\n" != line:
         out.add("report-invalid", f"{line[:80]!r}", "a finding as canonical JSON", offset=offset)
         return None
-    sound = all(isinstance(row[name], str) for name in texts)
-    if not sound or not all(row[name] is None or isinstance(row[name], str) for name in ("stem", "file")):
+    valid = all(isinstance(row[name], str) for name in texts)
+    if not valid or not all(row[name] is None or isinstance(row[name], str) for name in ("stem", "file")):
         out.add("report-invalid", f"{line[:80]!r}", "texts", offset=offset)
         return None
     if row["code"] not in CODES or CODES[row["code"]].severity != row["severity"]:

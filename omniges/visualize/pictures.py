@@ -74,11 +74,11 @@ def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample
 # --- a generated result
 
 
-Role = Literal["given", "made", "recorded"]
+Role = Literal["condition", "generated", "recorded"]
 Stream = Literal["text", "audio", "gesture"]
 Box = tuple[float, float, float, float]  # left, bottom, width, height, as shares of the figure
 
-_ROLE_COLOURS: Final[Mapping[Role, str]] = {"given": "#0072B2", "made": "#D55E00", "recorded": "#555555"}
+_ROLE_COLOURS: Final[Mapping[Role, str]] = {"condition": "#0072B2", "generated": "#D55E00", "recorded": "#555555"}
 _HEIGHTS_IN: Final[Mapping[Stream, float]] = {"text": 0.8, "audio": 1.5, "gesture": 3.9}
 _HEADS_IN: Final[Mapping[Stream, float]] = {"text": 0.4, "audio": 0.5, "gesture": 0.62}
 """Space above each row, for its role and the legend of its curves."""
@@ -135,8 +135,10 @@ def draw_result(*, title: str, rows: Sequence[Row], start_xz: Numbers, length_s:
 
 
 def _view(row: Row, rows: Sequence[Row], start_xz: Numbers, stop_s: float) -> parts.View:
-    """Return the part of a row that is shown; motion is shown with words of the same role, or with the given ones."""
-    words = next((r.data for role in (row.role, "given") for r in rows if r.stream == "text" and r.role == role), ())
+    """Return the part of a row that is shown; motion is shown with words of the same role, or of the condition."""
+    words = next(
+        (r.data for role in (row.role, "condition") for r in rows if r.stream == "text" and r.role == role), ()
+    )
     if row.stream == "text":
         return parts.without_motion(None, row.data, 0.0, stop_s)
     if row.stream == "audio":

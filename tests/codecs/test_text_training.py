@@ -334,7 +334,7 @@ class TestPretrained:
         (line,) = log_of(tmp_path / "run")
         assert line["tasks"].keys() >= SIX
         (event,) = log_of(tmp_path / "run", "pretrained")
-        (place,) = [fate for fate in event["tensors"] if fate["target"] == "streams.text.place"]
+        (place,) = [status for status in event["tensors"] if status["target"] == "streams.text.place"]
         assert (place["kind"], place["reason"]) == (
             "new",
             "tells latents of a text apart, OmniFlow does not; begins at zero",

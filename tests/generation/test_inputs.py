@@ -12,7 +12,7 @@ from omniges.errors import DataError, UsageFault
 from omniges.features.text_tokens import TextTokenCodec
 from omniges.features.timebase import LONGEST_S
 from omniges.formats.textgrid import WordInterval, encode_words
-from omniges.generation.inputs import Input, Reading, cut_input, given_words, read_text
+from omniges.generation.inputs import Input, Reading, cut_input, read_text, words_condition
 from omniges.generation.settings import GenerateSettings, Sources
 from omniges.shards.dataset import train_tokenizer
 
@@ -47,7 +47,7 @@ def test_longer_than_a_day_is_refused_before_anything_is_made(codec: TextTokenCo
     with pytest.raises(UsageFault, match="at most 86400"):
         Sources(seconds=seconds)
     with pytest.raises(DataError, match="at most 24 h expected"):
-        given_words(WORDS, codec, min(seconds, 1e300), "a", ("a", ""))
+        words_condition(WORDS, codec, min(seconds, 1e300), "a", ("a", ""))
     with pytest.raises(DataError, match="at most 24 h expected"):
         cut_input(Input("a", int(min(seconds, 1e300)) * 10 + 10, ()), None, Reading(token_codec=None))
 

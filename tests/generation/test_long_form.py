@@ -114,7 +114,7 @@ class Plain(torch.nn.Module):
     """A stream whose tokens are its arrays (n, 2), some for each tick."""
 
     channels = 2
-    whole_windows = False
+    complete_windows = False
 
     def __init__(self, tokens_per_tick: Fraction = Fraction(1), tokens_at_once: int = 1) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ class ByWindow(PerTick):
 class Whole(Plain):
     """Three tokens for a window, whatever its length."""
 
-    whole_windows = True
+    complete_windows = True
 
     def count(self, ticks: int) -> int:
         return 3

@@ -99,7 +99,7 @@ class TestFunctions:
             tmp_path / "c", tmp_path / "t", keep_audio=True, selection=omniges.Selection(speakers=("synthetica",))
         )
         assert digests(tmp_path / "s") == digests(tmp_path / "t")
-        assert omniges.verify_shards(str(tmp_path / "s"), level="deep", num_workers=1).sound
+        assert omniges.verify_shards(str(tmp_path / "s"), level="deep", num_workers=1).valid
 
     def test_parts_of_settings_may_be_given_whole(self, tmp_path: Path) -> None:
         omniges.sample_corpus(tmp_path / "c", clips=1, seconds=2.0, words=4, speakers=1)

@@ -67,7 +67,7 @@ def runs(encoded_both: Path, omniflow: Path, tmp_path_factory: pytest.TempPathFa
     return {choice: folder / choice for choice in CHOICES}
 
 
-def fates_of(run_folder: Path) -> dict[str, tuple[str, str | None]]:
+def statuses_of(run_folder: Path) -> dict[str, tuple[str, str | None]]:
     """What became of each of OmniFlow's tensors."""
     (event,) = log_of(run_folder, "pretrained")
     return {row["source"]: (row["kind"], row["target"]) for row in event["tensors"] if row["source"]}
@@ -78,15 +78,15 @@ class TestWeights:
     def test_audio_projections_are_kept_for_patches_alone(self, runs: dict[str, Path]) -> None:
         names = [f"{name}.{part}" for name in ("audio_embedder.proj", "proj_out_aud") for part in ("weight", "bias")]
         for choice in ("audio", "both"):
-            fates = fates_of(runs[choice])
-            assert [fates[name] for name in names] == [
+            statuses = statuses_of(runs[choice])
+            assert [statuses[name] for name in names] == [
                 ("converted", "trunk.embed.audio.weight"),
                 ("loaded", "trunk.embed.audio.bias"),
                 ("loaded", "trunk.head.audio.out.weight"),
                 ("loaded", "trunk.head.audio.out.bias"),
             ]
         for choice in ("gesture", "rows"):
-            assert [fates_of(runs[choice])[name] for name in names] == [("left out", None)] * 4
+            assert [statuses_of(runs[choice])[name] for name in names] == [("left out", None)] * 4
 
     def test_the_run_begins_with_them(self, encoded_both: Path, omniflow: Path, tmp_path: Path) -> None:
         """After a step of a learning rate of next to nothing they are OmniFlow's."""

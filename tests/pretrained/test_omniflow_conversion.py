@@ -1,4 +1,4 @@
-"""Converted OmniFlow checkpoints: golden outputs, a restatement of the reference, fates of tensors, the same bits."""
+"""Converted OmniFlow checkpoints: golden outputs, a restatement of the reference, status of tensors, the same bits."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from omniges.model.patches import patches
 from omniges.model.spec import build_model
 from omniges.model.trunk import JointFlowTransformer
 from omniges.pretrained.anatomy import parameters, read_anatomy, tables
-from omniges.pretrained.convert import convert, read_converted, whole_trunk
+from omniges.pretrained.convert import complete_trunk, convert, read_converted
 from omniges.pretrained.initialize import config_over_tokens
 from omniges.pretrained.tensors import Tensors
-from omniges.pretrained.trunk import conversion_fates, made, read_omniflow, rules, trunk_config
+from omniges.pretrained.trunk import conversion_statuses, convert_tensor, read_omniflow, rules, trunk_config
 from omniges.pretrained.trunk import parameter_shapes as shapes_of_trunk
 
 SHARED = Path(os.environ.get("OMNIGES_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "omniflow_parity"
@@ -94,7 +94,7 @@ class TestGoldenOutputs:
     def test_every_case_from_the_converted_folder_to_5e_5(self, case: str, converted: Path) -> None:
         source = read_converted(converted)
         golden, flags = golden_of(case), json.loads((PARITY / f"{case}.json").read_text())
-        model = whole_trunk(source)
+        model = complete_trunk(source)
         model.summed = not flags["split_cond"]
         tokens, levels = golden_inputs(golden, flags)
         added = {"image": table(source, "image", 4, 6), "audio": table(source, "audio", 128, 8)}
@@ -184,7 +184,7 @@ class TestEveryKindOfCheckpoint:
         source = read_converted(tmp_path / "out")
         given = inputs_of(tiny)
         with torch.no_grad():
-            found = whole_trunk(source)(
+            found = complete_trunk(source)(
                 {"image": patches(given.image, 2), "text": given.text, "audio": patches(given.audio, 2)},
                 {stream: times / 1000 for stream, times in given.times.items()},
                 added={"image": table(source, "image", 2, 4), "audio": table(source, "audio", 6, 2)},
@@ -200,17 +200,19 @@ class TestEveryKindOfCheckpoint:
         tiny = KINDS[name]
         conversion = convert(write_folder(tmp_path / "omniflow", tiny), tmp_path / "out")
         tensors = tensors_of(tiny)
-        assert sorted(str(fate.source) for fate in conversion.fates) == sorted(tensors)
-        assert all(fate.reason and fate.numbers == tensors[str(fate.source)].numel() for fate in conversion.fates)
-        left = {str(fate.source) for fate in conversion.fates if fate.kind == "left out"}
+        assert sorted(str(status.source) for status in conversion.statuses) == sorted(tensors)
+        assert all(
+            status.reason and status.numbers == tensors[str(status.source)].numel() for status in conversion.statuses
+        )
+        left = {str(status.source) for status in conversion.statuses if status.kind == "left out"}
         dead = f"transformer_blocks.{tiny.layers - 1}.ff_context."
         assert left == {
             n for n in tensors if n.startswith((dead, "text_decoder.")) or n.endswith("pos_embed.pos_embed")
         } | {"audio_embedder.pos_embed"}
         written = load_file(tmp_path / "out" / "model.safetensors")
-        assert {fate.target for fate in conversion.fates} - {None} == set(written)
+        assert {status.target for status in conversion.statuses} - {None} == set(written)
         document = json.loads((tmp_path / "out" / "conversion.json").read_bytes())
-        assert [row["source"] for row in document["tensors"]] == [fate.source for fate in conversion.fates]
+        assert [row["source"] for row in document["tensors"]] == [status.source for status in conversion.statuses]
 
     def test_no_number_is_changed_on_the_way(self, name: str, tmp_path: Path) -> None:
         """All that is kept is in the source, bit by bit, and dead rows of dual layers are all that is cut."""
@@ -219,9 +221,9 @@ class TestEveryKindOfCheckpoint:
         tensors = tensors_of(tiny)
         written = load_file(tmp_path / "out" / "model.safetensors")
         sources: dict[str, list[str]] = {}
-        for fate in conversion.fates:
-            if fate.target is not None:
-                sources.setdefault(fate.target, []).append(str(fate.source))
+        for status in conversion.statuses:
+            if status.target is not None:
+                sources.setdefault(status.target, []).append(str(status.source))
         for target, names in sources.items():
             kept = torch.cat([tensors[source].flatten() for source in names])
             if "norm1.linear" in names[0] and len(kept) != written[target].numel():
@@ -244,7 +246,7 @@ class TestRoundTrips:
 
     def test_loaded_and_saved_as_a_trunk_it_is_the_same(self, tmp_path: Path) -> None:
         convert(write_folder(tmp_path / "omniflow", Tiny()), tmp_path / "out")
-        model = whole_trunk(read_converted(tmp_path / "out"))
+        model = complete_trunk(read_converted(tmp_path / "out"))
         model.save_pretrained(tmp_path / "trunk")
         again = JointFlowTransformer.from_pretrained(tmp_path / "trunk").state_dict()
         written = load_file(tmp_path / "out" / "model.safetensors")
@@ -258,7 +260,7 @@ class TestRoundTrips:
         written = load_file(tmp_path / "out" / "model.safetensors")
         assert {x.dtype for x in written.values()} == {dtype}
         assert torch.equal(written["head.text.out.weight"], tensors["text_output.weight"])
-        assert {x.dtype for x in whole_trunk(read_converted(tmp_path / "out")).parameters()} == {torch.float32}
+        assert {x.dtype for x in complete_trunk(read_converted(tmp_path / "out")).parameters()} == {torch.float32}
 
     def test_averaged_weights_are_told_apart_by_order(self, tmp_path: Path) -> None:
         for kind in ("layer", "rms", "none", "with the text VAE"):
@@ -297,7 +299,7 @@ class TestPublishing:
         from omniges.pretrained import trunk as reading
 
         folder = write_folder(tmp_path / "omniflow", Tiny())
-        real, calls = reading.made, []
+        real, calls = reading.convert_tensor, []
 
         def failing(rule: Any, source: Any) -> Tensor:
             calls.append(rule)
@@ -305,7 +307,7 @@ class TestPublishing:
                 raise DataError("half-way")
             return real(rule, source)
 
-        monkeypatch.setattr(reading, "made", failing)
+        monkeypatch.setattr(reading, "convert_tensor", failing)
         with pytest.raises(DataError, match="half-way"):
             convert(folder, tmp_path / "place" / "out")
         assert list((tmp_path / "place").iterdir()) == []
@@ -315,13 +317,13 @@ class TestPublishing:
         code = (
             "import os, signal, sys\nfrom pathlib import Path\n"
             "from omniges.pretrained import convert, trunk as reading\n"
-            "real, calls = reading.made, []\n"
-            "def made(rule, source):\n"
+            "real, calls = reading.convert_tensor, []\n"
+            "def convert_tensor(rule, source):\n"
             "    calls.append(rule)\n"
             "    if len(calls) == 20:\n"
             "        os.kill(os.getpid(), signal.SIGKILL)\n"
             "    return real(rule, source)\n"
-            "reading.made = made\n"
+            "reading.convert_tensor = convert_tensor\n"
             "convert.convert(Path(sys.argv[1]), Path(sys.argv[2]))\n"
         )
         killed = scripted(code, folder, tmp_path / "place" / "out")
@@ -384,12 +386,12 @@ class TestRealSize:
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
         source = Tensors("real size", (), shapes, dtypes, tensors.__getitem__)
-        found = {rule.target: tuple(made(rule, source).shape) for rule in rules(anatomy)}
+        found = {rule.target: tuple(convert_tensor(rule, source).shape) for rule in rules(anatomy)}
         assert found == {name: tuple(x.shape) for name, x in model.named_parameters()}
         dead = sum(math.prod(s) for n, s in shapes.items() if n.startswith("transformer_blocks.23.ff_context."))
         assert sum(p.numel() for p in model.parameters()) == real["total_params"] - dead
-        fates = conversion_fates(anatomy, shapes, dict.fromkeys(tables(anatomy), "computed"))
-        assert sorted(str(fate.source) for fate in fates) == sorted(shapes)
+        statuses = conversion_statuses(anatomy, shapes, dict.fromkeys(tables(anatomy), "computed"))
+        assert sorted(str(status.source) for status in statuses) == sorted(shapes)
 
     def test_a_model_over_this_projects_tokens_takes_all_but_projections(self, real: dict[str, Any]) -> None:
         shapes = {name: tuple(shape) for name, shape in real["state_dict"].items()}

@@ -99,23 +99,23 @@ class TestWhatIsCarriedOver:
 
     def test_every_tensor_of_theirs_and_every_weight_of_ours_is_told_with_a_reason(self, omniflow: Path) -> None:
         _, after, begun = filled(omniflow)
-        assert sorted(fate.source for fate in begun.fates if fate.kind != "new") == sorted(tensors_of(TINY))
-        assert {fate.target for fate in begun.fates if fate.target} == set(after)
-        assert all(fate.reason for fate in begun.fates)
-        new = {fate.target for fate in begun.fates if fate.kind == "new"}
+        assert sorted(status.source for status in begun.statuses if status.kind != "new") == sorted(tensors_of(TINY))
+        assert {status.target for status in begun.statuses if status.target} == set(after)
+        assert all(status.reason for status in begun.statuses)
+        new = {status.target for status in begun.statuses if status.kind == "new"}
         assert new == {
             *(f"trunk.embed.{stream}.{part}" for stream in ("gesture", "text", "audio") for part in ("weight", "bias")),
             *(f"trunk.head.{s}.out.{part}" for s in ("gesture", "text", "audio") for part in ("weight", "bias")),
             *("trunk.speaker.weight", "streams.text.piece", "streams.text.mark"),
         }
-        left = {fate.source for fate in begun.fates if fate.kind == "left out"}
+        left = {status.source for status in begun.statuses if status.kind == "left out"}
         assert {"proj_out.weight", "context_embedder.weight", "audio_embedder.proj.bias", "text_decoder.query"} <= left
 
     def test_the_same_from_the_folder_and_from_its_converted_form(self, omniflow: Path, tmp_path: Path) -> None:
         convert(omniflow, tmp_path / "converted")
         _, one, _ = filled(omniflow)
         _, other, begun = filled(tmp_path / "converted")
-        carried = {str(fate.target) for fate in begun.fates if fate.kind == "loaded"}
+        carried = {str(status.target) for status in begun.statuses if status.kind == "loaded"}
         assert len(carried) > 80
         assert all(torch.equal(one[name], other[name]) for name in carried)
 
@@ -145,8 +145,8 @@ class TestWhatIsCarriedOver:
         theirs = tensors_of(TINY)
         assert torch.equal(after["trunk.embed.text.weight"], theirs["context_embedder.weight"][:, :5])
         assert torch.equal(after["trunk.head.text.out.weight"], theirs["text_output.weight"])
-        cut = [fate for fate in begun.fates if fate.source == "context_embedder.weight"]
-        assert [(fate.kind, fate.numbers) for fate in cut] == [("converted", 5 * TINY.width)]
+        cut = [status for status in begun.statuses if status.source == "context_embedder.weight"]
+        assert [(status.kind, status.numbers) for status in cut] == [("converted", 5 * TINY.width)]
 
     def test_a_weight_without_counterpart_is_an_error(self, omniflow: Path) -> None:
         start = open_start(omniflow, None, {})

@@ -32,7 +32,7 @@ JOURNAL: Final = "journal.jsonl"
 _COMMIT: Final = "commit.json"
 
 
-class Fate(Protocol):
+class PowerLoss(Protocol):
     """Decides what survives of the changes that were not synced."""
 
     def name_survives(self, place: int, total: int) -> bool:
@@ -45,7 +45,7 @@ class Fate(Protocol):
         """Whether a change of a file's length survives."""
 
 
-class RandomFate:
+class RandomPowerLoss:
     """Draws at random; of each state, some draws keep all names, none, or those before a moment (as a journal does)."""
 
     def __init__(self, rng: random.Random) -> None:
@@ -184,20 +184,20 @@ class Disk:
         else:
             changes.append(_Change(call.offset, bytes(call.data) if call.kind == "write" else None))
 
-    def survivors(self, fate: Fate) -> Tree:
+    def survivors(self, loss: PowerLoss) -> Tree:
         """The tree after a power loss at this moment."""
         folders = {number: dict(self.first.get(number, {})) for number in self.live}
         pending = [naming for naming in self.namings if naming.waits]
         places = {id(naming): place for place, naming in enumerate(pending)}
         for naming in self.namings:
-            if naming.waits and not fate.name_survives(places[id(naming)], len(pending)):
+            if naming.waits and not loss.name_survives(places[id(naming)], len(pending)):
                 continue
             for folder, name, number in naming.names:
                 if number is None:
                     folders[folder].pop(name, None)
                 else:
                     folders[folder][name] = number
-        contents = {number: _surviving(changes, fate) for number, changes in self.contents.items()}
+        contents = {number: _surviving(changes, loss) for number, changes in self.contents.items()}
         tree: Tree = {}
         waiting = [("", 0)]
         while waiting:
@@ -213,15 +213,15 @@ class Disk:
         return self.survivors(_Everything())
 
 
-def _surviving(changes: Iterable[_Change], fate: Fate) -> bytes:
+def _surviving(changes: Iterable[_Change], loss: PowerLoss) -> bytes:
     data = bytearray()
     for change in changes:
         if change.data is None:
-            if change.durable or fate.length_survives():
+            if change.durable or loss.length_survives():
                 del data[change.offset :]
                 data.extend(bytes(change.offset - len(data)))
             continue
-        piece = change.data if change.durable else fate.bytes_of(change.data)
+        piece = change.data if change.durable else loss.bytes_of(change.data)
         if piece is not None:
             data.extend(bytes(max(0, change.offset - len(data))))
             data[change.offset : change.offset + len(piece)] = piece

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from crash_calls import Call, Recorder, kind_of, tapped
-from crash_model import Fate, RandomFate, Tree, order_faults, read_tree, replay, write_tree
+from crash_model import PowerLoss, RandomPowerLoss, Tree, order_faults, read_tree, replay, write_tree
 from crash_scenarios import Scenario, end_faults, preprocess_here, state_faults
 
 from omniges.errors import OmnigesError
@@ -40,10 +40,10 @@ def recorded(scenario: Scenario, out: Path, *, first: bool) -> list[Call]:
     return recorder.calls
 
 
-def survive(scenario: Scenario, tree: Tree, calls: list[Call], moment: int, fate: Fate, folder: Path) -> Result:
+def survive(scenario: Scenario, tree: Tree, calls: list[Call], moment: int, loss: PowerLoss, folder: Path) -> Result:
     """Lose the power before the call `moment` of a recording that began with `tree`, then finish."""
     result = Result(moment, scenario.name, [_name_of(calls, moment)])
-    out = laid_out(replay(tree, calls[:moment]).survivors(fate), folder)
+    out = laid_out(replay(tree, calls[:moment]).survivors(loss), folder)
     result.faults += state_faults(scenario, out)
     if moment == len(calls) and scenario.begun_root is None and end_faults(scenario, out):
         result.faults.append("lost: a finished run did not survive")
@@ -80,11 +80,11 @@ def power_loss_case(scenario: Scenario, work: Path, seed: int, index: int) -> Re
             result.faults.append("failed: the recording is not complete")
         moment = rng.randrange(len(calls) + 1)
         if turn == in_a_row - 1:
-            last = survive(scenario, tree, calls, moment, RandomFate(rng), work / f"case-{index}-{turn}")
+            last = survive(scenario, tree, calls, moment, RandomPowerLoss(rng), work / f"case-{index}-{turn}")
             result.moments += last.moments
             result.faults += last.faults
             break
-        out = laid_out(replay(tree, calls[:moment]).survivors(RandomFate(rng)), work / f"case-{index}-{turn}")
+        out = laid_out(replay(tree, calls[:moment]).survivors(RandomPowerLoss(rng)), work / f"case-{index}-{turn}")
         result.moments.append(_name_of(calls, moment))
         result.faults += state_faults(scenario, out)
     return result

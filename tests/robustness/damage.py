@@ -263,18 +263,18 @@ def shard_fault(bases: Bases, sites: Sequence[Site], seed: int, index: int, *, t
         site.mend(changes)
     if isinstance(result, str):
         misses.append(result)
-    elif result.sound:
+    elif result.valid:
         misses.append(f"{damage.level} finds nothing: {damage.text}")
     elif damage.codes and not damage.codes & _codes(result):
         found = ", ".join(sorted(_codes(result)))
         misses.append(f"{damage.level} names {found}, not {' or '.join(sorted(damage.codes))}: {damage.text}")
     if isinstance(quick, str):
         misses.append(quick)
-    elif promised and quick.sound:
+    elif promised and quick.valid:
         misses.append(f"quick finds nothing though it promises to: {damage.text}")
     if tell:
         _tell(damage.text, result)
-    return Outcome(kind, tuple(misses), promised, not isinstance(quick, str) and not quick.sound)
+    return Outcome(kind, tuple(misses), promised, not isinstance(quick, str) and not quick.valid)
 
 
 def _tell(text: str, result: VerifyResult | str) -> None:
@@ -308,7 +308,7 @@ def content_fault(bases: Bases, folder: Path, seed: int, index: int, *, tell: bo
         _tell(kind.name, result)
     if isinstance(result, str):
         return Outcome(kind.name, (result,))
-    if result.sound:
+    if result.valid:
         return Outcome(kind.name, ("deep finds nothing",))
     if not any(code.startswith(wanted) for code in _codes(result) for wanted in kind.codes):
         return Outcome(kind.name, (f"deep names {', '.join(sorted(_codes(result)))}, not {' or '.join(kind.codes)}",))
@@ -470,7 +470,7 @@ def _million(corpora: Path, count: int) -> list[str]:
             print(f"{count:,} tiny members, {text}: {seconds:.1f} s", file=sys.stderr)
             if isinstance(result, str):
                 misses.append(f"{count:,} tiny members {text}: {result}")
-            elif result.sound or not (gone or "member-foreign" in _codes(result)):
+            elif result.valid or not (gone or "member-foreign" in _codes(result)):
                 misses.append(f"{count:,} tiny members {text}: found {sorted(_codes(result))}")
     return misses
 

@@ -259,7 +259,7 @@ def judge(site: Site, case: Case) -> str:
 
 
 def _wrongly_sound(result: VerifyResult, case: Case) -> str:
-    if not result.sound:
+    if not result.valid:
         return ""
     try:
         return "" if case.same() else "called sound, though it says something else"

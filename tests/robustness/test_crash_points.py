@@ -247,7 +247,7 @@ class TestOthersAtOnce:
         def around(call: Call, perform: Perform) -> Any:
             result = perform(None)
             if threading.current_thread() is threading.main_thread():
-                sound = verify(VerifySettings(folder=out, level="full", num_workers=1)).sound
+                sound = verify(VerifySettings(folder=out, level="full", num_workers=1)).valid
                 visible = {name: digest for name, digest in everything_in(out).items() if name[0] != "."}
                 assert sound == (visible in whole), kind_of(call)
                 seen.append("old" if visible == whole[0] else "new" if visible == whole[1] else "none")
@@ -267,7 +267,7 @@ class TestOthersAtOnce:
 
         def look() -> None:
             while not over.is_set():
-                results.append(verify(VerifySettings(folder=out, level="full", num_workers=1)).sound)
+                results.append(verify(VerifySettings(folder=out, level="full", num_workers=1)).valid)
 
         watcher = threading.Thread(target=look)
         watcher.start()
@@ -277,7 +277,7 @@ class TestOthersAtOnce:
             over.set()
             watcher.join()
         assert results[0]
-        assert verify(VerifySettings(folder=out, level="deep", num_workers=1)).sound
+        assert verify(VerifySettings(folder=out, level="deep", num_workers=1)).valid
 
 
 class TestMemoryLimit:

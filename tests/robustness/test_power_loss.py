@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 from crash_calls import Call, Recorder, kind_of, tapped
-from crash_model import Disk, RandomFate, Tree, order_faults, read_tree, replay
+from crash_model import Disk, RandomPowerLoss, Tree, order_faults, read_tree, replay
 from crash_power import laid_out, power_loss_case, recorded, survive
 from crash_scenarios import NAMES, Scenario, end_faults, make_scenarios, preprocess_here
 
@@ -41,7 +41,7 @@ def recordings(scenarios: dict[str, Scenario], tmp_path_factory: pytest.TempPath
 
 
 class Fixed:
-    """A fate that is told."""
+    """A power loss of which the test decides what survives."""
 
     def __init__(self, *names: bool, content: Callable[[bytes], bytes | None] = lambda data: data) -> None:
         self._names = names
@@ -298,7 +298,9 @@ def losses(recording: Recording, folder: Path, seed: int, share: float, last: in
     rng = random.Random(seed)
     moments = [moment for moment in range(len(calls) - (last or len(calls)), len(calls) + 1) if rng.random() < share]
     for moment in [*moments, len(calls)]:
-        result = survive(scenario, before, calls, moment, RandomFate(rng), folder / f"{seed}-{moment}-{rng.random()}")
+        result = survive(
+            scenario, before, calls, moment, RandomPowerLoss(rng), folder / f"{seed}-{moment}-{rng.random()}"
+        )
         yield from (f"{result.moments[0]}: {fault}" for fault in result.faults)
 
 

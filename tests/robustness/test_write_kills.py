@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from crash_calls import Call, Recorder, kind_of, tapped
-from crash_model import RandomFate, Tree, read_tree, replay, write_tree
+from crash_model import RandomPowerLoss, Tree, read_tree, replay, write_tree
 from write_child import write
 
 from omniges.errors import UsageFault
@@ -103,7 +103,7 @@ class TestEveryCall:
         rng = random.Random(0)
         for draw in range(15):
             number = rng.randrange(len(calls) + 1)
-            tree = replay(before, calls[:number]).survivors(RandomFate(rng))
+            tree = replay(before, calls[:number]).survivors(RandomPowerLoss(rng))
             assert faults(tree, tmp_path / f"{draw}", expected, force=False) == [], calls[number - 1 : number + 1]
 
 

@@ -93,7 +93,7 @@ def test_a_tracker_that_fails_is_told_and_left_out(place: str, tmp_path: Path) -
 
     tracker, other, told = Failing(), Kept(), list[str]()
     setattr(tracker, place, tracker.fail)
-    with Logbook(tmp_path, [tracker, other], tell=told.append) as book:
+    with Logbook(tmp_path, [tracker, other], log_message=told.append) as book:
         for step in (1, 2):
             book.track(step, {"loss": 1})
             book.show(step, [SimpleNamespace(task="t2g", ticks=1)])  # type: ignore[list-item]
@@ -132,7 +132,7 @@ def samples(tmp_path: Path) -> list[Shown]:
     picture = tmp_path / "2_scott_0_1_1-00064.png"
     image.imsave(picture, [[[1.0, 0.0, 0.0]]])
     facts = {"recording": "2_scott_0_1_1", "speaker": "scott", "source_path": "npz/2_scott_0_1_1.npz"}
-    facts |= {"recorded": "a | b", "files": "run/validation/step-000500", "made": "a\nb"}
+    facts |= {"recorded": "a | b", "files": "run/validation/step-000500", "generated": "a\nb"}
     return [Shown(task=task, start_tick=64, ticks=64, picture=picture, **facts) for task in ("a2t", "t2g")]
 
 

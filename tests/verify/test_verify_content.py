@@ -277,7 +277,7 @@ class TestContent:
         code, fault = FAULTS[case]
         result = run(rebuilt(shards, tmp_path / "s", fault), "deep")
         assert any(found.startswith(code) for found in codes(result)), [f"{f.code}: {f.found}" for f in result.findings]
-        assert not result.sound
+        assert not result.valid
         assert not any(" at 0x" in finding.found for finding in result.findings), "an address is another in each run"
 
     def test_the_builder_builds_sound_shards(self, shards: Path, tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ class TestContent:
         with content(folder / DATASET_FILE, edit):
             result = run(folder, "deep")
         assert codes(result, "note") == {"tokenizer-other-version"}
-        assert result.sound
+        assert result.valid
 
 
 class TestProcesses:

@@ -93,7 +93,7 @@ class TestSound:
     def test_nothing_is_written_and_a_linked_folder_is_read(self, folder: Path, tmp_path: Path) -> None:
         before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.iterdir()}
         (tmp_path / "link").symlink_to(folder)
-        assert run(tmp_path / "link", "deep").sound
+        assert run(tmp_path / "link", "deep").valid
         assert before == {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.iterdir()}
 
 
@@ -201,7 +201,7 @@ class TestFlips:
             after[data.draw(st.integers(0, len(after) - 1))] ^= data.draw(st.integers(1, 255))
         with content(tiny / name, bytes(after)):
             run(tiny, "quick")
-            assert run(tiny, "deep").sound == (after == before)
+            assert run(tiny, "deep").valid == (after == before)
 
 
 Members = list[Member]
@@ -381,7 +381,7 @@ class TestFolder:
             assert codes(run(tiny, level), "note") == {"unfinished-run"}
             with content(work / "thesis.tex", b"x"):
                 assert codes(run(tiny, level)) == {"unfinished-foreign"}
-            assert run(tiny, level).sound
+            assert run(tiny, level).valid
             work.rmdir()
 
     def test_links_folders_and_pipes_are_not_read(self, tiny: Path, tmp_path: Path) -> None:
@@ -472,7 +472,7 @@ class TestDataset:
             document["totals"]["cut"]["audio_s"] += 1
 
         with content(tiny / DATASET_FILE, edited_dataset(tiny, edit)):
-            assert run(tiny, "quick").sound
+            assert run(tiny, "quick").valid
             assert codes(run(tiny)) == {"manifest-totals"}
         with content(tiny / DATASET_FILE, edited_dataset(tiny, at("manifest_hash", value="0" * 64))):
             assert codes(run(tiny)) == {"manifest-hash"}
@@ -502,7 +502,7 @@ class TestDataset:
         values = [None, True, -1, 10**400, 1e308, "", "x", "0" * 64, [], {}, [[]], {"a": 1}, "\u202e", 0]
         for _ in range(60):
             with content(tiny / DATASET_FILE, edited_dataset(tiny, lambda d: scramble(d, draw, values))):
-                assert not run(tiny, "deep").sound
+                assert not run(tiny, "deep").valid
 
 
 def scramble(document: dict[str, Any], draw: random.Random, values: list[Any]) -> None:
@@ -624,16 +624,16 @@ class TestQuick:
                 assert "file-size" in codes(run(tiny, "quick"))
         middle = data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
         with content(tiny / SHARD, middle):
-            assert run(tiny, "quick").sound
+            assert run(tiny, "quick").valid
 
 
 class TestSelection:
     def test_split_and_shard(self, tiny: Path) -> None:
         data = (tiny / SHARD).read_bytes()
         with content(tiny / SHARD, data[:-1] + b"x"):
-            assert run(tiny, splits=("val",)).sound
-            assert run(tiny, shard_names=("train-000001",)).sound
-            assert not run(tiny, splits=("train",)).sound
+            assert run(tiny, splits=("val",)).valid
+            assert run(tiny, shard_names=("train-000001",)).valid
+            assert not run(tiny, splits=("train",)).valid
         assert run(tiny, "deep", splits=("train",)).not_checked == ()
         assert "statistics" in run(tiny, "deep", shard_names=("train-000001",)).not_checked[0]
         with pytest.raises(UsageFault, match=r"--shard nothing\.tar"):
@@ -670,4 +670,4 @@ def _nothing_is_left_changed(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def test_a_copy_is_as_sound(tiny: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny, tmp_path / "copy")
-    assert run(tmp_path / "copy", "deep").sound
+    assert run(tmp_path / "copy", "deep").valid

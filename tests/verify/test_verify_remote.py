@@ -119,7 +119,7 @@ class TestTheSameAsOnDisk:
         folder = rebuilt(shards, tmp_path / "s", broken)
         result = at(memory(folder), "deep")
         assert told(result) == told(run(folder, "deep"))
-        assert not result.sound
+        assert not result.valid
 
     def test_a_file_url_is_the_folder(self, shards: Path, tmp_path: Path) -> None:
         assert told(at(f"file://{shards}", "deep")) == told(run(shards, "deep"))
@@ -240,7 +240,7 @@ class TestBounds:
             source.read(512, 0)
             source.read(1024, source.size - 1024)
         assert store.asked == 1536
-        assert at(memory(shards), "quick").sound
+        assert at(memory(shards), "quick").valid
 
     def test_what_may_pass_is_tried_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(folders, "_WAITS_S", (0.0, 0.0, 0.0))
@@ -258,7 +258,7 @@ class TestBounds:
 
         filesystem = fsspec.filesystem("memory")
         before = {name: filesystem.cat_file(name) for name in filesystem.find("/verify")}
-        assert at(url, "deep").sound
+        assert at(url, "deep").valid
         assert before == {name: filesystem.cat_file(name) for name in filesystem.find("/verify")}
 
 

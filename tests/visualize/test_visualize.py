@@ -236,11 +236,11 @@ ROWS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("given", "made"), [("text", "gesture"), ("audio", "text"), ("gesture", "audio")])
-def test_a_result_has_a_row_for_what_was_given_made_and_recorded(given, made):
-    rows = [Row("given", given, ROWS[given]), Row("made", made, ROWS[made])]
+@pytest.mark.parametrize(("condition", "generated"), [("text", "gesture"), ("audio", "text"), ("gesture", "audio")])
+def test_a_result_has_a_row_for_condition_generated_and_recorded(condition, generated):
+    rows = [Row("condition", condition, ROWS[condition]), Row("generated", generated, ROWS[generated])]
     common = {"title": "x", "start_xz": np.zeros(2), "length_s": 3.0}
-    png, more = (draw_result(rows=r, **common) for r in (rows, [*rows, Row("recorded", made, ROWS[made])]))
+    png, more = (draw_result(rows=r, **common) for r in (rows, [*rows, Row("recorded", generated, ROWS[generated])]))
     (width, height), drawn = _pixels(png)
     assert drawn
     assert width == 1320
@@ -249,7 +249,7 @@ def test_a_result_has_a_row_for_what_was_given_made_and_recorded(given, made):
 
 
 def test_a_result_without_a_word_says_so():
-    rows = [Row("given", "audio", ROWS["audio"]), Row("made", "text", [])]
+    rows = [Row("condition", "audio", ROWS["audio"]), Row("generated", "text", [])]
     assert _pixels(draw_result(title="x", rows=rows, start_xz=np.zeros(2), length_s=3.0))[1]
 
 

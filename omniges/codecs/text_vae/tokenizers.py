@@ -254,7 +254,7 @@ def _is_bounded(part: Mapping[str, Any]) -> bool:
     if kind == "Prepend":
         return _is_short(part.get("prepend"))
     if kind == "Precompiled":
-        return _is_sound_table(part.get("precompiled_charsmap"))
+        return _is_valid_table(part.get("precompiled_charsmap"))
     if kind == "Strip" and "content" in part:
         return all(type(part.get(end)) is int and 0 <= part[end] <= _MOST_LETTERS for end in ("start", "stop"))
     return True
@@ -284,7 +284,7 @@ def _is_subword(subword: Any) -> bool:
     return fits and type(subword[1]) in {int, float} and math.isfinite(subword[1]) and abs(subword[1]) < 1e6
 
 
-def _is_sound_table(text: Any) -> bool:
+def _is_valid_table(text: Any) -> bool:
     """Return whether all indices in sentencepiece's table of normalised characters are within the table.
 
     The table is the size of a trie in bytes, the trie as a double array of 32-bit units, and texts that end with a zero

@@ -392,16 +392,16 @@ def _cut(
     )
 
 
-def _latents(whole: F32, entry: CodecEntry, window: Window) -> F32:
+def _latents(complete: F32, entry: CodecEntry, window: Window) -> F32:
     """Return a window's part of a clip's latents, as training reads them.
 
     For frames: complete rows (rows, channels). For windows: the vectors of this window (latents, channels).
     """
     if isinstance(entry, WindowEntry):
-        vectors: F32 = whole[entry.grid.index(window.start_tick)].reshape(entry.latents, entry.channels)
+        vectors: F32 = complete[entry.grid.index(window.start_tick)].reshape(entry.latents, entry.channels)
         return vectors
     first, rows = cast("FrameEntry", entry).span(window.start_tick, window.ticks)
-    return whole[first : first + rows]
+    return complete[first : first + rows]
 
 
 def _words(sample: SampleArrays, window: Window, latents: Collection[CodecEntry]) -> list[dict[str, Any]]:

@@ -35,9 +35,9 @@ from omniges.trainer.validation.held_out import HeldOut, SomeRecordings, WindowF
 from omniges.trainer.validation.samples import (
     INSTRUMENTS,
     VALIDATION_SEED,
-    Held,
-    Kept,
-    Made,
+    GeneratedWindow,
+    HeldOutWindow,
+    ResultFiles,
     WindowResults,
     make_result,
     pack,
@@ -192,7 +192,7 @@ class Found:
     losses: Mapping[str, Mapping[str, Any]]  # task: loss, levels
     figures: Mapping[str, Sequence[Figure]]  # by task
     warnings: Mapping[str, Sequence[str]]  # warnings by task, as `evaluate` gives them
-    kept: Sequence[Kept]
+    saved: Sequence[ResultFiles]
     pictures: Mapping[int, bytes]  # PNG by number of the window
 
     @property
@@ -254,9 +254,9 @@ class Validation:
         self.held_out, self.sampler, self.sampling = held_out, sampler, sampling
         self._ranks, self.tasks = ranks, tuple(tasks)
         self._samples: WindowFolder | None = None
-        self._held: list[Held] = []
+        self._held: list[HeldOutWindow] = []
         self._train: TrainSplit | None = None
-        self.kept = sorted(spread(len(held_out.windows))[:samples])
+        self.saved_windows = sorted(spread(len(held_out.windows))[:samples])
         """Indices of the windows whose results are kept."""
         self._reasons = {task: why_not(sampler.codecs, task) for task in tasks}
 
@@ -272,29 +272,29 @@ class Validation:
         """
         results = WindowResults(turns.everyone(self._read), self.held_out.windows, self.sampler)
         losses = loss_table(self._losses(turns), [window.name for window in self.held_out.windows], self.tasks)
-        made = self._made(turns, results)
+        generated = self._generated(turns, results)
 
         def score(task: str) -> tuple[str, Sequence[Figure], Sequence[str]]:
             (target,) = TASKS[task].targets
             if (why := self._reasons[task]) is not None:
                 return task, [absent(Heading(f"{target} metrics", ""), why)], []
-            own, lacking = [one for one in made if one.task == task], self._lacking(task)
+            own, lacking = [one for one in generated if one.task == task], self._lacking(task)
             if not own:
                 return task, [absent(Heading(f"{target} metrics", ""), "; ".join(lacking))], lacking
             scored = score_task(own, results, self._learned)
             return task, scored.figures, [*scored.warnings, *lacking]
 
         scores = sorted(self._collected(turns.shared(self.tasks, score)), key=lambda score: SIX.index(score[0]))
-        chosen = [one for one in made if one.number in self.kept]
-        kept = self._collected(turns.shared(chosen, results.kept))
+        chosen = [one for one in generated if one.number in self.saved_windows]
+        saved = self._collected(turns.shared(chosen, results.files_of))
 
         def draw(number: int) -> tuple[int, bytes]:
             return number, results.picture(number, [one for one in chosen if one.number == number], step)
 
-        pictures = dict(sorted(self._collected(turns.shared(self.kept, draw))))
+        pictures = dict(sorted(self._collected(turns.shared(self.saved_windows, draw))))
         figures = {task: figures for task, figures, _ in scores}
         warnings = {task: warnings for task, _, warnings in scores}
-        return Found(step, losses, figures, warnings, sorted(kept, key=_place), pictures)
+        return Found(step, losses, figures, warnings, sorted(saved, key=_place), pictures)
 
     def _collected(self, items: Sequence[Any]) -> list[Any]:
         """Return the items of all ranks."""
@@ -334,7 +334,7 @@ class Validation:
                     for name, stream in self.sampler.identity.conditions.items()
                 }
                 parts = self._parts_of(window.row)
-                self._held.append(Held(number, window, arrays, speaker, conditions, parts))
+                self._held.append(HeldOutWindow(number, window, arrays, speaker, conditions, parts))
             self._samples = samples
         return self._samples
 
@@ -348,7 +348,7 @@ class Validation:
         streams = " or ".join((*TASKS[task].conditions, *TASKS[task].targets))
         return [f"{lost} of {len(self._held)} windows lack {streams}, and are left out"] if lost else []
 
-    def _groups(self, tasks: Sequence[str]) -> list[tuple[list[Held], str]]:
+    def _groups(self, tasks: Sequence[str]) -> list[tuple[list[HeldOutWindow], str]]:
         """Return batches for the model, each with its windows and one task."""
         starts = range(0, len(self._held), _GROUP)
         groups = [(self._held[start : start + _GROUP], task) for start in starts for task in tasks]
@@ -360,7 +360,7 @@ class Validation:
         model = self.sampler.model
         device = next(model.parameters()).device
 
-        def of(group: tuple[list[Held], str]) -> list[tuple[int, int, list[float]]]:
+        def of(group: tuple[list[HeldOutWindow], str]) -> list[tuple[int, int, list[float]]]:
             held, task = group
             arrays: dict[StreamName, torch.Tensor] = {
                 name: torch.from_numpy(np.stack([one.arrays[name] for one in held])).to(device)
@@ -380,23 +380,23 @@ class Validation:
             found[number, task_number] = row
         return found
 
-    def _made(self, turns: Turns, results: WindowResults) -> list[Made]:
+    def _generated(self, turns: Turns, results: WindowResults) -> list[GeneratedWindow]:
         """Generate every window in every task, ordered by task and window."""
 
-        def of(group: tuple[list[Held], str]) -> list[Made]:
+        def of(group: tuple[list[HeldOutWindow], str]) -> list[GeneratedWindow]:
             held, task = group
             parts = sample_windows(self.sampler, task, held, self.sampling)
             return [make_result(task, one, part, results) for one, part in zip(held, parts, strict=True)]
 
         groups = self._groups([task for task, why in self._reasons.items() if why is None])
-        made = self._collected([made for group in turns.shared(groups, of) for made in group])
-        made += [
-            Made(task, one.number, why_not=why)
+        generated = self._collected([generated for group in turns.shared(groups, of) for generated in group])
+        generated += [
+            GeneratedWindow(task, one.number, why_not=why)
             for task, why in self._reasons.items()
             for one in self._held
             if why and one.allows(task)
         ]
-        return sorted(made, key=_place)
+        return sorted(generated, key=_place)
 
     def _learned(self) -> TrainSplit | None:
         """Return statistics of the train split, which are computed once."""
@@ -407,5 +407,5 @@ class Validation:
         return self._train
 
 
-def _place(one: Made | Kept) -> tuple[int, int]:
+def _place(one: GeneratedWindow | ResultFiles) -> tuple[int, int]:
     return SIX.index(one.task), one.number

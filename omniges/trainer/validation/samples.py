@@ -55,11 +55,15 @@ VOICE: Final = GRIFFIN_LIM
 _RESAMPLES: Final = 200
 _NOT_OF_WINDOWS: Final = ("seams", "face")
 """Prefixes of metrics that are left out: windows have no window boundaries, and there is no body model."""
-_GIVEN: Final[Mapping[StreamName, str]] = {"text": "the words", "audio": "the audio", "gesture": "the gesture"}
+_CONDITION_NAMES: Final[Mapping[StreamName, str]] = {
+    "text": "the words",
+    "audio": "the audio",
+    "gesture": "the gesture",
+}
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldOutWindow:
     """The content of a held-out window."""
 
     number: int  # among all held-out windows
@@ -74,7 +78,7 @@ class Held:
         streams = (*TASKS[task].conditions, *TASKS[task].targets)
         return all(self.present & STREAM_BITS[name] for name in streams)
 
-    def given(self, task: str) -> int:
+    def present_for(self, task: str) -> int:
         """Return bits of `STREAM_PARTS`, without those that the conditions of a task lack."""
         needed = sum(STREAM_BITS[name] for name in TASKS[task].conditions)
         return self.present | ALL_PRESENT & ~needed
@@ -91,28 +95,28 @@ class Held:
     def ticks_of(self, name: StreamName) -> TicksOf:
         """Return a stream as a condition, which can only be read completely, because latents cannot be cut."""
 
-        def whole(first: int, count: int) -> npt.NDArray[Any]:
+        def complete(first: int, count: int) -> npt.NDArray[Any]:
             if (first, count) != (0, self.window.ticks):
                 found = f"{first} to {first + count}"
                 raise ValueError(f"ticks 0 to {self.window.ticks} of a window expected, found {found}")
             return self.arrays[name]
 
-        return whole
+        return complete
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class GeneratedWindow:
     """A sample of a window in a task, or the reason why it is missing."""
 
     task: str
     number: int  # of the window
-    made: Any = None  # decoded array or SpokenText of the task's target
+    content: Any = None  # decoded array or SpokenText of the task's target
     measures: Mapping[str, float] = field(default_factory=dict)
     why_not: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class ResultFiles:
     """A result that is kept: its files and facts about it."""
 
     task: str
@@ -125,7 +129,7 @@ class Kept:
     why_not: str | None = None
 
 
-def sample_windows(sampler: Sampler, task: str, held: Sequence[Held], how: SamplingSettings) -> list[Part]:
+def sample_windows(sampler: Sampler, task: str, held: Sequence[HeldOutWindow], how: SamplingSettings) -> list[Part]:
     """Sample one task for the given windows, as `omniges generate` does.
 
     Args:
@@ -145,7 +149,7 @@ def sample_windows(sampler: Sampler, task: str, held: Sequence[Held], how: Sampl
             {name: one.ticks_of(name) for name in conditions},
             one.speaker,
             one.number,
-            one.given(task),
+            one.present_for(task),
             one.described,
         )
         for one in held
@@ -163,11 +167,11 @@ class WindowResults:
     windows: Sequence[Window]
     sampler: Sampler
 
-    def of(self, made: Made, voice: VoiceOf | None = None) -> Results:
+    def of(self, generated: GeneratedWindow, voice: VoiceOf | None = None) -> Results:
         """Return the results of a window.
 
         Args:
-            made: The sample.
+            generated: The sample.
             voice: Vocoder, which takes long; None: no waveform.
 
         Returns:
@@ -176,31 +180,36 @@ class WindowResults:
         Raises:
             DataError: The sample contains invalid rotations or NaN.
         """
-        window = self.windows[made.number]
+        window = self.windows[generated.number]
         body = Body.of_sample(self.samples.sample(self.samples.row(window.name)))
         spans = [(0, window.ticks)] if self.sampler.codecs.untimed_text else None
-        targets, seed = TASKS[made.task].targets, VALIDATION_SEED + made.number
+        targets, seed = TASKS[generated.task].targets, VALIDATION_SEED + generated.number
         results = Results(targets, body, self.sampler.token_codec, voice, seed, None, spans)
-        results.append({name: [made.made] if isinstance(made.made, SpokenText) else made.made for name in targets})
+        results.append(
+            {
+                name: [generated.content] if isinstance(generated.content, SpokenText) else generated.content
+                for name in targets
+            }
+        )
         return results
 
-    def kept(self, made: Made) -> Kept:
+    def files_of(self, generated: GeneratedWindow) -> ResultFiles:
         """Encode the files of a result, with a waveform, as `omniges generate` writes them."""
-        if made.why_not is not None:
-            return Kept(made.task, made.number, {}, {}, {}, (), None, made.why_not)
-        results = self.of(made, VOICE)
+        if generated.why_not is not None:
+            return ResultFiles(generated.task, generated.number, {}, {}, {}, (), None, generated.why_not)
+        results = self.of(generated, VOICE)
         contents, kinds = {}, {}
         for file in results.files():
             contents[file.ending], kinds[file.ending] = b"".join(file.parts), file.kind
         said = " ".join(one.word for one in results.spoken()[0]) if "text" in results.sinks else None
-        return Kept(made.task, made.number, contents, kinds, results.measures, results.warnings, said)
+        return ResultFiles(generated.task, generated.number, contents, kinds, results.measures, results.warnings, said)
 
-    def picture(self, number: int, made: Sequence[Made], step: int) -> bytes:
+    def picture(self, number: int, generated: Sequence[GeneratedWindow], step: int) -> bytes:
         """Draw a window and its generated results; invalid ones are left out.
 
         Args:
             number: Index of the window.
-            made: Its results, by task.
+            generated: Its results, by task.
             step: Step of the weights, for the title.
 
         Returns:
@@ -223,14 +232,14 @@ class WindowResults:
             f"{row.stem}, {start_s:.1f} to {start_s + seconds:.1f} s, step {step}",
             f"speaker {row.speaker or 'unknown'}, split {row.split}, {window.source_path}, ticks {window.start_tick} "
             f"to {window.start_tick + window.ticks}; EMA weights",
-            [recorded, *(self._version(one) for one in made if one.why_not is None)],
+            [recorded, *(self._version(one) for one in generated if one.why_not is None)],
             seconds,
         )
 
-    def _version(self, made: Made) -> Version:
+    def _version(self, generated: GeneratedWindow) -> Version:
         """Return the panels of a result."""
-        task, found = TASKS[made.task], self.of(made)
-        name = f"{made.task}: from {' and '.join(_GIVEN[stream] for stream in task.conditions)}"
+        task, found = TASKS[generated.task], self.of(generated)
+        name = f"{generated.task}: from {' and '.join(_CONDITION_NAMES[stream] for stream in task.conditions)}"
         if "audio" in task.targets:
             return Version(name, mel=found.mel())
         if "text" in task.targets:
@@ -241,7 +250,7 @@ class WindowResults:
         return Version(name, clip.gesture, clip.start_xz)
 
 
-def make_result(task: str, one: Held, part: Part, results: WindowResults) -> Made:
+def make_result(task: str, one: HeldOutWindow, part: Part, results: WindowResults) -> GeneratedWindow:
     """Decode a sample of a window, and check that it can be scored and written.
 
     Args:
@@ -255,15 +264,17 @@ def make_result(task: str, one: Held, part: Part, results: WindowResults) -> Mad
     """
     try:
         ((_, array),) = part.arrays().items()
-        made = Made(task, one.number, array[0] if isinstance(array, list) else array)  # text: one for each window
-        found = results.of(made)
+        generated = GeneratedWindow(
+            task, one.number, array[0] if isinstance(array, list) else array
+        )  # text: one for each window
+        found = results.of(generated)
     except DataError as error:  # an untrained model may give invalid rotations or NaN, which reports count
-        return Made(task, one.number, why_not=str(error).partition(": the model")[0])
+        return GeneratedWindow(task, one.number, why_not=str(error).partition(": the model")[0])
     if (
-        "gesture" in found.sinks and not np.isfinite(made.made).all()
+        "gesture" in found.sinks and not np.isfinite(generated.content).all()
     ):  # checks face and root too, which are no rotations
-        return Made(task, one.number, why_not="generated motion: finite channels expected, found others")
-    return replace(made, measures=found.measures)
+        return GeneratedWindow(task, one.number, why_not="generated motion: finite channels expected, found others")
+    return replace(generated, measures=found.measures)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,20 +293,22 @@ class _ArrayResult(Result):
         return self.results().spoken()
 
 
-def score_task(made: Sequence[Made], results: WindowResults, train: Callable[[], TrainSplit | None]) -> Scored:
+def score_task(
+    generated: Sequence[GeneratedWindow], results: WindowResults, train: Callable[[], TrainSplit | None]
+) -> Scored:
     """Score the results of one task, with the functions of `omniges evaluate`; windows have the role of recordings.
 
     Args:
-        made: Samples of the task. Invalid ones are left out and counted.
+        generated: Samples of the task. Invalid ones are left out and counted.
         results: Conversion into results.
         train: Function that returns statistics of the train split, called only for gesture.
 
     Returns:
         The scores.
     """
-    task, samples = made[0].task, results.samples
+    task, samples = generated[0].task, results.samples
     (target,) = TASKS[task].targets
-    invalid = Counter(one.why_not for one in made if one.why_not is not None)
+    invalid = Counter(one.why_not for one in generated if one.why_not is not None)
     found: list[Result] = [
         _ArrayResult(
             task=task,
@@ -306,7 +319,7 @@ def score_task(made: Sequence[Made], results: WindowResults, train: Callable[[],
             absent=(*results.sampler.absent_from(TASKS[task].targets), *NEVER_MADE),
             results=partial(results.of, one),
         )
-        for one in made
+        for one in generated
         if one.why_not is None
         for row in (samples.row(results.windows[one.number].name),)
     ]
@@ -335,7 +348,9 @@ def _no_progress() -> None:
 
 # --- exchange between ranks
 
-_CLASSES: Final[Mapping[str, Callable[..., Any]]] = {each.__name__: each for each in (Made, Kept, SpokenText, Figure)}
+_CLASSES: Final[Mapping[str, Callable[..., Any]]] = {
+    each.__name__: each for each in (GeneratedWindow, ResultFiles, SpokenText, Figure)
+}
 
 
 def pack(items: Sequence[Any]) -> bytes:

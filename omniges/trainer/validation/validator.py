@@ -25,7 +25,7 @@ from omniges.trainer.logging import Logbook, Shown
 from omniges.trainer.run import Run, RunState
 from omniges.trainer.validation.best import BEST, Best, better, point_best
 from omniges.trainer.validation.run import LEVELS, Found, Validation
-from omniges.trainer.validation.samples import VALIDATION_SEED, VOICE, Kept
+from omniges.trainer.validation.samples import VALIDATION_SEED, VOICE, ResultFiles
 
 VALIDATIONS: Final = "validation"
 """Folder of the validations in a run's folder."""
@@ -99,13 +99,13 @@ class RunValidator:
         if os.path.lexists(folder):  # a run that was killed repeats steps
             remove_folder(folder)
         with pending_folder(folder) as pending:
-            for made in found.kept:
-                if made.why_not is None:
-                    own, name = pending / made.task, held_out.windows[made.number].name
+            for saved in found.saved:
+                if saved.why_not is None:
+                    own, name = pending / saved.task, held_out.windows[saved.number].name
                     make_folder(own)
-                    for ending, content in made.contents.items():
+                    for ending, content in saved.contents.items():
                         publish_bytes(own / f"{name}{ending}", content)
-                    publish_bytes(own / f"{name}.json", self._record(made, found.step).document())  # the last one
+                    publish_bytes(own / f"{name}.json", self._record(saved, found.step).document())  # the last one
             if found.pictures:
                 make_folder(pending / PICTURES)
             for number, png in found.pictures.items():
@@ -134,9 +134,9 @@ class RunValidator:
         entries = self._validation.sampler.codecs.entries
         return {name: {"name": one.name, "fingerprint": one.fingerprint} for name, one in entries.items()}
 
-    def _record(self, kept: Kept, step: int) -> GeneratedRecord:
+    def _record(self, saved: ResultFiles, step: int) -> GeneratedRecord:
         """Return the record of a result, as `generate` writes it, with the origin of the window."""
-        window, codecs = self._validation.held_out.windows[kept.number], self._validation.sampler.codecs
+        window, codecs = self._validation.held_out.windows[saved.number], self._validation.sampler.codecs
         members = {"text": window.row.contract.words, "gesture": "gesture.npy", "audio": "mel.npy"}
         members |= {stream: entry.member for stream, entry in codecs.entries.items()}
         inputs = [
@@ -146,20 +146,20 @@ class RunValidator:
                 "sha256": window.row.members[members[stream]].sha256,
                 "remarks": [f"{window.ticks} ticks from tick {window.start_tick}"],
             }
-            for stream in TASKS[kept.task].conditions
+            for stream in TASKS[saved.task].conditions
         ]
         of_run = {"run": str(self._run.settings.output_dir), "step": step, "preset": self._run.identity.preset}
         return GeneratedRecord(
             omniges=__version__,
-            task=kept.task,
+            task=saved.task,
             name=window.name,
             source=window.provenance(),
-            sample=kept.number,
+            sample=saved.number,
             ticks=window.ticks,
             seconds=window.ticks / TICKS_PER_SECOND,
             files={
-                kept.kinds[ending]: {"path": f"{window.name}{ending}", "sha256": sha256_hex(content)}
-                for ending, content in kept.contents.items()
+                saved.kinds[ending]: {"path": f"{window.name}{ending}", "sha256": sha256_hex(content)}
+                for ending, content in saved.contents.items()
             },
             inputs=tuple(inputs),
             model={"checkpoint": None} | of_run | {"weights": "ema", "codecs": self._codecs()},
@@ -169,13 +169,13 @@ class RunValidator:
                 "window_ticks": window.ticks,
                 "overlap_ticks": 0,
                 "speaker": window.row.speaker,
-                "voice": VOICE.name if ".wav" in kept.contents else None,
-                "quantised": codecs.through_codes(TASKS[kept.task].targets),
+                "voice": VOICE.name if ".wav" in saved.contents else None,
+                "quantised": codecs.through_codes(TASKS[saved.task].targets),
             }
-            | self._validation.conditions_shown(kept.number),
+            | self._validation.conditions_shown(saved.number),
             seams_s=(),
-            measures=kept.measures,
-            remarks=tuple(kept.warnings),
+            measures=saved.measures,
+            remarks=tuple(saved.warnings),
         )
 
     # --- reports
@@ -206,7 +206,7 @@ class RunValidator:
         )
         self._logbook.track(step, {"validation": numbers})
         if self._run.ranks.first:
-            self._logbook.show(step, [self._shown(folder, made) for made in found.kept])
+            self._logbook.show(step, [self._shown(folder, saved) for saved in found.saved])
         shown = "not computed" if value is None else f"{value:.4g}"
         rank = ", the best so far" if state.best is not None and state.best.step == step else ""
         self._reporter.say(
@@ -222,27 +222,27 @@ class RunValidator:
     def _samples(self, found: Found) -> list[dict[str, Any]]:
         """Return the kept samples with their origin; paths are relative to the validation's folder."""
         samples = []
-        for made in found.kept:
-            window = self._validation.held_out.windows[made.number]
-            files = [f"{made.task}/{window.name}{ending}" for ending in made.contents]
-            facts = {"task": made.task, "name": window.name, "files": files, "why_not": made.why_not}
-            picture = f"{PICTURES}/{window.name}.png" if made.number in found.pictures else None
+        for saved in found.saved:
+            window = self._validation.held_out.windows[saved.number]
+            files = [f"{saved.task}/{window.name}{ending}" for ending in saved.contents]
+            facts = {"task": saved.task, "name": window.name, "files": files, "why_not": saved.why_not}
+            picture = f"{PICTURES}/{window.name}.png" if saved.number in found.pictures else None
             samples.append(facts | {"picture": picture} | window.provenance())
         return samples
 
-    def _shown(self, folder: Path, made: Kept) -> Shown:
+    def _shown(self, folder: Path, saved: ResultFiles) -> Shown:
         """Return a result in the form that trackers show."""
-        window = self._validation.held_out.windows[made.number]
-        in_words = ", ".join(sorted(made.kinds.values())) if made.said is None else made.said
+        window = self._validation.held_out.windows[saved.number]
+        in_words = ", ".join(sorted(saved.kinds.values())) if saved.said is None else saved.said
         return Shown(
-            task=made.task,
+            task=saved.task,
             recording=window.row.stem,
             speaker=window.row.speaker or "unknown",
             source_path=window.source_path,
             start_tick=window.start_tick,
             ticks=window.ticks,
-            files=str(folder / made.task),
-            made=f"nothing: {made.why_not}" if made.why_not is not None else in_words,
-            recorded=" ".join(word["word"] for word in self._validation.recorded_words(made.number)),
+            files=str(folder / saved.task),
+            generated=f"nothing: {saved.why_not}" if saved.why_not is not None else in_words,
+            recorded=" ".join(word["word"] for word in self._validation.recorded_words(saved.number)),
             picture=folder / PICTURES / f"{window.name}.png",
         )
