@@ -125,7 +125,7 @@ def view(*paths: str | Path, output_file: str | Path, progress: bool = False, **
 
     given = tuple(str(path) for path in paths)
     chosen = from_keywords(ViewSettings, {"paths": given, "output_file": output_file, **settings}, "view")
-    with _counted("tracks", shown=progress) as count:
+    with keywords_in_errors(ViewSettings), _counted("tracks", shown=progress) as count:
         return run(chosen, count)
 
 

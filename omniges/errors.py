@@ -395,6 +395,5 @@ class RecordingFault(Exception):
 
 _REMEDIES_WITHOUT_FLAGS = {
     "textgrid-no-word-tier": "call the tier of words 'words' in Praat",
-    "npz-no-rate": "save it in the file as mocap_frame_rate",
     "textgrid-several-speakers": "call the speaker's tier of words 'words' in Praat",
 }

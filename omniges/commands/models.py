@@ -121,7 +121,8 @@ def generate(
     if html:
         shards = [settings.sources.shards] if settings.sources.from_shards and settings.sources.shards else []
         paths = tuple(map(str, [*summary.records, *shards]))
-        page = view(ViewSettings(paths=paths, output_file=settings.output_dir / "page.html"))
+        rate_hz = settings.sources.motion_rate_hz
+        page = view(ViewSettings(paths=paths, output_file=settings.output_dir / "page.html", motion_rate_hz=rate_hz))
         echo("\n".join(map(printable, page.lines)))
 
 
@@ -167,7 +168,7 @@ def evaluate(settings: EvaluateSettings, report: ReportSettings) -> None:
     if report.html is not None:
         from omniges.exchange.scored import view_scores
 
-        page = view_scores(scores, results, settings.shards, report.html)
+        page = view_scores(scores, results, settings.shards, report.html, settings.motion_rate_hz)
         echo("\n".join(map(printable, page.lines)), err=True)
 
 

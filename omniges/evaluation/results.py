@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -52,6 +52,7 @@ class FileResult(Result):
     folder: Path
     record: GeneratedRecord | None  # None: files of another system
     files: Mapping[StreamName, Path]  # files of a result without a record
+    motion_rate_hz: float | None = None  # of a motion file that does not state it
 
     @classmethod
     def of(
@@ -113,7 +114,7 @@ class FileResult(Result):
 
     def motion(self) -> MotionArrays:
         """Read generated motion; raise DataError if a file cannot be read."""
-        decode = partial(decode_motion, standing=self.record is None)
+        decode = partial(decode_motion, standing=self.record is None, rate_hz=self.motion_rate_hz)
         _, motion = self._read("gesture", "gesture", ".npz", decode)
         return MotionArrays(motion.poses, motion.expressions, motion.trans)
 
@@ -141,7 +142,12 @@ class FileResult(Result):
 
 
 def find_results(
-    folders: Sequence[Path], shards: ShardFolder, task: str | None, *, without_record: str | None = None
+    folders: Sequence[Path],
+    shards: ShardFolder,
+    task: str | None,
+    *,
+    without_record: str | None = None,
+    motion_rate_hz: float | None = None,
 ) -> dict[str, list[FileResult]]:
     """Find results in folders and their sub-folders.
 
@@ -150,6 +156,7 @@ def find_results(
         shards: The recordings.
         task: Task that the user names, or None.
         without_record: Task of files without records, if the user names none.
+        motion_rate_hz: Frames per second of motion files that do not state them.
 
     Returns:
         Results by task, sorted by recording.
@@ -168,7 +175,7 @@ def find_results(
             )
         for place in [folder, *(path for path in visible_entries(folder) if path.is_dir())]:
             for result in _results(place, rows, task, shards, without_record):
-                found.setdefault(result.task, []).append(result)
+                found.setdefault(result.task, []).append(replace(result, motion_rate_hz=motion_rate_hz))
     if not found:
         kinds = "" if task is None else " for " + " and ".join(_ENDINGS[name] for name in TASKS[task].targets)
         raise UsageFault(f"{folders[0]}: generated results expected{kinds}, found none")

@@ -91,7 +91,7 @@ def evaluate(settings: EvaluateSettings, counting: Counting | None = None) -> Re
             folders, warnings = settings.generated, list[str]()
         else:
             folders, warnings = _generate(settings, settings.checkpoint, shards, instruments, Path(temporary), counting)
-        found = find_results(folders, shards, task)
+        found = find_results(folders, shards, task, motion_rate_hz=settings.motion_rate_hz)
         of_gesture = [name for name in found if "gesture" in TASKS[name].targets]
         if settings.features is not None and len(of_gesture) != 1:  # features do not state their task
             raise UsageFault(
@@ -122,7 +122,7 @@ def _evaluate_protocol(
 ) -> Report:
     """Score results by a published protocol."""
     files, unknown = published_files(settings)
-    found = find_results(settings.generated, shards, task, without_record="a2g")
+    found = find_results(settings.generated, shards, task, without_record="a2g", motion_rate_hz=settings.motion_rate_hz)
     task, results, warnings = protocol_results(found, PROTOCOLS[name])
     how = Resampling(seed=settings.seed, resamples=settings.resamples)
     done = itertools.count(1)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from omniges.codecs.settings import named_folder
 from omniges.errors import UsageFault
+from omniges.formats.settings import motion_rate_option
 from omniges.generation.settings import TASK_NAMES
 from omniges.options import Setting, check, declared, option, settings_of
 from omniges.shards.schema import Split
@@ -46,7 +47,8 @@ class EvaluateSettings:
         shown="removed afterwards",
         was=("work",),
     )
-    task: str | None = option(None, "Task of results that have no record.", values=lambda: TASK_NAMES, panel="Scoring")
+    motion_rate_hz: float | None = motion_rate_option(panel="Scoring")
+    task: str | None = option(None, "Task of results that have no record.", values=lambda: TASK_NAMES)
     protocol: Literal["beat2-speaker2"] | None = option(
         None,
         "Score the clips of a published row by the profile emage-2024, and print the row; metrics whose files are "
@@ -97,6 +99,8 @@ class EvaluateSettings:
                 f"evaluate: folders of generated results, or --checkpoint to generate some, expected; found {found}"
             )
         self._check_protocol()
+        if self.motion_rate_hz is not None and self.checkpoint is not None:
+            raise UsageFault("--motion-rate: the motion of --checkpoint states its own rate: remove it")
         if self.trust_encoder_program and self.gesture_encoder is None:
             raise UsageFault("--trust-encoder-program: a --gesture-encoder to trust expected, found none: remove it")
         if self.features is not None and (self.gesture_encoder is not None or self.checkpoint is not None):

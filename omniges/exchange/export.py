@@ -83,7 +83,7 @@ def export_motion(settings: ExportSettings, progress: Callable[[int, int], None]
     encode = _encoder(settings)
     counts, used = ExportedMotion(out), set[str]()
     with new_folder(out):
-        tracks = find_tracks(settings.paths or [settings.shards], settings.keys)
+        tracks = find_tracks(settings.paths or [settings.shards], settings.keys, motion_rate_hz=settings.motion_rate_hz)
         for done, load in enumerate(tracks, 1):
             track = load()
             if track.motion is None or (settings.format == "arkit-csv" and "face" in track.absent):

@@ -59,7 +59,9 @@ def extremes(values: Mapping[str, float], lowest: str, highest: str) -> dict[str
     return {label: stem_from_key(key) for label, key in found.items()}
 
 
-def view_scores(report: Report, results: Sequence[Path], shards: Path, output_file: Path) -> ViewSummary:
+def view_scores(
+    report: Report, results: Sequence[Path], shards: Path, output_file: Path, motion_rate_hz: float | None = None
+) -> ViewSummary:
     """Write a page with the scores of results; it shows scored clips beside their recordings.
 
     If no figure has values of single clips (only a Fréchet distance, for example), the page shows the first clip.
@@ -69,6 +71,7 @@ def view_scores(report: Report, results: Sequence[Path], shards: Path, output_fi
         results: Folders of the results.
         shards: Folder of the recordings.
         output_file: HTML file to write.
+        motion_rate_hz: Frames per second of motion files that do not state them.
 
     Returns:
         What the page holds.
@@ -76,5 +79,6 @@ def view_scores(report: Report, results: Sequence[Path], shards: Path, output_fi
     tables = score_tables(report)
     clips = {stem for table in tables for row in table.clips for stem in row.values()}
     clips = clips or {stem_from_key(task.recordings[0]) for task in report.tasks.values()}
-    settings = ViewSettings(paths=tuple(map(str, (*results, shards))), output_file=output_file)
+    paths = tuple(map(str, (*results, shards)))
+    settings = ViewSettings(paths=paths, output_file=output_file, motion_rate_hz=motion_rate_hz)
     return view(settings, only=clips, scores=tables)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from omniges.errors import UsageFault
+from omniges.formats.settings import motion_rate_option
 from omniges.options import about, check, declared, option
 
 Format = Literal["npz", "bvh", "glb", "fbx", "arkit-csv"]
@@ -27,6 +28,7 @@ class ExportSettings:
         argument=True,
         metavar="PATH",
     )
+    motion_rate_hz: float | None = motion_rate_option()
     shards: Path = option(Path("shards"), "Folder of shards.")
     keys: tuple[str, ...] = option((), "Write only these samples, by key or stem.", "--key", commas=True, shown="all")
     format: Format = option(
@@ -48,6 +50,8 @@ class ExportSettings:
             raise UsageFault("--arkit-matrix: a file expected with --format arkit-csv, and with no other format")
         if self.paths and self.keys:
             raise UsageFault("--key: samples of shards expected, found paths: name the files to export instead")
+        if self.motion_rate_hz is not None and not self.paths:
+            raise UsageFault("--motion-rate: motion files expected, found shards, which state their rate: remove it")
         if self.body_model and self.format in {"npz", "arkit-csv"}:
             raise UsageFault(f"--body-model: bone lengths do not change {self.format}: remove it")
 
@@ -63,6 +67,7 @@ class ViewSettings:
         argument=True,
         metavar="PATH...",
     )
+    motion_rate_hz: float | None = motion_rate_option()
     output_file: Path = field(metadata=about("HTML file to write.", "--output-file", "-o"))
     keys: tuple[str, ...] = option(
         (), "Samples of shards, by key or stem.", "--key", commas=True, shown="all, or those of the other paths"

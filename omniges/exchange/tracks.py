@@ -32,10 +32,11 @@ from omniges.shards.present import at_rest
 from omniges.shards.reader import ShardFolder, file_betas
 from omniges.shards.schema import DATASET_FILE, MOTION_PARTS, stem_from_key
 from omniges.storage.canonical_json import sha256_hex
-from omniges.storage.files import parse_json, read_file
+from omniges.storage.files import parse_json, read_file, visible_entries
 
 F32 = npt.NDArray[np.float32]
 T = TypeVar("T")
+_ReadMotion = Callable[[bytes], "tuple[SmplxMotion, tuple[str, ...]]"]
 
 PREFIXES: Final = ("res_", "gt_")
 """What EMAGE's and MambaTalk's tools write before the stem of a recording."""
@@ -136,7 +137,10 @@ def load_tracks(paths: Sequence[str | Path], keys: Sequence[str] = ()) -> Iterat
 
 
 def find_tracks(
-    paths: Sequence[str | Path], keys: Sequence[str] = (), only: Collection[str] | None = None
+    paths: Sequence[str | Path],
+    keys: Sequence[str] = (),
+    only: Collection[str] | None = None,
+    motion_rate_hz: float | None = None,
 ) -> list[Callable[[], Track]]:
     """Find the tracks of paths without loading them.
 
@@ -147,6 +151,7 @@ def find_tracks(
             TextGrids and records of results (NAME.json); ``LABEL=PATH`` gives the tracks of a path a name.
         keys: Samples of folders of shards, by key or stem.
         only: Clips whose tracks are wanted; None for all.
+        motion_rate_hz: Frames per second of motion files that do not state them.
 
     Returns:
         Functions that load a track each, in the order of the paths; tracks of one clip have different names.
@@ -155,7 +160,8 @@ def find_tracks(
         UsageFault: A path contains no such file, or a key is unknown.
         DataError: A file is damaged, or a file of a record is missing.
     """
-    sources = [(label, path, _found(path)) for label, path in map(_labelled, paths)]
+    read_motion = partial(_motion, rate_hz=motion_rate_hz)
+    sources = [(label, path, _found(path, read_motion)) for label, path in map(_labelled, paths)]
     if keys and not any(isinstance(source, ShardFolder) for _, _, source in sources):
         raise UsageFault(f"--key {keys[0]}: a folder of shards among the paths expected, found none: remove it")
     others = {found.clip for _, _, each in sources if not isinstance(each, ShardFolder) for found in each}
@@ -191,14 +197,15 @@ def _unless_equal(clips: Sequence[str], names: Sequence[str], longer: Sequence[s
     return [other if count[clip, name] > 1 else name for clip, name, other in chosen]
 
 
-def _found(path: Path) -> ShardFolder | list[_Found]:
+def _found(path: Path, read_motion: _ReadMotion) -> ShardFolder | list[_Found]:
     if path.is_dir():
         if (path / DATASET_FILE).exists():
             return ShardFolder(path)
-        places = [path, *sorted(folder for folder in path.iterdir() if folder.is_dir())]
-        results = [one for place in places for one in _results(place)]
-        folders = (path, *(path / name for name in _MOTION_FOLDERS))
-        files = results or [_file(each) for folder in folders for each in sorted(folder.glob("*.npz"))]
+        places = [path, *(folder for folder in visible_entries(path) if folder.is_dir())]
+        results = [one for place in places for one in _results(place, read_motion)]
+        folders = [path, *(path / name for name in _MOTION_FOLDERS if (path / name).is_dir())]
+        motion = [each for folder in folders for each in visible_entries(folder) if each.suffix == ".npz"]
+        files = results or [_file(each, read_motion) for each in motion]
         if not files:
             raise UsageFault(f"{path}: a folder of shards, of results or of NPZ files expected, found none of them")
         return files
@@ -206,25 +213,26 @@ def _found(path: Path) -> ShardFolder | list[_Found]:
         raise UsageFault(
             f"{path}: a folder of shards or results, or an NPZ, WAV or TextGrid expected, found nothing: check the path"
         )
-    return [_file(path)]
+    return [_file(path, read_motion)]
 
 
 # --- files
 
 
-def _file(path: Path) -> _Found:
+def _file(path: Path, read_motion: _ReadMotion) -> _Found:
     kind = path.suffix.lower()
     if kind == ".json":
-        return _result(path)
+        return _result(path, read_motion)
     if kind not in {".npz", ".wav", ".textgrid"}:
         raise UsageFault(f"{path}: a name that ends in .npz, .wav, .TextGrid or, for a result, .json expected")
     clip = next((path.stem.removeprefix(prefix) for prefix in PREFIXES if path.stem.startswith(prefix)), path.stem)
-    return _Found(clip, path.stem, path, partial(_of_motion_file if kind == ".npz" else _of_side_file, path))
+    load = partial(_of_motion_file, path, read_motion) if kind == ".npz" else partial(_of_side_file, path)
+    return _Found(clip, path.stem, path, load)
 
 
-def _of_motion_file(path: Path, clip: str, name: str) -> Track:
+def _of_motion_file(path: Path, read_motion: _ReadMotion, clip: str, name: str) -> Track:
     sound, words = (_beside(path, clip, ending) for ending in _BESIDE)
-    motion, absent = _decoded(path, read_file(path, _MOST_BYTES), _motion)
+    motion, absent = _decoded(path, read_file(path, _MOST_BYTES), read_motion)
     return Track(
         clip,
         name,
@@ -255,9 +263,9 @@ def _decoded(path: Path, data: bytes, decode: Callable[[bytes], T]) -> T:
         raise fault.refusal(path) from fault
 
 
-def _motion(data: bytes, *, standing: bool = True) -> tuple[SmplxMotion, tuple[str, ...]]:
+def _motion(data: bytes, *, standing: bool = True, rate_hz: float | None = None) -> tuple[SmplxMotion, tuple[str, ...]]:
     """Return motion whose absent parts are at rest, and the names of these parts."""
-    found = decode_motion(data, standing=standing)
+    found = decode_motion(data, standing=standing, rate_hz=rate_hz)
     motion, betas = found.at_rest(), found.betas[: found.betas_columns]
     absent = tuple(part for part in MOTION_PARTS if part in found.absent)
     return SmplxMotion(motion.poses, motion.trans, motion.expressions, betas, gender=motion.gender), absent
@@ -275,11 +283,12 @@ def _words(data: bytes) -> tuple[WordInterval, ...]:
 # --- results
 
 
-def _results(folder: Path) -> Iterator[_Found]:
-    return (_result(path) for path in sorted(folder.glob("*.json")) if _is_record(path))
+def _results(folder: Path, read_motion: _ReadMotion) -> Iterator[_Found]:
+    records = (path for path in visible_entries(folder) if path.suffix == ".json" and _is_record(path))
+    return (_result(path, read_motion) for path in records)
 
 
-def _result(path: Path) -> _Found:
+def _result(path: Path, read_motion: _ReadMotion) -> _Found:
     record = read_record(path)
     source = record.source or {}
     clip = record.name.removesuffix(f"-{record.sample + 1}")
@@ -288,7 +297,7 @@ def _result(path: Path) -> _Found:
     if source.get("start_tick"):
         clip += f" from {source['start_tick'] / TICKS_PER_SECOND:g} s"
     number = f" {record.sample + 1}" if record.sample else ""
-    return _Found(clip, f"generated {record.task}{number}", path, partial(_of_result, path, record))
+    return _Found(clip, f"generated {record.task}{number}", path, partial(_of_result, path, record, read_motion))
 
 
 def _is_record(path: Path) -> bool:
@@ -300,7 +309,7 @@ def _is_record(path: Path) -> bool:
     return isinstance(found, dict) and found.get("format") == "omniges-generated"
 
 
-def _of_result(path: Path, record: GeneratedRecord, clip: str, name: str) -> Track:
+def _of_result(path: Path, record: GeneratedRecord, read_motion: _ReadMotion, clip: str, name: str) -> Track:
     """Load a result; its conditions give what it lacks of motion, sound and words if their files are still there."""
     files = {
         kind: _decoded_file(path.parent / entry["path"], entry["sha256"], decode)
@@ -310,11 +319,11 @@ def _of_result(path: Path, record: GeneratedRecord, clip: str, name: str) -> Tra
     generated = "gesture" in files
     for given in record.inputs:
         place = Path(str(given.get("path")))
-        kind, decode = _CONDITIONS.get(place.suffix.lower(), ("", None))
-        if decode is not None and kind not in files and place.is_file():
+        kind = _CONDITIONS.get(place.suffix.lower())
+        if kind is not None and kind not in files and place.is_file():
             data = read_file(place, _MOST_BYTES)
             if sha256_hex(data) == given.get("sha256"):
-                files[kind] = _decoded(place, data, decode)
+                files[kind] = _decoded(place, data, read_motion if kind == "gesture" else _DECODERS[kind])
     motion, absent = files.get("gesture", (None, ()))
     if generated:
         absent = (*record.absent, "jaw_eyes")
@@ -347,11 +356,7 @@ _DECODERS: Final[Mapping[str, Callable[[bytes], Any]]] = {
     "mel": _mel,
     "text": _words,
 }
-_CONDITIONS: Final[Mapping[str, tuple[str, Callable[[bytes], Any]]]] = {
-    ".npz": ("gesture", _motion),
-    ".wav": ("audio", _sound),
-    ".textgrid": ("text", _words),
-}
+_CONDITIONS: Final = {".npz": "gesture", ".wav": "audio", ".textgrid": "text"}
 
 
 # --- shards

@@ -89,7 +89,7 @@ def _tracks(
     settings: ViewSettings, count: Callable[[float, float], None] | None, only: Collection[str] | None
 ) -> Iterator[Track]:
     """Load tracks and cut them; refuse more than a page can hold as soon as it is known."""
-    found = find_tracks(settings.paths, settings.keys, only)
+    found = find_tracks(settings.paths, settings.keys, only, settings.motion_rate_hz)
     seconds = 0.0
     for done, load in enumerate(found, 1):
         track = load()

@@ -67,7 +67,9 @@ def read_motion(path: str | Path, frame_rate_hz: float | None = None) -> SmplxMo
     try:
         motion = decode_motion(read_file(path, _MAX_BYTES), rate_hz=rate_hz)
     except RecordingFault as fault:
-        raise fault.refusal(path) from fault
+        refusal = fault.refusal(path)
+        refusal.reword(lambda text: text.replace("--motion-rate", "frame_rate_hz"))
+        raise refusal from fault
     return SmplxMotion(
         poses=motion.poses,
         trans=motion.trans,

@@ -334,12 +334,13 @@ def _plain(path: str, data: bytes, rate: SpeakingRate | None) -> tuple[list[dict
     return words, None, estimate_warnings(text, rate)
 
 
-def read_gesture(path: Path, folder: Path | None = None) -> Condition:
+def read_gesture(path: Path, folder: Path | None = None, rate_hz: float | None = None) -> Condition:
     """Read SMPL-X motion in the form of BEAT2.
 
     Args:
         path: The NPZ file.
         folder: Folder of temporary files, see `Spool`.
+        rate_hz: Frames per second of a file that does not state them.
 
     Returns:
         The gesture stream.
@@ -348,7 +349,7 @@ def read_gesture(path: Path, folder: Path | None = None) -> Condition:
         UsageFault: The file does not exist.
         DataError: The file is damaged or shorter than a tick.
     """
-    motion, digest = _motion(path)
+    motion, digest = _motion(path, rate_hz)
     absent = motion.absent
     ticks = len(motion.poses) // FRAMES_PER_TICK
     if ticks < 1:
@@ -364,17 +365,29 @@ def read_gesture(path: Path, folder: Path | None = None) -> Condition:
     return Condition("gesture", path.stem, ticks, channels, str(path), digest, warnings, body=body, absent=absent)
 
 
-def read_body(path: Path) -> Body:
-    """Read the body of a motion file; raise UsageFault if it does not exist, DataError if it is damaged."""
-    motion, _ = _motion(path)
+def read_body(path: Path, rate_hz: float | None = None) -> Body:
+    """Read the body of a motion file.
+
+    Args:
+        path: The NPZ file.
+        rate_hz: Frames per second of a file that does not state them.
+
+    Returns:
+        The body.
+
+    Raises:
+        UsageFault: The file does not exist.
+        DataError: The file is damaged.
+    """
+    motion, _ = _motion(path, rate_hz)
     return Body.of(motion)
 
 
-def _motion(path: Path) -> tuple[Motion, str]:
+def _motion(path: Path, rate_hz: float | None) -> tuple[Motion, str]:
     """Return the motion of a file, and the file's sha256."""
     data = _content(path)
     try:
-        return decode_motion(data), sha256_hex(data)
+        return decode_motion(data, rate_hz=rate_hz), sha256_hex(data)
     except RecordingFault as fault:
         raise fault.refusal(path) from fault
 
@@ -583,7 +596,7 @@ def _of_files(
         if stream == "audio":
             conditions.append(read_audio(Path(file), reading.folder, reading.loudness))
         elif stream == "gesture":
-            conditions.append(read_gesture(Path(file), reading.folder))
+            conditions.append(read_gesture(Path(file), reading.folder, sources.motion_rate_hz))
     # The last word ends before the recording does, so another stream defines the length if there is one.
     length_s = min((one.ticks for one in conditions), default=0) / TICKS_PER_SECOND or None
     if "text" in files:

@@ -327,6 +327,7 @@ class OmnigesPipeline:
         text: Path | str | Words | None = None,
         speaking_rate: SpeakingRate | None = None,
         gesture: Path | str | Array | None = None,
+        motion_rate_hz: float | None = None,
         seconds: float | None = None,
         speaker: str | None = None,
         conditions: Mapping[str, Any] | None = None,
@@ -351,6 +352,7 @@ class OmnigesPipeline:
                 as in `Sample.words`; or text itself. Text that looks like a path must be a file, and is never spoken.
             speaking_rate: Speaking rate of words without times; None: that of the training words.
             gesture: An SMPL-X NPZ, or an array or tensor of channels (30 · seconds, 415) as shards hold them.
+            motion_rate_hz: Frames per second of an NPZ that does not state them.
             seconds: Largest length; the length of an unconditional sample.
             speaker: Speaker style to generate in; None: unknown.
             conditions: Values of condition streams by name, such as ``{"emotion": "happiness"}``; None leaves one out.
@@ -378,17 +380,14 @@ class OmnigesPipeline:
         self._loaded.require_trained(name)
         number = self._sampler.speaker_number(speaker, named=True)
         sampling = _sampling(num_inference_steps, guidance_scale, shift, sigma_min, solver)
-        if conditions is not None and not isinstance(conditions, Mapping):
-            raise arguments.refuse("conditions", "values by name of the condition stream", conditions)
-        if callback is not None and not callable(callback):
-            raise arguments.refuse("callback", "a function of the seconds generated and the total, or None", callback)
+        _require_kinds(conditions, callback)
         streams = self._loaded.identity.conditions
         asked = asked_values(streams, list((conditions or {}).items()), "conditions")
         require_guidable(TASKS[name], sampling, asked)
         windows = self._sampler.windows(overlap_ticks, name)
         self._sampler.codecs.require([TASKS[name]], Sources())
-        inputs = {"audio": audio, "text": text, "gesture": gesture}
-        item = self._item(name, inputs, audio_rate_hz, speaking_rate, seconds)
+        inputs = {"audio": (audio, audio_rate_hz), "text": (text, speaking_rate), "gesture": (gesture, motion_rate_hz)}
+        item = self._item(name, inputs, seconds)
         tokens, lost = self._sampler.codecs.conditions(item, windows)
         described = values_of(streams, asked, item.recording)
         timelines = [Timeline(item.ticks, tokens, number, sample, described=described) for sample in range(num_samples)]
@@ -399,24 +398,17 @@ class OmnigesPipeline:
         warnings = (*item.warnings, *lost, *(warning for one in item.conditions for warning in one.warnings))
         return OmnigesOutput(samples, name, (*warnings, *self._sampler.absence_warnings(TASKS[name].targets)))
 
-    def _item(
-        self,
-        task: str,
-        inputs: Mapping[str, Any],
-        audio_rate_hz: int | None,
-        speaking_rate: SpeakingRate | None,
-        seconds: float | None,
-    ) -> Input:
-        """Return the inputs of a task, cut to one length."""
-        _require_inputs(task, inputs)
+    def _item(self, task: str, inputs: Mapping[str, tuple[Any, Any]], seconds: float | None) -> Input:
+        """Return the inputs of a task, cut to one length; each is given with its rate, which may be None."""
+        _require_inputs(task, {name: content for name, (content, _) in inputs.items()})
         conditions: list[Condition] = []
-        if inputs["audio"] is not None:
-            conditions.append(_audio(inputs["audio"], audio_rate_hz, self._loaded.identity.loudness))
-        if inputs["gesture"] is not None:
-            conditions.append(_gesture(inputs["gesture"]))
-        if inputs["text"] is not None:
+        if inputs["audio"][0] is not None:
+            conditions.append(_audio(*inputs["audio"], self._loaded.identity.loudness))
+        if inputs["gesture"][0] is not None:
+            conditions.append(_gesture(*inputs["gesture"]))
+        if inputs["text"][0] is not None:
             length_s = min((one.ticks for one in conditions), default=0) / TICKS_PER_SECOND or None
-            conditions.append(self._text(inputs["text"], speaking_rate, length_s))
+            conditions.append(self._text(*inputs["text"], length_s))
         return _item(conditions, seconds, self._sampler.reading())
 
     def _sample(
@@ -467,6 +459,14 @@ class OmnigesPipeline:
             raise UsageFault("text: at least one word expected, found none")
         digest = sha256_hex(json.dumps(list(words), ensure_ascii=False).encode())
         return words_condition(words, codec, length_s, "text", ("text", digest), warnings)
+
+
+def _require_kinds(conditions: Any, callback: Any) -> None:
+    """Raise UsageFault for condition values that are no mapping and a callback that is no function."""
+    if conditions is not None and not isinstance(conditions, Mapping):
+        raise arguments.refuse("conditions", "values by name of the condition stream", conditions)
+    if callback is not None and not callable(callback):
+        raise arguments.refuse("callback", "a function of the seconds generated and the total, or None", callback)
 
 
 def _sampling(
@@ -544,7 +544,7 @@ def _array(name: str, value: Array) -> npt.NDArray[Any]:
     return value
 
 
-def _audio(audio: Path | str | Array, rate_hz: int | None, loudness: Loudness) -> Condition:
+def _audio(audio: Path | str | Array, rate_hz: float | None, loudness: Loudness) -> Condition:
     if isinstance(audio, Path | str):
         if rate_hz is not None:
             raise UsageFault("audio_rate_hz: given with a file, which contains its rate: remove it")
@@ -572,9 +572,12 @@ def _audio(audio: Path | str | Array, rate_hz: int | None, loudness: Loudness) -
     return audio_condition(log_mel_of_samples(samples, rate_hz, None, loudness), "audio", "audio", digest)
 
 
-def _gesture(gesture: Path | str | Array) -> Condition:
+def _gesture(gesture: Path | str | Array, rate_hz: float | None) -> Condition:
+    rate_hz = None if rate_hz is None else arguments.number("motion_rate_hz", rate_hz, 1)
     if isinstance(gesture, Path | str):
-        return read_gesture(Path(gesture))
+        return read_gesture(Path(gesture), None, rate_hz)
+    if rate_hz is not None:
+        raise UsageFault("motion_rate_hz: given with an array of channels, which are at 30 Hz: remove it")
     channels = _array("gesture", gesture)
     if channels.ndim != 2 or channels.shape[1] != LAYOUT.channels or len(channels) < FRAMES_PER_TICK:
         raise UsageFault(f"gesture: channels (3 frames or more, {LAYOUT.channels}) expected, found {channels.shape}")

@@ -73,7 +73,7 @@ def generate(
     windows = sampler.windows(settings.overlap_ticks, task)
     sampler.speaker_number(settings.speaker, named=True)
     asked = asked_values(loaded.identity.conditions, settings.conditions, "--condition")
-    body = None if settings.body is None else read_body(settings.body)
+    body = None if settings.body is None else read_body(settings.body, settings.sources.motion_rate_hz)
     recorded = TASKS[task].targets if settings.png else ()
     codecs.require([TASKS[task]], settings.sources)
     if settings.continuous and codecs.through_codes(TASKS[task].targets) is None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from omniges.codecs.settings import named_folder
 from omniges.errors import UsageFault
 from omniges.features.timebase import LONGEST_S, TICKS_PER_SECOND
+from omniges.formats.settings import motion_rate_option
 from omniges.model.tasks import TASKS, SamplingSettings, Task
 from omniges.options import about, check, declared, did_you_mean, option, shown
 from omniges.shards.schema import Split
@@ -90,6 +91,7 @@ class Sources:
         (), "TextGrid or plain text file as a condition; - is standard input; may be repeated.", metavar="PATH"
     )
     gesture: tuple[Path, ...] = option((), "SMPL-X NPZ file as a condition; may be repeated.")
+    motion_rate_hz: float | None = motion_rate_option()
     shards: Path | None = option(
         None, "Folder of shards to take --key and --split from, and the speaking rate of plain text."
     )
@@ -189,6 +191,8 @@ class GenerateSettings:
         unread = [flag for flag, given in of_motion.items() if given and "gesture" not in task.targets]
         if unread:
             raise UsageFault(f"{unread[0]}: this task produces no gesture; remove it")
+        if self.sources.motion_rate_hz is not None and not (self.sources.gesture or self.body):
+            raise UsageFault("--motion-rate: a motion file whose rate it is expected, found none: remove it")
         if self.vocoder is not None and "audio" not in task.targets:
             raise UsageFault("--vocoder: this task produces no audio; remove it")
         require_guidable(task, self.sampling, self.conditions)

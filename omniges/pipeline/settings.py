@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
 
 from omniges.errors import ExitCode, Finding, UsageFault
 from omniges.features import timebase
+from omniges.formats.settings import motion_rate_option
 from omniges.options import about, check, declared, option
 from omniges.shards.schema import Split
 
@@ -111,13 +112,7 @@ class ConvertSettings:
         shown=f"audio {timebase.MOST_AUDIO_LONGER_S:g} s longer, motion {timebase.MOST_MOTION_LONGER_S:g} s",
         least=0,
     )
-    motion_rate_hz: float | None = option(
-        None,
-        "Frames per second of NPZ files that do not say them.",
-        "--motion-rate",
-        shown="such files are rejected",
-        above=0,
-    )
+    motion_rate_hz: float | None = motion_rate_option()
     word_tier: str | None = option(None, "Name of the word tier in the TextGrids.", shown="words or word")
 
     def __post_init__(self) -> None:

@@ -20,6 +20,7 @@ from omniges.evaluation import run
 from omniges.evaluation.report import Report, TaskReport, render
 from omniges.evaluation.results import _stem_of
 from omniges.evaluation.scores import Figure
+from omniges.evaluation.settings import EvaluateSettings
 from omniges.features.body import joint_positions
 from omniges.formats.npz import decode_motion, encode_motion
 from omniges.formats.textgrid import WordInterval, encode_words
@@ -321,6 +322,22 @@ def test_a_face_that_another_tool_did_not_make_is_not_scored(shards: Path, tmp_p
     found = scored(tmp_path / "own", shards, task="a2g")
     assert found["semantic recall", "generated"].value == pytest.approx(1)
     assert found["face MSE", "generated"].value is None
+
+
+def test_motion_without_a_rate_is_scored_with_the_rate_that_is_given(shards: Path, tmp_path: Path) -> None:
+    def nameless(sample: SampleArrays) -> bytes:
+        motion, buffer = decode_motion(motion_file(sample)), io.BytesIO()
+        np.savez(buffer, poses=motion.poses, trans=motion.trans, betas=motion.betas, expressions=motion.expressions)
+        return buffer.getvalue()
+
+    write(tmp_path / "own", shards, motion_file, ".npz")
+    expected = scored(tmp_path / "own", shards, task="a2g")
+    write(tmp_path / "other", shards, nameless, ".npz")
+    with pytest.raises(DataError, match="npz-no-rate"):
+        scored(tmp_path / "other", shards, task="a2g")
+    assert scored(tmp_path / "other", shards, task="a2g", motion_rate_hz=30) == expected
+    with pytest.raises(UsageFault, match="motion_rate_hz: the motion of"):
+        EvaluateSettings(checkpoint=tmp_path, motion_rate_hz=30)
 
 
 class TestNamesOfOtherTools:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sample_set_builders import take, write_takes
 
 from omniges.errors import DataError, UsageFault
-from omniges.exchange.tracks import Sound, Track, load_tracks
+from omniges.exchange.tracks import Sound, Track, find_tracks, load_tracks
 from omniges.formats.audio import decode_wav
 from omniges.formats.motion import SmplxMotion, read_motion, write_motion
 from omniges.formats.textgrid import WordInterval, decode_words
@@ -28,6 +28,10 @@ STEM = "1_synthetica_0_1_1"
 def files(corpus: Path, ending: str) -> Path:
     (path,) = corpus.rglob(f"{STEM}{ending}")
     return path
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "x.npz").read_bytes()).hexdigest()
 
 
 def motion_of(frames: int) -> SmplxMotion:
@@ -79,6 +83,32 @@ class TestFiles:
         assert track.motion is not None
         assert not track.motion.expressions.any()
         np.testing.assert_array_equal(track.motion.poses, poses)
+
+    def test_motion_without_a_rate_has_the_rate_that_is_given(self, tmp_path: Path) -> None:
+        arrays = {"poses": np.full((60, 165), 0.1), "trans": np.zeros((60, 3)), "betas": np.zeros(16)}
+        np.savez(tmp_path / "x.npz", **arrays)
+        (load,) = find_tracks([tmp_path])
+        with pytest.raises(DataError, match="npz-no-rate"):
+            load()
+        for rate_hz in (30, 120):
+            (load,) = find_tracks([tmp_path], motion_rate_hz=rate_hz)
+            assert load().seconds == pytest.approx(60 / rate_hz)
+        put_result(
+            tmp_path / "out", "talk", {}, inputs=({"path": str(tmp_path / "x.npz"), "sha256": digest(tmp_path)},)
+        )
+        (load,) = find_tracks([tmp_path / "out"], motion_rate_hz=60)
+        assert load().seconds == pytest.approx(1.0)
+
+    def test_what_macos_puts_beside_files_is_passed_by(self, corpus: Path, tmp_path: Path) -> None:
+        shutil.copy(files(corpus, ".npz"), tmp_path)
+        folder = put_result(tmp_path / "out", "talk", {"gesture": files(corpus, ".npz")})
+        for place in (tmp_path, folder):
+            for ending in (".npz", ".json"):
+                (place / f"._talk{ending}").write_bytes(b"\0\5\x16\7" + bytes(100))
+        (folder / "._more").mkdir()
+        assert len(list(load_tracks([folder]))) == 1
+        shutil.rmtree(folder)
+        assert len(list(load_tracks([tmp_path]))) == 1
 
     def test_a_track_may_be_sound_or_words_alone(self, corpus: Path) -> None:
         sound, words = load_tracks([files(corpus, ".wav"), files(corpus, ".TextGrid")])

@@ -581,6 +581,29 @@ def test_motion_without_hands_and_face_is_given_as_that(
     np.testing.assert_array_equal(given.array(0, 10)[:, :78], whole.array(0, 10)[:, :78])
 
 
+@pytest.mark.parametrize("task", ["g2t", "t2g"])
+def test_motion_without_a_rate_is_read_with_the_rate_that_is_given(
+    checkpoint: Path, files: dict[str, Path], tmp_path: Path, task: str
+) -> None:
+    with np.load(files["npz"]) as source:
+        arrays = {name: array for name, array in source.items() if name != "mocap_frame_rate"}
+    np.savez(tmp_path / "talk.npz", **arrays)
+    given: dict[str, Any] = {"gesture": (tmp_path / "talk.npz",)}
+    if task == "t2g":
+        given = {"body": tmp_path / "talk.npz", "text": (str(files["TextGrid"]),)}
+    with pytest.raises(DataError, match=r"npz-no-rate: .* name the rate with --motion-rate"):
+        make(checkpoint, tmp_path / "out", task, **given)
+    with pytest.raises(DataError, match="npz-frame-rate: --motion-rate 25"):
+        make(checkpoint, tmp_path / "out", task, **given, motion_rate_hz=25)
+    seconds = [
+        read_record(make(checkpoint, tmp_path / str(rate), task, **given, motion_rate_hz=rate).records[0]).seconds
+        for rate in (30, 60)
+    ]
+    assert seconds[1] == pytest.approx(seconds[0] / (2 if task == "g2t" else 1), abs=0.4)  # complete tokens
+    with pytest.raises(UsageFault, match="motion_rate_hz: a motion file whose rate it is expected, found none"):
+        make(checkpoint, tmp_path / "out", "a2g", audio=(files["wav"],), motion_rate_hz=30)
+
+
 def test_motion_that_goes_on_after_the_audio_is_refused(
     checkpoint: Path, files: dict[str, Path], tmp_path: Path
 ) -> None:

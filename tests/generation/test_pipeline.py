@@ -16,7 +16,7 @@ import torch
 
 from omniges.commands.models import generate as generate_command
 from omniges.data.samples import open_shards
-from omniges.errors import UsageFault
+from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import gesture_from_motion
 from omniges.formats.audio import decode_wav
 from omniges.formats.npz import decode_motion
@@ -175,6 +175,18 @@ def test_what_cannot_be_asked_is_one_line(pipeline: OmnigesPipeline, call: dict[
     with pytest.raises(UsageFault, match=re.escape(line)) as caught:
         pipeline(**call)
     assert "\n" not in str(caught.value)
+
+
+def test_the_rate_of_motion_is_a_keyword(pipeline: OmnigesPipeline, files: dict[str, Path], tmp_path: Path) -> None:
+    with np.load(files["npz"]) as source:
+        np.savez(tmp_path / "talk.npz", **{name: source[name] for name in ("poses", "trans", "betas", "expressions")})
+    with pytest.raises(DataError, match="name the rate with motion_rate_hz, or save it"):
+        pipeline("g2t", gesture=tmp_path / "talk.npz", num_inference_steps=1)
+    with pytest.raises(UsageFault, match="motion_rate_hz: given with an array of channels"):
+        pipeline("g2t", gesture=np.zeros((30, 415)), motion_rate_hz=60, num_inference_steps=1)
+    whole = pipeline("g2t", gesture=files["npz"], num_inference_steps=1)[0]
+    found = pipeline("g2t", gesture=tmp_path / "talk.npz", motion_rate_hz=30, num_inference_steps=1)[0]
+    assert found.words == whole.words
 
 
 def test_words_may_be_tuples_mappings_or_those_of_a_sample(pipeline: OmnigesPipeline, shards: Path) -> None:
