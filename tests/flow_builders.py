@@ -12,7 +12,7 @@ from torch import Tensor
 
 from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import LAYOUT
-from omniges.model.draws import FlowSettings, Plan, draw_plan
+from omniges.model.draws import FlowSettings, Plan, draw_plan, levels_of, uniform
 from omniges.model.flow import Conditioning, FlowModel, Windows, draw_noise, follow, guided_clean, step_levels
 from omniges.model.spec import ModelConfig, build_model
 from omniges.model.streams import STREAMS, StreamName
@@ -36,6 +36,11 @@ def model_of(config: ModelConfig = CONFIG) -> FlowModel:
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
     return model
+
+
+def draw_levels(flow: FlowSettings, seed: int, positions: np.ndarray[Any, Any], purpose: int) -> np.ndarray[Any, Any]:
+    """The noise levels of one purpose, as plans draw them."""
+    return levels_of(flow, uniform(seed, torch.from_numpy(positions), purpose, 4).mT).numpy()
 
 
 def windows_of(positions: list[int]) -> Windows:

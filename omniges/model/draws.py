@@ -19,7 +19,7 @@ from __future__ import annotations
 import enum
 import math
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final, Literal
@@ -76,31 +76,88 @@ def named_purpose(name: str) -> int:
     return _NAMED | (zlib.crc32(name.encode()) & (_NAMED - 1))
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
     """Return Philox4x32-10 of a counter and a key.
 
-    Products wrap around modulo 2⁶⁴, as int64 does on every device. Right shifts keep the sign, so results are masked
-    after them.
+    A round multiplies two of the four words and combines the halves of the products with the other two. Both words are
+    one stacked tensor, because the time on an accelerator goes by the number of operations. Products wrap around modulo
+    2⁶⁴, as int64 does on every device. Right shifts keep the sign, so results are masked after them.
 
     Args:
-        counter: Four words of 32 bits, int64 tensors that broadcast to one shape.
+        counter: Four words of 32 bits (4, T) int64.
         key: Two words of 32 bits.
 
     Returns:
-        Four tensors of words, int64 in [0, 2³²).
+        Four words (4, T), int64 in [0, 2³²).
     """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(_ROUNDS):
-        low, high = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            ((high >> 32) ^ c1).bitwise_xor_(k0).bitwise_and_(_MASK),
-            high & _MASK,
-            ((low >> 32) ^ c3).bitwise_xor_(k1).bitwise_and_(_MASK),
-            low & _MASK,
-        )
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return c0, c1, c2, c3
+    constants = torch.tensor(_constants(key)).to(counter.device, non_blocking=True)[..., None]
+    multiplied, others = counter[0::2], (counter[3], counter[1])
+    for factors, keys in constants:
+        products = multiplied * factors
+        multiplied = products >> 32
+        multiplied[0].bitwise_xor_(others[0])
+        multiplied[1].bitwise_xor_(others[1])
+        multiplied.bitwise_xor_(keys).bitwise_and_(_MASK)
+        low = products.bitwise_and_(_MASK)
+        others = low[1], low[0]
+    return torch.stack([multiplied[0], others[1], multiplied[1], others[0]])
+
+
+def _constants(key: tuple[int, int]) -> list[list[list[int]]]:
+    """Return factors and keys (rounds, 2, 2) of the stacked words: (c0, c2) in even rounds, (c2, c0) in odd ones."""
+    found = []
+    for number in range(_ROUNDS):
+        k0, k1 = ((word + number * step) & _MASK for word, step in zip(key, _WEYL, strict=True))
+        odd = number % 2
+        found.append([list(_MULTIPLIERS[:: -1 if odd else 1]), [k0, k1] if odd else [k1, k0]])
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """Numbers to draw for positions in the sample sequence."""
+
+    positions: Tensor  # (R,) int64
+    purpose: int  # a `Purpose` or a result of `named_purpose`
+    count: int = 1  # numbers for each position
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of four words for each position."""
+        return -(-self.count // 4)
+
+
+def _drawn(seed: int, wanted: Sequence[Draws], convert: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
+    """Draw for several purposes at once, because a short call takes an accelerator as long as a long one.
+
+    Args:
+        seed: Seed in [0, 2⁶⁴).
+        wanted: Numbers to draw.
+        convert: Function from words (4, T) to numbers (4, T); None: words.
+
+    Returns:
+        For each of `wanted`, numbers (R, 4, blocks).
+    """
+    sizes = [len(one.positions) * one.blocks for one in wanted]
+    counter = wanted[0].positions.new_empty((4, sum(sizes)))
+    for part, one in zip(counter.split(sizes, dim=1), wanted, strict=True):
+        index, purpose, low, high = part.view(4, len(one.positions), one.blocks)
+        index.copy_(torch.arange(one.blocks, device=index.device))
+        purpose.fill_(int(one.purpose))
+        low.copy_(one.positions[:, None] & _MASK)
+        high.copy_((one.positions[:, None] >> 32) & _MASK)
+    parts = []
+    for piece in counter.split(_piece(counter), dim=1):
+        found = philox(piece, (seed & _MASK, seed >> 32))
+        parts.append(found if convert is None else convert(found))
+    numbers = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    split = zip(numbers.split(sizes, dim=1), wanted, strict=True)
+    return [part.reshape(4, len(one.positions), one.blocks).movedim(0, 1) for part, one in split]
+
+
+def _piece(counter: Tensor) -> int:
+    """Return the number of blocks to compute at once: all on an accelerator, as many as fit the cache on a CPU."""
+    return max(1, counter.shape[1]) if counter.device.type != "cpu" else _CACHED_BLOCKS
 
 
 def words(seed: int, positions: Tensor, purpose: int, count: int) -> Tensor:
@@ -115,18 +172,7 @@ def words(seed: int, positions: Tensor, purpose: int, count: int) -> Tensor:
     Returns:
         Words (B, 4, ceil(count / 4)) int64 in [0, 2³²).
     """
-    blocks = -(-count // 4)
-    found = positions.new_empty((len(positions), 4, blocks))
-    for rows, part in _chunks(found):
-        counter = (
-            torch.arange(part.start, part.stop, device=positions.device)[None, :],
-            positions.new_full((1, 1), int(purpose)),
-            (positions[rows, None] & _MASK),
-            (positions[rows, None] >> 32) & _MASK,
-        )
-        for k, word in enumerate(philox(counter, (seed & _MASK, seed >> 32))):
-            found[rows, k, part] = word
-    return found
+    return _drawn(seed, [Draws(positions, purpose, count)])[0]
 
 
 def uniform(seed: int, positions: Tensor, purpose: int, count: int = 1) -> Tensor:
@@ -141,7 +187,13 @@ def uniform(seed: int, positions: Tensor, purpose: int, count: int = 1) -> Tenso
     Returns:
         Draws (B, count) float32.
     """
-    return _unit(words(seed, positions, purpose, count)).flatten(1)[:, :count]
+    return uniforms(seed, [Draws(positions, purpose, count)])[0]
+
+
+def uniforms(seed: int, wanted: Sequence[Draws]) -> list[Tensor]:
+    """Return `uniform` draws (R, count) for each of several purposes, computed at once."""
+    found = _drawn(seed, wanted, _unit)
+    return [numbers.flatten(1)[:, : one.count] for numbers, one in zip(found, wanted, strict=True)]
 
 
 def normal(seed: int, positions: Tensor, purpose: int, count: int = 1) -> Tensor:
@@ -156,11 +208,13 @@ def normal(seed: int, positions: Tensor, purpose: int, count: int = 1) -> Tensor
     Returns:
         Draws (B, count) float32.
     """
-    unit = _unit(words(seed, positions, purpose, count))
-    radius = unit[:, 0::2].log().mul_(-2.0).sqrt_()
-    angle = unit[:, 1::2].mul_(2 * math.pi)
-    found = torch.stack([angle.cos() * radius, angle.sin_() * radius], dim=1)
-    return found.flatten(1)[:, :count]
+    return normals(seed, [Draws(positions, purpose, count)])[0]
+
+
+def normals(seed: int, wanted: Sequence[Draws]) -> list[Tensor]:
+    """Return `normal` draws (R, count) for each of several purposes, computed at once."""
+    found = _drawn(seed, wanted, lambda bits: _box_muller(_unit(bits)))
+    return [numbers.flatten(1)[:, : one.count] for numbers, one in zip(found, wanted, strict=True)]
 
 
 def _unit(bits: Tensor) -> Tensor:
@@ -168,18 +222,11 @@ def _unit(bits: Tensor) -> Tensor:
     return (bits >> 9).to(torch.float32).add_(0.5).mul_(2.0**-23)
 
 
-def _chunks(found: Tensor) -> list[tuple[slice, slice]]:
-    """Return slices over rows and blocks: all at once on an accelerator, cache-sized ones on a CPU."""
-    rows, _, blocks = found.shape
-    if found.device.type != "cpu":
-        return [(slice(0, rows), slice(0, blocks))]
-    width = min(blocks, _CACHED_BLOCKS)
-    height = max(1, _CACHED_BLOCKS // max(1, width))
-    return [
-        (slice(row, min(row + height, rows)), slice(start, min(start + width, blocks)))
-        for row in range(0, rows, height)
-        for start in range(0, blocks, max(1, width))
-    ]
+def _box_muller(unit: Tensor) -> Tensor:
+    """Map uniform draws (4, T) to normal draws (4, T): radii from the even rows, angles from the odd ones."""
+    radius = unit[0::2].log().mul_(-2.0).sqrt_()
+    angle = unit[1::2] * (2 * math.pi)
+    return torch.cat([angle.cos() * radius, angle.sin() * radius])
 
 
 # --- plans of batches
@@ -272,14 +319,9 @@ def draw_plan(
     Raises:
         UsageFault: A sample lacks a stream of every task that has a share.
     """
-    where = torch.from_numpy(positions)
-
-    def chance(purpose: int) -> F32:
-        drawn: F32 = uniform(seed, where, purpose)[:, 0].numpy()
-        return drawn
-
+    chance = _chances(settings, seed, positions, conditions)
     shares = np.array([settings.shares.get(name, 0.0) for name in TASKS])
-    drawn_task = chance(Purpose.TASK)
+    drawn_task = chance[Purpose.TASK]
     if streams is None:
         task = _tasks_at(shares, drawn_task)
     else:
@@ -294,14 +336,14 @@ def draw_plan(
             task[rows] = _tasks_at(possible, drawn_task[rows])
     target = _table("targets")[task]
     condition = _table("conditions")[task]
-    conditioned = chance(Purpose.CONDITION_DROPOUT) >= settings.condition_dropout
+    conditioned = chance[Purpose.CONDITION_DROPOUT] >= settings.condition_dropout
     condition &= conditioned[:, None]
-    noisy = condition & (chance(Purpose.CONDITION_NOISE) < settings.condition_noise)[:, None]
-    drawn = np.stack([draw_levels(settings, seed, positions, _LEVEL[name]) for name in STREAMS], axis=1)
+    noisy = condition & (chance[Purpose.CONDITION_NOISE] < settings.condition_noise)[:, None]
+    drawn = np.stack([chance[_LEVEL[name]] for name in STREAMS], axis=1)
     levels = np.where(target | noisy, drawn, np.where(condition, 0.0, 1.0)).astype(np.float32)
-    known = chance(Purpose.SPEAKER_DROPOUT) >= settings.speaker_dropout
+    known = chance[Purpose.SPEAKER_DROPOUT] >= settings.speaker_dropout
     rate = settings.condition_stream_dropout
-    kept = {name: conditioned & (chance(named_purpose(name)) >= rate) for name in conditions}
+    kept = {name: conditioned & (chance[named_purpose(name)] >= rate) for name in conditions}
     return Plan(task, target, target | condition, levels, known, kept)
 
 
@@ -313,25 +355,34 @@ def _tasks_at(shares: npt.NDArray[np.float64], drawn: F32) -> I64:
     return found
 
 
-def draw_levels(settings: FlowSettings, seed: int, positions: I64, purpose: Purpose) -> F32:
-    """Draw noise levels.
+def _chances(settings: FlowSettings, seed: int, positions: I64, conditions: Iterable[str]) -> dict[int, F32]:
+    """Draw everything that a plan depends on: by purpose, noise levels (B,) and uniform draws (B,)."""
+    where = torch.from_numpy(positions)
+    levels = [Draws(where, purpose) for purpose in _LEVEL.values()]
+    others = [Purpose.TASK, Purpose.CONDITION_DROPOUT, Purpose.CONDITION_NOISE, Purpose.SPEAKER_DROPOUT]
+    wanted = levels + [Draws(where, purpose) for purpose in (*others, *map(named_purpose, conditions))]
+    found: dict[int, F32] = {}
+    for one, bits in zip(wanted, _drawn(seed, wanted), strict=True):
+        unit = _unit(bits.flatten(1).mT)  # (4, B)
+        found[one.purpose] = (levels_of(settings, unit) if one.purpose in _LEVEL.values() else unit[0]).numpy()
+    return found
+
+
+def levels_of(settings: FlowSettings, unit: Tensor) -> Tensor:
+    """Return noise levels (B,) in (0, 1) from uniform draws.
 
     Args:
         settings: Distribution of the levels and its shift.
-        seed: Seed in [0, 2⁶⁴).
-        positions: Positions in the sample sequence (B,) int64.
-        purpose: Purpose of the draw, one for each stream.
+        unit: Uniform draws (4, B).
 
     Returns:
-        Noise levels (B,) in (0, 1).
+        Noise levels (B,) float32.
     """
-    where = torch.from_numpy(positions)
     if settings.levels == "uniform":
-        level = uniform(seed, where, purpose)[:, 0]
+        level = unit[0]
     else:
-        level = torch.sigmoid(settings.level_mean + settings.level_std * normal(seed, where, purpose)[:, 0])
-    shifted: F32 = (settings.shift * level / (1 + (settings.shift - 1) * level)).numpy()
-    return shifted
+        level = torch.sigmoid(settings.level_mean + settings.level_std * _box_muller(unit)[0])
+    return settings.shift * level / (1 + (settings.shift - 1) * level)
 
 
 def carried_as_noise(plan: Plan) -> Plan:

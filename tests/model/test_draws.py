@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omniges.model.draws import Purpose, normal, philox, uniform, words
+from omniges.model.draws import Draws, Purpose, normal, normals, philox, uniform, words
 
 MASK = 0xFFFF_FFFF
 WORD = st.integers(0, MASK)
@@ -48,8 +48,7 @@ def reference(counter: tuple[int, ...], key: tuple[int, ...]) -> tuple[int, ...]
 
 
 def run_philox(counter: tuple[int, ...], key: tuple[int, int]) -> tuple[int, ...]:
-    c0, c1, c2, c3 = (torch.tensor([word]) for word in counter)
-    return tuple(int(word) for word in philox((c0, c1, c2, c3), key))
+    return tuple(philox(torch.tensor(counter)[:, None], key)[:, 0].tolist())
 
 
 class TestPhilox:
@@ -113,6 +112,13 @@ class TestDraws:
             torch.set_num_threads(before)
         assert torch.equal(batch[2], alone[0])
 
+    def test_several_purposes_at_once_draw_the_numbers_of_each_alone(self):
+        places = torch.arange(5) * 2**33
+        wanted = [Draws(places, 32, 1001), Draws(places[:0], 33, 7), Draws(places[2:], 34, 3)]
+        for one, found in zip(wanted, normals(2**63, wanted), strict=True):
+            assert torch.equal(found, normal(2**63, one.positions, one.purpose, one.count))
+            assert found.shape == (len(one.positions), one.count)
+
     def test_uniform_draws_are_uniform_and_inside_the_open_interval(self):
         draws = uniform(5, torch.arange(400), Purpose.TASK, 1000).double().numpy()
         assert draws.dtype == np.float64
@@ -121,8 +127,8 @@ class TestDraws:
         assert scipy.stats.kstest(draws[:, 0], "uniform").pvalue > 1e-3  # across positions too
 
     def test_the_extreme_words_stay_inside_the_open_interval(self, monkeypatch):
-        extremes = torch.tensor([[[0], [MASK], [0], [MASK]]])
-        monkeypatch.setattr("omniges.model.draws.words", lambda *_: extremes)
+        extremes = torch.tensor([[0], [MASK], [0], [MASK]])
+        monkeypatch.setattr("omniges.model.draws.philox", lambda *_: extremes)
         draws = uniform(0, torch.tensor([0]), Purpose.TASK, 4)
         assert draws.tolist() == [[2.0**-24, 1 - 2.0**-24] * 2]
         largest = normal(0, torch.tensor([0]), Purpose.TASK, 4).abs().max()

@@ -7,11 +7,12 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
+from flow_builders import draw_levels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omniges.errors import UsageFault
-from omniges.model.draws import FlowSettings, Purpose, draw_levels, draw_plan, groups_of
+from omniges.model.draws import FlowSettings, Purpose, draw_plan, groups_of
 from omniges.model.streams import STREAMS
 from omniges.model.tasks import TASKS
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
-from flow_builders import CONFIG, TICKS, VOCAB_SIZE, Draws, model_of, sample, statistics, windows_of
+from flow_builders import CONFIG, TICKS, VOCAB_SIZE, Draws, draw_levels, model_of, sample, statistics, windows_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from omniges.errors import UsageFault
 from omniges.features.gesture import LAYOUT
-from omniges.model.draws import FlowSettings, Purpose, draw_levels
+from omniges.model.draws import FlowSettings, Purpose
 from omniges.model.flow import follow, step_levels
 from omniges.model.spec import build_model
 from omniges.model.tasks import SamplingSettings
