@@ -9,7 +9,7 @@ Shape letters: B batch, W width of the trunk's tokens. A window is a number of t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self
 
@@ -31,7 +31,29 @@ STREAM_OF: Final[Mapping[Content, str]] = {"gesture": "gesture", "mel": "audio",
 """Stream that each content belongs to."""
 ABSENT: Final = "none"
 """Text that means no value."""
-_LEAST_WORD_S: Final = 0.5 / TICKS_PER_SECOND
+LEAST_WORD_S: Final = 0.5 / TICKS_PER_SECOND
+"""A word belongs to a window if at least half a tick of it lies inside."""
+
+
+def within(spans: Iterable[Mapping[str, Any]], first_tick: int, ticks: int, least_s: float) -> list[dict[str, Any]]:
+    """Return the spans of time that overlap a window, clipped to it.
+
+    Args:
+        spans: Words or semantic spans with ``start`` and ``end`` in seconds of the recording.
+        first_tick: Start of the window, in ticks of 0.1 s.
+        ticks: Length of the window in ticks.
+        least_s: Shortest overlap in seconds.
+
+    Returns:
+        The spans with times from the window's start, in whole milliseconds.
+    """
+    start_s, seconds = first_tick / TICKS_PER_SECOND, ticks / TICKS_PER_SECOND
+    found = []
+    for span in spans:
+        start, end = round(max(0.0, span["start"] - start_s), 3), round(min(seconds, span["end"] - start_s), 3)
+        if end - start > least_s - 1e-9:
+            found.append({**span, "start": start, "end": end})
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +109,7 @@ class Recording:
         Returns:
             For each word ``word``, ``start`` and ``end`` in seconds from the window's start, clipped to it.
         """
-        start_s, seconds = first_tick / TICKS_PER_SECOND, ticks / TICKS_PER_SECOND
-        found = []
-        for word in self.contents["words"](first_tick, ticks):
-            start, end = max(0.0, word["start"] - start_s), min(seconds, word["end"] - start_s)
-            if end - start > _LEAST_WORD_S - 1e-9:
-                found.append({**word, "start": round(start, 3), "end": round(end, 3)})
-        return found
+        return within(self.contents["words"](first_tick, ticks), first_tick, ticks, LEAST_WORD_S)
 
 
 def labels_of(labels: Mapping[str, str], speaker: str | None, language: str | None) -> dict[str, str]:

@@ -22,7 +22,6 @@ from omniges.evaluation.motion import (
     generated_motion,
     recorded_motion,
 )
-from omniges.evaluation.registered import RegisteredScores
 from omniges.features.body import Person
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.formats.semantic import SemanticSpan
@@ -118,7 +117,7 @@ class _Scorer:
         self._unconditional = results[0].unconditional
         self._rows = {result.key: result.row for result in results}
         self._partners = scores.partners(list(self._rows), how.seed)
-        self._registered = RegisteredScores("gesture", unconditional=self._unconditional)
+        self._registered = scores.RegisteredScores("gesture", unconditional=self._unconditional)
         self._recording: _Recording | None = None
         self.seconds: dict[str, float] = {}
 

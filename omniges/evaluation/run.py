@@ -28,7 +28,7 @@ from omniges.evaluation.motion import (
 from omniges.evaluation.protocol import PROTOCOLS, protocol_facts, protocol_results, published_files, score_protocol
 from omniges.evaluation.report import Report, TaskReport
 from omniges.evaluation.results import FileResult, find_results
-from omniges.evaluation.scores import Resampling, Scored, nothing_recorded, with_recorded
+from omniges.evaluation.scores import Heading, Recordings, Resampling, Result, Scored, absent, with_recorded
 from omniges.evaluation.settings import EvaluateSettings
 from omniges.evaluation.speech import score_speech, score_text
 from omniges.generation.run import codecs_of, generate
@@ -279,20 +279,53 @@ def _score(
     def one() -> None:
         count(next(done), total)
 
-    def scored(results: Sequence[FileResult], target: StreamName) -> Scored:
-        there, warnings = with_recorded(results, target)
-        if not there:
-            return nothing_recorded(target, warnings)
-        if target == "gesture":
-            found = score_gesture(there, shards, instruments, train, how, one)
-        else:
-            found = (score_text if target == "text" else score_speech)(there, shards, how, one)
-        return replace(found, warnings=[*found.warnings, *warnings])
-
     return {
-        task: _task_report(results, shards, [scored(results, target) for target in TASKS[task].targets])
+        task: _task_report(
+            results,
+            shards,
+            [
+                score_stream(results, target, shards, instruments, lambda: train, how, one)
+                for target in TASKS[task].targets
+            ],
+        )
         for task, results in found.items()
     }
+
+
+def score_stream(
+    results: Sequence[Result],
+    target: StreamName,
+    shards: Recordings,
+    instruments: Instruments,
+    train: Callable[[], TrainSplit | None],
+    how: Resampling,
+    count: Callable[[], None],
+) -> Scored:
+    """Score one target stream of results; results whose recordings lack it are left out, with a warning.
+
+    Args:
+        results: Generated results of one task, sorted by recording.
+        target: The stream.
+        shards: The recordings.
+        instruments: Instruments for the metrics of motion.
+        train: Function that returns statistics of the train split, called only for gesture.
+        how: Bootstrap over recordings.
+        count: Called after each result.
+
+    Returns:
+        The scores.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    there, warnings = with_recorded(results, target)
+    if not there:
+        return Scored([absent(Heading(f"{target} metrics", ""), "; ".join(warnings))], {}, warnings)
+    if target == "gesture":
+        found = score_gesture(there, shards, instruments, train(), how, count)
+    else:
+        found = (score_text if target == "text" else score_speech)(there, shards, how, count)
+    return replace(found, warnings=[*found.warnings, *warnings])
 
 
 def _task_report(results: Sequence[FileResult], shards: ShardFolder, scored: Sequence[Scored]) -> TaskReport:

@@ -6,6 +6,7 @@ recordings: several results of one recording are drawn together.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +22,13 @@ from omniges.features.gesture import GestureClip, MotionArrays
 from omniges.features.timebase import MOST_AUDIO_LONGER_S
 from omniges.formats.textgrid import WordInterval
 from omniges.metrics.clips import ClipValue, Interval, bootstrap, bootstrap_mean, shuffled_pairing, weighted_mean
+from omniges.metrics.registry import Metric, registered_metrics
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
+from omniges.registry import foreign
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.present import BODY_PARTS
-from omniges.shards.schema import Part
+from omniges.shards.schema import MOTION_PARTS, Part
 
 I64 = npt.NDArray[np.int64]
 Row = Literal["generated", "shuffled", "recorded"]
@@ -347,19 +350,6 @@ def with_recorded(results: Sequence[Result], target: StreamName) -> tuple[list[R
     return found, [f"{len(results) - len(found)} of {len(results)} results left out: no {named} in their recordings"]
 
 
-def nothing_recorded(target: StreamName, warnings: Sequence[str]) -> Scored:
-    """Return scores for results whose recordings all lack the target.
-
-    Args:
-        target: The target stream.
-        warnings: Warnings about it.
-
-    Returns:
-        The scores.
-    """
-    return Scored([absent(Heading(f"{target} metrics", ""), "; ".join(warnings))], {}, warnings)
-
-
 @dataclass(frozen=True, slots=True)
 class Scored:
     """Figures of a task, and the scored duration of each recording."""
@@ -383,3 +373,93 @@ def partners(keys: Sequence[str], seed: int) -> dict[str, str]:
         return {}
     order = shuffled_pairing(len(keys), seed)
     return {key: keys[int(other)] for key, other in zip(keys, order, strict=True)}
+
+
+# --- metrics that scripts and other packages add
+
+
+class RegisteredScores:
+    """Values of the added metrics of one stream; metrics over sets keep all clips until the end."""
+
+    def __init__(self, stream: str, *, unconditional: bool) -> None:
+        self._metrics = registered_metrics(stream)
+        self._unconditional = unconditional
+        self._values = {(metric.name, row): Values() for metric in self._metrics for row in ROWS}
+
+    @property
+    def wanted(self) -> bool:
+        """True if any clips are needed."""
+        return bool(self._metrics) and not self._unconditional
+
+    def add(self, row: Row, key: str, generated: Any, recorded: Any) -> None:
+        """Score a pair of clips; for a generated one, also score the recorded clip against itself.
+
+        Args:
+            row: Row of the figure.
+            key: Key of the recording.
+            generated: Generated clip.
+            recorded: Recorded clip.
+        """
+        for metric in self._metrics:
+            self._add(metric, row, key, generated, recorded)
+            if row == "generated" and not metric.over_set and key not in self._values[metric.name, "recorded"].keys:
+                self._add(metric, "recorded", key, recorded, recorded)
+
+    def _add(self, metric: Metric, row: Row, key: str, generated: Any, recorded: Any) -> None:
+        values = self._values[metric.name, row]
+        if why := _lacking(metric, generated, recorded):
+            values.leave_out(why)
+        elif metric.over_set:
+            values.keep(key, (generated, recorded))
+        else:
+            values.add(key, lambda: ClipValue(_scored(metric, generated, recorded), 1.0))
+
+    def figures(self, how: Resampling) -> list[Figure]:
+        """Return the figures of every metric: the mean over results, or the value of the set."""
+        found = []
+        for metric in self._metrics:
+            if self._unconditional:
+                found.append(absent(Heading(metric.label, metric.unit), UNCONDITIONAL))
+            for row in ROWS:
+                values = self._values[metric.name, row]
+                if values.found or values.left_out:
+                    heading = Heading(metric.label, metric.unit, row)
+                    found.append(
+                        _figure_of_set(metric, heading, values, how)
+                        if metric.over_set
+                        else figure_of_mean(heading, values, how)
+                    )
+        return found
+
+
+def _lacking(metric: Metric, generated: Any, recorded: Any) -> str:
+    """Return which needed part a pair of clips lacks, or ""; only gesture metrics need parts."""
+    for part in metric.needs:
+        if part not in recorded.present:
+            return f"no {part} in the recording"
+        if part in MOTION_PARTS and part not in generated.present:
+            return f"no {part} in the result"
+    return ""
+
+
+def _figure_of_set(metric: Metric, heading: Heading, values: Values, how: Resampling) -> Figure:
+    def of_set(chosen: I64) -> float:
+        generated, recorded = ([values.found[int(k)][side] for k in chosen] for side in (0, 1))
+        return _scored(metric, generated, recorded)
+
+    try:
+        return figure_of_statistic(heading, values, of_set, how, centred=True)
+    except DataError as error:
+        return absent(heading, str(error))
+
+
+def _scored(metric: Metric, generated: Any, recorded: Any) -> float:
+    """Return the value of a metric; raise DataError if it has none, EnvironmentFault if its code fails."""
+    with foreign(f"metric {metric.label!r}", "scoring"):
+        value = metric.of(generated, recorded)
+        finite = value is None or math.isfinite(value)
+    if value is None:
+        raise DataError(f"{metric.label}: no value")
+    if not finite:
+        raise DataError(f"{metric.label}: a finite number or None expected, found {value}")
+    return float(value)

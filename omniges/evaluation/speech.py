@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from omniges.errors import DataError
 from omniges.evaluation import scores
-from omniges.evaluation.registered import RegisteredScores
 from omniges.features.audio import LOG_FLOOR
 from omniges.features.timebase import MEL_FRAMES_PER_TICK, TICKS_PER_SECOND
 from omniges.formats.textgrid import WordInterval
@@ -78,7 +77,7 @@ def score_speech(
     rows = {result.key: result.row for result in results}
     other = scores.partners(list(rows), how.seed)
     values: dict[tuple[str, scores.Row], scores.Values] = {}
-    registered = RegisteredScores("audio", unconditional=results[0].unconditional)
+    registered = scores.RegisteredScores("audio", unconditional=results[0].unconditional)
 
     def add(row: scores.Row, key: str, found: F32, recorded: F32) -> None:
         frames = min(len(found), len(recorded))
@@ -145,7 +144,7 @@ def score_text(
         DataError: A file cannot be read.
     """
     seconds = {result.key: result.seconds for result in results}
-    registered = RegisteredScores("text", unconditional=results[0].unconditional)
+    registered = scores.RegisteredScores("text", unconditional=results[0].unconditional)
     if results[0].unconditional:
         for result in results:
             result.spoken()  # raises for a damaged file

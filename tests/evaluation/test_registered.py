@@ -10,9 +10,8 @@ import pytest
 from plugin_builders import install
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault
-from omniges.evaluation.registered import RegisteredScores
 from omniges.evaluation.report import Report, TaskReport, render
-from omniges.evaluation.scores import UNCONDITIONAL, Figure, Resampling
+from omniges.evaluation.scores import UNCONDITIONAL, Figure, RegisteredScores, Resampling
 from omniges.metrics import registry
 from omniges.metrics.registry import BUILT_IN, METRICS, Metric, MotionClip, SoundClip, metric_name, register_metric
 from omniges.registry import Registry

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, zip_longest
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from omniges.conditions.base import LEAST_WORD_S, within
 from omniges.data.sequence import DataSource
 from omniges.errors import UsageFault
 from omniges.features.gesture import GestureClip, motion_from_gesture
@@ -100,9 +101,6 @@ def _in_turns(lists: Sequence[Sequence[T]]) -> list[T]:
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
-
-_LEAST_WORD_S: Final = 0.5 / TICKS_PER_SECOND
-"""A word belongs to a window if at least half a tick of it lies inside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,7 +368,6 @@ def _cut(
     """
     first, ticks = window.start_tick, window.ticks
     frames = slice(first * FRAMES_PER_TICK, (first + ticks) * FRAMES_PER_TICK)
-    start_s, seconds = first / TICKS_PER_SECOND, ticks / TICKS_PER_SECOND
     return replace(
         sample,
         row=replace(
@@ -379,14 +376,14 @@ def _cut(
             frames=ticks * FRAMES_PER_TICK,
             mel_frames=ticks * MEL_FRAMES_PER_TICK,
             ticks=ticks,
-            seconds=seconds,
+            seconds=ticks / TICKS_PER_SECOND,
         ),
         gesture=GestureClip(
             sample.gesture.gesture[frames], sample.gesture.jaw_eyes[frames], trans[frames.start, [0, 2]]
         ),
         mel=sample.mel[first * MEL_FRAMES_PER_TICK : (first + ticks) * MEL_FRAMES_PER_TICK],
         words=_words(sample, window, latents),
-        semantic=None if sample.semantic is None else _within(sample.semantic, start_s, seconds, least_s=0.001),
+        semantic=None if sample.semantic is None else within(sample.semantic, first, ticks, least_s=0.001),
         audio=None if sound is None else sound[first * SAMPLES_PER_TICK : (first + ticks) * SAMPLES_PER_TICK],
         latents={entry.name: _latents(sample.latents[entry.name], entry, window) for entry in latents},
     )
@@ -409,20 +406,8 @@ def _words(sample: SampleArrays, window: Window, latents: Collection[CodecEntry]
 
     They are those with at least half a tick inside; with latents of text, those that the latents encode.
     """
-    start_s, seconds = window.start_tick / TICKS_PER_SECOND, window.ticks / TICKS_PER_SECOND
+    place = window.start_tick, window.ticks
     if not any(isinstance(entry, WindowEntry) for entry in latents):
-        return _within(sample.words, start_s, seconds, least_s=_LEAST_WORD_S)
-    (spoken,) = said_in_windows(sample.words, sample.row.ticks, [(window.start_tick, window.ticks)])
-    return _within(spoken, start_s, seconds, least_s=0.0)
-
-
-def _within(
-    spans: Sequence[Mapping[str, Any]], start_s: float, seconds: float, *, least_s: float
-) -> list[dict[str, Any]]:
-    """Return the spans that overlap a window by at least `least_s` seconds, clipped to it, in whole milliseconds."""
-    found = []
-    for span in spans:
-        start, end = round(max(0.0, span["start"] - start_s), 3), round(min(seconds, span["end"] - start_s), 3)
-        if end - start > least_s - 1e-9:
-            found.append({**span, "start": start, "end": end})
-    return found
+        return within(sample.words, *place, LEAST_WORD_S)
+    (spoken,) = said_in_windows(sample.words, sample.row.ticks, [place])
+    return within(spoken, *place, least_s=0.0)

@@ -16,20 +16,9 @@ import numpy.typing as npt
 from omniges.codecs.base import SpokenText
 from omniges.conditions.base import Array, ValueOf
 from omniges.errors import DataError
-from omniges.evaluation.gesture import score_gesture
 from omniges.evaluation.motion import GENERIC, Instruments, TrainSplit
-from omniges.evaluation.scores import (
-    NEVER_MADE,
-    Figure,
-    Heading,
-    Resampling,
-    Result,
-    Scored,
-    absent,
-    nothing_recorded,
-    with_recorded,
-)
-from omniges.evaluation.speech import score_speech, score_text
+from omniges.evaluation.run import score_stream
+from omniges.evaluation.scores import NEVER_MADE, Figure, Heading, Resampling, Result, Scored, absent
 from omniges.features.gesture import MotionArrays, gesture_from_motion
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.formats.textgrid import WordInterval
@@ -326,24 +315,12 @@ def score_task(
     if not found:
         why = "; ".join(f"{count} × {reason}" for reason, count in invalid.items())
         return Scored([replace(absent(Heading(f"{target} metrics", ""), why), left_out=invalid)], {})
-    found, warnings = with_recorded(found, target)
-    if not found:
-        return nothing_recorded(target, warnings)
     how = Resampling(seed=0, resamples=_RESAMPLES)
-    if target == "text":
-        scored = score_text(found, samples, how, _no_progress)
-    elif target == "audio":
-        scored = score_speech(found, samples, how, _no_progress)
-    else:
-        scored = score_gesture(found, samples, INSTRUMENTS, train(), how, _no_progress)
+    scored = score_stream(found, target, samples, INSTRUMENTS, train, how, lambda: None)
     figures = [one for one in scored.figures if not one.metric.startswith(_NOT_OF_WINDOWS)]
     if invalid:
         figures = [replace(one, left_out=dict(Counter(one.left_out) + invalid)) for one in figures]
-    return replace(scored, figures=figures, warnings=[*scored.warnings, *warnings])
-
-
-def _no_progress() -> None:
-    """Report no progress."""
+    return replace(scored, figures=figures)
 
 
 # --- exchange between ranks
