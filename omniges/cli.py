@@ -11,8 +11,7 @@ import typer
 
 from omniges import __version__
 from omniges.commands import models, shards
-from omniges.commands.common import Signalled, echo, raise_on
-from omniges.commands.output import unfailing_streams
+from omniges.commands.common import Signalled, echo, raise_on, unfailing_streams
 from omniges.commands.parsing import UsageError, command_class, usage_line
 from omniges.errors import EnvironmentFault, ExitCode, OmnigesError, fault_of_machine
 from omniges.progress import printable

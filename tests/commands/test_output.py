@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pipeline_helpers import COMMAND, digests
 
-from omniges.commands.output import Outlet, unfailing_streams
+from omniges.commands.common import Outlet, unfailing_streams
 from omniges.errors import ExitCode
 
 

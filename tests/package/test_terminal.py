@@ -25,7 +25,7 @@ HOSTILE = (
     *("\x1b[2J\x1b[31mgone", "\x9b2Kgone", "\x1b]0;title\x07", "a\rb", "a\nvalid at level deep", "\u202egnp.exe"),
     *("[/phones]", "[red]clip[a]", "[bold", ":smile:", "\udcff", "\x00", "tab\there"),
 )
-PRINTERS = {"commands/help.py": 2, "pipeline/summary.py": 5, "progress.py": 1}
+PRINTERS = {"commands/parsing.py": 2, "pipeline/summary.py": 5, "progress.py": 1}
 """Numbers of calls that print, by file: help, what `printable` made, and empty lines."""
 
 
