@@ -21,7 +21,6 @@ from omniges.data.tracks import PLAIN_TRACKS, WORDS, Normaliser, Tracks
 from omniges.errors import DataError, UsageFault
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
 from omniges.shards.dataset import read_dataset, read_statistics
-from omniges.shards.documents import parse_document
 from omniges.shards.latents import CodecEntry, read_entries
 from omniges.shards.manifest import ManifestColumns, column_of
 from omniges.shards.present import ALL_PRESENT, STREAM_BITS, STREAM_PARTS
@@ -36,6 +35,7 @@ from omniges.shards.schema import (
     VERIFY,
     Split,
     is_real,
+    parse_document,
 )
 from omniges.storage.canonical_json import canonical_json
 

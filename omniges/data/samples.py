@@ -23,10 +23,9 @@ from omniges import arguments
 from omniges.data.selection import among, column, keep_labelled, keep_lengths
 from omniges.data.window_reader import Verify
 from omniges.errors import UsageFault
-from omniges.shards.documents import parse_document
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder, notes_of, read_beside
-from omniges.shards.schema import PARTS, SPLITS, STATS_FILE, TOKENIZER_FILE, Part
+from omniges.shards.schema import PARTS, SPLITS, STATS_FILE, TOKENIZER_FILE, Part, parse_document
 
 F32 = npt.NDArray[np.float32]
 

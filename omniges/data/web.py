@@ -29,7 +29,6 @@ from omniges.data.samples import ShardSet, open_shards
 from omniges.errors import DataError, EnvironmentFault, RecordingFault, UsageFault
 from omniges.formats.audio import decode_flac
 from omniges.shards.dataset import check_document
-from omniges.shards.documents import samples_of, spans_of, words_of
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import check_digest, checked_rows
 from omniges.shards.schema import (
@@ -41,6 +40,9 @@ from omniges.shards.schema import (
     MAX_KEY_BYTES,
     SPLITS,
     member_order,
+    samples_of,
+    spans_of,
+    words_of,
 )
 from omniges.shards.tar import BLOCK_BYTES, END_OF_ARCHIVE, member_header, read_npy
 from omniges.storage.canonical_json import sha256_hex

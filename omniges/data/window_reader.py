@@ -18,10 +18,9 @@ from omniges.data.catalog import ClipTable
 from omniges.data.shard_maps import MappedShard, Ranges, ShardMaps
 from omniges.data.tracks import PLAIN_TRACKS, Normaliser, Scale, Tracks
 from omniges.errors import DataError
-from omniges.shards.documents import words_of
 from omniges.shards.present import ALL_PRESENT, STREAM_BITS, absent_channels
 from omniges.shards.reader import ShardSource, check_digest, place_of_member
-from omniges.shards.schema import VERIFY
+from omniges.shards.schema import VERIFY, words_of
 from omniges.storage.redact import one_line
 
 F32 = npt.NDArray[np.float32]

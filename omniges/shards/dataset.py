@@ -26,8 +26,8 @@ from omniges.errors import DataError, UsageFault
 from omniges.features import audio, timebase
 from omniges.features.gesture import LAYOUT
 from omniges.shards import schema
-from omniges.shards.documents import parse_document
 from omniges.shards.manifest import ManifestRow, manifest_hash
+from omniges.shards.schema import parse_document
 from omniges.shards.writer import ShardFile
 from omniges.storage.canonical_json import canonical_json, is_sha256, json_document, sha256_hex
 from omniges.storage.files import read_json

@@ -21,10 +21,9 @@ from omniges.errors import DataError, RecordingFault, UsageFault
 from omniges.features.gesture import GestureClip
 from omniges.formats.npz import BETAS_LENGTHS
 from omniges.shards.dataset import read_dataset
-from omniges.shards.documents import metadata_of, samples_of, spans_of, words_of
 from omniges.shards.latents import CodecEntry, array_specs, read_entries
 from omniges.shards.manifest import ManifestRow, read_manifest, rows_problem
-from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, VERIFY
+from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, VERIFY, metadata_of, samples_of, spans_of, words_of
 from omniges.shards.tar import read_npy
 from omniges.storage.atomic import os_errors
 from omniges.storage.files import open_file

@@ -284,7 +284,7 @@ class Loop:
         return reason
 
     def _due(self) -> bool:
-        return self._validator is not None and self._validator.due(self._state.step)
+        return self._validator is not None and self._state.step % self._validator.every_steps == 0
 
     def _validate(self) -> StopReason:
         """Validate the state unless that was done, and save it if it is the best so far."""

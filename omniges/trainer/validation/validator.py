@@ -43,13 +43,11 @@ class RunValidator:
         self._run, self._validation, self._metric = run, validation, run.settings.best_metric
         self._logbook, self._reporter = logbook, reporter
         self._folder = run.settings.output_dir / VALIDATIONS
+        self.every_steps = run.settings.validation_steps or DEFAULT_VALIDATION_STEPS
+        """Steps from one validation to the next."""
         self._began_s = time.monotonic()
         self._spent_s = 0.0
         self._warned = False
-
-    def due(self, step: int) -> bool:
-        """Return whether a step is due for validation."""
-        return step % (self._run.settings.validation_steps or DEFAULT_VALIDATION_STEPS) == 0
 
     def validate(self, state: RunState, stopper: Stopper) -> None:
         """Validate the current weights, write the files, mark the state as the best if it is, and report.

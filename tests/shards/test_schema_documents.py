@@ -16,8 +16,8 @@ from omniges.data.samples import open_shards
 from omniges.data.web import webdataset
 from omniges.errors import DataError
 from omniges.pipeline.export import export
-from omniges.shards.documents import metadata_of, parse_document, samples_of, spans_of, words_of
 from omniges.shards.reader import ShardFolder
+from omniges.shards.schema import metadata_of, parse_document, samples_of, spans_of, words_of
 
 DEEP = b"[" * 200_000
 WORD = {"word": "a", "start": 0.0, "end": 0.1}
