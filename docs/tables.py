@@ -75,7 +75,7 @@ def _rows(command: Callable[..., None]) -> Iterator[str]:
         settings |= {each.name: each for each in (every_setting(of) if is_dataclass(of) else ())}
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
         _, said = get_args(parameter.annotation)
-        if isinstance(said, typer.models.OptionInfo):
+        if isinstance(said, typer.models.OptionInfo) and not said.hidden:
             names = [*([said.default] if isinstance(said.default, str) else []), *(said.param_decls or ())]
             names = [part for name in names for part in name.split("/")] or [as_flag(parameter.name)]
             value = _choices(said.metavar or "")

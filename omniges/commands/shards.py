@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from omniges.codecs.settings import EncodeSettings
 from omniges.commands.common import echo, make_console, resumable, tidy, with_flags
 from omniges.errors import UsageFault
-from omniges.exchange.settings import ExportSettings, ViewSettings
+from omniges.exchange.settings import ExportSettings, InspectSettings, ViewSettings
 from omniges.options import check, declared, option
 from omniges.pipeline.settings import PreprocessSettings
 from omniges.progress import counted, printable
 from omniges.testing.settings import CorpusSettings
 from omniges.verify.settings import VerifySettings
-
-if TYPE_CHECKING:
-    from omniges.shards.reader import SampleArrays
 
 
 @with_flags()
@@ -153,64 +150,38 @@ def export(settings: ExportSettings) -> None:
     )
 
 
-@declared
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InspectSettings:
-    """Settings of `omniges inspect`."""
-
-    folder: Path = option(Path("shards"), "Folder of shards.", argument=True, metavar="DIR")
-    key: str | None = option(None, "Sample to show, by key or stem.", argument=True, metavar="KEY")
-    png: Path | None = option(None, "PNG file to draw the sample to; needs a KEY and omniges[pictures].")
-    html: Path | None = option(None, "HTML file that shows and plays the sample, or all samples without a KEY.")
-    start_s: float = option(0.0, "Second of the sample at which the picture begins; it shows 12 seconds.", "--start")
-
-    def __post_init__(self) -> None:
-        """Refuse a picture of no sample."""
-        check(self)
-        if self.png is not None and self.key is None:
-            raise UsageFault("--png: it draws one sample: name its KEY after the folder")
-
-
 @with_flags()
 def inspect(
     settings: InspectSettings,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the same facts as one JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", hidden=True, help="The same as --format json.")] = False,
 ) -> None:
-    """Show what a shard folder, or one of its samples, holds."""
+    """Show what is in shards, a run, a checkpoint, results, or a motion, audio or text file.
+
+    Exit codes: 0 done, 1 a damaged file or one that preprocess would reject, 2 usage, 3 environment, 130 Ctrl-C.
+    """
     import json
 
-    from omniges.pipeline.inspect import folder_facts, print_folder
-    from omniges.shards.reader import ShardFolder
+    from omniges.exchange.inspect import inspect as run
+    from omniges.storage.atomic import publish_bytes
 
-    keys = () if settings.key is None else (settings.key,)
-    page = settings.html and ViewSettings(paths=(str(settings.folder),), keys=keys, output_file=settings.html)
-    source = ShardFolder(settings.folder)
-    if settings.key is None:
-        if as_json:
-            echo(json.dumps(folder_facts(source), ensure_ascii=False))
-        else:
-            print_folder(source, make_console())
+    as_json = as_json or settings.format == "json"
+    found = run(settings.path, settings.key)
+    wanted = found.fault is None
+    picture = found.picture_of(settings.start_s, settings.seconds) if settings.png is not None and wanted else None
+    page = found.page(settings) if settings.html is not None and wanted else None
+    if as_json:
+        echo(json.dumps(found.facts, ensure_ascii=False))
     else:
-        _show_sample(source.sample(source.row(settings.key)), settings, as_json=as_json)
-    if page:
+        found.show(make_console())
+    if found.fault is not None:
+        raise found.fault
+    if settings.png is not None and picture is not None:
+        publish_bytes(settings.png, picture)
+        echo(printable(f"picture: {settings.png}"), err=as_json)
+    if page is not None:
         from omniges.exchange.view import view
 
         echo("\n".join(map(printable, view(page).lines)), err=as_json)
-
-
-def _show_sample(sample: SampleArrays, settings: InspectSettings, *, as_json: bool) -> None:
-    """Print a sample, and draw it if a picture is requested."""
-    import json
-
-    from omniges.pipeline.inspect import draw, print_sample, sample_facts
-
-    if as_json:
-        echo(json.dumps(sample_facts(sample), ensure_ascii=False))
-    else:
-        print_sample(sample, make_console())
-    if settings.png:
-        draw(sample, settings.png, settings.start_s)
-        echo(f"picture: {settings.png}", err=as_json)
 
 
 @with_flags(signals=tidy)

@@ -1,4 +1,4 @@
-"""Settings of `omniges export` and `omniges view`; quick to import, so that `omniges --help` is fast."""
+"""Settings of `omniges export`, `view` and `inspect`; quick to import, so that `omniges --help` is fast."""
 
 from __future__ import annotations
 
@@ -86,3 +86,31 @@ class ViewSettings:
             raise UsageFault(f"--output-file {out}: a file such as page.html expected, found a folder")
         if not folder.is_dir():
             raise UsageFault(f"--output-file {out}: the folder {folder} expected, found none: create it first")
+
+
+@declared
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectSettings:
+    """Settings of `omniges inspect`."""
+
+    path: Path = option(
+        Path("shards"),
+        "Folder of shards, of a run, of a checkpoint, of results or of motion files; or a file: .npz, .wav, .TextGrid, "
+        "or the .json of a result.",
+        argument=True,
+        metavar="PATH",
+    )
+    key: str | None = option(None, "Sample of shards to show, by key or stem.", argument=True, metavar="KEY")
+    format: Literal["text", "json"] = option("text", "Format of the facts.")
+    png: Path | None = option(
+        None, "PNG file to draw a sample, a motion, audio or text file, a result or a run to; needs omniges[pictures]."
+    )
+    html: Path | None = option(None, "HTML file that shows and plays what was found.")
+    start_s: float = option(0.0, "First second of picture and page.", "--start", least=0)
+    seconds: float | None = option(None, "Seconds of picture and page.", above=0, shown="all; of a picture 10 minutes")
+
+    def __post_init__(self) -> None:
+        """Check the settings; raise UsageFault for a part of nothing."""
+        check(self)
+        if self.png is None and self.html is None and (self.start_s or self.seconds is not None):
+            raise UsageFault("--start, --seconds: expected with --png or --html, found neither: add one")

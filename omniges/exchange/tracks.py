@@ -201,11 +201,8 @@ def _found(path: Path, read_motion: _ReadMotion) -> ShardFolder | list[_Found]:
     if path.is_dir():
         if (path / DATASET_FILE).exists():
             return ShardFolder(path)
-        places = [path, *(folder for folder in visible_entries(path) if folder.is_dir())]
-        results = [one for place in places for one in _results(place, read_motion)]
-        folders = [path, *(path / name for name in _MOTION_FOLDERS if (path / name).is_dir())]
-        motion = [each for folder in folders for each in visible_entries(folder) if each.suffix == ".npz"]
-        files = results or [_file(each, read_motion) for each in motion]
+        motion = [_file(each, read_motion) for each in motion_files(path)]
+        files = [_result(each, read_motion) for each in records(path)] or motion
         if not files:
             raise UsageFault(f"{path}: a folder of shards, of results or of NPZ files expected, found none of them")
         return files
@@ -283,9 +280,17 @@ def _words(data: bytes) -> tuple[WordInterval, ...]:
 # --- results
 
 
-def _results(folder: Path, read_motion: _ReadMotion) -> Iterator[_Found]:
-    records = (path for path in visible_entries(folder) if path.suffix == ".json" and _is_record(path))
-    return (_result(path, read_motion) for path in records)
+def records(folder: Path) -> list[Path]:
+    """Return the records of results in a folder and in the folders in it."""
+    places = [folder, *(each for each in visible_entries(folder) if each.is_dir())]
+    found = [path for place in places for path in visible_entries(place) if path.suffix == ".json"]
+    return [path for path in found if is_record(path)]
+
+
+def motion_files(folder: Path) -> list[Path]:
+    """Return the NPZ files in a folder, and in its folders of motion if it is BEAT2's."""
+    folders = [folder, *(folder / name for name in _MOTION_FOLDERS if (folder / name).is_dir())]
+    return [path for each in folders for path in visible_entries(each) if path.suffix == ".npz"]
 
 
 def _result(path: Path, read_motion: _ReadMotion) -> _Found:
@@ -300,7 +305,7 @@ def _result(path: Path, read_motion: _ReadMotion) -> _Found:
     return _Found(clip, f"generated {record.task}{number}", path, partial(_of_result, path, record, read_motion))
 
 
-def _is_record(path: Path) -> bool:
+def is_record(path: Path) -> bool:
     """Return whether a JSON file claims to be a record; a folder of results may hold reports too."""
     try:
         found = parse_json(read_file(path, _MOST_BYTES, path.parent))

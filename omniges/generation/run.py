@@ -274,7 +274,7 @@ class _Job:
             for out_file in results.files():
                 write(out_file.kind, out_file.ending, out_file.parts)
             if settings.png:
-                picture = result_picture(name, self.task, item, results, self._of_body(item))
+                picture = result_picture(name, self.task, item, results, self._of_body(item), self.sampler.token_codec)
                 write("picture", ".png", [picture])
             record = self._record(name, item, timeline, results, entries)
             group.open(path).write(record.document())

@@ -38,6 +38,7 @@ from omniges.shards.reader import ShardFolder
 
 SETTINGS_FILE: Final = "settings.json"
 STATE_FILE: Final = "state.json"
+PROVENANCE_FILE: Final = "provenance.json"
 
 
 @dataclass(frozen=True, slots=True)

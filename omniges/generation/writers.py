@@ -27,7 +27,7 @@ from omniges.formats.audio import wav_parts
 from omniges.formats.npz import MOTION_COLUMNS, write_motion
 from omniges.formats.textgrid import WordInterval, encode_tiers, encode_words, is_word
 from omniges.generation.audio import Spool
-from omniges.generation.inputs import Body, Input
+from omniges.generation.inputs import Body, Condition, Input
 from omniges.generation.records import WINDOWS_TIER
 from omniges.generation.vocoder import VoiceOf
 from omniges.model.streams import StreamName
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 F32 = npt.NDArray[np.float32]
 
 _COPY_BYTES: Final = 1 << 20
-_SHOWN_TICKS: Final = 120  # in a picture
 _NO_TEXT: Final = "\ufffd"
 _UNWRITABLE: Final = frozenset({"Cc", "Cs"})
 """Unicode categories that labels cannot contain: control characters and lone surrogates."""
@@ -370,8 +369,11 @@ class Results:
         return [warning for sink in self.sinks.values() for warning in sink.warnings]
 
 
-def result_picture(name: str, task: str, item: Input, results: Results, body: Body) -> bytes:
-    """Draw the first 12 s of a result, with one row for each stream of the input and the result.
+def result_picture(name: str, task: str, item: Input, results: Results, body: Body, codec: TextTokenCodec) -> bytes:
+    """Draw a result, with one row for each stream of the input and the result.
+
+    Conditions are drawn as the model gets them: words at the ticks of their text tokens and without those that have
+    none, the mel with its loudness rule, and motion with absent parts at rest.
 
     Args:
         name: Name of the result.
@@ -379,15 +381,24 @@ def result_picture(name: str, task: str, item: Input, results: Results, body: Bo
         item: The input.
         results: The result.
         body: Body, whose start position is used.
+        codec: Tokenizer of text tokens.
 
     Returns:
         The picture as PNG.
     """
-    from omniges.visualize.pictures import Row, draw_result  # noqa: PLC0415 - matplotlib is imported only for pictures
+    from omniges.visualize.pictures import MOST_S, Row, draw_result  # noqa: PLC0415 - matplotlib only for pictures
 
-    ticks = min(_SHOWN_TICKS, item.ticks)
+    ticks = min(round(MOST_S * TICKS_PER_SECOND), item.ticks)
+
+    def shown(condition: Condition) -> Any:
+        if condition.stream != "text":
+            return condition.array(0, ticks)
+        if condition.series is None:  # the model's text is latents of the words
+            return condition.words
+        return [word.as_json() for word in codec.decode(condition.array(0, ticks))]
+
     recorded = item.recorded if item.conditions else ()  # an unconditional result has no recording to compare with
-    rows = [Row("condition", g.stream, g.words if g.stream == "text" else g.array(0, ticks)) for g in item.conditions]
+    rows = [Row("condition", each.stream, shown(each)) for each in item.conditions]
     rows += [Row("generated", stream, sink.shown(ticks)) for stream, sink in results.sinks.items()]
     rows += [Row("recorded", g.stream, g.words if g.stream == "text" else g.array(0, ticks)) for g in recorded]
     conditions = " and ".join(TASKS[task].conditions) or "nothing"

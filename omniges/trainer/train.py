@@ -15,6 +15,7 @@ import torch
 from omniges.data.sequence import resume as check_state
 from omniges.errors import DataError, UsageFault
 from omniges.features.text_tokens import TextTokenCodec
+from omniges.generation.sampler import PROVENANCE_FILE, SETTINGS_FILE, STATE_FILE
 from omniges.model import checkpoint
 from omniges.model.spec import parameter_count
 from omniges.model.tasks import SIX
@@ -32,9 +33,6 @@ from omniges.trainer.run import Run, RunState, accelerated, open_run
 from omniges.trainer.validation.best import BEST, Best, point_best, remove_best, save_and_prune
 from omniges.trainer.validation.validator import VALIDATIONS, RunValidator
 
-STATE_FILE: Final = "state.json"
-SETTINGS_FILE: Final = "settings.json"
-PROVENANCE_FILE: Final = "provenance.json"
 _STATE_VERSION: Final = 1
 _TENSOR_FILES: Final = (checkpoint.MODEL_FILE, checkpoint.EMA_FILE, checkpoint.OPTIMIZER_FILE)
 _PRETRAINED: Final = "pretrained"

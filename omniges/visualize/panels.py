@@ -40,6 +40,7 @@ _FIGURES: Final = 8
 _LABEL_GAP: Final = 0.0135  # between two word labels, as a share of the time axis
 _LONGEST_LABEL: Final = 13  # letters
 LEFT, RIGHT = 0.065, 0.935  # ends of the time axis, as shares of the figure
+_LEGEND_COLUMNS: Final = 5
 _DPI: Final = 110
 _FONT: Final = "DejaVu Sans"  # comes with matplotlib
 _OTHER_FONTS: Final = (
@@ -305,14 +306,14 @@ def _mark_words(axes: Axes, view: View) -> None:
 
 
 def legend(axes: Axes, handles: Sequence[Any]) -> None:
-    """Draw a legend in one line above the panel.
+    """Draw a legend above the panel, in one line or in lines of five.
 
     Args:
         axes: The panel.
         handles: Its curves.
     """
     above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.0, "borderpad": 0.15}
-    axes.legend(handles=handles, ncols=len(handles), handlelength=1.6, **above)
+    axes.legend(handles=handles, ncols=min(len(handles), _LEGEND_COLUMNS), handlelength=1.6, **above)
 
 
 def draw_words(axes: Axes, view: View, *, empty: str = "") -> None:
@@ -395,7 +396,7 @@ def draw_motion(axes: Axes, view: View) -> None:
     axes.set_ylim(bottom=0)
     axes.set_ylabel("mean angular\nspeed (rad/s)")
     root = np.linalg.norm(np.diff(view.root_xz, axis=0), axis=1) * FRAME_RATE_HZ
-    lines += _second_axis(axes, between, root, "root (right)", "root speed (m/s)")
+    lines += second_axis(axes, between, root, "root (right)", "root speed (m/s)")
     legend(axes, lines)
 
 
@@ -415,17 +416,28 @@ def draw_face(axes: Axes, view: View) -> None:
     axes.set_ylim(bottom=0)
     axes.set_ylabel("expression\n(1/s)")
     jaw = np.linalg.norm(view.jaw_eyes[:, :3], axis=1)
-    lines += _second_axis(axes, view.times, jaw, "jaw (right)", "jaw (rad)")
+    lines += second_axis(axes, view.times, jaw, "jaw (right)", "jaw (rad)")
     legend(axes, lines)
 
 
-def _second_axis(axes: Axes, times: F64, values: Numbers, name: str, label: str) -> list[Any]:
-    """Draw a quantity of another unit with an axis on the right."""
+def second_axis(axes: Axes, places: Numbers, values: Numbers, name: str, label: str) -> list[Any]:
+    """Draw a quantity of another unit with an axis on the right.
+
+    Args:
+        axes: The panel.
+        places: Places on the horizontal axis (N,).
+        values: Values (N,), NaN where there is none.
+        name: Name in the legend.
+        label: Label of the axis.
+
+    Returns:
+        The curves, for the legend.
+    """
     right = axes.twinx()
     right.spines["right"].set_visible(True)
     right.set_ylabel(label, color=GREY)
     right.tick_params(colors=GREY)
-    lines = right.plot(times, values, color=GREY, linewidth=0.8, linestyle=(0, (4, 1.5)), label=name)
+    lines = right.plot(places, values, color=GREY, linewidth=0.8, linestyle=(0, (4, 1.5)), label=name)
     right.set_ylim(0, max(1.05 * float(values.max(where=~np.isnan(values), initial=0.0)), 1e-3))
     return list(lines)
 

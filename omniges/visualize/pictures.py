@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,9 +20,55 @@ if TYPE_CHECKING:
 
 
 _WIDTH_IN: Final = 12.0
+_ROW_S, _MOST_ROWS = 12.0, 10
+MOST_S: Final = 600.0
+"""Seconds that a picture shows at most."""
+
+
+def spans(start_s: float, length_s: float, seconds: float | None = None) -> list[tuple[float, float]]:
+    """Divide the time of a picture into rows of equal length, of 12 s or less up to two minutes, then longer ones.
+
+    Args:
+        start_s: Start of the picture in seconds.
+        length_s: Length of the clip in seconds.
+        seconds: Length of the picture in seconds; None: to the end.
+
+    Returns:
+        Start and end of each row in seconds, at least one row.
+    """
+    shown_s = min(length_s - start_s, MOST_S, math.inf if seconds is None else seconds)
+    rows = min(_MOST_ROWS, max(1, math.ceil(shown_s / _ROW_S - 1e-6)))
+    edges = [start_s + shown_s * row / rows for row in range(rows + 1)]
+    return list(itertools.pairwise(edges))
+
+
+def _write_title(
+    figure: Figure, height_in: float, title: str, shown: Sequence[tuple[float, float]], length_s: float
+) -> None:
+    """Write the title, and the time shown, at the top of a picture."""
+    at = 1 - 0.23 / height_in
+    parts.write(figure, (parts.LEFT, at), title, size=12, weight="bold", va="center")
+    span = f"{shown[0][0]:.1f} to {shown[-1][1]:.1f} s of {length_s:.1f} s"
+    figure.text(parts.RIGHT, at, span, ha="right", va="center", color=parts.GREY)
+
+
+def _share_scales(figure: Figure) -> None:
+    """Give curves of the same quantity one scale, and all mels one colour scale, so that rows can be compared."""
+    parts.share_mel_colours(figure)
+    by_quantity: dict[str, list[Axes]] = {}
+    for axes in figure.axes:
+        if axes.get_ylabel() and axes.lines:
+            by_quantity.setdefault(axes.get_ylabel(), []).append(axes)
+    for same in by_quantity.values():
+        top = max(axes.get_ylim()[1] for axes in same)
+        for axes in same:
+            axes.set_ylim(0, top)
 
 
 # --- a sample
+
+
+_SAMPLE_IN, _SAMPLE_TITLE_IN, _SAMPLE_BOTTOM_IN, _SAMPLE_GAP_IN = 9.64, 0.46, 0.1, 0.35
 
 
 def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample, and the time shown
@@ -33,9 +80,9 @@ def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample
     mel: parts.F32,
     words: Sequence[parts.Word],
     start_s: float = 0.0,
-    seconds: float = 12.0,
+    seconds: float | None = None,
 ) -> bytes:
-    """Draw a part of a sample as a shard stores it.
+    """Draw a sample as a shard stores it, in rows.
 
     Args:
         title: Title of the picture.
@@ -44,8 +91,8 @@ def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample
         start_xz: Start position (2,) in metres.
         mel: Log-mel (M, 64) at 100 Hz.
         words: ``word``, ``start`` and ``end`` in seconds.
-        start_s: Start of the part in seconds.
-        seconds: Length of the part, at most to the end of the sample.
+        start_s: Start of the picture in seconds.
+        seconds: Length of the picture in seconds; None: to the end of the sample, at most `MOST_S`.
 
     Returns:
         The picture as PNG.
@@ -55,20 +102,33 @@ def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample
         EnvironmentFault: Matplotlib is not installed.
     """
     length_s = len(gesture) / FRAME_RATE_HZ
-    view = parts.cut(gesture, start_xz, start_s, seconds, jaw_eyes=jaw_eyes, mel=mel, words=words)
-    with parts.new_figure(_WIDTH_IN, 10.2) as figure:
-        edges: dict[str, Any] = {"left": parts.LEFT, "right": parts.RIGHT, "top": 0.955, "bottom": 0.01}
-        outer = figure.add_gridspec(3, 1, height_ratios=(2.75, 2.6, 3.3), hspace=0.13, **edges)
-        speech = outer[0].subgridspec(2, 1, height_ratios=(0.9, 1.6), hspace=0.03)
-        motion = outer[1].subgridspec(2, 1, height_ratios=(1.4, 1.0), hspace=0.24)
-        parts.write(figure, (parts.LEFT, 0.978), title, size=12, weight="bold", va="center")
-        span = f"{view.start_s:.1f} to {view.stop_s:.1f} s of {length_s:.1f} s"
-        figure.text(parts.RIGHT, 0.978, span, ha="right", va="center", color=parts.GREY)
-        panels = (parts.draw_words, parts.draw_mel, parts.draw_motion, parts.draw_face, parts.draw_figures)
-        places = (speech[0], speech[1], motion[0], motion[1], outer[2])
-        for axes, draw in zip([figure.add_subplot(place) for place in places], panels, strict=True):
-            draw(axes, view)
+    shown = spans(start_s, length_s, seconds)
+    views = [
+        parts.cut(gesture, start_xz, start, stop - start, jaw_eyes=jaw_eyes, mel=mel, words=words)
+        for start, stop in shown
+    ]
+    rows = len(shown)
+    height = _SAMPLE_TITLE_IN + rows * _SAMPLE_IN + (rows - 1) * _SAMPLE_GAP_IN + _SAMPLE_BOTTOM_IN
+    with parts.new_figure(_WIDTH_IN, height) as figure:
+        edges: dict[str, Any] = {"left": parts.LEFT, "right": parts.RIGHT}
+        edges |= {"top": 1 - _SAMPLE_TITLE_IN / height, "bottom": _SAMPLE_BOTTOM_IN / height}
+        outer = figure.add_gridspec(rows, 1, hspace=_SAMPLE_GAP_IN / _SAMPLE_IN, **edges)
+        _write_title(figure, height, title, shown, length_s)
+        for number, view in enumerate(views):
+            _draw_row(figure, outer[number], view)
+        _share_scales(figure)
         return parts.png_of(figure)
+
+
+def _draw_row(figure: Figure, place: Any, view: parts.View) -> None:
+    """Draw the panels of a part of a sample in a place of a grid."""
+    outer = place.subgridspec(3, 1, height_ratios=(2.75, 2.6, 3.3), hspace=0.13)
+    speech = outer[0].subgridspec(2, 1, height_ratios=(0.9, 1.6), hspace=0.03)
+    motion = outer[1].subgridspec(2, 1, height_ratios=(1.4, 1.0), hspace=0.24)
+    panels = (parts.draw_words, parts.draw_mel, parts.draw_motion, parts.draw_face, parts.draw_figures)
+    places = (speech[0], speech[1], motion[0], motion[1], outer[2])
+    for axes, draw in zip([figure.add_subplot(each) for each in places], panels, strict=True):
+        draw(axes, view)
 
 
 # --- a generated result
@@ -95,15 +155,24 @@ class Row:
     """Words (``word``, ``start``, ``end`` in seconds), a log-mel (F, 64), or gesture channels (T, 415)."""
 
 
-def draw_result(*, title: str, rows: Sequence[Row], start_xz: Numbers, length_s: float, seconds: float = 12.0) -> bytes:
-    """Draw the beginning of a result.
+def draw_result(
+    *,
+    title: str,
+    rows: Sequence[Row],
+    start_xz: Numbers,
+    length_s: float,
+    start_s: float = 0.0,
+    seconds: float | None = None,
+) -> bytes:
+    """Draw the streams of a result below each other, in parts of equal length if it is long.
 
     Args:
         title: Title of the picture.
         rows: Streams to draw.
         start_xz: Start position (2,) in metres.
         length_s: Length of the result in seconds.
-        seconds: Length to draw in seconds.
+        start_s: Start of the picture in seconds.
+        seconds: Length of the picture in seconds; None: to the end of the result, at most `MOST_S`.
 
     Returns:
         The picture as PNG.
@@ -112,57 +181,65 @@ def draw_result(*, title: str, rows: Sequence[Row], start_xz: Numbers, length_s:
         ValueError: There are no rows, or fewer than two frames.
         EnvironmentFault: Matplotlib is not installed.
     """
-    stop_s = min(seconds, length_s)
+    shown = spans(start_s, length_s, seconds)
     heights = [_HEIGHTS_IN[row.stream] + _HEADS_IN[row.stream] for row in rows]
-    height = _TITLE_IN + sum(heights) + _BOTTOM_IN
+    height = _TITLE_IN + len(shown) * (sum(heights) + _BOTTOM_IN)
     with parts.new_figure(_WIDTH_IN, height) as figure:
-        parts.write(figure, (parts.LEFT, 1 - 0.25 / height), title, size=12, weight="bold", va="center")
-        span = f"{0.0:.1f} to {stop_s:.1f} s of {length_s:.1f} s"
-        figure.text(parts.RIGHT, 1 - 0.25 / height, span, ha="right", va="center", color=parts.GREY)
+        _write_title(figure, height, title, shown, length_s)
         top = height - _TITLE_IN
-        curves: list[Axes] = []  # curves of motion, which share one scale
-        for number, (row, room) in enumerate(zip(rows, heights, strict=True)):
-            style: dict[str, Any] = {"color": _ROLE_COLOURS[row.role], "weight": "bold", "size": 9.5, "va": "bottom"}
-            figure.text(parts.LEFT, (top - 0.36) / height, f"{row.stream} {row.role}", **style)
-            box = (parts.LEFT, (top - room) / height, parts.RIGHT - parts.LEFT, _HEIGHTS_IN[row.stream] / height)
-            view = _view(row, rows, start_xz, stop_s)
-            curves += _draw(row.stream, figure, box, view, last=number == len(rows) - 1)
-            top -= room
-        parts.share_mel_colours(figure)
-        for axes in curves:
-            axes.set_ylim(0, max(other.get_ylim()[1] for other in curves))
+        for span in shown:
+            for number, (row, room) in enumerate(zip(rows, heights, strict=True)):
+                style: dict[str, Any] = {
+                    "color": _ROLE_COLOURS[row.role],
+                    "weight": "bold",
+                    "size": 9.5,
+                    "va": "bottom",
+                }
+                figure.text(parts.LEFT, (top - 0.36) / height, f"{row.stream} {row.role}", **style)
+                box = (parts.LEFT, (top - room) / height, parts.RIGHT - parts.LEFT, _HEIGHTS_IN[row.stream] / height)
+                _draw(row.stream, figure, box, _view(row, rows, start_xz, span), last=number == len(rows) - 1)
+                top -= room
+            top -= _BOTTOM_IN
+        _share_scales(figure)
         return parts.png_of(figure)
 
 
-def _view(row: Row, rows: Sequence[Row], start_xz: Numbers, stop_s: float) -> parts.View:
+def _view(row: Row, rows: Sequence[Row], start_xz: Numbers, span: tuple[float, float]) -> parts.View:
     """Return the part of a row that is shown; motion is shown with words of the same role, or of the condition."""
+    start_s, stop_s = span
     words = next(
         (r.data for role in (row.role, "condition") for r in rows if r.stream == "text" and r.role == role), ()
     )
     if row.stream == "text":
-        return parts.without_motion(None, row.data, 0.0, stop_s)
+        return parts.without_motion(None, row.data, start_s, stop_s)
     if row.stream == "audio":
-        return parts.without_motion(row.data, (), 0.0, stop_s)
-    return parts.cut(row.data, start_xz, 0.0, stop_s, words=words)
+        return parts.without_motion(row.data, (), start_s, stop_s)
+    if len(row.data) < round(start_s * FRAME_RATE_HZ) + 2:  # a recording may end before the result
+        return parts.without_motion(None, words, start_s, stop_s)
+    return parts.cut(row.data, start_xz, start_s, stop_s - start_s, words=words)
 
 
-def _draw(stream: Stream, figure: Figure, box: Box, view: parts.View, *, last: bool) -> list[Axes]:
-    """Draw a row, with a labelled time axis if it is the last; return the axes of motion's curves."""
-    if stream == "gesture":  # its time axis is between curves and figures
+def _draw(stream: Stream, figure: Figure, box: Box, view: parts.View, *, last: bool) -> None:
+    """Draw a row, with a labelled time axis if it is the last."""
+    if stream == "gesture" and len(view.times):  # its time axis is between curves and figures
         left, bottom, width, height = box
         curves = figure.add_axes((left, bottom + 0.72 * height, width, 0.28 * height))
         parts.draw_motion(curves, view)
+        curves.set_xlim(view.start_s, view.stop_s)
         _seconds(curves)
         parts.draw_figures(figure.add_axes((left, bottom, width, 0.62 * height)), view)
-        return [curves]
+        return
     axes = figure.add_axes(box)
     if stream == "text":
         parts.draw_words(axes, view, empty="no word")
-    else:
+    elif stream == "audio":
         parts.draw_mel(axes, view)
+    else:
+        parts.time_axis(axes, view)
+        axes.set_yticks([])
+        axes.text(0.5, 0.5, "no motion", transform=axes.transAxes, ha="center", va="center", color=parts.GREY)
     if last:
         _seconds(axes)
-    return []
 
 
 def _seconds(axes: Axes) -> None:

@@ -49,7 +49,8 @@ class TestProcesses:
 
     def test_an_error_keeps_its_code_where_nobody_reads_it(self, tmp_path: Path) -> None:
         assert shell('"$@" 2>&-', "inspect", tmp_path / "nowhere").returncode == ExitCode.USAGE
-        assert shell('"$@" >/dev/full 2>/dev/full', "inspect", tmp_path).returncode == ExitCode.FINDINGS
+        (tmp_path / "x.wav").write_bytes(b"no audio")
+        assert shell('"$@" >/dev/full 2>/dev/full', "inspect", tmp_path / "x.wav").returncode == ExitCode.FINDINGS
 
     def test_what_a_full_disk_loses_of_a_result_is_no_success(self, shards: Path) -> None:
         run = shell('"$@" >/dev/full', "inspect", shards)

@@ -198,6 +198,7 @@ class TestInspect:
         assert name in only_line(runs[0])
 
     def test_an_incomplete_folder_exits_1(self, shards: Path, tmp_path: Path) -> None:
+        (tmp_path / "train-000000.tar").write_bytes((shards / "train-000000.tar").read_bytes())
         run = omniges("inspect", tmp_path)
         assert run.returncode == 1
         assert "no dataset.json" in only_line(run)

@@ -84,7 +84,8 @@ class TestCommands:
         rows = re.findall(r"^\| (`-.*?) \| (.*?) \| .+ \|$", section(self.PAGE, f"omniges {command}"), re.MULTILINE)
         documented = {flag: default for cell, default in rows for flag in re.findall(r"(?<![\w-])--[a-z0-9-]+", cell)}
         inner = getattr(COMMANDS[command], "commands", {"": COMMANDS[command]}).values()
-        options = [p for one in inner for p in one.params if p.param_type_name == "option" and p.name != "help"]
+        shown = [p for one in inner for p in one.params if p.param_type_name == "option" and not p.hidden]
+        options = [p for p in shown if p.name != "help"]
         assert documented.keys() == {flag for o in options for flag in (*o.opts, *o.secondary_opts) if len(flag) > 2}
         for option in options if len(inner) == 1 else []:  # the commands of a group share names, not defaults
             default = documented[max(option.opts, key=len)]

@@ -21,9 +21,9 @@ from write_builders import NO_AUDIO, NO_MOTION, recording
 
 import omniges
 from omniges.errors import DataError, EnvironmentFault, UsageFault
+from omniges.exchange.inspect_shards import draw, print_sample, sample_facts
 from omniges.features.gesture import LAYOUT
 from omniges.pipeline.export import export
-from omniges.pipeline.inspect import draw, print_sample, sample_facts
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import GESTURE_PARTS, PARTS, UNFINISHED_FILE
 from omniges.storage.atomic import locked
@@ -381,7 +381,7 @@ class TestAbsentInOtherTools:
         assert not np.isnan(whole["poses"]).any()
 
     @pytest.mark.slow
-    def test_inspect_shows_and_draws_what_is_there(self, lacking: Path, tmp_path: Path) -> None:
+    def test_inspect_shows_and_draws_what_is_there(self, lacking: Path) -> None:
         pytest.importorskip("matplotlib")
         source = ShardFolder(lacking)
         for row in source.rows:
@@ -389,7 +389,7 @@ class TestAbsentInOtherTools:
             print_sample(sample, Console(file=text, width=200))
             assert ("absent" in text.getvalue()) == (not {*GESTURE_PARTS} <= {*row.present})
             json.dumps(sample_facts(sample), allow_nan=False)
-            draw(sample, tmp_path / f"{row.key}.png", 0.0)
+            assert draw(sample).startswith(b"\x89PNG")
 
 
 class TestReplacing:

@@ -1,29 +1,54 @@
-"""Tables of `omniges inspect`: contents of a shard folder and of one of its samples."""
+"""Facts of a folder of shards and of one of its samples."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 
-from omniges.errors import UsageFault
+from omniges.exchange.facts import Inspected, range_cells, range_of, require_start
 from omniges.pipeline.summary import duration_text, print_line, print_table, size_text
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.present import CHANNELS_OF
 from omniges.shards.reader import SampleArrays, ShardFolder, notes_of
-from omniges.storage.atomic import publish_bytes
 from omniges.storage.redact import one_line
 from omniges.visualize.pictures import draw_sample
 
 
+def inspect_shards(folder: Path) -> Inspected:
+    """Return the facts of a folder of shards; raise UsageFault or DataError if it is incomplete or damaged."""
+    source = ShardFolder(folder)
+    return Inspected(folder_facts(source), partial(print_folder, source), playable=True)
+
+
+def inspect_sample(folder: Path, key: str) -> Inspected:
+    """Return the facts of a sample.
+
+    Args:
+        folder: Folder of shards.
+        key: Key or stem of the sample.
+
+    Returns:
+        Its facts.
+
+    Raises:
+        UsageFault: The key is unknown.
+        DataError: A file is damaged.
+    """
+    source = ShardFolder(folder)
+    sample = source.sample(source.row(key))
+    return Inspected(sample_facts(sample), partial(print_sample, sample), partial(draw, sample), playable=True)
+
+
 def folder_facts(source: ShardFolder) -> dict[str, Any]:
-    """Return the data set's counts and lengths, for ``--json``."""
+    """Return the data set's counts and lengths."""
     rows = source.rows
     return {
+        "kind": "shards",
         "folder": str(source.folder),
         "manifest_hash": source.dataset["manifest_hash"],
         "tool": source.dataset["tool"],
@@ -75,7 +100,7 @@ def print_folder(source: ShardFolder, console: Console, shown: int = 20) -> None
     columns = ("sample", "split", "frames", "mel frames", "words", "length", "shard", "notes")
     print_table(console, columns, samples, (2, 3, 4, 5))
     if len(source.rows) > shown:
-        print_line(console, f"… and {len(source.rows) - shown} more (--json lists all)")
+        print_line(console, f"… and {len(source.rows) - shown} more (--format json lists all)")
     for name, entry in source.codecs.items():
         print_line(console, f"latents: {name}, {entry.described}, fingerprint {entry.fingerprint[:16]}…")
     total = sum(shard["bytes"] for shard in source.dataset["shards"].values())
@@ -83,7 +108,7 @@ def print_folder(source: ShardFolder, console: Console, shown: int = 20) -> None
 
 
 def sample_facts(sample: SampleArrays) -> dict[str, Any]:
-    """Return one sample's lengths and ranges, for ``--json``."""
+    """Return one sample's lengths and ranges."""
     arrays = {
         "gesture.npy": sample.gesture.gesture,
         "mel.npy": sample.mel,
@@ -92,6 +117,7 @@ def sample_facts(sample: SampleArrays) -> dict[str, Any]:
         "start_xz.npy": sample.gesture.start_xz,
     } | {f"{codec}.npy": latents for codec, latents in sample.latents.items() if len(latents)}
     return {
+        "kind": "sample",
         "metadata": sample.metadata,
         "shard": sample.row.shard,
         "members": {
@@ -99,19 +125,11 @@ def sample_facts(sample: SampleArrays) -> dict[str, Any]:
             for name, place in sample.row.members.items()
         },
         "arrays": {
-            name: {"shape": list(array.shape), "dtype": str(array.dtype), **_range_of(array)}
+            name: {"shape": list(array.shape), "dtype": str(array.dtype), **range_of(array)}
             for name, array in arrays.items()
         },
         "words": sample.words,
     }
-
-
-def _range_of(array: npt.NDArray[np.floating]) -> dict[str, float | None]:
-    """Return minimum, mean and maximum of the present values; None if all are absent."""
-    there = array[~np.isnan(array)]
-    if not there.size:
-        return {"min": None, "mean": None, "max": None}
-    return {"min": float(there.min()), "mean": float(there.mean(dtype=np.float64)), "max": float(there.max())}
 
 
 def print_sample(sample: SampleArrays, console: Console, shown_words: int = 12) -> None:
@@ -137,8 +155,7 @@ def print_sample(sample: SampleArrays, console: Console, shown_words: int = 12) 
     for name, place in facts["members"].items():
         array = facts["arrays"].get(name)
         shape = " × ".join(map(str, array["shape"])) if array else "–"
-        known = array is not None and array["min"] is not None
-        numbers = [f"{array[k]:.4g}" for k in ("min", "mean", "max")] if known else ["–"] * 3
+        numbers = range_cells(array) if array else ["–"] * 3
         members.append((name, shape, place["bytes"], *numbers))
     print_table(console, ("member", "shape", "bytes", "min", "mean", "max"), members, (1, 2, 3, 4, 5))
     blocks = []
@@ -152,23 +169,24 @@ def print_sample(sample: SampleArrays, console: Console, shown_words: int = 12) 
     print_line(console, f"words: {text}{more}")
 
 
-def draw(sample: SampleArrays, path: Path, start_s: float) -> None:
-    """Draw mel, words, motion energy and stick figures of a sample to a PNG file.
+def draw(sample: SampleArrays, start_s: float = 0.0, seconds: float | None = None) -> bytes:
+    """Draw mel, words, motion energy and stick figures of a sample.
 
     Args:
         sample: The sample.
-        path: File to write.
-        start_s: Start of the drawing in seconds, within the sample.
+        start_s: Start of the picture in seconds, within the sample.
+        seconds: Length of the picture in seconds; None: to the end.
+
+    Returns:
+        The picture as PNG.
 
     Raises:
         UsageFault: `start_s` is outside the sample.
     """
     row = sample.row
     facts = [fact for fact in (row.speaker, row.labels.get("emotion"), row.split) if fact]
-    seconds = sample.row.seconds
-    if not 0 <= start_s <= seconds - 0.1:
-        raise UsageFault(f"--start {start_s:g}: at least 0 and before {seconds - 0.1:.1f} s expected in this sample")
-    picture = draw_sample(
+    require_start(start_s, row.seconds, "the sample")
+    return draw_sample(
         title=f"{row.stem}  ({', '.join(facts)})",
         gesture=sample.gesture.gesture,
         jaw_eyes=sample.gesture.jaw_eyes,
@@ -176,5 +194,5 @@ def draw(sample: SampleArrays, path: Path, start_s: float) -> None:
         mel=sample.mel if "audio" in row.present else sample.mel[:0],
         words=sample.words,
         start_s=start_s,
+        seconds=seconds,
     )
-    publish_bytes(path, picture)

@@ -1,0 +1,416 @@
+"""Facts of files: motion, audio, words, and results of `omniges generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from omniges.errors import DataError, Problem, RecordingFault, UsageFault
+from omniges.exchange.facts import Inspected, print_fields, range_cells, range_of, require_start
+from omniges.exchange.tracks import F32, Track, find_tracks, motion_files, records
+from omniges.features.audio import MEL_BANDS, N_FFT, log_mel, resample
+from omniges.features.gesture import gesture_from_motion
+from omniges.features.timebase import FRAME_RATE_HZ, HOP_SAMPLES, MEL_RATE_HZ, SAMPLE_RATE_HZ, TICKS_PER_SECOND
+from omniges.formats.arrays import F64, Archive
+from omniges.formats.audio import decode_wav
+from omniges.formats.npz import Motion, decode_motion
+from omniges.formats.textgrid import decode_words
+from omniges.generation.records import GeneratedRecord, read_record
+from omniges.model.tasks import TASKS
+from omniges.pipeline.summary import print_line, print_table
+from omniges.progress import counted
+from omniges.shards.present import CHANNELS_OF
+from omniges.shards.reader import ShardFolder
+from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, MOTION_PARTS, is_count
+from omniges.storage.files import read_file
+from omniges.visualize.pictures import Role, Row, Stream, draw_result, draw_sample
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_MOST_BYTES: Final = 1 << 30
+_SHOWN: Final = 20
+_SHOWN_WORDS: Final = 12
+_ARRAYS: Final = ("poses", "trans", "expressions", "betas")
+_STREAM_OF: Final[dict[str, Stream]] = {"gesture": "gesture", "audio": "audio", "mel": "audio", "text": "text"}
+"""Stream of each kind of file of a result."""
+
+
+def _notes(notes: Iterable[Problem]) -> list[dict[str, str]]:
+    return [{"code": note.code, "found": note.found, "expected": note.expected} for note in notes]
+
+
+def _note_fields(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the notes that conversion would give as rows of a table."""
+    for note in facts.get("notes", ()):
+        yield "note", f"{note['code']}: found {note['found']}; expected {note['expected']}"
+
+
+# --- motion
+
+
+def inspect_motion(path: Path) -> Inspected:
+    """Return the facts of a motion file; of one that `preprocess` would reject, its arrays and the reason.
+
+    Args:
+        path: The NPZ.
+
+    Returns:
+        Keys, length, rate, present parts, ranges, body, and the notes that conversion would give.
+
+    Raises:
+        DataError: It is no NPZ archive.
+    """
+    data = read_file(path, _MOST_BYTES)
+    try:
+        facts = {"kind": "motion", "file": str(path), "bytes": len(data), "keys": _keys(Archive(data))}
+    except RecordingFault as fault:
+        raise fault.refusal(path) from fault
+    try:
+        motion = decode_motion(data)
+    except RecordingFault as fault:
+        facts["rejected"] = _notes([fault.problem])[0]
+        return Inspected(facts, partial(_print_motion, facts), fault=fault.refusal(path))
+    facts |= _motion_facts(motion)
+    return Inspected(facts, partial(_print_motion, facts), partial(_draw_track, path), playable=True)
+
+
+def _keys(archive: Archive) -> dict[str, dict[str, Any]]:
+    """Return shape and type of each array; None for what is not read, such as pickled objects."""
+    found: dict[str, dict[str, Any]] = {}
+    for key in archive.keys:
+        try:
+            member = archive.header(key) if key in archive else None
+        except RecordingFault:
+            member = None
+        found[key] = {"shape": member and list(member.shape), "dtype": member and member.dtype}
+    return found
+
+
+def _motion_facts(motion: Motion) -> dict[str, Any]:
+    arrays = {name: getattr(motion, name) for name in _ARRAYS}
+    arrays["betas"] = arrays["betas"][: motion.betas_columns]
+    return {
+        "key_style": motion.key_style,
+        "source_frames": motion.source_frames,
+        "frame_rate_hz": motion.frame_rate_hz,
+        "frames": len(motion.poses),
+        "seconds": len(motion.poses) / FRAME_RATE_HZ,
+        "present": [part for part in MOTION_PARTS if part not in motion.absent],
+        "absent": [part for part in MOTION_PARTS if part in motion.absent],
+        "gender": motion.gender,
+        "model": motion.model,
+        "betas": motion.betas_columns,
+        "arrays": {name: range_of(array) for name, array in arrays.items()},
+        "notes": _notes(motion.notes),
+    }
+
+
+def _print_motion(facts: dict[str, Any], console: Console) -> None:
+    keys = [
+        (
+            key,
+            "not read" if of["dtype"] is None else " × ".join(map(str, of["shape"])) or "one value",
+            of["dtype"] or "–",
+        )
+        for key, of in facts["keys"].items()
+    ]
+    print_table(console, ("key", "shape", "type"), keys)
+    if "rejected" in facts:
+        return
+    fields = [
+        ("length", f"{facts['seconds']:.3f} s, {counted(facts['frames'], 'frame')} at {FRAME_RATE_HZ} per second"),
+        ("in the file", f"{counted(facts['source_frames'], 'frame')} at {facts['frame_rate_hz']} per second"),
+        ("present", ", ".join(facts["present"])),
+        ("absent", ", ".join(facts["absent"])),
+        ("betas", facts["betas"]),
+        ("gender", facts["gender"]),
+        ("model", facts["model"]),
+    ]
+    print_fields(console, chain(fields, _note_fields(facts)))
+    rows = [(name, *range_cells(of)) for name, of in facts["arrays"].items()]
+    print_table(console, ("array", "min", "mean", "max"), rows, (1, 2, 3))
+
+
+def inspect_motion_folder(folder: Path) -> Inspected:
+    """Return length, rate and notes of each motion file of a folder; of rejected ones the reason."""
+    files = []
+    for path in motion_files(folder):
+        found: dict[str, Any] = {"file": str(path.relative_to(folder))}
+        try:
+            facts = _motion_facts(decode_motion(read_file(path, _MOST_BYTES, folder)))
+            names = ("frames", "seconds", "frame_rate_hz", "absent", "notes")
+            found |= {name: facts[name] for name in names}
+        except RecordingFault as fault:
+            found["rejected"] = _notes([fault.problem])[0]
+        except DataError as error:  # a link that leads elsewhere, or a file of over a gigabyte
+            found["rejected"] = {"code": "not-read", "found": str(error), "expected": "a file in the folder"}
+        files.append(found)
+    facts = {"kind": "motion files", "folder": str(folder), "files": files}
+    return Inspected(facts, partial(_print_motion_folder, facts), playable=True)
+
+
+def _print_motion_folder(facts: dict[str, Any], console: Console) -> None:
+    rows = []
+    for of in facts["files"][:_SHOWN]:
+        if "rejected" in of:
+            rows.append((of["file"], "–", "–", "–", "–", f"rejected: {of['rejected']['code']}"))
+        else:
+            notes = ", ".join(note["code"] for note in of["notes"]) or "–"
+            absent = ", ".join(of["absent"]) or "–"
+            rows.append((of["file"], of["frames"], f"{of['seconds']:.1f}", of["frame_rate_hz"], absent, notes))
+    print_table(console, ("file", "frames", "seconds", "rate", "absent", "notes"), rows, (1, 2, 3))
+    if len(facts["files"]) > _SHOWN:
+        print_line(console, f"… and {len(facts['files']) - _SHOWN} more (--format json lists all)")
+
+
+# --- audio and words
+
+
+def inspect_audio(path: Path) -> Inspected:
+    """Return the facts of a WAV file; raise DataError if `preprocess` would reject it."""
+    data = read_file(path, _MOST_BYTES)
+    try:
+        wav = decode_wav(data)
+    except RecordingFault as fault:
+        raise fault.refusal(path) from fault
+    facts = {
+        "kind": "audio",
+        "file": str(path),
+        "bytes": len(data),
+        "seconds": len(wav.samples) / wav.rate_hz,
+        "samples": len(wav.samples),
+        "sample_rate_hz": wav.rate_hz,
+        "channels": wav.channels,
+        "encoding": wav.encoding,
+        "peak": float(np.abs(wav.samples).max()),
+        "rms": float(np.sqrt(np.mean(np.square(wav.samples, dtype=np.float64)))),
+        "notes": _notes([*wav.notes, *_changes(wav.rate_hz, wav.channels)]),
+    }
+    return Inspected(facts, partial(_print_audio, facts), partial(_draw_track, path), playable=True)
+
+
+def _changes(rate_hz: int, channels: int) -> Iterator[Problem]:
+    """Yield the changes that conversion would make to audio."""
+    if rate_hz != SAMPLE_RATE_HZ:
+        yield Problem("audio-resampled", f"{rate_hz} Hz", f"{SAMPLE_RATE_HZ} Hz")
+    if channels != 1:
+        yield Problem("audio-mixed-down", f"{channels} channels", "1")
+
+
+def _print_audio(facts: dict[str, Any], console: Console) -> None:
+    fields = [
+        ("length", f"{facts['seconds']:.3f} s, {facts['samples']} samples"),
+        ("sample rate", f"{facts['sample_rate_hz']} Hz"),
+        ("channels", facts["channels"]),
+        ("encoding", facts["encoding"]),
+        ("peak, RMS", f"{facts['peak']:.4g}, {facts['rms']:.4g}"),
+    ]
+    print_fields(console, chain(fields, _note_fields(facts)))
+
+
+def inspect_words(path: Path) -> Inspected:
+    """Return the facts of a TextGrid's word tier; raise DataError if `preprocess` would reject it."""
+    data = read_file(path, _MOST_BYTES)
+    try:
+        tier = decode_words(data)
+    except RecordingFault as fault:
+        raise fault.refusal(path) from fault
+    facts = {
+        "kind": "words",
+        "file": str(path),
+        "seconds": tier.xmax_s,
+        "tier": tier.tier_name,
+        "words": [asdict(word) for word in tier.words],
+        "notes": _notes(tier.notes),
+    }
+    return Inspected(facts, partial(_print_words, facts), partial(_draw_track, path), playable=True)
+
+
+def _print_words(facts: dict[str, Any], console: Console) -> None:
+    words = facts["words"]
+    shown = "  ".join(f"{word['start']:.2f} {word['word']}" for word in words[:_SHOWN_WORDS])
+    fields = [
+        ("length", f"{facts['seconds']:.3f} s"),
+        ("tier", facts["tier"]),
+        ("words", len(words)),
+        ("first words", shown + (" …" if len(words) > _SHOWN_WORDS else "")),
+    ]
+    print_fields(console, chain(fields, _note_fields(facts)))
+
+
+# --- results
+
+
+def inspect_result(path: Path) -> Inspected:
+    """Return the facts of a result; raise DataError if its record is damaged."""
+    record = read_record(path)
+    facts = {"kind": "result", "file": str(path)} | asdict(record)
+    return Inspected(facts, partial(_print_result, record), partial(_draw_result, path, record), playable=True)
+
+
+def _print_result(record: GeneratedRecord, console: Console) -> None:
+    model, settings = record.model, record.settings
+    fields: list[tuple[str, Any]] = [
+        ("name", record.name),
+        ("task", record.task),
+        ("length", f"{record.seconds:.1f} s"),
+        ("checkpoint", model.get("checkpoint")),
+        ("step, weights", f"{model.get('step')}, {model.get('weights')}"),
+        ("seed", settings.get("seed")),
+        ("sample", record.sample + 1),
+        ("speaker", settings.get("speaker")),
+        ("recording", (record.source or {}).get("key")),
+    ]
+    fields += [("condition", f"{given.get('stream')} {given.get('path')}") for given in record.inputs]
+    known = {"seed", "speaker"}
+    fields += [(f"setting {name}", value) for name, value in settings.items() if name not in known]
+    fields += [(kind, entry["path"]) for kind, entry in record.files.items()]
+    fields += [(f"measure {name}", f"{value:.4g}") for name, value in record.measures.items()]
+    fields += [("at rest", ", ".join(record.absent)), *(("warning", one) for one in record.remarks)]
+    fields.append(("omniges", record.omniges))
+    print_fields(console, fields)
+
+
+def inspect_results(folder: Path) -> Inspected:
+    """Return task, checkpoint, seed and length of each result of a folder; raise DataError if a record is damaged."""
+    paths = records(folder)
+    found = [read_record(path) for path in paths]
+    results = [
+        {
+            "file": str(path.relative_to(folder)),
+            "task": record.task,
+            "seconds": record.seconds,
+            "checkpoint": record.model.get("checkpoint"),
+            "step": record.model.get("step"),
+            "seed": record.settings.get("seed"),
+            "files": {kind: entry["path"] for kind, entry in record.files.items()},
+            "warnings": list(record.remarks),
+        }
+        for path, record in zip(paths, found, strict=True)
+    ]
+    facts = {"kind": "results", "folder": str(folder), "results": results}
+    return Inspected(facts, partial(_print_results, facts), playable=True)
+
+
+def _print_results(facts: dict[str, Any], console: Console) -> None:
+    rows = [
+        (
+            *(of["file"], of["task"], f"{of['seconds']:.1f}", of["checkpoint"], of["step"], of["seed"]),
+            *(", ".join(of["files"]), len(of["warnings"])),
+        )
+        for of in facts["results"][:_SHOWN]
+    ]
+    columns = ("result", "task", "seconds", "checkpoint", "step", "seed", "files", "warnings")
+    print_table(console, columns, rows, (2, 4, 5, 7))
+    if len(facts["results"]) > _SHOWN:
+        print_line(console, f"… and {len(facts['results']) - _SHOWN} more (--format json lists all)")
+
+
+# --- pictures
+
+
+def _draw_track(path: Path, start_s: float = 0.0, seconds: float | None = None) -> bytes:
+    """Draw a motion file with its sound and words, or a sound or words alone."""
+    (load,) = find_tracks([path])
+    track = load()
+    require_start(start_s, track.seconds, path.name)
+    if track.motion is None:
+        rows = list(_rows(track, "recorded"))
+        return draw_result(
+            title=path.name, rows=rows, start_xz=np.zeros(2), length_s=track.seconds, start_s=start_s, seconds=seconds
+        )
+    gesture, jaw_eyes, start_xz = _channels(track)
+    return draw_sample(
+        title=track.name,
+        gesture=gesture,
+        jaw_eyes=jaw_eyes,
+        start_xz=start_xz,
+        mel=_mel(track),
+        words=[asdict(word) for word in track.words or ()],
+        start_s=start_s,
+        seconds=seconds,
+    )
+
+
+def _draw_result(path: Path, record: GeneratedRecord, start_s: float, seconds: float | None) -> bytes:
+    """Draw a result below its conditions and above the recording, as far as their files still exist."""
+    (load,) = find_tracks([path])
+    track = load()
+    require_start(start_s, record.seconds, record.name)
+    recorded = _recording_of(record)
+    task = TASKS.get(record.task)
+    conditions: tuple[str, ...] = () if task is None else task.conditions
+    targets = {stream for kind in record.files if (stream := _STREAM_OF.get(kind))}
+    rows = [row for row in _rows(track, "condition") if row.stream not in targets]
+    known = {row.stream for row in rows}
+    of_recording = [] if recorded is None else list(_rows(recorded, "condition"))
+    rows += [row for row in of_recording if row.stream in conditions and row.stream not in known]
+    rows += [row for row in _rows(track, "generated") if row.stream in targets]
+    rows += [replace(row, role="recorded") for row in of_recording if row.stream in targets and conditions]
+    start_xz = np.zeros(2) if track.motion is None else track.motion.trans[0, [0, 2]]
+    return draw_result(
+        title=f"{record.name} ({record.task})",
+        rows=rows,
+        start_xz=start_xz,
+        length_s=record.seconds,
+        start_s=start_s,
+        seconds=seconds,
+    )
+
+
+def _recording_of(record: GeneratedRecord) -> Track | None:
+    """Return the recording of a result, cut to it; None for a person's own file, or if the shards are not there."""
+    source = record.source or {}
+    folder, key = source.get("shards"), source.get("key")
+    if not (isinstance(folder, str) and isinstance(key, str) and (Path(folder) / DATASET_FILE).is_file()):
+        return None
+    shards = ShardFolder(Path(folder))
+    if shards.dataset["files"][MANIFEST_FILE]["sha256"] != source.get("manifest_sha256"):
+        return None
+    (load,) = find_tracks([folder], [key])
+    start_tick: Any = source.get("start_tick")
+    first_s = start_tick / TICKS_PER_SECOND if is_count(start_tick) else 0.0
+    return load().cut(first_s, record.seconds)
+
+
+def _rows(track: Track, role: Role) -> Iterator[Row]:
+    """Yield the streams of a track."""
+    if track.words is not None:
+        yield Row(role, "text", [asdict(word) for word in track.words])
+    if track.mel is not None or track.audio is not None:
+        yield Row(role, "audio", _mel(track))
+    if track.motion is not None:
+        yield Row(role, "gesture", _channels(track)[0])
+
+
+def _channels(track: Track) -> tuple[F32, F32, F64]:
+    """Return channels (T, 415), jaw and eyes (T, 9) and start (2,) of a track with motion; absent parts are NaN."""
+    motion = track.motion
+    if motion is None or len(motion.poses) < 2:
+        raise UsageFault(f"{track.clip}: motion of at least two frames expected for a picture, found less")
+    clip = gesture_from_motion(motion.poses, motion.expressions, motion.trans)
+    gesture, jaw_eyes, start_xz = clip.gesture, clip.jaw_eyes.copy(), clip.start_xz.copy()
+    for part, columns in CHANNELS_OF.items():
+        if part in track.absent:
+            gesture[:, columns] = np.nan
+    if "jaw_eyes" in track.absent:
+        jaw_eyes[:] = np.nan
+    if "root" in track.absent:
+        start_xz[:] = np.nan
+    return gesture, jaw_eyes, start_xz
+
+
+def _mel(track: Track) -> F32:
+    """Return the log-mel (M, 64) of a track, with M = 0 if there is no sound or less than a window of it."""
+    if track.mel is not None:
+        return track.mel
+    samples = np.zeros(0, np.float32) if track.audio is None else resample(track.audio.samples, track.audio.rate_hz)
+    frames = min(1 + len(samples) // HOP_SAMPLES, round(track.seconds * MEL_RATE_HZ))
+    return log_mel(samples, frames) if len(samples) > N_FFT else np.zeros((0, MEL_BANDS), np.float32)

@@ -1,0 +1,331 @@
+"""Facts of a checkpoint and of a training run. Of weights only the headers of their files are read."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from omniges.errors import DataError, UsageFault
+from omniges.exchange.facts import Inspected, print_fields
+from omniges.pipeline.summary import duration_text, print_table, size_text
+from omniges.progress import counted
+from omniges.storage.files import MAX_JSON_BYTES, parse_json, read_file
+from omniges.visualize.curves import Curves, draw_curves
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from omniges.model.checkpoint import SavedCheckpoint
+
+_STREAMS: Final = ("gesture", "text", "audio")
+_REASONS: Final = {
+    "done": "all steps done",
+    "time_up": "time limit",
+    "stopped": "stopped by a signal",
+    "interrupted": "Ctrl-C",
+    "failed": "failed",
+}
+_OTHER: Final = "Check where it is from"
+
+
+# --- a checkpoint
+
+
+def inspect_checkpoint(folder: Path) -> Inspected:
+    """Return the facts of a checkpoint.
+
+    Args:
+        folder: Folder of the checkpoint.
+
+    Returns:
+        Step, data it was trained on, tasks, settings, sizes of the model's parts, and files.
+
+    Raises:
+        DataError: Its index or a document is damaged.
+    """
+    from omniges.model.checkpoint import open_checkpoint  # noqa: PLC0415 - loads torch
+
+    facts = checkpoint_facts(open_checkpoint(folder, bytewise=False))
+    return Inspected(facts, partial(_print_checkpoint, facts))
+
+
+def checkpoint_facts(saved: SavedCheckpoint) -> dict[str, Any]:
+    """Return the facts of a checkpoint whose index is valid."""
+    from omniges.generation.sampler import PROVENANCE_FILE, SETTINGS_FILE, STATE_FILE, trained_tasks  # noqa: PLC0415
+    from omniges.model.checkpoint import EMA_FILE, MODEL_FILE, OPTIMIZER_FILE  # noqa: PLC0415 - loads torch
+    from omniges.model.spec import load_identity  # noqa: PLC0415 - loads torch
+
+    def document(name: str) -> dict[str, Any]:
+        return saved.object(name) if name in saved.files else {}
+
+    identity, state, provenance = load_identity(saved), document(STATE_FILE), document(PROVENANCE_FILE)
+    weights = [name for name in (EMA_FILE, MODEL_FILE) if name in saved.files]
+    if not weights:
+        raise DataError(f"{saved.path}: expected {EMA_FILE} or {MODEL_FILE}, found neither: choose another checkpoint")
+    sizes = {name: math.prod(shape) for name, shape in saved.shapes(weights[0]).items()}
+    tasks = trained_tasks(saved)
+    settings = document(SETTINGS_FILE)
+    return {
+        "kind": "checkpoint",
+        "folder": str(saved.path),
+        "step": saved.step,
+        "preset": identity.preset,
+        "model": identity.config.as_json(),
+        "parameters": sum(sizes.values()),
+        "parameters_by_part": _by_part(sizes),
+        "parameters_by_stream": _by_stream(sizes),
+        "window_ticks": identity.window_ticks,
+        "tasks": None if tasks is None else list(tasks),
+        "speakers": list(identity.speakers),
+        "codecs": identity.codec_names,
+        "conditions": list(identity.conditions),
+        "absent": list(identity.absent),
+        "loudness": identity.loudness,
+        "data": provenance.get("data"),
+        "packages": provenance.get("packages"),
+        "git": provenance.get("git"),
+        "machine": provenance.get("machine"),
+        "settings": settings,
+        "elapsed_s": state.get("elapsed_s"),
+        "best": state.get("best"),
+        "ema": EMA_FILE in saved.files,
+        "resumable": OPTIMIZER_FILE in saved.files,
+        "files": {name: entry["bytes"] for name, entry in saved.files.items()},
+    }
+
+
+def _by_part(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Return the numbers of parameters by the first two words of their names, such as ``trunk.blocks``."""
+    found: Counter[str] = Counter()
+    for name, size in sizes.items():
+        found[".".join(name.split(".")[:2])] += size
+    return dict(found)
+
+
+def _by_stream(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Return the numbers of parameters by the stream in their names; ``shared`` for others."""
+    found: Counter[str] = Counter()
+    for name, size in sizes.items():
+        words = set(name.split("."))
+        found[next((stream for stream in _STREAMS if stream in words), "shared")] += size
+    return dict(found)
+
+
+def _print_checkpoint(facts: dict[str, Any], console: Console) -> None:
+    model, settings, best = facts["model"], facts["settings"], _object(facts["best"])
+    elapsed_s, packages = facts["elapsed_s"], _object(facts["packages"])
+    fields: list[tuple[str, Any]] = [
+        ("step", facts["step"]),
+        ("preset", f"{facts['preset']}: width {model['width']}, {model['layers']} layers, {model['heads']} heads"),
+        ("parameters", f"{facts['parameters'] / 1e6:.2f} million"),
+        ("window", f"{facts['window_ticks'] / 10:g} s"),
+        ("tasks", ", ".join(facts["tasks"] or ())),
+        ("speakers", _listed(facts["speakers"])),
+        *((f"{stream} codec", name) for stream, name in facts["codecs"].items()),
+        ("condition streams", ", ".join(facts["conditions"])),
+        ("never trained on", ", ".join(facts["absent"])),
+        ("loudness", facts["loudness"]),
+        *_data_fields(facts["data"]),
+        ("training time", duration_text(elapsed_s) if isinstance(elapsed_s, int | float) else None),
+        ("best", best and f"{best.get('metric')} {_number(best.get('value'))} at step {best.get('step')}"),
+        ("EMA weights", "yes" if facts["ema"] else "no"),
+        ("can be resumed", "yes" if facts["resumable"] else "no: it has no optimizer state"),
+        *((name.replace("_", " "), settings.get(name)) for name in ("batch_size", "learning_rate", "seed")),
+        ("omniges", packages.get("omniges")),
+        ("torch", packages.get("torch")),
+    ]
+    print_fields(console, fields)
+    for title, sizes in (("part", facts["parameters_by_part"]), ("stream", facts["parameters_by_stream"])):
+        rows = [(name, f"{size:,}") for name, size in sizes.items()]
+        print_table(console, (title, "parameters"), rows, (1,))
+    print_table(console, ("file", "size"), [(name, size_text(size)) for name, size in facts["files"].items()], (1,))
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """Return an object of JSON; an empty one for null and other types, which no run writes."""
+    return value if isinstance(value, dict) else {}
+
+
+def _listed(names: list[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{len(names)}: {', '.join(names[:most])}{more}" if names else ""
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
+
+
+def _data_fields(data: Any) -> Iterator[tuple[str, str]]:
+    """Yield the sets that a model was trained on, as its provenance has them."""
+    for one in data if isinstance(data, list) else ():
+        if isinstance(one, dict):
+            tool = one.get("tool")
+            converted = f", converted by omniges {tool.get('omniges')}" if isinstance(tool, dict) else ""
+            held = f"{one.get('clips')} clips, {one.get('hours')} h, {one.get('speakers')} speakers{converted}"
+            yield "trained on", f"{one.get('shards')}: {held}"
+            yield "manifest hash", str(one.get("manifest_hash"))
+
+
+# --- a run
+
+
+def inspect_run(folder: Path) -> Inspected:
+    """Return the facts of a training run.
+
+    Args:
+        folder: Folder of the run.
+
+    Returns:
+        Its last step, stop reason, best checkpoint and curves, and the facts of its newest checkpoint.
+
+    Raises:
+        DataError: Its log or newest checkpoint is damaged.
+    """
+    facts, curves = run_facts(folder)
+    return Inspected(facts, partial(_print_run, facts), partial(_draw_run, folder, curves) if curves.steps else None)
+
+
+def _draw_run(folder: Path, curves: Curves, start_s: float, seconds: float | None) -> bytes:
+    if start_s or seconds is not None:
+        raise UsageFault("--start, --seconds: expected for pictures of a clip, found a run: remove them")
+    return draw_curves(str(folder), curves)
+
+
+def run_facts(folder: Path) -> tuple[dict[str, Any], Curves]:
+    """Return the facts of a run, and its curves."""
+    from omniges.model.checkpoint import CHECKPOINTS, checkpoints, open_checkpoint  # noqa: PLC0415 - loads torch
+    from omniges.trainer.logging import LOG_FILE  # noqa: PLC0415 - loads torch
+
+    events = read_log(folder / LOG_FILE)
+    curves = curves_of(events, str(folder / LOG_FILE))
+    found = [path for path in checkpoints(folder / CHECKPOINTS) if path.is_dir() and not path.is_symlink()]
+    start: dict[str, Any] = next((one for one in reversed(events) if one["event"] == "start"), {})
+    last = events[-1] if events else {}
+    ended = last if last.get("event") == "end" else {}
+    best = next((one["best"] for one in reversed(events) if one["event"] == "validation" and one.get("best")), None)
+    ending = ended.get("ending")
+    facts = {
+        "kind": "run",
+        "folder": str(folder),
+        "step": curves.steps[-1] if curves.steps else start.get("step"),
+        "starts": sum(one["event"] == "start" for one in events),
+        "stop_reason": _REASONS.get(str(ending), ending),
+        "error": ended.get("error"),
+        "hours": curves.elapsed_s[-1] / 3600 if curves.steps else None,
+        "epoch": curves.epochs[-1] if curves.steps else None,
+        "loss": curves.smoothed[-1] if curves.steps else None,
+        "samples_per_s": curves.samples_per_s[-1] if curves.steps else None,
+        "best": best,
+        "checkpoints": [path.name for path in found],
+        "settings": start.get("settings"),
+        "curves": curves.as_json(),
+        "checkpoint": checkpoint_facts(open_checkpoint(found[0], bytewise=False)) if found else None,
+    }
+    return facts, curves
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Return the events of a log of training; a last line that was cut by a crash is left out.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The events, in their order; none if the file does not exist.
+
+    Raises:
+        DataError: A line is not a JSON object with an ``event``.
+    """
+    try:
+        data = read_file(path, MAX_JSON_BYTES, path.parent)
+    except FileNotFoundError:
+        return []
+    events = []
+    for number, line in enumerate(data.split(b"\n")[:-1], 1):
+        try:
+            event = parse_json(line)
+        except ValueError as error:
+            raise DataError(f"{path}: line {number}: expected JSON, found damage ({error}). {_OTHER}") from error
+        if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+            raise DataError(f"{path}: line {number}: expected an object with an event, found none. {_OTHER}")
+        events.append(event)
+    return events
+
+
+def curves_of(events: list[dict[str, Any]], where: str) -> Curves:
+    """Return the curves of a run; a restart replaces what was logged after its checkpoint.
+
+    Args:
+        events: Events of the log.
+        where: Path of the log, for errors.
+
+    Returns:
+        The curves.
+
+    Raises:
+        DataError: A number is missing or of another type.
+    """
+    curves = Curves()
+    for event in events:
+        try:
+            if event["event"] == "start":
+                curves = curves.until(event["step"])
+            elif event["event"] == "steps":
+                curves.add_steps(event)
+            elif event["event"] == "validation":
+                curves.add_validation(event)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(
+                f"{where}: {event['event']}: expected the numbers that training logs, found others ({error}). {_OTHER}"
+            ) from error
+    return curves
+
+
+def _print_run(facts: dict[str, Any], console: Console) -> None:
+    best, hours, settings = _object(facts["best"]), facts["hours"], _object(facts["settings"])
+    running = "none: it runs, or was killed" if facts["starts"] else None
+    fields: list[tuple[str, Any]] = [
+        ("last step", facts["step"]),
+        ("epoch", facts["epoch"] and f"{facts['epoch']:.1f}"),
+        ("stop reason", facts["stop_reason"] or running),
+        ("error", facts["error"]),
+        ("training time", None if hours is None else f"{hours:.2f} h in {counted(facts['starts'], 'start')}"),
+        ("smoothed loss", _number(facts["loss"]) if facts["loss"] is not None else None),
+        ("samples/s", facts["samples_per_s"]),
+        ("best", best and f"step {best.get('step')}, {best.get('metric')} {_number(best.get('value'))}"),
+        ("checkpoints", ", ".join(facts["checkpoints"])),
+        ("preset", settings.get("preset")),
+    ]
+    newest = facts["checkpoint"]
+    more = () if newest is None else (*_data_fields(newest["data"]), ("tasks", ", ".join(newest["tasks"] or ())))
+    print_fields(console, chain(fields, more))
+    _print_curves(facts["curves"], console)
+
+
+def _print_curves(curves: dict[str, Any], console: Console, shown: int = 12) -> None:
+    """Print rows of the curves, evenly spaced over the run."""
+    steps = curves["steps"]
+    places = sorted({round((len(steps) - 1) * k / (shown - 1)) for k in range(shown)}) if steps else []
+    validation = dict(zip(curves["validation"]["steps"], curves["validation"]["loss"], strict=True))
+    rows = [
+        (
+            *(steps[k], f"{curves['loss'][k]:.4g}", f"{curves['smoothed_loss'][k]:.4g}"),
+            *(_number(validation[steps[k]]) if steps[k] in validation else "–", f"{curves['learning_rate'][k]:.3g}"),
+            f"{curves['samples_per_s'][k]:.4g}",
+        )
+        for k in places
+    ]
+    columns = ("step", "loss", "smoothed", "validation", "learning rate", "samples/s")
+    if rows:
+        print_table(console, columns, rows, tuple(range(len(columns))))
+    tasks = {
+        name: [(s, v) for s, v in zip(steps, of, strict=True) if v is not None] for name, of in curves["tasks"].items()
+    }
+    of_tasks = [(name, f"{of[0][1]:.4g}", f"{of[-1][1]:.4g}") for name, of in tasks.items() if of]
+    if of_tasks:
+        print_table(console, ("task", "first loss", "last loss"), of_tasks, (1, 2))

@@ -1,0 +1,321 @@
+"""`inspect` tells what a path holds, whatever it is, and draws what can be drawn."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pipeline_helpers import omniges
+from training_helpers import checkpoint_of, log_of, run
+
+from omniges.errors import DataError, UsageFault
+from omniges.exchange.inspect import ACCEPTED, inspect
+from omniges.exchange.inspect_models import curves_of, read_log
+from omniges.storage.tensors import open_tensors
+from omniges.visualize.pictures import MOST_S, spans
+
+PNG = b"\x89PNG\r\n\x1a\n"
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+
+
+@pytest.fixture(scope="module")
+def trained(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps, resumed after two."""
+    folder = tmp_path_factory.mktemp("inspect") / "run"
+    for steps in (2, 4):
+        run(shards, folder, max_train_steps=steps, logging_steps=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(trained: Path, shards: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two results: of a sample of shards, and of a file."""
+    out = tmp_path_factory.mktemp("results")
+    common = ("--checkpoint", trained, "--num-inference-steps", "1", "--seconds", "2")
+    sample = ("--task", "a2g", "--shards", shards, "--key", "1_synthetica_0_1_1", "-o", out / "a2g", "--seed", "7")
+    file = ("--task", "t2g", "--text", min(corpus.rglob("*.TextGrid")), "-o", out / "t2g", "--png")
+    for words in (sample, file):
+        made = omniges("generate", *common, *words)
+        assert made.returncode == 0, made.stderr
+    return out
+
+
+def motion_file(corpus: Path) -> Path:
+    return min(corpus.rglob("*.npz"))
+
+
+def facts_of(*words: object) -> dict[str, Any]:
+    shown = omniges("inspect", *words, "--format", "json")
+    assert shown.returncode == 0, shown.stderr
+    found: dict[str, Any] = json.loads(shown.stdout)
+    return found
+
+
+class TestShards:
+    def test_a_folder_and_a_sample(self, shards: Path) -> None:
+        assert inspect(shards).facts["kind"] == "shards"
+        sample = inspect(shards, "1_synthetica_0_1_1")
+        assert sample.facts["kind"] == "sample"
+        assert sample.facts["arrays"]["gesture.npy"]["shape"][1] == 415
+        assert omniges("inspect", shards, "--json").stdout == omniges("inspect", shards, "--format", "json").stdout
+
+    def test_a_key_elsewhere_is_refused(self, corpus: Path) -> None:
+        with pytest.raises(UsageFault, match="KEY x: expected only with a folder of shards"):
+            inspect(motion_file(corpus), "x")
+
+
+class TestMotion:
+    def test_what_the_file_states(self, corpus: Path) -> None:
+        path = motion_file(corpus)
+        facts = facts_of(path)
+        with np.load(path) as archive:
+            assert {key: list(archive[key].shape) for key in archive} == {
+                key: of["shape"] for key, of in facts["keys"].items()
+            }
+            assert facts["frames"] == len(archive["poses"])
+            assert facts["frame_rate_hz"] == archive["mocap_frame_rate"]
+            assert facts["arrays"]["trans"]["max"] == pytest.approx(archive["trans"].max())
+            assert facts["betas"] == len(archive["betas"])
+        assert facts["absent"] == []
+        assert facts["seconds"] == facts["frames"] / 30
+
+    def test_notes_of_conversion(self, tmp_path: Path) -> None:
+        arrays = {
+            "root_orient": np.zeros((120, 3)),
+            "pose_body": np.zeros((120, 63)),
+            "trans": np.zeros((120, 3)),
+            "mocap_frame_rate": np.array(60),
+            "betas": np.zeros(10),
+        }
+        np.savez(tmp_path / "amass.npz", **arrays)
+        facts = facts_of(tmp_path / "amass.npz")
+        assert {note["code"] for note in facts["notes"]} == {
+            "motion-parts-absent",
+            "motion-decimated",
+            "betas-extended",
+        }
+        assert (facts["frames"], facts["source_frames"]) == (60, 120)
+        assert set(facts["absent"]) == {"hands", "face", "jaw_eyes"}
+        assert facts["arrays"]["expressions"] == {"min": None, "mean": None, "max": None}
+        shown = omniges("inspect", tmp_path / "amass.npz").stdout
+        assert "absent" in shown
+        assert "motion-decimated" in shown
+
+    def test_a_rejected_file_shows_its_keys_and_the_reason(self, tmp_path: Path) -> None:
+        np.savez(tmp_path / "x.npz", poses=np.zeros((9, 7)), objects=np.array({"a": 1}, dtype=object))
+        shown = omniges("inspect", tmp_path / "x.npz", "--png", tmp_path / "x.png")
+        assert shown.returncode == 1
+        assert "9 × 7" in shown.stdout
+        assert "not read" in shown.stdout
+        (line,) = shown.stderr.splitlines()
+        assert "x.npz" in line
+        assert not (tmp_path / "x.png").exists()
+
+    def test_a_folder_of_files(self, corpus: Path, tmp_path: Path) -> None:
+        (tmp_path / "good.npz").write_bytes(motion_file(corpus).read_bytes())
+        (tmp_path / "bad.npz").write_bytes(b"no archive")
+        facts = facts_of(tmp_path)
+        good, bad = facts["files"][1], facts["files"][0]
+        assert good["frames"] == 120
+        assert bad["rejected"]["code"] == "npz-not-zip"
+        assert "rejected: npz-not-zip" in omniges("inspect", tmp_path).stdout
+
+
+class TestSoundAndWords:
+    def test_audio(self, corpus: Path) -> None:
+        facts = facts_of(min(corpus.rglob("*.wav")))
+        assert facts["kind"] == "audio"
+        assert facts["samples"] / facts["sample_rate_hz"] == facts["seconds"]
+        assert 0 < facts["rms"] < facts["peak"] <= 1
+
+    def test_words(self, corpus: Path, shards: Path) -> None:
+        path = corpus / inspect(shards, "1_synthetica_0_1_1").facts["metadata"]["sources"]["textgrid"]["path"]
+        words = facts_of(path)["words"]
+        assert [word["word"] for word in words[:3]] == [
+            word["word"] for word in inspect(shards, "1_synthetica_0_1_1").facts["words"][:3]
+        ]
+
+
+class TestResults:
+    def test_a_record(self, results: Path, trained: Path) -> None:
+        facts = facts_of(results / "a2g" / "1_synthetica_0_1_1.json")
+        assert (facts["kind"], facts["task"], facts["settings"]["seed"]) == ("result", "a2g", 7)
+        assert facts["model"]["checkpoint"] == str(checkpoint_of(trained, 4))
+        assert facts["inputs"][0]["stream"] == "audio"
+
+    def test_a_folder_of_folders(self, results: Path) -> None:
+        found = facts_of(results)["results"]
+        assert {(one["task"], one["seed"]) for one in found} == {("a2g", 7), ("t2g", 0)}
+        shown = omniges("inspect", results)
+        assert "a2g/1_synthetica_0_1_1.json" in shown.stdout
+
+    def test_a_picture_has_condition_result_and_recording(self, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        drawn: list[Any] = []
+        monkeypatch.setattr("omniges.exchange.inspect_files.draw_result", lambda **how: drawn.append(how) or PNG)
+        of_shards, of_file = results / "a2g" / "1_synthetica_0_1_1.json", min((results / "t2g").glob("*.json"))
+        for path in (of_shards, of_file):
+            assert inspect(path).picture_of(0.5, 1.0) == PNG
+        assert [(row.role, row.stream) for row in drawn[0]["rows"]] == [
+            ("condition", "audio"),
+            ("generated", "gesture"),
+            ("recorded", "gesture"),
+        ]
+        assert [(row.role, row.stream) for row in drawn[1]["rows"]] == [("condition", "text"), ("generated", "gesture")]
+        assert (drawn[0]["start_s"], drawn[0]["seconds"], drawn[0]["length_s"]) == (0.5, 1.0, 2.0)
+
+
+class TestCheckpoint:
+    def test_what_it_was_trained_on(self, trained: Path, shards: Path) -> None:
+        facts = facts_of(checkpoint_of(trained, 4))
+        assert (facts["kind"], facts["step"], facts["preset"]) == ("checkpoint", 4, "tiny")
+        (data,) = facts["data"]
+        assert data["manifest_hash"] == inspect(shards).facts["manifest_hash"]
+        assert {"t2g", "a2g", "joint"} <= set(facts["tasks"])
+        assert facts["speakers"] == ["synthetica", "syntheticb"]
+        assert facts["ema"]
+        assert facts["resumable"]
+        assert "manifest hash" in omniges("inspect", checkpoint_of(trained, 4)).stdout
+
+    def test_sizes_add_up(self, trained: Path) -> None:
+        path = checkpoint_of(trained, 4)
+        facts = inspect(path).facts
+        tensors = open_tensors(path / "model.safetensors")
+        assert facts["parameters"] == sum(tensor.numel() for tensor in tensors.values())
+        for parts in ("parameters_by_part", "parameters_by_stream"):
+            assert sum(facts[parts].values()) == facts["parameters"]
+        assert facts["files"]["ema.safetensors"] == (path / "ema.safetensors").stat().st_size
+
+    def test_a_link_to_the_best(self, trained: Path, tmp_path: Path) -> None:
+        (tmp_path / "best").symlink_to(checkpoint_of(trained, 4))
+        assert inspect(tmp_path / "best").facts["step"] == 4
+
+    def test_there_is_nothing_to_draw_or_play(self, trained: Path, tmp_path: Path) -> None:
+        for flag in ("--png", "--html"):
+            shown = omniges("inspect", checkpoint_of(trained, 4), flag, tmp_path / "x")
+            assert (shown.returncode, shown.stdout) == (2, "")
+            assert shown.stderr.startswith(f"omniges: {flag}: expected")
+
+
+class TestRun:
+    def test_facts(self, trained: Path) -> None:
+        facts = facts_of(trained)
+        assert (facts["kind"], facts["step"], facts["starts"]) == ("run", 4, 2)
+        assert facts["stop_reason"] == "all steps done"
+        assert facts["checkpoints"][0] == "step-000004"
+        assert facts["checkpoint"]["step"] == 4
+        assert facts["hours"] == log_of(trained)[-1]["elapsed_s"] / 3600
+
+    def test_curves_are_those_of_the_log(self, trained: Path) -> None:
+        events = log_of(trained)
+        curves = inspect(trained).facts["curves"]
+        for name, of in (("steps", "step"), ("loss", "loss"), ("learning_rate", "learning_rate")):
+            assert curves[name] == [event[of] for event in events]
+        for name, values in curves["tasks"].items():
+            assert values == [event["tasks"].get(name, {}).get("loss") for event in events]
+
+    def test_a_picture_and_tables(self, trained: Path, tmp_path: Path) -> None:
+        shown = omniges("inspect", trained, "--png", tmp_path / "run.png")
+        assert shown.returncode == 0, shown.stderr
+        assert (tmp_path / "run.png").read_bytes().startswith(PNG)
+        assert "stop reason" in shown.stdout
+        refused = omniges("inspect", trained, "--png", tmp_path / "x.png", "--start", "1")
+        assert refused.returncode == 2
+
+    def test_a_restart_replaces_what_came_after_its_checkpoint(self, trained: Path) -> None:
+        steps = log_of(trained)
+        again = [*steps, {"event": "start", "step": 2}, {**steps[2], "loss": 99.0}]
+        curves = curves_of(again, "log")
+        assert curves.steps == [1, 2, 3]
+        assert curves.loss[-1] == 99.0
+        assert all(len(of) == 3 for of in curves.tasks.values())
+
+    def test_a_run_that_is_killed_has_no_stop_reason(self, trained: Path, tmp_path: Path) -> None:
+        lines = (trained / "log.jsonl").read_bytes().splitlines(keepends=True)
+        (tmp_path / "log.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:40])
+        facts = inspect(tmp_path).facts
+        assert (facts["stop_reason"], facts["step"], facts["checkpoint"]) == (None, 1, None)
+        assert "it runs, or was killed" in omniges("inspect", tmp_path).stdout
+
+    @pytest.mark.parametrize(
+        "line", [b"{", b"[]", b'{"event": 3}', b'{"event": "steps"}', b'{"event": "steps", "step": "x"}', b"\xff"]
+    )
+    def test_a_damaged_log_is_one_line(self, tmp_path: Path, line: bytes) -> None:
+        (tmp_path / "log.jsonl").write_bytes(line + b"\n")
+        with pytest.raises(DataError, match=r"log\.jsonl"):
+            inspect(tmp_path)
+
+    def test_no_log_is_no_event(self, tmp_path: Path) -> None:
+        assert read_log(tmp_path / "log.jsonl") == []
+
+
+class TestAnythingElse:
+    def test_it_lists_what_it_takes(self, tmp_path: Path) -> None:
+        (tmp_path / "x.txt").write_text("x")
+        (tmp_path / "x.json").write_text("{}")
+        for path in (tmp_path / "nowhere", tmp_path / "x.txt", tmp_path / "x.json", tmp_path):
+            with pytest.raises(UsageFault) as caught:
+                inspect(path)
+            assert str(caught.value).startswith(f"{path}: expected {ACCEPTED}; found ")
+
+    def test_a_part_needs_a_picture_or_page(self, shards: Path) -> None:
+        shown = omniges("inspect", shards, "--seconds", "3")
+        assert shown.returncode == 2
+        assert "--png or --html" in shown.stderr
+
+    def test_bytes_of_a_pipe_are_never_waited_for(self, tmp_path: Path) -> None:
+        import os
+
+        os.mkfifo(tmp_path / "x.npz")
+        with pytest.raises(DataError, match="a pipe"):
+            inspect(tmp_path / "x.npz")
+
+
+class TestPictures:
+    @given(st.floats(0.2, 90_000), st.floats(0, 1, exclude_max=True), st.none() | st.floats(0.1, 90_000))
+    def test_rows_cover_the_time_shown(self, length_s: float, share: float, seconds: float | None) -> None:
+        start_s = share * (length_s - 0.1)
+        rows = spans(start_s, length_s, seconds)
+        assert 1 <= len(rows) <= 10
+        assert rows[0][0] == start_s
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(rows))
+        wanted = min(length_s - start_s, MOST_S, seconds or MOST_S)
+        assert rows[-1][1] - start_s == pytest.approx(wanted)
+        lengths = [stop - start for start, stop in rows]
+        assert max(lengths) - min(lengths) < 1e-6 * max(1.0, length_s)
+        assert max(lengths) <= 12 + 1e-3 or len(rows) == 10
+
+    @pytest.mark.parametrize("ending", ["npz", "wav", "TextGrid"])
+    def test_files_are_drawn(self, corpus: Path, tmp_path: Path, ending: str) -> None:
+        path = min(corpus.rglob(f"*.{ending}"))
+        shown = omniges("inspect", path, "--png", tmp_path / "x.png", "--start", "1", "--seconds", "2")
+        assert shown.returncode == 0, shown.stderr
+        assert (tmp_path / "x.png").read_bytes().startswith(PNG)
+
+    def test_a_start_beyond_the_end_is_refused(self, corpus: Path, tmp_path: Path) -> None:
+        shown = omniges("inspect", motion_file(corpus), "--png", tmp_path / "x.png", "--start", "99")
+        assert shown.returncode == 2
+        assert "--start 99: at most" in shown.stderr
+        assert not list(tmp_path.iterdir())
+
+    def test_a_whole_take_in_rows(self, tmp_path: Path) -> None:
+        take = SHARED / "beat2_more/beat_english_v2.0.0/smplxflame_30/2_scott_0_2_2.npz"
+        if not take.is_file():
+            pytest.skip("no recordings of BEAT2 beside the checkout")
+        from PIL import Image
+
+        png = inspect(take).picture_of(0.0, None)
+        width, height = Image.open(io.BytesIO(png)).size
+        assert width == 1320
+        assert height > 5 * 1060
+
+    def test_a_page_of_a_file(self, corpus: Path, tmp_path: Path) -> None:
+        shown = omniges("inspect", motion_file(corpus), "--html", tmp_path / "x.html", "--seconds", "1")
+        assert shown.returncode == 0, shown.stderr
+        assert "1 track of 1.0 s" in shown.stdout
