@@ -165,7 +165,7 @@ def inspect(
     from omniges.storage.atomic import publish_bytes
 
     as_json = as_json or settings.format == "json"
-    found = run(settings.path, settings.key)
+    found = run(settings.path, settings.key, settings.motion_rate_hz)
     wanted = found.fault is None
     picture = found.picture_of(settings.start_s, settings.seconds) if settings.png is not None and wanted else None
     page = found.page(settings) if settings.html is not None and wanted else None

@@ -63,6 +63,7 @@ class Inspected:
             paths=(str(settings.path),),
             keys=() if settings.key is None else (settings.key,),
             output_file=settings.html,
+            motion_rate_hz=settings.motion_rate_hz,
             start_s=settings.start_s,
             seconds=settings.seconds,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,19 +19,15 @@ ACCEPTED: Final = (
     "the .json of a result"
 )
 _CHECKPOINT_FILE, _LOG_FILE, _CHECKPOINTS = "checkpoint.json", "log.jsonl", "checkpoints"  # their modules load torch
-_OF_FILES: Final[dict[str, Callable[[Path], Inspected]]] = {
-    ".npz": files.inspect_motion,
-    ".wav": files.inspect_audio,
-    ".textgrid": files.inspect_words,
-}
 
 
-def inspect(path: Path, key: str | None = None) -> Inspected:
+def inspect(path: Path, key: str | None = None, motion_rate_hz: float | None = None) -> Inspected:
     """Return the facts of a path.
 
     Args:
         path: A folder or file, see `ACCEPTED`.
         key: Sample of a folder of shards, by key or stem.
+        motion_rate_hz: Frames per second of motion files that do not state them.
 
     Returns:
         Its facts.
@@ -42,9 +39,9 @@ def inspect(path: Path, key: str | None = None) -> Inspected:
     if path.is_dir():
         if _has(path, DATASET_FILE, MANIFEST_FILE) or any(path.glob("*.tar")):
             return inspect_shards(path) if key is None else inspect_sample(path, key)
-        inspector = _of_folder(path)
+        inspector = _of_folder(path, motion_rate_hz)
     else:
-        inspector = _of_file(path)
+        inspector = _of_file(path, motion_rate_hz)
     if key is not None:
         raise UsageFault(f"KEY {key}: expected only with a folder of shards, found {path}: remove it")
     return inspector(path)
@@ -54,7 +51,7 @@ def _has(folder: Path, *names: str) -> bool:
     return any((folder / name).exists() for name in names)
 
 
-def _of_folder(path: Path) -> Callable[[Path], Inspected]:
+def _of_folder(path: Path, motion_rate_hz: float | None) -> Callable[[Path], Inspected]:
     if _has(path, _CHECKPOINT_FILE):
         from omniges.exchange.inspect_models import inspect_checkpoint  # noqa: PLC0415 - loads torch
 
@@ -66,16 +63,21 @@ def _of_folder(path: Path) -> Callable[[Path], Inspected]:
     if records(path):
         return files.inspect_results
     if motion_files(path):
-        return files.inspect_motion_folder
+        return partial(files.inspect_motion_folder, motion_rate_hz=motion_rate_hz)
     raise UsageFault(f"{path}: expected {ACCEPTED}; found a folder with none of them")
 
 
-def _of_file(path: Path) -> Callable[[Path], Inspected]:
+def _of_file(path: Path, motion_rate_hz: float | None) -> Callable[[Path], Inspected]:
     if not path.exists():
         raise UsageFault(f"{path}: expected {ACCEPTED}; found nothing there: check the path")
     kind = path.suffix.lower()
-    if kind in _OF_FILES:
-        return _OF_FILES[kind]
+    known: dict[str, Callable[[Path], Inspected]] = {
+        ".npz": partial(files.inspect_motion, motion_rate_hz=motion_rate_hz),
+        ".wav": files.inspect_audio,
+        ".textgrid": files.inspect_words,
+    }
     if kind == ".json" and is_record(path):
-        return files.inspect_result
+        return partial(files.inspect_result, motion_rate_hz=motion_rate_hz)
+    if kind in known:
+        return known[kind]
     raise UsageFault(f"{path}: expected {ACCEPTED}; found another file")

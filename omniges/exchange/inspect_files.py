@@ -55,11 +55,12 @@ def _note_fields(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
 # --- motion
 
 
-def inspect_motion(path: Path) -> Inspected:
+def inspect_motion(path: Path, motion_rate_hz: float | None = None) -> Inspected:
     """Return the facts of a motion file; of one that `preprocess` would reject, its arrays and the reason.
 
     Args:
         path: The NPZ.
+        motion_rate_hz: Frames per second, if the file does not state them.
 
     Returns:
         Keys, length, rate, present parts, ranges, body, and the notes that conversion would give.
@@ -73,12 +74,13 @@ def inspect_motion(path: Path) -> Inspected:
     except RecordingFault as fault:
         raise fault.refusal(path) from fault
     try:
-        motion = decode_motion(data)
+        motion = decode_motion(data, rate_hz=motion_rate_hz)
     except RecordingFault as fault:
         facts["rejected"] = _notes([fault.problem])[0]
         return Inspected(facts, partial(_print_motion, facts), fault=fault.refusal(path))
     facts |= _motion_facts(motion)
-    return Inspected(facts, partial(_print_motion, facts), partial(_draw_track, path), playable=True)
+    draw = partial(_draw_track, path, motion_rate_hz)
+    return Inspected(facts, partial(_print_motion, facts), draw, playable=True)
 
 
 def _keys(archive: Archive) -> dict[str, dict[str, Any]]:
@@ -138,13 +140,21 @@ def _print_motion(facts: dict[str, Any], console: Console) -> None:
     print_table(console, ("array", "min", "mean", "max"), rows, (1, 2, 3))
 
 
-def inspect_motion_folder(folder: Path) -> Inspected:
-    """Return length, rate and notes of each motion file of a folder; of rejected ones the reason."""
+def inspect_motion_folder(folder: Path, motion_rate_hz: float | None = None) -> Inspected:
+    """Return length, rate and notes of each motion file of a folder; of rejected ones the reason.
+
+    Args:
+        folder: The folder.
+        motion_rate_hz: Frames per second of files that do not state them.
+
+    Returns:
+        The facts.
+    """
     files = []
     for path in motion_files(folder):
         found: dict[str, Any] = {"file": str(path.relative_to(folder))}
         try:
-            facts = _motion_facts(decode_motion(read_file(path, _MOST_BYTES, folder)))
+            facts = _motion_facts(decode_motion(read_file(path, _MOST_BYTES, folder), rate_hz=motion_rate_hz))
             names = ("frames", "seconds", "frame_rate_hz", "absent", "notes")
             found |= {name: facts[name] for name in names}
         except RecordingFault as fault:
@@ -193,7 +203,7 @@ def inspect_audio(path: Path) -> Inspected:
         "rms": float(np.sqrt(np.mean(np.square(wav.samples, dtype=np.float64)))),
         "notes": _notes([*wav.notes, *_changes(wav.rate_hz, wav.channels)]),
     }
-    return Inspected(facts, partial(_print_audio, facts), partial(_draw_track, path), playable=True)
+    return Inspected(facts, partial(_print_audio, facts), partial(_draw_track, path, None), playable=True)
 
 
 def _changes(rate_hz: int, channels: int) -> Iterator[Problem]:
@@ -230,7 +240,7 @@ def inspect_words(path: Path) -> Inspected:
         "words": [asdict(word) for word in tier.words],
         "notes": _notes(tier.notes),
     }
-    return Inspected(facts, partial(_print_words, facts), partial(_draw_track, path), playable=True)
+    return Inspected(facts, partial(_print_words, facts), partial(_draw_track, path, None), playable=True)
 
 
 def _print_words(facts: dict[str, Any], console: Console) -> None:
@@ -248,11 +258,23 @@ def _print_words(facts: dict[str, Any], console: Console) -> None:
 # --- results
 
 
-def inspect_result(path: Path) -> Inspected:
-    """Return the facts of a result; raise DataError if its record is damaged."""
+def inspect_result(path: Path, motion_rate_hz: float | None = None) -> Inspected:
+    """Return the facts of a result.
+
+    Args:
+        path: Its record.
+        motion_rate_hz: Frames per second of a condition that does not state them.
+
+    Returns:
+        The facts.
+
+    Raises:
+        DataError: The record is damaged.
+    """
     record = read_record(path)
     facts = {"kind": "result", "file": str(path)} | asdict(record)
-    return Inspected(facts, partial(_print_result, record), partial(_draw_result, path, record), playable=True)
+    draw = partial(_draw_result, path, record, motion_rate_hz)
+    return Inspected(facts, partial(_print_result, record), draw, playable=True)
 
 
 def _print_result(record: GeneratedRecord, console: Console) -> None:
@@ -316,9 +338,9 @@ def _print_results(facts: dict[str, Any], console: Console) -> None:
 # --- pictures
 
 
-def _draw_track(path: Path, start_s: float = 0.0, seconds: float | None = None) -> bytes:
+def _draw_track(path: Path, motion_rate_hz: float | None, start_s: float, seconds: float | None) -> bytes:
     """Draw a motion file with its sound and words, or a sound or words alone."""
-    (load,) = find_tracks([path])
+    (load,) = find_tracks([path], motion_rate_hz=motion_rate_hz)
     track = load()
     require_start(start_s, track.seconds, path.name)
     if track.motion is None:
@@ -339,9 +361,11 @@ def _draw_track(path: Path, start_s: float = 0.0, seconds: float | None = None) 
     )
 
 
-def _draw_result(path: Path, record: GeneratedRecord, start_s: float, seconds: float | None) -> bytes:
+def _draw_result(
+    path: Path, record: GeneratedRecord, motion_rate_hz: float | None, start_s: float, seconds: float | None
+) -> bytes:
     """Draw a result below its conditions and above the recording, as far as their files still exist."""
-    (load,) = find_tracks([path])
+    (load,) = find_tracks([path], motion_rate_hz=motion_rate_hz)
     track = load()
     require_start(start_s, record.seconds, record.name)
     recorded = _recording_of(record)

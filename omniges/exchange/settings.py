@@ -106,6 +106,7 @@ class InspectSettings:
         None, "PNG file to draw a sample, a motion, audio or text file, a result or a run to; needs omniges[pictures]."
     )
     html: Path | None = option(None, "HTML file that shows and plays what was found.")
+    motion_rate_hz: float | None = motion_rate_option()
     start_s: float = option(0.0, "First second of picture and page.", "--start", least=0)
     seconds: float | None = option(None, "Seconds of picture and page.", above=0, shown="all; of a picture 10 minutes")
 

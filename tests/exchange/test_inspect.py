@@ -118,6 +118,16 @@ class TestMotion:
         assert "x.npz" in line
         assert not (tmp_path / "x.png").exists()
 
+    def test_a_rate_that_the_file_lacks(self, corpus: Path, tmp_path: Path) -> None:
+        with np.load(motion_file(corpus)) as archive:
+            np.savez(tmp_path / "x.npz", **{key: archive[key] for key in archive if key != "mocap_frame_rate"})
+        assert omniges("inspect", tmp_path / "x.npz").returncode == 1
+        for path in (tmp_path / "x.npz", tmp_path):
+            picture = () if path.is_dir() else ("--png", tmp_path / "x.png", "--seconds", "1")
+            shown = omniges("inspect", path, "--motion-rate", "60", *picture)
+            assert shown.returncode == 0, shown.stderr
+            assert "60" in shown.stdout
+
     def test_a_folder_of_files(self, corpus: Path, tmp_path: Path) -> None:
         (tmp_path / "good.npz").write_bytes(motion_file(corpus).read_bytes())
         (tmp_path / "bad.npz").write_bytes(b"no archive")
