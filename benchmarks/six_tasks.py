@@ -30,7 +30,7 @@ from omniges.features.gesture import gesture_from_motion
 from omniges.features.text_tokens import TextTokenCodec
 from omniges.formats.npz import decode_motion
 from omniges.model.checkpoint import CHECKPOINTS, checkpoints, open_checkpoint
-from omniges.model.flow import Conditioning, FlowModel, draw_noise, follow, guided_clean, step_levels
+from omniges.model.flow import Conditioning, FlowModel, draw_noise, guided_clean, integrate, step_levels
 from omniges.model.spec import load_model
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS, SamplingSettings
@@ -97,7 +97,7 @@ def generate(
         given = {name: model.stream(name).tokens(arrays) for name, arrays in conditions.items()}
         noise = draw_noise(1, torch.arange(len(windows)), target, shape)
         clean_of = guided_clean(model, Conditioning(given, spoken_by), (target,), sampling.guidance_scale)
-        made = follow({target: noise}, step_levels(sampling), clean_of, sampling.solver)
+        made = integrate({target: noise}, step_levels(sampling), clean_of, sampling.solver)
         return list(stream.arrays(made[target]).numpy())
 
 

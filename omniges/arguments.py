@@ -18,7 +18,7 @@ from omniges.errors import UsageFault
 
 T = TypeVar("T")
 
-_MOST_NAME_BYTES: Final = 255  # of a file name on Linux
+_MAX_NAME_BYTES: Final = 255  # of a file name on Linux
 
 
 def refuse(name: str, expected: str, found: object) -> UsageFault:
@@ -35,13 +35,13 @@ def refuse(name: str, expected: str, found: object) -> UsageFault:
     return UsageFault(f"{name}: {expected} expected, found {reprlib.repr(found)}")
 
 
-def integer(name: str, value: Any, least: int | None = None, below: int | None = None) -> int:
+def integer(name: str, value: Any, minimum: int | None = None, below: int | None = None) -> int:
     """Return a whole number as `int`; numpy's integers are valid too.
 
     Args:
         name: Name of the argument.
         value: The value that was passed.
-        least: Smallest valid number.
+        minimum: Smallest valid number.
         below: Number that the value must be smaller than.
 
     Returns:
@@ -52,19 +52,19 @@ def integer(name: str, value: Any, least: int | None = None, below: int | None =
     """
     if not isinstance(value, bool) and isinstance(value, numbers.Integral):
         number = int(value)
-        if (least is None or number >= least) and (below is None or number < below):
+        if (minimum is None or number >= minimum) and (below is None or number < below):
             return number
-    limits = ("" if least is None else f" of at least {least}") + ("" if below is None else f" below {below}")
+    limits = ("" if minimum is None else f" of at least {minimum}") + ("" if below is None else f" below {below}")
     raise refuse(name, f"a whole number{limits}", value)
 
 
-def number(name: str, value: Any, least: float = -math.inf) -> float:
+def number(name: str, value: Any, minimum: float = -math.inf) -> float:
     """Return a finite number as `float`.
 
     Args:
         name: Name of the argument.
         value: The value that was passed.
-        least: Smallest valid number.
+        minimum: Smallest valid number.
 
     Returns:
         The number.
@@ -74,9 +74,9 @@ def number(name: str, value: Any, least: float = -math.inf) -> float:
     """
     if not isinstance(value, bool) and isinstance(value, numbers.Real):
         found = float(value)
-        if math.isfinite(found) and found >= least:
+        if math.isfinite(found) and found >= minimum:
             return found
-    raise refuse(name, "a finite number" if least == -math.inf else f"a number of at least {least:g}", value)
+    raise refuse(name, "a finite number" if minimum == -math.inf else f"a number of at least {minimum:g}", value)
 
 
 def flag(name: str, value: Any) -> bool:
@@ -194,8 +194,8 @@ def path(name: str, value: Any) -> Path:
         raise refuse(name, "a path", value)
     if "://" in given:
         raise refuse(name, "a local path, not a URL", value)
-    if any(len(os.fsencode(part)) > _MOST_NAME_BYTES for part in given.split("/")):
-        raise refuse(name, f"a path of names of at most {_MOST_NAME_BYTES} bytes", value)
+    if any(len(os.fsencode(part)) > _MAX_NAME_BYTES for part in given.split("/")):
+        raise refuse(name, f"a path of names of at most {_MAX_NAME_BYTES} bytes", value)
     try:
         return Path(given).expanduser()
     except RuntimeError as error:

@@ -11,7 +11,7 @@ import typer
 
 from omniges import __version__
 from omniges.commands import models, shards
-from omniges.commands.common import Signalled, echo, raise_on, unfailing_streams
+from omniges.commands.common import Signalled, echo, raise_on, safe_output
 from omniges.commands.parsing import UsageError, command_class, usage_line
 from omniges.errors import EnvironmentFault, ExitCode, OmnigesError, fault_of_machine
 from omniges.progress import printable
@@ -58,7 +58,7 @@ def main() -> None:
     """Run the command line. All exceptions are converted to exit codes here."""
     raise_on(signal.SIGINT, ExitCode.INTERRUPTED)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # closing the terminal must not end the work
-    with unfailing_streams() as lost:
+    with safe_output() as lost:
         code = _run()
     sys.exit(code or next(iter(lost), ExitCode.OK))
 

@@ -60,9 +60,9 @@ class Option:
     """Function that converts (flag, text) to a value, or to one of the values of a tuple."""
     commas: bool = False
     """Values of a tuple may be separated by commas."""
-    least: float | None = None
+    minimum: float | None = None
     above: float | None = None
-    most: float | None = None
+    maximum: float | None = None
     below: float | None = None
 
 
@@ -155,9 +155,9 @@ class Setting:
             )
         if self.kind in {int, float}:
             limits = (
-                (self.option.least, operator.ge),
+                (self.option.minimum, operator.ge),
                 (self.option.above, operator.gt),
-                (self.option.most, operator.le),
+                (self.option.maximum, operator.le),
                 (self.option.below, operator.lt),
             )
             finite = self.kind is int or math.isfinite(converted)
@@ -170,9 +170,9 @@ class Setting:
         """The kind and range of valid values, for errors."""
         kind, _ = _KINDS[self.kind]
         ranges = (
-            ("of at least", self.option.least),
+            ("of at least", self.option.minimum),
             ("above", self.option.above),
-            ("of at most", self.option.most),
+            ("of at most", self.option.maximum),
             ("below", self.option.below),
         )
         limits = [f"{words} {limit}" for words, limit in ranges if limit is not None]

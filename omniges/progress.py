@@ -110,7 +110,7 @@ class _Throttled(Reporter, abc.ABC):
             self._show(progress)
 
     @contextmanager
-    def _unfailing(self) -> Iterator[None]:
+    def _safe(self) -> Iterator[None]:
         """Stop the output if the stream fails: its reader exited, the disk is full, or it was closed."""
         try:
             yield
@@ -134,7 +134,7 @@ class LineReporter(_Throttled):
     def say(self, message: str) -> None:
         """Write a line."""
         if not self._broken:
-            with self._unfailing():
+            with self._safe():
                 self._stream.write(printable(message) + "\n")
                 self._stream.flush()
 
@@ -184,7 +184,7 @@ class LiveReporter(_Throttled):
             parts.append(ProgressBar(total=1.0, completed=progress.share, width=60))
         if self._broken:
             return
-        with self._unfailing():
+        with self._safe():
             if self._live is None:
                 self._live = Live(console=self._console(), auto_refresh=False, transient=True)
                 self._live.start()
@@ -195,14 +195,14 @@ class LiveReporter(_Throttled):
     def say(self, message: str) -> None:
         """Print a line above the live line."""
         if not self._broken:
-            with self._unfailing():
+            with self._safe():
                 console = self._live.console if self._live else self._console()
                 console.print(printable(message), markup=False, emoji=False, highlight=False)
 
     def __exit__(self, *_: object) -> None:
         live, self._live = self._live, None
         if live is not None:
-            with self._unfailing():
+            with self._safe():
                 live.stop()
 
 

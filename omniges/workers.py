@@ -234,7 +234,7 @@ class Worker:
         lines = self._stderr.read().decode(errors="replace").strip().splitlines()
         return WorkerDied(f"{how}: {lines[-1]}" if lines else how, self._tasks[0] if self._tasks else None)
 
-    def hang_up(self) -> None:
+    def close_input(self) -> None:
         """Close the process's input, so that it exits after the current task."""
         self._input.close()
 
@@ -244,7 +244,7 @@ class Worker:
 
     def close(self, patience_s: float = 0.0) -> None:
         """Close the process's input, kill it if it does not exit in time, and close its pipes."""
-        self.hang_up()
+        self.close_input()
         try:
             self._process.wait(patience_s)
         except subprocess.TimeoutExpired:

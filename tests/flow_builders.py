@@ -13,7 +13,7 @@ from torch import Tensor
 from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import LAYOUT
 from omniges.model.draws import FlowSettings, Plan, draw_plan, levels_of, uniform
-from omniges.model.flow import Conditioning, FlowModel, Windows, draw_noise, follow, guided_clean, step_levels
+from omniges.model.flow import Conditioning, FlowModel, Windows, draw_noise, guided_clean, integrate, step_levels
 from omniges.model.spec import ModelConfig, build_model
 from omniges.model.streams import STREAMS, StreamName
 from omniges.model.tasks import SamplingSettings
@@ -110,5 +110,5 @@ def sample(
     noise = noise_of(targets)
     carried = noise_of(model.carried(targets))
     clean_of = guided_clean(model, Conditioning(given, draws.speakers), targets, settings.guidance_scale, carried)
-    made = follow(noise, step_levels(settings), clean_of, settings.solver)
+    made = integrate(noise, step_levels(settings), clean_of, settings.solver)
     return {name: model.stream(name).arrays(tokens) for name, tokens in made.items()}

@@ -26,10 +26,10 @@ class SpeedSettings:
     window_ticks: int = option(64, "Length of a window in ticks of 0.1 s.")
     batch_size: int = option(64, "Windows per batch.")
     num_workers: tuple[int, ...] = option(
-        (0, 1, 2), "Numbers of worker processes to try.", least=0, commas=True, was=("workers",)
+        (0, 1, 2), "Numbers of worker processes to try.", minimum=0, commas=True, was=("workers",)
     )
     seconds: float = option(5.0, "Length of each measurement in seconds.", above=0)
-    repeats: int = option(3, "Measurements of each.", least=1)
+    repeats: int = option(3, "Measurements of each.", minimum=1)
     warm: bool = option(False, "Leave the page cache as it is and measure no cold reads.")
 
     def __post_init__(self) -> None:

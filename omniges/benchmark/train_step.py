@@ -32,7 +32,7 @@ from omniges.trainer.distributed import Ranks
 from omniges.trainer.run import Run, accelerated, open_run
 
 _WARM_STEPS: Final = 5  # the memory allocator grows during the first steps, which take at least twice as long
-_LEAST_STEPS: Final = 3
+_MIN_STEPS: Final = 3
 _PEAK_SIDES: Final = (512, 1024, 2048)
 _PEAK_S: Final = 0.4
 _PRECISIONS: Final = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -107,7 +107,7 @@ def measure_one(settings: TrainSettings, seconds: float) -> dict[str, Any]:
         for number in range(_WARM_STEPS):
             _step(run, number, peak)
         steps: list[_Step] = []
-        while len(steps) < _LEAST_STEPS or sum(step.seconds for step in steps) < seconds:
+        while len(steps) < _MIN_STEPS or sum(step.seconds for step in steps) < seconds:
             steps.append(_step(run, _WARM_STEPS + len(steps), peak))
         return _figures(settings, steps, run.learner.device)
 

@@ -29,7 +29,7 @@ from omniges.shards.manifest import ManifestRow, MemberPlace, manifest_hash, row
 from omniges.shards.reader import ShardFolder, read_beside
 from omniges.shards.schema import DATASET_FILE, GESTURE_PARTS, LATENTS_FILE, MANIFEST_FILE, Part, member_order
 from omniges.shards.tar import END_OF_ARCHIVE, build_segment, npy_parts
-from omniges.shards.transaction import Begun, Workspace, commit, finish_commit, staged_name
+from omniges.shards.transaction import UnfinishedRun, Workspace, commit, finish_commit, staged_name
 from omniges.storage.atomic import PendingFile, locked, make_folder, publish_bytes
 from omniges.storage.canonical_json import canonical_json, file_sha256, json_document, sha256_hex
 
@@ -322,7 +322,7 @@ class _Job:
         workspace, source = self.workspace, self.source
         codecs = {entry.name: entry.as_json() for entry in self.entries}
         settings = {"encode": {"manifest_hash": source.dataset["manifest_hash"], "codecs": codecs}}
-        begun = Begun(
+        begun = UnfinishedRun(
             json.loads(canonical_json(settings)), tool_versions(), anew=False
         )  # everything that affects output
         self._check_names()

@@ -59,12 +59,12 @@ class EncodeSettings:
     )
     overwrite: bool = option(False, "Replace latents that were made with other weights or other windows.")
     window_ticks: int | None = option(
-        None, "For a text codec: length of a window in ticks of 0.1 s.", least=1, shown="64"
+        None, "For a text codec: length of a window in ticks of 0.1 s.", minimum=1, shown="64"
     )
     stride_ticks: int | None = option(
         None,
         "For a text codec: ticks between window starts; divides the window.",
-        least=1,
+        minimum=1,
         shown="a quarter of a window",
     )
     t5_tokenizer: Path | None = option(
@@ -74,8 +74,8 @@ class EncodeSettings:
         None,
         "For a text codec: largest share of windows, 0 to 1, that may lose a part of their text; above it nothing is "
         "encoded.",
-        least=0,
-        most=1,
+        minimum=0,
+        maximum=1,
         shown=str(DEFAULT_MAX_LOST),
     )
 

@@ -65,7 +65,7 @@ def _raising(codes: Mapping[signal.Signals, ExitCode]) -> Iterator[None]:
 
 resumable: Final = functools.partial(_raising, {signal.SIGTERM: ExitCode.STOPPED, signal.SIGUSR1: ExitCode.STOPPED})
 """Context in which SIGTERM and SIGUSR1 end a command that continues if run again (exit 75)."""
-tidy: Final = functools.partial(_raising, {signal.SIGTERM: ExitCode.TERMINATED})
+exit_on_sigterm: Final = functools.partial(_raising, {signal.SIGTERM: ExitCode.TERMINATED})
 """Context in which SIGTERM ends a command as Ctrl-C does, so that temporary folders are removed (exit 143)."""
 
 
@@ -252,7 +252,7 @@ def _build_settings(settings: Any, values: Mapping[str, Any]) -> Any:
 _ESCAPES: Final = "omniges-escapes"
 
 
-class Outlet(io.RawIOBase):
+class SafeOutput(io.RawIOBase):
     """Output to a descriptor that never fails: after the first error, all further output is dropped."""
 
     def __init__(self, descriptor: int) -> None:
@@ -293,7 +293,7 @@ class Outlet(io.RawIOBase):
 
 
 @contextmanager
-def unfailing_streams() -> Iterator[list[ExitCode]]:
+def safe_output() -> Iterator[list[ExitCode]]:
     r"""Put streams that never fail in place of standard output and standard error.
 
     Characters that an encoding does not have become ``\uXXXX``. A closed stream becomes /dev/null, so that no file
@@ -304,7 +304,7 @@ def unfailing_streams() -> Iterator[list[ExitCode]]:
     """
     codecs.register_error(_ESCAPES, _escaped)
     codes: list[ExitCode] = []
-    outlets: dict[str, Outlet] = {}
+    outputs: dict[str, SafeOutput] = {}
     with ExitStack() as restore:
         for name in ("stdin", "stdout", "stderr"):
             stream: TextIO | None = getattr(sys, name)
@@ -315,22 +315,22 @@ def unfailing_streams() -> Iterator[list[ExitCode]]:
                 setattr(sys, name, stream)
             if name != "stdin" and type(stream) is io.TextIOWrapper:
                 restore.callback(setattr, sys, name, stream)
-                outlets[name] = Outlet(stream.fileno())
-                setattr(sys, name, _over(outlets[name], stream))
+                outputs[name] = SafeOutput(stream.fileno())
+                setattr(sys, name, _over(outputs[name], stream))
         try:
             yield codes
         finally:
             sys.stdout.flush()
-            lost = outlets["stdout"].lost if "stdout" in outlets else None
+            lost = outputs["stdout"].lost if "stdout" in outputs else None
             if lost is not None:
                 sys.stderr.write(f"omniges: cannot write to standard output: {lost.strerror}\n")
                 codes.append(ExitCode.ENVIRONMENT)
             sys.stderr.flush()
 
 
-def _over(outlet: Outlet, stream: io.TextIOWrapper) -> io.TextIOWrapper:
+def _over(output: SafeOutput, stream: io.TextIOWrapper) -> io.TextIOWrapper:
     return io.TextIOWrapper(
-        io.BufferedWriter(outlet),
+        io.BufferedWriter(output),
         encoding=stream.encoding,
         errors=_ESCAPES,
         line_buffering=stream.line_buffering,
@@ -339,7 +339,7 @@ def _over(outlet: Outlet, stream: io.TextIOWrapper) -> io.TextIOWrapper:
 
 
 def _escaped(error: UnicodeError) -> tuple[str, int]:
-    """Return JSON escapes of characters that cannot be encoded; the error handler of `unfailing_streams`."""
+    """Return JSON escapes of characters that cannot be encoded; the error handler of `safe_output`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")

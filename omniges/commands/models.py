@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from omniges.benchmark.settings import SpeedSettings, StepSpeedSettings
-from omniges.commands.common import echo, resumable, tidy, with_flags
+from omniges.commands.common import echo, exit_on_sigterm, resumable, with_flags
 from omniges.data.settings import TraceSettings
 from omniges.errors import UsageFault
 from omniges.evaluation.settings import EvaluateSettings
@@ -99,7 +99,7 @@ def trace_batches(settings: TraceSettings) -> None:
         echo(json.dumps(record, ensure_ascii=False))
 
 
-@with_flags("train", tidy)
+@with_flags("train", exit_on_sigterm)
 def generate(
     settings: GenerateSettings,
     html: Annotated[
@@ -145,7 +145,7 @@ class ReportSettings:
                 raise UsageFault(f"{flag} {path}: the folder {path.parent} expected, found none: create it first")
 
 
-@with_flags("train", tidy)
+@with_flags("train", exit_on_sigterm)
 def evaluate(settings: EvaluateSettings, report: ReportSettings) -> None:
     """Score generated files, or a checkpoint, against recordings in shards.
 

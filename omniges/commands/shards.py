@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from omniges.codecs.settings import EncodeSettings
-from omniges.commands.common import echo, make_console, resumable, tidy, with_flags
+from omniges.commands.common import echo, exit_on_sigterm, make_console, resumable, with_flags
 from omniges.errors import UsageFault
 from omniges.exchange.settings import ExportSettings, InspectSettings, ViewSettings
 from omniges.options import check, declared, option
@@ -184,7 +184,7 @@ def inspect(
         echo("\n".join(map(printable, view(page).lines)), err=as_json)
 
 
-@with_flags(signals=tidy)
+@with_flags(signals=exit_on_sigterm)
 def view(settings: ViewSettings) -> None:
     """Write one HTML page that shows motion with its sound and words, in any browser and without a network.
 

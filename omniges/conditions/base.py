@@ -31,18 +31,18 @@ STREAM_OF: Final[Mapping[Content, str]] = {"gesture": "gesture", "mel": "audio",
 """Stream that each content belongs to."""
 ABSENT: Final = "none"
 """Text that means no value."""
-LEAST_WORD_S: Final = 0.5 / TICKS_PER_SECOND
+MIN_WORD_S: Final = 0.5 / TICKS_PER_SECOND
 """A word belongs to a window if at least half a tick of it lies inside."""
 
 
-def within(spans: Iterable[Mapping[str, Any]], first_tick: int, ticks: int, least_s: float) -> list[dict[str, Any]]:
+def within(spans: Iterable[Mapping[str, Any]], first_tick: int, ticks: int, min_s: float) -> list[dict[str, Any]]:
     """Return the spans of time that overlap a window, clipped to it.
 
     Args:
         spans: Words or semantic spans with ``start`` and ``end`` in seconds of the recording.
         first_tick: Start of the window, in ticks of 0.1 s.
         ticks: Length of the window in ticks.
-        least_s: Shortest overlap in seconds.
+        min_s: Shortest overlap in seconds.
 
     Returns:
         The spans with times from the window's start, in whole milliseconds.
@@ -51,7 +51,7 @@ def within(spans: Iterable[Mapping[str, Any]], first_tick: int, ticks: int, leas
     found = []
     for span in spans:
         start, end = round(max(0.0, span["start"] - start_s), 3), round(min(seconds, span["end"] - start_s), 3)
-        if end - start > least_s - 1e-9:
+        if end - start > min_s - 1e-9:
             found.append({**span, "start": start, "end": end})
     return found
 
@@ -109,7 +109,7 @@ class Recording:
         Returns:
             For each word ``word``, ``start`` and ``end`` in seconds from the window's start, clipped to it.
         """
-        return within(self.contents["words"](first_tick, ticks), first_tick, ticks, LEAST_WORD_S)
+        return within(self.contents["words"](first_tick, ticks), first_tick, ticks, MIN_WORD_S)
 
 
 def labels_of(labels: Mapping[str, str], speaker: str | None, language: str | None) -> dict[str, str]:

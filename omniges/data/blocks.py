@@ -217,7 +217,7 @@ class BlockStore:
 
     def take(self) -> int:
         """Return the number of a free block; allocate one if all are in use."""
-        self._settle()
+        self._free_returned()
         if not self._free:
             self._grow()
         return self._free.popleft()
@@ -232,7 +232,7 @@ class BlockStore:
         weakref.finalize(lease, self._returned.append, number).atexit = False
         return BatchBlock.of(lease, self._places)
 
-    def _settle(self) -> None:
+    def _free_returned(self) -> None:
         """Free returned blocks; a page-locked one only after pending copies to the GPU have finished."""
         while self._returned:
             number = self._returned.popleft()

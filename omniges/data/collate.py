@@ -22,7 +22,7 @@ from omniges.conditions.registry import layout, load_streams, specification
 from omniges.data.blocks import BatchBlock, batch_layout, map_memory, place_arrays
 from omniges.data.catalog import ClipTable
 from omniges.data.conditions import ConditionReader
-from omniges.data.order import Mixture, Picks
+from omniges.data.order import Mixture, WindowIndices
 from omniges.data.sequence import DataSource, Sequencing, order_of
 from omniges.data.tracks import PLAIN_TRACKS, STREAMS, Normaliser, Scale, Tracks
 from omniges.data.window_reader import ClipReader, ReadMarks, Verify
@@ -113,7 +113,7 @@ class Collator:
             normaliser.text.tiled(tracks.text.latents) if tracks.text and normaliser.text else None,
         )
         self._tokens = None if self._scales.text else _TokenCache(TextTokenCodec(tokenizer))
-        self._planned: dict[tuple[int, int], Picks] = {}
+        self._planned: dict[tuple[int, int], WindowIndices] = {}
         self._cold = True
 
     def fill(self, block: BatchBlock, positions: I64) -> None:
@@ -127,14 +127,14 @@ class Collator:
             DataError: A window cannot be read.
         """
         rows, ticks = len(positions), self._ticks
-        picks = self._picks(positions)
+        indices = self._indices(positions)
         block.progress[:] = rows, 0
         block.positions[:rows] = positions
-        block.sources[:rows], block.epochs[:rows] = picks.source, picks.epoch
-        block.samples[:rows], block.start_ticks[:rows] = picks.sample, picks.start_tick
-        wanted = list(zip(picks.source.tolist(), picks.sample.tolist(), picks.start_tick.tolist(), strict=True))
+        block.sources[:rows], block.epochs[:rows] = indices.source, indices.epoch
+        block.samples[:rows], block.start_ticks[:rows] = indices.sample, indices.start_tick
+        wanted = list(zip(indices.source.tolist(), indices.sample.tolist(), indices.start_tick.tolist(), strict=True))
         ahead = [(int(first) + self._stride * k, rows) for first in positions[:1] for k in (1, 2)]
-        coming = [picks, *(self._planned[name] for name in ahead if name in self._planned)]  # start downloads early
+        coming = [indices, *(self._planned[name] for name in ahead if name in self._planned)]  # start downloads early
         for number, reader in enumerate(self._readers):
             reader.prefetch(np.concatenate([one.sample[one.source == number] for one in coming]))
         disk_before = resource.getrusage(resource.RUSAGE_SELF).ru_inblock
@@ -156,18 +156,20 @@ class Collator:
         # The count includes pages that were read ahead; advice is only useful while it increases.
         self._cold = resource.getrusage(resource.RUSAGE_SELF).ru_inblock > disk_before
 
-    def _picks(self, positions: I64) -> Picks:
+    def _indices(self, positions: I64) -> WindowIndices:
         """Return the windows at these positions, planned for many blocks at once, which is as fast as for one."""
         if not self._order.shuffle or not len(positions):
-            return self._order.picks(positions)
+            return self._order.windows_at(positions)
         name = (int(positions[0]), len(positions))
         if name not in self._planned:
             blocks = max(1, _PLANNED_WINDOWS // len(positions))
             steps = self._stride * np.arange(blocks)
-            picks = self._order.picks((positions[None, :] + steps[:, None]).reshape(-1))
-            columns = np.stack([picks.source, picks.epoch, picks.sample, picks.start_tick]).reshape(4, blocks, -1)
+            indices = self._order.windows_at((positions[None, :] + steps[:, None]).reshape(-1))
+            columns = np.stack([indices.source, indices.epoch, indices.sample, indices.start_tick]).reshape(
+                4, blocks, -1
+            )
             self._planned = {
-                (name[0] + int(step), name[1]): Picks(*columns[:, number]) for number, step in enumerate(steps)
+                (name[0] + int(step), name[1]): WindowIndices(*columns[:, number]) for number, step in enumerate(steps)
             }
         return self._planned[name]
 

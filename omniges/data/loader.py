@@ -275,8 +275,8 @@ class BatchLoader:
     def _place(self, store: BlockStore, block: int) -> str:
         """Return shard, key and byte offset of the window that is being read into a block."""
         view = store.view(block)
-        picks = self._order.picks(view.positions[view.progress[1] : view.progress[1] + 1].copy())
-        source, sample = self._data[int(picks.source[0])], int(picks.sample[0])
+        indices = self._order.windows_at(view.positions[view.progress[1] : view.progress[1] + 1].copy())
+        source, sample = self._data[int(indices.source[0])], int(indices.sample[0])
         table = source.catalog.table
         shard = source.shard_source().describe(table.shard_name(int(table.shard[sample])))
         return f"{shard}: {table.key(sample)} at byte {int(table.offsets[sample, 0])}"
@@ -368,6 +368,6 @@ class BatchLoader:
 def _end_workers(workers: list[Worker]) -> None:
     """Ask all workers to exit, then wait for each."""
     for worker in workers:
-        worker.hang_up()
+        worker.close_input()
     while workers:
         workers.pop().close(_EXIT_LIMIT_S)

@@ -139,7 +139,7 @@ def window_starts(counts: I64, slack: I64, places: I64, clip_hashes: U64, window
 
 
 @dataclass(frozen=True, slots=True)
-class Picks:
+class WindowIndices:
     """The windows at positions (P,); all arrays are (P,) int64."""
 
     source: I64  # index of the shard folder
@@ -172,8 +172,8 @@ class ClipOrder:
             UsageFault: There is no window, or its length is invalid.
         """
         if window_ticks < 1 or window_ticks % multiple:
-            least = f"at least {multiple} ticks and a multiple of it" if multiple > 1 else "at least 1 tick"
-            raise UsageFault(f"a window of {least} expected, found --window-ticks {window_ticks}")
+            minimum = f"at least {multiple} ticks and a multiple of it" if multiple > 1 else "at least 1 tick"
+            raise UsageFault(f"a window of {minimum} expected, found --window-ticks {window_ticks}")
         self.window_ticks, self.seed, self.shuffle = window_ticks, seed, shuffle
         self._multiple, self._window = multiple, window_ticks // multiple
         self._lengths, self._key_hashes = ticks // multiple, key_hashes
@@ -190,7 +190,7 @@ class ClipOrder:
                 f"longest has {longest} ticks: choose --window-ticks {fits} or less"
             )
 
-    def picks(self, positions: I64) -> tuple[I64, I64, I64]:
+    def windows_at(self, positions: I64) -> tuple[I64, I64, I64]:
         """Return epochs, samples and first ticks, each (P,), of positions (P,) of this folder."""
         epochs, indices = np.divmod(positions, self.windows)
         if not self.shuffle:
@@ -257,7 +257,7 @@ class Mixture:
         self._counts = member.sum(axis=1)  # number of positions of each source in a period
         self._before = np.cumsum(member, axis=1)[pattern, np.arange(PERIOD)] - 1
 
-    def picks(self, positions: I64) -> Picks:
+    def windows_at(self, positions: I64) -> WindowIndices:
         """Return the windows at global positions (P,)."""
         if len(self.orders) == 1:
             sources, own = np.zeros_like(positions), positions
@@ -272,8 +272,8 @@ class Mixture:
         for number, order in enumerate(self.orders):
             chosen = sources == number
             if chosen.any():
-                columns[:, chosen] = order.picks(own[chosen])
-        return Picks(sources, *columns)
+                columns[:, chosen] = order.windows_at(own[chosen])
+        return WindowIndices(sources, *columns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,7 +40,7 @@ from omniges.storage.redact import one_line
 from omniges.storage.remote import Location, MissingFile, Store, Timeouts, open_store, parse_location
 
 _PIECE_BYTES: Final = 1 << 20
-_MOST_DATASET_BYTES: Final = 256 << 20
+_MAX_DATASET_BYTES: Final = 256 << 20
 SMALL_FILES: Final = (MANIFEST_FILE, STATS_FILE, TOKENIZER_FILE)  # and latents.json if it exists
 
 
@@ -99,7 +99,7 @@ class RemoteShards:
         self._settings = settings
         self._cache = cache
         document = read_dataset(self.folder)
-        data = read_file(self.folder / DATASET_FILE, _MOST_DATASET_BYTES, self.folder)
+        data = read_file(self.folder / DATASET_FILE, _MAX_DATASET_BYTES, self.folder)
         if sha256_hex(data)[: len(group)] != group:
             raise WrongContent(
                 f"{self.folder / DATASET_FILE}: another than was fetched. Remove this folder of the cache"
@@ -199,7 +199,7 @@ class RemoteShards:
     def _small_files(self) -> list[str]:
         return [DATASET_FILE, *SMALL_FILES, *(name for name in (LATENTS_FILE,) if name in self._files)]
 
-    def least_bytes(self, splits: Collection[str]) -> tuple[int, str]:
+    def min_bytes(self, splits: Collection[str]) -> tuple[int, str]:
         """Return the size of the small files plus the largest shard of the given splits, and that shard's name."""
         shards = [(file.size, name) for name, file in self._files.items() if name.partition("-")[0] in splits]
         small = sum(self._files[name].size for name in self._small_files())
@@ -286,9 +286,9 @@ def open_location(
         except DataError as error:
             raise DataError(f"{location}: {error}") from None
         try:
-            least, largest = shards.least_bytes(splits)
-            if least > settings.capacity_bytes:
-                raise _too_small(settings, least, largest)
+            minimum, largest = shards.min_bytes(splits)
+            if minimum > settings.capacity_bytes:
+                raise _too_small(settings, minimum, largest)
             shards.keep_small_files()
         except OmnigesError:
             shards.close()
@@ -303,9 +303,9 @@ def open_specification(specification: Mapping[str, Any]) -> RemoteShards:
     return RemoteShards(parse_location(specification["address"]), settings, cache, specification["group"])
 
 
-def _too_small(settings: CacheSettings, least: int, name: str) -> UsageFault:
+def _too_small(settings: CacheSettings, minimum: int, name: str) -> UsageFault:
     return UsageFault(
-        f"{settings.folder}: a cache of at least {least} bytes expected, the size of {name} and the files beside the "
+        f"{settings.folder}: a cache of at least {minimum} bytes expected, the size of {name} and the files beside the "
         f"shards, found a limit of {settings.capacity_bytes}. A cache of the size of all shards downloads each once"
     )
 
@@ -328,9 +328,9 @@ def dataset_bytes(store: Store) -> bytes:
         with store.open_stream(DATASET_FILE) as stream:
             while piece := stream.read(_PIECE_BYTES):
                 data += piece
-                if len(data) > _MOST_DATASET_BYTES:
+                if len(data) > _MAX_DATASET_BYTES:
                     raise EnvironmentFault(
-                        f"{place}: at most {_MOST_DATASET_BYTES} bytes expected, found more. Check the address"
+                        f"{place}: at most {_MAX_DATASET_BYTES} bytes expected, found more. Check the address"
                     )
         document = parse_json(bytes(data))
     except MissingFile as error:

@@ -16,18 +16,18 @@ class TraceSettings:
 
     shards: Path = option(Path("shards"), "Folder of shards.", panel="Steps to list")
     split: Split = option("train", "Split whose windows are listed.")
-    world_size: int = option(1, "Number of processes of the run.", least=1)
-    rank: int = option(0, "Process whose windows are listed, from 0.", least=0)
-    from_step: int = option(0, "First step to list, from 0.", least=0)
-    steps: int = option(1, "Number of steps to list.", least=1)
+    world_size: int = option(1, "Number of processes of the run.", minimum=1)
+    rank: int = option(0, "Process whose windows are listed, from 0.", minimum=0)
+    from_step: int = option(0, "First step to list, from 0.", minimum=0)
+    steps: int = option(1, "Number of steps to list.", minimum=1)
     decode: bool = option(False, "Read the windows and add the sha256 of what a batch holds of each.")
     batch_size: int = option(
         64,
         "Windows per process and micro-step; with gradient accumulation a step here is a micro-step of the run.",
-        least=1,
+        minimum=1,
         panel="Settings of the run",
     )
-    window_ticks: int = option(64, "Length of a window in ticks of 0.1 s.", least=1)
+    window_ticks: int = option(64, "Length of a window in ticks of 0.1 s.", minimum=1)
     seed: int = option(0, "Random seed of the run.")
     streams: tuple[str, ...] = option(
         (),
@@ -44,7 +44,7 @@ class TraceSettings:
         1,
         "Windows start at multiples of this many ticks, and of what the codecs need: 4 for a run that starts from "
         "OmniFlow's weights with --audio-codec.",
-        least=1,
+        minimum=1,
     )
 
     def __post_init__(self) -> None:

@@ -45,15 +45,15 @@ def trace(settings: TraceSettings) -> Iterator[dict[str, Any]]:
     order = make_order(data, sequencing)
     for step in range(settings.from_step, settings.from_step + settings.steps):
         positions = share.positions(step * share.global_batch)
-        picks = order.picks(positions)
+        indices = order.windows_at(positions)
         digests = digests_at(positions) if digests_at else [None] * len(positions)
         for row, digest in enumerate(digests):
             record = {
                 "step": step,
                 "rank": share.rank,
                 "position": int(positions[row]),
-                "key": catalog.table.key(int(picks.sample[row])),
-                "start_tick": int(picks.start_tick[row]),
+                "key": catalog.table.key(int(indices.sample[row])),
+                "start_tick": int(indices.start_tick[row]),
                 "split": settings.split,
             }
             yield record | ({"sha256": digest} if digest else {})

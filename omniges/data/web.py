@@ -352,7 +352,7 @@ def _grouped(
                 if key not in plans:
                     raise walk.fault(0, f"the first sample of a shard of the manifest expected, found {key}")
                 plan = iter(plans[key])
-            _hold_against(walk, key, members, next(plan, None))
+            _compare_with_manifest(walk, key, members, next(plan, None))
         yield key, members
     if plans is not None and plan is None:
         raise walk.fault(0, "the first sample of a shard of the manifest expected, found an empty shard")
@@ -384,7 +384,7 @@ def _complete_samples(walk: _Walk) -> Iterator[tuple[str, dict[str, _Member]]]:
         yield key, members
 
 
-def _hold_against(walk: _Walk, key: str, members: Mapping[str, _Member], row: ManifestRow | None) -> None:
+def _compare_with_manifest(walk: _Walk, key: str, members: Mapping[str, _Member], row: ManifestRow | None) -> None:
     first = members["json"].offset - BLOCK_BYTES
     if row is None or row.key != key:
         wanted = "the end of the shard" if row is None else row.key

@@ -17,7 +17,7 @@ from omniges.evaluation.motion import (
     Body,
     ClipMotion,
     FeatureRows,
-    Instruments,
+    MetricTools,
     TrainSplit,
     generated_motion,
     recorded_motion,
@@ -57,7 +57,7 @@ _NO_VALUES: Final = {
 def score_gesture(
     results: Sequence[scores.Result],
     shards: scores.Recordings,
-    instruments: Instruments,
+    tools: MetricTools,
     train: TrainSplit | None,
     how: scores.Resampling,
     count: Callable[[], None],
@@ -67,7 +67,7 @@ def score_gesture(
     Args:
         results: Generated results, sorted by recording.
         shards: The recordings.
-        instruments: Instruments for the metrics of motion.
+        tools: Tools for the metrics of motion.
         train: Statistics of the train split.
         how: Bootstrap over recordings.
         count: Called after each result.
@@ -78,7 +78,7 @@ def score_gesture(
     Raises:
         DataError: A file cannot be read.
     """
-    scorer = _Scorer(results, shards, instruments, train, how)
+    scorer = _Scorer(results, shards, tools, train, how)
     for result in results:
         scorer.add(result)
         count()
@@ -103,16 +103,16 @@ class _Scorer:
         self,
         results: Sequence[scores.Result],
         shards: scores.Recordings,
-        instruments: Instruments,
+        tools: MetricTools,
         train: TrainSplit | None,
         how: scores.Resampling,
     ) -> None:
-        self._shards, self._with, self._how = shards, instruments, how
-        speeds = instruments.mean_speeds_m_s
+        self._shards, self._with, self._how = shards, tools, how
+        speeds = tools.mean_speeds_m_s
         if speeds is None:
             speeds = np.empty(0) if train is None else train.mean_speeds_m_s
-        self._beats = BeatRows(instruments.profile.beats, speeds)
-        self._features = FeatureRows(instruments, train)
+        self._beats = BeatRows(tools.profile.beats, speeds)
+        self._features = FeatureRows(tools, train)
         self._scores: dict[tuple[str, scores.Row], scores.Values] = {}
         self._unconditional = results[0].unconditional
         self._rows = {result.key: result.row for result in results}

@@ -1,4 +1,4 @@
-"""Motion of clips, instruments for its metrics, and the Fréchet distance between features of results and recordings.
+"""Motion of clips, tools for its metrics, and the Fréchet distance between features of results and recordings.
 
 Joints and vertices come from the user's SMPL-X model file, or from the generic skeleton.
 """
@@ -34,7 +34,7 @@ I64 = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.floating]
 
 _JAW: Final = slice(JAW_EYES_COLUMNS.start, JAW_EYES_COLUMNS.start + 3)
-_MOST_BYTES: Final = 1 << 30
+_MAX_BYTES: Final = 1 << 30
 _DISTANCE: Final = scores.Heading("Fréchet gesture distance", "")
 _OF_TRAIN: Final = replace(_DISTANCE, row="recorded")
 _RESAMPLES: Final = 200  # each needs a matrix decomposition
@@ -184,7 +184,7 @@ def generated_motion(result: scores.Result, recorded_frames: int) -> ClipMotion:
 
 
 @dataclass(frozen=True, slots=True)
-class Instruments:
+class MetricTools:
     """Body model, encoder and settings for the metrics of motion."""
 
     profile: Profile
@@ -239,12 +239,12 @@ class TrainSplit:
     left_out: Mapping[str, int]  # number of recordings without features, by reason
 
 
-def train_rows(shards: scores.Recordings, instruments: Instruments) -> list[ManifestRow]:
+def train_rows(shards: scores.Recordings, tools: MetricTools) -> list[ManifestRow]:
     """Return the train split's recordings with a complete body.
 
     Args:
         shards: The recordings.
-        instruments: Instruments, which may contain mean speeds.
+        tools: Tools, which may contain mean speeds.
 
     Returns:
         Their rows.
@@ -253,7 +253,7 @@ def train_rows(shards: scores.Recordings, instruments: Instruments) -> list[Mani
         UsageFault: No recording has a complete body, and mean speeds are needed.
     """
     rows = [row for row in shards.rows if row.split == "train" and set(BODY_PARTS) <= set(row.present)]
-    if not rows and instruments.mean_speeds_m_s is None:
+    if not rows and tools.mean_speeds_m_s is None:
         raise UsageFault(
             f"{shards.folder}: motion in a train split expected, whose mean speeds beats need, found none: give "
             "--mean-speeds FILE"
@@ -262,13 +262,13 @@ def train_rows(shards: scores.Recordings, instruments: Instruments) -> list[Mani
 
 
 def learn_train_split(
-    shards: scores.Recordings, instruments: Instruments, count: Callable[[float, float], None]
+    shards: scores.Recordings, tools: MetricTools, count: Callable[[float, float], None]
 ) -> TrainSplit | None:
     """Compute mean speeds and features of the train split.
 
     Args:
         shards: The recordings.
-        instruments: Instruments for the metrics of motion.
+        tools: Tools for the metrics of motion.
         count: Called with the recordings done and their total.
 
     Returns:
@@ -277,7 +277,7 @@ def learn_train_split(
     Raises:
         UsageFault: There are no recordings, and mean speeds are needed.
     """
-    rows = train_rows(shards, instruments)
+    rows = train_rows(shards, tools)
     if not rows:
         return None
     features = scores.Values()
@@ -285,9 +285,9 @@ def learn_train_split(
     def clips() -> Iterator[F64]:
         for done, row in enumerate(rows, 1):
             motion = recorded_motion(shards, row)
-            joints = instruments.scored_joints(motion, instruments.bodies.of(shards.array(row, "betas.npy")))
-            if instruments.precomputed is None:
-                features.add(row.key, partial(instruments.features, motion, joints))
+            joints = tools.scored_joints(motion, tools.bodies.of(shards.array(row, "betas.npy")))
+            if tools.precomputed is None:
+                features.add(row.key, partial(tools.features, motion, joints))
             count(done, len(rows))
             yield joints
 
@@ -298,8 +298,8 @@ def learn_train_split(
 class FeatureRows:
     """Features of all results, and of their recordings once each."""
 
-    def __init__(self, instruments: Instruments, train: TrainSplit | None) -> None:
-        self._with, self._train = instruments, train
+    def __init__(self, tools: MetricTools, train: TrainSplit | None) -> None:
+        self._with, self._train = tools, train
         self._generated = scores.Values()
         self._recorded: dict[str, F64] = {}
         self._first: set[int] = set()  # index of the first result of each recording

@@ -15,7 +15,7 @@ from omniges import __version__
 from omniges.errors import DataError, UsageFault
 from omniges.evaluation import scores
 from omniges.evaluation.gesture import BeatRows
-from omniges.evaluation.motion import ClipMotion, FeatureRows, Instruments, generated_motion, recorded_motion
+from omniges.evaluation.motion import ClipMotion, FeatureRows, MetricTools, generated_motion, recorded_motion
 from omniges.evaluation.results import FileResult
 from omniges.evaluation.settings import EvaluateSettings
 from omniges.features.timebase import FRAME_RATE_HZ
@@ -84,7 +84,7 @@ def protocol_results(
 def score_protocol(
     results: Sequence[FileResult],
     shards: scores.Recordings,
-    instruments: Instruments,
+    tools: MetricTools,
     grid: str,
     how: scores.Resampling,
     count: Callable[[], None],
@@ -94,7 +94,7 @@ def score_protocol(
     Args:
         results: Results, sorted by recording.
         shards: The recordings.
-        instruments: Profile ``emage-2024`` with the files that were given.
+        tools: Profile ``emage-2024`` with the files that were given.
         grid: Name of the cut: ``generated``, or one of `GRIDS`.
         how: Bootstrap over recordings.
         count: Called after each result.
@@ -105,26 +105,26 @@ def score_protocol(
     Raises:
         DataError: A file cannot be read, or a result is shorter than a window of the grid.
     """
-    features, diversity, seconds = FeatureRows(instruments, None), scores.Values(), dict[str, float]()
-    speeds = instruments.mean_speeds_m_s
-    beats = None if speeds is None else BeatRows(instruments.profile.beats, speeds)
+    features, diversity, seconds = FeatureRows(tools, None), scores.Values(), dict[str, float]()
+    speeds = tools.mean_speeds_m_s
+    beats = None if speeds is None else BeatRows(tools.profile.beats, speeds)
     for result in results:
         recording = recorded_motion(shards, result.row)
         generated = generated_motion(result, recording.frames)
         frames = _scored_frames(result, generated.frames, recording.frames, grid)
         generated, true = generated.cut(frames), recording.cut(frames)
         seconds[result.key] = frames / FRAME_RATE_HZ
-        if instruments.encoder is not None:
+        if tools.encoder is not None:
             features.add_poses(result.key, generated, true)
-        if instruments.bodies.model is not None:
-            own, recorded = _joints(instruments, shards, result, generated, true)
+        if tools.bodies.model is not None:
+            own, recorded = _joints(tools, shards, result, generated, true)
             diversity.add(result.key, partial(gesture.l1_diversity, own))
             if beats is not None:
                 beats.add(result.key, own, recorded, shards.waveform(result.row))
         count()
-    body = () if instruments.bodies.model is not None else (("--body-model", BODY_MODEL),)
+    body = () if tools.bodies.model is not None else (("--body-model", BODY_MODEL),)
     means = () if beats is not None else (("--mean-speeds", MEAN_SPEEDS),)
-    encoders = () if instruments.encoder is not None else (("--gesture-encoder", ENCODER),)
+    encoders = () if tools.encoder is not None else (("--gesture-encoder", ENCODER),)
     figures = [
         _missing(_FRECHET, encoders) if encoders else features.figures(how)[0],
         _missing(_BEATS, (*body, *means)) if beats is None or body else beats.figures(how)[0],
@@ -145,10 +145,10 @@ def _scored_frames(result: FileResult, generated: int, recorded: int, grid: str)
 
 
 def _joints(
-    instruments: Instruments, shards: scores.Recordings, result: FileResult, generated: ClipMotion, true: ClipMotion
+    tools: MetricTools, shards: scores.Recordings, result: FileResult, generated: ClipMotion, true: ClipMotion
 ) -> tuple[Any, Any]:
-    body = instruments.bodies.of(shards.array(result.row, "betas.npy"))
-    return instruments.scored_joints(generated, body), instruments.scored_joints(true, body)
+    body = tools.bodies.of(shards.array(result.row, "betas.npy"))
+    return tools.scored_joints(generated, body), tools.scored_joints(true, body)
 
 
 def _missing(heading: scores.Heading, files: Sequence[tuple[str, PublishedFile]]) -> scores.Figure:

@@ -36,7 +36,7 @@ from omniges.storage.files import MAX_SETTINGS_BYTES, parse_json, read_file, vis
 T = TypeVar("T")
 
 _ENDINGS: Final[Mapping[StreamName, str]] = {"gesture": ".npz", "audio": ".wav", "text": ".TextGrid"}
-_MOST_BYTES: Final = 4 << 30
+_MAX_BYTES: Final = 4 << 30
 _REPORT: Final = "omniges-evaluation"
 _SAME: Final = (
     *("seed", "steps", "solver", "guidance", "shift", "last_level"),
@@ -102,7 +102,7 @@ class FileResult(Result):
             path = self.folder / Path(str(entry.get("path"))).name
         with os_errors(path, "read"):
             try:
-                data = read_file(path, _MOST_BYTES, self.folder)
+                data = read_file(path, _MAX_BYTES, self.folder)
             except FileNotFoundError as error:
                 raise DataError(f"{path}: a generated file expected, found none: generate it again") from error
         if entry is not None and sha256_hex(data) != entry.get("sha256"):
@@ -296,12 +296,12 @@ def _require_same_source(path: Path, record: GeneratedRecord, row: ManifestRow, 
 def _refuse_mixtures(results: Sequence[FileResult]) -> None:
     """Refuse to score results of two systems as one."""
     seen: dict[tuple[str, str], FileResult] = {}
-    homes: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for result in results:
         same = seen.setdefault((result.key, result.name), result)
-        home = homes.setdefault(result.key, result.folder)
-        if same is not result or home != result.folder:
-            first = same.folder if same is not result else home
+        folder = folders.setdefault(result.key, result.folder)
+        if same is not result or folder != result.folder:
+            first = same.folder if same is not result else folder
             raise UsageFault(
                 f"{result.task}: {result.key} is in {first} and in {result.folder}: score one system at a time"
             )

@@ -18,7 +18,7 @@ from omniges.data.sequence import trained_on
 from omniges.errors import DataError, UsageFault
 from omniges.evaluation.gesture import score_gesture
 from omniges.evaluation.motion import (
-    Instruments,
+    MetricTools,
     TrainSplit,
     learn_train_split,
     load_bodies,
@@ -70,7 +70,7 @@ def evaluate(settings: EvaluateSettings, counting: Counting | None = None) -> Re
         EnvironmentFault: A file cannot be read or written, or a package is not installed.
     """
     counting = counting or (lambda _noun: nullcontext(lambda _done, _total: None))
-    instruments = Instruments(
+    tools = MetricTools(
         profile=_profile(settings),
         bodies=load_bodies(settings.body_model),
         encoder=None
@@ -83,14 +83,14 @@ def evaluate(settings: EvaluateSettings, counting: Counting | None = None) -> Re
     shards = ShardFolder(settings.shards)
     task = None if settings.task is None else task_named(settings.task)
     if settings.protocol is not None:
-        return _evaluate_protocol(settings, settings.protocol, shards, instruments, task, counting)
+        return _evaluate_protocol(settings, settings.protocol, shards, tools, task, counting)
     if task is not None and settings.checkpoint is not None:
         raise UsageFault(f"--task {task}: it is for files that have no record; with a checkpoint give --tasks {task}")
     with tempfile.TemporaryDirectory(prefix="omniges-evaluate-") as temporary:
         if settings.checkpoint is None:
             folders, warnings = settings.generated, list[str]()
         else:
-            folders, warnings = _generate(settings, settings.checkpoint, shards, instruments, Path(temporary), counting)
+            folders, warnings = _generate(settings, settings.checkpoint, shards, tools, Path(temporary), counting)
         found = find_results(folders, shards, task, motion_rate_hz=settings.motion_rate_hz)
         of_gesture = [name for name in found if "gesture" in TASKS[name].targets]
         if settings.features is not None and len(of_gesture) != 1:  # features do not state their task
@@ -101,24 +101,19 @@ def evaluate(settings: EvaluateSettings, counting: Counting | None = None) -> Re
         train = None
         if of_gesture:
             with counting("train recordings measured") as count:
-                train = learn_train_split(shards, instruments, count)
+                train = learn_train_split(shards, tools, count)
         how = Resampling(seed=settings.seed, resamples=settings.resamples)
         with counting("results scored") as count:
-            tasks = _score(found, shards, instruments, train, how, count)
-    facts = _facts(settings, shards, instruments)
-    if instruments.profile.published:
+            tasks = _score(found, shards, tools, train, how, count)
+    facts = _facts(settings, shards, tools)
+    if tools.profile.published:
         files, unknown = published_files(settings)
         facts, warnings = facts | {"files": files}, [*warnings, *unknown]
     return Report(tasks=tasks, facts=facts, warnings=warnings)
 
 
 def _evaluate_protocol(
-    settings: EvaluateSettings,
-    name: str,
-    shards: ShardFolder,
-    instruments: Instruments,
-    task: str | None,
-    counting: Counting,
+    settings: EvaluateSettings, name: str, shards: ShardFolder, tools: MetricTools, task: str | None, counting: Counting
 ) -> Report:
     """Score results by a published protocol."""
     files, unknown = published_files(settings)
@@ -127,13 +122,11 @@ def _evaluate_protocol(
     how = Resampling(seed=settings.seed, resamples=settings.resamples)
     done = itertools.count(1)
     with counting("results scored") as count:
-        scored = score_protocol(
-            results, shards, instruments, settings.grid, how, lambda: count(next(done), len(results))
-        )
+        scored = score_protocol(results, shards, tools, settings.grid, how, lambda: count(next(done), len(results)))
     clips = {"clips": [len({result.key for result in results}), len(PROTOCOLS[name].stems)]}
     return Report(
         tasks={task: _task_report(results, shards, [scored])},
-        facts=_facts(settings, shards, instruments) | protocol_facts(settings) | clips | {"files": files},
+        facts=_facts(settings, shards, tools) | protocol_facts(settings) | clips | {"files": files},
         warnings=[*warnings, *unknown],
     )
 
@@ -142,7 +135,7 @@ def _generate(
     settings: EvaluateSettings,
     checkpoint: Path,
     shards: ShardFolder,
-    instruments: Instruments,
+    tools: MetricTools,
     temporary: Path,
     counting: Counting,
 ) -> tuple[tuple[Path, ...], list[str]]:
@@ -158,7 +151,7 @@ def _generate(
             f"{settings.shards}, or choose another folder"
         )
     if any("gesture" in TASKS[name].targets for name in tasks):
-        train_rows(shards, instruments)  # raises before the generation, which may take minutes
+        train_rows(shards, tools)  # raises before the generation, which may take minutes
     inputs, sources = Sources(shards=settings.shards, split=settings.split), dict[str, Sources]()
     for name in tasks:
         sources[name], left_out = _inputs_of(name, shards, settings.split)
@@ -268,7 +261,7 @@ def _tasks(saved: SavedCheckpoint, named: Sequence[str]) -> tuple[tuple[str, ...
 def _score(
     found: Mapping[str, Sequence[FileResult]],
     shards: ShardFolder,
-    instruments: Instruments,
+    tools: MetricTools,
     train: TrainSplit | None,
     how: Resampling,
     count: Callable[[float, float], None],
@@ -283,10 +276,7 @@ def _score(
         task: _task_report(
             results,
             shards,
-            [
-                score_stream(results, target, shards, instruments, lambda: train, how, one)
-                for target in TASKS[task].targets
-            ],
+            [score_stream(results, target, shards, tools, lambda: train, how, one) for target in TASKS[task].targets],
         )
         for task, results in found.items()
     }
@@ -296,7 +286,7 @@ def score_stream(
     results: Sequence[Result],
     target: StreamName,
     shards: Recordings,
-    instruments: Instruments,
+    tools: MetricTools,
     train: Callable[[], TrainSplit | None],
     how: Resampling,
     count: Callable[[], None],
@@ -307,7 +297,7 @@ def score_stream(
         results: Generated results of one task, sorted by recording.
         target: The stream.
         shards: The recordings.
-        instruments: Instruments for the metrics of motion.
+        tools: Tools for the metrics of motion.
         train: Function that returns statistics of the train split, called only for gesture.
         how: Bootstrap over recordings.
         count: Called after each result.
@@ -322,7 +312,7 @@ def score_stream(
     if not there:
         return Scored([absent(Heading(f"{target} metrics", ""), "; ".join(warnings))], {}, warnings)
     if target == "gesture":
-        found = score_gesture(there, shards, instruments, train(), how, count)
+        found = score_gesture(there, shards, tools, train(), how, count)
     else:
         found = (score_text if target == "text" else score_speech)(there, shards, how, count)
     return replace(found, warnings=[*found.warnings, *warnings])
@@ -356,16 +346,16 @@ def _task_report(results: Sequence[FileResult], shards: ShardFolder, scored: Seq
     )
 
 
-def _facts(settings: EvaluateSettings, shards: ShardFolder, instruments: Instruments) -> dict[str, Any]:
+def _facts(settings: EvaluateSettings, shards: ShardFolder, tools: MetricTools) -> dict[str, Any]:
     speeds = settings.mean_speeds
     return {
         "omniges": __version__,
         "shards": str(shards.folder),
         "manifest_sha256": shards.dataset["files"][MANIFEST_FILE]["sha256"],
-        "profile": instruments.profile.name,
-        "profile_settings": asdict(instruments.profile),
-        "skeleton": instruments.bodies.name,
-        "encoder": instruments.encoder_name,
+        "profile": tools.profile.name,
+        "profile_settings": asdict(tools.profile),
+        "skeleton": tools.bodies.name,
+        "encoder": tools.encoder_name,
         "mean_speeds": ("of the train split" if settings.protocol is None else "none")
         if speeds is None
         else f"{speeds.name}:{sha256_hex(speeds.read_bytes())[:12]}",

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from omniges.errors import DataError
 from omniges.features.gesture import GestureClip, MotionArrays
-from omniges.features.timebase import MOST_AUDIO_LONGER_S
+from omniges.features.timebase import MAX_AUDIO_LONGER_S
 from omniges.formats.textgrid import WordInterval
 from omniges.metrics.clips import ClipValue, Interval, bootstrap, bootstrap_mean, shuffled_pairing, weighted_mean
 from omniges.metrics.registry import Metric, registered_metrics
@@ -129,7 +129,7 @@ class Result(ABC):
         Raises:
             DataError: The result is so much longer that it cannot belong to this recording.
         """
-        if found > recorded + MOST_AUDIO_LONGER_S * rate_hz:
+        if found > recorded + MAX_AUDIO_LONGER_S * rate_hz:
             raise DataError(
                 f"{self.place}: {found / rate_hz:.1f} s found, but the recording has {recorded / rate_hz:.1f} s: this "
                 "was not generated for it"

@@ -28,9 +28,11 @@ class EvaluateSettings:
     )
     split: Split = option("test", "Split to generate for.")
     tasks: tuple[str, ...] = option((), "Tasks to generate.", commas=True, shown="the six", values=lambda: TASK_NAMES)
-    num_inference_steps: int = option(20, "Sampling steps.", least=1, was=("steps",))
-    num_samples: int = option(1, "Results to generate for each recording.", least=1)
-    seed: int = option(0, "Random seed of generation, confidence intervals and shuffling.", least=0, most=2**32 - 1)
+    num_inference_steps: int = option(20, "Sampling steps.", minimum=1, was=("steps",))
+    num_samples: int = option(1, "Results to generate for each recording.", minimum=1)
+    seed: int = option(
+        0, "Random seed of generation, confidence intervals and shuffling.", minimum=0, maximum=2**32 - 1
+    )
     codecs: tuple[tuple[str, Path], ...] = option(
         (),
         "Codec of the checkpoint, and its folder; may be repeated.",
@@ -81,7 +83,7 @@ class EvaluateSettings:
     mean_speeds: Path | None = option(
         None, "Mean joint speeds in m/s, .npy of shape (55,).", shown="those of the train split"
     )
-    resamples: int = option(2000, "Bootstrap resamples of recordings for the confidence intervals.", least=1)
+    resamples: int = option(2000, "Bootstrap resamples of recordings for the confidence intervals.", minimum=1)
 
     def __post_init__(self) -> None:
         """Refuse values out of range and contradictions."""

@@ -34,7 +34,7 @@ from omniges.visualize.pictures import Role, Row, Stream, draw_result, draw_samp
 if TYPE_CHECKING:
     from rich.console import Console
 
-_MOST_BYTES: Final = 1 << 30
+_MAX_BYTES: Final = 1 << 30
 _SHOWN: Final = 20
 _SHOWN_WORDS: Final = 12
 _ARRAYS: Final = ("poses", "trans", "expressions", "betas")
@@ -68,7 +68,7 @@ def inspect_motion(path: Path, motion_rate_hz: float | None = None) -> Inspected
     Raises:
         DataError: It is no NPZ archive.
     """
-    data = read_file(path, _MOST_BYTES)
+    data = read_file(path, _MAX_BYTES)
     try:
         facts = {"kind": "motion", "file": str(path), "bytes": len(data), "keys": _keys(Archive(data))}
     except RecordingFault as fault:
@@ -154,7 +154,7 @@ def inspect_motion_folder(folder: Path, motion_rate_hz: float | None = None) -> 
     for path in motion_files(folder):
         found: dict[str, Any] = {"file": str(path.relative_to(folder))}
         try:
-            facts = _motion_facts(decode_motion(read_file(path, _MOST_BYTES, folder), rate_hz=motion_rate_hz))
+            facts = _motion_facts(decode_motion(read_file(path, _MAX_BYTES, folder), rate_hz=motion_rate_hz))
             names = ("frames", "seconds", "frame_rate_hz", "absent", "notes")
             found |= {name: facts[name] for name in names}
         except RecordingFault as fault:
@@ -185,7 +185,7 @@ def _print_motion_folder(facts: dict[str, Any], console: Console) -> None:
 
 def inspect_audio(path: Path) -> Inspected:
     """Return the facts of a WAV file; raise DataError if `preprocess` would reject it."""
-    data = read_file(path, _MOST_BYTES)
+    data = read_file(path, _MAX_BYTES)
     try:
         wav = decode_wav(data)
     except RecordingFault as fault:
@@ -227,7 +227,7 @@ def _print_audio(facts: dict[str, Any], console: Console) -> None:
 
 def inspect_words(path: Path) -> Inspected:
     """Return the facts of a TextGrid's word tier; raise DataError if `preprocess` would reject it."""
-    data = read_file(path, _MOST_BYTES)
+    data = read_file(path, _MAX_BYTES)
     try:
         tier = decode_words(data)
     except RecordingFault as fault:

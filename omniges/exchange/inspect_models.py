@@ -151,9 +151,9 @@ def _object(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _listed(names: list[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{len(names)}: {', '.join(names[:most])}{more}" if names else ""
+def _listed(names: list[str], maximum: int = 8) -> str:
+    more = f" and {len(names) - maximum} more" if len(names) > maximum else ""
+    return f"{len(names)}: {', '.join(names[:maximum])}{more}" if names else ""
 
 
 def _number(value: Any) -> str:

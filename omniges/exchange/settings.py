@@ -73,7 +73,7 @@ class ViewSettings:
         (), "Samples of shards, by key or stem.", "--key", commas=True, shown="all, or those of the other paths"
     )
     together: bool = option(False, "Show all tracks side by side, whatever their names.")
-    start_s: float = option(0.0, "First second to show.", "--start", least=0)
+    start_s: float = option(0.0, "First second to show.", "--start", minimum=0)
     seconds: float | None = option(None, "Seconds to show.", above=0, shown="all")
 
     def __post_init__(self) -> None:
@@ -107,7 +107,7 @@ class InspectSettings:
     )
     html: Path | None = option(None, "HTML file that shows and plays what was found.")
     motion_rate_hz: float | None = motion_rate_option()
-    start_s: float = option(0.0, "First second of picture and page.", "--start", least=0)
+    start_s: float = option(0.0, "First second of picture and page.", "--start", minimum=0)
     seconds: float | None = option(None, "Seconds of picture and page.", above=0, shown="all; of a picture 10 minutes")
 
     def __post_init__(self) -> None:

@@ -41,7 +41,7 @@ _ReadMotion = Callable[[bytes], "tuple[SmplxMotion, tuple[str, ...]]"]
 PREFIXES: Final = ("res_", "gt_")
 """What EMAGE's and MambaTalk's tools write before the stem of a recording."""
 
-_MOST_BYTES: Final = 1 << 30
+_MAX_BYTES: Final = 1 << 30
 _BESIDE: Final[Mapping[str, tuple[str, ...]]] = {
     ".wav": (".", "../wave16k"),
     ".TextGrid": (".", "../textgrid", "../word"),
@@ -229,19 +229,19 @@ def _file(path: Path, read_motion: _ReadMotion) -> _Found:
 
 def _of_motion_file(path: Path, read_motion: _ReadMotion, clip: str, name: str) -> Track:
     sound, words = (_beside(path, clip, ending) for ending in _BESIDE)
-    motion, absent = _decoded(path, read_file(path, _MOST_BYTES), read_motion)
+    motion, absent = _decoded(path, read_file(path, _MAX_BYTES), read_motion)
     return Track(
         clip,
         name,
         motion,
         absent=absent,
-        audio=None if sound is None else _decoded(sound, read_file(sound, _MOST_BYTES), _sound),
-        words=None if words is None else _decoded(words, read_file(words, _MOST_BYTES), _words),
+        audio=None if sound is None else _decoded(sound, read_file(sound, _MAX_BYTES), _sound),
+        words=None if words is None else _decoded(words, read_file(words, _MAX_BYTES), _words),
     )
 
 
 def _of_side_file(path: Path, clip: str, name: str) -> Track:
-    data = read_file(path, _MOST_BYTES)
+    data = read_file(path, _MAX_BYTES)
     if path.suffix.lower() == ".wav":
         return Track(clip, name, None, audio=_decoded(path, data, _sound))
     return Track(clip, name, None, words=_decoded(path, data, _words))
@@ -308,7 +308,7 @@ def _result(path: Path, read_motion: _ReadMotion) -> _Found:
 def is_record(path: Path) -> bool:
     """Return whether a JSON file claims to be a record; a folder of results may hold reports too."""
     try:
-        found = parse_json(read_file(path, _MOST_BYTES, path.parent))
+        found = parse_json(read_file(path, _MAX_BYTES, path.parent))
     except ValueError:
         return False
     return isinstance(found, dict) and found.get("format") == "omniges-generated"
@@ -326,7 +326,7 @@ def _of_result(path: Path, record: GeneratedRecord, read_motion: _ReadMotion, cl
         place = Path(str(given.get("path")))
         kind = _CONDITIONS.get(place.suffix.lower())
         if kind is not None and kind not in files and place.is_file():
-            data = read_file(place, _MOST_BYTES)
+            data = read_file(place, _MAX_BYTES)
             if sha256_hex(data) == given.get("sha256"):
                 files[kind] = _decoded(place, data, read_motion if kind == "gesture" else _DECODERS[kind])
     motion, absent = files.get("gesture", (None, ()))
@@ -338,7 +338,7 @@ def _of_result(path: Path, record: GeneratedRecord, read_motion: _ReadMotion, cl
 
 def _decoded_file(path: Path, sha256: str, decode: Callable[[bytes], Any]) -> Any:
     try:
-        data = read_file(path, _MOST_BYTES, path.parent)
+        data = read_file(path, _MAX_BYTES, path.parent)
     except FileNotFoundError as error:
         raise DataError(f"{path}: a file of a result expected, found none: generate it again") from error
     if sha256_hex(data) != sha256:

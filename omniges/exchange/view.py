@@ -14,7 +14,7 @@ from omniges.exchange.tracks import Track, find_tracks
 from omniges.progress import counted
 from omniges.storage.atomic import publish_bytes
 
-MOST_SECONDS: Final = 2 * 3600
+MAX_SECONDS: Final = 2 * 3600
 """Of all tracks of a page: browsers take tens of seconds to open what is longer, and cannot hold much more."""
 
 
@@ -100,9 +100,9 @@ def _tracks(
         if settings.start_s or settings.seconds is not None:
             track = track.cut(settings.start_s, settings.seconds or track.seconds)
         seconds += track.seconds
-        if seconds > MOST_SECONDS:
+        if seconds > MAX_SECONDS:
             raise UsageFault(
-                f"{track.clip}: at most {MOST_SECONDS / 3600:g} h of tracks on a page expected, found more: choose "
+                f"{track.clip}: at most {MAX_SECONDS / 3600:g} h of tracks on a page expected, found more: choose "
                 "samples with --key, or a part with --start and --seconds"
             )
         if count is not None:

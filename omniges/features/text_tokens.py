@@ -199,7 +199,7 @@ class _Demand:
 
     start: float
     end: float
-    least: int
+    minimum: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +251,7 @@ def _choices(demand: _Demand, front: Sequence[_Placed], ticks: int) -> list[_Pla
             found += [
                 _Placed(end, cost + ((end - demand.end) / 2) ** 2, (start, end), before)
                 for end in ends
-                if end - start >= demand.least
+                if end - start >= demand.minimum
             ]
     return found
 

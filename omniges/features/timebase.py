@@ -17,27 +17,27 @@ MEL_RATE_HZ = SAMPLE_RATE_HZ // HOP_SAMPLES
 
 LONGEST_S = 86_400.0
 """Length of the longest input and result, a day: a size that a file claims must not decide how much memory is taken."""
-MOST_AUDIO_LONGER_S = 30.0
+MAX_AUDIO_LONGER_S = 30.0
 """Audio of a recording that goes on so much longer than its motion is cut: microphones were left on."""
-MOST_MOTION_LONGER_S = 5.0
+MAX_MOTION_LONGER_S = 5.0
 """Motion that goes on longer than its audio is of another recording, or its rate is wrong."""
 
 
-def lengths_fit(audio_s: float, motion_s: float, most_s: float | None = None) -> bool:
+def lengths_fit(audio_s: float, motion_s: float, max_s: float | None = None) -> bool:
     """Return whether audio and motion may be of one recording by their lengths.
 
     Args:
         audio_s: Seconds of audio.
         motion_s: Seconds of motion.
-        most_s: Seconds by which either may be longer, in place of 30 for audio and 5 for motion.
+        max_s: Seconds by which either may be longer, in place of 30 for audio and 5 for motion.
 
     Returns:
         True if neither is too much longer.
     """
     longer_s = audio_s - motion_s
-    if most_s is not None:
-        return abs(longer_s) <= most_s
-    return -MOST_MOTION_LONGER_S <= longer_s <= MOST_AUDIO_LONGER_S
+    if max_s is not None:
+        return abs(longer_s) <= max_s
+    return -MAX_MOTION_LONGER_S <= longer_s <= MAX_AUDIO_LONGER_S
 
 
 def common_frames(motion_frames: int, audio_samples: int, rate_hz: int) -> int:

@@ -51,7 +51,7 @@ _LONG_FORMS = (b"RF64", b"BW64")  # RIFF with sizes of 64 bits (EBU Tech 3306)
 _BIG_ENDIAN: Final = b"RIFX"
 FORMS: Final = frozenset({b"RIFF", _BIG_ENDIAN, *_LONG_FORMS})
 """First four bytes of the WAV files that are read here."""
-_MOST_CHUNKS: Final = 10_000
+_MAX_CHUNKS: Final = 10_000
 # What sox, arecord, ffmpeg and others write to a pipe in place of a length: about 2 or 4 GiB, in whole samples or not.
 _PLACEHOLDERS = (range(0x7FFF0000, 0x80010000), range(0xFFFF0000, 1 << 32))
 _SLACK_BYTES = 64  # by which writers count too much: a header, a chunk's head, a byte of padding
@@ -240,14 +240,14 @@ def _chunks(view: ByteRanges, place: int, order: ByteOrder) -> Iterator[tuple[by
     Raises:
         RecordingFault: There are more than any recorder writes, so that the walk through them would not end soon.
     """
-    for _ in range(_MOST_CHUNKS):
+    for _ in range(_MAX_CHUNKS):
         if place + 8 > len(view):
             return
         heading = bytes(view[place : place + 8])
         size = int.from_bytes(heading[4:], order)
         yield heading[:4], place + 8, size
         place += 8 + size + size % 2
-    raise RecordingFault("wav-damaged-header", f"over {_MOST_CHUNKS} chunks", "some")
+    raise RecordingFault("wav-damaged-header", f"over {_MAX_CHUNKS} chunks", "some")
 
 
 def _is_chunk_name(name: bytes) -> bool:
@@ -546,12 +546,12 @@ def _refuse_silence(low: Array, high: Array, count: int) -> None:
         raise RecordingFault("wav-silent", found, "sound")
 
 
-def decode_flac(data: bytes, most_samples: int) -> tuple[npt.NDArray[np.int32], Literal[16, 24]]:
+def decode_flac(data: bytes, max_samples: int) -> tuple[npt.NDArray[np.int32], Literal[16, 24]]:
     """Decode mono FLAC to PCM values.
 
     Args:
         data: Bytes of the FLAC stream.
-        most_samples: Largest number of samples. They are read block by block, so a header's claim allocates nothing.
+        max_samples: Largest number of samples. They are read block by block, so a header's claim allocates nothing.
 
     Returns:
         Values (n,) int32, and their width in bits, 16 or 24.
@@ -569,8 +569,8 @@ def decode_flac(data: bytes, most_samples: int) -> tuple[npt.NDArray[np.int32], 
             blocks, count = [], 0
             while len(block := file.read(_FLAC_BLOCK, dtype="int32")):
                 count += len(block)
-                if count > most_samples:
-                    raise RecordingFault("wav-damaged-header", f"{count} FLAC samples or more", f"{most_samples}")
+                if count > max_samples:
+                    raise RecordingFault("wav-damaged-header", f"{count} FLAC samples or more", f"{max_samples}")
                 blocks.append(block)
     except soundfile.LibsndfileError as error:
         # The library's message contains the address of the buffer, which differs between runs.

@@ -26,7 +26,7 @@ EXPRESSIONS = 100
 POSE_FEATURES = 9 * (JOINTS - 1)
 HAND_COLUMNS = 45
 MAX_VERTICES = 200_000
-_MOST_FACES = 3 * MAX_VERTICES
+_MAX_FACES = 3 * MAX_VERTICES
 _MAX_BYTES = 1 << 30
 
 _PICKLE = b"\x80"
@@ -137,7 +137,7 @@ def _check_shapes(members: dict[str, Member]) -> None:
     }
     if "f" in members:
         faces = members["f"].shape
-        expected["f"] = (faces[0] if faces and faces[0] <= _MOST_FACES else _MOST_FACES, 3)
+        expected["f"] = (faces[0] if faces and faces[0] <= _MAX_FACES else _MAX_FACES, 3)
     for key, member in members.items():
         whole = key in {"kintree_table", "f"}
         kinds, sizes = ("iu", {4, 8}) if whole else ("f", {4, 8})

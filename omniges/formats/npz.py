@@ -48,9 +48,9 @@ _RATE_ROUNDING = 1e-5  # of rates such as 59.9999885559082: 6 ms in ten minutes
 # Motion of a person in radians, metres or model coefficients stays far below these.
 LIMITS = {"poses": 4.0 * math.pi + 0.01, "trans": 1000.0, "expressions": 1e4, "betas": 100.0}
 # Of a whole recording, so that one broken frame decides nothing: other units go far beyond these, people do not.
-_MOST_EXPRESSION = 50.0  # 95 % of the coefficients, whose standard deviation is about 1
-_MOST_HEIGHT_M = 10.0  # median height above or below the origin
-_MOST_RANGE_M = 20.0  # of a person who speaks, from one side to the other
+_MAX_EXPRESSION = 50.0  # 95 % of the coefficients, whose standard deviation is about 1
+_MAX_HEIGHT_M = 10.0  # median height above or below the origin
+_MAX_RANGE_M = 20.0  # of a person who speaks, from one side to the other
 _PART_COLUMNS: Mapping[str, slice] = {
     "root": slice(0, 3),
     "body": slice(3, 66),
@@ -535,12 +535,12 @@ def checked_rate(rate_hz: float, name: str) -> int:
     return whole
 
 
-def _checked_frames(name: str, array: Array, least: int, most: int) -> Array:
+def _checked_frames(name: str, array: Array, minimum: int, maximum: int) -> Array:
     """Return an array of frames after checking its type and shape."""
     if array.dtype.kind != "f" or array.dtype.itemsize not in {4, 8}:
         raise RecordingFault("npz-wrong-dtype", f"{name} of dtype {array.dtype}", "float32 or float64")
-    if array.ndim != 2 or not least <= array.shape[1] <= most:
-        columns = f"{most}" if least == most else f"{least} to {most}"
+    if array.ndim != 2 or not minimum <= array.shape[1] <= maximum:
+        columns = f"{maximum}" if minimum == maximum else f"{minimum} to {maximum}"
         raise RecordingFault("npz-wrong-shape", _shape_text(name, array.shape), f"(frames, {columns})")
     if not len(array):
         raise RecordingFault("npz-no-frames", f"{name} 0", "frames")
@@ -555,11 +555,11 @@ def _check_members(members: dict[str, Member]) -> int:
             raise RecordingFault("npz-wrong-dtype", f"{member.key} of dtype {member.dtype}", "float32 or float64")
         if name == "betas":
             continue
-        most = _POSE_KEYS[name][0] if name in _POSE_KEYS else MOTION_COLUMNS[name][0]
-        least = 1 if name == "expressions" else most
+        maximum = _POSE_KEYS[name][0] if name in _POSE_KEYS else MOTION_COLUMNS[name][0]
+        minimum = 1 if name == "expressions" else maximum
         axes = {2, 3} if name in _POSE_KEYS else {2}  # smplx may give joints an axis of their own
-        if len(member.shape) not in axes or not least <= math.prod(member.shape[1:]) <= most:
-            columns = f"{most}" if least == most else f"{least} to {most}"
+        if len(member.shape) not in axes or not minimum <= math.prod(member.shape[1:]) <= maximum:
+            columns = f"{maximum}" if minimum == maximum else f"{minimum} to {maximum}"
             raise RecordingFault("npz-wrong-shape", _shape_text(member.key, member.shape), f"(frames, {columns})")
         frames[member.key] = member.shape[0]
     count = next(iter(frames.values()))
@@ -592,11 +592,11 @@ def _check_values(name: str, array: Array) -> None:
     """Refuse NaN, infinity and values beyond `LIMITS`."""
     limit = LIMITS[name]
     if array.min() >= -limit and array.max() <= limit:  # false for NaN too
-        if name == "expressions" and max(-array.min(), array.max()) > _MOST_EXPRESSION:
-            most = np.quantile(np.abs(array), 0.95, method="higher")
-            if most > _MOST_EXPRESSION:
-                expected = f"up to {_MOST_EXPRESSION:g} of coefficients whose deviation is about 1"
-                raise RecordingFault("npz-out-of-range", f"expressions: 5 % are beyond {most:g}", expected)
+        if name == "expressions" and max(-array.min(), array.max()) > _MAX_EXPRESSION:
+            maximum = np.quantile(np.abs(array), 0.95, method="higher")
+            if maximum > _MAX_EXPRESSION:
+                expected = f"up to {_MAX_EXPRESSION:g} of coefficients whose deviation is about 1"
+                raise RecordingFault("npz-out-of-range", f"expressions: 5 % are beyond {maximum:g}", expected)
         return
     finite = np.isfinite(array)
     bad, code, expected = (
@@ -625,14 +625,14 @@ def _check_place(trans: Array) -> tuple[Problem, ...]:
     if np.isnan(trans[0]).any():
         return ()
     height = float(np.quantile(trans[:, 1], 0.5, method="higher"))
-    if abs(height) > _MOST_HEIGHT_M:
+    if abs(height) > _MAX_HEIGHT_M:
         found = f"trans: median height {height:.3g}, which would be metres"
         raise RecordingFault("npz-out-of-range", found, "about 1; divide centimetres by 100")
     span = (trans.max(axis=0) - trans.min(axis=0)).astype(np.float64)
     axis = int(np.argmax(span))
-    if span[axis] <= _MOST_RANGE_M:
+    if span[axis] <= _MAX_RANGE_M:
         return ()
-    return (Problem("motion-far", f"trans moves {span[axis]:.3g} m along {'xyz'[axis]}", f"up to {_MOST_RANGE_M:g} m"),)
+    return (Problem("motion-far", f"trans moves {span[axis]:.3g} m along {'xyz'[axis]}", f"up to {_MAX_RANGE_M:g} m"),)
 
 
 def _check_upright(root: Array) -> None:

@@ -28,7 +28,7 @@ MAX_BYTES = 8 << 20  # an hour of words and phones takes 4 MB in the long form
 OVERLAP_TOLERANCE_S = 0.01  # MFA writes overlaps of a frame
 _ROUNDING_S = 1e-4  # overlaps that rounded times make; closed without a note
 _SLACK_S = 1e-9  # of a difference of two decimal times
-_MOST_S = 86_400.0  # a day: no recording lasts as long
+_MAX_S = 86_400.0  # a day: no recording lasts as long
 NEGATIVE_TOLERANCE_S = 1e-9
 
 # Marks that aligners write where nobody speaks (MFA, Kaldi, Julius, WebMAUS, P2FA, Festival, TIMIT), case folded.
@@ -80,7 +80,7 @@ _MFA_TIER = re.compile(r"(?P<speaker>\S(?:.*\S)?)\s+-\s+words?", re.IGNORECASE)
 _PARSE_FAULTS = (praatio_errors.ParsingError, ValueError, IndexError)
 _SHOWN = 40
 _SHOWN_LABELS = 5
-_MOST_START_S = 0.1  # start of a file that shifts nothing by more than a tick
+_MAX_START_S = 0.1  # start of a file that shifts nothing by more than a tick
 _FIT_S = 1.0  # how far the end of a TextGrid and that of its recording may be apart
 
 
@@ -118,7 +118,7 @@ class WordInterval:
             word, start, end = found
             start_s, end_s = float(start), float(end)
             numbers = not any(isinstance(time, str | bytes | bool) for time in (start, end))
-            valid = numbers and 0 <= start_s <= end_s < _MOST_S
+            valid = numbers and 0 <= start_s <= end_s < _MAX_S
             word.encode()  # no lone surrogate
         except (AttributeError, TypeError, ValueError, OverflowError):
             valid = False
@@ -153,7 +153,7 @@ class WordTier:
             RecordingFault: The times do not fit (``textgrid-shifted``).
         """
         end_s = max(self.xmax_s, self.words[-1].end) if self.words else self.xmax_s
-        if abs(self.xmin_s) > _MOST_START_S and abs(end_s - recording_s) > _FIT_S:
+        if abs(self.xmin_s) > _MAX_START_S and abs(end_s - recording_s) > _FIT_S:
             found = f"times from {self.xmin_s:g} to {end_s:g} s beside {recording_s:g} s of recording"
             raise RecordingFault("textgrid-shifted", found, "times that begin at 0 with the recording")
 

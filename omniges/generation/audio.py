@@ -38,7 +38,7 @@ _OGG_PAGE: Final = b"OggS"
 _OGG_FLAGS: Final = 5  # offset of a page's flags
 _OGG_LAST: Final = 4  # flag of a stream's last page
 _OGG_HEADER_BYTES: Final = 27
-_OGG_MOST_BYTES: Final = 65307  # largest page
+_OGG_MAX_BYTES: Final = 65307  # largest page
 _OTHER_DECODER: Final = frozenset({"wav-unsupported-encoding", "wav-not-riff"})  # libsndfile may read it
 
 
@@ -241,7 +241,7 @@ def _require_end_of_ogg(path: Path, file: IO[bytes]) -> None:
     descriptor = file.fileno()
     if os.pread(descriptor, len(_OGG_PAGE), 0) != _OGG_PAGE:
         return
-    tail = os.pread(descriptor, _OGG_MOST_BYTES, max(0, os.fstat(descriptor).st_size - _OGG_MOST_BYTES))
+    tail = os.pread(descriptor, _OGG_MAX_BYTES, max(0, os.fstat(descriptor).st_size - _OGG_MAX_BYTES))
     page = tail[tail.rfind(_OGG_PAGE) :] if _OGG_PAGE in tail else b""
     segments = page[_OGG_HEADER_BYTES - 1] if len(page) >= _OGG_HEADER_BYTES else 0
     table = page[_OGG_HEADER_BYTES : _OGG_HEADER_BYTES + segments]

@@ -27,9 +27,9 @@ from omniges.features.text_tokens import TextTokenCodec
 from omniges.features.timebase import (
     FRAMES_PER_TICK,
     LONGEST_S,
+    MAX_AUDIO_LONGER_S,
+    MAX_MOTION_LONGER_S,
     MEL_FRAMES_PER_TICK,
-    MOST_AUDIO_LONGER_S,
-    MOST_MOTION_LONGER_S,
     TICKS_PER_SECOND,
     lengths_fit,
 )
@@ -189,7 +189,7 @@ def read_text(
     codec: TextTokenCodec | None,
     rate: SpeakingRate | None,
     seconds: float | None = None,
-    most_s: float | None = None,
+    max_s: float | None = None,
 ) -> Condition:
     """Read words from a TextGrid, or from plain text with times estimated by a speaking rate.
 
@@ -198,7 +198,7 @@ def read_text(
         codec: Tokenizer of text tokens; None: the model's text is latents, which need only words.
         rate: Speaking rate for plain text.
         seconds: Length of the other streams of the input; None: the file defines the length.
-        most_s: Length to which the input is cut, if the file states an impossible length.
+        max_s: Length to which the input is cut, if the file states an impossible length.
 
     Returns:
         The text stream.
@@ -220,9 +220,9 @@ def read_text(
         words, length_s, warnings = _plain(path, data, rate)
     if seconds is not None and length_s is not None:
         warnings += _compare_lengths(path, words, length_s, seconds)
-    if length_s is not None and length_s > LONGEST_S and most_s is not None:
-        warnings.append(f"cut to {most_s:g} s of {length_s:g} s")
-        length_s = most_s
+    if length_s is not None and length_s > LONGEST_S and max_s is not None:
+        warnings.append(f"cut to {max_s:g} s of {length_s:g} s")
+        length_s = max_s
     return words_condition(
         words, codec, length_s if seconds is None else seconds, name, (path, sha256_hex(data)), warnings
     )
@@ -231,7 +231,7 @@ def read_text(
 def _compare_lengths(path: str, words: Sequence[Mapping[str, Any]], length_s: float, seconds: float) -> list[str]:
     """Refuse a TextGrid that is much longer than the other streams; return a warning if it is much shorter."""
     last_s = float(words[-1]["end"])
-    if last_s > seconds + MOST_AUDIO_LONGER_S:
+    if last_s > seconds + MAX_AUDIO_LONGER_S:
         raise DataError(
             f"{path}: words up to {seconds:.1f} s expected, the length of the other input, found some up to "
             f"{last_s:.1f} s: give the TextGrid that belongs to it"
@@ -624,8 +624,8 @@ def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
     if {"audio", "gesture"} <= by_stream.keys() and not lengths_fit(by_stream["audio"], by_stream["gesture"]):
         found = ", ".join(f"{one.path} {one.ticks / TICKS_PER_SECOND:.1f} s" for one in item.conditions)
         raise DataError(
-            f"{item.name}: audio at most {MOST_AUDIO_LONGER_S:g} s longer than motion and motion at most "
-            f"{MOST_MOTION_LONGER_S:g} s longer than audio expected, found {found}: give files that belong together"
+            f"{item.name}: audio at most {MAX_AUDIO_LONGER_S:g} s longer than motion and motion at most "
+            f"{MAX_MOTION_LONGER_S:g} s longer than audio expected, found {found}: give files that belong together"
         )
     ticks = min(lengths) if seconds is None else min(*lengths, int(seconds * TICKS_PER_SECOND + 1e-6))
     if ticks > LONGEST_S * TICKS_PER_SECOND:
@@ -634,8 +634,8 @@ def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
         )
     ticks -= ticks % reading.tick_multiple
     if not ticks:
-        least_s = reading.tick_multiple / TICKS_PER_SECOND
-        raise DataError(f"{item.name}: at least {least_s:g} s expected, found less")
+        min_s = reading.tick_multiple / TICKS_PER_SECOND
+        raise DataError(f"{item.name}: at least {min_s:g} s expected, found less")
     shorter = item.conditions and max(lengths) > ticks
     conditions = tuple(one.cut(ticks) for one in item.conditions)
     absent = frozenset[str]().union(*(one.absent for one in conditions))

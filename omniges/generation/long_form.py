@@ -24,7 +24,7 @@ from torch import Tensor
 
 from omniges.conditions.base import Array, ValueOf, stacked
 from omniges.errors import DataError, UsageFault
-from omniges.model.flow import Conditioning, FlowModel, draw_noise, follow, guided_clean, step_levels
+from omniges.model.flow import Conditioning, FlowModel, draw_noise, guided_clean, integrate, step_levels
 from omniges.model.present import masked
 from omniges.model.streams import STREAMS, Stream, StreamName
 from omniges.model.tasks import SamplingSettings
@@ -268,13 +268,13 @@ def _count(stream: Stream, ticks: int, chunk: _Chunk) -> int:
     return stream.count(chunk.window) * len(chunk.starts) if stream.complete_windows else stream.count(ticks)
 
 
-def packed(items: Iterable[T], size_of: Callable[[T], int], most: int) -> Iterator[list[T]]:
-    """Group items so that the sizes of a group sum to at most `most`; a larger item gets its own group.
+def packed(items: Iterable[T], size_of: Callable[[T], int], maximum: int) -> Iterator[list[T]]:
+    """Group items so that the sizes of a group sum to at most `maximum`; a larger item gets its own group.
 
     Args:
         items: Items, which are consumed lazily.
         size_of: Function that returns the size of an item.
-        most: Largest sum of sizes.
+        maximum: Largest sum of sizes.
 
     Yields:
         Groups, in order.
@@ -283,7 +283,7 @@ def packed(items: Iterable[T], size_of: Callable[[T], int], most: int) -> Iterat
     total = 0
     for item in items:
         size = size_of(item)
-        if group and total + size > most:
+        if group and total + size > maximum:
             yield group
             group, total = [], 0
         group.append(item)
@@ -334,7 +334,7 @@ def _denoise(
             found[name] = total.index_copy_(0, where, torch.lerp(total[where], tokens, fade))
         return found
 
-    sampled = follow(noise, step_levels(settings), blended, settings.solver, after_step)
+    sampled = integrate(noise, step_levels(settings), blended, settings.solver, after_step)
     return [
         {name: tokens[plans[name].offsets[k] : plans[name].offsets[k + 1]] for name, tokens in sampled.items()}
         for k in range(len(chunks))

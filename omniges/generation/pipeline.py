@@ -47,8 +47,8 @@ from omniges.generation.long_form import Timeline
 from omniges.generation.records import WINDOWS_TIER
 from omniges.generation.sampler import Codecs, Loaded, Sampler, joined, load, trained_tasks
 from omniges.generation.settings import GenerateSettings, Sources, require_guidable, task_named
-from omniges.generation.vocoder import chosen_voice, waveform_from_mel
-from omniges.generation.word_timing import LEAST_WORDS, SpeakingRate, estimate_warnings, learn_rate, timed_words
+from omniges.generation.vocoder import chosen_vocoder, waveform_from_mel
+from omniges.generation.word_timing import MIN_WORDS, SpeakingRate, estimate_warnings, learn_rate, timed_words
 from omniges.generation.writers import Labels, valid_motion
 from omniges.model.checkpoint import Contents, write_checkpoint
 from omniges.model.spec import weights_file
@@ -62,8 +62,8 @@ F32 = npt.NDArray[np.float32]
 Words = Sequence[Mapping[str, Any]]
 Array = npt.NDArray[Any] | torch.Tensor
 
-_MOST_CHANNELS: Final = 8
-_MOST_SAMPLES: Final = 10_000
+_MAX_CHANNELS: Final = 8
+_MAX_SAMPLES: Final = 10_000
 _LONGEST_PATH: Final = 4096
 _OTHER_ENDINGS: Final = frozenset(
     {".mp4", ".mov", ".avi", ".webm", ".gif", ".png", ".html", ".bvh", ".fbx", ".glb", ".gltf", ".npy", ".pt"}
@@ -121,8 +121,8 @@ class OmnigesSample:
         """
         if self.mel is None:
             raise UsageFault("waveform: this task produces no audio: choose one such as t2a")
-        voice = chosen_voice(None if vocoder is None else arguments.path("vocoder", vocoder))
-        return waveform_from_mel(self.mel, voice.begin(self.seed))
+        chosen = chosen_vocoder(None if vocoder is None else arguments.path("vocoder", vocoder))
+        return waveform_from_mel(self.mel, chosen.begin(self.seed))
 
     def save(self, path: Path | str) -> list[Path]:
         """Write the sample in the format of a path's ending, or in all formats.
@@ -373,7 +373,7 @@ class OmnigesPipeline:
             OmnigesError: An argument is invalid (UsageFault), or an input cannot be used (DataError).
         """
         name = task_named(arguments.text("task", task))
-        num_samples = arguments.integer("num_samples", num_samples, 1, _MOST_SAMPLES + 1)
+        num_samples = arguments.integer("num_samples", num_samples, 1, _MAX_SAMPLES + 1)
         seed = arguments.integer("seed", seed, 0, 1 << 32)
         overlap_ticks = None if overlap_ticks is None else arguments.integer("overlap_ticks", overlap_ticks, 0)
         speaker = None if speaker is None else arguments.text("speaker", speaker)
@@ -448,7 +448,7 @@ class OmnigesPipeline:
             if rate is None:
                 raise UsageFault(
                     "text: it has no times, and the checkpoint has no speaking rate, because its training set has "
-                    f"fewer than {LEAST_WORDS} words: give speaking_rate=pipeline.speaking_rate(SHARDS), words with "
+                    f"fewer than {MIN_WORDS} words: give speaking_rate=pipeline.speaking_rate(SHARDS), words with "
                     "times, or a TextGrid"
                 )
             warnings = estimate_warnings(words, rate)
@@ -555,13 +555,13 @@ def _audio(audio: Path | str | Array, rate_hz: float | None, loudness: Loudness)
     rate_hz = arguments.integer("audio_rate_hz", rate_hz, 1)
     if samples.dtype in {np.dtype(np.int16), np.dtype(np.int32)}:
         samples = samples / np.float32(-np.iinfo(samples.dtype).min)
-    if samples.ndim == 2 and samples.shape[0] <= _MOST_CHANNELS < samples.shape[1]:
+    if samples.ndim == 2 and samples.shape[0] <= _MAX_CHANNELS < samples.shape[1]:
         samples = samples.T
     channels = samples.shape[1] if samples.ndim == 2 else 1
-    if samples.ndim not in {1, 2} or samples.dtype.kind != "f" or not 1 <= channels <= _MOST_CHANNELS < len(samples):
+    if samples.ndim not in {1, 2} or samples.dtype.kind != "f" or not 1 <= channels <= _MAX_CHANNELS < len(samples):
         raise UsageFault(
             f"audio: floats, int16 or int32 of shape (N,), (N, channels) or (channels, N) expected, with at most "
-            f"{_MOST_CHANNELS} channels and more samples than that, found {samples.dtype} of {tuple(samples.shape)}"
+            f"{_MAX_CHANNELS} channels and more samples than that, found {samples.dtype} of {tuple(samples.shape)}"
         )
     loudest = float(np.abs(samples).max())  # NaN is refused when samples are read
     if loudest > LOUDEST:

@@ -76,7 +76,7 @@ class GeneratedRecord:
     source: Mapping[str, Any] | None = field(metadata=_is("dict or null", _of((dict, NoneType))))
     """Shards, manifest_sha256, key; None for the user's own files."""
     sample: int = field(metadata=_is("int from 0 on", is_count))  # from 0
-    ticks: int = field(metadata=_is("int from 1 on", partial(is_count, least=1)))
+    ticks: int = field(metadata=_is("int from 1 on", partial(is_count, minimum=1)))
     seconds: float = field(metadata=_is("number above 0", _positive))
     files: Mapping[str, Mapping[str, str]] = field(metadata=_is(_OF_FILES, _all(_file, dict)))
     """Path and sha256 of gesture, audio, mel, text, transcript."""

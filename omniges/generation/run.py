@@ -22,7 +22,7 @@ from omniges.generation.long_form import Timeline, WindowSettings, packed, windo
 from omniges.generation.records import GeneratedRecord, read_record
 from omniges.generation.sampler import Codecs, Loaded, Sampler, load
 from omniges.generation.settings import GenerateSettings, GenerateSummary, task_named
-from omniges.generation.vocoder import VoiceOf, chosen_voice
+from omniges.generation.vocoder import Vocoder, chosen_vocoder
 from omniges.generation.writers import Results, result_picture
 from omniges.model.spec import ModelIdentity
 from omniges.model.streams import StreamName
@@ -32,7 +32,7 @@ from omniges.shards.present import absent_parts
 from omniges.storage.atomic import PendingGroup, make_folder
 from omniges.storage.canonical_json import file_sha256
 
-_MOST_WINDOWS: Final = 32
+_MAX_WINDOWS: Final = 32
 """Windows of all results that are generated together."""
 
 _ENDINGS: Final[Mapping[StreamName, tuple[str, ...]]] = {
@@ -67,7 +67,7 @@ def generate(
     task = task_named(settings.task)
     loaded = load(settings.checkpoint, settings.weights)
     loaded.require_trained(task)
-    voice = chosen_voice(settings.vocoder) if "audio" in TASKS[task].targets else None
+    vocoder = chosen_vocoder(settings.vocoder) if "audio" in TASKS[task].targets else None
     codecs = codecs or codecs_of(settings, loaded.identity)
     sampler = Sampler(loaded.model, loaded.identity, codecs)
     windows = sampler.windows(settings.overlap_ticks, task)
@@ -84,7 +84,7 @@ def generate(
     make_folder(settings.output_dir)
     shards = settings.sources.shards if settings.sources.from_shards else None
     known = None if shards is None else loaded.knows(shards)
-    job = _Job(settings, task, loaded, sampler, windows, body, voice, known, asked)
+    job = _Job(settings, task, loaded, sampler, windows, body, vocoder, known, asked)
     progress = _Progress(len(inputs), settings.num_samples, count)
     records: list[Path] = []
     warnings: dict[str, None] = {}
@@ -95,7 +95,7 @@ def generate(
 
     try:
         read = (plan.load() for plan in inputs)  # lazily, one after the other
-        for group in packed(read, windows_of, _MOST_WINDOWS):
+        for group in packed(read, windows_of, _MAX_WINDOWS):
             progress.begin(group)
             for path, record in job.results(group, progress.worked):
                 records.append(path)
@@ -200,7 +200,7 @@ class _Job:
     sampler: Sampler
     windows: WindowSettings
     body: Body | None  # None: that of the input, or `NEUTRAL`
-    voice: VoiceOf | None  # None: audio is no target
+    vocoder: Vocoder | None  # None: audio is no target
     known: bool | None  # the model was trained on the shards of the samples; None: not known
     asked: Asked  # values of condition streams
 
@@ -225,7 +225,7 @@ class _Job:
                 (item, Timeline(item.ticks, conditions, speaker, k, item.present, described))
                 for k in range(settings.num_samples)
             ]
-        for some in packed(asked, lambda one: len(window_spans(one[1].ticks, self.windows)), _MOST_WINDOWS):
+        for some in packed(asked, lambda one: len(window_spans(one[1].ticks, self.windows)), _MAX_WINDOWS):
             yield from self._sampled(some, worked)
 
     def _sampled(self, asked: Sequence[tuple[Input, Timeline]], worked: Callable[[float], None]) -> Iterator[_Written]:
@@ -239,7 +239,13 @@ class _Job:
                 seed = settings.seed + timeline.sample
                 spans = self.sampler.codecs.windows_of_text(item.ticks, self.windows)
                 waiting[part.number] = Results(
-                    targets, self._of_body(item), self.sampler.token_codec, self.voice, seed, settings.output_dir, spans
+                    targets,
+                    self._of_body(item),
+                    self.sampler.token_codec,
+                    self.vocoder,
+                    seed,
+                    settings.output_dir,
+                    spans,
                 )
             waiting[part.number].append(part.arrays())
             if part.last:
@@ -293,7 +299,7 @@ class _Job:
             "speaker": settings.speaker or item.speaker,
             "body": None if settings.body is None else str(settings.body),
             "start_xz": None if settings.start_xz is None else list(settings.start_xz),
-            "voice": None if self.voice is None else self.voice.name,
+            "voice": None if self.vocoder is None else self.vocoder.name,
             "quantised": self.sampler.codecs.through_codes(TASKS[self.task].targets),
         }
         chosen |= shown_values(loaded.identity.conditions, timeline.described, spans)

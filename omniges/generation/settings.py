@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from omniges.model.streams import StreamName
 
 
-_MOST_WARNINGS: Final = 5
+_MAX_WARNINGS: Final = 5
 Weights = Literal["ema", "last"]
 TASK_NAMES: Final = ("a2g", "t2g", "t2a", "g2a", "a2t", "g2t", "at2g", "gt2a", "ga2t", "unconditional")
 """Names of tasks as help shows them."""
@@ -100,8 +100,8 @@ class Sources:
     seconds: float | None = option(
         None,
         "Longest result in seconds; without conditions, the length of the result.",
-        least=1 / TICKS_PER_SECOND,
-        most=LONGEST_S,
+        minimum=1 / TICKS_PER_SECOND,
+        maximum=LONGEST_S,
         shown="all",
     )
 
@@ -152,8 +152,8 @@ class GenerateSettings:
         shown="the sample's own",
     )
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
-    seed: int = option(0, "Random seed; the same seed gives the same bytes.", least=0, most=2**32 - 1)
-    num_samples: int = option(1, "Results for each input.", least=1)
+    seed: int = option(0, "Random seed; the same seed gives the same bytes.", minimum=0, maximum=2**32 - 1)
+    num_samples: int = option(1, "Results for each input.", minimum=1)
     overlap_ticks: int | None = option(
         None,
         "Ticks that neighbouring windows share; not for text that is generated as latents.",
@@ -227,7 +227,7 @@ class GenerateSummary:
         pace = f"{self.elapsed_s:.1f} s, {speed:.1f} times real time"
         results = "result" if len(self.records) == 1 else "results"
         found = [f"{len(self.records)} {results}, {self.generated_s:.1f} s, in {self.folder}: {pace}"]
-        found += [f"warning: {warning}" for warning in self.warnings[:_MOST_WARNINGS]]
-        if len(self.warnings) > _MOST_WARNINGS:
-            found.append(f"and {len(self.warnings) - _MOST_WARNINGS} more warnings: see the JSON beside each result")
+        found += [f"warning: {warning}" for warning in self.warnings[:_MAX_WARNINGS]]
+        if len(self.warnings) > _MAX_WARNINGS:
+            found.append(f"and {len(self.warnings) - _MAX_WARNINGS} more warnings: see the JSON beside each result")
         return found

@@ -43,13 +43,13 @@ _SEGMENT_FRAMES: Final = 2000
 _FADE_FRAMES: Final = 50
 _TINY: Final = 1e-10
 _HIFI_GAN_SEGMENT_FRAMES: Final = 500
-_MOST_SIZE: Final = 1 << 13
+_MAX_SIZE: Final = 1 << 13
 _DILATIONS: Final = [[1, 3, 5], [1, 3, 5], [1, 3, 5]]  # of a config.json that does not say them
 _WEIGHTS: Final = ("model.safetensors", "pytorch_model.bin")
 
 
 def _is_size(found: Any) -> bool:
-    return is_count(found, 1) and found <= _MOST_SIZE
+    return is_count(found, 1) and found <= _MAX_SIZE
 
 
 def _are_sizes(found: Any) -> bool:
@@ -58,7 +58,7 @@ def _are_sizes(found: Any) -> bool:
 
 _CONFIG: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
     "model_in_dim": ("a whole number", _is_size),
-    "sampling_rate": ("a whole number", partial(is_count, least=1)),
+    "sampling_rate": ("a whole number", partial(is_count, minimum=1)),
     "upsample_initial_channel": ("a whole number", _is_size),
     "upsample_rates": ("a list of whole numbers", _are_sizes),
     "upsample_kernel_sizes": ("a list of whole numbers", _are_sizes),
@@ -72,11 +72,11 @@ _CONFIG: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
 }
 """Keys of config.json that the network depends on, with their content in words and as a test."""
 
-LEAST_FRAMES: Final = N_FFT // HOP_SAMPLES // 2 + 1
+MIN_FRAMES: Final = N_FFT // HOP_SAMPLES // 2 + 1
 """Shortest mel that can be converted to a waveform."""
 
 
-class MelVoice(Protocol):
+class VocoderStream(Protocol):
     """A converter of a log-mel, passed in pieces, into 16 kHz samples."""
 
     def push(self, mel: F32, /) -> F32:
@@ -87,12 +87,12 @@ class MelVoice(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class VoiceOf:
+class Vocoder:
     """A vocoder by name, which converts mels to waveforms."""
 
     name: str  # for records: griffin-lim, or hifi-gan with its digest
     warning: str | None
-    begin: Callable[[int], MelVoice]  # makes a converter from a seed
+    begin: Callable[[int], VocoderStream]  # makes a converter from a seed
 
 
 @functools.cache
@@ -137,8 +137,8 @@ class GriffinLim:
 
     def finish(self) -> F32:
         """Return the last samples; raise ValueError if there were fewer than 4 frames in all."""
-        if len(self._held) < LEAST_FRAMES:
-            raise ValueError(f"log-mel of at least {LEAST_FRAMES} frames expected, found {len(self._held)}")
+        if len(self._held) < MIN_FRAMES:
+            raise ValueError(f"log-mel of at least {MIN_FRAMES} frames expected, found {len(self._held)}")
         return _joined([self._segment(self._held)])
 
     def _segment(self, mel: F32) -> F64:
@@ -172,12 +172,12 @@ def _joined(pieces: list[F64]) -> F32:
     return np.concatenate([np.zeros(0), *pieces]).astype(np.float32)
 
 
-def waveform_from_mel(mel: F32, voice: MelVoice) -> F32:
+def waveform_from_mel(mel: F32, stream: VocoderStream) -> F32:
     """Convert a complete log-mel to a waveform.
 
     Args:
         mel: Log-mel (F, 64).
-        voice: A new converter.
+        stream: A new converter.
 
     Returns:
         16 kHz samples (160 F,) float32 in [−1, 1], scaled down if they are louder.
@@ -185,21 +185,21 @@ def waveform_from_mel(mel: F32, voice: MelVoice) -> F32:
     Raises:
         ValueError: The mel has another shape or, for Griffin–Lim, fewer than 4 frames.
     """
-    samples = np.concatenate([voice.push(mel), voice.finish()])
+    samples = np.concatenate([stream.push(mel), stream.finish()])
     return np.asarray(samples / max(1.0, float(np.abs(samples).max())), dtype=np.float32)
 
 
-GRIFFIN_LIM: Final = VoiceOf(
+GRIFFIN_LIM: Final = Vocoder(
     "griffin-lim", "the waveform is computed by Griffin-Lim from 64 mel bands: measure on the mel instead", GriffinLim
 )
 
 
-def chosen_voice(folder: Path | None) -> VoiceOf:
+def chosen_vocoder(folder: Path | None) -> Vocoder:
     """Return the HiFi-GAN of a folder, or Griffin–Lim for None; raise the errors of `load_hifi_gan`."""
     return GRIFFIN_LIM if folder is None else load_hifi_gan(folder)
 
 
-def load_hifi_gan(folder: Path) -> VoiceOf:
+def load_hifi_gan(folder: Path) -> Vocoder:
     """Load the HiFi-GAN of a folder, on the GPU if there is one.
 
     Args:
@@ -241,7 +241,7 @@ def load_hifi_gan(folder: Path) -> VoiceOf:
     network.to(device).eval()
     with os_errors(file, "read"):
         digest = file_sha256(file)
-    return VoiceOf(
+    return Vocoder(
         f"hifi-gan {file} sha256 {digest}",
         "the waveform is computed by a HiFi-GAN from 64 mel bands: measure on the mel instead",
         lambda _seed: HifiGan(network, context),

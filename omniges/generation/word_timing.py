@@ -24,8 +24,8 @@ from omniges.storage.canonical_json import json_document
 from omniges.storage.files import parse_json
 
 _BOUNDS_S: Final = (0.0, 0.2, 0.6, 2.0)
-_LEAST_S: Final = 0.05
-LEAST_WORDS: Final = 10
+_MIN_S: Final = 0.05
+MIN_WORDS: Final = 10
 """Smallest number of words from which a speaking rate is learned."""
 _MOST: Final = 1e9  # seconds or words
 _SENTENCE: Final = frozenset(".!?…。！？؟")
@@ -75,7 +75,7 @@ class SpeakingRate:
 
     def word_s(self, word: str) -> float:
         """Return the duration of a word in seconds."""
-        return max(_LEAST_S, self.base_s + self.letter_s * _letters(word))
+        return max(_MIN_S, self.base_s + self.letter_s * _letters(word))
 
 
 def _letters(word: str) -> int:
@@ -101,9 +101,9 @@ def learn_rate(clips: Iterable[Sequence[Mapping[str, Any]]]) -> SpeakingRate:
         letters += [_letters(word["word"]) for word in words]
         lengths += [word["end"] - word["start"] for word in words]
         gaps += [after["start"] - before["end"] for before, after in itertools.pairwise(words)]
-    if len(lengths) < LEAST_WORDS:
+    if len(lengths) < MIN_WORDS:
         raise UsageFault(
-            f"plain text: at least {LEAST_WORDS} words expected in the train split of --shards to learn a speaking "
+            f"plain text: at least {MIN_WORDS} words expected in the train split of --shards to learn a speaking "
             f"rate, found {len(lengths)}; give other shards, or a TextGrid"
         )
     design = np.stack([np.ones(len(letters)), np.array(letters, dtype=np.float64)], axis=1)

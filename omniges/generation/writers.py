@@ -29,7 +29,7 @@ from omniges.formats.textgrid import WordInterval, encode_tiers, encode_words, i
 from omniges.generation.audio import Spool
 from omniges.generation.inputs import Body, Condition, Input
 from omniges.generation.records import WINDOWS_TIER
-from omniges.generation.vocoder import VoiceOf
+from omniges.generation.vocoder import Vocoder
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
 from omniges.storage.atomic import os_errors
@@ -129,10 +129,10 @@ class SpeechSink:
     Without a vocoder, which is slow, there is no WAV.
     """
 
-    def __init__(self, voice: VoiceOf | None, seed: int, folder: Path | None) -> None:
+    def __init__(self, vocoder: Vocoder | None, seed: int, folder: Path | None) -> None:
         self.measures: dict[str, float] = {}
-        self.warnings = [] if voice is None or voice.warning is None else [voice.warning]
-        self._voice = None if voice is None else voice.begin(seed)
+        self.warnings = [] if vocoder is None or vocoder.warning is None else [vocoder.warning]
+        self._vocoder = None if vocoder is None else vocoder.begin(seed)
         self._mel = Spool(folder, (MEL_BANDS,))
         self._samples = Spool(folder, ())
         self._peak = 1.0
@@ -145,8 +145,8 @@ class SpeechSink:
                 "enough; choose another checkpoint"
             )
         self._mel.append(mel)
-        if self._voice is not None:
-            self._append_samples(self._voice.push(mel))
+        if self._vocoder is not None:
+            self._append_samples(self._vocoder.push(mel))
 
     def _append_samples(self, samples: F32) -> None:
         self._samples.append(samples)
@@ -159,9 +159,9 @@ class SpeechSink:
     def files(self) -> Iterator[OutFile]:
         """Yield the mel and the WAV."""
         yield OutFile("mel", ".mel.npy", self._array())
-        if self._voice is None:
+        if self._vocoder is None:
             return
-        self._append_samples(self._voice.finish())
+        self._append_samples(self._vocoder.finish())
         if self._peak > 1:
             self.warnings.append(f"the waveform was {self._peak:.2f} times too loud and was scaled down")
         scaled = ((block / self._peak).astype(np.float32) for block in self._samples.blocks())
@@ -313,7 +313,7 @@ class Results:
         targets: Sequence[StreamName],
         body: Body,
         codec: TextTokenCodec,
-        voice: VoiceOf | None,
+        vocoder: Vocoder | None,
         seed: int,
         folder: Path | None,
         windows_of_text: Sequence[tuple[int, int]] | None = None,
@@ -324,14 +324,14 @@ class Results:
             targets: Streams of the result.
             body: Body of the motion.
             codec: Tokenizer of text tokens, one a tick.
-            voice: Vocoder; None: no waveform.
+            vocoder: Vocoder; None: no waveform.
             seed: Seed of the vocoder.
             folder: Folder of temporary files, see `Spool`.
             windows_of_text: First tick and length of each window, if text is latents; None: text is tokens.
         """
         sink_of: dict[StreamName, Callable[[], Sink]] = {
             "gesture": lambda: GestureSink(body, folder),
-            "audio": lambda: SpeechSink(voice, seed, folder),
+            "audio": lambda: SpeechSink(vocoder, seed, folder),
             "text": lambda: TextSink(codec) if windows_of_text is None else WindowTextSink(windows_of_text),
         }
         self.sinks = {name: sink_of[name]() for name in targets}
@@ -386,9 +386,9 @@ def result_picture(name: str, task: str, item: Input, results: Results, body: Bo
     Returns:
         The picture as PNG.
     """
-    from omniges.visualize.pictures import MOST_S, Row, draw_result  # noqa: PLC0415 - matplotlib only for pictures
+    from omniges.visualize.pictures import MAX_S, Row, draw_result  # noqa: PLC0415 - matplotlib only for pictures
 
-    ticks = min(round(MOST_S * TICKS_PER_SECOND), item.ticks)
+    ticks = min(round(MAX_S * TICKS_PER_SECOND), item.ticks)
 
     def shown(condition: Condition) -> Any:
         if condition.stream != "text":

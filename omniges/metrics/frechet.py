@@ -403,11 +403,11 @@ def _settings(path: Path) -> tuple[int, list[tuple[int, int, str]]]:
     return multiple, rows
 
 
-def _integer(found: Mapping[str, Any], key: str, least: int, path: Path) -> int:
+def _integer(found: Mapping[str, Any], key: str, minimum: int, path: Path) -> int:
     value = found[key]
-    if type(value) is not int or not least <= value <= 1 << 16:
+    if type(value) is not int or not minimum <= value <= 1 << 16:
         raise DataError(
-            f"{path}: {key}: found {one_line(str(value), 80)}; expected a whole number from {least} to 65536"
+            f"{path}: {key}: found {one_line(str(value), 80)}; expected a whole number from {minimum} to 65536"
         )
     return value
 

@@ -30,9 +30,9 @@ CONTACT_HEIGHT_M: Final = 0.025
 FLOOR_PERCENTILE: Final = 5.0
 _SEAM_PERCENTILE: Final = 99.0
 _GROUND: Final = [0, 2]  # x and z
-_LEAST_FACE_FRAMES: Final = 2
+_MIN_FACE_FRAMES: Final = 2
 _DETOUR_HZ: Final = 22_050  # librosa's default rate, which the tools of 2024 do not override
-_LEAST_SAMPLES: Final = 2048  # librosa's window
+_MIN_SAMPLES: Final = 2048  # librosa's window
 
 
 def scored_poses(poses: Numbers, settings: PositionSettings) -> F64:
@@ -193,9 +193,9 @@ def audio_beats(samples: Numbers, frames: int, settings: BeatSettings) -> F64:
     else:
         end = (frames - settings.crop_frames) / FRAME_RATE_HZ * SAMPLE_RATE_HZ
         cropped = audio[start : max(round(end) if settings.audio_end == "rounded" else int(end), 0)]
-    if len(cropped) < _LEAST_SAMPLES:
+    if len(cropped) < _MIN_SAMPLES:
         raise DataError(
-            f"audio: found {len(cropped)} samples after the crop; expected {_LEAST_SAMPLES}: leave this clip out"
+            f"audio: found {len(cropped)} samples after the crop; expected {_MIN_SAMPLES}: leave this clip out"
         )
     detect = load_librosa().onset.onset_detect
     times = detect(y=cropped, sr=SAMPLE_RATE_HZ, hop_length=settings.hop_samples, units="time")
@@ -204,9 +204,9 @@ def audio_beats(samples: Numbers, frames: int, settings: BeatSettings) -> F64:
     return np.asarray(times, dtype=np.float64)
 
 
-def least_frames(settings: BeatSettings) -> int:
+def min_frames(settings: BeatSettings) -> int:
     """Return the smallest number of motion frames with which a clip can have beats of audio and motion."""
-    return 2 * settings.crop_frames + math.ceil(_LEAST_SAMPLES * FRAME_RATE_HZ / SAMPLE_RATE_HZ)
+    return 2 * settings.crop_frames + math.ceil(_MIN_SAMPLES * FRAME_RATE_HZ / SAMPLE_RATE_HZ)
 
 
 def beat_score(audio_times_s: Numbers, motion_frames: Sequence[I64], frames: int, settings: BeatSettings) -> BeatScore:
@@ -544,8 +544,8 @@ class FaceSums:
             DataError: There are fewer than 2 frames.
         """
         frames = self._frames
-        if frames < _LEAST_FACE_FRAMES:
-            raise DataError(f"vertices: found {frames}; expected at least {_LEAST_FACE_FRAMES}: leave this clip out")
+        if frames < _MIN_FACE_FRAMES:
+            raise DataError(f"vertices: found {frames}; expected at least {_MIN_FACE_FRAMES}: leave this clip out")
         total = self._positions if settings.lvd == "position-error" else self._steps
         divisor = frames if settings.lvd == "velocity-by-frames" else frames - 1
         weight = frames - 1 if settings.lvd == "velocity-by-steps" else frames

@@ -21,7 +21,7 @@ from omniges.storage.librosa_import import load_librosa
 CEPSTRA: Final = 13
 ONSET_TOLERANCE_S: Final = 0.05
 _DB: Final = 10 * math.sqrt(2) / math.log(10)  # Kubichek (1993)
-_LEAST_FRAMES: Final = 4  # fewer have no peaks
+_MIN_FRAMES: Final = 4  # fewer have no peaks
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def mel_onsets(mel: Numbers) -> F64:
         UsageFault: The shape is wrong.
         DataError: There are fewer than 4 frames, or values that are NaN or infinite.
     """
-    levels = checked(mel, "log-mel", (None, None), at_least=_LEAST_FRAMES)
+    levels = checked(mel, "log-mel", (None, None), at_least=_MIN_FRAMES)
     if levels.shape[1] == 0:
         raise UsageFault("log-mel: found no bands; expected (frames, bands)")
     rise = np.concatenate([[0.0], np.maximum(np.diff(levels, axis=0), 0.0).mean(axis=1)])

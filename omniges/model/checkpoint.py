@@ -210,20 +210,20 @@ def _compare(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
             raise DataError(f"{file}: sha256 {entry['sha256']} expected, found {digest}: it was damaged. {_OTHER}")
 
 
-def prune(folder: Path, keep: int, spared: Collection[int] = ()) -> list[Path]:
+def prune(folder: Path, keep: int, protected: Collection[int] = ()) -> list[Path]:
     """Remove checkpoints, oldest first.
 
     Args:
         folder: Folder of the run's checkpoints.
         keep: Number of newest checkpoints that stay; 0 keeps all. A link is not counted and stays, because
             its target does not belong to the run.
-        spared: Steps whose checkpoints stay too.
+        protected: Steps whose checkpoints stay too.
 
     Returns:
         The folders removed.
     """
     own = [path for path in checkpoints(folder) if path.is_dir() and not path.is_symlink()]
-    removed = [path for path in own[keep:] if step_of(path) not in spared] if keep else []
+    removed = [path for path in own[keep:] if step_of(path) not in protected] if keep else []
     for path in removed:
         atomic.remove_folder(path)
     return removed

@@ -331,7 +331,7 @@ def step_levels(settings: SamplingSettings) -> list[float]:
     return [*(shift * u / (shift * u + (1 - u)) for u in even), 0.0]  # exactly 1 at 1
 
 
-def follow(
+def integrate(
     start: Mapping[StreamName, Tensor],
     levels: Sequence[float],
     clean_of: CleanOf,

@@ -47,10 +47,10 @@ AudioTokens = Literal["rows", "patches"]
 _OMNIFLOW_TEXT: Final = "omniflow-text-vae"  # the codec whose latents are the text tokens of OmniFlow
 CONFIG_FILE: Final = "config.json"
 SPEAKING_RATE_FILE: Final = "speaking_rate.json"
-_MOST_TICKS: Final = 1 << 20
+_MAX_TICKS: Final = 1 << 20
 _SIZES: Final = ("width", "layers", "heads", "mlp_ratio", "piece_width", "mark_width")
 _OPTIONAL_SIZES: Final = ("pooled_width", "text_head_width")
-_MOST_SIZE: Final = 1 << 20
+_MAX_SIZE: Final = 1 << 20
 _OTHER_MODEL: Final = "it is of another model: choose another checkpoint"
 
 
@@ -101,8 +101,8 @@ class ModelConfig:
         for name in (*_SIZES, *_OPTIONAL_SIZES):
             size = getattr(self, name)
             absent = size is None and name in _OPTIONAL_SIZES
-            if not absent and not (type(size) is int and 1 <= size <= _MOST_SIZE):
-                raise UsageFault(f"model: {name}: found {size!r:.40}; expected a whole number from 1 to {_MOST_SIZE}")
+            if not absent and not (type(size) is int and 1 <= size <= _MAX_SIZE):
+                raise UsageFault(f"model: {name}: found {size!r:.40}; expected a whole number from 1 to {_MAX_SIZE}")
         if self.width % (2 * self.heads):
             raise UsageFault(
                 f"model: found width {self.width} and {self.heads} heads; expected an even number of features a head"
@@ -525,7 +525,7 @@ def _check_values(found: Mapping[str, Any]) -> None:
     checks = {
         "preset": isinstance(found["preset"], str),
         "model": isinstance(found["model"], dict),
-        "window_ticks": is_count(found["window_ticks"], 1) and found["window_ticks"] <= _MOST_TICKS,
+        "window_ticks": is_count(found["window_ticks"], 1) and found["window_ticks"] <= _MAX_TICKS,
         "speakers": isinstance(speakers, list) and all(isinstance(name, str) for name in speakers),
         "loudness": found.get("loudness", "none") in get_args(Loudness),
         "codecs": isinstance(codecs, dict) and codecs.keys() <= set(get_args(StreamName)),

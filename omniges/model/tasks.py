@@ -49,13 +49,13 @@ class SamplingSettings:
     """Settings of the sampler."""
 
     num_inference_steps: int = option(
-        20, "Sampling steps; more are slower.", least=1, most=10_000, was=("steps",), panel="Sampling"
+        20, "Sampling steps; more are slower.", minimum=1, maximum=10_000, was=("steps",), panel="Sampling"
     )
     """Each is one evaluation of the model, two with guidance, twice that with Heun but for the last."""
     guidance_scale: float = option(
         1.0,
         "Scale of classifier-free guidance; 1: none, above 1: closer to the conditions.",
-        least=0,
+        minimum=0,
         was=("guidance",),
     )
     """1 is the conditional model, 0 the unconditional one; values above 1 strengthen the conditions."""
@@ -63,7 +63,7 @@ class SamplingSettings:
     shift: float = option(3.0, "Shift of the noise levels; above 1, more of the steps are at high noise.", above=0)
     """Levels become shift · σ / (1 + (shift − 1) · σ): above 1, more steps at high noise."""
     sigma_min: float = option(
-        0.3, "Noise level σ below which no step begins, 0 to 1.", least=0, below=1, was=("last_level",)
+        0.3, "Noise level σ below which no step begins, 0 to 1.", minimum=0, below=1, was=("last_level",)
     )
     """Only 1 % of the levels in training are below 0.3, so models are unreliable there (docs/how-to/generate.md). It is
     the σ_min of Karras et al. (2022)."""

@@ -376,7 +376,7 @@ def _common_length(take: Take, settings: ConvertSettings) -> int:
         if not timebase.lengths_fit(audio_s, motion_s, settings.max_length_mismatch_s):
             found = f"audio {audio_s:.3f} s, motion {motion_s:.3f} s"
             expected = (
-                f"audio at most {timebase.MOST_AUDIO_LONGER_S:g} s longer, motion {timebase.MOST_MOTION_LONGER_S:g} s"
+                f"audio at most {timebase.MAX_AUDIO_LONGER_S:g} s longer, motion {timebase.MAX_MOTION_LONGER_S:g} s"
                 if settings.max_length_mismatch_s is None
                 else f"at most {settings.max_length_mismatch_s:g} s apart"
             )

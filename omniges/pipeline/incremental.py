@@ -26,7 +26,7 @@ from omniges.shards.manifest import ManifestRow, MemberPlace, row_from_json
 from omniges.shards.reader import ShardFolder, read_beside
 from omniges.shards.schema import CONTRACT, DATASET_FILE, FORMAT_VERSION, REPORT_FILE
 from omniges.shards.tar import BLOCK_BYTES, read_npy
-from omniges.shards.transaction import Begun, Workspace
+from omniges.shards.transaction import UnfinishedRun, Workspace
 from omniges.shards.writer import StoredSegment, StoredShard
 from omniges.storage.canonical_json import canonical_json, file_sha256, sha256_hex
 
@@ -179,7 +179,7 @@ def read_complete(settings: PreprocessSettings) -> dict[str, Any] | None:
             f"{out}: shard contract version {FORMAT_VERSION} expected, found version {found['version']}, which "
             "is read but never updated: write to another --output-dir, or replace this one with --force"
         )
-    now = Begun.of(settings.document(), anew=False)
+    now = UnfinishedRun.of(settings.document(), anew=False)
     _refuse_differences(f"{out} was made", found["settings"], now.settings)
     return found
 
@@ -194,7 +194,7 @@ def check_begun(settings: PreprocessSettings, workspace: Workspace) -> None:
     Raises:
         UsageFault: The run used other settings or package versions, and --force is not set.
     """
-    begun, wanted = workspace.begun(), Begun.of(settings.document(), anew=settings.force)
+    begun, wanted = workspace.begun(), UnfinishedRun.of(settings.document(), anew=settings.force)
     if begun is None or (settings.force and begun != wanted):
         workspace.wipe()
         return
@@ -219,7 +219,7 @@ def check_update(settings: PreprocessSettings, complete: dict[str, Any]) -> None
             "drop. Write to another --output-dir and run omniges encode on that, or start over with --force and encode "
             "again"
         )
-    now = Begun.of(settings.document(), anew=False)
+    now = UnfinishedRun.of(settings.document(), anew=False)
     _refuse_differences(
         f"{settings.output_dir} must be updated, but was made", complete["tool"], now.tool, "package versions"
     )

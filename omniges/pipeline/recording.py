@@ -36,7 +36,7 @@ from omniges.shards.schema import (
 from omniges.storage.canonical_json import canonical_json
 
 _MOTION_PARTS: Final = (*POSE_PARTS, "root", "face")
-_MOST_CHANNELS: Final = 8
+_MAX_CHANNELS: Final = 8
 _AFTER_END_S: Final = 0.1  # tolerance of word times after the end, because times are rounded
 _MAX_SPEAKER_ID: Final = 2**31 - 1
 # Remedies for programs, for codes whose remedy is about files.
@@ -264,7 +264,7 @@ def _wav(recording: Recording) -> Wav | None:
             "sample_rate_hz=16000, or the actual rate"
         )
     samples = _array(recording, "samples", recording.samples)
-    if samples.ndim == 2 and samples.shape[0] <= _MOST_CHANNELS < samples.shape[1]:
+    if samples.ndim == 2 and samples.shape[0] <= _MAX_CHANNELS < samples.shape[1]:
         raise DataError(
             f"recording {recording.key!r}: samples of shape {samples.shape}; (n,) or (n, channels) expected: give "
             "samples.T"

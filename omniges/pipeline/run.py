@@ -25,7 +25,7 @@ from omniges.pipeline.write import publish_set
 from omniges.progress import Reporter
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import SPLITS
-from omniges.shards.transaction import Begun, Workspace, finish_commit, staged_name
+from omniges.shards.transaction import UnfinishedRun, Workspace, finish_commit, staged_name
 from omniges.shards.writer import ShardFile, ShardWriter
 from omniges.storage.atomic import append_line, locked, make_folder, open_log, os_errors
 
@@ -128,7 +128,7 @@ def _run(work: _Work, reporter: Reporter, log: _RunLog, start: float) -> Summary
     log.write(
         "start", stems=discovery.stems, workers=settings.num_workers, out=str(settings.output_dir), to_compute=len(todo)
     )
-    work.workspace.begin(Begun.of(settings.document(), anew=settings.force))
+    work.workspace.begin(UnfinishedRun.of(settings.document(), anew=settings.force))
     try:
         tally, writer = _convert_all(work, todo, reporter, log, start)
     finally:

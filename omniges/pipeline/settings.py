@@ -109,8 +109,8 @@ class ConvertSettings:
         None,
         "Reject a recording whose audio and motion differ in length by more than this many seconds.",
         "--max-length-mismatch",
-        shown=f"audio {timebase.MOST_AUDIO_LONGER_S:g} s longer, motion {timebase.MOST_MOTION_LONGER_S:g} s",
-        least=0,
+        shown=f"audio {timebase.MAX_AUDIO_LONGER_S:g} s longer, motion {timebase.MAX_MOTION_LONGER_S:g} s",
+        minimum=0,
     )
     motion_rate_hz: float | None = motion_rate_option()
     word_tier: str | None = option(None, "Name of the word tier in the TextGrids.", shown="words or word")
@@ -179,14 +179,14 @@ class PreprocessSettings:
         metavar="SIZE",
         shown="256MiB",
         parse=size_bytes,
-        least=1,
+        minimum=1,
     )
     convert: ConvertSettings = field(default_factory=ConvertSettings)
     selection: Selection = field(default_factory=Selection)
     num_workers: int = option(
         0,
         "Worker processes; 0: one for each core that the process may use.",
-        least=0,
+        minimum=0,
         was=("workers",),
         panel="Execution",
     )
@@ -196,8 +196,8 @@ class PreprocessSettings:
     max_rejected: float = option(
         0.05,
         "Largest share of rejected recordings, 0 to 1, with exit code 0; the shards are completed either way.",
-        least=0,
-        most=1,
+        minimum=0,
+        maximum=1,
     )
     force: bool = option(False, "Start again in a folder that was made with other settings.", "--force/--no-force")
     allow_removal: bool = option(False, "Let an update remove more than 10 % of the samples that are there.")

@@ -33,7 +33,7 @@ from omniges.shards.transaction import (
     COMMIT_FILE,
     PLACE_FILE,
     SPOOL_FILE,
-    Begun,
+    UnfinishedRun,
     Workspace,
     commit,
     finish_commit,
@@ -120,7 +120,7 @@ def write_shards(  # noqa: PLR0913 - keyword-only except two: user settings
     with new_folder(out), locked(out):
         _prepare_workspace(workspace, force=force)
         try:
-            workspace.begin(Begun.of(document, anew=force))
+            workspace.begin(UnfinishedRun.of(document, anew=force))
             total = len(recordings) if isinstance(recordings, Sized) else 0
             with contextlib.closing(_Spool(workspace.folder / SPOOL_FILE)) as spool:
                 inputs, samples = _convert_all(recordings, convert, spool, lambda n: progress and progress(n, total))

@@ -143,9 +143,9 @@ def converted_config(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _expected_shapes(trunk: Any, most_layers: int) -> dict[str, tuple[int, ...]]:
-    if not 1 <= trunk["layers"] <= most_layers:  # before a model of so many layers is built
-        raise ValueError(f"{trunk['layers']} layers in {most_layers} tensors")
+def _expected_shapes(trunk: Any, max_layers: int) -> dict[str, tuple[int, ...]]:
+    if not 1 <= trunk["layers"] <= max_layers:  # before a model of so many layers is built
+        raise ValueError(f"{trunk['layers']} layers in {max_layers} tensors")
     sizes = [trunk["width"], trunk["heads"], trunk["mlp_ratio"], trunk["pooled_width"]]
     sizes += [size for stream in trunk["streams"].values() for size in stream.values() if size is not None]
     if not all(is_count(size, 1) for size in sizes):

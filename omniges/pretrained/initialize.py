@@ -47,7 +47,7 @@ _OMNIFLOW_AUDIO: Final = "audioldm2-vae"
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class Initialization:
     """Weights that a model was initialized from."""
 
     where: str
@@ -77,7 +77,7 @@ class Start(ABC):
         return identity
 
     @abstractmethod
-    def fill(self, model: FlowModel, identity: ModelIdentity) -> Begun:
+    def fill(self, model: FlowModel, identity: ModelIdentity) -> Initialization:
         """Copy the weights into a model.
 
         Args:
@@ -172,7 +172,7 @@ class CheckpointStart(Start):
         conditions = {name: was.conditions.get(name, stream) for name, stream in identity.conditions.items()}
         return replace(own, speakers=was.speakers + added, conditions=conditions)
 
-    def fill(self, model: FlowModel, identity: ModelIdentity) -> Begun:
+    def fill(self, model: FlowModel, identity: ModelIdentity) -> Initialization:
         """Copy all weights by name.
 
         Args:
@@ -213,7 +213,7 @@ class CheckpointStart(Start):
                     "left out", name, None, saved.pop(name).numel(), "a condition stream left out"
                 )
         checkpoint.load_into(own, saved, where)
-        return Begun(where, (self._saved.path / self._file,), tuple(statuses.values()), ())
+        return Initialization(where, (self._saved.path / self._file,), tuple(statuses.values()), ())
 
 
 def config_over_tokens(trunk: Mapping[str, Any]) -> ModelConfig:
@@ -275,7 +275,7 @@ class OmniFlowStart(Start):
             return identity
         return replace(identity, config=replace(identity.config, normalise_text=False))
 
-    def fill(self, model: FlowModel, identity: ModelIdentity) -> Begun:
+    def fill(self, model: FlowModel, identity: ModelIdentity) -> Initialization:
         """Copy the trunk, except for projections of tokens that are not OmniFlow's.
 
         Args:
@@ -299,7 +299,7 @@ class OmniFlowStart(Start):
                 own[target].copy_(tensor)
             if _SPEAKERS in own:  # zero, so that the first outputs equal OmniFlow's
                 own[_SPEAKERS].zero_()
-        return Begun(source.where, source.files, _all_statuses(source, plan, own), source.warnings)
+        return Initialization(source.where, source.files, _all_statuses(source, plan, own), source.warnings)
 
 
 @dataclass(frozen=True, slots=True)

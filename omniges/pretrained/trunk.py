@@ -23,15 +23,15 @@ from torch import Tensor
 from omniges.errors import DataError, UsageFault
 from omniges.model.streams import line_embedding
 from omniges.model.trunk import JointFlowTransformer
-from omniges.pretrained.anatomy import (
+from omniges.pretrained.architecture import (
     NESTED,
     STREAM_NAMES,
-    Anatomy,
+    Architecture,
     Grid,
     StreamNames,
     nested_names,
     parameters,
-    read_anatomy,
+    read_architecture,
     tables,
 )
 from omniges.pretrained.tensors import OmniFlowFolder, Tensors, find_omniflow, open_parts
@@ -42,7 +42,7 @@ _LIST: Final = "shadow_params"
 _TIED: Final = "text_decoder.encoder.encoder.embed_tokens.weight"
 _TABLE: Final = "text_decoder.encoder.shared.weight"
 """Other name of the same tensor, which counts once among parameters."""
-_LEAST_TOLERANCE: Final = 2e-5  # of a table that was computed in float32
+_MIN_TOLERANCE: Final = 2e-5  # of a table that was computed in float32
 
 StatusKind = Literal["loaded", "converted", "new", "left out"]
 How = Literal["as it is", "joined", "stacked", "flattened", "first six parts"]
@@ -82,25 +82,30 @@ class TensorStatus:
         return asdict(self)
 
 
-def trunk_config(anatomy: Anatomy) -> dict[str, Any]:
+def trunk_config(architecture: Architecture) -> dict[str, Any]:
     """Return arguments for `JointFlowTransformer` with streams ``image``, ``text``, ``audio``."""
-    if anatomy.mlp_width % anatomy.width:
+    if architecture.mlp_width % architecture.width:
         raise DataError(
-            f"an OmniFlow transformer of width {anatomy.width} with MLPs of {anatomy.mlp_width}; a multiple expected"
+            f"an OmniFlow transformer of width {architecture.width}: expected a multiple of it as the MLP width, found "
+            f"{architecture.mlp_width}; use another checkpoint"
         )
     return {
         "streams": {
-            "image": _grid_config(anatomy.image),
-            "text": {"inputs": anatomy.joint_width, "outputs": anatomy.text_outputs, "head_width": anatomy.joint_width},
-            "audio": _grid_config(anatomy.audio),
+            "image": _grid_config(architecture.image),
+            "text": {
+                "inputs": architecture.joint_width,
+                "outputs": architecture.text_outputs,
+                "head_width": architecture.joint_width,
+            },
+            "audio": _grid_config(architecture.audio),
         },
-        "width": anatomy.width,
-        "layers": anatomy.layers,
-        "heads": anatomy.heads,
-        "mlp_ratio": anatomy.mlp_width // anatomy.width,
-        "qk_norm": anatomy.qk_norm,
+        "width": architecture.width,
+        "layers": architecture.layers,
+        "heads": architecture.heads,
+        "mlp_ratio": architecture.mlp_width // architecture.width,
+        "qk_norm": architecture.qk_norm,
         "conditioning": "summed",
-        "pooled_width": anatomy.pooled_width,
+        "pooled_width": architecture.pooled_width,
         "rotary_periods_s": None,
         "context_only": ["text"],
     }
@@ -111,7 +116,7 @@ def _grid_config(grid: Grid) -> dict[str, int | None]:
     return {"inputs": square * grid.channels, "outputs": square * grid.outputs, "head_width": None}
 
 
-def rules(anatomy: Anatomy) -> list[Rule]:
+def rules(architecture: Architecture) -> list[Rule]:
     """Return one rule for each tensor of the trunk that `trunk_config` describes."""
     found: list[Rule] = []
     for stream, names in STREAM_NAMES.items():
@@ -123,8 +128,8 @@ def rules(anatomy: Anatomy) -> list[Rule]:
             found += _linear(f"head.{stream}.widen", names.head_widen)
         found += _linear(f"head.{stream}.modulation", f"{names.head_modulation}.linear")
         found += _linear(f"head.{stream}.out", names.head_out)
-    for k in range(anatomy.layers):
-        found += _block(anatomy, k)
+    for k in range(architecture.layers):
+        found += _block(architecture, k)
     return found
 
 
@@ -136,17 +141,17 @@ def _linear(target: str, source: str, how: How = "as it is") -> list[Rule]:
     ]
 
 
-def _block(anatomy: Anatomy, k: int) -> Iterator[Rule]:
+def _block(architecture: Architecture, k: int) -> Iterator[Rule]:
     theirs, ours = f"transformer_blocks.{k}", f"blocks.{k}"
-    if anatomy.qk_norm == "layer":
+    if architecture.qk_norm == "layer":
         for part in ("weight", "bias"):
             sources = tuple(f"{theirs}.attn.{name}.{part}" for name in ("norm_q", "norm_k"))
             yield Rule(f"{ours}.qk_norm.{part}", sources, "stacked")
     for stream, names in STREAM_NAMES.items():
-        context_only = k == anatomy.layers - 1 and stream == "text"
-        dual = stream == "image" and k in anatomy.dual_layers
+        context_only = k == architecture.layers - 1 and stream == "text"
+        dual = stream == "image" and k in architecture.dual_layers
         yield from _branch(f"{ours}.branches.{stream}", theirs, names, context_only=context_only, dual=dual)
-        if anatomy.qk_norm == "rms":
+        if architecture.qk_norm == "rms":
             sources = tuple(f"{theirs}.attn.{name}.weight" for name in names.qk_norms)
             yield Rule(f"{ours}.branches.{stream}.qk_norm.weight", sources, "stacked")
 
@@ -189,12 +194,12 @@ def convert_tensor(rule: Rule, source: Tensors) -> Tensor:
 
 
 def conversion_statuses(
-    anatomy: Anatomy, shapes: Mapping[str, tuple[int, ...]], table_reasons: Mapping[str, str]
+    architecture: Architecture, shapes: Mapping[str, tuple[int, ...]], table_reasons: Mapping[str, str]
 ) -> list[TensorStatus]:
     """Return the use of every tensor of the source.
 
     Args:
-        anatomy: Sizes of the transformer.
+        architecture: Sizes of the transformer.
         shapes: Shape of each source tensor by name.
         table_reasons: Reason why each position table is left out, by name.
 
@@ -205,12 +210,12 @@ def conversion_statuses(
         DataError: A tensor has no known use.
     """
     found: list[TensorStatus] = []
-    for rule in rules(anatomy):
+    for rule in rules(architecture):
         kind: StatusKind = "loaded" if rule.how == "as it is" else "converted"
         reason = _REASONS[rule.how]
         found += [TensorStatus(kind, name, rule.target, math.prod(shapes[name]), reason) for name in rule.sources]
     reasons = dict(table_reasons)
-    dead = f"transformer_blocks.{anatomy.layers - 1}.{STREAM_NAMES['text'].mlp}."
+    dead = f"transformer_blocks.{architecture.layers - 1}.{STREAM_NAMES['text'].mlp}."
     reasons |= {name: "the last block's text gives keys and values only" for name in shapes if name.startswith(dead)}
     for name in nested_names(shapes):
         reasons[name] = next(words for prefix, words in NESTED.items() if name.startswith(prefix))
@@ -257,11 +262,11 @@ class SourceTrunk(Tensors):
     warnings: tuple[str, ...]
 
 
-def _opened(folder: Path) -> tuple[OmniFlowFolder, Tensors, Anatomy, list[str]]:
+def _opened(folder: Path) -> tuple[OmniFlowFolder, Tensors, Architecture, list[str]]:
     """Return the files of an OmniFlow folder, its last weights, its sizes and warnings on its config."""
     found = find_omniflow(folder)
     source = open_parts(found.weights)
-    return found, source, *read_anatomy(source.shapes, found.config, source.where)
+    return found, source, *read_architecture(source.shapes, found.config, source.where)
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -274,8 +279,8 @@ def audio_grid_of(folder: Path) -> dict[str, int]:
 
     The saved table is not compared.
     """
-    _, source, anatomy, _ = _opened(folder)
-    return _as_entry(anatomy.audio, _base(*_saved("audio_embedder.pos_embed", anatomy, source)))
+    _, source, architecture, _ = _opened(folder)
+    return _as_entry(architecture.audio, _base(*_saved("audio_embedder.pos_embed", architecture, source)))
 
 
 def _as_entry(grid: Grid, base: int) -> dict[str, int]:
@@ -296,15 +301,18 @@ def read_omniflow(folder: Path, weights: WhichWeights = "last") -> SourceTrunk:
         UsageFault: The folder or the EMA weights do not exist.
         DataError: A tensor is missing, damaged, unexpected or of another shape.
     """
-    found, source, anatomy, warnings = _opened(folder)
-    bases, reasons = _tables(anatomy, source)
+    found, source, architecture, warnings = _opened(folder)
+    bases, reasons = _tables(architecture, source)
     if weights == "ema":
         if found.average is None:
             raise UsageFault(f"{folder}: no ema_transformer.pt with EMA weights found; use the last weights")
-        source = _average(found.average, anatomy, source)
-    grids = {"image": _as_entry(anatomy.image, bases["image"]), "audio": _as_entry(anatomy.audio, bases["audio"])}
-    by_target = {rule.target: rule for rule in rules(anatomy)}
-    config = trunk_config(anatomy)
+        source = _average(found.average, architecture, source)
+    grids = {
+        "image": _as_entry(architecture.image, bases["image"]),
+        "audio": _as_entry(architecture.audio, bases["audio"]),
+    }
+    by_target = {rule.target: rule for rule in rules(architecture)}
+    config = trunk_config(architecture)
     return SourceTrunk(
         where=source.where,
         files=(found.config_file, *source.files),
@@ -313,7 +321,7 @@ def read_omniflow(folder: Path, weights: WhichWeights = "last") -> SourceTrunk:
         shapes=parameter_shapes(config),
         dtypes={name: source.dtypes[rule.sources[0]] for name, rule in by_target.items()},
         read=lambda name: convert_tensor(by_target[name], source),
-        statuses=tuple(conversion_statuses(anatomy, source.shapes, reasons)),
+        statuses=tuple(conversion_statuses(architecture, source.shapes, reasons)),
         warnings=tuple(warnings),
     )
 
@@ -325,7 +333,7 @@ def parameter_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def _average(path: Path, anatomy: Anatomy, weights: Tensors) -> Tensors:
+def _average(path: Path, architecture: Architecture, weights: Tensors) -> Tensors:
     """Return the transformer's EMA weights by name, checked against the weights that they average.
 
     The list must have as many tensors as the weights have parameters. The transformer's come first, in the reference's
@@ -335,7 +343,7 @@ def _average(path: Path, anatomy: Anatomy, weights: Tensors) -> Tensors:
     Raises `DataError` where a check fails.
     """
     found = read_weight_list(path, _LIST, mapped=True)
-    own = parameters(anatomy)
+    own = parameters(architecture)
     nested = [name for name in nested_names(weights.shapes) if name != _TIED or _TABLE not in weights.shapes]
     if len(found) != len(own) + len(nested):
         raise DataError(
@@ -366,12 +374,12 @@ def _average(path: Path, anatomy: Anatomy, weights: Tensors) -> Tensors:
             )
         return average
 
-    kept = {**own, **{name: weights.shapes[name] for name in (*tables(anatomy), *nested_names(weights.shapes))}}
+    kept = {**own, **{name: weights.shapes[name] for name in (*tables(architecture), *nested_names(weights.shapes))}}
     dtypes = {name: found[numbers[name]].dtype if name in numbers else weights.dtypes[name] for name in kept}
     return Tensors(str(path), (*weights.files, path), kept, dtypes, read)
 
 
-def _tables(anatomy: Anatomy, source: Tensors) -> tuple[dict[str, int], dict[str, str]]:
+def _tables(architecture: Architecture, source: Tensors) -> tuple[dict[str, int], dict[str, str]]:
     """Return the base of each saved table, and the reason why it can be left out.
 
     A table of side S and base B has the coordinate i · B / S at index i of both axes. S comes from the shape and B from
@@ -379,11 +387,11 @@ def _tables(anatomy: Anatomy, source: Tensors) -> tuple[dict[str, int], dict[str
     """
     bases: dict[str, int] = {}
     reasons: dict[str, str] = {}
-    for name in tables(anatomy):
-        saved, where = _saved(name, anatomy, source)
+    for name in tables(architecture):
+        saved, where = _saved(name, architecture, source)
         side, base = len(saved), _base(saved, where)
         off = max(_difference(saved, row, base) for row in range(side))
-        if not off <= max(_LEAST_TOLERANCE, torch.finfo(saved.dtype).eps):
+        if not off <= max(_MIN_TOLERANCE, torch.finfo(saved.dtype).eps):
             raise DataError(
                 f"{where} is not the table of sines of side {side} and base {base}: it differs by up to {off:.2g}; "
                 "download it again"
@@ -393,10 +401,10 @@ def _tables(anatomy: Anatomy, source: Tensors) -> tuple[dict[str, int], dict[str
     return bases, reasons
 
 
-def _saved(name: str, anatomy: Anatomy, source: Tensors) -> tuple[Tensor, str]:
+def _saved(name: str, architecture: Architecture, source: Tensors) -> tuple[Tensor, str]:
     """Return a saved table (side, side, W), and its name in errors."""
-    side = (anatomy.image if name.startswith("pos_embed") else anatomy.audio).table_side
-    return source.read(name).reshape(side, side, anatomy.width), f"{source.where}: {name}"
+    side = (architecture.image if name.startswith("pos_embed") else architecture.audio).table_side
+    return source.read(name).reshape(side, side, architecture.width), f"{source.where}: {name}"
 
 
 def _base(saved: Tensor, where: str) -> int:

@@ -157,15 +157,15 @@ def combine(partials: Sequence[Partial], *, plain: bool = False) -> dict[str, An
     if not partials:
         return {}
     stacked = np.stack([p.rows for p in partials], axis=1)  # (7, clips, C)
-    counts, means, m2s, least, most, difference_means, difference_m2s = stacked
+    counts, means, m2s, minimum, maximum, difference_means, difference_m2s = stacked
     mean, std = _mean_and_std(counts, means, m2s)
     there = counts > 0
     found: dict[str, Any] = {
         "frames": int(counts.max(axis=1).sum()),
         "mean": mean.tolist(),
         "std": std.tolist(),
-        "min": _where_any(there, least.min(axis=0, where=there, initial=np.inf)),
-        "max": _where_any(there, most.max(axis=0, where=there, initial=-np.inf)),
+        "min": _where_any(there, minimum.min(axis=0, where=there, initial=np.inf)),
+        "max": _where_any(there, maximum.max(axis=0, where=there, initial=-np.inf)),
     }
     if not plain:
         _, difference_std = _mean_and_std(np.maximum(counts - 1, 0), difference_means, difference_m2s)
@@ -313,8 +313,8 @@ def read_statistics(data: bytes, place: str) -> dict[str, Any]:
     counts = ["counts"] if any("counts" in found[name] for name in arrays) else []  # version 1 has none
     for name, channels in arrays.items():
         for column in ("mean", "std", *counts):
-            least = -math.inf if column == "mean" else 0
-            if not is_numbers(found[name].get(column), channels, least):
+            minimum = -math.inf if column == "mean" else 0
+            if not is_numbers(found[name].get(column), channels, minimum):
                 raise DataError(f"{place}: {name}.{column}: {channels} finite numbers expected. {_VERIFY_DEEP}")
     words = found.get("words")
     if not isinstance(words, dict) or not schema.is_count(words.get("total")):
@@ -322,13 +322,13 @@ def read_statistics(data: bytes, place: str) -> dict[str, Any]:
     return found
 
 
-def is_numbers(values: object, count: int, least: float = -math.inf) -> bool:
+def is_numbers(values: object, count: int, minimum: float = -math.inf) -> bool:
     """Return whether a value from JSON is a list of finite numbers.
 
     Args:
         values: Value to check.
         count: Required length.
-        least: Smallest allowed number.
+        minimum: Smallest allowed number.
 
     Returns:
         True for a valid list.
@@ -336,7 +336,7 @@ def is_numbers(values: object, count: int, least: float = -math.inf) -> bool:
     return (
         isinstance(values, list)
         and len(values) == count
-        and all(schema.is_real(value) and least <= value <= _MOST and value >= -_MOST for value in values)
+        and all(schema.is_real(value) and minimum <= value <= _MOST and value >= -_MOST for value in values)
     )
 
 

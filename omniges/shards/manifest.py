@@ -319,8 +319,8 @@ def row_problem(row: ManifestRow) -> str:
     if not schema.is_stem(row.stem):
         return f"stem {row.stem!r}"
     counts = (row.mel_frames, row.ticks, row.words)
-    least = schema.is_count(row.frames, timebase.FRAMES_PER_TICK) and schema.is_count(row.mel_frames, 1)
-    if not least or not all(map(schema.is_count, counts)):
+    minimum = schema.is_count(row.frames, timebase.FRAMES_PER_TICK) and schema.is_count(row.mel_frames, 1)
+    if not minimum or not all(map(schema.is_count, counts)):
         return f"frames {row.frames}, mel frames, ticks and words {counts}"
     if not isinstance(row.seconds, (int, float)) or not math.isfinite(row.seconds):
         return f"seconds {row.seconds}"

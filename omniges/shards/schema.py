@@ -155,17 +155,17 @@ def stem_from_key(key: str) -> str:
     return _ESCAPED.sub(lambda match: chr(int(match.group(1), 16)), key)
 
 
-def is_count(value: object, least: int = 0) -> bool:
+def is_count(value: object, minimum: int = 0) -> bool:
     """Return whether a value is a whole number in the range of file sizes.
 
     Args:
         value: Value to check.
-        least: Smallest allowed number.
+        minimum: Smallest allowed number.
 
     Returns:
         True for a valid number.
     """
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _MAX_COUNT
+    return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= _MAX_COUNT
 
 
 def is_real(value: object) -> bool:

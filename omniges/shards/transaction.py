@@ -114,7 +114,7 @@ class CommitSteps:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class UnfinishedRun:
     """Settings and package versions of an unfinished run, which decide its output."""
 
     settings: dict[str, Any]
@@ -122,7 +122,7 @@ class Begun:
     anew: bool  # --force: do not reuse an earlier set in the folder
 
     @classmethod
-    def of(cls, document: dict[str, Any], *, anew: bool) -> Begun:
+    def of(cls, document: dict[str, Any], *, anew: bool) -> UnfinishedRun:
         """Return the record of the present run, with values as JSON restores them.
 
         Args:
@@ -198,7 +198,7 @@ class Workspace:
     def _names(self) -> list[str]:
         return sorted(path.name for path in self.folder.iterdir())
 
-    def begin(self, begun: Begun) -> None:
+    def begin(self, begun: UnfinishedRun) -> None:
         """Create the folder or continue in it; remove partly written files of an earlier run."""
         make_folder(self.folder)
         with os_errors(self.folder):
@@ -209,10 +209,10 @@ class Workspace:
         with os_errors(self.out):
             sync_folder(self.out)
 
-    def begun(self) -> Begun | None:
+    def begun(self) -> UnfinishedRun | None:
         """Return the record of the unfinished run; None if no run is unfinished."""
         document = _read_fields(self.folder / BEGUN_FILE, {"settings": dict, "tool": dict, "anew": bool})
-        return None if document is None else Begun(**document)
+        return None if document is None else UnfinishedRun(**document)
 
     def free_index(self) -> int:
         """Return the number after the highest one of a staged shard."""

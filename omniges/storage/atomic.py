@@ -404,11 +404,11 @@ def _claim(unfinished: Path) -> int | None:
 
 def remove_folder(path: Path) -> None:
     """Remove a folder; it is renamed first, so that it never has its name without its files."""
-    doomed = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    trash = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     with os_errors(path, "remove"):
-        path.rename(doomed)
+        path.rename(trash)
         sync_folder(path.parent)
-        remove_tree(doomed)
+        remove_tree(trash)
 
 
 def remove_tree(path: Path) -> None:

@@ -169,7 +169,7 @@ def copy_checked(store: Store, file: CachedFile, path: Path, check: Callable[[],
 
 _GROUP: Final = re.compile(r"[0-9a-f]{32}")
 _LOCK: Final = re.compile(r"\..+\.lock\Z")
-_MOST_RECORD_BYTES: Final = 4096
+_MAX_RECORD_BYTES: Final = 4096
 _POLL_S: Final = 0.05
 
 
@@ -394,7 +394,7 @@ def _identity(path: Path, file: CachedFile) -> dict[str, int | str]:
 def _recorded(path: Path, file: CachedFile) -> bool:
     """Return whether the file has the expected size and, by its record, is unchanged since it was checked."""
     try:
-        record = parse_json(read_file(_beside(path, "checked"), _MOST_RECORD_BYTES, path.parent))
+        record = parse_json(read_file(_beside(path, "checked"), _MAX_RECORD_BYTES, path.parent))
         return bool(record == _identity(path, file) and record["bytes"] == file.size)
     except (FileNotFoundError, ValueError, DataError):  # no record, or none of ours: the content is checked
         return False
@@ -459,7 +459,7 @@ def _reservations(group: Path, own: Path) -> dict[str, int]:
         if size and _LOCK.match(name) and group / filled != own:
             with _try_lock(group / name) as lock:
                 if lock is None:
-                    said = read_file(group / name, _MOST_RECORD_BYTES, group)
+                    said = read_file(group / name, _MAX_RECORD_BYTES, group)
                     found[filled] = int(said) if said.isdigit() else 0
                 elif os.fstat(lock).st_nlink == 1:  # its holder has died
                     os.ftruncate(lock, 0)
@@ -499,15 +499,15 @@ class _Closed(Exception):
 class FetchAhead:
     """Background threads that keep the next few shards of a changing order pinned in the cache."""
 
-    def __init__(self, acquire: Callable[[str, Wait], Pin], most: int, threads: int) -> None:
+    def __init__(self, acquire: Callable[[str, Wait], Pin], maximum: int, threads: int) -> None:
         """Prepare; threads start with the first hint.
 
         Args:
             acquire: Function of a shard and a wait that downloads and pins the shard.
-            most: Largest number of shards held.
+            maximum: Largest number of shards held.
             threads: Number of threads.
         """
-        self._acquire, self._most, self._threads = acquire, most, threads
+        self._acquire, self._maximum, self._threads = acquire, maximum, threads
         self._changed = threading.Condition()
         self._closed = threading.Event()
         self._order: list[str] = []
@@ -563,7 +563,7 @@ class FetchAhead:
         """Wait for a shard to download and mark it as busy; return None after `close`."""
         with self._changed:
             while not self._closed.is_set():
-                room = self._most > len(self._busy) + len(self._pins)
+                room = self._maximum > len(self._busy) + len(self._pins)
                 for name in self._order if room else ():
                     if name not in self._busy and name not in self._pins and name not in self._errors:
                         self._busy.add(name)

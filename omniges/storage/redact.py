@@ -74,18 +74,18 @@ def _forms(secret: str) -> set[str]:
     return {secret, quote(secret), quote(secret, safe=""), repr(secret)[1:-1]}
 
 
-def one_line(text: str, most: int = 240) -> str:
+def one_line(text: str, maximum: int = 240) -> str:
     """Return text as one line, with white space and control characters as single spaces.
 
     Args:
         text: The text.
-        most: Largest number of characters; longer text is cut.
+        maximum: Largest number of characters; longer text is cut.
 
     Returns:
         The line.
     """
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= most else line[: most - 1] + "…"
+    return line if len(line) <= maximum else line[: maximum - 1] + "…"
 
 
 def secrets_in_url(url: str) -> list[str]:

@@ -166,12 +166,12 @@ class Timeouts:
 
     connect_s: float = 10.0
     read_s: float = 60.0
-    least_bytes_s: float = 16384.0
+    min_bytes_s: float = 16384.0
     """Speed below which a server is given up, whatever the protocol; a read may be late by `connect_s` and `read_s`."""
 
     def limit_s(self, size: int) -> float:
         """Return the longest time in seconds that reading a number of bytes may take."""
-        return self.connect_s + self.read_s + size / self.least_bytes_s
+        return self.connect_s + self.read_s + size / self.min_bytes_s
 
 
 def open_store(location: Location, timeouts: Timeouts | None = None) -> Store:
@@ -402,7 +402,7 @@ class UrlStore:
     def too_slow(self, name: str) -> StoreFault:
         """Return the error for a server that sends data too slowly."""
         return StoreFault(
-            f"{self.location.shown_file(name)}: at least {self._timeouts.least_bytes_s:g} bytes per second expected, "
+            f"{self.location.shown_file(name)}: at least {self._timeouts.min_bytes_s:g} bytes per second expected, "
             "found fewer. Check the network, or try again later",
             transient=True,
         )

@@ -23,23 +23,26 @@ class CorpusSettings:
 
     clips: int = option(12, "Recordings of all speakers together, 1 to 9999 for each speaker.")
     seconds: float = option(
-        12.0, "Length of each recording in seconds, 2 to 1200; rounded to frames of 1/30 s.", least=2, most=1200
+        12.0, "Length of each recording in seconds, 2 to 1200; rounded to frames of 1/30 s.", minimum=2, maximum=1200
     )
-    words: int = option(12, "Size of the vocabulary, 2 to 343.", least=2, most=MAX_WORDS)
-    speakers: int = option(2, "Number of speakers, 1 to 26.", least=1, most=26)  # one letter each
-    seed: int = option(0, "Random seed; the same settings and seed give the same bytes.", least=0, most=2**63 - 1)
+    words: int = option(12, "Size of the vocabulary, 2 to 343.", minimum=2, maximum=MAX_WORDS)
+    speakers: int = option(2, "Number of speakers, 1 to 26.", minimum=1, maximum=26)  # one letter each
+    seed: int = option(0, "Random seed; the same settings and seed give the same bytes.", minimum=0, maximum=2**63 - 1)
     layout: Layout = option("official", "Folder layout: official is BEAT2's, seed an older one with speaker folders.")
     emotions: int = option(
-        1, "Number of emotions, 1 to 8, that recordings take in turns; each has its own idle pose.", least=1, most=8
+        1,
+        "Number of emotions, 1 to 8, that recordings take in turns; each has its own idle pose.",
+        minimum=1,
+        maximum=8,
     )
     audio: Audio = option("pcm16", "Sample format of the WAV files.")
 
     def __post_init__(self) -> None:
         """Check the settings; raise UsageFault for a value that is invalid."""
         check(self)
-        most = _MAX_CLIPS_PER_SPEAKER * self.speakers
-        if not self.speakers <= self.clips <= most:
-            raise UsageFault(f"--clips {self.clips}: a number from {self.speakers} to {most} expected")
+        maximum = _MAX_CLIPS_PER_SPEAKER * self.speakers
+        if not self.speakers <= self.clips <= maximum:
+            raise UsageFault(f"--clips {self.clips}: a number from {self.speakers} to {maximum} expected")
 
     @property
     def frames(self) -> int:

@@ -209,7 +209,7 @@ class _Speaker:
 
     identity: int  # 1, 2, …
     pitch: float  # factor on every tone
-    liveliness: float  # factor on idle motion
+    idle_scale: float  # factor on idle motion
     posture: F64  # (165,) rad
     face: F64  # (100,)
     height: float  # of trans, metres
@@ -268,7 +268,7 @@ def _speaker(seed: int, number: int) -> _Speaker:
     return _Speaker(
         identity=number + 1,
         pitch=rng.uniform(0.97, 1.03),
-        liveliness=rng.uniform(0.75, 1.25),
+        idle_scale=rng.uniform(0.75, 1.25),
         posture=posture,
         face=rng.uniform(-0.3, 0.3, EXPRESSIONS),
         height=rng.uniform(1.28, 1.33),
@@ -338,10 +338,10 @@ def _drift(rng: np.random.Generator, frames: int, channels: int, spacing: int) -
 def _script(rng: np.random.Generator, settings: CorpusSettings) -> _Script:
     """Draw words at random, never the same word twice in a row, each of 0.25–0.7 s after a pause of 0.05–0.5 s."""
     last_end = 100 * settings.frames // FRAME_RATE_HZ - _PAUSE_CS[0]
-    most = last_end // (_WORD_CS[0] + _PAUSE_CS[0]) + 1
-    durations = rng.integers(_WORD_CS[0], _WORD_CS[1] + 1, most)
-    pauses = rng.integers(_PAUSE_CS[0], _PAUSE_CS[1] + 1, most)
-    steps = rng.integers(1, settings.words, most)
+    maximum = last_end // (_WORD_CS[0] + _PAUSE_CS[0]) + 1
+    durations = rng.integers(_WORD_CS[0], _WORD_CS[1] + 1, maximum)
+    pauses = rng.integers(_PAUSE_CS[0], _PAUSE_CS[1] + 1, maximum)
+    steps = rng.integers(1, settings.words, maximum)
     steps[0] = rng.integers(settings.words)
     ends = np.cumsum(pauses + durations)
     spoken = ends <= last_end
@@ -365,7 +365,7 @@ def _motion(
 ) -> tuple[F64, F64, F64]:
     """Return poses (T, 165) rad, expressions (T, 100) and trans (T, 3) m: idle motion plus the words."""
     poses = 1.2 * _drift(rng, frames, POSE_COLUMNS, 27) + 0.8 * _drift(rng, frames, POSE_COLUMNS, 10)
-    poses *= speaker.liveliness * _IDLE_AMPLITUDES
+    poses *= speaker.idle_scale * _IDLE_AMPLITUDES
     poses += speaker.posture + mood.pose
     expressions = 0.5 * _drift(rng, frames, EXPRESSIONS, 18) + speaker.face
     slow = _drift(rng, frames, 3, 75)

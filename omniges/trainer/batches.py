@@ -100,16 +100,18 @@ class Feed(BatchLoader):
 
     def streams_at(self, positions: I64) -> Bools | None:
         """Return which streams (P, 3) the windows at positions (P,) of any rank have; None if nothing is absent."""
-        picks, bits = self._order.picks(positions), np.empty(len(positions), np.uint8)
+        indices, bits = self._order.windows_at(positions), np.empty(len(positions), np.uint8)
         for number, source in enumerate(self._data):
-            own = picks.source == number
-            bits[own] = source.catalog.table.present[picks.sample[own]]
+            own = indices.source == number
+            bits[own] = source.catalog.table.present[indices.sample[own]]
         return streams_present(bits)
 
     def places(self, positions: I64) -> list[Place]:
         """Return the places of the windows at positions (P,), of any rank."""
-        picks = self._order.picks(positions)
-        rows = zip(*(each.tolist() for each in (positions, picks.source, picks.sample, picks.start_tick)), strict=True)
+        indices = self._order.windows_at(positions)
+        rows = zip(
+            *(each.tolist() for each in (positions, indices.source, indices.sample, indices.start_tick)), strict=True
+        )
         return [
             Place(position, self._data[source].catalog.table.key(sample), start_tick, source)
             for position, source, sample, start_tick in rows

@@ -52,11 +52,11 @@ class TrainSettings:
     shard_weights: tuple[float, ...] = option(
         (), "Sampling weight of each folder of shards.", above=0, commas=True, shown="equal"
     )
-    window_ticks: int = option(64, "Length of a window in ticks of 0.1 s.", least=1)
+    window_ticks: int = option(64, "Length of a window in ticks of 0.1 s.", minimum=1)
     num_workers: int = option(
         2,
         "Processes that read batches; 0: the training process reads them.",
-        least=0,
+        minimum=0,
         was=("dataloader_num_workers", "workers"),
     )
     cache_dir: Path = option(Path("~/.cache/omniges"), "Folder that keeps shards of URLs.")
@@ -79,26 +79,26 @@ class TrainSettings:
     gesture_codec: str | None = option(None, "Codec whose latents replace the gesture channels.", shown="channels")
     text_codec: str | None = option(None, "Codec whose latents replace text tokens.", shown="text tokens")
     batch_size: int = option(
-        32, "Windows per process and micro-step.", least=1, was=("train_batch_size",), panel="Optimization"
+        32, "Windows per process and micro-step.", minimum=1, was=("train_batch_size",), panel="Optimization"
     )
-    gradient_accumulation_steps: int = option(1, "Micro-steps per training step.", least=1)
+    gradient_accumulation_steps: int = option(1, "Micro-steps per training step.", minimum=1)
     num_train_epochs: float | None = option(
         None, "Passes over the windows; may be a fraction.", above=0, shown="100 if no other length is given"
     )
-    max_train_steps: int | None = option(None, "Training steps.", least=1, was=("steps",))
+    max_train_steps: int | None = option(None, "Training steps.", minimum=1, was=("steps",))
     max_minutes: float | None = option(None, "Training time in minutes, that before a restart included.", above=0)
     learning_rate: float | None = option(None, "Peak learning rate.", above=0, shown="the preset's")
     lr_scheduler: Schedule = option("constant", "Learning-rate schedule after warm-up.", was=("lr_schedule",))
-    lr_warmup_steps: int = option(100, "Steps of linear warm-up of the learning rate.", least=0)
-    weight_decay: float = option(0.01, "Weight decay of linear weights.", least=0)
-    adam_beta1: float = option(0.9, "Decay of AdamW's mean of gradients.", least=0, below=1, only_recipe=True)
-    adam_beta2: float = option(0.95, "Decay of AdamW's mean of squares.", least=0, below=1, only_recipe=True)
+    lr_warmup_steps: int = option(100, "Steps of linear warm-up of the learning rate.", minimum=0)
+    weight_decay: float = option(0.01, "Weight decay of linear weights.", minimum=0)
+    adam_beta1: float = option(0.9, "Decay of AdamW's mean of gradients.", minimum=0, below=1, only_recipe=True)
+    adam_beta2: float = option(0.95, "Decay of AdamW's mean of squares.", minimum=0, below=1, only_recipe=True)
     max_grad_norm: float = option(
-        1.0, "Largest gradient norm, above which gradients are clipped; 0: no clipping.", least=0
+        1.0, "Largest gradient norm, above which gradients are clipped; 0: no clipping.", minimum=0
     )
-    ema_decay: float = option(0.999, "Upper bound of the EMA decay.", least=0, below=1)
+    ema_decay: float = option(0.999, "Upper bound of the EMA decay.", minimum=0, below=1)
     seed: int = option(
-        0, "Random seed of initial weights, the order of windows, tasks and noise.", least=0, most=2**63 - 1
+        0, "Random seed of initial weights, the order of windows, tasks and noise.", minimum=0, maximum=2**63 - 1
     )
     divergence_factor: float = option(
         100.0, "Abort when the smoothed loss exceeds this multiple of its minimum.", above=1
@@ -115,30 +115,30 @@ class TrainSettings:
     output_dir: Path = option(
         Path("run"), "Folder of the run.", "--output-dir", "-o", was=("out",), panel="Checkpoints and logs"
     )
-    checkpointing_steps: int = option(500, "Training steps between checkpoints; the last step is saved too.", least=1)
-    checkpoints_total_limit: int = option(3, "Number of newest checkpoints to keep; 0: all.", least=0)
+    checkpointing_steps: int = option(500, "Training steps between checkpoints; the last step is saved too.", minimum=1)
+    checkpoints_total_limit: int = option(3, "Number of newest checkpoints to keep; 0: all.", minimum=0)
     resume_from_checkpoint: str = option(
         "latest",
         "Checkpoint to resume from: latest, never or a folder.",
         was=("resume",),
         values=lambda: ("latest", "never"),
     )
-    logging_steps: int = option(10, "Training steps between lines of the log.", least=1)
+    logging_steps: int = option(10, "Training steps between lines of the log.", minimum=1)
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = option(
         (), "Trackers to report to beside the log: tensorboard, wandb.", commas=True
     )
     validation_steps: int | None = option(
         None,
         "Training steps between validations; 0: no validation.",
-        least=0,
+        minimum=0,
         shown="500 where there is a val split",
         panel="Validation",
     )
-    validation_windows: int = option(16, "Windows of the val split to validate on.", least=1)
+    validation_windows: int = option(16, "Windows of the val split to validate on.", minimum=1)
     validation_samples: int = option(
-        2, "Of these windows, how many have their generated files and pictures kept.", least=0
+        2, "Of these windows, how many have their generated files and pictures kept.", minimum=0
     )
-    validation_sampling_steps: int = option(10, "Sampling steps of generation in a validation.", least=1)
+    validation_sampling_steps: int = option(10, "Sampling steps of generation in a validation.", minimum=1)
     validation_codec: tuple[str, ...] = option(
         (),
         "Codec of the run, and its folder, to decode generated latents with in a validation; may be repeated.",

@@ -24,7 +24,7 @@ SECOND_CTRL_C_AFTER_S: Final = 0.5
 """Earlier interrupts count as the first one, because a terminal and a launcher may both send it."""
 
 Item = TypeVar("Item")
-Found = TypeVar("Found")
+Answer = TypeVar("Answer")
 
 _FAILED: Final = 1
 _TURN_STOPS: Final = 1
@@ -165,7 +165,7 @@ class Interrupted(Exception):
     """A rank has to stop, and all ranks have left the shared work; its results are discarded."""
 
 
-class Turns:
+class SharedWork:
     """Shared work of the ranks, in turns.
 
     With one process, a request to stop ends a turn at once. With several it waits for the end of the turn, because the
@@ -175,7 +175,7 @@ class Turns:
     def __init__(self, ranks: Ranks, stopper: Stopper) -> None:
         self._ranks, self._stopper = ranks, stopper
 
-    def shared(self, items: Sequence[Item], work: Callable[[Item], Found]) -> list[Found]:
+    def shared(self, items: Sequence[Item], work: Callable[[Item], Answer]) -> list[Answer]:
         """Work on items, item i on rank i mod ranks.
 
         Args:
@@ -191,14 +191,14 @@ class Turns:
         """
         found = []
         for first in range(0, len(items), self._ranks.world_size):
-            mine = first + self._ranks.rank
-            own = items[mine : mine + 1]  # empty if the last turn has fewer items than ranks
-            found += self.everyone(lambda own=own: [work(item) for item in own])  # type: ignore[misc]
+            place = first + self._ranks.rank
+            own = items[place : place + 1]  # empty if the last turn has fewer items than ranks
+            found += self.on_all_ranks(lambda own=own: [work(item) for item in own])  # type: ignore[misc]
         return found
 
-    def everyone(self, work: Callable[[], Found]) -> Found:
+    def on_all_ranks(self, work: Callable[[], Answer]) -> Answer:
         """Let all ranks do the same work; raise the errors of `shared`."""
-        done: list[Found] = []
+        done: list[Answer] = []
         fault: OmnigesError | None = None
         try:
             with self._stopper.interruptible(self._ranks.world_size == 1):

@@ -158,7 +158,7 @@ class Loop:
             try:
                 reason = self._learn()
             except Exception as error:
-                self._rescue(error)
+                self._save_before_exit(error)
                 raise
         steps = self._state.step - self._first_step
         seconds = time.monotonic() - self._began_s
@@ -188,7 +188,7 @@ class Loop:
             self._save()
         return reason
 
-    def _rescue(self, error: Exception) -> None:
+    def _save_before_exit(self, error: Exception) -> None:
         """Save the last complete step after an unexpected error, and write the error to the log.
 
         The other ranks do not know of the error, so this rank acts alone. Errors in here are suppressed, because they

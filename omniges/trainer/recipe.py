@@ -17,7 +17,7 @@ from omniges.storage.redact import one_line
 from omniges.trainer.config import TrainSettings
 
 _TEXT: Final = "tag:yaml.org,2002:str"
-_MOST_BYTES: Final = 1 << 16
+_MAX_BYTES: Final = 1 << 16
 _RECIPES: Final = Path(__file__).parents[1] / "recipes"
 
 
@@ -79,7 +79,7 @@ def _read(path: Path) -> dict[str, Any]:
     packaged = packaged_recipes()
     path = packaged.get(str(path), path)
     try:
-        document = yaml.load(read_file(path, _MOST_BYTES).decode("utf-8"), _Loader)  # noqa: S506 - a SafeLoader
+        document = yaml.load(read_file(path, _MAX_BYTES).decode("utf-8"), _Loader)  # noqa: S506 - a SafeLoader
     except FileNotFoundError as error:
         names = ", ".join(packaged)
         raise UsageFault(f"--recipe {path}: {error.strerror}: name a YAML file, or one of {names}") from error

@@ -32,8 +32,8 @@ from omniges.errors import EnvironmentFault, UsageFault
 from omniges.evaluation.speech import UNTIMED
 from omniges.features.timebase import FRAME_RATE_HZ, FRAMES_PER_TICK
 from omniges.generation.sampler import Codecs, Sampler
-from omniges.generation.word_timing import LEAST_WORDS, learn_rate
-from omniges.metrics.gesture import least_frames
+from omniges.generation.word_timing import MIN_WORDS, learn_rate
+from omniges.metrics.gesture import min_frames
 from omniges.model.checkpoint import CHECKPOINTS
 from omniges.model.draws import allowed_tasks
 from omniges.model.spec import ModelIdentity
@@ -56,7 +56,7 @@ from omniges.trainer.train_step import Learner, LearningRate
 from omniges.trainer.validation.best import Best
 from omniges.trainer.validation.held_out import HeldOut, open_held_out
 from omniges.trainer.validation.run import Validation, why_not
-from omniges.trainer.validation.samples import INSTRUMENTS
+from omniges.trainer.validation.samples import METRIC_TOOLS
 
 _RATE_CLIPS: Final = 256
 
@@ -295,7 +295,7 @@ def _speaking_rate(data: Sequence[DataSource]) -> bytes:
         if isinstance(source.shards, RemoteShards):
             chosen = chosen[table.shard == table.shard[0]]
         clips += [reader.words(int(clip)) for clip in chosen[:: -(-len(chosen) // _RATE_CLIPS)]]
-    return learn_rate(clips).as_json() if sum(map(len, clips)) >= LEAST_WORDS else b""
+    return learn_rate(clips).as_json() if sum(map(len, clips)) >= MIN_WORDS else b""
 
 
 # --- validation
@@ -400,8 +400,8 @@ def _lacking(metric: str, held_out: HeldOut, codecs: Codecs) -> str | None:
         return None
     if not any(row.keeps_audio for row in rows):
         return "there is no audio in the shards: preprocess with --keep-audio"
-    least = -(-least_frames(INSTRUMENTS.profile.beats) // FRAMES_PER_TICK)
-    if held_out.windows[0].ticks < least:
-        seconds = least * FRAMES_PER_TICK / FRAME_RATE_HZ
-        return f"windows are shorter than {seconds:.1f} s: train with --window-ticks {least} or more"
+    minimum = -(-min_frames(METRIC_TOOLS.profile.beats) // FRAMES_PER_TICK)
+    if held_out.windows[0].ticks < minimum:
+        seconds = minimum * FRAMES_PER_TICK / FRAME_RATE_HZ
+        return f"windows are shorter than {seconds:.1f} s: train with --window-ticks {minimum} or more"
     return None

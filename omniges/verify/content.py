@@ -422,9 +422,11 @@ def _check_arrays(sample: _Sample, audio: dict[str, Any] | None, codecs: Sequenc
         if member == "gesture.npy":
             _check_gesture(sample, array)
         if member == "mel.npy" and not absent.any():  # band minima are enough
-            least = float((array if partial is None else partial.rows[3]).min(initial=0.0))
-            if least < _MEL_FLOOR:
-                sample.out.add("mel-below-floor", f"{least}", f"at least {_MEL_FLOOR:.4f}", key=row.key, member=member)
+            minimum = float((array if partial is None else partial.rows[3]).min(initial=0.0))
+            if minimum < _MEL_FLOOR:
+                sample.out.add(
+                    "mel-below-floor", f"{minimum}", f"at least {_MEL_FLOOR:.4f}", key=row.key, member=member
+                )
         if partial is not None:
             partials[member] = partial
     return partials

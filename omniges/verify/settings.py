@@ -38,9 +38,9 @@ class VerifySettings:
     shard_names: tuple[str, ...] = option(
         (), "Check only these shards, such as train-000000.tar.", "--shard", commas=True, shown="all"
     )
-    num_workers: int = option(0, "Shards checked at once; 0: one for each core.", least=0, was=("workers",))
+    num_workers: int = option(0, "Shards checked at once; 0: one for each core.", minimum=0, was=("workers",))
     fail_fast: bool = option(False, "Stop at the first shard with an error.")
-    max_findings: int = option(1000, "Findings to show; the rest are counted.", least=1)
+    max_findings: int = option(1000, "Findings to show; the rest are counted.", minimum=1)
     output_file: Path | None = option(
         None,
         "File for the findings, outside of the folder.",

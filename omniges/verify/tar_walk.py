@@ -22,7 +22,7 @@ from omniges.verify.folders import Source, hash_chunks
 
 _WINDOW_BYTES: Final = 64 << 10
 _RESYNC_TRIES: Final = 8
-_MOST_NAMES: Final = 1 << 18  # unplanned names kept, so that many tiny members cannot fill the memory
+_MAX_NAMES: Final = 1 << 18  # unplanned names kept, so that many tiny members cannot fill the memory
 _ZERO_BLOCK: Final = bytes(BLOCK_BYTES)
 _MEMBERS: Final = (*map(re.escape, KNOWN_MEMBERS), LATENT_MEMBER.pattern)
 _NAME: Final = re.compile(rf"(?P<key>[A-Za-z0-9_-]{{1,{MAX_KEY_BYTES}}})\.(?P<member>{'|'.join(_MEMBERS)})", re.ASCII)
@@ -284,7 +284,7 @@ class _Walk:
             self._order(position, header.name, match["key"], match["member"])
         if planned is not None and header.name not in self._seen:
             self._content(planned, header, position)
-        if header.name in self._plan.index or len(self._seen) < _MOST_NAMES:
+        if header.name in self._plan.index or len(self._seen) < _MAX_NAMES:
             self._seen.add(header.name)
         filling = self._bytes(data + header.size, padding) if padding else b""
         if any(filling):

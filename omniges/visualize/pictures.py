@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 _WIDTH_IN: Final = 12.0
-_ROW_S, _MOST_ROWS = 12.0, 10
-MOST_S: Final = 600.0
+_ROW_S, _MAX_ROWS = 12.0, 10
+MAX_S: Final = 600.0
 """Seconds that a picture shows at most."""
 
 
@@ -36,8 +36,8 @@ def spans(start_s: float, length_s: float, seconds: float | None = None) -> list
     Returns:
         Start and end of each row in seconds, at least one row.
     """
-    shown_s = min(length_s - start_s, MOST_S, math.inf if seconds is None else seconds)
-    rows = min(_MOST_ROWS, max(1, math.ceil(shown_s / _ROW_S - 1e-6)))
+    shown_s = min(length_s - start_s, MAX_S, math.inf if seconds is None else seconds)
+    rows = min(_MAX_ROWS, max(1, math.ceil(shown_s / _ROW_S - 1e-6)))
     edges = [start_s + shown_s * row / rows for row in range(rows + 1)]
     return list(itertools.pairwise(edges))
 
@@ -92,7 +92,7 @@ def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample
         mel: Log-mel (M, 64) at 100 Hz.
         words: ``word``, ``start`` and ``end`` in seconds.
         start_s: Start of the picture in seconds.
-        seconds: Length of the picture in seconds; None: to the end of the sample, at most `MOST_S`.
+        seconds: Length of the picture in seconds; None: to the end of the sample, at most `MAX_S`.
 
     Returns:
         The picture as PNG.
@@ -172,7 +172,7 @@ def draw_result(
         start_xz: Start position (2,) in metres.
         length_s: Length of the result in seconds.
         start_s: Start of the picture in seconds.
-        seconds: Length of the picture in seconds; None: to the end of the result, at most `MOST_S`.
+        seconds: Length of the picture in seconds; None: to the end of the result, at most `MAX_S`.
 
     Returns:
         The picture as PNG.

@@ -30,7 +30,7 @@ from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.shards.latents import FrameEntry
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, UNFINISHED_FILE
-from omniges.shards.transaction import Begun, Workspace
+from omniges.shards.transaction import UnfinishedRun, Workspace
 from omniges.storage import atomic
 from omniges.testing.settings import CorpusSettings
 from omniges.testing.synthetic_corpus import write_sample_corpus
@@ -185,7 +185,7 @@ class TestStarts:
         folder = copied(shards, tmp_path / "s")
         encode(settings_of(folder))
         workspace = Workspace(folder)
-        workspace.begin(Begun({"convert": {}}, {}, anew=True))
+        workspace.begin(UnfinishedRun({"convert": {}}, {}, anew=True))
         assert encode(settings_of(folder)).there == ("test-halves",)
         assert workspace.begun() is not None
 

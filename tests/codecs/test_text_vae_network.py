@@ -225,12 +225,12 @@ class Rationed(Mapping[str, torch.Tensor]):
 
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         self._tensors, self._given = tensors, list[weakref.ref[torch.Tensor]]()
-        self.most = 0
+        self.maximum = 0
 
     def __getitem__(self, name: str) -> torch.Tensor:
         found = self._tensors[name].clone()
         self._given.append(weakref.ref(found))
-        self.most = max(self.most, sum(given() is not None for given in self._given))
+        self.maximum = max(self.maximum, sum(given() is not None for given in self._given))
         return found
 
     def __iter__(self) -> Iterator[str]:
@@ -275,7 +275,7 @@ class TestEnds:
         config = configuration()
         tensors = Rationed(random_tensors(config))
         TextVae.of_tensors(text_vae_config(config, "c"), tensors, "w", ends)
-        assert tensors.most == 2  # the next one comes before the one behind it goes
+        assert tensors.maximum == 2  # the next one comes before the one behind it goes
 
     def test_what_was_not_loaded_is_not_computed(self):
         config = configuration()

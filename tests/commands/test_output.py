@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pipeline_helpers import COMMAND, digests
 
-from omniges.commands.common import Outlet, unfailing_streams
+from omniges.commands.common import SafeOutput, safe_output
 from omniges.errors import ExitCode
 
 
@@ -75,24 +75,24 @@ class TestProcesses:
 class TestStreams:
     @given(st.text(st.characters(), max_size=20))
     def test_any_text_can_be_printed_as_json_on_ascii(self, text: str) -> None:
-        with unfailing_streams():
+        with safe_output():
             data = json.dumps(text, ensure_ascii=False).encode("ascii", "omniges-escapes")
         assert json.loads(data) == text
 
     def test_what_cannot_be_written_is_dropped_and_remembered(self) -> None:
         reader, writer = os.pipe()
-        outlet = Outlet(writer)
-        assert outlet.write(b"one") == 3
+        output = SafeOutput(writer)
+        assert output.write(b"one") == 3
         assert os.read(reader, 10) == b"one"
         os.close(reader)
-        assert outlet.write(b"two") == outlet.write(b"two") == 3
-        assert isinstance(outlet.error, BrokenPipeError)
-        assert outlet.lost is None
+        assert output.write(b"two") == output.write(b"two") == 3
+        assert isinstance(output.error, BrokenPipeError)
+        assert output.lost is None
         os.close(writer)
         full = os.open("/dev/full", os.O_WRONLY)
-        outlet = Outlet(full)
-        assert outlet.write(b"three") == 5
-        assert outlet.lost is not None
+        output = SafeOutput(full)
+        assert output.write(b"three") == 5
+        assert output.lost is not None
         os.close(full)
 
     def test_a_pipe_that_does_not_block_gets_every_byte(self) -> None:
@@ -102,22 +102,22 @@ class TestStreams:
         ) as reader:
             assert reader.stdin is not None
             os.set_blocking(reader.stdin.fileno(), False)
-            assert Outlet(reader.stdin.fileno()).write(b"x" * 1_000_000) == 1_000_000
+            assert SafeOutput(reader.stdin.fileno()).write(b"x" * 1_000_000) == 1_000_000
             assert reader.communicate()[0] == "1000000\n"
 
     def test_a_terminal_that_was_closed_has_lost_nothing(self) -> None:
         ours, theirs = os.openpty()
-        outlet = Outlet(theirs)
-        assert outlet.isatty()
+        output = SafeOutput(theirs)
+        assert output.isatty()
         os.close(ours)
-        outlet.write(b"one")
-        assert outlet.error is not None
-        assert outlet.lost is None
+        output.write(b"one")
+        assert output.error is not None
+        assert output.lost is None
         os.close(theirs)
 
     def test_streams_of_another_program_are_left(self, monkeypatch: pytest.MonkeyPatch) -> None:
         own = io.StringIO()
         monkeypatch.setattr("sys.stdout", own)
-        with unfailing_streams() as lost:
+        with safe_output() as lost:
             assert sys.stdout is own
         assert lost == []

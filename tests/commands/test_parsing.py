@@ -157,7 +157,11 @@ class TestValues:
                     setting.checked(setting.choices[0] + "x")
                 assert all(choice in str(refused.value) for choice in setting.choices)
                 assert f"did you mean {setting.choices[0]}?" in str(refused.value)
-            for limit, change in ((setting.option.least, -1), (setting.option.most, 1), (setting.option.above, -1)):
+            for limit, change in (
+                (setting.option.minimum, -1),
+                (setting.option.maximum, 1),
+                (setting.option.above, -1),
+            ):
                 if limit is not None and setting.kind in (int, float) and setting.option.parse is None:
                     with pytest.raises(UsageFault, match=re.escape(str(limit))):
                         setting.checked(setting.kind(limit + change) if limit < 2**60 else 2**70)

@@ -135,7 +135,7 @@ class TestAlgorithms:
         assert [plain_permuted(i, 24, 1, 0) for i in range(6)] == KNOWN_PERMUTATION
         assert permuted(np.arange(6), 24, 1, 0).tolist() == KNOWN_PERMUTATION
         clips = [(b"1_wayne_0_1_1", 655), (b"2_scott_0_1_1", 150)]
-        found = order_of(clips, 64, 7).picks(np.arange(9, 15))
+        found = order_of(clips, 64, 7).windows_at(np.arange(9, 15))
         assert [row.tolist() for row in found] == KNOWN_WINDOWS
 
     @pytest.mark.parametrize("size", [5, 24, 100])
@@ -167,7 +167,7 @@ class TestWindows:
     ) -> None:
         if all(length < ticks for _, length in clips):
             return
-        found = order_of(clips, ticks, seed).picks(np.array(positions))
+        found = order_of(clips, ticks, seed).windows_at(np.array(positions))
         expected = [plain_window(clips, ticks, seed, position) for position in positions]
         assert list(zip(*(row.tolist() for row in found), strict=True)) == expected
 
@@ -180,7 +180,7 @@ class TestWindows:
             return
         order = order_of(clips, ticks, seed)
         assert order.windows == sum(length // ticks for _, length in clips)
-        epochs, samples, starts = order.picks(np.arange(order.windows) + epoch * order.windows)
+        epochs, samples, starts = order.windows_at(np.arange(order.windows) + epoch * order.windows)
         assert set(epochs.tolist()) == {epoch}
         assert Counter(samples.tolist()) == {
             number: length // ticks for number, (_, length) in enumerate(clips) if length >= ticks
@@ -198,7 +198,7 @@ class TestWindows:
         if all(length < ticks for _, length in clips):
             return
         order = order_of(clips, ticks, seed, shuffle=False)
-        _, samples, starts = order.picks(np.arange(order.windows))
+        _, samples, starts = order.windows_at(np.arange(order.windows))
         expected = [(n, k * ticks) for n, (_, length) in enumerate(clips) for k in range(length // ticks)]
         assert list(zip(samples.tolist(), starts.tolist(), strict=True)) == expected
 
@@ -231,8 +231,8 @@ class TestWindows:
         key, length = b"2_scott_0_1_1", 250
         alone = order_of([(key, length)], 40, 3)
         among = order_of([(b"1_a", 90), (key, length), (b"3_c", 500)], 40, 3)
-        _, _, starts = alone.picks(np.arange(alone.windows))
-        _, samples, others = among.picks(np.arange(among.windows))
+        _, _, starts = alone.windows_at(np.arange(alone.windows))
+        _, samples, others = among.windows_at(np.arange(among.windows))
         assert sorted(starts.tolist()) == sorted(others[samples == 1].tolist())
 
     def test_short_clips_are_counted(self) -> None:
@@ -266,19 +266,19 @@ class TestMixture:
     @settings(max_examples=10, deadline=None)
     def test_each_source_runs_through_its_own_sequence(self, weights: list[float], start: int) -> None:
         orders = [order_of([(b"k%d" % n, 40 + 30 * n)], 10, 3) for n in range(len(weights))]
-        picks = Mixture(orders, weights).picks(np.arange(start, start + 300))
+        indices = Mixture(orders, weights).windows_at(np.arange(start, start + 300))
         for number, order in enumerate(orders):
-            chosen = np.flatnonzero(picks.source == number)
+            chosen = np.flatnonzero(indices.source == number)
             own = np.arange(len(chosen)) + own_position(weights, number, start)
-            expected = order.picks(own)
-            found = (picks.epoch[chosen], picks.sample[chosen], picks.start_tick[chosen])
+            expected = order.windows_at(own)
+            found = (indices.epoch[chosen], indices.sample[chosen], indices.start_tick[chosen])
             assert [row.tolist() for row in found] == [row.tolist() for row in expected]
 
     def test_not_shuffled_the_folders_follow_each_other(self) -> None:
         orders = [order_of([(b"a", 25)], 10, 0, shuffle=False), order_of([(b"a", 31)], 10, 0, shuffle=False)]
-        picks = Mixture(orders, [1, 9]).picks(np.arange(5))
-        assert picks.source.tolist() == [0, 0, 1, 1, 1]
-        assert picks.start_tick.tolist() == [0, 10, 0, 10, 20]
+        indices = Mixture(orders, [1, 9]).windows_at(np.arange(5))
+        assert indices.source.tolist() == [0, 0, 1, 1, 1]
+        assert indices.start_tick.tolist() == [0, 10, 0, 10, 20]
 
     @pytest.mark.parametrize("weights", [[], [0.0], [1.0, -1.0], [float("nan")], [float("inf"), 1.0]])
     def test_other_weights_are_refused(self, weights: list[float]) -> None:

@@ -303,8 +303,8 @@ class TestReading:
     ) -> None:
         first, second = shard_names(shards)[:2]
         with opened(web.url, settings(tmp_path)) as source:
-            least, _ = source.least_bytes(SPLITS)
-        with opened(web.url, settings(tmp_path / "small", least)) as source:
+            minimum, _ = source.min_bytes(SPLITS)
+        with opened(web.url, settings(tmp_path / "small", minimum)) as source:
             descriptor = source.open(first)
             with pytest.raises(CacheFull, match="in use by running processes"):
                 source.open(second)
@@ -514,8 +514,8 @@ class TestCache:
         self, web: remote.Web, shards: Path, tmp_path: Path
     ) -> None:
         with opened(web.url, settings(tmp_path)) as source:
-            least, _ = source.least_bytes(SPLITS)
-        with opened(web.url, settings(tmp_path / "small", least)) as source:
+            minimum, _ = source.min_bytes(SPLITS)
+        with opened(web.url, settings(tmp_path / "small", minimum)) as source:
             for _ in range(2):
                 for name in shard_names(shards):
                     assert shard_bytes(source, name) == (shards / name).read_bytes()
@@ -526,7 +526,7 @@ class TestCache:
     ) -> None:
         names = shard_names(shards)
         with opened(web.url, settings(tmp_path)) as source:
-            least, _ = source.least_bytes(SPLITS)
+            minimum, _ = source.min_bytes(SPLITS)
             source.prefetch(names[:2])
             limit = time.monotonic() + 20
             while not all((source.folder / name).is_file() for name in names[:2]):
@@ -534,7 +534,7 @@ class TestCache:
                 time.sleep(0.005)
             assert shard_bytes(source, names[0]) == (shards / names[0]).read_bytes()
             assert web.requests[names[0]] == 1
-        with opened(web.url, settings(tmp_path / "small", least)) as source:
+        with opened(web.url, settings(tmp_path / "small", minimum)) as source:
             source.prefetch([names[0]])
             while not (source.folder / names[0]).is_file():
                 time.sleep(0.005)

@@ -19,7 +19,7 @@ from omniges.errors import DataError, UsageFault
 from omniges.exchange.inspect import ACCEPTED, inspect
 from omniges.exchange.inspect_models import curves_of, read_log
 from omniges.storage.tensors import open_tensors
-from omniges.visualize.pictures import MOST_S, spans
+from omniges.visualize.pictures import MAX_S, spans
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -295,7 +295,7 @@ class TestPictures:
         assert 1 <= len(rows) <= 10
         assert rows[0][0] == start_s
         assert all(a[1] == b[0] for a, b in itertools.pairwise(rows))
-        wanted = min(length_s - start_s, MOST_S, seconds or MOST_S)
+        wanted = min(length_s - start_s, MAX_S, seconds or MAX_S)
         assert rows[-1][1] - start_s == pytest.approx(wanted)
         lengths = [stop - start for start, stop in rows]
         assert max(lengths) - min(lengths) < 1e-6 * max(1.0, length_s)

@@ -200,7 +200,7 @@ class TestView:
         assert not (tmp_path / "page.html").exists()
 
     def test_hours_are_refused_before_a_page_is_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(of_view, "MOST_SECONDS", 1.5)
+        monkeypatch.setattr(of_view, "MAX_SECONDS", 1.5)
         write_motion(tmp_path / "x.npz", np.zeros((60, 165)), np.zeros((60, 3)), np.zeros((60, 100)), np.zeros(300))
         with pytest.raises(UsageFault, match="or a part with"):
             view(ViewSettings(paths=(str(tmp_path),), output_file=tmp_path / "page.html"))

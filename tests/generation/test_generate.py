@@ -29,7 +29,7 @@ from omniges.generation.records import read_record
 from omniges.generation.run import _Job, generate
 from omniges.generation.sampler import Codecs, Sampler, load
 from omniges.generation.settings import GenerateSettings, GenerateSummary, Sources, task_named
-from omniges.generation.vocoder import chosen_voice
+from omniges.generation.vocoder import chosen_vocoder
 from omniges.generation.writers import Results
 from omniges.model.tasks import SamplingSettings
 from omniges.pipeline.settings import Selection
@@ -200,7 +200,7 @@ def _open_files() -> list[str]:
 def test_a_mel_that_is_no_number_is_refused_in_a_line(checkpoint: Path, files: dict[str, Path], tmp_path: Path) -> None:
     """As motion that is none is: a voice would stop at it in the middle of a file."""
     codec = TextTokenCodec(load(checkpoint).identity.tokenizer)
-    results = Results(("audio",), NEUTRAL, codec, chosen_voice(None), 0, tmp_path)
+    results = Results(("audio",), NEUTRAL, codec, chosen_vocoder(None), 0, tmp_path)
     with pytest.raises(
         DataError, match=r"^generated audio: finite mel values expected, found NaN or infinite ones: the model is not"
     ):

@@ -36,7 +36,7 @@ def test_a_textgrid_of_any_length_is_refused_or_cut(xmax: str, tmp_path: Path, c
     path = textgrid(tmp_path, xmax)
     with pytest.raises(DataError, match="at most 24 h expected, found a length of"):
         read_text(path, codec, None)
-    cut = read_text(path, codec, None, most_s=5.0)
+    cut = read_text(path, codec, None, max_s=5.0)
     assert cut.ticks == 50
     assert any(warning.startswith("cut to 5 s of ") for warning in cut.warnings)
     assert read_text(path, codec, None, 2.0).ticks == 20  # another stream tells the length

@@ -54,9 +54,9 @@ def test_pieces_sound_as_transformers_own_whole(folder: Path) -> None:
     with torch.no_grad():
         whole = transformers.SpeechT5HifiGan.from_pretrained(folder)(torch.from_numpy(mel)).numpy()[: 1300 * 160]
     for step in (1300, 170, 10):
-        voice = load_hifi_gan(folder).begin(0)
-        pieces = [voice.push(mel[k : k + step]) for k in range(0, 1300, step)]
-        found = np.concatenate([*pieces, voice.finish()])
+        vocoder = load_hifi_gan(folder).begin(0)
+        pieces = [vocoder.push(mel[k : k + step]) for k in range(0, 1300, step)]
+        found = np.concatenate([*pieces, vocoder.finish()])
         assert found.shape == whole.shape
         np.testing.assert_allclose(found, whole, rtol=0, atol=1e-3 * float(whole.std()))
     assert whole.std() > 1e-4
@@ -68,8 +68,8 @@ def test_weights_of_torch_are_read_without_unpickling(folder: Path, tmp_path: Pa
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     torch.save(load_file(folder / "model.safetensors"), tmp_path / "pytorch_model.bin")
     first, second = (load_hifi_gan(place).begin(0) for place in (folder, tmp_path))
-    for voice in (first, second):
-        voice.push(mel_of(40))
+    for vocoder in (first, second):
+        vocoder.push(mel_of(40))
     np.testing.assert_array_equal(first.finish(), second.finish())
 
 

@@ -15,8 +15,8 @@ from omniges.metrics.gesture import (
     audio_beats,
     beat_score,
     joint_speeds,
-    least_frames,
     mean_joint_speeds,
+    min_frames,
     motion_beats,
 )
 from omniges.metrics.profiles import PROFILES
@@ -137,8 +137,8 @@ class TestAgainstTheDefinition:
                 return str(error)
             return ""
 
-        assert "after the crop" in refusal(least_frames(settings) - 1)
-        assert "after the crop" not in refusal(least_frames(settings))
+        assert "after the crop" in refusal(min_frames(settings) - 1)
+        assert "after the crop" not in refusal(min_frames(settings))
 
     def test_no_audio_at_all(self, name):
         with pytest.raises(DataError, match="audio: found 0"):

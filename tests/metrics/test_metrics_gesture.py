@@ -338,11 +338,11 @@ class TestMotion:
         ]
         assert jerk(x).value == pytest.approx(math.fsum(norms) / len(norms), rel=1e-9)
 
-    @pytest.mark.parametrize(("metric", "least"), [(foot_skate, 2), (jerk, 4)])
-    def test_too_few_frames(self, metric, least):
-        metric(np.zeros((least, 55, 3)))
-        with pytest.raises(DataError, match=f"expected at least {least}"):
-            metric(np.zeros((least - 1, 55, 3)))
+    @pytest.mark.parametrize(("metric", "minimum"), [(foot_skate, 2), (jerk, 4)])
+    def test_too_few_frames(self, metric, minimum):
+        metric(np.zeros((minimum, 55, 3)))
+        with pytest.raises(DataError, match=f"expected at least {minimum}"):
+            metric(np.zeros((minimum - 1, 55, 3)))
 
 
 class TestSeams:

@@ -19,7 +19,7 @@ from torch import Tensor
 from omniges.errors import UsageFault
 from omniges.features.gesture import LAYOUT
 from omniges.model.draws import FlowSettings, Purpose
-from omniges.model.flow import follow, step_levels
+from omniges.model.flow import integrate, step_levels
 from omniges.model.spec import build_model
 from omniges.model.tasks import SamplingSettings
 
@@ -45,7 +45,7 @@ class TestEuler:
         noise = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
         errors = []
         for steps in (20, 40, 80, 160):
-            found = follow(
+            found = integrate(
                 {"gesture": noise}, step_levels(SamplingSettings(num_inference_steps=steps, **EVEN)), optimal
             )["gesture"]
             errors.append(float((found - (MEAN + STD * noise)).abs().max()))
@@ -57,14 +57,14 @@ class TestEuler:
         """Standard deviation √((1−σ)² s² + σ²) and mean (1−σ) m at each level."""
         noise = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
         levels = [level for level in step_levels(SamplingSettings(num_inference_steps=400, **EVEN)) if level >= 0.5]
-        found = follow({"gesture": noise}, levels, optimal)["gesture"]
+        found = integrate({"gesture": noise}, levels, optimal)["gesture"]
         expected = 0.5 * MEAN + math.sqrt(0.25 * STD**2 + 0.25) * noise
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
 
     @pytest.mark.parametrize("steps", [1, 3, 20])
     def test_a_known_point_is_reached_exactly_in_any_number_of_steps(self, steps):
         point = torch.randn(3, 2)
-        found = follow(
+        found = integrate(
             {"text": torch.randn(3, 2)},
             step_levels(SamplingSettings(num_inference_steps=steps)),
             lambda *_: {"text": point},
@@ -181,7 +181,7 @@ class TestHeun:
         for steps in (20, 40, 80, 160):
             # To level 0.1: the last step, at whose end there is no velocity, is of first order.
             levels = [1 - 0.9 * k / steps for k in range(steps + 1)]
-            found = follow({"gesture": noise}, levels, optimal, "heun")["gesture"]
+            found = integrate({"gesture": noise}, levels, optimal, "heun")["gesture"]
             expected = 0.9 * MEAN + math.sqrt(0.81 * STD**2 + 0.01) * noise
             errors.append(float((found - expected).abs().max()))
         for coarse, fine in itertools.pairwise(errors):
@@ -209,7 +209,7 @@ class TestDpmSolver:
             expected_clean = clean({"gesture": expected}, torch.full((9,), level))["gesture"]
             velocity = (expected - expected_clean) / level
             expected = scheduler.step(velocity, step, expected).prev_sample
-        found = follow({"gesture": start}, levels, clean, "dpm++")["gesture"]
+        found = integrate({"gesture": start}, levels, clean, "dpm++")["gesture"]
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
     def test_it_takes_one_evaluation_a_step_and_comes_nearer_than_euler(self):
@@ -224,7 +224,7 @@ class TestDpmSolver:
                 return optimal(tokens, at)
 
             levels = step_levels(SamplingSettings(num_inference_steps=16, **EVEN))
-            found = follow({"gesture": noise}, levels, counted, solver)["gesture"]
+            found = integrate({"gesture": noise}, levels, counted, solver)["gesture"]
             assert calls == 16
             errors[solver] = float((found - (MEAN + STD * noise)).abs().max())
         assert errors["dpm++"] < errors["euler"] / 2
@@ -233,5 +233,5 @@ class TestDpmSolver:
         told = []
         point = {"text": torch.zeros(2, 3)}
         for solver in ("euler", "heun", "dpm++"):
-            follow(point, [1.0, 0.5, 0.0], lambda x, _: x, solver, lambda: told.append(1))
+            integrate(point, [1.0, 0.5, 0.0], lambda x, _: x, solver, lambda: told.append(1))
         assert len(told) == 6

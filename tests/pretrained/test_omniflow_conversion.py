@@ -24,7 +24,7 @@ from omniges.errors import DataError, UsageFault
 from omniges.model.patches import patches
 from omniges.model.spec import build_model
 from omniges.model.trunk import JointFlowTransformer
-from omniges.pretrained.anatomy import parameters, read_anatomy, tables
+from omniges.pretrained.architecture import parameters, read_architecture, tables
 from omniges.pretrained.convert import complete_trunk, convert, read_converted
 from omniges.pretrained.initialize import config_over_tokens
 from omniges.pretrained.tensors import Tensors
@@ -370,32 +370,32 @@ class TestRealSize:
 
     def test_names_and_order_are_those_of_the_original(self, real: dict[str, Any]) -> None:
         shapes = {name: tuple(shape) for name, shape in real["state_dict"].items()}
-        anatomy, warnings = read_anatomy(shapes, real["config"], "real size")
+        architecture, warnings = read_architecture(shapes, real["config"], "real size")
         assert warnings == []
-        assert (anatomy.layers, anatomy.heads, anatomy.width) == (24, 24, 1536)
-        assert {**parameters(anatomy), **tables(anatomy)} == shapes
-        assert list(parameters(anatomy)) == [name for name in shapes if name not in tables(anatomy)]
-        assert sum(math.prod(shape) for shape in parameters(anatomy).values()) == real["total_params"]
+        assert (architecture.layers, architecture.heads, architecture.width) == (24, 24, 1536)
+        assert {**parameters(architecture), **tables(architecture)} == shapes
+        assert list(parameters(architecture)) == [name for name in shapes if name not in tables(architecture)]
+        assert sum(math.prod(shape) for shape in parameters(architecture).values()) == real["total_params"]
 
     def test_every_parameter_of_the_trunk_is_made_and_only_dead_weight_left_behind(self, real: dict[str, Any]) -> None:
         shapes = {name: tuple(shape) for name, shape in real["state_dict"].items()}
-        anatomy, _ = read_anatomy(shapes, real["config"], "real size")
+        architecture, _ = read_architecture(shapes, real["config"], "real size")
         with torch.device("meta"):
-            model = JointFlowTransformer(**trunk_config(anatomy))
+            model = JointFlowTransformer(**trunk_config(architecture))
             tensors = {name: torch.empty(shape) for name, shape in shapes.items()}
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
         source = Tensors("real size", (), shapes, dtypes, tensors.__getitem__)
-        found = {rule.target: tuple(convert_tensor(rule, source).shape) for rule in rules(anatomy)}
+        found = {rule.target: tuple(convert_tensor(rule, source).shape) for rule in rules(architecture)}
         assert found == {name: tuple(x.shape) for name, x in model.named_parameters()}
         dead = sum(math.prod(s) for n, s in shapes.items() if n.startswith("transformer_blocks.23.ff_context."))
         assert sum(p.numel() for p in model.parameters()) == real["total_params"] - dead
-        statuses = conversion_statuses(anatomy, shapes, dict.fromkeys(tables(anatomy), "computed"))
+        statuses = conversion_statuses(architecture, shapes, dict.fromkeys(tables(architecture), "computed"))
         assert sorted(str(status.source) for status in statuses) == sorted(shapes)
 
     def test_a_model_over_this_projects_tokens_takes_all_but_projections(self, real: dict[str, Any]) -> None:
         shapes = {name: tuple(shape) for name, shape in real["state_dict"].items()}
-        trunk = trunk_config(read_anatomy(shapes, real["config"], "real size")[0])
+        trunk = trunk_config(read_architecture(shapes, real["config"], "real size")[0])
         with torch.device("meta"):
             model = build_model(config_over_tokens(trunk), statistics=statistics(), vocab_size=20_000, speakers=25)
         own = {name: tuple(x.shape) for name, x in model.named_parameters()}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from omniflow_checkpoints import Tiny, tensors_of, write_folder
 
 from omniges.errors import DataError, OmnigesError, UsageFault
-from omniges.pretrained.anatomy import read_anatomy
+from omniges.pretrained.architecture import read_architecture
 from omniges.pretrained.tensors import find_omniflow, open_parts
 from omniges.pretrained.trunk import read_omniflow
 
@@ -40,19 +40,19 @@ class TestTensors:
     def test_any_one_that_is_missing_or_of_another_shape_is_named(self, name: str) -> None:
         without = {own: shape for own, shape in SHAPES.items() if own != name}
         with pytest.raises(DataError) as caught:
-            read_anatomy(without, TINY.config, "file")
+            read_architecture(without, TINY.config, "file")
         if not name.startswith("transformer_blocks.0.attn.norm_q"):
             assert name in str(caught.value)
         for other in ((*SHAPES[name], 1), (SHAPES[name][0] + 1, *SHAPES[name][1:])):
             with pytest.raises(DataError):
-                read_anatomy(SHAPES | {name: other}, TINY.config, "file")
+                read_architecture(SHAPES | {name: other}, TINY.config, "file")
 
     @given(st.sampled_from([name for name in SHAPES if not name.startswith("text_decoder.")]), st.data())
     def test_no_set_of_changed_shapes_is_taken_for_a_checkpoint(self, name: str, data: st.DataObject) -> None:
         shape = data.draw(st.lists(st.integers(0, 40), max_size=4).map(tuple))
         if shape != SHAPES[name]:
             with pytest.raises(DataError):
-                read_anatomy(SHAPES | {name: shape}, TINY.config, "file")
+                read_architecture(SHAPES | {name: shape}, TINY.config, "file")
 
     @pytest.mark.parametrize(
         "extra", ["extra", "transformer_blocks.0.attn2.to_q.weight", "transformer_blocks.7.x", "pos_embed"]
@@ -63,12 +63,12 @@ class TestTensors:
 
     def test_a_block_number_out_of_all_measure_costs_nothing(self) -> None:
         with pytest.raises(DataError, match="blocks in"):
-            read_anatomy(SHAPES | {"transformer_blocks.99999999999.x": (1,)}, TINY.config, "file")
+            read_architecture(SHAPES | {"transformer_blocks.99999999999.x": (1,)}, TINY.config, "file")
 
     def test_a_text_modulation_of_nine_parts_is_no_dual_layer(self) -> None:
         name = "transformer_blocks.0.norm1_context.linear.bias"
         with pytest.raises(DataError, match=name):
-            read_anatomy(SHAPES | {name: (9 * TINY.width,)}, TINY.config, "file")
+            read_architecture(SHAPES | {name: (9 * TINY.width,)}, TINY.config, "file")
 
     @pytest.mark.parametrize("table", ["pos_embed.pos_embed", "audio_embedder.pos_embed"])
     def test_a_table_of_something_else_is_refused_and_any_base_is_found(self, table: str, tmp_path: Path) -> None:

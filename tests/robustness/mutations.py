@@ -23,8 +23,8 @@ from omniges.model.checkpoint import CHECKPOINT_FILE
 from omniges.shards.dataset import seal
 from omniges.storage.canonical_json import sha256_hex
 
-MOST_S = 5.0
-MOST_BYTES = 500 << 20
+MAX_S = 5.0
+MAX_BYTES = 500 << 20
 JUNK: tuple[Any, ...] = (
     *(
         None,
@@ -287,8 +287,8 @@ def outcome(read: Callable[[], object]) -> str | None:
         assert "\n" not in line, line
         assert len(line) < 3000, f"{len(line)} characters: {line[:200]}"
     took = time.monotonic() - began
-    assert took < MOST_S, f"{took:.1f} s"
-    assert peak.grown() < MOST_BYTES, f"{peak.grown() >> 20} MiB"
+    assert took < MAX_S, f"{took:.1f} s"
+    assert peak.grown() < MAX_BYTES, f"{peak.grown() >> 20} MiB"
     return line
 
 

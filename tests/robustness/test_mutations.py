@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from foreign_folders import KINDS, TASKS, World, make_world
-from mutations import MOST_BYTES, MOST_S, mutated, outcome
+from mutations import MAX_BYTES, MAX_S, mutated, outcome
 from pipeline_helpers import scripted
 
 ALL = 2000
@@ -126,7 +126,7 @@ def test_thirty_changes_as_processes(name: str, world: World, tmp_path: Path, mo
         told = len(lines) == 1 or (code == 1 and name in {"verify-shards", "preprocess"})
         if code not in {0, 1, 2, 3} or "Traceback" in said or (code and not told):
             wrong.append(f"{number} ({what}): exit {code}: {said[-300:]}")
-        if took_s > usual_s + MOST_S or most_bytes > usual_bytes + MOST_BYTES:
+        if took_s > usual_s + MAX_S or most_bytes > usual_bytes + MAX_BYTES:
             wrong.append(f"{number} ({what}): {took_s:.1f} s, {most_bytes >> 20} MiB")
     assert not wrong, "\n".join(wrong)
     code, said, *_ = run_once()

@@ -495,8 +495,8 @@ class TestBackoff:
 
 
 class TestAhead:
-    def ahead(self, cache: CacheFolder, source: Source, most: int = 2) -> FetchAhead:
-        return FetchAhead(lambda name, _: cache.acquire(cached(int(name)), source.fill(int(name))), most, threads=2)
+    def ahead(self, cache: CacheFolder, source: Source, maximum: int = 2) -> FetchAhead:
+        return FetchAhead(lambda name, _: cache.acquire(cached(int(name)), source.fill(int(name))), maximum, threads=2)
 
     def fetched(self, cache: CacheFolder, numbers: set[int]) -> None:
         limit = time.monotonic() + 20

@@ -148,7 +148,7 @@ class TestWhereSecretsAre:
 class TestOneLine:
     @settings(deadline=None)
     @given(st.text(), st.integers(1, 50))
-    def test_is_one_printable_line_of_bounded_length(self, text: str, most: int) -> None:
-        line = one_line(text, most)
-        assert len(line) <= most
+    def test_is_one_printable_line_of_bounded_length(self, text: str, maximum: int) -> None:
+        line = one_line(text, maximum)
+        assert len(line) <= maximum
         assert line.isprintable()

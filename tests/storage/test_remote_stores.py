@@ -263,7 +263,7 @@ class TestWebFaults:
     def test_a_byte_now_and_then_is_no_answer(self, web: remote.Web, head: int) -> None:
         """No time-out of the library ends this: no silence is long."""
         web.plan["a.tar"] = [remote.trickling(head)]
-        store = self.store(web, Timeouts(connect_s=0.2, read_s=0.3, least_bytes_s=1e6))
+        store = self.store(web, Timeouts(connect_s=0.2, read_s=0.3, min_bytes_s=1e6))
         began = time.monotonic()
         with (
             pytest.raises(StoreFault, match="bytes per second expected") as caught,

@@ -19,7 +19,7 @@ from torch import nn
 from omniges.errors import DataError, UsageFault
 from omniges.model.draws import draw_plan
 from omniges.model.spec import ModelConfig, build_model
-from omniges.pretrained.anatomy import Anatomy, Grid
+from omniges.pretrained.architecture import Architecture, Grid
 from omniges.pretrained.initialize import config_over_tokens
 from omniges.pretrained.trunk import trunk_config
 from omniges.trainer.config import Schedule, TrainSettings
@@ -233,7 +233,7 @@ def test_shards_divide_all_but_what_is_gathered() -> None:
 
 def published() -> ModelConfig:
     """Sizes of the published trunk over this project's tokens."""
-    anatomy = Anatomy(
+    architecture = Architecture(
         width=1536,
         layers=24,
         head_features=64,
@@ -246,7 +246,7 @@ def published() -> ModelConfig:
         image=Grid(channels=16, outputs=16, patch=2, table_side=384),
         audio=Grid(channels=8, outputs=8, patch=2, table_side=192),
     )
-    return config_over_tokens(trunk_config(anatomy))
+    return config_over_tokens(trunk_config(architecture))
 
 
 @pytest.mark.slow

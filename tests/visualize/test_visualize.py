@@ -217,8 +217,8 @@ class TestComparison:
         assert draw_comparison("a window", "where it is from", versions, 5.0) == png
         (_, less), _ = _pixels(draw_comparison("a window", "where it is from", versions[:1], 5.0))
         assert less < height
-        (_, least), _ = _pixels(draw_comparison("words alone", "", versions[3:], 5.0))
-        assert least < less
+        (_, minimum), _ = _pixels(draw_comparison("words alone", "", versions[3:], 5.0))
+        assert minimum < less
 
     @pytest.mark.slow
     def test_every_version_is_seen(self):

@@ -154,9 +154,9 @@ class _Document:
                 if not isinstance(value, bool):
                     raise self.fault(key, repr(value), "true or false")
             elif field.type == "int":
-                least = 0 if key.endswith("_id") else 1
-                if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 1 << 31:
-                    raise self.fault(key, repr(value), f"a whole number of at least {least}")
+                minimum = 0 if key.endswith("_id") else 1
+                if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value < 1 << 31:
+                    raise self.fault(key, repr(value), f"a whole number of at least {minimum}")
             elif field.type == "float":
                 value = self.number(key)
             elif value not in get_args(NormType):

@@ -44,7 +44,7 @@ MAX_TOKENS: Final = 77
 """Maximum number of tokens of a text, added ones included; longer texts are cut and flagged."""
 _TOKENIZER_FILE: Final = "tokenizer.json"
 _PIECE_FILES: Final = ("spiece.model", "tokenizer.model")
-_MOST_BYTES: Final = 64 << 20
+_MAX_BYTES: Final = 64 << 20
 _PAD: Final = "[PAD]"
 
 
@@ -80,7 +80,7 @@ class _TokenizerFile:
     def __init__(self, folder: Path, vocabulary: int, added: str | None = None) -> None:
         self._path = folder / _TOKENIZER_FILE
         try:
-            content = read_file(self._path, _MOST_BYTES, folder)
+            content = read_file(self._path, _MAX_BYTES, folder)
         except FileNotFoundError as error:
             reason = error.strerror or str(error)
             if any((folder / name).is_file() for name in _PIECE_FILES):
@@ -188,10 +188,10 @@ def _tokenizer(content: bytes, path: Path) -> Tokenizer:
         ) from error
 
 
-_MOST_PARTS: Final = 6
-_MOST_LETTERS: Final = 8
+_MAX_PARTS: Final = 6
+_MAX_LETTERS: Final = 8
 """Of what a replacement inserts, so that a chain of them lengthens a text by a bounded factor."""
-_MOST_TABLE_BYTES: Final = 1 << 21
+_MAX_TABLE_BYTES: Final = 1 << 21
 _SPACES: Final = {"Regex": " {2,}"}
 """The one regular expression, which sentencepiece's own conversion writes."""
 _KINDS: Final[Mapping[str, tuple[str, frozenset[str]]]] = {
@@ -219,8 +219,8 @@ def require_plain_tokenizer(document: Any, where: str) -> None:
         raise _fault(where, "no object with a model", "a Hugging Face tokenizer")
     for role, (inner, kinds) in _KINDS.items():
         parts = _parts(document.get(role), inner)
-        if len(parts) > _MOST_PARTS:
-            raise _fault(where, f"{len(parts)} parts of {role}", f"at most {_MOST_PARTS}")
+        if len(parts) > _MAX_PARTS:
+            raise _fault(where, f"{len(parts)} parts of {role}", f"at most {_MAX_PARTS}")
         for part in parts:
             kind = part.get("type") if isinstance(part, dict) else None
             if kind not in kinds:
@@ -249,19 +249,19 @@ def _is_bounded(part: Mapping[str, Any]) -> bool:
     kind = part["type"]
     if kind == "Replace":
         pattern = part.get("pattern")
-        plain = isinstance(pattern, dict) and pattern.keys() == {"String"} and _is_short(pattern["String"], least=1)
+        plain = isinstance(pattern, dict) and pattern.keys() == {"String"} and _is_short(pattern["String"], minimum=1)
         return (plain or pattern == _SPACES) and _is_short(part.get("content"))
     if kind == "Prepend":
         return _is_short(part.get("prepend"))
     if kind == "Precompiled":
         return _is_valid_table(part.get("precompiled_charsmap"))
     if kind == "Strip" and "content" in part:
-        return all(type(part.get(end)) is int and 0 <= part[end] <= _MOST_LETTERS for end in ("start", "stop"))
+        return all(type(part.get(end)) is int and 0 <= part[end] <= _MAX_LETTERS for end in ("start", "stop"))
     return True
 
 
-def _is_short(text: Any, least: int = 0) -> bool:
-    return isinstance(text, str) and least <= len(text) <= _MOST_LETTERS
+def _is_short(text: Any, minimum: int = 0) -> bool:
+    return isinstance(text, str) and minimum <= len(text) <= _MAX_LETTERS
 
 
 def _require_plain_model(model: Mapping[str, Any], where: str) -> None:
@@ -295,7 +295,7 @@ def _is_valid_table(text: Any) -> bool:
     except (TypeError, ValueError, binascii.Error):
         return False
     size = int.from_bytes(data[:4], "little")
-    if not 4 <= len(data) <= _MOST_TABLE_BYTES or size % 4 or not 4 <= size <= len(data) - 4:
+    if not 4 <= len(data) <= _MAX_TABLE_BYTES or size % 4 or not 4 <= size <= len(data) - 4:
         return False
     units, texts = np.frombuffer(data, "<u4", size // 4, 4), data[4 + size :]
     try:

@@ -59,7 +59,7 @@ class _Stem:
     notes: list[Finding] = field(default_factory=list)
 
     @property
-    def homes(self) -> list[_Part]:
+    def found_in(self) -> list[_Part]:
         """The parts of its files; the first one holds the motion, else the recording."""
         return [self.parts[modality] for modality in ("npz", "wav", "textgrid") if modality in self.parts]
 
@@ -263,7 +263,7 @@ def _sort_stems(
     for stem, entry in stems.items():
         fields = labels.parse_stem(stem)
         speaker = {str(fields.speaker_id), fields.speaker} if fields.known else set()
-        split, split_findings = _split_of(stem, fields, [*(part.split_list for part in entry.homes), of_root])
+        split, split_findings = _split_of(stem, fields, [*(part.split_list for part in entry.found_in), of_root])
         if (
             (selection.speakers and not speaker & set(selection.speakers))
             or (selection.languages and fields.language not in selection.languages)
@@ -271,8 +271,8 @@ def _sort_stems(
             or (split and selection.splits and split not in selection.splits)
         ):
             continue
-        namesakes = [other for other in by_case[stem.casefold()] if other != stem]
-        faults = [*entry.faults, *_pairing_faults(stem, entry, namesakes)]
+        case_variants = [other for other in by_case[stem.casefold()] if other != stem]
+        faults = [*entry.faults, *_pairing_faults(stem, entry, case_variants)]
         faults += [finding for finding in split_findings if finding.problem.severity == "rejected"]
         key = key_from_stem(stem)
         if len(key.encode("utf-8")) > MAX_KEY_BYTES:
@@ -310,16 +310,16 @@ def _split_of(
     return split, [Finding(Problem("split-inferred", f"{listed}: put into {split}"), stem)]
 
 
-def _pairing_faults(stem: str, entry: _Stem, namesakes: list[str]) -> Iterator[Finding]:
+def _pairing_faults(stem: str, entry: _Stem, case_variants: list[str]) -> Iterator[Finding]:
     """Yield findings for modalities with no file or several."""
     blocked = any(finding.problem.code in {"path-outside-root", "file-unreadable"} for finding in entry.faults)
     for modality in NEEDED:
         sources = entry.files[modality]
         if not sources and not blocked:
-            home = entry.homes[0]
-            folder = home.folders.get(modality, join(home.relative, _FOLDERS[modality][-1]))
+            part = entry.found_in[0]
+            folder = part.folders.get(modality, join(part.relative, _FOLDERS[modality][-1]))
             expected = join(folder, stem + _EXTENSIONS[modality])
-            found = "no such file" + (f"; only the case differs from {namesakes[0]}" if namesakes else "")
+            found = "no such file" + (f"; only the case differs from {case_variants[0]}" if case_variants else "")
             yield Finding(Problem(_MISSING[modality], found, expected), stem)
         if len(sources) > 1:
             yield Finding(Problem("duplicate-stem", _places(sources), f"one {modality} file"), stem)

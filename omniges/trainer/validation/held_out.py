@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from omniges.conditions.base import LEAST_WORD_S, within
+from omniges.conditions.base import MIN_WORD_S, within
 from omniges.data.sequence import DataSource
 from omniges.errors import UsageFault
 from omniges.features.gesture import GestureClip, motion_from_gesture
@@ -383,7 +383,7 @@ def _cut(
         ),
         mel=sample.mel[first * MEL_FRAMES_PER_TICK : (first + ticks) * MEL_FRAMES_PER_TICK],
         words=_words(sample, window, latents),
-        semantic=None if sample.semantic is None else within(sample.semantic, first, ticks, least_s=0.001),
+        semantic=None if sample.semantic is None else within(sample.semantic, first, ticks, min_s=0.001),
         audio=None if sound is None else sound[first * SAMPLES_PER_TICK : (first + ticks) * SAMPLES_PER_TICK],
         latents={entry.name: _latents(sample.latents[entry.name], entry, window) for entry in latents},
     )
@@ -408,6 +408,6 @@ def _words(sample: SampleArrays, window: Window, latents: Collection[CodecEntry]
     """
     place = window.start_tick, window.ticks
     if not any(isinstance(entry, WindowEntry) for entry in latents):
-        return within(sample.words, *place, LEAST_WORD_S)
+        return within(sample.words, *place, MIN_WORD_S)
     (spoken,) = said_in_windows(sample.words, sample.row.ticks, [place])
-    return within(spoken, *place, least_s=0.0)
+    return within(spoken, *place, min_s=0.0)

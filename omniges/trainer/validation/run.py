@@ -30,10 +30,10 @@ from omniges.model.streams import STREAMS, StreamName
 from omniges.model.tasks import SIX, TASKS, SamplingSettings
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.present import present_bits
-from omniges.trainer.distributed import Ranks, Turns
+from omniges.trainer.distributed import Ranks, SharedWork
 from omniges.trainer.validation.held_out import HeldOut, SomeRecordings, WindowFolder, spread
 from omniges.trainer.validation.samples import (
-    INSTRUMENTS,
+    METRIC_TOOLS,
     VALIDATION_SEED,
     GeneratedWindow,
     HeldOutWindow,
@@ -185,7 +185,7 @@ def loss_table(losses: F64, names: Sequence[str], tasks: Sequence[str] = SIX) ->
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ValidationResult:
     """Results of a validation, equal on all ranks; only the first rank has the kept samples."""
 
     step: int
@@ -260,7 +260,7 @@ class Validation:
         """Indices of the windows whose results are kept."""
         self._reasons = {task: why_not(sampler.codecs, task) for task in tasks}
 
-    def run(self, step: int, turns: Turns) -> Found:
+    def run(self, step: int, turns: SharedWork) -> ValidationResult:
         """Validate the current EMA weights; every rank calls it.
 
         Args:
@@ -270,7 +270,7 @@ class Validation:
         Returns:
             The results.
         """
-        results = WindowResults(turns.everyone(self._read), self.held_out.windows, self.sampler)
+        results = WindowResults(turns.on_all_ranks(self._read), self.held_out.windows, self.sampler)
         losses = loss_table(self._losses(turns), [window.name for window in self.held_out.windows], self.tasks)
         generated = self._generated(turns, results)
 
@@ -294,7 +294,7 @@ class Validation:
         pictures = dict(sorted(self._collected(turns.shared(self.saved_windows, draw))))
         figures = {task: figures for task, figures, _ in scores}
         warnings = {task: warnings for task, _, warnings in scores}
-        return Found(step, losses, figures, warnings, sorted(saved, key=_place), pictures)
+        return ValidationResult(step, losses, figures, warnings, sorted(saved, key=_place), pictures)
 
     def _collected(self, items: Sequence[Any]) -> list[Any]:
         """Return the items of all ranks."""
@@ -355,7 +355,7 @@ class Validation:
         allowed = [([one for one in held if one.allows(task)], task) for held, task in groups]
         return [(held, task) for held, task in allowed if held]
 
-    def _losses(self, turns: Turns) -> F64:
+    def _losses(self, turns: SharedWork) -> F64:
         """Return the losses (W, tasks, levels) of all windows."""
         model = self.sampler.model
         device = next(model.parameters()).device
@@ -380,7 +380,7 @@ class Validation:
             found[number, task_number] = row
         return found
 
-    def _generated(self, turns: Turns, results: WindowResults) -> list[GeneratedWindow]:
+    def _generated(self, turns: SharedWork, results: WindowResults) -> list[GeneratedWindow]:
         """Generate every window in every task, ordered by task and window."""
 
         def of(group: tuple[list[HeldOutWindow], str]) -> list[GeneratedWindow]:
@@ -403,7 +403,7 @@ class Validation:
         if self._train is None:
             ticks = self.held_out.windows[0].ticks
             recordings = SomeRecordings(self.held_out.folders, ticks, _TRAIN_RECORDINGS)
-            self._train = learn_train_split(recordings, INSTRUMENTS, lambda _done, _total: None)
+            self._train = learn_train_split(recordings, METRIC_TOOLS, lambda _done, _total: None)
         return self._train
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from omniges.codecs.base import SpokenText
 from omniges.conditions.base import Array, ValueOf
 from omniges.errors import DataError
-from omniges.evaluation.motion import GENERIC, Instruments, TrainSplit
+from omniges.evaluation.motion import GENERIC, MetricTools, TrainSplit
 from omniges.evaluation.run import score_stream
 from omniges.evaluation.scores import NEVER_MADE, Figure, Heading, Resampling, Result, Scored, absent
 from omniges.features.gesture import MotionArrays, gesture_from_motion
@@ -25,7 +25,7 @@ from omniges.formats.textgrid import WordInterval
 from omniges.generation.inputs import Body
 from omniges.generation.long_form import TicksOf, Timeline, WindowSettings
 from omniges.generation.sampler import Part, Sampler
-from omniges.generation.vocoder import GRIFFIN_LIM, VoiceOf
+from omniges.generation.vocoder import GRIFFIN_LIM, Vocoder
 from omniges.generation.writers import Results
 from omniges.metrics.profiles import PROFILES
 from omniges.model.streams import StreamName
@@ -37,9 +37,9 @@ from omniges.visualize.pictures import Version, draw_comparison
 VALIDATION_SEED: Final = 0x56414C
 """Seed of noise and samples; not the run's, so that runs with different seeds can be compared."""
 
-INSTRUMENTS: Final = Instruments(profile=PROFILES["corrected"], bodies=GENERIC, encoder=None, mean_speeds_m_s=None)
-"""Instruments for the metrics of motion."""
-VOICE: Final = GRIFFIN_LIM
+METRIC_TOOLS: Final = MetricTools(profile=PROFILES["corrected"], bodies=GENERIC, encoder=None, mean_speeds_m_s=None)
+"""Tools for the metrics of motion."""
+VOCODER: Final = GRIFFIN_LIM
 
 _RESAMPLES: Final = 200
 _NOT_OF_WINDOWS: Final = ("seams", "face")
@@ -156,12 +156,12 @@ class WindowResults:
     windows: Sequence[Window]
     sampler: Sampler
 
-    def of(self, generated: GeneratedWindow, voice: VoiceOf | None = None) -> Results:
+    def of(self, generated: GeneratedWindow, vocoder: Vocoder | None = None) -> Results:
         """Return the results of a window.
 
         Args:
             generated: The sample.
-            voice: Vocoder, which takes long; None: no waveform.
+            vocoder: Vocoder, which takes long; None: no waveform.
 
         Returns:
             The results.
@@ -173,7 +173,7 @@ class WindowResults:
         body = Body.of_sample(self.samples.sample(self.samples.row(window.name)))
         spans = [(0, window.ticks)] if self.sampler.codecs.untimed_text else None
         targets, seed = TASKS[generated.task].targets, VALIDATION_SEED + generated.number
-        results = Results(targets, body, self.sampler.token_codec, voice, seed, None, spans)
+        results = Results(targets, body, self.sampler.token_codec, vocoder, seed, None, spans)
         results.append(
             {
                 name: [generated.content] if isinstance(generated.content, SpokenText) else generated.content
@@ -186,7 +186,7 @@ class WindowResults:
         """Encode the files of a result, with a waveform, as `omniges generate` writes them."""
         if generated.why_not is not None:
             return ResultFiles(generated.task, generated.number, {}, {}, {}, (), None, generated.why_not)
-        results = self.of(generated, VOICE)
+        results = self.of(generated, VOCODER)
         contents, kinds = {}, {}
         for file in results.files():
             contents[file.ending], kinds[file.ending] = b"".join(file.parts), file.kind
@@ -316,7 +316,7 @@ def score_task(
         why = "; ".join(f"{count} × {reason}" for reason, count in invalid.items())
         return Scored([replace(absent(Heading(f"{target} metrics", ""), why), left_out=invalid)], {})
     how = Resampling(seed=0, resamples=_RESAMPLES)
-    scored = score_stream(found, target, samples, INSTRUMENTS, train, how, lambda: None)
+    scored = score_stream(found, target, samples, METRIC_TOOLS, train, how, lambda: None)
     figures = [one for one in scored.figures if not one.metric.startswith(_NOT_OF_WINDOWS)]
     if invalid:
         figures = [replace(one, left_out=dict(Counter(one.left_out) + invalid)) for one in figures]

@@ -20,12 +20,12 @@ from omniges.progress import Reporter, duration
 from omniges.storage.atomic import make_folder, pending_folder, publish_bytes, remove_folder
 from omniges.storage.canonical_json import json_document, sha256_hex
 from omniges.trainer.config import DEFAULT_VALIDATION_STEPS
-from omniges.trainer.distributed import Stopper, Turns
+from omniges.trainer.distributed import SharedWork, Stopper
 from omniges.trainer.logging import Logbook, Shown
 from omniges.trainer.run import Run, RunState
 from omniges.trainer.validation.best import BEST, Best, better, point_best
-from omniges.trainer.validation.run import LEVELS, Found, Validation
-from omniges.trainer.validation.samples import VALIDATION_SEED, VOICE, ResultFiles
+from omniges.trainer.validation.run import LEVELS, Validation, ValidationResult
+from omniges.trainer.validation.samples import VALIDATION_SEED, VOCODER, ResultFiles
 
 VALIDATIONS: Final = "validation"
 """Folder of the validations in a run's folder."""
@@ -62,7 +62,7 @@ class RunValidator:
         """
         ranks, began_s = self._run.ranks, time.monotonic()
         self._reporter.say(f"validating step {state.step} on {len(self._validation.held_out.windows)} windows")
-        found = self._validation.run(state.step, Turns(ranks, stopper))
+        found = self._validation.run(state.step, SharedWork(ranks, stopper))
         value = found.value(self._metric)
         if value is not None and better(self._metric, value, state.best):
             state.best = Best(state.step, self._metric, value)
@@ -70,8 +70,8 @@ class RunValidator:
         with ranks.together("write the validation"):
             if ranks.first:
                 self._write(folder, found)
-                spared = () if state.best is None else (state.best.step,)
-                prune(self._folder, self._run.settings.checkpoints_total_limit, spared)
+                protected = () if state.best is None else (state.best.step,)
+                prune(self._folder, self._run.settings.checkpoints_total_limit, protected)
         seconds = time.monotonic() - began_s
         self._spent_s += seconds
         self._log(state, found, folder, seconds)
@@ -87,7 +87,7 @@ class RunValidator:
 
     # --- files
 
-    def _write(self, folder: Path, found: Found) -> None:
+    def _write(self, folder: Path, found: ValidationResult) -> None:
         """Publish a validation's folder in one step, and replace one of the same step.
 
         Raise EnvironmentFault if the disk is full or not writable; then nothing of it is left.
@@ -167,7 +167,7 @@ class RunValidator:
                 "window_ticks": window.ticks,
                 "overlap_ticks": 0,
                 "speaker": window.row.speaker,
-                "voice": VOICE.name if ".wav" in saved.contents else None,
+                "voice": VOCODER.name if ".wav" in saved.contents else None,
                 "quantised": codecs.through_codes(TASKS[saved.task].targets),
             }
             | self._validation.conditions_shown(saved.number),
@@ -178,7 +178,7 @@ class RunValidator:
 
     # --- reports
 
-    def _log(self, state: RunState, found: Found, folder: Path, seconds: float) -> None:
+    def _log(self, state: RunState, found: ValidationResult, folder: Path, seconds: float) -> None:
         """Report to the log, the trackers and the terminal."""
         step, metric, value = state.step, self._metric, found.value(self._metric)
         share = self._spent_s / max(time.monotonic() - self._began_s, 1e-9)
@@ -217,7 +217,7 @@ class RunValidator:
                 "--validation-samples or --validation-sampling-steps"
             )
 
-    def _samples(self, found: Found) -> list[dict[str, Any]]:
+    def _samples(self, found: ValidationResult) -> list[dict[str, Any]]:
         """Return the kept samples with their origin; paths are relative to the validation's folder."""
         samples = []
         for saved in found.saved:

@@ -31,7 +31,7 @@ from omniges.shards.reader import ShardFolder
 from omniges.trainer import train as train_module
 from omniges.trainer.validation import run as run_module
 from omniges.trainer.validation import validator as validator_module
-from omniges.trainer.validation.run import LEVELS, Found
+from omniges.trainer.validation.run import LEVELS, ValidationResult
 from omniges.trainer.validation.samples import VALIDATION_SEED
 
 VALIDATED = {"validation_steps": 2, "validation_windows": 3, "validation_samples": 1, "validation_sampling_steps": 2}
@@ -273,7 +273,7 @@ class TestDefaults:
 
 def losses_that_are(monkeypatch: pytest.MonkeyPatch, values: dict[int, float]) -> None:
     """Give validations of some steps another mean loss."""
-    monkeypatch.setattr(Found, "loss", property(lambda self: values[self.step]))
+    monkeypatch.setattr(ValidationResult, "loss", property(lambda self: values[self.step]))
 
 
 class TestBest:

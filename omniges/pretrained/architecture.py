@@ -98,7 +98,7 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Anatomy:
+class Architecture:
     """Sizes and kinds of an OmniFlow transformer."""
 
     width: int
@@ -121,34 +121,34 @@ class Anatomy:
         return self.width // self.head_features
 
 
-def tables(anatomy: Anatomy) -> dict[str, Shape]:
+def tables(architecture: Architecture) -> dict[str, Shape]:
     """Return names and shapes of the saved position tables, which are not parameters."""
-    width = anatomy.width
+    width = architecture.width
     return {
-        "pos_embed.pos_embed": (1, anatomy.image.table_side**2, width),
-        "audio_embedder.pos_embed": (1, anatomy.audio.table_side**2, width),
+        "pos_embed.pos_embed": (1, architecture.image.table_side**2, width),
+        "audio_embedder.pos_embed": (1, architecture.audio.table_side**2, width),
     }
 
 
-def parameters(anatomy: Anatomy) -> dict[str, Shape]:
+def parameters(architecture: Architecture) -> dict[str, Shape]:
     """Return names and shapes of all parameters of the transformer itself, in the reference's order."""
     found: dict[str, Shape] = {}
-    width, joint = anatomy.width, anatomy.joint_width
-    found |= _patches("pos_embed.proj", anatomy.image, width)
-    found |= _levels("time_text_embed", anatomy)
-    found |= _levels("time_image_embed", anatomy)
-    found |= _patches("audio_embedder.proj", anatomy.audio, width)
-    found |= _levels("time_aud_embed", anatomy)
+    width, joint = architecture.width, architecture.joint_width
+    found |= _patches("pos_embed.proj", architecture.image, width)
+    found |= _levels("time_text_embed", architecture)
+    found |= _levels("time_image_embed", architecture)
+    found |= _patches("audio_embedder.proj", architecture.audio, width)
+    found |= _levels("time_aud_embed", architecture)
     found |= _linear("norm_out_aud.linear", width, 2 * width)
-    found |= _linear("proj_out_aud", width, anatomy.audio.patch**2 * anatomy.audio.outputs)
+    found |= _linear("proj_out_aud", width, architecture.audio.patch**2 * architecture.audio.outputs)
     found |= _linear("context_embedder", joint, width)
     found |= _linear("context_decoder.projection", width, joint)
-    found |= _linear("text_output", joint, anatomy.text_outputs)
-    for k in range(anatomy.layers):
-        found |= {f"transformer_blocks.{k}.{name}": shape for name, shape in _block(anatomy, k)}
+    found |= _linear("text_output", joint, architecture.text_outputs)
+    for k in range(architecture.layers):
+        found |= {f"transformer_blocks.{k}.{name}": shape for name, shape in _block(architecture, k)}
     found |= _linear("norm_out.linear", width, 2 * width)
     found |= _linear("norm_out_text.linear", width, 2 * joint)
-    found |= _linear("proj_out", width, anatomy.image.patch**2 * anatomy.image.outputs)
+    found |= _linear("proj_out", width, architecture.image.patch**2 * architecture.image.outputs)
     return found
 
 
@@ -160,30 +160,30 @@ def _patches(name: str, grid: Grid, width: int) -> dict[str, Shape]:
     return {f"{name}.weight": (width, grid.channels, grid.patch, grid.patch), f"{name}.bias": (width,)}
 
 
-def _levels(name: str, anatomy: Anatomy) -> dict[str, Shape]:
-    width = anatomy.width
+def _levels(name: str, architecture: Architecture) -> dict[str, Shape]:
+    width = architecture.width
     found: dict[str, Shape] = {}
-    for part, inputs in (("timestep_embedder", LEVEL_FEATURES), ("text_embedder", anatomy.pooled_width)):
+    for part, inputs in (("timestep_embedder", LEVEL_FEATURES), ("text_embedder", architecture.pooled_width)):
         found |= _linear(f"{name}.{part}.linear_1", inputs, width) | _linear(f"{name}.{part}.linear_2", width, width)
     return found
 
 
-def _block(anatomy: Anatomy, k: int) -> Iterator[tuple[str, Shape]]:
-    width, last, features = anatomy.width, k == anatomy.layers - 1, (anatomy.head_features,)
-    yield from _linear("norm1.linear", width, (9 if k in anatomy.dual_layers else 6) * width).items()
+def _block(architecture: Architecture, k: int) -> Iterator[tuple[str, Shape]]:
+    width, last, features = architecture.width, k == architecture.layers - 1, (architecture.head_features,)
+    yield from _linear("norm1.linear", width, (9 if k in architecture.dual_layers else 6) * width).items()
     yield from _linear("norm1_context.linear", width, (2 if last else 6) * width).items()
-    if anatomy.qk_norm == "layer":  # one pair of norms for all streams; with RMS each has its own
+    if architecture.qk_norm == "layer":  # one pair of norms for all streams; with RMS each has its own
         for name in ("norm_q", "norm_k"):
             yield from ((f"attn.{name}.weight", features), (f"attn.{name}.bias", features))
-    elif anatomy.qk_norm == "rms":
+    elif architecture.qk_norm == "rms":
         yield from ((f"attn.{name}.weight", features) for names in STREAM_NAMES.values() for name in names.qk_norms)
     added = tuple(f"{name}_proj" for name in ("add_k", "add_v", "add_q", "aud_k", "aud_v", "aud_q"))
     outputs = ("to_aud_out", "to_out.0") if last else ("to_aud_out", "to_out.0", "to_add_out")
     for name in ("to_q", "to_k", "to_v", *added, *outputs):
         yield from _linear(f"attn.{name}", width, width).items()
     for name in ("ff", "ff_context", "ff_audio"):
-        yield from _linear(f"{name}.net.0.proj", width, anatomy.mlp_width).items()
-        yield from _linear(f"{name}.net.2", anatomy.mlp_width, width).items()
+        yield from _linear(f"{name}.net.0.proj", width, architecture.mlp_width).items()
+        yield from _linear(f"{name}.net.2", architecture.mlp_width, width).items()
     yield from _linear("norm1_audio.linear", width, 6 * width).items()
 
 
@@ -192,7 +192,9 @@ def nested_names(shapes: Mapping[str, Shape]) -> list[str]:
     return [name for name in shapes if name.startswith(tuple(NESTED))]
 
 
-def read_anatomy(shapes: Mapping[str, Shape], config: Mapping[str, Any], where: str) -> tuple[Anatomy, list[str]]:
+def read_architecture(
+    shapes: Mapping[str, Shape], config: Mapping[str, Any], where: str
+) -> tuple[Architecture, list[str]]:
     """Read the sizes of a transformer from the shapes of its tensors, and compare them with its config.
 
     Args:
@@ -229,7 +231,7 @@ def read_anatomy(shapes: Mapping[str, Shape], config: Mapping[str, Any], where: 
         side = math.isqrt(size(f"{embedder}.pos_embed", 3)[1])
         return Grid(channels=channels, outputs=outputs // patch**2, patch=patch, table_side=side)
 
-    anatomy = Anatomy(
+    architecture = Architecture(
         width=width,
         layers=layers,
         head_features=features,
@@ -247,8 +249,8 @@ def read_anatomy(shapes: Mapping[str, Shape], config: Mapping[str, Any], where: 
     nested = set(nested_names(shapes))
     own = {name: shape for name, shape in shapes.items() if name not in nested}
     remedy = "a complete OmniFlow transformer expected; download it again"
-    require_same(parameters(anatomy) | tables(anatomy), own, where, remedy)
-    return anatomy, _compare(anatomy, config, where)
+    require_same(parameters(architecture) | tables(architecture), own, where, remedy)
+    return architecture, _compare(architecture, config, where)
 
 
 def _size(shapes: Mapping[str, Shape], where: str, name: str, axes: int) -> Shape:
@@ -261,17 +263,17 @@ def _size(shapes: Mapping[str, Shape], where: str, name: str, axes: int) -> Shap
     return shape
 
 
-def _compare(anatomy: Anatomy, config: Mapping[str, Any], where: str) -> list[str]:
+def _compare(architecture: Architecture, config: Mapping[str, Any], where: str) -> list[str]:
     """Refuse a config whose sizes differ from the tensors, and return warnings on differing kinds."""
     sizes = {
-        "num_layers": anatomy.layers,
-        "attention_head_dim": anatomy.head_features,
-        "num_attention_heads": anatomy.heads,
-        "joint_attention_dim": anatomy.joint_width,
-        "caption_projection_dim": anatomy.width,
-        "pooled_projection_dim": anatomy.pooled_width,
-        "in_channels": anatomy.image.channels,
-        "audio_input_dim": anatomy.audio.channels,
+        "num_layers": architecture.layers,
+        "attention_head_dim": architecture.head_features,
+        "num_attention_heads": architecture.heads,
+        "joint_attention_dim": architecture.joint_width,
+        "caption_projection_dim": architecture.width,
+        "pooled_projection_dim": architecture.pooled_width,
+        "in_channels": architecture.image.channels,
+        "audio_input_dim": architecture.audio.channels,
         "add_audio": True,
         "add_clip": False,
         "use_audio_mae": False,
@@ -291,12 +293,12 @@ def _compare(anatomy: Anatomy, config: Mapping[str, Any], where: str) -> list[st
             "that belongs to these weights"
         )
     kinds = {
-        "qk_norm": _QK_NORMS[anatomy.qk_norm],
-        "dual_attention_layers": sorted(anatomy.dual_layers),
-        "patch_size": anatomy.image.patch,
-        "out_channels": anatomy.image.outputs if config.get("out_channels") is not None else None,
-        "pos_embed_max_size": anatomy.image.table_side,
-        "text_out_dim": anatomy.text_outputs,
+        "qk_norm": _QK_NORMS[architecture.qk_norm],
+        "dual_attention_layers": sorted(architecture.dual_layers),
+        "patch_size": architecture.image.patch,
+        "out_channels": architecture.image.outputs if config.get("out_channels") is not None else None,
+        "pos_embed_max_size": architecture.image.table_side,
+        "text_out_dim": architecture.text_outputs,
     }
     return [
         f"config.json says {key} {one_line(repr(config[key]), 80)}, the tensors say {own!r}, which is used"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from omniges.errors import DataError, EnvironmentFault, ExitCode
-from omniges.trainer.distributed import Interrupted, Stopper, Turns
+from omniges.trainer.distributed import Interrupted, SharedWork, Stopper
 
 
 class Pretended:
@@ -35,7 +35,7 @@ def test_each_item_is_done_once_and_all_ranks_take_the_same_number_of_turns(worl
     found, turns = [], set()
     for rank in range(world_size):
         ranks = Pretended(rank, world_size)
-        found += Turns(ranks, Stopper()).shared(range(count), lambda item: item * 10)  # type: ignore[arg-type]
+        found += SharedWork(ranks, Stopper()).shared(range(count), lambda item: item * 10)  # type: ignore[arg-type]
         turns.add(ranks.agreed)
     assert sorted(found) == [10 * item for item in range(count)]
     assert turns == {-(-count // world_size)}
@@ -43,9 +43,9 @@ def test_each_item_is_done_once_and_all_ranks_take_the_same_number_of_turns(worl
 
 def test_a_wish_of_this_rank_or_of_another_ends_the_work() -> None:
     with pytest.raises(Interrupted):
-        Turns(Pretended(0, 2), Wishing()).shared([1, 2], str)  # type: ignore[arg-type]
+        SharedWork(Pretended(0, 2), Wishing()).shared([1, 2], str)  # type: ignore[arg-type]
     with pytest.raises(Interrupted):
-        Turns(Pretended(0, 2, others=1), Stopper()).shared([1, 2], str)  # type: ignore[arg-type]
+        SharedWork(Pretended(0, 2, others=1), Stopper()).shared([1, 2], str)  # type: ignore[arg-type]
 
 
 def test_an_error_is_raised_by_its_rank_and_named_by_the_others() -> None:
@@ -53,6 +53,6 @@ def test_an_error_is_raised_by_its_rank_and_named_by_the_others() -> None:
         raise DataError("damaged")
 
     with pytest.raises(DataError, match="damaged"):
-        Turns(Pretended(0, 2), Stopper()).everyone(fail)  # type: ignore[arg-type]
+        SharedWork(Pretended(0, 2), Stopper()).on_all_ranks(fail)  # type: ignore[arg-type]
     with pytest.raises(EnvironmentFault, match="another rank could not validate"):
-        Turns(Pretended(0, 2, others=2), Stopper()).everyone(lambda: 1)  # type: ignore[arg-type]
+        SharedWork(Pretended(0, 2, others=2), Stopper()).on_all_ranks(lambda: 1)  # type: ignore[arg-type]
