@@ -11,6 +11,29 @@ from omniges.options import check, declared, option
 
 MAX_WORDS: Final = 7**3
 """Largest vocabulary: the number of ways to choose one of seven tones in each of three registers."""
+SPOKEN_WORDS: Final = (
+    *("some", "and", "that", "we", "have", "with", "this", "people", "about", "when", "make", "time"),
+    *("because", "good", "work", "first", "always", "every", "think", "home", "never", "music", "family", "little"),
+    *("morning", "school", "friend", "water", "country", "together", "question", "story", "happy", "number", "money"),
+    *(
+        "summer",
+        "coffee",
+        "garden",
+        "picture",
+        "window",
+        "travel",
+        "problem",
+        "river",
+        "mountain",
+        "dinner",
+        "hospital",
+    ),
+    *("yellow", "captain", "holiday", "orange", "village", "doctor", "butter", "elephant", "thunder", "bicycle"),
+    *("market", "purple", "silver", "umbrella", "kitchen", "forest", "dangerous", "chocolate", "football", "library"),
+    *("camera", "engine", "winter", "paper", "island", "magazine", "beautiful", "tomorrow", "potato", "animal"),
+    *("seven", "university", "jacket", "ocean", "record", "supper", "castle", "tiger", "planet", "bottle", "hammer"),
+)
+"""Words of a speaking corpus, the most frequent first."""
 _MAX_CLIPS_PER_SPEAKER: Final = 9999
 Layout = Literal["official", "seed"]
 Audio = Literal["pcm16", "float32"]
@@ -35,6 +58,9 @@ class CorpusSettings:
         minimum=1,
         maximum=8,
     )
+    voice: bool = option(
+        False, "Speak sentences of frequent English words with eSpeak NG instead of chords; needs omniges[speech]."
+    )
     audio: Audio = option("pcm16", "Sample format of the WAV files.")
 
     def __post_init__(self) -> None:
@@ -43,6 +69,8 @@ class CorpusSettings:
         maximum = _MAX_CLIPS_PER_SPEAKER * self.speakers
         if not self.speakers <= self.clips <= maximum:
             raise UsageFault(f"--clips {self.clips}: a number from {self.speakers} to {maximum} expected")
+        if self.voice and self.words > len(SPOKEN_WORDS):
+            raise UsageFault(f"--words {self.words}: at most {len(SPOKEN_WORDS)} words are spoken with --voice")
 
     @property
     def frames(self) -> int:

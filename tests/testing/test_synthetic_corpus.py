@@ -23,7 +23,8 @@ from omniges.formats.semantic import decode_semantic
 from omniges.formats.textgrid import decode_words
 from omniges.pipeline.labels import parse_split_list, parse_stem, speaker_of_folder
 from omniges.testing.settings import MAX_WORDS, CorpusSettings
-from omniges.testing.synthetic_corpus import word_signature, write_sample_corpus
+from omniges.testing.signatures import word_signature
+from omniges.testing.synthetic_corpus import write_sample_corpus
 
 GOLDEN = {
     "sem": "ef3f9820d1b8070f",

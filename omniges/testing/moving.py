@@ -1,0 +1,248 @@
+"""Idle motion of a synthetic speaker, and the motion of the words that are spoken.
+
+Random numbers are uniform draws, curves are polynomials of IEEE additions and multiplications, and the sine table is
+rounded, so that bytes are equal on any CPU. T frames of 1/30 s; angles in radians, lengths in metres.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.features.gesture import BETAS, EXPRESSIONS, JOINT_NAMES, POSE_COLUMNS
+from omniges.features.timebase import FRAME_RATE_HZ, SAMPLE_RATE_HZ
+from omniges.testing.signatures import SPEAKER, WordSignature, columns, generator
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+
+_MOTION_RAMP_S: Final = 0.12  # under half of the shortest word of chords: at mid-word its pose is complete
+_BEAT_S: Final = 0.13
+_BEAT_RAD: Final = 0.2
+_LIFT_RAD: Final = 0.12
+_EXPRESSION_NOISE: Final = 0.17
+"""Bound of the noise of expressions in speech; their frames differ by 0.4 of their spread, as in BEAT2."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phone:
+    """A phone of a word, with its times in seconds."""
+
+    label: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SpokenWord:
+    """A word of a clip: its number in the vocabulary, its times in seconds, and how it is spoken."""
+
+    index: int
+    start_s: float
+    end_s: float
+    phones: tuple[Phone, ...]
+    gain: float = 1.0
+    """Factor on the size of its pose and on its sound."""
+    pitch: float = 0.0
+    """From −1, low, to 1, high."""
+    stresses_s: tuple[float, ...] = ()
+    """Times of beats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """Traits of a speaker. They do not change the meaning of a word."""
+
+    identity: int  # 1, 2, …
+    pitch: float  # factor on every tone
+    idle_scale: float  # factor on idle motion
+    posture: F64  # (165,) rad
+    face: F64  # (100,)
+    height: float  # of trans, metres
+    betas: F32  # (300,)
+
+    @property
+    def folder(self) -> str:
+        """Name of the speaker's folder, and the beginning of stems."""
+        return f"{self.identity}_synthetic{chr(ord('a') + self.identity - 1)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Mood:
+    """One emotion of BEAT2: the first recording index in its file names, and its change of the idle pose."""
+
+    start: int
+    pose: F64  # (165,) rad, added to the speaker's posture
+
+
+# One period in as many steps as a second has samples: tones of whole hertz are look-ups in it. Rounded, because the C
+# library's sine differs in its last bit between CPUs.
+SINE: Final = np.round(np.sin(2 * np.pi * np.arange(SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ), 9)
+
+_IDLE_BY_PART: Final = {
+    "pelvis": 0.04,
+    "hip": 0.05,
+    "knee": 0.05,
+    "ankle": 0.05,
+    "foot": 0.03,
+    "spine": 0.06,
+    "neck": 0.12,
+    "head": 0.12,
+    "collar": 0.05,
+    "shoulder": 0.16,
+    "elbow": 0.16,
+    "wrist": 0.14,
+    "jaw": 0.03,
+    "eye": 0.08,
+}
+_PARTS: Final = [name.removeprefix("left_").removeprefix("right_").rstrip("123") for name in JOINT_NAMES]
+_IDLE_AMPLITUDES: Final = np.repeat([_IDLE_BY_PART.get(part, 0.07) for part in _PARTS], 3)  # 0.07: fingers
+"""Amplitude of the idle motion of each of the 165 pose columns, rad."""
+
+
+def speaker_traits(seed: int, number: int) -> Speaker:
+    """Return the traits of a speaker of a corpus."""
+    rng = generator(seed, SPEAKER, number)
+    posture = _resting_pose()
+    moved = np.flatnonzero(posture)
+    posture[moved] += rng.uniform(-0.05, 0.05, len(moved))
+    return Speaker(
+        identity=number + 1,
+        pitch=rng.uniform(0.97, 1.03),
+        idle_scale=rng.uniform(0.75, 1.25),
+        posture=posture,
+        face=rng.uniform(-0.3, 0.3, EXPRESSIONS),
+        height=rng.uniform(1.28, 1.33),
+        betas=(rng.choice((-1.0, 1.0), BETAS) * rng.uniform(0.01, 1.6, BETAS)).astype(np.float32),
+    )
+
+
+_STARTS: Final = (1, 65, 73, 81, 87, 95, 103, 111)
+"""First index of BEAT2's neutral, happiness, anger, sadness, contempt, surprise, fear and disgust."""
+_MOOD_RAD: Final = 0.6
+
+
+def moods_of(emotions: int) -> list[Mood]:
+    """Return the first emotions of BEAT2.
+
+    Each bit of an emotion's number bends one part of the body: the left arm, the right arm or the trunk.
+    """
+    moods = []
+    for number, start in enumerate(_STARTS[:emotions]):
+        pose = np.zeros(POSE_COLUMNS)
+        left, right, head = (columns(name)[0] for name in ("left_shoulder", "right_shoulder", "head"))
+        trunk = columns("spine1", "spine2", "spine3")
+        for bit, bent, radians in ((1, [left + 2], _MOOD_RAD), (2, [right + 2], -_MOOD_RAD), (4, trunk, 0.2)):
+            pose[bent] = radians * bool(number & bit)
+        pose[head] = -_MOOD_RAD / 2 * bool(number & 4)
+        moods.append(Mood(start, pose))
+    return moods
+
+
+def _resting_pose() -> F64:
+    """Return the pose of standing with lowered arms and bent elbows, (165,) rad."""
+    pose = np.zeros(POSE_COLUMNS)
+    for side, sign in (("left", 1.0), ("right", -1.0)):
+        for name, vector in (
+            ("hip", (-0.05, 0.0, 0.05 * sign)),
+            ("knee", (0.10, 0.0, 0.0)),
+            ("ankle", (-0.05, 0.0, 0.0)),
+            ("shoulder", (0.15, -0.30 * sign, -1.0 * sign)),
+            ("elbow", (0.0, -0.95 * sign, 0.0)),
+            ("thumb1", (0.0, 0.15 * sign, 0.0)),
+        ):
+            (column,) = columns(f"{side}_{name}")
+            pose[column : column + 3] = vector
+        for finger in ("index", "middle", "pinky", "ring"):
+            for column in columns(*(f"{side}_{finger}{k}" for k in (1, 2, 3))):
+                pose[column + 2] = -0.36 * sign
+    return pose
+
+
+def _drift(rng: np.random.Generator, frames: int, channels: int, spacing: int) -> F64:
+    """Return smooth noise in (−1, 1), (frames, channels): a cubic B-spline with a knot every `spacing` frames."""
+    segments = -(-frames // spacing)
+    knots = rng.uniform(-1.0, 1.0, (segments + 3, 1, channels))
+    t = (np.arange(spacing) / spacing)[:, None]
+    weights = (
+        (1 - t) * (1 - t) * (1 - t) / 6,
+        (t * t * (3 * t - 6) + 4) / 6,
+        (((3 - 3 * t) * t + 3) * t + 1) / 6,
+        t * t * t / 6,
+    )
+    curve = weights[0] * knots[:segments]
+    for k, weight in enumerate(weights[1:], 1):
+        curve += weight * knots[k : k + segments]
+    return curve.reshape(-1, channels)[:frames]
+
+
+def _smooth_step(x: F64) -> F64:
+    """Return 0 below 0, 1 above 1, and between them a quintic with two continuous derivatives."""
+    x = np.clip(x, 0.0, 1.0)
+    return np.asarray(x * x * x * (x * (6 * x - 15) + 10))
+
+
+def motion_of(
+    rng: np.random.Generator,
+    frames: int,
+    words: Sequence[SpokenWord],
+    speaker: Speaker,
+    vocabulary: Sequence[WordSignature],
+    mood: Mood,
+) -> tuple[F64, F64, F64]:
+    """Return idle motion plus the motion of the words.
+
+    Args:
+        rng: Random numbers of the clip.
+        frames: Length T.
+        words: The spoken words in order of time.
+        speaker: The speaker.
+        vocabulary: The words, by number.
+        mood: The emotion.
+
+    Returns:
+        Poses (T, 165) in radians, expressions (T, 100) and trans (T, 3) in metres.
+    """
+    poses = 1.2 * _drift(rng, frames, POSE_COLUMNS, 27) + 0.8 * _drift(rng, frames, POSE_COLUMNS, 10)
+    poses *= speaker.idle_scale * _IDLE_AMPLITUDES
+    poses += speaker.posture + mood.pose
+    expressions = 0.5 * _drift(rng, frames, EXPRESSIONS, 18) + speaker.face
+    slow = _drift(rng, frames, 3, 75)
+    poses[:, 1] += 0.4 * slow[:, 1]  # turning on the spot
+    trans = np.stack([0.2 * slow[:, 0], np.full(frames, speaker.height), 0.2 * slow[:, 2]], axis=1)
+    trans[:, [0, 2]] += rng.uniform(-0.3, 0.3, 2)
+    breath = SINE[(rng.integers(SAMPLE_RATE_HZ) + 133 * np.arange(frames)) % SAMPLE_RATE_HZ]  # every four seconds
+    trans[:, 1] += 0.004 * breath
+    poses[:, columns("spine3")[0]] += 0.02 * breath
+    jaw, head = columns("jaw", "head")
+    elbows = [column + 1 for column in columns("left_elbow", "right_elbow")]
+    for word in words:
+        span, rise, fall = _span(word.start_s, word.end_s, min(_MOTION_RAMP_S, (word.end_s - word.start_s) / 2))
+        envelope = word.gain * (_smooth_step(rise) * _smooth_step(fall))[:, None]
+        poses[span] += envelope * vocabulary[word.index].rotations
+        poses[span, jaw] += 0.05 * envelope[:, 0]
+        expressions[span] += envelope * vocabulary[word.index].expression
+        if word.pitch:
+            poses[span, head] -= _LIFT_RAD * word.pitch * envelope[:, 0]
+        for moment in word.stresses_s:
+            span, rise, fall = _span(moment - _BEAT_S, moment + _BEAT_S, _BEAT_S)
+            beat = _BEAT_RAD * word.gain * _smooth_step(rise) * _smooth_step(fall)
+            poses[span, elbows] += np.outer(beat, (1.0, -1.0))
+    return poses, expressions, trans
+
+
+def _span(start_s: float, end_s: float, ramp_s: float) -> tuple[slice, F64, F64]:
+    """Return the frames of an interval, and at each how far its rise and its fall are from 0 to 1 and beyond."""
+    span = slice(math.ceil(start_s * FRAME_RATE_HZ), math.floor(end_s * FRAME_RATE_HZ) + 1)
+    times = np.arange(span.start, span.stop) / FRAME_RATE_HZ
+    return span, (times - start_s) / ramp_s, (end_s - times) / ramp_s
+
+
+def expression_noise(rng: np.random.Generator, frames: int) -> F64:
+    """Return noise of expressions (T, 100), independent in each frame, as recorded faces have it."""
+    return rng.uniform(-_EXPRESSION_NOISE, _EXPRESSION_NOISE, (frames, EXPRESSIONS))

@@ -1,0 +1,168 @@
+"""Words as speech: random sentences of frequent English words, spoken by eSpeak NG with true word times.
+
+A word is drawn by Zipf's law, the more often the lower its number. Each is spoken louder or softer, higher or lower at
+random; its gesture is larger the louder the word is, and each stressed syllable has a beat. Bytes are equal for one
+version of eSpeak NG and of soxr.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.errors import EnvironmentFault
+from omniges.features.audio import resample
+from omniges.features.timebase import SAMPLE_RATE_HZ
+from omniges.testing.moving import Phone, SpokenWord
+from omniges.testing.settings import SPOKEN_WORDS, CorpusSettings
+
+F32 = npt.NDArray[np.float32]
+
+_VOICES: Final = tuple(
+    f"{accent}+{variant}"
+    for variant in ("m1", "f2", "m3", "f4", "m7", "f5", "m4", "f1")
+    for accent in ("en-us", "en-gb-x-rp", "en-gb-scotland", "en-029")
+)
+_ZIPF_OFFSET: Final = 2.7  # Mandelbrot's, for English
+_SENTENCE_WORDS: Final = (4, 9)
+_PAUSE_S: Final = (0.2, 0.6)
+_SHORTEST_SENTENCE_S: Final = 1.3  # few are shorter; bounds how many sentences are spoken for a clip
+_QUIET_S: Final = 0.1  # at the end of a clip
+_GAIN: Final = (0.5, 1.5)
+_PITCH_PERCENT: Final = 25
+_PEAK: Final = 0.45  # of speech before gains, so that no sample exceeds 0.7
+_RAMP_S: Final = 0.01
+_TIMEOUT_S: Final = 300
+
+
+def speak(
+    rng: np.random.Generator, settings: CorpusSettings, speaker: int, seconds: float
+) -> tuple[list[SpokenWord], F32]:
+    """Speak random sentences until a clip is full.
+
+    Args:
+        rng: Random numbers of the clip.
+        settings: Settings of the corpus.
+        speaker: Number of the speaker, from 1 on, who has a voice, a rate and a pitch of their own.
+        seconds: Length of the clip.
+
+    Returns:
+        The words with their times, and audio (N,) at 16 kHz of at most that length.
+
+    Raises:
+        EnvironmentFault: eSpeak NG is not installed, or does not answer as expected.
+    """
+    sentences = [_sentence(rng, settings.words) for _ in range(2 + int(seconds / _SHORTEST_SENTENCE_S))]
+    answer, pcm = _synthesize(
+        {
+            "voice": _VOICES[(speaker - 1) % len(_VOICES)],
+            "words_per_minute": 150 + 7 * (speaker % 5),
+            "pitch": 38 + 5 * (speaker % 6),
+            "sentences": [_ssml(sentence) for sentence in sentences],
+        }
+    )
+    rate_hz, first = int(answer["rate_hz"]), 0
+    words: list[SpokenWord] = []
+    samples = np.zeros(round(seconds * SAMPLE_RATE_HZ), np.float32)
+    start_s = rng.uniform(*_PAUSE_S)
+    for sentence, spoken in zip(sentences, answer["sentences"], strict=True):
+        recorded = pcm[first : first + spoken["samples"]]
+        first += spoken["samples"]
+        found = _timed(sentence, spoken["events"], rate_hz)
+        if start_s + len(recorded) / rate_hz + _QUIET_S > seconds:
+            break
+        sound = resample((recorded / 32768).astype(np.float32), rate_hz)
+        sound *= np.float32(_PEAK / max(1e-3, float(np.abs(sound).max())))
+        sound *= _gains(found, len(sound))
+        place = round(start_s * SAMPLE_RATE_HZ)
+        samples[place : place + len(sound)] += sound[: len(samples) - place]
+        words += [_shifted(word, place / SAMPLE_RATE_HZ) for word in found]
+        start_s += len(sound) / SAMPLE_RATE_HZ + rng.uniform(*_PAUSE_S)
+    return words, samples
+
+
+def _sentence(rng: np.random.Generator, words: int) -> list[tuple[int, float, float]]:
+    """Return words of a sentence as (number, gain, pitch), never the same word twice in a row."""
+    weights = 1 / (np.arange(words) + 1 + _ZIPF_OFFSET)
+    drawn: list[tuple[int, float, float]] = []
+    for _ in range(rng.integers(_SENTENCE_WORDS[0], _SENTENCE_WORDS[1] + 1)):
+        others = weights.copy()
+        if drawn:
+            others[drawn[-1][0]] = 0
+        bounds = np.cumsum(others)
+        index = int(np.searchsorted(bounds, rng.uniform() * bounds[-1], side="right"))
+        drawn.append((min(index, words - 1), rng.uniform(*_GAIN), rng.uniform(-1, 1)))
+    return drawn
+
+
+def _ssml(sentence: Sequence[tuple[int, float, float]]) -> str:
+    words = [
+        f'<prosody pitch="{round(_PITCH_PERCENT * pitch):+d}%">{SPOKEN_WORDS[index]}</prosody>'
+        for index, _, pitch in sentence
+    ]
+    return " ".join(words) + "."
+
+
+def _synthesize(request: Mapping[str, Any]) -> tuple[dict[str, Any], npt.NDArray[np.int16]]:
+    """Return the answer of `omniges.testing.espeak` and its samples."""
+    command = [sys.executable, "-m", "omniges.testing.espeak"]
+    done = subprocess.run(
+        command, input=json.dumps(request).encode(), capture_output=True, timeout=_TIMEOUT_S, check=False
+    )
+    if done.returncode:
+        why = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+        raise EnvironmentFault(
+            f"--voice: {why or f'eSpeak NG ended with {done.returncode}'}: pip install 'omniges[speech]', or install "
+            "espeak-ng"
+        )
+    head, _, samples = done.stdout.partition(b"\n")
+    return json.loads(head), np.frombuffer(samples, np.int16)
+
+
+def _timed(
+    sentence: Sequence[tuple[int, float, float]], events: Sequence[Sequence[Any]], rate_hz: int
+) -> list[SpokenWord]:
+    """Return the words of a sentence with the times of their phones, in seconds from its start."""
+    groups: list[list[Phone]] = []
+    ends = [event[1] for event in events[1:]] + [events[-1][1] if events else 0]
+    for (kind, sample, label), end in zip(events, ends, strict=True):
+        if kind == "word":
+            groups.append([])
+        elif groups and not label.startswith("_") and end > sample:  # _ is a pause
+            groups[-1].append(Phone(label, sample / rate_hz, end / rate_hz))
+    if len(groups) != len(sentence) or not all(groups):
+        raise EnvironmentFault(
+            f"--voice: {len(sentence)} words expected from eSpeak NG, found {sum(map(bool, groups))}: another version?"
+        )
+    return [
+        SpokenWord(
+            index,
+            phones[0].start_s,
+            phones[-1].end_s,
+            tuple(Phone(phone.label.lstrip("',"), phone.start_s, phone.end_s) for phone in phones),
+            gain,
+            pitch,
+            tuple(phone.start_s for phone in phones if phone.label.startswith("'")),
+        )
+        for (index, gain, pitch), phones in zip(sentence, groups, strict=True)
+    ]
+
+
+def _shifted(word: SpokenWord, offset_s: float) -> SpokenWord:
+    phones = tuple(Phone(p.label, p.start_s + offset_s, p.end_s + offset_s) for p in word.phones)
+    stresses = tuple(moment + offset_s for moment in word.stresses_s)
+    times = word.start_s + offset_s, word.end_s + offset_s
+    return SpokenWord(word.index, *times, phones, word.gain, word.pitch, stresses)
+
+
+def _gains(words: Sequence[SpokenWord], samples: int) -> F32:
+    """Return the gain of each sample: a word's own within it, with short ramps at its edges."""
+    times = [moment for word in words for moment in (word.start_s + _RAMP_S, word.end_s - _RAMP_S)]
+    levels = [word.gain for word in words for _ in range(2)]
+    return np.interp(np.arange(samples) / SAMPLE_RATE_HZ, np.maximum.accumulate(times), levels).astype(np.float32)
