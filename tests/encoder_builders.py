@@ -1,4 +1,4 @@
-"""Files of EMAGE's motion encoder with random weights, and a second statement of the constants in them."""
+"""Files of EMAGE's motion encoder with random weights, and a second statement of the network and its constants."""
 
 from __future__ import annotations
 
@@ -51,3 +51,23 @@ def saved(path: Path, tensors: dict[str, Any], prefix: str = "module.") -> Path:
 
     torch.save({"model_state": {prefix + name: tensor for name, tensor in tensors.items()}}, path)
     return path
+
+
+def by_torch(tensors: dict[str, Any], layout: MotionEncoderLayout, six_d: Any) -> Any:
+    """The network in torch's own layers, in float64."""
+    import torch
+
+    t = {name: tensor.double() for name, tensor in tensors.items()}
+    f = torch.nn.functional
+    h = torch.from_numpy(six_d.T.copy())[None].double()
+    for k in range(len(layout.edge_channels)):
+        b = f"encoder.layers.{k}.0"
+        weight = t[f"{b}.residual.0.weight"] * t[f"{b}.residual.0.mask"]
+        r = f.conv1d(h, weight, t[f"{b}.residual.0.bias"], stride=2, padding=1)
+        r = f.group_norm(r, 10, t[f"{b}.residual.1.weight"], t[f"{b}.residual.1.bias"], eps=1e-5)
+        s = f.conv1d(h, t[f"{b}.shortcut.weight"] * t[f"{b}.shortcut.mask"], t[f"{b}.shortcut.bias"], stride=2)
+        h = r + s
+        if f"{b}.common.0.weight" in t:
+            h = torch.matmul(t[f"{b}.common.0.weight"], h)
+        h = torch.tanh(h)
+    return h[0].T.numpy()

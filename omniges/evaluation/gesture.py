@@ -39,7 +39,7 @@ _NO_AUDIO: Final = "no audio in these shards, run preprocess --keep-audio"
 _ALONE: Final = "there is no other recording whose audio can be used"
 _NO_BODY: Final = "no vertices without a body model, give --body-model"
 _NO_FACE: Final = "no face in the recording"
-_NO_FACE_MADE: Final = "no face in the result, because no training sample had it"
+_NO_FACE_MADE: Final = "no face in the result"
 _NO_SEAMS: Final = "no result has several windows"
 _TOGETHER: Final = frozenset({"Fréchet gesture distance", _BEATS.metric})  # scored by `FeatureRows` and `BeatRows`
 _UNITS: Final = {label: unit for label, unit in units("gesture").items() if label not in _TOGETHER}
@@ -164,9 +164,8 @@ class _Scorer:
             self._add_registered(key, recording.body, generated, recorded, other)
         if not isinstance(recording.body, Person):
             return
-        if "face" not in recording.row.present or "face" in result.absent:
+        if lacking := lacking_face(generated, recorded):
             for metric in ("face MSE", "face LVD"):
-                lacking = _NO_FACE_MADE if "face" in recording.row.present else _NO_FACE
                 self._values(metric, "generated").leave_out(lacking)
         else:
             other = None if partner is None or "face" not in self._rows[partner].present else other
@@ -212,15 +211,9 @@ class _Scorer:
         self, key: str, person: Person, generated: ClipMotion, recorded: ClipMotion, other: ClipMotion | None
     ) -> None:
         """Add scores of face vertices block by block; another recording's face is applied to this person."""
-        motions = [generated, recorded, *([] if other is None else [other.cut(generated.frames)])]
-        blocks = [person.vertex_blocks(motion.face_poses(), motion.expressions) for motion in motions]
-        sums, shuffled = gesture.FaceSums(), gesture.FaceSums()
-        for own, true, *rest in itertools.zip_longest(*blocks):
-            sums.add(own, true)
-            if rest and rest[0] is not None:
-                shuffled.add(own[: len(rest[0])], rest[0])
-        rows: list[tuple[scores.Row, gesture.FaceSums]] = [("generated", sums), ("shuffled", shuffled)]
-        for row, found in rows[: len(motions) - 1]:
+        others = [recorded] if other is None else [recorded, other.cut(generated.frames)]
+        rows: tuple[scores.Row, ...] = ("generated", "shuffled")
+        for row, found in zip(rows, face_sums(person, generated, others), strict=False):
             self._values("face MSE", row).add(key, found.mse)
             self._values("face LVD", row).add(key, partial(found.velocity, self._with.profile.face))
 
@@ -278,6 +271,33 @@ class _Scorer:
             return float(counts[chosen, 0].sum() / counts[chosen, 1].sum())
 
         return scores.figure_of_statistic(heading, values, share, self._how, details)
+
+
+def lacking_face(generated: ClipMotion, recorded: ClipMotion) -> str | None:
+    """Return the reason why a result has no face metrics; None if both sides have a face."""
+    if "face" not in recorded.present:
+        return _NO_FACE
+    return None if "face" in generated.present else _NO_FACE_MADE
+
+
+def face_sums(person: Person, generated: ClipMotion, others: Sequence[ClipMotion]) -> list[gesture.FaceSums]:
+    """Return the sums of face metrics of generated motion against other motions, all on one person's body.
+
+    Args:
+        person: Body with vertices.
+        generated: Generated motion.
+        others: Motions, at most as long as the generated one. Only the frames of each count.
+
+    Returns:
+        The sums for each of the other motions.
+    """
+    own, *rest = (person.vertex_blocks(each.face_poses(), each.expressions) for each in (generated, *others))
+    sums = [gesture.FaceSums() for _ in others]
+    for block, *blocks in itertools.zip_longest(own, *rest):
+        for one, other in zip(sums, blocks, strict=True):
+            if other is not None:
+                one.add(block[: len(other)], other)
+    return sums
 
 
 @dataclass(slots=True)

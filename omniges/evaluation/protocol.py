@@ -8,26 +8,34 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
+from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any, Final
 
 from omniges import __version__
 from omniges.errors import DataError, UsageFault
 from omniges.evaluation import scores
-from omniges.evaluation.gesture import BeatRows
+from omniges.evaluation.gesture import BeatRows, face_sums, lacking_face
 from omniges.evaluation.motion import ClipMotion, FeatureRows, MetricTools, generated_motion, recorded_motion
 from omniges.evaluation.results import FileResult
 from omniges.evaluation.settings import EvaluateSettings
+from omniges.features.body import BodyModel
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.metrics import gesture
 from omniges.metrics.profiles import BODY_MODEL, ENCODER, GRIDS, MEAN_SPEEDS, PublishedFile
+from omniges.model.tasks import TASKS
 from omniges.storage.atomic import os_errors
 from omniges.storage.canonical_json import file_sha256
 
 _FRECHET: Final = scores.Heading("Fréchet gesture distance", "")
 _BEATS: Final = scores.Heading("beat consistency", "")
 _DIVERSITY: Final = scores.Heading("L1 diversity", "m")
-_PACKAGES: Final = ("numpy", "librosa", "torch")
+_FACE_MSE: Final = scores.Heading("face MSE", "m²")
+_FACE_LVD: Final = scores.Heading("face LVD", "m/frame")
+_ENCODER: Final = (("--gesture-encoder", ENCODER),)
+_BODY_MODEL: Final = (("--body-model", BODY_MODEL),)
+_MEAN_SPEEDS: Final = (("--mean-speeds", MEAN_SPEEDS),)
+_PACKAGES: Final = ("numpy", "librosa", "soxr", "torch")  # values depend on them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,23 +70,64 @@ def protocol_results(
         Name of the task, results sorted by recording, and warnings.
 
     Raises:
-        UsageFault: There is not exactly one task of gesture, or no result is of the protocol's clips.
+        UsageFault: There is not exactly one task to gesture, no result is of the protocol's clips, or none of their
+            recordings has motion.
     """
-    if len(found) != 1:
-        raise UsageFault(f"--protocol {protocol.name}: results of one task expected, found {', '.join(found)}")
+    if len(found) != 1 or not all("gesture" in TASKS[name].targets and TASKS[name].conditions for name in found):
+        raise UsageFault(
+            f"--protocol {protocol.name}: results of one task from speech or text to gesture expected, found "
+            f"{', '.join(found)}"
+        )
     ((task, results),) = found.items()
-    own = [result for result in results if result.row.stem in protocol.stems]
-    if not own:
+    of_protocol = [result for result in results if result.row.stem in protocol.stems]
+    own, warnings = scores.with_recorded(of_protocol, "gesture")
+    if not of_protocol:
         raise UsageFault(
             f"--protocol {protocol.name}: results for its {len(protocol.stems)} clips expected, such as "
             f"{protocol.stems[0]}, found none among {len(results)}"
         )
-    clips, warnings = len({result.row.stem for result in own}), list[str]()
+    if not own:
+        raise UsageFault(f"--protocol {protocol.name}: {warnings[0]}: give shards whose recordings have motion")
+    clips = len({result.row.stem for result in own})
     if clips < len(protocol.stems):
         warnings.append(f"{clips} of {len(protocol.stems)} clips: rows of papers have all, and are not comparable")
-    if len(own) < len(results):
-        warnings.append(f"left out: {len(results) - len(own)} results for clips that are not of {protocol.name}")
+    if len(own) > clips:
+        warnings.append(
+            f"{len(own)} results for {clips} clips: rows of papers have one for each, and are not comparable"
+        )
+    if others := len(results) - len(of_protocol):
+        warnings.append(f"left out: {others} results for clips that are not of {protocol.name}")
     return task, own, warnings
+
+
+class _BodyRows:
+    """Scores that need the body model: beat consistency, L1 diversity and the face."""
+
+    def __init__(self, tools: MetricTools, model: BodyModel, shards: scores.Recordings) -> None:
+        self._with, self._model, self._shards = tools, model, shards
+        speeds = tools.mean_speeds_m_s
+        self._beats = None if speeds is None else BeatRows(tools.profile.beats, speeds)
+        self._values = {heading: scores.Values() for heading in (_DIVERSITY, _FACE_MSE, _FACE_LVD)}
+
+    def add(self, result: FileResult, generated: ClipMotion, recorded: ClipMotion) -> None:
+        """Score one result."""
+        key, person = result.key, self._model.person(self._shards.array(result.row, "betas.npy"))
+        own, true = (self._with.scored_joints(motion, person) for motion in (generated, recorded))
+        self._values[_DIVERSITY].add(key, partial(gesture.l1_diversity, own))
+        if self._beats is not None:
+            self._beats.add(key, own, true, self._shards.waveform(result.row))
+        if lacking := lacking_face(generated, recorded):
+            for heading in (_FACE_MSE, _FACE_LVD):
+                self._values[heading].leave_out(lacking)
+            return
+        (sums,) = face_sums(person, generated, [recorded])
+        self._values[_FACE_MSE].add(key, sums.mse)
+        self._values[_FACE_LVD].add(key, partial(sums.velocity, self._with.profile.face))
+
+    def figures(self, how: scores.Resampling) -> list[scores.Figure]:
+        """Return the figures in the order of the row."""
+        beats = _missing(_BEATS, _MEAN_SPEEDS) if self._beats is None else self._beats.figures(how)[0]
+        return [beats, *(scores.figure_of_mean(heading, values, how) for heading, values in self._values.items())]
 
 
 def score_protocol(
@@ -105,32 +154,36 @@ def score_protocol(
     Raises:
         DataError: A file cannot be read, or a result is shorter than a window of the grid.
     """
-    features, diversity, seconds = FeatureRows(tools, None), scores.Values(), dict[str, float]()
-    speeds = tools.mean_speeds_m_s
-    beats = None if speeds is None else BeatRows(tools.profile.beats, speeds)
+    features, seconds, jawless = FeatureRows(tools, None), dict[str, float](), {"results": 0, "recordings": 0}
+    model = tools.bodies.model
+    body = None if model is None else _BodyRows(tools, model, shards)
     for result in results:
-        recording = recorded_motion(shards, result.row)
-        generated = generated_motion(result, recording.frames)
-        frames = _scored_frames(result, generated.frames, recording.frames, grid)
-        generated, true = generated.cut(frames), recording.cut(frames)
+        recorded = recorded_motion(shards, result.row)
+        generated = generated_motion(result, recorded.frames)
+        frames = _scored_frames(result, generated.frames, recorded.frames, grid)
+        generated, recorded = generated.cut(frames), recorded.cut(frames)
         seconds[result.key] = frames / FRAME_RATE_HZ
+        jawless["results"] += "jaw_eyes" not in generated.present
+        jawless["recordings"] += "jaw_eyes" not in recorded.present
         if tools.encoder is not None:
-            features.add_poses(result.key, generated, true)
-        if tools.bodies.model is not None:
-            own, recorded = _joints(tools, shards, result, generated, true)
-            diversity.add(result.key, partial(gesture.l1_diversity, own))
-            if beats is not None:
-                beats.add(result.key, own, recorded, shards.waveform(result.row))
+            features.add_poses(result.key, generated, recorded)
+        if body is not None:
+            body.add(result, generated, recorded)
         count()
-    body = () if tools.bodies.model is not None else (("--body-model", BODY_MODEL),)
-    means = () if beats is not None else (("--mean-speeds", MEAN_SPEEDS),)
-    encoders = () if tools.encoder is not None else (("--gesture-encoder", ENCODER),)
-    figures = [
-        _missing(_FRECHET, encoders) if encoders else features.figures(how)[0],
-        _missing(_BEATS, (*body, *means)) if beats is None or body else beats.figures(how)[0],
-        _missing(_DIVERSITY, body) if body else scores.figure_of_mean(_DIVERSITY, diversity, how),
+    missing = _MEAN_SPEEDS if tools.mean_speeds_m_s is None else ()
+    figures = [_missing(_FRECHET, _ENCODER) if tools.encoder is None else features.figures(how)[0]]
+    if body is not None:
+        figures += body.figures(how)
+    else:
+        figures += [_missing(_BEATS, (*_BODY_MODEL, *missing))]
+        figures += [_missing(heading, _BODY_MODEL) for heading in (_DIVERSITY, _FACE_MSE, _FACE_LVD)]
+    warnings = [
+        f"no jaw and eyes in {number} of {len(results)} {side}, scored as zero: rows of papers have a jaw, and are not "
+        "comparable"
+        for side, number in jawless.items()
+        if number
     ]
-    return scores.Scored(figures, seconds)
+    return scores.Scored(figures, seconds, warnings)
 
 
 def _scored_frames(result: FileResult, generated: int, recorded: int, grid: str) -> int:
@@ -142,13 +195,6 @@ def _scored_frames(result: FileResult, generated: int, recorded: int, grid: str)
             f"{result.place}: {generated} frames found; --grid {grid} expects at least {GRIDS[grid].window_frames}"
         )
     return frames
-
-
-def _joints(
-    tools: MetricTools, shards: scores.Recordings, result: FileResult, generated: ClipMotion, true: ClipMotion
-) -> tuple[Any, Any]:
-    body = tools.bodies.of(shards.array(result.row, "betas.npy"))
-    return tools.scored_joints(generated, body), tools.scored_joints(true, body)
 
 
 def _missing(heading: scores.Heading, files: Sequence[tuple[str, PublishedFile]]) -> scores.Figure:
@@ -164,7 +210,7 @@ def protocol_facts(settings: EvaluateSettings) -> dict[str, Any]:
     Returns:
         Facts for the report.
     """
-    packages = [name for name in _PACKAGES if name != "torch" or settings.gesture_encoder is not None]
+    packages = [name for name in _PACKAGES if find_spec(name) is not None]  # torch is optional
     return {
         "protocol": settings.protocol,
         "grid": settings.grid,

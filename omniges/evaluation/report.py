@@ -22,6 +22,7 @@ _ZERO: Final = 1e-12
 _PLAIN: Final = ("", "share", "F")  # units that the table does not print
 _PAIR: Final = 2
 _ROW_DIGITS: Final = 5
+_NO_SHUFFLED: Final = "shuffled scores need at least two recordings, found one"
 _NOT_FOR_READING: Final = frozenset({"manifest_sha256", "profile_settings", "files"})
 _SCALES: Final = {"face MSE": (1e8, "1e-8 m²"), "face LVD": (1e5, "1e-5 m/frame")}
 """Scales and units of very small values in tables, as papers print them; JSON and CSV are not scaled."""
@@ -145,7 +146,7 @@ def _notes(task: TaskReport, metrics: Mapping[str, Mapping[str, Figure]]) -> Ite
     """Yield notes on a task's figures."""
     yield from task.warnings
     if len(task.recordings) == 1 and not any("shuffled" in found for found in metrics.values()):
-        yield "shuffled scores need at least two recordings, found one"
+        yield _NO_SHUFFLED
     for metric, found in metrics.items():
         generated = found.get("generated")
         if generated is not None and generated.value is not None:
@@ -249,10 +250,13 @@ def _markdown(report: Report) -> str:
 
 
 def _absences(metrics: Mapping[str, Mapping[str, Figure]]) -> Iterator[str]:
-    """Yield metrics without any value, which have no column."""
+    """Yield metrics without any value and why, those of one reason together."""
+    reasons: dict[str | None, list[str]] = {}
     for metric, found in metrics.items():
         if all(figure.value is None for figure in found.values()):
-            yield f"{metric}: not computed: {next(iter(found.values())).why_not}"
+            reasons.setdefault(next(iter(found.values())).why_not, []).append(metric)
+    for reason, absent in reasons.items():
+        yield f"{', '.join(absent)}: not computed: {reason}"
 
 
 def _row(report: Report) -> str:
@@ -263,7 +267,6 @@ def _row(report: Report) -> str:
         figures = {figure.metric: figure for figure in task.figures}
         frechet = figures["Fréchet gesture distance"]
         beats, diversity = figures["beat consistency"], figures["L1 diversity"]
-        value, low, high = (None if x is None else 10 * x for x in (frechet.value, frechet.low, frechet.high))
         rows = frechet.details.get("rows", [None])[0]
         later = frechet.details.get("formula_2025")
         clips, of = facts["clips"]
@@ -274,11 +277,12 @@ def _row(report: Report) -> str:
             "grid": facts["grid"],
             "rows": _NO_VALUE if rows is None else str(rows),
             "FGD": _cell(frechet, _ROW_DIGITS),
-            "FGD × 10": _cell(replace(frechet, value=value, low=low, high=high), _ROW_DIGITS),
+            "FGD × 10": _cell(_times_10(frechet), _ROW_DIGITS),
             "FGD, formula of 2025": _NO_VALUE if later is None else _number(later, _ROW_DIGITS),
             "BC": _cell(beats, _ROW_DIGITS),
+            "BC × 10": _cell(_times_10(beats), _ROW_DIGITS),
             "L1 diversity (m)": _cell(diversity, _ROW_DIGITS),
-        }
+        } | {f"{face} ({unit})": _cell(figures[face], _ROW_DIGITS) for face, (_, unit) in _SCALES.items()}
         out += [f"| {' | '.join(line)} |" for line in (cells.keys(), ["---"] * len(cells), cells.values())]
         out.append("")
         metrics = _by_metric(task.figures)
@@ -288,9 +292,14 @@ def _row(report: Report) -> str:
     return "\n".join([*out, ""])
 
 
+def _times_10(figure: Figure) -> Figure:
+    value, low, high = (None if number is None else 10 * number for number in (figure.value, figure.low, figure.high))
+    return replace(figure, value=value, low=low, high=high)
+
+
 def _in_row(note: str) -> bool:
     """Return whether a note repeats what a protocol's row shows, or concerns what the row does not have."""
-    return "× 10, as papers" in note or note.startswith("no shuffled row")
+    return "× 10, as papers" in note or note == _NO_SHUFFLED
 
 
 def _provenance(facts: Mapping[str, Any]) -> Iterator[str]:

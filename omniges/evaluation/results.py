@@ -223,14 +223,10 @@ def _stem_of(name: str, rows: Mapping[str, ManifestRow]) -> str:
 
 def _generated(
     by_name: Mapping[str, dict[StreamName, Path]], rows: Mapping[str, ManifestRow]
-) -> dict[str, dict[StreamName, Path]]:
-    """Leave out ground truth, ``gt_STEM``, that a tool wrote beside its results."""
-    made = {_stem_of(name, rows) for name in by_name if not name.startswith("gt_")}
-    return {
-        name: files
-        for name, files in by_name.items()
-        if name in rows or not name.startswith("gt_") or _stem_of(name, rows) not in made
-    }
+) -> Mapping[str, dict[StreamName, Path]]:
+    """Leave out ground truth, ``gt_STEM``, that a tool wrote beside its results, also where a result is missing."""
+    made = {name: files for name, files in by_name.items() if name in rows or not name.startswith("gt_")}
+    return made or by_name
 
 
 def _recorded_results(

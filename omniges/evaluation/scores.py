@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -135,6 +135,9 @@ class Result(ABC):
                 "was not generated for it"
             )
         return min(found, recorded)
+
+
+AnyResult = TypeVar("AnyResult", bound=Result)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,7 +332,7 @@ def _figure(
     )
 
 
-def with_recorded(results: Sequence[Result], target: StreamName) -> tuple[list[Result], list[str]]:
+def with_recorded(results: Sequence[AnyResult], target: StreamName) -> tuple[list[AnyResult], list[str]]:
     """Return the results whose recordings have the target, and a warning that counts the others.
 
     For gesture, the complete body is needed; the face is checked separately.

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import Problem, RecordingFault
+from omniges.storage.files import DOWNLOADED_INSTEAD
 
 Array = npt.NDArray[Any]
 ByteOrder = Literal["little", "big"]
@@ -65,8 +66,7 @@ _LOOKS_LIKE = (
     (b"caff", "a Core Audio file"),
     (b".snd", "a Sun audio file"),
     (b"PK\x03\x04", "a ZIP archive"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
-    (b"<", "a web page or XML"),
+    *DOWNLOADED_INSTEAD,
 )
 
 

@@ -182,7 +182,7 @@ class PublishedFile:
 ENCODER: Final = PublishedFile(
     name="AESKConv_240_100.bin",
     sha256=("5cd9566b24264f34d44003b3de62cdfd50aa85b7cdde2d369214599023c40f55",),
-    origin="Hugging Face, H-Liu1997/BEAT2 (beat_english_v2.0.0/weights) or camenduru/EMAGE-hf",
+    origin="Hugging Face, camenduru/EMAGE-hf, or H-Liu1997/BEAT2 (beat_english_v2.0.0/weights)",
 )
 MEAN_SPEEDS: Final = PublishedFile(
     name="mean_vel_smplxflame_30.npy",
@@ -190,7 +190,8 @@ MEAN_SPEEDS: Final = PublishedFile(
         "53b5e48f2a7bf78c41a6de6395d6bb4f29018465ca5d0ee2820a2be3eebb7137",
         "d338491ce7d0da939cbb0ea326486d0b9c8654b3d33c7f6d32ca01e9a49ebf79",
     ),
-    origin="Hugging Face, H-Liu1997/BEAT2 (beat_english_v2.0.0/weights), or repositories of GestureLSM and SynTalker",
+    origin="Hugging Face, H-Liu1997/BEAT2 (beat_english_v2.0.0/weights), or GitHub, PantoMatrix/PantoMatrix @ 0bbb03d, "
+    "or the repositories of GestureLSM and SynTalker",
 )
 BODY_MODEL: Final = PublishedFile(
     name="SMPLX_NEUTRAL_2020.npz", sha256=(), origin="smpl-x.is.tue.mpg.de after registration"

@@ -21,6 +21,11 @@ MAX_JSON_BYTES: Final = 256 << 20
 """Largest JSON document that is read, in bytes: dataset.json of a million shards stays below it."""
 MAX_SETTINGS_BYTES: Final = 16 << 20
 """Largest JSON document of settings, in bytes: an index of a hundred thousand tensors stays below it."""
+DOWNLOADED_INSTEAD: Final = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
+    (b"<", "a web page or XML"),
+)
+"""First bytes of what people download in place of a binary file, and what it is."""
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _KINDS: Final = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 

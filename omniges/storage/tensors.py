@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.storage.atomic import PendingFile, os_errors
-from omniges.storage.files import open_file
+from omniges.storage.files import DOWNLOADED_INSTEAD, open_file
 
 if TYPE_CHECKING:  # it takes seconds to import, and shards are made without it
     import torch
@@ -244,8 +244,10 @@ _FAULTS: Final = (
 )
 _ZIP_FAULTS: Final = (zipfile.BadZipFile, zlib.error, struct.error, ValueError, LookupError, OverflowError, EOFError)
 _ZIP_START: Final = b"PK\x03\x04"
+_START_BYTES: Final = 32
 _FOLDER: Final = 0x10  # of a member's attributes
 _FORBIDDEN: Final = re.compile(r"GLOBAL (\S+)|<class '([^']+)'>")
+_REFUSED: Final = re.compile(r"WeightsUnpickler error:\s+(.+)")
 _AGAIN: Final = "download it again"
 _SAFE: Final = "save its state_dict alone, as tensors by name, or as safetensors"
 
@@ -349,21 +351,26 @@ def _loaded(path: Path, *, mapped: bool) -> Any:
         )
     with os_errors(path, "read"), warnings.catch_warnings():
         with open(open_file(path, path.parent), "rb") as file:
-            archive = file.read(len(_ZIP_START)) == _ZIP_START
+            start = file.read(_START_BYTES)
+        for sign, found in DOWNLOADED_INSTEAD:
+            if start.startswith(sign):
+                raise DataError(f"{path}: found {found}; expected a file of torch.save: {_AGAIN}")
+        archive = start.startswith(_ZIP_START)
         if archive:
             _require_complete_archive(path)
         warnings.simplefilter("ignore", UserWarning)  # odd protocols and TorchScript, which then fail
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and archive)
         except _FAULTS as error:
-            found = _FORBIDDEN.search(str(error))
-            if isinstance(error, UnpicklingError) and found:
+            forbidden = _FORBIDDEN.search(str(error))
+            if isinstance(error, UnpicklingError) and forbidden:
+                name = forbidden[1] or forbidden[2]
                 raise DataError(
-                    f"{path}: holds a pickled Python object ({found[1] or found[2]}), which is never loaded; {_SAFE}"
+                    f"{path}: holds a pickled Python object ({name}), which is never loaded; {_SAFE}"
                 ) from error
-            raise DataError(
-                f"{path}: no file of torch.save, or damaged ({_line(error)}): {_AGAIN}, or {_SAFE}"
-            ) from error
+            refused = _REFUSED.search(str(error))  # behind advice to unpickle the file nevertheless
+            reason = _line(error) if refused is None else refused[1][:160]
+            raise DataError(f"{path}: no file of torch.save, or damaged ({reason}): {_AGAIN}, or {_SAFE}") from error
 
 
 def _summary(value: object) -> str:

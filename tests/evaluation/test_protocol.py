@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import published_reference as plain
 import pytest
-from body_builders import body_file
-from encoder_builders import random_tensors, saved
-from evaluate_builders import write
+from body_builders import body_arrays, body_file, slow_body
+from encoder_builders import by_torch, random_tensors, saved
+from evaluate_builders import put, write
 from pipeline_helpers import omniges
+from sample_set_builders import take, write_takes
 
 from omniges.errors import UsageFault
 from omniges.evaluation.motion import load_bodies, recorded_motion
@@ -21,6 +23,7 @@ from omniges.evaluation.run import evaluate
 from omniges.evaluation.scores import Figure
 from omniges.evaluation.settings import EvaluateSettings
 from omniges.exchange.scored import view_scores
+from omniges.features.gesture import six_d_from_rotvec
 from omniges.formats.npz import decode_motion, encode_motion
 from omniges.metrics.frechet import frechet_distance, load_encoder
 from omniges.metrics.gesture import audio_beats, beat_score, l1_diversity, motion_beats, scored_poses
@@ -88,6 +91,50 @@ def results(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
+def test_the_row_is_that_of_a_second_program(results: Path, shards: Path, files: dict[str, Path]) -> None:
+    """Torch's layers, scipy's matrix root, a body by loops, and the formulas of `published_reference`."""
+    report = report_of(results, shards, grid="emage", **files)
+    found, source = figures_of(report), ShardFolder(shards)
+    arrays, tensors = body_arrays(6), random_tensors(PUBLISHED_LAYOUT)
+    latents: tuple[list[Any], list[Any]] = [], []
+    clips, faces = [], []
+    for row in [row for row in source.rows if row.stem.startswith("2_scott")]:
+        made = decode_motion((results / f"res_{row.key}.npz").read_bytes())
+        true = recorded_motion(source, row)
+        betas = source.array(row, "betas.npy")
+        sides = []
+        for side, motion in zip(latents, (made, true), strict=True):
+            poses = np.asarray(motion.poses, np.float64)[:184]
+            matrices = six_d_from_rotvec(poses[:160].reshape(-1, 3)).reshape(160, 330)
+            side.append(by_torch(tensors, PUBLISHED_LAYOUT, matrices))
+            jaw = np.zeros((184, 165))
+            jaw[:, 66:69] = poses[:, 66:69]
+            pairs = zip(motion.expressions[:184], jaw, strict=True)
+            sides.append(np.array([slow_body(arrays, betas, *pair, np.zeros(3))[1] for pair in pairs]).reshape(184, -1))
+            if side is latents[0]:
+                joints = np.array([slow_body(arrays, betas, np.zeros(100), pose, np.zeros(3))[0] for pose in poses])
+        samples = source.waveform(row)
+        assert samples is not None
+        faces.append((sides[0], sides[1]))
+        clips.append((joints, np.full(55, np.float32(0.1), np.float64), audio_beats(samples, 184, PROFILE.beats)))
+    generated, recorded = (np.concatenate(side) for side in latents)
+    frechet = found["Fréchet gesture distance"]
+    assert frechet.value == pytest.approx(plain.frechet(generated, recorded, 2024), rel=1e-5)
+    assert frechet.details["formula_2025"] == pytest.approx(plain.frechet(generated, recorded, 2025), rel=1e-5)
+    assert found["beat consistency"].value == pytest.approx(plain.corpus_beats(clips, 2024), abs=1e-6)
+    assert found["L1 diversity"].value == pytest.approx(plain.corpus_diversity([x for x, _, _ in clips]), rel=1e-6)
+    mse, lvd = plain.corpus_faces(faces, 2024)
+    assert found["face MSE"].value == pytest.approx(mse, rel=1e-6)
+    assert found["face LVD"].value == pytest.approx(lvd, rel=1e-6)
+    text = render(report, "markdown")
+    beats = found["beat consistency"].value or 0
+    assert f" {beats:.5g} [" in text
+    assert f" {10 * beats:.5g} [" in text
+    assert f" {1e8 * mse:.5g} [" in text
+    assert f" {1e5 * lvd:.5g} [" in text
+
+
 def report_of(results: Path, shards: Path, **changes: Any) -> Report:
     settings: dict[str, Any] = {"generated": (results,), "shards": shards, "protocol": "beat2-speaker2"} | changes
     return evaluate(EvaluateSettings(**{"resamples": 20} | settings))
@@ -147,7 +194,9 @@ def test_every_missing_file_is_named_with_where_people_get_it(results: Path, sha
     report = report_of(results, shards)
     found = figures_of(report)
     assert {figure.value for figure in found.values()} == {None}
+    assert len(found) == 5
     text = render(report, "table")
+    assert "L1 diversity, face MSE, face LVD: not computed: missing --body-model" in text
     for flag, file in (("gesture-encoder", ENCODER), ("body-model", BODY_MODEL), ("mean-speeds", MEAN_SPEEDS)):
         assert f"missing --{flag}: {file.name} from {file.origin}" in text
         assert all(sha256 in text for sha256 in file.sha256)
@@ -159,6 +208,81 @@ def test_the_command_of_a_row_repeats_it(results: Path, shards: Path, files: dic
     run = omniges(*shlex.split(report.facts["command"])[1:])
     assert run.returncode == 0
     assert run.stdout.strip() == render(report, "markdown").strip()
+
+
+def test_ground_truth_is_no_result_where_the_result_is_missing(results: Path, shards: Path, tmp_path: Path) -> None:
+    """`gt_STEM` without `res_STEM`, as an interrupted test loop leaves it, would score as a perfect result."""
+    shutil.copytree(results, tmp_path / "res")
+    scott = sorted((tmp_path / "res").glob("res_2_scott*"))
+    for path in scott:
+        shutil.copy(path, path.with_name(path.name.replace("res_", "gt_")))
+    scott[0].unlink()
+    report = report_of(tmp_path / "res", shards)
+    assert report.facts["clips"] == [2, 15]
+
+
+def test_two_clips_have_intervals(results: Path, shards: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(results, tmp_path / "res")
+    min((tmp_path / "res").glob("res_2_scott*")).unlink()
+    report = report_of(tmp_path / "res", shards, **files)
+    for figure in figures_of(report).values():
+        assert figure.low is not None
+        assert figure.high is not None
+        assert figure.value is not None
+        assert figure.low <= figure.value <= figure.high
+    assert "intervals over 2 recordings are too narrow" in render(report, "markdown")
+
+
+def test_the_recordings_as_results_have_distance_zero(shards: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    write(tmp_path / "own", shards, motion_file, ".npz")
+    frechet = figures_of(report_of(tmp_path / "own", shards, **files))["Fréchet gesture distance"]
+    assert frechet.value == pytest.approx(0, abs=1e-5)  # rotations went through 6D in float32
+    assert frechet.details["formula_2025"] == pytest.approx(-2e-6 * 240, abs=1e-5)
+
+
+class TestWhatARowLacks:
+    KEYS = ("2_scott_0_1_1", "2_scott_0_2_2", "2_scott_0_3_3")
+
+    def parts(self, folder: Path, lacking: dict[str, tuple[str, ...]], **changes: Any) -> tuple[Path, Path]:
+        """Results with records for recordings that lack parts."""
+        takes = [take(key, 4.0, lacking=lacking.get(key, ())) for key in self.KEYS]
+        shards = write_takes(folder / "shards", takes)
+        motion = take(self.KEYS[0], 4.0).motion
+        assert motion is not None
+        arrays = (motion.poses, motion.expressions, motion.trans, motion.betas)
+        for key in self.KEYS:
+            for name in changes.get("names", ["{}"]):
+                data = encode_motion(*arrays, gender="", model="")
+                put(folder / "own", shards, key, changes.get("task", "a2g"), {".npz": data}, name=name.format(key))
+        return folder / "own", shards
+
+    def test_recordings_without_motion_are_left_out(self, tmp_path: Path) -> None:
+        """At rest, they would be a ground truth that nobody recorded."""
+        body = ("upper", "hands", "lower", "root", "face", "jaw_eyes")
+        report = report_of(*self.parts(tmp_path, {self.KEYS[1]: body}))
+        assert report.facts["clips"] == [2, 15]
+        assert "1 of 3 results left out: no " in render(report, "table")
+
+    def test_no_recording_has_motion(self, tmp_path: Path) -> None:
+        body = ("upper", "hands", "lower", "root", "face", "jaw_eyes")
+        results, shards = self.parts(tmp_path, dict.fromkeys(self.KEYS, body))
+        with pytest.raises(UsageFault, match=r"3 of 3 results left out: no .*: give shards whose recordings have"):
+            report_of(results, shards)
+
+    def test_a_jaw_that_neither_side_has_is_named(self, tmp_path: Path) -> None:
+        """Models of omniges generate none, while rows of papers have a jaw."""
+        text = render(report_of(*self.parts(tmp_path, {self.KEYS[1]: ("jaw_eyes",)})), "table")
+        assert "no jaw and eyes in 3 of 3 results, scored as zero" in text
+        assert "no jaw and eyes in 1 of 3 recordings, scored as zero" in text
+
+    def test_several_results_of_a_clip_are_named(self, tmp_path: Path) -> None:
+        text = render(report_of(*self.parts(tmp_path, {}, names=["{}-1", "{}-2"])), "table")
+        assert "6 results for 3 clips: rows of papers have one for each" in text
+
+    def test_results_without_a_condition(self, tmp_path: Path) -> None:
+        results, shards = self.parts(tmp_path, {}, task="joint")
+        with pytest.raises(UsageFault, match="one task from speech or text to gesture expected, found joint"):
+            report_of(results, shards)
 
 
 @pytest.mark.parametrize(
@@ -184,15 +308,20 @@ def test_results_of_other_clips_alone(results: Path, shards: Path, tmp_path: Pat
 def test_mambatalk_result_with_an_unknown_encoder(beat2_more: Path, fgd_parity: Path, tmp_path: Path) -> None:
     shards = shards_of(beat2_more / "beat_english_v2.0.0", tmp_path / "shards")
     encoder = fgd_parity / "published" / ENCODER.name
-    report = report_of(beat2_more / "generated_by_mambatalk", shards, gesture_encoder=encoder)
+    results = beat2_more / "generated_by_mambatalk"
+    report = report_of(results, shards, gesture_encoder=encoder)
     found = figures_of(report)
     assert found["Fréchet gesture distance"].value == pytest.approx(3.888841565900913, rel=1e-6)
     assert found["Fréchet gesture distance"].details["formula_2025"] == pytest.approx(3.8877492721849336, rel=1e-6)
     text = render(report, "table")
-    assert "| a2g | 1 of 15 | 60.1 | generated | 112 | 3.8888 | 38.888 | 3.8877 | – | – |" in text
+    assert "| a2g | 1 of 15 | 60.1 | generated | 112 | 3.8888 | 38.888 | 3.8877 | – | – | – | – | – |" in text
     assert "unknown encoder: AESKConv_240_100.bin" in text
     assert "beat consistency: not computed: missing --body-model" in text
-    assert "L1 diversity: not computed: missing --body-model" in text
+    assert "L1 diversity, face MSE, face LVD: not computed: missing --body-model" in text
+    # The recording at hand was cut to EMAGE's grid before (1854 -> 1804 frames); the rule cuts what it is given.
+    for grid, rows in (("emage", 108), ("gesturelsm", 106)):
+        details = figures_of(report_of(results, shards, gesture_encoder=encoder, grid=grid))
+        assert details["Fréchet gesture distance"].details["rows"] == [rows] * 2
     page = tmp_path / "page.html"  # also where the only figure is of no clip alone
-    view_scores(report, (beat2_more / "generated_by_mambatalk",), shards, page)
+    view_scores(report, (results,), shards, page)
     assert "2_scott_0_2_2" in page.read_text(encoding="utf-8")

@@ -6,8 +6,9 @@ import json
 import pickle
 
 import numpy as np
+import published_reference as plain
 import pytest
-from encoder_builders import random_tensors, saved, tree_constants
+from encoder_builders import by_torch, random_tensors, saved, tree_constants
 from metrics_builders import untouched
 
 from omniges.errors import DataError, UsageFault
@@ -17,6 +18,7 @@ from omniges.metrics.motion_encoder import (
     PUBLISHED_LAYOUT,
     MotionEncoderLayout,
     edge_distances,
+    encoder_input,
     encoder_shapes,
     halved_chains,
     load_motion_encoder,
@@ -26,24 +28,6 @@ from omniges.metrics.profiles import PROFILES
 
 torch = pytest.importorskip("torch")
 SMALL = MotionEncoderLayout(joints=15, edge_channels=(6, 12), multiple_of_frames=64)
-
-
-def by_torch(tensors, layout, six_d):
-    """The network in torch's own layers, in float64."""
-    t = {name: tensor.double() for name, tensor in tensors.items()}
-    f = torch.nn.functional
-    h = torch.from_numpy(six_d.T.copy())[None].double()
-    for k in range(len(layout.edge_channels)):
-        b = f"encoder.layers.{k}.0"
-        weight = t[f"{b}.residual.0.weight"] * t[f"{b}.residual.0.mask"]
-        r = f.conv1d(h, weight, t[f"{b}.residual.0.bias"], stride=2, padding=1)
-        r = f.group_norm(r, 10, t[f"{b}.residual.1.weight"], t[f"{b}.residual.1.bias"], eps=1e-5)
-        s = f.conv1d(h, t[f"{b}.shortcut.weight"] * t[f"{b}.shortcut.mask"], t[f"{b}.shortcut.bias"], stride=2)
-        h = r + s
-        if f"{b}.common.0.weight" in t:
-            h = torch.matmul(t[f"{b}.common.0.weight"], h)
-        h = torch.tanh(h)
-    return h[0].T.numpy()
 
 
 class TestTree:
@@ -171,6 +155,23 @@ class TestFilesThatAreNone:
                 load_encoder(path)
             one_line(caught, path)
 
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:5c\n", "found a Git LFS pointer, not the file"),
+            (b"<!doctype html>", "found a web page or XML; expected a file of torch.save: download it again"),
+            (pickle.dumps({"model_state": object}), r"or damaged \(Unsupported operand 149\): download it again"),
+        ],
+    )
+    def test_what_was_downloaded_instead_is_named(self, tmp_path, content, words):
+        """Never with torch's advice to unpickle the file nevertheless."""
+        path = tmp_path / "AESKConv_240_100.bin"
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=words) as caught:
+            load_encoder(path)
+        one_line(caught, path)
+        assert "weights_only" not in str(caught.value)
+
     def test_a_pickled_object_is_not_loaded(self, tmp_path):
         path = tmp_path / "e.bin"
         torch.save({"model_state": torch.nn.Linear(2, 2)}, path)
@@ -228,8 +229,53 @@ class TestGolden:
             assert [found.rows_generated, found.rows_recorded] == expected["rows"]
             # the original starts from latents in float32
             assert found.value == pytest.approx(expected[f"original_{year}"], abs=2e-5)
+            latents = (first.astype(np.float32), second.astype(np.float32))
+            assert plain.frechet(*latents, year) == pytest.approx(expected[f"original_{year}"], abs=2e-5)
         exact = frechet_distance(first, second, PROFILES["emage-2024"].frechet, encoder="").value
         assert exact == pytest.approx(expected["exact_from_float64_latents"], abs=1e-6)
+
+    def test_eight_shifts_have_full_rank(self, fgd_parity, encoder, real_clip):
+        expected = json.loads((fgd_parity / "values.json").read_text())["published_halves_8_shifts"]
+        poses = np.asarray(real_clip.poses, np.float64)
+        sides = [
+            np.concatenate([encoder.encode(half[shift : shift + 928]) for shift in range(0, 16, 2)])
+            for half in (poses[:953], poses[953:])
+        ]
+        with np.load(fgd_parity / "published" / "clip.npz") as clip:
+            for k, side in enumerate(sides):
+                np.testing.assert_allclose(side, clip[f"z_half{k}_8_shifts"], atol=1e-5)
+        for profile, year in (("emage-2024", 2024), ("emage-eval-2025", 2025)):
+            found = frechet_distance(*sides, PROFILES[profile].frechet, encoder="")
+            assert [found.rank_generated, found.rank_recorded] == expected["rank"]
+            assert found.value == pytest.approx(expected[f"original_{year}"], rel=1e-6)
+
+    def test_a_whole_clip_with_itself(self, encoder, real_clip):
+        latents = encoder.encode(np.asarray(real_clip.poses, np.float64))
+        exact, later = (
+            frechet_distance(latents, latents, PROFILES[name].frechet, encoder="").value
+            for name in ("emage-2024", "emage-eval-2025")
+        )
+        assert exact == pytest.approx(0, abs=1e-9)
+        assert later == pytest.approx(-2e-6 * 240, abs=1e-9)
+
+    def test_traps_of_the_fact_sheet(self, fgd_parity, encoder, real_clip):
+        """What common mistakes would change, so that each of them would be seen."""
+        traps = json.loads((fgd_parity / "values.json").read_text())["traps_published_random_weights"]
+        poses = np.asarray(real_clip.poses, np.float64)[:1888]
+        whole = encoder.encode(poses)
+        windows = np.concatenate([encoder.encode(poses[k : k + 32]) for k in range(0, 1888, 32)])
+        still = poses.copy()
+        still[:, 69:75] = 0
+        interleaved = encoder_input(poses).reshape(1888, 55, 2, 3).swapaxes(2, 3).reshape(1888, 330)
+        exact = PROFILES["emage-2024"].frechet
+        for name, other in (
+            ("windows_of_32_frames", windows),
+            ("six_d_interleaved", encoder.latents(interleaved)),
+            ("eyes_zero", encoder.encode(still)),
+        ):
+            assert np.abs(other - whole).max() == pytest.approx(traps[f"{name}_max"], abs=1e-4)
+            found = frechet_distance(other, whole, exact, encoder="").value
+            assert found == pytest.approx(traps[f"{name}_fgd"], rel=1e-3)
 
     def test_mambatalk_against_its_recording(self, fgd_parity, encoder, beat2_more):
         files = [
