@@ -92,9 +92,7 @@ def flag(name: str, value: Any) -> bool:
     Raises:
         UsageFault: The value is anything else, such as the text "no".
     """
-    if isinstance(value, bool):
-        return value
-    raise refuse(name, "True or False", value)
+    return instance(name, value, bool, "True or False")
 
 
 def text(name: str, value: Any) -> str:
@@ -110,9 +108,7 @@ def text(name: str, value: Any) -> str:
     Raises:
         UsageFault: The value is not a `str`.
     """
-    if isinstance(value, str):
-        return value
-    raise refuse(name, "a text", value)
+    return instance(name, value, str, "a text")
 
 
 def texts(name: str, value: Any) -> tuple[str, ...]:

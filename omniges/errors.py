@@ -11,6 +11,7 @@ import enum
 import errno
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Literal
 
 
@@ -128,13 +129,7 @@ class CodeInfo:
     remedy: str
 
 
-def _rejected(meaning: str, remedy: str) -> CodeInfo:
-    return CodeInfo("rejected", meaning, remedy)
-
-
-def _note(meaning: str, remedy: str) -> CodeInfo:
-    return CodeInfo("note", meaning, remedy)
-
+_rejected, _note = partial(CodeInfo, "rejected"), partial(CodeInfo, "note")
 
 CODES: dict[str, CodeInfo] = {
     # --- pairing and paths

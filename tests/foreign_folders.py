@@ -21,7 +21,8 @@ from text_latents_builders import write_text_vae
 from training_helpers import checkpoint_of, run
 from vae_builders import write_vae
 
-from omniges.codecs.audio_vae import load_audio_vae
+from omniges.codecs import audio_vae
+from omniges.codecs.base import Loading
 from omniges.codecs.gesture_rvqvae import load_gesture_rvqvae
 from omniges.codecs.text_vae.codec import TextCodec
 from omniges.evaluation.motion import load_bodies
@@ -209,7 +210,8 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "recipe": Kind(_make_recipe, lambda folder, _: load_settings(folder / "recipe.yaml", {})),
         "results": Kind(_make_results, _read_results, seal_result, sample=25),
         "audio-vae": Kind(
-            lambda folder, _: write_vae(folder), lambda folder, _: load_audio_vae(folder, torch.device("cpu"))
+            lambda folder, _: write_vae(folder),
+            lambda folder, _: audio_vae.load(folder, Loading(device=torch.device("cpu"))),
         ),
         "gesture-rvqvae": Kind(
             lambda folder, _: write_codec(folder), lambda folder, _: load_gesture_rvqvae(folder), sample=25

@@ -102,24 +102,11 @@ class AudioVae:
 
 
 def load(folder: Path, loading: Loading) -> AudioVae:
-    """Load the codec in the form that the registry expects.
-
-    Args:
-        folder: Folder of config.json and weights.
-        loading: Device of the weights.
-
-    Returns:
-        The loaded codec.
-    """
-    return load_audio_vae(folder, loading.device)
-
-
-def load_audio_vae(folder: Path, device: torch.device) -> AudioVae:
     """Load the codec from a folder.
 
     Args:
         folder: Folder of config.json and weights.
-        device: Device of the weights.
+        loading: Device of the weights.
 
     Returns:
         The loaded codec.
@@ -141,7 +128,7 @@ def load_audio_vae(folder: Path, device: torch.device) -> AudioVae:
         raise DataError(f"{folder / _CONFIG}: cannot build an AutoencoderKL from it ({reason})") from error
     require_same(shapes_of(vae.state_dict()), shapes_of(weights), str(folder), _OTHER)
     vae.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
-    vae = vae.to(device).eval().requires_grad_(False)
+    vae = vae.to(loading.device).eval().requires_grad_(False)
     found = {key: value for key in _KEYS if (value := vae.config.get(key)) is not None}
     columns = MEL_BANDS // frames_per_row  # both axes are halved equally often
     entry = FrameEntry(

@@ -313,24 +313,11 @@ def load_gesture_rvqvae(
 
 
 def load(folder: Path, loading: Loading) -> GestureRvqvae:
-    """Load the codec in the form that the registry expects: with all four parts.
-
-    Args:
-        folder: Folder of the networks and statistics.
-        loading: Device of the networks.
-
-    Returns:
-        The loaded codec.
-    """
-    return load_all_gesture_rvqvae(folder, loading.device)
-
-
-def load_all_gesture_rvqvae(folder: Path, device: torch.device) -> GestureRvqvae:
     """Load the codec with all four parts, so that latents decode to all 415 channels.
 
     Args:
         folder: Folder of the networks and statistics.
-        device: Device of the networks.
+        loading: Device of the networks.
 
     Returns:
         The loaded codec.
@@ -339,7 +326,7 @@ def load_all_gesture_rvqvae(folder: Path, device: torch.device) -> GestureRvqvae
         UsageFault: The lower network has no root, a file does not exist, or a part has two files.
         DataError: A file is damaged or does not fit the others.
     """
-    codec = load_gesture_rvqvae(folder, device=device)
+    codec = load_gesture_rvqvae(folder, device=loading.device)
     if codec.lacking:
         raise UsageFault(
             f"{folder}: the network of lower has {codec.nets['lower'].spec.channels} channels; expected "

@@ -90,7 +90,8 @@ class Command(TyperCommand):
         from rich.panel import Panel
 
         panels: defaultdict[str, list[Any]] = defaultdict(list)
-        for each in self.get_params(ctx):
+        parameters: list[Any] = self.get_params(ctx)
+        for each in parameters:
             if not getattr(each, "hidden", False):
                 argument = each.param_type_name == "argument"
                 panels[each.rich_help_panel or ("Arguments" if argument else "Other")].append(each)

@@ -324,33 +324,6 @@ def model_for_weights(
     )
 
 
-def parameter_count(
-    config: ModelConfig,
-    *,
-    vocab_size: int,
-    speakers: int,
-    codecs: Mapping[StreamName, CodecLatents] | None = None,
-    conditions: Mapping[str, ConditionStream] = MappingProxyType({}),
-) -> int:
-    """Return the number of learned parameters of a model, without allocating them.
-
-    Args:
-        config: Sizes and kinds.
-        vocab_size: Size of the tokenizer's vocabulary.
-        speakers: Number of speakers.
-        codecs: Latents by the stream that they replace.
-        conditions: Condition streams by name.
-
-    Returns:
-        The number of parameters.
-    """
-    with torch.device("meta"):
-        model = model_for_weights(
-            config, vocab_size=vocab_size, speakers=speakers, codecs=codecs, conditions=conditions
-        )
-    return sum(p.numel() for p in model.parameters())
-
-
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
     """The description of a trained model, complete but for the weights."""

@@ -18,7 +18,7 @@ from omniges.pipeline.discover import Discovery, Recording
 from omniges.pipeline.incremental import Digests, Recalled, journal_rejection, read_report
 from omniges.pipeline.settings import Cut, PreprocessSettings, Rejected, Sample, Summary
 from omniges.pipeline.worker import ConvertPool, Outcome
-from omniges.progress import Progress, duration, printable
+from omniges.progress import Progress, counted, duration, printable
 from omniges.shards.dataset import Partial
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
@@ -28,10 +28,6 @@ from omniges.shards.writer import ShardFile, ShardWriter, StoredSegment
 from omniges.workers import Lost
 
 _SHOWN_LOST: Final = 10
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def duration_text(seconds: float) -> str:
@@ -108,7 +104,7 @@ def print_summary(summary: Summary, console: Console) -> None:
         if summary.unchanged
         else f"{summary.converted} of {summary.stems} recordings converted ({duration_text(summary.converted_s)}) in "
         f"{duration_text(summary.elapsed_s)}{speed}: "
-        f"{_count(summary.shards, 'shard')}, {size_text(summary.shard_bytes)} in {summary.out}"
+        f"{counted(summary.shards, 'shard')}, {size_text(summary.shard_bytes)} in {summary.out}"
     )
     console.print()
     print_line(console, done)
@@ -125,7 +121,7 @@ def print_summary(summary: Summary, console: Console) -> None:
 def _verdict(summary: Summary) -> str:
     if summary.lost:
         return (
-            f"not complete: {_count(len(summary.lost), 'recording')} lost to workers that crashed or reached "
+            f"not complete: {counted(len(summary.lost), 'recording')} lost to workers that crashed or reached "
             f"the --deadline (all in {summary.run_log}); run the same command to retry"
         )
     share = f"{summary.rejected} of {summary.stems} recordings rejected ({summary.rejected_share:.1%})"

@@ -172,13 +172,14 @@ def _finite(digits: str) -> float:
     return number
 
 
-def read_json(path: Path, remedy: str, root: Path | None = None) -> Any:
+def read_json(path: Path, remedy: str, root: Path | None = None, max_bytes: int = MAX_JSON_BYTES) -> Any:
     """Return what a JSON file of unknown origin holds.
 
     Args:
         path: The file.
         remedy: What to do about a damaged file; end of the error's line.
         root: See `open_file`.
+        max_bytes: Largest size that is accepted.
 
     Returns:
         As `parse_json`.
@@ -189,7 +190,7 @@ def read_json(path: Path, remedy: str, root: Path | None = None) -> Any:
         EnvironmentFault: The operating system refuses access.
     """
     try:
-        return parse_json(read_file(path, MAX_JSON_BYTES, root))
+        return parse_json(read_file(path, max_bytes, root))
     except ValueError as error:
         raise DataError(f"{path}: a JSON document expected, found damage ({error}). {remedy}") from error
 
@@ -210,11 +211,9 @@ def read_settings(path: Path, remedy: str, root: Path | None = None) -> dict[str
         EnvironmentFault: The operating system refuses access.
     """
     try:
-        found = parse_json(read_file(path, MAX_SETTINGS_BYTES, root))
+        found = read_json(path, remedy, root, MAX_SETTINGS_BYTES)
     except FileNotFoundError as error:
         raise DataError(f"{path}: {error.strerror}. {remedy}") from error
-    except ValueError as error:
-        raise DataError(f"{path}: a JSON document expected, found damage ({error}). {remedy}") from error
     if not isinstance(found, dict):
         raise DataError(f"{path}: a JSON object expected, found {type(found).__name__}. {remedy}")
     return found

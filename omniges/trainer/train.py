@@ -14,15 +14,13 @@ import torch
 
 from omniges.data.sequence import resume as check_state
 from omniges.errors import DataError, UsageFault
-from omniges.features.text_tokens import TextTokenCodec
 from omniges.generation.sampler import PROVENANCE_FILE, SETTINGS_FILE, STATE_FILE
 from omniges.model import checkpoint
-from omniges.model.spec import parameter_count
 from omniges.model.tasks import SIX
 from omniges.progress import Reporter, duration, make_reporter
 from omniges.shards.schema import is_count, is_real
 from omniges.storage.atomic import locked, new_folder, refuse_links
-from omniges.storage.canonical_json import json_document
+from omniges.storage.files import json_document
 from omniges.storage.redact import one_line
 from omniges.trainer.config import TrainSettings, differences
 from omniges.trainer.distributed import Ranks
@@ -168,13 +166,7 @@ def _run_opened(run: Run, began_s: float, stack: ExitStack) -> Summary:
 def _first_lines(run: Run, state: RunState) -> list[str]:
     """Return a description of the run, for the terminal."""
     settings, feed = run.settings, run.feed
-    count = parameter_count(
-        run.identity.config,
-        vocab_size=TextTokenCodec(run.identity.tokenizer).vocab_size,
-        speakers=len(run.identity.speakers),
-        codecs=run.identity.codec_latents(),
-        conditions=run.identity.conditions,
-    )
+    count = sum(p.numel() for p in run.learner.model.parameters())
     clips = sum(len(source.catalog.table) for source in run.data)
     hours = sum(float(source.catalog.table.ticks.sum()) for source in run.data) / 36_000
     ranks = f"{run.ranks.world_size} processes, " if run.ranks.world_size > 1 else ""

@@ -140,7 +140,7 @@ class TestTraining:
             raise AssertionError("a codec ran")
 
         monkeypatch.setattr(gesture_codec, "load_gesture_rvqvae", never)
-        monkeypatch.setattr(audio_vae, "load_audio_vae", never)
+        monkeypatch.setattr(audio_vae, "load", never)
         run(encoded_both, tmp_path / "run", **chosen, max_train_steps=12, logging_steps=12)
         (line,) = log_of(tmp_path / "run")
         assert {"t2g", "g2t", "a2g", "g2a", "t2a", "a2t"} <= line["tasks"].keys()

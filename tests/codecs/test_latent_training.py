@@ -141,7 +141,7 @@ class TestTraining:
         def never(*_: object) -> None:
             raise AssertionError("the codec ran")
 
-        monkeypatch.setattr(audio_vae, "load_audio_vae", never)
+        monkeypatch.setattr(audio_vae, "load", never)
         run(encoded, tmp_path / "run", audio_codec=AUDIO, max_train_steps=12, logging_steps=12)
         (line,) = log_of(tmp_path / "run")
         assert {"t2g", "g2t", "a2g", "g2a", "t2a", "a2t"} <= line["tasks"].keys()

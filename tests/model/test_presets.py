@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from flow_builders import statistics
 
 from omniges.errors import UsageFault
-from omniges.model.spec import PRESETS, CodecLatents, ModelConfig, build_model, model_for_weights, parameter_count
+from omniges.model.spec import PRESETS, CodecLatents, ModelConfig, build_model, model_for_weights
 from omniges.shards.latents import FrameEntry
 from omniges.trainer.config import TrainSettings
 
@@ -25,6 +26,12 @@ def formula(config: ModelConfig, vocab_size: int, speakers: int) -> int:
     outside = sum(c * d + d + (d * 2 * d + 2 * d) + d * o + o + (256 * d + d) + (d * d + d) for c, o in widths)
     tables = (vocab_size + 1) * config.piece_width + 5 * config.mark_width
     return 3 * config.layers * branch + outside + (speakers + 1) * d + tables
+
+
+def parameter_count(config: ModelConfig, **sizes: Any) -> int:
+    """Learned numbers of a model, which are not allocated."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in model_for_weights(config, **sizes).parameters())
 
 
 class TestSizes:

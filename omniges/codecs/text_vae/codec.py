@@ -328,28 +328,11 @@ class TextWindows:
 
 
 def load(folder: Path, loading: Loading) -> TextWindows:
-    """Load the codec in the form that the registry expects.
-
-    Args:
-        folder: A checkpoint of OmniFlow, or a text VAE's own folder.
-        loading: Device, directions and T5 tokenizer.
-
-    Returns:
-        The loaded codec.
-    """
-    return load_text_windows(folder, loading.device, loading.t5_tokenizer, loading.ends)
-
-
-def load_text_windows(
-    folder: Path, device: torch.device, t5_tokenizer: Path | None = None, ends: frozenset[End] = BOTH_ENDS
-) -> TextWindows:
     """Load the codec from a checkpoint of OmniFlow or a text VAE's own folder.
 
     Args:
         folder: The checkpoint or the folder.
-        device: Device of the networks.
-        t5_tokenizer: Folder of T5's tokenizer, if `folder` does not contain it.
-        ends: Directions that are needed.
+        loading: Device, directions and T5 tokenizer.
 
     Returns:
         The codec over windows of 6.4 s.
@@ -358,6 +341,6 @@ def load_text_windows(
         DataError: A file is missing or damaged, or does not fit the others.
         EnvironmentFault: Transformers is not installed.
     """
-    codec = TextCodec.load(folder, t5_tokenizer, ends)
-    codec.vae.to(device)
+    codec = TextCodec.load(folder, loading.t5_tokenizer, loading.ends)
+    codec.vae.to(loading.device)
     return TextWindows(codec)
