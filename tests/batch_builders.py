@@ -17,7 +17,7 @@ from omniges.shards.manifest import ManifestRow, MemberPlace, serialize_manifest
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, PARTS, STATS_FILE, TOKENIZER_FILE
 from omniges.shards.tar import END_OF_ARCHIVE, build_segment, npy_parts
 from omniges.shards.writer import ShardFile
-from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
+from omniges.storage.files import canonical_json, json_document, sha256_hex
 
 WORDS = ("paper", "tiger", "music", "garden")
 

@@ -34,7 +34,7 @@ from omniges.shards.schema import (
 )
 from omniges.shards.tar import Segment, build_segment, npy_parts
 from omniges.shards.writer import ShardWriter
-from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
+from omniges.storage.files import canonical_json, json_document, sha256_hex
 
 _COLUMNS: Final = {"upper": LAYOUT.upper_joints, "hands": LAYOUT.hand_joints, "lower": LAYOUT.lower_joints}
 _NOISE: Final = 1000.0

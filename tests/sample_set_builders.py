@@ -27,7 +27,7 @@ from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, REPORT_FILE, SPLITS, STATS_FILE, TOKENIZER_FILE
 from omniges.shards.tar import build_segment
 from omniges.shards.writer import ShardWriter
-from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
+from omniges.storage.files import canonical_json, json_document, sha256_hex
 
 WORDS = ("paper", "tiger", "music", "garden")
 

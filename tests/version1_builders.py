@@ -13,7 +13,7 @@ import soundfile
 from shard_sets import Sample, ShardSet
 
 from omniges.features.timebase import SAMPLE_RATE_HZ
-from omniges.storage.canonical_json import canonical_json
+from omniges.storage.files import canonical_json
 
 
 def write_version_1(source: Path, target: Path) -> Path:

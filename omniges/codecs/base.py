@@ -22,7 +22,7 @@ from torch import Tensor
 from omniges.features.audio import Loudness
 from omniges.shards.latents import FrameEntry, WindowEntry
 from omniges.shards.schema import WindowGrid
-from omniges.storage.canonical_json import canonical_json
+from omniges.storage.files import canonical_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from omniges.shards.schema import DATASET_FILE, GESTURE_PARTS, LATENTS_FILE, MAN
 from omniges.shards.tar import END_OF_ARCHIVE, build_segment, npy_parts
 from omniges.shards.transaction import UnfinishedRun, Workspace, commit, finish_commit, staged_name
 from omniges.storage.atomic import PendingFile, locked, make_folder, publish_bytes
-from omniges.storage.canonical_json import canonical_json, file_sha256, json_document, sha256_hex
+from omniges.storage.files import canonical_json, file_sha256, json_document, sha256_hex
 
 Count = Callable[[int, int], None]
 Partials = dict[str, list[Partial]]  # of the train samples, by codec

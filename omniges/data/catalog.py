@@ -37,7 +37,7 @@ from omniges.shards.schema import (
     is_real,
     parse_document,
 )
-from omniges.storage.canonical_json import canonical_json
+from omniges.storage.files import canonical_json
 
 _LABELS: Final = ("split", "shard", "speaker", "language")
 

@@ -34,8 +34,7 @@ from omniges.storage.cache import (
     copy_checked,
     with_retries,
 )
-from omniges.storage.canonical_json import sha256_hex
-from omniges.storage.files import parse_json, read_file
+from omniges.storage.files import parse_json, read_file, sha256_hex
 from omniges.storage.redact import one_line
 from omniges.storage.remote import Location, MissingFile, Store, Timeouts, open_store, parse_location
 

@@ -45,8 +45,7 @@ from omniges.shards.schema import (
     words_of,
 )
 from omniges.shards.tar import BLOCK_BYTES, END_OF_ARCHIVE, member_header, read_npy
-from omniges.storage.canonical_json import sha256_hex
-from omniges.storage.files import parse_json
+from omniges.storage.files import parse_json, sha256_hex
 from omniges.storage.redact import one_line, redact, secrets_in_url
 from omniges.storage.remote import ByteStream, check_name, open_store, parse_location
 

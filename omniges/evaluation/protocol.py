@@ -25,7 +25,7 @@ from omniges.metrics import gesture
 from omniges.metrics.profiles import BODY_MODEL, ENCODER, GRIDS, MEAN_SPEEDS, PublishedFile
 from omniges.model.tasks import TASKS
 from omniges.storage.atomic import os_errors
-from omniges.storage.canonical_json import file_sha256
+from omniges.storage.files import file_sha256
 
 _FRECHET: Final = scores.Heading("Fréchet gesture distance", "")
 _BEATS: Final = scores.Heading("beat consistency", "")

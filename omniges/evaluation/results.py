@@ -30,8 +30,7 @@ from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import MANIFEST_FILE
 from omniges.storage.atomic import os_errors
-from omniges.storage.canonical_json import sha256_hex
-from omniges.storage.files import MAX_SETTINGS_BYTES, parse_json, read_file, visible_entries
+from omniges.storage.files import MAX_SETTINGS_BYTES, parse_json, read_file, sha256_hex, visible_entries
 
 T = TypeVar("T")
 

@@ -45,8 +45,7 @@ from omniges.shards.present import STREAM_BITS, present_bits
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import MANIFEST_FILE, Split
 from omniges.storage.atomic import refuse_links
-from omniges.storage.canonical_json import sha256_hex
-from omniges.storage.files import visible_entries
+from omniges.storage.files import sha256_hex, visible_entries
 
 _SIX: Final = ("t2g", "a2g", "t2a", "g2a", "g2t", "a2t")
 

@@ -31,8 +31,7 @@ from omniges.shards.manifest import ManifestRow
 from omniges.shards.present import at_rest
 from omniges.shards.reader import ShardFolder, file_betas
 from omniges.shards.schema import DATASET_FILE, MOTION_PARTS, stem_from_key
-from omniges.storage.canonical_json import sha256_hex
-from omniges.storage.files import parse_json, read_file, visible_entries
+from omniges.storage.files import parse_json, read_file, sha256_hex, visible_entries
 
 F32 = npt.NDArray[np.float32]
 T = TypeVar("T")

@@ -15,8 +15,7 @@ import numpy.typing as npt
 from omniges.errors import DataError, RecordingFault, UsageFault
 from omniges.features.body import BodyModel
 from omniges.formats.arrays import Archive, Member
-from omniges.storage.canonical_json import sha256_hex
-from omniges.storage.files import read_file
+from omniges.storage.files import read_file, sha256_hex
 
 F64 = npt.NDArray[np.float64]
 

@@ -47,8 +47,7 @@ from omniges.shards.present import ALL_PRESENT, STREAM_BITS, at_rest, present_bi
 from omniges.shards.reader import SampleArrays, ShardFolder, file_betas
 from omniges.shards.schema import MANIFEST_FILE, MOTION_PARTS
 from omniges.storage.atomic import os_errors
-from omniges.storage.canonical_json import file_sha256, sha256_hex
-from omniges.storage.files import read_file
+from omniges.storage.files import file_sha256, read_file, sha256_hex
 
 STANDARD_INPUT: Final = "-"
 

@@ -56,7 +56,7 @@ from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS, SamplingSettings, Solver
 from omniges.options import keywords_in_errors
 from omniges.storage.atomic import make_folder, publish_bytes
-from omniges.storage.canonical_json import sha256_hex
+from omniges.storage.files import sha256_hex
 
 F32 = npt.NDArray[np.float32]
 Words = Sequence[Mapping[str, Any]]

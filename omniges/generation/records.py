@@ -13,8 +13,7 @@ from typing import Any, Final
 from omniges.errors import DataError, RecordingFault
 from omniges.formats.textgrid import WordInterval, decode_words
 from omniges.shards.schema import is_count
-from omniges.storage.canonical_json import json_document
-from omniges.storage.files import read_settings
+from omniges.storage.files import json_document, read_settings
 
 WINDOWS_TIER: Final = "windows"
 """Tier of a TextGrid for text of complete windows, with one interval for each window and no tier of words."""

@@ -30,7 +30,7 @@ from omniges.model.tasks import TASKS
 from omniges.progress import counted
 from omniges.shards.present import absent_parts
 from omniges.storage.atomic import PendingGroup, make_folder
-from omniges.storage.canonical_json import file_sha256
+from omniges.storage.files import file_sha256
 
 _MAX_WINDOWS: Final = 32
 """Windows of all results that are generated together."""

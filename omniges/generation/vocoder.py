@@ -29,8 +29,7 @@ from omniges.features.audio import MEL_BANDS, N_FFT, mel_filterbank
 from omniges.features.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
 from omniges.shards.schema import is_count, is_real
 from omniges.storage.atomic import os_errors
-from omniges.storage.canonical_json import file_sha256
-from omniges.storage.files import read_settings
+from omniges.storage.files import file_sha256, read_settings
 from omniges.storage.librosa_import import load_librosa
 from omniges.storage.tensors import read_tensors
 

@@ -20,8 +20,7 @@ import numpy as np
 from omniges.errors import UsageFault
 from omniges.formats.textgrid import is_word
 from omniges.shards.schema import is_real
-from omniges.storage.canonical_json import json_document
-from omniges.storage.files import parse_json
+from omniges.storage.files import json_document, parse_json
 
 _BOUNDS_S: Final = (0.0, 0.2, 0.6, 2.0)
 _MIN_S: Final = 0.05

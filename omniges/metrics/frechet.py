@@ -28,8 +28,7 @@ from omniges.formats.arrays import F64, checked, read_array
 from omniges.metrics.motion_encoder import INPUT_CHANNELS, encoder_input, load_motion_encoder
 from omniges.metrics.profiles import FrechetSettings
 from omniges.storage.atomic import os_errors
-from omniges.storage.canonical_json import file_sha256
-from omniges.storage.files import open_file, read_settings
+from omniges.storage.files import file_sha256, open_file, read_settings
 from omniges.storage.redact import one_line
 
 DESCRIPTOR_NAME: Final = "omniges-kinematics-1"

@@ -25,7 +25,7 @@ from omniges.features.gesture import POSE_COLUMNS, six_d_from_rotvec
 from omniges.formats.arrays import F64, checked
 from omniges.metrics.profiles import ENCODER
 from omniges.storage.atomic import os_errors
-from omniges.storage.canonical_json import file_sha256
+from omniges.storage.files import file_sha256
 from omniges.storage.tensors import read_weights, require_finite, require_same, shapes_of
 
 Edges = tuple[tuple[int, int], ...]

@@ -22,8 +22,7 @@ from omniges.errors import DataError, OmnigesError, UsageFault
 from omniges.shards.dataset import seal, sealed_correctly
 from omniges.shards.schema import is_count
 from omniges.storage import atomic
-from omniges.storage.canonical_json import is_sha256
-from omniges.storage.files import open_file, parse_json, read_file, read_json
+from omniges.storage.files import is_sha256, open_file, parse_json, read_file, read_json
 from omniges.storage.redact import one_line
 from omniges.storage.tensors import open_tensors, read_tensors, require_same, shapes_of, write_tensors
 

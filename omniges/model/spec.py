@@ -35,8 +35,7 @@ from omniges.shards.dataset import is_numbers, read_statistics
 from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
 from omniges.shards.present import STREAM_BITS, absent_parts, trained_bits
 from omniges.shards.schema import LATENTS_FILE, STATS_FILE, TOKENIZER_FILE, Part, is_count
-from omniges.storage.canonical_json import json_document
-from omniges.storage.files import parse_json
+from omniges.storage.files import json_document, parse_json
 from omniges.storage.redact import one_line
 from omniges.storage.tensors import require_same, shapes_of
 

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from omniges.errors import DataError
 from omniges.storage.atomic import make_folder, os_errors, publish_bytes
-from omniges.storage.canonical_json import json_document
+from omniges.storage.files import json_document
 from omniges.storage.tensors import read_tensors, write_tensors
 
 Conditioning = Literal["summed", "split"]

@@ -34,7 +34,7 @@ from omniges.shards.manifest import SOURCES, ManifestRow, MemberPlace
 from omniges.shards.present import CHANNELS_OF
 from omniges.shards.schema import CONTRACT, MOTION_PARTS, PARTS, Part, Split, is_label, key_from_stem
 from omniges.shards.tar import Segment, build_segment, npy_parts
-from omniges.storage.canonical_json import canonical_json, sha256_hex
+from omniges.storage.files import canonical_json, sha256_hex
 
 _CUT_NOTE_S: Final = 0.1
 _TEXTGRID_NOTE_S: Final = 1.0

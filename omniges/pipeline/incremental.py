@@ -28,7 +28,7 @@ from omniges.shards.schema import CONTRACT, DATASET_FILE, FORMAT_VERSION, REPORT
 from omniges.shards.tar import BLOCK_BYTES, read_npy
 from omniges.shards.transaction import UnfinishedRun, Workspace
 from omniges.shards.writer import StoredSegment, StoredShard
-from omniges.storage.canonical_json import canonical_json, file_sha256, sha256_hex
+from omniges.storage.files import canonical_json, file_sha256, sha256_hex
 
 Count = Callable[[int, int], None]
 Digests = dict[str, str | None]  # path relative to the root -> sha256, None if the file cannot be read

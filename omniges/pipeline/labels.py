@@ -16,7 +16,7 @@ from typing import Final
 
 from omniges.errors import DataError, Finding, Problem
 from omniges.shards.schema import SPLITS, Split, as_split
-from omniges.storage.canonical_json import sha256_hex
+from omniges.storage.files import sha256_hex
 
 _GRAMMAR: Final = re.compile(r"(\d{1,4})_([a-z]+)_([0-7])_(\d{1,4})_(\d{1,4})")
 _LANGUAGES: Final = ("english", "chinese", "spanish", "japanese")  # rec digit // 2

@@ -33,7 +33,7 @@ from omniges.shards.schema import (
     is_stem,
     key_from_stem,
 )
-from omniges.storage.canonical_json import canonical_json
+from omniges.storage.files import canonical_json
 
 _MOTION_PARTS: Final = (*POSE_PARTS, "root", "face")
 _MAX_CHANNELS: Final = 8

@@ -41,7 +41,7 @@ from omniges.shards.transaction import (
 )
 from omniges.shards.writer import ShardWriter
 from omniges.storage.atomic import locked, new_folder, os_errors, publish_bytes
-from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
+from omniges.storage.files import canonical_json, json_document, sha256_hex
 
 __all__ = ["Recording", "WriteSummary", "write_shards"]
 

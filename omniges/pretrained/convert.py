@@ -24,7 +24,7 @@ from omniges.pretrained.trunk import SourceTrunk, TensorStatus, WhichWeights, pa
 from omniges.shards.dataset import seal, sealed_correctly
 from omniges.shards.schema import is_count
 from omniges.storage.atomic import make_folder, pending_folder, publish_bytes
-from omniges.storage.canonical_json import json_document, sha256_hex
+from omniges.storage.files import json_document, sha256_hex
 from omniges.storage.redact import one_line
 from omniges.storage.tensors import require_same, write_each
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from omniges.errors import DataError, UsageFault
 from omniges.storage.atomic import os_errors
-from omniges.storage.canonical_json import file_sha256
-from omniges.storage.files import read_settings
+from omniges.storage.files import file_sha256, read_settings
 from omniges.storage.tensors import kinds_of, open_tensors
 
 _STEM: Final = "diffusion_pytorch_model"

@@ -29,8 +29,7 @@ from omniges.shards import schema
 from omniges.shards.manifest import ManifestRow, manifest_hash
 from omniges.shards.schema import parse_document
 from omniges.shards.writer import ShardFile
-from omniges.storage.canonical_json import canonical_json, is_sha256, json_document, sha256_hex
-from omniges.storage.files import read_json
+from omniges.storage.files import canonical_json, is_sha256, json_document, read_json, sha256_hex
 
 F64 = npt.NDArray[np.float64]
 

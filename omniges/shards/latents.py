@@ -28,7 +28,7 @@ from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, TICK
 from omniges.shards.dataset import SMALLEST_STD, Partial, combine
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import LATENT_MEMBER, WindowGrid
-from omniges.storage.canonical_json import is_sha256
+from omniges.storage.files import is_sha256
 
 F32 = npt.NDArray[np.float32]
 

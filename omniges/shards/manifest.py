@@ -16,7 +16,7 @@ import numpy.typing as npt
 from omniges.errors import DataError
 from omniges.features import timebase
 from omniges.shards import schema
-from omniges.storage.canonical_json import canonical_json, is_sha256, sha256_hex
+from omniges.storage.files import canonical_json, is_sha256, sha256_hex
 from omniges.storage.redact import one_line
 
 if TYPE_CHECKING:

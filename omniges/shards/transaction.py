@@ -35,7 +35,7 @@ from omniges.shards import schema
 from omniges.shards.dataset import tool_versions
 from omniges.shards.manifest import row_from_journal
 from omniges.storage.atomic import final_name, make_folder, os_errors, publish_bytes, sync_folder
-from omniges.storage.canonical_json import canonical_json, is_sha256, sha256_hex
+from omniges.storage.files import canonical_json, is_sha256, sha256_hex
 
 BEGUN_FILE: Final = "begun.json"
 JOURNAL_FILE: Final = "journal.jsonl"

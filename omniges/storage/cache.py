@@ -38,8 +38,7 @@ from typing import Final, TypeVar
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.storage import atomic
-from omniges.storage.canonical_json import canonical_json, file_sha256
-from omniges.storage.files import parse_json, read_file
+from omniges.storage.files import canonical_json, file_sha256, parse_json, read_file
 from omniges.storage.remote import MissingFile, Store, StoreFault
 
 T = TypeVar("T")

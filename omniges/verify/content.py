@@ -27,7 +27,7 @@ from omniges.shards.manifest import SOURCES, ManifestRow
 from omniges.shards.present import CHANNELS_OF
 from omniges.shards.schema import MOTION_PARTS, PARTS, Part, is_count, is_real
 from omniges.shards.tar import NPY_MAGIC, npy_header
-from omniges.storage.canonical_json import canonical_json
+from omniges.storage.files import canonical_json
 from omniges.verify.dataset import strict_json
 from omniges.verify.findings import Collector
 from omniges.verify.folders import Source

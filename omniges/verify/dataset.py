@@ -16,8 +16,7 @@ from omniges.shards.dataset import FEATURES, entry_problem, sealed_correctly
 from omniges.shards.latents import CodecEntry, read_entries
 from omniges.shards.schema import is_count, is_real, shard_name
 from omniges.storage.atomic import is_temporary_name
-from omniges.storage.canonical_json import canonical_json, is_sha256, json_document, sha256_hex
-from omniges.storage.files import parse_json
+from omniges.storage.files import canonical_json, is_sha256, json_document, parse_json, sha256_hex
 from omniges.verify.findings import Collector, VerifyFinding
 from omniges.verify.folders import FileFault, Folder
 

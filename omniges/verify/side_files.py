@@ -23,7 +23,7 @@ from omniges.shards.dataset import Partial, statistics_document, totals_of, trai
 from omniges.shards.latents import CodecEntry, latents_document
 from omniges.shards.schema import key_from_stem
 from omniges.shards.tar import END_OF_ARCHIVE
-from omniges.storage.canonical_json import json_document
+from omniges.storage.files import json_document
 from omniges.verify.dataset import Inventory, as_object, strict_json
 from omniges.verify.findings import Collector, VerifyFinding
 from omniges.verify.tar_walk import ShardPlan

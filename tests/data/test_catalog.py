@@ -23,7 +23,7 @@ from omniges.errors import DataError, UsageFault
 from omniges.shards.dataset import seal
 from omniges.shards.manifest import ManifestRow, parse_manifest, serialize_manifest
 from omniges.shards.schema import CONTRACT, DATASET_FILE, MANIFEST_FILE
-from omniges.storage.canonical_json import sha256_hex
+from omniges.storage.files import sha256_hex
 
 LENGTHS = (30, 9, 17, 8, 25, 7)
 

@@ -19,7 +19,7 @@ from omniges.data.sequence import DataSource, Sequencing
 from omniges.errors import UsageFault
 from omniges.shards.present import ALL_PRESENT, STREAM_PARTS, absent_parts
 from omniges.shards.reader import ShardFolder
-from omniges.storage.canonical_json import canonical_json
+from omniges.storage.files import canonical_json
 from omniges.testing.settings import CorpusSettings
 from omniges.testing.synthetic_corpus import write_sample_corpus
 

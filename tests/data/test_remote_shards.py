@@ -29,7 +29,7 @@ from omniges.shards.dataset import read_dataset, seal
 from omniges.shards.reader import LocalShards, ShardFolder, ShardSource
 from omniges.shards.schema import SPLITS
 from omniges.storage.cache import CacheFull, Retries
-from omniges.storage.canonical_json import canonical_json
+from omniges.storage.files import canonical_json
 from omniges.storage.remote import Timeouts, parse_location
 
 SHARD = "train-000000.tar"

@@ -21,7 +21,7 @@ from omniges.errors import DataError, EnvironmentFault
 from omniges.shards.reader import LocalShards
 from omniges.shards.tar import npy_parts
 from omniges.storage.cache import CacheFull
-from omniges.storage.canonical_json import canonical_json
+from omniges.storage.files import canonical_json
 
 LENGTHS = (20, 11, 33)
 PLAIN_SCALES = Normaliser.identity(PLAIN_TRACKS)

@@ -16,7 +16,7 @@ from omniges.errors import OmnigesError
 from omniges.generation.sampler import load
 from omniges.model.checkpoint import CHECKPOINT_FILE
 from omniges.shards.dataset import seal
-from omniges.storage.canonical_json import sha256_hex
+from omniges.storage.files import sha256_hex
 
 _JUNK: list[Any] = [None, True, -1, 65536, 10**7, 10**30, 1.5, 1e300, "", "x", "../x", [], {}, [[]], {"a": 1}]
 

@@ -42,7 +42,7 @@ from omniges.shards.schema import (
 )
 from omniges.shards.transaction import Workspace
 from omniges.storage.atomic import is_file_name
-from omniges.storage.canonical_json import canonical_json, sha256_hex
+from omniges.storage.files import canonical_json, sha256_hex
 
 KEPT_FILES = ("train-000000.tar", "staged-000000.tar", "dataset.json", "log.jsonl", "x.npz", "x.json", "step-000001")
 

@@ -27,7 +27,7 @@ from omniges.pipeline.settings import Selection
 from omniges.shards.dataset import combine, partial_of
 from omniges.shards.manifest import manifest_hash
 from omniges.shards.reader import ShardFolder
-from omniges.storage.canonical_json import sha256_hex
+from omniges.storage.files import sha256_hex
 from omniges.storage.librosa_import import load_librosa
 
 STEM = "2_scott_0_1_1"

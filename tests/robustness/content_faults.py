@@ -19,7 +19,7 @@ from shard_sets import Sample, ShardSet
 from omniges.shards.manifest import ManifestRow, MemberPlace
 from omniges.shards.schema import CONTRACT, PARTS, REPORT_FILE, STATS_FILE, TOKENIZER_FILE
 from omniges.shards.tar import npy_parts
-from omniges.storage.canonical_json import canonical_json, json_document
+from omniges.storage.files import canonical_json, json_document
 
 Rng = np.random.Generator
 

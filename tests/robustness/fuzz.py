@@ -42,7 +42,7 @@ from shard_sets import BLOCK, ShardSet, edited_dataset, members_of, relisted
 
 from omniges.shards.manifest import parse_manifest
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE
-from omniges.storage.canonical_json import canonical_json
+from omniges.storage.files import canonical_json
 from omniges.verify.run import VerifyResult, verify
 from omniges.verify.settings import Level, VerifySettings
 

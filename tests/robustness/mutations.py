@@ -21,7 +21,7 @@ from typing import Any
 from omniges.errors import OmnigesError
 from omniges.model.checkpoint import CHECKPOINT_FILE
 from omniges.shards.dataset import seal
-from omniges.storage.canonical_json import sha256_hex
+from omniges.storage.files import sha256_hex
 
 MAX_S = 5.0
 MAX_BYTES = 500 << 20

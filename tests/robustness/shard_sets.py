@@ -21,7 +21,7 @@ from omniges.shards.dataset import STATISTICS, partial_of, seal, statistics_docu
 from omniges.shards.manifest import ManifestRow, MemberPlace, manifest_hash, parse_manifest, serialize_manifest
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, SPLITS, STATS_FILE, TOKENIZER_FILE, member_order
 from omniges.shards.tar import END_OF_ARCHIVE, build_segment, member_header, npy_parts
-from omniges.storage.canonical_json import canonical_json, json_document, sha256_hex
+from omniges.storage.files import canonical_json, json_document, sha256_hex
 
 BLOCK: Final = 512
 _ARRAYS: Final = {"gesture.npy": (-1, 415), "mel.npy": (-1, 64), "jaw_eyes.npy": (-1, 9), "start_xz.npy": (-1,)}

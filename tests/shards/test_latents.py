@@ -16,7 +16,7 @@ from omniges.shards.dataset import partial_of
 from omniges.shards.latents import FrameEntry, WindowEntry, latents_document, read_entries
 from omniges.shards.manifest import ManifestRow, MemberPlace, parse_manifest, serialize_manifest
 from omniges.shards.schema import CONTRACT, KNOWN_MEMBERS, PARTS, member_order
-from omniges.storage.canonical_json import json_document
+from omniges.storage.files import json_document
 
 PRINT = "0123456789abcdef" * 4
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from omniges.errors import UsageFault
 from omniges.shards.schema import WindowGrid, key_from_stem, stem_from_key
-from omniges.storage.canonical_json import canonical_json, json_document
+from omniges.storage.files import canonical_json, json_document
 
 stems = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 

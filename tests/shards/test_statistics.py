@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omniges.shards.dataset import combine, partial_of
-from omniges.storage.canonical_json import canonical_json
+from omniges.storage.files import canonical_json
 
 CHANNELS = 5
 

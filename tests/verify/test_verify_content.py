@@ -22,7 +22,7 @@ from omniges.errors import CODES, DataError
 from omniges.shards.dataset import read_statistics
 from omniges.shards.schema import DATASET_FILE, REPORT_FILE, STATS_FILE, TOKENIZER_FILE, key_from_stem
 from omniges.shards.tar import npy_parts
-from omniges.storage.canonical_json import canonical_json, json_document
+from omniges.storage.files import canonical_json, json_document
 from omniges.verify import run as verify_run
 from omniges.verify import shards as verify_shards
 from omniges.verify.findings import VERIFY_CODES, VerifyFinding

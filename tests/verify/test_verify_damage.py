@@ -21,7 +21,7 @@ from verify_builders import codes, content, edited_dataset, edited_manifest, run
 from omniges.errors import UsageFault
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, REPORT_FILE, STATS_FILE, TOKENIZER_FILE
 from omniges.shards.tar import member_header
-from omniges.storage.canonical_json import sha256_hex
+from omniges.storage.files import sha256_hex
 from omniges.testing.settings import CorpusSettings
 from omniges.testing.synthetic_corpus import write_sample_corpus
 
@@ -588,7 +588,7 @@ class TestManifest:
             assert codes(run(tiny)) == {"manifest-malformed"}
 
     def test_not_parquet_in_spite_of_its_checksum(self, tiny: Path) -> None:
-        from omniges.storage.canonical_json import sha256_hex
+        from omniges.storage.files import sha256_hex
 
         whole = (tiny / MANIFEST_FILE).read_bytes()
         draw = random.Random(3)

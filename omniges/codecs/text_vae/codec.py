@@ -35,8 +35,7 @@ from omniges.codecs.text_vae.tokenizers import LlamaTokens, T5Tokens
 from omniges.errors import DataError
 from omniges.shards.latents import WORDS_MEMBER, WindowEntry, said_in_windows
 from omniges.shards.schema import WindowGrid
-from omniges.storage.canonical_json import canonical_json, sha256_hex
-from omniges.storage.files import read_settings
+from omniges.storage.files import canonical_json, read_settings, sha256_hex
 from omniges.storage.tensors import open_tensors, shapes_of
 
 F32 = npt.NDArray[np.float32]

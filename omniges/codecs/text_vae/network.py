@@ -22,7 +22,7 @@ from omniges.codecs.base import BOTH_ENDS, End, add_to_fingerprint
 from omniges.codecs.text_vae.config import QFORMER, LlamaSizes, T5Sizes, TextVaeConfig, VaeConfig
 from omniges.codecs.text_vae.tokenizers import IGNORED
 from omniges.errors import DataError, EnvironmentFault
-from omniges.storage.canonical_json import canonical_json
+from omniges.storage.files import canonical_json
 from omniges.storage.tensors import require_finite
 
 if TYPE_CHECKING:

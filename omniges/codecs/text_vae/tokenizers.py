@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from omniges.errors import DataError
-from omniges.storage.canonical_json import sha256_hex
-from omniges.storage.files import parse_json, read_file
+from omniges.storage.files import parse_json, read_file, sha256_hex
 from omniges.storage.redact import one_line
 
 if TYPE_CHECKING:

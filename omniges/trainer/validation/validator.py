@@ -18,7 +18,7 @@ from omniges.model.checkpoint import prune
 from omniges.model.tasks import TASKS
 from omniges.progress import Reporter, duration
 from omniges.storage.atomic import make_folder, pending_folder, publish_bytes, remove_folder
-from omniges.storage.canonical_json import json_document, sha256_hex
+from omniges.storage.files import json_document, sha256_hex
 from omniges.trainer.config import DEFAULT_VALIDATION_STEPS
 from omniges.trainer.distributed import SharedWork, Stopper
 from omniges.trainer.logging import Logbook, Shown
