@@ -1,6 +1,7 @@
 """Write motion as a binary glTF 2.0 file (GLB): a skinned figure with one animation; metres, y up, facing +z.
 
-The figure is made here of a capsule along each bone, each bound to one joint. Sources: the glTF 2.0 specification of
+The figure is that of pages and videos (`omniges.exchange.solid`), fitted to the skeleton. Jaw and eyes move by their
+joints; mouth and brows by morph targets, which follow the leading expressions. Sources: the glTF 2.0 specification of
 the Khronos Group, sections 3 (concepts) and 4 (GLB).
 """
 
@@ -8,25 +9,46 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from omniges import __version__
-from omniges.exchange.figure import Mesh, figure_of
+from omniges.exchange.solid import BROWS, COLOURS, Faces, Surface, mouth, mouth_at, palette, solid_figure
 from omniges.features.body import PARENTS
 from omniges.features.gesture import JOINT_NAMES
-from omniges.features.skeleton import Skeleton
+from omniges.features.skeleton import GENERIC, Skeleton
 from omniges.formats.motion import SmplxMotion
 
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 Array = npt.NDArray[Any]
 
 _COMPONENT: Final = {"float32": 5126, "uint16": 5123, "uint8": 5121}
 _VERTICES, _INDICES = 34962, 34963  # targets of buffer views
 _BLOCK_FRAMES: Final = 1024
+_FIGURE_NODE, _FACE_NODE = len(PARENTS), len(PARENTS) + 1
+_HEAD: Final = JOINT_NAMES.index("head")
+_JAW_COLUMNS: Final = slice(66, 69)
+_EXPRESSIONS: Final = 8  # that move the face
+_OF_VERTICES: Final = ("positions", "normals", "bones", "weights", "colours")
+_NEAR_M: Final = 0.005  # distance to a joint within which the figure moves wholly with it
+_TARGETS: Final = (
+    ("mouthOpen", "open", 0.014),
+    ("mouthWide", "wide", 0.008),
+    ("mouthNarrow", "wide", -0.008),
+    ("mouthCornersUp", "corners", 0.006),
+    ("mouthCornersDown", "corners", -0.006),
+    ("browUpLeft", "left", 0.009),
+    ("browDownLeft", "left", -0.009),
+    ("browUpRight", "right", 0.009),
+    ("browDownRight", "right", -0.009),
+    ("lipDrop", "drop", 0.07),
+)
+"""Morph targets of the face: name, field of `Faces`, and its value in metres at weight 1. All weights are 0 to 1."""
 
 
 @dataclass(slots=True)
@@ -72,7 +94,6 @@ def encode_glb(motion: SmplxMotion, skeleton: Skeleton, name: str) -> bytes:
         Bytes of the file.
     """
     buffer = _Buffer()
-    mesh = _mesh(buffer, figure_of(skeleton))
     positions = skeleton.rest_positions
     inverse = np.tile(np.eye(4, dtype=np.float32), (len(PARENTS), 1, 1))
     inverse[:, 3, :3] = -positions  # columns first
@@ -81,23 +102,16 @@ def encode_glb(motion: SmplxMotion, skeleton: Skeleton, name: str) -> bytes:
         "skeleton": 0,
         "inverseBindMatrices": buffer.add(inverse.reshape(-1, 16), "MAT4"),
     }
+    body, face = _body_and_face()
+    meshes = [_mesh(buffer, "figure", body, skeleton), _mesh(buffer, "face", face, skeleton, _morphed(face))]
     animation = _animation(buffer, motion, skeleton, name)
     document = {
         "asset": {"version": "2.0", "generator": f"omniges {__version__}"},
         "scene": 0,
-        "scenes": [{"nodes": [0, len(PARENTS)]}],
-        "nodes": [*_joints(skeleton), {"name": "figure", "mesh": 0, "skin": 0}],
-        "meshes": [mesh],
-        "materials": [
-            {
-                "name": "clay",
-                "pbrMetallicRoughness": {
-                    "baseColorFactor": [0.72, 0.74, 0.78, 1.0],
-                    "metallicFactor": 0.0,
-                    "roughnessFactor": 0.8,
-                },
-            }
-        ],
+        "scenes": [{"nodes": [0, _FIGURE_NODE, _FACE_NODE]}],
+        "nodes": [*_joints(skeleton), {"name": "figure", "mesh": 0, "skin": 0}, {"name": "face", "mesh": 1, "skin": 0}],
+        "meshes": meshes,
+        "materials": list(_materials()),
         "skins": [skin],
         "animations": [animation],
         "buffers": [{"byteLength": len(buffer.content)}],
@@ -105,6 +119,82 @@ def encode_glb(motion: SmplxMotion, skeleton: Skeleton, name: str) -> bytes:
         "accessors": buffer.accessors,
     }
     return _container(document, bytes(buffer.content))
+
+
+def _materials() -> Iterator[dict[str, Any]]:
+    """Yield a material for each colour of the figure."""
+    for name, colour in zip(COLOURS, palette(0).astype(np.float64), strict=True):
+        linear = np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)  # sRGB
+        yield {
+            "name": name,
+            "doubleSided": True,
+            "pbrMetallicRoughness": {
+                "baseColorFactor": [*(round(float(x), 4) for x in linear), 1.0],
+                "metallicFactor": 0.0,
+                "roughnessFactor": 0.8,
+            },
+        }
+
+
+def _body_and_face() -> tuple[Surface, Surface]:
+    """Return the figure without its brows, and the mouth with the brows, which are bound to the head."""
+    whole, lips = solid_figure(), mouth()
+    of_brows = np.isin(whole.bones[:, 0], list(BROWS.values()))
+    brows = _part(whole, of_brows)
+    joined = {name: np.concatenate([getattr(lips, name), getattr(brows, name)]) for name in _OF_VERTICES}
+    triangles = np.concatenate([lips.triangles, brows.triangles + np.uint16(len(lips.positions))])
+    face = replace(lips, **joined, triangles=triangles)
+    return _part(whole, ~of_brows), face
+
+
+def _part(surface: Surface, chosen: npt.NDArray[np.bool_]) -> Surface:
+    """Return some vertices (V,) of a surface, and the triangles between them."""
+    number = np.cumsum(chosen) - 1
+    triangles = number[surface.triangles[chosen[surface.triangles].all(axis=1)]].astype(np.uint16)
+    kept = {name: getattr(surface, name)[chosen] for name in _OF_VERTICES}
+    return replace(surface, **kept, triangles=triangles)
+
+
+def _morphed(face: Surface) -> list[F32]:
+    """Return the positions (V, 3) of the face at weight 1 of each morph target."""
+    found = []
+    zero = {name: np.zeros(1) for name in ("open", "wide", "corners", "left", "right", "drop")}
+    for _, name, value in _TARGETS:
+        lips, _ = mouth_at(Faces(**zero | {name: np.array([value])}), 0)
+        positions = np.concatenate([lips, face.positions[len(lips) :]])
+        if name in BROWS:
+            positions[face.bones[:, 0] == BROWS[name], 1] += value
+        found.append(positions)
+    return found
+
+
+def _target_weights(motion: SmplxMotion) -> F32:
+    """Return the weights (T, targets) of the face, relative to the median expression of the clip."""
+    expressions = motion.expressions[:, :_EXPRESSIONS].astype(np.float64)
+    faces = Faces.of(expressions - np.median(expressions, axis=0), motion.poses[:, _JAW_COLUMNS])
+    weights = [np.clip(getattr(faces, name) / value, 0.0, 1.0) for _, name, value in _TARGETS]
+    return np.stack(weights, axis=1).astype(np.float32)
+
+
+def fitted(positions: F32, skeleton: Skeleton) -> F32:
+    """Return places on the figure moved with the joints of another skeleton, by inverse distance weighting.
+
+    A place at a joint moves as the joint does, and a place between joints by a weighted mean of theirs.
+
+    Args:
+        positions: Places (V, 3) on the figure around the generic skeleton.
+        skeleton: The skeleton.
+
+    Returns:
+        Places (V, 3) around it.
+    """
+    moved = skeleton.rest_positions - GENERIC.rest_positions
+    if not moved.any():
+        return positions
+    squares = np.square(positions[:, None].astype(np.float64) - GENERIC.rest_positions).sum(axis=-1)
+    near = (squares + _NEAR_M**2) ** -3
+    shifts = near / near.sum(axis=1, keepdims=True) @ moved
+    return np.asarray(positions + shifts, np.float32)
 
 
 def _container(document: dict[str, Any], content: bytes) -> bytes:
@@ -128,23 +218,54 @@ def _joints(skeleton: Skeleton) -> list[dict[str, Any]]:
     return nodes
 
 
-def _mesh(buffer: _Buffer, figure: Mesh) -> dict[str, Any]:
-    joints = np.zeros((len(figure.joints), 4), np.uint8)
-    joints[:, 0] = figure.joints
-    weights = np.zeros((len(joints), 4), np.float32)
-    weights[:, 0] = 1.0
+def _mesh(
+    buffer: _Buffer, name: str, surface: Surface, skeleton: Skeleton, morphed: list[F32] | None = None
+) -> dict[str, Any]:
+    """Return a mesh with a primitive for each colour.
+
+    Args:
+        buffer: The buffer that gets the arrays.
+        name: Name of the mesh.
+        surface: The mesh around the generic skeleton.
+        skeleton: Skeleton that it is fitted to.
+        morphed: Positions (V, 3) at weight 1 of each of `_TARGETS`; None: there are none.
+
+    Returns:
+        The mesh.
+    """
+    positions = fitted(surface.positions, skeleton)
+    joints = np.zeros((len(positions), 4), np.uint8)
+    weights = np.zeros((len(positions), 4), np.float32)
+    bones = np.where(surface.bones < len(PARENTS), surface.bones, _HEAD)  # brows are no joints
+    only = (surface.weights == 0) | (bones[:, 0] == bones[:, 1])
+    second = (surface.weights == 1) & ~only
+    joints[:, 0] = np.where(second, bones[:, 1], bones[:, 0])
+    joints[:, 1] = np.where(only | second, 0, bones[:, 1])
+    weights[:, 1] = np.where(only | second, 0, surface.weights)
+    weights[:, 0] = 1 - weights[:, 1]
     attributes = {
-        "POSITION": buffer.add(figure.positions, "VEC3", _VERTICES, bounds=True),
-        "NORMAL": buffer.add(figure.normals, "VEC3", _VERTICES),
+        "POSITION": buffer.add(positions, "VEC3", _VERTICES, bounds=True),
+        "NORMAL": buffer.add(surface.normals, "VEC3", _VERTICES),
         "JOINTS_0": buffer.add(joints, "VEC4", _VERTICES),
         "WEIGHTS_0": buffer.add(weights, "VEC4", _VERTICES),
     }
-    indices = buffer.add(figure.triangles.reshape(-1), "SCALAR", _INDICES)
-    return {"name": "figure", "primitives": [{"attributes": attributes, "indices": indices, "material": 0}]}
+    more: dict[str, Any] = {}
+    if morphed is not None:
+        changes = [fitted(each, skeleton) - positions for each in morphed]
+        more["targets"] = [{"POSITION": buffer.add(each, "VEC3", _VERTICES, bounds=True)} for each in changes]
+    primitives = []
+    for colour in np.unique(surface.colours).tolist():
+        triangles = surface.triangles[surface.colours[surface.triangles[:, 0]] == colour]
+        indices = buffer.add(triangles.reshape(-1), "SCALAR", _INDICES)
+        primitives.append({"attributes": attributes, "indices": indices, "material": colour} | more)
+    mesh: dict[str, Any] = {"name": name, "primitives": primitives}
+    if morphed is not None:
+        mesh |= {"weights": [0.0] * len(morphed), "extras": {"targetNames": [each for each, _, _ in _TARGETS]}}
+    return mesh
 
 
 def _animation(buffer: _Buffer, motion: SmplxMotion, skeleton: Skeleton, name: str) -> dict[str, Any]:
-    """Return the animation: a rotation for each joint and frame, and positions of the pelvis."""
+    """Return the animation: a rotation for each joint and frame, positions of the pelvis, and weights of the face."""
     frames = len(motion.poses)
     times = buffer.add((np.arange(frames) / motion.frame_rate_hz).astype(np.float32), "SCALAR", bounds=True)
     turns = np.concatenate(
@@ -159,6 +280,7 @@ def _animation(buffer: _Buffer, motion: SmplxMotion, skeleton: Skeleton, name: s
     ]
     places = skeleton.pelvis_positions(motion.trans).astype(np.float32)
     outputs.append(("translation", 0, buffer.add(places, "VEC3")))
+    outputs.append(("weights", _FACE_NODE, buffer.add(_target_weights(motion).reshape(-1), "SCALAR")))
     return {
         "name": name,
         "samplers": [{"input": times, "output": output, "interpolation": "LINEAR"} for _, _, output in outputs],
