@@ -207,6 +207,7 @@ def read_catalog(
     with open_beside(folder, MANIFEST_FILE, dataset) as stream:
         manifest = ManifestColumns(folder / MANIFEST_FILE, stream)
         columns_of = {name: manifest.labels(name) for name in _LABELS}
+        _check_shards(manifest, columns_of, dataset["shards"])
         columns_of |= {name: manifest.labels_of(name) for name in {"emotion", *labels} - columns_of.keys()}
         left = _selection(folder, manifest, columns_of, filters)
         usable = _with_streams(folder, manifest, left, filters)
@@ -241,6 +242,28 @@ def read_catalog(
         latents=latents,
         labels=read,
     )
+
+
+def _check_shards(manifest: ManifestColumns, columns: Mapping[str, LabelColumn], shards: Mapping[str, Any]) -> None:
+    """Refuse a manifest whose rows are not those of dataset.json's shards: other shards, splits or counts."""
+    (names, of_shard), (splits, of_split) = columns["shard"], columns["split"]
+    if min(of_shard.min(initial=0), of_split.min(initial=0)) < 0:
+        raise DataError(f"{manifest.path}: a shard and a split in each row expected, found null. {VERIFY}")
+    found: dict[str, tuple[int, str]] = dict.fromkeys(shards, (0, ""))
+    pairs, counts = np.unique(of_shard.astype(np.int64) * len(splits) + of_split, return_counts=True)
+    for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
+        name, split = names[pair // len(splits)], splits[pair % len(splits)]
+        earlier, known = found.get(name, (0, ""))
+        found[name] = (earlier + count, f"{known}, {split}" if known else split)
+    if unknown := sorted(found.keys() - shards.keys()):
+        raise DataError(f"{manifest.path}: names the shard {unknown[0]}, which is not in dataset.json. {VERIFY}")
+    for name, (count, split) in found.items():
+        wanted = shards[name]["samples"], shards[name]["split"]
+        if (count, split) != wanted:
+            raise DataError(
+                f"{manifest.path}: {wanted[0]} rows of {name} in split {wanted[1]} expected as in dataset.json, found "
+                f"{count} in {split or 'none'}. {VERIFY}"
+            )
 
 
 def _content_hash(
@@ -324,9 +347,6 @@ def _table(
     names, codes = shard_column
     codes = codes[rows]
     place = {name: number for number, name in enumerate(shards)}
-    unknown = sorted({names[code] for code in np.unique(codes).tolist()} - place.keys())
-    if unknown:
-        raise DataError(f"{manifest.path}: names the shard {unknown[0]}, which is not in dataset.json. {VERIFY}")
     digests = np.empty((len(rows), len(columns), 32), dtype=np.uint8)
     for number, column in enumerate(columns):
         np.take(manifest.digests(f"{column}_sha256"), rows, axis=0, out=digests[:, number])

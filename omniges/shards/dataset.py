@@ -26,7 +26,7 @@ from omniges.errors import DataError, UsageFault
 from omniges.features import audio, timebase
 from omniges.features.gesture import LAYOUT
 from omniges.shards import schema
-from omniges.shards.manifest import ManifestRow, manifest_hash
+from omniges.shards.manifest import ManifestRow, manifest_hash, places_problem
 from omniges.shards.schema import parse_document
 from omniges.shards.writer import ShardFile
 from omniges.storage.files import canonical_json, is_sha256, json_document, read_json, sha256_hex
@@ -59,6 +59,10 @@ FEATURES: Final[dict[str, Any]] = {
         "floor": audio.LOG_FLOOR,
     },
 }
+COUNTS: Final = ("samples", "frames", "mel_frames", "ticks", "words")
+"""Counts in ``totals`` and ``splits``, beside seconds."""
+NO_CUT: Final = {"audio_s": 0, "motion_s": 0, "words_dropped": 0, "words_clipped": 0}
+"""``cut`` in ``totals`` if nothing was cut."""
 _version: Final = functools.cache(metadata.version)  # reads a file, 3 ms each
 
 
@@ -233,7 +237,7 @@ def check_document(document: object, path: str) -> dict[str, Any]:
         The document itself.
 
     Raises:
-        DataError: The document is damaged, has another version, or lists unusable files.
+        DataError: The document is damaged, has another version, lists unusable files, or contradicts itself.
     """
     if not isinstance(document, dict) or document.get("format") != schema.FORMAT:
         raise DataError(f"{path}: format {schema.FORMAT!r} expected. This is not a folder of omniges shards")
@@ -255,7 +259,82 @@ def check_document(document: object, path: str) -> dict[str, Any]:
             problem = entry_problem(name, entry, field_name)
             if problem:
                 raise DataError(f"{path}: {field_name}: {ascii(name)[:80]}: {problem}. {_VERIFY}")
+    # A set without a manifest is refused when that is opened, by the name of what is missing.
+    if schema.MANIFEST_FILE in document["files"] and (problem := _facts_problem(document)):
+        raise DataError(f"{path}: {problem}. {_VERIFY}")
     return document
+
+
+def _facts_problem(document: Mapping[str, Any]) -> str:
+    """Return which other field of dataset.json readers cannot use, or which counts differ; "" if there is none."""
+    for name in ("tool", "settings", "plan", "splits"):
+        if not isinstance(document.get(name), dict):
+            return f"{name}: an object expected, found {type(document.get(name)).__name__}"
+    if not is_sha256(document.get("manifest_hash")):
+        return "manifest_hash: a sha256 expected"
+    splits = document["splits"]
+    if splits.keys() != set(schema.SPLITS):
+        return f"splits: {', '.join(schema.SPLITS)} expected, found {', '.join(sorted(splits))!a:.80}"
+    if wrong := [name for name in schema.SPLITS if not are_totals(splits[name])]:
+        return f"splits.{wrong[0]}: counts and seconds expected"
+    totals = document.get("totals")
+    if not isinstance(totals, dict) or not are_totals({k: value for k, value in totals.items() if k != "cut"}):
+        return "totals: counts and seconds expected"
+    samples = Counter(dict.fromkeys(schema.SPLITS, 0))
+    for entry in document["shards"].values():
+        samples[entry["split"]] += entry["samples"]
+    for name, count in samples.items():
+        if splits[name]["samples"] != count:
+            return f"splits.{name}: {count} samples expected as in its shards, found {splits[name]['samples']}"
+    if totals["samples"] != samples.total():
+        return f"totals: {samples.total()} samples expected as in the shards, found {totals['samples']}"
+    return ""
+
+
+def are_totals(found: object, *, cut: bool = False) -> bool:
+    """Return whether a value from JSON has the form of `totals_of`.
+
+    Args:
+        found: The value.
+        cut: Whether seconds and words cut belong to it.
+
+    Returns:
+        True if it has.
+    """
+    if not isinstance(found, dict) or found.keys() != {*COUNTS, "seconds"} | ({"cut"} if cut else set()):
+        return False
+    cuts = found.get("cut", NO_CUT)
+    return (
+        all(schema.is_count(found[name]) for name in COUNTS)
+        and isinstance(found["seconds"], float)
+        and 0 <= found["seconds"] < math.inf
+        and isinstance(cuts, dict)
+        and cuts.keys() == NO_CUT.keys()
+        and all(map(schema.is_real, cuts.values()))
+    )
+
+
+def rows_problem(rows: Sequence[ManifestRow], dataset: Mapping[str, Any]) -> str:
+    """Return the first contradiction between valid rows, or between rows and dataset.json.
+
+    Args:
+        rows: All rows of a manifest.
+        dataset: Checked dataset.json.
+
+    Returns:
+        One line that names the row or the count, or an empty text.
+    """
+    if problem := places_problem(rows, dataset["shards"]):
+        return problem
+    for split, wanted in dataset["splits"].items():
+        found = totals_of(row for row in rows if row.split == split)
+        for name in COUNTS:
+            if found[name] != wanted[name]:
+                return f"{wanted[name]} {name} of split {split} expected as in dataset.json, found {found[name]}"
+        if not math.isclose(found["seconds"], wanted["seconds"], rel_tol=1e-9, abs_tol=1e-6):
+            found_s, wanted_s = found["seconds"], wanted["seconds"]
+            return f"{wanted_s:g} s of split {split} expected as in dataset.json, found {found_s:g}"
+    return ""
 
 
 def entry_problem(name: str, entry: object, field_name: str) -> str:
@@ -453,5 +532,5 @@ def totals_of(rows: Iterable[ManifestRow]) -> dict[str, Any]:
     return {
         "samples": len(chosen),
         "seconds": math.fsum(row.seconds for row in chosen),
-        **{name: sum(getattr(row, name) for row in chosen) for name in ("frames", "mel_frames", "ticks", "words")},
+        **{name: sum(getattr(row, name) for row in chosen) for name in COUNTS if name != "samples"},
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import string
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -333,23 +334,27 @@ def row_problem(row: ManifestRow) -> str:
     return _places_problem(row)
 
 
-def rows_problem(rows: Iterable[ManifestRow], shards: Mapping[str, Any]) -> str:
-    """Return the first contradiction between valid rows, or between a row and dataset.json.
+def places_problem(rows: Iterable[ManifestRow], shards: Mapping[str, Any]) -> str:
+    """Return the first contradiction between valid rows, or between rows and the shards of dataset.json.
 
     Args:
         rows: All rows of a manifest.
         shards: Dataset.json's shard entries by name.
 
     Returns:
-        One line that names the row, or an empty text.
+        One line that names the row or shard, or an empty text.
     """
     keys: set[str] = set()
+    samples = Counter(dict.fromkeys(shards, 0))
     for row in rows:
         if row.key in keys:
             return f"the key {row.key} occurs twice"
         keys.add(row.key)
         if row.shard not in shards:
             return f"row {row.key}: names the shard {row.shard}, which dataset.json does not"
+        if row.split != shards[row.shard]["split"]:
+            return f"row {row.key}: split {row.split}, but it is in {row.shard}"
+        samples[row.shard] += 1
         lengths = timebase.mel_frames_for(row.frames), timebase.ticks_of_frames(row.frames)
         if (row.mel_frames, row.ticks) != lengths:
             found = f"{row.frames} frames, {row.mel_frames} mel frames and {row.ticks} ticks"
@@ -359,6 +364,9 @@ def rows_problem(rows: Iterable[ManifestRow], shards: Mapping[str, Any]) -> str:
             if place.offset + place.size > size:
                 end = place.offset + place.size
                 return f"row {row.key}: {member} up to byte {end} is not inside {row.shard} of {size} bytes"
+    for shard, count in samples.items():
+        if count != shards[shard]["samples"]:
+            return f"{shards[shard]['samples']} rows of {shard} expected as in dataset.json, found {count}"
     return ""
 
 

@@ -20,9 +20,9 @@ import numpy.typing as npt
 from omniges.errors import DataError, RecordingFault, UsageFault
 from omniges.features.gesture import GestureClip
 from omniges.formats.npz import BETAS_LENGTHS
-from omniges.shards.dataset import read_dataset
+from omniges.shards.dataset import read_dataset, rows_problem
 from omniges.shards.latents import CodecEntry, array_specs, read_entries
-from omniges.shards.manifest import ManifestRow, read_manifest, rows_problem
+from omniges.shards.manifest import ManifestRow, read_manifest
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, VERIFY, metadata_of, samples_of, spans_of, words_of
 from omniges.shards.tar import read_npy
 from omniges.storage.atomic import os_errors
@@ -195,7 +195,7 @@ def checked_rows(data: bytes, dataset: Mapping[str, Any], place: str) -> list[Ma
         rows = read_manifest(data)
     except ValueError as error:
         raise DataError(f"{place}: {one_line(str(error), 200)}. {VERIFY}") from error
-    if problem := rows_problem(rows, dataset["shards"]):
+    if problem := rows_problem(rows, dataset):
         raise DataError(f"{place}: {one_line(problem, 200)}. {VERIFY}")
     return rows
 

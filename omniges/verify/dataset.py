@@ -12,16 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from omniges.shards import schema
-from omniges.shards.dataset import FEATURES, entry_problem, sealed_correctly
+from omniges.shards.dataset import COUNTS, FEATURES, are_totals, entry_problem, sealed_correctly
 from omniges.shards.latents import CodecEntry, read_entries
-from omniges.shards.schema import is_count, is_real, shard_name
+from omniges.shards.schema import is_count, shard_name
 from omniges.storage.atomic import is_temporary_name
 from omniges.storage.files import canonical_json, is_sha256, json_document, parse_json, sha256_hex
 from omniges.verify.findings import Collector, VerifyFinding
 from omniges.verify.folders import FileFault, Folder
 
-_COUNTS: Final = ("samples", "frames", "mel_frames", "ticks", "words")
-_NO_CUT: Final = {"audio_s": 0, "motion_s": 0, "words_dropped": 0, "words_clipped": 0}
 _MAX_DOCUMENT_BYTES: Final = 64 << 20
 
 
@@ -176,17 +174,12 @@ def _check_identity(document: Mapping[str, Any], out: Collector) -> None:
 
 def _totals(found: object, name: str, out: Collector) -> dict[str, Any] | None:
     """Return the totals if they have the expected form, or None after a finding."""
-    wanted = {*_COUNTS, "seconds"} | ({"cut"} if name == "totals" else set())
-    if not isinstance(found, dict) or found.keys() != wanted:
-        out.add("dataset-malformed", f"{name}: {found!r}", ", ".join(sorted(wanted)))
+    cut = name == "totals"
+    if not are_totals(found, cut=cut):
+        wanted = ", ".join([*COUNTS, "seconds", *(["cut"] if cut else [])])
+        out.add("dataset-malformed", f"{name}: {found!r}", f"{wanted}: whole numbers and seconds")
         return None
-    seconds, cut = found["seconds"], found.get("cut", _NO_CUT)
-    valid = isinstance(seconds, float) and math.isfinite(seconds) and seconds >= 0
-    valid = valid and isinstance(cut, dict) and cut.keys() == _NO_CUT.keys() and all(map(is_real, cut.values()))
-    if not valid or not all(is_count(found[count]) for count in _COUNTS):
-        out.add("dataset-malformed", f"{name}: {found!r}", "whole numbers, and seconds")
-        return None
-    return found
+    return as_object(found)
 
 
 def _check_totals(inventory: Inventory, out: Collector) -> None:
@@ -200,7 +193,7 @@ def _check_totals(inventory: Inventory, out: Collector) -> None:
     known = [part for part in parts.values() if part is not None]
     if totals is None or len(known) < len(schema.SPLITS):
         return
-    for name in _COUNTS:
+    for name in COUNTS:
         added = sum(part[name] for part in known)
         if added != totals[name]:
             out.add("dataset-totals", f"totals.{name} {totals[name]}", f"{added}, the sum over the splits")

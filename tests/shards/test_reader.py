@@ -23,6 +23,7 @@ from omniges.data.tracks import PLAIN_TRACKS, Normaliser
 from omniges.data.window_reader import ClipReader, ReadMarks
 from omniges.errors import DataError
 from omniges.pipeline.export import export
+from omniges.shards.dataset import seal
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import LocalShards, ShardFolder, read_beside
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, STATS_FILE
@@ -130,6 +131,74 @@ def moved(row: ManifestRow, folder: Path) -> ManifestRow:
     place = row.members["mel.npy"]
     past = (folder / row.shard).stat().st_size - place.size + 1
     return replace(row, members=row.members | {"mel.npy": replace(place, offset=past)})
+
+
+def other_split(rows: list[ManifestRow]) -> list[ManifestRow]:
+    train = next(number for number, row in enumerate(rows) if row.split == "train")
+    return [replace(row, split="test") if number == train else row for number, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        (lambda _rows: [], r"\d rows of \S+\.tar .*expected as in dataset\.json, found 0"),
+        (lambda rows: rows[1:], r"\d rows of \S+\.tar .*expected as in dataset\.json, found \d"),
+        (other_split, r"(split test, but it is in train-|in split train expected as in dataset\.json, found)"),
+    ],
+    ids=["none", "fewer", "split"],
+)
+def test_every_reader_compares_the_rows_with_the_totals(folder: Path, edit: Any, told: str) -> None:
+    for name, data in edited_manifest(folder, edit).items():
+        (folder / name).write_bytes(data)
+    for read in (
+        lambda: ShardFolder(folder).rows,
+        lambda: read_catalog(folder, Filters()),
+        lambda: open_shards(folder),
+    ):
+        with pytest.raises(DataError, match=rf"manifest\.parquet: .*{told}"):
+            read()
+
+
+@pytest.mark.parametrize("change", [{"words": 10**6}, {"seconds": 1e6}])
+def test_rows_whose_sums_are_not_the_totals(folder: Path, change: dict[str, Any]) -> None:
+    def edit(rows: list[ManifestRow]) -> list[ManifestRow]:
+        return [replace(rows[0], **change), *rows[1:]]
+
+    for name, data in edited_manifest(folder, edit).items():
+        (folder / name).write_bytes(data)
+    with pytest.raises(DataError, match=r"of split \w+ expected as in dataset\.json, found"):
+        _ = ShardFolder(folder).rows
+
+
+SPOTS = ("tool", "settings", "plan", "manifest_hash", "totals", "splits", "shards", "files")
+
+
+@pytest.mark.parametrize("name", SPOTS)
+@pytest.mark.parametrize("value", [None, 5, [], {}, "x"])
+def test_a_sealed_dataset_json_of_another_form(folder: Path, name: str, value: Any) -> None:
+    document = json.loads((folder / DATASET_FILE).read_bytes())
+    del document["checksum"]
+    if value is None:
+        del document[name]
+    else:
+        document[name] = value
+    (folder / DATASET_FILE).write_bytes(seal(document))
+    if isinstance(value, dict) and name in {"tool", "settings", "plan"}:  # their content is checked where it is used
+        assert ShardFolder(folder).rows
+        return
+    with pytest.raises(DataError, match=rf"dataset\.json.*{name}|{name}: .*expected|manifest\.parquet: an entry in"):
+        _ = ShardFolder(folder).rows
+
+
+def test_a_sealed_dataset_json_with_other_counts(folder: Path) -> None:
+    document = json.loads((folder / DATASET_FILE).read_bytes())
+    del document["checksum"]
+    for part in (document["totals"], document["splits"]["train"], document["shards"]["train-000000.tar"]):
+        part["samples"] += 1
+        (folder / DATASET_FILE).write_bytes(seal(document))
+        with pytest.raises(DataError, match=r"samples expected as in (the|its) shards, found|rows of train-000000"):
+            _ = ShardFolder(folder).rows
+        part["samples"] -= 1
 
 
 @pytest.mark.parametrize(
