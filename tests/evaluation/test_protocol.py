@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shlex
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from sample_set_builders import take, write_takes
 
 from omniges.errors import UsageFault
 from omniges.evaluation.motion import load_bodies, recorded_motion
+from omniges.evaluation.protocol import PROTOCOLS
 from omniges.evaluation.report import Report, render
 from omniges.evaluation.run import evaluate
 from omniges.evaluation.scores import Figure
@@ -28,7 +30,7 @@ from omniges.formats.npz import decode_motion, encode_motion
 from omniges.metrics.frechet import frechet_distance, load_encoder
 from omniges.metrics.gesture import audio_beats, beat_score, l1_diversity, motion_beats, scored_poses
 from omniges.metrics.motion_encoder import PUBLISHED_LAYOUT
-from omniges.metrics.profiles import BODY_MODEL, ENCODER, MEAN_SPEEDS, PROFILES
+from omniges.metrics.profiles import BODY_MODEL, ENCODER, GRIDS, MEAN_SPEEDS, PROFILES
 from omniges.pipeline.export import motion_file
 from omniges.pipeline.run import preprocess
 from omniges.pipeline.settings import ConvertSettings, PreprocessSettings
@@ -283,6 +285,21 @@ class TestWhatARowLacks:
         results, shards = self.parts(tmp_path, {}, task="joint")
         with pytest.raises(UsageFault, match="one task from speech or text to gesture expected, found joint"):
             report_of(results, shards)
+
+
+def test_clips_seconds_and_rows_are_those_of_the_papers(beat2_sample: Path) -> None:
+    """EMAGE's log says 956 s; a clip has 0 to 19 frames behind the last of its windows in PantoMatrix's list."""
+    stems = PROTOCOLS["beat2-speaker2"].stems
+    with (beat2_sample / "reference" / "speaker2_split.csv").open() as file:
+        assert {row["id"] for row in csv.DictReader(file) if row["type"] == "test"} == {*stems}
+    with (beat2_sample / "reference" / "speaker2_last_window_end.csv").open() as file:
+        ends = {row["id"]: int(row["last_window_end_frame"]) for row in csv.DictReader(file)}
+    found = {}
+    for name, grid in GRIDS.items():
+        each = [[grid.frames(frames, frames) for frames in range(ends[stem], ends[stem] + 20)] for stem in stems]
+        least, most = [min(frames) for frames in each], [max(frames) for frames in each]
+        found[name] = [(round(sum(one) / 30, 1), sum(2 * (n // 32) for n in one)) for one in (least, most)]
+    assert found == {"emage": [(956.0, 1782)] * 2, "gesturelsm": [(945.1, 1764), (952.5, 1778)]}
 
 
 @pytest.mark.parametrize(
