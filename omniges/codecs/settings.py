@@ -34,6 +34,30 @@ def named_folder(flag: str, text: str) -> tuple[str, Path]:
     return name, Path(folder)
 
 
+def codec_option(help: str) -> tuple[tuple[str, Path], ...]:  # noqa: A002 - as `option` calls it
+    """Declare the codecs of a model and their folders.
+
+    Args:
+        help: Help text of the option.
+
+    Returns:
+        A dataclass field.
+    """
+    return option((), help, "--codec", metavar="NAME=FOLDER", parse=named_folder)
+
+
+def t5_tokenizer_option(of: str = "a text codec") -> Path | None:
+    """Declare the folder of T5's tokenizer.
+
+    Args:
+        of: The codec that needs it.
+
+    Returns:
+        A dataclass field, whose value is None if the codec's own folder contains the tokenizer.
+    """
+    return option(None, f"For {of}: folder of the T5 tokenizer.", shown="t5_tokenizer in the codec's folder")
+
+
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeSettings:
@@ -67,9 +91,7 @@ class EncodeSettings:
         minimum=1,
         shown="a quarter of a window",
     )
-    t5_tokenizer: Path | None = option(
-        None, "For a text codec: folder of the T5 tokenizer.", shown="t5_tokenizer in the codec's folder"
-    )
+    t5_tokenizer: Path | None = t5_tokenizer_option()
     max_lost: float | None = option(
         None,
         "For a text codec: largest share of windows, 0 to 1, that may lose a part of their text; above it nothing is "

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 F32 = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
+T = TypeVar("T")
 Content = Literal["gesture", "mel", "words"]
 """Contents of a recording that a stream may read, beside its labels."""
 STREAM_OF: Final[Mapping[Content, str]] = {"gesture": "gesture", "mel": "audio", "words": "text"}
@@ -258,6 +259,11 @@ def _checked(stream: ConditionStream, value: Array) -> Array | None:
 
 ValueOf = Callable[[int, int], Array | None]
 """The array of a window from its first tick and its ticks; None: it has no value."""
+
+
+def constant(value: T) -> Callable[[int, int], T]:
+    """Return a value as a function of a window, which has the same value in all windows."""
+    return lambda _first_tick, _ticks: value
 
 
 def stacked(values: Sequence[Array | None]) -> tuple[Array, npt.NDArray[np.bool_]] | None:

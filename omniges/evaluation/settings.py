@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from omniges.codecs.settings import named_folder
+from omniges.codecs.settings import codec_option, t5_tokenizer_option
 from omniges.errors import UsageFault
 from omniges.formats.settings import motion_rate_option
 from omniges.generation.settings import TASK_NAMES
@@ -33,16 +33,8 @@ class EvaluateSettings:
     seed: int = option(
         0, "Random seed of generation, confidence intervals and shuffling.", minimum=0, maximum=2**32 - 1
     )
-    codecs: tuple[tuple[str, Path], ...] = option(
-        (),
-        "Codec of the checkpoint, and its folder; may be repeated.",
-        "--codec",
-        metavar="NAME=FOLDER",
-        parse=named_folder,
-    )
-    t5_tokenizer: Path | None = option(
-        None, "For a text codec: folder of the T5 tokenizer.", shown="t5_tokenizer in the codec's folder"
-    )
+    codecs: tuple[tuple[str, Path], ...] = codec_option("Codec of the checkpoint, and its folder; may be repeated.")
+    t5_tokenizer: Path | None = t5_tokenizer_option()
     work_dir: Path | None = option(
         None,
         "Folder to keep the generated results in, one subfolder for each task.",

@@ -19,7 +19,7 @@ from typing import Any, Final, cast
 import numpy as np
 import numpy.typing as npt
 
-from omniges.conditions.base import Content, Recording
+from omniges.conditions.base import STREAM_OF, Content, Recording, constant, labels_of
 from omniges.errors import DataError, RecordingFault, UsageFault
 from omniges.features.audio import Loudness
 from omniges.features.gesture import LAYOUT, gesture_from_motion
@@ -36,7 +36,6 @@ from omniges.features.timebase import (
 from omniges.formats.npz import Motion, decode_motion
 from omniges.formats.textgrid import decode_words, is_textgrid
 from omniges.generation.audio import ROWS_PER_TICK, Held, LoadedAudio, Spool, read_log_mel
-from omniges.generation.conditions import recording_of_sample
 from omniges.generation.settings import Sources
 from omniges.generation.word_timing import SpeakingRate, estimate_warnings, learn_rate, timed_words
 from omniges.model.streams import STREAMS, StreamName
@@ -555,19 +554,32 @@ def _paired(conditions: Sequence[StreamName], sources: Sources) -> dict[str, dic
     return found
 
 
-def _all_words(words: Sequence[Mapping[str, Any]], _first: int, _ticks: int) -> Sequence[Mapping[str, Any]]:
-    return words
-
-
 def _recording(conditions: Sequence[Condition]) -> Recording:
     """Return the contents of the user's files for condition streams; there are no labels."""
     contents: dict[Content, Callable[[int, int], Any]] = {}
     for one in conditions:
         if one.stream == "text":
-            contents["words"] = partial(_all_words, one.words)
+            contents["words"] = constant(one.words)
         else:
             contents["mel" if one.stream == "audio" else "gesture"] = one.array
     return Recording({}, contents)
+
+
+def recording_of_sample(sample: SampleArrays) -> Recording:
+    """Return the contents of a sample of a shard folder that condition streams can read."""
+    row = sample.row
+
+    def rows_of(array: npt.NDArray[Any], per_tick: int) -> Callable[[int, int], Any]:
+        return lambda first, ticks: array[first * per_tick : (first + ticks) * per_tick]
+
+    contents: dict[Content, Callable[[int, int], Any]] = {
+        "gesture": rows_of(sample.gesture.gesture, FRAMES_PER_TICK),
+        "mel": rows_of(sample.mel, MEL_FRAMES_PER_TICK),
+        "words": constant(sample.words),
+    }
+    bits = present_bits(row.present)
+    there = {content: read for content, read in contents.items() if bits & STREAM_BITS[STREAM_OF[content]]}
+    return Recording(labels_of(row.labels, row.speaker, row.language), there)
 
 
 def _stem(file: str) -> str:

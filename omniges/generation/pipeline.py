@@ -29,7 +29,6 @@ from omniges.formats.audio import LOUDEST, encode_wav
 from omniges.formats.npz import encode_motion
 from omniges.formats.textgrid import WordInterval, encode_tiers, encode_words, words_in_order
 from omniges.generation.audio import Held, log_mel_of_samples
-from omniges.generation.conditions import asked_values, values_of
 from omniges.generation.inputs import (
     NEUTRAL,
     Condition,
@@ -45,7 +44,7 @@ from omniges.generation.inputs import (
 )
 from omniges.generation.long_form import Timeline
 from omniges.generation.records import WINDOWS_TIER
-from omniges.generation.sampler import Codecs, Loaded, Sampler, joined, load, trained_tasks
+from omniges.generation.sampler import Codecs, Loaded, Sampler, asked_values, joined, load, trained_tasks, values_of
 from omniges.generation.settings import GenerateSettings, Sources, require_guidable, task_named
 from omniges.generation.vocoder import chosen_vocoder, waveform_from_mel
 from omniges.generation.word_timing import MIN_WORDS, SpeakingRate, estimate_warnings, learn_rate, timed_words

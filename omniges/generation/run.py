@@ -16,11 +16,10 @@ import numpy as np
 from omniges import __version__
 from omniges.errors import DataError, UsageFault
 from omniges.features.timebase import TICKS_PER_SECOND
-from omniges.generation.conditions import Asked, asked_values, shown_values, values_of
 from omniges.generation.inputs import NEUTRAL, Body, Input, PlannedInput, planned_inputs, read_body
 from omniges.generation.long_form import Timeline, WindowSettings, packed, window_borders, window_spans
 from omniges.generation.records import GeneratedRecord, read_record
-from omniges.generation.sampler import Codecs, Loaded, Sampler, load
+from omniges.generation.sampler import Asked, Codecs, Loaded, Sampler, asked_values, load, shown_values, values_of
 from omniges.generation.settings import GenerateSettings, GenerateSummary, task_named
 from omniges.generation.vocoder import Vocoder, chosen_vocoder
 from omniges.generation.writers import Results, result_picture

@@ -18,6 +18,16 @@ import torch
 
 from omniges.codecs.base import BOTH_ENDS, Codec, End, FrameCodec, QuantisingCodec, WindowCodec, decode_latents
 from omniges.codecs.registry import load_same_codec
+from omniges.conditions.base import (
+    Array,
+    ConditionStream,
+    Recording,
+    ValueOf,
+    constant,
+    full_name,
+    parsed_value,
+    window_value,
+)
 from omniges.data.sequence import trained_on
 from omniges.errors import DataError, UsageFault
 from omniges.features.text_tokens import TextTokenCodec
@@ -31,6 +41,7 @@ from omniges.model.flow import FlowModel
 from omniges.model.spec import SPEAKING_RATE_FILE, ModelIdentity, load_model
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS, SamplingSettings, Task
+from omniges.registry import foreign
 from omniges.shards import schema
 from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
 from omniges.shards.present import CHANNELS_OF, absent_parts, rest_channels
@@ -475,3 +486,77 @@ def joined(parts: Iterable[Part]) -> list[dict[StreamName, Any]]:
         {name: rows[0] if len(rows) == 1 else np.concatenate(rows) for name, rows in own.items()}
         for _, own in sorted(found.items())
     ]
+
+
+# --- values of condition streams: those that the user gives, otherwise the recording's own
+
+Asked = Mapping[str, Array | None]
+"""Values that the user gives, by the stream's name; None: the stream is left out."""
+
+
+def asked_values(streams: Mapping[str, ConditionStream], given: Sequence[tuple[str, Any]], origin: str) -> Asked:
+    """Return the values that the user gives.
+
+    Args:
+        streams: Condition streams of the model.
+        given: Names and values, as text or as Python values.
+        origin: Flag or argument, which errors name.
+
+    Returns:
+        Arrays (*shape) by name; None for a stream that is left out.
+
+    Raises:
+        UsageFault: A stream is unknown to the model or given twice, or a value is unknown.
+    """
+    found: dict[str, Array | None] = {}
+    for name, value in given:
+        if name not in streams:
+            held = f"the model has {', '.join(streams)}" if streams else "the model was trained with none"
+            raise UsageFault(f"{origin} {name}: a condition stream of the model expected: {held}")
+        if name in found:
+            raise UsageFault(f"{origin} {name}: it is given twice: give one value")
+        try:
+            found[name] = parsed_value(streams[name], value)
+        except UsageFault as fault:
+            raise UsageFault(f"{origin} {fault}") from fault
+    return found
+
+
+def values_of(streams: Mapping[str, ConditionStream], asked: Asked, recording: Recording) -> dict[str, ValueOf]:
+    """Return each stream's value as a function of a window.
+
+    Args:
+        streams: Condition streams of the model.
+        asked: Values that the user gives, which take precedence.
+        recording: Recording whose values are used otherwise.
+
+    Returns:
+        Functions of a window's first tick and length in ticks.
+    """
+
+    def own(stream: ConditionStream) -> ValueOf:
+        return lambda first, ticks: window_value(stream, recording, first, ticks)
+
+    return {name: constant(asked[name]) if name in asked else own(stream) for name, stream in streams.items()}
+
+
+def shown_values(
+    streams: Mapping[str, ConditionStream], values: Mapping[str, ValueOf], spans: Sequence[tuple[int, int]]
+) -> dict[str, Any]:
+    """Return the values of all windows, as the settings of a record name them.
+
+    Args:
+        streams: Condition streams of the model.
+        values: Value of each stream as a function of a window.
+        spans: First tick and length of each window, in ticks.
+
+    Returns:
+        ``conditions`` by name: one value if it is the same in all windows, otherwise a list; None: left out.
+    """
+    found: dict[str, Any] = {}
+    for name, stream in streams.items():
+        arrays = [values[name](first, ticks) for first, ticks in spans]
+        with foreign(full_name(stream), "showing a value"):
+            every = [None if array is None else stream.shown(array) for array in arrays]
+        found[name] = every[0] if all(one == every[0] for one in every) else every
+    return {"conditions": found} if streams else {}

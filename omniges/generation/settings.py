@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from omniges.codecs.settings import named_folder
+from omniges.codecs.settings import codec_option, t5_tokenizer_option
 from omniges.errors import UsageFault
 from omniges.features.timebase import LONGEST_S, TICKS_PER_SECOND
 from omniges.formats.settings import motion_rate_option
@@ -160,16 +160,10 @@ class GenerateSettings:
         shown="a quarter of a window",
     )
     weights: Weights = option("ema", "Which weights to take: EMA or those of the last step.", panel="Model and codecs")
-    codecs: tuple[tuple[str, Path], ...] = option(
-        (),
-        "Codec of a model that was trained on latents, and its folder; may be repeated.",
-        "--codec",
-        metavar="NAME=FOLDER",
-        parse=named_folder,
+    codecs: tuple[tuple[str, Path], ...] = codec_option(
+        "Codec of a model that was trained on latents, and its folder; may be repeated."
     )
-    t5_tokenizer: Path | None = option(
-        None, "For a text codec: folder of the T5 tokenizer.", shown="t5_tokenizer in the codec's folder"
-    )
+    t5_tokenizer: Path | None = t5_tokenizer_option()
     continuous: bool = option(False, "Decode latents of a quantizing codec without rounding them to codes first.")
     vocoder: Path | None = option(
         None, "Folder of a HiFi-GAN that turns mels into waveforms; needs omniges[vocoder].", shown="Griffin-Lim"

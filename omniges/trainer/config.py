@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from omniges.codecs.settings import t5_tokenizer_option
 from omniges.errors import OmnigesError, UsageFault
 from omniges.options import Setting, check, declared, option, present_names, refuse_unknown, settings_of, shown
 
@@ -144,11 +145,7 @@ class TrainSettings:
         "Codec of the run, and its folder, to decode generated latents with in a validation; may be repeated.",
         metavar="NAME=FOLDER",
     )
-    t5_tokenizer: Path | None = option(
-        None,
-        "For a text codec in --validation-codec: folder of the T5 tokenizer.",
-        shown="t5_tokenizer in the codec's folder",
-    )
+    t5_tokenizer: Path | None = t5_tokenizer_option("a text codec in --validation-codec")
     best_metric: str = option(
         "loss", "Metric that decides which checkpoint is RUN/best: loss, TASK/loss or TASK/METRIC."
     )

@@ -20,7 +20,7 @@ from omniges.data.loader import Batch, BatchLoader, LoaderSettings
 from omniges.data.order import RankShare
 from omniges.data.sequence import DataSource, Sequencing
 from omniges.errors import UsageFault
-from omniges.generation.conditions import recording_of_sample
+from omniges.generation.inputs import recording_of_sample
 from omniges.shards.reader import ShardFolder
 
 TICKS = 16

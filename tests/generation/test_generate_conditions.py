@@ -16,10 +16,10 @@ from omniges.errors import UsageFault
 from omniges.evaluation.run import evaluate
 from omniges.evaluation.settings import EvaluateSettings
 from omniges.formats.npz import decode_motion
-from omniges.generation.conditions import asked_values, shown_values
 from omniges.generation.pipeline import OmnigesPipeline
 from omniges.generation.records import read_record
 from omniges.generation.run import generate
+from omniges.generation.sampler import asked_values, shown_values
 from omniges.generation.settings import GenerateSettings, Sources
 from omniges.model.checkpoint import find_checkpoint
 from omniges.model.spec import load_model

@@ -20,7 +20,7 @@ from omniges.conditions.base import window_value
 from omniges.errors import DataError
 from omniges.evaluation.motion import TrainSplit, learn_train_split
 from omniges.evaluation.scores import Figure, Heading, absent
-from omniges.generation.conditions import recording_of_sample
+from omniges.generation.inputs import recording_of_sample
 from omniges.generation.long_form import condition_tensors
 from omniges.generation.sampler import Codecs, Sampler
 from omniges.metrics.registry import metric_name, registered_metrics

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.codecs.base import SpokenText
-from omniges.conditions.base import Array, ValueOf
+from omniges.conditions.base import Array, ValueOf, constant
 from omniges.errors import DataError
 from omniges.evaluation.motion import GENERIC, MetricTools, TrainSplit
 from omniges.evaluation.run import score_stream
@@ -75,10 +75,6 @@ class HeldOutWindow:
     @property
     def described(self) -> dict[str, ValueOf]:
         """The values of condition streams, as functions of time for a timeline."""
-
-        def constant(value: Array | None) -> ValueOf:
-            return lambda _first, _ticks: value
-
         return {name: constant(value) for name, value in self.conditions.items()}
 
     def ticks_of(self, name: StreamName) -> TicksOf:
