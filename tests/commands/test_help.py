@@ -38,7 +38,11 @@ class TestHelp:
         assert "…" not in help_of(words)
         rows = [line for line in lines if re.match(r"│ -", line)]
         named = Counter(name for line in rows for name in re.findall(r"(?<![\w-])-[\w\[\]-]+", line.split("  ")[0]))
-        options = [each for each in command_of(words).params if each.param_type_name == "option"]
+        options = [
+            each
+            for each in command_of(words).params
+            if each.param_type_name == "option" and not getattr(each, "hidden", False)
+        ]
         expected = {name for each in options if not each.secondary_opts for name in each.opts}
         expected |= {f"--[no-]{each.opts[0][2:]}" for each in options if each.secondary_opts}
         assert named == Counter(expected | {"--help"})
