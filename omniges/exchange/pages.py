@@ -19,9 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.exchange import solid
+from omniges.exchange.meshes import pack_body, pack_mesh
 from omniges.exchange.tracks import Sound, Track
-from omniges.features.body import PARENTS, PELVIS_BELOW_TRANS_M, REST_OFFSETS, joint_positions
+from omniges.features.body import BODY_COLUMNS, PARENTS, REST_OFFSETS, BodyModel
+from omniges.features.gesture import EXPRESSIONS as ALL_EXPRESSIONS
 from omniges.features.gesture import JOINT_NAMES
+from omniges.features.skeleton import GENERIC, Skeleton
 from omniges.features.timebase import FRAME_RATE_HZ, MEL_RATE_HZ
 from omniges.formats.audio import encode_wav
 from omniges.formats.motion import SmplxMotion
@@ -30,14 +33,15 @@ Numbers = npt.NDArray[np.floating]
 F64 = npt.NDArray[np.float64]
 
 EXPRESSIONS: Final = 8
-"""Leading expression coefficients that the page gets."""
+"""Leading expression coefficients that a page gets; with the mesh of a body model it gets all."""
 QUATERNION_STEP: Final = 1 / 32767
 EXPRESSION_STEP: Final = 1e-3
 ENVELOPE_HZ: Final = 100
+_BLOCK_FRAMES: Final = 1024
 PLACE_STEP_M: Final = 5e-5
 """Precision of the figure's vertices."""
 
-_SCRIPTS: Final = ("skeleton.js", "figure.js", "stage.js", "timeline.js", "player.js")
+_SCRIPTS: Final = ("skeleton.js", "figure.js", "mesh.js", "stage.js", "timeline.js", "player.js")
 _FEET: Final = tuple(JOINT_NAMES.index(name) for name in ("left_ankle", "right_ankle", "left_foot", "right_foot"))
 _SOLE_M: Final = 0.035  # below the joints of the feet
 _FLOOR_PERCENT: Final = 2.0  # of frames may have a foot below the floor
@@ -69,29 +73,46 @@ class ScoreTable:
     """Of each row: clips by label, such as "worst"; empty if the metric has no values of single recordings."""
 
 
-def page(clips: Sequence[Clip], scores: Sequence[ScoreTable] = ()) -> list[bytes]:
+@dataclass(frozen=True, slots=True)
+class EmbeddedModel:
+    """A body model whose mesh a page draws, and the name of its file."""
+
+    model: BodyModel
+    name: str
+
+
+def page(
+    clips: Sequence[Clip], scores: Sequence[ScoreTable] = (), embedded: EmbeddedModel | None = None
+) -> list[bytes]:
     """Return the bytes of a page, in pieces.
 
     Args:
         clips: What to show; all text in it is data and never becomes markup.
         scores: Tables to show above the clips.
+        embedded: Body model to draw in place of the page's figure.
 
     Returns:
         The pieces of an HTML document in UTF-8, which loads nothing.
+
+    Raises:
+        DataError: The body model has no triangles.
     """
     blobs = _Blobs()
+    bodies = None if embedded is None else _Bodies(embedded, blobs)
     document = {
         "rate": FRAME_RATE_HZ,
         "melRate": MEL_RATE_HZ,
         "envelopeRate": ENVELOPE_HZ,
         "quaternionStep": QUATERNION_STEP,
         "expressionStep": EXPRESSION_STEP,
-        "expressions": EXPRESSIONS,
+        "expressions": EXPRESSIONS if bodies is None else ALL_EXPRESSIONS,
         "joints": JOINT_NAMES,
         "parents": PARENTS,
         "offsets": REST_OFFSETS.tolist(),
         "figure": _figure(blobs),
-        "clips": [_clip(clip, blobs) for clip in clips],
+        "clips": [_clip(clip, blobs, bodies) for clip in clips],
+        "mesh": None if bodies is None else bodies.mesh,
+        "bodies": [] if bodies is None else bodies.entries,
         "scores": [asdict(table) for table in scores],
     }
     title = " · ".join(clip.name for clip in clips[:3]) + (" …" if len(clips) > 3 else "")
@@ -143,6 +164,27 @@ class _Blobs:
         return self._known[digest]
 
 
+class _Bodies:
+    """The mesh of a body model and the bodies of a page's persons; equal shapes are kept once."""
+
+    def __init__(self, embedded: EmbeddedModel, blobs: _Blobs) -> None:
+        packed = pack_mesh(embedded.model, embedded.name)
+        self.mesh = packed.facts | {"blob": blobs.add(packed.content)}
+        self.entries: list[dict[str, Any]] = []
+        self._model, self._blobs = embedded.model, blobs
+        self._known: dict[bytes, tuple[int, Skeleton]] = {}
+
+    def of(self, motion: SmplxMotion) -> tuple[int, Skeleton]:
+        """Return the number of a person's body, and its skeleton."""
+        betas = np.asarray(motion.betas, np.float64)
+        if (key := betas.tobytes()) not in self._known:
+            body = pack_body(self._model, betas)
+            self._known[key] = len(self.entries), body.skeleton
+            entry = {"blob": self._blobs.add(body.content), "step": body.step_m}
+            self.entries.append(entry | {"offsets": body.skeleton.offsets.tolist()})
+        return self._known[key]
+
+
 def _figure(blobs: _Blobs) -> dict[str, Any]:
     """Return the solid figure: its mesh as a blob of integers, and the numbers and colours of its parts."""
     body, mouth, depths = solid.solid_figure(), solid.mouth(), solid.mouth_depths()
@@ -174,12 +216,17 @@ def _figure(blobs: _Blobs) -> dict[str, Any]:
     }
 
 
-def _clip(clip: Clip, blobs: _Blobs) -> dict[str, Any]:
-    moved = [None if track.motion is None else _positions(track.motion) for track in clip.tracks]
+def _clip(clip: Clip, blobs: _Blobs, bodies: _Bodies | None) -> dict[str, Any]:
+    of_tracks = [None if bodies is None or track.motion is None else bodies.of(track.motion) for track in clip.tracks]
+    skeletons = [GENERIC if of is None else of[1] for of in of_tracks]
+    moved = [
+        None if track.motion is None else _positions(track.motion, skeleton)
+        for track, skeleton in zip(clip.tracks, skeletons, strict=True)
+    ]
     speeds = [None if positions is None else joint_speeds(positions) for positions in moved]
     fastest = max((float(speed.max()) for speed in speeds if speed is not None), default=0.0) or 1.0
     tracks = []
-    for track, positions, speed in zip(clip.tracks, moved, speeds, strict=True):
+    for track, positions, speed, of, skeleton in zip(clip.tracks, moved, speeds, of_tracks, skeletons, strict=True):
         entry: dict[str, Any] = {
             "name": track.name,
             "absent": track.absent,
@@ -187,7 +234,8 @@ def _clip(clip: Clip, blobs: _Blobs) -> dict[str, Any]:
         }
         if track.motion is not None and positions is not None and speed is not None:
             entry["frames"] = len(positions)
-            entry["motion"] = blobs.add(encode_motion(track.motion))
+            entry["motion"] = blobs.add(encode_motion(track.motion, skeleton, EXPRESSIONS if of is None else None))
+            entry |= {} if of is None else {"body": of[0]}
             entry["floor"] = float(np.percentile(positions[:, _FEET, 1].min(axis=1), _FLOOR_PERCENT)) - _SOLE_M
             entry["speeds"] = blobs.add(np.rint(speed / fastest * 255).astype(np.uint8).tobytes())
         if track.audio is not None:
@@ -202,8 +250,15 @@ def _clip(clip: Clip, blobs: _Blobs) -> dict[str, Any]:
     return {"name": clip.name, "seconds": clip.seconds, "fastest": fastest, "tracks": tracks}
 
 
-def _positions(motion: SmplxMotion) -> F64:
-    return joint_positions(motion.poses, motion.trans)
+def _positions(motion: SmplxMotion, skeleton: Skeleton) -> F64:
+    """Return joint positions (T, J, 3), computed in blocks of frames."""
+    blocks = range(0, len(motion.poses), _BLOCK_FRAMES)
+    return np.concatenate(
+        [
+            skeleton.joint_positions(motion.poses[k : k + _BLOCK_FRAMES], motion.trans[k : k + _BLOCK_FRAMES])
+            for k in blocks
+        ]
+    )
 
 
 def joint_speeds(positions: Numbers) -> F64:
@@ -221,22 +276,24 @@ def joint_speeds(positions: Numbers) -> F64:
     return np.concatenate([steps[:1], steps])
 
 
-def encode_motion(motion: SmplxMotion) -> bytes:
+def encode_motion(motion: SmplxMotion, skeleton: Skeleton = GENERIC, expressions: int | None = EXPRESSIONS) -> bytes:
     """Return motion as the page reads it, little-endian.
 
     Args:
         motion: T frames.
+        skeleton: Skeleton that it moves.
+        expressions: Number E of leading expressions; None: all.
 
     Returns:
         The pelvis's position (T, 3) float32 in metres, quaternions (x, y, z, w) of the joints relative to their parents
         (T, J, 4) int16 in units of 1/32767, and expressions (T, E) int16 in units of 0.001.
     """
-    root = motion.trans.astype(np.float64)
-    root[:, 1] -= PELVIS_BELOW_TRANS_M
-    turns = np.rint(quaternions(motion.poses.reshape(len(root), -1, 3)) / QUATERNION_STEP).astype("<i2")
-    expressions = motion.expressions[:, :EXPRESSIONS]
-    expressions = np.clip(np.rint(expressions / EXPRESSION_STEP), -32767, 32767).astype("<i2")
-    return root.astype("<f4").tobytes() + turns.tobytes() + expressions.tobytes()
+    poses = np.array(motion.poses, np.float64)
+    poses[:, BODY_COLUMNS:] += skeleton.mean_hands
+    root = skeleton.pelvis_positions(motion.trans)
+    turns = np.rint(quaternions(poses.reshape(len(root), -1, 3)) / QUATERNION_STEP).astype("<i2")
+    faces = np.clip(np.rint(motion.expressions[:, :expressions] / EXPRESSION_STEP), -32767, 32767).astype("<i2")
+    return root.astype("<f4").tobytes() + turns.tobytes() + faces.tobytes()
 
 
 def quaternions(rotvec: Numbers) -> F64:

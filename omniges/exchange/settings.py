@@ -75,12 +75,23 @@ class ViewSettings:
     together: bool = option(False, "Show all tracks side by side, whatever their names.")
     start_s: float = option(0.0, "First second to show.", "--start", minimum=0)
     seconds: float | None = option(None, "Seconds to show.", above=0, shown="all")
+    body_model: Path | None = option(
+        None, "SMPL-X model, .npz, whose mesh to draw; needs --embed-body-model.", shown="a generic figure"
+    )
+    embed_body_model: bool = option(
+        False, "Write the mesh of --body-model into the page, which its licence forbids to publish then."
+    )
 
     def __post_init__(self) -> None:
         """Refuse values out of range and a place that cannot be written."""
         check(self)
         if not self.paths:
             raise UsageFault("view: PATH expected: a folder of shards or of results, or a motion file; found none")
+        if (self.body_model is not None) != self.embed_body_model:
+            raise UsageFault(
+                "--body-model, --embed-body-model: expected both, found one: a page draws the mesh only by holding "
+                "the licensed model: add the other, or remove it"
+            )
         out, folder = self.output_file, self.output_file.parent
         if out.is_dir():
             raise UsageFault(f"--output-file {out}: a file such as page.html expected, found a folder")

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Final
 
 from omniges.errors import UsageFault
-from omniges.exchange.pages import Clip, ScoreTable, page
+from omniges.exchange.pages import Clip, EmbeddedModel, ScoreTable, page
 from omniges.exchange.settings import ViewSettings
 from omniges.exchange.tracks import Track, find_tracks
+from omniges.formats.body_model import read_body_model
 from omniges.progress import counted
 from omniges.storage.atomic import publish_bytes
 
@@ -25,6 +26,8 @@ class ViewSummary:
     output_file: Path
     clips: tuple[Clip, ...]
     bytes: int
+    licensed: bool = False
+    """Whether the page holds a body model."""
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -38,6 +41,8 @@ class ViewSummary:
             lines.append(
                 f"{counted(silent, 'clip')} without sound: a WAV beside the NPZ, or shards with kept audio, have it"
             )
+        if self.licensed:
+            lines.append("do not publish this page: it holds the licensed body model")
         return tuple(lines)
 
 
@@ -63,10 +68,13 @@ def view(
         DataError: A file is damaged.
         EnvironmentFault: The page cannot be written.
     """
+    embedded = None
+    if settings.body_model is not None:
+        embedded = EmbeddedModel(read_body_model(settings.body_model)[0], str(settings.body_model))
     clips = clips_of(_tracks(settings, count, only), together=settings.together)
-    parts = page(clips, scores)
+    parts = page(clips, scores, embedded)
     publish_bytes(settings.output_file, parts)
-    return ViewSummary(settings.output_file, tuple(clips), sum(map(len, parts)))
+    return ViewSummary(settings.output_file, tuple(clips), sum(map(len, parts)), embedded is not None)
 
 
 def clips_of(tracks: Iterable[Track], *, together: bool = False) -> list[Clip]:

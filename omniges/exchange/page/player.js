@@ -98,7 +98,7 @@ class Player {
   }
 
   #motion(track) {
-    return typeof track.motion === "number" ? new Motion(track.motion, track.frames) : track.motion;
+    return typeof track.motion === "number" ? new Motion(track.motion, track.frames, track.body) : track.motion;
   }
 
   #labels() {
@@ -381,5 +381,21 @@ window.omniges = {
     const out = new Float32Array(12 * BONES), positions = new Float64Array(3 * JOINTS);
     player.clip.tracks[track].motion.pose(frame, out, positions);
     return [...positions];
+  },
+  vertices(track, frame, numbers) {
+    const { motion } = player.clip.tracks[track], out = new Float32Array(12 * BONES), found = [];
+    const places = shapedBody(readBody(data.bodies[motion.body]), motion, frame, new Float32Array(3 * data.mesh.vertices));
+    motion.pose(frame, out);
+    for (const v of numbers) {
+      const at = [0, 0, 0], [x, y, z] = places.subarray(3 * v, 3 * v + 3);
+      for (let k = 0; k < data.mesh.joints; k++) {
+        const weight = MESH.weights[data.mesh.joints * v + k] / 65535, bone = 12 * MESH.joints[data.mesh.joints * v + k];
+        for (let r = 0; r < 3; r++) {
+          at[r] += weight * (out[bone + 4 * r] * x + out[bone + 4 * r + 1] * y + out[bone + 4 * r + 2] * z + out[bone + 4 * r + 3]);
+        }
+      }
+      found.push(at);
+    }
+    return found;
   },
 };

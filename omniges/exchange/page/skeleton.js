@@ -5,12 +5,16 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const jointOf = Object.fromEntries(data.joints.map((name, index) => [name, index]));
 const JOINTS = data.joints.length;
 
-/** Where the joints are in the rest pose, the pelvis at the origin: [[x, y, z], ...]. */
-const REST = [];
-data.parents.forEach((parent, joint) => {
-  const from = parent < 0 ? [0, 0, 0] : REST[parent];
-  REST.push(parent < 0 ? [0, 0, 0] : from.map((value, axis) => value + data.offsets[joint][axis]));
-});
+/** Where joints with these offsets are in the rest pose, the pelvis at the origin: [[x, y, z], ...]. */
+function restOf(offsets) {
+  const rest = [];
+  data.parents.forEach((parent, joint) => {
+    rest.push(parent < 0 ? [0, 0, 0] : rest[parent].map((value, axis) => value + offsets[joint][axis]));
+  });
+  return rest;
+}
+
+const REST = restOf(data.offsets);
 
 /** The bytes of a blob of the page. */
 function blob(number) {
@@ -21,9 +25,13 @@ function blob(number) {
 }
 
 class Motion {
-  constructor(number, frames) {
+  /** The motion of a blob, on the generic skeleton or on that of a body of the page. */
+  constructor(number, frames, body) {
     const { buffer } = blob(number);
     this.frames = frames;
+    this.body = body;
+    this.offsets = body === undefined ? data.offsets : data.bodies[body].offsets;
+    this.rest = body === undefined ? REST : restOf(this.offsets);
     this.root = new Float32Array(buffer, 0, 3 * frames);
     this.turns = new Int16Array(buffer, 12 * frames, 4 * JOINTS * frames);
     this.expressions = new Int16Array(buffer, (12 + 8 * JOINTS) * frames, data.expressions * frames);
@@ -40,9 +48,14 @@ class Motion {
     });
   }
 
+  /** Expression k of a frame. */
+  coefficient(frame, k) {
+    return this.expressions[frame * data.expressions + k] * data.expressionStep;
+  }
+
   /** Expression k of a frame, relative to the median. */
   expression(frame, k) {
-    return this.expressions[frame * data.expressions + k] * data.expressionStep - this.still[k];
+    return this.coefficient(frame, k) - this.still[k];
   }
 
   /** Mean (x, z) of the pelvis within half a second of a frame: what the camera follows. */
@@ -63,7 +76,7 @@ class Motion {
         for (let k = 0; k < 9; k++) world[w + k] = local[k];
         for (let k = 0; k < 3; k++) place[p + k] = this.root[3 * frame + k];
       } else {
-        const q = 9 * parent, offset = data.offsets[j];
+        const q = 9 * parent, offset = this.offsets[j];
         for (let r = 0; r < 3; r++) {
           const a = world[q + 3 * r], b = world[q + 3 * r + 1], c = world[q + 3 * r + 2];
           for (let k = 0; k < 3; k++) world[w + 3 * r + k] = a * local[k] + b * local[3 + k] + c * local[6 + k];
@@ -71,7 +84,7 @@ class Motion {
         }
       }
       for (let r = 0; r < 3; r++) {
-        const a = world[w + 3 * r], b = world[w + 3 * r + 1], c = world[w + 3 * r + 2], [x, y, z] = REST[j];
+        const a = world[w + 3 * r], b = world[w + 3 * r + 1], c = world[w + 3 * r + 2], [x, y, z] = this.rest[j];
         out.set([a, b, c, place[p + r] - a * x - b * y - c * z], 12 * j + 4 * r);
       }
     }

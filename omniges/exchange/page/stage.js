@@ -58,6 +58,7 @@ class Stage {
     this.body = surface(gl, FIGURE.vertices, FIGURE.triangles);
     this.mouthData = new Float32Array(10 * MOUTH_VERTICES);
     this.mouth = surface(gl, this.mouthData, FIGURE.mouth);
+    this.mesh = MESH ? new BodyMesh(gl) : null;
     this.ground = plane(gl);
     this.bones = new Float32Array(12 * BONES);
     this.positions = new Float64Array(3 * JOINTS);
@@ -119,37 +120,43 @@ class Stage {
     gl.depthMask(false);
     gl.bindVertexArray(this.ground);
     gl.drawArrays(gl.TRIANGLE_STRIP, 0, 4);
-    gl.useProgram(this.figure.program);
-    gl.uniform4fv(this.figure.bones, bones);
-    gl.uniformMatrix4fv(this.figure.view, false, camera.matrix);
-    gl.uniform3fv(this.figure.eye, camera.eye);
-    gl.uniform3fv(this.figure.colours, palette(tintOf(index)));
-    this.#shadow(floor, theme);
+    const meshed = motion.body !== undefined, figure = meshed ? this.mesh.figure : this.figure, body = meshed ? this.mesh : this.body;
+    if (meshed) this.mesh.shape(motion, frame);
+    gl.useProgram(figure.program);
+    gl.uniform4fv(figure.bones, bones);
+    gl.uniformMatrix4fv(figure.view, false, camera.matrix);
+    gl.uniform3fv(figure.eye, camera.eye);
+    gl.uniform3fv(figure.colours, palette(tintOf(index)));
+    this.#shadow(figure, body, floor, theme);
     gl.disable(gl.BLEND);
     gl.depthMask(true);
-    gl.uniform4f(this.figure.flatten, 0, 0, 0, 0);
-    gl.uniform4f(this.figure.dark, 0, 0, 0, 0);
-    gl.bindVertexArray(this.body.array);
-    gl.drawElements(gl.TRIANGLES, this.body.count, gl.UNSIGNED_INT, 0);
-    const jaw = 4 * (frame * JOINTS + jointOf.jaw), open = 2 * Math.atan2(motion.turns[jaw], motion.turns[jaw + 3]);
+    gl.uniform4f(figure.flatten, 0, 0, 0, 0);
+    gl.uniform4f(figure.dark, 0, 0, 0, 0);
+    gl.bindVertexArray(body.array);
+    gl.drawElements(gl.TRIANGLES, body.count, gl.UNSIGNED_INT, 0);
+    if (!meshed) this.#drawMouth(motion, frame, face);
+    gl.bindVertexArray(null);
+  }
+
+  #drawMouth(motion, frame, face) {
+    const { gl } = this, jaw = 4 * (frame * JOINTS + jointOf.jaw), open = 2 * Math.atan2(motion.turns[jaw], motion.turns[jaw + 3]);
     mouthVertices(face, Math.max(0, 0.07 * Math.sin(open)), this.mouthData);
     gl.bindBuffer(gl.ARRAY_BUFFER, this.mouth.buffer);
     gl.bufferSubData(gl.ARRAY_BUFFER, 0, this.mouthData);
     gl.bindVertexArray(this.mouth.array);
     gl.drawElements(gl.TRIANGLES, this.mouth.count, gl.UNSIGNED_INT, 0);
-    gl.bindVertexArray(null);
   }
 
   /** The figure pressed onto the floor along the light, once a pixel. */
-  #shadow(floor, theme) {
+  #shadow(figure, body, floor, theme) {
     const { gl } = this;
     gl.enable(gl.STENCIL_TEST);
     gl.stencilFunc(gl.EQUAL, 0, 0xff);
     gl.stencilOp(gl.KEEP, gl.KEEP, gl.INCR);
-    gl.uniform4f(this.figure.flatten, floor, 1, -0.25, -0.3);
-    gl.uniform4f(this.figure.dark, ...theme.shadow);
-    gl.bindVertexArray(this.body.array);
-    gl.drawElements(gl.TRIANGLES, this.body.count, gl.UNSIGNED_INT, 0);
+    gl.uniform4f(figure.flatten, floor, 1, -0.25, -0.3);
+    gl.uniform4f(figure.dark, ...theme.shadow);
+    gl.bindVertexArray(body.array);
+    gl.drawElements(gl.TRIANGLES, body.count, gl.UNSIGNED_INT, 0);
     gl.disable(gl.STENCIL_TEST);
   }
 
