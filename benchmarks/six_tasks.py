@@ -228,7 +228,7 @@ def prepare(folder: Path, seed: int, minutes: float, extra: Sequence[str]) -> Pa
     corpus, shards, run = folder / "corpus", folder / "shards", folder / "run"
     if not corpus.exists():
         command("sample-corpus", corpus, "--clips", 60, "--seconds", 24, "--words", 12, "--seed", seed)
-    command("preprocess", "--root", corpus, "--out", shards)
+    command("preprocess", "--root", corpus, "--output-dir", shards)
     command(
         *("train", "--shards", shards, "--output-dir", run, "--preset", "tiny", "--max-minutes", minutes),
         *("--checkpointing-steps", 50, "--checkpoints-total-limit", 0, "--validation-steps", 0, *extra),

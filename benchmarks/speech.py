@@ -1,0 +1,204 @@
+"""Does a model learn speech? A speaking corpus, half an hour on two cores, scored without any model.
+
+    pip install 'omniges[train,speech]' pocketsphinx
+    python benchmarks/speech.py --folder speech --minutes 30
+
+writes a corpus (`sample-corpus --voice`: 90 clips of 60 s, 60 words, 4 voices), preprocesses it, trains ``--preset
+tiny``, then generates every task from the clips of the test split through `omniges generate`. Scores, each beside that
+of the recordings and that of another clip's (chance):
+
+- words shown: the pose in the middle of each word, by the nearest of the recorded words' mean poses (`wordscore`);
+- word error rates of generated text;
+- amplitude: correlation of the size of generated and recorded gestures of a word, relative to the word's own mean;
+- words heard: pocketsphinx with the corpus's words as its grammar; recordings go through the same vocoder.
+
+``--evaluate RUN`` scores a run that is there. Nothing here passes or fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from six_tasks import clips_of, command, read_made
+from wordscore import Templates, learn_templates, middle, score_words, word_error_rate
+
+from omniges.formats.audio import decode_wav
+from omniges.formats.textgrid import decode_words
+from omniges.generation.vocoder import GriffinLim, waveform_from_mel
+from omniges.shards.reader import SampleArrays, ShardFolder
+
+F32 = npt.NDArray[np.float32]
+Words = Sequence[Mapping[str, Any]]
+
+TASKS: Final = ("t2g", "a2g", "g2t", "a2t", "t2a", "g2a")
+_FRAMES_HZ: Final = 30.0
+_MIDDLE_S: Final = 0.14  # half a word of the length that `wordscore` expects; leaves 0.04 s in the middle of a word
+
+
+def widened(words: Words) -> list[dict[str, Any]]:
+    """Words with times such that `wordscore` looks at the 0.04 s in the middle of each: many are shorter than ramps."""
+    middles = [(word, (word["start"] + word["end"]) / 2) for word in words]
+    return [{"word": word["word"], "start": at - _MIDDLE_S, "end": at + _MIDDLE_S} for word, at in middles]
+
+
+def sizes(templates: Templates, rest: npt.NDArray[np.float64], frames: F32, words: Words) -> list[tuple[str, float]]:
+    """Size of the gesture of each word: its pose along the direction from rest to the word's mean pose."""
+    found = []
+    for word in words:
+        pose = middle(frames, word, _FRAMES_HZ)
+        if pose is not None and word["word"] in templates.words:
+            direction = (templates.means[templates.words.index(str(word["word"]))] - rest) / templates.spread
+            size = float(((pose - rest) / templates.spread) @ direction / (direction @ direction))
+            found.append((str(word["word"]), size))
+    return found
+
+
+def amplitude(found: Sequence[tuple[str, float]], recorded: Sequence[tuple[str, float]]) -> float:
+    """Correlation of sizes over the words that occur at least three times, each relative to its word's mean."""
+    groups: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for (word, size), (_, true) in zip(found, recorded, strict=True):
+        groups[word].append((size, true))
+    centred = [np.array(pairs) - np.mean(pairs, axis=0) for pairs in groups.values() if len(pairs) > 2]
+    return float(np.corrcoef(np.concatenate(centred).T)[0, 1]) if centred else float("nan")
+
+
+class Recognizer:
+    """Pocketsphinx with its own English model, for sequences of given words."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        from pocketsphinx import Decoder  # noqa: PLC0415 - only for this score
+
+        self._decoder = Decoder(samprate=16000, lm=None, loglevel="FATAL")
+        unknown = [word for word in words if self._decoder.lookup_word(word) is None]
+        if unknown:
+            raise SystemExit(f"pocketsphinx does not know {', '.join(unknown)}")
+        self._words = set(words)
+        self._decoder.add_jsgf_string("w", f"#JSGF V1.0; grammar w; public <w> = ({'|'.join(words)})+ ;")
+        self._decoder.activate_search("w")
+
+    def words(self, samples: F32) -> list[str]:
+        """Return the words of 16 kHz samples (N,)."""
+        self._decoder.start_utt()
+        loud = samples * (0.7 / max(1e-3, float(np.abs(samples).max())))
+        self._decoder.process_raw((loud * 32767).astype(np.int16).tobytes(), no_search=False, full_utt=True)
+        self._decoder.end_utt()
+        segments = self._decoder.seg() or ()
+        return [word for segment in segments if (word := segment.word.partition("(")[0]) in self._words]
+
+
+def texts_of(folder: Path) -> dict[str, list[str]]:
+    """Return the words of generated TextGrids by key."""
+    return {
+        path.stem: [word.word for word in decode_words(path.read_bytes()).words] for path in folder.glob("*.TextGrid")
+    }
+
+
+def scores_of(made: Path, shards: Path) -> dict[str, dict[str, float]]:
+    """Return (generated, recorded, chance) by score, of generated files of whole test clips."""
+    source = ShardFolder(shards)
+    clips = clips_of(source, "test")
+    train = clips_of(source, "train")
+    templates = learn_templates([(clip.gesture.gesture, widened(clip.words)) for clip in train], _FRAMES_HZ)
+    rest = np.mean([np.median(clip.gesture.gesture, axis=0) for clip in train], axis=0).astype(np.float64)
+    found: dict[str, dict[str, float]] = {}
+
+    def shown(arrays: Sequence[F32], words: Sequence[Words]) -> float:
+        scores = [score_words(templates, a, widened(w), _FRAMES_HZ) for a, w in zip(arrays, words, strict=True)]
+        return sum(score.right for score in scores) / sum(score.seen for score in scores)
+
+    def large(arrays: Sequence[F32]) -> list[tuple[str, float]]:
+        pairs = zip(arrays, clips, strict=True)
+        return [size for array, clip in pairs for size in sizes(templates, rest, array, widened(clip.words))]
+
+    words = [clip.words for clip in clips]
+    recorded = [clip.gesture.gesture for clip in clips]
+    for task in ("t2g", "a2g"):
+        gestures = [read_made(made / task, clip.row.key) for clip in clips]
+        found[f"words shown, {task}"] = {
+            "generated": shown(gestures, words),
+            "recorded": shown(recorded, words),
+            "chance": shown(recorded, [*words[1:], words[0]]),
+        }
+        found[f"amplitude, {task}"] = {"generated": amplitude(large(gestures), large(recorded))}
+    expected = [[word["word"] for word in clip.words] for clip in clips]
+    other = word_error_rate(zip([*expected[1:], expected[0]], expected, strict=True))
+    for task in ("g2t", "a2t"):
+        texts = texts_of(made / task)
+        rate = word_error_rate((texts[clip.row.key], own) for clip, own in zip(clips, expected, strict=True))
+        found[f"word errors, {task}"] = {"generated": rate, "recorded": 0.0, "chance": other}
+    found |= _heard(made, clips, expected)
+    return found
+
+
+def _heard(made: Path, clips: Sequence[SampleArrays], expected: Sequence[Sequence[str]]) -> dict[str, dict[str, float]]:
+    recognizer = Recognizer(sorted({word for own in expected for word in own}))
+
+    def errors(sounds: Sequence[F32]) -> float:
+        return word_error_rate(zip(map(recognizer.words, sounds), expected, strict=True))
+
+    ceiling = errors([waveform_from_mel(clip.mel, GriffinLim(0)) for clip in clips])
+    found = {}
+    if all(clip.audio is not None for clip in clips):
+        found["word errors heard, recorded WAV"] = {"recorded": errors([np.asarray(clip.audio) for clip in clips])}
+    for task in ("t2a", "g2a"):
+        wavs = [decode_wav((made / task / f"{clip.row.key}.wav").read_bytes()).samples for clip in clips]
+        found[f"word errors heard, {task}"] = {
+            "generated": errors([np.asarray(wav).reshape(-1) for wav in wavs]),
+            "recorded": ceiling,
+        }
+    return found
+
+
+def prepare(folder: Path, arguments: argparse.Namespace, extra: Sequence[str]) -> Path:
+    """Corpus, shards and a trained run in a folder; returns the run."""
+    corpus, shards, run = folder / "corpus", folder / "shards", folder / "run"
+    if not corpus.exists():
+        sizes = ("--clips", arguments.clips, "--seconds", arguments.seconds, "--words", arguments.words)
+        command("sample-corpus", corpus, "--voice", *sizes, "--speakers", 4, "--seed", arguments.seed)
+    command("preprocess", "--root", corpus, "--output-dir", shards, "--keep-audio")
+    command(
+        *("train", "--shards", shards, "--output-dir", run, "--preset", "tiny", "--max-minutes", arguments.minutes),
+        *("--validation-steps", 0, *extra),
+    )
+    return run
+
+
+def main() -> None:
+    """Train if no run is given, generate, score."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--folder", type=Path, default=Path("speech"))
+    parser.add_argument("--seed", type=int, default=0, help="of the corpus")
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--clips", type=int, default=90)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--words", type=int, default=60)
+    parser.add_argument("--evaluate", type=Path, help="a run to score, over the shards of --folder")
+    arguments, extra = parser.parse_known_args()
+    folder: Path = arguments.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    run = arguments.evaluate or prepare(folder, arguments, extra)
+    made = folder / "generated"
+    shutil.rmtree(made, ignore_errors=True)
+    for task in TASKS:
+        words = ("--shards", folder / "shards", "--split", "test", "-o", made / task)
+        command("generate", "--checkpoint", run, "--task", task, *words)
+    scores = scores_of(made, folder / "shards")
+    (folder / "scores.json").write_text(json.dumps(scores, indent=1))
+    print(f"{'score':34}{'generated':>10}{'recorded':>10}{'chance':>10}")
+    for name, row in scores.items():
+        cells = [
+            f"{row[column]:10.3f}" if column in row else f"{'':10}" for column in ("generated", "recorded", "chance")
+        ]
+        print(f"{name:34}" + "".join(cells))
+
+
+if __name__ == "__main__":
+    main()
