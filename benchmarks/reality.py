@@ -44,35 +44,46 @@ _DRAWS: Final = 64  # noises of each window
 _WRISTS: Final = [JOINT_NAMES.index("left_wrist"), JOINT_NAMES.index("right_wrist")]
 
 
+def cut_recording(recordings: Path, stem: str, folder: Path, name: str, start_s: int, end_s: int | None) -> None:
+    """Write a part of a recording as one of its own, in the folders of BEAT2 that lie in `folder`; None: to its end."""
+    motion = decode_motion(next(recordings.rglob(f"{stem}.npz")).read_bytes())
+    wav = decode_wav(next(recordings.rglob(f"{stem}.wav")).read_bytes())
+    words = decode_words(next(recordings.rglob(f"{stem}.TextGrid")).read_bytes()).words
+    end_s = len(motion.poses) // 30 if end_s is None else end_s
+    for kind in ("smplxflame_30", "wave16k", "textgrid"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    frames = slice(start_s * 30, end_s * 30)
+    npz = encode_motion(
+        motion.poses[frames],
+        motion.expressions[frames],
+        motion.trans[frames],
+        motion.betas,
+        gender=motion.gender,
+        model=motion.model,
+    )
+    (folder / "smplxflame_30" / f"{name}.npz").write_bytes(npz)
+    samples = np.asarray(wav.samples)[start_s * 16000 : end_s * 16000]
+    (folder / "wave16k" / f"{name}.wav").write_bytes(encode_wav(samples, 16000, "pcm16"))
+    inside = [
+        WordInterval(word.word, word.start - start_s, word.end - start_s)
+        for word in words
+        if word.start >= start_s and word.end <= end_s
+    ]
+    (folder / "textgrid" / f"{name}.TextGrid").write_bytes(encode_words(inside, end_s - start_s))
+
+
+def write_splits(folder: Path, splits: Mapping[str, str]) -> None:
+    """Write the split list of recordings, by stem."""
+    lines = ["id,type", *(f"{stem},{split}" for stem, split in splits.items())]
+    (folder / "train_test_split.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def cut(recordings: Path, root: Path) -> None:
     """Write the recording as two recordings in BEAT2 layout, with their split list."""
-    motion = decode_motion(next(recordings.rglob(f"{STEM}.npz")).read_bytes())
-    wav = decode_wav(next(recordings.rglob(f"{STEM}.wav")).read_bytes())
-    words = decode_words(next(recordings.rglob(f"{STEM}.TextGrid")).read_bytes()).words
     folder = root / "beat_english_v2.0.0"
-    for name in ("smplxflame_30", "wave16k", "textgrid"):
-        (folder / name).mkdir(parents=True)
-    for stem, start, end in PARTS.values():
-        frames = slice(start * 30, end * 30)
-        npz = encode_motion(
-            motion.poses[frames],
-            motion.expressions[frames],
-            motion.trans[frames],
-            motion.betas,
-            gender=motion.gender,
-            model=motion.model,
-        )
-        (folder / "smplxflame_30" / f"{stem}.npz").write_bytes(npz)
-        samples = np.asarray(wav.samples)[start * 16000 : end * 16000]
-        (folder / "wave16k" / f"{stem}.wav").write_bytes(encode_wav(samples, 16000, "pcm16"))
-        inside = [
-            WordInterval(word.word, word.start - start, word.end - start)
-            for word in words
-            if word.start >= start and word.end <= end
-        ]
-        (folder / "textgrid" / f"{stem}.TextGrid").write_bytes(encode_words(inside, end - start))
-    lines = ["id,type", *(f"{stem},{split}" for split, (stem, _, _) in PARTS.items())]
-    (folder / "train_test_split.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for name, start, end in PARTS.values():
+        cut_recording(recordings, STEM, folder, name, start, end)
+    write_splits(folder, {stem: split for split, (stem, _, _) in PARTS.items()})
 
 
 def windows_of(sample: SampleArrays, codec: TextTokenCodec, ticks: int, speaker: int) -> Windows:

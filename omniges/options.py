@@ -105,7 +105,8 @@ class Setting:
     name: str
     kind: Any
     """Type of the value, or of each of several values; a type that is not in `_KINDS` is not checked."""
-    choices: tuple[str, ...]
+    choices: tuple[Any, ...]
+    """All valid values, of one type: texts or whole numbers."""
     optional: bool
     many: bool
     default: Any
@@ -147,12 +148,14 @@ class Setting:
     def _one(self, value: Any) -> Any:
         if self.kind not in _KINDS:
             return value
+        if self.choices:
+            texts = {str(choice): choice for choice in self.choices}
+            text = "no" if value is False else str(value)  # YAML reads ``no`` as false
+            if text not in texts:
+                hint = did_you_mean(text, texts)
+                raise UsageFault(f"{self.flag} {shown(value)}: one of {', '.join(texts)} expected{hint}")
+            return texts[text]
         converted = self._converted(value)
-        if self.choices and converted not in self.choices:
-            raise UsageFault(
-                f"{self.flag} {shown(value)}: one of {', '.join(self.choices)} expected"
-                + did_you_mean(str(converted), self.choices)
-            )
         if self.kind in {int, float}:
             limits = (
                 (self.option.minimum, operator.ge),
@@ -198,7 +201,7 @@ def placeholder(setting: Setting) -> str | None:
     if setting.option.metavar or setting.option.commas:
         return setting.option.metavar or "LIST"
     if setting.choices:
-        return "|".join(setting.choices)
+        return "|".join(map(str, setting.choices))
     names = [_PLACEHOLDERS[kind] for kind in get_args(setting.kind) or (setting.kind,) if kind in _PLACEHOLDERS]
     return " ".join(names) or None
 
@@ -287,7 +290,7 @@ def _setting(name: str, hint: Any, default: Any, option: Option) -> Setting:
     if many:
         inner = get_args(inner)[0]
     choices = get_args(inner) if get_origin(inner) is Literal else ()
-    kind = str if choices else dict if get_origin(inner) is Mapping else inner
+    kind = type(choices[0]) if choices else dict if get_origin(inner) is Mapping else inner
     return Setting(name, kind, choices, optional, many, default, option)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from omniges.features.audio import MEL_BANDS
-from omniges.features.gesture import LAYOUT
+from omniges.features.gesture import JAW_EYES, LAYOUT
 from omniges.model.draws import FlowSettings, Plan, draw_plan, levels_of, uniform
 from omniges.model.flow import Conditioning, FlowModel, Windows, draw_noise, guided_clean, integrate, step_levels
 from omniges.model.spec import ModelConfig, build_model
@@ -25,6 +25,7 @@ CONFIG = ModelConfig(width=16, layers=2, heads=2, piece_width=12, mark_width=4)
 def statistics() -> dict[str, Any]:
     return {
         "gesture": {"mean": [0.5] * LAYOUT.channels, "std": [2.0] * LAYOUT.channels},
+        "jaw_eyes": {"mean": [0.01] * JAW_EYES, "std": [0.02] * JAW_EYES},
         "mel": {"mean": [-5.0] * MEL_BANDS, "std": [3.0] * MEL_BANDS},
     }
 
@@ -43,12 +44,12 @@ def draw_levels(flow: FlowSettings, seed: int, positions: np.ndarray[Any, Any], 
     return levels_of(flow, uniform(seed, torch.from_numpy(positions), purpose, 4).mT).numpy()
 
 
-def windows_of(positions: list[int]) -> Windows:
+def windows_of(positions: list[int], channels: int = LAYOUT.channels) -> Windows:
     """Windows whose content follows from their position."""
     arrays: dict[str, list[Tensor]] = {name: [] for name in STREAMS}
     for position in positions:
         generator = torch.Generator().manual_seed(position)
-        arrays["gesture"].append(torch.randn(3 * TICKS, LAYOUT.channels, generator=generator))
+        arrays["gesture"].append(torch.randn(3 * TICKS, channels, generator=generator))
         arrays["audio"].append(torch.randn(10 * TICKS, MEL_BANDS, generator=generator) - 5)
         arrays["text"].append(torch.randint(0, 1 + 4 * VOCAB_SIZE, (TICKS,), generator=generator, dtype=torch.int32))
     return Windows(

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from omniges.errors import Problem
-from omniges.features.gesture import LAYOUT
+from omniges.features.gesture import LAYOUT, POSE_PARTS
 from omniges.formats.audio import decode_wav
 from omniges.formats.npz import Motion, decode_motion
 from omniges.formats.textgrid import decode_words
@@ -36,7 +36,6 @@ from omniges.shards.tar import Segment, build_segment, npy_parts
 from omniges.shards.writer import ShardWriter
 from omniges.storage.files import canonical_json, json_document, sha256_hex
 
-_COLUMNS: Final = {"upper": LAYOUT.upper_joints, "hands": LAYOUT.hand_joints, "lower": LAYOUT.lower_joints}
 _NOISE: Final = 1000.0
 
 
@@ -44,8 +43,8 @@ def without(motion: Motion, parts: Collection[str]) -> Motion:
     """Motion with NaN in some parts."""
     poses, expressions, trans = (np.array(array) for array in (motion.poses, motion.expressions, motion.trans))
     for part in parts:
-        if part in _COLUMNS:
-            poses.reshape(len(poses), -1, 3)[:, list(_COLUMNS[part])] = np.nan
+        if part in POSE_PARTS:
+            poses.reshape(len(poses), -1, 3)[:, list(POSE_PARTS[part])] = np.nan
     if "face" in parts:
         expressions[:] = np.nan
     if "root" in parts:
@@ -79,10 +78,11 @@ def _filled(sample: Sample[Segment], lacking: Collection[str], seed: int) -> Sam
     contents: dict[str, tuple[bytes | memoryview, ...]] = {}
     for member, place in sample.row.members.items():
         contents[member] = (raw[place.offset : place.offset + place.size],)
-    for member, names in (("gesture.npy", GESTURE_PARTS), ("mel.npy", ("audio",))):
+    parts_of = {"gesture.npy": GESTURE_PARTS, "mel.npy": ("audio",), "jaw_eyes.npy": ("jaw_eyes",)}
+    for member, names in parts_of.items():
         array = np.load(io.BytesIO(bytes(contents[member][0])))
         for part in set(names) & set(lacking):
-            columns = slice(None) if part == "audio" else getattr(LAYOUT, part)
+            columns = slice(None) if len(names) == 1 else getattr(LAYOUT, part)
             array[:, columns] = _NOISE * random.standard_normal(array[:, columns].shape)
         contents[member] = npy_parts(array)
     if "text" in lacking:

@@ -212,7 +212,7 @@ def _flag(setting: Setting, panel: str | None) -> inspect.Parameter:
 
 def _completion(setting: Setting) -> Callable[[str], list[str]] | None:
     """Return a function that completes a value; in a list, it completes the text after the last comma."""
-    known = setting.option.values or (lambda: setting.choices)
+    known = setting.option.values or (lambda: map(str, setting.choices))
 
     def complete(incomplete: str) -> list[str]:
         before, comma, last = incomplete.rpartition(",") if setting.option.commas else ("", "", incomplete)

@@ -150,7 +150,7 @@ def batch_layout(
     tokens_or_latents = ("<i4", (rows, window_ticks)) if text is None else ("<f4", (rows, text.latents, text.channels))
     return layout_of(
         [
-            ("gesture", "<f4", (rows, gesture.rows(window_ticks), gesture.channels)),
+            ("gesture", "<f4", (rows, gesture.rows(window_ticks), tracks.gesture_channels)),
             ("audio", "<f4", (rows, audio.rows(window_ticks), audio.channels)),
             ("text", *tokens_or_latents),
             *((name, dtype, (rows, *shape)) for name, dtype, shape in conditions),
@@ -164,7 +164,7 @@ def batch_layout(
 class BatchBlock:
     """Views of one block of R rows and w ticks."""
 
-    gesture: npt.NDArray[np.float32]  # (R, w · 3, 415)
+    gesture: npt.NDArray[np.float32]  # (R, w · 3, 415 or 424)
     audio: npt.NDArray[np.float32]  # (R, w · 10, 64), or latents
     text: npt.NDArray[Any]  # (R, w) int32 tokens, or (R, latents, channels) float32
     positions: I64  # (R,)

@@ -19,11 +19,12 @@ from omniges.data.order import text_hashes
 from omniges.data.selection import Bools, LabelColumn, among, keep_labelled, keep_lengths
 from omniges.data.tracks import PLAIN_TRACKS, WORDS, Normaliser, Tracks
 from omniges.errors import DataError, UsageFault
+from omniges.features.gesture import LAYOUT
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
 from omniges.shards.dataset import read_dataset, read_statistics
 from omniges.shards.latents import CodecEntry, read_entries
 from omniges.shards.manifest import ManifestColumns, column_of
-from omniges.shards.present import ALL_PRESENT, STREAM_BITS, STREAM_PARTS
+from omniges.shards.present import ALL_PRESENT, STREAM_BITS, STREAM_PARTS, unused_bits
 from omniges.shards.reader import open_beside, read_beside
 from omniges.shards.schema import (
     CONTRACTS,
@@ -157,6 +158,7 @@ class Catalog:
     codecs: Mapping[str, CodecEntry] = field(default_factory=dict)  # by the stream that their latents replace
     latents: Mapping[str, Any] = field(default_factory=dict)  # latents.json, if a codec is chosen
     labels: Mapping[str, LabelColumn] = field(default_factory=dict)  # labels that condition streams read
+    gesture_channels: int = LAYOUT.channels  # of a batch's gesture: 415, or 424 with jaw and eyes
 
     def normaliser(self) -> Normaliser:
         """Return the scales of a batch's arrays.
@@ -169,6 +171,7 @@ class Catalog:
             DataError: The statistics do not follow the contract.
         """
         streams = {"gesture": self.statistics.get("gesture"), "audio": self.statistics.get("mel")}
+        streams["jaw_eyes"] = self.statistics.get("jaw_eyes")
         streams |= {stream: self.latents.get(entry.name) for stream, entry in self.codecs.items()}
         source = str(self.folder / (LATENTS_FILE if self.codecs else STATS_FILE))
         return Normaliser.from_statistics(streams, self.tracks, self.statistics.get("samples"), source)
@@ -180,7 +183,11 @@ class Catalog:
 
 
 def read_catalog(
-    folder: Path, filters: Filters, codecs: Mapping[str, str] | None = None, labels: Sequence[str] = ()
+    folder: Path,
+    filters: Filters,
+    codecs: Mapping[str, str] | None = None,
+    labels: Sequence[str] = (),
+    gesture_channels: int = LAYOUT.channels,
 ) -> Catalog:
     """Read the small files of a local shard folder and select clips.
 
@@ -189,6 +196,7 @@ def read_catalog(
         filters: Filters of clips.
         codecs: Codecs whose latents replace a stream, such as ``{"audio": "audioldm2-vae"}``.
         labels: Labels that condition streams read.
+        gesture_channels: Channels of a batch's gesture: 415, or 424 with jaw and eyes.
 
     Returns:
         The catalogue.
@@ -202,7 +210,7 @@ def read_catalog(
     tokenizer = read_beside(folder, TOKENIZER_FILE, dataset)
     entries = _entries(folder, dataset, codecs or {})
     latents = _latents(folder, dataset) if entries else {}
-    tracks = Tracks.with_codecs(entries)
+    tracks = Tracks.of(gesture_channels, entries)
     words = CONTRACTS[dataset["version"]].words
     with open_beside(folder, MANIFEST_FILE, dataset) as stream:
         manifest = ManifestColumns(folder / MANIFEST_FILE, stream)
@@ -222,6 +230,7 @@ def read_catalog(
             chosen, keys = chosen[order], keys[order]
         columns = [column_of(words if member == WORDS else member) for member in tracks.members]
         table = _table(manifest, columns_of["shard"], dataset["shards"], chosen, keys, columns)
+        table.present[:] |= np.uint8(unused_bits(gesture_channels))
     _check(folder, table)
     own = {name: (values, codes[chosen]) for name, (values, codes) in columns_of.items()}
     speaker_names, speaker = own["speaker"]
@@ -229,7 +238,7 @@ def read_catalog(
     return Catalog(
         folder=folder,
         manifest_hash=dataset["manifest_hash"],
-        content_hash=_content_hash(table, speaker_names, speaker, read),
+        content_hash=_content_hash(table, speaker_names, speaker, read, unused_bits(gesture_channels)),
         filters=filters,
         left_out=left_out,
         table=table,
@@ -241,6 +250,7 @@ def read_catalog(
         codecs=entries,
         latents=latents,
         labels=read,
+        gesture_channels=gesture_channels,
     )
 
 
@@ -267,11 +277,19 @@ def _check_shards(manifest: ManifestColumns, columns: Mapping[str, LabelColumn],
 
 
 def _content_hash(
-    table: ClipTable, speaker_names: Sequence[str], speaker: npt.NDArray[np.int32], labels: Mapping[str, LabelColumn]
+    table: ClipTable,
+    speaker_names: Sequence[str],
+    speaker: npt.NDArray[np.int32],
+    labels: Mapping[str, LabelColumn],
+    unused: int,
 ) -> str:
-    """Return the sha256 of all clips: keys, speakers, lengths, digests, absent parts, and labels that are read."""
+    """Return the sha256 of all clips: keys, speakers, lengths, digests, absent parts, and labels that are read.
+
+    Bits of `unused` parts are left out, so that a part that batches do not read changes no hash.
+    """
     digest = hashlib.sha256(canonical_json([str(table.keys.dtype), list(speaker_names), list(table.digests.shape)]))
-    partial = () if (table.present == ALL_PRESENT).all() else (table.present,)  # keeps hashes of other sets unchanged
+    read = table.present & ~np.uint8(unused)
+    partial = () if (table.present == ALL_PRESENT).all() else (read,)  # keeps hashes of other sets unchanged
     for array in (table.keys, speaker, table.frames, table.mel_frames, table.digests, *partial):
         digest.update(np.ascontiguousarray(array).view(np.uint8).data)
     for name, (values, codes) in labels.items():

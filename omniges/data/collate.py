@@ -203,6 +203,7 @@ def make_setup(
         "sequencing": asdict(sequencing),
         "verify": verify,
         "stride": stride,
+        "gesture_channels": data[0].catalog.gesture_channels,
         "codecs": {stream: (entry.name, entry.as_json()) for stream, entry in data[0].catalog.codecs.items()},
         "conditions": {name: specification(stream) for name, stream in conditions.items()},
         "fields": layout(conditions),
@@ -214,7 +215,7 @@ def make_setup(
         if scale is not None:
             arrays |= {f"{stream}_mean": scale.mean, f"{stream}_divisor": scale.divisor}
     for number, source in enumerate(data):
-        marks = ReadMarks.blank(len(source.catalog.table))
+        marks = ReadMarks.blank(len(source.catalog.table), source.catalog.tracks)
         own = source.catalog.table.arrays() | {"data_starts": marks.data_starts, "verified": marks.verified}
         arrays |= {f"{number}.{name}": array for name, array in own.items()}
         arrays |= {f"label.{number}.{name}": codes for name, (_, codes) in source.catalog.labels.items()}
@@ -222,7 +223,8 @@ def make_setup(
 
 
 def _tracks_of(document: Mapping[str, Any]) -> Tracks:
-    return Tracks.with_codecs({stream: CodecEntry.from_json(*entry) for stream, entry in document["codecs"].items()})
+    codecs = {stream: CodecEntry.from_json(*entry) for stream, entry in document["codecs"].items()}
+    return Tracks.of(document["gesture_channels"], codecs)
 
 
 def make_collator(

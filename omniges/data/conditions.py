@@ -16,6 +16,7 @@ from omniges.data.selection import LabelColumn
 from omniges.data.tracks import TILE_TICKS, Normaliser, Tracks
 from omniges.data.window_reader import ClipReader
 from omniges.errors import UsageFault
+from omniges.features.gesture import LAYOUT
 from omniges.shards.present import STREAM_BITS, absent_channels
 
 
@@ -118,9 +119,9 @@ class ConditionReader:
         reader = self._readers[source]
         if content == "words":
             return reader.words(sample)
-        pair = self._tracks.gesture, self._tracks.audio
-        gesture, mel = (np.empty((track.rows(ticks), track.channels), np.float32) for track in pair)
+        pair = zip((self._tracks.gesture, self._tracks.audio), self._tracks.widths, strict=False)
+        gesture, mel = (np.empty((track.rows(ticks), width), np.float32) for track, width in pair)
         reader.read_window(sample, first, ticks, self._plain, (gesture.reshape(-1), mel.reshape(-1)))
         for columns in absent_channels(int(reader.table.present[sample])):
             gesture[:, columns] = np.nan
-        return gesture if content == "gesture" else mel
+        return gesture[:, : LAYOUT.channels] if content == "gesture" else mel

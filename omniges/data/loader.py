@@ -62,7 +62,7 @@ class LoaderSettings:
 class Batch:
     """B aligned windows of w ticks; the memory of the tensors is reused when none of them is left."""
 
-    gesture: torch.Tensor  # (B, w · 3, 415) float32, normalised
+    gesture: torch.Tensor  # (B, w · 3, 415 or 424) float32, normalised
     audio: torch.Tensor  # (B, w · 10, 64) float32, normalised; or latents
     text: torch.Tensor  # (B, w) int32 text tokens; or latents (B, N, V) float32, normalised
     positions: torch.Tensor  # (B,) int64, in the sequence of all ranks

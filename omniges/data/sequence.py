@@ -15,6 +15,7 @@ from omniges.data.catalog import Catalog, ClipTable, Filters, read_catalog
 from omniges.data.order import ClipOrder, Mixture
 from omniges.data.tracks import Tracks
 from omniges.errors import DataError, UsageFault
+from omniges.features.gesture import LAYOUT
 from omniges.shards.dataset import read_dataset
 from omniges.shards.reader import LocalShards, ShardSource
 
@@ -195,7 +196,11 @@ def resume(own: Mapping[str, Any], saved: Mapping[str, Any]) -> Resumed:
 
 
 def trained_on(
-    saved: Mapping[str, Any], folder: Path, codecs: Mapping[str, str], labels: Sequence[str] = ()
+    saved: Mapping[str, Any],
+    folder: Path,
+    codecs: Mapping[str, str],
+    labels: Sequence[str] = (),
+    gesture_channels: int = LAYOUT.channels,
 ) -> list[int]:
     """Return the indices of a saved state's folders whose clips, as training reads them, equal those of a local folder.
 
@@ -207,6 +212,7 @@ def trained_on(
         folder: The local shard folder.
         codecs: Codecs of the model, by stream.
         labels: Labels that the model's condition streams read.
+        gesture_channels: Channels of the model's gesture stream, 415 or 424.
 
     Returns:
         Indices of folders in the state.
@@ -228,7 +234,8 @@ def trained_on(
         if not same and content is not None:
             # a UsageFault means that it has no such clips or latents
             with contextlib.suppress(UsageFault):
-                same = content == read_catalog(folder, Filters.from_json(chosen), codecs, labels).content_hash
+                own_clips = read_catalog(folder, Filters.from_json(chosen), codecs, labels, gesture_channels)
+                same = content == own_clips.content_hash
         if same:
             numbers.append(number)
     return numbers

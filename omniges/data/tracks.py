@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from omniges.errors import DataError, UsageFault
 from omniges.features.audio import MEL_BANDS
-from omniges.features.gesture import LAYOUT
+from omniges.features.gesture import JAW_EYES, LAYOUT
 from omniges.shards.dataset import divisors
 from omniges.shards.latents import CodecEntry, FrameEntry, FrameRows, WindowEntry
 from omniges.shards.schema import VERIFY
@@ -40,11 +41,12 @@ class PlainArray(FrameRows):
     source: str
     channels: int
     frames_per_row: int = 1
+    stored_as: str = ""
 
     @property
     def member(self) -> str:
-        """Name of the member."""
-        return self.source
+        """Name of the member; the source, unless it has the same frames as another member."""
+        return self.stored_as or self.source
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +56,23 @@ class Tracks:
     gesture: PlainArray | FrameEntry
     audio: PlainArray | FrameEntry
     text: WindowEntry | None = None  # None: tokens, from words
+    jaw_eyes: PlainArray | None = None  # further channels of the batch's gesture; None: gesture has none
 
     @classmethod
-    def with_codecs(cls, entries: Mapping[str, CodecEntry]) -> Tracks:
-        """Return the plain arrays, with the latents of codecs in place of their streams."""
+    def of(cls, gesture_channels: int, entries: Mapping[str, CodecEntry] = MappingProxyType({})) -> Tracks:
+        """Return the plain arrays, with the latents of codecs in place of their streams.
+
+        Args:
+            gesture_channels: Channels of a batch's gesture, 415 or 424; latents have their own.
+            entries: Codecs by stream.
+
+        Returns:
+            The tracks.
+        """
         frames = {stream: entry for stream, entry in entries.items() if isinstance(entry, FrameEntry)}
         text = next((entry for entry in entries.values() if isinstance(entry, WindowEntry)), None)
-        return cls(frames.get("gesture", PLAIN_TRACKS.gesture), frames.get("audio", PLAIN_TRACKS.audio), text)
+        gesture, audio = frames.get("gesture", PLAIN_TRACKS.gesture), frames.get("audio", PLAIN_TRACKS.audio)
+        return cls(gesture, audio, text, None if gesture_channels == LAYOUT.channels else _JAW_EYES_ARRAY)
 
     @property
     def arrays(self) -> tuple[PlainArray | FrameEntry | WindowEntry, ...]:
@@ -68,9 +80,26 @@ class Tracks:
         return (self.gesture, self.audio) if self.text is None else (self.gesture, self.audio, self.text)
 
     @property
-    def members(self) -> tuple[str, str, str]:
-        """Names of the members that batches read; the last is an array if text is latents."""
-        return self.gesture.member, self.audio.member, WORDS if self.text is None else self.text.member
+    def widths(self) -> tuple[int, ...]:
+        """Numbers of values in a row of a batch's gesture, audio and, if it is latents, text."""
+        return self.gesture_channels, *(track.channels for track in self.arrays[1:])
+
+    @property
+    def gesture_channels(self) -> int:
+        """Number of values in a row of a batch's gesture."""
+        return self.gesture.channels + (0 if self.jaw_eyes is None else self.jaw_eyes.channels)
+
+    @property
+    def by_member(self) -> dict[int, PlainArray | FrameEntry | WindowEntry]:
+        """The arrays that batches read, by the index of their member; words are no array."""
+        found = dict(enumerate(self.arrays))
+        return found if self.jaw_eyes is None else found | {len(self.members) - 1: self.jaw_eyes}
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Names of the members that batches read: gesture, audio, text and, if gesture includes it, jaw_eyes."""
+        found = self.gesture.member, self.audio.member, WORDS if self.text is None else self.text.member
+        return found if self.jaw_eyes is None else (*found, self.jaw_eyes.member)
 
     @property
     def row_multiple(self) -> int:
@@ -112,6 +141,7 @@ class Tracks:
         return multiple
 
 
+_JAW_EYES_ARRAY: Final = PlainArray("gesture.npy", JAW_EYES, stored_as="jaw_eyes.npy")
 PLAIN_TRACKS: Final = Tracks(PlainArray("gesture.npy", LAYOUT.channels), PlainArray("mel.npy", MEL_BANDS))
 """The arrays as `preprocess` writes them."""
 
@@ -155,6 +185,10 @@ class Scale:
             )
         return cls(mean.astype(np.float32), divisors(std))
 
+    def joined(self, other: Scale) -> Scale:
+        """Return the scale of rows of this and then of another array."""
+        return Scale(np.concatenate([self.mean, other.mean]), np.concatenate([self.divisor, other.divisor]))
+
     def tiled(self, frames: int) -> Scale:
         """Return the scale for several frames joined in one row."""
         return Scale(np.tile(self.mean, frames), np.tile(self.divisor, frames))
@@ -190,7 +224,7 @@ class Normaliser:
     @classmethod
     def identity(cls, tracks: Tracks) -> Normaliser:
         """Return scales that change nothing."""
-        counts = [track.channels for track in tracks.arrays]  # in the order of the fields
+        counts = tracks.widths  # in the order of the fields
         return cls(*(Scale(np.zeros(count, np.float32), np.ones(count, np.float32)) for count in counts))
 
     @classmethod
@@ -216,4 +250,8 @@ class Normaliser:
                 "train split with omniges preprocess --split-csv"
             )
         streams = zip(STREAMS, tracks.arrays, strict=False)  # text has values only if it is latents
-        return cls(*(Scale.from_statistics(statistics.get(name), name, one.channels, source) for name, one in streams))
+        scales = [Scale.from_statistics(statistics.get(name), name, one.channels, source) for name, one in streams]
+        if tracks.jaw_eyes is not None:
+            own = Scale.from_statistics(statistics.get("jaw_eyes"), "jaw_eyes", tracks.jaw_eyes.channels, source)
+            scales[0] = scales[0].joined(own)
+        return cls(*scales)

@@ -36,7 +36,7 @@ _NPY_HEADER: Final = re.compile(
     rb"\{'descr': '(?P<dtype>[^']*)', 'fortran_order': (?P<fortran>True|False), "
     rb"'shape': \((?P<shape>[\d, ]*)\), *\} *\n"
 )
-_GESTURE, _AUDIO, _TEXT = range(len(PLAIN_TRACKS.members))
+_GESTURE, _AUDIO, _TEXT, _JAW_EYES = range(4)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,9 +50,9 @@ class ReadMarks:
     verified: npt.NDArray[np.uint8]  # (N, M) 1 if the member's sha256 was compared
 
     @classmethod
-    def blank(cls, clips: int) -> ReadMarks:
-        """Return marks without any check."""
-        shape = (clips, len(PLAIN_TRACKS.members))
+    def blank(cls, clips: int, tracks: Tracks = PLAIN_TRACKS) -> ReadMarks:
+        """Return marks of the tracks' members without any check."""
+        shape = (clips, len(tracks.members))
         return cls(np.zeros(shape, np.uint16), np.zeros(shape, np.uint8))
 
 
@@ -76,8 +76,9 @@ class ClipReader:
         self._shards = list(
             zip(map(table.shard_name, range(len(table.shard_bytes))), table.shard_bytes.tolist(), strict=True)
         )
-        # By clip: shard, first float of gesture and of audio, bits of the parts that are present.
-        self._checked: dict[int, tuple[int, int, int, int]] = {}
+        # By clip: shard, first float of gesture, audio and jaw_eyes, bits of the parts that are present.
+        self._checked: dict[int, tuple[int, int, int, int, int]] = {}
+        self._by_member = tracks.by_member
 
     def read_window(self, sample: int, start_tick: int, ticks: int, scales: Normaliser, out: tuple[F32, F32]) -> None:
         """Read normalised gesture and audio of a window; absent values are 0.
@@ -87,17 +88,26 @@ class ClipReader:
             start_tick: First tick, a multiple of the tracks' `tick_multiple`.
             ticks: Length, a multiple of the tracks' `tick_multiple`.
             scales: Scales, which may be tiled.
-            out: Arrays to fill: gesture (ticks · 3 · 415,) and audio (ticks · 10 · 64,) for plain tracks.
+            out: Arrays to fill: gesture (ticks · 3 · 415,) and audio (ticks · 10 · 64,) for plain tracks; with jaw and
+                eyes, a row of gesture has 424 values.
 
         Raises:
             DataError: The shard differs from the manifest.
         """
         # Python integers, because reading elements of numpy columns takes a tenth of the time of the copy.
-        shard, gesture_first, audio_first, present = self._checked.get(sample) or self._check(sample)
+        shard, gesture_first, audio_first, jaw_first, present = self._checked.get(sample) or self._check(sample)
         floats = self.maps.get(*self._shards[shard]).floats
         gesture, audio = out
-        first = gesture_first + start_tick * len(gesture) // ticks
-        scales.gesture.normalise_into(floats[first : first + len(gesture)], gesture)
+        if self._tracks.jaw_eyes is None:
+            first = gesture_first + start_tick * len(gesture) // ticks
+            scales.gesture.normalise_into(floats[first : first + len(gesture)], gesture)
+        else:
+            rows = gesture.reshape(-1, self._tracks.gesture_channels)
+            parts = np.split(rows, [self._tracks.gesture.channels], axis=1)
+            for part, start in zip(parts, (gesture_first, jaw_first), strict=True):
+                first = start + start_tick * part.size // ticks
+                part[:] = floats[first : first + part.size].reshape(part.shape)
+            scales.gesture.normalise_into(gesture, gesture)
         first = audio_first + start_tick * len(audio) // ticks
         scales.audio.normalise_into(floats[first : first + len(audio)], audio)
         if present != ALL_PRESENT:
@@ -105,7 +115,7 @@ class ClipReader:
 
     def _blank(self, present: int, gesture: F32, audio: F32) -> None:
         """Write 0 for absent parts; latents are absent only as a complete stream."""
-        rows = gesture.reshape(-1, self._tracks.gesture.channels)
+        rows = gesture.reshape(-1, self._tracks.gesture_channels)
         if not present & STREAM_BITS["gesture"]:
             rows[:] = 0.0
         elif self._tracks.gesture == PLAIN_TRACKS.gesture:
@@ -150,7 +160,7 @@ class ClipReader:
             ticks: Length of the window.
         """
         mapped = self._map(sample).content
-        for member, track in enumerate(self._tracks.arrays):
+        for member, track in self._by_member.items():
             row_bytes = track.width * 4
             start_row, rows = track.span(start_tick, ticks)
             if self._verify and not self._marks.verified[sample, member]:
@@ -177,14 +187,15 @@ class ClipReader:
         """Return the shard of a clip."""
         return self.maps.get(*self._shards[self.table.shard[sample]])
 
-    def _check(self, sample: int) -> tuple[int, int, int, int]:
-        """Return a clip's shard, the first floats of its gesture and audio, and its bits of parts."""
+    def _check(self, sample: int) -> tuple[int, int, int, int, int]:
+        """Return a clip's shard, the first floats of its gesture, audio and jaw_eyes, and its bits of parts."""
         shard = int(self.table.shard[sample])
         content = self._map(sample).content
         gesture, audio = (self._data_start(content, sample, member) // 4 for member in (_GESTURE, _AUDIO))
+        jaw_eyes = 0 if self._tracks.jaw_eyes is None else self._data_start(content, sample, _JAW_EYES) // 4
         if len(self._checked) >= _MAX_CHECKED:
             self._checked.clear()
-        self._checked[sample] = found = shard, gesture, audio, int(self.table.present[sample])
+        self._checked[sample] = found = shard, gesture, audio, jaw_eyes, int(self.table.present[sample])
         return found
 
     def _data_start(self, mapped: Ranges, sample: int, member: int) -> int:
@@ -209,7 +220,7 @@ class ClipReader:
     def _check_header(self, mapped: Ranges, sample: int, member: int) -> int:
         """Return the size of a member's npy header; refuse another dtype, order, shape or size than the manifest's."""
         first, size = int(self.table.offsets[sample, member]), int(self.table.sizes[sample, member])
-        track, table = self._tracks.arrays[member], self.table
+        track, table = self._by_member[member], self.table
         rows = track.rows_of_clip(int(table.frames[sample]), int(table.mel_frames[sample]), int(table.ticks[sample]))
         expected = (rows, track.width)
         head = mapped[first : first + min(size, _MAX_HEADER_BYTES)]

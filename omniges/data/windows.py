@@ -32,9 +32,9 @@ from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import JAW_EYES, LAYOUT
 from omniges.features.text_tokens import MARKS, TextTokenCodec
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
-from omniges.shards.dataset import combine, partial_of
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.present import CHANNELS_OF, channel_flags, present_bits
+from omniges.shards.reader import train_statistics
 from omniges.shards.schema import PARTS, STATS_FILE, VERIFY, Part
 
 F32 = npt.NDArray[np.float32]
@@ -480,7 +480,7 @@ def _scale(base: ShardSet, name: str, window_ticks: int, present: Collection[Par
             "recordings into the train split with omniges preprocess --split-csv"
         )
     track = _TRACKS[name]
-    found = base.statistics.get(name) or _statistics(base, track.member)
+    found = base.statistics.get(name) or train_statistics(base.reader, track.member)  # version 1 lacks some
     scale = Scale.from_statistics(found, name, track.channels, str(source))
     counts = np.broadcast_to(
         found.get("counts", 1), scale.mean.shape
@@ -492,9 +492,3 @@ def _scale(base: ShardSet, name: str, window_ticks: int, present: Collection[Par
             f"normalized: use normalized=False, or leave these clips or {name} out"
         )
     return scale.tiled(min(window_ticks, TILE_TICKS) * track.rows_per_tick)
-
-
-def _statistics(base: ShardSet, member: str) -> dict[str, Any]:
-    """Return statistics of an array over the train split, if stats.json lacks them (version 1)."""
-    rows = [row for row in base.reader.rows if row.split == "train"]
-    return combine([partial_of(base.reader.array(row, member)) for row in rows])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
@@ -30,6 +30,7 @@ from omniges.metrics.clips import ClipValue
 from omniges.metrics.profiles import BeatSettings
 from omniges.metrics.registry import MotionClip, units
 from omniges.shards.manifest import ManifestRow
+from omniges.shards.schema import Part
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -40,10 +41,29 @@ _ALONE: Final = "there is no other recording whose audio can be used"
 _NO_BODY: Final = "no vertices without a body model, give --body-model"
 _NO_FACE: Final = "no face in the recording"
 _NO_FACE_MADE: Final = "no face in the result"
+_NO_JAW: Final = "no jaw in the recording"
+_NO_JAW_MADE: Final = "no jaw in the result"
+_LACKING: Final = {"face": (_NO_FACE, _NO_FACE_MADE), "jaw_eyes": (_NO_JAW, _NO_JAW_MADE)}
+"""Reasons why the recording, or the result, lacks a part."""
 _NO_SEAMS: Final = "no result has several windows"
 _TOGETHER: Final = frozenset({"Fréchet gesture distance", _BEATS.metric})  # scored by `FeatureRows` and `BeatRows`
 _UNITS: Final = {label: unit for label, unit in units("gesture").items() if label not in _TOGETHER}
-_AGAINST_A_RECORDING: Final = ("semantic recall", "face MSE", "face LVD")
+
+
+def _correlated(speeds: Callable[[Any], F64], generated: F64, recorded: F64) -> ClipValue:
+    return gesture.speed_correlation(speeds(generated), speeds(recorded))
+
+
+_JAW_AND_EXPRESSIONS: Final[Mapping[str, tuple[Part, Callable[[ClipMotion, ClipMotion], ClipValue]]]] = {
+    "jaw rotation error": ("jaw_eyes", lambda own, true: gesture.jaw_rotation_error(own.poses, true.poses)),
+    "jaw speed correlation": ("jaw_eyes", lambda own, true: _correlated(gesture.jaw_speeds, own.poses, true.poses)),
+    "expression speed correlation": (
+        "face",
+        lambda own, true: _correlated(gesture.expression_speeds, own.expressions, true.expressions),
+    ),
+}
+"""By metric the part that it needs, and its function of a generated and a recorded motion of equal length."""
+_AGAINST_A_RECORDING: Final = ("semantic recall", "face MSE", "face LVD", *_JAW_AND_EXPRESSIONS)
 _NO_VALUES: Final = {
     "face MSE": _NO_BODY,
     "face LVD": _NO_BODY,
@@ -160,6 +180,7 @@ class _Scorer:
         partner = self._partners.get(key)
         other = None if partner is None else recorded_motion(self._shards, self._rows[partner])
         self._add_recall(key, recording, own, true, other)
+        self._add_jaw_and_expressions(key, generated, recorded, other)
         if self._registered.wanted:
             self._add_registered(key, recording.body, generated, recorded, other)
         if not isinstance(recording.body, Person):
@@ -206,6 +227,18 @@ class _Scorer:
         recorded = self._values("semantic recall", "recorded")
         if key not in recorded.keys:
             recorded.add(key, lambda: gesture.semantic_recall(true, true, spoken, settings))
+
+    def _add_jaw_and_expressions(
+        self, key: str, generated: ClipMotion, recorded: ClipMotion, other: ClipMotion | None
+    ) -> None:
+        for metric, (part, score) in _JAW_AND_EXPRESSIONS.items():
+            if part not in generated.present or part not in recorded.present:
+                self._values(metric, "generated").leave_out(_LACKING[part][part in recorded.present])
+                continue
+            self._values(metric, "generated").add(key, partial(score, generated, recorded))
+            if other is not None and part in other.present:
+                frames = min(generated.frames, other.frames)
+                self._values(metric, "shuffled").add(key, partial(score, generated.cut(frames), other.cut(frames)))
 
     def _add_face(
         self, key: str, person: Person, generated: ClipMotion, recorded: ClipMotion, other: ClipMotion | None

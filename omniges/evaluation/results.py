@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError, RecordingFault, UsageFault
-from omniges.evaluation.scores import NEVER_MADE, Result
+from omniges.evaluation.scores import Result
 from omniges.features.audio import MEL_BANDS, log_mel, mix_down_in_phase, resample
 from omniges.features.gesture import MotionArrays
 from omniges.features.timebase import FRAME_RATE_HZ, HOP_SAMPLES, SAMPLE_RATE_HZ, SAMPLES_PER_TICK
@@ -81,7 +81,7 @@ class FileResult(Result):
             seconds=row.seconds if record is None else min(record.seconds, row.seconds),
             seams=() if record is None else tuple(round(s * FRAME_RATE_HZ) for s in record.seams_s),
             invalid_rotations=None if record is None else record.measures.get("invalid_rotations"),
-            absent=() if record is None else (*record.absent, *NEVER_MADE),
+            absent=() if record is None else record.at_rest,
             folder=path.parent,
             record=record,
             files=files,

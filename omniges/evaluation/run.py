@@ -216,7 +216,7 @@ def require_fit(
     identity = load_identity(saved)
     loader = saved.document("state.json").get("loader")
     state = loader if isinstance(loader, dict) else {}
-    numbers = trained_on(state, shards.folder, identity.codec_names, identity.label_names)
+    numbers = trained_on(state, shards.folder, *identity.read_by_training)
     if not numbers:
         found = f"the checkpoint was trained on other shards than {shards.folder}"
         warnings.append(f"{found}: whether it was trained on these clips is not known")

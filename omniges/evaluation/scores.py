@@ -36,8 +36,6 @@ Row = Literal["generated", "shuffled", "recorded"]
 ROWS: Final[tuple[Row, ...]] = ("generated", "shuffled", "recorded")
 """Rows of a figure: results against their recordings, results against other recordings, and recordings only."""
 
-NEVER_MADE: Final[tuple[Part, ...]] = ("jaw_eyes",)
-"""Parts for which no model has channels."""
 UNCONDITIONAL: Final = "generated without a condition, so there is no ground truth"
 
 _ADVICE: Final = ": leave this clip out"  # remedy in errors of metrics, which this module follows

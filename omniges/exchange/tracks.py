@@ -330,7 +330,7 @@ def _of_result(path: Path, record: GeneratedRecord, read_motion: _ReadMotion, cl
                 files[kind] = _decoded(place, data, read_motion if kind == "gesture" else _DECODERS[kind])
     motion, absent = files.get("gesture", (None, ()))
     if generated:
-        absent = (*record.absent, "jaw_eyes")
+        absent = record.at_rest
     mel = None if "audio" in files else files.get("mel")
     return Track(clip, name, motion, files.get("audio"), files.get("text"), mel, absent)
 

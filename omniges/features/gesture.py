@@ -17,6 +17,8 @@ from typing import ClassVar, Final
 import numpy as np
 import numpy.typing as npt
 
+from omniges.features.channels import WITH_JAW_EYES
+
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
@@ -64,6 +66,12 @@ class GestureLayout:
 
 
 LAYOUT: Final = GestureLayout()
+JAW_EYES_CHANNELS: Final = slice(LAYOUT.channels, WITH_JAW_EYES)
+"""Channels of jaw, left eye and right eye in a gesture stream of 424, as axis-angles in radians.
+
+Axis-angles are kept as recorded. BEAT2's angles of jaw and eyes are below 0.1 rad, far from π, where axis-angles jump.
+There they are unique, smooth and almost linear, and any generated values are a valid rotation. A 6D rotation would add
+nine channels of nearly constant value, and lose the exact values."""
 POSE_PARTS: Final[Mapping[str, tuple[int, ...]]] = {
     "upper": LAYOUT.upper_joints,
     "hands": LAYOUT.hand_joints,
@@ -313,3 +321,32 @@ def motion_from_gesture(clip: GestureClip) -> MotionArrays:
         steps[0] = start_m  # the first step is a copy of the second
         trans[:, column] = np.cumsum(steps)
     return MotionArrays(poses, clip.gesture[:, LAYOUT.face].astype(np.float64), trans)
+
+
+def stream_channels(clip: GestureClip, channels: int) -> F32:
+    """Return the channels of a clip that a model's gesture stream has.
+
+    Args:
+        clip: The clip of T frames.
+        channels: 415, or 424 for those of jaw and eyes too.
+
+    Returns:
+        Channels (T, channels).
+    """
+    return clip.gesture if channels == LAYOUT.channels else np.concatenate([clip.gesture, clip.jaw_eyes], axis=1)
+
+
+def clip_of_channels(stream: F32, start_xz: F64) -> GestureClip:
+    """Invert `stream_channels`; jaw and eyes are at rest if the stream has no channels of them.
+
+    Args:
+        stream: Channels (T, 415) or (T, 424).
+        start_xz: x and z (2,) of the first frame in metres.
+
+    Returns:
+        The clip.
+    """
+    jaw_eyes = stream[:, JAW_EYES_CHANNELS]
+    if not jaw_eyes.shape[1]:
+        jaw_eyes = np.zeros((len(stream), JAW_EYES), np.float32)
+    return GestureClip(stream[:, : LAYOUT.channels], jaw_eyes, start_xz)

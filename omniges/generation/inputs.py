@@ -22,7 +22,7 @@ import numpy.typing as npt
 from omniges.conditions.base import STREAM_OF, Content, Recording, constant, labels_of
 from omniges.errors import DataError, RecordingFault, UsageFault
 from omniges.features.audio import Loudness
-from omniges.features.gesture import LAYOUT, gesture_from_motion
+from omniges.features.gesture import LAYOUT, gesture_from_motion, stream_channels
 from omniges.features.text_tokens import TextTokenCodec
 from omniges.features.timebase import (
     FRAMES_PER_TICK,
@@ -42,7 +42,7 @@ from omniges.model.streams import STREAMS, StreamName
 from omniges.shards.dataset import FEATURES
 from omniges.shards.latents import CodecEntry, FrameEntry
 from omniges.shards.manifest import ManifestRow
-from omniges.shards.present import ALL_PRESENT, STREAM_BITS, at_rest, present_bits
+from omniges.shards.present import ALL_PRESENT, STREAM_BITS, at_rest, bits_of, present_bits, unused_bits
 from omniges.shards.reader import SampleArrays, ShardFolder, file_betas
 from omniges.shards.schema import MANIFEST_FILE, MOTION_PARTS
 from omniges.storage.atomic import os_errors
@@ -98,7 +98,7 @@ class Condition:
     stream: StreamName
     name: str  # name of the results
     ticks: int
-    series: Held | Spool | None  # gesture (3 ticks, 415), audio (10 ticks, 64), text tokens (ticks,), or more
+    series: Held | Spool | None  # gesture (3 ticks, 415 or 424), audio (10 ticks, 64), text tokens (ticks,), or more
     path: str
     sha256: str
     warnings: tuple[str, ...] = ()
@@ -332,13 +332,16 @@ def _plain(path: str, data: bytes, rate: SpeakingRate | None) -> tuple[list[dict
     return words, None, estimate_warnings(text, rate)
 
 
-def read_gesture(path: Path, folder: Path | None = None, rate_hz: float | None = None) -> Condition:
+def read_gesture(
+    path: Path, folder: Path | None = None, rate_hz: float | None = None, channels: int = LAYOUT.channels
+) -> Condition:
     """Read SMPL-X motion in the form of BEAT2.
 
     Args:
         path: The NPZ file.
         folder: Folder of temporary files, see `Spool`.
         rate_hz: Frames per second of a file that does not state them.
+        channels: Channels of the model's gesture stream, 415 or 424.
 
     Returns:
         The gesture stream.
@@ -352,15 +355,16 @@ def read_gesture(path: Path, folder: Path | None = None, rate_hz: float | None =
     ticks = len(motion.poses) // FRAMES_PER_TICK
     if ticks < 1:
         raise DataError(f"{path}: at least 0.1 s of motion expected, found {len(motion.poses)} frames")
-    channels = Spool(folder, (LAYOUT.channels,))
+    series = Spool(folder, (channels,))
     for start in range(0, len(motion.poses), _BLOCK_FRAMES):
         first = max(0, start - 1)  # one frame earlier, because root channels are differences
         part = slice(first, start + _BLOCK_FRAMES)
         clip = gesture_from_motion(motion.poses[part], motion.expressions[part], motion.trans[part])
-        channels.append(at_rest(clip, frozenset(MOTION_PARTS) - absent).gesture[start - first :])
+        complete = at_rest(clip, frozenset(MOTION_PARTS) - absent)
+        series.append(stream_channels(complete, channels)[start - first :])
     warnings = tuple(f"{note.code}: {note.found}" for note in motion.notes)
     body = Body.of(motion)
-    return Condition("gesture", path.stem, ticks, channels, str(path), digest, warnings, body=body, absent=absent)
+    return Condition("gesture", path.stem, ticks, series, str(path), digest, warnings, body=body, absent=absent)
 
 
 def read_body(path: Path, rate_hz: float | None = None) -> Body:
@@ -391,14 +395,14 @@ def _motion(path: Path, rate_hz: float | None) -> tuple[Motion, str]:
 
 
 def sample_condition(
-    sample: SampleArrays, stream: StreamName, codec: TextTokenCodec | None, shards: Path, latents_of: str | None = None
+    sample: SampleArrays, stream: StreamName, reading: Reading, shards: Path, latents_of: str | None = None
 ) -> Condition:
     """Return one stream of a sample of a shard folder.
 
     Args:
         sample: The sample.
         stream: The stream.
-        codec: Tokenizer of text tokens; None: the model's text is latents.
+        reading: Settings for reading.
         shards: Path of the shard folder, for records.
         latents_of: Name of a codec of frames whose latents are returned too.
 
@@ -409,11 +413,12 @@ def sample_condition(
     warnings: tuple[str, ...] = ()
     array: npt.NDArray[Any] | None = None
     if stream == "gesture":
-        array = at_rest(sample.gesture, row.present).gesture[: row.ticks * FRAMES_PER_TICK]
+        complete = at_rest(sample.gesture, row.present)
+        array = stream_channels(complete, reading.gesture_channels)[: row.ticks * FRAMES_PER_TICK]
     elif stream == "audio":
         array = sample.mel[: row.ticks * MEL_FRAMES_PER_TICK]
-    elif codec is not None:
-        encoded = codec.encode(sample.words, row.ticks)
+    elif reading.token_codec is not None:
+        encoded = reading.token_codec.encode(sample.words, row.ticks)
         array = encoded.ids
         if encoded.dropped:
             warnings = (f"{len(encoded.dropped)} words left out, which have more subwords than ticks",)
@@ -471,6 +476,7 @@ class Reading:
     folder: Path | None = None  # folder of temporary files, see `Spool`
     recorded: tuple[StreamName, ...] = ()  # recorded streams of samples to show beside the results
     rate: SpeakingRate | None = None  # speaking rate of the training words
+    gesture_channels: int = LAYOUT.channels  # of the model's gesture stream, 415 or 424
 
 
 def planned_inputs(conditions: Sequence[StreamName], sources: Sources, reading: Reading) -> list[PlannedInput]:
@@ -554,6 +560,10 @@ def _paired(conditions: Sequence[StreamName], sources: Sources) -> dict[str, dic
     return found
 
 
+def _recorded_rows(condition: Condition, first: int, ticks: int) -> npt.NDArray[Any]:
+    return condition.array(first, ticks)[:, : LAYOUT.channels]  # without jaw and eyes; a mel has fewer bands
+
+
 def _recording(conditions: Sequence[Condition]) -> Recording:
     """Return the contents of the user's files for condition streams; there are no labels."""
     contents: dict[Content, Callable[[int, int], Any]] = {}
@@ -561,7 +571,7 @@ def _recording(conditions: Sequence[Condition]) -> Recording:
         if one.stream == "text":
             contents["words"] = constant(one.words)
         else:
-            contents["mel" if one.stream == "audio" else "gesture"] = one.array
+            contents["mel" if one.stream == "audio" else "gesture"] = partial(_recorded_rows, one)
     return Recording({}, contents)
 
 
@@ -607,7 +617,9 @@ def _of_files(
         if stream == "audio":
             conditions.append(read_audio(Path(file), reading.folder, reading.loudness))
         elif stream == "gesture":
-            conditions.append(read_gesture(Path(file), reading.folder, sources.motion_rate_hz))
+            conditions.append(
+                read_gesture(Path(file), reading.folder, sources.motion_rate_hz, reading.gesture_channels)
+            )
     # The last word ends before the recording does, so another stream defines the length if there is one.
     length_s = min((one.ticks for one in conditions), default=0) / TICKS_PER_SECOND or None
     if "text" in files:
@@ -660,7 +672,7 @@ def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
         item,
         ticks=ticks,
         conditions=conditions,
-        present=item.present & ~present_bits(absent),
+        present=item.present & ~present_bits(absent) | unused_bits(reading.gesture_channels),
         recorded=tuple(one.cut(ticks) for one in item.recorded),
         warnings=(*item.warnings, f"cut to {ticks / TICKS_PER_SECOND:.1f} s") if shorter else item.warnings,
     )
@@ -684,13 +696,13 @@ def _of_sample(
 ) -> Input:
     sample = folder.sample(row)
     conditions = tuple(
-        sample_condition(sample, name, reading.token_codec, folder.folder, latents_of(folder, reading.codecs.get(name)))
+        sample_condition(sample, name, reading, folder.folder, latents_of(folder, reading.codecs.get(name)))
         for name in streams
     )
     bits = present_bits(row.present)
     shown = [name for name in reading.recorded if bits & STREAM_BITS[name]]
-    recorded = tuple(sample_condition(sample, name, reading.token_codec, folder.folder) for name in shown)
-    needed = sum(STREAM_BITS[name] for name in streams)
+    recorded = tuple(sample_condition(sample, name, reading, folder.folder) for name in shown)
+    needed = bits_of(streams)
     digest = folder.dataset["files"][MANIFEST_FILE]["sha256"]
     manifest = folder.dataset["manifest_hash"]
     source = {"shards": str(folder.folder), "manifest_sha256": digest, "manifest_hash": manifest, "key": row.key}

@@ -23,6 +23,7 @@ import torch
 from omniges import arguments
 from omniges.errors import RecordingFault, UsageFault
 from omniges.features.audio import Loudness
+from omniges.features.channels import GestureChannels
 from omniges.features.gesture import LAYOUT, MotionArrays
 from omniges.features.timebase import FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
 from omniges.formats.audio import LOUDEST, encode_wav
@@ -88,6 +89,9 @@ class OmnigesSample:
     """For text stored as latents, one for each window: ``text``, ``start``, ``end`` in seconds, and ``ended``, False
     if the text was cut."""
     seed: int = 0
+    jaw_eyes: F32 | None = None
+    """Axis-angles (30 · seconds, 9) of jaw, left and right eye in radians; None if the model has no channels of them,
+    and then they do not move."""
 
     def motion(self, start_xz: Sequence[float] = (0.0, 0.0)) -> MotionArrays:
         """Return SMPL-X motion at 30 Hz, with valid rotations.
@@ -104,7 +108,8 @@ class OmnigesSample:
         """
         if self.gesture is None:
             raise UsageFault("motion: this task produces no gesture: choose one such as a2g")
-        return valid_motion(self.gesture, np.asarray(start_xz, np.float64))
+        channels = self.gesture if self.jaw_eyes is None else np.concatenate([self.gesture, self.jaw_eyes], axis=1)
+        return valid_motion(channels, np.asarray(start_xz, np.float64))
 
     def waveform(self, vocoder: Path | str | None = None) -> F32:
         """Return the waveform, by Griffin–Lim or a HiFi-GAN.
@@ -350,7 +355,7 @@ class OmnigesPipeline:
             text: A TextGrid or plain text file; words, each (word, start, end) in seconds, a mapping, or an object
                 as in `Sample.words`; or text itself. Text that looks like a path must be a file, and is never spoken.
             speaking_rate: Speaking rate of words without times; None: that of the training words.
-            gesture: An SMPL-X NPZ, or an array or tensor of channels (30 · seconds, 415) as shards hold them.
+            gesture: An SMPL-X NPZ, or an array or tensor of channels (30 · seconds, 415), or 424 with `jaw_eyes`.
             motion_rate_hz: Frames per second of an NPZ that does not state them.
             seconds: Largest length; the length of an unconditional sample.
             speaker: Speaker style to generate in; None: unknown.
@@ -389,7 +394,7 @@ class OmnigesPipeline:
         item = self._item(name, inputs, seconds)
         tokens, lost = self._sampler.codecs.conditions(item, windows)
         described = values_of(streams, asked, item.recording)
-        timelines = [Timeline(item.ticks, tokens, number, sample, described=described) for sample in range(num_samples)]
+        timelines = [Timeline(item.ticks, tokens, number, k, item.present, described) for k in range(num_samples)]
         worked = _reporting(callback, num_samples * item.ticks)
         generated = joined(self._sampler.sample(timelines, TASKS[name].targets, seed, windows, sampling, worked))
         spans = self._sampler.codecs.windows_of_text(item.ticks, windows)
@@ -404,7 +409,7 @@ class OmnigesPipeline:
         if inputs["audio"][0] is not None:
             conditions.append(_audio(*inputs["audio"], self._loaded.identity.loudness))
         if inputs["gesture"][0] is not None:
-            conditions.append(_gesture(*inputs["gesture"]))
+            conditions.append(_gesture(*inputs["gesture"], self._loaded.identity.config.gesture_channels))
         if inputs["text"][0] is not None:
             length_s = min((one.ticks for one in conditions), default=0) / TICKS_PER_SECOND or None
             conditions.append(self._text(*inputs["text"], length_s))
@@ -428,7 +433,10 @@ class OmnigesPipeline:
             found = self._sampler.token_codec.decode(generated["text"].astype(np.int32))
             words = [word.as_json() for word in found if word.word.strip()]
         seconds = item.ticks / TICKS_PER_SECOND
-        return OmnigesSample(seconds, generated.get("gesture"), generated.get("audio"), words, windows, seed)
+        gesture, jaw_eyes = generated.get("gesture"), None
+        if gesture is not None and self._sampler.identity.config.with_jaw_eyes:
+            gesture, jaw_eyes = np.split(gesture, [LAYOUT.channels], axis=1)
+        return OmnigesSample(seconds, gesture, generated.get("audio"), words, windows, seed, jaw_eyes)
 
     def _text(self, text: Path | str | Words, rate: SpeakingRate | None, length_s: float | None) -> Condition:
         reading = self._sampler.reading()
@@ -571,17 +579,24 @@ def _audio(audio: Path | str | Array, rate_hz: float | None, loudness: Loudness)
     return audio_condition(log_mel_of_samples(samples, rate_hz, None, loudness), "audio", "audio", digest)
 
 
-def _gesture(gesture: Path | str | Array, rate_hz: float | None) -> Condition:
+def _gesture(gesture: Path | str | Array, rate_hz: float | None, wanted: int) -> Condition:
+    """Return gesture for a model of `wanted` channels; an array without jaw and eyes lacks them."""
     rate_hz = None if rate_hz is None else arguments.number("motion_rate_hz", rate_hz, 1)
     if isinstance(gesture, Path | str):
-        return read_gesture(Path(gesture), None, rate_hz)
+        return read_gesture(Path(gesture), None, rate_hz, wanted)
     if rate_hz is not None:
         raise UsageFault("motion_rate_hz: given with an array of channels, which are at 30 Hz: remove it")
     channels = _array("gesture", gesture)
-    if channels.ndim != 2 or channels.shape[1] != LAYOUT.channels or len(channels) < FRAMES_PER_TICK:
-        raise UsageFault(f"gesture: channels (3 frames or more, {LAYOUT.channels}) expected, found {channels.shape}")
+    sizes = get_args(GestureChannels)
+    if channels.ndim != 2 or channels.shape[1] not in sizes or len(channels) < FRAMES_PER_TICK:
+        raise UsageFault(
+            f"gesture: channels (3 frames or more, {' or '.join(map(str, sizes))}) expected, found {channels.shape}"
+        )
     if channels.dtype.kind != "f" or not np.isfinite(channels).all():
         raise UsageFault(f"gesture: finite floats expected, found other values in an array of {channels.dtype}")
     array = np.ascontiguousarray(channels, np.float32)
     ticks = len(array) // FRAMES_PER_TICK
-    return Condition("gesture", "gesture", ticks, Held(array), "gesture", sha256_hex(array.tobytes()))
+    digest = sha256_hex(array.tobytes())
+    lacking = frozenset({"jaw_eyes"} if array.shape[1] < wanted else ())
+    array = np.pad(array[:, :wanted], ((0, 0), (0, max(0, wanted - array.shape[1]))))
+    return Condition("gesture", "gesture", ticks, Held(array), "gesture", digest, absent=lacking)

@@ -11,6 +11,7 @@ from types import NoneType
 from typing import Any, Final
 
 from omniges.errors import DataError, RecordingFault
+from omniges.features.channels import WITH_JAW_EYES
 from omniges.formats.textgrid import WordInterval, decode_words
 from omniges.shards.schema import is_count
 from omniges.storage.files import json_document, read_settings
@@ -90,6 +91,11 @@ class GeneratedRecord:
     remarks: tuple[str, ...] = field(metadata=_is("list of str", _all(_of(str), list)))
     absent: tuple[str, ...] = field(default=(), metadata=_is("list of str", _all(_of(str), list)))
     """Parts at rest, because no training sample had them; the file omits an empty list."""
+
+    @property
+    def at_rest(self) -> tuple[str, ...]:
+        """Parts of the motion that do not move; jaw and eyes too, unless the model had channels of them."""
+        return self.absent if self.model.get("gesture_channels") == WITH_JAW_EYES else (*self.absent, "jaw_eyes")
 
     def document(self) -> bytes:
         """Return the content of the file."""

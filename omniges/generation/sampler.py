@@ -44,7 +44,7 @@ from omniges.model.tasks import TASKS, SamplingSettings, Task
 from omniges.registry import foreign
 from omniges.shards import schema
 from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
-from omniges.shards.present import CHANNELS_OF, absent_parts, rest_channels
+from omniges.shards.present import STREAM_CHANNELS_OF, absent_parts, rest_channels
 from omniges.shards.reader import ShardFolder
 
 SETTINGS_FILE: Final = "settings.json"
@@ -80,7 +80,7 @@ class Loaded:
         loader = self.saved.object(STATE_FILE).get("loader") if STATE_FILE in self.saved.files else None
         if not isinstance(loader, dict) or not loader.get("manifest_hashes"):
             return None
-        return bool(trained_on(loader, shards, self.identity.codec_names, self.identity.label_names))
+        return bool(trained_on(loader, shards, *self.identity.read_by_training))
 
     def facts(self) -> dict[str, Any]:
         """Return the model as records name it."""
@@ -88,6 +88,7 @@ class Loaded:
             "checkpoint": str(self.saved.path),
             "step": self.saved.step,
             "preset": self.identity.preset,
+            "gesture_channels": self.identity.config.gesture_channels,
             "weights": self.weights,
             "codecs": {
                 stream: {"name": entry.name, "fingerprint": entry.fingerprint}
@@ -385,7 +386,12 @@ class Sampler:
         """Return the parts of the given targets that no training sample had; they are generated at rest."""
         if "gesture" not in targets or "gesture" in self.codecs.entries:
             return ()
-        return tuple(part for part in absent_parts(self.model.trained) if part in CHANNELS_OF)
+        return tuple(part for part in absent_parts(self.model.trained) if part in STREAM_CHANNELS_OF)
+
+    def at_rest(self, targets: Sequence[StreamName]) -> tuple[schema.Part, ...]:
+        """Return the parts of generated motion that do not move, jaw and eyes included if there are no channels."""
+        jaw_eyes: tuple[schema.Part, ...] = () if self.identity.config.with_jaw_eyes else ("jaw_eyes",)
+        return (*self.absent_from(targets), *jaw_eyes)
 
     def absence_warnings(self, targets: Sequence[StreamName]) -> tuple[str, ...]:
         """Return warnings about parts that `absent_from` names."""
@@ -427,7 +433,16 @@ class Sampler:
             rate = SpeakingRate.from_json(identity.speaking_rate) if identity.speaking_rate else None
         except ValueError as error:
             raise DataError(f"the checkpoint's {SPEAKING_RATE_FILE}: {error}: choose another checkpoint") from error
-        return Reading(token_codec, identity.tick_multiple, identity.loudness, identity.codecs, folder, recorded, rate)
+        return Reading(
+            token_codec,
+            identity.tick_multiple,
+            identity.loudness,
+            identity.codecs,
+            folder,
+            recorded,
+            rate,
+            identity.config.gesture_channels,
+        )
 
     def sample(
         self,
@@ -457,7 +472,8 @@ class Sampler:
         left = [timeline.ticks for timeline in timelines]
         latents: dict[tuple[int, StreamName], list[npt.NDArray[Any]]] = {}
         generated = sample_timelines(self.model, timelines, targets, seed, windows, settings, worked)
-        at_rest, rest = [CHANNELS_OF[part] for part in self.absent_from(targets)], rest_channels()
+        at_rest = [STREAM_CHANNELS_OF[part] for part in self.absent_from(targets)]
+        rest = rest_channels(self.model.gesture_channels)
         while True:
             with self.autocast():  # not around the yield, which would change the caller's precision
                 found = next(generated, None)

@@ -20,7 +20,8 @@ import numpy.typing as npt
 
 from omniges.errors import DataError
 from omniges.features.audio import MEL_BANDS
-from omniges.features.gesture import LAYOUT, GestureClip, MotionArrays, invalid_rotations, motion_from_gesture
+from omniges.features.channels import WITH_JAW_EYES
+from omniges.features.gesture import LAYOUT, MotionArrays, clip_of_channels, invalid_rotations, motion_from_gesture
 from omniges.features.text_tokens import TextTokenCodec
 from omniges.features.timebase import MEL_FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
 from omniges.formats.audio import wav_parts
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 F32 = npt.NDArray[np.float32]
 
+JAW_EYES_AT_REST: Final = "jaw and eyes do not move: the model's gesture stream has 415 channels, without them"
 _COPY_BYTES: Final = 1 << 20
 _NO_TEXT: Final = "\ufffd"
 _UNWRITABLE: Final = frozenset({"Cc", "Cs"})
@@ -60,7 +62,7 @@ class GestureSink:
 
     def __init__(self, body: Body, folder: Path | None) -> None:
         self.measures: dict[str, float] = {}
-        self.warnings = ["jaw and eyes do not move: gesture channels do not have them"]
+        self.warnings = [JAW_EYES_AT_REST]  # until channels of jaw and eyes are appended
         self._body, self._folder = body, folder
         self._channels = Spool(folder, (LAYOUT.channels,))
         self._motion = {name: Spool(folder, (columns,), kind) for name, (columns, kind) in MOTION_COLUMNS.items()}
@@ -68,14 +70,16 @@ class GestureSink:
         self._invalid = 0.0
 
     def append(self, gesture: F32, /) -> None:
-        """Append channels (T, 415); raise DataError if they contain no valid rotation."""
+        """Append channels (T, 415) or (T, 424); raise DataError if they contain no valid rotation."""
         six_d = gesture[:, LAYOUT.rotations].reshape(len(gesture), -1, 6)
         self._invalid += invalid_rotations(six_d) * len(gesture)
         if len(self._channels):
             self._at_xz = self._at_xz + gesture[0, [LAYOUT.root.start, LAYOUT.root.start + 2]].astype(np.float64)
         motion = valid_motion(gesture, self._at_xz)
         self._at_xz = motion.trans[-1, [0, 2]]
-        self._channels.append(gesture)
+        self._channels.append(gesture[:, : LAYOUT.channels])
+        if gesture.shape[1] == WITH_JAW_EYES:
+            self.warnings.clear()
         for name, spool in self._motion.items():
             spool.append(getattr(motion, name))
         self.measures["invalid_rotations"] = self._invalid / len(self._channels)
@@ -103,10 +107,10 @@ class GestureSink:
 
 
 def valid_motion(gesture: F32, start_xz: npt.NDArray[np.float64]) -> MotionArrays:
-    """Convert generated channels to SMPL-X motion with valid rotations, with jaw and eyes at rest.
+    """Convert generated channels to SMPL-X motion with valid rotations.
 
     Args:
-        gesture: Channels (T, 415).
+        gesture: Channels (T, 424), or (T, 415), with which jaw and eyes are at rest.
         start_xz: Start position (x, z) in metres.
 
     Returns:
@@ -116,7 +120,7 @@ def valid_motion(gesture: F32, start_xz: npt.NDArray[np.float64]) -> MotionArray
         DataError: The channels contain no valid rotation.
     """
     try:
-        return motion_from_gesture(GestureClip(gesture, np.zeros((len(gesture), 9), np.float32), start_xz))
+        return motion_from_gesture(clip_of_channels(gesture, start_xz))
     except ValueError as error:
         raise DataError(
             f"generated motion: {error}: the model is not trained enough; choose another checkpoint"

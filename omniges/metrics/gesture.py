@@ -15,7 +15,14 @@ import numpy.typing as npt
 
 from omniges.errors import DataError, UsageFault
 from omniges.features.body import Numbers
-from omniges.features.gesture import JAW_EYES_COLUMNS, JOINT_NAMES, POSE_COLUMNS
+from omniges.features.gesture import (
+    JAW_EYES_COLUMNS,
+    JOINT_NAMES,
+    POSE_COLUMNS,
+    matrix_from_six_d,
+    rotvec_from_matrix,
+    six_d_from_rotvec,
+)
 from omniges.features.timebase import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 from omniges.formats.arrays import F64, checked
 from omniges.formats.semantic import SemanticSpan
@@ -550,3 +557,89 @@ class FaceSums:
         divisor = frames if settings.lvd == "velocity-by-frames" else frames - 1
         weight = frames - 1 if settings.lvd == "velocity-by-steps" else frames
         return FaceScore(total / (divisor * self._vertices * 3), float(weight), self._vertices)
+
+
+def jaw_rotation_error(generated: Numbers, recorded: Numbers) -> ClipValue:
+    """Return the mean angle between generated and recorded rotations of the jaw.
+
+    Args:
+        generated: Axis-angle poses (T, 165) in radians.
+        recorded: Axis-angle poses (T, 165) in radians.
+
+    Returns:
+        The mean in radians, weight T.
+
+    Raises:
+        UsageFault: The shapes are wrong or differ.
+        DataError: There are no frames, or values that are NaN or infinite.
+    """
+    found, expected = (_jaw(one) for one in checked_pair(generated, recorded, "poses", (None, POSE_COLUMNS)))
+    return ClipValue(float(_angles_between(found, expected).mean()), float(len(found)))
+
+
+def jaw_speeds(poses: Numbers) -> F64:
+    """Return angles between successive rotations of the jaw.
+
+    Args:
+        poses: Axis-angle poses (T, 165) in radians, T ≥ 2.
+
+    Returns:
+        Speeds (T − 1,) in radians per frame.
+
+    Raises:
+        UsageFault: The shape is wrong.
+        DataError: There are fewer than 2 frames, or values that are NaN or infinite.
+    """
+    jaw = _jaw(checked(poses, "poses", (None, POSE_COLUMNS), at_least=2))
+    return _angles_between(jaw[1:], jaw[:-1])
+
+
+def expression_speeds(expressions: Numbers) -> F64:
+    """Return Euclidean lengths of differences between successive expressions.
+
+    Args:
+        expressions: Coefficients (T, E), T ≥ 2.
+
+    Returns:
+        Speeds (T − 1,) per frame.
+
+    Raises:
+        UsageFault: The shape is wrong.
+        DataError: There are fewer than 2 frames, or values that are NaN or infinite.
+    """
+    steps = np.diff(checked(expressions, "expressions", (None, None), at_least=2), axis=0)
+    return np.asarray(np.sqrt(np.square(steps).sum(axis=1)))
+
+
+def speed_correlation(generated: Numbers, recorded: Numbers) -> ClipValue:
+    """Return Pearson's correlation of generated and recorded speeds over a clip.
+
+    Args:
+        generated: Speeds (T − 1,).
+        recorded: Speeds (T − 1,).
+
+    Returns:
+        The correlation in −1..1, weight T − 1.
+
+    Raises:
+        UsageFault: The lengths differ.
+        DataError: There are fewer than 2 speeds, values that are NaN or infinite, or constant ones.
+    """
+    pair = checked_pair(generated, recorded, "speeds", (None,), at_least=2)
+    for speeds, what in zip(pair, ("generated", "recorded"), strict=True):
+        if speeds.min() == speeds.max():
+            raise DataError(f"{what} speeds: found {speeds[0]:g} in all frames; expected motion: leave this clip out")
+    found, expected = (speeds - speeds.mean() for speeds in pair)
+    lengths = math.sqrt(float(np.square(found).sum()) * float(np.square(expected).sum()))
+    return ClipValue(float((found * expected).sum()) / lengths, float(len(found)))
+
+
+def _jaw(poses: F64) -> F64:
+    """Return rotation matrices (T, 3, 3) of the jaw."""
+    return matrix_from_six_d(six_d_from_rotvec(poses[:, JAW_EYES_COLUMNS][:, :3]))
+
+
+def _angles_between(first: F64, second: F64) -> F64:
+    """Return the angles (T,) of the rotations between two series of rotation matrices (T, 3, 3)."""
+    between = np.swapaxes(first, -1, -2) @ second
+    return np.asarray(np.linalg.norm(rotvec_from_matrix(between), axis=-1))

@@ -24,12 +24,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from omniges.features.gesture import LAYOUT
 from omniges.model.draws import FlowSettings, Group, Plan, Purpose, carried_as_noise, groups_of, normal
 from omniges.model.present import Present, masked, present_of
 from omniges.model.streams import STREAMS, Stream, StreamName, noised, velocity_from_clean
 from omniges.model.tasks import SamplingSettings, Solver
 from omniges.model.trunk import JointFlowTransformer
-from omniges.shards.present import ALL_PRESENT, STREAM_PARTS
+from omniges.shards.present import ALL_PRESENT, STREAM_PARTS, unused_bits
 
 AbsentStreams = Literal["left-out", "noise"]
 """How the model handles a stream that a sample lacks: leave it out, or pass noise of level 1 (OmniFlow)."""
@@ -43,7 +44,9 @@ CleanOf = Callable[[Mapping[StreamName, Tensor], Tensor], Mapping[StreamName, Te
 class Windows:
     """A batch of windows of n ticks on the model's device."""
 
-    arrays: Mapping[StreamName, Tensor]  # gesture (B, 3 n, 415), audio (B, 10 n, 64), text (B, n): as shards hold them
+    arrays: Mapping[
+        StreamName, Tensor
+    ]  # gesture (B, 3 n, 415 or 424), audio (B, 10 n, 64), text (B, n): as shards hold them
     positions: Tensor  # (B,) int64, places in the sample sequence
     speakers: Tensor  # (B,) int64, 0: unknown
     present: Present | None = None  # None: nothing is absent
@@ -78,7 +81,7 @@ def draw_noise(seed: int, positions: Tensor, name: StreamName, shape: Sequence[i
 class FlowModel(nn.Module):
     """Trunk and streams as one module, which is trained, saved and sampled from."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - by keyword but for three
         self,
         trunk: JointFlowTransformer,
         streams: Mapping[StreamName, Stream],
@@ -88,6 +91,7 @@ class FlowModel(nn.Module):
         tell_absent: bool = False,
         trained: int = ALL_PRESENT,
         encoders: Mapping[str, nn.Module] = MappingProxyType({}),
+        gesture_channels: int = LAYOUT.channels,
     ) -> None:
         """Join the parts.
 
@@ -99,11 +103,14 @@ class FlowModel(nn.Module):
             tell_absent: Add a learned embedding to the conditioning for each part that a sample lacks.
             trained: Bits of `STREAM_PARTS` that some train sample has.
             encoders: By condition stream, the module that maps its values (B, …) to vectors (B, W).
+            gesture_channels: Channels of the gesture stream, 415 or 424; latents have their own.
         """
         super().__init__()
-        self.latents, self.trained = frozenset(latents), trained
-        width = trunk.config["width"]
-        self.lacking = nn.Parameter(torch.zeros(len(STREAM_PARTS), width)) if tell_absent else None
+        self.gesture_channels = gesture_channels
+        self._unused = unused_bits(gesture_channels)
+        self.latents, self.trained = frozenset(latents), trained | self._unused
+        parts = len(STREAM_PARTS) - self._unused.bit_count()
+        self.lacking = nn.Parameter(torch.zeros(parts, trunk.config["width"])) if tell_absent else None
         self.trunk = trunk
         self.absent = absent
         self._width: int = trunk.config["width"]
@@ -242,13 +249,15 @@ class FlowModel(nn.Module):
         """Return the vectors (B, W) to add to the conditioning: embeddings of condition streams and of absent parts."""
         if self.lacking is None:
             return described
-        lacking = self.lacking.new_zeros(batch, len(STREAM_PARTS)) if present is None else present.lacking
+        parts = len(self.lacking)
+        lacking = self.lacking.new_zeros(batch, parts) if present is None else present.lacking[:, :parts]
         absent = lacking @ self.lacking
         return absent if described is None else absent + described
 
     def known_parts(self, bits: npt.NDArray[np.uint8]) -> Present | None:
         """Return which parts are present, from bits (B,) of `STREAM_PARTS`, ignoring parts that training never had."""
-        return present_of(bits & np.uint8(self.trained), next(self.parameters()).device, self.latents)
+        known = bits & np.uint8(self.trained) | np.uint8(self._unused)
+        return present_of(known, next(self.parameters()).device, self.latents, self.gesture_channels)
 
     def _group_losses(self, group: Group, inputs: _GroupInputs, seed: int) -> dict[StreamName, tuple[Tensor, Tensor]]:
         """Return for each target stream the rows of the group that have it, and their losses.

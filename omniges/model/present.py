@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from omniges.features.gesture import LAYOUT
 from omniges.model.streams import STREAMS, StreamName
 from omniges.shards.present import ALL_PRESENT, STREAM_BITS, U8, Bools, channel_flags, part_flags
 
@@ -18,8 +19,8 @@ class Present:
     """Presence of streams in B windows; batches in which nothing is absent use None instead."""
 
     streams: Bools  # (B, 3) on the host, columns as STREAMS
-    lacking: Tensor  # (B, 7) float32, 1 for each of `STREAM_PARTS` that is absent; input of the model
-    masks: Mapping[StreamName, Tensor]  # bool (B, 415) of gesture channels, (B, 1) of other streams and of latents
+    lacking: Tensor  # (B, 8) float32, 1 for each of `STREAM_PARTS` that is absent; input of the model
+    masks: Mapping[StreamName, Tensor]  # bool (B, 415 or 424) of gesture channels, (B, 1) of other streams and latents
 
     def at(self, rows: Tensor) -> Present:
         """Return the presence of the given windows (R,), for use on the device."""
@@ -34,13 +35,16 @@ def streams_present(bits: U8) -> Bools | None:
     return np.stack([bits & STREAM_BITS[name] != 0 for name in STREAMS], axis=1)
 
 
-def present_of(bits: U8, device: torch.device, latents: Collection[StreamName] = ()) -> Present | None:
+def present_of(
+    bits: U8, device: torch.device, latents: Collection[StreamName] = (), gesture_channels: int = LAYOUT.channels
+) -> Present | None:
     """Return the presence of streams on a device.
 
     Args:
         bits: Bits of `STREAM_PARTS` (B,).
         device: Device of the model.
         latents: Streams that are latents of a codec, which are present or absent completely.
+        gesture_channels: Channels of the gesture stream, 415 or 424.
 
     Returns:
         Masks and flags on the device; None if nothing is absent.
@@ -50,7 +54,7 @@ def present_of(bits: U8, device: torch.device, latents: Collection[StreamName] =
         return None
     masks: dict[StreamName, Bools] = {name: streams[:, [k]] for k, name in enumerate(STREAMS)}
     if "gesture" not in latents:
-        masks["gesture"] = channel_flags(bits)
+        masks["gesture"] = channel_flags(bits, gesture_channels) & streams[:, [STREAMS.index("gesture")]]
     lacking = torch.from_numpy(1 - part_flags(bits).astype(np.float32))
     return Present(
         streams,

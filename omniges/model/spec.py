@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from types import MappingProxyType
@@ -21,7 +21,8 @@ from omniges.conditions.base import ConditionStream, full_name
 from omniges.conditions.registry import labels_read, saved_streams, specification
 from omniges.errors import DataError, UsageFault
 from omniges.features.audio import MEL_BANDS, Loudness
-from omniges.features.gesture import LAYOUT
+from omniges.features.channels import WITH_JAW_EYES, GestureChannels
+from omniges.features.gesture import JAW_EYES, LAYOUT
 from omniges.features.text_tokens import TextTokenCodec
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
 from omniges.model.checkpoint import EMA_FILE, MODEL_FILE, SavedCheckpoint, load_into
@@ -33,7 +34,7 @@ from omniges.model.trunk import Conditioning, JointFlowTransformer, QKNormKind
 from omniges.registry import foreign
 from omniges.shards.dataset import is_numbers, read_statistics
 from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
-from omniges.shards.present import STREAM_BITS, absent_parts, trained_bits
+from omniges.shards.present import STREAM_BITS, absent_parts, trained_bits, unused_bits
 from omniges.shards.schema import LATENTS_FILE, STATS_FILE, TOKENIZER_FILE, Part, is_count
 from omniges.storage.files import json_document, parse_json
 from omniges.storage.redact import one_line
@@ -92,6 +93,8 @@ class ModelConfig:
     """Patches and their table, from the pretrained weights; only if audio tokens are patches."""
     blank_weight: float = 0.25
     """Weight of a blank tick in the text loss; a spoken tick has 1."""
+    gesture_channels: GestureChannels = 415
+    """Channels of the gesture stream: 415, or 424 with jaw and eyes. Checkpoints without this field have 415."""
     tell_absent: bool = False
     """The parts that a sample lacks are an input of the model; training sets it if a sample lacks some."""
 
@@ -131,6 +134,8 @@ class ModelConfig:
             several = name == "context_only" and not isinstance(found, str)
             if any(one not in get_args(kind) for one in (found if several else (found,))):
                 raise UsageFault(f"model: {name}: found {found!r}; expected {', '.join(get_args(kind))}")
+        if self.gesture_channels not in get_args(GestureChannels):
+            raise UsageFault(f"model: gesture_channels: found {self.gesture_channels!r:.40}; expected 415 or 424")
         self._check_patches()
 
     def _check_patches(self) -> None:
@@ -149,6 +154,11 @@ class ModelConfig:
                 f"model: audio_prediction: found {self.audio_prediction} and audio_tokens patches; expected velocity, "
                 "which OmniFlow's head predicts"
             )
+
+    @property
+    def with_jaw_eyes(self) -> bool:
+        """The gesture stream has channels of jaw and eyes."""
+        return self.gesture_channels == WITH_JAW_EYES
 
     def as_json(self) -> dict[str, Any]:
         """Return the configuration as checkpoints store it."""
@@ -214,25 +224,26 @@ def build_model(
     codecs = codecs or {}
 
     def continuous(
-        name: StreamName, member: str, frames: int, prediction: Prediction, difference_weight: float
+        name: StreamName, members: Sequence[str], frames: int, prediction: Prediction, difference_weight: float
     ) -> Stream:
         latents = codecs.get(name)
         if name == "audio" and config.audio_grid is not None:
             return _patch_tokens(config.audio_grid, latents)
-        scale = statistics[member] if latents is None else latents.statistics
+        scales = [statistics[one] for one in members] if latents is None else [latents.statistics]
         return FrameTokens(
             frames=frames if latents is None else 1,
-            mean=scale["mean"],
-            std=scale["std"],
+            mean=[value for scale in scales for value in scale["mean"]],
+            std=[value for scale in scales for value in scale["std"]],
             prediction=prediction,
             difference_weight=difference_weight if latents is None else 0.0,
             tokens_per_tick=Fraction(1) if latents is None else cast("FrameEntry", latents.entry).rows_per_tick,
         )
 
+    members = ("gesture", "jaw_eyes") if config.with_jaw_eyes else ("gesture",)
     gesture = continuous(
-        "gesture", "gesture", FRAMES_PER_TICK, config.gesture_prediction, config.gesture_difference_weight
+        "gesture", members, FRAMES_PER_TICK, config.gesture_prediction, config.gesture_difference_weight
     )
-    audio = continuous("audio", "mel", MEL_FRAMES_PER_TICK, config.audio_prediction, config.audio_difference_weight)
+    audio = continuous("audio", ("mel",), MEL_FRAMES_PER_TICK, config.audio_prediction, config.audio_difference_weight)
     text = (
         _window_tokens(codecs["text"], config)
         if "text" in codecs
@@ -262,6 +273,7 @@ def build_model(
         tell_absent=config.tell_absent,
         trained=trained_bits(statistics),
         encoders=encoders,
+        gesture_channels=config.gesture_channels,
     )
 
 
@@ -316,6 +328,7 @@ def model_for_weights(
     """
     statistics = {
         "gesture": {"mean": [0.0] * LAYOUT.channels, "std": [1.0] * LAYOUT.channels},
+        "jaw_eyes": {"mean": [0.0] * JAW_EYES, "std": [1.0] * JAW_EYES},
         "mel": {"mean": [0.0] * MEL_BANDS, "std": [1.0] * MEL_BANDS},
     }
     return build_model(
@@ -341,8 +354,9 @@ class ModelIdentity:
 
     @property
     def absent(self) -> tuple[Part, ...]:
-        """Parts that no training sample had."""
-        return absent_parts(trained_bits(json.loads(self.statistics)))
+        """Parts of the streams that no training sample had."""
+        trained = trained_bits(json.loads(self.statistics))
+        return absent_parts(trained | unused_bits(self.config.gesture_channels))
 
     def never_had(self, task: Task) -> list[StreamName]:
         """Return the streams of a task that no training sample had."""
@@ -367,6 +381,11 @@ class ModelIdentity:
     def label_names(self) -> tuple[str, ...]:
         """Labels of the metadata that the condition streams read, sorted."""
         return labels_read(self.conditions.values())
+
+    @property
+    def read_by_training(self) -> tuple[dict[str, str], tuple[str, ...], GestureChannels]:
+        """Codecs, labels and gesture channels that batches of training contain, as `read_catalog` expects them."""
+        return self.codec_names, self.label_names, self.config.gesture_channels
 
     def codec_latents(self) -> dict[StreamName, CodecLatents]:
         """Return the codecs with their statistics, as `build_model` needs them."""
@@ -473,9 +492,11 @@ def load_identity(saved: SavedCheckpoint) -> ModelIdentity:
         }
         latents = saved.content(LATENTS_FILE) if codecs else b""
         _check_latents(codecs, latents)
+        config = ModelConfig.from_json(found["model"])
+        _check_jaw_eyes(config, codecs, statistics)
         return ModelIdentity(
             preset=found["preset"],
-            config=ModelConfig.from_json(found["model"]),
+            config=config,
             window_ticks=found["window_ticks"],
             speakers=tuple(found["speakers"]),
             statistics=statistics,
@@ -514,6 +535,14 @@ def _check_latents(codecs: Mapping[StreamName, CodecEntry], latents: bytes) -> N
         own = found[entry.name]
         if not is_numbers(own["mean"], entry.channels) or not is_numbers(own["std"], entry.channels, 0):
             raise ValueError(f"{LATENTS_FILE}: {entry.name}: mean and std of {entry.channels} channels expected")
+
+
+def _check_jaw_eyes(config: ModelConfig, codecs: Mapping[StreamName, CodecEntry], statistics: bytes) -> None:
+    """Raise ValueError for channels of jaw and eyes without statistics, or beside latents of gesture."""
+    if config.with_jaw_eyes and ("gesture" in codecs or "jaw_eyes" not in parse_json(statistics)):
+        raise ValueError(
+            f"gesture_channels: found 424; expected 415 with latents of gesture or without jaw_eyes in {STATS_FILE}"
+        )
 
 
 def weights_file(weights: Literal["ema", "last"]) -> str:

@@ -39,6 +39,7 @@ _TEXT_PLACES: Final = "streams.text.place"
 _ENCODERS: Final = "conditions."
 _OF_TRAINING: Final = frozenset({"blank_weight", "absent", "gesture_difference_weight", "audio_difference_weight"})
 _OF_TOKENS: Final = _OF_TRAINING | {
+    "gesture_channels",
     *("piece_width", "mark_width", "audio_tokens"),
     *("gesture_prediction", "audio_prediction", "text_prediction"),
 }
@@ -131,6 +132,11 @@ def open_start(
 
 def _changed(config: ModelConfig, changes: Mapping[str, Any], allowed: frozenset[str]) -> ModelConfig:
     fixed = sorted(name for name in changes.keys() - allowed if changes[name] != getattr(config, name))
+    if "gesture_channels" in fixed:
+        raise UsageFault(
+            f"--gesture-channels {changes['gesture_channels']}: {config.gesture_channels} expected, which the "
+            "pretrained weights have: remove the flag"
+        )
     if fixed:
         raise UsageFault(
             f"recipe key model: {', '.join(fixed)} come from the pretrained weights; only {', '.join(sorted(allowed))} "

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from omniges import __version__
 from omniges.errors import DataError, UsageFault
 from omniges.features import audio, timebase
-from omniges.features.gesture import LAYOUT
+from omniges.features.gesture import JAW_EYES, LAYOUT
 from omniges.shards import schema
 from omniges.shards.manifest import ManifestRow, manifest_hash, places_problem
 from omniges.shards.schema import parse_document
@@ -378,8 +378,9 @@ def read_statistics(data: bytes, place: str) -> dict[str, Any]:
         The document.
 
     Raises:
-        DataError: It is not a JSON object, or lacks means, deviations and counts of 415 gesture channels and 64 mel
-            bands. A set without train samples has no statistics and passes.
+        DataError: It is not a JSON object, or lacks means, deviations and counts of 415 gesture channels, 64 mel bands
+            and, if it has any of jaw and eyes, their 9 values. A set without train samples has no statistics and
+            passes.
     """
     found = parse_document(data, place)
     if found.get("samples") == 0:
@@ -389,6 +390,10 @@ def read_statistics(data: bytes, place: str) -> dict[str, Any]:
         if not isinstance(found.get(name), dict):
             raise DataError(f"{place}: {name}: an object expected. {_VERIFY_DEEP}")
     counts = ["counts"] if any("counts" in found[name] for name in arrays) else []  # version 1 has none
+    if "jaw_eyes" in found:  # version 1 has none; models with jaw and eyes add it
+        if not isinstance(found["jaw_eyes"], dict):
+            raise DataError(f"{place}: jaw_eyes: an object expected. {_VERIFY_DEEP}")
+        arrays["jaw_eyes"] = JAW_EYES
     for name, channels in arrays.items():
         for column in ("mean", "std", *counts):
             minimum = -math.inf if column == "mean" else 0

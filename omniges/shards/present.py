@@ -14,21 +14,26 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from omniges.features.gesture import LAYOUT, GestureClip
-from omniges.shards.schema import GESTURE_PARTS, Part
+from omniges.features.gesture import JAW_EYES_CHANNELS, LAYOUT, GestureClip
+from omniges.shards.schema import GESTURE_PARTS, MOTION_PARTS, Part
 
 U8 = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
 
-STREAM_PARTS: Final[tuple[Part, ...]] = ("text", "audio", *GESTURE_PARTS)
-"""The parts of the streams; bit k of a sample's bits is set if it has part k."""
+STREAM_PARTS: Final[tuple[Part, ...]] = ("text", "audio", *MOTION_PARTS)
+"""The parts of the streams; bit k of a sample's bits is set if it has part k, or if the gesture stream does not use it.
+
+The last is jaw_eyes, which only a gesture stream of 424 channels uses."""
 ALL_PRESENT: Final = (1 << len(STREAM_PARTS)) - 1
-STREAM_BITS: Final[Mapping[str, int]] = {"text": 0b1, "audio": 0b10, "gesture": ALL_PRESENT & ~0b11}
-"""Bits of each stream; a sample has a stream if it has any of its parts."""
+JAW_EYES_BIT: Final = 1 << STREAM_PARTS.index("jaw_eyes")
+STREAM_BITS: Final[Mapping[str, int]] = {"text": 0b1, "audio": 0b10, "gesture": ALL_PRESENT & ~JAW_EYES_BIT & ~0b11}
+"""Bits of each stream; a sample has a stream if it has any of these parts. Jaw and eyes alone are no gesture."""
 BODY_PARTS: Final[tuple[Part, ...]] = ("upper", "hands", "lower", "root")
 """The parts that place joints."""
 CHANNELS_OF: Final[Mapping[Part, slice]] = {part: getattr(LAYOUT, part) for part in GESTURE_PARTS}
-"""Gesture channels of each part."""
+"""Gesture channels of each part, without jaw and eyes."""
+STREAM_CHANNELS_OF: Final[Mapping[Part, slice]] = {**CHANNELS_OF, "jaw_eyes": JAW_EYES_CHANNELS}
+"""Channels of each part in a gesture stream of 424 channels; those of jaw and eyes are empty in a stream of 415."""
 
 
 def present_bits(parts: Collection[str]) -> int:
@@ -41,24 +46,42 @@ def absent_parts(bits: int) -> tuple[Part, ...]:
     return tuple(part for k, part in enumerate(STREAM_PARTS) if not bits >> k & 1)
 
 
+def bits_of(streams: Collection[str]) -> int:
+    """Return the bits of all parts of streams, jaw and eyes of gesture too."""
+    return sum(STREAM_BITS[name] for name in streams) | (JAW_EYES_BIT if "gesture" in streams else 0)
+
+
+def unused_bits(channels: int) -> int:
+    """Return the bits of the parts that a gesture stream of 415 or 424 channels does not use; it sets them always."""
+    return JAW_EYES_BIT if channels == LAYOUT.channels else 0
+
+
 def part_flags(bits: U8) -> Bools:
-    """Return the present parts (N, 7) of samples with bits (N,), in the order of `STREAM_PARTS`."""
+    """Return the present parts (N, 8) of samples with bits (N,), in the order of `STREAM_PARTS`."""
     return (bits[:, None] >> np.arange(len(STREAM_PARTS), dtype=np.uint8) & 1).astype(np.bool_)
 
 
-def channel_flags(bits: U8) -> Bools:
-    """Return the present gesture channels (N, 415) of samples with bits (N,)."""
-    found = np.empty((len(bits), LAYOUT.channels), np.bool_)
+def channel_flags(bits: U8, channels: int = LAYOUT.channels) -> Bools:
+    """Return which channels of the gesture stream are present.
+
+    Args:
+        bits: Bits of `STREAM_PARTS` of samples (N,).
+        channels: Channels of the stream, 415 or 424.
+
+    Returns:
+        Flags (N, channels).
+    """
+    found = np.empty((len(bits), channels), np.bool_)
     flags = part_flags(bits)
-    for part, columns in CHANNELS_OF.items():
+    for part, columns in STREAM_CHANNELS_OF.items():
         found[:, columns] = flags[:, [STREAM_PARTS.index(part)]]
     return found
 
 
 @cache
 def absent_channels(bits: int) -> tuple[slice, ...]:
-    """Return the gesture channels that a sample with these bits lacks."""
-    return tuple(CHANNELS_OF[part] for part in absent_parts(bits) if part in CHANNELS_OF)
+    """Return the gesture channels that a sample with these bits lacks; in a stream of 415, those of jaw are empty."""
+    return tuple(STREAM_CHANNELS_OF[part] for part in absent_parts(bits) if part in STREAM_CHANNELS_OF)
 
 
 def trained_bits(statistics: Mapping[str, Any]) -> int:
@@ -68,14 +91,15 @@ def trained_bits(statistics: Mapping[str, Any]) -> int:
         return ALL_PRESENT
     counts = np.asarray(gesture["counts"])
     there = {part for part, columns in CHANNELS_OF.items() if counts[columns].any()}
+    there |= {"jaw_eyes"} if any(statistics.get("jaw_eyes", {}).get("counts", ())) else set()
     there |= {"audio"} if any(statistics["mel"]["counts"]) else set()
     there |= {"text"} if statistics["words"]["total"] else set()
     return present_bits(there)
 
 
-def rest_channels() -> npt.NDArray[np.float32]:
-    """Return the gesture channels (415,) of a body at rest: no rotation, no step, height 0, no expression."""
-    rest = np.zeros(LAYOUT.channels, np.float32)
+def rest_channels(channels: int = LAYOUT.channels) -> npt.NDArray[np.float32]:
+    """Return the channels (415,) or (424,) of a body at rest: no rotation, no step, height 0, no expression."""
+    rest = np.zeros(channels, np.float32)
     rest[LAYOUT.rotations].reshape(-1, 6)[:, [0, 4]] = 1.0  # the first two rows of the identity
     return rest
 

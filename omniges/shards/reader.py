@@ -20,7 +20,7 @@ import numpy.typing as npt
 from omniges.errors import DataError, RecordingFault, UsageFault
 from omniges.features.gesture import GestureClip
 from omniges.formats.npz import BETAS_LENGTHS
-from omniges.shards.dataset import read_dataset, rows_problem
+from omniges.shards.dataset import combine, partial_of, read_dataset, rows_problem
 from omniges.shards.latents import CodecEntry, array_specs, read_entries
 from omniges.shards.manifest import ManifestRow, read_manifest
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, VERIFY, metadata_of, samples_of, spans_of, words_of
@@ -424,3 +424,19 @@ class ShardFolder:
             audio=self.waveform(row),
             latents={name: self.array(row, entry.member) for name, entry in self.codecs.items()},
         )
+
+
+def train_statistics(folder: ShardFolder, member: str) -> dict[str, Any]:
+    """Return statistics of an array over the train split, as stats.json of version 2 has them.
+
+    Args:
+        folder: The folder, whose stats.json may lack the array (version 1).
+        member: Name of the array, such as ``jaw_eyes.npy``.
+
+    Returns:
+        Lists by statistic.
+
+    Raises:
+        DataError: A shard is damaged.
+    """
+    return combine([partial_of(folder.array(row, member)) for row in folder.rows if row.split == "train"])

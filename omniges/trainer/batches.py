@@ -74,6 +74,7 @@ class Feed(BatchLoader):
         speakers = speakers_of(data) if identity is None else identity.speakers
         self._numbers: dict[str | None, int] = {name: k + 1 for k, name in enumerate(speakers)} | {None: 0}
         self._device, self.share = device, share
+        self._gesture_channels = data[0].catalog.gesture_channels
         self._latents: tuple[StreamName, ...] = tuple(name for name in STREAMS if name in data[0].catalog.codecs)
 
     def next(self) -> tuple[Windows, I64]:
@@ -88,7 +89,7 @@ class Feed(BatchLoader):
             arrays={"gesture": moved.gesture, "text": moved.text, "audio": moved.audio},
             positions=moved.positions,
             speakers=speakers.to(self._device, non_blocking=True),
-            present=present_of(batch.present, self._device, self._latents),
+            present=present_of(batch.present, self._device, self._latents, self._gesture_channels),
             conditions=moved.conditions,
         )
         return windows, positions

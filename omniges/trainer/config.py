@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from omniges.codecs.settings import t5_tokenizer_option
 from omniges.errors import OmnigesError, UsageFault
+from omniges.features.channels import WITH_JAW_EYES, GestureChannels
 from omniges.options import Setting, check, declared, option, present_names, refuse_unknown, settings_of, shown
 
 if TYPE_CHECKING:
@@ -78,6 +79,11 @@ class TrainSettings:
     )
     audio_codec: str | None = option(None, "Codec whose latents replace the mel.", shown="mel")
     gesture_codec: str | None = option(None, "Codec whose latents replace the gesture channels.", shown="channels")
+    gesture_channels: GestureChannels | None = option(
+        None,
+        "Channels of the gesture stream: 415, or 424 with jaw and eyes.",
+        shown="415, or those of the pretrained weights",
+    )
     text_codec: str | None = option(None, "Codec whose latents replace text tokens.", shown="text tokens")
     batch_size: int = option(
         32, "Windows per process and micro-step.", minimum=1, was=("train_batch_size",), panel="Optimization"
@@ -159,7 +165,8 @@ class TrainSettings:
         from omniges.trainer.validation.best import check_metric
 
         check(self)
-        known = {each.name for each in fields(ModelConfig)} - {"audio_grid"}  # comes from the pretrained weights
+        elsewhere = {"audio_grid", "gesture_channels"}  # of the pretrained weights, and a setting of its own
+        known = {each.name for each in fields(ModelConfig)} - elsewhere
         refuse_unknown("recipe key model", "key", self.model, known)
         refuse_unknown("recipe key flow", "key", self.flow, {each.name for each in fields(FlowSettings)})
         if not self.shards:
@@ -186,6 +193,11 @@ class TrainSettings:
             raise UsageFault(
                 f"--lr-scheduler {self.lr_scheduler}: a schedule needs a number of steps: give "
                 "--max-train-steps or --num-train-epochs too, or use --lr-scheduler constant"
+            )
+        if self.gesture_codec is not None and self.gesture_channels == WITH_JAW_EYES:
+            raise UsageFault(
+                f"--gesture-channels {self.gesture_channels}: 415 expected with --gesture-codec {self.gesture_codec}, "
+                "whose latents have no jaw and eyes: remove one of the two flags"
             )
         self._refuse_unread_model_keys()
         check_metric(self.best_metric)
@@ -243,11 +255,17 @@ class TrainSettings:
                 "--t5-tokenizer: it goes with a codec of text, --text-codec NAME and --validation-codec NAME=FOLDER"
             )
 
+    @property
+    def model_changes(self) -> dict[str, Any]:
+        """Fields of `ModelConfig` that the run sets."""
+        own = {} if self.gesture_channels is None else {"gesture_channels": self.gesture_channels}
+        return dict(self.model) | own
+
     def model_config(self) -> ModelConfig:
         """Return the model configuration of the preset; raise UsageFault for invalid sizes."""
         from omniges.model.spec import PRESETS
 
-        changed = dict(self.model)
+        changed = self.model_changes
         for name in ("rotary_periods_s", "context_only"):
             if isinstance(changed.get(name), list):
                 changed[name] = tuple(changed[name])

@@ -30,6 +30,7 @@ from omniges.data.sequence import DataSource, Sequencing
 from omniges.data.window_reader import ClipReader, ReadMarks
 from omniges.errors import EnvironmentFault, UsageFault
 from omniges.evaluation.speech import UNTIMED
+from omniges.features.channels import WITH_JAW_EYES
 from omniges.features.timebase import FRAME_RATE_HZ, FRAMES_PER_TICK
 from omniges.generation.sampler import Codecs, Sampler
 from omniges.generation.word_timing import MIN_WORDS, learn_rate
@@ -45,8 +46,9 @@ from omniges.registry import foreign
 from omniges.shards.dataset import read_dataset
 from omniges.shards.latents import CodecEntry
 from omniges.shards.present import STREAM_PARTS, part_flags
-from omniges.shards.reader import read_beside
+from omniges.shards.reader import ShardFolder, read_beside, train_statistics
 from omniges.shards.schema import LATENTS_FILE, STATS_FILE
+from omniges.storage.files import json_document
 from omniges.storage.remote import parse_location
 from omniges.trainer.batches import Feed, speakers_of
 from omniges.trainer.config import TrainSettings
@@ -143,12 +145,15 @@ def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, st
         EnvironmentFault: A file cannot be read, or a package is not installed.
     """
     weights = settings.shard_weights or (1.0,) * len(settings.shards)
-    data = tuple(_source(settings, text, weight, stack) for text, weight in zip(settings.shards, weights, strict=True))
     # A resumed run needs the pretrained weights too, because they define the sizes of the model.
     start = None
     if settings.pretrained_model_name_or_path is not None:
         path, which = settings.pretrained_model_name_or_path, settings.pretrained_weights
-        start = open_start(path, which, settings.model, settings.audio_codec)
+        start = open_start(path, which, settings.model_changes, settings.audio_codec)
+    channels = (settings.model_config() if start is None else start.config).gesture_channels
+    data = tuple(
+        _source(settings, channels, text, weight, stack) for text, weight in zip(settings.shards, weights, strict=True)
+    )
     identity = _identity(settings, data, start)
     feed = Feed(
         data,
@@ -191,8 +196,8 @@ def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, st
     )
 
 
-def _source(settings: TrainSettings, text: str, weight: float, stack: ExitStack) -> DataSource:
-    """Open the train split of a local folder, or of a URL through the cache."""
+def _source(settings: TrainSettings, channels: int, text: str, weight: float, stack: ExitStack) -> DataSource:
+    """Open the train split of a local folder, or of a URL through the cache, with 415 or 424 gesture channels."""
     location, cache = parse_location(text), None
     if location.path is None:
         try:
@@ -208,7 +213,11 @@ def _source(settings: TrainSettings, text: str, weight: float, stack: ExitStack)
         stack.callback(shards.close)
     labels = labels_read(find_streams(settings.condition_streams, "--condition-streams").values())
     wanted = Filters(split="train", streams=allowed_tasks(settings.flow_settings().shares))
-    return DataSource(read_catalog(shards.folder, wanted, settings.codecs, labels), weight, shards=shards)
+    catalog = read_catalog(shards.folder, wanted, settings.codecs, labels, channels)
+    if channels == WITH_JAW_EYES and catalog.statistics.get("samples") and "jaw_eyes" not in catalog.statistics:
+        own = train_statistics(ShardFolder(shards.folder, shards), "jaw_eyes.npy")  # version 1 has none
+        catalog = replace(catalog, statistics=catalog.statistics | {"jaw_eyes": own})
+    return DataSource(catalog, weight, shards=shards)
 
 
 def _left_out(data: Sequence[DataSource]) -> list[str]:
@@ -246,6 +255,8 @@ def _identity(settings: TrainSettings, data: Sequence[DataSource], start: Start 
         raise UsageFault(f"--shards: one loudness expected, found {found}: preprocess them with the same --loudness")
     first = data[0].catalog
     statistics = read_beside(first.folder, STATS_FILE, documents[0])
+    if json.loads(statistics) != first.statistics:  # with those of jaw and eyes
+        statistics = json_document(first.statistics)
     identity = ModelIdentity(
         preset=cast("str", settings.preset) if start is None else start.preset,
         config=settings.model_config() if start is None else start.config,
@@ -290,7 +301,9 @@ def _speaking_rate(data: Sequence[DataSource]) -> bytes:
         table, tracks = source.catalog.table, source.catalog.tracks
         if tracks.text is not None:
             return b""
-        reader = ClipReader(table, source.shard_source(), ReadMarks.blank(len(table)), tracks=tracks, mapped=False)
+        reader = ClipReader(
+            table, source.shard_source(), ReadMarks.blank(len(table), tracks), tracks=tracks, mapped=False
+        )
         chosen = np.arange(len(table))
         if isinstance(source.shards, RemoteShards):
             chosen = chosen[table.shard == table.shard[0]]

@@ -15,6 +15,7 @@ import torch
 from omniges.data.sequence import resume as check_state
 from omniges.errors import DataError, UsageFault
 from omniges.generation.sampler import PROVENANCE_FILE, SETTINGS_FILE, STATE_FILE
+from omniges.generation.writers import JAW_EYES_AT_REST
 from omniges.model import checkpoint
 from omniges.model.tasks import SIX
 from omniges.progress import Reporter, duration, make_reporter
@@ -184,7 +185,8 @@ def _first_lines(run: Run, state: RunState) -> list[str]:
     streams = [
         f"condition stream {name}: {_shortened(one.settings())}" for name, one in run.identity.conditions.items()
     ]
-    return [f"{model}; {shards}; the run in {settings.output_dir} {begins}", *latents, *streams]
+    still = [] if run.identity.config.with_jaw_eyes else [f"{JAW_EYES_AT_REST}; 424 has them (--gesture-channels)"]
+    return [f"{model}; {shards}; the run in {settings.output_dir} {begins}", *latents, *streams, *still]
 
 
 def _shortened(settings: Mapping[str, Any]) -> str:

@@ -152,7 +152,7 @@ class Row:
     role: Role
     stream: Stream
     data: Any
-    """Words (``word``, ``start``, ``end`` in seconds), a log-mel (F, 64), or gesture channels (T, 415)."""
+    """Words (``word``, ``start``, ``end`` in seconds), a log-mel (F, 64), or gesture channels (T, 415 or 424)."""
 
 
 def draw_result(
@@ -216,7 +216,8 @@ def _view(row: Row, rows: Sequence[Row], start_xz: Numbers, span: tuple[float, f
         return parts.without_motion(row.data, (), start_s, stop_s)
     if len(row.data) < round(start_s * FRAME_RATE_HZ) + 2:  # a recording may end before the result
         return parts.without_motion(None, words, start_s, stop_s)
-    return parts.cut(row.data, start_xz, start_s, stop_s - start_s, words=words)
+    body = row.data[:, : LAYOUT.channels]  # jaw and eyes are too small to see in a figure
+    return parts.cut(body, start_xz, start_s, stop_s - start_s, words=words)
 
 
 def _draw(stream: Stream, figure: Figure, box: Box, view: parts.View, *, last: bool) -> None:

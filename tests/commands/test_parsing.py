@@ -154,8 +154,8 @@ class TestValues:
         for setting in settings_of(command):
             if setting.choices:
                 with pytest.raises(UsageFault) as refused:
-                    setting.checked(setting.choices[0] + "x")
-                assert all(choice in str(refused.value) for choice in setting.choices)
+                    setting.checked(f"{setting.choices[0]}x")
+                assert all(str(choice) in str(refused.value) for choice in setting.choices)
                 assert f"did you mean {setting.choices[0]}?" in str(refused.value)
             for limit, change in (
                 (setting.option.minimum, -1),

@@ -17,14 +17,14 @@ from omniges.data.loader import Batch, BatchLoader, LoaderSettings
 from omniges.data.order import RankShare
 from omniges.data.sequence import DataSource, Sequencing
 from omniges.errors import UsageFault
-from omniges.shards.present import ALL_PRESENT, STREAM_PARTS, absent_parts
+from omniges.shards.present import ALL_PRESENT, STREAM_PARTS, absent_parts, unused_bits
 from omniges.shards.reader import ShardFolder
 from omniges.storage.files import canonical_json
 from omniges.testing.settings import CorpusSettings
 from omniges.testing.synthetic_corpus import write_sample_corpus
 
 BODY = ("upper", "hands", "lower", "root", "face")
-LACKING: dict[int, Collection[str]] = {2: ("text",), 3: ("face", "audio"), 4: BODY, 5: ("hands",)}
+LACKING: dict[int, Collection[str]] = {2: ("text",), 3: ("face", "audio"), 4: BODY, 5: ("hands",), 6: ("jaw_eyes",)}
 COLUMNS = {"upper": (0, 78), "hands": (78, 258), "lower": (258, 312), "root": (312, 315), "face": (315, 415)}
 
 
@@ -51,9 +51,9 @@ def filled(clips: Path) -> Path:
     return write_partial(clips, clips.parent / "filled", LACKING, fill=1)
 
 
-def batch_of(folder: Path, workers: int = 0) -> Batch:
+def batch_of(folder: Path, workers: int = 0, channels: int = 415) -> Batch:
     """One window of each train clip."""
-    data = [DataSource(read_catalog(folder, Filters()))]
+    data = [DataSource(read_catalog(folder, Filters(), gesture_channels=channels))]
     share = RankShare(rank=0, world_size=1, batch_size=len(data[0].catalog.table))
     settings = LoaderSettings(workers=workers)
     with BatchLoader(data, Sequencing(window_ticks=20, seed=1), share, settings) as loader:
@@ -62,20 +62,24 @@ def batch_of(folder: Path, workers: int = 0) -> Batch:
     return found
 
 
-def test_a_catalog_tells_what_each_clip_has(mixed):
-    catalog = read_catalog(mixed, Filters())
+@pytest.mark.parametrize("channels", [415, 424])
+def test_a_catalog_tells_what_each_clip_has(mixed, channels):
+    catalog = read_catalog(mixed, Filters(), gesture_channels=channels)
+    unused = {"jaw_eyes"} if channels == 415 else set()
     rows = {row.key: row for row in ShardFolder(mixed).rows}
     for key, bits in zip(catalog.table.keys_of(np.arange(len(catalog.table))), catalog.table.present, strict=True):
-        assert set(absent_parts(int(bits))) == set(STREAM_PARTS) - set(rows[key].present)
+        assert set(absent_parts(int(bits))) == set(STREAM_PARTS) - unused - set(rows[key].present)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_absent_channels_are_exactly_zero_and_absent_text_is_blank(mixed, workers):
-    batch = batch_of(mixed, workers)
+@pytest.mark.parametrize(("workers", "channels"), [(0, 415), (1, 415), (0, 424), (1, 424)])
+def test_absent_channels_are_exactly_zero_and_absent_text_is_blank(mixed, workers, channels):
+    batch = batch_of(mixed, workers, channels)
+    assert batch.gesture.shape[2] == channels
+    assert [absent_parts(bits) == ("jaw_eyes",) for bits in batch.present.tolist()].count(True) == (channels == 424)
     assert len(set(batch.present.tolist())) > 3
     for row, bits in enumerate(batch.present.tolist()):
         lacking = absent_parts(bits)
-        for part, (first, end) in COLUMNS.items():
+        for part, (first, end) in (COLUMNS | ({"jaw_eyes": (415, 424)} if channels == 424 else {})).items():
             assert bool(batch.gesture[row, :, first:end].any()) == (part not in lacking)
         assert bool(batch.audio[row].any()) == ("audio" not in lacking)
         assert bool(batch.text[row].any()) == ("text" not in lacking)
@@ -83,8 +87,9 @@ def test_absent_channels_are_exactly_zero_and_absent_text_is_blank(mixed, worker
     assert batch.audio.isfinite().all()
 
 
-def test_what_lies_on_the_disk_in_absent_parts_reaches_no_batch(mixed, filled):
-    one, other = batch_of(mixed), batch_of(filled)
+@pytest.mark.parametrize("channels", [415, 424])
+def test_what_lies_on_the_disk_in_absent_parts_reaches_no_batch(mixed, filled, channels):
+    one, other = batch_of(mixed, 0, channels), batch_of(filled, 0, channels)
     assert one.keys == other.keys
     for name in ("gesture", "audio", "text", "present"):
         assert np.asarray(getattr(one, name)).tobytes() == np.asarray(getattr(other, name)).tobytes()
@@ -122,10 +127,21 @@ def test_the_hash_of_other_sets_counts_what_is_absent(mixed):
     assert hash_of(catalog) != first
 
 
+def test_jaw_and_eyes_count_only_where_they_are_read(clips, whole):
+    """The hash of a stream of 415 channels is what it was before there were 424."""
+    folder = write_partial(clips, clips.parent / "jawless", {7: ("jaw_eyes",)})
+    plain, without = (read_catalog(one, Filters()).content_hash for one in (whole, folder))
+    assert plain == without
+    read = [read_catalog(one, Filters(), gesture_channels=424).content_hash for one in (whole, folder)]
+    assert len({plain, *read}) == 3
+
+
 def hash_of(catalog: Catalog) -> str:
     from omniges.data.catalog import _content_hash
 
-    return _content_hash(catalog.table, catalog.speaker_names, catalog.speaker, {})
+    return _content_hash(
+        catalog.table, catalog.speaker_names, catalog.speaker, {}, unused_bits(catalog.gesture_channels)
+    )
 
 
 def test_a_filter_takes_clips_that_have_the_streams(mixed):

@@ -56,6 +56,38 @@ class TestContent:
                 np.testing.assert_array_equal(mel, plain.array(key, "mel")[10 * start : 10 * (start + 5)])
             assert reader.words(sample) == plain.words(key)
 
+    @pytest.mark.parametrize("scaled", [False, True])
+    def test_jaw_and_eyes_follow_the_other_channels(self, folder: Path, scaled: bool) -> None:
+        catalog, plain = read_catalog(folder, Filters(), gesture_channels=424), PlainReader(folder)
+        assert catalog.table.digests.shape[1] == 4
+        marks = ReadMarks.blank(len(catalog.table), catalog.tracks)
+        reader = ClipReader(catalog.table, LocalShards(folder), marks, tracks=catalog.tracks)
+        scales = catalog.normaliser() if scaled else Normaliser.identity(catalog.tracks)
+        assert scales.gesture.mean.shape == (424,)
+        for sample in range(len(LENGTHS)):
+            for start in (0, int(catalog.table.ticks[sample]) - 5):
+                reader.advise(sample, start, 5)
+                out = np.empty(5 * 3 * 424, np.float32), np.empty(5 * 10 * 64, np.float32)
+                reader.read_window(sample, start, 5, scales, out)
+                key, frames = catalog.table.key(sample), slice(3 * start, 3 * (start + 5))
+                parts = [plain.array(key, name)[frames] for name in ("gesture", "jaw_eyes")]
+                expected = (np.concatenate(parts, axis=1) - scales.gesture.mean) / scales.gesture.divisor
+                np.testing.assert_array_equal(out[0].reshape(-1, 424), expected)
+        assert (marks.verified[:, [0, 1, 3]] == 1).all()
+
+    def test_damage_of_jaw_and_eyes_is_found_where_they_are_read(self, folder: Path) -> None:
+        catalog = read_catalog(folder, Filters(), gesture_channels=424)
+        shard = folder / catalog.table.shard_name(int(catalog.table.shard[0]))
+        data = bytearray(shard.read_bytes())
+        data[int(catalog.table.offsets[0, 3]) + int(catalog.table.sizes[0, 3]) - 1] ^= 1
+        shard.write_bytes(data)
+        read(reader_of(folder), 0)  # a stream of 415 channels does not need them
+        marks = ReadMarks.blank(len(catalog.table), catalog.tracks)
+        reader = ClipReader(catalog.table, LocalShards(folder), marks, tracks=catalog.tracks)
+        out = np.empty(5 * 3 * 424, np.float32), np.empty(5 * 10 * 64, np.float32)
+        with pytest.raises(DataError, match=rf"{catalog.table.key(0)}\.jaw_eyes\.npy at byte \d+: "):
+            reader.read_window(0, 0, 5, Normaliser.identity(catalog.tracks), out)
+
     def test_advice_changes_nothing(self, folder: Path) -> None:
         reader = reader_of(folder)
         reader.advise(0, 2, 5)

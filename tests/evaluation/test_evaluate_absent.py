@@ -57,3 +57,30 @@ def test_the_face_of_no_recording_or_no_training_is_left_out_with_the_reason(
     assert found["jaw off", "generated"].left_out == {"no jaw_eyes in the result": 3}
     assert all(np.isfinite(clip.expressions).all() for clip in seen)
     assert found["jerk", "generated"].results == 3
+
+
+MADE = {"model": {"gesture_channels": 424}}
+
+
+def test_the_jaw_is_scored_where_recording_and_model_have_one(tmp_path: Path) -> None:
+    """A record without the number of channels is of a model with 415."""
+    takes = [take(key, 4.0, lacking=("jaw_eyes",) if key == KEYS[1] else ()) for key in KEYS]
+    shards = write_takes(tmp_path / "s", takes)
+    for one in takes:
+        moved = one.motion
+        assert moved is not None
+        poses = np.nan_to_num(moved.poses)
+        poses[:, 66:69] *= 0.5
+        data = encode_motion(poses, moved.expressions, moved.trans, moved.betas, gender="", model="")
+        put(tmp_path / "own", shards, one.key, "a2g", {".npz": data}, **({} if one.key == KEYS[2] else MADE))
+    found = scored(tmp_path / "own", shards)
+    for metric in ("jaw rotation error", "jaw speed correlation"):
+        figure = found[metric, "generated"]
+        assert figure.by_recording.keys() == {KEYS[0]}
+        assert figure.left_out == {"no jaw in the recording": 1, "no jaw in the result": 1}
+    jaw = takes[0].motion.poses[:, 66:69]  # type: ignore[union-attr]
+    expected = np.linalg.norm(jaw, axis=1).mean() / 2
+    assert found["jaw rotation error", "generated"].value == pytest.approx(expected, rel=1e-4)
+    assert found["jaw speed correlation", "generated"].value > 0.99
+    expressions = found["expression speed correlation", "generated"]
+    assert expressions.by_recording == pytest.approx(dict.fromkeys(KEYS, 1.0))

@@ -12,14 +12,17 @@ from hypothesis.extra.numpy import arrays
 from scipy.spatial.transform import Rotation
 
 from omniges.features.gesture import (
+    JAW_EYES_CHANNELS,
     JOINT_NAMES,
     LAYOUT,
+    clip_of_channels,
     gesture_from_motion,
     invalid_rotations,
     matrix_from_six_d,
     motion_from_gesture,
     rotvec_from_matrix,
     six_d_from_rotvec,
+    stream_channels,
 )
 
 rotvecs = arrays(np.float64, (7, 3), elements=st.floats(-12, 12, allow_nan=False))
@@ -162,7 +165,38 @@ class TestMotion:
         assert all(np.array_equal(a, b) for a, b in zip(arrays_in, before, strict=True))
 
 
+class TestStreamChannels:
+    @settings(max_examples=20)
+    @given(st.integers(2, 40), st.integers(0, 100))
+    def test_jaw_and_eyes_come_back_to_the_bit_and_at_rest_without_channels(self, frames: int, seed: int) -> None:
+        poses, expressions, trans = motion(frames, seed)
+        clip = gesture_from_motion(poses, expressions, trans)
+        for channels in (415, 424):
+            stream = stream_channels(clip, channels)
+            assert stream.shape == (frames, channels)
+            back = clip_of_channels(stream, clip.start_xz)
+            np.testing.assert_array_equal(back.gesture, clip.gesture)
+            found = motion_from_gesture(back).poses[:, 66:75]
+            np.testing.assert_array_equal(found, poses[:, 66:75] if channels == 424 else np.zeros((frames, 9)))
+
+    @settings(max_examples=30)
+    @given(arrays(np.float32, (5, 9), elements=st.floats(-100, 100, width=32)))
+    def test_any_generated_channels_are_rotations(self, jaw_eyes: np.ndarray) -> None:
+        stream = stream_channels(gesture_from_motion(*motion(5)), 424)
+        stream[:, JAW_EYES_CHANNELS] = jaw_eyes
+        found = motion_from_gesture(clip_of_channels(stream, np.zeros(2))).poses[:, 66:75]
+        assert np.isfinite(Rotation.from_rotvec(found.reshape(-1, 3)).as_matrix()).all()
+        np.testing.assert_array_equal(found, jaw_eyes)
+
+
 class TestRealRecording:
+    def test_jaw_and_eyes_are_far_from_where_axis_angles_jump(self, beat2_sample: Path, beat2_more: Path) -> None:
+        """The reason for axis-angles as recorded."""
+        for folder, stem in ((beat2_sample, "2_scott_0_1_1"), (beat2_more, "2_scott_0_2_2")):
+            with np.load(next(folder.rglob(f"smplxflame_30/{stem}.npz")), allow_pickle=False) as source:
+                angles = np.linalg.norm(source["poses"][:, 66:75].reshape(-1, 3), axis=1)
+            assert 0.05 < angles.max() < 0.11
+
     def test_golden_values(self, beat2_sample: Path) -> None:
         source = np.load(beat2_sample / "beat_english_v2.0.0/smplxflame_30/2_scott_0_1_1.npz", allow_pickle=False)
         clip = gesture_from_motion(source["poses"], source["expressions"], source["trans"])

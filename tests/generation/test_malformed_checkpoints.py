@@ -20,7 +20,11 @@ from omniges.storage.files import sha256_hex
 
 _JUNK: list[Any] = [None, True, -1, 65536, 10**7, 10**30, 1.5, 1e300, "", "x", "../x", [], {}, [[]], {"a": 1}]
 
-_READ = {"settings.json": ["flow"], "state.json": ["loader"], "stats.json": ["samples", "gesture", "mel", "words"]}
+_READ = {
+    "settings.json": ["flow"],
+    "state.json": ["loader"],
+    "stats.json": ["samples", "gesture", "mel", "words", "jaw_eyes"],
+}
 """What readers use of a document; the rest is for people."""
 
 

@@ -1,11 +1,15 @@
 """Diversity, face, recall, motion and seams equal slow transcriptions of their definitions, invariances included."""
 
+import itertools
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from metrics_builders import turned, untouched, walk
+from scipy.spatial.transform import Rotation
 
 from omniges.errors import DataError, UsageFault
 from omniges.evaluation.settings import EvaluateSettings
@@ -15,7 +19,10 @@ from omniges.metrics.clips import ClipValue, checked_pair, weighted_mean
 from omniges.metrics.gesture import (
     FaceScore,
     FaceSums,
+    expression_speeds,
     foot_skate,
+    jaw_rotation_error,
+    jaw_speeds,
     jerk,
     l1_diversity,
     root_drift,
@@ -23,6 +30,7 @@ from omniges.metrics.gesture import (
     seam_score,
     semantic_recall,
     semantic_scores,
+    speed_correlation,
 )
 from omniges.metrics.profiles import PROFILES, FaceSettings
 
@@ -419,3 +427,51 @@ class TestChecks:
     def test_which_side_is_at_fault(self):
         with pytest.raises(DataError, match="recorded vertices: found nan at"):
             checked_pair(np.ones((2, 3)), np.full((2, 3), np.nan), "vertices", (None, 3))
+
+
+def poses_of(jaw):
+    poses = RNG.normal(size=(len(jaw), 165))
+    poses[:, 66:69] = jaw
+    return poses
+
+
+class TestJawAndExpressions:
+    @settings(max_examples=20, deadline=None)
+    @given(st.integers(2, 40), st.floats(1e-6, 3.1), st.integers(0, 1000))
+    def test_angles_equal_those_of_scipy_whatever_the_rest_of_the_body_does(self, frames, most, seed):
+        rng = np.random.default_rng(seed)
+        found, true = rng.uniform(-1, 1, (2, frames, 3)) * most / math.sqrt(3)
+        one, other = Rotation.from_rotvec(found), Rotation.from_rotvec(true)
+        error = jaw_rotation_error(poses_of(found), poses_of(true))
+        assert error.value == pytest.approx((one.inv() * other).magnitude().mean(), abs=1e-9)
+        assert error.weight == frames
+        expected = (one[:-1].inv() * one[1:]).magnitude()
+        np.testing.assert_allclose(jaw_speeds(poses_of(found)), expected, atol=1e-9)
+
+    def test_equal_jaws_have_no_error(self):
+        jaw = RNG.normal(size=(9, 3)) * 0.1
+        assert jaw_rotation_error(poses_of(jaw), poses_of(jaw)).value == pytest.approx(0, abs=1e-7)
+
+    def test_expressions_move_by_the_length_of_their_steps(self):
+        expressions = RNG.normal(size=(6, 100))
+        expected = [math.dist(first, second) for first, second in itertools.pairwise(expressions)]
+        np.testing.assert_allclose(expression_speeds(expressions), expected, rtol=1e-12)
+
+    @settings(max_examples=30, deadline=None)
+    @given(st.integers(3, 60), st.integers(0, 1000), st.floats(0.01, 100), st.floats(0, 10))
+    def test_the_correlation_is_pearsons_and_blind_to_scale_and_level(self, count, seed, scale, level):
+        found, true = np.random.default_rng(seed).uniform(0, 1, (2, count))
+        value = speed_correlation(found, true)
+        assert value.value == pytest.approx(np.corrcoef(found, true)[0, 1], abs=1e-9)
+        assert value.weight == count
+        assert speed_correlation(found * scale + level, true).value == pytest.approx(value.value, abs=1e-6)
+        assert speed_correlation(true, true).value == pytest.approx(1)
+
+    def test_a_jaw_that_does_not_move_has_no_correlation(self):
+        speeds = RNG.uniform(size=5)
+        with pytest.raises(DataError, match="generated speeds: found 0 in all frames; expected motion"):
+            speed_correlation(jaw_speeds(np.zeros((6, 165))), speeds)
+        with pytest.raises(DataError, match="recorded speeds"):
+            speed_correlation(speeds, np.full(5, 0.5))
+        with pytest.raises(UsageFault, match="expected equal shapes"):
+            speed_correlation(speeds, speeds[1:])

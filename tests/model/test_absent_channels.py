@@ -24,15 +24,19 @@ from omniges.shards.present import ALL_PRESENT, STREAM_BITS, STREAM_PARTS, chann
 CPU = torch.device("cpu")
 TOLD = replace(CONFIG, tell_absent=True)
 CARRIED = replace(TOLD, absent="noise")
+JAW = replace(TOLD, gesture_channels=424)
+JAW_CARRIED = replace(JAW, absent="noise")
+NO_JAW = ALL_PRESENT & ~present_bits({"jaw_eyes"})
 NO_FACE = ALL_PRESENT & ~present_bits({"face"})
 NO_TEXT = ALL_PRESENT & ~present_bits({"text"})
 USABLE = [b for b in range(ALL_PRESENT + 1) if sum(bool(b & own) for own in STREAM_BITS.values()) > 1]
 MANY = np.arange(20_000)
 
 
-def partial(bits: list[int]) -> Windows:
+def partial(bits: list[int], channels: int = 415) -> Windows:
     """Windows at 0, 1, … with these bits."""
-    return replace(windows_of(list(range(len(bits)))), present=present_of(np.array(bits, np.uint8), CPU))
+    present = present_of(np.array(bits, np.uint8), CPU, (), channels)
+    return replace(windows_of(list(range(len(bits))), channels), present=present)
 
 
 def disturbed(windows: Windows, bits: list[int], value: float | None) -> Windows:
@@ -43,7 +47,7 @@ def disturbed(windows: Windows, bits: list[int], value: float | None) -> Windows
     def other(shape: torch.Size) -> torch.Tensor:
         return 50 * torch.randn(shape, generator=random) if value is None else torch.full(shape, value)
 
-    gaps = ~torch.from_numpy(channel_flags(np.array(bits, np.uint8)))
+    gaps = ~torch.from_numpy(channel_flags(np.array(bits, np.uint8), windows.arrays["gesture"].shape[-1]))
     arrays["gesture"] = torch.where(gaps[:, None], other(arrays["gesture"].shape), arrays["gesture"])
     for row, own in enumerate(bits):
         if not own & STREAM_BITS["audio"]:
@@ -60,12 +64,18 @@ def bits_of(tensors: list[torch.Tensor]) -> list[bytes]:
 
 class TestAbsentChannels:
     @pytest.mark.slow
-    @pytest.mark.parametrize("config", [CONFIG, TOLD, CARRIED], ids=["untold", "told", "carried"])
+    @pytest.mark.parametrize(
+        "config", [CONFIG, TOLD, CARRIED, JAW, JAW_CARRIED], ids=["untold", "told", "carried", "424", "424 carried"]
+    )
     @pytest.mark.parametrize("dense", [False, True])
     @pytest.mark.parametrize("value", [None, float("nan")], ids=["noise", "nan"])
     def test_what_stands_in_absent_channels_changes_no_bit_of_losses_and_gradients(self, config, dense, value):
-        bits = [ALL_PRESENT, NO_FACE, NO_TEXT, 0b0000111, 0b1111101, 0b1111110, NO_FACE & NO_TEXT, ALL_PRESENT]
-        windows, flow, model = partial(bits), FlowSettings(condition_noise=0.3), model_of(config)
+        bits = [ALL_PRESENT, NO_FACE, NO_TEXT, 0b0000111, 0b1111101, 0b1111110, NO_FACE & NO_TEXT, NO_JAW]
+        windows, flow, model = (
+            partial(bits, config.gesture_channels),
+            FlowSettings(condition_noise=0.3),
+            model_of(config),
+        )
         plan = draw_plan(flow, 7, np.arange(len(bits)), windows.present.streams)
         found = []
         for one in (windows, disturbed(windows, bits, value)):
@@ -108,6 +118,20 @@ class TestAbsentChannels:
             expected = (error**2).mean() + 3.0 * (np.diff(error, axis=0) ** 2).mean()
             np.testing.assert_allclose(float(found[row]), expected, rtol=1e-5)
 
+    def test_a_stream_without_channels_of_jaw_and_eyes_does_not_tell_that_they_are_absent(self):
+        model, flow = model_of(TOLD), FlowSettings()
+        assert model.known_parts(np.array([NO_JAW], np.uint8)) is None
+        bits = np.array([NO_FACE, NO_FACE & NO_JAW], np.uint8)
+        windows = [replace(windows_of([3, 4]), present=model.known_parts(bits[[k, 0]])) for k in (0, 1)]
+        plan = draw_plan(flow, 7, np.array([3, 4]), windows[0].present.streams)
+        first, second = (model(one, plan, flow, 7) for one in windows)
+        assert bits_of([first.each]) == bits_of([second.each])
+
+    def test_jaw_and_eyes_alone_are_no_gesture(self):
+        present = present_of(np.array([present_bits({"text", "jaw_eyes"})], np.uint8), CPU, (), 424)
+        assert present.streams.tolist() == [[False, True, False]]
+        assert not present.masks["gesture"].any()
+
     def test_a_part_that_no_sample_has_leaves_its_outputs_without_gradient(self):
         model, flow = model_of(TOLD), FlowSettings(shares={"a2g": 1})
         windows = partial([NO_FACE] * 4)
@@ -125,7 +149,8 @@ class TestTelling:
         torch.manual_seed(3)
         told = dict(build_model(TOLD, statistics=statistics(), vocab_size=VOCAB_SIZE, speakers=2).named_parameters())
         lacking = told.pop("lacking")
-        assert lacking.shape == (len(STREAM_PARTS), CONFIG.width)
+        assert lacking.shape == (7, CONFIG.width)  # a row for each part of the streams, none for jaw and eyes
+        assert model_of(JAW).lacking.shape == (8, CONFIG.width)
         assert not lacking.any()
         assert told.keys() == plain.keys()
         assert all(torch.equal(told[name], plain[name]) for name in plain)

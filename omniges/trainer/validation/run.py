@@ -20,6 +20,7 @@ from omniges.conditions.base import window_value
 from omniges.errors import DataError
 from omniges.evaluation.motion import TrainSplit, learn_train_split
 from omniges.evaluation.scores import Figure, Heading, absent
+from omniges.features.gesture import stream_channels
 from omniges.generation.inputs import recording_of_sample
 from omniges.generation.long_form import condition_tensors
 from omniges.generation.sampler import Codecs, Sampler
@@ -322,7 +323,7 @@ class Validation:
             for number, (window, row) in enumerate(zip(self.held_out.windows, samples.rows, strict=True)):
                 sample = samples.sample(row)
                 arrays: dict[StreamName, Any] = {
-                    "gesture": sample.gesture.gesture,
+                    "gesture": stream_channels(sample.gesture, self.sampler.model.gesture_channels),
                     "audio": sample.mel,
                     "text": tokens[number],
                 }

@@ -18,7 +18,7 @@ from omniges.conditions.base import Array, ValueOf, constant
 from omniges.errors import DataError
 from omniges.evaluation.motion import GENERIC, MetricTools, TrainSplit
 from omniges.evaluation.run import score_stream
-from omniges.evaluation.scores import NEVER_MADE, Figure, Heading, Resampling, Result, Scored, absent
+from omniges.evaluation.scores import Figure, Heading, Resampling, Result, Scored, absent
 from omniges.features.gesture import MotionArrays, gesture_from_motion
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.formats.textgrid import WordInterval
@@ -30,7 +30,7 @@ from omniges.generation.writers import Results
 from omniges.metrics.profiles import PROFILES
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS, SamplingSettings
-from omniges.shards.present import ALL_PRESENT, STREAM_BITS, at_rest, present_bits
+from omniges.shards.present import ALL_PRESENT, STREAM_BITS, at_rest, bits_of, present_bits
 from omniges.trainer.validation.held_out import Window, WindowFolder
 from omniges.visualize.pictures import Version, draw_comparison
 
@@ -69,8 +69,7 @@ class HeldOutWindow:
 
     def present_for(self, task: str) -> int:
         """Return bits of `STREAM_PARTS`, without those that the conditions of a task lack."""
-        needed = sum(STREAM_BITS[name] for name in TASKS[task].conditions)
-        return self.present | ALL_PRESENT & ~needed
+        return self.present | ALL_PRESENT & ~bits_of(TASKS[task].conditions)
 
     @property
     def described(self) -> dict[str, ValueOf]:
@@ -301,7 +300,7 @@ def score_task(
             name=row.key,
             seconds=row.seconds,
             invalid_rotations=one.measures.get("invalid_rotations"),
-            absent=(*results.sampler.absent_from(TASKS[task].targets), *NEVER_MADE),
+            absent=results.sampler.at_rest(TASKS[task].targets),
             results=partial(results.of, one),
         )
         for one in generated

@@ -1,0 +1,9 @@
+"""Numbers of channels of a model's gesture stream; a module of its own, so that ``omniges --help`` needs no numpy."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+GestureChannels = Literal[415, 424]
+"""Channels of `GestureLayout`, or those and then the 9 of jaw and eyes."""
+WITH_JAW_EYES: Final[GestureChannels] = 424
