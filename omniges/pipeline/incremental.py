@@ -19,16 +19,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from omniges.errors import DataError, Finding, UsageFault, raise_fault_of_machine
+from omniges.options import every_setting
 from omniges.pipeline.discover import Discovery, Recording
 from omniges.pipeline.settings import MAX_FILE_BYTES, Cut, PreprocessSettings, Rejected, Sample
-from omniges.shards.dataset import STATISTICS, Partial, partial_of, read_dataset
+from omniges.shards.dataset import STATISTICS, Partial, are_totals, partial_of, read_dataset
 from omniges.shards.manifest import ManifestRow, MemberPlace, row_from_json
 from omniges.shards.reader import ShardFolder, read_beside
-from omniges.shards.schema import CONTRACT, DATASET_FILE, FORMAT_VERSION, REPORT_FILE
+from omniges.shards.schema import CONTRACT, DATASET_FILE, FORMAT_VERSION, REPORT_FILE, is_count, is_real
 from omniges.shards.tar import BLOCK_BYTES, read_npy
 from omniges.shards.transaction import UnfinishedRun, Workspace
 from omniges.shards.writer import StoredSegment, StoredShard
-from omniges.storage.files import canonical_json, file_sha256, sha256_hex
+from omniges.storage.files import canonical_json, file_sha256, is_sha256, sha256_hex
 
 Count = Callable[[int, int], None]
 Digests = dict[str, str | None]  # path relative to the root -> sha256, None if the file cannot be read
@@ -181,6 +182,18 @@ def read_complete(settings: PreprocessSettings) -> dict[str, Any] | None:
         )
     now = UnfinishedRun.of(settings.document(), anew=False)
     _refuse_differences(f"{out} was made", found["settings"], now.settings)
+    plan = found["plan"]
+    inputs = plan.get("rejected_inputs")
+    known = is_count(plan.get("rejected")) and is_sha256(plan.get("inputs_sha256")) and isinstance(inputs, dict)
+    if (
+        not known
+        or not all(isinstance(own, dict) for own in inputs.values())
+        or not are_totals(found["totals"], cut=True)
+    ):
+        raise UsageFault(
+            f"{out / DATASET_FILE}: counts and digests of an earlier run expected in plan and totals, found others: it "
+            "was edited. Choose another --output-dir, or start over with --force"
+        )
     return found
 
 
@@ -227,20 +240,35 @@ def check_update(settings: PreprocessSettings, complete: dict[str, Any]) -> None
 
 def _refuse_differences(what: str, found: Any, wanted: Any, noun: str = "settings") -> None:
     if differences := _differences(found, wanted):
+        told = "; ".join(f"{name} was {json.dumps(was)}, is now {json.dumps(now)}" for name, was, now in differences)
+        flags = _flags({name.rpartition(".")[2]: was for name, was, _ in differences}) if noun == "settings" else ""
+        choices = f"Go on as it was made with {flags}, choose" if flags else "Choose"
         raise UsageFault(
-            f"{what} with other {noun}: {'; '.join(differences)}. Choose another --output-dir, or start over with "
-            "--force"
+            f"{what} with other {noun}: {told}. {choices} another --output-dir, or start over with --force"
         )
 
 
-def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:
+def _differences(found: Any, wanted: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """Return the values that differ: dotted name, earlier value, present value."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         return [
-            line
+            difference
             for key in sorted(found.keys() | wanted.keys())
-            for line in _differences(found.get(key), wanted.get(key), f"{name}.{key}" if name else key)
+            for difference in _differences(found.get(key), wanted.get(key), f"{name}.{key}" if name else key)
         ]
-    return [] if found == wanted else [f"{name} was {json.dumps(found)}, is now {json.dumps(wanted)}"]
+    return [] if found == wanted else [(name, found, wanted)]
+
+
+def _flags(values: Mapping[str, Any]) -> str:
+    """Return the flags that give settings these values, such as those of an earlier default; "" if no flags do."""
+    known = {setting.name: setting for setting in every_setting(PreprocessSettings)}
+    flags = []
+    for name, value in values.items():
+        setting = known.get(name)
+        if setting is None or setting.many or not (is_real(value) or value in setting.choices):
+            return ""
+        flags.append(f"{setting.flag} {value:g}" if isinstance(value, float) else f"{setting.flag} {value}")
+    return " ".join(flags)
 
 
 def check_removal(settings: PreprocessSettings, earlier: Set[str], remaining: Set[str]) -> None:

@@ -15,6 +15,8 @@ from pipeline_helpers import changed_unseen, digests, omniges, run_preprocess
 from omniges.errors import UsageFault
 from omniges.pipeline import run as run_module
 from omniges.pipeline.worker import ConvertPool
+from omniges.shards.dataset import seal
+from omniges.shards.schema import DATASET_FILE
 from omniges.shards.transaction import Journal
 from omniges.testing.settings import CorpusSettings
 from omniges.testing.synthetic_corpus import write_sample_corpus
@@ -44,6 +46,14 @@ def convert(root: Path, out: Path, **settings: object) -> dict[str, object]:
     """Preprocess with small shards; the last line of the run log."""
     run_preprocess(root, out, shard_bytes=SHARD_BYTES, **settings)
     return json.loads(out.with_name(out.name + ".run.jsonl").read_text().splitlines()[-1])
+
+
+def resealed(out: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Edit a set's dataset.json and make its checksum fit."""
+    document = json.loads((out / DATASET_FILE).read_bytes())
+    change(document)
+    del document["checksum"]
+    (out / DATASET_FILE).write_bytes(seal(document))
 
 
 def fresh(root: Path, tmp_path: Path) -> dict[str, str]:
@@ -204,6 +214,42 @@ def digests_of_files(folder: Path) -> dict[str, str]:
 
 
 class TestRemoval:
+    @pytest.mark.parametrize("recorded", [5.0, 1.0])
+    def test_a_set_of_an_earlier_default_goes_on_with_the_flag_that_the_error_names(
+        self, root: Path, tmp_path: Path, recorded: float
+    ) -> None:
+        """As of older versions, which recorded --max-length-mismatch 5 and had no --motion-rate."""
+        out = tmp_path / "out"
+        words = ("preprocess", "--root", root, "--output-dir", out, "--shard-size", SHARD_BYTES, "--workers", 1)
+        as_made = ("--max-length-mismatch", f"{recorded:g}")
+        assert omniges(*words, *as_made).returncode == 0
+        resealed(out, lambda document: document["settings"]["convert"].pop("motion_rate_hz"))
+        before = digests(out)
+        refused = omniges(*words)
+        assert refused.returncode == 2
+        assert f"max_length_mismatch_s was {recorded}, is now null. Go on as it was made with " in refused.stderr
+        assert f"made with {' '.join(as_made)}, choose" in refused.stderr
+        done = omniges(*words, *as_made)
+        assert done.returncode == 0, done.stderr
+        assert digests(out) == before
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda document: document["plan"].update(rejected="1"),
+            lambda document: document["plan"].pop("inputs_sha256"),
+            lambda document: document["plan"].update(rejected_inputs={"a": []}),
+            lambda document: document["totals"].pop("cut"),
+            lambda document: document["totals"]["cut"].update(words_dropped=[]),
+        ],
+    )
+    def test_an_edited_plan_is_refused_in_one_line(self, root: Path, tmp_path: Path, change: Any) -> None:
+        out = tmp_path / "out"
+        convert(root, out)
+        resealed(out, change)
+        with pytest.raises(UsageFault, match=r"dataset\.json: .*plan and totals.*--force"):
+            convert(root, out)
+
     def test_dropping_many_recordings_is_refused_before_any_work(self, root: Path, tmp_path: Path) -> None:
         out = tmp_path / "o"
         convert(root, out)
