@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from omniges.api import evaluate, load_model, preprocess, sample_corpus, verify_shards, view
+    from omniges.api import evaluate, load_model, preprocess, render, sample_corpus, verify_shards, view
     from omniges.codecs.registry import load_codec, register_codec
     from omniges.codecs.settings import EncodeSettings
     from omniges.conditions.base import ConditionStream
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from omniges.data.windows import WindowDataset
     from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
     from omniges.evaluation.settings import EvaluateSettings
-    from omniges.exchange.settings import ViewSettings
+    from omniges.exchange.settings import RenderSettings, ViewSettings
     from omniges.formats.motion import SmplxMotion, read_motion, write_motion
     from omniges.generation.pipeline import OmnigesPipeline
     from omniges.generation.settings import GenerateSettings, Sources
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 # The public names of each module. Type checkers read the same names in the imports above.
 _MODULES = {
-    "omniges.api": ("evaluate", "load_model", "preprocess", "sample_corpus", "verify_shards", "view"),
+    "omniges.api": ("evaluate", "load_model", "preprocess", "render", "sample_corpus", "verify_shards", "view"),
     "omniges.codecs.registry": ("load_codec", "register_codec"),
     "omniges.codecs.settings": ("EncodeSettings",),
     "omniges.conditions.base": ("ConditionStream",),
@@ -45,7 +45,7 @@ _MODULES = {
     "omniges.data.windows": ("WindowDataset",),
     "omniges.errors": ("DataError", "EnvironmentFault", "OmnigesError", "UsageFault"),
     "omniges.evaluation.settings": ("EvaluateSettings",),
-    "omniges.exchange.settings": ("ViewSettings",),
+    "omniges.exchange.settings": ("RenderSettings", "ViewSettings"),
     "omniges.formats.motion": ("SmplxMotion", "read_motion", "write_motion"),
     "omniges.generation.pipeline": ("OmnigesPipeline",),
     "omniges.generation.settings": ("GenerateSettings", "Sources"),
@@ -74,6 +74,7 @@ __all__ = [
     "OmnigesPipeline",
     "PreprocessSettings",
     "Recording",
+    "RenderSettings",
     "Sample",
     "SamplingSettings",
     "Selection",
@@ -95,6 +96,7 @@ __all__ = [
     "register_corpus",
     "register_metric",
     "register_stream",
+    "render",
     "sample_corpus",
     "verify_shards",
     "view",

@@ -17,6 +17,7 @@ from omniges.options import from_keywords, keywords_in_errors
 
 if TYPE_CHECKING:
     from omniges.evaluation.report import Report
+    from omniges.exchange.video import VideoSummary
     from omniges.exchange.view import ViewSummary
     from omniges.generation.sampler import Loaded
     from omniges.pipeline.settings import Summary
@@ -126,6 +127,32 @@ def view(*paths: str | Path, output_file: str | Path, progress: bool = False, **
     given = tuple(str(path) for path in paths)
     chosen = from_keywords(ViewSettings, {"paths": given, "output_file": output_file, **settings}, "view")
     with keywords_in_errors(ViewSettings), _counted("tracks", shown=progress) as count:
+        return run(chosen, count)
+
+
+def render(*paths: str | Path, output_file: str | Path, progress: bool = False, **settings: Any) -> VideoSummary:
+    """Write a video of motion with its words and sound, as ``omniges render`` does.
+
+    Args:
+        *paths: Folders of shards, results or NPZ files, or NPZ, WAV and TextGrid files; ``LABEL=PATH`` names a track.
+        output_file: MP4 file to write.
+        progress: Show progress on standard error.
+        **settings: Options of `RenderSettings`, such as ``camera="three-quarter"``, ``seconds=10``.
+
+    Returns:
+        The tracks in the video, its length and size.
+
+    Raises:
+        UsageFault: A path holds no motion, several recordings, or too much.
+        DataError: A file is damaged.
+        EnvironmentFault: A package is missing, or the video cannot be written.
+    """
+    from omniges.exchange.settings import RenderSettings
+    from omniges.exchange.video import render as run
+
+    given = tuple(str(path) for path in paths)
+    chosen = from_keywords(RenderSettings, {"paths": given, "output_file": output_file, **settings}, "render")
+    with keywords_in_errors(RenderSettings), _counted("s of video", shown=progress) as count:
         return run(chosen, count)
 
 

@@ -25,7 +25,7 @@ app = typer.Typer(
 benchmark = typer.Typer(help="Measure omniges on this machine.", no_args_is_help=True)
 
 for _command in (
-    *(shards.preprocess, shards.export, shards.inspect, shards.view),
+    *(shards.preprocess, shards.export, shards.inspect, shards.view, shards.render),
     *(shards.sample_corpus, shards.verify_shards, shards.encode),
     *(models.train, models.trace_batches, models.convert_omniflow, models.generate, models.evaluate),
 ):

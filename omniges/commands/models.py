@@ -105,23 +105,38 @@ def generate(
     html: Annotated[
         bool, typer.Option("--html", help="Write page.html beside the results, which shows and plays them.")
     ] = False,
+    video: Annotated[
+        bool, typer.Option("--video", help="Write a video, NAME.mp4, beside each result; needs omniges[video].")
+    ] = False,
 ) -> None:
     """Generate gesture, audio or text from your own files with a trained model.
 
     Exit codes: 0 done, 1 bad input or checkpoint, 2 usage, 3 environment, 130 Ctrl-C, 143 SIGTERM.
     """
     from omniges.exchange.settings import ViewSettings
+    from omniges.exchange.video import render_results, require_video
     from omniges.exchange.view import view
     from omniges.generation.run import generate as run
+    from omniges.generation.settings import task_named
+    from omniges.model.tasks import TASKS
     from omniges.progress import counter
 
+    shards = settings.sources.shards if settings.sources.from_shards else None
+    if video:
+        task = TASKS[task_named(settings.task)]
+        require_video(moves=shards is not None or "gesture" in {*task.conditions, *task.targets})
     with counter("s generated") as count:
         summary = run(settings, count)
     echo("\n".join(map(printable, summary.lines)))
+    rate_hz = settings.sources.motion_rate_hz
+    if video:
+        with counter("videos") as count:
+            videos = render_results(summary.records, shards, rate_hz, overwrite=settings.overwrite)
+            for done, made in enumerate(videos, 1):
+                echo("\n".join(map(printable, made.lines)))
+                count(done, len(summary.records))
     if html:
-        shards = [settings.sources.shards] if settings.sources.from_shards and settings.sources.shards else []
-        paths = tuple(map(str, [*summary.records, *shards]))
-        rate_hz = settings.sources.motion_rate_hz
+        paths = tuple(map(str, [*summary.records, *([] if shards is None else [shards])]))
         page = view(ViewSettings(paths=paths, output_file=settings.output_dir / "page.html", motion_rate_hz=rate_hz))
         echo("\n".join(map(printable, page.lines)))
 

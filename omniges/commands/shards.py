@@ -11,7 +11,7 @@ import typer
 from omniges.codecs.settings import EncodeSettings
 from omniges.commands.common import echo, exit_on_sigterm, make_console, resumable, with_flags
 from omniges.errors import UsageFault
-from omniges.exchange.settings import ExportSettings, InspectSettings, ViewSettings
+from omniges.exchange.settings import ExportSettings, InspectSettings, RenderSettings, ViewSettings
 from omniges.options import check, declared, option
 from omniges.pipeline.settings import PreprocessSettings
 from omniges.progress import counted, printable
@@ -196,6 +196,22 @@ def view(settings: ViewSettings) -> None:
     from omniges.progress import counter
 
     with counter("tracks") as count:
+        summary = run(settings, count)
+    echo("\n".join(map(printable, summary.lines)))
+
+
+@with_flags("video", exit_on_sigterm)
+def render(settings: RenderSettings) -> None:
+    """Write a video (MP4: H.264 and AAC) of motion with its words and sound, without a display or a GPU.
+
+    Tracks of the same recording are side by side. A file that exists is replaced when the video is complete.
+
+    Exit codes: 0 done, 1 a damaged file, 2 usage, 3 environment, 130 Ctrl-C, 143 SIGTERM.
+    """
+    from omniges.exchange.video import render as run
+    from omniges.progress import counter
+
+    with counter("s of video") as count:
         summary = run(settings, count)
     echo("\n".join(map(printable, summary.lines)))
 

@@ -236,7 +236,7 @@ def _clip(clip: Clip, blobs: _Blobs, bodies: _Bodies | None) -> dict[str, Any]:
             entry["frames"] = len(positions)
             entry["motion"] = blobs.add(encode_motion(track.motion, skeleton, EXPRESSIONS if of is None else None))
             entry |= {} if of is None else {"body": of[0]}
-            entry["floor"] = float(np.percentile(positions[:, _FEET, 1].min(axis=1), _FLOOR_PERCENT)) - _SOLE_M
+            entry["floor"] = floor_of(positions)
             entry["speeds"] = blobs.add(np.rint(speed / fastest * 255).astype(np.uint8).tobytes())
         if track.audio is not None:
             entry["sound"] = blobs.add(_wav(track.audio, clip.seconds))
@@ -259,6 +259,11 @@ def _positions(motion: SmplxMotion, skeleton: Skeleton) -> F64:
             for k in blocks
         ]
     )
+
+
+def floor_of(positions: Numbers) -> float:
+    """Return the height of the floor under joints (T, J, 3), which few frames reach below, in metres."""
+    return float(np.percentile(positions[:, _FEET, 1].min(axis=1), _FLOOR_PERCENT)) - _SOLE_M
 
 
 def joint_speeds(positions: Numbers) -> F64:

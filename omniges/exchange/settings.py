@@ -1,15 +1,20 @@
-"""Settings of `omniges export`, `view` and `inspect`; quick to import, so that `omniges --help` is fast."""
+"""Settings of `omniges export`, `view`, `render` and `inspect`; quick to import, so that `omniges --help` is fast."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
 from omniges.errors import UsageFault
 from omniges.formats.settings import motion_rate_option
-from omniges.options import about, check, declared, option
+from omniges.options import about, check, declared, option, shown
 
+Camera = Literal["front", "three-quarter", "left", "right", "back"]
+Framing = Literal["body", "upper", "face"]
+_SIZE: Final = re.compile(r"(\d{2,4})x(\d{2,4})")
+_MIN_PIXELS, _MAX_PIXELS = 64, 4096
 Format = Literal["npz", "bvh", "glb", "fbx", "arkit-csv"]
 ENDINGS: Final = {"npz": "npz", "bvh": "bvh", "glb": "glb", "fbx": "fbx", "arkit-csv": "csv"}
 
@@ -126,3 +131,67 @@ class InspectSettings:
         check(self)
         if self.png is None and self.html is None and (self.start_s or self.seconds is not None):
             raise UsageFault("--start, --seconds: expected with --png or --html, found neither: add one")
+
+
+@declared
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderSettings:
+    """Settings of `omniges render`."""
+
+    paths: tuple[str, ...] = option(
+        (),
+        "Folders of shards, of results or of NPZ files; NPZ, WAV and TextGrid files; LABEL=PATH names a track.",
+        argument=True,
+        metavar="PATH...",
+    )
+    motion_rate_hz: float | None = motion_rate_option()
+    output_file: Path = field(metadata=about("MP4 file to write.", "--output-file", "-o"))
+    keys: tuple[str, ...] = option(
+        (), "Samples of shards, by key or stem.", "--key", commas=True, shown="those of the other paths"
+    )
+    together: bool = option(False, "Show all tracks side by side, whatever their names.")
+    start_s: float = option(0.0, "First second to show.", "--start", minimum=0)
+    seconds: float | None = option(None, "Seconds to show.", above=0, shown="all")
+    sound: str | None = option(
+        None, "Name of the track whose sound is heard, or off.", metavar="TRACK", shown="first track with sound"
+    )
+    camera: Camera = option("front", "Side from which the figure is seen.", panel="Picture")
+    framing: Framing = option("body", "What fills a track's panel.")
+    size: str | None = option(
+        None, "Size of the video in pixels.", metavar="WIDTHxHEIGHT", shown="640x720; wider for several tracks"
+    )
+    fps: int = option(30, "Frames a second.", minimum=1, maximum=60)
+    body_model: Path | None = option(None, "SMPL-X model, .npz, to draw its mesh.", shown="a generic figure")
+    font: Path | None = option(
+        None, "Font file, .ttf or .otf, for labels and words.", shown="DejaVu Sans; it has no Chinese and Japanese"
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range and a place that cannot be written."""
+        check(self)
+        if not self.paths:
+            raise UsageFault("render: PATH expected: a folder of shards or of results, or a motion file; found none")
+        out, folder = self.output_file, self.output_file.parent
+        if out.is_dir() or out.suffix.lower() != ".mp4":
+            raise UsageFault(f"--output-file {out}: a file whose name ends in .mp4 expected")
+        if not folder.is_dir():
+            raise UsageFault(f"--output-file {out}: the folder {folder} expected, found none: create it first")
+        for flag, path in (("--body-model", self.body_model), ("--font", self.font)):
+            if path is not None and not path.is_file():
+                raise UsageFault(f"{flag} {path}: a file expected, found none there")
+        if self.size is not None and not (
+            (found := _SIZE.fullmatch(self.size))
+            and all(_MIN_PIXELS <= int(side) <= _MAX_PIXELS and int(side) % 2 == 0 for side in found.groups())
+        ):
+            raise UsageFault(
+                f"--size {shown(self.size)}: 1280x720 or other even numbers from {_MIN_PIXELS} to "
+                f"{_MAX_PIXELS} expected"
+            )
+
+    @property
+    def pixels(self) -> tuple[int, int] | None:
+        """Width and height of the video; None: they follow from the number of tracks."""
+        if self.size is None:
+            return None
+        width, height = map(int, self.size.split("x"))
+        return width, height

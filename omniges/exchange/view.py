@@ -9,7 +9,7 @@ from typing import Final
 
 from omniges.errors import UsageFault
 from omniges.exchange.pages import Clip, EmbeddedModel, ScoreTable, page
-from omniges.exchange.settings import ViewSettings
+from omniges.exchange.settings import RenderSettings, ViewSettings
 from omniges.exchange.tracks import Track, find_tracks
 from omniges.formats.body_model import read_body_model
 from omniges.progress import counted
@@ -71,7 +71,7 @@ def view(
     embedded = None
     if settings.body_model is not None:
         embedded = EmbeddedModel(read_body_model(settings.body_model)[0], str(settings.body_model))
-    clips = clips_of(_tracks(settings, count, only), together=settings.together)
+    clips = clips_of(parts_of(settings, "on a page", count, only), together=settings.together)
     parts = page(clips, scores, embedded)
     publish_bytes(settings.output_file, parts)
     return ViewSummary(settings.output_file, tuple(clips), sum(map(len, parts)), embedded is not None)
@@ -93,10 +93,26 @@ def clips_of(tracks: Iterable[Track], *, together: bool = False) -> list[Clip]:
     return [Clip(name or " / ".join(dict.fromkeys(t.clip for t in own)), tuple(own)) for name, own in clips.items()]
 
 
-def _tracks(
-    settings: ViewSettings, count: Callable[[float, float], None] | None, only: Collection[str] | None
+def parts_of(
+    settings: ViewSettings | RenderSettings,
+    where: str,
+    count: Callable[[float, float], None] | None = None,
+    only: Collection[str] | None = None,
 ) -> Iterator[Track]:
-    """Load tracks and cut them; refuse more than a page can hold as soon as it is known."""
+    """Load tracks and cut them; refuse more than a page or a video can hold as soon as it is known.
+
+    Args:
+        settings: Paths, samples and part to show.
+        where: Where the tracks are shown, for errors.
+        count: Called with (done, total) tracks.
+        only: Clips whose tracks are wanted; None for all.
+
+    Yields:
+        The tracks.
+
+    Raises:
+        UsageFault: A track ends before its part begins, or the tracks are too long.
+    """
     found = find_tracks(settings.paths, settings.keys, only, settings.motion_rate_hz)
     seconds = 0.0
     for done, load in enumerate(found, 1):
@@ -110,7 +126,7 @@ def _tracks(
         seconds += track.seconds
         if seconds > MAX_SECONDS:
             raise UsageFault(
-                f"{track.clip}: at most {MAX_SECONDS / 3600:g} h of tracks on a page expected, found more: choose "
+                f"{track.clip}: at most {MAX_SECONDS / 3600:g} h of tracks {where} expected, found more: choose "
                 "samples with --key, or a part with --start and --seconds"
             )
         if count is not None:

@@ -1,4 +1,8 @@
-"""The import of librosa, which must not first happen in two processes at once."""
+"""The import of librosa and of our own compiled functions, which must not first happen in two processes at once.
+
+The first use on a machine compiles functions into numba's cache, which has no lock. Processes that write it at the same
+time corrupt it, and every later import then ends in a segmentation fault.
+"""
 
 from __future__ import annotations
 
@@ -19,27 +23,41 @@ from omniges.storage.redact import one_line
 def load_librosa() -> Any:
     """Import librosa, one process at a time; it takes seconds.
 
-    The first import on a machine compiles functions into numba's cache, which has no lock. Processes that write it at
-    the same time corrupt it, and every later import of librosa then ends in a segmentation fault.
-
     Returns:
         The module.
 
     Raises:
         EnvironmentFault: librosa is not installed, or cannot be imported, as where numba finds no folder for its cache.
     """
-    with _lock_of("librosa"):
+    with compiling("librosa"):
+        importlib.import_module("librosa.onset")
+    return importlib.import_module("librosa")
+
+
+@contextlib.contextmanager
+def compiling(package: str) -> Iterator[None]:
+    """Import or call functions of a package that numba compiles, one process at a time.
+
+    Args:
+        package: Name of the installed package.
+
+    Yields:
+        Nothing; the functions are compiled inside the context.
+
+    Raises:
+        EnvironmentFault: The package is not installed, or numba finds no folder for its cache.
+    """
+    with _lock_of(package):
         try:
-            importlib.import_module("librosa.onset")
+            yield
         except (RuntimeError, OSError, KeyError) as error:
             # numba looks for a folder for its cache while functions are defined, other packages for the home folder.
             reason = one_line(f"{type(error).__name__}: {error}", 200)
             variable = "HOME" if "home directory" in reason else "NUMBA_CACHE_DIR"
             raise EnvironmentFault(
-                f"librosa, which this needs, cannot be imported ({reason}): set {variable} to a folder that can be "
+                f"{package}, which this needs, cannot be imported ({reason}): set {variable} to a folder that can be "
                 "written, for it to keep compiled functions in"
             ) from error
-    return importlib.import_module("librosa")
 
 
 @contextlib.contextmanager

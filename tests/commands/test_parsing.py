@@ -22,6 +22,8 @@ COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[
 NEEDED = {
     "preprocess": ["--root", "."],
     "export": ["-o", "x"],
+    "render": ["-o", "x"],
+    "view": ["-o", "x"],
     "encode": ["--codec", "a=b"],
     "convert-omniflow": ["-o", "x", "y"],
     "generate": ["--checkpoint", "x", "--task", "a2g", "-o", "x"],

@@ -61,6 +61,32 @@ def test_a_page_shows_results_beside_their_recordings(checkpoint: Path, shards: 
     assert '"name":"recorded"' in page
 
 
+@pytest.mark.slow
+def test_a_video_of_each_result_is_beside_it(checkpoint: Path, shards: Path, tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="PyAV is not installed: omniges[video]")
+    words = ["generate", "--checkpoint", checkpoint, "--task", "a2g", "--shards", shards, "--key", STEM, "--steps", 1]
+    words += ["--video", "--num-samples", 2, "-o", tmp_path / "out"]
+    done = omniges(*words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2 tracks, 1280x720") == 2
+    videos = {path.with_suffix(".json").name for path in (tmp_path / "out").glob("*.mp4")}
+    assert videos == {path.name for path in (tmp_path / "out").glob("*.json")}
+    for path in (tmp_path / "out").glob("*.json"):
+        path.unlink()
+    again = omniges(*words)  # the results can be written, but a video is in the way
+    assert (again.returncode, "add --overwrite" in again.stderr) == (2, True)
+
+
+@pytest.mark.slow
+def test_a_video_without_motion_is_refused_before_anything_is_generated(
+    checkpoint: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    words = ["generate", "--checkpoint", checkpoint, "--task", "t2a", "--text", "some words", "--video"]
+    done = omniges(*words, "-o", tmp_path / "out")
+    assert (done.returncode, "a task that generates gesture" in done.stderr) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 

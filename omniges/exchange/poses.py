@@ -1,0 +1,170 @@
+"""Figures of tracks, frame by frame: the solid figure, or the mesh of the user's body model.
+
+Frames are computed in blocks, so that memory does not grow with the length of a track. Lengths in metres, y up.
+Letters: T frames, V vertices, F triangles.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.exchange import raster, solid
+from omniges.exchange.pages import EXPRESSIONS, floor_of
+from omniges.features.body import PARENTS, BodyModel, forward_kinematics
+from omniges.features.gesture import BETAS, JOINT_NAMES
+from omniges.features.skeleton import GENERIC, Skeleton
+from omniges.formats.motion import SmplxMotion
+
+F64 = npt.NDArray[np.float64]
+F32 = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.int64]
+
+_BLOCK_FRAMES: Final = 32
+_FLOOR_FRAMES: Final = 2000  # at most, of which the floor is found
+_MESH_FLOOR_FRAMES: Final = 100
+_NEUTRAL_FRAMES: Final = 2000  # at most, of which the neutral face is the median
+_HEAD, _JAW = JOINT_NAMES.index("head"), JOINT_NAMES.index("jaw")
+_FOLLOW_FRAMES: Final = 15  # before and after a frame, whose mean place the camera follows
+
+
+class Figure(ABC):
+    """A figure that follows a motion."""
+
+    triangles: raster.Triangles
+    """(F, 3) vertices, counterclockwise from outside."""
+    base: F32
+    """(V, 3) own colours of the vertices, from 0 to 1."""
+    floor: float
+    """Height of the floor under the figure."""
+
+    def __init__(self, motion: SmplxMotion, skeleton: Skeleton) -> None:
+        self._motion = motion
+        self._skeleton = skeleton
+        self._path = _smooth(skeleton.pelvis_positions(motion.trans)[:, ::2])
+
+    @property
+    def frames(self) -> int:
+        """Number of frames T."""
+        return len(self._path)
+
+    @abstractmethod
+    def poses(self, frames: Indices) -> Iterator[Any]:
+        """Yield what `place` needs of each frame."""
+
+    @abstractmethod
+    def place(self, pose: Any, placed: F32, turned: F32) -> None:
+        """Fill positions (V, 3) and normals (V, 3) of a pose; threads may call it at once."""
+
+    def centre(self, frame: int) -> tuple[float, float]:
+        """Return the mean x and z of the pelvis within half a second of a frame."""
+        x, z = self._path[frame]
+        return float(x), float(z)
+
+    def head(self, frame: int) -> F64:
+        """Return the position (3,) of the head's joint."""
+        motion = self._motion
+        positions = self._skeleton.joint_positions(motion.poses[frame : frame + 1], motion.trans[frame : frame + 1])
+        return np.asarray(positions[0, _HEAD])
+
+
+def _smooth(places: F64) -> F64:
+    """Return the mean (T, 2) of the frames around each."""
+    sums = np.concatenate([np.zeros((1, 2)), np.cumsum(places, axis=0)])
+    frames = np.arange(len(places))
+    first, stop = np.maximum(0, frames - _FOLLOW_FRAMES), np.minimum(len(places), frames + _FOLLOW_FRAMES + 1)
+    return np.asarray((sums[stop] - sums[first]) / (stop - first)[:, None])
+
+
+def _spread(frames: int, most: int) -> Indices:
+    """Return at most `most` frames, evenly spread."""
+    return np.arange(0, frames, max(1, -(-frames // most)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pose:
+    matrices: F32  # (BONES, 3, 4)
+    mouth: F32  # (M, 3)
+    mouth_normals: F32  # (M, 3)
+
+
+class SolidFigure(Figure):
+    """The figure that pages show, on the generic skeleton."""
+
+    def __init__(self, motion: SmplxMotion, tint: int) -> None:
+        super().__init__(motion, GENERIC)
+        body, mouth = solid.solid_figure(), solid.mouth()
+        self._body, self._mouth = body, mouth
+        self.triangles = np.concatenate([body.triangles, mouth.triangles.astype(np.int32) + len(body.positions)])
+        self.triangles = self.triangles.astype(np.int32)
+        self.base = solid.palette(tint)[np.concatenate([body.colours, mouth.colours])]
+        seen = _spread(len(motion.poses), _FLOOR_FRAMES)
+        self.floor = floor_of(GENERIC.joint_positions(motion.poses[seen], motion.trans[seen]))
+        leading = motion.expressions[_spread(len(motion.poses), _NEUTRAL_FRAMES), :EXPRESSIONS]
+        self._neutral = np.median(leading, axis=0)
+
+    def poses(self, frames: Indices) -> Iterator[_Pose]:
+        """Yield the bones and the mouth of each frame."""
+        motion, rest = self._motion, GENERIC.rest_positions
+        for start in range(0, len(frames), _BLOCK_FRAMES):
+            block = frames[start : start + _BLOCK_FRAMES]
+            turned, places = forward_kinematics(
+                GENERIC.local_rotations(motion.poses[block]),
+                GENERIC.offsets,
+                GENERIC.pelvis_positions(motion.trans[block]),
+            )
+            matrices = np.empty((len(block), solid.BONES, 3, 4))
+            matrices[:, : len(PARENTS), :, :3] = turned
+            matrices[:, : len(PARENTS), :, 3] = places - (turned @ rest[..., None])[..., 0]
+            jaw = motion.poses[block, 3 * _JAW : 3 * _JAW + 3]
+            faces = solid.Faces.of(motion.expressions[block, :EXPRESSIONS] - self._neutral, jaw)
+            for side, bone in solid.BROWS.items():
+                matrices[:, bone] = matrices[:, _HEAD]
+                matrices[:, bone, :, 3] += matrices[:, _HEAD, :, 1] * getattr(faces, side)[:, None]
+            for k, frame in enumerate(matrices.astype(np.float32)):
+                yield _Pose(frame, *solid.mouth_at(faces, k))
+
+    def place(self, pose: _Pose, placed: F32, turned: F32) -> None:
+        """Fill positions and normals of a pose."""
+        body, mouth, count = self._body, self._mouth, len(self._body.positions)
+        of_body = (body.positions, body.normals, body.bones, body.weights)
+        raster.skin(*of_body, pose.matrices, placed[:count], turned[:count])
+        of_mouth = (pose.mouth, pose.mouth_normals, mouth.bones, mouth.weights)
+        raster.skin(*of_mouth, pose.matrices, placed[count:], turned[count:])
+
+
+class MeshFigure(Figure):
+    """The mesh of a body model, with the person's shape."""
+
+    def __init__(self, motion: SmplxMotion, model: BodyModel, tint: int) -> None:
+        if model.triangles is None:
+            raise ValueError("a body model with faces f")
+        betas = np.zeros(BETAS)
+        betas[: len(motion.betas)] = motion.betas
+        self._person = model.person(betas)
+        super().__init__(motion, Skeleton.of_person(self._person))
+        self.triangles = np.ascontiguousarray(model.triangles)
+        tint_colour, clay = solid.palette(tint)[[solid.COLOURS.index("tint"), solid.COLOURS.index("clay")]]
+        self.base = np.tile((0.6 * tint_colour + 0.4 * clay).astype(np.float32), (model.vertices, 1))
+        seen = _spread(len(motion.poses), _MESH_FLOOR_FRAMES)
+        self.floor = float(np.percentile([float(pose[:, 1].min()) for pose in self.poses(seen)], 2))
+
+    def poses(self, frames: Indices) -> Iterator[F32]:
+        """Yield the vertices (V, 3) of each frame."""
+        motion = self._motion
+        whole = len(frames) == len(motion.poses)  # then no copy of the clip is needed
+        poses, expressions = (each if whole else each[frames] for each in (motion.poses, motion.expressions))
+        blocks = self._person.vertex_blocks(poses, expressions)
+        vertices = (one for block in blocks for one in block)
+        for frame, placed in zip(frames, vertices, strict=True):
+            yield (placed + motion.trans[frame]).astype(np.float32)
+
+    def place(self, pose: F32, placed: F32, turned: F32) -> None:
+        """Fill positions and normals of a pose."""
+        placed[:] = pose
+        raster.vertex_normals(placed, self.triangles, turned)

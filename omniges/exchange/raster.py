@@ -1,0 +1,275 @@
+"""Software rasterizer of triangle meshes: no display, no GPU and no libraries of the system.
+
+Compiled by numba, which librosa brings. Every function releases Python's lock, so that threads draw frames at once.
+Letters: V vertices, F triangles, H rows and W columns of pixels; samples are the `SAMPLES`² parts of a pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeVar, cast
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+Triangles = npt.NDArray[np.int32]
+
+SAMPLES: Final = 2
+"""Samples of a pixel across and down, which smooth edges."""
+
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
+
+
+def _compiled(function: Kernel) -> Kernel:
+    return cast("Kernel", numba.njit(cache=True, nogil=True, fastmath=True)(function))
+
+
+@_compiled
+def skin(positions: F32, normals: F32, bones: U8, weights: F32, matrices: F32, placed: F32, turned: F32) -> None:
+    """Move vertices by one or two bones each.
+
+    Args:
+        positions: (V, 3) in the rest pose.
+        normals: (V, 3) in the rest pose.
+        bones: (V, 2) bones of each vertex.
+        weights: (V,) weight of the second bone.
+        matrices: (B, 3, 4) rotation and translation of each bone.
+        placed: (V, 3), filled with positions.
+        turned: (V, 3), filled with normals.
+    """
+    for v in range(len(positions)):
+        a, b, w = bones[v, 0], bones[v, 1], weights[v]
+        x, y, z = positions[v]
+        p, q, r = normals[v]
+        for k in range(3):
+            m0 = matrices[a, k, 0] * (1 - w) + matrices[b, k, 0] * w
+            m1 = matrices[a, k, 1] * (1 - w) + matrices[b, k, 1] * w
+            m2 = matrices[a, k, 2] * (1 - w) + matrices[b, k, 2] * w
+            m3 = matrices[a, k, 3] * (1 - w) + matrices[b, k, 3] * w
+            placed[v, k] = m0 * x + m1 * y + m2 * z + m3
+            turned[v, k] = m0 * p + m1 * q + m2 * r
+
+
+@_compiled
+def vertex_normals(positions: F32, triangles: Triangles, normals: F32) -> None:
+    """Fill the normals (V, 3) of vertices with the mean of those of their triangles (F, 3), counterclockwise."""
+    normals[:] = 0
+    for f in range(len(triangles)):
+        a, b, c = triangles[f]
+        ux, uy, uz = positions[b] - positions[a]
+        vx, vy, vz = positions[c] - positions[a]
+        crossed = (uy * vz - uz * vy, uz * vx - ux * vz, ux * vy - uy * vx)
+        for corner in (a, b, c):
+            for k in range(3):
+                normals[corner, k] += crossed[k]
+
+
+@_compiled
+def shade(placed: F32, turned: F32, base: F32, eye: F32, rgb: F32) -> None:
+    """Fill the colours of vertices: light from above, a key light, a fill light, gloss and a rim.
+
+    Args:
+        placed: (V, 3) positions.
+        turned: (V, 3) normals of any length.
+        base: (V, 3) own colours, from 0 to 1.
+        eye: (3,) position of the camera.
+        rgb: (V, 3), filled with colours from 0 to 255.
+    """
+    kx, ky, kz = 0.4130, 0.6884, 0.5966  # towards the key light
+    fx, fy, fz = -0.8018, 0.1718, 0.5727
+    for v in range(len(placed)):
+        nx, ny, nz = turned[v]
+        length = max(np.sqrt(nx * nx + ny * ny + nz * nz), 1e-9)
+        nx, ny, nz = nx / length, ny / length, nz / length
+        ex, ey, ez = eye[0] - placed[v, 0], eye[1] - placed[v, 1], eye[2] - placed[v, 2]
+        length = max(np.sqrt(ex * ex + ey * ey + ez * ez), 1e-9)
+        ex, ey, ez = ex / length, ey / length, ez / length
+        hx, hy, hz = kx + ex, ky + ey, kz + ez
+        length = max(np.sqrt(hx * hx + hy * hy + hz * hz), 1e-9)
+        key = max(0.0, (nx * kx + ny * ky + nz * kz) * 0.92 + 0.08)
+        fill = max(0.0, nx * fx + ny * fy + nz * fz)
+        gloss = max(0.0, (nx * hx + ny * hy + nz * hz) / length) ** 36 * 0.14
+        rim = (1 - min(1.0, max(0.0, nx * ex + ny * ey + nz * ez))) ** 3 * 0.16
+        for k in range(3):
+            sky, ground = (0.46, 0.49, 0.55)[k], (0.20, 0.20, 0.22)[k]
+            light = (
+                ground + (sky - ground) * (0.5 + 0.5 * ny) + (0.74, 0.70, 0.64)[k] * key + (0.12, 0.14, 0.18)[k] * fill
+            )
+            own = base[v, k] * base[v, k]
+            rgb[v, k] = 255 * np.sqrt(min(1.0, own * light + gloss + rim * (0.4 + 0.6 * own)))
+
+
+@_compiled
+def project(placed: F32, view: F32, width: int, height: int, screen: F32) -> None:
+    """Fill the places of vertices on the screen.
+
+    Args:
+        placed: (V, 3) positions.
+        view: (3, 4) from the world to the camera: right, up and towards the viewer, scaled so that a point at depth 1
+            is at most 1 from the middle of the image's height.
+        width: Samples across.
+        height: Samples down.
+        screen: (V, 3), filled with column, row and 1/depth; a depth of 0 or less gives 0.
+    """
+    for v in range(len(placed)):
+        x, y, z = placed[v]
+        depth = -(view[2, 0] * x + view[2, 1] * y + view[2, 2] * z + view[2, 3])
+        inverse = 1 / depth if depth > 1e-3 else 0.0
+        across = view[0, 0] * x + view[0, 1] * y + view[0, 2] * z + view[0, 3]
+        up = view[1, 0] * x + view[1, 1] * y + view[1, 2] * z + view[1, 3]
+        screen[v, 0] = width * 0.5 + across * inverse * height * 0.5
+        screen[v, 1] = height * 0.5 - up * inverse * height * 0.5
+        screen[v, 2] = inverse
+
+
+@_compiled
+def fill(screen: F32, rgb: F32, triangles: Triangles, depth: F32, colour: U8) -> None:
+    """Draw triangles where they are nearest.
+
+    Args:
+        screen: (V, 3) as `project` fills it.
+        rgb: (V, 3) colours from 0 to 255.
+        triangles: (F, 3) vertices.
+        depth: (H, W) 1/depth of each sample, 0 where there is nothing; changed.
+        colour: (H, W, 3); changed.
+    """
+    height, width = depth.shape
+    for f in range(len(triangles)):
+        a, b, c = triangles[f]
+        if screen[a, 2] <= 0 or screen[b, 2] <= 0 or screen[c, 2] <= 0:
+            continue
+        ax, ay, bx, by, cx, cy = screen[a, 0], screen[a, 1], screen[b, 0], screen[b, 1], screen[c, 0], screen[c, 1]
+        area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
+        if area >= 0:  # it faces away
+            continue
+        left, right = max(0, int(np.ceil(min(ax, bx, cx) - 0.5))), min(width - 1, int(np.floor(max(ax, bx, cx) - 0.5)))
+        top, bottom = max(0, int(np.ceil(min(ay, by, cy) - 0.5))), min(height - 1, int(np.floor(max(ay, by, cy) - 0.5)))
+        ua, ub = (by - cy) / area, (cy - ay) / area
+        va, vb = (cx - bx) / area, (ax - cx) / area
+        for row in range(top, bottom + 1):
+            y = row + 0.5
+            wa = ua * (left + 0.5 - cx) + va * (y - cy)
+            wb = ub * (left + 0.5 - cx) + vb * (y - cy)
+            for column in range(left, right + 1):
+                wc = 1 - wa - wb
+                if wa >= 0 and wb >= 0 and wc >= 0:
+                    near = wa * screen[a, 2] + wb * screen[b, 2] + wc * screen[c, 2]
+                    if near > depth[row, column]:
+                        depth[row, column] = near
+                        for k in range(3):
+                            colour[row, column, k] = np.uint8(wa * rgb[a, k] + wb * rgb[b, k] + wc * rgb[c, k])
+                wa += ua
+                wb += ub
+
+
+@_compiled
+def cover(screen: F32, triangles: Triangles, mask: U8) -> None:
+    """Set a mask (H, W) to 1 where triangles (F, 3) are, whatever is nearer."""
+    height, width = mask.shape
+    for f in range(len(triangles)):
+        a, b, c = triangles[f]
+        if screen[a, 2] <= 0 or screen[b, 2] <= 0 or screen[c, 2] <= 0:
+            continue
+        ax, ay, bx, by, cx, cy = screen[a, 0], screen[a, 1], screen[b, 0], screen[b, 1], screen[c, 0], screen[c, 1]
+        area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
+        if area == 0:
+            continue
+        left, right = max(0, int(np.ceil(min(ax, bx, cx) - 0.5))), min(width - 1, int(np.floor(max(ax, bx, cx) - 0.5)))
+        top, bottom = max(0, int(np.ceil(min(ay, by, cy) - 0.5))), min(height - 1, int(np.floor(max(ay, by, cy) - 0.5)))
+        for row in range(top, bottom + 1):
+            for column in range(left, right + 1):
+                x, y = column + 0.5, row + 0.5
+                wa = ((by - cy) * (x - cx) + (cx - bx) * (y - cy)) / area
+                wb = ((cy - ay) * (x - cx) + (ax - cx) * (y - cy)) / area
+                if wa >= 0 and wb >= 0 and wa + wb <= 1:
+                    mask[row, column] = 1
+
+
+@_compiled
+def floor(view: F32, eye: F32, centre: F32, sky: F32, line: F32, image: U8) -> None:
+    """Draw the floor: lines each metre and each quarter of it, which fade away.
+
+    Args:
+        view: (3, 4) as for `project`, of a camera that is not tilted sideways.
+        eye: (3,) position of the camera.
+        centre: (3,) point of the floor around which its lines are seen.
+        sky: (3,) colour of the image, from 0 to 255.
+        line: (3,) colour of the lines.
+        image: (H, W, 3) of one colour; changed.
+    """
+    height, width = image.shape[:2]
+    zoom = np.sqrt(view[1, 0] ** 2 + view[1, 1] ** 2 + view[1, 2] ** 2)
+    for row in range(height):
+        up = (1 - (row + 0.5) * 2 / height) / zoom**2
+        dy = up * view[1, 1] - view[2, 1]
+        far = (centre[1] - eye[1]) / dy if dy < -1e-4 else -1.0
+        if not 0 < far < 50:
+            continue
+        step = 2 * far / (height * zoom)  # metres that a pixel is wide there, and deep
+        deep = step / max(-dy, 1e-3)
+        main = 1.4 * (1 - min(1.0, max(0.0, deep - 0.2) / 0.5))
+        fine = 0.63 * (1 - min(1.0, max(0.0, 4 * deep - 0.2) / 0.5))
+        for column in range(width):
+            across = ((column + 0.5) * 2 - width) / (height * zoom**2)
+            x = eye[0] + far * (across * view[0, 0] + up * view[1, 0] - view[2, 0])
+            z = eye[2] + far * (across * view[0, 2] + up * view[1, 2] - view[2, 2])
+            away = (x - centre[0]) ** 2 + (z - centre[2]) ** 2
+            if away > 25:
+                continue
+            dark = 0.0
+            for place, wide in ((x, step), (z, deep)):
+                dark = max(dark, main * (1 - abs(place - np.round(place)) / (1.4 * wide)))
+                dark = max(dark, fine * (1 - abs(4 * place - np.round(4 * place)) / (4.8 * wide)))
+            if dark > 0:
+                near = 1 - max(0.0, np.sqrt(away) - 1.2) / 3.8
+                dark = min(1.0, dark) * min(1.0, near) ** 2 * 0.9
+                for k in range(3):
+                    image[row, column, k] = np.uint8(sky[k] + (line[k] - sky[k]) * dark)
+
+
+@_compiled
+def compose(depth: F32, colour: U8, mask: U8, light: float, image: U8) -> None:
+    """Draw samples over an image of the floor, which the shadow darkens.
+
+    Args:
+        depth: (2H, 2W) 1/depth of each sample, 0 where there is nothing.
+        colour: (2H, 2W, 3) colours of the samples.
+        mask: (2H, 2W) 1 in the shadow.
+        light: Share of the light that the shadow leaves.
+        image: (H, W, 3); changed.
+    """
+    height, width = image.shape[:2]
+    for row in range(height):
+        for column in range(width):
+            free, dark = 0, 0
+            red, green, blue = 0, 0, 0
+            for r in (2 * row, 2 * row + 1):
+                for c in (2 * column, 2 * column + 1):
+                    if depth[r, c] > 0:
+                        red += colour[r, c, 0]
+                        green += colour[r, c, 1]
+                        blue += colour[r, c, 2]
+                    else:
+                        free += 1
+                        dark += mask[r, c]
+            if free < 4 or dark > 0:
+                seen = free - dark + dark * light
+                image[row, column, 0] = np.uint8((red + seen * image[row, column, 0]) * 0.25)
+                image[row, column, 1] = np.uint8((green + seen * image[row, column, 1]) * 0.25)
+                image[row, column, 2] = np.uint8((blue + seen * image[row, column, 2]) * 0.25)
+
+
+@_compiled
+def lay_over(image: U8, layer: U8, left: int, top: int) -> None:
+    """Blend a layer (h, w, 4) into an image (H, W, 3); what lies outside of the image is cut off."""
+    for row in range(max(0, -top), min(layer.shape[0], image.shape[0] - top)):
+        for column in range(max(0, -left), min(layer.shape[1], image.shape[1] - left)):
+            opaque = int(layer[row, column, 3])
+            for k in range(3):
+                behind = int(image[top + row, left + column, k])
+                image[top + row, left + column, k] = (
+                    layer[row, column, k] * opaque + behind * (255 - opaque) + 127
+                ) // 255

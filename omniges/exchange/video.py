@@ -1,0 +1,359 @@
+"""`omniges render`: tracks to one video file.
+
+Frames are drawn and encoded one after the other, so that memory does not grow with the video: H.264 and AAC in MP4,
+with the index at the beginning, so that players start before the end has arrived.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from omniges.errors import EnvironmentFault, UsageFault
+from omniges.exchange.pages import Clip
+from omniges.exchange.settings import RenderSettings
+from omniges.exchange.tracks import Sound, Track
+from omniges.exchange.view import clips_of, parts_of
+from omniges.features.body import BodyModel
+from omniges.features.gesture import BETAS, EXPRESSIONS, POSE_COLUMNS
+from omniges.features.timebase import FRAME_RATE_HZ
+from omniges.formats.body_model import read_body_model
+from omniges.formats.motion import SmplxMotion
+from omniges.options import did_you_mean, shown
+from omniges.progress import counted
+from omniges.storage.atomic import PendingFile, os_errors
+from omniges.storage.librosa_import import compiling
+
+if TYPE_CHECKING:
+    from omniges.exchange.drawing import Canvas
+
+U8 = npt.NDArray[np.uint8]
+
+MAX_TRACKS: Final = 8
+_SOUND_HZ: Final = 48_000
+_SOUND_BLOCK: Final = 4096  # samples that are encoded at once
+_IN_ONE_ROW: Final = 4  # panels; more have two rows
+_THREADS: Final = 2
+_AHEAD: Final = 4  # frames that wait for the encoder
+_VIDEO_OPTIONS: Final = {"preset": "veryfast", "crf": "20"}
+
+
+@dataclass(frozen=True, slots=True)
+class VideoSummary:
+    """Content of a written video."""
+
+    output_file: Path
+    tracks: tuple[str, ...]
+    seconds: float
+    frames: int
+    width: int
+    height: int
+    sound: str | None
+    """Name of the track that is heard."""
+    boxes: int
+    """Words with letters that the font lacks."""
+    bytes: int
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The report of the command."""
+        heard = "no sound" if self.sound is None else f"sound of {self.sound}"
+        shape = f"{counted(len(self.tracks), 'track')}, {self.width}x{self.height}, {self.seconds:.1f} s, {heard}"
+        lines = [f"{shape}, {self.bytes / 1e6:.1f} MB: {self.output_file}"]
+        if self.boxes:
+            lines.append(
+                f"{counted(self.boxes, 'word')} with letters that the font lacks, shown as boxes: give --font FILE"
+            )
+        return tuple(lines)
+
+
+def render(settings: RenderSettings, count: Callable[[float, float], None] | None = None) -> VideoSummary:
+    """Write a video of tracks side by side, with words and sound.
+
+    Args:
+        settings: What to show, and where to write.
+        count: Called with (done, total) seconds.
+
+    Returns:
+        What the video holds.
+
+    Raises:
+        UsageFault: The paths hold no motion, several recordings, or too much.
+        DataError: A file is damaged.
+        EnvironmentFault: A package is missing, or the video cannot be written.
+    """
+    _require_packages()
+    model = None if settings.body_model is None else _with_faces(settings.body_model)
+    clips = clips_of(parts_of(settings, "in a video"), together=settings.together)
+    if len(clips) > 1:
+        names = ", ".join(shown(clip.name) for clip in clips[:3]) + (", …" if len(clips) > 3 else "")
+        raise UsageFault(
+            f"{settings.paths[0]}: one recording expected, found {len(clips)} ({names}): choose one with --key, or "
+            "name its files"
+        )
+    return render_clip(clips[0], settings, model, count)
+
+
+def require_video(*, moves: bool) -> None:
+    """Refuse, before results are generated, a video of them that cannot be written.
+
+    Args:
+        moves: Whether a result or its recording may have motion.
+
+    Raises:
+        UsageFault: There is nothing to see.
+        EnvironmentFault: A package is missing.
+    """
+    if not moves:
+        raise UsageFault("--video: a task that generates gesture or is given it expected: remove --video")
+    _require_packages()
+
+
+def render_results(
+    records: Sequence[Path], shards: Path | None, motion_rate_hz: float | None, *, overwrite: bool
+) -> Iterator[VideoSummary]:
+    """Write a video beside the record of each result, with its recording if that is in shards.
+
+    Args:
+        records: Records of results, NAME.json.
+        shards: Folder of the recordings; None if there is none.
+        motion_rate_hz: Frame rate of conditions that do not state one.
+        overwrite: Replace NAME.mp4 if it exists.
+
+    Yields:
+        What each video holds.
+
+    Raises:
+        UsageFault: A video exists.
+    """
+    beside = [] if shards is None else [str(shards)]
+    for record in records:
+        out = record.with_suffix(".mp4")
+        if out.exists() and not overwrite:
+            raise UsageFault(f"{out}: no file expected, found one; the results are complete: add --overwrite")
+        yield render(RenderSettings(paths=(str(record), *beside), output_file=out, motion_rate_hz=motion_rate_hz))
+
+
+def render_clip(
+    clip: Clip,
+    settings: RenderSettings,
+    model: BodyModel | None = None,
+    count: Callable[[float, float], None] | None = None,
+) -> VideoSummary:
+    """Write a video of one clip, as `render` does.
+
+    Args:
+        clip: The tracks.
+        settings: How to show them, and where to write; its paths are not read.
+        model: Body model with faces whose mesh is drawn; None for the solid figure.
+        count: Called with (done, total) seconds.
+
+    Returns:
+        What the video holds.
+    """
+    moving = [track for track in clip.tracks if track.motion is not None]
+    if not 1 <= len(moving) <= MAX_TRACKS:
+        raise UsageFault(
+            f"{shown(clip.name)}: 1 to {MAX_TRACKS} tracks with motion expected, found {len(moving)} of "
+            f"{len(clip.tracks)}"
+        )
+    sound = _chosen_sound(clip, settings.sound)
+    columns = len(moving) if len(moving) <= _IN_ONE_ROW else -(-len(moving) // 2)
+    rows = -(-len(moving) // columns)
+    size = settings.pixels or (min(1920, 640 * columns), 720 * rows)
+    canvas, boxes = _canvas(clip, moving, settings, model, size, columns)
+    frames = max(1, math.ceil(clip.seconds * settings.fps - 1e-6))
+    with PendingFile(settings.output_file) as pending:
+        with _images(canvas, frames, settings.fps) as images, os_errors(settings.output_file):
+            _encode(
+                pending.temporary, images, size, settings.fps, None if sound is None else sound.audio, frames, count
+            )
+        size_bytes = pending.temporary.stat().st_size
+    name = None if sound is None else sound.name
+    names = tuple(track.name for track in moving)
+    return VideoSummary(settings.output_file, names, frames / settings.fps, frames, *size, name, boxes, size_bytes)
+
+
+def _require_packages() -> None:
+    try:
+        import av  # noqa: PLC0415 - optional
+        import matplotlib  # noqa: PLC0415
+        import PIL  # noqa: PLC0415
+    except ImportError as error:
+        raise EnvironmentFault(
+            f"the package {error.name} is not installed, which videos need: pip install 'omniges[video]'"
+        ) from error
+    for name in ("libx264", "aac"):
+        if name not in av.codecs_available:
+            raise EnvironmentFault(
+                f"PyAV {av.__version__} has no encoder {name}, which videos need: install PyAV's wheel from PyPI"
+            )
+    del matplotlib, PIL
+
+
+def _with_faces(path: Path) -> BodyModel:
+    model, _ = read_body_model(path)
+    if model.triangles is None:
+        raise UsageFault(f"--body-model {path}: an SMPL-X model with faces f expected, found none")
+    return model
+
+
+def _chosen_sound(clip: Clip, name: str | None) -> Track | None:
+    """Return the track that is heard."""
+    heard = [track for track in clip.tracks if track.audio is not None]
+    if name is None:
+        return heard[0] if heard else None
+    if name == "off":
+        return None
+    for track in heard:
+        if track.name == name:
+            return track
+    names = [track.name for track in heard]
+    raise UsageFault(
+        f"--sound {shown(name)}: off or a track with sound expected ({', '.join(map(shown, names)) or 'there is none'})"
+        + did_you_mean(name, names)
+    )
+
+
+def _canvas(
+    clip: Clip,
+    moving: Sequence[Track],
+    settings: RenderSettings,
+    model: BodyModel | None,
+    size: tuple[int, int],
+    columns: int,
+) -> tuple[Canvas, int]:
+    """Return what draws the frames, and the number of words with letters that the font lacks."""
+    _compile()
+    from omniges.exchange.captions import Captions, Lettering  # noqa: PLC0415 - optional packages
+    from omniges.exchange.drawing import Canvas, Panel  # noqa: PLC0415 - compiled functions
+    from omniges.exchange.poses import Figure, MeshFigure, SolidFigure  # noqa: PLC0415
+
+    rows = -(-len(moving) // columns)
+    lettering = Lettering(settings.font, size[0] // columns, size[1] // rows)
+    spoken = next((track.words for track in clip.tracks if track.motion is None and track.words), ())
+    panels, boxes = [], 0
+    for number, track in enumerate(moving):
+        motion = cast("SmplxMotion", track.motion)
+        figure: Figure = SolidFigure(motion, number) if model is None else MeshFigure(motion, model, number)
+        at_rest = ", ".join(track.absent).replace("_", " and ")
+        words = track.words or spoken
+        boxes += lettering.lacking(word.word for word in words)
+        label = lettering.label(track.name, f"at rest: {at_rest}" if at_rest else "", number)
+        panels.append(Panel(figure, label, Captions(words, lettering)))
+    return Canvas(panels, size, columns, (settings.camera, settings.framing)), boxes
+
+
+@functools.cache
+def _compile() -> None:
+    """Compile what draws, or load it from numba's cache, before threads use it."""
+    with compiling("omniges"):
+        from omniges.exchange import raster  # noqa: PLC0415
+        from omniges.exchange.captions import Captions, Lettering  # noqa: PLC0415
+        from omniges.exchange.drawing import Canvas, Panel  # noqa: PLC0415
+        from omniges.exchange.poses import SolidFigure  # noqa: PLC0415
+
+        poses, trans, expressions = (np.zeros((1, columns)) for columns in (POSE_COLUMNS, 3, EXPRESSIONS))
+        still = SmplxMotion(poses, trans, expressions, np.zeros(BETAS))
+        figure, lettering = SolidFigure(still, 0), Lettering(None, 16, 16)
+        panel = Panel(figure, lettering.label("", "", 0), Captions((), lettering))
+        canvas = Canvas([panel], (16, 16), 1, ("front", "body"))
+        canvas.draw(next(canvas.poses(np.zeros(1, np.int64))), 0, 0.0)
+        raster.vertex_normals(figure.base, figure.triangles, np.empty_like(figure.base))
+
+
+@contextmanager
+def _images(canvas: Canvas, frames: int, fps: int) -> Iterator[Iterator[U8]]:
+    """Yield the frames of a video in order, while threads draw the next ones."""
+    times = np.arange(frames) / fps
+    of_motion = np.floor(times * FRAME_RATE_HZ + 1e-6).astype(np.int64)
+
+    def drawn(pool: ThreadPoolExecutor) -> Iterator[U8]:
+        waiting: deque[Future[U8]] = deque()
+        for poses, frame, time_s in zip(canvas.poses(of_motion), of_motion.tolist(), times.tolist(), strict=True):
+            waiting.append(pool.submit(canvas.draw, poses, frame, time_s))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        try:
+            yield drawn(pool)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _encode(
+    path: Path,
+    images: Iterator[U8],
+    size: tuple[int, int],
+    fps: int,
+    sound: Sound | None,
+    frames: int,
+    count: Callable[[float, float], None] | None,
+) -> None:
+    """Write frames and sound to a file, interleaved."""
+    import av  # noqa: PLC0415 - optional
+    from av.video.reformatter import ColorRange, Colorspace  # noqa: PLC0415
+
+    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        stream: Any = container.add_stream("libx264", rate=fps, options=_VIDEO_OPTIONS)
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = Fraction(1, fps)
+        colour = {"dst_colorspace": Colorspace.ITU709, "dst_color_range": ColorRange.MPEG}
+        stream.codec_context.colorspace = Colorspace.ITU709
+        stream.codec_context.color_range = ColorRange.MPEG
+        audio = None if sound is None else container.add_stream("aac", rate=_SOUND_HZ, layout="mono")
+        blocks = iter(()) if sound is None else _sound_blocks(sound, frames / fps)
+        heard_s = 0.0
+        for number, image in enumerate(images):
+            while audio is not None and heard_s <= number / fps:
+                block, heard_s = next(blocks, (None, math.inf))
+                container.mux(audio.encode(block))  # None flushes the encoder
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p", **colour)
+            frame.pts, frame.time_base = number, Fraction(1, fps)
+            container.mux(stream.encode(frame))
+            if count is not None:
+                count((number + 1) / fps, frames / fps)
+        container.mux(stream.encode(None))
+        while audio is not None and heard_s < math.inf:
+            block, heard_s = next(blocks, (None, math.inf))
+            container.mux(audio.encode(block))
+
+
+def _sound_blocks(sound: Sound, seconds: float) -> Iterator[tuple[Any, float]]:
+    """Yield frames of a sound at 48 kHz up to the end of the video, and when each ends."""
+    import av  # noqa: PLC0415 - optional
+    import soxr  # noqa: PLC0415 - 0.1 s that other commands do not need
+
+    resample = soxr.ResampleStream(sound.rate_hz, _SOUND_HZ, 1, dtype="float32")
+    total, done = round(seconds * _SOUND_HZ), 0
+    step = _SOUND_BLOCK
+    starts = range(0, max(1, len(sound.samples)), step)
+    pending = np.zeros(0, np.float32)
+    for start in starts:
+        last = start + step >= len(sound.samples)
+        part = np.clip(sound.samples[start : start + step], -1, 1).astype(np.float32)
+        pending = resample.resample_chunk(part, last=last)
+        if last and done + len(pending) < total:
+            pending = np.pad(pending, (0, total - done - len(pending)))
+        pending = pending[: total - done]
+        for first in range(0, len(pending), step):
+            samples = pending[first : first + step]
+            frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = _SOUND_HZ, done, Fraction(1, _SOUND_HZ)
+            done += len(samples)
+            yield frame, done / _SOUND_HZ
