@@ -14,6 +14,7 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -65,11 +66,14 @@ def new_memory(name: str, size: int) -> int:
     Raises:
         EnvironmentFault: There is not enough memory.
     """
-    try:
-        descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
-        os.ftruncate(descriptor, size)
-    except OSError as error:
-        raise EnvironmentFault(f"no {size} bytes of memory for {name}: {error.strerror}") from error
+    with ExitStack() as on_error:
+        try:
+            descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+            on_error.callback(os.close, descriptor)
+            os.ftruncate(descriptor, size)
+        except OSError as error:
+            raise EnvironmentFault(f"no {size} bytes of memory for {name}: {error.strerror}") from error
+        on_error.pop_all()
     return descriptor
 
 
@@ -122,9 +126,12 @@ def share_arrays(name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[int
     """
     places, size = layout_of([(key, array.dtype.str, array.shape) for key, array in arrays.items()])
     descriptor = new_memory(name, size)
-    views = place_arrays(np.frombuffer(map_memory(descriptor, size), np.uint8), places)
-    for key, array in arrays.items():
-        np.copyto(views[key], array)
+    with ExitStack() as on_error:
+        on_error.callback(os.close, descriptor)
+        views = place_arrays(np.frombuffer(map_memory(descriptor, size), np.uint8), places)
+        for key, array in arrays.items():
+            np.copyto(views[key], array)
+        on_error.pop_all()
     return descriptor, places, size
 
 

@@ -41,6 +41,7 @@ from omniges.shards.schema import (
 from omniges.storage.files import canonical_json
 
 _LABELS: Final = ("split", "shard", "speaker", "language")
+_ID_DIGITS: Final = 19  # of the first numbers that may not be 64-bit integers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +65,10 @@ class Filters:
             values = getattr(self, name)
             if not isinstance(values, tuple | list) or not all(isinstance(value, str) for value in values):
                 raise UsageFault(f"{name}: a list of texts expected, found {reprlib.repr(values)}")
-        for name in ("min_seconds", "max_seconds"):
-            if not is_real(getattr(self, name) or 0):
-                raise UsageFault(f"{name}: a number of seconds expected, found {getattr(self, name)!r:.80}")
+        limits = {"min_seconds": self.min_seconds, "max_seconds": self.max_seconds}
+        for name, limit in limits.items():
+            if not (is_real(limit) or (limit is None and name == "max_seconds")):
+                raise UsageFault(f"{name}: a number of seconds expected, found {limit!r:.80}")
         unknown = {name for names in self.streams for name in names.split("+")} - STREAM_BITS.keys()
         if unknown:
             raise UsageFault(f"streams {', '.join(STREAM_BITS)} expected, joined by +, found {min(unknown)!r}")
@@ -98,7 +100,10 @@ class Filters:
         if not isinstance(found, dict) or not found.keys() <= {one.name for one in fields(cls)}:
             raise DataError(f"filters of clips expected, found {reprlib.repr(found)}: choose another checkpoint")
         lists: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
-        return cls(**lists)
+        try:
+            return cls(**lists)
+        except UsageFault as fault:
+            raise DataError(f"filters of clips: {fault}: choose another checkpoint") from fault
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -220,9 +225,8 @@ def read_catalog(
         left = _selection(folder, manifest, columns_of, filters)
         usable = _with_streams(folder, manifest, left, filters)
         if (left_out := int(left.sum() - usable.sum())) == 0:
-            filters = replace(
-                filters, streams=()
-            )  # filters change the order of windows, so set this one only if needed
+            # Filters are part of a loader's state, so a filter that leaves nothing out is not kept.
+            filters = replace(filters, streams=())
         chosen = np.flatnonzero(usable)
         keys = manifest.keys()[chosen]
         if not bool((keys[1:] > keys[:-1]).all()):
@@ -335,7 +339,8 @@ def _selection(
             f"{folder}: no sample is in split {filters.split!r}, found {counts or 'no samples at all'}: choose another "
             "split, or preprocess again with a --split-csv that names recordings for it"
         )
-    ids = np.isin(manifest.numbers("speaker_id"), [int(name) for name in filters.speakers if name.isdecimal()])
+    numbers = [int(name) for name in filters.speakers if name.isdecimal() and len(name) < _ID_DIGITS]
+    ids = np.isin(manifest.numbers("speaker_id"), numbers)
     left = keep_labelled(folder, left, "speaker", labels["speaker"], filters.speakers, ids)
     left = keep_labelled(folder, left, "language", labels["language"], filters.languages)
     left = keep_labelled(folder, left, "emotion", labels["emotion"], filters.emotions)

@@ -24,7 +24,7 @@ from omniges.data.catalog import ClipTable
 from omniges.data.conditions import ConditionReader
 from omniges.data.order import Mixture, WindowIndices
 from omniges.data.sequence import DataSource, Sequencing, order_of
-from omniges.data.tracks import PLAIN_TRACKS, STREAMS, Normaliser, Scale, Tracks
+from omniges.data.tracks import PLAIN_TRACKS, STREAMS, TILE_TICKS, Normaliser, Scale, Tracks
 from omniges.data.window_reader import ClipReader, ReadMarks, Verify
 from omniges.features.text_tokens import TextTokenCodec
 from omniges.shards.latents import CodecEntry
@@ -35,7 +35,6 @@ I64 = npt.NDArray[np.int64]
 
 _PLANNED_WINDOWS: Final = 4096
 _TOKEN_CACHE_BYTES: Final = 64 << 20
-_TILE_TICKS: Final = 64  # means and divisors of 64 ticks take 1 MB, which fits a CPU cache
 
 
 def open_source(specification: Mapping[str, Any]) -> ShardSource:
@@ -106,7 +105,7 @@ class Collator:
         self._order, self._readers, self._stride = order, tuple(readers), stride
         self._conditions = conditions
         self._ticks = order.orders[0].window_ticks
-        tile = min(self._ticks, _TILE_TICKS)
+        tile = min(self._ticks, TILE_TICKS)
         self._scales = Normaliser(
             normaliser.gesture.tiled(tracks.gesture.rows(tile) or 1),
             normaliser.audio.tiled(tracks.audio.rows(tile) or 1),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ from omniges.shards.schema import VERIFY
 from omniges.shards.tar import npy_header
 
 F32 = npt.NDArray[np.float32]
+
+_HEADER_BYTES: Final = 128  # the longest npy header of a member is shorter
 
 
 class MemberReader:
@@ -80,16 +82,16 @@ class MemberReader:
         shown = place_of_member(self._folder.source, row.shard, row.key, member, place.offset)
         if place.offset + place.size > len(content):
             raise DataError(f"{shown}: {place.size} bytes do not lie in a shard of {len(content)}. {VERIFY}")
-        data = content[place.offset : place.offset + place.size]
         if self._verify and not self._marks[number, self._columns[member]]:
-            check_digest(data, bytes.fromhex(place.sha256), shown)
+            check_digest(content[place.offset : place.offset + place.size], bytes.fromhex(place.sha256), shown)
             self._marks[number, self._columns[member]] = 1
-        head_bytes = 10 + int.from_bytes(data[8:10], "little")
+        head = content[place.offset : place.offset + min(place.size, _HEADER_BYTES)]
+        head_bytes = 10 + int.from_bytes(head[8:10], "little")
         count = max(0, place.size - head_bytes) // 4
         rows = {"gesture.npy": row.frames, "jaw_eyes.npy": row.frames, "mel.npy": row.mel_frames}.get(member, count)
         shape = (rows, width) if width else (count,)
         expected = npy_header("<f4", shape)
-        valid = data[: len(expected)] == expected and place.size == len(expected) + 4 * int(np.prod(shape))
+        valid = head[: len(expected)] == expected and place.size == len(expected) + 4 * int(np.prod(shape))
         if not valid or (place.offset + head_bytes) % 4:
             raise DataError(f"{shown}: an npy array {shape} of float32 expected, found another. {VERIFY}")
         return (place.offset + head_bytes) // 4, count

@@ -24,6 +24,9 @@ U64 = npt.NDArray[np.uint64]
 PERIOD: Final = 10_000
 """Positions after which the pattern of a mixture repeats; weights are exact to 1 / PERIOD."""
 
+MAX_POSITION: Final = 2**62
+"""Positions are below this, so that sums of them are 64-bit integers."""
+
 _GOLDEN: Final = 0x9E3779B97F4A7C15
 _MASK: Final = 2**64 - 1
 _PERMUTATION: Final = 1

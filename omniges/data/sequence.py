@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from omniges.data.catalog import Catalog, ClipTable, Filters, read_catalog
-from omniges.data.order import ClipOrder, Mixture
+from omniges.data.order import MAX_POSITION, ClipOrder, Mixture
 from omniges.data.tracks import Tracks
 from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import LAYOUT
@@ -169,7 +169,13 @@ def resume(own: Mapping[str, Any], saved: Mapping[str, Any]) -> Resumed:
         )
     missing = [name for name in own if name not in saved and name not in {_CONTENT, _MULTIPLE}]
     position, global_batch = saved.get("position"), saved.get("global_batch")
-    if missing or type(position) is not int or type(global_batch) is not int or position < 0 or global_batch < 1:
+    if (
+        missing
+        or type(position) is not int
+        or type(global_batch) is not int
+        or not 0 <= position < MAX_POSITION
+        or global_batch < 1
+    ):
         raise DataError(
             f"loader state: position {position!r}, global batch {global_batch!r}"
             + (f", without {', '.join(missing)}" if missing else "")

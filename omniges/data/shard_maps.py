@@ -141,7 +141,7 @@ class ShardMaps(Collection[str]):
 
         Raises:
             DataError: The shard does not exist or has another size.
-            EnvironmentFault: The shard cannot be opened.
+            EnvironmentFault: The shard cannot be opened or mapped.
         """
         mapped = self._maps.get(shard)
         if mapped is not None:
@@ -154,7 +154,8 @@ class ShardMaps(Collection[str]):
                 shown = self._source.describe(shard)
                 raise DataError(f"{shown}: {size_bytes} bytes expected, found {found_bytes}. {VERIFY}")
             if self._mapped:
-                content = mmap.mmap(descriptor, size_bytes, prot=mmap.PROT_READ)
+                with os_errors(Path(self._source.describe(shard)), "map"):
+                    content = mmap.mmap(descriptor, size_bytes, prot=mmap.PROT_READ)
                 mapped = MappedShard(content, np.frombuffer(content, np.float32, size_bytes // 4))
             else:
                 file = ShardFile(os.dup(descriptor), size_bytes, self._source.describe(shard))

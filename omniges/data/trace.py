@@ -12,9 +12,10 @@ import numpy.typing as npt
 from omniges.data.blocks import BatchBlock, batch_layout
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.collate import make_collator, make_setup
-from omniges.data.order import RankShare
+from omniges.data.order import MAX_POSITION, RankShare
 from omniges.data.sequence import DataSource, Sequencing, make_order
 from omniges.data.settings import TraceSettings
+from omniges.errors import UsageFault
 
 I64 = npt.NDArray[np.int64]
 
@@ -32,10 +33,15 @@ def trace(settings: TraceSettings) -> Iterator[dict[str, Any]]:
         Records.
 
     Raises:
-        UsageFault: The folder does not exist, or the requested clips or latents are not in it.
+        UsageFault: The folder does not exist, the requested clips or latents are not in it, or there is no such step.
         DataError: The shards are damaged.
     """
     share = RankShare(rank=settings.rank, world_size=settings.world_size, batch_size=settings.batch_size)
+    if (settings.from_step + settings.steps) * share.global_batch > MAX_POSITION:
+        raise UsageFault(
+            f"--from-step {settings.from_step}: steps below {MAX_POSITION // share.global_batch} expected: choose "
+            "an earlier step"
+        )
     sequencing = Sequencing(
         window_ticks=settings.window_ticks, seed=settings.seed, tick_multiple=settings.tick_multiple
     )

@@ -157,6 +157,8 @@ def _addresses(
         local = (one for one in addresses if "://" not in one and not one.startswith(("-", "pipe:")))
         if absent := next((one for one in local if not os.path.exists(one)), None):
             raise UsageFault(f"{_shown(absent)}: a folder of shards, a tar shard or a URL expected, found no such file")
+        if folder := next(filter(os.path.isdir, addresses), None):
+            raise UsageFault(f"{_shown(folder)}: a tar shard expected in a list, found a folder: give the folder alone")
     if split is not None:
         addresses = [one for one in addresses if re.search(rf"(?:^|[/\s]){split}-[0-9]{{6}}\.tar", one)]
     if not addresses:

@@ -482,9 +482,8 @@ def _scale(base: ShardSet, name: str, window_ticks: int, present: Collection[Par
     track = _TRACKS[name]
     found = base.statistics.get(name) or train_statistics(base.reader, track.member)  # version 1 lacks some
     scale = Scale.from_statistics(found, name, track.channels, str(source))
-    counts = np.broadcast_to(
-        found.get("counts", 1), scale.mean.shape
-    )  # version 1 has none, because its samples lack nothing
+    # Version 1 has no counts, because its samples lack nothing.
+    counts = np.broadcast_to(found.get("counts", 1), scale.mean.shape)
     unknown = [part for part, own in _PARTS_OF[name].items() if part in present and not counts[own].any()]
     if unknown:
         raise UsageFault(

@@ -141,7 +141,15 @@ class TestFilters:
         assert "\n" not in str(caught.value)
 
     @pytest.mark.parametrize(
-        "wrong", [{"split": "dev"}, {"min_seconds": -1.0}, {"min_seconds": 3.0, "max_seconds": 2.0}]
+        "wrong",
+        [
+            {"split": "dev"},
+            {"min_seconds": -1.0},
+            {"min_seconds": None},
+            {"max_seconds": ""},
+            {"max_seconds": float("inf")},
+            {"min_seconds": 3.0, "max_seconds": 2.0},
+        ],
     )
     def test_that_mean_nothing_are_refused(self, wrong: dict[str, Any]) -> None:
         with pytest.raises(UsageFault):
@@ -310,3 +318,11 @@ def test_filters_come_back_from_json() -> None:
     for filters in (Filters(), Filters(split="val", speakers=("b", "a"), languages=("english",), max_seconds=9.5)):
         found = Filters.from_json(json.loads(json.dumps(filters.as_json())))
         assert found.as_json() == filters.as_json()
+
+
+@pytest.mark.parametrize(
+    "damaged", [None, {"more": 1}, {"split": 3}, {"speakers": 3}, {"min_seconds": None}, {"streams": ["legs"]}]
+)
+def test_filters_of_a_damaged_state_are_bad_data(damaged: Any) -> None:
+    with pytest.raises(DataError, match=r"filters of clips.* choose another checkpoint"):
+        Filters.from_json(damaged)

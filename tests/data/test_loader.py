@@ -358,7 +358,9 @@ class TestState:
             assert "global batch 4, was 6" in note
             assert take(loader, 2) == sequence[30:38]
 
-    @pytest.mark.parametrize("change", [{"version": 2}, {"position": -1}, {"position": "3"}, {"global_batch": 0}])
+    @pytest.mark.parametrize(
+        "change", [{"version": 2}, {"position": -1}, {"position": "3"}, {"position": 2**63}, {"global_batch": 0}]
+    )
     def test_what_is_no_state_is_refused(self, folder: Path, change: dict[str, Any]) -> None:
         loader = loader_of(folder)
         with pytest.raises(DataError, match="loader state"):

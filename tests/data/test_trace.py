@@ -94,6 +94,7 @@ def test_a_distant_step(folder: Path) -> None:
         (("--steps", 0), "--steps 0: a whole number of at least 1 expected"),
         (("--from-step", -1), "--from-step -1: a whole number of at least 0 expected"),
         (("--batch-size", 0), "at least 1"),
+        (("--from-step", 10**20), "--from-step 100000000000000000000: steps below"),
     ],
 )
 def test_wrong_flags_exit_2_with_the_way_out(folder: Path, flags: tuple[object, ...], words: str) -> None:

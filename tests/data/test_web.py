@@ -322,6 +322,7 @@ class TestOpening:
             assert "a URL expected, found no such file" in str(self.one_line(source))
         assert "no shard of split 'test' found" in str(self.one_line(whole_set, split="test"))
         assert "a path, a URL or several expected" in str(self.one_line([]))
+        assert "give the folder alone" in str(self.one_line([whole_set, whole_set]))
         for options in ({"split": "dev"}, {"shuffle": -1}):
             assert isinstance(self.one_line(whole_set, **options), UsageFault)
 

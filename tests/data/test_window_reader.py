@@ -174,6 +174,14 @@ class TestDamage:
         with pytest.raises(EnvironmentFault, match="permission denied"):
             read(reader, 0)
 
+    def test_one_that_cannot_be_mapped(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: object, **__: object) -> None:
+            raise OSError(12, "Cannot allocate memory")
+
+        monkeypatch.setattr("omniges.data.shard_maps.mmap.mmap", refuse)
+        with pytest.raises(EnvironmentFault, match=r"cannot map .*train-000000\.tar"):
+            read(reader_of(folder), 0)
+
 
 def header(array: np.ndarray[Any, Any]) -> tuple[bytes | memoryview, ...]:
     return npy_parts(array)

@@ -232,6 +232,18 @@ def test_a_flipped_bit_is_found_at_the_first_use(whole_set: Path, tmp_path: Path
         windows[0]
 
 
+def test_an_item_costs_its_own_bytes(whole_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the header, unless the digest of the member has to be compared."""
+    read: list[int] = []
+    pread, preadv = os.pread, os.preadv
+    monkeypatch.setattr(os, "pread", lambda file, size, at: read.append(size) or pread(file, size, at))
+    monkeypatch.setattr(os, "preadv", lambda file, into, at: read.append(into[0].nbytes) or preadv(file, into, at))
+    data = WindowDataset(whole_set, window_ticks=5, arrays="gesture", verify="never")
+    read.clear()
+    window = data[0]["gesture"]
+    assert window.numel() * 4 <= sum(read) < window.numel() * 4 + 256
+
+
 def test_a_shard_of_another_size_or_gone_is_told(whole_set: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(whole_set, tmp_path / "shards"))
     data = WindowDataset(folder, window_ticks=5)
