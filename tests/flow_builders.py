@@ -59,9 +59,9 @@ def windows_of(positions: list[int], channels: int = LAYOUT.channels) -> Windows
     )
 
 
-def run(model: FlowModel, positions: list[int], flow: FlowSettings, *, dense: bool = False) -> tuple[Any, Plan]:
+def run(model: FlowModel, positions: list[int], flow: FlowSettings, *, rounded: bool = False) -> tuple[Any, Plan]:
     plan = draw_plan(flow, 7, np.array(positions))
-    return model(windows_of(positions), plan, flow, 7, dense=dense), plan
+    return model(windows_of(positions), plan, flow, 7, rounded=rounded), plan
 
 
 def gradients(model: FlowModel, total: Tensor) -> list[Tensor]:

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from omniges.benchmark.settings import REPORTED, StepSpeedSettings, aligned
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
-from omniges.model.draws import draw_plan, groups_of
+from omniges.model.draws import draw_plan
 from omniges.trainer.config import Preset, TrainSettings
 from omniges.trainer.distributed import Ranks
 from omniges.trainer.run import Run, accelerated, open_run
@@ -127,8 +127,7 @@ def _step(run: Run, number: int, peak: ProductPeak) -> _Step:
     with operation_counter() as counter:
         learner.micro_step(windows, plan, last=True)
     learner.discard()
-    groups = groups_of(plan, dense=settings.compile)  # the groups that passed through the trunk
-    tokens = sum(len(group.rows) * len(group.streams) * settings.window_ticks for group in groups)
+    tokens = int(plan.present.sum()) * settings.window_ticks
     return _Step(seconds, waited, tokens, float(counter.get_total_flops()), peak.measure())
 
 

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from omniges.features.gesture import LAYOUT
-from omniges.model.draws import FlowSettings, Group, Plan, Purpose, carried_as_noise, groups_of, normal
+from omniges.model.draws import Draws, FlowSettings, Plan, Purpose, carried_as_noise, normal, normals
+from omniges.model.packing import BatchRows, batch_rows, on_device
 from omniges.model.present import Present, masked, present_of
 from omniges.model.streams import STREAMS, Stream, StreamName, noised, velocity_from_clean
 from omniges.model.tasks import SamplingSettings, Solver
@@ -118,6 +119,8 @@ class FlowModel(nn.Module):
         self._rotary = trunk.rotary_periods_s is not None
         self.streams = nn.ModuleDict({name: streams[name] for name in STREAMS})
         self.conditions = nn.ModuleDict(dict(encoders))
+        self.losses_of = self._losses
+        """Pass with rounded shapes, which a trainer may replace by its compiled form."""
 
     def stream(self, name: StreamName) -> Stream:
         """Return the tokens of one stream."""
@@ -144,48 +147,39 @@ class FlowModel(nn.Module):
         return total
 
     def forward(
-        self, windows: Windows, plan: Plan, settings: FlowSettings, seed: int, *, dense: bool = False
+        self, windows: Windows, plan: Plan, settings: FlowSettings, seed: int, *, rounded: bool = False
     ) -> FlowLoss:
-        """Return the loss of windows under a plan drawn for their positions.
+        """Return the loss of windows under a plan drawn for their positions, by one pass whatever tasks were drawn.
 
-        Every trainable parameter gets a gradient, whatever tasks were drawn, so that ranks with different tasks can
-        average their gradients.
+        Every trainable parameter gets a gradient, so that ranks with different tasks can average their gradients.
 
         Args:
             windows: The batch. Values that are absent by ``windows.present`` do not change the loss.
             plan: Tasks, noise levels and drop-outs of the samples.
             settings: Weights of the losses.
             seed: Seed of the noise.
-            dense: Compute all streams for all samples, see `groups_of`.
+            rounded: Round the numbers of rows up, as compiled code needs; the loss is the same.
 
         Returns:
             The mean loss, and the losses of each sample and stream.
         """
-        device, batch = windows.positions.device, len(plan.task)
-        if self.absent == "noise":
-            plan, dense = carried_as_noise(plan), True
-        levels = torch.from_numpy(plan.levels).to(device, non_blocking=True)
-        present = torch.from_numpy(plan.present).to(device, non_blocking=True)
-        speakers = windows.speakers * torch.from_numpy(plan.speaker_known).to(device, non_blocking=True)
-        kept = {name: torch.from_numpy(rows).to(device, non_blocking=True) for name, rows in plan.kept.items()}
-        condition_vectors = self.describe(windows.conditions, kept)
-        total = self._untouched(plan)
-        each = torch.zeros((batch, len(STREAMS)), device=device)
-        for group in groups_of(plan, dense=dense):
-            rows = torch.from_numpy(group.rows).to(device, non_blocking=True)
-            inputs = _GroupInputs(
-                {name: windows.arrays[name][rows] for name in group.streams},
-                windows.positions[rows],
-                levels[rows],
-                present[rows],
-                speakers[rows],
-                None if windows.present is None else windows.present.at(rows),
-                None if condition_vectors is None else condition_vectors[rows],
-            )
-            for name, (chosen, losses) in self._group_losses(group, inputs, seed).items():
-                total = total + settings.weights[name] * losses.sum() / batch
-                each[:, STREAMS.index(name)].index_copy_(0, rows[chosen], losses.detach())
-        return FlowLoss(total, each)
+        device = windows.positions.device
+        plan = carried_as_noise(plan) if self.absent == "noise" else plan
+        moved = on_device({"levels": plan.levels, "known": plan.speaker_known} | dict(plan.kept), device)
+        described = self.describe(windows.conditions, {name: moved[name] for name in plan.kept})
+        described = self._described(windows.present, described, len(plan.task))
+        inputs = _Inputs(
+            dict(windows.arrays),
+            windows.positions,
+            moved["levels"],
+            windows.speakers * moved["known"],
+            {} if windows.present is None else dict(windows.present.masks),
+            described,
+        )
+        losses_of = self.losses_of if rounded else self._losses
+        total, each = losses_of(inputs, batch_rows(plan, device, rounded=rounded), dict(settings.weights), seed)
+        untouched = self._untouched(plan)
+        return FlowLoss(total if untouched is None else total + untouched, each)
 
     def carried(self, targets: Sequence[StreamName]) -> list[StreamName]:
         """Return the streams that `predict` needs beside the targets, as clean conditions or as noise of level 1."""
@@ -204,7 +198,7 @@ class FlowModel(nn.Module):
 
         Args:
             tokens: Tokens (B, N, C) of the streams that take part.
-            levels: Noise level (B,) of each of these streams.
+            levels: Noise level (B,) of each of these streams, or (B, N) of each of their tokens.
             targets: Streams to predict.
             speakers: Index of each sample's speaker (B,) int64; 0: unknown.
             present: Parts that the samples have, for a model with ``tell_absent``; None: all.
@@ -233,7 +227,8 @@ class FlowModel(nn.Module):
 
     def _places(self, tokens: Mapping[StreamName, Tensor]) -> dict[str, dict[StreamName, Tensor]]:
         """Return token positions as the trunk's arguments: times for rotary positions, or embeddings to add."""
-        learned = {name: places for name in tokens if (places := self.stream(name).places) is not None}
+        places = {name: self.stream(name).places for name in tokens}
+        learned = {name: embedding for name, embedding in places.items() if embedding is not None}
         if self._rotary:
             seconds = {name: self.stream(name).seconds(x.shape[1]) for name, x in tokens.items()}
             return {"seconds": seconds, "added": learned}
@@ -259,68 +254,92 @@ class FlowModel(nn.Module):
         known = bits & np.uint8(self.trained) | np.uint8(self._unused)
         return present_of(known, next(self.parameters()).device, self.latents, self.gesture_channels)
 
-    def _group_losses(self, group: Group, inputs: _GroupInputs, seed: int) -> dict[StreamName, tuple[Tensor, Tensor]]:
-        """Return for each target stream the rows of the group that have it, and their losses.
+    def _losses(
+        self, inputs: _Inputs, batch: BatchRows, weights: Mapping[StreamName, float], seed: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mean loss () and the losses (B, 3); one graph, without a value from the device.
 
         Noised tokens carry no gradient back into the embeddings.
         """
-
-        def index(rows: npt.NDArray[np.int64]) -> Tensor:
-            return torch.from_numpy(rows).to(inputs.positions.device, non_blocking=True)
-
-        clean = {name: self.stream(name).tokens(arrays) for name, arrays in inputs.arrays.items()}
-        masks = {} if inputs.parts is None else inputs.parts.masks
+        packed = batch.packed
+        names = [name for name in STREAMS if name in batch.streams]
+        columns = {name: STREAMS.index(name) for name in names}
+        arrays = {name: packed.of_rows(name, inputs.arrays[name]) for name in names}
+        masks = {name: packed.of_rows(name, inputs.masks[name]) for name in names if name in inputs.masks}
+        levels = {name: inputs.levels[:, k] for name, k in columns.items()}
+        clean = {name: self.stream(name).tokens(arrays[name]) for name in names}
         clean = {name: masked(x, masks[name]) if name in masks else x for name, x in clean.items()}
-        noise, tokens = {}, {}
+        noise = self._noise(inputs.positions, batch, clean, masks, seed)
+        tokens = {}
         for name, x in clean.items():
-            rows = index(group.noised[name])
-            noise[name] = draw_noise(seed, inputs.positions[rows], name, x.shape[1:])
-            if name in masks:  # a stream that is absent completely keeps its noise, for models that need every stream
-                own = masks[name][rows]
-                noise[name] = masked(noise[name], own | ~own.any(dim=1, keepdim=True))
-            at_levels = noised(x.detach()[rows], noise[name], inputs.levels[rows, STREAMS.index(name)])
-            tokens[name] = x.index_copy(0, rows, at_levels.to(x.dtype))
-        targets = {name: index(chosen) for name, chosen in group.targets.items()}
+            rows, own = batch.noised.get(name), packed.of_rows(name, levels[name])
+            if rows is None:
+                at_levels = noised(x.detach(), noise[name], own).to(x.dtype)
+                tokens[name] = torch.where(own[:, None, None] > 0, at_levels, x)
+            else:
+                at_levels = noised(x.detach()[rows], noise[name], own[rows])
+                tokens[name] = x.index_copy(0, rows, at_levels.to(x.dtype))
         outputs = self.trunk(
             tokens,
-            {name: inputs.levels[:, STREAMS.index(name)] for name in tokens},
+            levels,
             **self._places(tokens),
+            packed=packed,
             pooled=self._pooled(inputs.speakers),
-            present={name: inputs.present[:, STREAMS.index(name)] for name in tokens if name in group.absent},
             speakers=inputs.speakers,
-            described=self._described(inputs.parts, inputs.described, len(inputs.positions)),
-            rows=targets,
+            described=inputs.described,
+            rows=batch.targets,
         )
-        found = {}
-        for name, chosen in targets.items():
-            own = noise[name][index(np.searchsorted(group.noised[name], group.targets[name]))]
-            arrays, x = inputs.arrays[name][chosen], clean[name][chosen].detach()
+        total, each = inputs.levels.new_zeros(()), torch.zeros_like(inputs.levels)
+        for name, chosen in batch.targets.items():
+            x, own = clean[name].detach()[chosen], noise[name][batch.target_noise[name]]
             there = masks[name][chosen] if name in masks else None
-            found[name] = chosen, self.stream(name).losses(outputs[name], arrays, x, own, there)
+            losses = self.stream(name).losses(outputs[name], arrays[name][chosen], x, own, there)
+            if name in batch.counted:
+                losses = torch.where(batch.counted[name], losses, 0.0)
+            total = total + weights[name] * losses.sum() / len(each)
+            samples = packed.rows[name][chosen] if name in packed.rows else chosen
+            each[:, columns[name]].index_add_(0, samples, losses.detach())
+        return total, each
+
+    def _noise(
+        self,
+        positions: Tensor,
+        batch: BatchRows,
+        clean: Mapping[StreamName, Tensor],
+        masks: Mapping[StreamName, Tensor],
+        seed: int,
+    ) -> dict[StreamName, Tensor]:
+        """Return the noise of the noised rows of each stream, drawn at once."""
+        places = {name: batch.packed.of_rows(name, positions) for name in clean}
+        places = {name: x if name not in batch.noised else x[batch.noised[name]] for name, x in places.items()}
+        wanted = [Draws(places[name], _NOISE[name], x.shape[1:].numel()) for name, x in clean.items()]
+        drawn = zip(clean.items(), normals(seed, wanted), strict=True)
+        found = {name: noise.reshape(-1, *x.shape[1:]) for (name, x), noise in drawn}
+        for name in masks:  # a stream that is absent completely keeps its noise, for models that need every stream
+            own = masks[name] if name not in batch.noised else masks[name][batch.noised[name]]
+            found[name] = masked(found[name], own | ~own.any(dim=1, keepdim=True))
         return found
 
-    def _untouched(self, plan: Plan) -> Tensor:
-        """Return zero, connected to every parameter if the plan would leave some without a gradient."""
+    def _untouched(self, plan: Plan) -> Tensor | None:
+        """Return zero, connected to every parameter, if the plan would leave some without a gradient."""
         all_targets = plan.target.any(axis=0).all()
         text = STREAMS.index("text")
         text_read = (plan.present[:, text] & (plan.levels[:, text] == 0)).any()
-        zero = next(self.parameters()).new_zeros(())
         if all_targets and text_read:
-            return zero
-        return zero + 0.0 * sum(p.flatten()[0] for p in self.parameters() if p.requires_grad)
+            return None
+        return 0.0 * torch.stack([p.flatten()[0] for p in self.parameters() if p.requires_grad]).sum()
 
 
 @dataclass(frozen=True, slots=True)
-class _GroupInputs:
-    """Inputs of the R samples of a group."""
+class _Inputs:
+    """Values of the B samples of a batch."""
 
-    arrays: Mapping[StreamName, Tensor]  # (R, …) of the streams that take part
-    positions: Tensor  # (R,)
-    levels: Tensor  # (R, 3)
-    present: Tensor  # (R, 3)
-    speakers: Tensor  # (R,)
-    parts: Present | None
-    described: Tensor | None  # (R, W)
+    arrays: Mapping[StreamName, Tensor]  # (B, …)
+    positions: Tensor  # (B,)
+    levels: Tensor  # (B, 3)
+    speakers: Tensor  # (B,)
+    masks: Mapping[StreamName, Tensor]  # as `Present.masks`
+    described: Tensor | None  # (B, W)
 
 
 def step_levels(settings: SamplingSettings) -> list[float]:

@@ -134,7 +134,7 @@ class PatchTokens(Stream):
         return clean_from_velocity(self._in_token_order(output), noised, levels)
 
     def losses(
-        self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor, present: Tensor | None = None
+        self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor, weights: Tensor | None = None
     ) -> Tensor:
         """Return the mean squared error of the velocity ε − x."""
         del arrays

@@ -91,7 +91,7 @@ class Stream(nn.Module, ABC):
         Args:
             output: Outputs of the head (B, N, O).
             noised: Noised tokens (B, N, C) that the trunk received.
-            levels: Their noise levels (B,).
+            levels: Their noise levels: (B,), or (B, N) of each token.
 
         Returns:
             Clean tokens (B, N, C).
@@ -99,7 +99,7 @@ class Stream(nn.Module, ABC):
 
     @abstractmethod
     def losses(
-        self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor, present: Tensor | None = None
+        self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor, weights: Tensor | None = None
     ) -> Tensor:
         """Return the loss of each sample.
 
@@ -108,7 +108,8 @@ class Stream(nn.Module, ABC):
             arrays: The clean arrays (B, …).
             clean: The clean tokens (B, N, C).
             noise: The noise (B, N, C) that was mixed with them.
-            present: Values of a row that are present (B, V) bool, or (B, 1); absent ones have no loss. None: all.
+            weights: Weight of each value of a row (B, V), or (B, 1), at least 0; bool for values that are present. The
+                loss is the weighted mean. None: all 1.
 
         Returns:
             Losses (B,).
@@ -116,8 +117,8 @@ class Stream(nn.Module, ABC):
 
 
 def _columns(levels: Tensor, tokens: Tensor) -> Tensor:
-    """Return levels (B,) with as many axes as tokens (B, …), in their precision."""
-    return levels.to(tokens.dtype).reshape(-1, *([1] * (tokens.ndim - 1)))
+    """Return levels (B,) or (B, N) with as many axes as tokens (B, N, …), in their precision."""
+    return levels.to(tokens.dtype).reshape(*levels.shape, *([1] * (tokens.ndim - levels.ndim)))
 
 
 def noised(clean: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
@@ -126,7 +127,7 @@ def noised(clean: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
     Args:
         clean: Clean tokens x (B, …).
         noise: Noise ε (B, …).
-        levels: Noise levels σ (B,) in [0, 1].
+        levels: Noise levels σ in [0, 1]: (B,), or (B, N) of each token.
 
     Returns:
         Tokens x_σ (B, …).
@@ -140,7 +141,7 @@ def clean_from_velocity(velocity: Tensor, at: Tensor, levels: Tensor) -> Tensor:
     Args:
         velocity: Velocity v (B, …).
         at: Noised tokens x_σ (B, …).
-        levels: Noise levels σ (B,) in [0, 1].
+        levels: Noise levels σ in [0, 1]: (B,), or (B, N) of each token.
 
     Returns:
         Clean tokens x (B, …).
@@ -154,7 +155,7 @@ def velocity_from_clean(clean: Tensor, at: Tensor, levels: Tensor) -> Tensor:
     Args:
         clean: Clean tokens x (B, …).
         at: Noised tokens x_σ (B, …).
-        levels: Noise levels σ (B,) in (0, 1].
+        levels: Noise levels σ in (0, 1]: (B,), or (B, N) of each token.
 
     Returns:
         Velocity v (B, …).
@@ -247,7 +248,7 @@ class FrameTokens(Stream):
         return predicted if self.prediction == "clean" else clean_from_velocity(predicted, noised, levels)
 
     def losses(
-        self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor, present: Tensor | None = None
+        self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor, weights: Tensor | None = None
     ) -> Tensor:
         """Return the mean squared error e² of the prediction, plus that of the differences of e between frames.
 
@@ -260,7 +261,7 @@ class FrameTokens(Stream):
             arrays: Not used.
             clean: Clean tokens (B, N, C).
             noise: Noise (B, N, C).
-            present: Channels that are present (B, V) or (B, 1) bool, over which the means are taken; None: all.
+            weights: Weights of the channels (B, V) or (B, 1), with which the means are taken; None: all 1.
 
         Returns:
             Losses (B,).
@@ -268,13 +269,11 @@ class FrameTokens(Stream):
         del arrays
         target = clean if self.prediction == "clean" else noise - clean
         error = (self._overlap_added(output).float() - target).reshape(len(output), -1, len(self.mean))
-        if present is not None:
-            error = torch.where(present[:, None], error, 0.0)
-        found = error.square().mean(dim=(1, 2))
+        found = _weighted_square(error, weights)
         if self.difference_weight:
-            found = found + self.difference_weight * error.diff(dim=1).square().mean(dim=(1, 2))
-        if present is not None:  # exactly 1 if nothing is absent
-            found = found / present.float().mean(dim=1)
+            found = found + self.difference_weight * _weighted_square(error.diff(dim=1), weights)
+        if weights is not None:  # exactly 1 if nothing is absent
+            found = found / weights.float().mean(dim=1)
         return found
 
     def _overlap_added(self, output: Tensor) -> Tensor:
@@ -403,10 +402,10 @@ class SubwordTokens(Stream):
         )
 
     def losses(
-        self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor, present: Tensor | None = None
+        self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor, weights: Tensor | None = None
     ) -> Tensor:
         """Return the weighted mean over ticks of the cross-entropy of subword and marks, in nats."""
-        del clean, noise, present
+        del clean, noise, weights
         ids = arrays.long()
         nats = sum(
             functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
@@ -418,6 +417,13 @@ class SubwordTokens(Stream):
     def _logits(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits of subwords (B, N, V + 1) and of marks (B, N, 5), blank first, float32."""
         return output[..., : self.vocab_size + 1].float(), output[..., self.vocab_size + 1 :].float()
+
+
+def _weighted_square(error: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the means (B,) of the squares of errors (B, F, V), weighted by (B, V) or (B, 1)."""
+    if weights is not None:  # selected first: the error of an absent value may be NaN, whose product with 0 is NaN
+        error = torch.where(weights[:, None] > 0, error, 0.0) * weights[:, None].sqrt()
+    return error.square().mean(dim=(1, 2))
 
 
 def _parts(ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,9 @@ It is an MMDiT (Esser et al. 2024) for any number of streams. `omniges.pretraine
 equals the trunk of OmniFlow (Li et al. 2024). The default differs in three ways: rotary positions in seconds, which all
 streams share; the speaker as a condition; streams that are not given are left out instead of passed as noise.
 
-Shape letters: B batch, N tokens of one stream or of all, C channels of a stream's tokens, H heads, E features a head,
-W = H · E width. Noise levels σ are in [0, 1]: 0 clean, 1 pure noise.
+Shape letters: B batch, R rows of a stream (the samples that have it, see `omniges.model.packing`), N tokens of one
+stream or of all, C channels of a stream's tokens, H heads, E features a head, W = H · E width. Noise levels σ are in
+[0, 1]: 0 clean, 1 pure noise.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from omniges.errors import DataError
+from omniges.model.packing import Packed, Rounded
 from omniges.storage.atomic import make_folder, os_errors, publish_bytes
 from omniges.storage.files import json_document
 from omniges.storage.tensors import read_tensors, write_tensors
 
 Conditioning = Literal["summed", "split"]
+Names = tuple[str, ...]
+"""Streams that are computed at once; mostly one."""
 QKNormKind = Literal["layer", "rms"]
 NORM_EPS = 1e-6
 LEVEL_FEATURES = 256
@@ -58,34 +62,46 @@ def rotary_angles(seconds: Tensor, features: int, periods_s: Sequence[float]) ->
     return seconds.to(torch.float32)[..., None] * frequencies
 
 
+def rotary_tables(angles: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the factors of `rotate`.
+
+    Args:
+        angles: Angles (…, E / 2) in radians.
+
+    Returns:
+        Cosines (…, E), and sines (…, E) with the sign of each feature's partner.
+    """
+    sine, cosine = angles.sin(), angles.cos()
+    return torch.cat([cosine, cosine], dim=-1), torch.cat([-sine, sine], dim=-1)
+
+
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Rotate the pairs (x_k, x_{k + E/2}) of each token.
 
     Args:
-        x: Queries or keys (B, N, …, E).
-        cosine: Cosines of the angles, which broadcast to (…, E / 2).
-        sine: Sines of the angles, which broadcast to (…, E / 2).
+        x: Queries or keys (…, E).
+        cosine: First result of `rotary_tables`, which broadcasts to x.
+        sine: Its second result.
 
     Returns:
-        The rotated x (B, N, …, E).
+        The rotated x (…, E).
     """
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+    return torch.addcmul(x * cosine, x.roll(x.shape[-1] // 2, dims=-1), sine)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Apply LayerNorm without parameters, then · (1 + scale) + shift.
 
     Args:
-        x: Tokens (B, N, W).
-        shift: Shift (B, W).
-        scale: Scale (B, W).
+        x: Tokens (R, N, W).
+        shift: Shift (R, 1, W), or (R, N, W) of each token.
+        scale: Scale of the same shape.
 
     Returns:
-        Modulated tokens (B, N, W).
+        Modulated tokens (R, N, W).
     """
     normed = functional.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
-    return torch.addcmul(shift[:, None], normed, 1 + scale[:, None])
+    return torch.addcmul(shift, normed, 1 + scale)
 
 
 class QKNorm(nn.Module):
@@ -100,12 +116,21 @@ class QKNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(2, 1, features))
         self.bias = nn.Parameter(torch.zeros(2, 1, features)) if kind == "layer" else None
 
-    def forward(self, qk: Tensor) -> Tensor:
-        """Normalise qk (B, N, 2, H, E)."""
+    def forward(self, qk: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Normalise queries and keys.
+
+        Args:
+            qk: Queries and keys (…, 2, H, E).
+            weight: Weights that broadcast to qk, in place of the own ones; None: the own ones.
+
+        Returns:
+            The normalised qk (…, 2, H, E).
+        """
+        weight = self.weight if weight is None else weight
         if self.bias is not None:
             normed = functional.layer_norm(qk, qk.shape[-1:], eps=self.eps)
-            return torch.addcmul(self.bias, normed, self.weight)
-        return functional.rms_norm(qk, qk.shape[-1:], eps=self.eps) * self.weight
+            return torch.addcmul(self.bias, normed, weight)
+        return functional.rms_norm(qk, qk.shape[-1:], eps=self.eps) * weight
 
 
 class _Branch(nn.Module):
@@ -122,43 +147,74 @@ class _Branch(nn.Module):
             self.mlp_in = nn.Linear(width, mlp_width)
             self.mlp_out = nn.Linear(mlp_width, width)
 
+
+class _Branches:
+    """Branches that are computed at once: one, or those of several streams with one shape, stacked.
+
+    Arrays of one branch have the shapes below. Those of several have one more axis S in front, for the streams, and a
+    layer is one batched product.
+    """
+
+    def __init__(self, branches: Sequence[_Branch]) -> None:
+        self.branches = branches
+        self.first = branches[0]
+
+    def _layer(self, name: str, x: Tensor) -> Tensor:
+        """Apply the linear layer of a name."""
+        layers = [getattr(branch, name) for branch in self.branches]
+        if len(layers) == 1:
+            found: Tensor = layers[0](x)
+            return found
+        weight, bias = (torch.stack([getattr(layer, part) for layer in layers]) for part in ("weight", "bias"))
+        return torch.baddbmm(bias[:, None], x.flatten(1, -2), weight.mT).unflatten(1, x.shape[1:-1])
+
+    def _normed(self, qk: Tensor) -> Tensor:
+        """Apply the stream's own norm of queries and keys."""
+        norms = [branch.qk_norm for branch in self.branches if branch.qk_norm is not None]
+        if not norms:
+            return qk
+        weight = None if len(norms) == 1 else torch.stack([norm.weight for norm in norms])[:, None, None]
+        found: Tensor = norms[0](qk, weight)
+        return found
+
     def project(self, x: Tensor, condition: Tensor, heads: int) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Compute queries, keys and values.
 
         Args:
-            x: Tokens (B, N, W).
-            condition: Activated conditioning vectors (B, W).
+            x: Tokens (R, N, W).
+            condition: Activated conditioning vectors (R, 1, W) or (R, N, W).
             heads: Number of heads H.
 
         Returns:
-            Queries and keys (B, N, 2, H, E), values (B, N, H, E), and the part of the modulation that `finish` needs.
+            Queries and keys (R, N, 2, H, E), values (R, N, H, E), and the part of the modulation that `finish` needs.
         """
-        parts = self.modulation(condition).chunk(2 if self.context_only else 6, dim=-1)
-        if self.context_only:  # the scale comes first here, as in OmniFlow
+        context_only = self.first.context_only
+        parts = self._layer("modulation", condition).chunk(2 if context_only else 6, dim=-1)
+        if context_only:  # the scale comes first here, as in OmniFlow
             scale, shift = parts
         else:
             shift, scale = parts[:2]
-        qkv: Tensor = self.qkv(modulate(x, shift, scale)).unflatten(-1, (3, heads, -1))
-        qk = qkv[:, :, :2]
-        return (qk if self.qk_norm is None else self.qk_norm(qk)), qkv[:, :, 2], parts[2:]
+        qkv = self._layer("qkv", modulate(x, shift, scale)).unflatten(-1, (3, heads, -1))
+        qk, value = qkv.split([2, 1], dim=-3)  # not by indices, whose gradients are arrays of zeros to fill and add
+        return self._normed(qk), value.squeeze(-3), parts[2:]
 
     def finish(self, x: Tensor, attended: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
-        """Return the stream's tokens after attention and MLP.
+        """Return the tokens after attention and MLP.
 
         Args:
-            x: Tokens (B, N, W) before the block.
-            attended: Output of attention (B, N, W).
+            x: Tokens (R, N, W) before the block.
+            attended: Output of attention (R, N, W).
             parts: Modulation from `project`.
 
         Returns:
-            Tokens (B, N, W).
+            Tokens (R, N, W).
         """
-        if self.context_only:
+        if self.first.context_only:
             return x
         gate, mlp_shift, mlp_scale, mlp_gate = parts
-        x = torch.addcmul(x, gate[:, None], self.out(attended))
-        inner = functional.gelu(self.mlp_in(modulate(x, mlp_shift, mlp_scale)), approximate="tanh")
-        return torch.addcmul(x, mlp_gate[:, None], self.mlp_out(inner))
+        x = torch.addcmul(x, gate, self._layer("out", attended))
+        inner = functional.gelu(self._layer("mlp_in", modulate(x, mlp_shift, mlp_scale)), approximate="tanh")
+        return torch.addcmul(x, mlp_gate, self._layer("mlp_out", inner))
 
 
 class JointBlock(nn.Module):
@@ -189,50 +245,56 @@ class JointBlock(nn.Module):
 
     def forward(
         self,
-        hidden: Mapping[str, Tensor],
-        conditions: Mapping[str, Tensor],
-        rotary: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None,
-    ) -> dict[str, Tensor]:
+        hidden: Mapping[Names, Tensor],
+        conditions: Mapping[Names, Tensor],
+        rotary: Mapping[Names, tuple[Tensor, Tensor]] | None,
+        packed: Packed,
+    ) -> dict[Names, Tensor]:
         """Apply the block.
 
         Args:
-            hidden: Tokens (B, N, W) of the streams that take part, in the order in which they are joined.
-            conditions: Activated conditioning vector (B, W) of each of these streams.
-            rotary: Cosine and sine (1 or B, N of all, 1, 1, E / 2), or None.
-            mask: Keys that are present, (B, 1, 1, N of all) bool; None: all.
+            hidden: Tokens (R, N, W) of streams, or (S, R, N, W) of several stacked ones. Attention joins the streams in
+                this order.
+            conditions: Activated conditioning vectors (R, 1, W) or (R, N, W) of the same streams.
+            rotary: Results of `rotary_tables` for these streams, with axes for queries or keys and for heads; or None.
+            packed: Samples of the rows.
 
         Returns:
-            Tokens (B, N, W) of each stream in `hidden`.
+            Tokens of the streams in `hidden`.
         """
-        projected = {name: self._branch(name).project(x, conditions[name], self.heads) for name, x in hidden.items()}
-        qk = torch.cat([qk for qk, _, _ in projected.values()], dim=1)
-        value = torch.cat([value for _, value, _ in projected.values()], dim=1)
-        if self.qk_norm is not None:
-            qk = self.qk_norm(qk)
-        if rotary is not None:
-            qk = rotate(qk, *rotary)
-        query, key = qk.to(value.dtype).unbind(2)
-        attended = functional.scaled_dot_product_attention(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask
-        )
-        joined = attended.transpose(1, 2).flatten(2)
-        parts = torch.split(joined, [x.shape[1] for x in hidden.values()], dim=1)
+        branches = {names: _Branches([cast("_Branch", self.branches[name]) for name in names]) for names in hidden}
+        query_key: dict[str, Tensor] = {}
+        value: dict[str, Tensor] = {}
+        modulation = {}
+        for names, x in hidden.items():
+            qk, own, modulation[names] = branches[names].project(x, conditions[names], self.heads)
+            qk = qk if self.qk_norm is None else self.qk_norm(qk)
+            qk = qk if rotary is None else rotate(qk, *rotary[names])
+            query_key |= _apart(names, qk)
+            value |= _apart(names, own)
+        attended = packed.attend(query_key, value)
         return {
-            name: self._branch(name).finish(x, part, projected[name][2])
-            for (name, x), part in zip(hidden.items(), parts, strict=True)
+            names: branches[names].finish(x, _together(names, attended), modulation[names])
+            for names, x in hidden.items()
         }
 
-    def _branch(self, name: str) -> _Branch:
-        return cast("_Branch", self.branches[name])
+
+def _together(names: Names, values: Mapping[str, Tensor]) -> Tensor:
+    """Return the values of streams that are computed at once: (R, …) of one, (S, R, …) of several."""
+    return values[names[0]] if len(names) == 1 else torch.stack([values[name] for name in names])
+
+
+def _apart(names: Names, values: Tensor) -> dict[str, Tensor]:
+    """Invert `_together`."""
+    return {names[0]: values} if len(names) == 1 else dict(zip(names, values.unbind(0), strict=True))
 
 
 def level_features(levels: Tensor) -> Tensor:
-    """Return features (B, 256) float32 of noise levels (B,): cos and sin of 1000 · σ · 10⁴^(−j / 128), j = 0 … 127."""
+    """Return features (…, 256) float32 of noise levels (…): cos and sin of 1000 · σ · 10⁴^(−j / 128), j = 0 … 127."""
     half = LEVEL_FEATURES // 2
     order = torch.arange(half, device=levels.device, dtype=torch.float32)
     frequencies = torch.exp(-math.log(LONGEST_PERIOD) * order / half)
-    angles = LEVEL_SCALE * levels.to(torch.float32)[:, None] * frequencies
+    angles = LEVEL_SCALE * levels.to(torch.float32)[..., None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
@@ -245,7 +307,7 @@ class _TwoLayers(nn.Module):
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, inputs) to (B, W), in the precision of the weights."""
+        """Map (…, inputs) to (…, W), in the precision of the weights."""
         found: Tensor = self.linear_2(functional.silu(self.linear_1(x.to(self.linear_1.weight.dtype))))
         return found
 
@@ -263,11 +325,11 @@ class _Head(nn.Module):
         """Map tokens to outputs.
 
         Args:
-            x: Tokens (B, N, W).
-            condition: Activated conditioning vectors (B, W).
+            x: Tokens (R, N, W).
+            condition: Activated conditioning vectors (R, 1, W) or (R, N, W).
 
         Returns:
-            Outputs (B, N, O).
+            Outputs (R, N, O).
         """
         if self.widen is not None:
             x = self.widen(x)
@@ -421,7 +483,7 @@ class JointFlowTransformer(nn.Module):
         *,
         seconds: Mapping[str, Tensor] | None = None,
         added: Mapping[str, Tensor] | None = None,
-        present: Mapping[str, Tensor] | None = None,
+        packed: Packed | None = None,
         pooled: Tensor | None = None,
         speakers: Tensor | None = None,
         described: Tensor | None = None,
@@ -430,96 +492,105 @@ class JointFlowTransformer(nn.Module):
         """Compute outputs of the streams.
 
         Args:
-            tokens: Tokens (B, N, C) of each stream that takes part; other streams are not computed.
-            levels: Noise level (B,) of each stream. A stream with tokens but without a level is context: it adds
-                nothing to the conditioning and has no output.
+            tokens: Tokens (R, N, C) of each stream that takes part; other streams are not computed.
+            levels: Noise level (B,) of each stream for all samples, or (B, N) of each token. A stream with tokens but
+                without a level is context: it adds nothing to the conditioning and has no output. With ``summed``, a
+                token's vector is that of its own level plus the means of the other streams.
             seconds: Times (N,) or (B, N) of each stream's tokens, required with rotary positions.
             added: Position embeddings (N, W) to add to a stream's tokens.
-            present: Presence (B,) bool of streams that some samples lack. An absent stream does not affect the sample,
-                and its outputs there have no meaning.
+            packed: Samples of the rows of `tokens`; None: row i is sample i, and nothing is absent. An absent stream
+                does not affect the sample.
             pooled: Vectors (B, pooled_width) for the complete samples, with `pooled_width`.
             speakers: Speakers (B,) int64 in 0 … speakers; None: all unknown.
             described: Vectors (B, W) to add to the conditioning of every stream, from condition streams and absent
                 parts.
-            rows: Samples (R,) int64 to return for each stream; None: all samples of all streams that have a level.
+            rows: Rows (K,) int64 to return for each stream; None: all rows of all streams that have a level.
 
         Returns:
-            Outputs by stream, (R, N, outputs) for streams in `rows`.
+            Outputs by stream, (K, N, outputs) for streams in `rows`.
         """
+        packed = Rounded() if packed is None else packed
         names = [name for name in self.embed if name in tokens]
-        conditions = self._conditions(names, levels, present, pooled, speakers, described)
-        hidden = {name: self.embed[name](tokens[name]) for name in names}
+        by_sample = self._conditions(names, levels, packed.there, pooled, speakers, described)
+        conditions = {name: packed.of_rows(name, vectors) for name, vectors in by_sample.items()}
+        embedded = {name: self.embed[name](tokens[name]) for name in names}
         for name, embedding in (added or {}).items():
-            hidden[name] = hidden[name] + embedding.to(hidden[name].dtype)
-        rotary = self._rotary(names, seconds)
-        mask = _key_mask(hidden, present)
+            embedded[name] = embedded[name] + embedding.to(embedded[name].dtype)
+        kinds = self._kinds(embedded, conditions, packed)
+        rotary = self._rotary(kinds, seconds, packed)
+        hidden = {kind: _together(kind, embedded) for kind in kinds}
+        vectors = {kind: _together(kind, conditions) for kind in kinds}
         for block in self.blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                hidden = checkpoint(block, hidden, conditions, rotary, mask, use_reentrant=False)
+                hidden = checkpoint(block, hidden, vectors, rotary, packed, use_reentrant=False)
             else:
-                hidden = block(hidden, conditions, rotary, mask)
+                hidden = block(hidden, vectors, rotary, packed)
+        last = {name: x for kind, stack in hidden.items() for name, x in _apart(kind, stack).items()}
         if rows is None:
-            return {name: self.head[name](hidden[name], conditions[name]) for name in names if name in levels}
+            return {name: self.head[name](last[name], conditions[name]) for name in names if name in levels}
         return {
-            name: self.head[name](hidden[name].index_select(0, chosen), conditions[name].index_select(0, chosen))
+            name: self.head[name](last[name].index_select(0, chosen), conditions[name].index_select(0, chosen))
             for name, chosen in rows.items()
         }
+
+    def _kinds(self, embedded: Mapping[str, Tensor], conditions: Mapping[str, Tensor], packed: Packed) -> list[Names]:
+        """Return which streams are computed at once: all if their shapes and layers are the same, otherwise each."""
+        shapes = {(x.shape, conditions[name].shape) for name, x in embedded.items()}
+        same = packed.stacked and len(shapes) == 1 and not self.config["context_only"]
+        return [tuple(embedded)] if same else [(name,) for name in embedded]
 
     def _conditions(
         self,
         names: Sequence[str],
         levels: Mapping[str, Tensor],
-        present: Mapping[str, Tensor] | None,
+        there: Mapping[str, Tensor],
         pooled: Tensor | None,
         speakers: Tensor | None,
         described: Tensor | None,
     ) -> dict[str, Tensor]:
-        """Return the activated conditioning vector (B, W) of each stream."""
+        """Return the activated conditioning vectors (B, 1, W) or (B, N, W) of each stream."""
         own = {}
         for name in names:
             if name in levels:
-                vector = self.level[name](level_features(levels[name]))
+                level = levels[name] if levels[name].ndim == 2 else levels[name][:, None]
+                vector = self.level[name](level_features(level))
                 if self.pooled is not None and pooled is not None:
-                    vector = vector + self.pooled[name](pooled)
-                if present is not None and name in present:
-                    vector = vector * present[name][:, None]
+                    vector = vector + self.pooled[name](pooled)[:, None]
+                if name in there:
+                    vector = vector * there[name][:, None, None]
                 own[name] = vector
         first = next(iter(own.values()))
         if self.speaker is None:
-            extra = torch.zeros_like(first)
+            extra = torch.zeros_like(first[:, :1])
         elif speakers is None:
-            extra = self.speaker(torch.zeros(len(first), dtype=torch.int64, device=first.device))
+            extra = self.speaker(torch.zeros((len(first), 1), dtype=torch.int64, device=first.device))
         else:
-            extra = self.speaker(speakers)
+            extra = self.speaker(speakers[:, None])
         if described is not None:
-            extra = extra + described
-        if self.summed:
-            return dict.fromkeys(names, functional.silu(sum(own.values(), start=extra)))
-        return {name: functional.silu(own.get(name, first) + extra) for name in names}
+            extra = extra + described[:, None]
+        if not self.summed:
+            return {name: functional.silu(own.get(name, first) + extra) for name in names}
+        means = {name: vector if vector.shape[1] == 1 else vector.mean(1, keepdim=True) for name, vector in own.items()}
+        total = sum(means.values(), start=extra)
+        shared = functional.silu(total)
+        varies = {name for name, vector in own.items() if vector.shape[1] > 1}
+        return {name: functional.silu(total - means[name] + own[name]) if name in varies else shared for name in names}
 
-    def _rotary(self, names: Sequence[str], seconds: Mapping[str, Tensor] | None) -> tuple[Tensor, Tensor] | None:
-        """Return cosine and sine for all tokens in joined order, with axes for queries or keys and for heads."""
+    def _rotary(
+        self, kinds: Sequence[Names], seconds: Mapping[str, Tensor] | None, packed: Packed
+    ) -> dict[Names, tuple[Tensor, Tensor]] | None:
+        """Return the tables (1 or R, N, 1, 1, E) of streams, with axes for queries or keys and for heads."""
         if self.rotary_periods_s is None:
             return None
         if seconds is None:
             raise ValueError("rotary positions require the times of the tokens: pass seconds")
-        times = torch.cat([seconds[name] for name in names], dim=-1)
-        angles = rotary_angles(times, self.head_features, self.rotary_periods_s)
-        angles = (angles if times.ndim == 2 else angles[None])[:, :, None, None]
-        return angles.cos(), angles.sin()
+        found = {}
+        for kind in kinds:
+            times = {n: packed.of_rows(n, seconds[n]) if seconds[n].ndim == 2 else seconds[n][None] for n in kind}
+            angles = rotary_angles(_together(kind, times), self.head_features, self.rotary_periods_s)
+            found[kind] = rotary_tables(angles[..., None, None, :])
+        return found
 
 
 def _size(streams: Mapping[str, Mapping[str, Any]], name: str, key: str) -> int:
     return int(streams[name][key])
-
-
-def _key_mask(hidden: Mapping[str, Tensor], present: Mapping[str, Tensor] | None) -> Tensor | None:
-    """Return a mask of present keys (B, 1, 1, N of all) bool; None: all are present."""
-    if not present:
-        return None
-    parts = []
-    for name, x in hidden.items():
-        batch, count = x.shape[:2]
-        there = present[name] if name in present else torch.ones(batch, dtype=torch.bool, device=x.device)
-        parts.append(there[:, None].expand(batch, count))
-    return torch.cat(parts, dim=1)[:, None, None]

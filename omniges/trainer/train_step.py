@@ -174,6 +174,10 @@ class Ema:
         torch._foreach_lerp_(self._averages, [p.float() for p in self._parameters], weight)
 
 
+_SHAPES: Final = 32
+"""Most shapes to compile for: numbers of rows and of targets are multiples of a quarter of the batch."""
+
+
 class Learner:
     """A model in training, on the accelerator's device and processes."""
 
@@ -191,8 +195,7 @@ class Learner:
         self._stepper = accelerator.prepare_optimizer(self._optimizer)
         self.average = Ema(model, settings.ema_decay)
         if settings.compile:
-            for block in model.trunk.blocks:
-                block.compile()
+            model.losses_of = torch.compile(model.losses_of, fullgraph=True, dynamic=False, recompile_limit=_SHAPES)
 
     @property
     def device(self) -> torch.device:
@@ -223,7 +226,7 @@ class Learner:
         settings = self._settings
         alone = contextlib.nullcontext() if last else self._accelerator.no_sync(self._wrapped)
         with alone:
-            loss: FlowLoss = self._wrapped(windows, plan, self._flow, settings.seed, dense=settings.compile)
+            loss: FlowLoss = self._wrapped(windows, plan, self._flow, settings.seed, rounded=settings.compile)
             self._accelerator.backward(loss.total / settings.gradient_accumulation_steps)
         return loss.each
 

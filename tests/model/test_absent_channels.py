@@ -67,9 +67,9 @@ class TestAbsentChannels:
     @pytest.mark.parametrize(
         "config", [CONFIG, TOLD, CARRIED, JAW, JAW_CARRIED], ids=["untold", "told", "carried", "424", "424 carried"]
     )
-    @pytest.mark.parametrize("dense", [False, True])
+    @pytest.mark.parametrize("rounded", [False, True])
     @pytest.mark.parametrize("value", [None, float("nan")], ids=["noise", "nan"])
-    def test_what_stands_in_absent_channels_changes_no_bit_of_losses_and_gradients(self, config, dense, value):
+    def test_what_stands_in_absent_channels_changes_no_bit_of_losses_and_gradients(self, config, rounded, value):
         bits = [ALL_PRESENT, NO_FACE, NO_TEXT, 0b0000111, 0b1111101, 0b1111110, NO_FACE & NO_TEXT, NO_JAW]
         windows, flow, model = (
             partial(bits, config.gesture_channels),
@@ -79,7 +79,7 @@ class TestAbsentChannels:
         plan = draw_plan(flow, 7, np.arange(len(bits)), windows.present.streams)
         found = []
         for one in (windows, disturbed(windows, bits, value)):
-            loss = model(one, plan, flow, 7, dense=dense)
+            loss = model(one, plan, flow, 7, rounded=rounded)
             assert loss.each.isfinite().all()
             found.append([*bits_of([loss.total, loss.each]), *bits_of(gradients(model, loss.total))])
         assert found[0] == found[1]

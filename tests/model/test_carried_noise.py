@@ -51,7 +51,7 @@ class TestTraining:
         model(windows_of(positions), plan, flow, SEED)
         (call,) = recorder.calls
         assert set(call["tokens"]) == set(call["levels"]) == set(STREAMS)
-        assert not call.get("present")
+        assert call["packed"].there == call["packed"].rows == {}
         for k, name in enumerate(STREAMS):
             absent = np.flatnonzero(~plan.present[:, k])
             assert len(absent) > 3

@@ -1,4 +1,4 @@
-"""The flow: groups equal the dense batch, batches their parts; no host synchronisation; gradients; closed forms."""
+"""The flow: batches cost the mean of their parts; no host synchronisation; gradients; closed forms."""
 
 from __future__ import annotations
 
@@ -21,16 +21,6 @@ from omniges.model.tasks import TASKS
 
 
 class TestBatches:
-    @pytest.mark.parametrize("flow", [FlowSettings(), FlowSettings(condition_dropout=0.5, condition_noise=0.5)])
-    def test_left_out_streams_give_the_losses_and_gradients_of_the_masked_dense_batch(self, flow):
-        model = model_of()
-        sparse, _ = run(model, list(range(12)), flow)
-        dense, _ = run(model, list(range(12)), flow, dense=True)
-        torch.testing.assert_close(sparse.each, dense.each, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(sparse.total, dense.total)
-        for a, b in zip(gradients(model, sparse.total), gradients(model, dense.total), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
-
     def test_a_batch_costs_the_mean_of_its_parts_wherever_they_run(self):
         """So two ranks with half the batch, or two micro-steps, have the single process's loss and gradients."""
         model, flow = model_of(), FlowSettings(condition_noise=0.2)
@@ -76,16 +66,14 @@ class TestBatches:
 
 class TestWhatTheTrunkSees:
     def test_dropped_conditions_are_absent_from_attention_at_the_rate_asked_for(self):
-        """Counted where it counts: in the keys that the trunk is told to leave out."""
+        """Counted where it counts: in the rows that the trunk is given."""
         model = model_of()
         model.trunk = Recorder(model.trunk)
         rate, samples = 0.3, 600
         run(model, list(range(samples)), FlowSettings(shares={"t2g": 1, "a2g": 1}, condition_dropout=rate))
-        dropped = 0
-        for call in model.trunk.calls:
-            (condition,) = set(call["tokens"]) - {"gesture"}
-            assert call["present"].keys() == {condition}
-            dropped += int((~call["present"][condition]).sum())
+        (call,) = model.trunk.calls
+        assert len(call["tokens"]["gesture"]) == samples
+        dropped = samples - len(call["tokens"]["text"]) - len(call["tokens"]["audio"])
         assert abs(dropped - rate * samples) < 5 * (rate * (1 - rate) * samples) ** 0.5
 
     def test_targets_are_noised_by_the_path_and_conditions_are_clean(self):
@@ -104,7 +92,7 @@ class TestWhatTheTrunkSees:
         assert call["tokens"].keys() == {"audio", "gesture"}
         assert torch.equal(call["levels"]["gesture"], levels)
         assert not call["levels"]["audio"].any()
-        assert call["present"] == {}
+        assert call["packed"].there == {}
 
     def test_unknown_speakers_are_zero(self):
         model = model_of()
@@ -140,14 +128,14 @@ class TestNoHostSynchronisation:
             with pytest.raises(AssertionError, match="asks for a value"), NoValues():
                 ask(torch.ones(3))
 
-    @pytest.mark.parametrize("dense", [False, True])
-    def test_a_step_never_asks_the_device_for_a_value(self, dense):
+    @pytest.mark.parametrize("rounded", [False, True])
+    def test_a_step_never_asks_the_device_for_a_value(self, rounded):
         """Noise, trunk, losses, backward; the plan is drawn on the host before."""
         model, positions = model_of(), list(range(10))
         flow, windows = FlowSettings(condition_noise=0.3), windows_of(positions)
         plan = draw_plan(flow, 7, np.array(positions))
         with NoValues():
-            loss = model(windows, plan, flow, 7, dense=dense)
+            loss = model(windows, plan, flow, 7, rounded=rounded)
             loss.total.backward()
         assert loss.total.isfinite()
 

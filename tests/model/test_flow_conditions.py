@@ -40,9 +40,9 @@ def windows(values: list[int] | None = None, known: list[bool] | None = None) ->
     return Windows(found.arrays, found.positions, found.speakers, conditions={"emotion": pair})
 
 
-def losses(model: FlowModel, given: Windows, flow: FlowSettings = KEPT, *, dense: bool = False) -> torch.Tensor:
+def losses(model: FlowModel, given: Windows, flow: FlowSettings = KEPT, *, rounded: bool = False) -> torch.Tensor:
     plan = draw_plan(flow, 7, np.array(POSITIONS), conditions=["emotion"] if given.conditions else [])
-    return model(given, plan, flow, 7, dense=dense).each
+    return model(given, plan, flow, 7, rounded=rounded).each
 
 
 class TestModel:
@@ -64,9 +64,9 @@ class TestModel:
         first, second = losses(model, windows([0] * 12)), losses(model, windows([0] * 3 + [2] + [0] * 8))
         assert [row for row in range(12) if not torch.equal(first[row], second[row])] == [3]
 
-    def test_groups_give_what_the_dense_batch_gives(self, model: FlowModel) -> None:
+    def test_rounded_rows_give_the_same_losses(self, model: FlowModel) -> None:
         given = windows([0, 1, 2] * 4, [True, True, False] * 4)
-        torch.testing.assert_close(losses(model, given), losses(model, given, dense=True), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(losses(model, given), losses(model, given, rounded=True), rtol=1e-4, atol=1e-5)
 
     def test_only_values_that_are_known_and_kept_get_a_gradient(self, model: FlowModel) -> None:
         model.zero_grad()

@@ -1,4 +1,4 @@
-"""Plans: shares and drop-outs by counting, levels by distribution, independence of the batch, groups that partition."""
+"""Plans: shares and drop-outs by counting, levels by distribution, independence of the batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omniges.errors import UsageFault
-from omniges.model.draws import FlowSettings, Purpose, draw_plan, groups_of
+from omniges.model.draws import FlowSettings, Purpose, draw_plan
 from omniges.model.streams import STREAMS
 from omniges.model.tasks import TASKS
 
@@ -132,29 +132,6 @@ class TestLevels:
         text = plan.levels[:, STREAMS.index("text")]
         assert near(int((text > 0).sum()), 0.3)
         assert plan.present[:, STREAMS.index("text")].all()
-
-
-class TestGroups:
-    @given(st.integers(0, 1000), st.integers(1, 40), st.floats(0, 1), st.booleans())
-    @settings(deadline=None, max_examples=25)
-    def test_groups_partition_the_batch_and_hold_what_its_samples_need(self, seed, batch, dropout, dense):
-        plan = draw_plan(FlowSettings(condition_dropout=dropout), seed, np.arange(batch))
-        groups = groups_of(plan, dense=dense)
-        assert sorted(np.concatenate([g.rows for g in groups]).tolist()) == list(range(batch))
-        for group in groups:
-            for r, b in enumerate(group.rows):
-                named = {s for s in STREAMS if roles(NAMES[plan.task[b]], s) != "absent"}
-                assert (named <= set(group.streams)) if dense else (named == set(group.streams))
-                for k, stream in enumerate(STREAMS):
-                    if stream in group.streams:
-                        assert (r in group.noised[stream]) == bool(plan.present[b, k] and plan.levels[b, k] > 0)
-                        assert (r in group.targets.get(stream, [])) == bool(plan.target[b, k])
-                        assert plan.present[b, k] or stream in group.absent
-
-    def test_a_two_stream_task_computes_two_streams(self):
-        plan = draw_plan(FlowSettings(shares={"t2g": 1, "g2t": 1}), 0, np.arange(16))
-        (group,) = groups_of(plan, dense=False)
-        assert group.streams == ("gesture", "text")
 
 
 class TestSettings:

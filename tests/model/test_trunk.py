@@ -12,8 +12,9 @@ import torch
 from omniflow_grids import unpatched
 from torch import Tensor
 
+from omniges.model.packing import Rounded
 from omniges.model.patches import patches
-from omniges.model.trunk import JointFlowTransformer, level_features, rotary_angles, rotate
+from omniges.model.trunk import JointFlowTransformer, level_features, rotary_angles, rotary_tables, rotate
 
 STREAMS = {
     "gesture": {"inputs": 5, "outputs": 6},
@@ -161,7 +162,7 @@ class TestRotary:
             turned = []
             for x, second in ((q, at), (k, other)):
                 angles = rotary_angles(torch.tensor([second]), 8, (0.5, 120.0))[None, :, None]
-                turned.append(rotate(x, angles.cos(), angles.sin()))
+                turned.append(rotate(x, *rotary_tables(angles)))
             return float((turned[0] * turned[1]).sum())
 
         assert product(1.0, 1.7) == pytest.approx(product(5.0, 5.7), abs=1e-5)
@@ -202,7 +203,7 @@ class TestLeftOutStreams:
         present = {n: torch.full((BATCH,), n in names) for n in STREAMS}
         with torch.no_grad():
             sparse = model(**only(given, names))
-            dense = model(**given, present=present)
+            dense = model(**given, packed=Rounded(present))
         assert sparse.keys() == set(names)
         for name in names:
             torch.testing.assert_close(sparse[name], dense[name], rtol=0, atol=2e-5)
@@ -211,7 +212,7 @@ class TestLeftOutStreams:
         model, given = trunk(), inputs()
         present = {"text": torch.tensor([True, False, True]), "audio": torch.tensor([False, True, True])}
         with torch.no_grad():
-            dense = model(**given, present=present)
+            dense = model(**given, packed=Rounded(present))
             for b, names in enumerate([("gesture", "text"), ("gesture", "audio"), ("gesture", "text", "audio")]):
                 one = only(given, names)
                 one["tokens"] = {n: x[b : b + 1] for n, x in one["tokens"].items()}
@@ -224,7 +225,7 @@ class TestLeftOutStreams:
         present = {"text": torch.zeros(BATCH, dtype=torch.bool)}
         changed = {k: {**given[k], "text": other[k]["text"]} for k in ("tokens", "levels")}
         with torch.no_grad():
-            before, after = model(**given, present=present), model(**given | changed, present=present)
+            before, after = model(**given, packed=Rounded(present)), model(**given | changed, packed=Rounded(present))
         assert torch.equal(before["gesture"], after["gesture"])
 
     def test_rows_pick_outputs(self):
@@ -233,6 +234,31 @@ class TestLeftOutStreams:
             every, some = model(**given), model(**given, rows={"audio": torch.tensor([2, 0])})
         assert some.keys() == {"audio"}
         torch.testing.assert_close(some["audio"], every["audio"][[2, 0]])
+
+
+class TestLevelsOfTokens:
+    @pytest.mark.parametrize("conditioning", ["summed", "split"])
+    def test_equal_levels_of_all_tokens_are_the_level_of_the_sample(self, conditioning):
+        model, given = trunk(conditioning=conditioning), inputs()
+        each = {n: level[:, None].expand(-1, SIZES[n]) for n, level in given["levels"].items()}
+        with torch.no_grad():
+            of_samples, of_tokens = model(**given), model(**given | {"levels": each})
+        for name, expected in of_samples.items():
+            torch.testing.assert_close(of_tokens[name], expected, rtol=0, atol=2e-5)
+
+    def test_a_tokens_level_modulates_that_token(self):
+        """Without blocks, a token's output depends on its own level and on the mean of the other streams alone."""
+        model, given = trunk(layers=0), inputs()
+        levels = {n: level[:, None].repeat(1, SIZES[n]) for n, level in given["levels"].items()}
+        levels["audio"][:, 2] = 0.9
+        with torch.no_grad():
+            before, after = model(**given), model(**given | {"levels": levels})
+        changed = (after["audio"] - before["audio"]).abs().amax(dim=(0, 2)) > 1e-3
+        assert changed.tolist() == [n == 2 for n in range(SIZES["audio"])]
+        with torch.no_grad():
+            alone = model(**only(given, ("audio",)) | {"levels": {"audio": torch.full((BATCH,), 0.9)}})
+            mixed = model(**only(given, ("audio",)) | {"levels": {"audio": levels["audio"]}})
+        torch.testing.assert_close(mixed["audio"][:, 2], alone["audio"][:, 2])
 
 
 class TestConditions:
@@ -250,8 +276,8 @@ class TestConditions:
         """In the first block's modulation; attention carries levels between streams in both modes."""
         model = trunk(conditioning=conditioning)
         given = inputs()
-        args = (list(STREAMS), given["levels"], None, None, None, None)
-        changed = (list(STREAMS), given["levels"] | {"text": torch.rand(BATCH)}, None, None, None, None)
+        args = (list(STREAMS), given["levels"], {}, None, None, None)
+        changed = (list(STREAMS), given["levels"] | {"text": torch.rand(BATCH)}, {}, None, None, None)
         before, after = model._conditions(*args), model._conditions(*changed)
         assert (not torch.equal(before["gesture"], after["gesture"])) == reaches
         assert not torch.equal(before["text"], after["text"])

@@ -1,0 +1,308 @@
+"""Packing of a batch: which samples each stream is computed for, and attention within each sample.
+
+A training batch mixes tasks, so each of its samples has some of the streams. The tokens of one stream, of all samples
+that have it, are the rows of one matrix product, whatever tasks were drawn. Only attention needs the streams of a
+sample side by side. There are two ways:
+
+* `ByLayout`: samples with the same streams are neighbours, and attention runs once for each such layout. Nothing is
+  padded and no mask is needed, but shapes differ from batch to batch. This is the way without a compiler.
+* `Rounded`: the number of rows is rounded up, and attention runs over all samples and all streams, with a mask. Shapes
+  seldom change, as compiled code needs. Masked keys cost little, since attention is a few percent of a step.
+
+Shape letters: B samples of the batch, R rows of a stream, N tokens of one stream or of all, H heads, E features a head,
+W = H · E width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from omniges.model.draws import Plan
+from omniges.model.streams import STREAMS, StreamName
+
+I64 = npt.NDArray[np.int64]
+Key = TypeVar("Key")
+
+_STEPS: Final = 4
+"""Numbers of rows are multiples of the batch size / 4, so that there are few shapes to compile for."""
+
+
+# --- attention within each sample
+
+
+class Packed(ABC):
+    """Rows of streams on the device."""
+
+    rows: Mapping[str, Tensor]
+    """Sample of each row (R,) int64; row i of a stream that is not named is sample i."""
+    there: Mapping[str, Tensor]
+    """Presence (B,) bool of streams that some samples lack."""
+    stacked: bool
+    """All streams have equally many rows, so that their layers can be computed at once."""
+
+    def of_rows(self, name: str, values: Tensor) -> Tensor:
+        """Return the values (R, …) of a stream's rows from those of samples (B, …)."""
+        return values.index_select(0, self.rows[name]) if name in self.rows else values
+
+    @abstractmethod
+    def attend(self, query_key: Mapping[str, Tensor], value: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Let the tokens of each sample attend to all tokens of the same sample.
+
+        Args:
+            query_key: Queries and keys (R, N, 2, H, E) of each stream.
+            value: Values (R, N, H, E) of each stream.
+
+        Returns:
+            Attended values (R, N, W) of each stream.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class ByLayout(Packed):
+    """Rows in the order of layouts; attention runs over the samples of each layout."""
+
+    layouts: Sequence[Sequence[str]]
+    samples: Sequence[int]
+    rows: Mapping[str, Tensor]
+    there: Mapping[str, Tensor] = field(default_factory=dict)
+    stacked: bool = False
+
+    def attend(self, query_key: Mapping[str, Tensor], value: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Attend layout by layout."""
+        parts = {name: iter(self._split(name, x)) for name, x in query_key.items()}
+        values = {name: iter(self._split(name, x)) for name, x in value.items()}
+        found: dict[str, list[Tensor]] = {name: [] for name in query_key}
+        for names in self.layouts:
+            query, key = _joined([next(parts[name]) for name in names]).unbind(2)
+            attended = _attention(query, key, _joined([next(values[name]) for name in names]), None)
+            counts = [query_key[name].shape[1] for name in names]
+            for name, part in zip(names, attended.split(counts, dim=1), strict=True):
+                found[name].append(part)
+        return {name: own[0] if len(own) == 1 else torch.cat(own) for name, own in found.items()}
+
+    def _split(self, name: str, x: Tensor) -> Sequence[Tensor]:
+        """Return the rows (R, …) of a stream as those of each layout that has it."""
+        return x.split([n for names, n in zip(self.layouts, self.samples, strict=True) if name in names])
+
+
+@dataclass(frozen=True, slots=True)
+class Rounded(Packed):
+    """Rows in any order, with spare ones; attention runs over all streams of all samples, masked."""
+
+    there: Mapping[str, Tensor] = field(default_factory=dict)
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
+    slots: Mapping[str, Tensor] = field(default_factory=dict)
+    """For the streams in `rows`: the row of each sample (B,) int64; any row for samples without the stream."""
+    real: Mapping[str, Tensor] = field(default_factory=dict)
+    """For the streams in `rows`: rows (R,) bool that are a sample's; the others are spare."""
+    stacked: bool = False
+
+    def attend(self, query_key: Mapping[str, Tensor], value: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Attend with a mask of the streams that each sample has."""
+        query, key = _joined([self._of_samples(name, x) for name, x in query_key.items()]).unbind(2)
+        joined = _joined([self._of_samples(name, x) for name, x in value.items()])
+        counts = [x.shape[1] for x in value.values()]
+        attended = _attention(query, key, joined, self._mask(list(value), counts, len(joined)))
+        split = zip(query_key, attended.split(counts, dim=1), strict=True)
+        return {name: self._of_streams(name, part) for name, part in split}
+
+    def _of_samples(self, name: str, x: Tensor) -> Tensor:
+        if name not in self.rows:
+            return x
+        found: Tensor = _Reorder.apply(x, self.slots[name], self.rows[name], self.real[name])
+        return found
+
+    def _of_streams(self, name: str, x: Tensor) -> Tensor:
+        if name not in self.rows:
+            return x
+        there = self.there.get(name)
+        every = torch.ones_like(self.slots[name], dtype=torch.bool) if there is None else there
+        found: Tensor = _Reorder.apply(x, self.rows[name], self.slots[name], every)
+        return found
+
+    def _mask(self, names: Sequence[str], counts: Sequence[int], batch: int) -> Tensor | None:
+        """Return the keys that are present, (B, 1, 1, N of all) bool; None: all."""
+        if not self.there:
+            return None
+        first = next(iter(self.there.values()))
+        every = torch.ones(batch, dtype=torch.bool, device=first.device)
+        parts = [self.there.get(name, every)[:, None].expand(-1, n) for name, n in zip(names, counts, strict=True)]
+        return torch.cat(parts, dim=1)[:, None, None]
+
+
+class _Reorder(torch.autograd.Function):
+    """`index_select` along the first axis whose gradient is a selection too, because each row is used once at most.
+
+    The gradient of `index_select` itself adds rows one by one, which an accelerator does in no fixed order.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, index: Tensor, inverse: Tensor, used: Tensor) -> Tensor:
+        """Select rows of x.
+
+        Args:
+            x: Rows (M, …).
+            index: Row of x for each result (K,).
+            inverse: Result of each row of x (M,); any for rows without one.
+            used: Rows of x that have a result (M,) bool.
+
+        Returns:
+            Rows (K, …).
+        """
+        del inverse, used
+        return x.index_select(0, index)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Keep the way back."""
+        del output
+        ctx.save_for_backward(*inputs[2:])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Select the gradient of each row of x, 0 for unused ones."""
+        inverse, used = ctx.saved_tensors
+        (gradient,) = gradients
+        selected = gradient.index_select(0, inverse)
+        mask = used.reshape(-1, *[1] * (selected.ndim - 1))
+        return torch.where(mask, selected, 0.0), None, None, None
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Return attention (B, N, W) of queries, keys and values (B, N, H, E), in the precision of the values."""
+    query, key, value = (x.to(value.dtype).transpose(1, 2) for x in (query, key, value))
+    attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return attended.transpose(1, 2).flatten(2)
+
+
+# --- rows of a plan
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRows:
+    """Rows of the streams of a batch, on the device."""
+
+    packed: Packed
+    streams: frozenset[StreamName]  # streams with rows
+    noised: Mapping[StreamName, Tensor]  # rows whose tokens are noised; all rows of streams that are not named
+    targets: Mapping[StreamName, Tensor]  # rows that are targets, for streams with some
+    target_noise: Mapping[StreamName, Tensor]  # index of each of these rows among the noised ones
+    counted: Mapping[StreamName, Tensor]  # bool of each of these rows: its loss counts; all of streams not named
+
+
+def batch_rows(plan: Plan, device: torch.device, *, rounded: bool) -> BatchRows:
+    """Return the rows of a plan; a stream that a sample lacks is not computed for it.
+
+    Args:
+        plan: Plan of the batch.
+        device: Device of the rows.
+        rounded: Round the numbers of rows up (`Rounded`) instead of sorting samples (`ByLayout`).
+
+    Returns:
+        The rows.
+    """
+    return _rounded_rows(plan, device) if rounded else _sorted_rows(plan, device)
+
+
+def _sorted_rows(plan: Plan, device: torch.device) -> BatchRows:
+    """Return exactly the rows that are needed; samples with the same streams are neighbours."""
+    layouts, kind, samples = np.unique(plan.present, axis=0, return_inverse=True, return_counts=True)
+    order = np.argsort(kind.reshape(-1), kind="stable")
+    arrays: dict[tuple[str, StreamName], npt.NDArray[Any]] = {}
+    for k, name in enumerate(STREAMS):
+        rows = order[plan.present[order, k]]
+        if not len(rows):
+            continue
+        noised, targets = np.flatnonzero(plan.levels[rows, k] > 0), np.flatnonzero(plan.target[rows, k])
+        arrays["noised", name] = noised
+        if len(layouts) > 1:
+            arrays["rows", name] = rows
+        if len(rows) < len(order):
+            arrays["there", name] = plan.present[:, k]
+        if len(targets):
+            arrays |= {("targets", name): targets, ("target_noise", name): np.searchsorted(noised, targets)}
+    streams = tuple(tuple(name for name, has in zip(STREAMS, one, strict=True) if has) for one in layouts)
+    of = _by_kind(arrays, device)
+    packed = ByLayout(streams, tuple(samples.tolist()), of("rows"), of("there"))
+    return BatchRows(packed, frozenset(of("noised")), of("noised"), of("targets"), of("target_noise"), {})
+
+
+def _rounded_rows(plan: Plan, device: torch.device) -> BatchRows:
+    """Return equally many rows of each stream, and equally many targets; the spare ones repeat the first."""
+    batch = len(plan.task)
+    streams = [k for k in range(len(STREAMS)) if plan.present[:, k].any()]
+    rows_of = {STREAMS[k]: np.flatnonzero(plan.present[:, k]) for k in streams}
+    count = rounded_up(max(map(len, rows_of.values())), batch)
+    target_count = rounded_up(int(plan.target.sum(axis=0).max()), batch)
+    arrays: dict[tuple[str, StreamName], npt.NDArray[Any]] = {}
+    for k in streams:
+        name, rows = STREAMS[k], rows_of[STREAMS[k]]
+        arrays["there", name] = plan.present[:, k]
+        if count == batch:
+            rows = np.arange(batch)
+        else:
+            slots = np.zeros(batch, np.int64)
+            slots[rows] = np.arange(len(rows))
+            arrays |= {("slots", name): slots, ("real", name): np.arange(count) < len(rows)}
+            arrays["rows", name] = _filled(rows, count)
+        targets = np.flatnonzero(plan.target[rows, k])
+        if len(targets):
+            arrays |= {("targets", name): _filled(targets, target_count)}
+            arrays |= {("counted", name): np.arange(target_count) < len(targets)}
+    of = _by_kind(arrays, device)
+    packed = Rounded(of("there"), of("rows"), of("slots"), of("real"), stacked=True)
+    targets_of = of("targets")
+    return BatchRows(packed, frozenset(rows_of), {}, targets_of, targets_of, of("counted"))
+
+
+def rounded_up(count: int, batch: int) -> int:
+    """Return a number of rows for at least `count` of B samples: the next multiple of a quarter of the batch."""
+    step = max(1, -(-batch // _STEPS))
+    return min(batch, -(-count // step) * step)
+
+
+def _filled(rows: I64, count: int) -> I64:
+    """Return rows (count,) of which those after the given ones (R,) repeat the first."""
+    return np.concatenate([rows, np.full(count - len(rows), rows[0])])
+
+
+def _by_kind(
+    arrays: Mapping[tuple[str, StreamName], npt.NDArray[Any]], device: torch.device
+) -> Callable[[str], dict[StreamName, Tensor]]:
+    """Return a function that gives the arrays of one kind by stream, on the device."""
+    moved = on_device(arrays, device)
+    return lambda kind: {name: tensor for (its, name), tensor in moved.items() if its == kind}
+
+
+def on_device(arrays: Mapping[Key, npt.NDArray[Any]], device: torch.device) -> dict[Key, Tensor]:
+    """Move arrays to a device with one transfer for each of their types, which nothing waits for.
+
+    Args:
+        arrays: Arrays of any shape, by any name.
+        device: The device.
+
+    Returns:
+        The tensors by name.
+    """
+    found: dict[Key, Tensor] = {}
+    for dtype in dict.fromkeys(array.dtype for array in arrays.values()):
+        own = {name: array for name, array in arrays.items() if array.dtype == dtype}
+        flat = torch.from_numpy(np.concatenate([array.reshape(-1) for array in own.values()]))
+        if device.type == "cuda":
+            flat = flat.pin_memory()
+        parts = flat.to(device, non_blocking=True).split([array.size for array in own.values()])
+        found |= {name: part.view(array.shape) for (name, array), part in zip(own.items(), parts, strict=True)}
+    return found
