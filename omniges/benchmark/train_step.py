@@ -5,10 +5,16 @@ configuration is measured in a separate process, so that its memory is counted a
 those of the matrix products that a step computed, as torch's counter reports them, and of attention. Attention counts 4
 · B · H · N · M · D operations forward, and twice that backward. Scores that the backward pass computes again are not
 counted.
+
+Two more figures do not depend on the speed of a machine, and bound it on an accelerator, which needs some microseconds
+to launch anything: the calls of a step, which are torch's operations without views, and with `--compile` the kernels of
+the compiled graph, which are generated ones and calls of libraries.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import math
 import resource
@@ -19,9 +25,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from omniges.benchmark.settings import REPORTED, StepSpeedSettings, aligned
@@ -104,12 +111,16 @@ def measure_one(settings: TrainSettings, seconds: float) -> dict[str, Any]:
         accelerator = stack.enter_context(accelerated(settings))
         run = open_run(settings, accelerator, Ranks(), stack)
         peak = ProductPeak(run.learner.device, _PRECISIONS[settings.mixed_precision])
-        for number in range(_WARM_STEPS):
+        before = compiled_kernels()
+        _step(run, 0, peak)
+        kernels = compiled_kernels() - before if settings.compile else None
+        for number in range(1, _WARM_STEPS):
             _step(run, number, peak)
+        calls = _calls(run, _WARM_STEPS - 1)
         steps: list[_Step] = []
         while len(steps) < _MIN_STEPS or sum(step.seconds for step in steps) < seconds:
             steps.append(_step(run, _WARM_STEPS + len(steps), peak))
-        return _figures(settings, steps, run.learner.device)
+        return _figures(settings, steps, run.learner.device) | {"calls": calls, "kernels": kernels}
 
 
 def _step(run: Run, number: int, peak: ProductPeak) -> _Step:
@@ -124,11 +135,72 @@ def _step(run: Run, number: int, peak: ProductPeak) -> _Step:
     learner.finish_step(number)
     _wait_for(learner.device)
     seconds = time.perf_counter() - began
-    with operation_counter() as counter:
+    with eager(), operation_counter() as counter:
         learner.micro_step(windows, plan, last=True)
     learner.discard()
     tokens = int(plan.present.sum()) * settings.window_ticks
     return _Step(seconds, waited, tokens, float(counter.get_total_flops()), peak.measure())
+
+
+_VIEWS: Final = frozenset(
+    {
+        *(
+            "view",
+            "_unsafe_view",
+            "reshape",
+            "unsqueeze",
+            "squeeze",
+            "permute",
+            "t",
+            "transpose",
+            "expand",
+            "as_strided",
+        ),
+        *("select", "slice", "unbind", "split", "split_with_sizes", "chunk", "unfold", "detach", "alias", "lift_fresh"),
+        *("empty", "empty_like", "empty_strided", "new_empty"),
+    }
+)
+"""Operations that launch nothing."""
+
+
+class CallCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts torch's operations that are no views; compiled code has to run eagerly within it."""
+
+    calls: int
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count a call, and make it."""
+        del types
+        self.calls += func.overloadpacket.__name__ not in _VIEWS
+        return func(*args, **(kwargs or {}))
+
+
+def eager() -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which compiled code runs as written, as counters of operations need."""
+    return cast("contextlib.AbstractContextManager[Any]", torch.compiler.set_stance("force_eager"))
+
+
+def _calls(run: Run, number: int) -> int:
+    """Count the calls of one step, which is complete but for reading the batch."""
+    settings, flow = run.settings, run.settings.flow_settings()
+    windows, positions = run.feed.next()
+    with eager(), CallCounter() as counter:
+        streams = None if windows.present is None else windows.present.streams
+        plan = draw_plan(flow, settings.seed, positions, streams)
+        run.learner.micro_step(windows, plan, last=True)
+        run.learner.finish_step(number)
+    return int(counter.calls)
+
+
+def compiled_kernels() -> int:
+    """Return the kernels of all graphs compiled so far in this process: generated ones and calls of libraries."""
+    counters = importlib.import_module("torch._dynamo.utils").counters  # not above: the import takes seconds
+    metrics = importlib.import_module("torch._inductor.metrics")
+    return int(metrics.generated_kernel_count + counters["inductor"]["extern_calls"])
 
 
 def operation_counter() -> FlopCounterMode:
@@ -213,10 +285,14 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
     first = rows[0]
     head = (
         f"windows of {first['window_ticks']} ticks, on {first['device']}, precision {first['mixed_precision']}; "
-        "share of peak: of plain matrix products measured between the steps, median [lowest–highest step]"
+        "share of peak: of plain matrix products measured between the steps, median [lowest–highest step]; "
+        "calls/step: operations that are no views, without a compiler; kernels: of the compiled graph"
     )
     lines = [
-        ["preset", "batch", "steps", "s/step", "samples/s", "tokens/s", "GFLOP/s", "share of peak", "MB", "data wait"]
+        [
+            *("preset", "batch", "steps", "s/step", "samples/s", "tokens/s", "GFLOP/s", "share of peak", "MB"),
+            *("data wait", "calls/step", "kernels"),
+        ]
     ]
     for row in rows:
         share = row["share_of_peak"]
@@ -232,6 +308,8 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
                 f"{share['median']:.2f} [{share['min']:.2f}–{share['max']:.2f}]",
                 f"{row['memory_bytes'] / 1e6:,.0f}",
                 f"{row['data_wait']:.1%}",
+                f"{row['calls']:,}",
+                "–" if row["kernels"] is None else f"{row['kernels']:,}",
             ]
         )
     return "\n".join([head, *aligned(lines)])

@@ -290,7 +290,10 @@ class FlowModel(nn.Module):
             rows=batch.targets,
         )
         total, each = inputs.levels.new_zeros(()), torch.zeros_like(inputs.levels)
-        for name, chosen in batch.targets.items():
+        for name in names:
+            if name not in batch.targets:
+                continue
+            chosen = batch.targets[name]
             x, own = clean[name].detach()[chosen], noise[name][batch.target_noise[name]]
             there = masks[name][chosen] if name in masks else None
             losses = self.stream(name).losses(outputs[name], arrays[name][chosen], x, own, there)
@@ -325,9 +328,8 @@ class FlowModel(nn.Module):
         all_targets = plan.target.any(axis=0).all()
         text = STREAMS.index("text")
         text_read = (plan.present[:, text] & (plan.levels[:, text] == 0)).any()
-        if all_targets and text_read:
-            return None
-        return 0.0 * torch.stack([p.flatten()[0] for p in self.parameters() if p.requires_grad]).sum()
+        trained = [] if all_targets and text_read else [p.flatten()[0] for p in self.parameters() if p.requires_grad]
+        return 0.0 * torch.stack(trained).sum() if trained else None
 
 
 @dataclass(frozen=True, slots=True)

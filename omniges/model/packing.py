@@ -18,7 +18,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,9 +31,6 @@ from omniges.model.streams import STREAMS, StreamName
 
 I64 = npt.NDArray[np.int64]
 Key = TypeVar("Key")
-
-_STEPS: Final = 4
-"""Numbers of rows are multiples of the batch size / 4, so that there are few shapes to compile for."""
 
 
 # --- attention within each sample
@@ -85,13 +82,13 @@ class ByLayout(Packed):
             query, key = _joined([next(parts[name]) for name in names]).unbind(2)
             attended = _attention(query, key, _joined([next(values[name]) for name in names]), None)
             counts = [query_key[name].shape[1] for name in names]
-            for name, part in zip(names, attended.split(counts, dim=1), strict=True):
+            for name, part in zip(names, torch.split(attended, counts, dim=1), strict=True):
                 found[name].append(part)
         return {name: own[0] if len(own) == 1 else torch.cat(own) for name, own in found.items()}
 
     def _split(self, name: str, x: Tensor) -> Sequence[Tensor]:
         """Return the rows (R, …) of a stream as those of each layout that has it."""
-        return x.split([n for names, n in zip(self.layouts, self.samples, strict=True) if name in names])
+        return torch.split(x, [n for names, n in zip(self.layouts, self.samples, strict=True) if name in names])
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +109,13 @@ class Rounded(Packed):
         joined = _joined([self._of_samples(name, x) for name, x in value.items()])
         counts = [x.shape[1] for x in value.values()]
         attended = _attention(query, key, joined, self._mask(list(value), counts, len(joined)))
-        split = zip(query_key, attended.split(counts, dim=1), strict=True)
+        split = zip(query_key, torch.split(attended, counts, dim=1), strict=True)
         return {name: self._of_streams(name, part) for name, part in split}
 
     def _of_samples(self, name: str, x: Tensor) -> Tensor:
         if name not in self.rows:
             return x
-        found: Tensor = _Reorder.apply(x, self.slots[name], self.rows[name], self.real[name])
+        found: Tensor = _Reorder.apply(x, self.slots[name], self.rows[name], self.real[name])  # type: ignore[no-untyped-call]
         return found
 
     def _of_streams(self, name: str, x: Tensor) -> Tensor:
@@ -126,7 +123,7 @@ class Rounded(Packed):
             return x
         there = self.there.get(name)
         every = torch.ones_like(self.slots[name], dtype=torch.bool) if there is None else there
-        found: Tensor = _Reorder.apply(x, self.rows[name], self.slots[name], every)
+        found: Tensor = _Reorder.apply(x, self.rows[name], self.slots[name], every)  # type: ignore[no-untyped-call]
         return found
 
     def _mask(self, names: Sequence[str], counts: Sequence[int], batch: int) -> Tensor | None:
@@ -196,11 +193,11 @@ class BatchRows:
     """Rows of the streams of a batch, on the device."""
 
     packed: Packed
-    streams: frozenset[StreamName]  # streams with rows
-    noised: Mapping[StreamName, Tensor]  # rows whose tokens are noised; all rows of streams that are not named
-    targets: Mapping[StreamName, Tensor]  # rows that are targets, for streams with some
-    target_noise: Mapping[StreamName, Tensor]  # index of each of these rows among the noised ones
-    counted: Mapping[StreamName, Tensor]  # bool of each of these rows: its loss counts; all of streams not named
+    streams: frozenset[str]  # streams with rows
+    noised: Mapping[str, Tensor]  # rows whose tokens are noised; all rows of streams that are not named
+    targets: Mapping[str, Tensor]  # rows that are targets, for streams with some
+    target_noise: Mapping[str, Tensor]  # index of each of these rows among the noised ones
+    counted: Mapping[str, Tensor]  # bool of each of these rows: its loss counts; all of streams not named
 
 
 def batch_rows(plan: Plan, device: torch.device, *, rounded: bool) -> BatchRows:
@@ -245,8 +242,9 @@ def _rounded_rows(plan: Plan, device: torch.device) -> BatchRows:
     batch = len(plan.task)
     streams = [k for k in range(len(STREAMS)) if plan.present[:, k].any()]
     rows_of = {STREAMS[k]: np.flatnonzero(plan.present[:, k]) for k in streams}
-    count = rounded_up(max(map(len, rows_of.values())), batch)
-    target_count = rounded_up(int(plan.target.sum(axis=0).max()), batch)
+    # Two or three quarters of the batch or all of it, and half of it or all for targets: few shapes to compile for.
+    count = rounded_up(max(batch // 2, *map(len, rows_of.values())), batch, 4)
+    target_count = rounded_up(int(plan.target.sum(axis=0).max()), batch, 2)
     arrays: dict[tuple[str, StreamName], npt.NDArray[Any]] = {}
     for k in streams:
         name, rows = STREAMS[k], rows_of[STREAMS[k]]
@@ -268,9 +266,9 @@ def _rounded_rows(plan: Plan, device: torch.device) -> BatchRows:
     return BatchRows(packed, frozenset(rows_of), {}, targets_of, targets_of, of("counted"))
 
 
-def rounded_up(count: int, batch: int) -> int:
-    """Return a number of rows for at least `count` of B samples: the next multiple of a quarter of the batch."""
-    step = max(1, -(-batch // _STEPS))
+def rounded_up(count: int, batch: int, parts: int) -> int:
+    """Return a number of rows for at least `count` of B samples: the next multiple of the batch size / parts."""
+    step = -(-batch // parts)
     return min(batch, -(-count // step) * step)
 
 
@@ -281,7 +279,7 @@ def _filled(rows: I64, count: int) -> I64:
 
 def _by_kind(
     arrays: Mapping[tuple[str, StreamName], npt.NDArray[Any]], device: torch.device
-) -> Callable[[str], dict[StreamName, Tensor]]:
+) -> Callable[[str], dict[str, Tensor]]:
     """Return a function that gives the arrays of one kind by stream, on the device."""
     moved = on_device(arrays, device)
     return lambda kind: {name: tensor for (its, name), tensor in moved.items() if its == kind}
@@ -303,6 +301,6 @@ def on_device(arrays: Mapping[Key, npt.NDArray[Any]], device: torch.device) -> d
         flat = torch.from_numpy(np.concatenate([array.reshape(-1) for array in own.values()]))
         if device.type == "cuda":
             flat = flat.pin_memory()
-        parts = flat.to(device, non_blocking=True).split([array.size for array in own.values()])
+        parts = torch.split(flat.to(device, non_blocking=True), [array.size for array in own.values()])
         found |= {name: part.view(array.shape) for (name, array), part in zip(own.items(), parts, strict=True)}
     return found

@@ -166,7 +166,8 @@ class _Branches:
             found: Tensor = layers[0](x)
             return found
         weight, bias = (torch.stack([getattr(layer, part) for layer in layers]) for part in ("weight", "bias"))
-        return torch.baddbmm(bias[:, None], x.flatten(1, -2), weight.mT).unflatten(1, x.shape[1:-1])
+        product = torch.baddbmm(bias[:, None], x.flatten(1, -2), weight.mT)
+        return product.reshape(*x.shape[:-1], -1)
 
     def _normed(self, qk: Tensor) -> Tensor:
         """Apply the stream's own norm of queries and keys."""
@@ -194,8 +195,10 @@ class _Branches:
             scale, shift = parts
         else:
             shift, scale = parts[:2]
-        qkv = self._layer("qkv", modulate(x, shift, scale)).unflatten(-1, (3, heads, -1))
-        qk, value = qkv.split([2, 1], dim=-3)  # not by indices, whose gradients are arrays of zeros to fill and add
+        qkv = torch.unflatten(self._layer("qkv", modulate(x, shift, scale)), -1, (3, heads, -1))
+        qk, value = torch.split(
+            qkv, [2, 1], dim=-3
+        )  # not by indices, whose gradients are arrays of zeros to fill and add
         return self._normed(qk), value.squeeze(-3), parts[2:]
 
     def finish(self, x: Tensor, attended: Tensor, parts: tuple[Tensor, ...]) -> Tensor:

@@ -174,10 +174,6 @@ class Ema:
         torch._foreach_lerp_(self._averages, [p.float() for p in self._parameters], weight)
 
 
-_SHAPES: Final = 32
-"""Most shapes to compile for: numbers of rows and of targets are multiples of a quarter of the batch."""
-
-
 class Learner:
     """A model in training, on the accelerator's device and processes."""
 
@@ -195,7 +191,7 @@ class Learner:
         self._stepper = accelerator.prepare_optimizer(self._optimizer)
         self.average = Ema(model, settings.ema_decay)
         if settings.compile:
-            model.losses_of = torch.compile(model.losses_of, fullgraph=True, dynamic=False, recompile_limit=_SHAPES)
+            model.losses_of = torch.compile(model.losses_of, fullgraph=True, dynamic=False)
 
     @property
     def device(self) -> torch.device:

@@ -12,7 +12,7 @@ from training_helpers import settings_of
 
 from omniges.benchmark import train_step
 from omniges.benchmark.settings import StepSpeedSettings
-from omniges.benchmark.train_step import ProductPeak, measure, measure_one, operation_counter, report
+from omniges.benchmark.train_step import CallCounter, ProductPeak, measure, measure_one, operation_counter, report
 from omniges.errors import UsageFault
 
 SIZES = st.integers(1, 9)
@@ -41,6 +41,13 @@ def test_attention_costs_two_products_forward_and_four_backward(
     assert counter.get_total_flops() == 6 * product
 
 
+def test_calls_are_operations_but_no_views() -> None:
+    x = torch.randn(2, 3)
+    with CallCounter() as counter:
+        (x.mT.reshape(6) + 1).unsqueeze(0).sin()
+    assert counter.calls == 3  # the transposed matrix is copied
+
+
 def test_plain_products_are_timed_with_the_operations_of_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a clock that moves a millisecond a look, a product of side n does 2 n³ operations in a millisecond."""
     now = iter(0.001 * k for k in range(10**6))
@@ -63,6 +70,8 @@ def test_figures_of_a_configuration_hang_together(
     assert 0 < row["share_of_peak"]["min"] <= row["share_of_peak"]["median"] <= row["share_of_peak"]["max"] < 1
     assert 0 <= row["data_wait"] < 1
     assert row["memory_bytes"] > 50e6
+    assert 1000 < row["calls"] <= 3000  # of four blocks; more would mean that some work is done task by task
+    assert row["kernels"] is None
     assert "tiny" in report([row])
 
 

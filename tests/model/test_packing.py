@@ -138,8 +138,9 @@ class TestRows:
     @given(st.integers(1, 300), st.data())
     def test_few_numbers_of_rows_exist_and_none_is_too_small(self, batch: int, data: Any) -> None:
         count = data.draw(st.integers(1, batch))
-        assert count <= rounded_up(count, batch) <= batch
-        assert len({rounded_up(n, batch) for n in range(1, batch + 1)}) <= 4
+        for parts in (1, 2, 4):
+            assert count <= rounded_up(count, batch, parts) <= batch
+            assert len({rounded_up(n, batch, parts) for n in range(1, batch + 1)}) <= parts
 
     def test_arrays_of_several_types_arrive_by_name(self) -> None:
         arrays = {"a": np.arange(6).reshape(2, 3), "b": np.array([True, False]), "c": np.array([], np.int64)}
