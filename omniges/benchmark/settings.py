@@ -55,7 +55,7 @@ class StepSpeedSettings:
     )
     window_ticks: int = option(64, "Length of a window in ticks of 0.1 s.")
     mixed_precision: Precision = option("no", "Precision of matrix products.")
-    compile: bool = option(False, "Compile the blocks of the model.")
+    compile: bool = option(False, "Compile the pass through the model as one graph.")
     gradient_checkpointing: bool = option(False, "Save memory: compute activations again in the backward pass.")
     num_workers: int = option(2, "Processes that read batches.", was=("dataloader_num_workers", "workers"))
     seconds: float = option(

@@ -113,7 +113,7 @@ class TrainSettings:
     mixed_precision: Precision = option(
         "no", "Precision of matrix products; fp16 needs a GPU.", panel="Speed and memory"
     )
-    compile: bool = option(False, "Compile the blocks of the model.", "--compile/--no-compile")
+    compile: bool = option(False, "Compile the pass through the model as one graph.", "--compile/--no-compile")
     gradient_checkpointing: bool = option(
         False,
         "Save memory: compute activations again in the backward pass.",

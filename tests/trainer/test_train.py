@@ -176,14 +176,18 @@ def test_other_ways_to_compute_learn_and_resume_to_the_last_bit(
 
 
 @pytest.mark.long
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns of its own parts
-def test_compiled_blocks_give_the_same_losses(shards: Path, tmp_path: Path) -> None:
+def test_a_compiled_pass_gives_the_same_losses_and_resumes_exactly(shards: Path, tmp_path: Path) -> None:
     """Needs a C++ compiler."""
     run(shards, tmp_path / "plain", max_train_steps=3)
     run(shards, tmp_path / "compiled", max_train_steps=3, compile=True)
     plain, compiled = losses_of(tmp_path / "plain"), losses_of(tmp_path / "compiled")
     assert list(compiled.values()) == pytest.approx(list(plain.values()), rel=1e-4)
+    for steps in (2, 3):
+        run(shards, tmp_path / "stopped", max_train_steps=steps, compile=True)
+    assert learned(tmp_path / "stopped", 3) == learned(tmp_path / "compiled", 3)
+    assert losses_of(tmp_path / "stopped") == compiled
 
 
 def test_a_refused_run_leaves_no_folder(tmp_path: Path) -> None:

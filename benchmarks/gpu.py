@@ -1,0 +1,217 @@
+"""Training steps on a GPU beside what the card can do: one call, one table, under nine minutes.
+
+    python benchmarks/gpu.py --shards shards --json gpu.json
+
+For each preset, batch size and precision, with and without `--compile`, `omniges benchmark train` measures real steps
+in a process of its own: samples and tokens per second, memory, time spent waiting for data, calls of a step, and
+kernels of the compiled graph. Beside them stand:
+
+* MFU: operations of the step's matrix products per second, as a share of the card's data sheet (dense, without
+  sparsity), for cards that are listed here.
+* Products: the same operations per second, as a share of what the card reaches on plain matrix products of the same
+  shapes: those of a block's layers over the tokens of one stream, forward and backward.
+* x OmniFlow: samples per second of our tokens over those of OmniFlow's, on one trunk of the preset's size
+  (`benchmarks/trunk.py`, at the largest batch that both fit).
+
+Configurations that do not fit the time are listed as left out. Without a GPU the program ends with exit code 3;
+``--device cpu`` is for trying it out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, get_args
+
+import torch
+import trunk
+from corpora import say
+
+from omniges.benchmark.settings import StepSpeedSettings
+from omniges.benchmark.train_step import measure
+from omniges.errors import ExitCode, OmnigesError
+from omniges.model.spec import PRESETS
+from omniges.trainer.config import Precision, Preset
+
+_SHEET_FLOPS: Final = {
+    "H200": {"no": 67e12, "bf16": 989e12, "fp16": 989e12},
+    "H100": {"no": 67e12, "bf16": 989e12, "fp16": 989e12},
+    "A100": {"no": 19.5e12, "bf16": 312e12, "fp16": 312e12},
+    "L40S": {"no": 91.6e12, "bf16": 362e12, "fp16": 362e12},
+}
+"""Data sheet operations per second of dense products (SXM), float32 without TF32."""
+_TYPES: Final = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PRODUCT_S: Final = 0.2
+_REFERENCE_BATCH: Final = 8
+_REFERENCE_REPEATS: Final = 5
+Row = dict[str, Any]
+
+
+def product_shapes(width: int, mlp_ratio: int, rows: int) -> list[tuple[int, int, int]]:
+    """Return the shapes (M, K, N) of a block's products for `rows` tokens of a stream, forward and backward."""
+    layers = [(width, 3 * width), (width, width), (width, mlp_ratio * width), (mlp_ratio * width, width)]
+    forward = [(rows, inputs, outputs) for inputs, outputs in layers]
+    inputs_gradient = [(rows, outputs, inputs) for inputs, outputs in layers]
+    weights_gradient = [(outputs, rows, inputs) for inputs, outputs in layers]
+    return [*forward, *inputs_gradient, *weights_gradient]
+
+
+def product_speed(shapes: Sequence[tuple[int, int, int]], dtype: torch.dtype, device: torch.device) -> float:
+    """Return the operations per second of plain products of the shapes, one after the other."""
+    pairs = [
+        (torch.rand(m, k, device=device).to(dtype), torch.rand(k, n, device=device).to(dtype)) for m, k, n in shapes
+    ]
+    operations = sum(2.0 * m * k * n for m, k, n in shapes)
+    best, began = float("inf"), time.perf_counter()
+    while best == float("inf") or time.perf_counter() - began < _PRODUCT_S:
+        _wait_for(device)
+        start = time.perf_counter()
+        for left, right in pairs:
+            torch.mm(left, right)
+        _wait_for(device)
+        best = min(best, time.perf_counter() - start)
+    return operations / best
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def sheet_flops(device_name: str, precision: Precision) -> float | None:
+    """Return the data sheet's operations per second of a card; None for cards that are not listed."""
+    return next((flops[precision] for name, flops in _SHEET_FLOPS.items() if name in device_name), None)
+
+
+def measured(settings: StepSpeedSettings, device: torch.device) -> Row:
+    """Measure one configuration, with its shares of the card's data sheet and of products of the same shapes."""
+    (row,) = measure(settings)
+    (preset,), (batch,) = settings.presets, settings.batch_sizes
+    config = PRESETS[preset]
+    shapes = product_shapes(config.width, config.mlp_ratio, batch * settings.window_ticks)
+    products = product_speed(shapes, _TYPES[settings.mixed_precision], device)
+    sheet = sheet_flops(row["device"], settings.mixed_precision)
+    return row | {
+        "mfu": None if sheet is None else row["operations_per_s"] / sheet,
+        "same_shapes": row["operations_per_s"] / products,
+    }
+
+
+def reference(preset: Preset, device: torch.device) -> float:
+    """Return the samples per second of our tokens over those of OmniFlow's, on a trunk of the preset's size."""
+    config = PRESETS[preset]
+    sizes = trunk.Sizes(width=config.width, layers=config.layers, heads=config.heads, batch=_REFERENCE_BATCH)
+    found = trunk.measure(sizes, repeats=_REFERENCE_REPEATS, device=device.type)
+    return float(found["pairs of 64"]["samples_per_s"] / found["OmniFlow"]["samples_per_s"])
+
+
+def measure_all(chosen: argparse.Namespace, device: torch.device) -> tuple[list[Row], list[str], dict[str, float]]:
+    """Measure all configurations that fit the time.
+
+    Args:
+        chosen: The flags.
+        device: Device of the steps.
+
+    Returns:
+        Rows of figures, names of configurations that were left out, and by preset the ratio to OmniFlow's tokens.
+    """
+    rows: list[Row] = []
+    left: list[str] = []
+    ratios: dict[str, float] = {}
+    longest, began = 0.0, time.monotonic()
+    compiled = (False, True) if chosen.compile else (False,)
+    for preset, batch, precision, compiles in itertools.product(
+        chosen.preset, chosen.batch_size, chosen.mixed_precision, compiled
+    ):
+        name = f"{preset}, batch {batch}, {precision}{', compiled' if compiles else ''}"
+        start = time.monotonic()
+        if start - began + longest > chosen.minutes * 60:
+            left.append(name)
+            continue
+        say(name)
+        try:
+            settings = StepSpeedSettings(
+                shards=str(chosen.shards),
+                presets=(preset,),
+                batch_sizes=(batch,),
+                window_ticks=chosen.window_ticks,
+                mixed_precision=precision,
+                compile=compiles,
+                seconds=chosen.seconds,
+            )
+            rows.append(measured(settings, device))
+            if preset not in ratios and chosen.reference:
+                ratios[preset] = reference(preset, device)
+        except OmnigesError as error:  # mostly too little memory, which the other configurations may have
+            left.append(f"{name}: {error}")
+        longest = max(longest, time.monotonic() - start)
+    return rows, left, ratios
+
+
+def table(rows: Sequence[Row], left: Sequence[str], ratios: dict[str, float]) -> str:
+    """Return the figures as a Markdown table, as docs/explanation/performance.md shows it."""
+    names = ("preset", "batch", "precision", "compiled", "s/step", "samples/s", "tokens/s", "MFU", "of products")
+    heads = [*names, "memory GB", "data wait", "calls", "kernels", "x OmniFlow"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for row in rows:
+        ratio = ratios.get(row["preset"])
+        cells = [
+            row["preset"],
+            str(row["batch_size"]),
+            "float32" if row["mixed_precision"] == "no" else row["mixed_precision"],
+            "yes" if row["compile"] else "no",
+            f"{row['step_s']:.4f}",
+            f"{row['samples_per_s']:,.1f}",
+            f"{row['tokens_per_s']:,.0f}",
+            "–" if row["mfu"] is None else f"{row['mfu']:.1%}",
+            f"{row['same_shapes']:.2f}",
+            f"{row['memory_bytes'] / 1e9:.2f}",
+            f"{row['data_wait']:.1%}",
+            f"{row['calls']:,}",
+            "–" if row["kernels"] is None else f"{row['kernels']:,}",
+            "–" if ratio is None else f"{ratio:.1f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    device = rows[0]["device"] if rows else "no device"
+    return "\n".join([f"On {device}:", "", *lines, *(f"left out: {one}" for one in left)])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--shards", type=Path, default=Path("shards"))
+    parser.add_argument("--preset", nargs="+", default=["base", "small", "tiny"], choices=list(PRESETS))
+    parser.add_argument("--batch-size", nargs="+", type=int, default=[64, 256])
+    precisions = list(get_args(Precision))
+    parser.add_argument("--mixed-precision", nargs="+", default=["bf16", "no"], choices=precisions)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="measure both ways")
+    parser.add_argument("--reference", action=argparse.BooleanOptionalAction, default=True, help="OmniFlow's tokens")
+    parser.add_argument("--window-ticks", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=5.0, help="least time of the steps of a configuration")
+    parser.add_argument("--minutes", type=float, default=8.5, help="time after which no configuration begins")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    return parser
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    chosen = _parser().parse_args()
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        say("gpu.py: a GPU expected, torch finds none; run this where one is, or try it out with --device cpu")
+        sys.exit(ExitCode.ENVIRONMENT)
+    rows, left, ratios = measure_all(chosen, torch.device(chosen.device))
+    print(table(rows, left, ratios))
+    if chosen.json:
+        document = {"rows": rows, "left_out": left, "times_omniflow": ratios}
+        chosen.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    if not rows:
+        sys.exit(ExitCode.FINDINGS)
+
+
+if __name__ == "__main__":
+    main()
