@@ -18,6 +18,7 @@ from omniges.evaluation.settings import EvaluateSettings
 from omniges.generation.settings import GenerateSettings
 from omniges.options import about, check, declared, option
 from omniges.progress import printable
+from omniges.storage.atomic import require_output_file
 from omniges.trainer.config import TrainSettings
 
 
@@ -155,9 +156,8 @@ class ReportSettings:
     def __post_init__(self) -> None:
         """Check the settings before the evaluation starts; raise UsageFault if the report's folder does not exist."""
         check(self)
-        for flag, path in (("--output-file", self.output_file), ("--html", self.html)):
-            if path is not None and not path.parent.is_dir():
-                raise UsageFault(f"{flag} {path}: the folder {path.parent} expected, found none: create it first")
+        require_output_file("--output-file", self.output_file)
+        require_output_file("--html", self.html)
 
 
 @with_flags("train", exit_on_sigterm)

@@ -10,6 +10,7 @@ from typing import Final, Literal
 from omniges.errors import UsageFault
 from omniges.formats.settings import motion_rate_option
 from omniges.options import about, check, declared, option, shown
+from omniges.storage.atomic import require_output_file
 
 Camera = Literal["front", "three-quarter", "left", "right", "back"]
 Framing = Literal["body", "upper", "face"]
@@ -97,11 +98,9 @@ class ViewSettings:
                 "--body-model, --embed-body-model: expected both, found one: a page draws the mesh only by holding "
                 "the licensed model: add the other, or remove it"
             )
-        out, folder = self.output_file, self.output_file.parent
-        if out.is_dir():
-            raise UsageFault(f"--output-file {out}: a file such as page.html expected, found a folder")
-        if not folder.is_dir():
-            raise UsageFault(f"--output-file {out}: the folder {folder} expected, found none: create it first")
+        if self.output_file.is_dir():
+            raise UsageFault(f"--output-file {self.output_file}: a file such as page.html expected, found a folder")
+        require_output_file("--output-file", self.output_file)
 
 
 @declared
@@ -129,6 +128,8 @@ class InspectSettings:
     def __post_init__(self) -> None:
         """Check the settings; raise UsageFault for a part of nothing."""
         check(self)
+        require_output_file("--png", self.png)
+        require_output_file("--html", self.html)
         if self.png is None and self.html is None and (self.start_s or self.seconds is not None):
             raise UsageFault("--start, --seconds: expected with --png or --html, found neither: add one")
 

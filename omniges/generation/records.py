@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from omniges.errors import DataError, RecordingFault
 from omniges.features.channels import WITH_JAW_EYES
+from omniges.features.timebase import LONGEST_S
 from omniges.formats.textgrid import WordInterval, decode_words
 from omniges.shards.schema import is_count
 from omniges.storage.files import json_document, read_settings
@@ -37,7 +38,7 @@ def _number(value: Any) -> bool:
 
 
 def _positive(value: Any) -> bool:
-    return _number(value) and value > 0
+    return _of((int, float))(value) and value > 0
 
 
 def _is_name(value: Any) -> bool:
@@ -124,6 +125,9 @@ def read_record(path: Path) -> GeneratedRecord:
         if not declared["fits"](found[name]):
             what = reprlib.repr(found[name])
             raise DataError(f"{path}: {name}: {declared['expected']} expected, found {what}: generate it again")
+    if found["seconds"] > LONGEST_S:
+        length = reprlib.repr(found["seconds"])
+        raise DataError(f"{path}: seconds: up to {LONGEST_S:g} expected, a day, found {length}: generate it again")
     for kind, entry in found["files"].items():  # files lie in the folder of the record
         if not _is_name(entry["path"]):
             raise DataError(

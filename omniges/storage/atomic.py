@@ -26,6 +26,7 @@ _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY
 _CACHED_BYTES: Final = 1 << 20  # a smaller file may stay in the page cache
 _FILE_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,255}", re.ASCII)
 _TEMPORARY: Final = re.compile(r"\.(?P<final>.+)\.tmp-(?P<pid>\d+)")
+_SPECIAL: Final = "a pipe, device or socket of that name is in the way"
 _REASONS: Final = {
     errno.ENOSPC: "the disk is full: free some space and run the same command again",
     errno.EDQUOT: "the disk quota is used up: free some space and run the same command again",
@@ -70,6 +71,36 @@ def make_folder(path: Path) -> None:
         # Until the entry of a new folder is on disk, its content is lost by a power loss even if it was synced.
         for folder in missing:
             sync_folder(folder.parent)
+
+
+def is_special(path: Path) -> bool:
+    """Return whether a path is no place for a file: a pipe, device or socket, or below /dev or /proc.
+
+    Root would replace them, also /dev/stdout, which is a link that may lead to a regular file.
+    """
+    folder = os.path.realpath(path.parent) + "/"
+    of_system = folder.startswith(("/dev/", "/proc/")) and not folder.startswith("/dev/shm/")  # noqa: S108 - a disk in memory
+    return of_system or (os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)))
+
+
+def require_output_file(flag: str, path: Path | None) -> None:
+    """Refuse an output file that cannot be written, before the work for it begins.
+
+    Args:
+        flag: Flag that names the file.
+        path: The file; None: there is none.
+
+    Raises:
+        UsageFault: It is a folder or a special file, or its folder does not exist.
+    """
+    if path is None:
+        return
+    if is_special(path):
+        raise UsageFault(f"{flag} {path}: a file expected, but {_SPECIAL}: choose another path")
+    if os.path.isdir(path):
+        raise UsageFault(f"{flag} {path}: a file expected, found a folder: name a file in it")
+    if not os.path.isdir(path.parent):
+        raise UsageFault(f"{flag} {path}: the folder {path.parent} expected, found none: create it first")
 
 
 @contextlib.contextmanager
@@ -233,10 +264,8 @@ class PendingFile:
         self._published = False
         self._hash = hashlib.sha256()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        if path.exists() and not (path.is_file() or path.is_dir()):  # such as /dev/null, which root would replace
-            raise EnvironmentFault(
-                f"cannot write {path}: a pipe, device or socket of that name is in the way: choose another path"
-            )
+        if is_special(path):
+            raise EnvironmentFault(f"cannot write {path}: {_SPECIAL}: choose another path")
         with os_errors(path):
             try:
                 self._descriptor = os.open(self.temporary, flags, 0o666)  # the umask applies, as for open()

@@ -94,8 +94,13 @@ def parse_location(text: str) -> Location:
             another host, or contains credentials that its protocol does not support.
     """
     shown = one_line(redact(text, secrets_in_url(text)))
-    if not text or not text.isprintable():
-        raise UsageFault(f"{shown!r}: a folder or a URL expected")
+    if not text:
+        raise UsageFault("'': a folder or a URL expected")
+    if not text.isprintable():
+        escaped = ascii(redact(text, secrets_in_url(text)))[:200]
+        raise UsageFault(
+            f"{escaped}: a folder or a URL in printable letters expected: rename the folder, or link to it"
+        )
     if text.startswith("pipe:"):
         raise UsageFault(f"{shown}: a pipe is no folder of shards; it can only be read as a stream")
     if _CHAIN.match(text):

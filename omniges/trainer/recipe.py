@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from types import NoneType
@@ -36,7 +37,13 @@ def load_settings(recipe: Path | None, flags: Mapping[str, Any]) -> TrainSetting
         UsageFault: A key or value is invalid; the error names the line of the recipe or the flag.
     """
     given = {name: value for name, value in flags.items() if value is not None and value != []}
-    return TrainSettings(**(({} if recipe is None else _read(recipe)) | given))
+    read = {} if recipe is None else _read(recipe)
+    try:
+        return TrainSettings(**(read | given))
+    except UsageFault as error:
+        if any(re.match(rf"{name}\b", str(error)) for name in read.keys() - given.keys()):
+            raise UsageFault(f"--recipe {recipe}: {error}") from error
+        raise
 
 
 def packaged_recipes() -> dict[str, Path]:

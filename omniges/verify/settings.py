@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from omniges.errors import UsageFault
 from omniges.options import about, check, declared, option
 from omniges.shards.schema import Split
+from omniges.storage.atomic import require_output_file
 
 if TYPE_CHECKING:
     from omniges.storage.remote import Location
@@ -56,6 +57,7 @@ class VerifySettings:
         check(self)
         if self.num_workers == 0:
             object.__setattr__(self, "num_workers", len(os.sched_getaffinity(0)))
+        require_output_file("--output-file", self.output_file)
         path = self.location.path
         if self.output_file and path and self.output_file.absolute().parent.resolve() == path.resolve():
             raise UsageFault(f"--output-file {self.output_file}: nothing is written into the folder that is checked")

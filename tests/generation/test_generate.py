@@ -397,6 +397,8 @@ def test_a_record_that_was_edited_is_refused_by_the_field(
         ({"seams_s": [1e300]}, "seams_s: list of numbers expected"),
         ({"seams_s": [1e9]}, "seams_s: rising moments within"),
         ({"seconds": -8}, "seconds: number above 0 expected"),
+        ({"seconds": 1e308}, "seconds: up to 86400 expected, a day, found 1e.308"),
+        ({"seconds": 1e11}, "seconds: up to 86400 expected, a day, found 100000000000.0"),
         ({"name": "../x"}, "name: name of files expected"),
         ({"sample": -1}, "sample: int from 0 on expected"),
         ({"measures": {"invalid_rotations": "0"}}, "measures: dict of numbers expected"),

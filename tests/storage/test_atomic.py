@@ -27,6 +27,7 @@ from omniges.storage.atomic import (
     open_log,
     pending_folder,
     publish_bytes,
+    require_output_file,
 )
 
 
@@ -311,5 +312,28 @@ def test_no_output_file_replaces_a_special_file(tmp_path: Path, through_link: bo
     with pytest.raises(EnvironmentFault, match="a pipe, device or socket of that name is in the way"):
         publish_bytes(path, b"report")
 
+    with pytest.raises(UsageFault, match=r"--png .*a pipe, device or socket of that name is in the way"):
+        require_output_file("--png", path)
     assert special.is_fifo()
     assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize("path", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "/dev/null", "/dev/new"])
+def test_no_output_file_is_a_name_of_the_system(path: str, tmp_path: Path) -> None:
+    """Whatever it leads to: standard output may be a regular file."""
+    with pytest.raises(UsageFault, match=r"--html .*choose another path"):
+        require_output_file("--html", Path(path))
+    if path != "/dev/new":
+        with pytest.raises(EnvironmentFault, match="is in the way"):
+            publish_bytes(Path(path), b"x")
+
+
+def test_an_output_file_is_in_a_folder_that_is_there(tmp_path: Path) -> None:
+    require_output_file("--html", None)
+    require_output_file("--html", tmp_path / "new.html")
+    (tmp_path / "old.html").touch()
+    require_output_file("--html", tmp_path / "old.html")
+    with pytest.raises(UsageFault, match="found a folder"):
+        require_output_file("--html", tmp_path)
+    with pytest.raises(UsageFault, match="create it first"):
+        require_output_file("--html", tmp_path / "none" / "new.html")

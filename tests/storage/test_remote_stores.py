@@ -114,6 +114,12 @@ class TestParse:
         with pytest.raises(UsageFault) as caught:
             parse_location(text)
         assert not {"KEYKEYKEY", "SECRETSECRET", "pass"} & set(str(caught.value).replace(":", " ").split())
+
+    @pytest.mark.parametrize(("text", "shown"), [("/n\udcff", r"'/n\udcff'"), ("s3://b/\x1b[2J", r"'s3://b/\x1b[2J'")])
+    def test_letters_that_cannot_be_shown_are_escaped(self, text: str, shown: str) -> None:
+        with pytest.raises(UsageFault) as caught:
+            parse_location(text)
+        assert str(caught.value).startswith(f"{shown}: a folder or a URL")
         assert "\n" not in str(caught.value)
 
     @settings(deadline=None)

@@ -46,6 +46,32 @@ def test_a_name_that_no_recipe_has_is_refused_with_the_known_ones() -> None:
         load_settings(Path("beat3"), {})
 
 
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ("seed: 0o17", "seed 0o17"),
+        ("max-train-steps: [3]", "max_train_steps"),
+        ("pretrained_weights: ema", "pretrained_weights"),
+        ("flow: {nothing: 1}", "flow"),
+    ],
+)
+def test_an_error_in_a_recipe_names_the_recipe_and_its_key(tmp_path: Path, line: str, key: str) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"shards: [x]\n{line}\n")
+    with pytest.raises(UsageFault) as caught:
+        load_settings(recipe, {})
+    assert str(caught.value).startswith(f"--recipe {recipe}: {key}")
+    assert caught.value.on_command_line is None
+
+
+def test_an_error_in_a_flag_names_the_flag(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("shards: [x]\nseed: 0o17\n")
+    with pytest.raises(UsageFault, match=r"^seed 0o18: a whole number") as caught:
+        load_settings(recipe, {"seed": "0o18"})
+    assert str(caught.value.on_command_line).startswith("--seed 0o18")
+
+
 def test_a_file_of_ones_own_stays_possible(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("max-train-steps: 3\n")
     assert load_settings(tmp_path / "mine.yaml", {}).max_train_steps == 3
