@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Literal
@@ -65,6 +65,20 @@ class EnvironmentFault(OmnigesError):
     """The machine prevents the work: the disk is full, a permission or a package is missing (exit 3)."""
 
     exit_code = ExitCode.ENVIRONMENT
+
+
+def first_of(texts: Sequence[str], most: int) -> str:
+    """Return the first texts of a list for an error, and how many more there are: "a, b and 3 more".
+
+    Args:
+        texts: The texts.
+        most: Largest number of texts to show.
+
+    Returns:
+        The texts in one line.
+    """
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return f"{', '.join(texts[:most])}{more}"
 
 
 _USED_UP: Final = {

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from omniges import __version__
 from omniges.data.sequence import trained_on
-from omniges.errors import DataError, UsageFault
+from omniges.errors import DataError, UsageFault, first_of
 from omniges.evaluation.gesture import score_gesture
 from omniges.evaluation.motion import (
     MetricTools,
@@ -224,8 +224,7 @@ def require_fit(
         warnings.append(f"the model was trained on these clips, the {split} split")
     unknown = sorted({row.speaker for row in rows if row.speaker is not None} - set(identity.speakers))
     if unknown:
-        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
-        warnings.append(f"speakers the model was not trained on, generated as unknown: {', '.join(unknown[:3])}{more}")
+        warnings.append(f"speakers the model was not trained on, generated as unknown: {first_of(unknown, 3)}")
     return tasks, warnings
 
 

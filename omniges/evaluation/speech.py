@@ -14,7 +14,7 @@ import numpy.typing as npt
 from omniges.errors import DataError
 from omniges.evaluation import scores
 from omniges.features.audio import LOG_FLOOR
-from omniges.features.timebase import MEL_FRAMES_PER_TICK, TICKS_PER_SECOND
+from omniges.features.timebase import MEL_RATE_HZ
 from omniges.formats.textgrid import WordInterval
 from omniges.metrics import speech
 from omniges.metrics.registry import SoundClip, TextClip, units
@@ -26,7 +26,6 @@ I64 = npt.NDArray[np.int64]
 _Words = Sequence[WordInterval]
 _Pairs = Sequence[tuple[str, _Words, _Words]]  # key, found and expected
 
-_MEL_RATE_HZ: Final = MEL_FRAMES_PER_TICK * TICKS_PER_SECOND
 _SILENCE: Final = math.log(LOG_FLOOR) + 1e-3
 _RATES: Final = {"word error rate": word_errors, "character error rate": character_errors}
 _TIMES: Final = {
@@ -91,8 +90,8 @@ def score_speech(
         mel, kind = result.mel()
         kinds.add(kind)
         recorded = shards.array(result.row, "mel.npy")
-        found = mel[: result.within(len(mel), len(recorded), _MEL_RATE_HZ)]
-        seconds[result.key] = len(found) / _MEL_RATE_HZ
+        found = mel[: result.within(len(mel), len(recorded), MEL_RATE_HZ)]
+        seconds[result.key] = len(found) / MEL_RATE_HZ
         if len(found) and float(found.max()) < _SILENCE:
             silent.append(result.name)
         if not result.unconditional:

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from omniges.errors import DataError, UsageFault
+from omniges.errors import DataError, UsageFault, first_of
 from omniges.exchange.facts import Inspected, print_fields
 from omniges.pipeline.summary import duration_text, print_table, size_text
 from omniges.progress import counted
@@ -152,8 +152,7 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _listed(names: list[str], maximum: int = 8) -> str:
-    more = f" and {len(names) - maximum} more" if len(names) > maximum else ""
-    return f"{len(names)}: {', '.join(names[:maximum])}{more}" if names else ""
+    return f"{len(names)}: {first_of(names, maximum)}" if names else ""
 
 
 def _number(value: Any) -> str:

@@ -21,7 +21,7 @@ from typing import Any, Self
 from praatio.utilities import errors as praatio_errors
 from praatio.utilities import textgrid_io
 
-from omniges.errors import Problem, RecordingFault
+from omniges.errors import Problem, RecordingFault, first_of
 
 WORD_TIERS = frozenset({"words", "word"})
 MAX_BYTES = 8 << 20  # an hour of words and phones takes 4 MB in the long form
@@ -511,12 +511,11 @@ def _choose(grid: _Grid, wanted: str | None, speakers: Collection[str]) -> tuple
             raise RecordingFault("textgrid-several-speakers", f"the tiers {listed}", "one tier of words")
     if found:
         return _first_spoken(grid, found)
-    listed = ", ".join(f"{_short(t.name)} ({'intervals' if t.is_interval else 'points'})" for t in grid.tiers[:20])
-    more = f" and {len(grid.tiers) - 20} more" if len(grid.tiers) > 20 else ""
+    listed = first_of([f"{_short(t.name)} ({'intervals' if t.is_interval else 'points'})" for t in grid.tiers], 20)
     name = "words or word" if wanted is None else _short(wanted)
     raise RecordingFault(
         "textgrid-no-word-tier",
-        f"the tiers {listed}{more}" if grid.tiers else "no tiers at all",
+        f"the tiers {listed}" if grid.tiers else "no tiers at all",
         f"an interval tier called {name}",
     )
 

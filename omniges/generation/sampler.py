@@ -29,7 +29,7 @@ from omniges.conditions.base import (
     window_value,
 )
 from omniges.data.sequence import trained_on
-from omniges.errors import DataError, UsageFault
+from omniges.errors import DataError, UsageFault, first_of
 from omniges.features.text_tokens import TextTokenCodec
 from omniges.generation.inputs import Condition, Input, Reading, latents_of
 from omniges.generation.long_form import TicksOf, Timeline, WindowSettings, sample_timelines, window_spans
@@ -378,8 +378,7 @@ class Sampler:
         if name in speakers:
             return 1 + speakers.index(name)
         if named:
-            more = f" and {len(speakers) - 5} more" if len(speakers) > 5 else ""
-            raise UsageFault(f"--speaker {name}: the model knows {', '.join(speakers[:5])}{more}")
+            raise UsageFault(f"--speaker {name}: the model knows {first_of(speakers, 5)}")
         return 0
 
     def absent_from(self, targets: Sequence[StreamName]) -> tuple[schema.Part, ...]:

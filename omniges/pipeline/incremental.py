@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from omniges.errors import DataError, Finding, UsageFault, raise_fault_of_machine
+from omniges.errors import DataError, Finding, UsageFault, first_of, raise_fault_of_machine
 from omniges.options import every_setting
 from omniges.pipeline.discover import Discovery, Recording
 from omniges.pipeline.settings import MAX_FILE_BYTES, Cut, PreprocessSettings, Rejected, Sample
@@ -284,10 +284,9 @@ def check_removal(settings: PreprocessSettings, earlier: Set[str], remaining: Se
     """
     gone = sorted(earlier - remaining)
     if len(gone) > _MAX_REMOVED * len(earlier) and not settings.allow_removal:
-        some = ", ".join(gone[:3]) + (", …" if len(gone) > 3 else "")
         raise UsageFault(
-            f"{settings.output_dir}: {len(gone)} of {len(earlier)} samples would be dropped ({some}), more than "
-            f"{_MAX_REMOVED:.0%}. Check --root and its files; if this is intended, add --allow-removal"
+            f"{settings.output_dir}: {len(gone)} of {len(earlier)} samples would be dropped ({first_of(gone, 3)}), "
+            f"more than {_MAX_REMOVED:.0%}. Check --root and its files; if this is intended, add --allow-removal"
         )
 
 

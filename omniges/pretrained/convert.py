@@ -14,11 +14,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-
 from omniges.errors import DataError, UsageFault
 from omniges.model.patches import PatchGrid
-from omniges.model.trunk import JointFlowTransformer
 from omniges.pretrained.tensors import file_entry, open_parts, read_json
 from omniges.pretrained.trunk import SourceTrunk, TensorStatus, WhichWeights, parameter_shapes, read_omniflow, table_of
 from omniges.shards.dataset import seal, sealed_correctly
@@ -203,13 +200,3 @@ def _document(folder: Path) -> dict[str, Any]:
             f"{path}: it has changed since convert-omniflow wrote it (format {_FORMAT}, version {_VERSION}); {_AGAIN}"
         )
     return document
-
-
-def complete_trunk(source: SourceTrunk) -> JointFlowTransformer:
-    """Return the trunk with all three streams of OmniFlow, in evaluation mode, float32 on the CPU."""
-    model: JointFlowTransformer = JointFlowTransformer(**source.config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(source.read(name))
-    model.eval()
-    return model

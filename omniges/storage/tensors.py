@@ -23,7 +23,7 @@ from pathlib import Path
 from pickle import UnpicklingError  # the name of an error; nothing is loaded with that module
 from typing import TYPE_CHECKING, Any, Final
 
-from omniges.errors import DataError, EnvironmentFault, UsageFault
+from omniges.errors import DataError, EnvironmentFault, UsageFault, first_of
 from omniges.storage.atomic import PendingFile, os_errors
 from omniges.storage.files import DOWNLOADED_INSTEAD, open_file
 
@@ -213,8 +213,7 @@ def require_same(
     faults = []
     for kind, names in wrong.items():
         if names:
-            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-            faults.append(f"{len(names)} tensors {kind}: {', '.join(names[:_SHOWN])}{more}")
+            faults.append(f"{len(names)} tensors {kind}: {first_of(names, _SHOWN)}")
     if faults:
         raise DataError(f"{where}: {'; '.join(faults)}; {remedy}")
 

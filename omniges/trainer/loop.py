@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from omniges.errors import DataError, EnvironmentFault, ExitCode, OmnigesError
+from omniges.errors import DataError, EnvironmentFault, ExitCode, OmnigesError, first_of
 from omniges.model.draws import Plan, draw_plan
 from omniges.model.flow import Windows
 from omniges.model.tasks import TASKS
@@ -413,11 +413,10 @@ class Loop:
         command = self._trace_command(int(positions[0]))
         self._logbook.write("refused", step=step, what=what, samples=samples, command=command)
         self._logbook.sync()
-        some = ", ".join(f"{s['key']} from tick {s['start_tick']} ({s['task']})" for s in samples[:_SHOWN])
-        more = f" and {len(samples) - _SHOWN} more" if len(samples) > _SHOWN else ""
+        some = first_of([f"{s['key']} from tick {s['start_tick']} ({s['task']})" for s in samples], _SHOWN)
         seen = f"; list the batch with: {command}" if command else ""
         raise DataError(
-            f"step {step}: {what}: {some}{more}{seen}; nothing was saved of it: lower --learning-rate, or look at the "
+            f"step {step}: {what}: {some}{seen}; nothing was saved of it: lower --learning-rate, or look at the "
             f"data with omniges verify-shards --level deep; all samples are in {self._logbook.path}"
         )
 

@@ -23,7 +23,7 @@ from omniges.errors import EnvironmentFault
 from omniges.features.audio import MEL_BANDS, N_FFT, mel_filterbank
 from omniges.features.body import PARENTS, Numbers, joint_positions
 from omniges.features.gesture import JOINT_NAMES, LAYOUT, GestureClip, matrix_from_six_d, motion_from_gesture
-from omniges.features.timebase import FRAME_RATE_HZ, HOP_SAMPLES, SAMPLE_RATE_HZ
+from omniges.features.timebase import FRAME_RATE_HZ, MEL_RATE_HZ, SAMPLE_RATE_HZ
 from omniges.formats.arrays import F64
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 F32 = npt.NDArray[np.float32]
 Word = Mapping[str, Any]
 
-_MEL_RATE_HZ: Final = SAMPLE_RATE_HZ // HOP_SAMPLES
 _FIGURES: Final = 8
 _LABEL_GAP: Final = 0.0135  # between two word labels, as a share of the time axis
 _LONGEST_LABEL: Final = 13  # letters
@@ -193,7 +192,7 @@ def without_motion(mel: F32 | None, words: Sequence[Word], start_s: float, stop_
     if (stop_s - start_s) * FRAME_RATE_HZ < 2 - 1e-6:
         raise ValueError(f"{start_s} to {stop_s} s show fewer than two frames")
     audio = _NO_MEL if mel is None else mel
-    first = min(round(start_s * _MEL_RATE_HZ), len(audio))
+    first = min(round(start_s * MEL_RATE_HZ), len(audio))
     inside = ((str(w["word"]), max(float(w["start"]), start_s), min(float(w["end"]), stop_s)) for w in words)
     return View(
         start_s=start_s,
@@ -202,8 +201,8 @@ def without_motion(mel: F32 | None, words: Sequence[Word], start_s: float, stop_
         gesture=np.zeros((0, LAYOUT.channels), np.float32),
         jaw_eyes=np.zeros((0, 9), np.float32),
         root_xz=np.zeros((0, 2)),
-        mel=audio[first : round(stop_s * _MEL_RATE_HZ)],
-        mel_start_s=first / _MEL_RATE_HZ,
+        mel=audio[first : round(stop_s * MEL_RATE_HZ)],
+        mel_start_s=first / MEL_RATE_HZ,
         words=tuple((word, start, end) for word, start, end in inside if start < end),
     )
 
@@ -359,8 +358,8 @@ def draw_mel(axes: Axes, view: View) -> None:
         axes.text(0.5, 0.5, "no audio", transform=axes.transAxes, ha="center", va="center", color=GREY)
         return
     low, high = np.percentile(view.mel, (2, 99.8))
-    half = 0.5 / _MEL_RATE_HZ  # frame j is centred on its time
-    stop = view.mel_start_s + len(view.mel) / _MEL_RATE_HZ
+    half = 0.5 / MEL_RATE_HZ  # frame j is centred on its time
+    stop = view.mel_start_s + len(view.mel) / MEL_RATE_HZ
     extent = (view.mel_start_s - half, stop - half, -0.5, MEL_BANDS - 0.5)
     style: dict[str, Any] = {"origin": "lower", "aspect": "auto", "interpolation": "nearest", "cmap": "magma"}
     image = axes.imshow(view.mel.T, vmin=low, vmax=max(high, low + 1e-3), extent=extent, **style)

@@ -25,7 +25,7 @@ from omniges.model.patches import patches
 from omniges.model.spec import build_model
 from omniges.model.trunk import JointFlowTransformer
 from omniges.pretrained.architecture import parameters, read_architecture, tables
-from omniges.pretrained.convert import complete_trunk, convert, read_converted
+from omniges.pretrained.convert import convert, read_converted
 from omniges.pretrained.initialize import config_over_tokens
 from omniges.pretrained.tensors import Tensors
 from omniges.pretrained.trunk import conversion_statuses, convert_tensor, read_omniflow, rules, trunk_config
@@ -49,6 +49,16 @@ KINDS = {
     "one block": Tiny(qk_norm="rms", layers=1),
     "with the text VAE": Tiny(qk_norm="rms", dual=(0,), layers=3, nested=True),
 }
+
+
+def complete_trunk(source: Any) -> JointFlowTransformer:
+    """Return the trunk with all three streams of OmniFlow, in evaluation mode, float32 on the CPU."""
+    model: JointFlowTransformer = JointFlowTransformer(**source.config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(source.read(name))
+    model.eval()
+    return model
 
 
 def golden_of(case: str) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from torch.nn import functional
 from omniges.codecs.base import BOTH_ENDS, End, add_to_fingerprint
 from omniges.codecs.text_vae.config import QFORMER, LlamaSizes, T5Sizes, TextVaeConfig, VaeConfig
 from omniges.codecs.text_vae.tokenizers import IGNORED
-from omniges.errors import DataError, EnvironmentFault
+from omniges.errors import DataError, EnvironmentFault, first_of
 from omniges.storage.files import canonical_json
 from omniges.storage.tensors import require_finite
 
@@ -319,6 +319,5 @@ def _stored_names(tensors: Mapping[str, Tensor], prefix: str, expected: Iterable
         ("not the text VAE's", found.keys() - set(expected)),
     ):
         if names:
-            shown = ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
-            raise DataError(f"{where}: {len(names)} tensors are {kind}: {shown}; {_REMEDY}")
+            raise DataError(f"{where}: {len(names)} tensors are {kind}: {first_of(sorted(names), 3)}; {_REMEDY}")
     return found

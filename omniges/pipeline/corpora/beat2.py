@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from omniges.errors import Finding, Problem, UsageFault
+from omniges.errors import Finding, Problem, UsageFault, first_of
 from omniges.pipeline import labels
 from omniges.pipeline.convert import Inputs, Take, decode_files
 from omniges.pipeline.discover import Bounds, Discovery, Modality, Recording, SourceFile, inside, inspect, join, walk
@@ -129,8 +129,10 @@ def _why_nothing(stems: int, parts: Sequence[_Part], findings: Sequence[Finding]
     if stems:
         return f"{stems} stems found, but the filters exclude all"
     if outside := sorted({str(f.file) for f in findings if f.problem.code == "folder-outside-root"}):
-        shown = ", ".join(outside[:4]) + (", …" if len(outside) > 4 else "")
-        return f"no recordings found: {shown} lead out of the root: name where they lead to with --allow-root"
+        return (
+            f"no recordings found: {first_of(outside, 4)} lead out of the root: name where they lead to with "
+            "--allow-root"
+        )
     folders = ", ".join(sorted({name for part in parts for name in part.folders.values()}))
     return f"no .wav, .npz and .TextGrid files found in {folders}: name the folders that hold them"
 
