@@ -47,7 +47,7 @@ demo: $(VENV)/.run ## Synthetic corpus to shards, two minutes of training, a gen
 		$(BIN)/omniges generate --checkpoint $(DEMO)/run --task $$task --shards $(DEMO)/shards --split test \
 			--seconds 12 --png -o $(DEMO)/generated/$$task || exit 1; done
 	$(BIN)/omniges evaluate $(DEMO)/generated --shards $(DEMO)/shards --resamples 200
-	$(BIN)/omniges view $(DEMO)/generated $(DEMO)/shards -o $(DEMO)/page.html
+	$(BIN)/omniges view $(DEMO)/shards $(DEMO)/generated --seconds 12 -o $(DEMO)/page.html
 	@echo
 	@echo "You made a labelled synthetic corpus ($(DEMO)/corpus), turned it into shards ($(DEMO)/shards), proved them"
 	@echo "valid, drew one sample ($(DEMO)/sample.png), wrote the shards back as NPZ, WAV and TextGrid ($(DEMO)/export),"

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from omniges import __version__
-from omniges.commands import models, shards
+from omniges.commands import demo, models, shards
 from omniges.commands.common import Signalled, echo, raise_on, safe_output
 from omniges.commands.parsing import UsageError, command_class, usage_line
 from omniges.errors import EnvironmentFault, ExitCode, OmnigesError, fault_of_machine
@@ -26,7 +26,7 @@ benchmark = typer.Typer(help="Measure omniges on this machine.", no_args_is_help
 
 for _command in (
     *(shards.preprocess, shards.export, shards.inspect, shards.view, shards.render),
-    *(shards.sample_corpus, shards.verify_shards, shards.encode),
+    *(demo.demo, shards.sample_corpus, shards.verify_shards, shards.encode),
     *(models.train, models.trace_batches, models.convert_omniflow, models.generate, models.evaluate),
 ):
     app.command(_command.__name__.replace("_", "-"), cls=command_class(_command))(_command)
