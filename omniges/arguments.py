@@ -32,7 +32,7 @@ def refuse(name: str, expected: str, found: object) -> UsageFault:
     Returns:
         The error, for the caller to raise.
     """
-    return UsageFault(f"{name}: {expected} expected, found {reprlib.repr(found)}")
+    return UsageFault(f"{name}: expected {expected}, found {reprlib.repr(found)}")
 
 
 def integer(name: str, value: Any, minimum: int | None = None, below: int | None = None) -> int:

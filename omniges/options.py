@@ -153,7 +153,7 @@ class Setting:
             text = "no" if value is False else str(value)  # YAML reads ``no`` as false
             if text not in texts:
                 hint = did_you_mean(text, texts)
-                raise UsageFault(f"{self.flag} {shown(value)}: one of {', '.join(texts)} expected{hint}")
+                raise UsageFault(f"{self.flag} {shown(value)}: expected one of {', '.join(texts)}{hint}")
             return texts[text]
         converted = self._converted(value)
         if self.kind in {int, float}:
@@ -165,7 +165,7 @@ class Setting:
             )
             finite = self.kind is int or math.isfinite(converted)
             if not finite or not all(limit is None or fits(converted, limit) for limit, fits in limits):
-                raise UsageFault(f"{self.flag} {converted}: {self.expected} expected")
+                raise UsageFault(f"{self.flag} {converted}: expected {self.expected}")
         return converted
 
     @property
@@ -192,8 +192,8 @@ class Setting:
             with suppress(ValueError, OverflowError):
                 return self.kind(value)
         if self.kind is dict:
-            raise UsageFault(f"{self.flag}: {words} expected, found {value!r}")
-        raise UsageFault(f"{self.flag} {shown(value)}: {self.expected} expected")
+            raise UsageFault(f"{self.flag}: expected {words}, found {value!r}")
+        raise UsageFault(f"{self.flag} {shown(value)}: expected {self.expected}")
 
 
 def placeholder(setting: Setting) -> str | None:

@@ -76,13 +76,13 @@ class Registry(Generic[T]):
             UsageFault: The name is in use or invalid, or the object is not of the registry's kind.
         """
         if not (isinstance(name, str) and _NAME.fullmatch(name)):
-            raise UsageFault(f"{self.noun} {name!r}: a name of letters, digits, '-', '_' and '.' expected")
+            raise UsageFault(f"{self.noun} {name!r}: expected a name of letters, digits, '-', '_' and '.'")
         if name in self.builtin:
             raise UsageFault(f"{self.noun} {name!r}: omniges has one of this name: choose another name")
         if (known := self._registered.get(name)) is not None and known is not found:
             raise UsageFault(f"{self.noun} {name!r} is registered already, as {known!r}: choose another name")
         if not self._fits(found):
-            raise UsageFault(f"{self.noun} {name!r}: {self._expected} expected, found {found!r:.{_LONGEST_REASON}}")
+            raise UsageFault(f"{self.noun} {name!r}: expected {self._expected}, found {found!r:.{_LONGEST_REASON}}")
         self._registered[name] = found
 
     def names(self) -> tuple[str, ...]:
@@ -106,7 +106,7 @@ class Registry(Generic[T]):
         near = difflib.get_close_matches(name, known, n=2)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise UsageFault(
-            f"{where or f'{self.noun} {name!r}'}: one of {', '.join(known) or 'none'} expected{hint} "
+            f"{where or f'{self.noun} {name!r}'}: expected one of {', '.join(known) or 'none'}{hint} "
             f"(others come with packages that have entry points {self.group})"
         )
 
@@ -160,8 +160,8 @@ class Registry(Generic[T]):
             found = point.load()
         if not self._fits(found):
             raise EnvironmentFault(
-                f"{what}: {self._expected} expected, found {found!r:.{_LONGEST_REASON}}: update or uninstall that "
-                "package"
+                f"{what}: expected {self._expected}, found {found!r:.{_LONGEST_REASON}}; update or uninstall "
+                "that package"
             )
         return cast("T", found)
 

@@ -36,7 +36,7 @@ class SpeedSettings:
         """Check the settings; raise UsageFault for a value that is invalid."""
         check(self)
         if not self.num_workers:
-            raise UsageFault("--num-workers: numbers separated by commas expected, found none")
+            raise UsageFault("--num-workers: expected numbers separated by commas, found none")
 
 
 @declared
@@ -58,15 +58,13 @@ class StepSpeedSettings:
     compile: bool = option(False, "Compile the pass through the model as one graph.")
     gradient_checkpointing: bool = option(False, "Save memory: compute activations again in the backward pass.")
     num_workers: int = option(2, "Processes that read batches.", was=("dataloader_num_workers", "workers"))
-    seconds: float = option(
-        20.0, "Least time of the measured steps in seconds; five steps before it are not measured.", above=0
-    )
+    seconds: float = option(20.0, "Shortest measurement in seconds; five steps before it are not measured.", above=0)
 
     def __post_init__(self) -> None:
         """Check the settings; raise UsageFault for a value that is invalid."""
         check(self)
         if not self.presets or not self.batch_sizes:
-            raise UsageFault("benchmark train: at least one preset and one batch size expected")
+            raise UsageFault("benchmark train: expected at least one preset and one batch size")
 
     def of(self, preset: Preset, batch_size: int) -> TrainSettings:
         """Return the training settings of one configuration.

@@ -119,7 +119,7 @@ def load(folder: Path, loading: Loading) -> AudioVae:
     weights = _weights(folder)
     layers = config.get("layers_per_block", 1) * len(config["block_out_channels"])
     if layers > len(weights):
-        raise DataError(f"{folder / _CONFIG}: layers of {len(weights)} tensors expected, found {layers}: {_OTHER}")
+        raise DataError(f"{folder / _CONFIG}: expected layers of {len(weights)} tensors, found {layers}; {_OTHER}")
     try:
         with torch.device("meta"):  # no memory is taken for what a configuration claims
             vae: Any = AutoencoderKL(**config)  # type: ignore[no-untyped-call]
@@ -156,7 +156,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     kind = found.get("_class_name", _CLASS)
     if kind != _CLASS:
         raise DataError(
-            f"{path}: an {_CLASS} of diffusers expected, found {one_line(str(kind), 80)}: name its folder vae"
+            f"{path}: expected an {_CLASS} of diffusers, found {one_line(str(kind), 80)}; name its folder vae"
         )
     return {key: found[key] for key in _KEYS if key in found}
 
@@ -185,7 +185,7 @@ def _frames_per_row(path: Path, config: Mapping[str, Any]) -> int:
     if wrong:
         key, wanted = wrong[0]
         shown = json.dumps(config[key])[:80] if key in config else "none"
-        raise DataError(f"{path}: {key}: {wanted} expected, found {shown}: this autoencoder does not fit our mel")
+        raise DataError(f"{path}: {key}: expected {wanted}, found {shown}; this autoencoder does not fit our mel")
     return int(2 ** (levels - 1))
 
 
@@ -201,7 +201,7 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     """Return the weights in a folder by today's names; raise DataError where they are missing, NaN or infinite."""
     path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if path is None:
-        raise DataError(f"{folder}: {' or '.join(_WEIGHTS)} expected, found neither: copy the codec's weights there")
+        raise DataError(f"{folder}: expected {' or '.join(_WEIGHTS)}, found neither; copy the codec's weights there")
     found = {}
     for name, tensor in read_tensors(path).items():
         for old, new in _OLD_NAMES.items():

@@ -437,7 +437,7 @@ class _Job:
             latents = self._encoded(self.codecs[entry.name], row, source, b"".join(found[source]))
             expected = entry.shape_of(row)
             if latents.shape != expected or latents.dtype != np.float32:
-                raise RuntimeError(f"{entry.name}: {expected} float32 expected, found {latents.shape} {latents.dtype}")
+                raise RuntimeError(f"{entry.name}: expected {expected} float32, found {latents.shape} {latents.dtype}")
             if not np.isfinite(latents).all():
                 raise DataError(
                     f"{self.source.folder / row.shard}: {row.key}.{source}: {entry.name} gives latents that are "

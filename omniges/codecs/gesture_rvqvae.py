@@ -94,7 +94,7 @@ def part_columns(part: Part, channels: int, where: str) -> slice:
     if channels not in widths:
         wanted = " or ".join(str(width) for width in widths)
         raise DataError(
-            f"{where}: found a network of {channels} channels; expected {wanted} of {part}: check the file's name"
+            f"{where}: expected {wanted} of {part}, found a network of {channels} channels; check the file's name"
         )
     return widths[channels]
 
@@ -143,17 +143,17 @@ def _statistics(path: Path, length: int) -> F64:
     wanted = f"expected {length} numbers of float32 or float64"
     array = read_array(path, wanted)
     if array.shape != (length,) or array.dtype not in {np.dtype(np.float32), np.dtype(np.float64)}:
-        raise DataError(f"{path}: found {array.shape} of {array.dtype}; {wanted}")
+        raise DataError(f"{path}: {wanted}, found {array.shape} of {array.dtype}; check the file")
     if not np.isfinite(array).all():  # before the cast, which warns of some NaN
-        raise DataError(f"{path}: number {int(np.argmin(np.isfinite(array)))} is NaN or infinite; {wanted}")
+        raise DataError(
+            f"{path}: {wanted}, found number {int(np.argmin(np.isfinite(array)))} NaN or infinite; check the file"
+        )
     return array.astype(np.float64)
 
 
 def _require_positive(std: F64, path: Path, of: str) -> None:
     if not (std > 0).all():
-        raise DataError(
-            f"{path}: found {std.min():g} as a deviation of {of}; expected positive ones: is it the file of means?"
-        )
+        raise DataError(f"{path}: expected positive deviations of {of}, found {std.min():g}; is it the file of means?")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -301,7 +301,7 @@ def load_gesture_rvqvae(
     if len(set(rates.values())) > 1:
         found = ", ".join(f"{count} of {part}" for part, count in rates.items())
         raise DataError(
-            f"{folder}: found {found} frames a latent; expected the same number in all parts: use networks that "
+            f"{folder}: expected one number of frames a latent in all parts, found {found}; use networks that "
             "belong together"
         )
     scales = read_scales(folder, columns)
@@ -329,9 +329,9 @@ def load(folder: Path, loading: Loading) -> GestureRvqvae:
     codec = load_gesture_rvqvae(folder, device=loading.device)
     if codec.lacking:
         raise UsageFault(
-            f"{folder}: the network of lower has {codec.nets['lower'].spec.channels} channels; expected "
-            f"{LAYOUT.root.stop - LAYOUT.lower.start} with those of the root, because latents must decode to all "
-            f"{LAYOUT.channels} gesture channels"
+            f"{folder}: expected a network of lower with {LAYOUT.root.stop - LAYOUT.lower.start} channels, the root "
+            f"included, found {codec.nets['lower'].spec.channels}; latents must decode to all {LAYOUT.channels} "
+            "gesture channels"
         )
     return codec
 
@@ -339,17 +339,17 @@ def load(folder: Path, loading: Loading) -> GestureRvqvae:
 def _net_files(folder: Path, parts: tuple[Part, ...]) -> dict[Part, Path]:
     """Return the one file of each part."""
     if not folder.is_dir():
-        raise UsageFault(f"{folder}: no such folder; expected the networks of {', '.join(parts)}")
+        raise UsageFault(f"{folder}: expected the networks of {', '.join(parts)}, found no such folder; check the path")
     with os_errors(folder, "list"):
         named = [(found[1], path) for path in sorted(folder.iterdir()) if (found := _FILE.fullmatch(path.name))]
     files: dict[Part, Path] = {}
     for part in parts:
         own = [path for name, path in named if name.removesuffix("_trans") == part]
         if not own:
-            raise UsageFault(f"{folder}: no network of {part}; expected a file such as net_300000_{part}.pth")
+            raise UsageFault(f"{folder}: expected a file such as net_300000_{part}.pth, found no network of {part}")
         if len(own) > 1:
             raise UsageFault(
-                f"{folder}: found {' and '.join(path.name for path in own)}; expected one network of {part}: keep one"
+                f"{folder}: expected one network of {part}, found {' and '.join(path.name for path in own)}; keep one"
             )
         files[part] = own[0]
     return files

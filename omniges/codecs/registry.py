@@ -77,11 +77,11 @@ def load_codec(
     folder = arguments.path("folder", folder)
     loader = CODECS.get(arguments.text("name", name))
     if not folder.is_dir():
-        raise UsageFault(f"{name}={folder}: a folder with the codec's files expected, found none: check the path")
+        raise UsageFault(f"{name}={folder}: expected a folder with the codec's files, found none; check the path")
     t5_tokenizer = None if t5_tokenizer is None else arguments.path("t5_tokenizer", t5_tokenizer)
     if t5_tokenizer is not None and not t5_tokenizer.is_dir():
         raise UsageFault(
-            f"--t5-tokenizer {t5_tokenizer}: a folder with T5's tokenizer.json expected, found none: check the path"
+            f"--t5-tokenizer {t5_tokenizer}: expected a folder with T5's tokenizer.json, found none; check the path"
         )
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     codec = loader(folder, Loading(device=device, ends=BOTH_ENDS if ends is None else ends, t5_tokenizer=t5_tokenizer))
@@ -122,7 +122,7 @@ def load_same_codec(
     codec = load_codec(entry.name, folder, device, t5_tokenizer=t5_tokenizer, ends=ends)
     if codec.entry.fingerprint != entry.fingerprint:
         raise UsageFault(
-            f"{flag} {entry.name}={folder}: fingerprint {entry.fingerprint[:16]}… expected as in {holder}, found "
-            f"{codec.entry.fingerprint[:16]}…: name the folder that latents were encoded with"
+            f"{flag} {entry.name}={folder}: expected fingerprint {entry.fingerprint[:16]}… as in {holder}, "
+            f"found {codec.entry.fingerprint[:16]}…; name the folder that latents were encoded with"
         )
     return codec

@@ -271,7 +271,7 @@ class Rvqvae(nn.Module):
         per = self.spec.frames_per_latent
         count = motion.shape[1] // per
         if count < 1:
-            raise DataError(f"motion: found {motion.shape[1]} frames; expected at least {per}: leave this clip out")
+            raise DataError(f"motion: expected at least {per} frames, found {motion.shape[1]}; leave this clip out")
 
         def latents(start: int, stop: int) -> Tensor:
             found: Tensor = self.encoder(motion[:, start * per : stop * per].float().mT)
@@ -344,7 +344,7 @@ def load_rvqvae(path: Path) -> Rvqvae:
         DataError: The file is damaged or has other tensors, or its config.json has values that are not implemented.
     """
     if not path.is_file():
-        raise UsageFault(f"{path}: no such file; expected the tensors of an RVQ-VAE")
+        raise UsageFault(f"{path}: expected the tensors of an RVQ-VAE, found no such file; check the path")
     net = rvqvae_of(read_tensors(path, _ENTRY), str(path))
     config = path.parent / _CONFIG
     if config.is_file():
@@ -419,7 +419,8 @@ def spec_of(tensors: Mapping[str, Tensor], where: str) -> RvqvaeSpec:
     _, _, kernel = _shape(tensors, _DOWN, 3, where)
     if kernel != 4:
         raise DataError(
-            f"{where}: {_DOWN} has a kernel of {kernel}; expected 4: only nets of stride 2 can be decoded, {_OTHER}"
+            f"{where}: expected a kernel of 4 in {_DOWN}, found {kernel}; only nets of stride 2 can be "
+            f"decoded, {_OTHER}"
         )
     codes, code_size = _shape(tensors, _CODEBOOK, 2, where)
     return RvqvaeSpec(
@@ -440,7 +441,9 @@ def _shape(tensors: Mapping[str, Tensor], name: str, axes: int, where: str) -> t
         raise DataError(f"{where}: no tensor {name}, found {found}, …: {_OTHER}")
     shape = tensors[name].shape
     if len(shape) != axes or 0 in shape:
-        raise DataError(f"{where}: {name} has shape {tuple(shape)}; expected {axes} axes, none of them empty: {_OTHER}")
+        raise DataError(
+            f"{where}: expected {axes} axes, none of them empty, found {name} of shape {tuple(shape)}; {_OTHER}"
+        )
     return shape
 
 

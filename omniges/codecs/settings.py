@@ -29,7 +29,7 @@ def named_folder(flag: str, text: str) -> tuple[str, Path]:
     """
     name, equals, folder = text.partition("=")
     if not equals or not folder:
-        raise UsageFault(f"{flag} {text}: NAME=FOLDER expected, with one of {', '.join(CODECS.names())}")
+        raise UsageFault(f"{flag} {text}: expected NAME=FOLDER, with one of {', '.join(CODECS.names())}")
     CODECS.require(name, f"{flag} {text}: NAME=FOLDER")
     return name, Path(folder)
 
@@ -107,7 +107,7 @@ class EncodeSettings:
         names = [name for name, _ in self.codecs]
         twice = [name for name in names if names.count(name) > 1]
         if not names or twice:
-            raise UsageFault(f"--codec: each codec once expected, found {', '.join(twice[:1]) or 'none'}")
+            raise UsageFault(f"--codec: expected each codec once, found {', '.join(twice[:1]) or 'none'}")
 
     @property
     def target(self) -> Path:

@@ -173,7 +173,7 @@ def evaluate(settings: EvaluateSettings, report: ReportSettings) -> None:
 
     results = settings.generated or ((settings.work_dir,) if settings.work_dir else ())
     if report.html is not None and not results:
-        raise UsageFault("--html: results that are kept expected, found none: add --work-dir")
+        raise UsageFault("--html: expected results that are kept, found none; add --work-dir")
     scores = run(settings, counter)
     text = render(scores, report.format)
     if report.output_file is None:

@@ -101,9 +101,8 @@ class Command(TyperCommand):
             rows["Other" if rows else "Options"] = [(_names(each), _meaning(each)) for each in last[0]]
         width = max(len(line) for of in rows.values() for names, _ in of for line in names)
         console = Console(highlight=False)
-        console.print(
-            f"[bold]{self.get_usage(ctx)}[/]", "", inspect.cleandoc(self.help or ""), "", sep="\n", soft_wrap=False
-        )
+        text = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(self.help or ""))  # lines of a paragraph, joined
+        console.print(f"[bold]{self.get_usage(ctx)}[/]", "", text, "", sep="\n", soft_wrap=False)
         for name, of in rows.items():
             console.print(Panel(_table(of, width), title=name, title_align="left", border_style="dim"))
 

@@ -252,7 +252,7 @@ def _checked(stream: ConditionStream, value: Array) -> Array | None:
     array = np.asarray(value)
     if array.shape != stream.shape or not np.can_cast(array.dtype, stream.dtype, "same_kind"):
         expected, found = f"{stream.shape} {stream.dtype}", f"{array.shape} {array.dtype.str}"
-        raise EnvironmentFault(f"{full_name(stream)}: arrays {expected} expected, found {found}: ask its authors")
+        raise EnvironmentFault(f"{full_name(stream)}: expected arrays {expected}, found {found}; ask its authors")
     array = array.astype(stream.dtype)
     return array if np.isfinite(array).all() else None
 

@@ -32,8 +32,8 @@ class LabelStream(ConditionStream):
         values = facts.labels[cls.labels[0]]
         if not values:
             raise UsageFault(
-                f"--condition-streams {cls.name}: train clips with a label {cls.labels[0]} expected, found none: "
-                f"remove {cls.name}"
+                f"--condition-streams {cls.name}: expected train clips with a label {cls.labels[0]}, found "
+                f"none; remove {cls.name}"
             )
         return cls(values)
 
@@ -64,7 +64,7 @@ class LabelStream(ConditionStream):
     def parse(self, value: Any) -> Array:
         """Return the index () of a value; raise UsageFault with the known values."""
         if value not in self.values:
-            raise UsageFault(f"{self.name} {value}: one of {', '.join(self.values)} or none expected")
+            raise UsageFault(f"{self.name} {value}: expected one of {', '.join(self.values)} or none")
         return np.array(self._numbers[value], np.int64)
 
     def shown(self, array: Array) -> str:

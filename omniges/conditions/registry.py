@@ -64,11 +64,11 @@ def load_class(path: str) -> Any:
 
 def _checked(name: str, stream: Any, who: str) -> type[ConditionStream]:
     if not (isinstance(stream, type) and issubclass(stream, ConditionStream) and stream.name == name):
-        raise UsageFault(f"{who}: a subclass of ConditionStream with the name {name!r} expected, found {stream!r:.100}")
+        raise UsageFault(f"{who}: expected a subclass of ConditionStream with the name {name!r}, found {stream!r:.100}")
     if name in _GENERATED or not _NAME.fullmatch(name):
         raise UsageFault(
-            f"{who}: the name {name!r} cannot name a condition stream: lower-case letters, digits and _ expected, "
-            f"and none of {', '.join(_GENERATED)}"
+            f"{who}: the name {name!r} cannot name a condition stream: expected lower-case letters, digits and "
+            f"_, and none of {', '.join(_GENERATED)}"
         )
     return stream
 

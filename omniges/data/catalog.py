@@ -60,21 +60,21 @@ class Filters:
     def __post_init__(self) -> None:
         """Refuse filters that no clip can pass."""
         if self.split not in SPLITS:
-            raise UsageFault(f"one of the splits {', '.join(SPLITS)} expected, found {self.split!r}")
+            raise UsageFault(f"expected one of the splits {', '.join(SPLITS)}, found {self.split!r}")
         for name in ("speakers", "languages", "emotions", "streams"):
             values = getattr(self, name)
             if not isinstance(values, tuple | list) or not all(isinstance(value, str) for value in values):
-                raise UsageFault(f"{name}: a list of texts expected, found {reprlib.repr(values)}")
+                raise UsageFault(f"{name}: expected a list of texts, found {reprlib.repr(values)}")
         limits = {"min_seconds": self.min_seconds, "max_seconds": self.max_seconds}
         for name, limit in limits.items():
             if not (is_real(limit) or (limit is None and name == "max_seconds")):
-                raise UsageFault(f"{name}: a number of seconds expected, found {limit!r:.80}")
+                raise UsageFault(f"{name}: expected a number of seconds, found {limit!r:.80}")
         unknown = {name for names in self.streams for name in names.split("+")} - STREAM_BITS.keys()
         if unknown:
-            raise UsageFault(f"streams {', '.join(STREAM_BITS)} expected, joined by +, found {min(unknown)!r}")
+            raise UsageFault(f"expected streams {', '.join(STREAM_BITS)}, joined by +, found {min(unknown)!r}")
         longest = float("inf") if self.max_seconds is None else self.max_seconds
         if not 0 <= self.min_seconds <= longest:
-            raise UsageFault(f"0 ≤ min_seconds ≤ max_seconds expected, found {self.min_seconds} and {self.max_seconds}")
+            raise UsageFault(f"expected 0 ≤ min_seconds ≤ max_seconds, found {self.min_seconds} and {self.max_seconds}")
 
     def as_json(self) -> dict[str, Any]:
         """Return the filters as the state of a loader stores them; equal filters give equal documents."""
@@ -98,7 +98,7 @@ class Filters:
     def from_json(cls, found: Mapping[str, Any]) -> Filters:
         """Return the filters that `as_json` gave; raise DataError for anything else."""
         if not isinstance(found, dict) or not found.keys() <= {one.name for one in fields(cls)}:
-            raise DataError(f"filters of clips expected, found {reprlib.repr(found)}: choose another checkpoint")
+            raise DataError(f"expected filters of clips, found {reprlib.repr(found)}; choose another checkpoint")
         lists: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
         try:
             return cls(**lists)
@@ -262,7 +262,7 @@ def _check_shards(manifest: ManifestColumns, columns: Mapping[str, LabelColumn],
     """Refuse a manifest whose rows are not those of dataset.json's shards: other shards, splits or counts."""
     (names, of_shard), (splits, of_split) = columns["shard"], columns["split"]
     if min(of_shard.min(initial=0), of_split.min(initial=0)) < 0:
-        raise DataError(f"{manifest.path}: a shard and a split in each row expected, found null. {VERIFY}")
+        raise DataError(f"{manifest.path}: expected a shard and a split in each row, found null; {VERIFY}")
     found: dict[str, tuple[int, str]] = dict.fromkeys(shards, (0, ""))
     pairs, counts = np.unique(of_shard.astype(np.int64) * len(splits) + of_split, return_counts=True)
     for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
@@ -275,8 +275,8 @@ def _check_shards(manifest: ManifestColumns, columns: Mapping[str, LabelColumn],
         wanted = shards[name]["samples"], shards[name]["split"]
         if (count, split) != wanted:
             raise DataError(
-                f"{manifest.path}: {wanted[0]} rows of {name} in split {wanted[1]} expected as in dataset.json, found "
-                f"{count} in {split or 'none'}. {VERIFY}"
+                f"{manifest.path}: expected {wanted[0]} rows of {name} in split {wanted[1]} as in dataset.json, "
+                f"found {count} in {split or 'none'}; {VERIFY}"
             )
 
 
@@ -319,8 +319,8 @@ def _entries(folder: Path, dataset: dict[str, Any], codecs: Mapping[str, str]) -
         if name not in there:
             held = f"latents of {', '.join(there)}" if there else "no latents"
             raise UsageFault(
-                f"{folder}: latents of {name} expected, found {held}: run omniges encode --shards {folder} --codec "
-                f"{name}=FOLDER"
+                f"{folder}: expected latents of {name}, found {held}; run omniges encode --shards {folder} "
+                f"--codec {name}=FOLDER"
             )
         if _STREAM_OF[there[name].source] != stream:
             raise UsageFault(f"codec {name}: it encodes {_STREAM_OF[there[name].source]}, not {stream}")

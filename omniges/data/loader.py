@@ -53,7 +53,7 @@ class LoaderSettings:
         """Refuse values out of range."""
         if self.workers < 0 or self.prefetch < 1 or not self.stall_s > 0:
             raise UsageFault(
-                f"workers ≥ 0, prefetch ≥ 1 and stall_s > 0 expected, found {self.workers}, {self.prefetch} and "
+                f"expected workers ≥ 0, prefetch ≥ 1 and stall_s > 0, found {self.workers}, {self.prefetch} and "
                 f"{self.stall_s}"
             )
 
@@ -121,7 +121,7 @@ class BatchLoader:
             DataError: The statistics are damaged.
         """
         if not data:
-            raise UsageFault("at least one shard folder expected, found none")
+            raise UsageFault("expected at least one shard folder, found none")
         self._data, self._sequencing, self._share = tuple(data), sequencing, share
         self._settings = settings or LoaderSettings()
         self._order = make_order(self._data, sequencing)

@@ -176,7 +176,7 @@ class ClipOrder:
         """
         if window_ticks < 1 or window_ticks % multiple:
             minimum = f"at least {multiple} ticks and a multiple of it" if multiple > 1 else "at least 1 tick"
-            raise UsageFault(f"a window of {minimum} expected, found --window-ticks {window_ticks}")
+            raise UsageFault(f"expected a window of {minimum}, found --window-ticks {window_ticks}")
         self.window_ticks, self.seed, self.shuffle = window_ticks, seed, shuffle
         self._multiple, self._window = multiple, window_ticks // multiple
         self._lengths, self._key_hashes = ticks // multiple, key_hashes
@@ -292,11 +292,11 @@ class RankShare:
         """Refuse values out of range."""
         if self.world_size < 1 or self.batch_size < 1 or self.accumulation < 1:
             raise UsageFault(
-                f"world size, batch size and accumulation of at least 1 expected, found {self.world_size}, "
+                f"expected world size, batch size and accumulation of at least 1, found {self.world_size}, "
                 f"{self.batch_size}, {self.accumulation}"
             )
         if not 0 <= self.rank < self.world_size:
-            raise UsageFault(f"a rank from 0 to {self.world_size - 1} expected, found {self.rank}")
+            raise UsageFault(f"expected a rank from 0 to {self.world_size - 1}, found {self.rank}")
 
     @property
     def micro_batch(self) -> int:

@@ -59,7 +59,7 @@ class CacheSettings:
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         if self.capacity_bytes < 1 or self.ahead < 0 or self.threads < 0 or self.space_wait_s < 0:
-            raise UsageFault(f"a cache of at least 1 byte, and no negative numbers, expected; found {self}")
+            raise UsageFault(f"expected a cache of at least 1 byte and no negative numbers, found {self}")
 
     def as_json(self) -> dict[str, Any]:
         """Return the settings as JSON."""
@@ -212,7 +212,7 @@ class RemoteShards:
         """
         file = self._files.get(name)
         if file is None:
-            raise DataError(f"{self.location}: a file that dataset.json lists expected, found {one_line(name, 80)!r}")
+            raise DataError(f"{self.location}: expected a file that dataset.json lists, found {one_line(name, 80)!r}")
 
         def pause(seconds: float) -> None:
             self._cache.count(failed_tries=1)
@@ -304,8 +304,9 @@ def open_specification(specification: Mapping[str, Any]) -> RemoteShards:
 
 def _too_small(settings: CacheSettings, minimum: int, name: str) -> UsageFault:
     return UsageFault(
-        f"{settings.folder}: a cache of at least {minimum} bytes expected, the size of {name} and the files beside the "
-        f"shards, found a limit of {settings.capacity_bytes}. A cache of the size of all shards downloads each once"
+        f"{settings.folder}: expected a cache of at least {minimum} bytes, the size of {name} and the files "
+        f"beside the shards, found a limit of {settings.capacity_bytes}; a cache of the size of all shards "
+        "downloads each once"
     )
 
 
@@ -329,13 +330,13 @@ def dataset_bytes(store: Store) -> bytes:
                 data += piece
                 if len(data) > _MAX_DATASET_BYTES:
                     raise EnvironmentFault(
-                        f"{place}: at most {_MAX_DATASET_BYTES} bytes expected, found more. Check the address"
+                        f"{place}: expected at most {_MAX_DATASET_BYTES} bytes, found more; check the address"
                     )
         document = parse_json(bytes(data))
     except MissingFile as error:
         raise MissingFile(f"{error}, so there is no complete set of shards. Check the address") from None
     except ValueError as error:
-        raise WrongContent(f"{place}: a JSON document expected, found {len(data)} other bytes ({error})") from None
+        raise WrongContent(f"{place}: expected a JSON document, found {len(data)} other bytes ({error})") from None
     if not isinstance(document, dict) or not sealed_correctly(document):
         raise WrongContent(f"{place}: the checksum does not fit the content. It was edited or damaged: copy it again")
     return bytes(data)

@@ -216,7 +216,7 @@ class ShardSet:
             raise arguments.refuse("labels", 'values by label, such as {"emotion": "anger"},', labels)
         min_seconds = arguments.number("min_seconds", min_seconds, 0)
         if max_seconds is not None and min_seconds > arguments.number("max_seconds", max_seconds, 0):
-            raise UsageFault(f"0 ≤ min_seconds ≤ max_seconds expected, found {min_seconds} and {max_seconds}")
+            raise UsageFault(f"expected 0 ≤ min_seconds ≤ max_seconds, found {min_seconds} and {max_seconds}")
         known = {label for row in self.rows for label in row.labels}
         if unknown := (labels or {}).keys() - known:
             there = ", ".join(sorted(known)) or "none"
@@ -267,7 +267,7 @@ class ShardSet:
                 raise UsageFault(f"{self.folder}: no sample {name!r}{self._hint(name)}")
             return self.rows[self._numbers[name]]
         if not hasattr(name, "__index__"):
-            raise UsageFault(f"{self.folder}: a number, key or stem expected, found {type(name).__name__}")
+            raise UsageFault(f"{self.folder}: expected a number, key or stem, found {type(name).__name__}")
         number = operator.index(name)
         if not -len(self) <= number < len(self):
             raise IndexError(f"{self.folder}: no sample {number}, there are {len(self)}")
@@ -368,10 +368,10 @@ def open_shards(  # noqa: PLR0913 - filters, all by keyword
         DataError: The set is incomplete, damaged or of another version.
     """
     if "://" in str(folder):
-        raise UsageFault("open_shards: a local folder expected, found a URL: omniges.webdataset reads those")
+        raise UsageFault("open_shards: expected a local folder, found a URL; omniges.webdataset reads those")
     path = arguments.path("folder", folder)
     if path.is_file():
-        raise UsageFault(f"open_shards: {path}: a folder expected, found a file: give its folder, {path.parent}")
+        raise UsageFault(f"open_shards: {path}: expected a folder, found a file; give its folder, {path.parent}")
     arguments.choice("verify", verify, get_args(Verify))
     reader = ShardReader(path, verify)
     return ShardSet(reader, reader.rows).select(

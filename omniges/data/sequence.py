@@ -55,7 +55,7 @@ class Sequencing:
     def __post_init__(self) -> None:
         """Refuse a multiple below 1."""
         if self.tick_multiple < 1:
-            raise UsageFault(f"--tick-multiple {self.tick_multiple}: at least 1 expected")
+            raise UsageFault(f"--tick-multiple {self.tick_multiple}: expected at least 1")
 
 
 def tracks_of(data: Sequence[DataSource]) -> Tracks:
@@ -70,8 +70,8 @@ def tracks_of(data: Sequence[DataSource]) -> Tracks:
                     for one in (other, entry)
                 )
                 raise UsageFault(
-                    f"{source.catalog.folder}: latents of {wanted} expected as in {first.folder}, found {found}: "
-                    "encode both with one codec"
+                    f"{source.catalog.folder}: expected latents of {wanted} as in {first.folder}, found "
+                    f"{found}; encode both with one codec"
                 )
     return first.tracks
 
@@ -164,8 +164,8 @@ def resume(own: Mapping[str, Any], saved: Mapping[str, Any]) -> Resumed:
     """
     if saved.get("version") != STATE_VERSION:
         raise DataError(
-            f"loader state version {STATE_VERSION} expected, found {saved.get('version')!r}. Use the "
-            "omniges version that wrote it"
+            f"expected loader state version {STATE_VERSION}, found {saved.get('version')!r}; use the omniges "
+            "version that wrote it"
         )
     missing = [name for name in own if name not in saved and name not in {_CONTENT, _MULTIPLE}]
     position, global_batch = saved.get("position"), saved.get("global_batch")
@@ -230,8 +230,8 @@ def trained_on(
     contents: Any = saved.get(_CONTENT) or [None] * len(manifests if isinstance(manifests, list) else [])
     if not all(isinstance(one, list) for one in (manifests, filters, contents)):
         raise DataError(
-            "loader state: lists of manifests, contents and filters expected. It was edited or damaged: use another "
-            "checkpoint"
+            "loader state: expected lists of manifests, contents and filters; it was edited or damaged: use "
+            "another checkpoint"
         )
     own = read_dataset(folder)["manifest_hash"]
     numbers = []

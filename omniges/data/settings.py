@@ -20,7 +20,7 @@ class TraceSettings:
     rank: int = option(0, "Process whose windows are listed, from 0.", minimum=0)
     from_step: int = option(0, "First step to list, from 0.", minimum=0)
     steps: int = option(1, "Number of steps to list.", minimum=1)
-    decode: bool = option(False, "Read the windows and add the sha256 of what a batch holds of each.")
+    decode: bool = option(False, "Read the windows, and add the sha256 of each window's arrays.")
     batch_size: int = option(
         64,
         "Windows per process and micro-step; with gradient accumulation a step here is a micro-step of the run.",

@@ -39,8 +39,8 @@ def trace(settings: TraceSettings) -> Iterator[dict[str, Any]]:
     share = RankShare(rank=settings.rank, world_size=settings.world_size, batch_size=settings.batch_size)
     if (settings.from_step + settings.steps) * share.global_batch > MAX_POSITION:
         raise UsageFault(
-            f"--from-step {settings.from_step}: steps below {MAX_POSITION // share.global_batch} expected: choose "
-            "an earlier step"
+            f"--from-step {settings.from_step}: expected steps below {MAX_POSITION // share.global_batch}; "
+            "choose an earlier step"
         )
     sequencing = Sequencing(
         window_ticks=settings.window_ticks, seed=settings.seed, tick_multiple=settings.tick_multiple

@@ -128,15 +128,15 @@ class Tracks:
         if self.text is not None and ticks != self.text.window_ticks:
             expected = self.text.window_ticks
             raise UsageFault(
-                f"--window-ticks {ticks}: {expected} expected, the window of {self.text.member}: give "
+                f"--window-ticks {ticks}: expected {expected}, the window of {self.text.member}; give "
                 f"--window-ticks {expected}, or encode again with {ticks}"
             )
         multiple = math.lcm(self.tick_multiple, tick_multiple)
         if ticks % multiple:
             latents = [track.member for track in (self.gesture, self.audio) if track.tick_multiple > 1]
             raise UsageFault(
-                f"--window-ticks {ticks}: a multiple of {multiple} expected, because a window has to contain whole "
-                f"tokens of {', '.join(latents) or 'every stream'}"
+                f"--window-ticks {ticks}: expected a multiple of {multiple}, because a window has to contain "
+                f"whole tokens of {', '.join(latents) or 'every stream'}"
             )
         return multiple
 
@@ -177,11 +177,11 @@ class Scale:
         try:
             mean, std = (np.asarray(found[key], dtype=np.float64) for key in ("mean", "std"))
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{source}: mean and std of {name} expected. {VERIFY}") from error
+            raise DataError(f"{source}: expected mean and std of {name}; {VERIFY}") from error
         if mean.shape != (channels,) or std.shape != mean.shape or not np.isfinite(mean + std).all() or std.min() < 0:
             raise DataError(
-                f"{source}: {channels} finite means and non-negative deviations of {name} expected, found "
-                f"{mean.shape} and {std.shape}. {VERIFY}"
+                f"{source}: expected {channels} finite means and non-negative deviations of {name}, found "
+                f"{mean.shape} and {std.shape}; {VERIFY}"
             )
         return cls(mean.astype(np.float32), divisors(std))
 

@@ -156,9 +156,9 @@ def _addresses(
             addresses += [str(one)] if plain else expand(str(one))
         local = (one for one in addresses if "://" not in one and not one.startswith(("-", "pipe:")))
         if absent := next((one for one in local if not os.path.exists(one)), None):
-            raise UsageFault(f"{_shown(absent)}: a folder of shards, a tar shard or a URL expected, found no such file")
+            raise UsageFault(f"{_shown(absent)}: expected a folder of shards, a tar shard or a URL, found no such file")
         if folder := next(filter(os.path.isdir, addresses), None):
-            raise UsageFault(f"{_shown(folder)}: a tar shard expected in a list, found a folder: give the folder alone")
+            raise UsageFault(f"{_shown(folder)}: expected a tar shard in a list, found a folder; give the folder alone")
     if split is not None:
         addresses = [one for one in addresses if re.search(rf"(?:^|[/\s]){split}-[0-9]{{6}}\.tar", one)]
     if not addresses:
@@ -189,7 +189,7 @@ def _at_most(stream: ByteStream, size: int, place: str) -> bytes:
     while piece := stream.read(_READ_BYTES):
         data += piece
         if len(data) > size:
-            raise DataError(f"{place}: {size} bytes expected as in dataset.json, found more. {_VERIFY}")
+            raise DataError(f"{place}: expected {size} bytes as in dataset.json, found more; {_VERIFY}")
     return bytes(data)
 
 
@@ -305,15 +305,15 @@ class _Walk:
             parts = match.group("key", "member", "size") if match else (b"", b"", b"0")
             key, name, size = parts[0].decode(), parts[1].decode(), int(parts[2], 8)
             if match is None or block != member_header(f"{key}.{name}", size):
-                raise self.fault(start, f"the header of a member expected, found {block[:32]!r}…")
+                raise self.fault(start, f"expected the header of a member, found {block[:32]!r}…")
             offset = self.position
             data = self._exactly(size, f"{key}.{name}")
             if self._exactly(-size % BLOCK_BYTES, f"the padding of {key}.{name}").strip(b"\0"):
-                raise self.fault(offset + size, f"zeros expected after {key}.{name}, found other bytes")
+                raise self.fault(offset + size, f"expected zeros after {key}.{name}, found other bytes")
             yield key, _Member(name, offset, data)
         rest = self._exactly(len(END_OF_ARCHIVE) - BLOCK_BYTES, "the second zero block")
         if rest.strip(b"\0") or self._stream.read(1):
-            raise self.fault(start, "two zero blocks and the end expected, found more")
+            raise self.fault(start, "expected two zero blocks and the end, found more")
 
     def fault(self, position: int, what: str) -> DataError:
         """Return an error at a byte of the shard.
@@ -334,7 +334,7 @@ class _Walk:
             piece = self._stream.read(min(left, _READ_BYTES))
             if not piece:
                 raise self.fault(
-                    self.position, f"{left} more bytes expected for {what}, found the end: it is truncated"
+                    self.position, f"expected {left} more bytes for {what}, found the end; it is truncated"
                 )
             pieces.append(piece)
             left -= len(piece)
@@ -351,15 +351,15 @@ def _grouped(
         if plans is not None:
             if plan is None:
                 if key not in plans:
-                    raise walk.fault(0, f"the first sample of a shard of the manifest expected, found {key}")
+                    raise walk.fault(0, f"expected the first sample of a shard of the manifest, found {key}")
                 plan = iter(plans[key])
             _compare_with_manifest(walk, key, members, next(plan, None))
         yield key, members
     if plans is not None and plan is None:
-        raise walk.fault(0, "the first sample of a shard of the manifest expected, found an empty shard")
+        raise walk.fault(0, "expected the first sample of a shard of the manifest, found an empty shard")
     left = next(plan, None) if plan else None
     if left is not None:
-        raise walk.fault(walk.position, f"{left.key} expected as in the manifest, found the end of the shard")
+        raise walk.fault(walk.position, f"expected {left.key} as in the manifest, found the end of the shard")
 
 
 def _complete_samples(walk: _Walk) -> Iterator[tuple[str, dict[str, _Member]]]:
@@ -377,11 +377,13 @@ def _complete_samples(walk: _Walk) -> Iterator[tuple[str, dict[str, _Member]]]:
         contract = CONTRACTS[1 if CONTRACTS[1].words in members else 2]
         last = members[before].offset
         if missing := [name for name in contract.members if name not in members]:
-            raise walk.fault(last, f"{key}.{missing[0]} expected in one piece with the sample, found none")
+            raise walk.fault(last, f"expected {key}.{missing[0]} in one piece with the sample, found none")
         if contract.version > 1:
             first = first or (key, tuple(members))
             if differing := sorted(set(first[1]) ^ members.keys()):
-                raise walk.fault(last, f"{key}: the members of {first[0]} expected, {differing[0]} differs")
+                raise walk.fault(
+                    last, f"{key}: expected the members of {first[0]}, found a difference in {differing[0]}"
+                )
         yield key, members
 
 
@@ -389,17 +391,17 @@ def _compare_with_manifest(walk: _Walk, key: str, members: Mapping[str, _Member]
     first = members["json"].offset - BLOCK_BYTES
     if row is None or row.key != key:
         wanted = "the end of the shard" if row is None else row.key
-        raise walk.fault(first, f"{wanted} expected as in the manifest, found {key}")
+        raise walk.fault(first, f"expected {wanted} as in the manifest, found {key}")
     if extra := sorted(row.members.keys() ^ members.keys()):
         raise walk.fault(first, f"{key}: members {', '.join(extra)} are only in the manifest or only in the shard")
     for name, place in row.members.items():
         member = members[name]
         if (member.offset, len(member.data)) != (place.offset, place.size):
             found = f"{len(member.data)} bytes at byte {member.offset}"
-            raise walk.fault(first, f"{key}.{name}: {place.size} bytes at byte {place.offset} expected, found {found}")
+            raise walk.fault(first, f"{key}.{name}: expected {place.size} bytes at byte {place.offset}, found {found}")
         digest = sha256_hex(member.data)
         if digest != place.sha256:
-            raise walk.fault(member.offset, f"{key}.{name}: sha256 {place.sha256} expected, found {digest}")
+            raise walk.fault(member.offset, f"{key}.{name}: expected sha256 {place.sha256}, found {digest}")
 
 
 def _decoded(sample: Mapping[str, Any]) -> dict[str, Any]:

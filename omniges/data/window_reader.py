@@ -229,15 +229,15 @@ class ClipReader:
         if head[:6] != b"\x93NUMPY" or length > len(head):
             raise self._fault(sample, member, f"no npy header, found {head[:16]!r}")
         if head[6:8] != b"\x01\x00" or match is None:
-            raise self._fault(sample, member, f"a plain header of npy version 1.0 expected, found {head[6:80]!r}")
+            raise self._fault(sample, member, f"expected a plain header of npy version 1.0, found {head[6:80]!r}")
         dtype, fortran, shape = match["dtype"].decode(), match["fortran"] == b"True", match["shape"].decode()
         if dtype != "<f4" or fortran or shape.rstrip(",") != ", ".join(map(str, expected)):
             order = ", Fortran order" if fortran else ""
-            raise self._fault(sample, member, f"{expected} <f4 expected, found ({shape}) {dtype}{order}")
+            raise self._fault(sample, member, f"expected {expected} <f4, found ({shape}) {dtype}{order}")
         if length + rows * expected[1] * 4 != size:
             raise self._fault(sample, member, f"{size} bytes do not hold a header and {expected} float32")
         if (first + length) % 4:
-            raise self._fault(sample, member, f"numbers from a multiple of 4 bytes expected, found {first + length}")
+            raise self._fault(sample, member, f"expected numbers from a multiple of 4 bytes, found {first + length}")
         return length
 
     def _place(self, sample: int, member: int) -> str:

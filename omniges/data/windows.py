@@ -145,8 +145,8 @@ class _SharedRows:
             raise EnvironmentFault(f"cannot write a batch to shared memory: {error.strerror}") from error
         if written < self._row_bytes:
             raise EnvironmentFault(
-                f"cannot write a batch to shared memory: {self._row_bytes} bytes expected, found room for {written}: "
-                "enlarge /dev/shm, or use smaller batches or fewer workers"
+                f"cannot write a batch to shared memory: expected {self._row_bytes} bytes, found room for "
+                f"{written}; enlarge /dev/shm, or use smaller batches or fewer workers"
             )
 
 
@@ -277,7 +277,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
     def vocabulary_size(self) -> int:
         """Number of distinct text tokens, silence included; needs ``text_tokens`` among the arrays."""
         if "text_tokens" not in self.arrays:
-            raise UsageFault("vocabulary_size: the array text_tokens expected, found none: add it to arrays")
+            raise UsageFault("vocabulary_size: expected the array text_tokens, found none; add it to arrays")
         return 1 + MARKS * self._token_codec().vocab_size
 
     def __len__(self) -> int:
@@ -366,8 +366,9 @@ class WindowDataset(Dataset[dict[str, Any]]):
             longest = max(row.ticks for row in self.shards.rows)
             parts = f" with {', '.join(sorted(required))}" if required else ""
             raise UsageFault(
-                f"{self.shards.folder}: a clip of at least {self.window_ticks} ticks{parts} expected, found none among "
-                f"{len(self.shards)}; the longest has {longest} ticks: choose shorter windows or require less"
+                f"{self.shards.folder}: expected a clip of at least {self.window_ticks} ticks{parts}, found "
+                f"none among {len(self.shards)}; the longest has {longest} ticks: choose shorter windows or "
+                "require less"
             )
         return usable, left_out
 
@@ -407,7 +408,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         if len(values) != len(flat):
             row = self._rows[number]
             shown = f"{self.shards.reader.source.describe(row.shard)}: {row.key}: {name}"
-            raise DataError(f"{shown}: {row.ticks} ticks expected as in the manifest, found fewer. {VERIFY}")
+            raise DataError(f"{shown}: expected {row.ticks} ticks as in the manifest, found fewer; {VERIFY}")
         if name in self._scales:
             self._scales[name].normalise_into(values, flat)
         else:

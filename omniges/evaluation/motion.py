@@ -108,14 +108,14 @@ def read_mean_speeds(path: Path) -> F64:
         UsageFault: The file does not exist.
         DataError: It is damaged, of another shape, or has a speed that is negative or not finite.
     """
-    wanted = f"--mean-speeds: an .npy file of ({len(JOINT_NAMES)},) floats expected"
+    wanted = f"expected --mean-speeds as an .npy file of ({len(JOINT_NAMES)},) floats"
     found = read_array(path, wanted)
     if found.shape != (len(JOINT_NAMES),) or found.dtype.kind != "f":
-        raise DataError(f"{path}: found {found.shape} of {found.dtype}; {wanted}")
+        raise DataError(f"{path}: {wanted}, found {found.shape} of {found.dtype}; check the file")
     fits = np.isfinite(found) & (found >= 0)
     if not fits.all():  # before the cast, which warns of some NaN
         joint = int(np.argmin(fits))
-        raise DataError(f"{path}: speeds of at least 0 m/s expected, found {found[joint]} for joint {joint}")
+        raise DataError(f"{path}: expected speeds of at least 0 m/s, found {found[joint]} for joint {joint}")
     return np.asarray(found, dtype=np.float64)
 
 
@@ -255,7 +255,7 @@ def train_rows(shards: scores.Recordings, tools: MetricTools) -> list[ManifestRo
     rows = [row for row in shards.rows if row.split == "train" and set(BODY_PARTS) <= set(row.present)]
     if not rows and tools.mean_speeds_m_s is None:
         raise UsageFault(
-            f"{shards.folder}: motion in a train split expected, whose mean speeds beats need, found none: give "
+            f"{shards.folder}: expected motion in a train split, whose mean speeds beats need, found none; give "
             "--mean-speeds FILE"
         )
     return rows

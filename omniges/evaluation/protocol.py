@@ -75,7 +75,7 @@ def protocol_results(
     """
     if len(found) != 1 or not all("gesture" in TASKS[name].targets and TASKS[name].conditions for name in found):
         raise UsageFault(
-            f"--protocol {protocol.name}: results of one task from speech or text to gesture expected, found "
+            f"--protocol {protocol.name}: expected results of one task from speech or text to gesture, found "
             f"{', '.join(found)}"
         )
     ((task, results),) = found.items()
@@ -83,7 +83,7 @@ def protocol_results(
     own, warnings = scores.with_recorded(of_protocol, "gesture")
     if not of_protocol:
         raise UsageFault(
-            f"--protocol {protocol.name}: results for its {len(protocol.stems)} clips expected, such as "
+            f"--protocol {protocol.name}: expected results for its {len(protocol.stems)} clips, such as "
             f"{protocol.stems[0]}, found none among {len(results)}"
         )
     if not own:

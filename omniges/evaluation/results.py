@@ -103,7 +103,7 @@ class FileResult(Result):
             try:
                 data = read_file(path, _MAX_BYTES, self.folder)
             except FileNotFoundError as error:
-                raise DataError(f"{path}: a generated file expected, found none: generate it again") from error
+                raise DataError(f"{path}: expected a generated file, found none; generate it again") from error
         if entry is not None and sha256_hex(data) != entry.get("sha256"):
             raise DataError(f"{path}: it differs from the sha256 in {self.name}.json: generate it again")
         try:
@@ -126,9 +126,9 @@ class FileResult(Result):
         if self.record is not None and "mel" in self.record.files:
             path, mel = self._read("mel", "audio", ".mel.npy", decode_npy)
             if mel.ndim != 2 or mel.shape[1] != MEL_BANDS or mel.dtype != np.float32:
-                raise DataError(f"{path}: (F, {MEL_BANDS}) float32 expected, found {mel.shape} {mel.dtype}")
+                raise DataError(f"{path}: expected (F, {MEL_BANDS}) float32, found {mel.shape} {mel.dtype}")
             if not np.isfinite(mel).all():
-                raise DataError(f"{path}: finite mel values expected, found NaN or infinite ones: generate it again")
+                raise DataError(f"{path}: expected finite mel values, found NaN or infinite ones; generate it again")
             return mel, "the model's mel"
         path, wav = self._read("audio", "audio", ".wav", decode_wav)
         try:
@@ -136,7 +136,7 @@ class FileResult(Result):
         except RecordingFault as fault:
             raise fault.refusal(path) from fault
         if len(samples) < SAMPLES_PER_TICK:
-            raise DataError(f"{path}: at least 0.1 s of audio expected, found {len(samples) / SAMPLE_RATE_HZ:.4f} s")
+            raise DataError(f"{path}: expected at least 0.1 s of audio, found {len(samples) / SAMPLE_RATE_HZ:.4f} s")
         return log_mel(samples, len(samples) // HOP_SAMPLES), "the mel of the waveform"
 
 
@@ -169,15 +169,17 @@ def find_results(
     for folder in folders:
         if not folder.is_dir():
             raise UsageFault(
-                f"{folder}: a folder of generated results expected, found none there: give the "
-                "--output-dir of omniges generate"
+                f"{folder}: expected a folder of generated results, found none there; give the --output-dir of "
+                "omniges generate"
             )
         for place in [folder, *(path for path in visible_entries(folder) if path.is_dir())]:
             for result in _results(place, rows, task, shards, without_record):
                 found.setdefault(result.task, []).append(replace(result, motion_rate_hz=motion_rate_hz))
     if not found:
         kinds = "" if task is None else " for " + " and ".join(_ENDINGS[name] for name in TASKS[task].targets)
-        raise UsageFault(f"{folders[0]}: generated results expected{kinds}, found none")
+        raise UsageFault(
+            f"{folders[0]}: expected generated results{kinds}, found none; give the --output-dir of omniges generate"
+        )
     for results in found.values():
         results.sort(key=lambda result: (result.key, result.name))
         _refuse_mixtures(results)
@@ -204,7 +206,7 @@ def _results(
         lost = [stream for stream in wanted if stream not in files]
         if lost:
             first = next(iter(files.values()))
-            raise DataError(f"{first}: a {_ENDINGS[lost[0]]} file beside it expected for task {task}, found none")
+            raise DataError(f"{first}: expected a {_ENDINGS[lost[0]]} file beside it for task {task}, found none")
         row = _row(rows, _stem_of(name, rows), next(iter(files.values())), shards)
         yield FileResult.of(str(task), row, folder / name, None, files)
 
@@ -306,8 +308,8 @@ def _refuse_mixtures(results: Sequence[FileResult]) -> None:
     if len(kinds) > 1:
         one, another, *_ = sorted(kinds)
         raise UsageFault(
-            f"{results[0].task}: results of one model with one set of settings expected, found {one} and {another}: "
-            "move them to separate folders and score one at a time"
+            f"{results[0].task}: expected results of one model with one set of settings, found {one} and "
+            f"{another}; move them to separate folders and score one at a time"
         )
 
 

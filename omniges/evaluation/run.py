@@ -94,8 +94,8 @@ def evaluate(settings: EvaluateSettings, counting: Counting | None = None) -> Re
         of_gesture = [name for name in found if "gesture" in TASKS[name].targets]
         if settings.features is not None and len(of_gesture) != 1:  # features do not state their task
             raise UsageFault(
-                "--features: results of one task with gesture as its target expected, found "
-                f"{', '.join(of_gesture) or 'none'}: evaluate it alone"
+                "--features: expected results of one task with gesture as its target, found "
+                f"{', '.join(of_gesture) or 'none'}; evaluate it alone"
             )
         train = None
         if of_gesture:
@@ -233,7 +233,7 @@ def _tasks(saved: SavedCheckpoint, named: Sequence[str]) -> tuple[tuple[str, ...
     trained = trained_tasks(saved)
     if trained is None:
         raise DataError(
-            f"{saved.path}/settings.json: flow settings expected, found none: use the omniges version that wrote it"
+            f"{saved.path}/settings.json: expected flow settings, found none; use the omniges version that wrote it"
         )
     wanted = tuple(dict.fromkeys(task_named(name) for name in named))
     for name in wanted:

@@ -462,5 +462,5 @@ def _scored(metric: Metric, generated: Any, recorded: Any) -> float:
     if value is None:
         raise DataError(f"{metric.label}: no value")
     if not finite:
-        raise DataError(f"{metric.label}: a finite number or None expected, found {value}")
+        raise DataError(f"{metric.label}: expected a finite number or None, found {value}")
     return float(value)

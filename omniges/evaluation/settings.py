@@ -42,20 +42,21 @@ class EvaluateSettings:
         was=("work",),
     )
     motion_rate_hz: float | None = motion_rate_option(panel="Scoring")
-    task: str | None = option(None, "Task of results that have no record.", values=lambda: TASK_NAMES)
+    task: str | None = option(
+        None, "Task of result files without a record (the .json beside each result).", values=lambda: TASK_NAMES
+    )
     protocol: Literal["beat2-speaker2"] | None = option(
         None,
-        "Score the clips of a published row by the profile emage-2024, and print the row; metrics whose files are "
-        "missing are not computed.",
+        "Score only the clips of a published table, with the profile emage-2024, and print its row; metrics whose "
+        "files are missing are left out.",
     )
     grid: Literal["generated", "emage", "gesturelsm"] = option(
-        "generated",
-        "Length that a protocol scores: the generated one, or that to which EMAGE or GestureLSM cuts clips.",
+        "generated", "With --protocol: score each clip at its generated length, or cut as EMAGE or GestureLSM cut it."
     )
     profile: Literal["corrected", "emage-2024", "emage-eval-2025"] = option(
         "corrected",
-        "Definitions of the gesture metrics; the emage ones need --body-model, --gesture-encoder or --features, and "
-        "--mean-speeds.",
+        "Definitions of the gesture metrics: corrected, or those of EMAGE's code, which need --body-model, "
+        "--mean-speeds, and --gesture-encoder or --features.",
     )
     body_model: Path | None = option(None, "SMPL-X model file, .npz, for joints and face.", shown="generic skeleton")
     gesture_encoder: Path | None = option(
@@ -96,12 +97,12 @@ class EvaluateSettings:
         if self.motion_rate_hz is not None and self.checkpoint is not None:
             raise UsageFault("--motion-rate: the motion of --checkpoint states its own rate: remove it")
         if self.trust_encoder_program and self.gesture_encoder is None:
-            raise UsageFault("--trust-encoder-program: a --gesture-encoder to trust expected, found none: remove it")
+            raise UsageFault("--trust-encoder-program: expected a --gesture-encoder to trust, found none; remove it")
         if self.features is not None and (self.gesture_encoder is not None or self.checkpoint is not None):
             other = (
                 "--checkpoint, whose results do not exist yet" if self.gesture_encoder is None else "--gesture-encoder"
             )
-            raise UsageFault(f"--features: features of results in folders expected, found {other} too: give one")
+            raise UsageFault(f"--features: expected features of results in folders, found {other} too; give one")
 
     def _check_protocol(self) -> None:
         if self.protocol is None:
@@ -110,6 +111,6 @@ class EvaluateSettings:
             return
         if self.checkpoint is not None or self.features is not None:
             found = "--checkpoint: run omniges generate first" if self.features is None else "--features: remove it"
-            raise UsageFault(f"--protocol {self.protocol}: folders of generated results expected, found {found}")
+            raise UsageFault(f"--protocol {self.protocol}: expected folders of generated results, found {found}")
         if self.profile == "emage-eval-2025":
             raise UsageFault(f"--protocol {self.protocol}: it is scored by emage-2024: remove --profile {self.profile}")

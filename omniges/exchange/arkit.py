@@ -68,11 +68,11 @@ class FaceMatrix:
             return cls(array)
         if not (array.ndim == 2 and {array.shape[0]} <= shapes and {array.shape[1]} <= coefficients):
             raise UsageFault(
-                f"{name}: a matrix (51 or 52, 100 or 103) from ARKit weights to FLAME coefficients expected, or its "
-                f"transpose for the other direction, found {array.shape}"
+                f"{name}: expected a matrix (51 or 52, 100 or 103) from ARKit weights to FLAME coefficients, or "
+                f"its transpose for the other direction, found {array.shape}"
             )
         if (rank := int(np.linalg.matrix_rank(array))) < len(array):
-            raise UsageFault(f"{name}: {len(array)} independent rows expected, found {rank}: weights are ambiguous")
+            raise UsageFault(f"{name}: expected {len(array)} independent rows, found {rank}; weights are ambiguous")
         return cls(np.asarray(np.linalg.pinv(array), np.float64))
 
     def weights(self, motion: SmplxMotion) -> tuple[F64, int]:
@@ -113,5 +113,5 @@ def matrix_from_array(array: npt.NDArray[Any], name: str) -> FaceMatrix:
     """
     numbers = np.asarray(array, dtype=np.float64)
     if not np.isfinite(numbers).all():
-        raise UsageFault(f"{name}: finite numbers expected, found NaN or infinity")
+        raise UsageFault(f"{name}: expected finite numbers, found NaN or infinity")
     return FaceMatrix.of(numbers, name)

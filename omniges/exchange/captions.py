@@ -75,7 +75,7 @@ class Lettering:
         try:
             return ImageFont.truetype(str(self._path), size)
         except OSError as error:
-            raise DataError(f"--font {self._path}: a font file expected, found {error}: give a .ttf or .otf") from error
+            raise DataError(f"--font {self._path}: expected a font file, found {error}; give a .ttf or .otf") from error
 
     def fits(self, text: str) -> bool:
         """Return whether a text fits in one line of words."""

@@ -79,7 +79,7 @@ def export_motion(settings: ExportSettings, progress: Callable[[int, int], None]
     """
     out = settings.output_dir
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageFault(f"--output-dir {out}: a new or empty folder expected, found files in it: choose another")
+        raise UsageFault(f"--output-dir {out}: expected a new or empty folder, found files in it; choose another")
     encode = _encoder(settings)
     counts, used = ExportedMotion(out), set[str]()
     with new_folder(out):
@@ -99,8 +99,8 @@ def export_motion(settings: ExportSettings, progress: Callable[[int, int], None]
             part = "face" if settings.format == "arkit-csv" else "motion"
             found = "; ".join(map(shown, settings.paths or [settings.shards]))
             raise UsageFault(
-                f"{found}: {part} expected, found none in {counted(len(tracks), 'sample')}: give results of a task "
-                "that generates gesture, or shards with motion"
+                f"{found}: expected {part}, found none in {counted(len(tracks), 'sample')}; give results of a "
+                "task that generates gesture, or shards with motion"
             )
     return counts
 
@@ -113,7 +113,7 @@ def _encoder(settings: ExportSettings) -> _Encoder:
     if settings.format == "npz":
         return lambda _track, motion, _counts: encode_smplx(motion)
     if settings.arkit_matrix is not None:
-        wanted = "a matrix between ARKit weights and FLAME coefficients expected"
+        wanted = "expected a matrix between ARKit weights and FLAME coefficients"
         matrix = matrix_from_array(read_array(settings.arkit_matrix, wanted), str(settings.arkit_matrix))
         return partial(_weights, matrix)
     model = None if settings.body_model is None else read_body_model(settings.body_model)[0]
@@ -148,7 +148,7 @@ def _blender(program: str) -> list[str]:
     if program == "blender" and find_spec("bpy") is not None:
         return [sys.executable]
     raise EnvironmentFault(
-        f"--blender {program}: Blender's program expected, found none: install it, or export glb, which needs none"
+        f"--blender {program}: expected Blender's program, found none; install it, or export glb, which needs none"
     )
 
 

@@ -106,4 +106,4 @@ def require_start(start_s: float, length_s: float, what: str) -> None:
     """
     last = max(0.0, length_s - _SHORTEST_S)
     if not start_s <= last:
-        raise UsageFault(f"--start {start_s:g}: at most {last:.1f} s expected, {what} is {length_s:.1f} s long")
+        raise UsageFault(f"--start {start_s:g}: expected at most {last:.1f} s, {what} is {length_s:.1f} s long")

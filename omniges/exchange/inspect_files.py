@@ -49,7 +49,7 @@ def _notes(notes: Iterable[Problem]) -> list[dict[str, str]]:
 def _note_fields(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the notes that conversion would give as rows of a table."""
     for note in facts.get("notes", ()):
-        yield "note", f"{note['code']}: found {note['found']}; expected {note['expected']}"
+        yield "note", f"{note['code']}: expected {note['expected']}, found {note['found']}"
 
 
 # --- motion
@@ -418,7 +418,7 @@ def _channels(track: Track) -> tuple[F32, F32, F64]:
     """Return channels (T, 415), jaw and eyes (T, 9) and start (2,) of a track with motion; absent parts are NaN."""
     motion = track.motion
     if motion is None or len(motion.poses) < 2:
-        raise UsageFault(f"{track.clip}: motion of at least two frames expected for a picture, found less")
+        raise UsageFault(f"{track.clip}: expected motion of at least two frames for a picture, found less")
     clip = gesture_from_motion(motion.poses, motion.expressions, motion.trans)
     gesture, jaw_eyes, start_xz = clip.gesture, clip.jaw_eyes.copy(), clip.start_xz.copy()
     for part, columns in CHANNELS_OF.items():

@@ -53,11 +53,11 @@ class ExportSettings:
         """Check the settings; raise UsageFault for values that contradict each other."""
         check(self)
         if (self.format == "arkit-csv") != (self.arkit_matrix is not None):
-            raise UsageFault("--arkit-matrix: a file expected with --format arkit-csv, and with no other format")
+            raise UsageFault("--arkit-matrix: expected a file with --format arkit-csv, and with no other format")
         if self.paths and self.keys:
-            raise UsageFault("--key: samples of shards expected, found paths: name the files to export instead")
+            raise UsageFault("--key: expected samples of shards, found paths; name the files to export instead")
         if self.motion_rate_hz is not None and not self.paths:
-            raise UsageFault("--motion-rate: motion files expected, found shards, which state their rate: remove it")
+            raise UsageFault("--motion-rate: expected motion files, found shards, which state their rate; remove it")
         if self.body_model and self.format in {"npz", "arkit-csv"}:
             raise UsageFault(f"--body-model: bone lengths do not change {self.format}: remove it")
 
@@ -92,14 +92,14 @@ class ViewSettings:
         """Refuse values out of range and a place that cannot be written."""
         check(self)
         if not self.paths:
-            raise UsageFault("view: PATH expected: a folder of shards or of results, or a motion file; found none")
+            raise UsageFault("view: expected PATH, found none; give a folder of shards or of results, or a motion file")
         if (self.body_model is not None) != self.embed_body_model:
             raise UsageFault(
-                "--body-model, --embed-body-model: expected both, found one: a page draws the mesh only by holding "
+                "--body-model, --embed-body-model: expected both, found one; a page with the mesh contains "
                 "the licensed model: add the other, or remove it"
             )
         if self.output_file.is_dir():
-            raise UsageFault(f"--output-file {self.output_file}: a file such as page.html expected, found a folder")
+            raise UsageFault(f"--output-file {self.output_file}: expected a file such as page.html, found a folder")
         require_output_file("--output-file", self.output_file)
 
 
@@ -118,7 +118,7 @@ class InspectSettings:
     key: str | None = option(None, "Sample of shards to show, by key or stem.", argument=True, metavar="KEY")
     format: Literal["text", "json"] = option("text", "Format of the facts.")
     png: Path | None = option(
-        None, "PNG file to draw a sample, a motion, audio or text file, a result or a run to; needs omniges[pictures]."
+        None, "PNG file for a picture of a sample, run, result, or motion, audio or text file; needs omniges[pictures]."
     )
     html: Path | None = option(None, "HTML file that shows and plays what was found.")
     motion_rate_hz: float | None = motion_rate_option()
@@ -131,7 +131,7 @@ class InspectSettings:
         require_output_file("--png", self.png)
         require_output_file("--html", self.html)
         if self.png is None and self.html is None and (self.start_s or self.seconds is not None):
-            raise UsageFault("--start, --seconds: expected with --png or --html, found neither: add one")
+            raise UsageFault("--start, --seconds: expected with --png or --html, found neither; add one")
 
 
 @declared
@@ -171,22 +171,24 @@ class RenderSettings:
         """Refuse values out of range and a place that cannot be written."""
         check(self)
         if not self.paths:
-            raise UsageFault("render: PATH expected: a folder of shards or of results, or a motion file; found none")
+            raise UsageFault(
+                "render: expected PATH, found none; give a folder of shards or of results, or a motion file"
+            )
         out, folder = self.output_file, self.output_file.parent
         if out.is_dir() or out.suffix.lower() != ".mp4":
-            raise UsageFault(f"--output-file {out}: a file whose name ends in .mp4 expected")
+            raise UsageFault(f"--output-file {out}: expected a file whose name ends in .mp4")
         if not folder.is_dir():
-            raise UsageFault(f"--output-file {out}: the folder {folder} expected, found none: create it first")
+            raise UsageFault(f"--output-file {out}: expected the folder {folder}, found none; create it first")
         for flag, path in (("--body-model", self.body_model), ("--font", self.font)):
             if path is not None and not path.is_file():
-                raise UsageFault(f"{flag} {path}: a file expected, found none there")
+                raise UsageFault(f"{flag} {path}: expected a file, found none there")
         if self.size is not None and not (
             (found := _SIZE.fullmatch(self.size))
             and all(_MIN_PIXELS <= int(side) <= _MAX_PIXELS and int(side) % 2 == 0 for side in found.groups())
         ):
             raise UsageFault(
-                f"--size {shown(self.size)}: 1280x720 or other even numbers from {_MIN_PIXELS} to "
-                f"{_MAX_PIXELS} expected"
+                f"--size {shown(self.size)}: expected 1280x720 or other even numbers from {_MIN_PIXELS} to "
+                f"{_MAX_PIXELS}"
             )
 
     @property

@@ -162,7 +162,7 @@ def find_tracks(
     read_motion = partial(_motion, rate_hz=motion_rate_hz)
     sources = [(label, path, _found(path, read_motion)) for label, path in map(_labelled, paths)]
     if keys and not any(isinstance(source, ShardFolder) for _, _, source in sources):
-        raise UsageFault(f"--key {keys[0]}: a folder of shards among the paths expected, found none: remove it")
+        raise UsageFault(f"--key {keys[0]}: expected a folder of shards among the paths, found none; remove it")
     others = {found.clip for _, _, each in sources if not isinstance(each, ShardFolder) for found in each}
     chosen: list[_Found] = []
     for label, path, source in sources:
@@ -170,7 +170,7 @@ def find_tracks(
         chosen += [replace(found, name=label or found.name) for found in here]
     chosen = [found for found in chosen if only is None or found.clip in only]
     if not chosen:
-        raise UsageFault(f"{paths[0]}: samples, results or motion files expected, found none")
+        raise UsageFault(f"{paths[0]}: expected samples, results or motion files, found none")
     return [partial(found.load, found.clip, name) for found, name in zip(chosen, _distinct(chosen), strict=True)]
 
 
@@ -203,11 +203,11 @@ def _found(path: Path, read_motion: _ReadMotion) -> ShardFolder | list[_Found]:
         motion = [_file(each, read_motion) for each in motion_files(path)]
         files = [_result(each, read_motion) for each in records(path)] or motion
         if not files:
-            raise UsageFault(f"{path}: a folder of shards, of results or of NPZ files expected, found none of them")
+            raise UsageFault(f"{path}: expected a folder of shards, of results or of NPZ files, found none of them")
         return files
     if not path.is_file():
         raise UsageFault(
-            f"{path}: a folder of shards or results, or an NPZ, WAV or TextGrid expected, found nothing: check the path"
+            f"{path}: expected a folder of shards or results, or an NPZ, WAV or TextGrid, found nothing; check the path"
         )
     return [_file(path, read_motion)]
 
@@ -220,7 +220,7 @@ def _file(path: Path, read_motion: _ReadMotion) -> _Found:
     if kind == ".json":
         return _result(path, read_motion)
     if kind not in {".npz", ".wav", ".textgrid"}:
-        raise UsageFault(f"{path}: a name that ends in .npz, .wav, .TextGrid or, for a result, .json expected")
+        raise UsageFault(f"{path}: expected a name that ends in .npz, .wav, .TextGrid or, for a result, .json")
     clip = next((path.stem.removeprefix(prefix) for prefix in PREFIXES if path.stem.startswith(prefix)), path.stem)
     load = partial(_of_motion_file, path, read_motion) if kind == ".npz" else partial(_of_side_file, path)
     return _Found(clip, path.stem, path, load)
@@ -339,7 +339,7 @@ def _decoded_file(path: Path, sha256: str, decode: Callable[[bytes], Any]) -> An
     try:
         data = read_file(path, _MAX_BYTES, path.parent)
     except FileNotFoundError as error:
-        raise DataError(f"{path}: a file of a result expected, found none: generate it again") from error
+        raise DataError(f"{path}: expected a file of a result, found none; generate it again") from error
     if sha256_hex(data) != sha256:
         raise DataError(f"{path}: it differs from the sha256 in its record: generate it again")
     return _decoded(path, data, decode)

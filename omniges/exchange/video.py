@@ -99,8 +99,8 @@ def render(settings: RenderSettings, count: Callable[[float, float], None] | Non
     if len(clips) > 1:
         names = ", ".join(shown(clip.name) for clip in clips[:3]) + (", …" if len(clips) > 3 else "")
         raise UsageFault(
-            f"{settings.paths[0]}: one recording expected, found {len(clips)} ({names}): choose one with --key, or "
-            "name its files"
+            f"{settings.paths[0]}: expected one recording, found {len(clips)} ({names}); choose one with --key, "
+            "or name its files"
         )
     return render_clip(clips[0], settings, model, count)
 
@@ -116,7 +116,7 @@ def require_video(*, moves: bool) -> None:
         EnvironmentFault: A package is missing.
     """
     if not moves:
-        raise UsageFault("--video: a task that generates gesture or is given it expected: remove --video")
+        raise UsageFault("--video: expected a task that generates gesture or is given it; remove --video")
     _require_packages()
 
 
@@ -141,7 +141,7 @@ def render_results(
     for record in records:
         out = record.with_suffix(".mp4")
         if out.exists() and not overwrite:
-            raise UsageFault(f"{out}: no file expected, found one; the results are complete: add --overwrite")
+            raise UsageFault(f"{out}: expected no file, found one; the results are complete: add --overwrite")
         yield render(RenderSettings(paths=(str(record), *beside), output_file=out, motion_rate_hz=motion_rate_hz))
 
 
@@ -165,7 +165,7 @@ def render_clip(
     moving = [track for track in clip.tracks if track.motion is not None]
     if not 1 <= len(moving) <= MAX_TRACKS:
         raise UsageFault(
-            f"{shown(clip.name)}: 1 to {MAX_TRACKS} tracks with motion expected, found {len(moving)} of "
+            f"{shown(clip.name)}: expected 1 to {MAX_TRACKS} tracks with motion, found {len(moving)} of "
             f"{len(clip.tracks)}"
         )
     sound = _chosen_sound(clip, settings.sound)
@@ -205,7 +205,7 @@ def _require_packages() -> None:
 def _with_faces(path: Path) -> BodyModel:
     model, _ = read_body_model(path)
     if model.triangles is None:
-        raise UsageFault(f"--body-model {path}: an SMPL-X model with faces f expected, found none")
+        raise UsageFault(f"--body-model {path}: expected an SMPL-X model with faces f, found none")
     return model
 
 
@@ -221,8 +221,8 @@ def _chosen_sound(clip: Clip, name: str | None) -> Track | None:
             return track
     names = [track.name for track in heard]
     raise UsageFault(
-        f"--sound {shown(name)}: off or a track with sound expected ({', '.join(map(shown, names)) or 'there is none'})"
-        + did_you_mean(name, names)
+        f"--sound {shown(name)}: expected off or a track with sound "
+        f"({', '.join(map(shown, names)) or 'there is none'})" + did_you_mean(name, names)
     )
 
 

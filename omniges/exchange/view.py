@@ -119,14 +119,14 @@ def parts_of(
         track = load()
         if not settings.start_s < track.seconds:
             raise UsageFault(
-                f"--start {settings.start_s:g}: a second before the end of {track.clip}, {track.seconds:.1f}, expected"
+                f"--start {settings.start_s:g}: expected a time before the end of {track.clip}, {track.seconds:.1f} s"
             )
         if settings.start_s or settings.seconds is not None:
             track = track.cut(settings.start_s, settings.seconds or track.seconds)
         seconds += track.seconds
         if seconds > MAX_SECONDS:
             raise UsageFault(
-                f"{track.clip}: at most {MAX_SECONDS / 3600:g} h of tracks {where} expected, found more: choose "
+                f"{track.clip}: expected at most {MAX_SECONDS / 3600:g} h of tracks {where}, found more; choose "
                 "samples with --key, or a part with --start and --seconds"
             )
         if count is not None:

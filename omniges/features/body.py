@@ -106,7 +106,7 @@ def joint_positions(poses: Numbers, trans: Numbers) -> F64:
     """
     frames = len(poses)
     if poses.shape != (frames, POSE_COLUMNS) or trans.shape != (frames, 3):
-        raise ValueError(f"poses (T, {POSE_COLUMNS}) and trans (T, 3) expected, found {poses.shape}, {trans.shape}")
+        raise ValueError(f"expected poses (T, {POSE_COLUMNS}) and trans (T, 3), found {poses.shape}, {trans.shape}")
     root = np.array(trans, dtype=np.float64)
     root[:, 1] -= PELVIS_BELOW_TRANS_M
     return place(poses, REST_OFFSETS, root)
@@ -186,7 +186,7 @@ class BodyModel:
     def person(self, betas: Numbers) -> Person:
         """Return the body of a person with shape coefficients (300,); raise ValueError for another shape."""
         if betas.shape != (BETAS,):
-            raise ValueError(f"betas ({BETAS},) expected, found {betas.shape}")
+            raise ValueError(f"expected betas ({BETAS},), found {betas.shape}")
         rest = self.template + self.shape_directions @ betas.astype(np.float64)
         return Person(self, rest, self.joint_regressor @ rest)
 
@@ -214,7 +214,7 @@ class Person:
         """
         frames = len(poses)
         if poses.shape != (frames, POSE_COLUMNS) or trans.shape != (frames, 3):
-            raise ValueError(f"poses (T, {POSE_COLUMNS}) and trans (T, 3) expected, found {poses.shape}, {trans.shape}")
+            raise ValueError(f"expected poses (T, {POSE_COLUMNS}) and trans (T, 3), found {poses.shape}, {trans.shape}")
         return place(self._with_mean_hands(poses), parent_offsets(self.rest_joints), self.rest_joints[0] + trans)
 
     def vertex_blocks(self, poses: Numbers, expressions: Numbers, block_frames: int = BLOCK_FRAMES) -> Iterator[F64]:
@@ -234,7 +234,7 @@ class Person:
         frames = len(poses)
         if poses.shape != (frames, POSE_COLUMNS) or expressions.shape != (frames, EXPRESSIONS):
             found = f"{poses.shape}, {expressions.shape}"
-            raise ValueError(f"poses (T, {POSE_COLUMNS}), expressions (T, {EXPRESSIONS}) expected, found {found}")
+            raise ValueError(f"expected poses (T, {POSE_COLUMNS}), expressions (T, {EXPRESSIONS}), found {found}")
         model = self.model
         joint_directions = np.einsum("jv,vce->jce", model.joint_regressor, model.expression_directions, optimize=True)
         faces = model.expression_directions.reshape(-1, EXPRESSIONS).T

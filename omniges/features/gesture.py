@@ -208,7 +208,7 @@ def invalid_rotations(six_d: npt.NDArray[np.floating]) -> float:
     """
     rows = np.asarray(six_d)
     if rows.ndim != 3 or rows.shape[-1] != 6 or rows.size == 0 or rows.dtype.kind != "f":
-        raise ValueError(f"rotations: found an array {rows.shape} of {rows.dtype}; expected floats (frames, joints, 6)")
+        raise ValueError(f"rotations: expected floats (frames, joints, 6), found an array {rows.shape} of {rows.dtype}")
     finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(rows).all(axis=-1))
     values = np.where(finite[..., None], rows, 0.0).astype(np.float64)  # a row of zeros is invalid too
     first, second = values[..., :3], values[..., 3:]
@@ -269,7 +269,7 @@ def gesture_from_motion(
     frames = len(poses)
     shapes = (poses.shape, expressions.shape, trans.shape)
     if frames < 2 or shapes != ((frames, POSE_COLUMNS), (frames, EXPRESSIONS), (frames, 3)):
-        raise ValueError(f"motion of T >= 2 frames with 165, 100 and 3 columns expected, found shapes {shapes}")
+        raise ValueError(f"expected motion of T >= 2 frames with 165, 100 and 3 columns, found shapes {shapes}")
     gesture = np.empty((frames, LAYOUT.channels), dtype=np.float32)
     joints = np.array(LAYOUT.joints)
     for start in range(0, frames, _BLOCK_FRAMES):

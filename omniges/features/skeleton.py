@@ -54,7 +54,7 @@ class Skeleton:
     def local_rotations(self, poses: Numbers) -> F64:
         """Return rotation matrices (T, 55, 3, 3), each relative to the parent, of poses (T, 165) in radians."""
         if poses.ndim != 2 or poses.shape[1] != POSE_COLUMNS:
-            raise ValueError(f"poses (T, {POSE_COLUMNS}) expected, found {poses.shape}")
+            raise ValueError(f"expected poses (T, {POSE_COLUMNS}), found {poses.shape}")
         full = np.array(poses, dtype=np.float64)
         full[:, BODY_COLUMNS:] += self.mean_hands
         return rotations_of(full)

@@ -281,7 +281,7 @@ def tokenizer_problem(data: bytes) -> str | None:
     except ValueError as error:
         return f"no JSON document ({error})"
     if not isinstance(document, dict):
-        return f"an object expected, found {type(document).__name__}"
+        return f"expected an object, found {type(document).__name__}"
     model = document.get("model")
     if not isinstance(model, dict):
         return "no model"
@@ -301,7 +301,7 @@ def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str
             json.dumps(values[name], sort_keys=True) if name in values else "nothing" for values in (found, wanted)
         )
         if one != other:
-            return f"{prefix}{ascii(name)[1:-1][:40]}: {other} expected, found {one[:80]}"
+            return f"{prefix}{ascii(name)[1:-1][:40]}: expected {other}, found {one[:80]}"
     return None
 
 
@@ -311,18 +311,18 @@ def _model_problem(vocabulary: Any, merges: Any) -> str | None:
 
     alphabet = set(pre_tokenizers.ByteLevel.alphabet())
     if not isinstance(vocabulary, dict) or not isinstance(merges, list):
-        return "model.vocab and model.merges: an object and a list expected"
+        return "model.vocab and model.merges: expected an object and a list"
     missing = len(alphabet - vocabulary.keys())
     if missing:
         return f"model.vocab: {missing} of the 256 bytes are not in it, so not every word can be spelled"
     numbers = vocabulary.values()
     if not all(type(number) is int for number in numbers) or sorted(numbers) != list(range(len(vocabulary))):
-        return f"model.vocab: the numbers 0 to {len(vocabulary) - 1} expected, each once"
+        return f"model.vocab: expected the numbers 0 to {len(vocabulary) - 1}, each once"
     made = set(alphabet)
     for merge in merges:
         pair = merge.split(" ") if isinstance(merge, str) else merge  # versions before 0.20.1 write one text
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-            return f"model.merges: pairs of subwords expected, found {ascii(merge)[:80]}"
+            return f"model.merges: expected pairs of subwords, found {ascii(merge)[:80]}"
         if not set(pair) <= made or "".join(pair) not in vocabulary:
             return f"model.merges: {ascii(pair)[:80]} joins or makes what is no subword"
         made.add("".join(pair))

@@ -223,11 +223,11 @@ def read_array(path: Path, wanted: str) -> npt.NDArray[Any]:
         DataError: The file is of another kind, damaged or pickled.
     """
     if not path.is_file():
-        raise UsageFault(f"{path}: no such file; {wanted}")
+        raise UsageFault(f"{path}: {wanted}, found no such file; check the path")
     try:
         return decode_npy(read_file(path, MAX_TOTAL_BYTES))
     except RecordingFault as fault:
-        raise DataError(f"{path}: found {fault.problem.found}; {wanted}") from fault
+        raise DataError(f"{path}: {wanted}, found {fault.problem.found}; check the file") from fault
 
 
 def checked(array: Numbers, what: str, shape: tuple[int | None, ...], *, at_least: int = 1) -> F64:
@@ -250,10 +250,10 @@ def checked(array: Numbers, what: str, shape: tuple[int | None, ...], *, at_leas
     fits = array.ndim == len(shape) and all(n is None or n == m for n, m in zip(shape, array.shape, strict=True))
     if not fits or array.dtype.kind not in "fiu":
         wanted = ", ".join("any" if n is None else str(n) for n in shape)
-        raise UsageFault(f"{what}: found an array {array.shape} of {array.dtype}; expected numbers ({wanted})")
+        raise UsageFault(f"{what}: expected numbers ({wanted}), found an array {array.shape} of {array.dtype}")
     if len(array) < at_least:
-        raise DataError(f"{what}: found {len(array)}; expected at least {at_least}: leave this clip out")
+        raise DataError(f"{what}: expected {at_least} or more rows, found {len(array)}; leave this clip out")
     if not np.isfinite(array).all():  # before the cast, which warns of some NaN
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise DataError(f"{what}: found {array[where]} at {where}; expected finite numbers")
+        raise DataError(f"{what}: expected finite numbers, found {array[where]} at {where}")
     return np.asarray(array, dtype=np.float64)

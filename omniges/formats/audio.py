@@ -363,7 +363,7 @@ def encode_pcm_wav(pcm: npt.NDArray[np.int32], rate_hz: int, *, bits: Literal[16
     """
     limit = 1 << (bits - 1)
     if pcm.ndim != 1 or bits not in {16, 24} or (pcm.size and not (-limit <= pcm.min() and pcm.max() < limit)):
-        raise ValueError(f"{bits}-bit samples (n,) expected, found shape {pcm.shape}")
+        raise ValueError(f"expected {bits}-bit samples (n,), found shape {pcm.shape}")
     body = np.ascontiguousarray(pcm, "<i4").view(np.uint8).reshape(-1, 4)[:, : bits // 8].tobytes()
     return _head(len(body), rate_hz, _PCM, bits) + body
 

@@ -108,7 +108,7 @@ def read_body_model(path: Path) -> tuple[BodyModel, str]:
         DataError: The file is not an SMPL-X model.
     """
     if not path.is_file():
-        raise UsageFault(f"--body-model {path}: an SMPL-X model as .npz expected, found no file there")
+        raise UsageFault(f"--body-model {path}: expected an SMPL-X model as .npz, found no file there")
     data = read_file(path, _MAX_BYTES)
     try:
         return decode_body_model(data), sha256_hex(data)

@@ -18,7 +18,7 @@ def motion_rate_option(**more: Any) -> float | None:
     """
     return option(
         None,
-        "Frames per second of NPZ files that do not say them.",
+        "Frames per second of NPZ files that state no frame rate.",
         "--motion-rate",
         shown="such files are refused",
         above=0,

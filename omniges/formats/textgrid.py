@@ -113,7 +113,7 @@ class WordInterval:
         else:
             found = tuple(getattr(item, name, getattr(item, f"{name}_s", None)) for name in names)
             if found == (None, None, None):
-                raise ValueError(f"{item!r:.80}; a text and 0 <= start <= end in seconds expected")
+                raise ValueError(f"expected a text and 0 <= start <= end in seconds, found {item!r:.80}")
         try:
             word, start, end = found
             start_s, end_s = float(start), float(end)
@@ -123,7 +123,7 @@ class WordInterval:
         except (AttributeError, TypeError, ValueError, OverflowError):
             valid = False
         if not valid or not isinstance(word, str):
-            raise ValueError(f"{found!r:.80}; a text and 0 <= start <= end in seconds expected")
+            raise ValueError(f"expected a text and 0 <= start <= end in seconds, found {found!r:.80}")
         return cls(word, start_s + 0.0, end_s + 0.0)
 
 

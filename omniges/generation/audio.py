@@ -85,7 +85,7 @@ class Spool:
     def append(self, rows: npt.NDArray[Any]) -> None:
         """Append rows (n, …)."""
         if rows.shape[1:] != self._row:
-            raise ValueError(f"rows of shape {self._row} expected, found {rows.shape}")
+            raise ValueError(f"expected rows of shape {self._row}, found {rows.shape}")
         left = np.ascontiguousarray(rows, self._dtype).reshape(-1).view(np.uint8).data
         with os_errors(self._folder, "write to"):
             self._file.seek(self._count * self._row_bytes)
@@ -232,7 +232,7 @@ def _by_libsndfile(path: Path, file: IO[bytes], folder: Path | None, loudness: L
             return _mel_of(path, blocks, (reader.samplerate, reader.channels), folder, loudness)
     except soundfile.LibsndfileError as error:
         raise DataError(
-            f"{path}: audio that libsndfile can read expected, found an error ({error.error_string}): export it as WAV"
+            f"{path}: expected audio that libsndfile can read, found an error ({error.error_string}); export it as WAV"
         ) from error
 
 
@@ -248,8 +248,8 @@ def _require_end_of_ogg(path: Path, file: IO[bytes]) -> None:
     complete = len(table) == segments and len(page) >= _OGG_HEADER_BYTES + segments + sum(table)
     if not complete or not page[_OGG_FLAGS] & _OGG_LAST:
         raise DataError(
-            f"{path}: the last page of an Ogg stream expected, found none: the file is cut off: copy it again, or "
-            "export it as WAV"
+            f"{path}: expected the last page of an Ogg stream, found none; the file is cut off: copy it again, "
+            "or export it as WAV"
         )
 
 
@@ -264,7 +264,7 @@ def _all_of(path: Path, reader: Any) -> Iterator[F32]:
         yield block
     missing = reader.frames - read
     if reader.samplerate * _SLACK_S < missing < _UNKNOWN_FRAMES:
-        raise DataError(f"{path}: {reader.frames} samples expected, found {read}: the file is cut off: copy it again")
+        raise DataError(f"{path}: expected {reader.frames} samples, found {read}; the file is cut off: copy it again")
 
 
 def _checked(path: Path, blocks: Iterator[F32]) -> Iterator[F32]:
@@ -273,7 +273,7 @@ def _checked(path: Path, blocks: Iterator[F32]) -> Iterator[F32]:
     count, silent = 0, True
     for block in blocks:
         if not np.isfinite(block).all():
-            raise DataError(f"{path}: finite samples expected, found NaN or infinite ones: check the recording")
+            raise DataError(f"{path}: expected finite samples, found NaN or infinite ones; check the recording")
         if len(block) and (loudest := float(np.abs(block).max())) > LOUDEST:
             raise RecordingFault("wav-out-of-range", f"values up to {loudest:g}", "floats in [-1, 1]").refusal(path)
         first = block[:1] if first is None else first
@@ -281,20 +281,20 @@ def _checked(path: Path, blocks: Iterator[F32]) -> Iterator[F32]:
         count += len(block)
         yield block
     if not count:
-        raise DataError(f"{path}: samples expected, found none: check the recording")
+        raise DataError(f"{path}: expected samples, found none; check the recording")
     if silent:
-        raise DataError(f"{path}: sound expected, found silence ({count} equal samples): check the recording")
+        raise DataError(f"{path}: expected sound, found silence ({count} equal samples); check the recording")
 
 
 def _require_form(path: Path, rate_hz: float, channels: int, count: int = 0) -> None:
     """Refuse a rate, channels and a number of samples of each that no recording has: memory would follow from them."""
     if not (MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ and 1 <= channels <= MAX_CHANNELS):
         raise DataError(
-            f"{path}: {MIN_RATE_HZ} to {MAX_RATE_HZ} samples per second in 1 to {MAX_CHANNELS} channels expected, "
-            f"found {rate_hz} in {channels}: export it again"
+            f"{path}: expected {MIN_RATE_HZ} to {MAX_RATE_HZ} samples per second in 1 to {MAX_CHANNELS} "
+            f"channels, found {rate_hz} in {channels}; export it again"
         )
     if count > LONGEST_S * rate_hz:
-        raise DataError(f"{path}: at most {LONGEST_S / 3600:g} h of audio expected, found more: cut it")
+        raise DataError(f"{path}: expected at most {LONGEST_S / 3600:g} h of audio, found more; cut it")
 
 
 def _mel_of(
@@ -335,7 +335,7 @@ def _mel_of(
         raise RecordingFault("wav-channels-cancel", problem, "channels that are in phase").refusal(path)
     ticks = count // SAMPLES_PER_TICK
     if ticks < 1:
-        raise DataError(f"{path}: at least 0.1 s of audio expected, found {count / SAMPLE_RATE_HZ:.3f} s")
+        raise DataError(f"{path}: expected at least 0.1 s of audio, found {count / SAMPLE_RATE_HZ:.3f} s")
     mel.append(stream.finish())
     if len(mel) < ticks * MEL_FRAMES_PER_TICK:
         raise AssertionError(f"{len(mel)} mel frames of {ticks} ticks")

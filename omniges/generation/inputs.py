@@ -137,7 +137,7 @@ class Condition:
 
 def _require_file(path: Path) -> None:
     if not path.is_file():
-        raise UsageFault(f"{path}: a file expected, found {'a folder' if path.is_dir() else 'nothing there'}")
+        raise UsageFault(f"{path}: expected a file, found {('a folder' if path.is_dir() else 'nothing there')}")
 
 
 def _content(path: Path) -> bytes:
@@ -210,7 +210,7 @@ def read_text(
     else:
         place = Path(source)
         if not place.is_file() and not place.is_dir():
-            raise UsageFault(f"--text {source}: a file expected, found nothing there: pass words through --text -")
+            raise UsageFault(f"--text {source}: expected a file, found nothing there; pass words through --text -")
         data, path, name = _content(place), source, place.stem
     if Path(source).suffix.lower() == ".textgrid" or is_textgrid(data):
         words, length_s, warnings = _textgrid(path, data, seconds)
@@ -231,8 +231,8 @@ def _compare_lengths(path: str, words: Sequence[Mapping[str, Any]], length_s: fl
     last_s = float(words[-1]["end"])
     if last_s > seconds + MAX_AUDIO_LONGER_S:
         raise DataError(
-            f"{path}: words up to {seconds:.1f} s expected, the length of the other input, found some up to "
-            f"{last_s:.1f} s: give the TextGrid that belongs to it"
+            f"{path}: expected words up to {seconds:.1f} s, the length of the other input, found some up to "
+            f"{last_s:.1f} s; give the TextGrid that belongs to it"
         )
     if length_s < seconds - _SPOKEN_TO_END_S:
         return [f"it ends at {length_s:.1f} s of {seconds:.1f} s: there are no words after it"]
@@ -267,16 +267,16 @@ def words_condition(
     length_s = float(words[-1]["end"]) + _TAIL_S if length_s is None else length_s
     ticks = int(TICKS_PER_SECOND * length_s + 1e-6)
     if ticks < 1:
-        raise DataError(f"{path}: at least 0.1 s expected, found {length_s:.3f} s")
+        raise DataError(f"{path}: expected at least 0.1 s, found {length_s:.3f} s")
     if length_s > LONGEST_S:
         raise DataError(
-            f"{path}: at most {LONGEST_S / 3600:g} h expected, found a length of {length_s:g} s: correct it, or cut it "
-            "with --seconds"
+            f"{path}: expected at most {LONGEST_S / 3600:g} h, found a length of {length_s:g} s; correct it, or "
+            "cut it with --seconds"
         )
     inside = [word for word in words if word["start"] * TICKS_PER_SECOND < ticks]
     if not inside:
         raise DataError(
-            f"{path}: words in the first {ticks / TICKS_PER_SECOND:.1f} s expected, found none: check its times"
+            f"{path}: expected words in the first {ticks / TICKS_PER_SECOND:.1f} s, found none; check its times"
         )
     found = list(warnings)
     if len(inside) < len(words):
@@ -289,8 +289,8 @@ def words_condition(
             lost = ", ".join(reprlib.repr(str(word["word"])) for word in encoded.dropped[:3])
             if len(encoded.dropped) == len(inside):
                 raise DataError(
-                    f"{path}: words that find a place expected, found {len(inside)} with more subwords than ticks "
-                    f"({lost}): correct their times"
+                    f"{path}: expected words that find a place, found {len(inside)} with more subwords than "
+                    f"ticks ({lost}); correct their times"
                 )
             found.append(f"{len(encoded.dropped)} words left out, which have more subwords than ticks: {lost}")
     return Condition("text", name, ticks, series, path, digest, tuple(found), inside)
@@ -305,7 +305,7 @@ def _textgrid(path: str, data: bytes, seconds: float | None) -> tuple[list[dict[
     except RecordingFault as fault:
         raise fault.refusal(path) from fault
     if not tier.words:
-        raise DataError(f"{path}: words expected, found none: give a file with words")
+        raise DataError(f"{path}: expected words, found none; give a file with words")
     words = [{"word": word.word, "start": word.start, "end": word.end} for word in tier.words]
     return words, tier.xmax_s, [f"{note.code}: {note.found}" for note in tier.notes]
 
@@ -317,8 +317,8 @@ def _plain(path: str, data: bytes, rate: SpeakingRate | None) -> tuple[list[dict
         text = data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path}: text in {'UTF-16' if wide else 'UTF-8'} expected, found other bytes at {error.start}: save it as "
-            "UTF-8"
+            f"{path}: expected text in {('UTF-16' if wide else 'UTF-8')}, found other bytes at {error.start}; "
+            "save it as UTF-8"
         ) from error
     if rate is None:
         raise UsageFault(
@@ -354,7 +354,7 @@ def read_gesture(
     absent = motion.absent
     ticks = len(motion.poses) // FRAMES_PER_TICK
     if ticks < 1:
-        raise DataError(f"{path}: at least 0.1 s of motion expected, found {len(motion.poses)} frames")
+        raise DataError(f"{path}: expected at least 0.1 s of motion, found {len(motion.poses)} frames")
     series = Spool(folder, (channels,))
     for start in range(0, len(motion.poses), _BLOCK_FRAMES):
         first = max(0, start - 1)  # one frame earlier, because root channels are differences
@@ -498,7 +498,7 @@ def planned_inputs(conditions: Sequence[StreamName], sources: Sources, reading: 
         raise UsageFault(f"--{unused[0]}: the inputs of this task are {', '.join(conditions) or 'none'}: remove it")
     if sources.from_shards:
         if any(sources.files(name) for name in STREAMS):
-            raise UsageFault("--key and --split: samples of shards or files expected, found both")
+            raise UsageFault("--key and --split: expected samples of shards or files, found both")
         folder = open_shards_of_model(cast("Path", sources.shards))
         rows = [folder.row(key) for key in sources.keys] or [row for row in folder.rows if row.split == sources.split]
         if not rows:
@@ -508,12 +508,12 @@ def planned_inputs(conditions: Sequence[StreamName], sources: Sources, reading: 
     missing = [name for name in conditions if not sources.files(name)]
     if missing:
         raise UsageFault(
-            f"--{missing[0]}: an input of this task ({' and '.join(conditions)}) expected, found none: give a file, or "
-            "--shards and --key"
+            f"--{missing[0]}: expected an input of this task ({' and '.join(conditions)}), found none; give a "
+            "file, or --shards and --key"
         )
     if not conditions and sources.seconds is None:
         raise UsageFault(
-            "--seconds: a length expected for results without an input, found none: give one, such as --seconds 20"
+            "--seconds: expected a length for results without an input, found none; give one, such as --seconds 20"
         )
     rate = _rate(sources) or reading.rate
     if sources.seconds is not None and not conditions:
@@ -532,8 +532,8 @@ def _require_streams(conditions: Sequence[StreamName], rows: Sequence[ManifestRo
         if lost:
             more = f" and {len(lost) - 1} more samples" if len(lost) > 1 else ""
             raise UsageFault(
-                f"--key {lost[0]}: {name} expected, an input of this task, but it is absent from it{more} in {folder}: "
-                "name other samples by --key, or choose another task"
+                f"--key {lost[0]}: expected {name}, an input of this task, but it is absent from it{more} in "
+                f"{folder}; name other samples by --key, or choose another task"
             )
 
 
@@ -647,18 +647,18 @@ def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
     if {"audio", "gesture"} <= by_stream.keys() and not lengths_fit(by_stream["audio"], by_stream["gesture"]):
         found = ", ".join(f"{one.path} {one.ticks / TICKS_PER_SECOND:.1f} s" for one in item.conditions)
         raise DataError(
-            f"{item.name}: audio at most {MAX_AUDIO_LONGER_S:g} s longer than motion and motion at most "
-            f"{MAX_MOTION_LONGER_S:g} s longer than audio expected, found {found}: give files that belong together"
+            f"{item.name}: expected audio at most {MAX_AUDIO_LONGER_S:g} s longer than motion and motion at "
+            f"most {MAX_MOTION_LONGER_S:g} s longer than audio, found {found}; give files that belong together"
         )
     ticks = min(lengths) if seconds is None else min(*lengths, int(seconds * TICKS_PER_SECOND + 1e-6))
     if ticks > LONGEST_S * TICKS_PER_SECOND:
         raise DataError(
-            f"{item.name}: at most {LONGEST_S / 3600:g} h expected, found {ticks / TICKS_PER_SECOND:g} s: cut it"
+            f"{item.name}: expected at most {LONGEST_S / 3600:g} h, found {ticks / TICKS_PER_SECOND:g} s; cut it"
         )
     ticks -= ticks % reading.tick_multiple
     if not ticks:
         min_s = reading.tick_multiple / TICKS_PER_SECOND
-        raise DataError(f"{item.name}: at least {min_s:g} s expected, found less")
+        raise DataError(f"{item.name}: expected at least {min_s:g} s, found less")
     shorter = item.conditions and max(lengths) > ticks
     conditions = tuple(one.cut(ticks) for one in item.conditions)
     absent = frozenset[str]().union(*(one.absent for one in conditions))
@@ -666,7 +666,7 @@ def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
         silent := next((one for one in conditions if one.stream == "text" and not one.words), None)
     ):
         raise DataError(
-            f"{silent.path}: words in the first {ticks / TICKS_PER_SECOND:.1f} s expected, found none there"
+            f"{silent.path}: expected words in the first {ticks / TICKS_PER_SECOND:.1f} s, found none there"
         )
     return replace(
         item,

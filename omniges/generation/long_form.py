@@ -55,7 +55,7 @@ class WindowSettings:
         """Refuse overlaps out of range, and lengths that do not contain complete tokens."""
         if not 0 <= self.overlap_ticks <= self.window_ticks // 2 or min(self.windows, self.at_once) < 1:
             raise UsageFault(
-                f"overlap: found {self.overlap_ticks} ticks of a window of {self.window_ticks}; expected from 0 to half"
+                f"overlap: expected 0 to half of a window of {self.window_ticks} ticks, found {self.overlap_ticks}"
             )
         for what, ticks in (("window", self.window_ticks), ("overlap", self.overlap_ticks)):
             if ticks % self.tick_multiple:
@@ -253,8 +253,8 @@ def sample_timelines(
                 # NaN would be decoded as words; motion and audio are checked later.
                 if "text" in tokens and not tokens["text"].isfinite().all():
                     raise DataError(
-                        "generated text: finite tokens expected, found NaN or infinite ones: the model is not trained "
-                        "enough; choose another checkpoint"
+                        "generated text: expected finite tokens, found NaN or infinite ones; the model is not "
+                        "trained enough; choose another checkpoint"
                     )
                 ready = chunk.ticks - wait
                 counts = {name: _count(model.stream(name), ready, chunk) for name in tokens}

@@ -273,7 +273,7 @@ class OmnigesPipeline:
         """
         path = arguments.path("folder", folder)
         if path.exists():
-            raise UsageFault(f"{path}: a new folder expected, found an existing one")
+            raise UsageFault(f"{path}: expected a new folder, found an existing one")
         loaded = self._loaded
         tensors = {name: p.detach() for name, p in loaded.model.named_parameters()}
         documents = dict(loaded.identity.documents()) | loaded.history()
@@ -442,12 +442,12 @@ class OmnigesPipeline:
         reading = self._sampler.reading()
         if rate is not None and not isinstance(rate, SpeakingRate):
             raise UsageFault(
-                f"speaking_rate {rate!r:.80}: the result of pipeline.speaking_rate(SHARDS) expected, or None"
+                f"speaking_rate {rate!r:.80}: expected the result of pipeline.speaking_rate(SHARDS), or None"
             )
         codec, rate = reading.token_codec, rate or reading.rate
         if isinstance(text, Path) or (isinstance(text, str) and _names_file(text)):
             if not os.path.isfile(text):
-                raise UsageFault(f"text {str(text)!r:.200}: a file expected, found none; give words to be spoken")
+                raise UsageFault(f"text {str(text)!r:.200}: expected a file, found none; give words to be spoken")
             return read_text(str(text), codec, rate, length_s)
         warnings: list[str] = []
         words = text
@@ -463,7 +463,7 @@ class OmnigesPipeline:
         else:
             words, warnings = _checked_words(words)
         if not words:
-            raise UsageFault("text: at least one word expected, found none")
+            raise UsageFault("text: expected at least one word, found none")
         digest = sha256_hex(json.dumps(list(words), ensure_ascii=False).encode())
         return words_condition(words, codec, length_s, "text", ("text", digest), warnings)
 
@@ -508,7 +508,7 @@ def _require_inputs(task: str, inputs: Mapping[str, object]) -> None:
     wanted = set(TASKS[task].conditions)
     if passed != wanted:
         raise UsageFault(
-            f"{task}: {' and '.join(sorted(wanted)) or 'no input'} expected, found "
+            f"{task}: expected {' and '.join(sorted(wanted)) or 'no input'}, found "
             f"{' and '.join(sorted(passed)) or 'none'}"
         )
 
@@ -518,7 +518,7 @@ def _item(conditions: Sequence[Condition], seconds: float | None, reading: Readi
     if conditions:
         return cut_input(Input("input", 0, tuple(conditions)), seconds, reading)
     if seconds is None:
-        raise UsageFault("seconds: a number of at least 0.1 expected for samples without an input, found none")
+        raise UsageFault("seconds: expected a number of at least 0.1 for samples without an input, found none")
     return cut_input(Input("unconditional", int(seconds * TICKS_PER_SECOND + 1e-6), ()), None, reading)
 
 
@@ -532,7 +532,7 @@ def _names_file(text: str) -> bool:
 def _checked_words(value: Any) -> tuple[list[dict[str, Any]], list[str]]:
     """Return words with times in order, by the rules of TextGrids, and warnings; raise UsageFault for invalid ones."""
     if isinstance(value, Mapping | bytes) or not isinstance(value, Iterable):
-        raise UsageFault(f"text: a text, a file or words expected, found {type(value).__name__}")
+        raise UsageFault(f"text: expected a text, a file or words, found {type(value).__name__}")
     try:
         words, notes = words_in_order([WordInterval.of(item) for item in value])
     except (ValueError, RecordingFault) as error:
@@ -547,7 +547,7 @@ def _array(name: str, value: Array) -> npt.NDArray[Any]:
         value = value.detach().cpu()
         value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
     if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
-        raise UsageFault(f"{name}: a path, an array or a tensor expected, found {type(value).__name__}")
+        raise UsageFault(f"{name}: expected a path, an array or a tensor, found {type(value).__name__}")
     return value
 
 
@@ -567,13 +567,14 @@ def _audio(audio: Path | str | Array, rate_hz: float | None, loudness: Loudness)
     channels = samples.shape[1] if samples.ndim == 2 else 1
     if samples.ndim not in {1, 2} or samples.dtype.kind != "f" or not 1 <= channels <= _MAX_CHANNELS < len(samples):
         raise UsageFault(
-            f"audio: floats, int16 or int32 of shape (N,), (N, channels) or (channels, N) expected, with at most "
-            f"{_MAX_CHANNELS} channels and more samples than that, found {samples.dtype} of {tuple(samples.shape)}"
+            "audio: expected floats, int16 or int32 of shape (N,), (N, channels) or (channels, N), with at most "
+            f"{_MAX_CHANNELS} channels and more samples than that, found {samples.dtype} of "
+            f"{tuple(samples.shape)}"
         )
     loudest = float(np.abs(samples).max())  # NaN is refused when samples are read
     if loudest > LOUDEST:
         raise UsageFault(
-            f"audio: floats in [−1, 1] expected, found some up to {loudest:g}: divide them by full scale, such as 32768"
+            f"audio: expected floats in [−1, 1], found some up to {loudest:g}; divide them by full scale, such as 32768"
         )
     digest = sha256_hex(np.ascontiguousarray(samples).tobytes())
     return audio_condition(log_mel_of_samples(samples, rate_hz, None, loudness), "audio", "audio", digest)
@@ -590,10 +591,10 @@ def _gesture(gesture: Path | str | Array, rate_hz: float | None, wanted: int) ->
     sizes = get_args(GestureChannels)
     if channels.ndim != 2 or channels.shape[1] not in sizes or len(channels) < FRAMES_PER_TICK:
         raise UsageFault(
-            f"gesture: channels (3 frames or more, {' or '.join(map(str, sizes))}) expected, found {channels.shape}"
+            f"gesture: expected channels (3 frames or more, {' or '.join(map(str, sizes))}), found {channels.shape}"
         )
     if channels.dtype.kind != "f" or not np.isfinite(channels).all():
-        raise UsageFault(f"gesture: finite floats expected, found other values in an array of {channels.dtype}")
+        raise UsageFault(f"gesture: expected finite floats, found other values in an array of {channels.dtype}")
     array = np.ascontiguousarray(channels, np.float32)
     ticks = len(array) // FRAMES_PER_TICK
     digest = sha256_hex(array.tobytes())

@@ -110,10 +110,10 @@ def read_record(path: Path) -> GeneratedRecord:
     """Read a record; raise DataError with the field that is wrong."""
     found = read_settings(path, "Generate it again", path.parent)
     if found.get("format") != _FORMAT:
-        raise DataError(f"{path}: format {_FORMAT!r} expected: this is not a record of omniges generate")
+        raise DataError(f"{path}: expected format {_FORMAT!r}; this is not a record of omniges generate")
     if found.get("version") != _VERSION:
         raise DataError(
-            f"{path}: version {_VERSION} expected, found {found.get('version')}: use the omniges version that wrote it"
+            f"{path}: expected version {_VERSION}, found {found.get('version')}; use the omniges version that wrote it"
         )
     del found["format"], found["version"]
     found.setdefault("absent", [])
@@ -124,18 +124,18 @@ def read_record(path: Path) -> GeneratedRecord:
     for name, declared in expected.items():
         if not declared["fits"](found[name]):
             what = reprlib.repr(found[name])
-            raise DataError(f"{path}: {name}: {declared['expected']} expected, found {what}: generate it again")
+            raise DataError(f"{path}: {name}: expected {declared['expected']}, found {what}; generate it again")
     if found["seconds"] > LONGEST_S:
         length = reprlib.repr(found["seconds"])
-        raise DataError(f"{path}: seconds: up to {LONGEST_S:g} expected, a day, found {length}: generate it again")
+        raise DataError(f"{path}: seconds: expected up to {LONGEST_S:g}, a day, found {length}; generate it again")
     for kind, entry in found["files"].items():  # files lie in the folder of the record
         if not _is_name(entry["path"]):
             raise DataError(
-                f"{path}: files: {ascii(kind)[:40]}: the name of a file beside the record expected, found "
-                f"{ascii(entry['path'])[:80]}: generate it again"
+                f"{path}: files: {ascii(kind)[:40]}: expected the name of a file beside the record, found "
+                f"{ascii(entry['path'])[:80]}; generate it again"
             )
     if sorted(found["seams_s"]) != found["seams_s"] or not all(0 < s < found["seconds"] for s in found["seams_s"]):
-        raise DataError(f"{path}: seams_s: rising moments within {found['seconds']:g} s expected: generate it again")
+        raise DataError(f"{path}: seams_s: expected rising moments within {found['seconds']:g} s; generate it again")
     own: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
     return GeneratedRecord(**own)
 

@@ -76,7 +76,7 @@ def generate(
     recorded = TASKS[task].targets if settings.png else ()
     codecs.require([TASKS[task]], settings.sources)
     if settings.continuous and codecs.through_codes(TASKS[task].targets) is None:
-        raise UsageFault("--continuous: a target with a quantizing codec expected, found none: remove it")
+        raise UsageFault("--continuous: expected a target with a quantizing codec, found none; remove it")
     inputs = planned_inputs(TASKS[task].conditions, settings.sources, sampler.reading(settings.output_dir, recorded))
     _refuse_taken(settings, task, inputs)
     new = not settings.output_dir.exists()

@@ -527,7 +527,7 @@ def asked_values(streams: Mapping[str, ConditionStream], given: Sequence[tuple[s
     for name, value in given:
         if name not in streams:
             held = f"the model has {', '.join(streams)}" if streams else "the model was trained with none"
-            raise UsageFault(f"{origin} {name}: a condition stream of the model expected: {held}")
+            raise UsageFault(f"{origin} {name}: expected a condition stream of the model; {held}")
         if name in found:
             raise UsageFault(f"{origin} {name}: it is given twice: give one value")
         try:

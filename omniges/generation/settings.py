@@ -69,7 +69,7 @@ def require_guidable(task: Task, sampling: SamplingSettings, conditions: Collect
 def _named_value(flag: str, text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not (name and equals and value):
-        raise UsageFault(f"{flag} {text}: NAME=VALUE such as emotion=happiness expected")
+        raise UsageFault(f"{flag} {text}: expected NAME=VALUE such as emotion=happiness")
     return name, value
 
 
@@ -77,7 +77,7 @@ def _start(flag: str, text: str) -> tuple[float, float]:
     try:
         x, z = map(float, text.split(","))
     except ValueError:
-        raise UsageFault(f"{flag} {text}: two numbers in metres such as 0.5,-1 expected") from None
+        raise UsageFault(f"{flag} {text}: expected two numbers in metres such as 0.5,-1") from None
     return x, z
 
 
@@ -93,10 +93,10 @@ class Sources:
     gesture: tuple[Path, ...] = option((), "SMPL-X NPZ file as a condition; may be repeated.")
     motion_rate_hz: float | None = motion_rate_option()
     shards: Path | None = option(
-        None, "Folder of shards to take --key and --split from, and the speaking rate of plain text."
+        None, "Folder of shards for --key and --split, and to learn the speaking rate of plain text."
     )
     keys: tuple[str, ...] = option((), "Samples of the shards to take as conditions, by key.", "--key", commas=True)
-    split: Split | None = option(None, "Split of the shards whose samples are all taken as conditions.")
+    split: Split | None = option(None, "Take all samples of this split of the shards as conditions.")
     seconds: float | None = option(
         None,
         "Longest result in seconds; without conditions, the length of the result.",
@@ -179,7 +179,7 @@ class GenerateSettings:
         """Refuse values out of range, and options that the task does not use."""
         check(self)
         if self.start_xz is not None and not all(map(math.isfinite, self.start_xz)):
-            raise UsageFault("--start-xz {:g},{:g}: finite numbers in metres expected".format(*self.start_xz))
+            raise UsageFault("--start-xz {:g},{:g}: expected finite numbers in metres".format(*self.start_xz))
         task = TASKS[task_named(self.task)]
         of_motion = {"--body": self.body is not None, "--start-xz": self.start_xz is not None}
         unread = [flag for flag, given in of_motion.items() if given and "gesture" not in task.targets]
@@ -200,7 +200,7 @@ class GenerateSettings:
             try:
                 str(file).encode()
             except UnicodeEncodeError as error:
-                raise UsageFault(f"{flag} {shown(file)}: a name in UTF-8 expected: rename it") from error
+                raise UsageFault(f"{flag} {shown(file)}: expected a name in UTF-8; rename it") from error
 
 
 @dataclass(frozen=True, slots=True)

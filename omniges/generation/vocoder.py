@@ -124,7 +124,7 @@ class GriffinLim:
     def push(self, mel: F32) -> F32:
         """Append mel frames (F, 64); return the samples that are ready, 0 or more."""
         if mel.ndim != 2 or mel.shape[1] != MEL_BANDS:
-            raise ValueError(f"log-mel (F, {MEL_BANDS}) expected, found {mel.shape}")
+            raise ValueError(f"expected log-mel (F, {MEL_BANDS}), found {mel.shape}")
         self._held = np.concatenate([self._held, mel])
         ready = []
         while len(self._held) > _SEGMENT_FRAMES + _FADE_FRAMES:
@@ -137,7 +137,7 @@ class GriffinLim:
     def finish(self) -> F32:
         """Return the last samples; raise ValueError if there were fewer than 4 frames in all."""
         if len(self._held) < MIN_FRAMES:
-            raise ValueError(f"log-mel of at least {MIN_FRAMES} frames expected, found {len(self._held)}")
+            raise ValueError(f"expected log-mel of at least {MIN_FRAMES} frames, found {len(self._held)}")
         return _joined([self._segment(self._held)])
 
     def _segment(self, mel: F32) -> F64:
@@ -215,7 +215,7 @@ def load_hifi_gan(folder: Path) -> Vocoder:
     config = _read_config(folder)
     file = next((path for name in _WEIGHTS if (path := folder / name).is_file()), None)
     if file is None:
-        raise UsageFault(f"--vocoder {folder}: {' or '.join(_WEIGHTS)} expected beside config.json, found neither")
+        raise UsageFault(f"--vocoder {folder}: expected {' or '.join(_WEIGHTS)} beside config.json, found neither")
     try:
         from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig  # noqa: PLC0415 - optional, slow to import
     except ModuleNotFoundError as error:
@@ -252,22 +252,22 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise UsageFault(
-            f"--vocoder {folder}: the folder of a HiFi-GAN with config.json expected, found none there: check the path"
+            f"--vocoder {folder}: expected the folder of a HiFi-GAN with config.json, found none there; check the path"
         )
     read = read_settings(path, "Take another folder", folder)
     config = {"resblock_dilation_sizes": _DILATIONS} | {key: read[key] for key in _CONFIG if key in read}
     for key, (expected, fits) in _CONFIG.items():
         if key in config and not fits(config[key]):
             raise DataError(
-                f"{path}: {key}: the configuration of a SpeechT5HifiGan expected, with {expected}, found "
-                f"{config[key]!r:.80}: give another"
+                f"{path}: {key}: expected the configuration of a SpeechT5HifiGan, with {expected}, found "
+                f"{config[key]!r:.80}; give another"
             )
     rates = config.get("upsample_rates", [])
     found = (config.get("model_in_dim"), config.get("sampling_rate"), math.prod(rates))
     wanted = (MEL_BANDS, SAMPLE_RATE_HZ, HOP_SAMPLES)
     if found != wanted:
         names = ("mel bands (model_in_dim)", "Hz (sampling_rate)", "samples a frame (product of upsample_rates)")
-        wrong = [f"{w} {n} expected, found {f}" for w, f, n in zip(wanted, found, names, strict=True) if w != f]
+        wrong = [f"expected {w} {n}, found {f}" for w, f, n in zip(wanted, found, names, strict=True) if w != f]
         raise DataError(
             f"{path}: it expects another mel: {'; '.join(wrong)}: choose another vocoder, such as AudioLDM2's"
         )

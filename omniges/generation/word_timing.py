@@ -67,9 +67,9 @@ class SpeakingRate:
         """Parse the result of `as_json`; raise ValueError for anything else."""
         found = parse_json(content)
         if not isinstance(found, dict) or found.keys() != {f.name for f in fields(cls)}:
-            raise ValueError("a speaking rate expected")
+            raise ValueError("expected a speaking rate")
         if not all(is_real(value) and abs(value) < _MOST for value in found.values()):
-            raise ValueError("a speaking rate in seconds expected")
+            raise ValueError("expected a speaking rate in seconds")
         return cls(**found)
 
     def word_s(self, word: str) -> float:
@@ -102,8 +102,8 @@ def learn_rate(clips: Iterable[Sequence[Mapping[str, Any]]]) -> SpeakingRate:
         gaps += [after["start"] - before["end"] for before, after in itertools.pairwise(words)]
     if len(lengths) < MIN_WORDS:
         raise UsageFault(
-            f"plain text: at least {MIN_WORDS} words expected in the train split of --shards to learn a speaking "
-            f"rate, found {len(lengths)}; give other shards, or a TextGrid"
+            f"plain text: expected at least {MIN_WORDS} words in the train split of --shards to learn a "
+            f"speaking rate, found {len(lengths)}; give other shards, or a TextGrid"
         )
     design = np.stack([np.ones(len(letters)), np.array(letters, dtype=np.float64)], axis=1)
     (base, slope), *_ = np.linalg.lstsq(design, np.array(lengths), rcond=None)
@@ -188,7 +188,7 @@ def timed_words(text: str, rate: SpeakingRate) -> list[dict[str, Any]]:
         UsageFault: The text has no words, or is a file of another kind.
     """
     if kind := _other_format(text):
-        raise UsageFault(f"text: plain words expected, found {kind}: give a TextGrid, or the words alone")
+        raise UsageFault(f"text: expected plain words, found {kind}; give a TextGrid, or the words alone")
     words: list[dict[str, Any]] = []
     now = 0.0
     for token in (piece for part in text.split() if not _is_mark(part) for piece in _PIECES.findall(part)):
@@ -201,8 +201,8 @@ def timed_words(text: str, rate: SpeakingRate) -> list[dict[str, Any]]:
         if words and ending & (_SENTENCE | _PHRASE):
             now = words[-1]["end"] + (rate.sentence_s if ending & _SENTENCE else rate.phrase_s)
     if not words:
-        raise UsageFault("text: at least one word expected, found none")
+        raise UsageFault("text: expected at least one word, found none")
     if not any(is_word(word["word"]) for word in words):  # beside words, such as in Turkish, sil may be one of them
         found = ", ".join(sorted({word["word"] for word in words})[:5])
-        raise UsageFault(f"text: at least one word expected, found only marks of silence or noise: {found}")
+        raise UsageFault(f"text: expected at least one word, found only marks of silence or noise; {found}")
     return words

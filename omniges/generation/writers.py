@@ -145,8 +145,8 @@ class SpeechSink:
         """Append mel frames (F, 64); raise DataError if they are NaN or infinite."""
         if not np.isfinite(mel).all():
             raise DataError(
-                "generated audio: finite mel values expected, found NaN or infinite ones: the model is not trained "
-                "enough; choose another checkpoint"
+                "generated audio: expected finite mel values, found NaN or infinite ones; the model is not "
+                "trained enough; choose another checkpoint"
             )
         self._mel.append(mel)
         if self._vocoder is not None:

@@ -45,9 +45,7 @@ def weighted_mean(clips: Sequence[ClipValue]) -> float:
     """
     total = math.fsum(clip.weight for clip in clips)
     if not total > 0:
-        raise DataError(
-            f"mean over clips: found {len(clips)} clips with a total weight of {total}; expected some weight"
-        )
+        raise DataError(f"mean over clips: expected a total weight above 0, found {total} of {len(clips)} clips")
     return math.fsum(clip.value * clip.weight for clip in clips) / total
 
 
@@ -73,7 +71,7 @@ def checked_pair(
     first = checked(found, f"generated {what}", shape, at_least=at_least)
     second = checked(expected, f"recorded {what}", shape, at_least=at_least)
     if first.shape != second.shape:
-        raise UsageFault(f"{what}: found {first.shape} generated and {second.shape} recorded; expected equal shapes")
+        raise UsageFault(f"{what}: expected equal shapes, found {first.shape} generated and {second.shape} recorded")
     return first, second
 
 
@@ -90,7 +88,7 @@ class Interval:
 def _uniform(seed: int, count: int) -> F64:
     """Return random numbers (count,) in [0, 1) from the top 53 bits of each output."""
     if not 0 <= seed < 1 << 64:
-        raise UsageFault(f"seed: found {seed}; expected 0 to 2^64 - 1")
+        raise UsageFault(f"seed: expected 0 to 2^64 - 1, found {seed}")
     return np.asarray((np.random.Philox(key=seed).random_raw(count) >> np.uint64(11)) * 2.0**-53)
 
 
@@ -110,9 +108,9 @@ def draw_clips(clips: int, resamples: int, seed: int) -> I64:
         UsageFault: The seed or the number of resamples is out of range.
     """
     if clips < 2:
-        raise DataError(f"interval: found {clips} clips; expected at least 2: a value of one clip has no interval")
+        raise DataError(f"interval: expected at least 2 clips, found {clips}; a value of one clip has no interval")
     if resamples < 1:
-        raise UsageFault(f"interval: found {resamples} resamples; expected at least 1")
+        raise UsageFault(f"interval: expected at least 1 resample, found {resamples}")
     drawn = _uniform(seed, resamples * clips)
     return np.minimum((drawn * clips).astype(np.int64), clips - 1).reshape(resamples, clips)
 
@@ -163,13 +161,13 @@ def bootstrap_mean(clips: Sequence[ClipValue], *, seed: int, resamples: int = RE
     products = np.array([clip.value for clip in clips]) * weights
     totals = weights[rows].sum(axis=1)
     if not (totals > 0).all():
-        raise DataError("interval: found a draw of clips without weight; expected every clip to have some")
+        raise DataError("interval: expected every clip to have a weight, found a resample without any")
     return _interval(weighted_mean(clips), products[rows].sum(axis=1) / totals)
 
 
 def _interval(value: float, values: F64) -> Interval:
     if not (np.isfinite(value) and np.isfinite(values).all()):
-        raise DataError("interval: found a value that is NaN or infinite; expected finite values of every clip")
+        raise DataError("interval: expected finite values of every clip, found a value that is NaN or infinite")
     low, high = np.quantile(values, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return Interval(float(value), float(low), float(high), len(values))
 
@@ -190,7 +188,7 @@ def shuffled_pairing(clips: int, seed: int) -> I64:
         DataError: There are fewer than two clips.
     """
     if clips < 2:
-        raise DataError(f"shuffled pairing: found {clips} clips; expected at least 2")
+        raise DataError(f"shuffled pairing: expected at least 2 clips, found {clips}")
     order = np.arange(clips)
     for last, u in zip(range(clips - 1, 0, -1), _uniform(seed, clips - 1), strict=True):
         other = min(int(u * last), last - 1)

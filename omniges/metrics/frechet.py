@@ -93,7 +93,7 @@ def _gaussian(features: Numbers, what: str) -> _Gaussian:
     rows = checked(features, f"{what} features", (None, None), at_least=2)
     count, dimensions = rows.shape
     if dimensions == 0:
-        raise UsageFault(f"{what} features: found no columns; expected at least one")
+        raise UsageFault(f"{what} features: expected at least one column, found none")
     mean = rows.mean(axis=0)
     # R of a QR decomposition has the singular values and axes of the rows, and is small however many rows there are.
     triangle = np.linalg.qr(rows - mean, mode="r")
@@ -131,8 +131,8 @@ def frechet_distance(generated: Numbers, recorded: Numbers, settings: FrechetSet
     first, second = _gaussian(generated, "generated"), _gaussian(recorded, "recorded")
     if len(first.mean) != len(second.mean):
         raise UsageFault(
-            f"features: found {len(first.mean)} columns generated and {len(second.mean)} recorded; "
-            "expected both from one encoder"
+            f"features: expected both from one encoder, found {len(first.mean)} columns generated and "
+            f"{len(second.mean)} recorded"
         )
     product = first.root(settings.offset) @ second.root(settings.offset).T
     cross = float(np.linalg.svd(product, compute_uv=False).sum())
@@ -240,7 +240,7 @@ def load_encoder(path: Path, *, trust_program: bool = False) -> Encoder:
     if trust_program:
         return _torchscript(path)
     if not path.is_file():
-        raise UsageFault(f"{path}: no such file; expected an encoder")
+        raise UsageFault(f"{path}: expected an encoder, found no such file; check the path")
     if not zipfile.is_zipfile(path):
         return _convolutions(path) if path.suffix == ".safetensors" else load_motion_encoder(path)
     if _is_program(path):
@@ -249,7 +249,7 @@ def load_encoder(path: Path, *, trust_program: bool = False) -> Encoder:
             "if you trust its origin"
         )
     if path.suffix == ".safetensors":
-        raise DataError(f"{path}: found a file of torch.save; expected safetensors: rename it to {path.stem}.bin")
+        raise DataError(f"{path}: expected safetensors, found a file of torch.save; rename it to {path.stem}.bin")
     return load_motion_encoder(path)
 
 
@@ -264,7 +264,7 @@ def _is_program(path: Path) -> bool:
 
 def _name(kind: str, path: Path) -> str:
     if not path.is_file():
-        raise UsageFault(f"{path}: no such file; expected a file of {kind}")
+        raise UsageFault(f"{path}: expected a file of {kind}, found no such file; check the path")
     with os_errors(path, "read"):
         return f"{kind}:{path.name}:{file_sha256(path)[:12]}"
 
@@ -365,10 +365,10 @@ def _convolutions(path: Path) -> Encoder:
         shape = layer.weight.shape
         if len(shape) != 3 or 0 in shape or shape[1] != width or layer.bias.shape != shape[:1]:
             raise DataError(
-                f"{path}: layer {k}: found {shape} and {layer.bias.shape}; expected (out, {width}, kernel), (out,)"
+                f"{path}: layer {k}: expected (out, {width}, kernel), (out,), found {shape} and {layer.bias.shape}"
             )
         if layer.padding >= shape[2]:
-            raise DataError(f"{path}: layer {k}: found padding {layer.padding}; expected less than its {shape[2]} taps")
+            raise DataError(f"{path}: layer {k}: expected a padding below its {shape[2]} taps, found {layer.padding}")
         width, frames = shape[0], (frames + 2 * layer.padding - shape[2]) // layer.stride + 1
         if frames < 1:
             raise DataError(f"{path}: layer {k} leaves no frame of {settings}; expected a larger multiple_of_frames")
@@ -379,13 +379,15 @@ def _convolutions(path: Path) -> Encoder:
 def _settings(path: Path) -> tuple[int, list[tuple[int, int, str]]]:
     """Read the multiple of frames, and (stride, padding, activation) of each layer."""
     if not path.is_file():
-        raise UsageFault(f"{path}: no such file; expected the encoder's settings beside its tensors")
+        raise UsageFault(
+            f"{path}: expected the encoder's settings beside its tensors, found no such file; check the path"
+        )
     found = read_settings(path, "Give the encoder's own settings", path.parent)
     if (found.get("format"), found.get("version")) != (_FORMAT, 1):
         raise DataError(f'{path}: expected {{"format": "{_FORMAT}", "version": 1, …}}')
     if found.keys() != {"format", "version", "multiple_of_frames", "layers"}:
         raise DataError(
-            f"{path}: found keys {', '.join(sorted(found))[:160]}; expected format, version, multiple_of_frames, layers"
+            f"{path}: expected format, version, multiple_of_frames, layers, found keys {', '.join(sorted(found))[:160]}"
         )
     layers = found["layers"]
     if not isinstance(layers, list) or not layers or not all(isinstance(layer, dict) for layer in layers):
@@ -395,8 +397,8 @@ def _settings(path: Path) -> tuple[int, list[tuple[int, int, str]]]:
     for k, layer in enumerate(layers):
         if layer.keys() != {"stride", "padding", "activation"} or layer["activation"] not in (*_ACTIVATIONS,):
             raise DataError(
-                f"{path}: layer {k}: found {str(layer)[:160]}; "
-                f"expected stride, padding and an activation of {', '.join(_ACTIVATIONS)}"
+                f"{path}: layer {k}: expected stride, padding and an activation of {', '.join(_ACTIVATIONS)}, "
+                f"found {str(layer)[:160]}"
             )
         rows.append((_integer(layer, "stride", 1, path), _integer(layer, "padding", 0, path), layer["activation"]))
     return multiple, rows
@@ -406,7 +408,7 @@ def _integer(found: Mapping[str, Any], key: str, minimum: int, path: Path) -> in
     value = found[key]
     if type(value) is not int or not minimum <= value <= 1 << 16:
         raise DataError(
-            f"{path}: {key}: found {one_line(str(value), 80)}; expected a whole number from {minimum} to 65536"
+            f"{path}: {key}: expected a whole number from {minimum} to 65536, found {one_line(str(value), 80)}"
         )
     return value
 
@@ -423,7 +425,7 @@ def _tensors(path: Path) -> dict[str, F64]:
             for key in file.keys():  # noqa: SIM118 - no mapping
                 kind = file.get_slice(key).get_dtype()
                 if kind not in {"F16", "F32", "F64"}:
-                    raise DataError(f"{path}: tensor {one_line(key, 80)} is {kind}; expected F16, F32 or F64")
+                    raise DataError(f"{path}: expected F16, F32 or F64, found tensor {one_line(key, 80)} {kind}")
             found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise DataError(f"{path}: {_line(error)}; expected a .safetensors file") from error

@@ -118,12 +118,12 @@ def mean_joint_speeds(clips: Iterable[Numbers]) -> F64:
         summed = speeds.sum(axis=0)
         if total is not None and total.shape != summed.shape:
             raise UsageFault(
-                f"mean speeds: found clips of {len(total)} and of {len(summed)} joints; expected one number"
+                f"mean speeds: expected one number of joints in all clips, found {len(total)} and {len(summed)}"
             )
         total = summed if total is None else total + summed
         frames += len(speeds)
     if total is None:
-        raise DataError("mean speeds: found no clips; expected at least one of the train split")
+        raise DataError("mean speeds: expected at least one clip of the train split, found none")
     return np.asarray(total / frames)
 
 
@@ -144,7 +144,7 @@ def motion_beats(joints: Numbers, mean_speeds_m_s: Numbers, settings: BeatSettin
     """
     positions = checked(joints, "joints", (None, None, 3), at_least=max(2 * settings.crop_frames + 1, 2))
     if max(settings.joints) >= positions.shape[1]:
-        raise UsageFault(f"joints: found {positions.shape[1]}; expected more than {max(settings.joints)}")
+        raise UsageFault(f"joints: expected more than {max(settings.joints)} joints, found {positions.shape[1]}")
     means = checked(mean_speeds_m_s, "mean speeds", (positions.shape[1],))
     if settings.motion == "deviations":
         positions = np.abs(positions - positions.mean(axis=0))
@@ -154,7 +154,8 @@ def motion_beats(joints: Numbers, mean_speeds_m_s: Numbers, settings: BeatSettin
     if (means < 0).any() or (moving & (means == 0)).any():
         joint = scored[int(np.flatnonzero((means < 0) | (moving & (means == 0)))[0])]
         raise DataError(
-            f"mean speeds: found no positive one for joint {joint}, which moves; expected that of train clips"
+            f"mean speeds: expected a positive speed for joint {joint}, which moves, found none; use the speeds of "
+            "these clips"
         )
     relative = np.divide(speeds, means, out=np.zeros_like(speeds), where=means > 0)
     return tuple(_beats_of(relative[:, k], settings) for k in range(len(scored)))
@@ -202,12 +203,12 @@ def audio_beats(samples: Numbers, frames: int, settings: BeatSettings) -> F64:
         cropped = audio[start : max(round(end) if settings.audio_end == "rounded" else int(end), 0)]
     if len(cropped) < _MIN_SAMPLES:
         raise DataError(
-            f"audio: found {len(cropped)} samples after the crop; expected {_MIN_SAMPLES}: leave this clip out"
+            f"audio: expected at least {_MIN_SAMPLES} samples after the crop, found {len(cropped)}; leave this clip out"
         )
     detect = load_librosa().onset.onset_detect
     times = detect(y=cropped, sr=SAMPLE_RATE_HZ, hop_length=settings.hop_samples, units="time")
     if len(times) == 0:
-        raise DataError(f"audio: found no onset in {len(cropped)} samples; expected speech: leave this clip out")
+        raise DataError(f"audio: expected speech, found no onset in {len(cropped)} samples; leave this clip out")
     return np.asarray(times, dtype=np.float64)
 
 
@@ -234,7 +235,7 @@ def beat_score(audio_times_s: Numbers, motion_frames: Sequence[I64], frames: int
     times = checked(audio_times_s, "audio beats", (None,))
     weight = frames - 2 * settings.crop_frames
     if weight < 1:
-        raise DataError(f"clip: found {frames} frames; expected more than {2 * settings.crop_frames}: leave it out")
+        raise DataError(f"clip: expected more than {2 * settings.crop_frames} frames, found {frames}; leave it out")
     values = np.zeros(len(motion_frames))
     for k, beats in enumerate(motion_frames):
         if len(beats):
@@ -324,7 +325,7 @@ def jerk(joints: Numbers) -> ClipValue:
     """
     positions = checked(joints, "joints", (None, None, 3), at_least=4)
     if positions.shape[1] == 0:
-        raise UsageFault("joints: found none; expected (frames, joints, 3)")
+        raise UsageFault("joints: expected (frames, joints, 3), found none")
     third = np.diff(positions, n=3, axis=0) * float(FRAME_RATE_HZ**3)
     return ClipValue(float(np.linalg.norm(third, axis=-1).mean()), float(len(third)))
 
@@ -389,9 +390,11 @@ def seam_score(joints: Numbers, seams: Sequence[int]) -> SeamScore:
     frames, joint_count, _ = positions.shape
     places = np.unique(np.asarray(seams, dtype=np.int64))
     if joint_count == 0:
-        raise UsageFault("seams: found no joints; expected (frames, joints, 3)")
+        raise UsageFault("seams: expected (frames, joints, 3), found no joints")
     if len(places) == 0 or places[0] < 2 or places[-1] > frames - 2:
-        raise UsageFault(f"seams: found {places.tolist()[:5]} in {frames} frames; expected some in 2..{frames - 2}")
+        raise UsageFault(
+            f"seams: expected frames from 2 to {frames - 2}, found {places.tolist()[:5]} in {frames} frames"
+        )
     velocity = _lengths(np.diff(positions, axis=0)) * FRAME_RATE_HZ  # [t − 1] is frame t's
     acceleration = _lengths(np.diff(positions, n=2, axis=0)) * FRAME_RATE_HZ**2  # [t − 1] is frame t's
     return SeamScore(
@@ -408,10 +411,10 @@ def _lengths(vectors: F64) -> F64:
 def _compare(values: F64, at: npt.NDArray[np.int64], what: str) -> SeamComparison:
     elsewhere = np.delete(values, at)
     if len(elsewhere) == 0:
-        raise UsageFault(f"seams: nothing of the {what} is elsewhere; expected frames away from seams")
+        raise UsageFault(f"seams: expected frames away from seams for the {what}, found none")
     limit = float(np.percentile(elsewhere, _SEAM_PERCENTILE))
     if limit == 0:
-        raise DataError(f"seams: the {what} elsewhere is zero; expected motion: there is nothing to compare with")
+        raise DataError(f"seams: expected motion away from seams, found a {what} of zero; leave this clip out")
     found = values[at]
     return SeamComparison(limit, found, float((found > limit).mean()), float(found.max() / limit))
 
@@ -468,26 +471,24 @@ def semantic_recall(
     found, expected = checked_pair(generated, recorded, "joints", (None, None, 3))
     frames, joints, _ = found.shape
     if joints == 0:
-        raise UsageFault("joints: found none; expected (frames, joints, 3)")
+        raise UsageFault("joints: expected (frames, joints, 3), found none")
     difference = found - expected
     lengths = {"sum": np.abs(difference).sum(axis=-1), "euclidean": np.sqrt(np.square(difference).sum(axis=-1))}
     hits = (lengths[settings.error] < settings.threshold_m).mean(axis=1)
     if scores is None:
         if settings.without_scores == "refused":
             raise UsageFault(
-                "semantic recall: found no sem annotation; expected one in this profile: leave this clip out"
+                "semantic recall: expected a semantic annotation in this profile, found none; leave this clip out"
             )
         return RecallScore(float(hits.mean()), float(frames), joints, annotated=False)
     weights = checked(scores, "semantic scores", (frames,))
     if weights.min() < 0 or weights.max() > 1:
-        raise DataError(f"semantic scores: found {weights.min()} to {weights.max()}; expected 0 to 1")
+        raise DataError(f"semantic scores: expected scores from 0 to 1, found {weights.min()} to {weights.max()}")
     if settings.weights == "by-scale":
         return RecallScore(float((hits * weights).mean() / settings.scale), float(frames), joints, annotated=True)
     total = float(weights.sum())
     if total == 0:
-        raise DataError(
-            "semantic recall: found only scores of zero; expected some gesture that counts: leave this clip out"
-        )
+        raise DataError("semantic recall: expected a gesture with a score above 0, found none; leave this clip out")
     return RecallScore(float((hits * weights).sum() / total), total, joints, annotated=True)
 
 
@@ -522,7 +523,7 @@ class FaceSums:
         """
         found, expected = checked_pair(generated, recorded, "vertices", (None, None, 3))
         if self._last is not None and found.shape[1] != self._vertices:
-            raise UsageFault(f"vertices: found {found.shape[1]} after {self._vertices}; expected one number of them")
+            raise UsageFault(f"vertices: expected {self._vertices} vertices as before, found {found.shape[1]}")
         self._vertices = found.shape[1]
         self._frames += len(found)
         error = found - expected
@@ -552,7 +553,9 @@ class FaceSums:
         """
         frames = self._frames
         if frames < _MIN_FACE_FRAMES:
-            raise DataError(f"vertices: found {frames}; expected at least {_MIN_FACE_FRAMES}: leave this clip out")
+            raise DataError(
+                f"vertices: expected at least {_MIN_FACE_FRAMES} frames, found {frames}; leave this clip out"
+            )
         total = self._positions if settings.lvd == "position-error" else self._steps
         divisor = frames if settings.lvd == "velocity-by-frames" else frames - 1
         weight = frames - 1 if settings.lvd == "velocity-by-steps" else frames
@@ -628,7 +631,7 @@ def speed_correlation(generated: Numbers, recorded: Numbers) -> ClipValue:
     pair = checked_pair(generated, recorded, "speeds", (None,), at_least=2)
     for speeds, what in zip(pair, ("generated", "recorded"), strict=True):
         if speeds.min() == speeds.max():
-            raise DataError(f"{what} speeds: found {speeds[0]:g} in all frames; expected motion: leave this clip out")
+            raise DataError(f"{what} speeds: expected motion, found {speeds[0]:g} in all frames; leave this clip out")
     found, expected = (speeds - speeds.mean() for speeds in pair)
     lengths = math.sqrt(float(np.square(found).sum()) * float(np.square(expected).sum()))
     return ClipValue(float((found * expected).sum()) / lengths, float(len(found)))

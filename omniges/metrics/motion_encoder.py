@@ -303,7 +303,7 @@ def load_motion_encoder(path: Path, layout: MotionEncoderLayout = PUBLISHED_LAYO
     tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in stored.items()}
     if len(tensors) < len(stored):
         twice = next(name for name in tensors if name in stored and _PREFIX + name in stored)
-        raise DataError(f"{path}: found tensors {twice} and {_PREFIX}{twice}; expected one of them: {_REMEDY}")
+        raise DataError(f"{path}: expected one tensor of that name, found {twice} and {_PREFIX}{twice}; {_REMEDY}")
     require_same(encoder_shapes(layout), shapes_of(tensors), str(path), _REMEDY)
     arrays: dict[str, F64] = {}
     for name, tensor in tensors.items():

@@ -160,9 +160,9 @@ def _wrong_needs(metric: Metric) -> str:
     """Return what is wrong with the parts that a metric needs, or nothing."""
     unknown = [part for part in metric.needs if part not in PARTS]
     if unknown:
-        return f"needs: {', '.join(PARTS)} expected, found {unknown[0]!r}"
+        return f"needs: expected {', '.join(PARTS)}, found {unknown[0]!r}"
     if metric.needs and metric.stream != "gesture":
-        return f"needs: none expected of stream {metric.stream!r}; only clips of gesture list their parts"
+        return f"needs: expected none of stream {metric.stream!r}; only clips of gesture list their parts"
     return ""
 
 

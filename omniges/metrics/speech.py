@@ -40,7 +40,7 @@ class OnsetCounts:
             DataError: Neither side has an onset.
         """
         if self.found + self.expected == 0:
-            raise DataError("onset agreement: found no onsets on either side; expected speech")
+            raise DataError("onset agreement: expected speech, found no onsets on either side")
         return 2 * self.matched / (self.found + self.expected)
 
     def __add__(self, other: OnsetCounts) -> OnsetCounts:
@@ -85,7 +85,7 @@ def mel_cepstral_distortion(generated: Numbers, recorded: Numbers) -> ClipValue:
     found, expected = _mels(generated, recorded)
     bands = found.shape[1]
     if not bands > CEPSTRA:
-        raise UsageFault(f"mel-cepstral distortion: found {bands} bands; expected more than {CEPSTRA}")
+        raise UsageFault(f"mel-cepstral distortion: expected more than {CEPSTRA} bands, found {bands}")
     k, b = np.arange(1, CEPSTRA + 1)[:, None], np.arange(bands)
     basis = 2 / bands * np.cos(np.pi * k * (b + 0.5) / bands)
     difference = (found - expected) @ basis.T
@@ -95,7 +95,7 @@ def mel_cepstral_distortion(generated: Numbers, recorded: Numbers) -> ClipValue:
 def _mels(generated: Numbers, recorded: Numbers) -> tuple[F64, F64]:
     found, expected = checked_pair(generated, recorded, "log-mels", (None, None))
     if found.shape[1] == 0:
-        raise UsageFault("log-mels: found no bands; expected (frames, bands)")
+        raise UsageFault("log-mels: expected (frames, bands), found no bands")
     return found, expected
 
 
@@ -116,7 +116,7 @@ def mel_onsets(mel: Numbers) -> F64:
     """
     levels = checked(mel, "log-mel", (None, None), at_least=_MIN_FRAMES)
     if levels.shape[1] == 0:
-        raise UsageFault("log-mel: found no bands; expected (frames, bands)")
+        raise UsageFault("log-mel: expected (frames, bands), found no bands")
     rise = np.concatenate([[0.0], np.maximum(np.diff(levels, axis=0), 0.0).mean(axis=1)])
     if rise.max() == 0:
         return np.empty(0)
@@ -140,7 +140,7 @@ def onset_agreement(found_s: Numbers, expected_s: Numbers) -> OnsetCounts:
         DataError: A time is NaN or infinite.
     """
     found = np.sort(checked(found_s, "onsets found", (None,), at_least=0))
-    expected = np.sort(checked(expected_s, "onsets expected", (None,), at_least=0))
+    expected = np.sort(checked(expected_s, "expected onsets", (None,), at_least=0))
     i = j = matched = 0
     # On a line, pairing the earliest two that fit is never worse than any other pairing.
     while i < len(found) and j < len(expected):

@@ -46,7 +46,7 @@ class EditCounts:
             DataError: No unit was expected.
         """
         if self.expected == 0:
-            raise DataError(f"error rate: found {self.insertions} units and no expected text; expected some text")
+            raise DataError(f"error rate: expected a reference text, found none for {self.insertions} generated units")
         return self.edits / self.expected
 
     def __add__(self, other: EditCounts) -> EditCounts:
@@ -240,5 +240,5 @@ def word_time_differences(found: Sequence[WordInterval], expected: Sequence[Word
     starts = np.abs([a.start - b.start for a, b in equal])
     ends = np.abs([a.end - b.end for a, b in equal])
     if not (np.isfinite(starts).all() and np.isfinite(ends).all()):
-        raise DataError("word times: found a time that is NaN or infinite; expected seconds")
+        raise DataError("word times: expected finite seconds, found a time that is NaN or infinite")
     return starts, ends

@@ -71,14 +71,14 @@ class SavedCheckpoint:
             return parse_json(self.content(name))
         except ValueError as error:
             raise DataError(
-                f"{self.path / name}: a JSON document expected, found damage ({error}). {_OTHER}"
+                f"{self.path / name}: expected a JSON document, found damage ({error}); {_OTHER}"
             ) from error
 
     def object(self, name: str) -> dict[str, Any]:
         """Return the object in a JSON file; raise DataError for other JSON types, and as `document` does."""
         found = self.document(name)
         if not isinstance(found, dict):
-            raise DataError(f"{self.path / name}: a JSON object expected, found {type(found).__name__}. {_OTHER}")
+            raise DataError(f"{self.path / name}: expected a JSON object, found {type(found).__name__}; {_OTHER}")
         return found
 
     def content(self, name: str) -> bytes:
@@ -172,17 +172,17 @@ def open_checkpoint(path: Path, *, bytewise: bool = True) -> SavedCheckpoint:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(f"{path}: no {CHECKPOINT_FILE}, so it is not complete. {_OTHER}") from error
     if not isinstance(index, dict) or index.get("format") != _FORMAT:
-        raise DataError(f"{file}: format {_FORMAT!r} expected. This is not a checkpoint of omniges")
+        raise DataError(f"{file}: expected format {_FORMAT!r}; this is not a checkpoint of omniges")
     if not sealed_correctly(index):
         raise DataError(f"{file}: its checksum does not fit: it was edited or damaged. {_OTHER}")
     if index.get("version") != _VERSION:
         found = one_line(repr(index.get("version")), 40)
-        raise DataError(f"{file}: version {_VERSION} expected, found {found}. Use the omniges version that wrote it")
+        raise DataError(f"{file}: expected version {_VERSION}, found {found}; use the omniges version that wrote it")
     listed = index.get("files")
     if not isinstance(listed, dict) or not all(map(_is_entry, listed.keys(), listed.values())):
-        raise DataError(f"{file}: files: size and sha256 of files in this folder expected. {_OTHER}")
+        raise DataError(f"{file}: files: expected size and sha256 of files in this folder; {_OTHER}")
     if not is_count(index.get("step")):
-        raise DataError(f"{file}: step: a number of steps expected. {_OTHER}")
+        raise DataError(f"{file}: step: expected a number of steps; {_OTHER}")
     if bytewise:
         _compare(path, index["files"])
     return SavedCheckpoint(path, index["step"], index["files"])
@@ -201,12 +201,12 @@ def _compare(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
             with open(open_file(file, path), "rb") as stream, atomic.os_errors(file, "read"):
                 size = os.fstat(stream.fileno()).st_size
                 if size != entry["bytes"]:
-                    raise DataError(f"{file}: {entry['bytes']} bytes expected, found {size}. {_OTHER}")
+                    raise DataError(f"{file}: expected {entry['bytes']} bytes, found {size}; {_OTHER}")
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
         except FileNotFoundError as error:
             raise DataError(f"{file}: {error.strerror}. {_OTHER}") from error
         if digest != entry["sha256"]:
-            raise DataError(f"{file}: sha256 {entry['sha256']} expected, found {digest}: it was damaged. {_OTHER}")
+            raise DataError(f"{file}: expected sha256 {entry['sha256']}, found {digest}; it was damaged. {_OTHER}")
 
 
 def prune(folder: Path, keep: int, protected: Collection[int] = ()) -> list[Path]:
@@ -305,8 +305,8 @@ def _named(path: Path, found: list[Path], fits: Callable[[SavedCheckpoint], None
     """Return the checkpoint that the user named."""
     if not path.is_dir():
         raise UsageFault(
-            f"--resume-from-checkpoint {path}: latest, never or the folder of a checkpoint expected, found nothing "
-            "there"
+            f"--resume-from-checkpoint {path}: expected latest, never or the folder of a checkpoint, found "
+            "nothing there"
         )
     others = [own for own in found if own.resolve() != path.resolve()]
     newer = [own for own in others if (step_of(own) or 0) > (step_of(path) or 0)]
@@ -342,7 +342,7 @@ def find_checkpoint(path: Path) -> SavedCheckpoint:
             return chosen
     if not path.is_dir() or (path / CHECKPOINTS).is_dir():
         raise UsageFault(
-            f"{path}: a checkpoint or the folder of a run that has one expected, found none: give the "
+            f"{path}: expected a checkpoint or the folder of a run that has one, found none; give the "
             "--output-dir of omniges train"
         )
     return open_checkpoint(path)

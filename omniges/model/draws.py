@@ -269,16 +269,16 @@ class FlowSettings:
             raise UsageFault(f"task shares: unknown task {', '.join(unknown)}; expected some of {', '.join(TASKS)}")
         if min(self.shares.values(), default=0) < 0 or sum(self.shares.values()) <= 0:
             raise UsageFault(
-                f"task shares: found {dict(self.shares)}; expected shares of at least 0 with a positive sum"
+                f"task shares: expected shares of at least 0 with a positive sum, found {dict(self.shares)}"
             )
         for name in ("condition_dropout", "condition_noise", "speaker_dropout", "condition_stream_dropout"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
-                raise UsageFault(f"{name.replace('_', ' ')}: found {value}; expected a share between 0 and 1")
+                raise UsageFault(f"{name.replace('_', ' ')}: expected a share between 0 and 1, found {value}")
         if self.shift <= 0 or self.level_std <= 0:
-            raise UsageFault(f"levels: found shift {self.shift}, std {self.level_std}; expected positive numbers")
+            raise UsageFault(f"levels: expected positive numbers, found shift {self.shift}, std {self.level_std}")
         if set(self.weights) != set(STREAMS) or min(self.weights.values()) < 0:
-            raise UsageFault(f"loss weights: found {dict(self.weights)}; expected one of at least 0 for each stream")
+            raise UsageFault(f"loss weights: expected one of at least 0 for each stream, found {dict(self.weights)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,10 +104,10 @@ class ModelConfig:
             size = getattr(self, name)
             absent = size is None and name in _OPTIONAL_SIZES
             if not absent and not (type(size) is int and 1 <= size <= _MAX_SIZE):
-                raise UsageFault(f"model: {name}: found {size!r:.40}; expected a whole number from 1 to {_MAX_SIZE}")
+                raise UsageFault(f"model: {name}: expected a whole number from 1 to {_MAX_SIZE}, found {size!r:.40}")
         if self.width % (2 * self.heads):
             raise UsageFault(
-                f"model: found width {self.width} and {self.heads} heads; expected an even number of features a head"
+                f"model: expected an even number of features a head, found width {self.width} and {self.heads} heads"
             )
         periods = self.rotary_periods_s
         if periods is not None and not (
@@ -116,16 +116,16 @@ class ModelConfig:
             and 0 < periods[0] < periods[1] < math.inf
         ):
             raise UsageFault(
-                f"model: rotary_periods_s: found {periods!r}; expected the shortest and the longest period in seconds, "
-                "or none"
+                "model: rotary_periods_s: expected the shortest and the longest period in seconds, or none, "
+                f"found {periods!r}"
             )
         for name in ("gesture_difference_weight", "audio_difference_weight", "blank_weight"):
             weight = getattr(self, name)
             if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-                raise UsageFault(f"model: {name}: found {weight!r}; expected a number of at least 0")
+                raise UsageFault(f"model: {name}: expected a number of at least 0, found {weight!r}")
         for name in ("normalise_text", "tell_absent"):
             if not isinstance(getattr(self, name), bool):
-                raise UsageFault(f"model: {name}: found {getattr(self, name)!r}; expected true or false")
+                raise UsageFault(f"model: {name}: expected true or false, found {getattr(self, name)!r}")
         kinds = {"absent": AbsentStreams, "context_only": StreamName, "audio_tokens": AudioTokens}
         kinds |= {"conditioning": Conditioning} | ({} if self.qk_norm is None else {"qk_norm": QKNormKind})
         kinds |= {f"{name}_prediction": Prediction for name in get_args(StreamName)}
@@ -133,9 +133,9 @@ class ModelConfig:
             found = getattr(self, name)
             several = name == "context_only" and not isinstance(found, str)
             if any(one not in get_args(kind) for one in (found if several else (found,))):
-                raise UsageFault(f"model: {name}: found {found!r}; expected {', '.join(get_args(kind))}")
+                raise UsageFault(f"model: {name}: expected {', '.join(get_args(kind))}, found {found!r}")
         if self.gesture_channels not in get_args(GestureChannels):
-            raise UsageFault(f"model: gesture_channels: found {self.gesture_channels!r:.40}; expected 415 or 424")
+            raise UsageFault(f"model: gesture_channels: expected 415 or 424, found {self.gesture_channels!r:.40}")
         self._check_patches()
 
     def _check_patches(self) -> None:
@@ -151,8 +151,8 @@ class ModelConfig:
             )
         if patches and self.audio_prediction != "velocity":
             raise UsageFault(
-                f"model: audio_prediction: found {self.audio_prediction} and audio_tokens patches; expected velocity, "
-                "which OmniFlow's head predicts"
+                "model: audio_prediction: expected velocity, which OmniFlow's head predicts, found "
+                f"{self.audio_prediction} and audio_tokens patches"
             )
 
     @property
@@ -283,8 +283,9 @@ def _patch_tokens(grid: PatchGrid, latents: CodecLatents | None) -> PatchTokens:
     columns, left = divmod(channels, grid.channels)
     if latents is None or left or columns % grid.patch:
         raise UsageFault(
-            f"model: audio_tokens patches: rows of {grid.channels} channels and a multiple of {grid.patch} columns "
-            f"expected of --audio-codec, found {f'{channels} numbers' if latents else 'no codec'}: choose rows"
+            f"model: audio_tokens patches: expected rows of {grid.channels} channels and a multiple of "
+            f"{grid.patch} columns of --audio-codec, found "
+            f"{(f'{channels} numbers' if latents else 'no codec')}; choose rows"
         )
     rate = cast("FrameEntry", latents.entry).rows_per_tick
     return PatchTokens(grid, columns=columns, rows_per_tick=rate)
@@ -534,14 +535,14 @@ def _check_latents(codecs: Mapping[StreamName, CodecEntry], latents: bytes) -> N
     for entry in codecs.values():
         own = found[entry.name]
         if not is_numbers(own["mean"], entry.channels) or not is_numbers(own["std"], entry.channels, 0):
-            raise ValueError(f"{LATENTS_FILE}: {entry.name}: mean and std of {entry.channels} channels expected")
+            raise ValueError(f"{LATENTS_FILE}: {entry.name}: expected mean and std of {entry.channels} channels")
 
 
 def _check_jaw_eyes(config: ModelConfig, codecs: Mapping[StreamName, CodecEntry], statistics: bytes) -> None:
     """Raise ValueError for channels of jaw and eyes without statistics, or beside latents of gesture."""
     if config.with_jaw_eyes and ("gesture" in codecs or "jaw_eyes" not in parse_json(statistics)):
         raise ValueError(
-            f"gesture_channels: found 424; expected 415 with latents of gesture or without jaw_eyes in {STATS_FILE}"
+            f"gesture_channels: expected 415 with latents of gesture or without jaw_eyes in {STATS_FILE}, found 424"
         )
 
 
@@ -585,7 +586,7 @@ def require_shapes(identity: ModelIdentity, found: Mapping[str, tuple[int, ...]]
     """
     layers = identity.config.layers
     if layers > len(found):  # each layer has several tensors; building this many layers could take hours
-        raise DataError(f"{where}: weights of {layers} layers expected, found {len(found)} tensors; {_OTHER_MODEL}")
+        raise DataError(f"{where}: expected weights of {layers} layers, found {len(found)} tensors; {_OTHER_MODEL}")
     try:
         with torch.device("meta"):
             model = identity.build(seed=0)

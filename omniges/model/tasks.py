@@ -63,7 +63,7 @@ class SamplingSettings:
     shift: float = option(3.0, "Shift of the noise levels; above 1, more of the steps are at high noise.", above=0)
     """Levels become shift · σ / (1 + (shift − 1) · σ): above 1, more steps at high noise."""
     sigma_min: float = option(
-        0.3, "Noise level σ below which no step begins, 0 to 1.", minimum=0, below=1, was=("last_level",)
+        0.3, "Lowest noise level σ at which a step starts, 0 to 1.", minimum=0, below=1, was=("last_level",)
     )
     """Only 1 % of the levels in training are below 0.3, so models are unreliable there (docs/how-to/generate.md). It is
     the σ_min of Karras et al. (2022)."""

@@ -329,10 +329,10 @@ def _metadata(
 def _check_names(take: Take) -> None:
     """Raise ValueError for names that the contract does not allow."""
     if take.key != key_from_stem(take.stem):
-        raise ValueError(f"key {take.key!r} of stem {take.stem!r}: {key_from_stem(take.stem)!r} expected")
+        raise ValueError(f"key {take.key!r} of stem {take.stem!r}: expected {key_from_stem(take.stem)!r}")
     wrong = [name for name in take.labels if not is_label(name)]
     if wrong:
-        raise ValueError(f"label {wrong[0]!r}: a lower-case letter, then up to 31 of a-z, 0-9 and _ expected")
+        raise ValueError(f"label {wrong[0]!r}: expected a lower-case letter, then up to 31 of a-z, 0-9 and _")
 
 
 def _check_complete(clip: GestureClip) -> None:

@@ -63,7 +63,7 @@ def export(
     named = {row.key: row for row in map(source.row, keys)}  # a key or its stem twice is one sample
     rows = list(named.values()) if keys else list(source.rows)
     if out.exists() and (not out.is_dir() or visible_entries(out)):
-        raise UsageFault(f"-o {out}: a new or empty folder expected, found files in it. Choose another")
+        raise UsageFault(f"-o {out}: expected a new or empty folder, found files in it; choose another")
     for name in _FOLDERS.values():
         make_folder(out / name)
     counts = dict.fromkeys(_FOLDERS, 0)

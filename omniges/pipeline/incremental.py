@@ -177,8 +177,8 @@ def read_complete(settings: PreprocessSettings) -> dict[str, Any] | None:
         raise UsageFault(f"{error} (--force starts over)") from error
     if found["version"] != FORMAT_VERSION:
         raise UsageFault(
-            f"{out}: shard contract version {FORMAT_VERSION} expected, found version {found['version']}, which "
-            "is read but never updated: write to another --output-dir, or replace this one with --force"
+            f"{out}: expected shard contract version {FORMAT_VERSION}, found version {found['version']}, which "
+            "is read but never updated; write to another --output-dir, or replace this one with --force"
         )
     now = UnfinishedRun.of(settings.document(), anew=False)
     _refuse_differences(f"{out} was made", found["settings"], now.settings)
@@ -191,8 +191,8 @@ def read_complete(settings: PreprocessSettings) -> dict[str, Any] | None:
         or not are_totals(found["totals"], cut=True)
     ):
         raise UsageFault(
-            f"{out / DATASET_FILE}: counts and digests of an earlier run expected in plan and totals, found others: it "
-            "was edited. Choose another --output-dir, or start over with --force"
+            f"{out / DATASET_FILE}: expected counts and digests of an earlier run in plan and totals, found "
+            "others; it was edited. Choose another --output-dir, or start over with --force"
         )
     return found
 

@@ -155,7 +155,7 @@ def parse_split_list(data: bytes, name: str) -> SplitList:
     rows = _rows(data, name)
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
     if "id" not in header or "type" not in header:
-        raise DataError(f"{name}: a header with the columns id and type expected, found {header or 'an empty file'}")
+        raise DataError(f"{name}: expected a header with the columns id and type, found {header or 'an empty file'}")
     id_column, type_column = header.index("id"), header.index("type")
     splits: dict[str, Split] = {}
     faulty: dict[str, Problem] = {}
@@ -208,7 +208,7 @@ def _rows(data: bytes, name: str) -> list[list[str]]:
         return [row for row in rows if any(cell.strip() for cell in row)]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(
-            f"{name}: a CSV file in UTF-8 or UTF-16 expected, found: {error}. Save it as UTF-8 CSV"
+            f"{name}: expected a CSV file in UTF-8 or UTF-16, found; {error}. Save it as UTF-8 CSV"
         ) from error
 
 

@@ -122,21 +122,21 @@ def refused(key: object, fault: RecordingFault) -> DataError:
         The error, with a remedy that fits a program.
     """
     problem = fault.problem
-    expected = f"; {problem.expected} expected" if problem.expected else ""
+    expected = f"expected {problem.expected}, found " if problem.expected else ""
     remedy = _REMEDIES.get(problem.code, CODES[problem.code].remedy)
-    return DataError(f"recording {key!r}: {problem.found}{expected}: {remedy}")
+    return DataError(f"recording {key!r}: {expected}{problem.found}; {remedy}")
 
 
 def _build_take(recording: Recording) -> Take:
     key = recording.key
     if not is_stem(key):
         raise DataError(
-            f"recording {key!r}: a key expected that is a file name without extension, of at most {MAX_KEY_BYTES} "
-            "bytes after characters other than A-Z, a-z, 0-9, _ and - are escaped: rename it"
+            f"recording {key!r}: expected a key that is a file name without extension, of at most "
+            f"{MAX_KEY_BYTES} bytes after characters other than A-Z, a-z, 0-9, _ and - are escaped; rename it"
         )
     split = as_split(recording.split) if isinstance(recording.split, str) else None
     if split is None:
-        raise DataError(f"recording {key!r}: split {recording.split!r}; one of {', '.join(SPLITS)} expected")
+        raise DataError(f"recording {key!r}: expected one of {', '.join(SPLITS)}, found split {recording.split!r}")
     _check_texts(recording)
     motion, wav = _motion(recording), _wav(recording)
     motion_s = 0.0 if motion is None else len(motion.poses) / FRAME_RATE_HZ
@@ -188,24 +188,26 @@ def _check_texts(recording: Recording) -> None:
     key = recording.key
     texts = {name: getattr(recording, name) for name in ("speaker", "language", "source")}
     if not isinstance(recording.labels, Mapping):
-        raise DataError(f"recording {key!r}: labels {recording.labels!r:.80}; values by name expected, {{}} for none")
+        raise DataError(
+            f"recording {key!r}: expected values by name, {{}} for none, found labels {recording.labels!r:.80}"
+        )
     texts |= {"gender": recording.gender} | {f"label {name}": value for name, value in recording.labels.items()}
     for name, text in texts.items():
         optional = name in {"speaker", "language", "source"}
         if not (text is None and optional) and not _is_text(text):
-            raise DataError(f"recording {key!r}: {name} {text!r}; a text expected")
+            raise DataError(f"recording {key!r}: expected a text, found {name} {text!r}")
     for name in recording.labels:
         if not is_label(name):
-            expected = "a lower-case letter, then up to 31 of a-z, 0-9 and _ expected"
-            raise DataError(f"recording {key!r}: label name {name!r}; {expected}: rename it")
+            expected = "expected a lower-case letter, then up to 31 of a-z, 0-9 and _"
+            raise DataError(f"recording {key!r}: {expected}, found label name {name!r}; rename it")
     if recording.source is not None and not is_relative_path(recording.source):
         raise DataError(
-            f"recording {key!r}: source {recording.source!r}; a text, or a path relative to the data set and without "
-            "'..' expected, because shards must be equal on every machine"
+            f"recording {key!r}: expected a text, or a path relative to the data set and without '..', because "
+            f"shards must be equal on every machine, found source {recording.source!r}"
         )
     speaker_id = recording.speaker_id
     if speaker_id is not None and not (_is_number(speaker_id) and speaker_id in range(_MAX_SPEAKER_ID + 1)):
-        raise DataError(f"recording {key!r}: speaker_id {speaker_id!r}; a whole number of at least 0 expected")
+        raise DataError(f"recording {key!r}: expected a whole number of at least 0, found speaker_id {speaker_id!r}")
 
 
 def _is_text(value: object) -> bool:
@@ -222,12 +224,12 @@ def _motion(recording: Recording) -> Motion | None:
     """Return the motion of a recording, or None if all parts of it are absent."""
     if not isinstance(recording.absent, Iterable):
         raise DataError(
-            f"recording {recording.key!r}: absent {recording.absent!r}; names of parts expected, () for none"
+            f"recording {recording.key!r}: expected names of parts, () for none, found absent {recording.absent!r}"
         )
     absent: set[str] = {recording.absent} if isinstance(recording.absent, str) else {*recording.absent}
     if unknown := sorted(map(str, absent - {*_MOTION_PARTS})):
-        expected = f"one of {', '.join(_MOTION_PARTS)} expected"
-        raise DataError(f"recording {recording.key!r}: absent {unknown[0]!r}; {expected}")
+        expected = f"expected one of {', '.join(_MOTION_PARTS)}"
+        raise DataError(f"recording {recording.key!r}: {expected}, found absent {unknown[0]!r}; name those")
     poses = recording.poses if set(POSE_PARTS) - absent else None
     arrays = {
         "poses": poses,
@@ -242,8 +244,8 @@ def _motion(recording: Recording) -> Motion | None:
     rate = recording.frame_rate_hz
     if not _is_number(rate):
         raise DataError(
-            f"recording {recording.key!r}: motion with frame_rate_hz {rate!r}; frames per second expected: give "
-            "frame_rate_hz=30, or the actual rate"
+            f"recording {recording.key!r}: expected frames per second, found motion with frame_rate_hz "
+            f"{rate!r}; give frame_rate_hz=30, or the actual rate"
         )
     betas = None if recording.betas is None else _array(recording, "betas", recording.betas)
     hidden = sorted(absent & set(POSE_PARTS))
@@ -260,14 +262,14 @@ def _wav(recording: Recording) -> Wav | None:
     rate = recording.sample_rate_hz
     if not _is_number(rate):
         raise DataError(
-            f"recording {recording.key!r}: samples with sample_rate_hz {rate!r}; samples per second expected: give "
-            "sample_rate_hz=16000, or the actual rate"
+            f"recording {recording.key!r}: expected samples per second, found samples with sample_rate_hz "
+            f"{rate!r}; give sample_rate_hz=16000, or the actual rate"
         )
     samples = _array(recording, "samples", recording.samples)
     if samples.ndim == 2 and samples.shape[0] <= _MAX_CHANNELS < samples.shape[1]:
         raise DataError(
-            f"recording {recording.key!r}: samples of shape {samples.shape}; (n,) or (n, channels) expected: give "
-            "samples.T"
+            f"recording {recording.key!r}: expected (n,) or (n, channels), found samples of shape "
+            f"{samples.shape}; give samples.T"
         )
     return wav_from_array(samples, rate)
 
@@ -276,12 +278,12 @@ def _array(recording: Recording, name: str, given: Any) -> npt.NDArray[Any]:
     """Return a NumPy array of an array, a tensor on any device or nested lists; raise DataError for anything else."""
     place = f"recording {recording.key!r}: {name}"
     if isinstance(given, np.ma.MaskedArray):
-        raise DataError(f"{place}: an array without a mask expected, found a masked one: name its part in absent")
+        raise DataError(f"{place}: expected an array without a mask, found a masked one; name its part in absent")
     try:
         return np.asarray(given.detach().cpu() if hasattr(given, "detach") else given)
     except (ValueError, TypeError, RuntimeError) as error:
         reason = one_line(str(error))[:120]
-        raise DataError(f"{place}: an array of numbers expected, found {type(given).__name__} ({reason})") from error
+        raise DataError(f"{place}: expected an array of numbers, found {type(given).__name__} ({reason})") from error
 
 
 def _fields(item: Any, names: tuple[str, ...], what: str) -> tuple[Any, ...]:
@@ -292,7 +294,7 @@ def _fields(item: Any, names: tuple[str, ...], what: str) -> tuple[Any, ...]:
         return *item, *[None] * (len(names) - len(item))
     if hasattr(item, names[0]):
         return tuple(getattr(item, name, None) for name in names)
-    raise DataError(f"{what} {item!r:.80}; ({', '.join(names)}) expected")
+    raise DataError(f"{what}: expected ({', '.join(names)}), found {item!r:.80}")
 
 
 def _tier(recording: Recording, audio_s: float, seconds: float) -> WordTier | None:
@@ -300,7 +302,7 @@ def _tier(recording: Recording, audio_s: float, seconds: float) -> WordTier | No
     if recording.words is None:
         return None
     if not isinstance(recording.words, Iterable):
-        raise DataError(f"recording {recording.key!r}: words {recording.words!r:.80}; a list of words expected")
+        raise DataError(f"recording {recording.key!r}: expected a list of words, found words {recording.words!r:.80}")
     intervals = []
     for place, item in enumerate(recording.words):
         what = f"recording {recording.key!r}: word {place}:"
@@ -324,14 +326,16 @@ def _spans(recording: Recording) -> tuple[SemanticSpan, ...] | None:
     if recording.semantic is None:
         return None
     if not isinstance(recording.semantic, Iterable):
-        raise DataError(f"recording {recording.key!r}: semantic {recording.semantic!r:.80}; a list of spans expected")
+        raise DataError(
+            f"recording {recording.key!r}: expected a list of spans, found semantic {recording.semantic!r:.80}"
+        )
     spans = []
     for place, item in enumerate(recording.semantic):
         what = f"recording {recording.key!r}: semantic span {place}:"
         name, start, end, score, keywords, *more = _fields(item, ("name", "start", "end", "score", "keywords"), what)
         keywords = "" if keywords is None else keywords
         if not (_is_text(name) and name and _is_text(keywords) and all(map(_is_number, (start, end, score)))) or more:
-            raise DataError(f"{what} {item!r:.80}; (name, start, end, score[, keywords]) expected")
+            raise DataError(f"{what}: expected (name, start, end, score[, keywords]), found {item!r:.80}")
         span = SemanticSpan(name, float(start), float(end), float(end) - float(start), float(score), keywords)
         check_span(span, f"semantic span {place}")
         spans.append(span)

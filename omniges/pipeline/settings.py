@@ -44,7 +44,7 @@ def size_bytes(flag: str, text: str) -> int:
     units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", text.strip().lower())
     if match is None:
-        raise UsageFault(f"{flag} {text}: a size such as 256MB or 1GiB expected")
+        raise UsageFault(f"{flag} {text}: expected a size such as 256MB or 1GiB")
     return int(float(match[1]) * units[match[2] or ""])
 
 
@@ -213,7 +213,7 @@ class PreprocessSettings:
         if self.num_workers == 0:
             object.__setattr__(self, "num_workers", len(os.sched_getaffinity(0)))
         if not self.output_dir.absolute().name:
-            raise UsageFault(f"--output-dir {self.output_dir}: a folder with a name expected")
+            raise UsageFault(f"--output-dir {self.output_dir}: expected a folder with a name")
 
     @property
     def log_path(self) -> Path:

@@ -173,8 +173,8 @@ def _prepare_workspace(workspace: Workspace, *, force: bool) -> None:
     unfinished = interrupted and read_dataset(out)["settings"].get("written_by") == _WRITTEN_BY
     if (out / DATASET_FILE).exists() and not unfinished:
         raise UsageFault(
-            f"{out}: a folder without {DATASET_FILE} expected, found one: choose another folder, or replace the set "
-            "with force=True"
+            f"{out}: expected a folder without {DATASET_FILE}, found one; choose another folder, or replace the "
+            "set with force=True"
         )
     if not ours:
         raise UsageFault(
@@ -233,14 +233,14 @@ def _checked_recordings(recordings: Iterable[Recording]) -> Iterator[Recording]:
     """Yield the recordings; refuse other objects and keys that are not text."""
     if not isinstance(recordings, Iterable):
         raise UsageFault(
-            f"recordings: an iterable of omniges.Recording expected, found {type(recordings).__name__}: give a list, "
-            "or call the function that yields them"
+            f"recordings: expected an iterable of omniges.Recording, found {type(recordings).__name__}; give a "
+            "list, or call the function that yields them"
         )
     for number, recording in enumerate(recordings):
         if not isinstance(recording, Recording):
-            raise UsageFault(f"recordings: omniges.Recording expected, found {type(recording).__name__} at {number}")
+            raise UsageFault(f"recordings: expected omniges.Recording, found {type(recording).__name__} at {number}")
         if not isinstance(recording.key, str):
-            raise DataError(f"recording {number}: key {recording.key!r:.80}; a text expected")
+            raise DataError(f"recording {number}: expected a text, found key {recording.key!r:.80}")
         yield recording
 
 
@@ -253,7 +253,9 @@ def _convert_all(
     seen: dict[tuple[str, ...], ManifestRow] = {}
     for recording in _checked_recordings(recordings):
         if recording.key in inputs:
-            raise DataError(f"recording {recording.key!r}: the key is used twice; expected once: rename one of the two")
+            raise DataError(
+                f"recording {recording.key!r}: expected each key once, found it twice; rename one of the two"
+            )
         take = take_of(recording)
         notes: list[Finding] = []
 
@@ -278,7 +280,7 @@ def _convert_all(
         samples.append(replace(sample, segment=spool.add(sample.segment)))  # type: ignore[arg-type]
         count(len(samples))
     if not samples:
-        raise UsageFault("recordings: at least one expected, found none")
+        raise UsageFault("recordings: expected at least one, found none")
     return inputs, samples
 
 

@@ -212,7 +212,9 @@ def read_architecture(
     width, joint = size("context_embedder.weight", 2)
     layers = 1 + max((int(match[1]) for name in shapes if (match := _BLOCK.match(name))), default=-1)
     if not 0 < layers <= len(shapes):
-        raise DataError(f"{where}: {layers} blocks in {len(shapes)} tensors; a complete OmniFlow transformer expected")
+        raise DataError(
+            f"{where}: expected a complete OmniFlow transformer, found {layers} blocks in {len(shapes)} tensors"
+        )
     norm = "transformer_blocks.0.attn.norm_q"
     qk_norm: QKNormKind | None = "layer" if f"{norm}.bias" in shapes else "rms" if f"{norm}.weight" in shapes else None
     if qk_norm is None:
@@ -221,8 +223,8 @@ def read_architecture(
         source, (features,) = f"{norm}.weight", size(f"{norm}.weight", 1)
     if type(features) is not int or features < 1 or width % features:
         raise DataError(
-            f"{where}: {source} is {one_line(str(features), 80)}; a divisor of the width {width} expected: use the "
-            "config.json that belongs to these weights"
+            f"{where}: expected a divisor of the width {width}, found {source} {one_line(str(features), 80)}; "
+            "use the config.json that belongs to these weights"
         )
 
     def grid(embedder: str, head: str) -> Grid:
@@ -248,7 +250,7 @@ def read_architecture(
     )
     nested = set(nested_names(shapes))
     own = {name: shape for name, shape in shapes.items() if name not in nested}
-    remedy = "a complete OmniFlow transformer expected; download it again"
+    remedy = "expected a complete OmniFlow transformer; download it again"
     require_same(parameters(architecture) | tables(architecture), own, where, remedy)
     return architecture, _compare(architecture, config, where)
 
@@ -257,9 +259,9 @@ def _size(shapes: Mapping[str, Shape], where: str, name: str, axes: int) -> Shap
     """Return the shape of a required tensor."""
     shape = shapes.get(name)
     if shape is None:
-        raise DataError(f"{where}: no tensor {name}; a complete OmniFlow transformer expected; download it again")
+        raise DataError(f"{where}: expected a complete OmniFlow transformer, found no tensor {name}; download it again")
     if len(shape) != axes or min(shape) < 1:
-        raise DataError(f"{where}: {name}: {axes} axes expected, found shape {shape}; download it again")
+        raise DataError(f"{where}: {name}: expected {axes} axes, found shape {shape}; download it again")
     return shape
 
 

@@ -113,8 +113,8 @@ def open_start(
     """
     if not path.is_dir():
         raise UsageFault(
-            f"--pretrained-model-name-or-path {path}: a folder expected, found none; to get one from the Hub, run "
-            "hf download NAME --local-dir DIR first"
+            f"--pretrained-model-name-or-path {path}: expected a folder, found none; to get one from the Hub, "
+            "run hf download NAME --local-dir DIR first"
         )
     if (path / checkpoint.CHECKPOINT_FILE).is_file() or (path / checkpoint.CHECKPOINTS).is_dir():
         return CheckpointStart(checkpoint.find_checkpoint(path), weights or "ema", changes)
@@ -125,8 +125,8 @@ def open_start(
     if is_omniflow(path):
         return OmniFlowStart(path, weights or "last", changes, audio_codec)
     raise UsageFault(
-        f"--pretrained-model-name-or-path {path}: an OmniFlow folder (transformer/config.json and weights), one of "
-        "convert-omniflow, or a run or checkpoint of omniges expected, found neither"
+        f"--pretrained-model-name-or-path {path}: expected an OmniFlow folder (transformer/config.json and "
+        "weights), one of convert-omniflow, or a run or checkpoint of omniges, found neither"
     )
 
 
@@ -134,8 +134,8 @@ def _changed(config: ModelConfig, changes: Mapping[str, Any], allowed: frozenset
     fixed = sorted(name for name in changes.keys() - allowed if changes[name] != getattr(config, name))
     if "gesture_channels" in fixed:
         raise UsageFault(
-            f"--gesture-channels {changes['gesture_channels']}: {config.gesture_channels} expected, which the "
-            "pretrained weights have: remove the flag"
+            f"--gesture-channels {changes['gesture_channels']}: expected {config.gesture_channels}, which the "
+            "pretrained weights have; remove the flag"
         )
     if fixed:
         raise UsageFault(
@@ -259,7 +259,7 @@ class OmniFlowStart(Start):
         if changes.get("audio_tokens", default) == "patches":
             if audio_codec is None:
                 raise UsageFault(
-                    f"recipe key model: audio_tokens: found patches without --audio-codec; expected {_OMNIFLOW_AUDIO}"
+                    f"recipe key model: audio_tokens: expected {_OMNIFLOW_AUDIO}, found patches without --audio-codec"
                 )
             grid = PatchGrid(**(converted["grids"]["audio"] if converted else audio_grid_of(folder)))
             config = replace(config, audio_tokens="patches", audio_grid=grid, audio_prediction="velocity")
@@ -274,8 +274,9 @@ class OmniFlowStart(Start):
         found = None if grid is None else identity.codecs["audio"].settings.get("latent_channels")
         if grid is not None and found != grid.channels:
             raise UsageFault(
-                f"--audio-codec: latents of {grid.channels} channels expected as in {self._folder}, found {found}: "
-                "encode with that model's autoencoder, or set audio_tokens: rows under model in a recipe"
+                f"--audio-codec: expected latents of {grid.channels} channels as in {self._folder}, found "
+                f"{found}; encode with that model's autoencoder, or set audio_tokens: rows under model in a "
+                "recipe"
             )
         if "text" not in identity.codecs:
             return identity
@@ -329,7 +330,8 @@ def _plan(model: FlowModel, own: Mapping[str, Tensor], source: SourceTrunk) -> _
         found = tuple(own[target].shape) if target in own else None
         if found != shape and not (name == "embed.text.weight" and found is not None and found[1] < shape[1]):
             raise DataError(
-                f"{source.where}: {name} {shape} is {target} {found or 'nothing'} in this model; the same expected"
+                f"{source.where}: expected {name} of shape {found or 'none'} as {target} of this model, found {shape}; "
+                "choose another checkpoint"
             )
         carried[name] = target
     filled = set(carried.values())
@@ -337,8 +339,8 @@ def _plan(model: FlowModel, own: Mapping[str, Tensor], source: SourceTrunk) -> _
     unexplained = sorted(name for name, reason in new.items() if not reason)
     if unexplained:
         raise DataError(
-            f"{source.where}: no tensor found for {', '.join(unexplained[:3])}; a complete trunk expected: download "
-            "it again"
+            f"{source.where}: expected a complete trunk, found no tensor for "
+            f"{', '.join(unexplained[:3])}; download it again"
         )
     return _Plan(carried, left, new)
 

@@ -67,8 +67,8 @@ def find_omniflow(folder: Path) -> OmniFlowFolder:
             average = next((path for path in (place / _AVERAGE, folder / _AVERAGE) if path.is_file()), None)
             return OmniFlowFolder(read_json(file), file, weights, average)
     raise UsageFault(
-        f"{folder}: an OmniFlow folder with transformer/config.json and transformer/{_STEM}.bin or .safetensors "
-        "expected, found none"
+        f"{folder}: expected an OmniFlow folder with transformer/config.json and transformer/{_STEM}.bin or "
+        ".safetensors, found none"
     )
 
 
@@ -87,11 +87,11 @@ def _parts(index: Path) -> tuple[Path, ...]:
     """Return the parts that an index names, all of them next to it."""
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise DataError(f"{index}: a weight_map of tensors and files expected; download it again")
+        raise DataError(f"{index}: expected a weight_map of tensors and files; download it again")
     parts = sorted(set(names.values()))
     for name in parts:
         if Path(name).name != name:
-            raise DataError(f"{index}: it names {name!r}; names of files beside it expected; download it again")
+            raise DataError(f"{index}: expected names of files beside it, found {name!r}; download it again")
         if not (index.parent / name).is_file():
             raise DataError(f"{index.parent / name}: the index names it, but it is missing; download it again")
     return tuple(index.parent / name for name in parts)
@@ -128,7 +128,7 @@ def open_parts(paths: tuple[Path, ...]) -> Tensors:
             if name in owner:
                 raise DataError(f"{path}: {name} is in {owner[name][0]} too; download both again")
             if kind[0] not in _TYPES:
-                raise DataError(f"{path}: {name}: float32, float16 or bfloat16 expected, found {kind[0]}")
+                raise DataError(f"{path}: {name}: expected float32, float16 or bfloat16, found {kind[0]}")
             owner[name], kinds[name] = (path, part), kind
     return Tensors(
         where=str(paths[0] if len(paths) == 1 else paths[0].parent),

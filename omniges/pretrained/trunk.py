@@ -182,7 +182,9 @@ def convert_tensor(rule: Rule, source: Tensors) -> Tensor:
     """
     parts = [source.read(name) for name in rule.sources]
     if len({part.dtype for part in parts}) > 1:
-        raise DataError(f"{source.where}: {', '.join(rule.sources)} are of several precisions; one expected")
+        raise DataError(
+            f"{source.where}: expected one precision of {', '.join(rule.sources)}, found several; save them in one"
+        )
     if rule.how == "joined":
         return torch.cat(parts)
     if rule.how == "stacked":
@@ -347,14 +349,14 @@ def _average(path: Path, architecture: Architecture, weights: Tensors) -> Tensor
     nested = [name for name in nested_names(weights.shapes) if name != _TIED or _TABLE not in weights.shapes]
     if len(found) != len(own) + len(nested):
         raise DataError(
-            f"{path}: {_LIST} has {len(found)} tensors; {len(own)} of the transformer and {len(nested)} of models "
-            "inside it expected; use the last weights instead"
+            f"{path}: expected {len(own)} tensors of the transformer and {len(nested)} of models inside it in {_LIST}, "
+            f"found {len(found)}; use the last weights instead"
         )
     for number, (name, shape) in enumerate(own.items()):
         if tuple(found[number].shape) != shape:
             raise DataError(
-                f"{path}: {_LIST}[{number}] has shape {tuple(found[number].shape)}, {shape} of {name} expected, so the "
-                "order differs; use the last weights instead"
+                f"{path}: expected {shape} of {name}, so the order differs, found {_LIST}[{number}] of shape "
+                f"{tuple(found[number].shape)}; use the last weights instead"
             )
     if Counter(tuple(x.shape) for x in found[len(own) :]) != Counter(weights.shapes[name] for name in nested):
         raise DataError(
@@ -411,7 +413,7 @@ def _base(saved: Tensor, where: str) -> int:
     """Estimate the base from the angle of the second column's slowest pair, and return the best integer near it."""
     side, _, width = saved.shape
     if side < 2 or width % 4:
-        raise DataError(f"{where}: a table of at least 2 × 2 and a width of whole quarters expected")
+        raise DataError(f"{where}: expected a table of at least 2 × 2 and a width of whole quarters")
     sine, cosine = float(saved[0, 1, 0]), float(saved[0, 1, width // 4])
     near = round(math.atan2(sine, cosine) * side) if math.isfinite(sine + cosine) else 0
     return min(range(max(1, near - 2), max(1, near) + 3), key=lambda base: _difference(saved, 0, base))

@@ -216,7 +216,7 @@ def read_dataset(folder: Path) -> dict[str, Any]:
     """
     path = folder / schema.DATASET_FILE
     if not folder.is_dir():
-        raise UsageFault(f"{folder}: a folder of shards expected, found none. Run omniges preprocess first")
+        raise UsageFault(f"{folder}: expected a folder of shards, found none; run omniges preprocess first")
     try:
         document = read_json(path, "Make the shards again", folder)
     except FileNotFoundError as error:
@@ -240,12 +240,12 @@ def check_document(document: object, path: str) -> dict[str, Any]:
         DataError: The document is damaged, has another version, lists unusable files, or contradicts itself.
     """
     if not isinstance(document, dict) or document.get("format") != schema.FORMAT:
-        raise DataError(f"{path}: format {schema.FORMAT!r} expected. This is not a folder of omniges shards")
+        raise DataError(f"{path}: expected format {schema.FORMAT!r}; this is not a folder of omniges shards")
     version = document.get("version")
     if type(version) is not int or version not in schema.CONTRACTS:
         known = " or ".join(map(str, schema.CONTRACTS))
         raise DataError(
-            f"{path}: shard contract version {known} expected, found {version!r:.40}. Use the omniges that wrote it"
+            f"{path}: expected shard contract version {known}, found {version!r:.40}; use the omniges that wrote it"
         )
     if not sealed_correctly(document):
         raise DataError(
@@ -254,7 +254,7 @@ def check_document(document: object, path: str) -> dict[str, Any]:
     for field_name in ("shards", "files"):
         listed = document.get(field_name)
         if not isinstance(listed, dict):
-            raise DataError(f"{path}: {field_name}: an object expected, found {type(listed).__name__}. {_VERIFY}")
+            raise DataError(f"{path}: {field_name}: expected an object, found {type(listed).__name__}; {_VERIFY}")
         for name, entry in listed.items():
             problem = entry_problem(name, entry, field_name)
             if problem:
@@ -269,25 +269,25 @@ def _facts_problem(document: Mapping[str, Any]) -> str:
     """Return which other field of dataset.json readers cannot use, or which counts differ; "" if there is none."""
     for name in ("tool", "settings", "plan", "splits"):
         if not isinstance(document.get(name), dict):
-            return f"{name}: an object expected, found {type(document.get(name)).__name__}"
+            return f"{name}: expected an object, found {type(document.get(name)).__name__}"
     if not is_sha256(document.get("manifest_hash")):
-        return "manifest_hash: a sha256 expected"
+        return "manifest_hash: expected a sha256"
     splits = document["splits"]
     if splits.keys() != set(schema.SPLITS):
-        return f"splits: {', '.join(schema.SPLITS)} expected, found {', '.join(sorted(splits))!a:.80}"
+        return f"splits: expected {', '.join(schema.SPLITS)}, found {', '.join(sorted(splits))!a:.80}"
     if wrong := [name for name in schema.SPLITS if not are_totals(splits[name])]:
-        return f"splits.{wrong[0]}: counts and seconds expected"
+        return f"splits.{wrong[0]}: expected counts and seconds"
     totals = document.get("totals")
     if not isinstance(totals, dict) or not are_totals({k: value for k, value in totals.items() if k != "cut"}):
-        return "totals: counts and seconds expected"
+        return "totals: expected counts and seconds"
     samples = Counter(dict.fromkeys(schema.SPLITS, 0))
     for entry in document["shards"].values():
         samples[entry["split"]] += entry["samples"]
     for name, count in samples.items():
         if splits[name]["samples"] != count:
-            return f"splits.{name}: {count} samples expected as in its shards, found {splits[name]['samples']}"
+            return f"splits.{name}: expected {count} samples as in its shards, found {splits[name]['samples']}"
     if totals["samples"] != samples.total():
-        return f"totals: {samples.total()} samples expected as in the shards, found {totals['samples']}"
+        return f"totals: expected {samples.total()} samples as in the shards, found {totals['samples']}"
     return ""
 
 
@@ -330,10 +330,10 @@ def rows_problem(rows: Sequence[ManifestRow], dataset: Mapping[str, Any]) -> str
         found = totals_of(row for row in rows if row.split == split)
         for name in COUNTS:
             if found[name] != wanted[name]:
-                return f"{wanted[name]} {name} of split {split} expected as in dataset.json, found {found[name]}"
+                return f"expected {wanted[name]} {name} of split {split} as in dataset.json, found {found[name]}"
         if not math.isclose(found["seconds"], wanted["seconds"], rel_tol=1e-9, abs_tol=1e-6):
             found_s, wanted_s = found["seconds"], wanted["seconds"]
-            return f"{wanted_s:g} s of split {split} expected as in dataset.json, found {found_s:g}"
+            return f"expected {wanted_s:g} s of split {split} as in dataset.json, found {found_s:g}"
     return ""
 
 
@@ -388,20 +388,20 @@ def read_statistics(data: bytes, place: str) -> dict[str, Any]:
     arrays = {"gesture": LAYOUT.channels, "mel": audio.MEL_BANDS}
     for name in arrays:
         if not isinstance(found.get(name), dict):
-            raise DataError(f"{place}: {name}: an object expected. {_VERIFY_DEEP}")
+            raise DataError(f"{place}: {name}: expected an object; {_VERIFY_DEEP}")
     counts = ["counts"] if any("counts" in found[name] for name in arrays) else []  # version 1 has none
     if "jaw_eyes" in found:  # version 1 has none; models with jaw and eyes add it
         if not isinstance(found["jaw_eyes"], dict):
-            raise DataError(f"{place}: jaw_eyes: an object expected. {_VERIFY_DEEP}")
+            raise DataError(f"{place}: jaw_eyes: expected an object; {_VERIFY_DEEP}")
         arrays["jaw_eyes"] = JAW_EYES
     for name, channels in arrays.items():
         for column in ("mean", "std", *counts):
             minimum = -math.inf if column == "mean" else 0
             if not is_numbers(found[name].get(column), channels, minimum):
-                raise DataError(f"{place}: {name}.{column}: {channels} finite numbers expected. {_VERIFY_DEEP}")
+                raise DataError(f"{place}: {name}.{column}: expected {channels} finite numbers; {_VERIFY_DEEP}")
     words = found.get("words")
     if not isinstance(words, dict) or not schema.is_count(words.get("total")):
-        raise DataError(f"{place}: words.total: a number of words expected. {_VERIFY_DEEP}")
+        raise DataError(f"{place}: words.total: expected a number of words; {_VERIFY_DEEP}")
     return found
 
 

@@ -161,7 +161,7 @@ class CodecEntry(ABC):
             if isinstance(found, dict) and found.keys() == _fields_of(kind):
                 return kind(name=name, **found)
         kinds = " or ".join(", ".join(sorted(_fields_of(kind))) for kind in (FrameEntry, WindowEntry))
-        raise ValueError(f"{name!r}: {kinds} expected, found {found!r:.200}")
+        raise ValueError(f"{name!r}: expected {kinds}, found {found!r:.200}")
 
 
 def _fields_of(kind: type[CodecEntry]) -> set[str]:
@@ -315,7 +315,7 @@ def read_entries(document: Mapping[str, Any]) -> dict[str, CodecEntry]:
     """
     found = document.get("codecs", {})
     if not isinstance(found, dict) or ("codecs" in document and not found):
-        raise ValueError(f"codecs: at least one entry by name expected, found {found!r:.200}")
+        raise ValueError(f"codecs: expected at least one entry by name, found {found!r:.200}")
     return {name: CodecEntry.from_json(name, found[name]) for name in sorted(found)}
 
 

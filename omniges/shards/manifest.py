@@ -271,7 +271,7 @@ def _open_parquet(stream: BinaryIO | pa.BufferReader) -> tuple[pq.ParquetFile, _
     if not 0 <= facts.num_rows <= packed // _DIGEST_BYTES:  # each row has a unique sha256
         raise ValueError(f"{packed} bytes cannot hold the {facts.num_rows} rows they claim")
     if not 0 <= unpacked <= _ROW_BYTES * facts.num_rows + _SCHEMA_BYTES:
-        raise ValueError(f"at most {_ROW_BYTES} bytes a row expected, found {facts.num_rows} rows of {unpacked} bytes")
+        raise ValueError(f"expected at most {_ROW_BYTES} bytes a row, found {facts.num_rows} rows of {unpacked} bytes")
     form = _Form.of_columns(file.schema_arrow.names)
     if not file.schema_arrow.equals(_arrow_schema(form)):
         raise ValueError(f"the manifest's columns are not those of shard contract version {form.contract.version}")
@@ -358,7 +358,7 @@ def places_problem(rows: Iterable[ManifestRow], shards: Mapping[str, Any]) -> st
         lengths = timebase.mel_frames_for(row.frames), timebase.ticks_of_frames(row.frames)
         if (row.mel_frames, row.ticks) != lengths:
             found = f"{row.frames} frames, {row.mel_frames} mel frames and {row.ticks} ticks"
-            return f"row {row.key}: consistent lengths expected, found {found}"
+            return f"row {row.key}: expected consistent lengths, found {found}"
         size = shards[row.shard]["bytes"]
         for member, place in row.members.items():
             if place.offset + place.size > size:
@@ -366,7 +366,7 @@ def places_problem(rows: Iterable[ManifestRow], shards: Mapping[str, Any]) -> st
                 return f"row {row.key}: {member} up to byte {end} is not inside {row.shard} of {size} bytes"
     for shard, count in samples.items():
         if count != shards[shard]["samples"]:
-            return f"{shards[shard]['samples']} rows of {shard} expected as in dataset.json, found {count}"
+            return f"expected {shards[shard]['samples']} rows of {shard} as in dataset.json, found {count}"
     return ""
 
 
@@ -414,7 +414,7 @@ class ManifestColumns:
     def _column(self, name: str) -> pa.Array:
         table = self._file.read(columns=[name], use_threads=False)
         if name not in table.column_names:
-            raise DataError(f"{self.path}: a column {name!r} expected, found none. {schema.VERIFY}")
+            raise DataError(f"{self.path}: expected a column {name!r}, found none; {schema.VERIFY}")
         return table.column(name).combine_chunks()
 
     def numbers(self, name: str) -> npt.NDArray[Any]:
@@ -465,7 +465,7 @@ class ManifestColumns:
         """Return the keys (N,) as fixed-width bytes; invalid keys, which could lead out of a folder, are refused."""
         data, ends = self._bytes("key")
         if data.size and not 0 < data.min() <= data.max() < 128:
-            raise DataError(f"{self.path}: column 'key': ASCII texts expected. {schema.VERIFY}")
+            raise DataError(f"{self.path}: column 'key': expected ASCII texts; {schema.VERIFY}")
         lengths = np.diff(ends)
         width = int(lengths.max(initial=1))
         if width > schema.MAX_KEY_BYTES:  # before allocating so many bytes for each row
@@ -480,17 +480,17 @@ class ManifestColumns:
 
     def _no_key(self, found: str) -> DataError:
         grammar = f"at most {schema.MAX_KEY_BYTES} of A-Z, a-z, 0-9, _ and -"
-        return DataError(f"{self.path}: column 'key': {grammar} expected, found {found}. {schema.VERIFY}")
+        return DataError(f"{self.path}: column 'key': expected {grammar}, found {found}; {schema.VERIFY}")
 
     def digests(self, name: str) -> npt.NDArray[np.uint8]:
         """Return a column of hexadecimal sha256 as bytes (N, 32)."""
         data, ends = self._bytes(name)
         if (np.diff(ends) != 64).any():
             raise DataError(
-                f"{self.path}: column {name!r}: sha256 of 64 digits expected, found others. {schema.VERIFY}"
+                f"{self.path}: column {name!r}: expected sha256 of 64 digits, found others; {schema.VERIFY}"
             )
         try:
             raw = bytes.fromhex(str(data.data, "ascii"))
         except ValueError as error:
-            raise DataError(f"{self.path}: column {name!r}: sha256 expected ({error}). {schema.VERIFY}") from error
+            raise DataError(f"{self.path}: column {name!r}: expected sha256 ({error}); {schema.VERIFY}") from error
         return np.frombuffer(raw, np.uint8).reshape(-1, 32)

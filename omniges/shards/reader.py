@@ -119,7 +119,7 @@ def check_digest(content: bytes | memoryview, sha256: bytes, place: str) -> None
     """
     found = hashlib.sha256(content).digest()
     if found != sha256:
-        raise DataError(f"{place}: sha256 {sha256.hex()} expected, found {found.hex()}. {VERIFY}")
+        raise DataError(f"{place}: expected sha256 {sha256.hex()}, found {found.hex()}; {VERIFY}")
 
 
 @contextlib.contextmanager
@@ -143,7 +143,7 @@ def open_beside(folder: Path, name: str, dataset: dict[str, Any]) -> Iterator[Bi
     path = folder / name
     listed = dataset["files"].get(name)
     if listed is None:
-        raise DataError(f"{path}: an entry in {DATASET_FILE} expected, found none. {VERIFY}")
+        raise DataError(f"{path}: expected an entry in {DATASET_FILE}, found none; {VERIFY}")
     try:
         descriptor = open_file(path, folder)
     except FileNotFoundError as error:
@@ -152,11 +152,11 @@ def open_beside(folder: Path, name: str, dataset: dict[str, Any]) -> Iterator[Bi
         with os_errors(path, "read"):
             size = os.fstat(descriptor).st_size
             if size != listed["bytes"]:
-                expected = f"{listed['bytes']} bytes expected as in {DATASET_FILE}"
+                expected = f"expected {listed['bytes']} bytes as in {DATASET_FILE}"
                 raise DataError(f"{path}: {expected}, found {size}. {VERIFY}")
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found != listed["sha256"]:
-            expected = f"sha256 {listed['sha256']} expected as in {DATASET_FILE}"
+            expected = f"expected sha256 {listed['sha256']} as in {DATASET_FILE}"
             raise DataError(f"{path}: {expected}, found {found}. {VERIFY}")
         stream.seek(0)
         yield stream
@@ -306,7 +306,7 @@ class ShardFolder:
         if check:
             check_digest(data, bytes.fromhex(place.sha256), shown)
         elif len(data) != place.size:
-            raise DataError(f"{shown}: {place.size} bytes expected, found {len(data)}. {VERIFY}")
+            raise DataError(f"{shown}: expected {place.size} bytes, found {len(data)}; {VERIFY}")
         return data
 
     def array(self, row: ManifestRow, member: str) -> npt.NDArray[Any]:
@@ -343,7 +343,7 @@ class ShardFolder:
         kinds, shape = array_specs(row, None, self.codecs.values()).get(member, unknown)
         if found.dtype.str not in kinds or found.shape != shape:
             expected = f"{shape} of {' or '.join(kinds)}"
-            raise self._fault(row, member, f"an array {expected} expected, found {found.shape} of {found.dtype.str}")
+            raise self._fault(row, member, f"expected an array {expected}, found {found.shape} of {found.dtype.str}")
         return found.copy()
 
     def _fault(self, row: ManifestRow, member: str, problem: object) -> DataError:

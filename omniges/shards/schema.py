@@ -229,8 +229,8 @@ class WindowGrid:
         """Refuse a stride that does not divide the window."""
         if self.window_ticks < 1 or self.stride_ticks < 1 or self.window_ticks % self.stride_ticks:
             raise UsageFault(
-                f"window grid: found windows of {self.window_ticks} ticks every {self.stride_ticks}; expected a stride "
-                "that divides the window"
+                f"window grid: expected a stride that divides the window, found windows of {self.window_ticks} "
+                f"ticks every {self.stride_ticks}"
             )
 
     def count(self, ticks: int) -> int:
@@ -245,7 +245,7 @@ class WindowGrid:
         """Return the index of the window that starts at a tick; raise UsageFault for a tick off the grid."""
         if start_tick < 0 or start_tick % self.stride_ticks:
             raise UsageFault(
-                f"window grid: found a window at tick {start_tick}; expected a multiple of {self.stride_ticks}"
+                f"window grid: expected a multiple of {self.stride_ticks}, found a window at tick {start_tick}"
             )
         return start_tick // self.stride_ticks
 
@@ -285,9 +285,9 @@ def parse_document(data: bytes, place: str) -> dict[str, Any]:
     try:
         found = parse_json(data)
     except ValueError as error:
-        raise DataError(f"{place}: a JSON object expected ({one_line(str(error), 200)}). {VERIFY}") from error
+        raise DataError(f"{place}: expected a JSON object ({one_line(str(error), 200)}); {VERIFY}") from error
     if not isinstance(found, dict):
-        raise DataError(f"{place}: a JSON object expected, found {type(found).__name__}. {VERIFY}")
+        raise DataError(f"{place}: expected a JSON object, found {type(found).__name__}; {VERIFY}")
     return found
 
 
@@ -305,13 +305,13 @@ def metadata_of(data: bytes) -> dict[str, Any]:
     """Return KEY.json; raise ValueError if its notes, audio or motion do not follow the contract."""
     found: dict[str, Any] = parse_json(data)
     if fault := _fault(found, {}):
-        raise ValueError(f"a JSON object expected, found {fault}")
+        raise ValueError(f"expected a JSON object, found {fault}")
     notes = found.get("notes")
     if not isinstance(notes, str) and not (isinstance(notes, list) and all(not _fault(note, _NOTE) for note in notes)):
-        raise ValueError(f"notes of code and found expected, found {notes!r:.100}")
+        raise ValueError(f"expected notes of code and found, found {notes!r:.100}")
     for name, checks in (("audio", _AUDIO), ("motion", _MOTION)):
         if fault := _fault(found.get(name), checks):
-            raise ValueError(f"{name} of the contract expected, found {fault}")
+            raise ValueError(f"expected {name} of the contract, found {fault}")
     return found
 
 
@@ -319,17 +319,17 @@ def samples_of(metadata: object) -> int:
     """Return the number of audio samples at 16 kHz in KEY.json; raise ValueError if it is missing."""
     audio = metadata.get("audio") if isinstance(metadata, dict) else None
     if fault := _fault(audio, {"samples_16k": is_count}):
-        raise ValueError(f"KEY.json: samples_16k of the audio expected, found {fault}")
+        raise ValueError(f"KEY.json: expected samples_16k of the audio, found {fault}")
     return int(audio["samples_16k"])  # type: ignore[index]
 
 
 def _list_of(data: bytes, checks: _Checks, what: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = parse_json(data)
     if not isinstance(found, list):
-        raise ValueError(f"a JSON list of {what} expected, found {type(found).__name__}")  # noqa: TRY004
+        raise ValueError(f"expected a JSON list of {what}, found {type(found).__name__}")  # noqa: TRY004
     for number, one in enumerate(found):
         if fault := _fault(one, checks):
-            raise ValueError(f"{what} with {', '.join(checks)} expected, found {fault} as number {number}")
+            raise ValueError(f"expected {what} with {', '.join(checks)}, found {fault} as number {number}")
     return found
 
 

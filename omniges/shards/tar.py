@@ -65,7 +65,7 @@ def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
 def npy_parts(array: npt.NDArray[np.generic]) -> tuple[bytes, memoryview]:
     """Return an array as `.npy` version 1.0: its header, padded to a multiple of 64 bytes, and a view of its data."""
     if not array.flags.c_contiguous or array.dtype.hasobject or array.dtype.byteorder == ">":
-        raise ValueError(f"a C-contiguous little-endian array expected, found {array.dtype} {array.flags}")
+        raise ValueError(f"expected a C-contiguous little-endian array, found {array.dtype} {array.flags}")
     data = memoryview(array.reshape(-1).view(np.uint8).data) if array.size else memoryview(b"")
     return npy_header(array.dtype.str, array.shape), data
 
@@ -88,7 +88,7 @@ def read_npy(data: bytes | memoryview) -> npt.NDArray[Any]:
     start = 10 + int.from_bytes(head[8:], "little")
     match = _NPY_HEADER.fullmatch(bytes(data[10:start]))
     if not head.startswith(NPY_MAGIC) or match is None or start > len(data):
-        raise ValueError(f"a plain header of npy version 1.0 expected, found {bytes(data[:80])!r}")
+        raise ValueError(f"expected a plain header of npy version 1.0, found {bytes(data[:80])!r}")
     dtype = np.dtype(match["dtype"].decode())
     shape = tuple(int(side) for side in match["shape"].split(b",") if side)
     count = math.prod(shape)

@@ -151,7 +151,7 @@ class Workspace:
         """
         try:
             if not stat.S_ISDIR(os.lstat(self.folder).st_mode):
-                return f"{self.folder}: a folder of an unfinished run expected, found something else. Move it away"
+                return f"{self.folder}: expected a folder of an unfinished run, found something else; move it away"
         except FileNotFoundError:
             return None
         for name in self._names():
@@ -303,14 +303,14 @@ def _complete_lines(data: bytes) -> tuple[list[bytes], int]:
 def _journal_problem(row: Any) -> str:
     """Return why a journal line is neither a finished shard nor a rejection, or an empty text."""
     if not isinstance(row, dict):
-        return "an object expected"
+        return "expected an object"
     if row.keys() >= {"rejected", "findings", "inputs"}:
         inputs = row["inputs"]
         valid = isinstance(inputs, dict) and all(value is None or is_sha256(value) for value in inputs.values())
         valid = valid and isinstance(row["rejected"], str) and _are_findings(row["findings"])
-        return "" if valid else "findings and inputs of a rejected recording expected"
+        return "" if valid else "expected findings and inputs of a rejected recording"
     if not row.keys() >= {"staged", "bytes", "sha256", "rows"} or not isinstance(row["rows"], list):
-        return "a shard or a rejection expected"
+        return "expected a shard or a rejection"
     staged, shard = row["staged"], row.get("shard", "train-000000.tar")
     if not isinstance(staged, str) or not _STAGED.fullmatch(staged):
         return f"staged {staged!r}"

@@ -187,7 +187,7 @@ class ShardWriter:
                 with os_errors(path, "read"):
                     piece = os.pread(descriptor, min(_COPY_BYTES, end - position), position)
                 if not piece:
-                    raise DataError(f"{path}: {end} bytes expected, the file ends at {position}. Run this again")
+                    raise DataError(f"{path}: expected {end} bytes, the file ends at {position}; run this again")
                 self._append(piece)
                 position += len(piece)
         finally:

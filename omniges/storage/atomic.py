@@ -96,11 +96,11 @@ def require_output_file(flag: str, path: Path | None) -> None:
     if path is None:
         return
     if is_special(path):
-        raise UsageFault(f"{flag} {path}: a file expected, but {_SPECIAL}: choose another path")
+        raise UsageFault(f"{flag} {path}: expected a file, but {_SPECIAL}; choose another path")
     if os.path.isdir(path):
-        raise UsageFault(f"{flag} {path}: a file expected, found a folder: name a file in it")
+        raise UsageFault(f"{flag} {path}: expected a file, found a folder; name a file in it")
     if not os.path.isdir(path.parent):
-        raise UsageFault(f"{flag} {path}: the folder {path.parent} expected, found none: create it first")
+        raise UsageFault(f"{flag} {path}: expected the folder {path.parent}, found none; create it first")
 
 
 @contextlib.contextmanager
@@ -131,8 +131,9 @@ def refuse_links(folder: Path, names: Sequence[str]) -> None:
     for name in names:
         if (folder / name).is_symlink():
             raise UsageFault(
-                f"{folder / name}: a file or folder of this run expected, found a link, through which files outside of "
-                f"{folder} would be changed. Replace the link by its target, or choose another folder"
+                f"{folder / name}: expected a file or folder of this run, found a link, through which files "
+                f"outside of {folder} would be changed; replace the link by its target, or choose another "
+                "folder"
             )
 
 
@@ -161,8 +162,8 @@ def open_log(path: Path) -> int:
                 return descriptor
             os.close(descriptor)
     raise UsageFault(
-        f"{path}: a regular file without links expected, found a link or a special file, through which another file "
-        "could be changed. Remove it, or choose another folder"
+        f"{path}: expected a regular file without links, found a link or a special file, through which another "
+        "file could be changed; remove it, or choose another folder"
     )
 
 

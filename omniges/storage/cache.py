@@ -61,7 +61,7 @@ class Retries:
     def __post_init__(self) -> None:
         """Check the settings; raise ValueError for fewer than one attempt or a negative time."""
         if self.attempts < 1 or self.first_wait_s < 0 or self.longest_wait_s < 0:
-            raise UsageFault(f"at least one attempt and waits of at least 0 s expected, found {self}")
+            raise UsageFault(f"expected at least one attempt and waits of at least 0 s, found {self}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +157,10 @@ def copy_checked(store: Store, file: CachedFile, path: Path, check: Callable[[],
             raise MissingFile(f"{error}, though dataset.json lists it. Copy the shards there again") from None
         if pending.size != file.size:
             found = f"{pending.size} bytes" if pending.size < file.size else "more"
-            raise WrongContent(f"{place}: {file.size} bytes expected as in dataset.json, found {found}. {_AGAIN}")
+            raise WrongContent(f"{place}: expected {file.size} bytes as in dataset.json, found {found}; {_AGAIN}")
         if pending.sha256 != file.sha256:
             raise WrongContent(
-                f"{place}: sha256 {file.sha256} expected as in dataset.json, found {pending.sha256}. {_AGAIN}"
+                f"{place}: expected sha256 {file.sha256} as in dataset.json, found {pending.sha256}; {_AGAIN}"
             )
         undo.pop_all()
     return pending
@@ -356,7 +356,7 @@ def _locked(path: Path) -> Iterator[int]:
     try:
         found = os.fstat(descriptor)
         if found.st_nlink > 1 or not stat.S_ISREG(found.st_mode):  # its other name would be changed by a reservation
-            raise UsageFault(f"{path}: a lock file with one name expected, found a link or a pipe. Remove it")
+            raise UsageFault(f"{path}: expected a lock file with one name, found a link or a pipe; remove it")
         with atomic.os_errors(path, "lock"):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor
@@ -374,7 +374,7 @@ def _pin(path: Path) -> Pin | None:
         with contextlib.ExitStack() as undo:
             undo.callback(pin.close)
             if not stat.S_ISREG(os.fstat(pin.descriptor).st_mode):
-                raise UsageFault(f"{path}: a cached file expected, found no regular file. Remove it")
+                raise UsageFault(f"{path}: expected a cached file, found no regular file; remove it")
             fcntl.flock(pin.descriptor, fcntl.LOCK_SH)
             with contextlib.suppress(FileNotFoundError):  # evicted between opening and locking
                 if os.fstat(pin.descriptor).st_ino == path.stat().st_ino:
@@ -482,7 +482,7 @@ def _try_lock(path: Path) -> Iterator[int | None]:
             opened = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             held.callback(os.close, opened)
             if not stat.S_ISREG(os.fstat(opened).st_mode):
-                raise UsageFault(f"{path}: a regular file expected in the cache, found another. Remove it")
+                raise UsageFault(f"{path}: expected a regular file in the cache, found another; remove it")
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
             descriptor = opened
         yield descriptor

@@ -65,7 +65,7 @@ def open_file(path: Path, root: Path | None = None) -> int:
     """
     if root is not None and not lies_inside(path, root):
         raise DataError(
-            f"{path}: a file inside {root} expected, found a link to a file elsewhere. Copy the file to this place"
+            f"{path}: expected a file inside {root}, found a link to a file elsewhere; copy the file to this place"
         )
     try:
         descriptor = os.open(path, _FLAGS)
@@ -84,7 +84,7 @@ def open_file(path: Path, root: Path | None = None) -> int:
 
 
 def _no_file(path: Path, kind: int) -> str:
-    return f"{path}: a regular file expected, found {_KINDS.get(kind, 'a device')}. Put the file itself in this place"
+    return f"{path}: expected a regular file, found {_KINDS.get(kind, 'a device')}; put the file itself in this place"
 
 
 def lies_inside(path: Path, root: Path) -> bool:
@@ -124,7 +124,7 @@ def read_file(path: Path, max_bytes: int, root: Path | None = None) -> bytes:
     with open(open_file(path, root), "rb") as stream, os_errors(path, "read"):
         size = os.fstat(stream.fileno()).st_size
         if size > max_bytes:
-            raise DataError(f"{path}: at most {max_bytes} bytes expected, found {size}. Check its origin")
+            raise DataError(f"{path}: expected at most {max_bytes} bytes, found {size}; check its origin")
         return stream.read()
 
 
@@ -194,7 +194,7 @@ def read_json(path: Path, remedy: str, root: Path | None = None, max_bytes: int 
     try:
         return parse_json(read_file(path, max_bytes, root))
     except ValueError as error:
-        raise DataError(f"{path}: a JSON document expected, found damage ({error}). {remedy}") from error
+        raise DataError(f"{path}: expected a JSON document, found damage ({error}); {remedy}") from error
 
 
 def read_settings(path: Path, remedy: str, root: Path | None = None) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def read_settings(path: Path, remedy: str, root: Path | None = None) -> dict[str
     except FileNotFoundError as error:
         raise DataError(f"{path}: {error.strerror}. {remedy}") from error
     if not isinstance(found, dict):
-        raise DataError(f"{path}: a JSON object expected, found {type(found).__name__}. {remedy}")
+        raise DataError(f"{path}: expected a JSON object, found {type(found).__name__}; {remedy}")
     return found
 
 

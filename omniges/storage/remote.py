@@ -95,29 +95,29 @@ def parse_location(text: str) -> Location:
     """
     shown = one_line(redact(text, secrets_in_url(text)))
     if not text:
-        raise UsageFault("'': a folder or a URL expected")
+        raise UsageFault("'': expected a folder or a URL")
     if not text.isprintable():
         escaped = ascii(redact(text, secrets_in_url(text)))[:200]
         raise UsageFault(
-            f"{escaped}: a folder or a URL in printable letters expected: rename the folder, or link to it"
+            f"{escaped}: expected a folder or a URL in printable letters; rename the folder, or link to it"
         )
     if text.startswith("pipe:"):
         raise UsageFault(f"{shown}: a pipe is no folder of shards; it can only be read as a stream")
     if _CHAIN.match(text):
-        raise UsageFault(f"{shown}: a single protocol expected, found a chain. omniges has its own cache")
+        raise UsageFault(f"{shown}: expected a single protocol, found a chain; omniges has its own cache")
     match = _URL.fullmatch(text)
     if match is None:
         return Location(text, "file", shown)
     protocol, rest = match["protocol"].lower(), match["rest"]
     if protocol in _LOCAL:
         if not rest.startswith("/"):
-            raise UsageFault(f"{shown}: file:///ABSOLUTE/PATH expected, found another host or a relative path")
+            raise UsageFault(f"{shown}: expected file:///ABSOLUTE/PATH, found another host or a relative path")
         return Location(rest, "file", shown)
     if re.search(r"\s", rest):
-        raise UsageFault(f"{protocol}://…: a URL without spaces expected; write %20 for them")
+        raise UsageFault(f"{protocol}://…: expected a URL without spaces; write %20 for them")
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
     if not authority and protocol != "memory":
-        raise UsageFault(f"{shown}: {protocol}://HOST-OR-BUCKET/FOLDER expected")
+        raise UsageFault(f"{shown}: expected {protocol}://HOST-OR-BUCKET/FOLDER")
     if protocol in _NO_USERINFO and "@" in authority:
         raise UsageFault(f"{shown}: no credentials in a {protocol}:// URL, please: {_where_credentials(protocol)}")
     return Location(f"{protocol}://{rest}", protocol, shown)
@@ -150,7 +150,7 @@ def check_name(name: str) -> str:
     """
     if not is_file_name(name):
         raise DataError(
-            f"{one_line(name, 80)!r} is not a file name of a shard set: letters, digits, . _ and - expected"
+            f"{one_line(name, 80)!r} is not a file name of a shard set: expected letters, digits, . _ and -"
         )
     return name
 
@@ -202,7 +202,7 @@ class LocalStore:
 
     def __init__(self, location: Location) -> None:
         if location.path is None:
-            raise ValueError(f"{location}: a local location expected")
+            raise ValueError(f"{location}: expected a local location")
         self.location = location
         self._folder = location.path
 
@@ -263,7 +263,7 @@ def _exactly(data: bytes, place: str, offset: int, size: int) -> bytes:
     if len(data) > size:
         raise StoreFault(f"{place}: the server does not serve byte ranges ({len(data)} bytes for {size} asked)")
     if len(data) < size:
-        raise DataError(f"{place}: {size} bytes from {offset} on expected, the file ends after {offset + len(data)}")
+        raise DataError(f"{place}: expected {size} bytes from {offset} on, the file ends after {offset + len(data)}")
     return data
 
 
@@ -407,8 +407,8 @@ class UrlStore:
     def too_slow(self, name: str) -> StoreFault:
         """Return the error for a server that sends data too slowly."""
         return StoreFault(
-            f"{self.location.shown_file(name)}: at least {self._timeouts.min_bytes_s:g} bytes per second expected, "
-            "found fewer. Check the network, or try again later",
+            f"{self.location.shown_file(name)}: expected at least {self._timeouts.min_bytes_s:g} bytes per "
+            "second, found fewer; check the network, or try again later",
             transient=True,
         )
 

@@ -92,7 +92,7 @@ def write_each(path: Path, kinds: Mapping[str, Kind], tensor_of: Callable[[str],
         for name, kind in kinds.items():
             tensor = tensor_of(name)
             if (tensor.dtype, tuple(tensor.shape)) != kind:
-                raise ValueError(f"{name}: {kind} expected, found {tensor.dtype} {tuple(tensor.shape)}")
+                raise ValueError(f"{name}: expected {kind}, found {tensor.dtype} {tuple(tensor.shape)}")
             flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
             pending.write(flat.cpu().numpy().data)
         return pending.size, pending.sha256
@@ -134,7 +134,7 @@ class TensorFile(Mapping[str, "Tensor"]):
         stored = part.get_dtype()
         own = next((own for own, other in _TYPES.items() if other == stored), None)
         if own is None:
-            raise DataError(f"{self._path}: {name} is {stored}; expected one of {', '.join(_TYPES.values())}")
+            raise DataError(f"{self._path}: expected one of {', '.join(_TYPES.values())}, found {name} {stored}")
         return getattr(torch, own), tuple(part.get_shape())
 
 
@@ -143,7 +143,7 @@ def _require_regular(path: Path) -> None:
     try:
         os.close(open_file(path, path.parent))
     except FileNotFoundError as error:
-        raise DataError(f"{path}: {error.strerror}; expected weights; {_AGAIN} or choose another") from error
+        raise DataError(f"{path}: expected weights, found no such file; {_AGAIN} or choose another") from error
 
 
 def open_tensors(path: Path) -> Mapping[str, Tensor]:
@@ -205,7 +205,7 @@ def require_same(
         "missing": [name for name in expected if name not in found],
         "not expected": [repr(name) for name in found if name not in expected],  # names of a foreign file
         "of another shape": [
-            f"{name} {found[name]}, expected {shape}"
+            f"{name} {found[name]} in place of {shape}"
             for name, shape in expected.items()
             if found.get(name, shape) != shape
         ],
@@ -230,7 +230,7 @@ def require_finite(name: str, tensor: Tensor, where: str) -> None:
         DataError: The weight is invalid.
     """
     if not tensor.is_floating_point():
-        raise DataError(f"{where}: {name} is {tensor.dtype}; expected floating point; choose another file")
+        raise DataError(f"{where}: expected floating point, found {name} {tensor.dtype}; choose another file")
     if not tensor.isfinite().all():
         raise DataError(f"{where}: {name} holds NaN or infinite numbers; expected finite ones; {_AGAIN}")
 
@@ -289,25 +289,25 @@ def _content(path: Path, entry: str | None, kind: type, *, mapped: bool) -> dict
     import torch  # noqa: PLC0415 - see above
 
     if not path.is_file():
-        raise UsageFault(f"{path}: no such file; expected weights that torch.save wrote")
+        raise UsageFault(f"{path}: expected weights that torch.save wrote, found no such file; check the path")
     found, where = _loaded(path, mapped=mapped), str(path)
     if entry is not None:
         if not isinstance(found, dict) or entry not in found:
-            raise DataError(f"{path}: found {_summary(found)}; expected a dictionary with weights under {entry!r}")
+            raise DataError(f"{path}: expected a dictionary with weights under {entry!r}, found {_summary(found)}")
         found, where = found[entry], f"{path}: entry {entry!r}"
     fits = isinstance(found, kind)
     if not fits or not found:
         wanted = "tensors by name" if kind is dict else "a list of tensors"
-        raise DataError(f"{where}: found {_summary(found)}; expected {wanted}: {_SAFE}")
+        raise DataError(f"{where}: expected {wanted}, found {_summary(found)}; {_SAFE}")
     tensors = found if isinstance(found, dict) else {str(number): value for number, value in enumerate(found)}
     for name, value in tensors.items():
         if not isinstance(name, str) or not name.isprintable():
-            raise DataError(f"{where}: found the key {repr(name)[:80]}; expected tensors by name: {_SAFE}")
+            raise DataError(f"{where}: expected tensors by name, found the key {repr(name)[:80]}; {_SAFE}")
         if not isinstance(value, torch.Tensor):
-            raise DataError(f"{where}: {name[:80]} is {_summary(value)}; expected a tensor: {_SAFE}")
+            raise DataError(f"{where}: expected a tensor, found {name[:80]} {_summary(value)}; {_SAFE}")
         if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
             kept = "quantised" if value.is_quantized else f"{value.layout} on {value.device.type}"
-            raise DataError(f"{where}: {name[:80]} is {kept}; expected a plain, dense tensor: {_SAFE}")
+            raise DataError(f"{where}: expected a plain, dense tensor, found {name[:80]} {kept}; {_SAFE}")
     size = path.stat().st_size  # strides and storages may claim more bytes than the file has
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors.values()}
     if sum(storages.values()) > size:
@@ -325,7 +325,9 @@ def _require_complete_archive(path: Path) -> None:
             for info in archive.infolist():
                 if info.compress_type != zipfile.ZIP_STORED:
                     name = info.filename[:80]
-                    raise DataError(f"{path}: {name!r} is compressed; expected torch.save's own file, no TorchScript")
+                    raise DataError(
+                        f"{path}: expected torch.save's own file, no TorchScript, found {name!r} compressed"
+                    )
                 if info.external_attr & _FOLDER:  # torch would read nothing and return uninitialized memory
                     raise DataError(f"{path}: damaged, {info.filename[:80]!r} is marked as a folder: {_AGAIN}")
             damaged = archive.testzip()
@@ -353,7 +355,7 @@ def _loaded(path: Path, *, mapped: bool) -> Any:
             start = file.read(_START_BYTES)
         for sign, found in DOWNLOADED_INSTEAD:
             if start.startswith(sign):
-                raise DataError(f"{path}: found {found}; expected a file of torch.save: {_AGAIN}")
+                raise DataError(f"{path}: expected a file of torch.save, found {found}; {_AGAIN}")
         archive = start.startswith(_ZIP_START)
         if archive:
             _require_complete_archive(path)

@@ -44,7 +44,7 @@ Audio = Literal["pcm16", "float32"]
 class CorpusSettings:
     """Settings of a synthetic corpus. An invalid value raises UsageFault, which names the option."""
 
-    clips: int = option(12, "Recordings of all speakers together, 1 to 9999 for each speaker.")
+    clips: int = option(12, "Total number of recordings, 1 to 9999 for each speaker.")
     seconds: float = option(
         12.0, "Length of each recording in seconds, 2 to 1200; rounded to frames of 1/30 s.", minimum=2, maximum=1200
     )
@@ -68,7 +68,7 @@ class CorpusSettings:
         check(self)
         maximum = _MAX_CLIPS_PER_SPEAKER * self.speakers
         if not self.speakers <= self.clips <= maximum:
-            raise UsageFault(f"--clips {self.clips}: a number from {self.speakers} to {maximum} expected")
+            raise UsageFault(f"--clips {self.clips}: expected a number from {self.speakers} to {maximum}")
         if self.voice and self.words > len(SPOKEN_WORDS):
             raise UsageFault(f"--words {self.words}: at most {len(SPOKEN_WORDS)} words are spoken with --voice")
 

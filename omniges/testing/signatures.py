@@ -102,7 +102,7 @@ def word_signature(index: int, seed: int) -> WordSignature:
         ValueError: The number is out of range.
     """
     if not 0 <= index < MAX_WORDS:
-        raise ValueError(f"word index 0 to {MAX_WORDS - 1} expected, found {index}")
+        raise ValueError(f"expected word index 0 to {MAX_WORDS - 1}, found {index}")
     # Sizes are powers of two, so that calls for one word after another compute few vocabularies.
     return vocabulary(seed, min(MAX_WORDS, 1 << max(4, index.bit_length())))[index]
 

@@ -138,7 +138,7 @@ def _timed(
             groups[-1].append(Phone(label, sample / rate_hz, end / rate_hz))
     if len(groups) != len(sentence) or not all(groups):
         raise EnvironmentFault(
-            f"--voice: {len(sentence)} words expected from eSpeak NG, found {sum(map(bool, groups))}: another version?"
+            f"--voice: expected {len(sentence)} words from eSpeak NG, found {sum(map(bool, groups))}; another version?"
         )
     return [
         SpokenWord(

@@ -157,7 +157,7 @@ def write_sample_corpus(
     """
     if folder.exists() and (not folder.is_dir() or visible_entries(folder)):
         raise UsageFault(
-            f"{folder}: a new or empty folder expected, found one with files. Choose another folder, or empty it"
+            f"{folder}: expected a new or empty folder, found one with files; choose another folder, or empty it"
         )
     speakers = [speaker_traits(settings.seed, number) for number in range(settings.speakers)]
     folders = _folders(folder, settings.layout)

@@ -93,7 +93,7 @@ class TrainSettings:
         None, "Passes over the windows; may be a fraction.", above=0, shown="100 if no other length is given"
     )
     max_train_steps: int | None = option(None, "Training steps.", minimum=1, was=("steps",))
-    max_minutes: float | None = option(None, "Training time in minutes, that before a restart included.", above=0)
+    max_minutes: float | None = option(None, "Training time in minutes, including the time before restarts.", above=0)
     learning_rate: float | None = option(None, "Peak learning rate.", above=0, shown="the preset's")
     lr_scheduler: Schedule = option("constant", "Learning-rate schedule after warm-up.", was=("lr_schedule",))
     lr_warmup_steps: int = option(100, "Steps of linear warm-up of the learning rate.", minimum=0)
@@ -143,7 +143,7 @@ class TrainSettings:
     )
     validation_windows: int = option(16, "Windows of the val split to validate on.", minimum=1)
     validation_samples: int = option(
-        2, "Of these windows, how many have their generated files and pictures kept.", minimum=0
+        2, "Number of these windows whose generated files and pictures are kept.", minimum=0
     )
     validation_sampling_steps: int = option(10, "Sampling steps of generation in a validation.", minimum=1)
     validation_codec: tuple[str, ...] = option(
@@ -170,10 +170,10 @@ class TrainSettings:
         refuse_unknown("recipe key model", "key", self.model, known)
         refuse_unknown("recipe key flow", "key", self.flow, {each.name for each in fields(FlowSettings)})
         if not self.shards:
-            raise UsageFault("--shards: at least one folder expected, found none")
+            raise UsageFault("--shards: expected at least one folder, found none")
         if self.shard_weights and len(self.shard_weights) != len(self.shards):
             raise UsageFault(
-                f"--shard-weights: one for each of {len(self.shards)} folders expected, found {len(self.shard_weights)}"
+                f"--shard-weights: expected one for each of {len(self.shards)} folders, found {len(self.shard_weights)}"
             )
         if self.pretrained_model_name_or_path is None:
             object.__setattr__(self, "preset", self.preset or "tiny")
@@ -196,8 +196,8 @@ class TrainSettings:
             )
         if self.gesture_codec is not None and self.gesture_channels == WITH_JAW_EYES:
             raise UsageFault(
-                f"--gesture-channels {self.gesture_channels}: 415 expected with --gesture-codec {self.gesture_codec}, "
-                "whose latents have no jaw and eyes: remove one of the two flags"
+                f"--gesture-channels {self.gesture_channels}: expected 415 with --gesture-codec "
+                f"{self.gesture_codec}, whose latents have no jaw and eyes; remove one of the two flags"
             )
         self._refuse_unread_model_keys()
         check_metric(self.best_metric)
@@ -243,7 +243,7 @@ class TrainSettings:
         for text in self.validation_codec:
             name, _, folder = text.partition("=")
             if not folder:
-                raise UsageFault(f"--validation-codec {shown(text)}: NAME=FOLDER expected")
+                raise UsageFault(f"--validation-codec {shown(text)}: expected NAME=FOLDER")
             if name not in self.codecs.values():
                 own = f"latents of {' and '.join(self.codecs.values())}" if self.codecs else "no latents"
                 raise UsageFault(f"--validation-codec {shown(name)}: the run trains on {own}: remove it")

@@ -79,7 +79,7 @@ def _require_plain(where: str, value: Any) -> None:
         _require_plain(where, one)
     number = type(value) is float and not math.isfinite(value)
     if number or not isinstance(value, (str, int, float, list, dict, NoneType)):
-        raise UsageFault(f"{where}: a text, a finite number, true, false or a list expected, found {value!r:.60}")
+        raise UsageFault(f"{where}: expected a text, a finite number, true, false or a list, found {value!r:.60}")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def _read(path: Path) -> dict[str, Any]:
     if document is None:
         return {}
     if not isinstance(document, dict):
-        raise UsageFault(f"--recipe {path}: lines of the form 'key: value' expected, found {document!r:.60}")
+        raise UsageFault(f"--recipe {path}: expected lines of the form 'key: value', found {document!r:.60}")
     found = {name.replace("-", "_"): value for name, value in document.items()}
     if len(found) != len(document):
         twice = next(name for name in document if "-" in name and name.replace("-", "_") in document)

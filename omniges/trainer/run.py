@@ -252,7 +252,7 @@ def _identity(settings: TrainSettings, data: Sequence[DataSource], start: Start 
     rules = [document["settings"]["convert"]["loudness"] for document in documents]
     if len(set(rules)) > 1:
         found = ", ".join(f"{rule} in {source.catalog.folder}" for rule, source in zip(rules, data, strict=True))
-        raise UsageFault(f"--shards: one loudness expected, found {found}: preprocess them with the same --loudness")
+        raise UsageFault(f"--shards: expected one loudness, found {found}; preprocess them with the same --loudness")
     first = data[0].catalog
     statistics = read_beside(first.folder, STATS_FILE, documents[0])
     if json.loads(statistics) != first.statistics:  # with those of jaw and eyes
@@ -394,7 +394,7 @@ def _require_computable(metric: str, held_out: HeldOut, codecs: Codecs, tasks: S
     if metric == "loss":
         return
     if task not in tasks:
-        raise UsageFault(f"--best-metric {metric}: one of the trained tasks {', '.join(tasks)} expected, or loss")
+        raise UsageFault(f"--best-metric {metric}: expected one of the trained tasks {', '.join(tasks)}, or loss")
     if name == "loss":
         return
     why = why_not(codecs, task) or _lacking(name, held_out, codecs)

@@ -97,7 +97,7 @@ def train(settings: TrainSettings) -> Summary:
     """
     began_s = time.monotonic()
     if settings.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise UsageFault("--mixed-precision fp16: a GPU expected, found none: use bf16 or no")
+        raise UsageFault("--mixed-precision fp16: expected a GPU, found none; use bf16 or no")
     with ExitStack() as stack:
         accelerator = stack.enter_context(accelerated(settings))
         ranks = Ranks()
@@ -302,7 +302,7 @@ def _read_state(saved: checkpoint.SavedCheckpoint) -> tuple[RunState, dict[str, 
     document = saved.object(STATE_FILE)
     if document.get("version") != _STATE_VERSION:
         found = reprlib.repr(document.get("version"))
-        raise DataError(f"{place}: version {_STATE_VERSION} expected, found {found}")
+        raise DataError(f"{place}: expected version {_STATE_VERSION}, found {found}")
     try:
         best, smoothed = document.get("best"), Smoothed.from_json(document["smoothed_loss"])
         state = RunState(

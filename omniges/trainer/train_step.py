@@ -42,7 +42,7 @@ class LearningRate:
         """Refuse an end within the warm-up."""
         if self.schedule != "constant" and self.total_steps is not None and self.total_steps <= self.warmup_steps:
             raise UsageFault(
-                f"--lr-warmup-steps {self.warmup_steps}: fewer than the {self.total_steps} steps of the run expected"
+                f"--lr-warmup-steps {self.warmup_steps}: expected fewer than the {self.total_steps} steps of the run"
             )
 
     def at(self, step: int) -> float:

@@ -81,8 +81,8 @@ def verify(settings: VerifySettings, count: Callable[[int, int], None] = lambda 
     path = settings.location.path
     if path is not None and not os.path.isdir(path):
         raise UsageFault(
-            f"{settings.location}: a folder of shards expected, found none there: give the "
-            "--output-dir of omniges preprocess"
+            f"{settings.location}: expected a folder of shards, found none there; give the --output-dir of "
+            "omniges preprocess"
         )
     found = _Verification(settings)
     try:
@@ -199,7 +199,7 @@ class _Verification:
             self.not_checked.append(f"files that {schema.DATASET_FILE} does not list: {location} has no listing")
             return []
         if not names and location.path is None:
-            raise UsageFault(f"{location}: a folder of shards expected, found nothing there: check the address")
+            raise UsageFault(f"{location}: expected a folder of shards, found nothing there; check the address")
         found = check_names(names, set() if inventory is None else {*inventory.shards, *inventory.files})
         if inventory is None:
             found = [finding for finding in found if finding.code in {"temporary-file", "unfinished-run"}]

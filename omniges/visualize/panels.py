@@ -158,7 +158,7 @@ def cut(
     face = np.zeros((frames, 9), np.float32) if jaw_eyes is None else jaw_eyes
     shapes = (gesture.shape, face.shape, start_xz.shape, mel.shape[1:])
     if shapes != ((frames, LAYOUT.channels), (frames, 9), (2,), (MEL_BANDS,)):
-        raise ValueError(f"gesture (T, 415), jaw_eyes (T, 9), start_xz (2,), mel (M, 64) expected, found {shapes}")
+        raise ValueError(f"expected gesture (T, 415), jaw_eyes (T, 9), start_xz (2,), mel (M, 64), found {shapes}")
     first = max(0, round(start_s * FRAME_RATE_HZ))
     stop = min(frames, round((start_s + seconds) * FRAME_RATE_HZ))
     if stop - first < 2:

@@ -125,4 +125,4 @@ def test_linked_corpus_has_new_speakers_and_the_same_files(
 def test_zero_repeats_are_refused_by_name() -> None:
     done = run_benchmark("--repeats", "0")
     assert done.returncode == 2
-    assert "--repeats 0: at least 1 expected" in done.stderr
+    assert "--repeats 0: expected at least 1" in done.stderr

@@ -69,7 +69,7 @@ class TestColumns:
     )
     def test_a_net_of_another_part_is_refused(self, part, channels, wanted):
         with pytest.raises(
-            DataError, match=rf"net\.pth: found a network of {channels} channels; expected {wanted} of {part}"
+            DataError, match=rf"net\.pth: expected {wanted} of {part}, found a network of {channels} channels"
         ):
             part_columns(part, channels, "net.pth")
 
@@ -120,23 +120,23 @@ class TestFiles:
             (tmp_path / "mean_std" / f"beatx_2_trans_{kind}.npy").unlink()
         assert len(read_scales(tmp_path, columns)["lower"].mean) == 54
         assert not any("trans" in name for name in statistics_files(columns).values())
-        with pytest.raises(UsageFault, match=r"beatx_2_trans_mean.npy: no such file"):
+        with pytest.raises(UsageFault, match=r"beatx_2_trans_mean.npy: expected .* found no such file"):
             read_scales(tmp_path, COLUMNS)
 
     @pytest.mark.parametrize(
         ("name", "array", "message"),
         [
-            ("330_mean", np.zeros(330, np.int64), r"found \(330,\) of int64; expected 330 numbers"),
+            ("330_mean", np.zeros(330, np.int64), r"expected 330 numbers .*found \(330,\) of int64"),
             ("330_mean", np.zeros((1, 330), np.float32), r"found \(1, 330\)"),
-            ("trans_std", np.ones(330), r"found \(330,\) of float64; expected 3 numbers"),
-            ("330_mean", np.full(330, np.nan, np.float32), "number 0 is NaN or infinite"),
-            ("trans_mean", np.array([0, 1, np.inf]), "number 2 is NaN or infinite"),
+            ("trans_std", np.ones(330), r"expected 3 numbers .*found \(330,\) of float64"),
+            ("330_mean", np.full(330, np.nan, np.float32), "found number 0 NaN or infinite"),
+            ("trans_mean", np.array([0, 1, np.inf]), "found number 2 NaN or infinite"),
             (
                 "330_std",
                 np.linspace(-1, 1, 330, dtype=np.float32),
-                r"found -0\.89\d* as a deviation of upper; .*is it the file of means",
+                r"expected positive deviations of upper, found -0\.89\d*; .*is it the file of means",
             ),
-            ("trans_std", np.array([0.1, 0.0, 0.1]), "found 0 as a deviation of the root; expected positive ones"),
+            ("trans_std", np.array([0.1, 0.0, 0.1]), "expected positive deviations of the root, found 0"),
         ],
     )
     def test_that_hold_something_else(self, tmp_path, name, array, message):

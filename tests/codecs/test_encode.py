@@ -319,7 +319,7 @@ class TestRefusals:
         data[row.members["gesture.npy"].offset + 1000] ^= 1
         (folder / row.shard).write_bytes(data)
         before = {p.name: p.read_bytes() for p in folder.iterdir()}
-        with pytest.raises(DataError, match=rf"{row.key}.gesture.npy at byte \d+: sha256 \w+ expected, found \w+"):
+        with pytest.raises(DataError, match=rf"{row.key}.gesture.npy at byte \d+: expected sha256 \w+, found \w+"):
             encode(settings_of(folder))
         assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
 
@@ -345,7 +345,7 @@ class TestRefusals:
         (tmp_path / "empty").mkdir()
         write_vae(tmp_path / "other", seed=1)
         for source, codec, words in (
-            (shards, tmp_path / "none", "a folder with the codec's files expected"),
+            (shards, tmp_path / "none", "expected a folder with the codec's files"),
             (shards, tmp_path / "empty", "config.json"),
             (tmp_path / "none", vae, "no"),
             (encoded, vae, "its latents exist already: remove --out"),

@@ -250,7 +250,7 @@ class TestLengths:
 
     @pytest.mark.parametrize("frames", [0, 1, 3])
     def test_less_than_a_latent_is_refused(self, frames):
-        with pytest.raises(DataError, match=f"found {frames} frames; expected at least 4"):
+        with pytest.raises(DataError, match=f"expected at least 4 frames, found {frames}"):
             self.NET.encode(draw(1, frames, 5))
 
     @settings(max_examples=40)

@@ -125,7 +125,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
     def test_that_are_not_there(self, tmp_path, name):
-        with pytest.raises(UsageFault, match=rf"{name}: no such file"):
+        with pytest.raises(UsageFault, match=rf"{name}: expected .*no such file"):
             load_rvqvae(tmp_path / name)
 
     @pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
@@ -174,7 +174,7 @@ class TestDamage:
     def test_a_stride_that_no_decoder_undoes(self):
         tensors = dict(NET)
         tensors["encoder.model.2.0.weight"] = torch.ones(6, 6, 6)
-        with pytest.raises(DataError, match="kernel of 6; expected 4"):
+        with pytest.raises(DataError, match=r"kernel of 4 in .*, found 6"):
             rvqvae_of(tensors, "file")
 
     def test_numbers_that_are_not_finite(self):
@@ -186,7 +186,7 @@ class TestDamage:
     def test_whole_numbers(self):
         tensors = dict(NET)
         tensors["decoder.model.0.bias"] = tensors["decoder.model.0.bias"].long()
-        with pytest.raises(DataError, match=r"decoder.model.0.bias is torch.int64"):
+        with pytest.raises(DataError, match=r"decoder.model.0.bias torch.int64"):
             rvqvae_of(tensors, "file")
 
     def test_one_table_without_its_projection(self):

@@ -207,7 +207,7 @@ class TestRefusals:
     ) -> None:
         other = write_text_vae(tmp_path / "other", seed=1)
         key = ShardFolder(encoded_text).rows[0].key
-        for folder, said in ((None, "give --codec omniflow-text-vae=FOLDER"), (other, "expected as in the checkpoint")):
+        for folder, said in ((None, "give --codec omniflow-text-vae=FOLDER"), (other, "as in the checkpoint")):
             for task, given in (("a2t", {"audio": files["audio"]}), ("t2g", {"shards": encoded_text, "keys": (key,)})):
                 with pytest.raises(UsageFault, match=said):
                     make(trained, tmp_path / "out", task, folder, **given)

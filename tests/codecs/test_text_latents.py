@@ -313,13 +313,13 @@ class TestCommand:
 
     @pytest.mark.parametrize("flag", ["window_ticks", "stride_ticks"])
     def test_no_ticks_are_refused_by_the_flag(self, shards: Path, text_vae: Path, flag: str) -> None:
-        with pytest.raises(UsageFault, match=f"^{flag} 0: a whole number of at least 1 expected"):
+        with pytest.raises(UsageFault, match=f"^{flag} 0: expected a whole number of at least 1"):
             encoded_shards(shards, text_vae, **{flag: 0})
 
     def test_a_tokenizers_folder_that_is_not_there_is_refused_by_the_flag(
         self, shards: Path, text_vae: Path, tmp_path: Path
     ) -> None:
-        with pytest.raises(UsageFault, match=r"--t5-tokenizer .*nowhere: a folder with T5's tokenizer.json expected"):
+        with pytest.raises(UsageFault, match=r"--t5-tokenizer .*nowhere: expected a folder with T5's tokenizer.json"):
             encoded_shards(shards, text_vae, t5_tokenizer=tmp_path / "nowhere")
 
     def test_a_stride_that_does_not_divide_and_the_one_that_is_taken(self, shards: Path, text_vae: Path) -> None:

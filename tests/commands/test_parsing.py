@@ -171,4 +171,4 @@ class TestValues:
     def test_the_command_line_says_the_flag(self) -> None:
         words = ("--checkpoint", "x", "--task", "a2g", "-o", "y")
         line = only_line(omniges("generate", *words, "--num-inference-steps", "0"))
-        assert line == "omniges: --num-inference-steps 0: a whole number of at least 1 and at most 10000 expected"
+        assert line == "omniges: --num-inference-steps 0: expected a whole number of at least 1 and at most 10000"

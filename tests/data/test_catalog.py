@@ -172,7 +172,7 @@ class TestNothingIsTrusted:
             read_catalog(target, Filters())
 
     def test_no_folder_and_no_dataset(self, tmp_path: Path) -> None:
-        with pytest.raises(UsageFault, match="a folder of shards expected"):
+        with pytest.raises(UsageFault, match="expected a folder of shards"):
             read_catalog(tmp_path / "none", Filters())
         with pytest.raises(DataError, match="not complete"):
             read_catalog(tmp_path, Filters())

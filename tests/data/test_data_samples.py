@@ -101,7 +101,7 @@ def test_samples_by_number_key_and_stem(whole_set: Path) -> None:
             shards[number]
     with pytest.raises(UsageFault, match="did you mean 1_speaker0_0_0_0"):
         shards["1_speaker0_0_0_1"]
-    with pytest.raises(UsageFault, match="a number, key or stem expected, found float"):
+    with pytest.raises(UsageFault, match="expected a number, key or stem, found float"):
         shards[1.5]  # type: ignore[index]
 
 
@@ -127,7 +127,7 @@ def test_filters(whole_set: Path) -> None:
 @pytest.mark.parametrize(
     ("filters", "told"),
     [
-        ({"split": "dev"}, "one of train, val, test, additional expected, found 'dev'"),
+        ({"split": "dev"}, "expected one of train, val, test, additional, found 'dev'"),
         ({"split": "test"}, "no sample is left with split test: choose from train, val"),
         ({"speakers": ("None",)}, "no sample is left with speaker None: choose from speaker0, speaker1"),
         ({"speakers": ("scott",)}, "no sample is left with speaker scott: choose from speaker0, speaker1"),
@@ -135,9 +135,9 @@ def test_filters(whole_set: Path) -> None:
         ({"labels": {"mood": "happy"}}, "no label 'mood': choose from emotion, scenario"),
         ({"labels": {"emotion": "joy"}}, "no sample is left with emotion joy: choose from anger"),
         ({"min_seconds": 60}, "no sample that is left lasts 60 to inf s; they last 2 to 2.7 s"),
-        ({"min_seconds": 3, "max_seconds": 2}, "0 ≤ min_seconds ≤ max_seconds expected"),
-        ({"speakers": 1.5}, "speakers: a text or several expected, found 1.5"),
-        ({"verify": "always"}, "one of first, never expected"),
+        ({"min_seconds": 3, "max_seconds": 2}, "expected 0 ≤ min_seconds ≤ max_seconds"),
+        ({"speakers": 1.5}, "speakers: expected a text or several, found 1.5"),
+        ({"verify": "always"}, "expected one of first, never"),
     ],
 )
 def test_a_filter_that_is_none_is_one_clear_line(whole_set: Path, filters: dict[str, Any], told: str) -> None:
@@ -162,7 +162,7 @@ def test_damage_is_found_at_the_first_read_unless_it_is_not_looked_for(whole_set
     data = bytearray((folder / row.shard).read_bytes())
     data[place.offset + 4000] ^= 1
     (folder / row.shard).write_bytes(data)
-    with pytest.raises(DataError, match=rf"{row.shard}: {row.key}.mel.npy at byte \d+: sha256"):
+    with pytest.raises(DataError, match=rf"{row.shard}: {row.key}.mel.npy at byte \d+: expected sha256"):
         open_shards(folder)[0]
     assert open_shards(folder, verify="never")[0].key == row.key
 

@@ -155,7 +155,7 @@ def test_a_filter_takes_clips_that_have_the_streams(mixed):
     table = read_catalog(mixed, filters).table
     assert table.keys_of(np.arange(len(table))) == expected
     assert Filters.from_json(json.loads(json.dumps(filters.as_json()))) == filters
-    with pytest.raises(UsageFault, match="streams text, audio, gesture expected, joined by \\+, found 'face'"):
+    with pytest.raises(UsageFault, match="expected streams text, audio, gesture, joined by \\+, found 'face'"):
         Filters(streams=("face+text",))
 
 

@@ -178,7 +178,7 @@ class TestS3:
         size = (shards / SHARD).stat().st_size
         os.truncate(wrong / SHARD, size - 512)
         url = remote.upload(endpoint, "wrong", wrong).url
-        said = f"^{url}/{SHARD}: {size} bytes expected .* found {size - 512} bytes.* .given up after 3 tries.$"
+        said = f"^{url}/{SHARD}: expected {size} bytes .* found {size - 512} bytes.* .given up after 3 tries.$"
         with opened(url, settings(tmp_path / "cache")) as source, pytest.raises(DataError, match=said):
             source.open(SHARD)
 
@@ -329,9 +329,9 @@ class TestMisbehaviour:
             (remote.fail(429), EnvironmentFault, "429"),
             (remote.cut(5000), EnvironmentFault, "5000"),
             (remote.silent, EnvironmentFault, "no answer in time"),
-            (remote.short, DataError, "{size} bytes expected as in dataset.json, found {less} bytes"),
-            (remote.long, DataError, "{size} bytes expected as in dataset.json, found more"),
-            (remote.flip, DataError, "sha256 {sha256} expected as in dataset.json, found "),
+            (remote.short, DataError, "expected {size} bytes as in dataset.json, found {less} bytes"),
+            (remote.long, DataError, "expected {size} bytes as in dataset.json, found more"),
+            (remote.flip, DataError, "expected sha256 {sha256} as in dataset.json"),
         ],
         ids=["500", "429", "cut", "silent", "short", "long", "flip"],
     )
@@ -401,10 +401,10 @@ class TestMisbehaviour:
     @pytest.mark.parametrize(
         ("data", "text"),
         [
-            (b"<html>not found</html>", "a JSON document expected, found 22 other bytes"),
+            (b"<html>not found</html>", "expected a JSON document, found 22 other bytes"),
             (b'{"format": "omniges-shards", "checksum": "0"}', "the checksum does not fit"),
-            (seal({"format": "other"}), "format 'omniges-shards' expected"),
-            (seal({"format": "omniges-shards", "version": 99}), "version 1 or 2 expected, found 99"),
+            (seal({"format": "other"}), "expected format 'omniges-shards'"),
+            (seal({"format": "omniges-shards", "version": 99}), "expected version 1 or 2, found 99"),
             (
                 seal({"format": "omniges-shards", "version": 1, "files": {}, "shards": {"../x.tar": {}}}),
                 r"'\.\./x\.tar': a name that is not in the contract",
@@ -505,7 +505,7 @@ class TestCache:
         small = sum(document["files"][name]["bytes"] for name in ("manifest.parquet", "stats.json", "tokenizer.json"))
         small += (shards / "dataset.json").stat().st_size
         largest = max(entry["bytes"] for entry in document["shards"].values())
-        with pytest.raises(UsageFault, match=f"at least {small + largest} bytes expected, .* limit of {largest}"):
+        with pytest.raises(UsageFault, match=f"expected at least {small + largest} bytes, .* limit of {largest}"):
             opened(web.url, settings(tmp_path, largest))
         opened(web.url, settings(tmp_path, small + largest)).close()
         assert not [name for name in web.requests if name.endswith(".tar")]

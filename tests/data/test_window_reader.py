@@ -150,7 +150,7 @@ class TestDamage:
         shard = folder / reader.table.shard_name(int(reader.table.shard[0]))
         size = shard.stat().st_size
         os.truncate(shard, left if left >= 0 else size + left)
-        with pytest.raises(DataError, match=rf"{size} bytes expected, found \d+\."):
+        with pytest.raises(DataError, match=rf"expected {size} bytes, found \d+\."):
             read(reader, 0)
         os.truncate(shard, size + 512)
         with pytest.raises(DataError, match=f"found {size + 512}"):
@@ -203,10 +203,10 @@ WRONG_GESTURES: dict[str, tuple[Callable[[], tuple[bytes | memoryview, ...]], st
     "shorter than it says": (lambda: (header(np.zeros((FRAMES, 415), np.float32))[0], b"x" * 99), "bytes do not hold"),
     "longer than it says": (lambda: (*header(np.zeros((FRAMES, 415), np.float32)), b"xxxx"), "bytes do not hold"),
     "Fortran order": (lambda: (saved(np.asfortranarray(np.ones((FRAMES, 415), np.float32))),), "Fortran order"),
-    "version 2": (lambda: (b"\x93NUMPY\x02\x00\x04\x00\x00\x00{}  ",), "npy version 1.0 expected"),
+    "version 2": (lambda: (b"\x93NUMPY\x02\x00\x04\x00\x00\x00{}  ",), "npy version 1.0"),
     "an expression": (
         lambda: (bytes(header(np.zeros((1, 1), np.float32))[0]).replace(b"(1, 1)", b"(10**9,"),),
-        "a plain header of npy version 1.0 expected",
+        "expected a plain header of npy version 1.0",
     ),
     "a header longer than the member": (lambda: (b"\x93NUMPY\x01\x00\xff\xff{",), "no npy header"),
     "no array": (lambda: (b"hello",), "no npy header"),

@@ -79,7 +79,7 @@ def test_shards_without_a_train_split_are_refused_before_anything_is_generated(
     checkpoint: Path, corpus: Path, tmp_path: Path
 ) -> None:
     run_preprocess(corpus, tmp_path / "shards", selection=Selection(splits=("test",)))
-    with pytest.raises(UsageFault, match=r"a train split expected, whose mean speeds .* give --mean-speeds FILE"):
+    with pytest.raises(UsageFault, match=r"a train split, whose mean speeds .* give --mean-speeds FILE"):
         scored(checkpoint, tmp_path / "shards", tasks=("a2g",), work_dir=tmp_path / "work")
     assert not (tmp_path / "work").exists()
 
@@ -169,9 +169,9 @@ class TestFit:
 @pytest.mark.parametrize(
     ("words", "code", "line"),
     [
-        (["nowhere"], 2, "a folder of generated results expected, found none there"),
+        (["nowhere"], 2, "expected a folder of generated results, found none there"),
         ([], 2, "folders of generated results, or --checkpoint to generate some, expected; found neither"),
-        (["--checkpoint", "nowhere"], 2, "nowhere: a checkpoint or the folder of a run"),
+        (["--checkpoint", "nowhere"], 2, "nowhere: expected a checkpoint or the folder of a run"),
         (
             ["--checkpoint", "run", "--task", "a2g"],
             2,
@@ -183,7 +183,7 @@ class TestFit:
             "--num-samples: it is a setting of generation, which needs --checkpoint",
         ),
         (["nowhere", "--split", "val"], 2, "--split: it is a setting of generation"),
-        (["nowhere", "-o", "absent/report.json"], 2, "the folder absent expected, found none"),
+        (["nowhere", "-o", "absent/report.json"], 2, "expected the folder absent, found none"),
     ],
 )
 def test_the_command_says_one_line(

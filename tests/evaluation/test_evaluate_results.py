@@ -124,7 +124,7 @@ class TestMixtures:
         first, second, *_ = samples_of(shards)
         put_mel(tmp_path / "own", shards, first, first.mel, **common)
         put_mel(tmp_path / "own", shards, second, second.mel, **(common | changes))
-        with pytest.raises(UsageFault, match="one model with one set of settings expected"):
+        with pytest.raises(UsageFault, match="one model with one set of settings"):
             scored(tmp_path / "own", shards)
 
     def test_speakers_and_bodies_of_results_may_differ(self, shards: Path, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ class TestWholeness:
 
     def test_two_kinds_of_file_are_needed_where_a_task_makes_two(self, shards: Path, tmp_path: Path) -> None:
         write(tmp_path / "own", shards, motion_file, ".npz")
-        with pytest.raises(DataError, match=r"a \.TextGrid file beside it expected for task joint"):
+        with pytest.raises(DataError, match=r"expected a \.TextGrid file beside it for task joint"):
             scored(tmp_path / "own", shards, task="unconditional")
 
 

@@ -283,7 +283,7 @@ class TestWhatARowLacks:
 
     def test_results_without_a_condition(self, tmp_path: Path) -> None:
         results, shards = self.parts(tmp_path, {}, task="joint")
-        with pytest.raises(UsageFault, match="one task from speech or text to gesture expected, found joint"):
+        with pytest.raises(UsageFault, match="one task from speech or text to gesture, found joint"):
             report_of(results, shards)
 
 
@@ -318,7 +318,7 @@ def test_settings_that_contradict_a_protocol(results: Path, changes: dict[str, A
 
 def test_results_of_other_clips_alone(results: Path, shards: Path, tmp_path: Path) -> None:
     shutil.copytree(results, tmp_path / "others", ignore=lambda _, names: [n for n in names if "scott" in n])
-    with pytest.raises(UsageFault, match="its 15 clips expected, such as 2_scott_0_1_1, found none among 3"):
+    with pytest.raises(UsageFault, match="its 15 clips, such as 2_scott_0_1_1, found none among 3"):
         report_of(tmp_path / "others", shards)
 
 

@@ -102,7 +102,7 @@ def test_other_streams_and_tasks_without_a_condition_have_no_value() -> None:
 def test_a_value_that_is_no_number_is_left_out_with_the_reason() -> None:
     register_metric(Metric(label="off", stream="audio", of=lambda *_: math.nan))
     generated, _ = scored([("a", 1.0, 1.0)])
-    assert generated.why_not == "1 × a finite number or None expected, found nan"
+    assert generated.why_not == "1 × expected a finite number or None, found nan"
 
 
 @pytest.mark.parametrize("broken", [lambda *_: {}["x"], lambda *_: "loud", lambda *_: 1 / 0])
@@ -150,9 +150,9 @@ def test_clips_without_a_part_that_a_metric_needs_are_left_out_and_counted(over_
 @pytest.mark.parametrize(
     ("needs", "stream", "told"),
     [
-        (("nose",), "gesture", "needs: text, audio, upper, .* expected, found 'nose'"),
-        ("face", "gesture", "needs: text, audio, upper, .* expected, found 'f'"),
-        (("audio",), "audio", "needs: none expected of stream 'audio'"),
+        (("nose",), "gesture", "needs: expected text, audio, upper, .*, found 'nose'"),
+        ("face", "gesture", "needs: expected text, audio, upper, .*, found 'f'"),
+        (("audio",), "audio", "needs: expected none of stream 'audio'"),
     ],
 )
 def test_needs_that_are_none_are_refused(needs: Any, stream: str, told: str) -> None:

@@ -91,7 +91,7 @@ class TestRegister:
     def test_a_script_makes_it_known_without_a_package(self, codec: Path) -> None:
         import toy_codec
 
-        with pytest.raises(UsageFault, match=f"codec '{NAME}': one of audioldm2-vae"):
+        with pytest.raises(UsageFault, match=f"codec '{NAME}': expected one of audioldm2-vae"):
             load_codec(NAME, codec)
         register_codec(NAME, toy_codec.load)
         assert load_codec(NAME, codec, torch.device("cpu")).entry.channels == 24

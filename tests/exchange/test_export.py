@@ -84,18 +84,18 @@ def test_counts_say_what_was_clipped_and_is_at_rest(clip: Path, tmp_path: Path) 
 def test_what_cannot_be_written_is_one_line_and_leaves_nothing(clip: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     good = ExportSettings(paths=(clip,), format="glb", output_dir=out)
-    with pytest.raises(EnvironmentFault, match="Blender's program expected, found none"):
+    with pytest.raises(EnvironmentFault, match="expected Blender's program, found none"):
         export_motion(replace(good, format="fbx", blender="no-such-program"))
     with pytest.raises(EnvironmentFault, match="Blender wrote no FBX"):
         export_motion(replace(good, format="fbx", blender="false"))
-    with pytest.raises(UsageFault, match="arkit_matrix: a file expected"):
+    with pytest.raises(UsageFault, match="arkit_matrix: expected a file"):
         replace(good, format="arkit-csv")
     with pytest.raises(UsageFault, match="found nothing"):
         export_motion(replace(good, paths=(tmp_path / "absent.npz",)))
     assert not out.exists()
     out.mkdir()
     (out / "mine").touch()
-    with pytest.raises(UsageFault, match="a new or empty folder expected"):
+    with pytest.raises(UsageFault, match="expected a new or empty folder"):
         export_motion(good)
 
 
@@ -104,6 +104,6 @@ def test_sources_without_motion_are_refused_and_leave_no_folder(tmp_path: Path, 
     sound = tmp_path / "talk.wav"
     soundfile.write(sound, np.sin(np.arange(16_000)), 16_000)
     settings = ExportSettings(paths=(sound,), format=kind, output_dir=tmp_path / "out")
-    with pytest.raises(UsageFault, match=r"talk\.wav: motion expected, found none in 1 sample: give "):
+    with pytest.raises(UsageFault, match=r"talk\.wav: expected motion, found none in 1 sample; give "):
         export_motion(settings)
     assert not settings.output_dir.exists()

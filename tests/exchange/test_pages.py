@@ -181,11 +181,11 @@ class TestView:
     @pytest.mark.parametrize(
         ("settings", "words"),
         [
-            ({"paths": ()}, "PATH expected"),
-            ({"output_file": "absent/page.html"}, "the folder absent expected, found none"),
-            ({"output_file": "."}, "a file such as page.html expected, found a folder"),
+            ({"paths": ()}, "expected PATH"),
+            ({"output_file": "absent/page.html"}, "expected the folder absent, found none"),
+            ({"output_file": "."}, "expected a file such as page.html, found a folder"),
             ({"paths": ("absent.npz",)}, "found nothing"),
-            ({"start_s": 99.0}, "99: a second before the end of x"),
+            ({"start_s": 99.0}, "99: expected a time before the end of x"),
         ],
     )
     def test_what_cannot_be_is_one_line(

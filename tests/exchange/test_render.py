@@ -265,7 +265,7 @@ class TestWords:
 
     def test_a_file_that_is_no_font_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "font.ttf").write_bytes(b"nothing")
-        with pytest.raises(DataError, match="font file expected"):
+        with pytest.raises(DataError, match="a font file"):
             made(tmp_path, moving(), font=tmp_path / "font.ttf")
         assert left(tmp_path) == {"font.ttf"}
 
@@ -311,7 +311,7 @@ class TestRefusals:
 
     def test_what_holds_no_motion(self, tmp_path: Path, clip: Path, out: Path) -> None:
         self.refused(UsageFault, "expected, found nothing", out, tmp_path / "absent.npz")
-        self.refused(UsageFault, "1 to 8 tracks with motion expected, found 0 of 1", out, clip.with_name("clip.wav"))
+        self.refused(UsageFault, "expected 1 to 8 tracks with motion, found 0 of 1", out, clip.with_name("clip.wav"))
         clip.write_bytes(b"no zip")
         self.refused(DataError, str(clip), out, clip)
 
@@ -322,21 +322,21 @@ class TestRefusals:
         self.refused(DataError, "finite", out, clip)
 
     def test_several_recordings(self, shards: Path, out: Path) -> None:
-        self.refused(UsageFault, "one recording expected, found", out, shards)
+        self.refused(UsageFault, "expected one recording, found", out, shards)
 
     def test_hours(self, clip: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(view, "MAX_SECONDS", 0.5)
-        self.refused(UsageFault, "h of tracks in a video expected, found more", out, clip)
+        self.refused(UsageFault, "h of tracks in a video, found more", out, clip)
 
     def test_a_part_after_the_end(self, clip: Path, out: Path) -> None:
         self.refused(UsageFault, "--start 9", out, clip, start_s=9)
 
     def test_a_body_model_without_faces(self, tmp_path: Path, clip: Path, out: Path) -> None:
         (tmp_path / "body.npz").write_bytes(body_file(20, f=None))
-        self.refused(UsageFault, "an SMPL-X model with faces f expected", out, clip, body_model=tmp_path / "body.npz")
+        self.refused(UsageFault, "expected an SMPL-X model with faces f", out, clip, body_model=tmp_path / "body.npz")
 
     def test_more_tracks_than_can_be_told_apart(self, tmp_path: Path) -> None:
-        with pytest.raises(UsageFault, match="1 to 8 tracks with motion expected, found 9 of 9"):
+        with pytest.raises(UsageFault, match="expected 1 to 8 tracks with motion, found 9 of 9"):
             made(tmp_path, *(moving(str(k)) for k in range(9)))
 
     @pytest.mark.parametrize(
@@ -348,7 +348,7 @@ class TestRefusals:
             ({"fps": 0}, "--fps 0"),
             ({"camera": "above"}, "--camera above"),
             ({"seconds": -1.0}, "--seconds -1.0"),
-            ({"paths": ()}, "render: PATH expected"),
+            ({"paths": ()}, "render: expected PATH"),
             ({"output_file": Path("clip.avi")}, "ends in .mp4"),
             ({"output_file": Path("absent/clip.mp4")}, "create it first"),
             ({"font": Path("absent.ttf")}, "--font absent.ttf"),

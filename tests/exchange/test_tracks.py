@@ -132,7 +132,7 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("name", "content", "error", "words"),
         [
-            (None, b"", UsageFault, "an NPZ, WAV or TextGrid expected, found nothing"),
+            (None, b"", UsageFault, "an NPZ, WAV or TextGrid, found nothing"),
             ("x.mp3", b"", UsageFault, "a name that ends in .npz, .wav, .TextGrid or"),
             ("x.npz", b"", DataError, "npz-not-zip"),
             ("x.wav", b"ID3", DataError, "wav-"),
@@ -154,7 +154,7 @@ class TestFiles:
         assert all(track.audio is not None for track in tracks)
 
     def test_keys_are_of_shards(self, corpus: Path) -> None:
-        with pytest.raises(UsageFault, match="--key k: a folder of shards among the paths expected"):
+        with pytest.raises(UsageFault, match="--key k: expected a folder of shards among the paths"):
             list(load_tracks([files(corpus, ".npz")], ["k"]))
 
     def test_an_empty_folder_is_refused(self, tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ class TestResults:
         with pytest.raises(DataError, match="differs from the sha256"):
             list(load_tracks([folder]))
         (folder / "speech.npz").unlink()
-        with pytest.raises(DataError, match="a file of a result expected, found none"):
+        with pytest.raises(DataError, match="expected a file of a result, found none"):
             list(load_tracks([folder]))
 
 

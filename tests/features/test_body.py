@@ -100,7 +100,7 @@ def test_inputs_are_not_modified() -> None:
 
 
 def test_other_shapes_and_another_tree_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"betas \(300,\) expected, found \(10,\)"):
+    with pytest.raises(ValueError, match=r"expected betas \(300,\), found \(10,\)"):
         MODEL.person(np.zeros(10))
     with pytest.raises(ValueError, match="poses"):
         PERSON.joints(POSES[:, :72], TRANS)

@@ -22,18 +22,18 @@ class TestReading:
         np.testing.assert_array_equal(found, array)
 
     def test_files_that_are_not_there(self, tmp_path):
-        with pytest.raises(UsageFault, match=r"a\.npy: no such file; expected numbers"):
+        with pytest.raises(UsageFault, match=r"a\.npy: expected numbers, found no such file; check the path"):
             read_array(tmp_path / "a.npy", "expected numbers")
 
     def test_pickled_objects(self, tmp_path):
         np.save(tmp_path / "a.npy", np.array([{}, None]), allow_pickle=True)
-        with pytest.raises(DataError, match=r"a\.npy: .*objects.*; expected numbers"):
+        with pytest.raises(DataError, match=r"a\.npy: expected numbers, found .*objects"):
             read_array(tmp_path / "a.npy", "expected numbers")
 
     @pytest.mark.parametrize("data", [b"", b"\x93NUMPY", b"PK\x03\x04 an archive", b"\x80\x04 a pickle"])
     def test_another_kind(self, tmp_path, data):
         (tmp_path / "a.npy").write_bytes(data)
-        with pytest.raises(DataError, match=r"a\.npy: .*; expected numbers"):
+        with pytest.raises(DataError, match=r"a\.npy: expected numbers, found "):
             read_array(tmp_path / "a.npy", "expected numbers")
 
     @pytest.mark.parametrize("shape", [(1 << 40,), (3, 1 << 62), (10**30,), (-3, 4)])
@@ -42,7 +42,7 @@ class TestReading:
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             file.write(ARRAY.tobytes())
-        with pytest.raises(DataError, match=r"a\.npy: .*; expected numbers"):
+        with pytest.raises(DataError, match=r"a\.npy: expected numbers, found "):
             read_array(tmp_path / "a.npy", "expected numbers")
 
     @given(place=st.integers(0, 175), bit=st.integers(0, 7), length=st.integers(0, 176))

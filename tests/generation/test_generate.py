@@ -228,7 +228,7 @@ def test_a_mel_that_is_no_number_is_refused_in_a_line(checkpoint: Path, files: d
     codec = TextTokenCodec(load(checkpoint).identity.tokenizer)
     results = Results(("audio",), NEUTRAL, codec, chosen_vocoder(None), 0, tmp_path)
     with pytest.raises(
-        DataError, match=r"^generated audio: finite mel values expected, found NaN or infinite ones: the model is not"
+        DataError, match=r"^generated audio: expected finite mel values, found NaN or infinite ones; the model is not"
     ):
         results.append({"audio": np.full((40, 64), np.nan, np.float32)})
 
@@ -316,10 +316,10 @@ def test_results_are_not_replaced_unless_asked(checkpoint: Path, files: dict[str
     ("task", "changes", "kind", "line"),
     [
         ("a2g", {"audio": ("silent.wav",)}, DataError, "silent.wav: wav-silent"),
-        ("a2g", {"audio": ("short.wav",)}, DataError, "at least 0.1 s of audio expected, found 0.050 s"),
+        ("a2g", {"audio": ("short.wav",)}, DataError, "expected at least 0.1 s of audio, found 0.050 s"),
         ("a2g", {"audio": ("cut.wav",)}, DataError, "cut.wav: wav-truncated: 1600 of 4800"),
-        ("a2g", {"audio": ("words.txt",)}, DataError, "libsndfile can read expected"),
-        ("a2g", {"audio": ("none.wav",)}, UsageFault, "none.wav: a file expected"),
+        ("a2g", {"audio": ("words.txt",)}, DataError, "expected libsndfile can read"),
+        ("a2g", {"audio": ("none.wav",)}, UsageFault, "none.wav: expected a file"),
         ("g2a", {"gesture": ("words.txt",)}, DataError, "words.txt"),
         ("t2a", {"text": ("words.TextGrid",)}, DataError, "words.TextGrid"),
         ("a2g", {}, UsageFault, "--audio: an input of this task"),
@@ -331,7 +331,7 @@ def test_results_are_not_replaced_unless_asked(checkpoint: Path, files: dict[str
         ),
         ("at2g", {"text": ("a.txt",), "audio": ("b.wav", "c.wav")}, UsageFault, "no --audio file called a"),
         ("x2g", {"audio": ("sound.wav",)}, UsageFault, "task x2g: expected one of"),
-        ("unconditional", {}, UsageFault, "--seconds: a length expected"),
+        ("unconditional", {}, UsageFault, "--seconds: expected a length"),
         ("a2g", {"audio": ("sound.wav",), "speaker": "nobody"}, UsageFault, "--speaker nobody: the model knows"),
         ("a2g", {"keys": ("x",)}, UsageFault, "add shards DIR"),
         ("a2g", {"audio": ("sound.wav",), "start_xz": (float("nan"), 1.0)}, UsageFault, "start_xz nan,1: finite"),
@@ -383,34 +383,34 @@ def test_a_record_that_was_edited_is_refused_by_the_field(
     path = make(checkpoint, tmp_path, "a2t", audio=(files["wav"],)).records[0]
     found = json.loads(path.read_text("utf-8"))
     for change, line in (
-        ({"ticks": "ten"}, "ticks: int from 1 on expected"),
-        ({"format": "other"}, "format 'omniges-generated' expected"),
-        ({"version": 2}, "version 1 expected, found 2"),
+        ({"ticks": "ten"}, "ticks: expected int from 1 on"),
+        ({"format": "other"}, "expected format 'omniges-generated'"),
+        ({"version": 2}, "expected version 1, found 2"),
         ({"more": 1}, "fields unknown or absent: more"),
         ({"files": {"text": "x"}}, "files: dict of files"),
         ({"files": {"text": {"path": "x"}}}, "files: dict of files"),
-        ({"inputs": ["x"]}, "inputs: list of dicts expected"),
-        ({"model": None}, "model: dict expected"),
-        ({"source": []}, "source: dict or null expected"),
-        ({"seconds": True}, "seconds: number above 0 expected"),
+        ({"inputs": ["x"]}, "inputs: expected list of dicts"),
+        ({"model": None}, "model: expected dict"),
+        ({"source": []}, "source: expected dict or null"),
+        ({"seconds": True}, "seconds: expected number above 0"),
         ({"seams_s": [float("nan")]}, "NaN is no JSON number"),
-        ({"seams_s": [1e300]}, "seams_s: list of numbers expected"),
+        ({"seams_s": [1e300]}, "seams_s: expected list of numbers"),
         ({"seams_s": [1e9]}, "seams_s: rising moments within"),
-        ({"seconds": -8}, "seconds: number above 0 expected"),
-        ({"seconds": 1e308}, "seconds: up to 86400 expected, a day, found 1e.308"),
-        ({"seconds": 1e11}, "seconds: up to 86400 expected, a day, found 100000000000.0"),
-        ({"name": "../x"}, "name: name of files expected"),
-        ({"sample": -1}, "sample: int from 0 on expected"),
-        ({"measures": {"invalid_rotations": "0"}}, "measures: dict of numbers expected"),
-        ({"remarks": [1]}, "remarks: list of str expected"),
-        ({"settings": "s" * 9999}, "settings: dict expected"),
+        ({"seconds": -8}, "seconds: expected number above 0"),
+        ({"seconds": 1e308}, "seconds: expected up to 86400, a day, found 1e.308"),
+        ({"seconds": 1e11}, "seconds: expected up to 86400, a day, found 100000000000.0"),
+        ({"name": "../x"}, "name: expected name of files"),
+        ({"sample": -1}, "sample: expected int from 0 on"),
+        ({"measures": {"invalid_rotations": "0"}}, "measures: expected dict of numbers"),
+        ({"remarks": [1]}, "remarks: expected list of str"),
+        ({"settings": "s" * 9999}, "settings: expected dict"),
     ):
         path.write_text(json.dumps(found | change), encoding="utf-8")
         with pytest.raises(DataError, match=line) as caught:
             read_record(path)
         assert len(str(caught.value)) < 300 + len(str(path))
     path.write_text("[" * 100_000, encoding="utf-8")
-    with pytest.raises(DataError, match="a JSON document expected"):
+    with pytest.raises(DataError, match="expected a JSON document"):
         read_record(path)
 
 
@@ -521,8 +521,8 @@ def test_a_textgrid_that_belongs_to_another_recording_is_refused(
 ) -> None:
     late = tmp_path / "late.TextGrid"
     for start, line in (
-        (20.0, "words in the first 4.0 s expected"),
-        (40.0, "words up to 4.0 s expected, .* to 41.0 s"),
+        (20.0, "expected words in the first 4.0 s"),
+        (40.0, "expected words up to 4.0 s, .* to 41.0 s"),
     ):
         late.write_bytes(encode_words([WordInterval("late", start, start + 1)], start + 10))
         with pytest.raises(DataError, match=line):
@@ -548,8 +548,8 @@ def test_a_textgrid_is_read_as_one_whatever_it_is_called(
 @pytest.mark.parametrize(
     ("words", "xmax", "seconds", "line"),
     [
-        ([("Xylophonqwertzuiop" * 4, 0.0, 0.1)], 0.4, None, "words that find a place expected, found 1"),
-        ([("late", 2.0, 3.0)], 4.0, 1.0, r"words in the first 1\.0 s expected, found none"),
+        ([("Xylophonqwertzuiop" * 4, 0.0, 0.1)], 0.4, None, "expected words that find a place, found 1"),
+        ([("late", 2.0, 3.0)], 4.0, 1.0, r"expected words in the first 1\.0 s, found none"),
     ],
 )
 def test_a_text_of_which_nothing_is_left_is_refused(

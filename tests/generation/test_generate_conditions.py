@@ -92,8 +92,8 @@ def test_a_sample_has_its_own_value_unless_a_person_says_another(checkpoint: Pat
 @pytest.mark.parametrize(
     ("conditions", "said"),
     [
-        ((("emotion", "joy"),), "--condition emotion joy: one of anger, happiness, neutral or none expected"),
-        ((("mood", "joy"),), "--condition mood: a condition stream of the model expected: the model has emotion"),
+        ((("emotion", "joy"),), "--condition emotion joy: expected one of anger, happiness, neutral or none"),
+        ((("mood", "joy"),), "--condition mood: expected a condition stream of the model; the model has emotion"),
         ((("emotion", "anger"), ("emotion", "anger")), "--condition emotion: it is given twice"),
     ],
 )
@@ -127,7 +127,7 @@ def test_the_pipeline_takes_the_same(checkpoint: Path, moody: Path) -> None:
         "unconditional", seconds=1.6, num_inference_steps=1, guidance_scale=2, conditions={"emotion": "anger"}
     )
     assert alone[0].gesture is not None
-    with pytest.raises(UsageFault, match="conditions emotion joy: one of anger"):
+    with pytest.raises(UsageFault, match="conditions emotion joy: expected one of anger"):
         sound(conditions={"emotion": "joy"})
 
 
@@ -191,7 +191,7 @@ def test_a_run_that_begins_with_a_checkpoint_keeps_its_embeddings(
 
 def test_a_value_is_asked_for_by_name_and_text() -> None:
     for text in ("emotion", "=anger", "emotion="):
-        with pytest.raises(UsageFault, match=f"--condition {text}: NAME=VALUE such as emotion=happiness expected"):
+        with pytest.raises(UsageFault, match=f"--condition {text}: expected NAME=VALUE such as emotion=happiness"):
             _parsed(text)
     assert _parsed("emotion=a=b") == ("emotion", "a=b")
 

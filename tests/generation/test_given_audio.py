@@ -103,7 +103,7 @@ def test_what_a_low_rate_cannot_hold_is_said() -> None:
 
 @pytest.mark.parametrize("samples", [np.zeros(16000, np.float32), np.full(16000, np.nan, np.float32)])
 def test_silence_and_what_is_no_number_are_refused(samples: npt.NDArray[np.float32]) -> None:
-    with pytest.raises(DataError, match=r"sound expected|finite samples expected"):
+    with pytest.raises(DataError, match=r"expected sound|expected finite samples"):
         log_mel_of_samples(samples, 16000, None)
 
 
@@ -112,11 +112,11 @@ def test_a_rate_that_no_recording_has_is_refused_before_it_is_resampled(
     tmp_path: Path, rate_hz: int, channels: int
 ) -> None:
     samples = np.random.default_rng(0).normal(0, 0.1, (60_000, channels)).astype(np.float32)
-    with pytest.raises(DataError, match="samples per second in 1 to 32 channels expected"):
+    with pytest.raises(DataError, match="samples per second in 1 to 32 channels"):
         log_mel_of_samples(samples, rate_hz, tmp_path)
     if channels == 1 and rate_hz < 999:
         soundfile.write(tmp_path / "a.flac", samples, rate_hz)
-        with pytest.raises(DataError, match="samples per second in 1 to 32 channels expected"):
+        with pytest.raises(DataError, match="samples per second in 1 to 32 channels"):
             read_log_mel(tmp_path / "a.flac", tmp_path)
 
 
@@ -126,7 +126,7 @@ def test_more_than_a_day_of_audio_is_refused(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(audio, "_BLOCK_FRAMES", 4099)
     for name in ("a.wav", "a.flac"):
         soundfile.write(tmp_path / name, sound(16000, 1.1, 1), 16000)
-        with pytest.raises(DataError, match="h of audio expected, found more"):
+        with pytest.raises(DataError, match="h of audio, found more"):
             read_log_mel(tmp_path / name, tmp_path)
         soundfile.write(tmp_path / name, sound(16000, 1.0, 1), 16000)
         assert read_log_mel(tmp_path / name, tmp_path).ticks == 10
@@ -138,5 +138,5 @@ def test_a_file_is_what_it_holds_whatever_it_is_called(tmp_path: Path, name: str
     (tmp_path / "a.flac").rename(tmp_path / name)
     assert read_log_mel(tmp_path / name, tmp_path).ticks == 10
     (tmp_path / name).write_bytes(b"no audio" * 99)
-    with pytest.raises(DataError, match="audio that libsndfile can read expected"):
+    with pytest.raises(DataError, match="expected audio that libsndfile can read"):
         read_log_mel(tmp_path / name, tmp_path)

@@ -335,7 +335,7 @@ class Nowhere(PerTick):
 
 def test_text_that_is_no_number_is_refused_instead_of_read() -> None:
     settings = WindowSettings(window_ticks=9, overlap_ticks=2)
-    with pytest.raises(DataError, match="generated text: finite tokens expected"):
+    with pytest.raises(DataError, match="generated text: expected finite tokens"):
         list(sample_timelines(cast("FlowModel", Nowhere()), [timeline(20)], ("text",), 1, settings, SamplingSettings()))
 
 

@@ -126,48 +126,51 @@ def test_a_saved_model_is_the_same_model(checkpoint: Path, tmp_path: Path, weigh
     assert not (tmp_path / "saved" / "optimizer.safetensors").exists()
     first, second = (p("unconditional", seconds=1, num_inference_steps=2)[0] for p in (one, other))
     np.testing.assert_array_equal(first.gesture, second.gesture)
-    with pytest.raises(UsageFault, match="a new folder expected"):
+    with pytest.raises(UsageFault, match="expected a new folder"):
         one.save_pretrained(tmp_path / "saved")
 
 
 @pytest.mark.parametrize(
     ("call", "line"),
     [
-        ({"task": "a2g"}, "a2g: audio expected, found none"),
-        ({"task": "a2g", "audio": "x.wav", "gesture": "x.npz"}, "a2g: audio expected, found audio and gesture"),
+        ({"task": "a2g"}, "a2g: expected audio, found none"),
+        ({"task": "a2g", "audio": "x.wav", "gesture": "x.npz"}, "a2g: expected audio, found audio and gesture"),
         ({"task": "a2g", "audio": np.zeros(9, np.float32)}, "audio: an array has no sample rate"),
         ({"task": "a2g", "audio": np.zeros(9, np.uint8), "audio_rate_hz": 16000}, "audio: floats, int16"),
         ({"task": "a2g", "audio": np.zeros((9, 9), np.float32), "audio_rate_hz": 16000}, "audio: floats, int16"),
         ({"task": "a2g", "audio": np.zeros((4, 2), np.float32), "audio_rate_hz": 16000}, "audio: floats, int16"),
         ({"task": "a2g", "audio": np.full(9, 3e4, np.float32), "audio_rate_hz": 16000}, "divide them by full scale"),
-        ({"task": "a2g", "audio": [0.0, 0.1], "audio_rate_hz": 16000}, "audio: a path, an array or a tensor"),
+        ({"task": "a2g", "audio": [0.0, 0.1], "audio_rate_hz": 16000}, "audio: expected a path, an array or a tensor"),
         ({"task": "a2g", "audio": "x.wav", "audio_rate_hz": 16000}, "audio_rate_hz: given with a file"),
         ({"task": "g2a", "gesture": np.zeros((9, 10), np.float32)}, "gesture: channels"),
         ({"task": "t2g", "text": [("there", 1.0, 2.0), ("hello", 0.0, 1.0)]}, "intervals in order of time"),
         ({"task": "t2g", "text": [("hello", 0.0, 1.0), ("there", 0.5, 2.0)]}, "text: word"),
         ({"task": "t2g", "text": [("hello", float("nan"), 1.0)]}, "a text and 0 <= start <= end in seconds"),
         ({"task": "t2g", "text": [("hello", 0.0, 1e9)]}, "a text and 0 <= start <= end in seconds"),
-        ({"task": "t2g", "text": [("", 0.0, 1.0)]}, "at least one word expected"),
+        ({"task": "t2g", "text": [("", 0.0, 1.0)]}, "expected at least one word"),
         ({"task": "t2g", "text": [{"word": 5, "start": 0, "end": 1}]}, "a text and 0 <= start <= end in seconds"),
         (
             {"task": "t2g", "text": {"word": "hello", "start": 0, "end": 1}},
-            "a text, a file or words expected, found dict",
+            "expected a text, a file or words, found dict",
         ),
-        ({"task": "t2g", "text": 5}, "a text, a file or words expected, found int"),
+        ({"task": "t2g", "text": 5}, "expected a text, a file or words, found int"),
         (
             {"task": "t2g", "text": "hello", "speaking_rate": 1.0},
             "speaking_rate 1.0: the result of pipeline.speaking_rate",
         ),
-        ({"task": "t2g", "text": "talk.TextGrid"}, "text 'talk.TextGrid': a file expected"),
-        ({"task": "t2g", "text": "recordings/my talk.txt"}, "text 'recordings/my talk.txt': a file expected"),
-        ({"task": "t2g", "text": "/data/talk"}, "text '/data/talk': a file expected"),
-        ({"task": "t2g", "text": Path("words here")}, "text 'words here': a file expected"),
-        ({"task": "unconditional"}, "seconds: a number of at least 0.1 expected"),
-        ({"task": "unconditional", "seconds": float("nan")}, "seconds: a number of at least 0.1"),
-        ({"task": "unconditional", "seconds": 1, "solver": "rk4"}, "solver: one of euler, heun, dpm++ expected"),
+        ({"task": "t2g", "text": "talk.TextGrid"}, "text 'talk.TextGrid': expected a file"),
+        ({"task": "t2g", "text": "recordings/my talk.txt"}, "text 'recordings/my talk.txt': expected a file"),
+        ({"task": "t2g", "text": "/data/talk"}, "text '/data/talk': expected a file"),
+        ({"task": "t2g", "text": Path("words here")}, "text 'words here': expected a file"),
+        ({"task": "unconditional"}, "seconds: expected a number of at least 0.1"),
+        ({"task": "unconditional", "seconds": float("nan")}, "seconds: expected a number of at least 0.1"),
+        ({"task": "unconditional", "seconds": 1, "solver": "rk4"}, "solver: expected one of euler, heun, dpm++"),
         ({"task": "unconditional", "seconds": 1, "guidance_scale": 2.0}, "guidance_scale 2: this task has no inputs"),
-        ({"task": "unconditional", "seconds": 1, "num_samples": 0}, "num_samples: a whole number of at least 1"),
-        ({"task": "unconditional", "seconds": 1, "seed": -1}, "seed: a whole number of at least 0"),
+        (
+            {"task": "unconditional", "seconds": 1, "num_samples": 0},
+            "num_samples: expected a whole number of at least 1",
+        ),
+        ({"task": "unconditional", "seconds": 1, "seed": -1}, "seed: expected a whole number of at least 0"),
         ({"task": "unconditional", "seconds": 1, "speaker": "nobody"}, "speaker nobody: the model knows"),
     ],
 )

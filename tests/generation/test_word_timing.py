@@ -119,7 +119,7 @@ OTHER_FILES = {
 @pytest.mark.parametrize("kind", OTHER_FILES)
 @pytest.mark.parametrize("lead", ["", "\n \n"])
 def test_a_file_of_another_kind_is_never_read_aloud(kind: str, lead: str) -> None:
-    with pytest.raises(UsageFault, match="plain words expected, found"):
+    with pytest.raises(UsageFault, match="expected plain words, found"):
         timed_words(lead + OTHER_FILES[kind], RATE)
 
 

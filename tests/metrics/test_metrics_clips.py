@@ -72,18 +72,18 @@ class TestIntervals:
         assert (other.low, other.high) == pytest.approx((1000 * one.low, 1000 * one.high), rel=1e-12)
 
     def test_refusals(self):
-        with pytest.raises(DataError, match="found 1 clips; expected at least 2"):
+        with pytest.raises(DataError, match="expected at least 2 clips, found 1"):
             bootstrap_mean(CLIPS[:1], seed=1)
         with pytest.raises(DataError, match="NaN or infinite"):
             bootstrap(3, lambda _: math.nan, seed=1, resamples=2)
         with pytest.raises(DataError, match="NaN or infinite"):
             bootstrap_mean([ClipValue(math.nan, 1.0), *CLIPS], seed=1)
-        with pytest.raises(DataError, match="without weight"):
+        with pytest.raises(DataError, match="to have a weight"):
             bootstrap_mean([ClipValue(1.0, 0.0), ClipValue(1.0, 1.0)], seed=1)
         for seed in (-1, 2**64):
             with pytest.raises(UsageFault, match="seed"):
                 bootstrap_mean(CLIPS, seed=seed)
-        with pytest.raises(UsageFault, match="resamples"):
+        with pytest.raises(UsageFault, match="at least 1 resample"):
             bootstrap_mean(CLIPS, seed=1, resamples=0)
 
 
@@ -105,7 +105,7 @@ class TestShuffles:
         assert scipy.stats.chisquare(list(counts.values())).pvalue > 1e-4
 
     def test_refusals(self):
-        with pytest.raises(DataError, match="found 1 clips"):
+        with pytest.raises(DataError, match="at least 2 clips, found 1"):
             shuffled_pairing(1, 0)
         with pytest.raises(UsageFault, match="seed"):
             shuffled_pairing(3, -1)

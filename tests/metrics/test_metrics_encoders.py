@@ -54,7 +54,7 @@ class TestInput:
         np.testing.assert_array_equal(encoder_input(np.zeros((32, 165))), np.tile([1, 0, 0, 0, 1, 0], (32, 55)))
 
     def test_too_short(self):
-        with pytest.raises(DataError, match="poses: found 31; expected at least 32"):
+        with pytest.raises(DataError, match="poses: expected 32 or more rows, found 31"):
             encoder_input(POSES[:31])
 
 
@@ -80,7 +80,7 @@ class TestConvolutions:
             ({"layers": []}, "at least one object"),
             ({"layers": [{"stride": 1, "padding": 0, "activation": "tanh"}]}, "on one side only"),
             ({"layers": [{"stride": 1, "padding": 0, "activation": "gelu"}] * 4}, "an activation of"),
-            ({"layers": [{"stride": 0, "padding": 0, "activation": "tanh"}] * 4}, "stride: found 0"),
+            ({"layers": [{"stride": 0, "padding": 0, "activation": "tanh"}] * 4}, "stride: expected .*found 0"),
         ],
     )
     def test_settings_that_do_not_fit(self, tmp_path, changes, message):
@@ -99,13 +99,13 @@ class TestConvolutions:
     def test_tensors_of_whole_numbers(self, tmp_path):
         path, tensors = folder_of_convolutions(tmp_path)
         safetensors_numpy.save_file(tensors | {"layers.0.bias": np.zeros(24, dtype=np.int32)}, path)
-        with pytest.raises(DataError, match="is I32; expected F16"):
+        with pytest.raises(DataError, match=r"expected F16.*I32"):
             load_encoder(path)
 
     def test_damaged_and_missing_files(self, tmp_path):
         path, _ = folder_of_convolutions(tmp_path)
         path.with_suffix(".json").write_text("{")
-        with pytest.raises(DataError, match="a JSON document expected"):
+        with pytest.raises(DataError, match="expected a JSON document"):
             load_encoder(path)
         path, _ = folder_of_convolutions(tmp_path)
         path.write_bytes(path.read_bytes()[:1000])

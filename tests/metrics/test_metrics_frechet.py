@@ -146,14 +146,14 @@ class TestDegenerate:
 
     @pytest.mark.parametrize("rows", [0, 1])
     def test_too_few_rows(self, rows):
-        with pytest.raises(DataError, match=f"generated features: found {rows}; expected at least 2"):
+        with pytest.raises(DataError, match=f"generated features: expected 2 or more rows, found {rows}"):
             distance(np.ones((rows, 3)), np.ones((5, 3)))
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf])
     def test_values_that_are_not_finite(self, bad):
         features = np.ones((5, 3))
         features[2, 1] = bad
-        with pytest.raises(DataError, match=r"recorded features: found (nan|inf) at \(2, 1\)"):
+        with pytest.raises(DataError, match=r"recorded features: expected .*found (nan|inf) at \(2, 1\)"):
             distance(np.ones((5, 3)), features)
 
     def test_widths_and_shapes(self):
@@ -190,7 +190,7 @@ class TestDescriptor:
 
     def test_a_clip_too_short(self):
         assert describe(np.zeros((32, 55, 3))).shape == (1, 56)
-        with pytest.raises(DataError, match="found 31; expected at least 32"):
+        with pytest.raises(DataError, match="expected 32 or more rows, found 31"):
             describe(np.zeros((31, 55, 3)))
 
     def test_its_name_is_no_published_one(self):

@@ -118,7 +118,7 @@ class TestFace:
         for found, expected in zip((sums.mse(), sums.velocity(settings)), whole, strict=True):
             assert found.value == pytest.approx(expected.value, rel=1e-12)
             assert (found.weight, found.vertices) == (expected.weight, expected.vertices)
-        with pytest.raises(UsageFault, match="found 29 after 30"):
+        with pytest.raises(UsageFault, match="expected 30 vertices as before, found 29"):
             sums.add(self.P[:, :29], self.G[:, :29])
 
     @pytest.mark.parametrize("name", ALL)
@@ -156,7 +156,7 @@ class TestFace:
 
     def test_refusals(self):
         settings = PROFILES["corrected"].face
-        with pytest.raises(DataError, match="found 1; expected at least 2"):
+        with pytest.raises(DataError, match="expected at least 2 frames, found 1"):
             face_velocity(self.P[:1], self.G[:1], settings)
         with pytest.raises(UsageFault, match="expected equal shapes"):
             face_mse(self.P[:5], self.G[:6])
@@ -220,14 +220,14 @@ class TestRecall:
         assert found.value == pytest.approx(self.slow("emage-eval-2025", self.P, self.G, ones) * 0.165)
         assert not found.annotated
         for name in ("emage-2024", "corrected"):
-            with pytest.raises(UsageFault, match="no sem annotation"):
+            with pytest.raises(UsageFault, match="semantic annotation"):
                 semantic_recall(self.P, self.G, None, PROFILES[name].semantic)
 
     def test_scores_that_cannot_be(self):
         settings = PROFILES["corrected"].semantic
-        with pytest.raises(DataError, match="only scores of zero"):
+        with pytest.raises(DataError, match="score above 0"):
             semantic_recall(self.P, self.G, np.zeros(60), settings)
-        with pytest.raises(DataError, match="expected 0 to 1"):
+        with pytest.raises(DataError, match="expected scores from 0 to 1"):
             semantic_recall(self.P, self.G, np.full(60, 1.5), settings)
         with pytest.raises(UsageFault, match=r"expected numbers \(60\)"):
             semantic_recall(self.P, self.G, np.ones(59), settings)
@@ -278,7 +278,7 @@ class TestProfiles:
             PROFILES["corrected"].beats.threshold = 0.2  # type: ignore[misc]
         with pytest.raises(TypeError):
             PROFILES["mine"] = PROFILES["corrected"]  # type: ignore[index]
-        with pytest.raises(UsageFault, match="profile emage: one of corrected, emage-2024, emage-eval-2025 expected"):
+        with pytest.raises(UsageFault, match="profile emage: expected one of corrected, emage-2024, emage-eval-2025"):
             EvaluateSettings(generated=(Path("results"),), profile="emage")  # type: ignore[arg-type]
 
 
@@ -349,7 +349,7 @@ class TestMotion:
     @pytest.mark.parametrize(("metric", "minimum"), [(foot_skate, 2), (jerk, 4)])
     def test_too_few_frames(self, metric, minimum):
         metric(np.zeros((minimum, 55, 3)))
-        with pytest.raises(DataError, match=f"expected at least {minimum}"):
+        with pytest.raises(DataError, match=f"expected {minimum} or more"):
             metric(np.zeros((minimum - 1, 55, 3)))
 
 
@@ -402,20 +402,20 @@ class TestSeams:
 
     @pytest.mark.parametrize("seams", [[], [1], [99], [-5], [2, 500]])
     def test_places_that_are_no_seams(self, seams):
-        with pytest.raises(UsageFault, match=r"expected some in 2\.\.98"):
+        with pytest.raises(UsageFault, match=r"expected frames from 2 to 98"):
             seam_score(walk(100, 5, 2), seams)
 
     def test_nothing_to_compare_with(self):
-        with pytest.raises(DataError, match="elsewhere is zero"):
+        with pytest.raises(DataError, match="motion away from seams"):
             seam_score(np.ones((20, 5, 3)), [10])
-        with pytest.raises(UsageFault, match="nothing of the"):
+        with pytest.raises(UsageFault, match="frames away from seams"):
             seam_score(walk(4, 5, 0), [2])
 
 
 class TestChecks:
     def test_weights(self):
         assert weighted_mean([ClipValue(1.0, 1.0), ClipValue(4.0, 3.0)]) == pytest.approx(13 / 4)
-        with pytest.raises(DataError, match="total weight of 0"):
+        with pytest.raises(DataError, match="total weight above 0"):
             weighted_mean([])
 
     def test_numbers_of_any_kind_but_numbers(self):
@@ -425,7 +425,7 @@ class TestChecks:
                 checked(bad, "x", (None,))
 
     def test_which_side_is_at_fault(self):
-        with pytest.raises(DataError, match="recorded vertices: found nan at"):
+        with pytest.raises(DataError, match=r"recorded vertices: expected .*found nan at"):
             checked_pair(np.ones((2, 3)), np.full((2, 3), np.nan), "vertices", (None, 3))
 
 
@@ -469,7 +469,7 @@ class TestJawAndExpressions:
 
     def test_a_jaw_that_does_not_move_has_no_correlation(self):
         speeds = RNG.uniform(size=5)
-        with pytest.raises(DataError, match="generated speeds: found 0 in all frames; expected motion"):
+        with pytest.raises(DataError, match="generated speeds: expected motion, found 0 in all frames"):
             speed_correlation(jaw_speeds(np.zeros((6, 165))), speeds)
         with pytest.raises(DataError, match="recorded speeds"):
             speed_correlation(speeds, np.full(5, 0.5))

@@ -60,7 +60,7 @@ class TestDistances:
         assert metric(P, P).value == 0
 
     def test_cepstra_that_do_not_exist(self):
-        with pytest.raises(UsageFault, match="found 13 bands; expected more than 13"):
+        with pytest.raises(UsageFault, match="expected more than 13 bands, found 13"):
             mel_cepstral_distortion(P[:, :13], G[:, :13])
 
 

@@ -142,7 +142,7 @@ class TestRates:
 
     def test_nothing_expected_has_no_rate(self):
         for found in ("", "something", "!?"):
-            with pytest.raises(DataError, match="no expected text"):
+            with pytest.raises(DataError, match="expected a reference text"):
                 _ = word_errors(found, "… !").rate
 
 

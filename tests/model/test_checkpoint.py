@@ -99,7 +99,7 @@ class TestSaving:
             return found
 
         monkeypatch.setattr(module, "write_tensors", flipped)
-        with pytest.raises(DataError, match=r"model\.safetensors: sha256 .* damaged"):
+        with pytest.raises(DataError, match=r"model\.safetensors: expected sha256 .* damaged"):
             save_checkpoint(tmp_path, contents(1))
         assert list(tmp_path.iterdir()) == []
 
@@ -178,7 +178,7 @@ class TestDamage:
 
     def test_a_folder_of_another_kind(self, tmp_path: Path) -> None:
         (tmp_path / CHECKPOINT_FILE).write_text('{"format": "other"}')
-        with pytest.raises(DataError, match="format 'omniges-checkpoint' expected"):
+        with pytest.raises(DataError, match="expected format 'omniges-checkpoint'"):
             open_checkpoint(tmp_path)
 
 

@@ -122,9 +122,9 @@ class TestConfiguration:
             ({"audio_grid": None}, "they are OmniFlow's: initialize from its weights"),
             ({"audio_tokens": "rows"}, "initialize from its weights"),
             ({"rotary_periods_s": (0.5, 120.0)}, "initialize from its weights"),
-            ({"audio_prediction": "clean"}, "found clean and audio_tokens patches; expected velocity"),
-            ({"audio_tokens": "pixels"}, "audio_tokens: found 'pixels'; expected rows, patches"),
-            ({"audio_tokens": ["patches"]}, r"audio_tokens: found \['patches'\]; expected rows, patches"),
+            ({"audio_prediction": "clean"}, "expected velocity, found clean and audio_tokens patches"),
+            ({"audio_tokens": "pixels"}, "audio_tokens: expected rows, patches, found 'pixels'"),
+            ({"audio_tokens": ["patches"]}, r"audio_tokens: expected rows, patches, found \['patches'\]"),
         ],
     )
     def test_what_no_weights_have_learned_is_refused(self, changes: dict[str, object], said: str) -> None:
@@ -135,5 +135,5 @@ class TestConfiguration:
     def test_rows_that_are_not_made_of_whole_patches_are_refused(self, channels: int | None, found: str) -> None:
         codecs = {} if channels is None else {"audio": CodecLatents(entry(channels), {})}
         statistics = {"gesture": {"mean": [0.0] * 415, "std": [1.0] * 415}}
-        with pytest.raises(UsageFault, match=f"found {found}: choose rows"):
+        with pytest.raises(UsageFault, match=f"found {found}; choose rows"):
             build_model(config(), statistics=statistics, vocab_size=3, speakers=1, codecs=codecs)  # type: ignore[arg-type]

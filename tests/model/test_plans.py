@@ -141,7 +141,7 @@ class TestSettings:
             ({"shares": {"t2x": 1}}, "t2x"),
             ({"shares": {}}, "positive sum"),
             ({"shares": {"t2g": -1, "g2t": 2}}, "shares of at least 0"),
-            ({"condition_dropout": 1.5}, "condition dropout: found 1.5"),
+            ({"condition_dropout": 1.5}, "condition dropout: expected .*found 1.5"),
             ({"shift": 0}, "positive numbers"),
             ({"weights": {"text": 1.0}}, "for each stream"),
         ],

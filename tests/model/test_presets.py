@@ -75,12 +75,12 @@ class TestSizes:
 class TestConfig:
     @pytest.mark.parametrize("found", [-1.0, float("nan"), float("inf"), "x", None])
     def test_a_weight_that_is_none_is_refused(self, found):
-        with pytest.raises(UsageFault, match="model: gesture_difference_weight: found"):
+        with pytest.raises(UsageFault, match="model: gesture_difference_weight: expected"):
             dataclasses.replace(PRESETS["tiny"], gesture_difference_weight=found)
 
     @pytest.mark.parametrize("found", [3, "ab", [0.5, 120.0], (1.0,), (2.0, 1.0), (0.0, 1.0), (1.0, float("nan"))])
     def test_rotary_periods_that_are_no_range_are_refused(self, found):
-        with pytest.raises(UsageFault, match=r"model: rotary_periods_s: found .* expected the shortest and"):
+        with pytest.raises(UsageFault, match=r"model: rotary_periods_s: expected the shortest and .*, found"):
             dataclasses.replace(PRESETS["tiny"], rotary_periods_s=found)
 
     @pytest.mark.parametrize("name", PRESETS)
@@ -89,12 +89,12 @@ class TestConfig:
         assert ModelConfig.from_json(json.loads(json.dumps(config.as_json()))) == config
 
     def test_an_unknown_name_is_refused_with_the_known_ones(self):
-        with pytest.raises(UsageFault, match=r"^preset huge: one of tiny, small, base, omniflow expected"):
+        with pytest.raises(UsageFault, match=r"^preset huge: expected one of tiny, small, base, omniflow"):
             TrainSettings(preset="huge")
 
     @pytest.mark.parametrize("changes", [{"layers": 0}, {"width": 100, "heads": 3}, {"width": 12, "heads": 4}])
     def test_sizes_no_trunk_has_are_refused(self, changes):
-        with pytest.raises(UsageFault, match=r"^model: (layers: )?found"):
+        with pytest.raises(UsageFault, match=r"^model: (layers: )?expected"):
             dataclasses.replace(PRESETS["tiny"], **changes)
 
 

@@ -147,7 +147,7 @@ class TestSample:
         ],
     )
     def test_settings_that_cannot_be_are_refused(self, changes):
-        with pytest.raises(UsageFault, match=rf"^{next(iter(changes))} .* expected"):
+        with pytest.raises(UsageFault, match=rf"^{next(iter(changes))} .*: expected"):
             SamplingSettings(**changes)
 
 

@@ -116,12 +116,12 @@ class TestFunctions:
             ),
             (lambda: omniges.verify_shards("s", depth=3), "unknown setting depth; expected some of fail_fast,"),
             (lambda: omniges.verify_shards("s", output_file="x"), "findings are returned, not written"),
-            (lambda: omniges.verify_shards("s", level="best"), "one of quick, full, deep expected"),
-            (lambda: omniges.sample_corpus("c", clips=0), "clips 0: a number from 2 to"),
+            (lambda: omniges.verify_shards("s", level="best"), "expected one of quick, full, deep"),
+            (lambda: omniges.sample_corpus("c", clips=0), "clips 0: expected a number from 2 to"),
             (omniges.evaluate, "evaluate: folders of generated results, or checkpoint to generate some"),
             (lambda: omniges.evaluate("a", spilt="val"), "did you mean split"),
-            (lambda: omniges.load_model("nowhere"), "nowhere: a checkpoint or the folder of a run"),
-            (lambda: omniges.load_model("nowhere", "best"), "one of ema, last expected"),
+            (lambda: omniges.load_model("nowhere"), "nowhere: expected a checkpoint or the folder of a run"),
+            (lambda: omniges.load_model("nowhere", "best"), "expected one of ema, last"),
         ],
     )
     def test_wrong_names_and_values_are_one_line(self, call: object, expected: str) -> None:

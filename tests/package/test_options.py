@@ -71,8 +71,8 @@ class TestErrors:
             ),
             (
                 lambda: EvaluateSettings(generated=("x",), trust_encoder_program=True),
-                "trust_encoder_program: a gesture_encoder to trust",
-                "--trust-encoder-program: a --gesture-encoder to trust",
+                "trust_encoder_program: expected a gesture_encoder to trust",
+                "--trust-encoder-program: expected a --gesture-encoder to trust",
             ),
         ],
     )
@@ -85,10 +85,10 @@ class TestErrors:
         assert flag in refused.value.on_command_line
 
     def test_what_is_no_flag_of_the_settings_stays(self) -> None:
-        told = "/data/--seed/x--seed: --seeds, --no-seed and --seed expected; add --overwrite"
+        told = "/data/--seed/x--seed: expected --seeds, --no-seed and --seed; add --overwrite"
         with pytest.raises(DataError) as refused, keywords_in_errors(GenerateSettings):
             raise DataError(told)
-        assert str(refused.value) == "/data/--seed/x--seed: --seeds, --no-seed and seed expected; add overwrite=True"
+        assert str(refused.value) == "/data/--seed/x--seed: expected --seeds, --no-seed and seed; add overwrite=True"
         assert refused.value.on_command_line == told
 
     def test_an_error_that_names_no_setting_is_the_same(self) -> None:

@@ -325,7 +325,7 @@ class TestSplitsAndFilters:
         os.mkfifo(tmp_path / "pipe.csv")
         (tmp_path / "zeros.csv").symlink_to("/dev/zero")
         for name in ("pipe.csv", "zeros.csv"):
-            with pytest.raises(DataError, match=rf"{name}: a regular file expected"):
+            with pytest.raises(DataError, match=rf"{name}: expected a regular file"):
                 discover(root, Selection(), split_csv=tmp_path / name)
 
     def test_a_conflict_rejects_its_recording_alone(self, tmp_path: Path) -> None:

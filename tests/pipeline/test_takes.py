@@ -72,7 +72,7 @@ def test_samples_that_are_no_numbers_are_a_fault() -> None:
 
 
 def test_names_that_the_contract_does_not_give_are_an_error_of_the_corpus() -> None:
-    with pytest.raises(ValueError, match="key 'another' of stem '1_a_0_1_1': '1_a_0_1_1' expected"):
+    with pytest.raises(ValueError, match="key 'another' of stem '1_a_0_1_1': expected '1_a_0_1_1'"):
         present_of(replace(take(KEY, 2.0), key="another"))
-    with pytest.raises(ValueError, match="label 'Big Mood': a lower-case letter"):
+    with pytest.raises(ValueError, match="label 'Big Mood': expected a lower-case letter"):
         present_of(replace(take(KEY, 2.0), labels={"Big Mood": "x"}))

@@ -191,10 +191,10 @@ class TestAbsent:
     @pytest.mark.parametrize(
         ("given", "told"),
         [
-            (recording(), "an iterable of omniges.Recording expected, found Recording"),
-            (recording, "found function: give a list, or call the function"),
-            ([recording(key=["a"])], "recording 0: key"),
-            ([recording(labels={"emotion": None})], "label emotion None; a text expected"),
+            (recording(), "expected an iterable of omniges.Recording, found Recording"),
+            (recording, "found function; give a list, or call the function"),
+            ([recording(key=["a"])], "found key"),
+            ([recording(labels={"emotion": None})], "expected a text, found label emotion None"),
             ([recording(samples=np.random.default_rng(0).normal(0, 3000, 64000))], "divide them by full scale"),
             ([recording(samples=np.random.default_rng(1).normal(0, 0.1, (64000, 1)) * [1, -1])], "invert one channel"),
         ],
@@ -218,7 +218,7 @@ class TestAbsent:
         omniges.write_shards([recording(speaker="", language="")], tmp_path / "s")
         (row,) = ShardFolder(tmp_path / "s").rows
         assert (row.speaker, row.language) == (None, None)
-        with pytest.raises(DataError, match="gender None; a text expected"):
+        with pytest.raises(DataError, match="expected a text, found gender None"):
             omniges.write_shards([recording(gender=None)], tmp_path / "t")
 
     @pytest.mark.parametrize("left", [NO_MOTION, {**NO_AUDIO, "words": None}], ids=["no motion", "motion alone"])
@@ -248,48 +248,48 @@ class TestAbsent:
 
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "shape": ({"poses": np.zeros((36, 156))}, "poses of shape (36, 156): SMPL-H without face?"),
-    "dimensions": ({"trans": np.zeros(36)}, "trans of shape (36,); (frames, 3) expected"),
-    "dtype": ({"trans": np.zeros((36, 3), int)}, "trans of dtype int64; float32 or float64 expected"),
-    "lengths": ({"trans": np.zeros((35, 3))}, "poses 36, trans 35, expressions 36; one number of frames expected"),
-    "no frames": ({"poses": np.zeros((0, 165)), "trans": None, "expressions": None}, "poses 0; frames expected"),
+    "dimensions": ({"trans": np.zeros(36)}, "expected (frames, 3), found trans of shape (36,)"),
+    "dtype": ({"trans": np.zeros((36, 3), int)}, "expected float32 or float64, found trans of dtype int64"),
+    "lengths": ({"trans": np.zeros((35, 3))}, "expected one number of frames, found poses 36, trans 35"),
+    "no frames": ({"poses": np.zeros((0, 165)), "trans": None, "expressions": None}, "expected frames, found poses 0"),
     "NaN in trans": ({"trans": np.full((36, 3), np.nan)}, "trans: nan at frame 0, column 0"),
     "units": ({"poses": np.full((36, 165), 90.0)}, "radians and metres"),
     "z up": ({"poses": np.tile([np.pi / 2, 0, 0] + [0.0] * 162, (36, 1))}, "rotate the world so that y points up"),
     "betas": ({"betas": np.zeros((36, 300))}, "betas of shape (36, 300)"),
     "betas alone": (NO_MOTION | {"betas": np.zeros(300)}, "betas without motion: remove them"),
-    "no frame rate": ({"frame_rate_hz": None}, "motion with frame_rate_hz None; frames per second expected"),
-    "frame rate": ({"frame_rate_hz": 25}, "frame_rate_hz 25; 30, 60, 90, 120, ... expected: resample"),
-    "absent": ({"absent": ["legs"]}, "absent 'legs'; one of upper, hands, lower, jaw_eyes, root, face expected"),
-    "no sample rate": ({"sample_rate_hz": None}, "samples with sample_rate_hz None; samples per second expected"),
-    "sample rate": ({"sample_rate_hz": 16}, "16 samples per second; 1000 to 768000 expected"),
-    "samples": ({"samples": np.zeros((2, 19_200))}, "samples of shape (2, 19200); (n,) or (n, channels)"),
-    "sample type": ({"samples": np.zeros(19_200, np.uint8)}, "samples of dtype uint8; int16, int32, float32"),
-    "no sound": ({"samples": np.zeros(19_200)}, "19200 samples, all of them 0.0; sound expected"),
+    "no frame rate": ({"frame_rate_hz": None}, "expected frames per second, found motion with frame_rate_hz None"),
+    "frame rate": ({"frame_rate_hz": 25}, "expected 30, 60, 90, 120, ..., found frame_rate_hz 25; resample"),
+    "absent": ({"absent": ["legs"]}, "expected one of upper, hands, lower, jaw_eyes, root, face, found absent 'legs'"),
+    "no sample rate": ({"sample_rate_hz": None}, "expected samples per second, found samples with sample_rate_hz None"),
+    "sample rate": ({"sample_rate_hz": 16}, "expected 1000 to 768000, found 16 samples per second"),
+    "samples": ({"samples": np.zeros((2, 19_200))}, "expected (n,) or (n, channels), found samples of shape (2,"),
+    "sample type": ({"samples": np.zeros(19_200, np.uint8)}, "found samples of dtype uint8"),
+    "no sound": ({"samples": np.zeros(19_200)}, "expected sound, found 19200 samples, all of them 0.0"),
     "NaN in samples": ({"samples": np.r_[np.nan, np.ones(19_199)]}, "nan at sample 0"),
     "no samples": ({"samples": np.zeros(0)}, "give samples=None if there is no sound"),
     "too long": ({"samples": np.arange(600_000) / 600_000}, "raise max_length_mismatch_s"),
-    "too short": ({"samples": np.arange(600.0) / 600}, "at least 3 expected"),
-    "nothing": (NO_MOTION | NO_AUDIO | {"words": None}, "neither motion nor audio; at least one expected"),
-    "words out of order": ({"words": [("b", 0.5, 0.8), ("a", 0.1, 0.2)]}, "intervals in order of time expected"),
-    "words overlap": ({"words": [("a", 0.1, 0.5), ("b", 0.4, 0.8)]}, "overlaps up to 0.01 s expected"),
+    "too short": ({"samples": np.arange(600.0) / 600}, "at least 3"),
+    "nothing": (NO_MOTION | NO_AUDIO | {"words": None}, "expected at least one, found neither motion nor audio"),
+    "words out of order": ({"words": [("b", 0.5, 0.8), ("a", 0.1, 0.2)]}, "intervals in order of time, found"),
+    "words overlap": ({"words": [("a", 0.1, 0.5), ("b", 0.4, 0.8)]}, "overlaps up to 0.01 s, found"),
     "word outside": ({"words": [("a", 0.1, 7.5)]}, "word 0: 'a' ends at 7.5 s, after the recording's end at 1.2 s"),
-    "word times": ({"words": [("a", 0.4, 0.1)]}, "word 0: ('a', 0.4, 0.1); a text and 0 <= start <= end"),
-    "word NaN": ({"words": [("a", 0.1, np.nan)]}, "word 0: ('a', 0.1, nan)"),
-    "word columns": ({"words": [("a", 0.1, 0.2, 0.9)]}, "word 0: ('a', 0.1, 0.2, 0.9)"),
-    "word text": ({"words": [(b"a", 0.1, 0.2)]}, "word 0: (b'a', 0.1, 0.2)"),
-    "words as text": ({"words": "hello"}, "word 0: 'h'; a text and 0 <= start <= end in seconds expected"),
+    "word times": ({"words": [("a", 0.4, 0.1)]}, "start <= end in seconds, found ('a', 0.4, 0.1)"),
+    "word NaN": ({"words": [("a", 0.1, np.nan)]}, "found ('a', 0.1, nan)"),
+    "word columns": ({"words": [("a", 0.1, 0.2, 0.9)]}, "found ('a', 0.1, 0.2, 0.9)"),
+    "word text": ({"words": [(b"a", 0.1, 0.2)]}, "found (b'a', 0.1, 0.2)"),
+    "words as text": ({"words": "hello"}, "word 0: expected a text and 0 <= start <= end in seconds, found 'h'"),
     "no words": ({"words": []}, "give words=None if there is no transcript"),
     "score": ({"semantic": [("beat", 0.0, 1.0, 3.0)]}, "semantic span 0: start 0.0, end 1.0"),
-    "span": ({"semantic": [("beat", 0.0)]}, "semantic span 0: ('beat', 0.0); (name, start, end, score[, keywords])"),
-    "split": ({"split": "dev"}, "split 'dev'; one of train, val, test, additional expected"),
-    "label name": ({"labels": {"Mood!": "calm"}}, "label name 'Mood!'; a lower-case letter"),
-    "label value": ({"labels": {"mood": 3}}, "label mood 3; a text expected"),
-    "speaker": ({"speaker": 3}, "speaker 3; a text expected"),
-    "speaker id": ({"speaker_id": -1}, "speaker_id -1; a whole number of at least 0 expected"),
+    "span": ({"semantic": [("beat", 0.0)]}, "expected (name, start, end, score[, keywords]), found"),
+    "split": ({"split": "dev"}, "expected one of train, val, test, additional, found split 'dev'"),
+    "label name": ({"labels": {"Mood!": "calm"}}, "31 of a-z, 0-9 and _, found label name 'Mood!'"),
+    "label value": ({"labels": {"mood": 3}}, "expected a text, found label mood 3"),
+    "speaker": ({"speaker": 3}, "expected a text, found speaker 3"),
+    "speaker id": ({"speaker_id": -1}, "expected a whole number of at least 0, found speaker_id -1"),
     "source": ({"source": "/home/anna/take.bvh"}, "a path relative to the data set"),
-    "key": ({"key": "a/b"}, "recording 'a/b': a key expected that is a file name"),
+    "key": ({"key": "a/b"}, "recording 'a/b': expected a key that is a file name"),
     "long key": ({"key": "a" * 100}, "of at most 86 bytes"),
-    "key again": ({"key": "take_0"}, "recording 'take_0': the key is used twice; expected once: rename one"),
+    "key again": ({"key": "take_0"}, "recording 'take_0': expected each key once, found it twice; rename one"),
     "two splits": ({"poses": recording(0).poses, "trans": recording(0).trans, "expressions": recording(0).expressions,
                     "samples": recording(0).samples, "betas": recording(0).betas, "split": "val"},
                    "found the content of 'take_0' of train: remove one of the two"),
@@ -317,7 +317,9 @@ class TestFaults:
 
     @pytest.mark.parametrize(("array", "frame", "column"), [("poses", 5, 100), ("trans", 35, 2), ("expressions", 0, 7)])
     def test_nan_is_named_by_array_frame_and_column(self, tmp_path: Path, array: str, frame: int, column: int) -> None:
-        with pytest.raises(DataError, match=f"'take_1': {array}: nan at frame {frame}, column {column}, 1 such"):
+        with pytest.raises(
+            DataError, match=f"'take_1': expected .*{array}: nan at frame {frame}, column {column}, 1 such"
+        ):
             omniges.write_shards([recording(0), recording(1, **nan_in(array, frame, column))], tmp_path / "s")
 
     def test_arguments_that_cannot_be_are_refused(self, tmp_path: Path) -> None:

@@ -232,15 +232,15 @@ class TestChoice:
         assert found[0] == found[1]
 
     def test_what_the_weights_do_not_know_is_refused(self, omniflow: Path) -> None:
-        with pytest.raises(UsageFault, match="found patches without --audio-codec; expected audioldm2-vae"):
+        with pytest.raises(UsageFault, match="expected audioldm2-vae, found patches without --audio-codec"):
             open_start(omniflow, None, {"audio_tokens": "patches"}, None)
-        with pytest.raises(UsageFault, match="found clean and audio_tokens patches; expected velocity"):
+        with pytest.raises(UsageFault, match="expected velocity, found clean and audio_tokens patches"):
             open_start(omniflow, None, {"audio_prediction": "clean"}, CODEC)
-        with pytest.raises(UsageFault, match="audio_tokens: found 'pixels'"):
+        with pytest.raises(UsageFault, match=r"audio_tokens: .*found .pixels."):
             open_start(omniflow, None, {"audio_tokens": "pixels"}, CODEC)
 
     def test_latents_of_another_number_of_channels_are_refused(self, omniflow: Path) -> None:
         start = open_start(omniflow, None, {}, CODEC)
         identity = ModelIdentity("pretrained", start.config, 16, ("a",), b"", b"", {"audio": entry(4)})
-        with pytest.raises(UsageFault, match=r"latents of 8 channels expected .*, found 4: .*audio_tokens: rows"):
+        with pytest.raises(UsageFault, match=r"expected latents of 8 channels .*, found 4; .*audio_tokens: rows"):
             start.adopt(identity)

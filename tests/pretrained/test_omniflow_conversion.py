@@ -353,7 +353,7 @@ class TestPublishing:
         folder = write_folder(tmp_path / "omniflow", Tiny())
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "mine").write_text("kept")
-        with pytest.raises(UsageFault, match="a new or empty folder expected"):
+        with pytest.raises(UsageFault, match="expected a new or empty folder"):
             convert(folder, tmp_path / "out")
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 

@@ -339,9 +339,9 @@ class TestWords:
     @pytest.mark.parametrize(
         ("changes", "said"),
         [
-            ({"absent": "somewhere"}, "absent: found 'somewhere'; expected left-out, noise"),
+            ({"absent": "somewhere"}, "absent: expected left-out, noise, found 'somewhere'"),
             ({"context_only": ["image"]}, "context_only: found"),
-            ({"pooled_width": 0}, "pooled_width: found 0; expected a whole number from 1 to"),
+            ({"pooled_width": 0}, "pooled_width: expected a whole number from 1 to, found 0"),
         ],
     )
     def test_fields_of_the_model_that_nothing_is_called_are_refused(self, changes: Any, said: str) -> None:
@@ -353,9 +353,9 @@ class TestWords:
             TrainSettings(preset="tiny", pretrained_model_name_or_path=omniflow)
         with pytest.raises(UsageFault, match="pretrained_weights: it goes with"):
             TrainSettings(pretrained_weights="ema")
-        with pytest.raises(UsageFault, match=r"a folder expected, found none; .* hf download"):
+        with pytest.raises(UsageFault, match=r"expected a folder, found none; .* hf download"):
             open_start(tmp_path / "Org" / "name", None, {})
-        with pytest.raises(UsageFault, match=r"an OmniFlow folder .* expected, found neither"):
+        with pytest.raises(UsageFault, match=r"expected an OmniFlow folder .*, found neither"):
             open_start(tmp_path, None, {})
         with pytest.raises(UsageFault, match="layers, width come from the pretrained weights"):
             open_start(omniflow, None, {"width": 3, "layers": 9, "absent": "left-out"})
@@ -398,5 +398,5 @@ class TestCommand:
     def test_an_error_is_one_line(self, tmp_path: Path) -> None:
         done = omniges("convert-omniflow", tmp_path, "-o", tmp_path / "out")
         assert done.returncode == ExitCode.USAGE
-        assert done.stderr.startswith(f"omniges: {tmp_path}: an OmniFlow folder")
+        assert done.stderr.startswith(f"omniges: {tmp_path}: expected an OmniFlow folder")
         assert done.stderr.count("\n") == 1

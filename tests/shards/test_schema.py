@@ -76,5 +76,5 @@ class TestGrid:
 
     @pytest.mark.parametrize("tick", [-16, 1, 17])
     def test_a_window_off_the_grid_is_refused(self, tick):
-        with pytest.raises(UsageFault, match=f"a window at tick {tick}; expected a multiple of 16"):
+        with pytest.raises(UsageFault, match=f"expected a multiple of 16, found a window at tick {tick}"):
             WindowGrid(64, 16).index(tick)

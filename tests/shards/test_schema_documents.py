@@ -49,7 +49,7 @@ def test_words_have_a_text_and_finite_times(value: Any) -> None:
 def test_no_bytes_give_another_error(parse: Callable[[bytes], Any], data: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse(data)
-    with pytest.raises(DataError, match=r"^stats\.json: a JSON object expected"):
+    with pytest.raises(DataError, match=r"^stats\.json: expected a JSON object"):
         parse_document(data, "stats.json")
 
 

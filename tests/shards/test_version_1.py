@@ -99,7 +99,7 @@ class TestUpdating:
         done = omniges("preprocess", "--root", corpus, "--out", out, "--keep-audio")
         assert done.returncode == 2
         (line,) = [line for line in done.stderr.splitlines() if line.startswith("omniges:")]
-        assert "shard contract version 2 expected, found version 1" in line
+        assert "expected shard contract version 2, found version 1" in line
         assert "--force" in line
         assert digests(out) == before
 

@@ -161,7 +161,7 @@ class TestStoredSamples:
         earlier = self.write(tmp_path / "earlier", {"k0": bytes(2048), "k1": bytes(2048)})
         os.truncate(earlier["k0"].shard.path, 100)
         (tmp_path / "new").mkdir()
-        with pytest.raises(DataError, match=r"0\.tar: \d+ bytes expected"), writer_in(tmp_path / "new", 4096) as writer:
+        with pytest.raises(DataError, match=r"0\.tar: expected \d+ bytes"), writer_in(tmp_path / "new", 4096) as writer:
             writer.add(row("a"), bytes(512))
             writer.add_stored(row("k0"), earlier["k0"])
         assert os.listdir(tmp_path / "new") == []

@@ -294,7 +294,7 @@ class TestLog:
             os.mkfifo(path)
         else:
             getattr(os, kind)(other, path)
-        with pytest.raises(UsageFault, match="a regular file without links expected"):
+        with pytest.raises(UsageFault, match="expected a regular file without links"):
             open_log(path)
         assert other.read_text() == "torn"
 

@@ -81,7 +81,7 @@ def _zero(path: Path) -> None:
 def test_only_regular_files_are_opened(tmp_path: Path, make: object, kind: str) -> None:
     path = tmp_path / "dataset.json"
     make(path)  # type: ignore[operator]
-    with pytest.raises(DataError, match=f"a regular file expected, found {kind}"):
+    with pytest.raises(DataError, match=f"expected a regular file, found {kind}"):
         read_json(path, "Choose another")
 
 
@@ -129,5 +129,5 @@ def test_a_larger_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "sparse"
     with path.open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(DataError, match=f"at most 1000 bytes expected, found {1 << 40}"):
+    with pytest.raises(DataError, match=f"expected at most 1000 bytes, found {1 << 40}"):
         read_file(path, 1000)

@@ -109,15 +109,15 @@ class TestWhatIsNotTensors:
     @pytest.mark.parametrize(
         ("value", "message"),
         [
-            ({"a": 3}, "a is an object of type int; expected a tensor"),
-            ({"net": WEIGHTS}, "net is a dictionary of 'encoder.weight', 'scale'; expected a tensor"),
-            (None, "found an object of type NoneType; expected tensors by name"),
+            ({"a": 3}, "expected a tensor, found a an object of type int"),
+            ({"net": WEIGHTS}, "expected a tensor, found net a dictionary of 'encoder.weight', 'scale'"),
+            (None, "expected tensors by name, found an object of type NoneType"),
             ([torch.ones(2)], "found an object of type list"),
             ({}, "found a dictionary of nothing"),
             ({3: torch.ones(2)}, "found the key 3"),
             ({"a\nb": torch.ones(2)}, r"found the key 'a\\nb'"),
-            ({"a": torch.eye(3).to_sparse()}, "a is torch.sparse_coo on cpu; expected a plain, dense tensor"),
-            ({"a": torch.ones(3, device="meta")}, "a is torch.strided on meta"),
+            ({"a": torch.eye(3).to_sparse()}, "expected a plain, dense tensor, found a torch.sparse_coo on cpu"),
+            ({"a": torch.ones(3, device="meta")}, "a torch.strided on meta"),
         ],
     )
     def test_is_said(self, tmp_path, value, message):
@@ -129,10 +129,10 @@ class TestWhatIsNotTensors:
         [
             (
                 WEIGHTS,
-                "found a dictionary of 'encoder.weight', 'scale'; expected a dictionary with weights under 'net'",
+                "expected a dictionary with weights under 'net', found a dictionary of 'encoder.weight', 'scale'",
             ),
-            ([1], "found an object of type list; expected a dictionary with weights under 'net'"),
-            ({"net": torch.ones(2)}, "entry 'net': found a tensor; expected tensors by name"),
+            ([1], "expected a dictionary with weights under 'net', found an object of type list"),
+            ({"net": torch.ones(2)}, "entry 'net': expected tensors by name, found a tensor"),
         ],
     )
     def test_an_entry_that_is_not_there_or_something_else(self, tmp_path, value, message):
@@ -172,7 +172,7 @@ class TestFiles:
         ):
             for name in old.namelist():
                 new.writestr(name, old.read(name))
-        with pytest.raises(DataError, match="is compressed"):
+        with pytest.raises(DataError, match="compressed"):
             read_weights(tmp_path / "w.pth", "net")
 
     def test_a_torch_with_an_unsafe_reader_reads_none(self, tmp_path, monkeypatch):

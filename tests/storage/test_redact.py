@@ -118,7 +118,7 @@ class TestRedact:
         assert redact(text) == text
 
     def test_a_digest_is_no_secret(self) -> None:
-        text = f"sha256 {'0f' * 32} expected, sha1 {'a1' * 20} found"
+        text = f"expected sha256 {'0f' * 32}, sha1 {'a1' * 20} found"
         assert redact(text) == text
 
 

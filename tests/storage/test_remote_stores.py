@@ -173,7 +173,7 @@ class TestStores:
                 store.read_range("a.tar", 10230, 10)
             return
         assert store.read_range("a.tar", 10230, 10) == FILES["a.tar"][10230:]
-        with pytest.raises(DataError, match=r"10 bytes from 10235 on expected, the file ends after 10240"):
+        with pytest.raises(DataError, match=r"expected 10 bytes from 10235 on, the file ends after 10240"):
             store.read_range("a.tar", 10235, 10)
 
     @pytest.mark.parametrize("name", ["a.tar", "dataset.json", "empty.tar"])
@@ -271,10 +271,7 @@ class TestWebFaults:
         web.plan["a.tar"] = [remote.trickling(head)]
         store = self.store(web, Timeouts(connect_s=0.2, read_s=0.3, min_bytes_s=1e6))
         began = time.monotonic()
-        with (
-            pytest.raises(StoreFault, match="bytes per second expected") as caught,
-            store.open_stream("a.tar") as stream,
-        ):
+        with pytest.raises(StoreFault, match="bytes per second") as caught, store.open_stream("a.tar") as stream:
             while stream.read(1 << 20):
                 pass
         self.is_clean(caught.value)
@@ -284,7 +281,7 @@ class TestWebFaults:
     def test_a_call_that_never_ends_is_left_to_itself(self, web: remote.Web) -> None:
         store = self.store(web, Timeouts(connect_s=0.1, read_s=0.1))
         released = threading.Event()
-        with pytest.raises(StoreFault, match="bytes per second expected"):
+        with pytest.raises(StoreFault, match="bytes per second"):
             store._call("read", "a.tar", lambda: released.wait(20))
         released.set()
 

@@ -135,5 +135,5 @@ def test_events_that_do_not_fit_the_words_are_refused() -> None:
     events = [["word", 0, ""], ["phone", 10, "'a"], ["phone", 400, "_"]]
     (word,) = speech._timed([(0, 1.0, 0.0)], events, 1000)
     assert (word.start_s, word.end_s, word.stresses_s) == (0.01, 0.4, (0.01,))
-    with pytest.raises(EnvironmentFault, match="2 words expected from eSpeak NG, found 1"):
+    with pytest.raises(EnvironmentFault, match="expected 2 words from eSpeak NG, found 1"):
         speech._timed([(0, 1.0, 0.0), (1, 1.0, 0.0)], events, 1000)

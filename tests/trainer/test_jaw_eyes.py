@@ -111,14 +111,14 @@ class TestTraining:
             run(shards, checkpoint, max_train_steps=3, gesture_channels=415)
         changes = {"preset": None, "pretrained_model_name_or_path": checkpoint, "max_train_steps": 1, "model": {}}
         with pytest.raises(
-            UsageFault, match=r"--gesture-channels 415: 424 expected, which the pretrained weights have"
+            UsageFault, match=r"--gesture-channels 415: expected 424, which the pretrained weights have"
         ):
             run(shards, tmp_path / "other", gesture_channels=415, **changes)
         run(shards, tmp_path / "same", **changes)
         assert load(tmp_path / "same").identity.config.gesture_channels == 424
 
     def test_latents_of_gesture_have_no_jaw_and_eyes(self, shards: Path, tmp_path: Path) -> None:
-        with pytest.raises(UsageFault, match="gesture_channels 424: 415 expected with gesture_codec gesture-rvqvae"):
+        with pytest.raises(UsageFault, match="gesture_channels 424: expected 415 with gesture_codec gesture-rvqvae"):
             run(shards, tmp_path / "run", gesture_codec="gesture-rvqvae", gesture_channels=424)
 
     @pytest.mark.slow
@@ -232,5 +232,5 @@ class TestEarlierCheckpoints:
 
     @pytest.mark.parametrize("found", [416, "424", True, None])
     def test_other_numbers_are_refused(self, found: Any) -> None:
-        with pytest.raises(UsageFault, match=r"model: gesture_channels: found .*; expected 415 or 424"):
+        with pytest.raises(UsageFault, match=r"model: gesture_channels: expected 415 or 424, found .*"):
             ModelConfig(width=16, layers=1, heads=2, gesture_channels=found)

@@ -268,7 +268,7 @@ class TestChoice:
             ("missing", "optimizer.safetensors: No such file"),
             ("no index", "no checkpoint.json"),
             ("edited index", "checksum does not fit"),
-            ("empty index", "a JSON document expected"),
+            ("empty index", "expected a JSON document"),
         ],
     )
     def test_a_damaged_one_is_named_and_the_older_taken(

@@ -71,7 +71,7 @@ class TestCommand:
     def test_an_error_is_one_line(self, tmp_path: Path) -> None:
         done = omniges("train", "--output-dir", tmp_path / "run", "--shards", "nowhere")
         assert done.returncode == ExitCode.USAGE
-        assert done.stderr.startswith("omniges: nowhere: a folder of shards expected")
+        assert done.stderr.startswith("omniges: nowhere: expected a folder of shards")
         assert done.stderr.count("\n") == 1
 
     @pytest.mark.parametrize("package", ["torch", "yaml"])
@@ -95,7 +95,7 @@ class TestRefusals:
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
     def test_fp16_without_a_gpu(self, shards: Path, tmp_path: Path) -> None:
-        with pytest.raises(UsageFault, match="--mixed-precision fp16: a GPU expected"):
+        with pytest.raises(UsageFault, match="--mixed-precision fp16: expected a GPU"):
             run(shards, tmp_path / "run", mixed_precision="fp16")
 
     def test_windows_longer_than_every_clip(self, shards: Path, tmp_path: Path) -> None:

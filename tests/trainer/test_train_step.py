@@ -73,7 +73,7 @@ def test_the_decay_is_the_closed_form(decay, step):
 
 
 def test_an_end_within_the_warm_up_is_refused():
-    with pytest.raises(UsageFault, match="--lr-warmup-steps 8: fewer than the 8 steps"):
+    with pytest.raises(UsageFault, match="--lr-warmup-steps 8: expected fewer than the 8 steps"):
         LearningRate(peak=1.0, schedule="linear", warmup_steps=8, total_steps=8)
 
 

@@ -320,7 +320,7 @@ class TestMembers:
 
 class TestFolder:
     def test_no_folder_and_an_empty_one(self, tmp_path: Path) -> None:
-        with pytest.raises(UsageFault, match="a folder of shards expected"):
+        with pytest.raises(UsageFault, match="expected a folder of shards"):
             run(tmp_path / "nowhere")
         result = run(tmp_path)
         assert codes(result) == {"dataset-missing"}

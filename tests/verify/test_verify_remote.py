@@ -264,7 +264,7 @@ class TestBounds:
 
 class TestFaults:
     def test_nothing_there_is_a_usage_fault(self) -> None:
-        with pytest.raises(UsageFault, match="memory://no/where: a folder of shards expected, found nothing there"):
+        with pytest.raises(UsageFault, match="memory://no/where: expected a folder of shards, found nothing there"):
             at("memory://no/where", "quick")
 
     def test_without_fsspec_the_line_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,8 +88,8 @@ def find_text_vae(folder: Path, t5_tokenizer: Path | None = None) -> TextVaeFile
     if own.is_file():
         return TextVaeFiles(own, folder / "model.safetensors", "", *tokenizers)
     raise DataError(
-        f"{folder}: found neither text_vae/config.json nor config.json; expected a checkpoint of OmniFlow or the "
-        "folder of its text VAE; check the path"
+        f"{folder}: expected a checkpoint of OmniFlow or the folder of its text VAE, found neither "
+        "text_vae/config.json nor config.json; check the path"
     )
 
 
@@ -142,7 +142,7 @@ class TextCodec:
 
     def __init__(self, vae: TextVae, t5_tokens: T5Tokens, llama_tokens: LlamaTokens) -> None:
         if vae.fingerprint is None:
-            raise ValueError("a text VAE with weights from a file expected, found one with random weights")
+            raise ValueError("expected a text VAE with weights from a file, found one with random weights")
         self.vae = vae
         self._t5_tokens = t5_tokens
         self._llama_tokens = llama_tokens
@@ -216,7 +216,9 @@ class TextCodec:
         tokens = self._llama_tokens.encode(texts)
         if tokens.cut.any():
             text = texts[int(tokens.cut.long().argmax())]
-            raise DataError(f"text {text[:40]!r}…: more than 77 tokens; expected a text that fits; use shorter windows")
+            raise DataError(
+                f"text {text[:40]!r}…: expected a text that fits, found more than 77 tokens; use shorter windows"
+            )
         ids, labels = tokens.ids.to(latents.device), tokens.labels.to(latents.device)
         return self.vae.logits(latents, ids), labels
 

@@ -96,7 +96,7 @@ def text_vae_config(document: Any, where: str) -> TextVaeConfig:
         entry = found.part("vae_config")
         unknown = sorted(entry.found.keys() - {field.name for field in fields(VaeConfig)})
         if unknown:
-            raise entry.fault(unknown[0], "not a known key", "none but those of OmniFlow's text VAE")
+            raise entry.fault(unknown[0], "an unknown key", "none but those of OmniFlow's text VAE")
         vae = entry.sizes(VaeConfig)
     llama = _llama(found)
     t5 = T5Sizes()
@@ -119,13 +119,13 @@ class _Document:
         self.where = where
         self.prefix = prefix
         if not isinstance(found, dict):
-            raise self.fault("", f"a {type(found).__name__}", "an object")
+            raise self.fault("", type(found).__name__, "an object")
         self.found: dict[str, Any] = found
 
     def fault(self, key: str, found: str, expected: str) -> DataError:
         name = f"{self.prefix}{key}".rstrip(".") or "the document"
         return DataError(
-            f"{self.where}: {name} is {found[:80]}; expected {expected}; give the text VAE's own config.json"
+            f"{self.where}: {name}: expected {expected}, found {found[:80]}; give the text VAE's own config.json"
         )
 
     def part(self, key: str) -> _Document:
@@ -133,7 +133,7 @@ class _Document:
 
     def value(self, key: str) -> Any:
         if key not in self.found:
-            raise self.fault(key, "missing", "the key")
+            raise self.fault(key, "nothing", "the key")
         return self.found[key]
 
     def require_only(self, only: Mapping[str, Any]) -> None:

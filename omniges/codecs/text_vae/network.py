@@ -122,8 +122,8 @@ class TextVae(nn.Module):
             tensor = tensors[stored[name]]
             if tensor.shape != expected[name].shape or not tensor.is_floating_point():
                 raise DataError(
-                    f"{where}: {name} is {tensor.dtype} {list(tensor.shape)}; expected floating point "
-                    f"{list(expected[name].shape)}; {_REMEDY}"
+                    f"{where}: expected floating point {list(expected[name].shape)}, found {name} "
+                    f"{tensor.dtype} {list(tensor.shape)}; {_REMEDY}"
                 )
             require_finite(name, tensor, where)
             values = tensor.to(torch.float32, copy=name in kept)

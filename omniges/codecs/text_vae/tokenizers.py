@@ -109,8 +109,8 @@ class _TokenizerFile:
         found: int | None = self._tokenizer.token_to_id(token)
         if found is None or (expected is not None and found != expected):
             raise DataError(
-                f"{self._path}: the token {token} has number {found}; expected {expected}; give the tokenizer that "
-                "belongs to the model"
+                f"{self._path}: expected {expected}, found the token {token} with number {found}; give the "
+                "tokenizer that belongs to the model"
             )
         return found
 
@@ -233,7 +233,7 @@ def require_plain_tokenizer(document: Any, where: str) -> None:
 
 
 def _fault(where: str, found: str, expected: str) -> DataError:
-    return DataError(f"{where}: {expected} expected, found {found}; give the tokenizer that belongs to the text VAE")
+    return DataError(f"{where}: expected {expected}, found {found}; give the tokenizer that belongs to the text VAE")
 
 
 def _parts(component: Any, inner: str) -> list[Any]:

@@ -83,7 +83,7 @@ def discover(
         DataError: A split list is invalid.
     """
     if not root.is_dir():
-        raise UsageFault(f"--root {root}: a folder expected, found {'a file' if root.exists() else 'nothing'} there")
+        raise UsageFault(f"--root {root}: expected a folder, found {('a file' if root.exists() else 'nothing')} there")
     bounds = tuple(os.path.realpath(base) for base in (root, *allow_roots))
     override = _read_split_list(split_csv, split_csv.name) if split_csv else None
     stems: dict[str, _Stem] = {}
@@ -186,8 +186,8 @@ def _existing_folders(
         for place in tried:
             if place.split("/")[0] == ".." and os.path.isdir(os.path.join(root, place)):
                 raise UsageFault(
-                    f"{_FLAGS[modality]} {name}: a folder under --root {root} expected; link it there, and name where "
-                    "the link leads to with --allow-root"
+                    f"{_FLAGS[modality]} {name}: expected a folder under --root {root}; link it there, and name "
+                    "where the link leads to with --allow-root"
                 )
             if os.path.isdir(os.path.join(root, place)):
                 # A path from the root may lead into a beat_* folder.

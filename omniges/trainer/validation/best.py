@@ -40,7 +40,7 @@ def check_metric(name: str) -> None:
     if _direction(name) is None:
         task = name.partition("/")[0]
         near = [known for known in _KNOWN if known.startswith(f"{task}/")] or ["loss", *(f"{t}/loss" for t in SIX)]
-        raise UsageFault(f"--best-metric {name!r}: one of {', '.join(near)} expected")
+        raise UsageFault(f"--best-metric {name!r}: expected one of {', '.join(near)}")
 
 
 def better(name: str, value: float, than: Best | None) -> bool:

@@ -252,8 +252,8 @@ def open_held_out(
     shown = ", ".join(folder.source.describe("").rstrip("/") for folder in folders.values())
     if not tasks:
         raise UsageFault(
-            f"recipe key flow.shares: a share of one of {', '.join(SIX)} expected to validate, found none: train with "
-            "--validation-steps 0"
+            f"recipe key flow.shares: expected a share of one of {', '.join(SIX)} to validate, found none; "
+            "train with --validation-steps 0"
         )
     if held_out and not rows:
         raise UsageFault(

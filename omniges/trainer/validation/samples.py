@@ -82,7 +82,7 @@ class HeldOutWindow:
         def complete(first: int, count: int) -> npt.NDArray[Any]:
             if (first, count) != (0, self.window.ticks):
                 found = f"{first} to {first + count}"
-                raise ValueError(f"ticks 0 to {self.window.ticks} of a window expected, found {found}")
+                raise ValueError(f"expected ticks 0 to {self.window.ticks} of a window, found {found}")
             return self.arrays[name]
 
         return complete
@@ -257,7 +257,7 @@ def make_result(task: str, one: HeldOutWindow, part: Part, results: WindowResult
     if (
         "gesture" in found.sinks and not np.isfinite(generated.content).all()
     ):  # checks face and root too, which are no rotations
-        return GeneratedWindow(task, one.number, why_not="generated motion: finite channels expected, found others")
+        return GeneratedWindow(task, one.number, why_not="generated motion: expected finite channels, found others")
     return replace(generated, measures=found.measures)
 
 

@@ -115,5 +115,5 @@ class TestBeat2:
             run_preprocess(tmp_path, tmp_path / "out")
 
     def test_an_unknown_name(self, corpus: Path, tmp_path: Path) -> None:
-        with pytest.raises(UsageFault, match=r"--corpus beat3: one of beat2 expected; did you mean beat2\?"):
+        with pytest.raises(UsageFault, match=r"--corpus beat3: expected one of beat2; did you mean beat2\?"):
             run_preprocess(corpus, tmp_path / "out", corpus="beat3")

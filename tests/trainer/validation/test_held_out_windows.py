@@ -129,5 +129,5 @@ def test_a_flipped_bit_is_found(shards: Path, tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[row.members["mel.npy"].offset + 300] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"mel.npy at byte \d+: sha256 \w+ expected, found \w+"):
+    with pytest.raises(DataError, match=r"mel.npy at byte \d+: expected sha256 \w+, found \w+"):
         held_out.read(TextTokenCodec(data[0].catalog.tokenizer))

@@ -311,17 +311,17 @@ class TestRefusals:
     def test_another_codec_than_that_of_the_shards(self, encoded_both: Path, tmp_path: Path) -> None:
         write_vae(tmp_path / "other", seed=1)
         with pytest.raises(
-            UsageFault, match=r"--validation-codec audioldm2-vae=.*: fingerprint \w+… expected as in the shards, found"
+            UsageFault, match=r"--validation-codec audioldm2-vae=.*: expected fingerprint \w+… as in the shards, found"
         ):
             run(encoded_both, tmp_path / "run", **BARE, validation_codec=(f"{AUDIO}={tmp_path / 'other'}",))
-        with pytest.raises(UsageFault, match=r"a folder with the codec's files expected, found none"):
+        with pytest.raises(UsageFault, match=r"expected a folder with the codec's files, found none"):
             run(encoded_both, tmp_path / "run", **BARE, validation_codec=(f"{AUDIO}={tmp_path / 'none'}",))
 
     @pytest.mark.parametrize(
         ("codecs", "own", "words"),
         [
-            (("audioldm2-vae",), BOTH, "validation_codec audioldm2-vae: NAME=FOLDER expected"),
-            (("audioldm2-vae=",), BOTH, "NAME=FOLDER expected"),
+            (("audioldm2-vae",), BOTH, "validation_codec audioldm2-vae: expected NAME=FOLDER"),
+            (("audioldm2-vae=",), BOTH, "expected NAME=FOLDER"),
             (("audioldm2-vae=a",), {}, "the run trains on no latents: remove it"),
             (("gesture-rvqvae=a",), {"audio_codec": AUDIO}, "the run trains on latents of audioldm2-vae: remove it"),
             (("audioldm2-vae=a", "audioldm2-vae=b"), BOTH, "it is given twice: name one folder"),

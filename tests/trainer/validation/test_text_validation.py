@@ -282,7 +282,7 @@ class TestTokenizer:
 class TestRefusals:
     def test_another_codec_than_that_of_the_shards(self, encoded_text: Path, tmp_path: Path) -> None:
         other = write_text_vae(tmp_path / "other", seed=1)
-        with pytest.raises(UsageFault, match=r"--validation-codec omniflow-text-vae=.*: fingerprint \w+… expected as"):
+        with pytest.raises(UsageFault, match=r"--validation-codec omniflow-text-vae=.*: expected fingerprint \w+… as"):
             run(encoded_text, tmp_path / "run", **BARE, validation_codec=(f"{NAME}={other}",))
 
     def test_a_best_metric_of_times_that_words_do_not_have(

@@ -107,7 +107,7 @@ class TestTrainedTasks:
 
     @pytest.mark.parametrize("name", ["t2g/loss", "t2g/frechet_gesture_distance"])
     def test_a_metric_of_an_untrained_task_is_refused(self, name: str, shards: Path, tmp_path: Path) -> None:
-        with pytest.raises(UsageFault, match=f"--best-metric {name}: one of the trained tasks a2g expected"):
+        with pytest.raises(UsageFault, match=f"--best-metric {name}: expected one of the trained tasks a2g"):
             run(shards, tmp_path, **BARE | {"flow": {"shares": {"a2g": 1}}, "best_metric": name})
 
     def test_without_any_of_the_six_there_is_no_validation(self, shards: Path, tmp_path: Path) -> None:
@@ -401,7 +401,7 @@ class TestFaults:
         with (own / row.shard).open("r+b") as stream:
             stream.seek(row.members["gesture.npy"].offset + 500)
             stream.write(b"\x00\x01\x02\x03")
-        with pytest.raises(DataError, match=r"gesture.npy at byte \d+: sha256 \w+ expected, found \w+"):
+        with pytest.raises(DataError, match=r"gesture.npy at byte \d+: expected sha256 \w+, found \w+"):
             run(own, tmp_path / "run", **BARE)
         assert log_of(tmp_path / "run", "end")[-1]["ending"] == "failed"
         assert checkpoint_of(tmp_path / "run", 2).is_dir()
@@ -432,7 +432,7 @@ class TestFaults:
 
     @pytest.mark.slow
     @pytest.mark.parametrize(
-        ("ticks", "why"), [(8, "found 24; expected at least 32"), (12, "fewer than two rows of features")]
+        ("ticks", "why"), [(8, "expected 32 or more rows, found 24"), (12, "fewer than two rows of features")]
     )
     def test_windows_too_short_for_a_metric_say_so(self, ticks: int, why: str, shards: Path, tmp_path: Path) -> None:
         run(shards, tmp_path, **BARE, max_train_steps=2, window_ticks=ticks)
