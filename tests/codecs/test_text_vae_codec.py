@@ -25,10 +25,13 @@ from textvae_builders import (
 from torch import nn
 
 from omniges.codecs.text_vae.codec import TextCodec, find_text_vae, load_text_vae
+from omniges.codecs.text_vae.config import text_vae_config
 from omniges.codecs.text_vae.network import token_losses
 from omniges.errors import DataError
 
-pytest.importorskip("transformers", reason="the text VAE needs transformers: pip install 'omniges[text-vae]'")
+transformers = pytest.importorskip(
+    "transformers", reason="the text VAE needs transformers: pip install 'omniges[text-vae]'"
+)
 
 CONFIG = configuration()
 TEXTS = ["hello the world", "", "the end"]
@@ -273,6 +276,31 @@ class TestWrongConfigurations:
         (key,) = change
         assert f"t5.{key}: expected" in found
         assert expected in found
+
+    @pytest.mark.parametrize("part", ["", "t5", "qformer"])
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("sliding_window", 4),
+            ("quantization_config", {"bits": 4}),
+            ("pruned_heads", {"0": [1]}),
+            ("logit_scale", 2.0),
+        ],
+    )
+    def test_a_key_that_is_not_read_is_refused(self, tmp_path, part, key, value):
+        entry = CONFIG.get(part, {}) if part else CONFIG
+        changed = entry | {key: value}
+        found = self.text(tmp_path, CONFIG | {part: changed} if part else changed)
+        assert f"{part}{'.' if part else ''}{key} is" in found
+        assert "which is not read" in found
+
+    def test_keys_that_transformers_writes_are_known(self):
+        llama = transformers.LlamaConfig(rope_theta=CONFIG["rope_theta"]).to_dict()
+        t5 = transformers.T5Config(feed_forward_proj="gated-gelu").to_dict()
+        sizes = {"head_dim", "model_type"}  # own ones
+        document = {key: value for key, value in llama.items() if key not in sizes} | CONFIG
+        document["t5"] = {key: value for key, value in t5.items() if key not in sizes} | CONFIG["t5"]
+        assert text_vae_config(document, "config.json") == text_vae_config(CONFIG, "config.json")
 
     @pytest.mark.parametrize("change", [{"hidden_act": "relu"}, {"num_hidden_layers": 12}, {"layer_norm_eps": 1e-5}])
     def test_of_the_q_former(self, tmp_path, change):

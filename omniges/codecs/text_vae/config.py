@@ -7,7 +7,7 @@ flan-T5-large, unless an entry ``t5`` gives other sizes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal, TypeVar, get_args
 
@@ -104,9 +104,12 @@ def text_vae_config(document: Any, where: str) -> TextVaeConfig:
         encoder = found.part("t5")
         encoder.require_only(_ONLY_T5)
         t5 = encoder.sizes(T5Sizes)
+        encoder.require_known({*_ONLY_T5, *(field.name for field in fields(T5Sizes)), *_UNREAD_T5})
     if "qformer" in found.found:
-        sizes = {"hidden_size": vae.vae_hidden_size, "encoder_hidden_size": vae.prompt_size}
-        found.part("qformer").require_only({**QFORMER, **sizes})
+        only = {**QFORMER, "hidden_size": vae.vae_hidden_size, "encoder_hidden_size": vae.prompt_size}
+        former = found.part("qformer")
+        former.require_only(only | {"position_embedding_type": "absolute"})
+        former.require_known({*only, *_UNREAD_QFORMER})
     if vae.vae_hidden_size % QFORMER_HEADS:
         raise found.fault("vae_config.vae_hidden_size", str(vae.vae_hidden_size), f"a multiple of {QFORMER_HEADS}")
     return TextVaeConfig(vae=vae, llama=llama, t5=t5)
@@ -143,6 +146,14 @@ class _Document:
             if found != value or isinstance(found, bool) != isinstance(value, bool):
                 raise self.fault(key, repr(found)[:80], f"{value!r}, the only value that is implemented")
 
+    def require_known(self, known: Collection[str]) -> None:
+        """Refuse keys that are not read and might change the numbers; null says nothing."""
+        for key in sorted(self.found.keys() - {*known, *_UNREAD}):
+            if self.found[key] is not None:
+                raise self.fault(
+                    key, f"{self.found[key]!r:.60}", "no such key, which is not read: it may change the texts"
+                )
+
     def sizes(self, kind: type[Sizes], **own: Any) -> Sizes:
         """Read a dataclass whose fields are keys: a flag, an integer (an id from 0) or a number above 0."""
         for field in fields(kind):
@@ -178,6 +189,7 @@ _ONLY: Final[Mapping[str, Any]] = {
     "mlp_bias": False,
     "tie_word_embeddings": False,
     "partial_rotary_factor": 1.0,
+    "pretraining_tp": 1,
 }
 """Keys of a LLaMA configuration with one supported value, which is also their default."""
 _ONLY_T5: Final[Mapping[str, Any]] = {
@@ -189,6 +201,45 @@ _ONLY_T5: Final[Mapping[str, Any]] = {
     "layer_norm_epsilon": 1e-6,
 }
 """Keys of a T5 configuration with one supported value, that of flan-T5."""
+_UNREAD: Final = frozenset(
+    {
+        *("architectures", "_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "auto_map"),
+        *("use_cache", "return_dict", "output_attentions", "output_hidden_states", "torchscript", "use_bfloat16"),
+        *("is_decoder", "is_encoder_decoder", "chunk_size_feed_forward", "problem_type", "id2label", "label2id"),
+        *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "tokenizer_class"),
+        *(
+            "initializer_range",
+            "initializer_factor",
+            "finetuning_task",
+            "task_specific_params",
+            "gradient_checkpointing",
+        ),
+        # of generation and of tensorflow, which have settings of their own
+        *("max_length", "min_length", "do_sample", "num_beams", "num_beam_groups", "early_stopping", "temperature"),
+        *("top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "diversity_penalty"),
+        *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences"),
+        *("output_scores", "return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id", "prefix"),
+        *("remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens"),
+        *("tf_legacy_loss", "tie_encoder_decoder"),
+        # notes on how a file was made
+        *("seed", "torch", "transformers", "diffusers", "parameters", "smallest_greedy_margin"),
+    }
+)
+"""Keys of configurations of transformers that have no effect on the numbers of a network without training."""
+_UNREAD_LLAMA: Final = frozenset(
+    {"vae_config", "t5", "qformer", "rope_scaling", "rope_parameters", "rope_theta", "head_dim", "attention_dropout"}
+)
+"""Parts that are read on their own, and dropout."""
+_UNREAD_T5: Final = frozenset(
+    {"dropout_rate", "classifier_dropout", "n_positions", "output_past", "num_decoder_layers", "tie_word_embeddings"}
+    | {"scale_decoder_outputs"}
+)
+"""Keys of dropout and of the decoder, which is not used."""
+_UNREAD_QFORMER: Final = frozenset(
+    {"model_type", "attention_probs_dropout_prob", "hidden_dropout_prob", "vocab_size", "max_position_embeddings"}
+    | {"position_embedding_type", "query_length", "add_cross_attention", "type_vocab_size"}
+)
+"""Keys of dropout and of words, which the Q-Former does not read: its input are queries."""
 QFORMER: Final[Mapping[str, Any]] = {
     "num_hidden_layers": 6,
     "num_attention_heads": QFORMER_HEADS,
@@ -203,6 +254,7 @@ QFORMER: Final[Mapping[str, Any]] = {
 def _llama(document: _Document) -> LlamaSizes:
     document.require_only(_ONLY)
     sizes = document.sizes(LlamaSizes, rope_theta=_rope_theta(document))
+    document.require_known({*_ONLY, *(field.name for field in fields(LlamaSizes)), *_UNREAD_LLAMA})
     heads = sizes.num_attention_heads
     if sizes.hidden_size % (2 * heads) or heads % sizes.num_key_value_heads:
         raise document.fault("num_attention_heads", str(heads), "heads of even width that the key heads divide")
