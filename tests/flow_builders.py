@@ -41,7 +41,7 @@ def model_of(config: ModelConfig = CONFIG) -> FlowModel:
 
 def draw_levels(flow: FlowSettings, seed: int, positions: np.ndarray[Any, Any], purpose: int) -> np.ndarray[Any, Any]:
     """The noise levels of one purpose, as plans draw them."""
-    return levels_of(flow, uniform(seed, torch.from_numpy(positions), purpose, 4).mT).numpy()
+    return levels_of(flow, uniform(seed, torch.from_numpy(positions), purpose, 4).unbind(1)).numpy()
 
 
 def windows_of(positions: list[int], channels: int = LAYOUT.channels) -> Windows:

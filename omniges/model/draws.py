@@ -76,41 +76,31 @@ def named_purpose(name: str) -> int:
     return _NAMED | (zlib.crc32(name.encode()) & (_NAMED - 1))
 
 
-def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
+def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
     """Return Philox4x32-10 of a counter and a key.
 
-    A round multiplies two of the four words and combines the halves of the products with the other two. Both words are
-    one stacked tensor, because the time on an accelerator goes by the number of operations. Products wrap around modulo
-    2⁶⁴, as int64 does on every device. Right shifts keep the sign, so results are masked after them.
+    Products wrap around modulo 2⁶⁴, as int64 does on every device. Right shifts keep the sign, so results are masked
+    after them. A compiler makes one kernel of all rounds.
 
     Args:
-        counter: Four words of 32 bits (4, T) int64.
+        counter: Four words of 32 bits, int64 tensors of one shape (T,).
         key: Two words of 32 bits.
 
     Returns:
-        Four words (4, T), int64 in [0, 2³²).
+        Four tensors of words (T,), int64 in [0, 2³²).
     """
-    constants = torch.tensor(_constants(key)).to(counter.device, non_blocking=True)[..., None]
-    multiplied, others = counter[0::2], (counter[3], counter[1])
-    for factors, keys in constants:
-        products = multiplied * factors
-        multiplied = products >> 32
-        multiplied[0].bitwise_xor_(others[0])
-        multiplied[1].bitwise_xor_(others[1])
-        multiplied.bitwise_xor_(keys).bitwise_and_(_MASK)
-        low = products.bitwise_and_(_MASK)
-        others = low[1], low[0]
-    return torch.stack([multiplied[0], others[1], multiplied[1], others[0]])
-
-
-def _constants(key: tuple[int, int]) -> list[list[list[int]]]:
-    """Return factors and keys (rounds, 2, 2) of the stacked words: (c0, c2) in even rounds, (c2, c0) in odd ones."""
-    found = []
-    for number in range(_ROUNDS):
-        k0, k1 = ((word + number * step) & _MASK for word, step in zip(key, _WEYL, strict=True))
-        odd = number % 2
-        found.append([list(_MULTIPLIERS[:: -1 if odd else 1]), [k0, k1] if odd else [k1, k0]])
-    return found
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        low, high = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            ((high >> 32) ^ c1).bitwise_xor_(k0).bitwise_and_(_MASK),
+            high.bitwise_and_(_MASK),
+            ((low >> 32) ^ c3).bitwise_xor_(k1).bitwise_and_(_MASK),
+            low.bitwise_and_(_MASK),
+        )
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +117,13 @@ class Draws:
         return -(-self.count // 4)
 
 
-def _drawn(seed: int, wanted: Sequence[Draws], convert: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
+def _drawn(seed: int, wanted: Sequence[Draws], convert: Callable[[Sequence[Tensor]], Tensor]) -> list[Tensor]:
     """Draw for several purposes at once, because a short call takes an accelerator as long as a long one.
 
     Args:
         seed: Seed in [0, 2⁶⁴).
         wanted: Numbers to draw.
-        convert: Function from words (4, T) to numbers (4, T); None: words.
+        convert: Function from four words (T,) to numbers (4, T).
 
     Returns:
         For each of `wanted`, numbers (R, 4, blocks).
@@ -146,18 +136,17 @@ def _drawn(seed: int, wanted: Sequence[Draws], convert: Callable[[Tensor], Tenso
         purpose.fill_(int(one.purpose))
         low.copy_(one.positions[:, None] & _MASK)
         high.copy_((one.positions[:, None] >> 32) & _MASK)
-    parts = []
-    for piece in torch.split(counter, _piece(counter), dim=1):
-        found = philox(piece, (seed & _MASK, seed >> 32))
-        parts.append(found if convert is None else convert(found))
+    key = seed & _MASK, seed >> 32
+    parts = [convert(philox(piece.unbind(0), key)) for piece in torch.split(counter, _piece(counter), dim=1)]
     numbers = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
     split = zip(torch.split(numbers, sizes, dim=1), wanted, strict=True)
     return [part.reshape(4, len(one.positions), one.blocks).movedim(0, 1) for part, one in split]
 
 
 def _piece(counter: Tensor) -> int:
-    """Return the number of blocks to compute at once: all on an accelerator, as many as fit the cache on a CPU."""
-    return max(1, counter.shape[1]) if counter.device.type != "cpu" else _CACHED_BLOCKS
+    """Return the number of blocks to compute at once: as many as fit the cache on a CPU, otherwise all."""
+    at_once = counter.device.type != "cpu" or torch.compiler.is_compiling()
+    return max(1, counter.shape[1]) if at_once else _CACHED_BLOCKS
 
 
 def words(seed: int, positions: Tensor, purpose: int, count: int) -> Tensor:
@@ -172,7 +161,7 @@ def words(seed: int, positions: Tensor, purpose: int, count: int) -> Tensor:
     Returns:
         Words (B, 4, ceil(count / 4)) int64 in [0, 2³²).
     """
-    return _drawn(seed, [Draws(positions, purpose, count)])[0]
+    return _drawn(seed, [Draws(positions, purpose, count)], torch.stack)[0]
 
 
 def uniform(seed: int, positions: Tensor, purpose: int, count: int = 1) -> Tensor:
@@ -187,13 +176,8 @@ def uniform(seed: int, positions: Tensor, purpose: int, count: int = 1) -> Tenso
     Returns:
         Draws (B, count) float32.
     """
-    return uniforms(seed, [Draws(positions, purpose, count)])[0]
-
-
-def uniforms(seed: int, wanted: Sequence[Draws]) -> list[Tensor]:
-    """Return `uniform` draws (R, count) for each of several purposes, computed at once."""
-    found = _drawn(seed, wanted, _unit)
-    return [numbers.flatten(1)[:, : one.count] for numbers, one in zip(found, wanted, strict=True)]
+    found = _drawn(seed, [Draws(positions, purpose, count)], lambda bits: torch.stack([_unit(word) for word in bits]))
+    return found[0].flatten(1)[:, :count]
 
 
 def normal(seed: int, positions: Tensor, purpose: int, count: int = 1) -> Tensor:
@@ -213,7 +197,7 @@ def normal(seed: int, positions: Tensor, purpose: int, count: int = 1) -> Tensor
 
 def normals(seed: int, wanted: Sequence[Draws]) -> list[Tensor]:
     """Return `normal` draws (R, count) for each of several purposes, computed at once."""
-    found = _drawn(seed, wanted, lambda bits: _box_muller(_unit(bits)))
+    found = _drawn(seed, wanted, lambda bits: _box_muller([_unit(word) for word in bits]))
     return [numbers.flatten(1)[:, : one.count] for numbers, one in zip(found, wanted, strict=True)]
 
 
@@ -222,11 +206,12 @@ def _unit(bits: Tensor) -> Tensor:
     return (bits >> 9).to(torch.float32).add_(0.5).mul_(2.0**-23)
 
 
-def _box_muller(unit: Tensor) -> Tensor:
-    """Map uniform draws (4, T) to normal draws (4, T): radii from the even rows, angles from the odd ones."""
-    radius = unit[0::2].log().mul_(-2.0).sqrt_()
-    angle = unit[1::2] * (2 * math.pi)
-    return torch.cat([angle.cos() * radius, angle.sin() * radius])
+def _box_muller(unit: Sequence[Tensor]) -> Tensor:
+    """Map four uniform draws (T,) to normal draws (4, T): radii from the first and third, angles from the others."""
+    radii = [x.log().mul_(-2.0).sqrt_() for x in unit[0::2]]
+    angles = [x * (2 * math.pi) for x in unit[1::2]]
+    pairs = list(zip(angles, radii, strict=True))
+    return torch.stack([*(a.cos().mul_(r) for a, r in pairs), *(a.sin().mul_(r) for a, r in pairs)])
 
 
 # --- plans of batches
@@ -362,18 +347,18 @@ def _chances(settings: FlowSettings, seed: int, positions: I64, conditions: Iter
     others = [Purpose.TASK, Purpose.CONDITION_DROPOUT, Purpose.CONDITION_NOISE, Purpose.SPEAKER_DROPOUT]
     wanted = levels + [Draws(where, purpose) for purpose in (*others, *map(named_purpose, conditions))]
     found: dict[int, F32] = {}
-    for one, bits in zip(wanted, _drawn(seed, wanted), strict=True):
-        unit = _unit(bits.flatten(1).mT)  # (4, B)
+    for one, bits in zip(wanted, _drawn(seed, wanted, torch.stack), strict=True):
+        unit = [_unit(word) for word in bits.flatten(1).unbind(1)]  # of the four words (B,)
         found[one.purpose] = (levels_of(settings, unit) if one.purpose in _LEVEL.values() else unit[0]).numpy()
     return found
 
 
-def levels_of(settings: FlowSettings, unit: Tensor) -> Tensor:
+def levels_of(settings: FlowSettings, unit: Sequence[Tensor]) -> Tensor:
     """Return noise levels (B,) in (0, 1) from uniform draws.
 
     Args:
         settings: Distribution of the levels and its shift.
-        unit: Uniform draws (4, B).
+        unit: Four uniform draws (B,).
 
     Returns:
         Noise levels (B,) float32.

@@ -57,7 +57,7 @@ def test_it_writes_a_row_for_each_configuration_and_names_what_it_left_out(
     assert (row["preset"], row["batch_size"], row["compile"], found["left_out"]) == ("tiny", 2, False, [])
     assert row["mfu"] is None
     assert 0 < row["same_shapes"] < 2
-    assert row["calls"] > 1000
+    assert row["calls"] > 500
     assert "| tiny | 2 | float32 | no |" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--minutes", "0"])
     with pytest.raises(SystemExit) as ended:
