@@ -22,9 +22,9 @@ U8 = npt.NDArray[np.uint8]
 
 _YAW: Final[dict[Camera, float]] = {"front": 0, "three-quarter": 35, "left": 90, "right": -90, "back": 180}
 """Degrees that the camera goes around the figure, towards its left."""
-_FRAME_M: Final[dict[Framing, tuple[float, float]]] = {"body": (1.2, 2.12), "upper": (1.15, 1.22), "face": (0.32, 0.40)}
+_FRAME_M: Final[dict[Framing, tuple[float, float]]] = {"body": (1.2, 2.26), "upper": (1.15, 1.22), "face": (0.32, 0.40)}
 """Width and height that fit in a panel at the figure's distance."""
-_TARGET_M: Final[dict[Framing, float]] = {"body": 0.85, "upper": 1.26, "face": 0.06}
+_TARGET_M: Final[dict[Framing, float]] = {"body": 0.82, "upper": 1.26, "face": 0.06}
 """Height of the middle of the picture over the floor; for the face, over the head's joint."""
 _ZOOM: Final = 1 / math.tan(math.radians(14))  # half of the angle of view
 _PITCH: Final = 0.06  # radians that the camera looks down
