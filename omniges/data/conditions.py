@@ -11,8 +11,7 @@ import numpy.typing as npt
 
 from omniges.conditions.base import STREAM_OF, ConditionStream, Content, Recording, TrainingFacts, window_value
 from omniges.conditions.registry import labels_read
-from omniges.data.catalog import Catalog
-from omniges.data.selection import LabelColumn
+from omniges.data.catalog import Catalog, LabelColumn
 from omniges.data.tracks import TILE_TICKS, Normaliser, Tracks
 from omniges.data.window_reader import ClipReader
 from omniges.errors import UsageFault

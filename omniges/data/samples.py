@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges import arguments
-from omniges.data.selection import among, column, keep_labelled, keep_lengths
+from omniges.data.catalog import among, column, keep_labelled, keep_lengths
 from omniges.data.window_reader import Verify
 from omniges.errors import UsageFault
 from omniges.shards.manifest import ManifestRow
