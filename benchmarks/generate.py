@@ -38,6 +38,7 @@ from six_tasks import clips_of, references, score_task, templates_of, windows_of
 from six_tasks import generate as made_windows
 
 from omniges.features.body import joint_positions
+from omniges.features.gesture import LAYOUT
 from omniges.features.text_tokens import TextTokenCodec
 from omniges.features.timebase import FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
 from omniges.generation.audio import Held, read_log_mel
@@ -60,7 +61,8 @@ def quality(loaded: Loaded, shards: ShardFolder, tasks: Sequence[str]) -> dict[s
     """Scores of every task by solver and steps, over whole windows of the test split."""
     templates = templates_of(clips_of(shards, "train"))
     ticks, codec = loaded.identity.window_ticks, TextTokenCodec(loaded.identity.tokenizer)
-    windows = [w for clip in clips_of(shards, "test") for w in windows_of(clip, codec, ticks)]
+    channels = loaded.identity.config.gesture_channels
+    windows = [w for clip in clips_of(shards, "test") for w in windows_of(clip, codec, ticks, channels)]
     print(f"{len(windows)} windows; {references(windows, templates, codec)}", flush=True)
     rows = []
 
@@ -211,8 +213,8 @@ def stutter(loaded: Loaded, folders: Sequence[Path], clips: int = 16) -> dict[st
 
 
 def whole(parts: Iterable[tuple[int, dict[str, torch.Tensor], int]]) -> npt.NDArray[np.float32]:
-    """Gesture of one timeline."""
-    return np.concatenate([arrays["gesture"].numpy() for _, arrays, _ in parts])
+    """Gesture of one timeline, without jaw and eyes."""
+    return np.concatenate([arrays["gesture"].numpy()[:, : LAYOUT.channels] for _, arrays, _ in parts])
 
 
 def joints_of(gesture: npt.NDArray[np.float32]) -> F64:

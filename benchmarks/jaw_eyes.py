@@ -95,11 +95,11 @@ def face_figures(found: Motion, true: Motion) -> dict[str, float]:
     own, other = (Motion(one.poses[:frames], one.expressions[:frames]) for one in (found, true))
     figures = {"jaw rotation error (rad)": jaw_rotation_error(own.poses, other.poses).value}
     try:
-        figures["jaw speed correlation"] = speed_correlation(jaw_speeds(own.poses), jaw_speeds(other.poses)).value
+        figures["jaw correlation"] = speed_correlation(jaw_speeds(own.poses), jaw_speeds(other.poses)).value
     except DataError:  # a jaw at rest
-        figures["jaw speed correlation"] = float("nan")
+        figures["jaw correlation"] = float("nan")
     speeds = [expression_speeds(one.expressions) for one in (own, other)]
-    figures["expression speed correlation"] = speed_correlation(*speeds).value
+    figures["expression correlation"] = speed_correlation(*speeds).value
     figures["mean jaw speed, share of the recorded"] = float(
         jaw_speeds(own.poses).mean() / jaw_speeds(other.poses).mean()
     )

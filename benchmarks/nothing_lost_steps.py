@@ -47,7 +47,9 @@ validation-samples: 1
 validation-sampling-steps: 2
 """
 _VERSION: Final = frozenset({"omniges"})  # key of the version in records, which may have risen
-_SINCE: Final = frozenset({"condition_streams", "condition_stream_dropout", "tell_absent", "validated_tasks"})
+_SINCE: Final = frozenset(
+    {"condition_streams", "condition_stream_dropout", "tell_absent", "validated_tasks", "gesture_channels"}
+)
 """Settings that came later, each at a default that changes nothing."""
 _LABELS: Final = ("1_synthetica_0_1_1", "2_syntheticb_0_1_1")  # of the test split
 
@@ -152,7 +154,9 @@ def _resume(side: Side, half: Path, name: str, *flags: str) -> Path:
 
 def _train_words(side: Side) -> tuple[str, ...]:
     (side.folder / "recipe.yaml").write_text(_RECIPE, encoding="utf-8")
-    return ("--shards", "given/shards-synthetic", "--recipe", "recipe.yaml", "--num-workers", "0")
+    knows = (side.tree / "omniges" / "features" / "channels.py").is_file()  # earlier trees always train on 415
+    channels = ("--gesture-channels", "415") if knows else ()
+    return ("--shards", "given/shards-synthetic", "--recipe", "recipe.yaml", "--num-workers", "0", *channels)
 
 
 def _train(side: Side) -> Found:

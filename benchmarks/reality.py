@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 
 from omniges.features.body import joint_positions
-from omniges.features.gesture import JOINT_NAMES
+from omniges.features.gesture import JOINT_NAMES, stream_channels
 from omniges.features.text_tokens import TextTokenCodec
 from omniges.formats.audio import decode_wav, encode_wav
 from omniges.formats.npz import Motion, decode_motion, encode_motion
@@ -32,7 +32,7 @@ from omniges.formats.textgrid import WordInterval, decode_words, encode_words
 from omniges.model.checkpoint import CHECKPOINTS, checkpoints, open_checkpoint
 from omniges.model.draws import FlowSettings, draw_plan
 from omniges.model.flow import FlowModel, Windows
-from omniges.model.spec import load_model
+from omniges.model.spec import ModelIdentity, load_model
 from omniges.model.streams import STREAMS
 from omniges.model.tasks import TASKS
 from omniges.shards.reader import SampleArrays, ShardFolder
@@ -86,12 +86,13 @@ def cut(recordings: Path, root: Path) -> None:
     write_splits(folder, {stem: split for split, (stem, _, _) in PARTS.items()})
 
 
-def windows_of(sample: SampleArrays, codec: TextTokenCodec, ticks: int, speaker: int) -> Windows:
-    """All whole windows of a clip, each so many times as there are noises."""
+def windows_of(sample: SampleArrays, codec: TextTokenCodec, identity: ModelIdentity, speaker: int) -> Windows:
+    """All whole windows of a clip as a model reads them, each so many times as there are noises."""
+    ticks, gesture = identity.window_ticks, stream_channels(sample.gesture, identity.config.gesture_channels)
     tokens = codec.encode(sample.words, sample.row.ticks).ids
     starts = range(0, sample.row.ticks - ticks + 1, ticks // 2)
     stacked = {
-        "gesture": np.stack([sample.gesture.gesture[3 * s : 3 * (s + ticks)] for s in starts]),
+        "gesture": np.stack([gesture[3 * s : 3 * (s + ticks)] for s in starts]),
         "audio": np.stack([sample.mel[10 * s : 10 * (s + ticks)] for s in starts]),
         "text": np.stack([tokens[s : s + ticks] for s in starts]),
     }
@@ -208,7 +209,7 @@ def main() -> None:
         codec = TextTokenCodec(identity.tokenizer)
         row: dict[str, Any] = {"step": saved.step, "minutes": saved.document("state.json")["elapsed_s"] / 60}
         for split, sample in samples.items():
-            row[split] = losses(model, windows_of(sample, codec, identity.window_ticks, speaker=1))
+            row[split] = losses(model, windows_of(sample, codec, identity, speaker=1))
         rows.append(row)
         shown = ", ".join(f"{task} {row['train'][task]:.3f}/{row['val'][task]:.3f}" for task in SIX)
         print(f"step {row['step']:5d}, {row['minutes']:4.1f} min: train/val {shown}", flush=True)

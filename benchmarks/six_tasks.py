@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from wordscore import Score, Templates, learn_templates, score_words, word_error_rate
 
-from omniges.features.gesture import gesture_from_motion
+from omniges.features.gesture import LAYOUT, gesture_from_motion, stream_channels
 from omniges.features.text_tokens import TextTokenCodec
 from omniges.formats.npz import decode_motion
 from omniges.model.checkpoint import CHECKPOINTS, checkpoints, open_checkpoint
@@ -50,10 +50,10 @@ class Window:
     speaker: str | None
 
 
-def windows_of(clip: SampleArrays, codec: TextTokenCodec, ticks: int) -> list[Window]:
-    """Whole windows of a clip, one after the other."""
+def windows_of(clip: SampleArrays, codec: TextTokenCodec, ticks: int, channels: int) -> list[Window]:
+    """Whole windows of a clip, one after the other, with the gesture channels of a model."""
     streams: dict[StreamName, Any] = {
-        "gesture": clip.gesture.gesture,
+        "gesture": stream_channels(clip.gesture, channels),
         "audio": clip.mel,
         "text": codec.encode(clip.words, clip.row.ticks).ids,
     }
@@ -116,7 +116,7 @@ def score_task(
         return word_error_rate(zip(found, expected, strict=True))
     total = Score(0, 0)
     for array, window in zip(made, windows, strict=True):
-        total += score_words(templates[target], array, window.words, RATES[target])
+        total += score_words(templates[target], array[:, : LAYOUT.channels], window.words, RATES[target])
     return total.accuracy
 
 
@@ -142,7 +142,8 @@ def evaluate(run: Path, shards: Path, steps: int) -> list[dict[str, Any]]:
         saved = open_checkpoint(path)
         model, identity = load_model(saved)
         codec = TextTokenCodec(identity.tokenizer)
-        windows = [window for clip in test for window in windows_of(clip, codec, identity.window_ticks)]
+        like = identity.window_ticks, identity.config.gesture_channels
+        windows = [window for clip in test for window in windows_of(clip, codec, *like)]
         if not rows:
             print(f"{len(windows)} windows of {len(test)} test clips; {references(windows, templates, codec)}")
         began = time.monotonic()

@@ -56,8 +56,8 @@ def _correlated(speeds: Callable[[Any], F64], generated: F64, recorded: F64) -> 
 
 _JAW_AND_EXPRESSIONS: Final[Mapping[str, tuple[Part, Callable[[ClipMotion, ClipMotion], ClipValue]]]] = {
     "jaw rotation error": ("jaw_eyes", lambda own, true: gesture.jaw_rotation_error(own.poses, true.poses)),
-    "jaw speed correlation": ("jaw_eyes", lambda own, true: _correlated(gesture.jaw_speeds, own.poses, true.poses)),
-    "expression speed correlation": (
+    "jaw correlation": ("jaw_eyes", lambda own, true: _correlated(gesture.jaw_speeds, own.poses, true.poses)),
+    "expression correlation": (
         "face",
         lambda own, true: _correlated(gesture.expression_speeds, own.expressions, true.expressions),
     ),

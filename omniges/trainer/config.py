@@ -82,7 +82,7 @@ class TrainSettings:
     gesture_channels: GestureChannels | None = option(
         None,
         "Channels of the gesture stream: 415, or 424 with jaw and eyes.",
-        shown="415, or those of the pretrained weights",
+        shown="424; 415 with a gesture codec; or those of the pretrained weights",
     )
     text_codec: str | None = option(None, "Codec whose latents replace text tokens.", shown="text tokens")
     batch_size: int = option(
@@ -199,6 +199,8 @@ class TrainSettings:
                 f"--gesture-channels {self.gesture_channels}: expected 415 with --gesture-codec "
                 f"{self.gesture_codec}, whose latents have no jaw and eyes; remove one of the two flags"
             )
+        if self.gesture_channels is None and self.preset is not None:
+            object.__setattr__(self, "gesture_channels", 415 if self.gesture_codec is not None else WITH_JAW_EYES)
         self._refuse_unread_model_keys()
         check_metric(self.best_metric)
         self._check_validation_codecs()

@@ -17,7 +17,7 @@ import torch
 from omniges.commands.models import generate as generate_command
 from omniges.data.samples import open_shards
 from omniges.errors import DataError, UsageFault
-from omniges.features.gesture import gesture_from_motion
+from omniges.features.gesture import gesture_from_motion, stream_channels
 from omniges.formats.audio import decode_wav
 from omniges.formats.npz import decode_motion
 from omniges.formats.textgrid import decode_words
@@ -86,7 +86,7 @@ def test_arrays_are_taken_as_files_are(pipeline: OmnigesPipeline, files: dict[st
         {"word": w.word, "start": w.start, "end": w.end} for w in decode_words(files["TextGrid"].read_bytes()).words
     ]
     motion = decode_motion(files["npz"].read_bytes())
-    channels = gesture_from_motion(motion.poses, motion.expressions, motion.trans).gesture
+    channels = stream_channels(gesture_from_motion(motion.poses, motion.expressions, motion.trans), 424)
     pairs: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         ("a2g", {"audio": files["wav"]}, {"audio": wav.samples, "audio_rate_hz": wav.rate_hz}),
         (

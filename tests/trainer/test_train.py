@@ -20,7 +20,7 @@ from omniges.data.loader import LoaderSettings
 from omniges.data.order import RankShare
 from omniges.data.sequence import DataSource, Sequencing
 from omniges.errors import EnvironmentFault, ExitCode, UsageFault
-from omniges.features.gesture import LAYOUT
+from omniges.features.channels import WITH_JAW_EYES
 from omniges.model.checkpoint import find_checkpoint
 from omniges.model.spec import load_model
 from omniges.model.tasks import SamplingSettings
@@ -139,7 +139,7 @@ class TestModelOfACheckpoint:
         made = sample(
             averaged, {"text": torch.zeros(2, 8).long()}, ["gesture"], draws, SamplingSettings(num_inference_steps=2)
         )
-        assert made["gesture"].shape == (2, 24, LAYOUT.channels)
+        assert made["gesture"].shape == (2, 24, WITH_JAW_EYES)
 
 
 class TestFeed:
