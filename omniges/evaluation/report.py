@@ -187,7 +187,7 @@ def _basis(metric: str, found: Mapping[str, Figure]) -> Iterator[str]:
         yield f"word times: over {d['words']} of {d['expected']} words, which were recognized"
     if metric == "word error rate":
         counts = ", ".join(f"{d[kind]} {kind}" for kind in ("substitutions", "deletions", "insertions"))
-        yield f"{metric}: expected {counts}, {d['expected']} words"
+        yield f"{metric}: {counts}; {d['expected']} words in the reference"
     if "motion_beats" in d:
         motion = ", ".join(f"{figure.details['motion_beats']} {row}" for row, figure in found.items() if figure.details)
         yield f"{metric}: {d['audio_beats']} beats of audio; beats of motion over all joints: {motion}"

@@ -105,7 +105,7 @@ class FileResult(Result):
             except FileNotFoundError as error:
                 raise DataError(f"{path}: expected a generated file, found none; generate it again") from error
         if entry is not None and sha256_hex(data) != entry.get("sha256"):
-            raise DataError(f"{path}: it differs from the sha256 in {self.name}.json: generate it again")
+            raise DataError(f"{path}: it differs from the sha256 in {self.name}.json; generate it again")
         try:
             return path, decode(data)
         except RecordingFault as fault:
@@ -238,7 +238,7 @@ def _recorded_results(
     for path in records:
         record = read_record(path)
         if record.task not in TASKS:
-            raise DataError(f"{path}: task {record.task!r} is unknown: generate it again")
+            raise DataError(f"{path}: task {record.task!r} is unknown; generate it again")
         if task is not None and record.task != task:
             raise UsageFault(f"{path}: it is a result of task {record.task}, but --task is {task}: remove --task")
         if record.source is not None and record.source.get("start_tick"):
@@ -253,7 +253,7 @@ def _recorded_results(
         yield FileResult.of(record.task, row, folder / record.name, record)
     for path in visible_entries(folder):
         if _stream_of(path) is not None and path.name not in named:
-            raise DataError(f"{path}: no record lists it, so it is not complete: generate it again, or move it away")
+            raise DataError(f"{path}: no record lists it, so it is not complete; generate it again, or move it away")
 
 
 def _stream_of(path: Path) -> StreamName | None:

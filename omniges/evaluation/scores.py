@@ -38,7 +38,7 @@ ROWS: Final[tuple[Row, ...]] = ("generated", "shuffled", "recorded")
 
 UNCONDITIONAL: Final = "generated without a condition, so there is no ground truth"
 
-_ADVICE: Final = ": leave this clip out"  # remedy in errors of metrics, which this module follows
+_ADVICE: Final = "; leave this clip out"  # remedy in errors of metrics, which this module follows
 
 
 class Recordings(Protocol):

@@ -341,7 +341,7 @@ def _decoded_file(path: Path, sha256: str, decode: Callable[[bytes], Any]) -> An
     except FileNotFoundError as error:
         raise DataError(f"{path}: expected a file of a result, found none; generate it again") from error
     if sha256_hex(data) != sha256:
-        raise DataError(f"{path}: it differs from the sha256 in its record: generate it again")
+        raise DataError(f"{path}: it differs from the sha256 in its record; generate it again")
     return _decoded(path, data, decode)
 
 

@@ -120,7 +120,7 @@ def read_record(path: Path) -> GeneratedRecord:
     expected = {one.name: one.metadata for one in fields(GeneratedRecord)}
     wrong = sorted(expected.keys() ^ found.keys())
     if wrong:
-        raise DataError(f"{path}: fields unknown or absent: {', '.join(wrong)}: generate it again")
+        raise DataError(f"{path}: fields unknown or absent: {', '.join(wrong)}; generate it again")
     for name, declared in expected.items():
         if not declared["fits"](found[name]):
             what = reprlib.repr(found[name])

@@ -186,7 +186,7 @@ def _earlier_record(path: Path) -> GeneratedRecord:
     try:
         return read_record(path)
     except DataError as error:
-        raise UsageFault(f"--overwrite: {error.args[0].partition(': generate it')[0]}: move it away") from error
+        raise UsageFault(f"--overwrite: {error.args[0].partition('; generate it')[0]}; move it away") from error
 
 
 @dataclass(frozen=True)

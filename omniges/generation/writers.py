@@ -123,7 +123,7 @@ def valid_motion(gesture: F32, start_xz: npt.NDArray[np.float64]) -> MotionArray
         return motion_from_gesture(clip_of_channels(gesture, start_xz))
     except ValueError as error:
         raise DataError(
-            f"generated motion: {error}: the model is not trained enough; choose another checkpoint"
+            f"generated motion: {error}; the model is not trained enough; choose another checkpoint"
         ) from error
 
 

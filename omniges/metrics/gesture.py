@@ -235,7 +235,9 @@ def beat_score(audio_times_s: Numbers, motion_frames: Sequence[I64], frames: int
     times = checked(audio_times_s, "audio beats", (None,))
     weight = frames - 2 * settings.crop_frames
     if weight < 1:
-        raise DataError(f"clip: expected more than {2 * settings.crop_frames} frames, found {frames}; leave it out")
+        raise DataError(
+            f"clip: expected more than {2 * settings.crop_frames} frames, found {frames}; leave this clip out"
+        )
     values = np.zeros(len(motion_frames))
     for k, beats in enumerate(motion_frames):
         if len(beats):

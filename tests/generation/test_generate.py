@@ -318,11 +318,11 @@ def test_results_are_not_replaced_unless_asked(checkpoint: Path, files: dict[str
         ("a2g", {"audio": ("silent.wav",)}, DataError, "silent.wav: wav-silent"),
         ("a2g", {"audio": ("short.wav",)}, DataError, "expected at least 0.1 s of audio, found 0.050 s"),
         ("a2g", {"audio": ("cut.wav",)}, DataError, "cut.wav: wav-truncated: 1600 of 4800"),
-        ("a2g", {"audio": ("words.txt",)}, DataError, "expected libsndfile can read"),
+        ("a2g", {"audio": ("words.txt",)}, DataError, "libsndfile can read"),
         ("a2g", {"audio": ("none.wav",)}, UsageFault, "none.wav: expected a file"),
         ("g2a", {"gesture": ("words.txt",)}, DataError, "words.txt"),
         ("t2a", {"text": ("words.TextGrid",)}, DataError, "words.TextGrid"),
-        ("a2g", {}, UsageFault, "--audio: an input of this task"),
+        ("a2g", {}, UsageFault, "--audio: expected an input of this task"),
         (
             "a2g",
             {"text": ("words.txt",), "audio": ("sound.wav",)},
@@ -339,7 +339,7 @@ def test_results_are_not_replaced_unless_asked(checkpoint: Path, files: dict[str
         ("t2a", {"text": ("words.TextGrid",), "start_xz": (0.0, 1.0)}, UsageFault, "start_xz: this task produces no"),
         ("a2g", {"audio": ("sound.wav",), "shards": Path("shards")}, UsageFault, "--shards shards: it would not be"),
         ("unconditional", {"seconds": 1, "shards": Path("shards")}, UsageFault, "name samples by --key or --split"),
-        ("unconditional", {"seconds": float("inf")}, UsageFault, "seconds inf: a number of at least 0.1"),
+        ("unconditional", {"seconds": float("inf")}, UsageFault, "seconds inf: expected a number of at least 0.1"),
         ("t2g", {"text": ("good morning",)}, UsageFault, "pass words through --text -"),
         ("a2g", {"audio": ("cut.wav",)}, DataError, "copy the file again$"),
     ],
@@ -460,7 +460,7 @@ def test_overwrite_stops_at_a_file_that_is_no_record_before_it_makes_anything(
     """It may be a person's own, and what it was the record of cannot be known."""
     (tmp_path / f"{STEM}.json").write_text(content, encoding="utf-8")
     monkeypatch.setattr("omniges.generation.sampler.sample_timelines", None)  # which is not come to
-    with pytest.raises(UsageFault, match=rf"--overwrite: .*{STEM}\.json: .*: move it away"):
+    with pytest.raises(UsageFault, match=rf"--overwrite: .*{STEM}\.json: .*; move it away"):
         make(checkpoint, tmp_path, "a2t", audio=(files["wav"],), overwrite=True)
     assert contents(tmp_path) == {f"{STEM}.json": content.encode()}
 

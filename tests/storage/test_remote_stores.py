@@ -119,7 +119,7 @@ class TestParse:
     def test_letters_that_cannot_be_shown_are_escaped(self, text: str, shown: str) -> None:
         with pytest.raises(UsageFault) as caught:
             parse_location(text)
-        assert str(caught.value).startswith(f"{shown}: a folder or a URL")
+        assert str(caught.value).startswith(f"{shown}: expected a folder or a URL")
         assert "\n" not in str(caught.value)
 
     @settings(deadline=None)

@@ -67,7 +67,7 @@ def test_an_error_in_a_recipe_names_the_recipe_and_its_key(tmp_path: Path, line:
 def test_an_error_in_a_flag_names_the_flag(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("shards: [x]\nseed: 0o17\n")
-    with pytest.raises(UsageFault, match=r"^seed 0o18: a whole number") as caught:
+    with pytest.raises(UsageFault, match=r"^seed 0o18: expected a whole number") as caught:
         load_settings(recipe, {"seed": "0o18"})
     assert str(caught.value.on_command_line).startswith("--seed 0o18")
 

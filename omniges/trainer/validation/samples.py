@@ -253,7 +253,7 @@ def make_result(task: str, one: HeldOutWindow, part: Part, results: WindowResult
         )  # text: one for each window
         found = results.of(generated)
     except DataError as error:  # an untrained model may give invalid rotations or NaN, which reports count
-        return GeneratedWindow(task, one.number, why_not=str(error).partition(": the model")[0])
+        return GeneratedWindow(task, one.number, why_not=str(error).partition("; the model")[0])
     if (
         "gesture" in found.sinks and not np.isfinite(generated.content).all()
     ):  # checks face and root too, which are no rotations
