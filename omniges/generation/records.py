@@ -23,7 +23,7 @@ WINDOWS_TIER: Final = "windows"
 _FORMAT: Final = "omniges-generated"
 _VERSION: Final = 1
 _MOST: Final = 1e12
-_OF_FILES: Final = "dict of files, each with path and sha256,"
+_OF_FILES: Final = "dict of files, each with path and sha256"
 _LONGEST_NAME_BYTES: Final = 255  # limit of Linux file names
 
 
