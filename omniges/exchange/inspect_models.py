@@ -123,6 +123,7 @@ def _print_checkpoint(facts: dict[str, Any], console: Console) -> None:
         ("step", facts["step"]),
         ("preset", f"{facts['preset']}: width {model['width']}, {model['layers']} layers, {model['heads']} heads"),
         ("parameters", f"{facts['parameters'] / 1e6:.2f} million"),
+        ("gesture channels", model["gesture_channels"]),
         ("window", f"{facts['window_ticks'] / 10:g} s"),
         ("tasks", ", ".join(facts["tasks"] or ())),
         ("speakers", _listed(facts["speakers"])),

@@ -14,6 +14,7 @@ from omniges.visualize import panels as parts
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_MAX_STEP: Final = 1 << 53
 _SIZE_IN: Final = (12.0, 9.0)
 _COLOURS: Final = (
     *(parts.BLUE, parts.ORANGE, parts.GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C564B"),
@@ -46,7 +47,7 @@ class Curves:
         losses = {str(name): float(of["loss"]) for name, of in event["tasks"].items()}
         values = [float(event[name]) for name in ("loss", "smoothed_loss", "learning_rate", "samples_per_s")]
         values += [float(event["elapsed_s"]), float(event["epoch"])]
-        self.steps.append(int(event["step"]))
+        self.steps.append(_step(event))
         self.gradient_norm.append(None if norm is None else float(norm))
         curves = (self.loss, self.smoothed, self.learning_rate, self.samples_per_s, self.elapsed_s, self.epochs)
         for curve, value in zip(curves, values, strict=True):
@@ -57,7 +58,7 @@ class Curves:
 
     def add_validation(self, event: Mapping[str, Any]) -> None:
         """Append an event ``validation`` of the log; errors as of `add_steps`."""
-        step, loss = int(event["step"]), float(event["loss"])
+        step, loss = _step(event), float(event["loss"])
         self.validation_steps.append(step)
         self.validation_loss.append(loss)
 
@@ -84,6 +85,13 @@ class Curves:
             "tasks": self.tasks,
             "validation": {"steps": self.validation_steps, "loss": self.validation_loss},
         }
+
+
+def _step(event: Mapping[str, Any]) -> int:
+    step = int(event["step"])
+    if not 0 <= step <= _MAX_STEP:
+        raise ValueError("a step out of range")
+    return step
 
 
 def draw_curves(title: str, curves: Curves) -> bytes:

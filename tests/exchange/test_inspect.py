@@ -21,8 +21,11 @@ from omniges.exchange.inspect_models import curves_of, read_log
 from omniges.storage.tensors import open_tensors
 from omniges.visualize.pictures import MAX_S, spans
 
+STEPS = (
+    b'{"event": "steps", "step": %d, "tasks": {}, "gradient_norm": null, "loss": 1, "smoothed_loss": 1, '
+    b'"learning_rate": 1, "samples_per_s": 1, "elapsed_s": 1, "epoch": 1}'
+)
 PNG = b"\x89PNG\r\n\x1a\n"
-SHARED = Path(__file__).resolve().parents[3] / "shared"
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +257,17 @@ class TestRun:
         assert "it runs, or was killed" in omniges("inspect", tmp_path).stdout
 
     @pytest.mark.parametrize(
-        "line", [b"{", b"[]", b'{"event": 3}', b'{"event": "steps"}', b'{"event": "steps", "step": "x"}', b"\xff"]
+        "line",
+        [
+            b"{",
+            b"[]",
+            b'{"event": 3}',
+            b'{"event": "steps"}',
+            b'{"event": "steps", "step": "x"}',
+            b"\xff",
+            STEPS % 10**30,
+            STEPS % -1,
+        ],
     )
     def test_a_damaged_log_is_one_line(self, tmp_path: Path, line: bytes) -> None:
         (tmp_path / "log.jsonl").write_bytes(line + b"\n")
@@ -314,10 +327,9 @@ class TestPictures:
         assert "--start 99: at most" in shown.stderr
         assert not list(tmp_path.iterdir())
 
-    def test_a_whole_take_in_rows(self, tmp_path: Path) -> None:
-        take = SHARED / "beat2_more/beat_english_v2.0.0/smplxflame_30/2_scott_0_2_2.npz"
-        if not take.is_file():
-            pytest.skip("no recordings of BEAT2 beside the checkout")
+    @pytest.mark.slow
+    def test_a_whole_take_in_rows(self, beat2_sample: Path) -> None:
+        take = next(beat2_sample.rglob("2_scott_0_1_1.npz"))
         from PIL import Image
 
         png = inspect(take).picture_of(0.0, None)
