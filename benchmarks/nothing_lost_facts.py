@@ -52,7 +52,7 @@ class Row:
     difference: str = ""
 
 
-GROWS: Final = frozenset({"commands and flags"})
+GROWS: Final = frozenset({"commands and flags", "verify and inspect"})
 """What may have more than before."""
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import typer
 from nothing_lost_damage import RECORDINGS, SHARD_FAULTS, damage_recordings
 from nothing_lost_facts import (
     VOLATILE,
@@ -24,6 +25,7 @@ from nothing_lost_facts import (
 )
 from nothing_lost_trees import Side
 
+from omniges.cli import app
 from omniges.commands import models, shards
 
 CHECKS: Final = ("shards", "losses", "generated", "codes", "earlier")
@@ -76,7 +78,7 @@ def _make_corpora(side: Side) -> Found:
     }
     for name, flags in kinds.items():
         side.run(f"sample-corpus {name}", "sample-corpus", f"made/{name}", *flags)
-    return {"corpora: files": file_facts(side.folder / "made")}
+    return {"corpora: files": file_facts(side.folder / "made", {".txt"})}  # a README for people
 
 
 def _make_shards(side: Side) -> Found:
@@ -210,8 +212,8 @@ def _generate(side: Side) -> Found:
     }
     side.run_all(commands)
     return {
-        "results: files": file_facts(made / "generated", {".json"}),
-        "results: records": json_file_facts(made / "generated", _VERSION),
+        "results: files": file_facts(made / "generated", {".json", ".png"}),  # pictures hold words
+        "results: records": json_file_facts(made / "generated", _VERSION | {"picture"}),
         "evaluation": _evaluate(side),
         "batches": _trace(side),
     }
@@ -401,6 +403,14 @@ def _misuse(side: Side) -> Facts:
     return {label: f"exit {one.code}" for label, one in done.items()}
 
 
+def _hidden(words: str) -> set[str]:
+    """Return the flags that a command of the working tree accepts and does not show."""
+    command: Any = typer.main.get_command(app)
+    for word in words.split():
+        command = command.commands[word]
+    return {name for each in command.params if getattr(each, "hidden", False) for name in each.opts}
+
+
 def _flags(side: Side) -> Facts:
     """Ask every command for its help; the flags and commands that it names."""
     commands = {f"help of omniges {words}": [*words.split(), "--help"] for words in _COMMANDS}
@@ -412,7 +422,7 @@ def _flags(side: Side) -> Facts:
         # The working tree accepts former names and does not show them.
         present = getattr(getattr(models, command, None) or getattr(shards, command, None), "present", {})
         shown = re.sub(r"--\[no-\]([\w-]+)", r"--\1 --no-\1", done.out)
-        flags = {present.get(flag, flag) for flag in word.findall(shown)}
+        flags = {present.get(flag, flag) for flag in word.findall(shown)} - _hidden(words)
         facts |= {label: f"exit {done.code}"} | {f"{label}: {flag}": "there" for flag in flags}
     return facts
 
@@ -437,7 +447,8 @@ def _read_earlier(side: Side) -> Found:
     verified = side.run("verify deep", "verify-shards", shards, "--level", "deep", "--format", "json")
     seen = {"verify": _verdict(verified.code, verified.out)}
     for name, words in {"folder": (), "sample": (_LABELS[0],)}.items():
-        seen[f"inspect {name}"] = side.run(f"inspect {name}", "inspect", shards, *words, "--json").out
+        shown = side.run(f"inspect {name}", "inspect", shards, *words, "--json").out
+        seen |= json_facts(json.loads(shown), f"inspect {name}")
     side.run("export", "export", "--shards", shards, "-o", "made/export")
     same = ("--root", "given/corpus", "--keep-audio", "--shard-size", "2MB", "--workers", "1")
     fewer = ("--include", "1_*", "--allow-removal", "--force")
