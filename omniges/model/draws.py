@@ -161,7 +161,7 @@ def words(seed: int, positions: Tensor, purpose: int, count: int) -> Tensor:
     Returns:
         Words (B, 4, ceil(count / 4)) int64 in [0, 2³²).
     """
-    return _drawn(seed, [Draws(positions, purpose, count)], torch.stack)[0]
+    return _drawn(seed, [Draws(positions, purpose, count)], _stacked)[0]
 
 
 def uniform(seed: int, positions: Tensor, purpose: int, count: int = 1) -> Tensor:
@@ -176,7 +176,7 @@ def uniform(seed: int, positions: Tensor, purpose: int, count: int = 1) -> Tenso
     Returns:
         Draws (B, count) float32.
     """
-    found = _drawn(seed, [Draws(positions, purpose, count)], lambda bits: torch.stack([_unit(word) for word in bits]))
+    found = _drawn(seed, [Draws(positions, purpose, count)], lambda bits: _stacked([_unit(word) for word in bits]))
     return found[0].flatten(1)[:, :count]
 
 
@@ -199,6 +199,11 @@ def normals(seed: int, wanted: Sequence[Draws]) -> list[Tensor]:
     """Return `normal` draws (R, count) for each of several purposes, computed at once."""
     found = _drawn(seed, wanted, lambda bits: _box_muller([_unit(word) for word in bits]))
     return [numbers.flatten(1)[:, : one.count] for numbers, one in zip(found, wanted, strict=True)]
+
+
+def _stacked(numbers: Sequence[Tensor]) -> Tensor:
+    """Return four tensors (T,) as one (4, T)."""
+    return torch.stack(list(numbers))
 
 
 def _unit(bits: Tensor) -> Tensor:
@@ -347,7 +352,7 @@ def _chances(settings: FlowSettings, seed: int, positions: I64, conditions: Iter
     others = [Purpose.TASK, Purpose.CONDITION_DROPOUT, Purpose.CONDITION_NOISE, Purpose.SPEAKER_DROPOUT]
     wanted = levels + [Draws(where, purpose) for purpose in (*others, *map(named_purpose, conditions))]
     found: dict[int, F32] = {}
-    for one, bits in zip(wanted, _drawn(seed, wanted, torch.stack), strict=True):
+    for one, bits in zip(wanted, _drawn(seed, wanted, _stacked), strict=True):
         unit = [_unit(word) for word in bits.flatten(1).unbind(1)]  # of the four words (B,)
         found[one.purpose] = (levels_of(settings, unit) if one.purpose in _LEVEL.values() else unit[0]).numpy()
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,19 @@ class TestLosses:
             plan = draw_plan(flow, 7, np.array(positions))
             exact, rounded = (model(windows_of(positions), plan, flow, 7, rounded=r) for r in (False, True))
             torch.testing.assert_close(rounded.each, exact.each, rtol=1e-5, atol=1e-6)
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(400)
+    def test_the_rounded_pass_is_one_graph_without_breaks(self) -> None:
+        """Traced by torch.compile's front end, which raises at anything that depends on a value."""
+        model, flow, positions = model_of(replace(CONFIG, layers=1)), FlowSettings(), list(range(8))
+        windows, plan = windows_of(positions), draw_plan(flow, 7, np.array(positions))
+        plain = model(windows, plan, flow, 7, rounded=True)
+        model.losses_of = torch.compile(model.losses_of, backend="eager", fullgraph=True, dynamic=False)
+        traced = model(windows, plan, flow, 7, rounded=True)
+        assert torch.equal(traced.each, plain.each)
+        for a, b in zip(gradients(model, traced.total), gradients(model, plain.total), strict=True):
+            assert torch.equal(a, b)
 
 
 class TestRows:
