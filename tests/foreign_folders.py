@@ -50,7 +50,7 @@ shard_weights: [1, 2.5]
 learning_rate: 1e-3
 max_train_steps: 10
 lr_schedule: cosine
-report_to: [tensorboard]
+report_to: []
 compile: no
 model: {width: 64, heads: 4, rotary_periods_s: [0.5, 60], context_only: [text]}
 flow:

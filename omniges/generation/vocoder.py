@@ -243,7 +243,7 @@ def load_hifi_gan(folder: Path) -> Vocoder:
     return Vocoder(
         f"hifi-gan {file} sha256 {digest}",
         "the waveform is computed by a HiFi-GAN from 64 mel bands: measure on the mel instead",
-        lambda _seed: HifiGan(network, context),
+        lambda _seed: HifiGan(network, context, str(file)),
     )
 
 
@@ -292,8 +292,8 @@ def _context_frames(config: Mapping[str, Any]) -> int:
 class HifiGan:
     """A converter that runs a HiFi-GAN on segments of 5 s with their receptive field, so boundaries are not audible."""
 
-    def __init__(self, model: torch.nn.Module, context_frames: int) -> None:
-        self._model, self._context = model, context_frames
+    def __init__(self, model: torch.nn.Module, context_frames: int, place: str = "the vocoder") -> None:
+        self._model, self._context, self._place = model, context_frames, place
         self._held: F32 = np.zeros((0, MEL_BANDS), np.float32)
         self._before = 0  # held frames that were converted before
 
@@ -316,6 +316,11 @@ class HifiGan:
         device = next(self._model.parameters()).device
         mel = torch.from_numpy(np.ascontiguousarray(self._held[:stop])).to(device)
         samples: F32 = self._model(mel).float().cpu().numpy()
+        if not np.isfinite(samples).all():
+            raise DataError(
+                f"{self._place}: finite samples expected from this vocoder, found NaN or infinite ones: its weights "
+                "are damaged, or the mel is far from speech: give another folder"
+            )
         first = self._before
         keep = min(self._context, first + frames)
         self._held = self._held[first + frames - keep :]

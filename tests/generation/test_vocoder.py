@@ -62,6 +62,18 @@ def test_pieces_sound_as_transformers_own_whole(folder: Path) -> None:
     assert whole.std() > 1e-4
 
 
+def test_a_sound_that_is_no_number_is_one_line(folder: Path, tmp_path: Path) -> None:
+    """Finite weights may be so large that what they give is not."""
+    from safetensors.torch import load_file, save_file
+
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: tensor * 1e30 for name, tensor in weights.items()}, tmp_path / "model.safetensors")
+    vocoder = load_hifi_gan(tmp_path).begin(0)
+    with pytest.raises(DataError, match=r"model\.safetensors: finite samples expected from this vocoder"):
+        np.concatenate([vocoder.push(mel_of(20)), vocoder.finish()])
+
+
 def test_weights_of_torch_are_read_without_unpickling(folder: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from foreign_folders import KINDS, TASKS, World, make_world
+from latent_builders import generated
 from mutations import MAX_BYTES, MAX_S, mutated, outcome
 from pipeline_helpers import scripted
 
@@ -75,6 +76,14 @@ def _clip(world: World, ending: str) -> str:
     return str(min(world.corpus.rglob(f"1_*.{ending}")))
 
 
+def _gestures(world: World) -> Path:
+    """Results of a2g, made when they are first asked for."""
+    folder = world.run.with_name("gestures")
+    if not folder.exists():
+        generated(world.run, folder, "a2g", {}, audio=(Path(_clip(world, "wav")),))
+    return folder
+
+
 COMMANDS: dict[str, tuple[str, Callable[[Path, World], tuple[object, ...]]]] = {
     "verify-shards": ("shards", lambda folder, _: (folder,)),
     "inspect": ("shards", lambda folder, _: (folder, "1_synthetica_0_1_1")),
@@ -94,7 +103,40 @@ COMMANDS: dict[str, tuple[str, Callable[[Path, World], tuple[object, ...]]]] = {
         lambda folder, world: ("--shards", world.shards, "--out", OUT, "--with", f"audioldm2-vae={folder}"),
     ),
     "convert-omniflow": ("omniflow", lambda folder, _: (folder, "--out", OUT)),
+    "train by a recipe": (
+        "recipe",
+        lambda folder, world: (
+            *("--recipe", folder / "recipe.yaml", "--shards", world.shards, "--shard-weights", 1),
+            *("--lr-warmup-steps", 0, "--output-dir", OUT, *TRAIN),
+        ),
+    ),
+    "generate with a vocoder": (
+        "vocoder",
+        lambda folder, world: (
+            *("--checkpoint", world.run, "--task", "t2a", "--text", _clip(world, "TextGrid")),
+            *("--vocoder", folder, "--out", OUT, "--steps", 1),
+        ),
+    ),
+    "encode gesture": (
+        "gesture-rvqvae",
+        lambda folder, world: ("--shards", world.shards, "--out", OUT, "--with", f"gesture-rvqvae={folder}"),
+    ),
+    "encode text": (
+        "text-vae",
+        lambda folder, world: (
+            *("--shards", world.shards, "--out", OUT, "--with", f"omniflow-text-vae={folder}", "--max-lost", 1),
+            *("--window-ticks", 16),
+        ),
+    ),
+    "evaluate with an encoder": (
+        "encoder",
+        lambda folder, world: (
+            *(_gestures(world), "--shards", world.shards, "--resamples", 10),
+            *("--gesture-encoder", folder / "e.safetensors"),
+        ),
+    ),
 }
+"""By command, and what follows it: the kind of folder that changes, and the other words."""
 OUT = "out"  # in the folder that the test runs in
 
 
@@ -103,6 +145,7 @@ OUT = "out"  # in the folder that the test runs in
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_thirty_changes_as_processes(name: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind_name, words = COMMANDS[name]
+    command = name.partition(" ")[0]
     kind, folder = KINDS[kind_name], tmp_path / "folder"
     folder.mkdir()
     kind.make(folder, world)
@@ -111,9 +154,10 @@ def test_thirty_changes_as_processes(name: str, world: World, tmp_path: Path, mo
     def run_once() -> tuple[int, str, float, int]:
         shutil.rmtree(tmp_path / OUT, ignore_errors=True)
         began = time.monotonic()
-        done = scripted(MEASURED, name, *words(folder, world))
+        done = scripted(MEASURED, command, *words(folder, world))
         took = time.monotonic() - began
         *lines, last = done.stderr.splitlines()
+        assert last.startswith("most memory"), done.stderr[-2000:]
         return done.returncode, "\n".join(lines), took, int(last.split()[-1]) << 10
 
     code, said, usual_s, usual_bytes = run_once()
@@ -123,7 +167,7 @@ def test_thirty_changes_as_processes(name: str, world: World, tmp_path: Path, mo
         with mutated(folder, random.Random(20_000 + number), kind.seal) as what:
             code, said, took_s, most_bytes = run_once()
         lines = [line for line in said.splitlines() if line.startswith("omniges: ")]
-        told = len(lines) == 1 or (code == 1 and name in {"verify-shards", "preprocess"})
+        told = len(lines) == 1 or (code == 1 and command in {"verify-shards", "preprocess"})
         if code not in {0, 1, 2, 3} or "Traceback" in said or (code and not told):
             wrong.append(f"{number} ({what}): exit {code}: {said[-300:]}")
         if took_s > usual_s + MAX_S or most_bytes > usual_bytes + MAX_BYTES:
