@@ -186,13 +186,32 @@ def path(name: str, value: Any) -> Path:
         UsageFault: The value is not a path, is empty or a URL, or contains a name that no file can have.
     """
     given: Any = os.fspath(value) if isinstance(value, str | os.PathLike) else None
-    if not isinstance(given, str) or not given or "\0" in given:
+    if not isinstance(given, str) or not given:
         raise refuse(name, "a path", value)
     if "://" in given:
         raise refuse(name, "a local path, not a URL", value)
-    if any(len(os.fsencode(part)) > _MAX_NAME_BYTES for part in given.split("/")):
-        raise refuse(name, f"a path of names of at most {_MAX_NAME_BYTES} bytes", value)
+    require_file_names(name, given)
     try:
         return Path(given).expanduser()
     except RuntimeError as error:
         raise UsageFault(f"{name}: {error}; give the whole path") from error
+
+
+def require_file_names(name: str, given: str) -> None:
+    """Refuse a path that the system cannot look up.
+
+    Args:
+        name: Name of the argument.
+        given: The path.
+
+    Raises:
+        UsageFault: The path contains NUL or a character that file names cannot have, or a name that is too long.
+    """
+    try:
+        parts = os.fsencode(given).split(b"/")
+    except UnicodeEncodeError as error:
+        raise refuse(name, "a path in Unicode", given) from error
+    if any(b"\0" in part for part in parts):
+        raise refuse(name, "a path without NUL", given)
+    if any(len(part) > _MAX_NAME_BYTES for part in parts):
+        raise refuse(name, f"a path of names of at most {_MAX_NAME_BYTES} bytes", given)

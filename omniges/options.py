@@ -12,12 +12,13 @@ import operator
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from omniges.arguments import require_file_names
 from omniges.errors import OmnigesError, UsageFault
 
 T = TypeVar("T")
@@ -104,7 +105,7 @@ class Setting:
 
     name: str
     kind: Any
-    """Type of the value, or of each of several values; a type that is not in `_KINDS` is not checked."""
+    """Type of the value, or of each of several values; tuples of types in `_KINDS` and these are checked."""
     choices: tuple[Any, ...]
     """All valid values, of one type: texts or whole numbers."""
     optional: bool
@@ -142,10 +143,14 @@ class Setting:
         if value is None and self.optional:
             return None
         if self.many:
-            return tuple(self._one(each) for each in (value if isinstance(value, (list, tuple)) else [value]))
+            pairs = isinstance(value, Mapping) and get_origin(self.kind) is tuple
+            several = list(value.items()) if pairs else value if isinstance(value, (list, tuple)) else [value]
+            return tuple(self._one(each) for each in several)
         return self._one(value)
 
     def _one(self, value: Any) -> Any:
+        if get_origin(self.kind) is tuple:
+            return self._parts(value)
         if self.kind not in _KINDS:
             return value
         if self.choices:
@@ -168,6 +173,17 @@ class Setting:
                 raise UsageFault(f"{self.flag} {converted}: expected {self.expected}")
         return converted
 
+    def _parts(self, value: Any) -> tuple[Any, ...]:
+        """Convert a value of several parts, such as a name and a folder, from its text or from the parts."""
+        if self.option.parse is not None and isinstance(value, str):
+            parsed: tuple[Any, ...] = self.option.parse(self.flag, value)
+            return parsed
+        kinds = get_args(self.kind)
+        if not isinstance(value, (list, tuple)) or len(value) != len(kinds):
+            expected = " and ".join(_KINDS[kind][0] for kind in kinds)
+            raise UsageFault(f"{self.flag} {shown(value)}: expected {expected}")
+        return tuple(replace(self, kind=kind)._one(part) for kind, part in zip(kinds, value, strict=True))
+
     @property
     def expected(self) -> str:
         """The kind and range of valid values, for errors."""
@@ -189,6 +205,8 @@ class Setting:
             return "no"
         words, accepted = _KINDS[self.kind]
         if isinstance(value, accepted) and isinstance(value, bool) == (self.kind is bool) and value != "":
+            if self.kind is Path:
+                require_file_names(self.flag, str(value))
             with suppress(ValueError, OverflowError):
                 return self.kind(value)
         if self.kind is dict:

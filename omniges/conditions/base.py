@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from omniges.errors import EnvironmentFault
+from omniges.errors import EnvironmentFault, UsageFault
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.registry import foreign
 
@@ -239,13 +239,16 @@ def parsed_value(stream: ConditionStream, value: Any) -> Array | None:
         Array (*shape) of the declared type, or None for no value.
 
     Raises:
-        UsageFault: The value is unknown.
+        UsageFault: The value is unknown, or contains NaN or infinity.
         EnvironmentFault: The stream's code fails, or returns an array of another shape or type.
     """
-    if value is None or value == ABSENT:
+    if value is None or (isinstance(value, str) and value == ABSENT):
         return None
-    with foreign(full_name(stream), f"reading the value {value!r}"):
-        return _checked(stream, stream.parse(value))
+    with foreign(full_name(stream), f"reading the value {value!r:.80}"):
+        found = _checked(stream, stream.parse(value))
+    if found is None:
+        raise UsageFault(f"{stream.name} {value!r:.80}: expected finite numbers, or none to leave the stream out")
+    return found
 
 
 def _checked(stream: ConditionStream, value: Array) -> Array | None:

@@ -63,7 +63,7 @@ class LabelStream(ConditionStream):
 
     def parse(self, value: Any) -> Array:
         """Return the index () of a value; raise UsageFault with the known values."""
-        if value not in self.values:
+        if not isinstance(value, str) or value not in self.values:
             raise UsageFault(f"{self.name} {value}: expected one of {', '.join(self.values)} or none")
         return np.array(self._numbers[value], np.int64)
 

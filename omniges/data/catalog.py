@@ -105,7 +105,7 @@ class Filters:
         try:
             return cls(**lists)
         except UsageFault as fault:
-            raise DataError(f"filters of clips: {fault}: choose another checkpoint") from fault
+            raise DataError(f"filters of clips: {fault}; choose another checkpoint") from fault
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -42,7 +42,7 @@ from omniges.model.streams import STREAMS, StreamName
 from omniges.shards.dataset import FEATURES
 from omniges.shards.latents import CodecEntry, FrameEntry
 from omniges.shards.manifest import ManifestRow
-from omniges.shards.present import ALL_PRESENT, STREAM_BITS, at_rest, bits_of, present_bits, unused_bits
+from omniges.shards.present import ALL_PRESENT, STREAM_BITS, absent_parts, at_rest, bits_of, present_bits, unused_bits
 from omniges.shards.reader import SampleArrays, ShardFolder, file_betas
 from omniges.shards.schema import MANIFEST_FILE, MOTION_PARTS
 from omniges.storage.atomic import os_errors
@@ -105,9 +105,8 @@ class Condition:
     words: Sequence[Mapping[str, Any]] = field(default=())  # of text
     body: Body | None = None  # of gesture
     absent: frozenset[str] = frozenset()  # parts that a motion file lacks, which are at rest
-    latents: npt.NDArray[np.float32] | None = (
-        None  # of the complete clip, if the shards hold latents of the model's codec
-    )
+    latents: npt.NDArray[np.float32] | None = None
+    """Of the complete clip, if the shards hold latents of the model's codec."""
 
     def cut(self, ticks: int) -> Condition:
         """Return the input, cut to its first ticks."""
@@ -659,7 +658,6 @@ def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
     if not ticks:
         min_s = reading.tick_multiple / TICKS_PER_SECOND
         raise DataError(f"{item.name}: expected at least {min_s:g} s, found less")
-    shorter = item.conditions and max(lengths) > ticks
     conditions = tuple(one.cut(ticks) for one in item.conditions)
     absent = frozenset[str]().union(*(one.absent for one in conditions))
     if item.sample is None and (
@@ -668,13 +666,19 @@ def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
         raise DataError(
             f"{silent.path}: expected words in the first {ticks / TICKS_PER_SECOND:.1f} s, found none there"
         )
+    present = item.present & ~present_bits(absent) | unused_bits(reading.gesture_channels)
+    warnings = list(item.warnings)
+    if item.conditions and max(lengths) > ticks:
+        warnings.append(f"cut to {ticks / TICKS_PER_SECOND:.1f} s")
+    if lacking := absent_parts(present):
+        warnings.append(f"the input lacks {', '.join(lacking)}; the model received the rest")
     return replace(
         item,
         ticks=ticks,
         conditions=conditions,
-        present=item.present & ~present_bits(absent) | unused_bits(reading.gesture_channels),
+        present=present,
         recorded=tuple(one.cut(ticks) for one in item.recorded),
-        warnings=(*item.warnings, f"cut to {ticks / TICKS_PER_SECOND:.1f} s") if shorter else item.warnings,
+        warnings=tuple(warnings),
     )
 
 

@@ -27,7 +27,6 @@ from omniges.model.spec import ModelIdentity
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
 from omniges.progress import counted
-from omniges.shards.present import absent_parts
 from omniges.storage.atomic import PendingGroup, make_folder
 from omniges.storage.files import file_sha256
 
@@ -328,9 +327,6 @@ class _Job:
         """Yield warnings about an input to this model."""
         if item.source is not None and self.known is False:
             yield "the model was not trained on the shards of this sample"
-        lacking = absent_parts(item.present)
-        if lacking:
-            yield f"the sample lacks {', '.join(lacking)}; the model received the rest"
         yield from self.sampler.absence_warnings(TASKS[self.task].targets)
         unknown = item.speaker is not None and item.speaker not in self.loaded.identity.speakers
         if self.settings.speaker is None and unknown:

@@ -152,16 +152,19 @@ class Codecs:
             device: Device of the codecs; None: the GPU if there is one.
 
         Raises:
-            UsageFault: A folder is given for a codec that the model does not have.
+            UsageFault: A folder is given for a codec that the model does not have, or two for one codec.
         """
         self.entries, self._folders, self._t5_tokenizer = dict(entries), dict(folders), t5_tokenizer
         self._quantised, self._origin, self._device = quantised, origin, device
         self._loaded: dict[StreamName, Codec] = {}
         self._ends: dict[StreamName, frozenset[End]] = {}  # directions for which each is loaded
         names = [entry.name for entry in self.entries.values()]
-        for name in self._folders:
+        for name, _ in folders:
             if name not in names:
                 raise UsageFault(f"{origin[0]} {name}: the model has {', '.join(names) or 'no codec'}: remove it")
+        given = [name for name, _ in folders]
+        if twice := [name for name in given if given.count(name) > 1]:
+            raise UsageFault(f"{origin[0]} {twice[0]}: given twice: name one folder")
         if t5_tokenizer is not None and "text" not in self.entries:
             raise UsageFault("--t5-tokenizer: the model has no text codec: remove it")
 

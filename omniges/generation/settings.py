@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,8 +177,6 @@ class GenerateSettings:
     def __post_init__(self) -> None:
         """Refuse values out of range, and options that the task does not use."""
         check(self)
-        if self.start_xz is not None and not all(map(math.isfinite, self.start_xz)):
-            raise UsageFault("--start-xz {:g},{:g}: expected finite numbers in metres".format(*self.start_xz))
         task = TASKS[task_named(self.task)]
         of_motion = {"--body": self.body is not None, "--start-xz": self.start_xz is not None}
         unread = [flag for flag, given in of_motion.items() if given and "gesture" not in task.targets]
@@ -196,6 +193,7 @@ class GenerateSettings:
         """Refuse, before anything is generated, file names that are not UTF-8, because a record cannot contain them."""
         files = [(f"--{name}", file) for name in ("audio", "text", "gesture") for file in self.sources.files(name)]
         others = {"--shards": self.sources.shards, "--checkpoint": self.checkpoint, "--vocoder": self.vocoder}
+        others["--body"] = self.body
         for flag, file in (*files, *others.items(), *(("--codec", folder) for _, folder in self.codecs)):
             try:
                 str(file).encode()

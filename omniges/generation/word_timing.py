@@ -70,6 +70,8 @@ class SpeakingRate:
             raise ValueError("expected a speaking rate")
         if not all(is_real(value) and abs(value) < _MOST for value in found.values()):
             raise ValueError("expected a speaking rate in seconds")
+        if min(found["gap_s"], found["phrase_s"], found["sentence_s"]) < 0:
+            raise ValueError("expected pauses of at least 0 s")
         return cls(**found)
 
     def word_s(self, word: str) -> float:

@@ -199,11 +199,11 @@ class Loop:
             if self._consistent and state.step > self._saved_step:
                 self._save(alone=True)
         with contextlib.suppress(OmnigesError):
-            seconds, reason = (
-                round(time.monotonic() - self._began_s, 3),
-                one_line(f"{type(error).__name__}: {error}", 500),
-            )
-            failed = {"ending": StopReason.FAILED.name.lower(), "error": reason}
+            seconds = round(time.monotonic() - self._began_s, 3)
+            failed = {
+                "ending": StopReason.FAILED.name.lower(),
+                "error": one_line(f"{type(error).__name__}: {error}", 500),
+            }
             self._logbook.write("end", step=state.step, seconds=seconds, **failed)
 
     # --- one step

@@ -109,8 +109,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageFault(f"--recipe {path}: expected lines of the form 'key: value', found {document!r:.60}")
     found = {name.replace("-", "_"): value for name, value in document.items()}
     if len(found) != len(document):
-        twice = next(name for name in document if "-" in name and name.replace("-", "_") in document)
-        raise UsageFault(f"--recipe {path}: {twice} stands twice, with - and _")
+        written = [name.replace("-", "_") for name in document]
+        twice = next(name for name in written if written.count(name) > 1)
+        raise UsageFault(f"--recipe {path}: {twice} is given twice, with - and _")
     for name, value in found.items():
         _require_plain(f"--recipe {path}: {name}", value)
     try:

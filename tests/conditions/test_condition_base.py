@@ -87,6 +87,14 @@ class TestValue:
         with pytest.raises(EnvironmentFault, match=r"expected arrays .*, found"):
             parsed_value(Level(np.zeros(3)), "x")
 
+    def test_of_a_person_may_be_an_array_of_finite_numbers(self) -> None:
+        given = np.ones(2, np.float32)
+        np.testing.assert_array_equal(parsed_value(Level(given), given), given)
+        with pytest.raises(UsageFault, match=r"level .* expected finite numbers"):
+            parsed_value(Level(np.array([np.nan, 1.0])), "x")
+        with pytest.raises(UsageFault, match="expected one of a, b or none"):
+            parsed_value(Emotion(("a", "b")), given)
+
 
 def test_stacked_values_say_which_are_there() -> None:
     pair = stacked([None, np.array([1.0, 2.0], np.float32), None])

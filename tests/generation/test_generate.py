@@ -334,7 +334,12 @@ def test_results_are_not_replaced_unless_asked(checkpoint: Path, files: dict[str
         ("unconditional", {}, UsageFault, "--seconds: expected a length"),
         ("a2g", {"audio": ("sound.wav",), "speaker": "nobody"}, UsageFault, "--speaker nobody: the model knows"),
         ("a2g", {"keys": ("x",)}, UsageFault, "add shards DIR"),
-        ("a2g", {"audio": ("sound.wav",), "start_xz": (float("nan"), 1.0)}, UsageFault, "start_xz nan,1: finite"),
+        (
+            "a2g",
+            {"audio": ("sound.wav",), "start_xz": (float("nan"), 1.0)},
+            UsageFault,
+            "start_xz nan: expected a finite number",
+        ),
         ("a2t", {"audio": ("sound.wav",), "body": Path("body.npz")}, UsageFault, "body: this task produces no"),
         ("t2a", {"text": ("words.TextGrid",), "start_xz": (0.0, 1.0)}, UsageFault, "start_xz: this task produces no"),
         ("a2g", {"audio": ("sound.wav",), "shards": Path("shards")}, UsageFault, "--shards shards: it would not be"),

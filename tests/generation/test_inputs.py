@@ -52,12 +52,15 @@ def test_longer_than_a_day_is_refused_before_anything_is_made(codec: TextTokenCo
         cut_input(Input("a", int(min(seconds, 1e300)) * 10 + 10, ()), None, Reading(token_codec=None))
 
 
-@pytest.mark.parametrize("flag", ["audio", "gesture", "text", "shards", "checkpoint"])
+@pytest.mark.parametrize("flag", ["audio", "gesture", "text", "shards", "checkpoint", "body"])
 def test_a_file_name_that_is_no_text_is_refused_before_anything_is_made(flag: str) -> None:
     path = Path("n\udcff.wav")
-    of_sources = {} if flag == "checkpoint" else {flag: path if flag == "shards" else (path,)}
-    checkpoint = path if flag == "checkpoint" else Path("run")
+    given = {"checkpoint": Path("run"), "task": "a2g", "output_dir": Path("o")}
+    if flag in {"checkpoint", "body"}:
+        given |= {flag: path, "sources": Sources()}
+    else:
+        given["sources"] = Sources(**{flag: path if flag == "shards" else (path,)})
     with pytest.raises(UsageFault, match="expected a name in UTF-8") as caught:
-        GenerateSettings(checkpoint=checkpoint, task="a2g", output_dir=Path("o"), sources=Sources(**of_sources))
+        GenerateSettings(**given)
     assert str(caught.value).removeprefix("--").startswith(f"{flag} ")
     str(caught.value).encode()

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from omniges.errors import UsageFault
 from omniges.generation.long_form import Timeline
 from omniges.generation.sampler import Codecs, Sampler, joined, load
 from omniges.model.tasks import SamplingSettings
+from omniges.shards.latents import FrameEntry
 
 STEPS = SamplingSettings(num_inference_steps=2)
 
@@ -51,3 +53,9 @@ def test_the_precision_of_the_model_is_not_that_of_whoever_takes_the_parts(sampl
     seen = [inside[0] for _ in own.sample([Timeline(200, {}, 0, 0)], ("gesture",), 0, windows, STEPS)]
     assert seen
     assert not any(seen)
+
+
+def test_a_codec_with_two_folders_is_refused(tmp_path: Path) -> None:
+    entry = FrameEntry(name="toy-codec", fingerprint="0" * 64, source="mel.npy", channels=4, frames_per_row=1)
+    with pytest.raises(UsageFault, match="--codec toy-codec: given twice"):
+        Codecs({"audio": entry}, [("toy-codec", tmp_path), ("toy-codec", tmp_path / "other")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -36,6 +37,13 @@ def test_a_linear_rate_and_three_kinds_of_pauses_are_found_again() -> None:
 def test_pauses_that_never_occur_are_their_lower_bound() -> None:
     rate = learn_rate([spoken(["to", "the"] * 10, [0.01] * 19)])
     assert (rate.gap_s, rate.phrase_s, rate.sentence_s) == pytest.approx((0.01, 0.2, 0.6))
+
+
+@pytest.mark.parametrize("name", ["gap_s", "phrase_s", "sentence_s"])
+def test_a_saved_rate_has_no_pause_below_zero(name: str) -> None:
+    assert SpeakingRate.from_json(RATE.as_json()) == RATE
+    with pytest.raises(ValueError, match="expected pauses of at least 0 s"):
+        SpeakingRate.from_json(replace(RATE, **{name: -0.1}).as_json())
 
 
 def test_too_few_words_are_refused() -> None:

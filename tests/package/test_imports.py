@@ -16,7 +16,8 @@ PACKAGE = Path(__file__).resolve().parents[2] / "omniges"
 # A room imports rooms above it alone; those in one line do not know each other.
 ORDER = """
 errors | version
-options | arguments | progress | workers | registry
+arguments | progress | workers | registry
+options
 storage
 features
 formats

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from omniges import EvaluateSettings, GenerateSettings, PreprocessSettings, SamplingSettings, TrainSettings, errors
-from omniges.errors import DataError, UsageFault
+from omniges.errors import DataError, OmnigesError, UsageFault
 from omniges.options import every_setting, from_keywords, keywords_in_errors, present_names
 from omniges.trainer.config import differences
 from omniges.trainer.recipe import load_settings
+from omniges.verify.settings import VerifySettings
 
 CHOSEN: dict[str, Any] = {
     "max_train_steps": 5,
@@ -96,3 +98,43 @@ class TestErrors:
         with pytest.raises(errors.EnvironmentFault, match=r"^disk full$"), keywords_in_errors(GenerateSettings):
             raise error
         assert error.on_command_line is None
+
+
+_JUNK: list[Any] = [
+    *(None, True, -1, 2.5, float("nan"), "", "a\0b", "x" * 300, "\ud800", "9" * 5000, b"x", 1 << 70, object()),
+    *([], [None], ["x"], {}, {"a": "b"}, {1: 2}, Path("a\0b"), [("a",)], [("a", "b", "c")]),
+]
+_SETTINGS: dict[type[Any], dict[str, Any]] = {
+    PreprocessSettings: {"root": "root"},
+    EvaluateSettings: {"generated": ("results",), "shards": "shards"},
+    GenerateSettings: {"checkpoint": "run", "task": "a2g", "output_dir": "out", "audio": ("a.wav",)},
+    TrainSettings: {},
+    VerifySettings: {},
+}
+
+
+class TestValues:
+    @pytest.mark.parametrize("settings", _SETTINGS)
+    def test_anything_is_a_value_or_one_line(self, settings: type[Any]) -> None:
+        for name in (each.name for each in every_setting(settings)):
+            for junk in _JUNK:
+                try:
+                    from_keywords(settings, _SETTINGS[settings] | {name: junk}, "function")
+                except OmnigesError as error:
+                    assert "\n" not in str(error), (name, junk)
+                except Exception as error:
+                    raise AssertionError(f"{name}={junk!r}: {error!r}") from error
+
+    @pytest.mark.parametrize("given", [{"gesture-rvqvae": "x"}, ["gesture-rvqvae=x"], [("gesture-rvqvae", Path("x"))]])
+    def test_a_name_and_a_folder_are_given_as_pairs_texts_or_a_mapping(self, given: Any) -> None:
+        assert EvaluateSettings(checkpoint="run", codecs=given).codecs == (("gesture-rvqvae", Path("x")),)
+
+    @pytest.mark.parametrize("given", [[("gesture-rvqvae",)], [3], ["gesture-rvqvae"], [("gesture-rvqvae", 3)]])
+    def test_other_parts_are_refused(self, given: Any) -> None:
+        with pytest.raises(UsageFault, match=r"^codecs .* expected "):
+            EvaluateSettings(checkpoint="run", codecs=given)
+
+    @pytest.mark.parametrize("name", ["a\0b", "x" * 300, "\ud800"])
+    def test_a_path_that_no_file_can_have_is_refused(self, name: str) -> None:
+        with pytest.raises(UsageFault, match=r"^root: expected a path "):
+            PreprocessSettings(root=name)

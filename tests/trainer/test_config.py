@@ -97,7 +97,9 @@ class TestRefusals:
             ("preset: !!binary aGk=", "preset: expected a text"),
             (f"seed: {'9' * 5000}", "not YAML"),
             (f"model: {'[' * 3000}", "nested too deeply"),
-            ("max-train-steps: 1\nmax_train_steps: 2", "max-train-steps stands twice, with - and _"),
+            ("max-train-steps: 1\nmax_train_steps: 2", "max_train_steps is given twice, with - and _"),
+            ("max-train_steps: 1\nmax_train-steps: 2", "max_train_steps is given twice, with - and _"),
+            ('output_dir: "a\\0b"', "output_dir: expected a path without NUL"),
             ("lr_schedule: cosine\nmax_minutes: 3", "a schedule needs a number of steps"),
         ],
     )

@@ -14,6 +14,7 @@ from training_helpers import SMALLEST, TOKEN_WIDTHS, last_validation, learned, l
 
 from omniges.errors import UsageFault
 from omniges.formats.npz import decode_motion
+from omniges.generation.pipeline import OmnigesPipeline
 from omniges.generation.run import generate
 from omniges.generation.settings import GenerateSettings, Sources
 from omniges.model.checkpoint import find_checkpoint
@@ -85,7 +86,10 @@ def test_the_command_trains_resumes_generates_and_evaluates(mixed, tmp_path):
 
 def test_a_part_that_no_sample_has_is_made_at_rest_and_named(clips, tmp_path):
     folder = write_partial(clips, clips.parent / "faceless", dict.fromkeys(range(12), ("face", "hands", "text")))
-    run(folder, tmp_path / "run", max_train_steps=2)
+    validation = {"validation_steps": 2, "validation_windows": 1, "validation_samples": 1}
+    run(folder, tmp_path / "run", max_train_steps=2, validation_sampling_steps=1, **validation)
+    validated = next((tmp_path / "run" / "validation" / "step-000002" / "a2g").glob("*.json"))
+    assert json.loads(validated.read_bytes())["absent"] == ["hands", "face"]
     key = "1_synthetica_0_1_1"
     settings = GenerateSettings(
         checkpoint=tmp_path / "run",
@@ -103,6 +107,27 @@ def test_a_part_that_no_sample_has_is_made_at_rest_and_named(clips, tmp_path):
     assert np.isfinite(motion.poses).all()
     with pytest.raises(UsageFault, match="it was not trained on t2g, because no sample had text"):
         generate(replace(settings, task="t2g", output_dir=tmp_path / "other"))
+
+
+def test_a_call_tells_the_model_what_a_file_lacks_as_the_command_does(clips, mixed, tmp_path):
+    run(mixed, tmp_path / "run", max_train_steps=2)
+    source = next(clips.rglob("1_synthetica_0_1_1.npz"))
+    with np.load(source) as whole:
+        arrays = dict(whole)
+    poses, trans = arrays.pop("poses"), arrays.pop("trans")
+    del arrays["expressions"]
+    given = tmp_path / "body.npz"
+    np.savez(given, **arrays, global_orient=poses[:, :3], body_pose=poses[:, 3:66], transl=trans)
+    sources = Sources(gesture=(given,))
+    sampling = SamplingSettings(num_inference_steps=2)
+    out = tmp_path / "out"
+    summary = generate(
+        GenerateSettings(checkpoint=tmp_path / "run", task="g2a", output_dir=out, sources=sources, sampling=sampling)
+    )
+    called = OmnigesPipeline.from_pretrained(tmp_path / "run")("g2a", gesture=given, num_inference_steps=2)
+    np.testing.assert_array_equal(called[0].mel, np.load(out / "body.mel.npy", allow_pickle=False))
+    for warnings in (summary.warnings, called.warnings):
+        assert sum("the input lacks hands, face" in warning for warning in warnings) == 1
 
 
 def test_clips_with_what_the_statistics_lack_are_refused(clips, tmp_path):

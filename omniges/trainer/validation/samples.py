@@ -248,15 +248,13 @@ def make_result(task: str, one: HeldOutWindow, part: Part, results: WindowResult
     """
     try:
         ((_, array),) = part.arrays().items()
-        generated = GeneratedWindow(
-            task, one.number, array[0] if isinstance(array, list) else array
-        )  # text: one for each window
+        content = array[0] if isinstance(array, list) else array  # a list of texts has one for each window
+        generated = GeneratedWindow(task, one.number, content)
         found = results.of(generated)
     except DataError as error:  # an untrained model may give invalid rotations or NaN, which reports count
         return GeneratedWindow(task, one.number, why_not=str(error).partition("; the model")[0])
-    if (
-        "gesture" in found.sinks and not np.isfinite(generated.content).all()
-    ):  # checks face and root too, which are no rotations
+    # Face and root too, which are no rotations.
+    if "gesture" in found.sinks and not np.isfinite(generated.content).all():
         return GeneratedWindow(task, one.number, why_not="generated motion: expected finite channels, found others")
     return replace(generated, measures=found.measures)
 

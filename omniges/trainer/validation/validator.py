@@ -173,7 +173,8 @@ class RunValidator:
             | self._validation.conditions_shown(saved.number),
             seams_s=(),
             measures=saved.measures,
-            remarks=tuple(saved.warnings),
+            remarks=(*saved.warnings, *self._validation.sampler.absence_warnings(TASKS[saved.task].targets)),
+            absent=self._validation.sampler.absent_from(TASKS[saved.task].targets),
         )
 
     # --- reports
