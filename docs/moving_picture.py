@@ -28,7 +28,7 @@ def main() -> None:
         look: dict[str, Any] = {"size": "840x384", "framing": "upper", "together": True, "fps": _FPS}
         omniges.render(*paths, output_file=video, start_s=_START_S, seconds=_SECONDS, **look)
         with av.open(str(video)) as container:
-            frames: list[Image.Image] = [frame.to_image() for frame in container.decode(video=0)]
+            frames = [Image.fromarray(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
     webp: dict[str, Any] = {"duration": round(1000 / _FPS), "loop": 0, "quality": 60, "method": 6}
     frames[0].save(PICTURE, save_all=True, append_images=frames[1:], **webp)
     print(f"{PICTURE}: {PICTURE.stat().st_size / 1e6:.2f} MB, {len(frames)} frames")  # noqa: T201

@@ -65,14 +65,15 @@ def test_a_page_shows_results_beside_their_recordings(checkpoint: Path, shards: 
 def test_a_video_of_each_result_is_beside_it(checkpoint: Path, shards: Path, tmp_path: Path) -> None:
     pytest.importorskip("av", reason="PyAV is not installed: omniges[video]")
     words = ["generate", "--checkpoint", checkpoint, "--task", "a2g", "--shards", shards, "--key", STEM, "--steps", 1]
-    words += ["--video", "--num-samples", 2, "-o", tmp_path / "out"]
+    words += ["--video", "-o", tmp_path / "out"]
     done = omniges(*words)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("2 tracks, 1280x720") == 2
+    assert "2 tracks, 1280x720" in done.stdout
     videos = {path.with_suffix(".json").name for path in (tmp_path / "out").glob("*.mp4")}
     assert videos == {path.name for path in (tmp_path / "out").glob("*.json")}
-    for path in (tmp_path / "out").glob("*.json"):
-        path.unlink()
+    for path in (tmp_path / "out").iterdir():
+        if path.suffix != ".mp4":
+            path.unlink()
     again = omniges(*words)  # the results can be written, but a video is in the way
     assert (again.returncode, "add --overwrite" in again.stderr) == (2, True)
 
