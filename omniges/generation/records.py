@@ -112,9 +112,8 @@ def read_record(path: Path) -> GeneratedRecord:
     if found.get("format") != _FORMAT:
         raise DataError(f"{path}: expected format {_FORMAT!r}; this is not a record of omniges generate")
     if found.get("version") != _VERSION:
-        raise DataError(
-            f"{path}: expected version {_VERSION}, found {found.get('version')}; use the omniges version that wrote it"
-        )
+        version = reprlib.repr(found.get("version"))
+        raise DataError(f"{path}: expected version {_VERSION}, found {version}; use the omniges version that wrote it")
     del found["format"], found["version"]
     found.setdefault("absent", [])
     expected = {one.name: one.metadata for one in fields(GeneratedRecord)}

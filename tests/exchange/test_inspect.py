@@ -163,6 +163,13 @@ class TestResults:
         assert facts["model"]["checkpoint"] == str(checkpoint_of(trained, 4))
         assert facts["inputs"][0]["stream"] == "audio"
 
+    def test_a_version_that_is_none_is_one_line(self, results: Path, tmp_path: Path) -> None:
+        record = json.loads(min((results / "a2g").glob("*.json")).read_text("utf-8"))
+        (tmp_path / "x.json").write_text(json.dumps(record | {"version": "a\nb\x1b[2J"}))
+        with pytest.raises(DataError, match=r"expected version 1, found 'a\\nb") as caught:
+            inspect(tmp_path / "x.json")
+        assert str(caught.value).isprintable()
+
     def test_a_folder_of_folders(self, results: Path) -> None:
         found = facts_of(results)["results"]
         assert {(one["task"], one["seed"]) for one in found} == {("a2g", 7), ("t2g", 0)}
