@@ -644,6 +644,11 @@ class TestUnits:
         arrays[key] = arrays[key] * arrays[key].dtype.type(scale)
         assert fault_of(npz(arrays)).problem.code == "npz-out-of-range"
 
+    def test_our_own_results_lie_wherever_a_model_puts_them(self):
+        arrays = motion(trans=np.full((5, 3), 100.0))
+        assert decode_motion(npz(arrays), standing=False).notes == ()
+        assert code_of(npz(arrays)) == "npz-out-of-range"
+
     def test_one_broken_frame_of_a_face_decides_nothing(self):
         face = motion(50)["expressions"]
         face[7] = 900.0
