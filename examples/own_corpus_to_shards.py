@@ -31,5 +31,7 @@ def recordings(seed: int = 0) -> Iterator[omniges.Recording]:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     print(omniges.write_shards(recordings(), sys.argv[1], keep_audio=True))
     print(omniges.verify_shards(sys.argv[1], level="deep"))

@@ -55,5 +55,7 @@ def train(shards: str | Path, steps: int) -> list[float]:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     found = train(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 100)
     print(f"loss {found[0]:.3f} at first, {found[-1]:.3f} after {len(found)} steps")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from omniges.shards.reader import ShardFolder
 from omniges.verify.run import verify
@@ -26,3 +29,10 @@ def test_forty_lines_of_python_make_sound_shards(tmp_path: Path) -> None:
     assert len(rows) == 6
     assert not any({"hands", "face", "jaw_eyes"} & set(row.present) for row in rows)
     assert [row.key for row in rows if "text" not in row.present] == ["take_0"]
+
+
+@pytest.mark.parametrize("name", ["own_corpus_to_shards.py", "own_training_loop.py"])
+def test_without_a_folder_an_example_says_how_to_run_it(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(sys, "argv", [name])
+    with pytest.raises(SystemExit, match=rf"python .*{name} "):
+        runpy.run_path(str(SCRIPT.with_name(name)), run_name="__main__")
