@@ -394,7 +394,7 @@ def test_a_record_that_was_edited_is_refused_by_the_field(
         ({"version": 2}, "expected version 1, found 2"),
         ({"more": 1}, "fields unknown or absent: more"),
         ({"files": {"text": "x"}}, "files: expected dict of files"),
-        ({"files": {"text": {"path": "x"}}}, "files: dict of files"),
+        ({"files": {"text": {"path": "x"}}}, "files: expected dict of files"),
         ({"inputs": ["x"]}, "inputs: expected list of dicts"),
         ({"model": None}, "model: expected dict"),
         ({"source": []}, "source: expected dict or null"),
