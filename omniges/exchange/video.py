@@ -141,7 +141,7 @@ def render_results(
     for record in records:
         out = record.with_suffix(".mp4")
         if out.exists() and not overwrite:
-            raise UsageFault(f"{out}: expected no file, found one; the results are complete: add --overwrite")
+            raise UsageFault(f"{out}: expected no file, found one; the results are complete; add --overwrite")
         yield render(RenderSettings(paths=(str(record), *beside), output_file=out, motion_rate_hz=motion_rate_hz))
 
 

@@ -282,7 +282,7 @@ class TestSound:
         assert made(tmp_path, *tracks, sound="off").sound is None
 
     def test_another_name_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(UsageFault, match="sound recorded: off or a track with sound"):
+        with pytest.raises(UsageFault, match="sound recorded: expected off or a track with sound"):
             made(tmp_path, moving(audio=clicks(1.0, [])), sound="recorded")
         assert left(tmp_path) == set()
 
@@ -310,7 +310,7 @@ class TestRefusals:
         return tmp_path / "out"
 
     def test_what_holds_no_motion(self, tmp_path: Path, clip: Path, out: Path) -> None:
-        self.refused(UsageFault, "expected, found nothing", out, tmp_path / "absent.npz")
+        self.refused(UsageFault, "or an NPZ, WAV or TextGrid, found nothing", out, tmp_path / "absent.npz")
         self.refused(UsageFault, "expected 1 to 8 tracks with motion, found 0 of 1", out, clip.with_name("clip.wav"))
         clip.write_bytes(b"no zip")
         self.refused(DataError, str(clip), out, clip)
@@ -342,7 +342,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("changes", "words"),
         [
-            ({"size": "97x96"}, "--size 97x96: 1280x720 or other even numbers"),
+            ({"size": "97x96"}, "--size 97x96: expected 1280x720 or other even numbers"),
             ({"size": "big"}, "--size big"),
             ({"size": "20x20"}, "--size 20x20"),
             ({"fps": 0}, "--fps 0"),
