@@ -124,7 +124,7 @@ def fault_of_machine(error: BaseException) -> EnvironmentFault | None:
 
 
 def raise_fault_of_machine(error: Exception) -> None:
-    """Raise the EnvironmentFault that an exception stands for, if it does; call it before data is blamed for it."""
+    """Raise EnvironmentFault if the machine caused an exception; call this before reporting a fault of the data."""
     if (fault := fault_of_machine(error)) is not None:
         raise fault from error
 

@@ -65,7 +65,15 @@ def printable(text: str) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """Return a count with its noun, such as ``1 file`` or ``2 files``."""
+    """Return a count with its noun, such as ``1 file`` or ``2 files``.
+
+    Args:
+        count: The count.
+        noun: Singular of a noun whose plural ends in -s.
+
+    Returns:
+        The text.
+    """
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 

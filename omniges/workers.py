@@ -313,13 +313,13 @@ class Pool(Generic[Task, Result]):
         return (running[0], time.monotonic() - running[1]) if running else None
 
     def run(self, tasks: Sequence[Task]) -> Generator[tuple[Task, Result | Lost], None, None]:
-        """Yield tasks and outcomes in the order of the tasks. Closing the iterator ends the workers.
+        """Yield tasks and outcomes in the order of the tasks. Closing the iterator stops the workers.
 
         Args:
             tasks: All tasks, in order.
 
         Yields:
-            A task, and its result or the reason for its loss.
+            A task, and its result or the reason why there is no result.
 
         Raises:
             OmnigesError: A worker cannot be started, or a worker raised this error.

@@ -179,7 +179,7 @@ def _refuse_absent(entry: CodecEntry, source: ShardFolder) -> None:
 
 
 def _counted(entry: CodecEntry, codec: Codec, source: ShardFolder, settings: EncodeSettings) -> CodecEntry:
-    """Return the entry with counts of lost text; raise DataError before any work where too much is lost."""
+    """Return the entry with counts of lost text; raise DataError before encoding if too much is lost."""
     if not isinstance(entry, WindowEntry):
         return entry
     texts = cast("WindowCodec", codec)

@@ -210,7 +210,7 @@ class GestureRvqvae:
 
         The parts' latents are concatenated: upper, hands, lower, face. The last T mod frames_per_latent
         frames are dropped, so a shorter clip has no latents. A latent depends on about three seconds on each
-        side. So the latents of a piece differ from that piece of the clip's latents:
+        side. So the latents of a part of a clip differ from that part of the clip's latents:
         docs/explanation/codecs-gesture.md.
 
         Args:

@@ -53,7 +53,7 @@ def t5_tokenizer_option(of: str = "a text codec") -> Path | None:
         of: The codec that needs it.
 
     Returns:
-        A dataclass field, whose value is None if the codec's own folder contains the tokenizer.
+        A dataclass field, whose default None means the tokenizer in the codec's folder.
     """
     return option(None, f"For {of}: folder of the T5 tokenizer.", shown="t5_tokenizer in the codec's folder")
 

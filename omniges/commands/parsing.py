@@ -33,7 +33,7 @@ def present_words(
         present: Present names of options by their other names.
 
     Returns:
-        The arguments, and the unknown options as they were written.
+        The arguments, and the unknown options with unchanged spelling.
     """
     found: list[str] = []
     unknown: list[str] = []

@@ -77,7 +77,7 @@ class FindingsSettings:
 def verify_shards(settings: VerifySettings, findings: FindingsSettings) -> None:
     """Verify shards, and locate what is wrong with them to the byte.
 
-    Exit codes: 0 valid, 1 an error was found, 2 usage or no such folder, 3 environment, 130 Ctrl-C.
+    Exit codes: 0 valid, 1 an error was found, 2 usage or missing folder, 3 environment, 130 Ctrl-C.
     """
     from omniges.progress import counter
     from omniges.storage.atomic import publish_bytes

@@ -31,10 +31,10 @@ class ShardFile:
     """An open shard that is used like a map, but reads each range when it is accessed."""
 
     def __init__(self, descriptor: int, size_bytes: int, shown: str) -> None:
-        """Take over an open file.
+        """Use an open file, and close it at the end.
 
         Args:
-            descriptor: The file, closed with the last reference.
+            descriptor: The file, closed when the object is deleted.
             size_bytes: Its size.
             shown: Its name for errors.
         """
@@ -73,7 +73,13 @@ class ShardFile:
             )
 
     def madvise(self, _option: int, start: int, length: int, /) -> None:
-        """Ask the kernel to read a range from the disk ahead of its use."""
+        """Ask the kernel to read a range from the disk ahead of its use.
+
+        Args:
+            _option: Not used.
+            start: First byte of the range.
+            length: Size of the range in bytes.
+        """
         os.posix_fadvise(self._descriptor, start, length, os.POSIX_FADV_WILLNEED)
 
     def __del__(self) -> None:
@@ -104,7 +110,13 @@ class Ranges(Protocol):
     def __getitem__(self, place: slice, /) -> bytes: ...
 
     def madvise(self, option: int, start: int, length: int, /) -> None:
-        """Advise the kernel on a range."""
+        """Tell the kernel how a range will be used.
+
+        Args:
+            option: One of ``mmap.MADV_*``.
+            start: First byte of the range.
+            length: Size of the range in bytes.
+        """
         ...
 
 

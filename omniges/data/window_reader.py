@@ -51,7 +51,15 @@ class ReadMarks:
 
     @classmethod
     def blank(cls, clips: int, tracks: Tracks = PLAIN_TRACKS) -> ReadMarks:
-        """Return marks of the tracks' members without any check."""
+        """Return marks for members that are not checked yet.
+
+        Args:
+            clips: Number of clips N.
+            tracks: Tracks with M members in all.
+
+        Returns:
+            Marks (N, M), all 0.
+        """
         shape = (clips, len(tracks.members))
         return cls(np.zeros(shape, np.uint16), np.zeros(shape, np.uint8))
 

@@ -138,7 +138,15 @@ class _SharedRows:
         self.batch = torch.empty(0).set_(storage).view(rows, *shape)  # owns the descriptor
 
     def write(self, row: int, values: torch.Tensor) -> None:
-        """Write a row; raise EnvironmentFault if there is no shared memory left."""
+        """Write a row of the batch.
+
+        Args:
+            row: Index of the row.
+            values: Values of the row, contiguous float32 on the CPU.
+
+        Raises:
+            EnvironmentFault: Shared memory is full, or the write failed.
+        """
         try:
             written = os.pwrite(self._descriptor, values.numpy().data, row * self._row_bytes)
         except OSError as error:

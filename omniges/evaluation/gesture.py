@@ -307,7 +307,15 @@ class _Scorer:
 
 
 def lacking_face(generated: ClipMotion, recorded: ClipMotion) -> str | None:
-    """Return the reason why a result has no face metrics; None if both sides have a face."""
+    """Return the reason why a result has no face metrics.
+
+    Args:
+        generated: Motion of the result.
+        recorded: Motion of its recording.
+
+    Returns:
+        The reason, for the report; None if both have a face.
+    """
     if "face" not in recorded.present:
         return _NO_FACE
     return None if "face" in generated.present else _NO_FACE_MADE

@@ -110,7 +110,13 @@ class _BodyRows:
         self._values = {heading: scores.Values() for heading in (_DIVERSITY, _FACE_MSE, _FACE_LVD)}
 
     def add(self, result: FileResult, generated: ClipMotion, recorded: ClipMotion) -> None:
-        """Score one result."""
+        """Score one result.
+
+        Args:
+            result: The result, whose recording has the body shape.
+            generated: Its motion (T frames).
+            recorded: Motion of its recording, cut to the same T frames.
+        """
         key, person = result.key, self._model.person(self._shards.array(result.row, "betas.npy"))
         own, true = (self._with.scored_joints(motion, person) for motion in (generated, recorded))
         self._values[_DIVERSITY].add(key, partial(gesture.l1_diversity, own))

@@ -91,7 +91,15 @@ class FaceMatrix:
 
 
 def encode_csv(weights: F64, frame_rate_hz: float) -> bytes:
-    """Return weights (T, n) as CSV: a header, then the time in seconds and the weights of each frame."""
+    """Encode blendshape weights as CSV: a header, then the time in seconds and the weights of each frame.
+
+    Args:
+        weights: Blendshape weights (T, n) of the first n `NAMES`.
+        frame_rate_hz: Frames per second.
+
+    Returns:
+        The file, ASCII with six decimals.
+    """
     lines = [",".join(["time_s", *NAMES[: weights.shape[1]]])]
     row = ",".join(["%.6f"] * (1 + weights.shape[1]))
     lines += [row % (frame / frame_rate_hz, *values) for frame, values in enumerate(weights.tolist())]

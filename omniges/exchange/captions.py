@@ -46,7 +46,7 @@ def lines_of(words: Sequence[WordInterval], fits: Callable[[str], bool]) -> list
         fits: Returns whether a text fits in one line.
 
     Returns:
-        The lines; a word that does not fit has a line of its own.
+        The lines; a word that does not fit is alone on its line.
     """
     found: list[list[WordInterval]] = []
     for word in words:
@@ -90,7 +90,16 @@ class Lettering:
         return sum(any(ord(letter) not in known for letter in printable(text)) for text in texts)
 
     def label(self, name: str, told: str, track: int) -> U8:
-        """Return the name of a track with its colour, and a second line, as RGBA."""
+        """Draw the name of a track beside its colour, above a second line, as RGBA.
+
+        Args:
+            name: Name of the track.
+            told: Second line; may be empty.
+            track: Number of the track, from 0, which determines its colour.
+
+        Returns:
+            The image (height, width, 4).
+        """
         size = round(self._name.size)
         name, told = (self._cut(text, font) for text, font in ((name, self._name), (told, self._small)))
         wide = max(size + self._name.getlength(name), self._small.getlength(told))

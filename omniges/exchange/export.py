@@ -109,7 +109,7 @@ _Encoder = Callable[[Track, SmplxMotion, ExportedMotion], bytes]
 
 
 def _encoder(settings: ExportSettings) -> _Encoder:
-    """Return the function that encodes a track's file, after reading and checking the files that it needs."""
+    """Read and check the files that an encoder needs, and return the function that encodes a track."""
     if settings.format == "npz":
         return lambda _track, motion, _counts: encode_smplx(motion)
     if settings.arkit_matrix is not None:

@@ -33,7 +33,7 @@ def inspect(path: Path, key: str | None = None, motion_rate_hz: float | None = N
         Its facts.
 
     Raises:
-        UsageFault: The path is none of these, or a key is given and the path is no folder of shards.
+        UsageFault: The path is of another kind, or a key is given for a path that is not a folder of shards.
         DataError: It is damaged.
     """
     if path.is_dir():

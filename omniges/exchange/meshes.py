@@ -25,7 +25,7 @@ _STILL_M: Final = 1e-6  # a vertex that expressions move less, in metres per uni
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedMesh:
-    """What the bodies of all persons share, as bytes, and what is needed to read them."""
+    """Data that the bodies of all persons share, as bytes, with the sizes that a reader needs."""
 
     content: bytes
     """Triangles (F, 3) uint32, numbers of moved vertices (K,) uint32, directions (100, K, 3) int16, weights (V, W)
@@ -77,7 +77,15 @@ def pack_mesh(model: BodyModel, name: str) -> PackedMesh:
 
 
 def pack_body(model: BodyModel, betas: npt.NDArray[np.floating]) -> PackedBody:
-    """Return the body of a person with shape coefficients (n,) of at most 300."""
+    """Return the body of a person in the rest pose.
+
+    Args:
+        model: The body model.
+        betas: Shape coefficients (n,), n at most 300; the others are 0.
+
+    Returns:
+        The body.
+    """
     coefficients = np.zeros(BETAS)
     coefficients[: len(betas)] = betas
     person = model.person(coefficients)

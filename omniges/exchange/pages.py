@@ -290,8 +290,9 @@ def encode_motion(motion: SmplxMotion, skeleton: Skeleton = GENERIC, expressions
         expressions: Number E of leading expressions; None: all.
 
     Returns:
-        The pelvis's position (T, 3) float32 in metres, quaternions (x, y, z, w) of the joints relative to their parents
-        (T, J, 4) int16 in units of 1/32767, and expressions (T, E) int16 in units of 0.001.
+        Three arrays, one after the other: position of the pelvis (T, 3) float32 in metres; quaternions (x, y, z, w) of
+        the joints relative to their parents (T, J, 4) int16 in units of 1/32767; expressions (T, E) int16 in units of
+        0.001.
     """
     poses = np.array(motion.poses, np.float64)
     poses[:, BODY_COLUMNS:] += skeleton.mean_hands

@@ -59,7 +59,13 @@ class Figure(ABC):
 
     @abstractmethod
     def place(self, pose: Any, placed: F32, turned: F32) -> None:
-        """Fill positions (V, 3) and normals (V, 3) of a pose; threads may call it at once."""
+        """Fill positions and normals of a pose; several threads may call this at once.
+
+        Args:
+            pose: Result of `poses` for the frame.
+            placed: (V, 3), filled with positions in metres.
+            turned: (V, 3), filled with normals, whose lengths may differ from 1.
+        """
 
     def centre(self, frame: int) -> tuple[float, float]:
         """Return the mean x and z of the pelvis within half a second of a frame."""
@@ -130,7 +136,13 @@ class SolidFigure(Figure):
                 yield _Pose(frame, *solid.mouth_at(faces, k))
 
     def place(self, pose: _Pose, placed: F32, turned: F32) -> None:
-        """Fill positions and normals of a pose."""
+        """Fill positions and normals of a pose.
+
+        Args:
+            pose: Result of `poses` for the frame.
+            placed: (V, 3), filled with positions in metres.
+            turned: (V, 3), filled with normals.
+        """
         body, mouth, count = self._body, self._mouth, len(self._body.positions)
         of_body = (body.positions, body.normals, body.bones, body.weights)
         raster.skin(*of_body, pose.matrices, placed[:count], turned[:count])
@@ -165,6 +177,12 @@ class MeshFigure(Figure):
             yield (placed + motion.trans[frame]).astype(np.float32)
 
     def place(self, pose: F32, placed: F32, turned: F32) -> None:
-        """Fill positions and normals of a pose."""
+        """Fill positions and normals of a pose.
+
+        Args:
+            pose: Result of `poses` for the frame.
+            placed: (V, 3), filled with positions in metres.
+            turned: (V, 3), filled with normals.
+        """
         placed[:] = pose
         raster.vertex_normals(placed, self.triangles, turned)

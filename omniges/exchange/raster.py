@@ -55,7 +55,15 @@ def skin(positions: F32, normals: F32, bones: U8, weights: F32, matrices: F32, p
 
 @_compiled
 def vertex_normals(positions: F32, triangles: Triangles, normals: F32) -> None:
-    """Fill the normals (V, 3) of vertices with the mean of those of their triangles (F, 3), counterclockwise."""
+    """Fill the normals of vertices with the sum of the normals of their triangles.
+
+    Larger triangles have more weight. The normals do not have length 1.
+
+    Args:
+        positions: (V, 3).
+        triangles: (F, 3) vertices, counterclockwise from outside.
+        normals: (V, 3), filled.
+    """
     normals[:] = 0
     for f in range(len(triangles)):
         a, b, c = triangles[f]
@@ -167,7 +175,13 @@ def fill(screen: F32, rgb: F32, triangles: Triangles, depth: F32, colour: U8) ->
 
 @_compiled
 def cover(screen: F32, triangles: Triangles, mask: U8) -> None:
-    """Set a mask (H, W) to 1 where triangles (F, 3) are, whatever is nearer."""
+    """Set a mask to 1 wherever a triangle is, also behind other triangles.
+
+    Args:
+        screen: (V, 3) as `project` fills it.
+        triangles: (F, 3) vertices.
+        mask: (H, W) one value for each sample; changed.
+    """
     height, width = mask.shape
     for f in range(len(triangles)):
         a, b, c = triangles[f]
@@ -264,7 +278,14 @@ def compose(depth: F32, colour: U8, mask: U8, light: float, image: U8) -> None:
 
 @_compiled
 def lay_over(image: U8, layer: U8, left: int, top: int) -> None:
-    """Blend a layer (h, w, 4) into an image (H, W, 3); what lies outside of the image is cut off."""
+    """Blend a layer into an image; parts outside of the image are cut off.
+
+    Args:
+        image: (H, W, 3); changed.
+        layer: (h, w, 4) RGBA.
+        left: Column of the image for the layer's first column; may be negative.
+        top: Row of the image for the layer's first row; may be negative.
+    """
     for row in range(max(0, -top), min(layer.shape[0], image.shape[0] - top)):
         for column in range(max(0, -left), min(layer.shape[1], image.shape[1] - left)):
             opaque = int(layer[row, column, 3])

@@ -1,9 +1,9 @@
 """The solid figure of pages and videos: one mesh around the generic skeleton, each vertex bound to one or two bones.
 
-It is nobody's body: bones and flesh are round numbers, the same for everybody. Bones are the 55 joints and the two
-brows. The face moves with the jaw, the eyes and the leading expressions. SMPL-X's expressions are principal components
-without names: which of them moves what here is the figure's own choice. Components 0, 5 and 6 go with loudness and the
-jaw in BEAT2's recordings.
+It is not the body of a person: its sizes are round numbers, the same for all speakers. Bones are the 55 joints and the
+two brows. The face moves with the jaw, the eyes and the leading expressions. SMPL-X's expressions are principal
+components without names, so the figure defines what each of them moves. Components 0, 5 and 6 correlate with loudness
+and the jaw in BEAT2's recordings.
 
 Lengths in metres in the rest pose, the pelvis at the origin, y up, facing +z. Letters: V vertices, F triangles.
 """
@@ -69,7 +69,17 @@ class _Rings:
 
     @classmethod
     def on(cls, bone: int, centres: F64, u: F64, v: F64) -> _Rings:
-        """Return rings that all move with one bone."""
+        """Return rings that all move with one bone.
+
+        Args:
+            bone: Index of the bone, below `BONES`.
+            centres: Centres (R, 3) in metres.
+            u: First half axes (R, 3) in metres.
+            v: Second half axes (R, 3) in metres.
+
+        Returns:
+            The rings.
+        """
         return cls(centres, u, v, np.full((len(centres), 2), bone), np.zeros(len(centres)))
 
 
@@ -89,12 +99,26 @@ class _Builder:
         triangles: npt.NDArray[np.int64],
         colour: Colour,
     ) -> None:
-        """Add vertices (V, 3) of one colour."""
+        """Add vertices of one colour.
+
+        Args:
+            positions: Positions (V, 3) in metres.
+            bones: Two bones of each vertex (V, 2).
+            weights: Weight of the second bone (V,), in [0, 1].
+            triangles: Vertices (F, 3) of each triangle, in any orientation.
+            colour: Colour of all vertices.
+        """
         triangles = _outwards(positions, triangles)
         self.parts.append((positions, _normals(positions, triangles), bones, weights, colour, triangles))
 
     def tube(self, rings: _Rings, colour: Colour, sides: int = 20) -> None:
-        """Join rings to a surface."""
+        """Add the surface that joins rings.
+
+        Args:
+            rings: The R rings, in order.
+            colour: Colour of the surface.
+            sides: Vertices on each ring.
+        """
         positions = _ellipses(rings, sides)
         bones, weights = np.repeat(rings.bones, sides, axis=0), np.repeat(rings.weights, sides)
         self.add(positions, bones, weights, _quads(len(rings.centres), sides), colour)
@@ -102,7 +126,16 @@ class _Builder:
     def capsule(
         self, a: Iterable[float], b: Iterable[float], radii: Sequence[float], bone: int, colour: Colour, sides: int = 12
     ) -> None:
-        """Add a cone with half a ball at each end, on one bone."""
+        """Add a cone with half a ball at each end, on one bone.
+
+        Args:
+            a: Centre (3,) of the first half ball, in metres.
+            b: Centre (3,) of the second half ball, in metres; equal to `a` for a ball.
+            radii: Radii of the two half balls, in metres.
+            bone: Index of the bone, below `BONES`.
+            colour: Colour of the surface.
+            sides: Vertices on each ring.
+        """
         start, end = np.array([*a]), np.array([*b])
         along = _unit(end - start) if np.any(end != start) else np.array([0.0, 0.0, 1.0])  # a ball
         side = _unit(np.cross(along, (0.0, 1.0, 0.0) if abs(along[1]) < 0.9 else (1.0, 0.0, 0.0)))
@@ -113,7 +146,14 @@ class _Builder:
         self.tube(_Rings.on(bone, centres, widths * side, widths * np.cross(side, along) * -1), colour, sides)
 
     def loft(self, axis: int, rows: Sequence[_Row], colour: Colour, sides: int = 24) -> None:
-        """Add a closed tube along x, y or z (0, 1, 2)."""
+        """Add a closed tube along an axis.
+
+        Args:
+            axis: Axis of the tube: 0, 1 or 2 for x, y or z.
+            rows: Rings from one end to the other.
+            colour: Colour of the surface.
+            sides: Vertices on each ring.
+        """
         others = [k for k in range(3) if k != axis]
         rows = [rows[0], *rows, rows[-1]]
         centres, u, v = np.zeros((3, len(rows), 3))
@@ -337,7 +377,15 @@ def _on_head(directions: F64) -> F64:
 
 
 def face_depth(x: npt.ArrayLike, y: npt.ArrayLike) -> F64:
-    """Return z of the face at x and y, found by approximation."""
+    """Return z of the front of the head at x and y, by 30 steps of a fixed-point iteration.
+
+    Args:
+        x: Coordinate () or (N,) in metres.
+        y: Coordinate () or (N,) in metres.
+
+    Returns:
+        z (N,) in metres.
+    """
     wanted = np.stack([np.atleast_1d(x), np.atleast_1d(y)], axis=1).astype(np.float64)
     directions = np.tile([0.0, 0.0, 1.0], (len(wanted), 1))
     for _ in range(30):
@@ -415,19 +463,20 @@ def _disc(centre: Point, radius: float, height: float, bone: int) -> _Rings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Faces:
-    """What the faces of T frames do, each (T,) in metres."""
+    """Movements of the face in T frames, each (T,) in metres."""
 
     open: F64
-    """Height of the open mouth, beside what the jaw opens."""
+    """Height by which expressions open the mouth, in addition to the jaw."""
     wide: F64
-    """What half of the mouth's width gains."""
+    """Change of half the mouth's width."""
     corners: F64
-    """How far the corners of the mouth rise."""
+    """Rise of the corners of the mouth."""
     left: F64
-    """How far the left brow rises."""
+    """Rise of the left brow."""
     right: F64
+    """Rise of the right brow."""
     drop: F64
-    """How far the jaw lowers the lower lip."""
+    """Distance by which the jaw lowers the lower lip."""
 
     @classmethod
     def of(cls, expressions: npt.NDArray[np.floating], jaw: npt.NDArray[np.floating]) -> Faces:

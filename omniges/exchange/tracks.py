@@ -125,12 +125,20 @@ class _Found:
     clip: str
     name: str
     place: Path
-    """What tells it from others of the same name."""
+    """Path that distinguishes it from other tracks of the same name."""
     load: Callable[[str, str], Track]
 
 
 def load_tracks(paths: Sequence[str | Path], keys: Sequence[str] = ()) -> Iterator[Track]:
-    """Yield the tracks of paths one after the other, as `find_tracks` finds them."""
+    """Load the tracks of paths one after the other.
+
+    Args:
+        paths: Folders and files, as for `find_tracks`.
+        keys: Samples of folders of shards, by key or stem.
+
+    Yields:
+        The tracks, in the order of the paths; each is loaded when it is yielded.
+    """
     for load in find_tracks(paths, keys):
         yield load()
 
@@ -149,14 +157,14 @@ def find_tracks(
         paths: Folders of shards, folders of results of `omniges generate`, folders of NPZ files, NPZ files, WAV files,
             TextGrids and records of results (NAME.json); ``LABEL=PATH`` gives the tracks of a path a name.
         keys: Samples of folders of shards, by key or stem.
-        only: Clips whose tracks are wanted; None for all.
+        only: Clips whose tracks are returned; None for all.
         motion_rate_hz: Frames per second of motion files that do not state them.
 
     Returns:
         Functions that load a track each, in the order of the paths; tracks of one clip have different names.
 
     Raises:
-        UsageFault: A path contains no such file, or a key is unknown.
+        UsageFault: A path contains none of these files, or a key is unknown.
         DataError: A file is damaged, or a file of a record is missing.
     """
     read_motion = partial(_motion, rate_hz=motion_rate_hz)

@@ -127,7 +127,7 @@ def render_results(
 
     Args:
         records: Records of results, NAME.json.
-        shards: Folder of the recordings; None if there is none.
+        shards: Folder of shards with the recordings; None: videos show results only.
         motion_rate_hz: Frame rate of conditions that do not state one.
         overwrite: Replace NAME.mp4 if it exists.
 
@@ -210,7 +210,7 @@ def _with_faces(path: Path) -> BodyModel:
 
 
 def _chosen_sound(clip: Clip, name: str | None) -> Track | None:
-    """Return the track that is heard."""
+    """Return the track whose sound the video has; None for a silent video."""
     heard = [track for track in clip.tracks if track.audio is not None]
     if name is None:
         return heard[0] if heard else None
@@ -222,7 +222,7 @@ def _chosen_sound(clip: Clip, name: str | None) -> Track | None:
     names = [track.name for track in heard]
     raise UsageFault(
         f"--sound {shown(name)}: expected off or a track with sound "
-        f"({', '.join(map(shown, names)) or 'there is none'})" + did_you_mean(name, names)
+        f"({', '.join(map(shown, names)) or 'no track has sound'})" + did_you_mean(name, names)
     )
 
 

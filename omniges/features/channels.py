@@ -1,4 +1,4 @@
-"""Numbers of channels of a model's gesture stream; a module of its own, so that ``omniges --help`` needs no numpy."""
+"""Numbers of channels of a model's gesture stream; a separate module, so that ``omniges --help`` needs no numpy."""
 
 from __future__ import annotations
 

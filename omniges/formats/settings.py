@@ -14,7 +14,7 @@ def motion_rate_option(**more: Any) -> float | None:
         **more: Further fields of `Option`.
 
     Returns:
-        A dataclass field, whose value is None if such files are refused.
+        A dataclass field, whose default None means that files without a frame rate are refused.
     """
     return option(
         None,

@@ -275,7 +275,7 @@ def is_silence(label: str) -> bool:
 
 
 def _is_spoken(character: str) -> bool:
-    """Return whether a character alone may stand for a word, which punctuation and invisible ones do not."""
+    """Return whether a label of this character alone is a word; punctuation and invisible characters are not."""
     return character in _SPOKEN_MARKS or unicodedata.category(character)[0] not in "PCZ"
 
 

@@ -211,7 +211,7 @@ class OmnigesOutput:
 
 
 class OmnigesPipeline:
-    """A model with all that it needs to read inputs; `from_pretrained` makes one."""
+    """A model with its codecs, tokenizer and statistics; create it with `from_pretrained`."""
 
     def __init__(
         self,

@@ -246,7 +246,7 @@ class Codecs:
 
     @property
     def untimed_text(self) -> bool:
-        """Whether text is latents of complete windows, so that its words have no times."""
+        """True if text is latents of complete windows, so that words have no times."""
         return isinstance(self.entries.get("text"), WindowEntry)
 
     def windows_of_text(self, ticks: int, windows: WindowSettings) -> list[tuple[int, int]] | None:

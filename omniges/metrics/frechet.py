@@ -223,7 +223,7 @@ def load_encoder(path: Path, *, trust_program: bool = False) -> Encoder:
     """Load an encoder from a file.
 
     A ``.safetensors`` file has convolutions, with a JSON file beside it. Any other file must be EMAGE's motion encoder,
-    see `load_motion_encoder`, or a TorchScript program. The content decides, so a renamed file is told by name.
+    see `load_motion_encoder`, or a TorchScript program. The content decides, so a renamed file is recognised.
 
     Args:
         path: The file.

@@ -126,7 +126,7 @@ def mel_onsets(mel: Numbers) -> F64:
 
 
 def onset_agreement(found_s: Numbers, expected_s: Numbers) -> OnsetCounts:
-    """Count the largest number of onset pairs that are at most 0.05 s apart.
+    """Match onsets in pairs at most 0.05 s apart, and count the largest possible number of pairs.
 
     Args:
         found_s: Onset times (N,) in seconds, in any order.

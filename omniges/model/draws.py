@@ -196,7 +196,15 @@ def normal(seed: int, positions: Tensor, purpose: int, count: int = 1) -> Tensor
 
 
 def normals(seed: int, wanted: Sequence[Draws]) -> list[Tensor]:
-    """Return `normal` draws (R, count) for each of several purposes, computed at once."""
+    """Return standard normal draws for several purposes in one computation; the values are those of `normal`.
+
+    Args:
+        seed: Seed in [0, 2⁶⁴).
+        wanted: Positions (R,), purpose and count of each result.
+
+    Returns:
+        For each element of `wanted`, draws (R, count) float32.
+    """
     found = _drawn(seed, wanted, lambda bits: _box_muller([_unit(word) for word in bits]))
     return [numbers.flatten(1)[:, : one.count] for numbers, one in zip(found, wanted, strict=True)]
 

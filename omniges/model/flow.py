@@ -236,7 +236,7 @@ class FlowModel(nn.Module):
         return {"added": {name: embedding for name, embedding in found.items() if embedding is not None} | learned}
 
     def _pooled(self, speakers: Tensor) -> Tensor | None:
-        """Return zeros for trunks that take a vector for the complete sample, because there is no such vector."""
+        """Return zeros (B, pooled_width) if the trunk takes a vector for the complete sample, else None."""
         width = self._pooled_width
         return None if width is None else torch.zeros(len(speakers), width, device=speakers.device)
 

@@ -47,7 +47,15 @@ class Packed(ABC):
     """All streams have equally many rows, so that their layers can be computed at once."""
 
     def of_rows(self, name: str, values: Tensor) -> Tensor:
-        """Return the values (R, …) of a stream's rows from those of samples (B, …)."""
+        """Select the values of a stream's rows from the values of samples.
+
+        Args:
+            name: The stream.
+            values: Values of the samples (B, …).
+
+        Returns:
+            Values of the rows (R, …).
+        """
         return values.index_select(0, self.rows[name]) if name in self.rows else values
 
     @abstractmethod
@@ -74,7 +82,15 @@ class ByLayout(Packed):
     stacked: bool = False
 
     def attend(self, query_key: Mapping[str, Tensor], value: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Attend layout by layout."""
+        """Compute the attention of the samples of each layout separately.
+
+        Args:
+            query_key: Queries and keys (R, N, 2, H, E) of each stream.
+            value: Values (R, N, H, E) of each stream.
+
+        Returns:
+            Attended values (R, N, W) of each stream.
+        """
         parts = {name: iter(self._split(name, x)) for name, x in query_key.items()}
         values = {name: iter(self._split(name, x)) for name, x in value.items()}
         found: dict[str, list[Tensor]] = {name: [] for name in query_key}
@@ -104,7 +120,15 @@ class Rounded(Packed):
     stacked: bool = False
 
     def attend(self, query_key: Mapping[str, Tensor], value: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Attend with a mask of the streams that each sample has."""
+        """Compute attention with a mask of the streams that each sample has.
+
+        Args:
+            query_key: Queries and keys (R, N, 2, H, E) of each stream.
+            value: Values (R, N, H, E) of each stream.
+
+        Returns:
+            Attended values (R, N, W) of each stream.
+        """
         query, key = _joined([self._of_samples(name, x) for name, x in query_key.items()]).unbind(2)
         joined = _joined([self._of_samples(name, x) for name, x in value.items()])
         counts = [x.shape[1] for x in value.values()]
@@ -160,7 +184,13 @@ class _Reorder(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """Keep the way back."""
+        """Save the inverse index for the backward pass.
+
+        Args:
+            ctx: Context of the backward pass.
+            inputs: Arguments of `forward`.
+            output: Not used.
+        """
         del output
         ctx.save_for_backward(*inputs[2:])
 
@@ -267,7 +297,16 @@ def _rounded_rows(plan: Plan, device: torch.device) -> BatchRows:
 
 
 def rounded_up(count: int, batch: int, parts: int) -> int:
-    """Return a number of rows for at least `count` of B samples: the next multiple of the batch size / parts."""
+    """Round a number of rows up, so that few different shapes occur.
+
+    Args:
+        count: Number of rows that are needed, 0 … batch.
+        batch: Batch size B.
+        parts: Number of parts of the batch, at least 1.
+
+    Returns:
+        The next multiple of ceil(batch / parts), at most `batch`.
+    """
     step = -(-batch // parts)
     return min(batch, -(-count // step) * step)
 

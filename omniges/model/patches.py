@@ -130,13 +130,33 @@ class PatchTokens(Stream):
         return axes_embedding(rows.double() * step, self.columns.double() * step, width)
 
     def clean(self, output: Tensor, noised: Tensor, levels: Tensor) -> Tensor:
-        """Return the clean tokens from the predicted velocity."""
+        """Convert the predicted velocity to clean tokens.
+
+        Args:
+            output: Outputs of the head (B, N, O).
+            noised: Noised tokens (B, N, C).
+            levels: Their noise levels σ in [0, 1]: (B,), or (B, N) of each token.
+
+        Returns:
+            Clean tokens (B, N, C).
+        """
         return clean_from_velocity(self._in_token_order(output), noised, levels)
 
     def losses(
         self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor, weights: Tensor | None = None
     ) -> Tensor:
-        """Return the mean squared error of the velocity ε − x."""
+        """Return the mean squared error of the velocity ε − x.
+
+        Args:
+            output: Outputs of the head (B, N, O).
+            arrays: Not used.
+            clean: Clean tokens x (B, N, C).
+            noise: Noise ε (B, N, C).
+            weights: Not used; latents have no parts that can be absent.
+
+        Returns:
+            Losses (B,).
+        """
         del arrays
         return (self._in_token_order(output).float() - (noise - clean)).square().mean(dim=(1, 2))
 

@@ -29,7 +29,7 @@ class Present:
 
 
 def streams_present(bits: U8) -> Bools | None:
-    """Return which streams (B, 3) windows with bits (B,) of `STREAM_PARTS` have; None where all have all."""
+    """Return the presence (B, 3) of `STREAMS` from bits (B,) of `STREAM_PARTS`; None if no stream is absent."""
     if (bits == ALL_PRESENT).all():
         return None
     return np.stack([bits & STREAM_BITS[name] != 0 for name in STREAMS], axis=1)

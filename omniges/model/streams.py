@@ -243,7 +243,16 @@ class FrameTokens(Stream):
         return (tick_seconds(count) / float(self.tokens_per_tick)).to(self.mean.device)
 
     def clean(self, output: Tensor, noised: Tensor, levels: Tensor) -> Tensor:
-        """Return the clean tokens that the outputs predict, directly or through the velocity."""
+        """Return the clean tokens that the outputs predict, directly or through the velocity.
+
+        Args:
+            output: Outputs of the head (B, N, O).
+            noised: Noised tokens (B, N, C).
+            levels: Their noise levels σ in [0, 1]: (B,), or (B, N) of each token.
+
+        Returns:
+            Clean tokens (B, N, C).
+        """
         predicted = self._overlap_added(output)
         return predicted if self.prediction == "clean" else clean_from_velocity(predicted, noised, levels)
 
@@ -341,7 +350,12 @@ class WindowTokens(FrameTokens):
         return torch.full((count,), self._middle_s, device=self.mean.device)
 
     def positions(self, count: int, width: int) -> None:
-        """Return None, because the tokens have no times."""
+        """Return None, because the tokens have no times.
+
+        Args:
+            count: Not used.
+            width: Not used.
+        """
         del count, width
 
     @property
@@ -394,7 +408,16 @@ class SubwordTokens(Stream):
         return tick_seconds(count).to(self.piece.device)
 
     def clean(self, output: Tensor, noised: Tensor, levels: Tensor) -> Tensor:
-        """Return the mean embedding under the softmax of the logits."""
+        """Return the mean embedding under the softmax of the logits.
+
+        Args:
+            output: Logits (B, N, O).
+            noised: Not used.
+            levels: Not used.
+
+        Returns:
+            Clean tokens (B, N, C).
+        """
         del noised, levels
         subword, mark = self._logits(output)
         return torch.cat(
@@ -404,7 +427,18 @@ class SubwordTokens(Stream):
     def losses(
         self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor, weights: Tensor | None = None
     ) -> Tensor:
-        """Return the weighted mean over ticks of the cross-entropy of subword and marks, in nats."""
+        """Return the weighted mean over ticks of the cross-entropy of subword and marks, in nats.
+
+        Args:
+            output: Logits (B, N, O).
+            arrays: Token ids (B, N) of any integer type.
+            clean: Not used.
+            noise: Not used.
+            weights: Not used; a blank tick has `blank_weight`, a spoken tick 1.
+
+        Returns:
+            Losses (B,).
+        """
         del clean, noise, weights
         ids = arrays.long()
         nats = sum(

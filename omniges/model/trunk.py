@@ -4,9 +4,9 @@ It is an MMDiT (Esser et al. 2024) for any number of streams. `omniges.pretraine
 equals the trunk of OmniFlow (Li et al. 2024). The default differs in three ways: rotary positions in seconds, which all
 streams share; the speaker as a condition; streams that are not given are left out instead of passed as noise.
 
-Shape letters: B batch, R rows of a stream (the samples that have it, see `omniges.model.packing`), N tokens of one
-stream or of all, C channels of a stream's tokens, H heads, E features a head, W = H · E width. Noise levels σ are in
-[0, 1]: 0 clean, 1 pure noise.
+Shape letters: B batch; R rows of a stream (the samples that have it, see `omniges.model.packing`); N tokens of one
+stream or of all; C channels of a stream's tokens; H heads; E features of a head; W = H · E width. Noise levels σ are
+in [0, 1]: 0 clean, 1 pure noise.
 """
 
 from __future__ import annotations
@@ -498,7 +498,7 @@ class JointFlowTransformer(nn.Module):
             tokens: Tokens (R, N, C) of each stream that takes part; other streams are not computed.
             levels: Noise level (B,) of each stream for all samples, or (B, N) of each token. A stream with tokens but
                 without a level is context: it adds nothing to the conditioning and has no output. With ``summed``, a
-                token's vector is that of its own level plus the means of the other streams.
+                token's vector is the sum of the vector of its level and of the means of the other streams.
             seconds: Times (N,) or (B, N) of each stream's tokens, required with rotary positions.
             added: Position embeddings (N, W) to add to a stream's tokens.
             packed: Samples of the rows of `tokens`; None: row i is sample i, and nothing is absent. An absent stream

@@ -129,7 +129,7 @@ def inspect(path: str, relative: str, bounds: Bounds) -> tuple[SourceFile | None
         bounds: Folders that may be read.
 
     Returns:
-        The file or the problem; the other one is None.
+        (file, None) or (None, problem).
     """
     resolved = os.path.realpath(path)
     if not inside(resolved, bounds):

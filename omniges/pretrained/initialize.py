@@ -266,7 +266,7 @@ class OmniFlowStart(Start):
         self.config = _changed(config, changes, _OF_TOKENS)
 
     def adopt(self, identity: ModelIdentity) -> ModelIdentity:
-        """Return the same identity, but without normalisation of text latents, because OmniFlow learned from raw ones.
+        """Return the same identity without normalisation of text latents, because OmniFlow was trained on raw latents.
 
         Raises UsageFault where the audio latents are not those that the projections expect.
         """

@@ -266,7 +266,7 @@ def check_document(document: object, path: str) -> dict[str, Any]:
 
 
 def _facts_problem(document: Mapping[str, Any]) -> str:
-    """Return which other field of dataset.json readers cannot use, or which counts differ; "" if there is none."""
+    """Return the first field of dataset.json that readers cannot use, or whose counts differ; "" if all are valid."""
     for name in ("tool", "settings", "plan", "splits"):
         if not isinstance(document.get(name), dict):
             return f"{name}: expected an object, found {type(document.get(name)).__name__}"

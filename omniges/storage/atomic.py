@@ -74,7 +74,7 @@ def make_folder(path: Path) -> None:
 
 
 def is_special(path: Path) -> bool:
-    """Return whether a path is no place for a file: a pipe, device or socket, or below /dev or /proc.
+    """Return whether a path must not be written as a file: a pipe, device or socket, or below /dev or /proc.
 
     Root would replace them, also /dev/stdout, which is a link that may lead to a regular file.
     """
@@ -88,7 +88,7 @@ def require_output_file(flag: str, path: Path | None) -> None:
 
     Args:
         flag: Flag that names the file.
-        path: The file; None: there is none.
+        path: The file; None if the flag is not given.
 
     Raises:
         UsageFault: It is a folder or a special file, or its folder does not exist.
@@ -185,7 +185,15 @@ def _end_last_line(descriptor: int, size: int) -> None:
 
 
 def append_line(descriptor: int, line: bytes) -> None:
-    """Append a line to an open log: all of it, or nothing if it raises OSError."""
+    """Append a complete line to an open log.
+
+    Args:
+        descriptor: File that is open for appending.
+        line: The line with its line break.
+
+    Raises:
+        OSError: The line cannot be written; the file has its former size again.
+    """
     size, view = os.fstat(descriptor).st_size, memoryview(line)
     try:
         while view:

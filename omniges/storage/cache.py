@@ -79,11 +79,11 @@ class WrongContent(DataError):
 
 
 def backoff_s(retries: Retries, attempt: int, salt: str) -> float:
-    """Return the wait before attempt `attempt` (1 is the second try), doubled each time, times a factor in [0.5, 1).
+    """Return the wait before a retry: exponential backoff with jitter, a factor in [0.5, 1).
 
     Args:
         retries: Settings of the attempts.
-        attempt: Number of the attempt.
+        attempt: Number of the retry, from 1.
         salt: Text that gives different waits to processes that failed at the same time.
 
     Returns:
@@ -131,13 +131,13 @@ def copy_checked(store: Store, file: CachedFile, path: Path, check: Callable[[],
         store: The store.
         file: The file and its expected content.
         path: Path of the pending file.
-        check: Called before each piece; it may raise to give up.
+        check: Called before each block of bytes; it may raise to abort the copy.
 
     Returns:
         The pending file, complete.
 
     Raises:
-        WrongContent: Size or sha256 differ; nothing of the copy is left.
+        WrongContent: Size or sha256 differ; the copy is removed.
         MissingFile: The store does not have the file.
         StoreFault: The store cannot be read.
     """
@@ -349,7 +349,7 @@ def _beside(path: Path, kind: str) -> Path:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[int]:
-    """Wait for the exclusive lock of a lock file; the file is not removed afterwards, because that would race."""
+    """Wait for the exclusive lock of a lock file. The file stays, because its removal would be a race condition."""
     with atomic.os_errors(path, "lock"):
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o666)

@@ -1,8 +1,8 @@
 """Text to speech by eSpeak NG, as a process: ``python -m omniges.testing.espeak``.
 
-eSpeak NG is under the GPL, so it is loaded in a process of its own. The process reads one JSON object from standard
-input (``voice``, ``words_per_minute``, ``pitch``, ``sentences`` in SSML) and writes one line of JSON (``version``,
-``rate_hz`` and, for each sentence, its number of samples and its events), then the samples of all sentences as int16.
+eSpeak NG is under the GPL, so it runs in a separate process. The process reads one JSON object from standard input:
+``voice``, ``words_per_minute``, ``pitch``, and ``sentences`` in SSML. It writes one line of JSON, then the samples of
+all sentences as int16. The line has ``version``, ``rate_hz`` and, for each sentence, its number of samples and events.
 An event is [kind, sample, phone]; kinds are ``word`` and ``phone``. Imports nothing of omniges.
 """
 

@@ -106,7 +106,15 @@ _IDLE_AMPLITUDES: Final = np.repeat([_IDLE_BY_PART.get(part, 0.07) for part in _
 
 
 def speaker_traits(seed: int, number: int) -> Speaker:
-    """Return the traits of a speaker of a corpus."""
+    """Return the traits of a speaker of a corpus.
+
+    Args:
+        seed: Seed of the corpus.
+        number: Number of the speaker, from 0.
+
+    Returns:
+        The traits.
+    """
     rng = generator(seed, SPEAKER, number)
     posture = _resting_pose()
     moved = np.flatnonzero(posture)
@@ -244,5 +252,13 @@ def _span(start_s: float, end_s: float, ramp_s: float) -> tuple[slice, F64, F64]
 
 
 def expression_noise(rng: np.random.Generator, frames: int) -> F64:
-    """Return noise of expressions (T, 100), independent in each frame, as recorded faces have it."""
+    """Draw noise of expressions, independent in each frame, as in recorded faces.
+
+    Args:
+        rng: Generator of the noise.
+        frames: Number of frames T.
+
+    Returns:
+        Uniform draws (T, 100), to add to expression coefficients.
+    """
     return rng.uniform(-_EXPRESSION_NOISE, _EXPRESSION_NOISE, (frames, EXPRESSIONS))

@@ -109,7 +109,15 @@ def word_signature(index: int, seed: int) -> WordSignature:
 
 @functools.lru_cache(maxsize=16)
 def vocabulary(seed: int, size: int) -> tuple[WordSignature, ...]:
-    """Return the signatures of the first words of a seed."""
+    """Return the signatures of the first words of a seed.
+
+    Args:
+        seed: Seed of the corpus.
+        size: Number of words, at most `MAX_WORDS`.
+
+    Returns:
+        The signatures of words 0 to size − 1.
+    """
     codes = _motion_codes(seed, size)
     order = [generator(seed, _TONE_ORDER, register).permutation(_LEVELS) for register in range(3)]
     return tuple(_signature(index, seed, codes[index], order) for index in range(size))

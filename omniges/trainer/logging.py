@@ -288,12 +288,22 @@ class _TensorBoard:
         self._writer.add_text("config", json.dumps(config, indent=2, ensure_ascii=False))
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Write one scalar for each number."""
+        """Write one scalar for each number.
+
+        Args:
+            step: Step of the run.
+            numbers: Values by name.
+        """
         for name, number in numbers.items():
             self._writer.add_scalar(name, number, step)
 
     def show(self, step: int, samples: Sequence[Shown]) -> None:
-        """Write a table of text, and each picture once."""
+        """Write a table of text, and each picture once.
+
+        Args:
+            step: Step of the run.
+            samples: Samples of this validation; several may have the same picture.
+        """
         lines = ["| " + " | ".join(COLUMNS) + " |", "| --- " * len(COLUMNS) + "|"]
         for one in samples:
             cells = (one.picture.name if name == "picture" else str(getattr(one, name)) for name in COLUMNS)
@@ -319,11 +329,21 @@ class _WeightsAndBiases:
         self._run = self._wandb.init(project="omniges", name=run.name, dir=str(run), config=dict(config))
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Log all numbers under one step."""
+        """Log all numbers under one step.
+
+        Args:
+            step: Step of the run.
+            numbers: Values by name.
+        """
         self._run.log(dict(numbers), step=step)
 
     def show(self, step: int, samples: Sequence[Shown]) -> None:
-        """Log a table with one row for each sample, and each picture once."""
+        """Log a table with one row for each sample, and each picture once.
+
+        Args:
+            step: Step of the run.
+            samples: Samples of this validation; several may have the same picture.
+        """
         rows = [
             [self._wandb.Image(str(one.picture)) if name == "picture" else getattr(one, name) for name in COLUMNS]
             for one in samples

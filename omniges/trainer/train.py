@@ -263,7 +263,7 @@ def _resume(run: Run) -> tuple[RunState, checkpoint.Choice, list[str]]:
 
 
 def _restore_best(run: Run, best: Best | None) -> Best | None:
-    """Point RUN/best to the best checkpoint of a state; return it if it exists and has this run's metric."""
+    """Point RUN/best to the best checkpoint if it exists and has this run's metric, and return it; else None."""
     folder, kept = run.settings.output_dir, 0
     with run.ranks.together("find the best checkpoint"):
         if run.ranks.first and best is not None and run.checkpoint(best.step).is_dir():

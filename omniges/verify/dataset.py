@@ -73,7 +73,7 @@ def strict_json(data: bytes) -> tuple[Any, bytes]:
 def read_inventory(folder: Folder) -> tuple[Inventory | None, list[VerifyFinding]]:
     """Read dataset.json and check that its fields agree with each other.
 
-    The inventory is None if nothing else can be compared with it.
+    Returns None as the inventory if dataset.json is too damaged to compare other files with it.
     """
     out = Collector(schema.DATASET_FILE)
     document = _read_document(folder, out)

@@ -115,7 +115,7 @@ def exact_blocks(plan: ShardPlan) -> Iterator[tuple[int, bytes]]:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A header whose size is readable: name, data size, and its other fault if any."""
+    """A header whose size field is valid: name, data size, and a fault of another field or None."""
 
     name: str
     size: int

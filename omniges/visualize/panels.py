@@ -425,7 +425,7 @@ def second_axis(axes: Axes, places: Numbers, values: Numbers, name: str, label: 
     Args:
         axes: The panel.
         places: Places on the horizontal axis (N,).
-        values: Values (N,), NaN where there is none.
+        values: Values (N,), NaN where unknown.
         name: Name in the legend.
         label: Label of the axis.
 

@@ -42,10 +42,10 @@ _TABLE, _TABLE_AGAIN = "encoder.shared.weight", "encoder.encoder.embed_tokens.we
 
 
 class TextVae(nn.Module):
-    """A frozen text VAE with random weights; `of_tensors` gives one with weights from a file.
+    """A frozen text VAE with random weights; `of_tensors` creates it with weights from a file.
 
     `named_parameters` has the order of the published implementation, which lists of EMA weights without names follow.
-    Raises `EnvironmentFault` where transformers is not installed.
+    Raises `EnvironmentFault` if transformers is not installed.
     """
 
     def __init__(self, config: TextVaeConfig) -> None:

@@ -44,14 +44,14 @@ class Corpus(Protocol):
     def take(self, inputs: Inputs, settings: ConvertSettings) -> Take | None:
         """Decode the files of one recording; runs in a worker process.
 
-        A part that the corpus does not have is None, or NaN in the motion.
+        A part that the corpus lacks has the value None, or NaN in the motion.
 
         Args:
             inputs: The recording's files; faults are recorded with `inputs.add`.
             settings: Settings of the conversion.
 
         Returns:
-            The take, or None after a fault was recorded.
+            The decoded recording, or None after a fault was recorded.
 
         Raises:
             RecordingFault: The recording cannot be used.

@@ -49,7 +49,7 @@ def better(name: str, value: float, than: Best | None) -> bool:
     Args:
         name: Name of the metric.
         value: The new value.
-        than: The best so far; None, or one of another metric, is always worse.
+        than: The best so far. None is always worse, and so is a value of another metric.
 
     Returns:
         True if the new value is better.

@@ -316,7 +316,7 @@ class Validation:
         return {"conditions": values} if streams else {}
 
     def _read(self) -> WindowFolder:
-        """Return the windows, which are read from the shards once."""
+        """Return the windows; the first call reads them from the shards."""
         if self._samples is None:
             entries = self.sampler.codecs.entries
             samples, tokens = self.held_out.read(self.sampler.token_codec, entries.values())
@@ -340,7 +340,7 @@ class Validation:
         return self._samples
 
     def _parts_of(self, row: ManifestRow) -> int:
-        """Return the bits of a recording's parts, without parts that training never had."""
+        """Return the bits of the recording's parts that occurred in training."""
         return present_bits(row.present) & self.sampler.model.trained
 
     def _lacking(self, task: str) -> list[str]:
