@@ -11,7 +11,7 @@ import numpy.typing as npt
 from omniges.data.shard_maps import Ranges, ShardMaps
 from omniges.errors import DataError
 from omniges.shards.manifest import ManifestRow
-from omniges.shards.reader import ShardFolder, check_digest, place_of_member
+from omniges.shards.reader import ShardFolder, check_member, place_of_member
 from omniges.shards.schema import VERIFY
 from omniges.shards.tar import npy_header
 
@@ -83,7 +83,8 @@ class MemberReader:
         if place.offset + place.size > len(content):
             raise DataError(f"{shown}: {place.size} bytes do not lie in a shard of {len(content)}. {VERIFY}")
         if self._verify and not self._marks[number, self._columns[member]]:
-            check_digest(content[place.offset : place.offset + place.size], bytes.fromhex(place.sha256), shown)
+            member_bytes = content[place.offset : place.offset + place.size]
+            check_member(self._folder.source, row.shard, member_bytes, bytes.fromhex(place.sha256), shown)
             self._marks[number, self._columns[member]] = 1
         head = content[place.offset : place.offset + min(place.size, _HEADER_BYTES)]
         head_bytes = 10 + int.from_bytes(head[8:10], "little")

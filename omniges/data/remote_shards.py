@@ -159,6 +159,10 @@ class RemoteShards:
         """Return the shard's URL without credentials."""
         return self.location.shown_file(shard)
 
+    def doubt(self, shard: str) -> None:
+        """Forget that the copy of a shard was checked: a damaged one is downloaded again at the next start."""
+        self._cache.doubt(self._files[shard])
+
     def specification(self) -> dict[str, Any]:
         """Return JSON from which another process makes its own object with `open_specification`.
 

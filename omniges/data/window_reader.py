@@ -19,7 +19,7 @@ from omniges.data.shard_maps import MappedShard, Ranges, ShardMaps
 from omniges.data.tracks import PLAIN_TRACKS, Normaliser, Scale, Tracks
 from omniges.errors import DataError
 from omniges.shards.present import ALL_PRESENT, STREAM_BITS, absent_channels
-from omniges.shards.reader import ShardSource, check_digest, place_of_member
+from omniges.shards.reader import ShardSource, check_member, place_of_member
 from omniges.shards.schema import VERIFY, words_of
 from omniges.storage.redact import one_line
 
@@ -222,7 +222,9 @@ class ClipReader:
             return
         first, size = int(self.table.offsets[sample, member]), int(self.table.sizes[sample, member])
         content = mapped[first : first + size]
-        check_digest(content, self.table.digests[sample, member].tobytes(), self._place(sample, member))
+        shard, _ = self._shards[self.table.shard[sample]]
+        digest = self.table.digests[sample, member].tobytes()
+        check_member(self._source, shard, content, digest, self._place(sample, member))
         self._marks.verified[sample, member] = 1
 
     def _check_header(self, mapped: Ranges, sample: int, member: int) -> int:

@@ -6,7 +6,6 @@ paired by name. Without files, an input is only a length.
 
 from __future__ import annotations
 
-import codecs
 import reprlib
 import sys
 import unicodedata
@@ -46,7 +45,7 @@ from omniges.shards.present import ALL_PRESENT, STREAM_BITS, absent_parts, at_re
 from omniges.shards.reader import SampleArrays, ShardFolder, file_betas
 from omniges.shards.schema import MANIFEST_FILE, MOTION_PARTS
 from omniges.storage.atomic import os_errors
-from omniges.storage.files import file_sha256, read_file, sha256_hex
+from omniges.storage.files import file_sha256, read_file, sha256_hex, text_codec
 
 STANDARD_INPUT: Final = "-"
 
@@ -311,13 +310,13 @@ def _textgrid(path: str, data: bytes, seconds: float | None) -> tuple[list[dict[
 
 def _plain(path: str, data: bytes, rate: SpeakingRate | None) -> tuple[list[dict[str, Any]], float | None, list[str]]:
     """Return words with estimated times, no length, and a warning about the estimate."""
-    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    codec = text_codec(data)
     try:
-        text = data.decode("utf-16" if wide else "utf-8-sig")
+        text = data.decode(codec)
     except UnicodeDecodeError as error:
+        expected = codec.removesuffix("-sig").upper()
         raise DataError(
-            f"{path}: expected text in {('UTF-16' if wide else 'UTF-8')}, found other bytes at {error.start}; "
-            "save it as UTF-8"
+            f"{path}: expected text in {expected}, found other bytes at {error.start}; save it as UTF-8"
         ) from error
     if rate is None:
         raise UsageFault(

@@ -16,7 +16,7 @@ from typing import Final
 
 from omniges.errors import DataError, Finding, Problem
 from omniges.shards.schema import SPLITS, Split, as_split
-from omniges.storage.files import sha256_hex
+from omniges.storage.files import sha256_hex, text_codec
 
 _GRAMMAR: Final = re.compile(r"(\d{1,4})_([a-z]+)_([0-7])_(\d{1,4})_(\d{1,4})")
 _LANGUAGES: Final = ("english", "chinese", "spanish", "japanese")  # rec digit // 2
@@ -193,13 +193,8 @@ def _quoted(cell: str) -> str:
 
 def _rows(data: bytes, name: str) -> list[list[str]]:
     """Return the rows of a CSV file that are not blank; the header decides the separator."""
-    codec = "utf-8-sig"
-    if data[:2] in {b"\xff\xfe", b"\xfe\xff"}:
-        codec = "utf-16"
-    elif 0 in data[:2]:  # without a mark: one of the first two bytes of an ASCII character is zero
-        codec = "utf-16-be" if data[0] == 0 else "utf-16-le"
     try:
-        lines = data.decode(codec).splitlines(keepends=True)
+        lines = data.decode(text_codec(data)).splitlines(keepends=True)
         if lines and lines[0].strip().lower() in {"sep=,", "sep=;", "sep=\t", "sep="}:  # a line of Excel's
             del lines[0]
         header = next((line for line in lines if line.strip()), "")

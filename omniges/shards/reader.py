@@ -60,6 +60,10 @@ class ShardSource(Protocol):
         """Return the shard's path or URL for errors, without credentials."""
         ...
 
+    def doubt(self, shard: str) -> None:
+        """Report that a shard has other bytes than the manifest, so that a cache compares it before its next use."""
+        ...
+
     def specification(self) -> dict[str, Any]:
         """Return JSON from which a worker process opens this source (`omniges.data.collate.open_source`)."""
         ...
@@ -84,6 +88,9 @@ class LocalShards:
     def describe(self, shard: str) -> str:
         """Return the shard's path."""
         return str(self.folder / shard)
+
+    def doubt(self, shard: str) -> None:
+        """Do nothing; the shards are not a copy."""
 
     def specification(self) -> dict[str, Any]:
         """Return the folder as JSON."""
@@ -120,6 +127,26 @@ def check_digest(content: bytes | memoryview, sha256: bytes, place: str) -> None
     found = hashlib.sha256(content).digest()
     if found != sha256:
         raise DataError(f"{place}: expected sha256 {sha256.hex()}, found {found.hex()}; {VERIFY}")
+
+
+def check_member(source: ShardSource, shard: str, content: bytes | memoryview, sha256: bytes, place: str) -> None:
+    """Refuse a member whose digest is not the one in the manifest, and have the shard compared before its next use.
+
+    Args:
+        source: Source of the shard.
+        shard: Name of the shard.
+        content: All bytes of the member.
+        sha256: expected digest, 32 bytes.
+        place: Position for errors.
+
+    Raises:
+        DataError: The digest differs.
+    """
+    try:
+        check_digest(content, sha256, place)
+    except DataError:
+        source.doubt(shard)
+        raise
 
 
 @contextlib.contextmanager
@@ -304,7 +331,7 @@ class ShardFolder:
             data = stream.read(place.size)
         shown = place_of_member(self.source, row.shard, row.key, member, place.offset)
         if check:
-            check_digest(data, bytes.fromhex(place.sha256), shown)
+            check_member(self.source, row.shard, data, bytes.fromhex(place.sha256), shown)
         elif len(data) != place.size:
             raise DataError(f"{shown}: expected {place.size} bytes, found {len(data)}; {VERIFY}")
         return data

@@ -272,6 +272,17 @@ class CacheFolder:
             finally:
                 os.ftruncate(lock, 0)
 
+    def doubt(self, file: CachedFile) -> None:
+        """Remove the record that a file was checked, so that its content is compared when it is next acquired.
+
+        Args:
+            file: The file.
+        """
+        atomic.refuse_links(self.root, (file.group,))
+        path = self.folder(file.group) / file.name
+        with atomic.os_errors(path, "clear"):
+            _beside(path, "checked").unlink(missing_ok=True)
+
     def _pin_checked(self, path: Path, file: CachedFile, recheck: bool) -> Pin | None:
         """Return a pin if the file exists and, by its record, is unchanged since it was checked."""
         pin = _pin(path)

@@ -6,6 +6,7 @@ opens its files here.
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
 import json
@@ -255,3 +256,21 @@ def file_sha256(path: Path) -> str:
 def is_sha256(text: object) -> bool:
     """Return whether a text is a sha256 in lower-case hexadecimal digits."""
     return isinstance(text, str) and _SHA256.fullmatch(text) is not None
+
+
+def text_codec(data: bytes) -> str:
+    """Return the codec of a text in UTF-8 or UTF-16, with or without a byte order mark.
+
+    UTF-16 without a mark is recognized where the text starts with a character of Latin-1.
+
+    Args:
+        data: The text's bytes.
+
+    Returns:
+        ``utf-8-sig``, ``utf-16``, ``utf-16-le`` or ``utf-16-be``.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if 0 in data[:2]:  # one of the two bytes of such a character is zero
+        return "utf-16-be" if data[0] == 0 else "utf-16-le"
+    return "utf-8-sig"

@@ -36,6 +36,9 @@ class Watched:
     def describe(self, shard: str) -> str:
         return self.inner.describe(shard)
 
+    def doubt(self, shard: str) -> None:
+        self.inner.doubt(shard)
+
     def specification(self) -> dict[str, Any]:
         return self.inner.specification()
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniges.errors import DataError, EnvironmentFault
-from omniges.storage.files import lies_inside, parse_json, read_file, read_json
+from omniges.storage.files import lies_inside, parse_json, read_file, read_json, text_codec
 
 _LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**64) | st.floats(allow_nan=False, allow_infinity=False)
 _JSON = st.recursive(
@@ -131,3 +131,11 @@ def test_a_larger_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
         file.truncate(1 << 40)
     with pytest.raises(DataError, match=f"expected at most 1000 bytes, found {1 << 40}"):
         read_file(path, 1000)
+
+
+@given(st.characters(max_codepoint=0xFF, exclude_characters="\0"), st.text(st.characters(exclude_categories=["Cs"])))
+@pytest.mark.parametrize("codec", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_text_is_decoded_with_and_without_a_mark(codec: str, first: str, rest: str) -> None:
+    text = first + rest.replace("\0", "")
+    data = text.encode(codec)
+    assert data.decode(text_codec(data)) == text
