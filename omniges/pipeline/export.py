@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import POSE_PARTS, motion_from_gesture
@@ -122,12 +123,27 @@ def text_file(sample: SampleArrays) -> bytes:
 
 
 def audio_file(sample: SampleArrays) -> bytes | None:
-    """Return the sample's waveform as 16 kHz WAV, bit-exact, or None if the shards have no waveforms."""
+    """Return the sample's waveform as 16 kHz WAV, bit-exact, or None if the shards have no waveforms.
+
+    Values that are not finite, or are not those of the source's encoding, raise DataError.
+    """
     if sample.audio is None:
         return None
     source = sample.metadata["audio"]
     bits = {"pcm16": 16, "pcm24": 24}.get(source["encoding"])
-    if bits is None or (source["rate_hz"], source["channels"]) != (SAMPLE_RATE_HZ, 1):
-        return encode_wav(sample.audio, SAMPLE_RATE_HZ)
-    pcm = np.rint(sample.audio * np.float32(2.0 ** (bits - 1))).astype(np.int32)
-    return encode_pcm_wav(pcm, SAMPLE_RATE_HZ, bits=bits)  # type: ignore[arg-type]
+    unchanged = (source["rate_hz"], source["channels"]) == (SAMPLE_RATE_HZ, 1)
+    try:
+        return _encoded(sample.audio, bits if unchanged else None)
+    except ValueError as error:
+        raise DataError(f"{sample.row.shard}: {sample.row.key}: audio: {error}. {VERIFY}") from error
+
+
+def _encoded(audio: npt.NDArray[np.float32], bits: int | None) -> bytes:
+    """Return samples (n,) as WAV of integers, or of floats for None; raise ValueError for values that do not fit."""
+    if bits is None:
+        return encode_wav(audio, SAMPLE_RATE_HZ)
+    full_scale = 1 << (bits - 1)
+    steps = np.rint(audio * np.float32(full_scale))
+    if not (np.abs(steps) <= full_scale).all():  # NaN too, before the cast that would warn of it
+        raise ValueError(f"expected {bits}-bit samples, found values beyond them")
+    return encode_pcm_wav(steps.astype(np.int32), SAMPLE_RATE_HZ, bits=bits)  # type: ignore[arg-type]

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
 from omniges.errors import DataError, UsageFault
+from omniges.features.gesture import BETAS
 from omniges.storage.files import parse_json
 from omniges.storage.redact import one_line
 
@@ -99,6 +101,7 @@ _MAX_COUNT: Final = 1 << 60
 _ESCAPE: Final = "_x"
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_-]+")
 _ESCAPED: Final = re.compile(rf"{_ESCAPE}([0-9a-f]+)_")
+_SURROGATES: Final = (0xD800, 0xDFFF)  # halves of a character, which no text holds alone
 
 
 SHARD_NAME: Final = re.compile(rf"(?P<split>{'|'.join(SPLITS)})-(?P<index>[0-9]{{6}})\.tar", re.ASCII)
@@ -151,8 +154,16 @@ def key_from_stem(stem: str) -> str:
 
 
 def stem_from_key(key: str) -> str:
-    """Return the stem of a key; the inverse of `key_from_stem`."""
-    return _ESCAPED.sub(lambda match: chr(int(match.group(1), 16)), key)
+    """Return the stem of a key; the inverse of `key_from_stem`.
+
+    A key from elsewhere may hold an escape of no character, which stays as it is.
+    """
+    return _ESCAPED.sub(_escaped_character, key)
+
+
+def _escaped_character(match: re.Match[str]) -> str:
+    code = int(match[1], 16)
+    return chr(code) if code <= sys.maxunicode and not _SURROGATES[0] <= code <= _SURROGATES[1] else match[0]
 
 
 def is_count(value: object, minimum: int = 0) -> bool:
@@ -266,7 +277,11 @@ _AUDIO: Final[_Checks] = {
     "encoding": _is_text,
     **dict.fromkeys(("rate_hz", "channels", "samples", "samples_16k"), is_count),
 }
-_MOTION: Final[_Checks] = {"betas": is_count, "gender": _is_text, "model": _is_text}
+_MOTION: Final[_Checks] = {
+    "betas": lambda value: is_count(value) and value <= BETAS,  # type: ignore[operator]
+    "gender": _is_text,
+    "model": _is_text,
+}
 
 
 def parse_document(data: bytes, place: str) -> dict[str, Any]:

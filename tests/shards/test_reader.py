@@ -22,7 +22,7 @@ from omniges.data.samples import open_shards
 from omniges.data.tracks import PLAIN_TRACKS, Normaliser
 from omniges.data.window_reader import ClipReader, ReadMarks
 from omniges.errors import DataError
-from omniges.pipeline.export import export
+from omniges.pipeline.export import audio_file, export
 from omniges.shards.dataset import seal
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import LocalShards, ShardFolder, read_beside
@@ -257,3 +257,18 @@ def test_an_array_of_another_shape_or_type_than_its_row_says_is_refused(member: 
         np.save(data, other)
         with pytest.raises(DataError, match=rf"{member} .*: expected an array .*, found"):
             source.array_of(row, member, data.getvalue())
+
+
+@pytest.mark.parametrize("encoding", ["pcm16", "float32"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def test_audio_that_no_wav_file_holds_is_one_line(shards: Path, encoding: str, value: float) -> None:
+    reader = ShardFolder(shards)
+    sample = reader.sample(reader.rows[0])
+    facts = sample.metadata["audio"] | {"encoding": encoding, "rate_hz": 16_000, "channels": 1}
+    audio = np.full(4, value, np.float32)
+    sample = replace(sample, audio=audio, metadata=sample.metadata | {"audio": facts})
+    if encoding == "float32" and np.isfinite(value):
+        assert audio_file(sample)
+        return
+    with pytest.raises(DataError, match=rf"^{sample.row.shard}: {sample.row.key}: audio: .*verify-shards"):
+        audio_file(sample)

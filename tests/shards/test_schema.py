@@ -33,6 +33,10 @@ class TestKeys:
     def test_plain_stems_are_their_own_key(self, stem: str) -> None:
         assert key_from_stem(stem) == stem
 
+    @pytest.mark.parametrize("key", ["_xd800_", "a_xdfff_b", "_x110000_", "_x" + "f" * 80 + "_"])
+    def test_an_escape_of_no_character_stays(self, key: str) -> None:
+        assert stem_from_key(key) == key
+
     @given(stems, stems)
     def test_no_two_stems_share_a_key(self, one: str, other: str) -> None:
         assert (one == other) == (key_from_stem(one) == key_from_stem(other))

@@ -19,6 +19,7 @@ from omniges.pipeline.export import export
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import metadata_of, parse_document, samples_of, spans_of, words_of
 
+AUDIO = {"encoding": "pcm16", "rate_hz": 16000, "channels": 1, "samples": 1, "samples_16k": 1}
 DEEP = b"[" * 200_000
 WORD = {"word": "a", "start": 0.0, "end": 0.1}
 SPAN = {"name": "beat", "start": 0.0, "end": 0.1, "score": 1.0, "keywords": ""}
@@ -78,12 +79,13 @@ def test_what_is_sound_passes() -> None:
         ("json", DEEP),
         ("json", dumped({"notes": [3]})),
         ("json", dumped({"notes": "", "audio": {}, "motion": {}})),
+        ("json", dumped({"notes": "", "audio": AUDIO, "motion": {"betas": 301, "gender": "", "model": ""}})),
         ("words.txt", dumped({"word": "a"})),
         ("words.txt", dumped([WORD | {"end": float("inf")}])),
         ("sem.txt", dumped([SPAN | {"score": True}])),
         ("sem.txt", DEEP),
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_members_of_a_set_whose_digests_fit(shards: Path, tmp_path: Path, member: str, data: bytes) -> None:
     def fault(found: shard_sets.ShardSet) -> None:
