@@ -23,7 +23,7 @@ from omniges.codecs.base import Codec, End, LoudnessCodec, WindowCodec
 from omniges.codecs.registry import load_codec
 from omniges.codecs.settings import DEFAULT_MAX_LOST, EncodeSettings
 from omniges.errors import DataError, EnvironmentFault, UsageFault
-from omniges.shards.dataset import Partial, partial_of, seal, tool_versions
+from omniges.shards.dataset import Partial, loudness_of, partial_of, seal, tool_versions
 from omniges.shards.latents import WORDS_MEMBER, CodecEntry, WindowEntry, latents_document
 from omniges.shards.manifest import ManifestRow, MemberPlace, manifest_hash, row_from_json, serialize_manifest
 from omniges.shards.reader import ShardFolder, read_beside
@@ -211,13 +211,12 @@ def _losses(counts: Mapping[str, int]) -> str:
 
 def _entry(codec: Codec, source: ShardFolder) -> CodecEntry:
     """Return the codec's entry with everything else that affects the latents."""
-    convert = source.dataset["settings"].get("convert", {})
     packages = _PACKAGES.get(codec.entry.source, ("torch", "diffusers"))
     tool = {name: metadata.version(name) for name in packages}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     more: dict[str, Any] = {"tool": tool | {"device": device}}
     if codec.entry.source == "mel.npy":
-        more["loudness"] = convert.get("loudness")
+        more["loudness"] = loudness_of(source.dataset, source.folder)
     return replace(codec.entry, settings=dict(codec.entry.settings) | more)
 
 

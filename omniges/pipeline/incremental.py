@@ -25,11 +25,12 @@ from omniges.pipeline.settings import MAX_FILE_BYTES, Cut, PreprocessSettings, R
 from omniges.shards.dataset import STATISTICS, Partial, are_totals, partial_of, read_dataset
 from omniges.shards.manifest import ManifestRow, MemberPlace, row_from_json
 from omniges.shards.reader import ShardFolder, read_beside
-from omniges.shards.schema import CONTRACT, DATASET_FILE, FORMAT_VERSION, REPORT_FILE, is_count, is_real
+from omniges.shards.schema import CONTRACT, DATASET_FILE, FORMAT_VERSION, REPORT_FILE, VERIFY, is_count, is_real
 from omniges.shards.tar import BLOCK_BYTES, read_npy
-from omniges.shards.transaction import UnfinishedRun, Workspace
+from omniges.shards.transaction import UnfinishedRun, Workspace, are_findings
 from omniges.shards.writer import StoredSegment, StoredShard
-from omniges.storage.files import canonical_json, file_sha256, is_sha256, sha256_hex
+from omniges.storage.files import canonical_json, file_sha256, is_sha256, parse_json, sha256_hex
+from omniges.storage.redact import one_line
 
 Count = Callable[[int, int], None]
 Digests = dict[str, str | None]  # path relative to the root -> sha256, None if the file cannot be read
@@ -117,7 +118,7 @@ def known_outcomes(workspace: Workspace, complete: dict[str, Any] | None) -> Ear
     for entry in reversed(workspace.journal.load()):
         if "staged" in entry:
             shard = StoredShard(workspace.folder / entry["staged"], entry["bytes"], entry["sha256"])
-            noted = {stem: [*map(Finding.from_json, found)] for stem, found in entry["notes"].items()}
+            noted = {stem: [*map(Finding.from_json, found)] for stem, found in entry.get("notes", {}).items()}
             earlier.add_samples(shard, [row_from_json(row) for row in entry["rows"]], noted)
         else:
             earlier.add_rejection(entry["rejected"], map(Finding.from_json, entry["findings"]), entry["inputs"])
@@ -149,10 +150,16 @@ def read_report(out: Path, complete: dict[str, Any]) -> list[Finding]:
         The findings, in the report's order.
 
     Raises:
-        DataError: Report.jsonl is not the file that dataset.json lists.
+        DataError: Report.jsonl is not the file that dataset.json lists, or has other lines than findings.
     """
     data = read_beside(out, REPORT_FILE, complete)
-    return [Finding.from_json(json.loads(line)) for line in data.split(b"\n") if line]
+    try:
+        rows = [parse_json(line) for line in data.split(b"\n") if line]
+    except ValueError as error:
+        raise DataError(f"{out / REPORT_FILE}: {one_line(str(error), 200)}. {VERIFY}") from error
+    if not are_findings(rows):
+        raise DataError(f"{out / REPORT_FILE}: expected findings, found lines of another form. {VERIFY}")
+    return [*map(Finding.from_json, rows)]
 
 
 def read_complete(settings: PreprocessSettings) -> dict[str, Any] | None:
@@ -226,7 +233,7 @@ def check_update(settings: PreprocessSettings, complete: dict[str, Any]) -> None
     Raises:
         UsageFault: The set must not be updated.
     """
-    if names := sorted(complete.get("codecs", {})):
+    if names := list(ShardFolder(settings.output_dir).codecs):
         raise UsageFault(
             f"{settings.output_dir} must be updated, but holds latents of {', '.join(names)}, which an update would "
             "drop. Write to another --output-dir and run omniges encode on that, or start over with --force and encode "

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -259,10 +259,34 @@ def check_document(document: object, path: str) -> dict[str, Any]:
             problem = entry_problem(name, entry, field_name)
             if problem:
                 raise DataError(f"{path}: {field_name}: {ascii(name)[:80]}: {problem}. {_VERIFY}")
-    # A set without a manifest is refused when that is opened, by the name of what is missing.
-    if schema.MANIFEST_FILE in document["files"] and (problem := _facts_problem(document)):
+    if problem := _facts_problem(document):
         raise DataError(f"{path}: {problem}. {_VERIFY}")
     return document
+
+
+def loudness_of(dataset: Mapping[str, Any], folder: Path) -> audio.Loudness:
+    """Return the loudness to which the audio of a set was normalised.
+
+    Args:
+        dataset: Checked dataset.json.
+        folder: Folder of the set, for errors.
+
+    Returns:
+        One of the values of ``omniges preprocess --loudness``.
+
+    Raises:
+        DataError: The settings do not state it.
+    """
+    convert = dataset["settings"].get("convert")
+    found = convert.get("loudness") if isinstance(convert, dict) else None
+    for rule in get_args(audio.Loudness):
+        if found == rule:
+            return cast("audio.Loudness", rule)
+    expected = " or ".join(get_args(audio.Loudness))
+    raise DataError(
+        f"{folder / schema.DATASET_FILE}: settings.convert.loudness: expected {expected}, found {found!a:.40}; it was "
+        "edited. Make the shards again"
+    )
 
 
 def _facts_problem(document: Mapping[str, Any]) -> str:

@@ -229,6 +229,12 @@ def row_from_journal(fields: Any) -> ManifestRow:
         row = row_from_json(fields)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"not a row of a manifest ({type(error).__name__})") from error
+    # The types that parquet columns have by themselves.
+    texts = all(value is None or isinstance(value, str) for value in (row.speaker, row.language))
+    if not texts or not isinstance(row.labels, dict) or not all(isinstance(part, str) for part in row.present):
+        raise ValueError(f"speaker {row.speaker!r:.40}, labels {row.labels!r:.40}, present {row.present!r:.40}")
+    if row.speaker_id is not None and not schema.is_count(row.speaker_id):
+        raise ValueError(f"speaker_id {row.speaker_id!r:.40}")
     _require_valid(row)
     return row
 

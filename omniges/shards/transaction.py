@@ -307,7 +307,7 @@ def _journal_problem(row: Any) -> str:
     if row.keys() >= {"rejected", "findings", "inputs"}:
         inputs = row["inputs"]
         valid = isinstance(inputs, dict) and all(value is None or is_sha256(value) for value in inputs.values())
-        valid = valid and isinstance(row["rejected"], str) and _are_findings(row["findings"])
+        valid = valid and isinstance(row["rejected"], str) and are_findings(row["findings"])
         return "" if valid else "expected findings and inputs of a rejected recording"
     if not row.keys() >= {"staged", "bytes", "sha256", "rows"} or not isinstance(row["rows"], list):
         return "expected a shard or a rejection"
@@ -321,13 +321,13 @@ def _journal_problem(row: Any) -> str:
     for fields in row["rows"]:
         row_from_journal(fields)
     notes = row.get("notes", {})
-    if not isinstance(notes, dict) or not all(map(_are_findings, notes.values())):
+    if not isinstance(notes, dict) or not all(map(are_findings, notes.values())):
         return "notes that are not findings"
     return ""
 
 
-def _are_findings(rows: Any) -> bool:
-    """Return whether JSON values are findings with known codes."""
+def are_findings(rows: Any) -> bool:
+    """Return whether a value from JSON is a list of findings with known codes."""
     if not isinstance(rows, list):
         return False
     fields = {"severity", "code", "stem", "file", "found", "expected", "meaning", "remedy"}

@@ -43,7 +43,7 @@ from omniges.model.tasks import SIX, SamplingSettings
 from omniges.pretrained.initialize import Start, open_start
 from omniges.progress import counted
 from omniges.registry import foreign
-from omniges.shards.dataset import read_dataset
+from omniges.shards.dataset import loudness_of, read_dataset
 from omniges.shards.latents import CodecEntry
 from omniges.shards.present import STREAM_PARTS, part_flags
 from omniges.shards.reader import ShardFolder, read_beside, train_statistics
@@ -249,7 +249,7 @@ def _conditions(settings: TrainSettings, data: Sequence[DataSource], statistics:
 def _identity(settings: TrainSettings, data: Sequence[DataSource], start: Start | None) -> ModelIdentity:
     """Return the model's identity; raise UsageFault if the folders differ in the loudness of their audio."""
     documents = [read_dataset(source.catalog.folder) for source in data]
-    rules = [document["settings"]["convert"]["loudness"] for document in documents]
+    rules = [loudness_of(document, source.catalog.folder) for document, source in zip(documents, data, strict=True)]
     if len(set(rules)) > 1:
         found = ", ".join(f"{rule} in {source.catalog.folder}" for rule, source in zip(rules, data, strict=True))
         raise UsageFault(f"--shards: expected one loudness, found {found}; preprocess them with the same --loudness")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 from pipeline_helpers import run_preprocess
 from training_helpers import run, settings_of
+from verify_builders import edited_dataset
 
-from omniges.errors import UsageFault
+from omniges.errors import DataError, UsageFault
 from omniges.generation.records import read_record
 from omniges.generation.run import generate
 from omniges.generation.settings import GenerateSettings, Sources
 from omniges.model.tasks import SamplingSettings
+from omniges.shards.schema import DATASET_FILE
 from omniges.testing.settings import CorpusSettings
 from omniges.testing.synthetic_corpus import write_sample_corpus
 from omniges.trainer.train import train
@@ -66,3 +69,11 @@ def test_weights_of_another_rule_are_no_beginning(corpus: Path, loud: Path, tmp_
     run(tmp_path / "plain", tmp_path / "first", max_train_steps=1)
     with pytest.raises(UsageFault, match="it was trained on audio of loudness none, these shards have peak"):
         run(loud, tmp_path / "second", pretrained_model_name_or_path=tmp_path / "first", preset=None, model={})
+
+
+@pytest.mark.parametrize("settings", [{}, {"convert": []}, {"convert": {}}, {"convert": {"loudness": ["peak"]}}])
+def test_a_sealed_dataset_json_that_states_no_rule_is_refused(loud: Path, tmp_path: Path, settings: object) -> None:
+    folder = Path(shutil.copytree(loud, tmp_path / "edited"))
+    (folder / DATASET_FILE).write_bytes(edited_dataset(folder, lambda document: document.update(settings=settings)))
+    with pytest.raises(DataError, match=r"dataset\.json: settings\.convert\.loudness: expected none or peak, found .*"):
+        train(settings_of(folder, tmp_path / "run"))

@@ -6,18 +6,21 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pipeline_helpers import changed_unseen, digests, omniges, run_preprocess
 
-from omniges.errors import UsageFault
+from omniges.errors import DataError, UsageFault
 from omniges.pipeline import run as run_module
 from omniges.pipeline.worker import ConvertPool
 from omniges.shards.dataset import seal
-from omniges.shards.schema import DATASET_FILE
+from omniges.shards.reader import ShardFolder
+from omniges.shards.schema import DATASET_FILE, REPORT_FILE
 from omniges.shards.transaction import Journal
+from omniges.storage.files import sha256_hex
 from omniges.testing.settings import CorpusSettings
 from omniges.testing.synthetic_corpus import write_sample_corpus
 
@@ -176,6 +179,19 @@ class TestUpdate:
         assert convert(root, out)["computed"] == 16
         assert digests(out) == before
 
+    @pytest.mark.parametrize("line", [b"{", b"3", b"{}", b"[" * 100_000])
+    def test_so_is_one_whose_report_has_the_right_digest_and_another_form(
+        self, root: Path, tmp_path: Path, line: bytes
+    ) -> None:
+        out = tmp_path / "o"
+        convert(root, out)
+        before = digests(out)
+        (out / REPORT_FILE).write_bytes(line)
+        entry = {"bytes": len(line), "sha256": sha256_hex(line)}
+        resealed(out, lambda document: document["files"].update({REPORT_FILE: entry}))
+        assert convert(root, out)["computed"] == 16
+        assert digests(out) == before
+
     def test_the_old_set_stays_readable_until_the_new_one_is_complete(
         self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -248,6 +264,21 @@ class TestRemoval:
         convert(root, out)
         resealed(out, change)
         with pytest.raises(UsageFault, match=r"dataset\.json: .*plan and totals.*--force"):
+            convert(root, out)
+
+    def test_so_is_a_set_without_settings_and_manifest(self, root: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        convert(root, out)
+        resealed(out, lambda document: (document.pop("settings"), document["files"].pop("manifest.parquet")))
+        with pytest.raises(UsageFault, match=r"dataset\.json: settings: expected an object.*--force"):
+            convert(root, out)
+
+    def test_so_are_edited_codecs_before_an_update(self, root: Path, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        convert(root, out)
+        resealed(out, lambda document: document.update(codecs=5))
+        change_audio(root, stems(root)[-1])
+        with pytest.raises(DataError, match=r"dataset\.json: codecs: expected"):
             convert(root, out)
 
     def test_dropping_many_recordings_is_refused_before_any_work(self, root: Path, tmp_path: Path) -> None:
@@ -382,6 +413,30 @@ class TestJournal:
             again.append(self.rejection("new"), durable=True)
             again.close()
             assert Journal(tmp_path / "j").load() == [*whole[:kept], self.rejection("new")]
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"labels": 5},
+            {"labels": {"emotion": 5}},
+            {"speaker": []},
+            {"language": 5},
+            {"speaker_id": "1"},
+            {"present": [[]]},
+            {"present": ["text", "tail"]},
+        ],
+    )
+    def test_a_row_of_other_types_is_not_from_omniges(self, shards: Path, tmp_path: Path, change: Any) -> None:
+        row = asdict(ShardFolder(shards).rows[0])
+        line = {"staged": "staged-000000.tar", "bytes": 1, "sha256": "0" * 64, "rows": [row]}
+        for number, fields in enumerate((row, row | change)):
+            journal = Journal(tmp_path / str(number))
+            journal.open()
+            journal.append(line | {"rows": [fields]}, durable=False)
+            journal.close()
+        assert len(Journal(tmp_path / "0").load()) == 1
+        with pytest.raises(UsageFault, match=r"line 1: .*not from an omniges run"):
+            Journal(tmp_path / "1").load()
 
     def test_a_line_with_a_flipped_bit_ends_what_is_believed(self, tmp_path: Path) -> None:
         journal = Journal(tmp_path / "j")
