@@ -25,7 +25,7 @@ from omniges.data.remote_shards import CacheSettings, RemoteShards, open_locatio
 from omniges.data.sequence import DataSource, Sequencing
 from omniges.data.window_reader import ClipReader, ReadMarks
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
-from omniges.shards.dataset import read_dataset, seal
+from omniges.shards.dataset import read_dataset, seal, totals_of
 from omniges.shards.reader import LocalShards, ShardFolder, ShardSource
 from omniges.shards.schema import SPLITS
 from omniges.storage.cache import CacheFull, Retries
@@ -33,6 +33,18 @@ from omniges.storage.files import canonical_json
 from omniges.storage.remote import Timeouts, parse_location
 
 SHARD = "train-000000.tar"
+NOTHING = {  # a sound dataset.json but for the files that it does not list
+    "format": "omniges-shards",
+    "version": 1,
+    "files": {},
+    "shards": {},
+    "tool": {},
+    "settings": {},
+    "plan": {},
+    "manifest_hash": "0" * 64,
+    "totals": totals_of([]),
+    "splits": dict.fromkeys(SPLITS, totals_of([])),
+}
 QUICK = Retries(attempts=3, first_wait_s=0.01, longest_wait_s=0.02)
 PATIENT, IMPATIENT = Timeouts(connect_s=20, read_s=20), Timeouts(connect_s=20, read_s=0.4)
 ROOM = 1 << 30
@@ -420,7 +432,8 @@ class TestMisbehaviour:
                 ),
                 r"'train-000000\.tar': fields 'bytes'",
             ),
-            (seal({"format": "omniges-shards", "version": 1, "files": {}, "shards": {}}), "lists no manifest.parquet"),
+            (seal({"format": "omniges-shards", "version": 1, "files": {}, "shards": {}}), "tool: expected an object"),
+            (seal(NOTHING), "lists no manifest.parquet"),
         ],
     )
     def test_a_dataset_json_that_cannot_be_used(self, tmp_path: Path, data: bytes, text: str) -> None:
