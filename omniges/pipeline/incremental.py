@@ -23,9 +23,20 @@ from omniges.options import every_setting
 from omniges.pipeline.discover import Discovery, Recording
 from omniges.pipeline.settings import MAX_FILE_BYTES, Cut, PreprocessSettings, Rejected, Sample
 from omniges.shards.dataset import STATISTICS, Partial, are_totals, partial_of, read_dataset
+from omniges.shards.latents import array_specs
 from omniges.shards.manifest import ManifestRow, MemberPlace, row_from_json
 from omniges.shards.reader import ShardFolder, read_beside
-from omniges.shards.schema import CONTRACT, DATASET_FILE, FORMAT_VERSION, REPORT_FILE, VERIFY, is_count, is_real
+from omniges.shards.schema import (
+    CONTRACT,
+    DATASET_FILE,
+    FORMAT_VERSION,
+    REPORT_FILE,
+    VERIFY,
+    is_count,
+    is_real,
+    metadata_of,
+    words_of,
+)
 from omniges.shards.tar import BLOCK_BYTES, read_npy
 from omniges.shards.transaction import UnfinishedRun, Workspace, are_findings
 from omniges.shards.writer import StoredSegment, StoredShard
@@ -485,11 +496,18 @@ def _recomputed(sample: _Sample, descriptor: int) -> Recalled:
         place = sample.row.members[name]
         return os.pread(descriptor, place.size, sample.segment.offset + place.offset)
 
+    specs = array_specs(sample.row, None, ())
+
     def statistics(name: str) -> Partial:
-        return partial_of(read_npy(member(name)))
+        array, (kinds, shape) = read_npy(member(name)), specs[name]
+        if array.dtype.str not in kinds or array.shape != shape:
+            raise ValueError(f"expected {shape}, found {array.shape} of {array.dtype}")
+        return partial_of(array)
 
     train = sample.row.split == "train"
     partials = tuple(map(statistics, STATISTICS.values())) if train else None
-    words = Counter(word["word"] for word in json.loads(member(CONTRACT.words))) if train else Counter()
-    cut = Cut(**json.loads(member("json"))["cut"])
+    words = Counter(word["word"] for word in words_of(member(CONTRACT.words))) if train else Counter()
+    cut = Cut(**metadata_of(member("json"))["cut"])
+    if not all(map(is_real, asdict(cut).values())):
+        raise ValueError(f"expected numbers, found {cut}")
     return Sample(sample.row, sample.segment, sample.notes, partials, words, cut)

@@ -10,8 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pipeline_helpers import changed_unseen, digests, omniges, run_preprocess
+from shard_sets import ShardSet
+from verify_builders import rebuilt
 
 from omniges.errors import DataError, UsageFault
 from omniges.pipeline import run as run_module
@@ -19,6 +22,7 @@ from omniges.pipeline.worker import ConvertPool
 from omniges.shards.dataset import seal
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import DATASET_FILE, REPORT_FILE
+from omniges.shards.tar import npy_parts
 from omniges.shards.transaction import Journal
 from omniges.storage.files import sha256_hex
 from omniges.testing.settings import CorpusSettings
@@ -191,6 +195,30 @@ class TestUpdate:
         resealed(out, lambda document: document["files"].update({REPORT_FILE: entry}))
         assert convert(root, out)["computed"] == 16
         assert digests(out) == before
+
+    @pytest.mark.parametrize(
+        ("member", "data"),
+        [
+            ("words.txt", b'[{"word": 5, "start": 0, "end": 1}]'),
+            ("words.txt", b"5"),
+            ("json", b'{"cut": {}}'),
+            ("mel.npy", b"".join(npy_parts(np.zeros((3, 64), np.float32)))),
+        ],
+    )
+    def test_a_sample_of_another_form_with_the_right_digest_is_computed_again(
+        self, root: Path, tmp_path: Path, member: str, data: bytes
+    ) -> None:
+        out = tmp_path / "o"
+        convert(root, out)
+
+        def fault(found: ShardSet) -> None:
+            train = next(sample for sample in found.samples if sample.row.split == "train")
+            train.raw[member] = data
+
+        rebuilt(out, tmp_path / "edited", fault)
+        change_audio(root, stems(root)[-1])
+        assert convert(root, tmp_path / "edited")["computed"] > 1
+        assert digests(tmp_path / "edited") == fresh(root, tmp_path)
 
     def test_the_old_set_stays_readable_until_the_new_one_is_complete(
         self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
