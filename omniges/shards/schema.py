@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
 from omniges.errors import DataError, UsageFault
-from omniges.features.gesture import BETAS
 from omniges.storage.files import parse_json
 from omniges.storage.redact import one_line
 
@@ -98,6 +97,7 @@ LATENT_MEMBER: Final = re.compile(r"(?P<codec>[a-z0-9]+(?:-[a-z0-9]+)+)\.npy", r
 MAX_KEY_BYTES: Final = 86
 
 _MAX_COUNT: Final = 1 << 60
+_MAX_BETAS: Final = 300  # `features.gesture.BETAS`, whose module imports numpy, which --help does not need
 _ESCAPE: Final = "_x"
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_-]+")
 _ESCAPED: Final = re.compile(rf"{_ESCAPE}([0-9a-f]+)_")
@@ -278,7 +278,7 @@ _AUDIO: Final[_Checks] = {
     **dict.fromkeys(("rate_hz", "channels", "samples", "samples_16k"), is_count),
 }
 _MOTION: Final[_Checks] = {
-    "betas": lambda value: is_count(value) and value <= BETAS,  # type: ignore[operator]
+    "betas": lambda value: is_count(value) and value <= _MAX_BETAS,  # type: ignore[operator]
     "gender": _is_text,
     "model": _is_text,
 }
