@@ -36,7 +36,7 @@ ENVIRONMENT: Final = {
 
 Pieces = Sequence[bytes | memoryview]
 Answer = tuple[Any, Sequence[Pieces]]
-"""Answer of a worker to a task: JSON, and buffers, each of them in pieces."""
+"""Answer of a worker to a task: JSON, and buffers, each a list of parts."""
 
 _ERRORS: Final = {error.exit_code: error for error in (DataError, UsageFault, EnvironmentFault)}
 _LENGTH_BYTES: Final = 8

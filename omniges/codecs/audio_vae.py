@@ -198,7 +198,7 @@ def _is_number(value: object) -> bool:
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
-    """Return the weights in a folder by today's names; raise DataError where they are missing, NaN or infinite."""
+    """Return the weights in a folder by their present names; raise DataError if any is missing, NaN or infinite."""
     path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise DataError(f"{folder}: expected {' or '.join(_WEIGHTS)}, found neither; copy the codec's weights there")
@@ -338,7 +338,7 @@ class _Walk:
         return out
 
     def resnet(self, x: Tensor, block: Any) -> Tensor:
-        """Apply a residual block, which overwrites x where the number of channels does not change.
+        """Apply a residual block, which overwrites x if the number of channels does not change.
 
         Args:
             x: Activation (C, T, F).

@@ -75,7 +75,7 @@ class QuantisingCodec(Protocol):
 
 @runtime_checkable
 class LoudnessCodec(Protocol):
-    """A codec of audio that was trained on one loudness; `encode` warns where shards have another."""
+    """A codec of audio that was trained on one loudness; `encode` warns if shards have another."""
 
     @property
     def loudness(self) -> Loudness:

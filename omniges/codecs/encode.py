@@ -160,7 +160,7 @@ def _wanted(
 
 
 def _refuse_absent(entry: CodecEntry, source: ShardFolder) -> None:
-    """Raise UsageFault where samples lack a part that the codec reads.
+    """Raise UsageFault if samples lack a part that the codec reads.
 
     Frames would be NaN. Windows without words would be empty texts, as if nobody spoke, and the statistics of latents
     would include them.
@@ -223,7 +223,7 @@ def _entry(codec: Codec, source: ShardFolder) -> CodecEntry:
 def _there(settings: EncodeSettings, source: ShardFolder, entries: Mapping[str, CodecEntry]) -> tuple[str, ...]:
     """Return the codecs whose existing latents are kept.
 
-    Raises UsageFault where they belong to another codec, or where a new --output-dir folder would only repeat them.
+    Raises UsageFault if they belong to another codec, or if a new --output-dir folder would only repeat them.
     """
     if settings.overwrite:
         return ()
@@ -246,7 +246,7 @@ def _there(settings: EncodeSettings, source: ShardFolder, entries: Mapping[str, 
 
 
 def _complete(target: Path, source: ShardFolder, entries: Mapping[str, CodecEntry], elapsed_s: float) -> EncodeSummary:
-    """Return the summary of a finished --output-dir; raise UsageFault where it belongs to other shards or codecs."""
+    """Return the summary of a finished --output-dir; raise UsageFault if it belongs to other shards or codecs."""
     found = ShardFolder(target)
     wanted = source.codecs | dict(entries)
     members = {entry.member for entry in entries.values()}

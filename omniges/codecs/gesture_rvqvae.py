@@ -235,7 +235,7 @@ class GestureRvqvae:
         return latents
 
     def decode(self, latents: npt.NDArray[np.floating], rest: npt.NDArray[np.floating] | None = None) -> F32:
-        """Decode latents as gesture channels, snapped to codes first where `quantised` is set.
+        """Decode latents as gesture channels, snapped to codes first if `quantised` is set.
 
         6D rotations are the networks' raw outputs; `omniges.features.gesture.motion_from_gesture` makes them rotations.
 

@@ -142,5 +142,5 @@ class EncodeSettings:
 
     @property
     def in_place(self) -> bool:
-        """True where the shards themselves are replaced."""
+        """True if the shards themselves are replaced."""
         return self.target.resolve() == self.shards.resolve()

@@ -270,7 +270,7 @@ def constant(value: T) -> Callable[[int, int], T]:
 
 
 def stacked(values: Sequence[Array | None]) -> tuple[Array, npt.NDArray[np.bool_]] | None:
-    """Return values as arrays (B, *shape), zero where absent, and which are present (B,); None if all absent."""
+    """Stack values to an array (B, *shape), zero where absent, and presence (B,) bool; None if all are absent."""
     first = next((value for value in values if value is not None), None)
     if first is None:
         return None

@@ -98,7 +98,7 @@ def map_memory(descriptor: int, size: int, offset: int = 0) -> mmap.mmap:
 
 
 def place_arrays(block: npt.NDArray[np.uint8], places: Sequence[ArrayPlace]) -> dict[str, npt.NDArray[Any]]:
-    """Return views of a block as arrays; they keep the block alive.
+    """Return views of a block as arrays; they keep a reference to the block.
 
     Args:
         block: The block (bytes,).

@@ -282,7 +282,7 @@ class BatchLoader:
         return f"{shard}: {table.key(sample)} at byte {int(table.offsets[sample, 0])}"
 
     def _fault_of(self, death: WorkerDied) -> OmnigesError:
-        """Return the error for a dead worker; SIGBUS means that a mapped file was truncated."""
+        """Return the error for a worker that exited; SIGBUS means that a mapped file was truncated."""
         if death.task is None or self._store is None:
             return EnvironmentFault(f"a loader worker did not start ({death}): run the command again with workers 0")
         place = self._place(self._store, death.task)

@@ -75,7 +75,7 @@ class CacheSettings:
 class RemoteShards:
     """A remote shard set: small files in `folder`, shards by `open`; safe for any number of threads.
 
-    `open_location` makes one, and `open_specification` in another process. It must not be used across a fork.
+    `open_location` creates one; `open_specification` does so in another process. It must not be used across a fork.
     """
 
     def __init__(

@@ -28,7 +28,7 @@ F32 = npt.NDArray[np.float32]
 Verify = Literal["first", "never"]
 
 _MAX_CHECKED: Final = 1 << 16
-"""Clips whose checked places a process keeps in memory (15 MB); marks tell which others were checked."""
+"""Clips whose checked places a process keeps in memory (15 MB); marks record which others were checked."""
 
 _MAX_HEADER_BYTES: Final = 4096
 # As numpy.save writes it. numpy's own parser accepts more, and may raise any error of Python's tokenizer.

@@ -41,7 +41,7 @@ _RESAMPLES: Final = 200  # each needs a matrix decomposition
 
 
 class Body(Protocol):
-    """The body of one person, which gives joint positions."""
+    """The body of one person, which computes joint positions."""
 
     def joints(self, poses: Numbers, trans: Numbers) -> F64:
         """Return joint positions.

@@ -82,7 +82,7 @@ class Lettering:
         return self._word.getlength(printable(text)) <= _WIDEST * self._width - self._word.size
 
     def lacking(self, texts: Iterable[str]) -> int:
-        """Return how many texts have letters that the font lacks, so that boxes are shown."""
+        """Return the number of texts with letters that the font lacks; they are shown as boxes."""
         from fontTools.ttLib import TTFont  # noqa: PLC0415 - optional
 
         with TTFont(self._path, fontNumber=0, lazy=True) as font:
@@ -164,7 +164,7 @@ class Captions:
         self._image = functools.lru_cache(maxsize=8)(lambda line, said: lettering.line(self._lines[line], said))
 
     def at(self, time_s: float) -> U8 | None:
-        """Return the words of a moment as RGBA, None where nothing was said lately."""
+        """Return the line of words to show at a time as RGBA; None in a silence."""
         number = bisect.bisect_right(self._begins, time_s) - 1
         if number < 0 or time_s >= self._lines[number].until_s:
             return None

@@ -84,7 +84,7 @@ class EmbeddedModel:
 def page(
     clips: Sequence[Clip], scores: Sequence[ScoreTable] = (), embedded: EmbeddedModel | None = None
 ) -> list[bytes]:
-    """Return the bytes of a page, in pieces.
+    """Return the bytes of a page, in parts.
 
     Args:
         clips: What to show; all text in it is data and never becomes markup.
@@ -92,7 +92,7 @@ def page(
         embedded: Body model to draw in place of the page's figure.
 
     Returns:
-        The pieces of an HTML document in UTF-8, which loads nothing.
+        The parts of an HTML document in UTF-8, which loads nothing.
 
     Raises:
         DataError: The body model has no triangles.
@@ -270,7 +270,7 @@ def joint_speeds(positions: Numbers) -> F64:
     """Return the motion energy of a clip: how fast its joints move.
 
     Args:
-        positions: Of the joints (T, J, 3), metres.
+        positions: Positions of the joints (T, J, 3) in metres.
 
     Returns:
         Mean speed of the joints (T,) in m/s from the frame before; the first frame repeats the second.

@@ -28,7 +28,7 @@ Point = tuple[float, float, float]
 Colour = Literal["tint", "clay", "white", "iris", "dark", "lip", "shoe"]
 
 COLOURS: Final[tuple[Colour, ...]] = ("tint", "clay", "white", "iris", "dark", "lip", "shoe")
-"""Parts of a figure by colour; `tint` tells the tracks apart, and the shoes are darker by half."""
+"""Parts of a figure by colour; `tint` differs between tracks, and the shoes have half its brightness."""
 BROWS: Final = {"left": len(PARENTS), "right": len(PARENTS) + 1}
 """Bones of the brows, which follow the head and rise and fall with expressions."""
 BONES: Final = len(PARENTS) + 2
@@ -599,7 +599,7 @@ PARTS: Final[dict[Colour, str]] = {
 
 
 def palette(track: int) -> F32:
-    """Return the colours (7, 3) of a figure in the order of `COLOURS`, from 0 to 1; `track` is its place in the row."""
+    """Return the colours (7, 3) of a figure in the order of `COLOURS`, from 0 to 1; `track` is its track number."""
     tint = _rgb(TINTS[track % len(TINTS)])
     own = {"tint": tint, "shoe": tint * 0.5} | {name: _rgb(colour) for name, colour in PARTS.items()}
     return np.stack([own[name] for name in COLOURS]).astype(np.float32)

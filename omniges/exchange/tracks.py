@@ -67,7 +67,7 @@ class Track:
     clip: str
     """Stem of the recording, or the name of the input that it was generated for."""
     name: str
-    """Label that tells the tracks of a clip apart."""
+    """Label that distinguishes the tracks of a clip."""
     motion: SmplxMotion | None
     """(T, …) at 30 Hz; parts that are not known are at rest, and named by `absent`."""
     audio: Sound | None = None
@@ -191,7 +191,7 @@ def _labelled(given: str | Path) -> tuple[str, Path]:
 
 
 def _distinct(found: Sequence[_Found]) -> list[str]:
-    """Return names that differ within each clip: with the folder, and at last with a number, where they are equal."""
+    """Return names that differ within each clip: equal names get the folder, and if still equal a number."""
     folders = [f"{one.name} ({one.place.parent.name or one.place.parent})" for one in found]
     clips = [one.clip for one in found]
     names = _unless_equal(clips, [one.name for one in found], folders)
@@ -255,7 +255,7 @@ def _of_side_file(path: Path, clip: str, name: str) -> Track:
 
 
 def _beside(path: Path, clip: str, ending: str) -> Path | None:
-    """Return the sound or the words of a motion file, under its own stem or that of its recording."""
+    """Return the sound or the words beside a motion file, with the stem of the file or of its recording."""
     places = [path.parent / folder / f"{stem}{ending}" for folder in _BESIDE[ending] for stem in (path.stem, clip)]
     return next((place for place in places if place.is_file()), None)
 
@@ -322,7 +322,7 @@ def is_record(path: Path) -> bool:
 
 
 def _of_result(path: Path, record: GeneratedRecord, read_motion: _ReadMotion, clip: str, name: str) -> Track:
-    """Load a result; its conditions give what it lacks of motion, sound and words if their files are still there."""
+    """Load a result; missing motion, sound or words are those of its conditions, if their files still exist."""
     files = {
         kind: _decoded_file(path.parent / entry["path"], entry["sha256"], decode)
         for kind, decode in _DECODERS.items()

@@ -140,9 +140,9 @@ def log_mel(samples: F32, frames: int) -> F32:
 
 
 class MelStream:
-    """The log-mel of 16 kHz audio that comes in pieces; it equals `log_mel` of the complete audio except for rounding.
+    """The log-mel of 16 kHz audio, computed in blocks. It equals `log_mel` of the complete audio except for rounding.
 
-    It stores only the last piece and one window before it.
+    It stores only the last block and one window before it.
     """
 
     def __init__(self) -> None:
@@ -220,7 +220,7 @@ def mix_down(samples: npt.NDArray[np.floating]) -> F32:
 
 
 class Cancellation:
-    """Sums over blocks of audio that tell whether its channels cancel each other in their mean."""
+    """Sums over blocks of audio, which show whether its channels cancel each other in their mean."""
 
     def __init__(self) -> None:
         self._count = self._channels = 0

@@ -256,7 +256,7 @@ def _is_chunk_name(name: bytes) -> bool:
 
 
 def _refuse_more_audio(view: ByteRanges, place: int, order: ByteOrder) -> None:
-    """Refuse a second piece of audio after the first, such as two files that were joined into one."""
+    """Refuse audio after the first data chunk, such as two files that were joined into one."""
     for name, start, size in _chunks(view, place, order):
         if not _is_chunk_name(name):
             return
@@ -266,9 +266,9 @@ def _refuse_more_audio(view: ByteRanges, place: int, order: ByteOrder) -> None:
 
 
 def _has_no_length(view: ByteRanges, start: int, size: int, order: ByteOrder) -> bool:
-    """Return whether a data chunk's size is what a writer left there that could not seek back, or was stopped.
+    """Return whether the size of a data chunk is a placeholder, from a writer that was stopped or could not seek back.
 
-    A size of 0 is meant where nothing but chunks follow, up to the end of the file.
+    A size of 0 is no placeholder if only chunks follow, up to the end of the file.
     """
     available = len(view) - start
     if size:

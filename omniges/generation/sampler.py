@@ -76,7 +76,7 @@ class Loaded:
             )
 
     def knows(self, shards: Path) -> bool | None:
-        """Return whether the model was trained on a shard folder; None if the checkpoint does not tell."""
+        """Return whether the model was trained on a shard folder; None if the checkpoint does not record it."""
         loader = self.saved.object(STATE_FILE).get("loader") if STATE_FILE in self.saved.files else None
         if not isinstance(loader, dict) or not loader.get("manifest_hashes"):
             return None
@@ -103,7 +103,7 @@ class Loaded:
 
 
 def trained_tasks(saved: SavedCheckpoint) -> tuple[str, ...] | None:
-    """Return the tasks that had a share in training; None if the checkpoint does not tell."""
+    """Return the tasks that had a share in training; None if the checkpoint does not record them."""
     flow = saved.object(SETTINGS_FILE).get("flow") if SETTINGS_FILE in saved.files else None
     shares = flow.get("shares", FlowSettings().shares) if isinstance(flow, dict) else None
     return tuple(name for name, share in shares.items() if share) if isinstance(shares, dict) else None

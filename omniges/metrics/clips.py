@@ -173,7 +173,7 @@ def _interval(value: float, values: F64) -> Interval:
 
 
 def shuffled_pairing(clips: int, seed: int) -> I64:
-    """Return the clip whose audio each clip gets, as one random cycle, so never its own.
+    """Return for each clip another clip whose audio it is paired with, as one random cycle.
 
     All cycles are equally likely (Sattolo 1986).
 

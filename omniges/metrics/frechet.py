@@ -71,7 +71,7 @@ class FrechetScore:
 
     @property
     def full_rank(self) -> bool:
-        """True where both covariances have full rank."""
+        """True if both covariances have full rank."""
         return min(self.rank_generated, self.rank_recorded) == self.dimensions
 
 

@@ -466,8 +466,8 @@ def semantic_recall(
         The recall of the clip.
 
     Raises:
-        UsageFault: Shapes differ, or scores are missing where the profile needs them.
-        DataError: There are no frames, values are NaN or infinite, scores are outside 0..1, or their sum is zero where
+        UsageFault: Shapes differ, or the profile needs scores and they are missing.
+        DataError: There are no frames, values are NaN or infinite, scores are outside 0..1, or their sum is zero and
             the profile divides by it.
     """
     found, expected = checked_pair(generated, recorded, "joints", (None, None, 3))

@@ -40,7 +40,7 @@ class EditCounts:
 
     @property
     def rate(self) -> float:
-        """Edits divided by expected units, which exceeds 1 where much was inserted.
+        """Edits divided by expected units, which exceeds 1 after many insertions.
 
         Raises:
             DataError: No unit was expected.

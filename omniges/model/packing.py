@@ -312,7 +312,7 @@ def rounded_up(count: int, batch: int, parts: int) -> int:
 
 
 def _filled(rows: I64, count: int) -> I64:
-    """Return rows (count,) of which those after the given ones (R,) repeat the first."""
+    """Pad rows (R,) to (count,) with copies of the first."""
     return np.concatenate([rows, np.full(count - len(rows), rows[0])])
 
 

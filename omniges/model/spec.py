@@ -394,7 +394,7 @@ class ModelIdentity:
         return {stream: CodecLatents(entry, statistics[entry.name]) for stream, entry in self.codecs.items()}
 
     def build(self, seed: int) -> FlowModel:
-        """Return the untrained model of a seed, without changing torch's generators."""
+        """Return an untrained model with weights drawn from a seed, without changing torch's generators."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return build_model(
@@ -530,7 +530,7 @@ def _check_values(found: Mapping[str, Any]) -> None:
 
 
 def _check_latents(codecs: Mapping[StreamName, CodecEntry], latents: bytes) -> None:
-    """Raise ValueError where latents.json lacks the mean or deviation of a codec's channels."""
+    """Raise ValueError if latents.json lacks the mean or deviation of a codec's channels."""
     found = parse_json(latents) if codecs else {}
     for entry in codecs.values():
         own = found[entry.name]

@@ -211,7 +211,7 @@ def split_by_rule(stem: str, fields: StemFields) -> tuple[Split, bool]:
     """Return the split of a recording that no list contains.
 
     Conversations are `additional`. For English speech, test clips are BEAT2's. For speakers with fifteen test clips,
-    val is start indices 9–16, where these are known. Otherwise a hash of the stem chooses between train and val.
+    val is start indices 9–16, if these are known. Otherwise a hash of the stem chooses between train and val.
 
     Args:
         stem: Stem of the recording.

@@ -243,8 +243,8 @@ def config_over_tokens(trunk: Mapping[str, Any]) -> ModelConfig:
 class OmniFlowStart(Start):
     """OmniFlow's trunk: text and audio unchanged, gesture from the image stream.
 
-    Audio tokens are OmniFlow's own patches where the stream has latents of its autoencoder, unless the recipe sets
-    rows.
+    Audio tokens are OmniFlow's own patches if the stream has latents of its autoencoder. A recipe with
+    ``audio_tokens: rows`` changes this.
     """
 
     preset = "pretrained"

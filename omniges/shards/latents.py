@@ -134,7 +134,7 @@ class CodecEntry(ABC):
         """Number and size of the latents as text."""
 
     def same_codec(self, other: CodecEntry) -> bool:
-        """Return whether both entries have one codec and one layout; versions and devices may differ."""
+        """Return whether both entries have the same codec and layout; versions and devices may differ."""
         informative = {"settings", "lost"}
         deciding = {f.name for f in fields(self)} - informative
         return type(self) is type(other) and all(getattr(self, name) == getattr(other, name) for name in deciding)

@@ -140,7 +140,7 @@ def refuse_links(folder: Path, names: Sequence[str]) -> None:
 def open_log(path: Path) -> int:
     """Open a log of JSON lines for appending, and create it if it does not exist.
 
-    A last line that a kill or a full disk cut off is removed, so that the next one is not glued to it.
+    A last line that a kill or a full disk cut off is removed, so that the next line starts on a new line.
 
     Args:
         path: The log. Only one process may have it open.
@@ -422,7 +422,7 @@ def pending_folder(final: Path) -> Iterator[Path]:
 
 
 def _claim(unfinished: Path) -> int | None:
-    """Return a descriptor that holds the lock of an unfinished folder; None if another process does, or it is gone."""
+    """Lock an unfinished folder, and return its descriptor; None if another process has the lock or it is missing."""
     with os_errors(unfinished, "open"):
         try:
             descriptor = os.open(unfinished, _FOLDER | os.O_NOFOLLOW)

@@ -7,7 +7,7 @@ Every file is ``GROUP/NAME`` with two hidden files beside it:
                    modification time is the time of the last use
 
 A file in use is *pinned*: its reader holds a shared flock on it. Eviction needs an exclusive one. All locks belong to
-the kernel, so a process that dies leaves none. Sizes are summed and files evicted under the lock of the complete
+the kernel, so a killed process leaves none. Sizes are summed and files evicted under the lock of the complete
 folder; no process waits for another lock while it holds that one.
 
 No library does this. filelock locks a separate file exclusively, so it can neither pin the cached file itself, or a
@@ -486,7 +486,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 @contextlib.contextmanager
 def _try_lock(path: Path) -> Iterator[int | None]:
-    """Yield a descriptor of a file with its exclusive lock; None if another process has it or the file is gone."""
+    """Lock a file exclusively, and yield its descriptor; None if another process has the lock or it is missing."""
     with contextlib.ExitStack() as held:
         descriptor: int | None = None
         with contextlib.suppress(FileNotFoundError, BlockingIOError):

@@ -228,7 +228,7 @@ class LocalStore:
             The bytes.
 
         Raises:
-            DataError: The file ends before.
+            DataError: The file ends before the range does.
         """
         with self._opened(name) as descriptor:
             data = os.pread(descriptor, size, offset)
@@ -302,7 +302,7 @@ class UrlStore:
             The bytes.
 
         Raises:
-            DataError: The file ends before.
+            DataError: The file ends before the range does.
         """
         if size == 0:
             return b""

@@ -209,7 +209,7 @@ class Loop:
     # --- one step
 
     def _step(self) -> StopReason:
-        """Take a step, or return the reason to stop; then nothing of the step has been applied."""
+        """Take a step and return `StopReason.NONE`, or return the reason to stop and leave the weights unchanged."""
         if self._rate.total_steps is not None and self._state.step >= self._rate.total_steps:
             return StopReason.DONE
         each = []

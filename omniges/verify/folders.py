@@ -254,7 +254,7 @@ class Folders:
     """Handles of one folder, one for each thread that reads in it at the same time; a context manager.
 
     With `ahead`, files will be read from end to end, so each request fetches a full window. Raises EnvironmentFault if
-    a package is missing. Raises StoreFault if server or network refuse, on borrowing and on every read.
+    a package is missing. `borrowed` and every read raise StoreFault if the server or the network fails.
     """
 
     def __init__(self, location: Location, *, ahead: bool) -> None:

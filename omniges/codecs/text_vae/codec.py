@@ -190,7 +190,7 @@ class TextCodec:
         return next(self.vae.parameters()).device
 
     def lost(self, texts: Sequence[str]) -> list[LostText]:
-        """Return what the latents of each text would lose, without running the text VAE; needs at least one text."""
+        """Return what encoding would lose of each text, at least one text, without running the text VAE."""
         tokens = self._t5_tokens.encode(texts)
         return [LostText(*flags) for flags in zip(tokens.cut.tolist(), tokens.unknown.tolist(), strict=True)]
 

@@ -304,7 +304,7 @@ def _qformer(vae: VaeConfig) -> Blip2QFormerModel:
 def _stored_names(tensors: Mapping[str, Tensor], prefix: str, expected: Iterable[str], where: str) -> dict[str, str]:
     """Return the stored name of each weight under a prefix; T5's table may have one or both of its names.
 
-    Raises `DataError` unless the names are exactly those of a model, and where the two tables differ.
+    Raises `DataError` unless the names are exactly those of a model, or if the two tables differ.
     """
     found = {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
     present = [found[name] for name in (_TABLE, _TABLE_AGAIN) if name in found]

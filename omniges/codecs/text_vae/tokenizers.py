@@ -120,7 +120,7 @@ class _TokenizerFile:
 
 
 class T5Tokens(_TokenizerFile):
-    """Tokenizer of a T5 folder; raises `DataError` where it does not fit ``vocabulary`` tokens."""
+    """Tokenizer of a T5 folder; raises `DataError` if it does not fit ``vocabulary`` tokens."""
 
     def __init__(self, folder: Path, *, vocabulary: int) -> None:
         super().__init__(folder, vocabulary)
@@ -144,7 +144,7 @@ class T5Tokens(_TokenizerFile):
 class LlamaTokens(_TokenizerFile):
     """Tokenizer of a LLaMA folder, with a padding token that the file may lack.
 
-    Raises `DataError` where it does not fit ``vocabulary`` tokens, or has another begin or end token.
+    Raises `DataError` if it does not fit ``vocabulary`` tokens, or has another begin or end token.
     """
 
     def __init__(self, folder: Path, *, vocabulary: int, begin: int, end: int) -> None:
