@@ -106,7 +106,7 @@ def test_a_fade_rises_is_its_own_mirror_and_begins_flatter_than_a_straight_one(t
 
 
 def test_an_overlap_of_more_than_half_a_window_is_refused() -> None:
-    with pytest.raises(UsageFault, match="from 0 to half"):
+    with pytest.raises(UsageFault, match="expected 0 to half of a window of 10 ticks, found 6"):
         WindowSettings(window_ticks=10, overlap_ticks=6)
 
 
