@@ -414,7 +414,7 @@ def column(values: Sequence[str | None]) -> LabelColumn:
 
 
 def among(values: LabelColumn, wanted: Collection[str]) -> Bools:
-    """Return which rows of a column have one of the wanted texts.
+    """Return a mask of the rows that have one of the wanted texts.
 
     Args:
         values: The column.
@@ -430,15 +430,15 @@ def among(values: LabelColumn, wanted: Collection[str]) -> Bools:
 def keep_labelled(
     folder: Path, left: Bools, name: str, values: LabelColumn, wanted: Collection[str], also: Bools | None = None
 ) -> Bools:
-    """Return the rows that are left and hold one of the wanted texts.
+    """Return the rows that pass earlier filters and have one of the wanted texts.
 
     Args:
         folder: Folder of the shards, for the error.
         left: (N,) rows that earlier filters leave.
         name: Name of the column, for the error.
         values: The column.
-        wanted: Texts of which one must be in the row; empty: all rows pass.
-        also: (N,) rows that pass whatever their text.
+        wanted: Accepted texts; empty: all rows pass.
+        also: (N,) rows that pass with any text.
 
     Returns:
         Rows (N,).

@@ -112,7 +112,7 @@ class Tracks:
         return self.row_multiple if self.text is None else math.lcm(self.row_multiple, self.text.stride_ticks)
 
     def multiple_for_window(self, ticks: int, tick_multiple: int) -> int:
-        """Return the number of ticks that divides the first ticks of all windows.
+        """Return the multiple at which all windows must start, in ticks.
 
         Args:
             ticks: Length of a window.
@@ -196,7 +196,7 @@ class Scale:
     def normalise_into(self, values: F32, out: F32) -> None:
         """Write (x − mean)/divisor in float32.
 
-        Long rows with a tiled scale are faster: numpy needs half as long again for rows of one frame.
+        Long rows with a tiled scale are faster: with rows of one frame numpy needs 1.5 times as long.
 
         Args:
             values: Values (n,) of complete frames.

@@ -161,7 +161,7 @@ def _number(value: Any) -> str:
 
 
 def _data_fields(data: Any) -> Iterator[tuple[str, str]]:
-    """Yield the sets that a model was trained on, as its provenance has them."""
+    """Yield the shard sets that a model was trained on, from its provenance."""
     for one in data if isinstance(data, list) else ():
         if isinstance(one, dict):
             tool = one.get("tool")

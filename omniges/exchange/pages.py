@@ -132,7 +132,7 @@ def _asset(name: str) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """Return a content security policy: this very style and script run, nothing is loaded."""
+    """Return a content security policy: only this style and this script run, and nothing is loaded."""
 
     def digest(text: str) -> str:
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
@@ -141,7 +141,7 @@ def _policy(style: str, script: str) -> str:
 
 
 def _json(document: Any) -> bytes:
-    """Return JSON in ASCII that no HTML parser takes for markup."""
+    """Return JSON in ASCII that no HTML parser reads as markup."""
     text = json.dumps(document, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for letter in "<>&":
         text = text.replace(letter, f"\\u{ord(letter):04x}")

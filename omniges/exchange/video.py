@@ -234,7 +234,7 @@ def _canvas(
     size: tuple[int, int],
     columns: int,
 ) -> tuple[Canvas, int]:
-    """Return what draws the frames, and the number of words with letters that the font lacks."""
+    """Return the object that draws the frames, and the number of words with letters that the font lacks."""
     _compile()
     from omniges.exchange.captions import Captions, Lettering  # noqa: PLC0415 - optional packages
     from omniges.exchange.drawing import Canvas, Panel  # noqa: PLC0415 - compiled functions

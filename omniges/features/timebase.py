@@ -24,15 +24,15 @@ MAX_MOTION_LONGER_S = 5.0
 
 
 def lengths_fit(audio_s: float, motion_s: float, max_s: float | None = None) -> bool:
-    """Return whether audio and motion may be of one recording by their lengths.
+    """Return whether the lengths of audio and motion are close enough for one recording.
 
     Args:
         audio_s: Seconds of audio.
         motion_s: Seconds of motion.
-        max_s: Seconds by which either may be longer, in place of 30 for audio and 5 for motion.
+        max_s: Largest difference in seconds; None: audio may be 30 s longer, motion 5 s.
 
     Returns:
-        True if neither is too much longer.
+        True if the difference is allowed.
     """
     longer_s = audio_s - motion_s
     if max_s is not None:

@@ -551,7 +551,7 @@ def decode_flac(data: bytes, max_samples: int) -> tuple[npt.NDArray[np.int32], L
 
     Args:
         data: Bytes of the FLAC stream.
-        max_samples: Largest number of samples. They are read block by block, so a header's claim allocates nothing.
+        max_samples: Largest number of samples. Reads in blocks, so a false count in the header allocates nothing.
 
     Returns:
         Values (n,) int32, and their width in bits, 16 or 24.

@@ -438,9 +438,9 @@ def _add_member(archive: zipfile.ZipFile, name: str, array: Array) -> None:
 
 
 def _found_keys(archive: Archive) -> tuple[str, dict[str, str], list[tuple[str, str]]]:
-    """Return the key style, the archive's name of every array, and the name and key of arrays that are there twice.
+    """Return the key style, the key of every array, and name and second key of arrays that the file has twice.
 
-    Files of AMASS, for example, have ``poses`` and its parts.
+    Files of AMASS, for example, have ``poses`` and also its parts.
     """
     style = "beat2" if "poses" in archive else "split" if "root_orient" in archive else "smplx"
     style = style if style != "smplx" or "global_orient" in archive else "beat2"

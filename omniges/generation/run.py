@@ -255,7 +255,7 @@ class _Job:
         return found if start is None else replace(found, start_xz=np.array(start))
 
     def _write(self, item: Input, timeline: Timeline, results: Results) -> _Written:
-        """Write all files of a result, its record last; after an error none of them is left."""
+        """Write all files of a result, its record last; remove all of them after an error."""
         settings = self.settings
         name = _names(item.name, settings.num_samples)[timeline.sample]
         path = settings.output_dir / f"{name}.json"

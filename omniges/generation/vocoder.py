@@ -275,7 +275,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _context_frames(config: Mapping[str, Any]) -> int:
-    """Return how many mel frames before and after it a sample can depend on."""
+    """Return the number of mel frames on each side that a sample can depend on."""
     reach = 3.0  # the first convolution has 7 taps
     samples = 1
     residual = max(

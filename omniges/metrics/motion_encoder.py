@@ -111,7 +111,7 @@ def tree_edges(joints: int) -> Edges:
 
 
 def edge_distances(edges: Edges) -> F64:
-    """Return how many edges apart two edges are: 0 for an edge itself, 1 for edges with a common joint.
+    """Return the distance of every two edges, in edges: 0 for an edge itself, 1 for edges with a common joint.
 
     Args:
         edges: Edges of a tree.

@@ -106,7 +106,7 @@ def step_of(path: Path) -> int | None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return what has a checkpoint's name, newest first, without checking it: folders, links, even files."""
+    """Return the entries with a checkpoint's name, newest first, without checking it: folders, links, even files."""
     if not folder.is_dir():
         return []
     found = [(step, path) for path in folder.iterdir() if (step := step_of(path)) is not None]
@@ -124,8 +124,8 @@ def save_checkpoint(folder: Path, contents: Contents) -> Path:
         The folder of the new checkpoint.
 
     Raises:
-        EnvironmentFault: The disk is full or not writable; nothing of the checkpoint is left.
-        DataError: The files read back differ from what was written; nothing of the checkpoint is left.
+        EnvironmentFault: The disk is full or not writable; the incomplete checkpoint is removed.
+        DataError: The files read back differ from those written; the checkpoint is removed.
     """
     final = folder / f"step-{contents.step:06d}"
     write_checkpoint(final, contents)

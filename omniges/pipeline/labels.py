@@ -187,7 +187,7 @@ def encode_split_list(rows: Iterable[tuple[str, str]]) -> bytes:
 
 
 def _quoted(cell: str) -> str:
-    """Return a cell of CSV; Python's writer does not quote a carriage return, which its reader takes for a line end."""
+    """Return a cell of CSV; Python's writer does not quote a carriage return, which its reader treats as a line end."""
     return '"{}"'.format(cell.replace('"', '""')) if set(cell) & set(',"\r\n') else cell
 
 

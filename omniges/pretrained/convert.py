@@ -56,7 +56,7 @@ def convert(folder: Path, out: Path, weights: WhichWeights = "last") -> Conversi
 
     Args:
         folder: OmniFlow's folder.
-        out: New or empty folder; after an error nothing is left of it.
+        out: New or empty folder; an error leaves it unchanged.
         weights: The last weights, or the EMA weights.
 
     Returns:

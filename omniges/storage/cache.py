@@ -298,7 +298,10 @@ class CacheFolder:
         return None
 
     def _adopt(self, path: Path, file: CachedFile) -> Pin | None:
-        """Under the file's lock, return a pin if the content is right despite its record; otherwise remove the file."""
+        """Return a pin of a file whose content is right although its record is not; otherwise remove the file.
+
+        The caller must have the file's lock.
+        """
         pin = _pin(path)
         if pin is None:
             return None

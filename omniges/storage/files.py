@@ -176,7 +176,7 @@ def _finite(digits: str) -> float:
 
 
 def read_json(path: Path, remedy: str, root: Path | None = None, max_bytes: int = MAX_JSON_BYTES) -> Any:
-    """Return what a JSON file of unknown origin holds.
+    """Return the value of a JSON file of unknown origin.
 
     Args:
         path: The file.

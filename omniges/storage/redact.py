@@ -1,8 +1,8 @@
 """Removal of credentials from text before it reaches an error, a log or a file.
 
 Messages of storage libraries may contain URLs with passwords or signatures, request headers, or the XML of a refused
-request. Every such text passes through `redact`. It knows the forms of credentials, and gets the values in use. It
-prefers to hide too much.
+request. Every such text passes through `redact`. It knows the forms of credentials, and gets the values in use. In
+doubt it hides a text.
 """
 
 from __future__ import annotations

@@ -194,7 +194,7 @@ class _Walk:
         return data[position - start : position - start + count]
 
     def _next(self) -> Planned | None:
-        """Return the member that the plan has after the furthest one found."""
+        """Return the planned member after the last one that was found; None at the end."""
         place = self._furthest + 1
         return self._plan.members[place] if place < len(self._plan.members) else None
 

@@ -147,7 +147,7 @@ class _Document:
                 raise self.fault(key, repr(found)[:80], f"{value!r}, the only value that is implemented")
 
     def require_known(self, known: Collection[str]) -> None:
-        """Refuse keys that are not read and might change the numbers; null says nothing."""
+        """Refuse keys that are not read and might change the numbers, unless they are null."""
         for key in sorted(self.found.keys() - {*known, *_UNREAD}):
             if self.found[key] is not None:
                 raise self.fault(

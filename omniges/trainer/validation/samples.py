@@ -337,7 +337,7 @@ def pack(items: Sequence[Any]) -> bytes:
 
 
 def unpack(data: bytes) -> list[Any]:
-    """Return the items that `pack` serialized; tuples come back as lists."""
+    """Return the items that `pack` serialized; tuples become lists."""
 
     def restored(found: dict[str, Any]) -> Any:
         match found:
