@@ -38,7 +38,6 @@ from omniges.generation.audio import ROWS_PER_TICK, Held, LoadedAudio, Spool, re
 from omniges.generation.settings import Sources
 from omniges.generation.word_timing import SpeakingRate, estimate_warnings, learn_rate, timed_words
 from omniges.model.streams import STREAMS, StreamName
-from omniges.shards.dataset import FEATURES
 from omniges.shards.latents import CodecEntry, FrameEntry
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.present import ALL_PRESENT, STREAM_BITS, absent_parts, at_rest, bits_of, present_bits, unused_bits
@@ -497,7 +496,7 @@ def planned_inputs(conditions: Sequence[StreamName], sources: Sources, reading: 
     if sources.from_shards:
         if any(sources.files(name) for name in STREAMS):
             raise UsageFault("--key and --split: expected samples of shards or files, found both")
-        folder = open_shards_of_model(cast("Path", sources.shards))
+        folder = ShardFolder(cast("Path", sources.shards))
         rows = [folder.row(key) for key in sources.keys] or [row for row in folder.rows if row.split == sources.split]
         if not rows:
             raise UsageFault(f"--split {sources.split}: {folder.folder} has no sample of it")
@@ -603,7 +602,7 @@ def _rate(sources: Sources) -> SpeakingRate | None:
             f"--shards {sources.shards}: it would not be read, because only plain text needs a speaking rate: name "
             "samples by --key or --split, or remove --shards"
         )
-    folder = open_shards_of_model(sources.shards)
+    folder = ShardFolder(sources.shards)
     return learn_rate(folder.words(row) for row in folder.rows if row.split == "train")
 
 
@@ -679,19 +678,6 @@ def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
         recorded=tuple(one.cut(ticks) for one in item.recorded),
         warnings=tuple(warnings),
     )
-
-
-def open_shards_of_model(path: Path) -> ShardFolder:
-    """Open a shard folder; raise DataError if its features are not those that models are trained on."""
-    folder = ShardFolder(path)
-    found = folder.dataset.get("features")
-    if found != FEATURES:
-        wrong = sorted(name for name in FEATURES if not isinstance(found, dict) or found.get(name) != FEATURES[name])
-        raise DataError(
-            f"{path}: its {', '.join(wrong) or 'features'} differ from those of this model: preprocess it again with "
-            "this omniges"
-        )
-    return folder
 
 
 def _of_sample(

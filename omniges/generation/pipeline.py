@@ -37,7 +37,6 @@ from omniges.generation.inputs import (
     Reading,
     audio_condition,
     cut_input,
-    open_shards_of_model,
     read_audio,
     read_gesture,
     read_text,
@@ -55,6 +54,7 @@ from omniges.model.spec import weights_file
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS, SamplingSettings, Solver
 from omniges.options import keywords_in_errors
+from omniges.shards.reader import ShardFolder
 from omniges.storage.atomic import make_folder, publish_bytes
 from omniges.storage.files import sha256_hex
 
@@ -318,7 +318,7 @@ class OmnigesPipeline:
             UsageFault: The folder does not exist, or has too few words.
             DataError: The folder is damaged, or its features differ from the model's.
         """
-        folder = open_shards_of_model(arguments.path("shards", shards))
+        folder = ShardFolder(arguments.path("shards", shards))
         return learn_rate(folder.words(row) for row in folder.rows if row.split == "train")
 
     @keywords_in_errors(GenerateSettings)

@@ -259,7 +259,7 @@ def check_document(document: object, path: str) -> dict[str, Any]:
             problem = entry_problem(name, entry, field_name)
             if problem:
                 raise DataError(f"{path}: {field_name}: {ascii(name)[:80]}: {problem}. {_VERIFY}")
-    if problem := _facts_problem(document):
+    if problem := _facts_problem(document) or _features_problem(document.get("features")):
         raise DataError(f"{path}: {problem}. {_VERIFY}")
     return document
 
@@ -287,6 +287,14 @@ def loudness_of(dataset: Mapping[str, Any], folder: Path) -> audio.Loudness:
         f"{folder / schema.DATASET_FILE}: settings.convert.loudness: expected {expected}, found {found!a:.40}; it was "
         "edited. Make the shards again"
     )
+
+
+def _features_problem(features: object) -> str:
+    """Return which features are not those that readers take arrays for; "" if all are."""
+    if canonical_json(features) == canonical_json(FEATURES):
+        return ""
+    wrong = sorted(k for k in FEATURES if not isinstance(features, dict) or features.get(k) != FEATURES[k])
+    return f"features: expected those of this version of omniges, found other {', '.join(wrong) or 'fields'}"
 
 
 def _facts_problem(document: Mapping[str, Any]) -> str:

@@ -170,7 +170,7 @@ def test_rows_whose_sums_are_not_the_totals(folder: Path, change: dict[str, Any]
         _ = ShardFolder(folder).rows
 
 
-SPOTS = ("tool", "settings", "plan", "manifest_hash", "totals", "splits", "shards", "files")
+SPOTS = ("tool", "settings", "plan", "manifest_hash", "features", "totals", "splits", "shards", "files")
 
 
 @pytest.mark.parametrize("name", SPOTS)
@@ -187,6 +187,16 @@ def test_a_sealed_dataset_json_of_another_form(folder: Path, name: str, value: A
         assert ShardFolder(folder).rows
         return
     with pytest.raises(DataError, match=rf"dataset\.json.*{name}|{name}: .*expected|quet: expected an entry in"):
+        _ = ShardFolder(folder).rows
+
+
+@pytest.mark.parametrize(("part", "name", "value"), [("gesture", "frame_rate_hz", 60), ("mel", "hop_samples", 256)])
+def test_shards_of_other_features_are_refused(folder: Path, part: str, name: str, value: int) -> None:
+    document = json.loads((folder / DATASET_FILE).read_bytes())
+    del document["checksum"]
+    document["features"][part][name] = value
+    (folder / DATASET_FILE).write_bytes(seal(document))
+    with pytest.raises(DataError, match=f"features: expected those of this version of omniges, found other {part}"):
         _ = ShardFolder(folder).rows
 
 
