@@ -163,7 +163,7 @@ def load_model(checkpoint: str | Path, weights: Literal["ema", "last"] = "ema") 
     itself.
 
     Args:
-        checkpoint: Folder of a checkpoint, or of a run, of which the newest valid checkpoint is loaded.
+        checkpoint: Folder of a checkpoint, or of a run; the run's newest valid checkpoint is loaded.
         weights: The EMA weights, or the last weights.
 
     Returns:

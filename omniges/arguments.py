@@ -198,7 +198,7 @@ def path(name: str, value: Any) -> Path:
 
 
 def require_file_names(name: str, given: str) -> None:
-    """Refuse a path that the system cannot look up.
+    """Refuse a path with names that the operating system does not allow.
 
     Args:
         name: Name of the argument.

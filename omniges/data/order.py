@@ -194,7 +194,7 @@ class ClipOrder:
             )
 
     def windows_at(self, positions: I64) -> tuple[I64, I64, I64]:
-        """Return epochs, samples and first ticks, each (P,), of positions (P,) of this folder."""
+        """Return epoch, sample and first tick, each (P,), of the window at each position (P,) of this folder."""
         epochs, indices = np.divmod(positions, self.windows)
         if not self.shuffle:
             samples, _, places = self._clips_of(indices)

@@ -59,7 +59,7 @@ class Sequencing:
 
 
 def tracks_of(data: Sequence[DataSource]) -> Tracks:
-    """Return the tracks of batches of these folders; raise UsageFault if their latents are of different codecs."""
+    """Return the tracks that batches of these folders have; raise UsageFault if codecs of their latents differ."""
     first = data[0].catalog
     for source in data[1:]:
         for stream, entry in first.codecs.items():

@@ -81,7 +81,7 @@ class _Recent:
         self._kept: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
 
     def get(self, name: Hashable, make: Callable[[], T], size: Callable[[T], int]) -> T:
-        """Return the value of a name, computed if it is not cached; the newest is kept whatever its size.
+        """Return the value of a name, computed if it is not cached; the newest is kept even if it exceeds the limit.
 
         Args:
             name: Name of the value.

@@ -325,7 +325,7 @@ class FeatureRows:
             self._generated.keep(key, features)
 
     def add_poses(self, key: str, generated: ClipMotion, recorded: ClipMotion) -> None:
-        """Add a result for an encoder, which needs no joints.
+        """Add a result for an encoder of poses; joints are not computed.
 
         Args:
             key: Key of its recording.

@@ -107,7 +107,7 @@ def encode_csv(weights: F64, frame_rate_hz: float) -> bytes:
 
 
 def matrix_from_array(array: npt.NDArray[Any], name: str) -> FaceMatrix:
-    """Return the map of an array that was read from a file.
+    """Build the map from an array that was read from a file.
 
     Args:
         array: The matrix, in one of the shapes of `FaceMatrix.of`.

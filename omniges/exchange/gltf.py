@@ -299,7 +299,7 @@ def quaternions(matrices: Array) -> Array:
 
 
 def shortest_way(turns: Array) -> Array:
-    """Return quaternions (T, J, 4) of which each lies on the same side as the one before, as interpolation expects."""
+    """Choose signs of quaternions (T, J, 4) so that each is close to the one before, as interpolation expects."""
     flips = np.sum(turns[1:] * turns[:-1], axis=-1) < 0
     signs = np.where(np.cumsum(flips, axis=0) % 2, -1.0, 1.0)
     return np.concatenate([turns[:1], turns[1:] * signs[..., None]])

@@ -89,11 +89,11 @@ class Track:
         )
 
     def cut(self, start_s: float, seconds: float) -> Track:
-        """Return the part of the track from one moment on, whose clock begins at 0.
+        """Return a part of the track; times in the part start at 0.
 
         Args:
-            start_s: First second, rounded to a frame.
-            seconds: Length; less where the track ends before.
+            start_s: Start in seconds, rounded to a frame.
+            seconds: Largest length in seconds; the part ends earlier if the track does.
 
         Returns:
             The part, which may be empty.

@@ -97,7 +97,7 @@ class _Format:
 
 
 def decode_wav(data: bytes | memoryview) -> Wav:
-    """Read a WAV file given as bytes; it may note ``wav-streamed-header``.
+    """Read a WAV file from its bytes; the result may have the note ``wav-streamed-header``.
 
     Args:
         data: Bytes of the file.
@@ -151,7 +151,7 @@ def wav_from_array(samples: Array, rate_hz: float) -> Wav:
 
 
 class ByteRanges(Protocol):
-    """The bytes of a file, of which ranges are read when needed."""
+    """The bytes of a file; ranges are read when needed."""
 
     def __len__(self) -> int: ...
 

@@ -133,7 +133,7 @@ class FlowModel(nn.Module):
 
         Args:
             conditions: Values (B, …) by name, and which samples have one (B,) bool; streams may be left out.
-            kept: For streams of which some values are dropped: the values that stay (B,) bool.
+            kept: For streams whose values are dropped in part: True for samples that keep their value (B,) bool.
 
         Returns:
             Vectors (B, W); None if there are no condition streams.

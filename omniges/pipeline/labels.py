@@ -174,7 +174,7 @@ def parse_split_list(data: bytes, name: str) -> SplitList:
 
 
 def encode_split_list(rows: Iterable[tuple[str, str]]) -> bytes:
-    """Return a split list that `parse_split_list` reads, whatever characters the stems have.
+    """Return a split list that `parse_split_list` reads back, with any characters in stems.
 
     Args:
         rows: Stem and split of each recording.

@@ -228,7 +228,7 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 def canonical_json(value: Any) -> bytes:
-    """Return the canonical bytes of a JSON value, of which hashes are taken: sorted keys, no spaces, UTF-8."""
+    """Return the canonical bytes of a JSON value for hashing: sorted keys, no spaces, UTF-8."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode()
 
