@@ -340,8 +340,8 @@ class TestWords:
         ("changes", "said"),
         [
             ({"absent": "somewhere"}, "absent: expected left-out, noise, found 'somewhere'"),
-            ({"context_only": ["image"]}, "context_only: found"),
-            ({"pooled_width": 0}, "pooled_width: expected a whole number from 1 to, found 0"),
+            ({"context_only": ["image"]}, "context_only: expected gesture, text, audio, found"),
+            ({"pooled_width": 0}, "pooled_width: expected a whole number from 1 to 1048576, found 0"),
         ],
     )
     def test_fields_of_the_model_that_nothing_is_called_are_refused(self, changes: Any, said: str) -> None:
