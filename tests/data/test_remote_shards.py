@@ -25,7 +25,7 @@ from omniges.data.remote_shards import CacheSettings, RemoteShards, open_locatio
 from omniges.data.sequence import DataSource, Sequencing
 from omniges.data.window_reader import ClipReader, ReadMarks
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
-from omniges.shards.dataset import read_dataset, seal, totals_of
+from omniges.shards.dataset import FEATURES, read_dataset, seal, totals_of
 from omniges.shards.reader import LocalShards, ShardFolder, ShardSource
 from omniges.shards.schema import SPLITS
 from omniges.storage.cache import CacheFull, Retries
@@ -38,6 +38,7 @@ NOTHING = {  # a sound dataset.json but for the files that it does not list
     "version": 1,
     "files": {},
     "shards": {},
+    "features": FEATURES,
     "tool": {},
     "settings": {},
     "plan": {},
