@@ -195,7 +195,7 @@ class BatchLoader:
 
         Raises:
             DataError: A window cannot be read; the error has shard, key and offset. Nothing is skipped.
-            EnvironmentFault: A worker died, or a batch takes too long.
+            EnvironmentFault: A worker was killed, or a batch takes too long.
         """
         if self._end is not None and self._position >= self._end:
             return None

@@ -425,7 +425,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
             out[:, ~has] = 0.0
 
     def _values(self, name: str, number: int, first: int, count: int) -> F32:
-        """Return a range of a clip's array, valid until the next call: from its shard, or of decoded FLAC."""
+        """Return a range of a clip's array from its shard or from decoded FLAC; valid until the next call."""
         row, member = self._rows[number], _TRACKS[name].member
         if member in row.members:
             if self._members is None:

@@ -127,7 +127,7 @@ def convert(recording: Recording, settings: ConvertSettings, decode: Decode | No
 
 
 def decode_files(inputs: Inputs, settings: ConvertSettings) -> Take | None:
-    """Decode those of WAV, NPZ, TextGrid and annotation that the recording has.
+    """Decode the WAV, NPZ, TextGrid and annotation of a recording, as far as they exist.
 
     Anything without a file is absent. A corpus that requires a file rejects recordings without it in its `discover`.
 
@@ -167,7 +167,7 @@ def decode_files(inputs: Inputs, settings: ConvertSettings) -> Take | None:
 
 
 def _words(recording: Recording, settings: ConvertSettings, data: bytes) -> WordTier:
-    """Decode a TextGrid; of several speakers' tiers that of the recording's speaker."""
+    """Decode a TextGrid; if it has tiers of several speakers, use the tier of the recording's speaker."""
     fields = recording.fields
     speaker = [fields.speaker, f"{fields.speaker_id}", f"{fields.speaker_id}_{fields.speaker}"] if fields.known else []
     return decode_words(data, settings.word_tier, [recording.stem, *filter(None, speaker)])

@@ -52,7 +52,7 @@ def bits_of(streams: Collection[str]) -> int:
 
 
 def unused_bits(channels: int) -> int:
-    """Return the bits of the parts that a gesture stream of 415 or 424 channels does not use; it sets them always."""
+    """Return the bits of the parts that a gesture stream of 415 or 424 channels does not use; they are always set."""
     return JAW_EYES_BIT if channels == LAYOUT.channels else 0
 
 

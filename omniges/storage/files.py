@@ -248,7 +248,7 @@ def sha256_hex(*pieces: bytes | memoryview) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the hexadecimal sha256 of a file, which is read in pieces; raise OSError."""
+    """Return the hexadecimal sha256 of a file, which is read in blocks; raise OSError."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
