@@ -264,7 +264,7 @@ def _check_shards(manifest: ManifestColumns, columns: Mapping[str, LabelColumn],
     """Refuse a manifest whose rows are not those of dataset.json's shards: other shards, splits or counts."""
     (names, of_shard), (splits, of_split) = columns["shard"], columns["split"]
     if min(of_shard.min(initial=0), of_split.min(initial=0)) < 0:
-        raise DataError(f"{manifest.path}: expected a shard and a split in each row, found null; {VERIFY}")
+        raise DataError(f"{manifest.path}: expected a shard and a split in each row, found null. {VERIFY}")
     found: dict[str, tuple[int, str]] = dict.fromkeys(shards, (0, ""))
     pairs, counts = np.unique(of_shard.astype(np.int64) * len(splits) + of_split, return_counts=True)
     for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
@@ -278,7 +278,7 @@ def _check_shards(manifest: ManifestColumns, columns: Mapping[str, LabelColumn],
         if (count, split) != wanted:
             raise DataError(
                 f"{manifest.path}: expected {wanted[0]} rows of {name} in split {wanted[1]} as in dataset.json, "
-                f"found {count} in {split or 'none'}; {VERIFY}"
+                f"found {count} in {split or 'none'}. {VERIFY}"
             )
 
 

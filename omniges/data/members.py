@@ -94,5 +94,5 @@ class MemberReader:
         expected = npy_header("<f4", shape)
         valid = head[: len(expected)] == expected and place.size == len(expected) + 4 * int(np.prod(shape))
         if not valid or (place.offset + head_bytes) % 4:
-            raise DataError(f"{shown}: expected an npy array {shape} of float32, found another; {VERIFY}")
+            raise DataError(f"{shown}: expected an npy array {shape} of float32, found another. {VERIFY}")
         return (place.offset + head_bytes) // 4, count

@@ -164,7 +164,7 @@ class ShardMaps(Collection[str]):
             found_bytes = os.fstat(descriptor).st_size
             if found_bytes != size_bytes:
                 shown = self._source.describe(shard)
-                raise DataError(f"{shown}: expected {size_bytes} bytes, found {found_bytes}; {VERIFY}")
+                raise DataError(f"{shown}: expected {size_bytes} bytes, found {found_bytes}. {VERIFY}")
             if self._mapped:
                 with os_errors(Path(self._source.describe(shard)), "map"):
                     content = mmap.mmap(descriptor, size_bytes, prot=mmap.PROT_READ)

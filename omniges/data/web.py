@@ -189,7 +189,7 @@ def _at_most(stream: ByteStream, size: int, place: str) -> bytes:
     while piece := stream.read(_READ_BYTES):
         data += piece
         if len(data) > size:
-            raise DataError(f"{place}: expected {size} bytes as in dataset.json, found more; {_VERIFY}")
+            raise DataError(f"{place}: expected {size} bytes as in dataset.json, found more. {_VERIFY}")
     return bytes(data)
 
 

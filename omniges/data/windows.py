@@ -416,7 +416,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         if len(values) != len(flat):
             row = self._rows[number]
             shown = f"{self.shards.reader.source.describe(row.shard)}: {row.key}: {name}"
-            raise DataError(f"{shown}: expected {row.ticks} ticks as in the manifest, found fewer; {VERIFY}")
+            raise DataError(f"{shown}: expected {row.ticks} ticks as in the manifest, found fewer. {VERIFY}")
         if name in self._scales:
             self._scales[name].normalise_into(values, flat)
         else:

@@ -71,14 +71,14 @@ class SavedCheckpoint:
             return parse_json(self.content(name))
         except ValueError as error:
             raise DataError(
-                f"{self.path / name}: expected a JSON document, found damage ({error}); {_OTHER}"
+                f"{self.path / name}: expected a JSON document, found damage ({error}). {_OTHER}"
             ) from error
 
     def object(self, name: str) -> dict[str, Any]:
         """Return the object in a JSON file; raise DataError for other JSON types, and as `document` does."""
         found = self.document(name)
         if not isinstance(found, dict):
-            raise DataError(f"{self.path / name}: expected a JSON object, found {type(found).__name__}; {_OTHER}")
+            raise DataError(f"{self.path / name}: expected a JSON object, found {type(found).__name__}. {_OTHER}")
         return found
 
     def content(self, name: str) -> bytes:
@@ -180,9 +180,9 @@ def open_checkpoint(path: Path, *, bytewise: bool = True) -> SavedCheckpoint:
         raise DataError(f"{file}: expected version {_VERSION}, found {found}; use the omniges version that wrote it")
     listed = index.get("files")
     if not isinstance(listed, dict) or not all(map(_is_entry, listed.keys(), listed.values())):
-        raise DataError(f"{file}: files: expected size and sha256 of files in this folder; {_OTHER}")
+        raise DataError(f"{file}: files: expected size and sha256 of files in this folder. {_OTHER}")
     if not is_count(index.get("step")):
-        raise DataError(f"{file}: step: expected a number of steps; {_OTHER}")
+        raise DataError(f"{file}: step: expected a number of steps. {_OTHER}")
     if bytewise:
         _compare(path, index["files"])
     return SavedCheckpoint(path, index["step"], index["files"])
@@ -201,7 +201,7 @@ def _compare(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
             with open(open_file(file, path), "rb") as stream, atomic.os_errors(file, "read"):
                 size = os.fstat(stream.fileno()).st_size
                 if size != entry["bytes"]:
-                    raise DataError(f"{file}: expected {entry['bytes']} bytes, found {size}; {_OTHER}")
+                    raise DataError(f"{file}: expected {entry['bytes']} bytes, found {size}. {_OTHER}")
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
         except FileNotFoundError as error:
             raise DataError(f"{file}: {error.strerror}. {_OTHER}") from error

@@ -254,7 +254,7 @@ def check_document(document: object, path: str) -> dict[str, Any]:
     for field_name in ("shards", "files"):
         listed = document.get(field_name)
         if not isinstance(listed, dict):
-            raise DataError(f"{path}: {field_name}: expected an object, found {type(listed).__name__}; {_VERIFY}")
+            raise DataError(f"{path}: {field_name}: expected an object, found {type(listed).__name__}. {_VERIFY}")
         for name, entry in listed.items():
             problem = entry_problem(name, entry, field_name)
             if problem:
@@ -420,20 +420,20 @@ def read_statistics(data: bytes, place: str) -> dict[str, Any]:
     arrays = {"gesture": LAYOUT.channels, "mel": audio.MEL_BANDS}
     for name in arrays:
         if not isinstance(found.get(name), dict):
-            raise DataError(f"{place}: {name}: expected an object; {_VERIFY_DEEP}")
+            raise DataError(f"{place}: {name}: expected an object. {_VERIFY_DEEP}")
     counts = ["counts"] if any("counts" in found[name] for name in arrays) else []  # version 1 has none
     if "jaw_eyes" in found:  # version 1 has none; models with jaw and eyes add it
         if not isinstance(found["jaw_eyes"], dict):
-            raise DataError(f"{place}: jaw_eyes: expected an object; {_VERIFY_DEEP}")
+            raise DataError(f"{place}: jaw_eyes: expected an object. {_VERIFY_DEEP}")
         arrays["jaw_eyes"] = JAW_EYES
     for name, channels in arrays.items():
         for column in ("mean", "std", *counts):
             minimum = -math.inf if column == "mean" else 0
             if not is_numbers(found[name].get(column), channels, minimum):
-                raise DataError(f"{place}: {name}.{column}: expected {channels} finite numbers; {_VERIFY_DEEP}")
+                raise DataError(f"{place}: {name}.{column}: expected {channels} finite numbers. {_VERIFY_DEEP}")
     words = found.get("words")
     if not isinstance(words, dict) or not schema.is_count(words.get("total")):
-        raise DataError(f"{place}: words.total: expected a number of words; {_VERIFY_DEEP}")
+        raise DataError(f"{place}: words.total: expected a number of words. {_VERIFY_DEEP}")
     return found
 
 

@@ -126,7 +126,7 @@ def check_digest(content: bytes | memoryview, sha256: bytes, place: str) -> None
     """
     found = hashlib.sha256(content).digest()
     if found != sha256:
-        raise DataError(f"{place}: expected sha256 {sha256.hex()}, found {found.hex()}; {VERIFY}")
+        raise DataError(f"{place}: expected sha256 {sha256.hex()}, found {found.hex()}. {VERIFY}")
 
 
 def check_member(source: ShardSource, shard: str, content: bytes | memoryview, sha256: bytes, place: str) -> None:
@@ -170,7 +170,7 @@ def open_beside(folder: Path, name: str, dataset: dict[str, Any]) -> Iterator[Bi
     path = folder / name
     listed = dataset["files"].get(name)
     if listed is None:
-        raise DataError(f"{path}: expected an entry in {DATASET_FILE}, found none; {VERIFY}")
+        raise DataError(f"{path}: expected an entry in {DATASET_FILE}, found none. {VERIFY}")
     try:
         descriptor = open_file(path, folder)
     except FileNotFoundError as error:
@@ -333,7 +333,7 @@ class ShardFolder:
         if check:
             check_member(self.source, row.shard, data, bytes.fromhex(place.sha256), shown)
         elif len(data) != place.size:
-            raise DataError(f"{shown}: expected {place.size} bytes, found {len(data)}; {VERIFY}")
+            raise DataError(f"{shown}: expected {place.size} bytes, found {len(data)}. {VERIFY}")
         return data
 
     def array(self, row: ManifestRow, member: str) -> npt.NDArray[Any]:

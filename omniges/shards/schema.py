@@ -300,9 +300,9 @@ def parse_document(data: bytes, place: str) -> dict[str, Any]:
     try:
         found = parse_json(data)
     except ValueError as error:
-        raise DataError(f"{place}: expected a JSON object ({one_line(str(error), 200)}); {VERIFY}") from error
+        raise DataError(f"{place}: expected a JSON object ({one_line(str(error), 200)}). {VERIFY}") from error
     if not isinstance(found, dict):
-        raise DataError(f"{place}: expected a JSON object, found {type(found).__name__}; {VERIFY}")
+        raise DataError(f"{place}: expected a JSON object, found {type(found).__name__}. {VERIFY}")
     return found
 
 

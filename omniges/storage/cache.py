@@ -157,10 +157,10 @@ def copy_checked(store: Store, file: CachedFile, path: Path, check: Callable[[],
             raise MissingFile(f"{error}, though dataset.json lists it. Copy the shards there again") from None
         if pending.size != file.size:
             found = f"{pending.size} bytes" if pending.size < file.size else "more"
-            raise WrongContent(f"{place}: expected {file.size} bytes as in dataset.json, found {found}; {_AGAIN}")
+            raise WrongContent(f"{place}: expected {file.size} bytes as in dataset.json, found {found}. {_AGAIN}")
         if pending.sha256 != file.sha256:
             raise WrongContent(
-                f"{place}: expected sha256 {file.sha256} as in dataset.json, found {pending.sha256}; {_AGAIN}"
+                f"{place}: expected sha256 {file.sha256} as in dataset.json, found {pending.sha256}. {_AGAIN}"
             )
         undo.pop_all()
     return pending

@@ -94,7 +94,7 @@ def test_a_distant_step(folder: Path) -> None:
         (("--steps", 0), "--steps 0: expected a whole number of at least 1"),
         (("--from-step", -1), "--from-step -1: expected a whole number of at least 0"),
         (("--batch-size", 0), "at least 1"),
-        (("--from-step", 10**20), "--from-step 100000000000000000000: steps below"),
+        (("--from-step", 10**20), "--from-step 100000000000000000000: expected steps below"),
     ],
 )
 def test_wrong_flags_exit_2_with_the_way_out(folder: Path, flags: tuple[object, ...], words: str) -> None:

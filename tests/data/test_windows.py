@@ -175,7 +175,7 @@ def test_an_open_set_is_taken_with_its_filters(whole_set: Path) -> None:
     [
         ({"arrays": ("gesture", "motion")}, "arrays: expected one of gesture, jaw_eyes, mel, .*, found 'motion'"),
         ({"require": "hand"}, "require: expected one of text, audio, .*, found 'hand'"),
-        ({"window_ticks": 0}, "expected at least 1, found 0"),
+        ({"window_ticks": 0}, "expected a whole number of at least 1, found 0"),
         ({"stride_ticks": 0}, "stride_ticks: expected a whole number of at least 1, found 0"),
         ({"window_ticks": 900}, "expected a clip of at least 900 ticks, found none among 6; the longest has 25 ticks"),
         ({"split": "test"}, "choose from train, val"),
@@ -228,7 +228,7 @@ def test_a_flipped_bit_is_found_at_the_first_use(whole_set: Path, tmp_path: Path
     (folder / row.shard).write_bytes(data)
     arrays = ("gesture", "mel", "jaw_eyes", "waveform", "text_tokens")
     windows = WindowDataset(folder, window_ticks=5, arrays=arrays)
-    with pytest.raises(DataError, match=rf"{row.shard}: {row.key}.{member} at byte {place.offset}: sha256"):
+    with pytest.raises(DataError, match=rf"{row.shard}: {row.key}.{member} at byte {place.offset}: expected sha256"):
         windows[0]
 
 
@@ -263,7 +263,9 @@ def test_a_shard_cut_after_it_was_opened_is_one_error(whole_set: Path, tmp_path:
     data = WindowDataset(folder, window_ticks=5, verify="never")
     assert len(data[0]["gesture"]) == 15
     os.truncate(folder / data.shards.rows[0].shard, left)
-    with pytest.raises(DataError, match=r"train-000000.tar: expected \d+ bytes at byte \d+; truncated while"):
+    with pytest.raises(
+        DataError, match=r"train-000000.tar: expected \d+ bytes at byte \d+, found \d+; the shard was truncated while"
+    ):
         [data[number] for number in range(len(data))]
 
 

@@ -331,7 +331,7 @@ class TestPictures:
     def test_a_start_beyond_the_end_is_refused(self, corpus: Path, tmp_path: Path) -> None:
         shown = omniges("inspect", motion_file(corpus), "--png", tmp_path / "x.png", "--start", "99")
         assert shown.returncode == 2
-        assert "--start 99: at most" in shown.stderr
+        assert "--start 99: expected at most" in shown.stderr
         assert not list(tmp_path.iterdir())
 
     @pytest.mark.slow
