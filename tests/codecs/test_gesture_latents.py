@@ -78,7 +78,7 @@ class TestShards:
         write_codec(tmp_path / "rootless", **WIDTHS | {"lower": 54})
         write_codec(tmp_path / "faceless", **{part: width for part, width in WIDTHS.items() if part != "face"})
         refusals = {
-            "rootless": "expected 57, found the network of lower with 54 channels",
+            "rootless": "expected a network of lower with 57 channels, the root included, found 54;",
             "faceless": "no network of face",
         }
         for name, words in refusals.items():
@@ -122,7 +122,7 @@ class TestWindows:
         assert all(start % 4 == 0 for start in starts)
 
     def test_of_other_lengths_are_refused(self, encoded_both: Path, tmp_path: Path) -> None:
-        with pytest.raises(UsageFault, match=r"--window-ticks 14: expected a multiple of 4; gesture-rvqvae.npy"):
+        with pytest.raises(UsageFault, match=r"--window-ticks 14: expected a multiple of 4, .* gesture-rvqvae.npy"):
             run(encoded_both, tmp_path / "run", gesture_codec=GESTURE, window_ticks=14)
 
     def test_are_what_trace_batches_tells(self, encoded_both: Path, shards: Path) -> None:
