@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from batch_builders import write_shards
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.tracks import PLAIN_TRACKS
 from omniges.errors import DataError, UsageFault
-from omniges.shards.dataset import seal
+from omniges.shards.dataset import seal, totals_of
 from omniges.shards.manifest import ManifestRow, parse_manifest, serialize_manifest
 from omniges.shards.schema import CONTRACT, DATASET_FILE, MANIFEST_FILE
 from omniges.storage.files import sha256_hex
@@ -286,6 +287,11 @@ def write_large_manifest(folder: Path, source: Path, samples: int) -> None:
     document["files"][MANIFEST_FILE] = {"bytes": len(data), "sha256": sha256_hex(data)}
     entry = {"split": "train", "samples": 2000, "bytes": 2000 * 20_000 + 2000, "sha256": "0" * 64}
     document["shards"] = {f"train-{shard:06d}.tar": entry for shard in np.unique(shards).tolist()}
+    counts = {name: int(made[name].sum()) for name in ("frames", "mel_frames", "ticks")}
+    counts |= {"samples": samples, "seconds": math.fsum((ticks / 10).tolist())}
+    counts["words"] = table.column("words")[0].as_py() * samples
+    document["totals"] |= counts
+    document["splits"] = {split: totals_of([]) for split in document["splits"]} | {"train": counts}
     document.pop("checksum")
     (folder / DATASET_FILE).write_bytes(seal(document))
 
@@ -299,7 +305,7 @@ def test_a_million_samples_are_ordered_in_seconds(folder: Path, tmp_path: Path) 
         "from omniges.data.catalog import Filters, read_catalog\n"
         "from omniges.data.sequence import DataSource, Sequencing, make_order\n"
         "catalog = read_catalog(Path(sys.argv[1]), Filters())\n"
-        "picks = make_order([DataSource(catalog)], Sequencing()).picks(np.arange(64))\n"
+        "picks = make_order([DataSource(catalog)], Sequencing()).windows_at(np.arange(64))\n"
         "used = resource.getrusage(resource.RUSAGE_SELF)\n"
         # Not ru_maxrss: it never falls below what this process held when it started the other.
         "peak = next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM'))\n"
