@@ -263,7 +263,7 @@ class TestChoice:
     @pytest.mark.parametrize(
         ("damage", "said"),
         [
-            ("flip", "model.safetensors: sha256"),
+            ("flip", "model.safetensors: expected sha256 "),
             ("cut", "ema.safetensors: "),
             ("missing", "optimizer.safetensors: No such file"),
             ("no index", "no checkpoint.json"),
