@@ -370,7 +370,7 @@ class TestRefusals:
     ) -> None:
         encoded_shards(shards, text_vae, tmp_path / "others", stride_ticks=8)
         both = (str(encoded_text), str(tmp_path / "others"))
-        with pytest.raises(UsageFault, match=r"expected every 0.4 s\) as in .*, found .*every 0.8 s"):
+        with pytest.raises(UsageFault, match=r"expected latents .*every 0.4 s\) as in .*, found .*every 0.8 s"):
             train(TrainSettings(shards=both, output_dir=tmp_path / "run", text_codec=NAME, window_ticks=WINDOW))
 
     def test_damaged_latents_are_told_with_their_place(self, encoded_text: Path, tmp_path: Path) -> None:
@@ -379,7 +379,7 @@ class TestRefusals:
         data = bytearray((folder / row.shard).read_bytes())
         data[row.members[MEMBER].offset + 200] ^= 1
         (folder / row.shard).write_bytes(data)
-        with pytest.raises(DataError, match=rf"{row.key}.{NAME}.npy at byte \d+: sha256"):
+        with pytest.raises(DataError, match=rf"{row.key}.{NAME}.npy at byte \d+: expected sha256"):
             run(folder, tmp_path / "run", text_codec=NAME)
 
     def test_a_recipe_takes_it_and_settings_of_latents_need_it(self, encoded_text: Path, tmp_path: Path) -> None:

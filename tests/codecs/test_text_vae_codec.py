@@ -291,7 +291,7 @@ class TestWrongConfigurations:
         entry = CONFIG.get(part, {}) if part else CONFIG
         changed = entry | {key: value}
         found = self.text(tmp_path, CONFIG | {part: changed} if part else changed)
-        assert f"{part}{'.' if part else ''}{key} is" in found
+        assert f"{part}{'.' if part else ''}{key}: expected no such key" in found
         assert "which is not read" in found
 
     def test_keys_that_transformers_writes_are_known(self):

@@ -433,9 +433,12 @@ class TestAverages:
         return str(caught.value)
 
     def test_too_few_or_too_many_are_refused(self, folder: Path) -> None:
-        assert "tensors;" in self.damaged(folder, lambda d: d | {"shadow_params": d["shadow_params"][:-1]})
+        expected = "expected 138 tensors of the transformer and 4 of models inside it in shadow_params"
+        few = self.damaged(folder, lambda d: d | {"shadow_params": d["shadow_params"][:-1]})
+        assert f"{expected}, found 141;" in few
         write_folder(folder, Tiny(qk_norm="rms", nested=True), average=True)
-        assert "tensors;" in self.damaged(folder, lambda d: d | {"shadow_params": [*d["shadow_params"], torch.ones(1)]})
+        many = self.damaged(folder, lambda d: d | {"shadow_params": [*d["shadow_params"], torch.ones(1)]})
+        assert f"{expected}, found 143;" in many
 
     def test_another_order_is_refused_where_shapes_tell(self, folder: Path) -> None:
         assert "the order differs" in self.damaged(
