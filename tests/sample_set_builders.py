@@ -6,7 +6,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +90,18 @@ def write_takes(
             words += sample.words
     for shard in writer.shards:
         writer.paths[shard.name].rename(folder / shard.name)
-    _write_beside(folder, rows, writer, statistics_document(rows, partials, words), words)
+    _write_beside(folder, rows, writer, statistics_document(rows, partials, words), words, settings)
     return folder
 
 
-def _write_beside(folder: Path, rows: list[ManifestRow], writer: ShardWriter, stats: Any, words: Counter[str]) -> None:
+def _write_beside(
+    folder: Path,
+    rows: list[ManifestRow],
+    writer: ShardWriter,
+    stats: Any,
+    words: Counter[str],
+    settings: ConvertSettings,
+) -> None:
     contents = {
         MANIFEST_FILE: serialize_manifest(rows),
         STATS_FILE: json_document(stats),
@@ -104,7 +111,7 @@ def _write_beside(folder: Path, rows: list[ManifestRow], writer: ShardWriter, st
     for name, data in contents.items():
         (folder / name).write_bytes(data)
     listed = {name: (len(data), sha256_hex(data)) for name, data in contents.items()}
-    document = dataset_document(rows, writer.shards, listed, {}, {}, {})
+    document = dataset_document(rows, writer.shards, listed, {"convert": asdict(settings)}, {}, {})
     (folder / DATASET_FILE).write_bytes(seal(document))
 
 
@@ -146,7 +153,7 @@ def as_version_1(source: Path, folder: Path) -> Path:
                 words.update(word["word"] for word in shards.words(row))
     for shard in writer.shards:
         writer.paths[shard.name].rename(folder / shard.name)
-    _write_beside(folder, rows, writer, statistics_document(rows, partials, words, 1), words)
+    _write_beside(folder, rows, writer, statistics_document(rows, partials, words, 1), words, ConvertSettings())
     document = json.loads((folder / DATASET_FILE).read_bytes())
     del document["checksum"]
     (folder / DATASET_FILE).write_bytes(seal(document | {"version": 1}))
