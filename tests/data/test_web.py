@@ -239,7 +239,7 @@ class TestDamage:
             "a member twice": (member(first, "json") + a, "occurs after .* or twice"),
             "members swapped": (swapped, "occurs after .* or twice"),
             "a member missing": (whole(first, without="mel.npy"), f"expected {first.key}.mel.npy in one piece"),
-            "audio missing": (a + whole(second, without="audio.npy"), f"{second.key}: .* audio.npy differs"),
+            "audio missing": (a + whole(second, without="audio.npy"), f"{second.key}: .* a difference in audio.npy"),
         }
         for data, text in cases.values():
             with pytest.raises(DataError, match=text):
