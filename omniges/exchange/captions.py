@@ -89,24 +89,24 @@ class Lettering:
             known = font.getBestCmap() or {}
         return sum(any(ord(letter) not in known for letter in printable(text)) for text in texts)
 
-    def label(self, name: str, told: str, track: int) -> U8:
+    def label(self, name: str, note: str, track: int) -> U8:
         """Draw the name of a track beside its colour, above a second line, as RGBA.
 
         Args:
             name: Name of the track.
-            told: Second line; may be empty.
+            note: Second line; may be empty.
             track: Number of the track, from 0, which determines its colour.
 
         Returns:
             The image (height, width, 4).
         """
         size = round(self._name.size)
-        name, told = (self._cut(text, font) for text, font in ((name, self._name), (told, self._small)))
-        wide = max(size + self._name.getlength(name), self._small.getlength(told))
+        name, note = (self._cut(text, font) for text, font in ((name, self._name), (note, self._small)))
+        wide = max(size + self._name.getlength(name), self._small.getlength(note))
         image, draw = _canvas(round(wide) + size, round(2.8 * size))
         draw.ellipse((0, size * 0.25, size * 0.65, size * 0.9), fill=TINTS[track % len(TINTS)])
         draw.text((size, 0), name, font=self._name, fill=_TEXT)
-        draw.text((size, 1.35 * size), told, font=self._small, fill=_FAINT)
+        draw.text((size, 1.35 * size), note, font=self._small, fill=_FAINT)
         return np.asarray(image)
 
     def line(self, line: Line, said: int | None) -> U8:
