@@ -7,13 +7,19 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from pipeline_helpers import COMMAND, digests, omniges
 
 from omniges import __version__
+
+SIGNALLED_ONCE = """
+import os
+import omniges.cli, omniges.pipeline.run as run
+run.ConvertProgress.of = lambda *_state: os.kill(os.getpid(), {number})
+omniges.cli.main()
+"""
 
 
 def only_line(run: subprocess.CompletedProcess[str]) -> str:
@@ -122,14 +128,15 @@ class TestPreprocess:
     ) -> None:
         out = tmp_path / "o"
         words = ["preprocess", "--root", str(corpus), "--out", str(out), "--keep-audio"]
-        process = subprocess.Popen([*COMMAND, *words], stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 30
-        while not (tmp_path / "o.run.jsonl").exists() and time.monotonic() < deadline:
-            time.sleep(0.01)  # until the run has begun
-        process.send_signal(number)
-        _, stderr = process.communicate(timeout=30)
-        assert process.returncode == code
-        assert "Traceback" not in stderr
+        # The command signals itself after the first recording: a signal from here may arrive after its end.
+        stopped = subprocess.run(
+            [sys.executable, "-c", SIGNALLED_ONCE.format(number=int(number)), *words],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert stopped.returncode == code, stopped.stderr
+        assert "Traceback" not in stopped.stderr
         assert "dataset.json" not in {path.name for path in out.iterdir()}
         assert not any(".tmp-" in path.name for path in out.iterdir())
         assert omniges(*words).returncode == 0
