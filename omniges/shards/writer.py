@@ -11,12 +11,12 @@ from __future__ import annotations
 import itertools
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Any, Final, Protocol
 
 from omniges.errors import DataError
 from omniges.shards.manifest import ManifestRow, MemberPlace
@@ -58,6 +58,66 @@ class StoredSegment:
     size: int
 
 
+class OpenShard(Protocol):
+    """A shard that is being written: pieces are appended, then it is completed and published, or aborted."""
+
+    path: Path
+    size: int
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the shard in hexadecimal, known once it is published."""
+
+    def write(self, data: Any) -> None:
+        """Append a sample's tar members, in the form that `ShardWriter.add` got them."""
+
+    def copy(self, segment: StoredSegment) -> None:
+        """Append a sample's tar members from a stored shard."""
+
+    def flush_to_disk(self) -> None:
+        """Write pending bytes to disk, so that `publish` has less to wait for."""
+
+    def complete(self) -> None:
+        """Accept that no piece follows; the work that `publish` waits for may begin."""
+
+    def publish(self) -> None:
+        """Make the file durable and give it its final name."""
+
+    def abort(self) -> None:
+        """Discard the file unless it is published."""
+
+
+class PendingShard(PendingFile):
+    """A shard that this process writes."""
+
+    def copy(self, segment: StoredSegment) -> None:
+        """Append a sample's tar members from a stored shard.
+
+        Args:
+            segment: Position of the members.
+
+        Raises:
+            DataError: The stored shard ends before the segment does.
+        """
+        path = segment.shard.path
+        with os_errors(path, "read"):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            position, end = segment.offset, segment.offset + segment.size
+            while position < end:
+                with os_errors(path, "read"):
+                    piece = os.pread(descriptor, min(_COPY_BYTES, end - position), position)
+                if not piece:
+                    raise DataError(f"{path}: expected {end} bytes, the file ends at {position}; run this again")
+                self.write(piece)
+                position += len(piece)
+        finally:
+            os.close(descriptor)
+
+    def complete(self) -> None:
+        """Do nothing: every piece is written at once."""
+
+
 def closes_shard(key: str, size: int, target_bytes: int) -> bool:
     """Return whether a shard ends after this sample.
 
@@ -79,6 +139,7 @@ class ShardWriter:
 
     Samples must come split by split, in key order within each. `path_of(n)` names the file of the n-th written shard.
     `on_published` is called for each shard once it is on disk, on a background thread of the writer.
+    `open_shard` begins a file; an engine that converts on other machines has them write the shards too.
     """
 
     def __init__(
@@ -86,14 +147,16 @@ class ShardWriter:
         path_of: Callable[[int], Path],
         target_bytes: int,
         on_published: Callable[[ShardFile, Path, tuple[ManifestRow, ...]], None] = lambda _shard, _path, _rows: None,
+        open_shard: Callable[[Path], OpenShard] = PendingShard,
     ) -> None:
         self._path_of = path_of
         self._target_bytes = target_bytes
         self._on_published = on_published
+        self._open_shard = open_shard
         self._publisher = ThreadPoolExecutor(1, "publisher")  # disk writes overlap with computation
         self._last_job: Future[None] | None = None
-        self._pending: PendingFile | None = None
-        self._unpublished: list[PendingFile] = []
+        self._pending: OpenShard | None = None
+        self._unpublished: list[OpenShard] = []
         self._held: list[StoredSegment] = []  # of the open shard, while it equals the start of an earlier file
         self._rows: list[ManifestRow] = []  # of the open shard
         self._split: Split | None = None
@@ -101,15 +164,15 @@ class ShardWriter:
         self._written = itertools.count()
         self._size = 0
         self._unflushed = 0
-        self.shards: list[ShardFile] = []
+        self.shards: list[ShardFile] = []  # those that are on disk
         self.paths: dict[str, Path] = {}  # shard -> file that holds its bytes now
 
-    def add(self, row: ManifestRow, segment: bytes | bytearray | memoryview) -> ManifestRow:
+    def add(self, row: ManifestRow, segment: Sized) -> ManifestRow:
         """Append a sample.
 
         Args:
             row: Row of the sample, whose offsets count from its segment's start.
-            segment: Bytes of its tar members.
+            segment: Bytes of its tar members, or what else the open shard takes for them; its length is their size.
 
         Returns:
             The row as the manifest has it.
@@ -164,13 +227,16 @@ class ShardWriter:
             self._in_background(self._pending.flush_to_disk)
         return placed
 
-    def _append(self, data: bytes | bytearray | memoryview) -> PendingFile:
+    def _open(self) -> OpenShard:
+        """Return the shard that is being written; begin one if there is none."""
         if self._pending is None:
-            self._pending = PendingFile(self._path_of(next(self._written)))
+            self._pending = self._open_shard(self._path_of(next(self._written)))
             self._unpublished.append(self._pending)
-        self._pending.write(data)
-        self._unflushed += len(data)
         return self._pending
+
+    def _append(self, data: Sized) -> None:
+        self._open().write(data)
+        self._unflushed += len(data)
 
     def _write_held(self) -> None:
         held, self._held = self._held, []
@@ -178,20 +244,8 @@ class ShardWriter:
             self._copy(segment)
 
     def _copy(self, segment: StoredSegment) -> None:
-        path = segment.shard.path
-        with os_errors(path, "read"):
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            position, end = segment.offset, segment.offset + segment.size
-            while position < end:
-                with os_errors(path, "read"):
-                    piece = os.pread(descriptor, min(_COPY_BYTES, end - position), position)
-                if not piece:
-                    raise DataError(f"{path}: expected {end} bytes, the file ends at {position}; run this again")
-                self._append(piece)
-                position += len(piece)
-        finally:
-            os.close(descriptor)
+        self._open().copy(segment)
+        self._unflushed += segment.size
 
     def _close(self) -> None:
         if not self._rows or self._split is None:
@@ -199,19 +253,22 @@ class ShardWriter:
         size = self._size + len(END_OF_ARCHIVE)
         if self._held and self._held[0].shard.size != size:
             self._write_held()
-        rows, name = tuple(self._rows), shard_name(self._split, self._index)
+        split, rows, name = self._split, tuple(self._rows), shard_name(self._split, self._index)
         if self._held:
             stored = self._held[0].shard
-            self.shards.append(ShardFile(name, self._split, len(rows), size, stored.sha256))
             self.paths[name] = stored.path
+            kept = ShardFile(name, split, len(rows), size, stored.sha256)
+            self._in_background(lambda: self.shards.append(kept))
         else:
-            pending, self._pending = self._append(END_OF_ARCHIVE), None
-            shard = ShardFile(name, self._split, len(rows), pending.size, pending.sha256)
-            self.shards.append(shard)
+            self._append(END_OF_ARCHIVE)
+            pending, self._pending = self._open(), None
             self.paths[name] = pending.path
+            pending.complete()
 
             def publish() -> None:
                 pending.publish()
+                shard = ShardFile(name, split, len(rows), size, pending.sha256)
+                self.shards.append(shard)
                 self._on_published(shard, pending.path, rows)
 
             self._in_background(publish)
