@@ -23,15 +23,24 @@ from omniges.codecs.base import Codec, End, LoudnessCodec, WindowCodec
 from omniges.codecs.registry import load_codec
 from omniges.codecs.settings import DEFAULT_MAX_LOST, EncodeSettings
 from omniges.errors import DataError, EnvironmentFault, UsageFault
-from omniges.shards.dataset import Partial, loudness_of, partial_of, seal, tool_versions
+from omniges.shards.dataset import Partial, partial_of, seal, tool_versions
+from omniges.shards.document import loudness_of
 from omniges.shards.latents import WORDS_MEMBER, CodecEntry, WindowEntry, latents_document
 from omniges.shards.manifest import ManifestRow, MemberPlace, manifest_hash, row_from_json, serialize_manifest
 from omniges.shards.reader import ShardFolder, read_beside
-from omniges.shards.schema import DATASET_FILE, GESTURE_PARTS, LATENTS_FILE, MANIFEST_FILE, Part, member_order
+from omniges.shards.schema import (
+    DATASET_FILE,
+    GESTURE_PARTS,
+    LATENTS_FILE,
+    MANIFEST_FILE,
+    Part,
+    member_order,
+    parse_document,
+)
 from omniges.shards.tar import END_OF_ARCHIVE, build_segment, npy_parts
 from omniges.shards.transaction import UnfinishedRun, Workspace, commit, finish_commit, staged_name
 from omniges.storage.atomic import PendingFile, locked, make_folder, publish_bytes
-from omniges.storage.files import canonical_json, file_sha256, json_document, sha256_hex
+from omniges.storage.files import canonical_json, file_sha256, json_document, read_range, sha256_hex
 
 Count = Callable[[int, int], None]
 Partials = dict[str, list[Partial]]  # of the train samples, by codec
@@ -382,10 +391,17 @@ class _Job:
         found = {}
         for line in self.workspace.journal.load():
             path = self.workspace.folder / line["staged"]
-            if line["shard"] in rows and path.is_file() and file_sha256(path) == line["sha256"]:
-                own = [row_from_json(row) for row in line["rows"]]
+            own = [row_from_json(row) for row in line["rows"]]
+            if not self._are_encoded(own, rows.get(line["shard"], ())):
+                continue
+            if path.is_file() and file_sha256(path) == line["sha256"]:
                 found[line["shard"]] = _Written(path, line["bytes"], line["sha256"], own, self._partials(path, own))
         return found
+
+    def _are_encoded(self, found: Sequence[ManifestRow], rows: Sequence[ManifestRow]) -> bool:
+        """Return whether rows of a journal are those of a shard's samples, with latents."""
+        same = [replace(row, members={}) for row in found] == [replace(row, members={}) for row in rows]
+        return same and all(entry.member in row.members for row in found for entry in self.entries)
 
     def _partials(self, path: Path, rows: Sequence[ManifestRow]) -> Partials:
         """Return statistics of the latents in a finished shard."""
@@ -394,8 +410,8 @@ class _Job:
             for row in rows:
                 for entry in self.entries:
                     place = row.members[entry.member]
-                    stream.seek(place.offset)
-                    _gather(found, entry, row, self.source.array_of(row, entry.member, stream.read(place.size)))
+                    data = read_range(stream.fileno(), place.offset, place.size)
+                    _gather(found, entry, row, self.source.array_of(row, entry.member, data))
         return found
 
     def _write(self, path: Path, rows: Sequence[ManifestRow], report: Callable[[ManifestRow], None]) -> _Written:
@@ -471,7 +487,8 @@ class _Job:
                 partials.setdefault(name, []).extend(own)
         latents = latents_document(self.entries, partials)
         contents = {name: read_beside(source.folder, name, source.dataset) for name in source.dataset["files"]}
-        kept = json.loads(contents[LATENTS_FILE]) if LATENTS_FILE in contents else {}
+        there = contents.get(LATENTS_FILE)
+        kept = {} if there is None else parse_document(there, str(source.folder / LATENTS_FILE))
         contents[MANIFEST_FILE] = serialize_manifest(rows)
         contents[LATENTS_FILE] = json_document(kept | latents)
         files = {

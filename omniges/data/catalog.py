@@ -20,7 +20,8 @@ from omniges.data.tracks import PLAIN_TRACKS, WORDS, Normaliser, Tracks
 from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import LAYOUT
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
-from omniges.shards.dataset import read_dataset, read_statistics
+from omniges.shards.dataset import read_statistics
+from omniges.shards.document import read_dataset
 from omniges.shards.latents import CodecEntry, read_entries
 from omniges.shards.manifest import ManifestColumns, column_of
 from omniges.shards.present import ALL_PRESENT, STREAM_BITS, STREAM_PARTS, unused_bits
@@ -313,10 +314,7 @@ _STREAM_OF: Final = {"mel.npy": "audio", "gesture.npy": "gesture", "words.json":
 
 def _entries(folder: Path, dataset: dict[str, Any], codecs: Mapping[str, str]) -> dict[str, CodecEntry]:
     """Return the entries of the chosen codecs, by stream."""
-    try:
-        there = read_entries(dataset)
-    except ValueError as error:
-        raise DataError(f"{folder}: dataset.json: {error}. {VERIFY}") from error
+    there = read_entries(dataset)
     for stream, name in codecs.items():
         if name not in there:
             held = f"latents of {', '.join(there)}" if there else "no latents"

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
-from omniges.shards.dataset import read_dataset, sealed_correctly
+from omniges.shards.dataset import sealed_correctly
+from omniges.shards.document import read_dataset
 from omniges.shards.reader import LocalShards
 from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, MANIFEST_FILE, SPLITS, STATS_FILE, TOKENIZER_FILE
 from omniges.storage.atomic import PendingFile

@@ -16,7 +16,7 @@ from omniges.data.order import MAX_POSITION, ClipOrder, Mixture
 from omniges.data.tracks import Tracks
 from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import LAYOUT
-from omniges.shards.dataset import read_dataset
+from omniges.shards.document import read_dataset
 from omniges.shards.reader import LocalShards, ShardSource
 
 STATE_VERSION: Final = 1

@@ -28,7 +28,7 @@ from omniges.data.remote_shards import dataset_bytes
 from omniges.data.samples import ShardSet, open_shards
 from omniges.errors import DataError, EnvironmentFault, RecordingFault, UsageFault
 from omniges.formats.audio import decode_flac
-from omniges.shards.dataset import check_document
+from omniges.shards.document import check_document
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import check_digest, checked_rows
 from omniges.shards.schema import (

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,8 @@ from omniges.errors import DataError, Finding, UsageFault, first_of, raise_fault
 from omniges.options import every_setting
 from omniges.pipeline.discover import Discovery, Recording
 from omniges.pipeline.settings import MAX_FILE_BYTES, Cut, PreprocessSettings, Rejected, Sample
-from omniges.shards.dataset import STATISTICS, Partial, are_totals, partial_of, read_dataset
+from omniges.shards.dataset import STATISTICS, Partial, partial_of
+from omniges.shards.document import field_faults, read_dataset
 from omniges.shards.latents import array_specs
 from omniges.shards.manifest import ManifestRow, MemberPlace, row_from_json
 from omniges.shards.reader import ShardFolder, read_beside
@@ -32,7 +32,6 @@ from omniges.shards.schema import (
     FORMAT_VERSION,
     REPORT_FILE,
     VERIFY,
-    is_count,
     is_real,
     metadata_of,
     words_of,
@@ -40,7 +39,7 @@ from omniges.shards.schema import (
 from omniges.shards.tar import BLOCK_BYTES, read_npy
 from omniges.shards.transaction import UnfinishedRun, Workspace, are_findings
 from omniges.shards.writer import StoredSegment, StoredShard
-from omniges.storage.files import canonical_json, file_sha256, is_sha256, parse_json, sha256_hex
+from omniges.storage.files import canonical_json, file_sha256, parse_json, read_range, sha256_hex
 from omniges.storage.redact import one_line
 
 Count = Callable[[int, int], None]
@@ -200,17 +199,10 @@ def read_complete(settings: PreprocessSettings) -> dict[str, Any] | None:
         )
     now = UnfinishedRun.of(settings.document(), anew=False)
     _refuse_differences(f"{out} was made", found["settings"], now.settings)
-    plan = found["plan"]
-    inputs = plan.get("rejected_inputs")
-    known = is_count(plan.get("rejected")) and is_sha256(plan.get("inputs_sha256")) and isinstance(inputs, dict)
-    if (
-        not known
-        or not all(isinstance(own, dict) for own in inputs.values())
-        or not are_totals(found["totals"], cut=True)
-    ):
+    if absent := [fault.field for fault in field_faults(found)]:
         raise UsageFault(
-            f"{out / DATASET_FILE}: expected counts and digests of an earlier run in plan and totals, found "
-            "others; it was edited. Choose another --output-dir, or start over with --force"
+            f"{out / DATASET_FILE}: expected {absent[0]} of an earlier run, found nothing; it was edited. "
+            "Choose another --output-dir, or start over with --force"
         )
     return found
 
@@ -494,7 +486,7 @@ def _recomputed(sample: _Sample, descriptor: int) -> Recalled:
 
     def member(name: str) -> bytes:
         place = sample.row.members[name]
-        return os.pread(descriptor, place.size, sample.segment.offset + place.offset)
+        return read_range(descriptor, sample.segment.offset + place.offset, place.size)
 
     specs = array_specs(sample.row, None, ())
 

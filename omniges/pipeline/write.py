@@ -25,7 +25,8 @@ from omniges.pipeline.convert import assemble
 from omniges.pipeline.recording import Recording, digests_of, refused, take_of
 from omniges.pipeline.settings import ConvertSettings, Sample
 from omniges.pipeline.summary import Tally, cut_totals
-from omniges.shards.dataset import dataset_document, read_dataset, seal, statistics_document, train_tokenizer
+from omniges.shards.dataset import dataset_document, seal, statistics_document, train_tokenizer
+from omniges.shards.document import read_dataset
 from omniges.shards.manifest import ManifestRow, MemberPlace, identities, serialize_manifest
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, REPORT_FILE, SPLITS, STATS_FILE, TOKENIZER_FILE
 from omniges.shards.tar import BLOCK_BYTES, Segment, build_segment

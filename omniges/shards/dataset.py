@@ -1,9 +1,9 @@
-"""The small files beside the shards: statistics and tokenizer of the train split, and dataset.json.
+"""Writing of the small files beside the shards: statistics and tokenizer of the train split, and dataset.json.
 
-dataset.json is written last, so its presence means that the set is complete. Channel statistics come from one float64
-partial for each clip: count, mean, sum of squared deviations (M2), minimum and maximum. Partials are combined after
-Chan, Golub & LeVeque (1983) with `math.fsum`. Its result does not depend on the order of terms, so it does not depend
-on how the work was split.
+dataset.json is written last, so its presence means that the set is complete; `omniges.shards.document` reads it.
+Channel statistics come from one float64 partial for each clip: count, mean, sum of squared deviations (M2), minimum and
+maximum. Partials are combined after Chan, Golub & LeVeque (1983) with `math.fsum`. Its result does not depend on the
+order of terms, so it does not depend on how the work was split.
 """
 
 from __future__ import annotations
@@ -15,28 +15,26 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
-from typing import Any, Final, cast, get_args
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from omniges import __version__
-from omniges.errors import DataError, UsageFault
+from omniges.errors import DataError
 from omniges.features import audio, timebase
 from omniges.features.gesture import JAW_EYES, LAYOUT
 from omniges.shards import schema
-from omniges.shards.manifest import ManifestRow, manifest_hash, places_problem
+from omniges.shards.manifest import ManifestRow, manifest_hash
 from omniges.shards.schema import parse_document
 from omniges.shards.writer import ShardFile
-from omniges.storage.files import canonical_json, is_sha256, json_document, read_json, sha256_hex
+from omniges.storage.files import canonical_json, json_document, sha256_hex
 
 F64 = npt.NDArray[np.float64]
 
 SMALLEST_STD: Final = 1e-6  # channels with a smaller deviation are normalised with scale 1
 _BLOCK_FRAMES = 256
 _MOST: Final = 1e30  # largest magnitude of statistics, which are used in float32
-_VERIFY: Final = "Run omniges verify-shards on it"
 _VERIFY_DEEP: Final = "Run omniges verify-shards --level deep on it"  # others compare its checksum alone
 _PACKAGES: Final = ("librosa", "numpy", "praatio", "pyarrow", "scipy", "soundfile", "soxr", "tokenizers")
 FEATURES: Final[dict[str, Any]] = {
@@ -61,8 +59,6 @@ FEATURES: Final[dict[str, Any]] = {
 }
 COUNTS: Final = ("samples", "frames", "mel_frames", "ticks", "words")
 """Counts in ``totals`` and ``splits``, beside seconds."""
-NO_CUT: Final = {"audio_s": 0, "motion_s": 0, "words_dropped": 0, "words_clipped": 0}
-"""``cut`` in ``totals`` if nothing was cut."""
 _version: Final = functools.cache(metadata.version)  # reads a file, 3 ms each
 
 
@@ -207,196 +203,6 @@ def sealed_correctly(document: dict[str, Any]) -> bool:
     """Return whether a document's checksum fits its content."""
     rest = {name: value for name, value in document.items() if name != "checksum"}
     return document.get("checksum") == sha256_hex(canonical_json(rest))
-
-
-def read_dataset(folder: Path) -> dict[str, Any]:
-    """Read and check dataset.json.
-
-    A missing folder raises UsageFault. An incomplete or damaged set, or one of another version, raises DataError.
-    """
-    path = folder / schema.DATASET_FILE
-    if not folder.is_dir():
-        raise UsageFault(f"{folder}: expected a folder of shards, found none; run omniges preprocess first")
-    try:
-        document = read_json(path, "Make the shards again", folder)
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{folder}: no {schema.DATASET_FILE}, so the shards are not complete. Run omniges preprocess"
-        ) from error
-    return check_document(document, str(path))
-
-
-def check_document(document: object, path: str) -> dict[str, Any]:
-    """Return a dataset.json unchanged if its version, checksum, shard entries and file entries are valid.
-
-    Args:
-        document: Content of the JSON.
-        path: Path for errors.
-
-    Returns:
-        The document itself.
-
-    Raises:
-        DataError: The document is damaged, has another version, lists unusable files, or contradicts itself.
-    """
-    if not isinstance(document, dict) or document.get("format") != schema.FORMAT:
-        raise DataError(f"{path}: expected format {schema.FORMAT!r}; this is not a folder of omniges shards")
-    version = document.get("version")
-    if type(version) is not int or version not in schema.CONTRACTS:
-        known = " or ".join(map(str, schema.CONTRACTS))
-        raise DataError(
-            f"{path}: expected shard contract version {known}, found {version!r:.40}; use the omniges that wrote it"
-        )
-    if not sealed_correctly(document):
-        raise DataError(
-            f"{path}: the checksum does not fit the content: it was edited or damaged. Make the shards again"
-        )
-    for field_name in ("shards", "files"):
-        listed = document.get(field_name)
-        if not isinstance(listed, dict):
-            raise DataError(f"{path}: {field_name}: expected an object, found {type(listed).__name__}. {_VERIFY}")
-        for name, entry in listed.items():
-            problem = entry_problem(name, entry, field_name)
-            if problem:
-                raise DataError(f"{path}: {field_name}: {ascii(name)[:80]}: {problem}. {_VERIFY}")
-    if problem := _facts_problem(document) or _features_problem(document.get("features")):
-        raise DataError(f"{path}: {problem}. {_VERIFY}")
-    return document
-
-
-def loudness_of(dataset: Mapping[str, Any], folder: Path) -> audio.Loudness:
-    """Return the loudness to which the audio of a set was normalised.
-
-    Args:
-        dataset: Checked dataset.json.
-        folder: Folder of the set, for errors.
-
-    Returns:
-        One of the values of ``omniges preprocess --loudness``.
-
-    Raises:
-        DataError: The settings do not state it.
-    """
-    convert = dataset["settings"].get("convert")
-    found = convert.get("loudness") if isinstance(convert, dict) else None
-    for rule in get_args(audio.Loudness):
-        if found == rule:
-            return cast("audio.Loudness", rule)
-    expected = " or ".join(get_args(audio.Loudness))
-    raise DataError(
-        f"{folder / schema.DATASET_FILE}: settings.convert.loudness: expected {expected}, found {found!a:.40}; it was "
-        "edited. Make the shards again"
-    )
-
-
-def _features_problem(features: object) -> str:
-    """Return which features are not those that readers take arrays for; "" if all are."""
-    if canonical_json(features) == canonical_json(FEATURES):
-        return ""
-    wrong = sorted(k for k in FEATURES if not isinstance(features, dict) or features.get(k) != FEATURES[k])
-    return f"features: expected those of this version of omniges, found other {', '.join(wrong) or 'fields'}"
-
-
-def _facts_problem(document: Mapping[str, Any]) -> str:
-    """Return the first field of dataset.json that readers cannot use, or whose counts differ; "" if all are valid."""
-    for name in ("tool", "settings", "plan", "splits"):
-        if not isinstance(document.get(name), dict):
-            return f"{name}: expected an object, found {type(document.get(name)).__name__}"
-    if not is_sha256(document.get("manifest_hash")):
-        return "manifest_hash: expected a sha256"
-    splits = document["splits"]
-    if splits.keys() != set(schema.SPLITS):
-        return f"splits: expected {', '.join(schema.SPLITS)}, found {', '.join(sorted(splits))!a:.80}"
-    if wrong := [name for name in schema.SPLITS if not are_totals(splits[name])]:
-        return f"splits.{wrong[0]}: expected counts and seconds"
-    totals = document.get("totals")
-    if not isinstance(totals, dict) or not are_totals({k: value for k, value in totals.items() if k != "cut"}):
-        return "totals: expected counts and seconds"
-    samples = Counter(dict.fromkeys(schema.SPLITS, 0))
-    for entry in document["shards"].values():
-        samples[entry["split"]] += entry["samples"]
-    for name, count in samples.items():
-        if splits[name]["samples"] != count:
-            return f"splits.{name}: expected {count} samples as in its shards, found {splits[name]['samples']}"
-    if totals["samples"] != samples.total():
-        return f"totals: expected {samples.total()} samples as in the shards, found {totals['samples']}"
-    return ""
-
-
-def are_totals(found: object, *, cut: bool = False) -> bool:
-    """Return whether a value from JSON has the form of `totals_of`.
-
-    Args:
-        found: The value.
-        cut: Whether seconds and words cut belong to it.
-
-    Returns:
-        True if it has.
-    """
-    if not isinstance(found, dict) or found.keys() != {*COUNTS, "seconds"} | ({"cut"} if cut else set()):
-        return False
-    cuts = found.get("cut", NO_CUT)
-    return (
-        all(schema.is_count(found[name]) for name in COUNTS)
-        and isinstance(found["seconds"], float)
-        and 0 <= found["seconds"] < math.inf
-        and isinstance(cuts, dict)
-        and cuts.keys() == NO_CUT.keys()
-        and all(map(schema.is_real, cuts.values()))
-    )
-
-
-def rows_problem(rows: Sequence[ManifestRow], dataset: Mapping[str, Any]) -> str:
-    """Return the first contradiction between valid rows, or between rows and dataset.json.
-
-    Args:
-        rows: All rows of a manifest.
-        dataset: Checked dataset.json.
-
-    Returns:
-        One line that names the row or the count, or an empty text.
-    """
-    if problem := places_problem(rows, dataset["shards"]):
-        return problem
-    for split, wanted in dataset["splits"].items():
-        found = totals_of(row for row in rows if row.split == split)
-        for name in COUNTS:
-            if found[name] != wanted[name]:
-                return f"expected {wanted[name]} {name} of split {split} as in dataset.json, found {found[name]}"
-        if not math.isclose(found["seconds"], wanted["seconds"], rel_tol=1e-9, abs_tol=1e-6):
-            found_s, wanted_s = found["seconds"], wanted["seconds"]
-            return f"expected {wanted_s:g} s of split {split} as in dataset.json, found {found_s:g}"
-    return ""
-
-
-def entry_problem(name: str, entry: object, field_name: str) -> str:
-    """Return why an entry of ``shards`` or ``files`` cannot be used, or an empty text.
-
-    Only names in the contract are allowed, so that no reader joins another name to the folder's path.
-
-    Args:
-        name: Name of the shard or file.
-        entry: Its entry in dataset.json.
-        field_name: ``shards`` or ``files``.
-
-    Returns:
-        The reason, or an empty text for a valid entry.
-    """
-    match = schema.SHARD_NAME.fullmatch(name)
-    if (match is None) if field_name == "shards" else name not in {*schema.SIDE_FILES, schema.LATENTS_FILE}:
-        return "a name that is not in the contract"
-    if not isinstance(entry, dict):
-        return f"{type(entry).__name__}"
-    fields = {"bytes", "sha256"} | ({"split", "samples"} if match else set())
-    if entry.keys() != fields:
-        return f"fields {', '.join(sorted(entry))!a}"
-    if not schema.is_count(entry["bytes"]):
-        return f"bytes {entry['bytes']!r}"
-    if not is_sha256(entry["sha256"]):
-        return f"sha256 {entry['sha256']!r}"
-    if match and entry["split"] != match["split"]:
-        return f"split {entry['split']!r}"
-    return f"samples {entry['samples']!r}" if match and not schema.is_count(entry["samples"], 1) else ""
 
 
 def read_statistics(data: bytes, place: str) -> dict[str, Any]:

@@ -315,7 +315,7 @@ def read_entries(document: Mapping[str, Any]) -> dict[str, CodecEntry]:
     """
     found = document.get("codecs", {})
     if not isinstance(found, dict) or ("codecs" in document and not found):
-        raise ValueError(f"codecs: expected at least one entry by name, found {found!r:.200}")
+        raise ValueError(f"{found!r:.200}")
     return {name: CodecEntry.from_json(name, found[name]) for name in sorted(found)}
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from omniges.errors import DataError
 from omniges.features import timebase
 from omniges.shards import schema
+from omniges.shards.tar import BLOCK_BYTES, END_OF_ARCHIVE
 from omniges.storage.files import canonical_json, is_sha256, sha256_hex
 from omniges.storage.redact import one_line
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 SOURCES: Final = ("wav", "npz", "textgrid", "sem")
 _MAX_MEMBER_BYTES: Final = 8**11 - 1
+_MAX_TEXT_BYTES: Final = 64 << 20  # of a member that is parsed as JSON: the words of a day take half of it
+_MAX_FRAMES: Final = int(timebase.LONGEST_S * timebase.FRAME_RATE_HZ)  # readers allocate arrays of so many rows
 _DIGEST_BYTES: Final = 32  # size of a sha256, which is not compressible
 _ROW_BYTES: Final = 16 << 10  # largest average size of an unpacked row
 _SCHEMA_BYTES: Final = 1 << 20
@@ -327,7 +330,7 @@ def row_problem(row: ManifestRow) -> str:
         return f"stem {row.stem!r}"
     counts = (row.mel_frames, row.ticks, row.words)
     minimum = schema.is_count(row.frames, timebase.FRAMES_PER_TICK) and schema.is_count(row.mel_frames, 1)
-    if not minimum or not all(map(schema.is_count, counts)):
+    if not minimum or not all(map(schema.is_count, counts)) or row.frames > _MAX_FRAMES:
         return f"frames {row.frames}, mel frames, ticks and words {counts}"
     if not isinstance(row.seconds, (int, float)) or not math.isfinite(row.seconds):
         return f"seconds {row.seconds}"
@@ -351,7 +354,7 @@ def places_problem(rows: Iterable[ManifestRow], shards: Mapping[str, Any]) -> st
         One line that names the row or shard, or an empty text.
     """
     keys: set[str] = set()
-    samples = Counter(dict.fromkeys(shards, 0))
+    samples, ends = Counter(dict.fromkeys(shards, 0)), dict.fromkeys(shards, 0)
     for row in rows:
         if row.key in keys:
             return f"the key {row.key} occurs twice"
@@ -370,9 +373,13 @@ def places_problem(rows: Iterable[ManifestRow], shards: Mapping[str, Any]) -> st
             if place.offset + place.size > size:
                 end = place.offset + place.size
                 return f"row {row.key}: {member} up to byte {end} is not inside {row.shard} of {size} bytes"
+            ends[row.shard] = max(ends[row.shard], place.offset + place.size)
     for shard, count in samples.items():
         if count != shards[shard]["samples"]:
             return f"expected {shards[shard]['samples']} rows of {shard} as in dataset.json, found {count}"
+        end, size = ends[shard] + -ends[shard] % BLOCK_BYTES + len(END_OF_ARCHIVE), shards[shard]["bytes"]
+        if end != size:
+            return f"{shard}: expected {end} bytes, where its members end, found {size} in dataset.json"
     return ""
 
 
@@ -384,7 +391,8 @@ def _places_problem(row: ManifestRow) -> str:
     for member, place in row.members.items():
         if member not in {*contract.members, *contract.optional} and not schema.LATENT_MEMBER.fullmatch(member):
             return f"member {member!r}"
-        valid = schema.is_count(place.offset, 512) and schema.is_count(place.size) and place.size <= _MAX_MEMBER_BYTES
+        largest = _MAX_MEMBER_BYTES if member.endswith(".npy") or member == "flac" else _MAX_TEXT_BYTES
+        valid = schema.is_count(place.offset, 512) and schema.is_count(place.size) and place.size <= largest
         if not valid or not is_sha256(place.sha256):
             return f"{member}: offset {place.offset}, size {place.size}, sha256 {place.sha256}"
     for source, (path, digest) in row.sources.items():

@@ -20,13 +20,14 @@ import numpy.typing as npt
 from omniges.errors import DataError, RecordingFault, UsageFault
 from omniges.features.gesture import GestureClip
 from omniges.formats.npz import BETAS_LENGTHS
-from omniges.shards.dataset import combine, partial_of, read_dataset, rows_problem
+from omniges.shards.dataset import combine, partial_of
+from omniges.shards.document import read_dataset, rows_problem
 from omniges.shards.latents import CodecEntry, array_specs, read_entries
 from omniges.shards.manifest import ManifestRow, read_manifest
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, VERIFY, metadata_of, samples_of, spans_of, words_of
 from omniges.shards.tar import read_npy
 from omniges.storage.atomic import os_errors
-from omniges.storage.files import open_file
+from omniges.storage.files import open_file, read_range
 from omniges.storage.redact import one_line
 
 Parsed = TypeVar("Parsed")
@@ -276,10 +277,7 @@ class ShardFolder:
     @cached_property
     def codecs(self) -> dict[str, CodecEntry]:
         """Codecs whose latents the samples hold, by name."""
-        try:
-            return read_entries(self.dataset)
-        except ValueError as error:
-            raise DataError(f"{self.folder / DATASET_FILE}: {error}. {VERIFY}") from error
+        return read_entries(self.dataset)
 
     @cached_property
     def rows(self) -> Sequence[ManifestRow]:
@@ -326,10 +324,9 @@ class ShardFolder:
             The bytes.
         """
         place = row.members[member]
-        with os_errors(self.folder / row.shard, "read"), open(self.source.open(row.shard), "rb") as stream:
-            stream.seek(place.offset)
-            data = stream.read(place.size)
         shown = place_of_member(self.source, row.shard, row.key, member, place.offset)
+        with os_errors(self.folder / row.shard, "read"), open(self.source.open(row.shard), "rb") as stream:
+            data = read_range(stream.fileno(), place.offset, place.size)
         if check:
             check_member(self.source, row.shard, data, bytes.fromhex(place.sha256), shown)
         elif len(data) != place.size:

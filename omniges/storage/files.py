@@ -129,6 +129,27 @@ def read_file(path: Path, max_bytes: int, root: Path | None = None) -> bytes:
         return stream.read()
 
 
+def read_range(descriptor: int, offset: int, size: int) -> bytes:
+    """Return bytes of an open file; nothing is allocated for bytes that the file does not have.
+
+    Args:
+        descriptor: The file.
+        offset: First byte.
+        size: Number of bytes.
+
+    Returns:
+        The bytes; fewer than `size` only at the end of the file.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    pieces, left = [], min(size, os.fstat(descriptor).st_size - offset)
+    while left > 0 and (piece := os.pread(descriptor, left, offset)):  # at most 2 GiB
+        pieces.append(piece)
+        offset, left = offset + len(piece), left - len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
 def parse_json(data: bytes) -> Any:
     """Parse JSON bytes of unknown origin.
 

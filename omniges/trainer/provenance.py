@@ -17,7 +17,7 @@ import torch
 
 from omniges import __version__
 from omniges.data.sequence import DataSource
-from omniges.shards.dataset import read_dataset
+from omniges.shards.document import read_dataset
 
 _PACKAGES: Final = ("accelerate", "diffusers", "numpy", "safetensors", "tokenizers", "torch")
 _GIT_LIMIT_S: Final = 10

@@ -43,7 +43,7 @@ from omniges.model.tasks import SIX, SamplingSettings
 from omniges.pretrained.initialize import Start, open_start
 from omniges.progress import counted
 from omniges.registry import foreign
-from omniges.shards.dataset import loudness_of, read_dataset
+from omniges.shards.document import loudness_of, read_dataset
 from omniges.shards.latents import CodecEntry
 from omniges.shards.present import STREAM_PARTS, part_flags
 from omniges.shards.reader import ShardFolder, read_beside, train_statistics

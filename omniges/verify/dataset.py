@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from omniges.shards import schema
-from omniges.shards.dataset import COUNTS, FEATURES, are_totals, entry_problem, sealed_correctly
+from omniges.shards.dataset import COUNTS, sealed_correctly
+from omniges.shards.document import entry_problem, field_faults
 from omniges.shards.latents import CodecEntry, read_entries
 from omniges.shards.schema import is_count, shard_name
 from omniges.storage.atomic import is_temporary_name
-from omniges.storage.files import canonical_json, is_sha256, json_document, parse_json, sha256_hex
+from omniges.storage.files import canonical_json, json_document, parse_json, sha256_hex
 from omniges.verify.findings import Collector, VerifyFinding
 from omniges.verify.folders import FileFault, Folder
 
@@ -81,11 +82,11 @@ def read_inventory(folder: Folder) -> tuple[Inventory | None, list[VerifyFinding
         return None, out.finish()
     shards = _listed(document.get("shards"), "shards", out)
     files = _listed(document.get("files"), "files", out)
-    codecs: dict[str, CodecEntry] = {}
-    try:
-        codecs = read_entries(document)
-    except ValueError as error:
-        out.add("dataset-malformed", f"codecs: {error}", "entries of codecs by name")
+    faults = [*field_faults(document)]
+    for fault in faults:
+        code = "dataset-features" if fault.field == "features" else "dataset-malformed"
+        out.add(code, f"{fault.field}: {fault.found}", fault.expected)
+    codecs = {} if any(fault.field == "codecs" for fault in faults) else read_entries(document)
     if files is not None:
         for name in sorted(set(schema.SIDE_FILES) - files.keys()):
             out.add("dataset-malformed", f"files: no {name}", "manifest, statistics, tokenizer and report")
@@ -96,7 +97,7 @@ def read_inventory(folder: Folder) -> tuple[Inventory | None, list[VerifyFinding
     inventory = Inventory(document, shards or {}, files or {}, codecs)
     if out.failed:
         return inventory, out.finish()
-    _check_identity(document, out)
+    _check_names_of_fields(document, out)
     for split in schema.SPLITS:
         names = sorted(name for name, shard in inventory.shards.items() if shard.split == split)
         gap = next((index for index, name in enumerate(names) if int(name[-10:-4]) != index), None)
@@ -158,74 +159,47 @@ def _listed(found: object, field_name: str, out: Collector) -> dict[str, Listed]
     return listed
 
 
-def _check_identity(document: Mapping[str, Any], out: Collector) -> None:
-    """Check the feature settings of this version, and that no field is unknown or absent."""
-    if canonical_json(document.get("features")) != canonical_json(FEATURES):
-        out.add("dataset-features", f"{document.get('features')!r}", f"{FEATURES!r}")
+def _check_names_of_fields(document: Mapping[str, Any], out: Collector) -> None:
+    """Check that no field is unknown or absent."""
     fields = {"format", "version", "tool", "features", "settings", "plan", "manifest_hash", "totals", "splits"}
     fields |= {"shards", "files", "checksum"}
     if document.keys() - {"codecs"} != fields:  # codecs is present if a codec has encoded the shards
         found = ", ".join(sorted((document.keys() - {"codecs"}) ^ fields))
         out.add("dataset-malformed", f"fields unknown or absent: {found}", "the contract's fields")
-    digest = document.get("manifest_hash")
-    if not is_sha256(digest):
-        out.add("dataset-malformed", f"manifest_hash {digest!r}", "a sha256")
-
-
-def _totals(found: object, name: str, out: Collector) -> dict[str, Any] | None:
-    """Return the totals if they have the expected form, or None after a finding."""
-    cut = name == "totals"
-    if not are_totals(found, cut=cut):
-        wanted = ", ".join([*COUNTS, "seconds", *(["cut"] if cut else [])])
-        out.add("dataset-malformed", f"{name}: {found!r}", f"{wanted}: whole numbers and seconds")
-        return None
-    return as_object(found)
 
 
 def _check_totals(inventory: Inventory, out: Collector) -> None:
     """Check that totals are the sums over the splits, and that sample counts match the shards."""
-    splits = inventory.document.get("splits")
-    if not isinstance(splits, dict) or splits.keys() != set(schema.SPLITS):
-        out.add("dataset-malformed", f"splits: {splits!r}", ", ".join(schema.SPLITS))
-        return
-    parts = {split: _totals(splits[split], f"splits.{split}", out) for split in schema.SPLITS}
-    totals = _totals(inventory.document.get("totals"), "totals", out)
-    known = [part for part in parts.values() if part is not None]
-    if totals is None or len(known) < len(schema.SPLITS):
-        return
+    splits, totals = inventory.document["splits"], inventory.document["totals"]
     for name in COUNTS:
-        added = sum(part[name] for part in known)
+        added = sum(part[name] for part in splits.values())
         if added != totals[name]:
             out.add("dataset-totals", f"totals.{name} {totals[name]}", f"{added}, the sum over the splits")
-    seconds = math.fsum(part["seconds"] for part in known)
+    seconds = math.fsum(part["seconds"] for part in splits.values())
     if not math.isclose(seconds, totals["seconds"], rel_tol=1e-9, abs_tol=1e-6):
         out.add("dataset-totals", f"totals.seconds {totals['seconds']}", f"{seconds}, the sum over the splits")
     samples: Counter[str] = Counter()
     for shard in inventory.shards.values():
         samples[shard.split] += shard.samples
-    for split, part in parts.items():
-        if part is not None and part["samples"] != samples[split]:
+    for split, part in splits.items():
+        if part["samples"] != samples[split]:
             found = f"splits.{split}.samples {part['samples']}"
             out.add("dataset-totals", found, f"{samples[split]}, the sum over its shards")
 
 
 def _check_plan(document: Mapping[str, Any], out: Collector) -> None:
     """Check that the plan's digest fits the settings and that every stem was converted or rejected."""
-    plan, settings = document.get("plan"), document.get("settings")
-    if not isinstance(plan, dict) or not isinstance(settings, dict):
-        out.add("dataset-malformed", f"plan {plan!r}, settings {settings!r}", "objects")
-        return
-    digest = sha256_hex(canonical_json(settings))
-    if plan.get("settings_sha256") != digest:
-        out.add("dataset-plan", f"plan.settings_sha256 {plan.get('settings_sha256')!r}", digest)
-    stems: Any = plan.get("stems")
-    rejected: Any = plan.get("rejected")
-    samples: Any = as_object(document.get("totals")).get("samples")
-    if not (is_count(stems) and is_count(rejected)):
-        out.add("dataset-malformed", f"plan.stems {stems!r}, plan.rejected {rejected!r}", "whole numbers")
-    elif is_count(samples) and stems != rejected + samples:
+    plan = document["plan"]
+    digest = sha256_hex(canonical_json(document["settings"]))
+    if plan["settings_sha256"] != digest:
+        out.add("dataset-plan", f"plan.settings_sha256 {plan['settings_sha256']!r}", digest)
+    stems, rejected, samples = plan["stems"], plan["rejected"], document["totals"]["samples"]
+    if stems != rejected + samples:
         found = f"{stems} stems, {rejected} rejected, {samples} samples"
         out.add("dataset-plan", found, "each stem a sample or rejected")
+    if len(plan["rejected_inputs"]) > rejected:
+        found = f"inputs of {len(plan['rejected_inputs'])} stems, {rejected} rejected"
+        out.add("dataset-plan", found, "inputs of rejected stems alone")
 
 
 def check_names(names: Sequence[str], listed: set[str]) -> list[VerifyFinding]:

@@ -32,6 +32,7 @@ from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import DATASET_FILE, LATENTS_FILE, UNFINISHED_FILE
 from omniges.shards.transaction import UnfinishedRun, Workspace
 from omniges.storage import atomic
+from omniges.storage.files import sha256_hex
 from omniges.testing.settings import CorpusSettings
 from omniges.testing.synthetic_corpus import write_sample_corpus
 
@@ -256,6 +257,24 @@ def killed_run(settings: EncodeSettings, turn: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def stopped_after_a_shard(shards: Path, out: Path, halves: Any) -> int:
+    """Encode the first shard only; the number of its samples."""
+    folder = ShardFolder(shards)
+    first = next(iter(folder.dataset["shards"]))
+    stop = sum(row.shard == first for row in folder.rows)
+
+    class Stopping(Halves):
+        def encode(self, array: F32) -> F32:
+            if self.calls == stop:
+                raise KeyboardInterrupt
+            return super().encode(array)
+
+    halves(Stopping())
+    with pytest.raises(KeyboardInterrupt):
+        encode(settings_of(shards, out))
+    return stop
+
+
 class TestKills:
     @pytest.mark.parametrize("in_place", [False, True])
     @pytest.mark.parametrize("stride", [7, pytest.param(1, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
@@ -282,24 +301,37 @@ class TestKills:
         assert turn > 20
 
     def test_finished_shards_are_not_encoded_again(self, shards: Path, tmp_path: Path, halves: Any) -> None:
-        class Stops(Halves):
-            def encode(self, array: F32) -> F32:
-                if self.calls == stop:
-                    raise KeyboardInterrupt
-                return super().encode(array)
-
-        folder = ShardFolder(shards)
-        names = list(folder.dataset["shards"])
-        stop = sum(row.shard == names[0] for row in folder.rows)
-        halves(Stops())
-        with pytest.raises(KeyboardInterrupt):
-            encode(settings_of(shards, tmp_path / "out"))
+        first = stopped_after_a_shard(shards, tmp_path / "out", halves)
         assert not (tmp_path / "out" / DATASET_FILE).exists()
         codec = Halves()
         halves(codec)
         summary: EncodeSummary = encode(settings_of(shards, tmp_path / "out"))
         assert summary.resumed == 1
-        assert codec.calls == len(folder.rows) - stop
+        assert codec.calls == len(ShardFolder(shards).rows) - first
+
+    @pytest.mark.parametrize("kind", ["no latents", "another sample", "no rows"])
+    def test_shards_of_a_journal_with_other_samples_are_encoded_again(
+        self, shards: Path, tmp_path: Path, halves: Any, kind: str
+    ) -> None:
+        halves(Halves())
+        encode(settings_of(shards, tmp_path / "whole"))
+        stopped_after_a_shard(shards, tmp_path / "out", halves)
+        halves(Halves())
+        journal = Workspace(tmp_path / "out").journal
+        lines = journal.load()
+        assert lines
+        for row in lines[0]["rows"]:
+            if kind == "no latents":
+                del row["members"]["test-halves.npy"]
+            else:
+                row["frames"] += 1
+        lines[0]["rows"] = lines[0]["rows"] if kind != "no rows" else []
+        (tmp_path / "out" / UNFINISHED_FILE / "journal.jsonl").write_bytes(b"")
+        journal.open()
+        journal.append(lines[0], durable=False)
+        journal.close()
+        assert encode(settings_of(shards, tmp_path / "out")).resumed == 0
+        assert digests(tmp_path / "out") == digests(tmp_path / "whole")
 
     def test_an_unfinished_run_of_another_codec_is_not_mixed_in(
         self, shards: Path, tmp_path: Path, halves: Any
@@ -322,6 +354,20 @@ class TestRefusals:
         with pytest.raises(DataError, match=rf"{row.key}.gesture.npy at byte \d+: expected sha256 \w+, found \w+"):
             encode(settings_of(folder))
         assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
+
+    @pytest.mark.parametrize("content", [b"[]", b"3", b"{", b"[" * 10**5, b'{"a": NaN}'])
+    def test_statistics_of_earlier_latents_that_are_no_object(
+        self, shards: Path, tmp_path: Path, halves: Any, content: bytes
+    ) -> None:
+        folder = copied(shards, tmp_path / "s")
+        encode(settings_of(folder))
+        (folder / LATENTS_FILE).write_bytes(content)
+        listed = {"bytes": len(content), "sha256": sha256_hex(content)}
+        edited = edited_dataset(folder, lambda document: document["files"].update({LATENTS_FILE: listed}))
+        (folder / DATASET_FILE).write_bytes(edited)
+        halves(Halves(name="test-others"))
+        with pytest.raises(DataError, match=r"latents\.json: expected a JSON object"):
+            encode(EncodeSettings(shards=folder, codecs=(("test-others", Path()),)))
 
     def test_latents_that_are_no_numbers(self, shards: Path, tmp_path: Path, halves: Any) -> None:
         halves(NotNumbers())

@@ -25,7 +25,8 @@ from omniges.data.remote_shards import CacheSettings, RemoteShards, open_locatio
 from omniges.data.sequence import DataSource, Sequencing
 from omniges.data.window_reader import ClipReader, ReadMarks
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
-from omniges.shards.dataset import FEATURES, read_dataset, seal, totals_of
+from omniges.shards.dataset import FEATURES, seal, totals_of
+from omniges.shards.document import read_dataset
 from omniges.shards.reader import LocalShards, ShardFolder, ShardSource
 from omniges.shards.schema import SPLITS
 from omniges.storage.cache import CacheFull, Retries

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniges.errors import DataError, EnvironmentFault
-from omniges.storage.files import lies_inside, parse_json, read_file, read_json, text_codec
+from omniges.storage.files import lies_inside, parse_json, read_file, read_json, read_range, text_codec
 
 _LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**64) | st.floats(allow_nan=False, allow_infinity=False)
 _JSON = st.recursive(
@@ -139,3 +139,14 @@ def test_text_is_decoded_with_and_without_a_mark(codec: str, first: str, rest: s
     text = first + rest.replace("\0", "")
     data = text.encode(codec)
     assert data.decode(text_codec(data)) == text
+
+
+def test_a_range_takes_no_memory_for_bytes_that_the_file_does_not_have(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(100)))
+    with path.open("rb") as stream:
+        assert read_range(stream.fileno(), 10, 20) == bytes(range(10, 30))
+        assert read_range(stream.fileno(), 90, 1 << 50) == bytes(range(90, 100))  # an allocation of 2**50 would fail
+        assert read_range(stream.fileno(), 100, 1 << 50) == b""
+        assert read_range(stream.fileno(), 1 << 50, 1 << 50) == b""
+        assert read_range(stream.fileno(), 0, 0) == b""
