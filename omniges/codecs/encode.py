@@ -38,7 +38,7 @@ from omniges.shards.schema import (
     parse_document,
 )
 from omniges.shards.tar import END_OF_ARCHIVE, build_segment, npy_parts
-from omniges.shards.transaction import UnfinishedRun, Workspace, commit, finish_commit, staged_name
+from omniges.shards.transaction import UnfinishedRun, Workspace, staged_name
 from omniges.storage.atomic import PendingFile, locked, make_folder, publish_bytes
 from omniges.storage.files import canonical_json, file_sha256, json_document, read_range, sha256_hex
 
@@ -116,8 +116,7 @@ def encode(settings: EncodeSettings, count: Count = lambda _done, _total: None) 
         make_folder(target)
     workspace = Workspace(target)
     with locked(target):
-        workspace.refuse_foreign()
-        finish_commit(workspace)
+        workspace.recover()
         source = ShardFolder(settings.shards)
         if not settings.in_place and (target / DATASET_FILE).exists():
             entries = {name: _entry(codec, source) for name, codec in codecs.items()}
@@ -505,7 +504,7 @@ class _Job:
             "codecs": {name: entry.as_json() for name, entry in codecs.items()},
         }
         publish_bytes(folder / DATASET_FILE, seal(document))
-        commit(self.workspace, {name: shard.path for name, shard in shards.items()})
+        self.workspace.commit({name: shard.path for name, shard in shards.items()})
 
 
 def _gather(partials: Partials, entry: CodecEntry, row: ManifestRow, latents: Any) -> None:

@@ -13,7 +13,9 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,7 +39,7 @@ from omniges.shards.schema import (
     words_of,
 )
 from omniges.shards.tar import BLOCK_BYTES, read_npy
-from omniges.shards.transaction import UnfinishedRun, Workspace, are_findings
+from omniges.shards.transaction import OutputPlace, UnfinishedRun, are_findings
 from omniges.shards.writer import StoredSegment, StoredShard
 from omniges.storage.files import canonical_json, file_sha256, parse_json, read_range, sha256_hex
 from omniges.storage.redact import one_line
@@ -110,11 +112,11 @@ class Earlier:
             start = end
 
 
-def known_outcomes(workspace: Workspace, complete: dict[str, Any] | None) -> Earlier:
+def known_outcomes(place: OutputPlace, complete: dict[str, Any] | None) -> Earlier:
     """Return the results in the unfinished run's journal and in the complete set.
 
     Args:
-        workspace: Folder of the unfinished run.
+        place: Place of the set.
         complete: Dataset.json of the complete set, or None.
 
     Returns:
@@ -125,9 +127,9 @@ def known_outcomes(workspace: Workspace, complete: dict[str, Any] | None) -> Ear
     """
     earlier = Earlier()
     # Latest shard of the journal first: an interrupted update prefers its own files to older ones.
-    for entry in reversed(workspace.journal.load()):
+    for entry in reversed(place.journal.load()):
         if "staged" in entry:
-            shard = StoredShard(workspace.folder / entry["staged"], entry["bytes"], entry["sha256"])
+            shard = StoredShard(place.folder / entry["staged"], entry["bytes"], entry["sha256"])
             noted = {stem: [*map(Finding.from_json, found)] for stem, found in entry.get("notes", {}).items()}
             earlier.add_samples(shard, [row_from_json(row) for row in entry["rows"]], noted)
         else:
@@ -135,14 +137,14 @@ def known_outcomes(workspace: Workspace, complete: dict[str, Any] | None) -> Ear
     if complete is None:
         return earlier
     findings: dict[str | None, list[Finding]] = defaultdict(list)
-    for finding in read_report(workspace.out, complete):
+    for finding in read_report(place.out, complete):
         findings[finding.stem].append(finding)
     by_shard: dict[str, list[ManifestRow]] = defaultdict(list)
-    for row in ShardFolder(workspace.out).rows:
+    for row in ShardFolder(place.out).rows:
         earlier.complete.add(row.stem)
         by_shard[row.shard].append(row)
     for name, facts in complete["shards"].items():
-        shard = StoredShard(workspace.out / name, facts["bytes"], facts["sha256"])
+        shard = StoredShard(place.out / name, facts["bytes"], facts["sha256"])
         earlier.add_samples(shard, by_shard[name], {row.stem: findings[row.stem] for row in by_shard[name]})
     for stem, inputs in complete["plan"]["rejected_inputs"].items():
         earlier.add_rejection(stem, findings[stem], inputs)
@@ -172,11 +174,12 @@ def read_report(out: Path, complete: dict[str, Any]) -> list[Finding]:
     return [*map(Finding.from_json, rows)]
 
 
-def read_complete(settings: PreprocessSettings) -> dict[str, Any] | None:
-    """Return the dataset.json of a complete folder with these settings.
+def read_complete(settings: PreprocessSettings, place: OutputPlace) -> dict[str, Any] | None:
+    """Return the dataset.json of a complete set with these settings.
 
     Args:
         settings: Settings of this run.
+        place: Place of the set.
 
     Returns:
         The document; None if there is no complete set, or --force is set.
@@ -186,10 +189,10 @@ def read_complete(settings: PreprocessSettings) -> dict[str, Any] | None:
             differences.
     """
     out = settings.output_dir
-    if not (out / DATASET_FILE).exists() or settings.force:
+    if not (place.out / DATASET_FILE).exists() or settings.force:
         return None
     try:
-        found = read_dataset(out)
+        found = read_dataset(place.out)
     except DataError as error:
         raise UsageFault(f"{error} (--force starts over)") from error
     if found["version"] != FORMAT_VERSION:
@@ -201,42 +204,43 @@ def read_complete(settings: PreprocessSettings) -> dict[str, Any] | None:
     _refuse_differences(f"{out} was made", found["settings"], now.settings)
     if absent := [fault.field for fault in field_faults(found)]:
         raise UsageFault(
-            f"{out / DATASET_FILE}: expected {absent[0]} of an earlier run, found nothing; it was edited. "
+            f"{out}: {DATASET_FILE}: expected {absent[0]} of an earlier run, found nothing; it was edited. "
             "Choose another --output-dir, or start over with --force"
         )
     return found
 
 
-def check_begun(settings: PreprocessSettings, workspace: Workspace) -> None:
+def check_begun(settings: PreprocessSettings, place: OutputPlace) -> None:
     """Keep an unfinished run's work if this run can continue it; remove it with --force, else refuse.
 
     Args:
         settings: Settings of this run.
-        workspace: Folder of the unfinished run.
+        place: Place of the set.
 
     Raises:
         UsageFault: The run used other settings or package versions, and --force is not set.
     """
-    begun, wanted = workspace.begun(), UnfinishedRun.of(settings.document(), anew=settings.force)
+    begun, wanted = place.begun(), UnfinishedRun.of(settings.document(), anew=settings.force)
     if begun is None or (settings.force and begun != wanted):
-        workspace.wipe()
+        place.wipe()
         return
-    place = f"{workspace.folder}: an unfinished run was begun"
-    _refuse_differences(place, begun.settings, wanted.settings)
-    _refuse_differences(place, begun.tool, wanted.tool, "package versions")
+    what = f"{place.unfinished}: an unfinished run was begun"
+    _refuse_differences(what, begun.settings, wanted.settings)
+    _refuse_differences(what, begun.tool, wanted.tool, "package versions")
 
 
-def check_update(settings: PreprocessSettings, complete: dict[str, Any]) -> None:
+def check_update(settings: PreprocessSettings, place: OutputPlace, complete: dict[str, Any]) -> None:
     """Refuse to update a set with latents, which would be lost, or a set that other package versions wrote.
 
     Args:
         settings: Settings of this run.
+        place: Place of the set.
         complete: Dataset.json of the set.
 
     Raises:
         UsageFault: The set must not be updated.
     """
-    if names := list(ShardFolder(settings.output_dir).codecs):
+    if names := list(ShardFolder(place.out).codecs):
         raise UsageFault(
             f"{settings.output_dir} must be updated, but holds latents of {', '.join(names)}, which an update would "
             "drop. Write to another --output-dir and run omniges encode on that, or start over with --force and encode "
@@ -301,14 +305,14 @@ def check_removal(settings: PreprocessSettings, earlier: Set[str], remaining: Se
 
 
 def is_unchanged(
-    settings: PreprocessSettings, discovery: Discovery, complete: dict[str, Any], digests: dict[str, Digests]
+    place: OutputPlace, discovery: Discovery, complete: dict[str, Any], digests: dict[str, Digests]
 ) -> bool:
     """Return whether all output files exist at their size and no input has changed.
 
     Inputs are compared by hash, not by date.
 
     Args:
-        settings: Settings of this run.
+        place: Place of the set.
         discovery: Recordings and findings of this run.
         complete: Dataset.json of the set.
         digests: Digests of the inputs of all recordings in the set, by stem.
@@ -318,10 +322,9 @@ def is_unchanged(
     """
     if any(recording.stem not in digests for recording in discovery.recordings):
         return False
-    for name, facts in (complete["files"] | complete["shards"]).items():
-        path = settings.output_dir / name
-        if not path.is_file() or path.stat().st_size != facts["bytes"]:
-            return False
+    sizes = place.sizes()
+    if any(sizes.get(name) != facts["bytes"] for name, facts in (complete["files"] | complete["shards"]).items()):
+        return False
     return bool(complete["plan"]["inputs_sha256"] == inputs_hash(digests, discovery))
 
 
@@ -404,7 +407,12 @@ def journal_rejection(stem: str, findings: Sequence[Finding], inputs: Digests) -
 
 
 def recall(
-    earlier: Earlier, recordings: Sequence[Recording], digests: Mapping[str, Digests], workers: int, count: Count
+    earlier: Earlier,
+    recordings: Sequence[Recording],
+    digests: Mapping[str, Digests],
+    opened: Callable[[StoredShard], AbstractContextManager[int]],
+    workers: int,
+    count: Count,
 ) -> dict[str, Recalled | Rejected]:
     """Return the earlier results of recordings with unchanged inputs; their shards are checked.
 
@@ -414,6 +422,7 @@ def recall(
         earlier: Results of earlier runs.
         recordings: Recordings of this run.
         digests: Digests of their files by stem.
+        opened: Function that opens a shard of an earlier run.
         workers: Threads.
         count: Called with (done, total) in megabytes.
 
@@ -436,7 +445,9 @@ def recall(
                     break
         total, done = sum(shard.size for shard in chosen), 0
         with ThreadPoolExecutor(workers) as pool:
-            for shard, samples in zip(chosen, pool.map(_read_shard, chosen, chosen.values()), strict=True):
+            for shard, samples in zip(
+                chosen, pool.map(partial(_read_shard, opened), chosen, chosen.values()), strict=True
+            ):
                 done += shard.size
                 count(done // 1_000_000, total // 1_000_000)
                 if samples is None:
@@ -470,14 +481,16 @@ def _sample_of(
     return None
 
 
-def _read_shard(shard: StoredShard, samples: Sequence[_Sample]) -> dict[str, Recalled] | None:
+def _read_shard(
+    opened: Callable[[StoredShard], AbstractContextManager[int]], shard: StoredShard, samples: Sequence[_Sample]
+) -> dict[str, Recalled] | None:
     """Return the samples of a shard file, or None if the file is absent or its bytes have changed."""
     try:
-        with shard.path.open("rb") as stream:
+        with opened(shard) as descriptor, open(descriptor, "rb", closefd=False) as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != shard.sha256:
                 return None
-            return {sample.row.stem: _recomputed(sample, stream.fileno()) for sample in samples}
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+            return {sample.row.stem: _recomputed(sample, descriptor) for sample in samples}
+    except (DataError, OSError, ValueError, TypeError, LookupError, RecursionError):
         return None  # absent, unreadable or invalid: its samples are converted again
 
 

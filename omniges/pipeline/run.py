@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final, cast
 
-from omniges.errors import DataError, EnvironmentFault
+from omniges.errors import DataError
 from omniges.pipeline import incremental
 from omniges.pipeline.corpora.registry import CORPORA, find_recordings
 from omniges.pipeline.discover import Discovery, Recording
@@ -25,9 +24,9 @@ from omniges.pipeline.write import publish_set
 from omniges.progress import Reporter
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import SPLITS
-from omniges.shards.transaction import UnfinishedRun, Workspace, finish_commit, staged_name
-from omniges.shards.writer import ShardFile, ShardWriter
-from omniges.storage.atomic import append_line, locked, make_folder, open_log, os_errors
+from omniges.shards.transaction import OutputPlace, UnfinishedRun, Workspace
+from omniges.shards.writer import PendingShard, ShardFile, ShardWriter
+from omniges.storage.atomic import append_line, open_log, os_errors
 
 # Output bytes for each byte of motion input: 415 + 213 float32 a frame against BEAT2's 165 float32 and 103 float64.
 _GROWTH: Final = 1.75
@@ -65,7 +64,7 @@ class _Work:
 
     settings: PreprocessSettings
     discovery: Discovery
-    workspace: Workspace
+    place: OutputPlace
     recalled: Mapping[str, incremental.Recalled | Rejected]  # earlier results that are still valid, by stem
     digests: Mapping[str, incremental.Digests]
     earlier_stems: set[str]  # the samples of the complete set in the folder
@@ -95,44 +94,42 @@ def preprocess(
     threading.Thread(target=_warm_imports, name="warm-imports", daemon=True).start()
     settings, discovery = find_recordings(settings)
     CORPORA.require_installed(cast("str", settings.corpus), "workers of preprocess are processes of their own")
-    workspace = Workspace(settings.output_dir)
-    make_folder(settings.output_dir)
-    with locked(settings.output_dir), _RunLog(settings.log_path) as log:
-        workspace.refuse_foreign()  # under the lock: another run may be renaming files now
-        finish_commit(workspace)
-        complete = incremental.read_complete(settings)
-        incremental.check_begun(settings, workspace)
+    place = Workspace(settings.output_dir)
+    with place.locked(), _RunLog(settings.log_path) as log:
+        place.recover()
+        complete = incremental.read_complete(settings, place)
+        incremental.check_begun(settings, place)
         try:
-            earlier = incremental.known_outcomes(workspace, complete)
+            earlier = incremental.known_outcomes(place, complete)
         except DataError as error:  # the complete set is damaged
             log.write("set-damaged", reason=str(error))
-            earlier = incremental.known_outcomes(workspace, None)
+            earlier = incremental.known_outcomes(place, None)
         known = [recording for recording in discovery.recordings if recording.stem in earlier.stems]
         digests = incremental.digest_inputs(known, settings.num_workers, count)
-        if complete and incremental.is_unchanged(settings, discovery, complete, digests):
-            workspace.wipe()
+        if complete and incremental.is_unchanged(place, discovery, complete, digests):
+            place.wipe()
             log.write("unchanged", stems=discovery.stems)
-            return summary_of_complete(settings, discovery, complete, time.monotonic() - start)
+            return summary_of_complete(settings, place, discovery, complete, time.monotonic() - start)
         if complete is not None:
-            incremental.check_update(settings, complete)
+            incremental.check_update(settings, place, complete)
         incremental.check_removal(settings, earlier.complete, {recording.stem for recording in discovery.recordings})
-        recalled = incremental.recall(earlier, known, digests, settings.num_workers, count)
-        work = _Work(settings, discovery, workspace, recalled, digests, earlier.complete)
+        recalled = incremental.recall(earlier, known, digests, place.opened, settings.num_workers, count)
+        work = _Work(settings, discovery, place, recalled, digests, earlier.complete)
         return _run(work, reporter, log, start)
 
 
 def _run(work: _Work, reporter: Reporter, log: _RunLog, start: float) -> Summary:
     settings, discovery = work.settings, work.discovery
     todo = [recording for recording in _ordered(discovery) if recording.stem not in work.recalled]
-    _check_space(settings, todo)
+    work.place.require_space(_estimated_bytes(settings, todo))
     log.write(
         "start", stems=discovery.stems, workers=settings.num_workers, out=str(settings.output_dir), to_compute=len(todo)
     )
-    work.workspace.begin(UnfinishedRun.of(settings.document(), anew=settings.force))
+    work.place.begin(UnfinishedRun.of(settings.document(), anew=settings.force))
     try:
         tally, writer = _convert_all(work, todo, reporter, log, start)
     finally:
-        work.workspace.journal.close()
+        work.place.journal.close()
     manifest = None
     if not tally.lost:
         incremental.check_removal(settings, work.earlier_stems, {row.stem for row in tally.rows})
@@ -149,19 +146,13 @@ def _warm_imports() -> None:
     import tokenizers  # noqa: F401, PLC0415
 
 
-def _check_space(settings: PreprocessSettings, recordings: Sequence[Recording]) -> None:
-    """Refuse to start if the disk is clearly too small for the output."""
+def _estimated_bytes(settings: PreprocessSettings, recordings: Sequence[Recording]) -> int:
+    """Return about how many bytes the samples of recordings take."""
     motion, audio = (
         sum(recording.files[role].size for recording in recordings if role in recording.files)
         for role in ("npz", "wav")
     )
-    needed = int(motion * _GROWTH + (audio if settings.convert.keep_audio else 0))
-    free = shutil.disk_usage(settings.output_dir).free
-    if free < 0.8 * needed:  # the estimate is too high for compressed inputs
-        raise EnvironmentFault(
-            f"{settings.output_dir}: about {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free. "
-            "Free some space or choose another --output-dir (existing shards are kept until the new ones are complete)"
-        )
+    return int(motion * _GROWTH + (audio if settings.convert.keep_audio else 0))
 
 
 def _ordered(discovery: Discovery) -> list[Recording]:
@@ -173,31 +164,37 @@ def _ordered(discovery: Discovery) -> list[Recording]:
 def _convert_all(
     work: _Work, todo: Sequence[Recording], reporter: Reporter, log: _RunLog, start: float
 ) -> tuple[Tally, ShardWriter]:
-    settings, workspace, discovery = work.settings, work.workspace, work.discovery
+    settings, place, discovery = work.settings, work.place, work.discovery
     findings = [*discovery.findings, *chain.from_iterable(discovery.rejected.values())]
     tally = Tally(findings=findings, rejected=len(discovery.rejected))
-    workspace.journal.open()
+    place.journal.open()
 
     def keep(shard: ShardFile, path: Path, rows: tuple[ManifestRow, ...]) -> None:
         notes = {row.stem: [note.as_json() for note in tally.notes[row.stem]] for row in rows}
-        workspace.journal.append(incremental.journal_shard(path, shard.size, shard.sha256, rows, notes), durable=True)
+        place.keep(path, shard.size, shard.sha256)
+        place.journal.append(incremental.journal_shard(path, shard.size, shard.sha256, rows, notes), durable=True)
 
     def note_death(recording: Recording, reason: str, attempt: int) -> None:
         log.write("worker-death", stem=recording.stem, reason=reason, attempt=attempt)
 
     pool = ConvertPool(settings.convert, settings.num_workers, settings.deadline_s, note_death)
     total_bytes, done_bytes = sum(recording.size for recording in todo), 0
-    first = workspace.free_index()
     outcomes = pool.run(todo)
-    writer = ShardWriter(lambda n: workspace.folder / staged_name(first + n), settings.shard_bytes, keep)
+    writer = ShardWriter(
+        place.staged_path,
+        settings.shard_bytes,
+        keep,
+        lambda path: PendingShard(path, place.opened),
+        max_waiting=place.max_waiting,
+    )
     with reporter, writer:
         try:
             for recording in _ordered(discovery):
                 known = work.recalled.get(recording.stem)
                 if known is not None:
-                    tally.add(recording, known, writer, workspace.journal, work.digests[recording.stem])
+                    tally.add(recording, known, writer, place.journal, work.digests[recording.stem])
                 else:
-                    tally.add(recording, next(outcomes)[1], writer, workspace.journal)
+                    tally.add(recording, next(outcomes)[1], writer, place.journal)
                     done_bytes += recording.size
                 share = done_bytes / total_bytes if total_bytes else 1.0
                 reporter.update(ConvertProgress.of(discovery, tally, pool, time.monotonic() - start, share))
@@ -214,4 +211,4 @@ def _finish(work: _Work, tally: Tally, writer: ShardWriter) -> str:
         "rejected": tally.rejected,
         "rejected_inputs": tally.rejected_inputs,
     }
-    return publish_set(work.workspace, tally, writer, work.settings.document(), plan)
+    return publish_set(work.place, tally, writer, work.settings.document(), plan)

@@ -23,7 +23,7 @@ from omniges.shards.dataset import Partial
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import REPORT_FILE, SPLITS
-from omniges.shards.transaction import Journal
+from omniges.shards.transaction import OutputPlace, RunJournal
 from omniges.shards.writer import ShardFile, ShardWriter, StoredSegment
 from omniges.workers import Lost
 
@@ -166,7 +166,7 @@ class Tally:
         recording: Recording,
         outcome: Outcome | Recalled,
         writer: ShardWriter,
-        journal: Journal,
+        journal: RunJournal,
         inputs: Digests | None = None,
     ) -> None:
         """Add the result of one recording, and pass its sample to the shard writer.
@@ -222,12 +222,13 @@ class Tally:
 
 
 def summary_of_complete(
-    settings: PreprocessSettings, discovery: Discovery, complete: dict[str, Any], elapsed_s: float
+    settings: PreprocessSettings, place: OutputPlace, discovery: Discovery, complete: dict[str, Any], elapsed_s: float
 ) -> Summary:
-    """Return the summary of a folder that is up to date.
+    """Return the summary of a set that is up to date.
 
     Args:
         settings: Settings of the run.
+        place: Place of the set.
         discovery: Recordings and findings of this run.
         complete: Dataset.json of the folder.
         elapsed_s: Seconds since the run started.
@@ -235,8 +236,8 @@ def summary_of_complete(
     Returns:
         The summary.
     """
-    source = ShardFolder(settings.output_dir)
-    findings = read_report(settings.output_dir, complete)
+    source = ShardFolder(place.out)
+    findings = read_report(place.out, complete)
     notes: dict[str | None, list[Finding]] = defaultdict(list)
     for finding in findings:
         notes[finding.stem].append(finding)

@@ -34,10 +34,9 @@ from omniges.shards.transaction import (
     COMMIT_FILE,
     PLACE_FILE,
     SPOOL_FILE,
+    OutputPlace,
     UnfinishedRun,
     Workspace,
-    commit,
-    finish_commit,
     staged_name,
 )
 from omniges.shards.writer import ShardWriter
@@ -164,7 +163,7 @@ def _prepare_workspace(workspace: Workspace, *, force: bool) -> None:
     out = workspace.out
     workspace.refuse_foreign()
     interrupted = _commit_interrupted(workspace)
-    finish_commit(workspace)
+    workspace.finish_commit()
     begun = workspace.begun()
     ours = begun is None or begun.settings.get("written_by") == _WRITTEN_BY
     if ours or force:
@@ -321,12 +320,12 @@ def _labelled(row: ManifestRow, segment: bytearray, names: Sequence[str]) -> tup
 
 
 def publish_set(
-    workspace: Workspace, tally: Tally, writer: ShardWriter, settings: dict[str, Any], plan: Mapping[str, Any]
+    place: OutputPlace, tally: Tally, writer: ShardWriter, settings: dict[str, Any], plan: Mapping[str, Any]
 ) -> str:
-    """Write the files beside the shards, dataset.json last, and publish the set in the output folder.
+    """Write the files beside the shards, dataset.json last, and publish the set.
 
     Args:
-        workspace: Folder that holds the shards so far.
+        place: Place of the set, which holds the shards so far.
         tally: Collected samples and findings; its findings are sorted.
         writer: Closed writer of the shards.
         settings: Settings that decide output bytes, as in dataset.json.
@@ -335,7 +334,7 @@ def publish_set(
     Returns:
         The manifest hash of the set.
     """
-    folder = workspace.folder
+    folder = place.folder
     if not tally.partials:
         tally.findings.append(Finding(Problem("no-train-samples", "0 samples in train", "at least 1")))
     tally.findings.sort(key=lambda finding: finding.sort_key)
@@ -349,5 +348,5 @@ def publish_set(
     plan_document = {"settings_sha256": sha256_hex(canonical_json(settings)), **plan}
     dataset = dataset_document(tally.rows, writer.shards, files, settings, plan_document, cut_totals(tally.cuts))
     publish_bytes(folder / DATASET_FILE, seal(dataset))
-    commit(workspace, writer.paths)
+    place.commit(writer.paths)
     return str(dataset["manifest_hash"])

@@ -22,19 +22,22 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import stat
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from omniges.errors import CODES, DataError, UsageFault
+from omniges.errors import CODES, DataError, EnvironmentFault, UsageFault
 from omniges.shards import schema
 from omniges.shards.dataset import tool_versions
 from omniges.shards.manifest import row_from_journal
-from omniges.storage.atomic import final_name, make_folder, os_errors, publish_bytes, sync_folder
+from omniges.shards.writer import StoredShard, open_local
+from omniges.storage.atomic import final_name, locked, make_folder, os_errors, publish_bytes, sync_folder
 from omniges.storage.files import canonical_json, is_sha256, sha256_hex
 
 BEGUN_FILE: Final = "begun.json"
@@ -135,13 +138,153 @@ class UnfinishedRun:
         return cls(json.loads(canonical_json(document)), tool_versions(), anew)
 
 
+class RunJournal(Protocol):
+    """Finished work of a run that has not published its set yet."""
+
+    def load(self) -> list[dict[str, Any]]:
+        """Return the lines of the unfinished run, oldest first; raise UsageFault if no omniges run wrote them."""
+        ...
+
+    def open(self) -> None:
+        """Prepare for `append`."""
+        ...
+
+    def append(self, row: dict[str, Any], *, durable: bool) -> None:
+        """Add a line; if it is durable, it and all lines before it survive a crash."""
+        ...
+
+    def close(self) -> None:
+        """End appending."""
+        ...
+
+
+class OutputPlace(Protocol):
+    """Place where a run writes a shard set: a folder on this machine, or one in an object store.
+
+    Both have two folders on this machine. `out` has the small files of the complete set, and `folder` the new files
+    before `commit` publishes them. In an object store, shards stay in `folder` only until they are uploaded.
+    """
+
+    out: Path
+    folder: Path
+    unfinished: str
+    """The place of unfinished work in errors."""
+    max_waiting: int | None
+    """Finished shards that may wait for `keep`; None: any number."""
+
+    @property
+    def journal(self) -> RunJournal:
+        """Journal of the unfinished run."""
+        ...
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Exclude other runs from the place; raise EnvironmentFault if one is writing there."""
+        ...
+
+    def recover(self) -> None:
+        """Finish the commit of a stopped run; raise UsageFault for files that no omniges run wrote."""
+        ...
+
+    def require_space(self, needed_bytes: int) -> None:
+        """Raise EnvironmentFault if there is clearly too little space for the new shards."""
+        ...
+
+    def sizes(self) -> Mapping[str, int]:
+        """Return the sizes in bytes of the set's files by name."""
+        ...
+
+    def begun(self) -> UnfinishedRun | None:
+        """Return the record of the unfinished run; None if no run is unfinished."""
+        ...
+
+    def begin(self, begun: UnfinishedRun) -> None:
+        """Start a run or continue the unfinished one."""
+        ...
+
+    def wipe(self) -> None:
+        """Remove all unfinished work."""
+        ...
+
+    def staged_path(self, index: int) -> Path:
+        """Return the file in `folder` for the n-th shard that this run writes."""
+        ...
+
+    def keep(self, path: Path, size: int, sha256: str) -> None:
+        """Make a finished shard survive a crash.
+
+        Args:
+            path: Its file, a `staged_path`.
+            size: Its size in bytes.
+            sha256: Its digest in hexadecimal.
+        """
+        ...
+
+    def opened(self, shard: StoredShard) -> AbstractContextManager[int]:
+        """Open a shard of the complete set or of the unfinished run; raise OSError or DataError if it is not there."""
+        ...
+
+    def commit(self, shards: Mapping[str, Path]) -> None:
+        """Publish the new set.
+
+        `folder` already holds the other files under their final names: manifest, statistics, tokenizer, report,
+        dataset.json and, if a codec has encoded the set, latents.json.
+
+        Args:
+            shards: Present file of each shard, in `out` or `folder`, by the shard's name.
+        """
+        ...
+
+
 class Workspace:
-    """The hidden folder of a run that has started and not finished."""
+    """The output place on this machine: a folder, with a hidden folder for a run that has started and not finished."""
+
+    max_waiting: int | None = None
 
     def __init__(self, out: Path) -> None:
         self.out = out
         self.folder = out / schema.UNFINISHED_FILE
+        self.unfinished = str(self.folder)
         self.journal = Journal(self.folder / JOURNAL_FILE)
+        self._first_index: int | None = None
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Create the folder and lock it against other runs."""
+        make_folder(self.out)
+        with locked(self.out):
+            yield
+
+    def recover(self) -> None:
+        """Finish the commit of a stopped run; raise UsageFault for files that no omniges run wrote."""
+        self.refuse_foreign()  # under the lock: another run may be renaming files now
+        self.finish_commit()
+
+    def require_space(self, needed_bytes: int) -> None:
+        """Raise EnvironmentFault if the disk is clearly too small for the new shards."""
+        free = shutil.disk_usage(self.out).free
+        if free < 0.8 * needed_bytes:  # the estimate is too high for compressed inputs
+            raise EnvironmentFault(
+                f"{self.out}: about {needed_bytes / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free. Free some space or "
+                "choose another --output-dir (existing shards are kept until the new ones are complete)"
+            )
+
+    def sizes(self) -> dict[str, int]:
+        """Return the sizes in bytes of all files in the folder by name."""
+        with os_errors(self.out, "list"):
+            return {path.name: path.stat().st_size for path in self.out.iterdir() if path.is_file()}
+
+    def staged_path(self, index: int) -> Path:
+        """Return the file for the n-th shard that this run writes, after those of the stopped run."""
+        if self._first_index is None:
+            self._first_index = self.free_index()
+        return self.folder / staged_name(self._first_index + index)
+
+    def keep(self, path: Path, size: int, sha256: str) -> None:
+        """Do nothing; the file is on disk."""
+
+    def opened(self, shard: StoredShard) -> AbstractContextManager[int]:
+        """Open a shard's file; raise OSError."""
+        return open_local(shard)
 
     def problem(self) -> str | None:
         """Return a description of anything in the workspace that no omniges run wrote, or None; change nothing.
@@ -228,6 +371,57 @@ class Workspace:
                 (self.folder / name).unlink()
             self.folder.rmdir()
             sync_folder(self.out)
+
+    def commit(self, shards: Mapping[str, Path]) -> None:
+        """Publish the new set in the output folder; see `OutputPlace.commit`."""
+        out = self.out
+        place = {name: name for name in (*schema.SIDE_FILES, schema.LATENTS_FILE, schema.DATASET_FILE)}
+        moved: dict[str, str] = {}
+        stay = set()
+        for name, path in shards.items():
+            if path == out / name:
+                stay.add(name)
+            elif path.parent == out:
+                moved[path.name] = aside_name(path.name)
+                place[moved[path.name]] = name
+            else:
+                place[path.name] = name
+        with os_errors(out):
+            ours = {path.name for path in out.iterdir() if is_own_name(final_name(path.name) or path.name)}
+        steps = CommitSteps(moved, sorted(ours - moved.keys() - stay), place)
+        publish_bytes(self.folder / COMMIT_FILE, canonical_json(asdict(steps)))
+        self.finish_commit()
+
+    def finish_commit(self) -> None:
+        """Carry out the commit in the workspace, or the rest of it; do nothing if no commit was begun.
+
+        Steps that no omniges run writes raise UsageFault.
+        """
+        out, folder = self.out, self.folder
+        begun = self.steps(COMMIT_FILE)
+        if begun is not None:
+            _require_dataset(folder, folder)  # before the earlier set is touched
+            with os_errors(out):
+                (out / schema.DATASET_FILE).unlink(missing_ok=True)
+                sync_folder(out)
+                for name in begun.removed:
+                    (out / name).unlink(missing_ok=True)
+            for name, aside in begun.moved.items():
+                _rename(out / name, folder / aside)
+            _sync(out, folder)
+            _rename(folder / COMMIT_FILE, folder / PLACE_FILE)
+            _sync(folder)
+        steps = self.steps(PLACE_FILE)
+        if steps is None:
+            return
+        last = {schema.DATASET_FILE: schema.DATASET_FILE}
+        for places in (steps.place, last):
+            for source, name in places.items():
+                if places is last or name != schema.DATASET_FILE:
+                    _rename(folder / source, out / name)
+            _sync(out, folder)
+        _require_dataset(out, folder)
+        self.wipe()
 
 
 class Journal:
@@ -338,67 +532,6 @@ def are_findings(rows: Any) -> bool:
         and row["code"] in CODES
         for row in rows
     )
-
-
-def commit(workspace: Workspace, shards: Mapping[str, Path]) -> None:
-    """Publish the new set in the output folder.
-
-    The workspace already holds the other files under their final names: manifest, statistics, tokenizer, report,
-    dataset.json and, if a codec has encoded the set, latents.json.
-
-    Args:
-        workspace: Workspace of the run.
-        shards: File that holds each shard now, in either folder, by the shard's name.
-    """
-    out = workspace.out
-    place = {name: name for name in (*schema.SIDE_FILES, schema.LATENTS_FILE, schema.DATASET_FILE)}
-    moved: dict[str, str] = {}
-    stay = set()
-    for name, path in shards.items():
-        if path == out / name:
-            stay.add(name)
-        elif path.parent == out:
-            moved[path.name] = aside_name(path.name)
-            place[moved[path.name]] = name
-        else:
-            place[path.name] = name
-    with os_errors(out):
-        ours = {path.name for path in out.iterdir() if is_own_name(final_name(path.name) or path.name)}
-    steps = CommitSteps(moved, sorted(ours - moved.keys() - stay), place)
-    publish_bytes(workspace.folder / COMMIT_FILE, canonical_json(asdict(steps)))
-    finish_commit(workspace)
-
-
-def finish_commit(workspace: Workspace) -> None:
-    """Carry out the commit in the workspace, or the rest of it; do nothing if no commit was begun.
-
-    Steps that no omniges run writes raise UsageFault.
-    """
-    out, folder = workspace.out, workspace.folder
-    begun = workspace.steps(COMMIT_FILE)
-    if begun is not None:
-        _require_dataset(folder, folder)  # before the earlier set is touched
-        with os_errors(out):
-            (out / schema.DATASET_FILE).unlink(missing_ok=True)
-            sync_folder(out)
-            for name in begun.removed:
-                (out / name).unlink(missing_ok=True)
-        for name, aside in begun.moved.items():
-            _rename(out / name, folder / aside)
-        _sync(out, folder)
-        _rename(folder / COMMIT_FILE, folder / PLACE_FILE)
-        _sync(folder)
-    steps = workspace.steps(PLACE_FILE)
-    if steps is None:
-        return
-    last = {schema.DATASET_FILE: schema.DATASET_FILE}
-    for places in (steps.place, last):
-        for source, name in places.items():
-            if places is last or name != schema.DATASET_FILE:
-                _rename(folder / source, out / name)
-        _sync(out, folder)
-    _require_dataset(out, folder)
-    workspace.wipe()
 
 
 def _require_dataset(place: Path, folder: Path) -> None:

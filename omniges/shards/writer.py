@@ -11,8 +11,9 @@ from __future__ import annotations
 import itertools
 import os
 import zlib
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -58,6 +59,16 @@ class StoredSegment:
     size: int
 
 
+@contextmanager
+def open_local(shard: StoredShard) -> Iterator[int]:
+    """Open the file of a stored shard for reading, and yield its descriptor; raise OSError."""
+    descriptor = os.open(shard.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 class OpenShard(Protocol):
     """A shard that is being written: pieces are appended, then it is completed and published, or aborted."""
 
@@ -88,7 +99,13 @@ class OpenShard(Protocol):
 
 
 class PendingShard(PendingFile):
-    """A shard that this process writes."""
+    """A shard that this process writes; `open_stored` opens the shards that it copies from."""
+
+    def __init__(
+        self, path: Path, open_stored: Callable[[StoredShard], AbstractContextManager[int]] = open_local
+    ) -> None:
+        super().__init__(path)
+        self._open_stored = open_stored
 
     def copy(self, segment: StoredSegment) -> None:
         """Append a sample's tar members from a stored shard.
@@ -100,19 +117,14 @@ class PendingShard(PendingFile):
             DataError: The stored shard ends before the segment does.
         """
         path = segment.shard.path
-        with os_errors(path, "read"):
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with os_errors(path, "read"), self._open_stored(segment.shard) as descriptor:
             position, end = segment.offset, segment.offset + segment.size
             while position < end:
-                with os_errors(path, "read"):
-                    piece = os.pread(descriptor, min(_COPY_BYTES, end - position), position)
+                piece = os.pread(descriptor, min(_COPY_BYTES, end - position), position)
                 if not piece:
                     raise DataError(f"{path}: expected {end} bytes, the file ends at {position}; run this again")
                 self.write(piece)
                 position += len(piece)
-        finally:
-            os.close(descriptor)
 
     def complete(self) -> None:
         """Do nothing: every piece is written at once."""
@@ -139,7 +151,8 @@ class ShardWriter:
 
     Samples must come split by split, in key order within each. `path_of(n)` names the file of the n-th written shard.
     `on_published` is called for each shard once it is on disk, on a background thread of the writer.
-    `open_shard` begins a file; an engine that converts on other machines has them write the shards too.
+    `open_shard` begins a file; an engine that converts on other machines has them write the shards too. At most
+    `max_waiting` finished shards wait for the background thread; None: any number.
     """
 
     def __init__(
@@ -148,11 +161,14 @@ class ShardWriter:
         target_bytes: int,
         on_published: Callable[[ShardFile, Path, tuple[ManifestRow, ...]], None] = lambda _shard, _path, _rows: None,
         open_shard: Callable[[Path], OpenShard] = PendingShard,
+        max_waiting: int | None = None,
     ) -> None:
         self._path_of = path_of
         self._target_bytes = target_bytes
         self._on_published = on_published
         self._open_shard = open_shard
+        self._max_waiting = max_waiting
+        self._publishing: list[Future[None]] = []  # one job for each written shard
         self._publisher = ThreadPoolExecutor(1, "publisher")  # disk writes overlap with computation
         self._last_job: Future[None] | None = None
         self._pending: OpenShard | None = None
@@ -230,6 +246,8 @@ class ShardWriter:
     def _open(self) -> OpenShard:
         """Return the shard that is being written; begin one if there is none."""
         if self._pending is None:
+            if self._max_waiting is not None and len(self._publishing) > self._max_waiting:
+                self._publishing[-1 - self._max_waiting].result()
             self._pending = self._open_shard(self._path_of(next(self._written)))
             self._unpublished.append(self._pending)
         return self._pending
@@ -271,12 +289,12 @@ class ShardWriter:
                 self.shards.append(shard)
                 self._on_published(shard, pending.path, rows)
 
-            self._in_background(publish)
+            self._publishing.append(self._in_background(publish))
         self._index += 1
         self._held, self._rows = [], []
         self._size = self._unflushed = 0
 
-    def _in_background(self, job: Callable[[], None]) -> None:
+    def _in_background(self, job: Callable[[], None]) -> Future[None]:
         """Run a job after the earlier ones; raise the error of an earlier job, after which none runs."""
         before = self._last_job
         if before is not None and before.done():
@@ -288,6 +306,7 @@ class ShardWriter:
             job()
 
         self._last_job = self._publisher.submit(after_the_last)
+        return self._last_job
 
     def __enter__(self) -> ShardWriter:
         return self

@@ -318,7 +318,8 @@ def journal(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict
     found: list[dict[str, Any]] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "omniges.pipeline.write.commit", lambda workspace, _shards: found.extend(workspace.journal.load())
+            "omniges.shards.transaction.Workspace.commit",
+            lambda workspace, _shards: found.extend(workspace.journal.load()),
         )
         run_preprocess(corpus, out)
     assert found
