@@ -39,7 +39,7 @@ from typing import Final, TypeVar
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.storage import atomic
 from omniges.storage.files import canonical_json, file_sha256, parse_json, read_file
-from omniges.storage.remote import MissingFile, Store, StoreFault
+from omniges.storage.remote import MAX_TIME_OUTS, MissingFile, Store, StoreFault
 
 T = TypeVar("T")
 
@@ -97,6 +97,8 @@ def backoff_s(retries: Retries, attempt: int, salt: str) -> float:
 def with_retries(action: Callable[[], T], retries: Retries, salt: str, wait: Wait = time.sleep) -> T:
     """Call a function until it succeeds; repeat after transient faults of the store and wrong content.
 
+    A server whose answers time out is asked `MAX_TIME_OUTS` times only.
+
     Args:
         action: The function.
         retries: Settings of the attempts.
@@ -110,16 +112,18 @@ def with_retries(action: Callable[[], T], retries: Retries, salt: str, wait: Wai
         StoreFault: The last attempt failed; the text contains the number of attempts.
         WrongContent: The last attempt got wrong content.
     """
-    attempt = 0
+    attempt = time_outs = 0
     while True:
         try:
             return action()
         except (StoreFault, WrongContent) as fault:
-            if isinstance(fault, StoreFault) and not fault.transient:
-                raise
+            if isinstance(fault, StoreFault):
+                if not fault.transient:
+                    raise
+                time_outs += fault.timed_out
             last = fault
         attempt += 1
-        if attempt == retries.attempts:
+        if attempt == retries.attempts or time_outs == MAX_TIME_OUTS:
             raise type(last)(f"{last} (given up after {attempt} tries)")
         wait(backoff_s(retries, attempt, salt))
 

@@ -46,16 +46,23 @@ _GONE: Final = frozenset({404, 410})
 _BUSY: Final = frozenset({408, 425, 429})
 
 
+MAX_TIME_OUTS: Final = 2
+"""Attempts that a silent or slow server may take until their time-out, before it is given up."""
+
+
 class MissingFile(DataError):
     """A file does not exist at the location."""
 
 
 class StoreFault(EnvironmentFault):
-    """A location cannot be read; if it is `transient`, another attempt may succeed."""
+    """A location cannot be read; if it is `transient`, another attempt may succeed.
 
-    def __init__(self, message: str, *, transient: bool = False) -> None:
+    A fault that `timed_out` is transient too, but each attempt takes long: `MAX_TIME_OUTS` are enough.
+    """
+
+    def __init__(self, message: str, *, transient: bool = False, timed_out: bool = False) -> None:
         super().__init__(message)
-        self.transient = transient
+        self.transient, self.timed_out = transient or timed_out, timed_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +178,7 @@ class Timeouts:
 
     connect_s: float = 10.0
     read_s: float = 60.0
-    min_bytes_s: float = 16384.0
+    min_bytes_s: float = 65536.0
     """Speed below which a server is given up, whatever the protocol; a read may be late by `connect_s` and `read_s`."""
 
     def limit_s(self, size: int) -> float:
@@ -409,7 +416,7 @@ class UrlStore:
         return StoreFault(
             f"{self.location.shown_file(name)}: expected at least {self._timeouts.min_bytes_s:g} bytes per "
             "second, found fewer; check the network, or try again later",
-            transient=True,
+            timed_out=True,
         )
 
     def _fault(self, action: str, name: str, error: Exception) -> DataError | StoreFault:
@@ -429,7 +436,7 @@ class UrlStore:
         if status is None and any(isinstance(e, TimeoutError) or "Timeout" in type(e).__name__ for e in chain):
             waited = f"{self._timeouts.connect_s:g} s to connect, {self._timeouts.read_s:g} s to read"
             return StoreFault(
-                f"{place}: no answer in time ({reason}; limits: {waited}). Check the network", transient=True
+                f"{place}: no answer in time ({reason}; limits: {waited}). Check the network", timed_out=True
             )
         if status is not None and status < 500 and status not in _BUSY:
             return StoreFault(f"{place}: cannot {action}, the server answers {status} ({reason}). Check the address")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from omniges.errors import DataError, raise_fault_of_machine
-from omniges.storage.remote import Location, MissingFile, Store, StoreFault, open_store
+from omniges.storage.remote import MAX_TIME_OUTS, Location, MissingFile, Store, StoreFault, open_store
 
 T = TypeVar("T")
 
@@ -148,6 +148,7 @@ def _with_retries(function: Callable[[], T]) -> T:
 
     Absent files and files that became shorter raise FileFault.
     """
+    time_outs = 0
     for wait_s in (*_WAITS_S, None):
         try:
             return function()
@@ -156,7 +157,8 @@ def _with_retries(function: Callable[[], T]) -> T:
         except DataError as error:
             raise FileFault("file-unreadable", str(error), "a file that does not change") from None
         except StoreFault as fault:
-            if not fault.transient or wait_s is None:
+            time_outs += fault.timed_out
+            if not fault.transient or wait_s is None or time_outs == MAX_TIME_OUTS:
                 raise
             time.sleep(wait_s)
     raise AssertionError("the last try returns or raises")

@@ -481,6 +481,17 @@ class TestBackoff:
             with_retries(action, Retries(), "s", lambda _: None)
         assert len(tried) == 1
 
+    def test_a_server_that_times_out_is_asked_twice(self) -> None:
+        tried = []
+
+        def action() -> None:
+            tried.append(1)
+            raise StoreFault("slow", timed_out=True)
+
+        with pytest.raises(StoreFault, match=r"slow \(given up after 2 tries\)"):
+            with_retries(action, Retries(), "s", lambda _: None)
+        assert len(tried) == 2
+
     def test_wrong_content_is_tried_again_and_stays_a_data_error(self) -> None:
         def action() -> None:
             raise WrongContent("digest")

@@ -263,6 +263,7 @@ class TestWebFaults:
         error = self.fault(web, remote.silent)
         assert isinstance(error, StoreFault)
         assert error.transient
+        assert error.timed_out
         assert "no answer in time" in str(error)
 
     @pytest.mark.parametrize("head", [0, 3_000])
@@ -275,7 +276,7 @@ class TestWebFaults:
             while stream.read(1 << 20):
                 pass
         self.is_clean(caught.value)
-        assert caught.value.transient
+        assert caught.value.timed_out
         assert time.monotonic() - began < 20
 
     def test_a_call_that_never_ends_is_left_to_itself(self, web: remote.Web) -> None:
