@@ -56,6 +56,20 @@ _SPOKEN_TO_END_S: Final = 5.0
 _TAIL_S: Final = 0.3
 """Seconds after the last word of a text, if nothing else defines its length."""
 
+_BINARY: Final = (
+    (b"%PDF-", "a PDF"),
+    (b"PK\x03\x04", "a document of Word or LibreOffice, or another zip"),
+    (b"\xd0\xcf\x11\xe0", "a document of an older Word"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"RIFF", "audio"),
+    (b"ID3", "audio"),
+    (b"fLaC", "audio"),
+    (b"OggS", "audio"),
+    (b"\0\0\0", "a video"),
+    (b"\x93NUMPY", "an array"),
+)
+"""First bytes of binary files that people give in place of a text."""
+
 _UNCONDITIONAL: Final = "unconditional"
 
 
@@ -307,12 +321,24 @@ def _textgrid(path: str, data: bytes, seconds: float | None) -> tuple[list[dict[
     return words, tier.xmax_s, [f"{note.code}: {note.found}" for note in tier.notes]
 
 
+def _binary_format(data: bytes) -> str | None:
+    return next((kind for start, kind in _BINARY if data.startswith(start)), None)
+
+
+def _not_words(path: str, kind: str) -> DataError:
+    return DataError(f"{path}: expected plain words, found {kind}; give a TextGrid, or the words alone")
+
+
 def _plain(path: str, data: bytes, rate: SpeakingRate | None) -> tuple[list[dict[str, Any]], float | None, list[str]]:
     """Return words with estimated times, no length, and a warning about the estimate."""
     codec = text_codec(data)
+    if b"\0" in data[:16] and (kind := _binary_format(data)):
+        raise _not_words(path, kind)
     try:
         text = data.decode(codec)
     except UnicodeDecodeError as error:
+        if kind := _binary_format(data):
+            raise _not_words(path, kind) from error
         expected = codec.removesuffix("-sig").upper()
         raise DataError(
             f"{path}: expected text in {expected}, found other bytes at {error.start}; save it as UTF-8"

@@ -37,7 +37,23 @@ _LETTER: Final = (
 )
 _MARKS: Final = r"[\u3099\u309a\uff9e\uff9f\ufe00-\ufe0f\U000e0100-\U000e01ef]"
 _PIECES: Final = re.compile(rf"{_LETTER}{_MARKS}*|[{_WIDE}]+|(?:(?!{_LETTER})[^{_WIDE}])+")
-_SUBTITLE: Final = re.compile(r"(?:\d+:)?\d?\d:\d\d[.,]\d+\s*-->.*")
+_SUBTITLE: Final = re.compile(
+    r"(?:\d+:)?\d?\d:\d\d[.,]\d+\s*-->.*|\d+:\d\d:\d\d\.\d+,\d+:\d\d:\d\d\.\d+|\{\d+\}\{\d+\}.*"
+)
+_STARTS: Final = {
+    "WEBVTT": "subtitles",
+    "[Script Info]": "subtitles",
+    '"Praat': "a TextGrid",
+    "{\\rtf": "rich text",
+    "%PDF-": "a PDF",
+    "%!PS": "PostScript",
+    "\\documentclass": "LaTeX",
+    "#!/": "a program",
+    "version https://git-lfs": "a Git LFS pointer, not the file itself",
+    "@UTF8\n@": "a CHAT transcript",
+    "@Begin": "a CHAT transcript",
+}
+"""First characters of texts that are not plain words, and their format."""
 _LYRIC: Final = re.compile(r"\[\d+:\d\d(?:[.:]\d+)?\].*")
 _JSON: Final = re.compile(r'\{\s*["}]|\[\s*[\[{"\]]')
 _TAG: Final = re.compile(r"<(?:\?xml|!doctype|([a-z][\w:-]*))[^<>]*>", re.IGNORECASE)
@@ -134,9 +150,11 @@ def _other_format(text: str) -> str | None:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     start = "\n".join(lines[:3])
     tag = _TAG.match(start)
-    if '"ooTextFile' in start or start.startswith('"Praat'):
+    if '"ooTextFile' in start:
         return "a TextGrid"
-    if start.startswith(("WEBVTT", "[Script Info]")) or any(map(_SUBTITLE.fullmatch, lines)):
+    if known := next((kind for first, kind in _STARTS.items() if start.startswith(first)), None):
+        return known
+    if any(map(_SUBTITLE.fullmatch, lines)):
         return "subtitles"
     if lines and all(map(_LYRIC.fullmatch, lines)):
         return "lyrics with times"
@@ -144,8 +162,6 @@ def _other_format(text: str) -> str | None:
         return "JSON"
     if tag and (tag[1] is None or lines[-1].endswith(f"</{tag[1]}>")):
         return "XML or HTML"
-    if start.startswith("{\\rtf"):
-        return "rich text"
     if len(lines) > 1 and all(map(_ROW.fullmatch, lines[1:])):  # the first may be a heading
         return "a table of times"
     control = next((letter for letter in text if category(letter) == "Cc" and not letter.isspace()), None)

@@ -14,6 +14,7 @@ from omniges.features.timebase import LONGEST_S
 from omniges.formats.textgrid import WordInterval, encode_words
 from omniges.generation.inputs import Input, Reading, cut_input, read_text, words_condition
 from omniges.generation.settings import GenerateSettings, Sources
+from omniges.generation.word_timing import SpeakingRate
 from omniges.shards.dataset import train_tokenizer
 
 WORDS = [{"word": "tiger", "start": 0.5, "end": 1.0}]
@@ -64,3 +65,32 @@ def test_a_file_name_that_is_no_text_is_refused_before_anything_is_made(flag: st
         GenerateSettings(**given)
     assert str(caught.value).removeprefix("--").startswith(f"{flag} ")
     str(caught.value).encode()
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"PK\x03\x04\x14\x00\x06\x00\x08\x00word/document.xml", "Word"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1\0\0", "older Word"),
+        (b"\x1f\x8b\x08\x00\xff\xff", "gzip"),
+        (b"RIFF\x24\x08\x00\x00WAVEfmt ", "audio"),
+        (b"fLaC\x00\x00\x00\x22", "audio"),
+        (b"ID3\x04\x00\x00\x00\x00\xff\xfb", "audio"),
+        (b"\0\0\0\x20ftypisom", "video"),
+        (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "PDF"),
+        (b"%PDF-1.4\n1 0 obj\n", "PDF"),
+        (b"\x93NUMPY\x01\x00", "array"),
+    ],
+)
+def test_a_file_of_another_format_is_named_and_never_spoken(data: bytes, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "talk.txt"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=rf"talk\.txt: .*expected plain words, found .*{kind}.*; give a TextGrid, or"):
+        read_text(str(path), None, SpeakingRate(0.1, 0.05, 0.05, 0.3, 0.8, 20))
+
+
+@pytest.mark.parametrize("text", ["RIFF and ID3 are formats", "OggS", "PK goes home", "ftyp is a box"])
+def test_words_that_start_like_one_are_spoken(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "talk.txt"
+    path.write_text(text)
+    assert read_text(str(path), None, SpeakingRate(0.1, 0.05, 0.05, 0.3, 0.8, 20)).words
