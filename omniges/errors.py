@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Literal
@@ -79,6 +79,21 @@ def first_of(texts: Sequence[str], most: int) -> str:
     """
     more = f" and {len(texts) - most} more" if len(texts) > most else ""
     return f"{', '.join(texts[:most])}{more}"
+
+
+def grouped_notes(notes: Iterable[tuple[str, str]]) -> list[str]:
+    """Return each note once, with the files or clips that it is about: "NOTE (a, b and 3 more)".
+
+    Args:
+        notes: Pairs of a name and a note on it.
+
+    Returns:
+        One line for each different note.
+    """
+    names: dict[str, list[str]] = {}
+    for name, note in notes:
+        names.setdefault(note, []).append(name)
+    return [f"{note} ({first_of(list(dict.fromkeys(own)), 3)})" for note, own in names.items()]
 
 
 _USED_UP: Final = {

@@ -139,7 +139,7 @@ def export(settings: ExportSettings) -> None:
             from omniges.exchange.export import export_motion
 
             exported = export_motion(settings, count)
-            echo(exported.described)
+            echo("\n".join(map(printable, exported.lines)))
             return
     audio = f"{summary.with_audio} with audio" if summary.with_audio else "no audio in these shards"
     lacking = {"motion": summary.samples - summary.with_motion, "text": summary.samples - summary.with_text}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -52,6 +52,8 @@ class FileResult(Result):
     record: GeneratedRecord | None  # None: files of another system
     files: Mapping[StreamName, Path]  # files of a result without a record
     motion_rate_hz: float | None = None  # of a motion file that does not state it
+    notes: list[str] = field(default_factory=list)
+    """What was changed or guessed when a motion file of another tool was read; filled by `motion`."""
 
     @classmethod
     def of(
@@ -115,6 +117,8 @@ class FileResult(Result):
         """Read generated motion; raise DataError if a file cannot be read."""
         decode = partial(decode_motion, standing=self.record is None, rate_hz=self.motion_rate_hz)
         _, motion = self._read("gesture", "gesture", ".npz", decode)
+        if self.record is None:
+            self.notes[:] = [f"{note.code}: {note.found}" for note in motion.notes]
         return MotionArrays(motion.poses, motion.expressions, motion.trans)
 
     def spoken(self) -> tuple[list[WordInterval], bool]:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from omniges import __version__
 from omniges.data.sequence import trained_on
-from omniges.errors import DataError, UsageFault, first_of
+from omniges.errors import DataError, UsageFault, first_of, grouped_notes
 from omniges.evaluation.gesture import score_gesture
 from omniges.evaluation.motion import (
     MetricTools,
@@ -340,7 +340,10 @@ def _task_report(results: Sequence[FileResult], shards: ShardFolder, scored: Seq
         seconds=sum(seconds.values()),
         recorded_seconds=sum(row.seconds for row in rows.values()),
         made_by=made_by,
-        warnings=[warning for one in scored for warning in one.warnings],
+        warnings=[
+            *(warning for one in scored for warning in one.warnings),
+            *grouped_notes((result.name, note) for result in results for note in result.notes),
+        ],
     )
 
 

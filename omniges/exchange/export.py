@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from omniges.errors import EnvironmentFault, UsageFault
+from omniges.errors import EnvironmentFault, UsageFault, grouped_notes
 from omniges.exchange.arkit import FaceMatrix, encode_csv, matrix_from_array
 from omniges.exchange.bvh import encode_bvh
 from omniges.exchange.gltf import encode_glb
@@ -49,6 +49,13 @@ class ExportedMotion:
     """Samples of which a part of the body has no data, so that it is at rest."""
     clipped: int = 0
     """Blendshape weights that lay outside of 0 to 1."""
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    """Clips, and what was changed or guessed when their motion files were read."""
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The counts as one line, and a line for each note."""
+        return self.described, *(f"warning: {line}" for line in grouped_notes(self.notes))
 
     @property
     def described(self) -> str:
@@ -86,6 +93,7 @@ def export_motion(settings: ExportSettings, progress: Callable[[int, int], None]
         tracks = find_tracks(settings.paths or [settings.shards], settings.keys, motion_rate_hz=settings.motion_rate_hz)
         for done, load in enumerate(tracks, 1):
             track = load()
+            counts.notes += [(track.clip, note) for note in track.notes]
             if track.motion is None or (settings.format == "arkit-csv" and "face" in track.absent):
                 counts.without_motion += 1
             else:

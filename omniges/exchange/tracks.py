@@ -35,7 +35,8 @@ from omniges.storage.files import parse_json, read_file, sha256_hex, visible_ent
 
 F32 = npt.NDArray[np.float32]
 T = TypeVar("T")
-_ReadMotion = Callable[[bytes], "tuple[SmplxMotion, tuple[str, ...]]"]
+_Moving = tuple[SmplxMotion, tuple[str, ...], tuple[str, ...]]  # with absent parts and notes
+_ReadMotion = Callable[[bytes], _Moving]
 
 PREFIXES: Final = ("res_", "gt_")
 """What EMAGE's and MambaTalk's tools write before the stem of a recording."""
@@ -77,6 +78,8 @@ class Track:
     """Log-mel (F, 64), where there is no waveform."""
     absent: tuple[str, ...] = ()
     """Parts of the body without data: upper, hands, lower, root, face, jaw_eyes."""
+    notes: tuple[str, ...] = ()
+    """What was changed or guessed when its motion file was read, as ``code: what was found``."""
 
     @property
     def seconds(self) -> float:
@@ -236,7 +239,7 @@ def _file(path: Path, read_motion: _ReadMotion) -> _Found:
 
 def _of_motion_file(path: Path, read_motion: _ReadMotion, clip: str, name: str) -> Track:
     sound, words = (_beside(path, clip, ending) for ending in _BESIDE)
-    motion, absent = _decoded(path, read_file(path, _MAX_BYTES), read_motion)
+    motion, absent, notes = _decoded(path, read_file(path, _MAX_BYTES), read_motion)
     return Track(
         clip,
         name,
@@ -244,6 +247,7 @@ def _of_motion_file(path: Path, read_motion: _ReadMotion, clip: str, name: str) 
         absent=absent,
         audio=None if sound is None else _decoded(sound, read_file(sound, _MAX_BYTES), _sound),
         words=None if words is None else _decoded(words, read_file(words, _MAX_BYTES), _words),
+        notes=notes,
     )
 
 
@@ -267,12 +271,13 @@ def _decoded(path: Path, data: bytes, decode: Callable[[bytes], T]) -> T:
         raise fault.refusal(path) from fault
 
 
-def _motion(data: bytes, *, standing: bool = True, rate_hz: float | None = None) -> tuple[SmplxMotion, tuple[str, ...]]:
-    """Return motion whose absent parts are at rest, and the names of these parts."""
+def _motion(data: bytes, *, standing: bool = True, rate_hz: float | None = None) -> _Moving:
+    """Return motion whose absent parts are at rest, the names of these parts, and notes."""
     found = decode_motion(data, standing=standing, rate_hz=rate_hz)
     motion, betas = found.at_rest(), found.betas[: found.betas_columns]
     absent = tuple(part for part in MOTION_PARTS if part in found.absent)
-    return SmplxMotion(motion.poses, motion.trans, motion.expressions, betas, gender=motion.gender), absent
+    notes = tuple(f"{note.code}: {note.found}" for note in found.notes)
+    return SmplxMotion(motion.poses, motion.trans, motion.expressions, betas, gender=motion.gender), absent, notes
 
 
 def _sound(data: bytes) -> Sound:
@@ -336,11 +341,11 @@ def _of_result(path: Path, record: GeneratedRecord, read_motion: _ReadMotion, cl
             data = read_file(place, _MAX_BYTES)
             if sha256_hex(data) == given.get("sha256"):
                 files[kind] = _decoded(place, data, read_motion if kind == "gesture" else _DECODERS[kind])
-    motion, absent = files.get("gesture", (None, ()))
+    motion, absent, notes = files.get("gesture", (None, (), ()))
     if generated:
         absent = record.at_rest
     mel = None if "audio" in files else files.get("mel")
-    return Track(clip, name, motion, files.get("audio"), files.get("text"), mel, absent)
+    return Track(clip, name, motion, files.get("audio"), files.get("text"), mel, absent, notes)
 
 
 def _decoded_file(path: Path, sha256: str, decode: Callable[[bytes], Any]) -> Any:

@@ -24,7 +24,7 @@ from omniges.errors import EnvironmentFault, UsageFault
 from omniges.exchange.pages import Clip
 from omniges.exchange.settings import RenderSettings
 from omniges.exchange.tracks import Sound, Track
-from omniges.exchange.view import clips_of, parts_of
+from omniges.exchange.view import clips_of, notes_on, parts_of
 from omniges.features.body import BodyModel
 from omniges.features.gesture import BETAS, EXPRESSIONS, POSE_COLUMNS
 from omniges.features.timebase import FRAME_RATE_HZ
@@ -64,6 +64,7 @@ class VideoSummary:
     boxes: int
     """Words with letters that the font lacks."""
     bytes: int
+    warnings: tuple[str, ...] = ()
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -75,7 +76,7 @@ class VideoSummary:
             lines.append(
                 f"{counted(self.boxes, 'word')} with letters that the font lacks, shown as boxes: give --font FILE"
             )
-        return tuple(lines)
+        return (*lines, *self.warnings)
 
 
 def render(settings: RenderSettings, count: Callable[[float, float], None] | None = None) -> VideoSummary:
@@ -182,7 +183,8 @@ def render_clip(
         size_bytes = pending.temporary.stat().st_size
     name = None if sound is None else sound.name
     names = tuple(track.name for track in moving)
-    return VideoSummary(settings.output_file, names, frames / settings.fps, frames, *size, name, boxes, size_bytes)
+    seconds, warnings = frames / settings.fps, tuple(notes_on(clip.tracks))
+    return VideoSummary(settings.output_file, names, seconds, frames, *size, name, boxes, size_bytes, warnings)
 
 
 def _require_packages() -> None:

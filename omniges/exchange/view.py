@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from omniges.errors import UsageFault
+from omniges.errors import UsageFault, grouped_notes
 from omniges.exchange.pages import Clip, EmbeddedModel, ScoreTable, page
 from omniges.exchange.settings import RenderSettings, ViewSettings
 from omniges.exchange.tracks import Track, find_tracks
@@ -43,6 +43,7 @@ class ViewSummary:
             )
         if self.licensed:
             lines.append("do not publish this page: it holds the licensed body model")
+        lines += notes_on(tracks)
         return tuple(lines)
 
 
@@ -91,6 +92,13 @@ def clips_of(tracks: Iterable[Track], *, together: bool = False) -> list[Clip]:
     for track in tracks:
         clips.setdefault("" if together else track.clip, []).append(track)
     return [Clip(name or " / ".join(dict.fromkeys(t.clip for t in own)), tuple(own)) for name, own in clips.items()]
+
+
+def notes_on(tracks: Iterable[Track]) -> list[str]:
+    """Return a line for each note on the motion files of tracks."""
+    return [
+        f"warning: {line}" for line in grouped_notes((track.clip, note) for track in tracks for note in track.notes)
+    ]
 
 
 def parts_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -98,6 +99,17 @@ class TestSeveralResultsOfARecording:
         assert (task.recordings, task.results) == ([sample.row.key], 2)
         shuffled = [figure for figure in task.figures if figure.row == "shuffled"]
         assert not shuffled  # one recording has no other
+
+    def test_what_was_guessed_of_another_tools_motion_is_said(self, shards: Path, tmp_path: Path) -> None:
+        samples = samples_of(shards)[:2]
+        for sample in samples:
+            arrays = dict(np.load(io.BytesIO(motion_file(sample))))
+            arrays["expressions"] = arrays["expressions"][:, :10]
+            (tmp_path / "own").mkdir(exist_ok=True)
+            np.savez(tmp_path / "own" / f"{sample.row.stem}.npz", **arrays)
+        report = evaluate(EvaluateSettings(generated=(tmp_path / "own",), shards=shards, task="a2g", resamples=10))
+        names = ", ".join(sorted(sample.row.stem for sample in samples))
+        assert f"expressions-extended: 10 expressions ({names})" in report.tasks["a2g"].warnings
 
 
 class TestMixtures:

@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 from sample_set_builders import take, write_takes
 
 from omniges.errors import DataError, UsageFault
+from omniges.exchange.export import export_motion
+from omniges.exchange.settings import ExportSettings, ViewSettings
 from omniges.exchange.tracks import Sound, Track, find_tracks, load_tracks
+from omniges.exchange.view import view
 from omniges.formats.audio import decode_wav
 from omniges.formats.motion import SmplxMotion, read_motion, write_motion
 from omniges.formats.textgrid import WordInterval, decode_words
@@ -273,3 +276,18 @@ class TestCut:
         if frames:
             assert part.audio.samples[0] / 16_000 == pytest.approx(part.motion.poses[0, 0] / 165 / 30, abs=1e-4)
         assert all(0 <= word.start < word.end <= seconds + 1 / 30 for word in part.words)
+
+
+@pytest.mark.parametrize("command", ["view", "export"])
+def test_what_was_guessed_of_a_motion_file_is_said(corpus: Path, tmp_path: Path, command: str) -> None:
+    for name in ("a", "b"):
+        arrays = dict(np.load(files(corpus, ".npz")))
+        np.savez(tmp_path / f"{name}.npz", **arrays | {"expressions": arrays["expressions"][:, :10]})
+    whole = files(corpus, ".npz")
+    if command == "view":
+        lines = view(ViewSettings(paths=(tmp_path, whole), output_file=tmp_path / "page.html")).lines
+    else:
+        lines = export_motion(ExportSettings(paths=(tmp_path, whole), format="npz", output_dir=tmp_path / "out")).lines
+    assert [line for line in lines if line.startswith("warning")] == [
+        "warning: expressions-extended: 10 expressions (a, b)"
+    ]
