@@ -211,7 +211,8 @@ class WindowDataset(Dataset[dict[str, Any]]):
         min_seconds: Shortest length of a clip.
         max_seconds: Greatest length of a clip.
         require: Parts that a clip must have, such as ``("text", "audio", "face")``.
-        verify: ``first`` compares the sha256 of each member at its first use, ``never`` trusts the files.
+        verify: ``first`` compares the sha256 of each member at its first use, ``never`` trusts the files; None: as the
+            open set, and ``first`` for a folder.
 
     Raises:
         UsageFault: An argument is invalid, no window is left, or a normalized array has a part that no train sample
@@ -234,10 +235,13 @@ class WindowDataset(Dataset[dict[str, Any]]):
         min_seconds: float = 0.0,
         max_seconds: float | None = None,
         require: Texts = (),
-        verify: Verify = "first",
+        verify: Verify | None = None,
     ) -> None:
-        base = shards if isinstance(shards, ShardSet) else open_shards(shards, verify=verify)
-        arguments.choice("verify", verify, get_args(Verify))
+        if verify is not None:
+            arguments.choice("verify", verify, get_args(Verify))
+        base = shards if isinstance(shards, ShardSet) else open_shards(shards, verify=verify or "first")
+        if verify not in {None, base.reader.verify}:
+            raise arguments.refuse("verify", f"{base.reader.verify!r}, as of the open set, or nothing", verify)
         self.arrays = _chosen("arrays", arrays, ARRAYS)
         if not self.arrays:
             raise arguments.refuse("arrays", f"at least one of {', '.join(ARRAYS)}", arrays)
@@ -264,7 +268,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         }
         self._speakers = {name: number for number, name in enumerate(self.speaker_names)}
         self._tokenizer = base.tokenizer if "text_tokens" in self.arrays else b""
-        self._verify = verify == "first"
+        self._verify = base.reader.verify == "first"
         # Shared, so that workers of this and the next epochs compare each digest once.
         self._marks = torch.zeros((len(self._rows), len(_TRACKS)), dtype=torch.uint8)
         self._marks.share_memory_()  # type: ignore[no-untyped-call]

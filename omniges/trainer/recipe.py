@@ -82,6 +82,17 @@ def _require_plain(where: str, value: Any) -> None:
         raise UsageFault(f"{where}: expected a text, a finite number, true, false or a list, found {value!r:.60}")
 
 
+def _expanded(where: str, value: Any) -> Any:
+    """Return a value; in a text, the ``~`` of a path or of NAME=PATH is the home folder, as in a shell."""
+    name, equals, path = value.rpartition("=") if isinstance(value, str) else ("", "", "")
+    if path != "~" and not path.startswith("~/"):
+        return value
+    try:
+        return f"{name}{equals}{Path(path).expanduser()}"
+    except RuntimeError as error:
+        raise UsageFault(f"{where}: {error}; write the whole path") from error
+
+
 def _read(path: Path) -> dict[str, Any]:
     packaged = packaged_recipes()
     path = packaged.get(str(path), path)
@@ -113,7 +124,9 @@ def _read(path: Path) -> dict[str, Any]:
         twice = next(name for name in written if written.count(name) > 1)
         raise UsageFault(f"--recipe {path}: {twice} is given twice, with - and _")
     for name, value in found.items():
-        _require_plain(f"--recipe {path}: {name}", value)
+        where = f"--recipe {path}: {name}"
+        _require_plain(where, value)
+        found[name] = [_expanded(where, one) for one in value] if isinstance(value, list) else _expanded(where, value)
     try:
         found = present_names(TrainSettings, found)
     except UsageFault as error:

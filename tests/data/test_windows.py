@@ -291,3 +291,14 @@ def test_an_array_of_another_kind_is_told(whole_set: Path, tmp_path: Path) -> No
     (folder / row.shard).write_bytes(data)
     with pytest.raises(DataError, match=r"mel.npy at byte \d+: expected an npy array \(200, 64\) of float32"):
         WindowDataset(folder, window_ticks=5, verify="never")[0]
+
+
+def test_an_open_set_keeps_its_own_verification(whole_set: Path) -> None:
+    for verify, other in (("first", "never"), ("never", "first")):
+        opened = open_shards(whole_set, verify=verify)
+        for chosen in (None, verify):
+            assert WindowDataset(opened, window_ticks=5, verify=chosen)._verify == (verify == "first")
+        with pytest.raises(UsageFault, match=f"verify: expected '{verify}', as of the open set, .*found '{other}'"):
+            WindowDataset(opened, window_ticks=5, verify=other)
+    with pytest.raises(UsageFault, match="verify: expected one of"):
+        WindowDataset(whole_set, window_ticks=5, verify="often")

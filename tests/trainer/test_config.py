@@ -198,3 +198,13 @@ class TestDifferenceWeights:
         assert TrainSettings(model=model).model_config().as_json()[f"{stream}_difference_weight"] == 1.0
         with pytest.raises(UsageFault, match=f"{stream}_difference_weight needs frames, but {stream} is latents"):
             TrainSettings(model=model, **{f"{stream}_codec": codec})
+
+
+def test_a_home_folder_in_a_recipe_is_the_persons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    text = "shards: [~/a, s3://bucket/~/b, c]\noutput-dir: ~/run\ncache_dir: '~'\n"
+    text += "audio_codec: audioldm2-vae\nvalidation_codec: [audioldm2-vae=~/vae]\n"
+    found = load(text, tmp_path)
+    assert found.shards == ("/home/ada/a", "s3://bucket/~/b", "c")
+    assert (found.output_dir, found.cache_dir) == (Path("/home/ada/run"), Path("/home/ada"))
+    assert found.validation_codec == ("audioldm2-vae=/home/ada/vae",)
