@@ -126,7 +126,8 @@ def _read(path: Path) -> dict[str, Any]:
     for name, value in found.items():
         where = f"--recipe {path}: {name}"
         _require_plain(where, value)
-        found[name] = [_expanded(where, one) for one in value] if isinstance(value, list) else _expanded(where, value)
+        if name != "cache_dir":  # kept with its ~ in checkpoints, which may be read on another machine
+            found[name] = [_expanded(where, x) for x in value] if isinstance(value, list) else _expanded(where, value)
     try:
         found = present_names(TrainSettings, found)
     except UsageFault as error:

