@@ -247,8 +247,8 @@ def _recorded_results(
             raise UsageFault(f"{path}: it is a result of task {record.task}, but --task is {task}: remove --task")
         if record.source is not None and record.source.get("start_tick"):
             raise UsageFault(
-                f"{path}: it is a sample of validation, of the window from tick {record.source['start_tick']}: give "
-                "results of omniges generate"
+                f"{path}: expected a result that starts with its recording, found a sample of validation from tick "
+                f"{record.source['start_tick']}; give results of omniges generate"
             )
         own = record.name if record.name in rows else record.name.removesuffix(f"-{record.sample + 1}")
         row = _row(rows, own if record.source is None else str(record.source.get("key")), path, shards)

@@ -84,8 +84,11 @@ def _require_plain(where: str, value: Any) -> None:
 
 def _expanded(where: str, value: Any) -> Any:
     """Return a value; in a text, the ``~`` of a path or of NAME=PATH is the home folder, as in a shell."""
+    if isinstance(value, list):
+        return [_expanded(where, one) for one in value]
     name, equals, path = value.rpartition("=") if isinstance(value, str) else ("", "", "")
-    if path != "~" and not path.startswith("~/"):
+    # Checkpoints, which may be read on another machine, keep the ~ of the cache's folder.
+    if (path != "~" and not path.startswith("~/")) or where.endswith(": cache_dir"):
         return value
     try:
         return f"{name}{equals}{Path(path).expanduser()}"
@@ -126,8 +129,7 @@ def _read(path: Path) -> dict[str, Any]:
     for name, value in found.items():
         where = f"--recipe {path}: {name}"
         _require_plain(where, value)
-        if name != "cache_dir":  # kept with its ~ in checkpoints, which may be read on another machine
-            found[name] = [_expanded(where, x) for x in value] if isinstance(value, list) else _expanded(where, value)
+        found[name] = _expanded(where, value)
     try:
         found = present_names(TrainSettings, found)
     except UsageFault as error:
