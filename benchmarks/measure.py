@@ -1,10 +1,10 @@
 """Runs a command and says what it took: wall time, CPU time of its process tree, peak memory, who else was at work.
 
 CPU time is what the kernel charges the process and all children it waited for (`os.wait4`). Peak memory is VmHWM of
-``/proc/<pid>/status``, which the kernel keeps as a high-water mark and which starts anew with each program: looking
-at it every 50 ms finds every peak but one in a process's last 50 ms. `ru_maxrss` has no such gap, but does not tell
-processes apart and never falls below what the launching process held, so it is reported beside it as an upper bound.
-Memory is in MB of 10^6 bytes and counts shared libraries in every process that has them loaded.
+``/proc/<pid>/status``, which the kernel keeps as a high-water mark from the start of each program: looking at it every
+50 ms finds every peak but one in a process's last 50 ms. `ru_maxrss` has no such gap, but does not tell processes apart
+and never falls below what the launching process held, so it is reported beside it as an upper bound. Memory is in MB of
+10^6 bytes and counts shared libraries in every process that has them loaded.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def serve(prepare: Callable[[Any], Callable[[Any], Answer]]) -> None:
     """Answer tasks until the input ends; the main function of a worker.
 
     An OmnigesError and an error of the machine are raised again in the process that sent the task. Any other exception
-    ends the worker. So does an error of memory, after which the pool tries the task again while no other task runs.
+    ends the worker, and so does a lack of memory. The pool then tries the task again while no other task runs.
 
     Args:
         prepare: Function that takes the setup and returns the function that answers a task.

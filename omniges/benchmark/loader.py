@@ -107,7 +107,10 @@ def copy_limit(processes: int, rows: int, window_ticks: int, seconds: float) -> 
             running.append(stack.enter_context(process))
             stack.callback(process.kill)
         if any(process.stdout.readline() != "ready\n" for process in running):
-            raise EnvironmentFault("a process that measures memory did not start: is memory left?")
+            raise EnvironmentFault(
+                "benchmark loader: expected a process that measures memory, found that it did not start; free "
+                "some memory"
+            )
         for process in running:
             process.stdin.write(f"{seconds}\n")
             process.stdin.flush()

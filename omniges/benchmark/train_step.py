@@ -6,9 +6,9 @@ those of the matrix products that a step computed, as torch's counter reports th
 · B · H · N · M · D operations forward, and twice that backward. Scores that the backward pass computes again are not
 counted.
 
-Two more figures do not depend on the speed of a machine, and bound it on an accelerator, which needs some microseconds
-to launch anything: the calls of a step, which are torch's operations without views, and with `--compile` the kernels of
-the compiled graph, which are generated ones and calls of libraries.
+Two more figures do not depend on the speed of the machine: the calls of a step (torch's operations without views) and,
+with `--compile`, the kernels of the compiled graph (generated kernels and calls of libraries). An accelerator needs
+some microseconds to launch each of them, so their number limits its speed.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def measure_one(settings: TrainSettings, seconds: float) -> dict[str, Any]:
 
     Args:
         settings: Settings of the training run.
-        seconds: Time that the measured steps take at least.
+        seconds: Shortest total time of the measured steps.
 
     Returns:
         The figures of the configuration.

@@ -7,10 +7,10 @@ diffusers AutoencoderKL with one channel: config.json with diffusion_pytorch_mod
 A row of latents has K · W numbers: channel k and column w at k · W + w. Each is the mean of the posterior, minus the
 configuration's shift factor, times its scaling factor.
 
-The autoencoder processes arrays of any length in blocks, and gives the numbers of diffusers for the complete array.
-Cutting the input would change them. Group normalisations use mean and variance over all rows, and the attention in the
-middle joins each row with all others. So every latent depends on the complete clip, and any context would leave errors
-at the block boundaries.
+The autoencoder processes arrays of any length in blocks. The result equals that of diffusers on the complete array.
+Cutting the input into blocks would change the result, whatever context a block has: group normalisations use mean and
+variance over all rows, and the attention in the middle joins each row with all others. So every latent depends on the
+complete clip.
 
 Instead, each layer is computed in blocks. Between two normalisations there are only convolutions of 3 rows, whose
 blocks have one extra row on each side. Means and variances are those of all blocks together. The attention takes

@@ -67,7 +67,7 @@ class FrameCodec(Protocol):
 
 @runtime_checkable
 class QuantisingCodec(Protocol):
-    """A codec with codes, to which `decode` may snap latents first."""
+    """A codec with a table of codes; `decode` can replace each latent by its nearest code first."""
 
     def decoding(self, *, quantised: bool) -> Self:
         """Return the same codec with the snap to codes switched on or off."""

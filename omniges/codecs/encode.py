@@ -147,8 +147,8 @@ def _loaded(settings: EncodeSettings) -> dict[str, Codec]:
         codecs[name] = codec
     if settings.of_text and not any(isinstance(codec.entry, WindowEntry) for codec in codecs.values()):
         raise UsageFault(
-            f"{settings.of_text[0]}: it needs a text codec, found {', '.join(codecs)}: give one with --codec, or "
-            "remove this flag"
+            f"{settings.of_text[0]}: expected a text codec, found {', '.join(codecs)}; give one with --codec, "
+            "or remove this flag"
         )
     if new and source is not None:
         _wanted(settings, source, codecs)
@@ -180,9 +180,9 @@ def _refuse_absent(entry: CodecEntry, source: ShardFolder) -> None:
     first = lacking[0]
     named = ", ".join(part for part in parts if part not in first.present)
     raise UsageFault(
-        f"{source.folder}: {entry.name} reads {', '.join(parts)}, but {len(lacking)} of {len(source.rows)} samples do "
-        f"not have all of it, such as {first.key} without {named}: encode a set in which every sample has it; "
-        "omniges.open_shards and omniges.write_shards make one of this set"
+        f"{source.folder}: expected {', '.join(parts)} in every sample, which {entry.name} reads, found "
+        f"{len(lacking)} of {len(source.rows)} samples that lack some of it, such as {first.key} without "
+        f"{named}; write a set of the other samples with omniges.open_shards and omniges.write_shards"
     )
 
 
@@ -195,17 +195,17 @@ def _counted(entry: CodecEntry, codec: Codec, source: ShardFolder, settings: Enc
     if not lost:
         longest = max((row.ticks for row in source.rows), default=0)
         raise DataError(
-            f"{source.folder}: no clip has a window of {entry.window_ticks} ticks, the longest has {longest}: choose "
-            "a shorter --window-ticks"
+            f"{source.folder}: expected a clip of at least {entry.window_ticks} ticks, one window, found at "
+            f"most {longest}; choose a shorter --window-ticks"
         )
     counts = {"windows": len(lost), "cut": sum(x.cut for x in lost), "unknown": sum(x.unknown for x in lost)}
     share = sum(x.cut or x.unknown for x in lost) / len(lost)
     limit = DEFAULT_MAX_LOST if settings.max_lost is None else settings.max_lost
     if share > limit:
         raise DataError(
-            f"{source.folder}: {entry.name} would lose words of {100 * share:.3g} % of the windows, more than "
-            f"--max-lost {limit:g}: {_losses(counts)}: use a shorter --window-ticks, or shards of languages that it "
-            "can spell"
+            f"{source.folder}: expected {entry.name} to lose words of at most {limit:g} of the windows "
+            f"(--max-lost), found {share:.3g}: {_losses(counts)}; use a shorter --window-ticks, or shards of "
+            "languages that it can spell"
         )
     return replace(entry, lost=counts)
 
@@ -239,17 +239,20 @@ def _there(settings: EncodeSettings, source: ShardFolder, entries: Mapping[str, 
         found = source.codecs.get(name)
         if found is not None and found.fingerprint != entry.fingerprint:
             raise UsageFault(
-                f"{source.folder}: it holds latents of another {name}, fingerprint {found.fingerprint[:16]}… and not "
-                f"{entry.fingerprint[:16]}…: name that codec's folder, or replace them with --overwrite"
+                f"{source.folder}: expected latents of {name} with fingerprint {entry.fingerprint[:16]}…, found "
+                f"latents with {found.fingerprint[:16]}…; name the folder of that codec, or replace the latents "
+                "with --overwrite"
             )
         if found is not None and not found.same_codec(entry):
             raise UsageFault(
-                f"{source.folder}: it holds latents of {name}, {found.described} and not {entry.described}: use those "
-                "windows, or replace them with --overwrite"
+                f"{source.folder}: expected latents of {name} with {entry.described}, found {found.described}; "
+                "use those windows, or replace the latents with --overwrite"
             )
     there = tuple(name for name in entries if name in source.codecs)
     if len(there) == len(entries) and not settings.in_place:
-        raise UsageFault(f"{settings.shards}: {', '.join(there)}: its latents exist already: remove --output-dir")
+        raise UsageFault(
+            f"{settings.shards}: expected no latents of {', '.join(there)}, found some; remove --output-dir"
+        )
     return there
 
 
@@ -260,7 +263,10 @@ def _complete(target: Path, source: ShardFolder, entries: Mapping[str, CodecEntr
     members = {entry.member for entry in entries.values()}
     same = found.codecs.keys() == wanted.keys() and all(found.codecs[name].same_codec(wanted[name]) for name in wanted)
     if not same or _hash_without(found.rows, members) != _hash_without(source.rows, members):
-        raise UsageFault(f"{target}: shards of other recordings or codecs are there. Choose another --output-dir")
+        raise UsageFault(
+            f"{target}: expected no shards, or those of an earlier run of this command, found shards of other "
+            "recordings or codecs; choose another --output-dir"
+        )
     return _summary(found, (), tuple(entries), elapsed_s)
 
 
@@ -336,8 +342,8 @@ class _Job:
         earlier = workspace.begun()
         if earlier is not None and earlier != begun:
             raise UsageFault(
-                f"{workspace.folder}: found an unfinished run of another command or codec. Finish it with the same "
-                "command, or remove that folder"
+                f"{workspace.folder}: expected an unfinished run of this command, found one of another command or "
+                "codec; finish that run, or remove this folder"
             )
         if earlier is None:
             workspace.wipe()
@@ -345,8 +351,8 @@ class _Job:
         free = shutil.disk_usage(workspace.out).free
         if free < needed:
             raise EnvironmentFault(
-                f"{workspace.out}: over {needed / 1e9:.1f} GB of free space needed, found {free / 1e9:.1f} GB. "
-                "Free some space or choose another --output-dir"
+                f"{workspace.out}: expected over {needed / 1e9:.1f} GB of free space, found {free / 1e9:.1f} GB; "
+                "free some space, or choose another --output-dir"
             )
         workspace.begin(begun)
         rows: dict[str, list[ManifestRow]] = {name: [] for name in source.dataset["shards"]}
@@ -381,8 +387,8 @@ class _Job:
             for row in self.source.rows:
                 if len(row.key) + 1 + len(entry.member) > _MAX_NAME_BYTES:
                     raise DataError(
-                        f"{self.source.folder}: {row.key}.{entry.member}: at most {_MAX_NAME_BYTES} bytes fit into a "
-                        "tar header: preprocess this recording under a shorter name"
+                        f"{self.source.folder}: {row.key}.{entry.member}: expected at most {_MAX_NAME_BYTES} bytes, the"
+                        " space of a name in a tar header, found more; preprocess this recording under a shorter name"
                     )
 
     def _journalled(self, rows: Mapping[str, Sequence[ManifestRow]]) -> dict[str, _Written]:
@@ -454,8 +460,8 @@ class _Job:
                 raise RuntimeError(f"{entry.name}: expected {expected} float32, found {latents.shape} {latents.dtype}")
             if not np.isfinite(latents).all():
                 raise DataError(
-                    f"{self.source.folder / row.shard}: {row.key}.{source}: {entry.name} gives latents that are "
-                    "NaN or infinite: run omniges verify-shards --level deep, or use another codec"
+                    f"{self.source.folder / row.shard}: {row.key}.{source}: expected finite latents of {entry.name}, "
+                    "found NaN or infinite values; run omniges verify-shards --level deep, or use another codec"
                 )
             _gather(partials, entry, row, latents)
             found[entry.member] = npy_parts(np.ascontiguousarray(latents))
@@ -471,8 +477,8 @@ class _Job:
             if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error):
                 raise
             raise EnvironmentFault(
-                f"{row.key}: not enough memory to encode {row.seconds:.0f} s at once ({codec.entry.name}): use a "
-                "machine with more"
+                f"{row.key}: expected enough memory for {codec.entry.name} to encode {row.seconds:.0f} s in one "
+                "piece, found too little; use a machine with more memory"
             ) from error
 
     def _finish(self, shards: Mapping[str, _Written]) -> None:

@@ -60,7 +60,7 @@ _JOINTS: Final[Mapping[Part, tuple[int, ...]]] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PartScale:
-    """Mean and deviation of a part's channels; nothing is added to the deviation, and nothing is clipped."""
+    """Mean and standard deviation of a part's channels; nothing is added to it, and nothing is clipped."""
 
     mean: F64
     """(C,)"""
@@ -108,7 +108,7 @@ def statistics_files(columns: Mapping[Part, slice]) -> dict[str, str]:
 def read_scales(folder: Path, columns: Mapping[Part, slice]) -> dict[Part, PartScale]:
     """Read the scale of each part from the statistics in a codec's folder; the face is not scaled.
 
-    Only the columns of the parts' joints are checked, because the deviations of jaw and eyes are almost zero.
+    Only the columns of the parts' joints are checked, because the standard deviations of jaw and eyes are almost zero.
 
     Args:
         folder: The codec's folder.
@@ -119,7 +119,7 @@ def read_scales(folder: Path, columns: Mapping[Part, slice]) -> dict[Part, PartS
 
     Raises:
         UsageFault: A file does not exist.
-        DataError: A file has other content, or a deviation is not positive.
+        DataError: A file has other content, or a standard deviation is not positive.
     """
     files = {what: folder / name for what, name in statistics_files(columns).items()}
     found = {what: _statistics(path, 6 * len(JOINT_NAMES) if "pose" in what else 3) for what, path in files.items()}
@@ -153,7 +153,10 @@ def _statistics(path: Path, length: int) -> F64:
 
 def _require_positive(std: F64, path: Path, of: str) -> None:
     if not (std > 0).all():
-        raise DataError(f"{path}: expected positive deviations of {of}, found {std.min():g}; is it the file of means?")
+        raise DataError(
+            f"{path}: expected positive standard deviations of {of}, found {std.min():g}; check that it is "
+            "not the file of means"
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -208,10 +211,9 @@ class GestureRvqvae:
     def encode(self, gesture: npt.NDArray[np.floating]) -> F32:
         """Encode a complete clip as latents that are not quantised and are divided by 5.
 
-        The parts' latents are concatenated: upper, hands, lower, face. The last T mod frames_per_latent
-        frames are dropped, so a shorter clip has no latents. A latent depends on about three seconds on each
-        side. So the latents of a part of a clip differ from that part of the clip's latents:
-        docs/explanation/codecs-gesture.md.
+        The parts' latents are concatenated: upper, hands, lower, face. The last T mod frames_per_latent frames are
+        dropped, so a shorter clip has no latents. A latent depends on about three seconds on each side, so encode
+        complete clips: a part of a clip has other latents (docs/explanation/codecs-gesture.md).
 
         Args:
             gesture: Gesture channels (T, 415).
@@ -256,9 +258,13 @@ class GestureRvqvae:
         gesture = np.empty((len(vectors) * self.frames_per_latent, LAYOUT.channels), dtype=np.float32)
         if rest is None and self.lacking:
             columns = ", ".join(f"{block.start} to {block.stop - 1}" for block in self.lacking)
-            raise UsageFault(f"rest: channels {columns} are in no network and were not given: give their values")
+            raise UsageFault(
+                f"rest: expected values of channels {columns}, which no network has, found none; pass them"
+            )
         if rest is not None and not self.lacking:
-            raise UsageFault("rest: the networks have every channel; remove this argument")
+            raise UsageFault(
+                "rest: expected none, because the networks have every channel, found values; remove this argument"
+            )
         if rest is not None:
             gesture[:] = checked(rest, "rest", (LAYOUT.channels,) if rest.ndim == 1 else gesture.shape)
         if not len(vectors):

@@ -84,7 +84,7 @@ class RvqvaeSpec:
 
     @property
     def encoder_reach(self) -> tuple[int, int]:
-        """Frames before and after: latent i depends on frames f·i − reach[0] to f·i + reach[1], f frames a latent."""
+        """Frames (before, after) that a latent depends on: latent i reads frames f·i − before to f·i + after."""
         before = after = 1  # the last convolution, in latents
         for _ in range(self.stages):
             before, after = (2 * (side + sum(self.dilations)) + extra for side, extra in ((before, 1), (after, 2)))
@@ -92,7 +92,7 @@ class RvqvaeSpec:
 
     @property
     def decoder_reach(self) -> int:
-        """Latents on each side: the frames of latent i depend on latents i − reach to i + reach."""
+        """Latents on each side that frames depend on: frames of latent i depend on latents i − reach to i + reach."""
         reach = 2  # the last two convolutions, in frames
         for _ in range(self.stages):
             reach = (reach + 2) // 2 + sum(self.dilations)  # the convolution after the upsampling, the upsampling
@@ -100,7 +100,7 @@ class RvqvaeSpec:
 
     @property
     def encoder_context(self) -> int:
-        """Number of context latents on each side with which a block's latents equal those of one pass."""
+        """Number of context latents that a block needs on each side, so that its latents equal those of one pass."""
         before, after = self.encoder_reach
         return max(-(-before // self.frames_per_latent), after // self.frames_per_latent)
 
@@ -438,7 +438,7 @@ def spec_of(tensors: Mapping[str, Tensor], where: str) -> RvqvaeSpec:
 def _shape(tensors: Mapping[str, Tensor], name: str, axes: int, where: str) -> torch.Size:
     if name not in tensors:
         found = ", ".join(sorted(tensors)[:3])
-        raise DataError(f"{where}: no tensor {name}, found {found}, …: {_OTHER}")
+        raise DataError(f"{where}: expected the tensor {name}, found {found}, …; {_OTHER}")
     shape = tensors[name].shape
     if len(shape) != axes or 0 in shape:
         raise DataError(

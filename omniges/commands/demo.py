@@ -1,4 +1,4 @@
-"""`omniges demo`: from nothing to generated clips in a browser, with the steps that people then take themselves."""
+"""`omniges demo`: a complete example, from a synthetic corpus to generated clips in a browser."""
 
 from __future__ import annotations
 

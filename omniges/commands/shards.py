@@ -103,7 +103,7 @@ def verify_shards(settings: VerifySettings, findings: FindingsSettings) -> None:
         if left:
             echo(f"left where they are: {', '.join(left)}", err=True)
         if moved:
-            echo("run omniges preprocess again: it makes what was moved anew and takes the rest over", err=True)
+            echo("run omniges preprocess again: it makes the moved files again and keeps the others", err=True)
     raise typer.Exit(int(result.exit_code))
 
 

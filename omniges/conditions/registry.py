@@ -26,7 +26,7 @@ def register_stream(name: str, stream: type[ConditionStream]) -> None:
     """Register a condition stream in this process and in those that load its batches.
 
     Args:
-        name: lower-case letters, digits and ``_``; it must equal the class's ``name``.
+        name: Name of lower-case letters, digits and ``_``; it must equal the class's ``name``.
         stream: A class that can be imported by its module and name.
 
     Raises:
@@ -67,8 +67,8 @@ def _checked(name: str, stream: Any, who: str) -> type[ConditionStream]:
         raise UsageFault(f"{who}: expected a subclass of ConditionStream with the name {name!r}, found {stream!r:.100}")
     if name in _GENERATED or not _NAME.fullmatch(name):
         raise UsageFault(
-            f"{who}: the name {name!r} cannot name a condition stream: expected lower-case letters, digits and "
-            f"_, and none of {', '.join(_GENERATED)}"
+            f"{who}: expected a name of lower-case letters, digits and _, other than {', '.join(_GENERATED)}, "
+            f"found {name!r}; rename the condition stream"
         )
     return stream
 
@@ -140,7 +140,7 @@ def find_streams(names: Iterable[str], origin: str) -> dict[str, type[ConditionS
     wanted = list(names)
     twice = sorted({name for name in wanted if wanted.count(name) > 1})
     if twice:
-        raise UsageFault(f"{origin} {twice[0]}: given twice: name it once")
+        raise UsageFault(f"{origin} {twice[0]}: expected each name once, found it twice; remove one")
     return {name: find_stream(name, origin) for name in wanted}
 
 

@@ -207,7 +207,7 @@ class _Lease(np.ndarray[Any, Any]):
 
 
 class BlockStore:
-    """Blocks for `rows` windows, as many as are in use or being filled; page-locked if `pin`."""
+    """A growing pool of blocks, each for `rows` windows; page-locked if `pin`."""
 
     def __init__(
         self, rows: int, window_ticks: int, *, pin: bool, tracks: Tracks = PLAIN_TRACKS, conditions: Fields = ()

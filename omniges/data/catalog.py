@@ -273,7 +273,7 @@ def _check_shards(manifest: ManifestColumns, columns: Mapping[str, LabelColumn],
         earlier, known = found.get(name, (0, ""))
         found[name] = (earlier + count, f"{known}, {split}" if known else split)
     if unknown := sorted(found.keys() - shards.keys()):
-        raise DataError(f"{manifest.path}: names the shard {unknown[0]}, which is not in dataset.json. {VERIFY}")
+        raise DataError(f"{manifest.path}: expected shards that dataset.json lists, found {unknown[0]}. {VERIFY}")
     for name, (count, split) in found.items():
         wanted = shards[name]["samples"], shards[name]["split"]
         if (count, split) != wanted:
@@ -323,7 +323,10 @@ def _entries(folder: Path, dataset: dict[str, Any], codecs: Mapping[str, str]) -
                 f"--codec {name}=FOLDER"
             )
         if _STREAM_OF[there[name].source] != stream:
-            raise UsageFault(f"codec {name}: it encodes {_STREAM_OF[there[name].source]}, not {stream}")
+            raise UsageFault(
+                f"codec {name}: expected latents of {stream}, found latents of {_STREAM_OF[there[name].source]}; "
+                "choose another codec"
+            )
     return {stream: there[name] for stream, name in codecs.items()}
 
 
@@ -336,8 +339,8 @@ def _selection(
     if not left.any():
         counts = ", ".join(f"{name} {int((codes == number).sum())}" for number, name in enumerate(names))
         raise UsageFault(
-            f"{folder}: no sample is in split {filters.split!r}, found {counts or 'no samples at all'}: choose another "
-            "split, or preprocess again with a --split-csv that names recordings for it"
+            f"{folder}: expected samples of split {filters.split!r}, found {counts or 'no samples at all'}; "
+            "choose another split, or preprocess again with a --split-csv that assigns recordings to it"
         )
     numbers = [int(name) for name in filters.speakers if name.isdecimal() and len(name) < _ID_DIGITS]
     ids = np.isin(manifest.numbers("speaker_id"), numbers)
@@ -352,8 +355,8 @@ def _with_streams(folder: Path, manifest: ManifestColumns, left: Bools, filters:
     has: Bools = left & filters.pass_streams(manifest.present(STREAM_PARTS)) if filters.streams else left
     if not has.any():
         raise UsageFault(
-            f"{folder}: none of {int(left.sum())} samples of split {filters.split!r} has the streams of any of "
-            f"{', '.join(filters.streams)}: choose tasks whose streams the samples have, or other shards"
+            f"{folder}: expected samples that have all streams of one of {', '.join(filters.streams)}, found "
+            f"none among {int(left.sum())} of split {filters.split!r}; choose other tasks, or other shards"
         )
     return has
 
@@ -399,7 +402,9 @@ def _check(folder: Path, table: ClipTable) -> None:
             raise DataError(f"{folder / MANIFEST_FILE}: row {key}: {what} are inconsistent. {VERIFY}")
     twice = np.flatnonzero(table.keys[1:] == table.keys[:-1])
     if len(twice):
-        raise DataError(f"{folder / MANIFEST_FILE}: the key {table.key(int(twice[0]))} occurs twice. {VERIFY}")
+        raise DataError(
+            f"{folder / MANIFEST_FILE}: expected each key once, found {table.key(int(twice[0]))} twice. {VERIFY}"
+        )
 
 
 # --- filters of samples over columns of the manifest; a filter that leaves nothing is refused by name
@@ -453,7 +458,7 @@ def keep_labelled(
         there = ", ".join(sorted(names[code] for code in np.unique(codes[left]).tolist() if code >= 0 and names[code]))
         texts = " or ".join(wanted)
         raise UsageFault(
-            f"{folder}: no sample is left with {name} {texts}: choose from {there or 'none, all are null'}"
+            f"{folder}: expected samples with {name} {texts}, found none; choose from {there or 'none, all are null'}"
         )
     return found
 
@@ -481,7 +486,7 @@ def keep_lengths(
     if left.any() and not found.any():
         others = seconds[left]
         raise UsageFault(
-            f"{folder}: no sample that is left lasts {min_seconds:g} to {longest:g} s; they last {others.min():g} to "
-            f"{others.max():g} s: choose other limits"
+            f"{folder}: expected selected samples that last {min_seconds:g} to {longest:g} s, found only "
+            f"{others.min():g} to {others.max():g} s; choose other limits"
         )
     return found

@@ -50,8 +50,8 @@ def require_readable(streams: Mapping[str, ConditionStream], codecs: Mapping[str
         lost = [content for content in stream.reads if STREAM_OF[content] in codecs]
         if lost:
             raise UsageFault(
-                f"--condition-streams {name}: it reads {lost[0]}, and {STREAM_OF[lost[0]]} is latents of a codec in "
-                "this run: leave one of them out"
+                f"--condition-streams {name}: expected {lost[0]}, which it reads, found {STREAM_OF[lost[0]]} as "
+                "latents of a codec; leave out the condition stream or the codec"
             )
 
 

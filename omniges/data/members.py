@@ -81,7 +81,10 @@ class MemberReader:
         place = row.members[member]
         shown = place_of_member(self._folder.source, row.shard, row.key, member, place.offset)
         if place.offset + place.size > len(content):
-            raise DataError(f"{shown}: {place.size} bytes do not lie in a shard of {len(content)}. {VERIFY}")
+            raise DataError(
+                f"{shown}: expected {place.size} bytes in the shard, found the end of its {len(content)} bytes "
+                f"before them. {VERIFY}"
+            )
         if self._verify and not self._marks[number, self._columns[member]]:
             member_bytes = content[place.offset : place.offset + place.size]
             check_member(self._folder.source, row.shard, member_bytes, bytes.fromhex(place.sha256), shown)

@@ -176,7 +176,7 @@ class ClipOrder:
         """
         if window_ticks < 1 or window_ticks % multiple:
             minimum = f"at least {multiple} ticks and a multiple of it" if multiple > 1 else "at least 1 tick"
-            raise UsageFault(f"expected a window of {minimum}, found --window-ticks {window_ticks}")
+            raise UsageFault(f"--window-ticks {window_ticks}: expected {minimum}; choose a longer window")
         self.window_ticks, self.seed, self.shuffle = window_ticks, seed, shuffle
         self._multiple, self._window = multiple, window_ticks // multiple
         self._lengths, self._key_hashes = ticks // multiple, key_hashes
@@ -189,8 +189,8 @@ class ClipOrder:
             longest = int(ticks.max(initial=0))
             fits = max(longest - longest % multiple, multiple)
             raise UsageFault(
-                f"a window of {window_ticks} ticks ({window_ticks / 10:g} s) fits into none of {len(ticks)} clips, the "
-                f"longest has {longest} ticks: choose --window-ticks {fits} or less"
+                f"--window-ticks {window_ticks}: expected a clip of at least {window_ticks / 10:g} s, found none "
+                f"among {len(ticks)}; the longest has {longest} ticks: choose --window-ticks {fits} or less"
             )
 
     def windows_at(self, positions: I64) -> tuple[I64, I64, I64]:
@@ -230,7 +230,7 @@ def mixture_pattern(weights: Sequence[float]) -> I64:
         UsageFault: A weight is not a positive number.
     """
     if not weights or not all(0 < weight < float("inf") for weight in weights) or len(weights) > PERIOD:
-        raise UsageFault(f"a mixture needs positive weights, found {list(weights)}")
+        raise UsageFault(f"weights of a mixture: expected positive numbers, found {list(weights)}")
     exact = [weight / sum(weights) * PERIOD for weight in weights]
     counts = [max(1, int(share)) for share in exact]
     by_remainder = sorted(range(len(exact)), key=lambda i: (counts[i] - exact[i], i))

@@ -92,7 +92,7 @@ class RemoteShards:
             store: An open store of the location that this thread may use, or None.
 
         Raises:
-            DataError: Dataset.json does not follow the contract.
+            DataError: The content of dataset.json does not follow the contract.
         """
         self.location = location
         self.folder = cache.folder(group)
@@ -102,14 +102,17 @@ class RemoteShards:
         data = read_file(self.folder / DATASET_FILE, _MAX_DATASET_BYTES, self.folder)
         if sha256_hex(data)[: len(group)] != group:
             raise WrongContent(
-                f"{self.folder / DATASET_FILE}: another than was fetched. Remove this folder of the cache"
+                f"{self.folder / DATASET_FILE}: expected the document that was downloaded, found another; remove "
+                "this folder of the cache"
             )
         self._files = {DATASET_FILE: CachedFile(group, DATASET_FILE, len(data), sha256_hex(data))}
         for name, entry in [*document["files"].items(), *document["shards"].items()]:
             self._files[name] = CachedFile(group, name, entry["bytes"], entry["sha256"])
         for name in SMALL_FILES:
             if name not in self._files:
-                raise DataError(f"{location}: dataset.json lists no {name}. Make the shards again")
+                raise DataError(
+                    f"{location}: expected {name} in dataset.json, found no such entry; make the shards again"
+                )
         self._kept: list[Pin] = []
         self._stores = threading.local()
         if store is not None:
@@ -267,7 +270,7 @@ def open_location(
     if location.path is not None:
         return LocalShards(location.path)
     if settings is None:
-        raise UsageFault(f"{location}: a cache folder and its size are needed for remote shards")
+        raise UsageFault(f"{location}: expected a cache folder and its size for remote shards, found none; give both")
     store = open_store(location, settings.timeouts)
     data = with_retries(lambda: dataset_bytes(store), settings.retries, salt=f"{DATASET_FILE}:{os.getpid()}")
     digest = sha256_hex(data)
@@ -339,9 +342,14 @@ def dataset_bytes(store: Store) -> bytes:
                     )
         document = parse_json(bytes(data))
     except MissingFile as error:
-        raise MissingFile(f"{error}, so there is no complete set of shards. Check the address") from None
+        raise MissingFile(f"{error}, so the set of shards is not complete; check the address") from None
     except ValueError as error:
-        raise WrongContent(f"{place}: expected a JSON document, found {len(data)} other bytes ({error})") from None
+        raise WrongContent(
+            f"{place}: expected a JSON document, found {len(data)} bytes of something else ({error})"
+        ) from None
     if not isinstance(document, dict) or not sealed_correctly(document):
-        raise WrongContent(f"{place}: the checksum does not fit the content. It was edited or damaged: copy it again")
+        raise WrongContent(
+            f"{place}: expected content that fits its checksum, found other content; it was edited or "
+            "damaged: copy it again"
+        )
     return bytes(data)

@@ -208,7 +208,7 @@ class ShardSet:
             A set over the same shards, in the same order.
 
         Raises:
-            UsageFault: A filter cannot be, or leaves nothing.
+            UsageFault: A filter is invalid, or no sample passes it.
         """
         if split is not None:
             arguments.choice("split", split, SPLITS)
@@ -364,7 +364,7 @@ def open_shards(  # noqa: PLR0913 - filters, all by keyword
         The samples that pass all filters, none of them read yet.
 
     Raises:
-        UsageFault: The folder does not exist, or a filter is invalid or leaves nothing.
+        UsageFault: The folder does not exist, a filter is invalid, or no sample passes it.
         DataError: The set is incomplete, damaged or of another version.
     """
     if "://" in str(folder):

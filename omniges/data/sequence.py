@@ -189,8 +189,8 @@ def resume(own: Mapping[str, Any], saved: Mapping[str, Any]) -> Resumed:
         differences = _differences(_CONTENT, known[_CONTENT], own[_CONTENT])
     if differences:
         raise UsageFault(
-            f"the saved position belongs to another sequence of windows: {'; '.join(differences)}. Resume with the "
-            "saved settings and shards, or start a new run"
+            f"loader state: expected the same windows as in this run, found {'; '.join(differences)}. Resume "
+            "with the saved settings and shards, or start a new run"
         )
     note = None
     if global_batch != own["global_batch"]:

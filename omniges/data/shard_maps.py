@@ -122,7 +122,7 @@ class Ranges(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MappedShard:
-    """A shard as bytes and as float32; an `mmap.mmap` and an array if it is mapped."""
+    """A shard in two forms: its bytes, and the same memory as float32 values."""
 
     content: Ranges
     floats: Any  # an array, or `_Floats`, of which ranges are taken; use each before the next

@@ -81,7 +81,7 @@ class Tracks:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Numbers of values in a row of a batch's gesture, audio and, if it is latents, text."""
+        """Number of values in a row of each array: gesture, audio and, if it is latents, text."""
         return self.gesture_channels, *(track.channels for track in self.arrays[1:])
 
     @property
@@ -112,7 +112,7 @@ class Tracks:
         return self.row_multiple if self.text is None else math.lcm(self.row_multiple, self.text.stride_ticks)
 
     def multiple_for_window(self, ticks: int, tick_multiple: int) -> int:
-        """Return the multiple at which all windows must start, in ticks.
+        """Return the number of ticks that must divide the start of every window.
 
         Args:
             ticks: Length of a window.
@@ -172,7 +172,8 @@ class Scale:
         """
         if found == {"samples": 0}:
             raise UsageFault(
-                f"{source}: no train sample is long enough for latents of {name}, so training is impossible"
+                f"{source}: expected a train sample that is long enough for latents of {name}, found none; add "
+                "longer recordings"
             )
         try:
             mean, std = (np.asarray(found[key], dtype=np.float64) for key in ("mean", "std"))
@@ -246,8 +247,8 @@ class Normaliser:
         """
         if not samples:
             raise UsageFault(
-                f"{source}: made of 0 train samples, so there is nothing to normalise by: put recordings into the "
-                "train split with omniges preprocess --split-csv"
+                f"{source}: expected statistics of train samples, found those of 0 samples; put recordings into "
+                "the train split with omniges preprocess --split-csv"
             )
         streams = zip(STREAMS, tracks.arrays, strict=False)  # text has values only if it is latents
         scales = [Scale.from_statistics(statistics.get(name), name, one.channels, source) for name, one in streams]

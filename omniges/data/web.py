@@ -162,7 +162,10 @@ def _addresses(
     if split is not None:
         addresses = [one for one in addresses if re.search(rf"(?:^|[/\s]){split}-[0-9]{{6}}\.tar", one)]
     if not addresses:
-        raise UsageFault(f"{_shown(str(source))}: no shard{f' of split {split!r}' if split else ''} found")
+        raise UsageFault(
+            f"{_shown(str(source))}: expected shards{f' of split {split!r}' if split else ''}, found none; "
+            "check the path and the split"
+        )
     return addresses, rows
 
 
@@ -221,7 +224,7 @@ def _samples(
         with _opened(address, shown) as stream:
             for key, members in _grouped(_Walk(stream, shown), plans):
                 if key in seen:
-                    raise DataError(f"{shown}: the key {key} was in {seen[key]} already. {_VERIFY}")
+                    raise DataError(f"{shown}: expected each key once, found {key} also in {seen[key]}. {_VERIFY}")
                 seen[key] = shown
                 yield {"__key__": key, "__url__": shown, **{name: member.data for name, member in members.items()}}
 
@@ -283,7 +286,9 @@ class _Command:
             return action()
         except OSError:
             status = self._pipe.status
-        raise EnvironmentFault(f"{self._shown}: the command ended with exit status {status}. Run it alone to see why")
+        raise EnvironmentFault(
+            f"{self._shown}: expected the command to succeed, found exit status {status}; run it alone to see why"
+        )
 
 
 class _Walk:
@@ -371,7 +376,11 @@ def _complete_samples(walk: _Walk) -> Iterator[tuple[str, dict[str, _Member]]]:
         for _, member in run:
             if before and member_order(member.name) <= member_order(before):
                 at = member.offset - BLOCK_BYTES
-                raise walk.fault(at, f"{key}.{member.name} occurs after {key}.{before}, or twice")
+                raise walk.fault(
+                    at,
+                    f"expected each member of a sample once and in order, found {key}.{member.name} after "
+                    f"{key}.{before}",
+                )
             members[member.name] = member
             before = member.name
         contract = CONTRACTS[1 if CONTRACTS[1].words in members else 2]
@@ -393,7 +402,9 @@ def _compare_with_manifest(walk: _Walk, key: str, members: Mapping[str, _Member]
         wanted = "the end of the shard" if row is None else row.key
         raise walk.fault(first, f"expected {wanted} as in the manifest, found {key}")
     if extra := sorted(row.members.keys() ^ members.keys()):
-        raise walk.fault(first, f"{key}: members {', '.join(extra)} are only in the manifest or only in the shard")
+        raise walk.fault(
+            first, f"{key}: expected the members of the manifest, found a difference in {', '.join(extra)}"
+        )
     for name, place in row.members.items():
         member = members[name]
         if (member.offset, len(member.data)) != (place.offset, place.size):

@@ -237,7 +237,7 @@ class ClipReader:
         length = 10 + int.from_bytes(head[8:10], "little")
         match = _NPY_HEADER.fullmatch(head[10:length])
         if head[:6] != b"\x93NUMPY" or length > len(head):
-            raise self._fault(sample, member, f"no npy header, found {head[:16]!r}")
+            raise self._fault(sample, member, f"expected an npy header, found {head[:16]!r}")
         if head[6:8] != b"\x01\x00" or match is None:
             raise self._fault(sample, member, f"expected a plain header of npy version 1.0, found {head[6:80]!r}")
         dtype, fortran, shape = match["dtype"].decode(), match["fortran"] == b"True", match["shape"].decode()
@@ -245,9 +245,11 @@ class ClipReader:
             order = ", Fortran order" if fortran else ""
             raise self._fault(sample, member, f"expected {expected} <f4, found ({shape}) {dtype}{order}")
         if length + rows * expected[1] * 4 != size:
-            raise self._fault(sample, member, f"{size} bytes do not hold a header and {expected} float32")
+            raise self._fault(sample, member, f"expected a header and {expected} float32, found {size} bytes")
         if (first + length) % 4:
-            raise self._fault(sample, member, f"expected numbers from a multiple of 4 bytes, found {first + length}")
+            raise self._fault(
+                sample, member, f"expected values that begin at a multiple of 4 bytes, found byte {first + length}"
+            )
         return length
 
     def _place(self, sample: int, member: int) -> str:

@@ -489,8 +489,8 @@ def _scale(base: ShardSet, name: str, window_ticks: int, present: Collection[Par
     source = base.folder / STATS_FILE
     if not base.statistics.get("samples"):
         raise UsageFault(
-            f"{source}: computed from 0 train samples, so values cannot be normalized: use normalized=False, or put "
-            "recordings into the train split with omniges preprocess --split-csv"
+            f"{source}: expected statistics of train samples, found those of 0 samples; use normalized=False, "
+            "or put recordings into the train split with omniges preprocess --split-csv"
         )
     track = _TRACKS[name]
     found = base.statistics.get(name) or train_statistics(base.reader, track.member)  # version 1 lacks some
@@ -500,7 +500,7 @@ def _scale(base: ShardSet, name: str, window_ticks: int, present: Collection[Par
     unknown = [part for part, own in _PARTS_OF[name].items() if part in present and not counts[own].any()]
     if unknown:
         raise UsageFault(
-            f"{source}: no train sample has {', '.join(unknown)}, which selected clips have, so {name} cannot be "
-            f"normalized: use normalized=False, or leave these clips or {name} out"
+            f"{source}: expected statistics of {', '.join(unknown)} for {name}, found none, because no train "
+            f"sample has it; use normalized=False, or leave these clips or {name} out"
         )
     return scale.tiled(min(window_ticks, TILE_TICKS) * track.rows_per_tick)

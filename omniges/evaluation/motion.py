@@ -69,7 +69,7 @@ class Bodies:
     model: BodyModel | None
 
     def of(self, betas: Numbers) -> Body:
-        """Return the body of a person: a `Person`, which has vertices too, or without a model the generic one."""
+        """Return the body of a person: a `Person` with vertices, or the generic body if there is no model."""
         return _GenericBody() if self.model is None else self.model.person(betas)
 
 

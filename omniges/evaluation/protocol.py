@@ -198,7 +198,7 @@ def _scored_frames(result: FileResult, generated: int, recorded: int, grid: str)
     frames = GRIDS[grid].frames(generated, recorded)
     if frames < GRIDS[grid].window_frames:
         raise DataError(
-            f"{result.place}: {generated} frames found; --grid {grid} expects at least {GRIDS[grid].window_frames}"
+            f"{result.place}: expected at least {GRIDS[grid].window_frames} frames for --grid {grid}, found {generated}"
         )
     return frames
 

@@ -276,7 +276,9 @@ def _is_report(path: Path) -> bool:
 
 def _row(rows: Mapping[str, ManifestRow], key: str, path: Path, shards: ShardFolder) -> ManifestRow:
     if key not in rows:
-        raise UsageFault(f"{path}: no sample of {shards.folder} is called {key}: give the shards it was generated for")
+        raise UsageFault(
+            f"{path}: expected a sample {key} in {shards.folder}, found none; give the shards it was generated for"
+        )
     return rows[key]
 
 
@@ -304,10 +306,13 @@ def _refuse_mixtures(results: Sequence[FileResult]) -> None:
         if same is not result or folder != result.folder:
             first = same.folder if same is not result else folder
             raise UsageFault(
-                f"{result.task}: {result.key} is in {first} and in {result.folder}: score one system at a time"
+                f"{result.task}: expected results of one system, found {result.key} in {first} and in "
+                f"{result.folder}; score one system at a time"
             )
         if result.record is None and result.name != next(one for one in results if one.key == result.key).name:
-            raise UsageFault(f"{result.task}: two files in {result.folder} are of {result.key}: remove one of them")
+            raise UsageFault(
+                f"{result.task}: expected one file of {result.key} in {result.folder}, found two; remove one"
+            )
     kinds = {_generator_of(result.record) for result in results}
     if len(kinds) > 1:
         one, another, *_ = sorted(kinds)

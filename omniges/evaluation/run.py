@@ -251,7 +251,9 @@ def _tasks(saved: SavedCheckpoint, named: Sequence[str]) -> tuple[tuple[str, ...
     trained = tuple(name for name in trained if name not in never)
     tasks = wanted or tuple(name for name in _SIX if name in trained)
     if not tasks:
-        raise UsageFault(f"--tasks: {saved.path} was trained on {', '.join(sorted(trained))}: name some of them")
+        raise UsageFault(
+            f"--tasks: expected some of {', '.join(sorted(trained))}, on which {saved.path} was trained; name them"
+        )
     lost = [name for name in _SIX if name not in trained and not wanted]
     return tasks, [f"not generated, because the model was not trained on them: {', '.join(lost)}"] if lost else []
 
@@ -378,8 +380,9 @@ def _profile(settings: EvaluateSettings) -> Profile:
     lost = [flag for flag, path in needed.items() if path is None]
     if chosen.published and lost:
         raise UsageFault(
-            f"--profile {chosen.name}: its values are comparable only with SMPL-X, the published encoder and the "
-            f"published mean speeds: give {' and '.join(lost)} too, or --profile corrected"
+            f"--profile {chosen.name}: expected {' and '.join(lost)} too, because values are comparable only "
+            "with SMPL-X, the published encoder and the published mean speeds; give the missing files, or "
+            "use --profile corrected"
         )
     return chosen
 
@@ -388,7 +391,7 @@ def _features(generated: Path, recorded: Path) -> tuple[Features, Features]:
     made, true = load_features(generated), load_features(recorded)
     if made.rows.shape[1] != true.rows.shape[1]:
         raise UsageFault(
-            f"--features: {made.rows.shape[1]} columns found in {generated} and {true.rows.shape[1]} in {recorded}; "
-            "expected both from one encoder"
+            f"--features: expected features of one encoder, found {made.rows.shape[1]} columns in {generated} "
+            f"and {true.rows.shape[1]} in {recorded}; give both from one encoder"
         )
     return made, true

@@ -129,8 +129,8 @@ class Result(ABC):
         """
         if found > recorded + MAX_AUDIO_LONGER_S * rate_hz:
             raise DataError(
-                f"{self.place}: {found / rate_hz:.1f} s found, but the recording has {recorded / rate_hz:.1f} s: this "
-                "was not generated for it"
+                f"{self.place}: expected about {recorded / rate_hz:.1f} s, the length of the recording, found "
+                f"{found / rate_hz:.1f} s; it was not generated for this recording"
             )
         return min(found, recorded)
 

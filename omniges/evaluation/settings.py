@@ -86,12 +86,13 @@ class EvaluateSettings:
                 setting = settings_of(EvaluateSettings)[name]
                 if isinstance(setting, Setting) and getattr(self, name) != setting.default:
                     raise UsageFault(
-                        f"{setting.flag}: it is a setting of generation, which needs --checkpoint: remove it"
+                        f"{setting.flag}: expected only with --checkpoint, which generates results; "
+                        f"remove {setting.flag}"
                     )
         if bool(self.generated) == (self.checkpoint is not None):
             found = "both" if self.generated else "neither"
             raise UsageFault(
-                f"evaluate: folders of generated results, or --checkpoint to generate some, expected; found {found}"
+                f"evaluate: expected folders of generated results, or --checkpoint to generate some, found {found}"
             )
         self._check_protocol()
         if self.motion_rate_hz is not None and self.checkpoint is not None:
@@ -107,7 +108,9 @@ class EvaluateSettings:
     def _check_protocol(self) -> None:
         if self.protocol is None:
             if self.grid != "generated":
-                raise UsageFault(f"--grid {self.grid}: it is a setting of --protocol: give --protocol too")
+                raise UsageFault(
+                    f"--grid {self.grid}: expected with --protocol, found no --protocol; add it, or remove --grid"
+                )
             return
         if self.checkpoint is not None or self.features is not None:
             found = "--checkpoint: run omniges generate first" if self.features is None else "--features: remove it"

@@ -72,7 +72,10 @@ class FaceMatrix:
                 f"its transpose for the other direction, found {array.shape}"
             )
         if (rank := int(np.linalg.matrix_rank(array))) < len(array):
-            raise UsageFault(f"{name}: expected {len(array)} independent rows, found {rank}; weights are ambiguous")
+            raise UsageFault(
+                f"{name}: expected {len(array)} independent rows, found {rank}, so weights would be ambiguous; "
+                "use another matrix"
+            )
         return cls(np.asarray(np.linalg.pinv(array), np.float64))
 
     def weights(self, motion: SmplxMotion) -> tuple[F64, int]:

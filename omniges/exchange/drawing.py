@@ -89,7 +89,7 @@ class Canvas:
         self._own = threading.local()
 
     def poses(self, frames: npt.NDArray[np.int64]) -> Iterator[tuple[Any, ...]]:
-        """Yield the poses of all panels, frame by frame; `frames` are (N,) of the motion, which its end holds."""
+        """Yield the poses of all panels for each of `frames` (N,); after its end, a motion keeps its last pose."""
         lengths = [panel.figure.frames for panel in self._panels]
         each = [
             panel.figure.poses(np.minimum(frames, length - 1))
@@ -101,9 +101,9 @@ class Canvas:
         """Return a frame (height, width, 3).
 
         Args:
-            poses: Of the panels, as `poses` yields them.
+            poses: Poses of the panels, as `poses` yields them.
             frame: Frame of the motion.
-            time_s: Moment of the words.
+            time_s: Time of the frame in seconds, which selects the words.
 
         Returns:
             The image.

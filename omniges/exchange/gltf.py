@@ -177,9 +177,9 @@ def _target_weights(motion: SmplxMotion) -> F32:
 
 
 def fitted(positions: F32, skeleton: Skeleton) -> F32:
-    """Return places on the figure moved with the joints of another skeleton, by inverse distance weighting.
+    """Return points of the figure, moved to fit another skeleton, by inverse distance weighting.
 
-    A place at a joint moves as the joint does, and a place between joints by a weighted mean of theirs.
+    A point at a joint moves as the joint does. A point between joints moves by the weighted mean of their movements.
 
     Args:
         positions: Places (V, 3) on the figure around the generic skeleton.

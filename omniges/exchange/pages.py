@@ -262,7 +262,7 @@ def _positions(motion: SmplxMotion, skeleton: Skeleton) -> F64:
 
 
 def floor_of(positions: Numbers) -> float:
-    """Return the height of the floor under joints (T, J, 3), which few frames reach below, in metres."""
+    """Return the height of the floor in metres, from joints (T, J, 3); only a few frames go below it."""
     return float(np.percentile(positions[:, _FEET, 1].min(axis=1), _FLOOR_PERCENT)) - _SOLE_M
 
 

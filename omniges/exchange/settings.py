@@ -53,13 +53,17 @@ class ExportSettings:
         """Check the settings; raise UsageFault for values that contradict each other."""
         check(self)
         if (self.format == "arkit-csv") != (self.arkit_matrix is not None):
-            raise UsageFault("--arkit-matrix: expected a file with --format arkit-csv, and with no other format")
+            raise UsageFault(
+                "--arkit-matrix: expected with --format arkit-csv and with no other format; add it, or remove it"
+            )
         if self.paths and self.keys:
             raise UsageFault("--key: expected samples of shards, found paths; name the files to export instead")
         if self.motion_rate_hz is not None and not self.paths:
             raise UsageFault("--motion-rate: expected motion files, found shards, which state their rate; remove it")
         if self.body_model and self.format in {"npz", "arkit-csv"}:
-            raise UsageFault(f"--body-model: bone lengths do not change {self.format}: remove it")
+            raise UsageFault(
+                f"--body-model: expected a format with bones, such as bvh or glb, found {self.format}; remove it"
+            )
 
 
 @declared

@@ -164,7 +164,7 @@ def find_tracks(
         motion_rate_hz: Frames per second of motion files that do not state them.
 
     Returns:
-        Functions that load a track each, in the order of the paths; tracks of one clip have different names.
+        Functions that each load one track, in the order of the paths; tracks of one clip have different names.
 
     Raises:
         UsageFault: A path contains none of these files, or a key is unknown.
@@ -300,7 +300,7 @@ def records(folder: Path) -> list[Path]:
 
 
 def motion_files(folder: Path) -> list[Path]:
-    """Return the NPZ files in a folder, and in its folders of motion if it is BEAT2's."""
+    """Return the NPZ files in a folder; in a folder of BEAT2, those in its motion folders too."""
     folders = [folder, *(folder / name for name in _MOTION_FOLDERS if (folder / name).is_dir())]
     return [path for each in folders for path in visible_entries(each) if path.suffix == ".npz"]
 

@@ -107,13 +107,13 @@ def render(settings: RenderSettings, count: Callable[[float, float], None] | Non
 
 
 def require_video(*, moves: bool) -> None:
-    """Refuse, before results are generated, a video of them that cannot be written.
+    """Refuse a video that cannot be written; called before results are generated.
 
     Args:
         moves: Whether a result or its recording may have motion.
 
     Raises:
-        UsageFault: There is nothing to see.
+        UsageFault: Neither a result nor its recording can have motion.
         EnvironmentFault: A package is missing.
     """
     if not moves:

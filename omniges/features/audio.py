@@ -3,9 +3,9 @@
 16 kHz mono, n_fft = win = 1024, hop 160, periodic Hann, centred with reflect padding, magnitude (power 1). 64 Slaney
 bands of 0–8000 Hz with Slaney normalisation, natural log of max(x, 1e-5). Shape letters: F mel frames, 64 bands.
 
-The transform runs in float32. It is repeated in float64 for frames whose quietest band is so far below the loudest that
-rounding could show. The logarithm is correctly rounded, because the last bit of the C library's differs between CPUs,
-and shards must not differ.
+The transform runs in float32. A frame is computed again in float64 if its quietest band is so far below its loudest one
+that float32 is not accurate enough. The logarithm is correctly rounded, because the last bit of the C library's
+logarithm differs between CPUs, and shards must not differ.
 """
 
 from __future__ import annotations

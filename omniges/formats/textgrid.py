@@ -1,10 +1,10 @@
 """Words of a Praat TextGrid: bytes to intervals and back.
 
 Bytes and tokens (quoted strings, free-standing numbers) are read here; praatio parses the structure. Each token is
-replaced by its index before, because praatio has faults on the original text. It reads ``item [`` or ``"IntervalTier"``
-inside a label as structure, drops the sign of a start time and does not support exponents. It takes quadratic time on
-malicious text, and stops silently at the first damaged row of a short file. The result is compared with the counts in
-the file.
+first replaced by its index, because praatio makes errors on the original text. It reads ``item [`` or
+``"IntervalTier"`` inside a label as structure, drops the sign of a start time and does not support exponents. It takes
+quadratic time on malicious text, and stops silently at the first damaged row of a short file. The result is compared
+with the counts in the file.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class WordTier:
     def require_fit(self, recording_s: float) -> None:
         """Check that the times of the file belong to the recording.
 
-        They do not if they begin late and end elsewhere than the recording. The file is then that of a longer
+        They do not fit if they begin late and do not end with the recording. The file then belongs to a longer
         recording, from which this one was cut.
 
         Args:

@@ -300,8 +300,8 @@ def words_condition(
             lost = ", ".join(reprlib.repr(str(word["word"])) for word in encoded.dropped[:3])
             if len(encoded.dropped) == len(inside):
                 raise DataError(
-                    f"{path}: expected words that find a place, found {len(inside)} with more subwords than "
-                    f"ticks ({lost}); correct their times"
+                    f"{path}: expected words with at most one subword a tick, found {len(inside)} with more ({lost}); "
+                    "correct their times"
                 )
             found.append(f"{len(encoded.dropped)} words left out, which have more subwords than ticks: {lost}")
     return Condition("text", name, ticks, series, path, digest, tuple(found), inside)

@@ -53,17 +53,18 @@ class WindowSettings:
 
     def __post_init__(self) -> None:
         """Refuse overlaps out of range, and lengths that do not contain complete tokens."""
-        if not 0 <= self.overlap_ticks <= self.window_ticks // 2 or min(self.windows, self.at_once) < 1:
-            raise UsageFault(
-                f"overlap: expected 0 to half of a window of {self.window_ticks} ticks, found {self.overlap_ticks}"
-            )
-        for what, ticks in (("window", self.window_ticks), ("overlap", self.overlap_ticks)):
+        if min(self.windows, self.at_once) < 1:
+            raise ValueError(f"windows, at_once: expected at least 1, found {self.windows}, {self.at_once}")
+        flag = f"--overlap-ticks {self.overlap_ticks}"
+        if not 0 <= self.overlap_ticks <= self.window_ticks // 2:
+            raise UsageFault(f"{flag}: expected 0 to {self.window_ticks // 2}, half of a window; choose such a number")
+        for what, ticks in (("window_ticks", self.window_ticks), ("--overlap-ticks", self.overlap_ticks)):
             if ticks % self.tick_multiple:
-                raise UsageFault(f"{what}: {ticks} ticks found; expected a multiple of {self.tick_multiple}")
+                raise UsageFault(f"{what} {ticks}: expected a multiple of {self.tick_multiple}; choose such a number")
         if self.apart and self.overlap_ticks:
             raise UsageFault(
-                f"overlap: {self.overlap_ticks} ticks found; expected 0, because text that is latents is generated "
-                "window by window, and the texts of two windows cannot be blended"
+                f"{flag}: expected 0, because text latents encode complete windows, whose texts cannot be blended; "
+                "remove the flag"
             )
 
 
@@ -90,7 +91,7 @@ def window_starts(ticks: int, window: int, overlap: int) -> list[int]:
     Args:
         ticks: Length of the timeline.
         window: Length of a window in ticks.
-        overlap: Ticks that successive windows share at least.
+        overlap: Smallest number of ticks that successive windows share.
 
     Returns:
         First ticks, ascending.
@@ -104,8 +105,8 @@ def window_starts(ticks: int, window: int, overlap: int) -> list[int]:
 def window_spans(ticks: int, settings: WindowSettings) -> list[tuple[int, int]]:
     """Return the windows that cover a timeline.
 
-    They overlap by at least ``overlap_ticks``, or touch if they are apart. Apart windows distribute the ticks after the
-    last complete window over the last two, so that none is shorter than half a window.
+    Windows overlap by at least ``overlap_ticks``. If they are ``apart``, they touch instead, and the last two share the
+    remaining ticks, so that no window is shorter than half a window.
 
     Args:
         ticks: Length of the timeline.

@@ -83,7 +83,7 @@ class Loaded:
         return bool(trained_on(loader, shards, *self.identity.read_by_training))
 
     def facts(self) -> dict[str, Any]:
-        """Return the model as records name it."""
+        """Return the description of the model that records contain."""
         return {
             "checkpoint": str(self.saved.path),
             "step": self.saved.step,
@@ -463,7 +463,7 @@ class Sampler:
             seed: Seed of the noise, which is keyed by seed, sample and tick.
             windows: Lengths of the windows.
             settings: Steps and solver.
-            worked: Called after each step with the generated ticks that the step is worth.
+            worked: Called after each step with its share of the generated ticks.
 
         Yields:
             Parts of the results.

@@ -183,7 +183,9 @@ class GenerateSettings:
         if unread:
             raise UsageFault(f"{unread[0]}: this task produces no gesture; remove it")
         if self.sources.motion_rate_hz is not None and not (self.sources.gesture or self.body):
-            raise UsageFault("--motion-rate: a motion file whose rate it is expected, found none: remove it")
+            raise UsageFault(
+                "--motion-rate: expected a motion file without a frame rate, found no motion file; remove it"
+            )
         if self.vocoder is not None and "audio" not in task.targets:
             raise UsageFault("--vocoder: this task produces no audio; remove it")
         require_guidable(task, self.sampling, self.conditions)

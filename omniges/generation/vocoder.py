@@ -225,7 +225,10 @@ def load_hifi_gan(folder: Path) -> Vocoder:
     weights = {name: tensor.float() for name, tensor in read_tensors(file).items()}
     layers = len(config["upsample_rates"]) * (1 + sum(2 * len(each) for each in config["resblock_dilation_sizes"]))
     if layers > len(weights):  # before a network of so many is built
-        raise DataError(f"{file}: not the weights of its config.json ({layers} layers): give another folder")
+        raise DataError(
+            f"{file}: expected the weights that config.json describes, found others ({layers} layers); give "
+            "another folder"
+        )
     try:
         settings = SpeechT5HifiGanConfig.from_dict(config)
         with torch.device("meta"):  # no memory is taken for what a configuration claims
@@ -234,7 +237,9 @@ def load_hifi_gan(folder: Path) -> Vocoder:
         context = _context_frames(settings.to_dict())
     except (RuntimeError, ValueError, TypeError) as error:  # configuration and tensors do not fit
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{file}: not the weights of its config.json ({reason}): choose another folder") from error
+        raise DataError(
+            f"{file}: expected the weights that config.json describes, found others ({reason}); give another folder"
+        ) from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network: torch.nn.Module = model
     network.to(device).eval()
@@ -269,7 +274,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         names = ("mel bands (model_in_dim)", "Hz (sampling_rate)", "samples a frame (product of upsample_rates)")
         wrong = [f"expected {w} {n}, found {f}" for w, f, n in zip(wanted, found, names, strict=True) if w != f]
         raise DataError(
-            f"{path}: it expects another mel: {'; '.join(wrong)}: choose another vocoder, such as AudioLDM2's"
+            f"{path}: expected a vocoder for our mel, found another: {'; '.join(wrong)}; choose another "
+            "vocoder, such as AudioLDM2's"
         )
     return config
 
@@ -318,8 +324,8 @@ class HifiGan:
         samples: F32 = self._model(mel).float().cpu().numpy()
         if not np.isfinite(samples).all():
             raise DataError(
-                f"{self._place}: finite samples expected from this vocoder, found NaN or infinite ones: its weights "
-                "are damaged, or the mel is far from speech: give another folder"
+                f"{self._place}: expected finite samples, found NaN or infinite ones; the weights are damaged, or "
+                "the mel differs too much from speech: give another folder"
             )
         first = self._before
         keep = min(self._context, first + frames)

@@ -354,7 +354,7 @@ class Results:
         return cast("SpeechSink", self.sinks["audio"]).mel()
 
     def spoken(self) -> tuple[list[WordInterval], bool]:
-        """Return words, if text is a target, and whether they have times. Without times each is a window's text."""
+        """Return words, if text is a target, and whether they have times; otherwise each is the text of a window."""
         return cast("TextSink | WindowTextSink", self.sinks["text"]).spoken()
 
     def files(self) -> Iterator[OutFile]:
@@ -364,7 +364,7 @@ class Results:
 
     @property
     def measures(self) -> dict[str, float]:
-        """Measures taken during writing."""
+        """Measurements that were made while the files were written."""
         return {name: value for sink in self.sinks.values() for name, value in sink.measures.items()}
 
     @property

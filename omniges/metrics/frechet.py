@@ -2,7 +2,7 @@
 
 The distance needs no matrix root, which could fail. Encoders come from files: features, EMAGE's motion encoder, a
 TorchScript program or convolutions. Without a file the built-in descriptor is used; its distance is not a published
-FGD. No file is unpickled but a trusted TorchScript file, which is a program that runs with the user's rights.
+FGD. Only a trusted TorchScript file is unpickled; it is a program that runs with the user's rights.
 
 Letters: N rows or windows, D features, T frames, 55 joints. Distances are in float64.
 """
@@ -112,8 +112,8 @@ def frechet_distance(generated: Numbers, recorded: Numbers, settings: FrechetSet
 
     Covariances S have divisor N − 1 (Dowson and Landau 1982). tr (S1 S2)^½ is the sum of the singular values of A1 A2ᵀ
     for any A1ᵀA1 = S1 and A2ᵀA2 = S2. This is exact, real, and defined for singular covariances. With
-    ``settings.offset`` it is taken of S1 + offset · 1 and S2 + offset · 1, but the other traces are not. The value may
-    then fall below zero. Without an offset, values that rounding makes negative become 0.
+    ``settings.offset``, this term uses S1 + offset · 1 and S2 + offset · 1; the other terms use S1 and S2. The value
+    may then fall below zero. Without an offset, values that rounding makes negative become 0.
 
     Args:
         generated: Features (N1, D).
@@ -227,14 +227,14 @@ def load_encoder(path: Path, *, trust_program: bool = False) -> Encoder:
 
     Args:
         path: The file.
-        trust_program: Take the file as a TorchScript program, which runs with the user's rights.
+        trust_program: Run the file as a TorchScript program, with the user's rights.
 
     Returns:
         The encoder, named by file name and checksum.
 
     Raises:
         UsageFault: The file does not exist, or it is a TorchScript program and not trusted.
-        DataError: The file is not as docs/reference/metrics.md describes.
+        DataError: The file does not have the form that docs/reference/metrics.md describes.
         EnvironmentFault: A required package is not installed.
     """
     if trust_program:
@@ -245,8 +245,8 @@ def load_encoder(path: Path, *, trust_program: bool = False) -> Encoder:
         return _convolutions(path) if path.suffix == ".safetensors" else load_motion_encoder(path)
     if _is_program(path):
         raise UsageFault(
-            f"{path}: a TorchScript file, which is a program that runs with your rights: add --trust-encoder-program "
-            "if you trust its origin"
+            f"{path}: expected weights, found a TorchScript program, which runs with your rights; add "
+            "--trust-encoder-program if you trust its origin"
         )
     if path.suffix == ".safetensors":
         raise DataError(f"{path}: expected safetensors, found a file of torch.save; rename it to {path.stem}.bin")
@@ -295,7 +295,7 @@ class _TorchScript:
                 raise DataError(f"{self.name} fails on input {tuple(given.shape)}: {lines[-1]}") from error
         if not isinstance(answer, torch.Tensor) or answer.ndim not in {2, 3} or (answer.ndim == 3 and len(answer) != 1):
             found = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
-            raise DataError(f"{self.name} answers {found}; expected features (1, rows, columns) or (rows, columns)")
+            raise DataError(f"{self.name}: expected features (1, rows, columns) or (rows, columns), found {found}")
         rows = answer.reshape(-1, answer.shape[-1]).double().numpy()
         return checked(rows, f"features of {self.name}", (None, None))
 
@@ -311,7 +311,9 @@ def _torchscript(path: Path) -> Encoder:
         try:
             program = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError) as error:
-            raise DataError(f"{path}: {_line(error)}; expected TorchScript or .safetensors") from error
+            raise DataError(
+                f"{path}: expected TorchScript or .safetensors, found another file ({_line(error)})"
+            ) from error
     return _TorchScript(name, program.eval())
 
 
@@ -356,7 +358,7 @@ def _convolutions(path: Path) -> Encoder:
     if tensors.keys() != wanted:
         odd = ", ".join(sorted(tensors.keys() ^ wanted)[:4])
         raise DataError(
-            f"{path}: tensors do not fit {beside.name}: {odd} on one side only; expected {len(rows)} layers"
+            f"{path}: expected tensors of the {len(rows)} layers in {beside.name}, found a difference in {odd}"
         )
     layers: list[_Layer] = []
     width, frames = INPUT_CHANNELS, settings
@@ -371,7 +373,9 @@ def _convolutions(path: Path) -> Encoder:
             raise DataError(f"{path}: layer {k}: expected a padding below its {shape[2]} taps, found {layer.padding}")
         width, frames = shape[0], (frames + 2 * layer.padding - shape[2]) // layer.stride + 1
         if frames < 1:
-            raise DataError(f"{path}: layer {k} leaves no frame of {settings}; expected a larger multiple_of_frames")
+            raise DataError(
+                f"{path}: layer {k}: expected a frame left of {settings}, found none; raise multiple_of_frames"
+            )
         layers.append(layer)
     return _Convolutions(name, tuple(layers), settings)
 
@@ -428,8 +432,10 @@ def _tensors(path: Path) -> dict[str, F64]:
                     raise DataError(f"{path}: expected F16, F32 or F64, found tensor {one_line(key, 80)} {kind}")
             found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
-        raise DataError(f"{path}: {_line(error)}; expected a .safetensors file") from error
+        raise DataError(f"{path}: expected a .safetensors file, found damage ({_line(error)})") from error
     for key, tensor in found.items():
         if not np.isfinite(tensor).all():
-            raise DataError(f"{path}: tensor {one_line(key, 80)} holds NaN or infinite numbers; expected finite ones")
+            raise DataError(
+                f"{path}: expected finite numbers, found NaN or infinite ones in tensor {one_line(key, 80)}"
+            )
     return {key: tensor.astype(np.float64) for key, tensor in found.items()}

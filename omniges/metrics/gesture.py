@@ -71,7 +71,7 @@ def scored_poses(poses: Numbers, settings: PositionSettings) -> F64:
 
 @dataclass(frozen=True, slots=True)
 class BeatScore(ClipValue):
-    """A clip's beat consistency with weight T − 2 · crop, and its numbers of beats."""
+    """A clip's beat consistency with its weight T − 2 · crop, and the numbers of its audio and motion beats."""
 
     audio_beats: int
     motion_beats: int

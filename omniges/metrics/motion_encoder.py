@@ -99,7 +99,7 @@ def encoder_input(poses: Numbers, multiple_of_frames: int = _MULTIPLE_FRAMES) ->
 
 
 def tree_edges(joints: int) -> Edges:
-    """Return one edge for each of SMPL-X's first joints, from its parent to it; the root's edge ends in nothing.
+    """Return one edge for each of SMPL-X's first joints, from its parent to it; the root's edge has no parent.
 
     Args:
         joints: Number of joints.

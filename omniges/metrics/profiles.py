@@ -80,7 +80,7 @@ class FrechetSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipGrid:
-    """Lengths to which a model that generates windows cuts clips, and their recordings with them."""
+    """Clip lengths of a model that generates windows; recordings are cut to the same lengths."""
 
     window_frames: int
     seed_frames: int

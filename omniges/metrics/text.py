@@ -235,7 +235,8 @@ def word_time_differences(found: Sequence[WordInterval], expected: Sequence[Word
     equal = [(have[i][0], want[j][0]) for i, j in pairs if have[i][1] == want[j][1]]
     if not equal:
         raise DataError(
-            f"word times: none of {len(have)} words found is among {len(want)} expected; expected equal words"
+            f"word times: expected equal words, found none of the {len(want)} recorded words among "
+            f"{len(have)} generated ones"
         )
     starts = np.abs([a.start - b.start for a, b in equal])
     ends = np.abs([a.end - b.end for a, b in equal])

@@ -133,7 +133,7 @@ def save_checkpoint(folder: Path, contents: Contents) -> Path:
 
 
 def write_checkpoint(final: Path, contents: Contents) -> None:
-    """Write a checkpoint as a folder of any name; otherwise do as `save_checkpoint`.
+    """Write a checkpoint as `save_checkpoint` does, but with any folder name.
 
     Args:
         final: Folder of the checkpoint, which does not exist.

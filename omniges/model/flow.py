@@ -133,7 +133,7 @@ class FlowModel(nn.Module):
 
         Args:
             conditions: Values (B, …) by name, and which samples have one (B,) bool; streams may be left out.
-            kept: For streams whose values are dropped in part: True for samples that keep their value (B,) bool.
+            kept: For each stream that training drops from some samples, the samples that keep it (B,) bool.
 
         Returns:
             Vectors (B, W); None if there are no condition streams.

@@ -283,9 +283,9 @@ def _patch_tokens(grid: PatchGrid, latents: CodecLatents | None) -> PatchTokens:
     columns, left = divmod(channels, grid.channels)
     if latents is None or left or columns % grid.patch:
         raise UsageFault(
-            f"model: audio_tokens patches: expected rows of {grid.channels} channels and a multiple of "
-            f"{grid.patch} columns of --audio-codec, found "
-            f"{(f'{channels} numbers' if latents else 'no codec')}; choose rows"
+            f"--audio-codec: expected latents of {grid.channels} channels with a multiple of {grid.patch} "
+            "columns, for audio_tokens patches, found "
+            f"{(f'{channels} numbers a row' if latents else 'no codec')}; choose audio_tokens rows"
         )
     rate = cast("FrameEntry", latents.entry).rows_per_tick
     return PatchTokens(grid, columns=columns, rows_per_tick=rate)
@@ -530,7 +530,7 @@ def _check_values(found: Mapping[str, Any]) -> None:
 
 
 def _check_latents(codecs: Mapping[StreamName, CodecEntry], latents: bytes) -> None:
-    """Raise ValueError if latents.json lacks the mean or deviation of a codec's channels."""
+    """Raise ValueError if latents.json lacks the mean or standard deviation of a codec's channels."""
     found = parse_json(latents) if codecs else {}
     for entry in codecs.values():
         own = found[entry.name]

@@ -69,7 +69,7 @@ def rotary_tables(angles: Tensor) -> tuple[Tensor, Tensor]:
         angles: Angles (…, E / 2) in radians.
 
     Returns:
-        Cosines (…, E), and sines (…, E) with the sign of each feature's partner.
+        Cosines (…, E), and sines (…, E), which are negative in the first half of the features.
     """
     sine, cosine = angles.sin(), angles.cos()
     return torch.cat([cosine, cosine], dim=-1), torch.cat([-sine, sine], dim=-1)

@@ -1,9 +1,9 @@
 """Reuse of earlier results in the output folder: checks that a run may continue, and recovery of valid samples.
 
 Sources are the complete set in the folder and the journal of an unfinished run. A recording is reused only if its files
-have the same content (by sha256) and discovery says the same about it. All others are converted again. Each shard is
-read once, completely. Its digest proves the samples. Statistics, words and cuts are recomputed from the arrays by the
-functions that computed them the first time.
+have the same content (by sha256), and discovery finds the same facts about it. All others are converted again. Each
+shard is read once, completely, and its digest proves that the samples are unchanged. Statistics, words and cuts are
+recomputed from the arrays by the functions that computed them the first time.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def known_outcomes(place: OutputPlace, complete: dict[str, Any] | None) -> Earli
 
     Args:
         place: Place of the set.
-        complete: Dataset.json of the complete set, or None.
+        complete: Content of dataset.json of the complete set, or None.
 
     Returns:
         Results by stem.
@@ -162,7 +162,7 @@ def read_report(out: Path, complete: dict[str, Any]) -> list[Finding]:
         The findings, in the report's order.
 
     Raises:
-        DataError: Report.jsonl is not the file that dataset.json lists, or has other lines than findings.
+        DataError: The file report.jsonl is not the one that dataset.json lists, or has lines that are not findings.
     """
     data = read_beside(out, REPORT_FILE, complete)
     try:

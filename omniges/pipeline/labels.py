@@ -103,7 +103,7 @@ def speaker_of_folder(folder: str) -> tuple[int | None, str | None]:
 def plain_stem(text: str) -> str:
     """Return a stem or the id of a split list in the form in which they are compared.
 
-    Names of files from macOS are decomposed (NFD), and lists are often made of file names with their extensions.
+    File names from macOS are decomposed (NFD), and lists often contain file names with their extensions.
 
     Args:
         text: Stem or id.
@@ -203,7 +203,7 @@ def _rows(data: bytes, name: str) -> list[list[str]]:
         return [row for row in rows if any(cell.strip() for cell in row)]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(
-            f"{name}: expected a CSV file in UTF-8 or UTF-16, found; {error}. Save it as UTF-8 CSV"
+            f"{name}: expected a CSV file in UTF-8 or UTF-16, found another ({error}). Save it as UTF-8 CSV"
         ) from error
 
 

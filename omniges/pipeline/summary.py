@@ -230,7 +230,7 @@ def summary_of_complete(
         settings: Settings of the run.
         place: Place of the set.
         discovery: Recordings and findings of this run.
-        complete: Dataset.json of the folder.
+        complete: Content of dataset.json of the folder.
         elapsed_s: Seconds since the run started.
 
     Returns:

@@ -81,9 +81,9 @@ def write_shards(  # noqa: PLR0913 - keyword-only except two: user settings
     """Write a complete, verifiable shard folder from recordings of a program.
 
     The folder is complete once dataset.json exists, which is written last. Its bytes depend on the recordings and
-    settings only, not on the order of recordings. An interrupted call leaves nothing that looks complete; run the
-    script again. Memory holds one recording and about 30 kB of statistics for each sample. The disk temporarily holds
-    the set twice.
+    settings only, not on the order of recordings. After an interrupted call the folder is not complete; run the script
+    again. Memory holds one recording and about 30 kB of statistics for each sample. The disk temporarily holds the set
+    twice.
 
     Args:
         recordings: Any iterable, read once; use a generator for more than memory holds.
@@ -91,7 +91,8 @@ def write_shards(  # noqa: PLR0913 - keyword-only except two: user settings
         keep_audio: Keep the whole 16 kHz waveform.
         loudness: Level before the mel; "peak" scales the largest sample to 0.5.
         shard_bytes: Target size of a shard in bytes.
-        max_length_mismatch_s: Seconds by which samples and motion may differ; None: samples 30 s longer, motion 5 s.
+        max_length_mismatch_s: Largest difference of audio and motion in seconds; None: audio may be 30 s longer, motion
+            5 s.
         force: Replace a complete set, or an unfinished run of another command, in the folder.
         progress: Called with (done, total) recordings; total is 0 if `recordings` has no length.
 

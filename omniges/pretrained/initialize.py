@@ -165,8 +165,9 @@ class CheckpointStart(Start):
         codecs = [{name: entry.fingerprint for name, entry in x.codecs.items()} for x in (was, identity)]
         if codecs[0] != codecs[1]:
             raise UsageFault(
-                f"{self._saved.path}: its streams with a codec are {', '.join(codecs[0]) or 'none'}, these shards' are "
-                f"{', '.join(codecs[1]) or 'none'}, or another one: use the codecs that the weights were trained with"
+                f"{self._saved.path}: expected the codecs of these weights, {', '.join(codecs[0]) or 'none'}, "
+                f"found {', '.join(codecs[1]) or 'none'} or other versions; use the codecs that the weights were "
+                "trained with"
             )
         if was.loudness != identity.loudness:
             raise UsageFault(
@@ -212,7 +213,7 @@ class CheckpointStart(Start):
             if name in own:
                 saved[name] = own[name].detach()
                 statuses[name] = TensorStatus(
-                    "new", None, name, own[name].numel(), "a condition stream that is new; drawn anew"
+                    "new", None, name, own[name].numel(), "a new condition stream; newly initialized"
                 )
             else:
                 statuses[name] = TensorStatus(
@@ -364,7 +365,7 @@ def _reason_new(name: str) -> str:
     if name.startswith("streams."):
         return "makes tokens of this project"
     if name.startswith(_ENCODERS):
-        return "OmniFlow has no condition streams; drawn anew"
+        return "OmniFlow has no condition streams; newly initialized"
     stream, projection = _place(name.removeprefix("trunk."))
     return _other_tokens(stream or "gesture") if projection else ""
 

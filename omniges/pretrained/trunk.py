@@ -307,7 +307,9 @@ def read_omniflow(folder: Path, weights: WhichWeights = "last") -> SourceTrunk:
     bases, reasons = _tables(architecture, source)
     if weights == "ema":
         if found.average is None:
-            raise UsageFault(f"{folder}: no ema_transformer.pt with EMA weights found; use the last weights")
+            raise UsageFault(
+                f"{folder}: expected ema_transformer.pt with EMA weights, found none; use the last weights"
+            )
         source = _average(found.average, architecture, source)
     grids = {
         "image": _as_entry(architecture.image, bases["image"]),
@@ -355,12 +357,13 @@ def _average(path: Path, architecture: Architecture, weights: Tensors) -> Tensor
     for number, (name, shape) in enumerate(own.items()):
         if tuple(found[number].shape) != shape:
             raise DataError(
-                f"{path}: expected {shape} of {name}, so the order differs, found {_LIST}[{number}] of shape "
-                f"{tuple(found[number].shape)}; use the last weights instead"
+                f"{path}: expected {shape}, the shape of {name}, found {tuple(found[number].shape)} at "
+                f"{_LIST}[{number}], so the order differs; use the last weights instead"
             )
     if Counter(tuple(x.shape) for x in found[len(own) :]) != Counter(weights.shapes[name] for name in nested):
         raise DataError(
-            f"{path}: {_LIST} from [{len(own)}] on has not the shapes of the models inside; use the last weights"
+            f"{path}: expected the shapes of the models inside from {_LIST}[{len(own)}] on, found others; use "
+            "the last weights"
         )
     numbers = {name: number for number, name in enumerate(own)}
 
@@ -371,8 +374,8 @@ def _average(path: Path, architecture: Architecture, weights: Tensors) -> Tensor
         # Two independent matrices are further apart than either is from zero; an average is near its weight.
         if weight.ndim > 1 and not (average.float() - weight.float()).norm() <= weight.float().norm():
             raise DataError(
-                f"{path}: {_LIST}: the tensor in the place of {name} is not an average of it, so the order differs; "
-                "use the last weights instead"
+                f"{path}: expected an average of {name} at its place in {_LIST}, found another tensor, so the "
+                "order differs; use the last weights instead"
             )
         return average
 
@@ -395,8 +398,8 @@ def _tables(architecture: Architecture, source: Tensors) -> tuple[dict[str, int]
         off = max(_difference(saved, row, base) for row in range(side))
         if not off <= max(_MIN_TOLERANCE, torch.finfo(saved.dtype).eps):
             raise DataError(
-                f"{where} is not the table of sines of side {side} and base {base}: it differs by up to {off:.2g}; "
-                "download it again"
+                f"{where}: expected the table of sines of side {side} and base {base}, found differences up to "
+                f"{off:.2g}; download it again"
             )
         bases["image" if name.startswith("pos_embed") else "audio"] = base
         reasons[name] = f"computed from side {side} and base {base}; differs by at most {off:.1g}"

@@ -69,7 +69,7 @@ def divisors(std: Sequence[float] | F64) -> npt.NDArray[np.float32]:
         std: Standard deviations (C,), in the units of the channels.
 
     Returns:
-        Divisors (C,); a divided channel has deviation 1, or is unchanged if it hardly varies.
+        Divisors (C,). A divided channel has standard deviation 1; a channel that hardly varies is unchanged.
     """
     spread = np.asarray(std, dtype=np.float64)
     return np.where(spread < SMALLEST_STD, 1.0, spread).astype(np.float32)
@@ -143,8 +143,8 @@ def partial_of(array: npt.NDArray[np.float32]) -> Partial:
 def combine(partials: Sequence[Partial], *, plain: bool = False) -> dict[str, Any]:
     """Return statistics over all clips as in stats.json, by channel; equal to the bit in any order of the clips.
 
-    The deviation is that of the population. A channel that is absent from all clips has zeros and a count of 0. The
-    result is empty if there are no clips.
+    The standard deviation is that of the population (divisor N). A channel that is absent from all clips has zeros and
+    a count of 0. The result is empty if there are no clips.
 
     Args:
         partials: One for each clip.
@@ -173,7 +173,7 @@ def combine(partials: Sequence[Partial], *, plain: bool = False) -> dict[str, An
 
 
 def _mean_and_std(counts: F64, means: F64, m2s: F64) -> tuple[F64, F64]:
-    """Return mean and deviation (C,) of all clips from those of each (clips, C); zeros for absent channels."""
+    """Return mean and standard deviation (C,) of all clips from those of each (clips, C); zeros for absent channels."""
     count = np.maximum(counts.sum(axis=0), 1.0)
     mean = _fsum_columns(means * counts) / count
     variance = _fsum_columns(np.concatenate([m2s, counts * (means - mean) ** 2])) / count
@@ -216,9 +216,9 @@ def read_statistics(data: bytes, place: str) -> dict[str, Any]:
         The document.
 
     Raises:
-        DataError: It is not a JSON object, or lacks means, deviations and counts of 415 gesture channels, 64 mel bands
-            and, if it has any of jaw and eyes, their 9 values. A set without train samples has no statistics and
-            passes.
+        DataError: It is not a JSON object, or lacks means, standard deviations and counts of 415 gesture channels, 64
+            mel bands and, if it has any of jaw and eyes, their 9 values. A set without train samples has no statistics
+            and passes.
     """
     found = parse_document(data, place)
     if found.get("samples") == 0:

@@ -348,7 +348,7 @@ def places_problem(rows: Iterable[ManifestRow], shards: Mapping[str, Any]) -> st
 
     Args:
         rows: All rows of a manifest.
-        shards: Dataset.json's shard entries by name.
+        shards: Entries of shards in dataset.json, by name.
 
     Returns:
         One line that names the row or shard, or an empty text.
@@ -468,7 +468,9 @@ class ManifestColumns:
         """Return a text column as its concatenated bytes, and the boundaries of the texts (N + 1,)."""
         column = self._column(name)
         if column.null_count:
-            raise DataError(f"{self.path}: column {name!r}: {column.null_count} nulls found. {schema.VERIFY}")
+            raise DataError(
+                f"{self.path}: column {name!r}: expected no nulls, found {column.null_count}. {schema.VERIFY}"
+            )
         if not len(column):
             return np.empty(0, np.uint8), np.zeros(1, np.int32)
         _, ends, data = column.buffers()

@@ -156,7 +156,7 @@ def key_from_stem(stem: str) -> str:
 def stem_from_key(key: str) -> str:
     """Return the stem of a key; the inverse of `key_from_stem`.
 
-    A key from elsewhere may hold an escape of no character, which stays as it is.
+    A key that omniges did not write may contain an escape without a character; it is not changed.
     """
     return _ESCAPED.sub(_escaped_character, key)
 

@@ -126,11 +126,11 @@ class UnfinishedRun:
 
     @classmethod
     def of(cls, document: dict[str, Any], *, anew: bool) -> UnfinishedRun:
-        """Return the record of the present run, with values as JSON restores them.
+        """Return the record of this run, with values as they are after reading them back from JSON.
 
         Args:
             document: Settings that decide output bytes.
-            anew: True if --force is set.
+            anew: True if --force is set, so that an earlier set is not reused.
 
         Returns:
             The record.

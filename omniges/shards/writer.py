@@ -1,9 +1,9 @@
 """Packing of samples into shards, with boundaries that depend on content only, and publishing in the background.
 
 Samples come in key order within a split. A shard is closed when it reaches the target size. It is closed earlier if it
-exceeds half of that size and the checksum of the sample's key says so. Boundaries therefore match again soon after an
-insertion: an added recording changes the shards around it, not all later ones. Samples that exist in an earlier file
-are copied from it. If a new shard would equal an earlier file completely, that file is reused.
+exceeds half of that size and a checksum of the sample's key selects the sample. Boundaries therefore match again soon
+after an insertion: an added recording changes the shards around it, not all later ones. Samples that exist in an
+earlier file are copied from it. If a new shard would equal an earlier file completely, that file is reused.
 """
 
 from __future__ import annotations

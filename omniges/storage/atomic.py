@@ -76,7 +76,8 @@ def make_folder(path: Path) -> None:
 def is_special(path: Path) -> bool:
     """Return whether a path must not be written as a file: a pipe, device or socket, or below /dev or /proc.
 
-    Root would replace them, also /dev/stdout, which is a link that may lead to a regular file.
+    A process with root's rights could replace them. A link such as /dev/stdout is special even if its target is a
+    regular file.
     """
     folder = os.path.realpath(path.parent) + "/"
     of_system = folder.startswith(("/dev/", "/proc/")) and not folder.startswith("/dev/shm/")  # noqa: S108 - a disk in memory

@@ -3,12 +3,12 @@
 Every file is ``GROUP/NAME`` with two hidden files beside it:
 
 ``.NAME.lock``     locked (flock) by the one process that downloads the file; contains the reserved bytes
-``.NAME.checked``  records a check of the content: size, sha256, and the file's inode and times then. Its own
-                   modification time is the time of the last use
+``.NAME.checked``  records a check of the content: size and sha256, and inode and times of the file at that moment. Its
+own modification time is the time of the last use
 
 A file in use is *pinned*: its reader holds a shared flock on it. Eviction needs an exclusive one. All locks belong to
-the kernel, so a killed process leaves none. Sizes are summed and files evicted under the lock of the complete
-folder; no process waits for another lock while it holds that one.
+the kernel, so a killed process leaves none. Sizes are summed and files evicted under a lock of the folder. No process
+waits for another lock while it holds this one.
 
 No library does this. filelock locks a separate file exclusively, so it can neither pin the cached file itself, or a
 memory map of it, nor record reserved bytes. diskcache evicts files in use, exceeds its limit until the next culling,
@@ -355,8 +355,8 @@ class CacheFolder:
                     return
             if time.monotonic() >= deadline:
                 raise CacheFull(
-                    f"{self.root}: no space for {path.name} of {size} bytes: all but {max(0, size - missing)} of "
-                    f"{self.capacity_bytes} bytes are in use by running processes. Give the cache more space"
+                    f"{self.root}: expected {size} bytes for {path.name}, found {max(0, size - missing)}; running "
+                    f"processes use the other bytes of {self.capacity_bytes}. Give the cache more space"
                 )
             time.sleep(_POLL_S)
 
@@ -568,7 +568,7 @@ class FetchAhead:
                 self._pins.popitem()[1].close()
 
     def close(self) -> None:
-        """Stop the threads; one that waits for a silent server ends with its time-out."""
+        """Stop the threads; a thread that waits for a server stops at the latest after the time-out."""
         self._closed.set()
         self.drop()
         with self._changed:

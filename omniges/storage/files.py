@@ -91,7 +91,7 @@ def _no_file(path: Path, kind: int) -> str:
 def lies_inside(path: Path, root: Path) -> bool:
     """Return whether a path, with links resolved, lies in a folder.
 
-    A link of the Hugging Face cache counts: ``ENTRY/snapshots/REVISION/NAME`` leads to ``ENTRY/blobs/HASH``.
+    A link of the Hugging Face cache lies inside too: ``ENTRY/snapshots/REVISION/NAME`` leads to ``ENTRY/blobs/HASH``.
 
     Args:
         path: The path.

@@ -126,7 +126,9 @@ def parse_location(text: str) -> Location:
     if not authority and protocol != "memory":
         raise UsageFault(f"{shown}: expected {protocol}://HOST-OR-BUCKET/FOLDER")
     if protocol in _NO_USERINFO and "@" in authority:
-        raise UsageFault(f"{shown}: no credentials in a {protocol}:// URL, please: {_where_credentials(protocol)}")
+        raise UsageFault(
+            f"{shown}: expected a {protocol}:// URL without credentials, found some; {_where_credentials(protocol)}"
+        )
     return Location(f"{protocol}://{rest}", protocol, shown)
 
 
@@ -347,7 +349,10 @@ class UrlStore:
         try:
             kind = fsspec.get_filesystem_class(protocol)
         except ValueError:
-            raise UsageFault(f"{self.location}: no such protocol: {protocol}. Try s3, gs, hf, http or https") from None
+            raise UsageFault(
+                f"{self.location}: expected a protocol such as s3, gs, hf, http or https, found {protocol}; check "
+                "the URL"
+            ) from None
         except ImportError as error:
             remedy = _INSTALL.get(protocol, one_line(str(error)))
             raise EnvironmentFault(f"{self.location}: a package for {protocol}:// is missing: {remedy}") from None

@@ -112,7 +112,10 @@ class TensorFile(Mapping[str, "Tensor"]):
             self._file = opened(path, framework="pt")
             self._names: dict[str, None] = dict.fromkeys(self._file.keys())
         except (SafetensorError, OSError) as error:
-            raise DataError(f"{path}: not a safetensors file ({error}); download it again or choose another") from error
+            raise DataError(
+                f"{path}: expected a safetensors file, found another or damage ({error}); download it again or "
+                "choose another"
+            ) from error
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
@@ -232,7 +235,7 @@ def require_finite(name: str, tensor: Tensor, where: str) -> None:
     if not tensor.is_floating_point():
         raise DataError(f"{where}: expected floating point, found {name} {tensor.dtype}; choose another file")
     if not tensor.isfinite().all():
-        raise DataError(f"{where}: {name} holds NaN or infinite numbers; expected finite ones; {_AGAIN}")
+        raise DataError(f"{where}: expected finite numbers, found NaN or infinite ones in {name}; {_AGAIN}")
 
 
 _SAFE_SINCE: Final = "2.10"  # before, a file could damage memory through the restricted reader (CVE-2026-24747)
@@ -311,10 +314,16 @@ def _content(path: Path, entry: str | None, kind: type, *, mapped: bool) -> dict
     size = path.stat().st_size  # strides and storages may claim more bytes than the file has
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors.values()}
     if sum(storages.values()) > size:
-        raise DataError(f"{where}: {sum(storages.values())} bytes of tensors in a file of {size}: {_AGAIN}")
+        raise DataError(
+            f"{where}: expected at most {size} bytes of tensors, the size of the file, found "
+            f"{sum(storages.values())}; {_AGAIN}"
+        )
     for name, tensor in tensors.items():
         if tensor.nbytes > size:
-            raise DataError(f"{where}: {name} claims {tensor.nbytes} bytes, the file has {size}: {_AGAIN}")
+            raise DataError(
+                f"{where}: expected at most {size} bytes, the size of the file, found {tensor.nbytes} of {name}; "
+                f"{_AGAIN}"
+            )
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
@@ -326,19 +335,22 @@ def _require_complete_archive(path: Path) -> None:
                 if info.compress_type != zipfile.ZIP_STORED:
                     name = info.filename[:80]
                     raise DataError(
-                        f"{path}: expected torch.save's own file, no TorchScript, found {name!r} compressed"
+                        f"{path}: expected a file of torch.save, not TorchScript, found {name!r} compressed"
                     )
                 if info.external_attr & _FOLDER:  # torch would read nothing and return uninitialized memory
-                    raise DataError(f"{path}: damaged, {info.filename[:80]!r} is marked as a folder: {_AGAIN}")
+                    raise DataError(
+                        f"{path}: expected files in the archive, found {info.filename[:80]!r} marked as a folder; "
+                        f"{_AGAIN}"
+                    )
             damaged = archive.testzip()
     except (*_ZIP_FAULTS, NotImplementedError, RuntimeError) as error:
-        raise DataError(f"{path}: cut off or damaged ({_line(error)}): {_AGAIN}") from error
+        raise DataError(f"{path}: expected a complete archive, found damage ({_line(error)}); {_AGAIN}") from error
     except OSError as error:
         if error.errno != errno.EINVAL:  # a place before the file's beginning
             raise
-        raise DataError(f"{path}: damaged, its directory points out of it: {_AGAIN}") from error
+        raise DataError(f"{path}: expected offsets inside the archive, found damage; {_AGAIN}") from error
     if damaged is not None:
-        raise DataError(f"{path}: damaged, the checksum of {damaged[:80]!r} is wrong: {_AGAIN}")
+        raise DataError(f"{path}: expected the checksum of {damaged[:80]!r} to fit, found damage; {_AGAIN}")
 
 
 def _loaded(path: Path, *, mapped: bool) -> Any:
@@ -347,8 +359,8 @@ def _loaded(path: Path, *, mapped: bool) -> Any:
 
     if torch.__version__ < _SAFE_SINCE:
         raise EnvironmentFault(
-            f"{path}: torch {torch.__version__} does not read such files safely; expected {_SAFE_SINCE} or newer: "
-            "update it, or save the weights as safetensors"
+            f"{path}: expected torch {_SAFE_SINCE} or newer to read such files safely, found "
+            f"{torch.__version__}; update it, or save the weights as safetensors"
         )
     with os_errors(path, "read"), warnings.catch_warnings():
         with open(open_file(path, path.parent), "rb") as file:
@@ -367,11 +379,14 @@ def _loaded(path: Path, *, mapped: bool) -> Any:
             if isinstance(error, UnpicklingError) and forbidden:
                 name = forbidden[1] or forbidden[2]
                 raise DataError(
-                    f"{path}: holds a pickled Python object ({name}), which is never loaded; {_SAFE}"
+                    f"{path}: expected tensors only, found a pickled Python object ({name}), which is never loaded; "
+                    f"{_SAFE}"
                 ) from error
             refused = _REFUSED.search(str(error))  # behind advice to unpickle the file nevertheless
             reason = _line(error) if refused is None else refused[1][:160]
-            raise DataError(f"{path}: no file of torch.save, or damaged ({reason}): {_AGAIN}, or {_SAFE}") from error
+            raise DataError(
+                f"{path}: expected a file of torch.save, found another or damage ({reason}); {_AGAIN}, or {_SAFE}"
+            ) from error
 
 
 def _summary(value: object) -> str:

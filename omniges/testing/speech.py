@@ -1,8 +1,8 @@
 """Words as speech: random sentences of frequent English words, spoken by eSpeak NG with true word times.
 
-A word is drawn by Zipf's law, the more often the lower its number. Each is spoken louder or softer, higher or lower at
-random; its gesture is larger the louder the word is, and each stressed syllable has a beat. Bytes are equal for one
-version of eSpeak NG and of soxr.
+Words are drawn by Zipf's law: the lower a word's number, the more often it occurs. Loudness and pitch of each word are
+random. A louder word has a larger gesture, and each stressed syllable has a beat. Bytes depend on the versions of
+eSpeak NG and soxr.
 """
 
 from __future__ import annotations

@@ -254,7 +254,8 @@ class TrainSettings:
             seen.add(name)
         if self.t5_tokenizer is not None and self.text_codec not in seen:
             raise UsageFault(
-                "--t5-tokenizer: it goes with a codec of text, --text-codec NAME and --validation-codec NAME=FOLDER"
+                "--t5-tokenizer: expected a text codec, found none; add --text-codec NAME or --validation-codec "
+                "NAME=FOLDER, or remove it"
             )
 
     @property

@@ -416,8 +416,8 @@ class Loop:
         some = first_of([f"{s['key']} from tick {s['start_tick']} ({s['task']})" for s in samples], _SHOWN)
         seen = f"; list the batch with: {command}" if command else ""
         raise DataError(
-            f"step {step}: {what}: {some}{seen}; nothing was saved of it: lower --learning-rate, or look at the "
-            f"data with omniges verify-shards --level deep; all samples are in {self._logbook.path}"
+            f"step {step}: {what}: {some}{seen}; lower --learning-rate, or check the data with omniges "
+            f"verify-shards --level deep. This step was not saved; all its samples are in {self._logbook.path}"
         )
 
     def _trace_command(self, position: int) -> str | None:

@@ -60,7 +60,10 @@ class VerifySettings:
         require_output_file("--output-file", self.output_file)
         path = self.location.path
         if self.output_file and path and self.output_file.absolute().parent.resolve() == path.resolve():
-            raise UsageFault(f"--output-file {self.output_file}: nothing is written into the folder that is checked")
+            raise UsageFault(
+                f"--output-file {self.output_file}: expected a file outside of the folder that is checked; choose "
+                "another"
+            )
 
     @property
     def location(self) -> Location:

@@ -339,7 +339,7 @@ def check_cut_totals(document: dict[str, Any], cuts: Sequence[dict[str, float | 
     """Compare totals.cut of dataset.json with the sum over the samples.
 
     Args:
-        document: Dataset.json.
+        document: Content of dataset.json.
         cuts: Seconds and words cut from each sample.
 
     Returns:

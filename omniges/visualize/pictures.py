@@ -1,4 +1,4 @@
-"""Pictures of samples, of results, and of versions of one moment: panels below each other on one time axis."""
+"""Pictures of samples, of results, and of several versions of one window: panels below each other on one time axis."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_S: Final = 600.0
 
 
 def spans(start_s: float, length_s: float, seconds: float | None = None) -> list[tuple[float, float]]:
-    """Divide the time of a picture into rows of equal length, of 12 s or less up to two minutes, then longer ones.
+    """Divide the time of a picture into rows of equal length: at most 12 s, or more if the picture exceeds two minutes.
 
     Args:
         start_s: Start of the picture in seconds.

@@ -199,7 +199,7 @@ class TestRefusals:
         (target / "diffusion_pytorch_model.safetensors").unlink()
         marker = tmp_path / "ran"
         torch.save({"conv": Touch(marker)}, target / "diffusion_pytorch_model.bin")
-        with pytest.raises(DataError, match="holds a pickled Python object"):
+        with pytest.raises(DataError, match="found a pickled Python object"):
             load_codec("audioldm2-vae", target, CPU)
         assert not marker.exists()
 
@@ -211,12 +211,12 @@ class TestRefusals:
         with pytest.raises(DataError, match="found neither"):
             load_codec("audioldm2-vae", target, CPU)
         path.write_bytes(content[:1000])
-        with pytest.raises(DataError, match="not a safetensors file"):
+        with pytest.raises(DataError, match="expected a safetensors file"):
             load_codec("audioldm2-vae", target, CPU)
         weights = load_file(folder / path.name)
         weights["quant_conv.bias"][0] = float("nan")
         save_file(weights, path)
-        with pytest.raises(DataError, match=r"quant_conv.bias holds NaN or infinite numbers"):
+        with pytest.raises(DataError, match=r"found NaN or infinite ones in .*quant_conv.bias"):
             load_codec("audioldm2-vae", target, CPU)
 
     def test_names_and_folders_that_are_not_there(self, tmp_path: Path) -> None:

@@ -134,9 +134,9 @@ class TestFiles:
             (
                 "330_std",
                 np.linspace(-1, 1, 330, dtype=np.float32),
-                r"expected positive deviations of upper, found -0\.89\d*; .*is it the file of means",
+                r"expected positive standard deviations of upper, found -0\.89\d*; .*not the file of means",
             ),
-            ("trans_std", np.array([0.1, 0.0, 0.1]), "expected positive deviations of the root, found 0"),
+            ("trans_std", np.array([0.1, 0.0, 0.1]), "expected positive standard deviations of the root, found 0"),
         ],
     )
     def test_that_hold_something_else(self, tmp_path, name, array, message):

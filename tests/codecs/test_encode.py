@@ -194,7 +194,7 @@ class TestStarts:
         encode(settings_of(shards, tmp_path / "out"))
         assert encode(settings_of(shards, tmp_path / "out")).there == ("test-halves",)
         halves(Halves(2.0))
-        with pytest.raises(UsageFault, match="shards of other recordings or codecs are there"):
+        with pytest.raises(UsageFault, match="found shards of other recordings or codecs"):
             encode(settings_of(shards, tmp_path / "out"))
 
     def test_latents_of_another_codec_are_not_replaced_unasked(
@@ -204,7 +204,9 @@ class TestStarts:
         encode(settings_of(folder))
         before = digests(folder)
         halves(Halves(2.0))
-        with pytest.raises(UsageFault, match=r"another test-halves, fingerprint 1111.* --overwrite"):
+        with pytest.raises(
+            UsageFault, match=r"latents of test-halves with fingerprint .*found latents with 1111.* --overwrite"
+        ):
             encode(settings_of(folder))
         assert digests(folder) == before
         encode(settings_of(folder, overwrite=True))
@@ -338,7 +340,9 @@ class TestKills:
     ) -> None:
         assert killed_run(settings_of(shards, tmp_path / "out"), 8) == 9
         halves(Halves(2.0))
-        with pytest.raises(UsageFault, match="an unfinished run of another command or codec"):
+        with pytest.raises(
+            UsageFault, match="an unfinished run of this command, found one of another command or codec"
+        ):
             encode(settings_of(shards, tmp_path / "out"))
 
 
@@ -380,7 +384,7 @@ class TestRefusals:
     ) -> None:
         usage = shutil.disk_usage(tmp_path)
         monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1000))
-        with pytest.raises(EnvironmentFault, match="GB of free space needed"):
+        with pytest.raises(EnvironmentFault, match="GB of free space, found"):
             encode(settings_of(shards, tmp_path / "out"))
 
     def test_a_refused_codec_or_nothing_to_do_leaves_no_new_folder(
@@ -394,8 +398,8 @@ class TestRefusals:
             (shards, tmp_path / "none", "expected a folder with the codec's files"),
             (shards, tmp_path / "empty", "config.json"),
             (tmp_path / "none", vae, "no"),
-            (encoded, vae, "its latents exist already: remove --out"),
-            (encoded, tmp_path / "other", "it holds latents of another audioldm2-vae"),
+            (encoded, vae, "expected no latents of audioldm2-vae, found some; remove --out"),
+            (encoded, tmp_path / "other", "expected latents of audioldm2-vae with fingerprint"),
         ):
             with pytest.raises((UsageFault, DataError), match=words):
                 encode(EncodeSettings(shards=source, codecs=((NAME, codec),), output_dir=out))
@@ -403,7 +407,7 @@ class TestRefusals:
 
     def test_names_that_no_tar_header_holds(self, shards: Path, tmp_path: Path, halves: Any) -> None:
         halves(Halves(name="test-" + "b" * 80))
-        with pytest.raises(DataError, match="at most 100 bytes fit"):
+        with pytest.raises(DataError, match="expected at most 100 bytes, the space of a name"):
             encode(EncodeSettings(shards=shards, codecs=(("test-" + "b" * 80, Path()),), output_dir=tmp_path / "out"))
 
     def test_folders_that_are_not_ours(self, shards: Path, tmp_path: Path) -> None:

@@ -116,7 +116,9 @@ class TestChannelsThatNoNetHas:
         codec = load_gesture_rvqvae(tmp_path, face=False)
         assert codec.lacking == (slice(312, 315), slice(315, 415))
         latents = codec.encode(gesture(16))
-        with pytest.raises(UsageFault, match="rest: channels 312 to 314, 315 to 414 are in no net"):
+        with pytest.raises(
+            UsageFault, match="rest: expected values of channels 312 to 314, 315 to 414, which no network"
+        ):
             codec.decode(latents)
 
     @pytest.mark.parametrize("rows", [1, 16])

@@ -363,7 +363,7 @@ class TestGenerate:
         run(shards, tmp_path / "plain", max_train_steps=1)
         with pytest.raises(UsageFault, match="the model has no codec: remove it"):
             make(tmp_path / "plain", tmp_path / "out", "t2g", vae, text=recording["text"])
-        with pytest.raises(UsageFault, match=r"overlap: 3 ticks found; expected a multiple of 2"):
+        with pytest.raises(UsageFault, match=r"--overlap-ticks 3: expected a multiple of 2"):
             generate(
                 GenerateSettings(
                     checkpoint=whole,

@@ -198,7 +198,7 @@ class TestRefusals:
     def test_overlaps_of_text_that_is_made(
         self, trained: Path, text_vae: Path, files: dict[str, Any], tmp_path: Path
     ) -> None:
-        with pytest.raises(UsageFault, match=r"overlap: 4 ticks found; expected 0, because text that is latents"):
+        with pytest.raises(UsageFault, match=r"overlap_ticks 4: expected 0, because text latents"):
             make(trained, tmp_path / "out", "a2t", text_vae, audio=files["audio"], overlap_ticks=4)
         assert not (tmp_path / "out").exists()
 

@@ -281,9 +281,9 @@ class TestEnds:
         config = configuration()
         parsed, tensors = text_vae_config(config, "c"), random_tensors(config)
         encoder, decoder = (TextVae.of_tensors(parsed, tensors, "w", ends) for ends in self.ONE)
-        with pytest.raises(RuntimeError, match="without the nets that encode"):
+        with pytest.raises(RuntimeError, match="expected the networks that encode"):
             decoder.latents(*tokens(config))
-        with pytest.raises(RuntimeError, match="without the nets that decode"):
+        with pytest.raises(RuntimeError, match="expected the networks that decode"):
             encoder.generated(latents(config))
 
 

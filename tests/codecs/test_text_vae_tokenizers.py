@@ -122,7 +122,9 @@ class TestRefusals:
     def test_a_vocabulary_without_room_for_the_padding_token(self, folder):
         size = llama_tokenizer().get_vocab_size()
         LlamaTokens(folder / "vae_tokenizer", vocabulary=size + 1, begin=1, end=2)
-        with pytest.raises(DataError, match=rf"tokens up to number {size}, the model's table {size} rows"):
+        with pytest.raises(
+            DataError, match=rf"token numbers below {size}, the rows of the model's table, found {size}"
+        ):
             LlamaTokens(folder / "vae_tokenizer", vocabulary=size, begin=1, end=2)
 
     def test_another_begin_or_end_token(self, folder):
@@ -139,7 +141,10 @@ class TestRefusals:
 
     def test_a_sentencepiece_model_alone_with_the_way_out(self, tmp_path):
         (tmp_path / "spiece.model").write_bytes(b"\x0a")
-        with pytest.raises(DataError, match=r"no tokenizer.json; make one: pip install sentencepiece"):
+        with pytest.raises(
+            DataError,
+            match=r"expected tokenizer.json, found only a sentencepiece model; convert it: pip install sentencepiece",
+        ):
             T5Tokens(tmp_path, vocabulary=300)
 
     @pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xfe", json.dumps({"model": {"type": "BPE"}}).encode()])

@@ -125,12 +125,12 @@ class TestFilters:
     @pytest.mark.parametrize(
         ("filters", "words"),
         [
-            ({"split": "val"}, "no sample is in split 'val', found train 6.*--split-csv"),
-            ({"speakers": ("9", "scott")}, "speaker 9 or scott: choose from speaker0, speaker1, speaker2"),
-            ({"speakers": ("1",), "languages": ("chinese",)}, "language chinese: choose from english"),
+            ({"split": "val"}, "expected samples of split 'val', found train 6.*--split-csv"),
+            ({"speakers": ("9", "scott")}, "speaker 9 or scott, found none; choose from speaker0, speaker1, speaker2"),
+            ({"speakers": ("1",), "languages": ("chinese",)}, "language chinese, found none; choose from english"),
             ({"emotions": ("happy",)}, "emotion happy: choose from neutral"),
             ({"speakers": ("3",), "emotions": ("happy",)}, "emotion happy: choose from none, all are null"),
-            ({"min_seconds": 60.0}, r"lasts 60 to inf s; they last 0\.76\d* to 3 s"),
+            ({"min_seconds": 60.0}, r"last 60 to inf s, found only 0\.76\d* to 3 s"),
         ],
     )
     def test_that_leave_nothing_are_refused_with_the_choice(

@@ -150,7 +150,7 @@ class TestContent:
 
     def test_statistics_of_no_sample_are_refused(self, tmp_path: Path) -> None:
         write_shards(tmp_path / "s", LENGTHS, per_shard=4, split="val")
-        with pytest.raises(UsageFault, match=r"0 train samples.*--split-csv"):
+        with pytest.raises(UsageFault, match=r"of 0 samples.*--split-csv"):
             loader_of(tmp_path / "s", split="val")
 
     def test_batches_stay_as_they_are_while_they_are_kept(self, folder: Path) -> None:

@@ -141,7 +141,7 @@ class TestDamage:
         data = bytearray(shard.read_bytes())
         data[int(catalog.table.offsets[0, 0])] ^= 1
         shard.write_bytes(data)
-        with pytest.raises(DataError, match=r"gesture\.npy at byte \d+: no npy header"):
+        with pytest.raises(DataError, match=r"gesture\.npy at byte \d+: expected an npy header"):
             read(reader_of(folder, "never", catalog), 0)
 
     @pytest.mark.parametrize("left", [0, 1, 511, 512, 5000, -513, -1])
@@ -200,17 +200,23 @@ WRONG_GESTURES: dict[str, tuple[Callable[[], tuple[bytes | memoryview, ...]], st
     "other channels": (lambda: header(np.zeros((FRAMES, 414), np.float32)), rf"found \({FRAMES}, 414\)"),
     "other frames": (lambda: header(np.zeros((FRAMES + 3, 415), np.float32)), rf"found \({FRAMES + 3}, 415\)"),
     "flat": (lambda: header(np.zeros(FRAMES * 415, np.float32)), "found"),
-    "shorter than it says": (lambda: (header(np.zeros((FRAMES, 415), np.float32))[0], b"x" * 99), "bytes do not hold"),
-    "longer than it says": (lambda: (*header(np.zeros((FRAMES, 415), np.float32)), b"xxxx"), "bytes do not hold"),
+    "shorter than it says": (
+        lambda: (header(np.zeros((FRAMES, 415), np.float32))[0], b"x" * 99),
+        "expected a header and .* float32, found",
+    ),
+    "longer than it says": (
+        lambda: (*header(np.zeros((FRAMES, 415), np.float32)), b"xxxx"),
+        "expected a header and .* float32, found",
+    ),
     "Fortran order": (lambda: (saved(np.asfortranarray(np.ones((FRAMES, 415), np.float32))),), "Fortran order"),
     "version 2": (lambda: (b"\x93NUMPY\x02\x00\x04\x00\x00\x00{}  ",), "npy version 1.0"),
     "an expression": (
         lambda: (bytes(header(np.zeros((1, 1), np.float32))[0]).replace(b"(1, 1)", b"(10**9,"),),
         "expected a plain header of npy version 1.0",
     ),
-    "a header longer than the member": (lambda: (b"\x93NUMPY\x01\x00\xff\xff{",), "no npy header"),
-    "no array": (lambda: (b"hello",), "no npy header"),
-    "empty": (lambda: (b"",), "no npy header"),
+    "a header longer than the member": (lambda: (b"\x93NUMPY\x01\x00\xff\xff{",), "expected an npy header"),
+    "no array": (lambda: (b"hello",), "expected an npy header"),
+    "empty": (lambda: (b"",), "expected an npy header"),
     "a claim of 10^12 floats": (
         lambda: (
             bytes(header(np.zeros((1, 1), np.float32))[0]).replace(b"(1, 1), }" + b" " * 10, b"(1000000000000,), }"),

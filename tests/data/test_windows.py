@@ -194,7 +194,7 @@ def test_waveforms_and_statistics_that_are_not_there(tmp_path: Path) -> None:
     folder = write_takes(tmp_path / "shards", [take("1_a_0_1_1", 2.0, split="val")], keep_audio=False)
     with pytest.raises(UsageFault, match="preprocess again with --keep-audio"):
         WindowDataset(folder, split="val", window_ticks=5, arrays="waveform")
-    with pytest.raises(UsageFault, match=r"computed from 0 train samples, .* normalized=False"):
+    with pytest.raises(UsageFault, match=r"found those of 0 samples; use normalized=False"):
         WindowDataset(folder, split="val", window_ticks=5)
     assert len(WindowDataset(folder, split="val", window_ticks=5, normalized=False)) == 4
 
@@ -207,7 +207,7 @@ def test_what_no_train_sample_has_cannot_be_normalized(tmp_path: Path) -> None:
     takes.append(take("2_b_0_3_3", 2.0, split="val", lacking=("face",)))
     folder = write_takes(tmp_path / "shards", takes)
     for array, part in (("gesture", "face"), ("jaw_eyes", "jaw_eyes"), ("mel", "audio")):
-        words = rf"stats.json: no train sample has {part}, .* so {array} cannot be normalized: use normalized="
+        words = rf"stats.json: expected statistics of {part}.* for {array}, found none, .*; use normalized="
         with pytest.raises(UsageFault, match=words) as caught:
             WindowDataset(folder, split="val", window_ticks=5, arrays=array)
         assert "\n" not in str(caught.value)

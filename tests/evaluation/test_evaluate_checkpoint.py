@@ -170,19 +170,15 @@ class TestFit:
     ("words", "code", "line"),
     [
         (["nowhere"], 2, "expected a folder of generated results, found none there"),
-        ([], 2, "folders of generated results, or --checkpoint to generate some, expected; found neither"),
+        ([], 2, "expected folders of generated results, or --checkpoint to generate some, found neither"),
         (["--checkpoint", "nowhere"], 2, "nowhere: expected a checkpoint or the folder of a run"),
         (
             ["--checkpoint", "run", "--task", "a2g"],
             2,
             "--task a2g: it is for files that have no record; with a checkpoint",
         ),
-        (
-            ["nowhere", "--num-samples", "2"],
-            2,
-            "--num-samples: it is a setting of generation, which needs --checkpoint",
-        ),
-        (["nowhere", "--split", "val"], 2, "--split: it is a setting of generation"),
+        (["nowhere", "--num-samples", "2"], 2, "--num-samples: expected only with --checkpoint"),
+        (["nowhere", "--split", "val"], 2, "--split: expected only with --checkpoint"),
         (["nowhere", "-o", "absent/report.json"], 2, "expected the folder absent, found none"),
     ],
 )

@@ -305,7 +305,7 @@ def test_clips_seconds_and_rows_are_those_of_the_papers(beat2_sample: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"protocol": None, "grid": "emage"}, "grid emage: it is a setting of protocol"),
+        ({"protocol": None, "grid": "emage"}, "grid emage: expected with protocol"),
         ({"profile": "emage-eval-2025"}, "it is scored by emage-2024"),
         ({"features": (Path("a.npy"), Path("b.npy"))}, "found features: remove it"),
         ({"generated": (), "checkpoint": Path("run")}, "found checkpoint: run omniges generate first"),

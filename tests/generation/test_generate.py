@@ -554,7 +554,7 @@ def test_a_textgrid_is_read_as_one_whatever_it_is_called(
 @pytest.mark.parametrize(
     ("words", "xmax", "seconds", "line"),
     [
-        ([("Xylophonqwertzuiop" * 4, 0.0, 0.1)], 0.4, None, "expected words that find a place, found 1"),
+        ([("Xylophonqwertzuiop" * 4, 0.0, 0.1)], 0.4, None, "expected words with at most one subword a tick, found 1"),
         ([("late", 2.0, 3.0)], 4.0, 1.0, r"expected words in the first 1\.0 s, found none"),
     ],
 )
@@ -634,7 +634,9 @@ def test_motion_without_a_rate_is_read_with_the_rate_that_is_given(
         for rate in (30, 60)
     ]
     assert seconds[1] == pytest.approx(seconds[0] / (2 if task == "g2t" else 1), abs=0.4)  # complete tokens
-    with pytest.raises(UsageFault, match="motion_rate_hz: a motion file whose rate it is expected, found none"):
+    with pytest.raises(
+        UsageFault, match="motion_rate_hz: expected a motion file without a frame rate, found no motion file"
+    ):
         make(checkpoint, tmp_path / "out", "a2g", audio=(files["wav"],), motion_rate_hz=30)
 
 

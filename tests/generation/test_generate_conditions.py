@@ -171,7 +171,7 @@ def test_a_run_goes_on_to_the_last_bit_and_with_its_own_streams_alone(
 def test_a_run_that_begins_with_a_checkpoint_keeps_its_embeddings(
     moody: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    """Streams that are new begin anew, and those that are left away are told."""
+    """New streams are newly initialized, and a message names the streams that are left out."""
     plain = {"pretrained_model_name_or_path": checkpoint, "model": {}, "max_train_steps": 1, "learning_rate": 1e-12}
     run(moody, tmp_path / "same", **plain, condition_streams=("emotion",), weight_decay=0)
     was, now = (

@@ -64,7 +64,7 @@ def test_windows_that_are_apart_touch_and_none_is_shorter_than_half_of_one(
 
 
 def test_windows_that_are_apart_do_not_overlap() -> None:
-    with pytest.raises(UsageFault, match=r"overlap: 2 ticks found; expected 0"):
+    with pytest.raises(UsageFault, match=r"--overlap-ticks 2: expected 0, because"):
         WindowSettings(window_ticks=8, overlap_ticks=2, apart=True)
 
 
@@ -106,7 +106,7 @@ def test_a_fade_rises_is_its_own_mirror_and_begins_flatter_than_a_straight_one(t
 
 
 def test_an_overlap_of_more_than_half_a_window_is_refused() -> None:
-    with pytest.raises(UsageFault, match="expected 0 to half of a window of 10 ticks, found 6"):
+    with pytest.raises(UsageFault, match="--overlap-ticks 6: expected 0 to 5, half of a window"):
         WindowSettings(window_ticks=10, overlap_ticks=6)
 
 

@@ -175,7 +175,7 @@ class TestFilesThatAreNone:
     def test_a_pickled_object_is_not_loaded(self, tmp_path):
         path = tmp_path / "e.bin"
         torch.save({"model_state": torch.nn.Linear(2, 2)}, path)
-        with pytest.raises(DataError, match="holds a pickled Python object"):
+        with pytest.raises(DataError, match="found a pickled Python object"):
             load_encoder(path)
 
     def test_a_renamed_file_is_told_its_name(self, tmp_path):

@@ -66,7 +66,7 @@ class TestTensorFile:
     def test_another_file_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "x.safetensors"
         path.write_bytes(b"\xff" * 100)
-        with pytest.raises(DataError, match="not a safetensors file"):
+        with pytest.raises(DataError, match="expected a safetensors file"):
             read_tensors(path)
 
 

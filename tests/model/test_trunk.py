@@ -26,7 +26,7 @@ BATCH = 3
 
 
 def randomised(model: JointFlowTransformer, seed: int = 0) -> JointFlowTransformer:
-    """The model with every parameter drawn anew, so that nothing is hidden by zeros."""
+    """The model with random values in every parameter, because zeros would hide errors."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3

@@ -118,7 +118,7 @@ class TestFunctions:
             (lambda: omniges.verify_shards("s", output_file="x"), "findings are returned, not written"),
             (lambda: omniges.verify_shards("s", level="best"), "expected one of quick, full, deep"),
             (lambda: omniges.sample_corpus("c", clips=0), "clips 0: expected a number from 2 to"),
-            (omniges.evaluate, "evaluate: folders of generated results, or checkpoint to generate some"),
+            (omniges.evaluate, "evaluate: expected folders of generated results, or checkpoint to generate some"),
             (lambda: omniges.evaluate("a", spilt="val"), "did you mean split"),
             (lambda: omniges.load_model("nowhere"), "nowhere: expected a checkpoint or the folder of a run"),
             (lambda: omniges.load_model("nowhere", "best"), "expected one of ema, last"),

@@ -358,7 +358,7 @@ class TestRunningAgain:
         self, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 1000))
-        with pytest.raises(EnvironmentFault, match="GB needed"):
+        with pytest.raises(EnvironmentFault, match="GB of free space, found"):
             run_preprocess(corpus, tmp_path / "o")
 
 

@@ -455,7 +455,9 @@ class TestAverages:
             params[a], params[b] = params[b], params[a]
             return document
 
-        assert "transformer_blocks.0.attn.to_q.weight is not an average of it" in self.damaged(folder, swapped)
+        assert "expected an average of transformer_blocks.0.attn.to_q.weight at its place" in self.damaged(
+            folder, swapped
+        )
 
     def test_without_a_list_or_a_file_the_last_weights_are_named_as_the_way_out(self, folder: Path) -> None:
         assert "expected a dictionary with weights under 'shadow_params'" in self.damaged(

@@ -91,7 +91,7 @@ class TestWhatIsNotTensors:
     def test_objects_are_named_and_not_loaded(self, tmp_path, value, name, as_zip):
         path = saved(tmp_path / "w.pth", {"net": value}, as_zip=as_zip)
         with pytest.raises(
-            DataError, match=rf"w.pth: holds a pickled Python object \({name}\S*\), which is never"
+            DataError, match=rf"w.pth: .* found a pickled Python object \({name}\S*\), which is never"
         ) as e:
             read_weights(path, "net")
         assert "\n" not in str(e.value)
@@ -193,14 +193,14 @@ class TestDamage:
             entry = data.index(b"PK\x01\x02", entry + 1)
         data[entry + 38] |= 0x10
         (tmp_path / "w.pth").write_bytes(data)
-        with pytest.raises(DataError, match="'archive/data/0' is marked as a folder"):
+        with pytest.raises(DataError, match="'archive/data/0' marked as a folder"):
             read_weights(tmp_path / "w.pth", "net")
 
     def test_a_directory_that_points_out_of_the_file(self, tmp_path):
         data = bytearray(content(as_zip=True))
         data[data.index(b"PK\x06\x06") + 50] ^= 0x80  # of the directory's place
         (tmp_path / "w.pth").write_bytes(data)
-        with pytest.raises(DataError, match="its directory points out of it"):
+        with pytest.raises(DataError, match="expected offsets inside the archive"):
             read_weights(tmp_path / "w.pth", "net")
 
     @given(as_zip=st.booleans(), part=st.floats(0, 1, exclude_max=True), mapped=st.booleans())

@@ -90,7 +90,7 @@ class TestRefusals:
     def test_an_empty_train_split_with_the_way_out(self, corpus: Path, tmp_path: Path) -> None:
         out = tmp_path / "shards"
         run_preprocess(corpus, out, selection=Selection(splits=("val", "test")))
-        with pytest.raises(UsageFault, match=r"no sample is in split 'train', .*--split-csv"):
+        with pytest.raises(UsageFault, match=r"expected samples of split 'train', .*--split-csv"):
             run(out, tmp_path / "run")
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

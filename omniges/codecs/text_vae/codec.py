@@ -11,7 +11,7 @@ The files are inside a checkpoint of OmniFlow, or in the text VAE's own folder:
 * LLaMA's tokenizer: ``vae_tokenizer/tokenizer.json`` of both.
 * T5's tokenizer: ``t5_tokenizer/tokenizer.json`` of both.
 
-OmniFlow's checkpoints have no T5 tokenizer. It is that of flan-T5-large; copy it there or name its folder.
+OmniFlow's checkpoints have no T5 tokenizer. Use that of flan-T5-large: copy it there, or name its folder.
 """
 
 from __future__ import annotations

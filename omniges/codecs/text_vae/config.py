@@ -96,7 +96,9 @@ def text_vae_config(document: Any, where: str) -> TextVaeConfig:
         entry = found.part("vae_config")
         unknown = sorted(entry.found.keys() - {field.name for field in fields(VaeConfig)})
         if unknown:
-            raise entry.fault(unknown[0], "an unknown key", "none but those of OmniFlow's text VAE")
+            raise entry.fault(
+                unknown[0], "an unknown key, which could change the texts", "none but those of OmniFlow's text VAE"
+            )
         vae = entry.sizes(VaeConfig)
     llama = _llama(found)
     t5 = T5Sizes()
@@ -150,9 +152,7 @@ class _Document:
         """Refuse keys that are not read and might change the numbers, unless they are null."""
         for key in sorted(self.found.keys() - {*known, *_UNREAD}):
             if self.found[key] is not None:
-                raise self.fault(
-                    key, f"{self.found[key]!r:.60}", "no such key, which is not read: it may change the texts"
-                )
+                raise self.fault(key, f"{self.found[key]!r:.60}", "no such key, because omniges does not implement it")
 
     def sizes(self, kind: type[Sizes], **own: Any) -> Sizes:
         """Read a dataclass whose fields are keys: a flag, an integer (an id from 0) or a number above 0."""

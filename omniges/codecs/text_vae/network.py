@@ -142,7 +142,7 @@ class TextVae(nn.Module):
 
     def _require(self, end: End) -> None:
         if end not in self.ends:
-            raise RuntimeError(f"the text VAE was loaded without the nets that {end}")
+            raise RuntimeError(f"expected the networks that {end}, found a text VAE that was loaded without them")
 
     @torch.no_grad()
     def features(self, ids: Tensor) -> Tensor:
@@ -311,7 +311,10 @@ def _stored_names(tensors: Mapping[str, Tensor], prefix: str, expected: Iterable
     if len(present) == 2:
         one, other = (tensors[name] for name in present)
         if one.dtype != other.dtype or not torch.equal(one, other):
-            raise DataError(f"{where}: {_TABLE} and {_TABLE_AGAIN} differ; expected one tensor; download it again")
+            raise DataError(
+                f"{where}: expected {_TABLE} and {_TABLE_AGAIN} to be equal, found a difference; download the "
+                "file again"
+            )
     if present:
         found[_TABLE] = found[_TABLE_AGAIN] = present[0]
     for kind, names in (

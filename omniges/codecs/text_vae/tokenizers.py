@@ -84,9 +84,9 @@ class _TokenizerFile:
             reason = error.strerror or str(error)
             if any((folder / name).is_file() for name in _PIECE_FILES):
                 raise DataError(
-                    f"{folder}: has a sentencepiece model but no {_TOKENIZER_FILE}; make one: pip install "
-                    f"sentencepiece protobuf, then AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained("
-                    f"{str(folder)!r}) of transformers"
+                    f"{folder}: expected {_TOKENIZER_FILE}, found only a sentencepiece model; convert it: pip install "
+                    "sentencepiece protobuf, then in Python "
+                    f"transformers.AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
                 ) from error
             raise DataError(
                 f"{self._path}: {reason}; expected the tokenizer of the text VAE; check the path"
@@ -101,8 +101,8 @@ class _TokenizerFile:
         size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
         if size > vocabulary:
             raise DataError(
-                f"{self._path}: has tokens up to number {size - 1}, the model's table {vocabulary} rows; give the "
-                "tokenizer that belongs to the model"
+                f"{self._path}: expected token numbers below {vocabulary}, the rows of the model's table, found "
+                f"{size - 1}; give the tokenizer that belongs to the model"
             )
 
     def _number(self, token: str, expected: int | None = None) -> int:
@@ -178,12 +178,14 @@ def _tokenizer(content: bytes, path: Path) -> Tokenizer:
     try:
         require_plain_tokenizer(parse_json(content), str(path))
     except ValueError as error:
-        raise DataError(f"{path}: {error}; expected a Hugging Face tokenizer; download it again") from error
+        raise DataError(
+            f"{path}: expected a Hugging Face tokenizer, found damage ({error}); download it again"
+        ) from error
     try:
         return Tokenizer.from_str(content.decode())
     except Exception as error:  # the native library raises the base class itself
         raise DataError(
-            f"{path}: {one_line(str(error), 160)}; expected a Hugging Face tokenizer; download it again"
+            f"{path}: expected a Hugging Face tokenizer, found damage ({one_line(str(error), 160)}); download it again"
         ) from error
 
 

@@ -53,12 +53,12 @@ class Place:
 
 
 def spread(count: int) -> list[int]:
-    """Return 0 … count − 1 in an order in which every prefix is spread about evenly, starting in the middle.
+    """Return 0 … count − 1 in an order whose first k numbers are spread about evenly, for every k.
 
     The order is that of the bit-reversed numbers (van der Corput 1935).
 
     Args:
-        count: How many numbers.
+        count: Number of numbers.
 
     Returns:
         The permuted numbers.
