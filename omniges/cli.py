@@ -12,17 +12,18 @@ import typer
 from omniges import __version__
 from omniges.commands import demo, models, shards
 from omniges.commands.common import Signalled, echo, raise_on, safe_output
-from omniges.commands.parsing import UsageError, command_class, usage_line
+from omniges.commands.parsing import Group, UsageError, command_class, usage_line
 from omniges.errors import EnvironmentFault, ExitCode, OmnigesError, fault_of_machine
 from omniges.progress import printable
 
 app = typer.Typer(
     name="omniges",
+    cls=Group,
     help="BEAT2 recordings to verified shards, and a model of text, audio and gesture trained on them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-benchmark = typer.Typer(help="Measure omniges on this machine.", no_args_is_help=True)
+benchmark = typer.Typer(cls=Group, help="Measure omniges on this machine.", no_args_is_help=True)
 
 for _command in (
     *(shards.preprocess, shards.export, shards.inspect, shards.view, shards.render),

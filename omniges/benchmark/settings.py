@@ -29,8 +29,8 @@ class SpeedSettings:
         (0, 1, 2), "Numbers of worker processes to try.", minimum=0, commas=True, was=("workers",)
     )
     seconds: float = option(5.0, "Length of each measurement in seconds.", above=0)
-    repeats: int = option(3, "Measurements of each.", minimum=1)
-    warm: bool = option(False, "Leave the page cache as it is and measure no cold reads.")
+    repeats: int = option(3, "Measurements for each number of workers.", minimum=1)
+    warm: bool = option(False, "Measure only reads from the page cache, and do not clear it.")
 
     def __post_init__(self) -> None:
         """Check the settings; raise UsageFault for a value that is invalid."""
@@ -58,7 +58,7 @@ class StepSpeedSettings:
     compile: bool = option(False, "Compile the pass through the model as one graph.")
     gradient_checkpointing: bool = option(False, "Save memory: compute activations again in the backward pass.")
     num_workers: int = option(2, "Processes that read batches.", was=("dataloader_num_workers", "workers"))
-    seconds: float = option(20.0, "Shortest measurement in seconds; five steps before it are not measured.", above=0)
+    seconds: float = option(20.0, "Shortest measurement in seconds, after five steps of warm-up.", above=0)
 
     def __post_init__(self) -> None:
         """Check the settings; raise UsageFault for a value that is invalid."""

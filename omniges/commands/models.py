@@ -189,7 +189,7 @@ def evaluate(settings: EvaluateSettings, report: ReportSettings) -> None:
 
 @with_flags()
 def benchmark_loader(settings: SpeedSettings, as_json: AsJson = False) -> None:
-    """Measure how fast batches are read, and how fast memory copies as many bytes."""
+    """Compare the speed of reading batches with the speed of copying the same bytes in memory."""
     import json
 
     from omniges.benchmark.loader import measure, report
@@ -200,7 +200,7 @@ def benchmark_loader(settings: SpeedSettings, as_json: AsJson = False) -> None:
 
 @with_flags("train")
 def benchmark_train(settings: StepSpeedSettings, as_json: AsJson = False) -> None:
-    """Measure the speed of training steps, and that of plain matrix products."""
+    """Compare the speed of training steps with the speed of plain matrix products."""
     import json
 
     from omniges.benchmark.train_step import measure, report

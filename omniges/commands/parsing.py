@@ -11,7 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from omniges.options import refuse_unknown
 
@@ -86,25 +86,16 @@ class Command(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print usage, purpose, and the options by panel."""
-        from rich.console import Console
-        from rich.panel import Panel
+        _print_help(self, ctx)
 
-        panels: defaultdict[str, list[Any]] = defaultdict(list)
-        parameters: list[Any] = self.get_params(ctx)
-        for each in parameters:
-            if not getattr(each, "hidden", False):
-                argument = each.param_type_name == "argument"
-                panels[each.rich_help_panel or ("Arguments" if argument else "Other")].append(each)
-        last = [panels.pop("Other")] if "Other" in panels else []
-        rows = {name: [(_names(each), _meaning(each)) for each in of] for name, of in panels.items()}
-        if last:
-            rows["Other" if rows else "Options"] = [(_names(each), _meaning(each)) for each in last[0]]
-        width = max(len(line) for of in rows.values() for names, _ in of for line in names)
-        console = Console(highlight=False)
-        text = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(self.help or ""))  # lines of a paragraph, joined
-        console.print(f"[bold]{self.get_usage(ctx)}[/]", "", text, "", sep="\n", soft_wrap=False)
-        for name, of in rows.items():
-            console.print(Panel(_table(of, width), title=name, title_align="left", border_style="dim"))
+
+class Group(TyperGroup):
+    """Several commands under one name; its help has the form of the help of a command."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print usage, purpose, the options and the commands."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        _print_help(self, ctx, [([name], _paragraphs(each)[0]) for name, each in commands if each and not each.hidden])
 
 
 def command_class(function: Callable[..., None]) -> type[Command]:
@@ -122,10 +113,45 @@ def usage_line(error: Any) -> str:
     return f"{text[:1].lower()}{text[1:]}{help_at}"
 
 
+def _paragraphs(command: Any) -> list[str]:
+    """Help text of a command, one line for each paragraph."""
+    return [" ".join(each.split()) for each in re.split(r"\n\s*\n", inspect.cleandoc(command.help or ""))]
+
+
+def _print_help(command: Any, ctx: Any, commands: Sequence[tuple[list[str], str]] = ()) -> None:
+    """Print help at the width of the terminal.
+
+    Args:
+        command: The command or group.
+        ctx: Its context.
+        commands: Name and purpose of each command of a group.
+    """
+    from rich.console import Console
+    from rich.panel import Panel
+
+    panels: defaultdict[str, list[tuple[list[str], str]]] = defaultdict(list)
+    for each in command.get_params(ctx):
+        if not getattr(each, "hidden", False):
+            argument = each.param_type_name == "argument"
+            panels[each.rich_help_panel or ("Arguments" if argument else "Other")].append(
+                (_names(each), _meaning(each))
+            )
+    last = panels.pop("Other", [])
+    if last:
+        panels["Other" if panels else "Options"] = last
+    if commands:
+        panels["Commands"] = list(commands)
+    width = max(len(line) for rows in panels.values() for names, _ in rows for line in names)
+    console = Console(highlight=False)
+    console.print(f"[bold]{ctx.get_usage()}[/]", "", "\n\n".join(_paragraphs(command)), "", sep="\n", soft_wrap=False)
+    for name, rows in panels.items():
+        console.print(Panel(_table(rows, width), title=name, title_align="left", border_style="dim"))
+
+
 _NAME_WIDTH: Final = 36  # of the first column at most: what is longer goes on below
 
 
-def _table(rows: list[tuple[list[str], str]], width: int) -> RenderableType:
+def _table(rows: Sequence[tuple[list[str], str]], width: int) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 

@@ -111,8 +111,8 @@ def verify_shards(settings: VerifySettings, findings: FindingsSettings) -> None:
 def encode(settings: EncodeSettings) -> None:
     """Add a pretrained codec's latents to shards, so that training never runs the codec.
 
-    Exit codes: 0 done, 1 bad shards or codec, 2 usage, 3 environment, 75 stopped by a signal (the same command goes
-    on), 130 Ctrl-C.
+    Exit codes: 0 done, 1 bad shards or codec, 2 usage, 3 environment, 75 stopped by a signal (the same command
+    continues), 130 Ctrl-C.
     """
     from omniges.codecs.encode import encode as run
     from omniges.progress import counter

@@ -23,7 +23,7 @@ class TraceSettings:
     decode: bool = option(False, "Read the windows, and add the sha256 of each window's arrays.")
     batch_size: int = option(
         64,
-        "Windows per process and micro-step; with gradient accumulation a step here is a micro-step of the run.",
+        "Windows per process and micro-step; a step of this list is a micro-step of the run.",
         minimum=1,
         panel="Settings of the run",
     )
@@ -31,7 +31,8 @@ class TraceSettings:
     seed: int = option(0, "Random seed of the run.")
     streams: tuple[str, ...] = option(
         (),
-        "Keep clips that have all streams of one of these, such as audio+gesture; a run with absent parts prints them.",
+        "Combinations of streams, such as audio+gesture: only clips with one of them count. Runs with absent parts "
+        "print the value.",
     )
     audio_codec: str | None = option(None, "Codec whose latents the run trains on in place of the mel.", shown="mel")
     gesture_codec: str | None = option(
@@ -42,8 +43,8 @@ class TraceSettings:
     )
     tick_multiple: int = option(
         1,
-        "Windows start at multiples of this many ticks, and of what the codecs need: 4 for a run that starts from "
-        "OmniFlow's weights with --audio-codec.",
+        "Window starts are multiples of this number of ticks; 4 for a run from OmniFlow's weights with --audio-codec. "
+        "Codecs may need more.",
         minimum=1,
     )
 

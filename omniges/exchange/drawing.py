@@ -49,7 +49,7 @@ def view_of(target: Sequence[float], camera: Camera, framing: Framing, aspect: f
     Args:
         target: Place (3,) in the middle of the picture.
         camera: Side from which it is seen.
-        framing: What fills the picture.
+        framing: Part of the figure that fills the picture.
         aspect: Width of the picture divided by its height.
 
     Returns:

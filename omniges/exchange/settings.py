@@ -83,13 +83,13 @@ class ViewSettings:
         (), "Samples of shards, by key or stem.", "--key", commas=True, shown="all, or those of the other paths"
     )
     together: bool = option(False, "Show all tracks side by side, whatever their names.")
-    start_s: float = option(0.0, "First second to show.", "--start", minimum=0)
+    start_s: float = option(0.0, "Start of the part to show, in seconds.", "--start", minimum=0)
     seconds: float | None = option(None, "Seconds to show.", above=0, shown="all")
     body_model: Path | None = option(
-        None, "SMPL-X model, .npz, whose mesh to draw; needs --embed-body-model.", shown="a generic figure"
+        None, "SMPL-X model (.npz) whose mesh is drawn; needs --embed-body-model.", shown="a generic figure"
     )
     embed_body_model: bool = option(
-        False, "Write the mesh of --body-model into the page, which its licence forbids to publish then."
+        False, "Write the mesh of --body-model into the page; the licence forbids publishing such a page."
     )
 
     def __post_init__(self) -> None:
@@ -126,7 +126,7 @@ class InspectSettings:
     )
     html: Path | None = option(None, "HTML file that shows and plays what was found.")
     motion_rate_hz: float | None = motion_rate_option()
-    start_s: float = option(0.0, "First second of picture and page.", "--start", minimum=0)
+    start_s: float = option(0.0, "Start of the picture and page in seconds.", "--start", minimum=0)
     seconds: float | None = option(None, "Seconds of picture and page.", above=0, shown="all; of a picture 10 minutes")
 
     def __post_init__(self) -> None:
@@ -155,13 +155,13 @@ class RenderSettings:
         (), "Samples of shards, by key or stem.", "--key", commas=True, shown="those of the other paths"
     )
     together: bool = option(False, "Show all tracks side by side, whatever their names.")
-    start_s: float = option(0.0, "First second to show.", "--start", minimum=0)
+    start_s: float = option(0.0, "Start of the part to show, in seconds.", "--start", minimum=0)
     seconds: float | None = option(None, "Seconds to show.", above=0, shown="all")
     sound: str | None = option(
         None, "Name of the track whose sound is heard, or off.", metavar="TRACK", shown="first track with sound"
     )
     camera: Camera = option("front", "Side from which the figure is seen.", panel="Picture")
-    framing: Framing = option("body", "What fills a track's panel.")
+    framing: Framing = option("body", "Part of the figure that fills the picture.")
     size: str | None = option(
         None, "Size of the video in pixels.", metavar="WIDTHxHEIGHT", shown="640x720; wider for several tracks"
     )

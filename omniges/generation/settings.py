@@ -98,10 +98,10 @@ class Sources:
     split: Split | None = option(None, "Take all samples of this split of the shards as conditions.")
     seconds: float | None = option(
         None,
-        "Longest result in seconds; without conditions, the length of the result.",
+        "Longest result in seconds; without conditions, its exact length.",
         minimum=1 / TICKS_PER_SECOND,
         maximum=LONGEST_S,
-        shown="all",
+        shown="the length of the conditions",
     )
 
     def __post_init__(self) -> None:

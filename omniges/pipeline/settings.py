@@ -199,11 +199,11 @@ class PreprocessSettings:
         minimum=0,
         maximum=1,
     )
-    force: bool = option(False, "Start again in a folder that was made with other settings.", "--force/--no-force")
-    allow_removal: bool = option(False, "Let an update remove more than 10 % of the samples that are there.")
+    force: bool = option(False, "Start over, even in a folder that was made with other settings.", "--force/--no-force")
+    allow_removal: bool = option(False, "Let an update remove more than 10 % of the existing samples.")
     run_log: Path | None = option(
         None,
-        "File that times, retries and exits of workers are appended to.",
+        "Log file to which times, retries and exits of workers are appended.",
         shown="OUTPUT_DIR.run.jsonl beside OUTPUT_DIR",
     )
 

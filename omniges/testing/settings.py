@@ -53,10 +53,7 @@ class CorpusSettings:
     seed: int = option(0, "Random seed; the same settings and seed give the same bytes.", minimum=0, maximum=2**63 - 1)
     layout: Layout = option("official", "Folder layout: official is BEAT2's, seed an older one with speaker folders.")
     emotions: int = option(
-        1,
-        "Number of emotions, 1 to 8, that recordings take in turns; each has its own idle pose.",
-        minimum=1,
-        maximum=8,
+        1, "Number of emotions, 1 to 8, each with an idle pose; recordings take turns.", minimum=1, maximum=8
     )
     voice: bool = option(
         False, "Speak sentences of frequent English words with eSpeak NG instead of chords; needs omniges[speech]."

@@ -30,8 +30,7 @@ class VerifySettings:
         metadata=about("Folder of shards, or a URL of one.", argument=True, metavar="DIR"),
     )
     level: Level = option(
-        "full",
-        "What is checked: quick: sizes, ends and counts; full: every checksum and header too; deep: all content too.",
+        "full", "quick: sizes, ends and counts; full: also every checksum and header; deep: also all content."
     )
     splits: tuple[Split, ...] = option(
         (), "Check only the shards of these splits.", "--split", commas=True, shown="all"

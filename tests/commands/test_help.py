@@ -54,6 +54,15 @@ class TestHelp:
         if len(command_of(words).params) > 10:
             assert len(panels) > 2
 
+    @pytest.mark.parametrize(("words", "commands"), [((), list(COMMANDS)), (("benchmark",), ["loader", "train"])])
+    def test_a_group_lists_its_commands_and_shows_no_value_of_a_switch(
+        self, words: tuple[str, ...], commands: list[str]
+    ) -> None:
+        text = help_of(words)
+        assert re.findall(r"^│ ([a-z][a-z-]+) ", text.split("Commands ─")[1], re.MULTILINE) == commands
+        assert max(map(len, text.splitlines())) <= 80
+        assert not re.search("<|…", text)
+
     def test_former_names_are_not_shown(self) -> None:
         for words in ALL:
             present = getattr(command_of(words), "present", {})
