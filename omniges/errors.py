@@ -189,7 +189,7 @@ CODES: dict[str, CodeInfo] = {
         "rename the files if those fields matter",
     ),
     "speaker-folder-mismatch": _note(
-        "the folder names another speaker than the stem; the stem was believed", "move or rename the file"
+        "the folder names another speaker than the stem; the speaker of the stem is used", "move or rename the file"
     ),
     # --- splits
     "split-conflict": _rejected("the split list gives this id two different splits", "keep one row per id"),
@@ -231,13 +231,13 @@ CODES: dict[str, CodeInfo] = {
         "float samples are far beyond full scale, which is 1", "divide them by full scale, such as 32768"
     ),
     "wav-rare-encoding": _note(
-        "the audio is RF64, RIFX, 8-bit, A-law or mu-law, which other tools may not read; it was taken", "nothing"
+        "the audio is RF64, RIFX, 8-bit, A-law or mu-law, which other tools may not read; omniges reads it", "nothing"
     ),
     "wav-length-mended": _note(
-        "the header's length is a few bytes beyond the last whole sample; all samples were taken", "nothing"
+        "the header's length is a few bytes beyond the last complete sample; all samples were read", "nothing"
     ),
     "wav-streamed-header": _note(
-        "the header gives no length, as from a pipe or a stopped recorder; all bytes to the end were taken as audio",
+        "the header gives no length, as from a pipe or a stopped recorder; all bytes up to the end were read as audio",
         "nothing, if the audio length is right",
     ),
     "audio-resampled": _note("the audio was resampled to 16 kHz", "nothing"),
@@ -259,7 +259,7 @@ CODES: dict[str, CodeInfo] = {
     "npz-not-finite": _rejected("the motion holds NaN or infinite values", "repair or leave out the recording"),
     "npz-out-of-range": _rejected("the motion holds values no recording has", "check units: radians and metres"),
     "npz-contradiction": _rejected(
-        "the NPZ has the same thing under two names, and they differ", "remove the wrong one and save the file again"
+        "the NPZ has the same values under two names, and they differ", "remove the wrong one and save the file again"
     ),
     "npz-no-rate": _rejected(
         "the NPZ does not say how many frames a second has",
@@ -275,9 +275,9 @@ CODES: dict[str, CodeInfo] = {
         "hands, jaw and eyes or face are not in the file, or hands are PCA; they are absent from the sample", "nothing"
     ),
     "npz-smplx-keys": _note(
-        "the arrays are called as in the package smplx; they were taken for those of BEAT2", "nothing"
+        "the arrays have the names of the package smplx; they were read as those of BEAT2", "nothing"
     ),
-    "npz-float16": _note("arrays of float16 were taken, whose steps are up to 1 mm", "nothing"),
+    "npz-float16": _note("arrays of float16 were read, whose steps are up to 1 mm", "nothing"),
     "npz-keys-unread": _note(
         "the NPZ has a part of the motion twice, and the second is in a form that cannot be compared; it was not read",
         "remove it if it matters",
@@ -289,7 +289,7 @@ CODES: dict[str, CodeInfo] = {
     "motion-far": _note(
         "the body moves farther than a person who speaks does", "check that trans is in metres, not in centimetres"
     ),
-    "motion-decimated": _note("frames were dropped to come down to 30 per second", "nothing"),
+    "motion-decimated": _note("frames were dropped so that 30 per second remain", "nothing"),
     "expressions-extended": _note("fewer than 100 expressions were given; zeros were appended", "nothing"),
     "betas-extended": _note("fewer than 300 shape coefficients were given; zeros were appended", "nothing"),
     # --- text
@@ -300,7 +300,7 @@ CODES: dict[str, CodeInfo] = {
     "textgrid-no-word-tier": _rejected("there is no tier of words", "name the tier with --word-tier"),
     "textgrid-several-speakers": _rejected(
         "there are tiers of words of several speakers, and none of them is named like the recording's",
-        "name the whole tier with --word-tier, such as --word-tier 'NAME - words'",
+        "give the full name of the tier with --word-tier, such as --word-tier 'NAME - words'",
     ),
     "textgrid-no-words": _rejected("the word tier holds no words inside the recording", "run the aligner again"),
     "textgrid-bad-interval": _rejected(
@@ -308,7 +308,7 @@ CODES: dict[str, CodeInfo] = {
     ),
     "textgrid-overlap": _rejected("two intervals of the word tier overlap by more than 10 ms", "correct it in Praat"),
     "textgrid-several-tiers": _note(
-        "several tiers have the name of a tier of words, and their words differ; the first one was taken",
+        "several tiers have the name of a tier of words, and their words differ; the first one was read",
         "rename the other tiers, or name the right one with --word-tier",
     ),
     "textgrid-shifted": _rejected(
@@ -316,7 +316,7 @@ CODES: dict[str, CodeInfo] = {
         "shift the times to 0 in Praat",
     ),
     "textgrid-start": _note(
-        "the times of the TextGrid or of its tier of words do not begin at 0; they were taken as they are",
+        "the times of the TextGrid or of its tier of words do not begin at 0; they were not changed",
         "check that words begin when they are heard",
     ),
     "textgrid-length-mismatch": _note(
@@ -331,7 +331,7 @@ CODES: dict[str, CodeInfo] = {
     "words-zero-length": _note("words without duration were dropped", "nothing"),
     "sem-invalid": _note("the semantic annotation could not be read and was left out", "correct the file"),
     # --- the recording as a whole
-    "nothing-recorded": _rejected("the recording has neither motion nor audio", "give it one of them"),
+    "nothing-recorded": _rejected("the recording has neither motion nor audio", "add one of them"),
     "length-mismatch": _rejected(
         "audio is over 30 s longer than motion, or motion over 5 s longer than audio, or as --max-length-mismatch says",
         "check the pair, or raise the limit",

@@ -164,7 +164,7 @@ _VIEWS: Final = frozenset(
 
 
 class CallCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts torch's operations that are no views; compiled code has to run eagerly within it."""
+    """Counter of torch's operations other than views; compiled code must run uncompiled in it, see `eager`."""
 
     calls: int
 
@@ -180,7 +180,7 @@ class CallCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def eager() -> contextlib.AbstractContextManager[Any]:
-    """Return a context in which compiled code runs as written, as counters of operations need."""
+    """Return a context in which compiled code runs uncompiled, so that operations can be counted."""
     return cast("contextlib.AbstractContextManager[Any]", torch.compiler.set_stance("force_eager"))
 
 

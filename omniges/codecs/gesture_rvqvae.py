@@ -60,7 +60,7 @@ _JOINTS: Final[Mapping[Part, tuple[int, ...]]] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PartScale:
-    """Mean and standard deviation of a part's channels; nothing is added to it, and nothing is clipped."""
+    """Mean and standard deviation of a part's channels, used without an epsilon and without clipping."""
 
     mean: F64
     """(C,)"""
@@ -88,7 +88,7 @@ def part_columns(part: Part, channels: int, where: str) -> slice:
         The slice of the 415 channels.
 
     Raises:
-        DataError: Networks of the part have other numbers of channels.
+        DataError: No network of this part has this number of channels.
     """
     widths = {columns.stop - columns.start: columns for columns in _COLUMNS[part]}
     if channels not in widths:

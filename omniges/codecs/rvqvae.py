@@ -231,8 +231,8 @@ class _Quantizer(nn.Module):
 class Rvqvae(nn.Module):
     """A frozen network with random weights; `load_rvqvae` reads one from a file.
 
-    `encode`, `quantise` and `decode` compute in float32, with any autocast, and without gradients. They do not change
-    their arguments.
+    `encode`, `quantise` and `decode` compute in float32, also inside an autocast context, and without gradients. They
+    do not change their arguments.
     """
 
     def __init__(self, spec: RvqvaeSpec) -> None:

@@ -145,7 +145,7 @@ def generate(
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportSettings:
-    """Form and place of the report of `omniges evaluate`."""
+    """Format and file of the report of `omniges evaluate`."""
 
     format: Literal["table", "json", "csv", "markdown"] = option("table", "Format of the report.", panel="Report")
     output_file: Path | None = option(

@@ -265,7 +265,7 @@ ValueOf = Callable[[int, int], Array | None]
 
 
 def constant(value: T) -> Callable[[int, int], T]:
-    """Return a value as a function of a window, which has the same value in all windows."""
+    """Return a function of a window that returns the same value for all windows."""
     return lambda _first_tick, _ticks: value
 
 

@@ -122,7 +122,7 @@ class RemoteShards:
 
     @property
     def counts(self) -> CacheCounts:
-        """Counts of this object's use of the cache."""
+        """Numbers of cache hits, downloads and evictions of this object."""
         return self._cache.counts
 
     def open(self, shard: str) -> int:

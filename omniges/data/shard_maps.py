@@ -103,7 +103,7 @@ class _Floats:
 
 
 class Ranges(Protocol):
-    """Bytes of a shard by range."""
+    """Interface of a shard whose bytes are read by range."""
 
     def __len__(self) -> int: ...
 

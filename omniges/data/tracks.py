@@ -187,7 +187,7 @@ class Scale:
         return cls(mean.astype(np.float32), divisors(std))
 
     def joined(self, other: Scale) -> Scale:
-        """Return the scale of rows of this and then of another array."""
+        """Return the scale of rows that contain a row of this array, then one of another."""
         return Scale(np.concatenate([self.mean, other.mean]), np.concatenate([self.divisor, other.divisor]))
 
     def tiled(self, frames: int) -> Scale:

@@ -380,7 +380,7 @@ def partners(keys: Sequence[str], seed: int) -> dict[str, str]:
 
 
 class RegisteredScores:
-    """Values of the added metrics of one stream; metrics over sets keep all clips until the end."""
+    """Values of the metrics that packages or scripts added for one stream; metrics over sets keep all clips."""
 
     def __init__(self, stream: str, *, unconditional: bool) -> None:
         self._metrics = registered_metrics(stream)

@@ -75,7 +75,7 @@ class Panel:
 
 
 class Canvas:
-    """Panels of one size, drawn by several threads; each has its own memory."""
+    """Panels of one size; several threads draw them, each in its own memory."""
 
     def __init__(
         self, panels: Sequence[Panel], size: tuple[int, int], columns: int, look: tuple[Camera, Framing]

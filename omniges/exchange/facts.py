@@ -22,7 +22,7 @@ _SHORTEST_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """Content of a path."""
+    """Facts about the content of a path, and functions that show them."""
 
     facts: dict[str, Any]
     """Facts for JSON; ``kind`` is first."""

@@ -156,7 +156,7 @@ class _Blobs:
         self._known: dict[bytes, int] = {}
 
     def add(self, data: bytes) -> int:
-        """Return the number of a part."""
+        """Add a part unless an equal one exists, and return its number."""
         digest = hashlib.sha256(data).digest()
         if digest not in self._known:
             self._known[digest] = len(self.parts)

@@ -55,7 +55,7 @@ class Figure(ABC):
 
     @abstractmethod
     def poses(self, frames: Indices) -> Iterator[Any]:
-        """Yield what `place` needs of each frame."""
+        """Yield the input of `place` for each frame."""
 
     @abstractmethod
     def place(self, pose: Any, placed: F32, turned: F32) -> None:

@@ -132,13 +132,13 @@ class _Progress:
         self._worked_ticks = 0.0
 
     def begin(self, group: Sequence[Input]) -> None:
-        """Count inputs that were read."""
+        """Add inputs to the total of the progress."""
         self._read += len(group)
         self._read_ticks += sum(item.ticks for item in group)
         self.worked(0.0)
 
     def worked(self, ticks: float) -> None:
-        """Count generated ticks."""
+        """Add generated ticks to the progress."""
         self._worked_ticks += ticks
         total = self._read_ticks / self._read * self._inputs * self._samples
         self._count(self._worked_ticks / TICKS_PER_SECOND, total / TICKS_PER_SECOND)

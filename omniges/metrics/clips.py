@@ -161,7 +161,7 @@ def bootstrap_mean(clips: Sequence[ClipValue], *, seed: int, resamples: int = RE
     products = np.array([clip.value for clip in clips]) * weights
     totals = weights[rows].sum(axis=1)
     if not (totals > 0).all():
-        raise DataError("interval: expected every clip to have a weight, found a resample without any")
+        raise DataError("interval: expected weights above 0, found a resample whose weights are all 0")
     return _interval(weighted_mean(clips), products[rows].sum(axis=1) / totals)
 
 

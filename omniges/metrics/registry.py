@@ -134,7 +134,7 @@ def units(stream: str) -> dict[str, str]:
 
 
 def register_metric(metric: Metric) -> None:
-    """Let `evaluate` and validation compute a metric for the rest of this process.
+    """Add a metric to `evaluate` and validation for the rest of this process.
 
     Args:
         metric: The metric; its name must be new.

@@ -281,7 +281,7 @@ class FlowSettings:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Draws for a batch."""
+    """Tasks, noise levels and drop-outs that were drawn for a batch."""
 
     task: I64  # (B,), number in TASKS
     target: Bools  # (B, 3)

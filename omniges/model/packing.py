@@ -37,7 +37,7 @@ Key = TypeVar("Key")
 
 
 class Packed(ABC):
-    """Rows of streams on the device."""
+    """Assignment of samples to the rows of each stream, on the device."""
 
     rows: Mapping[str, Tensor]
     """Sample of each row (R,) int64; row i of a stream that is not named is sample i."""

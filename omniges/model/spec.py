@@ -157,7 +157,7 @@ class ModelConfig:
 
     @property
     def with_jaw_eyes(self) -> bool:
-        """The gesture stream has channels of jaw and eyes."""
+        """True if the gesture stream has channels of jaw and eyes."""
         return self.gesture_channels == WITH_JAW_EYES
 
     def as_json(self) -> dict[str, Any]:
@@ -375,7 +375,7 @@ class ModelIdentity:
 
     @property
     def codec_names(self) -> dict[str, str]:
-        """Names of the codecs by stream, as options of a run have them."""
+        """Names of the codecs by stream, as the options of a run give them."""
         return {stream: entry.name for stream, entry in self.codecs.items()}
 
     @property

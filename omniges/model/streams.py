@@ -318,7 +318,7 @@ class WindowTokens(FrameTokens):
         mean: Mean of each channel over the training data.
         std: Standard deviation of each channel.
         prediction: Output of the head.
-        omniflow_tokens: The tokens equal OmniFlow's text tokens.
+        omniflow_tokens: True if the tokens equal OmniFlow's text tokens.
     """
 
     complete_windows = True

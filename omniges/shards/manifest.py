@@ -78,7 +78,7 @@ class ManifestRow:
 
 
 def identities(row: ManifestRow) -> tuple[tuple[str, ...], ...]:
-    """Return identities of the recording by content and by source; empty if unknown."""
+    """Return two keys that copies of a recording share: digests of its arrays, and of its sources (may be empty)."""
     content = (row.members["gesture.npy"].sha256, row.members["mel.npy"].sha256)
     return content, tuple(row.sources[name][1] for name in ("npz", "wav") if name in row.sources)
 

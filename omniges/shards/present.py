@@ -80,7 +80,7 @@ def channel_flags(bits: U8, channels: int = LAYOUT.channels) -> Bools:
 
 @cache
 def absent_channels(bits: int) -> tuple[slice, ...]:
-    """Return the gesture channels that a sample with these bits lacks; in a stream of 415, those of jaw are empty."""
+    """Return the slices of gesture channels that a sample with these bits lacks, in a stream of 424 channels."""
     return tuple(STREAM_CHANNELS_OF[part] for part in absent_parts(bits) if part in STREAM_CHANNELS_OF)
 
 

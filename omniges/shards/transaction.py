@@ -100,7 +100,7 @@ class CommitSteps:
     place: dict[str, str]  # name in the workspace -> name in the folder
 
     def is_valid(self) -> bool:
-        """Return whether all names are such as an omniges run writes."""
+        """Return whether an omniges run could have written all names."""
         texts = [*self.moved.values(), *self.removed, *self.place.values()]
         if not all(isinstance(text, str) for text in texts):
             return False

@@ -442,7 +442,7 @@ def _claim(unfinished: Path) -> int | None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder; it is renamed first, so that it never has its name without its files."""
+    """Remove a folder; it is renamed first, so that a folder of this name is always complete."""
     trash = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     with os_errors(path, "remove"):
         path.rename(trash)

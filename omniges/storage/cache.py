@@ -182,7 +182,7 @@ class CacheFull(EnvironmentFault):
 
 @dataclass(slots=True)
 class CacheCounts:
-    """Counts of a process's use of the cache."""
+    """Numbers of cache hits, downloads, failed attempts, damaged files and evictions in a process."""
 
     hits: int = 0  # valid files in the cache
     fills: int = 0  # downloaded files

@@ -113,7 +113,7 @@ class TensorFile(Mapping[str, "Tensor"]):
             self._names: dict[str, None] = dict.fromkeys(self._file.keys())
         except (SafetensorError, OSError) as error:
             raise DataError(
-                f"{path}: expected a safetensors file, found another or damage ({error}); download it again or "
+                f"{path}: expected a safetensors file, found damage or another file ({error}); download it again or "
                 "choose another"
             ) from error
 
@@ -385,7 +385,7 @@ def _loaded(path: Path, *, mapped: bool) -> Any:
             refused = _REFUSED.search(str(error))  # behind advice to unpickle the file nevertheless
             reason = _line(error) if refused is None else refused[1][:160]
             raise DataError(
-                f"{path}: expected a file of torch.save, found another or damage ({reason}); {_AGAIN}, or {_SAFE}"
+                f"{path}: expected a file of torch.save, found damage or another file ({reason}); {_AGAIN}, or {_SAFE}"
             ) from error
 
 

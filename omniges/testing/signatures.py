@@ -37,7 +37,7 @@ CLIP, SPEAKER, _TONE_ORDER, _CODE = range(4)
 
 
 def generator(seed: int, *key: int) -> np.random.Generator:
-    """Return the generator of random numbers of a seed and a use."""
+    """Return the random number generator for a seed and a purpose."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 

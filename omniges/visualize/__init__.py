@@ -1,1 +1,1 @@
-"""Pictures of samples, results and versions of a moment, as PNG; matplotlib is imported when one is drawn."""
+"""Pictures of samples, results and versions of a window, as PNG; matplotlib is imported when one is drawn."""

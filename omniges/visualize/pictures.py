@@ -262,7 +262,7 @@ _COLOURS: Final = (parts.GREY, parts.BLUE, parts.ORANGE, parts.GREEN)
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One version of a moment, recorded or generated, with its motion, audio and words."""
+    """One version of a window, recorded or generated, with its motion, audio and words."""
 
     name: str
     gesture: parts.F32 | None = None  # (T, 415)
@@ -272,13 +272,13 @@ class Version:
 
 
 def draw_comparison(title: str, note: str, versions: Sequence[Version], seconds: float) -> bytes:
-    """Draw versions of the same moment below each other, grouped into words, mels and motion.
+    """Draw versions of the same window below each other, grouped into words, mels and motion.
 
     Args:
         title: Title of the picture.
         note: Second line of the title.
         versions: The versions; streams that are None are not drawn.
-        seconds: Length of the moment.
+        seconds: Length of the window.
 
     Returns:
         The picture as PNG.

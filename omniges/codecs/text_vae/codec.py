@@ -94,7 +94,7 @@ def find_text_vae(folder: Path, t5_tokenizer: Path | None = None) -> TextVaeFile
 
 
 def load_text_vae(files: TextVaeFiles, ends: frozenset[End] = BOTH_ENDS) -> TextVae:
-    """Load a frozen text VAE, or one end of it, as float32 on the CPU, one tensor at a time.
+    """Load a frozen text VAE, or one direction of it, as float32 on the CPU, one tensor at a time.
 
     Args:
         files: Paths of its parts.

@@ -142,7 +142,7 @@ class _Document:
         return self.found[key]
 
     def require_only(self, only: Mapping[str, Any]) -> None:
-        """Refuse keys whose value is not the only one that is implemented."""
+        """Refuse keys whose value differs from the one that is implemented."""
         for key, value in only.items():
             found = self.found.get(key, value)
             if found != value or isinstance(found, bool) != isinstance(value, bool):
@@ -155,7 +155,7 @@ class _Document:
                 raise self.fault(key, f"{self.found[key]!r:.60}", "no such key, because omniges does not implement it")
 
     def sizes(self, kind: type[Sizes], **own: Any) -> Sizes:
-        """Read a dataclass whose fields are keys: a flag, an integer (an id from 0) or a number above 0."""
+        """Read a dataclass whose fields are keys: flags, integers (ids from 0) and numbers above 0."""
         for field in fields(kind):
             key = field.name
             if key in own:

@@ -3,9 +3,9 @@
 Both tokenizers are read from their ``tokenizer.json``. Begin, end and padding tokens are added here by number, so no
 text can spell them: the text ``</s>`` is four characters, or to T5 an unknown word.
 
-The native library builds any pipeline that a ``tokenizer.json`` describes. Some of them never end, need unbounded
-memory or crash the process: regular expressions, chains of replacements, tables with indices out of range. So a file
-may contain only the components of published T5 and LLaMA tokenizers, with bounded arguments.
+The native library builds any pipeline that a ``tokenizer.json`` describes. Some pipelines never finish, need unbounded
+memory or crash the process, through regular expressions, chains of replacements or tables with indices out of range. So
+a file may contain only the components of published T5 and LLaMA tokenizers, with bounded arguments.
 """
 
 from __future__ import annotations

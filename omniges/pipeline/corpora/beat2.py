@@ -60,7 +60,7 @@ class _Stem:
 
     @property
     def found_in(self) -> list[_Part]:
-        """The parts of its files; the first one holds the motion, else the recording."""
+        """Folders of its files: that of the motion, then those of audio and words, as far as they exist."""
         return [self.parts[modality] for modality in ("npz", "wav", "textgrid") if modality in self.parts]
 
 
