@@ -189,7 +189,7 @@ def resume(own: Mapping[str, Any], saved: Mapping[str, Any]) -> Resumed:
         differences = _differences(_CONTENT, known[_CONTENT], own[_CONTENT])
     if differences:
         raise UsageFault(
-            f"loader state: expected the same windows as in this run, found {'; '.join(differences)}. Resume "
+            f"loader state: expected the windows of this run, found others: {'; '.join(differences)}. Resume "
             "with the saved settings and shards, or start a new run"
         )
     note = None

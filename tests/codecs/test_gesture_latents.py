@@ -197,7 +197,9 @@ class TestTraining:
     def test_codecs_of_other_streams_and_shards_without_latents_are_refused(
         self, encoded_both: Path, shards: Path, tmp_path: Path
     ) -> None:
-        with pytest.raises(UsageFault, match="codec audioldm2-vae: it encodes audio, not gesture"):
+        with pytest.raises(
+            UsageFault, match="codec audioldm2-vae: expected latents of gesture, found latents of audio"
+        ):
             run(encoded_both, tmp_path / "run", gesture_codec=AUDIO)
         with pytest.raises(
             UsageFault, match="expected latents of gesture-rvqvae, found no latents; run omniges encode"

@@ -409,5 +409,5 @@ def test_rows_of_four_gesture_frames_fit_windows_of_four_ticks(
                 np.testing.assert_array_equal(windows.arrays["gesture"][row].numpy(), wanted)
     with pytest.raises(UsageFault, match="expected a multiple of 4"):
         Feed([DataSource(catalog)], Sequencing(window_ticks=6), RankShare(), LoaderSettings(workers=0), CPU)
-    with pytest.raises(UsageFault, match="it encodes gesture, not audio"):
+    with pytest.raises(UsageFault, match="expected latents of audio, found latents of gesture"):
         read_catalog(tmp_path / "s", Filters(), {"audio": "test-quarters"})

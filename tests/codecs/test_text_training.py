@@ -355,7 +355,7 @@ class TestRefusals:
     ) -> None:
         with pytest.raises(UsageFault, match=r"expected latents of omniflow-text-vae, found no latents"):
             run(shards, tmp_path / "run", text_codec=NAME)
-        with pytest.raises(UsageFault, match=r"omniflow-text-vae: it encodes text, not audio"):
+        with pytest.raises(UsageFault, match=r"omniflow-text-vae: expected latents of audio, found latents of text"):
             run(encoded_text, tmp_path / "run", audio_codec=NAME)
 
     def test_a_run_does_not_go_on_with_text_of_another_kind(

@@ -435,7 +435,7 @@ class TestMisbehaviour:
                 r"'train-000000\.tar': fields 'bytes'",
             ),
             (seal({"format": "omniges-shards", "version": 1, "files": {}, "shards": {}}), "tool: expected an object"),
-            (seal(NOTHING), "lists no manifest.parquet"),
+            (seal(NOTHING), "expected manifest.parquet in dataset.json"),
         ],
     )
     def test_a_dataset_json_that_cannot_be_used(self, tmp_path: Path, data: bytes, text: str) -> None:

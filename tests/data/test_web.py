@@ -320,7 +320,7 @@ class TestOpening:
     def test_what_is_not_there(self, tmp_path: Path, whole_set: Path) -> None:
         for source in (tmp_path / "a.tar", str(tmp_path / "a-{000000..000001}.tar"), "nope"):
             assert "a URL, found no such file" in str(self.one_line(source))
-        assert "no shard of split 'test' found" in str(self.one_line(whole_set, split="test"))
+        assert "expected shards of split 'test', found none" in str(self.one_line(whole_set, split="test"))
         assert "expected a path, a URL or several" in str(self.one_line([]))
         assert "give the folder alone" in str(self.one_line([whole_set, whole_set]))
         for options in ({"split": "dev"}, {"shuffle": -1}):

@@ -78,7 +78,7 @@ class TestIntervals:
             bootstrap(3, lambda _: math.nan, seed=1, resamples=2)
         with pytest.raises(DataError, match="NaN or infinite"):
             bootstrap_mean([ClipValue(math.nan, 1.0), *CLIPS], seed=1)
-        with pytest.raises(DataError, match="to have a weight"):
+        with pytest.raises(DataError, match="weights are all 0"):
             bootstrap_mean([ClipValue(1.0, 0.0), ClipValue(1.0, 1.0)], seed=1)
         for seed in (-1, 2**64):
             with pytest.raises(UsageFault, match="seed"):

@@ -464,5 +464,5 @@ class TestAverages:
             folder, lambda d: {"decay": 0.9}
         )
         (folder / "transformer" / "ema_transformer.pt").unlink()
-        with pytest.raises(UsageFault, match=r"no ema_transformer\.pt"):
+        with pytest.raises(UsageFault, match=r"expected ema_transformer\.pt"):
             read_omniflow(folder, "ema")
