@@ -4,9 +4,9 @@
 
 writes a corpus of eight emotions, preprocesses it and trains ``--preset tiny --condition-streams emotion`` through the
 command line. Then the command `generate` makes gesture from the audio of each held-out clip once for every emotion,
-with all else equal: audio, seed and speaker. The emotion of a result is told from its mean
-pose, by a linear discriminant analysis of the train recordings. The recordings of the held-out clips are told in the
-same way, to show that the measure is right; chance is one in eight.
+with all else equal: audio, seed and speaker. The emotion of a result is recognized from its mean pose, by a linear
+discriminant analysis of the train recordings. The recordings of the held-out clips are classified in the same way, to
+show that the measure is right; chance is one in eight.
 """
 
 from __future__ import annotations

@@ -73,9 +73,11 @@ def quality(loaded: Loaded, shards: ShardFolder, tasks: Sequence[str]) -> dict[s
     exact = made_by(SamplingSettings(num_inference_steps=64, solver="heun"))
     for solver, steps in itertools.product(SOLVERS, STEPS):
         sampling = SamplingSettings(num_inference_steps=steps, solver=solver)
-        made = made_by(sampling)
-        scores = {task: score_task(task, made[task], windows, templates, codec) for task in tasks}
-        apart = {task: distance(loaded, task, made[task], exact[task]) for task in tasks if not task.endswith("2t")}
+        generated = made_by(sampling)
+        scores = {task: score_task(task, generated[task], windows, templates, codec) for task in tasks}
+        apart = {
+            task: distance(loaded, task, generated[task], exact[task]) for task in tasks if not task.endswith("2t")
+        }
         row = {"solver": solver, "steps": steps, "evaluations": evaluations(solver, steps)}
         rows.append(row | {"scores": scores, "distance": apart})
         shown = "  ".join(f"{task} {score:.3f} ({apart.get(task, 0):.3f})" for task, score in scores.items())
@@ -88,10 +90,12 @@ def evaluations(solver: Solver, steps: int) -> int:
     return 2 * steps - 1 if solver == "heun" else steps
 
 
-def distance(loaded: Loaded, task: str, made: Sequence[npt.NDArray[Any]], exact: Sequence[npt.NDArray[Any]]) -> float:
+def distance(
+    loaded: Loaded, task: str, generated: Sequence[npt.NDArray[Any]], exact: Sequence[npt.NDArray[Any]]
+) -> float:
     """Root mean square of the difference of normalised tokens."""
     stream = loaded.model.stream("gesture" if task.endswith("g") else "audio")
-    found, wanted = (stream.tokens(torch.from_numpy(np.stack(arrays))) for arrays in (made, exact))
+    found, wanted = (stream.tokens(torch.from_numpy(np.stack(arrays))) for arrays in (generated, exact))
     return float((found - wanted).square().mean().sqrt())
 
 
@@ -164,8 +168,8 @@ def seams(loaded: Loaded, folders: Sequence[Path], steps: int) -> dict[str, Any]
         for row in shards.rows:
             clip = shards.sample(row)
             timelines = [timeline_of(Held(clip.mel), row.ticks, 0)]
-            made = whole(sampled(loaded, timelines, SamplingSettings(num_inference_steps=steps), per_stretch))
-            for whose, gesture in (("made", made), ("recorded", clip.gesture.gesture)):
+            generated = whole(sampled(loaded, timelines, SamplingSettings(num_inference_steps=steps), per_stretch))
+            for whose, gesture in (("made", generated), ("recorded", clip.gesture.gesture)):
                 for what, score in at_borders(gesture, row.ticks, loaded.identity.window_ticks).items():
                     compared.setdefault((what, whose, "velocity"), []).append(score.velocity)
                     compared.setdefault((what, whose, "acceleration"), []).append(score.acceleration)
@@ -201,8 +205,8 @@ def stutter(loaded: Loaded, folders: Sequence[Path], clips: int = 16) -> dict[st
         for row in shards.rows[:clips]:
             clip, frames = shards.sample(row), FRAMES_PER_TICK * row.ticks
             timelines = [timeline_of(Held(clip.mel), row.ticks, 0)]
-            made = whole(sampled(loaded, timelines, SamplingSettings(num_inference_steps=steps, sigma_min=last)))
-            m, r = (np.diff(joints_of(gesture[:frames]), axis=0) for gesture in (made, clip.gesture.gesture))
+            generated = whole(sampled(loaded, timelines, SamplingSettings(num_inference_steps=steps, sigma_min=last)))
+            m, r = (np.diff(joints_of(gesture[:frames]), axis=0) for gesture in (generated, clip.gesture.gesture))
             for place in range(FRAMES_PER_TICK):
                 at = slice((place - 1) % FRAMES_PER_TICK, None, FRAMES_PER_TICK)  # the first is from frame 0 to 1
                 sums[place] += (m[at] * r[at]).sum(), np.square(r[at]).sum()

@@ -94,10 +94,10 @@ def _run_step(step: Step, sides: Sequence[Side]) -> list[Found]:
 
 def _hand_on(step: Step, sides: Sequence[Side]) -> None:
     """Copy what the earlier commit made to where both read it."""
-    made = sides[0].folder / "made"
+    outputs = sides[0].folder / "made"
     for name in step.gives:
         for side in sides:
-            shutil.copytree(made / name, side.folder / "given" / name, symlinks=True)
+            shutil.copytree(outputs / name, side.folder / "given" / name, symlinks=True)
 
 
 def _wanted(step: Step, only: frozenset[str]) -> bool:

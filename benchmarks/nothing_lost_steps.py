@@ -163,11 +163,11 @@ def _train_words(side: Side) -> tuple[str, ...]:
 
 def _train(side: Side) -> Found:
     """Train without a stop, then with one half-way."""
-    made, words = side.folder / "made", _train_words(side)
+    outputs, words = side.folder / "made", _train_words(side)
     side.run("train", "train", *words, "--num-workers", "1", "--output-dir", "made/run")
     side.run("train half", "train", *words, "--max-train-steps", str(_HALFWAY), "--output-dir", "made/half")
-    resumed = _resume(side, made / "half", "resumed", "--validation-steps", "0")
-    straight, stopped = _trained(made / "run", "straight"), _trained(resumed, "stopped")
+    resumed = _resume(side, outputs / "half", "resumed", "--validation-steps", "0")
+    straight, stopped = _trained(outputs / "run", "straight"), _trained(resumed, "stopped")
     found = straight | stopped
     return found | {"stopped as straight": _alike(found)} if straight and stopped else found
 
@@ -203,7 +203,7 @@ def _generations() -> dict[str, tuple[str, ...]]:
 
 def _generate(side: Side) -> Found:
     """Make results of all kinds with the earlier commit's checkpoint, and score them."""
-    made = side.folder / "made"
+    outputs = side.folder / "made"
     (side.folder / "plain.txt").write_text("paper winter seven, garden. Music tiger!\n", encoding="utf-8")
     common = ("--checkpoint", "given/run", "--seed", "3", "--steps", "3")
     commands = {
@@ -212,8 +212,8 @@ def _generate(side: Side) -> Found:
     }
     side.run_all(commands)
     return {
-        "results: files": file_facts(made / "generated", {".json", ".png"}),  # pictures hold words
-        "results: records": json_file_facts(made / "generated", _VERSION | {"picture"}),
+        "results: files": file_facts(outputs / "generated", {".json", ".png"}),  # pictures hold words
+        "results: records": json_file_facts(outputs / "generated", _VERSION | {"picture"}),
         "evaluation": _evaluate(side),
         "batches": _trace(side),
     }
@@ -392,12 +392,12 @@ _COMMANDS: Final = (
 
 def _misuse(side: Side) -> Facts:
     """Give commands what they must refuse; the exit code of each."""
-    made = side.folder / "made"
-    (made / "empty").mkdir()
+    outputs = side.folder / "made"
+    (outputs / "empty").mkdir()
     (side.folder / "recipe.txt").write_text("no folder\n", encoding="utf-8")
     (side.folder / "bad.yaml").write_text("window-tikcs: 16\n", encoding="utf-8")
     (side.folder / "plain.csv").write_text("name;split\n", encoding="utf-8")
-    shutil.copytree(side.folder / "given/shards-small", made / "other-settings")
+    shutil.copytree(side.folder / "given/shards-small", outputs / "other-settings")
     commands = {f"omniges {words}": words.split() for words in _USAGE}
     done = side.attempt(commands)
     return {label: f"exit {one.code}" for label, one in done.items()}
@@ -443,7 +443,7 @@ def _find_codes(side: Side) -> Found:
 
 def _read_earlier(side: Side) -> Found:
     """Read what the earlier commit made: verify, update, show, export, resume and generate."""
-    made, shards = side.folder / "made", "given/shards-synthetic"
+    outputs, shards = side.folder / "made", "given/shards-synthetic"
     verified = side.run("verify deep", "verify-shards", shards, "--level", "deep", "--format", "json")
     seen = {"verify": _verdict(verified.code, verified.out)}
     for name, words in {"folder": (), "sample": (_LABELS[0],)}.items():
@@ -452,22 +452,22 @@ def _read_earlier(side: Side) -> Found:
     side.run("export", "export", "--shards", shards, "-o", "made/export")
     same = ("--root", "given/corpus", "--keep-audio", "--shard-size", "2MB", "--workers", "1")
     fewer = ("--include", "1_*", "--allow-removal", "--force")
-    shutil.copytree(side.folder / shards, made / "fewer")
+    shutil.copytree(side.folder / shards, outputs / "fewer")
     side.run("preprocess fewer", "preprocess", *same, "--out", "made/fewer", *fewer)
-    side.contract = contract_version(made / "fewer")
-    shutil.copytree(side.folder / shards, made / "updated")
-    if side.contract == contract_version(made / "updated"):  # another version is not brought up to date
+    side.contract = contract_version(outputs / "fewer")
+    shutil.copytree(side.folder / shards, outputs / "updated")
+    if side.contract == contract_version(outputs / "updated"):  # another version is not brought up to date
         side.run("preprocess again", "preprocess", *same, "--out", "made/updated")
     given = ("--checkpoint", "given/run", "--steps", "2", "--shards", shards, "--key", _LABELS[0])
     side.run("generate earlier", "generate", *given, "--task", "a2g", "-o", "made/from-earlier")
     resumed = _trained(_resume(side, side.folder / "given/half", "from-half"), "resumed")
     return resumed | {
         "verify and inspect": seen,
-        "exported files": file_facts(made / "export"),
-        "shards of fewer recordings": content_facts(made / "fewer"),
-        f"{BYTES_OF} shards of fewer recordings": file_facts(made / "fewer"),
-        "updated shards": file_facts(made / "updated"),
-        "generated": file_facts(made / "from-earlier", {".json"}),
+        "exported files": file_facts(outputs / "export"),
+        "shards of fewer recordings": content_facts(outputs / "fewer"),
+        f"{BYTES_OF} shards of fewer recordings": file_facts(outputs / "fewer"),
+        "updated shards": file_facts(outputs / "updated"),
+        "generated": file_facts(outputs / "from-earlier", {".json"}),
     }
 
 

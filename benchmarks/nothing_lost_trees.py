@@ -83,7 +83,7 @@ class Side:
         if batch.code != 0:
             raise SystemExit(f"{self.name}: {_BATCH.name}: exit code {batch.code}\n{batch.err[-2000:]}")
         found = {label: Done(*one) for label, one in zip(commands, json.loads(batch.out), strict=True)}
-        self.words |= {label: _told(done.err) for label, done in found.items()}
+        self.words |= {label: _reported(done.err) for label, done in found.items()}
         return found
 
     def _settle(self, label: str, words: Sequence[str], done: Done) -> Done:
@@ -125,7 +125,7 @@ class Side:
         return Done(self._process.returncode, out, err)
 
 
-def _told(text: str) -> str:
+def _reported(text: str) -> str:
     """Return the first line of an error, of the program or of the parser of its flags."""
     return next((line.strip("│ ") for line in text.splitlines() if line.startswith(("omniges:", "│"))), "")
 

@@ -156,7 +156,7 @@ def _serve(batches: Iterator[Any], warm_up: int) -> None:
 
 
 def main() -> None:
-    """Prepare or read, as told."""
+    """Prepare or read, as the arguments say."""
     parser = argparse.ArgumentParser(description="A peer's loader, for loader.py.")
     parser.add_argument("action", choices=("check", "prepare", "read"))
     parser.add_argument("peer", choices=tuple(PEERS))

@@ -144,12 +144,15 @@ def generated(folder: Path) -> dict[str, Any]:
             command("generate", "--checkpoint", folder / "run", "--task", task, *words)
             report = out / "report.txt"
             if task.endswith("g"):
-                made = wrists(decode_motion((out / f"{stem}.npz").read_bytes()))
+                generated = wrists(decode_motion((out / f"{stem}.npz").read_bytes()))
                 source = next((folder / "corpus").rglob(f"{stem}.npz"))
-                true = wrists(decode_motion(source.read_bytes()))[: len(made)]
+                true = wrists(decode_motion(source.read_bytes()))[: len(generated)]
                 shifted = np.roll(true, len(true) // 2, axis=0)
-                facts[f"{split} {task}"] = {"correlation": follows(made, true), "shifted": follows(made, shifted)}
-                np.savez(folder / f"wrists-{split}-{task}.npz", made=made, true=true)
+                facts[f"{split} {task}"] = {
+                    "correlation": follows(generated, true),
+                    "shifted": follows(generated, shifted),
+                }
+                np.savez(folder / f"wrists-{split}-{task}.npz", generated=generated, true=true)
             else:
                 command("evaluate", out, "--shards", shards, "--format", "csv", "-o", report)
                 rate = next(line for line in report.read_text().splitlines() if "word error rate" in line)
@@ -173,11 +176,11 @@ def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
         axis.legend(fontsize=8)
     for axis, split in zip(axes[:, 3], PARTS, strict=True):
         with np.load(folder / f"wrists-{split}-a2g.npz", allow_pickle=False) as found:
-            made, true = found["made"], found["true"]
+            generated, true = found["generated"], found["true"]
         times = np.arange(len(true)) / 30
         shown = slice(0, 360)
         axis.plot(times[shown], true[shown, 4], label="recorded")
-        axis.plot(times[shown], made[shown, 4], label="generated from audio")
+        axis.plot(times[shown], generated[shown, 4], label="generated from audio")
         axis.set(title=f"right wrist, {split}", xlabel="s", ylabel="height over pelvis (m)")
         axis.legend(fontsize=8)
     figure.savefig(folder / "reality.png", dpi=90)

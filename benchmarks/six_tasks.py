@@ -97,13 +97,13 @@ def generate(
         given = {name: model.stream(name).tokens(arrays) for name, arrays in conditions.items()}
         noise = draw_noise(1, torch.arange(len(windows)), target, shape)
         clean_of = guided_clean(model, Conditioning(given, spoken_by), (target,), sampling.guidance_scale)
-        made = integrate({target: noise}, step_levels(sampling), clean_of, sampling.solver)
-        return list(stream.arrays(made[target]).numpy())
+        generated = integrate({target: noise}, step_levels(sampling), clean_of, sampling.solver)
+        return list(stream.arrays(generated[target]).numpy())
 
 
 def score_task(
     task: str,
-    made: Sequence[np.ndarray[Any, Any]],
+    generated: Sequence[np.ndarray[Any, Any]],
     windows: Sequence[Window],
     templates: Mapping[StreamName, Templates],
     codec: TextTokenCodec,
@@ -111,11 +111,11 @@ def score_task(
     """Share of words shown rightly, or for text the word error rate."""
     (target,) = TASKS[task].targets
     if target == "text":
-        found = [[word.word for word in codec.decode(ids)] for ids in made]
+        found = [[word.word for word in codec.decode(ids)] for ids in generated]
         expected = [[word.word for word in codec.decode(window.arrays["text"])] for window in windows]
         return word_error_rate(zip(found, expected, strict=True))
     total = Score(0, 0)
-    for array, window in zip(made, windows, strict=True):
+    for array, window in zip(generated, windows, strict=True):
         total += score_words(templates[target], array[:, : LAYOUT.channels], window.words, RATES[target])
     return total.accuracy
 
@@ -148,8 +148,8 @@ def evaluate(run: Path, shards: Path, steps: int) -> list[dict[str, Any]]:
             print(f"{len(windows)} windows of {len(test)} test clips; {references(windows, templates, codec)}")
         began = time.monotonic()
         sampling = SamplingSettings(num_inference_steps=steps)
-        made = {task: generate(model, identity.speakers, windows, task, sampling) for task in SIX}
-        scores = {task: score_task(task, made[task], windows, templates, codec) for task in SIX}
+        generated = {task: generate(model, identity.speakers, windows, task, sampling) for task in SIX}
+        scores = {task: score_task(task, generated[task], windows, templates, codec) for task in SIX}
         minutes = saved.document("state.json")["elapsed_s"] / 60
         rows.append({"step": saved.step, "minutes": minutes, "scores": scores})
         shown = ", ".join(f"{task} {score:.3f}" for task, score in scores.items())
@@ -162,13 +162,13 @@ def from_files(run: Path, shards: Path, folder: Path, steps: int) -> dict[str, f
     source = ShardFolder(shards)
     templates = templates_of(clips_of(source, "train"))
     test = clips_of(source, "test")
-    made = folder / "generated"
-    shutil.rmtree(made, ignore_errors=True)
+    generated = folder / "generated"
+    shutil.rmtree(generated, ignore_errors=True)
     for task in SIX:
-        words = ("--shards", shards, "--split", "test", "--steps", steps, "-o", made / task)
+        words = ("--shards", shards, "--split", "test", "--steps", steps, "-o", generated / task)
         command("generate", "--checkpoint", run, "--task", task, *words)
     report = folder / "evaluation.json"
-    command("evaluate", made, "--shards", shards, "--resamples", 200, "--format", "json", "-o", report)
+    command("evaluate", generated, "--shards", shards, "--resamples", 200, "--format", "json", "-o", report)
     tasks = json.loads(report.read_text())["tasks"]
     scores = {}
     for task in SIX:
@@ -178,12 +178,14 @@ def from_files(run: Path, shards: Path, folder: Path, steps: int) -> dict[str, f
             continue
         total = Score(0, 0)
         for clip in test:
-            total += score_words(templates[target], read_made(made / task, clip.row.key), clip.words, RATES[target])
+            total += score_words(
+                templates[target], read_generated(generated / task, clip.row.key), clip.words, RATES[target]
+            )
         scores[task] = total.accuracy
     return scores
 
 
-def read_made(folder: Path, key: str) -> np.ndarray[Any, Any]:
+def read_generated(folder: Path, key: str) -> np.ndarray[Any, Any]:
     """Gesture channels of a generated NPZ, or a generated mel."""
     motion_file = folder / f"{key}.npz"
     if not motion_file.exists():

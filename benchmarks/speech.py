@@ -27,7 +27,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from six_tasks import clips_of, command, read_made
+from six_tasks import clips_of, command, read_generated
 from wordscore import Templates, learn_templates, middle, score_words, word_error_rate
 
 from omniges.formats.audio import decode_wav
@@ -101,7 +101,7 @@ def texts_of(folder: Path) -> dict[str, list[str]]:
     }
 
 
-def scores_of(made: Path, shards: Path) -> dict[str, dict[str, float]]:
+def scores_of(generated: Path, shards: Path) -> dict[str, dict[str, float]]:
     """Return (generated, recorded, chance) by score, of generated files of whole test clips."""
     source = ShardFolder(shards)
     clips = clips_of(source, "test")
@@ -121,7 +121,7 @@ def scores_of(made: Path, shards: Path) -> dict[str, dict[str, float]]:
     words = [clip.words for clip in clips]
     recorded = [clip.gesture.gesture for clip in clips]
     for task in ("t2g", "a2g"):
-        gestures = [read_made(made / task, clip.row.key) for clip in clips]
+        gestures = [read_generated(generated / task, clip.row.key) for clip in clips]
         found[f"words shown, {task}"] = {
             "generated": shown(gestures, words),
             "recorded": shown(recorded, words),
@@ -131,14 +131,16 @@ def scores_of(made: Path, shards: Path) -> dict[str, dict[str, float]]:
     expected = [[word["word"] for word in clip.words] for clip in clips]
     other = word_error_rate(zip([*expected[1:], expected[0]], expected, strict=True))
     for task in ("g2t", "a2t"):
-        texts = texts_of(made / task)
+        texts = texts_of(generated / task)
         rate = word_error_rate((texts[clip.row.key], own) for clip, own in zip(clips, expected, strict=True))
         found[f"word errors, {task}"] = {"generated": rate, "recorded": 0.0, "chance": other}
-    found |= _heard(made, clips, expected)
+    found |= _recognized(generated, clips, expected)
     return found
 
 
-def _heard(made: Path, clips: Sequence[SampleArrays], expected: Sequence[Sequence[str]]) -> dict[str, dict[str, float]]:
+def _recognized(
+    generated: Path, clips: Sequence[SampleArrays], expected: Sequence[Sequence[str]]
+) -> dict[str, dict[str, float]]:
     recognizer = Recognizer(sorted({word for own in expected for word in own}))
 
     def errors(sounds: Sequence[F32]) -> float:
@@ -149,7 +151,7 @@ def _heard(made: Path, clips: Sequence[SampleArrays], expected: Sequence[Sequenc
     if all(clip.audio is not None for clip in clips):
         found["word errors heard, recorded WAV"] = {"recorded": errors([np.asarray(clip.audio) for clip in clips])}
     for task in ("t2a", "g2a"):
-        wavs = [decode_wav((made / task / f"{clip.row.key}.wav").read_bytes()).samples for clip in clips]
+        wavs = [decode_wav((generated / task / f"{clip.row.key}.wav").read_bytes()).samples for clip in clips]
         found[f"word errors heard, {task}"] = {
             "generated": errors([np.asarray(wav).reshape(-1) for wav in wavs]),
             "recorded": ceiling,
@@ -185,12 +187,12 @@ def main() -> None:
     folder: Path = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
     run = arguments.evaluate or prepare(folder, arguments, extra)
-    made = folder / "generated"
-    shutil.rmtree(made, ignore_errors=True)
+    generated = folder / "generated"
+    shutil.rmtree(generated, ignore_errors=True)
     for task in TASKS:
-        words = ("--shards", folder / "shards", "--split", "test", "-o", made / task)
+        words = ("--shards", folder / "shards", "--split", "test", "-o", generated / task)
         command("generate", "--checkpoint", run, "--task", task, *words)
-    scores = scores_of(made, folder / "shards")
+    scores = scores_of(generated, folder / "shards")
     (folder / "scores.json").write_text(json.dumps(scores, indent=1))
     print(f"{'score':34}{'generated':>10}{'recorded':>10}{'chance':>10}")
     for name, row in scores.items():

@@ -23,7 +23,7 @@ COMMAND = (str(Path(sys.executable).with_name("omniges")),)
 def run_preprocess(
     root: Path, out: Path, *, keep_audio: bool = False, loudness: Loudness = "none", **settings: Any
 ) -> Summary:
-    """Preprocess in this process and, where not told otherwise, one worker, whose start is most of it."""
+    """Preprocess in this process and, unless set otherwise, in one worker, whose start takes most of the time."""
     with Path(os.devnull).open("w") as stream:
         chosen = PreprocessSettings(
             root=root,

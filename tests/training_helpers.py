@@ -126,7 +126,7 @@ def run_with_signal(shards: Path | str, folder: Path, turn: int, **changes: Any)
 
 
 class Collected:
-    """A reporter that keeps what it is told."""
+    """A reporter that keeps its messages."""
 
     def __init__(self) -> None:
         self.progress: list[StepProgress] = []

@@ -61,9 +61,9 @@ def test_a_tree_that_python_does_not_import_from_is_refused(tmp_path: Path) -> N
 
 @pytest.fixture(scope="module")
 def side(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    made = trees.Side("now", REPOSITORY, tmp_path_factory.mktemp("side") / "work")
-    made.prepare()
-    return made
+    side = trees.Side("now", REPOSITORY, tmp_path_factory.mktemp("side") / "work")
+    side.prepare()
+    return side
 
 
 def test_forked_commands_end_as_fresh_ones_do(side: Any) -> None:

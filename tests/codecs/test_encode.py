@@ -220,11 +220,11 @@ class TestStarts:
         assert len(list((tmp_path / "s").glob("*.tar"))) == 5
         assert run(tmp_path / "s", "deep").findings == ()
 
-    def test_progress_is_told_in_seconds(self, shards: Path, tmp_path: Path) -> None:
-        told: list[tuple[int, int]] = []
-        encode(settings_of(shards, tmp_path / "out"), lambda done, total: told.append((done, total)))
-        assert told == sorted(told)
-        assert told[-1][0] == told[-1][1] == int(ShardFolder(shards).dataset["totals"]["seconds"])
+    def test_progress_is_reported_in_seconds(self, shards: Path, tmp_path: Path) -> None:
+        calls: list[tuple[int, int]] = []
+        encode(settings_of(shards, tmp_path / "out"), lambda done, total: calls.append((done, total)))
+        assert calls == sorted(calls)
+        assert calls[-1][0] == calls[-1][1] == int(ShardFolder(shards).dataset["totals"]["seconds"])
 
 
 class Killed:
@@ -379,7 +379,7 @@ class TestRefusals:
             encode(settings_of(shards, tmp_path / "out"))
         assert not (tmp_path / "out" / DATASET_FILE).exists()
 
-    def test_a_full_disk_is_told_before_the_work(
+    def test_a_full_disk_is_reported_before_the_work(
         self, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         usage = shutil.disk_usage(tmp_path)
@@ -446,7 +446,7 @@ class TestPreprocess:
         assert digests(folder / "s") == before
 
     @pytest.mark.slow
-    def test_an_update_is_refused_and_force_starts_anew(self, folder: Path) -> None:
+    def test_an_update_is_refused_and_force_starts_over(self, folder: Path) -> None:
         before = digests(folder / "s")
         grid = next((folder / "c").rglob("*.TextGrid"))
         grid.write_text(grid.read_text() + "\n")

@@ -24,7 +24,7 @@ def set_without(folder: Path, *lacking: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("lacking", "name", "told"),
+    ("lacking", "name", "message"),
     [
         ("audio", AUDIO, f"which {AUDIO} reads, found 1 of 3 samples that lack some of it, such as {KEYS[1]} without"),
         ("motion", GESTURE, f"{KEYS[1]} without upper, hands, lower, root, face;"),
@@ -37,14 +37,14 @@ def set_without(folder: Path, *lacking: str) -> Path:
     ],
 )
 def test_the_command_says_in_one_line_how_many_lack_which_part(
-    tmp_path: Path, codecs: dict[str, Path], lacking: str, name: str, told: str
+    tmp_path: Path, codecs: dict[str, Path], lacking: str, name: str, message: str
 ) -> None:
     shards = set_without(tmp_path / "s", lacking)
     before = digests(shards)
     for more in ((), ("--out", tmp_path / "out")):
         refused = omniges("encode", "--shards", shards, "--with", f"{name}={codecs[name]}", *more)
         assert refused.returncode == 2, refused.stderr
-        assert told in refused.stderr
+        assert message in refused.stderr
         assert "write a set of the other samples with omniges.open_shards and" in refused.stderr
         assert refused.stderr.count("\n") == 1
     assert digests(shards) == before

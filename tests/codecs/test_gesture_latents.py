@@ -127,8 +127,8 @@ class TestWindows:
 
     def test_are_what_trace_batches_tells(self, encoded_both: Path, shards: Path) -> None:
         words = ("--window-ticks", 12, "--batch-size", 4, "--steps", 3, "--decode")
-        told = omniges("trace-batches", "--shards", encoded_both, *words, "--gesture-codec", GESTURE)
-        found = [json.loads(line) for line in told.stdout.splitlines()]
+        listed = omniges("trace-batches", "--shards", encoded_both, *words, "--gesture-codec", GESTURE)
+        found = [json.loads(line) for line in listed.stdout.splitlines()]
         assert found == traced(encoded_both, 12, {"gesture": GESTURE})
         assert all(record["start_tick"] % 4 == 0 for record in found)
         assert traced(encoded_both, 12) == traced(shards, 12)  # without a codec, encoded_both shards are what they were
@@ -232,7 +232,7 @@ class TestGenerate:
             assert motion["poses"].shape == (120, 165)
             assert all(np.isfinite(motion[name]).all() for name in ("poses", "expressions", "trans"))
 
-    def test_what_is_made_is_the_codecs_motion_of_the_models_latents(
+    def test_results_are_the_codecs_motion_of_the_models_latents(
         self, whole: Path, folders: Folders, recording: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen = []
@@ -244,17 +244,17 @@ class TestGenerate:
 
         monkeypatch.setattr(gesture_codec.GestureRvqvae, "decode", watched)
         own = {GESTURE: folders[GESTURE]}  # no audio is made or given, so its codec is not asked for
-        made = generated(whole, tmp_path / "out", "t2g", own, text=recording["text"])
+        created = generated(whole, tmp_path / "out", "t2g", own, text=recording["text"])
         (latents,) = seen  # the whole at once: no seams of the codec's
         assert latents.shape == (30, GESTURE_CHANNELS)
         channels = decode(load_codec(GESTURE, folders[GESTURE], CPU), latents)  # type: ignore[arg-type]
         wanted = motion_from_gesture(GestureClip(channels, np.zeros((120, 9), np.float32), np.zeros(2)))
-        motion = np.load(io.BytesIO(made[f"{STEM}.npz"]), allow_pickle=False)
+        motion = np.load(io.BytesIO(created[f"{STEM}.npz"]), allow_pickle=False)
         for name in ("poses", "expressions", "trans"):
             np.testing.assert_array_equal(motion[name], getattr(wanted, name).astype(motion[name].dtype))
-        assert generated(whole, tmp_path / "again", "t2g", own, text=recording["text"]) == made
+        assert generated(whole, tmp_path / "again", "t2g", own, text=recording["text"]) == created
 
-    def test_latents_are_snapped_to_codes_unless_told_otherwise_and_the_record_says_so(
+    def test_latents_are_snapped_to_codes_unless_set_otherwise_and_the_record_says_so(
         self, whole: Path, folders: Folders, recording: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen = []
@@ -326,7 +326,7 @@ class TestGenerate:
         with pytest.raises(DataError, match=r"expected at least 0.4 s"):
             generated(whole, tmp_path / "none", "unconditional", folders, seconds=0.3)
 
-    def test_the_right_codecs_are_asked_for_before_anything_is_made(
+    def test_the_right_codecs_are_asked_for_before_anything_is_generated(
         self, whole: Path, folders: Folders, recording: dict[str, Any], tmp_path: Path
     ) -> None:
         other = Path(shutil.copytree(folders[GESTURE], tmp_path / "other"))

@@ -262,7 +262,7 @@ class TestRefusals:
         ):
             train(TrainSettings(shards=both, output_dir=tmp_path / "run", audio_codec=AUDIO, window_ticks=16))
 
-    def test_damaged_latents_are_told_with_their_place(self, encoded: Path, tmp_path: Path) -> None:
+    def test_damaged_latents_are_reported_with_their_place(self, encoded: Path, tmp_path: Path) -> None:
         folder = Path(shutil.copytree(encoded, tmp_path / "s"))
         row = train_rows(folder)[0]
         data = bytearray((folder / row.shard).read_bytes())
@@ -299,7 +299,7 @@ class TestGenerate:
             assert mel.std() > 0
         assert make(whole, tmp_path / "again", task, vae, **given) == found
 
-    def test_what_is_made_is_the_codecs_mel_of_the_models_latents(
+    def test_results_are_the_codecs_mel_of_the_models_latents(
         self, whole: Path, vae: Path, recording: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen = []
@@ -347,7 +347,7 @@ class TestGenerate:
         with pytest.raises(DataError, match=r"expected at least 0.2 s"):
             make(whole, tmp_path / "none", "unconditional", vae, seconds=0.1)
 
-    def test_refusals_before_anything_is_made(
+    def test_refusals_before_anything_is_generated(
         self, whole: Path, vae: Path, recording: dict[str, Any], shards: Path, tmp_path: Path
     ) -> None:
         other = tmp_path / "other"

@@ -104,7 +104,7 @@ class TestTasks:
         endings = {path.suffix for path in (tmp_path / "out").iterdir()}
         assert {"gesture": ".npz", "audio": ".wav", "text": ".TextGrid"}[TASKS[task].targets[0]] in endings
 
-    def test_made_text_is_one_interval_a_window_and_no_tier_of_words(
+    def test_generated_text_is_one_interval_a_window_and_no_tier_of_words(
         self, trained: Path, text_vae: Path, files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked = Asked(monkeypatch)
@@ -123,7 +123,7 @@ class TestTasks:
         assert any("the words have no times" in warning for warning in record.remarks)
         assert [rows.shape for rows in asked.rows] == [(3, 30)]
 
-    def test_windows_of_text_are_told_apart_by_their_noise(
+    def test_windows_of_text_are_distinguished_by_their_noise(
         self, trained: Path, text_vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked = Asked(monkeypatch)
@@ -195,7 +195,7 @@ class TestCarriedAsNoise:
 
 
 class TestRefusals:
-    def test_overlaps_of_text_that_is_made(
+    def test_overlaps_of_generated_text(
         self, trained: Path, text_vae: Path, files: dict[str, Any], tmp_path: Path
     ) -> None:
         with pytest.raises(UsageFault, match=r"overlap_ticks 4: expected 0, because text latents"):
@@ -220,7 +220,7 @@ class TestRefusals:
 
 
 class TestSink:
-    def test_what_a_textgrid_cannot_hold_is_told(self) -> None:
+    def test_what_a_textgrid_cannot_hold_is_reported(self) -> None:
         sink = WindowTextSink([(0, 16), (16, 16)])
         sink.append([SpokenText(' a "b"\n c\0 ', ended=True), SpokenText("", ended=False)])
         grid, text = (b"".join(file.parts) for file in sink.files())
@@ -267,8 +267,8 @@ class TestPipeline:
         make(trained, tmp_path, "a2t", text_vae, audio=files["audio"])
         warnings = json.loads((tmp_path / f"{STEM}.json").read_bytes())["remarks"]
         cut = sum(not w["ended"] for w in sample.windows or [])
-        told = [warning for warning in warnings if "did not end" in warning]
-        assert [warning.split()[3] for warning in told] == ([str(cut)] if cut else [])
+        unended = [warning for warning in warnings if "did not end" in warning]
+        assert [warning.split()[3] for warning in unended] == ([str(cut)] if cut else [])
         texts = [" ".join(w["text"].split()) for w in sample.windows or []]
         assert " ".join(text for text in texts if text) == (tmp_path / f"{STEM}.txt").read_text().strip("\n")
         words = [{"word": "hello", "start": 0.2, "end": 0.5}]
@@ -341,7 +341,7 @@ class TestEvaluate:
         (rate,) = (f for f in report.tasks["a2t"].figures if f.metric == "word error rate" and f.row == "generated")
         assert rate.value == pytest.approx(1 / (len(said) + 1))
 
-    def test_a_textgrid_with_neither_tier_is_told(self, encoded_text: Path, tmp_path: Path) -> None:
+    def test_a_textgrid_with_neither_tier_is_reported(self, encoded_text: Path, tmp_path: Path) -> None:
         row = next(row for row in ShardFolder(encoded_text).rows if row.split == "test")
         grid = encode_tiers([("phones", [WordInterval("a", 0.0, 4.0)])], 4.0)
         (tmp_path / f"{row.key}.TextGrid").write_bytes(grid)

@@ -86,10 +86,10 @@ class TestOutput:
     def test_the_entry_says_windows_rule_and_losses(self, encoded_text: Path, text_vae: Path) -> None:
         found = json.loads((encoded_text / DATASET_FILE).read_bytes())["codecs"][NAME]
         assert found["fingerprint"] == TextCodec.load(text_vae).fingerprint
-        told = {
+        counts = {
             name: found[name] for name in ("source", "window_ticks", "stride_ticks", "latents", "channels", "words")
         }
-        assert told == {
+        assert counts == {
             "source": "words.json",
             "window_ticks": WINDOW,
             "stride_ticks": STRIDE,
@@ -116,7 +116,7 @@ class TestOutput:
         assert digests(tmp_path / "one") == digests(tmp_path / "two")
         assert verified(tmp_path / "two", "deep").findings == ()
 
-    def test_again_it_does_nothing_and_another_grid_is_told_apart(
+    def test_again_it_does_nothing_and_another_grid_is_distinguished(
         self, encoded_text: Path, text_vae: Path, tmp_path: Path
     ) -> None:
         folder = Path(shutil.copytree(encoded_text, tmp_path / "s"))

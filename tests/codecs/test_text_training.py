@@ -249,7 +249,7 @@ def model_of_text(folder: Path, **config: Any) -> FlowModel:
 
 
 @pytest.mark.parametrize("config", [{}, {"rotary_periods_s": None, "absent": "noise"}])
-def test_latents_are_told_apart_by_their_number_alone(encoded_text: Path, config: dict[str, Any]) -> None:
+def test_latents_are_distinguished_by_their_number_alone(encoded_text: Path, config: dict[str, Any]) -> None:
     """With equal places a permutation of tokens permutes what is expected of them: their order would be nobody's."""
     model = model_of_text(encoded_text, **config)
     stream = model.stream("text")
@@ -300,9 +300,9 @@ def test_a_model_learns_which_latent_is_which_by_their_places_alone(
     )
     model, _ = load_model(find_checkpoint(tmp_path / "run"))
     draws = Draws(WINDOW, 0, torch.arange(64), torch.zeros(64, dtype=torch.int64))
-    made = sample(model, {}, ["text"], draws, SamplingSettings())["text"]
+    generated = sample(model, {}, ["text"], draws, SamplingSettings())["text"]
     stream = model.stream("text")
-    found = stream.tokens(made).mean(0)
+    found = stream.tokens(generated).mean(0)
     wanted = stream.tokens(torch.from_numpy(means[None]).float())[0]
     error, spread = (x.square().mean().sqrt() for x in (found - wanted, wanted - wanted.mean(0)))
     assert error < spread / 2 if places else error > 0.8 * spread
@@ -373,7 +373,7 @@ class TestRefusals:
         with pytest.raises(UsageFault, match=r"expected latents .*every 0.4 s\) as in .*, found .*every 0.8 s"):
             train(TrainSettings(shards=both, output_dir=tmp_path / "run", text_codec=NAME, window_ticks=WINDOW))
 
-    def test_damaged_latents_are_told_with_their_place(self, encoded_text: Path, tmp_path: Path) -> None:
+    def test_damaged_latents_are_reported_with_their_place(self, encoded_text: Path, tmp_path: Path) -> None:
         folder = Path(shutil.copytree(encoded_text, tmp_path / "s"))
         row = next(row for row in ShardFolder(folder).rows if row.split == "train")
         data = bytearray((folder / row.shard).read_bytes())

@@ -251,9 +251,9 @@ class TestEnds:
         whole = TextVae.of_tensors(parsed, tensors, "w")
         encoder, decoder = (TextVae.of_tensors(parsed, tensors, "w", ends) for ends in self.ONE)
         assert encoder.fingerprint == decoder.fingerprint == whole.fingerprint
-        made = whole.latents(*tokens(config))
-        assert torch.equal(encoder.latents(*tokens(config)), made)
-        assert torch.equal(decoder.generated(made, 12), whole.generated(made, 12))
+        output = whole.latents(*tokens(config))
+        assert torch.equal(encoder.latents(*tokens(config)), output)
+        assert torch.equal(decoder.generated(output, 12), whole.generated(output, 12))
         names = [{name for name, _ in vae.named_parameters()} for vae in (encoder, decoder)]
         assert not names[0] & names[1]
         assert names[0] | names[1] == {name for name, _ in whole.named_parameters()}

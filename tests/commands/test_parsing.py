@@ -1,4 +1,4 @@
-"""Names of options are forgiving, values are left alone, and what is wrong is told in one line."""
+"""Names of options are forgiving, values are left alone, and an error is one line."""
 
 from __future__ import annotations
 

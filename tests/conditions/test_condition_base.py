@@ -22,7 +22,7 @@ from omniges.errors import EnvironmentFault, UsageFault
 
 
 class Level(ConditionStream):
-    """Whatever it is told to give."""
+    """A stream that returns the configured value."""
 
     name = "level"
     reads = ("mel",)
@@ -81,7 +81,7 @@ class TestValue:
             window_value(Level(answer), MEL, 0, 4)
         assert "\n" not in str(caught.value)
 
-    def test_of_a_person_is_checked_alike_and_none_leaves_it_out(self) -> None:
+    def test_of_a_person_is_checked_equally_and_none_leaves_it_out(self) -> None:
         assert parsed_value(Level(), "none") is None
         assert parsed_value(Level(), None) is None
         with pytest.raises(EnvironmentFault, match=r"expected arrays .*, found"):

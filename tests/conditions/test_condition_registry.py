@@ -115,7 +115,7 @@ def test_streams_come_back_from_their_specification() -> None:
 
 
 def test_a_checkpoint_names_no_module_that_is_imported(path: Path) -> None:
-    """A checkpoint's class is told to people alone; what is imported is what the registry has under the name."""
+    """A checkpoint's class only appears in messages; what is imported is what the registry has under the name."""
     (path / "hostile.py").write_text("raise SystemExit(9)")
     found = saved_streams({"emotion": {"class": "hostile:Emotion", "settings": {"values": ["anger"]}}}, "run")
     assert type(found["emotion"]) is Emotion

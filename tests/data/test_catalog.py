@@ -254,7 +254,7 @@ def write_large_manifest(folder: Path, source: Path, samples: int) -> None:
     random = np.random.default_rng(0)
     ticks = random.integers(40, 700, samples)
     shards = np.arange(samples) // 2000
-    made = {
+    values_of = {
         "key": [f"{1 + n // 40_000}_speaker{n // 40_000}_0_{n:07}_{n:07}" for n in range(samples)],
         "shard": [f"train-{shard:06d}.tar" for shard in shards.tolist()],
         "frames": ticks * 3,
@@ -262,12 +262,12 @@ def write_large_manifest(folder: Path, source: Path, samples: int) -> None:
         "ticks": ticks,
         "seconds": ticks / 10,
     }
-    made["key"].sort()
+    values_of["key"].sort()
     digests = [row.tobytes().hex() for row in random.integers(0, 256, (samples, 32), dtype=np.uint8)]
     columns = []
     for field in table.schema:
-        if field.name in made:
-            values = made[field.name]
+        if field.name in values_of:
+            values = values_of[field.name]
         elif field.name.endswith("_sha256"):
             values = digests
         elif field.name.endswith("_offset"):
@@ -287,7 +287,7 @@ def write_large_manifest(folder: Path, source: Path, samples: int) -> None:
     document["files"][MANIFEST_FILE] = {"bytes": len(data), "sha256": sha256_hex(data)}
     entry = {"split": "train", "samples": 2000, "bytes": 2000 * 20_000 + 2000, "sha256": "0" * 64}
     document["shards"] = {f"train-{shard:06d}.tar": entry for shard in np.unique(shards).tolist()}
-    counts = {name: int(made[name].sum()) for name in ("frames", "mel_frames", "ticks")}
+    counts = {name: int(values_of[name].sum()) for name in ("frames", "mel_frames", "ticks")}
     counts |= {"samples": samples, "seconds": math.fsum((ticks / 10).tolist())}
     counts["words"] = table.column("words")[0].as_py() * samples
     document["totals"] |= counts

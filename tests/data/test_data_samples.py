@@ -125,7 +125,7 @@ def test_filters(whole_set: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("filters", "told"),
+    ("filters", "message"),
     [
         ({"split": "dev"}, "expected one of train, val, test, additional, found 'dev'"),
         ({"split": "test"}, "expected samples with split test, found none; choose from train, val"),
@@ -140,15 +140,15 @@ def test_filters(whole_set: Path) -> None:
         ({"verify": "always"}, "expected one of first, never"),
     ],
 )
-def test_a_filter_that_is_none_is_one_clear_line(whole_set: Path, filters: dict[str, Any], told: str) -> None:
+def test_a_filter_that_is_invalid_is_one_clear_line(whole_set: Path, filters: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageFault) as caught:
         open_shards(whole_set, **filters)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "https://host/shards", 7])
-def test_a_folder_that_is_none_is_one_clear_line(folder: Any) -> None:
+def test_a_folder_that_is_invalid_is_one_clear_line(folder: Any) -> None:
     with pytest.raises(OmnigesError) as caught:
         open_shards(folder)
     assert "\n" not in str(caught.value)

@@ -350,7 +350,7 @@ class TestState:
             loader_of(folder, speakers=("1",)).load_state_dict(saved)
         loader_of(folder, speakers=("speaker2", "1", "1")).load_state_dict(saved)  # the same filter, written otherwise
 
-    def test_another_global_batch_is_told(self, folder: Path, sequence: list[Any]) -> None:
+    def test_another_global_batch_is_reported(self, folder: Path, sequence: list[Any]) -> None:
         saved = loader_of(folder).state_dict() | {"position": 30}
         with loader_of(folder, RankShare(batch_size=4)) as loader:
             note = loader.load_state_dict(saved).note

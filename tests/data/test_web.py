@@ -338,7 +338,7 @@ class TestRemoteFolder:
     def copy(self, whole_set: Path, tmp_path: Path) -> Path:
         return Path(shutil.copytree(whole_set, tmp_path / "set"))
 
-    def told(self, folder: Path) -> str:
+    def error(self, folder: Path) -> str:
         with remote.web_server(folder) as web, pytest.raises(OmnigesError) as caught:
             webdataset(web.url)
         assert "\n" not in str(caught.value)
@@ -348,15 +348,15 @@ class TestRemoteFolder:
         path = copy / MANIFEST_FILE
         size = path.stat().st_size
         path.write_bytes(path.read_bytes() + bytes(4 << 20))
-        assert f"{MANIFEST_FILE}: expected {size} bytes as in dataset.json, found more" in self.told(copy)
+        assert f"{MANIFEST_FILE}: expected {size} bytes as in dataset.json, found more" in self.error(copy)
 
     def test_rows_that_dataset_json_does_not_list(self, copy: Path) -> None:
         for name, data in edited_manifest(copy, lambda rows: [replace(rows[0], ticks=0), *rows[1:]]).items():
             (copy / name).write_bytes(data)
-        assert "expected consistent lengths" in self.told(copy)
+        assert "expected consistent lengths" in self.error(copy)
 
     @pytest.mark.parametrize(
-        ("change", "told"),
+        ("change", "message"),
         [
             ({"shards": []}, "shards: expected an object"),
             ({"shards": {"../x.tar": {}}}, "a name that is not in the contract"),
@@ -365,13 +365,13 @@ class TestRemoteFolder:
             ({"version": 3}, "shard contract version"),
         ],
     )
-    def test_dataset_json_of_anything(self, copy: Path, change: dict[str, Any], told: str) -> None:
+    def test_dataset_json_of_anything(self, copy: Path, change: dict[str, Any], message: str) -> None:
         path = copy / DATASET_FILE
         path.write_bytes(edited_dataset(copy, lambda document: document.update(change)))
-        assert told in self.told(copy)
+        assert message in self.error(copy)
 
     def test_dataset_json_that_is_nested_too_deeply(self, copy: Path) -> None:
         (copy / DATASET_FILE).write_bytes(b"[" * 200_000)
-        assert "JSON document" in self.told(copy)
+        assert "JSON document" in self.error(copy)
         with pytest.raises(DataError, match="found damage"):
             ShardFolder(copy)

@@ -171,7 +171,7 @@ def test_an_open_set_is_taken_with_its_filters(whole_set: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ({"arrays": ("gesture", "motion")}, "arrays: expected one of gesture, jaw_eyes, mel, .*, found 'motion'"),
         ({"require": "hand"}, "require: expected one of text, audio, .*, found 'hand'"),
@@ -182,8 +182,10 @@ def test_an_open_set_is_taken_with_its_filters(whole_set: Path) -> None:
         ({"speakers": "scott"}, "choose from speaker0, speaker1"),
     ],
 )
-def test_an_argument_that_is_none_is_one_clear_line(whole_set: Path, arguments: dict[str, Any], told: str) -> None:
-    with pytest.raises(UsageFault, match=told) as caught:
+def test_an_argument_that_is_invalid_is_one_clear_line(
+    whole_set: Path, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageFault, match=message) as caught:
         WindowDataset(whole_set, **({"window_ticks": 10} | arguments))
     assert "\n" not in str(caught.value)
 
@@ -244,7 +246,7 @@ def test_an_item_costs_its_own_bytes(whole_set: Path, monkeypatch: pytest.Monkey
     assert window.numel() * 4 <= sum(read) < window.numel() * 4 + 256
 
 
-def test_a_shard_of_another_size_or_gone_is_told(whole_set: Path, tmp_path: Path) -> None:
+def test_a_shard_of_another_size_or_gone_is_reported(whole_set: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(whole_set, tmp_path / "shards"))
     data = WindowDataset(folder, window_ticks=5)
     path = folder / data.shards.rows[0].shard
@@ -269,7 +271,7 @@ def test_a_shard_cut_after_it_was_opened_is_one_error(whole_set: Path, tmp_path:
         [data[number] for number in range(len(data))]
 
 
-def test_shared_rows_are_what_was_written_and_a_full_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shared_rows_are_what_was_written_and_a_full_memory_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = windows._SharedRows(3, (5, 7))
     values = torch.randn(3, 5, 7)
     for row in (2, 0, 1):
@@ -281,7 +283,7 @@ def test_shared_rows_are_what_was_written_and_a_full_memory_is_told(monkeypatch:
         rows.write(0, values[0])
 
 
-def test_an_array_of_another_kind_is_told(whole_set: Path, tmp_path: Path) -> None:
+def test_an_array_of_another_kind_is_reported(whole_set: Path, tmp_path: Path) -> None:
     """Where digests are not compared, the header is all the same: no other shape or type is read as numbers."""
     folder = Path(shutil.copytree(whole_set, tmp_path / "shards"))
     row = open_shards(folder, split="train").rows[0]

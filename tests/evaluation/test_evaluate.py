@@ -141,15 +141,15 @@ class TestGesture:
     def test_features_from_files_give_the_distance_and_nothing_is_encoded(self, shards: Path, tmp_path: Path) -> None:
         write(tmp_path / "own", shards, motion_file, ".npz")
         rng = np.random.default_rng(3)
-        made, true = rng.normal(size=(40, 5)), rng.normal(1.0, 2.0, size=(30, 5))
+        generated, true = rng.normal(size=(40, 5)), rng.normal(1.0, 2.0, size=(30, 5))
         files = tmp_path / "made.npy", tmp_path / "true.npy"
-        for path, rows in zip(files, (made, true), strict=True):
+        for path, rows in zip(files, (generated, true), strict=True):
             np.save(path, rows)
         task = task_of(tmp_path / "own", shards, task="a2g", features=files)
         found = {(figure.metric, figure.row): figure for figure in task.figures}
         figure = found["Fréchet gesture distance", "generated"]
-        first, second = np.cov(made.T), np.cov(true.T)
-        means = np.square(made.mean(axis=0) - true.mean(axis=0)).sum()
+        first, second = np.cov(generated.T), np.cov(true.T)
+        means = np.square(generated.mean(axis=0) - true.mean(axis=0)).sum()
         root = np.real(scipy.linalg.sqrtm(first @ second))
         assert figure.value == pytest.approx(means + np.trace(first + second - 2 * root), rel=1e-6)
         assert figure.details["rows"] == [40, 30]

@@ -102,11 +102,11 @@ def test_the_row_is_that_of_a_second_program(results: Path, shards: Path, files:
     latents: tuple[list[Any], list[Any]] = [], []
     clips, faces = [], []
     for row in [row for row in source.rows if row.stem.startswith("2_scott")]:
-        made = decode_motion((results / f"res_{row.key}.npz").read_bytes())
+        output = decode_motion((results / f"res_{row.key}.npz").read_bytes())
         true = recorded_motion(source, row)
         betas = source.array(row, "betas.npy")
         sides = []
-        for side, motion in zip(latents, (made, true), strict=True):
+        for side, motion in zip(latents, (output, true), strict=True):
             poses = np.asarray(motion.poses, np.float64)[:184]
             matrices = six_d_from_rotvec(poses[:160].reshape(-1, 3)).reshape(160, 330)
             side.append(by_torch(tensors, PUBLISHED_LAYOUT, matrices))

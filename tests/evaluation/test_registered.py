@@ -148,15 +148,15 @@ def test_clips_without_a_part_that_a_metric_needs_are_left_out_and_counted(over_
 
 
 @pytest.mark.parametrize(
-    ("needs", "stream", "told"),
+    ("needs", "stream", "message"),
     [
         (("nose",), "gesture", "needs: expected text, audio, upper, .*, found 'nose'"),
         ("face", "gesture", "needs: expected text, audio, upper, .*, found 'f'"),
         (("audio",), "audio", "needs: expected none of stream 'audio'"),
     ],
 )
-def test_needs_that_are_none_are_refused(needs: Any, stream: str, told: str) -> None:
-    with pytest.raises(UsageFault, match=f"metric 'off': {told}"):
+def test_needs_that_are_invalid_are_refused(needs: Any, stream: str, message: str) -> None:
+    with pytest.raises(UsageFault, match=f"metric 'off': {message}"):
         register_metric(Metric(label="off", stream=stream, of=difference, needs=needs))
 
 

@@ -72,8 +72,10 @@ def test_a_model_of_its_latents_trains_and_generates(
     monkeypatch.syspath_prepend(plugin)
     summary = run(encoded, tmp_path / "run", gesture_codec=NAME, max_train_steps=2)
     assert summary.step == 2
-    made = generated(checkpoint_of(tmp_path / "run", 2), tmp_path / "out", "t2g", {NAME: codec}, text=recording["text"])
-    motion = np.load(io.BytesIO(made[f"{STEM}.npz"]), allow_pickle=False)
+    output = generated(
+        checkpoint_of(tmp_path / "run", 2), tmp_path / "out", "t2g", {NAME: codec}, text=recording["text"]
+    )
+    motion = np.load(io.BytesIO(output[f"{STEM}.npz"]), allow_pickle=False)
     assert motion["poses"].shape == (120, 165)
     assert np.isfinite(motion["poses"]).all()
     pairs = motion["expressions"].reshape(60, 2, 100)

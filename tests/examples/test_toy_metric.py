@@ -51,6 +51,6 @@ def test_validation_logs_it(shards: Path, tmp_path: Path, monkeypatch: pytest.Mo
     run(shards, tmp_path / "run", max_train_steps=1, validation_steps=1, **few)
     event = last_validation(tmp_path / "run")
     for task in ("t2g", "a2g"):
-        told = event["metrics"][task] | event["not_computed"][task]
-        assert "hand_speed_ratio" in told or "gesture_metrics" in told  # early on, no rotation can be made of it
+        names = event["metrics"][task] | event["not_computed"][task]
+        assert "hand_speed_ratio" in names or "gesture_metrics" in names  # early on, no rotation can be made of it
     assert "hand_speed_ratio" not in event["metrics"]["g2t"]

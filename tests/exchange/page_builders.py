@@ -1,4 +1,4 @@
-"""Motion whose pages can be told apart by eye and by machine."""
+"""Motion whose pages can be distinguished by eye and by machine."""
 
 from __future__ import annotations
 

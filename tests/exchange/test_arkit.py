@@ -1,4 +1,4 @@
-"""Blendshape weights come back from the expressions that a known matrix made of them."""
+"""Blendshape weights come back from the expressions that a known matrix computed from them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def test_the_names_are_arkits() -> None:
 def test_weights_return(seed: int, shapes: int, coefficients: int, inverted: bool) -> None:
     draw = np.random.default_rng(seed)
     matrix, weights = draw.normal(size=(shapes, coefficients)), draw.uniform(size=(9, shapes))
-    made = weights @ matrix
+    generated = weights @ matrix
     motion = random_motion(9)
-    motion.poses[:, 66:69] = 0 if coefficients == 100 else made[:, 100:]
-    motion = replace(motion, expressions=made[:, :100])
+    motion.poses[:, 66:69] = 0 if coefficients == 100 else generated[:, 100:]
+    motion = replace(motion, expressions=generated[:, :100])
     found, clipped = matrix_from_array(np.linalg.pinv(matrix) if inverted else matrix, "m").weights(motion)
     np.testing.assert_allclose(found, weights, atol=1e-4)
     assert clipped == 0

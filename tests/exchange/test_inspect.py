@@ -45,8 +45,8 @@ def results(trained: Path, shards: Path, corpus: Path, tmp_path_factory: pytest.
     sample = ("--task", "a2g", "--shards", shards, "--key", "1_synthetica_0_1_1", "-o", out / "a2g", "--seed", "7")
     file = ("--task", "t2g", "--text", min(corpus.rglob("*.TextGrid")), "-o", out / "t2g", "--png")
     for words in (sample, file):
-        made = omniges("generate", *common, *words)
-        assert made.returncode == 0, made.stderr
+        generated = omniges("generate", *common, *words)
+        assert generated.returncode == 0, generated.stderr
     return out
 
 
@@ -163,7 +163,7 @@ class TestResults:
         assert facts["model"]["checkpoint"] == str(checkpoint_of(trained, 4))
         assert facts["inputs"][0]["stream"] == "audio"
 
-    def test_a_version_that_is_none_is_one_line(self, results: Path, tmp_path: Path) -> None:
+    def test_a_version_that_is_invalid_is_one_line(self, results: Path, tmp_path: Path) -> None:
         record = json.loads(min((results / "a2g").glob("*.json")).read_text("utf-8"))
         (tmp_path / "x.json").write_text(json.dumps(record | {"version": "a\nb\x1b[2J"}))
         with pytest.raises(DataError, match=r"expected version 1, found 'a\\nb") as caught:

@@ -66,10 +66,10 @@ def test_blender_runs_the_script(tmp_path: Path) -> None:
     (tmp_path / "glb/clip.glb").write_bytes(encode_glb(random_motion(45), GENERIC, "clip"))
     (tmp_path / "clip.wav").write_bytes(encode_wav(clicks(1.5, [0.5]).samples, 16_000))
     old_numpy = "import numpy as np\nnp.bool = np.bool_\n"  # the importer of Debian's Blender 3.4 uses the old name
-    told = "\nprint('scene', scene.frame_start, scene.frame_end, len(list(strips)), scene.render.fps)\n"
-    told += "print('keys', max(len(each.data.shape_keys.key_blocks) for each in bpy.data.objects\n"
-    told += "    if each.type == 'MESH' and each.data.shape_keys))\n"
-    (tmp_path / "scene.py").write_text(old_numpy + program_of("blender.md") + told)
+    report = "\nprint('scene', scene.frame_start, scene.frame_end, len(list(strips)), scene.render.fps)\n"
+    report += "print('keys', max(len(each.data.shape_keys.key_blocks) for each in bpy.data.objects\n"
+    report += "    if each.type == 'MESH' and each.data.shape_keys))\n"
+    (tmp_path / "scene.py").write_text(old_numpy + program_of("blender.md") + report)
     program = (
         [sys.executable] if find_spec("bpy") else ["blender", "--background", "--python-exit-code", "1", "--python"]
     )

@@ -255,7 +255,7 @@ class TestWords:
         for number, text in enumerate((HOSTILE, "a\nb\x1b[31m", "x" * 5000, "¿qué?", "\ud800")):
             made(tmp_path, moving(f"{number}" * 300, 0.5, words=(WordInterval(text, 0.0, 0.5),)))
 
-    def test_letters_that_the_font_lacks_are_told(self, tmp_path: Path) -> None:
+    def test_letters_that_the_font_lacks_are_reported(self, tmp_path: Path) -> None:
         words = tuple(
             WordInterval(text, k / 10, k / 10 + 0.1) for k, text in enumerate(("qué", "Straße", "你好", "речь"))
         )
@@ -335,7 +335,7 @@ class TestRefusals:
         (tmp_path / "body.npz").write_bytes(body_file(20, f=None))
         self.refused(UsageFault, "expected an SMPL-X model with faces f", out, clip, body_model=tmp_path / "body.npz")
 
-    def test_more_tracks_than_can_be_told_apart(self, tmp_path: Path) -> None:
+    def test_more_tracks_than_can_be_distinguished(self, tmp_path: Path) -> None:
         with pytest.raises(UsageFault, match="expected 1 to 8 tracks with motion, found 9 of 9"):
             made(tmp_path, *(moving(str(k)) for k in range(9)))
 

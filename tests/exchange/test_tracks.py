@@ -141,7 +141,7 @@ class TestFiles:
             ("x.wav", b"ID3", DataError, "wav-"),
         ],
     )
-    def test_what_is_none_is_one_line(
+    def test_an_invalid_path_is_one_line(
         self, tmp_path: Path, name: str | None, content: bytes, error: type[Exception], words: str
     ) -> None:
         if name:

@@ -130,7 +130,7 @@ class TestChannelsAndRates:
             ((0.0,) * 31 + (1.0,), False),
         ],
     )
-    def test_channels_that_cancel_are_told_and_others_are_not(
+    def test_channels_that_cancel_are_reported_and_others_are_not(
         self, gains: tuple[float, ...], cancels: bool, blocks: int
     ) -> None:
         noise = np.random.default_rng(0).normal(0, 0.1, (16_000, len(gains) + 1))

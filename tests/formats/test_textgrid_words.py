@@ -121,7 +121,7 @@ def test_the_default_tier_of_the_corpus(file):
 
 
 @needs_corpus
-def test_one_content_in_two_forms_reads_alike():
+def test_one_content_in_two_forms_reads_equally():
     def words(name: str, tier: str) -> object:
         return decode_words((CORPUS / f"{name}.TextGrid").read_bytes(), tier).words
 

@@ -182,10 +182,10 @@ def test_a_body_that_is_named_goes_before_that_of_the_sample_and_a_start_before_
     make(checkpoint, tmp_path / "body", "a2g", **common)
     make(checkpoint, tmp_path / "start", "a2g", start_xz=(0.5, -1.0), **common)
     for name, start_xz in (("body", motion.trans[0, [0, 2]] + 3), ("start", (0.5, -1.0))):
-        made = decode_motion((tmp_path / name / f"{row.key}.npz").read_bytes())
-        assert made.gender == "female"
-        np.testing.assert_allclose(made.betas, betas)
-        np.testing.assert_allclose(made.trans[0, [0, 2]], start_xz, atol=1e-9)
+        generated = decode_motion((tmp_path / name / f"{row.key}.npz").read_bytes())
+        assert generated.gender == "female"
+        np.testing.assert_allclose(generated.betas, betas)
+        np.testing.assert_allclose(generated.trans[0, [0, 2]], start_xz, atol=1e-9)
 
 
 def test_guidance_where_there_is_nothing_to_weigh_is_refused(checkpoint: Path, tmp_path: Path) -> None:
@@ -373,7 +373,7 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
-def test_a_checkpoint_that_is_none_says_so(tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_invalid_says_so(tmp_path: Path) -> None:
     with pytest.raises(UsageFault, match="a checkpoint or the folder of a run"):
         make(tmp_path / "nowhere", tmp_path / "out", "a2g", audio=(tmp_path / "x.wav",))
 
@@ -544,11 +544,11 @@ def test_a_textgrid_is_read_as_one_whatever_it_is_called(
 ) -> None:
     renamed = tmp_path / f"{STEM}.txt"
     renamed.write_bytes(files["TextGrid"].read_bytes().decode().encode("utf-16"))
-    made = []
+    generated = []
     for number, file in enumerate((files["TextGrid"], renamed)):
         make(checkpoint, tmp_path / str(number), "t2g", text=(str(file),))
-        made.append((tmp_path / str(number) / f"{STEM}.npz").read_bytes())
-    assert made[0] == made[1]
+        generated.append((tmp_path / str(number) / f"{STEM}.npz").read_bytes())
+    assert generated[0] == generated[1]
 
 
 @pytest.mark.parametrize(
@@ -599,7 +599,7 @@ def test_names_in_two_forms_of_their_letters_belong_together(
 def test_motion_without_hands_and_face_is_given_as_that(
     checkpoint: Path, files: dict[str, Path], tmp_path: Path
 ) -> None:
-    """As a sample of shards without them: the model gets the rest and is told."""
+    """As a sample of shards without them: the model gets the rest and the flags of absent parts."""
     with np.load(files["npz"]) as source:
         arrays = dict(source)
     poses, trans = arrays.pop("poses"), arrays.pop("trans")

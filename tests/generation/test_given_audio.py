@@ -27,7 +27,7 @@ def sound(rate_hz: int, seconds: float, channels: int) -> npt.NDArray[np.float32
     ("name", "rate_hz", "channels"),
     [("a.wav", 16000, 1), ("b.flac", 48000, 2), ("c.ogg", 22050, 1), ("d.aiff", 44100, 3), ("e.mp3", 32000, 2)],
 )
-def test_any_file_is_heard_as_the_whole_of_it_would_be(
+def test_any_file_is_read_as_the_whole_of_it_would_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, rate_hz: int, channels: int
 ) -> None:
     monkeypatch.setattr(audio, "_BLOCK_FRAMES", 4099)
@@ -41,7 +41,7 @@ def test_any_file_is_heard_as_the_whole_of_it_would_be(
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_samples_are_heard_as_their_file_is(tmp_path: Path) -> None:
+def test_samples_are_read_as_their_file_is(tmp_path: Path) -> None:
     samples = sound(22050, 1.5, 2)
     soundfile.write(tmp_path / "x.wav", samples, 22050, subtype="FLOAT")
     first, second = read_log_mel(tmp_path / "x.wav", None), log_mel_of_samples(samples, 22050, None)

@@ -44,7 +44,7 @@ def test_a_textgrid_of_any_length_is_refused_or_cut(xmax: str, tmp_path: Path, c
 
 
 @given(st.floats(LONGEST_S, allow_nan=False, exclude_min=True))
-def test_longer_than_a_day_is_refused_before_anything_is_made(codec: TextTokenCodec, seconds: float) -> None:
+def test_longer_than_a_day_is_refused_before_anything_is_generated(codec: TextTokenCodec, seconds: float) -> None:
     with pytest.raises(UsageFault, match="at most 86400"):
         Sources(seconds=seconds)
     with pytest.raises(DataError, match="expected at most 24 h"):
@@ -54,7 +54,7 @@ def test_longer_than_a_day_is_refused_before_anything_is_made(codec: TextTokenCo
 
 
 @pytest.mark.parametrize("flag", ["audio", "gesture", "text", "shards", "checkpoint", "body"])
-def test_a_file_name_that_is_no_text_is_refused_before_anything_is_made(flag: str) -> None:
+def test_a_file_name_that_is_no_text_is_refused_before_anything_is_generated(flag: str) -> None:
     path = Path("n\udcff.wav")
     given = {"checkpoint": Path("run"), "task": "a2g", "output_dir": Path("o")}
     if flag in {"checkpoint", "body"}:

@@ -355,7 +355,7 @@ def test_windows_that_disagree_are_blended_over_their_overlap() -> None:
     torch.testing.assert_close(found, DISAGREED)
 
 
-def test_what_an_earlier_stretch_made_fades_out_as_a_window_does() -> None:
+def test_what_an_earlier_chunk_generated_fades_out_as_a_window_does() -> None:
     """With one window a stretch, what comes out is what comes out of windows that are denoised together."""
     alone, together = (WindowSettings(window_ticks=7, overlap_ticks=3, windows=windows) for windows in (1, 16))
     found = made(ByWindow(), [timeline(11)], alone, num_inference_steps=4)[0][:, 0]
@@ -364,7 +364,7 @@ def test_what_an_earlier_stretch_made_fades_out_as_a_window_does() -> None:
 
 
 @pytest.mark.parametrize("windows", [1, 16])
-def test_tokens_of_one_time_are_blended_alike(windows: int) -> None:
+def test_tokens_of_one_time_are_blended_equally(windows: int) -> None:
     settings = WindowSettings(window_ticks=7, overlap_ticks=3, windows=windows)
     model, sampling = cast("FlowModel", ThreeAtOnce()), SamplingSettings(num_inference_steps=4)
     parts = [x["gesture"] for _, x, _ in sample_timelines(model, [timeline(11)], ("gesture",), 1, settings, sampling)]

@@ -74,7 +74,9 @@ def test_a_call_gives_what_the_command_writes(
 
 
 def test_calls_and_the_command_sample_as_the_settings_do_by_default() -> None:
-    call, command = (inspect.signature(made).parameters for made in (OmnigesPipeline.__call__, generate_command))
+    call, command = (
+        inspect.signature(generated).parameters for generated in (OmnigesPipeline.__call__, generate_command)
+    )
     for name, value in asdict(SamplingSettings()).items():
         assert call[name].default == value
         assert command[name].default is None  # not given, so that it is the default of the settings
@@ -104,17 +106,17 @@ def test_arrays_are_taken_as_files_are(pipeline: OmnigesPipeline, files: dict[st
 
 
 def test_samples_differ_and_repeat_by_seed_and_place(pipeline: OmnigesPipeline) -> None:
-    told: list[tuple[float, float]] = []
-    made = pipeline(
-        "unconditional", seconds=2, num_samples=2, num_inference_steps=2, callback=lambda d, t: told.append((d, t))
+    calls: list[tuple[float, float]] = []
+    generated = pipeline(
+        "unconditional", seconds=2, num_samples=2, num_inference_steps=2, callback=lambda d, t: calls.append((d, t))
     )
     again = pipeline("unconditional", seconds=2, num_samples=2, num_inference_steps=2)
-    assert len(made) == 2
-    for first, second in zip(made.samples, again.samples, strict=True):
+    assert len(generated) == 2
+    for first, second in zip(generated.samples, again.samples, strict=True):
         np.testing.assert_array_equal(first.gesture, second.gesture)
-    assert not np.array_equal(made[0].gesture, made[1].gesture)
-    assert made[0].motion().poses.shape == (60, 165)
-    assert told[-1] == pytest.approx((4, 4))
+    assert not np.array_equal(generated[0].gesture, generated[1].gesture)
+    assert generated[0].motion().poses.shape == (60, 165)
+    assert calls[-1] == pytest.approx((4, 4))
 
 
 @pytest.mark.parametrize("weights", ["ema", "last"])
@@ -202,9 +204,9 @@ def test_words_may_be_tuples_mappings_or_those_of_a_sample(pipeline: OmnigesPipe
     words = open_shards(shards)[0].words
     forms: list[Any] = [words, [(one.word, one.start_s, one.end_s) for one in words]]
     forms.append([{"word": one.word, "start": one.start_s, "end": one.end_s} for one in words])
-    made = [pipeline("t2g", text=form, num_inference_steps=1)[0].gesture for form in forms]
-    np.testing.assert_array_equal(made[0], made[1])
-    np.testing.assert_array_equal(made[0], made[2])
+    generated = [pipeline("t2g", text=form, num_inference_steps=1)[0].gesture for form in forms]
+    np.testing.assert_array_equal(generated[0], generated[1])
+    np.testing.assert_array_equal(generated[0], generated[2])
 
 
 def test_samples_and_channels_in_any_order_or_type_are_the_same_sound(
@@ -216,9 +218,9 @@ def test_samples_and_channels_in_any_order_or_type_are_the_same_sound(
     stereo = np.stack([mono, mono], axis=1)
     whole = np.round(stereo * 32768).astype(np.int16)
     forms: list[Any] = [stereo, stereo.T, stereo.astype(np.float64), whole, whole.T, torch.from_numpy(stereo.copy())]
-    made = [pipeline("a2g", audio=form, audio_rate_hz=16000, num_inference_steps=1)[0].gesture for form in forms]
-    for other in made[1:]:
-        np.testing.assert_array_equal(made[0], other)
+    generated = [pipeline("a2g", audio=form, audio_rate_hz=16000, num_inference_steps=1)[0].gesture for form in forms]
+    for other in generated[1:]:
+        np.testing.assert_array_equal(generated[0], other)
 
 
 def test_a_text_is_spoken_at_the_rate_of_the_training_words(
@@ -226,18 +228,18 @@ def test_a_text_is_spoken_at_the_rate_of_the_training_words(
 ) -> None:
     """A checkpoint knows the rate, so no shards are needed; a file's name is read, and gives what its text gives."""
     text = "Good morning to you all, and/or good night. See file.txt for more."
-    told = pipeline("t2g", text=text, num_inference_steps=1)
+    output = pipeline("t2g", text=text, num_inference_steps=1)
     given = pipeline("t2g", text=text, speaking_rate=pipeline.speaking_rate(shards), num_inference_steps=1)
-    np.testing.assert_array_equal(told[0].gesture, given[0].gesture)
-    assert any("speaking rate" in warning for warning in told.warnings)
-    assert told.remarks == told.warnings  # the former name
+    np.testing.assert_array_equal(output[0].gesture, given[0].gesture)
+    assert any("speaking rate" in warning for warning in output.warnings)
+    assert output.remarks == output.warnings  # the former name
     longer = pipeline("t2g", text=" ".join(["good morning to you"] * 100), num_inference_steps=1)  # no file name
     assert longer[0].seconds > 60
     file = tmp_path / "my text"
     file.write_text(text)
     for path in (file, str(file)):
         read = pipeline("t2g", text=path, num_inference_steps=1)
-        np.testing.assert_array_equal(told[0].gesture, read[0].gesture)
+        np.testing.assert_array_equal(output[0].gesture, read[0].gesture)
 
 
 def test_a_model_without_a_speaking_rate_asks_for_one(pipeline: OmnigesPipeline) -> None:
@@ -247,7 +249,7 @@ def test_a_model_without_a_speaking_rate_asks_for_one(pipeline: OmnigesPipeline)
         older("t2g", text="hello there")
 
 
-def test_what_was_made_is_saved_as_files_that_read_back(pipeline: OmnigesPipeline, tmp_path: Path) -> None:
+def test_results_are_saved_as_files_that_read_back(pipeline: OmnigesPipeline, tmp_path: Path) -> None:
     sample = pipeline("unconditional", seconds=2, num_inference_steps=1)[0]
     npz, wav, grid = sample.save(tmp_path / "new" / "all")
     motion = decode_motion(npz.read_bytes())

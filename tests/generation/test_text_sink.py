@@ -80,7 +80,7 @@ def test_each_control_character_alone_or_within_a_word(byte: int) -> None:
     assert text == " ".join(words) + "\n"
 
 
-def test_a_word_that_reads_as_silence_is_told() -> None:
+def test_a_word_that_reads_as_silence_is_reported() -> None:
     sink, grid, text = files_of(tokens_of("tree", "sp"))
     assert [word.word for word in decode_words(grid).words] == ["tree"]
     assert text == "tree sp\n"

@@ -213,7 +213,7 @@ class TestTimes:
         with pytest.raises(DataError, match="expected equal words"):
             word_time_differences(found, said(("dog", 0, 1), ("!", 0, 1)))
 
-    def test_a_time_that_is_none(self):
+    def test_a_time_that_is_invalid(self):
         with pytest.raises(DataError, match="NaN or infinite"):
             word_time_differences(said(("a", float("nan"), 1)), said(("a", 0, 1)))
 

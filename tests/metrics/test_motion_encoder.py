@@ -178,7 +178,7 @@ class TestFilesThatAreNone:
         with pytest.raises(DataError, match="found a pickled Python object"):
             load_encoder(path)
 
-    def test_a_renamed_file_is_told_its_name(self, tmp_path):
+    def test_a_renamed_file_gets_an_error_with_its_name(self, tmp_path):
         path = saved(tmp_path / "e.safetensors", random_tensors(SMALL))
         with pytest.raises(DataError, match=r"expected safetensors, found a file of torch\.save; rename it to e\.bin"):
             load_encoder(path)

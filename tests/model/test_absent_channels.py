@@ -22,9 +22,9 @@ from omniges.model.tasks import TASKS
 from omniges.shards.present import ALL_PRESENT, STREAM_BITS, STREAM_PARTS, channel_flags, present_bits
 
 CPU = torch.device("cpu")
-TOLD = replace(CONFIG, tell_absent=True)
-CARRIED = replace(TOLD, absent="noise")
-JAW = replace(TOLD, gesture_channels=424)
+AWARE = replace(CONFIG, tell_absent=True)
+CARRIED = replace(AWARE, absent="noise")
+JAW = replace(AWARE, gesture_channels=424)
 JAW_CARRIED = replace(JAW, absent="noise")
 NO_JAW = ALL_PRESENT & ~present_bits({"jaw_eyes"})
 NO_FACE = ALL_PRESENT & ~present_bits({"face"})
@@ -65,7 +65,7 @@ def bits_of(tensors: list[torch.Tensor]) -> list[bytes]:
 class TestAbsentChannels:
     @pytest.mark.slow
     @pytest.mark.parametrize(
-        "config", [CONFIG, TOLD, CARRIED, JAW, JAW_CARRIED], ids=["untold", "told", "carried", "424", "424 carried"]
+        "config", [CONFIG, AWARE, CARRIED, JAW, JAW_CARRIED], ids=["unaware", "aware", "carried", "424", "424 carried"]
     )
     @pytest.mark.parametrize("rounded", [False, True])
     @pytest.mark.parametrize("value", [None, float("nan")], ids=["noise", "nan"])
@@ -87,7 +87,7 @@ class TestAbsentChannels:
     @settings(max_examples=8)
     @given(bits=st.lists(st.sampled_from(USABLE), min_size=2, max_size=5), seed=st.integers(0, 1000))
     def test_so_it_is_for_any_absent_parts(self, bits, seed):
-        windows, flow, model = partial(bits), FlowSettings(), model_of(TOLD)
+        windows, flow, model = partial(bits), FlowSettings(), model_of(AWARE)
         streams = None if windows.present is None else windows.present.streams
         plan = draw_plan(flow, seed, np.arange(len(bits)), streams)
         first, second = (model(one, plan, flow, seed) for one in (windows, disturbed(windows, bits, None)))
@@ -119,7 +119,7 @@ class TestAbsentChannels:
             np.testing.assert_allclose(float(found[row]), expected, rtol=1e-5)
 
     def test_a_stream_without_channels_of_jaw_and_eyes_does_not_tell_that_they_are_absent(self):
-        model, flow = model_of(TOLD), FlowSettings()
+        model, flow = model_of(AWARE), FlowSettings()
         assert model.known_parts(np.array([NO_JAW], np.uint8)) is None
         bits = np.array([NO_FACE, NO_FACE & NO_JAW], np.uint8)
         windows = [replace(windows_of([3, 4]), present=model.known_parts(bits[[k, 0]])) for k in (0, 1)]
@@ -133,7 +133,7 @@ class TestAbsentChannels:
         assert not present.masks["gesture"].any()
 
     def test_a_part_that_no_sample_has_leaves_its_outputs_without_gradient(self):
-        model, flow = model_of(TOLD), FlowSettings(shares={"a2g": 1})
+        model, flow = model_of(AWARE), FlowSettings(shares={"a2g": 1})
         windows = partial([NO_FACE] * 4)
         plan = draw_plan(flow, 0, np.arange(4), windows.present.streams)
         model(windows, plan, flow, 0).total.backward()
@@ -147,16 +147,18 @@ class TestTelling:
         torch.manual_seed(3)
         plain = dict(build_model(CONFIG, statistics=statistics(), vocab_size=VOCAB_SIZE, speakers=2).named_parameters())
         torch.manual_seed(3)
-        told = dict(build_model(TOLD, statistics=statistics(), vocab_size=VOCAB_SIZE, speakers=2).named_parameters())
-        lacking = told.pop("lacking")
+        parameters = dict(
+            build_model(AWARE, statistics=statistics(), vocab_size=VOCAB_SIZE, speakers=2).named_parameters()
+        )
+        lacking = parameters.pop("lacking")
         assert lacking.shape == (7, CONFIG.width)  # a row for each part of the streams, none for jaw and eyes
         assert model_of(JAW).lacking.shape == (8, CONFIG.width)
         assert not lacking.any()
-        assert told.keys() == plain.keys()
-        assert all(torch.equal(told[name], plain[name]) for name in plain)
+        assert parameters.keys() == plain.keys()
+        assert all(torch.equal(parameters[name], plain[name]) for name in plain)
 
     def test_it_says_something_of_samples_that_lack_a_part_alone(self):
-        bits, flow, model = [ALL_PRESENT, NO_FACE, ALL_PRESENT], FlowSettings(shares={"t2a": 1}), model_of(TOLD)
+        bits, flow, model = [ALL_PRESENT, NO_FACE, ALL_PRESENT], FlowSettings(shares={"t2a": 1}), model_of(AWARE)
         windows = partial(bits)
         plan = draw_plan(flow, 0, np.arange(3), windows.present.streams)
         before = model(windows, plan, flow, 0).each.sum(1)
@@ -167,7 +169,7 @@ class TestTelling:
     @pytest.mark.parametrize("bits", [[ALL_PRESENT], [NO_FACE]], ids=["whole", "partial"])
     def test_every_parameter_has_a_gradient(self, bits):
         """Ranks whose batches lack different parts must have the same gradients to average."""
-        model, windows, flow = model_of(TOLD), partial(bits), FlowSettings(shares={"t2a": 1})
+        model, windows, flow = model_of(AWARE), partial(bits), FlowSettings(shares={"t2a": 1})
         model(windows, draw_plan(flow, 0, np.arange(1)), flow, 0).total.backward()
         assert all(parameter.grad is not None for parameter in model.parameters())
 

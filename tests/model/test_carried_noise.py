@@ -175,10 +175,10 @@ class TestSampling:
         model, recorder = recorded()
         timeline = Timeline(11, {"text": lambda _first, count: np.zeros(count, np.int32)}, 0, 0)
         windows = WindowSettings(window_ticks=TICKS, overlap_ticks=2)
-        made = list(
+        generated = list(
             sample_timelines(model, [timeline], ["gesture"], SEED, windows, SamplingSettings(num_inference_steps=2))
         )
-        assert sum(ticks for _, _, ticks in made) == 11
+        assert sum(ticks for _, _, ticks in generated) == 11
         first = recorder.calls[0]["tokens"]["audio"]  # windows begin at ticks 0, 4 and 5
         assert torch.equal(first[0, 4:], first[1, :2])
         for call in recorder.calls:

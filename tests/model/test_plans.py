@@ -31,13 +31,13 @@ def roles(name: str, stream: str) -> str:
 
 
 class TestTasks:
-    def test_names_say_what_is_given_and_what_is_made(self):
+    def test_names_say_conditions_and_targets(self):
         letters = {"t": "text", "a": "audio", "g": "gesture"}
         for name, task in TASKS.items():
             if name != "joint":
-                given_letters, made = name.split("2")
+                given_letters, generated = name.split("2")
                 assert {letters[c] for c in given_letters} == set(task.conditions)
-                assert (letters[made],) == task.targets
+                assert (letters[generated],) == task.targets
         assert set(TASKS["joint"].targets) == set(STREAMS)
 
     @pytest.mark.parametrize("shares", [None, {"t2g": 1.0, "joint": 3.0}, {"a2t": 0.2}])

@@ -74,7 +74,7 @@ class TestSizes:
 
 class TestConfig:
     @pytest.mark.parametrize("found", [-1.0, float("nan"), float("inf"), "x", None])
-    def test_a_weight_that_is_none_is_refused(self, found):
+    def test_a_weight_that_is_invalid_is_refused(self, found):
         with pytest.raises(UsageFault, match="model: gesture_difference_weight: expected"):
             dataclasses.replace(PRESETS["tiny"], gesture_difference_weight=found)
 

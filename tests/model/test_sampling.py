@@ -229,9 +229,9 @@ class TestDpmSolver:
             errors[solver] = float((found - (MEAN + STD * noise)).abs().max())
         assert errors["dpm++"] < errors["euler"] / 2
 
-    def test_what_follows_is_told_after_each_step(self):
-        told = []
+    def test_the_callback_runs_after_each_step(self):
+        calls = []
         point = {"text": torch.zeros(2, 3)}
         for solver in ("euler", "heun", "dpm++"):
-            integrate(point, [1.0, 0.5, 0.0], lambda x, _: x, solver, lambda: told.append(1))
-        assert len(told) == 6
+            integrate(point, [1.0, 0.5, 0.0], lambda x, _: x, solver, lambda: calls.append(1))
+        assert len(calls) == 6

@@ -58,13 +58,13 @@ class TestFrameTokens:
         said = output.reshape(3, count, frames + 2 * laps, 2).double().numpy()
         expected = np.empty((3, count * frames, 2))
         for frame in range(count * frames):
-            told, weights = [], []
+            predicted, weights = [], []
             for token in range(count):
                 at = frame - token * frames
                 if -laps <= at < frames + laps:
-                    told.append(said[:, token, at + laps])
+                    predicted.append(said[:, token, at + laps])
                     weights.append(1 - abs(at - (frames - 1) / 2) / frames)
-            expected[:, frame] = np.average(told, axis=0, weights=weights)
+            expected[:, frame] = np.average(predicted, axis=0, weights=weights)
         found = stream.clean(output, output, torch.ones(3)).reshape(3, -1, 2)
         np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
 
@@ -92,7 +92,7 @@ class TestFrameTokens:
         torch.testing.assert_close(stream.clean(noise - clean, at, levels), clean, rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("prediction", ["clean", "velocity"])
-    def test_differences_of_successive_frames_count_as_told_over_borders_of_tokens_too(self, prediction):
+    def test_differences_of_successive_frames_have_their_weight_over_borders_of_tokens_too(self, prediction):
         stream = frame_tokens(prediction=prediction, difference_weight=2.5)
         output = torch.randn(2, 5, stream.outputs)
         clean, noise = torch.randn(2, 2, 5, 12)

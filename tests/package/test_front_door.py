@@ -89,8 +89,8 @@ def test_python_m_omniges_is_the_command() -> None:
 
 class TestFunctions:
     def test_corpus_to_shards_to_verdict(self, tmp_path: Path) -> None:
-        made = omniges.sample_corpus(str(tmp_path / "c"), clips=2, seconds=2.0, words=4, speakers=1)
-        assert made.clips == 2
+        summary = omniges.sample_corpus(str(tmp_path / "c"), clips=2, seconds=2.0, words=4, speakers=1)
+        assert summary.clips == 2
         summary = omniges.preprocess(
             str(tmp_path / "c"), str(tmp_path / "s"), num_workers=1, keep_audio=True, speakers=["synthetica"]
         )

@@ -55,8 +55,10 @@ class TestOtherNames:
             present_names(TrainSettings, {"lr_scheduler": "cosine", "lr_schedule": "linear"})
 
     def test_keywords_of_python_too(self) -> None:
-        made = from_keywords(PreprocessSettings, {"root": ".", "out": "x", "split": "val", "workers": 1}, "preprocess")
-        assert (str(made.output_dir), made.selection.splits, made.num_workers) == ("x", ("val",), 1)
+        settings = from_keywords(
+            PreprocessSettings, {"root": ".", "out": "x", "split": "val", "workers": 1}, "preprocess"
+        )
+        assert (str(settings.output_dir), settings.selection.splits, settings.num_workers) == ("x", ("val",), 1)
 
 
 class TestErrors:
@@ -78,7 +80,7 @@ class TestErrors:
             ),
         ],
     )
-    def test_python_is_told_the_keyword_and_the_command_line_the_flag(self, make: Any, keyword: str, flag: str) -> None:
+    def test_python_sees_the_keyword_and_the_command_line_the_flag(self, make: Any, keyword: str, flag: str) -> None:
         with pytest.raises(UsageFault) as refused:
             make()
         assert keyword in str(refused.value)
@@ -87,11 +89,11 @@ class TestErrors:
         assert flag in refused.value.on_command_line
 
     def test_what_is_no_flag_of_the_settings_stays(self) -> None:
-        told = "/data/--seed/x--seed: expected --seeds, --no-seed and --seed; add --overwrite"
+        message = "/data/--seed/x--seed: expected --seeds, --no-seed and --seed; add --overwrite"
         with pytest.raises(DataError) as refused, keywords_in_errors(GenerateSettings):
-            raise DataError(told)
+            raise DataError(message)
         assert str(refused.value) == "/data/--seed/x--seed: expected --seeds, --no-seed and seed; add overwrite=True"
-        assert refused.value.on_command_line == told
+        assert refused.value.on_command_line == message
 
     def test_an_error_that_names_no_setting_is_the_same(self) -> None:
         error = errors.EnvironmentFault("disk full")

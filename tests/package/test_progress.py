@@ -76,7 +76,7 @@ class TestReporters:
             reporter.say("saved")
         assert capsys.readouterr() == ("", "")
 
-    def test_a_log_waits_between_lines_as_long_as_it_is_told(self) -> None:
+    def test_a_log_waits_between_lines_as_long_as_requested(self) -> None:
         stream = io.StringIO()
         reporter = LineReporter(stream, every_s=1000.0)
         for _ in range(5):

@@ -52,7 +52,7 @@ class TestNames:
 
 
 class TestRefusals:
-    def test_an_unknown_name_is_told_with_near_ones(self, registry: Registry[Any]) -> None:
+    def test_an_unknown_name_is_reported_with_near_ones(self, registry: Registry[Any]) -> None:
         with pytest.raises(UsageFault, match=r"thing 'jion': expected one of join, wide; did you mean join\?"):
             registry.get("jion")
         with pytest.raises(UsageFault, match=r"^--with x=y: expected one of join, wide \("):
@@ -70,7 +70,7 @@ class TestRefusals:
         with pytest.raises(UsageFault, match=r"Callable, found 3"):
             registry.register("three", 3)
 
-    def test_two_packages_of_one_name_are_both_told(
+    def test_two_packages_of_one_name_are_both_named(
         self, registry: Registry[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for name in ("first", "second"):

@@ -233,7 +233,7 @@ class TestNames:
 
 
 class TestBounds:
-    def test_a_data_set_linked_under_the_root_is_told(self, tmp_path: Path) -> None:
+    def test_a_data_set_linked_under_the_root_is_reported(self, tmp_path: Path) -> None:
         lay(tmp_path / "disk" / ENGLISH, [A])
         root = tmp_path / "root"
         root.mkdir()
@@ -243,7 +243,7 @@ class TestBounds:
         allowed = discover(root, Selection(), allow_roots=(tmp_path / "disk",))
         assert stems_of(allowed) == [A]
 
-    def test_folders_without_files_are_told(self, tmp_path: Path) -> None:
+    def test_folders_without_files_are_reported(self, tmp_path: Path) -> None:
         with pytest.raises(UsageFault, match=r"no \.wav.*found in smplxflame_30, textgrid, wave16k"):
             found(lay(tmp_path, []))
 

@@ -299,7 +299,7 @@ class TestRunningAgain:
         run_preprocess(tmp_path / "c", tmp_path / "fresh")
         assert digests(tmp_path / "o") == digests(tmp_path / "fresh")
 
-    def test_a_shard_that_lost_its_tail_is_made_anew(self, corpus: Path, tmp_path: Path) -> None:
+    def test_a_shard_that_lost_its_tail_is_made_again(self, corpus: Path, tmp_path: Path) -> None:
         run_preprocess(corpus, tmp_path / "o")
         before = digests(tmp_path / "o")
         os.truncate(tmp_path / "o/train-000000.tar", 1000)

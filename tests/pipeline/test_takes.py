@@ -34,7 +34,7 @@ def moved(**changes: Any) -> Take:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"expressions": (slice(7, None), 3, np.nan)}, "face: nan at frame 7, in 53 of 60 frames"),
         ({"expressions": (0, slice(None), np.nan)}, "face: nan at frame 0, in 1 of 60 frames"),
@@ -46,11 +46,11 @@ def moved(**changes: Any) -> Take:
         ({"poses": (12, 70, np.nan)}, "jaw_eyes: nan at frame 12, in 1 of 60 frames"),
     ],
 )
-def test_a_part_that_is_not_there_throughout_is_a_fault(changes: dict[str, Any], told: str) -> None:
+def test_a_part_that_is_not_there_throughout_is_a_fault(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(RecordingFault) as caught:
         present_of(moved(**changes))
     problem = caught.value.problem
-    assert (problem.code, problem.found) == ("npz-not-finite", told)
+    assert (problem.code, problem.found) == ("npz-not-finite", message)
     assert problem.expected == "finite numbers, or NaN in all frames of an absent part"
 
 

@@ -175,7 +175,7 @@ class TestUpdate:
         assert digests(out) == fresh(root, tmp_path)
 
     @pytest.mark.parametrize("name", ["manifest.parquet", "report.jsonl"])
-    def test_a_set_whose_lists_are_damaged_is_made_anew(self, root: Path, tmp_path: Path, name: str) -> None:
+    def test_a_set_whose_lists_are_damaged_is_made_again(self, root: Path, tmp_path: Path, name: str) -> None:
         out = tmp_path / "o"
         convert(root, out)
         before = digests(out)
@@ -363,7 +363,7 @@ class TestUnfinished:
         assert digests(out) == fresh(root, tmp_path)
 
     @pytest.mark.slow
-    def test_other_settings_are_refused_and_force_starts_anew(
+    def test_other_settings_are_refused_and_force_starts_over(
         self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         out = tmp_path / "o"

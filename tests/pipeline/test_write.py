@@ -135,12 +135,12 @@ class TestWhole:
         assert sorted(row.stem for row in ShardFolder(tmp_path / "s").rows) == sorted(keys)
         assert findings(tmp_path / "s") == []
 
-    def test_progress_hears_of_each_recording(self, tmp_path: Path) -> None:
-        told: list[tuple[int, int]] = []
+    def test_progress_is_called_for_each_recording(self, tmp_path: Path) -> None:
+        calls: list[tuple[int, int]] = []
         given = [recording(0), recording(1)]
-        omniges.write_shards(given, tmp_path / "a", progress=lambda *numbers: told.append(numbers))
-        omniges.write_shards(iter(given), tmp_path / "b", progress=lambda *numbers: told.append(numbers))
-        assert told == [(1, 2), (2, 2), (1, 0), (2, 0)]
+        omniges.write_shards(given, tmp_path / "a", progress=lambda *numbers: calls.append(numbers))
+        omniges.write_shards(iter(given), tmp_path / "b", progress=lambda *numbers: calls.append(numbers))
+        assert calls == [(1, 2), (2, 2), (1, 0), (2, 0)]
 
 
 LACKING = {
@@ -189,7 +189,7 @@ class TestAbsent:
         assert digests(tmp_path / "a") == digests(tmp_path / "b")
 
     @pytest.mark.parametrize(
-        ("given", "told"),
+        ("given", "message"),
         [
             (recording(), "expected an iterable of omniges.Recording, found Recording"),
             (recording, "found function; give a list, or call the function"),
@@ -199,10 +199,10 @@ class TestAbsent:
             ([recording(samples=np.random.default_rng(1).normal(0, 0.1, (64000, 1)) * [1, -1])], "invert one channel"),
         ],
     )
-    def test_what_is_no_recording_is_one_line(self, tmp_path: Path, given: Any, told: str) -> None:
+    def test_what_is_no_recording_is_one_line(self, tmp_path: Path, given: Any, message: str) -> None:
         with pytest.raises(omniges.OmnigesError) as caught:
             omniges.write_shards(given, tmp_path / "s")
-        assert told in str(caught.value)
+        assert message in str(caught.value)
         assert "\n" not in str(caught.value)
 
     @pytest.mark.parametrize("betas", [None, np.ones(3), np.ones(10)])

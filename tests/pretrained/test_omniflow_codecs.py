@@ -188,8 +188,8 @@ class TestWindows:
         assert all(start % 4 == 0 for _, start in found)
         assert len({start for _, start in found}) > 3
         words = ("--window-ticks", 8, "--batch-size", 4, "--steps", 3, "--audio-codec", AUDIO, "--tick-multiple", 4)
-        told = omniges("trace-batches", "--shards", encoded_both, *words)
-        assert [(r["key"], r["start_tick"]) for r in map(json.loads, told.stdout.splitlines())] == found[:12]
+        listed = omniges("trace-batches", "--shards", encoded_both, *words)
+        assert [(r["key"], r["start_tick"]) for r in map(json.loads, listed.stdout.splitlines())] == found[:12]
 
     def test_the_command_that_lists_a_refused_batch_tells_the_multiple(
         self, encoded_both: Path, omniflow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

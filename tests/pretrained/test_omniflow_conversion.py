@@ -272,7 +272,7 @@ class TestRoundTrips:
         assert torch.equal(written["head.text.out.weight"], tensors["text_output.weight"])
         assert {x.dtype for x in complete_trunk(read_converted(tmp_path / "out")).parameters()} == {torch.float32}
 
-    def test_averaged_weights_are_told_apart_by_order(self, tmp_path: Path) -> None:
+    def test_averaged_weights_are_distinguished_by_order(self, tmp_path: Path) -> None:
         for kind in ("layer", "rms", "none", "with the text VAE"):
             tiny = KINDS[kind]
             folder = write_folder(tmp_path / kind, tiny, average=True)

@@ -24,7 +24,7 @@ SHAPES = {name: tuple(x.shape) for name, x in tensors_of(TINY).items()}
 
 
 def refused(folder: Path) -> str:
-    """What a person is told; one line."""
+    """The error for a person; one line."""
     with pytest.raises(OmnigesError) as caught:
         read_omniflow(folder)
     assert "\n" not in str(caught.value)
@@ -117,7 +117,7 @@ class TestConfig:
         ("key", "value"),
         [("qk_norm", "layer_norm"), ("qk_norm", ["x"]), ("dual_attention_layers", []), ("patch_size", 32)],
     )
-    def test_of_kinds_the_tensors_decide_and_it_is_told(self, key: str, value: Any, tmp_path: Path) -> None:
+    def test_of_kinds_the_tensors_decide_and_it_is_reported(self, key: str, value: Any, tmp_path: Path) -> None:
         found = read_omniflow(write_folder(tmp_path, TINY, config=TINY.config | {key: value}))
         assert found.config["qk_norm"] == "rms"
         (warning,) = found.warnings

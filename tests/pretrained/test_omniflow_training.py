@@ -56,7 +56,7 @@ def whole(shards: Path, omniflow: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def filled(pretrained: Path, weights: Any = None) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
-    """Weights of a model before and after it was filled, and what was told."""
+    """Weights of a model before and after it was filled, and the messages."""
     start = open_start(pretrained, weights, {})
     model = build_model(start.config, statistics=statistics(), vocab_size=300, speakers=2)
     before = {name: x.detach().clone() for name, x in model.named_parameters()}
@@ -97,7 +97,7 @@ class TestWhatIsCarriedOver:
             assert not after[f"trunk.head.{stream}.out.weight"].any()
         assert not after["trunk.speaker.weight"].any()
 
-    def test_every_tensor_of_theirs_and_every_weight_of_ours_is_told_with_a_reason(self, omniflow: Path) -> None:
+    def test_every_tensor_of_theirs_and_every_weight_of_ours_is_reported_with_a_reason(self, omniflow: Path) -> None:
         _, after, begun = filled(omniflow)
         assert sorted(status.source for status in begun.statuses if status.kind != "new") == sorted(tensors_of(TINY))
         assert {status.target for status in begun.statuses if status.target} == set(after)
@@ -376,7 +376,7 @@ class TestWords:
         assert (found.pretrained_model_name_or_path, found.pretrained_weights) == (omniflow, "ema")
         assert (found.preset, found.learning_rate) == (None, 1e-4)
 
-    def test_the_start_of_a_kind_is_told_from_the_folder(self, omniflow: Path) -> None:
+    def test_the_start_of_a_kind_is_reported_from_the_folder(self, omniflow: Path) -> None:
         start = open_start(omniflow, None, {})
         assert isinstance(start, OmniFlowStart)
         assert (start.config.width, start.config.layers, start.config.heads) == (16, 2, 2)

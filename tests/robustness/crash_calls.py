@@ -153,17 +153,17 @@ class _Tap:
         size = place.stat().st_size if os.path.lexists(place) else None
         if size is None:
             number = next(self._count)
-            made = self.around(Call("create", relative, file=number), perform)
+            created = self.around(Call("create", relative, file=number), perform)
             self.numbers[relative] = number
         elif flags & os.O_TRUNC:
-            made = self.around(Call("truncate", relative, file=self.numbers[relative]), perform)
+            created = self.around(Call("truncate", relative, file=self.numbers[relative]), perform)
             size = 0
         elif flags & os.O_APPEND:
-            made = perform(None)
+            created = perform(None)
         else:
             raise AssertionError(f"{relative} is opened to be changed in its middle: the tap has no model of it")
-        self._files[number_of(made)] = _Open(self.numbers[relative], relative, size or 0)
-        return made
+        self._files[number_of(created)] = _Open(self.numbers[relative], relative, size or 0)
+        return created
 
     def _close(self, descriptor: int) -> None:
         with self.lock:
@@ -289,7 +289,9 @@ def tapped(root: Path, around: Around) -> Iterator[None]:
         if buffering != 0 or mode not in modes:
             raise AssertionError(f"{relative} is opened with mode {mode!r}: the tap has no model of it")
         with tap.lock:
-            return tap.opened(relative, modes[mode], lambda _part: watched(file, mode), lambda made: made.fileno())
+            return tap.opened(
+                relative, modes[mode], lambda _part: watched(file, mode), lambda created: created.fileno()
+            )
 
     replaced = tap.replacements()
     real = {name: getattr(os, name) for name in replaced}

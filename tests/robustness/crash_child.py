@@ -4,10 +4,10 @@
         "kind": "rename out/dataset.json", "nth": 0, "when": "before",
         "victims": "group"}' preprocess …
 
-`kind` and `nth` say at which call, as `calls.kind_of` names them, and `when`: before it, after it, or (of a
-write) when half of it is done. `victims`: the process `alone`, so that its workers are left behind, or its `group`;
-`SIGTERM` or `SIGINT`: the process is told to stop.
-Without a kind it runs to its end and writes the number of calls of each kind to the file named by `calls`.
+`kind` and `nth` say at which call, as `calls.kind_of` names them, and `when`: before it, after it, or (of a write) when
+half of it is done. `victims`: the process `alone`, so that its workers are left behind, or its `group`; `SIGTERM` or
+`SIGINT`: the process gets the signal. Without a kind it runs to its end and writes the number of calls of each kind to
+the file named by `calls`.
 """
 
 from __future__ import annotations

@@ -105,18 +105,20 @@ def make_scenarios(work: Path) -> dict[str, Scenario]:
         "small-before": replace(small, root=before),
         "audio": plain,
     }
-    made = {name: _converted(work / "sets" / name, plan, keep_audio=name == "audio") for name, plan in sets.items()}
+    prepared = {name: _converted(work / "sets" / name, plan, keep_audio=name == "audio") for name, plan in sets.items()}
     partial = work / "partial"
-    shutil.copytree(made["whole"], partial)
+    shutil.copytree(prepared["whole"], partial)
     (partial / "train-000001.tar").unlink()
-    result = everything_in(made["whole"])
+    result = everything_in(prepared["whole"])
     scenarios = (
         Scenario("fresh", whole, None, result),
-        Scenario("update", whole, made["before"], result),
-        Scenario("shifted", whole, made["small-before"], everything_in(made["small"]), shard_bytes=_SMALL_SHARD_BYTES),
-        Scenario("force", whole, made["audio"], result, force=True),
+        Scenario("update", whole, prepared["before"], result),
+        Scenario(
+            "shifted", whole, prepared["small-before"], everything_in(prepared["small"]), shard_bytes=_SMALL_SHARD_BYTES
+        ),
+        Scenario("force", whole, prepared["audio"], result, force=True),
         Scenario("missing-shard", whole, partial, result),
-        Scenario("turned", whole, made["before"], result, begun_root=between),
+        Scenario("turned", whole, prepared["before"], result, begun_root=between),
     )
     return {scenario.name: scenario for scenario in scenarios}
 

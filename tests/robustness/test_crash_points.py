@@ -35,14 +35,14 @@ def scenarios(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scenario]:
 @pytest.fixture(scope="module")
 def calls(scenarios: dict[str, Scenario], tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Call]]:
     """The calls of an undisturbed run of each scenario."""
-    made = {}
+    recordings = {}
     for name, scenario in scenarios.items():
         out = scenario.begin(tmp_path_factory.mktemp("counted") / "x")
         recorder = Recorder()
         with tapped(out.parent, recorder):
             preprocess_here(scenario, out)
-        made[name] = recorder.calls
-    return made
+        recordings[name] = recorder.calls
+    return recordings
 
 
 class Stop(BaseException):
@@ -50,7 +50,7 @@ class Stop(BaseException):
 
 
 class At:
-    """An `around` that fails with an error at a call, and, where told so, at every such call after it."""
+    """An `around` that fails with an error at a call, and, if requested, at every later call of this kind."""
 
     def __init__(self, number: int, error: BaseException, *, lasting: bool = False) -> None:
         self.number = number
@@ -200,7 +200,7 @@ class TestRefused:
 
 class TestOthersAtOnce:
     @pytest.mark.slow
-    def test_a_second_run_at_any_moment_is_told_to_wait_and_changes_nothing(
+    def test_a_second_run_at_any_moment_must_wait_and_changes_nothing(
         self, scenarios: dict[str, Scenario], tmp_path: Path
     ) -> None:
         plan, out = scenarios["shifted"], scenarios["shifted"].begin(tmp_path / "x")

@@ -167,8 +167,8 @@ def test_thirty_changes_as_processes(name: str, world: World, tmp_path: Path, mo
         with mutated(folder, random.Random(20_000 + number), kind.seal) as what:
             code, said, took_s, most_bytes = run_once()
         lines = [line for line in said.splitlines() if line.startswith("omniges: ")]
-        told = len(lines) == 1 or (code == 1 and command in {"verify-shards", "preprocess"})
-        if code not in {0, 1, 2, 3} or "Traceback" in said or (code and not told):
+        explained = len(lines) == 1 or (code == 1 and command in {"verify-shards", "preprocess"})
+        if code not in {0, 1, 2, 3} or "Traceback" in said or (code and not explained):
             wrong.append(f"{number} ({what}): exit {code}: {said[-300:]}")
         if took_s > usual_s + MAX_S or most_bytes > usual_bytes + MAX_BYTES:
             wrong.append(f"{number} ({what}): {took_s:.1f} s, {most_bytes >> 20} MiB")

@@ -30,14 +30,14 @@ def scenarios(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scenario]:
 @pytest.fixture(scope="module")
 def recordings(scenarios: dict[str, Scenario], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Recording]:
     """What each scenario begins with, and the calls of its run."""
-    made = {}
+    recordings = {}
     for name, scenario in scenarios.items():
         out = scenario.begin(tmp_path_factory.mktemp("recorded") / "x")
         before = read_tree(out.parent)
-        made[name] = (scenario, before, recorded(scenario, out, first=False))
+        recordings[name] = (scenario, before, recorded(scenario, out, first=False))
         assert not end_faults(scenario, out)
-        assert replay(before, made[name][2]).tree() == read_tree(out.parent)  # nothing went past the tap
-    return made
+        assert replay(before, recordings[name][2]).tree() == read_tree(out.parent)  # nothing went past the tap
+    return recordings
 
 
 class Fixed:

@@ -51,7 +51,7 @@ def test_every_member_is_the_same_wherever_the_shards_are(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("member", ["gesture.npy", "mel.npy", "words.txt"])
-def test_any_flipped_byte_is_found_and_told_in_the_words_of_the_loader(folder: Path, member: str) -> None:
+def test_any_flipped_byte_is_found_and_reported_in_the_words_of_the_loader(folder: Path, member: str) -> None:
     shards, moved = elsewhere(folder)
     row = next(row for row in shards.rows if row.split == "train")
     place = row.members[member]
@@ -63,17 +63,17 @@ def test_any_flipped_byte_is_found_and_told_in_the_words_of_the_loader(folder: P
         data = bytearray(sound)
         data[place.offset + at] ^= 1
         (moved / row.shard).write_bytes(data)
-        with pytest.raises(DataError) as told:
+        with pytest.raises(DataError) as caught:
             shards.member(row, member)
         assert f"{moved / row.shard}: {row.key}.{member} at byte {place.offset}: expected sha256 {place.sha256}" in str(
-            told.value
+            caught.value
         )
         loader = ClipReader(tables, shards.source, ReadMarks.blank(len(tables)))
         sample = [tables.key(number) for number in range(len(tables))].index(row.key)
         with pytest.raises(DataError) as same:
             loader.words(sample) if member == "words.txt" else loader.read_window(sample, 0, 1, plain, out)
         # The loader's table holds places alone, so it calls the words by one name in every version.
-        assert str(same.value) == str(told.value).replace("words.txt", "words")
+        assert str(same.value) == str(caught.value).replace("words.txt", "words")
 
 
 def test_a_shard_that_ends_early_is_not_there_or_is_a_folder(folder: Path) -> None:
@@ -139,7 +139,7 @@ def other_split(rows: list[ManifestRow]) -> list[ManifestRow]:
 
 
 @pytest.mark.parametrize(
-    ("edit", "told"),
+    ("edit", "message"),
     [
         (lambda _rows: [], r"\d rows of \S+\.tar .*as in dataset\.json, found 0"),
         (lambda rows: rows[1:], r"\d rows of \S+\.tar .*as in dataset\.json, found \d"),
@@ -147,7 +147,7 @@ def other_split(rows: list[ManifestRow]) -> list[ManifestRow]:
     ],
     ids=["none", "fewer", "split"],
 )
-def test_every_reader_compares_the_rows_with_the_totals(folder: Path, edit: Any, told: str) -> None:
+def test_every_reader_compares_the_rows_with_the_totals(folder: Path, edit: Any, message: str) -> None:
     for name, data in edited_manifest(folder, edit).items():
         (folder / name).write_bytes(data)
     for read in (
@@ -155,7 +155,7 @@ def test_every_reader_compares_the_rows_with_the_totals(folder: Path, edit: Any,
         lambda: read_catalog(folder, Filters()),
         lambda: open_shards(folder),
     ):
-        with pytest.raises(DataError, match=rf"manifest\.parquet: .*{told}"):
+        with pytest.raises(DataError, match=rf"manifest\.parquet: .*{message}"):
             read()
 
 
@@ -212,7 +212,7 @@ def test_a_sealed_dataset_json_with_other_counts(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "told"),
+    ("edit", "message"),
     [
         (lambda rows, _: [*rows, rows[0]], "occurs twice"),
         (lambda rows, _: [replace(rows[0], shard="train-000099.tar"), *rows[1:]], "names the shard train-000099.tar"),
@@ -223,7 +223,7 @@ def test_a_sealed_dataset_json_with_other_counts(folder: Path) -> None:
     ],
     ids=["key", "shard", "frames", "mel_frames", "ticks", "place"],
 )
-def test_rows_that_contradict_themselves_or_dataset_json(folder: Path, edit: Any, told: str, tmp_path: Path) -> None:
+def test_rows_that_contradict_themselves_or_dataset_json(folder: Path, edit: Any, message: str, tmp_path: Path) -> None:
     for name, data in edited_manifest(folder, lambda rows: edit(rows, folder)).items():
         (folder / name).write_bytes(data)
     readers: tuple[Callable[[], object], ...] = (
@@ -232,7 +232,7 @@ def test_rows_that_contradict_themselves_or_dataset_json(folder: Path, edit: Any
         lambda: export(folder, tmp_path / "out"),
     )
     for read in readers:
-        with pytest.raises(DataError, match=rf"manifest\.parquet: .*{told}") as caught:
+        with pytest.raises(DataError, match=rf"manifest\.parquet: .*{message}") as caught:
             read()
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()

@@ -103,7 +103,7 @@ class TestUpdating:
         assert "--force" in line
         assert digests(out) == before
 
-    def test_force_makes_it_anew_as_version_2(
+    def test_force_makes_it_again_as_version_2(
         self, version_1: Path, shards: Path, corpus: Path, tmp_path: Path
     ) -> None:
         out = shutil.copytree(version_1, tmp_path / "old")

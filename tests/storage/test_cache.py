@@ -154,7 +154,7 @@ class TestSize:
         use(cache, source, 2)
         assert there(cache) == {2}
 
-    def test_it_waits_for_space_as_long_as_it_is_told(self, tmp_path: Path) -> None:
+    def test_it_waits_for_space_as_long_as_requested(self, tmp_path: Path) -> None:
         cache, source = CacheFolder(tmp_path, 1000), Source()
         pin = cache.acquire(cached(1), source.fill(1))
         threading.Timer(0.1, pin.close).start()

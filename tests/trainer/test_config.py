@@ -178,7 +178,7 @@ class TestRefusals:
             assert "\n" not in str(fault)
 
 
-def test_differences_are_told_by_flag_name() -> None:
+def test_differences_are_reported_by_flag_name() -> None:
     one, two = TrainSettings().as_json(), TrainSettings(seed=1, report_to=("wandb",)).as_json()
     assert differences(one, two) == ["--seed was 0, is 1", "--report-to was [], is ['wandb']"]
     assert differences(json.loads(json.dumps(two)), two) == []

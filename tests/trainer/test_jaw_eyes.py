@@ -190,7 +190,7 @@ class TestGenerating:
         with pytest.raises(UsageFault, match=r"3 frames or more, 415 or 424"):
             pipeline("g2a", gesture=both[:, :420])
 
-    def test_a_part_that_no_sample_has_is_made_at_rest_and_named(self, corpus: Path, tmp_path: Path) -> None:
+    def test_a_part_that_no_sample_has_is_at_rest_and_named(self, corpus: Path, tmp_path: Path) -> None:
         folder = write_partial(corpus, tmp_path / "shards", dict.fromkeys(range(12), ("jaw_eyes",)))
         run(folder, tmp_path / "run", max_train_steps=1, gesture_channels=424)
         record = make(tmp_path / "run", tmp_path / "out", "a2g", 1, shards=folder, keys=(STEM,))

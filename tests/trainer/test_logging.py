@@ -20,19 +20,19 @@ from omniges.trainer.logging import COLUMNS, Logbook, Shown, flat_numbers, open_
 
 
 class Kept:
-    """A tracker that keeps what it is told."""
+    """A tracker that keeps what is logged."""
 
     name = "kept"
 
     def __init__(self) -> None:
-        self.told: list[tuple[int, Mapping[str, float]]] = []
+        self.logged: list[tuple[int, Mapping[str, float]]] = []
         self.closed = False
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        self.told.append((step, numbers))
+        self.logged.append((step, numbers))
 
     def show(self, step: int, samples: Sequence[Shown]) -> None:
-        self.told.append((step, {one.task: one.ticks for one in samples}))
+        self.logged.append((step, {one.task: one.ticks for one in samples}))
 
     def close(self) -> None:
         self.closed = True
@@ -80,26 +80,26 @@ def test_trackers_get_the_numbers_under_joined_names(tmp_path: Path) -> None:
     tracker = Kept()
     with Logbook(tmp_path, [tracker]) as book:
         book.track(7, {"loss": 1, "tasks": {"t2g": {"loss": 2.5, "samples": 3}}, "note": "x", "flag": True, "no": None})
-    assert tracker.told == [(7, {"loss": 1.0, "tasks/t2g/loss": 2.5, "tasks/t2g/samples": 3.0})]
+    assert tracker.logged == [(7, {"loss": 1.0, "tasks/t2g/loss": 2.5, "tasks/t2g/samples": 3.0})]
     assert tracker.closed
     assert dict(flat_numbers({})) == {}
 
 
 @pytest.mark.parametrize("place", ["log", "show", "close"])
-def test_a_tracker_that_fails_is_told_and_left_out(place: str, tmp_path: Path) -> None:
+def test_a_tracker_that_fails_is_reported_and_left_out(place: str, tmp_path: Path) -> None:
     class Failing(Kept):
         def fail(self, *_: object) -> None:
             raise ConnectionError("no network")
 
-    tracker, other, told = Failing(), Kept(), list[str]()
+    tracker, other, logged = Failing(), Kept(), list[str]()
     setattr(tracker, place, tracker.fail)
-    with Logbook(tmp_path, [tracker, other], log_message=told.append) as book:
+    with Logbook(tmp_path, [tracker, other], log_message=logged.append) as book:
         for step in (1, 2):
             book.track(step, {"loss": 1})
             book.show(step, [SimpleNamespace(task="t2g", ticks=1)])  # type: ignore[list-item]
-    assert len(other.told) == 4
+    assert len(other.logged) == 4
     assert other.closed
-    (line,) = told
+    (line,) = logged
     assert "ConnectionError: no network" in line
     assert '"event": "tracker"' in (tmp_path / "log.jsonl").read_text()
 

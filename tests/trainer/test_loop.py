@@ -193,12 +193,12 @@ class TestTelling:
     def test_progress_says_what_a_person_wants_to_know(
         self, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        told = Collected()
-        monkeypatch.setattr(train_module, "make_reporter", lambda _mode: told)
+        reporter = Collected()
+        monkeypatch.setattr(train_module, "make_reporter", lambda _mode: reporter)
         summary = run(shards, tmp_path, logging_steps=3)
-        assert [progress.step for progress in told.progress] == [3, 6]
-        assert told.progress[-1].left_s == 0
-        assert any("4 clips" in warning and "8 windows of 16 ticks" in warning for warning in told.messages)
+        assert [progress.step for progress in reporter.progress] == [3, 6]
+        assert reporter.progress[-1].left_s == 0
+        assert any("4 clips" in warning and "8 windows of 16 ticks" in warning for warning in reporter.messages)
         assert summary.lines[0].startswith("all steps done at step 6 (epoch 3.0): 6 steps in ")
         again = run(shards, tmp_path, logging_steps=3)
         assert len(again.lines) == 1
@@ -207,7 +207,7 @@ class TestTelling:
         )
 
     @pytest.mark.parametrize(("steps", "word"), [(0, "start"), (2, "resume")])
-    def test_a_signal_before_the_first_step_is_told_as_a_stop(
+    def test_a_signal_before_the_first_step_is_reported_as_a_stop(
         self, steps: int, word: str, shards: Path, tmp_path: Path
     ) -> None:
         if steps:

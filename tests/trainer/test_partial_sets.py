@@ -84,7 +84,7 @@ def test_the_command_trains_resumes_generates_and_evaluates(mixed, tmp_path):
     assert refused.stderr.count("\n") == 1
 
 
-def test_a_part_that_no_sample_has_is_made_at_rest_and_named(clips, tmp_path):
+def test_a_part_that_no_sample_has_is_at_rest_and_named(clips, tmp_path):
     folder = write_partial(clips, clips.parent / "faceless", dict.fromkeys(range(12), ("face", "hands", "text")))
     validation = {"validation_steps": 2, "validation_windows": 1, "validation_samples": 1}
     run(folder, tmp_path / "run", max_train_steps=2, validation_sampling_steps=1, **validation)
@@ -145,5 +145,5 @@ def test_a_set_without_absent_parts_has_no_embedding_of_them(clips, tmp_path):
     assert not identity.config.tell_absent
     assert identity.absent == ()
     assert "lacking" not in dict(identity.build(0).named_parameters())
-    told = replace(identity, config=replace(identity.config, tell_absent=True))
-    assert "lacking" in dict(told.build(0).named_parameters())
+    aware = replace(identity, config=replace(identity.config, tell_absent=True))
+    assert "lacking" in dict(aware.build(0).named_parameters())

@@ -314,7 +314,7 @@ class TestChoice:
         with pytest.raises(UsageFault, match="found nothing there"):
             run(shards, tmp_path / "third", resume_from_checkpoint=str(two / "nowhere"))
 
-    def test_other_settings_are_taken_and_told(self, two: Path, shards: Path) -> None:
+    def test_other_settings_are_used_and_logged(self, two: Path, shards: Path) -> None:
         run(shards, two, learning_rate=1e-4, batch_size=2)
         warnings = " ".join(log_of(two, "start")[-1]["remarks"])
         assert "--learning-rate was 0.001, is 0.0001" in warnings

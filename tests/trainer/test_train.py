@@ -136,10 +136,10 @@ class TestModelOfACheckpoint:
             assert p.detach().numpy().tobytes() == bits[f"ema.safetensors/{name}"]
         assert not averaged.training
         draws = Draws(8, 0, torch.arange(2), torch.tensor([1, 2]))
-        made = sample(
+        generated = sample(
             averaged, {"text": torch.zeros(2, 8).long()}, ["gesture"], draws, SamplingSettings(num_inference_steps=2)
         )
-        assert made["gesture"].shape == (2, 24, WITH_JAW_EYES)
+        assert generated["gesture"].shape == (2, 24, WITH_JAW_EYES)
 
 
 class TestFeed:

@@ -187,7 +187,9 @@ def relabel(sample: Sample, emotion: str) -> None:
 
 
 class TestContradictions:
-    def test_a_broken_rotation_is_told_by_its_channels_whatever_is_absent(self, small: Path, tmp_path: Path) -> None:
+    def test_a_broken_rotation_is_reported_by_its_channels_whatever_is_absent(
+        self, small: Path, tmp_path: Path
+    ) -> None:
         _, parts, edit = CASES["a broken rotation beside absent hands"]
         (finding,) = [
             finding

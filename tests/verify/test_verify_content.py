@@ -297,7 +297,7 @@ class TestContent:
         assert "report-contradiction" in codes(run(rebuilt(shards, tmp_path / "s", fault), "deep"))
         assert key_from_stem(sample.stem) == sample.key
 
-    def test_another_version_of_tokenizers_is_told_apart(self, shards: Path, tmp_path: Path) -> None:
+    def test_another_version_of_tokenizers_is_distinguished(self, shards: Path, tmp_path: Path) -> None:
         folder = rebuilt(shards, tmp_path / "s", FAULTS["tokenizer merge"][1])
         edit = edited_dataset(folder, lambda document: document["tool"].update(tokenizers="0.0.1"))
         with content(folder / DATASET_FILE, edit):

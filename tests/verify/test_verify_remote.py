@@ -74,7 +74,7 @@ def at(url: str, level: str, **settings: Any) -> VerifyResult:
     return run(url, level, **settings)
 
 
-def told(result: VerifyResult) -> tuple[Any, ...]:
+def verdict(result: VerifyResult) -> tuple[Any, ...]:
     """All of a result but where it was and how long it took."""
     return (result.findings, result.errors, result.files, result.samples, result.read_bytes, result.not_checked)
 
@@ -99,7 +99,7 @@ class TestTheSameAsOnDisk:
     @pytest.mark.parametrize("level", LEVELS)
     def test_sound_shards_in_memory(self, shards: Path, memory: Callable[[Path], str], level: str) -> None:
         url = memory(shards)
-        assert told(at(url, level)) == told(run(shards, level))
+        assert verdict(at(url, level)) == verdict(run(shards, level))
         assert at(url, level, num_workers=3, isolate=True).findings == ()
 
     @pytest.mark.parametrize("case", DAMAGE)
@@ -109,7 +109,7 @@ class TestTheSameAsOnDisk:
         folder = damaged(shards, tmp_path / "s", case)
         url = memory(folder)
         for level in LEVELS:
-            assert told(at(url, level)) == told(run(folder, level)), level
+            assert verdict(at(url, level)) == verdict(run(folder, level)), level
 
     def test_content_faults_in_memory(self, shards: Path, memory: Callable[[Path], str], tmp_path: Path) -> None:
         def fault(content: ShardSet) -> None:
@@ -118,11 +118,11 @@ class TestTheSameAsOnDisk:
         broken: Fault = fault
         folder = rebuilt(shards, tmp_path / "s", broken)
         result = at(memory(folder), "deep")
-        assert told(result) == told(run(folder, "deep"))
+        assert verdict(result) == verdict(run(folder, "deep"))
         assert not result.valid
 
     def test_a_file_url_is_the_folder(self, shards: Path, tmp_path: Path) -> None:
-        assert told(at(f"file://{shards}", "deep")) == told(run(shards, "deep"))
+        assert verdict(at(f"file://{shards}", "deep")) == verdict(run(shards, "deep"))
         folder = damaged(shards, tmp_path / "s", "no shard")
         (folder / SHARD).symlink_to(shards / SHARD)
         assert {finding.code for finding in at(f"file://{folder}", "full").findings} == {"file-not-regular"}
@@ -144,7 +144,7 @@ class TestS3:
         folder = damaged(shards, tmp_path / "s", case)
         url = upload(endpoint, re.sub("[^a-z]", "-", case), folder).url
         for level in LEVELS:
-            assert told(at(url, level)) == told(run(folder, level)), level
+            assert verdict(at(url, level)) == verdict(run(folder, level)), level
 
     @pytest.mark.slow
     def test_the_command(self, endpoint: str, shards: Path) -> None:

@@ -110,7 +110,7 @@ class TestBeat2:
         with pytest.raises(EnvironmentFault, match=r"corpus 'sounds' of omniges-toy 1\.0: .*No module named"):
             guess_corpus(tmp_path / "empty")
 
-    def test_a_folder_that_nobody_recognizes_is_told_as_before(self, tmp_path: Path) -> None:
+    def test_a_folder_that_nobody_recognizes_is_reported_as_before(self, tmp_path: Path) -> None:
         with pytest.raises(UsageFault, match="no wav folder"):
             run_preprocess(tmp_path, tmp_path / "out")
 

@@ -92,8 +92,8 @@ def test_a_loss_is_the_formula_by_itself(task: str, model: FlowModel, arrays: di
                     nats += functional.cross_entropy(outputs[0, :, split:], marks, reduction="none")
                     expected = float((nats * weights).sum() / weights.sum())
                 else:
-                    made = model.stream(target).clean(outputs, tokens[target], levels[target])
-                    expected = squares(made - clean, target)
+                    generated = model.stream(target).clean(outputs, tokens[target], levels[target])
+                    expected = squares(generated - clean, target)
                 assert found[row, k] == pytest.approx(expected, rel=1e-4)
 
 
@@ -113,8 +113,8 @@ def test_what_a_model_carries_as_noise_is_noise_of_window_and_level(task: str, a
             tokens = {target: torch.lerp(clean[target], noise[target], level)}
             tokens |= {condition: clean[condition], third: noise[third]}
             levels = {target: torch.tensor([level]), condition: torch.zeros(1), third: torch.ones(1)}
-            made = model.predict(tokens, levels, [target], torch.tensor([0]))[target]
-            assert found[1, k] == pytest.approx(squares(made - clean[target], target), rel=1e-4)
+            generated = model.predict(tokens, levels, [target], torch.tensor([0]))[target]
+            assert found[1, k] == pytest.approx(squares(generated - clean[target], target), rel=1e-4)
 
 
 def test_a_window_has_its_losses_whatever_is_beside_it(model: FlowModel, arrays: dict[str, torch.Tensor]) -> None:

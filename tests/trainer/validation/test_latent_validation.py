@@ -194,12 +194,12 @@ class TestWithoutTheCodecs:
             return inner(model, task, *rest)
 
         monkeypatch.setattr(run_module, "sample_windows", watched)
-        told = Collected()
-        monkeypatch.setattr(train_module, "make_reporter", lambda _mode: told)
+        reporter = Collected()
+        monkeypatch.setattr(train_module, "make_reporter", lambda _mode: reporter)
         run(encoded_both, tmp_path, **BARE, validation_codec=(f"{AUDIO}={folders[AUDIO]}",))
         assert sorted(sampled) == ["a2t", "g2a", "g2t", "t2a"]
-        assert "validation decodes audio with audioldm2-vae" in told.messages
-        (lost,) = [warning for warning in told.messages if "not computed" in warning]
+        assert "validation decodes audio with audioldm2-vae" in reporter.messages
+        (lost,) = [warning for warning in reporter.messages if "not computed" in warning]
         assert "of t2g and a2g not computed: gesture is latents of gesture-rvqvae" in lost
         event = last_validation(tmp_path)
         assert event["metrics"]["g2a"]["log_mel_l1"] > 0

@@ -14,8 +14,8 @@ from omniges.trainer.validation.samples import GeneratedWindow, ResultFiles, pac
     "array", [np.arange(830, dtype=np.float32).reshape(2, 415), np.array([3, 0, 7], np.int32), np.zeros((0, 64), "f4")]
 )
 def test_arrays(array: np.ndarray) -> None:
-    made = GeneratedWindow("a2g", 3, array, {"invalid_rotations": 0.1})
-    (found,) = unpack(pack([made]))
+    generated = GeneratedWindow("a2g", 3, array, {"invalid_rotations": 0.1})
+    (found,) = unpack(pack([generated]))
     assert (found.task, found.number, found.measures, found.why_not) == ("a2g", 3, {"invalid_rotations": 0.1}, None)
     assert isinstance(found.content, np.ndarray)
     assert (found.content.dtype, found.content.shape, found.content.tobytes()) == (

@@ -246,10 +246,10 @@ class TestDefaults:
     def test_by_default_it_is_on_where_there_is_a_val_split(
         self, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        told = Collected()
-        monkeypatch.setattr(train_module, "make_reporter", lambda _mode: told)
+        reporter = Collected()
+        monkeypatch.setattr(train_module, "make_reporter", lambda _mode: reporter)
         run(shards, tmp_path, **{**BARE, "validation_steps": None}, max_train_steps=1)
-        assert any("validates on 1 of" in warning for warning in told.messages)
+        assert any("validates on 1 of" in warning for warning in reporter.messages)
         assert [event["step"] for event in log_of(tmp_path, "validation")] == [1]  # the last step
 
     def test_without_one_it_is_off_and_says_so_and_an_explicit_wish_is_refused(
@@ -392,7 +392,7 @@ class TestSignals:
 
 
 class TestFaults:
-    def test_a_recording_that_cannot_be_read_saves_and_is_told(self, shards: Path, tmp_path: Path) -> None:
+    def test_a_recording_that_cannot_be_read_saves_and_is_reported(self, shards: Path, tmp_path: Path) -> None:
         import shutil
 
         own = tmp_path / "shards"
@@ -406,7 +406,7 @@ class TestFaults:
         assert log_of(tmp_path / "run", "end")[-1]["ending"] == "failed"
         assert checkpoint_of(tmp_path / "run", 2).is_dir()
 
-    def test_motion_that_is_none_is_counted_not_hidden(
+    def test_motion_that_is_invalid_is_counted_not_hidden(
         self, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from omniges.generation import writers
@@ -443,13 +443,13 @@ class TestFaults:
     def test_a_costly_validation_says_what_to_lower(
         self, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        told = Collected()
-        monkeypatch.setattr(train_module, "make_reporter", lambda _mode: told)
+        reporter = Collected()
+        monkeypatch.setattr(train_module, "make_reporter", lambda _mode: reporter)
         run(shards, tmp_path, **BARE)
-        warnings = [warning for warning in told.messages if "--validation-windows" in warning]
+        warnings = [warning for warning in reporter.messages if "--validation-windows" in warning]
         assert len(warnings) == 1
         assert "of the time: raise --validation-steps" in warnings[0]
-        assert sum("validation at step" in warning for warning in told.messages) == 3
+        assert sum("validation at step" in warning for warning in reporter.messages) == 3
 
     def test_half_written_files_of_a_killed_run_go(self, shards: Path, tmp_path: Path) -> None:
         torn = tmp_path / "validation/.step-000002.tmp-1"
