@@ -128,8 +128,8 @@ class TestFilters:
             ({"split": "val"}, "expected samples of split 'val', found train 6.*--split-csv"),
             ({"speakers": ("9", "scott")}, "speaker 9 or scott, found none; choose from speaker0, speaker1, speaker2"),
             ({"speakers": ("1",), "languages": ("chinese",)}, "language chinese, found none; choose from english"),
-            ({"emotions": ("happy",)}, "emotion happy: choose from neutral"),
-            ({"speakers": ("3",), "emotions": ("happy",)}, "emotion happy: choose from none, all are null"),
+            ({"emotions": ("happy",)}, "emotion happy, found none; choose from neutral"),
+            ({"speakers": ("3",), "emotions": ("happy",)}, "emotion happy, found none; choose from none, all are null"),
             ({"min_seconds": 60.0}, r"last 60 to inf s, found only 0\.76\d* to 3 s"),
         ],
     )
@@ -184,7 +184,7 @@ class TestNothingIsTrusted:
             ({"frames": 31}, "lengths in frames"),
             ({"mel_frames": 1}, "lengths in frames"),
             ({"ticks": 99}, "lengths in frames"),
-            ({"shard": "train-000009.tar"}, "names the shard train-000009.tar"),
+            ({"shard": "train-000009.tar"}, "that dataset.json lists, found train-000009.tar"),
         ],
     )
     def test_rows_that_contradict_themselves(
@@ -204,7 +204,7 @@ class TestNothingIsTrusted:
             read_catalog(edited(folder, tmp_path / "s", edit), Filters())
 
     def test_a_key_twice(self, folder: Path, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match="occurs twice"):
+        with pytest.raises(DataError, match="expected each key once"):
             read_catalog(edited(folder, tmp_path / "s", lambda rows: [replace(r, key="a") for r in rows]), Filters())
 
     def test_a_manifest_that_is_no_parquet(self, folder: Path, tmp_path: Path) -> None:

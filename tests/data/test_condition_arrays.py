@@ -124,7 +124,9 @@ def test_labels_count_in_what_was_read_only_where_they_are_read(shards: Path) ->
 
 
 def test_a_stream_of_an_array_that_is_latents_is_refused() -> None:
-    with pytest.raises(UsageFault, match="--condition-streams means: it reads mel, and audio is latents of a codec"):
+    with pytest.raises(
+        UsageFault, match="--condition-streams means: expected mel, which it reads, found audio as latents of a codec"
+    ):
         require_readable({"means": Means()}, {"audio": object()})
     require_readable({"means": Means()}, {})
 

@@ -415,8 +415,8 @@ class TestMisbehaviour:
     @pytest.mark.parametrize(
         ("data", "text"),
         [
-            (b"<html>not found</html>", "expected a JSON document, found 22 other bytes"),
-            (b'{"format": "omniges-shards", "checksum": "0"}', "the checksum does not fit"),
+            (b"<html>not found</html>", "expected a JSON document, found 22 bytes of something else"),
+            (b'{"format": "omniges-shards", "checksum": "0"}', "expected content that fits its checksum"),
             (seal({"format": "other"}), "expected format 'omniges-shards'"),
             (seal({"format": "omniges-shards", "version": 99}), "expected shard contract version 1 or 2, found 99"),
             (
