@@ -331,8 +331,8 @@ def _plan(model: FlowModel, own: Mapping[str, Tensor], source: SourceTrunk) -> _
         found = tuple(own[target].shape) if target in own else None
         if found != shape and not (name == "embed.text.weight" and found is not None and found[1] < shape[1]):
             raise DataError(
-                f"{source.where}: expected {name} of shape {found or 'none'} as {target} of this model, found {shape}; "
-                "choose another checkpoint"
+                f"{source.where}: {name}: expected the shape {found or 'none'} of {target} in this model, found "
+                f"{shape}; choose another checkpoint"
             )
         carried[name] = target
     filled = set(carried.values())
