@@ -1,7 +1,7 @@
 """Windows of shards as a map-style torch dataset, for models outside of omniges.
 
 `WindowDataset` gives any subset of the arrays of a window of whole ticks (0.1 s), raw or normalized. Each item is read
-by byte range, so a window costs its own bytes and no more.
+by byte range, so only the bytes of its window are read.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def view(
     only: Collection[str] | None = None,
     scores: Sequence[ScoreTable] = (),
 ) -> ViewSummary:
-    """Write a page that shows tracks and plays their sound, from a file and without a network.
+    """Write a page that shows tracks and plays their sound; the browser needs no network.
 
     Args:
         settings: What to show, and where to write.

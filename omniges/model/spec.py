@@ -339,7 +339,7 @@ def model_for_weights(
 
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
-    """The description of a trained model, complete but for the weights."""
+    """The complete description of a trained model, without the weights."""
 
     preset: str
     config: ModelConfig

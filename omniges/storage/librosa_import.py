@@ -27,7 +27,8 @@ def load_librosa() -> Any:
         The module.
 
     Raises:
-        EnvironmentFault: librosa is not installed, or cannot be imported, as where numba finds no folder for its cache.
+        EnvironmentFault: librosa is not installed, or cannot be imported, for example without a folder for numba's
+            cache.
     """
     with compiling("librosa"):
         importlib.import_module("librosa.onset")

@@ -96,9 +96,7 @@ def text_vae_config(document: Any, where: str) -> TextVaeConfig:
         entry = found.part("vae_config")
         unknown = sorted(entry.found.keys() - {field.name for field in fields(VaeConfig)})
         if unknown:
-            raise entry.fault(
-                unknown[0], "an unknown key, which could change the texts", "none but those of OmniFlow's text VAE"
-            )
+            raise entry.fault(unknown[0], "an unknown key, which could change the texts", "keys of OmniFlow's text VAE")
         vae = entry.sizes(VaeConfig)
     llama = _llama(found)
     t5 = T5Sizes()
