@@ -6,9 +6,9 @@ those of the matrix products that a step computed, as torch's counter reports th
 · B · H · N · M · D operations forward, and twice that backward. Scores that the backward pass computes again are not
 counted.
 
-Two more figures do not depend on the speed of the machine: the calls of a step (torch's operations without views) and,
-with `--compile`, the kernels of the compiled graph (generated kernels and calls of libraries). An accelerator needs
-some microseconds to launch each of them, so their number limits its speed.
+Two more figures do not depend on the speed of the machine. One is the number of calls of a step: torch's operations
+without views. The other, with `--compile`, is the number of kernels of the compiled graph: generated kernels and calls
+of libraries. An accelerator needs some microseconds to launch each of them, so their number limits its speed.
 """
 
 from __future__ import annotations

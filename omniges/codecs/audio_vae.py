@@ -8,7 +8,7 @@ A row of latents has K · W numbers: channel k and column w at k · W + w. Each 
 configuration's shift factor, times its scaling factor.
 
 The autoencoder processes arrays of any length in blocks. The result equals that of diffusers on the complete array.
-Cutting the input into blocks would change the result, whatever context a block has: group normalisations use mean and
+Cutting the input into blocks would change the result, whatever context a block has. Group normalisations use mean and
 variance over all rows, and the attention in the middle joins each row with all others. So every latent depends on the
 complete clip.
 

@@ -79,8 +79,8 @@ def webdataset(
             sample["__key__"], sample["gesture.npy"].shape, sample["words.txt"], sample["json"]["labels"]
 
     A sample is a dictionary of ``__key__``, ``__url__`` and its members by webdataset's names. Shards are split by node
-    and by worker, so give a ``DataLoader`` no sampler, and have at least as many shards as processes: a process without
-    a shard yields nothing. ``.map``, ``.to_tuple``, ``.batched`` and other methods of webdataset can follow.
+    and by worker, so give a ``DataLoader`` no sampler. Have at least as many shards as processes, because a process
+    without a shard yields nothing. ``.map``, ``.to_tuple``, ``.batched`` and other methods of webdataset can follow.
 
     Args:
         source: A folder of shards, as a path or URL, or one or several tar files. A tar file is a path, a URL of any

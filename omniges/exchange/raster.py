@@ -116,8 +116,8 @@ def project(placed: F32, view: F32, width: int, height: int, screen: F32) -> Non
 
     Args:
         placed: (V, 3) positions.
-        view: (3, 4) from the world to the camera: right, up and towards the viewer, scaled so that a point at depth 1
-            is at most 1 from the middle of the image's height.
+        view: (3, 4) from the world to the camera: right, up and towards the viewer. At depth 1, half the image's height
+            is 1.
         width: Samples across.
         height: Samples down.
         screen: (V, 3), filled with column, row and 1/depth; a depth of 0 or less gives 0.

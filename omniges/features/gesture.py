@@ -194,8 +194,8 @@ def matrix_from_six_d(six_d: npt.NDArray[np.floating]) -> F64:
 def invalid_rotations(six_d: npt.NDArray[np.floating]) -> float:
     """Return the share of generated 6D rotations that are not close to a rotation.
 
-    A rotation is invalid if the length of a row differs from 1, or the dot product of both rows from 0, by more than
-    0.1, or if it is not finite.
+    A rotation is invalid if it is not finite, if the length of a row differs from 1 by more than 0.1, or if the dot
+    product of both rows exceeds ±0.1.
 
     Args:
         six_d: 6D rotations (T, J, 6).

@@ -214,10 +214,10 @@ class _Grid:
 def decode_words(data: bytes, tier: str | None = None, speakers: Collection[str] = ()) -> WordTier:
     """Read the word tier of a TextGrid in UTF-8 or UTF-16, in long, short or chronological text form.
 
-    The tier is the first interval tier with words that is called ``words`` or ``word`` (any case, stray quotes
-    ignored), else the one that MFA calls ``SPEAKER - words``. Letters of labels are unchanged. Surrounding white space
-    is removed, a line break becomes one space, and silences are dropped. A word that overlaps the word before by at
-    most 10 ms is cut to start at its end.
+    The tier is the first interval tier with words whose name is ``words`` or ``word`` (any case, stray quotes ignored).
+    Without one, it is the tier ``SPEAKER - words`` of MFA. Letters of labels are unchanged. Surrounding white space is
+    removed, a line break becomes one space, and silences are dropped. A word that overlaps the word before by at most
+    10 ms is cut to start at its end.
 
     Args:
         data: Bytes of the file.
@@ -457,8 +457,8 @@ def _tiers(masked: _Masked, wanted: str | None) -> list[_Tier]:
 def _without_other_entries(masked: _Masked, wanted: str | None) -> tuple[str, dict[int, int]]:
     """Cut out the entries of other tiers: phones take four fifths of a file and of praatio's time.
 
-    Return the shorter text and, for each cut tier (by the index of its first number), the number of entries that its
-    tokens make, so that a truncated tier is still found.
+    Return the shorter text, and the number of entries in the tokens of each cut tier, by the index of its first number.
+    So a truncated tier is still found.
     """
     heads = [
         head

@@ -376,8 +376,8 @@ class Results:
 def result_picture(name: str, task: str, item: Input, results: Results, body: Body, codec: TextTokenCodec) -> bytes:
     """Draw a result, with one row for each stream of the input and the result.
 
-    Conditions are drawn as the model gets them: words at the ticks of their text tokens and without those that have
-    none, the mel with its loudness rule, and motion with absent parts at rest.
+    Conditions are drawn as the model gets them. Words are at the ticks of their text tokens, without dropped words. The
+    mel has the model's loudness rule, and absent parts of motion are at rest.
 
     Args:
         name: Name of the result.

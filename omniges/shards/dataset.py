@@ -216,9 +216,9 @@ def read_statistics(data: bytes, place: str) -> dict[str, Any]:
         The document.
 
     Raises:
-        DataError: It is not a JSON object, or lacks means, standard deviations and counts of 415 gesture channels, 64
-            mel bands and, if it has any of jaw and eyes, their 9 values. A set without train samples has no statistics
-            and passes.
+        DataError: It is not a JSON object, or lacks means, standard deviations or counts of the 415 gesture channels,
+            of the 64 mel bands, or of the 9 values of jaw and eyes if it has any. A set without train samples has no
+            statistics and passes.
     """
     found = parse_document(data, place)
     if found.get("samples") == 0:

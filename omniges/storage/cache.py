@@ -10,9 +10,9 @@ A file in use is *pinned*: its reader holds a shared flock on it. Eviction needs
 the kernel, so a killed process leaves none. Sizes are summed and files evicted under a lock of the folder. No process
 waits for another lock while it holds this one.
 
-No library does this. filelock locks a separate file exclusively, so it can neither pin the cached file itself, or a
-memory map of it, nor record reserved bytes. diskcache evicts files in use, exceeds its limit until the next culling,
-checks no digests and unpickles its content.
+No library does this. filelock locks a separate file exclusively: it cannot pin the cached file or a memory map of it,
+and it cannot record reserved bytes. diskcache evicts files in use, exceeds its limit until the next culling, checks no
+digests and unpickles its content.
 
 A file is downloaded completely and checked, with a limited number of attempts. The wait between attempts depends only
 on the attempt and a salt, not on random numbers or time. `FetchAhead` downloads in background threads before files are

@@ -102,8 +102,8 @@ def _folders(root: Path, layout: Layout) -> dict[str, Path]:
 def _splits(settings: CorpusSettings) -> list[str]:
     """Return the split of each clip: test and val get a tenth each (at least one of three clips), train the rest.
 
-    Clips belong to the speakers in turn. So that test and val include every speaker, each gets at least as many clips
-    as there are speakers, if two thirds of the clips remain for train.
+    Clips belong to the speakers in turn. Test and val each get at least as many clips as there are speakers, if two
+    thirds of the clips remain for train. So both include every speaker.
     """
     clips, speakers = settings.clips, settings.speakers
     held_out = 0 if clips < 3 else max(1, round(clips / 10))

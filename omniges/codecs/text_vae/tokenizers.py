@@ -1,7 +1,7 @@
 """Tokenizers of the text VAE: T5 tokens are encoded, LLaMA tokens are generated.
 
 Both tokenizers are read from their ``tokenizer.json``. Begin, end and padding tokens are added here by number, so no
-text can spell them: the text ``</s>`` is four characters, or to T5 an unknown word.
+text can contain them. The text ``</s>`` is four characters, or for T5 an unknown word.
 
 The native library builds any pipeline that a ``tokenizer.json`` describes. Some pipelines never finish, need unbounded
 memory or crash the process, through regular expressions, chains of replacements or tables with indices out of range. So
