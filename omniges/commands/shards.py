@@ -75,7 +75,7 @@ class FindingsSettings:
 
 @with_flags()
 def verify_shards(settings: VerifySettings, findings: FindingsSettings) -> None:
-    """Verify shards, and locate what is wrong with them to the byte.
+    """Verify shards, and show every error with its byte position.
 
     Exit codes: 0 valid, 1 an error was found, 2 usage or missing folder, 3 environment, 130 Ctrl-C.
     """

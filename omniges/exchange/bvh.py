@@ -1,6 +1,6 @@
 """Write motion as BVH: the joints of SMPL-X by name, centimetres, degrees, y up, facing +z in the rest pose.
 
-Rotations are in the order Z, X, Y, each about the axes that the ones before have turned: R = Rz · Rx · Ry.
+Rotations are intrinsic in the order Z, X, Y (each about axes turned by the earlier ones): R = Rz · Rx · Ry.
 """
 
 from __future__ import annotations

@@ -663,7 +663,8 @@ def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
         The input with equal lengths.
 
     Raises:
-        DataError: Audio and motion have lengths that `preprocess` refuses, nothing is left, or no word of a file is.
+        DataError: Audio and motion have lengths that `preprocess` refuses, nothing is left after the cut, or a file has
+            no words left.
     """
     lengths = [one.ticks for one in item.conditions] or [item.ticks]
     by_stream = {one.stream: one.ticks / TICKS_PER_SECOND for one in item.conditions}

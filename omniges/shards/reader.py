@@ -119,7 +119,7 @@ def check_digest(content: bytes | memoryview, sha256: bytes, place: str) -> None
 
     Args:
         content: All bytes of a member or file.
-        sha256: expected digest, 32 bytes.
+        sha256: Expected digest, 32 bytes.
         place: Position for errors.
 
     Raises:
@@ -137,7 +137,7 @@ def check_member(source: ShardSource, shard: str, content: bytes | memoryview, s
         source: Source of the shard.
         shard: Name of the shard.
         content: All bytes of the member.
-        sha256: expected digest, 32 bytes.
+        sha256: Expected digest, 32 bytes.
         place: Position for errors.
 
     Raises:

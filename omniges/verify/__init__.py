@@ -1,1 +1,1 @@
-"""`omniges verify-shards`: proves a shard folder valid, or says to the byte what is wrong (docs/how-to/verify.md)."""
+"""`omniges verify-shards`: proves that a shard folder is valid, or names the wrong bytes (docs/how-to/verify.md)."""

@@ -1,4 +1,4 @@
-"""Findings of `verify-shards`: the table of stable codes, and one finding with its position to the byte."""
+"""Findings of `verify-shards`: the table of stable codes, and one finding with its byte position."""
 
 from __future__ import annotations
 

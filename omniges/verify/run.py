@@ -130,7 +130,7 @@ class _Verification:
     contents: dict[str, bytes] = field(default_factory=dict)  # files beside the shards, by name
 
     def run(self, folders: Folders, count: Callable[[int, int], None]) -> None:
-        """Run all checks; each compares with results of the ones before it.
+        """Run all checks in order; each uses results of the earlier ones.
 
         Args:
             folders: Handles of the shard folder.

@@ -44,8 +44,8 @@ _TABLE, _TABLE_AGAIN = "encoder.shared.weight", "encoder.encoder.embed_tokens.we
 class TextVae(nn.Module):
     """A frozen text VAE with random weights; `of_tensors` creates it with weights from a file.
 
-    `named_parameters` has the order of the published implementation, which lists of EMA weights without names follow.
-    Raises `EnvironmentFault` if transformers is not installed.
+    `named_parameters` has the order of the published implementation, because lists of EMA weights have no names. Raises
+    `EnvironmentFault` if transformers is not installed.
     """
 
     def __init__(self, config: TextVaeConfig) -> None:
