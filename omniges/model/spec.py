@@ -1,4 +1,4 @@
-"""Definition of a model: its configuration, presets, and all parts of a checkpoint but the weights.
+"""Definition of a model: its configuration, presets, and all parts of a checkpoint except the weights.
 
 A `ModelConfig` contains what does not depend on the data. A `ModelIdentity` adds the statistics, the tokenizer and
 the speakers, so that the model can be built without the shards.

@@ -381,7 +381,8 @@ def journal_shard(
 
     Args:
         path: Shard file.
-        size: Its size in bytes. sha256: Its digest in hexadecimal.
+        size: Its size in bytes.
+        sha256: Its digest in hexadecimal.
         rows: Rows of its samples.
         notes: Findings of its samples by stem, as JSON.
 

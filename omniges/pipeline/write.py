@@ -179,7 +179,7 @@ def _prepare_workspace(workspace: Workspace, *, force: bool) -> None:
         )
     if not ours:
         raise UsageFault(
-            f"{workspace.folder}: an unfinished run of another command was found: finish that run, choose another "
+            f"{workspace.folder}: expected no unfinished run of another command, found one; finish it, choose another "
             "folder, or discard its work with force=True"
         )
 

@@ -362,8 +362,8 @@ def _average(path: Path, architecture: Architecture, weights: Tensors) -> Tensor
             )
     if Counter(tuple(x.shape) for x in found[len(own) :]) != Counter(weights.shapes[name] for name in nested):
         raise DataError(
-            f"{path}: expected the shapes of the models inside from {_LIST}[{len(own)}] on, found others; use "
-            "the last weights"
+            f"{path}: expected tensors of the nested models from {_LIST}[{len(own)}] on, found other shapes; "
+            "use the last weights"
         )
     numbers = {name: number for number, name in enumerate(own)}
 

@@ -423,7 +423,7 @@ class TestReplacing:
         for path in out.glob("*.*"):
             if path.is_file():
                 path.unlink()
-        with pytest.raises(UsageFault, match="an unfinished run of another command"):
+        with pytest.raises(UsageFault, match="expected no unfinished run of another command"):
             omniges.write_shards([recording()], out)
         assert (out / UNFINISHED_FILE / "begun.json").exists()
         omniges.write_shards([recording()], out, force=True)
