@@ -401,11 +401,13 @@ class TestRefusals:
     @pytest.mark.parametrize("name", ["emage-2024", "emage-eval-2025"])
     def test_published_profiles_without_their_parts(self, shards: Path, tmp_path: Path, name: str) -> None:
         everything = {"body_model": tmp_path, "gesture_encoder": tmp_path, "mean_speeds": tmp_path}
-        with pytest.raises(UsageFault, match="give --body-model and --gesture-encoder and --mean-speeds too, or"):
+        with pytest.raises(
+            UsageFault, match="expected --body-model and --gesture-encoder and --mean-speeds too, because"
+        ):
             scored(tmp_path, shards, profile=name)
         for part in everything:
             others = {own: path for own, path in everything.items() if own != part}
-            with pytest.raises(UsageFault, match=f"speeds: give --{part.replace('_', '-')} too, or"):
+            with pytest.raises(UsageFault, match=f"expected --{part.replace('_', '-')} too, because"):
                 scored(tmp_path, shards, profile=name, **others)
 
     def test_an_encoder_that_is_a_program(self, shards: Path, tmp_path: Path) -> None:

@@ -179,7 +179,9 @@ class TestFiles:
         path = saved(tmp_path / "w.pth", WEIGHTS)
         for release in ("2.6.0", "2.9.1+cpu"):
             monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(release))
-            with pytest.raises(EnvironmentFault, match=rf"torch {release.partition('+')[0]}.*expected 2\.10 or newer"):
+            with pytest.raises(
+                EnvironmentFault, match=rf"expected torch 2\.10 or newer .*, found {release.partition('+')[0]}"
+            ):
                 read_weights(path)
         monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.10.0"))
         assert same(read_weights(path), WEIGHTS)
