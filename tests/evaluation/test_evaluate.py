@@ -386,7 +386,7 @@ class TestNamesOfOtherTools:
 class TestRefusals:
     def test_names_that_are_no_samples(self, shards: Path, tmp_path: Path) -> None:
         (tmp_path / "nobody.npz").write_bytes(b"")
-        with pytest.raises(UsageFault, match=r"no sample of .* is called nobody"):
+        with pytest.raises(UsageFault, match=r"expected a sample nobody in .*, found none"):
             scored(tmp_path, shards, task="a2g")
 
     def test_files_without_a_task(self, shards: Path, tmp_path: Path) -> None:
