@@ -264,7 +264,7 @@ class Workspace:
         free = shutil.disk_usage(self.out).free
         if free < 0.8 * needed_bytes:  # the estimate is too high for compressed inputs
             raise EnvironmentFault(
-                f"{self.out}: about {needed_bytes / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free. Free some space or "
+                f"{self.out}: expected {needed_bytes / 1e9:.1f} GB of free space, found {free / 1e9:.1f} GB. Free some space or "
                 "choose another --output-dir (existing shards are kept until the new ones are complete)"
             )
 
