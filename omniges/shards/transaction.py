@@ -265,7 +265,8 @@ class Workspace:
         if free < 0.8 * needed_bytes:  # the estimate is too high for compressed inputs
             raise EnvironmentFault(
                 f"{self.out}: expected {needed_bytes / 1e9:.1f} GB of free space, found {free / 1e9:.1f} GB. "
-                "Free some space or choose another --output-dir (existing shards are kept until the new ones are complete)"
+                "Free some space or choose another --output-dir (existing shards are kept until the new ones are "
+                "complete)"
             )
 
     def sizes(self) -> dict[str, int]:
