@@ -91,8 +91,7 @@ def write_shards(  # noqa: PLR0913 - keyword-only except two: user settings
         keep_audio: Keep the whole 16 kHz waveform.
         loudness: Level before the mel; "peak" scales the largest sample to 0.5.
         shard_bytes: Target size of a shard in bytes.
-        max_length_mismatch_s: Largest difference of audio and motion in seconds; None: audio may be 30 s longer, motion
-            5 s.
+        max_length_mismatch_s: Largest difference in seconds; None: audio may be 30 s longer, motion 5 s.
         force: Replace a complete set, or an unfinished run of another command, in the folder.
         progress: Called with (done, total) recordings; total is 0 if `recordings` has no length.
 
