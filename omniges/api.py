@@ -32,7 +32,7 @@ def preprocess(
 
     Args:
         root: Folder of the data set.
-        output_dir: Folder for the shards, created if absent; None: ``shards``.
+        output_dir: Folder for the shards, created if absent, or ``s3://BUCKET/FOLDER``; None: ``shards``.
         progress: Show progress on standard error.
         **settings: Options of `PreprocessSettings`, and of its parts `ConvertSettings` and `Selection`:
             ``num_workers=4``, ``keep_audio=True``, ``speakers=("scott",)``.

@@ -21,7 +21,7 @@ COMMAND = (str(Path(sys.executable).with_name("omniges")),)
 
 
 def run_preprocess(
-    root: Path, out: Path, *, keep_audio: bool = False, loudness: Loudness = "none", **settings: Any
+    root: Path, out: Path | str, *, keep_audio: bool = False, loudness: Loudness = "none", **settings: Any
 ) -> Summary:
     """Preprocess in this process and, unless set otherwise, in one worker, whose start takes most of the time."""
     with Path(os.devnull).open("w") as stream:

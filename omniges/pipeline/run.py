@@ -26,7 +26,8 @@ from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import SPLITS
 from omniges.shards.transaction import OutputPlace, UnfinishedRun, Workspace
 from omniges.shards.writer import PendingShard, ShardFile, ShardWriter
-from omniges.storage.atomic import append_line, open_log, os_errors
+from omniges.storage.atomic import append_line, home_expanded, open_log, os_errors
+from omniges.storage.files import sha256_hex
 
 # Output bytes for each byte of motion input: 415 + 213 float32 a frame against BEAT2's 165 float32 and 103 float64.
 _GROWTH: Final = 1.75
@@ -94,7 +95,7 @@ def preprocess(
     threading.Thread(target=_warm_imports, name="warm-imports", daemon=True).start()
     settings, discovery = find_recordings(settings)
     CORPORA.require_installed(cast("str", settings.corpus), "workers of preprocess are processes of their own")
-    place = Workspace(settings.output_dir)
+    place = _place_of(settings)
     with place.locked(), _RunLog(settings.log_path) as log:
         place.recover()
         complete = incremental.read_complete(settings, place)
@@ -116,6 +117,17 @@ def preprocess(
         recalled = incremental.recall(earlier, known, digests, place.opened, settings.num_workers, count)
         work = _Work(settings, discovery, place, recalled, digests, earlier.complete)
         return _run(work, reporter, log, start)
+
+
+def _place_of(settings: PreprocessSettings) -> OutputPlace:
+    """Return the place of the set: a folder on this machine, or one in an object store."""
+    location = settings.location
+    if location.path is not None:
+        return Workspace(location.path)
+    from omniges.shards.store import StorePlace  # noqa: PLC0415 - needed for URLs only
+
+    folder = home_expanded("--work-dir", settings.work_dir) / "preprocess" / sha256_hex(location.address.encode())[:16]
+    return StorePlace(location, folder, settings.shard_bytes)
 
 
 def _run(work: _Work, reporter: Reporter, log: _RunLog, start: float) -> Summary:

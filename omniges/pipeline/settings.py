@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
 
+from omniges.arguments import require_file_names
 from omniges.errors import ExitCode, Finding, UsageFault
 from omniges.features import timebase
 from omniges.formats.settings import motion_rate_option
@@ -22,6 +23,7 @@ from omniges.shards.schema import Split
 if TYPE_CHECKING:
     from omniges.shards.dataset import Partial
     from omniges.shards.manifest import ManifestRow
+    from omniges.storage.remote import Location
 
 DEFAULT_CORPUS: Final = "beat2"
 MAX_FILE_BYTES: Final = 1 << 30  # of one input file
@@ -156,12 +158,17 @@ class PreprocessSettings:
     """Settings of `omniges preprocess`; those that decide output bytes are hashed into dataset.json."""
 
     root: Path = field(metadata=about("Folder of the data set.", panel="Input and output"))
-    output_dir: Path = option(
-        Path("shards"),
-        "Folder for the shards, created if absent; files with the names of a shard folder are replaced.",
-        "--output-dir",
-        "-o",
-        was=("out",),
+    output_dir: str | Path = field(
+        default=Path("shards"),
+        repr=False,  # a URL may hold credentials
+        metadata=about(
+            "Folder for the shards, or s3://BUCKET/FOLDER; created if absent; files with the names of a shard folder "
+            "are replaced.",
+            "--output-dir",
+            "-o",
+            was=("out",),
+            metavar="DIR",
+        ),
     )
     corpus: str | None = option(None, "Kind of data set, such as beat2.", shown="guessed from the folder")
     split_csv: Path | None = option(
@@ -204,7 +211,10 @@ class PreprocessSettings:
     run_log: Path | None = option(
         None,
         "Log file to which times, retries and exits of workers are appended.",
-        shown="OUTPUT_DIR.run.jsonl beside OUTPUT_DIR",
+        shown="OUTPUT_DIR.run.jsonl beside OUTPUT_DIR; in the current folder for a URL",
+    )
+    work_dir: Path = option(
+        Path("~/.cache/omniges"), "Folder for up to five shards before their upload, if --output-dir is a URL."
     )
 
     def __post_init__(self) -> None:
@@ -212,13 +222,35 @@ class PreprocessSettings:
         check(self)
         if self.num_workers == 0:
             object.__setattr__(self, "num_workers", len(os.sched_getaffinity(0)))
-        if not self.output_dir.absolute().name:
-            raise UsageFault(f"--output-dir {self.output_dir}: expected a folder with a name")
+        location = self.location
+        if location.path is not None:
+            require_file_names("--output-dir", str(location.path))
+            object.__setattr__(self, "output_dir", location.path)
+            if not location.path.absolute().name:
+                raise UsageFault(f"--output-dir {location}: expected a folder with a name")
+            return
+        from omniges.storage.bucket import MAX_OBJECT_BYTES, require_writable
+
+        require_writable(location, "--output-dir")
+        if self.shard_bytes + MAX_FILE_BYTES > MAX_OBJECT_BYTES:  # the last sample may exceed the target
+            largest = MAX_OBJECT_BYTES - MAX_FILE_BYTES
+            raise UsageFault(
+                f"--shard-size {self.shard_bytes}: expected at most {largest} bytes with a URL as --output-dir, whose "
+                "objects are copied in one request; choose a smaller size"
+            )
+
+    @property
+    def location(self) -> Location:
+        """The output folder as a location."""
+        from omniges.storage.remote import parse_location
+
+        return parse_location(str(self.output_dir))
 
     @property
     def log_path(self) -> Path:
         """Path of the run log, by default beside the output folder."""
-        out = self.output_dir if self.output_dir.name else self.output_dir.absolute()
+        out = self.location.path or Path(self.location.address.rstrip("/").rpartition("/")[2])
+        out = out if out.name else out.absolute()
         return self.run_log or out.with_name(out.name + ".run.jsonl")
 
     def document(self) -> dict[str, Any]:
@@ -237,7 +269,7 @@ class PreprocessSettings:
 class Summary:
     """Result of a preprocess run."""
 
-    out: Path
+    out: str | Path
     stems: int
     converted: int
     rejected: int
@@ -255,7 +287,7 @@ class Summary:
     converted_s: float  # of all samples
     computed_s: float  # of those converted in this run
     max_rejected: float
-    report: Path | None
+    report: str | Path | None
     run_log: Path
     manifest_hash: str | None
     reused: int = 0  # results reused from earlier runs because no input had changed

@@ -7,6 +7,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
@@ -345,6 +346,11 @@ def cut_totals(cuts: list[Cut]) -> dict[str, float | int]:
     }
 
 
+def _report_of(settings: PreprocessSettings) -> str | Path:
+    location = settings.location
+    return location.shown_file(REPORT_FILE) if location.path is None else location.path / REPORT_FILE
+
+
 def summarize(
     settings: PreprocessSettings,
     discovery: Discovery,
@@ -395,7 +401,7 @@ def summarize(
         computed_s=tally.computed_s,
         reused=tally.reused,
         max_rejected=settings.max_rejected,
-        report=settings.output_dir / REPORT_FILE if manifest else None,
+        report=_report_of(settings) if manifest else None,
         run_log=settings.log_path,
         manifest_hash=manifest,
     )

@@ -237,6 +237,11 @@ def check_document(document: object, path: str) -> dict[str, Any]:
     Raises:
         DataError: The document is damaged, has another version, lists unusable files, or contradicts itself.
     """
+    if isinstance(document, dict) and document.get("format") == schema.UNFINISHED_FORMAT:
+        raise DataError(
+            f"{path}: expected a complete set, found one that omniges preprocess is replacing; wait for it, or run the "
+            "same command again"
+        )
     if not isinstance(document, dict) or document.get("format") != schema.FORMAT:
         raise DataError(f"{path}: expected format {schema.FORMAT!r}; this is not a folder of omniges shards")
     version = document.get("version")

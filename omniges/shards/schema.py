@@ -38,6 +38,8 @@ SIDE_FILES: Final = (
     REPORT_FILE,
 )  # files beside the shards, without dataset.json
 UNFINISHED_FILE: Final = ".omniges-unfinished"  # folder of a run that started and did not finish
+UNFINISHED_FORMAT: Final = "omniges-unfinished"
+"""Format that dataset.json states in an object store while a run replaces the set."""
 VERIFY: Final = "Run omniges verify-shards, then make the shards again"
 """Remedy in errors about damaged shards."""
 

@@ -46,7 +46,7 @@ COMMIT_FILE: Final = "commit.json"
 PLACE_FILE: Final = "place.json"
 SPOOL_FILE: Final = "spool"  # samples that are not in a shard yet
 _WORK_FILES: Final = frozenset({BEGUN_FILE, JOURNAL_FILE, COMMIT_FILE, PLACE_FILE, SPOOL_FILE})
-_STAGED: Final = re.compile(r"staged-[0-9]{6}\.tar", re.ASCII)
+_STAGED: Final = re.compile(r"staged-(?:[0-9]{6,12}-)?[0-9]{6}\.tar", re.ASCII)  # with a lock number in a store
 _ASIDE: Final = "moved-"
 FOREIGN: Final = "not from an omniges run. Move it away, then run this again"
 _CHECK_CHARACTERS: Final = 16  # digest characters before each line, enough to detect a torn line
@@ -446,7 +446,7 @@ class Journal:
         for number, text in enumerate(_complete_lines(data)[0], 1):
             try:
                 rows.append(json.loads(text))
-                problem = _journal_problem(rows[-1])
+                problem = journal_problem(rows[-1])
             except (ValueError, RecursionError) as error:
                 problem = type(error).__name__
             if problem:
@@ -495,7 +495,7 @@ def _complete_lines(data: bytes) -> tuple[list[bytes], int]:
     return texts, end
 
 
-def _journal_problem(row: Any) -> str:
+def journal_problem(row: Any) -> str:
     """Return why a journal line is neither a finished shard nor a rejection, or an empty text."""
     if not isinstance(row, dict):
         return "expected an object"

@@ -73,6 +73,25 @@ def make_folder(path: Path) -> None:
             sync_folder(folder.parent)
 
 
+def home_expanded(flag: str, path: Path) -> Path:
+    """Return a path with ``~`` replaced by the home folder.
+
+    Args:
+        flag: Flag that errors name.
+        path: The path.
+
+    Returns:
+        The path.
+
+    Raises:
+        EnvironmentFault: There is no home folder, as in some containers.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise EnvironmentFault(f"{flag} {path}: there is no home folder: set HOME, or give a whole path") from error
+
+
 def is_special(path: Path) -> bool:
     """Return whether a path must not be written as a file: a pipe, device or socket, or below /dev or /proc.
 

@@ -430,7 +430,7 @@ class UrlStore:
         chain = list(_causes(error))
         root = chain[-1]
         reason = one_line(redact(f"{type(root).__name__}: {root}".removesuffix(": ")[:_LONGEST_TEXT], secrets))
-        status = next((s for s in map(_status, chain) if s is not None), None)
+        status = http_status(error)
         # Without a status, "not found" is believed unless it covers another error (fsspec's http does that).
         if status in _GONE or (status is None and isinstance(root, FileNotFoundError)):
             return MissingFile(f"{place}: no such file ({reason})")
@@ -475,6 +475,11 @@ class _Guarded:
         if data and self._waited_s > self._timeouts.limit_s(self._received):
             raise self._store.too_slow(self._name)
         return data
+
+
+def http_status(error: BaseException) -> int | None:
+    """Return the HTTP status of an error of a storage library or of its causes; None if a server gave none."""
+    return next((status for status in map(_status, _causes(error)) if status is not None), None)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

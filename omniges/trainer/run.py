@@ -48,6 +48,7 @@ from omniges.shards.latents import CodecEntry
 from omniges.shards.present import STREAM_PARTS, part_flags
 from omniges.shards.reader import ShardFolder, read_beside, train_statistics
 from omniges.shards.schema import LATENTS_FILE, STATS_FILE
+from omniges.storage.atomic import home_expanded
 from omniges.storage.files import json_document
 from omniges.storage.remote import parse_location
 from omniges.trainer.batches import Feed, speakers_of
@@ -200,12 +201,7 @@ def _source(settings: TrainSettings, channels: int, text: str, weight: float, st
     """Open the train split of a local folder, or of a URL through the cache, with 415 or 424 gesture channels."""
     location, cache = parse_location(text), None
     if location.path is None:
-        try:
-            folder = settings.cache_dir.expanduser()
-        except RuntimeError as error:  # a user without a home folder, as in containers
-            raise EnvironmentFault(
-                f"--cache-dir {settings.cache_dir}: there is no home folder: set HOME, or give a whole path"
-            ) from error
+        folder = home_expanded("--cache-dir", settings.cache_dir)
         cache = CacheSettings(folder=folder, capacity_bytes=int(settings.cache_gb * 1e9))
     splits = ("train",) if settings.validation_steps == 0 else ("train", "val")
     shards = open_location(location, cache, splits=splits)

@@ -1,0 +1,678 @@
+"""The output place in an object store: journal, lock and unfinished shards are objects beside the set.
+
+The folder ``.omniges-journal`` holds numbered records, ``record-000000000000.json`` and so on. Each is created only if
+no object of its name exists, so the records have one order, and two runs cannot both write the next one. A run takes
+the place by a lock record with the next lock number. A run that finds a lock without its release decides whether the
+owner is dead: on the same machine by its process, else by a heartbeat object that has not changed for `Lease.expires_s`
+seconds of its own clock. Then it writes the next lock record. From then on every record of the earlier owner fails
+(`LockLost`), whether it was dead or slow.
+
+A shard is uploaded as ``staged-LOCK-NUMBER.tar`` and then recorded. A commit is a record too, so an owner that has lost
+the lock cannot begin one. From that record on, whoever has the lock carries out the same steps:
+
+1. Replace an earlier dataset.json by a mark (`UNFINISHED_FORMAT`). The write names the ETag it replaces.
+2. Copy the staged objects to their final names inside the store, and compare each with its sha256.
+3. Remove objects of the earlier set that are not in the new one.
+4. Write dataset.json: it must not exist, or be the mark of this commit.
+5. Write a ``clean`` record: earlier records have no meaning any more. Remove them and the staged objects.
+
+The last records stay: a number that is used twice would let an owner return that lost the lock long ago.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import re
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
+from omniges.shards import schema
+from omniges.shards.dataset import seal
+from omniges.shards.document import check_document
+from omniges.shards.transaction import FOREIGN, UnfinishedRun, is_own_name, journal_problem
+from omniges.shards.writer import StoredShard
+from omniges.storage.atomic import locked, make_folder, os_errors
+from omniges.storage.bucket import Bucket, ConditionFailed, child
+from omniges.storage.cache import CachedFile, Retries, WrongContent, copy_checked, with_retries
+from omniges.storage.files import canonical_json, is_sha256, parse_json, sha256_hex
+from omniges.storage.redact import one_line
+from omniges.storage.remote import Location, MissingFile, Timeouts
+
+JOURNAL_FOLDER: Final = ".omniges-journal"
+_KINDS: Final = frozenset({"lock", "begin", "shard", "rejected", "commit", "clean", "release"})
+_RECORD: Final = re.compile(r"record-([0-9]{12})\.json", re.ASCII)
+_BEAT: Final = re.compile(r"beat-[0-9]{6,12}\.json", re.ASCII)
+_STAGED: Final = re.compile(r"staged-[0-9]{6,12}-(?P<rest>.+)", re.ASCII)
+_SHARD_INDEX: Final = re.compile(r"[0-9]{6}\.tar", re.ASCII)
+_ASIDE: Final = "moved-"
+_KEPT_SHARDS: Final = 2  # downloaded shards of earlier runs in the work folder
+_LOCAL_SHARDS: Final = 5  # shards in the work folder: open, waiting, uploading, and downloaded ones
+_REMOVERS: Final = 8
+_LAST_BEAT_S: Final = 1.0  # longest wait for a heartbeat that is being written at the end
+_DEAD_STATES: Final = "ZX"  # of a process that has ended
+
+
+class LockLost(EnvironmentFault):
+    """Another run has taken the place over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Times of the lock, in seconds."""
+
+    beat_s: float = 10.0
+    """Time between heartbeats."""
+    expires_s: float = 60.0
+    """Time without a heartbeat after which an owner on another machine counts as dead."""
+    poll_s: float = 2.0
+    """Time between looks at the heartbeat of another owner."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    number: int
+    document: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        return str(self.document["record"])
+
+    @property
+    def lock(self) -> int:
+        return int(self.document["lock"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """Steps of a commit; all names are such as an omniges run writes."""
+
+    place: dict[str, dict[str, Any]]  # final name -> staged, bytes and sha256
+    removed: dict[str, str]  # file of the earlier set -> ETag
+    replaces: str | None  # ETag of dataset.json
+    mark: str  # makes the mark in place of dataset.json one of this commit
+
+    def is_valid(self) -> bool:
+        """Return whether an omniges run may have written the steps."""
+        places = isinstance(self.place, dict) and isinstance(self.removed, dict) and isinstance(self.mark, str)
+        if not places or not isinstance(self.replaces, (str, type(None))):
+            return False
+        return (
+            {*schema.SIDE_FILES, schema.DATASET_FILE} <= self.place.keys()
+            and all(schema.is_contract_name(name) and _is_placed(entry) for name, entry in self.place.items())
+            and all(is_own_name(name) and isinstance(etag, str) for name, etag in self.removed.items())
+            and not self.removed.keys() & self.place.keys()
+        )
+
+    @property
+    def mark_bytes(self) -> bytes:
+        """Content of the object that takes the place of an earlier dataset.json during the commit."""
+        return seal({"format": schema.UNFINISHED_FORMAT, "commit": self.mark})
+
+
+def _is_placed(entry: object) -> bool:
+    return (
+        isinstance(entry, dict)
+        and entry.keys() == {"staged", "bytes", "sha256"}
+        and _is_staged(entry["staged"])
+        and schema.is_count(entry["bytes"])
+        and is_sha256(entry["sha256"])
+    )
+
+
+def _is_staged(name: object) -> bool:
+    match = _STAGED.fullmatch(name) if isinstance(name, str) else None
+    if match is None:
+        return False
+    rest = match["rest"]
+    return (
+        _SHARD_INDEX.fullmatch(rest) is not None
+        or rest in schema.CONTRACT_FILES
+        or (rest.startswith(_ASIDE) and schema.is_shard_name(rest.removeprefix(_ASIDE)))
+    )
+
+
+@dataclass(slots=True)
+class _State:
+    """Unfinished work, as the records since the last ``clean`` record tell it."""
+
+    first: int = 0  # number of that record
+    next: int = 0  # number of the next record
+    lock: int = -1  # number of the last lock
+    holder: dict[str, Any] | None = None  # record of the owner that has not released the lock
+    begun: dict[str, Any] | None = None
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    commit: dict[str, Any] | None = None
+
+    def add(self, record: _Record) -> None:
+        """Change the state by the next record."""
+        document = record.document
+        self.next, self.lock = record.number + 1, record.lock
+        match record.kind:
+            case "lock":
+                self.holder = document
+            case "release":
+                self.holder = None
+            case "begin":
+                self.begun = document
+            case "shard":
+                self.lines.append(document["line"])
+            case "rejected":
+                self.lines += document["lines"]
+            case "commit":
+                self.commit = document
+            case "clean":
+                self.first, self.holder = record.number, document  # its lock record is removed
+                self.begun, self.commit, self.lines = None, None, []
+
+    @property
+    def staged(self) -> set[str]:
+        """Names of staged objects that the unfinished work needs."""
+        steps = self.commit["steps"]["place"].values() if self.commit else ()
+        return {str(line.get("staged")) for line in self.lines} | {str(step["staged"]) for step in steps}
+
+
+class StorePlace:
+    """A folder of an S3 bucket as output place; see `omniges.shards.transaction.OutputPlace`."""
+
+    max_waiting: int | None = 1
+
+    def __init__(
+        self,
+        location: Location,
+        work: Path,
+        shard_bytes: int,
+        lease: Lease | None = None,
+        timeouts: Timeouts | None = None,
+        retries: Retries | None = None,
+    ) -> None:
+        """Load s3fs; no connection is made.
+
+        Args:
+            location: Location of the set, which `require_writable` accepts.
+            work: Folder on this machine for a few shards, emptied at the start and at the end.
+            shard_bytes: Target size of a shard in bytes.
+            lease: Times of the lock, or None.
+            timeouts: Limits for the server, or None.
+            retries: Settings of repeated requests, or None.
+        """
+        self.location = location
+        self.out, self.folder, self._kept = work / "set", work / "new", work / "kept"
+        self.unfinished = f"{location}/{JOURNAL_FOLDER}"
+        self.journal = StoreJournal(self)
+        self._work, self._shard_bytes = work, shard_bytes
+        self._lease, self._retries = lease or Lease(), retries or Retries()
+        self._set = Bucket(location, timeouts, retries)
+        self._bucket = Bucket(child(location, JOURNAL_FOLDER), timeouts, retries)
+        self._state = _State()
+        self._identity = uuid.uuid4().hex
+        self._appending, self._fetching = threading.Lock(), threading.Lock()
+        self._fetched: dict[StoredShard, Path] = {}
+
+    # --- Lock
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Take the place, or raise EnvironmentFault if another run has it; release it at the end."""
+        make_folder(self._work)
+        with locked(self._work), contextlib.ExitStack() as undo:
+            undo.callback(self._empty_work)
+            self._empty_work()
+            for folder in (self.out, self.folder, self._kept):
+                make_folder(folder)
+            undo.callback(self._bucket.close)
+            undo.callback(self._set.close)
+            self._take()
+            undo.callback(self._release)
+            last = _record_name(self._state.next - 1)
+            self._bucket.require_conditions(last, self._bucket.read(last))
+            self._bucket.put(self._beat_name, canonical_json({"beat": 0}))
+            stop = threading.Event()
+            beat = threading.Thread(target=self._beat, args=(stop,), name="heartbeat", daemon=True)
+            beat.start()
+            undo.callback(beat.join, _LAST_BEAT_S)
+            undo.callback(stop.set)
+            self._clear()
+            yield
+
+    def _empty_work(self) -> None:
+        for folder in (self.out, self.folder, self._kept):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _take(self) -> None:
+        taken = False
+        while not taken:
+            state = self._state = self._read_state()
+            holder = state.holder
+            if holder is not None and not self._is_dead(holder):
+                raise EnvironmentFault(
+                    f"{self.location}: another omniges run is writing here (process "
+                    f"{one_line(str(holder.get('pid')), 20)} on {one_line(str(holder.get('host')), 80)}). "
+                    "Wait for it, or stop it"
+                )
+            state.lock += 1
+            with contextlib.suppress(LockLost):  # another run was first
+                self._append("lock", **_process_facts())
+                taken = True
+
+    def _is_dead(self, holder: Mapping[str, Any]) -> bool:
+        """Return whether the owner of the lock has ended; wait for a heartbeat if that cannot be known at once."""
+        ended = _has_ended(holder)
+        if ended is not None:
+            return ended
+        first, began = self._bucket.entry(self._beat_name), time.monotonic()
+        while time.monotonic() - began < self._lease.expires_s:
+            time.sleep(self._lease.poll_s)
+            if self._bucket.entry(self._beat_name) != first or self._newer():
+                return False
+        return True
+
+    @property
+    def _beat_name(self) -> str:
+        return f"beat-{self._state.lock:06d}.json"
+
+    def _beat(self, stop: threading.Event) -> None:
+        count = 0
+        while not stop.wait(self._lease.beat_s):
+            count += 1
+            # A missed heartbeat is no fault: if it costs the lock, the next record says so.
+            with contextlib.suppress(OmnigesError):
+                self._bucket.put(self._beat_name, canonical_json({"beat": count}))
+
+    def _release(self) -> None:
+        """Release the lock; if that fails, the next run finds that the owner has ended."""
+        with contextlib.suppress(OmnigesError):
+            self._append("release")
+            self._bucket.remove(self._beat_name)
+
+    # --- Records
+
+    def _read_state(self) -> _State:
+        while True:
+            try:
+                names = [name for name in self._bucket.entries() if _RECORD.fullmatch(name)]
+                return self._state_of(names)
+            except MissingFile:
+                continue  # the owner has removed records since; there are newer ones
+
+    def _state_of(self, names: list[str]) -> _State:
+        numbers = [int(name.removeprefix("record-").removesuffix(".json")) for name in names]
+        first = len(numbers)
+        while first and (first == len(numbers) or numbers[first - 1] == numbers[first] - 1):
+            first -= 1
+        state = _State()
+        records = [
+            self._parsed(number, data)
+            for number, data in zip(numbers[first:], self._bucket.read_all(names[first:]), strict=True)
+        ]
+        if records and records[0].number and not any(record.kind == "clean" for record in records):
+            raise UsageFault(
+                f"{self.unfinished}: expected all records since the last clean one, found "
+                f"{_record_name(records[0].number)} as the first. {FOREIGN}"
+            )
+        for record in records:
+            state.add(record)
+        return state
+
+    def _parsed(self, number: int, data: bytes) -> _Record:
+        try:
+            document = parse_json(data)
+        except ValueError:
+            document = None
+        if not isinstance(document, dict) or not _is_record(document):
+            raise UsageFault(f"{self.unfinished}/{_record_name(number)}: {FOREIGN}")
+        return _Record(number, document)
+
+    def _append(self, kind: str, **fields: Any) -> None:
+        """Write the next record; raise LockLost if another run has written one."""
+        with self._appending:
+            document = {"record": kind, "lock": self._state.lock, "owner": self._identity} | fields
+            record = _Record(self._state.next, json.loads(canonical_json(document)))
+            try:
+                self._bucket.create(_record_name(record.number), canonical_json(document))
+            except ConditionFailed:
+                raise self._lost() from None
+            self._state.add(record)
+            # A clean-up may have freed this number after the lock was lost.
+            if self._newer():
+                self._bucket.remove(_record_name(record.number))
+                raise self._lost()
+
+    def _newer(self) -> bool:
+        """Return whether another run has written a record after those that this one knows."""
+        last = _record_name(self._state.next - 1) if self._state.next else ""
+        return any(_RECORD.fullmatch(name) for name in self._bucket.entries(after=last))
+
+    def _require_lock(self) -> None:
+        if self._newer():
+            raise self._lost()
+
+    def _lost(self) -> LockLost:
+        return LockLost(
+            f"{self.location}: another omniges run took over, because no heartbeat of this one arrived for "
+            f"{self._lease.expires_s:g} s, or both began at once. Let the other one finish"
+        )
+
+    # --- Unfinished work
+
+    def recover(self) -> None:
+        """Finish the commit of a stopped run, and fetch the small files of the complete set."""
+        entries = self._set.entries()
+        if self._state.lock == 0 and self._state.first == 0 and schema.DATASET_FILE not in entries:
+            ours = [name for name in entries if is_own_name(name)]
+            if ours:
+                raise UsageFault(
+                    f"{self.location}: {ours[0]} exists, but not from an omniges run. Choose another --output-dir"
+                )
+        self._finish_commit()
+        self._fetch_set()
+
+    def _fetch_set(self) -> None:
+        """Copy dataset.json and the other small files; a damaged one is left out, as readers find it absent."""
+        try:
+            data = self._set.read(schema.DATASET_FILE)
+        except MissingFile:
+            return
+        path = self.out / schema.DATASET_FILE
+        try:
+            document = parse_json(data)
+            if isinstance(document, dict) and document.get("format") == schema.UNFINISHED_FORMAT:
+                return  # its run lost the lock after its commit had been finished
+            check_document(document, str(path))
+        except (ValueError, DataError):
+            document = {"files": {}}  # the reader of the copy says what is wrong
+        with os_errors(path):
+            path.write_bytes(data)
+        for name, facts in document["files"].items():
+            with contextlib.suppress(WrongContent, MissingFile):
+                self._download(self._set, CachedFile("", name, facts["bytes"], facts["sha256"]), self.out / name)
+
+    def _download(self, bucket: Bucket, file: CachedFile, path: Path) -> None:
+        with_retries(
+            lambda: copy_checked(bucket, file, path, lambda: None).publish(),
+            self._retries,
+            salt=f"{file.name}:{os.getpid()}",
+        )
+
+    def require_space(self, needed_bytes: int) -> None:
+        """Raise EnvironmentFault if the work folder cannot hold the few shards that are there at once."""
+        needed = min(needed_bytes, _LOCAL_SHARDS * self._shard_bytes)
+        free = shutil.disk_usage(self._work).free
+        if free < needed:
+            raise EnvironmentFault(
+                f"{self._work}: about {needed / 1e9:.1f} GB needed for shards before their upload, "
+                f"{free / 1e9:.1f} GB free. Free some space or choose another --work-dir"
+            )
+
+    def sizes(self) -> dict[str, int]:
+        """Return the sizes in bytes of the objects of the set by name."""
+        return {name: entry.size for name, entry in self._set.entries().items()}
+
+    def begun(self) -> UnfinishedRun | None:
+        """Return the record of the unfinished run; None if no run is unfinished."""
+        found = self._state.begun
+        return None if found is None else UnfinishedRun(found["settings"], found["tool"], found["anew"])
+
+    def begin(self, begun: UnfinishedRun) -> None:
+        """Record the start of a run, if it does not continue one."""
+        if self.begun() != begun:
+            self._append("begin", **asdict(begun))
+
+    def wipe(self) -> None:
+        """Remove all unfinished work."""
+        self._append("clean", **_process_facts())
+        self._clear()
+
+    def _clear(self) -> None:
+        """Remove records and objects that no run needs any more."""
+        needed = self._state.staged | {self._beat_name}
+
+        def is_left(name: str) -> bool:
+            match = _RECORD.fullmatch(name)
+            if match:
+                return int(match[1]) < self._state.first
+            return name not in needed and bool(_BEAT.fullmatch(name) or _is_staged(name))
+
+        with ThreadPoolExecutor(_REMOVERS) as pool:
+            list(pool.map(self._bucket.remove, filter(is_left, self._bucket.entries())))
+
+    # --- Shards
+
+    def staged_path(self, index: int) -> Path:
+        """Return the file for the n-th shard that this run writes; its object has the same name."""
+        return self.folder / f"staged-{self._state.lock:06d}-{index:06d}.tar"
+
+    def keep(self, path: Path, size: int, sha256: str) -> None:
+        """Upload a finished shard, and remove its file."""
+        self._bucket.upload(path.name, path, size, sha256)
+        with os_errors(path, "remove"):
+            path.unlink()
+
+    @contextlib.contextmanager
+    def opened(self, shard: StoredShard) -> Iterator[int]:
+        """Open a copy of a shard of an earlier run; its content has been compared with its sha256.
+
+        Args:
+            shard: The shard, with the path that it would have in one of the two folders.
+
+        Yields:
+            A descriptor.
+
+        Raises:
+            DataError: The object does not exist, or has another content.
+        """
+        with self._fetching:
+            descriptor = os.open(self._copy_of(shard), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _copy_of(self, shard: StoredShard) -> Path:
+        path = self._fetched.pop(shard, None)
+        if path is None:
+            path = self._kept / f"{uuid.uuid4().hex}.tar"
+            bucket = self._set if shard.path.parent == self.out else self._bucket
+            self._download(bucket, CachedFile("", shard.path.name, shard.size, shard.sha256), path)
+            while len(self._fetched) >= _KEPT_SHARDS:
+                self._fetched.pop(next(iter(self._fetched))).unlink()  # it stays readable where it is open
+        self._fetched[shard] = path
+        return path
+
+    # --- Commit
+
+    def commit(self, shards: Mapping[str, Path]) -> None:
+        """Publish the new set; see `OutputPlace.commit`."""
+        data = (self.folder / schema.DATASET_FILE).read_bytes()
+        dataset = json.loads(data)
+        facts = {schema.DATASET_FILE: {"bytes": len(data), "sha256": sha256_hex(data)}} | dataset["files"]
+        place: dict[str, dict[str, Any]] = {}
+        for name, own in facts.items():
+            staged = self._staged_name(name)
+            self._bucket.upload(staged, self.folder / name, own["bytes"], own["sha256"])
+            place[name] = {"staged": staged, "bytes": own["bytes"], "sha256": own["sha256"]}
+        for name, path in shards.items():
+            own = dataset["shards"][name]
+            staged = path.name
+            if path == self.out / name:
+                continue
+            if path.parent == self.out:  # a shard of the earlier set gets another name
+                staged = self._staged_name(f"{_ASIDE}{path.name}")
+                self._set.copy(path.name, self._bucket, staged, own["bytes"], own["sha256"])
+            place[name] = {"staged": staged, "bytes": own["bytes"], "sha256": own["sha256"]}
+        entries = self._set.entries()
+        removed = {
+            name: entry.etag
+            for name, entry in entries.items()
+            if is_own_name(name) and name not in place and name not in shards
+        }
+        earlier = entries.get(schema.DATASET_FILE)
+        steps = _Steps(place, removed, earlier.etag if earlier else None, uuid.uuid4().hex)
+        self._append("commit", steps=asdict(steps))
+        self._finish_commit()
+
+    def _staged_name(self, rest: str) -> str:
+        return f"staged-{self._state.lock:06d}-{rest}"
+
+    def _finish_commit(self) -> None:
+        """Carry out the recorded commit, or the rest of it; do nothing if none is recorded."""
+        found = self._state.commit
+        if found is None:
+            return
+        steps = _Steps(**found["steps"])
+        last = steps.place[schema.DATASET_FILE]
+        present = self._set.entry(schema.DATASET_FILE)
+        mark: str | None = None
+        if present is not None and present.etag != steps.replaces:
+            content = self._set.read(schema.DATASET_FILE)
+            if sha256_hex(content) == last["sha256"]:
+                self.wipe()
+                return
+            if content != steps.mark_bytes:
+                raise DataError(
+                    f"{self._set.location.shown_file(schema.DATASET_FILE)}: expected the one that is being replaced, "
+                    "found another; another program wrote it. Remove it and run this again"
+                )
+            mark = present.etag
+        data = self._read_staged(last)  # before the earlier set is touched
+        if present is not None and mark is None:
+            self._require_lock()
+            mark = self._set.replace(schema.DATASET_FILE, steps.mark_bytes, present.etag)
+        self._publish(steps, data, mark)
+        self.wipe()
+
+    def _publish(self, steps: _Steps, data: bytes, mark: str | None) -> None:
+        for name, step in sorted(steps.place.items()):
+            if name != schema.DATASET_FILE:
+                self._require_lock()
+                try:
+                    self._bucket.copy(step["staged"], self._set, name, step["bytes"], step["sha256"])
+                except MissingFile as error:
+                    raise self._incomplete(str(error)) from None
+        for name, etag in steps.removed.items():
+            self._require_lock()
+            self._set.remove(name, etag)
+        self._require_lock()
+        if mark is None:
+            self._set.create(schema.DATASET_FILE, data)
+        else:
+            self._set.replace(schema.DATASET_FILE, data, mark)
+
+    def _read_staged(self, step: dict[str, Any]) -> bytes:
+        try:
+            data = self._bucket.read(step["staged"])
+        except MissingFile as error:
+            raise self._incomplete(str(error)) from None
+        if sha256_hex(data) != step["sha256"]:
+            raise self._incomplete(f"{self._bucket.location.shown_file(step['staged'])}: other bytes")
+        return data
+
+    def _incomplete(self, found: str) -> DataError:
+        self._require_lock()  # a later owner removes what it has published
+        return DataError(f"{found}. So the set cannot be completed. Choose another --output-dir")
+
+
+class StoreJournal:
+    """Journal of an unfinished run in the records of a `StorePlace`."""
+
+    def __init__(self, place: StorePlace) -> None:
+        self._place = place
+        self._waiting: list[dict[str, Any]] = []
+        self._lock = threading.Lock()  # finished shards and rejections come from two threads
+
+    def load(self) -> list[dict[str, Any]]:
+        """Return the lines of the unfinished run, oldest first; raise UsageFault if no omniges run wrote them."""
+        lines = self._place._state.lines
+        for line in lines:
+            try:
+                problem = journal_problem(line)
+            except ValueError as error:
+                problem = str(error)
+            if problem:
+                raise UsageFault(f"{self._place.unfinished}: {ascii(problem)[1:-1][:160]}: {FOREIGN}")
+        return list(lines)
+
+    def open(self) -> None:
+        """Begin without waiting lines."""
+        self._waiting = []
+
+    def append(self, row: dict[str, Any], *, durable: bool) -> None:
+        """Add a line; lines that need not be durable are written with the next durable one."""
+        with self._lock:
+            if not durable:
+                self._waiting.append(row)
+                return
+            waiting, self._waiting = self._waiting, []
+            if waiting:
+                self._place._append("rejected", lines=waiting)
+            self._place._append("shard", line=row)
+
+    def close(self) -> None:
+        """Drop the waiting lines; the next run reads those recordings again."""
+        self._waiting = []
+
+
+def _record_name(number: int) -> str:
+    return f"record-{number:012d}.json"
+
+
+def _is_record(document: dict[str, Any]) -> bool:
+    kind, own = document.get("record"), document.get
+    if kind not in _KINDS or not schema.is_count(own("lock")) or not isinstance(own("owner"), str):
+        return False
+    match kind:
+        case "begin":
+            fields = {"settings": dict, "tool": dict, "anew": bool}
+            return all(isinstance(own(name), type_) for name, type_ in fields.items())
+        case "shard":
+            return isinstance(own("line"), dict)
+        case "rejected":
+            lines = own("lines")
+            return isinstance(lines, list) and all(isinstance(line, dict) for line in lines)
+        case "commit":
+            steps = own("steps")
+            return (
+                isinstance(steps, dict)
+                and steps.keys() == _Steps.__dataclass_fields__.keys()
+                and _Steps(**steps).is_valid()
+            )
+    return True
+
+
+def _process_facts() -> dict[str, Any]:
+    """Return what identifies this process: host, boot, process namespace, number and start time."""
+    return {
+        "host": platform.node(),
+        "boot": Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip(),
+        "space": str(Path("/proc/self/ns/pid").readlink()),
+        "pid": os.getpid(),
+        "started": _start_time("self"),
+    }
+
+
+def _start_time(pid: int | str) -> str | None:
+    """Return the start time of a process in clock ticks since boot; None if it does not exist or has ended."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    state, *fields = text.rpartition(")")[2].split()
+    return None if state in _DEAD_STATES else fields[18]
+
+
+def _has_ended(holder: Mapping[str, Any]) -> bool | None:
+    """Return whether the process of a lock record has ended; None if it ran on another machine or in a container."""
+    own = _process_facts()
+    if any(holder.get(name) != own[name] for name in ("boot", "space")) or type(holder.get("pid")) is not int:
+        return None
+    return _start_time(holder["pid"]) != holder.get("started")

@@ -1,0 +1,332 @@
+"""Writing to a folder of an S3 bucket: conditional writes, verified uploads, and copies inside the store.
+
+A write names the object that it expects: none (``If-None-Match: *``) or one of a known ETag (``If-Match``). So two
+writers never overwrite each other's objects. A write whose answer was lost is recognized by the object's content.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, Final, TypeVar
+
+from omniges.errors import DataError, UsageFault
+from omniges.storage.atomic import os_errors
+from omniges.storage.cache import Retries, with_retries
+from omniges.storage.files import MAX_JSON_BYTES
+from omniges.storage.remote import Location, MissingFile, StoreFault, Timeouts, UrlStore, check_name, http_status
+
+T = TypeVar("T")
+
+MAX_OBJECT_BYTES: Final = 5_000_000_000
+"""Largest object that one request writes or copies."""
+_PROTOCOLS: Final = ("s3", "s3a")
+_BUCKET_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]+", re.ASCII)
+_CONFLICT: Final = 409  # another conditional write of the object is in progress
+_CONDITION_FAILED: Final = 412
+_NO_ETAG: Final = '"00000000000000000000000000000000"'
+_READERS: Final = 8
+_HASHED_BYTES: Final = 8 << 20
+
+
+class ConditionFailed(DataError):
+    """An object is not what a write expects: it exists, or has another content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Size and ETag of an object."""
+
+    size: int
+    etag: str
+
+
+def require_writable(location: Location, flag: str) -> None:
+    """Refuse a URL of a folder that this module cannot write.
+
+    Args:
+        location: The URL.
+        flag: Flag that errors name.
+
+    Raises:
+        UsageFault: It is not a folder of an S3 bucket.
+    """
+    if location.protocol not in _PROTOCOLS:
+        raise UsageFault(
+            f"{flag} {location}: expected a folder or s3://BUCKET/FOLDER, found {location.protocol}://; write to a "
+            "folder and copy it there, dataset.json last"
+        )
+    bucket, _, folder = location.address.partition("://")[2].partition("/")
+    parts = folder.rstrip("/").split("/")
+    named = _BUCKET_NAME.fullmatch(bucket) and all(parts) and not {".", ".."} & set(parts)
+    if not named or re.search(r"[?#*\[\]\\]", folder):
+        raise UsageFault(
+            f"{flag} {location}: expected s3://BUCKET/FOLDER, without empty names and without ? # * [ ] \\; choose "
+            "another folder"
+        )
+
+
+def child(location: Location, name: str) -> Location:
+    """Return the location of a folder inside another."""
+    tail = f"/{check_name(name)}"
+    return replace(location, address=location.address.rstrip("/") + tail, shown=location.shown.rstrip("/") + tail)
+
+
+class Bucket(UrlStore):
+    """A folder of an S3 bucket that is read and written; several threads may use it after its first request."""
+
+    def __init__(self, location: Location, timeouts: Timeouts | None = None, retries: Retries | None = None) -> None:
+        """Load s3fs; no connection is made.
+
+        Args:
+            location: Location of the folder.
+            timeouts: Limits for the server, or None.
+            retries: Settings of repeated requests, or None.
+        """
+        super().__init__(location, timeouts or Timeouts())
+        self._filesystem.retries = 1  # `_request` repeats, with a fresh body
+        self._retries = retries or Retries()
+        self._bucket, _, folder = location.address.partition("://")[2].partition("/")
+        self._prefix = f"{folder.strip('/')}/"
+
+    def entries(self, after: str = "") -> dict[str, Entry]:
+        """Return the objects of the folder by name, sorted, without those of folders in it.
+
+        Args:
+            after: Return only names that sort after this one.
+
+        Returns:
+            Size and ETag by name.
+        """
+        found: dict[str, Entry] = {}
+        request = {"Prefix": self._prefix, "Delimiter": "/"}
+        more = {"StartAfter": self._prefix + after} if after else {}
+        while True:
+            page = self._request("list", "", partial(self._s3, "list_objects_v2", **request, **more))
+            for each in page.get("Contents", ()):
+                name = str(each["Key"]).removeprefix(self._prefix)
+                if name:  # a console makes an object for the folder itself
+                    found[name] = Entry(int(each["Size"]), str(each["ETag"]))
+            if not page.get("IsTruncated"):
+                return dict(sorted(found.items()))
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a small object; raise MissingFile if it does not exist."""
+
+        def get() -> bytes:
+            answer = self._s3("head_object", Key=self._key(name))
+            if int(answer["ContentLength"]) > MAX_JSON_BYTES:
+                raise DataError(
+                    f"{self.location.shown_file(name)}: expected at most {MAX_JSON_BYTES} bytes, found more"
+                )
+            return bytes(self._filesystem.cat_file(self._address(name)))
+
+        return self._request("read", name, get, MAX_JSON_BYTES)
+
+    def read_all(self, names: Iterable[str]) -> list[bytes]:
+        """Return the contents of small objects, in the order of their names in the argument."""
+        with ThreadPoolExecutor(_READERS) as pool:
+            return list(pool.map(self.read, names))
+
+    def create(self, name: str, data: bytes) -> str:
+        """Create an object that does not exist yet.
+
+        Args:
+            name: Name of the object.
+            data: Its content.
+
+        Returns:
+            The ETag.
+
+        Raises:
+            ConditionFailed: An object of another content exists.
+        """
+        return self._written(name, data, partial(self._put, name, data, IfNoneMatch="*"))
+
+    def replace(self, name: str, data: bytes, etag: str) -> str:
+        """Replace the object of a known ETag.
+
+        Args:
+            name: Name of the object.
+            data: New content.
+            etag: ETag of the present object.
+
+        Returns:
+            The new ETag.
+
+        Raises:
+            ConditionFailed: The object has another ETag and another content, or does not exist.
+        """
+        return self._written(name, data, partial(self._put, name, data, IfMatch=etag))
+
+    def put(self, name: str, data: bytes) -> None:
+        """Create or replace an object that only this writer writes."""
+        self._request("write", name, lambda: self._s3("put_object", Key=self._key(name), Body=data), len(data))
+
+    def require_conditions(self, name: str, data: bytes) -> None:
+        """Refuse a store that ignores the conditions of writes.
+
+        Args:
+            name: Name of an object.
+            data: Its content, which a store that ignores conditions writes again.
+
+        Raises:
+            UsageFault: The store ignores one.
+        """
+        for condition in ({"IfNoneMatch": "*"}, {"IfMatch": _NO_ETAG}):
+            try:
+                self._retried(partial(self._put, name, data, **condition), name)
+            except ConditionFailed:
+                continue
+            raise UsageFault(
+                f"{self.location}: expected a store that honours create-only and conditional writes (If-None-Match, "
+                f"If-Match), found one that ignores {next(iter(condition))}; write to a folder and copy it there, "
+                "dataset.json last"
+            )
+
+    def _put(self, name: str, data: bytes, **condition: str) -> str:
+        put = partial(self._s3, "put_object", Key=self._key(name), Body=data, **condition)
+        return str(self._call("write", name, put, len(data))["ETag"])
+
+    def upload(self, name: str, path: Path, size: int, sha256: str) -> None:
+        """Create an object from a file, and compare what the store holds with the file's size and sha256.
+
+        Args:
+            name: Name of the object.
+            path: The file.
+            size: Its size in bytes, at most 5 GB.
+            sha256: Its digest in hexadecimal.
+
+        Raises:
+            ConditionFailed: An object of another content exists.
+            DataError: The store holds other bytes than the file.
+        """
+
+        def send(stream: BinaryIO) -> Any:
+            condition = {"IfNoneMatch": "*", "ChecksumAlgorithm": "SHA256", "ChecksumSHA256": _base64(sha256)}
+            return self._s3("put_object", Key=self._key(name), Body=stream, **condition)
+
+        def attempt() -> None:
+            with os_errors(path, "read"), path.open("rb") as stream:
+                self._call("write", name, lambda: send(stream), size)
+
+        try:
+            self._retried(attempt, name)
+        except ConditionFailed:
+            if self.facts(name) != (size, sha256):
+                raise
+        else:
+            self.require(name, size, sha256)
+
+    def copy(self, name: str, target: Bucket, target_name: str, size: int, sha256: str) -> None:
+        """Copy an object inside the store, replace the target, and compare its size and sha256.
+
+        Args:
+            name: Name of the object.
+            target: Folder of the same bucket.
+            target_name: Name of the copy.
+            size: Size of the object in bytes, at most 5 GB.
+            sha256: Its digest in hexadecimal.
+
+        Raises:
+            MissingFile: The object does not exist.
+            DataError: The copy has other bytes.
+        """
+        source = {"Bucket": self._bucket, "Key": self._key(name)}
+        more = {"CopySource": source, "ChecksumAlgorithm": "SHA256"}
+        self._request("copy", name, lambda: self._s3("copy_object", Key=target._key(target_name), **more), size)
+        target.require(target_name, size, sha256)
+
+    def remove(self, name: str, etag: str | None = None) -> None:
+        """Remove an object; do nothing if it does not exist or has another ETag.
+
+        Args:
+            name: Name of the object.
+            etag: ETag that the object must have; None: any.
+        """
+        condition = {} if etag is None else {"IfMatch": etag}
+        try:
+            self._request("remove", name, lambda: self._s3("delete_object", Key=self._key(name), **condition))
+        except (ConditionFailed, MissingFile):
+            return
+
+    def require(self, name: str, size: int, sha256: str) -> None:
+        """Raise DataError if the object does not have this size and sha256."""
+        found = self.facts(name)
+        if found != (size, sha256):
+            raise DataError(
+                f"{self.location.shown_file(name)}: expected {size} bytes with sha256 {sha256}, found {found[0]} bytes "
+                f"with {found[1]} after writing; run this again, and check the store if that does not help"
+            )
+
+    def facts(self, name: str) -> tuple[int, str]:
+        """Return the size and sha256 of an object.
+
+        The digest is the one that the store computed. A store that keeps none is asked for the bytes.
+        """
+        head = self._request("find", name, lambda: self._s3("head_object", Key=self._key(name), ChecksumMode="ENABLED"))
+        size = int(head["ContentLength"])
+        if head.get("ChecksumSHA256") and head.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT":
+            return size, base64.b64decode(head["ChecksumSHA256"]).hex()
+        return self._retried(lambda: self._read_facts(name), name)
+
+    def _read_facts(self, name: str) -> tuple[int, str]:
+        size, digest = 0, hashlib.sha256()
+        with self.open_stream(name) as stream:
+            while piece := stream.read(_HASHED_BYTES):
+                size += len(piece)
+                digest.update(piece)
+        return size, digest.hexdigest()
+
+    def _written(self, name: str, data: bytes, write: Callable[[], str]) -> str:
+        try:
+            return self._retried(write, name)
+        except ConditionFailed:
+            # An earlier attempt may have reached the store though its answer did not arrive.
+            entry = self.entry(name)
+            if entry is None or entry.size != len(data) or self.read(name) != data:
+                raise
+            return entry.etag
+
+    def entry(self, name: str) -> Entry | None:
+        """Return size and ETag of an object, or None if it does not exist."""
+        try:
+            head = self._request("find", name, lambda: self._s3("head_object", Key=self._key(name)))
+        except MissingFile:
+            return None
+        return Entry(int(head["ContentLength"]), str(head["ETag"]))
+
+    def _key(self, name: str) -> str:
+        return self._prefix + check_name(name)
+
+    def _s3(self, method: str, **arguments: Any) -> Any:
+        return self._filesystem.call_s3(method, Bucket=self._bucket, **arguments)
+
+    def _request(self, action: str, name: str, function: Callable[[], T], size: int = 0) -> T:
+        return self._retried(lambda: self._call(action, name, function, size), name)
+
+    def _retried(self, action: Callable[[], T], name: str) -> T:
+        return with_retries(action, self._retries, salt=f"{name}:{os.getpid()}")
+
+    def _fault(self, action: str, name: str, error: Exception) -> DataError | StoreFault:
+        status = http_status(error)
+        if status == _CONDITION_FAILED:
+            return ConditionFailed(f"{self.location.shown_file(name)}: cannot {action}: the object is not as expected")
+        if status == _CONFLICT:
+            return StoreFault(
+                f"{self.location.shown_file(name)}: cannot {action}: another program writes it now; try again later",
+                transient=True,
+            )
+        return super()._fault(action, name, error)
+
+
+def _base64(sha256: str) -> str:
+    return base64.b64encode(bytes.fromhex(sha256)).decode()

@@ -1,0 +1,270 @@
+"""Runs into an object store: killed before any request, by any other run in between, the set is that of a disk."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from pipeline_helpers import digests, run_preprocess
+from store_helpers import Crash, World
+
+from omniges.errors import EnvironmentFault, OmnigesError
+from omniges.storage.bucket import Bucket
+from omniges.storage.cache import Retries
+from omniges.storage.remote import StoreFault
+from omniges.testing.settings import CorpusSettings
+from omniges.testing.synthetic_corpus import write_sample_corpus
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six short clips: two shards of train, and one of each other split."""
+    folder = tmp_path_factory.mktemp("corpora") / "first"
+    write_sample_corpus(folder, CorpusSettings(clips=6, seconds=3.0, words=6, speakers=2, seed=5))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def changed(root: Path) -> Path:
+    """The same without one clip, and with one that cannot be read."""
+    folder = Path(shutil.copytree(root, root.with_name("second")))
+    first, second, *_ = sorted(folder.rglob("*.wav"))
+    for path in folder.rglob(f"{first.stem}.*"):
+        path.unlink()
+    second.write_bytes(b"junk")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def on_disk(
+    root: Path, changed: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Digests of both sets on a disk."""
+    folder = tmp_path_factory.mktemp("disk")
+    for name, source in (("a", root), ("b", changed)):
+        run_preprocess(source, folder / name, shard_bytes=1 << 20)
+    return digests(folder / "a"), digests(folder / "b")
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    return World(monkeypatch, tmp_path)
+
+
+def crash_before(world: World, request: int) -> None:
+    """End the process before this request: no later one is made either."""
+    numbers = itertools.count()
+
+    def gate(_action: str) -> None:
+        if next(numbers) >= request:
+            raise Crash
+
+    world.gate = gate
+
+
+def requests_of(world: World, root: Path) -> int:
+    """How many requests the run makes."""
+    numbers = itertools.count()
+    world.gate = lambda _action: next(numbers) and None
+    world.run(root)
+    return next(numbers)
+
+
+def test_the_set_is_that_of_a_disk_and_updates_too(
+    world: World, root: Path, changed: Path, on_disk: tuple[dict[str, str], dict[str, str]]
+) -> None:
+    assert not world.run(root).unchanged
+    assert world.bucket.digests == on_disk[0]
+    assert world.run(root).unchanged
+    updated = world.run(changed)
+    assert updated.reused == 4
+    assert world.bucket.digests == on_disk[1]
+    assert world.run(root).reused == 4
+    assert world.bucket.digests == on_disk[0]
+    assert [name.partition("-")[0] for name in world.bucket.journal] == ["record", "record"]
+
+
+def every(stride: int) -> pytest.MarkDecorator:
+    """Every n-th request in the default suite, and each one in the slow suite."""
+    return pytest.mark.parametrize(
+        "stride", [pytest.param(stride, id="some"), pytest.param(1, id="all", marks=pytest.mark.slow)]
+    )
+
+
+@every(29)
+def test_a_run_that_ends_before_any_request_is_completed_by_the_same_command(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    root: Path,
+    changed: Path,
+    on_disk: tuple[dict[str, str], dict[str, str]],
+    stride: int,
+) -> None:
+    first = requests_of(World(monkeypatch, tmp_path), root)
+    assert first > 40
+    for last in range(0, first, stride):
+        world = World(monkeypatch, tmp_path)
+        crash_before(world, last)
+        with pytest.raises(Crash):
+            world.run(root)
+        world.gate = lambda _action: None
+        world.run(root)
+        assert world.bucket.digests == on_disk[0], f"ended before request {last}"
+
+
+@every(37)
+def test_an_update_that_ends_before_any_request_is_completed_by_the_same_command(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    root: Path,
+    changed: Path,
+    on_disk: tuple[dict[str, str], dict[str, str]],
+    stride: int,
+) -> None:
+    world = World(monkeypatch, tmp_path)
+    world.run(root)
+    complete = dict(world.bucket.objects)
+    for last in range(0, requests_of(world, changed), stride):
+        world = World(monkeypatch, tmp_path)
+        world.bucket.objects = dict(complete)
+        crash_before(world, last)
+        with pytest.raises(Crash):
+            world.run(changed)
+        world.gate = lambda _action: None
+        world.run(changed)
+        assert world.bucket.digests == on_disk[1], f"ended before request {last}"
+
+
+class Pause:
+    """A gate that stops the thread of one request until it is let go."""
+
+    def __init__(self, request: int) -> None:
+        self._numbers = itertools.count()
+        self._request = request
+        self.reached, self.goes_on = threading.Event(), threading.Event()
+
+    def __call__(self, _action: str) -> None:
+        if next(self._numbers) == self._request:
+            self.reached.set()
+            assert self.goes_on.wait(60)
+
+
+@every(41)
+def test_an_owner_that_lost_the_lock_changes_nothing_that_others_published(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    root: Path,
+    changed: Path,
+    on_disk: tuple[dict[str, str], dict[str, str]],
+    stride: int,
+) -> None:
+    """The owner stops before any request of an update; others finish it and make another; then it goes on."""
+    world = World(monkeypatch, tmp_path)
+    world.run(root)
+    complete = dict(world.bucket.objects)
+    for last in range(5, requests_of(world, changed), stride):
+        world = World(monkeypatch, tmp_path)
+        world.bucket.objects = dict(complete)
+        pause = world.gate = Pause(last)
+        ends: list[BaseException | None] = []
+
+        def slow(world: World = world, ends: list[BaseException | None] = ends) -> None:
+            try:
+                world.run(changed)
+            except OmnigesError as error:
+                ends.append(error)
+            else:
+                ends.append(None)
+
+        thread = threading.Thread(target=slow)
+        thread.start()
+        assert pause.reached.wait(60)
+        world.ended.add(1)  # to the others its machine is gone
+        world.run(changed)
+        assert world.bucket.digests == on_disk[1]
+        world.run(root)
+        pause.goes_on.set()
+        thread.join(60)
+        assert len(ends) == 1, f"stopped before request {last}"
+        # Without an error it had published before the others, or took the lock after them.
+        assert world.bucket.digests in (on_disk if ends[0] is None else on_disk[:1]), f"stopped before request {last}"
+        world.run(root)
+        assert world.bucket.digests == on_disk[0]
+
+
+def test_a_second_run_is_refused_while_the_first_one_lives(world: World, root: Path) -> None:
+    found: list[str] = []
+
+    def gate(action: str) -> None:
+        if action == "copy" and not found:
+            found.append("")
+            thread = threading.Thread(target=second)
+            thread.start()
+            thread.join()
+
+    def second() -> None:
+        with pytest.raises(EnvironmentFault) as caught:
+            world.run(root)
+        found.append(str(caught.value))
+
+    world.gate = gate
+    world.run(root)
+    assert found[1].startswith("s3://bucket/sets/speech: another omniges run is writing here (process 1 on here)")
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = Bucket.__init__
+
+    def init(self: Bucket, location: object, timeouts: object = None, _retries: object = None) -> None:
+        inner(self, location, timeouts, Retries(attempts=4, first_wait_s=0, longest_wait_s=0))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Bucket, "__init__", init)
+
+
+@pytest.mark.parametrize("applied", [False, True])
+def test_requests_that_fail_or_lose_their_answer_are_repeated(
+    monkeypatch: pytest.MonkeyPatch,
+    world: World,
+    root: Path,
+    on_disk: tuple[dict[str, str], dict[str, str]],
+    quick_retries: None,
+    applied: bool,
+) -> None:
+    """Every third request is throttled, before or after the store has carried it out."""
+    numbers = itertools.count()
+    call = Bucket._call
+
+    def throttled(store: Bucket, action: str, name: str, function: object, size: int = 0) -> object:
+        fails = action != "open" and next(numbers) % 3 == 2
+        if not fails or applied:
+            found = call(store, action, name, function, size)  # type: ignore[arg-type]
+        if fails:
+            raise StoreFault(f"{name}: 503 Slow Down", transient=True)
+        return found
+
+    monkeypatch.setattr(Bucket, "_call", throttled)
+    world.run(root)
+    assert world.bucket.digests == on_disk[0]
+
+
+def test_a_store_that_stays_busy_ends_the_run_after_a_bounded_number_of_tries(
+    world: World, root: Path, on_disk: tuple[dict[str, str], dict[str, str]], quick_retries: None
+) -> None:
+    tries = itertools.count()
+
+    def busy(action: str) -> None:
+        if action == "copy":
+            next(tries)
+            raise StoreFault("s3://bucket: 503 Slow Down", transient=True)
+
+    world.gate = busy
+    with pytest.raises(StoreFault, match=r"given up after 4 tries"):
+        world.run(root)
+    assert next(tries) == 4
+    world.gate = lambda _action: None
+    assert world.run(root).unchanged  # the commit was recorded, so the next run finishes it first
+    assert world.bucket.digests == on_disk[0]
