@@ -54,7 +54,7 @@ class ExportSettings:
         check(self)
         if (self.format == "arkit-csv") != (self.arkit_matrix is not None):
             raise UsageFault(
-                "--arkit-matrix: expected with --format arkit-csv and with no other format; add it, or remove it"
+                "--arkit-matrix: expected a file if --format is arkit-csv, and only then; add it, or remove it"
             )
         if self.paths and self.keys:
             raise UsageFault("--key: expected samples of shards, found paths; name the files to export instead")

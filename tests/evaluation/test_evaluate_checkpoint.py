@@ -87,7 +87,7 @@ def test_shards_without_a_train_split_are_refused_before_anything_is_generated(
 def test_everything_is_checked_before_anything_is_generated(checkpoint: Path, shards: Path, tmp_path: Path) -> None:
     source = {"checkpoint": checkpoint, "work_dir": tmp_path / "work"}
     for changes, words in (
-        ({"profile": "emage-2024"}, "give --body-model"),
+        ({"profile": "emage-2024"}, "expected --body-model"),
         ({"mean_speeds": tmp_path / "none.npy"}, "--mean-speeds"),
         ({"body_model": tmp_path / "none.npz"}, "--body-model"),
         ({"gesture_encoder": tmp_path / "none.safetensors"}, "no such file"),

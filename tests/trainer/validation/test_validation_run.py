@@ -224,7 +224,7 @@ class TestWhatIsFound:
 
         path = next((validated / "validation/step-000006/a2t").glob("*.json"))
         assert (read_record(path).source or {})["start_tick"] > 0
-        with pytest.raises(UsageFault, match=r"of the window from tick \d+"):
+        with pytest.raises(UsageFault, match=r"a sample of validation from tick \d+"):
             evaluate(EvaluateSettings(generated=(path.parent,), shards=shards))
 
     def test_another_seed_of_the_run_is_validated_with_the_same_windows_and_noise(
