@@ -87,7 +87,9 @@ def verify_shards(settings: VerifySettings, findings: FindingsSettings) -> None:
 
     folder = settings.location.path
     if findings.quarantine and folder is None:
-        raise UsageFault(f"--quarantine: files are moved in a local folder only, not at {settings.location}")
+        raise UsageFault(
+            f"--quarantine: expected a local folder, in which files can be moved, found {settings.location}"
+        )
     with counter("MB checked") as count:
         result = verify(replace(settings, isolate=True), count)
     text = render(result, findings.format)

@@ -198,8 +198,9 @@ def registered_metric(name: str) -> Metric:
     metric = METRICS.get(name)
     if metric.name != name or name in {measure.name for measure in BUILT_IN}:
         raise EnvironmentFault(
-            f"metric {name!r}: its label {metric.label!r} makes the name {metric.name!r}; expected the name that it is "
-            "announced by, and none of omniges: rename its entry point or its label"
+            f"metric {name!r}: expected a label whose name is that of the entry point and not one of omniges, "
+            f"found the label {metric.label!r} of the name {metric.name!r}; rename the entry point or the "
+            "label"
         )
     if why := _wrong_needs(metric):
         raise EnvironmentFault(f"metric {name!r}: {why}: update or uninstall its package")

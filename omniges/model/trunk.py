@@ -498,7 +498,7 @@ class JointFlowTransformer(nn.Module):
             tokens: Tokens (R, N, C) of each stream that takes part; other streams are not computed.
             levels: Noise level (B,) of each stream for all samples, or (B, N) of each token. A stream with tokens but
                 without a level is context: it adds nothing to the conditioning and has no output. With ``summed``, a
-                token's vector is the sum of the vector of its level and of the means of the other streams.
+                token's conditioning is the vector of its level plus the mean vectors of the other streams.
             seconds: Times (N,) or (B, N) of each stream's tokens, required with rotary positions.
             added: Position embeddings (N, W) to add to a stream's tokens.
             packed: Samples of the rows of `tokens`; None: row i is sample i, and nothing is absent. An absent stream

@@ -74,7 +74,7 @@ class Start(ABC):
     config: ModelConfig
 
     def adopt(self, identity: ModelIdentity) -> ModelIdentity:
-        """Return the identity of the model to train, from the one that settings and shards define."""
+        """Return the identity of the model to train: that of settings and shards, changed to fit the weights."""
         return identity
 
     @abstractmethod

@@ -153,7 +153,7 @@ class _Document:
                 raise self.fault(key, f"{self.found[key]!r:.60}", "no such key, because omniges does not implement it")
 
     def sizes(self, kind: type[Sizes], **own: Any) -> Sizes:
-        """Read a dataclass whose fields are keys: flags, integers (ids from 0) and numbers above 0."""
+        """Return a dataclass read from keys with its field names: flags, integers (ids from 0), numbers above 0."""
         for field in fields(kind):
             key = field.name
             if key in own:
