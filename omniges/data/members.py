@@ -82,8 +82,8 @@ class MemberReader:
         shown = place_of_member(self._folder.source, row.shard, row.key, member, place.offset)
         if place.offset + place.size > len(content):
             raise DataError(
-                f"{shown}: expected {place.size} bytes in the shard, found the end of its {len(content)} bytes "
-                f"before them. {VERIFY}"
+                f"{shown}: expected {place.size} bytes from byte {place.offset} on, found a shard of "
+                f"{len(content)} bytes. {VERIFY}"
             )
         if self._verify and not self._marks[number, self._columns[member]]:
             member_bytes = content[place.offset : place.offset + place.size]
