@@ -89,6 +89,10 @@ class SavedCheckpoint:
         """Return the tensors of a file of the checkpoint, on the CPU."""
         return read_tensors(self._file(name))
 
+    def opened(self, name: str) -> Mapping[str, Tensor]:
+        """Return the tensors of a file of the checkpoint, on the CPU, each read when it is accessed."""
+        return open_tensors(self._file(name))
+
     def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
         """Return the shapes of a file's tensors, reading only its header."""
         return shapes_of(open_tensors(self._file(name)))
@@ -148,7 +152,7 @@ def write_checkpoint(final: Path, contents: Contents) -> None:
             size, digest = write_tensors(unfinished / name, tensors)
             files[name] = {"bytes": size, "sha256": digest}
         _compare(unfinished, files)
-        # "parts" is for models that are sharded over ranks, with one file for each rank.
+        # The first rank writes complete tensors, so there is one part, sharded or not.
         index = {"format": _FORMAT, "version": _VERSION, "step": contents.step, "parts": 1, "files": files}
         atomic.publish_bytes(unfinished / CHECKPOINT_FILE, seal(index))
 

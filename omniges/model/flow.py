@@ -121,6 +121,8 @@ class FlowModel(nn.Module):
         self.conditions = nn.ModuleDict(dict(encoders))
         self.losses_of = self._losses
         """Pass with rounded shapes, which a trainer may replace by its compiled form."""
+        self.connects_all = True
+        """Give every trainable parameter a gradient from every batch; False: parameters of other tasks get none."""
 
     def stream(self, name: StreamName) -> Stream:
         """Return the tokens of one stream."""
@@ -151,7 +153,8 @@ class FlowModel(nn.Module):
     ) -> FlowLoss:
         """Return the loss of windows under a plan drawn for their positions, by one pass whatever tasks were drawn.
 
-        Every trainable parameter gets a gradient, so that ranks with different tasks can average their gradients.
+        Every trainable parameter gets a gradient (see `connects_all`), so that ranks with different tasks can average
+        their gradients.
 
         Args:
             windows: The batch. Values that are absent by ``windows.present`` do not change the loss.
@@ -178,7 +181,7 @@ class FlowModel(nn.Module):
         )
         losses_of = self.losses_of if rounded else self._losses
         total, each = losses_of(inputs, batch_rows(plan, device, rounded=rounded), dict(settings.weights), seed)
-        untouched = self._untouched(plan)
+        untouched = self._untouched(plan) if self.connects_all else None
         return FlowLoss(total if untouched is None else total + untouched, each)
 
     def carried(self, targets: Sequence[StreamName]) -> list[StreamName]:

@@ -18,6 +18,7 @@ import struct
 import warnings
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # the name of an error; nothing is loaded with that module
@@ -98,7 +99,15 @@ def write_each(path: Path, kinds: Mapping[str, Kind], tensor_of: Callable[[str],
         return pending.size, pending.sha256
 
 
-class TensorFile(Mapping[str, "Tensor"]):
+class LazyTensors(Mapping[str, "Tensor"], ABC):
+    """Tensors by name whose data is computed or read when it is accessed."""
+
+    @abstractmethod
+    def kind(self, name: str) -> Kind:
+        """Return a tensor's type and shape without its data."""
+
+
+class TensorFile(LazyTensors):
     """The tensors of a safetensors file, on the CPU, each read when it is accessed."""
 
     def __init__(self, path: Path) -> None:
@@ -180,7 +189,7 @@ def read_tensors(path: Path, entry: str | None = None) -> dict[str, Tensor]:
 
 def kinds_of(tensors: Mapping[str, Tensor]) -> dict[str, Kind]:
     """Return type and shape of each tensor; of an open file only the header is read."""
-    if isinstance(tensors, TensorFile):
+    if isinstance(tensors, LazyTensors):
         return {name: tensors.kind(name) for name in tensors}
     return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
 

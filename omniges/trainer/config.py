@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Preset = Literal["tiny", "small", "base", "omniflow"]
 Precision = Literal["no", "bf16", "fp16"]
 Schedule = Literal["constant", "cosine", "linear"]
+Sharding = Literal["none", "full"]
 
 LEARNING_RATES: Final[Mapping[str, float]] = MappingProxyType(
     {"tiny": 1e-3, "small": 5e-4, "base": 2e-4, "omniflow": 1e-4}
@@ -119,6 +120,12 @@ class TrainSettings:
         "Save memory: compute activations again in the backward pass.",
         "--gradient-checkpointing/--no-gradient-checkpointing",
     )
+    sharding: Sharding = option(
+        "none",
+        "What processes share: none (each has the complete model) or full (each has a part of weights, gradients, "
+        "moments and EMA weights).",
+    )
+    rank_timeout_s: float = option(1800.0, "Seconds to wait for another process, after which the run ends.", minimum=1)
     output_dir: Path = option(
         Path("run"), "Folder of the run.", "--output-dir", "-o", was=("out",), panel="Checkpoints and logs"
     )
@@ -202,6 +209,7 @@ class TrainSettings:
         if self.gesture_channels is None and self.preset is not None:
             object.__setattr__(self, "gesture_channels", 415 if self.gesture_codec is not None else WITH_JAW_EYES)
         self._refuse_unread_model_keys()
+        self._check_sharding()
         check_metric(self.best_metric)
         self._check_validation_codecs()
         if self.preset is not None:
@@ -238,6 +246,15 @@ class TrainSettings:
                     f"recipe key model: {stream}_difference_weight needs frames, but {stream} is latents of {codec}: "
                     "remove the key"
                 )
+
+    def _check_sharding(self) -> None:
+        """Refuse what does not work with a sharded model."""
+        if self.sharding == "none":
+            return
+        if self.compile:
+            raise UsageFault(f"--sharding {self.sharding}: a sharded model cannot be compiled: remove --compile")
+        if self.mixed_precision == "fp16":
+            raise UsageFault(f"--sharding {self.sharding}: expected --mixed-precision no or bf16, found fp16; use bf16")
 
     def _check_validation_codecs(self) -> None:
         """Refuse values without a folder, codecs whose latents the run does not use, and repeated codecs."""

@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
 from typing import Any, Final, TypeVar
 
@@ -26,6 +27,38 @@ SECOND_CTRL_C_AFTER_S: Final = 0.5
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
+
+class RankLost(EnvironmentFault):
+    """Another process of the run ended or does not answer, so nothing can be agreed with it."""
+
+
+@contextmanager
+def exchanging(world_size: int) -> Iterator[None]:
+    """Convert the error of an exchange with a process that ended into one line.
+
+    Args:
+        world_size: Number of processes.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        RankLost: Another process ended or does not answer.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if world_size == 1 or not (isinstance(error, dist.DistError) or any(words in text for words in _LOST)):
+            raise
+        raise RankLost(
+            f"expected {world_size} processes, found that another one ended or does not answer ({text[:_SHOWN]}): see "
+            "its own message; run the same command again to resume from the last checkpoint"
+        ) from error
+
+
+_SHOWN: Final = 120
+_LOST: Final = ("gloo", "Gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 _FAILED: Final = 1
 _TURN_STOPS: Final = 1
 _TURN_FAILED: Final = 2
@@ -106,14 +139,19 @@ class Stopper:
 class Ranks:
     """The ranks of a run."""
 
-    def __init__(self) -> None:
-        """Use torch's process group if one was started; otherwise there is one rank."""
+    def __init__(self, timeout: timedelta | None = None) -> None:
+        """Use torch's process group if one was started; otherwise there is one rank.
+
+        Args:
+            timeout: Longest wait for another rank, after which `RankLost` is raised; None: torch's own.
+        """
         joined = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if joined else 0
         self.world_size = dist.get_world_size() if joined else 1
         self._group = None
         if self.world_size > 1:
-            self._group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+            own = dist.get_backend() != "gloo"
+            self._group = dist.new_group(backend="gloo", timeout=timeout) if own else dist.group.WORLD
 
     @property
     def first(self) -> bool:
@@ -125,14 +163,28 @@ class Ranks:
         if self._group is None:
             return number
         shared = torch.tensor([number], dtype=torch.int64)
-        dist.all_reduce(shared, op=dist.ReduceOp.MAX, group=self._group)
+        with exchanging(self.world_size):
+            dist.all_reduce(shared, op=dist.ReduceOp.MAX, group=self._group)
         return int(shared[0])
+
+    def from_first(self, data: bytes) -> bytes:
+        """Return the first rank's bytes (at least one), on every rank."""
+        if self._group is None:
+            return data
+        shared = torch.zeros(self.largest(len(data) if self.first else 0), dtype=torch.uint8)
+        if self.first:
+            shared[:] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        with exchanging(self.world_size):
+            dist.broadcast(shared, 0, group=self._group)
+        return shared.numpy().tobytes()
 
     @contextmanager
     def together(self, what: str) -> Iterator[None]:
         """Let all ranks leave a block together: if one fails, the others raise EnvironmentFault instead of waiting."""
         try:
             yield
+        except RankLost:
+            raise
         except OmnigesError:
             self.largest(_FAILED)
             raise
@@ -144,12 +196,14 @@ class Ranks:
         if self._group is None:
             return [data]
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
-        dist.all_gather(sizes, torch.tensor([len(data)]), group=self._group)
+        with exchanging(self.world_size):
+            dist.all_gather(sizes, torch.tensor([len(data)]), group=self._group)
         longest = max(int(size[0]) for size in sizes)
         padded = torch.zeros(longest, dtype=torch.uint8)
         padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         parts = [torch.empty_like(padded) for _ in range(self.world_size)]
-        dist.all_gather(parts, padded, group=self._group)
+        with exchanging(self.world_size):
+            dist.all_gather(parts, padded, group=self._group)
         return [part[: int(size[0])].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
 
     def gathered(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -157,7 +211,8 @@ class Ranks:
         if self.world_size == 1:
             return tensor[None]
         parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
-        dist.all_gather(parts, tensor.contiguous())
+        with exchanging(self.world_size):
+            dist.all_gather(parts, tensor.contiguous())
         return torch.stack(parts)
 
 

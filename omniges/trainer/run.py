@@ -10,13 +10,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, cast
 
 import numpy as np
 import torch
 import torch.utils.deterministic as determinism
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 
 from omniges.conditions.base import ConditionStream
@@ -77,11 +78,12 @@ def accelerated(settings: TrainSettings) -> Iterator[Accelerator]:
         The accelerator.
     """
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    group = InitProcessGroupKwargs(timeout=timedelta(seconds=settings.rank_timeout_s))
     before = torch.are_deterministic_algorithms_enabled()
     filled = determinism.fill_uninitialized_memory  # type: ignore[attr-defined]
     try:
         accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(), mixed_precision=settings.mixed_precision, kwargs_handlers=[ddp]
+            cpu=not torch.cuda.is_available(), mixed_precision=settings.mixed_precision, kwargs_handlers=[ddp, group]
         )
         if accelerator.device.type == "cpu":
             torch.use_deterministic_algorithms(True)
@@ -334,7 +336,7 @@ def _open_validation(
             "with --validation-samples 0"
         )
     model = learner.averaged()
-    device = next(model.parameters()).device
+    device = learner.device
     codecs = _open_decoders(identity, settings, device)
     _require_computable(settings.best_metric, held_out, codecs, tasks)
     sampler = Sampler(model, identity, codecs, learner.autocast)

@@ -6,14 +6,16 @@ import reprlib
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from omniges.data.sequence import resume as check_state
-from omniges.errors import DataError, UsageFault
+from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.generation.sampler import PROVENANCE_FILE, SETTINGS_FILE, STATE_FILE
 from omniges.generation.writers import JAW_EYES_AT_REST
 from omniges.model import checkpoint
@@ -21,7 +23,7 @@ from omniges.model.tasks import SIX
 from omniges.progress import Reporter, duration, make_reporter
 from omniges.shards.schema import is_count, is_real
 from omniges.storage.atomic import locked, new_folder, refuse_links
-from omniges.storage.files import json_document
+from omniges.storage.files import json_document, parse_json
 from omniges.storage.redact import one_line
 from omniges.trainer.config import TrainSettings, differences
 from omniges.trainer.distributed import Ranks
@@ -100,7 +102,12 @@ def train(settings: TrainSettings) -> Summary:
         raise UsageFault("--mixed-precision fp16: expected a GPU, found none; use bf16 or no")
     with ExitStack() as stack:
         accelerator = stack.enter_context(accelerated(settings))
-        ranks = Ranks()
+        ranks = Ranks(timedelta(seconds=settings.rank_timeout_s))
+        if settings.sharding == "full" and ranks.world_size == 1:
+            raise UsageFault(
+                "--sharding full: expected several processes, found one; start them with torchrun, or use "
+                "--sharding none"
+            )
         with ranks.together("open the run"):
             if ranks.first:
                 stack.enter_context(new_folder(settings.output_dir))
@@ -115,7 +122,8 @@ def train(settings: TrainSettings) -> Summary:
 
 def _run_opened(run: Run, began_s: float, stack: ExitStack) -> Summary:
     settings, ranks = run.settings, run.ranks
-    state, choice, messages = _resume(run)
+    found = _resume(run)
+    state, choice, messages = found.state, found.choice, found.messages
     provenance = {
         "data": data_provenance(run.data),
         "git": git_state(),
@@ -139,10 +147,11 @@ def _run_opened(run: Run, began_s: float, stack: ExitStack) -> Summary:
     held_out = [] if run.validation is None else [one.provenance() for one in run.validation.held_out.windows]
     facts = {"settings": config, "provenance": provenance, "passed": passed, "remarks": messages}
     logbook.write("start", step=state.step, **facts, validation_windows=held_out)
-    if run.start is not None and choice.checkpoint is None:
+    if run.start is not None and not found.resumed:
         with ranks.together("load the pretrained weights"):
-            initialized = run.start.fill(run.learner.model, run.identity)
-            run.learner.average.reset()
+            model = run.identity.build(settings.seed)
+            initialized = run.start.fill(model, run.identity)
+            run.learner.initialize(model)
             if ranks.first:
                 for line in initialized.lines:
                     reporter.say(line)
@@ -153,6 +162,8 @@ def _run_opened(run: Run, began_s: float, stack: ExitStack) -> Summary:
                 )
 
     def save(state: RunState, alone: bool) -> Path:
+        if alone and run.learner.sharded:
+            raise EnvironmentFault("a sharded model cannot be saved by one process alone")
         with nullcontext() if alone else ranks.together("save a checkpoint"):
             return _save(run, state, provenance, reporter)
 
@@ -198,8 +209,17 @@ def _shortened(settings: Mapping[str, Any]) -> str:
 
 def _save(run: Run, state: RunState, provenance: dict[str, Any], reporter: Reporter) -> Path:
     """Save a checkpoint on the first rank; return its path on every rank."""
-    if not run.ranks.first:
-        return run.checkpoint(state.step)
+    with run.learner.complete(run.ranks) as tensors:
+        return _write(run, state, provenance, reporter, tensors) if run.ranks.first else run.checkpoint(state.step)
+
+
+def _write(
+    run: Run,
+    state: RunState,
+    provenance: dict[str, Any],
+    reporter: Reporter,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+) -> Path:
     # All but the learned tensors. Random numbers have no state: they are hashes of seed, position and purpose.
     document = {
         "version": _STATE_VERSION,
@@ -216,7 +236,7 @@ def _save(run: Run, state: RunState, provenance: dict[str, Any], reporter: Repor
     }
     documents = {STATE_FILE: document, SETTINGS_FILE: run.settings.as_json(), PROVENANCE_FILE: provenance}
     written = {name: json_document(found) for name, found in documents.items()} | run.identity.documents()
-    contents = checkpoint.Contents(state.step, run.learner.tensors(), written)
+    contents = checkpoint.Contents(state.step, tensors, written)
     limit = run.settings.checkpoints_total_limit
     path, removed = save_and_prune(run.settings.output_dir, contents, limit, state.best)
     for one in removed:
@@ -224,8 +244,18 @@ def _save(run: Run, state: RunState, provenance: dict[str, Any], reporter: Repor
     return path
 
 
-def _resume(run: Run) -> tuple[RunState, checkpoint.Choice, list[str]]:
-    """Load the checkpoint that the settings select; the first rank chooses it, all ranks load it."""
+@dataclass(frozen=True, slots=True)
+class _Resumed:
+    """State from which the run continues."""
+
+    state: RunState
+    resumed: bool
+    choice: checkpoint.Choice  # empty on other ranks than the first, which need no access to its files
+    messages: list[str]
+
+
+def _resume(run: Run) -> _Resumed:
+    """Load the checkpoint that the settings select; the first rank reads it and sends it to the others."""
     settings, ranks = run.settings, run.ranks
 
     def fits(saved: checkpoint.SavedCheckpoint) -> None:
@@ -236,22 +266,23 @@ def _resume(run: Run) -> tuple[RunState, checkpoint.Choice, list[str]]:
         saved.object(PROVENANCE_FILE)
         run.learner.require_shapes({name: saved.shapes(name) for name in _TENSOR_FILES}, str(saved.path))
 
-    choice = checkpoint.Choice(None)
+    choice, read = checkpoint.Choice(None), {}
     with ranks.together("choose a checkpoint"):
         if ranks.first:
             choice = checkpoint.choose(settings.output_dir, settings.resume_from_checkpoint, fits)
-    chosen = choice.checkpoint
-    step = ranks.largest(-1 if chosen is None else chosen.step)
-    if step < 0:
+        saved = choice.checkpoint
+        if saved is not None:
+            read = {name: saved.object(name) for name in (STATE_FILE, SETTINGS_FILE)}
+    documents = parse_json(ranks.from_first(json_document(read)))
+    if not documents:
         _restore_best(run, None)
-        return RunState(), choice, []
+        return _Resumed(RunState(), False, choice, [])
     with ranks.together("load the checkpoint"):
         messages = [f"skipped {checkpoint.set_aside(path)}: {reason}" for path, reason in choice.passed]
-        if chosen is None:  # on other ranks; the first has checked every byte
-            asked = settings.resume_from_checkpoint
-            folder = run.checkpoint(step) if asked == "latest" else Path(asked)
-            chosen = checkpoint.open_checkpoint(folder, bytewise=False)
-        state, more = _load(run, chosen)
+        files = {} if saved is None else {name: saved.opened(name) for name in _TENSOR_FILES}
+        state, more = _load(run, documents, files)
+    if saved is not None:
+        messages.append(f"resumes from {saved.path}")
     kept = _restore_best(run, state.best)
     if kept != state.best and state.best is not None:
         metric = settings.best_metric
@@ -259,7 +290,7 @@ def _resume(run: Run) -> tuple[RunState, checkpoint.Choice, list[str]]:
         why = "its checkpoint is gone" if state.best.metric == metric else other
         more.append(f"step {state.best.step} is no longer the best: {why}")
     state.best = kept
-    return state, replace(choice, checkpoint=chosen), messages + more
+    return _Resumed(state, True, choice, messages + more)
 
 
 def _restore_best(run: Run, best: Best | None) -> Best | None:
@@ -275,15 +306,18 @@ def _restore_best(run: Run, best: Best | None) -> Best | None:
     return best if run.ranks.largest(kept) else None
 
 
-def _load(run: Run, saved: checkpoint.SavedCheckpoint) -> tuple[RunState, list[str]]:
-    state, document = _read_state(saved)
-    files = {name: saved.tensors(name) for name in _TENSOR_FILES}
-    run.learner.load(files, document["loss_scale"], str(saved.path))
+def _load(
+    run: Run, documents: Mapping[str, Any], files: Mapping[str, Mapping[str, Tensor]]
+) -> tuple[RunState, list[str]]:
+    """Load the documents of a checkpoint, which every rank has, and its tensors, which the first one reads."""
+    document = documents[STATE_FILE]
+    state = _state_of(document)
+    run.learner.load(files, document["loss_scale"], run.ranks)
     note = run.feed.load_state_dict(document["loader"]).note
     own, was = machine(run.accelerator.device, run.ranks.world_size), document["machine"]
     other = [f"{name} was {was.get(name)}, is {own[name]}" for name in own if was.get(name) != own[name]]
-    messages = [f"resumes from {saved.path}"] + ([note] if note else [])
-    changed = differences(saved.object(SETTINGS_FILE), run.settings.as_json())
+    messages = [note] if note else []
+    changed = differences(documents[SETTINGS_FILE], run.settings.as_json())
     if changed:
         messages.append(f"with other settings: {'; '.join(changed)}")
     was_mean_of = document.get("validated_tasks", list(SIX))  # older checkpoints were validated on all
@@ -296,6 +330,19 @@ def _load(run: Run, saved: checkpoint.SavedCheckpoint) -> tuple[RunState, list[s
     return state, messages
 
 
+def _state_of(document: Mapping[str, Any]) -> RunState:
+    """Return the state in the content of a state.json."""
+    best = document.get("best")
+    return RunState(
+        step=document["step"],
+        position=document["loader"]["position"],
+        elapsed_s=document["elapsed_s"],
+        smoothed=Smoothed.from_json(document["smoothed_loss"]),
+        validated=document.get("validated", 0),  # older checkpoints do not have it
+        best=None if best is None else Best(**best),
+    )
+
+
 def _read_state(saved: checkpoint.SavedCheckpoint) -> tuple[RunState, dict[str, Any]]:
     """Return the state of a saved run and its state.json, after checking the values."""
     place = saved.path / STATE_FILE
@@ -304,15 +351,8 @@ def _read_state(saved: checkpoint.SavedCheckpoint) -> tuple[RunState, dict[str, 
         found = reprlib.repr(document.get("version"))
         raise DataError(f"{place}: expected version {_STATE_VERSION}, found {found}")
     try:
-        best, smoothed = document.get("best"), Smoothed.from_json(document["smoothed_loss"])
-        state = RunState(
-            step=document["step"],
-            position=document["loader"]["position"],
-            elapsed_s=document["elapsed_s"],
-            smoothed=smoothed,
-            validated=document.get("validated", 0),  # older checkpoints do not have it
-            best=None if best is None else Best(**best),
-        )
+        state = _state_of(document)
+        smoothed = state.smoothed
         checks = {
             "step": state.step == saved.step,
             "loader": is_count(state.position),

@@ -7,9 +7,8 @@ decay depend only on the step, so that neither time nor a restart changes them.
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -18,12 +17,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from omniges.errors import DataError, UsageFault
-from omniges.model.checkpoint import EMA_FILE, MODEL_FILE, OPTIMIZER_FILE, load_into
+from omniges.model.checkpoint import EMA_FILE, MODEL_FILE, OPTIMIZER_FILE
 from omniges.model.draws import Plan
 from omniges.model.flow import FlowLoss, FlowModel, Windows
 from omniges.model.spec import ModelConfig, model_for_weights
 from omniges.storage.tensors import require_same, shapes_of
 from omniges.trainer.config import Schedule, TrainSettings
+from omniges.trainer.distributed import Ranks
+from omniges.trainer.sharding import copy_rows, gathered, local, norm_of_all, receive, shard_model, skeleton_of, whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,8 +129,26 @@ def _require_moments(model: nn.Module, found: Mapping[str, tuple[int, ...]], whe
         )
 
 
+def empty_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Give an optimizer the state of step 0, to be overwritten, and return it as `moments` does.
+
+    Args:
+        model: Module that is optimized.
+        optimizer: Optimizer whose state is replaced.
+
+    Returns:
+        Zeros by name, sharded as the parameters are.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            zeros = {part: torch.zeros_like(parameter, dtype=torch.float32) for part in _MOMENTS[1:]}
+            step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            optimizer.state[parameter] = {"step": step} | zeros
+    return moments(model, optimizer)
+
+
 def load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor], where: str) -> None:
-    """Load the saved state of an optimizer.
+    """Load the saved state of an optimizer, in one process.
 
     Args:
         model: Module that is optimized.
@@ -141,13 +160,8 @@ def load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, saved: Mapp
         DataError: Names or shapes do not fit the model.
     """
     _require_moments(model, shapes_of(saved), where)
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        # Copied, because the tensors are mapped from a file that may be removed.
-        optimizer.state[parameter] |= {
-            part: saved[f"{name}.{part}"].to(parameter.device, torch.float32, copy=True) for part in _MOMENTS
-        }
+    own = empty_moments(model, optimizer)
+    copy_rows(own.values(), (saved[name] for name in own))
 
 
 class Ema:
@@ -165,13 +179,14 @@ class Ema:
     @torch.no_grad()
     def reset(self) -> None:
         """Set the EMA weights to the current parameters."""
-        torch._foreach_copy_(self._averages, [p.detach() for p in self._parameters])
+        torch._foreach_copy_([local(a) for a in self._averages], [local(p.detach()) for p in self._parameters])
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Update the EMA weights after training step `step`, from 0: ema ← ema + (1 − decay)(parameter − ema)."""
         weight = 1.0 - ema_decay(self.decay, step)
-        torch._foreach_lerp_(self._averages, [p.float() for p in self._parameters], weight)
+        current = [local(p.detach()).float() for p in self._parameters]
+        torch._foreach_lerp_([local(a) for a in self._averages], current, weight)
 
 
 class Learner:
@@ -181,9 +196,13 @@ class Learner:
         self.model, self.rate = model, rate
         self._settings, self._flow = settings, settings.flow_settings()
         self._accelerator = accelerator
-        # A copy of the modules that shares the weights, made before the model is wrapped.
-        self._skeleton = copy.deepcopy(model, {id(p): p for p in model.parameters()})
-        self._wrapped: nn.Module = accelerator.prepare_model(model)
+        self.sharded = settings.sharding == "full"
+        # A copy of the modules, made before the model is wrapped.
+        self._skeleton = skeleton_of(model, empty=self.sharded)
+        self._averaged: FlowModel | None = None
+        if self.sharded:
+            shard_model(model, self.device, bf16=settings.mixed_precision == "bf16")
+        self._wrapped: nn.Module = model if self.sharded else accelerator.prepare_model(model)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._optimizer = make_optimizer(
             model, betas=(settings.adam_beta1, settings.adam_beta2), weight_decay=settings.weight_decay
@@ -199,10 +218,33 @@ class Learner:
         return cast("torch.device", self._accelerator.device)
 
     def averaged(self) -> FlowModel:
-        """Return a model in evaluation mode that shares the EMA weights, so that it follows their updates."""
-        model = copy.deepcopy(self._skeleton, {id(p): p for p in self._skeleton.parameters()})
-        model.load_state_dict(dict(self.average.tensors) | dict(model.named_buffers()), assign=True)
-        return model.requires_grad_(False).to(self.device).eval()
+        """Return a model in evaluation mode that has the EMA weights within `average_gathered`."""
+        model = skeleton_of(self._skeleton, empty=self.sharded)
+        buffers = {name: buffer.to(self.device) for name, buffer in model.named_buffers()}
+        weights = dict(model.named_parameters()) if self.sharded else dict(self.average.tensors)
+        model.load_state_dict(weights | buffers, assign=True)
+        self._averaged = model.requires_grad_(False).eval()
+        return self._averaged
+
+    @contextlib.contextmanager
+    def average_gathered(self) -> Iterator[None]:
+        """Give the model of `averaged` complete EMA weights; all ranks enter together.
+
+        Without sharding it shares them, so that it follows their updates, also outside of the block.
+
+        Yields:
+            Nothing.
+        """
+        if not self.sharded or self._averaged is None:
+            yield
+            return
+        model = self._averaged
+        empty = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        model.load_state_dict({name: whole(x) for name, x in self.average.tensors.items()}, assign=True, strict=False)
+        try:
+            yield
+        finally:
+            model.load_state_dict(empty, assign=True, strict=False)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return a context with the precision of training."""
@@ -214,25 +256,32 @@ class Learner:
         Args:
             windows: The micro-batch.
             plan: Draws for its positions.
-            last: The micro-batch is the last of its step, in which ranks average their gradients.
+            last: The micro-batch is the last of its step, in which ranks average their gradients unless sharded.
 
         Returns:
             Losses (B, 3) as `FlowLoss.each`, on the device.
         """
         settings = self._settings
+        if self.sharded:  # gradients of every micro-batch are averaged at once, because only their parts are kept
+            with self.autocast():
+                loss: FlowLoss = self._wrapped(windows, plan, self._flow, settings.seed)
+            self._accelerator.backward(loss.total / settings.gradient_accumulation_steps)
+            return loss.each
         alone = contextlib.nullcontext() if last else self._accelerator.no_sync(self._wrapped)
         with alone:
-            loss: FlowLoss = self._wrapped(windows, plan, self._flow, settings.seed, rounded=settings.compile)
+            loss = self._wrapped(windows, plan, self._flow, settings.seed, rounded=settings.compile)
             self._accelerator.backward(loss.total / settings.gradient_accumulation_steps)
         return loss.each
 
     def finish_step(self, step: int) -> Tensor:
         """Update weights and EMA weights; return the gradient's norm () before clipping."""
         self._accelerator.unscale_gradients(self._stepper)
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        gradients = [local(p.grad) for p in self._parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients, foreach=True)
-        if self._settings.max_grad_norm:
-            nn.utils.clip_grads_with_norm_(self._parameters, self._settings.max_grad_norm, norm, foreach=True)
+        if self.sharded:
+            norm = norm_of_all(norm)
+        if self._settings.max_grad_norm:  # as torch's clip_grads_with_norm_
+            torch._foreach_mul_(gradients, (self._settings.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         for group in self._optimizer.param_groups:
             group["lr"] = self.rate.at(step)
         self._stepper.step()
@@ -245,7 +294,7 @@ class Learner:
         self._stepper.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
-        """Return all learned tensors, by file and name."""
+        """Return all learned tensors, by file and name; sharded ones as DTensors."""
         weights = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
         state = moments(self.model, self._optimizer)
         return {MODEL_FILE: weights, EMA_FILE: self.average.tensors, OPTIMIZER_FILE: state}
@@ -271,21 +320,39 @@ class Learner:
             require_same(own, files[name], f"{where}/{name}", "choose another checkpoint")
         _require_moments(self.model, files[OPTIMIZER_FILE], f"{where}/{OPTIMIZER_FILE}")
 
-    def load(self, files: Mapping[str, Mapping[str, Tensor]], scale: Mapping[str, Any] | None, where: str) -> None:
-        """Load the results of `tensors` and `scale`.
+    @contextlib.contextmanager
+    def complete(self, ranks: Ranks) -> Iterator[Mapping[str, Mapping[str, Tensor]]]:
+        """Let the first rank read the complete `tensors`; other ranks help until it leaves the block.
 
         Args:
-            files: Tensors by name, for each file.
-            scale: State of the loss scale, or None.
-            where: Folder of the files, which the error names.
+            ranks: Ranks of the run; all of them enter together.
 
-        Raises:
-            DataError: Names or shapes do not fit the model.
+        Yields:
+            Complete tensors by file and name, for the first rank.
         """
-        weights = dict(self.model.named_parameters())
-        for name, own in ((MODEL_FILE, weights), (EMA_FILE, self.average.tensors)):
-            load_into(own, files[name], f"{where}/{name}")
-        load_moments(self.model, self._optimizer, files[OPTIMIZER_FILE], f"{where}/{OPTIMIZER_FILE}")
+        if not self.sharded:
+            yield self.tensors()
+            return
+        with gathered(self.tensors(), ranks) as files:
+            yield files
+
+    @torch.no_grad()
+    def initialize(self, model: FlowModel) -> None:
+        """Start from the weights of another model of the same sizes, which all ranks have; they become the EMA too."""
+        copy_rows(self.model.parameters(), model.parameters())
+        self.average.reset()
+
+    def load(self, files: Mapping[str, Mapping[str, Tensor]], scale: Mapping[str, Any] | None, ranks: Ranks) -> None:
+        """Load the results of `complete` and `scale`, which the first rank has read, on all ranks.
+
+        Args:
+            files: Complete tensors by name, for each file, that `require_shapes` has checked; empty on other ranks.
+            scale: State of the loss scale, or None.
+            ranks: Ranks of the run; all of them call this.
+        """
+        empty_moments(self.model, self._optimizer)
+        slots = [(file, name, tensor) for file, own in self.tensors().items() for name, tensor in own.items()]
+        receive([tensor for _, _, tensor in slots], (files[file][name] for file, name, _ in slots), ranks)
         scaler = self._accelerator.scaler
         if scaler is not None and scale is not None:
             scaler.load_state_dict(dict(scale))
@@ -320,8 +387,7 @@ def training_memory(
         vocab_size: Size of the tokenizer's vocabulary.
         speakers: Number of speakers.
         average: EMA weights are kept, as `omniges train` always does.
-        shards: GPUs that share everything (fully sharded data parallel); 1: each holds a complete copy, as with
-            `omniges train`.
+        shards: GPUs that share everything, with ``--sharding full``; 1: each holds a complete copy.
 
     Returns:
         Bytes of each kind, for one GPU.

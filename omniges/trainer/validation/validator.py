@@ -62,7 +62,8 @@ class RunValidator:
         """
         ranks, began_s = self._run.ranks, time.monotonic()
         self._reporter.say(f"validating step {state.step} on {len(self._validation.held_out.windows)} windows")
-        found = self._validation.run(state.step, SharedWork(ranks, stopper))
+        with self._run.learner.average_gathered():
+            found = self._validation.run(state.step, SharedWork(ranks, stopper))
         value = found.value(self._metric)
         if value is not None and better(self._metric, value, state.best):
             state.best = Best(state.step, self._metric, value)

@@ -1,0 +1,195 @@
+"""Fully sharded training: each rank holds a part of every parameter, gradient, moment and EMA weight.
+
+FSDP2 gathers the parameters of one block at a time for its computation. Between steps a rank has only its rows of each
+tensor, as DTensors. Elementwise work (clipping, EMA) uses the local rows. Checkpoints are written by the first rank,
+which gathers one tensor at a time, so their files do not depend on the sharding.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from omniges.errors import EnvironmentFault
+from omniges.model.flow import FlowModel
+from omniges.storage.tensors import LazyTensors, kinds_of
+from omniges.trainer.distributed import Ranks
+
+_END: Final = -1
+"""Number that ends an exchange of tensors."""
+
+
+def shard_model(model: FlowModel, device: torch.device, *, bf16: bool) -> None:
+    """Shard a model's parameters over all ranks: each block on its own, and the others together.
+
+    Blocks gather bf16 weights if autocast would cast them to bf16 anyway; sums of gradients are float32.
+
+    Args:
+        model: Model with complete parameters, equal on all ranks; they become DTensors on the device.
+        device: Device of this rank.
+        bf16: The pass runs with autocast to bf16.
+
+    Raises:
+        EnvironmentFault: This torch cannot reduce gradients that only some ranks have.
+    """
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    plain = MixedPrecisionPolicy(cast_forward_inputs=False)
+    halved = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if bf16 else plain
+    for block in model.trunk.blocks:
+        fully_shard(block, mesh=mesh, mp_policy=halved)
+    root: Any = fully_shard(model, mesh=mesh, mp_policy=plain)
+    if not hasattr(root, "set_reduce_scatter_unused_params"):
+        raise EnvironmentFault(
+            f"--sharding full: expected torch 2.13 or newer, found {torch.__version__}; install a newer torch"
+        )
+    # Ranks draw different tasks, so a parameter may have a gradient on some of them only.
+    root.set_reduce_scatter_unused_params(True)
+    model.connects_all = False
+
+
+def skeleton_of(model: FlowModel, *, empty: bool) -> FlowModel:
+    """Return a copy of a model's modules and buffers.
+
+    Args:
+        model: The model.
+        empty: Parameters have shapes but no data; otherwise they are those of the model.
+
+    Returns:
+        The copy.
+    """
+    kept: dict[int, Any] = {id(p): p for p in model.parameters()}
+    if empty:
+        kept = {key: nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for key, p in kept.items()}
+    return copy.deepcopy(model, kept)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return this rank's rows of a tensor (n, …), which share its memory; all rows of one that is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a complete tensor, gathered from all ranks if it is sharded."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def norm_of_all(norm: Tensor) -> Tensor:
+    """Return the norm () of a vector from the norms () of its parts on the ranks."""
+    squared = norm.square()
+    dist.all_reduce(squared)
+    return squared.sqrt()
+
+
+def copy_rows(own: Iterable[Tensor], whole: Iterable[Tensor]) -> None:
+    """Copy each rank's rows of complete tensors, which all ranks have.
+
+    Args:
+        own: Tensors to overwrite.
+        whole: Tensors of the same shapes.
+    """
+    for tensor, values in zip(own, whole, strict=True):
+        _put(tensor, values, source=None)
+
+
+@torch.no_grad()
+def _put(own: Tensor, values: Tensor, *, source: int | None) -> None:
+    """Copy complete values, of the rank `source` or of every rank, into a tensor."""
+    values = values.to(own.device, own.dtype)
+    if isinstance(own, DTensor):
+        own.copy_(distribute_tensor(values, own.device_mesh, own.placements, src_data_rank=source))
+        return
+    if source is not None:
+        dist.broadcast(values, source)
+    own.copy_(values)
+
+
+def receive(slots: Sequence[Tensor], values: Iterable[Tensor], ranks: Ranks) -> None:
+    """Copy the first rank's tensors into those of all ranks, one at a time.
+
+    Args:
+        slots: Tensors to overwrite, in the same order on all ranks; sharded or complete.
+        values: Complete tensors of the same shapes; only the first rank iterates over them.
+        ranks: Ranks of the run; all of them call this.
+    """
+    if ranks.world_size == 1:
+        copy_rows(slots, values)
+        return
+    if not ranks.first:
+        for number in _announced(ranks):
+            _put(slots[number], torch.empty(slots[number].shape, device=slots[number].device), source=0)
+        return
+    try:
+        for number, (slot, tensor) in enumerate(zip(slots, values, strict=True)):
+            ranks.largest(number)  # only now the others wait for it: reading it may have failed
+            _put(slot, tensor, source=0)
+    finally:
+        ranks.largest(_END)
+
+
+def _announced(ranks: Ranks) -> Iterator[int]:
+    """Yield the numbers that the first rank announces until it ends the exchange."""
+    while (number := ranks.largest(_END)) != _END:
+        yield number
+
+
+class _Gathered(LazyTensors):
+    """Complete tensors of a file, gathered when they are accessed."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], first: int, ranks: Ranks) -> None:
+        self._tensors, self._ranks = tensors, ranks
+        self._numbers = {name: first + k for k, name in enumerate(tensors)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._tensors[name]
+        if not isinstance(tensor, DTensor):
+            return tensor
+        self._ranks.largest(self._numbers[name])
+        return tensor.full_tensor()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def kind(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
+        """Return a tensor's type and complete shape, without gathering it."""
+        return kinds_of({name: self._tensors[name]})[name]
+
+
+@contextmanager
+def gathered(files: Mapping[str, Mapping[str, Tensor]], ranks: Ranks) -> Iterator[Mapping[str, Mapping[str, Tensor]]]:
+    """Let the first rank read complete tensors, each gathered from all ranks when it is accessed.
+
+    The other ranks send their rows until the first leaves the block, also by an error; only then their block begins.
+
+    Args:
+        files: Sharded tensors by file and name.
+        ranks: Ranks of the run; all of them call this.
+
+    Yields:
+        Complete tensors by file and name, for the first rank.
+    """
+    if not ranks.first:
+        tensors = [tensor for own in files.values() for tensor in own.values()]
+        for number in _announced(ranks):
+            tensors[number].full_tensor()  # type: ignore[attr-defined]
+        yield files
+        return
+    found, first = {}, 0
+    for name, own in files.items():
+        found[name] = _Gathered(own, first, ranks)
+        first += len(own)
+    try:
+        yield found
+    finally:
+        ranks.largest(_END)
