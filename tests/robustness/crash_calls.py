@@ -221,6 +221,9 @@ class _Tap:
         if one is None and other is None:
             self._real["rename"](source, target, **options)
             return
+        if one is not None and other is not None and os.path.isdir(source):
+            self._rename_folder(source, target, one, other)
+            return
         if one is None or other is None or one not in self.numbers:
             if one is not None and not os.path.lexists(source):
                 self._real["rename"](source, target, **options)  # raises FileNotFoundError
@@ -229,6 +232,12 @@ class _Tap:
             call = Call("rename", one, target=other, file=self.numbers[one])
             self.around(call, lambda _part: self._real["rename"](source, target))
             self.numbers[other] = self.numbers.pop(one)
+
+    def _rename_folder(self, source: Any, target: Any, one: str, other: str) -> None:
+        with self.lock:
+            self.around(Call("rename", one, target=other), lambda _part: self._real["rename"](source, target))
+            inside = [name for name in self.numbers if name.startswith(f"{one}/")]
+            self.numbers |= {other + name[len(one) :]: self.numbers.pop(name) for name in inside}
 
     def _unlink(self, path: Any, *, dir_fd: int | None = None) -> None:
         self._change("unlink", "unlink", path, dir_fd=dir_fd)

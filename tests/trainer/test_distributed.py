@@ -4,54 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from training_helpers import SMALLEST, TENSOR_FILES, TOKEN_WIDTHS, checkpoint_of, learned, log_of, losses_of, run
+from torchrun_helpers import RECIPE, VALIDATION, finish, rank_1_of, torchrun, until_logged
+from training_helpers import TENSOR_FILES, checkpoint_of, learned, log_of, losses_of, run
 
 from omniges.errors import ExitCode
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
-
-RECIPE = {
-    "window_ticks": 16,
-    "batch_size": 2,
-    "gradient_accumulation_steps": 2,
-    "lr_warmup_steps": 3,
-    "logging_steps": 4,
-    "validation_steps": 0,
-    "model": SMALLEST | TOKEN_WIDTHS,
-}
-VARIABLES = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def torchrun(recipe: Path, shards: Path, folder: Path, **flags: object) -> subprocess.Popen[str]:
-    """Start ``omniges train`` in two processes, as docs/how-to/training.md says."""
-    words = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "omniges.cli", "train", "--recipe", str(recipe), "--shards", str(shards)]
-    return subprocess.Popen(
-        [*command, "--output-dir", str(folder), *words], stderr=subprocess.PIPE, text=True, env=VARIABLES
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    return errors
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("recipe") / "two.yaml"
-    path.write_text(json.dumps(RECIPE))  # JSON is YAML
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -100,25 +64,12 @@ def test_a_signal_to_all_or_to_one_rank_stops_all_with_a_checkpoint(
     which: str, recipe: Path, shards: Path, tmp_path: Path
 ) -> None:
     process = torchrun(recipe, shards, tmp_path, max_train_steps=1_000_000)
-    deadline = time.monotonic() + 200
-    while not (tmp_path / "log.jsonl").exists() or not log_of(tmp_path):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    os.kill(process.pid if which == "launcher" else _rank_1(process.pid), signal.SIGTERM)
+    until_logged(tmp_path)
+    os.kill(process.pid if which == "launcher" else rank_1_of(process.pid), signal.SIGTERM)
     process.communicate(timeout=100)
     end = log_of(tmp_path, "end")[-1]
     assert end["ending"] == "stopped"
     assert checkpoint_of(tmp_path, end["step"]).is_dir()
-
-
-def _rank_1(launcher: int) -> int:
-    """The process that torchrun started as its second."""
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    for child in children:
-        variables = Path(f"/proc/{child}/environ").read_bytes()
-        if re.search(rb"(?:^|\0)RANK=1\0", variables):
-            return int(child)
-    raise AssertionError(f"no rank 1 among {children}")
 
 
 def test_a_rank_that_cannot_read_ends_all(recipe: Path, shards: Path, tmp_path: Path) -> None:
@@ -127,11 +78,8 @@ def test_a_rank_that_cannot_read_ends_all(recipe: Path, shards: Path, tmp_path: 
     own = tmp_path / "shards"
     shutil.copytree(shards, own)
     process = torchrun(recipe, own, tmp_path / "run", max_train_steps=1_000_000)
-    deadline = time.monotonic() + 200
-    while not (tmp_path / "run/log.jsonl").exists() or not log_of(tmp_path / "run"):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    os.kill(_reader_of(_rank_1(process.pid)), signal.SIGKILL)
+    until_logged(tmp_path / "run")
+    os.kill(_reader_of(rank_1_of(process.pid)), signal.SIGKILL)
     _, errors = process.communicate(timeout=100)
     assert process.returncode != 0
     assert "a loader worker died" in errors
@@ -144,23 +92,6 @@ def test_a_rank_that_cannot_read_ends_all(recipe: Path, shards: Path, tmp_path: 
 def _reader_of(process: int) -> int:
     children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
     return next(int(c) for c in children if b"omniges.data.collate" in Path(f"/proc/{c}/cmdline").read_bytes())
-
-
-VALIDATION = {"validation_steps": 3, "validation_windows": 8, "validation_samples": 2, "validation_sampling_steps": 2}
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards with enough held-out windows for two groups."""
-    from pipeline_helpers import run_preprocess
-
-    from omniges.testing.settings import CorpusSettings
-    from omniges.testing.synthetic_corpus import write_sample_corpus
-
-    folder = tmp_path_factory.mktemp("many")
-    write_sample_corpus(folder / "corpus", CorpusSettings(clips=12, seconds=8.0, words=6, speakers=2, seed=3))
-    run_preprocess(folder / "corpus", folder / "shards", keep_audio=True)
-    return folder / "shards"
 
 
 class TestValidation:
@@ -210,7 +141,7 @@ class TestValidation:
             if "validating step 3" in line:
                 break
         time.sleep(1.0)
-        os.kill(process.pid if which == "launcher" else _rank_1(process.pid), signal.SIGTERM)
+        os.kill(process.pid if which == "launcher" else rank_1_of(process.pid), signal.SIGTERM)
         process.communicate(timeout=200)
         end = log_of(tmp_path, "end")[-1]
         assert (end["ending"], end["step"]) == ("stopped", 3)
