@@ -182,7 +182,8 @@ class Ranks:
     def together(self, what: str) -> Iterator[None]:
         """Let all ranks leave a block together: if one fails, the others raise EnvironmentFault instead of waiting."""
         try:
-            yield
+            with exchanging(self.world_size):
+                yield
         except RankLost:
             raise
         except OmnigesError:

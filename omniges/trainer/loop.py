@@ -25,7 +25,7 @@ from omniges.model.tasks import TASKS
 from omniges.progress import Progress, Reporter, duration
 from omniges.storage.redact import one_line
 from omniges.storage.remote import parse_location
-from omniges.trainer.distributed import Interrupted, StopNow, Stopper
+from omniges.trainer.distributed import Interrupted, StopNow, Stopper, exchanging
 from omniges.trainer.logging import Logbook, in_order, per_step, per_stream, per_task
 from omniges.trainer.run import Run, RunState
 from omniges.trainer.train_step import ema_decay
@@ -152,11 +152,12 @@ class Loop:
 
         Raises:
             DataError: Losses or gradients are NaN or infinite, or losses diverge, or a batch cannot be read.
-            EnvironmentFault: Another rank failed.
+            EnvironmentFault: Another rank failed, ended or does not answer.
         """
         with self._stopper:
             try:
-                reason = self._learn()
+                with exchanging(self._ranks.world_size):
+                    reason = self._learn()
             except Exception as error:
                 self._save_before_exit(error)
                 raise

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -54,7 +55,7 @@ from omniges.storage.files import json_document
 from omniges.storage.remote import parse_location
 from omniges.trainer.batches import Feed, speakers_of
 from omniges.trainer.config import TrainSettings
-from omniges.trainer.distributed import Ranks
+from omniges.trainer.distributed import Ranks, exchanging
 from omniges.trainer.logging import Smoothed
 from omniges.trainer.train_step import Learner, LearningRate
 from omniges.trainer.validation.best import Best
@@ -82,9 +83,12 @@ def accelerated(settings: TrainSettings) -> Iterator[Accelerator]:
     before = torch.are_deterministic_algorithms_enabled()
     filled = determinism.fill_uninitialized_memory  # type: ignore[attr-defined]
     try:
-        accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(), mixed_precision=settings.mixed_precision, kwargs_handlers=[ddp, group]
-        )
+        with exchanging(int(os.environ.get("WORLD_SIZE", "1"))):
+            accelerator = Accelerator(
+                cpu=not torch.cuda.is_available(),
+                mixed_precision=settings.mixed_precision,
+                kwargs_handlers=[ddp, group],
+            )
         if accelerator.device.type == "cpu":
             torch.use_deterministic_algorithms(True)
             determinism.fill_uninitialized_memory = False  # type: ignore[attr-defined]
