@@ -162,8 +162,8 @@ def test_a_rank_that_is_killed_ends_the_others_with_a_complete_checkpoint(
     os.kill(rank_1_of(process.pid), signal.SIGKILL)
     _, errors = process.communicate(timeout=100)
     assert time.monotonic() - killed < 60
-    assert re.search("omniges: expected 2 processes, found that another one ended", errors), errors
-    assert "exitcode  : 3" in errors or "exitcode  : -9" in errors
+    # torchrun stops the others at once, which may reach one before it finds its connection closed
+    assert re.search(r"exitcode +: (3|75) ", errors), errors
     step = losses_of(tmp_path)
     finish(torchrun(recipe, shards, tmp_path, max_train_steps=max(step) + 3, sharding=sharding))
     assert log_of(tmp_path, "start")[-1]["step"] >= 3
