@@ -23,10 +23,14 @@ CONFIG = ModelConfig(width=16, layers=2, heads=2, piece_width=12, mark_width=4)
 
 
 def statistics() -> dict[str, Any]:
+    sizes = {
+        "gesture": (LAYOUT.channels, 0.5, 2.0, 0.25),
+        "jaw_eyes": (JAW_EYES, 0.01, 0.02, 0.003),
+        "mel": (MEL_BANDS, -5.0, 3.0, 1.0),
+    }
     return {
-        "gesture": {"mean": [0.5] * LAYOUT.channels, "std": [2.0] * LAYOUT.channels},
-        "jaw_eyes": {"mean": [0.01] * JAW_EYES, "std": [0.02] * JAW_EYES},
-        "mel": {"mean": [-5.0] * MEL_BANDS, "std": [3.0] * MEL_BANDS},
+        name: {"mean": [mean] * count, "std": [std] * count, "difference_std": [difference] * count}
+        for name, (count, mean, std, difference) in sizes.items()
     }
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from fractions import Fraction
 from types import MappingProxyType
 from typing import Any, Final, Literal, cast, get_args
 
@@ -27,6 +26,7 @@ from omniges.features.text_tokens import TextTokenCodec
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
 from omniges.model.checkpoint import EMA_FILE, MODEL_FILE, SavedCheckpoint, load_into
 from omniges.model.flow import AbsentStreams, FlowModel
+from omniges.model.gesture import SplineTokens
 from omniges.model.patches import PatchGrid, PatchTokens
 from omniges.model.streams import FrameTokens, Prediction, Stream, StreamName, SubwordTokens, WindowTokens
 from omniges.model.tasks import Task
@@ -44,6 +44,12 @@ OF_TRUNK: Final = ("width", "layers", "heads", "mlp_ratio", "qk_norm", "conditio
 """Fields of a configuration that are arguments of `JointFlowTransformer` with the same names."""
 AudioTokens = Literal["rows", "patches"]
 """Form of a token of a codec's audio latents: a row, or a patch of rows and columns as in OmniFlow."""
+GestureTokens = Literal["frames", "splines"]
+"""Form of the predictions of gesture frames: overlapping frames, or splines with losses that recorded motion scales."""
+_FRAMES: Final[Mapping[Literal["gesture", "audio"], tuple[int, tuple[str, ...]]]] = MappingProxyType(
+    {"gesture": (FRAMES_PER_TICK, ("gesture",)), "audio": (MEL_FRAMES_PER_TICK, ("mel",))}
+)
+"""Frames in a tick, and the arrays in stats.json whose channels a frame has."""
 _OMNIFLOW_TEXT: Final = "omniflow-text-vae"  # the codec whose latents are the text tokens of OmniFlow
 CONFIG_FILE: Final = "config.json"
 SPEAKING_RATE_FILE: Final = "speaking_rate.json"
@@ -86,6 +92,10 @@ class ModelConfig:
     """Normalise such latents by the statistics of the train split; OmniFlow's weights expect them unchanged."""
     gesture_difference_weight: float = 30.0
     """Loss weight of differences between successive gesture frames; not used for latents of a codec."""
+    gesture_tokens: GestureTokens = "frames"
+    """Not used for latents of a codec and velocities. Checkpoints without this field have frames, new runs splines."""
+    gesture_feet_weight: float = 0.1
+    """Loss weight of errors of the toes' velocities; used with splines alone."""
     audio_difference_weight: float = 5.0
     """Loss weight of differences between successive mel frames; not used for latents of a codec."""
     audio_tokens: AudioTokens = "rows"
@@ -119,7 +129,8 @@ class ModelConfig:
                 "model: rotary_periods_s: expected the shortest and the longest period in seconds, or none, "
                 f"found {periods!r}"
             )
-        for name in ("gesture_difference_weight", "audio_difference_weight", "blank_weight"):
+        weights = ("gesture_difference_weight", "gesture_feet_weight", "audio_difference_weight", "blank_weight")
+        for name in weights:
             weight = getattr(self, name)
             if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
                 raise UsageFault(f"model: {name}: expected a number of at least 0, found {weight!r}")
@@ -127,6 +138,7 @@ class ModelConfig:
             if not isinstance(getattr(self, name), bool):
                 raise UsageFault(f"model: {name}: expected true or false, found {getattr(self, name)!r}")
         kinds = {"absent": AbsentStreams, "context_only": StreamName, "audio_tokens": AudioTokens}
+        kinds |= {"gesture_tokens": GestureTokens}
         kinds |= {"conditioning": Conditioning} | ({} if self.qk_norm is None else {"qk_norm": QKNormKind})
         kinds |= {f"{name}_prediction": Prediction for name in get_args(StreamName)}
         for name, kind in kinds.items():
@@ -179,10 +191,10 @@ class ModelConfig:
 
 PRESETS: Final[Mapping[str, ModelConfig]] = MappingProxyType(
     {
-        "tiny": ModelConfig(width=128, layers=4, heads=4),
-        "small": ModelConfig(width=384, layers=8, heads=6),
-        "base": ModelConfig(width=768, layers=12, heads=12),
-        "omniflow": ModelConfig(width=1536, layers=24, heads=24),
+        "tiny": ModelConfig(width=128, layers=4, heads=4, gesture_tokens="splines"),
+        "small": ModelConfig(width=384, layers=8, heads=6, gesture_tokens="splines"),
+        "base": ModelConfig(width=768, layers=12, heads=12, gesture_tokens="splines"),
+        "omniflow": ModelConfig(width=1536, layers=24, heads=24, gesture_tokens="splines"),
     }
 )
 """``omniflow`` has the width and depth of OmniFlow's published trunk, over our tokens."""
@@ -223,27 +235,7 @@ def build_model(
     """
     codecs = codecs or {}
 
-    def continuous(
-        name: StreamName, members: Sequence[str], frames: int, prediction: Prediction, difference_weight: float
-    ) -> Stream:
-        latents = codecs.get(name)
-        if name == "audio" and config.audio_grid is not None:
-            return _patch_tokens(config.audio_grid, latents)
-        scales = [statistics[one] for one in members] if latents is None else [latents.statistics]
-        return FrameTokens(
-            frames=frames if latents is None else 1,
-            mean=[value for scale in scales for value in scale["mean"]],
-            std=[value for scale in scales for value in scale["std"]],
-            prediction=prediction,
-            difference_weight=difference_weight if latents is None else 0.0,
-            tokens_per_tick=Fraction(1) if latents is None else cast("FrameEntry", latents.entry).rows_per_tick,
-        )
-
-    members = ("gesture", "jaw_eyes") if config.with_jaw_eyes else ("gesture",)
-    gesture = continuous(
-        "gesture", members, FRAMES_PER_TICK, config.gesture_prediction, config.gesture_difference_weight
-    )
-    audio = continuous("audio", ("mel",), MEL_FRAMES_PER_TICK, config.audio_prediction, config.audio_difference_weight)
+    gesture, audio = (_frame_tokens(name, config, statistics, codecs.get(name)) for name in _FRAMES)
     text = (
         _window_tokens(codecs["text"], config)
         if "text" in codecs
@@ -275,6 +267,33 @@ def build_model(
         encoders=encoders,
         gesture_channels=config.gesture_channels,
     )
+
+
+def _frame_tokens(
+    name: Literal["gesture", "audio"], config: ModelConfig, statistics: Mapping[str, Any], latents: CodecLatents | None
+) -> Stream:
+    """Return the gesture or audio stream of arrays or of latents."""
+    if name == "audio" and config.audio_grid is not None:
+        return _patch_tokens(config.audio_grid, latents)
+    frames, members = _FRAMES[name]
+    members = (*members, "jaw_eyes") if name == "gesture" and config.with_jaw_eyes else members
+    scales = [statistics[member] for member in members] if latents is None else [latents.statistics]
+    mean, std = ([value for scale in scales for value in scale[one]] for one in ("mean", "std"))
+    prediction: Prediction = getattr(config, f"{name}_prediction")
+    difference_weight: float = getattr(config, f"{name}_difference_weight")
+    if latents is not None:
+        rate = cast("FrameEntry", latents.entry).rows_per_tick
+        return FrameTokens(frames=1, mean=mean, std=std, prediction=prediction, tokens_per_tick=rate)
+    if name == "gesture" and prediction == "clean" and config.gesture_tokens == "splines":
+        return SplineTokens(
+            frames=frames,
+            mean=mean,
+            std=std,
+            difference_std=[value for scale in scales for value in scale["difference_std"]],
+            difference_weight=difference_weight,
+            feet_weight=config.gesture_feet_weight,
+        )
+    return FrameTokens(frames=frames, mean=mean, std=std, prediction=prediction, difference_weight=difference_weight)
 
 
 def _patch_tokens(grid: PatchGrid, latents: CodecLatents | None) -> PatchTokens:
@@ -327,10 +346,10 @@ def model_for_weights(
     Returns:
         The model.
     """
+    channels = {"gesture": LAYOUT.channels, "jaw_eyes": JAW_EYES, "mel": MEL_BANDS}
     statistics = {
-        "gesture": {"mean": [0.0] * LAYOUT.channels, "std": [1.0] * LAYOUT.channels},
-        "jaw_eyes": {"mean": [0.0] * JAW_EYES, "std": [1.0] * JAW_EYES},
-        "mel": {"mean": [0.0] * MEL_BANDS, "std": [1.0] * MEL_BANDS},
+        name: {"mean": [0.0] * count, "std": [1.0] * count, "difference_std": [1.0] * count}
+        for name, count in channels.items()
     }
     return build_model(
         config, statistics=statistics, vocab_size=vocab_size, speakers=speakers, codecs=codecs, conditions=conditions
@@ -495,6 +514,8 @@ def load_identity(saved: SavedCheckpoint) -> ModelIdentity:
         _check_latents(codecs, latents)
         config = ModelConfig.from_json(found["model"])
         _check_jaw_eyes(config, codecs, statistics)
+        if "gesture" not in codecs:
+            _check_differences(config, statistics)
         return ModelIdentity(
             preset=found["preset"],
             config=config,
@@ -544,6 +565,15 @@ def _check_jaw_eyes(config: ModelConfig, codecs: Mapping[StreamName, CodecEntry]
         raise ValueError(
             f"gesture_channels: expected 415 with latents of gesture or without jaw_eyes in {STATS_FILE}, found 424"
         )
+
+
+def _check_differences(config: ModelConfig, statistics: bytes) -> None:
+    """Raise ValueError for splines without statistics of the differences between frames."""
+    found = parse_json(statistics)
+    channels = {"gesture": LAYOUT.channels} | ({"jaw_eyes": JAW_EYES} if config.with_jaw_eyes else {})
+    for name, count in channels.items() if config.gesture_tokens == "splines" else ():
+        if not is_numbers(found[name].get("difference_std"), count, 0):
+            raise ValueError(f"{STATS_FILE}: {name}.difference_std: expected {count} numbers of at least 0")
 
 
 def weights_file(weights: Literal["ema", "last"]) -> str:

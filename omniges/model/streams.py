@@ -253,7 +253,7 @@ class FrameTokens(Stream):
         Returns:
             Clean tokens (B, N, C).
         """
-        predicted = self._overlap_added(output)
+        predicted = self.predicted(output)
         return predicted if self.prediction == "clean" else clean_from_velocity(predicted, noised, levels)
 
     def losses(
@@ -277,16 +277,25 @@ class FrameTokens(Stream):
         """
         del arrays
         target = clean if self.prediction == "clean" else noise - clean
-        error = (self._overlap_added(output).float() - target).reshape(len(output), -1, len(self.mean))
-        found = _weighted_square(error, weights)
+        error = (self.predicted(output).float() - target).reshape(len(output), -1, len(self.mean))
+        return self.loss_of(error, clean, weights)
+
+    def loss_of(self, error: Tensor, clean: Tensor, weights: Tensor | None) -> Tensor:
+        """Return the losses (B,) of errors (B, T, V) of frames; the other arguments are those of `losses`."""
+        del clean
+        found = weighted_square(error, weights)
         if self.difference_weight:
-            found = found + self.difference_weight * _weighted_square(error.diff(dim=1), weights)
+            found = found + self.difference_weight * weighted_square(self.differences(error), weights)
         if weights is not None:  # exactly 1 if nothing is absent
             found = found / weights.float().mean(dim=1)
         return found
 
-    def _overlap_added(self, output: Tensor) -> Tensor:
-        """Return tokens (B, N, C) from outputs (B, N, O): the weighted mean of overlapping predictions."""
+    def differences(self, error: Tensor) -> Tensor:
+        """Return the differences (B, T - 1, V) between frames of errors (B, T, V), as the loss takes them."""
+        return error.diff(dim=1)
+
+    def predicted(self, output: Tensor) -> Tensor:
+        """Return what outputs (B, N, O) predict (B, N, C): the weighted mean of overlapping predictions."""
         if not self.overlap:
             return output
         overlap, frames = self.overlap, self.frames
@@ -453,7 +462,7 @@ class SubwordTokens(Stream):
         return output[..., : self.vocab_size + 1].float(), output[..., self.vocab_size + 1 :].float()
 
 
-def _weighted_square(error: Tensor, weights: Tensor | None) -> Tensor:
+def weighted_square(error: Tensor, weights: Tensor | None) -> Tensor:
     """Return the means (B,) of the squares of errors (B, F, V), weighted by (B, V) or (B, 1)."""
     if weights is not None:  # selected first: the error of an absent value may be NaN, whose product with 0 is NaN
         error = torch.where(weights[:, None] > 0, error, 0.0) * weights[:, None].sqrt()

@@ -37,9 +37,11 @@ _SPEAKERS: Final = "trunk.speaker.weight"
 _LACKING: Final = "lacking"
 _TEXT_PLACES: Final = "streams.text.place"
 _ENCODERS: Final = "conditions."
-_OF_TRAINING: Final = frozenset({"blank_weight", "absent", "gesture_difference_weight", "audio_difference_weight"})
+_OF_TRAINING: Final = frozenset(
+    {"blank_weight", "absent", "gesture_difference_weight", "gesture_feet_weight", "audio_difference_weight"}
+)
 _OF_TOKENS: Final = _OF_TRAINING | {
-    "gesture_channels",
+    *("gesture_channels", "gesture_tokens"),
     *("piece_width", "mark_width", "audio_tokens"),
     *("gesture_prediction", "audio_prediction", "text_prediction"),
 }
@@ -238,6 +240,7 @@ def config_over_tokens(trunk: Mapping[str, Any]) -> ModelConfig:
         text_head_width=trunk["streams"]["text"]["head_width"],
         context_only=tuple(trunk["context_only"]),
         absent="noise",
+        gesture_tokens="splines",
     )
 
 

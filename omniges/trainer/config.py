@@ -240,11 +240,12 @@ class TrainSettings:
                 f"recipe key model: {token_keys[0]} needs text tokens, but text is latents of {self.text_codec}: "
                 "remove the key"
             )
+        of_frames = {"gesture": ("difference_weight", "tokens", "feet_weight"), "audio": ("difference_weight",)}
         for stream, codec in (("gesture", self.gesture_codec), ("audio", self.audio_codec)):
-            if codec is not None and f"{stream}_difference_weight" in self.model:
+            keys = [key for end in of_frames[stream] if (key := f"{stream}_{end}") in self.model]
+            if codec is not None and keys:
                 raise UsageFault(
-                    f"recipe key model: {stream}_difference_weight needs frames, but {stream} is latents of {codec}: "
-                    "remove the key"
+                    f"recipe key model: {keys[0]} needs frames, but {stream} is latents of {codec}: remove the key"
                 )
 
     def _check_sharding(self) -> None:
@@ -278,7 +279,9 @@ class TrainSettings:
     @property
     def model_changes(self) -> dict[str, Any]:
         """Fields of `ModelConfig` that the run sets."""
-        own = {} if self.gesture_channels is None else {"gesture_channels": self.gesture_channels}
+        own: dict[str, Any] = {} if self.gesture_channels is None else {"gesture_channels": self.gesture_channels}
+        if self.gesture_codec is not None:
+            own["gesture_tokens"] = "frames"
         return dict(self.model) | own
 
     def model_config(self) -> ModelConfig:

@@ -30,16 +30,15 @@ from omniges.data.order import RankShare
 from omniges.data.remote_shards import CacheSettings, RemoteShards, open_location
 from omniges.data.sequence import DataSource, Sequencing
 from omniges.data.window_reader import ClipReader, ReadMarks
-from omniges.errors import EnvironmentFault, UsageFault
+from omniges.errors import EnvironmentFault, OmnigesError, UsageFault
 from omniges.evaluation.speech import UNTIMED
-from omniges.features.channels import WITH_JAW_EYES
 from omniges.features.timebase import FRAME_RATE_HZ, FRAMES_PER_TICK
 from omniges.generation.sampler import Codecs, Sampler
 from omniges.generation.word_timing import MIN_WORDS, learn_rate
 from omniges.metrics.gesture import min_frames
-from omniges.model.checkpoint import CHECKPOINTS
+from omniges.model.checkpoint import CHECKPOINTS, checkpoints, open_checkpoint
 from omniges.model.draws import allowed_tasks
-from omniges.model.spec import ModelIdentity
+from omniges.model.spec import ModelConfig, ModelIdentity, load_identity
 from omniges.model.streams import StreamName
 from omniges.model.tasks import SIX, SamplingSettings
 from omniges.pretrained.initialize import Start, open_start
@@ -151,15 +150,16 @@ def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, st
         DataError: A file is damaged.
         EnvironmentFault: A file cannot be read, or a package is not installed.
     """
+    settings = _with_saved_tokens(settings)
     weights = settings.shard_weights or (1.0,) * len(settings.shards)
     # A resumed run needs the pretrained weights too, because they define the sizes of the model.
     start = None
     if settings.pretrained_model_name_or_path is not None:
         path, which = settings.pretrained_model_name_or_path, settings.pretrained_weights
         start = open_start(path, which, settings.model_changes, settings.audio_codec)
-    channels = (settings.model_config() if start is None else start.config).gesture_channels
+    config = settings.model_config() if start is None else start.config
     data = tuple(
-        _source(settings, channels, text, weight, stack) for text, weight in zip(settings.shards, weights, strict=True)
+        _source(settings, config, text, weight, stack) for text, weight in zip(settings.shards, weights, strict=True)
     )
     identity = _identity(settings, data, start)
     feed = Feed(
@@ -203,8 +203,24 @@ def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, st
     )
 
 
-def _source(settings: TrainSettings, channels: int, text: str, weight: float, stack: ExitStack) -> DataSource:
-    """Open the train split of a local folder, or of a URL through the cache, with 415 or 424 gesture channels."""
+def _with_saved_tokens(settings: TrainSettings) -> TrainSettings:
+    """Return settings with the gesture tokens of the run to resume, unless the recipe states them.
+
+    So runs that began before there were splines continue as they were.
+    """
+    if "gesture_tokens" in settings.model or settings.gesture_codec is not None:
+        return settings
+    for path in checkpoints(settings.output_dir / CHECKPOINTS):
+        try:
+            saved = load_identity(open_checkpoint(path, bytewise=False))
+        except OmnigesError:  # reported when a checkpoint is chosen
+            continue
+        return replace(settings, model=dict(settings.model) | {"gesture_tokens": saved.config.gesture_tokens})
+    return settings
+
+
+def _source(settings: TrainSettings, config: ModelConfig, text: str, weight: float, stack: ExitStack) -> DataSource:
+    """Open the train split of a local folder, or of a URL through the cache, for a model."""
     location, cache = parse_location(text), None
     if location.path is None:
         folder = home_expanded("--cache-dir", settings.cache_dir)
@@ -215,10 +231,16 @@ def _source(settings: TrainSettings, channels: int, text: str, weight: float, st
         stack.callback(shards.close)
     labels = labels_read(find_streams(settings.condition_streams, "--condition-streams").values())
     wanted = Filters(split="train", streams=allowed_tasks(settings.flow_settings().shares))
-    catalog = read_catalog(shards.folder, wanted, settings.codecs, labels, channels)
-    if channels == WITH_JAW_EYES and catalog.statistics.get("samples") and "jaw_eyes" not in catalog.statistics:
-        own = train_statistics(ShardFolder(shards.folder, shards), "jaw_eyes.npy")  # version 1 has none
-        catalog = replace(catalog, statistics=catalog.statistics | {"jaw_eyes": own})
+    catalog = read_catalog(shards.folder, wanted, settings.codecs, labels, config.gesture_channels)
+    found = dict(catalog.statistics)
+    if found.get("samples"):  # version 1 lacks some
+        own = ShardFolder(shards.folder, shards)
+        if config.with_jaw_eyes and "jaw_eyes" not in found:
+            found["jaw_eyes"] = train_statistics(own, "jaw_eyes.npy")
+        if config.gesture_tokens == "splines" and "difference_std" not in found["gesture"]:
+            differences = train_statistics(own, "gesture.npy")["difference_std"]
+            found["gesture"] = found["gesture"] | {"difference_std": differences}
+    catalog = replace(catalog, statistics=found)
     return DataSource(catalog, weight, shards=shards)
 
 

@@ -67,7 +67,9 @@ def earlier_groups(model: FlowModel, windows: Windows, plan: Plan, flow: FlowSet
 
 class TestLosses:
     @pytest.mark.parametrize("rounded", [False, True])
-    @pytest.mark.parametrize("config", [CONFIG, ModelConfig(**{**CONFIG.as_json(), "qk_norm": "layer"})])
+    @pytest.mark.parametrize(
+        "config", [CONFIG, replace(CONFIG, qk_norm="layer"), replace(CONFIG, gesture_tokens="splines")]
+    )
     @pytest.mark.parametrize("flow", [FlowSettings(), FlowSettings(condition_dropout=0.5, condition_noise=0.5)])
     def test_one_pass_has_the_losses_and_gradients_of_the_earlier_groups(
         self, flow: FlowSettings, config: ModelConfig, rounded: bool

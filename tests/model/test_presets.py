@@ -21,7 +21,7 @@ def formula(config: ModelConfig, vocab_size: int, speakers: int) -> int:
     """Learned numbers, counted by hand from the layers' shapes."""
     d, m = config.width, config.mlp_ratio * config.width
     text = config.piece_width + config.mark_width
-    widths = [(3 * 415, 5 * 415), (text, vocab_size + 6), (10 * 64, 20 * 64)]  # channels and outputs of each stream
+    widths = [(3 * 415, 6 * 415), (text, vocab_size + 6), (10 * 64, 20 * 64)]  # channels and outputs of each stream
     branch = (d * 6 * d + 6 * d) + (d * 3 * d + 3 * d) + (d * d + d) + (d * m + m) + (m * d + d) + 2 * d // config.heads
     outside = sum(c * d + d + (d * 2 * d + 2 * d) + d * o + o + (256 * d + d) + (d * d + d) for c, o in widths)
     tables = (vocab_size + 1) * config.piece_width + 5 * config.mark_width
@@ -62,7 +62,7 @@ class TestSizes:
         ):
             entry = FrameEntry(name=codec, fingerprint="0" * 64, source=source, frames_per_row=4, channels=channels)
             codecs[stream] = CodecLatents(entry, {"mean": [0.0] * channels, "std": [1.0] * channels})
-        inputs, outputs = (3 * 415 - 512) + (10 * 64 - 128), (5 * 415 - 512) + (20 * 64 - 128)
+        inputs, outputs = (3 * 415 - 512) + (10 * 64 - 128), (6 * 415 - 512) + (20 * 64 - 128)
         expected = formula(config, 1000, 25) - inputs * config.width - outputs * (config.width + 1)
         assert parameter_count(config, vocab_size=1000, speakers=25, codecs=codecs) == expected
 

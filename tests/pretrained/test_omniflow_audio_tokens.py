@@ -97,7 +97,7 @@ def model_over(
     start = open_start(folder, None, {}, CODEC)
     with patch.context() as patched:
         patched.setattr(spec, "SubwordTokens", lambda **_: text)
-        patched.setattr(spec, "FrameTokens", lambda **_: image)
+        patched.setattr(spec, "SplineTokens", lambda **_: image)
         codecs: Any = {"audio": CodecLatents(audio, {})}
         model = build_model(start.config, statistics=statistics(), vocab_size=1, speakers=1, codecs=codecs)
     identity = ModelIdentity("pretrained", start.config, 16, ("a",), b"", b"", {"audio": audio})

@@ -1,0 +1,166 @@
+"""Gesture tokens whose predictions are smooth: B-splines of several widths, each as large as recorded motion needs.
+
+A third difference amplifies the highest frequencies most. So white noise in predicted frames, however small, decides
+the jerk of a figure. A sum of cubic B-splines with knots at ticks has little power there, whatever its coefficients
+are, and wider splines have still less.
+
+The power of recorded motion falls with about the fourth power of the frequency, for body, hands and face alike. So the
+part of a channel that splines with a knot spacing of h ticks cannot follow has the deviation r d² h^1.5, where d is the
+deviation of the differences between successive frames. Each level of splines is multiplied by the deviation that the
+wider ones leave, and free frames by what all leave. Weights of equal size then give motion like the recorded.
+
+Shape letters: B batch, N tokens, F frames of a token, T = N F frames, V channels, L levels of splines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from omniges.features.body import REST_OFFSETS
+from omniges.features.gesture import LAYOUT
+from omniges.features.timebase import FRAME_RATE_HZ
+from omniges.model.streams import FrameTokens
+from omniges.shards.dataset import divisors
+
+KNOTS_TICKS: Final = (4, 2, 1)
+"""Distance of the knots of each level of splines."""
+_LEFT_OVER: Final = 1.4
+"""r above, measured on BEAT2: 1.3 for the upper body, 1.9 for hands, 1.7 for the lower body, 1.3 for expressions."""
+_USUAL_DIFFERENCE: Final = 0.18
+"""Deviation d of a channel whose differences have the weight `difference_weight`; the median of hands."""
+_SMALLEST_DIFFERENCE: Final = 0.03
+_STANDING_M_S: Final = 0.05
+"""Speed of a toe below which errors of its velocity count equally."""
+_LEGS: Final = ((0, 1, 4, 7, 10), (0, 2, 5, 8, 11))
+"""Joints from the pelvis to the toes of the left and the right foot."""
+
+
+class SplineTokens(FrameTokens):
+    """Gesture frames (B, T, V) as tokens (B, N, F · V), predicted as splines, with losses scaled by recorded motion.
+
+    The head gives for each token and channel one coefficient of each level and F frames. Errors of differences between
+    frames are divided by d, so that channels that change unpredictably, such as expressions, do not take most of the
+    loss. A further loss keeps standing feet where they are: the mean of e² / (v² + s²), where v is a toe's velocity by
+    forward kinematics over the generic skeleton, e its error, and s = 0.05 m/s. It is the foot contact loss of Tevet et
+    al. (2023), with a weight for each frame in place of contacts.
+
+    Args:
+        frames: Frames in a token.
+        mean: Mean of each channel over the training data.
+        std: Standard deviation of each channel.
+        difference_std: Standard deviation of each channel's differences between successive frames.
+        difference_weight: Loss weight of these differences, for a channel with the usual ones.
+        feet_weight: Loss weight of the errors of the toes' velocities.
+    """
+
+    level_scales: Tensor
+    difference_scale: Tensor
+
+    def __init__(
+        self,
+        *,
+        frames: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        difference_std: Sequence[float],
+        difference_weight: float,
+        feet_weight: float,
+    ) -> None:
+        super().__init__(frames=frames, mean=mean, std=std, difference_weight=difference_weight)
+        self.feet_weight = feet_weight
+        self.outputs = (len(KNOTS_TICKS) + frames) * len(mean)
+        spread = np.maximum(np.asarray(difference_std) / divisors(std), _SMALLEST_DIFFERENCE)
+        left = [np.minimum(_LEFT_OVER * spread**2 * width**1.5, 1.0) for width in KNOTS_TICKS]
+        scales = np.stack([np.ones_like(spread), *left[:-1], *[left[-1]] * frames])
+        self.register_buffer("level_scales", torch.from_numpy(scales).float())
+        self.register_buffer("difference_scale", torch.from_numpy(_USUAL_DIFFERENCE / spread).float())
+
+    def predicted(self, output: Tensor) -> Tensor:
+        """Return the tokens (B, N, C) that outputs (B, N, (L + F) · V) predict."""
+        rows, count, _ = output.shape
+        with torch.autocast(output.device.type, enabled=False):
+            levels = output.float().reshape(rows, count, *self.level_scales.shape) * self.level_scales
+            splines, free = levels[:, :, : len(KNOTS_TICKS)], levels[:, :, len(KNOTS_TICKS) :]
+            basis = spline_basis(count, self.frames, output.device)
+            smooth: Tensor = basis.flatten(1) @ splines.flatten(1, 2)
+            return smooth.reshape(rows, count, self.channels) + free.flatten(2)
+
+    def differences(self, error: Tensor) -> Tensor:
+        """Return the differences between frames, divided by those of recorded motion."""
+        return super().differences(error) * self.difference_scale
+
+    def loss_of(self, error: Tensor, clean: Tensor, weights: Tensor | None) -> Tensor:
+        """Return the losses (B,) of `FrameTokens`, plus that of the feet for samples with lower body and root.
+
+        Args:
+            error: Errors of normalised frames (B, T, V).
+            clean: Clean tokens (B, N, C).
+            weights: Presence of the channels (B, V) or (B, 1); None: all are present.
+
+        Returns:
+            Losses (B,).
+        """
+        found = super().loss_of(error, clean, weights)
+        if not self.feet_weight:
+            return found
+        if weights is not None:
+            error = torch.where(weights[:, None] > 0, error, 0.0)
+        true = self.arrays(clean)
+        recorded = toe_velocities(true)
+        wrong = (toe_velocities(true + error * self.scale) - recorded).square().sum(dim=-1)
+        slid = (wrong / (recorded.square().sum(dim=-1) + _STANDING_M_S**2)).mean(dim=(1, 2))
+        if weights is not None:
+            of_feet = weights.expand(-1, len(self.mean))[:, LAYOUT.lower.start : LAYOUT.root.stop]
+            slid = torch.where((of_feet > 0).all(dim=1), slid, 0.0)
+        return found + self.feet_weight * slid
+
+
+def spline_basis(count: int, frames: int, device: torch.device) -> Tensor:
+    """Return the values of the splines of tokens at frames (T, N, L); each level sums to 1 at each frame.
+
+    Args:
+        count: Number of tokens N.
+        frames: Frames of a token F.
+        device: Device of the result.
+
+    Returns:
+        Cubic B-splines around the middle of each token, divided by their sum, which differs from 1 near the ends.
+    """
+    at = (torch.arange(count * frames, device=device) + 0.5) / frames
+    away = (at[:, None] - (torch.arange(count, device=device) + 0.5)).abs()
+    far = away[..., None] / torch.tensor(KNOTS_TICKS, dtype=torch.float32, device=device)
+    values = torch.where(far < 1, 2 / 3 - far**2 + far**3 / 2, (2 - far).clamp(min=0) ** 3 / 6)
+    return values / values.sum(dim=1, keepdim=True)
+
+
+def toe_velocities(gesture: Tensor) -> Tensor:
+    """Return the velocities of both toes by forward kinematics over the generic skeleton.
+
+    Args:
+        gesture: Channels (B, T, 415 or 424) as shards hold them.
+
+    Returns:
+        Velocities (B, T - 1, 2, 3) in m/s.
+    """
+    six_d = gesture[..., LAYOUT.lower].reshape(*gesture.shape[:2], len(LAYOUT.lower_joints), 2, 3)
+    offsets = torch.tensor(REST_OFFSETS, dtype=gesture.dtype, device=gesture.device)
+    first = functional.normalize(six_d[..., 0, :], dim=-1)
+    second = six_d[..., 1, :] - (first * six_d[..., 1, :]).sum(dim=-1, keepdim=True) * first
+    second = functional.normalize(second, dim=-1)
+    rotations = torch.stack([first, second, torch.linalg.cross(first, second)], dim=-2)
+    toes = []
+    for leg in _LEGS:
+        place = offsets[leg[-1]].expand(*gesture.shape[:2], 3)
+        for joint in reversed(leg[:-1]):  # from the toes up, so that only vectors are rotated
+            turned = (rotations[:, :, LAYOUT.lower_joints.index(joint)] * place[..., None, :]).sum(dim=-1)
+            place = turned + offsets[joint] if joint else turned
+        toes.append(place)
+    root = gesture[:, 1:, LAYOUT.root]
+    steps = torch.stack([root[..., 0], gesture[..., LAYOUT.root][..., 1].diff(dim=1), root[..., 2]], dim=-1)
+    return (torch.stack(toes, dim=2).diff(dim=1) + steps[:, :, None]) * FRAME_RATE_HZ
