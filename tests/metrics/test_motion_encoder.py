@@ -163,7 +163,7 @@ class TestFilesThatAreNone:
         [
             (b"version https://git-lfs.github.com/spec/v1\noid sha256:5c\n", "found a Git LFS pointer, not the file"),
             (b"<!doctype html>", "expected a file of torch.save, found a web page or XML; download it again"),
-            (pickle.dumps({"model_state": object}), r"or damaged \(Unsupported operand 149\): download it again"),
+            (pickle.dumps({"model_state": object}), r"or another file \(Unsupported operand 149\); download it again"),
         ],
     )
     def test_what_was_downloaded_instead_is_named(self, tmp_path, content, words):
