@@ -78,7 +78,7 @@ def _run() -> int:
         return error.exit_code
     except Signalled as signalled:
         how = "interrupted" if signalled.code is ExitCode.INTERRUPTED else "stopped"
-        echo(f"omniges: {how}; nothing half-written was published", err=True)
+        echo(f"omniges: {how}; no partly written file was published", err=True)
         return signalled.code
     except Exception as error:
         fault: object = fault_of_machine(error)

@@ -94,7 +94,7 @@ def preprocess(
     start = time.monotonic()
     threading.Thread(target=_warm_imports, name="warm-imports", daemon=True).start()
     settings, discovery = find_recordings(settings)
-    CORPORA.require_installed(cast("str", settings.corpus), "workers of preprocess are processes of their own")
+    CORPORA.require_installed(cast("str", settings.corpus), "workers of preprocess are separate processes")
     place = _place_of(settings)
     with place.locked(), _RunLog(settings.log_path) as log:
         place.recover()

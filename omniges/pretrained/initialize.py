@@ -209,7 +209,7 @@ class CheckpointStart(Start):
         if _LACKING in own and _LACKING not in saved:
             saved[_LACKING] = torch.zeros(own[_LACKING].shape)
             statuses[_LACKING] = TensorStatus(
-                "new", None, _LACKING, own[_LACKING].numel(), "tells absent parts; begins at zero"
+                "new", None, _LACKING, own[_LACKING].numel(), "embedding of absent parts; initialized to zero"
             )
         for name in sorted(name for name in own.keys() ^ saved.keys() if name.startswith(_ENCODERS)):
             if name in own:
@@ -360,11 +360,11 @@ def _place(name: str) -> tuple[StreamName | None, bool]:
 def _reason_new(name: str) -> str:
     """Return the reason why a weight of the model has no counterpart; empty where it should have one."""
     if name == _SPEAKERS:
-        return "OmniFlow knows no speakers; begins at zero"
+        return "OmniFlow has no speakers; initialized to zero"
     if name == _LACKING:
-        return "tells absent parts, OmniFlow knows none; begins at zero"
+        return "embedding of absent parts, which OmniFlow lacks; initialized to zero"
     if name == _TEXT_PLACES:
-        return "tells latents of a text apart, OmniFlow does not; begins at zero"
+        return "positions of text latents, which OmniFlow lacks; initialized to zero"
     if name.startswith("streams."):
         return "makes tokens of this project"
     if name.startswith(_ENCODERS):

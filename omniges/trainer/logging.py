@@ -217,7 +217,7 @@ class Logbook:
     def _with_trackers(self, work: Callable[[Tracker], None]) -> None:
         for tracker in self._trackers:
             try:
-                with foreign(f"tracker {tracker.name}", "reporting", "the run goes on without it"):
+                with foreign(f"tracker {tracker.name}", "reporting", "the run continues without it"):
                     work(tracker)
             except EnvironmentFault as fault:
                 self._trackers = tuple(one for one in self._trackers if one is not tracker)

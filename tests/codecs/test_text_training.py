@@ -337,7 +337,7 @@ class TestPretrained:
         (place,) = [status for status in event["tensors"] if status["target"] == "streams.text.place"]
         assert (place["kind"], place["reason"]) == (
             "new",
-            "tells latents of a text apart, OmniFlow does not; begins at zero",
+            "positions of text latents, which OmniFlow lacks; initialized to zero",
         )
 
     def test_latents_of_another_width_than_the_checkpoints_are_refused(

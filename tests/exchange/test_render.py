@@ -430,7 +430,7 @@ class TestCommand:
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == code
-        assert "nothing half-written" in errors
+        assert "no partly written file" in errors
         assert left(folder) == set()
 
 

@@ -518,7 +518,7 @@ def test_a_signal_while_sampling_has_its_exit_code_and_leaves_nothing(
     words = ["generate", "--checkpoint", checkpoint, "--task", "a2g", "--audio", files["wav"]]
     done = scripted(SIGNALLED, int(number), *words, "-o", tmp_path / "out", "--steps", "10000")
     assert done.returncode == code
-    assert done.stderr.splitlines()[-1] == f"omniges: {how}; nothing half-written was published"
+    assert done.stderr.splitlines()[-1] == f"omniges: {how}; no partly written file was published"
     assert not (tmp_path / "out").exists()
 
 
