@@ -40,7 +40,7 @@ def make_corpus(folder: Path, recordings: int, seconds: float) -> Path:
 
 
 def find_recordings(root: Path) -> list[Recording]:
-    """All recordings under a root, every file read once so that each measured run finds them in the page cache."""
+    """Return all recordings under a root; read every file once, so that measured runs find it in the page cache."""
     recordings = list(discover(root, Selection()).recordings)
     if not recordings:
         raise SystemExit(f"{root}: no recording has all of audio, motion and words")
@@ -53,13 +53,13 @@ def find_recordings(root: Path) -> list[Recording]:
 
 
 def spread(recordings: list[Recording], count: int) -> list[Recording]:
-    """At most `count` recordings, evenly spaced."""
+    """Return at most `count` recordings, evenly spaced."""
     count = min(count, len(recordings))
     return [recordings[k * len(recordings) // count] for k in range(count)]
 
 
 def fit_for_links(recordings: list[Recording], count: int) -> bool:
-    """Whether `count` recordings can be linked from these: stems within the grammar, and enough of them."""
+    """Return whether `count` recordings can be linked from these: enough of them, with stems within the grammar."""
     small_ids = all((parse_stem(recording.stem).speaker_id or 100) < 100 for recording in recordings)
     return small_ids and count <= MAX_COPIES * len(recordings)
 

@@ -1,4 +1,4 @@
-"""Does the emotion that is asked for decide the pose? Eight emotions, each with an idle pose, five minutes of tiny.
+"""Measures whether the requested emotion decides the pose: eight emotions with an idle pose each, five minutes of tiny.
 
     python benchmarks/emotion.py --folder emotion --minutes 5
 
@@ -35,25 +35,25 @@ F64 = npt.NDArray[np.float64]
 
 
 def omniges(*arguments: object) -> None:
-    """Run a command of ours."""
+    """Run an omniges command."""
     subprocess.run([sys.executable, "-m", "omniges.cli", *map(str, arguments)], check=True, stdout=sys.stderr)
 
 
 def pose_of(gesture: npt.NDArray[Any]) -> F64:
-    """Mean channels of the upper body over time."""
+    """Return the mean channels of the upper body over time."""
     return np.asarray(gesture[:, BODY].mean(axis=0, dtype=np.float64))
 
 
 @dataclass(frozen=True)
 class Telling:
-    """Tells emotions from poses: linear discriminant analysis of the train recordings' windows."""
+    """Classifier of emotions by poses: linear discriminant analysis of the train recordings' windows."""
 
     means: Mapping[str, F64]
     precision: F64  # inverse covariance of poses around the mean of their emotion
 
     @classmethod
     def learn(cls, shards: ShardFolder, frames: int) -> Telling:
-        """From windows of so many frames."""
+        """Learn from windows of a number of frames."""
         poses: dict[str, list[F64]] = {}
         for row in shards.rows:
             if row.split == "train":
@@ -77,7 +77,7 @@ class Telling:
 
 
 def prepare(folder: Path, clips: int, seconds: float) -> None:
-    """Corpus and shards."""
+    """Write the corpus and the shards."""
     omniges(
         "sample-corpus", folder / "corpus", "--clips", clips, "--seconds", seconds, "--emotions", 8, "--speakers", 2
     )
@@ -98,7 +98,7 @@ def train(folder: Path, minutes: float, window_ticks: int, batch: int, tasks: st
 
 
 def score(folder: Path, seconds: float, steps: int) -> dict[str, Any]:
-    """Generate for every held-out clip and emotion, and count the poses that follow."""
+    """Generate for every held-out clip and emotion, and count the poses of the requested emotion."""
     shards = ShardFolder(folder / "shards")
     frames = round(seconds * FRAME_RATE_HZ)
     telling = Telling.learn(shards, frames)
@@ -130,7 +130,7 @@ def score(folder: Path, seconds: float, steps: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run what the arguments say."""
+    """Run the steps that the arguments name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="For corpus, shards, run and results.")
     parser.add_argument("--minutes", type=float, default=5.0, help="Of training.")

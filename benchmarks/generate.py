@@ -1,12 +1,13 @@
-"""What does generating cost, and what do more steps give? Seconds a generated minute, quality, memory, seams.
+"""Measures the cost of generation and the effect of more steps: seconds a minute, quality, memory, window boundaries.
 
     python benchmarks/generate.py --run run --shards shards --folder generated
 
 takes a run trained on the synthetic corpus and its shards, and measures
 
-* quality: words shown rightly (`wordscore`) in gesture and sound made of the test split, text by word error rate, by
-  steps (2, 4, 8, 16, 32) and solver, with evaluations of the model a window; recordings and other clips beside them,
-  and how far gesture and sound are from those of 64 steps of Heun's method with the same noise, in standard deviations;
+* quality: words recognized (`wordscore`) in gesture and sound that were generated for the test split, text by word
+  error rate, by steps (2, 4, 8, 16, 32) and solver, with evaluations of the model a window; recordings and other clips
+  beside them, and how far gesture and sound are from those of 64 steps of Heun's method with the same noise, in
+  standard deviations;
 * speed: seconds a generated minute of gesture from audio by steps and by number of inputs at once, of the model alone;
 * memory: peak of the command ``generate`` on 1 and 10 minutes of audio and of gesture;
 * seams: velocity and acceleration of motion made for whole clips (``--seam-shards``) where windows begin and end, and
@@ -58,7 +59,7 @@ F64 = npt.NDArray[np.float64]
 
 
 def quality(loaded: Loaded, shards: ShardFolder, tasks: Sequence[str]) -> dict[str, Any]:
-    """Scores of every task by solver and steps, over whole windows of the test split."""
+    """Return the scores of every task by solver and steps, over whole windows of the test split."""
     templates = templates_of(clips_of(shards, "train"))
     ticks, codec = loaded.identity.window_ticks, TextTokenCodec(loaded.identity.tokenizer)
     channels = loaded.identity.config.gesture_channels
@@ -86,21 +87,21 @@ def quality(loaded: Loaded, shards: ShardFolder, tasks: Sequence[str]) -> dict[s
 
 
 def evaluations(solver: Solver, steps: int) -> int:
-    """Of the model a window, without guidance."""
+    """Return the evaluations of the model for a window, without guidance."""
     return 2 * steps - 1 if solver == "heun" else steps
 
 
 def distance(
     loaded: Loaded, task: str, generated: Sequence[npt.NDArray[Any]], exact: Sequence[npt.NDArray[Any]]
 ) -> float:
-    """Root mean square of the difference of normalised tokens."""
+    """Return the root mean square of the difference of normalised tokens."""
     stream = loaded.model.stream("gesture" if task.endswith("g") else "audio")
     found, wanted = (stream.tokens(torch.from_numpy(np.stack(arrays))) for arrays in (generated, exact))
     return float((found - wanted).square().mean().sqrt())
 
 
 def minute_of(shards: ShardFolder, seconds: int) -> npt.NDArray[np.float32]:
-    """So many seconds of kept audio, the clips of the shards one after the other."""
+    """Return a number of seconds of kept audio: the clips of the shards, one after the other."""
     found = [wave for row in shards.rows if (wave := shards.waveform(row)) is not None]
     if not found:
         sys.exit(f"{shards.folder}: kept audio expected: preprocess with --keep-audio")
@@ -109,7 +110,7 @@ def minute_of(shards: ShardFolder, seconds: int) -> npt.NDArray[np.float32]:
 
 
 def speed(loaded: Loaded, mel: Held) -> dict[str, Any]:
-    """Seconds a generated minute of gesture from audio, of the model alone, by steps and by inputs at once."""
+    """Return the model's seconds for a minute of gesture from audio, by steps and by inputs in a batch."""
     rows = []
     for steps, inputs in [*((steps, 1) for steps in STEPS), *((20, count) for count in (1, 2, 4, 8))]:
         timelines = [timeline_of(mel, 60 * TICKS_PER_SECOND, sample) for sample in range(inputs)]
@@ -123,19 +124,19 @@ def speed(loaded: Loaded, mel: Held) -> dict[str, Any]:
 
 
 def timeline_of(mel: Held, ticks: int, sample: int) -> Timeline:
-    """Gesture from audio, of an unknown speaker."""
+    """Return a timeline of gesture from audio, of an unknown speaker."""
     return Timeline(ticks, {"audio": lambda first, count: mel.rows(10 * first, 10 * (first + count))}, 0, sample)
 
 
 def sampled(loaded: Loaded, timelines: Sequence[Timeline], sampling: SamplingSettings, windows: int = 6) -> Any:
-    """Gesture of timelines."""
+    """Return the gesture of timelines."""
     window = loaded.identity.window_ticks
     cut = WindowSettings(window_ticks=window, overlap_ticks=window // 4, windows=windows)
     return sample_timelines(loaded.model, timelines, ("gesture",), 0, cut, sampling)
 
 
 def memory(run: Path, audio: npt.NDArray[np.float32], folder: Path, steps: int) -> dict[str, Any]:
-    """Peak memory and time of the command on 1 and 10 minutes: gesture from audio, then sound and text from that."""
+    """Return peak memory and time of the command on 1 and 10 minutes: gesture from audio, then sound and text from it."""
     command = [str(Path(sys.executable).with_name("omniges")), "generate", "--checkpoint", str(run)]
     command += ["--steps", str(steps), "--overwrite"]
     rows = []
@@ -217,19 +218,19 @@ def stutter(loaded: Loaded, folders: Sequence[Path], clips: int = 16) -> dict[st
 
 
 def whole(parts: Iterable[tuple[int, dict[str, torch.Tensor], int]]) -> npt.NDArray[np.float32]:
-    """Gesture of one timeline, without jaw and eyes."""
+    """Return the gesture of one timeline, without jaw and eyes."""
     return np.concatenate([arrays["gesture"].numpy()[:, : LAYOUT.channels] for _, arrays, _ in parts])
 
 
 def joints_of(gesture: npt.NDArray[np.float32]) -> F64:
-    """Positions (T, 55, 3) m."""
+    """Return positions (T, 55, 3) in metres."""
     motion = valid_motion(gesture, np.zeros(2))
     blocks = range(0, len(gesture), 2000)
     return np.concatenate([joint_positions(motion.poses[k : k + 2000], motion.trans[k : k + 2000]) for k in blocks])
 
 
 def main() -> None:
-    """Measure what is asked for, print it, keep it."""
+    """Measure what the arguments name, print it and keep it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--shards", type=Path, required=True)

@@ -45,7 +45,7 @@ COPY_SHARE: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What to measure; the flags of the command line."""
+    """Settings of the measurement; the flags of the command line."""
 
     clips: int
     ticks: int
@@ -60,15 +60,15 @@ class Settings:
 
 
 class Contender(Protocol):
-    """Something that is read from."""
+    """A loader to measure."""
 
     def read(self, seconds: float) -> tuple[float, float]:
-        """Windows a second, and CPU µs a window of all its processes."""
+        """Return windows per second, and CPU microseconds per window of all processes."""
         ...
 
 
 def _tree_cpu_s(pid: int) -> float:
-    """CPU seconds of a process and all that runs below it."""
+    """Return the CPU seconds of a process and its descendants."""
     total, pending = 0.0, [pid]
     while pending:
         process = pending.pop()
@@ -93,7 +93,7 @@ class Ours:
             self.loader.next_batch()
 
     def read(self, seconds: float) -> tuple[float, float]:
-        """Measure for some seconds; returns windows per second and CPU microseconds per window."""
+        """Measure for some seconds; return windows per second and CPU microseconds per window."""
         reading = loader_speed(self.loader, seconds)
         return reading.windows_per_s, reading.cpu_us_per_window
 
@@ -149,7 +149,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def make_shards(folder: Path, clips: int) -> Path:
-    """Shards of synthetic clips of 64 s, all of them in the train split."""
+    """Write shards of synthetic clips of 64 s, all of them in the train split."""
     corpus = make_corpus(folder / "corpus", clips, CLIP_S)
     stems = sorted(path.stem for path in corpus.rglob("*.npz"))
     split_list = folder / "all_train.csv"
@@ -167,7 +167,7 @@ def make_shards(folder: Path, clips: int) -> Path:
 def _contenders(
     catalog: Catalog, settings: Settings, work: Path
 ) -> Iterator[tuple[dict[str, Contender], dict[str, str]]]:
-    """All that can be read, running and warm, and why others cannot."""
+    """Return the loaders that run, warmed up, and the reasons why others do not."""
     paths = [str(catalog.folder / catalog.table.shard_name(n)) for n in range(len(catalog.table.shard_names))]
     flags = ["--ticks", str(settings.ticks), "--batch-size", str(settings.batch_size), "--shards", *paths]
     contenders: dict[str, Contender] = {}
@@ -201,7 +201,7 @@ def _contenders(
 
 
 def measure(catalog: Catalog, settings: Settings, work: Path) -> dict[str, Any]:
-    """All figures."""
+    """Return all figures."""
     with _contenders(catalog, settings, work) as (contenders, absent):
         figures: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
         for repeat in range(settings.repeats):

@@ -1,4 +1,4 @@
-"""What a figure depends on: processor, cores, memory, versions, and how busy the machine was."""
+"""Facts that figures depend on: processor, cores, memory, versions, and how busy the machine was."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _cpu_model() -> str:
 
 
 def describe_machine(work: Path) -> dict[str, Any]:
-    """Facts about this machine; `work` is where the files are written."""
+    """Return facts about this machine; `work` is the folder of the files."""
     pages, page_bytes = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     return {
         "cpu": _cpu_model(),
@@ -44,7 +44,7 @@ def describe_machine(work: Path) -> dict[str, Any]:
 
 
 def _filesystem(folder: Path) -> str:
-    """Type of the file system a folder lies on; on tmpfs fsync costs nothing."""
+    """Return the type of a folder's file system; on tmpfs fsync costs nothing."""
     resolved = folder.resolve()
     best = ("", "unknown")
     for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines():

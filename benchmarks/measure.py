@@ -1,4 +1,4 @@
-"""Runs a command and says what it took: wall time, CPU time of its process tree, peak memory, who else was at work.
+"""Runs a command and measures wall time, CPU time of its process tree, peak memory, and other load of the machine.
 
 CPU time is what the kernel charges the process and all children it waited for (`os.wait4`). Peak memory is VmHWM of
 ``/proc/<pid>/status``, which the kernel keeps as a high-water mark from the start of each program: looking at it every
@@ -24,7 +24,7 @@ _TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a command took, and what it printed."""
+    """Time and memory of a command, and its output."""
 
     output: str
     wall_s: float
@@ -63,13 +63,13 @@ class _Watch:
                 return
 
     def peaks_mb(self) -> tuple[float, float]:
-        """Peak of the process itself and of its largest descendant."""
+        """Return the peaks of the process itself and of its largest descendant."""
         children = [peak for pid, peak in self.peaks_kib.items() if pid != self._pid]
         return self.peaks_kib.get(self._pid, 0) * 1024 / 1e6, max(children, default=0) * 1024 / 1e6
 
 
 def _high_water_kib(pid: int) -> int:
-    """VmHWM, or 0 where the process has ended or is between two programs."""
+    """Return VmHWM, or 0 if the process has ended or is between two programs."""
     try:
         text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     except OSError:
@@ -78,7 +78,7 @@ def _high_water_kib(pid: int) -> int:
 
 
 def _children(pid: int) -> list[int]:
-    """Children of all threads of a process."""
+    """Return the children of all threads of a process."""
     found: list[int] = []
     try:
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -90,14 +90,14 @@ def _children(pid: int) -> list[int]:
 
 
 def _machine_cpu_s() -> float:
-    """CPU seconds all processes of the machine have taken since it started, and what the hypervisor took away."""
+    """Return the CPU seconds of all processes since the machine started, and those that the hypervisor took."""
     first = Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()
     user, nice, system, _idle, _wait, irq, soft_irq, stolen = map(int, first[1:9])
     return (user + nice + system + irq + soft_irq + stolen) / _TICKS_PER_SECOND
 
 
 def run_measured(command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> Usage:
-    """Run a command to its end, its output in files named after `log`. Exits with its last words if it fails."""
+    """Run a command with its output in files named after `log`; exit with its last output if it fails."""
     output, errors = log.with_suffix(".out"), log.with_suffix(".err")
     machine_before_s = _machine_cpu_s()
     with output.open("wb") as out, errors.open("wb") as err:

@@ -53,7 +53,7 @@ _NOTES_SHOWN: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What to compare; the flags of the command line."""
+    """Settings of the comparison; the flags of the command line."""
 
     before: str
     real: Path
@@ -93,7 +93,7 @@ def _run_step(step: Step, sides: Sequence[Side]) -> list[Found]:
 
 
 def _hand_on(step: Step, sides: Sequence[Side]) -> None:
-    """Copy what the earlier commit made to where both read it."""
+    """Copy the output of the earlier commit to the folder that both read."""
     outputs = sides[0].folder / "made"
     for name in step.gives:
         for side in sides:
@@ -105,7 +105,7 @@ def _wanted(step: Step, only: frozenset[str]) -> bool:
 
 
 def compare_trees(sides: Sequence[Side], only: frozenset[str]) -> list[Row]:
-    """All rows of the table; the first side is the earlier commit."""
+    """Return all rows of the table; the first side is the earlier commit."""
     rows = []
     for step in STEPS:
         if not _wanted(step, only):
@@ -141,7 +141,7 @@ def _print_table(rows: Sequence[Row], skipped: bool) -> None:
 
 
 def _print_notes(sides: Sequence[Side]) -> None:
-    """Tell where the first line on standard error reads otherwise, which is no failure."""
+    """Print where the first line on standard error differs, which is not a failure."""
     before, now = (side.words for side in sides)
     other = [label for label in now if before.get(label) != now[label]]
     for label in other[:_NOTES_SHOWN]:
@@ -151,7 +151,7 @@ def _print_notes(sides: Sequence[Side]) -> None:
 
 
 def _prove(settings: Settings, work: Path) -> bool:
-    """Run and compare in a folder; whether all is equal."""
+    """Run and compare in a folder; return whether all is equal."""
     real = settings.real.resolve() if settings.real.is_dir() else None
     commit = resolve_commit(_REPOSITORY, settings.before)
     with (

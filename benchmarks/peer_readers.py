@@ -28,7 +28,7 @@ _SHUFFLED: Final = 500
 
 
 def _cut(arrays: dict[str, Any], ticks: int) -> Iterator[Window]:
-    """All windows of a clip, one after the other."""
+    """Yield all windows of a clip, one after the other."""
     count = min(len(array) // (_FRAMES[name] * ticks) for name, array in arrays.items())
     for number in range(count):
         yield {
@@ -38,7 +38,7 @@ def _cut(arrays: dict[str, Any], ticks: int) -> Iterator[Window]:
 
 
 def windows_of_shards(paths: Iterable[Path], ticks: int) -> Iterator[Window]:
-    """Windows of all clips, read with tarfile and numpy."""
+    """Yield windows of all clips, read with tarfile and numpy."""
     for path in paths:
         with tarfile.open(path) as tar:
             clip: dict[str, Any] = {}
@@ -68,7 +68,7 @@ class _Webdataset:
     """Tar shards as they are: decode, cut, shuffle, default collate."""
 
     def prepare(self, shards: list[Path], folder: Path, ticks: int) -> None:
-        """Nothing: it reads the shards."""
+        """Do nothing: it reads the shards."""
 
     def loader(self, shards: list[Path], folder: Path, options: argparse.Namespace) -> Any:
         torch, wds = _module("torch"), _module("webdataset")

@@ -35,7 +35,7 @@ DEFAULT_COUNTS: Final = (100, 1000)
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What to measure; the flags of the command line."""
+    """Settings of the measurement; the flags of the command line."""
 
     recordings: int
     seconds: float
@@ -131,7 +131,7 @@ def run_straightforward(recordings: list[Recording], work: Path) -> Run:
 
 
 def compare(root: Path, recordings: list[Recording], work: Path, settings: Settings) -> dict[str, Any]:
-    """Both conversions in turns, the order reversed each time."""
+    """Run both conversions in turns, with the order reversed each time."""
     subset = spread(recordings, settings.subset)
     runs: dict[str, list[Run]] = {"preprocess": [], "straightforward": []}
     for repeat in range(settings.repeats):
@@ -155,7 +155,7 @@ def _spread_of(runs: list[Run]) -> dict[str, Any]:
 
 
 def time_stages(recordings: list[Recording], work: Path) -> dict[str, dict[str, float]]:
-    """Least and median milliseconds a recording of each stage, measured in a worker's environment."""
+    """Return the smallest and median milliseconds of each stage for a recording, measured in a worker's environment."""
     out = work / "stages"
     out.mkdir()
     sources = work / "stages.json"
@@ -168,7 +168,7 @@ def time_stages(recordings: list[Recording], work: Path) -> dict[str, dict[str, 
 
 
 def measure_memory(recordings: list[Recording], work: Path, settings: Settings) -> list[dict[str, Any]]:
-    """Peak memory on corpora of several sizes, made of links to the same files, and on one long recording."""
+    """Return the peak memory on corpora of several sizes, of links to the same files, and on one long recording."""
     rows = []
     for count in settings.memory:
         root = link_corpus(recordings, work / "linked", count)
@@ -182,7 +182,7 @@ def measure_memory(recordings: list[Recording], work: Path, settings: Settings) 
 
 
 def measure(settings: Settings, work: Path) -> dict[str, Any]:
-    """All figures, as the JSON file has them; `work` is a folder for what need not stay."""
+    """Return all figures of the JSON file; `work` is a folder for temporary files."""
     machine = describe_machine(work)
     root = settings.root or make_corpus((settings.work or work) / "corpus", settings.recordings, settings.seconds)
     recordings = find_recordings(root)

@@ -1,4 +1,4 @@
-"""How smooth and how lively is generated motion beside the person's? Real takes, a part of one held out.
+"""Measures how smooth and how lively generated motion is beside the person's, on real takes with a part held out.
 
     python benchmarks/real_motion.py --recordings ../shared/beat2_sample ../shared/beat2_more --folder motion \
         --steps 600 --variant default - --variant noise NOISE.yaml

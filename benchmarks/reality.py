@@ -1,4 +1,4 @@
-"""What one minute of a real person can teach: train on 50 s, look at 12 s that were held out.
+"""Measures what one minute of a real person can teach: training on 50 s, evaluation on 12 s that were held out.
 
     python benchmarks/reality.py --recordings ../shared/beat2_sample --folder reality --minutes 6
 
@@ -87,7 +87,7 @@ def cut(recordings: Path, root: Path) -> None:
 
 
 def windows_of(sample: SampleArrays, codec: TextTokenCodec, identity: ModelIdentity, speaker: int) -> Windows:
-    """All whole windows of a clip as a model reads them, each so many times as there are noises."""
+    """Return all whole windows of a clip as a model reads them, each once for every noise."""
     ticks, gesture = identity.window_ticks, stream_channels(sample.gesture, identity.config.gesture_channels)
     tokens = codec.encode(sample.words, sample.row.ticks).ids
     starts = range(0, sample.row.ticks - ticks + 1, ticks // 2)
@@ -106,7 +106,7 @@ def windows_of(sample: SampleArrays, codec: TextTokenCodec, identity: ModelIdent
 
 @torch.no_grad()
 def losses(model: FlowModel, windows: Windows) -> dict[str, float]:
-    """Loss of every task, with noise and levels of one seed."""
+    """Return the loss of every task, with noise and levels of one seed."""
     found = {}
     for task in SIX:
         settings = FlowSettings(shares={task: 1.0}, condition_dropout=0.0, speaker_dropout=0.0)
@@ -118,13 +118,13 @@ def losses(model: FlowModel, windows: Windows) -> dict[str, float]:
 
 
 def wrists(motion: Motion) -> npt.NDArray[np.float64]:
-    """Coordinates (T, 6) m of both wrists from the pelvis."""
+    """Return coordinates (T, 6) in metres of both wrists from the pelvis."""
     joints = joint_positions(np.asarray(motion.poses, np.float64), np.asarray(motion.trans, np.float64))
     return (joints[:, _WRISTS] - joints[:, :1]).reshape(len(joints), 6)
 
 
 def follows(found: npt.NDArray[np.float64], true: npt.NDArray[np.float64]) -> float:
-    """Mean over coordinates (T, 6) of Pearson's correlation."""
+    """Return the mean over coordinates (T, 6) of Pearson's correlation."""
     return float(np.mean([np.corrcoef(found[:, k], true[:, k])[0, 1] for k in range(found.shape[1])]))
 
 
@@ -134,7 +134,7 @@ def command(*words: object) -> None:
 
 
 def generated(folder: Path) -> dict[str, Any]:
-    """Correlations of wrists and word error rates on both parts, of files that the commands wrote."""
+    """Return correlations of wrists and word error rates on both parts, of files that the commands wrote."""
     facts: dict[str, Any] = {}
     shards = folder / "shards"
     for split, (stem, _, _) in PARTS.items():
@@ -162,7 +162,7 @@ def generated(folder: Path) -> dict[str, Any]:
 
 
 def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Losses of both parts by task, and a wrist's height, true and generated, on both parts."""
+    """Draw losses of both parts by task, and a wrist's height, recorded and generated, on both parts."""
     import matplotlib as mpl  # noqa: PLC0415
 
     mpl.use("Agg")
@@ -187,7 +187,7 @@ def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
 
 
 def main() -> None:
-    """Cut, train where there is no run, measure, draw."""
+    """Cut, train unless a run exists, measure and draw."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--recordings", type=Path, default=Path("../shared/beat2_sample"))
     parser.add_argument("--folder", type=Path, default=Path("reality"))

@@ -1,4 +1,4 @@
-"""Does one model learn all six tasks? Synthetic corpus, ten minutes on two cores, scored without any model.
+"""Measures whether one model learns all six tasks: synthetic corpus, ten minutes on two cores, scores without a model.
 
     python benchmarks/six_tasks.py --folder six --minutes 10
 
@@ -43,7 +43,7 @@ FRAMES_PER_TICK: Mapping[StreamName, int] = {"gesture": 3, "audio": 10, "text": 
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of a test clip as shards hold it, and its words in seconds from its start."""
+    """A part of a test clip as shards hold it, and its words in seconds from its start."""
 
     arrays: dict[StreamName, Any]
     words: list[dict[str, Any]]
@@ -51,7 +51,7 @@ class Window:
 
 
 def windows_of(clip: SampleArrays, codec: TextTokenCodec, ticks: int, channels: int) -> list[Window]:
-    """Whole windows of a clip, one after the other, with the gesture channels of a model."""
+    """Yield whole windows of a clip, one after the other, with the gesture channels of a model."""
     streams: dict[StreamName, Any] = {
         "gesture": stream_channels(clip.gesture, channels),
         "audio": clip.mel,
@@ -69,12 +69,12 @@ def windows_of(clip: SampleArrays, codec: TextTokenCodec, ticks: int, channels: 
 
 
 def clips_of(shards: ShardFolder, split: str) -> list[SampleArrays]:
-    """All samples of a split."""
+    """Return all samples of a split."""
     return [shards.sample(row) for row in shards.rows if row.split == split]
 
 
 def templates_of(clips: Sequence[SampleArrays]) -> dict[StreamName, Templates]:
-    """Templates of both streams that show words."""
+    """Return templates of both streams that show words."""
     return {
         "gesture": learn_templates([(clip.gesture.gesture, clip.words) for clip in clips], RATES["gesture"]),
         "audio": learn_templates([(clip.mel, clip.words) for clip in clips], RATES["audio"]),
@@ -84,7 +84,7 @@ def templates_of(clips: Sequence[SampleArrays]) -> dict[StreamName, Templates]:
 def generate(
     model: FlowModel, speakers: Sequence[str], windows: Sequence[Window], task: str, sampling: SamplingSettings
 ) -> list[np.ndarray[Any, Any]]:
-    """One array of the task's target for each window."""
+    """Return one array of the task's target for each window."""
     numbers = {name: k + 1 for k, name in enumerate(speakers)}
     (target,) = TASKS[task].targets
     conditions = {
@@ -108,7 +108,7 @@ def score_task(
     templates: Mapping[StreamName, Templates],
     codec: TextTokenCodec,
 ) -> float:
-    """Share of words shown rightly, or for text the word error rate."""
+    """Return the share of words that are recognized, or for text the word error rate."""
     (target,) = TASKS[task].targets
     if target == "text":
         found = [[word.word for word in codec.decode(ids)] for ids in generated]
@@ -133,7 +133,7 @@ def references(windows: Sequence[Window], templates: Mapping[StreamName, Templat
 
 
 def evaluate(run: Path, shards: Path, steps: int) -> list[dict[str, Any]]:
-    """Scores of every checkpoint of a run on the test split."""
+    """Return the scores of every checkpoint of a run on the test split."""
     source = ShardFolder(shards)
     templates = templates_of(clips_of(source, "train"))
     test = clips_of(source, "test")
@@ -158,7 +158,7 @@ def evaluate(run: Path, shards: Path, steps: int) -> list[dict[str, Any]]:
 
 
 def from_files(run: Path, shards: Path, folder: Path, steps: int) -> dict[str, float]:
-    """Scores of what the commands `generate` and `evaluate` make of whole test clips: from files alone."""
+    """Return the scores of files that `generate` and `evaluate` write for whole test clips."""
     source = ShardFolder(shards)
     templates = templates_of(clips_of(source, "train"))
     test = clips_of(source, "test")
@@ -186,7 +186,7 @@ def from_files(run: Path, shards: Path, folder: Path, steps: int) -> dict[str, f
 
 
 def read_generated(folder: Path, key: str) -> np.ndarray[Any, Any]:
-    """Gesture channels of a generated NPZ, or a generated mel."""
+    """Return the gesture channels of a generated NPZ, or a generated mel."""
     motion_file = folder / f"{key}.npz"
     if not motion_file.exists():
         mel: np.ndarray[Any, Any] = np.load(folder / f"{key}.mel.npy", allow_pickle=False)
@@ -196,7 +196,7 @@ def read_generated(folder: Path, key: str) -> np.ndarray[Any, Any]:
 
 
 def draw(rows: Sequence[Mapping[str, Any]], run: Path, picture: Path) -> None:
-    """Learning curves: words shown rightly, word error rates, and the loss of each task as the log has it."""
+    """Draw learning curves: recognized words, word error rates, and the loss of each task in the log."""
     import matplotlib as mpl  # noqa: PLC0415
 
     mpl.use("Agg")
@@ -213,7 +213,7 @@ def draw(rows: Sequence[Mapping[str, Any]], run: Path, picture: Path) -> None:
     for task in SIX:
         points = [(row["step"], row["tasks"][task]["loss"]) for row in curve if task in row["tasks"]]
         losses.plot(*zip(*points, strict=True), label=task)
-    shown.set(title="words shown rightly", xlabel="minutes of training", ylim=(0, 1.02))
+    shown.set(title="words recognized", xlabel="minutes of training", ylim=(0, 1.02))
     errors.set(title="word error rate", xlabel="minutes of training", ylim=(0, 1.5))
     losses.set(title="training loss", xlabel="step", yscale="log")
     for axis in (shown, errors, losses):
@@ -227,7 +227,7 @@ def command(*words: object) -> None:
 
 
 def prepare(folder: Path, seed: int, minutes: float, extra: Sequence[str]) -> Path:
-    """Corpus, shards and a trained run in a folder; returns the run."""
+    """Prepare corpus, shards and a trained run in a folder; return the run."""
     corpus, shards, run = folder / "corpus", folder / "shards", folder / "run"
     if not corpus.exists():
         command("sample-corpus", corpus, "--clips", 60, "--seconds", 24, "--words", 12, "--seed", seed)
@@ -240,7 +240,7 @@ def prepare(folder: Path, seed: int, minutes: float, extra: Sequence[str]) -> Pa
 
 
 def main() -> None:
-    """Train where asked for, score, draw."""
+    """Train if requested, score and draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--folder", type=Path, default=Path("six"))
     parser.add_argument("--seed", type=int, default=0, help="of the corpus")

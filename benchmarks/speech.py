@@ -1,4 +1,4 @@
-"""Does a model learn speech? A speaking corpus, half an hour on two cores, scored without any model.
+"""Measures whether a model learns speech: a corpus with speech, half an hour on two cores, scores without a model.
 
     pip install 'omniges[train,speech]' pocketsphinx
     python benchmarks/speech.py --folder speech --minutes 30
@@ -44,13 +44,13 @@ _MIDDLE_S: Final = 0.14  # half a word of the length that `wordscore` expects; l
 
 
 def widened(words: Words) -> list[dict[str, Any]]:
-    """Words with times such that `wordscore` looks at the 0.04 s in the middle of each: many are shorter than ramps."""
+    """Return words with times such that `wordscore` uses the middle 0.04 s of each; many are shorter than the ramps."""
     middles = [(word, (word["start"] + word["end"]) / 2) for word in words]
     return [{"word": word["word"], "start": at - _MIDDLE_S, "end": at + _MIDDLE_S} for word, at in middles]
 
 
 def sizes(templates: Templates, rest: npt.NDArray[np.float64], frames: F32, words: Words) -> list[tuple[str, float]]:
-    """Size of the gesture of each word: its pose along the direction from rest to the word's mean pose."""
+    """Return the size of each word's gesture: its pose along the direction from rest to the word's mean pose."""
     found = []
     for word in words:
         pose = middle(frames, word, _FRAMES_HZ)
@@ -62,7 +62,7 @@ def sizes(templates: Templates, rest: npt.NDArray[np.float64], frames: F32, word
 
 
 def amplitude(found: Sequence[tuple[str, float]], recorded: Sequence[tuple[str, float]]) -> float:
-    """Correlation of sizes over the words that occur at least three times, each relative to its word's mean."""
+    """Return the correlation of sizes over words that occur at least three times, each relative to its word's mean."""
     groups: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for (word, size), (_, true) in zip(found, recorded, strict=True):
         groups[word].append((size, true))
@@ -160,7 +160,7 @@ def _recognized(
 
 
 def prepare(folder: Path, arguments: argparse.Namespace, extra: Sequence[str]) -> Path:
-    """Corpus, shards and a trained run in a folder; returns the run."""
+    """Prepare corpus, shards and a trained run in a folder; return the run."""
     corpus, shards, run = folder / "corpus", folder / "shards", folder / "run"
     if not corpus.exists():
         sizes = ("--clips", arguments.clips, "--seconds", arguments.seconds, "--words", arguments.words)

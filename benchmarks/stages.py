@@ -1,4 +1,4 @@
-"""What each stage of a conversion costs, per recording.
+"""Measures the time of each stage of a conversion, per recording.
 
 Run as ``python stages.py LIST OUT`` in the environment a worker process has (one thread a library, freed memory kept):
 LIST is a JSON file of recordings as the worker protocol writes them. The stage functions of
@@ -55,7 +55,7 @@ def _timed(function: Callable[..., Any], stage: str, spent: dict[str, float]) ->
 
 
 def _one(recording: Recording, writer: ShardWriter, spent: dict[str, float]) -> dict[str, float]:
-    """Milliseconds per stage of one recording."""
+    """Return the milliseconds of each stage for one recording."""
     spent.clear()
     start = time.perf_counter()
     outcome = module.convert(recording, ConvertSettings())

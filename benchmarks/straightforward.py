@@ -1,4 +1,4 @@
-"""The conversion a user would write first: librosa, scipy and praatio in one process. What `preprocess` is held beside.
+"""The conversion a user would write first: librosa, scipy and praatio in one process. `preprocess` is compared with it.
 
 Run as ``python straightforward.py LIST OUT``: LIST is a JSON file of ``[wav, npz, textgrid]`` paths. Imports and one
 conversion to warm up are not timed. Prints one line of JSON. It checks nothing, hashes nothing and never waits for
@@ -22,7 +22,7 @@ JOINTS = [3, 6, 9, *range(12, 22), *range(25, 55), 0, 1, 2, 4, 5, 7, 8, 10, 11]
 
 
 def convert(wav: str, npz: str, grid: str, out: str) -> float:
-    """Convert one recording to an NPZ file; returns its length in seconds."""
+    """Convert one recording to an NPZ file; return its length in seconds."""
     audio, rate = librosa.load(wav, sr=16000)
     motion = np.load(npz)
     frames = min(len(motion["poses"]), 30 * len(audio) // 16000)
@@ -44,7 +44,7 @@ def convert(wav: str, npz: str, grid: str, out: str) -> float:
 
 
 def main() -> None:
-    """Convert the listed recordings and say how long it took."""
+    """Convert the listed recordings and print the time."""
     sources = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     out = Path(sys.argv[2])
     wav, npz, grid = sources[0]

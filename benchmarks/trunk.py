@@ -53,7 +53,7 @@ _TICK_S: Final = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """What all layouts share."""
+    """Sizes that all layouts share."""
 
     width: int
     layers: int
@@ -106,7 +106,7 @@ def _step(layout: Layout, sizes: Sizes, trained: _Trained, device: str) -> Calla
 
 
 def _operations(layout: Layout, sizes: Sizes) -> float:
-    """Floating-point operations of a step, two for each multiplication and addition."""
+    """Return the floating-point operations of a step, two for each multiplication and addition."""
     d, counts = sizes.width, layout.tokens
     total = sum(counts.values())
     blocks = sizes.layers * (12 * d * d * total + 2 * d * total * total)
@@ -115,7 +115,7 @@ def _operations(layout: Layout, sizes: Sizes) -> float:
 
 
 def measure(sizes: Sizes, *, repeats: int, device: str) -> dict[str, Any]:
-    """Median seconds a step, samples a second and operations a second of each layout."""
+    """Return median seconds per step, samples per second and operations per second of each layout."""
     kinds: dict[bool, _Trained] = {}
     steps = {}
     for name, layout in LAYOUTS.items():

@@ -33,7 +33,7 @@ _MB_A_RECORDING: Final = 4.6
 
 
 def _make_shards(folder: Path, size_mb: float) -> Path:
-    """Shards of about this size: a few synthetic recordings, linked as if more speakers had said the same."""
+    """Write shards of about this size: a few synthetic recordings, linked as if more speakers had said the same."""
     recordings = find_recordings(make_corpus(folder / "base", _BASE_RECORDINGS, _SECONDS))
     count = max(_BASE_RECORDINGS, round(size_mb / _MB_A_RECORDING))
     corpus = link_corpus(recordings, folder / "corpus", count)
@@ -60,7 +60,7 @@ def _hash_file(path: Path) -> None:
 
 
 def _plain(paths: list[Path], threads: int) -> float:
-    """Seconds that hashing all files takes, the largest first."""
+    """Return the seconds that hashing all files takes, the largest first."""
     start = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(_hash_file, paths))

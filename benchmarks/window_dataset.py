@@ -48,7 +48,7 @@ ROWS_PER_TICK: Final = {"gesture": 3, "mel": 10, "text_tokens": 1}
 
 
 class PlainFiles(Dataset[dict[str, Any]]):
-    """What a person writes who has a .npy file for each array of each clip."""
+    """A plain dataset of one .npy file for each array of each clip."""
 
     def __init__(self, folder: Path, scales: dict[str, tuple[npt.NDArray[np.float32], ...]]) -> None:
         self.scales = scales
@@ -92,7 +92,7 @@ Read = Callable[[float], tuple[float, float]]
 
 
 def _reading(batches: Iterator[Any]) -> Read:
-    """Return what reads for some seconds and gives windows per second, and CPU µs a window with all workers."""
+    """Return a function of seconds that reads and returns windows per second, and CPU µs a window of all workers."""
 
     def read(seconds: float) -> tuple[float, float]:
         cpu_s, windows, begun = _tree_cpu_s(os.getpid()), 0, time.perf_counter()
@@ -121,7 +121,7 @@ def _endless(data: Dataset[dict[str, Any]], workers: int) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Pair:
-    """Ours and what it is held against."""
+    """Our dataset and the one that it is compared with."""
 
     name: str
     ours: Read
@@ -156,7 +156,7 @@ def _pairs(shards: Path, plain: Path, workers: int) -> list[Pair]:
 
 
 def measure(pairs: list[Pair], seconds: float, repeats: int) -> list[dict[str, Any]]:
-    """Windows per second and CPU µs a window of both sides of each pair, and the ratios of the former."""
+    """Return windows per second and CPU µs a window of both sides of each pair, and the ratios of the former."""
     for pair in pairs:
         pair.ours(1.0)
         pair.other(1.0)

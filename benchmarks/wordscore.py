@@ -1,4 +1,4 @@
-"""Which word does a stretch of motion or sound show? Template matching on the synthetic corpus, without any model.
+"""Recognizes words in parts of motion or sound by template matching on the synthetic corpus, without any model.
 
 A word's template is the mean of its middles over the *recorded* train clips, per speaker or over all; a stretch is
 given to the nearest template, channels weighed by how much they vary within a word. What a model generated is
@@ -40,14 +40,14 @@ class Templates:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Words shown rightly of words looked at."""
+    """Number of recognized words, and of all words that were compared."""
 
     right: int
     seen: int
 
     @property
     def accuracy(self) -> float:
-        """Share of words shown rightly."""
+        """Share of recognized words."""
         return self.right / self.seen if self.seen else float("nan")
 
     def __add__(self, other: Score) -> Score:
@@ -55,7 +55,7 @@ class Score:
 
 
 def middle(frames: F32, word: Word, rate_hz: float) -> F64 | None:
-    """Mean (C,) of frames (F, C) over a word without its ramps; None where no frame is left or the array ends."""
+    """Return the mean (C,) of frames (F, C) over a word without ramps; None if no frame is left or the array ends."""
     first = int(np.ceil((float(word["start"]) + _MARGIN_S) * rate_hz))
     last = int(np.floor((float(word["end"]) - _MARGIN_S) * rate_hz))
     if last < first or last >= len(frames) or first < 0:
@@ -64,7 +64,7 @@ def middle(frames: F32, word: Word, rate_hz: float) -> F64 | None:
 
 
 def learn_templates(clips: Iterable[tuple[F32, Sequence[Word]]], rate_hz: float) -> Templates:
-    """Templates from recorded clips: frames (F, C) and words."""
+    """Return templates from recorded clips: frames (F, C) and words."""
     found: dict[str, list[F64]] = defaultdict(list)
     for frames, words in clips:
         for word in words:
@@ -78,7 +78,7 @@ def learn_templates(clips: Iterable[tuple[F32, Sequence[Word]]], rate_hz: float)
 
 
 def score_words(templates: Templates, frames: F32, words: Sequence[Word], rate_hz: float) -> Score:
-    """How many of the words, at their times, are what frames (F, C) show."""
+    """Count the words that frames (F, C) show at the words' times."""
     right = seen = 0
     for word in words:
         vector = middle(frames, word, rate_hz)
@@ -89,7 +89,7 @@ def score_words(templates: Templates, frames: F32, words: Sequence[Word], rate_h
 
 
 def edit_distance(found: Sequence[str], expected: Sequence[str]) -> int:
-    """Least number of insertions, deletions and replacements (Levenshtein 1966)."""
+    """Return the smallest number of insertions, deletions and replacements (Levenshtein 1966)."""
     row = list(range(len(expected) + 1))
     for i, have in enumerate(found, 1):
         above, row[0] = row[0], i
@@ -99,7 +99,7 @@ def edit_distance(found: Sequence[str], expected: Sequence[str]) -> int:
 
 
 def word_error_rate(pairs: Iterable[tuple[Sequence[str], Sequence[str]]]) -> float:
-    """Edits over expected words, of pairs (found, expected)."""
+    """Return edits divided by expected words, of pairs (found, expected)."""
     edits = total = 0
     for found, expected in pairs:
         edits += edit_distance(found, expected)

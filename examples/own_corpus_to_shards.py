@@ -11,7 +11,7 @@ SECONDS, RATE_HZ, FRAME_RATE_HZ = 4, 16_000, 30
 
 
 def recordings(seed: int = 0) -> Iterator[omniges.Recording]:
-    """One recording after the other; a generator keeps one in memory at a time."""
+    """Yield one recording after the other; a generator keeps one in memory at a time."""
     rng = np.random.default_rng(seed)
     frames = SECONDS * FRAME_RATE_HZ
     for number in range(6):
