@@ -136,7 +136,7 @@ def sampled(loaded: Loaded, timelines: Sequence[Timeline], sampling: SamplingSet
 
 
 def memory(run: Path, audio: npt.NDArray[np.float32], folder: Path, steps: int) -> dict[str, Any]:
-    """Return peak memory and time of the command on 1 and 10 minutes: gesture from audio, then sound and text from it."""
+    """Return memory and time of the command on 1 and 10 minutes: gesture from audio, then sound and text from it."""
     command = [str(Path(sys.executable).with_name("omniges")), "generate", "--checkpoint", str(run)]
     command += ["--steps", str(steps), "--overwrite"]
     rows = []

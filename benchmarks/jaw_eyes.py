@@ -1,4 +1,4 @@
-"""Does a gesture stream with jaw and eyes generate better faces, and is the body no worse? 415 against 424 channels.
+"""Compares faces and bodies of gesture streams with and without jaw and eyes: 415 against 424 channels.
 
     python benchmarks/jaw_eyes.py --recordings ../shared/beat2_sample ../shared/beat2_more --folder jaw --steps 600
 

@@ -1,4 +1,4 @@
-"""What is done with each tree, in steps; a later step reads what the earlier commit made in the ones before it."""
+"""Steps of work with each tree; a step reads the output of the earlier commit in the steps before it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _LABELS: Final = ("1_synthetica_0_1_1", "2_syntheticb_0_1_1")  # of the test spl
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one tree does and what is found; below `made`, `gives` is handed on to later steps."""
+    """Work of one tree and its facts; later steps get the folders `gives` below `made`."""
 
     check: str
     run: Callable[[Side], Found]
@@ -173,7 +173,7 @@ def _train(side: Side) -> Found:
 
 
 def _alike(found: Found) -> Facts:
-    """Whether a run that was stopped half-way learned what one without a stop did, by the same losses."""
+    """Return whether a run that was stopped half-way has the losses of one without a stop."""
     pairs = {
         name: (found[f"straight: {name}"], found[f"stopped: {name}"]) for name in ("losses of all steps", "tensors")
     }
@@ -236,7 +236,7 @@ def _evaluate(side: Side) -> Facts:
 
 
 def _trace(side: Side) -> Facts:
-    """Which windows the ranks of a run see, and the digests of what they read."""
+    """Return the windows that the ranks of a run see, and the digests of what they read."""
     flags = ("--shards", "given/shards-synthetic", "--window-ticks", "16", "--batch-size", "3", "--seed", "2")
     facts: Facts = {}
     for rank in ("0", "1"):

@@ -26,7 +26,7 @@ class Stopped(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """How a command ended."""
+    """End of a command."""
 
     code: int
     out: str
