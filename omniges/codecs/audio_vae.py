@@ -125,7 +125,9 @@ def load(folder: Path, loading: Loading) -> AudioVae:
             vae: Any = AutoencoderKL(**config)  # type: ignore[no-untyped-call]
     except (TypeError, ValueError, RuntimeError, KeyError, IndexError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{folder / _CONFIG}: cannot build an AutoencoderKL from it ({reason})") from error
+        raise DataError(
+            f"{folder / _CONFIG}: expected the configuration of an AutoencoderKL, found another ({reason}); check it"
+        ) from error
     require_same(shapes_of(vae.state_dict()), shapes_of(weights), str(folder), _OTHER)
     vae.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
     vae = vae.to(loading.device).eval().requires_grad_(False)

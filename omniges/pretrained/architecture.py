@@ -291,8 +291,8 @@ def _compare(architecture: Architecture, config: Mapping[str, Any], where: str) 
     ]
     if differing:
         raise DataError(
-            f"{where}: config.json is not of the model whose tensors these are: {', '.join(differing)}; take the one "
-            "that belongs to these weights"
+            f"{where}: expected the config.json of these weights, found another: {', '.join(differing)}; take "
+            "the one that belongs to the weights"
         )
     kinds = {
         "qk_norm": _QK_NORMS[architecture.qk_norm],

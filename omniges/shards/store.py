@@ -410,8 +410,8 @@ class StorePlace:
         free = shutil.disk_usage(self._work).free
         if free < needed:
             raise EnvironmentFault(
-                f"{self._work}: about {needed / 1e9:.1f} GB needed for shards before their upload, "
-                f"{free / 1e9:.1f} GB free. Free some space or choose another --work-dir"
+                f"{self._work}: expected {needed / 1e9:.1f} GB of free space for shards before their upload, "
+                f"found {free / 1e9:.1f} GB. Free some space or choose another --work-dir"
             )
 
     def sizes(self) -> dict[str, int]:
