@@ -135,7 +135,7 @@ def _is_spaceless(character: str) -> bool:
 
 
 def count_edits(found: Sequence[Hashable], expected: Sequence[Hashable]) -> EditCounts:
-    """Count the edits of `align`, in memory for two rows of positions.
+    """Count the edits of `align` without the pairs, so that memory holds only two rows.
 
     Args:
         found: Generated items.

@@ -155,7 +155,7 @@ class _State:
     commit: dict[str, Any] | None = None
 
     def add(self, record: _Record) -> None:
-        """Change the state by the next record."""
+        """Update the state with the next record."""
         document = record.document
         self.next, self.lock = record.number + 1, record.lock
         match record.kind:

@@ -270,7 +270,7 @@ class Bucket(UrlStore):
     def facts(self, name: str) -> tuple[int, str]:
         """Return the size and sha256 of an object.
 
-        The digest is the one that the store computed. A store that keeps none is asked for the bytes.
+        The digest is the one that the store computed. If a store keeps none, the object is read and hashed here.
         """
         head = self._request("find", name, lambda: self._s3("head_object", Key=self._key(name), ChecksumMode="ENABLED"))
         size = int(head["ContentLength"])
