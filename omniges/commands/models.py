@@ -20,6 +20,7 @@ from omniges.options import about, check, declared, option
 from omniges.progress import printable
 from omniges.storage.atomic import require_output_file
 from omniges.trainer.config import TrainSettings
+from omniges.visualize.settings import ShownPart
 
 
 def _recipe_names(incomplete: str) -> list[str]:
@@ -115,7 +116,7 @@ def generate(
     Exit codes: 0 done, 1 bad input or checkpoint, 2 usage, 3 environment, 130 Ctrl-C, 143 SIGTERM.
     """
     from omniges.exchange.settings import ViewSettings
-    from omniges.exchange.video import render_results, require_video
+    from omniges.exchange.video import VIDEO_ENDING, render_results, require_video
     from omniges.exchange.view import view
     from omniges.generation.run import generate as run
     from omniges.generation.settings import task_named
@@ -123,28 +124,34 @@ def generate(
     from omniges.progress import counter
 
     shards = settings.sources.shards if settings.sources.from_shards else None
+    page_file = settings.output_dir / "page.html"
+    if settings.part.chosen and not (settings.png or html or video):
+        raise UsageFault("--show-start, --show-seconds: expected with --png, --html or --video, found none; add one")
+    if html and page_file.exists() and not settings.overwrite:
+        raise UsageFault(f"--html: {page_file} would be replaced: choose another --output-dir, or --overwrite")
     if video:
         task = TASKS[task_named(settings.task)]
         require_video(moves=shards is not None or "gesture" in {*task.conditions, *task.targets})
     with counter("s generated") as count:
-        summary = run(settings, count)
+        summary = run(settings, count, beside=[VIDEO_ENDING] if video else [])
     echo("\n".join(map(printable, summary.lines)))
     rate_hz = settings.sources.motion_rate_hz
     if video:
         with counter("videos") as count:
-            videos = render_results(summary.records, shards, rate_hz, overwrite=settings.overwrite)
+            videos = render_results(summary.records, shards, rate_hz, settings.part)
             for done, made in enumerate(videos, 1):
                 echo("\n".join(map(printable, made.lines)))
                 count(done, len(summary.records))
     if html:
         paths = tuple(map(str, [*summary.records, *([] if shards is None else [shards])]))
-        page = view(ViewSettings(paths=paths, output_file=settings.output_dir / "page.html", motion_rate_hz=rate_hz))
+        of_page = ViewSettings(paths=paths, output_file=page_file, motion_rate_hz=rate_hz, **settings.part.of_part)
+        page = view(of_page)
         echo("\n".join(map(printable, page.lines)))
 
 
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReportSettings:
+class ReportSettings(ShownPart):
     """Format and file of the report of `omniges evaluate`."""
 
     format: Literal["table", "json", "csv", "markdown"] = option("table", "Format of the report.", panel="Report")
@@ -158,6 +165,8 @@ class ReportSettings:
         check(self)
         require_output_file("--output-file", self.output_file)
         require_output_file("--html", self.html)
+        if self.chosen and self.html is None:
+            raise UsageFault("--show-start, --show-seconds: expected with --html, found no --html; add it")
 
 
 @with_flags("train", exit_on_sigterm)
@@ -183,7 +192,7 @@ def evaluate(settings: EvaluateSettings, report: ReportSettings) -> None:
     if report.html is not None:
         from omniges.exchange.scored import view_scores
 
-        page = view_scores(scores, results, settings.shards, report.html, settings.motion_rate_hz)
+        page = view_scores(scores, results, settings.shards, report.html, report, settings.motion_rate_hz)
         echo("\n".join(map(printable, page.lines)), err=True)
 
 

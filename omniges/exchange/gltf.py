@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges import __version__
-from omniges.exchange.solid import BROWS, COLOURS, Faces, Surface, mouth, mouth_at, palette, solid_figure
+from omniges.exchange.solid import BROWS, COLOURS, MOVEMENTS, Faces, Surface, mouth, mouth_at, palette, solid_figure
 from omniges.features.body import PARENTS
 from omniges.features.gesture import JOINT_NAMES
 from omniges.features.skeleton import GENERIC, Skeleton
@@ -32,8 +32,6 @@ _VERTICES, _INDICES = 34962, 34963  # targets of buffer views
 _BLOCK_FRAMES: Final = 1024
 _FIGURE_NODE, _FACE_NODE = len(PARENTS), len(PARENTS) + 1
 _HEAD: Final = JOINT_NAMES.index("head")
-_JAW_COLUMNS: Final = slice(66, 69)
-_EXPRESSIONS: Final = 8  # that move the face
 _OF_VERTICES: Final = ("positions", "normals", "bones", "weights", "colours")
 _NEAR_M: Final = 0.005  # distance to a joint within which the figure moves wholly with it
 _TARGETS: Final = (
@@ -158,7 +156,7 @@ def _part(surface: Surface, chosen: npt.NDArray[np.bool_]) -> Surface:
 def _morphed(face: Surface) -> list[F32]:
     """Return the positions (V, 3) of the face at weight 1 of each morph target."""
     found = []
-    zero = {name: np.zeros(1) for name in ("open", "wide", "corners", "left", "right", "drop")}
+    zero = {name: np.zeros(1) for name in MOVEMENTS}
     for _, name, value in _TARGETS:
         lips, _ = mouth_at(Faces(**zero | {name: np.array([value])}), 0)
         positions = np.concatenate([lips, face.positions[len(lips) :]])
@@ -170,8 +168,7 @@ def _morphed(face: Surface) -> list[F32]:
 
 def _target_weights(motion: SmplxMotion) -> F32:
     """Return the weights (T, targets) of the face, relative to the median expression of the clip."""
-    expressions = motion.expressions[:, :_EXPRESSIONS].astype(np.float64)
-    faces = Faces.of(expressions - np.median(expressions, axis=0), motion.poses[:, _JAW_COLUMNS])
+    faces = Faces.of_motion(motion)
     weights = [np.clip(getattr(faces, name) / value, 0.0, 1.0) for _, name, value in _TARGETS]
     return np.stack(weights, axis=1).astype(np.float32)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -15,7 +16,7 @@ from omniges.errors import DataError, Problem, RecordingFault, UsageFault
 from omniges.exchange.facts import Inspected, print_fields, range_cells, range_of, require_start
 from omniges.exchange.tracks import F32, Track, find_tracks, motion_files, records
 from omniges.features.audio import MEL_BANDS, N_FFT, log_mel, resample
-from omniges.features.gesture import gesture_from_motion
+from omniges.features.gesture import LAYOUT, gesture_from_motion
 from omniges.features.timebase import FRAME_RATE_HZ, HOP_SAMPLES, MEL_RATE_HZ, SAMPLE_RATE_HZ, TICKS_PER_SECOND
 from omniges.formats.arrays import F64, Archive
 from omniges.formats.audio import decode_wav
@@ -29,7 +30,7 @@ from omniges.shards.present import CHANNELS_OF
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, MOTION_PARTS, is_count
 from omniges.storage.files import read_file
-from omniges.visualize.pictures import Role, Row, Stream, draw_result, draw_sample
+from omniges.visualize.pictures import MAX_S, Role, Row, Stream, draw_result, draw_sample
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,6 +41,7 @@ _SHOWN_WORDS: Final = 12
 _ARRAYS: Final = ("poses", "trans", "expressions", "betas")
 _STREAM_OF: Final[dict[str, Stream]] = {"gesture": "gesture", "audio": "audio", "mel": "audio", "text": "text"}
 """Stream of each kind of file of a result."""
+_AROUND_S: Final = 0.5
 
 
 def _notes(notes: Iterable[Problem]) -> list[dict[str, str]]:
@@ -342,22 +344,26 @@ def _draw_track(path: Path, motion_rate_hz: float | None, start_s: float, second
     """Draw a motion file with its sound and words, or a sound or words alone."""
     (load,) = find_tracks([path], motion_rate_hz=motion_rate_hz)
     track = load()
-    require_start(start_s, track.seconds, path.name)
+    time: dict[str, Any] = {"start_s": start_s, "seconds": seconds}
     if track.motion is None:
-        rows = list(_rows(track, "recorded"))
-        return draw_result(
-            title=path.name, rows=rows, start_xz=np.zeros(2), length_s=track.seconds, start_s=start_s, seconds=seconds
-        )
-    gesture, jaw_eyes, start_xz = _channels(track)
+        require_start(start_s, track.seconds, path.name)
+        shown = _needed(track, start_s, seconds)
+        rows = list(_rows(shown, "recorded"))
+        return draw_result(title=path.name, rows=rows, length_s=track.seconds, **time)
+    length_s = len(track.motion.poses) / FRAME_RATE_HZ
+    require_start(start_s, length_s, path.name)
+    shown = _needed(track, start_s, seconds)
+    gesture, jaw_eyes, start_xz = _channels(shown.track)
     return draw_sample(
         title=track.name,
         gesture=gesture,
         jaw_eyes=jaw_eyes,
         start_xz=start_xz,
-        mel=_mel(track),
-        words=[asdict(word) for word in track.words or ()],
-        start_s=start_s,
-        seconds=seconds,
+        mel=_mel(shown.track),
+        words=shown.words or (),
+        begins_s=shown.begins_s,
+        length_s=length_s,
+        **time,
     )
 
 
@@ -366,27 +372,39 @@ def _draw_result(
 ) -> bytes:
     """Draw a result below its conditions and above the recording, as far as their files still exist."""
     (load,) = find_tracks([path], motion_rate_hz=motion_rate_hz)
-    track = load()
     require_start(start_s, record.seconds, record.name)
     recorded = _recording_of(record)
+    of_result = _needed(load(), start_s, seconds)
     task = TASKS.get(record.task)
     conditions: tuple[str, ...] = () if task is None else task.conditions
     targets = {stream for kind in record.files if (stream := _STREAM_OF.get(kind))}
-    rows = [row for row in _rows(track, "condition") if row.stream not in targets]
+    rows = [row for row in _rows(of_result, "condition") if row.stream not in targets]
     known = {row.stream for row in rows}
-    of_recording = [] if recorded is None else list(_rows(recorded, "condition"))
+    of_recording = [] if recorded is None else list(_rows(_needed(recorded, start_s, seconds), "condition"))
     rows += [row for row in of_recording if row.stream in conditions and row.stream not in known]
-    rows += [row for row in _rows(track, "generated") if row.stream in targets]
+    rows += [row for row in _rows(of_result, "generated") if row.stream in targets]
     rows += [replace(row, role="recorded") for row in of_recording if row.stream in targets and conditions]
-    start_xz = np.zeros(2) if track.motion is None else track.motion.trans[0, [0, 2]]
-    return draw_result(
-        title=f"{record.name} ({record.task})",
-        rows=rows,
-        start_xz=start_xz,
-        length_s=record.seconds,
-        start_s=start_s,
-        seconds=seconds,
-    )
+    title = f"{record.name} ({record.task})"
+    return draw_result(title=title, rows=rows, length_s=record.seconds, start_s=start_s, seconds=seconds)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Needed:
+    """What a picture of a part of a track needs, so that the rest of a long clip is not computed."""
+
+    track: Track
+    begins_s: float
+    """Start of `track` in the whole track."""
+    words: list[dict[str, Any]] | None
+    """All words, with times of the whole track."""
+
+
+def _needed(track: Track, start_s: float, seconds: float | None) -> _Needed:
+    """Return the part of a track that a picture shows, with half a second around it for windows of the mel."""
+    begins_s = max(0, math.floor((start_s - _AROUND_S) * TICKS_PER_SECOND)) / TICKS_PER_SECOND
+    longest_s = min(MAX_S, math.inf if seconds is None else seconds)
+    words = None if track.words is None else [asdict(word) for word in track.words]
+    return _Needed(track.cut(begins_s, start_s - begins_s + longest_s + _AROUND_S), begins_s, words)
 
 
 def _recording_of(record: GeneratedRecord) -> Track | None:
@@ -404,14 +422,18 @@ def _recording_of(record: GeneratedRecord) -> Track | None:
     return load().cut(first_s, record.seconds)
 
 
-def _rows(track: Track, role: Role) -> Iterator[Row]:
+def _rows(needed: _Needed, role: Role) -> Iterator[Row]:
     """Yield the streams of a track."""
-    if track.words is not None:
-        yield Row(role, "text", [asdict(word) for word in track.words])
+    track, begins_s = needed.track, needed.begins_s
+    if needed.words is not None:
+        yield Row(role, "text", needed.words)
     if track.mel is not None or track.audio is not None:
-        yield Row(role, "audio", _mel(track))
-    if track.motion is not None:
-        yield Row(role, "gesture", _channels(track)[0])
+        yield Row(role, "audio", _mel(track), begins_s)
+    if track.motion is not None and len(track.motion.poses) < 2:  # it ends before the part
+        yield Row(role, "gesture", np.zeros((0, LAYOUT.channels), np.float32), begins_s)
+    elif track.motion is not None:
+        gesture, _, (x, z) = _channels(track)
+        yield Row(role, "gesture", gesture, begins_s, (float(x), float(z)))
 
 
 def _channels(track: Track) -> tuple[F32, F32, F64]:

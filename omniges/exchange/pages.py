@@ -1,7 +1,7 @@
 """One self-contained HTML page of tracks: their data as JSON and base64, and the program that shows them.
 
 The browser gets the rotations of the joints as quaternions and computes positions by forward kinematics, as
-`omniges.features.body` does. Letters: T frames at 30 Hz, J = 55 joints, N samples, E expressions that move the figure.
+`omniges.features.body` does. Letters: T frames at 30 Hz, J = 55 joints, N samples, E expressions.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from omniges.exchange import solid
 from omniges.exchange.meshes import pack_body, pack_mesh
 from omniges.exchange.tracks import Sound, Track
 from omniges.features.body import BODY_COLUMNS, PARENTS, REST_OFFSETS, BodyModel
-from omniges.features.gesture import EXPRESSIONS as ALL_EXPRESSIONS
-from omniges.features.gesture import JOINT_NAMES
+from omniges.features.gesture import EXPRESSIONS, JOINT_NAMES
 from omniges.features.skeleton import GENERIC, Skeleton
 from omniges.features.timebase import FRAME_RATE_HZ, MEL_RATE_HZ
 from omniges.formats.audio import encode_wav
@@ -32,10 +31,9 @@ from omniges.formats.motion import SmplxMotion
 Numbers = npt.NDArray[np.floating]
 F64 = npt.NDArray[np.float64]
 
-EXPRESSIONS: Final = 8
-"""Leading expression coefficients that a page gets; with the mesh of a body model it gets all."""
 QUATERNION_STEP: Final = 1 / 32767
 EXPRESSION_STEP: Final = 1e-3
+FACE_STEP_M: Final = 2.5e-6
 ENVELOPE_HZ: Final = 100
 _BLOCK_FRAMES: Final = 1024
 PLACE_STEP_M: Final = 5e-5
@@ -105,7 +103,9 @@ def page(
         "envelopeRate": ENVELOPE_HZ,
         "quaternionStep": QUATERNION_STEP,
         "expressionStep": EXPRESSION_STEP,
-        "expressions": EXPRESSIONS if bodies is None else ALL_EXPRESSIONS,
+        "expressions": 0 if bodies is None else EXPRESSIONS,
+        "faceStep": FACE_STEP_M,
+        "movements": solid.MOVEMENTS,
         "joints": JOINT_NAMES,
         "parents": PARENTS,
         "offsets": REST_OFFSETS.tolist(),
@@ -186,34 +186,37 @@ class _Bodies:
 
 
 def _figure(blobs: _Blobs) -> dict[str, Any]:
-    """Return the solid figure: its mesh as a blob of integers, and the numbers and colours of its parts."""
-    body, mouth, depths = solid.solid_figure(), solid.mouth(), solid.mouth_depths()
-
-    def steps(lengths: Numbers) -> bytes:
-        return bytes(np.rint(lengths / PLACE_STEP_M).astype("<i2").tobytes())
-
-    triangles = [surface.triangles.astype("<u2").tobytes() for surface in (body, mouth)]
-    bound = [body.bones.tobytes(), np.rint(body.weights * 255).astype(np.uint8).tobytes(), body.colours.tobytes()]
-    normals = np.rint(body.normals * 127).astype(np.int8).tobytes()
-    (row, column), (rows, columns) = solid.DEPTH_FIRST, solid.DEPTH_SHAPE
+    """Return the solid figure: the surfaces of body and mouth, how faces change the mouth, and the colours."""
+    surfaces = (solid.solid_figure(), solid.mouth())
     return {
-        "blob": blobs.add(b"".join([steps(body.positions), steps(depths), *triangles, normals, *bound])),
-        "step": PLACE_STEP_M,
-        "vertices": len(body.positions),
-        "triangles": len(body.triangles),
-        "mouthTriangles": len(mouth.triangles),
-        "mouth": {
-            "y": solid.MOUTH_Y,
-            "half": solid.MOUTH_HALF_M,
-            "sides": solid.MOUTH_SIDES,
-            "around": solid.MOUTH_AROUND,
-        },
-        "grid": {"step": solid.DEPTH_STEP_M, "row": row, "column": column, "rows": rows, "columns": columns},
+        "changes": blobs.add(solid.mouth_changes().astype("<f4").tobytes()),
+        "surfaces": [
+            {
+                "blob": blobs.add(_surface(surface)),
+                "step": PLACE_STEP_M,
+                "vertices": len(surface.positions),
+                "triangles": len(surface.triangles),
+            }
+            for surface in surfaces
+        ],
         "brows": solid.BROWS,
         "colours": solid.COLOURS,
         "parts": solid.PARTS,
         "tints": solid.TINTS,
     }
+
+
+def _surface(surface: solid.Surface) -> bytes:
+    """Return positions, triangles, normals, bones, weights and colours, one after the other, as the page reads them."""
+    parts = [
+        np.rint(surface.positions / PLACE_STEP_M).astype("<i2"),
+        surface.triangles.astype("<u2"),
+        np.rint(surface.normals * 127).astype(np.int8),
+        surface.bones,
+        np.rint(surface.weights * 255).astype(np.uint8),
+        surface.colours,
+    ]
+    return b"".join(part.tobytes() for part in parts)
 
 
 def _clip(clip: Clip, blobs: _Blobs, bodies: _Bodies | None) -> dict[str, Any]:
@@ -234,7 +237,7 @@ def _clip(clip: Clip, blobs: _Blobs, bodies: _Bodies | None) -> dict[str, Any]:
         }
         if track.motion is not None and positions is not None and speed is not None:
             entry["frames"] = len(positions)
-            entry["motion"] = blobs.add(encode_motion(track.motion, skeleton, EXPRESSIONS if of is None else None))
+            entry["motion"] = blobs.add(encode_motion(track.motion, skeleton, 0 if of is None else EXPRESSIONS))
             entry |= {} if of is None else {"body": of[0]}
             entry["floor"] = floor_of(positions)
             entry["speeds"] = blobs.add(np.rint(speed / fastest * 255).astype(np.uint8).tobytes())
@@ -281,25 +284,26 @@ def joint_speeds(positions: Numbers) -> F64:
     return np.concatenate([steps[:1], steps])
 
 
-def encode_motion(motion: SmplxMotion, skeleton: Skeleton = GENERIC, expressions: int | None = EXPRESSIONS) -> bytes:
+def encode_motion(motion: SmplxMotion, skeleton: Skeleton = GENERIC, expressions: int = 0) -> bytes:
     """Return motion as the page reads it, little-endian.
 
     Args:
         motion: T frames.
         skeleton: Skeleton that it moves.
-        expressions: Number E of leading expressions; None: all.
+        expressions: Number E of leading expressions, for the mesh of a body model.
 
     Returns:
-        Three arrays, one after the other: position of the pelvis (T, 3) float32 in metres; quaternions (x, y, z, w) of
-        the joints relative to their parents (T, J, 4) int16 in units of 1/32767; expressions (T, E) int16 in units of
-        0.001.
+        Four arrays, one after the other: position of the pelvis (T, 3) float32 in metres; quaternions (x, y, z, w) of
+        the joints relative to their parents (T, J, 4) int16 in units of 1/32767; movements of the figure's face (T, 6)
+        int16 in units of 2.5 µm; expressions (T, E) int16 in units of 0.001.
     """
     poses = np.array(motion.poses, np.float64)
     poses[:, BODY_COLUMNS:] += skeleton.mean_hands
     root = skeleton.pelvis_positions(motion.trans)
     turns = np.rint(quaternions(poses.reshape(len(root), -1, 3)) / QUATERNION_STEP).astype("<i2")
+    moved = np.rint(solid.Faces.of_motion(motion).table / FACE_STEP_M).astype("<i2")
     faces = np.clip(np.rint(motion.expressions[:, :expressions] / EXPRESSION_STEP), -32767, 32767).astype("<i2")
-    return root.astype("<f4").tobytes() + turns.tobytes() + faces.tobytes()
+    return b"".join(part.tobytes() for part in (root.astype("<f4"), turns, moved, faces))
 
 
 def quaternions(rotvec: Numbers) -> F64:

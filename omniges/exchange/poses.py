@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges.exchange import raster, solid
-from omniges.exchange.pages import EXPRESSIONS, floor_of
+from omniges.exchange.pages import floor_of
 from omniges.features.body import PARENTS, BodyModel, forward_kinematics
 from omniges.features.gesture import BETAS, JOINT_NAMES
 from omniges.features.skeleton import GENERIC, Skeleton
@@ -28,8 +28,7 @@ Indices = npt.NDArray[np.int64]
 _BLOCK_FRAMES: Final = 32
 _FLOOR_FRAMES: Final = 2000  # at most, of which the floor is found
 _MESH_FLOOR_FRAMES: Final = 100
-_NEUTRAL_FRAMES: Final = 2000  # at most, of which the neutral face is the median
-_HEAD, _JAW = JOINT_NAMES.index("head"), JOINT_NAMES.index("jaw")
+_HEAD: Final = JOINT_NAMES.index("head")
 _FOLLOW_FRAMES: Final = 15  # before and after a frame, whose mean place the camera follows
 
 
@@ -111,8 +110,7 @@ class SolidFigure(Figure):
         self.base = solid.palette(tint)[np.concatenate([body.colours, mouth.colours])]
         seen = _spread(len(motion.poses), _FLOOR_FRAMES)
         self.floor = floor_of(GENERIC.joint_positions(motion.poses[seen], motion.trans[seen]))
-        leading = motion.expressions[_spread(len(motion.poses), _NEUTRAL_FRAMES), :EXPRESSIONS]
-        self._neutral = np.median(leading, axis=0)
+        self._faces = solid.Faces.of_motion(motion)
 
     def poses(self, frames: Indices) -> Iterator[_Pose]:
         """Yield the bones and the mouth of each frame."""
@@ -127,13 +125,11 @@ class SolidFigure(Figure):
             matrices = np.empty((len(block), solid.BONES, 3, 4))
             matrices[:, : len(PARENTS), :, :3] = turned
             matrices[:, : len(PARENTS), :, 3] = places - (turned @ rest[..., None])[..., 0]
-            jaw = motion.poses[block, 3 * _JAW : 3 * _JAW + 3]
-            faces = solid.Faces.of(motion.expressions[block, :EXPRESSIONS] - self._neutral, jaw)
             for side, bone in solid.BROWS.items():
                 matrices[:, bone] = matrices[:, _HEAD]
-                matrices[:, bone, :, 3] += matrices[:, _HEAD, :, 1] * getattr(faces, side)[:, None]
-            for k, frame in enumerate(matrices.astype(np.float32)):
-                yield _Pose(frame, *solid.mouth_at(faces, k))
+                matrices[:, bone, :, 3] += matrices[:, _HEAD, :, 1] * getattr(self._faces, side)[block, None]
+            for frame, pose in zip(block, matrices.astype(np.float32), strict=True):
+                yield _Pose(pose, *solid.mouth_at(self._faces, frame))
 
     def place(self, pose: _Pose, placed: F32, turned: F32) -> None:
         """Fill positions and normals of a pose.

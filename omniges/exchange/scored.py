@@ -11,6 +11,7 @@ from omniges.exchange.settings import ViewSettings
 from omniges.exchange.view import ViewSummary, view
 from omniges.metrics.registry import BUILT_IN, registered_metrics
 from omniges.shards.schema import stem_from_key
+from omniges.visualize.settings import ShownPart
 
 if TYPE_CHECKING:
     from omniges.evaluation.report import Report
@@ -60,7 +61,12 @@ def extremes(values: Mapping[str, float], lowest: str, highest: str) -> dict[str
 
 
 def view_scores(
-    report: Report, results: Sequence[Path], shards: Path, output_file: Path, motion_rate_hz: float | None = None
+    report: Report,
+    results: Sequence[Path],
+    shards: Path,
+    output_file: Path,
+    part: ShownPart,
+    motion_rate_hz: float | None = None,
 ) -> ViewSummary:
     """Write a page with the scores of results; it shows scored clips beside their recordings.
 
@@ -71,6 +77,7 @@ def view_scores(
         results: Folders of the results.
         shards: Folder of the recordings.
         output_file: HTML file to write.
+        part: Part of each clip to show.
         motion_rate_hz: Frames per second of motion files that do not state them.
 
     Returns:
@@ -80,5 +87,5 @@ def view_scores(
     clips = {stem for table in tables for row in table.clips for stem in row.values()}
     clips = clips or {stem_from_key(task.recordings[0]) for task in report.tasks.values()}
     paths = tuple(map(str, (*results, shards)))
-    settings = ViewSettings(paths=paths, output_file=output_file, motion_rate_hz=motion_rate_hz)
+    settings = ViewSettings(paths=paths, output_file=output_file, motion_rate_hz=motion_rate_hz, **part.of_part)
     return view(settings, only=clips, scores=tables)

@@ -11,6 +11,7 @@ from omniges.errors import UsageFault
 from omniges.formats.settings import motion_rate_option
 from omniges.options import about, check, declared, option, shown
 from omniges.storage.atomic import require_output_file
+from omniges.visualize.settings import Part
 
 Camera = Literal["front", "three-quarter", "left", "right", "back"]
 Framing = Literal["body", "upper", "face"]
@@ -66,10 +67,9 @@ class ExportSettings:
             )
 
 
-@declared
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ViewSettings:
-    """Settings of `omniges view`."""
+class _Shown(Part):
+    """Settings that `omniges view` and `omniges render` share."""
 
     paths: tuple[str, ...] = option(
         (),
@@ -78,13 +78,27 @@ class ViewSettings:
         metavar="PATH...",
     )
     motion_rate_hz: float | None = motion_rate_option()
-    output_file: Path = field(metadata=about("HTML file to write.", "--output-file", "-o"))
+    output_file: Path
     keys: tuple[str, ...] = option(
         (), "Samples of shards, by key or stem.", "--key", commas=True, shown="all, or those of the other paths"
     )
     together: bool = option(False, "Show all tracks side by side, whatever their names.")
-    start_s: float = option(0.0, "Start of the part to show, in seconds.", "--start", minimum=0)
-    seconds: float | None = option(None, "Seconds to show.", above=0, shown="all")
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range and settings without a path."""
+        check(self)
+        if not self.paths:
+            raise UsageFault(
+                "PATH: expected what to show, found none; give a folder of shards or of results, or a motion file"
+            )
+
+
+@declared
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewSettings(_Shown):
+    """Settings of `omniges view`."""
+
+    output_file: Path = field(metadata=about("HTML file to write.", "--output-file", "-o"))
     body_model: Path | None = option(
         None, "SMPL-X model (.npz) whose mesh is drawn; needs --embed-body-model.", shown="a generic figure"
     )
@@ -94,9 +108,7 @@ class ViewSettings:
 
     def __post_init__(self) -> None:
         """Refuse values out of range and a place that cannot be written."""
-        check(self)
-        if not self.paths:
-            raise UsageFault("view: expected PATH, found none; give a folder of shards or of results, or a motion file")
+        _Shown.__post_init__(self)
         if (self.body_model is not None) != self.embed_body_model:
             raise UsageFault(
                 "--body-model, --embed-body-model: expected both, found one; a page with the mesh contains "
@@ -109,7 +121,7 @@ class ViewSettings:
 
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InspectSettings:
+class InspectSettings(Part):
     """Settings of `omniges inspect`."""
 
     path: Path = option(
@@ -122,12 +134,12 @@ class InspectSettings:
     key: str | None = option(None, "Sample of shards to show, by key or stem.", argument=True, metavar="KEY")
     format: Literal["text", "json"] = option("text", "Format of the facts.")
     png: Path | None = option(
-        None, "PNG file for a picture of a sample, run, result, or motion, audio or text file; needs omniges[pictures]."
+        None,
+        "PNG file for a picture of a sample, run, result, or motion, audio or text file, of at most ten minutes; "
+        "needs omniges[pictures].",
     )
     html: Path | None = option(None, "HTML file that shows and plays what was found.")
     motion_rate_hz: float | None = motion_rate_option()
-    start_s: float = option(0.0, "Start of the picture and page in seconds.", "--start", minimum=0)
-    seconds: float | None = option(None, "Seconds of picture and page.", above=0, shown="all; of a picture 10 minutes")
 
     def __post_init__(self) -> None:
         """Check the settings; raise UsageFault for a part of nothing."""
@@ -140,23 +152,10 @@ class InspectSettings:
 
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RenderSettings:
+class RenderSettings(_Shown):
     """Settings of `omniges render`."""
 
-    paths: tuple[str, ...] = option(
-        (),
-        "Folders of shards, of results or of NPZ files; NPZ, WAV and TextGrid files; LABEL=PATH names a track.",
-        argument=True,
-        metavar="PATH...",
-    )
-    motion_rate_hz: float | None = motion_rate_option()
     output_file: Path = field(metadata=about("MP4 file to write.", "--output-file", "-o"))
-    keys: tuple[str, ...] = option(
-        (), "Samples of shards, by key or stem.", "--key", commas=True, shown="those of the other paths"
-    )
-    together: bool = option(False, "Show all tracks side by side, whatever their names.")
-    start_s: float = option(0.0, "Start of the part to show, in seconds.", "--start", minimum=0)
-    seconds: float | None = option(None, "Seconds to show.", above=0, shown="all")
     sound: str | None = option(
         None, "Name of the track whose sound is heard, or off.", metavar="TRACK", shown="first track with sound"
     )
@@ -173,11 +172,7 @@ class RenderSettings:
 
     def __post_init__(self) -> None:
         """Refuse values out of range and a place that cannot be written."""
-        check(self)
-        if not self.paths:
-            raise UsageFault(
-                "render: expected PATH, found none; give a folder of shards or of results, or a motion file"
-            )
+        _Shown.__post_init__(self)
         out, folder = self.output_file, self.output_file.parent
         if out.is_dir() or out.suffix.lower() != ".mp4":
             raise UsageFault(f"--output-file {out}: expected a file whose name ends in .mp4")

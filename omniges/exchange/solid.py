@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Final, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from omniges.features.body import PARENTS
 from omniges.features.gesture import JOINT_NAMES
 from omniges.features.skeleton import GENERIC
+from omniges.formats.motion import SmplxMotion
 
 F64 = npt.NDArray[np.float64]
 F32 = npt.NDArray[np.float32]
@@ -32,9 +33,13 @@ COLOURS: Final[tuple[Colour, ...]] = ("tint", "clay", "white", "iris", "dark", "
 BROWS: Final = {"left": len(PARENTS), "right": len(PARENTS) + 1}
 """Bones of the brows, which follow the head and rise and fall with expressions."""
 BONES: Final = len(PARENTS) + 2
+LEADING: Final = 8
+"""Expressions that move the face."""
+_NEUTRAL_FRAMES: Final = 2000
 
 _REST: Final = GENERIC.rest_positions
 _JOINT: Final = {name: index for index, name in enumerate(JOINT_NAMES)}
+_HEAD, _JAW = _JOINT["head"], _JOINT["jaw"]
 _SIDES: Final = {"left": 1.0, "right": -1.0}
 _CAP: Final = 1e-3  # radius of the ring that closes a tube, relative to its last one
 
@@ -200,10 +205,15 @@ def _ellipses(rings: _Rings, sides: int) -> F64:
 
 
 def _quads(rings: int, sides: int) -> npt.NDArray[np.int64]:
+    """Return the triangles between rings, each of them joined to the next one."""
     here = np.arange(sides)
-    ahead = (here + 1) % sides
-    quads = np.stack([here, ahead, here + sides, ahead, ahead + sides, here + sides], axis=1).reshape(-1, 3)
-    return np.concatenate([quads + ring * sides for ring in range(rings - 1)])
+    return np.concatenate([_joined(here + ring * sides, here + (ring + 1) * sides) for ring in range(rings - 1)])
+
+
+def _joined(ring: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the triangles between two rings of vertices."""
+    ahead, other_ahead = np.roll(ring, -1), np.roll(other, -1)
+    return np.stack([ring, ahead, other, ahead, other_ahead, other], axis=1).reshape(-1, 3)
 
 
 def _crossed(positions: F64, triangles: npt.NDArray[np.int64]) -> F64:
@@ -501,56 +511,67 @@ class Faces:
             drop=np.maximum(0, 0.07 * np.sin(pitch)),
         )
 
+    @classmethod
+    def of_motion(cls, motion: SmplxMotion) -> Faces:
+        """Return the faces of a motion, whose neutral face is the median of its frames, of 2000 at most."""
+        leading = motion.expressions[:, :LEADING].astype(np.float64)
+        step = max(1, -(-len(leading) // _NEUTRAL_FRAMES))
+        return cls.of(leading - np.median(leading[::step], axis=0), motion.poses[:, 3 * _JAW : 3 * _JAW + 3])
+
+    @property
+    def table(self) -> F64:
+        """The movements as (T, 6), in the order of `MOVEMENTS`."""
+        return np.stack([getattr(self, name) for name in MOVEMENTS], axis=1)
+
+
+MOVEMENTS: Final = tuple(each.name for each in fields(Faces))
+"""Movements of a face, by name."""
+
 
 def _soft(x: F64, limit: float) -> F64:
     return np.asarray(limit * np.tanh(x / limit))
 
 
-MOUTH_Y: Final = 0.619
-MOUTH_HALF_M: Final = 0.023
 MOUTH_SIDES: Final = 28
-MOUTH_AROUND: Final = 8
-DEPTH_STEP_M: Final = 0.002
-"""Step of the grid of `mouth_depths`."""
-DEPTH_FIRST: Final = (260, -17)
-"""Steps from 0 to the first row and column of the grid."""
-DEPTH_SHAPE: Final = (62, 36)
-"""Rows and columns of the grid."""
-
-
-@functools.cache
-def mouth_depths() -> F64:
-    """Return z of the face around the mouth on a grid of y (rows) and x (columns)."""
-    y, x = np.meshgrid(
-        *(first + np.arange(n) for first, n in zip(DEPTH_FIRST, DEPTH_SHAPE, strict=True)), indexing="ij"
-    )
-    return face_depth(x.ravel() * DEPTH_STEP_M, y.ravel() * DEPTH_STEP_M).reshape(DEPTH_SHAPE)
-
-
-def _mouth_depth(x: F64, y: F64) -> F64:
-    places = [np.asarray(y) / DEPTH_STEP_M - DEPTH_FIRST[0], np.asarray(x) / DEPTH_STEP_M - DEPTH_FIRST[1]]
-    (i, s), (j, t) = ((np.clip(p.astype(int), 0, n - 2), p) for p, n in zip(places, DEPTH_SHAPE, strict=True))
-    s, t, table = s - i, t - j, mouth_depths()
-    upper = table[i + 1, j] * (1 - t) + table[i + 1, j + 1] * t
-    return np.asarray((table[i, j] * (1 - t) + table[i, j + 1] * t) * (1 - s) + upper * s)
+"""Vertices of the opening of the mouth."""
+_MOUTH_AROUND: Final = 8  # vertices around the lip at each of them
+_MOUTH_RINGS: Final = (0.35, 0.7, 1.0)  # of the opening around its middle, as shares, so that it follows the face
+_MOUTH_Y, _MOUTH_HALF_M = 0.619, 0.023
+_MOUTH_MOVED_M: Final = {"open": 0.010, "wide": 0.006, "corners": 0.004, "drop": 0.012}
+"""Movements of which the mouth's vertices are linear functions, exact at 0 and at these values."""
 
 
 @functools.cache
 def mouth() -> Surface:
     """Return the mouth of a face at rest; `mouth_at` gives the vertices of others."""
-    sides, around = MOUTH_SIDES, MOUTH_AROUND
-    here, k, a = np.arange(sides), *np.meshgrid(np.arange(sides), np.arange(around), indexing="ij")
+    sides, inside = MOUTH_SIDES, 1 + len(_MOUTH_RINGS) * MOUTH_SIDES
+    here = np.arange(sides)
     fan = np.stack([0 * here, 1 + here, 1 + (here + 1) % sides], axis=1)
-    corner = 1 + sides + np.stack([k * around + a, (k + 1) % sides * around + a, k * around + (a + 1) % around,
-                                   (k + 1) % sides * around + (a + 1) % around], axis=-1).reshape(-1, 4)  # fmt: skip
-    triangles = np.concatenate([fan, corner[:, [0, 1, 2]], corner[:, [1, 3, 2]]])
-    rest = Faces.of(np.zeros((1, 8)), np.zeros((1, 3)))
-    positions, normals = mouth_at(rest, 0)
-    colours = np.repeat([COLOURS.index("dark"), COLOURS.index("lip")], [1 + sides, sides * around]).astype(np.uint8)
-    bones = np.full((len(positions), 2), _JOINT["head"], np.uint8)
+    opening = 1 + _quads(len(_MOUTH_RINGS), sides)
+    lips = inside + _quads(sides, _MOUTH_AROUND)
+    closing = inside + _joined(_MOUTH_AROUND * (sides - 1) + np.arange(_MOUTH_AROUND), np.arange(_MOUTH_AROUND))
+    triangles = np.concatenate([fan, *(each[:, ::-1] for each in (opening, lips, closing))])
+    positions, normals = _mouth_shape().transpose(1, 0, 2).astype(np.float32)
+    colours = np.repeat([COLOURS.index("dark"), COLOURS.index("lip")], [inside, sides * _MOUTH_AROUND]).astype(np.uint8)
+    bones = np.full((len(positions), 2), _HEAD, np.uint8)
     return Surface(
         positions, normals, bones, np.zeros(len(positions), np.float32), colours, triangles.astype(np.uint16)
     )
+
+
+@functools.cache
+def mouth_changes() -> F32:
+    """Return the change of the mouth's vertices for each metre of a movement of the face.
+
+    Returns:
+        Changes (6, V, 2, 3) of positions and normals, in the order of `MOVEMENTS`; zeros for movements of brows.
+    """
+    rest = _mouth_shape()
+    changes = [
+        (_mouth_shape(**{name: moved}) - rest) / moved if (moved := _MOUTH_MOVED_M.get(name)) else 0 * rest
+        for name in MOVEMENTS
+    ]
+    return np.stack(changes).astype(np.float32)
 
 
 def mouth_at(faces: Faces, frame: int) -> tuple[F32, F32]:
@@ -561,26 +582,34 @@ def mouth_at(faces: Faces, frame: int) -> tuple[F32, F32]:
         frame: Index of the frame.
 
     Returns:
-        Positions (V, 3) in metres and normals (V, 3).
+        Positions (V, 3) in metres and normals (V, 3), whose lengths may differ from 1.
     """
-    wide, corners, opened = faces.wide[frame], faces.corners[frame], faces.open[frame]
+    rest = mouth()
+    moved = np.array([getattr(faces, name)[frame] for name in MOVEMENTS], np.float32)
+    changes = np.tensordot(moved, mouth_changes(), axes=1)
+    return rest.positions + changes[:, 0], rest.normals + changes[:, 1]
+
+
+def _mouth_shape(*, open: float = 0.0, wide: float = 0.0, corners: float = 0.0, drop: float = 0.0) -> F64:  # noqa: A002 - as in `Faces`
+    """Return positions and normals (V, 2, 3) of the mouth of a face; movements in metres."""
     angles = 2 * np.pi * np.arange(MOUTH_SIDES) / MOUTH_SIDES
     c, s = np.cos(angles), np.sin(angles)
-    heights = np.where(s < 0, 0.0012 + opened + faces.drop[frame], 0.0010 + 0.35 * opened)
-    x, y = (MOUTH_HALF_M + wide) * c, MOUTH_Y + heights * s + corners * c * c
-    ring = np.stack([x, y, _mouth_depth(x, y) + 0.0008], axis=1)
-    low = MOUTH_Y - 0.5 * (opened + faces.drop[frame])
-    middle = np.array([[0.0, low, float(_mouth_depth(np.zeros(1), np.array([low]))[0]) + 0.0006]])
+    heights = np.where(s < 0, 0.0012 + open + drop, 0.0010 + 0.35 * open)
+    x, y = (_MOUTH_HALF_M + wide) * c, _MOUTH_Y + heights * s + corners * c * c
+    ring = np.stack([x, y, face_depth(x, y) + 0.0008], axis=1)
+    low = _MOUTH_Y - 0.5 * (open + drop)
+    dark = [(np.zeros(1), np.full(1, low)), *((share * x, low + share * (y - low)) for share in _MOUTH_RINGS)]
+    opening = [np.stack([a, b, face_depth(a, b) + 0.0008], axis=1) for a, b in dark]
     along = np.roll(ring, -1, axis=0) - np.roll(ring, 1, axis=0)
     along /= np.linalg.norm(along, axis=1, keepdims=True)
     u = np.cross(along, (0.0, 0.0, 1.0))
     u /= np.linalg.norm(u, axis=1, keepdims=True)
-    turns = 2 * np.pi * np.arange(MOUTH_AROUND) / MOUTH_AROUND
+    turns = 2 * np.pi * np.arange(_MOUTH_AROUND) / _MOUTH_AROUND
     outwards = np.cos(turns)[:, None] * u[:, None] + np.sin(turns)[:, None] * np.cross(u, along)[:, None]
     lips = ring[:, None] + (0.0016 + 0.0026 * np.abs(s))[:, None, None] * outwards
-    forward = np.tile([0.0, 0.0, 1.0], (1 + MOUTH_SIDES, 1))
-    positions = np.concatenate([middle, ring, lips.reshape(-1, 3)])
-    return positions.astype(np.float32), np.concatenate([forward, outwards.reshape(-1, 3)]).astype(np.float32)
+    forward = np.tile([0.0, 0.0, 1.0], (1 + len(_MOUTH_RINGS) * MOUTH_SIDES, 1))
+    positions = np.concatenate([*opening, lips.reshape(-1, 3)])
+    return np.stack([positions, np.concatenate([forward, outwards.reshape(-1, 3)])], axis=1)
 
 
 # --- colours

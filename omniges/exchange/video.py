@@ -34,12 +34,14 @@ from omniges.options import did_you_mean, shown
 from omniges.progress import counted
 from omniges.storage.atomic import PendingFile, os_errors
 from omniges.storage.librosa_import import compiling
+from omniges.visualize.settings import ShownPart
 
 if TYPE_CHECKING:
     from omniges.exchange.drawing import Canvas
 
 U8 = npt.NDArray[np.uint8]
 
+VIDEO_ENDING: Final = ".mp4"
 MAX_TRACKS: Final = 8
 _SOUND_HZ: Final = 48_000
 _SOUND_BLOCK: Final = 4096  # samples that are encoded at once
@@ -122,28 +124,24 @@ def require_video(*, moves: bool) -> None:
 
 
 def render_results(
-    records: Sequence[Path], shards: Path | None, motion_rate_hz: float | None, *, overwrite: bool
+    records: Sequence[Path], shards: Path | None, motion_rate_hz: float | None, part: ShownPart
 ) -> Iterator[VideoSummary]:
-    """Write a video beside the record of each result, with its recording if that is in shards.
+    """Write a video, NAME.mp4, beside the record of each result, with its recording if that is in shards.
 
     Args:
         records: Records of results, NAME.json.
         shards: Folder of shards with the recordings; None: videos show results only.
         motion_rate_hz: Frame rate of conditions that do not state one.
-        overwrite: Replace NAME.mp4 if it exists.
+        part: Part of each result to show.
 
     Yields:
         What each video holds.
-
-    Raises:
-        UsageFault: A video exists.
     """
     beside = [] if shards is None else [str(shards)]
+    shown: dict[str, Any] = {"motion_rate_hz": motion_rate_hz} | part.of_part
     for record in records:
-        out = record.with_suffix(".mp4")
-        if out.exists() and not overwrite:
-            raise UsageFault(f"{out}: expected no file, found one; the results are complete; add --overwrite")
-        yield render(RenderSettings(paths=(str(record), *beside), output_file=out, motion_rate_hz=motion_rate_hz))
+        out = record.with_suffix(VIDEO_ENDING)
+        yield render(RenderSettings(paths=(str(record), *beside), output_file=out, **shown))
 
 
 def render_clip(

@@ -44,7 +44,10 @@ _Written = tuple[Path, GeneratedRecord]
 
 
 def generate(
-    settings: GenerateSettings, count: Count = lambda _done, _total: None, codecs: Codecs | None = None
+    settings: GenerateSettings,
+    count: Count = lambda _done, _total: None,
+    codecs: Codecs | None = None,
+    beside: Sequence[str] = (),
 ) -> GenerateSummary:
     """Generate all results.
 
@@ -52,6 +55,7 @@ def generate(
         settings: Settings of the command.
         count: Function that is called with the seconds generated so far and an estimate of the total.
         codecs: Result of `codecs_of` for these settings, if codecs were loaded before.
+        beside: Endings of files that the caller will write beside each result, which must not exist either.
 
     Returns:
         The summary.
@@ -77,7 +81,7 @@ def generate(
     if settings.continuous and codecs.through_codes(TASKS[task].targets) is None:
         raise UsageFault("--continuous: expected a target with a quantizing codec, found none; remove it")
     inputs = planned_inputs(TASKS[task].conditions, settings.sources, sampler.reading(settings.output_dir, recorded))
-    _refuse_taken(settings, task, inputs)
+    _refuse_taken(settings, task, inputs, beside)
     new = not settings.output_dir.exists()
     make_folder(settings.output_dir)
     shards = settings.sources.shards if settings.sources.from_shards else None
@@ -148,14 +152,14 @@ def _names(name: str, samples: int) -> list[str]:
     return [name] if samples == 1 else [f"{name}-{k + 1}" for k in range(samples)]
 
 
-def _refuse_taken(settings: GenerateSettings, task: str, inputs: Sequence[PlannedInput]) -> None:
+def _refuse_taken(settings: GenerateSettings, task: str, inputs: Sequence[PlannedInput], beside: Sequence[str]) -> None:
     """Refuse to overwrite a result, another file of the user, or an input."""
     names = [name for plan in inputs for name in _names(plan.name, settings.num_samples)]
     twice = sorted(name for name, count in Counter(names).items() if count > 1)[:1]
     if twice:
         raise UsageFault(f"two inputs are called {twice[0]}, and so would be their results: rename one of the files")
     endings = [ending for target in TASKS[task].targets for ending in _ENDINGS[target]]
-    endings += [".png"] if settings.png else []
+    endings += [*beside, *([".png"] if settings.png else [])]
     found = [
         path
         for name in names
@@ -214,6 +218,11 @@ class _Job:
         """
         settings, asked = self.settings, list[tuple[Input, Timeline]]()
         for read in group:
+            if not settings.part.show_start_s < read.ticks / TICKS_PER_SECOND:
+                raise UsageFault(
+                    f"--show-start {settings.part.show_start_s:g}: expected a time before the end of the result "
+                    f"{read.name}, {read.ticks / TICKS_PER_SECOND:.1f} s"
+                )
             # Only once for all samples, because encoding may be slow.
             conditions, warnings = self.sampler.codecs.conditions(read, self.windows)
             item = replace(read, warnings=(*read.warnings, *warnings))
@@ -278,7 +287,8 @@ class _Job:
             for out_file in results.files():
                 write(out_file.kind, out_file.ending, out_file.parts)
             if settings.png:
-                picture = result_picture(name, self.task, item, results, self._of_body(item), self.sampler.token_codec)
+                of_body, codec = self._of_body(item), self.sampler.token_codec
+                picture = result_picture(name, self.task, item, results, of_body, codec, settings.part)
                 write("picture", ".png", [picture])
             record = self._record(name, item, timeline, results, entries)
             group.open(path).write(record.document())

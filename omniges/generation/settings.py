@@ -14,6 +14,7 @@ from omniges.formats.settings import motion_rate_option
 from omniges.model.tasks import TASKS, SamplingSettings, Task
 from omniges.options import about, check, declared, did_you_mean, option, shown
 from omniges.shards.schema import Split
+from omniges.visualize.settings import ShownPart
 
 if TYPE_CHECKING:
     from omniges.model.streams import StreamName
@@ -140,6 +141,7 @@ class GenerateSettings:
     output_dir: Path = field(metadata=about("Folder for the results.", "--output-dir", "-o", was=("out",)))
     png: bool = option(False, "Draw a picture beside each result.", was=("pictures",))
     overwrite: bool = option(False, "Replace results of the same names.")
+    part: ShownPart = field(default_factory=ShownPart)
     sources: Sources
     speaker: str | None = option(None, "Speaker style to generate in.", shown="the sample's, else unknown")
     conditions: tuple[tuple[str, str], ...] = option(

@@ -8,9 +8,11 @@ results by their records, whose fields docs/how-to/generate.md describes.
 from __future__ import annotations
 
 import io
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 from unicodedata import category
@@ -23,7 +25,7 @@ from omniges.features.audio import MEL_BANDS
 from omniges.features.channels import WITH_JAW_EYES
 from omniges.features.gesture import LAYOUT, MotionArrays, clip_of_channels, invalid_rotations, motion_from_gesture
 from omniges.features.text_tokens import TextTokenCodec
-from omniges.features.timebase import MEL_FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
+from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
 from omniges.formats.audio import wav_parts
 from omniges.formats.npz import MOTION_COLUMNS, write_motion
 from omniges.formats.textgrid import WordInterval, encode_tiers, encode_words, is_word
@@ -34,15 +36,19 @@ from omniges.generation.vocoder import Vocoder
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
 from omniges.storage.atomic import os_errors
+from omniges.visualize.settings import ShownPart
 
 if TYPE_CHECKING:
     from omniges.codecs.base import SpokenText
+    from omniges.visualize.pictures import Role, Row
 
 
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 
 JAW_EYES_AT_REST: Final = "jaw and eyes do not move: the model's gesture stream has 415 channels, without them"
 _COPY_BYTES: Final = 1 << 20
+_BLOCK_TICKS: Final = 600
 _NO_TEXT: Final = "\ufffd"
 _UNWRITABLE: Final = frozenset({"Cc", "Cs"})
 """Unicode categories that labels cannot contain: control characters and lone surrogates."""
@@ -101,9 +107,9 @@ class GestureSink:
             while part := file.read(_COPY_BYTES):
                 yield part
 
-    def shown(self, ticks: int) -> F32:
-        """Return frames (3 ticks, 415) for a picture."""
-        return self._channels.rows(0, 3 * ticks)
+    def shown(self, start: int, stop: int) -> F32:
+        """Return the frames (3 each, 415) of ticks for a picture."""
+        return self._channels.rows(FRAMES_PER_TICK * start, FRAMES_PER_TICK * stop)
 
 
 def valid_motion(gesture: F32, start_xz: npt.NDArray[np.float64]) -> MotionArrays:
@@ -178,9 +184,9 @@ class SpeechSink:
         yield head.getvalue()
         yield from (block.tobytes() for block in self._mel.blocks())
 
-    def shown(self, ticks: int) -> F32:
-        """Return mel frames (10 ticks, 64) for a picture."""
-        return self._mel.rows(0, MEL_FRAMES_PER_TICK * ticks)
+    def shown(self, start: int, stop: int) -> F32:
+        """Return the mel frames (10 each, 64) of ticks for a picture."""
+        return self._mel.rows(MEL_FRAMES_PER_TICK * start, MEL_FRAMES_PER_TICK * stop)
 
 
 class Labels:
@@ -250,9 +256,9 @@ class TextSink:
         yield OutFile("text", ".TextGrid", [encode_words(intervals, sum(map(len, self._tokens)) / TICKS_PER_SECOND)])
         yield OutFile("transcript", ".txt", [(" ".join(word.word for word in intervals) + "\n").encode()])
 
-    def shown(self, ticks: int) -> list[dict[str, Any]]:
-        """Return the words in the first ticks, with their times."""
-        return [word.as_json() for word in self._codec.decode(np.concatenate(self._tokens)[:ticks])]
+    def shown(self, _start: int, stop: int) -> list[dict[str, Any]]:
+        """Return the words before a tick, with their times in the result."""
+        return [word.as_json() for word in self._codec.decode(np.concatenate(self._tokens)[:stop])]
 
 
 class WindowTextSink:
@@ -295,10 +301,10 @@ class WindowTextSink:
         yield OutFile("text", ".TextGrid", [encode_tiers([(WINDOWS_TIER, self._intervals)], self._intervals[-1].end)])
         yield OutFile("transcript", ".txt", [(" ".join(texts) + "\n").encode()])
 
-    def shown(self, ticks: int) -> list[dict[str, Any]]:
-        """Return the windows that begin in the first ticks, each as one word with its times."""
+    def shown(self, _start: int, stop: int) -> list[dict[str, Any]]:
+        """Return the windows that begin before a tick, each as one word with its times in the result."""
         spoken = [interval for interval in self._intervals if interval.word]
-        return [asdict(interval) for interval in spoken if interval.start * TICKS_PER_SECOND < ticks]
+        return [asdict(interval) for interval in spoken if interval.start * TICKS_PER_SECOND < stop]
 
 
 Sink = GestureSink | SpeechSink | TextSink | WindowTextSink
@@ -373,7 +379,9 @@ class Results:
         return [warning for sink in self.sinks.values() for warning in sink.warnings]
 
 
-def result_picture(name: str, task: str, item: Input, results: Results, body: Body, codec: TextTokenCodec) -> bytes:
+def result_picture(
+    name: str, task: str, item: Input, results: Results, body: Body, codec: TextTokenCodec, part: ShownPart
+) -> bytes:
     """Draw a result, with one row for each stream of the input and the result.
 
     Conditions are drawn as the model gets them. Words are at the ticks of their text tokens, without dropped words. The
@@ -386,25 +394,57 @@ def result_picture(name: str, task: str, item: Input, results: Results, body: Bo
         results: The result.
         body: Body, whose start position is used.
         codec: Tokenizer of text tokens.
+        part: Part of the result to draw.
 
     Returns:
         The picture as PNG.
     """
     from omniges.visualize.pictures import MAX_S, Row, draw_result  # noqa: PLC0415 - matplotlib only for pictures
 
-    ticks = min(round(MAX_S * TICKS_PER_SECOND), item.ticks)
-
-    def shown(condition: Condition) -> Any:
-        if condition.stream != "text":
-            return condition.array(0, ticks)
-        if condition.series is None:  # the model's text is latents of the words
-            return condition.words
-        return [word.as_json() for word in codec.decode(condition.array(0, ticks))]
-
     recorded = item.recorded if item.conditions else ()  # an unconditional result has no recording to compare with
-    rows = [Row("condition", each.stream, shown(each)) for each in item.conditions]
-    rows += [Row("generated", stream, sink.shown(ticks)) for stream, sink in results.sinks.items()]
-    rows += [Row("recorded", g.stream, g.words if g.stream == "text" else g.array(0, ticks)) for g in recorded]
+    first = math.floor(part.show_start_s * TICKS_PER_SECOND)
+    longest_s = min(MAX_S, math.inf if part.show_seconds is None else part.show_seconds)
+    stop = min(math.ceil((part.show_start_s + longest_s) * TICKS_PER_SECOND), item.ticks)
+
+    def row(role: Role, stream: StreamName, rows: Callable[[int, int], Any]) -> Row:
+        data, begins_s = rows(first, stop), first / TICKS_PER_SECOND
+        if stream != "gesture" or not len(data):
+            return Row(role, stream, data, begins_s)
+        return Row(role, stream, data, begins_s, _place(rows, first, data, body.start_xz))
+
+    rows = [row("condition", each.stream, partial(_rows_of, each, codec)) for each in item.conditions]
+    rows += [row("generated", stream, sink.shown) for stream, sink in results.sinks.items()]
+    rows += [row("recorded", each.stream, partial(_rows_of, each, None)) for each in recorded]
     conditions = " and ".join(TASKS[task].conditions) or "nothing"
     title = f"{name}: {' and '.join(results.sinks)} from {conditions} ({task})"
-    return draw_result(title=title, rows=rows, start_xz=body.start_xz, length_s=item.ticks / TICKS_PER_SECOND)
+    length_s = item.ticks / TICKS_PER_SECOND
+    return draw_result(title=title, rows=rows, length_s=length_s, **part.of_part)
+
+
+def _rows_of(condition: Condition, codec: TextTokenCodec | None, start: int, stop: int) -> Any:
+    """Return the rows of ticks, or the words: as the codec's text tokens hold them, or without a codec as recorded."""
+    if condition.stream != "text":
+        return condition.array(start, stop - start)
+    if codec is None or condition.series is None:  # without a series, the model's text is latents of the words
+        return condition.words
+    return [word.as_json() for word in codec.decode(condition.array(0, stop))]
+
+
+def _place(rows: Callable[[int, int], F32], first: int, shown: F32, start_xz: F64) -> tuple[float, float]:
+    """Return where the root is in the first row of a tick: the steps of all rows after the first, summed in blocks.
+
+    Args:
+        rows: Function that returns the gesture channels of ticks.
+        first: The tick.
+        shown: Gesture channels from this tick on.
+        start_xz: Position (2,) in the first row of all, in metres.
+
+    Returns:
+        x and z in metres.
+    """
+    columns, place = [LAYOUT.root.start, LAYOUT.root.start + 2], np.array(start_xz, np.float64)
+    for tick in range(0, first, _BLOCK_TICKS):
+        place += rows(tick, min(tick + _BLOCK_TICKS, first))[:, columns].sum(axis=0, dtype=np.float64)
+    if first:  # the first step is a copy of the second
+        place += shown[0, columns].astype(np.float64) - rows(0, 1)[0, columns].astype(np.float64)
+    return float(place[0]), float(place[1])

@@ -127,7 +127,7 @@ _NO_MEL: Final[F32] = np.zeros((0, MEL_BANDS), np.float32)
 # --- what is drawn ------------------------------------------------------------------------------------------
 
 
-def cut(
+def cut(  # noqa: PLR0913 - keyword-only but for the motion: what a shard holds of a sample
     gesture: F32,
     start_xz: Numbers,
     start_s: float,
@@ -136,17 +136,19 @@ def cut(
     jaw_eyes: F32 | None = None,
     mel: F32 = _NO_MEL,
     words: Sequence[Word] = (),
+    begins_s: float = 0.0,
 ) -> View:
-    """Cut a sample to the time shown; the root's path is summed from the beginning.
+    """Cut a sample to the time shown; the root's path is summed from the first row.
 
     Args:
         gesture: Channels (T, 415).
-        start_xz: Start position (2,) in metres.
-        start_s: Start of the time shown in seconds.
+        start_xz: Position (2,) in the first row in metres.
+        start_s: Start of the time shown in seconds of the clip.
         seconds: Length of the time shown.
         jaw_eyes: Axis-angle (T, 9), or None.
         mel: Log-mel (M, 64).
-        words: Words with times in seconds.
+        words: Words with times in seconds of the clip.
+        begins_s: Time of the first row of all arrays in the clip, a multiple of 0.1 s.
 
     Returns:
         The part shown.
@@ -159,29 +161,34 @@ def cut(
     shapes = (gesture.shape, face.shape, start_xz.shape, mel.shape[1:])
     if shapes != ((frames, LAYOUT.channels), (frames, 9), (2,), (MEL_BANDS,)):
         raise ValueError(f"expected gesture (T, 415), jaw_eyes (T, 9), start_xz (2,), mel (M, 64), found {shapes}")
-    first = max(0, round(start_s * FRAME_RATE_HZ))
-    stop = min(frames, round((start_s + seconds) * FRAME_RATE_HZ))
+    before = round(begins_s * FRAME_RATE_HZ)
+    first = max(0, round(start_s * FRAME_RATE_HZ) - before)
+    stop = min(frames, round((start_s + seconds) * FRAME_RATE_HZ) - before)
+    times = (before + np.arange(first, stop + 1)) / FRAME_RATE_HZ
     if stop - first < 2:
         raise ValueError(f"{start_s} s and {seconds} s show fewer than two of {frames} frames")
     steps = gesture[:, [LAYOUT.root.start, LAYOUT.root.start + 2]].astype(np.float64)
     steps[0] = start_xz  # the first step is a copy of the second
     return replace(
-        without_motion(mel, words, first / FRAME_RATE_HZ, stop / FRAME_RATE_HZ),
-        times=np.arange(first, stop) / FRAME_RATE_HZ,
+        without_motion(mel, words, float(times[0]), float(times[-1]), begins_s),
+        times=times[:-1],
         gesture=gesture[first:stop],
         jaw_eyes=face[first:stop],
         root_xz=np.cumsum(steps, axis=0)[first:stop],
     )
 
 
-def without_motion(mel: F32 | None, words: Sequence[Word], start_s: float, stop_s: float) -> View:
+def without_motion(
+    mel: F32 | None, words: Sequence[Word], start_s: float, stop_s: float, begins_s: float = 0.0
+) -> View:
     """Cut a sample without motion to the time shown.
 
     Args:
         mel: Log-mel (M, 64), or None.
-        words: Words with times in seconds.
+        words: Words with times in seconds of the clip.
         start_s: Start of the time shown in seconds.
         stop_s: End of the time shown in seconds.
+        begins_s: Time of the first row of the mel in the clip, a multiple of 0.1 s.
 
     Returns:
         The part shown.
@@ -192,7 +199,8 @@ def without_motion(mel: F32 | None, words: Sequence[Word], start_s: float, stop_
     if (stop_s - start_s) * FRAME_RATE_HZ < 2 - 1e-6:
         raise ValueError(f"{start_s} to {stop_s} s show fewer than two frames")
     audio = _NO_MEL if mel is None else mel
-    first = min(round(start_s * MEL_RATE_HZ), len(audio))
+    before = round(begins_s * MEL_RATE_HZ)
+    first = min(max(0, round(start_s * MEL_RATE_HZ) - before), len(audio))
     inside = ((str(w["word"]), max(float(w["start"]), start_s), min(float(w["end"]), stop_s)) for w in words)
     return View(
         start_s=start_s,
@@ -201,8 +209,8 @@ def without_motion(mel: F32 | None, words: Sequence[Word], start_s: float, stop_
         gesture=np.zeros((0, LAYOUT.channels), np.float32),
         jaw_eyes=np.zeros((0, 9), np.float32),
         root_xz=np.zeros((0, 2)),
-        mel=audio[first : round(stop_s * MEL_RATE_HZ)],
-        mel_start_s=first / MEL_RATE_HZ,
+        mel=audio[first : max(0, round(stop_s * MEL_RATE_HZ) - before)],
+        mel_start_s=(before + first) / MEL_RATE_HZ,
         words=tuple((word, start, end) for word, start, end in inside if start < end),
     )
 

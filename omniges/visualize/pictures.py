@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+import numpy as np
+
 from omniges.features.body import Numbers
 from omniges.features.gesture import LAYOUT
 from omniges.features.timebase import FRAME_RATE_HZ
@@ -81,6 +83,8 @@ def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample
     words: Sequence[parts.Word],
     start_s: float = 0.0,
     seconds: float | None = None,
+    begins_s: float = 0.0,
+    length_s: float | None = None,
 ) -> bytes:
     """Draw a sample as a shard stores it, in rows.
 
@@ -88,11 +92,13 @@ def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample
         title: Title of the picture.
         gesture: Channels (T, 415) at 30 Hz.
         jaw_eyes: Axis-angle (T, 9) at 30 Hz.
-        start_xz: Start position (2,) in metres.
+        start_xz: Position (2,) in the first row in metres.
         mel: Log-mel (M, 64) at 100 Hz.
-        words: ``word``, ``start`` and ``end`` in seconds.
-        start_s: Start of the picture in seconds.
+        words: ``word``, ``start`` and ``end`` in seconds of the sample.
+        start_s: Start of the picture in seconds of the sample.
         seconds: Length of the picture in seconds; None: to the end of the sample, at most `MAX_S`.
+        begins_s: Time of the first row of all arrays in the sample, a multiple of 0.1 s.
+        length_s: Length of the sample in seconds; None: the arrays hold all of it.
 
     Returns:
         The picture as PNG.
@@ -101,12 +107,10 @@ def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample
         ValueError: A shape is wrong, or fewer than two frames are shown.
         EnvironmentFault: Matplotlib is not installed.
     """
-    length_s = len(gesture) / FRAME_RATE_HZ
+    length_s = len(gesture) / FRAME_RATE_HZ if length_s is None else length_s
     shown = spans(start_s, length_s, seconds)
-    views = [
-        parts.cut(gesture, start_xz, start, stop - start, jaw_eyes=jaw_eyes, mel=mel, words=words)
-        for start, stop in shown
-    ]
+    arrays: dict[str, Any] = {"jaw_eyes": jaw_eyes, "mel": mel, "words": words, "begins_s": begins_s}
+    views = [parts.cut(gesture, start_xz, start, stop - start, **arrays) for start, stop in shown]
     rows = len(shown)
     height = _SAMPLE_TITLE_IN + rows * _SAMPLE_IN + (rows - 1) * _SAMPLE_GAP_IN + _SAMPLE_BOTTOM_IN
     with parts.new_figure(_WIDTH_IN, height) as figure:
@@ -153,23 +157,20 @@ class Row:
     stream: Stream
     data: Any
     """Words (``word``, ``start``, ``end`` in seconds), a log-mel (F, 64), or gesture channels (T, 415 or 424)."""
+    begins_s: float = 0.0
+    """Time of the first row of an array in the result, a multiple of 0.1 s."""
+    start_xz: tuple[float, float] = (0.0, 0.0)
+    """Position in the first row of gesture channels, in metres."""
 
 
 def draw_result(
-    *,
-    title: str,
-    rows: Sequence[Row],
-    start_xz: Numbers,
-    length_s: float,
-    start_s: float = 0.0,
-    seconds: float | None = None,
+    *, title: str, rows: Sequence[Row], length_s: float, start_s: float = 0.0, seconds: float | None = None
 ) -> bytes:
     """Draw the streams of a result below each other, in parts of equal length if it is long.
 
     Args:
         title: Title of the picture.
         rows: Streams to draw.
-        start_xz: Start position (2,) in metres.
         length_s: Length of the result in seconds.
         start_s: Start of the picture in seconds.
         seconds: Length of the picture in seconds; None: to the end of the result, at most `MAX_S`.
@@ -197,14 +198,14 @@ def draw_result(
                 }
                 figure.text(parts.LEFT, (top - 0.36) / height, f"{row.stream} {row.role}", **style)
                 box = (parts.LEFT, (top - room) / height, parts.RIGHT - parts.LEFT, _HEIGHTS_IN[row.stream] / height)
-                _draw(row.stream, figure, box, _view(row, rows, start_xz, span), last=number == len(rows) - 1)
+                _draw(row.stream, figure, box, _view(row, rows, span), last=number == len(rows) - 1)
                 top -= room
             top -= _BOTTOM_IN
         _share_scales(figure)
         return parts.png_of(figure)
 
 
-def _view(row: Row, rows: Sequence[Row], start_xz: Numbers, span: tuple[float, float]) -> parts.View:
+def _view(row: Row, rows: Sequence[Row], span: tuple[float, float]) -> parts.View:
     """Return the part of a row that is shown; motion is shown with words of the same role, or of the condition."""
     start_s, stop_s = span
     words = next(
@@ -213,11 +214,12 @@ def _view(row: Row, rows: Sequence[Row], start_xz: Numbers, span: tuple[float, f
     if row.stream == "text":
         return parts.without_motion(None, row.data, start_s, stop_s)
     if row.stream == "audio":
-        return parts.without_motion(row.data, (), start_s, stop_s)
-    if len(row.data) < round(start_s * FRAME_RATE_HZ) + 2:  # a recording may end before the result
+        return parts.without_motion(row.data, (), start_s, stop_s, row.begins_s)
+    if len(row.data) < round((start_s - row.begins_s) * FRAME_RATE_HZ) + 2:  # a recording may end before the result
         return parts.without_motion(None, words, start_s, stop_s)
     body = row.data[:, : LAYOUT.channels]  # jaw and eyes are too small to see in a figure
-    return parts.cut(body, start_xz, start_s, stop_s - start_s, words=words)
+    start_xz = np.array(row.start_xz)
+    return parts.cut(body, start_xz, start_s, stop_s - start_s, words=words, begins_s=row.begins_s)
 
 
 def _draw(stream: Stream, figure: Figure, box: Box, view: parts.View, *, last: bool) -> None:

@@ -38,6 +38,7 @@ from omniges.progress import make_reporter
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.testing.settings import CorpusSettings
 from omniges.testing.synthetic_corpus import write_sample_corpus
+from omniges.visualize.settings import ShownPart
 
 FRAMES = 200
 PROFILE = PROFILES["emage-2024"]
@@ -340,5 +341,5 @@ def test_mambatalk_result_with_an_unknown_encoder(beat2_more: Path, fgd_parity: 
         details = figures_of(report_of(results, shards, gesture_encoder=encoder, grid=grid))
         assert details["Fréchet gesture distance"].details["rows"] == [rows] * 2
     page = tmp_path / "page.html"  # also where the only figure is of no clip alone
-    view_scores(report, (results,), shards, page)
+    view_scores(report, (results,), shards, page, ShownPart())
     assert "2_scott_0_2_2" in page.read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ from omniges.pipeline.export import motion_file
 def test_the_page_has_scores_and_clips(shards: Path, tmp_path: Path) -> None:
     write(tmp_path / "results", shards, motion_file, ".npz")
     words = ["evaluate", tmp_path / "results", "--task", "a2g", "--shards", shards, "--resamples", 20]
-    done = omniges(*words, "--html", tmp_path / "page.html")
+    done = omniges(*words, "--html", tmp_path / "page.html", "--show-start", "0.5", "--show-seconds", "2")
     assert done.returncode == 0, done.stderr
     assert "page.html" in done.stderr
     text = re.search(r'id="data">(.*?)</script>', (tmp_path / "page.html").read_text())
@@ -30,6 +30,9 @@ def test_the_page_has_scores_and_clips(shards: Path, tmp_path: Path) -> None:
     assert picked == names
     assert any({"best", "median", "worst"} == row.keys() for row in table["clips"])
     assert all(len(clip["tracks"]) == 2 for clip in data["clips"])
+    assert {clip["seconds"] for clip in data["clips"]} == {2.0}
+    refused = omniges(*words, "--show-start", 1)
+    assert (refused.returncode, "expected with --html" in refused.stderr) == (2, True)
 
 
 def test_results_that_are_not_kept_have_no_page(tmp_path: Path) -> None:

@@ -12,13 +12,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from pipeline_helpers import omniges
 from training_helpers import checkpoint_of, log_of, run
 
 from omniges.errors import DataError, UsageFault
+from omniges.exchange import inspect_files
 from omniges.exchange.inspect import ACCEPTED, inspect
 from omniges.exchange.inspect_models import curves_of, read_log
+from omniges.formats.audio import wav_parts
 from omniges.storage.tensors import open_tensors
+from omniges.testing.settings import CorpusSettings
+from omniges.testing.synthetic_corpus import write_sample_corpus
 from omniges.visualize.pictures import MAX_S, spans
 
 STEPS = (
@@ -328,6 +333,35 @@ class TestPictures:
         assert shown.returncode == 0, shown.stderr
         assert (tmp_path / "x.png").read_bytes().startswith(PNG)
 
+    @pytest.mark.parametrize("ending", ["npz", "wav"])
+    def test_a_part_of_a_file_is_computed_alone_and_looks_the_same(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+    ) -> None:
+        """Half a second around the part is enough for the windows of the mel."""
+        corpus = tmp_path / "corpus"
+        write_sample_corpus(corpus, CorpusSettings(clips=2, seconds=12, seed=3))
+        path = min(corpus.rglob(f"*.{ending}"))
+        arrays: list[np.ndarray[Any, Any]] = []
+        of_file = {name: getattr(inspect_files, name) for name in ("gesture_from_motion", "log_mel")}
+        for name, of in of_file.items():
+            spy = lambda first, *rest, of=of: arrays.append(first) or of(first, *rest)  # noqa: E731
+            monkeypatch.setattr(inspect_files, name, spy)
+        part = inspect(path).picture_of(5.0, 2.0)
+        monkeypatch.setattr(inspect_files, "_AROUND_S", 99.0)
+        whole = inspect(path).picture_of(5.0, 2.0)
+        seconds = [len(array) / (16000 if array.ndim == 1 else 30) for array in arrays]
+        assert max(seconds[: len(seconds) // 2]) <= 3.1
+        assert min(seconds[len(seconds) // 2 :]) > 11
+        different = np.asarray(Image.open(io.BytesIO(part))) != np.asarray(Image.open(io.BytesIO(whole)))
+        assert different.any(axis=-1).mean() < 1e-3
+
+    def test_a_start_after_the_motion_is_refused_although_its_sound_goes_on(self, corpus: Path, tmp_path: Path) -> None:
+        (tmp_path / "x.npz").write_bytes(motion_file(corpus).read_bytes())
+        sound = wav_parts([np.tile(np.float32([0.1, -0.1]), 8_000 * 9)], 16_000 * 9, 16_000)
+        (tmp_path / "x.wav").write_bytes(b"".join(sound))
+        with pytest.raises(UsageFault, match=r"--start 8: expected at most 3\.9 s, x\.npz is 4\.0 s long"):
+            inspect(tmp_path / "x.npz").picture_of(8.0, None)
+
     def test_a_start_beyond_the_end_is_refused(self, corpus: Path, tmp_path: Path) -> None:
         shown = omniges("inspect", motion_file(corpus), "--png", tmp_path / "x.png", "--start", "99")
         assert shown.returncode == 2
@@ -337,8 +371,6 @@ class TestPictures:
     @pytest.mark.slow
     def test_a_whole_take_in_rows(self, beat2_sample: Path) -> None:
         take = next(beat2_sample.rglob("2_scott_0_1_1.npz"))
-        from PIL import Image
-
         png = inspect(take).picture_of(0.0, None)
         width, height = Image.open(io.BytesIO(png)).size
         assert width == 1320

@@ -20,8 +20,9 @@ from scipy.spatial.transform import Rotation
 
 import omniges.exchange.view as of_view
 from omniges.errors import EnvironmentFault, UsageFault
-from omniges.exchange.pages import EXPRESSIONS, Clip, encode_motion, envelope, joint_speeds, page, quaternions
+from omniges.exchange.pages import FACE_STEP_M, Clip, encode_motion, envelope, joint_speeds, page, quaternions
 from omniges.exchange.settings import ViewSettings
+from omniges.exchange.solid import Faces
 from omniges.exchange.tracks import Track
 from omniges.exchange.view import clips_of, view
 from omniges.features.body import REST_OFFSETS, forward_kinematics, joint_positions
@@ -75,8 +76,12 @@ class TestMotion:
         local = Rotation.from_quat(turns.reshape(-1, 4).astype(np.float64)).as_matrix().reshape(frames, 55, 3, 3)
         _, positions = forward_kinematics(local, REST_OFFSETS, root)
         assert np.abs(positions - joint_positions(moved.poses, moved.trans)).max() < 3e-4
-        expressions = np.frombuffer(data, "<i2", EXPRESSIONS * frames, 452 * frames).reshape(frames, -1) * 1e-3
-        np.testing.assert_allclose(expressions, moved.expressions[:, :EXPRESSIONS], atol=6e-4)
+        faces = np.frombuffer(data, "<i2", 6 * frames, 452 * frames).reshape(frames, 6) * FACE_STEP_M
+        np.testing.assert_allclose(faces, Faces.of_motion(moved).table, atol=FACE_STEP_M)
+        assert len(data) == 464 * frames
+        with_mesh = encode_motion(moved, expressions=100)
+        expressions = np.frombuffer(with_mesh, "<i2", 100 * frames, 464 * frames).reshape(frames, 100) * 1e-3
+        np.testing.assert_allclose(expressions, moved.expressions, atol=6e-4)
 
     @given(st.lists(st.floats(-12, 12), min_size=3, max_size=3))
     def test_quaternions_are_scipys(self, vector: list[float]) -> None:
@@ -118,7 +123,7 @@ class TestText:
         document, _, elements = read(Clip(clip, (one,)))
         (found,) = document["clips"]
         assert (found["name"], found["tracks"][0]["name"], found["tracks"][0]["words"][0][0]) == (clip, name, word)
-        assert len(elements.scripts()) == 3  # the data, the figure, the program
+        assert len(elements.scripts()) == 5  # the data, the figure's three parts, the program
 
     @pytest.mark.parametrize(
         "text", [HOSTILE, "</script><img src=x onerror=alert(1)>", "<!--", "{{script}}", "]]>", "{{style}}"]
@@ -181,7 +186,7 @@ class TestView:
     @pytest.mark.parametrize(
         ("settings", "words"),
         [
-            ({"paths": ()}, "expected PATH"),
+            ({"paths": ()}, "PATH: expected"),
             ({"output_file": "absent/page.html"}, "expected the folder absent, found none"),
             ({"output_file": "."}, "expected a file such as page.html, found a folder"),
             ({"paths": ("absent.npz",)}, "found nothing"),

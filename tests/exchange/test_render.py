@@ -348,7 +348,7 @@ class TestRefusals:
             ({"fps": 0}, "--fps 0"),
             ({"camera": "above"}, "--camera above"),
             ({"seconds": -1.0}, "--seconds -1.0"),
-            ({"paths": ()}, "render: expected PATH"),
+            ({"paths": ()}, "PATH: expected"),
             ({"output_file": Path("clip.avi")}, "ends in .mp4"),
             ({"output_file": Path("absent/clip.mp4")}, "create it first"),
             ({"font": Path("absent.ttf")}, "--font absent.ttf"),

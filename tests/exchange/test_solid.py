@@ -16,12 +16,14 @@ from omniges.exchange.solid import (
     face_depth,
     mouth,
     mouth_at,
-    mouth_depths,
     palette,
     solid_figure,
 )
 from omniges.features.gesture import JOINT_NAMES
 from omniges.features.skeleton import GENERIC
+
+OPENING = slice(57, 85)
+"""Vertices of the mouth on the edge of its opening, from the person's left corner."""
 
 
 def faces(jaw_x: float = 0.0, **components: float) -> Faces:
@@ -64,8 +66,8 @@ def test_the_figure_is_the_same_on_both_sides() -> None:
 
 
 def test_the_depth_of_the_face_is_on_the_head() -> None:
-    depths = mouth_depths()
-    assert np.all(np.diff(depths[30, 17:]) < 0)  # it falls away to the sides
+    depths = face_depth(np.arange(0, 0.04, 0.002), np.full(20, 0.62))
+    assert np.all(np.diff(depths) < 0)  # it falls away to the sides
     head = solid_figure()
     skin = head.positions[head.bones[:, 0] == JOINT_NAMES.index("head")]
     near = np.linalg.norm(skin - (0.0, 0.64, float(face_depth(0.0, 0.64)[0])), axis=1).min()
@@ -75,7 +77,7 @@ def test_the_depth_of_the_face_is_on_the_head() -> None:
 class TestMouth:
     def height(self, face: Faces) -> float:
         positions, _ = mouth_at(face, 0)
-        return float(np.ptp(positions[1:29, 1]))
+        return float(np.ptp(positions[OPENING, 1]))
 
     def test_the_jaw_and_expressions_open_it(self) -> None:
         rest = self.height(faces())
@@ -84,11 +86,18 @@ class TestMouth:
         assert self.height(faces(jaw_x=-0.2)) == pytest.approx(rest)  # a jaw does not close into the skull
 
     def test_expressions_widen_it_and_raise_its_corners_within_limits(self) -> None:
-        width = [np.ptp(mouth_at(faces(e1=value), 0)[0][1:29, 0]) for value in (-50.0, -1.0, 0.0, 1.0, 50.0)]
+        width = [np.ptp(mouth_at(faces(e1=value), 0)[0][OPENING, 0]) for value in (-50.0, -1.0, 0.0, 1.0, 50.0)]
         assert np.all(np.diff(width) > 0)
         assert width[-1] - width[0] <= 4 * 0.008 + 1e-6
-        corner, middle = (mouth_at(faces(e2=1.0), 0)[0][1 + k, 1] - mouth_at(faces(), 0)[0][1 + k, 1] for k in (0, 7))
+        corner, middle = (mouth_at(faces(e2=1.0), 0)[0][k, 1] - mouth_at(faces(), 0)[0][k, 1] for k in (57, 64))
         assert corner > middle + 0.003
+
+    @pytest.mark.parametrize("face", [faces(), faces(0.06), faces(0.2, e5=1.5), faces(0.05, e1=-1.0, e2=1.0)])
+    def test_the_opening_lies_on_the_face(self, face: Faces) -> None:
+        positions, normals = mouth_at(face, 0)
+        x, y, z = positions[: OPENING.stop].astype(np.float64).T
+        assert np.abs(z - face_depth(x, y) - 0.8e-3).max() < 4e-3
+        assert np.linalg.norm(normals, axis=1).min() > 0.5
 
     def test_brows_rise_together_and_apart(self) -> None:
         both, apart = faces(e3=1.0), faces(e7=1.0)

@@ -19,6 +19,7 @@ from training_helpers import run
 
 from omniges.commands.common import Signalled
 from omniges.errors import DataError, ExitCode, OmnigesError, UsageFault
+from omniges.features.gesture import LAYOUT
 from omniges.features.text_tokens import TextTokenCodec
 from omniges.formats.arrays import decode_npy
 from omniges.formats.audio import decode_wav
@@ -36,6 +37,7 @@ from omniges.pipeline.settings import Selection
 from omniges.shards.dataset import seal
 from omniges.shards.reader import ShardFolder
 from omniges.storage.atomic import PendingFile
+from omniges.visualize.settings import ShownPart
 
 STEPS = SamplingSettings(num_inference_steps=2)
 STEM = "1_synthetica_0_1_1"
@@ -59,23 +61,62 @@ def test_a_page_shows_results_beside_their_recordings(checkpoint: Path, shards: 
     page = (tmp_path / "out" / "page.html").read_text()
     assert '"name":"generated a2g"' in page
     assert '"name":"recorded"' in page
+    for path in (tmp_path / "out").iterdir():
+        if path.name != "page.html":
+            path.unlink()
+    again = omniges(*words, "-o", tmp_path / "out", "--html")
+    assert (again.returncode, "page.html would be replaced" in again.stderr) == (2, True)
+    assert len([*(tmp_path / "out").iterdir()]) == 1
+
+
+def test_a_part_needs_something_that_shows_it(checkpoint: Path, shards: Path, tmp_path: Path) -> None:
+    words = ["generate", "--checkpoint", checkpoint, "--task", "a2g", "--shards", shards, "--key", STEM]
+    for more, expected in (
+        (["--show-seconds", 2], "expected with --png, --html or --video"),
+        (["--show-start", 99, "--png"], f"--show-start 99: expected a time before the end of the result {STEM}, 4.0 s"),
+    ):
+        done = omniges(*words, *more, "-o", tmp_path / "out")
+        assert (done.returncode, expected in done.stderr) == (2, True), done.stderr
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_picture_of_a_part_shows_the_rows_of_the_whole(
+    checkpoint: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[dict[str, Any]] = []
+    monkeypatch.setattr("omniges.visualize.pictures.draw_result", lambda **how: drawn.append(how) or b"PNG")
+    for number, part in enumerate((ShownPart(), ShownPart(show_start_s=1.25, show_seconds=1.0))):
+        out = tmp_path / str(number)
+        make(checkpoint, out, "g2a", shards=shards, keys=(STEM,), png=True, part=part)
+        make(checkpoint, out / "a2g", "a2g", shards=shards, keys=(STEM,), png=True, part=part)
+    for whole, part in ((drawn[0], drawn[2]), (drawn[1], drawn[3])):
+        assert (part["start_s"], part["seconds"], part["length_s"]) == (1.25, 1.0, whole["length_s"])
+        for a, b in zip(whole["rows"], part["rows"], strict=True):
+            assert (a.role, a.stream, b.begins_s) == (b.role, b.stream, 1.2)
+            rows = 10 if a.stream == "audio" else 3
+            np.testing.assert_array_equal(b.data, a.data[12 * rows : 23 * rows])
+            if a.stream == "gesture":
+                steps = a.data[1:37, [LAYOUT.root.start, LAYOUT.root.start + 2]]
+                np.testing.assert_allclose(b.start_xz, a.start_xz + steps.sum(axis=0, dtype=np.float64), atol=1e-7)
 
 
 @pytest.mark.slow
 def test_a_video_of_each_result_is_beside_it(checkpoint: Path, shards: Path, tmp_path: Path) -> None:
     pytest.importorskip("av", reason="PyAV is not installed: omniges[video]")
     words = ["generate", "--checkpoint", checkpoint, "--task", "a2g", "--shards", shards, "--key", STEM, "--steps", 1]
-    words += ["--video", "-o", tmp_path / "out"]
+    words += ["--video", "--show-start", 1, "--show-seconds", 1.5, "-o", tmp_path / "out"]
     done = omniges(*words)
     assert done.returncode == 0, done.stderr
-    assert "2 tracks, 1280x720" in done.stdout
+    assert "2 tracks, 1280x720, 1.5 s" in done.stdout
     videos = {path.with_suffix(".json").name for path in (tmp_path / "out").glob("*.mp4")}
     assert videos == {path.name for path in (tmp_path / "out").glob("*.json")}
     for path in (tmp_path / "out").iterdir():
         if path.suffix != ".mp4":
             path.unlink()
-    again = omniges(*words)  # the results can be written, but a video is in the way
-    assert (again.returncode, "add --overwrite" in again.stderr) == (2, True)
+    again = omniges(*words)  # the results could be written, but a video is in the way
+    assert (again.returncode, f"{STEM}.mp4 would be replaced" in again.stderr) == (2, True)
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".mp4"}
 
 
 @pytest.mark.slow

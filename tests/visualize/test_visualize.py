@@ -121,6 +121,24 @@ def test_the_view_is_cut_to_the_time_shown():
     assert [view.word_at(t) for t in (2.1, 2.7, 3.2)] == ["a", "", "b"]
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 70), st.floats(0, 2), st.floats(0.1, 3))
+def test_arrays_that_begin_later_give_the_same_view(tick, after_s, seconds):
+    sample = _sample(300, [("a", 0.5, 2.5), ("b", 3.0, 3.5), ("c", 3.9, 4.5), ("d", 8.0, 9.0)])
+    del sample["title"]
+    start_s = tick / 10 + after_s
+    whole = panels.cut(**sample, start_s=start_s, seconds=seconds)
+    steps = sample["gesture"][1 : 3 * tick + 1, [LAYOUT.root.start, LAYOUT.root.start + 2]]
+    sample |= {"start_xz": sample["start_xz"] + steps.sum(axis=0, dtype=np.float64)}
+    sample |= {name: sample[name][3 * tick :] for name in ("gesture", "jaw_eyes")} | {"mel": sample["mel"][10 * tick :]}
+    part = panels.cut(**sample, start_s=start_s, seconds=seconds, begins_s=tick / 10)
+    assert (part.start_s, part.stop_s, part.mel_start_s, part.words) == (
+        *(whole.start_s, whole.stop_s, whole.mel_start_s, whole.words),
+    )
+    for name in ("times", "gesture", "jaw_eyes", "root_xz", "mel"):
+        np.testing.assert_allclose(getattr(part, name), getattr(whole, name), atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -239,7 +257,7 @@ ROWS = {
 @pytest.mark.parametrize(("condition", "generated"), [("text", "gesture"), ("audio", "text"), ("gesture", "audio")])
 def test_a_result_has_a_row_for_condition_generated_and_recorded(condition, generated):
     rows = [Row("condition", condition, ROWS[condition]), Row("generated", generated, ROWS[generated])]
-    common = {"title": "x", "start_xz": np.zeros(2), "length_s": 3.0}
+    common = {"title": "x", "length_s": 3.0}
     png, more = (draw_result(rows=r, **common) for r in (rows, [*rows, Row("recorded", generated, ROWS[generated])]))
     (width, height), drawn = _pixels(png)
     assert drawn
@@ -250,7 +268,7 @@ def test_a_result_has_a_row_for_condition_generated_and_recorded(condition, gene
 
 def test_a_result_without_a_word_says_so():
     rows = [Row("condition", "audio", ROWS["audio"]), Row("generated", "text", [])]
-    assert _pixels(draw_result(title="x", rows=rows, start_xz=np.zeros(2), length_s=3.0))[1]
+    assert _pixels(draw_result(title="x", rows=rows, length_s=3.0))[1]
 
 
 @pytest.mark.slow

@@ -382,6 +382,13 @@ window.omniges = {
     player.clip.tracks[track].motion.pose(frame, out, positions);
     return [...positions];
   },
+  /** Vertices of the figure at a frame: of the body, then of the mouth. */
+  figure(track, frame) {
+    const { motion } = player.clip.tracks[track], bones = new Float32Array(12 * BONES), mouth = new Float32Array(MOUTH.vertices.length);
+    mouthVertices(bonesOf(motion, frame, bones), mouth);
+    return [BODY.vertices, mouth].flatMap((of) => Array.from({ length: of.length / 10 }, (_, v) => placed(of, v, bones)));
+  },
+  /** Vertices of the mesh of a body model at a frame. */
   vertices(track, frame, numbers) {
     const { motion } = player.clip.tracks[track], out = new Float32Array(12 * BONES), found = [];
     const places = shapedBody(readBody(data.bodies[motion.body]), motion, frame, new Float32Array(3 * data.mesh.vertices));

@@ -3,7 +3,7 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const jointOf = Object.fromEntries(data.joints.map((name, index) => [name, index]));
-const JOINTS = data.joints.length;
+const JOINTS = data.joints.length, MOVEMENTS = data.movements;
 
 /** Where joints with these offsets are in the rest pose, the pelvis at the origin: [[x, y, z], ...]. */
 function restOf(offsets) {
@@ -34,28 +34,18 @@ class Motion {
     this.rest = body === undefined ? REST : restOf(this.offsets);
     this.root = new Float32Array(buffer, 0, 3 * frames);
     this.turns = new Int16Array(buffer, 12 * frames, 4 * JOINTS * frames);
-    this.expressions = new Int16Array(buffer, (12 + 8 * JOINTS) * frames, data.expressions * frames);
-    this.still = this.#medians();
+    this.faces = new Int16Array(buffer, (12 + 8 * JOINTS) * frames, MOVEMENTS.length * frames);
+    this.expressions = new Int16Array(buffer, (12 + 8 * JOINTS + 2 * MOVEMENTS.length) * frames, data.expressions * frames);
   }
 
-  /** Median of each expression: the face that the figure takes for neutral. */
-  #medians() {
-    const step = Math.max(1, Math.floor(this.frames / 2000));
-    return Array.from({ length: data.expressions }, (_, k) => {
-      const values = [];
-      for (let f = 0; f < this.frames; f += step) values.push(this.expressions[f * data.expressions + k]);
-      return values.sort((a, b) => a - b)[values.length >> 1] * data.expressionStep;
-    });
+  /** The movements of the figure's face in a frame, in metres. */
+  face(frame) {
+    return Array.from(MOVEMENTS, (_, k) => this.faces[frame * MOVEMENTS.length + k] * data.faceStep);
   }
 
   /** Expression k of a frame. */
   coefficient(frame, k) {
     return this.expressions[frame * data.expressions + k] * data.expressionStep;
-  }
-
-  /** Expression k of a frame, relative to the median. */
-  expression(frame, k) {
-    return this.coefficient(frame, k) - this.still[k];
   }
 
   /** Mean (x, z) of the pelvis within half a second of a frame: what the camera follows. */

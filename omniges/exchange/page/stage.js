@@ -1,5 +1,6 @@
 // The stage: figures side by side, drawn with WebGL 2, and the camera that all of them share.
 
+const cross = (a, b) => [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]];
 const tintOf = (index) => data.figure.tints[index % data.figure.tints.length];
 const EYE_RADIANS = 28 * Math.PI / 180;
 
@@ -55,9 +56,9 @@ class Stage {
     if (!gl) throw new Error("This browser does not draw with WebGL 2; sound, words and curves work.");
     this.figure = program(gl, FIGURE_VERTEX, FIGURE_FRAGMENT);
     this.floor = program(gl, FLOOR_VERTEX, FLOOR_FRAGMENT);
-    this.body = surface(gl, FIGURE.vertices, FIGURE.triangles);
-    this.mouthData = new Float32Array(10 * MOUTH_VERTICES);
-    this.mouth = surface(gl, this.mouthData, FIGURE.mouth);
+    this.body = surface(gl, BODY.vertices, BODY.triangles);
+    this.mouthData = new Float32Array(MOUTH.vertices.length);
+    this.mouth = surface(gl, this.mouthData, MOUTH.triangles);
     this.mesh = MESH ? new BodyMesh(gl) : null;
     this.ground = plane(gl);
     this.bones = new Float32Array(12 * BONES);
@@ -134,13 +135,13 @@ class Stage {
     gl.uniform4f(figure.dark, 0, 0, 0, 0);
     gl.bindVertexArray(body.array);
     gl.drawElements(gl.TRIANGLES, body.count, gl.UNSIGNED_INT, 0);
-    if (!meshed) this.#drawMouth(motion, frame, face);
+    if (!meshed) this.#drawMouth(face);
     gl.bindVertexArray(null);
   }
 
-  #drawMouth(motion, frame, face) {
-    const { gl } = this, jaw = 4 * (frame * JOINTS + jointOf.jaw), open = 2 * Math.atan2(motion.turns[jaw], motion.turns[jaw + 3]);
-    mouthVertices(face, Math.max(0, 0.07 * Math.sin(open)), this.mouthData);
+  #drawMouth(face) {
+    const { gl } = this;
+    mouthVertices(face, this.mouthData);
     gl.bindBuffer(gl.ARRAY_BUFFER, this.mouth.buffer);
     gl.bufferSubData(gl.ARRAY_BUFFER, 0, this.mouthData);
     gl.bindVertexArray(this.mouth.array);
