@@ -14,7 +14,7 @@ import numpy as np
 
 from omniges.errors import DataError, Problem, RecordingFault, UsageFault
 from omniges.exchange.facts import Inspected, print_fields, range_cells, range_of, require_start
-from omniges.exchange.tracks import F32, Track, find_tracks, motion_files, records
+from omniges.exchange.tracks import F32, Track, decoded, find_tracks, motion_files, records
 from omniges.features.audio import MEL_BANDS, N_FFT, log_mel, resample
 from omniges.features.gesture import LAYOUT, gesture_from_motion
 from omniges.features.timebase import FRAME_RATE_HZ, HOP_SAMPLES, MEL_RATE_HZ, SAMPLE_RATE_HZ, TICKS_PER_SECOND
@@ -71,10 +71,8 @@ def inspect_motion(path: Path, motion_rate_hz: float | None = None) -> Inspected
         DataError: It is no NPZ archive.
     """
     data = read_file(path, _MAX_BYTES)
-    try:
-        facts = {"kind": "motion", "file": str(path), "bytes": len(data), "keys": _keys(Archive(data))}
-    except RecordingFault as fault:
-        raise fault.refusal(path) from fault
+    keys = decoded(path, data, lambda content: _keys(Archive(content)))
+    facts: dict[str, Any] = {"kind": "motion", "file": str(path), "bytes": len(data), "keys": keys}
     try:
         motion = decode_motion(data, rate_hz=motion_rate_hz)
     except RecordingFault as fault:
@@ -188,10 +186,7 @@ def _print_motion_folder(facts: dict[str, Any], console: Console) -> None:
 def inspect_audio(path: Path) -> Inspected:
     """Return the facts of a WAV file; raise DataError if `preprocess` would reject it."""
     data = read_file(path, _MAX_BYTES)
-    try:
-        wav = decode_wav(data)
-    except RecordingFault as fault:
-        raise fault.refusal(path) from fault
+    wav = decoded(path, data, decode_wav)
     facts = {
         "kind": "audio",
         "file": str(path),
@@ -229,11 +224,7 @@ def _print_audio(facts: dict[str, Any], console: Console) -> None:
 
 def inspect_words(path: Path) -> Inspected:
     """Return the facts of a TextGrid's word tier; raise DataError if `preprocess` would reject it."""
-    data = read_file(path, _MAX_BYTES)
-    try:
-        tier = decode_words(data)
-    except RecordingFault as fault:
-        raise fault.refusal(path) from fault
+    tier = decoded(path, read_file(path, _MAX_BYTES), decode_words)
     facts = {
         "kind": "words",
         "file": str(path),

@@ -134,6 +134,21 @@ def project(placed: F32, view: F32, width: int, height: int, screen: F32) -> Non
 
 
 @_compiled
+def _area(screen: F32, a: int, b: int, c: int) -> float:
+    """Return twice the area of a triangle on the screen, negative if it faces the camera; 0 if it is behind it."""
+    if screen[a, 2] <= 0 or screen[b, 2] <= 0 or screen[c, 2] <= 0:
+        return 0.0
+    ax, ay = screen[a, 0], screen[a, 1]
+    return float((screen[b, 0] - ax) * (screen[c, 1] - ay) - (screen[b, 1] - ay) * (screen[c, 0] - ax))
+
+
+@_compiled
+def _span(a: float, b: float, c: float, size: int) -> tuple[int, int]:
+    """Return the first and the last of `size` samples whose middles may lie between three places."""
+    return max(0, int(np.ceil(min(a, b, c) - 0.5))), min(size - 1, int(np.floor(max(a, b, c) - 0.5)))
+
+
+@_compiled
 def fill(screen: F32, rgb: F32, triangles: Triangles, depth: F32, colour: U8) -> None:
     """Draw triangles where they are nearest.
 
@@ -147,14 +162,12 @@ def fill(screen: F32, rgb: F32, triangles: Triangles, depth: F32, colour: U8) ->
     height, width = depth.shape
     for f in range(len(triangles)):
         a, b, c = triangles[f]
-        if screen[a, 2] <= 0 or screen[b, 2] <= 0 or screen[c, 2] <= 0:
+        area = _area(screen, a, b, c)
+        if area >= 0:  # it faces away, or is behind the camera
             continue
         ax, ay, bx, by, cx, cy = screen[a, 0], screen[a, 1], screen[b, 0], screen[b, 1], screen[c, 0], screen[c, 1]
-        area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
-        if area >= 0:  # it faces away
-            continue
-        left, right = max(0, int(np.ceil(min(ax, bx, cx) - 0.5))), min(width - 1, int(np.floor(max(ax, bx, cx) - 0.5)))
-        top, bottom = max(0, int(np.ceil(min(ay, by, cy) - 0.5))), min(height - 1, int(np.floor(max(ay, by, cy) - 0.5)))
+        left, right = _span(ax, bx, cx, width)
+        top, bottom = _span(ay, by, cy, height)
         ua, ub = (by - cy) / area, (cy - ay) / area
         va, vb = (cx - bx) / area, (ax - cx) / area
         for row in range(top, bottom + 1):
@@ -185,14 +198,12 @@ def cover(screen: F32, triangles: Triangles, mask: U8) -> None:
     height, width = mask.shape
     for f in range(len(triangles)):
         a, b, c = triangles[f]
-        if screen[a, 2] <= 0 or screen[b, 2] <= 0 or screen[c, 2] <= 0:
-            continue
-        ax, ay, bx, by, cx, cy = screen[a, 0], screen[a, 1], screen[b, 0], screen[b, 1], screen[c, 0], screen[c, 1]
-        area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
+        area = _area(screen, a, b, c)
         if area == 0:
             continue
-        left, right = max(0, int(np.ceil(min(ax, bx, cx) - 0.5))), min(width - 1, int(np.floor(max(ax, bx, cx) - 0.5)))
-        top, bottom = max(0, int(np.ceil(min(ay, by, cy) - 0.5))), min(height - 1, int(np.floor(max(ay, by, cy) - 0.5)))
+        ax, ay, bx, by, cx, cy = screen[a, 0], screen[a, 1], screen[b, 0], screen[b, 1], screen[c, 0], screen[c, 1]
+        left, right = _span(ax, bx, cx, width)
+        top, bottom = _span(ay, by, cy, height)
         for row in range(top, bottom + 1):
             for column in range(left, right + 1):
                 x, y = column + 0.5, row + 0.5

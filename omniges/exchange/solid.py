@@ -114,7 +114,7 @@ class _Builder:
             colour: Colour of all vertices.
         """
         triangles = _outwards(positions, triangles)
-        self.parts.append((positions, _normals(positions, triangles), bones, weights, colour, triangles))
+        self.parts.append((positions, vertex_normals(positions, triangles), bones, weights, colour, triangles))
 
     def tube(self, rings: _Rings, colour: Colour, sides: int = 20) -> None:
         """Add the surface that joins rings.
@@ -216,7 +216,7 @@ def _joined(ring: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> npt.ND
     return np.stack([ring, ahead, other, ahead, other_ahead, other], axis=1).reshape(-1, 3)
 
 
-def _crossed(positions: F64, triangles: npt.NDArray[np.int64]) -> F64:
+def _crossed(positions: F64, triangles: npt.NDArray[np.integer]) -> F64:
     a, b, c = (positions[triangles[:, k]] for k in range(3))
     return np.asarray(np.cross(b - a, c - a))
 
@@ -227,11 +227,11 @@ def _outwards(positions: F64, triangles: npt.NDArray[np.int64]) -> npt.NDArray[n
     return triangles if np.sum(_crossed(positions, triangles) * away) > 0 else triangles[:, ::-1]
 
 
-def _normals(positions: F64, triangles: npt.NDArray[np.int64]) -> F64:
-    """Return the mean of the normals of each vertex's triangles."""
-    total = np.zeros_like(positions)
+def vertex_normals(positions: F64, triangles: npt.NDArray[np.integer]) -> F64:
+    """Return the normals (V, 3) of vertices (V, 3): the mean of those of their triangles (F, 3), by area."""
+    total, crossed = np.zeros_like(positions), _crossed(positions, triangles)
     for corner in range(3):
-        np.add.at(total, triangles[:, corner], _crossed(positions, triangles))
+        np.add.at(total, triangles[:, corner], crossed)
     return np.asarray(total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-30))
 
 

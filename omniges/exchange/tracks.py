@@ -239,14 +239,14 @@ def _file(path: Path, read_motion: _ReadMotion) -> _Found:
 
 def _of_motion_file(path: Path, read_motion: _ReadMotion, clip: str, name: str) -> Track:
     sound, words = (_beside(path, clip, ending) for ending in _BESIDE)
-    motion, absent, notes = _decoded(path, read_file(path, _MAX_BYTES), read_motion)
+    motion, absent, notes = decoded(path, read_file(path, _MAX_BYTES), read_motion)
     return Track(
         clip,
         name,
         motion,
         absent=absent,
-        audio=None if sound is None else _decoded(sound, read_file(sound, _MAX_BYTES), _sound),
-        words=None if words is None else _decoded(words, read_file(words, _MAX_BYTES), _words),
+        audio=None if sound is None else decoded(sound, read_file(sound, _MAX_BYTES), _sound),
+        words=None if words is None else decoded(words, read_file(words, _MAX_BYTES), _words),
         notes=notes,
     )
 
@@ -254,8 +254,8 @@ def _of_motion_file(path: Path, read_motion: _ReadMotion, clip: str, name: str) 
 def _of_side_file(path: Path, clip: str, name: str) -> Track:
     data = read_file(path, _MAX_BYTES)
     if path.suffix.lower() == ".wav":
-        return Track(clip, name, None, audio=_decoded(path, data, _sound))
-    return Track(clip, name, None, words=_decoded(path, data, _words))
+        return Track(clip, name, None, audio=decoded(path, data, _sound))
+    return Track(clip, name, None, words=decoded(path, data, _words))
 
 
 def _beside(path: Path, clip: str, ending: str) -> Path | None:
@@ -264,7 +264,8 @@ def _beside(path: Path, clip: str, ending: str) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def _decoded(path: Path, data: bytes, decode: Callable[[bytes], T]) -> T:
+def decoded(path: Path, data: bytes, decode: Callable[[bytes], T]) -> T:
+    """Return the decoded content of a file; raise DataError, which names the file, if `preprocess` would reject it."""
     try:
         return decode(data)
     except RecordingFault as fault:
@@ -329,7 +330,7 @@ def is_record(path: Path) -> bool:
 def _of_result(path: Path, record: GeneratedRecord, read_motion: _ReadMotion, clip: str, name: str) -> Track:
     """Load a result; missing motion, sound or words are those of its conditions, if their files still exist."""
     files = {
-        kind: _decoded_file(path.parent / entry["path"], entry["sha256"], decode)
+        kind: _checked_file(path.parent / entry["path"], entry["sha256"], decode)
         for kind, decode in _DECODERS.items()
         if (entry := record.files.get(kind)) is not None
     }
@@ -340,7 +341,7 @@ def _of_result(path: Path, record: GeneratedRecord, read_motion: _ReadMotion, cl
         if kind is not None and kind not in files and place.is_file():
             data = read_file(place, _MAX_BYTES)
             if sha256_hex(data) == given.get("sha256"):
-                files[kind] = _decoded(place, data, read_motion if kind == "gesture" else _DECODERS[kind])
+                files[kind] = decoded(place, data, read_motion if kind == "gesture" else _DECODERS[kind])
     motion, absent, notes = files.get("gesture", (None, (), ()))
     if generated:
         absent = record.at_rest
@@ -348,14 +349,14 @@ def _of_result(path: Path, record: GeneratedRecord, read_motion: _ReadMotion, cl
     return Track(clip, name, motion, files.get("audio"), files.get("text"), mel, absent, notes)
 
 
-def _decoded_file(path: Path, sha256: str, decode: Callable[[bytes], Any]) -> Any:
+def _checked_file(path: Path, sha256: str, decode: Callable[[bytes], Any]) -> Any:
     try:
         data = read_file(path, _MAX_BYTES, path.parent)
     except FileNotFoundError as error:
         raise DataError(f"{path}: expected a file of a result, found none; generate it again") from error
     if sha256_hex(data) != sha256:
         raise DataError(f"{path}: it differs from the sha256 in its record; generate it again")
-    return _decoded(path, data, decode)
+    return decoded(path, data, decode)
 
 
 def _mel(data: bytes) -> F32:
