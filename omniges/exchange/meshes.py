@@ -1,7 +1,9 @@
 """The mesh of a body model as a page gets it: skinned by the joints, with a face that the expressions move.
 
 Left out are the corrections of the mesh that depend on the pose, which would take 40 MB in base64, and the movement of
-the rest joints by expressions. Letters: V vertices, F triangles, W = 8 joints of a vertex, K vertices that expressions move.
+the rest joints by expressions.
+
+Letters: V vertices, F triangles, W = 8 joints of a vertex, K vertices that expressions move.
 """
 
 from __future__ import annotations
