@@ -51,7 +51,8 @@ from omniges.storage.remote import Location, MissingFile, Timeouts
 
 JOURNAL_FOLDER: Final = ".omniges-journal"
 _KINDS: Final = frozenset({"lock", "begin", "shard", "rejected", "commit", "clean", "release"})
-_RECORD: Final = re.compile(r"record-([0-9]{12})\.json", re.ASCII)
+_RECORDS: Final = "record-"
+_RECORD: Final = re.compile(rf"{_RECORDS}([0-9]{{12}})\.json", re.ASCII)
 _BEAT: Final = re.compile(r"beat-[0-9]{6,12}\.json", re.ASCII)
 _STAGED: Final = re.compile(r"staged-[0-9]{6,12}-(?P<rest>.+)", re.ASCII)
 _SHARD_INDEX: Final = re.compile(r"[0-9]{6}\.tar", re.ASCII)
@@ -299,14 +300,12 @@ class StorePlace:
 
     def _read_state(self) -> _State:
         while True:
-            try:
-                names = [name for name in self._bucket.entries() if _RECORD.fullmatch(name)]
+            names = [name for name in self._bucket.entries(start=_RECORDS) if _RECORD.fullmatch(name)]
+            with contextlib.suppress(MissingFile):  # the owner has removed records since; there are newer ones
                 return self._state_of(names)
-            except MissingFile:
-                continue  # the owner has removed records since; there are newer ones
 
     def _state_of(self, names: list[str]) -> _State:
-        numbers = [int(name.removeprefix("record-").removesuffix(".json")) for name in names]
+        numbers = [int(name.removeprefix(_RECORDS).removesuffix(".json")) for name in names]
         first = len(numbers)
         while first and (first == len(numbers) or numbers[first - 1] == numbers[first] - 1):
             first -= 1
@@ -351,7 +350,7 @@ class StorePlace:
     def _newer(self) -> bool:
         """Return whether another run has written a record after those that this one knows."""
         last = _record_name(self._state.next - 1) if self._state.next else ""
-        return any(_RECORD.fullmatch(name) for name in self._bucket.entries(after=last))
+        return any(_RECORD.fullmatch(name) for name in self._bucket.entries(start=_RECORDS, after=last))
 
     def _require_lock(self) -> None:
         if self._newer():
@@ -545,10 +544,14 @@ class StorePlace:
                 )
             mark = present.etag
         data = self._read_staged(last)  # before the earlier set is touched
-        if present is not None and mark is None:
-            self._require_lock()
-            mark = self._set.replace(schema.DATASET_FILE, steps.mark_bytes, present.etag)
-        self._publish(steps, data, mark)
+        try:
+            if present is not None and mark is None:
+                self._require_lock()
+                mark = self._set.replace(schema.DATASET_FILE, steps.mark_bytes, present.etag)
+            self._publish(steps, data, mark)
+        except ConditionFailed:
+            self._require_lock()  # a later owner may have published it
+            raise
         self.wipe()
 
     def _publish(self, steps: _Steps, data: bytes, mark: str | None) -> None:
@@ -623,7 +626,7 @@ class StoreJournal:
 
 
 def _record_name(number: int) -> str:
-    return f"record-{number:012d}.json"
+    return f"{_RECORDS}{number:012d}.json"
 
 
 def _is_record(document: dict[str, Any]) -> bool:
@@ -650,21 +653,22 @@ def _is_record(document: dict[str, Any]) -> bool:
 
 
 def _process_facts() -> dict[str, Any]:
-    """Return what identifies this process: host, boot, process namespace, number and start time."""
-    return {
-        "host": platform.node(),
-        "boot": Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip(),
-        "space": str(Path("/proc/self/ns/pid").readlink()),
-        "pid": os.getpid(),
-        "started": _start_time("self"),
-    }
+    """Return what identifies this process: host, boot, process namespace, number and start time.
+
+    Boot and namespace are None where the system does not tell them.
+    """
+    boot = space = None
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        space = str(Path("/proc/self/ns/pid").readlink())
+    return {"host": platform.node(), "boot": boot, "space": space, "pid": os.getpid(), "started": _start_time("self")}
 
 
 def _start_time(pid: int | str) -> str | None:
     """Return the start time of a process in clock ticks since boot; None if it does not exist or has ended."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:  # no such process
         return None
     state, *fields = text.rpartition(")")[2].split()
     return None if state in _DEAD_STATES else fields[18]
@@ -673,6 +677,8 @@ def _start_time(pid: int | str) -> str | None:
 def _has_ended(holder: Mapping[str, Any]) -> bool | None:
     """Return whether the process of a lock record has ended; None if it ran on another machine or in a container."""
     own = _process_facts()
-    if any(holder.get(name) != own[name] for name in ("boot", "space")) or type(holder.get("pid")) is not int:
+    known = all(own[name] is not None and holder.get(name) == own[name] for name in ("boot", "space"))
+    if not known or type(holder.get("pid")) is not int:
         return None
-    return _start_time(holder["pid"]) != holder.get("started")
+    started = _start_time(holder["pid"])
+    return started is None or started != holder.get("started")

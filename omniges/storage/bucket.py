@@ -28,7 +28,7 @@ T = TypeVar("T")
 MAX_OBJECT_BYTES: Final = 5_000_000_000
 """Largest object that one request writes or copies."""
 _PROTOCOLS: Final = ("s3", "s3a")
-_BUCKET_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]+", re.ASCII)
+_BUCKET_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _CONFLICT: Final = 409  # another conditional write of the object is in progress
 _CONDITION_FAILED: Final = 412
 _NO_ETAG: Final = '"00000000000000000000000000000000"'
@@ -45,7 +45,7 @@ class Entry:
     """Size and ETag of an object."""
 
     size: int
-    etag: str
+    etag: str  # without quotes
 
 
 def require_writable(location: Location, flag: str) -> None:
@@ -96,24 +96,31 @@ class Bucket(UrlStore):
         self._bucket, _, folder = location.address.partition("://")[2].partition("/")
         self._prefix = f"{folder.strip('/')}/"
 
-    def entries(self, after: str = "") -> dict[str, Entry]:
+    def entries(self, start: str = "", after: str = "") -> dict[str, Entry]:
         """Return the objects of the folder by name, sorted, without those of folders in it.
 
         Args:
+            start: Return only names that start with this text.
             after: Return only names that sort after this one.
 
         Returns:
             Size and ETag by name.
+
+        Raises:
+            StoreFault: The bucket does not exist or cannot be listed.
         """
         found: dict[str, Entry] = {}
-        request = {"Prefix": self._prefix, "Delimiter": "/"}
+        request = {"Prefix": self._prefix + start, "Delimiter": "/"}
         more = {"StartAfter": self._prefix + after} if after else {}
         while True:
-            page = self._request("list", "", partial(self._s3, "list_objects_v2", **request, **more))
+            try:
+                page = self._request("list", "", partial(self._s3, "list_objects_v2", **request, **more))
+            except MissingFile as error:
+                raise StoreFault(f"{error}. Create the bucket {self._bucket}, or check the address") from None
             for each in page.get("Contents", ()):
                 name = str(each["Key"]).removeprefix(self._prefix)
                 if name:  # a console makes an object for the folder itself
-                    found[name] = Entry(int(each["Size"]), str(each["ETag"]))
+                    found[name] = Entry(int(each["Size"]), _plain(each["ETag"]))
             if not page.get("IsTruncated"):
                 return dict(sorted(found.items()))
             more = {"ContinuationToken": page["NextContinuationToken"]}
@@ -165,7 +172,7 @@ class Bucket(UrlStore):
         Raises:
             ConditionFailed: The object has another ETag and another content, or does not exist.
         """
-        return self._written(name, data, partial(self._put, name, data, IfMatch=etag))
+        return self._written(name, data, partial(self._put, name, data, IfMatch=f'"{etag}"'))
 
     def put(self, name: str, data: bytes) -> None:
         """Create or replace an object that only this writer writes."""
@@ -194,7 +201,7 @@ class Bucket(UrlStore):
 
     def _put(self, name: str, data: bytes, **condition: str) -> str:
         put = partial(self._s3, "put_object", Key=self._key(name), Body=data, **condition)
-        return str(self._call("write", name, put, len(data))["ETag"])
+        return _plain(self._call("write", name, put, len(data))["ETag"])
 
     def upload(self, name: str, path: Path, size: int, sha256: str) -> None:
         """Create an object from a file, and compare what the store holds with the file's size and sha256.
@@ -252,7 +259,7 @@ class Bucket(UrlStore):
             name: Name of the object.
             etag: ETag that the object must have; None: any.
         """
-        condition = {} if etag is None else {"IfMatch": etag}
+        condition = {} if etag is None else {"IfMatch": f'"{etag}"'}
         try:
             self._request("remove", name, lambda: self._s3("delete_object", Key=self._key(name), **condition))
         except (ConditionFailed, MissingFile):
@@ -302,7 +309,7 @@ class Bucket(UrlStore):
             head = self._request("find", name, lambda: self._s3("head_object", Key=self._key(name)))
         except MissingFile:
             return None
-        return Entry(int(head["ContentLength"]), str(head["ETag"]))
+        return Entry(int(head["ContentLength"]), _plain(head["ETag"]))
 
     def _key(self, name: str) -> str:
         return self._prefix + check_name(name)
@@ -326,6 +333,10 @@ class Bucket(UrlStore):
                 transient=True,
             )
         return super()._fault(action, name, error)
+
+
+def _plain(etag: object) -> str:
+    return str(etag).strip('"')
 
 
 def _base64(sha256: str) -> str:

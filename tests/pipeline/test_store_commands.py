@@ -19,7 +19,7 @@ import remote_helpers as remote
 from pipeline_helpers import COMMAND, digests, omniges, run_preprocess
 
 from omniges.data.remote_shards import CacheSettings, open_location
-from omniges.errors import OmnigesError, UsageFault
+from omniges.errors import EnvironmentFault, OmnigesError, UsageFault
 from omniges.pipeline.settings import PreprocessSettings
 from omniges.shards.dataset import seal
 from omniges.shards.schema import UNFINISHED_FORMAT
@@ -140,7 +140,8 @@ def test_killed_at_random_moments_the_same_command_completes_the_set(
 
     def finish(url: str) -> None:
         process = start(url)
-        assert (process.communicate()[1], process.returncode) == (b"", 0)
+        errors = process.communicate()[1]
+        assert process.returncode == 0, errors
 
     began = time.monotonic()
     finish("s3://made/undisturbed")
@@ -186,6 +187,11 @@ def test_credentials_in_the_url_are_refused_and_not_shown(tmp_path: Path) -> Non
     assert remote.SECRET_KEY[:10] not in str(caught.value)
 
 
+def test_an_absent_bucket_is_one_line(endpoint: str, root: Path, tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFault, match=r"^s3://absent/x/.*Create the bucket absent, or check the address$"):
+        run_preprocess(root, "s3://absent/x", work_dir=tmp_path, run_log=tmp_path / "log")
+
+
 class TestServers:
     """A server that answers as S3 does under load, and one that is not there."""
 
@@ -194,7 +200,7 @@ class TestServers:
             remote.use_s3(monkeypatch, address)
             retries = Retries(attempts=3, first_wait_s=0, longest_wait_s=0)
             bucket = Bucket(parse_location("s3://bucket/x"), retries=retries)
-            assert bucket.create("a.json", b"{}") == '"etag"'
+            assert bucket.create("a.json", b"{}") == "etag"
             assert [method for method in requests if method == "PUT"] == ["PUT"] * 3
 
     def test_tries_are_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:

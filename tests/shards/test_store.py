@@ -214,6 +214,26 @@ def test_two_downloaded_shards_are_kept_at_most_and_open_ones_stay_readable(
     assert not any(path.is_file() for path in made._work.rglob("*"))
 
 
+def test_a_record_takes_two_requests_however_many_shards_are_staged(
+    objects: MemoryBucket, works: Iterator[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Create it, and look for a later one."""
+    made = place(next(works), Lease())
+    with made.locked():
+        for number in range(50):
+            objects.objects[f"{PREFIX}{JOURNAL_FOLDER}/staged-000000-{number:06d}.tar"] = b""
+        called: list[str] = []
+        call = MemoryBucket.call_s3
+
+        def counted(self: MemoryBucket, method: str, **arguments: Any) -> dict[str, Any]:
+            called.append(method)
+            return call(self, method, **arguments)
+
+        monkeypatch.setattr(MemoryBucket, "call_s3", counted)
+        made.journal.append({"staged": "staged-000000-000000.tar"}, durable=True)
+        assert called == ["put_object", "list_objects_v2"]
+
+
 def test_threads_append_records_one_after_another(objects: MemoryBucket, works: Iterator[Path]) -> None:
     made = place(next(works))
     with made.locked():
