@@ -10,7 +10,7 @@ seconds of its own clock. Then it writes the next lock record. From then on ever
 A shard is uploaded as ``staged-LOCK-NUMBER.tar`` and then recorded. A commit is a record too, so an owner that has lost
 the lock cannot begin one. From that record on, whoever has the lock carries out the same steps:
 
-1. Replace an earlier dataset.json by a mark (`UNFINISHED_FORMAT`). The write names the ETag it replaces.
+1. Replace an earlier dataset.json by a mark (`UNFINISHED_FORMAT`) that holds it. The write names the ETag it replaces.
 2. Copy the staged objects to their final names inside the store, and compare each with its sha256.
 3. Remove objects of the earlier set that are not in the new one.
 4. Write dataset.json: it must not exist, or be the mark of this commit.
@@ -60,6 +60,7 @@ _ASIDE: Final = "moved-"
 _KEPT_SHARDS: Final = 2  # downloaded shards of earlier runs in the work folder
 _LOCAL_SHARDS: Final = 5  # shards in the work folder: open, waiting, uploading, and downloaded ones
 _REMOVERS: Final = 8
+_COMMIT_ATTEMPTS: Final = 3  # the write of an owner that lost the lock may come in between
 _LAST_BEAT_S: Final = 1.0  # longest wait for a heartbeat that is being written at the end
 _DEAD_STATES: Final = "ZX"  # of a process that has ended
 
@@ -115,10 +116,9 @@ class _Steps:
             and not self.removed.keys() & self.place.keys()
         )
 
-    @property
-    def mark_bytes(self) -> bytes:
-        """Content of the object that takes the place of an earlier dataset.json during the commit."""
-        return seal({"format": schema.UNFINISHED_FORMAT, "commit": self.mark})
+    def mark_of(self, replaced: str) -> bytes:
+        """Return the content that takes the place of an earlier dataset.json, which it holds, during the commit."""
+        return seal({"format": schema.UNFINISHED_FORMAT, "commit": self.mark, "replaced": replaced})
 
 
 def _is_placed(entry: object) -> bool:
@@ -374,7 +374,15 @@ class StorePlace:
                     f"{self.location}: {ours[0]} exists, but not from an omniges run. Choose another --output-dir"
                 )
         self._finish_commit()
+        self._restore_dataset()
         self._fetch_set()
+
+    def _restore_dataset(self) -> None:
+        """Undo the mark of a commit that others had finished; its owner had lost the lock and ended then."""
+        entry = self._set.entry(schema.DATASET_FILE)
+        mark = None if entry is None else _mark_in(self._set.read(schema.DATASET_FILE))
+        if entry is not None and mark is not None:
+            self._set.replace(schema.DATASET_FILE, mark["replaced"].encode(), entry.etag)
 
     def _fetch_set(self) -> None:
         """Copy dataset.json and the other small files; a damaged one is left out, as readers find it absent."""
@@ -384,10 +392,7 @@ class StorePlace:
             return
         path = self.out / schema.DATASET_FILE
         try:
-            document = parse_json(data)
-            if isinstance(document, dict) and document.get("format") == schema.UNFINISHED_FORMAT:
-                return  # its run lost the lock after its commit had been finished
-            check_document(document, str(path))
+            document = check_document(parse_json(data), str(path))
         except (ValueError, DataError):
             document = {"files": {}}  # the reader of the copy says what is wrong
         with os_errors(path):
@@ -529,30 +534,41 @@ class StorePlace:
         if found is None:
             return
         steps = _Steps(**found["steps"])
+        for attempt in range(_COMMIT_ATTEMPTS):
+            try:
+                self._carry_out(steps)
+                break
+            except ConditionFailed:
+                self._require_lock()  # a later owner may have published it
+                if attempt == _COMMIT_ATTEMPTS - 1:
+                    raise
+        self.wipe()
+
+    def _carry_out(self, steps: _Steps) -> None:
         last = steps.place[schema.DATASET_FILE]
         present = self._set.entry(schema.DATASET_FILE)
-        mark: str | None = None
-        if present is not None and present.etag != steps.replaces:
-            content = self._set.read(schema.DATASET_FILE)
-            if sha256_hex(content) == last["sha256"]:
-                self.wipe()
-                return
-            if content != steps.mark_bytes:
-                raise DataError(
-                    f"{self._set.location.shown_file(schema.DATASET_FILE)}: expected the one that is being replaced, "
-                    "found another; another program wrote it. Remove it and run this again"
-                )
-            mark = present.etag
+        if present is None:
+            self._publish(steps, self._read_staged(last), None)
+            return
+        content = self._set.read(schema.DATASET_FILE)
+        if present.etag != steps.replaces and sha256_hex(content) == last["sha256"]:
+            return  # it was written last
+        mark = _mark_in(content)
+        if mark is None and present.etag != steps.replaces:
+            raise DataError(
+                f"{self._set.location.shown_file(schema.DATASET_FILE)}: expected the one that is being replaced, "
+                "found another; another program wrote it. Remove it and run this again"
+            )
         data = self._read_staged(last)  # before the earlier set is touched
-        try:
-            if present is not None and mark is None:
-                self._require_lock()
-                mark = self._set.replace(schema.DATASET_FILE, steps.mark_bytes, present.etag)
-            self._publish(steps, data, mark)
-        except ConditionFailed:
-            self._require_lock()  # a later owner may have published it
-            raise
-        self.wipe()
+        etag = present.etag
+        if mark is None or mark["commit"] != steps.mark:
+            self._require_lock()
+            replaced = content.decode() if mark is None else mark["replaced"]
+            etag = self._set.replace(schema.DATASET_FILE, steps.mark_of(replaced), present.etag)
+            if self._newer():  # others may have finished this commit, and made a later set with the same dataset.json
+                self._set.replace(schema.DATASET_FILE, replaced.encode(), etag)
+                raise self._lost()
+        self._publish(steps, data, etag)
 
     def _publish(self, steps: _Steps, data: bytes, mark: str | None) -> None:
         for name, step in sorted(steps.place.items()):
@@ -583,6 +599,18 @@ class StorePlace:
     def _incomplete(self, found: str) -> DataError:
         self._require_lock()  # a later owner removes what it has published
         return DataError(f"{found}. So the set cannot be completed. Choose another --output-dir")
+
+
+def _mark_in(content: bytes) -> dict[str, str] | None:
+    """Return the mark that stands in place of dataset.json during a commit; None for any other content."""
+    try:
+        document = parse_json(content)
+    except ValueError:
+        return None
+    if not isinstance(document, dict) or document.get("format") != schema.UNFINISHED_FORMAT:
+        return None
+    valid = isinstance(document.get("commit"), str) and isinstance(document.get("replaced"), str)
+    return document if valid else None
 
 
 class StoreJournal:

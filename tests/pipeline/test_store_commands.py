@@ -115,7 +115,9 @@ def test_the_command(endpoint: str, root: Path, on_disk: dict[str, str], tmp_pat
 
 def test_a_set_that_is_being_replaced_is_complete_for_no_reader(endpoint: str, tmp_path: Path) -> None:
     url = "s3://made/replaced"
-    filesystem().pipe_file("made/replaced/dataset.json", seal({"format": UNFINISHED_FORMAT, "commit": "a"}))
+    filesystem().pipe_file(
+        "made/replaced/dataset.json", seal({"format": UNFINISHED_FORMAT, "commit": "a", "replaced": ""})
+    )
     cache = CacheSettings(
         folder=tmp_path, capacity_bytes=1 << 30, retries=Retries(attempts=1, first_wait_s=0, longest_wait_s=0)
     )

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from pipeline_helpers import digests, run_preprocess
-from store_helpers import Crash, World
+from store_helpers import PREFIX, Crash, World
 
 from omniges.errors import EnvironmentFault, OmnigesError
+from omniges.shards.schema import UNFINISHED_FORMAT
+from omniges.shards.store import LockLost
 from omniges.storage.bucket import Bucket
 from omniges.storage.cache import Retries
 from omniges.storage.remote import StoreFault
@@ -35,6 +39,15 @@ def changed(root: Path) -> Path:
     for path in folder.rglob(f"{first.stem}.*"):
         path.unlink()
     second.write_bytes(b"junk")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def third(root: Path) -> Path:
+    """The same without another clip."""
+    folder = Path(shutil.copytree(root, root.with_name("third")))
+    for path in folder.rglob(f"{max(folder.rglob('*.wav')).stem}.*"):
+        path.unlink()
     return folder
 
 
@@ -113,6 +126,7 @@ def test_a_run_that_ends_before_any_request_is_completed_by_the_same_command(
         world.gate = lambda _action: None
         world.run(root)
         assert world.bucket.digests == on_disk[0], f"ended before request {last}"
+        assert not world.bucket.half_sets
 
 
 @every(37)
@@ -136,63 +150,103 @@ def test_an_update_that_ends_before_any_request_is_completed_by_the_same_command
         world.gate = lambda _action: None
         world.run(changed)
         assert world.bucket.digests == on_disk[1], f"ended before request {last}"
+        assert not world.bucket.half_sets
 
 
 class Pause:
-    """A gate that stops the thread of one request until it is let go."""
+    """A gate that stops the thread of one request until it is let go, and may end its process after that request."""
 
-    def __init__(self, request: int) -> None:
+    def __init__(self, request: int, ends: bool) -> None:
         self._numbers = itertools.count()
-        self._request = request
+        self._request, self._ends = request, ends
+        self._stopped: int | None = None
         self.reached, self.goes_on = threading.Event(), threading.Event()
 
     def __call__(self, _action: str) -> None:
+        if self._ends and threading.get_ident() == self._stopped:
+            raise Crash
         if next(self._numbers) == self._request:
+            self._stopped = threading.get_ident()
             self.reached.set()
             assert self.goes_on.wait(60)
 
 
 @every(41)
 def test_an_owner_that_lost_the_lock_changes_nothing_that_others_published(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    root: Path,
-    changed: Path,
-    on_disk: tuple[dict[str, str], dict[str, str]],
-    stride: int,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, root: Path, changed: Path, third: Path, stride: int
 ) -> None:
     """The owner stops before any request of an update; others finish it and make another; then it goes on."""
     world = World(monkeypatch, tmp_path)
+    world.run(third)
+    expected = world.bucket.digests
     world.run(root)
     complete = dict(world.bucket.objects)
     for last in range(5, requests_of(world, changed), stride):
         world = World(monkeypatch, tmp_path)
         world.bucket.objects = dict(complete)
-        pause = world.gate = Pause(last)
-        ends: list[BaseException | None] = []
+        overtaken = overtake(world, last, changed, lambda world=world: world.run(third))
+        assert not world.bucket.half_sets, f"stopped before request {last}"
+        if overtaken is not None:  # else it had published before the others, or took the lock after them
+            assert world.bucket.digests == expected, f"stopped before request {last}"
+        world.run(third)
+        assert world.bucket.digests == expected
 
-        def slow(world: World = world, ends: list[BaseException | None] = ends) -> None:
-            try:
-                world.run(changed)
-            except OmnigesError as error:
-                ends.append(error)
-            else:
-                ends.append(None)
 
-        thread = threading.Thread(target=slow)
-        thread.start()
-        assert pause.reached.wait(60)
-        world.ended.add(1)  # to the others its machine is gone
-        world.run(changed)
-        assert world.bucket.digests == on_disk[1]
-        world.run(root)
-        pause.goes_on.set()
-        thread.join(60)
-        assert len(ends) == 1, f"stopped before request {last}"
-        # Without an error it had published before the others, or took the lock after them.
-        assert world.bucket.digests in (on_disk if ends[0] is None else on_disk[:1]), f"stopped before request {last}"
-        world.run(root)
-        assert world.bucket.digests == on_disk[0]
+@pytest.mark.parametrize("ends_after_mark", [False, True])
+def test_a_late_mark_of_an_owner_that_lost_the_lock_is_taken_back(
+    world: World, root: Path, changed: Path, on_disk: tuple[dict[str, str], dict[str, str]], ends_after_mark: bool
+) -> None:
+    """The others have gone back to the earlier set, so its dataset.json has the ETag that the owner replaces."""
+    world.run(root)
+    marking = request_of_mark(world, changed)
+    world.run(root)
+    error = overtake(world, marking, changed, lambda: world.run(root), ends_after_mark=ends_after_mark)
+    if ends_after_mark:
+        assert isinstance(error, Crash)
+        assert json.loads(world.bucket.objects[f"{PREFIX}dataset.json"])["format"] == UNFINISHED_FORMAT
+        assert world.run(root).unchanged
+    else:
+        assert isinstance(error, LockLost)
+    assert world.bucket.digests == on_disk[0]
+    assert not world.bucket.half_sets
+
+
+def request_of_mark(world: World, root: Path) -> int:
+    """Number of the request that replaces dataset.json by a mark in an update."""
+    actions: list[str] = []
+    world.gate = actions.append
+    world.run(root)
+    world.gate = lambda _action: None
+    return actions.index("copy") - 3  # a look for later records is between, and one before each copy
+
+
+def overtake(
+    world: World, request: int, root: Path, others: Callable[[], object], *, ends_after_mark: bool = False
+) -> BaseException | None:
+    """Stop an update before this request, let another run finish it and others follow; return how it ended."""
+    pause = world.gate = Pause(request, ends_after_mark)
+    ends: list[BaseException | None] = []
+
+    def slow() -> None:
+        try:
+            world.run(root)
+        except (OmnigesError, Crash) as error:
+            ends.append(error)
+        else:
+            ends.append(None)
+
+    first = world.runs + 1
+    thread = threading.Thread(target=slow)
+    thread.start()
+    assert pause.reached.wait(60)
+    world.ended.add(first)  # to the others its machine is gone
+    world.run(root)
+    others()
+    pause.goes_on.set()
+    thread.join(60)
+    world.gate = lambda _action: None
+    assert len(ends) == 1, f"stopped before request {request}"
+    return ends[0]
 
 
 def test_a_second_run_is_refused_while_the_first_one_lives(world: World, root: Path) -> None:
