@@ -22,9 +22,17 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import IO, Any, Final, Generic, TypeVar, cast
+from typing import IO, Any, Final, Generic, Protocol, TypeVar, cast
 
-from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault, fault_of_machine, is_memory_error
+from omniges.errors import (
+    DataError,
+    EnvironmentFault,
+    ExitCode,
+    OmnigesError,
+    UsageFault,
+    fault_of_machine,
+    is_memory_error,
+)
 
 ENVIRONMENT: Final = {
     "OPENBLAS_NUM_THREADS": "1",
@@ -102,6 +110,19 @@ def _reported_fault(error: Exception) -> OmnigesError:
     if fault is None or is_memory_error(error):
         raise error
     return fault
+
+
+def as_error(exit_code: int, text: str) -> OmnigesError:
+    """Return an error that a worker reported.
+
+    Args:
+        exit_code: Exit code of its class.
+        text: Its text.
+
+    Returns:
+        The DataError, UsageFault or EnvironmentFault.
+    """
+    return _ERRORS[ExitCode(exit_code)](text)
 
 
 class WorkerDied(Exception):
@@ -219,8 +240,7 @@ class Worker:
         head: dict[str, Any] = json.loads(bytes(read(length)))
         if "error" in head:
             self._tasks.popleft()
-            code, text = head["error"]
-            raise _ERRORS[code](text)
+            raise as_error(*head["error"])
         buffers = [read(size) for size in head["sizes"]]
         self._tasks.popleft()
         return head["answer"], buffers
@@ -255,6 +275,22 @@ class Worker:
             self._stderr.close()
 
 
+class Answering(Protocol):
+    """What a pool needs of a worker: a `Worker`, or one that stands for a process on another machine."""
+
+    def submit(self, task: Any) -> None:
+        """Send a task as JSON; raise WorkerDied if the worker has exited."""
+
+    def receive(self, limit_s: float | None = None) -> tuple[Any, list[Any]]:
+        """Return the answer to the oldest task and its buffers; raise WorkerDied or TimeoutError if there is none."""
+
+    def kill(self) -> None:
+        """Make `receive` return at once, in whatever thread it waits."""
+
+    def close(self) -> None:
+        """Free everything that the worker holds."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lost:
     """A task whose worker crashed or exceeded the deadline twice, with the reason."""
@@ -272,9 +308,9 @@ class Pool(Generic[Task, Result]):
 
     def __init__(
         self,
-        start: Callable[[], Worker],
+        start: Callable[[], Answering],
         encode: Callable[[Task], Any],
-        decode: Callable[[Any, list[memoryview]], Result],
+        decode: Callable[[Any, list[Any]], Result],
         *,
         workers: int,
         deadline_s: float | None = None,
@@ -302,7 +338,7 @@ class Pool(Generic[Task, Result]):
         self._next = 0  # the next task to start
         self._wanted = 0  # the next outcome to yield
         self._held_bytes = 0
-        self._live: set[Worker] = set()
+        self._live: set[Answering] = set()
         self._stop = False
         self._failure: BaseException | None = None
 
@@ -375,7 +411,7 @@ class Pool(Generic[Task, Result]):
 
     def _serve(self, tasks: Sequence[Task]) -> None:
         """Run one worker's thread: work on tasks; after a crash repeat the task while no other runs."""
-        worker: Worker | None = None
+        worker: Answering | None = None
         try:
             while (index := self._take(tasks)) is not None:
                 with self._places_for(1):
@@ -405,8 +441,8 @@ class Pool(Generic[Task, Result]):
             self._places.release(places)
 
     def _attempt(
-        self, worker: Worker | None, task: Task, index: int, attempt: int
-    ) -> tuple[Result | Lost, Worker | None]:
+        self, worker: Answering | None, task: Task, index: int, attempt: int
+    ) -> tuple[Result | Lost, Answering | None]:
         """Try a task on the given worker or on a new one; return the outcome, and the worker unless it crashed."""
         with self._condition:
             self._running[index] = (task, time.monotonic())
@@ -423,7 +459,7 @@ class Pool(Generic[Task, Result]):
                 self._on_death(task, str(death), attempt)
             return Lost(str(death)), None
 
-    def _begin(self) -> Worker:
+    def _begin(self) -> Answering:
         worker = self._start()
         with self._condition:
             self._live.add(worker)

@@ -49,7 +49,7 @@ def preprocess(
         if as_json:
             echo(plan_json(planned))
         else:
-            print_plan(planned, settings.num_workers, make_console())
+            print_plan(planned, settings.local_workers, make_console())
         return
     with resumable(), counter("MB compared with what earlier runs read and wrote") as count:
         summary = run(settings, make_reporter("json" if as_json else "auto"), count)

@@ -69,7 +69,7 @@ def make_plan(settings: PreprocessSettings) -> Plan:
         sampled=len(chosen),
         seconds=seconds * scale if scale else None,
         output_bytes=output * scale if scale else None,
-        wall_s=1.0 + wall * scale / min(settings.num_workers, max(len(recordings), 1)) if scale else None,
+        wall_s=1.0 + wall * scale / min(settings.local_workers, max(len(recordings), 1)) if scale else None,
     )
 
 

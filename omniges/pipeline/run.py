@@ -17,15 +17,15 @@ from omniges.errors import DataError
 from omniges.pipeline import incremental
 from omniges.pipeline.corpora.registry import CORPORA, find_recordings
 from omniges.pipeline.discover import Discovery, Recording
+from omniges.pipeline.engines import open_engine
 from omniges.pipeline.settings import PreprocessSettings, Rejected, Summary
 from omniges.pipeline.summary import ConvertProgress, Tally, summarize, summary_of_complete
-from omniges.pipeline.worker import ConvertPool
 from omniges.pipeline.write import publish_set
 from omniges.progress import Reporter
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import SPLITS
 from omniges.shards.transaction import OutputPlace, UnfinishedRun, Workspace
-from omniges.shards.writer import PendingShard, ShardFile, ShardWriter
+from omniges.shards.writer import ShardFile, ShardWriter
 from omniges.storage.atomic import append_line, home_expanded, open_log, os_errors
 from omniges.storage.files import sha256_hex
 
@@ -106,7 +106,7 @@ def preprocess(
             log.write("set-damaged", reason=str(error))
             earlier = incremental.known_outcomes(place, None)
         known = [recording for recording in discovery.recordings if recording.stem in earlier.stems]
-        digests = incremental.digest_inputs(known, settings.num_workers, count)
+        digests = incremental.digest_inputs(known, settings.local_workers, count)
         if complete and incremental.is_unchanged(place, discovery, complete, digests):
             place.wipe()
             log.write("unchanged", stems=discovery.stems)
@@ -114,7 +114,7 @@ def preprocess(
         if complete is not None:
             incremental.check_update(settings, place, complete)
         incremental.check_removal(settings, earlier.complete, {recording.stem for recording in discovery.recordings})
-        recalled = incremental.recall(earlier, known, digests, place.opened, settings.num_workers, count)
+        recalled = incremental.recall(earlier, known, digests, place.opened, settings.local_workers, count)
         work = _Work(settings, discovery, place, recalled, digests, earlier.complete)
         return _run(work, reporter, log, start)
 
@@ -135,7 +135,12 @@ def _run(work: _Work, reporter: Reporter, log: _RunLog, start: float) -> Summary
     todo = [recording for recording in _ordered(discovery) if recording.stem not in work.recalled]
     work.place.require_space(_estimated_bytes(settings, todo))
     log.write(
-        "start", stems=discovery.stems, workers=settings.num_workers, out=str(settings.output_dir), to_compute=len(todo)
+        "start",
+        stems=discovery.stems,
+        engine=settings.engine,
+        workers=settings.local_workers if settings.engine == "local" else settings.num_workers,
+        out=str(settings.output_dir),
+        to_compute=len(todo),
     )
     work.place.begin(UnfinishedRun.of(settings.document(), anew=settings.force))
     try:
@@ -186,20 +191,19 @@ def _convert_all(
         place.keep(path, shard.size, shard.sha256)
         place.journal.append(incremental.journal_shard(path, shard.size, shard.sha256, rows, notes), durable=True)
 
-    def note_death(recording: Recording, reason: str, attempt: int) -> None:
-        log.write("worker-death", stem=recording.stem, reason=reason, attempt=attempt)
+    def note(event: str, facts: dict[str, Any]) -> None:
+        log.write(event, **facts)
+        tally.interruptions.append(f"{event}: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
 
-    pool = ConvertPool(settings.convert, settings.num_workers, settings.deadline_s, note_death)
     total_bytes, done_bytes = sum(recording.size for recording in todo), 0
-    outcomes = pool.run(todo)
-    writer = ShardWriter(
-        place.staged_path,
-        settings.shard_bytes,
-        keep,
-        lambda path: PendingShard(path, place.opened),
-        max_waiting=place.max_waiting,
-    )
-    with reporter, writer:
+    with (
+        open_engine(settings, todo, place, note) as engine,
+        reporter,
+        ShardWriter(
+            place.staged_path, settings.shard_bytes, keep, engine.open_shard, max_waiting=place.max_waiting
+        ) as writer,
+    ):
+        outcomes = engine.pool.run(todo)
         try:
             for recording in _ordered(discovery):
                 known = work.recalled.get(recording.stem)
@@ -209,7 +213,7 @@ def _convert_all(
                     tally.add(recording, next(outcomes)[1], writer, place.journal)
                     done_bytes += recording.size
                 share = done_bytes / total_bytes if total_bytes else 1.0
-                reporter.update(ConvertProgress.of(discovery, tally, pool, time.monotonic() - start, share))
+                reporter.update(ConvertProgress.of(discovery, tally, engine.pool, time.monotonic() - start, share))
         finally:
             outcomes.close()
     return tally, writer

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CORPUS: Final = "beat2"
 MAX_FILE_BYTES: Final = 1 << 30  # of one input file
+_RAY_ADDRESS: Final = re.compile(r"auto|local|[^\s:/]+:[0-9]{1,5}|\[[0-9a-fA-F:]+\]:[0-9]{1,5}", re.ASCII)
 Stored = TypeVar("Stored")
 
 
@@ -190,12 +191,20 @@ class PreprocessSettings:
     )
     convert: ConvertSettings = field(default_factory=ConvertSettings)
     selection: Selection = field(default_factory=Selection)
+    engine: Literal["local", "ray"] = option(
+        "local", "Where recordings are converted: on this machine, or on the nodes of a Ray cluster.", panel="Execution"
+    )
+    ray_address: str | None = option(
+        None,
+        "Address of the Ray cluster, HOST:PORT; auto: one that runs on this machine; local: a new one.",
+        metavar="ADDRESS",
+        shown="RAY_ADDRESS, else a cluster running here, else local",
+    )
     num_workers: int = option(
         0,
-        "Worker processes; 0: one for each core that the process may use.",
+        "Worker processes, with --engine ray on each node; 0: one for each core that the process or the node may use.",
         minimum=0,
         was=("workers",),
-        panel="Execution",
     )
     deadline_s: float = option(
         120.0, "Longest time a worker may spend on one recording, in seconds.", "--deadline", above=0
@@ -220,8 +229,12 @@ class PreprocessSettings:
     def __post_init__(self) -> None:
         """Refuse invalid values; errors name the flag."""
         check(self)
-        if self.num_workers == 0:
-            object.__setattr__(self, "num_workers", len(os.sched_getaffinity(0)))
+        if self.ray_address is not None and self.engine != "ray":
+            raise UsageFault(f"--ray-address {self.ray_address}: expected --engine ray with it")
+        if self.ray_address is not None and not _RAY_ADDRESS.fullmatch(self.ray_address):
+            raise UsageFault(
+                f"--ray-address {self.ray_address}: expected HOST:PORT, auto or local; run on a node of the cluster"
+            )
         location = self.location
         if location.path is not None:
             require_file_names("--output-dir", str(location.path))
@@ -245,6 +258,11 @@ class PreprocessSettings:
         from omniges.storage.remote import parse_location
 
         return parse_location(str(self.output_dir))
+
+    @property
+    def local_workers(self) -> int:
+        """Number of processes or threads on this machine."""
+        return self.num_workers or len(os.sched_getaffinity(0))
 
     @property
     def log_path(self) -> Path:
@@ -292,6 +310,7 @@ class Summary:
     manifest_hash: str | None
     reused: int = 0  # results reused from earlier runs because no input had changed
     unchanged: bool = False  # nothing was done: folder complete, inputs unchanged
+    interruptions: tuple[str, ...] = ()  # workers and machines that were lost, whose work was repeated
 
     @property
     def rejected_share(self) -> float:

@@ -18,7 +18,7 @@ from omniges.errors import CODES, DataError, ExitCode, Finding
 from omniges.pipeline.discover import Discovery, Recording
 from omniges.pipeline.incremental import Digests, Recalled, journal_rejection, read_report
 from omniges.pipeline.settings import Cut, PreprocessSettings, Rejected, Sample, Summary
-from omniges.pipeline.worker import ConvertPool, Outcome
+from omniges.pipeline.worker import Outcome
 from omniges.progress import Progress, counted, duration, printable
 from omniges.shards.dataset import Partial
 from omniges.shards.manifest import ManifestRow
@@ -26,7 +26,7 @@ from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import REPORT_FILE, SPLITS
 from omniges.shards.transaction import OutputPlace, RunJournal
 from omniges.shards.writer import ShardFile, ShardWriter, StoredSegment
-from omniges.workers import Lost
+from omniges.workers import Lost, Pool
 
 _SHOWN_LOST: Final = 10
 
@@ -94,6 +94,10 @@ def print_summary(summary: Summary, console: Console) -> None:
         if rows:
             console.print()
             print_table(console, (severity, "count", "example", "what to do"), rows, (1,))
+    for text in summary.interruptions[:_SHOWN_LOST]:
+        print_line(console, text)
+    if len(summary.interruptions) > _SHOWN_LOST:
+        print_line(console, f"{len(summary.interruptions) - _SHOWN_LOST} more like these, all in {summary.run_log}")
     for stem, reason in list(summary.lost.items())[:_SHOWN_LOST]:
         console.print()
         print_line(console, f"lost: {stem}: tried twice ({reason})")
@@ -152,6 +156,7 @@ class Tally:
     notes: dict[str, tuple[Finding, ...]] = field(default_factory=dict)  # of samples, by stem
     cuts: list[Cut] = field(default_factory=list)
     lost: dict[str, str] = field(default_factory=dict)
+    interruptions: list[str] = field(default_factory=list)  # workers and machines that were lost
     rejected: int = 0
     computed: int = 0
     reused: int = 0
@@ -274,7 +279,7 @@ class ConvertProgress(Progress):
 
     @classmethod
     def of(
-        cls, discovery: Discovery, tally: Tally, pool: ConvertPool, elapsed_s: float, share: float
+        cls, discovery: Discovery, tally: Tally, pool: Pool[Recording, Any], elapsed_s: float, share: float
     ) -> ConvertProgress:
         """Return the progress of a run.
 
@@ -404,4 +409,5 @@ def summarize(
         report=_report_of(settings) if manifest else None,
         run_log=settings.log_path,
         manifest_hash=manifest,
+        interruptions=tuple(tally.interruptions),
     )

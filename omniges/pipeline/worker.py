@@ -37,6 +37,19 @@ _PIPE_BYTES: Final = 1 << 20
 Outcome = Sample[memoryview] | Rejected | Lost
 
 
+def start_worker(setup: dict[str, Any], command: Sequence[str] = WORKER_COMMAND) -> Worker:
+    """Start a process that converts recordings.
+
+    Args:
+        setup: `ConvertSettings` as a dict.
+        command: Command line of the process.
+
+    Returns:
+        The worker.
+    """
+    return Worker(command, setup, environment=WORKER_ENVIRONMENT, pipe_bytes=_PIPE_BYTES)
+
+
 class ConvertPool(Pool[Recording, Sample[memoryview] | Rejected]):
     """Pool of workers that convert recordings."""
 
@@ -48,11 +61,10 @@ class ConvertPool(Pool[Recording, Sample[memoryview] | Rejected]):
         on_death: Callable[[Recording, str, int], None],
         command: Sequence[str] = WORKER_COMMAND,
     ) -> None:
-        start = partial(Worker, command, asdict(settings), environment=WORKER_ENVIRONMENT, pipe_bytes=_PIPE_BYTES)
         super().__init__(
-            start,
+            partial(start_worker, asdict(settings), command),
             encode_recording,
-            _decode_outcome,
+            decode_outcome,
             workers=workers,
             deadline_s=deadline_s,
             size=lambda recording: recording.size,
@@ -113,7 +125,16 @@ def _encode_outcome(outcome: Sample[Segment] | Rejected) -> Answer:
     return head, [*((partial.rows.tobytes(),) for partial in partials), outcome.segment.buffers]
 
 
-def _decode_outcome(head: dict[str, Any], buffers: list[memoryview]) -> Sample[memoryview] | Rejected:
+def decode_outcome(head: dict[str, Any], buffers: list[Any]) -> Sample[Any] | Rejected:
+    """Return the outcome in a worker's answer.
+
+    Args:
+        head: The answer's JSON.
+        buffers: Its statistics as bytes, then the segment, which is not looked at.
+
+    Returns:
+        The sample or the rejected recording.
+    """
     if "findings" in head:
         sources = {name: (path, digest) for name, (path, digest) in head["sources"].items()}
         return Rejected(tuple(map(Finding.from_json, head["findings"])), sources)

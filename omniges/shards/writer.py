@@ -69,6 +69,32 @@ def open_local(shard: StoredShard) -> Iterator[int]:
         os.close(descriptor)
 
 
+def read_stored(
+    segment: StoredSegment, open_stored: Callable[[StoredShard], AbstractContextManager[int]] = open_local
+) -> Iterator[bytes]:
+    """Yield a sample's tar members from a stored shard in pieces.
+
+    Args:
+        segment: Position of the members.
+        open_stored: Opens the shard and yields its descriptor.
+
+    Yields:
+        Up to 1 MiB at a time.
+
+    Raises:
+        DataError: The stored shard ends before the segment does.
+    """
+    path = segment.shard.path
+    with os_errors(path, "read"), open_stored(segment.shard) as descriptor:
+        position, end = segment.offset, segment.offset + segment.size
+        while position < end:
+            piece = os.pread(descriptor, min(_COPY_BYTES, end - position), position)
+            if not piece:
+                raise DataError(f"{path}: expected {end} bytes, the file ends at {position}; run this again")
+            yield piece
+            position += len(piece)
+
+
 class OpenShard(Protocol):
     """A shard that is being written: pieces are appended, then it is completed and published, or aborted."""
 
@@ -116,15 +142,8 @@ class PendingShard(PendingFile):
         Raises:
             DataError: The stored shard ends before the segment does.
         """
-        path = segment.shard.path
-        with os_errors(path, "read"), self._open_stored(segment.shard) as descriptor:
-            position, end = segment.offset, segment.offset + segment.size
-            while position < end:
-                piece = os.pread(descriptor, min(_COPY_BYTES, end - position), position)
-                if not piece:
-                    raise DataError(f"{path}: expected {end} bytes, the file ends at {position}; run this again")
-                self.write(piece)
-                position += len(piece)
+        for piece in read_stored(segment, self._open_stored):
+            self.write(piece)
 
     def complete(self) -> None:
         """Do nothing: every piece is written at once."""
