@@ -26,7 +26,7 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/.python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.python
-	$(PIP) -e '.[pictures,video,train,text-vae,vocoder,speech,remote,test,lint]'
+	$(PIP) -e '.[pictures,video,train,text-vae,vocoder,speech,remote,ray,test,lint]'
 	@touch $@ $(VENV)/.run
 
 $(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/.python

@@ -19,7 +19,7 @@ def main() -> None:
     )
     nodes = [cluster.head_node]
     nodes += [cluster.add_node(num_cpus=cpus, object_store_memory=200 << 20) for cpus in others]
-    sys.stdout.write(f"{cluster.address}\n")
+    sys.stdout.write(f"answer {cluster.address}\n")
     sys.stdout.flush()
     for line in sys.stdin:
         command, number = line.split()
@@ -27,7 +27,7 @@ def main() -> None:
             cluster.remove_node(nodes[int(number)], allow_graceful=False)
         else:
             nodes.append(cluster.add_node(num_cpus=int(number), object_store_memory=200 << 20))
-        sys.stdout.write("done\n")
+        sys.stdout.write("answer done\n")
         sys.stdout.flush()
     cluster.shutdown()
 

@@ -17,7 +17,7 @@ from omniges.errors import DataError
 from omniges.pipeline import incremental
 from omniges.pipeline.corpora.registry import CORPORA, find_recordings
 from omniges.pipeline.discover import Discovery, Recording
-from omniges.pipeline.engines import open_engine
+from omniges.pipeline.engines import INTERRUPTIONS, open_engine
 from omniges.pipeline.settings import PreprocessSettings, Rejected, Summary
 from omniges.pipeline.summary import ConvertProgress, Tally, summarize, summary_of_complete
 from omniges.pipeline.write import publish_set
@@ -193,7 +193,8 @@ def _convert_all(
 
     def note(event: str, facts: dict[str, Any]) -> None:
         log.write(event, **facts)
-        tally.interruptions.append(f"{event}: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
+        if event in INTERRUPTIONS:
+            tally.interruptions.append(f"{event}: " + ", ".join(f"{name} {value}" for name, value in facts.items()))
 
     total_bytes, done_bytes = sum(recording.size for recording in todo), 0
     with (

@@ -24,6 +24,9 @@ from omniges.workers import Pool
 OnEvent = Callable[[str, dict[str, Any]], None]
 """Function that records an event of the run log: its name and its fields."""
 
+INTERRUPTIONS: Final = frozenset({"worker-death", "node-process-death", "node-lost", "node-left-out"})
+"""Events that the summary of a run names too."""
+
 # Ray reads these when it is imported. It prints events of its nodes to standard output, which belongs to this program's
 # results (the run log has them), and reports its use to its makers unless told not to.
 _RAY_ENVIRONMENT: Final = {"RAY_DEDUP_LOGS_SKIP_REGEX": ".", "RAY_USAGE_STATS_ENABLED": "0"}

@@ -31,7 +31,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
+from omniges.errors import DataError, EnvironmentFault, OmnigesError
 from omniges.pipeline.discover import Recording
 from omniges.pipeline.engines import OnEvent
 from omniges.pipeline.engines.node import Node, SharedFiles
@@ -449,10 +449,12 @@ def _connection(address: str | None) -> Iterator[None]:
             host, _, port = str(address).rpartition(":")
             socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        fault = UsageFault if isinstance(error, ValueError) else EnvironmentFault
+    except (RayError, RuntimeError, ValueError, OSError) as error:
         named = "a new Ray cluster" if address in {None, "local"} else f"the Ray cluster at {address}"
-        raise fault(f"--ray-address: cannot reach {named}: {one_line(str(error), 300)}") from error
+        raise EnvironmentFault(
+            f"--ray-address: cannot reach {named}: {one_line(str(error), 300)}. Check that it runs with the same "
+            "versions of Ray and Python, and give its token if it has one (RAY_AUTH_MODE=token)"
+        ) from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray sets its own
