@@ -41,7 +41,7 @@ class SharedFiles:
         except OSError as error:
             return f"{error.filename}: {error.strerror}; give every node the driver's files at the same paths"
         if token != self.token:
-            return f"{self.run_file}: another file than the driver's; share the output folder with every node"
+            return f"{self.run_file}: another file than the driver's; share --output-dir (for a URL --work-dir)"
         for path, size in self.inputs.items():
             if sizes[path] != size:
                 return f"{path}: expected {size} bytes, found {sizes[path]}; share the data set with every node"

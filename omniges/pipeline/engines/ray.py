@@ -166,6 +166,9 @@ class RayCluster:
 
         Args:
             on_death: Called after a crash with the recording, the reason and the number of the attempt.
+
+        Returns:
+            The pool.
         """
         workers = sum(member.workers for member, _ in self._starting)
         start = partial(_RemoteWorker, self)
@@ -302,6 +305,9 @@ class RayCluster:
 
         Args:
             path: Its file, in a folder that all nodes share.
+
+        Returns:
+            The shard.
         """
         return RemoteShard(self, path, self._place.opened)
 

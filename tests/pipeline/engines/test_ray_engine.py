@@ -240,7 +240,7 @@ class TestSharedFiles:
 
     def test_another_output_folder(self, shared: Any) -> None:
         Path(shared.run_file).write_text("another run")
-        assert "share the output folder" in shared.problem()
+        assert "share --output-dir" in shared.problem()
 
     def test_no_output_folder(self, shared: Any) -> None:
         Path(shared.run_file).unlink()
