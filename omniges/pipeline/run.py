@@ -17,7 +17,8 @@ from omniges.errors import DataError
 from omniges.pipeline import incremental
 from omniges.pipeline.corpora.registry import CORPORA, find_recordings
 from omniges.pipeline.discover import Discovery, Recording
-from omniges.pipeline.engines import INTERRUPTIONS, open_engine
+from omniges.pipeline.engines import INTERRUPTIONS
+from omniges.pipeline.engines.engine import open_engine
 from omniges.pipeline.settings import PreprocessSettings, Rejected, Summary
 from omniges.pipeline.summary import ConvertProgress, Tally, summarize, summary_of_complete
 from omniges.pipeline.write import publish_set

@@ -6,75 +6,11 @@ engine. So are the bytes.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Final
-
-from omniges.errors import EnvironmentFault
-from omniges.pipeline.discover import Recording
-from omniges.pipeline.settings import PreprocessSettings, Rejected, Sample
-from omniges.pipeline.worker import ConvertPool
-from omniges.shards.transaction import OutputPlace
-from omniges.shards.writer import OpenShard, PendingShard
-from omniges.workers import Pool
 
 OnEvent = Callable[[str, dict[str, Any]], None]
 """Function that records an event of the run log: its name and its fields."""
 
 INTERRUPTIONS: Final = frozenset({"worker-death", "node-process-death", "node-lost", "node-left-out"})
 """Events that the summary of a run names too."""
-
-# Ray reads these when it is imported. It prints events of its nodes to standard output, which belongs to this program's
-# results (the run log has them), and reports its use to its makers unless told not to.
-_RAY_ENVIRONMENT: Final = {"RAY_DEDUP_LOGS_SKIP_REGEX": ".", "RAY_USAGE_STATS_ENABLED": "0"}
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """Workers that convert recordings, and the function that begins a shard of their samples."""
-
-    pool: Pool[Recording, Sample[Any] | Rejected]
-    open_shard: Callable[[Path], OpenShard]
-
-
-@contextmanager
-def open_engine(
-    settings: PreprocessSettings, todo: Sequence[Recording], place: OutputPlace, on_event: OnEvent
-) -> Iterator[Engine]:
-    """Start the engine that the settings name.
-
-    Args:
-        settings: Settings of the run.
-        todo: Recordings to convert.
-        place: Place of the set; its folder of unfinished work must be shared by all machines of the engine.
-        on_event: Called for each worker or machine that is lost.
-
-    Yields:
-        The engine.
-
-    Raises:
-        EnvironmentFault: The engine's package is not installed, or its machines cannot be used.
-    """
-
-    def on_death(recording: Recording, reason: str, attempt: int) -> None:
-        on_event("worker-death", {"stem": recording.stem, "reason": reason, "attempt": attempt})
-
-    if settings.engine == "local":
-        pool = ConvertPool(settings.convert, settings.local_workers, settings.deadline_s, on_death)
-        yield Engine(pool, lambda path: PendingShard(path, place.opened))
-        return
-    for name, value in _RAY_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    try:
-        from omniges.pipeline.engines.ray import RayCluster  # noqa: PLC0415 - optional
-    except ModuleNotFoundError as error:
-        if (error.name or "omniges").split(".")[0] == "omniges":
-            raise
-        raise EnvironmentFault(
-            f"the package {error.name} is not installed, which --engine ray needs: pip install 'omniges[ray]'"
-        ) from error
-    with RayCluster(settings, todo, place, on_event) as cluster:
-        yield Engine(cluster.pool(on_death), cluster.open_shard)
