@@ -37,8 +37,10 @@ _USUAL_DIFFERENCE: Final = 0.18
 _SMALLEST_DIFFERENCE: Final = 0.03
 _STANDING_M_S: Final = 0.05
 """Speed of a toe below which errors of its velocity count equally."""
-_LEGS: Final = ((0, 1, 4, 7, 10), (0, 2, 5, 8, 11))
-"""Joints from the pelvis to the toes of the left and the right foot."""
+_LEGS: Final = (slice(0, 1), slice(1, 3), slice(4, 6), slice(7, 9))
+"""Joints above the left and the right toes, from the pelvis down."""
+_TOES: Final = slice(10, 12)
+_OFFSETS: Final = REST_OFFSETS.tolist()  # compilers trace numbers, but no arrays of numpy
 
 
 class SplineTokens(FrameTokens):
@@ -149,18 +151,16 @@ def toe_velocities(gesture: Tensor) -> Tensor:
         Velocities (B, T - 1, 2, 3) in m/s.
     """
     six_d = gesture[..., LAYOUT.lower].reshape(*gesture.shape[:2], len(LAYOUT.lower_joints), 2, 3)
-    offsets = torch.tensor(REST_OFFSETS, dtype=gesture.dtype, device=gesture.device)
+    offsets = torch.tensor(_OFFSETS, dtype=gesture.dtype, device=gesture.device)
     first = functional.normalize(six_d[..., 0, :], dim=-1)
     second = six_d[..., 1, :] - (first * six_d[..., 1, :]).sum(dim=-1, keepdim=True) * first
     second = functional.normalize(second, dim=-1)
     rotations = torch.stack([first, second, torch.linalg.cross(first, second)], dim=-2)
-    toes = []
-    for leg in _LEGS:
-        place = offsets[leg[-1]].expand(*gesture.shape[:2], 3)
-        for joint in reversed(leg[:-1]):  # from the toes up, so that only vectors are rotated
-            turned = (rotations[:, :, LAYOUT.lower_joints.index(joint)] * place[..., None, :]).sum(dim=-1)
-            place = turned + offsets[joint] if joint else turned
-        toes.append(place)
+    place = offsets[_TOES]
+    for joints in reversed(_LEGS):  # from the toes up, so that only vectors are rotated
+        first_joint = LAYOUT.lower_joints.index(joints.start)
+        turns = rotations[:, :, first_joint : first_joint + joints.stop - joints.start]
+        place = (turns * place[..., None, :]).sum(dim=-1) + offsets[joints]
     root = gesture[:, 1:, LAYOUT.root]
     steps = torch.stack([root[..., 0], gesture[..., LAYOUT.root][..., 1].diff(dim=1), root[..., 2]], dim=-1)
-    return (torch.stack(toes, dim=2).diff(dim=1) + steps[:, :, None]) * FRAME_RATE_HZ
+    return (place.diff(dim=1) + steps[:, :, None]) * FRAME_RATE_HZ

@@ -16,7 +16,7 @@ from torch import Tensor
 from omniges.model.draws import FlowSettings, Plan, draw_plan
 from omniges.model.flow import FlowModel, Windows, draw_noise
 from omniges.model.packing import ByLayout, Rounded, batch_rows, on_device, rounded_up
-from omniges.model.spec import ModelConfig
+from omniges.model.spec import GestureTokens, ModelConfig
 from omniges.model.streams import STREAMS, noised
 from omniges.model.tasks import TASKS
 
@@ -96,9 +96,11 @@ class TestLosses:
 
     @pytest.mark.slow
     @pytest.mark.timeout(400)
-    def test_the_rounded_pass_is_one_graph_without_breaks(self) -> None:
+    @pytest.mark.parametrize("tokens", ["frames", "splines"])
+    def test_the_rounded_pass_is_one_graph_without_breaks(self, tokens: GestureTokens) -> None:
         """Traced by torch.compile's front end, which raises at anything that depends on a value."""
-        model, flow, positions = model_of(replace(CONFIG, layers=1)), FlowSettings(), list(range(8))
+        config = replace(CONFIG, layers=1, gesture_tokens=tokens)
+        model, flow, positions = model_of(config), FlowSettings(), list(range(8))
         windows, plan = windows_of(positions), draw_plan(flow, 7, np.array(positions))
         plain = model(windows, plan, flow, 7, rounded=True)
         model.losses_of = torch.compile(model.losses_of, backend="eager", fullgraph=True, dynamic=False)
