@@ -23,9 +23,10 @@ Shape letters: C channels, T rows (time), F columns (frequency) of an activation
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,7 @@ from omniges.codecs.base import Loading, exact, fingerprint_of
 from omniges.errors import DataError
 from omniges.features.audio import MEL_BANDS, Loudness
 from omniges.shards.latents import FrameEntry
+from omniges.storage.documents import Document, Is, Range, shown
 from omniges.storage.files import read_settings
 from omniges.storage.redact import one_line
 from omniges.storage.tensors import read_tensors, require_finite, require_same, shapes_of
@@ -50,14 +52,41 @@ _CONFIG: Final = "config.json"
 _CLASS: Final = "AutoencoderKL"
 _OTHER: Final = f"{_CONFIG} and weights are of different codecs: give those that belong together"
 _WEIGHTS: Final = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-_KEYS: Final = (
-    *("in_channels", "out_channels", "down_block_types", "up_block_types", "block_out_channels", "layers_per_block"),
-    *("act_fn", "latent_channels", "norm_num_groups", "scaling_factor", "shift_factor", "latents_mean"),
-    *("latents_std", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention"),
-)
-"""Keys of the configuration that affect the numbers; the rest are names, versions and tiling."""
+_Size = Annotated[int, Range(1, 1 << 16)]
+_Scaling = Annotated[float, Is("a number other than 0", lambda found: abs(found) > 1e-12)]
 
-_NUMBERS: Final = {"in_channels", "out_channels", "layers_per_block", "latent_channels", "norm_num_groups"}
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Config:
+    """Keys of config.json that affect the numbers."""
+
+    in_channels: Literal[1]
+    out_channels: Literal[1]
+    down_block_types: tuple[Literal["DownEncoderBlock2D"], ...]
+    up_block_types: tuple[Literal["UpDecoderBlock2D"], ...]
+    block_out_channels: Annotated[
+        tuple[_Size, ...], Is("a list of 1 to 6 whole numbers", lambda found: 1 <= len(found) <= 6)
+    ]
+    layers_per_block: _Size = 1
+    act_fn: Literal["silu"]
+    latent_channels: _Size = 4
+    norm_num_groups: _Size = 32
+    scaling_factor: _Scaling
+    shift_factor: float | None = None
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+
+    @property
+    def frames_per_row(self) -> int:
+        """Mel frames of one latent, which equal its mel bands."""
+        return int(2 ** (len(self.block_out_channels) - 1))
+
+
+_NOT_IMPLEMENTED: Final = {"latents_mean": None, "latents_std": None}
+_UNREAD: Final = {"_class_name", "_diffusers_version", "_name_or_path", "sample_size", "force_upcast"}
+"""Keys without effect on the numbers: names, versions, tiling and the precision of others' pipelines."""
+_REMEDY: Final = "this autoencoder does not fit our mel"
 _OLD_NAMES: Final = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 """Old and new parts of attention weights' names; files of diffusers before 0.18 have the old ones."""
 
@@ -114,15 +143,15 @@ def load(folder: Path, loading: Loading) -> AudioVae:
     Raises:
         DataError: A key of the configuration or the names of weights are not those of this codec.
     """
-    config = _read_config(folder / _CONFIG)
-    frames_per_row = _frames_per_row(folder / _CONFIG, config)
+    config, arguments = _read_config(folder / _CONFIG)
+    frames_per_row = config.frames_per_row
     weights = _weights(folder)
-    layers = config.get("layers_per_block", 1) * len(config["block_out_channels"])
+    layers = config.layers_per_block * len(config.block_out_channels)
     if layers > len(weights):
         raise DataError(f"{folder / _CONFIG}: expected layers of {len(weights)} tensors, found {layers}; {_OTHER}")
     try:
         with torch.device("meta"):  # no memory is taken for what a configuration claims
-            vae: Any = AutoencoderKL(**config)  # type: ignore[no-untyped-call]
+            vae: Any = AutoencoderKL(**arguments)  # type: ignore[no-untyped-call]
     except (TypeError, ValueError, RuntimeError, KeyError, IndexError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(
@@ -131,7 +160,7 @@ def load(folder: Path, loading: Loading) -> AudioVae:
     require_same(shapes_of(vae.state_dict()), shapes_of(weights), str(folder), _OTHER)
     vae.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
     vae = vae.to(loading.device).eval().requires_grad_(False)
-    found = {key: value for key in _KEYS if (value := vae.config.get(key)) is not None}
+    found = {one.name: value for one in fields(_Config) if (value := vae.config.get(one.name)) is not None}
     columns = MEL_BANDS // frames_per_row  # both axes are halved equally often
     entry = FrameEntry(
         name=NAME,
@@ -150,8 +179,8 @@ def load(folder: Path, loading: Loading) -> AudioVae:
     return AudioVae(vae, entry)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    """Return the keys of a config.json that affect the numbers."""
+def _read_config(path: Path) -> tuple[_Config, dict[str, Any]]:
+    """Return the configuration in a config.json, and its keys for diffusers as they stand there."""
     found = read_settings(
         path, "Name the folder that holds the codec's config.json, or copy the codec again", path.parent
     )
@@ -160,43 +189,16 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise DataError(
             f"{path}: expected an {_CLASS} of diffusers, found {one_line(str(kind), 80)}; name its folder vae"
         )
-    return {key: found[key] for key in _KEYS if key in found}
-
-
-def _frames_per_row(path: Path, config: Mapping[str, Any]) -> int:
-    """Return the mel frames of one latent, which equal its mel bands; raise DataError for an unfit autoencoder."""
-    widths = config.get("block_out_channels")
-    plain = isinstance(widths, list) and 1 <= len(widths) <= 6 and all(_is_count(width) for width in widths)
-    levels = len(widths) if isinstance(widths, list) and plain else 0
-    wrong = [] if plain else [("block_out_channels", "a list of up to 6 whole numbers")]
-    wrong += [(key, "a whole number from 1 on") for key in sorted(_NUMBERS) if not _is_count(config.get(key, 1))]
-    expected = {
-        "in_channels": 1,
-        "out_channels": 1,
-        "act_fn": "silu",
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-    }
-    wrong += [(key, json.dumps(value)) for key, value in expected.items() if config.get(key) != value]
-    wrong += [(key, "null") for key in ("latents_mean", "latents_std") if config.get(key) is not None]
-    scaling, shift = config.get("scaling_factor"), config.get("shift_factor")
-    if not _is_number(scaling) or scaling == 0:
-        wrong.append(("scaling_factor", "a number other than 0"))
-    if shift is not None and not _is_number(shift):
-        wrong.append(("shift_factor", "a number or null"))
-    if wrong:
-        key, wanted = wrong[0]
-        shown = json.dumps(config[key])[:80] if key in config else "none"
-        raise DataError(f"{path}: {key}: expected {wanted}, found {shown}; this autoencoder does not fit our mel")
-    return int(2 ** (levels - 1))
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 1 <= value <= 1 << 16
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in {int, float} and abs(value) < float("inf")  # type: ignore[arg-type]
+    document = Document(found, str(path), _REMEDY)
+    document.require_only(_NOT_IMPLEMENTED)
+    names = {one.name for one in fields(_Config)}
+    document.require_known({*names, *_NOT_IMPLEMENTED, *_UNREAD})
+    config = document.values(_Config)
+    for key in ("down_block_types", "up_block_types"):
+        if len(getattr(config, key)) != len(config.block_out_channels):
+            expected = f"{len(config.block_out_channels)} as in block_out_channels"
+            raise document.fault(key, shown(found[key]), expected)
+    return config, {key: found[key] for key in found if key in names}
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import numpy as np
 
 from omniges.conditions.base import Array, ConditionStream, Recording, TrainingFacts
 from omniges.errors import UsageFault
+from omniges.storage.documents import Document, Is
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class _Values:
+    """What a stream has learned: the values of its label."""
+
+    values: Annotated[tuple[str, ...], Is("different texts", lambda found: 0 < len(set(found)) == len(found))]
 
 
 class LabelStream(ConditionStream):
@@ -43,8 +52,9 @@ class LabelStream(ConditionStream):
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
-        """Return the stream with the saved values."""
-        return cls(tuple(settings["values"]))
+        """Return the stream with the saved values; raise DataError for values that no training set has."""
+        document = Document(dict(settings), f"condition stream {cls.name}", "choose another checkpoint")
+        return cls(document.read(_Values).values)
 
     def value(self, recording: Recording, first_tick: int, ticks: int) -> Array | None:
         """Return the index of the recording's label value.

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from omniges.conditions.base import ConditionStream
-from omniges.errors import UsageFault
+from omniges.errors import DataError, UsageFault
 from omniges.registry import Registry, foreign
+from omniges.storage.documents import Document
 
 CONDITIONS: Final[Registry[Any]] = Registry(
     "condition stream", "omniges.streams", type, {"emotion": "omniges.conditions.emotion:Emotion"}
@@ -101,25 +102,31 @@ def load_streams(found: Mapping[str, Mapping[str, Any]]) -> dict[str, ConditionS
     return streams
 
 
-def saved_streams(found: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, ConditionStream]:
+def saved_streams(document: Document) -> dict[str, ConditionStream]:
     """Return streams by name from the specifications in a checkpoint.
 
     Args:
-        found: Specifications by name, as `specification` returns them.
-        where: The checkpoint, for errors.
+        document: The checkpoint's configuration, with specifications by name under ``conditions`` if it has any.
 
     Returns:
         The streams by name.
 
     Raises:
+        DataError: A specification is malformed.
         UsageFault: A stream is unknown here.
         EnvironmentFault: The package that offers one cannot be used.
     """
     streams = {}
-    for name, one in found.items():
-        kind = find_stream(name, f"{where} was trained with {one['class']}, condition stream")
-        with foreign(f"condition stream {name}", "reading its learned values"):
-            streams[name] = kind.from_settings(one["settings"])
+    for name in document.part("conditions").found if "conditions" in document.found else ():
+        one = document.part("conditions").part(name)
+        made_by = one.typed("class", str)
+        one.require_only_keys({"class", "settings"})
+        kind = find_stream(name, f"{document.where}: the model was trained with {made_by}, condition stream")
+        try:
+            with foreign(f"condition stream {name}", "reading its learned values"):
+                streams[name] = kind.from_settings(one.part("settings").found)
+        except DataError as error:
+            raise DataError(f"{document.where}: {error}") from error
     return streams
 
 

@@ -97,17 +97,6 @@ class Filters:
             passed |= np.all([present & STREAM_BITS[name] for name in names.split("+")], axis=0)
         return passed
 
-    @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Filters:
-        """Return the filters that `as_json` gave; raise DataError for anything else."""
-        if not isinstance(found, dict) or not found.keys() <= {one.name for one in fields(cls)}:
-            raise DataError(f"expected filters of clips, found {reprlib.repr(found)}; choose another checkpoint")
-        lists: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
-        try:
-            return cls(**lists)
-        except UsageFault as fault:
-            raise DataError(f"filters of clips: {fault}; choose another checkpoint") from fault
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClipTable:

@@ -9,15 +9,16 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from omniges.data.catalog import Catalog, ClipTable, Filters, read_catalog
 from omniges.data.order import MAX_POSITION, ClipOrder, Mixture
 from omniges.data.tracks import Tracks
-from omniges.errors import DataError, UsageFault
+from omniges.errors import UsageFault
 from omniges.features.gesture import LAYOUT
 from omniges.shards.document import read_dataset
 from omniges.shards.reader import LocalShards, ShardSource
+from omniges.storage.documents import Document, Range, Sha256, shown
 
 STATE_VERSION: Final = 1
 
@@ -145,6 +146,47 @@ def make_state(data: Sequence[DataSource], sequencing: Sequencing, position: int
     }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoaderState:
+    """The saved state of a loader: the sequence of windows, and the position in it."""
+
+    version: int
+    manifest_hashes: tuple[Sha256, ...]
+    filters: tuple[Filters, ...]
+    weights: tuple[Annotated[float, Range(above=0)], ...]
+    window_ticks: Annotated[int, Range(1, 1 << 31)]
+    seed: Annotated[int, Range(-(1 << 63), (1 << 64) - 1)]
+    shuffle: bool
+    position: Annotated[int, Range(0, MAX_POSITION - 1)]
+    global_batch: Annotated[int, Range(1, 1 << 31)]
+    content_hashes: tuple[Sha256, ...] | None = None  # states of earlier versions lack it
+    tick_multiple: Annotated[int, Range(1, 1 << 31)] = 1  # states of earlier versions lack it
+
+    @classmethod
+    def read(cls, document: Document) -> LoaderState:
+        """Return the state that `make_state` gave.
+
+        Args:
+            document: The state as a JSON object.
+
+        Returns:
+            The state.
+
+        Raises:
+            DataError: A field is unknown, absent, of another type or out of range, or lists differ in their length.
+        """
+        if document.value("version") != STATE_VERSION:
+            expected = f"version {STATE_VERSION}; use the omniges version that wrote it"
+            raise document.fault("version", shown(document.found["version"]), expected)
+        state = document.read(cls)
+        folders = len(state.manifest_hashes)
+        for name in ("manifest_hashes", _CONTENT, "filters", "weights"):
+            found = getattr(state, name)
+            if found is not None and len(found) != max(folders, 1):
+                raise document.fault(name, str(len(found)), f"one for each of {max(folders, 1)} folders")
+        return state
+
+
 def resume(own: Mapping[str, Any], saved: Mapping[str, Any]) -> Resumed:
     """Return the position to resume from.
 
@@ -162,25 +204,7 @@ def resume(own: Mapping[str, Any], saved: Mapping[str, Any]) -> Resumed:
         UsageFault: The saved sequence differs; the error lists every difference.
         DataError: It is not a valid state.
     """
-    if saved.get("version") != STATE_VERSION:
-        raise DataError(
-            f"expected loader state version {STATE_VERSION}, found {saved.get('version')!r}; use the omniges "
-            "version that wrote it"
-        )
-    missing = [name for name in own if name not in saved and name not in {_CONTENT, _MULTIPLE}]
-    position, global_batch = saved.get("position"), saved.get("global_batch")
-    if (
-        missing
-        or type(position) is not int
-        or type(global_batch) is not int
-        or not 0 <= position < MAX_POSITION
-        or global_batch < 1
-    ):
-        raise DataError(
-            f"loader state: position {position!r}, global batch {global_batch!r}"
-            + (f", without {', '.join(missing)}" if missing else "")
-            + ". It was edited or damaged: use another checkpoint"
-        )
+    state = LoaderState.read(Document(dict(saved), "loader state", "it was edited: choose another checkpoint"))
     known = {_MULTIPLE: 1} | dict(saved)
     same = known.get(_CONTENT) == own[_CONTENT]
     fixed = [name for name in _FIXED if name != "manifest_hashes" or not same]
@@ -193,16 +217,16 @@ def resume(own: Mapping[str, Any], saved: Mapping[str, Any]) -> Resumed:
             "with the saved settings and shards, or start a new run"
         )
     note = None
-    if global_batch != own["global_batch"]:
+    if state.global_batch != own["global_batch"]:
         note = (
-            f"global batch {own['global_batch']}, was {global_batch}: the order of windows is the same, with new "
-            f"batch boundaries from position {position}"
+            f"global batch {own['global_batch']}, was {state.global_batch}: the order of windows is the same, with "
+            f"new batch boundaries from position {state.position}"
         )
-    return Resumed(position, note)
+    return Resumed(state.position, note)
 
 
 def trained_on(
-    saved: Mapping[str, Any],
+    saved: LoaderState,
     folder: Path,
     codecs: Mapping[str, str],
     labels: Sequence[str] = (),
@@ -226,21 +250,15 @@ def trained_on(
     Raises:
         DataError: The folder is damaged.
     """
-    manifests, filters = saved.get("manifest_hashes") or [], saved.get("filters") or []
-    contents: Any = saved.get(_CONTENT) or [None] * len(manifests if isinstance(manifests, list) else [])
-    if not all(isinstance(one, list) for one in (manifests, filters, contents)):
-        raise DataError(
-            "loader state: expected lists of manifests, contents and filters; it was edited or damaged: use "
-            "another checkpoint"
-        )
+    manifests, contents = saved.manifest_hashes, saved.content_hashes or (None,) * len(saved.manifest_hashes)
     own = read_dataset(folder)["manifest_hash"]
     numbers = []
-    for number, (manifest, content, chosen) in enumerate(zip(manifests, contents, filters, strict=False)):
+    for number, (manifest, content, chosen) in enumerate(zip(manifests, contents, saved.filters, strict=True)):
         same = manifest == own
         if not same and content is not None:
             # a UsageFault means that it has no such clips or latents
             with contextlib.suppress(UsageFault):
-                own_clips = read_catalog(folder, Filters.from_json(chosen), codecs, labels, gesture_channels)
+                own_clips = read_catalog(folder, chosen, codecs, labels, gesture_channels)
                 same = content == own_clips.content_hash
         if same:
             numbers.append(number)

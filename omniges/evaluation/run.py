@@ -32,7 +32,7 @@ from omniges.evaluation.scores import Heading, Recordings, Resampling, Result, S
 from omniges.evaluation.settings import EvaluateSettings
 from omniges.evaluation.speech import score_speech, score_text
 from omniges.generation.run import codecs_of, generate
-from omniges.generation.sampler import trained_tasks
+from omniges.generation.sampler import loader_state, trained_tasks
 from omniges.generation.settings import GenerateSettings, Sources, task_named
 from omniges.metrics.frechet import Features, load_encoder, load_features
 from omniges.metrics.profiles import PROFILES, Profile
@@ -214,13 +214,12 @@ def require_fit(
         held = ", ".join(sorted({row.split for row in shards.rows}))
         raise UsageFault(f"--split {split}: {shards.folder} has no sample of it: choose among {held}")
     identity = load_identity(saved)
-    loader = saved.document("state.json").get("loader")
-    state = loader if isinstance(loader, dict) else {}
-    numbers = trained_on(state, shards.folder, *identity.read_by_training)
-    if not numbers:
+    state = loader_state(saved)
+    numbers = [] if state is None else trained_on(state, shards.folder, *identity.read_by_training)
+    if state is None or not numbers:
         found = f"the checkpoint was trained on other shards than {shards.folder}"
         warnings.append(f"{found}: whether it was trained on these clips is not known")
-    elif split in {str(state["filters"][number].get("split")) for number in numbers}:
+    elif split in {state.filters[number].split for number in numbers}:
         warnings.append(f"the model was trained on these clips, the {split} split")
     unknown = sorted({row.speaker for row in rows if row.speaker is not None} - set(identity.speakers))
     if unknown:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -59,17 +60,19 @@ def checkpoint_facts(saved: SavedCheckpoint) -> dict[str, Any]:
     from omniges.generation.sampler import PROVENANCE_FILE, SETTINGS_FILE, STATE_FILE, trained_tasks  # noqa: PLC0415
     from omniges.model.checkpoint import EMA_FILE, MODEL_FILE, OPTIMIZER_FILE  # noqa: PLC0415 - loads torch
     from omniges.model.spec import load_identity  # noqa: PLC0415 - loads torch
+    from omniges.trainer.state import read_provenance, read_state, read_training_settings  # noqa: PLC0415 - loads torch
 
-    def document(name: str) -> dict[str, Any]:
-        return saved.object(name) if name in saved.files else {}
-
-    identity, state, provenance = load_identity(saved), document(STATE_FILE), document(PROVENANCE_FILE)
+    identity = load_identity(saved)
+    state = read_state(saved) if STATE_FILE in saved.files else None
+    provenance = read_provenance(saved) if PROVENANCE_FILE in saved.files else {}
+    if SETTINGS_FILE in saved.files:
+        read_training_settings(saved)
     weights = [name for name in (EMA_FILE, MODEL_FILE) if name in saved.files]
     if not weights:
         raise DataError(f"{saved.path}: expected {EMA_FILE} or {MODEL_FILE}, found neither: choose another checkpoint")
     sizes = {name: math.prod(shape) for name, shape in saved.shapes(weights[0]).items()}
     tasks = trained_tasks(saved)
-    settings = document(SETTINGS_FILE)
+    settings = saved.fields(SETTINGS_FILE).found if SETTINGS_FILE in saved.files else {}
     return {
         "kind": "checkpoint",
         "folder": str(saved.path),
@@ -91,8 +94,8 @@ def checkpoint_facts(saved: SavedCheckpoint) -> dict[str, Any]:
         "git": provenance.get("git"),
         "machine": provenance.get("machine"),
         "settings": settings,
-        "elapsed_s": state.get("elapsed_s"),
-        "best": state.get("best"),
+        "elapsed_s": None if state is None else state.elapsed_s,
+        "best": None if state is None or state.best is None else asdict(state.best),
         "ema": EMA_FILE in saved.files,
         "resumable": OPTIMIZER_FILE in saved.files,
         "files": {name: entry["bytes"] for name, entry in saved.files.items()},
@@ -117,8 +120,8 @@ def _by_stream(sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def _print_checkpoint(facts: dict[str, Any], console: Console) -> None:
-    model, settings, best = facts["model"], facts["settings"], _object(facts["best"])
-    elapsed_s, packages = facts["elapsed_s"], _object(facts["packages"])
+    model, settings, best = facts["model"], facts["settings"], facts["best"]
+    elapsed_s, packages = facts["elapsed_s"], facts["packages"] or {}
     fields: list[tuple[str, Any]] = [
         ("step", facts["step"]),
         ("preset", f"{facts['preset']}: width {model['width']}, {model['layers']} layers, {model['heads']} heads"),
@@ -132,7 +135,7 @@ def _print_checkpoint(facts: dict[str, Any], console: Console) -> None:
         ("never trained on", ", ".join(facts["absent"])),
         ("loudness", facts["loudness"]),
         *_data_fields(facts["data"]),
-        ("training time", duration_text(elapsed_s) if isinstance(elapsed_s, int | float) else None),
+        ("training time", None if elapsed_s is None else duration_text(elapsed_s)),
         ("best", best and f"{best.get('metric')} {_number(best.get('value'))} at step {best.get('step')}"),
         ("EMA weights", "yes" if facts["ema"] else "no"),
         ("can be resumed", "yes" if facts["resumable"] else "no: it has no optimizer state"),

@@ -28,8 +28,8 @@ from omniges.conditions.base import (
     parsed_value,
     window_value,
 )
-from omniges.data.sequence import trained_on
-from omniges.errors import DataError, UsageFault, first_of
+from omniges.data.sequence import LoaderState, trained_on
+from omniges.errors import UsageFault, first_of
 from omniges.features.text_tokens import TextTokenCodec
 from omniges.generation.inputs import Condition, Input, Reading, latents_of
 from omniges.generation.long_form import TicksOf, Timeline, WindowSettings, sample_timelines, window_spans
@@ -38,7 +38,7 @@ from omniges.generation.word_timing import SpeakingRate
 from omniges.model.checkpoint import SavedCheckpoint, find_checkpoint
 from omniges.model.draws import FlowSettings
 from omniges.model.flow import FlowModel
-from omniges.model.spec import SPEAKING_RATE_FILE, ModelIdentity, load_model
+from omniges.model.spec import ModelIdentity, load_model
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS, SamplingSettings, Task
 from omniges.registry import foreign
@@ -77,10 +77,8 @@ class Loaded:
 
     def knows(self, shards: Path) -> bool | None:
         """Return whether the model was trained on a shard folder; None if the checkpoint does not record it."""
-        loader = self.saved.object(STATE_FILE).get("loader") if STATE_FILE in self.saved.files else None
-        if not isinstance(loader, dict) or not loader.get("manifest_hashes"):
-            return None
-        return bool(trained_on(loader, shards, *self.identity.read_by_training))
+        state = loader_state(self.saved)
+        return None if state is None else bool(trained_on(state, shards, *self.identity.read_by_training))
 
     def facts(self) -> dict[str, Any]:
         """Return the description of the model that records contain."""
@@ -102,11 +100,17 @@ class Loaded:
         return {name: self.saved.content(name) for name in (SETTINGS_FILE, STATE_FILE) if name in self.saved.files}
 
 
+def loader_state(saved: SavedCheckpoint) -> LoaderState | None:
+    """Return the state of the loader in a checkpoint; None if the checkpoint does not record it."""
+    return LoaderState.read(saved.fields(STATE_FILE).part("loader")) if STATE_FILE in saved.files else None
+
+
 def trained_tasks(saved: SavedCheckpoint) -> tuple[str, ...] | None:
     """Return the tasks that had a share in training; None if the checkpoint does not record them."""
-    flow = saved.object(SETTINGS_FILE).get("flow") if SETTINGS_FILE in saved.files else None
-    shares = flow.get("shares", FlowSettings().shares) if isinstance(flow, dict) else None
-    return tuple(name for name, share in shares.items() if share) if isinstance(shares, dict) else None
+    if SETTINGS_FILE not in saved.files:
+        return None
+    flow = saved.fields(SETTINGS_FILE).part("flow").read(FlowSettings)
+    return tuple(name for name, share in flow.shares.items() if share)
 
 
 def load(checkpoint: Path, weights: Weights = "ema") -> Loaded:
@@ -431,10 +435,7 @@ class Sampler:
         """
         identity = self.identity
         token_codec = None if "text" in identity.codecs else self.token_codec
-        try:
-            rate = SpeakingRate.from_json(identity.speaking_rate) if identity.speaking_rate else None
-        except ValueError as error:
-            raise DataError(f"the checkpoint's {SPEAKING_RATE_FILE}: {error}: choose another checkpoint") from error
+        rate = SpeakingRate.from_json(identity.speaking_rate) if identity.speaking_rate else None
         return Reading(
             token_codec,
             identity.tick_multiple,

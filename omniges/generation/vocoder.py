@@ -13,22 +13,23 @@ hop 160. It must also be the natural log of magnitudes, as AudioLDM2's is, which
 from __future__ import annotations
 
 import functools
+import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Annotated, Any, Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from omniges.codecs.text_vae.config import UNREAD
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.features.audio import MEL_BANDS, N_FFT, mel_filterbank
 from omniges.features.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
-from omniges.shards.schema import is_count, is_real
 from omniges.storage.atomic import os_errors
+from omniges.storage.documents import Document, Is, Range, shown
 from omniges.storage.files import file_sha256, read_settings
 from omniges.storage.librosa_import import load_librosa
 from omniges.storage.tensors import read_tensors
@@ -42,34 +43,54 @@ _SEGMENT_FRAMES: Final = 2000
 _FADE_FRAMES: Final = 50
 _TINY: Final = 1e-10
 _HIFI_GAN_SEGMENT_FRAMES: Final = 500
-_MAX_SIZE: Final = 1 << 13
-_DILATIONS: Final = [[1, 3, 5], [1, 3, 5], [1, 3, 5]]  # of a config.json that does not say them
 _WEIGHTS: Final = ("model.safetensors", "pytorch_model.bin")
 
 
-def _is_size(found: Any) -> bool:
-    return is_count(found, 1) and found <= _MAX_SIZE
+_Size = Annotated[int, Range(1, 1 << 13)]
+_Sizes = Annotated[tuple[_Size, ...], Is("a list of 1 to 16 whole numbers", lambda found: 1 <= len(found) <= 16)]
 
 
-def _are_sizes(found: Any) -> bool:
-    return isinstance(found, list) and bool(found) and all(map(_is_size, found))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Config:
+    """Keys of config.json that the network depends on, with the defaults of transformers."""
 
+    model_in_dim: _Size
+    sampling_rate: Annotated[int, Range(1, 1 << 20)]
+    upsample_initial_channel: _Size
+    upsample_rates: _Sizes
+    upsample_kernel_sizes: _Sizes
+    resblock_kernel_sizes: _Sizes = (3, 7, 11)
+    resblock_dilation_sizes: tuple[_Sizes, ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
+    leaky_relu_slope: Annotated[float, Range(0.0, 1.0)] = 0.1
+    normalize_before: bool = True
+    model_type: Literal["hifigan", "speecht5_hifigan"] = "hifigan"
 
-_CONFIG: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
-    "model_in_dim": ("a whole number", _is_size),
-    "sampling_rate": ("a whole number", partial(is_count, minimum=1)),
-    "upsample_initial_channel": ("a whole number", _is_size),
-    "upsample_rates": ("a list of whole numbers", _are_sizes),
-    "upsample_kernel_sizes": ("a list of whole numbers", _are_sizes),
-    "resblock_kernel_sizes": ("a list of whole numbers", _are_sizes),
-    "resblock_dilation_sizes": (
-        "lists of whole numbers",
-        lambda found: isinstance(found, list) and all(map(_are_sizes, found)),
-    ),
-    "leaky_relu_slope": ("a number", is_real),
-    "normalize_before": ("true or false", lambda found: isinstance(found, bool)),
-}
-"""Keys of config.json that the network depends on, with their content in words and as a test."""
+    def of_transformers(self) -> dict[str, Any]:
+        """Return the arguments of transformers' configuration, whose lists are no tuples."""
+        found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        del found["model_type"]
+        return found
+
+    @property
+    def layers(self) -> int:
+        """Number of convolutions."""
+        return len(self.upsample_rates) * (1 + sum(2 * len(each) for each in self.resblock_dilation_sizes))
+
+    @property
+    def context_frames(self) -> int:
+        """Number of mel frames on each side that a sample can depend on."""
+        reach = 3.0  # the first convolution has 7 taps
+        samples = 1
+        residual = max(
+            (kernel - 1) / 2 * (sum(dilations) + len(dilations))
+            for kernel, dilations in zip(self.resblock_kernel_sizes, self.resblock_dilation_sizes, strict=True)
+        )
+        for rate, kernel in zip(self.upsample_rates, self.upsample_kernel_sizes, strict=True):
+            reach += kernel / rate / samples
+            samples *= rate
+            reach += residual / samples
+        return math.ceil(reach + 3 / samples) + 1
+
 
 MIN_FRAMES: Final = N_FFT // HOP_SAMPLES // 2 + 1
 """Shortest mel that can be converted to a waveform."""
@@ -223,18 +244,16 @@ def load_hifi_gan(folder: Path) -> Vocoder:
             f"--vocoder {folder}: the package {error.name} is not installed: pip install 'omniges[vocoder]'"
         ) from error
     weights = {name: tensor.float() for name, tensor in read_tensors(file).items()}
-    layers = len(config["upsample_rates"]) * (1 + sum(2 * len(each) for each in config["resblock_dilation_sizes"]))
-    if layers > len(weights):  # before a network of so many is built
+    if config.layers > len(weights):  # before a network of so many is built
         raise DataError(
-            f"{file}: expected the weights that config.json describes, found others ({layers} layers); give "
+            f"{file}: expected the weights that config.json describes, found others ({config.layers} layers); give "
             "another folder"
         )
     try:
-        settings = SpeechT5HifiGanConfig.from_dict(config)
+        settings = SpeechT5HifiGanConfig.from_dict(config.of_transformers())
         with torch.device("meta"):  # no memory is taken for what a configuration claims
             model = SpeechT5HifiGan(settings)
         model.load_state_dict(weights, assign=True)
-        context = _context_frames(settings.to_dict())
     except (RuntimeError, ValueError, TypeError) as error:  # configuration and tensors do not fit
         reason = " ".join(str(error).split())[:200]
         raise DataError(
@@ -248,27 +267,21 @@ def load_hifi_gan(folder: Path) -> Vocoder:
     return Vocoder(
         f"hifi-gan {file} sha256 {digest}",
         "the waveform is computed by a HiFi-GAN from 64 mel bands: measure on the mel instead",
-        lambda _seed: HifiGan(network, context, str(file)),
+        lambda _seed: HifiGan(network, config.context_frames, str(file)),
     )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> _Config:
     """Return config.json, after checking its mel and its rates."""
     path = folder / "config.json"
     if not path.is_file():
         raise UsageFault(
             f"--vocoder {folder}: expected the folder of a HiFi-GAN with config.json, found none there; check the path"
         )
-    read = read_settings(path, "Take another folder", folder)
-    config = {"resblock_dilation_sizes": _DILATIONS} | {key: read[key] for key in _CONFIG if key in read}
-    for key, (expected, fits) in _CONFIG.items():
-        if key in config and not fits(config[key]):
-            raise DataError(
-                f"{path}: {key}: expected the configuration of a SpeechT5HifiGan, with {expected}, found "
-                f"{config[key]!r:.80}; give another"
-            )
-    rates = config.get("upsample_rates", [])
-    found = (config.get("model_in_dim"), config.get("sampling_rate"), math.prod(rates))
+    document = Document(read_settings(path, "Take another folder", folder), str(path), "give another vocoder")
+    document.require_known({*(one.name for one in fields(_Config)), *UNREAD})
+    config = document.values(_Config)
+    found = (config.model_in_dim, config.sampling_rate, math.prod(config.upsample_rates))
     wanted = (MEL_BANDS, SAMPLE_RATE_HZ, HOP_SAMPLES)
     if found != wanted:
         names = ("mel bands (model_in_dim)", "Hz (sampling_rate)", "samples a frame (product of upsample_rates)")
@@ -277,22 +290,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{path}: expected a vocoder for our mel, found another: {'; '.join(wrong)}; choose another "
             "vocoder, such as AudioLDM2's"
         )
+    for key, other in (
+        ("upsample_kernel_sizes", "upsample_rates"),
+        ("resblock_dilation_sizes", "resblock_kernel_sizes"),
+    ):
+        if len(getattr(config, key)) != len(getattr(config, other)):
+            raise document.fault(key, shown(getattr(config, key)), f"as many as {other}, {len(getattr(config, other))}")
     return config
-
-
-def _context_frames(config: Mapping[str, Any]) -> int:
-    """Return the number of mel frames on each side that a sample can depend on."""
-    reach = 3.0  # the first convolution has 7 taps
-    samples = 1
-    residual = max(
-        (kernel - 1) / 2 * (sum(dilations) + len(dilations))
-        for kernel, dilations in zip(config["resblock_kernel_sizes"], config["resblock_dilation_sizes"], strict=True)
-    )
-    for rate, kernel in zip(config["upsample_rates"], config["upsample_kernel_sizes"], strict=True):
-        reach += kernel / rate / samples
-        samples *= rate
-        reach += residual / samples
-    return math.ceil(reach + 3 / samples) + 1
 
 
 class HifiGan:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 from unicodedata import category
 
@@ -19,14 +18,11 @@ import numpy as np
 
 from omniges.errors import UsageFault
 from omniges.formats.textgrid import is_word
-from omniges.shards.schema import is_real
-from omniges.storage.files import json_document, parse_json
+from omniges.model.speaking_rate import SpeakingRate, letter_count
 
 _BOUNDS_S: Final = (0.0, 0.2, 0.6, 2.0)
-_MIN_S: Final = 0.05
 MIN_WORDS: Final = 10
 """Smallest number of words from which a speaking rate is learned."""
-_MOST: Final = 1e9  # seconds or words
 _SENTENCE: Final = frozenset(".!?…。！？؟")
 _PHRASE: Final = frozenset(",;:、，；：،؛-–—")
 _WIDE: Final = "。！？…，；：、؟،؛"
@@ -63,42 +59,6 @@ _ROW: Final = re.compile(  # two times first, or after one or two names as in a 
 )
 
 
-@dataclass(frozen=True, slots=True)
-class SpeakingRate:
-    """Durations of words and of the pauses between them, in seconds."""
-
-    base_s: float
-    letter_s: float
-    gap_s: float
-    phrase_s: float
-    sentence_s: float
-    words: int  # number of words it was learned from
-
-    def as_json(self) -> bytes:
-        """Return the content of the file that a checkpoint holds, as JSON."""
-        return json_document(asdict(self))
-
-    @classmethod
-    def from_json(cls, content: bytes) -> SpeakingRate:
-        """Parse the result of `as_json`; raise ValueError for anything else."""
-        found = parse_json(content)
-        if not isinstance(found, dict) or found.keys() != {f.name for f in fields(cls)}:
-            raise ValueError("expected a speaking rate")
-        if not all(is_real(value) and abs(value) < _MOST for value in found.values()):
-            raise ValueError("expected a speaking rate in seconds")
-        if min(found["gap_s"], found["phrase_s"], found["sentence_s"]) < 0:
-            raise ValueError("expected pauses of at least 0 s")
-        return cls(**found)
-
-    def word_s(self, word: str) -> float:
-        """Return the duration of a word in seconds."""
-        return max(_MIN_S, self.base_s + self.letter_s * _letters(word))
-
-
-def _letters(word: str) -> int:
-    return sum(character.isalnum() for character in word)
-
-
 def learn_rate(clips: Iterable[Sequence[Mapping[str, Any]]]) -> SpeakingRate:
     """Learn the speaking rate of clips' words (``word``, ``start``, ``end`` in seconds).
 
@@ -115,7 +75,7 @@ def learn_rate(clips: Iterable[Sequence[Mapping[str, Any]]]) -> SpeakingRate:
     lengths: list[float] = []
     gaps: list[float] = []
     for words in clips:
-        letters += [_letters(word["word"]) for word in words]
+        letters += [letter_count(word["word"]) for word in words]
         lengths += [word["end"] - word["start"] for word in words]
         gaps += [after["start"] - before["end"] for before, after in itertools.pairwise(words)]
     if len(lengths) < MIN_WORDS:

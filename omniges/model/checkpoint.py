@@ -18,13 +18,22 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from omniges.errors import DataError, OmnigesError, UsageFault
+from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
 from omniges.shards.dataset import seal, sealed_correctly
 from omniges.shards.schema import is_count
 from omniges.storage import atomic
-from omniges.storage.files import is_sha256, open_file, parse_json, read_file, read_json
+from omniges.storage.documents import Document
+from omniges.storage.files import (
+    MAX_JSON_BYTES,
+    MAX_SETTINGS_BYTES,
+    is_sha256,
+    open_file,
+    parse_json,
+    read_file,
+    read_json,
+)
 from omniges.storage.redact import one_line
-from omniges.storage.tensors import open_tensors, read_tensors, require_same, shapes_of, write_tensors
+from omniges.storage.tensors import open_tensors, read_tensors, require_finite, require_same, shapes_of, write_tensors
 
 CHECKPOINTS: Final = "checkpoints"
 """Folder of the checkpoints in a run's folder."""
@@ -36,6 +45,8 @@ _FORMAT: Final = "omniges-checkpoint"
 _VERSION: Final = 1
 _NAME: Final = re.compile(r"step-(\d+)")
 _OTHER: Final = "Choose another checkpoint"
+EDITED: Final = "it was edited: choose another checkpoint"
+"""Remedy in errors about values that no run writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,39 +79,78 @@ class SavedCheckpoint:
             DataError: The checkpoint has no file of this name, or it is not plain JSON.
         """
         try:
-            return parse_json(self.content(name))
+            return parse_json(self.content(name, MAX_SETTINGS_BYTES))
         except ValueError as error:
             raise DataError(
                 f"{self.path / name}: expected a JSON document, found damage ({error}). {_OTHER}"
             ) from error
 
-    def object(self, name: str) -> dict[str, Any]:
-        """Return the object in a JSON file; raise DataError for other JSON types, and as `document` does."""
-        found = self.document(name)
-        if not isinstance(found, dict):
-            raise DataError(f"{self.path / name}: expected a JSON object, found {type(found).__name__}. {_OTHER}")
-        return found
+    def fields(self, name: str, remedy: str = EDITED) -> Document:
+        """Return the object in a JSON file, to read its fields.
 
-    def content(self, name: str) -> bytes:
-        """Return the bytes of a file of the checkpoint; raise DataError if it has no file of this name."""
-        return read_file(self._file(name), int(self.files[name]["bytes"]), self.path)
+        Args:
+            name: Name of the file.
+            remedy: What to do about a field that is not valid.
+
+        Returns:
+            The object.
+
+        Raises:
+            DataError: The file has another JSON value, or as `document`.
+        """
+        return Document(self.document(name), str(self.path / name), remedy)
+
+    def content(self, name: str, max_bytes: int = MAX_JSON_BYTES) -> bytes:
+        """Return the bytes of a JSON file of the checkpoint.
+
+        Args:
+            name: Name of the file.
+            max_bytes: Largest size that is accepted.
+
+        Returns:
+            All bytes.
+
+        Raises:
+            DataError: The checkpoint has no file of this name, or it is larger.
+        """
+        return read_file(self._file(name), max_bytes, self.path)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """Return the tensors of a file of the checkpoint, on the CPU."""
-        return read_tensors(self._file(name))
+        """Return the tensors of a file of the checkpoint, on the CPU; raise DataError as `require_learned`."""
+        found = read_tensors(self._file(name))
+        for each, tensor in found.items():
+            require_learned(each, tensor, str(self.path / name))
+        return found
 
     def opened(self, name: str) -> Mapping[str, Tensor]:
-        """Return the tensors of a file of the checkpoint, on the CPU, each read when it is accessed."""
+        """Return the unchecked tensors of a file of the checkpoint, each read when it is accessed."""
         return open_tensors(self._file(name))
 
     def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
         """Return the shapes of a file's tensors, reading only its header."""
-        return shapes_of(open_tensors(self._file(name)))
+        return shapes_of(self.opened(name))
 
     def _file(self, name: str) -> Path:
         if name not in self.files:
             raise DataError(f"{self.path}: it has no {name}. {_OTHER}")
         return self.path / name
+
+
+def require_learned(name: str, tensor: Tensor, where: str) -> None:
+    """Refuse a tensor that training does not write.
+
+    Args:
+        name: Name of the tensor.
+        tensor: A weight, or a moment of the optimizer.
+        where: Path of the file, for the error.
+
+    Raises:
+        DataError: It is not of float32, or is NaN or infinite.
+    """
+    if tensor.dtype != torch.float32:
+        found = str(tensor.dtype).removeprefix("torch.")
+        raise DataError(f"{where}: {name!a:.120}: expected float32, found {found}; {EDITED}")
+    require_finite(name, tensor, where)
 
 
 def step_of(path: Path) -> int | None:
@@ -187,6 +237,9 @@ def open_checkpoint(path: Path, *, bytewise: bool = True) -> SavedCheckpoint:
         raise DataError(f"{file}: files: expected size and sha256 of files in this folder. {_OTHER}")
     if not is_count(index.get("step")):
         raise DataError(f"{file}: step: expected a number of steps. {_OTHER}")
+    if type(index.get("parts")) is not int or index["parts"] != 1:
+        parts = one_line(repr(index.get("parts")), 40)
+        raise DataError(f"{file}: expected 1 part, found {parts}; use the omniges version that wrote it")
     if bytewise:
         _compare(path, index["files"])
     return SavedCheckpoint(path, index["step"], index["files"])
@@ -275,6 +328,7 @@ def choose(run: Path, resume: str, fits: Callable[[SavedCheckpoint], None]) -> C
     Raises:
         UsageFault: There are valid checkpoints, but none belongs to this run, or `resume` is ``never``.
         DataError: All checkpoints are damaged.
+        EnvironmentFault: None can be used, and one cannot be read.
     """
     folder = run / CHECKPOINTS
     found = checkpoints(folder)
@@ -287,22 +341,32 @@ def choose(run: Path, resume: str, fits: Callable[[SavedCheckpoint], None]) -> C
         return Choice(None)
     if resume != "latest":
         return _named(Path(resume), found, fits)
-    passed: list[tuple[Path, str]] = []
-    damaged = True
+    passed: list[tuple[Path, OmnigesError]] = []
     for path in found:
         try:
             checkpoint = open_checkpoint(path)
-            damaged = False
+            _require_own_name(checkpoint)
             fits(checkpoint)
         except OmnigesError as error:
-            passed.append((path, str(error)))
+            passed.append((path, error))
         else:
-            return Choice(checkpoint, tuple(passed))
+            return Choice(checkpoint, tuple((skipped, str(reason)) for skipped, reason in passed))
     if passed:
-        reasons = "; ".join(reason for _, reason in passed)
-        kind = DataError if damaged else UsageFault
+        reasons = "; ".join(str(reason) for _, reason in passed)
+        found_kinds = {type(reason) for _, reason in passed}
+        kind = next((one for one in (EnvironmentFault, UsageFault) if one in found_kinds), DataError)
         raise kind(f"{folder}: none of {len(passed)} checkpoints can be used; choose another --output-dir: {reasons}")
     return Choice(None)
+
+
+def _require_own_name(saved: SavedCheckpoint) -> None:
+    """Refuse a checkpoint under the name of another step, which a later checkpoint would get."""
+    named = step_of(saved.path)
+    if named is not None and named != saved.step:
+        raise DataError(
+            f"{saved.path}: expected the checkpoint of step {named}, found that of step {saved.step}; rename it to "
+            f"step-{saved.step:06d}"
+        )
 
 
 def _named(path: Path, found: list[Path], fits: Callable[[SavedCheckpoint], None]) -> Choice:
@@ -320,6 +384,7 @@ def _named(path: Path, found: list[Path], fits: Callable[[SavedCheckpoint], None
             "later --resume-from-checkpoint latest would use instead: choose another --output-dir"
         )
     checkpoint = open_checkpoint(path)
+    _require_own_name(checkpoint)
     fits(checkpoint)
     return Choice(checkpoint)
 

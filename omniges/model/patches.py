@@ -10,25 +10,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.model.streams import Stream, clean_from_velocity, line_embedding
+from omniges.storage.documents import Range
+
+_Size = Annotated[int, Range(1, 1 << 20)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchGrid:
     """Size of patches of two-dimensional latents, and of the table of their position embeddings."""
 
-    channels: int
+    channels: _Size
     """Channels K of the latents."""
-    patch: int
+    patch: _Size
     """Side P of a patch, in rows and columns."""
-    table_side: int
+    table_side: _Size
     """Entries of the table along each axis."""
-    table_base: int
+    table_base: _Size
     """Patches along an axis of the latents that OmniFlow was trained on; entry i has the coordinate i · base / side."""
 
 

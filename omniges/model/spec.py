@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-import reprlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, Final, Literal, cast, get_args
+from typing import Annotated, Any, Final, Literal, cast, get_args
 
 import torch
 
@@ -24,10 +23,11 @@ from omniges.features.channels import WITH_JAW_EYES, GestureChannels
 from omniges.features.gesture import JAW_EYES, LAYOUT
 from omniges.features.text_tokens import TextTokenCodec
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
-from omniges.model.checkpoint import EMA_FILE, MODEL_FILE, SavedCheckpoint, load_into
+from omniges.model.checkpoint import EDITED, EMA_FILE, MODEL_FILE, SavedCheckpoint, load_into
 from omniges.model.flow import AbsentStreams, FlowModel
 from omniges.model.gesture import SplineTokens
 from omniges.model.patches import PatchGrid, PatchTokens
+from omniges.model.speaking_rate import SPEAKING_RATE_FILE, SpeakingRate
 from omniges.model.streams import FrameTokens, Prediction, Stream, StreamName, SubwordTokens, WindowTokens
 from omniges.model.tasks import Task
 from omniges.model.trunk import Conditioning, JointFlowTransformer, QKNormKind
@@ -35,8 +35,9 @@ from omniges.registry import foreign
 from omniges.shards.dataset import is_numbers, read_statistics
 from omniges.shards.latents import CodecEntry, FrameEntry, WindowEntry
 from omniges.shards.present import STREAM_BITS, absent_parts, trained_bits, unused_bits
-from omniges.shards.schema import LATENTS_FILE, STATS_FILE, TOKENIZER_FILE, Part, is_count
-from omniges.storage.files import json_document, parse_json
+from omniges.shards.schema import LATENTS_FILE, STATS_FILE, TOKENIZER_FILE, Part
+from omniges.storage.documents import Document, Is, Range, shown
+from omniges.storage.files import json_document
 from omniges.storage.redact import one_line
 from omniges.storage.tensors import require_same, shapes_of
 
@@ -52,11 +53,16 @@ _FRAMES: Final[Mapping[Literal["gesture", "audio"], tuple[int, tuple[str, ...]]]
 """Frames in a tick, and the arrays in stats.json whose channels a frame has."""
 _OMNIFLOW_TEXT: Final = "omniflow-text-vae"  # the codec whose latents are the text tokens of OmniFlow
 CONFIG_FILE: Final = "config.json"
-SPEAKING_RATE_FILE: Final = "speaking_rate.json"
 _MAX_TICKS: Final = 1 << 20
+_SINCE_FIRST: Final = (
+    *("width", "layers", "heads", "mlp_ratio", "qk_norm", "conditioning", "rotary_periods_s", "piece_width"),
+    *("mark_width", "gesture_prediction", "audio_prediction", "blank_weight"),
+)
+"""Fields of a configuration that every checkpoint has; versions since the first have added others."""
 _SIZES: Final = ("width", "layers", "heads", "mlp_ratio", "piece_width", "mark_width")
 _OPTIONAL_SIZES: Final = ("pooled_width", "text_head_width")
 _MAX_SIZE: Final = 1 << 20
+_OTHER_VERSION: Final = "use the omniges version that wrote it"
 _OTHER_MODEL: Final = "it is of another model: choose another checkpoint"
 
 
@@ -114,10 +120,10 @@ class ModelConfig:
             size = getattr(self, name)
             absent = size is None and name in _OPTIONAL_SIZES
             if not absent and not (type(size) is int and 1 <= size <= _MAX_SIZE):
-                raise UsageFault(f"model: {name}: expected a whole number from 1 to {_MAX_SIZE}, found {size!r:.40}")
+                raise UsageFault(f"{name}: expected a whole number from 1 to {_MAX_SIZE}, found {size!r:.40}")
         if self.width % (2 * self.heads):
             raise UsageFault(
-                f"model: expected an even number of features a head, found width {self.width} and {self.heads} heads"
+                f"expected an even number of features a head, found width {self.width} and {self.heads} heads"
             )
         periods = self.rotary_periods_s
         if periods is not None and not (
@@ -126,17 +132,16 @@ class ModelConfig:
             and 0 < periods[0] < periods[1] < math.inf
         ):
             raise UsageFault(
-                "model: rotary_periods_s: expected the shortest and the longest period in seconds, or none, "
-                f"found {periods!r}"
+                f"rotary_periods_s: expected the shortest and the longest period in seconds, or none, found {periods!r}"
             )
         weights = ("gesture_difference_weight", "gesture_feet_weight", "audio_difference_weight", "blank_weight")
         for name in weights:
             weight = getattr(self, name)
             if not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-                raise UsageFault(f"model: {name}: expected a number of at least 0, found {weight!r}")
+                raise UsageFault(f"{name}: expected a number of at least 0, found {weight!r}")
         for name in ("normalise_text", "tell_absent"):
             if not isinstance(getattr(self, name), bool):
-                raise UsageFault(f"model: {name}: expected true or false, found {getattr(self, name)!r}")
+                raise UsageFault(f"{name}: expected true or false, found {getattr(self, name)!r}")
         kinds = {"absent": AbsentStreams, "context_only": StreamName, "audio_tokens": AudioTokens}
         kinds |= {"gesture_tokens": GestureTokens}
         kinds |= {"conditioning": Conditioning} | ({} if self.qk_norm is None else {"qk_norm": QKNormKind})
@@ -145,9 +150,9 @@ class ModelConfig:
             found = getattr(self, name)
             several = name == "context_only" and not isinstance(found, str)
             if any(one not in get_args(kind) for one in (found if several else (found,))):
-                raise UsageFault(f"model: {name}: expected {', '.join(get_args(kind))}, found {found!r}")
+                raise UsageFault(f"{name}: expected {', '.join(get_args(kind))}, found {found!r}")
         if self.gesture_channels not in get_args(GestureChannels):
-            raise UsageFault(f"model: gesture_channels: expected 415 or 424, found {self.gesture_channels!r:.40}")
+            raise UsageFault(f"gesture_channels: expected 415 or 424, found {self.gesture_channels!r:.40}")
         self._check_patches()
 
     def _check_patches(self) -> None:
@@ -158,12 +163,12 @@ class ModelConfig:
         patches = self.audio_tokens == "patches"
         if patches != (self.audio_grid is not None) or (patches and self.rotary_periods_s is not None):
             raise UsageFault(
-                "model: audio_tokens patches: they are OmniFlow's: initialize from its weights "
+                "audio_tokens patches: they are OmniFlow's: initialize from its weights "
                 "(--pretrained-model-name-or-path), or choose rows"
             )
         if patches and self.audio_prediction != "velocity":
             raise UsageFault(
-                "model: audio_prediction: expected velocity, which OmniFlow's head predicts, found "
+                "audio_prediction: expected velocity, which OmniFlow's head predicts, found "
                 f"{self.audio_prediction} and audio_tokens patches"
             )
 
@@ -177,16 +182,20 @@ class ModelConfig:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> ModelConfig:
-        """Return the configuration that `as_json` gave."""
-        periods = found["rotary_periods_s"]
-        grid = found.get("audio_grid")
-        typed = {
-            "rotary_periods_s": None if periods is None else (periods[0], periods[1]),
-            "context_only": tuple(found.get("context_only", ())),
-            "audio_grid": None if grid is None else PatchGrid(**grid),
-        }
-        return cls(**{**found, **typed})
+    def read(cls, document: Document) -> ModelConfig:
+        """Return the configuration that `as_json` gave.
+
+        Args:
+            document: The object; fields that earlier versions did not have may be absent.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            DataError: A field is unknown, absent, of another type or out of range.
+        """
+        document.require_keys(_SINCE_FIRST)
+        return document.read(cls)
 
 
 PRESETS: Final[Mapping[str, ModelConfig]] = MappingProxyType(
@@ -497,83 +506,83 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     return plain | dict(config.get("model", {})) | codecs | conditions
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Config:
+    """The fields of config.json but for the model."""
+
+    preset: str
+    window_ticks: Annotated[int, Range(1, _MAX_TICKS)]
+    speakers: Annotated[tuple[str, ...], Is("different names", lambda found: len(set(found)) == len(found))]
+    loudness: Loudness = "none"  # older checkpoints do not have the key
+    codecs: Mapping[StreamName, Mapping[str, Any]] = field(default_factory=dict)
+    conditions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
 def load_identity(saved: SavedCheckpoint) -> ModelIdentity:
     """Return the identity of a checkpoint's model; raise DataError if a file is absent or malformed."""
-    found = saved.object(CONFIG_FILE)
+    document = saved.fields(CONFIG_FILE, _OTHER_VERSION)
+    found = document.values(_Config)
+    document.require_only_keys({"model", *(one.name for one in fields(_Config))})
+    codecs = {name: _codec(document.part("codecs").part(name)) for name in found.codecs}
+    config = ModelConfig.read(document.part("model"))
     statistics = saved.content(STATS_FILE)
-    read_statistics(statistics, str(saved.path / STATS_FILE))
+    read = read_statistics(statistics, str(saved.path / STATS_FILE))
+    if "gesture" not in read:
+        raise DataError(f"{saved.path / STATS_FILE}: expected statistics of train samples, found none; {EDITED}")
+    if config.with_jaw_eyes and ("gesture" in codecs or "jaw_eyes" not in read):
+        expected = f"415 with latents of gesture or without jaw_eyes in {STATS_FILE}"
+        raise document.fault("model.gesture_channels", "424", expected)
+    if "gesture" not in codecs:
+        _check_differences(config, Document(read, str(saved.path / STATS_FILE), EDITED))
+    rate = saved.content(SPEAKING_RATE_FILE) if SPEAKING_RATE_FILE in saved.files else b""
+    if rate:
+        SpeakingRate.from_json(rate, str(saved.path / SPEAKING_RATE_FILE))
     try:
-        _check_values(found)
-        codecs: dict[StreamName, CodecEntry] = {
-            cast("StreamName", stream): CodecEntry.from_json(
-                entry["name"], {name: value for name, value in entry.items() if name != "name"}
-            )
-            for stream, entry in found.get("codecs", {}).items()
-        }
-        latents = saved.content(LATENTS_FILE) if codecs else b""
-        _check_latents(codecs, latents)
-        config = ModelConfig.from_json(found["model"])
-        _check_jaw_eyes(config, codecs, statistics)
-        if "gesture" not in codecs:
-            _check_differences(config, statistics)
-        return ModelIdentity(
-            preset=found["preset"],
-            config=config,
-            window_ticks=found["window_ticks"],
-            speakers=tuple(found["speakers"]),
-            statistics=statistics,
-            tokenizer=saved.content(TOKENIZER_FILE),
-            codecs=codecs,
-            latents=latents,
-            loudness=found.get("loudness", "none"),  # older checkpoints do not have the key
-            speaking_rate=saved.content(SPEAKING_RATE_FILE) if SPEAKING_RATE_FILE in saved.files else b"",
-            conditions=saved_streams(found.get("conditions", {}), str(saved.path)),
-        )
-    except (LookupError, TypeError, ValueError, AttributeError, UsageFault) as error:
-        reason = one_line(f"no {error}" if isinstance(error, KeyError) else str(error), 200)
-        raise DataError(f"{saved.path / CONFIG_FILE}: {reason}; use the omniges version that wrote it") from error
+        conditions = saved_streams(document)
+    except UsageFault as error:  # a stream that is not installed here
+        raise DataError(str(error)) from error
+    return ModelIdentity(
+        preset=found.preset,
+        config=config,
+        window_ticks=found.window_ticks,
+        speakers=found.speakers,
+        statistics=statistics,
+        tokenizer=saved.content(TOKENIZER_FILE),
+        codecs=codecs,
+        latents=_latents(saved, codecs) if codecs else b"",
+        loudness=found.loudness,
+        speaking_rate=rate,
+        conditions=conditions,
+    )
 
 
-def _check_values(found: Mapping[str, Any]) -> None:
-    """Raise ValueError for values of a config.json that no run writes."""
-    speakers, codecs = found["speakers"], found.get("codecs", {})
-    checks = {
-        "preset": isinstance(found["preset"], str),
-        "model": isinstance(found["model"], dict),
-        "window_ticks": is_count(found["window_ticks"], 1) and found["window_ticks"] <= _MAX_TICKS,
-        "speakers": isinstance(speakers, list) and all(isinstance(name, str) for name in speakers),
-        "loudness": found.get("loudness", "none") in get_args(Loudness),
-        "codecs": isinstance(codecs, dict) and codecs.keys() <= set(get_args(StreamName)),
-    }
-    for name, valid in checks.items():
-        if not valid:
-            raise ValueError(f"{name}: found {reprlib.repr(found.get(name))}, which no run writes")
+def _codec(document: Document) -> CodecEntry:
+    """Return the codec of an entry in config.json."""
+    name = document.typed("name", str)
+    try:
+        return CodecEntry.from_json(name, {key: value for key, value in document.found.items() if key != "name"})
+    except ValueError as error:
+        raise document.fault("", one_line(str(error), 200), "the entry of a codec") from error
 
 
-def _check_latents(codecs: Mapping[StreamName, CodecEntry], latents: bytes) -> None:
-    """Raise ValueError if latents.json lacks the mean or standard deviation of a codec's channels."""
-    found = parse_json(latents) if codecs else {}
+def _latents(saved: SavedCheckpoint, codecs: Mapping[StreamName, CodecEntry]) -> bytes:
+    """Return latents.json, after checking mean and deviation of each codec's channels."""
+    document = saved.fields(LATENTS_FILE)
     for entry in codecs.values():
-        own = found[entry.name]
-        if not is_numbers(own["mean"], entry.channels) or not is_numbers(own["std"], entry.channels, 0):
-            raise ValueError(f"{LATENTS_FILE}: {entry.name}: expected mean and std of {entry.channels} channels")
+        own = document.part(entry.name)
+        for column, minimum in (("mean", -math.inf), ("std", 0)):
+            if not is_numbers(own.value(column), entry.channels, minimum):
+                raise own.fault(column, shown(own.found[column]), f"{entry.channels} finite numbers")
+    return saved.content(LATENTS_FILE)
 
 
-def _check_jaw_eyes(config: ModelConfig, codecs: Mapping[StreamName, CodecEntry], statistics: bytes) -> None:
-    """Raise ValueError for channels of jaw and eyes without statistics, or beside latents of gesture."""
-    if config.with_jaw_eyes and ("gesture" in codecs or "jaw_eyes" not in parse_json(statistics)):
-        raise ValueError(
-            f"gesture_channels: expected 415 with latents of gesture or without jaw_eyes in {STATS_FILE}, found 424"
-        )
-
-
-def _check_differences(config: ModelConfig, statistics: bytes) -> None:
-    """Raise ValueError for splines without statistics of the differences between frames."""
-    found = parse_json(statistics)
+def _check_differences(config: ModelConfig, statistics: Document) -> None:
+    """Raise DataError for splines without statistics of the differences between frames."""
     channels = {"gesture": LAYOUT.channels} | ({"jaw_eyes": JAW_EYES} if config.with_jaw_eyes else {})
     for name, count in channels.items() if config.gesture_tokens == "splines" else ():
-        if not is_numbers(found[name].get("difference_std"), count, 0):
-            raise ValueError(f"{STATS_FILE}: {name}.difference_std: expected {count} numbers of at least 0")
+        part = statistics.part(name)
+        if not is_numbers(part.value("difference_std"), count, 0):
+            raise part.fault("difference_std", shown(part.found["difference_std"]), f"{count} numbers of at least 0")
 
 
 def weights_file(weights: Literal["ema", "last"]) -> str:

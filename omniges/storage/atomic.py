@@ -20,9 +20,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from omniges.errors import EnvironmentFault, UsageFault
+from omniges.errors import DataError, EnvironmentFault, UsageFault
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY
+_MAX_LINE_BYTES: Final = 64 << 20  # of a log; a line of a million steps is shorter
 _CACHED_BYTES: Final = 1 << 20  # a smaller file may stay in the page cache
 _FILE_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,255}", re.ASCII)
 _TEMPORARY: Final = re.compile(r"\.(?P<final>.+)\.tmp-(?P<pid>\d+)")
@@ -170,6 +171,7 @@ def open_log(path: Path) -> int:
 
     Raises:
         UsageFault: The path is a symbolic link, a file with other hard links, or not a regular file.
+        DataError: Its last line is longer than a line of a log can be.
         EnvironmentFault: The operating system refuses access.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
@@ -178,7 +180,11 @@ def open_log(path: Path) -> int:
             descriptor = os.open(path, flags | os.O_NOFOLLOW, 0o666)
             found = os.fstat(descriptor)
             if found.st_nlink <= 1 and stat.S_ISREG(found.st_mode):
-                _end_last_line(descriptor, found.st_size)
+                try:
+                    _end_last_line(path, descriptor, found.st_size)
+                except DataError:
+                    os.close(descriptor)
+                    raise
                 return descriptor
             os.close(descriptor)
     raise UsageFault(
@@ -187,12 +193,17 @@ def open_log(path: Path) -> int:
     )
 
 
-def _end_last_line(descriptor: int, size: int) -> None:
+def _end_last_line(path: Path, descriptor: int, size: int) -> None:
     """Append a line break to an incomplete last line if it is JSON, else remove the line."""
     start, line = size, b""
-    while start and b"\n" not in line:
-        start = max(0, start - _CACHED_BYTES)
-        line = os.pread(descriptor, size - start, start)
+    while start and b"\n" not in line and len(line) < _MAX_LINE_BYTES:
+        end, start = start, max(0, start - _CACHED_BYTES)
+        line = os.pread(descriptor, end - start, start) + line
+    if len(line) >= _MAX_LINE_BYTES:
+        raise DataError(
+            f"{path}: expected lines of at most {_MAX_LINE_BYTES} bytes, found a longer one at its end; move the file "
+            "to another place"
+        )
     rest = line[line.rfind(b"\n") + 1 :]
     if not rest:
         return

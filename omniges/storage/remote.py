@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeGuard, TypeVar
 from urllib.parse import urlsplit
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault
@@ -268,6 +268,10 @@ class LocalStore:
             os.close(descriptor)
 
 
+def _is_size(found: object) -> TypeGuard[int]:
+    return isinstance(found, int) and not isinstance(found, bool) and 0 <= found < 1 << 63
+
+
 def _exactly(data: bytes, place: str, offset: int, size: int) -> bytes:
     if len(data) > size:
         raise StoreFault(f"{place}: the server does not serve byte ranges ({len(data)} bytes for {size} asked)")
@@ -290,14 +294,29 @@ class UrlStore:
         if self.location.protocol in _WEB:
             raise StoreFault(f"{self.location}: {self.location.protocol} has no listing; dataset.json names the files")
         entries = self._call("list", "", lambda: self._filesystem.ls(self._address(None), detail=True))
-        files = {str(e["name"]).rpartition("/")[2]: e["size"] for e in entries if e["type"] == "file"}
-        return dict(sorted((name, int(size)) for name, size in files.items() if name))
+        return dict(sorted(filter(None, map(self._listed, entries))))
+
+    def _listed(self, entry: Any) -> tuple[str, int] | None:
+        """Return name and size of a file in a listing; None for folders and the like."""
+        kind, path, size = (entry.get(key) if isinstance(entry, dict) else None for key in ("type", "name", "size"))
+        if isinstance(kind, str) and kind != "file":
+            return None
+        if kind is None or not isinstance(path, str) or not _is_size(size):
+            raise StoreFault(
+                f"{self.location}: expected a listing of files with name and size, found {one_line(repr(entry), 120)}; "
+                "check the address"
+            )
+        name = path.rpartition("/")[2]
+        return (name, size) if name else None
 
     def size(self, name: str) -> int | None:
         """Return the size of a file in bytes, None if not known; raise MissingFile if it does not exist."""
         address = self._address(name)
-        found = self._call("find", name, lambda: self._filesystem.info(address))["size"]
-        return None if found is None else int(found)
+        found = self._call("find", name, lambda: self._filesystem.info(address)["size"])
+        if found is not None and not _is_size(found):
+            place, size = self.location.shown_file(name), one_line(repr(found), 40)
+            raise StoreFault(f"{place}: expected its size in bytes, found {size}; check the address")
+        return found
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """Return exactly `size` bytes of a file.

@@ -22,7 +22,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # the name of an error; nothing is loaded with that module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault, first_of
 from omniges.storage.atomic import PendingFile, os_errors
@@ -50,6 +50,7 @@ _TYPES: Final = {
     "float8_e5m2": "F8_E5M2",
 }
 _SHOWN: Final = 4
+T = TypeVar("T")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
@@ -129,7 +130,7 @@ class TensorFile(LazyTensors):
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
             raise KeyError(name)
-        tensor: Tensor = self._file.get_tensor(name)
+        tensor: Tensor = self._read(name, lambda: self._file.get_tensor(name))
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -138,11 +139,23 @@ class TensorFile(LazyTensors):
     def __len__(self) -> int:
         return len(self._names)
 
+    def _read(self, name: str, read: Callable[[], T]) -> T:
+        """Call the library; raise DataError for a tensor that it cannot read, such as one of an unknown type."""
+        from safetensors import SafetensorError  # noqa: PLC0415 - see above
+
+        try:
+            return read()
+        except (SafetensorError, *_FAULTS, OSError) as error:
+            raise DataError(
+                f"{self._path}: expected a tensor, found {name!a:.120}, which cannot be read ({_line(error)}); "
+                f"{_AGAIN} or choose another"
+            ) from error
+
     def kind(self, name: str) -> Kind:
         """Return a tensor's type and shape, from the file's header."""
         import torch  # noqa: PLC0415 - see above
 
-        part = self._file.get_slice(name)
+        part = self._read(name, lambda: self._file.get_slice(name))
         stored = part.get_dtype()
         own = next((own for own, other in _TYPES.items() if other == stored), None)
         if own is None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from omniges.codecs.settings import t5_tokenizer_option
-from omniges.errors import OmnigesError, UsageFault
+from omniges.errors import UsageFault
 from omniges.features.channels import WITH_JAW_EYES, GestureChannels
 from omniges.options import Setting, check, declared, option, present_names, refuse_unknown, settings_of, shown
+from omniges.storage.documents import Document
 
 if TYPE_CHECKING:
     from omniges.model.draws import FlowSettings
@@ -30,6 +30,7 @@ LEARNING_RATES: Final[Mapping[str, float]] = MappingProxyType(
 """Default peak learning rate of each preset."""
 
 DEFAULT_VALIDATION_STEPS: Final = 500
+_CORRECT: Final = "correct the recipe"
 PRETRAINED_LEARNING_RATE: Final = 1e-4
 """Default peak learning rate for pretrained weights."""
 
@@ -286,21 +287,16 @@ class TrainSettings:
 
     def model_config(self) -> ModelConfig:
         """Return the model configuration of the preset; raise UsageFault for invalid sizes."""
-        from omniges.model.spec import PRESETS
+        from omniges.model.spec import PRESETS, ModelConfig
 
-        changed = self.model_changes
-        for name in ("rotary_periods_s", "context_only"):
-            if isinstance(changed.get(name), list):
-                changed[name] = tuple(changed[name])
-        with _named("recipe key model"):
-            return replace(PRESETS[self.preset or "tiny"], **changed)
+        preset = PRESETS[self.preset or "tiny"].as_json()
+        return Document(preset | self.model_changes, "recipe key model", _CORRECT, kind=UsageFault).read(ModelConfig)
 
     def flow_settings(self) -> FlowSettings:
         """Return the distributions of tasks and noise levels; raise UsageFault for invalid ones."""
         from omniges.model.draws import FlowSettings
 
-        with _named("recipe key flow"):
-            return FlowSettings(**self.flow)
+        return Document(dict(self.flow), "recipe key flow", _CORRECT, kind=UsageFault).read(FlowSettings)
 
     def as_json(self) -> dict[str, Any]:
         """Return the settings as a recipe that has every key."""
@@ -328,14 +324,3 @@ def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
         for name, setting in settings_of(TrainSettings).items()
         if isinstance(setting, Setting) and name in saved and name in own and saved[name] != own[name]
     ]
-
-
-@contextmanager
-def _named(section: str) -> Iterator[None]:
-    """Convert errors of a section of the recipe into a UsageFault that names it."""
-    try:
-        yield
-    except OmnigesError as error:
-        raise UsageFault(f"{section}: {error}") from error
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UsageFault(f"{section}: a value is of the wrong type ({error})") from error

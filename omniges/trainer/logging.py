@@ -124,9 +124,9 @@ class Smoothed:
         return {"value": self.value, "lowest": self.lowest}
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Smoothed:
+    def of(cls, value: float | None, lowest: float | None) -> Smoothed:
         """Return the state that `as_json` gave."""
-        return cls() if found["value"] is None else cls(found["value"], found["lowest"])
+        return cls() if value is None or lowest is None else cls(value, lowest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

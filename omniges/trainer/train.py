@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,26 +16,24 @@ import torch
 from torch import Tensor
 
 from omniges.data.sequence import resume as check_state
-from omniges.errors import DataError, EnvironmentFault, UsageFault
+from omniges.errors import EnvironmentFault, UsageFault
 from omniges.generation.sampler import PROVENANCE_FILE, SETTINGS_FILE, STATE_FILE
 from omniges.generation.writers import JAW_EYES_AT_REST
 from omniges.model import checkpoint
-from omniges.model.tasks import SIX
 from omniges.progress import Reporter, duration, make_reporter
-from omniges.shards.schema import is_count, is_real
 from omniges.storage.atomic import locked, new_folder, refuse_links
+from omniges.storage.documents import Document
 from omniges.storage.files import json_document, parse_json
-from omniges.storage.redact import one_line
 from omniges.trainer.config import TrainSettings, differences
 from omniges.trainer.distributed import Ranks
 from omniges.trainer.logging import LOG_FILE, TRACKER_FOLDERS, Logbook, Smoothed, open_trackers
 from omniges.trainer.loop import Loop, Outcome, StopReason
 from omniges.trainer.provenance import data_provenance, git_state, machine, package_versions
 from omniges.trainer.run import Run, RunState, accelerated, open_run
+from omniges.trainer.state import RANDOM, STATE_VERSION, read_provenance, read_state, state_of
 from omniges.trainer.validation.best import BEST, Best, point_best, remove_best, save_and_prune
 from omniges.trainer.validation.validator import VALIDATIONS, RunValidator
 
-_STATE_VERSION: Final = 1
 _TENSOR_FILES: Final = (checkpoint.MODEL_FILE, checkpoint.EMA_FILE, checkpoint.OPTIMIZER_FILE)
 _PRETRAINED: Final = "pretrained"
 
@@ -131,7 +130,7 @@ def _run_opened(run: Run, began_s: float, stack: ExitStack) -> Summary:
         "machine": machine(run.accelerator.device, ranks.world_size),
     }
     if choice.checkpoint is not None:  # the checkpoint stores the run's pretrained weights
-        origin = choice.checkpoint.object(PROVENANCE_FILE).get(_PRETRAINED)
+        origin = read_provenance(choice.checkpoint).get(_PRETRAINED)
         provenance |= {} if origin is None else {_PRETRAINED: origin}
     config = settings.as_json()
     reporter = stack.enter_context(make_reporter("auto" if ranks.first else "silent"))
@@ -222,10 +221,10 @@ def _write(
 ) -> Path:
     # All but the learned tensors. Random numbers have no state: they are hashes of seed, position and purpose.
     document = {
-        "version": _STATE_VERSION,
+        "version": STATE_VERSION,
         "step": state.step,
         "loader": run.feed.state_at(state.position),
-        "random": {"kind": "philox4x32-10 of (seed, position, purpose)", "seed": run.settings.seed},
+        "random": {"kind": RANDOM, "seed": run.settings.seed},
         "loss_scale": run.learner.scale(),
         "smoothed_loss": state.smoothed.as_json(),
         "elapsed_s": state.elapsed_s,
@@ -257,22 +256,13 @@ class _Resumed:
 def _resume(run: Run) -> _Resumed:
     """Load the checkpoint that the settings select; the first rank reads it and sends it to the others."""
     settings, ranks = run.settings, run.ranks
-
-    def fits(saved: checkpoint.SavedCheckpoint) -> None:
-        run.identity.require_same(saved)
-        _, document = _read_state(saved)
-        check_state(run.feed.state_at(0), document["loader"])
-        saved.object(SETTINGS_FILE)
-        saved.object(PROVENANCE_FILE)
-        run.learner.require_shapes({name: saved.shapes(name) for name in _TENSOR_FILES}, str(saved.path))
-
     choice, read = checkpoint.Choice(None), {}
     with ranks.together("choose a checkpoint"):
         if ranks.first:
-            choice = checkpoint.choose(settings.output_dir, settings.resume_from_checkpoint, fits)
+            choice = checkpoint.choose(settings.output_dir, settings.resume_from_checkpoint, partial(require_fit, run))
         saved = choice.checkpoint
         if saved is not None:
-            read = {name: saved.object(name) for name in (STATE_FILE, SETTINGS_FILE)}
+            read = {name: saved.fields(name).found for name in (STATE_FILE, SETTINGS_FILE)}
     documents = parse_json(ranks.from_first(json_document(read)))
     if not documents:
         _restore_best(run, None)
@@ -293,6 +283,24 @@ def _resume(run: Run) -> _Resumed:
     return _Resumed(state, True, choice, messages + more)
 
 
+def require_fit(run: Run, saved: checkpoint.SavedCheckpoint) -> None:
+    """Check everything that resuming reads of a checkpoint, before anything is changed.
+
+    Args:
+        run: The run that is to resume.
+        saved: The checkpoint.
+
+    Raises:
+        UsageFault: It is of another model, of other data, or of other settings that decide the sequence of windows.
+        DataError: A document or tensor is not one that a run writes.
+    """
+    run.identity.require_same(saved)
+    state = read_state(saved)
+    check_state(run.feed.state_at(0), saved.fields(STATE_FILE).part("loader").found)
+    read_provenance(saved)
+    run.learner.require_fit({name: saved.opened(name) for name in _TENSOR_FILES}, state.step, saved.path)
+
+
 def _restore_best(run: Run, best: Best | None) -> Best | None:
     """Point RUN/best to the best checkpoint if it exists and has this run's metric, and return it; else None."""
     folder, kept = run.settings.output_dir, 0
@@ -311,64 +319,28 @@ def _load(
 ) -> tuple[RunState, list[str]]:
     """Load the documents of a checkpoint, which every rank has, and its tensors, which the first one reads."""
     document = documents[STATE_FILE]
-    state = _state_of(document)
-    run.learner.load(files, document["loss_scale"], run.ranks)
+    found = state_of(Document(document, STATE_FILE, checkpoint.EDITED))
+    run.learner.load(files, found.loss_scale, run.ranks)
     note = run.feed.load_state_dict(document["loader"]).note
-    own, was = machine(run.accelerator.device, run.ranks.world_size), document["machine"]
-    other = [f"{name} was {was.get(name)}, is {own[name]}" for name in own if was.get(name) != own[name]]
+    own, was = machine(run.accelerator.device, run.ranks.world_size), asdict(found.machine)
+    other = [f"{name} was {was[name]}, is {own[name]}" for name in own if was[name] != own[name]]
     messages = [note] if note else []
     changed = differences(documents[SETTINGS_FILE], run.settings.as_json())
     if changed:
         messages.append(f"with other settings: {'; '.join(changed)}")
-    was_mean_of = document.get("validated_tasks", list(SIX))  # older checkpoints were validated on all
-    of_other_tasks = run.validation is not None and was_mean_of != list(run.validation.tasks)
-    if state.best is not None and state.best.metric == "loss" and of_other_tasks:
-        messages.append(f"step {state.best.step} is no longer the best: its loss was the mean of other tasks")
-        state.best = None
+    best = found.best
+    of_other_tasks = run.validation is not None and found.validated_tasks != run.validation.tasks
+    if best is not None and best.metric == "loss" and of_other_tasks:
+        messages.append(f"step {best.step} is no longer the best: its loss was the mean of other tasks")
+        best = None
     if other:
         messages.append(f"results may differ in the last bits from a run without a stop: {'; '.join(other)}")
-    return state, messages
-
-
-def _state_of(document: Mapping[str, Any]) -> RunState:
-    """Return the state in the content of a state.json."""
-    best = document.get("best")
-    return RunState(
-        step=document["step"],
-        position=document["loader"]["position"],
-        elapsed_s=document["elapsed_s"],
-        smoothed=Smoothed.from_json(document["smoothed_loss"]),
-        validated=document.get("validated", 0),  # older checkpoints do not have it
-        best=None if best is None else Best(**best),
+    state = RunState(
+        step=found.step,
+        position=found.loader.position,
+        elapsed_s=found.elapsed_s,
+        smoothed=Smoothed.of(found.smoothed_loss.value, found.smoothed_loss.lowest),
+        validated=found.validated,
+        best=best,
     )
-
-
-def _read_state(saved: checkpoint.SavedCheckpoint) -> tuple[RunState, dict[str, Any]]:
-    """Return the state of a saved run and its state.json, after checking the values."""
-    place = saved.path / STATE_FILE
-    document = saved.object(STATE_FILE)
-    if document.get("version") != _STATE_VERSION:
-        found = reprlib.repr(document.get("version"))
-        raise DataError(f"{place}: expected version {_STATE_VERSION}, found {found}")
-    try:
-        state = _state_of(document)
-        smoothed = state.smoothed
-        checks = {
-            "step": state.step == saved.step,
-            "loader": is_count(state.position),
-            "elapsed_s": is_real(state.elapsed_s) and state.elapsed_s >= 0,
-            "smoothed_loss": smoothed == Smoothed() or (is_real(smoothed.value) and is_real(smoothed.lowest)),
-            "validated": is_count(state.validated),
-            "validated_tasks": isinstance(document.get("validated_tasks"), list | None),
-            "best": state.best is None
-            or (is_count(state.best.step) and is_real(state.best.value) and isinstance(state.best.metric, str)),
-            "loss_scale": document["loss_scale"] is None or isinstance(document["loss_scale"], dict),
-            "machine": isinstance(document["machine"], dict),
-        }
-    except (LookupError, TypeError, AttributeError) as error:
-        raise DataError(f"{place}: {one_line(repr(error), 120)}. It was edited: choose another checkpoint") from error
-    for name, valid in checks.items():
-        if not valid:
-            found = reprlib.repr(document.get(name))
-            raise DataError(f"{place}: {name}: found {found}, which no run writes. Choose another checkpoint")
-    return state, document
+    return state, messages

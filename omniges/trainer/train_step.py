@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final, cast
 
 import torch
@@ -17,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from omniges.errors import DataError, UsageFault
-from omniges.model.checkpoint import EMA_FILE, MODEL_FILE, OPTIMIZER_FILE
+from omniges.model.checkpoint import EMA_FILE, MODEL_FILE, OPTIMIZER_FILE, require_learned
 from omniges.model.draws import Plan
 from omniges.model.flow import FlowLoss, FlowModel, Windows
 from omniges.model.spec import ModelConfig, model_for_weights
@@ -25,6 +26,7 @@ from omniges.storage.tensors import require_same, shapes_of
 from omniges.trainer.config import Schedule, TrainSettings
 from omniges.trainer.distributed import Ranks
 from omniges.trainer.sharding import copy_rows, gathered, local, norm_of_all, receive, shard_model, skeleton_of, whole
+from omniges.trainer.state import LossScale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,7 @@ def ema_decay(decay: float, step: int) -> float:
     return min(decay, (1 + step) / (10 + step))
 
 
+_OTHER: Final = "choose another checkpoint"
 _MOMENTS: Final = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -115,18 +118,34 @@ def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Ten
     return {f"{name}.{part}": state[part] for name, state in states.items() if state for part in _MOMENTS}
 
 
-def _require_moments(model: nn.Module, found: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Raise DataError if the shapes of an optimizer's state do not fit the model."""
+def _require_moments(model: nn.Module, found: Mapping[str, Tensor], last_step: int | None, where: str) -> None:
+    """Raise DataError for a state of an optimizer that does not fit the model, or that AdamW cannot have.
+
+    Args:
+        model: Module that is optimized.
+        found: Result of `moments`, or an open file of it.
+        last_step: Step that the state was saved at; None: not known.
+        where: Path of the tensors, which the error names.
+    """
     expected = {
         f"{name}.{part}": (() if part == "step" else tuple(parameter.shape))
         for name, parameter in model.named_parameters()
         for part in _MOMENTS
         if parameter.requires_grad
     }
-    if found != expected:
-        raise DataError(
-            f"{where}: the shapes of the optimizer's state do not fit this model. Choose another checkpoint"
-        )
+    require_same(expected, shapes_of(found), where, _OTHER)
+    steps = set()
+    for name in expected:
+        tensor = found[name]
+        require_learned(name, tensor, where)
+        if name.endswith(".exp_avg_sq") and (tensor < 0).any():
+            raise DataError(f"{where}: {name}: expected means of squares of at least 0, found less; {_OTHER}")
+        if name.endswith(".step"):
+            steps.add(float(tensor))
+    most = math.inf if last_step is None else last_step
+    if len(steps) > 1 or not all(step.is_integer() and 0 <= step <= most for step in steps):
+        shown = ", ".join(f"{step:g}" for step in sorted(steps)[:3])
+        raise DataError(f"{where}: expected one number of updates of at most {most:g}, found {shown}; {_OTHER}")
 
 
 def empty_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -157,9 +176,9 @@ def load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, saved: Mapp
         where: Path of the tensors, which the error names.
 
     Raises:
-        DataError: Names or shapes do not fit the model.
+        DataError: Names, shapes or values do not fit the model.
     """
-    _require_moments(model, shapes_of(saved), where)
+    _require_moments(model, saved, None, where)
     own = empty_moments(model, optimizer)
     copy_rows(own.values(), (saved[name] for name in own))
 
@@ -302,23 +321,25 @@ class Learner:
     def scale(self) -> dict[str, Any] | None:
         """Return the state of fp16's loss scale; None for other precisions."""
         scaler = self._accelerator.scaler
-        return None if scaler is None else dict(scaler.state_dict())
+        return None if scaler is None else asdict(LossScale(**scaler.state_dict()))
 
-    @torch.no_grad()
-    def require_shapes(self, files: Mapping[str, Mapping[str, tuple[int, ...]]], where: str) -> None:
-        """Raise DataError if saved weights or moments do not fit the model.
+    def require_fit(self, files: Mapping[str, Mapping[str, Tensor]], step: int, where: Path) -> None:
+        """Refuse saved weights or moments that do not fit the model, or that training does not write.
 
         Args:
-            files: Shapes by name, for each file.
+            files: Tensors by name, for each file; one at a time is read of an open file.
+            step: Step that they were saved at.
             where: Folder of the files, which the error names.
 
         Raises:
-            DataError: Names or shapes do not fit the model.
+            DataError: Names, shapes, types or values do not fit.
         """
         own = shapes_of(dict(self.model.named_parameters()))
         for name in (MODEL_FILE, EMA_FILE):
-            require_same(own, files[name], f"{where}/{name}", "choose another checkpoint")
-        _require_moments(self.model, files[OPTIMIZER_FILE], f"{where}/{OPTIMIZER_FILE}")
+            require_same(own, shapes_of(files[name]), str(where / name), _OTHER)
+            for each in own:
+                require_learned(each, files[name][each], str(where / name))
+        _require_moments(self.model, files[OPTIMIZER_FILE], step, str(where / OPTIMIZER_FILE))
 
     @contextlib.contextmanager
     def complete(self, ranks: Ranks) -> Iterator[Mapping[str, Mapping[str, Tensor]]]:
@@ -342,11 +363,11 @@ class Learner:
         copy_rows(self.model.parameters(), model.parameters())
         self.average.reset()
 
-    def load(self, files: Mapping[str, Mapping[str, Tensor]], scale: Mapping[str, Any] | None, ranks: Ranks) -> None:
+    def load(self, files: Mapping[str, Mapping[str, Tensor]], scale: LossScale | None, ranks: Ranks) -> None:
         """Load the results of `complete` and `scale`, which the first rank has read, on all ranks.
 
         Args:
-            files: Complete tensors by name, for each file, that `require_shapes` has checked; empty on other ranks.
+            files: Complete tensors by name, for each file, that `require_fit` has checked; empty on other ranks.
             scale: State of the loss scale, or None.
             ranks: Ranks of the run; all of them call this.
         """
@@ -355,7 +376,7 @@ class Learner:
         receive([tensor for _, _, tensor in slots], (files[file][name] for file, name, _ in slots), ranks)
         scaler = self._accelerator.scaler
         if scaler is not None and scale is not None:
-            scaler.load_state_dict(dict(scale))
+            scaler.load_state_dict(asdict(scale))
 
 
 _FLOAT32: Final = 4

@@ -219,9 +219,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"head_dim": 8}, "head_dim: expected hidden_size / num_attention_heads"),
     ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "expected rotary positions without scaling"),
     ({"rope_parameters": {"rope_type": "yarn"}}, "expected rotary positions without scaling"),
-    ({"attention_bias": True}, "attention_bias: expected False"),
-    ({"tie_word_embeddings": True}, "tie_word_embeddings: expected False"),
-    ({"hidden_act": "gelu"}, "hidden_act: expected 'silu'"),
+    ({"attention_bias": True}, "attention_bias: expected false"),
+    ({"tie_word_embeddings": True}, "tie_word_embeddings: expected false"),
+    ({"hidden_act": "gelu"}, 'hidden_act: expected "silu"'),
     ({"eos_token_id": [2, 3]}, "eos_token_id: expected a whole number"),
     ({"eos_token_id": 300}, "vocab_size: expected room"),
     ({"rms_norm_eps": float("nan")}, "NaN is no JSON number"),
@@ -265,10 +265,10 @@ class TestWrongConfigurations:
         [
             ({"relative_attention_max_distance": 64}, "expected 128, the only value that is implemented"),
             ({"layer_norm_epsilon": 1e-5}, "expected 1e-06"),
-            ({"feed_forward_proj": "relu"}, "expected 'gated-gelu'"),
-            ({"dense_act_fn": "silu"}, "expected 'gelu_new'"),
-            ({"is_gated_act": 1}, "expected True"),
-            ({"model_type": "mt5"}, "expected 't5'"),
+            ({"feed_forward_proj": "relu"}, 'expected "gated-gelu"'),
+            ({"dense_act_fn": "silu"}, 'expected "gelu_new"'),
+            ({"is_gated_act": 1}, "expected true"),
+            ({"model_type": "mt5"}, 'expected "t5"'),
         ],
     )
     def test_of_t5_whatever_no_tensor_tells(self, tmp_path, change, expected):

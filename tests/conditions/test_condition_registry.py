@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stream_builders import install, install_toy
@@ -14,6 +15,7 @@ from omniges.conditions.emotion import Emotion
 from omniges.conditions.registry import find_stream, find_streams, load_streams, register_stream, saved_streams
 from omniges.errors import EnvironmentFault, UsageFault
 from omniges.registry import Registry
+from omniges.storage.documents import Document
 
 OTHER = "from omniges.conditions.labels import LabelStream\nclass Other(LabelStream):\n    name = {name!r}\n"
 
@@ -117,8 +119,12 @@ def test_streams_come_back_from_their_specification() -> None:
 def test_a_checkpoint_names_no_module_that_is_imported(path: Path) -> None:
     """A checkpoint's class only appears in messages; what is imported is what the registry has under the name."""
     (path / "hostile.py").write_text("raise SystemExit(9)")
-    found = saved_streams({"emotion": {"class": "hostile:Emotion", "settings": {"values": ["anger"]}}}, "run")
+
+    def saved(name: str, kind: str, settings: dict[str, Any]) -> Document:
+        return Document({"conditions": {name: {"class": kind, "settings": settings}}}, "config.json", "")
+
+    found = saved_streams(saved("emotion", "hostile:Emotion", {"values": ["anger"]}))
     assert type(found["emotion"]) is Emotion
-    with pytest.raises(UsageFault, match="run was trained with hostile:Lost, condition stream lost"):
-        saved_streams({"lost": {"class": "hostile:Lost", "settings": {}}}, "run")
+    with pytest.raises(UsageFault, match="json: the model was trained with hostile:Lost, condition stream lost"):
+        saved_streams(saved("lost", "hostile:Lost", {}))
     assert "hostile" not in sys.modules

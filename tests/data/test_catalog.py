@@ -24,6 +24,7 @@ from omniges.errors import DataError, UsageFault
 from omniges.shards.dataset import seal, totals_of
 from omniges.shards.manifest import ManifestRow, parse_manifest, serialize_manifest
 from omniges.shards.schema import CONTRACT, DATASET_FILE, MANIFEST_FILE
+from omniges.storage.documents import Document
 from omniges.storage.files import sha256_hex
 
 LENGTHS = (30, 9, 17, 8, 25, 7)
@@ -322,7 +323,7 @@ def test_a_million_samples_are_ordered_in_seconds(folder: Path, tmp_path: Path) 
 
 def test_filters_come_back_from_json() -> None:
     for filters in (Filters(), Filters(split="val", speakers=("b", "a"), languages=("english",), max_seconds=9.5)):
-        found = Filters.from_json(json.loads(json.dumps(filters.as_json())))
+        found = Document(json.loads(json.dumps(filters.as_json())), "filters of clips", "").read(Filters)
         assert found.as_json() == filters.as_json()
 
 
@@ -331,4 +332,4 @@ def test_filters_come_back_from_json() -> None:
 )
 def test_filters_of_a_damaged_state_are_bad_data(damaged: Any) -> None:
     with pytest.raises(DataError, match=r"filters of clips.* choose another checkpoint"):
-        Filters.from_json(damaged)
+        Document(damaged, "filters of clips", "choose another checkpoint").read(Filters)

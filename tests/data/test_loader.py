@@ -327,7 +327,7 @@ class TestState:
             ({"seed": 12}, "seed was 12, is 11"),
             ({"window_ticks": 9}, "window_ticks was 9, is 8"),
             ({"manifest_hashes": ["f" * 64], "content_hashes": ["e" * 64]}, f"manifest_hashes was '{'f' * 64}', is '"),
-            ({"weights": [1.0, 1.0]}, r"weights was \[1.0, 1.0\], is \[1.0\]"),
+            ({"weights": [2.0]}, "weights was 2.0, is 1.0"),
             ({"shuffle": False}, "shuffle was False, is True"),
             ({"tick_multiple": 4}, "tick_multiple was 4, is 1"),
             ({"content_hashes": ["e" * 64]}, f"content_hashes was '{'e' * 64}', is '"),

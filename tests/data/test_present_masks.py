@@ -19,6 +19,7 @@ from omniges.data.sequence import DataSource, Sequencing
 from omniges.errors import UsageFault
 from omniges.shards.present import ALL_PRESENT, STREAM_PARTS, absent_parts, unused_bits
 from omniges.shards.reader import ShardFolder
+from omniges.storage.documents import Document
 from omniges.storage.files import canonical_json
 from omniges.testing.settings import CorpusSettings
 from omniges.testing.synthetic_corpus import write_sample_corpus
@@ -154,7 +155,7 @@ def test_a_filter_takes_clips_that_have_the_streams(mixed):
     filters = Filters(streams=("audio+text", "gesture+text"))
     table = read_catalog(mixed, filters).table
     assert table.keys_of(np.arange(len(table))) == expected
-    assert Filters.from_json(json.loads(json.dumps(filters.as_json()))) == filters
+    assert Document(json.loads(json.dumps(filters.as_json())), "filters of clips", "").read(Filters) == filters
     with pytest.raises(UsageFault, match="expected streams text, audio, gesture, joined by \\+, found 'face'"):
         Filters(streams=("face+text",))
 

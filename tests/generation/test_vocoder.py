@@ -96,7 +96,10 @@ def test_weights_of_torch_are_read_without_unpickling(folder: Path, tmp_path: Pa
             "expected 160 samples a frame (product of upsample_rates), found 256",
         ),
         ({"upsample_initial_channel": 64}, DataError, "expected the weights that config.json describes"),
-        ({"upsample_rates": None}, DataError, "expected the configuration of a SpeechT5HifiGan"),
+        ({"norm": "layer"}, DataError, 'norm: expected no such key, which is not read, found "layer"'),
+        ({"resblock_kernel_sizes": [3]}, DataError, "dilation_sizes: expected as many as resblock_kernel_sizes, 1"),
+        ({"leaky_relu_slope": "x"}, DataError, 'leaky_relu_slope: expected a number from 0.0 to 1.0, found "x"'),
+        ({"upsample_rates": None}, DataError, "upsample_rates: expected a list, found null"),
     ],
 )
 def test_another_mel_or_model_is_refused(

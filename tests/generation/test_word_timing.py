@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omniges.errors import UsageFault
+from omniges.errors import DataError, UsageFault
 from omniges.generation.word_timing import SpeakingRate, estimate_warnings, learn_rate, timed_words
 
 RATE = SpeakingRate(base_s=0.1, letter_s=0.05, gap_s=0.02, phrase_s=0.3, sentence_s=0.8, words=100)
@@ -42,7 +42,7 @@ def test_pauses_that_never_occur_are_their_lower_bound() -> None:
 @pytest.mark.parametrize("name", ["gap_s", "phrase_s", "sentence_s"])
 def test_a_saved_rate_has_no_pause_below_zero(name: str) -> None:
     assert SpeakingRate.from_json(RATE.as_json()) == RATE
-    with pytest.raises(ValueError, match="expected pauses of at least 0 s"):
+    with pytest.raises(DataError, match=f"{name}: expected a number from 0.0 to 3600.0, found -0.1"):
         SpeakingRate.from_json(replace(RATE, **{name: -0.1}).as_json())
 
 

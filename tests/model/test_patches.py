@@ -13,6 +13,7 @@ from omniges.errors import UsageFault
 from omniges.model.patches import PatchGrid, PatchTokens
 from omniges.model.spec import PRESETS, CodecLatents, ModelConfig, build_model
 from omniges.shards.latents import FrameEntry
+from omniges.storage.documents import Document
 
 GRID = PatchGrid(channels=8, patch=2, table_side=192, table_base=128)
 PUBLISHED = PatchTokens(GRID, columns=16, rows_per_tick=Fraction(5, 2))
@@ -111,10 +112,10 @@ def entry(channels: int) -> FrameEntry:
 
 class TestConfiguration:
     def test_it_survives_being_saved_and_an_earlier_one_means_rows(self) -> None:
-        assert ModelConfig.from_json(config().as_json()) == config()
+        assert ModelConfig.read(Document(config().as_json(), "x", "y")) == config()
         earlier = PRESETS["tiny"].as_json()
         del earlier["audio_tokens"], earlier["audio_grid"]
-        assert ModelConfig.from_json(earlier).audio_tokens == "rows"
+        assert ModelConfig.read(Document(earlier, "x", "y")).audio_tokens == "rows"
 
     @pytest.mark.parametrize(
         ("changes", "said"),

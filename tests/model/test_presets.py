@@ -14,6 +14,7 @@ from flow_builders import statistics
 from omniges.errors import UsageFault
 from omniges.model.spec import PRESETS, CodecLatents, ModelConfig, build_model, model_for_weights
 from omniges.shards.latents import FrameEntry
+from omniges.storage.documents import Document
 from omniges.trainer.config import TrainSettings
 
 
@@ -75,18 +76,18 @@ class TestSizes:
 class TestConfig:
     @pytest.mark.parametrize("found", [-1.0, float("nan"), float("inf"), "x", None])
     def test_a_weight_that_is_invalid_is_refused(self, found):
-        with pytest.raises(UsageFault, match="model: gesture_difference_weight: expected"):
+        with pytest.raises(UsageFault, match="gesture_difference_weight: expected"):
             dataclasses.replace(PRESETS["tiny"], gesture_difference_weight=found)
 
     @pytest.mark.parametrize("found", [3, "ab", [0.5, 120.0], (1.0,), (2.0, 1.0), (0.0, 1.0), (1.0, float("nan"))])
     def test_rotary_periods_that_are_no_range_are_refused(self, found):
-        with pytest.raises(UsageFault, match=r"model: rotary_periods_s: expected the shortest and .*, found"):
+        with pytest.raises(UsageFault, match=r"rotary_periods_s: expected the shortest and .*, found"):
             dataclasses.replace(PRESETS["tiny"], rotary_periods_s=found)
 
     @pytest.mark.parametrize("name", PRESETS)
     def test_it_survives_json(self, name):
         config = dataclasses.replace(PRESETS[name], gesture_prediction="velocity", qk_norm=None)
-        assert ModelConfig.from_json(json.loads(json.dumps(config.as_json()))) == config
+        assert ModelConfig.read(Document(json.loads(json.dumps(config.as_json())), "x", "y")) == config
 
     def test_an_unknown_name_is_refused_with_the_known_ones(self):
         with pytest.raises(UsageFault, match=r"^preset huge: expected one of tiny, small, base, omniflow"):
@@ -94,7 +95,7 @@ class TestConfig:
 
     @pytest.mark.parametrize("changes", [{"layers": 0}, {"width": 100, "heads": 3}, {"width": 12, "heads": 4}])
     def test_sizes_no_trunk_has_are_refused(self, changes):
-        with pytest.raises(UsageFault, match=r"^model: (layers: )?expected"):
+        with pytest.raises(UsageFault, match=r"^(layers: )?expected"):
             dataclasses.replace(PRESETS["tiny"], **changes)
 
 

@@ -156,7 +156,7 @@ class TestTraining:
         assert load_model(find_checkpoint(tmp_path / "run"))[1].config.audio_tokens == "patches"
 
     def test_a_preset_has_no_patches(self, encoded_both: Path, tmp_path: Path) -> None:
-        with pytest.raises(UsageFault, match=r"model: audio_tokens patches: they are OmniFlow's"):
+        with pytest.raises(UsageFault, match=r"audio_tokens patches: they are OmniFlow's"):
             run(encoded_both, tmp_path / "run", audio_codec=AUDIO, model={"audio_tokens": "patches"})
         with pytest.raises(UsageFault, match="unknown key audio_grid"):
             run(encoded_both, tmp_path / "run", audio_codec=AUDIO, model={"audio_grid": None})

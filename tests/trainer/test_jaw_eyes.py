@@ -236,5 +236,5 @@ class TestEarlierCheckpoints:
 
     @pytest.mark.parametrize("found", [416, "424", True, None])
     def test_other_numbers_are_refused(self, found: Any) -> None:
-        with pytest.raises(UsageFault, match=r"model: gesture_channels: expected 415 or 424, found .*"):
+        with pytest.raises(UsageFault, match=r"gesture_channels: expected 415 or 424, found .*"):
             ModelConfig(width=16, layers=1, heads=2, gesture_channels=found)

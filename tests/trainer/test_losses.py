@@ -59,7 +59,7 @@ def test_the_smoothed_loss_is_a_function_of_the_losses_whatever_is_saved_in_betw
     smoothed, value, lowest = Smoothed(), losses[0], math.inf
     for step, loss in enumerate(losses):
         if step == k:
-            smoothed = Smoothed.from_json(smoothed.as_json())
+            smoothed = Smoothed.of(**smoothed.as_json())
         ratio = smoothed.add(loss)
         value = loss if step == 0 else 0.98 * value + 0.02 * loss
         lowest = min(lowest, value)

@@ -6,13 +6,16 @@ flan-T5-large, unless an entry ``t5`` gives other sizes.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Final, Literal, TypeVar, get_args
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from omniges.errors import DataError
+from omniges.storage.documents import Document, Range, shown
 
+Size = Annotated[int, Range(1, (1 << 31) - 1)]
+TokenId = Annotated[int, Range(0, (1 << 31) - 1)]
+Positive = Annotated[float, Range(above=0)]
 NormType = Literal["layer_norm", "rms_norm"]
 QFORMER_HEADS: Final = 12
 
@@ -21,51 +24,52 @@ QFORMER_HEADS: Final = 12
 class VaeConfig:
     """The entry ``vae_config``; the defaults apply without the entry."""
 
-    prompt_size: int = 1024
+    prompt_size: Size = 1024
     """Width of the T5 features."""
-    vae_dim: int = 1536
+    vae_dim: Size = 1536
     """Width of a latent."""
-    vae_hidden_size: int = 1536
+    vae_hidden_size: Size = 1536
     """Width of the Q-Former."""
-    n_tokens: int = 32
+    n_tokens: Size = 32
     """Latents of a text."""
     pre_norm: bool = False
     """True: the norm precedes the projection to latents. False: it follows."""
     norm_type: NormType = "layer_norm"
-    vae_scale: float = 1.0
+    vae_scale: Positive = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaSizes:
     """Keys of a LLaMA configuration that the computation needs."""
 
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    vocab_size: int
-    max_position_embeddings: int
-    bos_token_id: int
-    eos_token_id: int
-    rms_norm_eps: float
-    rope_theta: float
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Size
+    num_attention_heads: Size
+    num_key_value_heads: Size
+    vocab_size: Size
+    max_position_embeddings: Size
+    bos_token_id: TokenId
+    eos_token_id: TokenId
+    rms_norm_eps: Positive
+    rope_theta: Positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class T5Sizes:
     """Sizes of a T5 encoder; the defaults are those of flan-T5-large."""
 
-    vocab_size: int = 32_128
-    d_model: int = 1024
-    d_kv: int = 64
-    num_heads: int = 16
-    d_ff: int = 2816
-    num_layers: int = 24
-    relative_attention_num_buckets: int = 32
+    vocab_size: Size = 32_128
+    d_model: Size = 1024
+    d_kv: Size = 64
+    num_heads: Size = 16
+    d_ff: Size = 2816
+    num_layers: Size = 24
+    relative_attention_num_buckets: Size = 32
 
 
 Sizes = TypeVar("Sizes", VaeConfig, LlamaSizes, T5Sizes)
+_REMEDY: Final = "give the text VAE's own config.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,94 +94,28 @@ def text_vae_config(document: Any, where: str) -> TextVaeConfig:
     Raises:
         DataError: A key is missing or has an unsupported value.
     """
-    found = _Document(document, where)
+    found = Document(document, where, _REMEDY)
     vae = VaeConfig()
     if "vae_config" in found.found:
         entry = found.part("vae_config")
-        unknown = sorted(entry.found.keys() - {field.name for field in fields(VaeConfig)})
-        if unknown:
-            raise entry.fault(unknown[0], "an unknown key, which could change the texts", "keys of OmniFlow's text VAE")
-        vae = entry.sizes(VaeConfig)
+        entry.require_keys(_names(VaeConfig))
+        vae = entry.read(VaeConfig)
     llama = _llama(found)
     t5 = T5Sizes()
     if "t5" in found.found:
         encoder = found.part("t5")
         encoder.require_only(_ONLY_T5)
-        t5 = encoder.sizes(T5Sizes)
-        encoder.require_known({*_ONLY_T5, *(field.name for field in fields(T5Sizes)), *_UNREAD_T5})
+        encoder.require_keys(_names(T5Sizes))
+        t5 = encoder.values(T5Sizes)
+        encoder.require_known({*_ONLY_T5, *_names(T5Sizes), *_UNREAD_T5, *UNREAD})
     if "qformer" in found.found:
         only = {**QFORMER, "hidden_size": vae.vae_hidden_size, "encoder_hidden_size": vae.prompt_size}
         former = found.part("qformer")
         former.require_only(only | {"position_embedding_type": "absolute"})
-        former.require_known({*only, *_UNREAD_QFORMER})
+        former.require_known({*only, *_UNREAD_QFORMER, *UNREAD})
     if vae.vae_hidden_size % QFORMER_HEADS:
         raise found.fault("vae_config.vae_hidden_size", str(vae.vae_hidden_size), f"a multiple of {QFORMER_HEADS}")
     return TextVaeConfig(vae=vae, llama=llama, t5=t5)
-
-
-class _Document:
-    """A JSON object whose values are read with a check of their type."""
-
-    def __init__(self, found: Any, where: str, prefix: str = "") -> None:
-        self.where = where
-        self.prefix = prefix
-        if not isinstance(found, dict):
-            raise self.fault("", type(found).__name__, "an object")
-        self.found: dict[str, Any] = found
-
-    def fault(self, key: str, found: str, expected: str) -> DataError:
-        name = f"{self.prefix}{key}".rstrip(".") or "the document"
-        return DataError(
-            f"{self.where}: {name}: expected {expected}, found {found[:80]}; give the text VAE's own config.json"
-        )
-
-    def part(self, key: str) -> _Document:
-        return _Document(self.found[key], self.where, f"{self.prefix}{key}.")
-
-    def value(self, key: str) -> Any:
-        if key not in self.found:
-            raise self.fault(key, "nothing", "the key")
-        return self.found[key]
-
-    def require_only(self, only: Mapping[str, Any]) -> None:
-        """Refuse keys whose value differs from the one that is implemented."""
-        for key, value in only.items():
-            found = self.found.get(key, value)
-            if found != value or isinstance(found, bool) != isinstance(value, bool):
-                raise self.fault(key, repr(found)[:80], f"{value!r}, the only value that is implemented")
-
-    def require_known(self, known: Collection[str]) -> None:
-        """Refuse keys that are not read and might change the numbers, unless they are null."""
-        for key in sorted(self.found.keys() - {*known, *_UNREAD}):
-            if self.found[key] is not None:
-                raise self.fault(key, f"{self.found[key]!r:.60}", "no such key, because omniges does not implement it")
-
-    def sizes(self, kind: type[Sizes], **own: Any) -> Sizes:
-        """Return a dataclass read from keys with its field names: flags, integers (ids from 0), numbers above 0."""
-        for field in fields(kind):
-            key = field.name
-            if key in own:
-                continue
-            value = self.value(key)
-            if field.type == "bool":
-                if not isinstance(value, bool):
-                    raise self.fault(key, repr(value), "true or false")
-            elif field.type == "int":
-                minimum = 0 if key.endswith("_id") else 1
-                if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value < 1 << 31:
-                    raise self.fault(key, repr(value), f"a whole number of at least {minimum}")
-            elif field.type == "float":
-                value = self.number(key)
-            elif value not in get_args(NormType):
-                raise self.fault(key, repr(value), f"one of {', '.join(get_args(NormType))}")
-            own[key] = value
-        return kind(**own)
-
-    def number(self, key: str) -> float:
-        value = self.value(key)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-            raise self.fault(key, repr(value), "a number above 0")
-        return float(value)
 
 
 _ONLY: Final[Mapping[str, Any]] = {
@@ -199,7 +137,7 @@ _ONLY_T5: Final[Mapping[str, Any]] = {
     "layer_norm_epsilon": 1e-6,
 }
 """Keys of a T5 configuration with one supported value, that of flan-T5."""
-_UNREAD: Final = frozenset(
+UNREAD: Final = frozenset(
     {
         *("architectures", "_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "auto_map"),
         *("use_cache", "return_dict", "output_attentions", "output_hidden_states", "torchscript", "use_bfloat16"),
@@ -249,30 +187,35 @@ QFORMER: Final[Mapping[str, Any]] = {
 """Settings of the Q-Former, which have no other supported values."""
 
 
-def _llama(document: _Document) -> LlamaSizes:
+def _names(sizes: type[Sizes]) -> set[str]:
+    return {field.name for field in fields(sizes)}
+
+
+def _llama(document: Document) -> LlamaSizes:
     document.require_only(_ONLY)
-    sizes = document.sizes(LlamaSizes, rope_theta=_rope_theta(document))
-    document.require_known({*_ONLY, *(field.name for field in fields(LlamaSizes)), *_UNREAD_LLAMA})
+    sizes = document.values(LlamaSizes, rope_theta=_rope_theta(document))
+    document.require_known({*_ONLY, *_names(LlamaSizes), *_UNREAD_LLAMA, *UNREAD})
     heads = sizes.num_attention_heads
     if sizes.hidden_size % (2 * heads) or heads % sizes.num_key_value_heads:
         raise document.fault("num_attention_heads", str(heads), "heads of even width that the key heads divide")
     if document.found.get("head_dim") not in {None, sizes.hidden_size // heads}:
-        raise document.fault("head_dim", repr(document.found["head_dim"]), "hidden_size / num_attention_heads")
+        raise document.fault("head_dim", shown(document.found["head_dim"]), "hidden_size / num_attention_heads")
     if max(sizes.bos_token_id, sizes.eos_token_id) >= sizes.vocab_size:
         raise document.fault("vocab_size", str(sizes.vocab_size), "room for the begin and the end token")
     return sizes
 
 
-def _rope_theta(document: _Document) -> float:
+def _rope_theta(document: Document) -> float:
     """Read the base of the rotary positions, from its own key or from transformers 5's ``rope_parameters``."""
     for key in ("rope_scaling", "rope_parameters"):
         if document.found.get(key) is not None:
             part = document.part(key).found
             if part.get("rope_type", part.get("type", "default")) != "default":
-                raise document.fault(key, repr(part), "rotary positions without scaling")
+                raise document.fault(key, shown(part), "rotary positions without scaling")
     if "rope_theta" not in document.found and document.found.get("rope_parameters") is not None:
-        return document.part("rope_parameters").number("rope_theta")
-    return document.number("rope_theta")
+        document = document.part("rope_parameters")
+    theta: float = document.typed("rope_theta", Positive)
+    return theta
 
 
 def require_agreement(config: TextVaeConfig, shapes: Mapping[str, Sequence[int]], where: str, weights: str) -> None:

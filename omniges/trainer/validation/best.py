@@ -12,6 +12,7 @@ from omniges.metrics.registry import BUILT_IN, METRICS, Direction, registered_me
 from omniges.model.checkpoint import CHECKPOINTS, Contents, prune, save_checkpoint
 from omniges.model.tasks import SIX, TASKS
 from omniges.storage.atomic import is_temporary_name, os_errors, sync_folder
+from omniges.storage.documents import Count
 
 BEST: Final = "best"
 """Name of the link in a run's folder."""
@@ -30,7 +31,7 @@ _KNOWN: Final = _LOSSES | {
 class Best:
     """The best step so far."""
 
-    step: int
+    step: Count
     metric: str
     value: float
 

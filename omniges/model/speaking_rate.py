@@ -1,0 +1,62 @@
+"""Durations of words and pauses, learned from training words; checkpoints contain them, to time plain text."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Annotated, Final
+
+from omniges.errors import DataError
+from omniges.storage.documents import Count, Document, Range
+from omniges.storage.files import json_document, parse_json
+
+SPEAKING_RATE_FILE: Final = "speaking_rate.json"
+_MIN_S: Final = 0.05
+_MAX_S: Final = 3600.0
+_OTHER: Final = "choose another checkpoint"
+_Seconds = Annotated[float, Range(-_MAX_S, _MAX_S)]
+_Pause = Annotated[float, Range(0.0, _MAX_S)]
+
+
+@dataclass(frozen=True, slots=True)
+class SpeakingRate:
+    """Durations of words and of the pauses between them, in seconds."""
+
+    base_s: _Seconds
+    letter_s: _Seconds
+    gap_s: _Pause
+    phrase_s: _Pause
+    sentence_s: _Pause
+    words: Count  # number of words it was learned from
+
+    def as_json(self) -> bytes:
+        """Return the content of the file that a checkpoint holds, as JSON."""
+        return json_document(asdict(self))
+
+    @classmethod
+    def from_json(cls, content: bytes, where: str = SPEAKING_RATE_FILE) -> SpeakingRate:
+        """Parse the result of `as_json`.
+
+        Args:
+            content: Bytes of the file.
+            where: Path of the file, for errors.
+
+        Returns:
+            The speaking rate.
+
+        Raises:
+            DataError: It is something else.
+        """
+        try:
+            found = parse_json(content)
+        except ValueError as error:
+            raise DataError(f"{where}: expected a JSON document, found damage ({error}); {_OTHER}") from error
+        return Document(found, where, _OTHER).read(cls)
+
+    def word_s(self, word: str) -> float:
+        """Return the duration of a word in seconds."""
+        return max(_MIN_S, self.base_s + self.letter_s * letter_count(word))
+
+
+def letter_count(word: str) -> int:
+    """Return the number of letters and digits of a word."""
+    return sum(character.isalnum() for character in word)

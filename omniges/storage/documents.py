@@ -1,0 +1,307 @@
+"""JSON objects of unknown origin, read into frozen dataclasses whose fields declare type and range.
+
+The declaration is the only check: ``Annotated[int, Range(1)]`` is a whole number from 1 on. A field with a default may
+be absent, because files of earlier versions lack it. A key that no field reads is refused.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Final, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from omniges.errors import DataError, OmnigesError
+from omniges.storage.files import is_sha256
+from omniges.storage.redact import one_line
+
+T = TypeVar("T")
+LONGEST_TEXT: Final = 4096
+"""Most characters of a text in a document: the longest path."""
+_MOST: Final = 1e30
+"""Largest magnitude of a number without a range of its own; numbers are used in float32."""
+_MOST_SAID: Final = 1e10
+"""Smallest upper end of a range that errors leave out."""
+_MOST_SHOWN: Final = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Range of a number, for ``Annotated``."""
+
+    minimum: float = -_MOST
+    maximum: float = _MOST
+    above: float = -math.inf
+
+    def __contains__(self, value: float) -> bool:
+        return self.minimum <= value <= self.maximum and value > self.above
+
+    @property
+    def words(self) -> str:
+        """Range in words; empty if it is that of every number."""
+        if self == Range():
+            return ""
+        lowest = f"above {self.above}" if self.above > -math.inf else f"from {self.minimum}"
+        return f" {lowest}" + (f" to {self.maximum}" if self.maximum < _MOST_SAID else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Is:
+    """A test of a value and its words, for ``Annotated``."""
+
+    expected: str
+    fits: Callable[[Any], bool]
+
+
+Count = Annotated[int, Range(0, 1 << 60)]
+"""A whole number from 0 on, in the range of file sizes."""
+
+Sha256 = Annotated[str, Is("a sha256 in lower-case hexadecimal digits", is_sha256)]
+
+
+def shown(value: Any) -> str:
+    """Return a value of JSON as one short line, in JSON's own words."""
+    return one_line(json.dumps(value, ensure_ascii=False, default=repr), _MOST_SHOWN)
+
+
+class Document:
+    """A JSON object whose values are read with a check of their type and range."""
+
+    def __init__(
+        self, found: Any, where: str, remedy: str, prefix: str = "", kind: type[OmnigesError] = DataError
+    ) -> None:
+        """Refuse other JSON values than an object.
+
+        Args:
+            found: The parsed JSON.
+            where: Name of the file, for errors.
+            remedy: What to do about a value that is not valid; end of the error's line.
+            prefix: Keys that lead to the object, each with a dot.
+            kind: Class of the errors.
+
+        Raises:
+            OmnigesError: It is no object; an error of the given class.
+        """
+        self.where, self.remedy, self.prefix, self._kind = where, remedy, prefix, kind
+        if not isinstance(found, dict):
+            raise self.fault("", shown(found), "an object")
+        self.found: dict[str, Any] = found
+
+    def fault(self, key: str, found: str, expected: str) -> OmnigesError:
+        """Return the error for the value of a key.
+
+        Args:
+            key: The key; empty for the object itself.
+            found: The value in words.
+            expected: The values that are valid, in words.
+
+        Returns:
+            The error, which the caller raises.
+        """
+        name = one_line(f"{self.prefix}{key}".rstrip("."), 120)
+        place = f"{name}: " if name else ""
+        return self._kind(f"{self.where}: {place}expected {expected}, found {found}; {self.remedy}")
+
+    def part(self, key: str) -> Document:
+        """Return the object under a key."""
+        return Document(self.value(key), self.where, self.remedy, f"{self.prefix}{key}.", self._kind)
+
+    def value(self, key: str) -> Any:
+        """Return the unchecked value of a key that must exist."""
+        if key not in self.found:
+            raise self.fault(key, "nothing", "the key")
+        return self.found[key]
+
+    def require_keys(self, keys: Collection[str]) -> None:
+        """Refuse an object without one of the keys."""
+        for key in keys:
+            self.value(key)
+
+    def require_only(self, only: Mapping[str, Any]) -> None:
+        """Refuse keys whose value is not the only one that is implemented.
+
+        Args:
+            only: The value of each key; a key may be absent.
+        """
+        for key, value in only.items():
+            found = self.found.get(key, value)
+            if found != value or isinstance(found, bool) != isinstance(value, bool):
+                raise self.fault(key, shown(found), f"{shown(value)}, the only value that is implemented")
+
+    def require_only_keys(self, known: Collection[str]) -> None:
+        """Refuse other keys than these."""
+        for key in sorted(self.found.keys() - set(known)):
+            raise self.fault(key, shown(self.found[key]), "no such key")
+
+    def require_known(self, known: Collection[str]) -> None:
+        """Refuse keys that are not read and might change the numbers, unless they are null.
+
+        Args:
+            known: Keys that are read, and those that have no effect.
+        """
+        for key in sorted(self.found.keys() - set(known)):
+            if self.found[key] is not None:
+                raise self.fault(key, shown(self.found[key]), "no such key, which is not read")
+
+    def read(self, kind: type[T]) -> T:
+        """Read a dataclass whose fields are all keys of the object.
+
+        Args:
+            kind: The dataclass.
+
+        Returns:
+            The instance.
+
+        Raises:
+            OmnigesError: A key is unknown or absent, or a value has another type or is out of range.
+        """
+        self.require_only_keys({one.name for one in fields(kind)})  # type: ignore[arg-type]
+        return self.values(kind)
+
+    def given(self, kind: Any) -> dict[str, Any]:
+        """Return the fields of a dataclass that the object has, each checked, without making an instance.
+
+        Args:
+            kind: The dataclass.
+
+        Returns:
+            The values by field.
+
+        Raises:
+            OmnigesError: As `read`, but for absent keys.
+        """
+        hints = _hints(kind)
+        self.require_only_keys(hints)
+        return {name: self.typed(name, hints[name]) for name in self.found}
+
+    def values(self, kind: type[T], **own: Any) -> T:
+        """Read a dataclass whose fields are some keys of the object; otherwise as `read`.
+
+        Args:
+            kind: The dataclass.
+            **own: Values of fields that are not read.
+
+        Returns:
+            The instance.
+        """
+        hints = _hints(cast("Hashable", kind))
+        for field in fields(kind):  # type: ignore[arg-type]
+            absent = field.default is MISSING and field.default_factory is MISSING
+            if field.name not in own and (absent or field.name in self.found):
+                own[field.name] = self.typed(field.name, hints[field.name])
+        try:
+            return kind(**own)
+        except OmnigesError as error:  # of a check that the dataclass makes itself
+            raise self._kind(f"{self.where}: {self.prefix}{error}; {self.remedy}") from error
+
+    def typed(self, key: str, hint: Any) -> Any:
+        """Return the value of a key, checked and converted to a type.
+
+        Args:
+            key: The key.
+            hint: The type of a dataclass's field.
+
+        Returns:
+            The value; lists as tuples.
+        """
+        return self._typed(key, hint, self.value(key))
+
+    def _typed(self, key: str, hint: Any, value: Any) -> Any:
+        kind, checks, optional = _parts(hint)
+        found: Any
+        if optional and value is None:
+            return None
+        if get_origin(kind) is tuple and isinstance(value, list | tuple):
+            found = self._several(key, kind, value)
+        elif get_origin(kind) is Mapping and isinstance(value, dict):
+            found = self._mapping(key, kind, value)
+        elif is_dataclass(kind) and isinstance(value, dict):
+            part = Document(value, self.where, self.remedy, f"{self.prefix}{key}.", self._kind)
+            found = part.read(cast("type[Any]", kind))
+        elif _is_plain(kind, checks, value):
+            found = kind(value) if kind in {float, Path} else value
+        else:
+            raise self.fault(key, shown(value), _words(hint))
+        for check in checks:
+            if isinstance(check, Is) and not check.fits(found):
+                raise self.fault(key, shown(value), check.expected)
+        return found
+
+    def _several(self, key: str, kind: Any, value: Sequence[Any]) -> tuple[Any, ...]:
+        kinds = get_args(kind)
+        if kinds[1:] == (...,):
+            kinds = kinds[:1] * len(value)
+        if len(kinds) != len(value):
+            raise self.fault(key, shown(value), _words(kind))
+        return tuple(self._typed(f"{key}[{k}]", one, value[k]) for k, one in enumerate(kinds))
+
+    def _mapping(self, key: str, kind: Any, value: dict[str, Any]) -> dict[str, Any]:
+        names, values = get_args(kind)
+        for name in value:
+            if not _is_plain(names, (), name):
+                raise self.fault(f"{key}.{name}", "the key", _words(names))
+        return {name: self._typed(f"{key}.{name}", values, one) for name, one in value.items()}
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+def _parts(hint: Any) -> tuple[Any, tuple[Any, ...], bool]:
+    """Return the type, its checks, and whether null is a value."""
+    kind, checks, optional = hint, (), False
+    while True:
+        if get_origin(kind) is Annotated:
+            kind, *more = get_args(kind)
+            checks += tuple(more)
+        elif get_origin(kind) in {Union, UnionType} and NoneType in get_args(kind):
+            (kind,) = (one for one in get_args(kind) if one is not NoneType)
+            optional = True
+        else:
+            return kind, checks, optional
+
+
+def _is_plain(kind: Any, checks: Collection[Any], value: Any) -> bool:
+    """Return whether a value is a text, a number or a flag of a type and range, or one of its choices."""
+    if kind is Any:
+        return True
+    if get_origin(kind) is Literal:
+        return any(type(value) is type(one) and value == one for one in get_args(kind))
+    if kind in {str, Path}:
+        return isinstance(value, str) and len(value) <= LONGEST_TEXT
+    if kind is float or kind is int:
+        ranges = [check for check in checks if isinstance(check, Range)] or [Range()]
+        number = type(value) is int or (kind is float and type(value) is float)
+        return number and all(value in one for one in ranges)
+    return kind is bool and isinstance(value, bool)
+
+
+_KINDS: Final[Mapping[Any, str]] = {
+    int: "a whole number",
+    float: "a number",
+    str: f"a text of at most {LONGEST_TEXT} characters",
+    Path: f"a path of at most {LONGEST_TEXT} characters",
+    bool: "true or false",
+    tuple: "a list",
+    Mapping: "an object",
+}
+
+
+def _words(hint: Any) -> str:
+    """Return the values of a type in words."""
+    kind, checks, optional = _parts(hint)
+    origin = get_origin(kind)
+    if origin is Literal:
+        choices = get_args(kind)
+        words = f"one of {', '.join(map(str, choices))}" if len(choices) > 1 else shown(choices[0])
+    elif origin is tuple and get_args(kind)[1:] != (...,):
+        words = f"a list of {len(get_args(kind))} values"
+    else:
+        words = _KINDS.get(origin or kind, "an object")
+    words += "".join(check.words for check in checks if isinstance(check, Range))
+    return words + (" or null" if optional else "")
