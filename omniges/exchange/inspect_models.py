@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from omniges.errors import DataError, UsageFault, first_of
 from omniges.exchange.facts import Inspected, print_fields
 from omniges.pipeline.summary import duration_text, print_table, size_text
 from omniges.progress import counted
+from omniges.storage.documents import Count, Document, Range
 from omniges.storage.files import MAX_JSON_BYTES, parse_json, read_file
 from omniges.visualize.curves import Curves, draw_curves
 
@@ -32,6 +33,7 @@ _REASONS: Final = {
     "failed": "failed",
 }
 _OTHER: Final = "Check where it is from"
+_Step = Annotated[int, Range(0, 1 << 53)]
 
 
 # --- a checkpoint
@@ -150,11 +152,6 @@ def _print_checkpoint(facts: dict[str, Any], console: Console) -> None:
     print_table(console, ("file", "size"), [(name, size_text(size)) for name, size in facts["files"].items()], (1,))
 
 
-def _object(value: Any) -> dict[str, Any]:
-    """Return an object of JSON; an empty one for null and other types, which no run writes."""
-    return value if isinstance(value, dict) else {}
-
-
 def _listed(names: list[str], maximum: int = 8) -> str:
     return f"{len(names)}: {first_of(names, maximum)}" if names else ""
 
@@ -175,6 +172,64 @@ def _data_fields(data: Any) -> Iterator[tuple[str, str]]:
 
 
 # --- a run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _StartEvent:
+    """The fields of a log's event that are read, when a run starts or resumes."""
+
+    step: _Step
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _TaskLoss:
+    """Loss of a task."""
+
+    loss: float
+    samples: Count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _StepsEvent:
+    """The same of steps."""
+
+    step: _Step
+    loss: float
+    smoothed_loss: float
+    learning_rate: float
+    samples_per_s: float
+    elapsed_s: float
+    epoch: float
+    gradient_norm: float | None
+    tasks: Mapping[str, _TaskLoss]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _BestEvent:
+    """The best step so far."""
+
+    step: _Step
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ValidationEvent:
+    """The same of a validation."""
+
+    step: _Step
+    loss: float
+    best: _BestEvent | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _EndEvent:
+    """The same of a run's end."""
+
+    ending: str
+    step: _Step
+    error: str | None = None
 
 
 def inspect_run(folder: Path) -> Inspected:
@@ -275,22 +330,26 @@ def curves_of(events: list[dict[str, Any]], where: str) -> Curves:
     """
     curves = Curves()
     for event in events:
-        try:
-            if event["event"] == "start":
-                curves = curves.until(event["step"])
-            elif event["event"] == "steps":
+        name = event["event"]
+        document = Document(event, f"{where}: {name}", "check where it is from")
+        if name == "start":
+            curves = curves.until(document.values(_StartEvent).step)
+        elif name == "steps":
+            try:
                 curves.add_steps(event)
-            elif event["event"] == "validation":
-                curves.add_validation(event)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(
-                f"{where}: {event['event']}: expected the numbers that training logs, found others ({error}). {_OTHER}"
-            ) from error
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                document.values(_StepsEvent)  # names the field; too slow for every line of a long run
+                raise DataError(f"{where}: steps: expected the numbers that training logs, found others") from error
+        elif name == "validation":
+            document.values(_ValidationEvent)
+            curves.add_validation(event)
+        elif name == "end":
+            document.values(_EndEvent)
     return curves
 
 
 def _print_run(facts: dict[str, Any], console: Console) -> None:
-    best, hours, settings = _object(facts["best"]), facts["hours"], _object(facts["settings"])
+    best, hours, settings = facts["best"], facts["hours"], facts["settings"] or {}
     running = "none: it runs, or was killed" if facts["starts"] else None
     fields: list[tuple[str, Any]] = [
         ("last step", facts["step"]),

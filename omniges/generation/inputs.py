@@ -36,7 +36,8 @@ from omniges.formats.npz import Motion, decode_motion
 from omniges.formats.textgrid import decode_words, is_textgrid
 from omniges.generation.audio import ROWS_PER_TICK, Held, LoadedAudio, Spool, read_log_mel
 from omniges.generation.settings import Sources
-from omniges.generation.word_timing import SpeakingRate, estimate_warnings, learn_rate, timed_words
+from omniges.generation.word_timing import estimate_warnings, learn_rate, timed_words
+from omniges.model.speaking_rate import SpeakingRate
 from omniges.model.streams import STREAMS, StreamName
 from omniges.shards.latents import CodecEntry, FrameEntry
 from omniges.shards.manifest import ManifestRow

@@ -47,9 +47,10 @@ from omniges.generation.records import WINDOWS_TIER
 from omniges.generation.sampler import Codecs, Loaded, Sampler, asked_values, joined, load, trained_tasks, values_of
 from omniges.generation.settings import GenerateSettings, Sources, require_guidable, task_named
 from omniges.generation.vocoder import chosen_vocoder, waveform_from_mel
-from omniges.generation.word_timing import MIN_WORDS, SpeakingRate, estimate_warnings, learn_rate, timed_words
+from omniges.generation.word_timing import MIN_WORDS, estimate_warnings, learn_rate, timed_words
 from omniges.generation.writers import Labels, valid_motion
 from omniges.model.checkpoint import Contents, write_checkpoint
+from omniges.model.speaking_rate import SpeakingRate
 from omniges.model.spec import weights_file
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS, SamplingSettings, Solver

@@ -34,10 +34,10 @@ from omniges.features.text_tokens import TextTokenCodec
 from omniges.generation.inputs import Condition, Input, Reading, latents_of
 from omniges.generation.long_form import TicksOf, Timeline, WindowSettings, sample_timelines, window_spans
 from omniges.generation.settings import Sources, Weights
-from omniges.generation.word_timing import SpeakingRate
 from omniges.model.checkpoint import SavedCheckpoint, find_checkpoint
 from omniges.model.draws import FlowSettings
 from omniges.model.flow import FlowModel
+from omniges.model.speaking_rate import SpeakingRate
 from omniges.model.spec import ModelIdentity, load_model
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS, SamplingSettings, Task

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import sys
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -22,8 +23,7 @@ from omniges.storage.redact import one_line
 T = TypeVar("T")
 LONGEST_TEXT: Final = 4096
 """Most characters of a text in a document: the longest path."""
-_MOST: Final = 1e30
-"""Largest magnitude of a number without a range of its own; numbers are used in float32."""
+_MOST: Final = sys.float_info.max
 _MOST_SAID: Final = 1e10
 """Smallest upper end of a range that errors leave out."""
 _MOST_SHOWN: Final = 60

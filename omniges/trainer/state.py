@@ -237,10 +237,11 @@ def read_training_settings(saved: SavedCheckpoint) -> dict[str, Any]:
     document.require_keys(_SINCE_FIRST)
     found = document.given(TrainSettings)
     for name, value in found.items():
+        setting = cast("Setting", settings_of(TrainSettings)[name])
         try:
-            cast("Setting", settings_of(TrainSettings)[name]).checked(value)
+            setting.checked(value)
         except UsageFault as error:  # out of the range that the setting declares
-            raise DataError(f"{document.where}: {name}: {error}; {document.remedy}") from error
+            raise document.fault(name, shown(document.found[name]), setting.expected) from error
     document.part("flow").read(FlowSettings)
     document.part("model").given(ModelConfig)
     return found

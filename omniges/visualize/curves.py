@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -44,11 +45,11 @@ class Curves:
     def add_steps(self, event: Mapping[str, Any]) -> None:
         """Append an event ``steps`` of the log; raise LookupError, TypeError or ValueError if it lacks a number."""
         norm = event["gradient_norm"]
-        losses = {str(name): float(of["loss"]) for name, of in event["tasks"].items()}
-        values = [float(event[name]) for name in ("loss", "smoothed_loss", "learning_rate", "samples_per_s")]
-        values += [float(event["elapsed_s"]), float(event["epoch"])]
+        losses = {str(name): _number(of["loss"]) for name, of in event["tasks"].items()}
+        names = ("loss", "smoothed_loss", "learning_rate", "samples_per_s", "elapsed_s", "epoch")
+        values = [_number(event[name]) for name in names]
         self.steps.append(_step(event))
-        self.gradient_norm.append(None if norm is None else float(norm))
+        self.gradient_norm.append(None if norm is None else _number(norm))
         curves = (self.loss, self.smoothed, self.learning_rate, self.samples_per_s, self.elapsed_s, self.epochs)
         for curve, value in zip(curves, values, strict=True):
             curve.append(value)
@@ -58,7 +59,7 @@ class Curves:
 
     def add_validation(self, event: Mapping[str, Any]) -> None:
         """Append an event ``validation`` of the log; errors as of `add_steps`."""
-        step, loss = _step(event), float(event["loss"])
+        step, loss = _step(event), _number(event["loss"])
         self.validation_steps.append(step)
         self.validation_loss.append(loss)
 
@@ -87,9 +88,15 @@ class Curves:
         }
 
 
+def _number(value: object) -> float:
+    if (type(value) is not int and type(value) is not float) or not abs(value) <= sys.float_info.max:
+        raise TypeError("no number")
+    return float(value)
+
+
 def _step(event: Mapping[str, Any]) -> int:
-    step = int(event["step"])
-    if not 0 <= step <= _MAX_STEP:
+    step = event["step"]
+    if type(step) is not int or not 0 <= step <= _MAX_STEP:
         raise ValueError("a step out of range")
     return step
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniges.errors import DataError, UsageFault
-from omniges.generation.word_timing import SpeakingRate, estimate_warnings, learn_rate, timed_words
+from omniges.generation.word_timing import estimate_warnings, learn_rate, timed_words
+from omniges.model.speaking_rate import SpeakingRate
 
 RATE = SpeakingRate(base_s=0.1, letter_s=0.05, gap_s=0.02, phrase_s=0.3, sentence_s=0.8, words=100)
 
