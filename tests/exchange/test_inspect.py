@@ -279,12 +279,19 @@ class TestRun:
             b"\xff",
             STEPS % 10**30,
             STEPS % -1,
+            (STEPS % 1).replace(b'"loss": 1', b'"loss": "1"'),
+            (STEPS % 1).replace(b'"epoch": 1', b'"epoch": true'),
+            b'{"event": "start", "step": null}',
+            b'{"event": "validation", "step": 1, "loss": 1, "best": {"step": 1}}',
+            b'{"event": "end", "step": 1, "ending": []}',
         ],
     )
     def test_a_damaged_log_is_one_line(self, tmp_path: Path, line: bytes) -> None:
         (tmp_path / "log.jsonl").write_bytes(line + b"\n")
-        with pytest.raises(DataError, match=r"log\.jsonl"):
+        with pytest.raises(DataError, match=r"log\.jsonl") as caught:
             inspect(tmp_path)
+        assert "expected" in str(caught.value)
+        assert not any(words in str(caught.value) for words in ("argument", "object is", "KeyError", "('"))
 
     def test_no_log_is_no_event(self, tmp_path: Path) -> None:
         assert read_log(tmp_path / "log.jsonl") == []

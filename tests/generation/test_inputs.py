@@ -14,7 +14,7 @@ from omniges.features.timebase import LONGEST_S
 from omniges.formats.textgrid import WordInterval, encode_words
 from omniges.generation.inputs import Input, Reading, cut_input, read_text, words_condition
 from omniges.generation.settings import GenerateSettings, Sources
-from omniges.generation.word_timing import SpeakingRate
+from omniges.model.speaking_rate import SpeakingRate
 from omniges.shards.dataset import train_tokenizer
 
 WORDS = [{"word": "tiger", "start": 0.5, "end": 1.0}]

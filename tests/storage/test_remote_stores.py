@@ -198,6 +198,43 @@ class TestStores:
             assert store.listing() == {name: len(data) for name, data in sorted(FILES.items())}
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"type": "file", "name": "/b/a.tar", "size": "x"},
+        {"type": "file", "name": "/b/a.tar", "size": None},
+        {"type": "file", "name": "/b/a.tar", "size": -1},
+        {"type": "file", "name": 3, "size": 1},
+        {"type": "file", "name": "/b/a.tar"},
+        {"name": "/b/a.tar", "size": 1},
+        "a.tar",
+    ],
+)
+def test_a_listing_of_other_values_is_one_line(entry: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a server says of its files is data, as the files are."""
+    fsspec = pytest.importorskip("fsspec")
+
+    class Foreign:
+        def __init__(self, **_options: object) -> None:
+            pass
+
+        def ls(self, _address: str, detail: bool) -> list[object]:
+            assert detail
+            return [{"type": "directory", "name": "/b/c", "size": 0}, entry]
+
+        def info(self, _address: str) -> object:
+            return entry
+
+    monkeypatch.setattr(fsspec, "get_filesystem_class", lambda _protocol: Foreign)
+    store = open_store(parse_location("gs://b"))
+    with pytest.raises(StoreFault, match="expected a listing of files with name and size, found") as caught:
+        store.listing()
+    assert "\n" not in str(caught.value)
+    if isinstance(entry, dict) and entry.get("size") in {"x", -1}:
+        with pytest.raises(StoreFault, match="expected its size in bytes, found"):
+            store.size("a.tar")
+
+
 class TestLocalFaults:
     def test_a_missing_folder(self, tmp_path: Path) -> None:
         with pytest.raises(EnvironmentFault, match=r"cannot list .*nowhere"):

@@ -70,8 +70,12 @@ class TestRefusals:
             ("model: {widht: 3}", "model: unknown key widht .did you mean width"),
             ("flow: {shfit: 3}", "flow: unknown key shfit .did you mean shift"),
             ("flow: {shift: -3}", "found shift -3"),
-            ("flow: {shares: 3}", "flow: a value is of the wrong type"),
+            ("flow: {shares: 3}", "flow: shares: expected an object, found 3"),
             ("model: {width: 30}", "found width 30"),
+            (
+                "model: {pooled_width: x}",
+                "recipe.yaml: model: pooled_width: expected a whole number or null, found .x.",
+            ),
             ("model: 3", "model: expected lines of the form"),
             ("seed: 1\nseed: 2", "line 2, column 1: not YAML .seed is given twice"),
             ("seed: [1", "line 1, column 9: not YAML"),
