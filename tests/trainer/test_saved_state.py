@@ -242,10 +242,10 @@ def _left_out(found: dict[str, torch.Tensor]) -> None:
 
 
 TENSORS: list[tuple[str, Callable[[dict[str, torch.Tensor]], None], str]] = [
-    ("model.safetensors", _nan, "holds NaN or infinite numbers"),
+    ("model.safetensors", _nan, "expected finite numbers, found NaN"),
     ("model.safetensors", _of_float16, "expected float32, found float16"),
-    ("ema.safetensors", _nan, "holds NaN or infinite numbers"),
-    ("optimizer.safetensors", _nan, "holds NaN or infinite numbers"),
+    ("ema.safetensors", _nan, "expected finite numbers, found NaN"),
+    ("optimizer.safetensors", _nan, "expected finite numbers, found NaN"),
     ("optimizer.safetensors", _of_float16, "expected float32, found float16"),
     ("optimizer.safetensors", _negative, "expected means of squares of at least 0"),
     ("optimizer.safetensors", _later, "expected one number of updates of at most 2, found 3"),
