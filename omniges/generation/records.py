@@ -5,16 +5,14 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import partial
 from pathlib import Path
-from types import NoneType
 from typing import Any, Final
 
 from omniges.errors import DataError, RecordingFault
 from omniges.features.channels import WITH_JAW_EYES
-from omniges.features.timebase import LONGEST_S
+from omniges.features.timebase import LONGEST_S, TICKS_PER_SECOND
 from omniges.formats.textgrid import WordInterval, decode_words
-from omniges.shards.schema import is_count
+from omniges.shards.schema import MOTION_PARTS, is_count, is_key
 from omniges.storage.files import json_document, read_settings
 
 WINDOWS_TIER: Final = "windows"
@@ -23,6 +21,8 @@ WINDOWS_TIER: Final = "windows"
 _FORMAT: Final = "omniges-generated"
 _VERSION: Final = 1
 _MOST: Final = 1e12
+_LONGEST_TEXT: Final = 4096  # characters of a path
+_LONGEST_TICKS: Final = int(LONGEST_S * TICKS_PER_SECOND)
 _OF_FILES: Final = "dict of files, each with path and sha256"
 _LONGEST_NAME_BYTES: Final = 255  # limit of Linux file names
 
@@ -53,6 +53,35 @@ def _file(value: Any) -> bool:
     return "\0" not in name and len(name.encode(errors="replace")) <= _LONGEST_NAME_BYTES
 
 
+def _ticks(value: Any) -> bool:
+    return is_count(value, 1) and value <= _LONGEST_TICKS
+
+
+_SOURCE: Final[Mapping[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(
+        ("shards", "manifest_sha256", "manifest_hash"),
+        lambda value: isinstance(value, str) and len(value) <= _LONGEST_TEXT,
+    ),
+    "key": is_key,
+    "start_tick": lambda value: is_count(value) and value <= _LONGEST_TICKS,
+}
+"""Checks of the fields of `source` that readers use."""
+
+
+def _source(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return value is None
+    return all(fits(value[name]) for name, fits in _SOURCE.items() if name in value)
+
+
+def _is_part(value: Any) -> bool:
+    return value in MOTION_PARTS
+
+
+def _measures(value: Any) -> bool:
+    return _all(_number, dict)(value) and 0 <= value.get("invalid_rotations", 0) <= 1
+
+
 def _all(fits: Callable[[Any], bool], kind: type[list[Any]] | type[dict[str, Any]]) -> Callable[[Any], bool]:
     """Return whether a value is a list or a dict whose values all fit."""
 
@@ -74,10 +103,12 @@ class GeneratedRecord:
     omniges: str = field(metadata=_is("str", _of(str)))  # version that wrote it
     task: str = field(metadata=_is("str", _of(str)))
     name: str = field(metadata=_is("name of files", _is_name))
-    source: Mapping[str, Any] | None = field(metadata=_is("dict or null", _of((dict, NoneType))))
+    source: Mapping[str, Any] | None = field(metadata=_is("dict of shards, manifest and key, or null", _source))
     """Shards, manifest_sha256, key; None for the user's own files."""
     sample: int = field(metadata=_is("int from 0 on", is_count))  # from 0
-    ticks: int = field(metadata=_is("int from 1 on", partial(is_count, minimum=1)))
+    ticks: int = field(
+        metadata=_is("int from 1 to a day", lambda value: is_count(value, 1) and value <= _LONGEST_TICKS)
+    )
     seconds: float = field(metadata=_is("number above 0", _positive))
     files: Mapping[str, Mapping[str, str]] = field(metadata=_is(_OF_FILES, _all(_file, dict)))
     """Path and sha256 of gesture, audio, mel, text, transcript."""
@@ -87,10 +118,10 @@ class GeneratedRecord:
     settings: Mapping[str, Any] = field(metadata=_is("dict", _of(dict)))
     seams_s: tuple[float, ...] = field(metadata=_is("list of numbers", _all(_number, list)))
     """Window boundaries in seconds, without the ends of the result."""
-    measures: Mapping[str, float] = field(metadata=_is("dict of numbers", _all(_number, dict)))
+    measures: Mapping[str, float] = field(metadata=_is("dict of numbers", _measures))
     """Measures of the model's output, before it was made valid."""
     remarks: tuple[str, ...] = field(metadata=_is("list of str", _all(_of(str), list)))
-    absent: tuple[str, ...] = field(default=(), metadata=_is("list of str", _all(_of(str), list)))
+    absent: tuple[str, ...] = field(default=(), metadata=_is("list of parts of the motion", _all(_is_part, list)))
     """Parts at rest, because no training sample had them; the file omits an empty list."""
 
     @property

@@ -70,7 +70,9 @@ def open_file(path: Path, root: Path | None = None) -> int:
         )
     try:
         descriptor = os.open(path, _FLAGS)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise DataError(f"{path}: expected a file, found a link to nothing; put the file itself there") from error
         raise
     except OSError as error:
         if error.errno == errno.ENXIO:  # a socket, which cannot be opened at all

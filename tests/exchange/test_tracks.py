@@ -291,3 +291,42 @@ def test_what_was_guessed_of_a_motion_file_is_said(corpus: Path, tmp_path: Path,
     assert [line for line in lines if line.startswith("warning")] == [
         "warning: expressions-extended: 10 expressions (a, b)"
     ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"source": {"start_tick": "x"}},
+        {"source": {"start_tick": [1]}},
+        {"source": {"start_tick": 1e308}},
+        {"source": {"start_tick": -1}},
+        {"source": {"key": 5}},
+        {"source": {"key": "../x"}},
+        {"source": {"key": "x" * 10**6}},
+        {"source": {"manifest_sha256": 5}},
+        {"source": {"shards": [1]}},
+        {"source": []},
+        {"measures": {"invalid_rotations": -5}},
+        {"measures": {"invalid_rotations": 2}},
+        {"absent": ("zzz",)},
+        {"ticks": 2**59},
+    ],
+)
+def test_every_field_of_a_record_that_readers_use_is_checked(
+    corpus: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    folder = put_result(tmp_path / "out", "talk", {"gesture": files(corpus, ".npz")}, **changes)
+    with pytest.raises(DataError, match=r"talk\.json: .*expected .*found .*; generate it again") as caught:
+        list(load_tracks([folder]))
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("name", ["other.json", "other.npz"])
+def test_a_link_to_nothing_is_a_fault_of_the_data(corpus: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "out"
+    put_result(folder, "talk", {"gesture": files(corpus, ".npz")})
+    if name == "other.npz":
+        (folder / "talk.json").unlink()
+    (folder / name).symlink_to("gone")
+    with pytest.raises(DataError, match=rf"{name}: expected a file, found a link to nothing"):
+        list(load_tracks([folder]))
