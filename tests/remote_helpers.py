@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.server
 import threading
 import time
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -119,6 +121,34 @@ def flip(handler: Handler, data: bytes) -> None:
     """Serve a file with one bit changed."""
     middle = len(data) // 2
     serve(handler, data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
+
+
+def other_range(handler: Handler, data: bytes) -> None:
+    """Answer a range with as many bytes from the beginning of the file."""
+    first, _, last = handler.headers["Range"].removeprefix("bytes=").partition("-")
+    part = data[: int(last) - int(first) + 1]
+    handler.send_response(206)
+    handler.send_header("Content-Length", str(len(part)))
+    handler.send_header("Content-Range", f"bytes 0-{len(part) - 1}/{len(data)}")
+    handler.end_headers()
+    handler.wfile.write(part)
+
+
+@functools.cache
+def packed_zeros() -> bytes:
+    """A gzip file of 256 MiB."""
+    packer = zlib.compressobj(1, zlib.DEFLATED, 31)
+    return b"".join(packer.compress(bytes(1 << 20)) for _ in range(256)) + packer.flush()
+
+
+def unpacking(handler: Handler, data: bytes) -> None:
+    """Answer anything with a megabyte that unpacks to 256 MiB."""
+    packed = packed_zeros()
+    handler.send_response(206)
+    handler.send_header("Content-Length", str(len(packed)))
+    handler.send_header("Content-Encoding", "gzip")
+    handler.end_headers()
+    handler.wfile.write(packed)
 
 
 def silent(handler: Handler, data: bytes) -> None:

@@ -34,6 +34,8 @@ _WEB: Final = ("http", "https")
 _NO_USERINFO: Final = ("s3", "s3a", "gs", "gcs", "hf")  # their libraries would read user:password as a bucket's name
 _LONGEST_TEXT: Final = 8192  # characters of a library's message that are read
 _STREAM_BLOCK_BYTES: Final = 8 << 20
+_PIECE_BYTES: Final = 64 << 10
+_PARTIAL: Final = 206  # HTTP status of a range
 _INSTALL: Final = (
     dict.fromkeys(("s3", "s3a"), "pip install 'omniges[remote]'")
     | dict.fromkeys(_WEB, "pip install aiohttp")
@@ -274,7 +276,7 @@ def _is_size(found: object) -> TypeGuard[int]:
 
 def _exactly(data: bytes, place: str, offset: int, size: int) -> bytes:
     if len(data) > size:
-        raise StoreFault(f"{place}: the server does not serve byte ranges ({len(data)} bytes for {size} asked)")
+        raise StoreFault(f"{place}: the server does not serve byte ranges (more than {size} bytes for {size} asked)")
     if len(data) < size:
         raise DataError(f"{place}: expected {size} bytes from {offset} on, the file ends after {offset + len(data)}")
     return data
@@ -335,9 +337,42 @@ class UrlStore:
         if size == 0:
             return b""
         address = self._address(name)
-        end = offset + size
-        data = self._call("read", name, lambda: self._filesystem.cat_file(address, start=offset, end=end), size)
+        if self.location.protocol in _WEB:
+            data = self._call("read", name, lambda: self._web_range(name, address, offset, size), size)
+        else:
+            end = offset + size
+            data = self._call("read", name, lambda: self._filesystem.cat_file(address, start=offset, end=end), size)
         return _exactly(data, self.location.shown_file(name), offset, size)
+
+    def _web_range(self, name: str, address: str, offset: int, size: int) -> bytes:
+        """Return a range of a file from a web server: at most one piece more than was asked for.
+
+        fsspec's `cat_file` takes whatever the server sends into memory, also what it unpacks to, and any range for the
+        one that was asked for.
+        """
+        asyn = importlib.import_module("fsspec.asyn")
+        filesystem = self._filesystem
+
+        async def read() -> bytes:
+            session = await filesystem.set_session()
+            headers = {"Range": f"bytes={offset}-{offset + size - 1}", "Accept-Encoding": "identity"}
+            data = bytearray()
+            async with session.get(filesystem.encode_url(address), headers=headers) as response:
+                response.raise_for_status()
+                found = response.headers.get("Content-Range", "")
+                if response.status == _PARTIAL and found and not found.startswith(f"bytes {offset}-"):
+                    raise StoreFault(
+                        f"{self.location.shown_file(name)}: expected bytes from {offset} on, the server sends "
+                        f"{one_line(found, 80)}; check the address"
+                    )
+                async for piece in response.content.iter_chunked(_PIECE_BYTES):
+                    data += piece
+                    if len(data) > size:
+                        break
+            return bytes(data)
+
+        found: bytes = asyn.sync(filesystem.loop, read)
+        return found
 
     @contextmanager
     def open_stream(self, name: str) -> Iterator[ByteStream]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -332,6 +333,23 @@ class TestWebFaults:
     def test_a_server_without_ranges_is_not_believed(self, web: remote.Web) -> None:
         with pytest.raises(StoreFault, match="does not serve byte ranges"):
             self.store(web).read_range("a.tar", 10, 10)
+
+    def test_another_range_than_was_asked_for_is_not_believed(self, web: remote.Web) -> None:
+        web.plan["a.tar"] = [remote.other_range]
+        with pytest.raises(StoreFault, match=r"a\.tar.*: expected bytes from 10 on, the server sends bytes 0-9/10240"):
+            self.store(web).read_range("a.tar", 10, 10)
+
+    def test_what_a_server_sends_too_much_is_not_kept(self, web: remote.Web) -> None:
+        web.plan["a.tar"] = [remote.unpacking]
+        store = self.store(web)
+        remote.packed_zeros()
+        tracemalloc.start()
+        try:
+            with pytest.raises(StoreFault, match="does not serve byte ranges"):
+                store.read_range("a.tar", 10, 10)
+            assert tracemalloc.get_traced_memory()[1] < 64 << 20
+        finally:
+            tracemalloc.stop()
 
     def test_the_query_goes_with_every_file(self, web: remote.Web) -> None:
         web.targets.clear()
