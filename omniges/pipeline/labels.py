@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import reprlib
 import unicodedata
 import zlib
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from typing import Final
 from omniges.errors import DataError, Finding, Problem
 from omniges.shards.schema import SPLITS, Split, as_split
 from omniges.storage.files import sha256_hex, text_codec
+from omniges.storage.redact import one_line
 
 _GRAMMAR: Final = re.compile(r"(\d{1,4})_([a-z]+)_([0-7])_(\d{1,4})_(\d{1,4})")
 _LANGUAGES: Final = ("english", "chinese", "spanish", "japanese")  # rec digit // 2
@@ -154,8 +156,9 @@ def parse_split_list(data: bytes, name: str) -> SplitList:
     """
     rows = _rows(data, name)
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
-    if "id" not in header or "type" not in header:
-        raise DataError(f"{name}: expected a header with the columns id and type, found {header or 'an empty file'}")
+    if header.count("id") != 1 or header.count("type") != 1:
+        found = reprlib.repr(header) if header else "an empty file"
+        raise DataError(f"{name}: expected a header with one column id and one column type, found {found}; correct it")
     id_column, type_column = header.index("id"), header.index("type")
     splits: dict[str, Split] = {}
     faulty: dict[str, Problem] = {}
@@ -203,7 +206,7 @@ def _rows(data: bytes, name: str) -> list[list[str]]:
         return [row for row in rows if any(cell.strip() for cell in row)]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(
-            f"{name}: expected a CSV file in UTF-8 or UTF-16, found another ({error}). Save it as UTF-8 CSV"
+            f"{name}: expected a CSV file in UTF-8 or UTF-16, found another ({one_line(str(error), 200)}). Save it as UTF-8 CSV"
         ) from error
 
 

@@ -320,6 +320,16 @@ class TestSplitsAndFilters:
         assert {recording.split for recording in got.recordings} == {"train"}
         assert list(got.split_lists) == ["other.csv"]
 
+    @pytest.mark.parametrize("rows", ["", "absent,train\n", f"x/{A},train\n"])
+    def test_a_given_list_that_names_no_recording_is_refused(self, tmp_path: Path, rows: str) -> None:
+        root = lay(tmp_path / "root", [A, B])
+        other = tmp_path / "other.csv"
+        other.write_text(f"id,type\n{rows}")
+        with pytest.raises(
+            UsageFault, match=rf"other\.csv: expected ids of recordings such as '{A}', found none among"
+        ):
+            discover(root, Selection(), split_csv=other)
+
     def test_a_given_list_that_is_no_regular_file_is_refused_at_once(self, tmp_path: Path) -> None:
         root = lay(tmp_path / "root", [A])
         os.mkfifo(tmp_path / "pipe.csv")

@@ -191,3 +191,10 @@ class TestSplitList:
             parse_split_list(b"id,type\n" + data, "x.csv")
         except DataError as error:
             assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("header", ["id,id,type", "id,type,type", "x" * 10**5, "id|type"])
+def test_a_header_without_one_column_of_each_is_refused_in_a_short_line(header: str) -> None:
+    with pytest.raises(DataError, match="one column id and one column type, found") as caught:
+        parse_split_list(f"{header}\na,a,train\n".encode(), "s.csv")
+    assert len(str(caught.value)) < 300

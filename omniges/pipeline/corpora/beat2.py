@@ -79,7 +79,7 @@ def discover(
         Recordings to convert and rejected stems.
 
     Raises:
-        UsageFault: The root contains no data set, or the filters exclude all recordings.
+        UsageFault: The root contains no data set, the filters exclude all recordings, or `split_csv` names none.
         DataError: A split list is invalid.
     """
     if not root.is_dir():
@@ -98,6 +98,11 @@ def discover(
     listed = [*(part.split_list for part in parts), of_root]
     split_lists = {found.name: found for found in listed if found}
     on_disk = {labels.plain_stem(stem) for stem in stems}
+    if override and stems and not override.ids & on_disk:
+        raise UsageFault(
+            f"--split-csv {split_csv}: expected ids of recordings such as {min(on_disk)!a:.80}, found none among "
+            f"{len(override.ids)}; give the list of this data set, or remove it"
+        )
     for name, split_list in split_lists.items():
         findings += split_list.findings
         if absent := sorted(split_list.ids - on_disk):
