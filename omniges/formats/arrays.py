@@ -164,9 +164,10 @@ class Archive:
             member = self.header(key)
             if member.kind not in "US" or math.prod(member.shape) != 1:
                 return None
-            item = self.array(member).reshape(-1)[0] if member.itemsize else ""
-            text = item.decode("utf-8") if isinstance(item, bytes) else str(item)
-            text.encode("utf-8")
+            array = self.array(member)
+            # Of an item beyond Unicode NumPy makes no str: it raises SystemError.
+            wide = "utf-32-be" if array.dtype.byteorder == ">" else "utf-32-le"
+            text = array.tobytes().decode(wide if member.kind == "U" else "utf-8").rstrip("\0")
         except (RecordingFault, ValueError):
             return None
         return text if not text or text.isprintable() else None

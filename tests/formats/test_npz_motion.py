@@ -653,3 +653,17 @@ class TestUnits:
         face = motion(50)["expressions"]
         face[7] = 900.0
         assert decode_motion(npz(motion(50, expressions=face))).notes == ()
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=4), st.sampled_from("<>"))
+@settings(deadline=None)
+def test_text_of_any_codes_is_read_or_noted(codes, order):
+    """Of codes beyond Unicode NumPy makes no str, and the error that it raises ended the worker."""
+    item = np.array(codes, f"{order}u4").view(f"{order}U{len(codes)}").reshape(())
+    buffer = io.BytesIO()
+    np.save(buffer, item)
+    found = decode_motion(npz_raw({**MEMBERS, "gender": buffer.getvalue()}))
+    valid = all(code <= 0x10FFFF and not 0xD800 <= code < 0xE000 for code in codes)
+    text = "".join(map(chr, codes)).rstrip("\0") if valid else "\0"
+    noted = [note.found for note in found.notes if note.code == "npz-text-unread"]
+    assert (found.gender, noted) == ((text, []) if text.isprintable() else ("", ["gender"]))
