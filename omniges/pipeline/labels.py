@@ -205,8 +205,9 @@ def _rows(data: bytes, name: str) -> list[list[str]]:
         rows = csv.reader(io.StringIO("".join(lines), newline=""), delimiter=separator, strict=True)
         return [row for row in rows if any(cell.strip() for cell in row)]
     except (UnicodeDecodeError, csv.Error) as error:
+        why = one_line(str(error), 200)
         raise DataError(
-            f"{name}: expected a CSV file in UTF-8 or UTF-16, found another ({one_line(str(error), 200)}). Save it as UTF-8 CSV"
+            f"{name}: expected a CSV file in UTF-8 or UTF-16, found another ({why}). Save it as UTF-8 CSV"
         ) from error
 
 
