@@ -156,17 +156,18 @@ def test_an_update_that_ends_before_any_request_is_completed_by_the_same_command
 class Pause:
     """A gate that stops the thread of one request until it is let go, and may end its process after that request."""
 
-    def __init__(self, request: int, ends: bool) -> None:
+    def __init__(self, request: int, ends: bool = False) -> None:
         self._numbers = itertools.count()
         self._request, self._ends = request, ends
         self._stopped: int | None = None
+        self.action = ""
         self.reached, self.goes_on = threading.Event(), threading.Event()
 
-    def __call__(self, _action: str) -> None:
+    def __call__(self, action: str) -> None:
         if self._ends and threading.get_ident() == self._stopped:
             raise Crash
         if next(self._numbers) == self._request:
-            self._stopped = threading.get_ident()
+            self._stopped, self.action = threading.get_ident(), action
             self.reached.set()
             assert self.goes_on.wait(60)
 
@@ -184,10 +185,13 @@ def test_an_owner_that_lost_the_lock_changes_nothing_that_others_published(
     for last in range(5, requests_of(world, changed), stride):
         world = World(monkeypatch, tmp_path)
         world.bucket.objects = dict(complete)
-        overtaken = overtake(world, last, changed, lambda world=world: world.run(third))
-        assert not world.bucket.half_sets, f"stopped before request {last}"
-        if overtaken is not None:  # else it had published before the others, or took the lock after them
-            assert world.bucket.digests == expected, f"stopped before request {last}"
+        pause = world.gate = Pause(last)
+        error = overtake(world, pause, changed, lambda world=world: world.run(third))
+        # The ETag of a shard that the later set has again does not tell the two apart (docs/how-to/remote.md).
+        if pause.action != "remove":
+            assert not world.bucket.half_sets, f"stopped before request {last}"
+            if error is not None:  # else it had published before the others, or took the lock after them
+                assert world.bucket.digests == expected, f"stopped before request {last}"
         world.run(third)
         assert world.bucket.digests == expected
 
@@ -200,7 +204,8 @@ def test_a_late_mark_of_an_owner_that_lost_the_lock_is_taken_back(
     world.run(root)
     marking = request_of_mark(world, changed)
     world.run(root)
-    error = overtake(world, marking, changed, lambda: world.run(root), ends_after_mark=ends_after_mark)
+    pause = world.gate = Pause(marking, ends_after_mark)
+    error = overtake(world, pause, changed, lambda: world.run(root))
     if ends_after_mark:
         assert isinstance(error, Crash)
         assert json.loads(world.bucket.objects[f"{PREFIX}dataset.json"])["format"] == UNFINISHED_FORMAT
@@ -220,11 +225,8 @@ def request_of_mark(world: World, root: Path) -> int:
     return actions.index("copy") - 3  # a look for later records is between, and one before each copy
 
 
-def overtake(
-    world: World, request: int, root: Path, others: Callable[[], object], *, ends_after_mark: bool = False
-) -> BaseException | None:
-    """Stop an update before this request, let another run finish it and others follow; return how it ended."""
-    pause = world.gate = Pause(request, ends_after_mark)
+def overtake(world: World, pause: Pause, root: Path, others: Callable[[], object]) -> BaseException | None:
+    """Stop an update before a request, let another run finish it and others follow; return how it ended."""
     ends: list[BaseException | None] = []
 
     def slow() -> None:
@@ -245,7 +247,7 @@ def overtake(
     pause.goes_on.set()
     thread.join(60)
     world.gate = lambda _action: None
-    assert len(ends) == 1, f"stopped before request {request}"
+    assert len(ends) == 1
     return ends[0]
 
 
