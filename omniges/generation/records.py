@@ -103,11 +103,13 @@ class GeneratedRecord:
     omniges: str = field(metadata=_is("str", _of(str)))  # version that wrote it
     task: str = field(metadata=_is("str", _of(str)))
     name: str = field(metadata=_is("name of files", _is_name))
-    source: Mapping[str, Any] | None = field(metadata=_is("dict of shards, manifest and key, or null", _source))
+    source: Mapping[str, Any] | None = field(
+        metadata=_is("dict or null, with texts of shards, manifest and key", _source)
+    )
     """Shards, manifest_sha256, key; None for the user's own files."""
     sample: int = field(metadata=_is("int from 0 on", is_count))  # from 0
     ticks: int = field(
-        metadata=_is("int from 1 to a day", lambda value: is_count(value, 1) and value <= _LONGEST_TICKS)
+        metadata=_is("int from 1 on, up to a day", lambda value: is_count(value, 1) and value <= _LONGEST_TICKS)
     )
     seconds: float = field(metadata=_is("number above 0", _positive))
     files: Mapping[str, Mapping[str, str]] = field(metadata=_is(_OF_FILES, _all(_file, dict)))
@@ -121,7 +123,7 @@ class GeneratedRecord:
     measures: Mapping[str, float] = field(metadata=_is("dict of numbers", _measures))
     """Measures of the model's output, before it was made valid."""
     remarks: tuple[str, ...] = field(metadata=_is("list of str", _all(_of(str), list)))
-    absent: tuple[str, ...] = field(default=(), metadata=_is("list of parts of the motion", _all(_is_part, list)))
+    absent: tuple[str, ...] = field(default=(), metadata=_is("list of str, parts of the motion", _all(_is_part, list)))
     """Parts at rest, because no training sample had them; the file omits an empty list."""
 
     @property
