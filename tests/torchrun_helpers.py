@@ -55,10 +55,10 @@ def finish(process: subprocess.Popen[str]) -> str:
     return errors
 
 
-def until_logged(folder: Path) -> None:
-    """Wait until a run has logged some steps."""
+def until_logged(folder: Path, event: str = "steps") -> None:
+    """Wait until a run has logged an event."""
     deadline = time.monotonic() + 200
-    while not (folder / "log.jsonl").exists() or not log_of(folder):
+    while not (folder / "log.jsonl").exists() or not log_of(folder, event):
         assert time.monotonic() < deadline
         time.sleep(0.2)
 

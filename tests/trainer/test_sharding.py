@@ -123,6 +123,14 @@ class TestCheckpoints:
         assert [event["step"] for event in log_of(tmp_path, "start")] == [0, 4, 8, 12, 16]
         assert_same_run(tmp_path, one)
 
+    def test_pretrained_weights_start_a_run(self, one: Path, recipe: Path, shards: Path, tmp_path: Path) -> None:
+        flags = {"max_train_steps": 2, "pretrained_model_name_or_path": one}
+        finish(torchrun(recipe, shards, tmp_path / "full", **flags, **FULL))
+        run(shards, tmp_path / "none", gradient_accumulation_steps=2, **flags)
+        full, none = (list(losses_of(tmp_path / name).values()) for name in ("full", "none"))
+        assert full == pytest.approx(none, rel=1e-5)
+        assert full != pytest.approx(list(losses_of(one).values())[:2], rel=1e-2)
+
     def test_every_kill_while_saving_leaves_one_that_loads(self, shards: Path, tmp_path: Path) -> None:
         finish(started(2, [CHILD, "saved", str(shards), str(tmp_path)]))
         left = json.loads((tmp_path / "left.json").read_text())
@@ -157,7 +165,7 @@ def test_a_rank_that_is_killed_ends_the_others_with_a_complete_checkpoint(
     sharding: str, recipe: Path, shards: Path, tmp_path: Path
 ) -> None:
     process = torchrun(recipe, shards, tmp_path, max_train_steps=1_000_000, checkpointing_steps=3, sharding=sharding)
-    until_logged(tmp_path)
+    until_logged(tmp_path, "checkpoint")
     killed = time.monotonic()
     os.kill(rank_1_of(process.pid), signal.SIGKILL)
     _, errors = process.communicate(timeout=100)
