@@ -339,8 +339,8 @@ class TestWords:
     @pytest.mark.parametrize(
         ("changes", "said"),
         [
-            ({"absent": "somewhere"}, "absent: expected left-out, noise, found 'somewhere'"),
-            ({"context_only": ["image"]}, "context_only: expected gesture, text, audio, found"),
+            ({"absent": "somewhere"}, 'absent: expected one of left-out, noise, found "somewhere"'),
+            ({"context_only": ["image"]}, r"context_only\[0\]: expected one of gesture, text, audio, found"),
             ({"pooled_width": 0}, "pooled_width: expected a whole number from 1 to 1048576, found 0"),
         ],
     )
