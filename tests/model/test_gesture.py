@@ -64,6 +64,16 @@ class TestPredictions:
 
         assert jerk(smooth) < jerk(plain) / 10
 
+    @pytest.mark.parametrize("count", [1, 5, 16, 17, 33, 64])
+    def test_blocks_of_tokens_give_the_sum_of_all_splines(self, count: int) -> None:
+        own = stream()
+        output = torch.randn(2, count, own.outputs)
+        levels = output.reshape(2, count, -1, 415) * own.level_scales
+        splines, free = levels[:, :, : len(KNOTS_TICKS)], levels[:, :, len(KNOTS_TICKS) :]
+        expected = torch.einsum("tnl,bnlv->btv", spline_basis(count, 3, torch.device("cpu")), splines)
+        expected = expected + free.reshape(2, 3 * count, 415)
+        assert torch.allclose(own.predicted(output).reshape(2, 3 * count, 415), expected, atol=1e-5)
+
     def test_any_frames_can_be_predicted(self) -> None:
         own = stream()
         wanted = torch.randn(2, TICKS, own.channels)
