@@ -20,7 +20,7 @@ from omniges.formats.motion import SmplxMotion, encode_smplx, read_motion
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(
         not (shutil.which("blender") or find_spec("bpy")), reason="no Blender (Debian: blender python3-numpy)"
     ),
