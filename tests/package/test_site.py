@@ -20,7 +20,7 @@ NAV = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
 FIRST_PAGES_WORDS, LATER_PAGES_WORDS = 25_000, 6_000
 LATER_PAGES = {
     *("blender", "export", "inspect", "other-motion", "praat", "published-rows", "unreal-unity", "video", "view"),
-    *("cluster", "fgd", "performance", "several-machines"),
+    *("cluster", "fgd", "performance", "scale", "several-machines"),
 }
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
