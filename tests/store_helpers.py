@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from omniges.pipeline import run as run_module
 from omniges.pipeline.convert import convert
 from omniges.pipeline.corpora.registry import CORPORA
 from omniges.pipeline.discover import Recording
+from omniges.pipeline.engines import engine as engine_module
 from omniges.pipeline.run import preprocess
 from omniges.pipeline.settings import ConvertSettings, PreprocessSettings, Sample, Summary
 from omniges.progress import LineReporter
@@ -186,7 +186,7 @@ class World:
         patch.setattr(Bucket, "_call", gated)
         patch.setattr(store_module, "_process_facts", lambda: {"host": "here", "pid": self._local.number})
         patch.setattr(store_module, "_has_ended", lambda holder: holder["pid"] in self.ended)
-        patch.setattr(run_module, "ConvertPool", InProcess)
+        patch.setattr(engine_module, "ConvertPool", InProcess)
 
     def run(self, root: Path, **settings: Any) -> Summary:
         """Preprocess into the bucket; the process of the run has ended afterwards."""
