@@ -17,7 +17,6 @@ from shard_sets import ShardSet
 from verify_builders import rebuilt
 
 from omniges.errors import UsageFault
-from omniges.pipeline import run as run_module
 from omniges.pipeline.worker import ConvertPool
 from omniges.shards.dataset import seal
 from omniges.shards.reader import ShardFolder
@@ -99,7 +98,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, outcomes: int) -> None:
                 raise Stop
             yield pair
 
-    monkeypatch.setattr(run_module.ConvertPool, "run", run)
+    monkeypatch.setattr(ConvertPool, "run", run)
 
 
 class TestUpdate:
@@ -402,7 +401,7 @@ class TestUnfinished:
                 yield recording, Lost("of no fault of its own") if number == 3 else outcome
 
         with monkeypatch.context() as patch:
-            patch.setattr(run_module.ConvertPool, "run", losing)
+            patch.setattr(ConvertPool, "run", losing)
             assert run_preprocess(root, out, shard_bytes=SHARD_BYTES).exit_code == 1
         assert not (out / "dataset.json").exists()
         assert convert(root, out)["computed"] == 1

@@ -15,6 +15,7 @@ from unittest import mock
 from omniges.pipeline import run as run_module
 from omniges.pipeline.convert import convert
 from omniges.pipeline.discover import Recording
+from omniges.pipeline.engines import engine as engine_module
 from omniges.pipeline.settings import ConvertSettings, PreprocessSettings, Rejected, Sample, Summary
 from omniges.pipeline.worker import Outcome
 from omniges.progress import LineReporter
@@ -176,7 +177,7 @@ def _received(outcome: Sample[Segment] | Rejected) -> Outcome:
 @contextmanager
 def own_converter() -> Iterator[None]:
     """Convert in this process, without workers: what is written, and in which order, is the same."""
-    with mock.patch.object(run_module, "ConvertPool", _OwnConverter):
+    with mock.patch.object(engine_module, "ConvertPool", _OwnConverter):
         yield
 
 
