@@ -198,7 +198,7 @@ class TestRefusals:
     def test_overlaps_of_generated_text(
         self, trained: Path, text_vae: Path, files: dict[str, Any], tmp_path: Path
     ) -> None:
-        with pytest.raises(UsageFault, match=r"overlap_ticks 4: expected 0, because text latents"):
+        with pytest.raises(UsageFault, match=r"--overlap-ticks 4: expected 0, because text latents"):
             make(trained, tmp_path / "out", "a2t", text_vae, audio=files["audio"], overlap_ticks=4)
         assert not (tmp_path / "out").exists()
 

@@ -115,9 +115,17 @@ def test_what_no_codec_is(changes: dict[str, Any]) -> None:
         entry_of(**changes)
 
 
-@pytest.mark.parametrize("found", [{"codecs": {}}, {"codecs": []}, {"codecs": {"a-b": {}}}, {"codecs": {"a-b": 1}}])
-def test_documents_in_another_form(found: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="expected"):
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({"codecs": {}}, r"\{\}"),
+        ({"codecs": []}, r"\[\]"),
+        ({"codecs": {"a-b": {}}}, "expected"),
+        ({"codecs": {"a-b": 1}}, "expected"),
+    ],
+)
+def test_documents_in_another_form(found: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
         read_entries(found)
 
 
