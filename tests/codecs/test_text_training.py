@@ -389,5 +389,5 @@ class TestRefusals:
         assert load_settings(recipe, {}).model_config().text_prediction == "velocity"
         with pytest.raises(UsageFault, match="text_prediction needs text as latents"):
             settings_of(encoded_text, tmp_path, model={"text_prediction": "velocity"})
-        with pytest.raises(UsageFault, match='text_prediction: expected .*found "best"'):
+        with pytest.raises(UsageFault, match=r'text_prediction: expected .*found "best"'):
             settings_of(encoded_text, tmp_path, text_codec=NAME, model={"text_prediction": "best"})
