@@ -24,12 +24,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from omniges.codecs.text_vae.config import UNREAD
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 from omniges.features.audio import MEL_BANDS, N_FFT, mel_filterbank
 from omniges.features.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
 from omniges.storage.atomic import os_errors
-from omniges.storage.documents import Document, Is, Range, shown
+from omniges.storage.documents import UNREAD, Document, Is, Range, shown
 from omniges.storage.files import file_sha256, read_settings
 from omniges.storage.librosa_import import load_librosa
 from omniges.storage.tensors import read_tensors

@@ -281,6 +281,31 @@ def _is_plain(kind: Any, checks: Collection[Any], value: Any) -> bool:
     return kind is bool and isinstance(value, bool)
 
 
+UNREAD: Final = frozenset(
+    {
+        *("architectures", "_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "auto_map"),
+        *("use_cache", "return_dict", "output_attentions", "output_hidden_states", "torchscript", "use_bfloat16"),
+        *("is_decoder", "is_encoder_decoder", "chunk_size_feed_forward", "problem_type", "id2label", "label2id"),
+        *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "tokenizer_class"),
+        *(
+            "initializer_range",
+            "initializer_factor",
+            "finetuning_task",
+            "task_specific_params",
+            "gradient_checkpointing",
+        ),
+        # of generation and of tensorflow, which have settings of their own
+        *("max_length", "min_length", "do_sample", "num_beams", "num_beam_groups", "early_stopping", "temperature"),
+        *("top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "diversity_penalty"),
+        *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences"),
+        *("output_scores", "return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id", "prefix"),
+        *("remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens"),
+        *("tf_legacy_loss", "tie_encoder_decoder"),
+        # notes on how a file was made
+        *("seed", "torch", "transformers", "diffusers", "parameters", "smallest_greedy_margin"),
+    }
+)
+"""Keys of configurations of transformers that have no effect on the numbers of a network without training."""
 _KINDS: Final[Mapping[Any, str]] = {
     int: "a whole number",
     float: "a number",

@@ -101,9 +101,13 @@ def test_the_set_is_that_of_a_disk_and_updates_too(
 
 
 def every(stride: int) -> pytest.MarkDecorator:
-    """Every n-th request in the default suite, and each one in the slow suite."""
+    """Every n-th request in the default suite, and each one by hand: pytest -m long, for minutes."""
     return pytest.mark.parametrize(
-        "stride", [pytest.param(stride, id="some"), pytest.param(1, id="all", marks=pytest.mark.slow)]
+        "stride",
+        [
+            pytest.param(stride, id="some"),
+            pytest.param(1, id="all", marks=[pytest.mark.long, pytest.mark.timeout(900)]),
+        ],
     )
 
 

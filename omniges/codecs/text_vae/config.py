@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from omniges.errors import DataError
-from omniges.storage.documents import Document, Range, shown
+from omniges.storage.documents import UNREAD, Document, Range, shown
 
 Size = Annotated[int, Range(1, (1 << 31) - 1)]
 TokenId = Annotated[int, Range(0, (1 << 31) - 1)]
@@ -137,31 +137,6 @@ _ONLY_T5: Final[Mapping[str, Any]] = {
     "layer_norm_epsilon": 1e-6,
 }
 """Keys of a T5 configuration with one supported value, that of flan-T5."""
-UNREAD: Final = frozenset(
-    {
-        *("architectures", "_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "auto_map"),
-        *("use_cache", "return_dict", "output_attentions", "output_hidden_states", "torchscript", "use_bfloat16"),
-        *("is_decoder", "is_encoder_decoder", "chunk_size_feed_forward", "problem_type", "id2label", "label2id"),
-        *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "tokenizer_class"),
-        *(
-            "initializer_range",
-            "initializer_factor",
-            "finetuning_task",
-            "task_specific_params",
-            "gradient_checkpointing",
-        ),
-        # of generation and of tensorflow, which have settings of their own
-        *("max_length", "min_length", "do_sample", "num_beams", "num_beam_groups", "early_stopping", "temperature"),
-        *("top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "diversity_penalty"),
-        *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences"),
-        *("output_scores", "return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id", "prefix"),
-        *("remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens"),
-        *("tf_legacy_loss", "tie_encoder_decoder"),
-        # notes on how a file was made
-        *("seed", "torch", "transformers", "diffusers", "parameters", "smallest_greedy_margin"),
-    }
-)
-"""Keys of configurations of transformers that have no effect on the numbers of a network without training."""
 _UNREAD_LLAMA: Final = frozenset(
     {"vae_config", "t5", "qformer", "rope_scaling", "rope_parameters", "rope_theta", "head_dim", "attention_dropout"}
 )
