@@ -291,14 +291,18 @@ class RayCluster:
         with member.examining:
             if member.lost or member.restarts != restarts:
                 return member.lost
-            gone = _why_gone(member, self._shared, stopped)
-            if gone:
-                member.lost = True
-                self._on_event("node-lost", {"node": member.name, "reason": gone})
-            else:
+            if not self._is_gone(member, stopped):
                 member.restarts += 1
                 self._on_event("node-process-death", {"node": member.name, "reason": _reason(error)})
             return member.lost
+
+    def _is_gone(self, member: _Member, stopped: threading.Event) -> bool:
+        """Return whether a node is lost, and report it; the caller holds its lock."""
+        gone = _why_gone(member, self._shared, stopped)
+        if gone:
+            member.lost = True
+            self._on_event("node-lost", {"node": member.name, "reason": gone})
+        return member.lost
 
     def open_shard(self, path: Path) -> RemoteShard:
         """Return a shard that a node will write.
@@ -388,6 +392,10 @@ class RayCluster:
         if not isinstance(piece, RemoteSegment):
             raise TypeError(f"expected a segment on a node, found {type(piece).__name__}")
         stem = piece.task["stem"]
+        for member in self._members:
+            with member.examining:  # no call to it failed if its work was done
+                if member.node_id == piece.node_id and not member.lost:
+                    self._is_gone(member, stopped)
         try:
             head, buffers = self.convert(piece.task, stopped)
         except WorkerDied as death:

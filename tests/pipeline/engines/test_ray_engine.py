@@ -22,7 +22,7 @@ from omniges.testing.settings import CorpusSettings
 from omniges.testing.synthetic_corpus import write_sample_corpus
 
 CLUSTER = Path(__file__).resolve().parents[2] / "ray_cluster.py"
-SHARD_BYTES = 1_500_000
+SHARD_BYTES = 6_000_000
 RAY = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}  # else Ray writes a token to the home folder
 
 
@@ -75,7 +75,7 @@ def nodes(tmp_path: Path) -> Iterator[Callable[[int], Nodes]]:
 def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus of which one recording is rejected and some have notes."""
     folder = tmp_path_factory.mktemp("recordings") / "corpus"
-    write_sample_corpus(folder, CorpusSettings(clips=40, seconds=10.0))
+    write_sample_corpus(folder, CorpusSettings(clips=160, seconds=20.0))
     sorted(folder.rglob("*.wav"))[3].write_bytes(b"not a WAV file")
     return folder
 
@@ -203,9 +203,8 @@ class TestNodes:
     ) -> None:
         cluster = nodes(1)
         script = (
-            "import sys\nfrom omniges.pipeline.engines import node\n"
-            "node.tool_versions = lambda: {'omniges': '0.0.1'}\n"
-            "from omniges.pipeline.engines import ray\nray.tool_versions = node.tool_versions\n"
+            "from omniges.pipeline.engines import ray\nreal = ray.tool_versions()\n"
+            "ray.tool_versions = lambda: real | {'omniges': '0.0.1'}\n"
             "from omniges.cli import main\nmain()"
         )
         words = ("preprocess", "--root", recordings, "-o", tmp_path / "shards", "--engine", "ray")
