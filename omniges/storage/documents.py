@@ -45,8 +45,13 @@ class Range:
         """Range in words; empty if it is that of every number."""
         if self == Range():
             return ""
-        lowest = f"above {self.above}" if self.above > -math.inf else f"from {self.minimum}"
-        return f" {lowest}" + (f" to {self.maximum}" if self.maximum < _MOST_SAID else "")
+        lowest = f"above {_digits(self.above)}" if self.above > -math.inf else f"from {_digits(self.minimum)}"
+        return f" {lowest}" + (f" to {_digits(self.maximum)}" if self.maximum < _MOST_SAID else "")
+
+
+def _digits(number: float) -> str:
+    """Return a number without ``.0``: typing keeps one of two ranges that are equal, such as 0 and 0.0."""
+    return str(int(number)) if abs(number) < _MOST_SAID and number == int(number) else str(number)
 
 
 @dataclass(frozen=True, slots=True)

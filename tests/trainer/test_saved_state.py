@@ -174,7 +174,7 @@ def test_every_edited_value_is_refused_by_name_or_of_no_effect(name: str, each: 
         ("state.json", {"validated_tasks": ["zzz"]}, "validated_tasks: expected different tasks of t2g, g2t"),
         ("state.json", {"smoothed_loss": -1}, "smoothed_loss: expected an object, found -1"),
         ("state.json", {"smoothed_loss": {"value": 1.0, "lowest": 2.0}}, "smoothed_loss.lowest: expected at most"),
-        ("state.json", {"loss_scale": {"scale": "x"}}, 'loss_scale.scale: expected a number above 0.0, found "x"'),
+        ("state.json", {"loss_scale": {"scale": "x"}}, 'loss_scale.scale: expected a number above 0, found "x"'),
         ("state.json", {"random": None}, "random: expected an object, found null"),
         ("state.json", {"random": {"kind": "mt19937", "seed": 0}}, "random.kind: expected "),
         ("state.json", {"best": {"step": 9, "metric": "loss", "value": 1}}, "best.step: expected at most the step, 2"),
@@ -310,7 +310,7 @@ def test_with_edited_ones_alone_the_run_is_refused_as_bad_data(trained: Path, sh
     for step in (1, 2):
         document = json.loads((checkpoint_of(folder, step) / "state.json").read_bytes())
         rewritten(checkpoint_of(folder, step), "state.json", document | {"elapsed_s": -1})
-    with pytest.raises(DataError, match=r"none of 2 checkpoints can be used.* elapsed_s: expected a number from 0.0"):
+    with pytest.raises(DataError, match=r"none of 2 checkpoints can be used.* elapsed_s: expected a number from 0"):
         run(shards, folder, max_train_steps=2, condition_streams=("emotion",))
 
 
