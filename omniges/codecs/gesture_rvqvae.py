@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from omniges.codecs.base import Loading, fingerprint_of
-from omniges.codecs.rvqvae import Rvqvae, load_rvqvae
+from omniges.codecs.rvqvae import LATENT_SCALE, Rvqvae, load_rvqvae
 from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import JOINT_NAMES, LAYOUT
 from omniges.formats.arrays import checked, read_array
@@ -33,9 +33,6 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
 NAME: Final = "gesture-rvqvae"
-
-LATENT_SCALE: Final = 5.0
-"""Divisor of latents, which brings them to about the magnitude of unit noise."""
 
 _FILE: Final = re.compile(r"net_\d+_(upper|hands|lower|lower_trans|face)\.(?:pth|safetensors)")
 

@@ -12,6 +12,7 @@ K codes of a quantiser.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,11 +24,15 @@ from torch import Tensor, nn
 
 from omniges.codecs.base import exact
 from omniges.errors import DataError, UsageFault
+from omniges.storage.documents import Document, shown
 from omniges.storage.files import read_settings
 from omniges.storage.tensors import read_tensors, require_finite, require_same, shapes_of
 
 BLOCK_LATENTS: Final = 1024
 """Latents that are computed at once, without their context."""
+
+LATENT_SCALE: Final = 5.0
+"""Divisor of latents, which brings them to about the magnitude of unit noise."""
 
 _DILATION_GROWTH: Final = 3
 _STRIDE: Final = 2
@@ -46,8 +51,14 @@ _ONLY: Final[Mapping[str, Any]] = {
     "vq_norm": None,
     "norm": None,
     "shared_codebook": False,
+    "latent_scale": LATENT_SCALE,
 }
 """Settings of GestureLSM's constructor with one supported value, that of the published networks."""
+_UNREAD: Final = frozenset(
+    {"part", "mu", "quantize_dropout_prob", "seed", "torch", "parameters"}
+    | {"latent_std", "smallest_code_margin", "fp32_vs_fp64_max_abs"}
+)
+"""Keys without effect on the numbers: the part's name, settings of training, and notes on how a file was made."""
 _OTHER: Final = "choose a file of GestureLSM's RVQ-VAE, or download it again"
 
 
@@ -347,7 +358,7 @@ def load_rvqvae(path: Path) -> Rvqvae:
         raise UsageFault(f"{path}: expected the tensors of an RVQ-VAE, found no such file; check the path")
     net = rvqvae_of(read_tensors(path, _ENTRY), str(path))
     config = path.parent / _CONFIG
-    if config.is_file():
+    if os.path.lexists(config):  # a pipe or a link to nothing is refused too
         _require_config(config, net.spec)
     return net
 
@@ -362,21 +373,26 @@ def _require_config(path: Path, spec: RvqvaeSpec) -> None:
         spec: Sizes of the tensors.
 
     Raises:
-        DataError: A key has another value.
+        DataError: A key has another value, or is not known.
     """
-    config = read_settings(path, _OTHER)
+    document = Document(read_settings(path, _OTHER, path.parent), str(path), _OTHER)
     sizes = {
+        "input_width": spec.channels,
         "nb_code": spec.codes,
         "code_dim": spec.code_size,
+        "output_emb_width": spec.code_size,
         "width": spec.width,
         "depth": spec.depth,
         "down_t": spec.stages,
         "num_quantizers": spec.quantizers,
+        "frames_per_latent": spec.frames_per_latent,
     }
-    for key, value in {**sizes, **_ONLY}.items():
-        if config.get(key, value) != value:
-            why = "the tensors say" if key in sizes else "only implemented is"
-            raise DataError(f"{path}: {key} is {config[key]!r:.80}; {why} {value!r}: {_OTHER}")
+    for key, value in sizes.items():
+        found = document.found.get(key, value)
+        if type(found) is not int or found != value:
+            raise document.fault(key, shown(found), f"{value} as in the tensors")
+    document.require_only(_ONLY)
+    document.require_known({*sizes, *_ONLY, *_UNREAD})
 
 
 def rvqvae_of(tensors: Mapping[str, Tensor], where: str) -> Rvqvae:

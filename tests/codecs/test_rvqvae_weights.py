@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ CONFIG = {
     "vq_act": "relu",
     "vq_norm": None,
     "mu": 0.99,
-    "comment": "not a setting",
+    "unknown_to_us": None,
 }
 
 
@@ -54,15 +55,34 @@ class TestConfig:
             {"nb_code": 1},
             {"depth": 9},
             {"shared_codebook": True},
+            {"latent_scale": 1.0},
+            {"input_width": 1},
+            {"output_emb_width": 1},
+            {"frames_per_latent": True},
+            {"code_dim": "16"},
+            {"post_filter": "median"},
         ],
     )
     def test_other_values_are_refused_by_the_key(self, tmp_path, change):
         save_file(NET, tmp_path / "net.safetensors")
         (tmp_path / "config.json").write_text(json.dumps(CONFIG | change))
         (key,) = change
-        with pytest.raises(DataError, match=rf"config\.json: {key} is") as caught:
+        with pytest.raises(DataError, match=rf"config\.json: {key}: expected .*, found") as caught:
             load_rvqvae(tmp_path / "net.safetensors")
         assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("place", ["pipe", "link to nothing", "link out of the folder"])
+    def test_what_is_no_file_of_the_folder_is_refused(self, tmp_path, place):
+        folder = tmp_path / "codec"
+        folder.mkdir()
+        save_file(NET, folder / "net.safetensors")
+        if place == "pipe":
+            os.mkfifo(folder / "config.json")
+        else:
+            (folder / "config.json").symlink_to("/nowhere" if "nothing" in place else tmp_path / "elsewhere.json")
+            (tmp_path / "elsewhere.json").write_text("{}")
+        with pytest.raises(DataError, match=r"config\.json: expected"):
+            load_rvqvae(folder / "net.safetensors")
 
 
 def without_data(**sizes):
