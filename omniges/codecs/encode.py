@@ -40,7 +40,7 @@ from omniges.shards.schema import (
 from omniges.shards.tar import END_OF_ARCHIVE, build_segment, npy_parts
 from omniges.shards.transaction import UnfinishedRun, Workspace, staged_name
 from omniges.storage.atomic import PendingFile, locked, make_folder, publish_bytes
-from omniges.storage.files import canonical_json, file_sha256, json_document, read_range, sha256_hex
+from omniges.storage.files import canonical_json, file_sha256, json_document, open_regular, read_range, sha256_hex
 
 Count = Callable[[int, int], None]
 Partials = dict[str, list[Partial]]  # of the train samples, by codec
@@ -411,7 +411,7 @@ class _Job:
     def _partials(self, path: Path, rows: Sequence[ManifestRow]) -> Partials:
         """Return statistics of the latents in a finished shard."""
         found: Partials = {}
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             for row in rows:
                 for entry in self.entries:
                     place = row.members[entry.member]

@@ -45,7 +45,7 @@ from omniges.shards.present import STREAM_BITS, present_bits
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import MANIFEST_FILE, Split
 from omniges.storage.atomic import refuse_links
-from omniges.storage.files import sha256_hex, visible_entries
+from omniges.storage.files import file_sha256, visible_entries
 
 _SIX: Final = ("t2g", "a2g", "t2a", "g2a", "g2t", "a2t")
 
@@ -360,7 +360,7 @@ def _facts(settings: EvaluateSettings, shards: ShardFolder, tools: MetricTools) 
         "encoder": tools.encoder_name,
         "mean_speeds": ("of the train split" if settings.protocol is None else "none")
         if speeds is None
-        else f"{speeds.name}:{sha256_hex(speeds.read_bytes())[:12]}",
+        else f"{speeds.name}:{file_sha256(speeds)[:12]}",
         "resamples": settings.resamples,
         "seed": settings.seed,
     }

@@ -11,7 +11,6 @@ in [0, 1]: 0 clean, 1 pure noise.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,8 +23,8 @@ from torch.utils.checkpoint import checkpoint
 
 from omniges.errors import DataError
 from omniges.model.packing import Packed, Rounded
-from omniges.storage.atomic import make_folder, os_errors, publish_bytes
-from omniges.storage.files import json_document
+from omniges.storage.atomic import make_folder, publish_bytes
+from omniges.storage.files import json_document, read_settings
 from omniges.storage.tensors import read_tensors, write_tensors
 
 Conditioning = Literal["summed", "split"]
@@ -470,8 +469,7 @@ class JointFlowTransformer(nn.Module):
         """
         path = Path(folder)
         try:
-            with os_errors(path / CONFIG_FILE, "read"):
-                config = json.loads((path / CONFIG_FILE).read_bytes())
+            config = read_settings(path / CONFIG_FILE, "Give the folder of a model")
             model = cls(**{name: value for name, value in config.items() if not name.startswith("_")})
             model.load_state_dict(read_tensors(path / WEIGHTS_FILE))
         except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:

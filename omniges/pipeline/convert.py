@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -34,7 +35,7 @@ from omniges.shards.manifest import SOURCES, ManifestRow, MemberPlace
 from omniges.shards.present import CHANNELS_OF
 from omniges.shards.schema import CONTRACT, MOTION_PARTS, PARTS, Part, Split, is_label, key_from_stem
 from omniges.shards.tar import Segment, build_segment, npy_parts
-from omniges.storage.files import canonical_json, sha256_hex
+from omniges.storage.files import canonical_json, open_regular, sha256_hex
 
 _CUT_NOTE_S: Final = 0.1
 _TEXTGRID_NOTE_S: Final = 1.0
@@ -94,11 +95,13 @@ class Inputs:
 
 
 def _read(path: Path) -> bytes:
+    """Return the content of a file, which may have been replaced since it was found."""
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise RecordingFault("file-too-large", f"{size} bytes", f"at most {MAX_FILE_BYTES}")
-        return path.read_bytes()
+        with open_regular(path, follow=False) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size > MAX_FILE_BYTES:
+                raise RecordingFault("file-too-large", f"{size} bytes", f"at most {MAX_FILE_BYTES}")
+            return stream.read()
     except OSError as error:
         raise_fault_of_machine(error)
         name = errno.errorcode.get(error.errno or 0, "error")

@@ -344,8 +344,9 @@ def digest_inputs(recordings: Sequence[Recording], workers: int, count: Count) -
         """Return a recording's digests, None for an unreadable file, as the conversion would record it."""
         found: Digests = {}
         for source in recording.files.values():
+            path = Path(source.path)
             try:
-                found[source.relative] = file_sha256(Path(source.path)) if source.size <= MAX_FILE_BYTES else None
+                found[source.relative] = file_sha256(path, follow=False) if source.size <= MAX_FILE_BYTES else None
             except OSError as error:
                 raise_fault_of_machine(error)
                 found[source.relative] = None

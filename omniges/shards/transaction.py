@@ -19,6 +19,7 @@ between steps.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -38,7 +39,7 @@ from omniges.shards.dataset import tool_versions
 from omniges.shards.manifest import row_from_journal
 from omniges.shards.writer import StoredShard, open_local
 from omniges.storage.atomic import final_name, locked, make_folder, os_errors, publish_bytes, sync_folder
-from omniges.storage.files import canonical_json, is_sha256, sha256_hex
+from omniges.storage.files import canonical_json, is_sha256, open_regular, parse_json, sha256_hex
 
 BEGUN_FILE: Final = "begun.json"
 JOURNAL_FILE: Final = "journal.jsonl"
@@ -73,16 +74,34 @@ def _is_source(name: str) -> bool:
     return name in schema.CONTRACT_FILES or bool(_STAGED.fullmatch(name)) or aside
 
 
+def _content(path: Path) -> bytes | None:
+    """Return the content of a file of the workspace; None if it is absent.
+
+    A pipe, a device or a link in its place raises UsageFault, because no omniges run would have made it.
+    """
+    try:
+        with open_regular(path, follow=False) as stream:
+            return stream.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno in {errno.EINVAL, errno.ELOOP, errno.EISDIR}:
+            raise UsageFault(f"{path}: {FOREIGN}") from error
+        with os_errors(path, "read"):
+            raise
+
+
 def _read_fields(path: Path, fields: Mapping[str, type]) -> dict[str, Any] | None:
     """Return a small JSON object of the workspace with exactly these fields; None if the file is absent.
 
     Any other content raises UsageFault, because no omniges run would have written it.
     """
-    try:
-        found = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+    content = _content(path)
+    if content is None:
         return None
-    except (ValueError, RecursionError):
+    try:
+        found = parse_json(content)
+    except ValueError:
         found = None
     complete = isinstance(found, dict) and found.keys() == fields.keys()
     if not complete or not all(isinstance(found[name], kind) for name, kind in fields.items()):
@@ -438,17 +457,14 @@ class Journal:
 
         A line with names or samples that no omniges run writes raises UsageFault.
         """
-        try:
-            data = self._path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        data = _content(self._path)
         rows: list[dict[str, Any]] = []
-        for number, text in enumerate(_complete_lines(data)[0], 1):
+        for number, text in enumerate(_complete_lines(data or b"")[0], 1):
             try:
-                rows.append(json.loads(text))
+                rows.append(parse_json(text))
                 problem = journal_problem(rows[-1])
-            except (ValueError, RecursionError) as error:
-                problem = type(error).__name__
+            except ValueError as error:
+                problem = str(error)
             if problem:
                 raise UsageFault(f"{self._path}: line {number}: {ascii(problem)[1:-1][:160]}: {FOREIGN}")
         return rows

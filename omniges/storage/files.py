@@ -15,7 +15,7 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from omniges.errors import DataError
 from omniges.storage.atomic import os_errors
@@ -84,6 +84,27 @@ def open_file(path: Path, root: Path | None = None) -> int:
         os.close(descriptor)
         raise DataError(_no_file(path, kind))
     return descriptor
+
+
+def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
+    """Open a regular file whose faults are those of one recording; never wait for the other end of a pipe.
+
+    Args:
+        path: The file.
+        follow: Whether the file may be a link.
+
+    Returns:
+        The stream.
+
+    Raises:
+        OSError: The operating system refuses it, or it is no regular file (EINVAL).
+    """
+    flags = _FLAGS if follow else _FLAGS | os.O_NOFOLLOW
+    stream = open(path, "rb", opener=lambda name, _: os.open(name, flags))  # noqa: SIM115 - the caller closes it
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise OSError(errno.EINVAL, "a device, pipe or socket", str(path))
+    return stream
 
 
 def _no_file(path: Path, kind: int) -> str:
@@ -270,9 +291,20 @@ def sha256_hex(*pieces: bytes | memoryview) -> str:
     return digest.hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """Return the hexadecimal sha256 of a file, which is read in blocks; raise OSError."""
-    with path.open("rb") as stream:
+def file_sha256(path: Path, *, follow: bool = True) -> str:
+    """Return the sha256 of a regular file, which is read in blocks.
+
+    Args:
+        path: The file.
+        follow: Whether the file may be a link.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        OSError: As `open_regular`.
+    """
+    with open_regular(path, follow=follow) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -346,6 +346,43 @@ def test_lines_of_a_journal_are_checked(
     world.require_untouched()
 
 
+@pytest.mark.parametrize(
+    "text",
+    ['{"a":1,"a":1}', '{"a":NaN}', '{"a":1e999}', '{"a":"\\ud800"}', "[" * 100_000, '"\xff"'],
+    ids=["twice", "NaN", "infinite", "surrogate", "deep", "no UTF-8"],
+)
+@pytest.mark.parametrize("file", ["journal.jsonl", "begun.json", "commit.json", "place.json"])
+def test_an_unfinished_run_is_read_as_strictly_as_the_set(file: str, text: str, world: World) -> None:
+    folder = world.fresh()
+    work = folder / UNFINISHED_FILE
+    work.mkdir()
+    data = text.encode("latin-1")
+    (work / file).write_bytes(f"{sha256_hex(data)[:16]} ".encode() + data + b"\n" if file == "journal.jsonl" else data)
+    with pytest.raises(UsageFault, match="not from an omniges run"):
+        Workspace(folder).refuse_foreign()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder"])
+@pytest.mark.parametrize("file", ["journal.jsonl", "begun.json", "commit.json", "place.json"])
+def test_a_pipe_in_an_unfinished_run_is_not_waited_for(file: str, kind: str, world: World) -> None:
+    folder = world.fresh()
+    work = folder / UNFINISHED_FILE
+    work.mkdir()
+    path = work / file
+    {"pipe": os.mkfifo, "link": lambda place: place.symlink_to("/dev/zero"), "folder": Path.mkdir}[kind](path)
+    workspace = Workspace(folder)
+    readers = {
+        "journal.jsonl": workspace.journal.load,
+        "begun.json": workspace.begun,
+        "commit.json": lambda: workspace.steps("commit.json"),
+        "place.json": lambda: workspace.steps("place.json"),
+    }
+    with pytest.raises(UsageFault, match="not from an omniges run"):
+        readers[file]()
+    with pytest.raises(UsageFault, match="not from an omniges run"):
+        workspace.refuse_foreign()
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_keys_from_a_web_server_are_checked_too(split: str, world: World) -> None:
     """Validation while training names files by keys, and checks for no earlier ones."""

@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -401,19 +402,20 @@ class TestUnreadableFiles:
     def test_an_io_error_on_one_file_is_a_finding_and_the_others_go_on(
         self, corpus: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        from omniges.pipeline import convert as module
         from omniges.pipeline.convert import convert
         from omniges.pipeline.corpora.beat2 import discover
         from omniges.pipeline.settings import ConvertSettings, Rejected, Sample, Selection
 
         bad, good = discover(corpus, Selection()).recordings[:2]
-        real = Path.read_bytes
+        real = module.open_regular
 
-        def fail(path: Path) -> bytes:
+        def fail(path: Path, *, follow: bool) -> BinaryIO:
             if path.name == f"{bad.stem}.wav":
                 raise OSError(5, "Input/output error")
-            return real(path)
+            return real(path, follow=follow)
 
-        monkeypatch.setattr(Path, "read_bytes", fail)
+        monkeypatch.setattr(module, "open_regular", fail)
         outcome = convert(bad, ConvertSettings())
         assert isinstance(outcome, Rejected)
         assert [f.problem.code for f in outcome.findings] == ["file-unreadable"]

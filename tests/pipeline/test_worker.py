@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pipeline_helpers import run_preprocess
 
-from omniges.errors import EnvironmentFault
+from omniges.errors import EnvironmentFault, RecordingFault
 from omniges.pipeline import convert as convert_module
 from omniges.pipeline import incremental
 from omniges.pipeline.discover import Recording, SourceFile, inspect, walk
@@ -66,7 +66,7 @@ class TestBoundary:
         def fail(*_: object) -> None:
             raise OSError(number, os.strerror(number))
 
-        monkeypatch.setattr(Path, "stat", fail)
+        monkeypatch.setattr(os, "open", fail)
         with pytest.raises(EnvironmentFault):
             convert_module._read(Path("a.wav"))
 
@@ -97,6 +97,35 @@ class TestLostInARun:
         assert log.count("worker-death") == 2
         assert "1_synthetica_0_2_2" in log
         assert run_preprocess(corpus, tmp_path / "o").manifest_hash == whole.manifest_hash
+
+
+class TestFilesThatAreReplaced:
+    """What stands in a file's place since it was found is no recording: nothing waits for it, or follows a link."""
+
+    @pytest.fixture(params=["pipe", "link to a pipe", "link out of the root", "folder", "device"])
+    def swapped(self, request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+        path, other = tmp_path / "root" / "a.wav", tmp_path / "other"
+        path.parent.mkdir()
+        if request.param == "pipe":
+            os.mkfifo(path)
+        elif request.param == "folder":
+            path.mkdir()
+        elif request.param == "device":
+            path.symlink_to("/dev/zero")
+        else:
+            os.mkfifo(other) if "pipe" in request.param else other.write_bytes(b"secret")
+            path.symlink_to(other)
+        return path
+
+    def test_the_conversion_rejects_it(self, swapped: Path) -> None:
+        with pytest.raises(RecordingFault) as caught:
+            convert_module._read(swapped)
+        assert caught.value.problem.code == "file-unreadable"
+
+    def test_its_digest_is_absent_as_in_the_set(self, swapped: Path) -> None:
+        recording = replace(RECORDING, files={"wav": SourceFile(str(swapped), "a.wav", 1)})
+        found = incremental.digest_inputs([recording], 1, lambda _done, _total: None)
+        assert found == {RECORDING.stem: {"a.wav": None}}
 
 
 class TestOtherReaders:
