@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -29,6 +30,7 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+@cache
 def prose_of(path: Path) -> str:
     return FENCE.sub("", path.read_text())
 
@@ -45,6 +47,7 @@ def escaped(text: str) -> str:
     return re.sub(r"([<>_*|\\])", r"\\\1", text)
 
 
+@cache
 def anchors(path: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub and the site give them."""
     headings = re.findall(r"^#+ (.+)$", prose_of(path), re.MULTILINE)
@@ -66,11 +69,11 @@ class TestFindings:
     def test_the_tables_are_those_that_the_code_makes(self) -> None:
         assert tables.filled(self.PAGE) == self.PAGE
 
-    @pytest.mark.parametrize("path", PAGES, ids=name_of)
-    def test_codes_named_elsewhere_exist(self, path: Path) -> None:
+    def test_codes_named_elsewhere_exist(self) -> None:
         prefixes = {"wav", "npz", "textgrid", "split", "stem", "words", "sem", "missing", "audio", "motion", "length"}
-        named = set(re.findall(r"`([a-z0-9]+(?:-[a-z0-9]+)+)`", prose_of(path)))
-        assert {name for name in named if name.split("-")[0] in prefixes} <= CODES.keys()
+        for path in PAGES:
+            named = set(re.findall(r"`([a-z0-9]+(?:-[a-z0-9]+)+)`", prose_of(path)))
+            assert {name for name in named if name.split("-")[0] in prefixes} <= CODES.keys(), name_of(path)
 
 
 class TestCommands:
@@ -112,6 +115,7 @@ class TestCommands:
         assert [(int(code), name) for code, name in rows] == [(int(code), code.name) for code in ExitCode]
 
 
+@cache
 def shell_lines() -> list[tuple[str, list[str]]]:
     """Every `omniges …` command in a fenced block, with the page it stands on."""
     found = []
@@ -130,24 +134,26 @@ class TestExamples:
     def test_there_are_some(self) -> None:
         assert len(shell_lines()) > 5
 
-    @pytest.mark.parametrize(("page", "words"), shell_lines(), ids=lambda value: str(value)[:60])
-    def test_they_are_commands_that_parse(self, page: str, words: list[str]) -> None:
-        assert words[1] in COMMANDS, page
-        COMMANDS[words[1]].make_context(words[1], words[2:])  # raises on a flag or value that does not exist
+    @pytest.mark.parametrize("page", [*map(name_of, PAGES)])
+    def test_they_are_commands_that_parse(self, page: str) -> None:
+        for words in (words for where, words in shell_lines() if where == page):
+            assert words[1] in COMMANDS, words
+            COMMANDS[words[1]].make_context(words[1], words[2:])  # raises on a flag or value that does not exist
 
-    @pytest.mark.parametrize(("page", "words"), shell_lines(), ids=lambda value: str(value)[:60])
-    def test_they_have_the_names_that_help_shows(self, page: str, words: list[str]) -> None:
+    def test_they_have_the_names_that_help_shows(self) -> None:
         """Former names parse, but nobody should learn them."""
-        command = COMMANDS[words[1]]
-        command = getattr(command, "commands", {}).get(words[2], command) if len(words) > 2 else command
-        shown = {flag for each in command.params for flag in (*each.opts, *each.secondary_opts)}
-        assert {word.partition("=")[0] for word in words[2:] if word.startswith("-") and word != "-"} <= shown, page
+        for page, words in shell_lines():
+            command = COMMANDS[words[1]]
+            command = getattr(command, "commands", {}).get(words[2], command) if len(words) > 2 else command
+            shown = {flag for each in command.params for flag in (*each.opts, *each.secondary_opts)}
+            used = {word.partition("=")[0] for word in words[2:] if word.startswith("-") and word != "-"}
+            assert used <= shown, f"{page}: {words}"
 
-    @pytest.mark.parametrize("path", PAGES, ids=name_of)
-    def test_make_targets_exist(self, path: Path) -> None:
+    def test_make_targets_exist(self) -> None:
         targets = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
-        named = re.findall(r"(?:`|^)make ([a-z-]+)", path.read_text(), re.MULTILINE)
-        assert set(named) <= targets
+        for path in PAGES:
+            named = re.findall(r"(?:`|^)make ([a-z-]+)", path.read_text(), re.MULTILINE)
+            assert set(named) <= targets, name_of(path)
 
     def test_python_examples_compile(self) -> None:
         for path in PAGES:
@@ -157,18 +163,18 @@ class TestExamples:
 
 
 class TestPages:
-    @pytest.mark.parametrize("path", PAGES, ids=name_of)
-    def test_relative_links_and_anchors_resolve(self, path: Path) -> None:
-        for match in LINK.finditer(prose_of(path)):
-            target = match["target"]
-            if re.match(r"[a-z]+:", target):
-                continue
-            file, _, anchor = target.partition("#")
-            linked = (path.parent / unquote(file)).resolve() if file else path
-            assert linked.exists(), target
-            assert not anchor or anchor in anchors(linked), target
+    def test_relative_links_and_anchors_resolve(self) -> None:
+        for path in PAGES:
+            for match in LINK.finditer(prose_of(path)):
+                target = match["target"]
+                if re.match(r"[a-z]+:", target):
+                    continue
+                file, _, anchor = target.partition("#")
+                linked = (path.parent / unquote(file)).resolve() if file else path
+                assert linked.exists(), f"{name_of(path)}: {target}"
+                assert not anchor or anchor in anchors(linked), f"{name_of(path)}: {target}"
 
-    @pytest.mark.parametrize("path", PAGES, ids=name_of)
-    def test_tests_and_files_that_are_named_exist(self, path: Path) -> None:
-        for named in re.findall(r"`((?:tests|benchmarks)/[\w/.]+)`", prose_of(path)):
-            assert (ROOT / named).exists(), named
+    def test_tests_and_files_that_are_named_exist(self) -> None:
+        for path in PAGES:
+            for named in re.findall(r"`((?:tests|benchmarks)/[\w/.]+)`", prose_of(path)):
+                assert (ROOT / named).exists(), f"{name_of(path)}: {named}"
