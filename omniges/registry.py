@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Any, Final, Generic, TypeVar, cast
 
 from omniges.errors import EnvironmentFault, OmnigesError, UsageFault
@@ -87,8 +87,10 @@ class Registry(Generic[T]):
 
     def names(self) -> tuple[str, ...]:
         """Return every known name, built-in names first, without importing an extension."""
-        offered = sorted(point.name for point in entry_points(group=self.group))
-        return tuple(dict.fromkeys([*self.builtin, *self._registered, *offered]))
+        return self._names(entry_points(group=self.group))
+
+    def _names(self, points: EntryPoints) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*self.builtin, *self._registered, *sorted(point.name for point in points)]))
 
     def require(self, name: str, where: str = "") -> None:
         """Check that a name is known.
@@ -100,7 +102,9 @@ class Registry(Generic[T]):
         Raises:
             UsageFault: The name is unknown.
         """
-        known = self.names()
+        self._require(name, where, self.names())
+
+    def _require(self, name: str, where: str, known: tuple[str, ...]) -> None:
         if name in known:
             return
         near = difflib.get_close_matches(name, known, n=2)
@@ -123,8 +127,9 @@ class Registry(Generic[T]):
             UsageFault: The name is unknown; the message lists similar names.
             EnvironmentFault: Two packages use this name, or the extension cannot be loaded.
         """
-        self.require(name)
-        offered = [point for point in entry_points(group=self.group) if point.name == name]
+        points = entry_points(group=self.group)
+        self._require(name, "", self._names(points))
+        offered = [point for point in points if point.name == name]
         own = ["omniges"] * (name in self.builtin) + ["this program"] * (name in self._registered)
         if len(own) + len(offered) > 1:
             makers = [*own, *map(_distribution, offered)]

@@ -10,6 +10,7 @@ elsewhere and of variables that libraries read when they are loaded start interp
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import json
 import os
@@ -113,9 +114,13 @@ def _serve() -> None:
 
     for name in HEAVY:
         importlib.import_module(name)
+    from omniges.cli import app
+    from omniges.errors import UsageFault
     from omniges.storage.librosa_import import load_librosa
 
     load_librosa()
+    with contextlib.suppress(UsageFault):  # no such file; typer has then loaded what it loads late
+        app(["inspect", f"{__file__}/"], standalone_mode=False)
     gc.freeze()  # a child's collector would write to, and so copy, every page
     for line in sys.stdin:
         child = os.fork()

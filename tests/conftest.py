@@ -5,6 +5,7 @@ Small codecs and shards with their latents, which tests of codecs, training, val
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -18,6 +19,13 @@ from omniges.testing.synthetic_corpus import write_sample_corpus
 # How long an example takes says something about the machine, which may be busy, and nothing about the code.
 settings.register_profile("omniges", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("omniges")
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector all that was imported and collected, which it would walk again and again."""
+    gc.collect()
+    gc.freeze()
+
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
