@@ -88,6 +88,8 @@ def _become(request: dict[str, Any]) -> NoReturn:
         os.dup2(stream, number)
         os.close(stream)
     os.environ.update(request["variables"])
+    paths = request["variables"].get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:0] = [path for path in paths if path and path not in sys.path]
     script = request["script"]
     sys.argv = ["omniges" if script is None else "-c", *request["words"]]
     code: object = 1
@@ -112,6 +114,7 @@ def _become(request: dict[str, Any]) -> NoReturn:
 def _serve() -> None:
     import importlib
 
+    gc.disable()
     for name in HEAVY:
         importlib.import_module(name)
     from omniges.cli import app
@@ -122,6 +125,7 @@ def _serve() -> None:
     with contextlib.suppress(UsageFault):  # no such file; typer has then loaded what it loads late
         app(["inspect", f"{__file__}/"], standalone_mode=False)
     gc.freeze()  # a child's collector would write to, and so copy, every page
+    gc.enable()
     for line in sys.stdin:
         child = os.fork()
         if child == 0:

@@ -7,24 +7,46 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 from pipeline_helpers import run_preprocess
 
+from omniges import registry
 from omniges.testing.settings import CorpusSettings
 from omniges.testing.synthetic_corpus import write_sample_corpus
 
 # How long an example takes says something about the machine, which may be busy, and nothing about the code.
-settings.register_profile("omniges", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# Examples differ from run to run, so that fifty at a time add up.
+settings.register_profile("omniges", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("omniges")
 
 
+gc.disable()  # until all is imported and collected: the collector would walk it again and again
+
+
 def pytest_collection_finish() -> None:
-    """Spare the garbage collector all that was imported and collected, which it would walk again and again."""
-    gc.collect()
+    """Let the garbage collector look after what tests make, and after nothing that was there before."""
     gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _entry_points_read_once() -> Iterator[None]:
+    """Read the metadata of all installed packages once; what a test installs is found, as it changes `sys.path`."""
+
+    @cache
+    def of(_path: tuple[str, ...], group: str) -> EntryPoints:
+        return entry_points(group=group)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "entry_points", lambda group: of(tuple(sys.path), group))
+        yield
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]

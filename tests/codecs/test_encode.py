@@ -279,7 +279,7 @@ def stopped_after_a_shard(shards: Path, out: Path, halves: Any) -> int:
 
 class TestKills:
     @pytest.mark.parametrize("in_place", [False, True])
-    @pytest.mark.parametrize("stride", [7, pytest.param(1, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
+    @pytest.mark.parametrize("stride", [13, pytest.param(1, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
     def test_the_same_command_finishes_what_a_kill_left_to_the_byte(
         self, shards: Path, tmp_path: Path, in_place: bool, stride: int, halves: Any
     ) -> None:

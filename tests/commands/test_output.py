@@ -29,17 +29,35 @@ def shell(script: str, *words: object, **variables: str) -> subprocess.Completed
 
 
 class TestProcesses:
-    @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "0<&- 1>&- 2>&-", "> >(exec <&-) 2>&1"])
+    @pytest.mark.parametrize(
+        "redirection",
+        [
+            "0<&- 1>&- 2>&-",
+            "> >(exec <&-) 2>&1",
+            pytest.param("2>&-", marks=pytest.mark.slow),
+            pytest.param("2>/dev/full", marks=pytest.mark.slow),
+        ],
+    )
     def test_sound_shards_are_sound_whoever_reads(self, shards: Path, redirection: str) -> None:
         run = shell(f'"$@" {redirection}', "verify-shards", shards)
         assert run.returncode == 0
         assert run.stderr == b""
 
-    @pytest.mark.parametrize("redirection", ["2>/dev/full", "0<&- 1>&- 2>&-"])
+    @pytest.mark.parametrize("redirection", ["2>/dev/full", pytest.param("0<&- 1>&- 2>&-", marks=pytest.mark.slow)])
     def test_preprocess_publishes_the_same_bytes(
         self, corpus: Path, shards: Path, tmp_path: Path, redirection: str
     ) -> None:
-        words = ("preprocess", "--root", corpus, "--out", tmp_path / "o", "--keep-audio", "--json")
+        words = (
+            "preprocess",
+            "--root",
+            corpus,
+            "--out",
+            tmp_path / "o",
+            "--keep-audio",
+            "--json",
+            "--num-workers",
+            "1",
+        )
         assert shell(f'"$@" {redirection}', *words).returncode == 0
         assert digests(tmp_path / "o") == digests(shards)
 
@@ -65,7 +83,7 @@ class TestProcesses:
         run = subprocess.run([sys.executable, "-c", script, "inspect", str(shards)], capture_output=True, timeout=60)
         assert run.returncode == 0, run.stderr
 
-    @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+    @pytest.mark.parametrize("encoding", ["ascii", pytest.param("latin-1", marks=pytest.mark.slow)])
     def test_every_encoding_shows_a_sample(self, shards: Path, encoding: str) -> None:
         run = shell('"$@"', "inspect", shards, "1_synthetica_0_1_1", LC_ALL="C", PYTHONIOENCODING=encoding)
         assert (run.returncode, run.stderr) == (0, b"")

@@ -219,10 +219,10 @@ class TestRanks:
             assert len(own) == len(set(own)) == WINDOWS
 
     @pytest.mark.parametrize(
-        ("clips", "per_shard"), [(5, 1), (1000, 1000), pytest.param(5000, 5000, marks=pytest.mark.long)]
+        ("clips", "per_shard"), [(5, 1), (200, 200), pytest.param(5000, 5000, marks=pytest.mark.long)]
     )
     def test_equal_steps_for_any_packing(self, tmp_path: Path, clips: int, per_shard: int) -> None:
-        """Shards of one sample, and one shard of a thousand samples or five; workers more than shards, or none."""
+        """Shards of one sample, and one shard of 200 samples or 5,000; workers more than shards, or none."""
         write_shards(tmp_path / "s", [1] * clips, per_shard, alike=True)
         sequencing = Sequencing(window_ticks=1)
         counts, union = [], set()
@@ -616,6 +616,7 @@ for batch in loader:
 
 
 class TestSteadiness:
+    @pytest.mark.slow
     def test_memory_and_open_files_are_flat_over_ten_epochs(self, tmp_path: Path) -> None:
         folder = write_shards(tmp_path / "s", [20] * 120, per_shard=1)  # more shards than are kept mapped
         settings = LoaderSettings(workers=1, prefetch=1)

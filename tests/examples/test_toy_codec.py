@@ -48,7 +48,7 @@ def encoded(shards: Path, codec: Path, plugin: Path, tmp_path_factory: pytest.Te
     """Shards with its latents, made by the command in an interpreter that knows the package by its metadata alone."""
     out = tmp_path_factory.mktemp("encoded") / "shards"
     path = os.pathsep.join([str(plugin), str(EXAMPLES), os.environ.get("PYTHONPATH", "")])
-    done = omniges("encode", "--shards", shards, "--with", f"{NAME}={codec}", "-o", out, anew=True, PYTHONPATH=path)
+    done = omniges("encode", "--shards", shards, "--with", f"{NAME}={codec}", "-o", out, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     return out
 

@@ -34,7 +34,7 @@ def test_the_command_shows_it(shards: Path, tmp_path: Path) -> None:
     site = install(tmp_path / "site", POINT)
     path = os.pathsep.join([str(site), str(EXAMPLES), os.environ.get("PYTHONPATH", "")])
     words = ("evaluate", tmp_path / "own", "--shards", shards, "--task", "a2g", "--resamples", 20, "--format", "json")
-    done = omniges(*words, anew=True, PYTHONPATH=path)
+    done = omniges(*words, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)["tasks"]["a2g"]["figures"]
     found = {one["row"]: one for one in figures if one["metric"] == "hand speed ratio"}

@@ -50,14 +50,23 @@ class TestUsage:
             ["nonsense"],
         ],
     )
-    def test_wrong_words_exit_2_without_a_traceback(self, words: list[str], tmp_path: Path) -> None:
-        run = subprocess.run([*COMMAND, *words], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    def test_wrong_words_exit_2_without_a_traceback(
+        self, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        run = omniges(*words)
         assert run.returncode == 2
         assert "Traceback" not in run.stderr
         assert run.stderr
         assert not list(tmp_path.iterdir())
 
-    @pytest.mark.parametrize("words", [["preprocess", "--root", "x"], ["train"], ["evaluate", "x"]])
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["train"],
+            *(pytest.param(w, marks=pytest.mark.slow) for w in (["preprocess", "--root", "x"], ["evaluate", "x"])),
+        ],
+    )
     def test_a_removed_current_folder_exits_3_in_one_line(
         self, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -256,16 +256,17 @@ class Unforeseen(Exception):
 
 class TestUnforeseenErrors:
     @pytest.mark.parametrize(
-        ("place", "turn", "saved"),
+        ("place", "turn", "saved", "error"),
         [
-            ((Feed, "next"), 4, 3),
-            ((learner_module.Learner, "micro_step"), 4, 3),
-            ((learner_module.Learner, "finish_step"), 4, 2),  # weights of half a step are no state
-            ((Logbook, "write"), 4, 4),  # start, steps and checkpoint at 2, steps at 4
-            ((loop_module.Loop, "_plan_at"), 2, 4),
+            ((Feed, "next"), 4, 3, Unforeseen("x")),
+            ((learner_module.Learner, "micro_step"), 4, 3, Unforeseen("x")),
+            # weights of half a step are no state
+            ((learner_module.Learner, "finish_step"), 4, 2, EnvironmentFault("full")),
+            # start, steps and checkpoint at 2, steps at 4
+            ((Logbook, "write"), 4, 4, EnvironmentFault("full")),
+            ((loop_module.Loop, "_plan_at"), 2, 4, Unforeseen("x")),
         ],
     )
-    @pytest.mark.parametrize("error", [Unforeseen("x"), EnvironmentFault("full")])
     def test_what_was_learned_is_saved_first(
         self,
         place: tuple[type, str],

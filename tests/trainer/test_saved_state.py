@@ -144,7 +144,7 @@ def refusals(readers: Iterable[Callable[[SavedCheckpoint], object]], saved: Save
     return [line for read in readers if (line := refusal(partial(read, saved))) is not None]
 
 
-@pytest.mark.parametrize("each", [6, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("each", [12, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", sorted(READERS))
 def test_every_edited_value_is_refused_by_name_or_of_no_effect(name: str, each: int, edited: Path) -> None:
     document = json.loads((edited / name).read_bytes())

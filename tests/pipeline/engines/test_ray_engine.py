@@ -271,6 +271,7 @@ class TestSettings:
         assert run.stderr.splitlines()[-1].endswith("pip install 'omniges[ray]'")
         assert "Traceback" not in run.stderr
 
+    @pytest.mark.slow
     def test_nobody_at_the_address_is_one_line(self, corpus: Path, tmp_path: Path) -> None:
         pytest.importorskip("ray", reason="needs omniges[ray]")
         words = ("preprocess", "--root", corpus, "-o", tmp_path / "shards", "--engine", "ray")
