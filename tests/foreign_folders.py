@@ -82,7 +82,7 @@ class Kind:
     make: Callable[[Path, World], object]
     read: Callable[[Path, World], object]
     seal: Seal | None = None
-    sample: int = 100
+    sample: int = 50
     """Changes in the default suite; fewer where a read takes a tenth of a second."""
 
 

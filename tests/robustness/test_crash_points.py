@@ -304,7 +304,7 @@ class TestMemoryLimit:
     ) -> None:
         limited.append("1_synthetica_0_2_2")
         out = tmp_path / "o"
-        assert run_preprocess(corpus, out, keep_audio=True).exit_code == 0
+        assert run_preprocess(corpus, out, keep_audio=True, num_workers=1).exit_code == 0
         assert digests(out) == digests(shards)
         events = [json.loads(line) for line in (tmp_path / "o.run.jsonl").read_text().splitlines()]
         deaths = [event for event in events if event["event"] == "worker-death"]
@@ -316,10 +316,10 @@ class TestMemoryLimit:
     ) -> None:
         limited += ["1_synthetica_0_2_2"] * 2
         out = tmp_path / "o"
-        summary = run_preprocess(corpus, out, keep_audio=True)
+        summary = run_preprocess(corpus, out, keep_audio=True, num_workers=1)
         assert list(summary.lost) == ["1_synthetica_0_2_2"]
         assert summary.exit_code == 1
         assert summary.converted == len(list(corpus.rglob("*.wav"))) - 1
         assert not (out / "dataset.json").exists()
-        assert run_preprocess(corpus, out, keep_audio=True).exit_code == 0
+        assert run_preprocess(corpus, out, keep_audio=True, num_workers=1).exit_code == 0
         assert digests(out) == digests(shards)

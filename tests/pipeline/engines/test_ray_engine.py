@@ -84,7 +84,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def local(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Digests of the set that a local run writes."""
     out = tmp_path_factory.mktemp("local") / "shards"
-    run_preprocess(recordings, out, shard_bytes=SHARD_BYTES)
+    run_preprocess(recordings, out, shard_bytes=SHARD_BYTES, num_workers=1)
     return digests(out)
 
 
