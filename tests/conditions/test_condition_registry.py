@@ -17,7 +17,7 @@ from omniges.errors import EnvironmentFault, UsageFault
 from omniges.registry import Registry
 from omniges.storage.documents import Document
 
-OTHER = "from omniges.conditions.labels import LabelStream\nclass Other(LabelStream):\n    name = {name!r}\n"
+OTHER = "from omniges.conditions.emotion import LabelStream\nclass Other(LabelStream):\n    name = {name!r}\n"
 
 
 @pytest.fixture
