@@ -38,7 +38,7 @@ from measure import run_measured
 from six_tasks import clips_of, references, score_task, templates_of, windows_of
 from six_tasks import generate as made_windows
 
-from omniges.features.body import joint_positions
+from omniges.features.body import GENERIC
 from omniges.features.gesture import LAYOUT
 from omniges.features.text_tokens import TextTokenCodec
 from omniges.features.timebase import FRAMES_PER_TICK, SAMPLE_RATE_HZ, TICKS_PER_SECOND
@@ -226,7 +226,7 @@ def joints_of(gesture: npt.NDArray[np.float32]) -> F64:
     """Return positions (T, 55, 3) in metres."""
     motion = valid_motion(gesture, np.zeros(2))
     blocks = range(0, len(gesture), 2000)
-    return np.concatenate([joint_positions(motion.poses[k : k + 2000], motion.trans[k : k + 2000]) for k in blocks])
+    return np.concatenate([GENERIC.joints(motion.poses[k : k + 2000], motion.trans[k : k + 2000]) for k in blocks])
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from jaw_eyes import HELD_OUT, prepare
 from reality import command
 
-from omniges.features.body import joint_positions
+from omniges.features.body import GENERIC
 from omniges.features.gesture import JOINT_NAMES, POSE_PARTS, MotionArrays, motion_from_gesture
 from omniges.generation.pipeline import OmnigesPipeline
 from omniges.metrics.gesture import foot_skate, jerk, joint_speeds
@@ -40,7 +40,7 @@ FIGURES: Final = ("jerk", "foot skate", "speed of upper body", "speed of hands",
 
 def figures_of(motion: MotionArrays) -> dict[str, float]:
     """Return the figures of one motion; positions in metres and radians, speeds a second."""
-    placed = joint_positions(motion.poses, motion.trans)
+    placed = GENERIC.joints(motion.poses, motion.trans)
     wrists = (placed[:, _WRISTS] - placed[:, :1]).reshape(len(placed), -1)
     hands = placed[:, _HANDS] - np.repeat(placed[:, _WRISTS], len(_HANDS) // 2, axis=1)
     return {

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from omniges.features.body import joint_positions
+from omniges.features.body import GENERIC
 from omniges.features.gesture import JOINT_NAMES, stream_channels
 from omniges.features.text_tokens import TextTokenCodec
 from omniges.formats.audio import decode_wav, encode_wav
@@ -119,7 +119,7 @@ def losses(model: FlowModel, windows: Windows) -> dict[str, float]:
 
 def wrists(motion: Motion) -> npt.NDArray[np.float64]:
     """Return coordinates (T, 6) in metres of both wrists from the pelvis."""
-    joints = joint_positions(np.asarray(motion.poses, np.float64), np.asarray(motion.trans, np.float64))
+    joints = GENERIC.joints(np.asarray(motion.poses, np.float64), np.asarray(motion.trans, np.float64))
     return (joints[:, _WRISTS] - joints[:, :1]).reshape(len(joints), 6)
 
 

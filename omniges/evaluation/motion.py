@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from omniges.errors import DataError, UsageFault
 from omniges.evaluation import scores
-from omniges.features.body import BodyModel, joint_positions
+from omniges.features.body import GENERIC, BodyModel, Person, Skeleton
 from omniges.features.gesture import JAW_EYES_COLUMNS, JOINT_NAMES, motion_from_gesture
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.formats.arrays import read_array
@@ -37,27 +37,9 @@ _JAW: Final = slice(JAW_EYES_COLUMNS.start, JAW_EYES_COLUMNS.start + 3)
 _MAX_BYTES: Final = 1 << 30
 _DISTANCE: Final = scores.Heading("Fréchet gesture distance", "")
 _OF_TRAIN: Final = replace(_DISTANCE, row="recorded")
+Body = Person | Skeleton
+"""The body of one person, which computes the positions of joints; only a `Person` has vertices."""
 _RESAMPLES: Final = 200  # each needs a matrix decomposition
-
-
-class Body(Protocol):
-    """The body of one person, which computes joint positions."""
-
-    def joints(self, poses: Numbers, trans: Numbers) -> F64:
-        """Return joint positions.
-
-        Args:
-            poses: Poses (T, 165) in radians.
-            trans: ``transl`` (T, 3) in metres.
-
-        Returns:
-            Joints (T, 55, 3) in metres.
-        """
-
-
-class _GenericBody:
-    def joints(self, poses: Numbers, trans: Numbers) -> F64:
-        return joint_positions(poses, trans)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +51,8 @@ class Bodies:
     model: BodyModel | None
 
     def of(self, betas: Numbers) -> Body:
-        """Return the body of a person: a `Person` with vertices, or the generic body if there is no model."""
-        return _GenericBody() if self.model is None else self.model.person(betas)
-
-
-GENERIC: Final = Bodies("generic", None)
+        """Return the body of a person: a `Person` with vertices, or the generic skeleton if there is no model."""
+        return GENERIC if self.model is None else self.model.person(betas)
 
 
 def load_bodies(path: Path | None) -> Bodies:
@@ -90,7 +69,7 @@ def load_bodies(path: Path | None) -> Bodies:
         DataError: The file is not an SMPL-X model.
     """
     if path is None:
-        return GENERIC
+        return Bodies("generic", None)
     model, sha256 = read_body_model(path)
     return Bodies(f"SMPL-X:{path.name}:{sha256[:12]}", model)
 

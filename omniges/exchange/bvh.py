@@ -11,9 +11,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from omniges.features.body import PARENTS
+from omniges.features.body import PARENTS, Skeleton
 from omniges.features.gesture import JOINT_NAMES
-from omniges.features.skeleton import Skeleton
 from omniges.formats.motion import SmplxMotion
 
 F64 = npt.NDArray[np.float64]

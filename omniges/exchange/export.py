@@ -14,17 +14,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
 from omniges.errors import EnvironmentFault, UsageFault, grouped_notes
 from omniges.exchange.arkit import FaceMatrix, encode_csv, matrix_from_array
 from omniges.exchange.bvh import encode_bvh
 from omniges.exchange.gltf import encode_glb
 from omniges.exchange.settings import ENDINGS, ExportSettings
 from omniges.exchange.tracks import Track, find_tracks
-from omniges.features.body import BodyModel
-from omniges.features.gesture import BETAS
-from omniges.features.skeleton import GENERIC, Skeleton
+from omniges.features.body import GENERIC, BodyModel, Skeleton
 from omniges.formats.arrays import read_array
 from omniges.formats.body_model import read_body_model
 from omniges.formats.motion import SmplxMotion, encode_smplx
@@ -136,11 +132,7 @@ def _encoder(settings: ExportSettings) -> _Encoder:
 
 
 def _skeleton(model: BodyModel | None, motion: SmplxMotion) -> Skeleton:
-    if model is None:
-        return GENERIC
-    betas = np.zeros(BETAS)
-    betas[: len(motion.betas)] = motion.betas
-    return Skeleton.of_person(model.person(betas))
+    return GENERIC if model is None else model.person(motion.betas).skeleton
 
 
 def _weights(matrix: FaceMatrix, track: Track, motion: SmplxMotion, counts: ExportedMotion) -> bytes:

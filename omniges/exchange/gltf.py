@@ -18,9 +18,8 @@ import numpy.typing as npt
 
 from omniges import __version__
 from omniges.exchange.solid import BROWS, COLOURS, MOVEMENTS, Faces, Surface, mouth, mouth_at, palette, solid_figure
-from omniges.features.body import PARENTS
+from omniges.features.body import GENERIC, PARENTS, Skeleton
 from omniges.features.gesture import JOINT_NAMES
-from omniges.features.skeleton import GENERIC, Skeleton
 from omniges.formats.motion import SmplxMotion
 
 F32 = npt.NDArray[np.float32]

@@ -16,9 +16,8 @@ import numpy.typing as npt
 
 from omniges.errors import DataError
 from omniges.exchange.solid import vertex_normals
-from omniges.features.body import BodyModel
-from omniges.features.gesture import BETAS, EXPRESSIONS
-from omniges.features.skeleton import Skeleton
+from omniges.features.body import BodyModel, Skeleton
+from omniges.features.gesture import EXPRESSIONS
 
 JOINTS_OF_VERTEX: Final = 8
 _STILL_M: Final = 1e-6  # a vertex that expressions move less, in metres per unit, is still
@@ -87,12 +86,10 @@ def pack_body(model: BodyModel, betas: npt.NDArray[np.floating]) -> PackedBody:
     Returns:
         The body.
     """
-    coefficients = np.zeros(BETAS)
-    coefficients[: len(betas)] = betas
-    person = model.person(coefficients)
+    person = model.person(betas)
     positions = person.rest_vertices - person.rest_joints[0]
     step = float(np.abs(positions).max()) / 32767
     triangles = np.zeros((0, 3), np.int32) if model.triangles is None else model.triangles
     normals = np.rint(vertex_normals(positions, triangles) * 127).astype(np.int8)
     content = np.rint(positions / step).astype("<i2").tobytes() + normals.tobytes()
-    return PackedBody(content, step, Skeleton.of_person(person))
+    return PackedBody(content, step, person.skeleton)

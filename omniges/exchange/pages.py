@@ -21,9 +21,8 @@ import numpy.typing as npt
 from omniges.exchange import solid
 from omniges.exchange.meshes import pack_body, pack_mesh
 from omniges.exchange.tracks import Sound, Track
-from omniges.features.body import BODY_COLUMNS, PARENTS, REST_OFFSETS, BodyModel
+from omniges.features.body import BODY_COLUMNS, GENERIC, PARENTS, REST_OFFSETS, BodyModel, Skeleton
 from omniges.features.gesture import EXPRESSIONS, JOINT_NAMES
-from omniges.features.skeleton import GENERIC, Skeleton
 from omniges.features.timebase import FRAME_RATE_HZ, MEL_RATE_HZ
 from omniges.formats.audio import encode_wav
 from omniges.formats.motion import SmplxMotion
@@ -257,10 +256,7 @@ def _positions(motion: SmplxMotion, skeleton: Skeleton) -> F64:
     """Return joint positions (T, J, 3), computed in blocks of frames."""
     blocks = range(0, len(motion.poses), _BLOCK_FRAMES)
     return np.concatenate(
-        [
-            skeleton.joint_positions(motion.poses[k : k + _BLOCK_FRAMES], motion.trans[k : k + _BLOCK_FRAMES])
-            for k in blocks
-        ]
+        [skeleton.joints(motion.poses[k : k + _BLOCK_FRAMES], motion.trans[k : k + _BLOCK_FRAMES]) for k in blocks]
     )
 
 

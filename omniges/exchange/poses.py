@@ -16,9 +16,8 @@ import numpy.typing as npt
 
 from omniges.exchange import raster, solid
 from omniges.exchange.pages import floor_of
-from omniges.features.body import PARENTS, BodyModel, forward_kinematics
-from omniges.features.gesture import BETAS, JOINT_NAMES
-from omniges.features.skeleton import GENERIC, Skeleton
+from omniges.features.body import GENERIC, PARENTS, BodyModel, Skeleton, forward_kinematics
+from omniges.features.gesture import JOINT_NAMES
 from omniges.formats.motion import SmplxMotion
 
 F64 = npt.NDArray[np.float64]
@@ -74,7 +73,7 @@ class Figure(ABC):
     def head(self, frame: int) -> F64:
         """Return the position (3,) of the head's joint."""
         motion = self._motion
-        positions = self._skeleton.joint_positions(motion.poses[frame : frame + 1], motion.trans[frame : frame + 1])
+        positions = self._skeleton.joints(motion.poses[frame : frame + 1], motion.trans[frame : frame + 1])
         return np.asarray(positions[0, _HEAD])
 
 
@@ -109,7 +108,7 @@ class SolidFigure(Figure):
         self.triangles = self.triangles.astype(np.int32)
         self.base = solid.palette(tint)[np.concatenate([body.colours, mouth.colours])]
         seen = _spread(len(motion.poses), _FLOOR_FRAMES)
-        self.floor = floor_of(GENERIC.joint_positions(motion.poses[seen], motion.trans[seen]))
+        self.floor = floor_of(GENERIC.joints(motion.poses[seen], motion.trans[seen]))
         self._faces = solid.Faces.of_motion(motion)
 
     def poses(self, frames: Indices) -> Iterator[_Pose]:
@@ -152,10 +151,8 @@ class MeshFigure(Figure):
     def __init__(self, motion: SmplxMotion, model: BodyModel, tint: int) -> None:
         if model.triangles is None:
             raise ValueError("a body model with faces f")
-        betas = np.zeros(BETAS)
-        betas[: len(motion.betas)] = motion.betas
-        self._person = model.person(betas)
-        super().__init__(motion, Skeleton.of_person(self._person))
+        self._person = model.person(motion.betas)
+        super().__init__(motion, self._person.skeleton)
         self.triangles = np.ascontiguousarray(model.triangles)
         tint_colour, clay = solid.palette(tint)[[solid.COLOURS.index("tint"), solid.COLOURS.index("clay")]]
         self.base = np.tile((0.6 * tint_colour + 0.4 * clay).astype(np.float32), (model.vertices, 1))

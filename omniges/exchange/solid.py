@@ -18,9 +18,8 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from omniges.features.body import PARENTS
+from omniges.features.body import GENERIC, PARENTS
 from omniges.features.gesture import JOINT_NAMES
-from omniges.features.skeleton import GENERIC
 from omniges.formats.motion import SmplxMotion
 
 F64 = npt.NDArray[np.float64]

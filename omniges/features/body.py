@@ -1,4 +1,4 @@
-"""Forward kinematics over SMPL-X's joints, for a generic skeleton and for the SMPL-X body.
+"""Skeletons and forward kinematics over SMPL-X's joints: the generic skeleton, and the body of a person.
 
 **The generic skeleton is not SMPL-X.** It needs no body model file. Its bone lengths are round numbers of an adult of
 about 1.7 m, equal for all people; betas and expressions do not change them. Only the order of the joints, the tree and
@@ -91,45 +91,6 @@ REST_OFFSETS.setflags(write=False)
 """(55, 3) metres: offset of each joint from its parent in the rest pose; read-only."""
 
 
-def joint_positions(poses: Numbers, trans: Numbers) -> F64:
-    """Return world positions of the generic skeleton's joints by forward kinematics.
-
-    Args:
-        poses: SMPL-X axis-angles (T, 165) in radians, relative to the parent.
-        trans: SMPL-X's `transl` (T, 3) in metres; the pelvis is 0.35 m below it.
-
-    Returns:
-        Positions (T, 55, 3) in metres, float64.
-
-    Raises:
-        ValueError: A shape differs.
-    """
-    frames = len(poses)
-    if poses.shape != (frames, POSE_COLUMNS) or trans.shape != (frames, 3):
-        raise ValueError(f"expected poses (T, {POSE_COLUMNS}) and trans (T, 3), found {poses.shape}, {trans.shape}")
-    root = np.array(trans, dtype=np.float64)
-    root[:, 1] -= PELVIS_BELOW_TRANS_M
-    return place(poses, REST_OFFSETS, root)
-
-
-def place(poses: Numbers, offsets: F64, root: F64) -> F64:
-    """Return joint positions, computed in blocks of frames.
-
-    Args:
-        poses: Axis-angles (T, 165) in radians.
-        offsets: Offset (55, 3) of each joint from its parent in the rest pose.
-        root: Position (T, 3) of the pelvis.
-
-    Returns:
-        Positions (T, 55, 3).
-    """
-    positions = np.empty((len(poses), len(PARENTS), 3))
-    for start in range(0, len(poses), _PLACED_FRAMES):
-        given = slice(start, start + _PLACED_FRAMES)
-        positions[given] = forward_kinematics(rotations_of(poses[given]), offsets, root[given])[1]
-    return positions
-
-
 def rotations_of(poses: Numbers) -> F64:
     """Return rotation matrices (T, 55, 3, 3), relative to the parent, of poses (T, 165) in radians."""
     return matrix_from_six_d(six_d_from_rotvec(poses.reshape(len(poses), len(PARENTS), 3)))
@@ -159,6 +120,69 @@ def forward_kinematics(local: F64, offsets: F64, root: F64) -> tuple[F64, F64]:
     return world, positions
 
 
+def parent_offsets(joints: F64) -> F64:
+    """Return the offset (..., 55, 3) of each joint from its parent; that of the pelvis is not used."""
+    return joints - joints[..., [max(parent, 0) for parent in PARENTS], :]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Skeleton:
+    """Bones of a figure in the joint order of `JOINT_NAMES`; lengths in metres, y up, facing +z."""
+
+    offsets: F64
+    """(55, 3) position of each joint relative to its parent in the rest pose; zeros for the pelvis."""
+    pelvis: F64
+    """(3,) position of the pelvis relative to SMPL-X's ``trans``."""
+    mean_hands: F64
+    """(90,) angles in radians that are added to those of the hands."""
+
+    @property
+    def rest_positions(self) -> F64:
+        """(55, 3) positions in the rest pose, the pelvis at the origin."""
+        turned = np.broadcast_to(np.eye(3), (1, len(PARENTS), 3, 3))
+        return np.asarray(forward_kinematics(turned, self.offsets, np.zeros((1, 3)))[1][0])
+
+    def local_rotations(self, poses: Numbers) -> F64:
+        """Return rotation matrices (T, 55, 3, 3), each relative to the parent, of poses (T, 165) in radians."""
+        if poses.ndim != 2 or poses.shape[1] != POSE_COLUMNS:
+            raise ValueError(f"expected poses (T, {POSE_COLUMNS}), found {poses.shape}")
+        full = np.array(poses, dtype=np.float64)
+        full[:, BODY_COLUMNS:] += self.mean_hands
+        return rotations_of(full)
+
+    def pelvis_positions(self, trans: Numbers) -> F64:
+        """Return positions (T, 3) of the pelvis in metres for SMPL-X's ``trans`` (T, 3)."""
+        return np.asarray(trans + self.pelvis, np.float64)
+
+    def joints(self, poses: Numbers, trans: Numbers) -> F64:
+        """Return world positions of the joints by forward kinematics, with a neutral face.
+
+        Args:
+            poses: Axis-angles (T, 165) in radians, relative to the parent.
+            trans: SMPL-X's `transl` (T, 3) in metres.
+
+        Returns:
+            Positions (T, 55, 3) in metres.
+
+        Raises:
+            ValueError: A shape differs.
+        """
+        if trans.shape != (len(poses), 3):
+            raise ValueError(f"expected trans ({len(poses)}, 3), found {trans.shape}")
+        positions = np.empty((len(poses), len(PARENTS), 3))
+        for start in range(0, len(poses), _PLACED_FRAMES):
+            given = slice(start, start + _PLACED_FRAMES)
+            root = self.pelvis_positions(trans[given])
+            positions[given] = forward_kinematics(self.local_rotations(poses[given]), self.offsets, root)[1]
+        return positions
+
+
+GENERIC: Final = Skeleton(
+    REST_OFFSETS, np.array([0.0, -PELVIS_BELOW_TRANS_M, 0.0]), np.zeros(POSE_COLUMNS - BODY_COLUMNS)
+)
+"""Bones of an adult of about 1.7 m, the same for everybody."""
+
+
 @dataclass(frozen=True, slots=True)
 class BodyModel:
     """The arrays of a body model in metres, in the joint order of `JOINT_NAMES`."""
@@ -184,10 +208,10 @@ class BodyModel:
         return len(self.template)
 
     def person(self, betas: Numbers) -> Person:
-        """Return the body of a person with shape coefficients (300,); raise ValueError for another shape."""
-        if betas.shape != (BETAS,):
-            raise ValueError(f"expected betas ({BETAS},), found {betas.shape}")
-        rest = self.template + self.shape_directions @ betas.astype(np.float64)
+        """Return the body of a person with shape coefficients (n,), n at most 300; the others are 0."""
+        if betas.ndim != 1 or len(betas) > BETAS:
+            raise ValueError(f"expected at most {BETAS} betas, found {betas.shape}")
+        rest = self.template + self.shape_directions @ np.pad(betas.astype(np.float64), (0, BETAS - len(betas)))
         return Person(self, rest, self.joint_regressor @ rest)
 
 
@@ -199,23 +223,14 @@ class Person:
     rest_vertices: F64  # (V, 3)
     rest_joints: F64  # (55, 3)
 
+    @property
+    def skeleton(self) -> Skeleton:
+        """The bones of the person."""
+        return Skeleton(parent_offsets(self.rest_joints), self.rest_joints[0], self.model.mean_hands)
+
     def joints(self, poses: Numbers, trans: Numbers) -> F64:
-        """Return joint positions, with a neutral face.
-
-        Args:
-            poses: Axis-angles (T, 165) in radians.
-            trans: `transl` (T, 3) in metres.
-
-        Returns:
-            Positions (T, 55, 3) in metres.
-
-        Raises:
-            ValueError: A shape differs.
-        """
-        frames = len(poses)
-        if poses.shape != (frames, POSE_COLUMNS) or trans.shape != (frames, 3):
-            raise ValueError(f"expected poses (T, {POSE_COLUMNS}) and trans (T, 3), found {poses.shape}, {trans.shape}")
-        return place(self._with_mean_hands(poses), parent_offsets(self.rest_joints), self.rest_joints[0] + trans)
+        """Return world positions of the joints, see `Skeleton.joints`."""
+        return self.skeleton.joints(poses, trans)
 
     def vertex_blocks(self, poses: Numbers, expressions: Numbers, block_frames: int = BLOCK_FRAMES) -> Iterator[F64]:
         """Yield vertices in blocks, with `transl` zero; expressions move rest joints too, as in SMPL-X.
@@ -235,7 +250,7 @@ class Person:
         if poses.shape != (frames, POSE_COLUMNS) or expressions.shape != (frames, EXPRESSIONS):
             found = f"{poses.shape}, {expressions.shape}"
             raise ValueError(f"expected poses (T, {POSE_COLUMNS}), expressions (T, {EXPRESSIONS}), found {found}")
-        model = self.model
+        model, skeleton = self.model, self.skeleton
         joint_directions = np.einsum("jv,vce->jce", model.joint_regressor, model.expression_directions, optimize=True)
         faces = model.expression_directions.reshape(-1, EXPRESSIONS).T
         for start in range(0, frames, block_frames):
@@ -243,12 +258,7 @@ class Person:
             weights = np.asarray(expressions[given], dtype=np.float64)
             shaped = self.rest_vertices + (weights @ faces).reshape(len(weights), -1, 3)
             joints = self.rest_joints + np.einsum("jce,te->tjc", joint_directions, weights, optimize=True)
-            yield self._skinned(rotations_of(self._with_mean_hands(poses[given])), shaped, joints)
-
-    def _with_mean_hands(self, poses: Numbers) -> F64:
-        full = np.array(poses, dtype=np.float64)
-        full[:, BODY_COLUMNS:] += self.model.mean_hands
-        return full
+            yield self._skinned(skeleton.local_rotations(poses[given]), shaped, joints)
 
     def _skinned(self, local: F64, shaped: F64, joints: F64) -> F64:
         """Return shaped vertices (T, V, 3) with rest joints (T, 55, 3), posed by rotations (T, 55, 3, 3)."""
@@ -266,8 +276,3 @@ class Person:
         transforms = np.concatenate([world, shift[..., None]], axis=-1).reshape(frames, len(PARENTS), 12)
         blended = (self.model.weights @ transforms).reshape(frames, -1, 3, 4)
         return np.asarray(np.einsum("tvij,tvj->tvi", blended[..., :3], posed) + blended[..., 3])
-
-
-def parent_offsets(joints: F64) -> F64:
-    """Return the offset (..., 55, 3) of each joint from its parent; that of the pelvis is not used."""
-    return joints - joints[..., [max(parent, 0) for parent in PARENTS], :]

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from omniges.errors import EnvironmentFault
 from omniges.features.audio import MEL_BANDS, N_FFT, mel_filterbank
-from omniges.features.body import PARENTS, Numbers, joint_positions
+from omniges.features.body import GENERIC, PARENTS, Numbers
 from omniges.features.gesture import JOINT_NAMES, LAYOUT, GestureClip, matrix_from_six_d, motion_from_gesture
 from omniges.features.timebase import FRAME_RATE_HZ, MEL_RATE_HZ, SAMPLE_RATE_HZ
 from omniges.formats.arrays import F64
@@ -508,7 +508,7 @@ def _people(gesture: F32, jaw_eyes: F32) -> F64:
     """Return joint positions (K, 55, 3) in metres of single frames, pelvis at x = z = 0; NaN beyond absent joints."""
     motion = motion_from_gesture(GestureClip(gesture, jaw_eyes, np.zeros(2)))
     root = np.nan_to_num(motion.trans) * np.array([0.0, 1.0, 0.0])
-    positions = joint_positions(np.nan_to_num(motion.poses), root)
+    positions = GENERIC.joints(np.nan_to_num(motion.poses), root)
     absent = np.isnan(motion.poses[0].reshape(-1, 3)).any(axis=1)
     hidden = np.zeros(len(PARENTS), dtype=bool)
     for joint, parent in enumerate(PARENTS):

@@ -21,7 +21,7 @@ from omniges.evaluation.report import Report, TaskReport, render
 from omniges.evaluation.results import _stem_of
 from omniges.evaluation.scores import Figure
 from omniges.evaluation.settings import EvaluateSettings
-from omniges.features.body import joint_positions
+from omniges.features.body import GENERIC
 from omniges.formats.npz import decode_motion, encode_motion
 from omniges.formats.textgrid import WordInterval, encode_words
 from omniges.metrics.gesture import scored_poses
@@ -56,14 +56,14 @@ class TestGesture:
             assert own == pytest.approx(true, rel=2e-3), metric
         assert found["semantic recall", "generated"].details == {"joints": 55, "annotated": len(samples)}
         motions = [decode_motion(motion_file(sample)) for sample in samples]
-        near = [_toes_near_the_floor(joint_positions(one.poses, one.trans)) for one in motions]
+        near = [_toes_near_the_floor(GENERIC.joints(one.poses, one.trans)) for one in motions]
         assert found["foot skate", "generated"].details["contact_share"] == pytest.approx(
             sum(count for count, _ in near) / sum(frames for _, frames in near)
         )
         poses = [motion.poses for motion in motions]
         total = frames = 0.0
         for each in poses:  # the formula of docs/reference/metrics.md, frame by frame
-            joints = joint_positions(
+            joints = GENERIC.joints(
                 scored_poses(each, PROFILES["corrected"].positions), np.zeros((len(each), 3))
             ).reshape(len(each), -1)
             centre = joints.mean(axis=0)
@@ -129,7 +129,7 @@ class TestGesture:
                 motion.poses, motion.expressions, away, motion.betas, gender="neutral", model="smplx2020"
             )
             put(tmp_path / "made", shards, row.key, "a2g", {".npz": jumped}, seams_s=(seam / 30,))
-            steps = np.diff(joint_positions(motion.poses, motion.trans), axis=0)
+            steps = np.diff(GENERIC.joints(motion.poses, motion.trans), axis=0)
             speeds = np.sqrt(np.square(steps).sum(axis=2).mean(axis=1))
             above.append(speeds[seam - 1] > np.percentile(np.delete(speeds, seam - 1), 99))
         found = scored(tmp_path / "made", shards)

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from body_builders import body_arrays
 
-from omniges.features.body import PARENTS
+from omniges.features.body import GENERIC, PARENTS
 from omniges.features.gesture import JOINT_NAMES
-from omniges.features.skeleton import GENERIC
 
 SIDES = 8
 RINGS = 4

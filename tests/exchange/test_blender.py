@@ -14,8 +14,8 @@ from exchange_builders import random_motion
 
 from omniges.exchange.export import export_motion
 from omniges.exchange.settings import ExportSettings
+from omniges.features.body import GENERIC
 from omniges.features.gesture import JOINT_NAMES
-from omniges.features.skeleton import GENERIC
 from omniges.formats.motion import SmplxMotion, encode_smplx, read_motion
 
 pytestmark = [
@@ -34,7 +34,7 @@ def worst_mm(path: Path, motion: SmplxMotion) -> float:
     )
     out = path.with_suffix(".npy")
     subprocess.run([*program, str(READER), "--", str(path), str(out), *JOINT_NAMES], check=True, capture_output=True)
-    expected = GENERIC.joint_positions(motion.poses, motion.trans)
+    expected = GENERIC.joints(motion.poses, motion.trans)
     found = np.load(out)
     assert found.shape == expected.shape
     return float(np.linalg.norm(found - expected, axis=-1).max() * 1000)

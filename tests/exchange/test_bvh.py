@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniges.exchange.bvh import encode_bvh
-from omniges.features.body import PARENTS, REST_OFFSETS
+from omniges.features.body import GENERIC, PARENTS, REST_OFFSETS
 from omniges.features.gesture import JOINT_NAMES
-from omniges.features.skeleton import GENERIC
 from omniges.formats.motion import SmplxMotion, read_motion
 
 
@@ -35,7 +34,7 @@ def test_joints_are_those_of_forward_kinematics(seed: int, spread: float) -> Non
 
 def test_all_joints_of_a_real_recording(beat2_sample: Path) -> None:
     motion = read_motion(next(beat2_sample.rglob("2_scott_0_1_1.npz")))
-    assert worst_mm(motion, GENERIC.joint_positions(motion.poses, motion.trans)) < 0.01
+    assert worst_mm(motion, GENERIC.joints(motion.poses, motion.trans)) < 0.01
 
 
 def test_angles_have_no_jumps_where_they_wrap() -> None:

@@ -16,8 +16,8 @@ from pipeline_helpers import omniges
 from omniges.errors import EnvironmentFault, UsageFault
 from omniges.exchange.export import export_motion
 from omniges.exchange.settings import ExportSettings, Format
+from omniges.features.body import GENERIC
 from omniges.features.gesture import JOINT_NAMES
-from omniges.features.skeleton import GENERIC
 from omniges.formats.body_model import read_body_model
 from omniges.formats.motion import encode_smplx, read_motion
 from omniges.shards.reader import ShardFolder
@@ -43,7 +43,7 @@ def test_samples_of_shards_are_those_that_export_writes_as_npz(shards: Path, tmp
     assert {path.stem for path in (tmp_path / "bvh").iterdir()} == stems
     for stem in sorted(stems)[:2]:
         motion = read_motion(tmp_path / "npz" / "smplxflame_30" / f"{stem}.npz")
-        expected = GENERIC.joint_positions(motion.poses, motion.trans)
+        expected = GENERIC.joints(motion.poses, motion.trans)
         np.testing.assert_allclose(joints_m(tmp_path / "bvh" / f"{stem}.bvh"), expected, atol=1e-4)
 
 

@@ -15,9 +15,8 @@ from exchange_builders import plain_positions, random_motion
 
 from omniges.exchange.gltf import encode_glb, fitted, shortest_way
 from omniges.exchange.solid import Faces, mouth, mouth_at, solid_figure
-from omniges.features.body import PARENTS, REST_OFFSETS
+from omniges.features.body import GENERIC, PARENTS, REST_OFFSETS, Skeleton
 from omniges.features.gesture import JOINT_NAMES
-from omniges.features.skeleton import GENERIC, Skeleton
 
 TYPES = {"SCALAR": 1, "VEC3": 3, "VEC4": 4, "MAT4": 16}
 KINDS = {5126: np.float32, 5123: np.uint16, 5121: np.uint8}

@@ -18,7 +18,7 @@ from page_builders import clicks
 
 from omniges.exchange.arkit import NAMES, encode_csv
 from omniges.exchange.gltf import encode_glb
-from omniges.features.skeleton import GENERIC
+from omniges.features.body import GENERIC
 from omniges.formats.audio import encode_wav
 from omniges.formats.textgrid import WordInterval, encode_words
 

@@ -13,7 +13,7 @@ from page_builders import HOSTILE, clicks, motion, track
 from omniges.exchange.pages import Clip, ScoreTable, page
 from omniges.exchange.poses import SolidFigure
 from omniges.exchange.solid import BROWS, mouth, solid_figure
-from omniges.features.body import joint_positions
+from omniges.features.body import GENERIC
 from omniges.features.gesture import JOINT_NAMES
 
 pytestmark = pytest.mark.slow
@@ -98,7 +98,7 @@ class TestPicture:
         moved = motion(MINUTE_S, seed=1)
         for frame in (0, 900, 1799):
             found = np.array(shown.evaluate(f"omniges.joints(1, {frame})")).reshape(55, 3)
-            expected = joint_positions(moved.poses[[frame]], moved.trans[[frame]])[0]
+            expected = GENERIC.joints(moved.poses[[frame]], moved.trans[[frame]])[0]
             assert np.abs(found - expected).max() < 5e-4
 
     def test_vertices_of_body_and_face_are_pythons(self, browser: Browser, tmp_path: Path) -> None:

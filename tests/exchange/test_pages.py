@@ -25,7 +25,7 @@ from omniges.exchange.settings import ViewSettings
 from omniges.exchange.solid import Faces
 from omniges.exchange.tracks import Track
 from omniges.exchange.view import clips_of, view
-from omniges.features.body import REST_OFFSETS, forward_kinematics, joint_positions
+from omniges.features.body import GENERIC, REST_OFFSETS, forward_kinematics
 from omniges.formats.audio import decode_wav
 from omniges.formats.motion import write_motion
 from omniges.formats.textgrid import WordInterval
@@ -75,7 +75,7 @@ class TestMotion:
         turns = np.frombuffer(data, "<i2", 220 * frames, 12 * frames).reshape(frames, 55, 4)
         local = Rotation.from_quat(turns.reshape(-1, 4).astype(np.float64)).as_matrix().reshape(frames, 55, 3, 3)
         _, positions = forward_kinematics(local, REST_OFFSETS, root)
-        assert np.abs(positions - joint_positions(moved.poses, moved.trans)).max() < 3e-4
+        assert np.abs(positions - GENERIC.joints(moved.poses, moved.trans)).max() < 3e-4
         faces = np.frombuffer(data, "<i2", 6 * frames, 452 * frames).reshape(frames, 6) * FACE_STEP_M
         np.testing.assert_allclose(faces, Faces.of_motion(moved).table, atol=FACE_STEP_M)
         assert len(data) == 464 * frames

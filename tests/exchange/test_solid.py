@@ -19,8 +19,8 @@ from omniges.exchange.solid import (
     palette,
     solid_figure,
 )
+from omniges.features.body import GENERIC
 from omniges.features.gesture import JOINT_NAMES
-from omniges.features.skeleton import GENERIC
 
 OPENING = slice(57, 85)
 """Vertices of the mouth on the edge of its opening, from the person's left corner."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from omniges.features.body import joint_positions
+from omniges.features.body import GENERIC
 from omniges.formats.audio import decode_wav
 from omniges.formats.npz import decode_motion
 from omniges.formats.semantic import SemanticSpan, decode_semantic
@@ -33,7 +33,7 @@ def real_clip(beat2_sample: Path) -> RealClip:
     motion = decode_motion((root / "smplxflame_30" / "2_scott_0_1_1.npz").read_bytes())
     wav = decode_wav((root / "wave16k" / "2_scott_0_1_1.wav").read_bytes())
     still = np.zeros((len(motion.poses), 3))
-    joints = {p.name: joint_positions(scored_poses(motion.poses, p.positions), still) for p in PROFILES.values()}
-    world = joint_positions(motion.poses, motion.trans)
+    joints = {p.name: GENERIC.joints(scored_poses(motion.poses, p.positions), still) for p in PROFILES.values()}
+    world = GENERIC.joints(motion.poses, motion.trans)
     spans = decode_semantic((beat2_sample / "reference" / "2_scott_0_1_1.sem.txt").read_bytes())
     return RealClip(motion.poses, wav.samples, joints, world, mean_joint_speeds([world]), spans)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.interpolate import BSpline
 
-from omniges.features.body import joint_positions
+from omniges.features.body import GENERIC
 from omniges.features.gesture import JOINT_NAMES, LAYOUT, GestureClip, gesture_from_motion, motion_from_gesture
 from omniges.model.gesture import KNOTS_TICKS, SplineTokens, spline_basis, toe_velocities
 from omniges.model.streams import FrameTokens
@@ -100,7 +100,7 @@ class TestLosses:
     def test_toes_move_as_by_the_forward_kinematics_of_numpy(self) -> None:
         own = clip(3)
         motion = motion_from_gesture(own)
-        expected = np.diff(joint_positions(motion.poses, motion.trans)[:, TOES], axis=0) * 30
+        expected = np.diff(GENERIC.joints(motion.poses, motion.trans)[:, TOES], axis=0) * 30
         found = toe_velocities(torch.from_numpy(own.gesture)[None].double())[0]
         assert np.allclose(found.numpy(), expected, atol=1e-4)
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from omniges.codecs.base import SpokenText
 from omniges.conditions.base import Array, ValueOf, constant
 from omniges.errors import DataError
-from omniges.evaluation.motion import GENERIC, MetricTools, TrainSplit
+from omniges.evaluation.motion import MetricTools, TrainSplit, load_bodies
 from omniges.evaluation.run import score_stream
 from omniges.evaluation.scores import Figure, Heading, Resampling, Result, Scored, absent
 from omniges.features.gesture import MotionArrays, gesture_from_motion
@@ -37,7 +37,7 @@ from omniges.visualize.pictures import Version, draw_comparison
 VALIDATION_SEED: Final = 0x56414C
 """Seed of noise and samples; not the run's, so that runs with different seeds can be compared."""
 
-METRIC_TOOLS: Final = MetricTools(profile=PROFILES["corrected"], bodies=GENERIC, encoder=None, mean_speeds_m_s=None)
+METRIC_TOOLS: Final = MetricTools(profile=PROFILES["corrected"], bodies=load_bodies(None), encoder=None, mean_speeds_m_s=None)
 """Tools for the metrics of motion."""
 VOCODER: Final = GRIFFIN_LIM
 
