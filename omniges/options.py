@@ -1,6 +1,7 @@
 """Options of settings dataclasses. Each is declared once, with its type, default, range and help text.
 
 The flag of a command, the key of a recipe and the row in docs/reference/commands.md follow from the declaration.
+Options that several rooms share are at the end.
 """
 
 from __future__ import annotations
@@ -445,3 +446,60 @@ def _from_values(settings: Any, values: Mapping[str, Any]) -> Any:
         if name in values or not isinstance(each, Setting)
     }
     return settings(**inner)
+
+
+@declared
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Part of a clip to show."""
+
+    start_s: float = option(0.0, "Start of the part to show, in seconds.", "--start", minimum=0)
+    seconds: float | None = option(None, "Seconds to show.", above=0, shown="all")
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        check(self)
+
+
+@declared
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownPart:
+    """Part of each clip to show, for commands whose length of a clip is another setting."""
+
+    show_start_s: float = option(
+        0.0, "Start of the part that picture, page and video show, in seconds.", "--show-start", minimum=0
+    )
+    show_seconds: float | None = option(None, "Seconds that picture, page and video show.", above=0, shown="all")
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        check(self)
+
+    @property
+    def chosen(self) -> bool:
+        """True if the part is not the whole clip."""
+        return self.show_start_s > 0 or self.show_seconds is not None
+
+    @property
+    def of_part(self) -> dict[str, Any]:
+        """The same part as the fields of `Part`."""
+        return {"start_s": self.show_start_s, "seconds": self.show_seconds}
+
+
+def motion_rate_option(**more: Any) -> float | None:
+    """Declare the frame rate of motion files that do not state one.
+
+    Args:
+        **more: Further fields of `Option`.
+
+    Returns:
+        A dataclass field, whose default None means that files without a frame rate are refused.
+    """
+    return option(
+        None,
+        "Frames per second of NPZ files that state no frame rate.",
+        "--motion-rate",
+        shown="such files are refused",
+        above=0,
+        **more,
+    )

@@ -16,11 +16,10 @@ from omniges.data.settings import TraceSettings
 from omniges.errors import UsageFault
 from omniges.evaluation.settings import EvaluateSettings
 from omniges.generation.settings import GenerateSettings
-from omniges.options import about, check, declared, option
+from omniges.options import ShownPart, about, check, declared, option
 from omniges.progress import printable
 from omniges.storage.atomic import require_output_file
 from omniges.trainer.config import TrainSettings
-from omniges.visualize.settings import ShownPart
 
 
 def _recipe_names(incomplete: str) -> list[str]:
@@ -190,7 +189,7 @@ def evaluate(settings: EvaluateSettings, report: ReportSettings) -> None:
     else:
         publish_bytes(report.output_file, text.encode())
     if report.html is not None:
-        from omniges.exchange.scored import view_scores
+        from omniges.exchange.view import view_scores
 
         page = view_scores(scores, results, settings.shards, report.html, report, settings.motion_rate_hz)
         echo("\n".join(map(printable, page.lines)), err=True)

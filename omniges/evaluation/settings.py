@@ -8,9 +8,8 @@ from typing import Literal
 
 from omniges.codecs.settings import codec_option, t5_tokenizer_option
 from omniges.errors import UsageFault
-from omniges.formats.settings import motion_rate_option
 from omniges.generation.settings import TASK_NAMES
-from omniges.options import Setting, check, declared, option, settings_of
+from omniges.options import Setting, check, declared, motion_rate_option, option, settings_of
 from omniges.shards.schema import Split
 
 _OF_GENERATION = ("codecs", "t5_tokenizer", "tasks", "split", "work_dir", "num_inference_steps", "num_samples")

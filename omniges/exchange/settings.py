@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from omniges.errors import UsageFault
-from omniges.formats.settings import motion_rate_option
-from omniges.options import about, check, declared, option, shown
+from omniges.options import Part, about, check, declared, motion_rate_option, option, shown
 from omniges.storage.atomic import require_output_file
-from omniges.visualize.settings import Part
 
 Camera = Literal["front", "three-quarter", "left", "right", "back"]
 Framing = Literal["body", "upper", "face"]

@@ -30,11 +30,10 @@ from omniges.features.gesture import BETAS, EXPRESSIONS, POSE_COLUMNS
 from omniges.features.timebase import FRAME_RATE_HZ
 from omniges.formats.body_model import read_body_model
 from omniges.formats.motion import SmplxMotion
-from omniges.options import did_you_mean, shown
+from omniges.options import ShownPart, did_you_mean, shown
 from omniges.progress import counted
 from omniges.storage.atomic import PendingFile, os_errors
 from omniges.storage.librosa_import import compiling
-from omniges.visualize.settings import ShownPart
 
 if TYPE_CHECKING:
     from omniges.exchange.drawing import Canvas
@@ -236,8 +235,7 @@ def _canvas(
 ) -> tuple[Canvas, int]:
     """Return the object that draws the frames, and the number of words with letters that the font lacks."""
     _compile()
-    from omniges.exchange.captions import Captions, Lettering  # noqa: PLC0415 - optional packages
-    from omniges.exchange.drawing import Canvas, Panel  # noqa: PLC0415 - compiled functions
+    from omniges.exchange.drawing import Canvas, Captions, Lettering, Panel  # noqa: PLC0415 - optional packages  # noqa: PLC0415 - compiled functions
     from omniges.exchange.poses import Figure, MeshFigure, SolidFigure  # noqa: PLC0415
 
     rows = -(-len(moving) // columns)
@@ -260,8 +258,7 @@ def _compile() -> None:
     """Compile what draws, or load it from numba's cache, before threads use it."""
     with compiling("omniges"):
         from omniges.exchange import raster  # noqa: PLC0415
-        from omniges.exchange.captions import Captions, Lettering  # noqa: PLC0415
-        from omniges.exchange.drawing import Canvas, Panel  # noqa: PLC0415
+        from omniges.exchange.drawing import Canvas, Captions, Lettering, Panel  # noqa: PLC0415  # noqa: PLC0415
         from omniges.exchange.poses import SolidFigure  # noqa: PLC0415
 
         poses, trans, expressions = (np.zeros((1, columns)) for columns in (POSE_COLUMNS, 3, EXPRESSIONS))

@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from omniges.codecs.settings import codec_option, t5_tokenizer_option
 from omniges.errors import UsageFault
 from omniges.features.timebase import LONGEST_S, TICKS_PER_SECOND
-from omniges.formats.settings import motion_rate_option
 from omniges.model.tasks import TASKS, SamplingSettings, Task
-from omniges.options import about, check, declared, did_you_mean, option, shown
+from omniges.options import ShownPart, about, check, declared, did_you_mean, motion_rate_option, option, shown
 from omniges.shards.schema import Split
-from omniges.visualize.settings import ShownPart
 
 if TYPE_CHECKING:
     from omniges.model.streams import StreamName

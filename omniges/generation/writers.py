@@ -35,8 +35,8 @@ from omniges.generation.records import WINDOWS_TIER
 from omniges.generation.vocoder import Vocoder
 from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
+from omniges.options import ShownPart
 from omniges.storage.atomic import os_errors
-from omniges.visualize.settings import ShownPart
 
 if TYPE_CHECKING:
     from omniges.codecs.base import SpokenText

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar
 from omniges.arguments import require_file_names
 from omniges.errors import ExitCode, Finding, UsageFault
 from omniges.features import timebase
-from omniges.formats.settings import motion_rate_option
-from omniges.options import about, check, declared, option
+from omniges.options import about, check, declared, motion_rate_option, option
 from omniges.shards.schema import Split
 
 if TYPE_CHECKING:

@@ -24,13 +24,14 @@ from omniges.evaluation.report import Report, render
 from omniges.evaluation.run import evaluate
 from omniges.evaluation.scores import Figure
 from omniges.evaluation.settings import EvaluateSettings
-from omniges.exchange.scored import view_scores
+from omniges.exchange.view import view_scores
 from omniges.features.gesture import six_d_from_rotvec
 from omniges.formats.npz import decode_motion, encode_motion
 from omniges.metrics.frechet import frechet_distance, load_encoder
 from omniges.metrics.gesture import audio_beats, beat_score, l1_diversity, motion_beats, scored_poses
 from omniges.metrics.motion_encoder import PUBLISHED_LAYOUT
 from omniges.metrics.profiles import BODY_MODEL, ENCODER, GRIDS, MEAN_SPEEDS, PROFILES
+from omniges.options import ShownPart
 from omniges.pipeline.export import motion_file
 from omniges.pipeline.run import preprocess
 from omniges.pipeline.settings import ConvertSettings, PreprocessSettings
@@ -38,7 +39,6 @@ from omniges.progress import make_reporter
 from omniges.shards.reader import SampleArrays, ShardFolder
 from omniges.testing.settings import CorpusSettings
 from omniges.testing.synthetic_corpus import write_sample_corpus
-from omniges.visualize.settings import ShownPart
 
 FRAMES = 200
 PROFILE = PROFILES["emage-2024"]

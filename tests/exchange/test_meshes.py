@@ -15,8 +15,7 @@ from page_builders import motion, track
 from pipeline_helpers import omniges
 
 from omniges.errors import DataError, UsageFault
-from omniges.exchange.meshes import JOINTS_OF_VERTEX, pack_body, pack_mesh
-from omniges.exchange.pages import Clip, EmbeddedModel, page
+from omniges.exchange.pages import JOINTS_OF_VERTEX, Clip, EmbeddedModel, pack_body, pack_mesh, page
 from omniges.exchange.settings import ViewSettings
 from omniges.exchange.view import view
 from omniges.features.body import BodyModel

@@ -26,7 +26,7 @@ av = pytest.importorskip("av", reason="PyAV is not installed: omniges[video]")
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault  # noqa: E402 - after the skip
 from omniges.exchange import video, view  # noqa: E402
-from omniges.exchange.captions import Captions, Lettering, lines_of  # noqa: E402
+from omniges.exchange.drawing import Captions, Lettering, lines_of  # noqa: E402
 from omniges.exchange.pages import Clip  # noqa: E402
 from omniges.exchange.settings import RenderSettings  # noqa: E402
 from omniges.exchange.tracks import Track  # noqa: E402

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omniges.exchange.scored import extremes, score_tables
+from omniges.exchange.view import extremes, score_tables
 
 
 @given(st.dictionaries(st.from_regex(r"[a-z]{1,5}", fullmatch=True), st.floats(-9, 9), min_size=2))

@@ -33,11 +33,11 @@ from omniges.generation.settings import GenerateSettings, GenerateSummary, Sourc
 from omniges.generation.vocoder import chosen_vocoder
 from omniges.generation.writers import Results
 from omniges.model.tasks import SamplingSettings
+from omniges.options import ShownPart
 from omniges.pipeline.settings import Selection
 from omniges.shards.dataset import seal
 from omniges.shards.reader import ShardFolder
 from omniges.storage.atomic import PendingFile
-from omniges.visualize.settings import ShownPart
 
 STEPS = SamplingSettings(num_inference_steps=2)
 STEM = "1_synthetica_0_1_1"

@@ -1,5 +1,5 @@
 // The mesh of a body model, which only pages with --embed-body-model hold: skinned by eight joints a vertex, its face
-// moved by the expressions. omniges/exchange/meshes.py packs it.
+// moved by the expressions. omniges/exchange/pages.py packs it.
 
 const MESH_VERTEX = `#version 300 es
 layout(location = 0) in vec3 place; layout(location = 1) in vec3 normal;

@@ -37,7 +37,9 @@ from omniges.visualize.pictures import Version, draw_comparison
 VALIDATION_SEED: Final = 0x56414C
 """Seed of noise and samples; not the run's, so that runs with different seeds can be compared."""
 
-METRIC_TOOLS: Final = MetricTools(profile=PROFILES["corrected"], bodies=load_bodies(None), encoder=None, mean_speeds_m_s=None)
+METRIC_TOOLS: Final = MetricTools(
+    profile=PROFILES["corrected"], bodies=load_bodies(None), encoder=None, mean_speeds_m_s=None
+)
 """Tools for the metrics of motion."""
 VOCODER: Final = GRIFFIN_LIM
 
