@@ -21,7 +21,7 @@ from write_builders import NO_AUDIO, NO_MOTION, recording
 
 import omniges
 from omniges.errors import DataError, EnvironmentFault, UsageFault
-from omniges.exchange.inspect_shards import draw, print_sample, sample_facts
+from omniges.exchange.inspect import draw, print_sample, sample_facts
 from omniges.features.gesture import LAYOUT
 from omniges.pipeline.export import export
 from omniges.shards.reader import ShardFolder

@@ -19,7 +19,7 @@ from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import BatchLoader, LoaderSettings
 from omniges.data.order import RankShare
 from omniges.data.sequence import DataSource, Sequencing
-from omniges.exchange.inspect_shards import folder_facts, print_folder, print_sample, sample_facts
+from omniges.exchange.inspect import folder_facts, print_folder, print_sample, sample_facts
 from omniges.pipeline.export import export
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import CONTRACTS, STATS_FILE
