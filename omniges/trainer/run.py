@@ -24,7 +24,7 @@ from accelerate.state import AcceleratorState
 from omniges.conditions.base import ConditionStream
 from omniges.conditions.registry import find_streams, labels_read
 from omniges.data.catalog import Filters, read_catalog
-from omniges.data.conditions import require_readable, training_facts
+from omniges.data.collate import require_readable, training_facts
 from omniges.data.loader import LoaderSettings
 from omniges.data.order import RankShare
 from omniges.data.remote_shards import CacheSettings, RemoteShards, open_location

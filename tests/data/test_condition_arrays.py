@@ -15,7 +15,7 @@ from omniges.conditions.base import ConditionStream, Recording, TrainingFacts, w
 from omniges.conditions.emotion import Emotion
 from omniges.data.blocks import batch_layout
 from omniges.data.catalog import Filters, read_catalog
-from omniges.data.conditions import require_readable, training_facts
+from omniges.data.collate import require_readable, training_facts
 from omniges.data.loader import Batch, BatchLoader, LoaderSettings
 from omniges.data.order import RankShare
 from omniges.data.sequence import DataSource, Sequencing

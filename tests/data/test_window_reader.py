@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from batch_builders import PlainReader, write_shards
 
-from omniges.data import shard_maps
+from omniges.data import window_reader
 from omniges.data.catalog import Catalog, Filters, read_catalog
 from omniges.data.tracks import PLAIN_TRACKS, Normaliser
 from omniges.data.window_reader import ClipReader, ReadMarks, Verify
@@ -178,7 +178,7 @@ class TestDamage:
         def refuse(*_: object, **__: object) -> None:
             raise OSError(12, "Cannot allocate memory")
 
-        monkeypatch.setattr("omniges.data.shard_maps.mmap.mmap", refuse)
+        monkeypatch.setattr("omniges.data.window_reader.mmap.mmap", refuse)
         with pytest.raises(EnvironmentFault, match=r"cannot map .*train-000000\.tar"):
             read(reader_of(folder), 0)
 
@@ -267,7 +267,7 @@ def test_words_that_are_no_words(tmp_path: Path, words: bytes) -> None:
 
 class TestBounds:
     def test_so_many_shards_are_mapped_and_no_more(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(shard_maps, "MAX_MAPS", 4)
+        monkeypatch.setattr(window_reader, "MAX_MAPS", 4)
         folder = write_shards(tmp_path / "s", [6] * 15, per_shard=1, alike=True)
         reader = reader_of(folder)
         before = len(os.listdir("/proc/self/fd"))
