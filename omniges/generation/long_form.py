@@ -25,8 +25,7 @@ from torch import Tensor
 from omniges.conditions.base import Array, ValueOf, stacked
 from omniges.errors import DataError, UsageFault
 from omniges.model.flow import Conditioning, FlowModel, draw_noise, guided_clean, integrate, step_levels
-from omniges.model.present import masked
-from omniges.model.streams import STREAMS, Stream, StreamName
+from omniges.model.streams import STREAMS, Stream, StreamName, masked
 from omniges.model.tasks import SamplingSettings
 from omniges.shards.present import ALL_PRESENT
 

@@ -27,8 +27,7 @@ from torch import Tensor, nn
 from omniges.features.gesture import LAYOUT
 from omniges.model.draws import Draws, FlowSettings, Plan, Purpose, carried_as_noise, normal, normals
 from omniges.model.packing import BatchRows, batch_rows, on_device
-from omniges.model.present import Present, masked, present_of
-from omniges.model.streams import STREAMS, Stream, StreamName, noised, velocity_from_clean
+from omniges.model.streams import STREAMS, Present, Stream, StreamName, masked, noised, present_of, velocity_from_clean
 from omniges.model.tasks import SamplingSettings, Solver
 from omniges.model.trunk import JointFlowTransformer
 from omniges.shards.present import ALL_PRESENT, STREAM_PARTS, unused_bits

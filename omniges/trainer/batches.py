@@ -18,9 +18,8 @@ from omniges.data.order import RankShare
 from omniges.data.sequence import DataSource, Sequencing, tracks_of
 from omniges.data.tracks import STREAMS, Normaliser
 from omniges.model.flow import Windows
-from omniges.model.present import present_of, streams_present
 from omniges.model.spec import ModelIdentity
-from omniges.model.streams import StreamName
+from omniges.model.streams import StreamName, present_of, streams_present
 from omniges.shards.present import Bools
 
 I64 = npt.NDArray[np.int64]

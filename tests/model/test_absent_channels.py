@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from omniges.errors import UsageFault
 from omniges.model.draws import FlowSettings, allowed_tasks, draw_plan
 from omniges.model.flow import Windows
-from omniges.model.present import Present, present_of
 from omniges.model.spec import build_model
-from omniges.model.streams import STREAMS, FrameTokens
+from omniges.model.streams import STREAMS, FrameTokens, Present, present_of
 from omniges.model.tasks import TASKS
 from omniges.shards.present import ALL_PRESENT, STREAM_BITS, STREAM_PARTS, channel_flags, present_bits
 
