@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import enum
 import errno
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Literal
@@ -65,6 +66,30 @@ class EnvironmentFault(OmnigesError):
     """The machine prevents the work: the disk is full, a permission or a package is missing (exit 3)."""
 
     exit_code = ExitCode.ENVIRONMENT
+
+
+@contextmanager
+def needs(extra: str, user: str) -> Iterator[None]:
+    """Turn a failed import into EnvironmentFault, which names the optional dependencies to install.
+
+    Args:
+        extra: Name of the optional dependencies of omniges.
+        user: What needs the package, for the error.
+
+    Yields:
+        Nothing; the imports run inside the context.
+
+    Raises:
+        EnvironmentFault: A package is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "omniges").partition(".")[0] == "omniges":
+            raise
+        raise EnvironmentFault(
+            f"{user}: the package {error.name} is not installed: pip install 'omniges[{extra}]'"
+        ) from error
 
 
 def first_of(texts: Sequence[str], most: int) -> str:

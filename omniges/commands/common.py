@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TextIO, get_origin, get
 
 import typer
 
-from omniges.errors import EnvironmentFault, ExitCode
+from omniges.errors import ExitCode, needs
 from omniges.options import Setting, as_flag, default_words, every_setting, placeholder, settings_of
 from omniges.progress import printable
 
@@ -67,29 +67,6 @@ resumable: Final = functools.partial(_raising, {signal.SIGTERM: ExitCode.STOPPED
 """Context in which SIGTERM and SIGUSR1 end a command that continues if run again (exit 75)."""
 exit_on_sigterm: Final = functools.partial(_raising, {signal.SIGTERM: ExitCode.TERMINATED})
 """Context in which SIGTERM ends a command as Ctrl-C does, so that temporary folders are removed (exit 143)."""
-
-
-@contextmanager
-def needs(extra: str) -> Iterator[None]:
-    """Turn a failed import into EnvironmentFault, which names the optional dependencies to install.
-
-    Args:
-        extra: Name of the optional dependencies of omniges.
-
-    Yields:
-        Nothing; the imports run inside the context.
-
-    Raises:
-        EnvironmentFault: A package is not installed.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "omniges").split(".")[0] == "omniges":
-            raise
-        raise EnvironmentFault(
-            f"the package {error.name} is not installed, which this command needs: pip install 'omniges[{extra}]'"
-        ) from error
 
 
 def listed(values: Iterable[str]) -> tuple[str, ...]:
@@ -151,7 +128,7 @@ def with_flags(
                 parameters.append(parameter.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY))
 
         def run(**values: Any) -> None:
-            with signals(), needs(extra) if extra else nullcontext():
+            with signals(), needs(extra, "this command") if extra else nullcontext():
                 settings = {name: build(hints[name], values) for name, build in built.items()}
                 own = hints.keys() & values.keys() - built.keys()
                 command(**settings, **{name: values[name] for name in own})

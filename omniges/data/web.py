@@ -26,7 +26,7 @@ import numpy as np
 from omniges import arguments
 from omniges.data.remote_shards import dataset_bytes
 from omniges.data.samples import ShardSet, open_shards
-from omniges.errors import DataError, EnvironmentFault, RecordingFault, UsageFault
+from omniges.errors import DataError, EnvironmentFault, RecordingFault, UsageFault, needs
 from omniges.formats.audio import decode_flac
 from omniges.shards.document import check_document
 from omniges.shards.manifest import ManifestRow
@@ -105,10 +105,8 @@ def webdataset(
         DataError: While iterating, an error in a shard, with shard, key, member and byte: a truncated shard, a damaged
             header, a member that is missing, repeated or out of order. Nothing is skipped.
     """
-    try:
+    with needs("train", "webdataset"):
         import webdataset as wds  # noqa: PLC0415 - it imports torch
-    except ImportError:
-        raise EnvironmentFault("webdataset is not installed: pip install 'omniges[train]'") from None
     shuffle, decode = arguments.integer("shuffle", shuffle, 0), arguments.flag("decode", decode)
     seed = None if seed is None else arguments.integer("seed", seed)
     addresses, found = _addresses(source, split, wds.shardlists.expand_urls)
@@ -257,10 +255,8 @@ class _Command:
     """The output of a command that webdataset's `gopen` runs; a non-zero exit status is an error."""
 
     def __init__(self, address: str, shown: str) -> None:
-        try:
+        with needs("train", shown):
             import webdataset  # noqa: PLC0415 - it imports torch, which files and URLs do without
-        except ImportError:
-            raise EnvironmentFault(f"{shown}: a pipe needs webdataset: pip install 'omniges[train]'") from None
         self._shown = shown
         self._pipe = webdataset.gopen(address, "rb")
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import numpy as np
 import numpy.typing as npt
 
-from omniges.errors import EnvironmentFault, UsageFault
+from omniges.errors import EnvironmentFault, UsageFault, needs
 from omniges.exchange.pages import Clip
 from omniges.exchange.settings import RenderSettings
 from omniges.exchange.tracks import Sound, Track
@@ -185,14 +185,10 @@ def render_clip(
 
 
 def _require_packages() -> None:
-    try:
+    with needs("video", "videos"):
         import av  # noqa: PLC0415 - optional
         import matplotlib  # noqa: PLC0415
         import PIL  # noqa: PLC0415
-    except ImportError as error:
-        raise EnvironmentFault(
-            f"the package {error.name} is not installed, which videos need: pip install 'omniges[video]'"
-        ) from error
     for name in ("libx264", "aac"):
         if name not in av.codecs_available:
             raise EnvironmentFault(

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from omniges.errors import DataError, EnvironmentFault, UsageFault
+from omniges.errors import DataError, UsageFault, needs
 from omniges.features.audio import MEL_BANDS, N_FFT, mel_filterbank
 from omniges.features.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
 from omniges.storage.atomic import os_errors
@@ -236,12 +236,8 @@ def load_hifi_gan(folder: Path) -> Vocoder:
     file = next((path for name in _WEIGHTS if (path := folder / name).is_file()), None)
     if file is None:
         raise UsageFault(f"--vocoder {folder}: expected {' or '.join(_WEIGHTS)} beside config.json, found neither")
-    try:
+    with needs("vocoder", f"--vocoder {folder}"):
         from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig  # noqa: PLC0415 - optional, slow to import
-    except ModuleNotFoundError as error:
-        raise EnvironmentFault(
-            f"--vocoder {folder}: the package {error.name} is not installed: pip install 'omniges[vocoder]'"
-        ) from error
     weights = {name: tensor.float() for name, tensor in read_tensors(file).items()}
     if config.layers > len(weights):  # before a network of so many is built
         raise DataError(

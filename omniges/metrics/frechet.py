@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-from omniges.errors import DataError, EnvironmentFault, UsageFault
+from omniges.errors import DataError, UsageFault, needs
 from omniges.features.body import Numbers
 from omniges.features.gesture import JOINT_NAMES
 from omniges.features.timebase import FRAME_RATE_HZ
@@ -302,10 +302,8 @@ class _TorchScript:
 
 def _torchscript(path: Path) -> Encoder:
     name = _name("torchscript", path)
-    try:
+    with needs("train", str(path)):
         import torch  # noqa: PLC0415 - takes seconds, needed by this encoder only
-    except ImportError as error:
-        raise EnvironmentFault(f"{path}: a TorchScript encoder needs torch: pip install 'omniges[train]'") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # published encoders have this format
         try:
@@ -418,10 +416,8 @@ def _integer(found: Mapping[str, Any], key: str, minimum: int, path: Path) -> in
 
 
 def _tensors(path: Path) -> dict[str, F64]:
-    try:
+    with needs("train", str(path)):
         import safetensors  # noqa: PLC0415 - optional
-    except ImportError as error:
-        raise EnvironmentFault(f"{path}: this encoder needs safetensors: pip install 'omniges[train]'") from error
     with os_errors(path, "read"):
         os.close(open_file(path))
     try:

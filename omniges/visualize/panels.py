@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from omniges.errors import EnvironmentFault
+from omniges.errors import needs
 from omniges.features.audio import MEL_BANDS, N_FFT, mel_filterbank
 from omniges.features.body import GENERIC, PARENTS, Numbers
 from omniges.features.gesture import JOINT_NAMES, LAYOUT, GestureClip, matrix_from_six_d, motion_from_gesture
@@ -107,14 +107,10 @@ def new_figure(width_in: float, height_in: float) -> Iterator[Figure]:
         EnvironmentFault: Matplotlib is not installed.
     """
     style: Any = _STYLE  # newer versions of matplotlib require literal keys
-    try:
+    with needs("pictures", "pictures"):
         import matplotlib as mpl  # noqa: PLC0415 - optional, and slow to import
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
         from matplotlib.figure import Figure  # noqa: PLC0415
-    except ImportError as error:
-        raise EnvironmentFault(
-            'pictures need matplotlib, which is not installed: pip install "omniges[pictures]"'
-        ) from error
     with mpl.rc_context(style):
         figure = Figure(figsize=(width_in, height_in), dpi=_DPI)
         FigureCanvasAgg(figure)

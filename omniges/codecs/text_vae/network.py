@@ -21,7 +21,7 @@ from torch.nn import functional
 from omniges.codecs.base import BOTH_ENDS, End, add_to_fingerprint
 from omniges.codecs.text_vae.config import QFORMER, LlamaSizes, T5Sizes, TextVaeConfig, VaeConfig
 from omniges.codecs.text_vae.tokenizers import IGNORED
-from omniges.errors import DataError, EnvironmentFault, first_of
+from omniges.errors import DataError, first_of, needs
 from omniges.storage.files import canonical_json
 from omniges.storage.tensors import require_finite
 
@@ -268,12 +268,8 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _llama(sizes: LlamaSizes) -> LlamaModel:
-    try:
+    with needs("text-vae", "the text VAE"):
         from transformers import LlamaConfig, LlamaModel  # noqa: PLC0415 - optional, and slow to import
-    except ImportError as error:
-        raise EnvironmentFault(
-            "the text VAE needs transformers, which is not installed: pip install 'omniges[text-vae]'"
-        ) from error
     values = asdict(sizes)
     rotary = {"rope_type": "default", "rope_theta": values.pop("rope_theta")}
     return LlamaModel(LlamaConfig(**values, rope_parameters=rotary))
