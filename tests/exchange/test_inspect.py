@@ -171,7 +171,7 @@ class TestResults:
     def test_a_version_that_is_invalid_is_one_line(self, results: Path, tmp_path: Path) -> None:
         record = json.loads(min((results / "a2g").glob("*.json")).read_text("utf-8"))
         (tmp_path / "x.json").write_text(json.dumps(record | {"version": "a\nb\x1b[2J"}))
-        with pytest.raises(DataError, match=r"expected version 1, found 'a\\nb") as caught:
+        with pytest.raises(DataError, match=r'version: expected 1, found "a\\nb') as caught:
             inspect(tmp_path / "x.json")
         assert str(caught.value).isprintable()
 
