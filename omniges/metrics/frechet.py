@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Annotated, Any, Final, Literal, Protocol
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from omniges.formats.arrays import F64, checked, read_array
 from omniges.metrics.motion_encoder import INPUT_CHANNELS, encoder_input, load_motion_encoder
 from omniges.metrics.profiles import FrechetSettings
 from omniges.storage.atomic import os_errors
+from omniges.storage.documents import Document, Is, Range
 from omniges.storage.files import file_sha256, open_file, read_settings
 from omniges.storage.redact import one_line
 
@@ -40,7 +41,6 @@ _WINDOW_FRAMES: Final = 32
 _STRIDE_FRAMES: Final = 16
 _SPEED_S: Final = 0.1  # these two scale speeds and accelerations to the magnitude of positions
 _ACCELERATION_S2: Final = 0.01
-_FORMAT: Final = "omniges-encoder"
 _LEAKY_SLOPE: Final = 0.01
 _ACTIVATIONS: Final[Mapping[str, Callable[[F64], F64]]] = {
     "tanh": np.tanh,
@@ -318,20 +318,38 @@ def _torchscript(path: Path) -> Encoder:
 # --- convolutions
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _LayerSettings:
+    """A layer in the file of settings."""
+
+    stride: Annotated[int, Range(1, 1 << 16)]
+    padding: Annotated[int, Range(0, 1 << 16)]
+    activation: Annotated[str, Is(f"an activation of {', '.join(_ACTIVATIONS)}", _ACTIVATIONS.__contains__)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Settings:
+    """The file of settings."""
+
+    format: Literal["omniges-encoder"]
+    version: Literal[1]
+    multiple_of_frames: Annotated[int, Range(1, 1 << 16)]
+    layers: Annotated[tuple[_LayerSettings, ...], Is("a list of at least one object", bool)]
+
+
 @dataclass(frozen=True, slots=True)
 class _Layer:
     weight: F64  # (out, in, kernel)
     bias: F64  # (out,)
-    stride: int
-    padding: int
-    activation: str
+    settings: _LayerSettings
 
     def __call__(self, frames: F64) -> F64:
         """Convolve frames (T, in) to (T', out), with zeros beyond the ends."""
-        padded = np.pad(frames, ((self.padding, self.padding), (0, 0)))
-        windows = np.lib.stride_tricks.sliding_window_view(padded, self.weight.shape[2], axis=0)[:: self.stride]
+        of = self.settings
+        padded = np.pad(frames, ((of.padding, of.padding), (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, self.weight.shape[2], axis=0)[:: of.stride]
         result = np.einsum("tik,oik->to", windows, self.weight, optimize=True) + self.bias
-        return np.asarray(_ACTIVATIONS[self.activation](result))
+        return np.asarray(_ACTIVATIONS[of.activation](result))
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +368,8 @@ class _Convolutions:
 def _convolutions(path: Path) -> Encoder:
     name = _name("convolutions", path)
     beside = path.with_suffix(".json")
-    settings, rows = _settings(beside)
+    settings = _settings(beside)
+    multiple, rows = settings.multiple_of_frames, settings.layers
     tensors = _tensors(path)
     wanted = {f"layers.{k}.{part}" for k in range(len(rows)) for part in ("weight", "bias")}
     if tensors.keys() != wanted:
@@ -359,60 +378,32 @@ def _convolutions(path: Path) -> Encoder:
             f"{path}: expected tensors of the {len(rows)} layers in {beside.name}, found a difference in {odd}"
         )
     layers: list[_Layer] = []
-    width, frames = INPUT_CHANNELS, settings
+    width, frames = INPUT_CHANNELS, multiple
     for k, row in enumerate(rows):
-        layer = _Layer(tensors[f"layers.{k}.weight"], tensors[f"layers.{k}.bias"], *row)
+        layer = _Layer(tensors[f"layers.{k}.weight"], tensors[f"layers.{k}.bias"], row)
         shape = layer.weight.shape
         if len(shape) != 3 or 0 in shape or shape[1] != width or layer.bias.shape != shape[:1]:
             raise DataError(
                 f"{path}: layer {k}: expected (out, {width}, kernel), (out,), found {shape} and {layer.bias.shape}"
             )
-        if layer.padding >= shape[2]:
-            raise DataError(f"{path}: layer {k}: expected a padding below its {shape[2]} taps, found {layer.padding}")
-        width, frames = shape[0], (frames + 2 * layer.padding - shape[2]) // layer.stride + 1
+        if row.padding >= shape[2]:
+            raise DataError(f"{path}: layer {k}: expected a padding below its {shape[2]} taps, found {row.padding}")
+        width, frames = shape[0], (frames + 2 * row.padding - shape[2]) // row.stride + 1
         if frames < 1:
             raise DataError(
-                f"{path}: layer {k}: expected a frame left of {settings}, found none; raise multiple_of_frames"
+                f"{path}: layer {k}: expected a frame left of {multiple}, found none; raise multiple_of_frames"
             )
         layers.append(layer)
-    return _Convolutions(name, tuple(layers), settings)
+    return _Convolutions(name, tuple(layers), multiple)
 
 
-def _settings(path: Path) -> tuple[int, list[tuple[int, int, str]]]:
-    """Read the multiple of frames, and (stride, padding, activation) of each layer."""
+def _settings(path: Path) -> _Settings:
     if not path.is_file():
         raise UsageFault(
             f"{path}: expected the encoder's settings beside its tensors, found no such file; check the path"
         )
     found = read_settings(path, "Give the encoder's own settings", path.parent)
-    if (found.get("format"), found.get("version")) != (_FORMAT, 1):
-        raise DataError(f'{path}: expected {{"format": "{_FORMAT}", "version": 1, …}}')
-    if found.keys() != {"format", "version", "multiple_of_frames", "layers"}:
-        raise DataError(
-            f"{path}: expected format, version, multiple_of_frames, layers, found keys {', '.join(sorted(found))[:160]}"
-        )
-    layers = found["layers"]
-    if not isinstance(layers, list) or not layers or not all(isinstance(layer, dict) for layer in layers):
-        raise DataError(f"{path}: layers: expected a list of at least one object")
-    multiple = _integer(found, "multiple_of_frames", 1, path)
-    rows = []
-    for k, layer in enumerate(layers):
-        if layer.keys() != {"stride", "padding", "activation"} or layer["activation"] not in (*_ACTIVATIONS,):
-            raise DataError(
-                f"{path}: layer {k}: expected stride, padding and an activation of {', '.join(_ACTIVATIONS)}, "
-                f"found {str(layer)[:160]}"
-            )
-        rows.append((_integer(layer, "stride", 1, path), _integer(layer, "padding", 0, path), layer["activation"]))
-    return multiple, rows
-
-
-def _integer(found: Mapping[str, Any], key: str, minimum: int, path: Path) -> int:
-    value = found[key]
-    if type(value) is not int or not minimum <= value <= 1 << 16:
-        raise DataError(
-            f"{path}: {key}: expected a whole number from {minimum} to 65536, found {one_line(str(value), 80)}"
-        )
-    return value
+    return Document(found, str(path), "give the encoder's own settings").read(_Settings)
 
 
 def _tensors(path: Path) -> dict[str, F64]:

@@ -73,7 +73,7 @@ class TestConvolutions:
         ("changes", "message"),
         [
             ({"version": 2}, "version"),
-            ({"more": 1}, "found keys"),
+            ({"more": 1}, "more: expected no such key"),
             ({"multiple_of_frames": 0}, "multiple_of_frames"),
             ({"multiple_of_frames": True}, "multiple_of_frames"),
             ({"multiple_of_frames": 1}, "expected a frame left of"),
