@@ -18,7 +18,7 @@ from omniges.features.timebase import MEL_RATE_HZ
 from omniges.formats.textgrid import WordInterval
 from omniges.metrics import speech
 from omniges.metrics.registry import SoundClip, TextClip, units
-from omniges.metrics.text import EditCounts, character_errors, word_errors, word_time_differences
+from omniges.metrics.speech import EditCounts, character_errors, word_errors, word_time_differences
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]

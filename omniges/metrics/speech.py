@@ -1,4 +1,7 @@
-"""Distances of speech on log-mels: L1, mel-cepstral distortion, agreement of onsets.
+"""Distances of speech on log-mels and on text.
+
+On log-mels: L1, mel-cepstral distortion, agreement of onsets. On text: error rates of words and characters, and time
+differences of words.
 
 Letters: F mel frames, B bands, K cepstra. Log-mels are natural logarithms of amplitudes, as in shards.
 """
@@ -6,15 +9,19 @@ Letters: F mel frames, B bands, K cepstra. Log-mels are natural logarithms of am
 from __future__ import annotations
 
 import math
+import unicodedata
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from omniges.errors import DataError, UsageFault
 from omniges.features.body import Numbers
 from omniges.features.timebase import HOP_SAMPLES, SAMPLE_RATE_HZ
 from omniges.formats.arrays import F64, checked
+from omniges.formats.textgrid import WordInterval
 from omniges.metrics.clips import ClipValue, checked_pair
 from omniges.storage.librosa_import import load_librosa
 
@@ -152,3 +159,236 @@ def onset_agreement(found_s: Numbers, expected_s: Numbers) -> OnsetCounts:
         else:
             j += 1
     return OnsetCounts(matched, len(found), len(expected))
+
+
+# --- text
+
+I64 = npt.NDArray[np.int64]
+
+_APOSTROPHES: Final = str.maketrans(dict.fromkeys("\u2019\u02bc\uff07", "'"))
+_PAIR, _DELETION, _INSERTION = range(3)
+_SPACELESS_SCRIPTS: Final = (
+    *("CJK UNIFIED", "CJK COMPATIBILITY", "HIRAGANA", "KATAKANA", "IDEOGRAPHIC", "BOPOMOFO"),
+    *("THAI", "LAO", "KHMER", "MYANMAR"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EditCounts:
+    """Counts of edits that turn the expected items into the found ones, which add up over clips."""
+
+    substitutions: int
+    deletions: int
+    insertions: int
+    expected: int
+
+    @property
+    def edits(self) -> int:
+        """Total number of edits."""
+        return self.substitutions + self.deletions + self.insertions
+
+    @property
+    def rate(self) -> float:
+        """Edits divided by expected units, which exceeds 1 after many insertions.
+
+        Raises:
+            DataError: No unit was expected.
+        """
+        if self.expected == 0:
+            raise DataError(f"error rate: expected a reference text, found none for {self.insertions} generated units")
+        return self.edits / self.expected
+
+    def __add__(self, other: EditCounts) -> EditCounts:
+        return EditCounts(
+            self.substitutions + other.substitutions,
+            self.deletions + other.deletions,
+            self.insertions + other.insertions,
+            self.expected + other.expected,
+        )
+
+
+def normalised_text(text: str) -> str:
+    """Return the words of a text in the form that is compared, joined by single spaces.
+
+    The text is normalised to NFKC, case folded and normalised again. Curly apostrophes become straight ones and stay
+    between letters or digits. Any other character that is not a letter, mark or number becomes a space.
+
+    Args:
+        text: Text in any language.
+
+    Returns:
+        The normalised words, joined by single spaces.
+    """
+    folded = _folded(text)
+    kept = []
+    for k, character in enumerate(folded):
+        inside = character == "'" and 0 < k < len(folded) - 1 and _is_word(folded[k - 1]) and _is_word(folded[k + 1])
+        kept.append(character if inside or _is_word(character) else " ")
+    return " ".join("".join(kept).split())
+
+
+def normalised_word(word: str) -> str:
+    """Return only the letters, marks and numbers of a word; "" if it is only punctuation."""
+    return "".join(character for character in _folded(word) if _is_word(character))
+
+
+def _folded(text: str) -> str:
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return folded.translate(_APOSTROPHES)
+
+
+def _is_word(character: str) -> bool:
+    return unicodedata.category(character)[0] in "LMN"
+
+
+def word_errors(found: str, expected: str) -> EditCounts:
+    """Count the edits between the normalised words of two texts.
+
+    Args:
+        found: Generated text.
+        expected: Recorded text.
+
+    Returns:
+        Edits and the number of expected words.
+    """
+    return count_edits(normalised_text(found).split(), normalised_text(expected).split())
+
+
+def character_errors(found: str, expected: str) -> EditCounts:
+    """Count the edits between the code points of two normalised texts, spaces included.
+
+    Spaces between two words of a script that is written without spaces are ignored.
+
+    Args:
+        found: Generated text.
+        expected: Recorded text.
+
+    Returns:
+        Edits and the number of expected characters.
+    """
+    return count_edits(_as_written(normalised_text(found)), _as_written(normalised_text(expected)))
+
+
+def _as_written(text: str) -> str:
+    """Remove the spaces between two characters of scripts that do not separate words by spaces."""
+    kept = [
+        character
+        for k, character in enumerate(text)
+        if character != " " or not (_is_spaceless(text[k - 1]) and _is_spaceless(text[k + 1]))
+    ]
+    return "".join(kept)
+
+
+def _is_spaceless(character: str) -> bool:
+    return unicodedata.name(character, "").startswith(_SPACELESS_SCRIPTS)
+
+
+def count_edits(found: Sequence[Hashable], expected: Sequence[Hashable]) -> EditCounts:
+    """Count the edits of `align` without the pairs, so that memory holds only two rows.
+
+    Args:
+        found: Generated items.
+        expected: Recorded items.
+
+    Returns:
+        Edits and the number of expected items.
+    """
+    have, want = _numbered(found, expected)
+    columns = np.arange(len(want) + 1)
+    row, substituted = columns, np.zeros(len(want) + 1, dtype=np.int64)  # edits and substitutions on the way there
+    for i in range(1, len(have) + 1):
+        differs = want != have[i - 1]
+        row, steps = _next_row(row, differs, i)
+        paired = np.concatenate([[0], substituted[:-1] + differs])
+        # A run of deletions continues from the last position that another step reached.
+        start = np.maximum.accumulate(np.where(steps == _DELETION, 0, columns))
+        substituted = np.where(steps == _PAIR, paired, substituted)[start]
+    edits, substitutions = int(row[-1]), int(substituted[-1])
+    deletions = (edits - substitutions - (len(have) - len(want))) // 2
+    return EditCounts(substitutions, deletions, edits - substitutions - deletions, len(want))
+
+
+def _numbered(found: Sequence[Hashable], expected: Sequence[Hashable]) -> tuple[I64, I64]:
+    """Return both sequences as integers, with equal integers for equal items."""
+    numbers: dict[Hashable, int] = {}
+    have, want = (
+        np.array([numbers.setdefault(item, len(numbers)) for item in items], dtype=np.int64)
+        for items in (found, expected)
+    )
+    return have, want
+
+
+def align(found: Sequence[Hashable], expected: Sequence[Hashable]) -> tuple[tuple[int, int], ...]:
+    """Pair the positions of two sequences with the fewest edits (Levenshtein 1966).
+
+    Edits are substitutions, deletions and insertions. Ties are resolved from the end: pairs first, then deletions,
+    then insertions. Memory is one byte for each pair of positions.
+
+    Args:
+        found: Generated items.
+        expected: Recorded items.
+
+    Returns:
+        Pairs of a position in `found` and a position in `expected`, in order.
+    """
+    have, want = _numbered(found, expected)
+    steps = np.empty((len(have) + 1, len(want) + 1), dtype=np.uint8)  # last step of a best path to each pair of lengths
+    steps[0] = _DELETION
+    row = np.arange(len(want) + 1)
+    for i in range(1, len(have) + 1):
+        row, steps[i] = _next_row(row, want != have[i - 1], i)
+    i, j = len(have), len(want)
+    pairs: list[tuple[int, int]] = []
+    while i or j:
+        step = steps[i, j]
+        if step == _PAIR:
+            i, j = i - 1, j - 1
+            pairs.append((i, j))
+        elif step == _DELETION:
+            j -= 1
+        else:
+            i -= 1
+    return tuple(reversed(pairs))
+
+
+def _next_row(row: I64, differs: npt.NDArray[np.bool_], i: int) -> tuple[I64, npt.NDArray[np.uint8]]:
+    """Return the least edits (expected + 1,) and last steps after adding the i-th found item."""
+    columns = np.arange(len(row))
+    paired = row[:-1] + differs
+    best = np.concatenate([[i], np.minimum(paired, row[1:] + 1)])
+    # A deletion adds one for each column it moves right, so the running minimum of (cost − column) has them all.
+    now = np.minimum.accumulate(best - columns) + columns
+    steps = np.full(len(row), _INSERTION, dtype=np.uint8)
+    steps[1:] = np.where(now[1:] == paired, _PAIR, np.where(now[1:] == now[:-1] + 1, _DELETION, _INSERTION))
+    return now, steps
+
+
+def word_time_differences(found: Sequence[WordInterval], expected: Sequence[WordInterval]) -> tuple[F64, F64]:
+    """Return the time differences of the starts and ends of equal words.
+
+    Words are aligned by their letters only.
+
+    Args:
+        found: Generated words with times in seconds.
+        expected: Recorded words with times in seconds.
+
+    Returns:
+        Absolute differences (pairs,) of starts and of ends, in seconds.
+
+    Raises:
+        DataError: No word is equal, or a time is NaN or infinite.
+    """
+    have = [(word, text) for word in found if (text := normalised_word(word.word))]
+    want = [(word, text) for word in expected if (text := normalised_word(word.word))]
+    pairs = align([text for _, text in have], [text for _, text in want])
+    equal = [(have[i][0], want[j][0]) for i, j in pairs if have[i][1] == want[j][1]]
+    if not equal:
+        raise DataError(
+            f"word times: expected equal words, found none of the {len(want)} recorded words among "
+            f"{len(have)} generated ones"
+        )
+    starts = np.abs([a.start - b.start for a, b in equal])
+    ends = np.abs([a.end - b.end for a, b in equal])
+    if not (np.isfinite(starts).all() and np.isfinite(ends).all()):
+        raise DataError("word times: expected finite seconds, found a time that is NaN or infinite")
+    return starts, ends

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from omniges.errors import DataError
 from omniges.formats.textgrid import WordInterval
-from omniges.metrics.text import (
+from omniges.metrics.speech import (
     EditCounts,
     align,
     character_errors,
