@@ -253,7 +253,7 @@ class TestLengths:
         with pytest.raises(DataError, match=f"expected at least 4 frames, found {frames}"):
             self.NET.encode(draw(1, frames, 5))
 
-    @settings(max_examples=40)
+    @settings(max_examples=20)
     @given(latents=st.integers(1, 160), block=st.integers(1, 64), extra=st.integers(0, 3))
     def test_blocks_give_what_one_pass_gives(self, latents, block, extra):
         motion = draw(1, 4 * latents + extra, 5)
