@@ -35,6 +35,11 @@ from omniges.shards.present import STREAM_BITS, absent_channels
 from omniges.shards.reader import LocalShards, ShardSource
 from omniges.workers import Answer
 
+I64 = npt.NDArray[np.int64]
+
+_PLANNED_WINDOWS: Final = 4096
+_TOKEN_CACHE_BYTES: Final = 64 << 20
+
 
 def training_facts(catalogs: Sequence[Catalog], statistics: Mapping[str, Any]) -> TrainingFacts:
     """Return the facts about the training set that condition streams may learn from.
@@ -141,12 +146,6 @@ class ConditionReader:
         for columns in absent_channels(int(reader.table.present[sample])):
             gesture[:, columns] = np.nan
         return gesture[:, : LAYOUT.channels] if content == "gesture" else mel
-
-
-I64 = npt.NDArray[np.int64]
-
-_PLANNED_WINDOWS: Final = 4096
-_TOKEN_CACHE_BYTES: Final = 64 << 20
 
 
 def open_source(specification: Mapping[str, Any]) -> ShardSource:

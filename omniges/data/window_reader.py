@@ -31,6 +31,21 @@ from omniges.storage.atomic import os_errors
 from omniges.storage.cache import CacheFull
 from omniges.storage.redact import one_line
 
+F32 = npt.NDArray[np.float32]
+
+Verify = Literal["first", "never"]
+
+_MAX_CHECKED: Final = 1 << 16
+"""Clips whose checked places a process keeps in memory (15 MB); marks record which others were checked."""
+
+_MAX_HEADER_BYTES: Final = 4096
+# As numpy.save writes it. numpy's own parser accepts more, and may raise any error of Python's tokenizer.
+_NPY_HEADER: Final = re.compile(
+    rb"\{'descr': '(?P<dtype>[^']*)', 'fortran_order': (?P<fortran>True|False), "
+    rb"'shape': \((?P<shape>[\d, ]*)\), *\} *\n"
+)
+_GESTURE, _AUDIO, _TEXT, _JAW_EYES = range(4)
+
 MAX_MAPS: Final = 64
 """Shards that a process keeps mapped; the least recently used is unmapped first."""
 
@@ -207,22 +222,6 @@ class ShardMaps(Collection[str]):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_maps": OrderedDict()}
-
-
-F32 = npt.NDArray[np.float32]
-
-Verify = Literal["first", "never"]
-
-_MAX_CHECKED: Final = 1 << 16
-"""Clips whose checked places a process keeps in memory (15 MB); marks record which others were checked."""
-
-_MAX_HEADER_BYTES: Final = 4096
-# As numpy.save writes it. numpy's own parser accepts more, and may raise any error of Python's tokenizer.
-_NPY_HEADER: Final = re.compile(
-    rb"\{'descr': '(?P<dtype>[^']*)', 'fortran_order': (?P<fortran>True|False), "
-    rb"'shape': \((?P<shape>[\d, ]*)\), *\} *\n"
-)
-_GESTURE, _AUDIO, _TEXT, _JAW_EYES = range(4)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -37,6 +37,15 @@ from omniges.shards.reader import ShardFolder, check_member, place_of_member, tr
 from omniges.shards.schema import PARTS, STATS_FILE, VERIFY, Part
 from omniges.shards.tar import npy_header
 
+F32 = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+T = TypeVar("T")
+
+_SAMPLES_PER_TICK: Final = SAMPLE_RATE_HZ // TICKS_PER_SECOND
+_CACHE_BYTES: Final = 64 << 20  # of decoded FLAC, and again of text tokens and words, in each process
+_TOUCH_S: Final = 1e-6  # words that overlap a window by less only touch it
+_WORD_BYTES: Final = 200  # about what a word takes in memory
+
 _HEADER_BYTES: Final = 128  # the longest npy header of a member is shorter
 
 
@@ -119,16 +128,6 @@ class MemberReader:
         if not valid or (place.offset + head_bytes) % 4:
             raise DataError(f"{shown}: expected an npy array {shape} of float32, found another. {VERIFY}")
         return (place.offset + head_bytes) // 4, count
-
-
-F32 = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
-T = TypeVar("T")
-
-_SAMPLES_PER_TICK: Final = SAMPLE_RATE_HZ // TICKS_PER_SECOND
-_CACHE_BYTES: Final = 64 << 20  # of decoded FLAC, and again of text tokens and words, in each process
-_TOUCH_S: Final = 1e-6  # words that overlap a window by less only touch it
-_WORD_BYTES: Final = 200  # about what a word takes in memory
 
 
 @dataclass(frozen=True, slots=True)

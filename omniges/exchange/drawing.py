@@ -26,6 +26,21 @@ if TYPE_CHECKING:
     from PIL import Image, ImageDraw
     from PIL.ImageFont import FreeTypeFont
 
+F64 = npt.NDArray[np.float64]
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+
+_YAW: Final[dict[Camera, float]] = {"front": 0, "three-quarter": 35, "left": 90, "right": -90, "back": 180}
+"""Degrees that the camera goes around the figure, towards its left."""
+_FRAME_M: Final[dict[Framing, tuple[float, float]]] = {"body": (1.2, 2.26), "upper": (1.15, 1.22), "face": (0.32, 0.40)}
+"""Width and height that fit in a panel at the figure's distance."""
+_TARGET_M: Final[dict[Framing, float]] = {"body": 0.82, "upper": 1.26, "face": 0.06}
+"""Height of the middle of the picture over the floor; for the face, over the head's joint."""
+_ZOOM: Final = 1 / math.tan(math.radians(14))  # half of the angle of view
+_PITCH: Final = 0.06  # radians that the camera looks down
+_SHADOW: Final = np.array([-0.25, -0.30])  # metres in x and z that a metre of height throws
+_SKY, _GRID, _EDGE = (np.array(colour, np.float32) for colour in ((246, 248, 251), (180, 190, 201), (204, 212, 222)))
+_LIGHT_IN_SHADOW: Final = 0.78
 
 _TEXT, _FAINT, _BACK = "#1c2430", "#5c6878", (255, 255, 255, 200)
 _PAUSE_S: Final = 0.8  # a silence that begins a new line
@@ -175,23 +190,6 @@ class Captions:
         words = self._lines[number].words
         said = bisect.bisect_right([word.start for word in words], time_s) - 1
         return self._image(number, said if time_s < words[said].end else None)
-
-
-F64 = npt.NDArray[np.float64]
-F32 = npt.NDArray[np.float32]
-U8 = npt.NDArray[np.uint8]
-
-_YAW: Final[dict[Camera, float]] = {"front": 0, "three-quarter": 35, "left": 90, "right": -90, "back": 180}
-"""Degrees that the camera goes around the figure, towards its left."""
-_FRAME_M: Final[dict[Framing, tuple[float, float]]] = {"body": (1.2, 2.26), "upper": (1.15, 1.22), "face": (0.32, 0.40)}
-"""Width and height that fit in a panel at the figure's distance."""
-_TARGET_M: Final[dict[Framing, float]] = {"body": 0.82, "upper": 1.26, "face": 0.06}
-"""Height of the middle of the picture over the floor; for the face, over the head's joint."""
-_ZOOM: Final = 1 / math.tan(math.radians(14))  # half of the angle of view
-_PITCH: Final = 0.06  # radians that the camera looks down
-_SHADOW: Final = np.array([-0.25, -0.30])  # metres in x and z that a metre of height throws
-_SKY, _GRID, _EDGE = (np.array(colour, np.float32) for colour in ((246, 248, 251), (180, 190, 201), (204, 212, 222)))
-_LIGHT_IN_SHADOW: Final = 0.78
 
 
 @dataclass(frozen=True, slots=True, eq=False)

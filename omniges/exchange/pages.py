@@ -33,6 +33,23 @@ from omniges.features.timebase import FRAME_RATE_HZ, MEL_RATE_HZ
 from omniges.formats.audio import encode_wav
 from omniges.formats.motion import SmplxMotion
 
+Numbers = npt.NDArray[np.floating]
+F64 = npt.NDArray[np.float64]
+
+QUATERNION_STEP: Final = 1 / 32767
+EXPRESSION_STEP: Final = 1e-3
+FACE_STEP_M: Final = 2.5e-6
+ENVELOPE_HZ: Final = 100
+_BLOCK_FRAMES: Final = 1024
+PLACE_STEP_M: Final = 5e-5
+"""Precision of the figure's vertices."""
+
+_SCRIPTS: Final = ("skeleton.js", "figure.js", "mesh.js", "stage.js", "timeline.js", "player.js")
+_FEET: Final = tuple(JOINT_NAMES.index(name) for name in ("left_ankle", "right_ankle", "left_foot", "right_foot"))
+_SOLE_M: Final = 0.035  # below the joints of the feet
+_FLOOR_PERCENT: Final = 2.0  # of frames may have a foot below the floor
+_MEL_RANGE: Final = (-11.5, 2.0)  # log magnitudes from black to white
+
 JOINTS_OF_VERTEX: Final = 8
 _STILL_M: Final = 1e-6  # a vertex that expressions move less, in metres per unit, is still
 
@@ -107,24 +124,6 @@ def pack_body(model: BodyModel, betas: npt.NDArray[np.floating]) -> PackedBody:
     normals = np.rint(vertex_normals(positions, triangles) * 127).astype(np.int8)
     content = np.rint(positions / step).astype("<i2").tobytes() + normals.tobytes()
     return PackedBody(content, step, person.skeleton)
-
-
-Numbers = npt.NDArray[np.floating]
-F64 = npt.NDArray[np.float64]
-
-QUATERNION_STEP: Final = 1 / 32767
-EXPRESSION_STEP: Final = 1e-3
-FACE_STEP_M: Final = 2.5e-6
-ENVELOPE_HZ: Final = 100
-_BLOCK_FRAMES: Final = 1024
-PLACE_STEP_M: Final = 5e-5
-"""Precision of the figure's vertices."""
-
-_SCRIPTS: Final = ("skeleton.js", "figure.js", "mesh.js", "stage.js", "timeline.js", "player.js")
-_FEET: Final = tuple(JOINT_NAMES.index(name) for name in ("left_ankle", "right_ankle", "left_foot", "right_foot"))
-_SOLE_M: Final = 0.035  # below the joints of the feet
-_FLOOR_PERCENT: Final = 2.0  # of frames may have a foot below the floor
-_MEL_RANGE: Final = (-11.5, 2.0)  # log magnitudes from black to white
 
 
 @dataclass(frozen=True, slots=True)

@@ -231,7 +231,7 @@ def _canvas(
 ) -> tuple[Canvas, int]:
     """Return the object that draws the frames, and the number of words with letters that the font lacks."""
     _compile()
-    from omniges.exchange.drawing import Canvas, Captions, Lettering, Panel  # noqa: PLC0415 - optional packages  # noqa: PLC0415 - compiled functions
+    from omniges.exchange.drawing import Canvas, Captions, Lettering, Panel  # noqa: PLC0415 - optional packages
     from omniges.exchange.poses import Figure, MeshFigure, SolidFigure  # noqa: PLC0415
 
     rows = -(-len(moving) // columns)
@@ -254,7 +254,7 @@ def _compile() -> None:
     """Compile what draws, or load it from numba's cache, before threads use it."""
     with compiling("omniges"):
         from omniges.exchange import raster  # noqa: PLC0415
-        from omniges.exchange.drawing import Canvas, Captions, Lettering, Panel  # noqa: PLC0415  # noqa: PLC0415
+        from omniges.exchange.drawing import Canvas, Captions, Lettering, Panel  # noqa: PLC0415
         from omniges.exchange.poses import SolidFigure  # noqa: PLC0415
 
         poses, trans, expressions = (np.zeros((1, columns)) for columns in (POSE_COLUMNS, 3, EXPRESSIONS))

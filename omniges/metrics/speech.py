@@ -25,6 +25,15 @@ from omniges.formats.textgrid import WordInterval
 from omniges.metrics.clips import ClipValue, checked_pair
 from omniges.storage.librosa_import import load_librosa
 
+I64 = npt.NDArray[np.int64]
+
+_APOSTROPHES: Final = str.maketrans(dict.fromkeys("\u2019\u02bc\uff07", "'"))
+_PAIR, _DELETION, _INSERTION = range(3)
+_SPACELESS_SCRIPTS: Final = (
+    *("CJK UNIFIED", "CJK COMPATIBILITY", "HIRAGANA", "KATAKANA", "IDEOGRAPHIC", "BOPOMOFO"),
+    *("THAI", "LAO", "KHMER", "MYANMAR"),
+)
+
 CEPSTRA: Final = 13
 ONSET_TOLERANCE_S: Final = 0.05
 _DB: Final = 10 * math.sqrt(2) / math.log(10)  # Kubichek (1993)
@@ -162,15 +171,6 @@ def onset_agreement(found_s: Numbers, expected_s: Numbers) -> OnsetCounts:
 
 
 # --- text
-
-I64 = npt.NDArray[np.int64]
-
-_APOSTROPHES: Final = str.maketrans(dict.fromkeys("\u2019\u02bc\uff07", "'"))
-_PAIR, _DELETION, _INSERTION = range(3)
-_SPACELESS_SCRIPTS: Final = (
-    *("CJK UNIFIED", "CJK COMPATIBILITY", "HIRAGANA", "KATAKANA", "IDEOGRAPHIC", "BOPOMOFO"),
-    *("THAI", "LAO", "KHMER", "MYANMAR"),
-)
 
 
 @dataclass(frozen=True, slots=True)
