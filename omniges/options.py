@@ -35,6 +35,7 @@ _KINDS: Final[Mapping[Any, tuple[str, Any]]] = MappingProxyType(
     }
 )
 """By type: the description of its values in errors, and the types that are converted to it."""
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _PLACEHOLDERS: Final[Mapping[Any, str]] = MappingProxyType({int: "N", float: "X", str: "TEXT", Path: "PATH"})
 
 
@@ -207,6 +208,10 @@ class Setting:
         words, accepted = _KINDS[self.kind]
         if isinstance(value, accepted) and isinstance(value, bool) == (self.kind is bool) and value != "":
             if self.kind is Path:
+                if scheme := _SCHEME.match(str(value)):  # the rest may have credentials
+                    raise UsageFault(
+                        f"{self.flag}: expected a local path, found a URL of {scheme[0]}; copy its files here"
+                    )
                 require_file_names(self.flag, str(value))
             with suppress(ValueError, OverflowError):
                 return self.kind(value)

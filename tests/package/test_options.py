@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from omniges import EvaluateSettings, GenerateSettings, PreprocessSettings, SamplingSettings, TrainSettings, errors
+from omniges.data.settings import TraceSettings
 from omniges.errors import DataError, OmnigesError, UsageFault
 from omniges.options import every_setting, from_keywords, keywords_in_errors, present_names
 from omniges.trainer.config import differences
@@ -140,3 +141,11 @@ class TestValues:
     def test_a_path_that_no_file_can_have_is_refused(self, name: str) -> None:
         with pytest.raises(UsageFault, match=r"^root: expected a path "):
             PreprocessSettings(root=name)
+
+    @pytest.mark.parametrize("url", ["https://me:secret@host/set?token=secret", "s3://bucket/set", "file:///set"])
+    def test_a_url_is_no_local_path_and_is_not_shown_as_one(self, url: str) -> None:
+        with pytest.raises(UsageFault) as caught:
+            TraceSettings(shards=url)  # type: ignore[arg-type]
+        line = str(caught.value)
+        assert line.startswith("--shards: expected a local path, found a URL of " + url.partition("/")[0] + "//;")
+        assert "secret" not in line
