@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -15,8 +16,9 @@ from omniges.errors import DataError, UsageFault, first_of
 from omniges.exchange.facts import Inspected, print_fields
 from omniges.pipeline.summary import duration_text, print_table, size_text
 from omniges.progress import counted
+from omniges.storage.atomic import os_errors
 from omniges.storage.documents import Count, Document, Range
-from omniges.storage.files import MAX_JSON_BYTES, parse_json, read_file
+from omniges.storage.files import MAX_JSON_BYTES, MAX_SETTINGS_BYTES, open_file, parse_json
 from omniges.visualize.curves import Curves, draw_curves
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ _REASONS: Final = {
     "failed": "failed",
 }
 _OTHER: Final = "Check where it is from"
+_MOST_ROWS: Final = 1 << 19  # a line of a run takes over 512 bytes, so a log of valid size has fewer
+_MOST_TASKS: Final = 64
 _Step = Annotated[int, Range(0, 1 << 53)]
 
 
@@ -259,26 +263,24 @@ def run_facts(folder: Path) -> tuple[dict[str, Any], Curves]:
     from omniges.model.checkpoint import CHECKPOINTS, checkpoints, open_checkpoint  # noqa: PLC0415 - loads torch
     from omniges.trainer.logging import LOG_FILE  # noqa: PLC0415 - loads torch
 
-    events = read_log(folder / LOG_FILE)
-    curves = curves_of(events, str(folder / LOG_FILE))
+    path = folder / LOG_FILE
+    log = summary_of(read_log(path), str(path))
+    curves, start = log.curves, log.start
     found = [path for path in checkpoints(folder / CHECKPOINTS) if path.is_dir() and not path.is_symlink()]
-    start: dict[str, Any] = next((one for one in reversed(events) if one["event"] == "start"), {})
-    last = events[-1] if events else {}
-    ended = last if last.get("event") == "end" else {}
-    best = next((one["best"] for one in reversed(events) if one["event"] == "validation" and one.get("best")), None)
+    ended = log.last if log.last.get("event") == "end" else {}
     ending = ended.get("ending")
     facts = {
         "kind": "run",
         "folder": str(folder),
         "step": curves.steps[-1] if curves.steps else start.get("step"),
-        "starts": sum(one["event"] == "start" for one in events),
+        "starts": log.starts,
         "stop_reason": _REASONS.get(str(ending), ending),
         "error": ended.get("error"),
         "hours": curves.elapsed_s[-1] / 3600 if curves.steps else None,
         "epoch": curves.epochs[-1] if curves.steps else None,
         "loss": curves.smoothed[-1] if curves.steps else None,
         "samples_per_s": curves.samples_per_s[-1] if curves.steps else None,
-        "best": best,
+        "best": log.best,
         "checkpoints": [path.name for path in found],
         "settings": start.get("settings"),
         "curves": curves.as_json(),
@@ -287,65 +289,101 @@ def run_facts(folder: Path) -> tuple[dict[str, Any], Curves]:
     return facts, curves
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Return the events of a log of training; a last line that was cut by a crash is left out.
+def read_log(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the events of a log of training, read line by line; a last line that was cut by a crash is left out.
 
     Args:
         path: The file.
 
-    Returns:
+    Yields:
         The events, in their order; none if the file does not exist.
 
     Raises:
-        DataError: A line is not a JSON object with an ``event``.
+        DataError: The file is too large, or a line is not a JSON object with an ``event``.
     """
     try:
-        data = read_file(path, MAX_JSON_BYTES, path.parent)
+        descriptor = open_file(path, path.parent)
     except FileNotFoundError:
-        return []
-    events = []
-    for number, line in enumerate(data.split(b"\n")[:-1], 1):
-        try:
-            event = parse_json(line)
-        except ValueError as error:
-            raise DataError(f"{path}: line {number}: expected JSON, found damage ({error}). {_OTHER}") from error
-        if not isinstance(event, dict) or not isinstance(event.get("event"), str):
-            raise DataError(f"{path}: line {number}: expected an object with an event, found none. {_OTHER}")
-        events.append(event)
-    return events
+        return
+    with open(descriptor, "rb") as stream, os_errors(path, "read"):
+        size = os.fstat(descriptor).st_size
+        if size > MAX_JSON_BYTES:
+            raise DataError(f"{path}: expected at most {MAX_JSON_BYTES} bytes, found {size}. {_OTHER}")
+        for number in count(1):
+            line = stream.readline(MAX_SETTINGS_BYTES)
+            if not line.endswith(b"\n"):
+                if len(line) < MAX_SETTINGS_BYTES:
+                    return
+                raise DataError(f"{path}: line {number}: expected at most {MAX_SETTINGS_BYTES} bytes. {_OTHER}")
+            yield _event(line, f"{path}: line {number}")
 
 
-def curves_of(events: list[dict[str, Any]], where: str) -> Curves:
-    """Return the curves of a run; a restart replaces what was logged after its checkpoint.
+def _event(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        event = parse_json(line)
+    except ValueError as error:
+        raise DataError(f"{where}: expected JSON, found damage ({error}). {_OTHER}") from error
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        raise DataError(f"{where}: expected an object with an event, found none. {_OTHER}")
+    return event
+
+
+@dataclass(slots=True)
+class LogSummary:
+    """What `inspect` shows of a log."""
+
+    curves: Curves = field(default_factory=Curves)
+    starts: int = 0
+    start: dict[str, Any] = field(default_factory=dict)
+    """The last event ``start``."""
+    last: dict[str, Any] = field(default_factory=dict)
+    """The last event."""
+    best: dict[str, Any] | None = None
+    """Best step of the last validation that names one."""
+
+
+def summary_of(events: Iterable[dict[str, Any]], where: str) -> LogSummary:
+    """Return what is shown of a log; a restart replaces what was logged after its checkpoint.
 
     Args:
-        events: Events of the log.
+        events: Events of the log, of which only the last are kept.
         where: Path of the log, for errors.
 
     Returns:
-        The curves.
+        The summary.
 
     Raises:
-        DataError: A number is missing or of another type.
+        DataError: A number is missing or of another type, or there are more steps or tasks than a run logs.
     """
-    curves = Curves()
+    log = LogSummary()
     for event in events:
-        name = event["event"]
+        name, log.last = event["event"], event
         document = Document(event, f"{where}: {name}", "check where it is from")
         if name == "start":
-            curves = curves.until(document.values(_StartEvent).step)
+            log.curves.cut_after(document.values(_StartEvent).step)
+            log.starts, log.start = log.starts + 1, event
         elif name == "steps":
-            try:
-                curves.add_steps(event)
-            except (LookupError, TypeError, ValueError, AttributeError) as error:
-                document.values(_StepsEvent)  # names the field; too slow for every line of a long run
-                raise DataError(f"{where}: steps: expected the numbers that training logs, found others") from error
+            _add_steps(log.curves, document)
         elif name == "validation":
             document.values(_ValidationEvent)
-            curves.add_validation(event)
+            log.curves.add_validation(event)
+            log.best = event.get("best") or log.best
         elif name == "end":
             document.values(_EndEvent)
-    return curves
+    return log
+
+
+def _add_steps(curves: Curves, document: Document) -> None:
+    """Append an event ``steps``; raise DataError if it is not valid or one too many."""
+    try:
+        curves.add_steps(document.found)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        document.values(_StepsEvent)  # names the field; too slow for every line of a long run
+        raise DataError(f"{document.where}: expected the numbers that training logs, found others") from error
+    if max(len(curves.steps), len(curves.validation_steps)) > _MOST_ROWS or len(curves.tasks) > _MOST_TASKS:
+        raise DataError(
+            f"{document.where}: expected at most {_MOST_ROWS} events of {_MOST_TASKS} tasks, found more. {_OTHER}"
+        )
 
 
 def _print_run(facts: dict[str, Any], console: Console) -> None:

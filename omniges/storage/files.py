@@ -14,8 +14,9 @@ import math
 import os
 import re
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 from omniges.errors import DataError
 from omniges.storage.atomic import os_errors
@@ -86,7 +87,7 @@ def open_file(path: Path, root: Path | None = None) -> int:
     return descriptor
 
 
-def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
+def open_regular(path: Path, *, follow: bool = True) -> BufferedReader:
     """Open a regular file whose faults are those of one recording; never wait for the other end of a pipe.
 
     Args:

@@ -63,14 +63,15 @@ class Curves:
         self.validation_steps.append(step)
         self.validation_loss.append(loss)
 
-    def until(self, step: int) -> Curves:
-        """Return the curves up to a step: what a run keeps that resumes from this step."""
+    def cut_after(self, step: int) -> None:
+        """Remove what follows a step: a run that resumes from this step replaces it."""
         rows, validations = bisect_right(self.steps, step), bisect_right(self.validation_steps, step)
-        kept = {each.name: getattr(self, each.name) for each in fields(self)}
-        tasks = {name: curve[:rows] for name, curve in self.tasks.items()}
-        by_step = {name: curve[:rows] for name, curve in kept.items() if name != "tasks"}
-        validation = {name: kept[name][:validations] for name in ("validation_steps", "validation_loss")}
-        return Curves(**{**by_step, **validation, "tasks": tasks})
+        validation = ("validation_steps", "validation_loss")
+        for each in fields(self):
+            if each.name != "tasks":
+                del getattr(self, each.name)[validations if each.name in validation else rows :]
+        for curve in self.tasks.values():
+            del curve[rows:]
 
     def as_json(self) -> dict[str, Any]:
         """Return the values by the names of the log."""

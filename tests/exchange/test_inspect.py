@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from pipeline_helpers import omniges
 from training_helpers import checkpoint_of, log_of, run
 
 from omniges.errors import DataError, UsageFault
-from omniges.exchange import inspect_files
+from omniges.exchange import inspect_files, inspect_models
 from omniges.exchange.inspect import ACCEPTED, inspect
-from omniges.exchange.inspect_models import curves_of, read_log
+from omniges.exchange.inspect_models import read_log, summary_of
 from omniges.formats.audio import wav_parts
 from omniges.storage.tensors import open_tensors
 from omniges.testing.settings import CorpusSettings
@@ -256,7 +257,7 @@ class TestRun:
     def test_a_restart_replaces_what_came_after_its_checkpoint(self, trained: Path) -> None:
         steps = log_of(trained)
         again = [*steps, {"event": "start", "step": 2}, {**steps[2], "loss": 99.0}]
-        curves = curves_of(again, "log")
+        curves = summary_of(again, "log").curves
         assert curves.steps == [1, 2, 3]
         assert curves.loss[-1] == 99.0
         assert all(len(of) == 3 for of in curves.tasks.values())
@@ -294,7 +295,34 @@ class TestRun:
         assert not any(words in str(caught.value) for words in ("argument", "object is", "KeyError"))
 
     def test_no_log_is_no_event(self, tmp_path: Path) -> None:
-        assert read_log(tmp_path / "log.jsonl") == []
+        assert list(read_log(tmp_path / "log.jsonl")) == []
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            b'{"event": "x", "y": "' + b"a" * (1 << 20) + b'"}\n',
+            STEPS % 1 + b"\n",
+            b"".join((STEPS % 1).replace(b"{}", b'{"t%d": {"loss": 1, "samples": 1}}' % k) + b"\n" for k in range(70)),
+            b'{"event": "start", "step": 1}\n' * 5,
+            b"\n".join(b'{"event": "validation", "step": 1, "loss": 1}' for _ in range(5)) + b"\n",
+        ],
+        ids=["a long line", "many steps", "many tasks", "many starts", "many validations"],
+    )
+    def test_a_log_takes_bounded_memory(self, tmp_path: Path, text: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(inspect_models, "MAX_SETTINGS_BYTES", 1 << 16)
+        monkeypatch.setattr(inspect_models, "_MOST_ROWS", 1000)
+        path = tmp_path / "log.jsonl"
+        path.write_bytes(text * 2000 if len(text) < 1000 else text)
+        tracemalloc.start()
+        try:
+            if b"start" in text:
+                assert summary_of(read_log(path), "log").starts == 10_000
+            else:
+                with pytest.raises(DataError, match="expected at most"):
+                    summary_of(read_log(path), "log")
+            assert tracemalloc.get_traced_memory()[1] < 4e6
+        finally:
+            tracemalloc.stop()
 
 
 class TestAnythingElse:
