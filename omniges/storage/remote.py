@@ -14,8 +14,8 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeGuard, TypeVar
@@ -31,13 +31,14 @@ _URL: Final = re.compile(r"(?P<protocol>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)"
 _CHAIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*::|.*::[A-Za-z][A-Za-z0-9+.-]*://", re.DOTALL)
 _LOCAL: Final = ("file", "local")
 _WEB: Final = ("http", "https")
+_S3: Final = ("s3", "s3a")
 _NO_USERINFO: Final = ("s3", "s3a", "gs", "gcs", "hf")  # their libraries would read user:password as a bucket's name
 _LONGEST_TEXT: Final = 8192  # characters of a library's message that are read
 _STREAM_BLOCK_BYTES: Final = 8 << 20
 _PIECE_BYTES: Final = 64 << 10
 _PARTIAL: Final = 206  # HTTP status of a range
 _INSTALL: Final = (
-    dict.fromkeys(("s3", "s3a"), "pip install 'omniges[remote]'")
+    dict.fromkeys(_S3, "pip install 'omniges[remote]'")
     | dict.fromkeys(_WEB, "pip install aiohttp")
     | dict.fromkeys(("gs", "gcs"), "pip install gcsfs")
     | dict.fromkeys(("abfs", "az"), "pip install adlfs")
@@ -336,9 +337,10 @@ class UrlStore:
         """
         if size == 0:
             return b""
-        address = self._address(name)
-        if self.location.protocol in _WEB:
-            data = self._call("read", name, lambda: self._web_range(name, address, offset, size), size)
+        protocol, address = self.location.protocol, self._address(name)
+        if protocol in _WEB or protocol in _S3:
+            own = self._web_range if protocol in _WEB else self._s3_range
+            data = self._call("read", name, lambda: own(name, address, offset, size), size)
         else:
             end = offset + size
             data = self._call("read", name, lambda: self._filesystem.cat_file(address, start=offset, end=end), size)
@@ -356,27 +358,47 @@ class UrlStore:
         async def read() -> bytes:
             session = await filesystem.set_session()
             headers = {"Range": f"bytes={offset}-{offset + size - 1}", "Accept-Encoding": "identity"}
-            data = bytearray()
             async with session.get(filesystem.encode_url(address), headers=headers) as response:
                 response.raise_for_status()
-                found = response.headers.get("Content-Range", "")
-                if response.status == _PARTIAL and found and not found.startswith(f"bytes {offset}-"):
-                    raise StoreFault(
-                        f"{self.location.shown_file(name)}: expected bytes from {offset} on, the server sends "
-                        f"{one_line(found, 80)}; check the address"
-                    )
-                async for piece in response.content.iter_chunked(_PIECE_BYTES):
-                    data += piece
-                    if len(data) > size:
-                        break
-            return bytes(data)
+                if response.status == _PARTIAL:
+                    self._require_range(name, response.headers.get("Content-Range"), offset)
+                return await _at_most(response.content.read, size)
 
         found: bytes = asyn.sync(filesystem.loop, read)
         return found
 
+    def _s3_range(self, name: str, address: str, offset: int, size: int) -> bytes:
+        """Return a range of an object: at most one piece more than was asked for; `cat_file` keeps everything."""
+        asyn = importlib.import_module("fsspec.asyn")
+        filesystem = self._filesystem
+        bucket, key, _ = filesystem.split_path(address)
+
+        async def read() -> bytes:
+            wanted = f"bytes={offset}-{offset + size - 1}"
+            answer = await filesystem._call_s3("get_object", Bucket=bucket, Key=key, Range=wanted)
+            try:
+                self._require_range(name, answer.get("ContentRange"), offset)
+                return await _at_most(answer["Body"].read, size)
+            finally:
+                answer["Body"].close()
+
+        found: bytes = asyn.sync(filesystem.loop, read)
+        return found
+
+    def _require_range(self, name: str, found: str | None, offset: int) -> None:
+        """Refuse another range than the one from an offset on; a server need not name it."""
+        if found and not found.startswith(f"bytes {offset}-"):
+            raise StoreFault(
+                f"{self.location.shown_file(name)}: expected bytes from {offset} on, the server sends "
+                f"{one_line(found, 80)}; check the address"
+            )
+
     @contextmanager
     def open_stream(self, name: str) -> Iterator[ByteStream]:
         """Yield a file as a stream from its beginning: s3 and most others in ranges of 8 MiB, http in one request."""
+        if self.location.protocol in _S3:
+            yield _Ranges(self, name)
+            return
         address = self._address(name)
         options: dict[str, Any] = {"block_size": _STREAM_BLOCK_BYTES, "cache_type": "readahead"}
         if self.location.protocol in _WEB:
@@ -410,6 +432,8 @@ class UrlStore:
         except ImportError as error:
             remedy = _INSTALL.get(protocol, one_line(str(error)))
             raise EnvironmentFault(f"{self.location}: a package for {protocol}:// is missing: {remedy}") from None
+        if hasattr(kind, "__del__"):  # that of ftp fails where the constructor could not connect, and Python prints it
+            kind = type(kind.__name__, (kind,), {"__del__": _finalize})
         return kind(skip_instance_cache=True, **self._options())
 
     def _options(self) -> dict[str, Any]:
@@ -421,7 +445,7 @@ class UrlStore:
             )
             # A URL is sent unchanged, because quoting it again may invalidate a signature.
             return {"client_kwargs": {"timeout": limits}, "encoded": self.location.address.isascii()}
-        if self.location.protocol in {"s3", "s3a"}:
+        if self.location.protocol in _S3:
             config = {
                 "connect_timeout": self._timeouts.connect_s,
                 "read_timeout": self._timeouts.read_s,
@@ -510,6 +534,38 @@ Store = LocalStore | UrlStore
 
 def _raise(error: Exception) -> Any:
     raise error
+
+
+def _finalize(filesystem: Any) -> None:
+    """Call the finalizer of a file system's class, unless the file system was not made completely."""
+    with suppress(AttributeError):
+        super(type(filesystem), filesystem).__del__()
+
+
+async def _at_most(read: Callable[[int], Awaitable[bytes]], size: int) -> bytes:
+    """Return the bytes of an answer; at most one piece more than `size`."""
+    data = bytearray()
+    while len(data) <= size and (piece := await read(_PIECE_BYTES)):
+        data += piece
+    return bytes(data)
+
+
+class _Ranges:
+    """A stream that reads a file in ranges of 8 MiB, each bounded in size and time."""
+
+    def __init__(self, store: UrlStore, name: str) -> None:
+        """Ask for the file's size; raise MissingFile if it does not exist."""
+        self._store, self._name = store, name
+        self._size, self._next, self._block = store.size(name) or 0, 0, memoryview(b"")
+
+    def read(self, size: int, /) -> bytes:
+        """Read at most `size` bytes; empty at the end."""
+        if not self._block and self._next < self._size:
+            length = min(_STREAM_BLOCK_BYTES, self._size - self._next)
+            self._block = memoryview(self._store.read_range(self._name, self._next, length))
+            self._next += length
+        piece, self._block = self._block[:size], self._block[size:]
+        return bytes(piece)
 
 
 class _Guarded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import string
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault
+from omniges.storage import remote as module
 from omniges.storage.remote import (
     LocalStore,
     MissingFile,
@@ -377,6 +379,29 @@ class TestS3:
             assert stream.read(1 << 20) == FILES["a.tar"]
             assert stream.read(1) == b""
 
+    def test_streams_come_in_ranges(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "_STREAM_BLOCK_BYTES", 4000)
+        for name, data in FILES.items():
+            with store.open_stream(name) as stream:
+                assert b"".join(iter(lambda stream=stream: stream.read(3000), b"")) == data
+
+    @pytest.mark.parametrize("behaviour", [remote.serve, remote.unpacking, remote.other_range])
+    def test_what_a_server_sends_too_much_is_not_kept(
+        self, behaviour: remote.Behaviour, web: remote.Web, bucket: remote.S3, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        del bucket  # it sets the credentials
+        monkeypatch.setenv("AWS_ENDPOINT_URL", web.url.removesuffix("/shards"))
+        web.plan["a.tar"] = [behaviour]
+        store = open_store(parse_location("s3://bucket/shards"), PATIENT)
+        remote.packed_zeros()
+        tracemalloc.start()
+        try:
+            with pytest.raises(StoreFault, match=r"does not serve byte ranges|the server sends bytes 0-9"):
+                store.read_range("a.tar", 10, 10)
+            assert tracemalloc.get_traced_memory()[1] < 64 << 20
+        finally:
+            tracemalloc.stop()
+
     def test_missing_files_folders_and_buckets(self, store: Store, bucket: remote.S3) -> None:
         with pytest.raises(MissingFile, match=r"s3://locations/shards/b\.tar: no such file"):
             store.size("b.tar")
@@ -424,6 +449,17 @@ class TestPackages:
         run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
         assert run.stdout.startswith(address), run.stderr
         assert remedy in run.stdout
+
+    def test_a_server_that_does_not_answer_prints_nothing_of_its_own(
+        self, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[object] = []
+        monkeypatch.setattr(sys, "unraisablehook", seen.append)
+        with pytest.raises(EnvironmentFault, match=r"^ftp://127\.0\.0\.1:1/set"):
+            open_store(parse_location("ftp://127.0.0.1:1/set"), PATIENT)
+        gc.collect()
+        assert not seen
+        assert capfd.readouterr().err == ""
 
     def test_a_path_loads_no_fsspec(self, folder: Path) -> None:
         script = (
