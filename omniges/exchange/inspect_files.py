@@ -366,8 +366,7 @@ def _draw_result(
     require_start(start_s, record.seconds, record.name)
     recorded = _recording_of(record)
     of_result = _needed(load(), start_s, seconds)
-    task = TASKS.get(record.task)
-    conditions: tuple[str, ...] = () if task is None else task.conditions
+    conditions = TASKS[record.task].conditions
     targets = {stream for kind in record.files if (stream := _STREAM_OF.get(kind))}
     rows = [row for row in _rows(of_result, "condition") if row.stream not in targets]
     known = {row.stream for row in rows}

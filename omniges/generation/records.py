@@ -11,6 +11,7 @@ from omniges.errors import RecordingFault
 from omniges.features.channels import WITH_JAW_EYES
 from omniges.features.timebase import LONGEST_S, TICKS_PER_SECOND
 from omniges.formats.textgrid import WordInterval, decode_words
+from omniges.model.tasks import TASKS
 from omniges.shards.schema import MOTION_PARTS, is_count, is_key
 from omniges.storage.documents import LONGEST_TEXT, Count, Document, Is, Range, shown
 from omniges.storage.files import json_document, read_settings
@@ -65,7 +66,7 @@ class GeneratedRecord:
     """The content of NAME.json."""
 
     omniges: str  # version that wrote it
-    task: str
+    task: Annotated[str, Is(f"one of {', '.join(TASKS)}", TASKS.__contains__)]
     name: Annotated[str, Is("the name of files", _is_name)]
     source: _Source | None
     """Shards, manifest_sha256, key; None for the user's own files."""

@@ -433,6 +433,8 @@ def test_a_record_that_was_edited_is_refused_by_the_field(
         ({"ticks": "ten"}, "ticks: expected a whole number from 1 to 864000, found .ten.; generate it again"),
         ({"format": "other"}, 'format: expected "omniges-generated", found "other"'),
         ({"version": 2}, "version: expected 1, found 2"),
+        ({"task": "x2y"}, "task: expected one of t2g, .*, joint, found .x2y."),
+        ({"task": ["a2t"]}, "task: expected"),
         ({"more": 1}, "more: expected no such key"),
         ({"files": {"text": "x"}}, "files.text: expected an object"),
         ({"files": {"text": {"path": "x"}}}, "files.text: expected path, the name of a file beside the record"),
