@@ -132,7 +132,8 @@ def generate(
         task = TASKS[task_named(settings.task)]
         require_video(moves=shards is not None or "gesture" in {*task.conditions, *task.targets})
     with counter("s generated") as count:
-        summary = run(settings, count, beside=[VIDEO_ENDING] if video else [])
+        stale = [*([] if video else [VIDEO_ENDING]), *([] if html else [page_file.name])]
+        summary = run(settings, count, beside=[VIDEO_ENDING] if video else [], stale=stale)
     echo("\n".join(map(printable, summary.lines)))
     rate_hz = settings.sources.motion_rate_hz
     if video:

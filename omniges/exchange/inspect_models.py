@@ -370,20 +370,21 @@ def summary_of(events: Iterable[dict[str, Any]], where: str) -> LogSummary:
             log.best = event.get("best") or log.best
         elif name == "end":
             document.values(_EndEvent)
+        curves = log.curves
+        if max(len(curves.steps), len(curves.validation_steps)) > _MOST_ROWS or len(curves.tasks) > _MOST_TASKS:
+            raise DataError(
+                f"{document.where}: expected at most {_MOST_ROWS} events of {_MOST_TASKS} tasks, found more. {_OTHER}"
+            )
     return log
 
 
 def _add_steps(curves: Curves, document: Document) -> None:
-    """Append an event ``steps``; raise DataError if it is not valid or one too many."""
+    """Append an event ``steps``; raise DataError if it is not valid."""
     try:
         curves.add_steps(document.found)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         document.values(_StepsEvent)  # names the field; too slow for every line of a long run
         raise DataError(f"{document.where}: expected the numbers that training logs, found others") from error
-    if max(len(curves.steps), len(curves.validation_steps)) > _MOST_ROWS or len(curves.tasks) > _MOST_TASKS:
-        raise DataError(
-            f"{document.where}: expected at most {_MOST_ROWS} events of {_MOST_TASKS} tasks, found more. {_OTHER}"
-        )
 
 
 def _print_run(facts: dict[str, Any], console: Console) -> None:

@@ -48,6 +48,7 @@ def generate(
     count: Count = lambda _done, _total: None,
     codecs: Codecs | None = None,
     beside: Sequence[str] = (),
+    stale: Sequence[str] = (),
 ) -> GenerateSummary:
     """Generate all results.
 
@@ -56,6 +57,8 @@ def generate(
         count: Function that is called with the seconds generated so far and an estimate of the total.
         codecs: Result of `codecs_of` for these settings, if codecs were loaded before.
         beside: Endings of files that the caller will write beside each result, which must not exist either.
+        stale: Endings or names of files that show results and that the caller does not write; they must not exist
+            beside a result that is replaced.
 
     Returns:
         The summary.
@@ -81,7 +84,7 @@ def generate(
     if settings.continuous and codecs.through_codes(TASKS[task].targets) is None:
         raise UsageFault("--continuous: expected a target with a quantizing codec, found none; remove it")
     inputs = planned_inputs(TASKS[task].conditions, settings.sources, sampler.reading(settings.output_dir, recorded))
-    _refuse_taken(settings, task, inputs, beside)
+    _refuse_taken(settings, task, inputs, beside, stale)
     new = not settings.output_dir.exists()
     make_folder(settings.output_dir)
     shards = settings.sources.shards if settings.sources.from_shards else None
@@ -152,8 +155,10 @@ def _names(name: str, samples: int) -> list[str]:
     return [name] if samples == 1 else [f"{name}-{k + 1}" for k in range(samples)]
 
 
-def _refuse_taken(settings: GenerateSettings, task: str, inputs: Sequence[PlannedInput], beside: Sequence[str]) -> None:
-    """Refuse to overwrite a result, another file of the user, or an input."""
+def _refuse_taken(
+    settings: GenerateSettings, task: str, inputs: Sequence[PlannedInput], beside: Sequence[str], stale: Sequence[str]
+) -> None:
+    """Refuse to overwrite a result, another file of the user, or an input, or to leave files that show another one."""
     names = [name for plan in inputs for name in _names(plan.name, settings.num_samples)]
     twice = sorted(name for name, count in Counter(names).items() if count > 1)[:1]
     if twice:
@@ -182,6 +187,15 @@ def _refuse_taken(settings: GenerateSettings, task: str, inputs: Sequence[Planne
     for path in found:
         if path.suffix == ".json":
             _earlier_record(path)  # raises before the sampling, which may take minutes
+            _refuse_stale(path, stale)
+
+
+def _refuse_stale(record: Path, stale: Sequence[str]) -> None:
+    """Refuse to replace a result that a file beside it shows; no record tells whether the file is the user's own."""
+    for name in stale:
+        path = record.with_suffix(name) if name.startswith(".") else record.with_name(name)
+        if path.exists():
+            raise UsageFault(f"--overwrite: {path} would show another result than {record.name}; move it away")
 
 
 def _earlier_record(path: Path) -> GeneratedRecord:

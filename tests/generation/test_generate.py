@@ -43,12 +43,13 @@ STEPS = SamplingSettings(num_inference_steps=2)
 STEM = "1_synthetica_0_1_1"
 
 
-def make(checkpoint: Path, out: Path, task: str, **changes: Any) -> GenerateSummary:
+def make(checkpoint: Path, out: Path, task: str, stale: tuple[str, ...] = (), **changes: Any) -> GenerateSummary:
     sources = {name: changes.pop(name) for name in tuple(changes) if name in Sources.__dataclass_fields__}
     return generate(
         GenerateSettings(
             checkpoint=checkpoint, task=task, output_dir=out, sources=Sources(**sources), sampling=STEPS, **changes
-        )
+        ),
+        stale=stale,
     )
 
 
@@ -501,6 +502,19 @@ def test_an_earlier_result_goes_whole_when_it_is_replaced(
     (tmp_path / f"{STEM}.txt").write_text("edited since", encoding="utf-8")
     make(checkpoint, tmp_path, "a2g", audio=(files["wav"],), overwrite=True)
     assert set(contents(tmp_path)) == {f"{STEM}{ending}" for ending in (".json", ".npz", ".txt")}
+
+
+@pytest.mark.parametrize("name", [f"{STEM}.mp4", "page.html"])
+def test_overwrite_leaves_no_file_that_shows_another_result(
+    checkpoint: Path, files: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    given: dict[str, Any] = {"audio": (files["wav"],), "overwrite": True}
+    (tmp_path / name).write_bytes(b"the user's own, as long as no result is there")
+    make(checkpoint, tmp_path, "a2t", stale=(".mp4", "page.html"), **given)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UsageFault, match=rf"{name} would show another result than {STEM}\.json; move it away"):
+        make(checkpoint, tmp_path, "a2t", stale=(".mp4", "page.html"), **given)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("content", ['{"mine": 1}', "torn"])

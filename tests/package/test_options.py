@@ -147,5 +147,5 @@ class TestValues:
         with pytest.raises(UsageFault) as caught:
             TraceSettings(shards=url)  # type: ignore[arg-type]
         line = str(caught.value)
-        assert line.startswith("--shards: expected a local path, found a URL of " + url.partition("/")[0] + "//;")
+        assert line.startswith("shards: expected a local path, found a URL of " + url.partition("/")[0] + "//;")
         assert "secret" not in line
