@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from omniges.errors import EnvironmentFault
+from omniges.errors import needs
 from omniges.pipeline.discover import Recording
 from omniges.pipeline.engines import OnEvent
 from omniges.pipeline.settings import PreprocessSettings, Rejected, Sample
@@ -59,13 +59,7 @@ def open_engine(
         return
     for name, value in _RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    try:
+    with needs("ray", "--engine ray"):
         from omniges.pipeline.engines.ray import RayCluster  # noqa: PLC0415 - optional
-    except ModuleNotFoundError as error:
-        if (error.name or "omniges").split(".")[0] == "omniges":
-            raise
-        raise EnvironmentFault(
-            f"the package {error.name} is not installed, which --engine ray needs: pip install 'omniges[ray]'"
-        ) from error
     with RayCluster(settings, todo, place, on_event) as cluster:
         yield Engine(cluster.pool(on_death), cluster.open_shard)
