@@ -414,10 +414,12 @@ def recall(
     opened: Callable[[StoredShard], AbstractContextManager[int]],
     workers: int,
     count: Count,
+    take_statistics: Callable[[Recalled], object],
 ) -> dict[str, Recalled | Rejected]:
     """Return the earlier results of recordings with unchanged inputs; their shards are checked.
 
-    Samples of a damaged or absent shard are left out, so that they are converted again.
+    Samples of a damaged or absent shard are left out, so that they are converted again. The samples are returned
+    without partials and words, which take far more memory than the rest.
 
     Args:
         earlier: Results of earlier runs.
@@ -426,6 +428,7 @@ def recall(
         opened: Function that opens a shard of an earlier run.
         workers: Threads.
         count: Called with (done, total) in megabytes.
+        take_statistics: Called with each sample while it has its partials and words.
 
     Returns:
         Results by stem.
@@ -453,8 +456,10 @@ def recall(
                 count(done // 1_000_000, total // 1_000_000)
                 if samples is None:
                     damaged.add(shard)
-                else:
-                    outcomes |= samples
+                    continue
+                for stem, recalled in samples.items():
+                    take_statistics(recalled)
+                    outcomes[stem] = replace(recalled, partials=None, words=Counter())
         # A sample of a damaged shard may also be in another shard.
         retry = {sample.row.stem for shard in chosen.keys() & damaged for sample in chosen[shard]}
         remaining = [recording for recording in remaining if recording.stem in retry]

@@ -23,6 +23,7 @@ from omniges.pipeline.settings import PreprocessSettings, Rejected, Summary
 from omniges.pipeline.summary import ConvertProgress, Tally, summarize, summary_of_complete
 from omniges.pipeline.write import publish_set
 from omniges.progress import Reporter
+from omniges.shards.dataset import PartialSpool
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import SPLITS
 from omniges.shards.transaction import OutputPlace, UnfinishedRun, Workspace
@@ -70,6 +71,7 @@ class _Work:
     recalled: Mapping[str, incremental.Recalled | Rejected]  # earlier results that are still valid, by stem
     digests: Mapping[str, incremental.Digests]
     earlier_stems: set[str]  # the samples of the complete set in the folder
+    tally: Tally  # with the statistics of the recalled samples
 
 
 def preprocess(
@@ -96,7 +98,7 @@ def preprocess(
     threading.Thread(target=_warm_imports, name="warm-imports", daemon=True).start()
     settings, discovery = find_recordings(settings)
     CORPORA.require_installed(cast("str", settings.corpus), "workers of preprocess are separate processes")
-    place = _place_of(settings)
+    place = _place_of(settings, reporter)
     with place.locked(), _RunLog(settings.log_path) as log:
         place.recover()
         complete = incremental.read_complete(settings, place)
@@ -115,12 +117,15 @@ def preprocess(
         if complete is not None:
             incremental.check_update(settings, place, complete)
         incremental.check_removal(settings, earlier.complete, {recording.stem for recording in discovery.recordings})
-        recalled = incremental.recall(earlier, known, digests, place.opened, settings.local_workers, count)
-        work = _Work(settings, discovery, place, recalled, digests, earlier.complete)
+        tally = _new_tally(discovery, place)
+        recalled = incremental.recall(
+            earlier, known, digests, place.opened, settings.local_workers, count, tally.take_statistics
+        )
+        work = _Work(settings, discovery, place, recalled, digests, earlier.complete, tally)
         return _run(work, reporter, log, start)
 
 
-def _place_of(settings: PreprocessSettings) -> OutputPlace:
+def _place_of(settings: PreprocessSettings, reporter: Reporter) -> OutputPlace:
     """Return the place of the set: a folder on this machine, or one in an object store."""
     location = settings.location
     if location.path is not None:
@@ -128,7 +133,13 @@ def _place_of(settings: PreprocessSettings) -> OutputPlace:
     from omniges.shards.store import StorePlace  # noqa: PLC0415 - needed for URLs only
 
     folder = home_expanded("--work-dir", settings.work_dir) / "preprocess" / sha256_hex(location.address.encode())[:16]
-    return StorePlace(location, folder, settings.shard_bytes)
+    return StorePlace(location, folder, settings.shard_bytes, say=reporter.say)
+
+
+def _new_tally(discovery: Discovery, place: OutputPlace) -> Tally:
+    findings = [*discovery.findings, *chain.from_iterable(discovery.rejected.values())]
+    partials = PartialSpool(folder=place.folder.parent)  # `folder` may not exist yet
+    return Tally(findings=findings, partials=partials, rejected=len(discovery.rejected))
 
 
 def _run(work: _Work, reporter: Reporter, log: _RunLog, start: float) -> Summary:
@@ -182,9 +193,7 @@ def _ordered(discovery: Discovery) -> list[Recording]:
 def _convert_all(
     work: _Work, todo: Sequence[Recording], reporter: Reporter, log: _RunLog, start: float
 ) -> tuple[Tally, ShardWriter]:
-    settings, place, discovery = work.settings, work.place, work.discovery
-    findings = [*discovery.findings, *chain.from_iterable(discovery.rejected.values())]
-    tally = Tally(findings=findings, rejected=len(discovery.rejected))
+    settings, place, discovery, tally = work.settings, work.place, work.discovery, work.tally
     place.journal.open()
 
     def keep(shard: ShardFile, path: Path, rows: tuple[ManifestRow, ...]) -> None:

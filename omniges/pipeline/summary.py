@@ -20,7 +20,7 @@ from omniges.pipeline.incremental import Digests, Recalled, journal_rejection, r
 from omniges.pipeline.settings import Cut, PreprocessSettings, Rejected, Sample, Summary
 from omniges.pipeline.worker import Outcome
 from omniges.progress import Progress, counted, duration, printable
-from omniges.shards.dataset import Partial
+from omniges.shards.dataset import PartialSpool
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.reader import ShardFolder
 from omniges.shards.schema import REPORT_FILE, SPLITS
@@ -149,7 +149,7 @@ class Tally:
 
     rows: list[ManifestRow] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
-    partials: list[tuple[Partial, ...]] = field(default_factory=list)
+    partials: PartialSpool = field(default_factory=PartialSpool)  # of train samples
     words: Counter[str] = field(default_factory=Counter)
     inputs: dict[str, Digests] = field(default_factory=dict)
     rejected_inputs: dict[str, Digests] = field(default_factory=dict)  # of those rejected after reading them
@@ -221,8 +221,12 @@ class Tally:
         """Add everything about a sample except its row, which the writer returns."""
         self.notes[sample.row.stem] = sample.notes
         self.findings += sample.notes
-        self.words += sample.words
         self.cuts.append(sample.cut)
+        self.take_statistics(sample)
+
+    def take_statistics(self, sample: Sample[Any]) -> None:
+        """Add the statistics and words of a sample, if it still has them."""
+        self.words.update(sample.words)
         if sample.partials:
             self.partials.append(sample.partials)
 

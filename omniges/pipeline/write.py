@@ -25,7 +25,7 @@ from omniges.pipeline.convert import assemble
 from omniges.pipeline.recording import Recording, digests_of, refused, take_of
 from omniges.pipeline.settings import ConvertSettings, Sample
 from omniges.pipeline.summary import Tally, cut_totals
-from omniges.shards.dataset import dataset_document, seal, statistics_document, train_tokenizer
+from omniges.shards.dataset import PartialSpool, dataset_document, seal, statistics_document, train_tokenizer
 from omniges.shards.document import read_dataset
 from omniges.shards.manifest import ManifestRow, MemberPlace, identities, serialize_manifest
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, REPORT_FILE, SPLITS, STATS_FILE, TOKENIZER_FILE
@@ -123,8 +123,11 @@ def write_shards(  # noqa: PLR0913 - keyword-only except two: user settings
             workspace.begin(UnfinishedRun.of(document, anew=force))
             total = len(recordings) if isinstance(recordings, Sized) else 0
             with contextlib.closing(_Spool(workspace.folder / SPOOL_FILE)) as spool:
-                inputs, samples = _convert_all(recordings, convert, spool, lambda n: progress and progress(n, total))
-                tally, writer = _pack(samples, spool, workspace, shard_bytes)
+                tally = Tally(partials=PartialSpool(folder=out))
+                inputs, samples = _convert_all(
+                    recordings, convert, spool, tally, lambda n: progress and progress(n, total)
+                )
+                writer = _pack(samples, spool, workspace, shard_bytes, tally)
             plan = {
                 "inputs_sha256": sha256_hex(canonical_json({"recordings": inputs})),
                 "stems": len(samples),
@@ -135,6 +138,10 @@ def write_shards(  # noqa: PLR0913 - keyword-only except two: user settings
         finally:
             if not _commit_interrupted(workspace):
                 workspace.wipe()
+    return _summary_of(out, tally, writer, manifest, time.monotonic() - start)
+
+
+def _summary_of(out: Path, tally: Tally, writer: ShardWriter, manifest: str, elapsed_s: float) -> WriteSummary:
     splits = {split: [row.seconds for row in tally.rows if row.split == split] for split in SPLITS}
     return WriteSummary(
         out=out,
@@ -145,7 +152,7 @@ def write_shards(  # noqa: PLR0913 - keyword-only except two: user settings
         shards=len(writer.shards),
         shard_bytes=sum(shard.size for shard in writer.shards),
         manifest_hash=manifest,
-        elapsed_s=time.monotonic() - start,
+        elapsed_s=elapsed_s,
     )
 
 
@@ -245,9 +252,16 @@ def _checked_recordings(recordings: Iterable[Recording]) -> Iterator[Recording]:
 
 
 def _convert_all(
-    recordings: Iterable[Recording], convert: ConvertSettings, spool: _Spool, count: Callable[[int], object]
+    recordings: Iterable[Recording],
+    convert: ConvertSettings,
+    spool: _Spool,
+    tally: Tally,
+    count: Callable[[int], object],
 ) -> tuple[dict[str, dict[str, str]], list[Sample[_Place]]]:
-    """Convert each recording into the spool; return input digests by key, and the samples in order of arrival."""
+    """Convert each recording into the spool, and its statistics and words into the tally.
+
+    Return input digests by key, and the samples in order of arrival.
+    """
     inputs: dict[str, dict[str, str]] = {}
     samples: list[Sample[_Place]] = []
     seen: dict[tuple[str, ...], ManifestRow] = {}
@@ -277,7 +291,9 @@ def _convert_all(
                     f"found the content of {first.stem!r} of {first.split}: remove one of the two"
                 )
         inputs[take.stem] = digests_of(take)
-        samples.append(replace(sample, segment=spool.add(sample.segment)))  # type: ignore[arg-type]
+        tally.take_statistics(sample)
+        placed = replace(sample, segment=spool.add(sample.segment), partials=None, words=Counter())  # type: ignore[arg-type]
+        samples.append(placed)  # type: ignore[arg-type]
         count(len(samples))
     if not samples:
         raise UsageFault("recordings: expected at least one, found none")
@@ -285,18 +301,17 @@ def _convert_all(
 
 
 def _pack(
-    samples: Sequence[Sample[_Place]], spool: _Spool, workspace: Workspace, shard_bytes: int
-) -> tuple[Tally, ShardWriter]:
+    samples: Sequence[Sample[_Place]], spool: _Spool, workspace: Workspace, shard_bytes: int, tally: Tally
+) -> ShardWriter:
     """Pack the samples into shards in the order of split and key; every sample gets a value for every label."""
     order: dict[str, int] = {split: place for place, split in enumerate(SPLITS)}
     labels = sorted({name for sample in samples for name in sample.row.labels})
-    tally = Tally()
     writer = ShardWriter(lambda n: workspace.folder / staged_name(n), shard_bytes)
     with writer:
         for sample in sorted(samples, key=lambda sample: (order[sample.row.split], sample.row.key)):
             tally.take_in(sample)
             tally.rows.append(writer.add(*_labelled(sample.row, spool.read(sample.segment), labels)))
-    return tally, writer
+    return writer
 
 
 def _labelled(row: ManifestRow, segment: bytearray, names: Sequence[str]) -> tuple[ManifestRow, bytes | bytearray]:

@@ -11,11 +11,14 @@ from __future__ import annotations
 import functools
 import math
 import os
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, Final
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -28,12 +31,15 @@ from omniges.shards import schema
 from omniges.shards.manifest import ManifestRow, manifest_hash
 from omniges.shards.schema import parse_document
 from omniges.shards.writer import ShardFile
+from omniges.storage.atomic import os_errors
 from omniges.storage.files import canonical_json, json_document, sha256_hex
 
 F64 = npt.NDArray[np.float64]
 
 SMALLEST_STD: Final = 1e-6  # channels with a smaller deviation are normalised with scale 1
 _BLOCK_FRAMES = 256
+_SPOOL_CLIPS: Final = 64  # of a block of partials on disk, 1.7 MB
+_SPOOL_READ_BYTES: Final = 16 << 20  # of partials in memory at once when they are combined
 _MOST: Final = 1e30  # largest magnitude of statistics, which are used in float32
 _VERIFY_DEEP: Final = "Run omniges verify-shards --level deep on it"  # others compare its checksum alone
 _PACKAGES: Final = ("librosa", "numpy", "praatio", "pyarrow", "scipy", "soundfile", "soxr", "tokenizers")
@@ -155,7 +161,11 @@ def combine(partials: Sequence[Partial], *, plain: bool = False) -> dict[str, An
     """
     if not partials:
         return {}
-    stacked = np.stack([p.rows for p in partials], axis=1)  # (7, clips, C)
+    return _combine_stacked(np.stack([p.rows for p in partials], axis=1), plain=plain)
+
+
+def _combine_stacked(stacked: F64, *, plain: bool) -> dict[str, Any]:
+    """Return the statistics of `combine` from the rows of all partials (7, clips, C)."""
     counts, means, m2s, minimum, maximum, difference_means, difference_m2s = stacked
     mean, std = _mean_and_std(counts, means, m2s)
     there = counts > 0
@@ -186,7 +196,109 @@ def _where_any(there: npt.NDArray[np.bool_], values: F64) -> list[float]:
 
 
 def _fsum_columns(values: F64) -> F64:
-    return np.array([math.fsum(column) for column in values.T.tolist()])
+    return np.array([math.fsum(column.tolist()) for column in values.T])
+
+
+class PartialSpool:
+    """Partials of any number of clips in little memory: most are in an unnamed temporary file, by channel."""
+
+    def __init__(self, partials: Iterable[tuple[Partial, ...]] = (), folder: Path | None = None) -> None:
+        """Add partials; the file is made when they are too many for memory.
+
+        Args:
+            partials: Partials of each clip's arrays, the same arrays for all clips.
+            folder: Folder with free space; None: the system's folder for temporary files.
+        """
+        self._file: IO[bytes] | None = None
+        self._folder = Path(tempfile.gettempdir()) if folder is None else folder
+        self._blocks = 0
+        self._recent: list[F64] = []  # (7, C) of each clip, channels of all arrays side by side
+        self._channels: tuple[int, ...] = ()  # of each array
+        self._frames: tuple[int, ...] = ()  # of each array in all clips
+        self.extend(partials)
+
+    def __len__(self) -> int:
+        return self._blocks * _SPOOL_CLIPS + len(self._recent)
+
+    def append(self, partials: tuple[Partial, ...]) -> None:
+        """Add the partials of a clip's arrays."""
+        channels = tuple(partial.rows.shape[1] for partial in partials)
+        frames = tuple(int(partial.counts.max()) for partial in partials)
+        if not len(self):
+            self._channels, self._frames = channels, (0,) * len(channels)
+        if channels != self._channels:
+            raise ValueError(f"expected arrays of {self._channels} channels, found {channels}")
+        self._frames = tuple(map(sum, zip(self._frames, frames, strict=True)))
+        self._recent.append(np.concatenate([partial.rows for partial in partials], axis=1))
+        if len(self._recent) == _SPOOL_CLIPS:
+            self._write(np.stack(self._recent).transpose(2, 1, 0).tobytes())  # (C, 7, clips)
+            self._recent = []
+
+    def extend(self, partials: Iterable[tuple[Partial, ...]]) -> None:
+        """Add the partials of several clips."""
+        for own in partials:
+            self.append(own)
+
+    def combined(self, *, plain: bool = False) -> list[dict[str, Any]]:
+        """Return the statistics of each array, equal to the bit to those of `combine`.
+
+        Args:
+            plain: Leave out `counts` and `difference_std`.
+
+        Returns:
+            One document for each array, none without clips.
+        """
+        width = max(1, _SPOOL_READ_BYTES // (8 * STATISTICS_ROWS * max(1, len(self))))
+        found, first = [], 0
+        for channels, frames in zip(self._channels, self._frames, strict=True):
+            parts = [
+                _combine_stacked(self._read(start, min(start + width, first + channels)), plain=plain)
+                for start in range(first, first + channels, width)
+            ]
+            names = parts[0].keys() - {"frames"}
+            found.append({"frames": frames} | {name: [*chain.from_iterable(p[name] for p in parts)] for name in names})
+            first += channels
+        return found
+
+    def __del__(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _write(self, block: bytes) -> None:
+        with os_errors(self._folder, "write to"):
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115 - closed with the object
+            left = memoryview(block)
+            while left:
+                left = left[self._file.write(left) :]
+        self._blocks += 1
+
+    def _read(self, first: int, stop: int) -> F64:
+        """Return the rows (7, clips, channels) of some channels, counted over all arrays."""
+        found = np.empty((stop - first, STATISTICS_ROWS, len(self)))
+        clip_bytes = 8 * STATISTICS_ROWS * _SPOOL_CLIPS
+        for number in range(self._blocks):
+            offset = (number * sum(self._channels) + first) * clip_bytes
+            data = self._read_range(offset, (stop - first) * clip_bytes)
+            own = slice(number * _SPOOL_CLIPS, (number + 1) * _SPOOL_CLIPS)
+            found[:, :, own] = np.frombuffer(data).reshape(stop - first, STATISTICS_ROWS, _SPOOL_CLIPS)
+        if self._recent:
+            recent = np.stack([rows[:, first:stop] for rows in self._recent])
+            found[:, :, self._blocks * _SPOOL_CLIPS :] = recent.transpose(2, 1, 0)
+        return found.transpose(1, 2, 0)
+
+    def _read_range(self, offset: int, size: int) -> bytes:
+        if self._file is None:
+            raise RuntimeError("no block has been written")
+        with os_errors(self._folder, "read from"):
+            self._file.seek(offset)
+            data = b""
+            while len(data) < size:
+                piece = self._file.read(size - len(data))
+                if not piece:
+                    raise OSError(f"{size - len(data)} bytes of a temporary file are gone")
+                data += piece
+        return data
 
 
 def tool_versions() -> dict[str, str]:
@@ -263,7 +375,7 @@ def is_numbers(values: object, count: int, minimum: float = -math.inf) -> bool:
 
 def statistics_document(
     rows: Sequence[ManifestRow],
-    partials: Sequence[tuple[Partial, ...]],
+    partials: PartialSpool | Sequence[tuple[Partial, ...]],
     words: Counter[str],
     version: int = schema.FORMAT_VERSION,
 ) -> dict[str, Any]:
@@ -284,8 +396,8 @@ def statistics_document(
     speakers: dict[str, list[ManifestRow]] = defaultdict(list)
     for row in train:
         speakers[row.speaker or "unknown"].append(row)
-    by_array = zip(STATISTICS, zip(*partials, strict=True), strict=False)
-    arrays = {name: combine(own, plain=version == 1) for name, own in by_array}
+    spool = partials if isinstance(partials, PartialSpool) else PartialSpool(partials)
+    arrays = dict(zip(STATISTICS, spool.combined(plain=version == 1), strict=False))
     arrays["gesture"]["channels"] = LAYOUT.channel_names()
     return arrays | {
         "samples": len(train),

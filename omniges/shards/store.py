@@ -30,7 +30,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -196,6 +196,7 @@ class StorePlace:
         lease: Lease | None = None,
         timeouts: Timeouts | None = None,
         retries: Retries | None = None,
+        say: Callable[[str], object] = lambda _line: None,
     ) -> None:
         """Load s3fs; no connection is made.
 
@@ -206,8 +207,9 @@ class StorePlace:
             lease: Times of the lock, or None.
             timeouts: Limits for the server, or None.
             retries: Settings of repeated requests, or None.
+            say: Called with a line of text before a long wait.
         """
-        self.location = location
+        self.location, self._say = location, say
         self.out, self.folder, self._kept = work / "set", work / "new", work / "kept"
         self.unfinished = f"{location}/{JOURNAL_FOLDER}"
         self.journal = StoreJournal(self)
@@ -257,9 +259,8 @@ class StorePlace:
             holder = state.holder
             if holder is not None and not self._is_dead(holder):
                 raise EnvironmentFault(
-                    f"{self.location}: another omniges run is writing here (process "
-                    f"{one_line(str(holder.get('pid')), 20)} on {one_line(str(holder.get('host')), 80)}). "
-                    "Wait for it, or stop it"
+                    f"{self.location}: another omniges run is writing here ({_shown_holder(holder)}). Wait for it, "
+                    "or stop it"
                 )
             state.lock += 1
             with contextlib.suppress(LockLost):  # another run was first
@@ -271,6 +272,10 @@ class StorePlace:
         ended = _has_ended(holder)
         if ended is not None:
             return ended
+        self._say(
+            f"{self.location}: locked by {_shown_holder(holder)}; waiting {self._lease.expires_s:g} s for its heartbeat "
+            "before its work is taken over"
+        )
         first, began = self._bucket.entry(self._beat_name), time.monotonic()
         while time.monotonic() - began < self._lease.expires_s:
             time.sleep(self._lease.poll_s)
@@ -678,6 +683,10 @@ def _is_record(document: dict[str, Any]) -> bool:
                 and _Steps(**steps).is_valid()
             )
     return True
+
+
+def _shown_holder(holder: Mapping[str, Any]) -> str:
+    return f"process {one_line(str(holder.get('pid')), 20)} on {one_line(str(holder.get('host')), 80)}"
 
 
 def _process_facts() -> dict[str, Any]:

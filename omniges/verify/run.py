@@ -12,7 +12,7 @@ from typing import Final
 
 from omniges.errors import ExitCode, UsageFault
 from omniges.shards import schema
-from omniges.shards.dataset import Partial
+from omniges.shards.dataset import Partial, PartialSpool
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.transaction import FOREIGN, Workspace
 from omniges.storage.remote import Location
@@ -123,7 +123,7 @@ class _Verification:
     samples: int = 0
     read_bytes: int = 0
     damaged: bool = False  # whether any shard has an error
-    partials: list[tuple[Partial, ...]] = field(default_factory=list)
+    partials: PartialSpool = field(default_factory=PartialSpool)
     words: Counter[str] = field(default_factory=Counter)
     latents: dict[str, list[Partial]] = field(default_factory=lambda: defaultdict(list))
     cuts: list[dict[str, float | int]] = field(default_factory=list)
@@ -180,8 +180,8 @@ class _Verification:
         self.files.append(name)
         self.samples += report.samples
         self.read_bytes += report.read_bytes
-        self.partials += report.content.partials
-        self.words += report.content.words
+        self.partials.extend(report.content.partials)
+        self.words.update(report.content.words)
         for codec, partials in report.content.latents.items():
             self.latents[codec] += partials
         self.cuts += report.content.cuts

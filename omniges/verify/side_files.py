@@ -19,7 +19,7 @@ from omniges.errors import CODES
 from omniges.features import timebase
 from omniges.features.text_tokens import tokenizer_problem
 from omniges.shards import manifest, schema
-from omniges.shards.dataset import Partial, statistics_document, totals_of, train_tokenizer
+from omniges.shards.dataset import Partial, PartialSpool, statistics_document, totals_of, train_tokenizer
 from omniges.shards.latents import CodecEntry, latents_document
 from omniges.shards.schema import key_from_stem
 from omniges.shards.tar import END_OF_ARCHIVE
@@ -220,11 +220,7 @@ def check_recordings(rows: Sequence[manifest.ManifestRow]) -> list[VerifyFinding
 
 
 def check_statistics(
-    data: bytes,
-    rows: Sequence[manifest.ManifestRow],
-    partials: Sequence[tuple[Partial, ...]],
-    words: Counter[str],
-    version: int,
+    data: bytes, rows: Sequence[manifest.ManifestRow], partials: PartialSpool, words: Counter[str], version: int
 ) -> list[VerifyFinding]:
     """Compare stats.json byte for byte with a recomputation by the functions that wrote it.
 

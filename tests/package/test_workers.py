@@ -81,11 +81,16 @@ class TestDeaths:
 
     def test_a_hanging_worker_meets_its_deadline(self) -> None:
         start = time.monotonic()
-        outcomes, _ = run("hang", "a", deadline_s=0.5)
+        outcomes, _ = run("hang", deadline_s=0.5)
         assert isinstance(outcomes["hang"], Lost)
         assert "deadline of 0.5 s" in outcomes["hang"].reason
-        assert isinstance(outcomes["a"], int)
-        assert time.monotonic() - start < 20
+        assert time.monotonic() - start < 60
+
+    @pytest.mark.slow  # a deadline that healthy workers meet on a busy machine too
+    def test_others_go_on_beside_a_hanging_worker(self) -> None:
+        outcomes, _ = run("a", "hang", "b", deadline_s=10.0)
+        assert isinstance(outcomes.pop("hang"), Lost)
+        assert all(isinstance(outcome, int) for outcome in outcomes.values())
 
     def test_nonsense_from_a_worker_is_a_death(self) -> None:
         outcomes, _ = run("babble", "a")

@@ -8,11 +8,13 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from omniges.shards import manifest
 from omniges.shards.manifest import ManifestRow, MemberPlace, manifest_hash, parse_manifest, serialize_manifest
 from omniges.shards.schema import CONTRACTS, PARTS, SPLITS
+from omniges.storage.files import canonical_json, sha256_hex
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
 labels = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
@@ -58,6 +60,26 @@ class TestManifest:
     def test_rows_come_back_sorted_by_place(self, rows: list[ManifestRow]) -> None:
         expected = sorted(rows, key=lambda row: (row.shard, row.members["json"].offset))
         assert parse_manifest(serialize_manifest(rows)) == expected
+
+    @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(row_lists())
+    def test_rows_in_several_parts_give_the_same_bytes(
+        self, monkeypatch: pytest.MonkeyPatch, rows: list[ManifestRow]
+    ) -> None:
+        whole = serialize_manifest(rows)
+        with monkeypatch.context() as patch:
+            patch.setattr(manifest, "_ROWS_AT_ONCE", 2)
+            assert serialize_manifest(rows) == whole
+
+    @settings(max_examples=10, deadline=None)
+    @given(row_lists())
+    def test_the_hash_is_that_of_one_json_list(self, rows: list[ManifestRow]) -> None:
+        content = [
+            {"key": row.key, "split": row.split, "frames": row.frames}
+            | {"members": {name: place.sha256 for name, place in row.members.items()}}
+            for row in sorted(rows, key=lambda row: row.key)
+        ]
+        assert manifest_hash(rows) == sha256_hex(canonical_json(content))
 
     @pytest.mark.slow
     @settings(max_examples=40, deadline=None)

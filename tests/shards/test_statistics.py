@@ -6,12 +6,17 @@ A channel that a clip lacks is NaN there, and counts in nothing.
 from __future__ import annotations
 
 import random
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omniges.shards.dataset import combine, partial_of
+from omniges.errors import EnvironmentFault
+from omniges.shards import dataset
+from omniges.shards.dataset import PartialSpool, combine, partial_of
 from omniges.storage.files import canonical_json
 
 CHANNELS = 5
@@ -107,6 +112,45 @@ class TestCombine:
 
     def test_no_clips_have_no_statistics(self) -> None:
         assert combine([]) == {}
+
+
+class TestSpool:
+    @pytest.mark.parametrize(("count", "read_bytes"), [(0, 1), (3, 1), (64, 1 << 20), (150, 1), (150, 1 << 20)])
+    def test_statistics_equal_those_in_memory_to_the_bit(
+        self, count: int, read_bytes: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(dataset, "_SPOOL_READ_BYTES", read_bytes)
+        arrays = [(clip, clip[:, :2] * 3) for clip in clips(count, 5)]
+        for clip, other in arrays[::3]:
+            clip[:, 1] = other[:, 0] = np.nan
+        partials = [tuple(map(partial_of, own)) for own in arrays]
+        spool = PartialSpool(partials)
+        assert len(spool) == count
+        for plain in (False, True):
+            wanted = [combine(own, plain=plain) for own in zip(*partials, strict=True)]
+            assert spool.combined(plain=plain) == wanted
+
+    def test_clips_take_no_memory(self) -> None:
+        partial = partial_of(np.zeros((2, 400), np.float32))
+        tracemalloc.start()
+        try:
+            spool = PartialSpool()
+            for _ in range(2000):
+                spool.append((partial,))
+            held = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        assert held < 64 * partial.rows.nbytes < 2000 * partial.rows.nbytes
+
+    def test_arrays_of_other_channels_are_refused(self) -> None:
+        spool = PartialSpool([(partial_of(np.zeros((2, 4), np.float32)),)])
+        with pytest.raises(ValueError, match=r"expected arrays of \(4,\) channels, found \(5,\)"):
+            spool.append((partial_of(np.zeros((2, 5), np.float32)),))
+
+    def test_a_full_disk_is_a_fault_of_the_machine(self, tmp_path: Path) -> None:
+        partial = partial_of(np.zeros((2, 4), np.float32))
+        with pytest.raises(EnvironmentFault, match="gone"):
+            PartialSpool([(partial,)] * 64, folder=tmp_path / "gone")
 
 
 class TestPartial:

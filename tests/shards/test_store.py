@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,8 @@ def works(tmp_path: Path) -> Iterator[Path]:
     return (tmp_path / f"work-{number}" for number in range(1000))
 
 
-def place(work: Path, lease: Lease = SHORT) -> StorePlace:
-    return StorePlace(parse_location(URL), work, 1 << 20, lease, retries=AT_ONCE)
+def place(work: Path, lease: Lease = SHORT, say: Callable[[str], object] = lambda _line: None) -> StorePlace:
+    return StorePlace(parse_location(URL), work, 1 << 20, lease, retries=AT_ONCE, say=say)
 
 
 class TestLock:
@@ -65,9 +65,13 @@ class TestLock:
         with slow.locked():
             monkeypatch.undo()
             monkeypatch.setattr(Bucket, "_connect", lambda _store: objects)
-            other = place(next(works), Lease(beat_s=60, expires_s=0.3, poll_s=0.02))
+            said: list[str] = []
+            other = place(next(works), Lease(beat_s=60, expires_s=0.3, poll_s=0.02), said.append)
             with other.locked(), pytest.raises(LockLost, match="took over"):
                 slow.begin(BEGUN)
+            assert said == [
+                f"{URL}: locked by process 1 on other; waiting 0.3 s for its heartbeat before its work is taken over"
+            ]
             with pytest.raises(LockLost):
                 slow.journal.append({"staged": "staged-000000-000000.tar"}, durable=True)
 
