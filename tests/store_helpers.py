@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import fsspec.asyn
 import pytest
 
 from omniges.pipeline.convert import convert
@@ -46,6 +47,19 @@ class Refused(Exception):
 
 class Crash(BaseException):
     """The end of a process."""
+
+
+@dataclass
+class _Body:
+    """Content of an answer."""
+
+    data: io.BytesIO
+
+    async def read(self, size: int) -> bytes:
+        return self.data.read(size)
+
+    def close(self) -> None:
+        self.data.close()
 
 
 @dataclass
@@ -104,6 +118,21 @@ class MemoryBucket:
 
     def open(self, path: str, *_: str, **__: Any) -> io.BytesIO:
         return io.BytesIO(self.cat_file(path))
+
+    @property
+    def loop(self) -> Any:
+        return fsspec.asyn.get_loop()
+
+    def split_path(self, path: str) -> tuple[str, str, None]:
+        return "bucket", path.removeprefix("s3://bucket/"), None
+
+    def info(self, path: str) -> dict[str, int]:
+        return {"size": len(self.cat_file(path))}
+
+    async def _call_s3(self, method: str, Bucket: str, Key: str, Range: str) -> dict[str, Any]:  # noqa: N803
+        assert (method, Bucket) == ("get_object", "bucket")
+        first, _, last = Range.removeprefix("bytes=").partition("-")
+        return {"Body": _Body(io.BytesIO(self.cat_file(Key, int(first), int(last) + 1)))}
 
     def _found(self, key: str) -> bytes:
         with self.lock:
