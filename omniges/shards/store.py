@@ -273,8 +273,8 @@ class StorePlace:
         if ended is not None:
             return ended
         self._say(
-            f"{self.location}: locked by {_shown_holder(holder)}; waiting {self._lease.expires_s:g} s for its heartbeat "
-            "before its work is taken over"
+            f"{self.location}: locked by {_shown_holder(holder)}; waiting {self._lease.expires_s:g} s for its "
+            "heartbeat before its work is taken over"
         )
         first, began = self._bucket.entry(self._beat_name), time.monotonic()
         while time.monotonic() - began < self._lease.expires_s:
