@@ -25,6 +25,7 @@ MAX_JSON_BYTES: Final = 256 << 20
 """Largest JSON document that is read, in bytes: dataset.json of a million shards stays below it."""
 MAX_SETTINGS_BYTES: Final = 16 << 20
 """Largest JSON document of settings, in bytes: an index of a hundred thousand tensors stays below it."""
+_MAX_LEVELS: Final = 100
 DOWNLOADED_INSTEAD: Final = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
     (b"<", "a web page or XML"),
@@ -198,7 +199,24 @@ def parse_json(data: bytes) -> Any:
         raise ValueError("half of a surrogate pair is no text") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    if _is_deep(found):
+        raise ValueError("nested too deeply")
     return found
+
+
+def _is_deep(found: Any) -> bool:
+    """Return whether JSON is nested so deeply that writing it, as errors and checksums do, could end Python's stack."""
+    level = [found]
+    for _ in range(_MAX_LEVELS):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniges.errors import DataError, EnvironmentFault
-from omniges.storage.files import lies_inside, parse_json, read_file, read_json, read_range, text_codec
+from omniges.storage.files import canonical_json, lies_inside, parse_json, read_file, read_json, read_range, text_codec
 
 _LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**64) | st.floats(allow_nan=False, allow_infinity=False)
 _JSON = st.recursive(
@@ -73,6 +73,18 @@ def _socket(path: Path) -> None:
 
 def _zero(path: Path) -> None:
     path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("pair", ["[]", '{"a":}'])
+@pytest.mark.parametrize("depth", [99, 101, 500, 900, 960, 985, 993, 5000])
+def test_json_that_is_read_can_be_written_in_an_error(pair: str, depth: int) -> None:
+    head, tail = pair[:-1], pair[-1]
+    text = f"{head * depth}1{tail * depth}".encode()
+    if depth < 100:
+        assert canonical_json(parse_json(text)) == text
+    else:
+        with pytest.raises(ValueError, match="nested too deeply"):
+            parse_json(text)
 
 
 @pytest.mark.parametrize(
