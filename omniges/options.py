@@ -208,16 +208,27 @@ class Setting:
         words, accepted = _KINDS[self.kind]
         if isinstance(value, accepted) and isinstance(value, bool) == (self.kind is bool) and value != "":
             if self.kind is Path:
-                if scheme := _SCHEME.match(str(value)):  # the rest may have credentials
-                    raise UsageFault(
-                        f"{self.flag}: expected a local path, found a URL of {scheme[0]}; copy its files here"
-                    )
+                refuse_url(self.flag, str(value))
                 require_file_names(self.flag, str(value))
             with suppress(ValueError, OverflowError):
                 return self.kind(value)
         if self.kind is dict:
             raise UsageFault(f"{self.flag}: expected {words}, found {value!r}")
         raise UsageFault(f"{self.flag} {shown(value)}: expected {self.expected}")
+
+
+def refuse_url(flag: str, given: str) -> None:
+    """Refuse a URL where a local path is expected; a path would show it as ``http:/…``.
+
+    Args:
+        flag: Option that gave the text, for errors.
+        given: The text.
+
+    Raises:
+        UsageFault: It is a URL, of which only the scheme is shown: the rest may have credentials.
+    """
+    if scheme := _SCHEME.match(given):
+        raise UsageFault(f"{flag}: expected a local path, found a URL of {scheme[0]}; copy its files here")
 
 
 def placeholder(setting: Setting) -> str | None:

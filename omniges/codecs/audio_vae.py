@@ -23,6 +23,7 @@ Shape letters: C channels, T rows (time), F columns (frequency) of an activation
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -203,7 +204,7 @@ def _read_config(path: Path) -> tuple[_Config, dict[str, Any]]:
 
 def _weights(folder: Path) -> dict[str, Tensor]:
     """Return the weights in a folder by their present names; raise DataError if any is missing, NaN or infinite."""
-    path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    path = next((folder / name for name in _WEIGHTS if os.path.lexists(folder / name)), None)
     if path is None:
         raise DataError(f"{folder}: expected {' or '.join(_WEIGHTS)}, found neither; copy the codec's weights there")
     found = {}

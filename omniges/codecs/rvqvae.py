@@ -354,7 +354,7 @@ def load_rvqvae(path: Path) -> Rvqvae:
         UsageFault: The file does not exist.
         DataError: The file is damaged or has other tensors, or its config.json has values that are not implemented.
     """
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise UsageFault(f"{path}: expected the tensors of an RVQ-VAE, found no such file; check the path")
     net = rvqvae_of(read_tensors(path, _ENTRY), str(path))
     config = path.parent / _CONFIG

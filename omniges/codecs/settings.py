@@ -8,7 +8,7 @@ from typing import Final
 
 from omniges.codecs.registry import CODECS
 from omniges.errors import UsageFault
-from omniges.options import about, check, declared, option
+from omniges.options import about, check, declared, option, refuse_url
 from omniges.shards.schema import WindowGrid
 
 DEFAULT_MAX_LOST: Final = 0.01
@@ -31,6 +31,7 @@ def named_folder(flag: str, text: str) -> tuple[str, Path]:
     if not equals or not folder:
         raise UsageFault(f"{flag} {text}: expected NAME=FOLDER, with one of {', '.join(CODECS.names())}")
     CODECS.require(name, f"{flag} {text}: NAME=FOLDER")
+    refuse_url(flag, folder)
     return name, Path(folder)
 
 

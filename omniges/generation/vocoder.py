@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -233,7 +234,7 @@ def load_hifi_gan(folder: Path) -> Vocoder:
         EnvironmentFault: The package transformers is not installed.
     """
     config = _read_config(folder)
-    file = next((path for name in _WEIGHTS if (path := folder / name).is_file()), None)
+    file = next((path for name in _WEIGHTS if os.path.lexists(path := folder / name)), None)
     if file is None:
         raise UsageFault(f"--vocoder {folder}: expected {' or '.join(_WEIGHTS)} beside config.json, found neither")
     with needs("vocoder", f"--vocoder {folder}"):
@@ -269,7 +270,7 @@ def load_hifi_gan(folder: Path) -> Vocoder:
 def _read_config(folder: Path) -> _Config:
     """Return config.json, after checking its mel and its rates."""
     path = folder / "config.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise UsageFault(
             f"--vocoder {folder}: expected the folder of a HiFi-GAN with config.json, found none there; check the path"
         )

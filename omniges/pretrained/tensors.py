@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,9 +77,9 @@ def _weight_files(place: Path) -> tuple[Path, ...]:
     """Return the files of weights in a folder, safetensors before pickles; empty without weights."""
     for kind in ("safetensors", "bin"):
         complete, index = place / f"{_STEM}.{kind}", place / f"{_STEM}.{kind}.index.json"
-        if complete.is_file():
+        if os.path.lexists(complete):
             return (complete,)
-        if index.is_file():
+        if os.path.lexists(index):
             return _parts(index)
     return ()
 

@@ -313,7 +313,7 @@ def _content(path: Path, entry: str | None, kind: type, *, mapped: bool) -> dict
     """Return the checked tensors of a file or its entry, which is a dictionary or a list."""
     import torch  # noqa: PLC0415 - see above
 
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise UsageFault(f"{path}: expected weights that torch.save wrote, found no such file; check the path")
     found, where = _loaded(path, mapped=mapped), str(path)
     if entry is not None:

@@ -579,3 +579,26 @@ class Stops(Halves):
 module.load_codec = lambda *_, **__: Stops(name=NAME)
 cli.main()
 """
+
+
+class TestForeignPlaces:
+    """What a codec's folder has in place of a file is named: a pipe or a link to nothing is not said to be absent."""
+
+    @pytest.mark.parametrize("kind", ["a pipe", "a folder", "a link to nothing"])
+    @pytest.mark.parametrize("name", ["config.json", "diffusion_pytorch_model.safetensors"])
+    def test_in_place_of_a_file(self, name: str, kind: str, vae: Path, shards: Path, tmp_path: Path) -> None:
+        folder = Path(shutil.copytree(vae, tmp_path / "vae"))
+        (folder / name).unlink()
+        if kind == "a pipe":
+            os.mkfifo(folder / name)
+        elif kind == "a folder":
+            (folder / name).mkdir()
+        else:
+            (folder / name).symlink_to(folder / "nowhere")
+        with pytest.raises(DataError, match=rf"{name}: expected .*found {kind}; put the file itself"):
+            encode(EncodeSettings(shards=shards, codecs=((NAME, folder),), output_dir=tmp_path / "out"))
+        assert not (tmp_path / "out").exists()
+
+    def test_a_url_is_no_folder(self) -> None:
+        with pytest.raises(UsageFault, match="expected a local path, found a URL of https://; copy"):
+            EncodeSettings(shards=Path("s"), codecs=f"{NAME}=https://host/vae")  # type: ignore[arg-type]

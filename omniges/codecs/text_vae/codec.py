@@ -17,6 +17,7 @@ OmniFlow's checkpoints have no T5 tokenizer. Use that of flan-T5-large: copy it 
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -76,16 +77,16 @@ def find_text_vae(folder: Path, t5_tokenizer: Path | None = None) -> TextVaeFile
     """
     tokenizers = (folder / "vae_tokenizer", t5_tokenizer or folder / "t5_tokenizer")
     nested, own = folder / "text_vae" / "config.json", folder / "config.json"
-    if nested.is_file():
+    if os.path.lexists(nested):
         candidates = [folder / f"{_TRANSFORMER}{ending}" for ending in (".safetensors", ".bin")]
-        weights = next((path for path in candidates if path.is_file()), None)
+        weights = next((path for path in candidates if os.path.lexists(path)), None)
         if weights is None:
             raise DataError(
                 f"{folder}: found neither {_TRANSFORMER}.safetensors nor .bin, which holds the text VAE's weights; "
                 "download the complete checkpoint"
             )
         return TextVaeFiles(nested, weights, _PREFIX, *tokenizers)
-    if own.is_file():
+    if os.path.lexists(own):
         return TextVaeFiles(own, folder / "model.safetensors", "", *tokenizers)
     raise DataError(
         f"{folder}: expected a checkpoint of OmniFlow or the folder of its text VAE, found neither "
