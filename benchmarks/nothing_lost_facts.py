@@ -178,7 +178,7 @@ def _row_facts(path: Path) -> Facts:
 
 
 def _is_place(column: str) -> bool:
-    """Whether a column of the manifest says where something lies or what its bytes are; those of sources do not."""
+    """Return whether a column of the manifest states a position or a digest of bytes; those of sources do not."""
     source = column.startswith(("wav_", "npz_", "textgrid_")) or column in {"sem_path", "sem_sha256"}
     return column == "shard" or (column.endswith(("_offset", "_size", "_sha256")) and not source)
 

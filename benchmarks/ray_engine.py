@@ -36,7 +36,7 @@ _WRITTEN: Final = 30  # recordings that are made; the others are links to them
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What to measure; the flags of the command line."""
+    """Settings of the measurement: the flags of the command line."""
 
     recordings: int
     seconds: float

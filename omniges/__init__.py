@@ -129,7 +129,10 @@ def __getattr__(name: str) -> Any:
         package = (error.name or "omniges").partition(".")[0]
         if package == "omniges":
             raise
-        raise ImportError(f"omniges.{name} needs the package {package}: pip install 'omniges[train]'") from error
+        raise ImportError(
+            f"omniges.{name}: expected the package {package}, found that it is not installed; run pip install "
+            "'omniges[train]'"
+        ) from error
     globals()[name] = found
     return found
 

@@ -52,7 +52,9 @@ def _root(
     try:
         os.getcwd()  # without it, libraries that are loaded later abort the process
     except FileNotFoundError as error:
-        raise EnvironmentFault("the current folder no longer exists: change to another one") from error
+        raise EnvironmentFault(
+            "current folder: expected one that exists, found that it was removed; change to another one"
+        ) from error
 
 
 def main() -> None:

@@ -122,11 +122,11 @@ def grouped_notes(notes: Iterable[tuple[str, str]]) -> list[str]:
 
 
 _USED_UP: Final = {
-    errno.ENOMEM: "memory is used up: close other programs, or use fewer workers or smaller batches",
-    errno.ENOSPC: "the disk is full: free some space and run the same command again",
-    errno.EDQUOT: "the disk quota is used up: free some space and run the same command again",
-    errno.EMFILE: "too many open files: raise the limit (ulimit -n)",
-    errno.ENFILE: "too many open files on this machine: close other programs",
+    errno.ENOMEM: "memory is used up; close other programs, or use fewer workers or smaller batches",
+    errno.ENOSPC: "the disk is full; free some space and run the same command again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.EMFILE: "too many open files; raise the limit (ulimit -n)",
+    errno.ENFILE: "too many open files on this machine; close other programs",
 }
 
 
@@ -156,10 +156,14 @@ def fault_of_machine(error: BaseException) -> EnvironmentFault | None:
     if number in _USED_UP:
         return EnvironmentFault(f"{_USED_UP[number]}{f' ({text})' if text else ''}")
     if "No usable temporary directory" in text:
-        return EnvironmentFault(f"no folder for temporary files: set TMPDIR to a folder that can be written ({text})")
+        return EnvironmentFault(
+            f"expected a folder for temporary files, found none ({text}); set TMPDIR to a folder that can be written"
+        )
     no_library = isinstance(error, (ImportError, OSError)) and any(words in text for words in _NO_LIBRARY)
     if no_library or isinstance(error, ModuleNotFoundError):
-        return EnvironmentFault(f"a package or library is missing ({text}): install it, or omniges again")
+        return EnvironmentFault(
+            f"expected a package or library, found that it is missing ({text}); install it, or omniges again"
+        )
     return None
 
 

@@ -304,7 +304,7 @@ def shown(value: Any) -> str:
 
 @functools.cache
 def settings_of(settings: Any) -> Mapping[str, Setting | type]:
-    """Return the options of a settings dataclass by field, in order; for settings inside settings, their class."""
+    """Return the options of a settings dataclass by field name, in order; nested settings give their class."""
     hints = get_type_hints(settings)
     found: dict[str, Setting | type] = {}
     for each in fields(settings):
@@ -390,14 +390,14 @@ def keywords_in_errors(settings: Any) -> Iterator[None]:
 
 
 def present_names(settings: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values by the present names of settings.
+    """Return values by the current names of settings.
 
     Args:
         settings: The settings dataclass.
         values: Values by present or former name.
 
     Returns:
-        The same values by present name; unknown names are unchanged.
+        The same values by current name; unknown names are unchanged.
 
     Raises:
         UsageFault: Two names of one setting are given.
@@ -408,7 +408,7 @@ def present_names(settings: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         now = present.get(name, name)
         if now in found:
-            raise UsageFault(f"{given[now]} and {name}: two names of one setting: give {now} alone")
+            raise UsageFault(f"{given[now]} and {name}: expected one name of the setting, found two; give {now} alone")
         found[now], given[now] = value, name
     return found
 

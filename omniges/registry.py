@@ -45,7 +45,7 @@ def foreign(who: str, doing: str, remedy: str = "ask its authors") -> Iterator[N
         raise
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
-        raise EnvironmentFault(f"{who}: {doing} failed ({reason}): {remedy}") from error
+        raise EnvironmentFault(f"{who}: {doing} failed ({reason}); {remedy}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +78,15 @@ class Registry(Generic[T]):
         if not (isinstance(name, str) and _NAME.fullmatch(name)):
             raise UsageFault(f"{self.noun} {name!r}: expected a name of letters, digits, '-', '_' and '.'")
         if name in self.builtin:
-            raise UsageFault(f"{self.noun} {name!r}: omniges has one of this name: choose another name")
+            raise UsageFault(
+                f"{self.noun} {name!r}: expected another name than those of omniges, found one of them; choose "
+                "another name"
+            )
         if (known := self._registered.get(name)) is not None and known is not found:
-            raise UsageFault(f"{self.noun} {name!r} is registered already, as {known!r}: choose another name")
+            raise UsageFault(
+                f"{self.noun} {name!r}: expected a name that is not taken, found it registered as {known!r}; choose "
+                "another name"
+            )
         if not self._fits(found):
             raise UsageFault(f"{self.noun} {name!r}: expected {self._expected}, found {found!r:.{_LONGEST_REASON}}")
         self._registered[name] = found
@@ -134,8 +140,8 @@ class Registry(Generic[T]):
         if len(own) + len(offered) > 1:
             makers = [*own, *map(_distribution, offered)]
             raise EnvironmentFault(
-                f"{self.noun} {name!r} comes from {' and from '.join(makers)}: expected one: uninstall or rename the "
-                "others"
+                f"{self.noun} {name!r}: expected one package with it, found {' and '.join(makers)}; uninstall or "
+                "rename the others"
             )
         if name in self._registered:
             return self._registered[name]
@@ -155,8 +161,8 @@ class Registry(Generic[T]):
         """
         if name in self._registered and all(point.name != name for point in entry_points(group=self.group)):
             raise UsageFault(
-                f"{self.noun} {name!r} is registered in this process alone, and {why}: install it as a package with an "
-                f"entry point {self.group}"
+                f"{self.noun} {name!r}: expected an entry point, because {why}, found it registered in this "
+                f"process alone; install it as a package with an entry point {self.group}"
             )
 
     def _loaded(self, point: EntryPoint) -> T:

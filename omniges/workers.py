@@ -174,7 +174,9 @@ class Worker:
                     env=os.environ | environment,
                 )
             except OSError as error:
-                raise EnvironmentFault(f"cannot start a worker process: {error}. Try fewer workers") from error
+                raise EnvironmentFault(
+                    f"expected to start a worker process, found an error ({error}); try fewer workers"
+                ) from error
             self._input = cast("IO[bytes]", self._process.stdin)
             self._output = cast("IO[bytes]", self._process.stdout)
             on_failure.callback(self.close)

@@ -1,4 +1,4 @@
-"""A made-up body model with the keys of an SMPL-X file, and a slow restatement of what such a model means."""
+"""An invented body model with the keys of an SMPL-X file, and a slow restatement of its meaning."""
 
 from __future__ import annotations
 

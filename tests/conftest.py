@@ -77,7 +77,7 @@ def beat2_more() -> Path:
 
 @pytest.fixture(scope="session")
 def fgd_parity() -> Path:
-    """What EMAGE's motion encoder and metrics compute, with random weights; skips where it is absent."""
+    """Return outputs of EMAGE's motion encoder and metrics with random weights; skip if they are absent."""
     folder = shared_folder() / "fgd_parity"
     if not folder.is_dir():
         pytest.skip(f"no golden data at {folder} (set OMNIGES_SHARED to where they are)")

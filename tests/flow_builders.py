@@ -35,7 +35,7 @@ def statistics() -> dict[str, Any]:
 
 
 def model_of(config: ModelConfig = CONFIG) -> FlowModel:
-    """A model with every parameter drawn anew, so that nothing is hidden by zeros."""
+    """A model with every parameter drawn at random, so that nothing is hidden by zeros."""
     model = build_model(config, statistics=statistics(), vocab_size=VOCAB_SIZE, speakers=2)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
@@ -89,7 +89,7 @@ class Recorder(torch.nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """Which samples are asked for; B of them, on the model's device."""
+    """The samples of a draw: B of them, on the model's device."""
 
     ticks: int  # length of the windows
     seed: int  # of the noise, which is keyed by seed and position

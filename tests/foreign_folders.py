@@ -42,7 +42,7 @@ from omniges.verify.settings import VerifySettings
 
 Seal = Callable[[Path, Path], None]
 TASKS: Mapping[str, str] = MappingProxyType({"a2g": "audio", "t2a": "text", "a2t": "audio"})
-"""What results are made for, and the stream that is given."""
+"""The recordings of results, and the stream that is their condition."""
 _RECIPE = """\
 preset: tiny
 shards: [shards, more]
@@ -77,7 +77,7 @@ class World:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of folder: how a valid one is made, read, and how its checksums are made to fit a change."""
+    """A kind of folder: how to write and read a valid one, and how to update its checksums after a change."""
 
     make: Callable[[Path, World], object]
     read: Callable[[Path, World], object]

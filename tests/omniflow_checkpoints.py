@@ -149,7 +149,7 @@ def tensors_of(tiny: Tiny) -> dict[str, Tensor]:
 
 
 def averages_of(tiny: Tiny, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the reference's averaging saves: a list of tensors in parameter order, each near its weight."""
+    """Return the content that the reference's averaging saves: tensors in parameter order, each near its weight."""
     generator = torch.Generator().manual_seed(99)
     near = [
         tensors[name] + 0.01 * torch.randn(tensors[name].shape, generator=generator) for name in parameter_shapes(tiny)

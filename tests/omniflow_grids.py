@@ -1,4 +1,4 @@
-"""What a person needs beside OmniFlow's trunk to run it: position embeddings of its patches, latents of its outputs."""
+"""Additions to OmniFlow's trunk that running it needs: position embeddings of patches, latents of outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several test modules do with the pipeline: run it quietly, run the command, compare folders."""
+"""Pipeline helpers of several test modules: run it quietly, run the command, compare folders."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ def scripted(script: str, *words: object) -> subprocess.CompletedProcess[str]:
     return server().run(tuple(map(str, words)), script)
 
 
-def omniges(*words: object, anew: bool = False, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the command, as a user does, in an environment with these variables; anew: in an interpreter of its own."""
-    if not anew:
+def omniges(*words: object, fresh: bool = False, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the command, as a user does, in an environment with these variables; fresh: in a separate interpreter."""
+    if not fresh:
         return server().run(tuple(map(str, words)), variables=variables)
     return subprocess.run(
         [*COMMAND, *map(str, words)], capture_output=True, text=True, env=os.environ | variables, timeout=100

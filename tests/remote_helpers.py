@@ -47,7 +47,7 @@ def s3_server() -> Iterator[str]:
 
 
 def s3_environment(endpoint: str) -> dict[str, str]:
-    """What a process needs to reach the server."""
+    """Return the environment in which a process reaches the server."""
     return {
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
         "AWS_SECRET_ACCESS_KEY": SECRET_KEY,

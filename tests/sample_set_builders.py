@@ -1,4 +1,4 @@
-"""Shard sets of samples that lack parts, made of arrays; and the same samples as version 1 of the contract had them."""
+"""Shard sets of samples that lack parts, written from arrays, and the same samples in version 1 of the contract."""
 
 from __future__ import annotations
 

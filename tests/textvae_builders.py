@@ -1,4 +1,4 @@
-"""Small random text VAEs, their folders, and small tokenizers, made without the package's own code."""
+"""Small random text VAEs, their folders, and small tokenizers, built without the package's own code."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def write_tokenizers(folder: Path) -> None:
 
 
 def llama_tokenizer() -> Tokenizer:
-    """As TinyLlama's is built: BPE over sentencepiece's letters, bytes for what it has not, a begin token in front."""
+    """Return a tokenizer like TinyLlama's: BPE over sentencepiece's letters, bytes for others, a begin token first."""
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁helowrd", "he", "ll", "▁w"]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     merges = [("h", "e"), ("l", "l"), ("▁", "w")]
@@ -176,7 +176,7 @@ def llama_tokenizer() -> Tokenizer:
 
 
 def t5_tokenizer() -> Tokenizer:
-    """As flan-T5's is built: a unigram model, an end token behind; like some, its file asks to cut and to pad."""
+    """Return a tokenizer like flan-T5's: a unigram model with an end token, whose file asks to cut and to pad."""
     letters = [(letter, -4.0) for letter in "▁abcdefghijklmnopqrstuvwxyz</>"]
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -10.0), *letters, ("▁the", -1.0), ("▁hello", -1.0)]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))

@@ -66,7 +66,7 @@ def losses_of(run_folder: Path) -> dict[int, float]:
 
 
 def checkpoint_of(run_folder: Path, step: int) -> Path:
-    """Where a step's checkpoint lies."""
+    """Return the folder of a step's checkpoint."""
     return run_folder / CHECKPOINTS / f"step-{step:06d}"
 
 

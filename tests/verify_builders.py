@@ -51,7 +51,7 @@ def rebuilt(source: Path, target: Path, fault: Fault) -> Path:
 
 
 def edited_dataset(folder: Path, edit: Callable[[dict[str, Any]], None]) -> bytes:
-    """dataset.json edited, its checksum made to fit."""
+    """dataset.json edited, its checksum updated."""
     return shard_sets.edited_dataset((folder / DATASET_FILE).read_bytes(), edit)
 
 

@@ -1,4 +1,4 @@
-"""Shard sets of contract version 1, made of sets of version 2: what older omniges wrote, which is still read."""
+"""Shard sets of contract version 1, converted from sets of version 2: older omniges wrote such sets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write_version_1(source: Path, target: Path) -> Path:
 
 
 def version_1(shards: ShardSet) -> ShardSet:
-    """The same samples in version 1, their statistics to be made again."""
+    """The same samples in version 1, their statistics to be computed again."""
     document = shards.document | {"version": 1}
     return replace(shards, samples=[*map(_sample, shards.samples)], document=document, keep_files=False)
 

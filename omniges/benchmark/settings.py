@@ -36,7 +36,9 @@ class SpeedSettings:
         """Check the settings; raise UsageFault for a value that is invalid."""
         check(self)
         if not self.num_workers:
-            raise UsageFault("--num-workers: expected numbers separated by commas, found none")
+            raise UsageFault(
+                "--num-workers: expected numbers separated by commas, found none; give some, such as 0,2,4"
+            )
 
 
 @declared
@@ -64,7 +66,10 @@ class StepSpeedSettings:
         """Check the settings; raise UsageFault for a value that is invalid."""
         check(self)
         if not self.presets or not self.batch_sizes:
-            raise UsageFault("benchmark train: expected at least one preset and one batch size")
+            raise UsageFault(
+                "benchmark train: expected at least one preset and one batch size, found none; give some, such as "
+                "--preset tiny"
+            )
 
     def of(self, preset: Preset, batch_size: int) -> TrainSettings:
         """Return the training settings of one configuration.

@@ -78,8 +78,8 @@ def _in_own_process(settings: StepSpeedSettings, preset: Preset, batch_size: int
     except ValueError as error:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise EnvironmentFault(
-            f"{preset}, batch {batch_size}: the measuring process ended without figures: {last}; use a smaller batch "
-            "if memory ran out"
+            f"{preset}, batch {batch_size}: expected figures of the measuring process, found that it ended "
+            f"without ({last}); use a smaller batch if memory ran out"
         ) from error
     if "fault" in found:
         raise _FAULTS[found["fault"]](found["message"])
@@ -185,7 +185,7 @@ def eager() -> contextlib.AbstractContextManager[Any]:
 
 
 def _calls(run: Run, number: int) -> int:
-    """Count the calls of one step, which is complete but for reading the batch."""
+    """Count the calls of one step; the step does everything except reading the batch."""
     settings, flow = run.settings, run.settings.flow_settings()
     windows, positions = run.feed.next()
     with eager(), CallCounter() as counter:

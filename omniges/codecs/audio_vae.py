@@ -51,7 +51,7 @@ NAME: Final = "audioldm2-vae"
 
 _CONFIG: Final = "config.json"
 _CLASS: Final = "AutoencoderKL"
-_OTHER: Final = f"{_CONFIG} and weights are of different codecs: give those that belong together"
+_OTHER: Final = f"{_CONFIG} and weights are of different codecs; give those that belong together"
 _WEIGHTS: Final = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _Size = Annotated[int, Range(1, 1 << 16)]
 _Scaling = Annotated[float, Is("a number other than 0", lambda found: abs(found) > 1e-12)]
@@ -181,7 +181,7 @@ def load(folder: Path, loading: Loading) -> AudioVae:
 
 
 def _read_config(path: Path) -> tuple[_Config, dict[str, Any]]:
-    """Return the configuration in a config.json, and its keys for diffusers as they stand there."""
+    """Return the configuration in a config.json, and its keys for diffusers unchanged."""
     found = read_settings(
         path, "Name the folder that holds the codec's config.json, or copy the codec again", path.parent
     )
@@ -203,7 +203,7 @@ def _read_config(path: Path) -> tuple[_Config, dict[str, Any]]:
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
-    """Return the weights in a folder by their present names; raise DataError if any is missing, NaN or infinite."""
+    """Return the weights in a folder by their current names; raise DataError if any is missing, NaN or infinite."""
     path = next((folder / name for name in _WEIGHTS if os.path.lexists(folder / name)), None)
     if path is None:
         raise DataError(f"{folder}: expected {' or '.join(_WEIGHTS)}, found neither; copy the codec's weights there")

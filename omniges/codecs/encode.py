@@ -132,7 +132,7 @@ def encode(settings: EncodeSettings, count: Count = lambda _done, _total: None) 
 
 
 def _loaded(settings: EncodeSettings) -> dict[str, Codec]:
-    """Load the codecs, a text codec with the requested windows.
+    """Load the codecs; a text codec gets the requested windows.
 
     Unfit shards and codecs are refused before a folder for the result exists.
     """
@@ -170,8 +170,8 @@ def _wanted(
 def _refuse_absent(entry: CodecEntry, source: ShardFolder) -> None:
     """Raise UsageFault if samples lack a part that the codec reads.
 
-    Frames would be NaN. Windows without words would be empty texts, as if nobody spoke, and the statistics of latents
-    would include them.
+    Otherwise frames would be NaN. Windows without words would be empty texts, as if nobody spoke, and the statistics of
+    latents would include them.
     """
     parts = _READ_PARTS[entry.source]
     lacking = [row for row in source.rows if not set(parts) <= set(row.present)]
@@ -323,7 +323,7 @@ class _Written:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """Rewriting of a folder's shards with latents: journal, new shards and commit."""
+    """A rewrite of a folder's shards that adds latents: journal, new shards and commit."""
 
     source: ShardFolder
     workspace: Workspace

@@ -97,7 +97,7 @@ def part_columns(part: Part, channels: int, where: str) -> slice:
 
 
 def statistics_files(columns: Mapping[Part, slice]) -> dict[str, str]:
-    """Return the names of the statistics files that the parts need, relative to the codec's folder, by content."""
+    """Return the path of each statistics file that the parts need, relative to the codec's folder, by its content."""
     stems = {"pose": "beatx_2_330"} | ({"root": "beatx_2_trans"} if _LOWER_AND_ROOT in columns.values() else {})
     return {f"{what} {kind}": f"mean_std/{stem}_{kind}.npy" for what, stem in stems.items() for kind in ("mean", "std")}
 
@@ -143,7 +143,7 @@ def _statistics(path: Path, length: int) -> F64:
         raise DataError(f"{path}: {wanted}, found {array.shape} of {array.dtype}; check the file")
     if not np.isfinite(array).all():  # before the cast, which warns of some NaN
         raise DataError(
-            f"{path}: {wanted}, found number {int(np.argmin(np.isfinite(array)))} NaN or infinite; check the file"
+            f"{path}: {wanted}, found NaN or infinity at number {int(np.argmin(np.isfinite(array)))}; check the file"
         )
     return array.astype(np.float64)
 
@@ -349,7 +349,9 @@ def _net_files(folder: Path, parts: tuple[Part, ...]) -> dict[Part, Path]:
     for part in parts:
         own = [path for name, path in named if name.removesuffix("_trans") == part]
         if not own:
-            raise UsageFault(f"{folder}: expected a file such as net_300000_{part}.pth, found no network of {part}")
+            raise UsageFault(
+                f"{folder}: expected a file such as net_300000_{part}.pth, found no network of {part}; add its file"
+            )
         if len(own) > 1:
             raise UsageFault(
                 f"{folder}: expected one network of {part}, found {' and '.join(path.name for path in own)}; keep one"

@@ -86,7 +86,9 @@ def load_codec(
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     codec = loader(folder, Loading(device=device, ends=BOTH_ENDS if ends is None else ends, t5_tokenizer=t5_tokenizer))
     if codec.entry.name != name:  # shards would store a name that cannot be loaded
-        raise UsageFault(f"codec {name!r}: its entry has the name {codec.entry.name!r}: register it under that name")
+        raise UsageFault(
+            f"codec {name!r}: expected an entry of this name, found {codec.entry.name!r}; register it under that name"
+        )
     return codec
 
 

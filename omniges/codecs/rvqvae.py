@@ -366,7 +366,7 @@ def load_rvqvae(path: Path) -> Rvqvae:
 def _require_config(path: Path, spec: RvqvaeSpec) -> None:
     """Refuse a config.json whose sizes are not those of the tensors, or with settings that are not implemented.
 
-    No tensor shows activation, dilations or the kind of a norm without weights.
+    The tensors do not show the activation, the dilations or the kind of a norm without weights.
 
     Args:
         path: The file, beside the network.
@@ -411,7 +411,7 @@ def rvqvae_of(tensors: Mapping[str, Tensor], where: str) -> Rvqvae:
     with torch.device("meta"):
         net = Rvqvae(spec_of(tensors, where))
     expected = net.state_dict()
-    require_same(shapes_of(expected), shapes_of(tensors), where, f"expected the tensors of one RVQ-VAE: {_OTHER}")
+    require_same(shapes_of(expected), shapes_of(tensors), where, f"expected the tensors of one RVQ-VAE; {_OTHER}")
     for name, tensor in tensors.items():
         require_finite(name, tensor, where)
     net.load_state_dict({name: tensors[name].float().contiguous() for name in expected}, assign=True)
@@ -464,5 +464,5 @@ def _shape(tensors: Mapping[str, Tensor], name: str, axes: int, where: str) -> t
 
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """Count the different numbers at a place in the tensors' names; a largest number could be arbitrarily high."""
+    """Count the different numbers at a place in the tensors' names; the largest one could be arbitrarily high."""
     return len({found[1] for found in map(re.compile(pattern).match, tensors) if found})

@@ -108,7 +108,9 @@ class EncodeSettings:
         names = [name for name, _ in self.codecs]
         twice = [name for name in names if names.count(name) > 1]
         if not names or twice:
-            raise UsageFault(f"--codec: expected each codec once, found {', '.join(twice[:1]) or 'none'}")
+            raise UsageFault(
+                f"--codec: expected each codec once, found {', '.join(twice[:1]) or 'none'}; name one folder for each"
+            )
 
     @property
     def target(self) -> Path:

@@ -143,7 +143,7 @@ def with_flags(
 
 
 def _other_flags(settings: Any) -> dict[str, str]:
-    """Return flags by their other names: former names, and the name of the field if the flag differs from it."""
+    """Return other names and the flag of each: former names, and the field's name if the flag differs from it."""
     flags = [each for each in every_setting(settings) if not (each.option.only_recipe or each.option.argument)]
     found = {as_flag(name): each.flag for each in flags for name in (each.name, *each.option.was)}
     return {name: flag for name, flag in found.items() if name != flag}

@@ -30,7 +30,7 @@ class DemoSettings:
         """Check the settings; raise UsageFault if the folder has files."""
         check(self)
         if self.folder.exists() and (not self.folder.is_dir() or visible_entries(self.folder)):
-            raise UsageFault(f"{self.folder}: expected a new or empty folder, found files: choose another")
+            raise UsageFault(f"{self.folder}: expected a new or empty folder, found files; choose another")
 
 
 @with_flags("train", exit_on_sigterm)
@@ -64,7 +64,7 @@ def demo(settings: DemoSettings) -> None:
     trained = train(steps)
     _require_done(trained.outcome.exit_code)
     if not trained.step:
-        raise UsageFault(f"--minutes {settings.minutes:g}: expected time for a training step, found less: raise it")
+        raise UsageFault(f"--minutes {settings.minutes:g}: expected time for a training step, found less; raise it")
     for task in _TASKS:
         inputs = f"--shards {shards} --split test --seconds {_SHOWN_S}"
         _tell(f"generate --checkpoint {run} --task {task} {inputs} -o {results / task}")

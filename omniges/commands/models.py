@@ -71,7 +71,7 @@ class ConvertOmniflowSettings:
     output_dir: Path = field(
         metadata=about("New or empty folder for the converted model.", "--output-dir", "-o", was=("out",))
     )
-    weights: Literal["last", "ema"] = option("last", "Which weights to take: those of the last step or EMA.")
+    weights: Literal["last", "ema"] = option("last", "Weights to convert: those of the last step or EMA.")
 
     def __post_init__(self) -> None:
         """Check the settings; raise UsageFault for a value that is invalid."""
@@ -127,7 +127,10 @@ def generate(
     if settings.part.chosen and not (settings.png or html or video):
         raise UsageFault("--show-start, --show-seconds: expected with --png, --html or --video, found none; add one")
     if html and page_file.exists() and not settings.overwrite:
-        raise UsageFault(f"--html: {page_file} would be replaced: choose another --output-dir, or --overwrite")
+        raise UsageFault(
+            f"--html: expected no {page_file}, found one that would be replaced; choose another --output-dir, or "
+            "--overwrite"
+        )
     if video:
         task = TASKS[task_named(settings.task)]
         require_video(moves=shards is not None or "gesture" in {*task.conditions, *task.targets})

@@ -25,7 +25,7 @@ UsageError: Final = cast("type[Exception]", typer.BadParameter.__mro__[1])
 def present_words(
     words: Iterable[str], values: Mapping[str, int], present: Mapping[str, str]
 ) -> tuple[list[str], list[str]]:
-    """Return a command line with the present names of its options and unchanged values.
+    """Return a command line with the current names of its options and unchanged values.
 
     Args:
         words: Arguments of a command; ``--max_train_steps=8`` has an option's name with underscores.

@@ -88,7 +88,8 @@ def verify_shards(settings: VerifySettings, findings: FindingsSettings) -> None:
     folder = settings.location.path
     if findings.quarantine and folder is None:
         raise UsageFault(
-            f"--quarantine: expected a local folder, in which files can be moved, found {settings.location}"
+            f"--quarantine: expected a local folder, in which files can be moved, found {settings.location}; copy "
+            "the shards to a local folder first"
         )
     with counter("MB checked") as count:
         result = verify(replace(settings, isolate=True), count)

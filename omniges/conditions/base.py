@@ -247,7 +247,10 @@ def parsed_value(stream: ConditionStream, value: Any) -> Array | None:
     with foreign(full_name(stream), f"reading the value {value!r:.80}"):
         found = _checked(stream, stream.parse(value))
     if found is None:
-        raise UsageFault(f"{stream.name} {value!r:.80}: expected finite numbers, or none to leave the stream out")
+        raise UsageFault(
+            f"{stream.name} {value!r:.80}: expected finite numbers, found another value; correct it, or leave the "
+            "condition out"
+        )
     return found
 
 

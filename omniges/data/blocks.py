@@ -72,7 +72,10 @@ def new_memory(name: str, size: int) -> int:
             on_error.callback(os.close, descriptor)
             os.ftruncate(descriptor, size)
         except OSError as error:
-            raise EnvironmentFault(f"no {size} bytes of memory for {name}: {error.strerror}") from error
+            raise EnvironmentFault(
+                f"{name}: expected {size} bytes of memory, found less ({error.strerror}); use smaller batches or "
+                "fewer workers"
+            ) from error
         on_error.pop_all()
     return descriptor
 
@@ -94,7 +97,10 @@ def map_memory(descriptor: int, size: int, offset: int = 0) -> mmap.mmap:
     try:
         return mmap.mmap(descriptor, size, offset=offset)
     except OSError as error:
-        raise EnvironmentFault(f"cannot map {size} bytes of memory: {error.strerror}") from error
+        raise EnvironmentFault(
+            f"expected {size} bytes of memory to map, found less ({error.strerror}); use smaller batches or fewer "
+            "workers"
+        ) from error
 
 
 def place_arrays(block: npt.NDArray[np.uint8], places: Sequence[ArrayPlace]) -> dict[str, npt.NDArray[Any]]:
@@ -261,8 +267,8 @@ class BlockStore:
             os.posix_fallocate(self.descriptor, number * self.block_bytes, self.block_bytes)
         except OSError as error:
             raise EnvironmentFault(
-                f"no memory for batch {number + 1} of {self.block_bytes / 1e6:.1f} MB: {error.strerror}: choose "
-                "smaller batches or fewer workers, or release batches"
+                f"batch {number + 1}: expected {self.block_bytes / 1e6:.1f} MB of memory, found less "
+                f"({error.strerror}); choose smaller batches or fewer workers, or release batches"
             ) from error
         mapped = map_memory(self.descriptor, self.block_bytes, number * self.block_bytes)
         root = np.frombuffer(mapped, np.uint8).view(_Root)
@@ -282,7 +288,7 @@ def _page_lock(root: npt.NDArray[np.uint8]) -> None:
     failure = int(runtime.cudaHostRegister(address, root.nbytes, 0))
     if failure:
         raise EnvironmentFault(
-            f"cannot page-lock {root.nbytes / 1e6:.1f} MB for the GPU (CUDA error {failure}): raise ulimit -l, or set "
-            "pin_memory to False"
+            f"expected {root.nbytes / 1e6:.1f} MB of page-locked memory for the GPU, found CUDA error {failure}; "
+            "raise ulimit -l, or set pin_memory to False"
         )
     weakref.finalize(root, runtime.cudaHostUnregister, address).atexit = False

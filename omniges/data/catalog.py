@@ -254,7 +254,7 @@ def _check_shards(manifest: ManifestColumns, columns: Mapping[str, LabelColumn],
     """Refuse a manifest whose rows are not those of dataset.json's shards: other shards, splits or counts."""
     (names, of_shard), (splits, of_split) = columns["shard"], columns["split"]
     if min(of_shard.min(initial=0), of_split.min(initial=0)) < 0:
-        raise DataError(f"{manifest.path}: expected a shard and a split in each row, found null. {VERIFY}")
+        raise DataError(f"{manifest.path}: expected a shard and a split in each row, found null; {VERIFY}")
     found: dict[str, tuple[int, str]] = dict.fromkeys(shards, (0, ""))
     pairs, counts = np.unique(of_shard.astype(np.int64) * len(splits) + of_split, return_counts=True)
     for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
@@ -262,13 +262,13 @@ def _check_shards(manifest: ManifestColumns, columns: Mapping[str, LabelColumn],
         earlier, known = found.get(name, (0, ""))
         found[name] = (earlier + count, f"{known}, {split}" if known else split)
     if unknown := sorted(found.keys() - shards.keys()):
-        raise DataError(f"{manifest.path}: expected shards that dataset.json lists, found {unknown[0]}. {VERIFY}")
+        raise DataError(f"{manifest.path}: expected shards that dataset.json lists, found {unknown[0]}; {VERIFY}")
     for name, (count, split) in found.items():
         wanted = shards[name]["samples"], shards[name]["split"]
         if (count, split) != wanted:
             raise DataError(
                 f"{manifest.path}: expected {wanted[0]} rows of {name} in split {wanted[1]} as in dataset.json, "
-                f"found {count} in {split or 'none'}. {VERIFY}"
+                f"found {count} in {split or 'none'}; {VERIFY}"
             )
 
 
@@ -388,11 +388,13 @@ def _check(folder: Path, table: ClipTable) -> None:
     for bad, what in ((~lengths, "lengths in frames, mel frames and ticks"), (~inside.all(axis=1), "byte ranges")):
         if bad.any():
             key = table.key(int(np.flatnonzero(bad)[0]))
-            raise DataError(f"{folder / MANIFEST_FILE}: row {key}: {what} are inconsistent. {VERIFY}")
+            raise DataError(
+                f"{folder / MANIFEST_FILE}: row {key}: expected consistent {what}, found a contradiction; {VERIFY}"
+            )
     twice = np.flatnonzero(table.keys[1:] == table.keys[:-1])
     if len(twice):
         raise DataError(
-            f"{folder / MANIFEST_FILE}: expected each key once, found {table.key(int(twice[0]))} twice. {VERIFY}"
+            f"{folder / MANIFEST_FILE}: expected each key once, found {table.key(int(twice[0]))} twice; {VERIFY}"
         )
 
 

@@ -268,8 +268,9 @@ class BatchLoader:
             self._workers[number].receive(self._settings.stall_s)
         except TimeoutError as error:
             raise EnvironmentFault(
-                f"no batch for {self._settings.stall_s:g} s: loader worker {number} (process "
-                f"{self._workers[number].pid}) is still reading {self._place(store, block)}: check the disk or network"
+                f"expected a batch within {self._settings.stall_s:g} s, found that loader worker {number} "
+                f"(process {self._workers[number].pid}) is still reading {self._place(store, block)}; check the "
+                "disk or network"
             ) from error
 
     def _place(self, store: BlockStore, block: int) -> str:
@@ -284,13 +285,19 @@ class BatchLoader:
     def _fault_of(self, death: WorkerDied) -> OmnigesError:
         """Return the error for a worker that exited; SIGBUS means that a mapped file was truncated."""
         if death.task is None or self._store is None:
-            return EnvironmentFault(f"a loader worker did not start ({death}): run the command again with workers 0")
+            return EnvironmentFault(
+                f"expected a loader worker to start, found that it did not ({death}); run the command again with "
+                "workers 0"
+            )
         place = self._place(self._store, death.task)
         if "SIGBUS" in str(death):
-            return DataError(f"{place}: the shard was truncated while it was read, or the disk fails. {VERIFY}")
+            return DataError(
+                f"{place}: expected a readable shard, found that it was truncated while it was read, or that the disk "
+                f"fails; {VERIFY}"
+            )
         return EnvironmentFault(
-            f"a loader worker died ({death}) while it read {place}: if memory is full, choose fewer workers, and run "
-            "the same command again; earlier batches are not lost"
+            f"{place}: expected a batch, found that the loader worker exited ({death}); run the same command "
+            "again, with fewer workers if memory was full (earlier batches are not lost)"
         )
 
     def _batch(self, store: BlockStore, block: int, rows: int) -> Batch:

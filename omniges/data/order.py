@@ -190,7 +190,7 @@ class ClipOrder:
             fits = max(longest - longest % multiple, multiple)
             raise UsageFault(
                 f"--window-ticks {window_ticks}: expected a clip of at least {window_ticks / 10:g} s, found none "
-                f"among {len(ticks)}; the longest has {longest} ticks: choose --window-ticks {fits} or less"
+                f"among {len(ticks)}; the longest has {longest} ticks; choose --window-ticks {fits} or less"
             )
 
     def windows_at(self, positions: I64) -> tuple[I64, I64, I64]:

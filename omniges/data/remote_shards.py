@@ -220,7 +220,10 @@ class RemoteShards:
         """
         file = self._files.get(name)
         if file is None:
-            raise DataError(f"{self.location}: expected a file that dataset.json lists, found {one_line(name, 80)!r}")
+            raise DataError(
+                f"{self.location}: expected a file that dataset.json lists, found {one_line(name, 80)!r}; check the "
+                "name"
+            )
 
         def pause(seconds: float) -> None:
             self._cache.count(failed_tries=1)
@@ -345,11 +348,11 @@ def dataset_bytes(store: Store) -> bytes:
         raise MissingFile(f"{error}, so the set of shards is not complete; check the address") from None
     except ValueError as error:
         raise WrongContent(
-            f"{place}: expected a JSON document, found {len(data)} bytes of something else ({error})"
+            f"{place}: expected a JSON document, found {len(data)} bytes of something else ({error}); check the address"
         ) from None
     if not isinstance(document, dict) or not sealed_correctly(document):
         raise WrongContent(
-            f"{place}: expected content that fits its checksum, found other content; it was edited or "
-            "damaged: copy it again"
+            f"{place}: expected content that fits its checksum, found other content; it was edited or damaged; "
+            "copy it again"
         )
     return bytes(data)

@@ -220,7 +220,9 @@ class ShardSet:
         known = {label for row in self.rows for label in row.labels}
         if unknown := (labels or {}).keys() - known:
             there = ", ".join(sorted(known)) or "none"
-            raise UsageFault(f"{self.folder}: no label {min(map(str, unknown))!r}: choose from {there}")
+            raise UsageFault(
+                f"{self.folder}: expected labels of these shards, found {min(map(str, unknown))!r}; choose from {there}"
+            )
         names = _texts("speakers", speakers)
         wanted = {"split": [split] if split else [], "speaker": names, "language": _texts("languages", languages)}
         ids = among(column([None if row.speaker_id is None else str(row.speaker_id) for row in self.rows]), names)
@@ -264,7 +266,10 @@ class ShardSet:
         """Return the manifest's row of a sample without reading its arrays; raise the errors of indexing."""
         if isinstance(name, str):
             if name not in self._numbers:
-                raise UsageFault(f"{self.folder}: no sample {name!r}{self._hint(name)}")
+                raise UsageFault(
+                    f"{self.folder}: expected the key or stem of a sample, found {name!r}{self._hint(name)}; choose "
+                    "one of keys()"
+                )
             return self.rows[self._numbers[name]]
         if not hasattr(name, "__index__"):
             raise UsageFault(f"{self.folder}: expected a number, key or stem, found {type(name).__name__}")

@@ -204,7 +204,7 @@ def resume(own: Mapping[str, Any], saved: Mapping[str, Any]) -> Resumed:
         UsageFault: The saved sequence differs; the error lists every difference.
         DataError: It is not a valid state.
     """
-    state = LoaderState.read(Document(dict(saved), "loader state", "it was edited: choose another checkpoint"))
+    state = LoaderState.read(Document(dict(saved), "loader state", "it was edited; choose another checkpoint"))
     known = {_MULTIPLE: 1} | dict(saved)
     same = known.get(_CONTENT) == own[_CONTENT]
     fixed = [name for name in _FIXED if name != "manifest_hashes" or not same]
@@ -213,8 +213,8 @@ def resume(own: Mapping[str, Any], saved: Mapping[str, Any]) -> Resumed:
         differences = _differences(_CONTENT, known[_CONTENT], own[_CONTENT])
     if differences:
         raise UsageFault(
-            f"loader state: expected the windows of this run, found others: {'; '.join(differences)}. Resume "
-            "with the saved settings and shards, or start a new run"
+            f"loader state: expected the windows of this run, found others: {'; '.join(differences)}; resume with "
+            "the saved settings and shards, or start a new run"
         )
     note = None
     if state.global_batch != own["global_batch"]:

@@ -31,8 +31,8 @@ class TraceSettings:
     seed: int = option(0, "Random seed of the run.")
     streams: tuple[str, ...] = option(
         (),
-        "Combinations of streams, such as audio+gesture: only clips with one of them count. Runs with absent parts "
-        "print the value.",
+        "Read only clips that have all streams of one of these combinations, such as audio+gesture. A run with absent "
+        "parts prints its value.",
     )
     audio_codec: str | None = option(None, "Codec whose latents the run trains on in place of the mel.", shown="mel")
     gesture_codec: str | None = option(
@@ -44,7 +44,7 @@ class TraceSettings:
     tick_multiple: int = option(
         1,
         "Window starts are multiples of this number of ticks; 4 for a run from OmniFlow's weights with --audio-codec. "
-        "Codecs may need more.",
+        "Some codecs need more.",
         minimum=1,
     )
 

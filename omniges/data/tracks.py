@@ -178,11 +178,13 @@ class Scale:
         try:
             mean, std = (np.asarray(found[key], dtype=np.float64) for key in ("mean", "std"))
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{source}: expected mean and std of {name}. {VERIFY}") from error
+            raise DataError(
+                f"{source}: expected mean and std of {name}, found none or invalid ones; {VERIFY}"
+            ) from error
         if mean.shape != (channels,) or std.shape != mean.shape or not np.isfinite(mean + std).all() or std.min() < 0:
             raise DataError(
                 f"{source}: expected {channels} finite means and non-negative deviations of {name}, found "
-                f"{mean.shape} and {std.shape}. {VERIFY}"
+                f"{mean.shape} and {std.shape}; {VERIFY}"
             )
         return cls(mean.astype(np.float32), divisors(std))
 

@@ -58,7 +58,7 @@ _HEADER: Final = re.compile(  # finds name and size; `member_header` defines the
 )
 _ZERO_BLOCK: Final = bytes(BLOCK_BYTES)
 _READ_BYTES: Final = 1 << 20
-_VERIFY: Final = "Run omniges verify-shards on the original"
+_VERIFY: Final = "run omniges verify-shards on the original"
 _SHARDS_SHUFFLED: Final = 1_000_000  # all of them
 
 
@@ -85,8 +85,8 @@ def webdataset(
     Args:
         source: A folder of shards, as a path or URL, or one or several tar files. A tar file is a path, a URL of any
             protocol of fsspec (s3, gs, hf, http), ``-`` for standard input, or ``pipe:COMMAND``. A shell runs the
-            command, so never use text of others in it. Braces such as ``https://host/train-{000000..000007}.tar`` name
-            several files.
+            command, so never put untrusted text into it. Braces such as ``https://host/train-{000000..000007}.tar``
+            name several files.
         split: Use only shards whose names begin with this split; None uses all.
         shuffle: Samples in the shuffle buffer; above 0 the order of shards is shuffled too. 0 keeps the order.
         seed: Seed of both shuffles; None gives another order in each run. Epochs differ; with workers, they differ if
@@ -154,7 +154,10 @@ def _addresses(
             addresses += [str(one)] if plain else expand(str(one))
         local = (one for one in addresses if "://" not in one and not one.startswith(("-", "pipe:")))
         if absent := next((one for one in local if not os.path.exists(one)), None):
-            raise UsageFault(f"{_shown(absent)}: expected a folder of shards, a tar shard or a URL, found no such file")
+            raise UsageFault(
+                f"{_shown(absent)}: expected a folder of shards, a tar shard or a URL, found no such file; check the "
+                "path"
+            )
         if folder := next(filter(os.path.isdir, addresses), None):
             raise UsageFault(f"{_shown(folder)}: expected a tar shard in a list, found a folder; give the folder alone")
     if split is not None:
@@ -175,7 +178,9 @@ def _remote_folder(address: str) -> tuple[list[str], Sequence[ManifestRow]]:
         place = location.shown_file(MANIFEST_FILE)
         listed = dataset["files"].get(MANIFEST_FILE)
         if listed is None:
-            raise DataError(f"{location.shown_file(DATASET_FILE)}: no {MANIFEST_FILE} in it. {_VERIFY}")
+            raise DataError(
+                f"{location.shown_file(DATASET_FILE)}: expected {MANIFEST_FILE} in it, found no such entry; {_VERIFY}"
+            )
         with store.open_stream(MANIFEST_FILE) as stream:
             data = _at_most(stream, listed["bytes"], place)
     check_digest(data, bytes.fromhex(listed["sha256"]), place)
@@ -190,7 +195,7 @@ def _at_most(stream: ByteStream, size: int, place: str) -> bytes:
     while piece := stream.read(_READ_BYTES):
         data += piece
         if len(data) > size:
-            raise DataError(f"{place}: expected {size} bytes as in dataset.json, found more. {_VERIFY}")
+            raise DataError(f"{place}: expected {size} bytes as in dataset.json, found more; {_VERIFY}")
     return bytes(data)
 
 
@@ -222,7 +227,7 @@ def _samples(
         with _opened(address, shown) as stream:
             for key, members in _grouped(_Walk(stream, shown), plans):
                 if key in seen:
-                    raise DataError(f"{shown}: expected each key once, found {key} also in {seen[key]}. {_VERIFY}")
+                    raise DataError(f"{shown}: expected each key once, found {key} also in {seen[key]}; {_VERIFY}")
                 seen[key] = shown
                 yield {"__key__": key, "__url__": shown, **{name: member.data for name, member in members.items()}}
 
@@ -326,7 +331,7 @@ class _Walk:
         Returns:
             The error.
         """
-        return DataError(f"{self.shown}: byte {position}: {what}. {_VERIFY}")
+        return DataError(f"{self.shown}: byte {position}: {what}; {_VERIFY}")
 
     def _exactly(self, size: int, what: str) -> bytes:
         pieces: list[bytes] = []
@@ -420,7 +425,7 @@ def _decoded(sample: Mapping[str, Any]) -> dict[str, Any]:
                 found[name] = _value(name, data, found.get("json"))
             except (ValueError, RecordingFault) as error:
                 place = f"{sample['__url__']}: {sample['__key__']}.{name}"
-                raise DataError(f"{place}: {one_line(str(error), 200)}. {_VERIFY}") from None
+                raise DataError(f"{place}: {one_line(str(error), 200)}; {_VERIFY}") from None
     return found
 
 

@@ -443,4 +443,4 @@ class ClipReader:
         return place_of_member(self._source, shard, table.key(sample), self._tracks.members[member], offset)
 
     def _fault(self, sample: int, member: int, what: str) -> DataError:
-        return DataError(f"{self._place(sample, member)}: {what}. {VERIFY}")
+        return DataError(f"{self._place(sample, member)}: {what}; {VERIFY}")

@@ -233,11 +233,14 @@ class _SharedRows:
         try:
             written = os.pwrite(self._descriptor, values.numpy().data, row * self._row_bytes)
         except OSError as error:
-            raise EnvironmentFault(f"cannot write a batch to shared memory: {error.strerror}") from error
+            raise EnvironmentFault(
+                f"shared memory: expected room for a batch, found an error ({error.strerror}); enlarge /dev/shm, "
+                "or use smaller batches or fewer workers"
+            ) from error
         if written < self._row_bytes:
             raise EnvironmentFault(
-                f"cannot write a batch to shared memory: expected {self._row_bytes} bytes, found room for "
-                f"{written}; enlarge /dev/shm, or use smaller batches or fewer workers"
+                f"shared memory: expected {self._row_bytes} bytes for a batch, found room for {written}; make "
+                "room in /dev/shm, or use smaller batches or fewer workers"
             )
 
 
@@ -274,7 +277,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
     ``timed_words``  the same as a tuple of `Word`, seconds from the start of the window, cut at its edges;
                      needs ``collate_fn=WindowDataset.collate``
     ``speaker``      number of the speaker in `speaker_names`, which filters do not change; −1 where unknown
-    ``labels``       by label its value, such as ``emotion``; "" where unknown
+    ``labels``       value of each label, such as ``emotion``; "" where unknown
     ===============  =================================================================================
 
     A channel that was not recorded is 0 in normalized arrays and NaN in raw ones; so is an absent waveform. Multiply a
@@ -343,7 +346,9 @@ class WindowDataset(Dataset[dict[str, Any]]):
         self._rows, self.left_out = self._usable(set(_chosen("require", require, PARTS)))
         self._first_windows = list(accumulate(map(self._windows_of, self._rows), initial=0))
         if "waveform" in self.arrays and not all(row.keeps_audio for row in self._rows):
-            raise UsageFault(f"{base.folder}: waveforms were not kept: preprocess again with --keep-audio")
+            raise UsageFault(
+                f"{base.folder}: expected waveforms, found shards without; preprocess again with --keep-audio"
+            )
         self._scales = {
             name: _scale(base, name, window_ticks, {part for row in self._rows for part in row.present})
             for name in self.arrays
@@ -431,7 +436,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         return {name: ready[name] if name in ready else others[name] for name in items[0]}
 
     def _shared_batch(self, indices: Sequence[int]) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-        """Return windows' arrays as shared batches, and the windows, whose arrays are overwritten by the next one's."""
+        """Return arrays of windows as shared batches, and the windows; each window overwrites the arrays before it."""
         shared = {name: _SharedRows(len(indices), shape) for name, shape in self._shapes.items()}
         window = {name: torch.empty(shape) for name, shape in self._shapes.items()}
         items = []
@@ -461,9 +466,9 @@ class WindowDataset(Dataset[dict[str, Any]]):
             longest = max(row.ticks for row in self.shards.rows)
             parts = f" with {', '.join(sorted(required))}" if required else ""
             raise UsageFault(
-                f"{self.shards.folder}: expected a clip of at least {self.window_ticks} ticks{parts}, found "
-                f"none among {len(self.shards)}; the longest has {longest} ticks: choose shorter windows or "
-                "require less"
+                f"{self.shards.folder}: expected a clip of at least {self.window_ticks} ticks{parts}, found none "
+                f"among {len(self.shards)}; the longest has {longest} ticks; choose shorter windows or require "
+                "less"
             )
         return usable, left_out
 
@@ -503,7 +508,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         if len(values) != len(flat):
             row = self._rows[number]
             shown = f"{self.shards.reader.source.describe(row.shard)}: {row.key}: {name}"
-            raise DataError(f"{shown}: expected {row.ticks} ticks as in the manifest, found fewer. {VERIFY}")
+            raise DataError(f"{shown}: expected {row.ticks} ticks as in the manifest, found fewer; {VERIFY}")
         if name in self._scales:
             self._scales[name].normalise_into(values, flat)
         else:

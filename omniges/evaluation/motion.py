@@ -94,7 +94,9 @@ def read_mean_speeds(path: Path) -> F64:
     fits = np.isfinite(found) & (found >= 0)
     if not fits.all():  # before the cast, which warns of some NaN
         joint = int(np.argmin(fits))
-        raise DataError(f"{path}: expected speeds of at least 0 m/s, found {found[joint]} for joint {joint}")
+        raise DataError(
+            f"{path}: expected speeds of at least 0 m/s, found {found[joint]} for joint {joint}; check the file"
+        )
     return np.asarray(found, dtype=np.float64)
 
 

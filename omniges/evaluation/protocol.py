@@ -76,7 +76,7 @@ def protocol_results(
     if len(found) != 1 or not all("gesture" in TASKS[name].targets and TASKS[name].conditions for name in found):
         raise UsageFault(
             f"--protocol {protocol.name}: expected results of one task from speech or text to gesture, found "
-            f"{', '.join(found)}"
+            f"{', '.join(found)}; give the results of one such task"
         )
     ((task, results),) = found.items()
     of_protocol = [result for result in results if result.row.stem in protocol.stems]
@@ -84,10 +84,10 @@ def protocol_results(
     if not of_protocol:
         raise UsageFault(
             f"--protocol {protocol.name}: expected results for its {len(protocol.stems)} clips, such as "
-            f"{protocol.stems[0]}, found none among {len(results)}"
+            f"{protocol.stems[0]}, found none among {len(results)}; generate them from its clips"
         )
     if not own:
-        raise UsageFault(f"--protocol {protocol.name}: {warnings[0]}: give shards whose recordings have motion")
+        raise UsageFault(f"--protocol {protocol.name}: {warnings[0]}; give shards whose recordings have motion")
     clips = len({result.row.stem for result in own})
     if clips < len(protocol.stems):
         warnings.append(f"{clips} of {len(protocol.stems)} clips: rows of papers have all, and are not comparable")
@@ -198,7 +198,8 @@ def _scored_frames(result: FileResult, generated: int, recorded: int, grid: str)
     frames = GRIDS[grid].frames(generated, recorded)
     if frames < GRIDS[grid].window_frames:
         raise DataError(
-            f"{result.place}: expected at least {GRIDS[grid].window_frames} frames for --grid {grid}, found {generated}"
+            f"{result.place}: expected at least {GRIDS[grid].window_frames} frames for --grid {grid}, found "
+            f"{generated}; give longer results"
         )
     return frames
 

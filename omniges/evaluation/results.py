@@ -107,7 +107,7 @@ class FileResult(Result):
             except FileNotFoundError as error:
                 raise DataError(f"{path}: expected a generated file, found none; generate it again") from error
         if entry is not None and sha256_hex(data) != entry.get("sha256"):
-            raise DataError(f"{path}: it differs from the sha256 in {self.name}.json; generate it again")
+            raise DataError(f"{path}: expected the sha256 in {self.name}.json, found another; generate it again")
         try:
             return path, decode(data)
         except RecordingFault as fault:
@@ -130,7 +130,9 @@ class FileResult(Result):
         if self.record is not None and "mel" in self.record.files:
             path, mel = self._read("mel", "audio", ".mel.npy", decode_npy)
             if mel.ndim != 2 or mel.shape[1] != MEL_BANDS or mel.dtype != np.float32:
-                raise DataError(f"{path}: expected (F, {MEL_BANDS}) float32, found {mel.shape} {mel.dtype}")
+                raise DataError(
+                    f"{path}: expected (F, {MEL_BANDS}) float32, found {mel.shape} {mel.dtype}; generate it again"
+                )
             if not np.isfinite(mel).all():
                 raise DataError(f"{path}: expected finite mel values, found NaN or infinite ones; generate it again")
             return mel, "the model's mel"
@@ -203,14 +205,16 @@ def _results(
     for path in visible_entries(folder):
         stream = _stream_of(path)
         if stream is not None and task is None:
-            raise UsageFault(f"{path}: it has no record with its task: add --task, such as a2g")
+            raise UsageFault(f"{path}: expected a record with its task, found none; add --task, such as a2g")
         if stream in wanted and stream is not None:
             by_name.setdefault(path.stem, {})[stream] = path
     for name, files in _generated(by_name, rows).items():
         lost = [stream for stream in wanted if stream not in files]
         if lost:
             first = next(iter(files.values()))
-            raise DataError(f"{first}: expected a {_ENDINGS[lost[0]]} file beside it for task {task}, found none")
+            raise DataError(
+                f"{first}: expected a {_ENDINGS[lost[0]]} file beside it for task {task}, found none; generate it again"
+            )
         row = _row(rows, _stem_of(name, rows), next(iter(files.values())), shards)
         yield FileResult.of(str(task), row, folder / name, None, files)
 
@@ -242,7 +246,7 @@ def _recorded_results(
     for path in records:
         record = read_record(path)
         if task is not None and record.task != task:
-            raise UsageFault(f"{path}: it is a result of task {record.task}, but --task is {task}: remove --task")
+            raise UsageFault(f"{path}: expected a result of --task {task}, found one of {record.task}; remove --task")
         if record.source is not None and record.source.get("start_tick"):
             raise UsageFault(
                 f"{path}: expected a result that starts with its recording, found a sample of validation from tick "
@@ -255,7 +259,10 @@ def _recorded_results(
         yield FileResult.of(record.task, row, folder / record.name, record)
     for path in visible_entries(folder):
         if _stream_of(path) is not None and path.name not in named:
-            raise DataError(f"{path}: no record lists it, so it is not complete; generate it again, or move it away")
+            raise DataError(
+                f"{path}: expected a record that lists it, found none, so it is not complete; generate it again, or "
+                "move it away"
+            )
 
 
 def _stream_of(path: Path) -> StreamName | None:
@@ -289,8 +296,8 @@ def _require_same_source(path: Path, record: GeneratedRecord, row: ManifestRow, 
         member = str(given.get("path")).partition(f"#{row.key}.")[2]
         if member in row.members and row.members[member].sha256 != given.get("sha256"):
             raise DataError(
-                f"{path}: it was generated from another {member} than {row.key} has in {shards.folder}: give the "
-                f"shards it was generated for, {record.source.get('shards')}"
+                f"{path}: expected the {member} of {row.key} in {shards.folder}, found that another was its "
+                f"input; give the shards it was generated for, {record.source.get('shards')}"
             )
 
 

@@ -84,7 +84,7 @@ def evaluate(settings: EvaluateSettings, counting: Counting | None = None) -> Re
     if settings.protocol is not None:
         return _evaluate_protocol(settings, settings.protocol, shards, tools, task, counting)
     if task is not None and settings.checkpoint is not None:
-        raise UsageFault(f"--task {task}: it is for files that have no record; with a checkpoint give --tasks {task}")
+        raise UsageFault(f"--task {task}: expected files without records, found --checkpoint; give --tasks {task}")
     with tempfile.TemporaryDirectory(prefix="omniges-evaluate-") as temporary:
         if settings.checkpoint is None:
             folders, warnings = settings.generated, list[str]()
@@ -146,8 +146,8 @@ def _generate(
     taken = [work / name for name in tasks if (work / name).is_dir() and visible_entries(work / name)]
     if taken:
         raise UsageFault(
-            f"--work-dir {work}: {taken[0]} has results already: score them with omniges evaluate {work} --shards "
-            f"{settings.shards}, or choose another folder"
+            f"--work-dir {work}: expected no results, found some in {taken[0]}; score them with omniges evaluate "
+            f"{work} --shards {settings.shards}, or choose another folder"
         )
     if any("gesture" in TASKS[name].targets for name in tasks):
         train_rows(shards, tools)  # raises before the generation, which may take minutes
@@ -157,7 +157,10 @@ def _generate(
         warnings += left_out
     tasks = tuple(name for name in tasks if sources[name].from_shards)
     if not tasks:
-        raise UsageFault(f"--split {settings.split}: no sample has all streams of a task: {'; '.join(warnings)}")
+        raise UsageFault(
+            f"--split {settings.split}: expected a sample that has all streams of a task, found none "
+            f"({'; '.join(warnings)}); choose another split or other tasks"
+        )
     wanted = [
         GenerateSettings(
             checkpoint=checkpoint,
@@ -212,7 +215,7 @@ def require_fit(
     rows = [row for row in shards.rows if row.split == split]
     if not rows:
         held = ", ".join(sorted({row.split for row in shards.rows}))
-        raise UsageFault(f"--split {split}: {shards.folder} has no sample of it: choose among {held}")
+        raise UsageFault(f"--split {split}: expected samples of it in {shards.folder}, found none; choose among {held}")
     identity = load_identity(saved)
     state = loader_state(saved)
     numbers = [] if state is None else trained_on(state, shards.folder, *identity.read_by_training)
@@ -238,14 +241,16 @@ def _tasks(saved: SavedCheckpoint, named: Sequence[str]) -> tuple[tuple[str, ...
     for name in wanted:
         if name not in trained:
             raise UsageFault(
-                f"--tasks {name}: {saved.path} was not trained on it, only on {', '.join(sorted(trained))}"
+                f"--tasks {name}: expected tasks on which {saved.path} was trained, {', '.join(sorted(trained))}, "
+                "found another; choose among them"
             )
     identity = load_identity(saved)
     never = {name: gone for name in TASKS if (gone := identity.never_had(TASKS[name]))}
     for name in wanted:
         if name in never:
             raise UsageFault(
-                f"--tasks {name}: {saved.path} was not trained on it, because no sample had {' or '.join(never[name])}"
+                f"--tasks {name}: expected a task on which {saved.path} was trained, found one without samples "
+                f"that have {' or '.join(never[name])}; choose another task"
             )
     trained = tuple(name for name in trained if name not in never)
     tasks = wanted or tuple(name for name in _SIX if name in trained)

@@ -460,7 +460,7 @@ def _scored(metric: Metric, generated: Any, recorded: Any) -> float:
         value = metric.of(generated, recorded)
         finite = value is None or math.isfinite(value)
     if value is None:
-        raise DataError(f"{metric.label}: no value")
+        raise DataError(f"{metric.label}: expected a value, found none")
     if not finite:
         raise DataError(f"{metric.label}: expected a finite number or None, found {value}")
     return float(value)

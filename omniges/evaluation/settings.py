@@ -91,11 +91,14 @@ class EvaluateSettings:
         if bool(self.generated) == (self.checkpoint is not None):
             found = "both" if self.generated else "neither"
             raise UsageFault(
-                f"evaluate: expected folders of generated results, or --checkpoint to generate some, found {found}"
+                "evaluate: expected folders of generated results, or --checkpoint to generate some, found "
+                f"{found}; give one of the two"
             )
         self._check_protocol()
         if self.motion_rate_hz is not None and self.checkpoint is not None:
-            raise UsageFault("--motion-rate: the motion of --checkpoint states its own rate: remove it")
+            raise UsageFault(
+                "--motion-rate: expected no rate with --checkpoint, whose motion has its own, found one; remove it"
+            )
         if self.trust_encoder_program and self.gesture_encoder is None:
             raise UsageFault("--trust-encoder-program: expected a --gesture-encoder to trust, found none; remove it")
         if self.features is not None and (self.gesture_encoder is not None or self.checkpoint is not None):
@@ -112,7 +115,12 @@ class EvaluateSettings:
                 )
             return
         if self.checkpoint is not None or self.features is not None:
-            found = "--checkpoint: run omniges generate first" if self.features is None else "--features: remove it"
-            raise UsageFault(f"--protocol {self.protocol}: expected folders of generated results, found {found}")
+            found = "--checkpoint; run omniges generate first" if self.features is None else "--features; remove it"
+            raise UsageFault(
+                f"--protocol {self.protocol}: expected folders of generated results, found {found}; give them instead"
+            )
         if self.profile == "emage-eval-2025":
-            raise UsageFault(f"--protocol {self.protocol}: it is scored by emage-2024: remove --profile {self.profile}")
+            raise UsageFault(
+                f"--protocol {self.protocol}: expected the profile emage-2024, found --profile {self.profile}; remove "
+                "it"
+            )

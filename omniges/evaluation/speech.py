@@ -42,7 +42,7 @@ _SPACELESS: Final = {"chinese", "japanese"}  # as manifests have them
 def _onsets(found: F32, expected: F32) -> speech.OnsetCounts:
     counts = speech.onset_agreement(speech.mel_onsets(found), speech.mel_onsets(expected))
     if counts.found + counts.expected == 0:
-        raise DataError("onset agreement: no onsets on either side")
+        raise DataError("onset agreement: expected onsets, found none on either side")
     return counts
 
 
@@ -209,7 +209,7 @@ def _rate(name: str, row: scores.Row, pairs: _Pairs, how: scores.Resampling) -> 
 def _counted(name: str, found: _Words, expected: _Words) -> EditCounts:
     counts = _RATES[name](*(" ".join(word.word for word in words) for words in (found, expected)))
     if counts.expected == 0:
-        raise DataError("text: the recording has no word here")
+        raise DataError("text: expected words of the recording, found none in this time")
     return counts
 
 

@@ -69,7 +69,7 @@ class FaceMatrix:
         if not (array.ndim == 2 and {array.shape[0]} <= shapes and {array.shape[1]} <= coefficients):
             raise UsageFault(
                 f"{name}: expected a matrix (51 or 52, 100 or 103) from ARKit weights to FLAME coefficients, or "
-                f"its transpose for the other direction, found {array.shape}"
+                f"its transpose for the other direction, found {array.shape}; give another file"
             )
         if (rank := int(np.linalg.matrix_rank(array))) < len(array):
             raise UsageFault(
@@ -124,5 +124,5 @@ def matrix_from_array(array: npt.NDArray[Any], name: str) -> FaceMatrix:
     """
     numbers = np.asarray(array, dtype=np.float64)
     if not np.isfinite(numbers).all():
-        raise UsageFault(f"{name}: expected finite numbers, found NaN or infinity")
+        raise UsageFault(f"{name}: expected finite numbers, found NaN or infinity; check the file")
     return FaceMatrix.of(numbers, name)

@@ -169,16 +169,19 @@ def _fbx(command: list[str], glb: bytes, motion: SmplxMotion) -> bytes:
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise EnvironmentFault(
-                f"{command[0]}: Blender did not finish ({error}): export glb and convert it"
+                f"{command[0]}: expected Blender to finish, found an error ({error}); export glb and convert it"
             ) from error
         if done.returncode or not target.is_file():
             said = one_line((done.stderr.strip() or done.stdout.strip()).rpartition("\n")[2])
-            raise EnvironmentFault(f"{command[0]}: Blender wrote no FBX, exit code {done.returncode}: {said}")
+            raise EnvironmentFault(
+                f"{command[0]}: expected an FBX from Blender, found none (exit code {done.returncode}: {said}); "
+                "export glb and convert it"
+            )
         return target.read_bytes()
 
 
 def _file_stem(track: Track, used: set[str]) -> str:
-    """Return a file name that no earlier track has: the clip's, then with the track's name, then with a number."""
+    """Return a file name that no earlier track has: the clip's name, if needed with the track's name, then a number."""
     label = re.sub(r"[^\w-]+", "-", track.name).strip("-") or "track"
     names: Iterator[str] = (
         track.clip if number == 0 else f"{track.clip}-{label}" if number == 1 else f"{track.clip}-{label}-{number}"

@@ -50,15 +50,15 @@ class Inspected:
         """
         if self.draw is None:
             raise UsageFault(
-                "--png: expected a sample (KEY), a result, a motion, audio or text file, or a run with a log; found "
-                f"{self.facts['kind']}: name one of them"
+                "--png: expected a sample (KEY), a result, a motion, audio or text file, or a run with a log, "
+                f"found {self.facts['kind']}; name one of them"
             )
         return self.draw(start_s, seconds)
 
     def page(self, settings: InspectSettings) -> ViewSettings:
         """Return the settings of the page of ``--html``; raise UsageFault if there is nothing to play."""
         if not self.playable or settings.html is None:
-            raise UsageFault(f"--html: expected motion, audio or text, found a {self.facts['kind']}: remove it")
+            raise UsageFault(f"--html: expected motion, audio or text, found a {self.facts['kind']}; remove it")
         return ViewSettings(
             paths=(str(settings.path),),
             keys=() if settings.key is None else (settings.key,),
@@ -106,4 +106,7 @@ def require_start(start_s: float, length_s: float, what: str) -> None:
     """
     last = max(0.0, length_s - _SHORTEST_S)
     if not start_s <= last:
-        raise UsageFault(f"--start {start_s:g}: expected at most {last:.1f} s, {what} is {length_s:.1f} s long")
+        raise UsageFault(
+            f"--start {start_s:g}: expected at most {last:.1f} s, because {what} is {length_s:.1f} s long; choose an "
+            "earlier time"
+        )

@@ -52,7 +52,7 @@ def inspect(path: Path, key: str | None = None, motion_rate_hz: float | None = N
     else:
         inspector = _of_file(path, motion_rate_hz)
     if key is not None:
-        raise UsageFault(f"KEY {key}: expected only with a folder of shards, found {path}: remove it")
+        raise UsageFault(f"KEY {key}: expected only with a folder of shards, found {path}; remove it")
     return inspector(path)
 
 
@@ -73,12 +73,12 @@ def _of_folder(path: Path, motion_rate_hz: float | None) -> Callable[[Path], Ins
         return files.inspect_results
     if motion_files(path):
         return partial(files.inspect_motion_folder, motion_rate_hz=motion_rate_hz)
-    raise UsageFault(f"{path}: expected {ACCEPTED}; found a folder with none of them")
+    raise UsageFault(f"{path}: expected {ACCEPTED}, found a folder with none of them; check the path")
 
 
 def _of_file(path: Path, motion_rate_hz: float | None) -> Callable[[Path], Inspected]:
     if not path.exists():
-        raise UsageFault(f"{path}: expected {ACCEPTED}; found nothing there: check the path")
+        raise UsageFault(f"{path}: expected {ACCEPTED}, found nothing there; check the path")
     kind = path.suffix.lower()
     known: dict[str, Callable[[Path], Inspected]] = {
         ".npz": partial(files.inspect_motion, motion_rate_hz=motion_rate_hz),

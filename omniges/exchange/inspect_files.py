@@ -58,7 +58,7 @@ def _note_fields(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def inspect_motion(path: Path, motion_rate_hz: float | None = None) -> Inspected:
-    """Return the facts of a motion file; of one that `preprocess` would reject, its arrays and the reason.
+    """Return the facts of a motion file; if `preprocess` would reject it, return its arrays and the reason.
 
     Args:
         path: The NPZ.
@@ -141,7 +141,7 @@ def _print_motion(facts: dict[str, Any], console: Console) -> None:
 
 
 def inspect_motion_folder(folder: Path, motion_rate_hz: float | None = None) -> Inspected:
-    """Return length, rate and notes of each motion file of a folder; of rejected ones the reason.
+    """Return length, rate and notes of each motion file of a folder, or the reason why it would be rejected.
 
     Args:
         folder: The folder.
@@ -430,7 +430,9 @@ def _channels(track: Track) -> tuple[F32, F32, F64]:
     """Return channels (T, 415), jaw and eyes (T, 9) and start (2,) of a track with motion; absent parts are NaN."""
     motion = track.motion
     if motion is None or len(motion.poses) < 2:
-        raise UsageFault(f"{track.clip}: expected motion of at least two frames for a picture, found less")
+        raise UsageFault(
+            f"{track.clip}: expected motion of at least two frames for a picture, found less; remove --png"
+        )
     clip = gesture_from_motion(motion.poses, motion.expressions, motion.trans)
     gesture, jaw_eyes, start_xz = clip.gesture, clip.jaw_eyes.copy(), clip.start_xz.copy()
     for part, columns in CHANNELS_OF.items():

@@ -75,7 +75,7 @@ def checkpoint_facts(saved: SavedCheckpoint) -> dict[str, Any]:
         read_training_settings(saved)
     weights = [name for name in (EMA_FILE, MODEL_FILE) if name in saved.files]
     if not weights:
-        raise DataError(f"{saved.path}: expected {EMA_FILE} or {MODEL_FILE}, found neither: choose another checkpoint")
+        raise DataError(f"{saved.path}: expected {EMA_FILE} or {MODEL_FILE}, found neither; choose another checkpoint")
     sizes = {name: math.prod(shape) for name, shape in saved.shapes(weights[0]).items()}
     tasks = trained_tasks(saved)
     settings = saved.fields(SETTINGS_FILE).found if SETTINGS_FILE in saved.files else {}
@@ -254,7 +254,7 @@ def inspect_run(folder: Path) -> Inspected:
 
 def _draw_run(folder: Path, curves: Curves, start_s: float, seconds: float | None) -> bytes:
     if start_s or seconds is not None:
-        raise UsageFault("--start, --seconds: expected for pictures of a clip, found a run: remove them")
+        raise UsageFault("--start, --seconds: expected for pictures of a clip, found a run; remove them")
     return draw_curves(str(folder), curves)
 
 

@@ -87,7 +87,7 @@ class _Shown(Part):
         check(self)
         if not self.paths:
             raise UsageFault(
-                "PATH: expected what to show, found none; give a folder of shards or of results, or a motion file"
+                "PATH: expected at least one path, found none; give a folder of shards or of results, or a motion file"
             )
 
 
@@ -109,11 +109,14 @@ class ViewSettings(_Shown):
         _Shown.__post_init__(self)
         if (self.body_model is not None) != self.embed_body_model:
             raise UsageFault(
-                "--body-model, --embed-body-model: expected both, found one; a page with the mesh contains "
-                "the licensed model: add the other, or remove it"
+                "--body-model, --embed-body-model: expected both, found one, because a page with the mesh "
+                "contains the licensed model; add the other, or remove it"
             )
         if self.output_file.is_dir():
-            raise UsageFault(f"--output-file {self.output_file}: expected a file such as page.html, found a folder")
+            raise UsageFault(
+                f"--output-file {self.output_file}: expected a file such as page.html, found a folder; name a file in "
+                "it"
+            )
         require_output_file("--output-file", self.output_file)
 
 
@@ -140,7 +143,7 @@ class InspectSettings(Part):
     motion_rate_hz: float | None = motion_rate_option()
 
     def __post_init__(self) -> None:
-        """Check the settings; raise UsageFault for a part of nothing."""
+        """Check the settings; raise UsageFault for a part that nothing shows."""
         check(self)
         require_output_file("--png", self.png)
         require_output_file("--html", self.html)
@@ -178,7 +181,7 @@ class RenderSettings(_Shown):
             raise UsageFault(f"--output-file {out}: expected the folder {folder}, found none; create it first")
         for flag, path in (("--body-model", self.body_model), ("--font", self.font)):
             if path is not None and not path.is_file():
-                raise UsageFault(f"{flag} {path}: expected a file, found none there")
+                raise UsageFault(f"{flag} {path}: expected a file, found none there; check the path")
         if self.size is not None and not (
             (found := _SIZE.fullmatch(self.size))
             and all(_MIN_PIXELS <= int(side) <= _MAX_PIXELS and int(side) % 2 == 0 for side in found.groups())

@@ -181,7 +181,7 @@ def find_tracks(
         chosen += [replace(found, name=label or found.name) for found in here]
     chosen = [found for found in chosen if only is None or found.clip in only]
     if not chosen:
-        raise UsageFault(f"{paths[0]}: expected samples, results or motion files, found none")
+        raise UsageFault(f"{paths[0]}: expected samples, results or motion files, found none; check the path")
     return [partial(found.load, found.clip, name) for found, name in zip(chosen, _distinct(chosen), strict=True)]
 
 
@@ -214,7 +214,9 @@ def _found(path: Path, read_motion: _ReadMotion) -> ShardFolder | list[_Found]:
         motion = [_file(each, read_motion) for each in motion_files(path)]
         files = [_result(each, read_motion) for each in records(path)] or motion
         if not files:
-            raise UsageFault(f"{path}: expected a folder of shards, of results or of NPZ files, found none of them")
+            raise UsageFault(
+                f"{path}: expected a folder of shards, of results or of NPZ files, found none of them; check the path"
+            )
         return files
     if not path.is_file():
         raise UsageFault(
@@ -355,7 +357,7 @@ def _checked_file(path: Path, sha256: str, decode: Callable[[bytes], Any]) -> An
     except FileNotFoundError as error:
         raise DataError(f"{path}: expected a file of a result, found none; generate it again") from error
     if sha256_hex(data) != sha256:
-        raise DataError(f"{path}: it differs from the sha256 in its record; generate it again")
+        raise DataError(f"{path}: expected the sha256 in its record, found another; generate it again")
     return decoded(path, data, decode)
 
 

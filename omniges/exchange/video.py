@@ -75,7 +75,7 @@ class VideoSummary:
         lines = [f"{shape}, {self.bytes / 1e6:.1f} MB: {self.output_file}"]
         if self.boxes:
             lines.append(
-                f"{counted(self.boxes, 'word')} with letters that the font lacks, shown as boxes: give --font FILE"
+                f"{counted(self.boxes, 'word')} with letters that the font lacks, shown as boxes; give --font FILE"
             )
         return (*lines, *self.warnings)
 
@@ -164,7 +164,7 @@ def render_clip(
     if not 1 <= len(moving) <= MAX_TRACKS:
         raise UsageFault(
             f"{shown(clip.name)}: expected 1 to {MAX_TRACKS} tracks with motion, found {len(moving)} of "
-            f"{len(clip.tracks)}"
+            f"{len(clip.tracks)}; name fewer files, or some with motion"
         )
     sound = _chosen_sound(clip, settings.sound)
     columns = len(moving) if len(moving) <= _IN_ONE_ROW else -(-len(moving) // 2)
@@ -192,7 +192,8 @@ def _require_packages() -> None:
     for name in ("libx264", "aac"):
         if name not in av.codecs_available:
             raise EnvironmentFault(
-                f"PyAV {av.__version__} has no encoder {name}, which videos need: install PyAV's wheel from PyPI"
+                f"PyAV {av.__version__}: expected the encoder {name}, which videos need, found none; install "
+                "PyAV's wheel from PyPI"
             )
     del matplotlib, PIL
 
@@ -200,7 +201,9 @@ def _require_packages() -> None:
 def _with_faces(path: Path) -> BodyModel:
     model, _ = read_body_model(path)
     if model.triangles is None:
-        raise UsageFault(f"--body-model {path}: expected an SMPL-X model with faces f, found none")
+        raise UsageFault(
+            f"--body-model {path}: expected an SMPL-X model with faces f, found none; give SMPL-X's own .npz"
+        )
     return model
 
 

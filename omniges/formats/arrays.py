@@ -251,10 +251,12 @@ def checked(array: Numbers, what: str, shape: tuple[int | None, ...], *, at_leas
     fits = array.ndim == len(shape) and all(n is None or n == m for n, m in zip(shape, array.shape, strict=True))
     if not fits or array.dtype.kind not in "fiu":
         wanted = ", ".join("any" if n is None else str(n) for n in shape)
-        raise UsageFault(f"{what}: expected numbers ({wanted}), found an array {array.shape} of {array.dtype}")
+        raise UsageFault(
+            f"{what}: expected numbers ({wanted}), found an array {array.shape} of {array.dtype}; convert it"
+        )
     if len(array) < at_least:
         raise DataError(f"{what}: expected {at_least} or more rows, found {len(array)}; leave this clip out")
     if not np.isfinite(array).all():  # before the cast, which warns of some NaN
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise DataError(f"{what}: expected finite numbers, found {array[where]} at {where}")
+        raise DataError(f"{what}: expected finite numbers, found {array[where]} at {where}; correct them")
     return np.asarray(array, dtype=np.float64)

@@ -108,12 +108,12 @@ def read_body_model(path: Path) -> tuple[BodyModel, str]:
         DataError: The file is not an SMPL-X model.
     """
     if not path.is_file():
-        raise UsageFault(f"--body-model {path}: expected an SMPL-X model as .npz, found no file there")
+        raise UsageFault(f"--body-model {path}: expected an SMPL-X model as .npz, found no file there; check the path")
     data = read_file(path, _MAX_BYTES)
     try:
         return decode_body_model(data), sha256_hex(data)
     except (RecordingFault, ValueError) as fault:
-        raise DataError(f"{path}: {fault}: give SMPL-X's own .npz, such as SMPLX_NEUTRAL_2020.npz") from fault
+        raise DataError(f"{path}: {fault}; give SMPL-X's own .npz, such as SMPLX_NEUTRAL_2020.npz") from fault
 
 
 def _check_shapes(members: dict[str, Member]) -> None:

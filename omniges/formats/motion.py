@@ -63,7 +63,7 @@ def read_motion(path: str | Path, frame_rate_hz: float | None = None) -> SmplxMo
     path = arguments.path("path", path)
     rate_hz = None if frame_rate_hz is None else arguments.number("frame_rate_hz", frame_rate_hz, 1)
     if not path.is_file():
-        raise UsageFault(f"{path}: expected an NPZ file of SMPL-X motion, found no such file")
+        raise UsageFault(f"{path}: expected an NPZ file of SMPL-X motion, found no such file; check the path")
     try:
         motion = decode_motion(read_file(path, _MAX_BYTES), rate_hz=rate_hz)
     except RecordingFault as fault:
@@ -122,5 +122,7 @@ def write_motion(
     betas = arrays.pop("betas")
     if arrays["expressions"].shape[1] != EXPRESSION_COLUMNS or len(betas) not in BETAS_LENGTHS:
         found = f"expressions {arrays['expressions'].shape}, betas {betas.shape}"
-        raise DataError(f"{path}: expected (T, {EXPRESSION_COLUMNS}) and (10,), (16,) or (300,), found {found}")
+        raise DataError(
+            f"{path}: expected (T, {EXPRESSION_COLUMNS}) and (10,), (16,) or (300,), found {found}; check the file"
+        )
     publish_bytes(path, encode_motion(**arrays, betas=betas, gender=gender, model=_MODEL, frame_rate_hz=rate))

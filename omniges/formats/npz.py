@@ -612,7 +612,7 @@ def _check_values(name: str, array: Array) -> None:
 
 
 def _check_place(trans: Array) -> tuple[Problem, ...]:
-    """Refuse translation far above or below the origin, as of centimetres; note a body that moves far.
+    """Refuse translation far above or below the origin, as in centimetres; note a body that moves far.
 
     Args:
         trans: Metres (T, 3), NaN if absent.

@@ -131,7 +131,7 @@ class WordInterval:
 class WordTier:
     """The words of a recording in order of time, without silences.
 
-    The file ends at ``xmax_s``. ``xmin_s`` is the start of the file or of the tier, that which is farther from 0.
+    The file ends at ``xmax_s``. ``xmin_s`` is the start of the file or of the tier, whichever is farther from 0.
     """
 
     tier_name: str
@@ -309,7 +309,7 @@ def encode_words(words: Sequence[WordInterval], xmax_s: float, phones: Sequence[
 
 
 def encode_tiers(tiers: Sequence[tuple[str, Sequence[WordInterval]]], xmax_s: float) -> bytes:
-    """Encode a long-form TextGrid in UTF-8 with interval tiers of any names, otherwise as `encode_words` does.
+    """Encode a long-form TextGrid in UTF-8 with interval tiers of any names, in the form of `encode_words`.
 
     Args:
         tiers: Name and intervals of each tier.

@@ -217,7 +217,10 @@ def _by_libsndfile(path: Path, file: IO[bytes], folder: Path | None, loudness: L
     try:
         import soundfile  # noqa: PLC0415 - libsndfile, only where audio is given
     except ModuleNotFoundError as error:
-        raise EnvironmentFault(f"{path}: the package soundfile is not installed: pip install soundfile") from error
+        raise EnvironmentFault(
+            f"{path}: expected the package soundfile to read it, found that it is not installed; run pip install "
+            "soundfile"
+        ) from error
     _require_end_of_ogg(path, file)
     try:
         # Without its name, by which soundfile takes headerless formats for what they are called.
@@ -248,7 +251,7 @@ def _require_end_of_ogg(path: Path, file: IO[bytes]) -> None:
     complete = len(table) == segments and len(page) >= _OGG_HEADER_BYTES + segments + sum(table)
     if not complete or not page[_OGG_FLAGS] & _OGG_LAST:
         raise DataError(
-            f"{path}: expected the last page of an Ogg stream, found none; the file is cut off: copy it again, "
+            f"{path}: expected the last page of an Ogg stream, found none, so the file is cut off; copy it again, "
             "or export it as WAV"
         )
 
@@ -264,7 +267,9 @@ def _all_of(path: Path, reader: Any) -> Iterator[F32]:
         yield block
     missing = reader.frames - read
     if reader.samplerate * _SLACK_S < missing < _UNKNOWN_FRAMES:
-        raise DataError(f"{path}: expected {reader.frames} samples, found {read}; the file is cut off: copy it again")
+        raise DataError(
+            f"{path}: expected {reader.frames} samples, found {read}, so the file is cut off; copy it again"
+        )
 
 
 def _checked(path: Path, blocks: Iterator[F32]) -> Iterator[F32]:
@@ -287,7 +292,7 @@ def _checked(path: Path, blocks: Iterator[F32]) -> Iterator[F32]:
 
 
 def _require_form(path: Path, rate_hz: float, channels: int, count: int = 0) -> None:
-    """Refuse a rate, channels and a number of samples of each that no recording has: memory would follow from them."""
+    """Refuse a rate, number of channels or length that no recording has, because they determine the memory."""
     if not (MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ and 1 <= channels <= MAX_CHANNELS):
         raise DataError(
             f"{path}: expected {MIN_RATE_HZ} to {MAX_RATE_HZ} samples per second in 1 to {MAX_CHANNELS} "
@@ -335,7 +340,9 @@ def _mel_of(
         raise RecordingFault("wav-channels-cancel", problem, "channels that are in phase").refusal(path)
     ticks = count // SAMPLES_PER_TICK
     if ticks < 1:
-        raise DataError(f"{path}: expected at least 0.1 s of audio, found {count / SAMPLE_RATE_HZ:.3f} s")
+        raise DataError(
+            f"{path}: expected at least 0.1 s of audio, found {count / SAMPLE_RATE_HZ:.3f} s; check the recording"
+        )
     mel.append(stream.finish())
     if len(mel) < ticks * MEL_FRAMES_PER_TICK:
         raise AssertionError(f"{len(mel)} mel frames of {ticks} ticks")

@@ -149,7 +149,9 @@ class Condition:
 
 def _require_file(path: Path) -> None:
     if not path.is_file():
-        raise UsageFault(f"{path}: expected a file, found {('a folder' if path.is_dir() else 'nothing there')}")
+        raise UsageFault(
+            f"{path}: expected a file, found {('a folder' if path.is_dir() else 'nothing there')}; check the path"
+        )
 
 
 def _content(path: Path) -> bytes:
@@ -279,7 +281,7 @@ def words_condition(
     length_s = float(words[-1]["end"]) + _TAIL_S if length_s is None else length_s
     ticks = int(TICKS_PER_SECOND * length_s + 1e-6)
     if ticks < 1:
-        raise DataError(f"{path}: expected at least 0.1 s, found {length_s:.3f} s")
+        raise DataError(f"{path}: expected at least 0.1 s, found {length_s:.3f} s; check the file")
     if length_s > LONGEST_S:
         raise DataError(
             f"{path}: expected at most {LONGEST_S / 3600:g} h, found a length of {length_s:g} s; correct it, or "
@@ -309,7 +311,7 @@ def words_condition(
 
 
 def _textgrid(path: str, data: bytes, seconds: float | None) -> tuple[list[dict[str, Any]], float | None, list[str]]:
-    """Return words, length and warnings; `seconds` as of `read_text`."""
+    """Return words, length and warnings; `seconds` is that of `read_text`."""
     try:
         tier = decode_words(data)
         if seconds is not None:
@@ -346,8 +348,8 @@ def _plain(path: str, data: bytes, rate: SpeakingRate | None) -> tuple[list[dict
         ) from error
     if rate is None:
         raise UsageFault(
-            f"{path}: plain text has no times, and this checkpoint has no speaking rate: give --shards DIR to learn "
-            "one from its words, or a TextGrid"
+            f"{path}: expected words with times, found plain text, for which this checkpoint has no speaking "
+            "rate; give --shards DIR to learn one from its words, or a TextGrid"
         )
     try:
         words = timed_words(text, rate)
@@ -378,7 +380,7 @@ def read_gesture(
     absent = motion.absent
     ticks = len(motion.poses) // FRAMES_PER_TICK
     if ticks < 1:
-        raise DataError(f"{path}: expected at least 0.1 s of motion, found {len(motion.poses)} frames")
+        raise DataError(f"{path}: expected at least 0.1 s of motion, found {len(motion.poses)} frames; check the file")
     series = Spool(folder, (channels,))
     for start in range(0, len(motion.poses), _BLOCK_FRAMES):
         first = max(0, start - 1)  # one frame earlier, because root channels are differences
@@ -519,14 +521,19 @@ def planned_inputs(conditions: Sequence[StreamName], sources: Sources, reading: 
     """
     unused = [name for name in STREAMS if sources.files(name) and name not in conditions]
     if unused:
-        raise UsageFault(f"--{unused[0]}: the inputs of this task are {', '.join(conditions) or 'none'}: remove it")
+        raise UsageFault(
+            f"--{unused[0]}: expected only inputs of this task ({', '.join(conditions) or 'none'}), found another; "
+            "remove it"
+        )
     if sources.from_shards:
         if any(sources.files(name) for name in STREAMS):
-            raise UsageFault("--key and --split: expected samples of shards or files, found both")
+            raise UsageFault("--key and --split: expected samples of shards or files, found both; remove one of them")
         folder = ShardFolder(cast("Path", sources.shards))
         rows = [folder.row(key) for key in sources.keys] or [row for row in folder.rows if row.split == sources.split]
         if not rows:
-            raise UsageFault(f"--split {sources.split}: {folder.folder} has no sample of it")
+            raise UsageFault(
+                f"--split {sources.split}: expected samples of it in {folder.folder}, found none; choose another split"
+            )
         _require_streams(conditions, rows, folder.folder)
         return [PlannedInput(row.key, partial(_of_sample, conditions, folder, row, sources, reading)) for row in rows]
     missing = [name for name in conditions if not sources.files(name)]
@@ -573,14 +580,18 @@ def _paired(conditions: Sequence[StreamName], sources: Sources) -> dict[str, dic
             own = found.setdefault(_stem(file), {})
             if name in own:
                 raise UsageFault(
-                    f"--{name} {file}: {own[name]} has the same name, and so would their results: rename one"
+                    f"--{name} {file}: expected another name than that of {own[name]}, because results take the "
+                    "names, found the same; rename one"
                 )
             own[name] = file
     for stem, own in found.items():
         lost = [name for name in conditions if name not in own]
         if lost:
             file = next(iter(own.values()))
-            raise UsageFault(f"{file}: no --{lost[0]} file called {stem}: inputs belong together by name")
+            raise UsageFault(
+                f"{file}: expected a --{lost[0]} file called {stem}, because inputs belong together by name, found "
+                "none; rename or add it"
+            )
     return found
 
 
@@ -626,8 +637,8 @@ def _rate(sources: Sources) -> SpeakingRate | None:
         return None
     if all(Path(file).suffix.lower() == ".textgrid" for file in sources.text):
         raise UsageFault(
-            f"--shards {sources.shards}: it would not be read, because only plain text needs a speaking rate: name "
-            "samples by --key or --split, or remove --shards"
+            f"--shards {sources.shards}: expected plain text that needs a speaking rate, found none, so no shards "
+            "are read; name samples by --key or --split, or remove --shards"
         )
     folder = ShardFolder(sources.shards)
     return learn_rate(folder.words(row) for row in folder.rows if row.split == "train")
@@ -683,14 +694,15 @@ def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
     ticks -= ticks % reading.tick_multiple
     if not ticks:
         min_s = reading.tick_multiple / TICKS_PER_SECOND
-        raise DataError(f"{item.name}: expected at least {min_s:g} s, found less")
+        raise DataError(f"{item.name}: expected at least {min_s:g} s, found less; give a longer file")
     conditions = tuple(one.cut(ticks) for one in item.conditions)
     absent = frozenset[str]().union(*(one.absent for one in conditions))
     if item.sample is None and (
         silent := next((one for one in conditions if one.stream == "text" and not one.words), None)
     ):
         raise DataError(
-            f"{silent.path}: expected words in the first {ticks / TICKS_PER_SECOND:.1f} s, found none there"
+            f"{silent.path}: expected words in the first {ticks / TICKS_PER_SECOND:.1f} s, found none there; "
+            "check its times"
         )
     present = item.present & ~present_bits(absent) | unused_bits(reading.gesture_channels)
     warnings = list(item.warnings)

@@ -108,7 +108,7 @@ class OmnigesSample:
             DataError: The channels contain no valid rotation.
         """
         if self.gesture is None:
-            raise UsageFault("motion: this task produces no gesture: choose one such as a2g")
+            raise UsageFault("motion: expected a task that produces gesture, found another; choose one such as a2g")
         channels = self.gesture if self.jaw_eyes is None else np.concatenate([self.gesture, self.jaw_eyes], axis=1)
         return valid_motion(channels, np.asarray(start_xz, np.float64))
 
@@ -125,7 +125,7 @@ class OmnigesSample:
             UsageFault: The task does not produce audio, or the errors of `load_hifi_gan`.
         """
         if self.mel is None:
-            raise UsageFault("waveform: this task produces no audio: choose one such as t2a")
+            raise UsageFault("waveform: expected a task that produces audio, found another; choose one such as t2a")
         chosen = chosen_vocoder(None if vocoder is None else arguments.path("vocoder", vocoder))
         return waveform_from_mel(self.mel, chosen.begin(self.seed))
 
@@ -156,7 +156,7 @@ class OmnigesSample:
         asked = next((ending for ending in kinds if path.suffix.lower() == ending.lower()), None)
         if asked is not None and not kinds[asked][0]:
             existing = ", ".join(ending for ending, (there, _) in kinds.items() if there)
-            raise UsageFault(f"{path}: this sample has no {asked} file, only {existing}: choose one of these")
+            raise UsageFault(f"{path}: expected {existing}, which this sample has, found {asked}; choose one of these")
         files = {
             path if asked else path.with_name(path.name + ending): content
             for ending, (there, content) in kinds.items()
@@ -274,7 +274,7 @@ class OmnigesPipeline:
         """
         path = arguments.path("folder", folder)
         if path.exists():
-            raise UsageFault(f"{path}: expected a new folder, found an existing one")
+            raise UsageFault(f"{path}: expected a new folder, found an existing one; choose another")
         loaded = self._loaded
         tensors = {name: p.detach() for name, p in loaded.model.named_parameters()}
         documents = dict(loaded.identity.documents()) | loaded.history()
@@ -455,22 +455,22 @@ class OmnigesPipeline:
         if isinstance(words, str):
             if rate is None:
                 raise UsageFault(
-                    "text: it has no times, and the checkpoint has no speaking rate, because its training set has "
-                    f"fewer than {MIN_WORDS} words: give speaking_rate=pipeline.speaking_rate(SHARDS), words with "
-                    "times, or a TextGrid"
+                    "text: expected words with times, found none, and the checkpoint has no speaking rate, "
+                    f"because its training set has fewer than {MIN_WORDS} words; give "
+                    "speaking_rate=pipeline.speaking_rate(SHARDS), words with times, or a TextGrid"
                 )
             warnings = estimate_warnings(words, rate)
             words = timed_words(words, rate)
         else:
             words, warnings = _checked_words(words)
         if not words:
-            raise UsageFault("text: expected at least one word, found none")
+            raise UsageFault("text: expected at least one word, found none; give some")
         digest = sha256_hex(json.dumps(list(words), ensure_ascii=False).encode())
         return words_condition(words, codec, length_s, "text", ("text", digest), warnings)
 
 
 def _require_kinds(conditions: Any, callback: Any) -> None:
-    """Raise UsageFault for condition values that are no mapping and a callback that is no function."""
+    """Raise UsageFault for condition values that are not a mapping, or a callback that is not a function."""
     if conditions is not None and not isinstance(conditions, Mapping):
         raise arguments.refuse("conditions", "values by name of the condition stream", conditions)
     if callback is not None and not callable(callback):
@@ -519,7 +519,10 @@ def _item(conditions: Sequence[Condition], seconds: float | None, reading: Readi
     if conditions:
         return cut_input(Input("input", 0, tuple(conditions)), seconds, reading)
     if seconds is None:
-        raise UsageFault("seconds: expected a number of at least 0.1 for samples without an input, found none")
+        raise UsageFault(
+            "seconds: expected a number of at least 0.1 for samples without an input, found none; give one, such as "
+            "seconds=20"
+        )
     return cut_input(Input("unconditional", int(seconds * TICKS_PER_SECOND + 1e-6), ()), None, reading)
 
 
@@ -537,7 +540,7 @@ def _checked_words(value: Any) -> tuple[list[dict[str, Any]], list[str]]:
     try:
         words, notes = words_in_order([WordInterval.of(item) for item in value])
     except (ValueError, RecordingFault) as error:
-        raise UsageFault(f"text: word {error}: correct the words or their times") from error
+        raise UsageFault(f"text: word {error}; correct the words or their times") from error
     found = [{"word": one.word, "start": one.start, "end": one.end} for one in words]
     return found, [f"{note.code}: {note.found}" for note in notes]
 
@@ -555,11 +558,15 @@ def _array(name: str, value: Array) -> npt.NDArray[Any]:
 def _audio(audio: Path | str | Array, rate_hz: float | None, loudness: Loudness) -> Condition:
     if isinstance(audio, Path | str):
         if rate_hz is not None:
-            raise UsageFault("audio_rate_hz: given with a file, which contains its rate: remove it")
+            raise UsageFault(
+                "audio_rate_hz: expected with an array only, found it with a file, which contains its rate; remove it"
+            )
         return read_audio(Path(audio), None, loudness)
     samples = _array("audio", audio)
     if rate_hz is None:
-        raise UsageFault("audio: an array has no sample rate: give audio_rate_hz, such as audio_rate_hz=16000")
+        raise UsageFault(
+            "audio: expected the sample rate of the array, found none; give audio_rate_hz, such as audio_rate_hz=16000"
+        )
     rate_hz = arguments.integer("audio_rate_hz", rate_hz, 1)
     if samples.dtype in {np.dtype(np.int16), np.dtype(np.int32)}:
         samples = samples / np.float32(-np.iinfo(samples.dtype).min)
@@ -570,7 +577,7 @@ def _audio(audio: Path | str | Array, rate_hz: float | None, loudness: Loudness)
         raise UsageFault(
             "audio: expected floats, int16 or int32 of shape (N,), (N, channels) or (channels, N), with at most "
             f"{_MAX_CHANNELS} channels and more samples than that, found {samples.dtype} of "
-            f"{tuple(samples.shape)}"
+            f"{tuple(samples.shape)}; convert it"
         )
     loudest = float(np.abs(samples).max())  # NaN is refused when samples are read
     if loudest > LOUDEST:
@@ -587,7 +594,9 @@ def _gesture(gesture: Path | str | Array, rate_hz: float | None, wanted: int) ->
     if isinstance(gesture, Path | str):
         return read_gesture(Path(gesture), None, rate_hz, wanted)
     if rate_hz is not None:
-        raise UsageFault("motion_rate_hz: given with an array of channels, which are at 30 Hz: remove it")
+        raise UsageFault(
+            "motion_rate_hz: expected none with an array of channels, which are at 30 Hz, found one; remove it"
+        )
     channels = _array("gesture", gesture)
     sizes = get_args(GestureChannels)
     if channels.ndim != 2 or channels.shape[1] not in sizes or len(channels) < FRAMES_PER_TICK:
@@ -595,7 +604,9 @@ def _gesture(gesture: Path | str | Array, rate_hz: float | None, wanted: int) ->
             f"gesture: expected channels (3 frames or more, {' or '.join(map(str, sizes))}), found {channels.shape}"
         )
     if channels.dtype.kind != "f" or not np.isfinite(channels).all():
-        raise UsageFault(f"gesture: expected finite floats, found other values in an array of {channels.dtype}")
+        raise UsageFault(
+            f"gesture: expected finite floats, found other values in an array of {channels.dtype}; correct them"
+        )
     array = np.ascontiguousarray(channels, np.float32)
     ticks = len(array) // FRAMES_PER_TICK
     digest = sha256_hex(array.tobytes())

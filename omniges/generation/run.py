@@ -162,7 +162,10 @@ def _refuse_taken(
     names = [name for plan in inputs for name in _names(plan.name, settings.num_samples)]
     twice = sorted(name for name, count in Counter(names).items() if count > 1)[:1]
     if twice:
-        raise UsageFault(f"two inputs are called {twice[0]}, and so would be their results: rename one of the files")
+        raise UsageFault(
+            f"{twice[0]}: expected each name once, because results take the names, found two inputs; rename one of "
+            "the files"
+        )
     endings = [ending for target in TASKS[task].targets for ending in _ENDINGS[target]]
     endings += [*beside, *([".png"] if settings.png else [])]
     found = [
@@ -175,14 +178,14 @@ def _refuse_taken(
     own = [path for path in found if any(file.exists() and path.samefile(file) for file in given)]
     if own:
         raise UsageFault(
-            f"--output-dir {settings.output_dir}: {own[0].name} is an input, which its result would replace: choose "
-            "another folder"
+            f"--output-dir {settings.output_dir}: expected another folder than that of the inputs, found "
+            f"{own[0].name}, which its result would replace; choose another folder"
         )
     if found and not settings.overwrite:
         more = f" and {counted(len(found) - 1, 'more file')}" if len(found) > 1 else ""
         raise UsageFault(
-            f"--output-dir {settings.output_dir}: {found[0].name}{more} would be replaced: choose another "
-            "folder, or --overwrite"
+            f"--output-dir {settings.output_dir}: expected no earlier results, found {found[0].name}{more}, which "
+            "would be replaced; choose another folder, or --overwrite"
         )
     for path in found:
         if path.suffix == ".json":
@@ -235,7 +238,7 @@ class _Job:
             if not settings.part.show_start_s < read.ticks / TICKS_PER_SECOND:
                 raise UsageFault(
                     f"--show-start {settings.part.show_start_s:g}: expected a time before the end of the result "
-                    f"{read.name}, {read.ticks / TICKS_PER_SECOND:.1f} s"
+                    f"{read.name}, {read.ticks / TICKS_PER_SECOND:.1f} s; choose an earlier one"
                 )
             # Only once for all samples, because encoding may be slow.
             conditions, warnings = self.sampler.codecs.conditions(read, self.windows)

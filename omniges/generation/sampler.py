@@ -66,13 +66,14 @@ class Loaded:
         trained = trained_tasks(self.saved)
         if trained is not None and task not in trained:
             raise UsageFault(
-                f"{self.saved.path}: it was not trained on {task}, only on {', '.join(trained)}: choose another task"
+                f"{self.saved.path}: expected a task on which it was trained, {', '.join(trained)}, found {task}; "
+                "choose another task"
             )
         lost = self.identity.never_had(TASKS[task])
         if lost:
             raise UsageFault(
-                f"{self.saved.path}: it was not trained on {task}, because no sample had {' or '.join(lost)}: choose "
-                "another task"
+                f"{self.saved.path}: expected a task on which it was trained, found {task}, for which no sample "
+                f"had {' or '.join(lost)}; choose another task"
             )
 
     def knows(self, shards: Path) -> bool | None:
@@ -165,12 +166,15 @@ class Codecs:
         names = [entry.name for entry in self.entries.values()]
         for name, _ in folders:
             if name not in names:
-                raise UsageFault(f"{origin[0]} {name}: the model has {', '.join(names) or 'no codec'}: remove it")
+                raise UsageFault(
+                    f"{origin[0]} {name}: expected codecs of the model ({', '.join(names) or 'none'}), found another; "
+                    "remove it"
+                )
         given = [name for name, _ in folders]
         if twice := [name for name in given if given.count(name) > 1]:
-            raise UsageFault(f"{origin[0]} {twice[0]}: given twice: name one folder")
+            raise UsageFault(f"{origin[0]} {twice[0]}: expected each codec once, found it twice; name one folder")
         if t5_tokenizer is not None and "text" not in self.entries:
-            raise UsageFault("--t5-tokenizer: the model has no text codec: remove it")
+            raise UsageFault("--t5-tokenizer: expected a model with a text codec, found none; remove it")
 
     def require(self, tasks: Iterable[Task], sources: Sources) -> None:
         """Load the codecs that tasks need, so that errors come before the sampling.
@@ -304,7 +308,8 @@ class Codecs:
             entry = self.entries[stream]
             if entry.name not in self._folders:
                 raise UsageFault(
-                    f"--codec: the model's {stream} is latents of {entry.name}: give --codec {entry.name}=FOLDER"
+                    f"--codec: expected {entry.name}, whose latents are the model's {stream}, found no such "
+                    f"codec; give --codec {entry.name}=FOLDER"
                 )
             self._loaded.pop(stream, None)  # frees memory before the codec is loaded again
             self._ends.pop(stream, None)
@@ -385,7 +390,10 @@ class Sampler:
         if name in speakers:
             return 1 + speakers.index(name)
         if named:
-            raise UsageFault(f"--speaker {name}: the model knows {first_of(speakers, 5)}")
+            raise UsageFault(
+                f"--speaker {name}: expected a speaker of the model ({first_of(speakers, 5)}), found another; choose "
+                "one of them"
+            )
         return 0
 
     def absent_from(self, targets: Sequence[StreamName]) -> tuple[schema.Part, ...]:
@@ -533,7 +541,7 @@ def asked_values(streams: Mapping[str, ConditionStream], given: Sequence[tuple[s
             held = f"the model has {', '.join(streams)}" if streams else "the model was trained with none"
             raise UsageFault(f"{origin} {name}: expected a condition stream of the model; {held}")
         if name in found:
-            raise UsageFault(f"{origin} {name}: it is given twice: give one value")
+            raise UsageFault(f"{origin} {name}: expected each condition once, found it twice; give one value")
         try:
             found[name] = parsed_value(streams[name], value)
         except UsageFault as fault:

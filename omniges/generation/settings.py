@@ -61,7 +61,10 @@ def require_guidable(task: Task, sampling: SamplingSettings, conditions: Collect
         UsageFault: The weight is not 1, and the task has no conditions.
     """
     if sampling.guidance_scale != 1 and not task.conditions and not conditions:
-        raise UsageFault(f"--guidance-scale {sampling.guidance_scale:g}: this task has no inputs to weight: use 1")
+        raise UsageFault(
+            f"--guidance-scale {sampling.guidance_scale:g}: expected 1, because this task has no inputs to weight, "
+            "found another number; remove it"
+        )
 
 
 def _named_value(flag: str, text: str) -> tuple[str, str]:
@@ -107,7 +110,7 @@ class Sources:
         """Refuse values out of range and contradictions."""
         check(self)
         if (self.keys or self.split) and self.shards is None:
-            raise UsageFault("--key and --split: name samples of a shard folder: add --shards DIR")
+            raise UsageFault("--key and --split: expected the shards of the samples, found none; add --shards DIR")
 
     def files(self, stream: StreamName) -> tuple[str, ...]:
         """Return the files of a stream."""
@@ -158,7 +161,7 @@ class GenerateSettings:
         "Ticks that neighbouring windows share; not for text that is generated as latents.",
         shown="a quarter of a window",
     )
-    weights: Weights = option("ema", "Which weights to take: EMA or those of the last step.", panel="Model and codecs")
+    weights: Weights = option("ema", "Weights to use: EMA or those of the last step.", panel="Model and codecs")
     codecs: tuple[tuple[str, Path], ...] = codec_option(
         "Codec of a model that was trained on latents, and its folder; may be repeated."
     )
@@ -181,13 +184,13 @@ class GenerateSettings:
         of_motion = {"--body": self.body is not None, "--start-xz": self.start_xz is not None}
         unread = [flag for flag, given in of_motion.items() if given and "gesture" not in task.targets]
         if unread:
-            raise UsageFault(f"{unread[0]}: this task produces no gesture; remove it")
+            raise UsageFault(f"{unread[0]}: expected a task that produces gesture, found {self.task}; remove it")
         if self.sources.motion_rate_hz is not None and not (self.sources.gesture or self.body):
             raise UsageFault(
                 "--motion-rate: expected a motion file without a frame rate, found no motion file; remove it"
             )
         if self.vocoder is not None and "audio" not in task.targets:
-            raise UsageFault("--vocoder: this task produces no audio; remove it")
+            raise UsageFault(f"--vocoder: expected a task that produces audio, found {self.task}; remove it")
         require_guidable(task, self.sampling, self.conditions)
         self._refuse_names_of_bytes()
 

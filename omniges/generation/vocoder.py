@@ -324,8 +324,8 @@ class HifiGan:
         samples: F32 = self._model(mel).float().cpu().numpy()
         if not np.isfinite(samples).all():
             raise DataError(
-                f"{self._place}: expected finite samples, found NaN or infinite ones; the weights are damaged, or "
-                "the mel differs too much from speech: give another folder"
+                f"{self._place}: expected finite samples, found NaN or infinite ones, because the weights are "
+                "damaged, or the mel differs too much from speech; give another folder"
             )
         first = self._before
         keep = min(self._context, first + frames)

@@ -179,8 +179,10 @@ def timed_words(text: str, rate: SpeakingRate) -> list[dict[str, Any]]:
         if words and ending & (_SENTENCE | _PHRASE):
             now = words[-1]["end"] + (rate.sentence_s if ending & _SENTENCE else rate.phrase_s)
     if not words:
-        raise UsageFault("text: expected at least one word, found none")
+        raise UsageFault("text: expected at least one word, found none; give some")
     if not any(is_word(word["word"]) for word in words):  # beside words, such as in Turkish, sil may be one of them
         found = ", ".join(sorted({word["word"] for word in words})[:5])
-        raise UsageFault(f"text: expected at least one word, found only marks of silence or noise; {found}")
+        raise UsageFault(
+            f"text: expected at least one word, found only marks of silence or noise ({found}); give words"
+        )
     return words

@@ -422,7 +422,7 @@ def result_picture(
 
 
 def _rows_of(condition: Condition, codec: TextTokenCodec | None, start: int, stop: int) -> Any:
-    """Return the rows of ticks, or the words: as the codec's text tokens hold them, or without a codec as recorded."""
+    """Return the rows of ticks, or the words: those that the codec's text tokens keep, or all without a codec."""
     if condition.stream != "text":
         return condition.array(start, stop - start)
     if codec is None or condition.series is None:  # without a series, the model's text is latents of the words

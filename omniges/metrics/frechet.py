@@ -292,7 +292,10 @@ class _TorchScript:
             except RuntimeError as error:
                 # TorchScript puts the reason last, below its own stack.
                 lines = [line[:200] for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-                raise DataError(f"{self.name} fails on input {tuple(given.shape)}: {lines[-1]}") from error
+                raise DataError(
+                    f"{self.name}: expected features of input {tuple(given.shape)}, found an error ({lines[-1]}); "
+                    "check the encoder"
+                ) from error
         if not isinstance(answer, torch.Tensor) or answer.ndim not in {2, 3} or (answer.ndim == 3 and len(answer) != 1):
             found = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
             raise DataError(f"{self.name}: expected features (1, rows, columns) or (rows, columns), found {found}")
@@ -310,7 +313,7 @@ def _torchscript(path: Path) -> Encoder:
             program = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError) as error:
             raise DataError(
-                f"{path}: expected TorchScript or .safetensors, found another file ({_line(error)})"
+                f"{path}: expected TorchScript or .safetensors, found another file ({_line(error)}); give an encoder"
             ) from error
     return _TorchScript(name, program.eval())
 
@@ -419,7 +422,9 @@ def _tensors(path: Path) -> dict[str, F64]:
                     raise DataError(f"{path}: expected F16, F32 or F64, found tensor {one_line(key, 80)} {kind}")
             found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
-        raise DataError(f"{path}: expected a .safetensors file, found damage ({_line(error)})") from error
+        raise DataError(
+            f"{path}: expected a .safetensors file, found damage ({_line(error)}); download it again"
+        ) from error
     for key, tensor in found.items():
         if not np.isfinite(tensor).all():
             raise DataError(

@@ -123,7 +123,10 @@ def mean_joint_speeds(clips: Iterable[Numbers]) -> F64:
         total = summed if total is None else total + summed
         frames += len(speeds)
     if total is None:
-        raise DataError("mean speeds: expected at least one clip of the train split, found none")
+        raise DataError(
+            "mean speeds: expected at least one clip of the train split, found none; preprocess again with a "
+            "--split-csv"
+        )
     return np.asarray(total / frames)
 
 

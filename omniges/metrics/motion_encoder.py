@@ -299,7 +299,9 @@ def load_motion_encoder(path: Path, layout: MotionEncoderLayout = PUBLISHED_LAYO
     try:
         stored = read_weights(path.resolve(), _ENTRY)  # a person named this file, so a link may lead anywhere
     except ImportError as error:
-        raise EnvironmentFault(f"{path}: this encoder needs torch: pip install 'omniges[train]'") from error
+        raise EnvironmentFault(
+            f"{path}: expected torch to read it, found that it is not installed; run pip install 'omniges[train]'"
+        ) from error
     tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in stored.items()}
     if len(tensors) < len(stored):
         twice = next(name for name in tensors if name in stored and _PREFIX + name in stored)
@@ -328,7 +330,7 @@ def _block(path: Path, arrays: Mapping[str, F64], number: int, plan: _BlockPlan)
         if expected is not None and not np.array_equal(arrays[own + name], expected):
             differing = int((arrays[own + name] != expected).sum())
             raise DataError(
-                f"{path}: {own}{name}: found {differing} entries that differ from those of SMPL-X's tree: {_REMEDY}"
+                f"{path}: {own}{name}: expected the entries of SMPL-X's tree, found {differing} that differ; {_REMEDY}"
             )
     return _Block(
         weight=arrays[own + "residual.0.weight"] * plan.mask[..., None],

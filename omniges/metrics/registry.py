@@ -152,7 +152,10 @@ def register_metric(metric: Metric) -> None:
     if why := _wrong_needs(metric):
         raise UsageFault(f"metric {metric.name!r}: {why}")
     if metric.name in {measure.name for measure in BUILT_IN}:
-        raise UsageFault(f"metric {metric.name!r}: omniges has one of this name: choose another label")
+        raise UsageFault(
+            f"metric {metric.name!r}: expected another label than those of omniges, found one of them; choose another "
+            "label"
+        )
     METRICS.register(metric.name, metric)
 
 
@@ -203,5 +206,5 @@ def registered_metric(name: str) -> Metric:
             "label"
         )
     if why := _wrong_needs(metric):
-        raise EnvironmentFault(f"metric {name!r}: {why}: update or uninstall its package")
+        raise EnvironmentFault(f"metric {name!r}: {why}; update or uninstall its package")
     return metric

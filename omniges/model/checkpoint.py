@@ -44,8 +44,8 @@ OPTIMIZER_FILE: Final = "optimizer.safetensors"
 _FORMAT: Final = "omniges-checkpoint"
 _VERSION: Final = 1
 _NAME: Final = re.compile(r"step-(\d+)")
-_OTHER: Final = "Choose another checkpoint"
-EDITED: Final = "it was edited: choose another checkpoint"
+_OTHER: Final = "choose another checkpoint"
+EDITED: Final = "it was edited; choose another checkpoint"
 """Remedy in errors about values that no run writes."""
 
 
@@ -82,7 +82,7 @@ class SavedCheckpoint:
             return parse_json(self.content(name, MAX_SETTINGS_BYTES))
         except ValueError as error:
             raise DataError(
-                f"{self.path / name}: expected a JSON document, found damage ({error}). {_OTHER}"
+                f"{self.path / name}: expected a JSON document, found damage ({error}); {_OTHER}"
             ) from error
 
     def fields(self, name: str, remedy: str = EDITED) -> Document:
@@ -132,7 +132,7 @@ class SavedCheckpoint:
 
     def _file(self, name: str) -> Path:
         if name not in self.files:
-            raise DataError(f"{self.path}: it has no {name}. {_OTHER}")
+            raise DataError(f"{self.path}: expected {name}, found no such file; {_OTHER}")
         return self.path / name
 
 
@@ -224,19 +224,24 @@ def open_checkpoint(path: Path, *, bytewise: bool = True) -> SavedCheckpoint:
     try:
         index = read_json(file, _OTHER, path)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(f"{path}: no {CHECKPOINT_FILE}, so it is not complete. {_OTHER}") from error
+        raise DataError(f"{path}: expected {CHECKPOINT_FILE}, found none, so it is not complete; {_OTHER}") from error
     if not isinstance(index, dict) or index.get("format") != _FORMAT:
-        raise DataError(f"{file}: expected format {_FORMAT!r}; this is not a checkpoint of omniges")
+        raise DataError(f"{file}: expected format {_FORMAT!r}, found another; give a checkpoint of omniges")
     if not sealed_correctly(index):
-        raise DataError(f"{file}: its checksum does not fit: it was edited or damaged. {_OTHER}")
+        raise DataError(
+            f"{file}: expected content that fits its checksum, found other content, so it was edited or damaged; "
+            f"{_OTHER}"
+        )
     if index.get("version") != _VERSION:
         found = one_line(repr(index.get("version")), 40)
         raise DataError(f"{file}: expected version {_VERSION}, found {found}; use the omniges version that wrote it")
     listed = index.get("files")
     if not isinstance(listed, dict) or not all(map(_is_entry, listed.keys(), listed.values())):
-        raise DataError(f"{file}: files: expected size and sha256 of files in this folder. {_OTHER}")
+        raise DataError(
+            f"{file}: files: expected size and sha256 of files in this folder, found something else; {_OTHER}"
+        )
     if not is_count(index.get("step")):
-        raise DataError(f"{file}: step: expected a number of steps. {_OTHER}")
+        raise DataError(f"{file}: step: expected a number of steps, found something else; {_OTHER}")
     if type(index.get("parts")) is not int or index["parts"] != 1:
         parts = one_line(repr(index.get("parts")), 40)
         raise DataError(f"{file}: expected 1 part, found {parts}; use the omniges version that wrote it")
@@ -258,12 +263,12 @@ def _compare(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
             with open(open_file(file, path), "rb") as stream, atomic.os_errors(file, "read"):
                 size = os.fstat(stream.fileno()).st_size
                 if size != entry["bytes"]:
-                    raise DataError(f"{file}: expected {entry['bytes']} bytes, found {size}. {_OTHER}")
+                    raise DataError(f"{file}: expected {entry['bytes']} bytes, found {size}; {_OTHER}")
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
         except FileNotFoundError as error:
-            raise DataError(f"{file}: {error.strerror}. {_OTHER}") from error
+            raise DataError(f"{file}: {error.strerror}; {_OTHER}") from error
         if digest != entry["sha256"]:
-            raise DataError(f"{file}: expected sha256 {entry['sha256']}, found {digest}; it was damaged. {_OTHER}")
+            raise DataError(f"{file}: expected sha256 {entry['sha256']}, found {digest}, so it was damaged; {_OTHER}")
 
 
 def prune(folder: Path, keep: int, protected: Collection[int] = ()) -> list[Path]:
@@ -335,8 +340,8 @@ def choose(run: Path, resume: str, fits: Callable[[SavedCheckpoint], None]) -> C
     if resume == "never":
         if found:
             raise UsageFault(
-                f"--resume-from-checkpoint never: {folder} has {len(found)} checkpoints, the newest {found[0].name}: "
-                "choose another --output-dir, or --resume-from-checkpoint latest"
+                f"--resume-from-checkpoint never: expected no checkpoints in {folder}, found {len(found)}, the "
+                f"newest {found[0].name}; choose another --output-dir, or --resume-from-checkpoint latest"
             )
         return Choice(None)
     if resume != "latest":
@@ -374,14 +379,15 @@ def _named(path: Path, found: list[Path], fits: Callable[[SavedCheckpoint], None
     if not path.is_dir():
         raise UsageFault(
             f"--resume-from-checkpoint {path}: expected latest, never or the folder of a checkpoint, found "
-            "nothing there"
+            "nothing there; check the path"
         )
     others = [own for own in found if own.resolve() != path.resolve()]
     newer = [own for own in others if (step_of(own) or 0) > (step_of(path) or 0)]
     if newer:
         raise UsageFault(
-            f"--resume-from-checkpoint {path}: {newer[0].parent} has a newer checkpoint, {newer[0].name}, which a "
-            "later --resume-from-checkpoint latest would use instead: choose another --output-dir"
+            f"--resume-from-checkpoint {path}: expected the newest checkpoint of {newer[0].parent}, found "
+            f"{newer[0].name} to be newer, which a later --resume-from-checkpoint latest would use instead; "
+            "choose another --output-dir"
         )
     checkpoint = open_checkpoint(path)
     _require_own_name(checkpoint)
@@ -429,6 +435,6 @@ def load_into(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], where: str
     Raises:
         DataError: Names or shapes differ.
     """
-    require_same(shapes_of(own), shapes_of(saved), where, "it is of another model: choose another checkpoint")
+    require_same(shapes_of(own), shapes_of(saved), where, "it is of another model; choose another checkpoint")
     for name, tensor in own.items():
         tensor.copy_(saved[name])

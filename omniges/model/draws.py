@@ -264,7 +264,9 @@ class FlowSettings:
         """Refuse values out of range."""
         unknown = sorted(set(self.shares) - set(TASKS))
         if unknown:
-            raise UsageFault(f"task shares: unknown task {', '.join(unknown)}; expected some of {', '.join(TASKS)}")
+            raise UsageFault(
+                f"task shares: expected some of {', '.join(TASKS)}, found unknown task {', '.join(unknown)}; correct it"
+            )
         if min(self.shares.values(), default=0) < 0 or sum(self.shares.values()) <= 0:
             raise UsageFault(
                 f"task shares: expected shares of at least 0 with a positive sum, found {dict(self.shares)}"
@@ -330,7 +332,9 @@ def draw_plan(
             possible = shares * (needed <= pattern).all(axis=1)
             if not possible.any():
                 has = ", ".join(name for name, there in zip(STREAMS, pattern, strict=True) if there) or "no stream"
-                raise UsageFault(f"task shares: no task fits a sample that has {has}: leave the sample out")
+                raise UsageFault(
+                    f"task shares: expected a task for a sample that has {has}, found none; leave the sample out"
+                )
             task[rows] = _tasks_at(possible, drawn_task[rows])
     target = _table("targets")[task]
     condition = _table("conditions")[task]
@@ -354,7 +358,7 @@ def _tasks_at(shares: npt.NDArray[np.float64], drawn: F32) -> I64:
 
 
 def _chances(settings: FlowSettings, seed: int, positions: I64, conditions: Iterable[str]) -> dict[int, F32]:
-    """Draw everything that a plan depends on: by purpose, noise levels (B,) and uniform draws (B,)."""
+    """Draw everything that a plan depends on; return noise levels (B,) and the uniform draws (B,) of each purpose."""
     where = torch.from_numpy(positions)
     levels = [Draws(where, purpose) for purpose in _LEVEL.values()]
     others = [Purpose.TASK, Purpose.CONDITION_DROPOUT, Purpose.CONDITION_NOISE, Purpose.SPEAKER_DROPOUT]

@@ -214,7 +214,7 @@ class FlowModel(nn.Module):
         """
         missing = [name for name in self.carried(targets) if name not in tokens]
         if missing:
-            raise ValueError(f"this model carries absent streams as noise: pass tokens of {', '.join(missing)}")
+            raise ValueError(f"this model carries absent streams as noise; pass tokens of {', '.join(missing)}")
         every = torch.arange(len(speakers), device=speakers.device)
         outputs = self.trunk(
             tokens,
@@ -259,7 +259,7 @@ class FlowModel(nn.Module):
     def _losses(
         self, inputs: _Inputs, batch: BatchRows, weights: Mapping[StreamName, float], seed: int
     ) -> tuple[Tensor, Tensor]:
-        """Return the mean loss () and the losses (B, 3); one graph, without a value from the device.
+        """Return the mean loss, a scalar, and the losses (B, 3), in one graph that copies no value from the device.
 
         Noised tokens carry no gradient back into the embeddings.
         """

@@ -63,7 +63,7 @@ _SIZES: Final = ("width", "layers", "heads", "mlp_ratio", "piece_width", "mark_w
 _OPTIONAL_SIZES: Final = ("pooled_width", "text_head_width")
 _MAX_SIZE: Final = 1 << 20
 _OTHER_VERSION: Final = "use the omniges version that wrote it"
-_OTHER_MODEL: Final = "it is of another model: choose another checkpoint"
+_OTHER_MODEL: Final = "it is of another model; choose another checkpoint"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,8 +163,8 @@ class ModelConfig:
         patches = self.audio_tokens == "patches"
         if patches != (self.audio_grid is not None) or (patches and self.rotary_periods_s is not None):
             raise UsageFault(
-                "audio_tokens patches: they are OmniFlow's: initialize from its weights "
-                "(--pretrained-model-name-or-path), or choose rows"
+                "audio_tokens patches: expected OmniFlow's weights, to which patches belong, found none; "
+                "initialize from its weights (--pretrained-model-name-or-path), or choose rows"
             )
         if patches and self.audio_prediction != "velocity":
             raise UsageFault(
@@ -477,8 +477,8 @@ class ModelIdentity:
         if differences:
             more = [f"and {len(differences) - 3} more"] if len(differences) > 3 else []
             raise UsageFault(
-                f"{saved.path}: it is of another model: {'; '.join(differences[:3] + more)}. Resume with the settings "
-                "and shards of the checkpoint, or choose another --output-dir"
+                f"{saved.path}: expected this model, found another: {'; '.join(differences[:3] + more)}; resume "
+                "with the settings and shards of the checkpoint, or choose another --output-dir"
             )
 
 

@@ -584,7 +584,7 @@ class JointFlowTransformer(nn.Module):
         if self.rotary_periods_s is None:
             return None
         if seconds is None:
-            raise ValueError("rotary positions require the times of the tokens: pass seconds")
+            raise ValueError("rotary positions require the times of the tokens; pass seconds")
         found = {}
         for kind in kinds:
             times = {n: packed.of_rows(n, seconds[n]) if seconds[n].ndim == 2 else seconds[n][None] for n in kind}

@@ -118,7 +118,7 @@ def text_file(sample: SampleArrays) -> bytes:
         return encode_words(words, sample.row.seconds)
     except ValueError as error:
         raise DataError(
-            f"{sample.row.shard}: {sample.row.key}.{sample.row.contract.words}: {error}. {VERIFY}"
+            f"{sample.row.shard}: {sample.row.key}.{sample.row.contract.words}: {error}; {VERIFY}"
         ) from error
 
 
@@ -135,7 +135,7 @@ def audio_file(sample: SampleArrays) -> bytes | None:
     try:
         return _encoded(sample.audio, bits if unchanged else None)
     except ValueError as error:
-        raise DataError(f"{sample.row.shard}: {sample.row.key}: audio: {error}. {VERIFY}") from error
+        raise DataError(f"{sample.row.shard}: {sample.row.key}: audio: {error}; {VERIFY}") from error
 
 
 def _encoded(audio: npt.NDArray[np.float32], bits: int | None) -> bytes:

@@ -168,9 +168,9 @@ def read_report(out: Path, complete: dict[str, Any]) -> list[Finding]:
     try:
         rows = [parse_json(line) for line in data.split(b"\n") if line]
     except ValueError as error:
-        raise DataError(f"{out / REPORT_FILE}: {one_line(str(error), 200)}. {VERIFY}") from error
+        raise DataError(f"{out / REPORT_FILE}: {one_line(str(error), 200)}; {VERIFY}") from error
     if not are_findings(rows):
-        raise DataError(f"{out / REPORT_FILE}: expected findings, found lines of another form. {VERIFY}")
+        raise DataError(f"{out / REPORT_FILE}: expected findings, found lines of another form; {VERIFY}")
     return [*map(Finding.from_json, rows)]
 
 
@@ -201,11 +201,11 @@ def read_complete(settings: PreprocessSettings, place: OutputPlace) -> dict[str,
             "is read but never updated; write to another --output-dir, or replace this one with --force"
         )
     now = UnfinishedRun.of(settings.document(), anew=False)
-    _refuse_differences(f"{out} was made", found["settings"], now.settings)
+    _refuse_differences(out, found["settings"], now.settings)
     if absent := [fault.field for fault in field_faults(found)]:
         raise UsageFault(
-            f"{out}: {DATASET_FILE}: expected {absent[0]} of an earlier run, found nothing; it was edited. "
-            "Choose another --output-dir, or start over with --force"
+            f"{out}: {DATASET_FILE}: expected {absent[0]} of an earlier run, found nothing, because it was "
+            "edited; choose another --output-dir, or start over with --force"
         )
     return found
 
@@ -224,9 +224,8 @@ def check_begun(settings: PreprocessSettings, place: OutputPlace) -> None:
     if begun is None or (settings.force and begun != wanted):
         place.wipe()
         return
-    what = f"{place.unfinished}: an unfinished run was begun"
-    _refuse_differences(what, begun.settings, wanted.settings)
-    _refuse_differences(what, begun.tool, wanted.tool, "package versions")
+    _refuse_differences(place.unfinished, begun.settings, wanted.settings)
+    _refuse_differences(place.unfinished, begun.tool, wanted.tool, "package versions")
 
 
 def check_update(settings: PreprocessSettings, place: OutputPlace, complete: dict[str, Any]) -> None:
@@ -242,28 +241,27 @@ def check_update(settings: PreprocessSettings, place: OutputPlace, complete: dic
     """
     if names := list(ShardFolder(place.out).codecs):
         raise UsageFault(
-            f"{settings.output_dir} must be updated, but holds latents of {', '.join(names)}, which an update would "
-            "drop. Write to another --output-dir and run omniges encode on that, or start over with --force and encode "
-            "again"
+            f"{settings.output_dir}: expected shards without latents, because an update drops them, found latents "
+            f"of {', '.join(names)}; write to another --output-dir and run omniges encode on that, or start over "
+            "with --force and encode again"
         )
     now = UnfinishedRun.of(settings.document(), anew=False)
-    _refuse_differences(
-        f"{settings.output_dir} must be updated, but was made", complete["tool"], now.tool, "package versions"
-    )
+    _refuse_differences(settings.output_dir, complete["tool"], now.tool, "package versions")
 
 
-def _refuse_differences(what: str, found: Any, wanted: Any, noun: str = "settings") -> None:
+def _refuse_differences(where: object, found: Any, wanted: Any, noun: str = "settings") -> None:
     if differences := _differences(found, wanted):
         told = "; ".join(f"{name} was {json.dumps(was)}, is now {json.dumps(now)}" for name, was, now in differences)
         flags = _flags({name.rpartition(".")[2]: was for name, was, _ in differences}) if noun == "settings" else ""
-        choices = f"Go on as it was made with {flags}, choose" if flags else "Choose"
+        choices = f"continue as it was made with {flags}, choose" if flags else "choose"
         raise UsageFault(
-            f"{what} with other {noun}: {told}. {choices} another --output-dir, or start over with --force"
+            f"{where}: expected the {noun} of this run, found others: {told}; {choices} another --output-dir, or start "
+            "over with --force"
         )
 
 
 def _differences(found: Any, wanted: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    """Return the values that differ: dotted name, earlier value, present value."""
+    """Return the values that differ: dotted name, earlier value, current value."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         return [
             difference
@@ -299,8 +297,9 @@ def check_removal(settings: PreprocessSettings, earlier: Set[str], remaining: Se
     gone = sorted(earlier - remaining)
     if len(gone) > _MAX_REMOVED * len(earlier) and not settings.allow_removal:
         raise UsageFault(
-            f"{settings.output_dir}: {len(gone)} of {len(earlier)} samples would be dropped ({first_of(gone, 3)}), "
-            f"more than {_MAX_REMOVED:.0%}. Check --root and its files; if this is intended, add --allow-removal"
+            f"{settings.output_dir}: expected at most {_MAX_REMOVED:.0%} of the samples to be removed, found "
+            f"{len(gone)} of {len(earlier)} ({first_of(gone, 3)}); check --root and its files, or add "
+            "--allow-removal if this is intended"
         )
 
 

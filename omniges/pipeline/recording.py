@@ -239,7 +239,7 @@ def _motion(recording: Recording) -> Motion | None:
     given = {name: _array(recording, name, array) for name, array in arrays.items() if array is not None}
     if not given:
         if recording.betas is not None:
-            raise DataError(f"recording {recording.key!r}: betas without motion: remove them")
+            raise DataError(f"recording {recording.key!r}: expected motion with betas, found none; remove betas")
         return None
     rate = recording.frame_rate_hz
     if not _is_number(rate):
@@ -312,8 +312,8 @@ def _tier(recording: Recording, audio_s: float, seconds: float) -> WordTier | No
             raise DataError(f"{what} {error}") from error
         if one.end > seconds + _AFTER_END_S:
             raise DataError(
-                f"{what} {one.word!r:.40} ends at {one.end:g} s, after the recording's end at {seconds:g} s: correct "
-                "the times"
+                f"{what} {one.word!r:.40}: expected an end within the recording, {seconds:g} s, found {one.end:g} "
+                "s; correct the times"
             )
         intervals.append(WordInterval(one_line(one.word), one.start, one.end))
     words, notes = words_in_order(intervals)

@@ -210,7 +210,7 @@ class PreprocessSettings:
     )
     max_rejected: float = option(
         0.05,
-        "Largest share of rejected recordings, 0 to 1, with exit code 0; the shards are completed either way.",
+        "Share of rejected recordings, 0 to 1, above which the exit code is 1; the shards are completed either way.",
         minimum=0,
         maximum=1,
     )
@@ -229,7 +229,10 @@ class PreprocessSettings:
         """Refuse invalid values; errors name the flag."""
         check(self)
         if self.ray_address is not None and self.engine != "ray":
-            raise UsageFault(f"--ray-address {self.ray_address}: expected --engine ray with it")
+            raise UsageFault(
+                f"--ray-address {self.ray_address}: expected with --engine ray, found another engine; add it, or "
+                "remove the address"
+            )
         if self.ray_address is not None and not _RAY_ADDRESS.fullmatch(self.ray_address):
             raise UsageFault(
                 f"--ray-address {self.ray_address}: expected HOST:PORT, auto or local; run on a node of the cluster"

@@ -207,7 +207,7 @@ class Tally:
         if self.rows and outcome.row.labels.keys() != self.rows[0].labels.keys():
             found, first = (", ".join(sorted(row.labels)) or "none" for row in (outcome.row, self.rows[0]))
             raise DataError(
-                f"{recording.stem}: expected labels {first} as of {self.rows[0].stem}, found {found}; a corpus "
+                f"{recording.stem}: expected labels {first} as for {self.rows[0].stem}, found {found}; a corpus "
                 'gives all its recordings the same label names, with "" for unknown ones'
             )
         self.take_in(outcome)  # before the writer, whose journal line may include its notes

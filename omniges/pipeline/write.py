@@ -227,7 +227,10 @@ class _Spool:
             while done < place.size:
                 count = os.preadv(self._descriptor, [memoryview(data)[done:]], place.offset + done)
                 if not count:
-                    raise DataError(f"{self._path}: the file became shorter during reading. Run this again")
+                    raise DataError(
+                        f"{self._path}: expected a file that does not change, found it shorter during reading; run "
+                        "this again"
+                    )
                 done += count
         return data
 
@@ -287,8 +290,8 @@ def _convert_all(
             first = seen.setdefault(identity, sample.row)
             if first.split != sample.row.split:
                 raise DataError(
-                    f"recording {recording.key!r}: in {sample.row.split} expected content that is in no other split, "
-                    f"found the content of {first.stem!r} of {first.split}: remove one of the two"
+                    f"recording {recording.key!r}: in {sample.row.split} expected content that is in no other "
+                    f"split, found the content of {first.stem!r} of {first.split}; remove one of the two"
                 )
         inputs[take.stem] = digests_of(take)
         tally.take_statistics(sample)

@@ -213,7 +213,8 @@ def read_architecture(
     layers = 1 + max((int(match[1]) for name in shapes if (match := _BLOCK.match(name))), default=-1)
     if not 0 < layers <= len(shapes):
         raise DataError(
-            f"{where}: expected a complete OmniFlow transformer, found {layers} blocks in {len(shapes)} tensors"
+            f"{where}: expected a complete OmniFlow transformer, found {layers} blocks in {len(shapes)} tensors; "
+            "download it again"
         )
     norm = "transformer_blocks.0.attn.norm_q"
     qk_norm: QKNormKind | None = "layer" if f"{norm}.bias" in shapes else "rms" if f"{norm}.weight" in shapes else None

@@ -68,7 +68,7 @@ def convert(folder: Path, out: Path, weights: WhichWeights = "last") -> Conversi
         EnvironmentFault: A file cannot be read or written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageFault(f"-o {out}: expected a new or empty folder, found something there")
+        raise UsageFault(f"-o {out}: expected a new or empty folder, found something there; choose another")
     source = read_omniflow(folder, weights)
     make_folder(out.parent)
     with pending_folder(out) as unfinished:
@@ -123,7 +123,7 @@ def converted_config(folder: Path) -> dict[str, Any]:
     path = folder / _CONFIG_FILE
     found = read_json(path)
     if file_entry(path) != document["files"][_CONFIG_FILE]:
-        raise DataError(f"{path}: it has changed since it was written; {_AGAIN}")
+        raise DataError(f"{path}: expected the content that was written, found other content; {_AGAIN}")
     shapes = open_parts((folder / _MODEL_FILE,)).shapes
     trunk: Any = found.get("trunk")
     grids: Any = found.get("grids")
@@ -172,7 +172,7 @@ def read_converted(folder: Path) -> SourceTrunk:
     config = converted_config(folder)
     path = folder / _MODEL_FILE
     if not path.is_file() or file_entry(path) != document["files"][_MODEL_FILE]:
-        raise DataError(f"{path}: it is missing or has changed since it was written; {_AGAIN}")
+        raise DataError(f"{path}: expected the content that was written, found none or other content; {_AGAIN}")
     tensors = open_parts((path,))
     expected = parameter_shapes(config["trunk"])
     return SourceTrunk(
@@ -197,6 +197,7 @@ def _document(folder: Path) -> dict[str, Any]:
     valid = isinstance(files, dict) and {_CONFIG_FILE, _MODEL_FILE} <= files.keys() and sealed_correctly(document)
     if document.get("format") != _FORMAT or document.get("version") != _VERSION or not valid:
         raise DataError(
-            f"{path}: it has changed since convert-omniflow wrote it (format {_FORMAT}, version {_VERSION}); {_AGAIN}"
+            f"{path}: expected what convert-omniflow wrote (format {_FORMAT}, version {_VERSION}), found a "
+            f"change; {_AGAIN}"
         )
     return document

@@ -122,13 +122,16 @@ def open_start(
         return CheckpointStart(checkpoint.find_checkpoint(path), weights or "ema", changes)
     if is_converted(path):
         if weights is not None:
-            raise UsageFault("--pretrained-weights: a converted folder has one set of weights; remove the flag")
+            raise UsageFault(
+                "--pretrained-weights: expected a folder with several sets of weights, found a converted one with "
+                "one; remove the flag"
+            )
         return OmniFlowStart(path, "last", changes, audio_codec)
     if is_omniflow(path):
         return OmniFlowStart(path, weights or "last", changes, audio_codec)
     raise UsageFault(
         f"--pretrained-model-name-or-path {path}: expected an OmniFlow folder (transformer/config.json and "
-        "weights), one of convert-omniflow, or a run or checkpoint of omniges, found neither"
+        "weights), one of convert-omniflow, or a run or checkpoint of omniges, found none of them; check the path"
     )
 
 
@@ -141,8 +144,8 @@ def _changed(config: ModelConfig, changes: Mapping[str, Any], allowed: frozenset
         )
     if fixed:
         raise UsageFault(
-            f"recipe key model: {', '.join(fixed)} come from the pretrained weights; only {', '.join(sorted(allowed))} "
-            "can be set with them"
+            f"recipe key model: expected only {', '.join(sorted(allowed))} with pretrained weights, found "
+            f"{', '.join(fixed)}; remove those"
         )
     return replace(config, **{name: value for name, value in changes.items() if name in allowed})
 
@@ -173,8 +176,8 @@ class CheckpointStart(Start):
             )
         if was.loudness != identity.loudness:
             raise UsageFault(
-                f"{self._saved.path}: it was trained on audio of loudness {was.loudness}, these shards have "
-                f"{identity.loudness}: preprocess them with --loudness {was.loudness}"
+                f"{self._saved.path}: expected audio of loudness {was.loudness}, on which it was trained, found "
+                f"{identity.loudness} in these shards; preprocess them with --loudness {was.loudness}"
             )
         own = replace(identity, statistics=was.statistics, tokenizer=was.tokenizer, latents=was.latents)
         # Streams that both have keep the values that the weights were trained with.
@@ -263,7 +266,8 @@ class OmniFlowStart(Start):
         if changes.get("audio_tokens", default) == "patches":
             if audio_codec is None:
                 raise UsageFault(
-                    f"recipe key model: audio_tokens: expected {_OMNIFLOW_AUDIO}, found patches without --audio-codec"
+                    f"recipe key model: audio_tokens: expected {_OMNIFLOW_AUDIO}, found patches without "
+                    "--audio-codec; add it"
                 )
             grid = PatchGrid(**(converted["grids"]["audio"] if converted else audio_grid_of(folder)))
             config = replace(config, audio_tokens="patches", audio_grid=grid, audio_prediction="velocity")

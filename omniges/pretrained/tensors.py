@@ -69,7 +69,7 @@ def find_omniflow(folder: Path) -> OmniFlowFolder:
             return OmniFlowFolder(read_json(file), file, weights, average)
     raise UsageFault(
         f"{folder}: expected an OmniFlow folder with transformer/config.json and transformer/{_STEM}.bin or "
-        ".safetensors, found none"
+        ".safetensors, found none; check the path"
     )
 
 
@@ -88,19 +88,21 @@ def _parts(index: Path) -> tuple[Path, ...]:
     """Return the parts that an index names, all of them next to it."""
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise DataError(f"{index}: expected a weight_map of tensors and files; download it again")
+        raise DataError(f"{index}: expected a weight_map of tensors and files, found something else; download it again")
     parts = sorted(set(names.values()))
     for name in parts:
         if Path(name).name != name:
             raise DataError(f"{index}: expected names of files beside it, found {name!r}; download it again")
         if not (index.parent / name).is_file():
-            raise DataError(f"{index.parent / name}: the index names it, but it is missing; download it again")
+            raise DataError(
+                f"{index.parent / name}: expected this file, which the index names, found none; download it again"
+            )
     return tuple(index.parent / name for name in parts)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object of a folder; raise `DataError` for anything else."""
-    return read_settings(path, "Download the complete folder again", path.parent)
+    return read_settings(path, "download the complete folder again", path.parent)
 
 
 def file_entry(path: Path) -> dict[str, Any]:
@@ -127,9 +129,14 @@ def open_parts(paths: tuple[Path, ...]) -> Tensors:
         part = open_tensors(path)
         for name, kind in kinds_of(part).items():
             if name in owner:
-                raise DataError(f"{path}: {name} is in {owner[name][0]} too; download both again")
+                raise DataError(
+                    f"{path}: expected each tensor in one file, found {name} in {owner[name][0]} too; download both "
+                    "again"
+                )
             if kind[0] not in _TYPES:
-                raise DataError(f"{path}: {name}: expected float32, float16 or bfloat16, found {kind[0]}")
+                raise DataError(
+                    f"{path}: {name}: expected float32, float16 or bfloat16, found {kind[0]}; download it again"
+                )
             owner[name], kinds[name] = (path, part), kind
     return Tensors(
         where=str(paths[0] if len(paths) == 1 else paths[0].parent),

@@ -224,12 +224,15 @@ def conversion_statuses(
     found += [TensorStatus("left out", name, None, math.prod(shapes[name]), reason) for name, reason in reasons.items()]
     unexplained = sorted(shapes.keys() - {status.source for status in found})
     if unexplained:
-        raise DataError(f"OmniFlow transformer: {len(unexplained)} tensors without a known use: {unexplained[0]}")
+        raise DataError(
+            f"OmniFlow transformer: expected known tensors only, found {len(unexplained)} others, such as "
+            f"{unexplained[0]}; use another checkpoint"
+        )
     return found
 
 
 def table_of(statuses: Iterable[TensorStatus]) -> list[str]:
-    """Return a table of the tensors' uses: a line for each use, part and reason; blocks are counted together."""
+    """Return a table of the tensors' uses, with one line for each use, part and reason; all blocks share a line."""
     groups: dict[tuple[StatusKind, str, str], list[int]] = {}
     for status in statuses:
         groups.setdefault((status.kind, _part(status), status.reason), []).append(status.numbers)
@@ -416,7 +419,10 @@ def _base(saved: Tensor, where: str) -> int:
     """Estimate the base from the angle of the second column's slowest pair, and return the best integer near it."""
     side, _, width = saved.shape
     if side < 2 or width % 4:
-        raise DataError(f"{where}: expected a table of at least 2 × 2 and a width of whole quarters")
+        raise DataError(
+            f"{where}: expected a table of at least 2 × 2 and a width of whole quarters, found another; download it "
+            "again"
+        )
     sine, cosine = float(saved[0, 1, 0]), float(saved[0, 1, width // 4])
     near = round(math.atan2(sine, cosine) * side) if math.isfinite(sine + cosine) else 0
     return min(range(max(1, near - 2), max(1, near) + 3), key=lambda base: _difference(saved, 0, base))

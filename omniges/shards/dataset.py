@@ -41,7 +41,7 @@ _BLOCK_FRAMES = 256
 _SPOOL_CLIPS: Final = 64  # of a block of partials on disk, 1.7 MB
 _SPOOL_READ_BYTES: Final = 16 << 20  # of partials in memory at once when they are combined
 _MOST: Final = 1e30  # largest magnitude of statistics, which are used in float32
-_VERIFY_DEEP: Final = "Run omniges verify-shards --level deep on it"  # others compare its checksum alone
+_VERIFY_DEEP: Final = "run omniges verify-shards --level deep on it"  # others compare its checksum alone
 _PACKAGES: Final = ("librosa", "numpy", "praatio", "pyarrow", "scipy", "soundfile", "soxr", "tokenizers")
 FEATURES: Final[dict[str, Any]] = {
     "tick_s": 0.1,
@@ -104,7 +104,7 @@ class Partial:
 
 
 def partial_of(array: npt.NDArray[np.float32]) -> Partial:
-    """Return the partial of one clip: array (T, C) with T >= 1, NaN throughout an absent channel.
+    """Return the partial statistics of one clip: array (T, C) with T >= 1, NaN throughout an absent channel.
 
     Deviations are taken from the first frame. This saves one pass compared with deviations from the mean. It also gives
     a constant channel a variance of exactly zero. Sums are accumulated over the frames in order.
@@ -338,20 +338,23 @@ def read_statistics(data: bytes, place: str) -> dict[str, Any]:
     arrays = {"gesture": LAYOUT.channels, "mel": audio.MEL_BANDS}
     for name in arrays:
         if not isinstance(found.get(name), dict):
-            raise DataError(f"{place}: {name}: expected an object. {_VERIFY_DEEP}")
+            raise DataError(f"{place}: {name}: expected an object, found something else; {_VERIFY_DEEP}")
     counts = ["counts"] if any("counts" in found[name] for name in arrays) else []  # version 1 has none
     if "jaw_eyes" in found:  # version 1 has none; models with jaw and eyes add it
         if not isinstance(found["jaw_eyes"], dict):
-            raise DataError(f"{place}: jaw_eyes: expected an object. {_VERIFY_DEEP}")
+            raise DataError(f"{place}: jaw_eyes: expected an object, found something else; {_VERIFY_DEEP}")
         arrays["jaw_eyes"] = JAW_EYES
     for name, channels in arrays.items():
         for column in ("mean", "std", *counts):
             minimum = -math.inf if column == "mean" else 0
             if not is_numbers(found[name].get(column), channels, minimum):
-                raise DataError(f"{place}: {name}.{column}: expected {channels} finite numbers. {_VERIFY_DEEP}")
+                raise DataError(
+                    f"{place}: {name}.{column}: expected {channels} finite numbers, found something else; "
+                    f"{_VERIFY_DEEP}"
+                )
     words = found.get("words")
     if not isinstance(words, dict) or not schema.is_count(words.get("total")):
-        raise DataError(f"{place}: words.total: expected a number of words. {_VERIFY_DEEP}")
+        raise DataError(f"{place}: words.total: expected a number of words, found something else; {_VERIFY_DEEP}")
     return found
 
 
@@ -379,11 +382,12 @@ def statistics_document(
     words: Counter[str],
     version: int = schema.FORMAT_VERSION,
 ) -> dict[str, Any]:
-    """Return the content of stats.json for the train rows; only ``samples: 0`` if there are none.
+    """Return the content of stats.json for the train rows; without rows it is only ``samples: 0``.
 
     Args:
         rows: Manifest rows of the train samples.
-        partials: Partials of each sample's arrays in the order of `STATISTICS`, as many as the version describes.
+        partials: Partial statistics of each sample's arrays, in the order of `STATISTICS`, for those that the version
+        has.
         words: How often each word occurs in the train split.
         version: Contract version of the set.
 

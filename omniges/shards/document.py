@@ -25,7 +25,7 @@ from omniges.shards.tar import BLOCK_BYTES, END_OF_ARCHIVE
 from omniges.storage.files import canonical_json, is_sha256, read_json
 from omniges.storage.redact import one_line
 
-_VERIFY: Final = "Run omniges verify-shards on it"
+_VERIFY: Final = "run omniges verify-shards on it"
 _ABSENT: Final = "nothing"
 _PROVENANCE: Final = ("tool.", "settings.", "plan.", "totals.cut")
 """Start of the names of fields that readers may do without; the verifier and `preprocess` need them."""
@@ -216,10 +216,11 @@ def read_dataset(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UsageFault(f"{folder}: expected a folder of shards, found none; run omniges preprocess first")
     try:
-        document = read_json(path, "Make the shards again", folder)
+        document = read_json(path, "make the shards again", folder)
     except FileNotFoundError as error:
         raise DataError(
-            f"{folder}: no {schema.DATASET_FILE}, so the shards are not complete. Run omniges preprocess"
+            f"{folder}: expected {schema.DATASET_FILE}, found none, so the shards are not complete; run omniges "
+            "preprocess"
         ) from error
     return check_document(document, str(path))
 
@@ -243,7 +244,7 @@ def check_document(document: object, path: str) -> dict[str, Any]:
             "same command again"
         )
     if not isinstance(document, dict) or document.get("format") != schema.FORMAT:
-        raise DataError(f"{path}: expected format {schema.FORMAT!r}; this is not a folder of omniges shards")
+        raise DataError(f"{path}: expected format {schema.FORMAT!r}, found another; give a folder of omniges shards")
     version = document.get("version")
     if type(version) is not int or version not in schema.CONTRACTS:
         known = " or ".join(map(str, schema.CONTRACTS))
@@ -252,21 +253,22 @@ def check_document(document: object, path: str) -> dict[str, Any]:
         )
     if not sealed_correctly(document):
         raise DataError(
-            f"{path}: the checksum does not fit the content: it was edited or damaged. Make the shards again"
+            f"{path}: expected content that fits the checksum, found other content, so it was edited or damaged; "
+            "make the shards again"
         )
     for field_name in ("shards", "files"):
         listed = document.get(field_name)
         if not isinstance(listed, dict):
-            raise DataError(f"{path}: {field_name}: expected an object, found {type(listed).__name__}. {_VERIFY}")
+            raise DataError(f"{path}: {field_name}: expected an object, found {type(listed).__name__}; {_VERIFY}")
         for name, entry in listed.items():
             problem = entry_problem(name, entry, field_name)
             if problem:
-                raise DataError(f"{path}: {field_name}: {ascii(name)[:80]}: {problem}. {_VERIFY}")
+                raise DataError(f"{path}: {field_name}: {ascii(name)[:80]}: {problem}; {_VERIFY}")
     for fault in field_faults(document):
         if not (fault.absent and fault.field.startswith(_PROVENANCE)):
-            raise DataError(f"{path}: {fault.field}: expected {fault.expected}, found {fault.found}. {_VERIFY}")
+            raise DataError(f"{path}: {fault.field}: expected {fault.expected}, found {fault.found}; {_VERIFY}")
     if problem := _counts_problem(document):
-        raise DataError(f"{path}: {problem}. {_VERIFY}")
+        raise DataError(f"{path}: {problem}; {_VERIFY}")
     return document
 
 
@@ -290,8 +292,8 @@ def loudness_of(dataset: Mapping[str, Any], folder: Path) -> audio.Loudness:
             return cast("audio.Loudness", rule)
     expected = " or ".join(get_args(audio.Loudness))
     raise DataError(
-        f"{folder / schema.DATASET_FILE}: settings.convert.loudness: expected {expected}, found {found!a:.40}; it was "
-        "edited. Make the shards again"
+        f"{folder / schema.DATASET_FILE}: settings.convert.loudness: expected {expected}, found {found!a:.40}, so "
+        "it was edited; make the shards again"
     )
 
 

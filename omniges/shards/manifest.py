@@ -439,7 +439,8 @@ class ManifestColumns:
             self._file, self._form = _open_parquet(stream)
         except (ValueError, OSError, OverflowError, pa.ArrowException) as error:
             raise DataError(
-                f"{path}: not a manifest of the contract ({one_line(str(error), 200)}). {schema.VERIFY}"
+                f"{path}: expected a manifest of the contract, found another file ({one_line(str(error), 200)}); "
+                f"{schema.VERIFY}"
             ) from error
 
     def _column(self, name: str) -> pa.Array:
@@ -486,7 +487,7 @@ class ManifestColumns:
         column = self._column(name)
         if column.null_count:
             raise DataError(
-                f"{self.path}: column {name!r}: expected no nulls, found {column.null_count}. {schema.VERIFY}"
+                f"{self.path}: column {name!r}: expected no nulls, found {column.null_count}; {schema.VERIFY}"
             )
         if not len(column):
             return np.empty(0, np.uint8), np.zeros(1, np.int32)

@@ -81,7 +81,7 @@ class LocalShards:
         try:
             return open_file(self.folder / shard, self.folder)
         except FileNotFoundError as error:
-            raise DataError(f"{self.folder / shard}: the shard is missing. {VERIFY}") from error
+            raise DataError(f"{self.folder / shard}: expected this shard, found no such file; {VERIFY}") from error
 
     def prefetch(self, shards: Iterable[str]) -> None:
         """Do nothing; the shards are local."""
@@ -127,7 +127,7 @@ def check_digest(content: bytes | memoryview, sha256: bytes, place: str) -> None
     """
     found = hashlib.sha256(content).digest()
     if found != sha256:
-        raise DataError(f"{place}: expected sha256 {sha256.hex()}, found {found.hex()}. {VERIFY}")
+        raise DataError(f"{place}: expected sha256 {sha256.hex()}, found {found.hex()}; {VERIFY}")
 
 
 def check_member(source: ShardSource, shard: str, content: bytes | memoryview, sha256: bytes, place: str) -> None:
@@ -171,21 +171,21 @@ def open_beside(folder: Path, name: str, dataset: dict[str, Any]) -> Iterator[Bi
     path = folder / name
     listed = dataset["files"].get(name)
     if listed is None:
-        raise DataError(f"{path}: expected an entry in {DATASET_FILE}, found none. {VERIFY}")
+        raise DataError(f"{path}: expected an entry in {DATASET_FILE}, found none; {VERIFY}")
     try:
         descriptor = open_file(path, folder)
     except FileNotFoundError as error:
-        raise DataError(f"{path}: {error.strerror}. {VERIFY}") from error
+        raise DataError(f"{path}: {error.strerror}; {VERIFY}") from error
     with open(descriptor, "rb") as stream:
         with os_errors(path, "read"):
             size = os.fstat(descriptor).st_size
             if size != listed["bytes"]:
                 expected = f"expected {listed['bytes']} bytes as in {DATASET_FILE}"
-                raise DataError(f"{path}: {expected}, found {size}. {VERIFY}")
+                raise DataError(f"{path}: {expected}, found {size}; {VERIFY}")
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found != listed["sha256"]:
             expected = f"expected sha256 {listed['sha256']} as in {DATASET_FILE}"
-            raise DataError(f"{path}: {expected}, found {found}. {VERIFY}")
+            raise DataError(f"{path}: {expected}, found {found}; {VERIFY}")
         stream.seek(0)
         yield stream
 
@@ -222,9 +222,9 @@ def checked_rows(data: bytes, dataset: Mapping[str, Any], place: str) -> list[Ma
     try:
         rows = read_manifest(data)
     except ValueError as error:
-        raise DataError(f"{place}: {one_line(str(error), 200)}. {VERIFY}") from error
+        raise DataError(f"{place}: {one_line(str(error), 200)}; {VERIFY}") from error
     if problem := rows_problem(rows, dataset):
-        raise DataError(f"{place}: {one_line(problem, 200)}. {VERIFY}")
+        raise DataError(f"{place}: {one_line(problem, 200)}; {VERIFY}")
     return rows
 
 
@@ -294,7 +294,7 @@ class ShardFolder:
 
         near = difflib.get_close_matches(name, [row.key for row in self.rows], n=3)
         hint = f"Did you mean {', '.join(near)}?" if near else "omniges inspect DIR lists them"
-        raise UsageFault(f"{self.folder}: no sample {name!r}. {hint}")
+        raise UsageFault(f"{self.folder}: expected the key or stem of a sample, found {name!r}; {hint}")
 
     def member(self, row: ManifestRow, member: str) -> bytes:
         """Return a member's bytes.
@@ -330,7 +330,7 @@ class ShardFolder:
         if check:
             check_member(self.source, row.shard, data, bytes.fromhex(place.sha256), shown)
         elif len(data) != place.size:
-            raise DataError(f"{shown}: expected {place.size} bytes, found {len(data)}. {VERIFY}")
+            raise DataError(f"{shown}: expected {place.size} bytes, found {len(data)}; {VERIFY}")
         return data
 
     def array(self, row: ManifestRow, member: str) -> npt.NDArray[Any]:
@@ -373,7 +373,7 @@ class ShardFolder:
     def _fault(self, row: ManifestRow, member: str, problem: object) -> DataError:
         """Return the error for a member whose content does not follow the contract."""
         shown = place_of_member(self.source, row.shard, row.key, member, row.members[member].offset)
-        return DataError(f"{shown}: {one_line(str(problem), 200)}. {VERIFY}")
+        return DataError(f"{shown}: {one_line(str(problem), 200)}; {VERIFY}")
 
     def words(self, row: ManifestRow) -> list[dict[str, Any]]:
         """Return the words of a sample, each with word, start and end; raise as `array` does."""

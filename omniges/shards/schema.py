@@ -40,7 +40,7 @@ SIDE_FILES: Final = (
 UNFINISHED_FILE: Final = ".omniges-unfinished"  # folder of a run that started and did not finish
 UNFINISHED_FORMAT: Final = "omniges-unfinished"
 """Format that dataset.json states in an object store while a run replaces the set."""
-VERIFY: Final = "Run omniges verify-shards, then make the shards again"
+VERIFY: Final = "run omniges verify-shards, then make the shards again"
 """Remedy in errors about damaged shards."""
 
 Split = Literal["train", "val", "test", "additional"]
@@ -302,9 +302,11 @@ def parse_document(data: bytes, place: str) -> dict[str, Any]:
     try:
         found = parse_json(data)
     except ValueError as error:
-        raise DataError(f"{place}: expected a JSON object ({one_line(str(error), 200)}). {VERIFY}") from error
+        raise DataError(
+            f"{place}: expected a JSON object, found something else ({one_line(str(error), 200)}); {VERIFY}"
+        ) from error
     if not isinstance(found, dict):
-        raise DataError(f"{place}: expected a JSON object, found {type(found).__name__}. {VERIFY}")
+        raise DataError(f"{place}: expected a JSON object, found {type(found).__name__}; {VERIFY}")
     return found
 
 

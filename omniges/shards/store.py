@@ -97,7 +97,7 @@ class _Record:
 
 @dataclass(frozen=True, slots=True)
 class _Steps:
-    """Steps of a commit; all names are such as an omniges run writes."""
+    """Steps of a commit; a name that no omniges run writes is refused."""
 
     place: dict[str, dict[str, Any]]  # final name -> staged, bytes and sha256
     removed: dict[str, str]  # file of the earlier set -> ETag
@@ -145,7 +145,7 @@ def _is_staged(name: object) -> bool:
 
 @dataclass(slots=True)
 class _State:
-    """Unfinished work, as the records since the last ``clean`` record tell it."""
+    """Unfinished work, as recorded since the last ``clean`` record."""
 
     first: int = 0  # number of that record
     next: int = 0  # number of the next record
@@ -322,7 +322,8 @@ class StorePlace:
         if records and records[0].number and not any(record.kind == "clean" for record in records):
             raise UsageFault(
                 f"{self.unfinished}: expected all records since the last clean one, found "
-                f"{_record_name(records[0].number)} as the first. {FOREIGN}"
+                f"{_record_name(records[0].number)} as the first; move it away, then run this "
+                "again"
             )
         for record in records:
             state.add(record)
@@ -363,8 +364,9 @@ class StorePlace:
 
     def _lost(self) -> LockLost:
         return LockLost(
-            f"{self.location}: another omniges run took over, because no heartbeat of this one arrived for "
-            f"{self._lease.expires_s:g} s, or both began at once. Let the other one finish"
+            f"{self.location}: expected to be the only run that writes here, found that another took over, "
+            f"because no heartbeat of this one arrived for {self._lease.expires_s:g} s, or both began at once; "
+            "let the other one finish"
         )
 
     # --- Unfinished work
@@ -376,7 +378,8 @@ class StorePlace:
             ours = [name for name in entries if is_own_name(name)]
             if ours:
                 raise UsageFault(
-                    f"{self.location}: {ours[0]} exists, but not from an omniges run. Choose another --output-dir"
+                    f"{self.location}: expected no file called {ours[0]}, found one that is not from an omniges "
+                    "run; choose another --output-dir"
                 )
         self._finish_commit()
         self._restore_dataset()
@@ -420,7 +423,7 @@ class StorePlace:
         if free < needed:
             raise EnvironmentFault(
                 f"{self._work}: expected {needed / 1e9:.1f} GB of free space for shards before their upload, "
-                f"found {free / 1e9:.1f} GB. Free some space or choose another --work-dir"
+                f"found {free / 1e9:.1f} GB; free some space or choose another --work-dir"
             )
 
     def sizes(self) -> dict[str, int]:
@@ -562,7 +565,7 @@ class StorePlace:
         if mark is None and present.etag != steps.replaces:
             raise DataError(
                 f"{self._set.location.shown_file(schema.DATASET_FILE)}: expected the one that is being replaced, "
-                "found another; another program wrote it. Remove it and run this again"
+                "found another, which another program wrote; remove it and run this again"
             )
         data = self._read_staged(last)  # before the earlier set is touched
         etag = present.etag
@@ -603,7 +606,7 @@ class StorePlace:
 
     def _incomplete(self, found: str) -> DataError:
         self._require_lock()  # a later owner removes what it has published
-        return DataError(f"{found}. So the set cannot be completed. Choose another --output-dir")
+        return DataError(f"{found}, so the set cannot be completed; choose another --output-dir")
 
 
 def _mark_in(content: bytes) -> dict[str, str] | None:

@@ -49,7 +49,7 @@ SPOOL_FILE: Final = "spool"  # samples that are not in a shard yet
 _WORK_FILES: Final = frozenset({BEGUN_FILE, JOURNAL_FILE, COMMIT_FILE, PLACE_FILE, SPOOL_FILE})
 _STAGED: Final = re.compile(r"staged-(?:[0-9]{6,12}-)?[0-9]{6}\.tar", re.ASCII)  # with a lock number in a store
 _ASIDE: Final = "moved-"
-FOREIGN: Final = "not from an omniges run. Move it away, then run this again"
+FOREIGN: Final = "expected a file of an omniges run, found another; move it away, then run this again"
 _CHECK_CHARACTERS: Final = 16  # digest characters before each line, enough to detect a torn line
 
 
@@ -283,8 +283,8 @@ class Workspace:
         free = shutil.disk_usage(self.out).free
         if free < 0.8 * needed_bytes:  # the estimate is too high for compressed inputs
             raise EnvironmentFault(
-                f"{self.out}: expected {needed_bytes / 1e9:.1f} GB of free space, found {free / 1e9:.1f} GB. "
-                "Free some space or choose another --output-dir (existing shards are kept until the new ones are "
+                f"{self.out}: expected {needed_bytes / 1e9:.1f} GB of free space, found {free / 1e9:.1f} GB; free "
+                "some space or choose another --output-dir (existing shards are kept until the new ones are "
                 "complete)"
             )
 
@@ -344,7 +344,10 @@ class Workspace:
             return
         ours = sorted(path.name for path in self.out.iterdir() if is_own_name(path.name))
         if ours:
-            raise UsageFault(f"{self.out}: {ours[0]} exists, but not from an omniges run. Choose another --output-dir")
+            raise UsageFault(
+                f"{self.out}: expected no file called {ours[0]}, found one that is not from an omniges run; choose "
+                "another --output-dir"
+            )
 
     def steps(self, name: str) -> CommitSteps | None:
         """Return the steps in commit.json or place.json; None if the file is absent.
@@ -554,8 +557,8 @@ def are_findings(rows: Any) -> bool:
 def _require_dataset(place: Path, folder: Path) -> None:
     if not (place / schema.DATASET_FILE).is_file():
         raise DataError(
-            f"{folder}: {schema.DATASET_FILE} was removed, so the shards cannot be completed. Choose another "
-            "--output-dir"
+            f"{folder}: expected {schema.DATASET_FILE}, found that it was removed, so the shards cannot be "
+            "completed; choose another --output-dir"
         )
 
 

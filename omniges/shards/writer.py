@@ -115,7 +115,7 @@ class OpenShard(Protocol):
         """Write pending bytes to disk, so that `publish` has less to wait for."""
 
     def complete(self) -> None:
-        """Accept that no piece follows; the work that `publish` waits for may begin."""
+        """Declare the shard complete, so that the work that `publish` waits for can begin."""
 
     def publish(self) -> None:
         """Make the file durable and give it its final name."""

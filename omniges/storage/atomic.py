@@ -29,17 +29,17 @@ _FILE_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,255}", re.ASCII)
 _TEMPORARY: Final = re.compile(r"\.(?P<final>.+)\.tmp-(?P<pid>\d+)")
 _SPECIAL: Final = "a pipe, device or socket of that name is in the way"
 _REASONS: Final = {
-    errno.ENOSPC: "the disk is full: free some space and run the same command again",
-    errno.EDQUOT: "the disk quota is used up: free some space and run the same command again",
-    errno.EACCES: "permission denied: choose another folder or change its permissions",
-    errno.EPERM: "permission denied: choose another folder or change its permissions",
-    errno.EROFS: "the file system is read-only: choose another folder",
-    errno.ENOENT: "the folder is not there (any more): create it and run the same command again",
-    errno.ENOTDIR: "part of the path is a file, not a folder: choose another folder",
-    errno.EEXIST: "a file of that name is in the way: choose another path",
-    errno.ELOOP: "a link is in the way, and nothing is written through it: remove it, or choose another path",
-    errno.EISDIR: "a folder of that name is in the way: choose another path",
-    errno.EMFILE: "too many open files: raise the limit (ulimit -n)",
+    errno.ENOSPC: "the disk is full; free some space and run the same command again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.EACCES: "permission denied; choose another folder or change its permissions",
+    errno.EPERM: "permission denied; choose another folder or change its permissions",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.ENOENT: "the folder is not there (any more); create it and run the same command again",
+    errno.ENOTDIR: "part of the path is a file, not a folder; choose another folder",
+    errno.EEXIST: "a file of that name is in the way; choose another path",
+    errno.ELOOP: "a link is in the way, and nothing is written through it; remove it, or choose another path",
+    errno.EISDIR: "a folder of that name is in the way; choose another path",
+    errno.EMFILE: "too many open files; raise the limit (ulimit -n)",
 }
 
 
@@ -60,7 +60,7 @@ def os_errors(path: Path, action: str = "write") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = _REASONS.get(error.errno or 0, f"{error.strerror or error}: check the disk")
+        reason = _REASONS.get(error.errno or 0, f"{error.strerror or error}; check the disk")
         raise EnvironmentFault(f"cannot {action} {path}: {reason}") from error
 
 
@@ -90,7 +90,9 @@ def home_expanded(flag: str, path: Path) -> Path:
     try:
         return path.expanduser()
     except RuntimeError as error:
-        raise EnvironmentFault(f"{flag} {path}: there is no home folder: set HOME, or give a whole path") from error
+        raise EnvironmentFault(
+            f"{flag} {path}: expected a home folder, found none; set HOME, or give a whole path"
+        ) from error
 
 
 def is_special(path: Path) -> bool:
@@ -274,7 +276,9 @@ def locked(out: Path) -> Iterator[None]:
     with os_errors(out, "open"):
         descriptor = os.open(out, _FOLDER)
     if not _take_lock(descriptor, out):
-        raise EnvironmentFault(f"{out}: another omniges run is writing here. Wait for it, or stop it")
+        raise EnvironmentFault(
+            f"{out}: expected no other writer, found that another omniges run is writing here; wait for it, or stop it"
+        )
     try:
         yield
     finally:
@@ -305,7 +309,7 @@ class PendingFile:
         self._hash = hashlib.sha256()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         if is_special(path):
-            raise EnvironmentFault(f"cannot write {path}: {_SPECIAL}: choose another path")
+            raise EnvironmentFault(f"{path}: expected a file, but {_SPECIAL}; choose another path")
         with os_errors(path):
             try:
                 self._descriptor = os.open(self.temporary, flags, 0o666)  # the umask applies, as for open()
@@ -380,7 +384,7 @@ class PendingFile:
 
 
 class PendingGroup:
-    """Files that belong together: as a context manager, all of them are published in order, or none is kept.
+    """Files that belong together; the context manager publishes all of them in order, or keeps none.
 
     After an exception or a signal between two of them, those already published are removed. Only a killed process or a
     power loss can leave the first without the last.

@@ -116,7 +116,7 @@ class Bucket(UrlStore):
             try:
                 page = self._request("list", "", partial(self._s3, "list_objects_v2", **request, **more))
             except MissingFile as error:
-                raise StoreFault(f"{error}. Create the bucket {self._bucket}, or check the address") from None
+                raise StoreFault(f"{error}; create the bucket {self._bucket}, or check the address") from None
             for each in page.get("Contents", ()):
                 name = str(each["Key"]).removeprefix(self._prefix)
                 if name:  # a console makes an object for the folder itself
@@ -132,7 +132,8 @@ class Bucket(UrlStore):
             answer = self._s3("head_object", Key=self._key(name))
             if int(answer["ContentLength"]) > MAX_JSON_BYTES:
                 raise DataError(
-                    f"{self.location.shown_file(name)}: expected at most {MAX_JSON_BYTES} bytes, found more"
+                    f"{self.location.shown_file(name)}: expected at most {MAX_JSON_BYTES} bytes, found more; "
+                    "check the address"
                 )
             return bytes(self._filesystem.cat_file(self._address(name)))
 
@@ -329,7 +330,8 @@ class Bucket(UrlStore):
             return ConditionFailed(f"{self.location.shown_file(name)}: cannot {action}: the object is not as expected")
         if status == _CONFLICT:
             return StoreFault(
-                f"{self.location.shown_file(name)}: cannot {action}: another program writes it now; try again later",
+                f"{self.location.shown_file(name)}: expected to {action} it, found that another program writes it "
+                "now; try again later",
                 transient=True,
             )
         return super()._fault(action, name, error)

@@ -46,7 +46,7 @@ T = TypeVar("T")
 Wait = Callable[[float], object]
 """Function that waits for a number of seconds; it may raise to give up."""
 
-_AGAIN: Final = "Run omniges verify-shards on the original and copy the shards there again"
+_AGAIN: Final = "run omniges verify-shards on the original and copy the shards there again"
 _CHUNK_BYTES: Final = 1 << 20
 
 
@@ -158,13 +158,13 @@ def copy_checked(store: Store, file: CachedFile, path: Path, check: Callable[[],
                         break
                     pending.write(piece)
         except MissingFile as error:
-            raise MissingFile(f"{error}, though dataset.json lists it. Copy the shards there again") from None
+            raise MissingFile(f"{error}, although dataset.json lists it; copy the shards there again") from None
         if pending.size != file.size:
             found = f"{pending.size} bytes" if pending.size < file.size else "more"
-            raise WrongContent(f"{place}: expected {file.size} bytes as in dataset.json, found {found}. {_AGAIN}")
+            raise WrongContent(f"{place}: expected {file.size} bytes as in dataset.json, found {found}; {_AGAIN}")
         if pending.sha256 != file.sha256:
             raise WrongContent(
-                f"{place}: expected sha256 {file.sha256} as in dataset.json, found {pending.sha256}. {_AGAIN}"
+                f"{place}: expected sha256 {file.sha256} as in dataset.json, found {pending.sha256}; {_AGAIN}"
             )
         undo.pop_all()
     return pending
@@ -324,7 +324,10 @@ class CacheFolder:
             undo.callback(pending.abort)
             pin = _pin(pending.temporary)  # before it is published, so that it cannot be evicted
             if pin is None:
-                raise EnvironmentFault(f"{pending.temporary} is gone: leave the cache folder alone while it is in use")
+                raise EnvironmentFault(
+                    f"{pending.temporary}: expected this file, found that it was removed; leave the cache folder "
+                    "alone while it is in use"
+                )
             undo.callback(pin.close)
             pending.publish()
             _record(path, file)
@@ -355,8 +358,8 @@ class CacheFolder:
                     return
             if time.monotonic() >= deadline:
                 raise CacheFull(
-                    f"{self.root}: expected {size} bytes for {path.name}, found {max(0, size - missing)}; running "
-                    f"processes use the other bytes of {self.capacity_bytes}. Give the cache more space"
+                    f"{self.root}: expected {size} bytes for {path.name}, found {max(0, size - missing)}, because "
+                    f"running processes use the other bytes of {self.capacity_bytes}; give the cache more space"
                 )
             time.sleep(_POLL_S)
 

@@ -184,7 +184,7 @@ class Document:
         return {name: self.typed(name, hints[name]) for name in self.found}
 
     def values(self, kind: type[T], **own: Any) -> T:
-        """Read a dataclass whose fields are some keys of the object; otherwise as `read`.
+        """Read a dataclass whose fields are some keys of the object; apart from that, do the same as `read`.
 
         Args:
             kind: The dataclass.

@@ -279,7 +279,7 @@ def read_settings(path: Path, remedy: str, root: Path | None = None) -> dict[str
     try:
         found = read_json(path, remedy, root, MAX_SETTINGS_BYTES)
     except FileNotFoundError as error:
-        raise DataError(f"{path}: {error.strerror}. {remedy}") from error
+        raise DataError(f"{path}: {error.strerror}; {remedy}") from error
     if not isinstance(found, dict):
         raise DataError(f"{path}: expected a JSON object, found {type(found).__name__}; {remedy}")
     return found

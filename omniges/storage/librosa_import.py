@@ -56,8 +56,8 @@ def compiling(package: str) -> Iterator[None]:
             reason = one_line(f"{type(error).__name__}: {error}", 200)
             variable = "HOME" if "home directory" in reason else "NUMBA_CACHE_DIR"
             raise EnvironmentFault(
-                f"{package}, which this needs, cannot be imported ({reason}): set {variable} to a folder that can be "
-                "written, for it to keep compiled functions in"
+                f"{package}: expected to import it, found an error ({reason}); set {variable} to a folder that "
+                "can be written, for it to keep compiled functions in"
             ) from error
 
 
@@ -66,7 +66,9 @@ def _lock_of(package: str) -> Iterator[None]:
     """Wait for a lock on a file of the package, so that no lock file is needed."""
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
-        raise EnvironmentFault(f"{package} is not installed: install omniges again")
+        raise EnvironmentFault(
+            f"{package}: expected this package, found that it is not installed; install omniges again"
+        )
     writable = os.access(found.origin, os.W_OK)
     descriptor = os.open(found.origin, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
     try:

@@ -105,14 +105,17 @@ def parse_location(text: str) -> Location:
     """
     shown = one_line(redact(text, secrets_in_url(text)))
     if not text:
-        raise UsageFault("'': expected a folder or a URL")
+        raise UsageFault("'': expected a folder or a URL, found an empty text; name one")
     if not text.isprintable():
         escaped = ascii(redact(text, secrets_in_url(text)))[:200]
         raise UsageFault(
             f"{escaped}: expected a folder or a URL in printable letters; rename the folder, or link to it"
         )
     if text.startswith("pipe:"):
-        raise UsageFault(f"{shown}: a pipe is no folder of shards; it can only be read as a stream")
+        raise UsageFault(
+            f"{shown}: expected a folder of shards, found a pipe, which can only be read as a stream; give a folder "
+            "or its URL"
+        )
     if _CHAIN.match(text):
         raise UsageFault(f"{shown}: expected a single protocol, found a chain; omniges has its own cache")
     match = _URL.fullmatch(text)
@@ -121,13 +124,16 @@ def parse_location(text: str) -> Location:
     protocol, rest = match["protocol"].lower(), match["rest"]
     if protocol in _LOCAL:
         if not rest.startswith("/"):
-            raise UsageFault(f"{shown}: expected file:///ABSOLUTE/PATH, found another host or a relative path")
+            raise UsageFault(
+                f"{shown}: expected file:///ABSOLUTE/PATH, found another host or a relative path; write the absolute "
+                "path"
+            )
         return Location(rest, "file", shown)
     if re.search(r"\s", rest):
         raise UsageFault(f"{protocol}://…: expected a URL without spaces; write %20 for them")
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
     if not authority and protocol != "memory":
-        raise UsageFault(f"{shown}: expected {protocol}://HOST-OR-BUCKET/FOLDER")
+        raise UsageFault(f"{shown}: expected {protocol}://HOST-OR-BUCKET/FOLDER, found another form; correct the URL")
     if protocol in _NO_USERINFO and "@" in authority:
         raise UsageFault(
             f"{shown}: expected a {protocol}:// URL without credentials, found some; {_where_credentials(protocol)}"
@@ -162,7 +168,8 @@ def check_name(name: str) -> str:
     """
     if not is_file_name(name):
         raise DataError(
-            f"{one_line(name, 80)!r} is not a file name of a shard set: expected letters, digits, . _ and -"
+            f"{one_line(name, 80)!r}: expected a file name of letters, digits, . _ and -, found another; check "
+            "where the shards are from"
         )
     return name
 
@@ -261,9 +268,9 @@ class LocalStore:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
-            raise MissingFile(f"{path}: no such file") from None
+            raise MissingFile(f"{path}: expected a file, found no such file") from None
         except OSError as error:
-            raise StoreFault(f"{path}: {error.strerror}. Check permissions and the disk") from None
+            raise StoreFault(f"{path}: {error.strerror}; check permissions and the disk") from None
         try:
             with os_errors(path, "read"):
                 yield descriptor
@@ -277,9 +284,15 @@ def _is_size(found: object) -> TypeGuard[int]:
 
 def _exactly(data: bytes, place: str, offset: int, size: int) -> bytes:
     if len(data) > size:
-        raise StoreFault(f"{place}: the server does not serve byte ranges (more than {size} bytes for {size} asked)")
+        raise StoreFault(
+            f"{place}: expected {size} bytes of a range, found more, because the server does not serve byte ranges; "
+            "use another server, or copy the shards"
+        )
     if len(data) < size:
-        raise DataError(f"{place}: expected {size} bytes from {offset} on, the file ends after {offset + len(data)}")
+        raise DataError(
+            f"{place}: expected {size} bytes from {offset} on, found the end after {offset + len(data)}; copy the "
+            "file again"
+        )
     return data
 
 
@@ -295,7 +308,10 @@ class UrlStore:
     def listing(self) -> dict[str, int]:
         """Return the size of every file by name, sorted; raise StoreFault if the protocol cannot list (http)."""
         if self.location.protocol in _WEB:
-            raise StoreFault(f"{self.location}: {self.location.protocol} has no listing; dataset.json names the files")
+            raise StoreFault(
+                f"{self.location}: expected a listing of files, found that {self.location.protocol} has no listing; "
+                "use dataset.json, which names the files"
+            )
         entries = self._call("list", "", lambda: self._filesystem.ls(self._address(None), detail=True))
         return dict(sorted(filter(None, map(self._listed, entries))))
 
@@ -419,7 +435,8 @@ class UrlStore:
             import fsspec  # noqa: PLC0415 - optional, only for URLs
         except ImportError:
             raise EnvironmentFault(
-                f"{self.location}: the package fsspec is needed for URLs: pip install 'omniges[remote]'"
+                f"{self.location}: expected the package fsspec, which URLs need, found that it is not installed; "
+                "run pip install 'omniges[remote]'"
             ) from None
         protocol = self.location.protocol
         try:
@@ -511,21 +528,25 @@ class UrlStore:
         status = http_status(error)
         # Without a status, "not found" is believed unless it covers another error (fsspec's http does that).
         if status in _GONE or (status is None and isinstance(root, FileNotFoundError)):
-            return MissingFile(f"{place}: no such file ({reason})")
+            return MissingFile(f"{place}: expected a file, found no such file ({reason})")
         denied = any(isinstance(e, PermissionError) or "Credential" in type(e).__name__ for e in chain)
         if status in _REFUSED or (status is None and denied):
             way = _where_credentials(self.location.protocol)
-            return StoreFault(f"{place}: access refused ({reason}). Check the credentials and permissions: {way}")
+            return StoreFault(
+                f"{place}: expected access, found that it was refused ({reason}); check the credentials and "
+                f"permissions: {way}"
+            )
         if status is None and any(isinstance(e, TimeoutError) or "Timeout" in type(e).__name__ for e in chain):
             waited = f"{self._timeouts.connect_s:g} s to connect, {self._timeouts.read_s:g} s to read"
             return StoreFault(
-                f"{place}: no answer in time ({reason}; limits: {waited}). Check the network", timed_out=True
+                f"{place}: expected an answer in time ({waited}), found none ({reason}); check the network",
+                timed_out=True,
             )
         if status is not None and status < 500 and status not in _BUSY:
-            return StoreFault(f"{place}: cannot {action}, the server answers {status} ({reason}). Check the address")
+            return StoreFault(f"{place}: cannot {action}, the server answers {status} ({reason}); check the address")
         known = isinstance(root, (ValueError, TypeError, AttributeError, NotImplementedError, LookupError))
-        hint = "Check the address" if known else "Check the network, or try again later"
-        return StoreFault(f"{place}: cannot {action} ({reason}). {hint}", transient=not known or status is not None)
+        hint = "check the address" if known else "check the network, or try again later"
+        return StoreFault(f"{place}: cannot {action} ({reason}); {hint}", transient=not known or status is not None)
 
 
 Store = LocalStore | UrlStore

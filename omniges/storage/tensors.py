@@ -296,7 +296,7 @@ def read_weights(path: Path, entry: str | None = None, *, mapped: bool = False) 
 
 
 def read_weight_list(path: Path, entry: str, *, mapped: bool = False) -> list[Tensor]:
-    """Read a list of tensors without names, otherwise as `read_weights` does.
+    """Read a list of tensors without names, with the checks of `read_weights`.
 
     Args:
         path: The file.

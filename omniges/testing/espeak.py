@@ -44,7 +44,7 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 
 def find_library() -> tuple[str, str | None] | None:
-    """Return the library and its data folder, of the package espeakng-loader or of the system; None without either."""
+    """Return the library and its data folder, from the package espeakng-loader or the system, or None."""
     try:
         import espeakng_loader  # noqa: PLC0415 - optional
     except ModuleNotFoundError:

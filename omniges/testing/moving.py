@@ -245,7 +245,7 @@ def motion_of(
 
 
 def _span(start_s: float, end_s: float, ramp_s: float) -> tuple[slice, F64, F64]:
-    """Return the frames of an interval, and at each how far its rise and its fall are from 0 to 1 and beyond."""
+    """Return the frames of an interval, and for each the progress of its rise and its fall (0 to 1 and beyond)."""
     span = slice(math.ceil(start_s * FRAME_RATE_HZ), math.floor(end_s * FRAME_RATE_HZ) + 1)
     times = np.arange(span.start, span.stop) / FRAME_RATE_HZ
     return span, (times - start_s) / ramp_s, (end_s - times) / ramp_s

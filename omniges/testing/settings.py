@@ -67,7 +67,7 @@ class CorpusSettings:
         if not self.speakers <= self.clips <= maximum:
             raise UsageFault(f"--clips {self.clips}: expected a number from {self.speakers} to {maximum}")
         if self.voice and self.words > len(SPOKEN_WORDS):
-            raise UsageFault(f"--words {self.words}: at most {len(SPOKEN_WORDS)} words are spoken with --voice")
+            raise UsageFault(f"--words {self.words}: expected at most {len(SPOKEN_WORDS)} with --voice; choose fewer")
 
     @property
     def frames(self) -> int:

@@ -147,7 +147,7 @@ def _signature(index: int, seed: int, code: I64, order: list[I64]) -> WordSignat
 
 
 def _motion_codes(seed: int, size: int) -> I64:
-    """Return the signs (V, 28) of the directions: each word gets the one of 64 random codes farthest from all before.
+    """Return the signs (V, 28) of the directions; a word gets the farthest of 64 random codes from all earlier ones.
 
     So a vocabulary is the beginning of every larger vocabulary of the same seed.
     """

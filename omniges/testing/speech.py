@@ -118,8 +118,8 @@ def _synthesize(request: Mapping[str, Any]) -> tuple[dict[str, Any], npt.NDArray
     if done.returncode:
         why = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
         raise EnvironmentFault(
-            f"--voice: {why or f'eSpeak NG ended with {done.returncode}'}: pip install 'omniges[speech]', or install "
-            "espeak-ng"
+            f"--voice: {why or f'eSpeak NG ended with {done.returncode}'}; run pip install 'omniges[speech]', or "
+            "install espeak-ng"
         )
     head, _, samples = done.stdout.partition(b"\n")
     return json.loads(head), np.frombuffer(samples, np.int16)

@@ -73,7 +73,7 @@ class TrainSettings:
     )
     pretrained_weights: Literal["last", "ema"] | None = option(
         None,
-        "Which pretrained weights to take: those of the last step or the EMA weights.",
+        "Pretrained weights to use: those of the last step or the EMA weights.",
         shown="last of OmniFlow, ema of a run",
     )
     condition_streams: tuple[str, ...] = option(
@@ -123,8 +123,8 @@ class TrainSettings:
     )
     sharding: Sharding = option(
         "none",
-        "What processes share: none (each has the complete model) or full (each has a part of weights, gradients, "
-        "moments and EMA weights).",
+        "Division of the model over processes: none (each has all of it) or full (each has a part of weights, "
+        "gradients, moments and EMA weights).",
     )
     rank_timeout_s: float = option(1800.0, "Seconds to wait for another process, after which the run ends.", minimum=1)
     output_dir: Path = option(
@@ -178,19 +178,23 @@ class TrainSettings:
         refuse_unknown("recipe key model", "key", self.model, known)
         refuse_unknown("recipe key flow", "key", self.flow, {each.name for each in fields(FlowSettings)})
         if not self.shards:
-            raise UsageFault("--shards: expected at least one folder, found none")
+            raise UsageFault("--shards: expected at least one folder, found none; give one")
         if self.shard_weights and len(self.shard_weights) != len(self.shards):
             raise UsageFault(
-                f"--shard-weights: expected one for each of {len(self.shards)} folders, found {len(self.shard_weights)}"
+                f"--shard-weights: expected one for each of {len(self.shards)} folders, found "
+                f"{len(self.shard_weights)}; give as many weights as folders"
             )
         if self.pretrained_model_name_or_path is None:
             object.__setattr__(self, "preset", self.preset or "tiny")
             if self.pretrained_weights is not None:
-                raise UsageFault("--pretrained-weights: it goes with --pretrained-model-name-or-path, which is missing")
+                raise UsageFault(
+                    "--pretrained-weights: expected with --pretrained-model-name-or-path, found without; add it, or "
+                    "remove this flag"
+                )
         elif self.preset is not None:
             raise UsageFault(
-                f"--preset {self.preset}: --pretrained-model-name-or-path has sizes of its own: "
-                "remove one of the two flags"
+                f"--preset {self.preset}: expected no preset with --pretrained-model-name-or-path, whose weights "
+                "have sizes of their own, found both; remove one of the two flags"
             )
         if self.num_train_epochs is self.max_train_steps is self.max_minutes is None:
             object.__setattr__(self, "num_train_epochs", 100.0)
@@ -199,8 +203,8 @@ class TrainSettings:
             object.__setattr__(self, "learning_rate", own)
         if self.lr_scheduler != "constant" and self.max_train_steps is self.num_train_epochs is None:
             raise UsageFault(
-                f"--lr-scheduler {self.lr_scheduler}: a schedule needs a number of steps: give "
-                "--max-train-steps or --num-train-epochs too, or use --lr-scheduler constant"
+                f"--lr-scheduler {self.lr_scheduler}: expected a number of steps for the schedule, found none; "
+                "give --max-train-steps or --num-train-epochs too, or use --lr-scheduler constant"
             )
         if self.gesture_codec is not None and self.gesture_channels == WITH_JAW_EYES:
             raise UsageFault(
@@ -233,12 +237,13 @@ class TrainSettings:
         unread = sorted({"text_prediction", "normalise_text"} & self.model.keys()) if self.text_codec is None else []
         if unread:
             raise UsageFault(
-                f"recipe key model: {unread[0]} needs text as latents: give --text-codec, or remove the key"
+                f"recipe key model: expected text as latents for {unread[0]}, found text tokens; give "
+                "--text-codec, or remove the key"
             )
         token_keys = sorted({"piece_width", "mark_width", "blank_weight"} & self.model.keys())
         if token_keys and self.text_codec is not None:
             raise UsageFault(
-                f"recipe key model: {token_keys[0]} needs text tokens, but text is latents of {self.text_codec}: "
+                f"recipe key model: expected text tokens for {token_keys[0]}, found latents of {self.text_codec}; "
                 "remove the key"
             )
         of_frames = {"gesture": ("difference_weight", "tokens", "feet_weight"), "audio": ("difference_weight",)}
@@ -246,7 +251,8 @@ class TrainSettings:
             keys = [key for end in of_frames[stream] if (key := f"{stream}_{end}") in self.model]
             if codec is not None and keys:
                 raise UsageFault(
-                    f"recipe key model: {keys[0]} needs frames, but {stream} is latents of {codec}: remove the key"
+                    f"recipe key model: expected frames of {stream} for {keys[0]}, found latents of {codec}; "
+                    "remove the key"
                 )
 
     def _check_sharding(self) -> None:
@@ -254,7 +260,9 @@ class TrainSettings:
         if self.sharding == "none":
             return
         if self.compile:
-            raise UsageFault(f"--sharding {self.sharding}: a sharded model cannot be compiled: remove --compile")
+            raise UsageFault(
+                f"--sharding {self.sharding}: expected a model that is not compiled, found --compile; remove --compile"
+            )
         if self.mixed_precision == "fp16":
             raise UsageFault(f"--sharding {self.sharding}: expected --mixed-precision no or bf16, found fp16; use bf16")
 
@@ -264,12 +272,18 @@ class TrainSettings:
         for text in self.validation_codec:
             name, _, folder = text.partition("=")
             if not folder:
-                raise UsageFault(f"--validation-codec {shown(text)}: expected NAME=FOLDER")
+                raise UsageFault(
+                    f"--validation-codec {shown(text)}: expected NAME=FOLDER, found another form; correct it"
+                )
             if name not in self.codecs.values():
-                own = f"latents of {' and '.join(self.codecs.values())}" if self.codecs else "no latents"
-                raise UsageFault(f"--validation-codec {shown(name)}: the run trains on {own}: remove it")
+                own = ", ".join(self.codecs.values()) or "none"
+                raise UsageFault(
+                    f"--validation-codec {shown(name)}: expected a codec of the run ({own}), found another; remove it"
+                )
             if name in seen:
-                raise UsageFault(f"--validation-codec {name}: it is given twice: name one folder")
+                raise UsageFault(
+                    f"--validation-codec {name}: expected each codec once, found it twice; name one folder"
+                )
             seen.add(name)
         if self.t5_tokenizer is not None and self.text_codec not in seen:
             raise UsageFault(

@@ -52,8 +52,8 @@ def exchanging(world_size: int) -> Iterator[None]:
         if world_size == 1 or not (isinstance(error, dist.DistError) or any(words in text for words in _LOST)):
             raise
         raise RankLost(
-            f"expected {world_size} processes, found that another one ended or does not answer ({text[:_SHOWN]}): see "
-            "its own message; run the same command again to resume from the last checkpoint"
+            f"expected {world_size} processes, found that another one ended or does not answer ({text[:_SHOWN]}); "
+            "see its own message, and run the same command again to resume from the last checkpoint"
         ) from error
 
 
@@ -190,7 +190,7 @@ class Ranks:
             self.largest(_FAILED)
             raise
         if self.largest(0) == _FAILED:
-            raise EnvironmentFault(f"another rank could not {what}: its message says why")
+            raise EnvironmentFault(f"expected every rank to {what}, found that another could not; see its own message")
 
     def collected(self, data: bytes) -> list[bytes]:
         """Return the bytes (at least one) of all ranks, in their order, over the gloo group."""
@@ -268,7 +268,7 @@ class SharedWork:
         if fault is not None:
             raise fault
         if agreed == _TURN_FAILED:
-            raise EnvironmentFault("another rank could not validate: its message says why")
+            raise EnvironmentFault("expected every rank to validate, found that another could not; see its own message")
         if agreed == _TURN_STOPS:
             raise Interrupted
         return done[0]

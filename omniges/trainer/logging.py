@@ -273,7 +273,10 @@ def open_trackers(names: Sequence[str], run: Path, config: Mapping[str, Any]) ->
     """
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise EnvironmentFault(f"--report-to {name}: the package is not installed: pip install 'omniges[{name}]'")
+            raise EnvironmentFault(
+                f"--report-to {name}: expected this package, found that it is not installed; run pip install "
+                f"'omniges[{name}]'"
+            )
     return [_OPENERS[name](run, config) for name in names]
 
 

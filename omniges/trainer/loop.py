@@ -165,7 +165,9 @@ class Loop:
         seconds = time.monotonic() - self._began_s
         self._logbook.write("end", ending=reason.name.lower(), step=self._state.step, seconds=round(seconds, 3))
         if reason is StopReason.FAILED:
-            raise self._fault or EnvironmentFault("another rank could not read its batch: its message says why")
+            raise self._fault or EnvironmentFault(
+                "expected every rank to read its batch, found that another could not; see its own message"
+            )
         return Outcome(
             stop_reason=reason,
             steps=steps,
@@ -418,7 +420,7 @@ class Loop:
         seen = f"; list the batch with: {command}" if command else ""
         raise DataError(
             f"step {step}: {what}: {some}{seen}; lower --learning-rate, or check the data with omniges "
-            f"verify-shards --level deep. This step was not saved; all its samples are in {self._logbook.path}"
+            f"verify-shards --level deep (this step was not saved; {self._logbook.path} lists its samples)"
         )
 
     def _trace_command(self, position: int) -> str | None:

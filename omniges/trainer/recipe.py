@@ -57,7 +57,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(problem="an alias: write the value out", problem_mark=mark)
+            raise yaml.MarkedYAMLError(problem="an alias; write the value out", problem_mark=mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -103,29 +103,35 @@ def _read(path: Path) -> dict[str, Any]:
         document = yaml.load(read_file(path, _MAX_BYTES).decode("utf-8"), _Loader)  # noqa: S506 - a SafeLoader
     except FileNotFoundError as error:
         names = ", ".join(packaged)
-        raise UsageFault(f"--recipe {path}: {error.strerror}: name a YAML file, or one of {names}") from error
+        raise UsageFault(f"--recipe {path}: {error.strerror}; name a YAML file, or one of {names}") from error
     except DataError as error:  # no regular file, or too large
         raise UsageFault(f"--recipe {error}") from error
     except UnicodeDecodeError as error:
-        raise UsageFault(f"--recipe {path}: not UTF-8 text: name a YAML file") from error
+        raise UsageFault(f"--recipe {path}: expected UTF-8 text, found other bytes; name a YAML file") from error
     except RecursionError as error:
-        raise UsageFault(f"--recipe {path}: nested too deeply: write 'key: value' lines") from error
+        raise UsageFault(
+            f"--recipe {path}: expected lines of the form 'key: value', found deeper nesting; write such lines"
+        ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise UsageFault(f"--recipe {path}{place}: not YAML ({problem})") from error
+        raise UsageFault(f"--recipe {path}{place}: expected YAML, found a mistake ({problem}); correct it") from error
     except ValueError as error:  # of a date or a number that there is not
-        raise UsageFault(f"--recipe {path}: not YAML ({one_line(str(error), 80)})") from error
+        raise UsageFault(
+            f"--recipe {path}: expected YAML, found a mistake ({one_line(str(error), 80)}); correct it"
+        ) from error
     if document is None:
         return {}
     if not isinstance(document, dict):
-        raise UsageFault(f"--recipe {path}: expected lines of the form 'key: value', found {document!r:.60}")
+        raise UsageFault(
+            f"--recipe {path}: expected lines of the form 'key: value', found {document!r:.60}; write such lines"
+        )
     found = {name.replace("-", "_"): value for name, value in document.items()}
     if len(found) != len(document):
         written = [name.replace("-", "_") for name in document]
         twice = next(name for name in written if written.count(name) > 1)
-        raise UsageFault(f"--recipe {path}: {twice} is given twice, with - and _")
+        raise UsageFault(f"--recipe {path}: expected each key once, found {twice} twice, with - and _; remove one")
     for name, value in found.items():
         where = f"--recipe {path}: {name}"
         _require_plain(where, value)

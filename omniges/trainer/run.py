@@ -306,8 +306,8 @@ def _with_absent_parts(identity: ModelIdentity, data: Sequence[DataSource]) -> M
     unknown = [part for k, part in enumerate(STREAM_PARTS) if part in identity.absent and flags[:, k].any()]
     if unknown:
         raise UsageFault(
-            f"--shards: clips have {', '.join(unknown)}, which no train sample of {data[0].catalog.folder} or of the "
-            "pretrained weights has, so there are no statistics for it: name the shards that have it first"
+            f"--shards: expected statistics of {', '.join(unknown)} from train samples of "
+            f"{data[0].catalog.folder} or the pretrained weights, found none; name the shards that have it first"
         )
     if flags.all():
         return identity
@@ -358,8 +358,8 @@ def _open_validation(
         return None, [f"no validation: {fault}"]
     if settings.validation_samples and importlib.util.find_spec("matplotlib") is None:
         raise EnvironmentFault(
-            "validation draws pictures with matplotlib, which is not installed: pip install 'omniges[train]', or train "
-            "with --validation-samples 0"
+            "validation: expected matplotlib to draw pictures, found that it is not installed; run pip install "
+            "'omniges[train]', or train with --validation-samples 0"
         )
     model = learner.averaged()
     device = learner.device
@@ -423,7 +423,10 @@ def _require_computable(metric: str, held_out: HeldOut, codecs: Codecs, tasks: S
         return
     why = why_not(codecs, task) or _lacking(name, held_out, codecs)
     if why is not None:
-        raise UsageFault(f"--best-metric {metric}: not computed in this run: {why}; or choose loss or {task}/loss")
+        raise UsageFault(
+            f"--best-metric {metric}: expected a metric that this run computes, found that {why}; or choose loss or "
+            f"{task}/loss"
+        )
 
 
 def _lacking(metric: str, held_out: HeldOut, codecs: Codecs) -> str | None:
@@ -436,9 +439,9 @@ def _lacking(metric: str, held_out: HeldOut, codecs: Codecs) -> str | None:
     if metric != "beat_consistency":
         return None
     if not any(row.keeps_audio for row in rows):
-        return "there is no audio in the shards: preprocess with --keep-audio"
+        return "there is no audio in the shards; preprocess with --keep-audio"
     minimum = -(-min_frames(METRIC_TOOLS.profile.beats) // FRAMES_PER_TICK)
     if held_out.windows[0].ticks < minimum:
         seconds = minimum * FRAMES_PER_TICK / FRAME_RATE_HZ
-        return f"windows are shorter than {seconds:.1f} s: train with --window-ticks {minimum} or more"
+        return f"windows are shorter than {seconds:.1f} s; train with --window-ticks {minimum} or more"
     return None

@@ -83,7 +83,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def norm_of_all(norm: Tensor) -> Tensor:
-    """Return the norm () of a vector from the norms () of its parts on the ranks."""
+    """Return the norm of a vector from the norms of its parts on the ranks; all are scalar tensors."""
     squared = norm.square()
     dist.all_reduce(squared)
     return squared.sqrt()

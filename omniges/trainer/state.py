@@ -217,7 +217,7 @@ def _contradictions(state: SavedState, step: int, settings: Mapping[str, Any]) -
 
 
 def read_training_settings(saved: SavedCheckpoint) -> dict[str, Any]:
-    """Return settings.json by the present names of settings.
+    """Return settings.json by the current names of settings.
 
     Args:
         saved: The checkpoint.

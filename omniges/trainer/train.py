@@ -57,7 +57,7 @@ class Summary:
         signalled = outcome.stop_reason in {StopReason.STOPPED, StopReason.INTERRUPTED}
         if not outcome.steps and not signalled:
             limits = "--max-train-steps, --num-train-epochs or --max-minutes"
-            return [f"nothing to do: {self.run} is at step {self.step}, where these settings end: raise {limits}"]
+            return [f"nothing to do: {self.run} is at step {self.step}, where these settings end; raise {limits}"]
         how = {
             StopReason.DONE: "all steps done",
             StopReason.TIME_UP: "the time is up",
@@ -162,7 +162,7 @@ def _run_opened(run: Run, began_s: float, stack: ExitStack) -> Summary:
 
     def save(state: RunState, alone: bool) -> Path:
         if alone and run.learner.sharded:
-            raise EnvironmentFault("a sharded model cannot be saved by one process alone")
+            raise EnvironmentFault("expected all processes to save a sharded model, found one; call it in each")
         with nullcontext() if alone else ranks.together("save a checkpoint"):
             return _save(run, state, provenance, reporter)
 

@@ -31,9 +31,9 @@ from omniges.trainer.state import LossScale
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearningRate:
-    """A schedule: linear warm-up to `peak` over `warmup_steps`, then constant, or down to 0 at `total_steps`.
+    """A learning-rate schedule: linear warm-up to `peak` over `warmup_steps`, then constant or down to 0.
 
-    Raises UsageFault if the end is within the warm-up.
+    It reaches 0 at `total_steps`. Raises UsageFault if that step is within the warm-up.
     """
 
     peak: float
@@ -133,7 +133,7 @@ def _require_moments(model: nn.Module, found: Mapping[str, Tensor], last_step: i
         for part in _MOMENTS
         if parameter.requires_grad
     }
-    require_same(expected, shapes_of(found), where, f"it is of another model: {_OTHER}")
+    require_same(expected, shapes_of(found), where, f"it is of another model; {_OTHER}")
     steps = set()
     for name in expected:
         tensor = found[name]
@@ -293,7 +293,7 @@ class Learner:
         return loss.each
 
     def finish_step(self, step: int) -> Tensor:
-        """Update weights and EMA weights; return the gradient's norm () before clipping."""
+        """Update weights and EMA weights; return the gradient's norm, a scalar tensor, before clipping."""
         self._accelerator.unscale_gradients(self._stepper)
         gradients = [local(p.grad) for p in self._parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients, foreach=True)

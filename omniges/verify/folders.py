@@ -187,7 +187,8 @@ class RemoteFolder:
         size = _with_retries(lambda: self._store.size(name))
         if size is None:
             raise StoreFault(
-                f"{self._store.location.shown_file(name)}: the server sends no file sizes, which are needed"
+                f"{self._store.location.shown_file(name)}: expected the size of the file from the server, found "
+                "none; use another server, or copy the shards"
             )
         yield RemoteSource(self._store, name, size, self._window_bytes)
 

@@ -178,7 +178,8 @@ def quarantine(folder: Path, names: Iterable[str]) -> dict[str, Path]:
                     if error.errno != errno.EXDEV:
                         raise
                     raise EnvironmentFault(
-                        f"cannot move {source} to {aside}: it is on another disk. Move the file by hand, anywhere else"
+                        f"{source}: expected {aside} on the same disk, found it on another; move the file by "
+                        "hand, anywhere else"
                     ) from error
             moved[name] = target
         if moved:

@@ -224,7 +224,10 @@ class _Verification:
         names = {name if name.endswith(".tar") else f"{name}.tar" for name in self.settings.shard_names}
         unknown = sorted(names - inventory.shards.keys())
         if unknown:
-            raise UsageFault(f"--shard {unknown[0]}: not in {self.settings.location.shown_file(schema.DATASET_FILE)}")
+            raise UsageFault(
+                f"--shard {unknown[0]}: expected a shard in {self.settings.location.shown_file(schema.DATASET_FILE)}, "
+                "found no such entry; check the name"
+            )
         return [
             shard
             for name, shard in sorted(inventory.shards.items())

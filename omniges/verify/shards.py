@@ -90,7 +90,7 @@ def reports(jobs: Sequence[ShardJob], folders: Folders, *, workers: int, isolate
 
 
 def _needs_processes(jobs: Sequence[ShardJob], workers: int, *, isolate: bool) -> bool:
-    """Return whether level deep needs processes: C decoders may crash, and Python code blocks threads.
+    """Return whether level deep needs processes: C decoders may crash, and Python code blocks other threads.
 
     Hashing and NumPy release the interpreter lock, so below some gigabytes starting processes costs more than it saves.
     Other processes cannot read a store in memory.

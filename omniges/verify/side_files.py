@@ -194,7 +194,7 @@ def _check_document(rows: Sequence[manifest.ManifestRow], inventory: Inventory, 
 
 
 def check_recordings(rows: Sequence[manifest.ManifestRow]) -> list[VerifyFinding]:
-    """Report recordings with equal content or source: in two splits an error, twice in one split a note."""
+    """Report recordings with equal content or source: an error if in two splits, a note if twice in one split."""
     out = Collector(schema.MANIFEST_FILE)
     reported: set[str] = set()
     for number in range(2):

@@ -58,7 +58,7 @@ class Curves:
             curve_of.append(losses.get(name))
 
     def add_validation(self, event: Mapping[str, Any]) -> None:
-        """Append an event ``validation`` of the log; errors as of `add_steps`."""
+        """Append an event ``validation`` of the log; raise the errors of `add_steps`."""
         step, loss = _step(event), _number(event["loss"])
         self.validation_steps.append(step)
         self.validation_loss.append(loss)

@@ -49,7 +49,7 @@ def test_calls_are_operations_but_no_views() -> None:
 
 
 def test_plain_products_are_timed_with_the_operations_of_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a clock that moves a millisecond a look, a product of side n does 2 n³ operations in a millisecond."""
+    """A product of side n does 2 n³ operations in a millisecond, on a clock that advances a millisecond a read."""
     now = iter(0.001 * k for k in range(10**6))
     monkeypatch.setattr("omniges.benchmark.train_step.time.perf_counter", lambda: next(now))
     monkeypatch.setattr(train_step, "_PEAK_SIDES", (16, 32))  # of 2048 it takes seconds a hundred times

@@ -87,7 +87,7 @@ class TestSideBySide:
         assert not list((tmp_path / "w").iterdir())
 
     def test_peers_get_the_same_windows(self, clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Else the comparison would be with something easier: as many windows, of the same shape and content."""
+        """The peers read as many windows, of the same shape and content, so the comparison is fair."""
         monkeypatch.syspath_prepend(BENCHMARKS)
         peers = importlib.import_module("peer_readers")
         from omniges.shards.reader import ShardFolder

@@ -89,7 +89,7 @@ class TestStraightforward:
     def test_computes_what_the_shards_hold(
         self, quick: tuple[Path, str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Else the comparison would be with something easier."""
+        """The straightforward conversion computes the same arrays, so the comparison is fair."""
         base = quick[0] / "corpus" / "beat_synthetic_v2.0.0"
         stem = "1_synthetica_0_1_1"
         files = [base / "wave16k" / f"{stem}.wav", base / "smplxflame_30" / f"{stem}.npz"]

@@ -90,7 +90,7 @@ class TestScales:
         np.testing.assert_array_equal(read_scales(tmp_path, COLUMNS)["face"].normalised(channels), channels)
 
     def test_each_channel_has_the_statistics_of_its_joint(self, tmp_path):
-        """By joint and entry from the names of the channels: jaw and eyes stand between in the files."""
+        """The names of the channels give joint and entry; in the files, jaw and eyes stand between them."""
         from omniges.features.gesture import JOINT_NAMES, LAYOUT
 
         arrays = write_statistics(tmp_path)
@@ -129,8 +129,8 @@ class TestFiles:
             ("330_mean", np.zeros(330, np.int64), r"expected 330 numbers .*found \(330,\) of int64"),
             ("330_mean", np.zeros((1, 330), np.float32), r"found \(1, 330\)"),
             ("trans_std", np.ones(330), r"expected 3 numbers .*found \(330,\) of float64"),
-            ("330_mean", np.full(330, np.nan, np.float32), "found number 0 NaN or infinite"),
-            ("trans_mean", np.array([0, 1, np.inf]), "found number 2 NaN or infinite"),
+            ("330_mean", np.full(330, np.nan, np.float32), "found NaN or infinity at number 0"),
+            ("trans_mean", np.array([0, 1, np.inf]), "found NaN or infinity at number 2"),
             (
                 "330_std",
                 np.linspace(-1, 1, 330, dtype=np.float32),

@@ -416,7 +416,7 @@ class TestRefusals:
         assert not (tmp_path / "absent").exists()
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "stats.json").write_text("mine")
-        with pytest.raises(UsageFault, match=r"stats.json exists, but not from an omniges run"):
+        with pytest.raises(UsageFault, match=r"called stats.json, found one that is not from an omniges run"):
             encode(settings_of(shards, tmp_path / "out"))
         with pytest.raises(UsageFault, match="each codec once"):
             EncodeSettings(shards=shards, codecs=())
@@ -450,7 +450,7 @@ class TestPreprocess:
         before = digests(folder / "s")
         grid = next((folder / "c").rglob("*.TextGrid"))
         grid.write_text(grid.read_text() + "\n")
-        with pytest.raises(UsageFault, match=r"holds latents of test-halves, which an update would drop.* --force"):
+        with pytest.raises(UsageFault, match=r"because an update drops them, found latents of test-halves; .* --force"):
             run_preprocess(folder / "c", folder / "s")
         assert digests(folder / "s") == before
         run_preprocess(folder / "c", folder / "s", force=True)

@@ -243,7 +243,7 @@ class TestGenerate:
             return decode(self, latents)
 
         monkeypatch.setattr(gesture_codec.GestureRvqvae, "decode", watched)
-        own = {GESTURE: folders[GESTURE]}  # no audio is made or given, so its codec is not asked for
+        own = {GESTURE: folders[GESTURE]}  # no audio is generated or a condition, so its codec is not asked for
         created = generated(whole, tmp_path / "out", "t2g", own, text=recording["text"])
         (latents,) = seen  # the whole at once: no seams of the codec's
         assert latents.shape == (30, GESTURE_CHANNELS)
@@ -333,7 +333,9 @@ class TestGenerate:
         torch.save({"net": random_tensors(77, channels=100, size=7)}, other / "net_300000_face.pth")
         asked = {"t2g": {"text": recording["text"]}, "g2t": {"gesture": recording["gesture"]}}
         for task, given in asked.items():
-            with pytest.raises(UsageFault, match=r"gesture is latents of gesture-rvqvae: give --codec gesture-rvqvae="):
+            with pytest.raises(
+                UsageFault, match=r"expected gesture-rvqvae, whose latents are .*; give --codec gesture-rvqvae="
+            ):
                 generated(whole, tmp_path / "out", task, {AUDIO: folders[AUDIO]}, **given)
             with pytest.raises(UsageFault, match="as in the checkpoint, found"):
                 generated(whole, tmp_path / "out", task, {GESTURE: other}, **given)
@@ -343,7 +345,7 @@ class TestGenerate:
 def test_evaluate_asks_for_every_codec_that_its_tasks_need_before_it_makes_anything(
     whole: Path, folders: Folders, encoded_both: Path, tmp_path: Path
 ) -> None:
-    """Of audio, which only the second task makes."""
+    """The codec of audio is required, although only the second task generates audio."""
     own = ((GESTURE, folders[GESTURE]),)
     source = {
         "checkpoint": whole,
@@ -352,7 +354,9 @@ def test_evaluate_asks_for_every_codec_that_its_tasks_need_before_it_makes_anyth
         "num_inference_steps": 2,
         "work_dir": tmp_path / "work",
     }
-    with pytest.raises(UsageFault, match=r"audio is latents of audioldm2-vae: give --codec audioldm2-vae=FOLDER"):
+    with pytest.raises(
+        UsageFault, match=r"expected audioldm2-vae, whose latents are .*; give --codec audioldm2-vae=FOLDER"
+    ):
         evaluate(EvaluateSettings(shards=encoded_both, **source))
     assert not (tmp_path / "work").exists()
 

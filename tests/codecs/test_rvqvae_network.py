@@ -202,7 +202,7 @@ def spec(stages, depth):
 
 
 class TestReach:
-    """What depends on what, found by gradients through nets whose every weight is positive."""
+    """Dependencies between frames and latents, found by gradients through networks with positive weights only."""
 
     @staticmethod
     def positive(stages, depth):

@@ -1,4 +1,4 @@
-"""Generation and evaluation with text as latents: texts of windows, given and made, and no times made up."""
+"""Generation and evaluation with text as latents: texts of windows, as conditions and generated, without times."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Asked:
 
 
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What text VAEs are loaded for, from now on."""
+    """Return the list of directions for which text VAEs are loaded from now on."""
     found: list[Any] = []
     load = TextCodec.load.__func__  # type: ignore[attr-defined]
 
@@ -181,7 +181,7 @@ class TestTasks:
 
 
 class TestCarriedAsNoise:
-    """As in a model that began with OmniFlow's weights, text is there as noise where it is neither given nor made."""
+    """A model that was initialized from OmniFlow gets text as noise where text is neither a condition nor generated."""
 
     def test_tasks_with_and_without_text_of_overlapping_windows(
         self, encoded_text: Path, text_vae: Path, files: dict[str, Any], tmp_path: Path
@@ -215,7 +215,7 @@ class TestRefusals:
 
     def test_a_tokenizer_for_a_model_without_a_codec_of_text(self, shards: Path, tmp_path: Path) -> None:
         run(shards, tmp_path / "plain", max_train_steps=1)
-        with pytest.raises(UsageFault, match=r"^t5_tokenizer: the model has no text codec"):
+        with pytest.raises(UsageFault, match=r"^t5_tokenizer: expected a model with a text codec"):
             OmnigesPipeline.from_pretrained(tmp_path / "plain", t5_tokenizer=tmp_path)
 
 

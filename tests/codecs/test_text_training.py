@@ -181,7 +181,7 @@ class TestTraining:
         assert (config["window_ticks"], config["stride_ticks"]) == (WINDOW, STRIDE)
         assert (folder / "latents.json").read_bytes() == (encoded_text / "latents.json").read_bytes()
         model, identity = load_model(find_checkpoint(whole))
-        assert identity.tick_multiple == 1  # of inputs: their text is encoded anew, wherever windows begin
+        assert identity.tick_multiple == 1  # of inputs: their text is encoded again, wherever windows begin
         stream = model.stream("text")
         assert stream.count(WINDOW) == stream.count(5) == 3
         np.testing.assert_allclose(stream.seconds(3).numpy(), [0.8] * 3, rtol=1e-6)
@@ -250,7 +250,7 @@ def model_of_text(folder: Path, **config: Any) -> FlowModel:
 
 @pytest.mark.parametrize("config", [{}, {"rotary_periods_s": None, "absent": "noise"}])
 def test_latents_are_distinguished_by_their_number_alone(encoded_text: Path, config: dict[str, Any]) -> None:
-    """With equal places a permutation of tokens permutes what is expected of them: their order would be nobody's."""
+    """Equal positions make the expected outputs a permutation of the tokens, so that their order would be lost."""
     model = model_of_text(encoded_text, **config)
     stream = model.stream("text")
     assert isinstance(stream, WindowTokens)
@@ -387,7 +387,7 @@ class TestRefusals:
         recipe.write_text(f"text-codec: {NAME}\nmodel:\n  text_prediction: velocity\n")
         assert load_settings(recipe, {}).codecs == TEXT
         assert load_settings(recipe, {}).model_config().text_prediction == "velocity"
-        with pytest.raises(UsageFault, match="text_prediction needs text as latents"):
+        with pytest.raises(UsageFault, match="expected text as latents for text_prediction"):
             settings_of(encoded_text, tmp_path, model={"text_prediction": "velocity"})
         with pytest.raises(UsageFault, match=r'text_prediction: expected .*found "best"'):
             settings_of(encoded_text, tmp_path, text_codec=NAME, model={"text_prediction": "best"})

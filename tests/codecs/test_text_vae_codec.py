@@ -350,7 +350,10 @@ class TestMissingFiles:
     def test_a_checkpoint_without_weights(self, tmp_path):
         folder = checkpoint_folder(tmp_path / "c", CONFIG, random_tensors(CONFIG))
         (folder / "transformer" / "diffusion_pytorch_model.bin").unlink()
-        assert "found neither transformer/diffusion_pytorch_model.safetensors nor .bin" in refusal(folder)
+        assert (
+            "expected transformer/diffusion_pytorch_model.safetensors or .bin with the text VAE's weights"
+            in refusal(folder)
+        )
 
     def test_an_own_folder_without_weights(self, tmp_path):
         write_tokenizers(tmp_path)

@@ -221,7 +221,7 @@ class TestFrozen:
 
 
 class Rationed(Mapping[str, torch.Tensor]):
-    """Tensors that are made when they are asked for; knows how many of them were alive at once."""
+    """Tensors that are created when they are accessed; knows how many of them were alive at once."""
 
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         self._tensors, self._given = tensors, list[weakref.ref[torch.Tensor]]()
@@ -241,7 +241,7 @@ class Rationed(Mapping[str, torch.Tensor]):
 
 
 class TestEnds:
-    """What encodes needs no LLaMA, and what decodes no T5: an end is loaded alone, and all of it is checked."""
+    """Encoding needs no LLaMA and decoding no T5: each direction is loaded alone, and all of it is checked."""
 
     ONE: tuple[Any, ...] = (frozenset({"encode"}), frozenset({"decode"}))
 

@@ -142,8 +142,7 @@ class TestRefusals:
     def test_a_sentencepiece_model_alone_with_the_way_out(self, tmp_path):
         (tmp_path / "spiece.model").write_bytes(b"\x0a")
         with pytest.raises(
-            DataError,
-            match=r"expected tokenizer.json, found only a sentencepiece model; convert it: pip install sentencepiece",
+            DataError, match=r"expected tokenizer.json, found only a sentencepiece model; convert it: run pip install"
         ):
             T5Tokens(tmp_path, vocabulary=300)
 

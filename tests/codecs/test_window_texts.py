@@ -1,4 +1,4 @@
-"""Which words a window says, and that windows which touch share them out."""
+"""The words of a window; windows that touch divide the words between them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a window's value is, what is refused of a stream's code, and which words a window has."""
+"""A window's condition values and words, and refusals of faulty code of a stream."""
 
 from __future__ import annotations
 

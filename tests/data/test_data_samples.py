@@ -132,7 +132,7 @@ def test_filters(whole_set: Path) -> None:
         ({"speakers": ("None",)}, "expected samples with speaker None, found none; choose from speaker0, speaker1"),
         ({"speakers": ("scott",)}, "expected samples with speaker scott, found none; choose from speaker0, speaker1"),
         ({"languages": "dutch"}, "choose from english"),
-        ({"labels": {"mood": "happy"}}, "no label 'mood': choose from emotion, scenario"),
+        ({"labels": {"mood": "happy"}}, "found 'mood'; choose from emotion, scenario"),
         ({"labels": {"emotion": "joy"}}, "expected samples with emotion joy, found none; choose from anger"),
         ({"min_seconds": 60}, "expected selected samples that last 60 to inf s, found only 2 to 2.7 s"),
         ({"min_seconds": 3, "max_seconds": 2}, "expected 0 ≤ min_seconds ≤ max_seconds"),

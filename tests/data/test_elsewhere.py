@@ -128,7 +128,7 @@ def test_hugging_face_datasets_loads_all_of_every_sample(folder: Path, streaming
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_stock_webdataset_loads_all_of_every_sample(folder: Path, workers: int) -> None:
-    """Without any of our code, in this process and in two workers."""
+    """Plain webdataset reads them without our code, in this process and in two workers."""
     shards = sorted(map(str, folder.glob("*.tar")))
     data = wds.WebDataset(shards, shardshuffle=False, empty_check=False).decode()
     hold(wds.WebLoader(data, batch_size=None, num_workers=workers), folder)
@@ -138,7 +138,7 @@ def test_stock_webdataset_loads_all_of_every_sample(folder: Path, workers: int) 
 def test_each_block_of_the_page_runs(
     block: str, whole_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    """In a folder that has the shards as `shards`, and what it reads is not empty."""
+    """Each block runs in a folder that has the shards as `shards`, and its results are not empty."""
     if "datasets" in block.split():
         request.getfixturevalue("datasets")
     (tmp_path / "shards").symlink_to(whole_set)

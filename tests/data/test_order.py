@@ -227,7 +227,7 @@ class TestWindows:
         assert gaps[[0, 3]].mean() == pytest.approx(mean, abs=0.1)
 
     def test_gaps_of_a_clip_do_not_depend_on_other_clips(self) -> None:
-        """Only on seed, epoch and key: adding clips changes which windows come when, not where they lie."""
+        """Gaps depend on seed, epoch and key only: other clips change when windows come, not where they lie."""
         key, length = b"2_scott_0_1_1", 250
         alone = order_of([(key, length)], 40, 3)
         among = order_of([(b"1_a", 90), (key, length), (b"3_c", 500)], 40, 3)
@@ -287,7 +287,7 @@ class TestMixture:
 
 
 def own_position(weights: list[float], number: int, start: int) -> int:
-    """How many positions before `start` are a source's, counted one by one within a period."""
+    """Return how many positions before `start` belong to a source, counted one by one within a period."""
     pattern = mixture_pattern(weights).tolist()
     periods, rest = divmod(start, len(pattern))
     return periods * pattern.count(number) + pattern[:rest].count(number)

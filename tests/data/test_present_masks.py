@@ -1,4 +1,4 @@
-"""What batches hold of clips that lack parts: zeros and blank tokens, whatever lies on the disk."""
+"""Batches of clips that lack parts contain zeros and blank tokens, whatever the files contain."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_a_filter_that_leaves_nothing_is_refused_with_a_count(clips):
 
 
 def test_statistics_are_of_the_samples_that_have_a_channel(clips, mixed, filled):
-    """Held against numpy; the filled set's were made before it was filled, so they are the same bytes."""
+    """Held against numpy; the filled set's were computed before it was filled, so they are the same bytes."""
     folder = ShardFolder(mixed)
     statistics: dict[str, Any] = json.loads((mixed / "stats.json").read_text())
     for part, (first, end) in COLUMNS.items():

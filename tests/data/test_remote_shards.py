@@ -175,7 +175,9 @@ class TestS3:
         self, bucket: remote.S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-        with pytest.raises(EnvironmentFault, match=r"^s3://published/shards/dataset\.json: access refused") as caught:
+        with pytest.raises(
+            EnvironmentFault, match=r"^s3://published/shards/dataset\.json: expected access, found that it was refused"
+        ) as caught:
             open_location(parse_location(bucket.url), settings(tmp_path))
         assert remote.ACCESS_KEY not in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -309,7 +311,7 @@ class TestReading:
         with opened(web.url, settings(tmp_path)) as source:
             table = read_catalog(source.folder, Filters()).table
             reader = ClipReader(table, source, ReadMarks.blank(len(table)))
-            with pytest.raises(DataError, match=rf"^{web.url}/{SHARD}: expected sha256 .* Run omniges verify-shards"):
+            with pytest.raises(DataError, match=rf"^{web.url}/{SHARD}: expected sha256 .*; run omniges verify-shards"):
                 reader.words(0)
 
     def test_a_cache_of_one_shard_has_room_for_the_next_when_the_first_is_closed(
@@ -342,7 +344,7 @@ class TestMisbehaviour:
             (remote.fail(500), EnvironmentFault, "500"),
             (remote.fail(429), EnvironmentFault, "429"),
             (remote.cut(5000), EnvironmentFault, "5000"),
-            (remote.silent, EnvironmentFault, "no answer in time"),
+            (remote.silent, EnvironmentFault, "expected an answer in time"),
             (remote.short, DataError, "expected {size} bytes as in dataset.json, found {less} bytes"),
             (remote.long, DataError, "expected {size} bytes as in dataset.json, found more"),
             (remote.flip, DataError, "expected sha256 {sha256} as in dataset.json"),

@@ -58,7 +58,7 @@ def test_the_command_lists_what_the_loader_hands_over(folder: Path) -> None:
 
 
 def test_decoding_adds_the_digest_of_the_arrays(folder: Path) -> None:
-    """Of the normalised window and its text tokens, read here with tarfile and numpy."""
+    """The digest is that of the normalised window and its text tokens, read here with tarfile and numpy."""
     plain = PlainReader(folder)
     codec = TextTokenCodec((folder / "tokenizer.json").read_bytes())
     records = list(trace(settings_of(folder, steps=3, decode=True)))

@@ -108,7 +108,7 @@ class TestSound:
             assert len(sample["audio.npy"]) == (0 if own.waveform is None else len(own.waveform))
 
     def test_a_split(self, folder: ShardFolder) -> None:
-        """Of a folder and of addresses; braces are expanded."""
+        """A split is selected from a folder and from addresses; braces are expanded."""
         wanted = [row.key for row in folder.rows if row.split == "val"]
         assert keys_of(webdataset(folder.folder, split="val")) == wanted
         assert keys_of(webdataset([str(p) for p in folder.folder.glob("*.tar")], split="val")) == wanted
@@ -135,7 +135,7 @@ class TestSound:
             assert sorted(keys_of(loader)) == sorted(keys_of(data))
 
     def test_nodes_share_the_shards(self, partial_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """As webdataset splits them, by the variables that torchrun sets."""
+        """Nodes divide the shards as webdataset does, by the variables that torchrun sets."""
         found = []
         for rank in ("0", "1"):
             monkeypatch.setenv("RANK", rank)
@@ -152,7 +152,7 @@ class TestSound:
         assert [frames for _, frames in pairs] == [row.mel_frames for row in ShardFolder(whole_set).rows[:6]]
 
     def test_standard_input(self, train: bytes, whole_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """In pieces as small as a pipe gives them."""
+        """Standard input is read in pieces as small as a pipe gives them."""
 
         class Dribble(io.BytesIO):
             def read(self, size: int | None = -1, /) -> bytes:
@@ -262,7 +262,7 @@ class TestDamage:
             read(train + tail, tmp_path_factory)
 
     def test_members_that_cannot_be_decoded(self, tmp_path_factory: pytest.TempPathFactory) -> None:
-        """Nothing is unpickled, and no array is made that its bytes do not hold; without decoding, bytes pass."""
+        """Nothing is unpickled, and no array is created that its bytes do not contain; without decoding, bytes pass."""
         array = npy_parts(np.zeros((30, 415), np.float32))
         members: dict[str, tuple[bytes | memoryview, ...]] = {"json": (b"{}",)}
         members |= dict.fromkeys(("gesture.npy", "mel.npy"), array) | {"words.txt": (b"[]",)}
@@ -361,7 +361,7 @@ class TestRemoteFolder:
             ({"shards": []}, "shards: expected an object"),
             ({"shards": {"../x.tar": {}}}, "a name that is not in the contract"),
             ({"files": {MANIFEST_FILE: {"bytes": -1, "sha256": ""}}}, "bytes -1"),
-            ({"files": {}}, f"no {MANIFEST_FILE} in it"),
+            ({"files": {}}, f"expected {MANIFEST_FILE} in it, found no such entry"),
             ({"version": 3}, "shard contract version"),
         ],
     )

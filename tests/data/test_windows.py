@@ -79,7 +79,7 @@ def test_normalized_windows_are_those_of_stats_json(whole_set: Path, version_1: 
 
 
 def test_what_is_absent_is_masked_zero_normalized_and_nan_raw(partial_set: Path) -> None:
-    """By the parts that each sample names, for every array."""
+    """Each array follows the parts that its sample names."""
     arrays = ("gesture", "jaw_eyes", "mel", "waveform", "text_tokens")
     normalized = WindowDataset(partial_set, window_ticks=20, arrays=arrays)
     raw = WindowDataset(partial_set, window_ticks=20, arrays=arrays, normalized=False)
@@ -120,7 +120,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def test_batches_are_the_items_stacked(whole_set: Path) -> None:
-    """By our collating and by torch's, asked for one by one and together."""
+    """Batches are equal with our collating and torch's, requested one by one or together."""
     plain = tuple(name for name in ARRAYS if name != "timed_words")
     data = WindowDataset(whole_set, window_ticks=5, arrays=plain)
     expected = default_collate([data[number] for number in (3, 0, 9)])
@@ -202,7 +202,7 @@ def test_waveforms_and_statistics_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_what_no_train_sample_has_cannot_be_normalized(tmp_path: Path) -> None:
-    """Only where it is asked for, and where a clip that was chosen has it."""
+    """It is refused only if it is requested and a chosen clip has it."""
     from sample_set_builders import take, write_takes
 
     takes = [take("1_a_0_1_1", 2.0, lacking=("face", "jaw_eyes", "audio")), take("1_a_0_2_2", 2.0, split="val")]
@@ -221,7 +221,7 @@ def test_what_no_train_sample_has_cannot_be_normalized(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("member", ["gesture.npy", "mel.npy", "jaw_eyes.npy", "audio.npy", "words.txt"])
 def test_a_flipped_bit_is_found_at_the_first_use(whole_set: Path, tmp_path: Path, member: str) -> None:
-    """With shard, key and member, wherever in the member it lies and wherever the window."""
+    """The error names shard, key and member, wherever the bit is in the member and wherever the window is."""
     folder = Path(shutil.copytree(whole_set, tmp_path / "shards"))
     row = open_shards(folder, split="train").rows[0]
     place = row.members[member]
@@ -254,7 +254,7 @@ def test_a_shard_of_another_size_or_gone_is_reported(whole_set: Path, tmp_path: 
     with pytest.raises(DataError, match=r"train-000000.tar: expected \d+ bytes, found \d+"):
         data[0]
     path.unlink()
-    with pytest.raises(OmnigesError, match="the shard is missing"):
+    with pytest.raises(OmnigesError, match="expected this shard, found no such file"):
         data[0]
 
 
@@ -279,12 +279,14 @@ def test_shared_rows_are_what_was_written_and_a_full_memory_is_reported(monkeypa
     assert torch.equal(rows.batch, values)
     assert rows.batch.is_shared()
     monkeypatch.setattr(os, "pwrite", lambda _descriptor, data, _place: data.nbytes - 1)
-    with pytest.raises(EnvironmentFault, match=r"expected 140 bytes, found room for 139; enlarge /dev/shm"):
+    with pytest.raises(
+        EnvironmentFault, match=r"expected 140 bytes for a batch, found room for 139; make room in /dev/shm"
+    ):
         rows.write(0, values[0])
 
 
 def test_an_array_of_another_kind_is_reported(whole_set: Path, tmp_path: Path) -> None:
-    """Where digests are not compared, the header is all the same: no other shape or type is read as numbers."""
+    """The header is checked even if digests are not, so no other shape or type is read as numbers."""
     folder = Path(shutil.copytree(whole_set, tmp_path / "shards"))
     row = open_shards(folder, split="train").rows[0]
     data = bytearray((folder / row.shard).read_bytes())

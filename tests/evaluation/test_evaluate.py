@@ -302,7 +302,7 @@ class TestSpeech:
         data = bytearray(path.read_bytes())
         data[-1] ^= 1
         path.write_bytes(data)
-        with pytest.raises(DataError, match=r"it differs from the sha256 in .*json"):
+        with pytest.raises(DataError, match=r"expected the sha256 in .*json, found another"):
             scored(tmp_path / "own", shards)
         path.unlink()
         with pytest.raises(DataError, match="expected a generated file, found none"):
@@ -342,7 +342,7 @@ def test_motion_without_a_rate_is_scored_with_the_rate_that_is_given(shards: Pat
     with pytest.raises(DataError, match="npz-no-rate"):
         scored(tmp_path / "other", shards, task="a2g")
     assert scored(tmp_path / "other", shards, task="a2g", motion_rate_hz=30) == expected
-    with pytest.raises(UsageFault, match="motion_rate_hz: the motion of"):
+    with pytest.raises(UsageFault, match="motion_rate_hz: expected no rate with checkpoint"):
         EvaluateSettings(checkpoint=tmp_path, motion_rate_hz=30)
 
 
@@ -391,7 +391,7 @@ class TestRefusals:
 
     def test_files_without_a_task(self, shards: Path, tmp_path: Path) -> None:
         write(tmp_path / "own", shards, motion_file, ".npz")
-        with pytest.raises(UsageFault, match="no record with its task: add --task"):
+        with pytest.raises(UsageFault, match="a record with its task, found none; add --task"):
             scored(tmp_path / "own", shards)
 
     def test_nothing_generated(self, shards: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""With a body model the published profiles run, and their figures are those of a slow body, frame by frame."""
+"""Published profiles run with a body model, and their figures equal those of a slow body, frame by frame."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Slow:
         return slow_body(self._arrays, self._betas, face, pose, np.zeros(3))
 
     def of(self, name: str) -> Slow:
-        """With the joints of a profile."""
+        """Return the values with the joints of a profile."""
         found = copy.copy(self)
         found.joints = []
         for poses in self._poses:

@@ -1,4 +1,4 @@
-"""Which files are scored, and which are refused: one system, whole results, the right recordings, several samples."""
+"""Files to score and files to refuse: one system, complete results, the right recordings, several samples."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class TestWholeness:
         first, second, *_ = samples_of(shards)
         put_mel(tmp_path / "own", shards, first, first.mel)
         (tmp_path / "own" / f"{second.row.key}.wav").write_bytes(b"RIFF")
-        with pytest.raises(DataError, match=r"\.wav: no record lists it, so it is not complete"):
+        with pytest.raises(DataError, match=r"\.wav: expected a record that lists it, found none"):
             scored(tmp_path / "own", shards)
 
     def test_a_report_beside_the_results_is_passed_over_and_other_json_is_not(
@@ -170,7 +170,7 @@ class TestWholeness:
         (folder / "report.json").write_text(render(report, "json"))
         assert scored(folder, shards)["log-mel L1", "generated"].value == 0
         (folder / "notes.json").write_text("{}")
-        with pytest.raises(DataError, match="not a record of omniges generate"):
+        with pytest.raises(DataError, match="give a record of omniges generate"):
             scored(folder, shards)
 
     def test_a_forged_mel_allocates_nothing(self, shards: Path, tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ class TestRightRecordings:
         sample = samples_of(shards)[0]
         put_mel(tmp_path / "own", shards, sample, sample.mel)
         assert scored(tmp_path / "own", shards, task="t2a")["log-mel L1", "generated"].value == 0
-        with pytest.raises(UsageFault, match="it is a result of task t2a, but --task is a2g: remove --task"):
+        with pytest.raises(UsageFault, match="expected a result of --task a2g, found one of t2a; remove --task"):
             scored(tmp_path / "own", shards, task="a2g")
 
     def test_one_window_of_motion_has_no_covariance(self, shards: Path, tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ class TestRightRecordings:
         put_mel(tmp_path / "same", shards, sample, sample.mel, inputs=(given,))
         assert scored(tmp_path / "same", shards)["log-mel L1", "generated"].value == 0
         put_mel(tmp_path / "other", shards, sample, sample.mel, inputs=(given | {"sha256": "0" * 64},))
-        with pytest.raises(DataError, match=r"it was generated from another words\.txt than"):
+        with pytest.raises(DataError, match=r"expected the words\.txt of"):
             scored(tmp_path / "other", shards)
 
     def test_unconditional_results_are_held_against_no_recording(self, shards: Path, tmp_path: Path) -> None:

@@ -260,7 +260,7 @@ class TestWhatARowLacks:
         return folder / "own", shards
 
     def test_recordings_without_motion_are_left_out(self, tmp_path: Path) -> None:
-        """At rest, they would be a ground truth that nobody recorded."""
+        """A body at rest would be a ground truth that nobody recorded."""
         body = ("upper", "hands", "lower", "root", "face", "jaw_eyes")
         report = report_of(*self.parts(tmp_path, {self.KEYS[1]: body}))
         assert report.facts["clips"] == [2, 15]
@@ -269,7 +269,7 @@ class TestWhatARowLacks:
     def test_no_recording_has_motion(self, tmp_path: Path) -> None:
         body = ("upper", "hands", "lower", "root", "face", "jaw_eyes")
         results, shards = self.parts(tmp_path, dict.fromkeys(self.KEYS, body))
-        with pytest.raises(UsageFault, match=r"3 of 3 results left out: no .*: give shards whose recordings have"):
+        with pytest.raises(UsageFault, match=r"3 of 3 results left out: no .*; give shards whose recordings have"):
             report_of(results, shards)
 
     def test_a_jaw_that_neither_side_has_is_named(self, tmp_path: Path) -> None:
@@ -307,9 +307,9 @@ def test_clips_seconds_and_rows_are_those_of_the_papers(beat2_sample: Path) -> N
     ("changes", "words"),
     [
         ({"protocol": None, "grid": "emage"}, "grid emage: expected with protocol"),
-        ({"profile": "emage-eval-2025"}, "it is scored by emage-2024"),
-        ({"features": (Path("a.npy"), Path("b.npy"))}, "found features: remove it"),
-        ({"generated": (), "checkpoint": Path("run")}, "found checkpoint: run omniges generate first"),
+        ({"profile": "emage-eval-2025"}, "expected the profile emage-2024, found profile"),
+        ({"features": (Path("a.npy"), Path("b.npy"))}, "found features; remove it"),
+        ({"generated": (), "checkpoint": Path("run")}, "found checkpoint; run omniges generate first"),
     ],
 )
 def test_settings_that_contradict_a_protocol(results: Path, changes: dict[str, Any], words: str) -> None:

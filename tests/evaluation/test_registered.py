@@ -114,7 +114,7 @@ def test_a_metric_that_fails_is_one_line(broken: Any) -> None:
 
 
 def test_names_of_ours_and_names_that_differ_are_refused(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageFault, match="metric 'jerk': omniges has one of this name"):
+    with pytest.raises(UsageFault, match="metric 'jerk': expected another label than those of omniges"):
         register_metric(Metric(label="Jerk", stream="gesture", of=difference))
     (tmp_path / "misnamed_metric.py").write_text(
         "from omniges.metrics.registry import Metric\nM = Metric(label='off', stream='audio', of=lambda a, b: 1.0)\n"

@@ -45,7 +45,7 @@ def codec(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def encoded(shards: Path, codec: Path, plugin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards with its latents, made by the command in an interpreter that knows the package by its metadata alone."""
+    """Shards with its latents, written by the command; its interpreter knows the package by its metadata alone."""
     out = tmp_path_factory.mktemp("encoded") / "shards"
     path = os.pathsep.join([str(plugin), str(EXAMPLES), os.environ.get("PYTHONPATH", "")])
     done = omniges("encode", "--shards", shards, "--with", f"{NAME}={codec}", "-o", out, PYTHONPATH=path)
@@ -102,5 +102,5 @@ class TestRegister:
         import toy_codec
 
         register_codec("another", toy_codec.load)
-        with pytest.raises(UsageFault, match=f"codec 'another': its entry has the name '{NAME}'"):
+        with pytest.raises(UsageFault, match=f"codec 'another': expected an entry of this name, found '{NAME}'"):
             load_codec("another", codec)

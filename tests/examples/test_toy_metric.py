@@ -52,5 +52,5 @@ def test_validation_logs_it(shards: Path, tmp_path: Path, monkeypatch: pytest.Mo
     event = last_validation(tmp_path / "run")
     for task in ("t2g", "a2g"):
         names = event["metrics"][task] | event["not_computed"][task]
-        assert "hand_speed_ratio" in names or "gesture_metrics" in names  # early on, no rotation can be made of it
+        assert "hand_speed_ratio" in names or "gesture_metrics" in names  # early on, it contains no valid rotation
     assert "hand_speed_ratio" not in event["metrics"]["g2t"]

@@ -1,4 +1,4 @@
-"""A made body model that looks like a body: rings along the bones of the generic skeleton."""
+"""An invented body model that looks like a body: rings along the bones of the generic skeleton."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_what_cannot_be_written_is_one_line_and_leaves_nothing(clip: Path, tmp_p
     good = ExportSettings(paths=(clip,), format="glb", output_dir=out)
     with pytest.raises(EnvironmentFault, match="expected Blender's program, found none"):
         export_motion(replace(good, format="fbx", blender="no-such-program"))
-    with pytest.raises(EnvironmentFault, match="Blender wrote no FBX"):
+    with pytest.raises(EnvironmentFault, match="expected an FBX from Blender, found none"):
         export_motion(replace(good, format="fbx", blender="false"))
     with pytest.raises(UsageFault, match="arkit_matrix: expected a file"):
         replace(good, format="arkit-csv")

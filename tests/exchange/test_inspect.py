@@ -332,7 +332,7 @@ class TestAnythingElse:
         for path in (tmp_path / "nowhere", tmp_path / "x.txt", tmp_path / "x.json", tmp_path):
             with pytest.raises(UsageFault) as caught:
                 inspect(path)
-            assert str(caught.value).startswith(f"{path}: expected {ACCEPTED}; found ")
+            assert str(caught.value).startswith(f"{path}: expected {ACCEPTED}, found ")
 
     def test_a_part_needs_a_picture_or_page(self, shards: Path) -> None:
         shown = omniges("inspect", shards, "--seconds", "3")
@@ -394,7 +394,7 @@ class TestPictures:
         (tmp_path / "x.npz").write_bytes(motion_file(corpus).read_bytes())
         sound = wav_parts([np.tile(np.float32([0.1, -0.1]), 8_000 * 9)], 16_000 * 9, 16_000)
         (tmp_path / "x.wav").write_bytes(b"".join(sound))
-        with pytest.raises(UsageFault, match=r"--start 8: expected at most 3\.9 s, x\.npz is 4\.0 s long"):
+        with pytest.raises(UsageFault, match=r"--start 8: expected at most 3\.9 s, because x\.npz is 4\.0 s long"):
             inspect(tmp_path / "x.npz").picture_of(8.0, None)
 
     def test_a_start_beyond_the_end_is_refused(self, corpus: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""In a real browser: a page opens from disk alone, figures and sound keep one clock, and hands and keys work."""
+"""A page in a real browser: it opens from disk alone, figures and sound share a clock, pointer and keys work."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class TestPicture:
             assert np.abs(found - expected).max() < 5e-4
 
     def test_vertices_of_body_and_face_are_pythons(self, browser: Browser, tmp_path: Path) -> None:
-        """Within 0.1 mm of those that videos draw; rotations have 16 bits, and places 0.05 mm."""
+        """Vertices are within 0.1 mm of those in videos; rotations have 16 bits, and positions 0.05 mm."""
         moved = motion(2.0, seed=1)
         moved.poses[:, 66] = np.linspace(0, 0.25, len(moved.poses))
         moved.expressions[:] = np.random.default_rng(5).normal(0, 1.5, moved.expressions.shape)

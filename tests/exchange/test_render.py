@@ -115,7 +115,7 @@ class TestFile:
 
 
 def onsets(path: Path) -> tuple[float, float]:
-    """When the picture changes most, and when the click is, in seconds."""
+    """Return the times in seconds of the largest change of the picture and of the click."""
     with av.open(str(path)) as container:
         rate = float(container.streams.video[0].average_rate)
         before, most, at = None, -1.0, 0
@@ -261,7 +261,7 @@ class TestWords:
         )
         summary = made(tmp_path, moving(words=words))
         assert summary.boxes == 1
-        assert summary.lines[1] == "1 word with letters that the font lacks, shown as boxes: give --font FILE"
+        assert summary.lines[1] == "1 word with letters that the font lacks, shown as boxes; give --font FILE"
 
     def test_a_file_that_is_no_font_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "font.ttf").write_bytes(b"nothing")
@@ -361,7 +361,7 @@ class TestRefusals:
 
     def test_an_encoder_that_is_not_there(self, clip: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(av, "codecs_available", {"aac"})
-        self.refused(EnvironmentFault, "has no encoder libx264", out, clip)
+        self.refused(EnvironmentFault, "expected the encoder libx264", out, clip)
 
     def test_a_package_that_is_not_there(self, clip: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "av", None)

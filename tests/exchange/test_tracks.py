@@ -247,7 +247,7 @@ class TestResults:
     def test_files_are_held_against_their_record(self, corpus: Path, tmp_path: Path) -> None:
         folder = put_result(tmp_path / "out", "speech", {"gesture": files(corpus, ".npz")})
         (folder / "speech.npz").write_bytes(b"another")
-        with pytest.raises(DataError, match="differs from the sha256"):
+        with pytest.raises(DataError, match="expected the sha256 in its record"):
             list(load_tracks([folder]))
         (folder / "speech.npz").unlink()
         with pytest.raises(DataError, match="expected a file of a result, found none"):

@@ -175,7 +175,7 @@ class TestDecoding:
     @given(st.lists(st.integers(0, 256 * MARKS), max_size=40))
     @settings(deadline=None)
     def test_any_tokens_decode_and_no_spoken_tick_is_lost(self, ids):
-        """What a model writes keeps no rules; every tick that is not blank belongs to exactly one word."""
+        """Generated tokens follow no rules; every tick that is not blank belongs to exactly one word."""
         words = TextTokenCodec(BYTES_ALONE).decode(np.array(ids, np.int32))
         covered = [t for w in words for t in range(round(10 * w.start), round(10 * w.end))]
         assert covered == [t for t, token in enumerate(ids) if token != BLANK]

@@ -226,7 +226,7 @@ def smplx_motion(frames: int = 5, **changes: object) -> dict[str, np.ndarray]:
 
 
 class TestMotionOfOthers:
-    """What others leave out is absent, never made up; what they call or store otherwise is taken with a note."""
+    """Files of other tools: missing parts are absent, never invented; other names and types are read with a note."""
 
     def test_keys_of_smplx_give_the_same_columns(self):
         got = decode_motion(npz(smplx_motion()))
@@ -658,7 +658,7 @@ class TestUnits:
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=4), st.sampled_from("<>"))
 @settings(deadline=None)
 def test_text_of_any_codes_is_read_or_noted(codes, order):
-    """Of codes beyond Unicode NumPy makes no str, and the error that it raises ended the worker."""
+    """NumPy makes no str of codes beyond Unicode; the error that it raises once ended the worker."""
     item = np.array(codes, f"{order}u4").view(f"{order}U{len(codes)}").reshape(())
     buffer = io.BytesIO()
     np.save(buffer, item)

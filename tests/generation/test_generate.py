@@ -66,7 +66,7 @@ def test_a_page_shows_results_beside_their_recordings(checkpoint: Path, shards: 
         if path.name != "page.html":
             path.unlink()
     again = omniges(*words, "-o", tmp_path / "out", "--html")
-    assert (again.returncode, "page.html would be replaced" in again.stderr) == (2, True)
+    assert (again.returncode, "page.html, found one that would be replaced" in again.stderr) == (2, True)
     assert len([*(tmp_path / "out").iterdir()]) == 1
 
 
@@ -116,7 +116,7 @@ def test_a_video_of_each_result_is_beside_it(checkpoint: Path, shards: Path, tmp
         if path.suffix != ".mp4":
             path.unlink()
     again = omniges(*words)  # the results could be written, but a video is in the way
-    assert (again.returncode, f"{STEM}.mp4 would be replaced" in again.stderr) == (2, True)
+    assert (again.returncode, f"{STEM}.mp4, which would be replaced" in again.stderr) == (2, True)
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".mp4"}
 
 
@@ -232,7 +232,7 @@ def test_a_body_that_is_named_goes_before_that_of_the_sample_and_a_start_before_
 
 def test_guidance_where_there_is_nothing_to_weigh_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     guided = SamplingSettings(num_inference_steps=2, guidance_scale=2.0)
-    with pytest.raises(UsageFault, match="guidance_scale 2: this task has no inputs to weight"):
+    with pytest.raises(UsageFault, match="guidance_scale 2: expected 1, because this task has no inputs"):
         GenerateSettings(
             checkpoint=checkpoint,
             task="unconditional",
@@ -267,7 +267,7 @@ def _open_files() -> list[str]:
 
 
 def test_a_mel_that_is_no_number_is_refused_in_a_line(checkpoint: Path, files: dict[str, Path], tmp_path: Path) -> None:
-    """As motion that is none is: a voice would stop at it in the middle of a file."""
+    """Such a mel is refused as motion is, because a vocoder would stop in the middle of a file."""
     codec = TextTokenCodec(load(checkpoint).identity.tokenizer)
     results = Results(("audio",), NEUTRAL, codec, chosen_vocoder(None), 0, tmp_path)
     with pytest.raises(
@@ -331,7 +331,7 @@ def test_plain_text_gets_times_from_training_words_or_the_shards_and_says_so(
     assert warnings[0] == warnings[1]
     older = load(checkpoint)
     knowing = Sampler(older.model, replace(older.identity, speaking_rate=b""), Codecs({}, []))
-    with pytest.raises(UsageFault, match="plain text has no times, and this checkpoint has no speaking rate"):
+    with pytest.raises(UsageFault, match="found plain text, for which this checkpoint has no speaking rate"):
         planned_inputs(("text",), Sources(text=(str(text),)), knowing.reading())[0].load()
 
 
@@ -349,7 +349,7 @@ def test_a_long_input_is_as_long_as_it_is_and_names_its_seams(
 
 def test_results_are_not_replaced_unless_asked(checkpoint: Path, files: dict[str, Path], tmp_path: Path) -> None:
     make(checkpoint, tmp_path, "a2t", audio=(files["wav"],))
-    with pytest.raises(UsageFault, match=f"{STEM}.json and 2 more files would be replaced"):
+    with pytest.raises(UsageFault, match=f"{STEM}.json and 2 more files, which would be replaced"):
         make(checkpoint, tmp_path, "a2t", audio=(files["wav"],))
     make(checkpoint, tmp_path, "a2t", audio=(files["wav"],), overwrite=True)
 
@@ -370,12 +370,17 @@ def test_results_are_not_replaced_unless_asked(checkpoint: Path, files: dict[str
             "a2g",
             {"text": ("words.txt",), "audio": ("sound.wav",)},
             UsageFault,
-            "--text: the inputs of this task are audio: remove",
+            "--text: expected only inputs of this task (audio), found another; remove",
         ),
-        ("at2g", {"text": ("a.txt",), "audio": ("b.wav", "c.wav")}, UsageFault, "no --audio file called a"),
+        ("at2g", {"text": ("a.txt",), "audio": ("b.wav", "c.wav")}, UsageFault, "expected a --audio file called a"),
         ("x2g", {"audio": ("sound.wav",)}, UsageFault, "task x2g: expected one of"),
         ("unconditional", {}, UsageFault, "--seconds: expected a length"),
-        ("a2g", {"audio": ("sound.wav",), "speaker": "nobody"}, UsageFault, "--speaker nobody: the model knows"),
+        (
+            "a2g",
+            {"audio": ("sound.wav",), "speaker": "nobody"},
+            UsageFault,
+            "--speaker nobody: expected a speaker of the model",
+        ),
         ("a2g", {"keys": ("x",)}, UsageFault, "add shards DIR"),
         (
             "a2g",
@@ -383,9 +388,24 @@ def test_results_are_not_replaced_unless_asked(checkpoint: Path, files: dict[str
             UsageFault,
             "start_xz nan: expected a finite number",
         ),
-        ("a2t", {"audio": ("sound.wav",), "body": Path("body.npz")}, UsageFault, "body: this task produces no"),
-        ("t2a", {"text": ("words.TextGrid",), "start_xz": (0.0, 1.0)}, UsageFault, "start_xz: this task produces no"),
-        ("a2g", {"audio": ("sound.wav",), "shards": Path("shards")}, UsageFault, "--shards shards: it would not be"),
+        (
+            "a2t",
+            {"audio": ("sound.wav",), "body": Path("body.npz")},
+            UsageFault,
+            "body: expected a task that produces gesture, found a2t",
+        ),
+        (
+            "t2a",
+            {"text": ("words.TextGrid",), "start_xz": (0.0, 1.0)},
+            UsageFault,
+            "start_xz: expected a task that produces gesture, found t2a",
+        ),
+        (
+            "a2g",
+            {"audio": ("sound.wav",), "shards": Path("shards")},
+            UsageFault,
+            "--shards shards: expected plain text",
+        ),
         ("unconditional", {"seconds": 1, "shards": Path("shards")}, UsageFault, "name samples by --key or --split"),
         ("unconditional", {"seconds": float("inf")}, UsageFault, "seconds inf: expected a number of at least 0.1"),
         ("t2g", {"text": ("good morning",)}, UsageFault, "pass words through --text -"),
@@ -484,12 +504,12 @@ def test_a_persons_own_files_are_never_replaced(checkpoint: Path, files: dict[st
         (tmp_path / f"{STEM}.{ending}").write_bytes(files[ending].read_bytes())
     (tmp_path / f"{STEM}.txt").write_text("mine", encoding="utf-8")
     before = contents(tmp_path)
-    with pytest.raises(UsageFault, match=f"{STEM}.txt would be replaced"):
+    with pytest.raises(UsageFault, match=f"{STEM}.txt, which would be replaced"):
         make(checkpoint, tmp_path, "a2t", audio=(tmp_path / f"{STEM}.wav",))
     sound = tmp_path / f"{STEM}.txt"
     sound.write_bytes(files["wav"].read_bytes())  # a name that a result would have, whatever is in it
     before = contents(tmp_path)
-    with pytest.raises(UsageFault, match=f"{STEM}.txt is an input, which its result would replace"):
+    with pytest.raises(UsageFault, match=f"{STEM}.txt, which its result would replace"):
         make(checkpoint, tmp_path, "a2t", audio=(sound,), overwrite=True)
     assert contents(tmp_path) == before
 
@@ -657,7 +677,7 @@ def test_names_in_two_forms_of_their_letters_belong_together(
 def test_motion_without_hands_and_face_is_given_as_that(
     checkpoint: Path, files: dict[str, Path], tmp_path: Path
 ) -> None:
-    """As a sample of shards without them: the model gets the rest and the flags of absent parts."""
+    """It is handled like a sample of shards without them: the model gets the rest and the flags of absent parts."""
     with np.load(files["npz"]) as source:
         arrays = dict(source)
     poses, trans = arrays.pop("poses"), arrays.pop("trans")
@@ -712,7 +732,7 @@ def test_motion_that_goes_on_after_the_audio_is_refused(
 
 def test_a_checkpoint_that_never_saw_a_task_says_so(shards: Path, files: dict[str, Path], tmp_path: Path) -> None:
     run(shards, tmp_path / "run", max_train_steps=1, flow={"shares": {"a2t": 1.0}})
-    with pytest.raises(UsageFault, match="it was not trained on a2g, only on a2t"):
+    with pytest.raises(UsageFault, match="on which it was trained, a2t, found a2g"):
         make(tmp_path / "run", tmp_path / "out", "a2g", audio=(files["wav"],))
 
 

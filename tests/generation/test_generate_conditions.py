@@ -94,7 +94,7 @@ def test_a_sample_has_its_own_value_unless_a_person_says_another(checkpoint: Pat
     [
         ((("emotion", "joy"),), "--condition emotion joy: expected one of anger, happiness, neutral or none"),
         ((("mood", "joy"),), "--condition mood: expected a condition stream of the model; the model has emotion"),
-        ((("emotion", "anger"), ("emotion", "anger")), "--condition emotion: it is given twice"),
+        ((("emotion", "anger"), ("emotion", "anger")), "--condition emotion: expected each condition once"),
     ],
 )
 def test_what_the_model_does_not_know_is_refused(

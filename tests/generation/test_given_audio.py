@@ -121,7 +121,7 @@ def test_a_rate_that_no_recording_has_is_refused_before_it_is_resampled(
 
 
 def test_more_than_a_day_of_audio_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By its header where it says so, else once so much was read."""
+    """The header is enough if it states the length; otherwise the error comes once so much was read."""
     monkeypatch.setattr(audio, "LONGEST_S", 1.0)
     monkeypatch.setattr(audio, "_BLOCK_FRAMES", 4099)
     for name in ("a.wav", "a.flac"):

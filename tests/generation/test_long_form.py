@@ -209,7 +209,7 @@ class WholeWindows(PerTick):
 
 
 class ThreeAtOnce(PerTick):
-    """Windows disagree, and each tick of what is made has three tokens."""
+    """Windows disagree, and each generated tick has three tokens."""
 
     def stream(self, name: str) -> Plain:
         return Plain(Fraction(3), 3) if name == "gesture" else Plain()
@@ -356,7 +356,7 @@ def test_windows_that_disagree_are_blended_over_their_overlap() -> None:
 
 
 def test_what_an_earlier_chunk_generated_fades_out_as_a_window_does() -> None:
-    """With one window a stretch, what comes out is what comes out of windows that are denoised together."""
+    """Chunks of one window give the result of windows that are denoised together."""
     alone, together = (WindowSettings(window_ticks=7, overlap_ticks=3, windows=windows) for windows in (1, 16))
     found = made(ByWindow(), [timeline(11)], alone, num_inference_steps=4)[0][:, 0]
     torch.testing.assert_close(found, DISAGREED)

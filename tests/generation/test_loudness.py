@@ -1,4 +1,4 @@
-"""Audio files are scaled as the audio was that a model learned from, and models of one rule alone are made."""
+"""Audio files are scaled like the training audio of a model, and a model has one rule of loudness only."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_shards_of_two_rules_are_not_mixed(corpus: Path, loud: Path, tmp_path: P
 def test_weights_of_another_rule_are_no_beginning(corpus: Path, loud: Path, tmp_path: Path) -> None:
     run_preprocess(corpus, tmp_path / "plain")
     run(tmp_path / "plain", tmp_path / "first", max_train_steps=1)
-    with pytest.raises(UsageFault, match="it was trained on audio of loudness none, these shards have peak"):
+    with pytest.raises(UsageFault, match="expected audio of loudness none, on which it was trained, found peak"):
         run(loud, tmp_path / "second", pretrained_model_name_or_path=tmp_path / "first", preset=None, model={})
 
 

@@ -57,5 +57,5 @@ def test_the_precision_of_the_model_is_not_that_of_whoever_takes_the_parts(sampl
 
 def test_a_codec_with_two_folders_is_refused(tmp_path: Path) -> None:
     entry = FrameEntry(name="toy-codec", fingerprint="0" * 64, source="mel.npy", channels=4, frames_per_row=1)
-    with pytest.raises(UsageFault, match="--codec toy-codec: given twice"):
+    with pytest.raises(UsageFault, match="--codec toy-codec: expected each codec once"):
         Codecs({"audio": entry}, [("toy-codec", tmp_path), ("toy-codec", tmp_path / "other")])

@@ -124,7 +124,7 @@ def test_missing_parts_and_a_missing_package_are_named(
     (tmp_path / "pytorch_model.bin").write_bytes(b"no weights")
     with pytest.raises(DataError, match=r"expected a file of torch\.save, found damage or another file"):
         load_hifi_gan(tmp_path)
-    with pytest.raises(UsageFault, match="this task produces no audio"):
+    with pytest.raises(UsageFault, match="expected a task that produces audio, found a2g"):
         GenerateSettings(checkpoint=tmp_path, task="a2g", output_dir=tmp_path, sources=Sources(), vocoder=folder)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(EnvironmentFault, match=r"pip install 'omniges\[vocoder\]'"):

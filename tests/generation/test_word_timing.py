@@ -1,4 +1,4 @@
-"""Estimated times: the rate that made the words is found again, and estimates keep order and pauses."""
+"""Estimated times: the rate that generated the words is found again, and estimates keep order and pauses."""
 
 from __future__ import annotations
 

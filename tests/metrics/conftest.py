@@ -23,7 +23,7 @@ class RealClip:
     samples: Any  # 16 kHz
     joints: dict[str, Any]  # (1906, 55, 3) as each profile scores them
     world: Any  # (1906, 55, 3) with translation
-    mean_speeds: Any  # (55,) of the world joints, as the published file was made
+    mean_speeds: Any  # (55,) of the world joints, as in the published file
     spans: tuple[SemanticSpan, ...]
 
 

@@ -196,7 +196,7 @@ class TestWhatTellsTheProfilesApart:
         assert same == (name != "emage-2024")
 
     def test_as_published_trembling_beats_a_person_and_holding_still_scores_nothing(self, real_clip):
-        """What docs/reference/metrics.md warns of: 5 mm of noise on every coordinate raises the score."""
+        """docs/reference/metrics.md warns of this: 5 mm of noise on every coordinate raises the score."""
         settings, joints = PROFILES["emage-eval-2025"].beats, real_clip.joints["emage-eval-2025"]
         onsets = audio_beats(real_clip.samples, len(joints), settings)
 

@@ -160,7 +160,7 @@ class TestTorchScript:
         script(tmp_path / "net.pt", mode=1)
         assert load_encoder(tmp_path / "net.pt", trust_program=True).encode(POSES).shape == (1, 330)
 
-    @pytest.mark.parametrize(("mode", "message"), [(2, "expected features"), (3, "fails on input")])
+    @pytest.mark.parametrize(("mode", "message"), [(2, "expected features"), (3, "expected features of input")])
     def test_programs_that_do_not_fit(self, tmp_path, mode, message):
         script(tmp_path / "net.pt", mode)
         with pytest.raises(DataError, match=message) as caught:

@@ -37,7 +37,7 @@ def distance(a, b):
 
 
 def text_has_spaces(text):
-    """Whether it is of scripts with spaces between words."""
+    """Return whether a text is of scripts with spaces between words."""
     return all(ord(c) < 0x0E00 or 0x1100 <= ord(c) < 0x1200 for c in unicodedata.normalize("NFKC", text))
 
 

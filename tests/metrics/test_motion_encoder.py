@@ -262,7 +262,7 @@ class TestGolden:
         assert later == pytest.approx(-2e-6 * 240, abs=1e-9)
 
     def test_traps_of_the_fact_sheet(self, fgd_parity, encoder, real_clip):
-        """What common mistakes would change, so that each of them would be seen."""
+        """Common mistakes would change the result, so each of them would be noticed."""
         traps = json.loads((fgd_parity / "values.json").read_text())["traps_published_random_weights"]
         poses = np.asarray(real_clip.poses, np.float64)[:1888]
         whole = encoder.encode(poses)

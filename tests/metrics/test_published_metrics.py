@@ -103,7 +103,7 @@ def test_distances_of_special_sets(fgd_parity, values):
 
 @given(seed=seeds, counts=st.tuples(st.integers(2, 40), st.integers(2, 40)), width=st.integers(2, 12))
 def test_distances_of_random_sets(seed, counts, width):
-    """Also with fewer rows than columns, where scipy's root is less exact."""
+    """Sets may have fewer rows than columns, where scipy's root is less exact."""
     rng = np.random.default_rng(seed)
     first, second = (np.tanh(rng.normal(size=(n, width)) @ rng.normal(size=(width, width))) for n in counts)
     for name, year in YEARS.items():

@@ -194,7 +194,7 @@ class TestTasks:
         np.testing.assert_array_equal(mixed.speaker_known, plain.speaker_known)
 
     def test_the_others_have_the_shares_of_the_tasks_that_are_left(self):
-        """Without text: a2g and g2a, 2 of 4 shares each."""
+        """Samples without text draw a2g and g2a, 2 of 4 shares each."""
         streams = np.tile([True, False, True], (len(MANY), 1))
         drawn = Counter(draw_plan(FlowSettings(), 5, MANY, streams).task.tolist())
         names = {list(TASKS)[number]: count / len(MANY) for number, count in drawn.items()}
@@ -211,7 +211,9 @@ class TestTasks:
             assert draw_plan(FlowSettings(), 1, np.array([position]), own).task[0] == batch.task[k]
 
     def test_a_sample_that_allows_no_task_is_refused(self):
-        with pytest.raises(UsageFault, match="no task fits a sample that has gesture, audio: leave the sample out"):
+        with pytest.raises(
+            UsageFault, match="expected a task for a sample that has gesture, audio, found none; leave the sample out"
+        ):
             draw_plan(FlowSettings(shares={"t2g": 1}), 0, np.arange(1), np.array([[True, False, True]]))
 
     def test_streams_of_shares(self):

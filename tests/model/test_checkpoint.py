@@ -76,7 +76,7 @@ class TestSaving:
         saved = open_checkpoint(path)
         assert (path.name, saved.step, saved.document("state.json")) == ("step-000003", 3, {"step": 3})
         assert torch.equal(saved.tensors("model.safetensors")["a"], contents(3).tensors["model.safetensors"]["a"])
-        with pytest.raises(DataError, match=r"it has no other\.json"):
+        with pytest.raises(DataError, match=r"expected other\.json, found no such file"):
             saved.content("other.json")
 
     def test_an_error_leaves_nothing(self, tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ print(*found)
 
 @pytest.mark.slow
 def test_killed_before_any_call_of_saving_and_pruning_one_loadable_checkpoint_is_left(tmp_path: Path) -> None:
-    """With one kept checkpoint; the older one until the newer is published, then the newer."""
+    """One checkpoint is kept: the older one until the newer is published, then the newer."""
     done = scripted(KILLED, tmp_path, Path(__file__).parent)
     assert done.returncode == 0, done.stderr
     found = [int(step) for step in done.stdout.split()]

@@ -1,4 +1,4 @@
-"""What condition streams do to a model: nothing where there are none or no value, and else what their encoder says."""
+"""Condition streams in a model: no effect without a stream or a value, otherwise the output of their encoder."""
 
 from __future__ import annotations
 

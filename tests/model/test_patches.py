@@ -120,7 +120,7 @@ class TestConfiguration:
     @pytest.mark.parametrize(
         ("changes", "said"),
         [
-            ({"audio_grid": None}, "they are OmniFlow's: initialize from its weights"),
+            ({"audio_grid": None}, "found none; initialize from its weights"),
             ({"audio_tokens": "rows"}, "initialize from its weights"),
             ({"rotary_periods_s": (0.5, 120.0)}, "initialize from its weights"),
             ({"audio_prediction": "clean"}, "expected velocity, .* predicts, found clean and audio_tokens patches"),

@@ -21,7 +21,7 @@ NAMES = list(TASKS)
 
 
 def near(count: int, share: float, total: int = len(MANY)) -> bool:
-    """Whether a count is within five standard deviations of its binomial mean."""
+    """Return whether a count is within five standard deviations of its binomial mean."""
     return abs(count - share * total) <= 5 * math.sqrt(share * (1 - share) * total) + 1e-9
 
 

@@ -247,7 +247,7 @@ class TestLevelsOfTokens:
             torch.testing.assert_close(of_tokens[name], expected, rtol=0, atol=2e-5)
 
     def test_a_tokens_level_modulates_that_token(self):
-        """Without blocks, a token's output depends on its own level and on the mean of the other streams alone."""
+        """Without blocks, the output of a token depends only on its own level and on the mean of the other streams."""
         model, given = trunk(layers=0), inputs()
         levels = {n: level[:, None].repeat(1, SIZES[n]) for n, level in given["levels"].items()}
         levels["audio"][:, 2] = 0.9
@@ -273,7 +273,7 @@ class TestConditions:
 
     @pytest.mark.parametrize(("conditioning", "reaches"), [("summed", True), ("split", False)])
     def test_split_vectors_stay_with_their_stream(self, conditioning, reaches):
-        """In the first block's modulation; attention carries levels between streams in both modes."""
+        """The first block's modulation keeps them apart; attention carries levels between streams in both modes."""
         model = trunk(conditioning=conditioning)
         given = inputs()
         args = (list(STREAMS), given["levels"], {}, None, None, None)

@@ -77,7 +77,10 @@ class TestUsage:
         code = "import sys; sys.argv[0] = 'omniges'; from omniges.cli import main; main()"
         run = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
         assert run.returncode == 3
-        assert only_line(run) == "omniges: the current folder no longer exists: change to another one"
+        assert (
+            only_line(run)
+            == "omniges: current folder: expected one that exists, found that it was removed; change to another one"
+        )
 
     def test_version_and_help(self) -> None:
         assert omniges("--version").stdout.strip() == f"omniges {__version__}"
@@ -217,4 +220,4 @@ class TestInspect:
         (tmp_path / "train-000000.tar").write_bytes((shards / "train-000000.tar").read_bytes())
         run = omniges("inspect", tmp_path)
         assert run.returncode == 1
-        assert "no dataset.json" in only_line(run)
+        assert "expected dataset.json, found none" in only_line(run)

@@ -58,7 +58,10 @@ class TestNames:
         script = "import sys; sys.modules['torch'] = None; import omniges; omniges.OmnigesPipeline"
         run = python("-c", script)
         assert run.returncode == 1
-        line = "ImportError: omniges.OmnigesPipeline needs the package torch: pip install 'omniges[train]'"
+        line = (
+            "ImportError: omniges.OmnigesPipeline: expected the package torch, found that it is not installed; "
+            "run pip install 'omniges[train]'"
+        )
         assert run.stderr.splitlines()[-1] == line
 
 
@@ -115,7 +118,10 @@ class TestFunctions:
                 "preprocess: unknown settings keep_audo (did you mean keep_audio?), out_dir (did you mean output_dir?)",
             ),
             (lambda: omniges.verify_shards("s", depth=3), "unknown setting depth; expected some of fail_fast,"),
-            (lambda: omniges.verify_shards("s", output_file="x"), "findings are returned, not written"),
+            (
+                lambda: omniges.verify_shards("s", output_file="x"),
+                "expected no output_file, because findings are returned",
+            ),
             (lambda: omniges.verify_shards("s", level="best"), "expected one of quick, full, deep"),
             (lambda: omniges.sample_corpus("c", clips=0), "clips 0: expected a number from 2 to"),
             (omniges.evaluate, "evaluate: expected folders of generated results, or checkpoint to generate some"),

@@ -1,6 +1,6 @@
 """A folder from elsewhere writes, replaces and removes nothing outside of the output that the user named.
 
-Every command meets hostile journals, keys, stems, shard names, links and tokenizers, made by generators of mutations.
+Every command meets hostile journals, keys, stems, shard names, links and tokenizers, written by mutation generators.
 Beside each output lies a tree of canaries under names that the mutations aim at; it must stay as it is to the byte.
 """
 
@@ -61,7 +61,7 @@ class World:
         self.before = self._seen()
 
     def fresh(self) -> Path:
-        """The shards as they were made, and no outputs."""
+        """The shards as written, and no outputs."""
         for path in self.root.iterdir():
             if path != self.canary:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -236,7 +236,7 @@ def test_names_in_dataset_json_are_refused_by_every_command(
 
 
 def texts_in(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where texts stand in a JSON value; keys of objects too, marked by a last None."""
+    """Return the places of texts in a JSON value; a last None marks keys of objects."""
     if isinstance(value, str):
         yield place
     elif isinstance(value, dict):
@@ -539,7 +539,7 @@ def test_records_remove_nothing_elsewhere(name: str, world: World, commands: Com
 
 
 def leaves(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where a tokenizer can be changed: every value but those of the vocabulary and the merges."""
+    """Return the places where a tokenizer can be changed: every value except vocabulary and merges."""
     if isinstance(value, dict) and value and place != ("model", "vocab"):
         for name, inner in value.items():
             yield from leaves(inner, (*place, name))

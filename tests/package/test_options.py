@@ -52,7 +52,7 @@ class TestOtherNames:
             assert len(names) == len(set(names))
 
     def test_two_names_of_one_setting_are_refused(self) -> None:
-        with pytest.raises(UsageFault, match="lr_scheduler and lr_schedule: two names of one setting"):
+        with pytest.raises(UsageFault, match="lr_scheduler and lr_schedule: expected one name of the setting"):
             present_names(TrainSettings, {"lr_scheduler": "cosine", "lr_schedule": "linear"})
 
     def test_keywords_of_python_too(self) -> None:

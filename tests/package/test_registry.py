@@ -65,7 +65,7 @@ class TestRefusals:
 
     def test_another_object_of_a_registered_name_and_one_of_another_kind(self, registry: Registry[Any]) -> None:
         registry.register("own", own)
-        with pytest.raises(UsageFault, match="'own' is registered already"):
+        with pytest.raises(UsageFault, match="'own': expected a name that is not taken"):
             registry.register("own", print)
         with pytest.raises(UsageFault, match=r"Callable, found 3"):
             registry.register("three", 3)
@@ -75,14 +75,19 @@ class TestRefusals:
     ) -> None:
         for name in ("first", "second"):
             monkeypatch.syspath_prepend(install(tmp_path / name, {GROUP: {"other": "os.path:join"}}, name))
-        with pytest.raises(EnvironmentFault, match=r"'other' comes from (first 1.0 and from second|second 1.0 and)"):
+        with pytest.raises(
+            EnvironmentFault,
+            match=r"'other': expected one package with it, found (first 1.0 and second|second 1.0 and)",
+        ):
             registry.get("other")
 
     def test_a_package_that_takes_a_built_in_name(
         self, registry: Registry[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.syspath_prepend(install(tmp_path, {GROUP: {"join": "os.path:basename"}}))
-        with pytest.raises(EnvironmentFault, match=r"'join' comes from omniges and from omniges-toy 1.0: expected one"):
+        with pytest.raises(
+            EnvironmentFault, match=r"'join': expected one package with it, found omniges and omniges-toy 1.0"
+        ):
             registry.get("join")
 
     @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ HOSTILE = (
     *("[/phones]", "[red]clip[a]", "[bold", ":smile:", "\udcff", "\x00", "tab\there"),
 )
 PRINTERS = {"commands/parsing.py": 2, "pipeline/summary.py": 5, "progress.py": 1}
-"""Numbers of calls that print, by file: help, what `printable` made, and empty lines."""
+"""Numbers of calls that print, by file: help, output of `printable`, and empty lines."""
 
 
 class TestPrintable:

@@ -42,7 +42,7 @@ class Files:
         self.path(kind).write_bytes(change(self.path(kind).read_bytes()))
 
     def motion(self, **changes: object) -> None:
-        """Write the NPZ anew with some arrays replaced, or left out where None is given."""
+        """Write the NPZ again with some arrays replaced, or left out where None is given."""
         with np.load(self.path("npz"), allow_pickle=False) as source:
             arrays = dict(source)
         arrays |= changes  # type: ignore[arg-type]

@@ -68,7 +68,7 @@ class TestLayouts:
 
     def test_folder_flags(self, tmp_path: Path) -> None:
         lay(tmp_path, [A], {"sound": "wav", "motion": "npz", "deep/words": "TextGrid"})
-        with pytest.raises(UsageFault, match="no wav folder"):
+        with pytest.raises(UsageFault, match="expected a folder of wav"):
             found(tmp_path, gesture_dir="motion", text_dir="deep/words")
         assert stems_of(found(tmp_path, wav_dir="sound", gesture_dir="motion", text_dir="deep/words")) == [A]
 

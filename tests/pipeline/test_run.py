@@ -35,7 +35,7 @@ STEM = "2_scott_0_1_1"
 
 @pytest.fixture(scope="module")
 def real(beat2_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of the real sample, made by the command as a user types it."""
+    """Shards of the real sample, written by the command as a user types it."""
     out = tmp_path_factory.mktemp("real") / "shards"
     run = omniges("preprocess", "--root", beat2_sample, "--out", out)
     assert run.returncode == 1, run.stderr
@@ -260,7 +260,7 @@ class TestDeterminism:
         self, real: Path, beat2_sample: Path, tmp_path: Path
     ) -> None:
         variables = VARIANTS["C library without AVX2 and FMA"] | VARIANTS["numpy without AVX2 and FMA"]
-        omniges("preprocess", "--root", beat2_sample, "--out", tmp_path / "o", anew=True, **variables)  # type: ignore[arg-type]
+        omniges("preprocess", "--root", beat2_sample, "--out", tmp_path / "o", fresh=True, **variables)  # type: ignore[arg-type]
         assert digests(tmp_path / "o") == digests(real)
 
     def test_the_variants_do_differ_where_the_c_library_is_used_as_it_is(self) -> None:

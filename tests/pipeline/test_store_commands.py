@@ -1,4 +1,4 @@
-"""The commands with an object store, over a server that speaks S3: made, killed, verified, read, and no secret told."""
+"""Commands with an object store over a server of S3: shards are written, verified and read, and no secret is shown."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_set_that_is_being_replaced_is_complete_for_no_reader(endpoint: str, t
 def test_killed_at_random_moments_the_same_command_completes_the_set(
     endpoint: str, root: Path, on_disk: dict[str, str], tmp_path: Path
 ) -> None:
-    """Runs are killed 25 times after they took the lock; one that ends before its kill has made the set of a disk."""
+    """Runs are killed 25 times after they took the lock; one that ends before has written the set of a disk."""
     draw = random.Random(22)
     environment = os.environ | remote.s3_environment(endpoint)
 
@@ -197,7 +197,7 @@ def test_credentials_in_the_url_are_refused_and_not_shown(tmp_path: Path) -> Non
 
 
 def test_an_absent_bucket_is_one_line(endpoint: str, root: Path, tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentFault, match=r"^s3://absent/x/.*Create the bucket absent, or check the address$"):
+    with pytest.raises(EnvironmentFault, match=r"^s3://absent/x/.*; create the bucket absent, or check the address$"):
         run_preprocess(root, "s3://absent/x", work_dir=tmp_path, run_log=tmp_path / "log")
 
 

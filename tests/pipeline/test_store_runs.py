@@ -68,7 +68,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
 
 
 def crash_before(world: World, request: int) -> None:
-    """End the process before this request: no later one is made either."""
+    """End the process before this request: no later one is sent either."""
     numbers = itertools.count()
 
     def gate(_action: str) -> None:
@@ -79,7 +79,7 @@ def crash_before(world: World, request: int) -> None:
 
 
 def requests_of(world: World, root: Path) -> int:
-    """How many requests the run makes."""
+    """Return the number of requests of a run."""
     numbers = itertools.count()
     world.gate = lambda _action: next(numbers) and None
     world.run(root)
@@ -272,7 +272,10 @@ def test_a_second_run_is_refused_while_the_first_one_lives(world: World, root: P
 
     world.gate = gate
     world.run(root)
-    assert found[1].startswith("s3://bucket/sets/speech: another omniges run is writing here (process 1 on here)")
+    assert found[1].startswith(
+        "s3://bucket/sets/speech: expected no other writer, found that another omniges run is writing here "
+        "(process 1 on here)"
+    )
 
 
 @pytest.fixture

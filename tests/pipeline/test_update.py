@@ -250,7 +250,7 @@ class TestUpdate:
 
 
 def digests_of_files(folder: Path) -> dict[str, str]:
-    """As `digests`, without folders."""
+    """Return the same as `digests`, without folders."""
     import hashlib
 
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir() if p.is_file()}
@@ -261,7 +261,7 @@ class TestRemoval:
     def test_a_set_of_an_earlier_default_goes_on_with_the_flag_that_the_error_names(
         self, root: Path, tmp_path: Path, recorded: float
     ) -> None:
-        """As of older versions, which recorded --max-length-mismatch 5 and had no --motion-rate."""
+        """Older versions recorded --max-length-mismatch 5 and had no --motion-rate."""
         out = tmp_path / "out"
         words = ("preprocess", "--root", root, "--output-dir", out, "--shard-size", SHARD_BYTES, "--workers", 1)
         as_made = ("--max-length-mismatch", f"{recorded:g}")
@@ -270,7 +270,7 @@ class TestRemoval:
         before = digests(out)
         refused = omniges(*words)
         assert refused.returncode == 2
-        assert f"max_length_mismatch_s was {recorded}, is now null. Go on as it was made with " in refused.stderr
+        assert f"max_length_mismatch_s was {recorded}, is now null; continue as it was made with " in refused.stderr
         assert f"made with {' '.join(as_made)}, choose" in refused.stderr
         done = omniges(*words, *as_made)
         assert done.returncode == 0, done.stderr
@@ -314,7 +314,7 @@ class TestRemoval:
         before = digests(out)
         for stem in stems(root)[:2]:
             remove(root, stem)
-        with pytest.raises(UsageFault, match=r"2 of 16 samples would be dropped .*--allow-removal"):
+        with pytest.raises(UsageFault, match=r"samples to be removed, found 2 of 16 .*--allow-removal"):
             convert(root, out)
         assert digests(out) == before
         convert(root, out, allow_removal=True)
@@ -326,7 +326,7 @@ class TestRemoval:
         before = digests(out)
         for stem in stems(root)[:2]:
             next(root.rglob(f"{stem}.npz")).write_bytes(b"junk")
-        with pytest.raises(UsageFault, match="2 of 16 samples would be dropped"):
+        with pytest.raises(UsageFault, match="samples to be removed, found 2 of 16"):
             convert(root, out)
         assert digests_of_files(out) == before
         assert convert(root, out, allow_removal=True)["computed"] == 0
@@ -491,5 +491,5 @@ class TestCommand:
             remove(root, stem)
         refused = omniges(*words)
         assert refused.returncode == 2
-        assert "4 of 16 samples would be dropped" in refused.stderr
+        assert "samples to be removed, found 4 of 16" in refused.stderr
         assert omniges(*words, "--allow-removal").returncode == 0

@@ -1,4 +1,4 @@
-"""What a recording causes is a finding about it; what the machine causes ends the worker, and loses the recording."""
+"""A fault of a recording becomes a finding; a fault of the machine ends the worker, and the recording is lost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RECORDING = Recording("a", "a", "train", parse_stem("a"), {})
 
 
 def converting(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the worker answers where the conversion raises."""
+    """Return the worker's answer if the conversion raises."""
 
     def fail(*_: object) -> None:
         raise error
@@ -100,7 +100,7 @@ class TestLostInARun:
 
 
 class TestFilesThatAreReplaced:
-    """What stands in a file's place since it was found is no recording: nothing waits for it, or follows a link."""
+    """A file that was replaced after it was found is no recording: nothing waits for it, or follows a link."""
 
     @pytest.fixture(params=["pipe", "link to a pipe", "link out of the root", "folder", "device"])
     def swapped(self, request: pytest.FixtureRequest, tmp_path: Path) -> Path:

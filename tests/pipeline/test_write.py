@@ -256,7 +256,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "units": ({"poses": np.full((36, 165), 90.0)}, "radians and metres"),
     "z up": ({"poses": np.tile([np.pi / 2, 0, 0] + [0.0] * 162, (36, 1))}, "rotate the world so that y points up"),
     "betas": ({"betas": np.zeros((36, 300))}, "betas of shape (36, 300)"),
-    "betas alone": (NO_MOTION | {"betas": np.zeros(300)}, "betas without motion: remove them"),
+    "betas alone": (NO_MOTION | {"betas": np.zeros(300)}, "expected motion with betas, found none; remove betas"),
     "no frame rate": ({"frame_rate_hz": None}, "expected frames per second, found motion with frame_rate_hz None"),
     "frame rate": ({"frame_rate_hz": 25}, "expected 30, 60, 90, 120, ..., found frame_rate_hz 25; resample"),
     "absent": ({"absent": ["legs"]}, "expected one of upper, hands, lower, jaw_eyes, root, face, found absent 'legs'"),
@@ -272,7 +272,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "nothing": (NO_MOTION | NO_AUDIO | {"words": None}, "expected at least one, found neither motion nor audio"),
     "words out of order": ({"words": [("b", 0.5, 0.8), ("a", 0.1, 0.2)]}, "intervals in order of time, found"),
     "words overlap": ({"words": [("a", 0.1, 0.5), ("b", 0.4, 0.8)]}, "overlaps up to 0.01 s, found"),
-    "word outside": ({"words": [("a", 0.1, 7.5)]}, "word 0: 'a' ends at 7.5 s, after the recording's end at 1.2 s"),
+    "word outside": ({"words": [("a", 0.1, 7.5)]}, "an end within the recording, 1.2 s, found 7.5 s"),
     "word times": ({"words": [("a", 0.4, 0.1)]}, "start <= end in seconds, found ('a', 0.4, 0.1)"),
     "word NaN": ({"words": [("a", 0.1, np.nan)]}, "found ('a', 0.1, nan)"),
     "word columns": ({"words": [("a", 0.1, 0.2, 0.9)]}, "found ('a', 0.1, 0.2, 0.9)"),
@@ -292,7 +292,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "key again": ({"key": "take_0"}, "recording 'take_0': expected each key once, found it twice; rename one"),
     "two splits": ({"poses": recording(0).poses, "trans": recording(0).trans, "expressions": recording(0).expressions,
                     "samples": recording(0).samples, "betas": recording(0).betas, "split": "val"},
-                   "found the content of 'take_0' of train: remove one of the two"),
+                   "found the content of 'take_0' of train; remove one of the two"),
 }  # fmt: skip
 
 

@@ -68,7 +68,7 @@ def runs(encoded_both: Path, omniflow: Path, tmp_path_factory: pytest.TempPathFa
 
 
 def statuses_of(run_folder: Path) -> dict[str, tuple[str, str | None]]:
-    """What became of each of OmniFlow's tensors."""
+    """Return the status of each of OmniFlow's tensors."""
     (event,) = log_of(run_folder, "pretrained")
     return {row["source"]: (row["kind"], row["target"]) for row in event["tensors"] if row["source"]}
 
@@ -89,7 +89,7 @@ class TestWeights:
             assert [statuses_of(runs[choice])[name] for name in names] == [("left out", None)] * 4
 
     def test_the_run_begins_with_them(self, encoded_both: Path, omniflow: Path, tmp_path: Path) -> None:
-        """After a step of a learning rate of next to nothing they are OmniFlow's."""
+        """They are OmniFlow's after a step with a learning rate near zero."""
         begin(encoded_both, tmp_path, omniflow, "both", max_train_steps=1, lr_warmup_steps=10**9)
         found = load_file(checkpoint_of(tmp_path, 1) / "model.safetensors")
         theirs = tensors_of(TINY)
@@ -156,7 +156,7 @@ class TestTraining:
         assert load_model(find_checkpoint(tmp_path / "run"))[1].config.audio_tokens == "patches"
 
     def test_a_preset_has_no_patches(self, encoded_both: Path, tmp_path: Path) -> None:
-        with pytest.raises(UsageFault, match=r"audio_tokens patches: they are OmniFlow's"):
+        with pytest.raises(UsageFault, match=r"audio_tokens patches: expected OmniFlow's weights"):
             run(encoded_both, tmp_path / "run", audio_codec=AUDIO, model={"audio_tokens": "patches"})
         with pytest.raises(UsageFault, match="unknown key audio_grid"):
             run(encoded_both, tmp_path / "run", audio_codec=AUDIO, model={"audio_grid": None})

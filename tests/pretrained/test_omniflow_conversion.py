@@ -125,7 +125,7 @@ class TestGoldenOutputs:
             torch.testing.assert_close(got[name], golden[name], rtol=0, atol=TOLERANCE)
 
     def test_three_streams_from_tokens_to_the_last_norm(self, converted: Path) -> None:
-        """Without image patches and tables: the reference's own tokens in, its normed states out, text and audio."""
+        """The reference's tokens of text and audio give its normed states, without image patches and tables."""
         source, golden = read_converted(converted), golden_of("case_all_summed")
         config: dict[str, Any] = json.loads(json.dumps(dict(source.config)))
         config["streams"]["image"] = {"inputs": 32, "outputs": 32}
@@ -152,7 +152,7 @@ class TestGoldenOutputs:
         torch.testing.assert_close(grid_embedding(128, 8, side=192, base=128, width=32), audio, rtol=0, atol=5e-6)
 
     def test_the_restatement_computes_what_the_original_did(self) -> None:
-        """What holds the restatement, by which the other kinds of checkpoints are tested."""
+        """Other kinds of checkpoints are tested by this restatement, so it is compared with the original."""
         golden = golden_of("case_all_summed")
         given = Given(
             image=golden["in_hidden_states"],
@@ -290,7 +290,7 @@ class TestRoundTrips:
 
 
 def split_into_parts(place: Path, tensors: Mapping[str, Tensor]) -> None:
-    """As diffusers saves what is large: two files and an index."""
+    """Save weights as diffusers saves large ones: two files and an index."""
     (place / "diffusion_pytorch_model.bin").unlink()
     names = list(tensors)
     where = {}

@@ -145,7 +145,7 @@ class TestConfig:
 
 
 class Opened:
-    """What a pickle must not be able to make: its constructor would run."""
+    """An object that a pickle must not be able to create: its constructor would run."""
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return os.mkdir, (os.environ["OMNIGES_TEST_TRAP"],)
@@ -211,14 +211,14 @@ class TestFiles:
         write_folder(tmp_path, TINY)
         (place / "diffusion_pytorch_model.bin").unlink()
         index = place / "diffusion_pytorch_model.bin.index.json"
-        for name, said in (("../x.bin", "names of files beside it"), ("gone.bin", "it is missing")):
+        for name, said in (("../x.bin", "names of files beside it"), ("gone.bin", "which the index names, found none")):
             index.write_text(json.dumps({"weight_map": {"a": name}}))
             assert said in refused(tmp_path)
         index.write_text(json.dumps({"weight_map": []}))
         assert "expected a weight_map of tensors and files" in refused(tmp_path)
         for name in ("a.bin", "b.bin"):
             torch.save({"same": torch.zeros(1)}, place / name)
-        with pytest.raises(DataError, match="same is in"):
+        with pytest.raises(DataError, match="found same in"):
             open_parts((place / "a.bin", place / "b.bin"))
 
     def test_a_folder_of_something_else_says_what_was_expected(self, tmp_path: Path) -> None:

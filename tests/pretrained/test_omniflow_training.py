@@ -129,7 +129,7 @@ class TestWhatIsCarriedOver:
     def test_streams_of_omniflows_own_tokens_keep_their_projections(
         self, omniflow: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """As a codec's stream will be: text latents in, of which the zeros behind them are left away."""
+        """Text latents are tokens of OmniFlow, without the zeros behind them."""
         from omniges.model import spec
         from omniges.model.streams import SubwordTokens
 
@@ -185,7 +185,7 @@ class TestTraining:
 
     @pytest.mark.slow
     def test_going_on_the_weights_are_those_of_the_run(self, shards: Path, omniflow: Path, tmp_path: Path) -> None:
-        """What a run was begun with may change or go, but for its sizes: the checkpoint is what counts."""
+        """The run's first weights may change or be removed, except for their sizes, because the checkpoint counts."""
         begin(shards, tmp_path / "a", omniflow, max_train_steps=2)
         other = write_folder(tmp_path / "other", Tiny(qk_norm="rms", dual=(0,), seed=9))
         begin(shards, tmp_path / "b", omniflow, max_train_steps=1)
@@ -193,13 +193,13 @@ class TestTraining:
         assert learned(tmp_path / "a", 2) == learned(tmp_path / "b", 2)
         warnings = " ".join(log_of(tmp_path / "b", "start")[-1]["remarks"])
         assert "--pretrained-model-name-or-path was" in warnings
-        with pytest.raises(UsageFault, match=r"it is of another model: .*layers"):
+        with pytest.raises(UsageFault, match=r"expected this model, found another: .*layers"):
             begin(shards, tmp_path / "b", write_folder(tmp_path / "third", Tiny(qk_norm="rms", layers=3)))
 
     def test_average_and_optimizer_begin_with_the_pretrained_weights(
         self, shards: Path, omniflow: Path, tmp_path: Path
     ) -> None:
-        """After one step the average is a tenth of what was there before it and nine tenths of what came."""
+        """One step leaves a tenth of the earlier EMA weights, and takes nine tenths of the new ones."""
         begin(shards, tmp_path, omniflow, max_train_steps=1, lr_warmup_steps=0)
         last, average = (load_file(checkpoint_of(tmp_path, 1) / f"{name}.safetensors") for name in ("model", "ema"))
         name = "trunk.blocks.0.branches.audio.mlp_in.weight"
@@ -309,7 +309,7 @@ class TestFineTuning:
             start.adopt(replace(load_identity(find_checkpoint(trained)), codecs=other))
 
     def test_sizes_come_from_the_checkpoint(self, trained: Path, shards: Path, tmp_path: Path) -> None:
-        with pytest.raises(UsageFault, match="recipe key model: width come from the pretrained weights"):
+        with pytest.raises(UsageFault, match="with pretrained weights, found width"):
             begin(shards, tmp_path, trained, model={"width": 64})
 
 
@@ -349,18 +349,18 @@ class TestWords:
             TrainSettings(model=changes)
 
     def test_what_does_not_go_together_is_refused(self, omniflow: Path, tmp_path: Path) -> None:
-        with pytest.raises(UsageFault, match="preset tiny: pretrained_model_name_or_path has sizes of its own"):
+        with pytest.raises(UsageFault, match="preset tiny: expected no preset with pretrained_model_name_or_path"):
             TrainSettings(preset="tiny", pretrained_model_name_or_path=omniflow)
-        with pytest.raises(UsageFault, match="pretrained_weights: it goes with"):
+        with pytest.raises(UsageFault, match="pretrained_weights: expected with"):
             TrainSettings(pretrained_weights="ema")
         with pytest.raises(UsageFault, match=r"expected a folder, found none; .* hf download"):
             open_start(tmp_path / "Org" / "name", None, {})
-        with pytest.raises(UsageFault, match=r"expected an OmniFlow folder .*, found neither"):
+        with pytest.raises(UsageFault, match=r"expected an OmniFlow folder .*, found none of them"):
             open_start(tmp_path, None, {})
-        with pytest.raises(UsageFault, match="layers, width come from the pretrained weights"):
+        with pytest.raises(UsageFault, match="with pretrained weights, found layers, width"):
             open_start(omniflow, None, {"width": 3, "layers": 9, "absent": "left-out"})
         convert(omniflow, tmp_path / "converted")
-        with pytest.raises(UsageFault, match="a converted folder has one set of weights"):
+        with pytest.raises(UsageFault, match="found a converted one with one"):
             open_start(tmp_path / "converted", "ema", {})
 
     def test_settings_survive_being_saved(self, omniflow: Path, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ class _Open:
 
 
 class _Tap:
-    """What the calls are replaced with. File numbers follow renames."""
+    """The replacement of the calls. File numbers follow renames."""
 
     def __init__(self, root: Path, around: Around) -> None:
         self.root = os.path.abspath(root)
@@ -95,7 +95,7 @@ class _Tap:
         self._real: dict[str, Callable[..., Any]] = {name: getattr(os, name) for name in self.replacements()}
 
     def replacements(self) -> dict[str, Callable[..., Any]]:
-        """By name in `os`."""
+        """Return the replacements by name in `os`."""
         known: dict[str, Callable[..., Any]] = {
             "open": self._open,
             "close": self._close,

@@ -1,10 +1,10 @@
-"""What a power loss may leave: a model of a file system that keeps only what was synced, and the order writers owe.
+"""A model of power loss: a file system that keeps only synced data, and the order in which writers must work.
 
 `Disk` takes in calls (`calls.Call`) and tells what may be there after a power loss:
 
 * bytes written to a file and not followed by a sync of that file may be there, be gone, be there in part, or be
   zeros, each write on its own; the same goes for changes of a file's length;
-* a name made, renamed or removed and not followed by a sync of its folder may be as it was or as it became, each
+* a name created, renamed or removed and not followed by a sync of its folder may be as it was or as it became, each
   change on its own and in no order;
 * a rename is atomic, as every journaling file system of Linux has it: never both names gone. It is durable when both
   folders were synced (ext4, xfs and btrfs are content with either; who syncs both is right on all of them).
@@ -36,13 +36,13 @@ class PowerLoss(Protocol):
     """Decides what survives of the changes that were not synced."""
 
     def name_survives(self, place: int, total: int) -> bool:
-        """Whether a change of a name survives, the `place`-th of `total` that are open."""
+        """Return whether a change of a name survives, the `place`-th of `total` that are open."""
 
     def bytes_of(self, data: bytes) -> bytes | None:
-        """What is on the disk of a write; None for nothing."""
+        """Return the bytes of a write that are on the disk; None for nothing."""
 
     def length_survives(self) -> bool:
-        """Whether a change of a file's length survives."""
+        """Return whether a change of a file's length survives."""
 
 
 class RandomPowerLoss:
@@ -55,7 +55,7 @@ class RandomPowerLoss:
         self._in_order = rng.random() < 0.3
 
     def name_survives(self, place: int, total: int) -> bool:
-        """By the share of this draw, or up to it."""
+        """Return whether it survives, by the share of this draw or up to it."""
         return place < self._share * total if self._in_order else self._rng.random() < self._share
 
     def bytes_of(self, data: bytes) -> bytes | None:
@@ -66,7 +66,7 @@ class RandomPowerLoss:
         return None if way == 0 else bytes(len(data)) if way == 1 else data[: self._rng.randrange(len(data) + 1)]
 
     def length_survives(self) -> bool:
-        """As the bytes."""
+        """Return whether it survives, by the same rule as bytes."""
         return self._rng.random() < self._bytes
 
 
@@ -265,7 +265,7 @@ class _Debt:
 
 
 def order_faults(calls: Sequence[Call]) -> list[str]:
-    """Where a recording breaks: write → sync → rename → sync of the folder, before anything builds on it.
+    """Return the places where a recording breaks the order: write → sync → rename → sync of the folder.
 
     A renamed file has been synced since its last write and is not written again. Each rename of a finished file is
     followed by a sync of its folder before the next file is published, the journal names it, dataset.json comes or
@@ -318,7 +318,7 @@ def _is_temporary(path: str) -> bool:
 
 
 def _builds_on(call: Call, debt: _Debt) -> bool:
-    """Whether a call is wrong while an earlier change may still be lost."""
+    """Return whether a call is wrong while an earlier change may still be lost."""
     if debt.call.kind == "mkdir":
         return False  # lost with all that is in it, which is as good as never begun
     publishes = call.kind == "rename" and _is_temporary(call.path)

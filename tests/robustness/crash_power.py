@@ -18,7 +18,7 @@ _MAX_IN_A_ROW: Final = 3
 
 @dataclass
 class Result:
-    """What a case did and what was wrong."""
+    """Result of a case: its actions and its faults."""
 
     index: int
     scenario: str

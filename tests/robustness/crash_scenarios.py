@@ -1,4 +1,4 @@
-"""What is interrupted: small data sets, folders to begin from, and what has to be there in the end."""
+"""Scenarios to interrupt: small data sets, folders at the start, and the content that must exist at the end."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def everything_in(folder: Path) -> Digests:
 
 
 def state_faults(scenario: Scenario, out: Path) -> list[str]:
-    """What is wrong with a folder between runs: whole as it was, whole as it becomes, or without dataset.json."""
+    """Return the faults of a folder between runs: it is complete as before or after, or has no dataset.json."""
     if not (out / DATASET_FILE).is_file():
         return []
     seen = {name: digest for name, digest in everything_in(out).items() if not name.startswith(".")}
@@ -216,7 +216,7 @@ def state_faults(scenario: Scenario, out: Path) -> list[str]:
 
 
 def end_faults(scenario: Scenario, out: Path) -> list[str]:
-    """What is wrong with a folder after the last run."""
+    """Return the faults of a folder after the last run."""
     if not out.is_dir():
         return ["differs: there is no folder"]
     found = everything_in(out)

@@ -321,7 +321,7 @@ _PREPROCESSED_EVERY: Final = 25
 
 
 def sound_set(bases: Bases, corpora: Path, folder: Path, seed: int, index: int) -> Outcome:
-    """A sound set: one in 25 straight from preprocess, the others some samples of one, cut and packed anew."""
+    """A sound set: one in 25 straight from preprocess, the others some samples of one, cut and packed again."""
     rng = np.random.default_rng([seed, 3, index])
     if index % _PREPROCESSED_EVERY == 0:
         kind = "from preprocess"
@@ -329,7 +329,7 @@ def sound_set(bases: Bases, corpora: Path, folder: Path, seed: int, index: int) 
         size = int(pick(rng, (1, 200_000, 400_000, 1 << 28)))
         convert(corpus, folder, keep_audio=bool(rng.integers(2)), shard_bytes=size)
     else:
-        kind = "packed anew"
+        kind = "packed again"
         shards = copy.deepcopy(pick(rng, bases.sets))
         count = int(rng.integers(1, len(shards.samples) + 1))
         chosen = sorted(int(k) for k in rng.permutation(len(shards.samples))[:count])

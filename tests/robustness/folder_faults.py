@@ -192,7 +192,7 @@ def _edited(rng: np.random.Generator, folder: Folder, _other: Folder) -> Damage:
 
 
 def _edited_and_sealed(rng: np.random.Generator, folder: Folder, _other: Folder) -> Damage:
-    """One value edited and the checksum made to fit; versions of tools and most of the plan may be what they like."""
+    """One value edited and the checksum updated; versions of tools and most of the plan may be what they like."""
     text: list[str] = []
     data = edited_dataset(folder[DATASET_FILE], lambda document: text.append(_scramble(document, rng)))
     return Damage({DATASET_FILE: data}, f"dataset.json edited and sealed: {text[0]}", level="deep", quick=False)

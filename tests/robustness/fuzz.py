@@ -201,7 +201,7 @@ def _manifest(rng: np.random.Generator, files: Folder, _shards: ShardSet) -> Cas
 
 
 def _dataset(rng: np.random.Generator, files: Folder, _shards: ShardSet) -> Case:
-    """The text itself, which its checksum guards, or a value in it and the checksum made to fit."""
+    """The text itself, which its checksum guards, or a value in it and the checksum updated."""
     before = files[DATASET_FILE]
     data = mutated(rng, before, range(len(before)))
     try:

@@ -32,7 +32,7 @@ class Damage:
     codes: frozenset[str] = frozenset()
     level: Literal["full", "deep"] = "full"  # the lowest level that promises to find it
     quick: bool | None = None  # whether quick promises it too; None: `quick_finds` says
-    relisted: bool = False  # dataset.json was made to fit what changed
+    relisted: bool = False  # dataset.json was updated after the change
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ _CONTRACT_NAME: Final = re.compile(rf"[A-Za-z0-9_-]{{1,86}}\.({'|'.join(map(re.e
 
 
 def _header_sound(block: bytes) -> bool:
-    """Whether a block is a header as the contract has it, read by the standard library."""
+    """Return whether a block is a header of the contract, read by the standard library."""
     try:
         info = tarfile.TarInfo.frombuf(block, "ascii", "strict")
         return bool(_CONTRACT_NAME.fullmatch(info.name)) and block == member_header(info.name, info.size)
@@ -69,7 +69,7 @@ def _header_sound(block: bytes) -> bool:
 
 
 def quick_finds(folder: Folder, damage: Damage) -> bool:
-    """Whether docs/how-to/verify.md promises that level quick finds this damage of a sound folder."""
+    """Return whether docs/how-to/verify.md promises that level quick finds this damage of a valid folder."""
     if damage.quick is not None:
         return damage.quick
     if DATASET_FILE in damage.changes and not damage.relisted:

@@ -118,7 +118,7 @@ class ShardSet:
     samples: list[Sample]
     document: dict[str, Any]
     files: dict[str, bytes]
-    keep_files: bool = True  # statistics and tokenizer stay as they were; else they are made to fit
+    keep_files: bool = True  # statistics and tokenizer stay as they were; otherwise they are updated
     edit_rows: Callable[[list[ManifestRow]], list[ManifestRow]] | None = None  # just before the manifest is written
 
     @classmethod
@@ -223,7 +223,7 @@ def _totals(rows: Sequence[ManifestRow]) -> dict[str, Any]:
 
 
 def edited_dataset(data: bytes, edit: Callable[[dict[str, Any]], object]) -> bytes:
-    """dataset.json edited, its checksum made to fit."""
+    """dataset.json edited, its checksum updated."""
     document = json.loads(data)
     edit(document)
     document.pop("checksum", None)

@@ -46,7 +46,7 @@ def calls(scenarios: dict[str, Scenario], tmp_path_factory: pytest.TempPathFacto
 
 
 class Stop(BaseException):
-    """What a signal raises."""
+    """Exception that a signal raises."""
 
 
 class At:

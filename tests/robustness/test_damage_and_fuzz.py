@@ -59,7 +59,7 @@ class TestDraws:
     @pytest.mark.slow
     def test_sound_sets(self, bases: Any, corpora: Path, tmp_path: Path) -> None:
         outcomes = [damage.sound_set(bases, corpora, tmp_path / "s", SEED, index) for index in range(24)]
-        assert {outcome.kind for outcome in outcomes} == {"from preprocess", "packed anew"}
+        assert {outcome.kind for outcome in outcomes} == {"from preprocess", "packed again"}
         assert [miss for outcome in outcomes for miss in outcome.misses] == []
 
     @pytest.mark.slow
@@ -83,7 +83,7 @@ class TestDraws:
 
 
 class TestHarness:
-    """What is damaged and not found is a miss, whatever the reason."""
+    """Damage that is not found is a miss, whatever the reason."""
 
     def test_a_blind_verifier_misses_everything(
         self, bases: Any, sites: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -77,7 +77,7 @@ def _clip(world: World, ending: str) -> str:
 
 
 def _gestures(world: World) -> Path:
-    """Results of a2g, made when they are first asked for."""
+    """Results of a2g, generated at their first use."""
     folder = world.run.with_name("gestures")
     if not folder.exists():
         generated(world.run, folder, "a2g", {}, audio=(Path(_clip(world, "wav")),))

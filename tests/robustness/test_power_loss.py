@@ -1,4 +1,4 @@
-"""What is not synced may be lost in any order, and the same command still finishes: proved on recorded calls."""
+"""Data without a sync may be lost in any order, and the same command still finishes, as recorded calls prove."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def scenarios(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scenario]:
 
 @pytest.fixture(scope="module")
 def recordings(scenarios: dict[str, Scenario], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Recording]:
-    """What each scenario begins with, and the calls of its run."""
+    """Return the start of each scenario and the calls of its run."""
     recordings = {}
     for name, scenario in scenarios.items():
         out = scenario.begin(tmp_path_factory.mktemp("recorded") / "x")
@@ -56,7 +56,7 @@ class Fixed:
 
 
 class Nothing:
-    """Only what was synced survives."""
+    """A power loss that keeps only synced data."""
 
     def name_survives(self, place: int, total: int) -> bool:
         return False

@@ -50,7 +50,7 @@ def replaced(fresh: tuple[Tree, list[Call], Tree], tmp_path_factory: pytest.Temp
 
 
 def faults(tree: Tree, folder: Path, expected: Tree, *, force: bool) -> list[str]:
-    """What is wrong once the script has run again over what was left."""
+    """Return the faults after the script has run again over the remains."""
     write_tree(tree, folder)
     complete = f"out/{DATASET_FILE}" in tree
     unsound = complete and not force and any(tree.get(name) != data for name, data in expected.items())

@@ -54,7 +54,7 @@ def with_value(document: dict[str, Any], path: tuple[str, ...], value: Any) -> d
 
 
 def is_valid(path: tuple[str, ...], value: Any) -> bool:
-    """Whether a hostile value is one that a run could have written."""
+    """Return whether a hostile value is one that a run could have written."""
     name = path[-1]
     if path[0] == "settings" and (
         (value is None and name in MAY_BE_NULL)

@@ -17,7 +17,7 @@ from omniges.shards.writer import ShardFile, ShardWriter, StoredSegment, StoredS
 
 
 def boundaries(samples: list[tuple[str, int]], target: int) -> list[list[str]]:
-    """How samples of given sizes fall into shards."""
+    """Return the shards into which samples of given sizes fall."""
     shards: list[list[str]] = [[]]
     size = 0
     for key, length in samples:
@@ -109,7 +109,7 @@ class TestWriting:
 
 
 class TestStoredSamples:
-    """Whatever lies in earlier files and in whatever order, the shards are those of writing every sample anew."""
+    """Whatever lies in earlier files and in whatever order, the shards are those of writing every sample again."""
 
     @pytest.mark.slow
     @settings(max_examples=60, deadline=None)

@@ -182,7 +182,7 @@ class TestPendingFolder:
                 raise AssertionError
 
     def test_it_is_locked_until_it_has_its_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Without the lock another run would empty it while it is being renamed."""
+        """The lock keeps another run from emptying it during the rename."""
         rename = Path.rename
         held: list[Path] = []
 

@@ -118,7 +118,7 @@ class TestSize:
     def test_is_bounded_evicts_by_use_and_keeps_what_is_in_use(
         self, tmp_path_factory: pytest.TempPathFactory, uses: list[tuple[int, bool]], room: int
     ) -> None:
-        """Against a model: a list in the order of use."""
+        """The cache equals a model, which is a list in the order of use."""
         cache = CacheFolder(tmp_path_factory.mktemp("cache"), room * 1000 + 500)
         source = Source()
         order: list[int] = []
@@ -148,7 +148,7 @@ class TestSize:
     def test_a_full_cache_says_so_in_one_line(self, tmp_path: Path) -> None:
         cache, source = CacheFolder(tmp_path, 1500), Source()
         pin = cache.acquire(cached(1), source.fill(1))
-        with pytest.raises(CacheFull, match=r"expected 1000 bytes for train-000002\.tar, found 500; .* of 1500"):
+        with pytest.raises(CacheFull, match=r"expected 1000 bytes for train-000002\.tar, found 500, .* of 1500"):
             cache.acquire(cached(2), source.fill(2))
         pin.close()
         use(cache, source, 2)
@@ -218,7 +218,7 @@ class TestSize:
         assert there(cache) == {2}
 
     def test_a_file_that_was_just_published_counts_once(self, tmp_path: Path) -> None:
-        """Between publishing and giving back what was reserved for it, its space is not taken twice."""
+        """Its space is not counted twice between publishing it and releasing its reservation."""
         cache, source = CacheFolder(tmp_path, 2000), Source()
         use(cache, source, 1)
         lock = os.open(cache.folder(GROUP) / ".train-000001.tar.lock", os.O_RDWR)
@@ -314,7 +314,7 @@ class TestFilling:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(*{"write": (os, "write"), "fsync": (os, "fsync"), "rename": (Path, "rename")}[step], full)
-        with pytest.raises(EnvironmentFault, match=r"train-000001\.tar: the disk is full: free some space"):
+        with pytest.raises(EnvironmentFault, match=r"train-000001\.tar: the disk is full; free some space"):
             cache.acquire(cached(1), source.fill(1))
         monkeypatch.undo()
         assert not there(cache)
@@ -372,7 +372,7 @@ class TestDamage:
         use(cache, Source(), 1)
         (cache.folder(GROUP) / name).unlink()
         os.mkfifo(cache.folder(GROUP) / name)
-        if name.endswith(".checked"):  # the content is checked, and recorded anew
+        if name.endswith(".checked"):  # the content is checked, and recorded again
             use(cache, Source(), 1)
             return
         if name.endswith(".lock"):

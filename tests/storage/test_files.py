@@ -94,7 +94,7 @@ def test_only_regular_files_are_opened(tmp_path: Path, make: object, kind: str) 
     path = tmp_path / "dataset.json"
     make(path)  # type: ignore[operator]
     with pytest.raises(DataError, match=f"expected a regular file, found {kind}"):
-        read_json(path, "Choose another")
+        read_json(path, "choose another")
 
 
 def test_links_stay_inside(tmp_path: Path) -> None:

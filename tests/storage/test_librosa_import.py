@@ -38,7 +38,7 @@ def test_it_is_imported_under_a_lock_that_all_processes_share(monkeypatch: pytes
 def test_without_it_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     librosa_import.load_librosa.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(EnvironmentFault, match="librosa is not installed"):
+    with pytest.raises(EnvironmentFault, match="librosa: expected this package"):
         librosa_import.load_librosa()
 
 

@@ -1,4 +1,4 @@
-"""What a safetensors file claims and torch cannot read is an error of one line."""
+"""A safetensors file with claims that torch cannot read gives an error of one line."""
 
 from __future__ import annotations
 

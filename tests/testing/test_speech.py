@@ -117,7 +117,7 @@ def test_words_of_the_vocabulary_are_distinct() -> None:
 
 
 def test_more_words_than_are_spoken_are_refused() -> None:
-    with pytest.raises(UsageFault, match=r"words 200: at most \d+ words are spoken"):
+    with pytest.raises(UsageFault, match=r"words 200: expected at most \d+ with"):
         CorpusSettings(words=200, voice=True)
 
 
@@ -127,7 +127,9 @@ def test_without_espeak_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_
         return subprocess.CompletedProcess(command, 3, b"", b"eSpeak NG is not installed")
 
     monkeypatch.setattr(subprocess, "run", run)
-    with pytest.raises(EnvironmentFault, match=r"--voice: eSpeak NG is not installed: pip install 'omniges\[speech\]'"):
+    with pytest.raises(
+        EnvironmentFault, match=r"--voice: eSpeak NG is not installed; run pip install 'omniges\[speech\]'"
+    ):
         write_sample_corpus(tmp_path / "corpus", SETTINGS)
 
 

@@ -1,4 +1,4 @@
-"""What ranks of a sharded run hold and write, seen from inside: ``sharded_child.py held|saved SHARDS FOLDER``."""
+"""Contents and files of ranks of a sharded run, seen from inside: ``sharded_child.py held|saved SHARDS FOLDER``."""
 
 from __future__ import annotations
 

@@ -77,10 +77,10 @@ class TestRefusals:
                 "recipe.yaml: model: pooled_width: expected a whole number or null, found .x.",
             ),
             ("model: 3", "model: expected lines of the form"),
-            ("seed: 1\nseed: 2", "line 2, column 1: not YAML .seed is given twice"),
-            ("seed: [1", "line 1, column 9: not YAML"),
+            ("seed: 1\nseed: 2", "line 2, column 1: expected YAML, found a mistake .seed is given twice"),
+            ("seed: [1", "line 1, column 9: expected YAML"),
             ("- seed", "expected lines of the form"),
-            ("a: !!python/object/apply:os.system [ls]", "not YAML .could not determine a constructor"),
+            ("a: !!python/object/apply:os.system [ls]", "found a mistake .could not determine a constructor"),
             ("shards: []", "shards: expected at least one folder"),
             ("shard_weights: [1, 2]", "shard_weights: expected one for each of 1 folders, found 2"),
             ("seed: yes", "seed True: expected a whole number of at least 0"),
@@ -91,20 +91,20 @@ class TestRefusals:
             ("learning_rate: .nan", "learning_rate: expected a text, a finite number, .* found nan"),
             ("learning_rate: .inf", "learning_rate: expected a text, a finite number, .* found inf"),
             ("model: {rotary_periods_s: [.nan, 1]}", "model: expected a text, a finite number"),
-            ("seed: &a 1\nlogging_steps: *a", "line 2, column 16: not YAML .an alias"),
-            ("1: 2", "not YAML .a key that is no text"),
-            ("? [seed]\n: 2", "not YAML .a key that is no text"),
-            ("<<: {seed: 1}", "not YAML .a key that is no text"),
-            ("max_steps: 2001-02-30", "not YAML"),
+            ("seed: &a 1\nlogging_steps: *a", "line 2, column 16: expected YAML, found a mistake .an alias"),
+            ("1: 2", "found a mistake .a key that is no text"),
+            ("? [seed]\n: 2", "found a mistake .a key that is no text"),
+            ("<<: {seed: 1}", "found a mistake .a key that is no text"),
+            ("max_steps: 2001-02-30", "expected YAML"),
             ("preset: 2001-02-03", "preset: expected a text"),
             ("preset: !!set {a, b}", "preset: expected a text"),
             ("preset: !!binary aGk=", "preset: expected a text"),
-            (f"seed: {'9' * 5000}", "not YAML"),
-            (f"model: {'[' * 3000}", "nested too deeply"),
-            ("max-train-steps: 1\nmax_train_steps: 2", "max_train_steps is given twice, with - and _"),
-            ("max-train_steps: 1\nmax_train-steps: 2", "max_train_steps is given twice, with - and _"),
+            (f"seed: {'9' * 5000}", "expected YAML"),
+            (f"model: {'[' * 3000}", "found deeper nesting"),
+            ("max-train-steps: 1\nmax_train_steps: 2", "found max_train_steps twice, with - and _"),
+            ("max-train_steps: 1\nmax_train-steps: 2", "found max_train_steps twice, with - and _"),
             ('output_dir: "a\\0b"', "output_dir: expected a path without NUL"),
-            ("lr_schedule: cosine\nmax_minutes: 3", "a schedule needs a number of steps"),
+            ("lr_schedule: cosine\nmax_minutes: 3", "expected a number of steps for the schedule"),
         ],
     )
     def test_one_line_says_what_is_wrong(self, text: str, said: str, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ class TestRefusals:
         with pytest.raises(UsageFault, match=r"--recipe .*: No such file"):
             load_settings(tmp_path / "none.yaml", {})
         (tmp_path / "x").write_bytes(b"\xff\xfe\x00")
-        with pytest.raises(UsageFault, match=r"--recipe .*: not UTF-8"):
+        with pytest.raises(UsageFault, match=r"--recipe .*: expected UTF-8"):
             load_settings(tmp_path / "x", {})
 
     @example({"0000000000": "\n"})
@@ -191,7 +191,7 @@ def test_differences_are_reported_by_flag_name() -> None:
 @pytest.mark.parametrize("key", ["piece_width", "mark_width", "blank_weight"])
 def test_text_token_keys_are_refused_where_text_is_latents(key: str) -> None:
     assert getattr(TrainSettings(model={key: 8}).model_config(), key) == 8
-    with pytest.raises(UsageFault, match=f"{key} needs text tokens, but text is latents of omniflow-text-vae"):
+    with pytest.raises(UsageFault, match=f"expected text tokens for {key}, found latents of omniflow-text-vae"):
         TrainSettings(model={key: 8}, text_codec="omniflow-text-vae")
 
 
@@ -200,7 +200,9 @@ class TestDifferenceWeights:
     def test_are_refused_of_a_stream_that_is_latents(self, stream: str, codec: str) -> None:
         model = {f"{stream}_difference_weight": 1.0}
         assert TrainSettings(model=model).model_config().as_json()[f"{stream}_difference_weight"] == 1.0
-        with pytest.raises(UsageFault, match=f"{stream}_difference_weight needs frames, but {stream} is latents"):
+        with pytest.raises(
+            UsageFault, match=f"expected frames of {stream} for {stream}_difference_weight, found latents"
+        ):
             TrainSettings(model=model, **{f"{stream}_codec": codec})
 
 

@@ -82,7 +82,7 @@ def test_a_rank_that_cannot_read_ends_all(recipe: Path, shards: Path, tmp_path: 
     os.kill(_reader_of(rank_1_of(process.pid)), signal.SIGKILL)
     _, errors = process.communicate(timeout=100)
     assert process.returncode != 0
-    assert "a loader worker died" in errors
+    assert "the loader worker exited" in errors
     end = log_of(tmp_path / "run", "end")[-1]
     assert end["ending"] == "failed"
     assert checkpoint_of(tmp_path / "run", end["step"]).is_dir()
@@ -98,7 +98,7 @@ class TestValidation:
     def test_both_ranks_share_it_and_find_what_one_finds_to_the_last_bit(
         self, recipe: Path, many: Path, tmp_path: Path
     ) -> None:
-        """On the same weights, which two processes and one have before the first update: the rate is next to zero."""
+        """Two processes and one have the same weights before the first update, because the rate is next to zero."""
         self._share(recipe, many, tmp_path)
 
     def test_so_they_do_of_a_run_on_latents(self, many: Path, folders: dict[str, Path], tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ class TestValidation:
     def test_a_signal_in_it_stops_all_and_it_is_made_up_for(
         self, which: str, recipe: Path, many: Path, tmp_path: Path
     ) -> None:
-        """With so many steps of sampling that the signal cannot come too late."""
+        """The many steps of sampling ensure that the signal does not come too late."""
         long = {**VALIDATION, "validation_sampling_steps": 1000, "max_train_steps": 5}
         process = torchrun(recipe, many, tmp_path, **long)
         assert process.stderr is not None

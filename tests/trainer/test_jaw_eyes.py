@@ -135,7 +135,7 @@ class TestTraining:
 
 class TestGenerating:
     def test_jaw_and_eyes_move_in_every_window(self, checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
-        """Over several windows, as long-form generation makes them."""
+        """They move in several windows of long-form generation."""
         record = make(checkpoint, tmp_path, "a2g", audio=(next(corpus.rglob(f"{STEM}.wav")),))
         assert len(record.seams_s) > 1
         jaw = jaw_of(tmp_path / f"{STEM}.npz")

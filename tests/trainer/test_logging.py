@@ -159,7 +159,7 @@ def test_tensorboard_shows_samples_with_their_origin_and_each_picture_once(
 def test_wandb_offline_keeps_a_table_with_pictures(
     tmp_path: Path, samples: list[Shown], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the package itself, without a network."""
+    """The package itself is used, without a network."""
     pytest.importorskip("wandb", reason="wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -180,7 +180,7 @@ def test_wandb_offline_keeps_a_table_with_pictures(
 
 
 def test_wandb_gets_the_settings_and_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a stand-in of the package, for its calls are all there is to test here."""
+    """A stand-in of the package records its calls, which are all that is tested."""
     calls: list[object] = []
     own = types.SimpleNamespace(
         log=lambda numbers, step: calls.append((step, numbers)), finish=lambda: calls.append("end")

@@ -1,4 +1,4 @@
-"""What happens between steps: no wait for the device, no checkpoint of nonsense, and what the log says."""
+"""The work between steps: it does not wait for the device, saves no diverged weights, and writes the log."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from omniges.trainer.logging import Logbook
 
 
 class NoReads(TorchDispatchMode):
-    """Any tensor that is made a Python number is an error: ``item``, ``tolist``, ``if tensor``, ``float(tensor)``."""
+    """A tensor that is converted to a Python number is an error: ``item``, ``tolist``, ``if``, ``float(tensor)``."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
@@ -203,7 +203,7 @@ class TestTelling:
         again = run(shards, tmp_path, logging_steps=3)
         assert len(again.lines) == 1
         assert again.lines[0].startswith(
-            f"nothing to do: {tmp_path} is at step 6, where these settings end: raise --max"
+            f"nothing to do: {tmp_path} is at step 6, where these settings end; raise --max"
         )
 
     @pytest.mark.parametrize(("steps", "word"), [(0, "start"), (2, "resume")])

@@ -105,7 +105,7 @@ def test_a_part_that_no_sample_has_is_at_rest_and_named(clips, tmp_path):
     assert not motion.expressions.any()
     assert np.abs(motion.poses[:, 75:]).max() < 1e-6  # the hands
     assert np.isfinite(motion.poses).all()
-    with pytest.raises(UsageFault, match="it was not trained on t2g, because no sample had text"):
+    with pytest.raises(UsageFault, match="found t2g, for which no sample had text"):
         generate(replace(settings, task="t2g", output_dir=tmp_path / "other"))
 
 
@@ -134,7 +134,7 @@ def test_clips_with_what_the_statistics_lack_are_refused(clips, tmp_path):
     faceless = write_partial(clips, clips.parent / "no-face", dict.fromkeys(range(12), ("face",)))
     whole = write_partial(clips, clips.parent / "whole", {})
     settings = replace(settings_of(faceless, tmp_path / "run"), shards=(faceless, whole))
-    with pytest.raises(UsageFault, match=r"clips have face, which no train sample of .*no-face"):
+    with pytest.raises(UsageFault, match=r"expected statistics of face from train samples of .*no-face"):
         train(settings)
 
 

@@ -1,4 +1,4 @@
-"""What a run says of its code is said of this project's own repository, and nothing that another configures runs."""
+"""A run describes the code of this project's own repository, and runs nothing that another one configures."""
 
 from __future__ import annotations
 

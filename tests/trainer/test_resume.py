@@ -1,4 +1,4 @@
-"""A run that was stopped anywhere and goes on ends with the bits of one that was not."""
+"""A run that was stopped anywhere and continued ends with the bits of one that was not stopped."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def train_to_death(shards: Path, folder: Path, turn: int) -> subprocess.Complete
 
 @pytest.fixture(scope="module")
 def calls(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> int:
-    """How many such calls there are."""
+    """Return the number of such calls."""
     done = train_to_death(shards, tmp_path_factory.mktemp("calls"), 1_000_000)
     assert done.returncode == 0, done.stderr
     return 1_000_000 - int(done.stdout)
@@ -266,8 +266,8 @@ class TestChoice:
             ("flip", "model.safetensors: expected sha256 "),
             ("cut", "ema.safetensors: "),
             ("missing", "optimizer.safetensors: No such file"),
-            ("no index", "no checkpoint.json"),
-            ("edited index", "checksum does not fit"),
+            ("no index", "expected checkpoint.json, found none"),
+            ("edited index", "fits its checksum, found other content"),
             ("empty index", "expected a JSON document"),
         ],
     )

@@ -149,7 +149,7 @@ class TestCheckpoints:
                 assert parameter.detach().numpy().tobytes() == saved[key].numpy().tobytes(), key
 
     def test_validation_finds_what_it_finds_without_sharding(self, recipe: Path, many: Path, tmp_path: Path) -> None:
-        """On the same weights, before the first update: the learning rate is next to zero."""
+        """Both have the same weights before the first update, because the learning rate is next to zero."""
         for name, sharding in (("full", FULL), ("none", {})):
             flags = {"max_train_steps": 3, "learning_rate": 1e-30, **VALIDATION, **sharding}
             finish(torchrun(recipe, many, tmp_path / name, **flags))

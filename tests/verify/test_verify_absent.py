@@ -1,4 +1,4 @@
-"""What a sample lacks: every sound form of it is sound, and each contradiction has its finding at level deep."""
+"""Absent parts: every valid form is valid, and each contradiction has its finding at level deep."""
 
 from __future__ import annotations
 

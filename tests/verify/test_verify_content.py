@@ -32,7 +32,7 @@ from omniges.verify.settings import VerifySettings
 
 
 def first(change: Callable[[Sample], object]) -> Fault:
-    """A fault in the first train sample; statistics and tokenizer are made to fit where they can be."""
+    """A fault in the first train sample; statistics and tokenizer are updated where they can be."""
 
     def fault(shards: ShardSet) -> None:
         change(next(sample for sample in shards.samples if sample.row.split == "train"))

@@ -610,7 +610,7 @@ def changed(value: Any, **fields: Any) -> Any:
 
 
 class TestQuick:
-    """What docs/how-to/verify.md says that quick finds in a shard, and no more."""
+    """Level quick finds in a shard the faults that docs/how-to/verify.md lists, and no others."""
 
     @pytest.mark.slow
     def test_ends_are_looked_at(self, tiny: Path) -> None:

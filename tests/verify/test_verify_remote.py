@@ -194,7 +194,7 @@ class TestWeb:
 
 
 class FakeStore:
-    """A store with one file that is made up as it is read; counts what is asked of it."""
+    """A store with one file that is invented as it is read; counts what is asked of it."""
 
     def __init__(self, size: int, *, faults: list[Exception] | None = None) -> None:
         self.location = Location("fake://x", "fake", "fake://x")

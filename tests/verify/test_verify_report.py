@@ -24,7 +24,7 @@ def set_of_shards(corpus: Path, tmp_path: Path) -> Path:
 
 
 def beside(folder: Path) -> Path:
-    """Where a folder's damaged files go."""
+    """Return the folder for a folder's damaged files."""
     return folder.with_name(f"{folder.name}.quarantine")
 
 
@@ -125,7 +125,7 @@ class TestQuarantine:
             raise OSError(18, os.strerror(18))
 
         monkeypatch.setattr(Path, "rename", rename)
-        with pytest.raises(EnvironmentFault, match="it is on another disk"):
+        with pytest.raises(EnvironmentFault, match="found it on another"):
             quarantine(folder, ["train-000000.tar"])
         monkeypatch.undo()
         assert (folder / "train-000000.tar").exists()

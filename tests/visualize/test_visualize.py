@@ -273,7 +273,7 @@ def test_a_result_without_a_word_says_so():
 
 @pytest.mark.slow
 def test_mels_of_one_picture_have_one_scale_of_colours():
-    """Else what was made too softly looks like the recording."""
+    """One scale keeps a result that is too soft from looking like the recording."""
     pytest.importorskip("matplotlib")
     mel = ROWS["audio"]
     with panels.new_figure(6.0, 4.0) as figure:

@@ -82,8 +82,8 @@ def find_text_vae(folder: Path, t5_tokenizer: Path | None = None) -> TextVaeFile
         weights = next((path for path in candidates if os.path.lexists(path)), None)
         if weights is None:
             raise DataError(
-                f"{folder}: found neither {_TRANSFORMER}.safetensors nor .bin, which holds the text VAE's weights; "
-                "download the complete checkpoint"
+                f"{folder}: expected {_TRANSFORMER}.safetensors or .bin with the text VAE's weights, found "
+                "neither; download the complete checkpoint"
             )
         return TextVaeFiles(nested, weights, _PREFIX, *tokenizers)
     if os.path.lexists(own):
@@ -109,15 +109,15 @@ def load_text_vae(files: TextVaeFiles, ends: frozenset[End] = BOTH_ENDS) -> Text
         EnvironmentFault: Transformers is not installed.
     """
     where, weights = str(files.config), str(files.weights)
-    document = read_settings(files.config, "Give the text VAE's complete folder", files.config.parent)
+    document = read_settings(files.config, "give the text VAE's complete folder", files.config.parent)
     config = text_vae_config(document, where)
     stored = open_tensors(files.weights)
     shapes = shapes_of(stored)
     names = {name.removeprefix(files.prefix): name for name in stored if name.startswith(files.prefix)}
     if not names:
         raise DataError(
-            f"{weights}: no tensor is called {files.prefix}…; this checkpoint was saved without its text VAE; "
-            "use one that contains it"
+            f"{weights}: expected tensors with the prefix {files.prefix}, found none, because this checkpoint was "
+            "saved without its text VAE; use one that contains it"
         )
     require_agreement(config, {own: shapes[name] for own, name in names.items()}, where, weights)
     return TextVae.of_tensors(config, stored, weights, ends, prefix=files.prefix)

@@ -212,8 +212,8 @@ def require_agreement(config: TextVaeConfig, shapes: Mapping[str, Sequence[int]]
     for key, layers in (("num_hidden_layers", llama.num_hidden_layers), ("t5.num_layers", t5.num_layers)):
         if layers > len(shapes):  # before nets of so many layers are built
             raise DataError(
-                f"{where}: {key} is {layers}, but {weights} has {len(shapes)} tensors; give the configuration that "
-                "belongs to the weights"
+                f"{where}: expected {key} as in {weights} ({len(shapes)} tensors), found {layers}; give the "
+                "configuration that belongs to the weights"
             )
     sizes = (
         ("vae_config.n_tokens", vae.n_tokens, "query", 1),
@@ -238,6 +238,6 @@ def require_agreement(config: TextVaeConfig, shapes: Mapping[str, Sequence[int]]
     for key, own, found, name in twice:
         if own != found:
             raise DataError(
-                f"{where}: {key} is {own}, but {name} in {weights} says {found}; give the configuration that belongs "
-                "to the weights"
+                f"{where}: expected {key} {found} as in {name} of {weights}, found {own}; give the configuration "
+                "that belongs to the weights"
             )

@@ -84,8 +84,8 @@ class _TokenizerFile:
             reason = error.strerror or str(error)
             if any((folder / name).is_file() for name in _PIECE_FILES):
                 raise DataError(
-                    f"{folder}: expected {_TOKENIZER_FILE}, found only a sentencepiece model; convert it: pip install "
-                    "sentencepiece protobuf, then in Python "
+                    f"{folder}: expected {_TOKENIZER_FILE}, found only a sentencepiece model; convert it: run pip "
+                    "install sentencepiece protobuf, then in Python "
                     f"transformers.AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
                 ) from error
             raise DataError(

@@ -83,7 +83,10 @@ def discover(
         DataError: A split list is invalid.
     """
     if not root.is_dir():
-        raise UsageFault(f"--root {root}: expected a folder, found {('a file' if root.exists() else 'nothing')} there")
+        raise UsageFault(
+            f"--root {root}: expected a folder, found {('a file' if root.exists() else 'nothing')} there; check the "
+            "path"
+        )
     bounds = tuple(os.path.realpath(base) for base in (root, *allow_roots))
     override = _read_split_list(split_csv, split_csv.name) if split_csv else None
     stems: dict[str, _Stem] = {}
@@ -135,11 +138,11 @@ def _why_nothing(stems: int, parts: Sequence[_Part], findings: Sequence[Finding]
         return f"{stems} stems found, but the filters exclude all"
     if outside := sorted({str(f.file) for f in findings if f.problem.code == "folder-outside-root"}):
         return (
-            f"no recordings found: {first_of(outside, 4)} lead out of the root: name where they lead to with "
+            f"no recordings found: {first_of(outside, 4)} lead out of the root; name where they lead to with "
             "--allow-root"
         )
     folders = ", ".join(sorted({name for part in parts for name in part.folders.values()}))
-    return f"no .wav, .npz and .TextGrid files found in {folders}: name the folders that hold them"
+    return f"no .wav, .npz and .TextGrid files found in {folders}; name the folders that hold them"
 
 
 def _candidates(root: Path) -> list[Path]:
@@ -173,8 +176,8 @@ def _find_parts(
             tried = " or ".join(_folder_names(selection, modality))
             seen = ", ".join(sorted(child.name for child in root.iterdir() if child.is_dir())[:8]) or "no folders"
             raise UsageFault(
-                f"--root {root}: no {modality} folder (looked for {tried}, there and in beat_* folders; found {seen}). "
-                f"Name it with {_FLAGS[modality]}"
+                f"--root {root}: expected a folder of {modality} ({tried}, there or in beat_* folders), found "
+                f"{seen}; name it with {_FLAGS[modality]}"
             )
     return parts
 

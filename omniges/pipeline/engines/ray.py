@@ -116,7 +116,7 @@ class RayCluster:
     def __init__(
         self, settings: PreprocessSettings, todo: Sequence[Recording], place: OutputPlace, on_event: OnEvent
     ) -> None:
-        """Note what the run needs; entering the context connects to the cluster.
+        """Store the settings of the run; entering the context connects to the cluster.
 
         Args:
             settings: Settings of the run.
@@ -152,7 +152,7 @@ class RayCluster:
         with self._condition:
             self._look()
         if not self._starting:
-            raise EnvironmentFault("--engine ray: expected a node with a CPU in the Ray cluster, found none")
+            raise EnvironmentFault("--engine ray: expected a node with a CPU in the Ray cluster, found none; add one")
 
     def __exit__(self, *_: object) -> None:
         self._connected.close()
@@ -233,10 +233,13 @@ class RayCluster:
         if any(not member.lost for member in self._members) or (waited_s < _START_S and not refused):
             return
         why = self._left_out or f"none became ready in {_START_S:g} s; their CPUs may be taken by other jobs"
-        raise EnvironmentFault(f"--engine ray: no node of the Ray cluster can work: {why}. The same command goes on")
+        raise EnvironmentFault(
+            f"--engine ray: expected a node of the Ray cluster that can work, found none ({why}); run the same "
+            "command again to continue"
+        )
 
     def _look(self) -> None:
-        """Ask nodes that joined the cluster to take part; take in those that are ready. The condition is held."""
+        """Ask nodes that joined the cluster to take part; add those that are ready. The caller holds the condition."""
         if time.monotonic() - self._looked_s < (_POLL_S if self._starting else _LOOK_S):
             return
         self._looked_s = time.monotonic()
@@ -275,7 +278,7 @@ class RayCluster:
         return kind.options(scheduling_strategy=place).remote(setup, self._settings.deadline_s)
 
     def _is_lost(self, member: _Member, restarts: int, error: RayError, stopped: threading.Event) -> bool:
-        """Find out after an error whether a node is lost, or whether only its process exited and came back.
+        """Return after an error whether a node is lost; False if only its process exited and restarted.
 
         Args:
             member: The node.
@@ -380,12 +383,18 @@ class RayCluster:
                 raise _on_node(member, *answer["error"])
             if "sha256" in answer:
                 if answer["size"] != size:
-                    raise EnvironmentFault(f"{path}: expected {size} bytes, node {member.name} wrote {answer['size']}")
+                    raise EnvironmentFault(
+                        f"{path}: expected {size} bytes, found {answer['size']} from node {member.name}; run the same "
+                        "command again to continue"
+                    )
                 return str(answer["sha256"])
             self._on_event("shard-again", {"shard": path.name, "node": member.name, "attempt": attempt} | answer)
             for index in answer.get("missing", ()):
                 pieces[index] = self._convert_again(pieces[index], never)
-        raise EnvironmentFault(f"{path}: could not be written in {_ATTEMPTS} attempts; the same command goes on")
+        raise EnvironmentFault(
+            f"{path}: expected to write it in {_ATTEMPTS} attempts, found that all failed; run the same command again "
+            "to continue"
+        )
 
     def _convert_again(self, piece: Piece, stopped: threading.Event) -> RemoteSegment:
         """Convert the recording of a segment again that was lost with its node."""
@@ -400,17 +409,19 @@ class RayCluster:
             head, buffers = self.convert(piece.task, stopped)
         except WorkerDied as death:
             raise EnvironmentFault(
-                f"{stem}: its sample was lost with a node, and converting it again failed ({death}); the same command "
-                "goes on"
+                f"{stem}: expected its sample, found that it was lost with a node and that converting it again "
+                f"failed ({death}); run the same command again to continue"
             ) from death
         if "findings" in head or _row_sha256(head) != piece.row_sha256:
-            raise DataError(f"{stem}: its files changed during the run; run the same command again")
+            raise DataError(
+                f"{stem}: expected files that do not change during the run, found changes; run the same command again"
+            )
         segment: RemoteSegment = buffers[-1]
         return segment
 
 
 class RemoteShard:
-    """A shard of which the pieces are noted here, and which a node writes."""
+    """A shard that a node writes; this process lists its pieces."""
 
     def __init__(
         self, cluster: RayCluster, path: Path, open_stored: Callable[[StoredShard], AbstractContextManager[int]]
@@ -466,7 +477,7 @@ def _connection(address: str | None) -> Iterator[None]:
     except (RayError, RuntimeError, ValueError, OSError) as error:
         named = "a new Ray cluster" if address in {None, "local"} else f"the Ray cluster at {address}"
         raise EnvironmentFault(
-            f"--ray-address: cannot reach {named}: {one_line(str(error), 300)}. Check that it runs with the same "
+            f"--ray-address: cannot reach {named}: {one_line(str(error), 300)}; check that it runs with the same "
             "versions of Ray and Python, and give its token if it has one (RAY_AUTH_MODE=token)"
         ) from error
     finally:
@@ -502,7 +513,7 @@ def _result(reference: Reference, stopped: threading.Event, limit_s: float | Non
 
 
 def _why_gone(member: _Member, shared: SharedFiles, stopped: threading.Event) -> str:
-    """Return why a node's process does not come back, or an empty text once it answers again."""
+    """Return why a node's process does not restart, or an empty text once it answers again."""
     end_s = time.monotonic() + _START_S
     while time.monotonic() < end_s:
         try:

@@ -257,13 +257,12 @@ def open_held_out(
         )
     if held_out and not rows:
         raise UsageFault(
-            f"{shown}: none of {len(held_out)} recordings of the val split has the streams of {' or '.join(tasks)}, "
-            "so there is nothing to validate on: preprocess again with --split-csv FILE, or train with "
-            "--validation-steps 0"
+            f"{shown}: expected recordings of the val split with the streams of {' or '.join(tasks)}, found none "
+            f"among {len(held_out)}; preprocess again with --split-csv FILE, or train with --validation-steps 0"
         )
     if not rows:
         raise UsageFault(
-            f"{shown}: no recording is in the val split, so there is nothing to validate on: preprocess again with "
+            f"{shown}: expected recordings in the val split to validate on, found none; preprocess again with "
             "--split-csv FILE, whose lines 'STEM,val' name some, or train with --validation-steps 0"
         )
     clips = [Clip(*place, row.speaker or "", row.ticks) for place, row in rows.items()]
@@ -273,9 +272,9 @@ def open_held_out(
         of_text = any(one.catalog.tracks.text is not None for one in data)
         remedy = "encode text again with --window-ticks" if of_text else "choose --window-ticks"
         raise UsageFault(
-            f"{shown}: a window of {window_ticks} ticks fits into none of {len(clips)} recordings of the val split; "
-            f"the longest has {longest}: {remedy} {longest - longest % tick_multiple} or less, or train with "
-            "--validation-steps 0"
+            f"{shown}: expected a recording of the val split with at least {window_ticks} ticks, one window, "
+            f"found none among {len(clips)}, the longest with {longest}; {remedy} "
+            f"{longest - longest % tick_multiple} or less, or train with --validation-steps 0"
         )
     windows = tuple(
         Window(
@@ -361,7 +360,7 @@ class SomeRecordings(ShardFolder):
 def _cut(
     sample: SampleArrays, trans: F64, sound: F32 | None, window: Window, latents: Collection[CodecEntry]
 ) -> SampleArrays:
-    """Cut a window out of a recording: times count from the window's start, and the root starts where it is then.
+    """Cut a window out of a recording: times count from the window's start, and ``start_xz`` is the root's place there.
 
     ``trans`` (T, 3) is the recording's root in metres, ``sound`` (N,) its waveform at 16 kHz. A window has the members
     of its recording, with the waveform always as an array.

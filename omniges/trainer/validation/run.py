@@ -73,7 +73,7 @@ def why_not(codecs: Codecs, task: str) -> str | None:
     if stream is None:
         return None
     codec = codecs.entries[stream].name
-    return f"{stream} is latents of {codec}: give --validation-codec {codec}=FOLDER"
+    return f"{stream} is latents of {codec}; give --validation-codec {codec}=FOLDER"
 
 
 def streams_of(model: FlowModel, task: str) -> list[StreamName]:
@@ -171,8 +171,9 @@ def loss_table(losses: F64, names: Sequence[str], tasks: Sequence[str] = SIX) ->
     if len(bad):
         window, task, level = (int(number) for number in bad[0])
         raise DataError(
-            f"validation: the loss of {tasks[task]} at level {LEVELS[level]:g} is NaN or infinite on {names[window]}: "
-            "the EMA weights are not usable: resume from an earlier checkpoint with a lower --learning-rate"
+            f"validation: expected finite losses of the EMA weights, found NaN or infinity for {tasks[task]} at "
+            f"noise level {LEVELS[level]:g} on {names[window]}; resume from an earlier checkpoint with a lower "
+            "--learning-rate"
         )
     table: dict[str, dict[str, Any]] = {}
     for k, task_name in enumerate(tasks):

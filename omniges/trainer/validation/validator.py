@@ -215,7 +215,7 @@ class RunValidator:
         if share > _COSTLY and not self._warned and state.validated:  # the first validation also loads libraries
             self._warned = True
             self._reporter.say(
-                f"validation takes {share:.1%} of the time: raise --validation-steps, or lower --validation-windows, "
+                f"validation takes {share:.1%} of the time; raise --validation-steps, or lower --validation-windows, "
                 "--validation-samples or --validation-sampling-steps"
             )
 

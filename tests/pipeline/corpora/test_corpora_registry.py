@@ -71,7 +71,7 @@ def test_a_corpus_of_another_package_is_converted_by_workers(sounds: Path, tmp_p
     (site / "sounds_corpus.py").write_text(SOUNDS)
     path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
     out = tmp_path / "shards"
-    done = omniges("preprocess", "--root", sounds, "--workers", 2, "--out", out, anew=True, PYTHONPATH=path)
+    done = omniges("preprocess", "--root", sounds, "--workers", 2, "--out", out, fresh=True, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     folder = ShardFolder(out)
     assert {(row.stem, row.split, row.present) for row in folder.rows} == {
@@ -87,7 +87,7 @@ def test_a_corpus_that_workers_cannot_find_is_refused_before_any_work(
     scope: dict[str, Any] = {}
     exec(SOUNDS, scope)  # noqa: S102 - the package above, registered by this program instead
     monkeypatch.setitem(CORPORA._registered, "sounds", scope["SOUNDS"])  # as register_corpus does, undone afterwards
-    with pytest.raises(UsageFault, match=r"'sounds' is registered in this process alone, .*entry point"):
+    with pytest.raises(UsageFault, match=r"'sounds': expected an entry point, .*registered in this process alone"):
         run_preprocess(sounds, tmp_path / "out", corpus="sounds")
     assert not (tmp_path / "out").exists()
 
@@ -111,7 +111,7 @@ class TestBeat2:
             guess_corpus(tmp_path / "empty")
 
     def test_a_folder_that_nobody_recognizes_is_reported_as_before(self, tmp_path: Path) -> None:
-        with pytest.raises(UsageFault, match="no wav folder"):
+        with pytest.raises(UsageFault, match="expected a folder of wav"):
             run_preprocess(tmp_path, tmp_path / "out")
 
     def test_an_unknown_name(self, corpus: Path, tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 class TestSharedFiles:
-    """What a node checks before it takes part."""
+    """Checks of a node before it takes part."""
 
     @pytest.fixture
     def shared(self, tmp_path: Path) -> Any:

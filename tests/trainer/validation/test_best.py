@@ -1,4 +1,4 @@
-"""What is better, by which names, and where RUN/best leads."""
+"""The comparison of values, the names that select it, and the target of RUN/best."""
 
 from __future__ import annotations
 

@@ -138,5 +138,5 @@ def test_the_table_has_means_over_windows_and_levels() -> None:
 def test_a_loss_that_is_no_number_names_window_task_and_level() -> None:
     losses = np.zeros((2, 6, len(LEVELS)))
     losses[1, 4, 2] = np.nan
-    with pytest.raises(DataError, match=r"the loss of t2a at level 0.5 is NaN or infinite on second"):
+    with pytest.raises(DataError, match=r"found NaN or infinity for t2a at noise level 0.5 on second"):
         loss_table(losses, ["first", "second"])

@@ -108,12 +108,14 @@ def test_a_mixture_tells_folders_apart(shards: Path, data: list[DataSource]) -> 
 def test_an_empty_val_split_says_how_to_make_one(corpus: Path, tmp_path: Path) -> None:
     run_preprocess(corpus, tmp_path / "shards", selection=Selection(splits=("train", "test")))
     data = [DataSource(read_catalog(tmp_path / "shards", Filters()))]
-    with pytest.raises(UsageFault, match=r"no recording is in the val split.*--split-csv FILE.*--validation-steps 0"):
+    with pytest.raises(
+        UsageFault, match=r"expected recordings in the val split.*--split-csv FILE.*--validation-steps 0"
+    ):
         open_held_out(data, TICKS, 4)
 
 
 def test_windows_longer_than_every_recording_say_which_are_possible(data: list[DataSource]) -> None:
-    with pytest.raises(UsageFault, match=r"a window of 100 ticks fits into none of .* --window-ticks 40 or less"):
+    with pytest.raises(UsageFault, match=r"at least 100 ticks, one window, found none .* --window-ticks 40 or less"):
         open_held_out(data, 100, 4)
 
 

@@ -169,7 +169,7 @@ class TestWithoutTheCodecs:
                     assert event["metrics"][task] == last_validation(decoded)["metrics"][task]
                     continue
                 codec = CODECS[stream]
-                why = f"{stream} is latents of {codec}: give --validation-codec {codec}=FOLDER"
+                why = f"{stream} is latents of {codec}; give --validation-codec {codec}=FOLDER"
                 assert event["metrics"][task] == {}
                 assert event["not_computed"][task] == {f"{stream}_metrics": why}
                 assert [s["why_not"] for s in event["samples"] if s["task"] == task] == [why]
@@ -322,9 +322,13 @@ class TestRefusals:
         [
             (("audioldm2-vae",), BOTH, "validation_codec audioldm2-vae: expected NAME=FOLDER"),
             (("audioldm2-vae=",), BOTH, "expected NAME=FOLDER"),
-            (("audioldm2-vae=a",), {}, "the run trains on no latents: remove it"),
-            (("gesture-rvqvae=a",), {"audio_codec": AUDIO}, "the run trains on latents of audioldm2-vae: remove it"),
-            (("audioldm2-vae=a", "audioldm2-vae=b"), BOTH, "it is given twice: name one folder"),
+            (("audioldm2-vae=a",), {}, r"expected a codec of the run \(none\), found another; remove it"),
+            (
+                ("gesture-rvqvae=a",),
+                {"audio_codec": AUDIO},
+                r"expected a codec of the run \(audioldm2-vae\), found another; remove it",
+            ),
+            (("audioldm2-vae=a", "audioldm2-vae=b"), BOTH, "expected each codec once, found it twice; name one folder"),
         ],
     )
     def test_what_names_no_codec_of_the_run(self, codecs: Any, own: Any, words: str, tmp_path: Path) -> None:
@@ -336,8 +340,9 @@ class TestRefusals:
         self, encoded_both: Path, folders: Folders, tmp_path: Path
     ) -> None:
         words = (
-            r"--best-metric a2g/frechet_gesture_distance: not computed in this run: gesture is latents of "
-            r"gesture-rvqvae: give --validation-codec gesture-rvqvae=FOLDER; or choose loss or a2g/loss"
+            r"--best-metric a2g/frechet_gesture_distance: expected a metric that this run computes, found that "
+            r"gesture is latents of gesture-rvqvae; give --validation-codec gesture-rvqvae=FOLDER; or choose "
+            r"loss or a2g/loss"
         )
         for steps in (3, None):  # by default it validates too
             settings = {**BARE, "validation_steps": steps, "best_metric": "a2g/frechet_gesture_distance"}
@@ -347,14 +352,14 @@ class TestRefusals:
 
     def test_windows_that_fit_into_no_recording_say_which_whole_rows_do(self, shards: Path) -> None:
         data = [DataSource(read_catalog(shards, Filters()))]
-        with pytest.raises(UsageFault, match=r"a window of 48 ticks fits into none .* --window-ticks 32 or less"):
+        with pytest.raises(UsageFault, match=r"at least 48 ticks, one window, found none .* --window-ticks 32 or less"):
             open_held_out(data, 48, 4, 16)
 
 
 @pytest.mark.parametrize(
     ("metric", "ticks", "words"),
     [
-        ("a2g/beat_consistency", 40, "there is no audio in the shards: preprocess with --keep-audio"),
+        ("a2g/beat_consistency", 40, "there is no audio in the shards; preprocess with --keep-audio"),
         ("t2g/semantic_recall", 16, "no recording that it validates on has a semantic annotation"),
     ],
 )
@@ -375,7 +380,7 @@ def bare(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_so_are_beats_in_windows_that_are_too_short_for_them(shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageFault, match=r"windows are shorter than 4.2 s: train with --window-ticks 42 or more"):
+    with pytest.raises(UsageFault, match=r"windows are shorter than 4.2 s; train with --window-ticks 42 or more"):
         run(shards, tmp_path, validation_steps=3, best_metric="a2g/beat_consistency")
 
 

@@ -1,4 +1,4 @@
-"""What goes to other ranks comes back as it was: arrays to the bit, texts, files, reasons."""
+"""Results that are sent to other ranks return unchanged: arrays to the bit, texts, files, reasons."""
 
 from __future__ import annotations
 
