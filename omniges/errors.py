@@ -88,7 +88,8 @@ def needs(extra: str, user: str) -> Iterator[None]:
         if (error.name or "omniges").partition(".")[0] == "omniges":
             raise
         raise EnvironmentFault(
-            f"{user}: the package {error.name} is not installed: pip install 'omniges[{extra}]'"
+            f"{user}: expected the package {error.name}, found that it is not installed; run pip install "
+            f"'omniges[{extra}]'"
         ) from error
 
 

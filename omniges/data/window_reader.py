@@ -92,7 +92,7 @@ class ShardFile:
         if found < expected:
             raise DataError(
                 f"{self._shown}: expected {expected} bytes at byte {start}, found {found}; the shard was "
-                f"truncated while it was read, or the disk fails. {VERIFY}"
+                f"truncated while it was read, or the disk fails; {VERIFY}"
             )
 
     def madvise(self, _option: int, start: int, length: int, /) -> None:
@@ -187,7 +187,7 @@ class ShardMaps(Collection[str]):
             found_bytes = os.fstat(descriptor).st_size
             if found_bytes != size_bytes:
                 shown = self._source.describe(shard)
-                raise DataError(f"{shown}: expected {size_bytes} bytes, found {found_bytes}. {VERIFY}")
+                raise DataError(f"{shown}: expected {size_bytes} bytes, found {found_bytes}; {VERIFY}")
             if self._mapped:
                 with os_errors(Path(self._source.describe(shard)), "map"):
                     content = mmap.mmap(descriptor, size_bytes, prot=mmap.PROT_READ)

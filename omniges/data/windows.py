@@ -112,7 +112,7 @@ class MemberReader:
         if place.offset + place.size > len(content):
             raise DataError(
                 f"{shown}: expected {place.size} bytes from byte {place.offset} on, found a shard of "
-                f"{len(content)} bytes. {VERIFY}"
+                f"{len(content)} bytes; {VERIFY}"
             )
         if self._verify and not self._marks[number, self._columns[member]]:
             member_bytes = content[place.offset : place.offset + place.size]
@@ -126,7 +126,7 @@ class MemberReader:
         expected = npy_header("<f4", shape)
         valid = head[: len(expected)] == expected and place.size == len(expected) + 4 * int(np.prod(shape))
         if not valid or (place.offset + head_bytes) % 4:
-            raise DataError(f"{shown}: expected an npy array {shape} of float32, found another. {VERIFY}")
+            raise DataError(f"{shown}: expected an npy array {shape} of float32, found another; {VERIFY}")
         return (place.offset + head_bytes) // 4, count
 
 

@@ -89,7 +89,7 @@ def _of_file(path: Path, motion_rate_hz: float | None) -> Callable[[Path], Inspe
         return partial(files.inspect_result, motion_rate_hz=motion_rate_hz)
     if kind in known:
         return known[kind]
-    raise UsageFault(f"{path}: expected {ACCEPTED}; found another file")
+    raise UsageFault(f"{path}: expected {ACCEPTED}, found another file; check the path")
 
 
 def inspect_shards(folder: Path) -> Inspected:

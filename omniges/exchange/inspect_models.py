@@ -308,13 +308,13 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
     with open(descriptor, "rb") as stream, os_errors(path, "read"):
         size = os.fstat(descriptor).st_size
         if size > MAX_JSON_BYTES:
-            raise DataError(f"{path}: expected at most {MAX_JSON_BYTES} bytes, found {size}. {_OTHER}")
+            raise DataError(f"{path}: expected at most {MAX_JSON_BYTES} bytes, found {size}; {_OTHER}")
         for number in count(1):
             line = stream.readline(MAX_SETTINGS_BYTES)
             if not line.endswith(b"\n"):
                 if len(line) < MAX_SETTINGS_BYTES:
                     return
-                raise DataError(f"{path}: line {number}: expected at most {MAX_SETTINGS_BYTES} bytes. {_OTHER}")
+                raise DataError(f"{path}: line {number}: expected at most {MAX_SETTINGS_BYTES} bytes; {_OTHER}")
             yield _event(line, f"{path}: line {number}")
 
 
@@ -322,9 +322,9 @@ def _event(line: bytes, where: str) -> dict[str, Any]:
     try:
         event = parse_json(line)
     except ValueError as error:
-        raise DataError(f"{where}: expected JSON, found damage ({error}). {_OTHER}") from error
+        raise DataError(f"{where}: expected JSON, found damage ({error}); {_OTHER}") from error
     if not isinstance(event, dict) or not isinstance(event.get("event"), str):
-        raise DataError(f"{where}: expected an object with an event, found none. {_OTHER}")
+        raise DataError(f"{where}: expected an object with an event, found none; {_OTHER}")
     return event
 
 
@@ -373,7 +373,7 @@ def summary_of(events: Iterable[dict[str, Any]], where: str) -> LogSummary:
         curves = log.curves
         if max(len(curves.steps), len(curves.validation_steps)) > _MOST_ROWS or len(curves.tasks) > _MOST_TASKS:
             raise DataError(
-                f"{document.where}: expected at most {_MOST_ROWS} events of {_MOST_TASKS} tasks, found more. {_OTHER}"
+                f"{document.where}: expected at most {_MOST_ROWS} events of {_MOST_TASKS} tasks, found more; {_OTHER}"
             )
     return log
 
@@ -384,7 +384,7 @@ def _add_steps(curves: Curves, document: Document) -> None:
         curves.add_steps(document.found)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         document.values(_StepsEvent)  # names the field; too slow for every line of a long run
-        raise DataError(f"{document.where}: expected the numbers that training logs, found others") from error
+        raise DataError(f"{document.where}: expected the numbers that training logs, found others; {_OTHER}") from error
 
 
 def _print_run(facts: dict[str, Any], console: Console) -> None:

@@ -88,7 +88,7 @@ def pack_mesh(model: BodyModel, name: str) -> PackedMesh:
         DataError: The file has no triangles.
     """
     if model.triangles is None:
-        raise DataError(f"{name}: expected the triangles f of the mesh, found none: give SMPL-X's own .npz")
+        raise DataError(f"{name}: expected the triangles f of the mesh, found none; give SMPL-X's own .npz")
     joints = np.argsort(-model.weights, axis=1, kind="stable")[:, :JOINTS_OF_VERTEX]
     weights = np.take_along_axis(model.weights, joints, axis=1)
     weights = np.maximum(weights, 0) / np.maximum(weights, 0).sum(axis=1, keepdims=True)

@@ -236,7 +236,9 @@ def load_hifi_gan(folder: Path) -> Vocoder:
     config = _read_config(folder)
     file = next((path for name in _WEIGHTS if os.path.lexists(path := folder / name)), None)
     if file is None:
-        raise UsageFault(f"--vocoder {folder}: expected {' or '.join(_WEIGHTS)} beside config.json, found neither")
+        raise UsageFault(
+            f"--vocoder {folder}: expected {' or '.join(_WEIGHTS)} beside config.json, found neither; download it again"
+        )
     with needs("vocoder", f"--vocoder {folder}"):
         from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig  # noqa: PLC0415 - optional, slow to import
     weights = {name: tensor.float() for name, tensor in read_tensors(file).items()}

@@ -259,8 +259,8 @@ class StorePlace:
             holder = state.holder
             if holder is not None and not self._is_dead(holder):
                 raise EnvironmentFault(
-                    f"{self.location}: another omniges run is writing here ({_shown_holder(holder)}). Wait for it, "
-                    "or stop it"
+                    f"{self.location}: expected no other writer, found that another omniges run is writing here "
+                    f"({_shown_holder(holder)}); wait for it, or stop it"
                 )
             state.lock += 1
             with contextlib.suppress(LockLost):  # another run was first

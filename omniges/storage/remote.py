@@ -448,7 +448,9 @@ class UrlStore:
             ) from None
         except ImportError as error:
             remedy = _INSTALL.get(protocol, one_line(str(error)))
-            raise EnvironmentFault(f"{self.location}: a package for {protocol}:// is missing: {remedy}") from None
+            raise EnvironmentFault(
+                f"{self.location}: expected a package for {protocol}://, found none; {remedy}"
+            ) from None
         if hasattr(kind, "__del__"):  # that of ftp fails where the constructor could not connect, and Python prints it
             kind = type(kind.__name__, (kind,), {"__del__": _finalize})
         return kind(skip_instance_cache=True, **self._options())

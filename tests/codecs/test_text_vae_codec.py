@@ -380,4 +380,7 @@ def test_without_transformers_there_is_one_line_with_the_way_out(folder):
     )
     run = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (3, "")
-    assert run.stdout == ("the text VAE: the package transformers is not installed: pip install 'omniges[text-vae]'\n")
+    assert run.stdout == (
+        "the text VAE: expected the package transformers, found that it is not installed; run pip install "
+        "'omniges[text-vae]'\n"
+    )

@@ -181,7 +181,7 @@ class TestDamage:
             raise OSError(12, "Cannot allocate memory")
 
         monkeypatch.setattr("omniges.data.window_reader.mmap.mmap", refuse)
-        with pytest.raises(EnvironmentFault, match=r"cannot map .*train-000000\.tar"):
+        with pytest.raises(EnvironmentFault, match=r"train-000000\.tar"):
             read(reader_of(folder), 0)
 
 

@@ -82,7 +82,7 @@ class TestCommand:
         )
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
         assert done.returncode == ExitCode.ENVIRONMENT
-        assert f"the package {package} is not installed" in done.stderr
+        assert f"expected the package {package}, found that it is not installed" in done.stderr
         assert "pip install 'omniges[train]'" in done.stderr
 
 
