@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
 import struct
 import zipfile
@@ -223,7 +224,7 @@ def read_array(path: Path, wanted: str) -> npt.NDArray[Any]:
         UsageFault: The file does not exist.
         DataError: The file is of another kind, damaged or pickled.
     """
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise UsageFault(f"{path}: {wanted}, found no such file; check the path")
     try:
         return decode_npy(read_file(path, MAX_TOTAL_BYTES))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,6 +22,11 @@ class TestReading:
         found = read_array(tmp_path / "a.npy", "expected numbers")
         assert found.dtype == array.dtype.newbyteorder("=")
         np.testing.assert_array_equal(found, array)
+
+    def test_a_pipe_in_its_place_is_named_and_not_waited_for(self, tmp_path):
+        os.mkfifo(tmp_path / "a.npy")
+        with pytest.raises(DataError, match="expected a regular file, found a pipe"):
+            read_array(tmp_path / "a.npy", "expected numbers")
 
     def test_files_that_are_not_there(self, tmp_path):
         with pytest.raises(UsageFault, match=r"a\.npy: expected numbers, found no such file; check the path"):
