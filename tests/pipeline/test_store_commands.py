@@ -114,6 +114,37 @@ def test_the_command(endpoint: str, root: Path, on_disk: dict[str, str], tmp_pat
     assert remote.SECRET_KEY[:10] not in secret.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_model_learns_from_the_set_and_generates(endpoint: str, root: Path, tmp_path: Path) -> None:
+    url, run = "s3://made/to/learn", tmp_path / "run"
+    run_preprocess(root, url, shard_bytes=1 << 20, work_dir=tmp_path / "work", run_log=tmp_path / "log")
+
+    def command(*words: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*COMMAND, *map(str, words)],
+            env=os.environ | remote.s3_environment(endpoint),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    sizes = ("--preset", "tiny", "--window-ticks", 8, "--batch-size", 2, "--num-workers", 1, "--max-train-steps", 2)
+    learned = command("train", "--shards", url, "--cache-dir", tmp_path / "cache", "-o", run, *sizes)
+    assert learned.returncode == 0, learned.stderr
+    shown = command("inspect", run)
+    assert shown.returncode == 0, shown.stderr
+    assert url in shown.stdout.replace("\n", "")
+    generate = ("generate", "--checkpoint", run, "--task", "a2g", "-o", tmp_path / "results")
+    generated = command(*generate, "--audio", next(root.rglob("*.wav")), "--num-inference-steps", 1)
+    assert generated.returncode == 0, generated.stderr
+    assert list((tmp_path / "results").rglob("*.npz"))
+    for words in (("inspect", url), (*generate, "--shards", url)):
+        refused = command(*words)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+        assert "expected a local path, found a URL of s3://" in refused.stderr
+
+
 def test_a_set_that_is_being_replaced_is_complete_for_no_reader(endpoint: str, tmp_path: Path) -> None:
     url = "s3://made/replaced"
     filesystem().pipe_file(

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import remote_helpers as remote
 from pipeline_helpers import COMMAND, digests, omniges, run_preprocess, scripted
 
 from omniges.errors import UsageFault
 from omniges.pipeline.settings import PreprocessSettings
+from omniges.storage.files import sha256_hex
 from omniges.testing.settings import CorpusSettings
 from omniges.testing.synthetic_corpus import write_sample_corpus
 
@@ -91,9 +93,9 @@ def local(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 class Run:
     """The command on a cluster, whose progress can be waited for."""
 
-    def __init__(self, root: Path, out: Path, address: str) -> None:
-        words = ("preprocess", "--root", root, "-o", out, "--shard-size", SHARD_BYTES, "--json")
-        self.log = out.with_name("shards.run.jsonl")
+    def __init__(self, root: Path, out: Path | str, address: str, *flags: object) -> None:
+        words = ("preprocess", "--root", root, "-o", out, "--shard-size", SHARD_BYTES, "--json", *flags)
+        self.log = Path(out).with_name("shards.run.jsonl")
         self.process = subprocess.Popen(
             [*COMMAND, *map(str, words), "--engine", "ray", "--ray-address", address],
             stdout=subprocess.PIPE,
@@ -148,6 +150,21 @@ class TestNodes:
             summary = Run(recordings, out, cluster.address).end()
             assert digests(out) == local
             assert (summary["rejected"], summary["interruptions"]) == (1, [])
+
+    def test_a_store_gets_the_same_set_by_a_work_folder_that_nodes_share(
+        self, nodes: Callable[[int], Nodes], recordings: Path, local: dict[str, str], tmp_path: Path
+    ) -> None:
+        cluster = nodes(2)
+        with remote.s3_server() as endpoint, pytest.MonkeyPatch.context() as patch:
+            remote.use_s3(patch, endpoint)
+            files = pytest.importorskip("s3fs").S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
+            files.mkdir("made")
+            flags = ("--work-dir", tmp_path / "work", "--run-log", tmp_path / "shards.run.jsonl")
+            summary = Run(recordings, "s3://made/by/ray", cluster.address, *flags).end()
+            made = {path.rpartition("/")[2]: sha256_hex(files.cat_file(path)) for path in files.ls("made/by/ray")}
+        assert (summary["rejected"], summary["interruptions"]) == (1, [])
+        assert {name: made[name] for name in local} == local
+        assert not [path for path in (tmp_path / "work").rglob("*") if path.is_file()]
 
     def test_a_node_that_is_killed_costs_time_only_and_is_named(
         self, nodes: Callable[[int], Nodes], recordings: Path, local: dict[str, str], tmp_path: Path
