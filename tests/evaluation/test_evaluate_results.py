@@ -170,7 +170,7 @@ class TestWholeness:
         (folder / "report.json").write_text(render(report, "json"))
         assert scored(folder, shards)["log-mel L1", "generated"].value == 0
         (folder / "notes.json").write_text("{}")
-        with pytest.raises(DataError, match="give a record of omniges generate"):
+        with pytest.raises(DataError, match="not a record of omniges generate"):
             scored(folder, shards)
 
     def test_a_forged_mel_allocates_nothing(self, shards: Path, tmp_path: Path) -> None:
