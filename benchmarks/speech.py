@@ -10,7 +10,9 @@ of the recordings and that of another clip's (chance):
 - words shown: the pose in the middle of each word, by the nearest of the recorded words' mean poses (`wordscore`);
 - word error rates of generated text;
 - amplitude: correlation of the size of generated and recorded gestures of a word, relative to the word's own mean;
-- words heard: pocketsphinx with the corpus's words as its grammar; recordings go through the same vocoder.
+  beside it that of two recordings whose sizes depend on loudness as these do (the square of size with loudness);
+- words heard in the first four clips: pocketsphinx with the corpus's words as its grammar; recordings go through the
+  same vocoder.
 
 ``--evaluate RUN`` scores a run that is there. Nothing here passes or fails.
 """
@@ -40,6 +42,8 @@ Words = Sequence[Mapping[str, Any]]
 
 TASKS: Final = ("t2g", "a2g", "g2t", "a2t", "t2a", "g2a")
 _FRAMES_HZ: Final = 30.0
+_MEL_HZ: Final = 100.0
+_HEARD_CLIPS: Final = 4  # pocketsphinx takes about as long as the sound
 _MIDDLE_S: Final = 0.14  # half a word of the length that `wordscore` expects; leaves 0.04 s in the middle of a word
 
 
@@ -58,6 +62,16 @@ def sizes(templates: Templates, rest: npt.NDArray[np.float64], frames: F32, word
             direction = (templates.means[templates.words.index(str(word["word"]))] - rest) / templates.spread
             size = float(((pose - rest) / templates.spread) @ direction / (direction @ direction))
             found.append((str(word["word"]), size))
+    return found
+
+
+def loudness(templates: Templates, clip: SampleArrays) -> list[tuple[str, float]]:
+    """Return the level in dB of each word that `sizes` returns, from the mel of the recording."""
+    found = []
+    for word, wide in zip(clip.words, widened(clip.words), strict=True):
+        if middle(clip.gesture.gesture, wide, _FRAMES_HZ) is not None and word["word"] in templates.words:
+            power = np.exp(clip.mel[round(word["start"] * _MEL_HZ) : round(word["end"] * _MEL_HZ)]) ** 2
+            found.append((str(word["word"]), float(10 * np.log10(power.sum(axis=1).mean()))))
     return found
 
 
@@ -118,6 +132,7 @@ def scores_of(generated: Path, shards: Path) -> dict[str, dict[str, float]]:
         pairs = zip(arrays, clips, strict=True)
         return [size for array, clip in pairs for size in sizes(templates, rest, array, widened(clip.words))]
 
+    loud = [pair for clip in clips for pair in loudness(templates, clip)]
     words = [clip.words for clip in clips]
     recorded = [clip.gesture.gesture for clip in clips]
     for task in ("t2g", "a2g"):
@@ -127,14 +142,17 @@ def scores_of(generated: Path, shards: Path) -> dict[str, dict[str, float]]:
             "recorded": shown(recorded, words),
             "chance": shown(recorded, [*words[1:], words[0]]),
         }
-        found[f"amplitude, {task}"] = {"generated": amplitude(large(gestures), large(recorded))}
+        found[f"amplitude, {task}"] = {
+            "generated": amplitude(large(gestures), large(recorded)),
+            "recorded": amplitude(loud, large(recorded)) ** 2,
+        }
     expected = [[word["word"] for word in clip.words] for clip in clips]
     other = word_error_rate(zip([*expected[1:], expected[0]], expected, strict=True))
     for task in ("g2t", "a2t"):
         texts = texts_of(generated / task)
         rate = word_error_rate((texts[clip.row.key], own) for clip, own in zip(clips, expected, strict=True))
         found[f"word errors, {task}"] = {"generated": rate, "recorded": 0.0, "chance": other}
-    found |= _recognized(generated, clips, expected)
+    found |= _recognized(generated, clips[:_HEARD_CLIPS], expected[:_HEARD_CLIPS])
     return found
 
 
