@@ -22,7 +22,7 @@ $(VENV)/.python:
 	@touch $@
 
 $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/.python
-	$(PIP) -e '.[pictures,train]'
+	$(PIP) -e '.[pictures,train,speech]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.python
@@ -33,15 +33,16 @@ $(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/.python
 	$(PIP) -e '.[docs]'
 	@touch $@
 
-demo: $(VENV)/.run ## Synthetic corpus to shards, two minutes of training, a generated sample per task, pictures
+demo: $(VENV)/.run ## Synthetic speech to shards, two minutes of training, a generated sample per task, pictures
 	@rm -rf $(DEMO) && mkdir -p $(DEMO)
-	$(BIN)/omniges sample-corpus $(DEMO)/corpus --clips 40 --seconds 24
+	$(BIN)/omniges sample-corpus $(DEMO)/corpus --voice --speakers 1 --clips 40 --seconds 24
 	$(BIN)/omniges preprocess --root $(DEMO)/corpus --output-dir $(DEMO)/shards --keep-audio
 	$(BIN)/omniges verify-shards $(DEMO)/shards --level deep
 	$(BIN)/omniges inspect $(DEMO)/shards
 	$(BIN)/omniges inspect $(DEMO)/shards 1_synthetica_0_1_1 --png $(DEMO)/sample.png
 	$(BIN)/omniges export --shards $(DEMO)/shards -o $(DEMO)/export
-	$(BIN)/omniges train --shards $(DEMO)/shards --output-dir $(DEMO)/run --preset tiny --max-minutes $(DEMO_MINUTES)
+	$(BIN)/omniges train --shards $(DEMO)/shards --output-dir $(DEMO)/run --preset tiny --batch-size 16 \
+		--max-minutes $(DEMO_MINUTES)
 	@for task in t2g a2g t2a g2a g2t a2t; do \
 		echo "omniges generate --task $$task" && \
 		$(BIN)/omniges generate --checkpoint $(DEMO)/run --task $$task --shards $(DEMO)/shards --split test \
@@ -54,8 +55,8 @@ demo: $(VENV)/.run ## Synthetic corpus to shards, two minutes of training, a gen
 	@echo "trained one model of six tasks for $(DEMO_MINUTES) minutes ($(DEMO)/run) and generated the test clips by each task"
 	@echo "($(DEMO)/generated/TASK). The table above compares them with the recordings; its shuffled column is what guessing gives."
 	@echo
-	@echo "Open $(DEMO)/page.html in a browser: recorded and generated clips side by side, with sound. Each word has chords and"
-	@echo "a pose of its own."
+	@echo "Open $(DEMO)/page.html in a browser: recorded and generated clips side by side, with sound. A synthesizer spoke"
+	@echo "the recorded clips; listen for its words in those of t2a. Each word has a pose of its own, larger where it is louder."
 	@echo
 	@echo "For BEAT2 itself:"
 	@echo "    $(BIN)/omniges preprocess --root datasets/BEAT_SMPL"
