@@ -79,6 +79,8 @@ def open_file(path: Path, root: Path | None = None) -> int:
     except OSError as error:
         if error.errno == errno.ENXIO:  # a socket, which cannot be opened at all
             raise DataError(_no_file(path, stat.S_IFSOCK)) from error
+        if error.errno == errno.ELOOP:
+            raise DataError(f"{path}: expected a file, found links in a circle; put the file itself there") from error
         with os_errors(path, "read"):
             raise
     kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
