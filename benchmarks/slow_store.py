@@ -215,7 +215,8 @@ def _rank(share: RankShare, url: str, cache: CacheSettings, pace: Pace, together
     source = DataSource(read_catalog(shards.folder, Filters(split="train")), shards=shards)
     loading, sequencing = LoaderSettings(workers=pace.workers), Sequencing(window_ticks=pace.ticks)
     waits = []
-    with Feed([source], sequencing, share, loading, torch.device("cpu")) as feed:
+    feed = Feed([source], sequencing, share, loading, torch.device("cpu"))
+    with feed:
         for _ in range(pace.steps):
             together.wait(_LONGEST_STEP_S)
             began = time.monotonic()
