@@ -332,9 +332,9 @@ def load(folder: Path, loading: Loading) -> GestureRvqvae:
     codec = load_gesture_rvqvae(folder, device=loading.device)
     if codec.lacking:
         raise UsageFault(
-            f"{folder}: expected a network of lower with {LAYOUT.root.stop - LAYOUT.lower.start} channels, the root "
-            f"included, found {codec.nets['lower'].spec.channels}; latents must decode to all {LAYOUT.channels} "
-            "gesture channels"
+            f"{folder}: expected a lower-body network with {LAYOUT.root.stop - LAYOUT.lower.start} channels, "
+            f"including the root, found {codec.nets['lower'].spec.channels}; latents must decode to "
+            f"all {LAYOUT.channels} gesture channels"
         )
     return codec
 

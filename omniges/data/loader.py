@@ -346,7 +346,7 @@ class BatchLoader:
             The position, and a warning if the global batch size differs.
 
         Raises:
-            UsageFault: The saved sequence differs; the error lists every difference.
+            UsageFault: The saved sequence is not that of this loader; the error lists every difference.
             DataError: It is not a valid state.
         """
         resumed = resume(self.state_dict(), state)

@@ -217,8 +217,9 @@ class ClipOrder:
 def mixture_pattern(weights: Sequence[float]) -> I64:
     """Return the source of each of PERIOD positions, evenly spread.
 
-    Shares are rounded to whole numbers of PERIOD by largest remainder, at least one. The k-th position of a source with
-    m of them is due at (k + ½)/m of the period. Positions are assigned in this order; ties go to the first source.
+    Shares of PERIOD are rounded to whole numbers, at least 1, by the largest remainder. The k-th position of a source
+    with m positions is due at (k + ½)/m of the period. Positions are assigned in this order; ties go to the
+    first source.
 
     Args:
         weights: Weights of the sources.

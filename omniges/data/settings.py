@@ -31,8 +31,8 @@ class TraceSettings:
     seed: int = option(0, "Random seed of the run.")
     streams: tuple[str, ...] = option(
         (),
-        "Read only clips that have all streams of one of these combinations, such as audio+gesture. A run with absent "
-        "parts prints its value.",
+        "Read only clips that have all streams of one of these combinations, such as audio+gesture. A run whose "
+        "clips lack parts prints the value to give here.",
     )
     audio_codec: str | None = option(None, "Codec whose latents the run trains on in place of the mel.", shown="mel")
     gesture_codec: str | None = option(

@@ -2,7 +2,7 @@
 
 Gesture and audio are arrays of rows, or latents of a codec. Text is words, or latents of complete windows. If a tick is
 not a whole number of rows, windows begin at multiples of `Tracks.tick_multiple` ticks, and so do their ends. Then every
-window has the same number of complete rows. If text is latents, windows are those of the latents.
+window has the same number of complete rows. If text is stored as latents, windows are those of the latents.
 
 Values are normalised by the statistics of the train split: (x − mean)/std per channel, scale 1 where std < 1e-6.
 """
@@ -76,12 +76,12 @@ class Tracks:
 
     @property
     def arrays(self) -> tuple[PlainArray | FrameEntry | WindowEntry, ...]:
-        """Gesture, audio and, if it is latents, text, in the order of readers."""
+        """Gesture, audio and text if it is stored as latents, in the order of readers."""
         return (self.gesture, self.audio) if self.text is None else (self.gesture, self.audio, self.text)
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Number of values in a row of each array: gesture, audio and, if it is latents, text."""
+        """Number of values in a row of each array: gesture, audio and text if it is stored as latents."""
         return self.gesture_channels, *(track.channels for track in self.arrays[1:])
 
     @property
@@ -252,7 +252,7 @@ class Normaliser:
                 f"{source}: expected statistics of train samples, found those of 0 samples; put recordings into "
                 "the train split with omniges preprocess --split-csv"
             )
-        streams = zip(STREAMS, tracks.arrays, strict=False)  # text has values only if it is latents
+        streams = zip(STREAMS, tracks.arrays, strict=False)  # text has values only if it is stored as latents
         scales = [Scale.from_statistics(statistics.get(name), name, one.channels, source) for name, one in streams]
         if tracks.jaw_eyes is not None:
             own = Scale.from_statistics(statistics.get("jaw_eyes"), "jaw_eyes", tracks.jaw_eyes.channels, source)

@@ -209,7 +209,7 @@ def _missing(heading: scores.Heading, files: Sequence[tuple[str, PublishedFile]]
 
 
 def protocol_facts(settings: EvaluateSettings) -> dict[str, Any]:
-    """Return command, versions and cut of a row.
+    """Return the protocol, the ``--grid``, the command and the package versions of a row.
 
     Args:
         settings: Settings of the command.

@@ -231,7 +231,7 @@ def require_fit(
 
 
 def _tasks(saved: SavedCheckpoint, named: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
-    """Return the named tasks, or those of the six that the model was trained on with a warning about the others."""
+    """Return the named tasks, or the trained ones with one condition; the others are in a warning."""
     trained = trained_tasks(saved)
     if trained is None:
         raise DataError(

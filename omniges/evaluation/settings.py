@@ -26,7 +26,9 @@ class EvaluateSettings:
         None, "Run or checkpoint to generate with first.", panel="Generation with a checkpoint"
     )
     split: Split = option("test", "Split to generate for.")
-    tasks: tuple[str, ...] = option((), "Tasks to generate.", commas=True, shown="the six", values=lambda: TASK_NAMES)
+    tasks: tuple[str, ...] = option(
+        (), "Tasks to generate.", commas=True, shown="trained tasks with one condition", values=lambda: TASK_NAMES
+    )
     num_inference_steps: int = option(20, "Sampling steps.", minimum=1, was=("steps",))
     num_samples: int = option(1, "Results to generate for each recording.", minimum=1)
     seed: int = option(

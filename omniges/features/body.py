@@ -165,7 +165,7 @@ class Skeleton:
             Positions (T, 55, 3) in metres.
 
         Raises:
-            ValueError: A shape differs.
+            ValueError: A shape is wrong.
         """
         if trans.shape != (len(poses), 3):
             raise ValueError(f"expected trans ({len(poses)}, 3), found {trans.shape}")
@@ -244,7 +244,7 @@ class Person:
             Vertices (up to `block_frames`, V, 3) in metres.
 
         Raises:
-            ValueError: A shape differs.
+            ValueError: A shape is wrong.
         """
         frames = len(poses)
         if poses.shape != (frames, POSE_COLUMNS) or expressions.shape != (frames, EXPRESSIONS):

@@ -204,7 +204,7 @@ def invalid_rotations(six_d: npt.NDArray[np.floating]) -> float:
         The share in [0, 1].
 
     Raises:
-        ValueError: The shape differs, or there are no rotations.
+        ValueError: The shape is wrong, or there are no rotations.
     """
     rows = np.asarray(six_d)
     if rows.ndim != 3 or rows.shape[-1] != 6 or rows.size == 0 or rows.dtype.kind != "f":
@@ -264,7 +264,7 @@ def gesture_from_motion(
         The clip of T frames; the first step of the root is a copy of the second.
 
     Raises:
-        ValueError: A shape differs.
+        ValueError: A shape is wrong.
     """
     frames = len(poses)
     shapes = (poses.shape, expressions.shape, trans.shape)

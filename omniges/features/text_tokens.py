@@ -6,8 +6,8 @@ hold its spelling, and where the word and each of its subwords begin. A word tha
 subword, repeated over its ticks.
 
 A word takes the complete ticks nearest to its interval, and at least as many as it has subwords. If it has too few, it
-may extend or move into free ticks of its neighbours, each end by at most `MAX_PUSH_TICKS`. The placement of all words
-has the smallest total shift (dynamic programming). A word without a place is dropped.
+may extend or move into free ticks of its neighbours. Each end moves by at most `MAX_PUSH_TICKS`. The placement of all
+words has the smallest total shift (dynamic programming). A word without a place is dropped.
 
 The content of tokenizer.json is checked here too, for any package version. Nothing imports torch.
 """

@@ -245,7 +245,7 @@ def checked(array: Numbers, what: str, shape: tuple[int | None, ...], *, at_leas
         The array as float64.
 
     Raises:
-        UsageFault: The shape differs.
+        UsageFault: The shape is wrong.
         DataError: There are too few rows, or values are NaN or infinite.
     """
     array = np.asarray(array)

@@ -304,7 +304,7 @@ def encode_wav(
         Bytes of the file.
 
     Raises:
-        ValueError: The shape differs, values are NaN or infinite, or the file would exceed 4 GiB.
+        ValueError: The shape is wrong, values are NaN or infinite, or the file would exceed 4 GiB.
     """
     if samples.ndim != 1 or not np.isfinite(samples).all():
         raise ValueError(f"samples must be (n,) and finite, found shape {samples.shape}")
@@ -329,7 +329,7 @@ def wav_parts(blocks: Iterable[npt.NDArray[np.float32]], count: int, rate_hz: in
         Pieces of the file.
 
     Raises:
-        ValueError: The number of samples differs, or values are NaN or infinite.
+        ValueError: The number of samples is not `count`, or values are NaN or infinite.
     """
     yield _head(2 * count, rate_hz, _PCM, 16)
     left = count
@@ -359,7 +359,7 @@ def encode_pcm_wav(pcm: npt.NDArray[np.int32], rate_hz: int, *, bits: Literal[16
         Bytes of the file.
 
     Raises:
-        ValueError: Shape or width differ, values do not fit, or the file would exceed 4 GiB.
+        ValueError: The shape or `bits` is wrong, values do not fit in `bits`, or the file would exceed 4 GiB.
     """
     limit = 1 << (bits - 1)
     if pcm.ndim != 1 or bits not in {16, 24} or (pcm.size and not (-limit <= pcm.min() and pcm.max() < limit)):

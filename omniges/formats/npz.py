@@ -359,7 +359,7 @@ def encode_motion(
         Bytes of the file.
 
     Raises:
-        ValueError: A shape differs.
+        ValueError: A shape is wrong.
     """
     frames = len(poses)
     for name, array in (("poses", poses), ("expressions", expressions), ("trans", trans)):
@@ -395,7 +395,7 @@ def write_motion(
         frame_rate_hz: Frames per second.
 
     Raises:
-        ValueError: A shape or the number of frames differs.
+        ValueError: A shape or the number of frames is wrong.
     """
     if betas is not None and (betas.ndim != 1 or betas.dtype.kind != "f"):
         raise ValueError(f"betas has shape {betas.shape} of {betas.dtype}, expected one vector of floats")

@@ -139,7 +139,7 @@ class Condition:
             The rows.
 
         Raises:
-            ValueError: The stream has only words, because the model's text is latents.
+            ValueError: The stream has only words, because the model's text is stored as latents.
         """
         if self.series is None:
             raise ValueError(f"{self.name}: {self.stream} without an array")
@@ -207,7 +207,7 @@ def read_text(
 
     Args:
         source: Path of the file; ``-``: standard input.
-        codec: Tokenizer of text tokens; None: the model's text is latents, which need only words.
+        codec: Tokenizer of text tokens; None: the model's text is stored as latents, which need only words.
         rate: Speaking rate for plain text.
         seconds: Length of the other streams of the input; None: the file defines the length.
         max_s: Length to which the input is cut, if the file states an impossible length.
@@ -265,7 +265,7 @@ def words_condition(
 
     Args:
         words: Words (``word``, ``start``, ``end`` in seconds), in order of time.
-        codec: Tokenizer of text tokens; None: the model's text is latents.
+        codec: Tokenizer of text tokens; None: the model's text is stored as latents.
         length_s: Length in seconds; None: it ends soon after the last word.
         name: Name of the results.
         origin: Path and sha256 of the file, for records.
@@ -495,7 +495,7 @@ class PlannedInput:
 class Reading:
     """Settings for reading inputs for a model."""
 
-    token_codec: TextTokenCodec | None  # None: the model's text is latents
+    token_codec: TextTokenCodec | None  # None: the model's text is stored as latents
     tick_multiple: int = 1  # lengths are cut to multiples of it
     loudness: Loudness = "none"  # of audio files
     codecs: Mapping[StreamName, CodecEntry] = field(default_factory=dict)  # latents that are read from shards
@@ -527,7 +527,9 @@ def planned_inputs(conditions: Sequence[StreamName], sources: Sources, reading: 
         )
     if sources.from_shards:
         if any(sources.files(name) for name in STREAMS):
-            raise UsageFault("--key and --split: expected samples of shards or files, found both; remove one of them")
+            raise UsageFault(
+                "--key and --split: expected either samples of shards or input files, found both; remove one of the two"
+            )
         folder = ShardFolder(cast("Path", sources.shards))
         rows = [folder.row(key) for key in sources.keys] or [row for row in folder.rows if row.split == sources.split]
         if not rows:
@@ -742,9 +744,9 @@ def _of_sample(
 
 
 def latents_of(folder: ShardFolder, entry: CodecEntry | None) -> str | None:
-    """Return the codec's name if a folder has latents of frames of exactly this codec.
+    """Return the codec's name if a folder has latents of exactly this codec, one for each frame or group of frames.
 
-    Latents of windows are not used, because their grid may differ from the windows of the result.
+    Latents of complete windows are not used, because their grid may differ from the windows of the result.
 
     Args:
         folder: The shard folder.

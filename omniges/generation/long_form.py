@@ -412,7 +412,7 @@ def condition_tensors(
         device: Device of the model.
 
     Returns:
-        Values (B, …) and which windows have one (B,), without streams of which no window has a value.
+        By stream, values (B, …) and a mask of the windows that have one (B,). Streams without any value are left out.
     """
     found = {name: stacked(own) for name, own in values.items()}
     return {

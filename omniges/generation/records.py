@@ -89,7 +89,7 @@ class GeneratedRecord:
 
     @property
     def at_rest(self) -> tuple[str, ...]:
-        """Parts of the motion that do not move; jaw and eyes too, unless the model had channels of them."""
+        """Parts of the motion that do not move; jaw and eyes too, unless the model has channels for them."""
         return self.absent if self.model.get("gesture_channels") == WITH_JAW_EYES else (*self.absent, "jaw_eyes")
 
     def document(self) -> bytes:

@@ -149,7 +149,7 @@ class Codecs:
         """Declare the codecs and their folders; none is loaded yet.
 
         Args:
-            entries: Codecs of the streams that are latents.
+            entries: Codecs of the streams stored as latents.
             folders: Name and folder of those that are given.
             t5_tokenizer: Folder of T5's tokenizer, if the text codec's folder does not contain it.
             quantised: Snap latents to codes before decoding, for codecs with codes.
@@ -254,11 +254,11 @@ class Codecs:
 
     @property
     def untimed_text(self) -> bool:
-        """True if text is latents of complete windows, so that words have no times."""
+        """True if text is stored as latents of complete windows, which have no word timings."""
         return isinstance(self.entries.get("text"), WindowEntry)
 
     def windows_of_text(self, ticks: int, windows: WindowSettings) -> list[tuple[int, int]] | None:
-        """Return the windows for which texts are generated; None if text is tokens.
+        """Return the windows for which texts are generated; None if text is stored as tokens.
 
         Args:
             ticks: Length of the timeline.
@@ -274,7 +274,7 @@ class Codecs:
         return stream in self.entries and self.entries[stream].name in self._folders
 
     def missing(self, task: Task) -> StreamName | None:
-        """Return the first target of a task that is latents of a codec without a folder, or None."""
+        """Return the first target that needs a codec whose folder was not given, or None."""
         return next((name for name in task.targets if name in self.entries and not self.has_folder(name)), None)
 
     def decoded(self, stream: StreamName, array: npt.NDArray[Any]) -> Any:
@@ -342,7 +342,7 @@ class Part:
         """Decode the rows.
 
         Returns:
-            By stream, arrays as shards hold them; for text that is latents, the `SpokenText` of each window.
+            By stream, arrays as shards hold them; for text stored as latents, the `SpokenText` of each window.
 
         Raises:
             DataError: The codec cannot decode the latents.
@@ -365,7 +365,7 @@ class Sampler:
         Args:
             model: Model in evaluation mode.
             identity: Identity of the model.
-            codecs: Codecs of its streams that are latents.
+            codecs: Codecs of its streams stored as latents.
             autocast: Context with the precision of the model; codecs use their own.
         """
         self.model, self.identity, self.codecs, self.autocast = model, identity, codecs, autocast
@@ -416,7 +416,7 @@ class Sampler:
         """Return window settings; a window is as long as in training.
 
         Args:
-            overlap_ticks: Overlap of successive windows. None: a quarter of a window, or 0 for text that is latents.
+            overlap_ticks: Overlap of successive windows. None: a quarter of a window, or 0 for text stored as latents.
             task: Name of the task.
 
         Returns:

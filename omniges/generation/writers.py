@@ -310,8 +310,8 @@ class WindowTextSink:
 Sink = GestureSink | SpeechSink | TextSink | WindowTextSink
 """A writer of one stream of a result.
 
-It receives rows as shards hold them, or texts of windows if text is latents. It returns the first ticks for a picture,
-and at the end the files.
+It receives rows as shards hold them, or texts of windows if text is stored as latents. It returns the first ticks for a
+picture, and at the end the files.
 """
 
 
@@ -337,7 +337,7 @@ class Results:
             vocoder: Vocoder; None: no waveform.
             seed: Seed of the vocoder.
             folder: Folder of temporary files, see `Spool`.
-            windows_of_text: First tick and length of each window, if text is latents; None: text is tokens.
+            windows_of_text: First tick and length of each window, if text is stored as latents; None: text is tokens.
         """
         sink_of: dict[StreamName, Callable[[], Sink]] = {
             "gesture": lambda: GestureSink(body, folder),
@@ -425,7 +425,7 @@ def _rows_of(condition: Condition, codec: TextTokenCodec | None, start: int, sto
     """Return the rows of ticks, or the words: those that the codec's text tokens keep, or all without a codec."""
     if condition.stream != "text":
         return condition.array(start, stop - start)
-    if codec is None or condition.series is None:  # without a series, the model's text is latents of the words
+    if codec is None or condition.series is None:  # without a series, latents are made from the words
         return condition.words
     return [word.as_json() for word in codec.decode(condition.array(0, stop))]
 

@@ -257,7 +257,7 @@ def beat_score(audio_times_s: Numbers, motion_frames: Sequence[I64], frames: int
 
 @dataclass(frozen=True, slots=True)
 class DriftScore:
-    """Horizontal distance of the root from its first position, at the end and at most, in metres."""
+    """Final and largest horizontal distance of the root from its first position, in metres."""
 
     end_m: float
     farthest_m: float

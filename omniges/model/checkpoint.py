@@ -433,7 +433,7 @@ def load_into(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], where: str
         where: Path of the saved tensors, which the error names.
 
     Raises:
-        DataError: Names or shapes differ.
+        DataError: The names or shapes of `own` and `saved` differ.
     """
     require_same(shapes_of(own), shapes_of(saved), where, "it is of another model; choose another checkpoint")
     for name, tensor in own.items():

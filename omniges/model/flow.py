@@ -99,7 +99,7 @@ class FlowModel(nn.Module):
             trunk: The transformer.
             streams: Tokens of each stream.
             absent: How to handle a stream that a sample lacks.
-            latents: Streams that are latents of a codec.
+            latents: Streams stored as latents of a codec.
             tell_absent: Add a learned embedding to the conditioning for each part that a sample lacks.
             trained: Bits of `STREAM_PARTS` that some train sample has.
             encoders: By condition stream, the module that maps its values (B, …) to vectors (B, W).

@@ -109,7 +109,7 @@ class PatchTokens(Stream):
         return split.permute(0, 1, 4, 3, 2, 5).flatten(3).flatten(1, 2)
 
     def seconds(self, count: int) -> Tensor:
-        """Return the times of the centres of the patches' rows."""
+        """Return the time at the centre of each patch; tokens of one time share it."""
         times = torch.arange(count // self.tokens_at_once, device=self.columns.device) + 0.5
         per_second = self.tokens_per_tick / self.tokens_at_once * TICKS_PER_SECOND
         return (times / float(per_second)).repeat_interleave(self.tokens_at_once)

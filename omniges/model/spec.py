@@ -93,7 +93,7 @@ class ModelConfig:
     gesture_prediction: Prediction = "clean"
     audio_prediction: Prediction = "clean"
     text_prediction: Prediction = "clean"
-    """Used if text is latents of a codec."""
+    """Used if text is stored as latents of a codec."""
     normalise_text: bool = True
     """Normalise such latents by the statistics of the train split; OmniFlow's weights expect them unchanged."""
     gesture_difference_weight: float = 30.0
@@ -621,7 +621,7 @@ def require_shapes(identity: ModelIdentity, found: Mapping[str, tuple[int, ...]]
         where: Path of the weights, which the error names.
 
     Raises:
-        DataError: Names or shapes differ, or no model can be built from the configuration.
+        DataError: Names or shapes differ from the configuration, or no model can be built from it.
     """
     layers = identity.config.layers
     if layers > len(found):  # each layer has several tensors; building this many layers could take hours

@@ -1,9 +1,10 @@
 """Streams of the flow (arrays to tokens and back, times, predictions and losses), and the default tokens.
 
-The flow and the trunk use only the `Stream` interface, so other tokens (such as latents of a codec) are one more class
-and a line in the configuration. By default each stream has one token for each tick. A gesture token is 3 frames × 415
-channels and an audio token 10 mel frames × 64 bands, normalised by the statistics of the training data. A text token
-is the embedding of an id (`omniges.features.text_tokens`). `Present` says which streams the windows of a batch have.
+The flow and the trunk use only the `Stream` interface, so other tokens (such as latents of a codec) need only one more
+class and a line in the configuration. By default each stream has one token for each tick. A gesture token is 3 frames ×
+415 channels and an audio token 10 mel frames × 64 bands, normalised by the statistics of the training data. A text
+token is the embedding of an id (`omniges.features.text_tokens`). `Present` says which streams the windows of a batch
+have.
 
 Shape letters: B batch, N tokens, C channels of a token, O outputs of the trunk's head.
 """
@@ -512,7 +513,7 @@ def present_of(
     Args:
         bits: Bits of `STREAM_PARTS` (B,).
         device: Device of the model.
-        latents: Streams that are latents of a codec, which are present or absent completely.
+        latents: Streams stored as latents of a codec, which are present or absent completely.
         gesture_channels: Channels of the gesture stream, 415 or 424.
 
     Returns:

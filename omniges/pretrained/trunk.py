@@ -69,7 +69,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class TensorStatus:
-    """Use of a source tensor (``source``), or origin of a tensor of our model (``target``)."""
+    """How a tensor of the file (``source``) was used, or where a tensor of our model (``target``) came from."""
 
     kind: StatusKind
     source: str | None

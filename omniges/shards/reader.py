@@ -123,7 +123,7 @@ def check_digest(content: bytes | memoryview, sha256: bytes, place: str) -> None
         place: Position for errors.
 
     Raises:
-        DataError: The digest differs.
+        DataError: The digest is not the expected one.
     """
     found = hashlib.sha256(content).digest()
     if found != sha256:
@@ -141,7 +141,7 @@ def check_member(source: ShardSource, shard: str, content: bytes | memoryview, s
         place: Position for errors.
 
     Raises:
-        DataError: The digest differs.
+        DataError: The digest is not the expected one.
     """
     try:
         check_digest(content, sha256, place)
@@ -166,7 +166,7 @@ def open_beside(folder: Path, name: str, dataset: dict[str, Any]) -> Iterator[Bi
         The file, at its first byte.
 
     Raises:
-        DataError: The file is absent, or its size or digest differs.
+        DataError: The file is absent, or its size or digest is not the one in dataset.json.
     """
     path = folder / name
     listed = dataset["files"].get(name)

@@ -207,7 +207,7 @@ class ShardWriter:
 
         Args:
             row: Row of the sample, whose offsets count from its segment's start.
-            segment: Bytes of its tar members, or what else the open shard takes for them; its length is their size.
+            segment: Its tar members: bytes, or another segment that the open shard accepts. Its length is their size.
 
         Returns:
             The row as the manifest has it.

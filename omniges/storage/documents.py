@@ -56,7 +56,7 @@ def _digits(number: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Is:
-    """A test of a value and its words, for ``Annotated``."""
+    """A requirement of a value for ``Annotated``: a predicate, and its description in errors."""
 
     expected: str
     fits: Callable[[Any], bool]

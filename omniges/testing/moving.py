@@ -68,7 +68,7 @@ class Speaker:
 
     @property
     def folder(self) -> str:
-        """Name of the speaker's folder, and the beginning of stems."""
+        """Name of the speaker's folder, and prefix of the stems."""
         return f"{self.identity}_synthetic{chr(ord('a') + self.identity - 1)}"
 
 

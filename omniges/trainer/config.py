@@ -150,9 +150,7 @@ class TrainSettings:
         panel="Validation",
     )
     validation_windows: int = option(16, "Windows of the val split to validate on.", minimum=1)
-    validation_samples: int = option(
-        2, "Number of these windows whose generated files and pictures are kept.", minimum=0
-    )
+    validation_samples: int = option(2, "Validation windows whose generated files and pictures are kept.", minimum=0)
     validation_sampling_steps: int = option(10, "Sampling steps of generation in a validation.", minimum=1)
     validation_codec: tuple[str, ...] = option(
         (),

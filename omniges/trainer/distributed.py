@@ -77,7 +77,7 @@ class StopNow(BaseException):
 
 
 class Stopper:
-    """A context manager that handles the three signals; only for the main thread, as Python requires."""
+    """A context manager that handles SIGTERM, SIGUSR1 and SIGINT; only for the main thread, as Python requires."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

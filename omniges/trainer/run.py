@@ -318,7 +318,7 @@ def _speaking_rate(data: Sequence[DataSource]) -> bytes:
     """Return the speaking rate of the training words, which `generate` needs for plain text; b"" if there are too few.
 
     It is estimated from at most `_RATE_CLIPS` clips of each folder, evenly spaced. Of a remote folder only the first
-    shard is used, so that training does not wait for the others. Models whose text is latents do not need it.
+    shard is used, so that training does not wait for the others. Models with text stored as latents do not need it.
     """
     clips: list[list[dict[str, Any]]] = []
     for source in data:
@@ -424,8 +424,8 @@ def _require_computable(metric: str, held_out: HeldOut, codecs: Codecs, tasks: S
     why = why_not(codecs, task) or _lacking(name, held_out, codecs)
     if why is not None:
         raise UsageFault(
-            f"--best-metric {metric}: expected a metric that this run computes, found that {why}; or choose loss or "
-            f"{task}/loss"
+            f"--best-metric {metric}: expected a metric that this run computes, found one that it "
+            f"cannot compute because {why}; or choose loss or {task}/loss"
         )
 
 

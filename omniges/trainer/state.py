@@ -47,7 +47,7 @@ class Randomness:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossScale:
-    """State of the loss scale of fp16, by the names of torch."""
+    """State of the loss scale of fp16; the keys are torch's names."""
 
     scale: Annotated[float, Range(maximum=3.5e38, above=0.0)]
     growth_factor: Annotated[float, Range(above=1.0)]

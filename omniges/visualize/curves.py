@@ -74,7 +74,7 @@ class Curves:
             del curve[rows:]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the values by the names of the log."""
+        """Return the values as JSON; the keys are the names in the log."""
         return {
             "steps": self.steps,
             "loss": self.loss,

@@ -78,7 +78,7 @@ class TestShards:
         write_codec(tmp_path / "rootless", **WIDTHS | {"lower": 54})
         write_codec(tmp_path / "faceless", **{part: width for part, width in WIDTHS.items() if part != "face"})
         refusals = {
-            "rootless": "expected a network of lower with 57 channels, the root included, found 54;",
+            "rootless": "expected a lower-body network with 57 channels, including the root, found 54;",
             "faceless": "no network of face",
         }
         for name, words in refusals.items():

@@ -206,7 +206,7 @@ def require_agreement(config: TextVaeConfig, shapes: Mapping[str, Sequence[int]]
         weights: Name of the weights' file in errors.
 
     Raises:
-        DataError: A size differs.
+        DataError: A size differs from the shape of a tensor.
     """
     vae, llama, t5 = config.vae, config.llama, config.t5
     for key, layers in (("num_hidden_layers", llama.num_hidden_layers), ("t5.num_layers", t5.num_layers)):

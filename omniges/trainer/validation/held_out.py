@@ -134,7 +134,7 @@ class Window:
 
     @property
     def source_path(self) -> str:
-        """The recording's motion file relative to the data set's root, or else its audio or words."""
+        """Path of the motion file relative to the data set's root; without motion, of the audio or the words."""
         return next((self.row.sources[kind][0] for kind in ("npz", "wav", "textgrid") if kind in self.row.sources), "")
 
 

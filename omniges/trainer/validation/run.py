@@ -73,7 +73,7 @@ def why_not(codecs: Codecs, task: str) -> str | None:
     if stream is None:
         return None
     codec = codecs.entries[stream].name
-    return f"{stream} is latents of {codec}; give --validation-codec {codec}=FOLDER"
+    return f"{stream} is stored as latents of {codec}; give --validation-codec {codec}=FOLDER"
 
 
 def streams_of(model: FlowModel, task: str) -> list[StreamName]:

@@ -169,7 +169,7 @@ class TestWithoutTheCodecs:
                     assert event["metrics"][task] == last_validation(decoded)["metrics"][task]
                     continue
                 codec = CODECS[stream]
-                why = f"{stream} is latents of {codec}; give --validation-codec {codec}=FOLDER"
+                why = f"{stream} is stored as latents of {codec}; give --validation-codec {codec}=FOLDER"
                 assert event["metrics"][task] == {}
                 assert event["not_computed"][task] == {f"{stream}_metrics": why}
                 assert [s["why_not"] for s in event["samples"] if s["task"] == task] == [why]
@@ -200,7 +200,7 @@ class TestWithoutTheCodecs:
         assert sorted(sampled) == ["a2t", "g2a", "g2t", "t2a"]
         assert "validation decodes audio with audioldm2-vae" in reporter.messages
         (lost,) = [warning for warning in reporter.messages if "not computed" in warning]
-        assert "of t2g and a2g not computed: gesture is latents of gesture-rvqvae" in lost
+        assert "of t2g and a2g not computed: gesture is stored as latents of gesture-rvqvae" in lost
         event = last_validation(tmp_path)
         assert event["metrics"]["g2a"]["log_mel_l1"] > 0
         assert event["metrics"]["a2g"] == {}
@@ -340,9 +340,9 @@ class TestRefusals:
         self, encoded_both: Path, folders: Folders, tmp_path: Path
     ) -> None:
         words = (
-            r"--best-metric a2g/frechet_gesture_distance: expected a metric that this run computes, found that "
-            r"gesture is latents of gesture-rvqvae; give --validation-codec gesture-rvqvae=FOLDER; or choose "
-            r"loss or a2g/loss"
+            r"--best-metric a2g/frechet_gesture_distance: expected a metric that this run computes, found one that it "
+            r"cannot compute because gesture is stored as latents of gesture-rvqvae; give "
+            r"--validation-codec gesture-rvqvae=FOLDER; or choose loss or a2g/loss"
         )
         for steps in (3, None):  # by default it validates too
             settings = {**BARE, "validation_steps": steps, "best_metric": "a2g/frechet_gesture_distance"}

@@ -37,7 +37,7 @@ def test_files() -> None:
     kept = ResultFiles(
         "t2a", 2, {".mel.npy": b"\x00\x01", ".wav": b""}, {".mel.npy": "mel", ".wav": "audio"}, {}, ["loud"]
     )
-    nothing = ResultFiles("a2t", 0, {}, {}, {}, [], None, "text is latents")
+    nothing = ResultFiles("a2t", 0, {}, {}, {}, [], None, "text is stored as latents")
     assert unpack(pack([kept, nothing])) == [kept, nothing]
 
 

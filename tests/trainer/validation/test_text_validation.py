@@ -136,7 +136,10 @@ class TestWithoutTheCodec:
         require_same_losses_by_level(undecoded, decoded)
 
     def test_what_is_no_text_is_scored_and_text_says_what_to_give(self, undecoded: Path, decoded: Path) -> None:
-        event, why = last_validation(undecoded), f"text is latents of {NAME}; give --validation-codec {NAME}=FOLDER"
+        event, why = (
+            last_validation(undecoded),
+            f"text is stored as latents of {NAME}; give --validation-codec {NAME}=FOLDER",
+        )
         for task in SIX:
             if task not in OF_TEXT:
                 assert event["metrics"][task] == last_validation(decoded)["metrics"][task] != {}
@@ -291,9 +294,14 @@ class TestRefusals:
         self, encoded_text: Path, text_vae: Path, tmp_path: Path
     ) -> None:
         settings = {**BARE, "best_metric": "g2t/word_start_error_median"}
-        with pytest.raises(UsageFault, match=rf"this run computes, found that {UNTIMED}; or choose loss or g2t/loss"):
+        with pytest.raises(
+            UsageFault,
+            match=rf"this run computes, found one that it cannot compute because {UNTIMED}; or choose loss or g2t/loss",
+        ):
             run(encoded_text, tmp_path / "run", **settings, validation_codec=(f"{NAME}={text_vae}",))
-        with pytest.raises(UsageFault, match=r"text is latents of omniflow-text-vae; give --validation-codec"):
+        with pytest.raises(
+            UsageFault, match=r"text is stored as latents of omniflow-text-vae; give --validation-codec"
+        ):
             run(encoded_text, tmp_path / "run", **settings)
 
 
