@@ -1,7 +1,7 @@
 """Options of settings dataclasses. Each is declared once, with its type, default, range and help text.
 
 The flag of a command, the key of a recipe and the row in docs/reference/commands.md follow from the declaration.
-Options that several rooms share are at the end.
+Options that several commands share are at the end.
 """
 
 from __future__ import annotations

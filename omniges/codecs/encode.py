@@ -251,7 +251,8 @@ def _there(settings: EncodeSettings, source: ShardFolder, entries: Mapping[str, 
     there = tuple(name for name in entries if name in source.codecs)
     if len(there) == len(entries) and not settings.in_place:
         raise UsageFault(
-            f"{settings.shards}: expected no latents of {', '.join(there)}, found some; remove --output-dir"
+            f"{settings.shards}: expected no latents of {', '.join(there)}, found all of them; a copy would "
+            "add nothing, so remove --output-dir"
         )
     return there
 

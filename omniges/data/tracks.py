@@ -122,8 +122,7 @@ class Tracks:
             The number of ticks.
 
         Raises:
-            UsageFault: The window does not have complete rows, is not a multiple, or differs from the windows of text
-                latents.
+            UsageFault: The window is not a multiple of the result, or its length is not that of the text latents.
         """
         if self.text is not None and ticks != self.text.window_ticks:
             expected = self.text.window_ticks

@@ -560,7 +560,7 @@ def mouth() -> Surface:
 
 @functools.cache
 def mouth_changes() -> F32:
-    """Return the change of the mouth's vertices for each metre of a movement of the face.
+    """Return how far the mouth's vertices move for each metre of a movement of the face.
 
     Returns:
         Changes (6, V, 2, 3) of positions and normals, in the order of `MOVEMENTS`; zeros for movements of brows.

@@ -66,7 +66,7 @@ _DEAD_STATES: Final = "ZX"  # of a process that has ended
 
 
 class LockLost(EnvironmentFault):
-    """Another run has taken the place over."""
+    """Another run has taken over the output folder."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,9 @@ def open_file(path: Path, root: Path | None = None) -> int:
 
 
 def open_regular(path: Path, *, follow: bool = True) -> BufferedReader:
-    """Open a regular file whose faults are those of one recording; never wait for the other end of a pipe.
+    """Open a regular file; never wait for the other end of a pipe.
+
+    Errors are OSErrors, so that a caller can attribute them to one recording.
 
     Args:
         path: The file.

@@ -398,7 +398,7 @@ class TestRefusals:
             (shards, tmp_path / "none", "expected a folder with the codec's files"),
             (shards, tmp_path / "empty", "config.json"),
             (tmp_path / "none", vae, "no"),
-            (encoded, vae, "expected no latents of audioldm2-vae, found some; remove --out"),
+            (encoded, vae, "expected no latents of audioldm2-vae, found all of them; a copy would add"),
             (encoded, tmp_path / "other", "expected latents of audioldm2-vae with fingerprint"),
         ):
             with pytest.raises((UsageFault, DataError), match=words):

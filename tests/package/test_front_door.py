@@ -16,7 +16,7 @@ from omniges.errors import EnvironmentFault, UsageFault
 
 PACKAGE = Path(omniges.__file__).parent
 NAMES = [(name, module) for module, names in omniges._MODULES.items() for name in names]
-# Their rooms come later. Once a name resolves, take it out here, and into the imports and `__all__` of the package.
+# Names that are not implemented yet. Once a name resolves, take it out here, and into imports and `__all__`.
 LATER: set[str] = set()
 HERE = {name for name, _ in NAMES} - LATER
 

@@ -1,4 +1,4 @@
-"""The house stands: one order of rooms, no circles, what loads where, nothing unpickled, what --help costs."""
+"""Structure of the package: order of imports, no circles, what loads where, nothing unpickled, cost of --help."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "omniges"
 
-# A room imports rooms above it alone; those in one line do not know each other.
+# A subpackage imports only those above it; those in one line do not import each other.
 ORDER = """
 errors | version
 arguments | progress | workers | registry
@@ -35,7 +35,12 @@ api | commands
 cli
 __main__
 """
-HEIGHT = {room: height for height, line in enumerate(ORDER.split("\n")) for room in line.split(" | ") if room}
+HEIGHT = {
+    subpackage: height
+    for height, line in enumerate(ORDER.split("\n"))
+    for subpackage in line.split(" | ")
+    if subpackage
+}
 
 TRAINING = {"torch", "webdataset", "accelerate", "diffusers", "transformers"}
 # What loads none of these when it is imported, in whole.
@@ -79,14 +84,14 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def room_of(module: str) -> str:
-    """The room of a module of ours, "" of the package itself."""
+def subpackage_of(module: str) -> str:
+    """Return the subpackage of a module of omniges; "" for the package itself."""
     return (*module.split("."), "")[1]
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 MODULES = {module_of(path): path for path in FILES}
-ROOMS = sorted({room_of(module) for module in MODULES} - {""})
+SUBPACKAGES = sorted({subpackage_of(module) for module in MODULES} - {""})
 
 
 @cache
@@ -124,21 +129,23 @@ def tops(modules: set[str]) -> set[str]:
     return {module.partition(".")[0] for module in modules}
 
 
-class TestHouse:
-    def test_every_room_stands_in_the_order(self) -> None:
-        assert set(ROOMS) <= set(HEIGHT), "a new room: give it a place in ORDER"
+class TestStructure:
+    def test_every_subpackage_is_in_the_order(self) -> None:
+        assert set(SUBPACKAGES) <= set(HEIGHT), "a new subpackage: give it a place in ORDER"
 
-    def test_a_room_imports_only_rooms_before_it(self) -> None:
+    def test_a_subpackage_imports_only_those_before_it(self) -> None:
         wrong = [
             f"{path.relative_to(PACKAGE.parent)}:{line} imports {name}"
             for module, path in MODULES.items()
-            if (room := room_of(module))
+            if (subpackage := subpackage_of(module))
             for line, name in arrows(path)
-            if name in MODULES and room_of(name) not in {room, ""} and HEIGHT[room_of(name)] >= HEIGHT[room]
+            if name in MODULES
+            and subpackage_of(name) not in {subpackage, ""}
+            and HEIGHT[subpackage_of(name)] >= HEIGHT[subpackage]
         ]
         assert wrong == []
 
-    def test_the_package_itself_imports_no_room_before_it_is_asked(self) -> None:
+    def test_the_package_itself_imports_no_subpackage_before_it_is_asked(self) -> None:
         assert {module for module in loaded_by("omniges") if module.startswith("omniges.")} == set()
 
     def test_no_file_imports_itself_in_a_circle(self) -> None:
@@ -149,27 +156,27 @@ class TestHouse:
         except CycleError as error:
             pytest.fail(" imports ".join(reversed(error.args[1])))
 
-    def test_no_room_is_the_house(self) -> None:
-        lines = dict.fromkeys(ROOMS, 0)
+    def test_no_subpackage_is_too_large(self) -> None:
+        lines = dict.fromkeys(SUBPACKAGES, 0)
         for module, path in MODULES.items():
-            if room_of(module):
-                lines[room_of(module)] += len(path.read_text().splitlines())
-        assert {room: n for room, n in lines.items() if n > 0.15 * sum(lines.values())} == {}
+            if subpackage_of(module):
+                lines[subpackage_of(module)] += len(path.read_text().splitlines())
+        assert {subpackage: n for subpackage, n in lines.items() if n > 0.15 * sum(lines.values())} == {}
 
 
 class TestLoading:
-    def test_the_offline_rooms_load_nothing_of_training(self) -> None:
-        modules = [module for module in MODULES if room_of(module) in OFFLINE]
+    def test_the_offline_subpackages_load_nothing_of_training(self) -> None:
+        modules = [module for module in MODULES if subpackage_of(module) in OFFLINE]
         assert not tops(loaded_by(*modules)) & TRAINING
 
     @pytest.mark.slow
     def test_generation_never_loads_the_trainer(self) -> None:
-        modules = [module for module in MODULES if room_of(module) in FOR_GENERATION]
-        assert not {module for module in loaded_by(*modules) if room_of(module) == "trainer"}
+        modules = [module for module in MODULES if subpackage_of(module) in FOR_GENERATION]
+        assert not {module for module in loaded_by(*modules) if subpackage_of(module) == "trainer"}
 
     def test_accelerate_is_imported_where_models_are_trained_alone(self) -> None:
         wrong = [path for path in FILES if "accelerate" in tops(imports(path))]
-        assert {room_of(module_of(path)) for path in wrong} <= ACCELERATED
+        assert {subpackage_of(module_of(path)) for path in wrong} <= ACCELERATED
 
     def test_help_loads_neither_numpy_nor_anything_heavy(self) -> None:
         heavy = {"numpy", "scipy", "pyarrow", "librosa", "numba", "tokenizers", "soundfile", "matplotlib"}
@@ -212,7 +219,7 @@ def broad_handlers(path: Path) -> list[int]:
 
 class TestEachFile:
     def test_features_and_formats_touch_no_files(self) -> None:
-        pure = [path for path in FILES if room_of(module_of(path)) in {"features", "formats"}]
+        pure = [path for path in FILES if subpackage_of(module_of(path)) in {"features", "formats"}]
         touching = {path for path in pure if {"pathlib", "os", "shutil", "tempfile"} & tops(imports(path))}
         assert touching <= TOUCH_FILES
 
