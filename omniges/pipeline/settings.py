@@ -230,8 +230,8 @@ class PreprocessSettings:
         check(self)
         if self.ray_address is not None and self.engine != "ray":
             raise UsageFault(
-                f"--ray-address {self.ray_address}: expected with --engine ray, found another engine; add it, or "
-                "remove the address"
+                f"--ray-address {self.ray_address}: expected --engine ray, found --engine {self.engine}; change the "
+                "engine, or remove the address"
             )
         if self.ray_address is not None and not _RAY_ADDRESS.fullmatch(self.ray_address):
             raise UsageFault(

@@ -243,7 +243,7 @@ def row_from_journal(fields: Any) -> ManifestRow:
     try:
         row = row_from_json(fields)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"not a row of a manifest ({type(error).__name__})") from error
+        raise ValueError("not a row of a manifest") from error
     # The types that parquet columns have by themselves.
     texts = all(value is None or isinstance(value, str) for value in (row.speaker, row.language))
     if not texts or not isinstance(row.labels, dict) or not all(isinstance(part, str) for part in row.present):

@@ -209,9 +209,9 @@ class TestDamagedTensors:
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"hidden_size": 48}, "hidden_size is 48, but model.embed_tokens.weight"),
-    ({"vocab_size": 299}, "vocab_size is 299, but model.embed_tokens.weight"),
-    ({"intermediate_size": 21}, "intermediate_size is 21, but model.layers.0.mlp.gate_proj.weight"),
+    ({"hidden_size": 48}, "as in model.embed_tokens.weight of "),
+    ({"vocab_size": 299}, "as in model.embed_tokens.weight of "),
+    ({"intermediate_size": 21}, "as in model.layers.0.mlp.gate_proj.weight of "),
     ({"num_hidden_layers": 3}, "tensors are missing: model.layers.2."),
     ({"num_hidden_layers": 1}, "not the text VAE's: model.layers.1."),
     ({"num_key_value_heads": 3}, "k_proj.weight torch.float32 [8, 24]"),
@@ -230,12 +230,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"vae_config": 5}, "vae_config: expected an object"),
 ]
 WRONG_VAE: list[tuple[dict[str, Any], str]] = [
-    ({"vae_dim": 11}, "vae_config.vae_dim is 11, but vae_proj.bias"),
-    ({"n_tokens": 4}, "vae_config.n_tokens is 4, but query"),
-    ({"vae_hidden_size": 36}, "vae_config.vae_hidden_size is 36, but query"),
+    ({"vae_dim": 11}, "as in vae_proj.bias of "),
+    ({"n_tokens": 4}, "as in query of "),
+    ({"vae_hidden_size": 36}, "as in query of "),
     ({"vae_hidden_size": 25}, "vae_config.vae_hidden_size: expected a multiple of 12"),
-    ({"prompt_size": 24}, "vae_config.prompt_size is 24, but encoder.encoder.final_layer_norm.weight"),
-    ({"pre_norm": False}, "vae_config.pre_norm is False, but q_norm.weight"),
+    ({"prompt_size": 24}, "as in encoder.encoder.final_layer_norm.weight of "),
+    ({"pre_norm": False}, "as in q_norm.weight of "),
     ({"pre_norm": 1}, "vae_config.pre_norm: expected true or false"),
     ({"norm_type": "layer_norm"}, "not the text VAE's: q_norm.weight"),
     ({"norm_type": "group_norm"}, "vae_config.norm_type: expected one of layer_norm, rms_norm"),
@@ -323,11 +323,11 @@ class TestWrongConfigurations:
 
     def test_without_an_entry_the_originals_defaults_hold(self, tmp_path):
         text = self.text(tmp_path, {name: value for name, value in CONFIG.items() if name != "vae_config"})
-        assert "vae_config.n_tokens is 32, but query" in text
+        assert "expected vae_config.n_tokens 3 as in query of " in text
 
     def test_without_sizes_of_t5_it_is_flan_t5_large(self, tmp_path):
         text = self.text(tmp_path, {name: value for name, value in CONFIG.items() if name != "t5"})
-        assert "vae_config.prompt_size is 16, but the T5 encoder (its entry t5, or flan-T5-large)" in text
+        assert "as in the T5 encoder (its entry t5, or flan-T5-large) of " in text
 
     def test_rotary_positions_as_newer_files_write_them(self, tmp_path, codec):
         config = {n: v for n, v in CONFIG.items() if not n.startswith("rope")}

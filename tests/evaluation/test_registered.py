@@ -60,7 +60,7 @@ def test_a_mean_over_results_and_the_recordings_own_row() -> None:
     assert generated.value == pytest.approx((2.0 + 4.0 + 0.0) / 3)
     assert (generated.recordings, generated.results) == (2, 3)
     assert generated.by_recording == {"a": 3.0, "b": 0.0}
-    assert generated.left_out == {"no value": 1, "recorded by nobody": 1}
+    assert generated.left_out == {"expected a value, found none": 1, "recorded by nobody": 1}
     assert (recorded.row, recorded.value, recorded.results) == ("recorded", 0.0, 2)
 
 

@@ -307,7 +307,7 @@ def test_both_commands_that_finish_commits_refuse_foreign_ones(
     (folder / UNFINISHED_FILE / "commit.json").write_text(json.dumps(steps))
     result = omniges(*commands[command](folder, world.root / "out"))
     assert isinstance(result.exception, UsageFault)
-    assert "not from an omniges run" in str(result.exception)
+    assert "expected a file of an omniges run" in str(result.exception)
     world.require_untouched()
 
 
@@ -341,7 +341,7 @@ def test_lines_of_a_journal_are_checked(
     workspace.journal.open()
     workspace.journal.append(changed, durable=True)
     workspace.journal.close()
-    with pytest.raises(UsageFault, match=r"line 1: .*not from an omniges run"):
+    with pytest.raises(UsageFault, match=r"line 1: .*expected a file of an omniges run"):
         workspace.refuse_foreign()
     world.require_untouched()
 
@@ -358,7 +358,7 @@ def test_an_unfinished_run_is_read_as_strictly_as_the_set(file: str, text: str, 
     work.mkdir()
     data = text.encode("latin-1")
     (work / file).write_bytes(f"{sha256_hex(data)[:16]} ".encode() + data + b"\n" if file == "journal.jsonl" else data)
-    with pytest.raises(UsageFault, match="not from an omniges run"):
+    with pytest.raises(UsageFault, match="expected a file of an omniges run"):
         Workspace(folder).refuse_foreign()
 
 
@@ -377,9 +377,9 @@ def test_a_pipe_in_an_unfinished_run_is_not_waited_for(file: str, kind: str, wor
         "commit.json": lambda: workspace.steps("commit.json"),
         "place.json": lambda: workspace.steps("place.json"),
     }
-    with pytest.raises(UsageFault, match="not from an omniges run"):
+    with pytest.raises(UsageFault, match="expected a file of an omniges run"):
         readers[file]()
-    with pytest.raises(UsageFault, match="not from an omniges run"):
+    with pytest.raises(UsageFault, match="expected a file of an omniges run"):
         workspace.refuse_foreign()
 
 

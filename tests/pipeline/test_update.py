@@ -245,7 +245,7 @@ class TestUpdate:
         monkeypatch.setattr(transaction, "tool_versions", lambda: real | {"numpy": "9.9"})
         assert run_preprocess(root, out, shard_bytes=SHARD_BYTES).unchanged  # nothing to mix
         change_audio(root, stems(root)[0])
-        with pytest.raises(UsageFault, match=r"package versions: numpy was .* is now \"9\.9\".*--force"):
+        with pytest.raises(UsageFault, match=r"package versions of this run.*numpy was .* is now \"9\.9\".*--force"):
             convert(root, out)
 
 
@@ -412,7 +412,7 @@ class TestUnfinished:
         (out / ".omniges-unfinished").mkdir(parents=True)
         (out / ".omniges-unfinished/thesis.tex").write_text("precious")
         for force in (False, True):
-            with pytest.raises(UsageFault, match=r"thesis\.tex: not from an omniges run"):
+            with pytest.raises(UsageFault, match=r"thesis\.tex: expected a file of an omniges run"):
                 convert(root, out, force=force)
         assert (out / ".omniges-unfinished/thesis.tex").read_text() == "precious"
 
@@ -462,7 +462,7 @@ class TestJournal:
             journal.append(line | {"rows": [fields]}, durable=False)
             journal.close()
         assert len(Journal(tmp_path / "0").load()) == 1
-        with pytest.raises(UsageFault, match=r"line 1: .*not from an omniges run"):
+        with pytest.raises(UsageFault, match=r"line 1: .*expected a file of an omniges run"):
             Journal(tmp_path / "1").load()
 
     def test_a_line_with_a_flipped_bit_ends_what_is_believed(self, tmp_path: Path) -> None:

@@ -148,9 +148,10 @@ class TestWhatIsNotTensors:
 
 class TestFiles:
     def test_that_are_not_there(self, tmp_path):
-        for path in (tmp_path / "w.pth", tmp_path):
-            with pytest.raises(UsageFault, match="no such file"):
-                read_weights(path)
+        with pytest.raises(UsageFault, match="no such file"):
+            read_weights(tmp_path / "w.pth")
+        with pytest.raises(DataError, match="expected a regular file, found a folder"):
+            read_weights(tmp_path)
 
     @pytest.mark.parametrize("data", [b"", b"PK", b"PK\x03\x04", b"<html>404</html>", b"version https://git-lfs\n" * 5])
     def test_of_another_kind(self, tmp_path, data):

@@ -301,7 +301,7 @@ class TestChoice:
             run(shards, two, seed=1)
 
     def test_never_wants_an_empty_folder(self, two: Path, shards: Path) -> None:
-        with pytest.raises(UsageFault, match=r"--resume-from-checkpoint never: .* 2 checkpoints"):
+        with pytest.raises(UsageFault, match=r"--resume-from-checkpoint never: .*found 2, the newest"):
             run(shards, two, resume_from_checkpoint="never")
 
     def test_a_named_one_starts_a_branch_in_another_folder(self, two: Path, shards: Path, tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_people_stand_upright_and_their_left_is_at_plus_x():
 
 def test_without_matplotlib_the_way_out_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(EnvironmentFault, match=r'pip install "omniges\[pictures\]"') as caught:
+    with pytest.raises(EnvironmentFault, match=r"pip install 'omniges\[pictures\]'") as caught:
         draw_sample(**_sample(10))
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
 

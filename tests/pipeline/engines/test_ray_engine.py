@@ -273,7 +273,7 @@ class TestSharedFiles:
 
 class TestSettings:
     def test_an_address_without_the_engine_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(UsageFault, match="expected engine ray"):
+        with pytest.raises(UsageFault, match="expected engine ray, found engine local"):
             PreprocessSettings(root=tmp_path, ray_address="local")
 
     @pytest.mark.parametrize("address", ["ray://host:10001", "host", "host:port", "a b:1"])
