@@ -83,7 +83,7 @@ class LoudnessCodec(Protocol):
 
 
 class WindowCodec(Protocol):
-    """A loaded, frozen codec of windows' words; not safe for several threads at once."""
+    """A loaded, frozen codec for the words of windows; not safe for several threads at once."""
 
     @property
     def entry(self) -> WindowEntry:

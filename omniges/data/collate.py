@@ -59,7 +59,7 @@ def training_facts(catalogs: Sequence[Catalog], statistics: Mapping[str, Any]) -
 
 
 def require_readable(streams: Mapping[str, ConditionStream], codecs: Mapping[str, Any]) -> None:
-    """Refuse streams that read an array that batches contain only as latents.
+    """Refuse condition streams whose array is replaced by latents in the batches.
 
     Args:
         streams: Condition streams by name.

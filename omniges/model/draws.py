@@ -388,7 +388,7 @@ def levels_of(settings: FlowSettings, unit: Sequence[Tensor]) -> Tensor:
 
 
 def carried_as_noise(plan: Plan) -> Plan:
-    """Return the plan in which absent streams are present as noise of level 1, for models that need every stream."""
+    """Return the plan in which absent streams are present as pure noise (σ = 1), for models that need every stream."""
     return replace(plan, present=np.ones_like(plan.present))
 
 

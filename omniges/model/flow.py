@@ -33,7 +33,7 @@ from omniges.model.trunk import JointFlowTransformer
 from omniges.shards.present import ALL_PRESENT, STREAM_PARTS, unused_bits
 
 AbsentStreams = Literal["left-out", "noise"]
-"""How the model handles a stream that a sample lacks: leave it out, or pass noise of level 1 (OmniFlow)."""
+"""How the model handles a stream that a sample lacks: leave it out, or pass pure noise, σ = 1 (OmniFlow)."""
 
 _NOISE: Final = {"gesture": Purpose.NOISE_GESTURE, "text": Purpose.NOISE_TEXT, "audio": Purpose.NOISE_AUDIO}
 CleanOf = Callable[[Mapping[StreamName, Tensor], Tensor], Mapping[StreamName, Tensor]]
@@ -184,7 +184,7 @@ class FlowModel(nn.Module):
         return FlowLoss(total if untouched is None else total + untouched, each)
 
     def carried(self, targets: Sequence[StreamName]) -> list[StreamName]:
-        """Return the streams that `predict` needs beside the targets, as clean conditions or as noise of level 1."""
+        """Return the streams that `predict` needs beside the targets, as clean conditions or as pure noise."""
         return [name for name in STREAMS if name not in targets] if self.absent == "noise" else []
 
     def predict(
@@ -466,8 +466,8 @@ def guided_clean(
         conditioning: Conditions of the samples.
         targets: Streams to predict.
         guidance: Weight w of x_u + w (x_c − x_u); 1 computes only x_c, 0 only x_u.
-        carried: Noise (B, N, C) of the streams that `FlowModel.carried` names. It has level 1 and is the same at all
-            steps. It replaces a stream that is not given, and a given one in predictions without conditions.
+        carried: Noise (B, N, C) of the streams that `FlowModel.carried` names, with σ = 1 and the same at
+            all steps. It replaces a stream that is not given, and a given one in predictions without conditions.
 
     Returns:
         The function, from tokens and their levels to clean tokens.

@@ -120,7 +120,7 @@ class QKNorm(nn.Module):
 
         Args:
             qk: Queries and keys (…, 2, H, E).
-            weight: Weights that broadcast to qk, in place of the own ones; None: the own ones.
+            weight: Weights that broadcast to qk; None: the weights of this module.
 
         Returns:
             The normalised qk (…, 2, H, E).

@@ -79,7 +79,7 @@ class Document:
     def __init__(
         self, found: Any, where: str, remedy: str, prefix: str = "", kind: type[OmnigesError] = DataError
     ) -> None:
-        """Refuse other JSON values than an object.
+        """Refuse JSON values that are not an object.
 
         Args:
             found: The parsed JSON.
@@ -138,7 +138,7 @@ class Document:
                 raise self.fault(key, shown(found), f"{shown(value)}, the only value that is implemented")
 
     def require_only_keys(self, known: Collection[str]) -> None:
-        """Refuse other keys than these."""
+        """Refuse keys that are not in `known`."""
         for key in sorted(self.found.keys() - set(known)):
             raise self.fault(key, shown(self.found[key]), "no such key")
 

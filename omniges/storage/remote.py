@@ -154,7 +154,7 @@ def _where_credentials(protocol: str) -> str:
 def check_name(name: str) -> str:
     """Return the name of a file in a shard folder unchanged.
 
-    Other characters than letters, digits, dots, hyphens and underscores are refused, so that no name leaves the folder
+    Only letters, digits, dots, hyphens and underscores are allowed, so that no name leaves the folder
     or changes the meaning of a URL.
 
     Args:
@@ -402,7 +402,7 @@ class UrlStore:
         return found
 
     def _require_range(self, name: str, found: str | None, offset: int) -> None:
-        """Refuse another range than the one from an offset on; a server need not name it."""
+        """Refuse a range that does not start at the offset; a server need not name the range."""
         if found and not found.startswith(f"bytes {offset}-"):
             raise StoreFault(
                 f"{self.location.shown_file(name)}: expected bytes from {offset} on, the server sends "

@@ -207,7 +207,7 @@ _KINDS: Final[Mapping[str, tuple[str, frozenset[str]]]] = {
 
 
 def require_plain_tokenizer(document: Any, where: str) -> None:
-    """Refuse a tokenizer with other components than those of published T5 and LLaMA tokenizers.
+    """Refuse a tokenizer with components that published T5 and LLaMA tokenizers do not have.
 
     Args:
         document: Parsed content of tokenizer.json.
