@@ -259,8 +259,8 @@ def _choices(demand: _Demand, front: Sequence[_Placed], ticks: int) -> list[_Pla
 def tokenizer_problem(data: bytes) -> str | None:
     """Return why bytes are not a tokenizer.json of `train_tokenizer`, or None.
 
-    The complete pipeline must be the expected one, and vocabulary and merges must fit together. So decode(encode(s)) = s
-    holds for every Unicode string and any package version. The native library trusts its input, so it gets no other file.
+    The complete pipeline must be the expected one; vocabulary and merges must fit together. So decode(encode(s)) = s
+    holds for every Unicode string and any package version. The native library trusts its input, so it gets no others.
 
     Args:
         data: Bytes of the file.
