@@ -152,6 +152,7 @@ class Browser:
 @contextlib.contextmanager
 def started(profile: Path) -> Iterator[Browser]:
     """Start a browser with a fresh profile; it ends with the block."""
+    words = [chromium(), *FLAGS, f"--user-data-dir={profile}"]
     commands_out, commands = os.pipe()
     answers, answers_in = os.pipe()
 
@@ -159,9 +160,8 @@ def started(profile: Path) -> Iterator[Browser]:
         for target, source in {3: os.dup(commands_out), 4: os.dup(answers_in)}.items():
             os.dup2(source, target)
 
-    log = (profile.parent / "browser.log").open("wb")
-    words = [chromium(), *FLAGS, f"--user-data-dir={profile}"]
-    process = subprocess.Popen(words, stdout=log, stderr=log, preexec_fn=pipes, pass_fds=(3, 4))  # noqa: PLW1509
+    with (profile.parent / "browser.log").open("wb") as log:
+        process = subprocess.Popen(words, stdout=log, stderr=log, preexec_fn=pipes, pass_fds=(3, 4))  # noqa: PLW1509
     os.close(commands_out)
     os.close(answers_in)
     try:
@@ -171,4 +171,3 @@ def started(profile: Path) -> Iterator[Browser]:
         process.wait()
         os.close(commands)
         os.close(answers)
-        log.close()

@@ -369,7 +369,7 @@ class TestUnfinished:
         with monkeypatch.context() as patch, pytest.raises(Stop):
             stop_after(patch, 11)
             convert(root, out)
-        with pytest.raises(UsageFault, match=r"unfinished run.*convert\.keep_audio was false, is now true"):
+        with pytest.raises(UsageFault, match=r"omniges-unfinished.*convert\.keep_audio was false, is now true"):
             convert(root, out, keep_audio=True)
         assert convert(root, out, keep_audio=True, force=True)["computed"] == 16
 
