@@ -1,4 +1,4 @@
-"""omniges: recordings to verified shards, and one joint flow model over text, audio and gesture.
+"""omniges converts recordings to verified shards, and trains one joint flow model of text, audio and gesture.
 
 The public names are in `__all__`; docs/reference/api.md describes them. Each name is imported at its first use, so that
 ``import omniges`` loads neither torch nor numpy.

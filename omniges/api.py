@@ -1,7 +1,7 @@
-"""Functions for programs that do what the commands do. Paths are `str` or `Path`, settings are keywords.
+"""Python functions that do the same as the commands. Paths are `str` or `Path`; settings are keyword arguments.
 
-Each setting is declared once, in its settings class, which the docstring names. Other modules are imported when a
-function is called, so that importing this module is quick.
+The docstring of each function names the class that declares its settings. A function imports other modules when it is
+called, so that importing this module is quick.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def preprocess(
         root: Folder of the data set.
         output_dir: Folder for the shards, created if absent, or ``s3://BUCKET/FOLDER``; None: ``shards``.
         progress: Show progress on standard error.
-        **settings: Options of `PreprocessSettings`, and of its parts `ConvertSettings` and `Selection`:
+        **settings: Options of `PreprocessSettings`, `ConvertSettings` and `Selection`:
             ``num_workers=4``, ``keep_audio=True``, ``speakers=("scott",)``.
 
     Returns:
@@ -111,7 +111,7 @@ def view(*paths: str | Path, output_file: str | Path, progress: bool = False, **
         *paths: Folders of shards, results or NPZ files, or NPZ, WAV and TextGrid files; ``LABEL=PATH`` names a track.
         output_file: HTML file to write.
         progress: Show progress on standard error.
-        **settings: Of `ViewSettings`, such as ``keys=["2_scott_0_1_1"]``, ``start_s=30``, ``seconds=10``.
+        **settings: Options of `ViewSettings`, such as ``keys=["2_scott_0_1_1"]``, ``start_s=30``, ``seconds=10``.
 
     Returns:
         The clips on the page, and its size.

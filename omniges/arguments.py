@@ -1,7 +1,7 @@
 """Checks of the arguments of public functions.
 
-Each function returns the value in its final type, or raises UsageFault, whose one line names the argument. Type
-checkers read the same from annotations, but most scripts and notebooks run without one.
+Each function returns the value converted to its final type, or raises UsageFault with one line that names the argument.
+A type checker finds the same errors, but most scripts and notebooks run without a type checker.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
         The texts.
 
     Raises:
-        UsageFault: The value is neither, or one of its items is not a text.
+        UsageFault: The value is not a text or an iterable, or one of its items is not a text.
     """
     if isinstance(value, str):
         return (value,)

@@ -1,8 +1,8 @@
 """The project's exceptions, finding codes and exit codes.
 
-A *problem* is an error or property that a decoder finds in the bytes it was given; it names neither file nor recording.
-A *finding* is a problem with its place. `CODES` lists every code once, with its severity, its meaning and its remedy. A
-test compares ``docs/reference/findings.md`` with this table.
+A *problem* is an error or a notable property that a decoder finds in bytes. It names no file and no recording. A
+*finding* is a problem with the names of its file and recording. `CODES` lists every code with its severity, meaning and
+remedy. A test compares ``docs/reference/findings.md`` with this table.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 
 
 class ExitCode(enum.IntEnum):
-    """Exit codes of every command. They do not change between versions (docs/reference/commands.md)."""
+    """Exit code of a command. The codes do not change between versions (docs/reference/commands.md)."""
 
     OK = 0
     FINDINGS = 1
@@ -70,11 +70,11 @@ class EnvironmentFault(OmnigesError):
 
 @contextmanager
 def needs(extra: str, user: str) -> Iterator[None]:
-    """Turn a failed import into EnvironmentFault, which names the optional dependencies to install.
+    """Convert a failed import to an EnvironmentFault that names the optional dependencies to install.
 
     Args:
         extra: Name of the optional dependencies of omniges.
-        user: What needs the package, for the error.
+        user: Name of the feature that needs the package, for the error.
 
     Yields:
         Nothing; the imports run inside the context.
@@ -94,7 +94,7 @@ def needs(extra: str, user: str) -> Iterator[None]:
 
 
 def first_of(texts: Sequence[str], most: int) -> str:
-    """Return the first texts of a list for an error, and how many more there are: "a, b and 3 more".
+    """Join the first texts of a list for an error, and count the rest: "a, b and 3 more".
 
     Args:
         texts: The texts.
@@ -108,10 +108,10 @@ def first_of(texts: Sequence[str], most: int) -> str:
 
 
 def grouped_notes(notes: Iterable[tuple[str, str]]) -> list[str]:
-    """Return each note once, with the files or clips that it is about: "NOTE (a, b and 3 more)".
+    """Return each note once, with the names of its files or clips: "NOTE (a, b and 3 more)".
 
     Args:
-        notes: Pairs of a name and a note on it.
+        notes: Pairs of the name of a file or clip, and a note about it.
 
     Returns:
         One line for each different note.
@@ -132,7 +132,7 @@ _USED_UP: Final = {
 
 
 def is_memory_error(error: BaseException) -> bool:
-    """Return whether an exception of any library means that no memory is left, on the host or on a GPU."""
+    """Return True if an exception of any library means that memory is exhausted, on the host or on a GPU."""
     return (
         isinstance(error, MemoryError)
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
@@ -143,14 +143,14 @@ def is_memory_error(error: BaseException) -> bool:
 
 
 def fault_of_machine(error: BaseException) -> EnvironmentFault | None:
-    """Convert an exception of any library to the error of the machine that caused it.
+    """Convert an exception that the machine caused to an EnvironmentFault; the exception may come from any library.
 
     Args:
         error: An exception.
 
     Returns:
-        The error in one line, with what to do, if the cause is memory, a library that is missing, a full disk or too
-        many open files; None for any other cause.
+        The error in one line, with its remedy, if memory, a library or disk space is missing or too many files are
+        open; None for any other cause.
     """
     text = " ".join(str(error).split())[:_LONGEST_REASON]
     number = errno.ENOMEM if is_memory_error(error) else error.errno if isinstance(error, OSError) else None
@@ -376,7 +376,7 @@ CODES: dict[str, CodeInfo] = {
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """An error or a notable property of some bytes: a code of `CODES`, what was found, and what was expected."""
+    """An error or a notable property of some bytes: a code of `CODES`, the value found and the value expected."""
 
     code: str
     found: str
@@ -395,7 +395,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A problem with its place: the recording (None for the whole data set), and the file relative to the root."""
+    """A problem with its recording (None for the whole data set) and its file (path relative to the root)."""
 
     problem: Problem
     stem: str | None = None
@@ -428,14 +428,14 @@ class Finding:
 
 
 class RecordingFault(Exception):
-    """A recording cannot be used. Decoders and features raise it; the pipeline turns it into a finding."""
+    """A recording cannot be used. Decoders and features raise this error; the pipeline converts it to a finding."""
 
     def __init__(self, code: str, found: str, expected: str = "") -> None:
         super().__init__(f"{code}: {found}" + (f" (expected {expected})" if expected else ""))
         self.problem = Problem(code, found, expected)
 
     def refusal(self, path: object) -> DataError:
-        """Return the error of a command that read the file directly; its remedy uses no option of preprocess.
+        """Return the error for a command that reads the file directly; its remedy names no option of preprocess.
 
         Args:
             path: The file.

@@ -1,7 +1,7 @@
-"""Options of settings dataclasses. Each is declared once, with its type, default, range and help text.
+"""Options of commands, declared as fields of settings dataclasses with type, default, range and help text.
 
-The flag of a command, the key of a recipe and the row in docs/reference/commands.md follow from the declaration.
-Options that several commands share are at the end.
+Each declaration gives the flag of a command, the key of a recipe and the row in docs/reference/commands.md. Options
+that several commands share are at the end of this module.
 """
 
 from __future__ import annotations
@@ -103,11 +103,11 @@ def about(help: str, *flags: str, **more: Any) -> dict[str, Option]:  # noqa: A0
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One declared field, as commands, recipes and checks use it."""
+    """One option of a settings dataclass: its name, type, choices and default, and its declaration."""
 
     name: str
     kind: Any
-    """Type of the value, or of each of several values; tuples of types in `_KINDS` and these are checked."""
+    """Type of the value, or of each value if there are many. Types in `_KINDS`, and tuples of them, are checked."""
     choices: tuple[Any, ...]
     """All valid values, of one type: texts or whole numbers."""
     optional: bool
@@ -126,7 +126,7 @@ class Setting:
 
     @property
     def other_names(self) -> tuple[str, ...]:
-        """Names that are accepted beside the field's name: former names, and the flag if it differs from it."""
+        """Accepted names other than the field's name: former names, and the flag if it differs from that name."""
         word = self.flag.removeprefix("--").replace("-", "_")
         return self.option.was if word == self.name or self.option.only_recipe else (word, *self.option.was)
 
@@ -176,7 +176,7 @@ class Setting:
         return converted
 
     def _parts(self, value: Any) -> tuple[Any, ...]:
-        """Convert a value of several parts, such as a name and a folder, from its text or from the parts."""
+        """Convert a value that has several parts, such as a name and a folder, from one text or from its parts."""
         if self.option.parse is not None and isinstance(value, str):
             parsed: tuple[Any, ...] = self.option.parse(self.flag, value)
             return parsed
@@ -188,7 +188,7 @@ class Setting:
 
     @property
     def expected(self) -> str:
-        """The kind and range of valid values, for errors."""
+        """Description of valid values (type and range), for errors."""
         kind, _ = _KINDS[self.kind]
         ranges = (
             ("of at least", self.option.minimum),
@@ -202,7 +202,7 @@ class Setting:
         return " ".join([kind, " and ".join(limits).replace("and of ", "and ")]).strip()
 
     def _converted(self, value: Any) -> Any:
-        """Convert a value as YAML and Python users write it; YAML reads ``no`` as false and ``1e-3`` as text."""
+        """Convert a value from YAML or Python to the field's type; YAML reads ``no`` as false and ``1e-3`` as text."""
         if self.kind is str and value is False:
             return "no"
         words, accepted = _KINDS[self.kind]
@@ -218,14 +218,14 @@ class Setting:
 
 
 def refuse_url(flag: str, given: str) -> None:
-    """Refuse a URL where a local path is expected; a path would show it as ``http:/…``.
+    """Refuse a URL where a local path is expected; as a path, the URL would appear as ``http:/…`` in errors.
 
     Args:
         flag: Option that gave the text, for errors.
         given: The text.
 
     Raises:
-        UsageFault: It is a URL, of which only the scheme is shown: the rest may have credentials.
+        UsageFault: The text is a URL. The error shows only its scheme, because the rest may contain credentials.
     """
     if scheme := _SCHEME.match(given):
         raise UsageFault(f"{flag}: expected a local path, found a URL of {scheme[0]}; copy its files here")
@@ -256,7 +256,7 @@ def as_flag(name: str) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a hint at the most similar known name, for the end of an error; "" if no name is similar.
+    """Return a hint that suggests the most similar known name, for the end of an error; "" if no name is similar.
 
     Args:
         name: The unknown name.
@@ -272,14 +272,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def refuse_unknown(
     where: str, noun: str, found: Iterable[str], known: Collection[str], listed_at: str | None = None
 ) -> None:
-    """Raise one error for all unknown names, with the most similar known name of each.
+    """Raise one error for all unknown names; suggest the most similar known name for each.
 
     Args:
         where: Beginning of the error, such as a file or a command.
-        noun: Kind of the names, such as "key".
+        noun: Word for one name in the error, such as "key".
         found: The names that were given.
         known: The known names.
-        listed_at: Where all known names are listed; None: in the error.
+        listed_at: Page that lists all known names; None: the error lists them.
 
     Raises:
         UsageFault: A name is unknown.
@@ -304,7 +304,7 @@ def shown(value: Any) -> str:
 
 @functools.cache
 def settings_of(settings: Any) -> Mapping[str, Setting | type]:
-    """Return the options of a settings dataclass by field name, in order; nested settings give their class."""
+    """Return the options of a settings dataclass by field name, in order; for nested settings, return their class."""
     hints = get_type_hints(settings)
     found: dict[str, Setting | type] = {}
     for each in fields(settings):
@@ -339,7 +339,7 @@ def every_setting(settings: Any) -> Iterator[Setting]:
 
 
 def declared(settings: type[T]) -> type[T]:
-    """Make errors of a settings dataclass name keywords instead of flags; decorates the class.
+    """Decorate a settings dataclass, so that its errors name keywords instead of flags.
 
     Args:
         settings: The dataclass, whose ``__post_init__`` raises errors that name flags.
@@ -390,11 +390,11 @@ def keywords_in_errors(settings: Any) -> Iterator[None]:
 
 
 def present_names(settings: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values by the current names of settings.
+    """Replace former names of settings by their current names.
 
     Args:
         settings: The settings dataclass.
-        values: Values by present or former name.
+        values: Values by current or former name.
 
     Returns:
         The same values by current name; unknown names are unchanged.
@@ -480,7 +480,7 @@ class Part:
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownPart:
-    """Part of each clip to show, for commands whose length of a clip is another setting."""
+    """Part of each clip to show, for commands where ``--seconds`` already means the length of a clip."""
 
     show_start_s: float = option(
         0.0, "Start of the part that picture, page and video show, in seconds.", "--show-start", minimum=0

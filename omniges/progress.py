@@ -1,6 +1,6 @@
 """Progress of a run: a live display on a terminal, lines of text elsewhere, JSON lines for programs.
 
-Reporting never ends the work: after an error of its stream, a reporter shows nothing.
+An error of the output stream never stops the work: after such an error, a reporter shows nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LIVE_EVERY_S: Final = 0.2
 
 
 class Progress(ABC):
-    """Progress of a run at one moment. Each kind of run adds a dataclass with its counts."""
+    """Progress of a run at one moment. Each command derives a dataclass with its counts."""
 
     @property
     @abstractmethod
@@ -50,7 +50,7 @@ class Progress(ABC):
 
 
 def printable(text: str) -> str:
-    """Return text as one line without control characters, so that a terminal executes nothing in it.
+    """Return text as one line without control characters, so that a terminal executes no escape sequence in the text.
 
     File names, words, labels and messages of libraries can contain anything. Escape sequences could clear the screen or
     imitate a result, line breaks could add lines, and halves of surrogate pairs cannot be printed.
@@ -59,7 +59,7 @@ def printable(text: str) -> str:
         text: Any text.
 
     Returns:
-        The text, in which characters that are not printable are written as JSON escapes. JSON text keeps its meaning.
+        The text, with JSON escapes instead of characters that are not printable. JSON text keeps its meaning.
     """
     return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
@@ -78,7 +78,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Return a time as minutes and seconds, with hours from one hour on."""
+    """Return a duration as text in minutes and seconds; durations of one hour or more also show hours."""
     if seconds is None:
         return "–"
     minutes, rest = divmod(round(seconds), 60)
@@ -103,7 +103,7 @@ class Reporter:
 
 
 class _Throttled(Reporter, abc.ABC):
-    """Shows updates at a limited rate, and always the last one."""
+    """Reporter that shows updates at a limited rate, and always shows the last update."""
 
     def __init__(self, every_s: float, first_after_s: float = 0.0) -> None:
         self._every_s = every_s
@@ -130,7 +130,7 @@ class _Throttled(Reporter, abc.ABC):
 
 
 class LineReporter(_Throttled):
-    """Writes one line of text at most every five seconds, for logs."""
+    """Reporter that writes one line of text at most every five seconds, for logs."""
 
     def __init__(self, stream: IO[str], every_s: float = _LINE_EVERY_S, first_after_s: float = 0.0) -> None:
         super().__init__(every_s, first_after_s)
@@ -148,7 +148,7 @@ class LineReporter(_Throttled):
 
 
 class JsonReporter(LineReporter):
-    """Writes one JSON object a line, ``{"event": "progress", …}``, at most every half second."""
+    """Reporter that writes one JSON object a line, ``{"event": "progress", …}``, at most every half second."""
 
     def __init__(self, stream: IO[str]) -> None:
         super().__init__(stream, _JSON_EVERY_S)
@@ -162,7 +162,7 @@ class JsonReporter(LineReporter):
 
 
 class LiveReporter(_Throttled):
-    """Keeps one line, and a bar if the share is known, up to date on a terminal."""
+    """Reporter that updates one line on a terminal, with a bar if the share of completed work is known."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
         super().__init__(_LIVE_EVERY_S)

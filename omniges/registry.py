@@ -1,7 +1,7 @@
-"""Extensions by name: built in, registered by a program, or offered by an installed package.
+"""Registries of extensions: built in, registered by a program, or provided by an installed package.
 
-A registry holds the names of one kind of extension (codecs, metrics, corpora). Its built-in table maps a name to
-"module:attribute", so that a module is imported at its first use. Other packages offer extensions as entry points of
+A registry maps names to extensions of one type (codecs, metrics, corpora). Its built-in table maps a name to
+"module:attribute", so that a module is imported at its first use. Other packages declare extensions as entry points in
 the registry's group. Scripts and notebooks have no package metadata, so they register extensions at run time. Entry
 points are read at each look-up, without a cache.
 """
@@ -26,7 +26,7 @@ _LONGEST_REASON: Final = 200
 
 @contextmanager
 def foreign(who: str, doing: str, remedy: str = "ask its authors") -> Iterator[None]:
-    """Convert any exception of another package's code to one line.
+    """Convert any exception that another package's code raises to an error of one line.
 
     Args:
         who: Name of the code that runs; the line begins with it.
@@ -50,10 +50,10 @@ def foreign(who: str, doing: str, remedy: str = "ask its authors") -> Iterator[N
 
 @dataclass(frozen=True, slots=True)
 class Registry(Generic[T]):
-    """Extensions of one kind by name.
+    """Extensions of one type, by name.
 
     Args:
-        noun: Name of the kind in errors, such as "codec".
+        noun: Word for an extension in errors, such as "codec".
         group: Entry-point group of other packages, such as "omniges.codecs".
         kind: Type of every extension: a class, a runtime-checkable protocol, or `Callable`.
         builtin: "module:attribute" by name.
@@ -70,10 +70,10 @@ class Registry(Generic[T]):
 
         Args:
             name: A name that is not in use.
-            found: The extension, of the registry's kind.
+            found: The extension; an instance of the registry's `kind`.
 
         Raises:
-            UsageFault: The name is in use or invalid, or the object is not of the registry's kind.
+            UsageFault: The name is in use or invalid, or the object is not an instance of the registry's `kind`.
         """
         if not (isinstance(name, str) and _NAME.fullmatch(name)):
             raise UsageFault(f"{self.noun} {name!r}: expected a name of letters, digits, '-', '_' and '.'")
@@ -124,7 +124,7 @@ class Registry(Generic[T]):
         """Import and return one extension.
 
         Args:
-            name: A name that is built in, registered here or offered by an entry point.
+            name: A name that is built in, registered in this process, or declared as an entry point.
 
         Returns:
             The extension.

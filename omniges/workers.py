@@ -57,15 +57,15 @@ Result = TypeVar("Result")
 
 
 def worker_command(module: str) -> tuple[str, ...]:
-    """Return the command line of workers that serve with a module's ``prepare`` (see `serve`)."""
+    """Return the command line of a worker that passes the module's ``prepare`` to `serve`."""
     return (sys.executable, "-P", "-m", "omniges.workers", module)
 
 
 def serve(prepare: Callable[[Any], Callable[[Any], Answer]]) -> None:
     """Answer tasks until the input ends; the main function of a worker.
 
-    An OmnigesError and an error of the machine are raised again in the process that sent the task. Any other exception
-    ends the worker, and so does a lack of memory. The pool then tries the task again while no other task runs.
+    An OmnigesError and an error of the machine are raised again in the process that sent the task. If memory is
+    exhausted, or after any other exception, the worker exits. The pool then repeats the task while no other task runs.
 
     Args:
         prepare: Function that takes the setup and returns the function that answers a task.
@@ -116,17 +116,17 @@ def as_error(exit_code: int, text: str) -> OmnigesError:
     """Return an error that a worker reported.
 
     Args:
-        exit_code: Exit code of its class.
-        text: Its text.
+        exit_code: Exit code of the error's class.
+        text: Text of the error.
 
     Returns:
-        The DataError, UsageFault or EnvironmentFault.
+        A DataError, UsageFault or EnvironmentFault.
     """
     return _ERRORS[ExitCode(exit_code)](text)
 
 
 class WorkerDied(Exception):
-    """A worker exited without an answer. The text says how; `task` is its current task, None before the first."""
+    """A worker exited without an answer. The text gives the cause; `task` is the current task, None before any task."""
 
     def __init__(self, how: str, task: Any) -> None:
         super().__init__(how)
@@ -148,7 +148,7 @@ class Worker:
         """Start the process.
 
         Args:
-            command: Command line, for example of `worker_command`.
+            command: Command line, for example from `worker_command`.
             setup: The setup as JSON, for the worker's ``prepare``.
             descriptors: File descriptors that the process inherits.
             environment: Environment variables in addition to those of this process.
@@ -248,7 +248,7 @@ class Worker:
         return head["answer"], buffers
 
     def _death(self) -> WorkerDied:
-        """Return how the process ended, with the last line that it wrote to standard error."""
+        """Return an error with the process's exit code or signal, and its last line of standard error."""
         code = self._process.wait()
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         self._stderr.seek(0, os.SEEK_END)
@@ -278,7 +278,7 @@ class Worker:
 
 
 class Answering(Protocol):
-    """What a pool needs of a worker: a `Worker`, or one that stands for a process on another machine."""
+    """Interface of a worker in a pool: a `Worker`, or an object that represents a process on another machine."""
 
     def submit(self, task: Any) -> None:
         """Send a task as JSON; raise WorkerDied if the worker has exited."""
@@ -287,7 +287,7 @@ class Answering(Protocol):
         """Return the answer to the oldest task and its buffers; raise WorkerDied or TimeoutError if there is none."""
 
     def kill(self) -> None:
-        """Make `receive` return at once, in whatever thread it waits."""
+        """Make a waiting `receive` return at once, also one that waits in another thread."""
 
     def close(self) -> None:
         """Free everything that the worker holds."""
@@ -295,7 +295,7 @@ class Answering(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A task whose worker crashed or exceeded the deadline twice, with the reason."""
+    """A lost task and the reason: twice, its worker crashed or exceeded the deadline."""
 
     reason: str
 
@@ -303,9 +303,9 @@ class Lost:
 class Pool(Generic[Task, Result]):
     """Workers that share a sequence of tasks. Results have the order of the tasks.
 
-    Each worker has one task at a time, so that a crash identifies its task. That task is tried once more while no other
-    task runs, because other tasks may have used up the memory. If the worker crashes again, the task is lost and the
-    others continue.
+    Each worker has one task at a time, so that a crash identifies its task. The pool repeats this task once while no
+    other task runs, because other tasks may have used up the memory. If the worker crashes again, the task is lost and
+    the other tasks continue.
     """
 
     def __init__(
@@ -326,7 +326,7 @@ class Pool(Generic[Task, Result]):
             encode: Function that converts a task to JSON.
             decode: Function that converts an answer to a result.
             workers: Number of processes.
-            deadline_s: Longest time for a task, in seconds.
+            deadline_s: Longest time for a task, in seconds; None for no limit.
             size: Function that returns the bytes of memory that a task's result may need.
             on_death: Function that is called after a crash with the task, the reason and the number of the attempt.
         """
@@ -395,7 +395,7 @@ class Pool(Generic[Task, Result]):
             return self._outcomes.pop(index)
 
     def _take(self, tasks: Sequence[Task]) -> int | None:
-        """Return the next task to work on, after waiting until it is close enough to the task that `run` waits for."""
+        """Wait until the next task may start, and return its index; None if no task is left or the pool stops."""
         with self._condition:
 
             def free() -> bool:
@@ -412,7 +412,7 @@ class Pool(Generic[Task, Result]):
             return index
 
     def _serve(self, tasks: Sequence[Task]) -> None:
-        """Run one worker's thread: work on tasks; after a crash repeat the task while no other runs."""
+        """Run the thread of one worker: process tasks, and repeat a task after a crash while no other task runs."""
         worker: Answering | None = None
         try:
             while (index := self._take(tasks)) is not None:
@@ -433,7 +433,7 @@ class Pool(Generic[Task, Result]):
 
     @contextlib.contextmanager
     def _places_for(self, places: int) -> Iterator[None]:
-        """Hold one of the places for running tasks, or all of them so that no other task runs."""
+        """Acquire one permit to run a task, or all permits so that no other task runs."""
         with self._turn:  # a thread that waits for all places blocks new tasks until the running ones finish
             for _ in range(places):
                 self._places.acquire()
@@ -445,7 +445,7 @@ class Pool(Generic[Task, Result]):
     def _attempt(
         self, worker: Answering | None, task: Task, index: int, attempt: int
     ) -> tuple[Result | Lost, Answering | None]:
-        """Try a task on the given worker or on a new one; return the outcome, and the worker unless it crashed."""
+        """Run a task on the given worker or on a new one; return the outcome, and the worker unless it crashed."""
         with self._condition:
             self._running[index] = (task, time.monotonic())
         try:

@@ -1,1 +1,1 @@
-"""Evaluation: scores of generated files against recordings in shards, by the metrics of docs/reference/metrics.md."""
+"""Evaluation: scores that compare generated files with recordings in shards (docs/reference/metrics.md)."""

@@ -107,7 +107,7 @@ def score_gesture(
 
 @dataclass(frozen=True, slots=True)
 class _Recording:
-    """The parts of a recording with which its results are compared."""
+    """A recording as scoring reads it: motion, body, audio (16 kHz) and semantic spans."""
 
     row: ManifestRow
     motion: ClipMotion
@@ -117,7 +117,7 @@ class _Recording:
 
 
 class _Scorer:
-    """The values of all results so far, without their motion."""
+    """Accumulator of the metric values of all results; the motion of a result is not kept."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class _Scorer:
         return self._scores.setdefault((metric, row), scores.Values())
 
     def _recording_of(self, row: ManifestRow) -> _Recording:
-        """Return a recording, which is read once for all its results, because these are adjacent."""
+        """Return a recording; it is read once, because all results of one recording follow each other."""
         if self._recording is None or self._recording.row.key != row.key:
             spans = self._shards.semantic(row)
             if spans is not None:
@@ -243,7 +243,7 @@ class _Scorer:
     def _add_face(
         self, key: str, person: Person, generated: ClipMotion, recorded: ClipMotion, other: ClipMotion | None
     ) -> None:
-        """Add scores of face vertices block by block; another recording's face is applied to this person."""
+        """Add the face metrics; the shuffled row applies the face of another recording to this person's body."""
         others = [recorded] if other is None else [recorded, other.cut(generated.frames)]
         rows: tuple[scores.Row, ...] = ("generated", "shuffled")
         for row, found in zip(rows, face_sums(person, generated, others), strict=False):
@@ -253,7 +253,7 @@ class _Scorer:
     def _add_registered(
         self, key: str, body: Body, generated: ClipMotion, recorded: ClipMotion, other: ClipMotion | None
     ) -> None:
-        """Add scores of other packages' metrics; another recording's motion is applied to this person."""
+        """Add metrics of other packages; the shuffled row applies the motion of another recording to this body."""
 
         def clip(motion: ClipMotion) -> MotionClip:
             joints = body.joints(motion.poses, motion.trans)
@@ -281,7 +281,7 @@ class _Scorer:
         return figures + self._registered.figures(self._how)
 
     def _mean_figure(self, heading: scores.Heading, values: scores.Values) -> scores.Figure:
-        """Return a weighted mean; for faces, recall and foot skate also their counts (vertices, joints, contact)."""
+        """Return a weighted mean. Details: vertices for the face, joints for recall, contact for foot skate."""
         details: dict[str, Any] = {}
         match values.found:
             case [gesture.FaceScore() as first, *_]:
@@ -294,7 +294,10 @@ class _Scorer:
         return scores.figure_of_mean(heading, values, self._how, details)
 
     def _seam_figure(self, heading: scores.Heading, values: scores.Values) -> scores.Figure:
-        """Return the share of values at window boundaries above the 99th percentile elsewhere (0.01 is expected)."""
+        """Return the share of values at window boundaries that exceed the 99th percentile of all other values.
+
+        If boundaries are as smooth as the rest of the motion, the share is 0.01.
+        """
         counts = np.array([(int((one.at_seams > one.elsewhere).sum()), len(one.at_seams)) for one in values.found])
         details = {}
         if len(counts):
@@ -322,12 +325,13 @@ def lacking_face(generated: ClipMotion, recorded: ClipMotion) -> str | None:
 
 
 def face_sums(person: Person, generated: ClipMotion, others: Sequence[ClipMotion]) -> list[gesture.FaceSums]:
-    """Return the sums of face metrics of generated motion against other motions, all on one person's body.
+    """Compare generated motion with other motions on one person's body; return sums for the face metrics.
 
     Args:
         person: Body with vertices.
         generated: Generated motion.
-        others: Motions, at most as long as the generated one. Only the frames of each count.
+        others: Motions to compare with, at most as long as the generated one. A shorter motion is compared with the
+            first frames.
 
     Returns:
         The sums for each of the other motions.
@@ -343,7 +347,7 @@ def face_sums(person: Person, generated: ClipMotion, others: Sequence[ClipMotion
 
 @dataclass(slots=True)
 class BeatRows:
-    """Beats of all clips so far. A result without beats, or whose recording has no beats, is left out of all rows."""
+    """Beats of the clips added so far. If a result or its recording has no beats, all rows leave this result out."""
 
     settings: BeatSettings
     mean_speeds_m_s: F64  # (55,)
@@ -358,7 +362,7 @@ class BeatRows:
         """Add a result.
 
         Args:
-            key: Key of its recording.
+            key: Key of the result's recording.
             generated: Generated joints (T, 55, 3) in metres.
             recorded: Recorded joints (T, 55, 3) in metres.
             samples: Audio of the recording at 16 kHz, or None.
@@ -386,7 +390,7 @@ class BeatRows:
             self._audio[key] = frames, times
 
     def figures(self, how: scores.Resampling) -> list[scores.Figure]:
-        """Return the figures of all rows."""
+        """Return beat consistency as one figure for each row (generated, recorded, shuffled)."""
         generated = self._rows["generated"]
         if not generated.found and not generated.left_out:
             return [scores.absent(_BEATS, _NO_AUDIO)]
@@ -407,7 +411,7 @@ class BeatRows:
         return figures
 
     def _shuffle(self, seed: int) -> None:
-        """Score every result with the audio of the next recording in one random cycle."""
+        """Score every result with the audio of another recording: the next one in a random cycle of all recordings."""
         partner = scores.partners(list(self._audio), seed)
         for key, frames, beats in self._motion if partner else ():
             other_frames, times = self._audio[partner[key]]
@@ -416,7 +420,7 @@ class BeatRows:
 
 
 def _common(frames: int, times: F64, beats: tuple[I64, ...], settings: BeatSettings) -> gesture.BeatScore:
-    """Return the score over the time that both clips have."""
+    """Return the beat score over the first `frames` frames, the length of the shorter clip."""
     scored = frames - 2 * settings.crop_frames
     inside = times[times < scored / FRAME_RATE_HZ]
     if not len(inside):

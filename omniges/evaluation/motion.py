@@ -1,4 +1,4 @@
-"""Motion of clips, tools for its metrics, and the Fréchet distance between features of results and recordings.
+"""Motion of clips, tools for motion metrics, and the Fréchet distance between features of results and recordings.
 
 Joints and vertices come from the user's SMPL-X model file, or from the generic skeleton.
 """
@@ -44,7 +44,7 @@ _RESAMPLES: Final = 200  # each needs a matrix decomposition
 
 @dataclass(frozen=True, slots=True)
 class Bodies:
-    """The bodies of people by their shape coefficients."""
+    """Bodies of people, selected by their shape coefficients."""
 
     name: str
     """Name of the skeleton in reports."""
@@ -85,7 +85,7 @@ def read_mean_speeds(path: Path) -> F64:
 
     Raises:
         UsageFault: The file does not exist.
-        DataError: It is damaged, of another shape, or has a speed that is negative or not finite.
+        DataError: The file is damaged, the array has another shape, or a speed is negative, NaN or infinite.
     """
     wanted = f"expected --mean-speeds as an .npy file of ({len(JOINT_NAMES)},) floats"
     found = read_array(path, wanted)
@@ -115,7 +115,7 @@ class ClipMotion:
         return len(self.poses)
 
     def cut(self, frames: int) -> ClipMotion:
-        """Return the first frames."""
+        """Return the motion with only its first `frames` frames."""
         return ClipMotion(self.poses[:frames], self.expressions[:frames], self.trans[:frames], self.present)
 
     def face_poses(self) -> F64:
@@ -199,8 +199,8 @@ class MetricTools:
         """Return features for the Fréchet distance.
 
         Args:
-            motion: The motion, which an encoder reads.
-            joints: Its joints, which the built-in descriptor reads.
+            motion: The motion; encoders read this.
+            joints: Joints (T, 55, 3) of the motion in metres; the built-in descriptor reads these.
 
         Returns:
             Features (N, D).
@@ -213,7 +213,7 @@ class MetricTools:
 
 @dataclass(frozen=True, slots=True)
 class TrainSplit:
-    """Statistics of the train split's recordings."""
+    """Mean joint speeds and features of the recordings in the train split."""
 
     mean_speeds_m_s: F64  # (55,)
     features: dict[str, F64]  # features by recording
@@ -225,10 +225,10 @@ def train_rows(shards: scores.Recordings, tools: MetricTools) -> list[ManifestRo
 
     Args:
         shards: The recordings.
-        tools: Tools, which may contain mean speeds.
+        tools: Tools for the metrics of motion, which may contain mean speeds.
 
     Returns:
-        Their rows.
+        The manifest rows of the recordings.
 
     Raises:
         UsageFault: No recording has a complete body, and mean speeds are needed.
@@ -250,13 +250,13 @@ def learn_train_split(
     Args:
         shards: The recordings.
         tools: Tools for the metrics of motion.
-        count: Called with the recordings done and their total.
+        count: Called with the number of completed recordings and the total.
 
     Returns:
-        The statistics; None if there are no recordings and no metric needs them.
+        The statistics; None if the split has no recording with a complete body, and mean speeds are not needed.
 
     Raises:
-        UsageFault: There are no recordings, and mean speeds are needed.
+        UsageFault: The split has no recording with a complete body, and mean speeds are needed.
     """
     rows = train_rows(shards, tools)
     if not rows:
@@ -277,7 +277,7 @@ def learn_train_split(
 
 
 class FeatureRows:
-    """Features of all results, and of their recordings once each."""
+    """Features of all results and of their recordings. Each recording is stored once."""
 
     def __init__(self, tools: MetricTools, train: TrainSplit | None) -> None:
         self._with, self._train = tools, train
@@ -289,8 +289,8 @@ class FeatureRows:
         """Add a result.
 
         Args:
-            key: Key of its recording.
-            generated: Its motion and joints.
+            key: Key of the result's recording.
+            generated: Motion and joints of the result.
             recorded: Motion and joints of the recording.
         """
         if self._with.precomputed is not None:
@@ -309,15 +309,15 @@ class FeatureRows:
         """Add a result for an encoder of poses; joints are not computed.
 
         Args:
-            key: Key of its recording.
-            generated: Its motion.
+            key: Key of the result's recording.
+            generated: Motion of the result.
             recorded: Motion of the recording.
         """
         none = np.empty((0, 0, 3))
         self.add(key, (generated, none), (recorded, none))
 
     def figures(self, how: scores.Resampling) -> list[scores.Figure]:
-        """Return the distance of the results, and that of the train split."""
+        """Return two Fréchet distances to the recordings: of the results, and of the train split as a reference."""
         values = self._generated
         if self._with.precomputed is not None:  # rows are not assigned to recordings, so there is no interval
             generated, recorded = ([features.rows] for features in self._with.precomputed)
@@ -341,7 +341,10 @@ class FeatureRows:
         return [figure, self._baseline()]
 
     def _chosen(self, numbers: I64) -> tuple[list[F64], list[F64]]:
-        """Return features of the results at indices `numbers`, and of their recordings, each once."""
+        """Return the features of the results at indices `numbers`, and the features of their recordings.
+
+        A recording is included only with its first result, so that it counts once.
+        """
         values = self._generated
         # A recording with several results counts once in each draw.
         recorded = [self._recorded[values.keys[int(k)]] for k in numbers if int(k) in self._first]
@@ -357,7 +360,7 @@ class FeatureRows:
     def _details(
         self, score: FrechetScore, generated: Sequence[Numbers], recorded: Sequence[Numbers]
     ) -> dict[str, Any]:
-        """Return the details; the profile of 2024 adds the distance times ten and by the formula of 2025."""
+        """Return details of a distance; profile ``emage-2024`` adds the value × 10 and by the formula of 2025."""
         if self._with.profile.name != "emage-2024":
             return _details(score)
         later = self._score(generated, recorded, PROFILES["emage-eval-2025"]).value

@@ -1,4 +1,4 @@
-"""Published protocols: which clips a row of a paper scores, how they are cut, and the files that its metrics need."""
+"""Published protocols: the clips behind a row of a paper's table, their cut, and the files that the metrics need."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _PACKAGES: Final = ("numpy", "librosa", "soxr", "torch")  # values depend on the
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Protocol:
-    """Clips of a published row, scored by the profile ``emage-2024``."""
+    """Clips behind one row of a published table; the profile ``emage-2024`` scores them."""
 
     name: str
     stems: tuple[str, ...]
@@ -60,7 +60,7 @@ PROTOCOLS: Final[Mapping[str, Protocol]] = MappingProxyType(
 def protocol_results(
     found: Mapping[str, Sequence[FileResult]], protocol: Protocol
 ) -> tuple[str, list[FileResult], list[str]]:
-    """Return the task, its results for clips of a protocol, and warnings.
+    """Select the task and its results for the clips of a protocol.
 
     Args:
         found: Results by task.
@@ -70,8 +70,8 @@ def protocol_results(
         Name of the task, results sorted by recording, and warnings.
 
     Raises:
-        UsageFault: There is not exactly one task to gesture, no result is of the protocol's clips, or none of their
-            recordings has motion.
+        UsageFault: The results do not have exactly one task with target gesture, no result belongs to a clip of the
+            protocol, or no recording of these clips has motion.
     """
     if len(found) != 1 or not all("gesture" in TASKS[name].targets and TASKS[name].conditions for name in found):
         raise UsageFault(
@@ -113,9 +113,9 @@ class _BodyRows:
         """Score one result.
 
         Args:
-            result: The result, whose recording has the body shape.
-            generated: Its motion (T frames).
-            recorded: Motion of its recording, cut to the same T frames.
+            result: The result; the body shape is read from its recording.
+            generated: Motion of the result (T frames).
+            recorded: Motion of the recording, cut to the same T frames.
         """
         key, person = result.key, self._model.person(self._shards.array(result.row, "betas.npy"))
         own, true = (self._with.scored_joints(motion, person) for motion in (generated, recorded))
@@ -131,7 +131,7 @@ class _BodyRows:
         self._values[_FACE_LVD].add(key, partial(sums.velocity, self._with.profile.face))
 
     def figures(self, how: scores.Resampling) -> list[scores.Figure]:
-        """Return the figures in the order of the row."""
+        """Return the figures in the order of the published table."""
         beats = _missing(_BEATS, _MEAN_SPEEDS) if self._beats is None else self._beats.figures(how)[0]
         return [beats, *(scores.figure_of_mean(heading, values, how) for heading, values in self._values.items())]
 
@@ -144,12 +144,12 @@ def score_protocol(
     how: scores.Resampling,
     count: Callable[[], None],
 ) -> scores.Scored:
-    """Score results as a row of a paper does; metrics whose files are missing have no value and a reason.
+    """Score results as a published row does. A metric whose file is missing has a reason instead of a value.
 
     Args:
         results: Results, sorted by recording.
         shards: The recordings.
-        tools: Profile ``emage-2024`` with the files that were given.
+        tools: Tools of profile ``emage-2024``, with the files that the user passed.
         grid: Name of the cut: ``generated``, or one of `GRIDS`.
         how: Bootstrap over recordings.
         count: Called after each result.
@@ -209,7 +209,7 @@ def _missing(heading: scores.Heading, files: Sequence[tuple[str, PublishedFile]]
 
 
 def protocol_facts(settings: EvaluateSettings) -> dict[str, Any]:
-    """Return the protocol, the ``--grid``, the command and the package versions of a row.
+    """Return the protocol, the ``--grid``, the command and the package versions that produced a row.
 
     Args:
         settings: Settings of the command.
@@ -228,13 +228,13 @@ def protocol_facts(settings: EvaluateSettings) -> dict[str, Any]:
 
 
 def published_files(settings: EvaluateSettings) -> tuple[dict[str, Any], list[str]]:
-    """Return name and sha256 of the files that published profiles need, and a warning for each unknown one.
+    """Return the name and sha256 of each file that published profiles need; warn about unknown files.
 
     Args:
         settings: Settings of the command.
 
     Returns:
-        Facts by setting, None for a file that was not given, and warnings.
+        Facts by name of the setting (None if the file was not passed), and warnings.
     """
     given = (
         ("gesture_encoder", settings.gesture_encoder, ENCODER),
@@ -259,7 +259,7 @@ def published_files(settings: EvaluateSettings) -> tuple[dict[str, Any], list[st
 
 
 def command_of(settings: EvaluateSettings) -> str:
-    """Return the command that repeats a protocol's scores."""
+    """Return the command line that repeats the evaluation of a protocol."""
     words = ["omniges", "evaluate", *map(str, settings.generated), "--shards", str(settings.shards)]
     words += ["--protocol", str(settings.protocol), "--grid", settings.grid]
     paths = {

@@ -30,7 +30,7 @@ _SCALES: Final = {"face MSE": (1e8, "1e-8 m²"), "face LVD": (1e5, "1e-5 m/frame
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskReport:
-    """Figures of a task, and the data that they cover."""
+    """Figures of one task, with the recordings, results and duration that they were computed from."""
 
     figures: Sequence[Figure]
     recordings: Sequence[str]  # keys
@@ -42,7 +42,7 @@ class TaskReport:
     warnings: Sequence[str] = ()
 
     def table(self) -> tuple[list[list[str]], list[str]]:
-        """Return the cells of the table, its head first, and the metrics of the rows behind the head."""
+        """Return the cells of the table by row, header first, and the metric of each row after the header."""
         metrics = _by_metric(self.figures)
         lines = [["", *ROWS]]
         for metric, found in metrics.items():
@@ -106,7 +106,7 @@ def _csv(report: Report) -> str:
 
 
 def _number(value: float, digits: int) -> str:
-    """Return a value with significant digits, all digits of a whole number, and 0 for rounding errors."""
+    """Format a value with `digits` significant digits; large values show all whole digits, and values near 0 show 0."""
     if abs(value) < _ZERO:
         return "0"
     text = f"{value:.{digits}g}"
@@ -171,7 +171,7 @@ def _reasons(figure: Figure) -> str:
 
 
 def _basis(metric: str, found: Mapping[str, Figure]) -> Iterator[str]:
-    """Yield the counts behind figures that would mislead without them."""
+    """Yield notes with the counts that a reader needs to interpret a metric's figures."""
     for row, figure in found.items():
         d = figure.details
         if "times_10" in d:
@@ -229,7 +229,7 @@ def _footer(report: Report) -> str:
 
 
 def _markdown(report: Report) -> str:
-    """Return one table for each task, whose row fits a paper's table."""
+    """Return a Markdown table for each task, with one row that can be copied to a paper's table."""
     out = []
     for name, task in report.tasks.items():
         metrics = _by_metric(task.figures)
@@ -250,7 +250,7 @@ def _markdown(report: Report) -> str:
 
 
 def _absences(metrics: Mapping[str, Mapping[str, Figure]]) -> Iterator[str]:
-    """Yield metrics without any value and why, those of one reason together."""
+    """Yield a line for each reason why metrics have no value, with the names of these metrics."""
     reasons: dict[str | None, list[str]] = {}
     for metric, found in metrics.items():
         if all(figure.value is None for figure in found.values()):
@@ -260,7 +260,7 @@ def _absences(metrics: Mapping[str, Mapping[str, Figure]]) -> Iterator[str]:
 
 
 def _row(report: Report) -> str:
-    """Return a protocol's row in Markdown, with all that it depends on."""
+    """Return a protocol's row in Markdown, followed by notes and provenance."""
     facts = report.facts
     out: list[str] = []
     for name, task in report.tasks.items():
@@ -298,7 +298,7 @@ def _times_10(figure: Figure) -> Figure:
 
 
 def _in_row(note: str) -> bool:
-    """Return whether a note repeats what a protocol's row shows, or concerns what the row does not have."""
+    """Return True for notes to omit: the protocol's row shows the same value, or has no shuffled row."""
     return "× 10, as papers" in note or note == _NO_SHUFFLED
 
 

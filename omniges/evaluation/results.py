@@ -1,4 +1,4 @@
-"""Generated files as results: finding them, their recordings, and their arrays."""
+"""Results in generated files: find the files, match them to recordings, and read their arrays."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ class FileResult(Result):
         record: GeneratedRecord | None = None,
         files: Mapping[StreamName, Path] = MappingProxyType({}),
     ) -> FileResult:
-        """Return a result, with the facts of its record.
+        """Return a result; read its facts from the record if there is one.
 
         Args:
             task: Name of the task.
             row: Row of the recording.
             path: Path of the files, without their endings.
-            record: Record of the result; None: files of another system.
-            files: Files of a result without a record.
+            record: Record of the result; None: another system wrote the files.
+            files: Files of a result without a record, by stream.
 
         Returns:
             The result.
@@ -122,11 +122,14 @@ class FileResult(Result):
         return MotionArrays(motion.poses, motion.expressions, motion.trans)
 
     def spoken(self) -> tuple[list[WordInterval], bool]:
-        """Read generated words: those of the word tier, or the texts of a tier `windows`, whose words have no times."""
+        """Read generated words, and whether they have times.
+
+        Words of a word tier have times. Without one, each item is the text of an interval of the tier `windows`.
+        """
         return self._read("text", "text", ".TextGrid", spoken_intervals)[1]
 
     def mel(self) -> tuple[npt.NDArray[np.float32], str]:
-        """Read the generated log-mel (F, 64), and say whether it is the model's or computed from the waveform."""
+        """Read the generated log-mel (F, 64) and its origin: the model, or computed from the waveform."""
         if self.record is not None and "mel" in self.record.files:
             path, mel = self._read("mel", "audio", ".mel.npy", decode_npy)
             if mel.ndim != 2 or mel.shape[1] != MEL_BANDS or mel.dtype != np.float32:
@@ -159,8 +162,8 @@ def find_results(
     Args:
         folders: The folders.
         shards: The recordings.
-        task: Task that the user names, or None.
-        without_record: Task of files without records, if the user names none.
+        task: Task that the user chose, or None.
+        without_record: Task of files without records if the user chose no task.
         motion_rate_hz: Frames per second of motion files that do not state them.
 
     Returns:
@@ -220,9 +223,10 @@ def _results(
 
 
 def _stem_of(name: str, rows: Mapping[str, ManifestRow]) -> str:
-    """Return the stem of the recording to which another tool's file belongs.
+    """Return the stem of the recording that a file of another tool belongs to.
 
-    Tools like EMAGE's put ``res_`` or ``gt_`` before the stem or ``_output`` behind it; macOS decomposes letters.
+    Tools such as EMAGE's add ``res_`` or ``gt_`` before the stem, or ``_output`` after the stem. macOS stores letters
+    with accents in decomposed form (NFD), so that names are compared in composed form (NFC).
     """
     plain = unicodedata.normalize("NFC", name)
     stems = (plain, plain.removeprefix("res_"), plain.removeprefix("gt_"))
@@ -233,7 +237,7 @@ def _stem_of(name: str, rows: Mapping[str, ManifestRow]) -> str:
 def _generated(
     by_name: Mapping[str, dict[StreamName, Path]], rows: Mapping[str, ManifestRow]
 ) -> Mapping[str, dict[StreamName, Path]]:
-    """Leave out ground truth, ``gt_STEM``, that a tool wrote beside its results, also where a result is missing."""
+    """Leave out ground-truth files, ``gt_STEM``, unless a folder contains nothing else."""
     made = {name: files for name, files in by_name.items() if name in rows or not name.startswith("gt_")}
     return made or by_name
 
@@ -241,7 +245,7 @@ def _generated(
 def _recorded_results(
     folder: Path, records: Sequence[Path], rows: Mapping[str, ManifestRow], shards: ShardFolder, task: str | None
 ) -> Iterator[FileResult]:
-    """Yield results with records; refuse files that no record lists, because they are not complete."""
+    """Yield results with records; refuse files that no record lists, because they may be incomplete."""
     named = set()
     for path in records:
         record = read_record(path)
@@ -266,12 +270,12 @@ def _recorded_results(
 
 
 def _stream_of(path: Path) -> StreamName | None:
-    """Return the stream of a file's ending, in upper or lower case."""
+    """Return the stream that a file's suffix belongs to, in upper or lower case; None for other suffixes."""
     return next((stream for stream, ending in _ENDINGS.items() if path.suffix.lower() == ending.lower()), None)
 
 
 def _is_report(path: Path) -> bool:
-    """Return whether a JSON file is a report of `evaluate`, which may be in the same folder."""
+    """Return True if a JSON file is a report of `evaluate`; such a file may be in the folder of the results."""
     try:
         found = parse_json(read_file(path, MAX_SETTINGS_BYTES, path.parent))
     except ValueError:

@@ -1,4 +1,4 @@
-"""`evaluate`: scores of generated files against their recordings; with a checkpoint, results are generated first.
+"""Implementation of `evaluate`: compare generated files with recordings; with a checkpoint, generate the files first.
 
 Errors about checkpoint, shards and tasks are raised before anything is generated.
 """
@@ -64,7 +64,7 @@ def evaluate(settings: EvaluateSettings, counting: Counting | None = None) -> Re
         The report.
 
     Raises:
-        UsageFault: The settings are not possible, or results of several systems are mixed.
+        UsageFault: The settings are invalid, or the results come from several systems.
         DataError: A file is damaged; nothing is skipped.
         EnvironmentFault: A file cannot be read or written, or a package is not installed.
     """
@@ -184,7 +184,7 @@ def _generate(
 
 
 def _inputs_of(task: str, shards: ShardFolder, split: Split) -> tuple[Sources, list[str]]:
-    """Return the samples of a split that have all streams of a task, and a warning that counts the others."""
+    """Return the samples of a split that have all streams of a task, and a warning with the number left out."""
     rows = [row for row in shards.rows if row.split == split]
     streams = (*TASKS[task].conditions, *TASKS[task].targets)
     keys = tuple(row.key for row in rows if all(present_bits(row.present) & STREAM_BITS[name] for name in streams))
@@ -203,7 +203,7 @@ def require_fit(
         saved: The checkpoint.
         shards: The recordings.
         split: Split to generate for.
-        named: Tasks that the user names; empty: all that the model was trained on.
+        named: Tasks that the user chose; empty: all evaluated tasks that the model was trained on.
 
     Returns:
         Tasks to generate, and warnings about data that differ from training.
@@ -231,7 +231,7 @@ def require_fit(
 
 
 def _tasks(saved: SavedCheckpoint, named: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
-    """Return the named tasks, or the trained ones with one condition; the others are in a warning."""
+    """Return the chosen tasks; if there are none, return the trained tasks of `_SIX`, and a warning about the rest."""
     trained = trained_tasks(saved)
     if trained is None:
         raise DataError(
@@ -295,7 +295,7 @@ def score_stream(
     how: Resampling,
     count: Callable[[], None],
 ) -> Scored:
-    """Score one target stream of results; results whose recordings lack it are left out, with a warning.
+    """Score one target stream of results. If a recording lacks this stream, its results are left out with a warning.
 
     Args:
         results: Generated results of one task, sorted by recording.
@@ -372,7 +372,7 @@ def _facts(settings: EvaluateSettings, shards: ShardFolder, tools: MetricTools) 
 
 
 def _profile(settings: EvaluateSettings) -> Profile:
-    """Return the profile; refuse a published one without its files, because values could not be compared."""
+    """Return the profile; refuse a published profile without its files, because its values would not be comparable."""
     if settings.protocol is not None:
         return PROFILES["emage-2024"]
     chosen = PROFILES[settings.profile]

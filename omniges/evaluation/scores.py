@@ -1,7 +1,7 @@
-"""Inputs and outputs of scoring: results and recordings as arrays, and figures, each a value with its interval.
+"""Inputs of scoring (results and recordings as arrays) and its outputs (figures: values with intervals).
 
-Results come from files (`omniges.evaluation.results`) or directly from a model, as in validation. Intervals resample
-recordings: several results of one recording are drawn together.
+Results come from files (`omniges.evaluation.results`) or, in validation, directly from a model. Intervals are bootstrap
+intervals over recordings: all results of one recording are drawn together.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _ADVICE: Final = "; leave this clip out"  # remedy in errors of metrics, which t
 
 
 class Recordings(Protocol):
-    """The ground truth of results: a shard folder, or windows in memory."""
+    """Interface of the recordings that results are compared with: a shard folder, or windows in memory."""
 
     folder: Path  # name in errors
 
@@ -98,7 +98,7 @@ class Result(ABC):
 
     @property
     def unconditional(self) -> bool:
-        """True if it was generated without a condition, so that no recording is its ground truth."""
+        """True if the result was generated without a condition, so that it has no ground truth."""
         return not TASKS[self.task].conditions
 
     @abstractmethod
@@ -107,19 +107,19 @@ class Result(ABC):
 
     @abstractmethod
     def mel(self) -> tuple[npt.NDArray[np.float32], str]:
-        """Return the generated log-mel (F, 64), and say whether it is the model's or computed from the waveform."""
+        """Return the generated log-mel (F, 64) and its origin: the model, or computed from the waveform."""
 
     @abstractmethod
     def spoken(self) -> tuple[list[WordInterval], bool]:
-        """Return generated words, and whether they have times; otherwise each is the complete text of a window."""
+        """Return generated words, and whether they have times; without times, each item is the text of a window."""
 
     def within(self, found: int, recorded: int, rate_hz: int) -> int:
-        """Return the scored length, at most the recording's.
+        """Return the length to score: the shorter of the result and its recording.
 
         Args:
             found: Length of the result in frames.
             recorded: Length of the recording in frames.
-            rate_hz: Frames in a second.
+            rate_hz: Frames per second.
 
         Returns:
             The length in frames.
@@ -148,7 +148,7 @@ class Resampling:
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """Metric, unit and row of a figure."""
+    """Metric and unit of a figure, and the row of the report that shows the figure."""
 
     metric: str
     unit: str
@@ -172,7 +172,7 @@ class Figure(Heading):
 
 
 class Values:
-    """Values of a metric, each with the recording of its result, and counts of results without a value."""
+    """Values of one metric with the keys of their recordings, and counts of results without a value."""
 
     def __init__(self) -> None:
         self.found: list[Any] = []
@@ -180,7 +180,7 @@ class Values:
         self.left_out: Counter[str] = Counter()
 
     def add(self, key: str, score: Callable[[], Any]) -> None:
-        """Add a result's value, or the metric's reason why there is no value.
+        """Compute and add the value of a result; if that raises DataError, count the result as left out.
 
         Args:
             key: Key of the recording.
@@ -210,7 +210,7 @@ class Values:
 
     @property
     def groups(self) -> dict[str, I64]:
-        """Indices of each recording's values, by key; recordings are in order of their first value."""
+        """Indices of the values of each recording, by key; the order is that of the first values."""
         members: dict[str, list[int]] = {}
         for number, key in enumerate(self.keys):
             members.setdefault(key, []).append(number)
@@ -218,12 +218,12 @@ class Values:
 
 
 def absent(heading: Heading, why: str, left_out: Mapping[str, int] | None = None) -> Figure:
-    """Return a figure that was not computed.
+    """Return a figure without a value, and with the reason.
 
     Args:
         heading: Metric, unit and row.
         why: The reason.
-        left_out: Results without a value, by reason.
+        left_out: Number of results without a value, by reason.
 
     Returns:
         The figure.
@@ -234,7 +234,7 @@ def absent(heading: Heading, why: str, left_out: Mapping[str, int] | None = None
 def figure_of_mean(
     heading: Heading, values: Values, how: Resampling, details: Mapping[str, Any] | None = None
 ) -> Figure:
-    """Return the weighted mean of results' values; recordings whose results have no weight have no value.
+    """Return the weighted mean of the values; a recording without weight has no value of its own in the figure.
 
     Args:
         heading: Metric, unit and row.
@@ -272,12 +272,12 @@ def figure_of_statistic(
     *,
     centred: bool = False,
 ) -> Figure:
-    """Return a statistic of values, such as a ratio of sums, over all results and for each recording alone.
+    """Compute a statistic of the values, such as a ratio of sums, over all results and for each recording alone.
 
     Args:
         heading: Metric, unit and row.
         values: The values.
-        statistic: Function of indices of values, which may repeat.
+        statistic: Function that takes indices of values, which may repeat, and returns the statistic.
         how: Bootstrap over recordings.
         details: Details of the figure.
         centred: Centre the interval, see `bootstrap`. Such a statistic, like a Fréchet distance, is not computed for a
@@ -331,7 +331,7 @@ def _figure(
 
 
 def with_recorded(results: Sequence[AnyResult], target: StreamName) -> tuple[list[AnyResult], list[str]]:
-    """Return the results whose recordings have the target, and a warning that counts the others.
+    """Return the results whose recordings have the target stream, and a warning with the number left out.
 
     For gesture, the complete body is needed; the face is checked separately.
 
@@ -353,7 +353,7 @@ def with_recorded(results: Sequence[AnyResult], target: StreamName) -> tuple[lis
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Figures of a task, and the scored duration of each recording."""
+    """Figures of one task, the scored seconds of each recording, and warnings."""
 
     figures: Sequence[Figure]
     seconds: Mapping[str, float]
@@ -361,14 +361,14 @@ class Scored:
 
 
 def partners(keys: Sequence[str], seed: int) -> dict[str, str]:
-    """Assign another recording to each, in one random cycle.
+    """Assign to each recording another one: the next in one random cycle of all recordings.
 
     Args:
         keys: Keys of the recordings.
         seed: Seed of the cycle.
 
     Returns:
-        The other recording of each; empty if there is only one.
+        Key of the assigned recording by key; empty if there is only one recording.
     """
     if len(keys) < 2:
         return {}
@@ -380,7 +380,7 @@ def partners(keys: Sequence[str], seed: int) -> dict[str, str]:
 
 
 class RegisteredScores:
-    """Values of the metrics that packages or scripts added for one stream; metrics over sets keep all clips."""
+    """Values of the registered metrics of one stream; for metrics of a set of clips, all clips are kept."""
 
     def __init__(self, stream: str, *, unconditional: bool) -> None:
         self._metrics = registered_metrics(stream)
@@ -389,11 +389,11 @@ class RegisteredScores:
 
     @property
     def wanted(self) -> bool:
-        """True if any clips are needed."""
+        """True if any metric needs the clips."""
         return bool(self._metrics) and not self._unconditional
 
     def add(self, row: Row, key: str, generated: Any, recorded: Any) -> None:
-        """Score a pair of clips; for a generated one, also score the recorded clip against itself.
+        """Score a pair of clips; in row ``generated``, also score the recorded clip against itself.
 
         Args:
             row: Row of the figure.
@@ -416,7 +416,7 @@ class RegisteredScores:
             values.add(key, lambda: ClipValue(_scored(metric, generated, recorded), 1.0))
 
     def figures(self, how: Resampling) -> list[Figure]:
-        """Return the figures of every metric: the mean over results, or the value of the set."""
+        """Return the figures of every metric: the mean over results, or the value of the set of clips."""
         found = []
         for metric in self._metrics:
             if self._unconditional:
@@ -434,7 +434,7 @@ class RegisteredScores:
 
 
 def _lacking(metric: Metric, generated: Any, recorded: Any) -> str:
-    """Return which needed part a pair of clips lacks, or ""; only gesture metrics need parts."""
+    """Return the body part that a metric needs and a clip lacks, or "" if none; only gesture metrics need parts."""
     for part in metric.needs:
         if part not in recorded.present:
             return f"no {part} in the recording"

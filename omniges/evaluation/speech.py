@@ -1,4 +1,4 @@
-"""Scores of generated speech: audio by log-mels, and text by words, characters and times."""
+"""Scores of generated speech: of audio from its log-mels, and of text from its words, characters and times."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ _UNITS: Final = units("audio")
 def score_speech(
     results: Sequence[scores.Result], shards: scores.Recordings, how: scores.Resampling, count: Callable[[], None]
 ) -> scores.Scored:
-    """Score a task whose target is audio; the shuffled row compares with another recording's mel.
+    """Score a task whose target is audio; the shuffled row compares with the log-mel of another recording.
 
     Args:
         results: Generated results.
@@ -214,7 +214,7 @@ def _counted(name: str, found: _Words, expected: _Words) -> EditCounts:
 
 
 def _timing(rows: Mapping[scores.Row, _Pairs], how: scores.Resampling) -> Iterator[scores.Figure]:
-    """Yield percentiles of the differences in time, over all equal words of all results."""
+    """Yield percentiles of the time differences between equal words of results and recordings."""
     found: dict[scores.Row, scores.Values] = {row: scores.Values() for row, pairs in rows.items() if pairs}
     for row, values in found.items():
         for key, words, expected in rows[row]:
