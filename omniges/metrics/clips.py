@@ -1,7 +1,8 @@
 """Values of a metric per clip, and their summaries: means, confidence intervals and shuffled pairings.
 
 Checked arrays are float64 views or copies; nothing in this package writes to an argument. Random numbers come from
-Philox4x64-10 with the seed as key and are mapped here, so they do not depend on the version of numpy.
+Philox4x64-10 with the seed as key. This module converts its raw output to numbers in a range, so they do not depend on
+the version of numpy.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class ClipValue:
 
 
 def weighted_mean(clips: Sequence[ClipValue]) -> float:
-    """Return the mean of the clips' values by weight, which is the corpus value.
+    """Return the weighted mean of the clips' values, which is the value of the corpus.
 
     Args:
         clips: Value and weight of each clip.
@@ -86,14 +87,14 @@ class Interval:
 
 
 def _uniform(seed: int, count: int) -> F64:
-    """Return random numbers (count,) in [0, 1) from the top 53 bits of each output."""
+    """Return random numbers (count,) in [0, 1) from the top 53 bits of each output of the generator."""
     if not 0 <= seed < 1 << 64:
         raise UsageFault(f"seed: expected 0 to 2^64 - 1, found {seed}")
     return np.asarray((np.random.Philox(key=seed).random_raw(count) >> np.uint64(11)) * 2.0**-53)
 
 
 def draw_clips(clips: int, resamples: int, seed: int) -> I64:
-    """Draw clip numbers with replacement: ⌊u · clips⌋, row after row.
+    """Draw clip numbers with replacement, each ⌊u · clips⌋ for a uniform random u in [0, 1), row after row.
 
     Args:
         clips: Number of clips, at least 2.
@@ -154,7 +155,7 @@ def bootstrap_mean(clips: Sequence[ClipValue], *, seed: int, resamples: int = RE
         The weighted mean with its 95 % interval.
 
     Raises:
-        DataError: There are fewer than two clips, or a draw has only clips without weight.
+        DataError: There are fewer than two clips, or all clips of a draw have weight 0.
     """
     rows = draw_clips(len(clips), resamples, seed)
     weights = np.array([clip.weight for clip in clips])
@@ -173,7 +174,7 @@ def _interval(value: float, values: F64) -> Interval:
 
 
 def shuffled_pairing(clips: int, seed: int) -> I64:
-    """Return for each clip another clip whose audio it is paired with, as one random cycle.
+    """Pair each clip with the audio of another clip, along one random cycle through all clips.
 
     All cycles are equally likely (Sattolo 1986).
 

@@ -1,8 +1,9 @@
 """Fréchet distance between two sets of features, and the encoders that compute the features.
 
-The distance needs no matrix root, which could fail. Encoders come from files: features, EMAGE's motion encoder, a
-TorchScript program or convolutions. Without a file the built-in descriptor is used; its distance is not a published
-FGD. Only a trusted TorchScript file is unpickled; it is a program that runs with the user's rights.
+The distance is computed without a matrix square root, which can fail for singular matrices. A file contains either
+features or an encoder: EMAGE's motion encoder, a TorchScript program or convolutions. Without a file, the built-in
+descriptor computes the features; its distance is not a published FGD. A TorchScript file is a program that runs with
+the user's rights, so it is loaded only if the user trusts it.
 
 Letters: N rows or windows, D features, T frames, 55 joints. Distances are in float64.
 """
@@ -52,9 +53,9 @@ _ACTIVATIONS: Final[Mapping[str, Callable[[F64], F64]]] = {
 
 @dataclass(frozen=True, slots=True)
 class FrechetScore:
-    """A Fréchet distance with the data that it depends on.
+    """A Fréchet distance, with the sizes and ranks of both sets and the encoder.
 
-    A rank below ``dimensions`` makes it an estimate that is biased upwards.
+    If a covariance has a rank below ``dimensions``, the estimated distance is biased upwards.
     """
 
     value: float
@@ -77,7 +78,7 @@ class FrechetScore:
 
 @dataclass(frozen=True, slots=True)
 class _Gaussian:
-    """Mean (D,) and covariance V diag(scales²) Vᵀ of a set; ``axes`` is Vᵀ (D, D)."""
+    """Mean (D,) and covariance V diag(scales²) Vᵀ of a set of features; ``axes`` is Vᵀ (D, D)."""
 
     mean: F64
     scales: F64
@@ -95,13 +96,14 @@ def _gaussian(features: Numbers, what: str) -> _Gaussian:
     if dimensions == 0:
         raise UsageFault(f"{what} features: expected at least one column, found none")
     mean = rows.mean(axis=0)
-    # R of a QR decomposition has the singular values and axes of the rows, and is small however many rows there are.
+    # The factor R of a QR decomposition has the singular values and axes of the rows.
+    # Its size does not depend on the number of rows.
     triangle = np.linalg.qr(rows - mean, mode="r")
     _, scales, axes = np.linalg.svd(triangle, full_matrices=True)
     scales = np.concatenate([scales, np.zeros(dimensions - len(scales))]) / np.sqrt(count - 1)
     kind = np.asarray(features).dtype
     precision = np.finfo(kind if kind.kind == "f" else np.float64).eps
-    # Rounding of the rows themselves, not only of their deviations, can add to the rank.
+    # Rounding errors of the rows, and not only of their deviations from the mean, can raise the rank.
     largest = max(float(scales[0]), float(np.abs(mean).max()) * 2)
     rank = int((scales > max(count, dimensions) * precision * largest).sum()) if scales[0] > 0 else 0
     return _Gaussian(mean, scales, axes, rank)
@@ -153,7 +155,7 @@ def frechet_distance(generated: Numbers, recorded: Numbers, settings: FrechetSet
 
 
 def describe(joints: Numbers) -> F64:
-    """Return the built-in features of motion; docs/reference/metrics.md lists them.
+    """Return the features of the built-in descriptor, which docs/reference/metrics.md lists.
 
     Args:
         joints: Positions (T, 55, 3) in metres with at least 32 frames.
@@ -222,8 +224,8 @@ def load_features(path: Path) -> Features:
 def load_encoder(path: Path, *, trust_program: bool = False) -> Encoder:
     """Load an encoder from a file.
 
-    A ``.safetensors`` file has convolutions, with a JSON file beside it. Any other file must be EMAGE's motion encoder,
-    see `load_motion_encoder`, or a TorchScript program. The content decides, so a renamed file is recognised.
+    A ``.safetensors`` file contains the weights of convolutions, and a JSON file in the same folder contains their
+    settings. Any other file must be EMAGE's motion encoder (see `load_motion_encoder`) or a TorchScript program.
 
     Args:
         path: The file.
@@ -270,7 +272,7 @@ def _name(kind: str, path: Path) -> str:
 
 
 def _line(error: Exception) -> str:
-    """Return an exception's first line, for errors of one line."""
+    """Return the first line of an exception's text."""
     return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 
@@ -323,7 +325,7 @@ def _torchscript(path: Path) -> Encoder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _LayerSettings:
-    """A layer in the file of settings."""
+    """Settings of one convolution layer, from the JSON file."""
 
     stride: Annotated[int, Range(1, 1 << 16)]
     padding: Annotated[int, Range(0, 1 << 16)]
@@ -332,7 +334,7 @@ class _LayerSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Settings:
-    """The file of settings."""
+    """Content of the JSON file with the settings of all layers."""
 
     format: Literal["omniges-encoder"]
     version: Literal[1]

@@ -43,9 +43,9 @@ _MIN_SAMPLES: Final = 2048  # librosa's window
 
 
 def scored_poses(poses: Numbers, settings: PositionSettings) -> F64:
-    """Return the poses whose joints are scored.
+    """Return the poses from which the scored joints are computed.
 
-    Place them with a translation of zero.
+    Compute the joints with a translation of zero.
 
     Args:
         poses: Axis-angle poses (T, 165) in radians.
@@ -103,7 +103,7 @@ def mean_joint_speeds(clips: Iterable[Numbers]) -> F64:
     """Return the mean of `joint_speeds` over all frames of clips.
 
     Args:
-        clips: Positions (T, J, 3) in metres of train clips, prepared as the scored ones.
+        clips: Positions (T, J, 3) in metres of train clips, prepared in the same way as the scored clips.
 
     Returns:
         Mean speeds (J,) in m/s.
@@ -165,11 +165,11 @@ def motion_beats(joints: Numbers, mean_speeds_m_s: Numbers, settings: BeatSettin
 
 
 def _beats_of(speed: F64, settings: BeatSettings) -> I64:
-    """Return the strict minima (M,) of one joint's speed (T,) inside the crop that are fast enough."""
+    """Return the beats (M,) of one joint: strict minima of its speed (T,) inside the crop that pass the threshold."""
     crop = settings.crop_frames
     inside = speed[crop : len(speed) - crop]
     lowest = np.ones(len(inside), dtype=bool)
-    # Beyond the ends the outermost value repeats; a strict comparison with itself fails, so ends are no minima.
+    # Beyond the ends the outermost value repeats. It is not strictly below itself, so the ends are never minima.
     padded = np.pad(inside, settings.order_frames, mode="edge")
     for shift in range(1, settings.order_frames + 1):
         for offset in (settings.order_frames - shift, settings.order_frames + shift):
@@ -316,7 +316,7 @@ def foot_skate(joints: Numbers) -> SkateScore:
 
 
 def jerk(joints: Numbers) -> ClipValue:
-    """Return the mean length of the third difference times 30³.
+    """Return the mean length of the third difference of positions, times 30³.
 
     Args:
         joints: Positions (T, J, 3) in metres with at least 4 frames.
@@ -336,7 +336,9 @@ def jerk(joints: Numbers) -> ClipValue:
 
 
 def l1_diversity(joints: Numbers) -> ClipValue:
-    """Return the sum over coordinates of the mean absolute deviation from the mean; the same in all profiles.
+    """Return the mean absolute deviation from the mean position, summed over coordinates.
+
+    The definition is the same in all profiles.
 
     Args:
         joints: Positions (T, J, 3) in metres; one frame gives 0.
@@ -364,7 +366,7 @@ class SeamComparison:
     """The 99th percentile away from window boundaries."""
     at_seams: F64
     above: float
-    """Share of values at boundaries above `elsewhere`; 0.01 is expected of invisible boundaries."""
+    """Share of values at boundaries above `elsewhere`; about 0.01 if boundaries are invisible."""
     worst_ratio: float
     """Largest value at a boundary, divided by `elsewhere`."""
 
@@ -378,7 +380,9 @@ class SeamScore:
 
 
 def seam_score(joints: Numbers, seams: Sequence[int]) -> SeamScore:
-    """Compare window boundaries with the rest of a clip, as root mean squares over joints.
+    """Compare the motion at window boundaries with the rest of a clip.
+
+    All quantities are root mean squares over joints.
 
     Args:
         joints: Positions (T, J, 3) in metres.
@@ -409,7 +413,7 @@ def seam_score(joints: Numbers, seams: Sequence[int]) -> SeamScore:
 
 
 def _lengths(vectors: F64) -> F64:
-    """Return the root mean square over joints of lengths: (T, J, 3) to (T,)."""
+    """Return the root mean square (T,) over joints of the lengths of vectors (T, J, 3)."""
     return np.asarray(np.sqrt(np.square(vectors).sum(axis=-1).mean(axis=-1)))
 
 
@@ -429,19 +433,21 @@ def _compare(values: F64, at: npt.NDArray[np.int64], what: str) -> SeamCompariso
 
 @dataclass(frozen=True, slots=True)
 class RecallScore(ClipValue):
-    """A clip's semantic recall; the published forms can exceed 1."""
+    """A clip's semantic recall; in the published profiles it can exceed 1."""
 
     joints: int
     annotated: bool
 
 
 def semantic_scores(spans: Sequence[SemanticSpan], frames: int, settings: SemanticSettings) -> F64:
-    """Return the score of each frame at i/30 s: that of the first span in file order that contains it, else 0.
+    """Return the semantic score of each frame.
+
+    Frame i is at i/30 s. Its score is that of the first span, in file order, that contains this time, or 0 if none
+    does.
 
     Args:
         spans: Annotated spans in file order, in seconds.
-        frames: Number of frames T.
-        settings: Open or closed ends of spans.
+        frames: Number of frames T. settings: Whether a span contains its end.
 
     Returns:
         Scores (T,).
@@ -541,7 +547,10 @@ class FaceSums:
         self._last = error[-1].copy()
 
     def mse(self) -> FaceScore:
-        """Return the mean of squared errors over frames and coordinates in m², weight T; the same in all profiles."""
+        """Return the mean squared error over frames and coordinates in m², with weight T.
+
+        The definition is the same in all profiles.
+        """
         return FaceScore(self._squares / (self._frames * self._vertices * 3), float(self._frames), self._vertices)
 
     def velocity(self, settings: FaceSettings) -> FaceScore:
@@ -631,7 +640,7 @@ def speed_correlation(generated: Numbers, recorded: Numbers) -> ClipValue:
 
     Raises:
         UsageFault: The lengths differ.
-        DataError: There are fewer than 2 speeds, values that are NaN or infinite, or constant ones.
+        DataError: There are fewer than 2 speeds, or speeds that are NaN, infinite or constant.
     """
     pair = checked_pair(generated, recorded, "speeds", (None,), at_least=2)
     for speeds, what in zip(pair, ("generated", "recorded"), strict=True):
@@ -648,6 +657,6 @@ def _jaw(poses: F64) -> F64:
 
 
 def _angles_between(first: F64, second: F64) -> F64:
-    """Return the angles (T,) of the rotations between two series of rotation matrices (T, 3, 3)."""
+    """Return the angles (T,) between two series of rotation matrices (T, 3, 3), in radians."""
     between = np.swapaxes(first, -1, -2) @ second
     return np.asarray(np.linalg.norm(rotvec_from_matrix(between), axis=-1))

@@ -4,8 +4,8 @@ It consists of convolutions over the tree of SMPL-X's joints (Aberman et al. 202
 the tree, and a mask keeps the weights between edges that are at most two edges apart. Pooling halves the chains of
 edges. GroupNorm runs over all frames of a clip, so a clip is encoded in one pass.
 
-Weights come from the published file of ``torch.save``, which is read without unpickling objects. Masks and pooling
-matrices in the file are constants of the tree, so they are compared with computed ones.
+Weights come from the published file, which ``torch.save`` wrote. It is read without unpickling objects. The tree
+determines the masks and pooling matrices, so those in the file are compared with computed ones.
 
 Letters: T frames, E edges, C channels. Latents are in float64.
 """
@@ -29,7 +29,7 @@ from omniges.storage.files import file_sha256
 from omniges.storage.tensors import read_weights, require_finite, require_same, shapes_of
 
 Edges = tuple[tuple[int, int], ...]
-"""Edges of a tree by the joints at their ends, the one nearer to the root first."""
+"""Edges of a tree. Each edge is a pair of joints, first the joint nearer to the root."""
 
 INPUT_CHANNELS: Final = 2 * POSE_COLUMNS
 _SIX_D: Final = 6
@@ -41,20 +41,20 @@ _GROUPS: Final = 10
 _EPSILON: Final = 1e-5
 _REACH: Final = 2  # largest distance of edges that a mask keeps, in edges
 _ENTRY: Final = "model_state"
-_PREFIX: Final = "module."  # of every name that torch's DataParallel saved
+_PREFIX: Final = "module."  # torch's DataParallel adds it to every name
 _REMEDY: Final = f"give {ENCODER.name} as EMAGE published it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MotionEncoderLayout:
-    """Sizes of an encoder, which the weights must have."""
+    """Layer sizes of an encoder; its weights must have these sizes."""
 
     joints: int = 55
-    """Number of joints: the first ones of SMPL-X."""
+    """Number of joints; the encoder uses the first joints of SMPL-X."""
     edge_channels: tuple[int, ...] = (6, 6, 12, 12)
     """Channels of an edge after each block, before pooling."""
     multiple_of_frames: int = _MULTIPLE_FRAMES
-    """Clips are cut to a multiple of this. A block halves the number of frames."""
+    """Clips are cut to a multiple of this number of frames, because each block halves the number of frames."""
 
     @property
     def input_channels(self) -> int:
@@ -81,14 +81,14 @@ class _BlockPlan:
 def encoder_input(poses: Numbers, multiple_of_frames: int = _MULTIPLE_FRAMES) -> F64:
     """Return the input of encoders: poses as 6D rotations, which are rows 0 and 1 of each joint's matrix.
 
-    The joints follow one another, jaw and eyes included, without normalisation.
+    A row contains all joints in order, including jaw and eyes. Values are not normalised.
 
     Args:
         poses: Axis-angle poses (T, 165) in radians.
         multiple_of_frames: The number of frames is cut to a multiple of this.
 
     Returns:
-        Rotations (T', 330), T' the largest multiple up to T.
+        Rotations (T', 330). T' is the largest multiple of `multiple_of_frames` up to T.
 
     Raises:
         DataError: No frame is left.
@@ -111,7 +111,7 @@ def tree_edges(joints: int) -> Edges:
 
 
 def edge_distances(edges: Edges) -> F64:
-    """Return the distance of every two edges, in edges: 0 for an edge itself, 1 for edges with a common joint.
+    """Return the distance between every two edges: 0 for the same edge, 1 for edges with a common joint.
 
     Args:
         edges: Edges of a tree.
@@ -129,9 +129,10 @@ def edge_distances(edges: Edges) -> F64:
 
 
 def halved_chains(edges: Edges) -> tuple[tuple[int, ...], ...]:
-    """Return the edges that pooling averages: pairs along each chain; the first edge of an odd chain stays alone.
+    """Return the groups of edges that pooling averages.
 
-    A chain runs between joints where the tree branches, or from the root. The order is depth first.
+    Edges are paired along each chain. In a chain with an odd number of edges, the first edge stays alone. A chain runs
+    between joints where the tree branches, or from the root. The order is depth first.
 
     Args:
         edges: Edges of a tree, root first.
@@ -209,14 +210,14 @@ class _Block:
 
     weight: F64  # (C out, C in, 4), masked
     bias: F64
-    scale: F64  # of the norm
+    scale: F64  # of GroupNorm
     shift: F64
     shortcut: F64  # (C out, C in), masked
     shortcut_bias: F64
     pooling: F64 | None  # (C pooled, C out)
 
     def __call__(self, frames: F64) -> F64:
-        """Return frames (T // 2, C pooled) of frames (T, C in), T even."""
+        """Encode frames (T, C in), where T is even, to frames (T // 2, C pooled)."""
         padded = np.pad(frames, ((_PADDING, _PADDING), (0, 0)))
         windows = np.lib.stride_tricks.sliding_window_view(padded, _KERNEL, axis=0)[::_STRIDE]
         residual = np.einsum("tik,oik->to", windows, self.weight, optimize=True) + self.bias
@@ -297,7 +298,7 @@ def load_motion_encoder(path: Path, layout: MotionEncoderLayout = PUBLISHED_LAYO
         EnvironmentFault: torch is not installed or too old.
     """
     try:
-        stored = read_weights(path.resolve(), _ENTRY)  # a person named this file, so a link may lead anywhere
+        stored = read_weights(path.resolve(), _ENTRY)  # the user named this file, so a symbolic link may point anywhere
     except ImportError as error:
         raise EnvironmentFault(
             f"{path}: expected torch to read it, found that it is not installed; run pip install 'omniges[train]'"

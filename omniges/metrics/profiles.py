@@ -1,7 +1,7 @@
 """Variants of the gesture metrics: two published profiles with their faults, and a corrected one.
 
-docs/reference/metrics.md has the same table in words. JSON reports contain every setting of their profile. The files
-that published profiles need are named here with their checksums and origins; none of them is shipped.
+docs/reference/metrics.md describes the same settings in words. A JSON report contains every setting of its profile.
+Published profiles need files that omniges does not ship; this module lists their names, checksums and origins.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class BeatSettings:
     threshold: float
     """Minimum speed of a motion beat, as a multiple of the mean speed."""
     threshold_at: Literal["minimum", "shifted"]
-    """Frame at which the threshold is tested: the minimum, or ``crop_frames`` before it."""
+    """Frame at which the threshold is tested: that of the minimum, or the one ``crop_frames`` earlier."""
     sigma_s: float = 0.3
     order_frames: int = 7
     """A motion beat is a strict minimum among this many frames on either side."""
@@ -63,7 +63,7 @@ class SemanticSettings:
 
     error: Literal["sum", "euclidean"]
     weights: Literal["by-scale", "by-sum"]
-    """A frame's score divided by ``scale``, or by the mean of the clip's scores."""
+    """Weight of a frame: its score divided by ``scale``, or by the mean of the clip's scores."""
     without_scores: Literal["refused", "ones"]
     span_ends: Literal["closed", "half-open"]
     threshold_m: float = 0.1
@@ -75,22 +75,23 @@ class FrechetSettings:
     """Settings of the Fréchet gesture distance."""
 
     offset: float
-    """Added to the diagonals of both covariances for the root of their product only."""
+    """Added to the diagonals of both covariances, but only in the term with the root of their product."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipGrid:
-    """Clip lengths of a model that generates windows; recordings are cut to the same lengths."""
+    """Rule for the clip lengths of a model that generates windows; recordings are cut to the same lengths."""
 
     window_frames: int
     seed_frames: int
     """Frames that a window shares with the one before."""
 
     def frames(self, generated: int, recorded: int) -> int:
-        """Return the number of frames that are scored; for a clip shorter than a window it is less than a window.
+        """Return the number of frames of a clip that are scored.
 
-        Recordings are cut to whole seconds, to a multiple of 8 frames, and to seed + k · (window − seed). A result
-        that is shorter than this is cut to the last of these.
+        The recording is cut to whole seconds, then to a multiple of 8 frames, then to seed + k · (window − seed)
+        frames. A shorter result is cut to the largest length seed + k · (window − seed) that it contains. For a clip
+        shorter than a window, the number is below a window.
 
         Args:
             generated: Frames of the result.
@@ -118,7 +119,8 @@ class Profile:
 
     name: ProfileName
     published: bool
-    """True: papers report these values, which are comparable only with SMPL-X and the published files."""
+    """True: papers report the values of this profile. Values are comparable only with SMPL-X and the published files.
+    """
     positions: PositionSettings
     beats: BeatSettings
     face: FaceSettings
@@ -165,13 +167,13 @@ PROFILES: Final[Mapping[str, Profile]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedFile:
-    """A file that people download themselves."""
+    """A file that a published profile needs and that users download themselves."""
 
     name: str
     sha256: tuple[str, ...]
     """Checksums of the known versions; empty if none is known."""
     origin: str
-    """Where people get it."""
+    """Where users can download the file."""
 
     def described(self) -> str:
         """Return name, origin and checksums in one line."""

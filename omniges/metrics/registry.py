@@ -1,4 +1,4 @@
-"""Registry of metrics: those that omniges computes itself, and those of scripts and other packages.
+"""Registry of metrics: the built-in ones, and those that scripts and other packages add.
 
 The built-in metrics share work, such as joints and onsets, so `omniges.evaluation` computes them together. This module
 lists their names, units and directions. A further metric is a `Metric`: a function of a generated and a recorded clip.
@@ -35,8 +35,9 @@ class MotionClip:
     trans: F64  # (T, 3) m, y up
     joints: F64  # (T, 55, 3) m, with translation, of the recording's body
     present: frozenset[str] = frozenset(PARTS)
-    """Parts (`omniges.shards.schema.PARTS`) of the recording; for a generated clip, its generated parts of motion.
-    All other parts of the motion are zeros. `Metric.needs` skips clips without a part."""
+    """Parts (`omniges.shards.schema.PARTS`) that the recording contains, or parts of the motion that were generated.
+    All other parts of the motion are zeros. A metric skips clips that lack a part in `Metric.needs`.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class TextClip:
 
 
 def metric_name(label: str) -> str:
-    """Return the name of a metric in flags, logs and registries: letters, digits, underscores."""
+    """Return the name of a metric for flags, logs and registries; it has only letters, digits and underscores."""
     plain = unicodedata.normalize("NFKD", label).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "_", plain).strip("_")
 
@@ -70,7 +71,7 @@ class Measure:
     """The generated stream that is scored."""
     unit: str = ""
     better: Direction | None = None
-    """None: neither direction is better, so ``--best-metric`` refuses it."""
+    """Direction of better values. None: neither direction is better, so ``--best-metric`` refuses the metric."""
 
     @property
     def name(self) -> str:
@@ -83,14 +84,17 @@ class Metric(Measure):
     """A metric added by a script or another package."""
 
     of: Callable[[Any, Any], float | None]
-    """Function of a generated and a recorded clip of equal length. It returns the value, or None if there is none. It
-    may also raise DataError with the reason.
+    """Function of a generated and a recorded clip of equal length. It returns the value, or None if the value is
+    undefined. It may also raise DataError with the reason.
 
-    Clips are `MotionClip`, `SoundClip` or `TextClip` by the stream; with `over_set`, equally long lists of clips."""
+    The stream decides the class of both clips: `MotionClip`, `SoundClip` or `TextClip`. With `over_set`, both arguments
+    are lists of clips of equal length.
+    """
     over_set: bool = False
     """True: the metric scores all results at once, such as a distance of distributions. False: mean over results."""
     needs: tuple[str, ...] = ()
-    """Parts, such as "face", that both clips of a gesture metric must have. Others are skipped and counted.
+    """Parts, such as "face", that both clips of a gesture metric must have. Clips that lack one are skipped and
+    counted.
 
     Every recording that is scored has upper, hands, lower and root; face and jaw_eyes may be absent."""
 
@@ -160,7 +164,7 @@ def register_metric(metric: Metric) -> None:
 
 
 def _wrong_needs(metric: Metric) -> str:
-    """Return what is wrong with the parts that a metric needs, or nothing."""
+    """Return a description of what is wrong with `needs` of a metric, or an empty text."""
     unknown = [part for part in metric.needs if part not in PARTS]
     if unknown:
         return f"needs: expected {', '.join(PARTS)}, found {unknown[0]!r}"

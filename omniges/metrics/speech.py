@@ -1,7 +1,7 @@
-"""Distances of speech on log-mels and on text.
+"""Metrics of generated speech, computed from log-mels or from text.
 
-On log-mels: L1, mel-cepstral distortion, agreement of onsets. On text: error rates of words and characters, and time
-differences of words.
+Metrics of log-mels are L1, mel-cepstral distortion and the agreement of onsets. Metrics of text are the word and
+character error rates, and the time differences of words.
 
 Letters: F mel frames, B bands, K cepstra. Log-mels are natural logarithms of amplitudes, as in shards.
 """
@@ -37,12 +37,12 @@ _SPACELESS_SCRIPTS: Final = (
 CEPSTRA: Final = 13
 ONSET_TOLERANCE_S: Final = 0.05
 _DB: Final = 10 * math.sqrt(2) / math.log(10)  # Kubichek (1993)
-_MIN_FRAMES: Final = 4  # fewer have no peaks
+_MIN_FRAMES: Final = 4  # with fewer frames there are no peaks
 
 
 @dataclass(frozen=True, slots=True)
 class OnsetCounts:
-    """Counts of matched, found and expected onsets, which add up over clips."""
+    """Counts of matched, found and expected onsets; counts of several clips can be added."""
 
     matched: int
     found: int
@@ -158,7 +158,7 @@ def onset_agreement(found_s: Numbers, expected_s: Numbers) -> OnsetCounts:
     found = np.sort(checked(found_s, "onsets found", (None,), at_least=0))
     expected = np.sort(checked(expected_s, "expected onsets", (None,), at_least=0))
     i = j = matched = 0
-    # On a line, pairing the earliest two that fit is never worse than any other pairing.
+    # Times are ordered, so pairing the earliest two onsets that match is never worse than any other pairing.
     while i < len(found) and j < len(expected):
         apart = found[i] - expected[j]
         if abs(apart) <= ONSET_TOLERANCE_S:
@@ -175,7 +175,7 @@ def onset_agreement(found_s: Numbers, expected_s: Numbers) -> OnsetCounts:
 
 @dataclass(frozen=True, slots=True)
 class EditCounts:
-    """Counts of edits that turn the expected items into the found ones, which add up over clips."""
+    """Counts of the edits that turn the expected items into the found ones; counts of several clips can be added."""
 
     substitutions: int
     deletions: int
@@ -189,7 +189,7 @@ class EditCounts:
 
     @property
     def rate(self) -> float:
-        """Edits divided by expected units, which exceeds 1 after many insertions.
+        """Edits divided by expected units; many insertions make it larger than 1.
 
         Raises:
             DataError: No unit was expected.
@@ -208,7 +208,7 @@ class EditCounts:
 
 
 def normalised_text(text: str) -> str:
-    """Return the words of a text in the form that is compared, joined by single spaces.
+    """Return a text in the normalised form in which texts are compared.
 
     The text is normalised to NFKC, case folded and normalised again. Curly apostrophes become straight ones and stay
     between letters or digits. Any other character that is not a letter, mark or number becomes a space.
@@ -257,7 +257,7 @@ def word_errors(found: str, expected: str) -> EditCounts:
 def character_errors(found: str, expected: str) -> EditCounts:
     """Count the edits between the code points of two normalised texts, spaces included.
 
-    Spaces between two words of a script that is written without spaces are ignored.
+    Spaces between two characters of a script without word spaces, such as Chinese, are ignored.
 
     Args:
         found: Generated text.
@@ -284,7 +284,7 @@ def _is_spaceless(character: str) -> bool:
 
 
 def count_edits(found: Sequence[Hashable], expected: Sequence[Hashable]) -> EditCounts:
-    """Count the edits of `align` without the pairs, so that memory holds only two rows.
+    """Count the edits that `align` finds, without the pairs, so that memory holds only two rows of its table.
 
     Args:
         found: Generated items.
@@ -295,7 +295,7 @@ def count_edits(found: Sequence[Hashable], expected: Sequence[Hashable]) -> Edit
     """
     have, want = _numbered(found, expected)
     columns = np.arange(len(want) + 1)
-    row, substituted = columns, np.zeros(len(want) + 1, dtype=np.int64)  # edits and substitutions on the way there
+    row, substituted = columns, np.zeros(len(want) + 1, dtype=np.int64)  # fewest edits, and substitutions among them
     for i in range(1, len(have) + 1):
         differs = want != have[i - 1]
         row, steps = _next_row(row, differs, i)
@@ -332,7 +332,7 @@ def align(found: Sequence[Hashable], expected: Sequence[Hashable]) -> tuple[tupl
         Pairs of a position in `found` and a position in `expected`, in order.
     """
     have, want = _numbered(found, expected)
-    steps = np.empty((len(have) + 1, len(want) + 1), dtype=np.uint8)  # last step of a best path to each pair of lengths
+    steps = np.empty((len(have) + 1, len(want) + 1), dtype=np.uint8)  # last step of a best path to each cell
     steps[0] = _DELETION
     row = np.arange(len(want) + 1)
     for i in range(1, len(have) + 1):
@@ -352,11 +352,11 @@ def align(found: Sequence[Hashable], expected: Sequence[Hashable]) -> tuple[tupl
 
 
 def _next_row(row: I64, differs: npt.NDArray[np.bool_], i: int) -> tuple[I64, npt.NDArray[np.uint8]]:
-    """Return the least edits (expected + 1,) and last steps after adding the i-th found item."""
+    """Return a row of the edit table after the i-th found item: fewest edits and last steps, each (expected + 1,)."""
     columns = np.arange(len(row))
     paired = row[:-1] + differs
     best = np.concatenate([[i], np.minimum(paired, row[1:] + 1)])
-    # A deletion adds one for each column it moves right, so the running minimum of (cost − column) has them all.
+    # Each deletion moves one column right and costs 1, so a running minimum of (cost − column) covers all deletions.
     now = np.minimum.accumulate(best - columns) + columns
     steps = np.full(len(row), _INSERTION, dtype=np.uint8)
     steps[1:] = np.where(now[1:] == paired, _PAIR, np.where(now[1:] == now[:-1] + 1, _DELETION, _INSERTION))
@@ -366,7 +366,7 @@ def _next_row(row: I64, differs: npt.NDArray[np.bool_], i: int) -> tuple[I64, np
 def word_time_differences(found: Sequence[WordInterval], expected: Sequence[WordInterval]) -> tuple[F64, F64]:
     """Return the time differences of the starts and ends of equal words.
 
-    Words are aligned by their letters only.
+    Words are aligned by their normalised text; times have no influence on the alignment.
 
     Args:
         found: Generated words with times in seconds.
