@@ -447,7 +447,8 @@ def semantic_scores(spans: Sequence[SemanticSpan], frames: int, settings: Semant
 
     Args:
         spans: Annotated spans in file order, in seconds.
-        frames: Number of frames T. settings: Whether a span contains its end.
+        frames: Number of frames T.
+        settings: Whether a span contains its end.
 
     Returns:
         Scores (T,).

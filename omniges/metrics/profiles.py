@@ -119,8 +119,7 @@ class Profile:
 
     name: ProfileName
     published: bool
-    """True: papers report the values of this profile. Values are comparable only with SMPL-X and the published files.
-    """
+    """True: papers report values of this profile. They are comparable only with SMPL-X and the published files."""
     positions: PositionSettings
     beats: BeatSettings
     face: FaceSettings
