@@ -1,9 +1,9 @@
 """Blocks of memory for batches, which processes share: their layout and their reuse.
 
-The memory is an unnamed anonymous file. The kernel frees it with the last process that has it open, however that
-process exits. It does not count against the size of /dev/shm, which is small in containers. A block has a fixed layout
-for a number of rows and ticks. Tensors of a batch use its memory; it is filled again when no tensor uses it. Workers
-import this module too, so torch is imported only for page-locked memory.
+The memory is an unnamed anonymous file. The kernel frees it when the last process that has it open exits, for any
+reason. It does not count against the size of /dev/shm, which is small in containers. A block has a fixed layout for a
+number of rows and ticks. Tensors of a batch use its memory; it is filled again when no tensor uses it. Workers import
+this module too, so torch is imported only for page-locked memory.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def layout_of(arrays: Sequence[tuple[str, str, tuple[int, ...]]]) -> tuple[list[
         arrays: Name, dtype and shape of each array.
 
     Returns:
-        Their places, and the total size in bytes, a whole number of pages.
+        Places of the arrays, and the total size in bytes, a whole number of pages.
     """
     places: list[ArrayPlace] = []
     offset = 0
@@ -61,7 +61,7 @@ def new_memory(name: str, size: int) -> int:
         size: Size in bytes.
 
     Returns:
-        Its file descriptor.
+        File descriptor of the memory.
 
     Raises:
         EnvironmentFault: There is not enough memory.
@@ -92,7 +92,7 @@ def map_memory(descriptor: int, size: int, offset: int = 0) -> mmap.mmap:
         The mapped memory.
 
     Raises:
-        EnvironmentFault: It cannot be mapped.
+        EnvironmentFault: The memory cannot be mapped.
     """
     try:
         return mmap.mmap(descriptor, size, offset=offset)
@@ -205,7 +205,10 @@ class BatchBlock:
 
 
 class _Root(np.ndarray[Any, Any]):
-    """A complete block; a separate class, so that numpy keeps it, and not the memory below it, as the base of views."""
+    """A complete block.
+
+    It is a separate class, so that numpy keeps the block as the base of views, and not the memory map of the block.
+    """
 
 
 class _Lease(np.ndarray[Any, Any]):

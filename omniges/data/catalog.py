@@ -1,4 +1,4 @@
-"""A shard folder as numpy columns: the clips that pass the filters, the places of their members, statistics.
+"""A shard folder as numpy columns: the clips that pass the filters, the offsets of their members, and statistics.
 
 The manifest is read column by column, so a million samples take seconds. Nothing here imports torch.
 """
@@ -42,9 +42,9 @@ from omniges.storage.files import canonical_json
 
 Bools = npt.NDArray[np.bool_]
 LabelColumn = tuple[list[str], npt.NDArray[np.int32]]
-"""Distinct texts, and the number (N,) of each row's text, -1 for null."""
+"""A column of texts: the distinct texts, and the index (N,) of each row's text, -1 for null."""
 _LABELS: Final = ("split", "shard", "speaker", "language")
-_ID_DIGITS: Final = 19  # of the first numbers that may not be 64-bit integers
+_ID_DIGITS: Final = 19  # numbers of this many digits may exceed 64 bits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,7 +251,7 @@ def read_catalog(
 
 
 def _check_shards(manifest: ManifestColumns, columns: Mapping[str, LabelColumn], shards: Mapping[str, Any]) -> None:
-    """Refuse a manifest whose rows are not those of dataset.json's shards: other shards, splits or counts."""
+    """Refuse a manifest whose shards, splits or numbers of rows differ from those of dataset.json."""
     (names, of_shard), (splits, of_split) = columns["shard"], columns["split"]
     if min(of_shard.min(initial=0), of_split.min(initial=0)) < 0:
         raise DataError(f"{manifest.path}: expected a shard and a split in each row, found null; {VERIFY}")
@@ -358,7 +358,7 @@ def _table(
     keys: npt.NDArray[np.bytes_],
     columns: Sequence[str],
 ) -> ClipTable:
-    """Return the table of the given rows; `columns` are its members' columns, and shards have dataset.json's order."""
+    """Return the table of the given rows. `columns` names its members; shards are in the order of dataset.json."""
     names, codes = shard_column
     codes = codes[rows]
     place = {name: number for number, name in enumerate(shards)}

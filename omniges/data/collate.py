@@ -1,8 +1,8 @@
 """Filling of batches: the windows at given positions are read and normalised directly into a block of memory.
 
-A block also contains the facts of its rows, so a worker needs only positions, and the loader copies nothing. A collator
-is made from a JSON document and arrays, which may come from another process. The arrays of condition streams are
-computed by the process that reads the batch. It imports numpy, not torch.
+A block also contains positions and other metadata of its rows, so a worker needs only positions, and the loader copies
+nothing. A collator is made from a JSON document and arrays, which may come from another process. The process that fills
+a block also computes the arrays of condition streams. It imports numpy, but not torch.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _TOKEN_CACHE_BYTES: Final = 64 << 20
 
 
 def training_facts(catalogs: Sequence[Catalog], statistics: Mapping[str, Any]) -> TrainingFacts:
-    """Return the facts about the training set that condition streams may learn from.
+    """Return the label values and statistics of the training set, from which condition streams may learn.
 
     Args:
         catalogs: Catalogues with the labels.
@@ -66,7 +66,7 @@ def require_readable(streams: Mapping[str, ConditionStream], codecs: Mapping[str
         codecs: Codecs of the run, by the stream that their latents replace.
 
     Raises:
-        UsageFault: A stream reads such an array.
+        UsageFault: A condition stream reads an array that latents replace.
     """
     for name, stream in streams.items():
         lost = [content for content in stream.reads if STREAM_OF[content] in codecs]
@@ -158,7 +158,7 @@ def open_source(specification: Mapping[str, Any]) -> ShardSource:
 
 
 class _TokenCache:
-    """Text tokens of complete clips; the least recently used are dropped first."""
+    """A cache of the text tokens of complete clips; it drops the least recently used clips first."""
 
     def __init__(self, codec: TextTokenCodec) -> None:
         self._codec = codec
@@ -190,7 +190,7 @@ class _TokenCache:
 
 
 class Collator:
-    """Reader of windows into blocks; not safe for several threads at once."""
+    """A reader that fills blocks with windows; not safe for several threads at once."""
 
     def __init__(
         self,
@@ -267,7 +267,7 @@ class Collator:
         self._cold = resource.getrusage(resource.RUSAGE_SELF).ru_inblock > disk_before
 
     def _indices(self, positions: I64) -> WindowIndices:
-        """Return the windows at these positions, planned for many blocks at once, which is as fast as for one."""
+        """Return the windows at these positions; plan many blocks at once, which is as fast as one block."""
         if not self._order.shuffle or not len(positions):
             return self._order.windows_at(positions)
         name = (int(positions[0]), len(positions))
@@ -344,7 +344,7 @@ def make_collator(
 
     Args:
         document: Document of `make_setup`.
-        arrays: Arrays of `make_setup`, in which checks of members are marked.
+        arrays: Arrays of `make_setup`. The collator marks checked members in them.
         mapped: Map shards, as worker processes do; a shard that is truncated then ends the process.
 
     Returns:

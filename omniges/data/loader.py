@@ -43,7 +43,7 @@ _LOG: Final = logging.getLogger(__name__)
 class LoaderSettings:
     """Settings that change the speed of the loader, but not the batches."""
 
-    workers: int = 2  # processes; 0 reads in the calling one
+    workers: int = 2  # worker processes; 0: the calling process reads
     prefetch: int = 2  # batches each worker may be ahead
     verify: Verify = "first"  # compare a member's sha256 before its first use, or never
     pin_memory: bool | None = None  # page-locked memory; None: if there is a GPU
@@ -60,7 +60,7 @@ class LoaderSettings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """B aligned windows of w ticks; the memory of the tensors is reused when none of them is left."""
+    """B aligned windows of w ticks; the loader reuses the memory when no tensor of the batch exists any more."""
 
     gesture: torch.Tensor  # (B, w · 3, 415 or 424) float32, normalised
     audio: torch.Tensor  # (B, w · 10, 64) float32, normalised; or latents
@@ -70,7 +70,7 @@ class Batch:
     keys: tuple[str, ...]
     speakers: tuple[str | None, ...]
     sources: tuple[int, ...]  # number of the folder in a mixture
-    present: npt.NDArray[np.uint8]  # (B,) bits of `omniges.shards.present.STREAM_PARTS`; what is absent holds zeros
+    present: npt.NDArray[np.uint8]  # (B,) bits of `omniges.shards.present.STREAM_PARTS`; absent parts are zeros
     conditions: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     """For each condition stream: values (B, …), and which windows have one (B,) bool."""
 
@@ -91,8 +91,8 @@ class Batch:
 class BatchLoader:
     """An iterator over the batches of one rank: endless if shuffled, otherwise one pass. Not safe for several threads.
 
-    Iteration can be left at any point and continues from there. `close`, the end of a ``with`` block, of the object and
-    of the program stop the workers; the next batch starts them again.
+    Iteration can stop after any batch; a later iteration continues from there. Workers stop at `close`, at the end of a
+    ``with`` block, and when the loader is deleted or the program exits. The next batch starts them again.
     """
 
     def __init__(
@@ -110,14 +110,14 @@ class BatchLoader:
         Args:
             data: Shard sets.
             sequencing: Order of the windows.
-            share: Part of this rank.
-            settings: Settings of speed.
-            normaliser: Scales; None: by the statistics of the first folder.
+            share: Positions that this rank reads.
+            settings: Settings that change only the speed.
+            normaliser: Scales; None: scales from the statistics of the first folder.
             tokenizer: Content of tokenizer.json; None: that of the first folder.
             conditions: Condition streams by name.
 
         Raises:
-            UsageFault: There is no window, or no sample contributed to the statistics.
+            UsageFault: No clip is as long as a window, or no sample contributed to the statistics.
             DataError: The statistics are damaged.
         """
         if not data:
@@ -347,7 +347,7 @@ class BatchLoader:
 
         Raises:
             UsageFault: The saved sequence is not that of this loader; the error lists every difference.
-            DataError: It is not a valid state.
+            DataError: The state is not valid.
         """
         resumed = resume(self.state_dict(), state)
         self._seek(resumed.position)

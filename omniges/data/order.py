@@ -1,9 +1,9 @@
 """The order of windows: a pure function of (clips, window, seed, position), equal on any number of ranks.
 
-Nothing is drawn sequentially. A position gives its epoch and index by division. The index gives a window through a
-keyed permutation, which is computed for single indices. A keyed hash gives the window's place in its clip. Therefore
-every position has the same cost, resuming is O(1), and epochs need no preparation. docs/explanation/batches.md
-describes the algorithms. They use only 64-bit integers, so library versions cannot change them.
+Nothing is drawn sequentially. A position gives its epoch and index by division. A keyed permutation maps the index to a
+window, and can be computed for a single index. A keyed hash gives the window's position in its clip. Therefore every
+position has the same cost, resuming is O(1), and epochs need no preparation. docs/explanation/batches.md describes the
+algorithms. They use only 64-bit integers, so library versions cannot change them.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 
 PERIOD: Final = 10_000
-"""Positions after which the pattern of a mixture repeats; weights are exact to 1 / PERIOD."""
+"""Number of positions after which the pattern of a mixture repeats; weights are exact to 1 / PERIOD."""
 
 MAX_POSITION: Final = 2**62
-"""Positions are below this, so that sums of them are 64-bit integers."""
+"""Upper bound of positions, so that sums of positions are 64-bit integers."""
 
 _GOLDEN: Final = 0x9E3779B97F4A7C15
 _MASK: Final = 2**64 - 1
@@ -50,7 +50,10 @@ def _fold(state: U64, value: U64) -> U64:
 
 
 def keyed_hash(*values: U64 | I64 | int) -> U64:
-    """Return the 64-bit hash of rows of 64-bit values, folded in order into 0; shapes broadcast to ≥ (1,)."""
+    """Return 64-bit hashes of 64-bit values, which `_fold` adds in order to a state of 0.
+
+    The shapes broadcast; the result has at least one axis.
+    """
     state = np.zeros(1, dtype=np.uint64)
     for value in values:
         state = _fold(state, np.asarray(value & _MASK if isinstance(value, int) else value).astype(np.uint64))
@@ -169,7 +172,7 @@ class ClipOrder:
             window_ticks: Length of a window in ticks, a multiple of `multiple`.
             seed: Seed of the order.
             shuffle: Shuffle windows, or take one pass in key order.
-            multiple: Number of ticks that first ticks are multiples of; the remainder of a clip is not used.
+            multiple: First ticks of windows are multiples of this number of ticks; the remainder of a clip is not used.
 
         Raises:
             UsageFault: There is no window, or its length is invalid.
@@ -208,7 +211,10 @@ class ClipOrder:
         return epochs, samples, starts * self._multiple
 
     def _clips_of(self, windows: I64) -> tuple[I64, I64, I64]:
-        """Return clip, number of its windows, and index among these, of windows counted over all clips in key order."""
+        """Return the clip of each window, the clip's number of windows, and the window's index in the clip.
+
+        Windows are numbered over all clips in key order.
+        """
         samples = np.searchsorted(self._last, windows, side="right")
         counts = self._lengths[samples] // self._window
         return samples, counts, windows - (self._last[samples] - counts)

@@ -68,13 +68,13 @@ class CacheSettings:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> CacheSettings:
-        """Return the settings that `as_json` gave."""
+        """Return the settings from a result of `as_json`."""
         nested = {"retries": Retries(**document["retries"]), "timeouts": Timeouts(**document["timeouts"])}
         return cls(**dict(document) | nested | {"folder": Path(document["folder"])})
 
 
 class RemoteShards:
-    """A remote shard set: small files in `folder`, shards by `open`; safe for any number of threads.
+    """A remote shard set: `folder` contains the small files, and `open` opens shards. Safe for any number of threads.
 
     `open_location` creates one; `open_specification` does so in another process. It must not be used across a fork.
     """
@@ -152,7 +152,8 @@ class RemoteShards:
     def prefetch(self, shards: Iterable[str]) -> None:
         """Download shards in the background, in this order, as far as `ahead` and the space allow.
 
-        It replaces the previous hint. A shard that cannot be downloaded raises an error when it is opened.
+        Each call replaces the shards of the previous call. A shard that cannot be downloaded raises an error when it is
+        opened.
 
         Args:
             shards: Names of the shards.
@@ -164,7 +165,7 @@ class RemoteShards:
         return self.location.shown_file(shard)
 
     def doubt(self, shard: str) -> None:
-        """Forget that the copy of a shard was checked: a damaged one is downloaded again at the next start."""
+        """Forget that the cached copy of a shard was checked. At the next start, a damaged copy is downloaded again."""
         self._cache.doubt(self._files[shard])
 
     def specification(self) -> dict[str, Any]:
@@ -237,7 +238,7 @@ class RemoteShards:
                 wait=pause,
             )
 
-        # A record in the cache is written by whoever can write there. So the small files are read whole; they say what
+        # Anyone who can write to the cache can change its records. So the small files are read in full; they say what
         # every member of a shard has to be, and readers compare members before their first use.
         recheck = (self._settings.recheck or name in self._small_files()) and name not in self._rechecked
         pin = self._cache.acquire(file, fill, space_wait_s, recheck)

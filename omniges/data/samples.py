@@ -1,7 +1,7 @@
-"""Shard folders as samples of plain arrays, for other programs. Nothing here imports torch.
+"""Read shard folders as samples of plain arrays, for programs outside of omniges. This module does not import torch.
 
-`open_shards` reads the small files of a set and selects samples by filters. The arrays of a sample are read from its
-shard when it is accessed. Both versions of the shard contract give the same `Sample`.
+`open_shards` reads the small files of a set and selects samples by filters. Accessing a sample reads its arrays from
+its shard. Both versions of the shard contract give the same `Sample`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Sample:
     """
 
     key: str
-    """Name in the shards: the stem, characters outside ``[A-Za-z0-9_-]`` escaped."""
+    """Name of the sample in the shards: the stem, with characters outside ``[A-Za-z0-9_-]`` escaped."""
     stem: str
     """File name of the recording, without its ending."""
     split: str
@@ -72,13 +72,13 @@ class Sample:
     speaker: str | None
     language: str | None
     labels: dict[str, str]
-    """Such as ``emotion`` and ``scenario``, the same names in all samples of a set; "" where unknown."""
+    """Labels by name, such as ``emotion``. All samples of a set have the same names; an unknown value is ""."""
     seconds: float
     """Length of the clip, T / 30."""
     frames: int
-    """T."""
+    """Number of gesture frames T."""
     present: frozenset[Part]
-    """The parts that the sample has, of text, audio, upper, hands, lower, root, face, jaw_eyes, sem and labels."""
+    """Parts that the sample has, among text, audio, upper, hands, lower, root, face, jaw_eyes, sem and labels."""
     gesture: F32
     """(T, 415) float32, not normalized: upper body, hands and lower body as 6D rotations, root motion in metres
     (dx and dz per frame, y absolute), 100 face expressions. `omniges.features.gesture.LAYOUT` names the channels."""
@@ -91,21 +91,21 @@ class Sample:
     mel: F32
     """(M, 64) float32, natural logarithm of mel magnitudes."""
     waveform: F32 | None
-    """(N,) float32 at 16 kHz in −1 to 1; None where the set or the sample has no audio."""
+    """(N,) float32 at 16 kHz in −1 to 1; None if the set or the sample has no audio."""
     words: tuple[Word, ...]
-    """In order of time; empty without text."""
+    """Spoken words in order of time; empty if the sample has no text."""
     semantic: tuple[Span, ...] | None
-    """None without an annotation."""
+    """Semantic annotation; None if the sample has none."""
     notes: tuple[str, ...]
-    """What preprocessing noted about the recording, each ``code: what was found``."""
+    """Findings of preprocessing about the recording, each as ``code: description``."""
     sources: dict[str, tuple[str, str]]
     """Path and sha256 of each source file (wav, npz, textgrid, sem), the path relative to the root of the data set."""
     metadata: dict[str, Any]
-    """All of ``KEY.json``."""
+    """Complete content of the member ``KEY.json``."""
 
 
 class ShardReader(ShardFolder):
-    """A shard folder that compares the sha256 of a member only at its first read, or never."""
+    """A reader of a shard folder that compares the sha256 of a member only at its first read, or never."""
 
     def __init__(self, folder: Path, verify: Verify = "first") -> None:
         super().__init__(folder)
@@ -145,8 +145,8 @@ class ShardReader(ShardFolder):
 class ShardSet:
     """Samples of a shard folder: ``len``, iteration, and indexing by number, key or stem.
 
-    The order is that of the shards, so iteration reads each of them once from its start to its end. A sample is read
-    from its shard at each access. `open_shards` makes a set; `select` narrows it.
+    Samples are in the order of the shards, so iteration reads each shard once from start to end. A sample is read from
+    its shard at each access. `open_shards` creates a set; `select` returns a smaller set.
     """
 
     def __init__(self, reader: ShardReader, rows: Sequence[ManifestRow]) -> None:
@@ -166,7 +166,7 @@ class ShardSet:
 
     @property
     def seconds(self) -> float:
-        """Length of all samples together."""
+        """Total length of all samples in seconds."""
         return sum(row.seconds for row in self.rows)
 
     @cached_property
@@ -250,12 +250,12 @@ class ShardSet:
             name: Number, key or stem.
 
         Returns:
-            The sample; its arrays are read when they are accessed.
+            The sample with all its arrays.
 
         Raises:
             IndexError: There is no sample of this number.
             UsageFault: There is no sample of this key or stem.
-            DataError: Its bytes differ from the manifest.
+            DataError: The bytes of the sample differ from the manifest.
         """
         return self.read(self.row(name))
 
@@ -291,7 +291,7 @@ class ShardSet:
         return f": did you mean {', '.join(near)}?" if near else ": .keys lists them"
 
     def read(self, row: ManifestRow) -> Sample:
-        """Read the sample of a row; raise DataError if its bytes differ from the manifest."""
+        """Read the sample of a manifest row; raise DataError if the bytes differ from the manifest."""
         reader = self.reader
         metadata = reader.metadata(row)
         waveform = reader.waveform(row)
@@ -356,7 +356,7 @@ def open_shards(  # noqa: PLR0913 - filters, all by keyword
         shards[0].gesture.shape, shards["2_scott_0_1_1"].words, len(shards)
 
     Args:
-        folder: A folder that ``omniges preprocess`` or `write_shards` has made.
+        folder: A folder that ``omniges preprocess`` or `write_shards` wrote.
         split: ``train``, ``val``, ``test`` or ``additional``; None: all splits.
         speakers: Names or ids; empty: all.
         languages: Such as ``english``; empty: all.

@@ -23,10 +23,10 @@ from omniges.storage.documents import Document, Range, Sha256, shown
 STATE_VERSION: Final = 1
 
 _CONTENT: Final = "content_hashes"
-"""Key of the hashes of the content that batches read; states of earlier versions lack it."""
+"""State key of the hashes of the content that batches read. States of earlier versions lack this key."""
 
 _MULTIPLE: Final = "tick_multiple"
-"""Key of the number of ticks that first ticks are multiples of; states of earlier versions lack it, it was 1."""
+"""State key of the tick multiple of the windows' first ticks. States of earlier versions lack this key; it was 1."""
 
 _FIXED: Final = ("manifest_hashes", "filters", "weights", "window_ticks", "seed", "shuffle", _MULTIPLE)
 
@@ -88,14 +88,14 @@ def make_order(data: Sequence[DataSource], sequencing: Sequencing) -> Mixture:
         The order.
 
     Raises:
-        UsageFault: There is no window, or the latents are of different codecs.
+        UsageFault: There is no window, or the folders have latents of different codecs.
     """
     tables = [source.catalog.table for source in data]
     return order_of(tables, [source.weight for source in data], sequencing, tracks_of(data))
 
 
 def order_of(tables: Sequence[ClipTable], weights: Sequence[float], sequencing: Sequencing, tracks: Tracks) -> Mixture:
-    """Return the order of the windows of several folders' clips.
+    """Return the order of the windows in the clips of several folders.
 
     Args:
         tables: Clips of each folder.
@@ -164,7 +164,7 @@ class LoaderState:
 
     @classmethod
     def read(cls, document: Document) -> LoaderState:
-        """Return the state that `make_state` gave.
+        """Return the state from a result of `make_state`.
 
         Args:
             document: The state as a JSON object.
@@ -202,7 +202,7 @@ def resume(own: Mapping[str, Any], saved: Mapping[str, Any]) -> Resumed:
 
     Raises:
         UsageFault: The saved sequence is not that of this loader; the error lists every difference.
-        DataError: It is not a valid state.
+        DataError: The saved state is not valid.
     """
     state = LoaderState.read(Document(dict(saved), "loader state", "it was edited; choose another checkpoint"))
     known = {_MULTIPLE: 1} | dict(saved)
@@ -232,10 +232,10 @@ def trained_on(
     labels: Sequence[str] = (),
     gesture_channels: int = LAYOUT.channels,
 ) -> list[int]:
-    """Return the indices of a saved state's folders whose clips, as training reads them, equal those of a local folder.
+    """Find the folders in a saved state that have the same clips as a local folder.
 
-    Hashes of manifests may differ by content that training does not read, such as latents of another codec. States of
-    earlier versions have only these hashes.
+    Only content that training reads is compared. The hashes of two manifests may also differ because of other content,
+    such as latents of another codec. States of earlier versions contain only hashes of manifests.
 
     Args:
         saved: State of a loader.
@@ -266,7 +266,7 @@ def trained_on(
 
 
 def _differences(name: str, saved: Any, own: Any) -> list[str]:
-    """Return readable differences of two JSON values, down to single fields."""
+    """Return the differences of two JSON values, field by field, as text for errors."""
     if type(saved) is type(own) and saved == own:
         return []
     if isinstance(saved, dict) and isinstance(own, dict) and saved.keys() == own.keys():

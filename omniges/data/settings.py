@@ -12,7 +12,7 @@ from omniges.shards.schema import Split
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceSettings:
-    """Steps and run whose batches are traced."""
+    """Settings of `omniges trace-batches`: the steps to trace, and the settings of their run."""
 
     shards: Path = option(Path("shards"), "Folder of shards.", panel="Steps to list")
     split: Split = option("train", "Split whose windows are listed.")

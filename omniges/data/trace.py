@@ -1,4 +1,4 @@
-"""The windows of a rank's steps, found without reading shards unless digests are requested."""
+"""Trace which windows a rank reads in each step. Shards are read only if digests are requested."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ I64 = npt.NDArray[np.int64]
 def trace(settings: TraceSettings) -> Iterator[dict[str, Any]]:
     """Yield one record for each window: step, rank, position, key, start_tick, split, and with `decode` sha256.
 
-    The digest covers the window's normalised gesture, mel and text tokens in the batch, or latents in their place.
-    Arrays are float32, tokens int32, little-endian, in this order.
+    The digest covers the window's normalised gesture, mel and text tokens in the batch, or the latents that replace
+    them. Arrays are float32, tokens int32, little-endian, in this order.
 
     Args:
         settings: Settings of the command.

@@ -1,8 +1,9 @@
-"""Tracks from which windows are cut: members, rows in a tick, values in a row, and their scale.
+"""Tracks, the arrays from which windows are cut: their members, rows per tick, values per row and scales.
 
 Gesture and audio are arrays of rows, or latents of a codec. Text is words, or latents of complete windows. If a tick is
-not a whole number of rows, windows begin at multiples of `Tracks.tick_multiple` ticks, and so do their ends. Then every
-window has the same number of complete rows. If text is stored as latents, windows are those of the latents.
+not a whole number of rows, windows begin and end at multiples of `Tracks.tick_multiple` ticks. Then every window has
+the same number of complete rows. If text is stored as latents, windows are exactly the windows that the text codec
+encoded.
 
 Values are normalised by the statistics of the train split: (x − mean)/std per channel, scale 1 where std < 1e-6.
 """
@@ -30,7 +31,7 @@ F32 = npt.NDArray[np.float32]
 WORDS: Final = "words"
 """Name of the member with the words, in any version of the contract."""
 TILE_TICKS: Final = 64
-"""Ticks of a tiled scale: means and divisors of this many ticks take 1 MB, which fits into a cache."""
+"""Number of ticks of a tiled scale. Its means and divisors take 1 MB, which fits into a processor cache."""
 STREAMS: Final[tuple[Literal["gesture", "audio", "text"], ...]] = ("gesture", "audio", "text")
 
 
@@ -45,13 +46,13 @@ class PlainArray(FrameRows):
 
     @property
     def member(self) -> str:
-        """Name of the member; the source, unless it has the same frames as another member."""
+        """Name of the member that stores the array. It is `source` unless `stored_as` names another member."""
         return self.stored_as or self.source
 
 
 @dataclass(frozen=True, slots=True)
 class Tracks:
-    """Tracks of a batch's arrays."""
+    """Tracks of the arrays in a batch: gesture, audio, and text if it is stored as latents."""
 
     gesture: PlainArray | FrameEntry
     audio: PlainArray | FrameEntry
@@ -63,7 +64,7 @@ class Tracks:
         """Return the plain arrays, with the latents of codecs in place of their streams.
 
         Args:
-            gesture_channels: Channels of a batch's gesture, 415 or 424; latents have their own.
+            gesture_channels: Channels of a batch's gesture, 415 or 424; latents have their own number of channels.
             entries: Codecs by stream.
 
         Returns:
@@ -76,12 +77,12 @@ class Tracks:
 
     @property
     def arrays(self) -> tuple[PlainArray | FrameEntry | WindowEntry, ...]:
-        """Gesture, audio and text if it is stored as latents, in the order of readers."""
+        """Arrays in the order in which windows are read: gesture, audio and, if text is stored as latents, text."""
         return (self.gesture, self.audio) if self.text is None else (self.gesture, self.audio, self.text)
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Number of values in a row of each array: gesture, audio and text if it is stored as latents."""
+        """Number of values in a row of each array, in the order of `arrays`."""
         return self.gesture_channels, *(track.channels for track in self.arrays[1:])
 
     @property
@@ -91,7 +92,7 @@ class Tracks:
 
     @property
     def by_member(self) -> dict[int, PlainArray | FrameEntry | WindowEntry]:
-        """The arrays that batches read, by the index of their member; words are no array."""
+        """The arrays that batches read, by the index of their member. Words are left out, because they are text."""
         found = dict(enumerate(self.arrays))
         return found if self.jaw_eyes is None else found | {len(self.members) - 1: self.jaw_eyes}
 
@@ -166,7 +167,7 @@ class Scale:
             Mean and divisor (C,).
 
         Raises:
-            UsageFault: The statistics are of no sample.
+            UsageFault: No sample contributed to the statistics.
             DataError: The statistics do not follow the contract.
         """
         if found == {"samples": 0}:
@@ -188,7 +189,7 @@ class Scale:
         return cls(mean.astype(np.float32), divisors(std))
 
     def joined(self, other: Scale) -> Scale:
-        """Return the scale of rows that contain a row of this array, then one of another."""
+        """Return the scale of joined rows, which contain a row of this array followed by a row of the other array."""
         return Scale(np.concatenate([self.mean, other.mean]), np.concatenate([self.divisor, other.divisor]))
 
     def tiled(self, frames: int) -> Scale:

@@ -1,9 +1,9 @@
 """A webdataset pipeline over shards: samples in sequence, from folders, URLs, pipes and standard input.
 
-webdataset lists the shards, splits them between nodes and workers, shuffles, runs pipes and applies further stages. Its
-`tar_file_iterator` is replaced. That one ends without an error at a damaged header or a truncated file, and splits a
-sample whose members are interleaved with another's. Here members must be in the contract's order, and errors name the
-byte. Decoders read npy without pickled objects, json, txt and flac; nothing else is decoded.
+webdataset lists the shards, splits them between nodes and workers, shuffles, runs pipes and applies further stages.
+This module replaces its `tar_file_iterator`, which ends without an error at a damaged header or a truncated file, and
+splits samples whose members are interleaved. The replacement requires members in the contract's order, and its errors
+name the byte. Decoders read npy without pickled objects, json, txt and flac; nothing else is decoded.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _HEADER: Final = re.compile(  # finds name and size; `member_header` defines the
 _ZERO_BLOCK: Final = bytes(BLOCK_BYTES)
 _READ_BYTES: Final = 1 << 20
 _VERIFY: Final = "run omniges verify-shards on the original"
-_SHARDS_SHUFFLED: Final = 1_000_000  # all of them
+_SHARDS_SHUFFLED: Final = 1_000_000  # more than any set has, so all shards are shuffled
 
 
 def webdataset(
@@ -89,8 +89,8 @@ def webdataset(
             name several files.
         split: Use only shards whose names begin with this split; None uses all.
         shuffle: Samples in the shuffle buffer; above 0 the order of shards is shuffled too. 0 keeps the order.
-        seed: Seed of both shuffles; None gives another order in each run. Epochs differ; with workers, they differ if
-            the ``DataLoader`` has ``persistent_workers=True``.
+        seed: Seed of both shuffles; None gives another order in each run. Each epoch has another order; with workers,
+            only if the ``DataLoader`` has ``persistent_workers=True``.
         decode: Decode members: ``.npy`` to arrays, ``json`` and the JSON of ``words.txt`` and ``sem.txt`` to
             dictionaries and lists, ``flac`` to float32 at 16 kHz. Other members stay bytes. False: all stay bytes.
         manifest: The set that the tar files belong to, as a folder or open `ShardSet`. Every member is then compared
@@ -121,7 +121,7 @@ def webdataset(
         empty_check=False,  # a worker beyond the number of shards has nothing to do
         seed=number,
     )
-    # Its opener, tar reader and grouping come last. One stage of ours stands in their place.
+    # The last stages of webdataset open, read and group. One stage of this module replaces them.
     opener = next(n for n, stage in enumerate(pipeline.pipeline) if isinstance(stage, wds.cache.StreamingOpen))
     del pipeline.pipeline[opener:]
     pipeline.append(partial(_samples, plans=None if rows is None else _plans(rows)))
@@ -200,12 +200,12 @@ def _at_most(stream: ByteStream, size: int, place: str) -> bytes:
 
 
 def _shown(address: str) -> str:
-    """Return an address for texts: without credentials, in one line."""
+    """Return an address for error messages, without credentials and in one line."""
     return one_line(redact(address, secrets_in_url(address)))
 
 
 def _rows_of(manifest: str | Path | ShardSet) -> Sequence[ManifestRow]:
-    return (manifest if isinstance(manifest, ShardSet) else open_shards(manifest)).reader.rows  # filters aside
+    return (manifest if isinstance(manifest, ShardSet) else open_shards(manifest)).reader.rows  # without filters
 
 
 def _plans(rows: Sequence[ManifestRow]) -> dict[str, list[ManifestRow]]:
@@ -351,7 +351,7 @@ class _Walk:
 def _grouped(
     walk: _Walk, plans: Mapping[str, Sequence[ManifestRow]] | None
 ) -> Iterator[tuple[str, dict[str, _Member]]]:
-    """Yield complete samples of a shard, compared with its part of the manifest if there is one."""
+    """Yield complete samples of a shard; if there is a manifest, compare them with its rows."""
     plan: Iterator[ManifestRow] | None = None
     for key, members in _complete_samples(walk):
         if plans is not None:

@@ -3,8 +3,8 @@
 The size of a shard is checked before it is mapped, and the npy header of a member before its first window is read. By
 default the sha256 of a member is checked too. Errors are DataErrors with shard, key, member and byte offset.
 
-The kernel ends a process that reads a map of a file which was truncated (SIGBUS). A process that must not end reads
-shards range by range instead (`ShardFile`). Imports no torch.
+If a mapped file was truncated, the kernel kills a process that reads the map (SIGBUS). A process that must survive this
+reads shards range by range instead (`ShardFile`). This module does not import torch.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ F32 = npt.NDArray[np.float32]
 Verify = Literal["first", "never"]
 
 _MAX_CHECKED: Final = 1 << 16
-"""Clips whose checked places a process keeps in memory (15 MB); marks record which others were checked."""
+"""Number of clips whose checked offsets a process keeps in memory (15 MB). `ReadMarks` records the other checks."""
 
 _MAX_HEADER_BYTES: Final = 4096
-# As numpy.save writes it. numpy's own parser accepts more, and may raise any error of Python's tokenizer.
+# Header as numpy.save writes it. numpy's own parser accepts more, and may raise any error of Python's tokenizer.
 _NPY_HEADER: Final = re.compile(
     rb"\{'descr': '(?P<dtype>[^']*)', 'fortran_order': (?P<fortran>True|False), "
     rb"'shape': \((?P<shape>[\d, ]*)\), *\} *\n"
@@ -47,19 +47,19 @@ _NPY_HEADER: Final = re.compile(
 _GESTURE, _AUDIO, _TEXT, _JAW_EYES = range(4)
 
 MAX_MAPS: Final = 64
-"""Shards that a process keeps mapped; the least recently used is unmapped first."""
+"""Number of shards that a process keeps mapped; the least recently used shard is unmapped first."""
 
 
 class ShardFile:
-    """An open shard that is used like a map, but reads each range when it is accessed."""
+    """An open shard with the interface of a memory map, which reads each range when it is accessed."""
 
     def __init__(self, descriptor: int, size_bytes: int, shown: str) -> None:
-        """Use an open file, and close it at the end.
+        """Take over an open file, which is closed when the object is deleted.
 
         Args:
             descriptor: The file, closed when the object is deleted.
-            size_bytes: Its size.
-            shown: Its name for errors.
+            size_bytes: Size of the file.
+            shown: Name of the file in errors.
         """
         self._descriptor, self._size, self._shown = descriptor, size_bytes, shown
 
@@ -148,7 +148,7 @@ class MappedShard:
     """A shard in two forms: its bytes, and the same memory as float32 values."""
 
     content: Ranges
-    floats: Any  # an array, or `_Floats`, of which ranges are taken; use each before the next
+    floats: Any  # an array or `_Floats`; use each range before the next range is taken
 
 
 class ShardMaps(Collection[str]):
@@ -338,7 +338,7 @@ class ClipReader:
             out[:] = 0.0
 
     def prefetch(self, samples: npt.NDArray[np.int64]) -> None:
-        """Tell the source which shards these clips (k,) need, in order, without those that are mapped."""
+        """Tell the source which shards clips (k,) need, in order, except shards that are already mapped."""
         shards = dict.fromkeys(self.table.shard[samples].tolist())
         wanted = [name for name, _ in map(self._shards.__getitem__, shards) if name not in self.maps]
         if wanted:
@@ -381,7 +381,7 @@ class ClipReader:
         return self.maps.get(*self._shards[self.table.shard[sample]])
 
     def _check(self, sample: int) -> tuple[int, int, int, int, int]:
-        """Return a clip's shard, the first floats of its gesture, audio and jaw_eyes, and its bits of parts."""
+        """Check a clip; return its shard, the first float of gesture, audio and jaw_eyes, and bits of its parts."""
         shard = int(self.table.shard[sample])
         content = self._map(sample).content
         gesture, audio = (self._data_start(content, sample, member) // 4 for member in (_GESTURE, _AUDIO))

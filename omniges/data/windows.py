@@ -42,7 +42,7 @@ Mask = npt.NDArray[np.bool_]
 T = TypeVar("T")
 
 _SAMPLES_PER_TICK: Final = SAMPLE_RATE_HZ // TICKS_PER_SECOND
-_CACHE_BYTES: Final = 64 << 20  # of decoded FLAC, and again of text tokens and words, in each process
+_CACHE_BYTES: Final = 64 << 20  # in each process for decoded FLAC, and the same size for text tokens and words
 _TOUCH_S: Final = 1e-6  # words that overlap a window by less only touch it
 _WORD_BYTES: Final = 200  # about what a word takes in memory
 
@@ -73,13 +73,13 @@ class MemberReader:
         self._folder, self._rows, self._widths, self._marks, self._verify = folder, rows, dict(widths), marks, verify
         self._columns = {member: column for column, member in enumerate(self._widths)}
         self._maps = ShardMaps(folder.source, mapped=False)
-        self._places: dict[tuple[int, str], tuple[int, int]] = {}  # first float in the shard, and how many
+        self._places: dict[tuple[int, str], tuple[int, int]] = {}  # first float in the shard, and number of floats
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_places": {}}
 
     def floats(self, number: int, member: str, first: int, count: int) -> F32:
-        """Return values of a sample's member, row after row.
+        """Return a range of the values of a sample's member, in row-major order.
 
         Args:
             number: Index of the sample.
@@ -88,7 +88,7 @@ class MemberReader:
             count: Number of values.
 
         Returns:
-            Values (count,), fewer where the member ends before; valid until the next call.
+            Values (count,), fewer if the member ends earlier; valid until the next call.
 
         Raises:
             DataError: The shard or member differs from the manifest, or does not follow the contract.
@@ -157,14 +157,16 @@ ARRAYS: Final = (*_TRACKS, "text_tokens", "words", "timed_words", "speaker", "la
 
 
 class _Recent:
-    """A cache of values by name; beyond a size in bytes, the least recently used are dropped first."""
+    """A cache of values by name. Above its size limit in bytes, it drops the least recently used values first."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit, self._bytes = limit_bytes, 0
         self._kept: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
 
     def get(self, name: Hashable, make: Callable[[], T], size: Callable[[T], int]) -> T:
-        """Return the value of a name, computed if it is not cached; the newest is kept even if it exceeds the limit.
+        """Return the cached value of a name, or compute and cache it.
+
+        The newest value is kept even if it exceeds the size limit.
 
         Args:
             name: Name of the value.
@@ -209,8 +211,8 @@ class _Items(Sequence[dict[str, Any]]):
 class _SharedRows:
     """A batch of an array in memory that a worker shares with its parent, filled row by row.
 
-    Rows go through the file of the shared memory, because the kernel then fills each new page once. Through the map it
-    would write zeros first, and be called for every page.
+    Rows are written with file writes, because the kernel then fills each new page once. Writes through the memory map
+    would fill each page with zeros first, and cause a page fault for each page.
     """
 
     def __init__(self, rows: int, shape: tuple[int, ...]) -> None:
@@ -286,19 +288,20 @@ class WindowDataset(Dataset[dict[str, Any]]):
     Args:
         shards: A folder of shards, or an open `ShardSet`, whose filters apply too.
         window_ticks: Length of a window, in ticks of 0.1 s.
-        stride_ticks: Distance between the starts of windows; None means that they touch.
+        stride_ticks: Distance between the starts of windows; None: successive windows touch.
         split: ``train``, ``val``, ``test`` or ``additional``; None: all splits.
         arrays: Names from the table above.
-        normalized: (x − mean) / std by stats.json, which describes the train split; else values as recorded. Version 1
-            of the shards has no statistics of jaw_eyes: they are computed here, once, from its train split.
+        normalized: True: values are (x − mean) / std, with the statistics of the train split in stats.json. False:
+            values are as recorded. Version 1 of the shards has no statistics of jaw_eyes, so they are computed once
+            from the train split.
         speakers: Names or ids; empty: all.
         languages: Such as ``english``; empty: all.
         labels: Accepted values by label: ``{"emotion": ("happiness", "anger")}``.
         min_seconds: Shortest length of a clip.
         max_seconds: Greatest length of a clip.
         require: Parts that a clip must have, such as ``("text", "audio", "face")``.
-        verify: ``first`` compares the sha256 of each member at its first use, ``never`` trusts the files; None: as the
-            open set, and ``first`` for a folder.
+        verify: ``first`` compares the sha256 of each member at its first use, ``never`` trusts the files; None: the
+            setting of an open set, or ``first`` for a folder.
 
     Raises:
         UsageFault: An argument is invalid, no window is left, or a normalized array has a part that no train sample
@@ -436,7 +439,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         return {name: ready[name] if name in ready else others[name] for name in items[0]}
 
     def _shared_batch(self, indices: Sequence[int]) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-        """Return arrays of windows as shared batches, and the windows; each window overwrites the arrays before it."""
+        """Return the arrays of windows as shared batches, and the windows. Arrays inside a window are overwritten."""
         shared = {name: _SharedRows(len(indices), shape) for name, shape in self._shapes.items()}
         window = {name: torch.empty(shape) for name, shape in self._shapes.items()}
         items = []
@@ -455,7 +458,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         )
 
     def _usable(self, required: set[str]) -> tuple[list[ManifestRow], dict[str, int]]:
-        """Return the clips that have a window and all required parts, and the numbers of other clips by reason."""
+        """Return the clips that have a window and all required parts; count excluded clips by reason."""
         long_enough = [row for row in self.shards.rows if row.ticks >= self.window_ticks]
         usable = [row for row in long_enough if required <= set(row.present)]
         left_out = {
@@ -484,7 +487,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         return number, (window - self._first_windows[number]) * self.stride_ticks
 
     def _masks_of(self, row: ManifestRow) -> dict[str, Mask]:
-        """Return which channels a clip has, by array; the result is cached, because few clips differ."""
+        """Return which channels a clip has, by array; results are cached, because most clips have the same parts."""
         if row.present not in self._masks:
             audio, text = "audio" in row.present, "text" in row.present
             found = {
@@ -565,14 +568,14 @@ class WindowDataset(Dataset[dict[str, Any]]):
 
 
 def _chosen(what: str, names: Texts, known: Sequence[str]) -> tuple[str, ...]:
-    """Return distinct names, each a known one."""
+    """Return the given names without duplicates; refuse an unknown name."""
     return tuple(dict.fromkeys(arguments.choice(what, name, known) for name in arguments.texts(what, names)))
 
 
 def _scale(base: ShardSet, name: str, window_ticks: int, present: Collection[Part]) -> Scale:
     """Return the scale of an array.
 
-    Raise UsageFault if a part that clips have is in no train sample, DataError for damaged statistics.
+    Raise UsageFault if clips have a part that no train sample has. Raise DataError for damaged statistics.
     """
     source = base.folder / STATS_FILE
     if not base.statistics.get("samples"):
@@ -583,7 +586,7 @@ def _scale(base: ShardSet, name: str, window_ticks: int, present: Collection[Par
     track = _TRACKS[name]
     found = base.statistics.get(name) or train_statistics(base.reader, track.member)  # version 1 lacks some
     scale = Scale.from_statistics(found, name, track.channels, str(source))
-    # Version 1 has no counts, because its samples lack nothing.
+    # Version 1 has no counts, because its samples have all parts.
     counts = np.broadcast_to(found.get("counts", 1), scale.mean.shape)
     unknown = [part for part, own in _PARTS_OF[name].items() if part in present and not counts[own].any()]
     if unknown:
