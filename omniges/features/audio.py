@@ -1,4 +1,4 @@
-"""Waveform to the log-mel of AudioLDM2, with librosa's filters.
+"""Conversion of a waveform to the log-mel spectrogram of AudioLDM2, with librosa's filters.
 
 16 kHz mono, n_fft = win = 1024, hop 160, periodic Hann, centred with reflect padding, magnitude (power 1). 64 Slaney
 bands of 0–8000 Hz with Slaney normalisation, natural log of max(x, 1e-5). Shape letters: F mel frames, 64 bands.
@@ -33,13 +33,13 @@ FMAX_HZ: Final = 8000.0
 LOG_FLOOR: Final = 1e-5
 PEAK_LEVEL: Final = 0.5
 
-_TABLE_DECIMALS = 12  # rounds window and filters, because the last bits of sine, log and exp differ between CPUs
+_TABLE_DECIMALS = 12  # window and filters are rounded, because the last bits of sine, log and exp differ between CPUs
 _HALF_WINDOW_FRAMES = -(-(N_FFT // 2) // HOP_SAMPLES)
-_BLOCK_FRAMES = 160  # frames in a transform, whose temporaries fit the second-level cache
-_SURPLUS_BITS = 2**29 - 1  # bits of a float64's fraction that a float32 has no room for
+_BLOCK_FRAMES = 160  # frames in one transform; its temporaries fit in the second-level cache
+_SURPLUS_BITS = 2**29 - 1  # bits of a float64's fraction that a float32 does not have
 _HALFWAY = 2**28
-_LOG_ULPS = 16  # more than any C library's float64 logarithm is off by
-_CANCELLED = 0.25  # two channels of one level do so where their correlation is below -0.94
+_LOG_ULPS = 16  # larger than the error of any C library's float64 logarithm
+_CANCELLED = 0.25  # two equally loud channels reach this ratio at a correlation below -0.94
 _FLOAT32_RANGE = 2e-5  # below this ratio of quietest to loudest band, float32 rounding reaches 1e-4 in the log
 
 
@@ -68,7 +68,7 @@ def mel_filterbank() -> F64:
 
 @functools.cache
 def _analysis(precision: str) -> tuple[npt.NDArray[Any], Any, Callable[..., Any]]:
-    """Return window, sparse filters and transform of one precision."""
+    """Return the window, the sparse filters and the transform for a precision."""
     import scipy.fft  # noqa: PLC0415 - takes half a second, too long for --help
     import scipy.sparse  # noqa: PLC0415
 
@@ -77,9 +77,9 @@ def _analysis(precision: str) -> tuple[npt.NDArray[Any], Any, Callable[..., Any]
 
 
 def _blocks_of_frames(samples: F32, frames: int) -> Iterator[tuple[int, F32]]:
-    """Yield frames centred on samples 0, 160, 320, … in blocks, as (first frame, strided view (n, 1024)).
+    """Yield blocks of frames centred on samples 0, 160, 320, …, each as (first frame, strided view (n, 1024)).
 
-    Frames near an edge come from a short reflected copy, all others directly from the audio.
+    Frames near an end of the audio are views of a short reflected copy; all other frames are views of the audio.
     """
     half = N_FFT // 2
     windows = np.lib.stride_tricks.sliding_window_view
@@ -87,7 +87,7 @@ def _blocks_of_frames(samples: F32, frames: int) -> Iterator[tuple[int, F32]]:
         yield 0, windows(np.pad(samples, half, mode="reflect"), N_FFT)[: frames * HOP_SAMPLES : HOP_SAMPLES]
         return
     head = min(-(-half // HOP_SAMPLES), frames)  # frames that reach before the first sample
-    tail = max(min((len(samples) - half) // HOP_SAMPLES + 1, frames), head)  # from here on, past the last
+    tail = max(min((len(samples) - half) // HOP_SAMPLES + 1, frames), head)  # first past the end
     if head:
         reach = samples[: (head - 1) * HOP_SAMPLES + N_FFT]
         yield 0, windows(np.pad(reach, (half, 0), mode="reflect"), N_FFT)[: head * HOP_SAMPLES : HOP_SAMPLES]
@@ -124,7 +124,8 @@ def log_mel(samples: F32, frames: int) -> F32:
         Log-mel (frames, 64) float32.
 
     Raises:
-        ValueError: The audio is shorter than half a window, which reflection cannot pad, or than the frames.
+        ValueError: The audio is too short for `frames`, or shorter than half a window, so that reflection cannot
+            pad it.
     """
     if len(samples) <= N_FFT // 2 or frames > 1 + len(samples) // HOP_SAMPLES:
         raise ValueError(f"{frames} mel frames need more than {len(samples)} samples")
@@ -142,7 +143,7 @@ def log_mel(samples: F32, frames: int) -> F32:
 class MelStream:
     """The log-mel of 16 kHz audio, computed in blocks. It equals `log_mel` of the complete audio except for rounding.
 
-    It stores only the last block and one window before it.
+    It stores only the last block and one window of audio before that block.
     """
 
     def __init__(self) -> None:
@@ -151,13 +152,13 @@ class MelStream:
         self._returned = 0  # frames returned so far
 
     def push(self, samples: F32) -> F32:
-        """Append samples (N,); return the frames (n, 64) that they complete, 0 or more."""
+        """Append samples (N,), and return the frames (n, 64) that are now complete; n may be 0."""
         self._held = np.concatenate([self._held, samples])
         seen = self._first * HOP_SAMPLES + len(self._held)
         return self._frames((seen - N_FFT // 2) // HOP_SAMPLES + 1 if seen >= N_FFT else self._returned)
 
     def finish(self) -> F32:
-        """Return the last frames (n, 64); raise ValueError for less than half a window of audio."""
+        """Return the last frames (n, 64); raise ValueError if the audio is shorter than half a window."""
         return self._frames(self._first + len(self._held) // HOP_SAMPLES + 1)
 
     def _frames(self, stop: int) -> F32:
@@ -166,7 +167,7 @@ class MelStream:
             return np.zeros((0, MEL_BANDS), np.float32)
         found = log_mel(self._held, stop - self._first)[self._returned - self._first :]
         self._returned = stop
-        # A frame reaches back half a window, so earlier frames would be reflected.
+        # A frame reaches back half a window, so earlier frames would contain reflected samples.
         first = max(self._first, stop - _HALF_WINDOW_FRAMES)
         self._held = self._held[(first - self._first) * HOP_SAMPLES :]
         self._first = first
@@ -176,8 +177,8 @@ class MelStream:
 def log_correctly_rounded(values: F32) -> F32:
     """Return the natural logarithm of positive float32 values, correctly rounded to float32.
 
-    A float64 logarithm is correct to a few units in the last place. If these straddle a rounding boundary of float32
-    (about once in 10^7), exact decimal arithmetic decides (Ziv 1991).
+    A float64 logarithm has an error of a few units in the last place. In about one of 10^7 values, a rounding boundary
+    of float32 lies within this error. Such a value is computed in 60-digit decimal arithmetic (Ziv 1991).
 
     Args:
         values: Positive values.
@@ -187,7 +188,7 @@ def log_correctly_rounded(values: F32) -> F32:
     """
     log = np.log(values, dtype=np.float64)
     rounded = log.astype(np.float32)
-    # A float64 is half-way between two float32 values if its 29 surplus bits are 1000…0.
+    # A float64 lies half-way between two float32 values if its last 29 bits are 1000…0.
     surplus = log.view(np.int64)
     surplus -= _HALFWAY - _LOG_ULPS
     surplus &= _SURPLUS_BITS
@@ -200,7 +201,7 @@ def log_correctly_rounded(values: F32) -> F32:
 
 
 def _log_decimal(value: float) -> np.float32:
-    """Return the correctly rounded float32 logarithm of one value, through 60 decimal digits."""
+    """Return the correctly rounded float32 logarithm of one value, computed with 60 decimal digits."""
     with decimal.localcontext() as context:
         context.prec = 60
         exact = decimal.Decimal(value).ln()
@@ -210,7 +211,7 @@ def _log_decimal(value: float) -> np.float32:
 
 
 def mix_down(samples: npt.NDArray[np.floating]) -> F32:
-    """Return the average of the channels, (N, C) to (N,) float32; mono audio is unchanged."""
+    """Return the average (N,) float32 of channels (N, C); mono audio is unchanged."""
     if samples.ndim == 1:
         return np.asarray(samples, dtype=np.float32)
     total = samples[:, 0].astype(np.float64)
@@ -220,18 +221,18 @@ def mix_down(samples: npt.NDArray[np.floating]) -> F32:
 
 
 class Cancellation:
-    """Sums over blocks of audio, which show whether its channels cancel each other in their mean."""
+    """Running sums over blocks of audio, which show whether the channels cancel each other in their mean."""
 
     def __init__(self) -> None:
         self._count = self._channels = 0
-        self._sums: F64 = np.zeros((2, 0))  # of values and squares; channels, and their mean last
+        self._sums: F64 = np.zeros((2, 0))  # rows: sums of values, of squares; columns: each channel, then their mean
 
     def add(self, samples: npt.NDArray[np.floating], mono: F32) -> None:
         """Add a block of audio.
 
         Args:
-            samples: Channels (N, C), or (N,) of mono audio, whose channels cannot cancel.
-            mono: Their mean (N,).
+            samples: Channels (N, C), or mono audio (N,), which cannot cancel.
+            mono: Mean (N,) of the channels.
         """
         if samples.ndim == 1:
             return
@@ -242,7 +243,7 @@ class Cancellation:
 
     @property
     def problem(self) -> str | None:
-        """Return the problem if the mean is much quieter than the mean of unrelated channels would be, else None."""
+        """Describe the problem if the mean is much quieter than that of unrelated channels would be; otherwise None."""
         if not self._count:
             return None
         mean, squares = self._sums / self._count
@@ -257,7 +258,7 @@ def mix_down_in_phase(samples: npt.NDArray[np.floating]) -> F32:
     """Return the mean of the channels as `mix_down` does, and refuse channels that cancel each other.
 
     Args:
-        samples: Samples (N, C), or (N,) of mono audio.
+        samples: Samples (N, C), or mono audio (N,).
 
     Returns:
         Samples (N,).
@@ -274,7 +275,7 @@ def mix_down_in_phase(samples: npt.NDArray[np.floating]) -> F32:
 
 
 def _sums(track: npt.NDArray[np.floating]) -> tuple[float, float]:
-    """Return the sums of values and of squares."""
+    """Return the sum of the values and the sum of their squares."""
     wide = track.astype(np.float64)
     return float(wide.sum()), float(np.square(wide).sum())
 
@@ -296,9 +297,10 @@ def resample(samples: F32, rate_hz: int) -> F32:
 
 
 def loudness_gain(samples: F32, rule: Loudness) -> float:
-    """Return the factor that is applied before the mel: 1 for ``none``; for ``peak`` it scales the peak to 0.5.
+    """Return the factor by which audio is multiplied before the mel transform.
 
-    0.5 is the level of AudioLDM2's training. The sample's metadata stores the factor, so that it can be undone.
+    The factor is 1 for ``none``. For ``peak`` it scales the peak to 0.5, the level of AudioLDM2's training. The
+    sample's metadata stores the factor, so that the scaling can be undone.
 
     Args:
         samples: Samples (N,).

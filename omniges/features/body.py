@@ -1,17 +1,17 @@
-"""Skeletons and forward kinematics over SMPL-X's joints: the generic skeleton, and the body of a person.
+"""Skeletons with the joints of SMPL-X, and forward kinematics: a generic skeleton, and the body of a person.
 
-**The generic skeleton is not SMPL-X.** It needs no body model file. Its bone lengths are round numbers of an adult of
-about 1.7 m, equal for all people; betas and expressions do not change them. Only the order of the joints, the tree and
-the meaning of the angles are those of SMPL-X. Positions are suitable for stick figures and for comparing raised with
-lowered hands, not for metrics that others compute on the body model. Rest pose: standing in a T along +y, facing +z,
-the person's left at +x.
+**The generic skeleton is not SMPL-X.** It needs no body model file. Its bone lengths are round numbers for an adult of
+about 1.7 m. They are equal for all people; betas and expressions do not change them. Only the order of the joints, the
+tree and the meaning of the angles are those of SMPL-X. Its positions are suitable for stick figures and for telling
+raised from lowered hands. They are not suitable for metrics that are defined on the body model. In the rest pose the
+person stands upright along +y with the arms stretched out (T-pose), faces +z, and has the left side at +x.
 
-The SMPL-X body (Loper et al. 2015, Pavlakos et al. 2019) comes from the user's file: rest joints by its regressor, and
-linear blend skinning of its vertices. Angles of hands are relative to the model's mean hand, which is added here, as
-published tools for BEAT2 do. Shards do not depend on this module, so matrix products may use BLAS, whose last bits
-differ between CPUs.
+The SMPL-X body (Loper et al. 2015, Pavlakos et al. 2019) is computed from the user's model file: its regressor gives
+the rest joints, and linear blend skinning moves its vertices. Angles of hands are relative to the model's mean hand.
+This module adds the mean hand, as published tools for BEAT2 do. Shards do not depend on this module. So matrix products
+may use BLAS, whose last bits differ between CPUs.
 
-Letters: T frames, V vertices, 55 joints. Angles are radians, lengths metres; all in float64.
+Shape letters: T frames, V vertices, 55 joints. Angles are in radians, lengths in metres, all in float64.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BLOCK_FRAMES: Final = 32
 """Frames of vertices in a block; each takes 1 MB of temporaries with SMPL-X's 10475 vertices."""
 
 BODY_COLUMNS: Final = 75  # columns of a pose before the hands
-_PLACED_FRAMES: Final = 1024  # frames in a block, because rotation matrices take eight times the memory of positions
+_PLACED_FRAMES: Final = 1024  # frames in a block; rotation matrices take much memory, so long motion is split
 PELVIS_BELOW_TRANS_M: Final = 0.35  # SMPL-X's `transl` places the model's origin, not the pelvis joint
 
 
@@ -92,12 +92,12 @@ REST_OFFSETS.setflags(write=False)
 
 
 def rotations_of(poses: Numbers) -> F64:
-    """Return rotation matrices (T, 55, 3, 3), relative to the parent, of poses (T, 165) in radians."""
+    """Return the rotation matrix of each joint relative to its parent, (T, 55, 3, 3), of poses (T, 165) in radians."""
     return matrix_from_six_d(six_d_from_rotvec(poses.reshape(len(poses), len(PARENTS), 3)))
 
 
 def forward_kinematics(local: F64, offsets: F64, root: F64) -> tuple[F64, F64]:
-    """Return rotations and positions of the joints in the world.
+    """Return the rotations and positions of the joints in world coordinates.
 
     Args:
         local: Rotations (T, 55, 3, 3) relative to the parent.
@@ -121,29 +121,29 @@ def forward_kinematics(local: F64, offsets: F64, root: F64) -> tuple[F64, F64]:
 
 
 def parent_offsets(joints: F64) -> F64:
-    """Return the offset (..., 55, 3) of each joint from its parent; that of the pelvis is not used."""
+    """Return the offset (..., 55, 3) of each joint from its parent. The pelvis has no parent; its row is not used."""
     return joints - joints[..., [max(parent, 0) for parent in PARENTS], :]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Skeleton:
-    """Bones of a figure in the joint order of `JOINT_NAMES`; lengths in metres, y up, facing +z."""
+    """Bones of a figure in the joint order of `JOINT_NAMES`; lengths in metres, +y upwards, facing +z."""
 
     offsets: F64
     """(55, 3) position of each joint relative to its parent in the rest pose; zeros for the pelvis."""
     pelvis: F64
     """(3,) position of the pelvis relative to SMPL-X's ``trans``."""
     mean_hands: F64
-    """(90,) angles in radians that are added to those of the hands."""
+    """(90,) angles in radians that are added to the angles of the hands."""
 
     @property
     def rest_positions(self) -> F64:
-        """(55, 3) positions in the rest pose, the pelvis at the origin."""
+        """(55, 3) positions of the joints in metres, in the rest pose with the pelvis at the origin."""
         turned = np.broadcast_to(np.eye(3), (1, len(PARENTS), 3, 3))
         return np.asarray(forward_kinematics(turned, self.offsets, np.zeros((1, 3)))[1][0])
 
     def local_rotations(self, poses: Numbers) -> F64:
-        """Return rotation matrices (T, 55, 3, 3), each relative to the parent, of poses (T, 165) in radians."""
+        """Return rotation matrices (T, 55, 3, 3), each relative to the joint's parent, of poses (T, 165) in radians."""
         if poses.ndim != 2 or poses.shape[1] != POSE_COLUMNS:
             raise ValueError(f"expected poses (T, {POSE_COLUMNS}), found {poses.shape}")
         full = np.array(poses, dtype=np.float64)
@@ -190,15 +190,15 @@ class BodyModel:
     template: F64  # (V, 3)
     shape_directions: F64  # (V, 3, 300)
     expression_directions: F64  # (V, 3, 100)
-    pose_directions: F64  # (V, 3, 486), for the matrices of joints 1 to 54 minus the identity, row by row
+    pose_directions: F64  # (V, 3, 486); multiplies the row-major matrices of joints 1 to 54 minus the identity
     joint_regressor: F64  # (55, V)
     weights: F64  # (V, 55), each row sums to 1
     parents: tuple[int, ...]  # 55, −1 for the pelvis
-    mean_hands: F64  # (90,) rad, left and right: added to the angles of hands
+    mean_hands: F64  # (90,) rad, left then right: added to the angles of the hands
     triangles: npt.NDArray[np.int32] | None = None  # (F, 3) vertices, counterclockwise from outside; None: unknown
 
     def __post_init__(self) -> None:
-        """Refuse another tree of joints."""
+        """Raise an error if the tree of joints is not that of SMPL-X."""
         if self.parents != PARENTS:
             raise ValueError("a tree of joints that differs from SMPL-X's")
 
@@ -208,7 +208,7 @@ class BodyModel:
         return len(self.template)
 
     def person(self, betas: Numbers) -> Person:
-        """Return the body of a person with shape coefficients (n,), n at most 300; the others are 0."""
+        """Return the body of a person with shape coefficients (n,), n at most 300; further coefficients are 0."""
         if betas.ndim != 1 or len(betas) > BETAS:
             raise ValueError(f"expected at most {BETAS} betas, found {betas.shape}")
         rest = self.template + self.shape_directions @ np.pad(betas.astype(np.float64), (0, BETAS - len(betas)))
@@ -229,11 +229,11 @@ class Person:
         return Skeleton(parent_offsets(self.rest_joints), self.rest_joints[0], self.model.mean_hands)
 
     def joints(self, poses: Numbers, trans: Numbers) -> F64:
-        """Return world positions of the joints, see `Skeleton.joints`."""
+        """Return world positions (T, 55, 3) of the joints in metres; see `Skeleton.joints`."""
         return self.skeleton.joints(poses, trans)
 
     def vertex_blocks(self, poses: Numbers, expressions: Numbers, block_frames: int = BLOCK_FRAMES) -> Iterator[F64]:
-        """Yield vertices in blocks, with `transl` zero; expressions move rest joints too, as in SMPL-X.
+        """Yield vertices in blocks of frames, with `transl` zero. Expressions also move the rest joints, as in SMPL-X.
 
         Args:
             poses: Axis-angles (T, 165) in radians.
@@ -261,11 +261,11 @@ class Person:
             yield self._skinned(skeleton.local_rotations(poses[given]), shaped, joints)
 
     def _skinned(self, local: F64, shaped: F64, joints: F64) -> F64:
-        """Return shaped vertices (T, V, 3) with rest joints (T, 55, 3), posed by rotations (T, 55, 3, 3)."""
+        """Pose shaped vertices (T, V, 3) that have rest joints (T, 55, 3) with local rotations (T, 55, 3, 3)."""
         frames = len(local)
         features = (local[:, 1:] - np.eye(3)).reshape(frames, -1)
         directions = self.model.pose_directions.reshape(-1, features.shape[1])
-        # If only the face moves, nearly all features are constant, and one sum for the block is enough.
+        # If only the face moves, nearly all features are constant: they are summed once for the block.
         moving = (features != features[0]).any(axis=0)
         posed = shaped + (directions @ features[0]).reshape(-1, 3)
         if moving.any():

@@ -1,4 +1,4 @@
-"""Numbers of channels of a model's gesture stream; a separate module, so that ``omniges --help`` needs no numpy."""
+"""Allowed channel counts of a model's gesture stream, in a module of its own: ``omniges --help`` needs no numpy."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""SMPL-X motion to the 415 gesture channels and back.
+"""Conversion of SMPL-X motion to the 415 gesture channels and back.
 
-Shape letters: T frames, J joints, D = 415 channels. Angles are radians, lengths metres, time 1/30 s a frame.
+Shape letters: T frames, J joints, D = 415 channels. Angles are in radians, lengths in metres; a frame is 1/30 s.
 
 All values are computed in float64 and rounded once to float32. Sine and cosine are polynomials of IEEE additions and
 multiplications only. The last bit of the C library's functions differs between CPUs with and without fused
@@ -40,7 +40,7 @@ _ROTATION_TOLERANCE: Final = 0.1
 
 
 class GestureLayout:
-    """The table of the 415 channels: which columns contain what, from which SMPL-X joints."""
+    """The layout of the 415 channels: the columns of each feature, and their SMPL-X joints."""
 
     upper_joints: ClassVar[tuple[int, ...]] = (3, 6, 9, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21)
     hand_joints: ClassVar[tuple[int, ...]] = tuple(range(25, 55))
@@ -55,7 +55,7 @@ class GestureLayout:
 
     @property
     def joints(self) -> tuple[int, ...]:
-        """The 52 joints in channel order; joint k of them has channels 6k to 6k+5."""
+        """Indices of the 52 joints in channel order; the k-th has channels 6k to 6k+5."""
         return self.upper_joints + self.hand_joints + self.lower_joints
 
     def channel_names(self) -> list[str]:
@@ -79,12 +79,12 @@ POSE_PARTS: Final[Mapping[str, tuple[int, ...]]] = {
     "jaw_eyes": (22, 23, 24),
 }
 """The parts of the body in poses (T, 165), and their joints; joint j has columns 3j to 3j + 2."""
-_BLOCK_FRAMES = 128  # the float64 temporaries of a block fit a 512 KiB cache
+_BLOCK_FRAMES = 128  # frames in a block; its float64 temporaries fit in a cache of 512 KiB
 
 
 @dataclass(frozen=True, slots=True)
 class GestureClip:
-    """Gesture arrays of one clip as shards hold them: float32, start_xz float64."""
+    """Gesture arrays of one clip as shards store them: float32, but `start_xz` is float64."""
 
     gesture: F32  # (T, 415), not normalised
     jaw_eyes: F32  # (T, 9), axis-angle of jaw, left eye, right eye
@@ -101,11 +101,11 @@ class MotionArrays:
 
 
 def _series(first_factorial: int, terms: int) -> tuple[float, ...]:
-    """Return coefficients (−1)^k / (2k + first_factorial)! of an even power series, highest power first."""
+    """Return the coefficients (−1)^k / (2k + first_factorial)! of an even power series, highest power first."""
     return tuple((-1) ** k / math.factorial(2 * k + first_factorial) for k in reversed(range(terms)))
 
 
-# With h = angle/2 <= pi/2 and v = h², eleven and twelve terms leave less than 1e-17.
+# With h = angle/2 <= pi/2 and v = h², eleven and twelve terms leave an error below 1e-17.
 _SINC = _series(1, 11)
 _COS = _series(0, 12)
 
@@ -120,7 +120,7 @@ def _horner(coefficients: tuple[float, ...], v: F64) -> F64:
 
 
 def _wrap_angles(x: F64, y: F64, z: F64, squared: F64) -> F64:
-    """Shorten rotation vectors longer than pi to the same rotation's vector of at most pi, in place."""
+    """Replace rotation vectors longer than pi, in place, by vectors of at most pi for the same rotations."""
     far = squared > np.pi**2
     if not far.any():
         return squared
@@ -134,8 +134,9 @@ def _wrap_angles(x: F64, y: F64, z: F64, squared: F64) -> F64:
 def _six_d_planes(x: F64, y: F64, z: F64) -> tuple[F64, ...]:
     """Return the six entries of rows 0 and 1 of R = I + a K + b K² (Rodrigues), each shaped like x.
 
-    a = sin t / t and b = (1 − cos t)/t², from the half angle: a = s c and b = s²/2 with s = sin h / h, c = cos h. There
-    is no division, so the angle 0 needs no special case.
+    K is the cross-product matrix of the rotation vector and t its length; a = sin t / t and b = (1 − cos t)/t².
+    Both are computed from h = t/2: a = s c and b = s²/2 with s = sin h / h and c = cos h. No division is needed,
+    because s is a power series; so the angle 0 is no special case.
     """
     squared = _wrap_angles(x, y, z, np.asarray(x * x + y * y + z * z))
     v = squared * 0.25
@@ -150,9 +151,10 @@ def _six_d_planes(x: F64, y: F64, z: F64) -> tuple[F64, ...]:
 
 
 def six_d_from_rotvec(rotvec: npt.NDArray[np.floating]) -> F64:
-    """Return rows 0 and 1 of the rotation matrix, row-major: (..., 3) radians to (..., 6) float64.
+    """Return rows 0 and 1 of the rotation matrices of rotation vectors, in row-major order.
 
-    The layout is that of pytorch3d (Zhou et al. 2019 use two columns instead). Vectors longer than pi are wrapped.
+    The layout is that of pytorch3d (Zhou et al. 2019 use two columns instead). A vector longer than pi is first
+    replaced by a vector of at most pi for the same rotation.
 
     Args:
         rotvec: Axis-angles (..., 3) in radians.
@@ -242,10 +244,10 @@ def rotvec_from_matrix(matrix: F64) -> F64:
     best = np.diagonal(outer, axis1=-2, axis2=-1).argmax(axis=-1)
     quaternion = np.take_along_axis(outer, best[..., None, None], axis=-2)[..., 0, :]
     quaternion /= np.linalg.norm(quaternion, axis=-1, keepdims=True)
-    quaternion *= np.where(quaternion[..., :1] < 0, -1.0, 1.0)  # the shorter rotation
+    quaternion *= np.where(quaternion[..., :1] < 0, -1.0, 1.0)  # the shorter of two equal rotations
     sine = np.linalg.norm(quaternion[..., 1:], axis=-1, keepdims=True)
     angle = 2 * np.arctan2(sine, quaternion[..., :1])
-    # angle / sine tends to 2 as both go to zero.
+    # angle / sine tends to 2 as both tend to zero.
     ratio = np.divide(angle, sine, out=np.full_like(sine, 2.0), where=sine > 1e-12)
     return np.asarray(quaternion[..., 1:] * ratio)
 
@@ -261,7 +263,7 @@ def gesture_from_motion(
         trans: Positions (T, 3) in metres.
 
     Returns:
-        The clip of T frames; the first step of the root is a copy of the second.
+        The clip of T frames. Frame 0 has no earlier frame, so its step of the root is copied from frame 1.
 
     Raises:
         ValueError: A shape is wrong.
@@ -280,7 +282,7 @@ def gesture_from_motion(
             gesture[start:stop, entry : LAYOUT.rotations.stop : 6] = plane.T
     positions = np.asarray(trans, dtype=np.float64)
     steps = positions[1:] - positions[:-1]
-    root = np.concatenate([steps[:1], steps])  # x and z a frame, the first step repeated
+    root = np.concatenate([steps[:1], steps])  # steps in x and z per frame; the first one is repeated
     root[:, 1] = positions[:, 1]
     gesture[:, LAYOUT.root] = root
     gesture[:, LAYOUT.face] = expressions
@@ -292,7 +294,7 @@ def gesture_from_motion(
 
 
 def motion_from_gesture(clip: GestureClip) -> MotionArrays:
-    """Convert gesture channels to SMPL-X motion; angles beyond pi become the same rotation's shorter vector.
+    """Convert gesture channels to SMPL-X motion. All angles are at most pi.
 
     A joint that is NaN in all frames is absent, and stays NaN.
 
@@ -318,17 +320,17 @@ def motion_from_gesture(clip: GestureClip) -> MotionArrays:
     trans = root.copy()
     for column, start_m in ((0, clip.start_xz[0]), (2, clip.start_xz[1])):
         steps = root[:, column]
-        steps[0] = start_m  # the first step is a copy of the second
+        steps[0] = start_m  # the first step is only a copy of the second
         trans[:, column] = np.cumsum(steps)
     return MotionArrays(poses, clip.gesture[:, LAYOUT.face].astype(np.float64), trans)
 
 
 def stream_channels(clip: GestureClip, channels: int) -> F32:
-    """Return the channels of a clip that a model's gesture stream has.
+    """Return the channels of a clip that a model's gesture stream uses.
 
     Args:
         clip: The clip of T frames.
-        channels: 415, or 424 for those of jaw and eyes too.
+        channels: Number of channels: 415, or 424 with the 9 channels of jaw and eyes.
 
     Returns:
         Channels (T, channels).
@@ -337,7 +339,7 @@ def stream_channels(clip: GestureClip, channels: int) -> F32:
 
 
 def clip_of_channels(stream: F32, start_xz: F64) -> GestureClip:
-    """Invert `stream_channels`; jaw and eyes are at rest if the stream has no channels of them.
+    """Invert `stream_channels`; jaw and eyes are at rest if the stream lacks their channels.
 
     Args:
         stream: Channels (T, 415) or (T, 424).

@@ -1,15 +1,17 @@
-"""Words as text tokens, one token for each tick, and back to timed words.
+"""Conversion of timed words to text tokens, one for each tick, and back.
 
 A token identifies the subword that is spoken during its tick. 0 is a blank. Any other number combines the subword's id
-in the tokenizer with two marks, *first tick of its subword* and *first subword of its word*. So the tokens of a word
-hold its spelling, and where the word and each of its subwords begin. A word that occurs twice in the train split is one
-subword, repeated over its ticks.
+in the tokenizer with two marks, *first tick of the subword* and *first subword of the word*. So the tokens of a word
+store its spelling, its first tick, and the first tick of each subword. A word that occurs at least twice in the train
+split is a single subword; its id is repeated in all ticks of the word.
 
-A word takes the complete ticks nearest to its interval, and at least as many as it has subwords. If it has too few, it
-may extend or move into free ticks of its neighbours. Each end moves by at most `MAX_PUSH_TICKS`. The placement of all
-words has the smallest total shift (dynamic programming). A word without a place is dropped.
+A word occupies the complete ticks nearest to its interval. It needs at least as many ticks as it has subwords. If it
+has too few, it is extended or shifted into free ticks, and neighbouring words may be shifted too. Each end moves by at
+most `MAX_PUSH_TICKS`. Dynamic programming finds the assignment with the smallest total shift. A word that does not fit
+is dropped.
 
-The content of tokenizer.json is checked here too, for any package version. Nothing imports torch.
+This module also checks the content of tokenizer.json, independently of the version of the tokenizers package. It does
+not import torch.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ BLANK: Final = 0
 MARKS: Final = 4
 """Distinct combinations of the two marks; a token is 1 + MARKS · subword + 2 · first tick + first subword."""
 MAX_PUSH_TICKS: Final = 2
-_DROP_COST: Final = 10**12  # more than the cost of all shifts in a clip
+_DROP_COST: Final = 10**12  # larger than the cost of all shifts in a clip
 
 _BYTE_LEVEL: Final = {"type": "ByteLevel", "trim_offsets": True}
 _PIPELINE: Final[dict[str, Any]] = {
@@ -64,9 +66,9 @@ def pack_tokens(subwords: I32, first_tick: Bools, first_subword: Bools) -> I32:
     """Combine subwords and marks into tokens; the marks of blanks are ignored.
 
     Args:
-        subwords: Subwords (…,), -1 for a blank.
-        first_tick: Marks of the first tick of a subword (…,).
-        first_subword: Marks of the first subword of a word (…,).
+        subwords: Ids of subwords (…,), -1 for a blank.
+        first_tick: True in the first tick of a subword (…,).
+        first_subword: True in the first subword of a word (…,).
 
     Returns:
         Tokens (…,) int32.
@@ -76,7 +78,7 @@ def pack_tokens(subwords: I32, first_tick: Bools, first_subword: Bools) -> I32:
 
 
 def unpack_tokens(ids: I32) -> tuple[I32, Bools, Bools]:
-    """Invert `pack_tokens`: return subwords (-1 for a blank), first tick of the subword, first subword of the word."""
+    """Invert `pack_tokens`: return the ids of subwords (-1 for a blank) and the two marks of each token."""
     marks = (ids - 1) % MARKS
     blank = ids == BLANK
     subwords = np.where(blank, -1, (ids - 1) // MARKS).astype(np.int32)
@@ -88,12 +90,12 @@ class EncodedWords:
     """Text tokens of one clip."""
 
     ids: I32  # (ticks,)
-    dropped: tuple[Mapping[str, Any], ...]  # words without a place, unchanged
+    dropped: tuple[Mapping[str, Any], ...]  # words for which there were too few ticks, unchanged
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedWord:
-    """A word read from tokens, with times in seconds from the first token, in complete ticks."""
+    """A word that was read from tokens. Its times are in seconds from the first token, in whole ticks."""
 
     word: str
     start: float
@@ -107,9 +109,10 @@ class DecodedWord:
 
 
 class TextTokenCodec:
-    """Conversion between timed words and tokens, by the tokenizer beside the shards.
+    """Converts timed words to tokens and back, with the tokenizer.json beside the shards.
 
-    Raises `DataError` if the bytes are not a tokenizer, or one without the 256 bytes, which cannot spell every word.
+    The constructor raises `DataError` if the bytes are not a tokenizer. It also refuses a tokenizer whose vocabulary
+    lacks one of the 256 bytes, because such a tokenizer cannot spell every word.
     """
 
     def __init__(self, tokenizer_json: bytes) -> None:
@@ -132,7 +135,7 @@ class TextTokenCodec:
             ticks: Length of the clip in ticks.
 
         Returns:
-            Tokens (ticks,), and dropped words.
+            Tokens (ticks,), and the dropped words.
         """
         spelled = self._tokenizer.encode_batch([w["word"] for w in words], add_special_tokens=False)
         subwords = [encoding.ids for encoding in spelled]
@@ -159,10 +162,11 @@ class TextTokenCodec:
     def decode(self, ids: I32) -> list[DecodedWord]:
         """Convert tokens, such as those of a window, to words.
 
-        A word begins at a mark of a first subword, and ends at a blank or at the next beginning. A subword begins at
-        its mark or where the number changes. Generated tokens may break these rules. Tokens without a beginning are the
-        rest of a cut word at the start, and a separate word elsewhere, so that no spoken token is lost. Tokens do not
-        show whether the last word of a window is cut.
+        A word begins at a token with the mark *first subword of the word*. It ends at a blank or at the next word. A
+        subword begins at the mark *first tick of the subword*, or where the id changes. Generated tokens may break
+        these rules: a group of tokens may lack the mark of a word. At the start, such a group is the rest of a cut
+        word. Elsewhere it becomes a separate word, so that no spoken token is lost. Tokens do not show whether the last
+        word of a window is cut.
 
         Args:
             ids: Tokens (ticks,).
@@ -184,7 +188,7 @@ class TextTokenCodec:
 
 
 def _word_edges(subwords: I32, first_tick: Bools, first_subword: Bools) -> list[tuple[int, int]]:
-    """Return half-open ranges of ticks, one for each word."""
+    """Return the half-open range of ticks of each word."""
     spoken = np.concatenate([[False], subwords >= 0, [False]])
     goes_on = first_subword[1:] & first_subword[:-1] & ~first_tick[1:] & (subwords[1:] == subwords[:-1])
     beginning = np.concatenate([first_subword[:1], first_subword[1:] & ~goes_on, [False]])
@@ -195,7 +199,7 @@ def _word_edges(subwords: I32, first_tick: Bools, first_subword: Bools) -> list[
 
 @dataclass(frozen=True, slots=True)
 class _Demand:
-    """Interval of a word in ticks of 0.1 s, not rounded, and the number of ticks it needs."""
+    """Interval of a word in ticks of 0.1 s, not rounded, and the number of ticks that the word needs."""
 
     start: float
     end: float
@@ -204,24 +208,24 @@ class _Demand:
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
-    """The cheapest placement of the words so far whose last spoken tick is before ``end``."""
+    """The cheapest assignment of ticks to the words so far whose last spoken tick is before ``end``."""
 
     end: int
     cost: float
-    place: tuple[int, int] | None  # of the last word; None: the word is dropped
+    place: tuple[int, int] | None  # ticks of the last word; None: the word is dropped
     before: _Placed | None
 
 
 def _place(demands: Sequence[_Demand], ticks: int) -> list[tuple[int, int] | None]:
-    """Return half-open tick ranges in order and without overlap, None for a dropped word.
+    """Return a half-open range of ticks for each word, in order and without overlap; None for a dropped word.
 
-    It is optimal: fewest dropped words first, then the smallest sum of squared shifts, in which a shift of the end
-    counts half.
+    The result is optimal: it has the fewest dropped words, and among such results the smallest sum of squared shifts.
+    The shift of a word's end counts half.
     """
     front = [_Placed(0, 0.0, None, None)]  # ascending ends, descending costs (a Pareto front)
     for demand in demands:
         earliest = round(demand.start) - MAX_PUSH_TICKS
-        # Of the placements that allow every choice, only the cheapest can be part of the best one.
+        # Among earlier placements that allow all choices, only the cheapest can be part of the optimum.
         front = front[max(0, bisect_right(front, earliest, key=lambda state: state.end) - 1) :]
         found = [_Placed(s.end, s.cost + _DROP_COST, None, s) for s in front]
         found += _choices(demand, front, ticks)
@@ -239,7 +243,7 @@ def _place(demands: Sequence[_Demand], ticks: int) -> list[tuple[int, int] | Non
 
 
 def _choices(demand: _Demand, front: Sequence[_Placed], ticks: int) -> list[_Placed]:
-    """Return all places of a word, each after the cheapest placement of the previous words that leaves room."""
+    """Return all possible tick ranges of a word, each after the cheapest placement of earlier words that fits."""
     near_start, near_end = round(demand.start), round(demand.end)
     ends = range(near_end - MAX_PUSH_TICKS, min(near_end + MAX_PUSH_TICKS, ticks) + 1)
     found = []
@@ -257,10 +261,11 @@ def _choices(demand: _Demand, front: Sequence[_Placed], ticks: int) -> list[_Pla
 
 
 def tokenizer_problem(data: bytes) -> str | None:
-    """Return why bytes are not a tokenizer.json of `train_tokenizer`, or None.
+    """Return why bytes are not a tokenizer.json as `train_tokenizer` writes it; None if they are.
 
-    The complete pipeline must be the expected one; vocabulary and merges must fit together. So decode(encode(s)) = s
-    holds for every Unicode string and any package version. The native library trusts its input, so it gets no others.
+    All steps of the tokenizer must be the expected ones, and vocabulary and merges must agree. Then
+    decode(encode(s)) = s holds for every Unicode string and any version of the tokenizers package. That native package
+    trusts its input, so it gets only files that pass this check.
 
     Args:
         data: Bytes of the file.
@@ -295,7 +300,7 @@ def tokenizer_problem(data: bytes) -> str | None:
 
 
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> str | None:
-    """Return the first field that differs; true and 1 count as different."""
+    """Return the first field that differs from the wanted value; true and 1 count as different."""
     for name in sorted(found.keys() | wanted.keys()):
         one, other = (
             json.dumps(values[name], sort_keys=True) if name in values else "nothing" for values in (found, wanted)
@@ -320,7 +325,7 @@ def _model_problem(vocabulary: Any, merges: Any) -> str | None:
         return f"model.vocab: expected the numbers 0 to {len(vocabulary) - 1}, each once"
     made = set(alphabet)
     for merge in merges:
-        pair = merge.split(" ") if isinstance(merge, str) else merge  # versions before 0.20.1 write one text
+        pair = merge.split(" ") if isinstance(merge, str) else merge  # versions before 0.20.1 write a merge as one text
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
             return f"model.merges: expected pairs of subwords, found {ascii(merge)[:80]}"
         if not set(pair) <= made or "".join(pair) not in vocabulary:

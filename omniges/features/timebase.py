@@ -1,7 +1,7 @@
 """The time base: a tick is 0.1 s = 3 gesture frames = 10 mel frames = 1600 audio samples.
 
-Every count is computed from the length by integer arithmetic, never by a running sum, so nothing drifts. Gesture frame
-i is at i/30 s; mel frame j is centred on sample 160·j.
+Every count is computed from the length by integer arithmetic, never by a running sum, so that errors do not add up.
+Gesture frame i is at i/30 s; mel frame j is centred on sample 160·j.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def lengths_fit(audio_s: float, motion_s: float, max_s: float | None = None) -> 
 
 
 def common_frames(motion_frames: int, audio_samples: int, rate_hz: int) -> int:
-    """Return the number of gesture frames with motion and audio: min(motion frames, floor(30 · samples / rate)).
+    """Return the number of gesture frames that have both motion and audio.
+
+    It is min(motion frames, floor(30 · samples / rate)).
 
     Args:
         motion_frames: Frames of motion at 30 Hz.
@@ -55,7 +57,7 @@ def common_frames(motion_frames: int, audio_samples: int, rate_hz: int) -> int:
 
 
 def mel_frames_for(frames: int) -> int:
-    """Return the number of mel frames of T gesture frames: floor(10 · T / 3)."""
+    """Return the number of mel frames that correspond to T gesture frames: floor(10 · T / 3)."""
     return frames * MEL_FRAMES_PER_TICK // FRAMES_PER_TICK
 
 

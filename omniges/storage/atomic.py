@@ -23,7 +23,7 @@ from typing import Final
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY
-_MAX_LINE_BYTES: Final = 64 << 20  # of a log; a line of a million steps is shorter
+_MAX_LINE_BYTES: Final = 64 << 20  # longest line of a log; a line of a million steps is shorter
 _CACHED_BYTES: Final = 1 << 20  # a smaller file may stay in the page cache
 _FILE_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,255}", re.ASCII)
 _TEMPORARY: Final = re.compile(r"\.(?P<final>.+)\.tmp-(?P<pid>\d+)")
@@ -45,7 +45,7 @@ _REASONS: Final = {
 
 @contextlib.contextmanager
 def os_errors(path: Path, action: str = "write") -> Iterator[None]:
-    """Convert an OSError at a path into an EnvironmentFault of one line.
+    """Convert each OSError inside the `with` block into an EnvironmentFault that names the path in one line.
 
     Args:
         path: The path.
@@ -98,8 +98,8 @@ def home_expanded(flag: str, path: Path) -> Path:
 def is_special(path: Path) -> bool:
     """Return whether a path must not be written as a file: a pipe, device or socket, or below /dev or /proc.
 
-    A process with root's rights could replace them. A link such as /dev/stdout is special even if its target is a
-    regular file.
+    A process with root's rights could replace such a path. A link such as /dev/stdout is special even if its target
+    is a regular file.
     """
     folder = os.path.realpath(path.parent) + "/"
     of_system = folder.startswith(("/dev/", "/proc/")) and not folder.startswith("/dev/shm/")  # noqa: S108 - a disk in memory
@@ -114,7 +114,7 @@ def require_output_file(flag: str, path: Path | None) -> None:
         path: The file; None if the flag is not given.
 
     Raises:
-        UsageFault: It is a folder or a special file, or its folder does not exist.
+        UsageFault: The path is a folder or a special file, or its folder does not exist.
     """
     if path is None:
         return
@@ -128,7 +128,7 @@ def require_output_file(flag: str, path: Path | None) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[None]:
-    """Create a folder as `make_folder` does; afterwards remove it and its new parents if they are empty."""
+    """Create a folder as `make_folder` does; at the end, remove the folder and its new parents if they are empty."""
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
     make_folder(path)
     try:
@@ -142,7 +142,7 @@ def new_folder(path: Path) -> Iterator[None]:
 def refuse_links(folder: Path, names: Sequence[str]) -> None:
     """Raise UsageFault if one of a run's files and folders is a link.
 
-    A folder of unknown origin may contain links, and the files they lead to would be replaced or removed.
+    A folder of unknown origin may contain links. The run would replace or remove the files that the links lead to.
 
     Args:
         folder: Folder of the run.
@@ -196,7 +196,7 @@ def open_log(path: Path) -> int:
 
 
 def _end_last_line(path: Path, descriptor: int, size: int) -> None:
-    """Append a line break to an incomplete last line if it is JSON, else remove the line."""
+    """Append a line break to an incomplete last line if the line is JSON; otherwise remove the line."""
     start, line = size, b""
     while start and b"\n" not in line and len(line) < _MAX_LINE_BYTES:
         end, start = start, max(0, start - _CACHED_BYTES)
@@ -225,7 +225,7 @@ def append_line(descriptor: int, line: bytes) -> None:
         line: The line with its line break.
 
     Raises:
-        OSError: The line cannot be written; the file has its former size again.
+        OSError: The line cannot be written; the file is cut back to its former size.
     """
     size, view = os.fstat(descriptor).st_size, memoryview(line)
     try:
@@ -239,19 +239,19 @@ def append_line(descriptor: int, line: bytes) -> None:
 def is_file_name(text: object) -> bool:
     """Return whether a text is a safe file name: ASCII letters, digits, dots, hyphens and underscores.
 
-    Such names do not change the meaning of a URL. Names with two dots in a row are refused too.
+    Such a name does not change the meaning of a URL. A name with two dots in a row is not safe either.
 
     Args:
         text: The text.
 
     Returns:
-        True if it is safe.
+        True if the name is safe.
     """
     return isinstance(text, str) and _FILE_NAME.fullmatch(text) is not None and ".." not in text and text != "."
 
 
 def is_temporary_name(name: str) -> bool:
-    """Return whether a file name is a temporary one of `PendingFile`."""
+    """Return whether a file name is the name of a temporary file of `PendingFile`."""
     return final_name(name) is not None
 
 
@@ -334,7 +334,7 @@ class PendingFile:
     def flush_to_disk(self) -> None:
         """Write pending bytes to disk, so that `publish` has less to wait for.
 
-        The pages then leave the page cache. A set of shards would otherwise displace all other files there.
+        The bytes then leave the page cache. Otherwise a set of shards would displace all other files from the cache.
         """
         with os_errors(self.path):
             os.fdatasync(self._descriptor)
@@ -386,15 +386,15 @@ class PendingFile:
 class PendingGroup:
     """Files that belong together; the context manager publishes all of them in order, or keeps none.
 
-    After an exception or a signal between two of them, those already published are removed. Only a killed process or a
-    power loss can leave the first without the last.
+    If an exception or a signal comes between two files, the files already published are removed. Only a killed process
+    or a power loss can leave the first file without the last.
     """
 
     def __init__(self) -> None:
         self._files: list[PendingFile] = []
 
     def open(self, path: Path) -> PendingFile:
-        """Open one more file, which is published after the earlier ones."""
+        """Open one more file; it is published after the files that were opened before."""
         self._files.append(PendingFile(path))
         return self._files[-1]
 
@@ -420,8 +420,8 @@ class PendingGroup:
 def pending_folder(final: Path) -> Iterator[Path]:
     """Make a folder that gets its final name in one step, or is removed.
 
-    Files in it are published one by one, so they are on disk before the folder is renamed. Abandoned temporary folders
-    of killed processes are removed first; one that is still being written is locked, and stays.
+    Each file in the folder is published by itself, so all files are on disk before the folder is renamed. First,
+    temporary folders of killed processes are removed. A folder that another process still writes is locked, and stays.
 
     Args:
         final: Final path of the folder.
@@ -457,7 +457,7 @@ def pending_folder(final: Path) -> Iterator[Path]:
 
 
 def _claim(unfinished: Path) -> int | None:
-    """Lock an unfinished folder, and return its descriptor; None if another process has the lock or it is missing."""
+    """Lock an unfinished folder and return its descriptor; return None if it is missing or another process locks it."""
     with os_errors(unfinished, "open"):
         try:
             descriptor = os.open(unfinished, _FOLDER | os.O_NOFOLLOW)
@@ -476,7 +476,7 @@ def _claim(unfinished: Path) -> int | None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder; it is renamed first, so that a folder of this name is always complete."""
+    """Rename a folder, then remove it, so that a folder with its former name is always complete."""
     trash = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     with os_errors(path, "remove"):
         path.rename(trash)
@@ -485,7 +485,7 @@ def remove_folder(path: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder with its content; remove only the name of a link or a file."""
+    """Remove a folder with its content, or a file, or a link; the target of a link stays."""
     if path.is_symlink() or not path.is_dir():
         path.unlink()
     else:
@@ -493,11 +493,11 @@ def remove_tree(path: Path) -> None:
 
 
 def publish_bytes(path: Path, parts: bytes | Sequence[bytes]) -> str:
-    """Publish a complete file.
+    """Write bytes to a file and publish it.
 
     Args:
         path: The file.
-        parts: Its content.
+        parts: Content of the file, in one part or several.
 
     Returns:
         The sha256 of the content.

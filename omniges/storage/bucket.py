@@ -1,7 +1,8 @@
 """Writing to a folder of an S3 bucket: conditional writes, verified uploads, and copies inside the store.
 
-A write names the object that it expects: none (``If-None-Match: *``) or one of a known ETag (``If-Match``). So two
-writers never overwrite each other's objects. A write whose answer was lost is recognized by the object's content.
+Each write states a condition: the object does not exist (``If-None-Match: *``), or it has a known ETag
+(``If-Match``). So two writers never overwrite each other's objects. If the answer to a write is lost, the object's
+content shows whether the write succeeded.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ MAX_OBJECT_BYTES: Final = 5_000_000_000
 """Largest object that one request writes or copies."""
 _PROTOCOLS: Final = ("s3", "s3a")
 _BUCKET_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
-_CONFLICT: Final = 409  # another conditional write of the object is in progress
+_CONFLICT: Final = 409  # HTTP status: another conditional write of the object is in progress
 _CONDITION_FAILED: Final = 412
 _NO_ETAG: Final = '"00000000000000000000000000000000"'
 _READERS: Final = 8
@@ -37,7 +38,7 @@ _HASHED_BYTES: Final = 8 << 20
 
 
 class ConditionFailed(DataError):
-    """An object is not what a write expects: it exists, or has another content."""
+    """A conditional write failed: the object already exists, or its content is not the expected one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +50,14 @@ class Entry:
 
 
 def require_writable(location: Location, flag: str) -> None:
-    """Refuse a URL of a folder that this module cannot write.
+    """Refuse a URL unless it is a folder of an S3 bucket, which this module can write.
 
     Args:
         location: The URL.
         flag: Flag that errors name.
 
     Raises:
-        UsageFault: It is not a folder of an S3 bucket.
+        UsageFault: The URL is not a folder of an S3 bucket.
     """
     if location.protocol not in _PROTOCOLS:
         raise UsageFault(
@@ -80,7 +81,7 @@ def child(location: Location, name: str) -> Location:
 
 
 class Bucket(UrlStore):
-    """A folder of an S3 bucket that is read and written; several threads may use it after its first request."""
+    """A folder of an S3 bucket, for reading and writing; after the first request, several threads may use it."""
 
     def __init__(self, location: Location, timeouts: Timeouts | None = None, retries: Retries | None = None) -> None:
         """Load s3fs; no connection is made.
@@ -91,17 +92,17 @@ class Bucket(UrlStore):
             retries: Settings of repeated requests, or None.
         """
         super().__init__(location, timeouts or Timeouts())
-        self._filesystem.retries = 1  # `_request` repeats, with a fresh body
+        self._filesystem.retries = 1  # `_request` makes the further attempts, each with a new body
         self._retries = retries or Retries()
         self._bucket, _, folder = location.address.partition("://")[2].partition("/")
         self._prefix = f"{folder.strip('/')}/"
 
     def entries(self, start: str = "", after: str = "") -> dict[str, Entry]:
-        """Return the objects of the folder by name, sorted, without those of folders in it.
+        """Return the objects directly in the folder by name, sorted; objects in subfolders are left out.
 
         Args:
             start: Return only names that start with this text.
-            after: Return only names that sort after this one.
+            after: Return only names that sort after this name.
 
         Returns:
             Size and ETag by name.
@@ -119,7 +120,7 @@ class Bucket(UrlStore):
                 raise StoreFault(f"{error}; create the bucket {self._bucket}, or check the address") from None
             for each in page.get("Contents", ()):
                 name = str(each["Key"]).removeprefix(self._prefix)
-                if name:  # a console makes an object for the folder itself
+                if name:  # web consoles create an object with an empty name for the folder itself
                     found[name] = Entry(int(each["Size"]), _plain(each["ETag"]))
             if not page.get("IsTruncated"):
                 return dict(sorted(found.items()))
@@ -140,7 +141,7 @@ class Bucket(UrlStore):
         return self._request("read", name, get, MAX_JSON_BYTES)
 
     def read_all(self, names: Iterable[str]) -> list[bytes]:
-        """Return the contents of small objects, in the order of their names in the argument."""
+        """Return the contents of small objects, in the order of `names`."""
         with ThreadPoolExecutor(_READERS) as pool:
             return list(pool.map(self.read, names))
 
@@ -160,12 +161,12 @@ class Bucket(UrlStore):
         return self._written(name, data, partial(self._put, name, data, IfNoneMatch="*"))
 
     def replace(self, name: str, data: bytes, etag: str) -> str:
-        """Replace the object of a known ETag.
+        """Replace an object whose ETag is known.
 
         Args:
             name: Name of the object.
             data: New content.
-            etag: ETag of the present object.
+            etag: ETag that the object must have before the write.
 
         Returns:
             The new ETag.
@@ -184,10 +185,10 @@ class Bucket(UrlStore):
 
         Args:
             name: Name of an object.
-            data: Its content, which a store that ignores conditions writes again.
+            data: Content of the object; a store that ignores conditions writes it again.
 
         Raises:
-            UsageFault: The store ignores one.
+            UsageFault: The store ignores a condition.
         """
         for condition in ({"IfNoneMatch": "*"}, {"IfMatch": _NO_ETAG}):
             try:
@@ -205,13 +206,13 @@ class Bucket(UrlStore):
         return _plain(self._call("write", name, put, len(data))["ETag"])
 
     def upload(self, name: str, path: Path, size: int, sha256: str) -> None:
-        """Create an object from a file, and compare what the store holds with the file's size and sha256.
+        """Create an object from a file, then compare the object's size and sha256 with those of the file.
 
         Args:
             name: Name of the object.
             path: The file.
-            size: Its size in bytes, at most 5 GB.
-            sha256: Its digest in hexadecimal.
+            size: Size of the file in bytes, at most 5 GB.
+            sha256: sha256 of the file in hexadecimal.
 
         Raises:
             ConditionFailed: An object of another content exists.
@@ -235,14 +236,14 @@ class Bucket(UrlStore):
             self.require(name, size, sha256)
 
     def copy(self, name: str, target: Bucket, target_name: str, size: int, sha256: str) -> None:
-        """Copy an object inside the store, replace the target, and compare its size and sha256.
+        """Copy an object inside the store, replacing the target, then compare the copy's size and sha256.
 
         Args:
             name: Name of the object.
             target: Folder of the same bucket.
             target_name: Name of the copy.
             size: Size of the object in bytes, at most 5 GB.
-            sha256: Its digest in hexadecimal.
+            sha256: sha256 of the object in hexadecimal.
 
         Raises:
             MissingFile: The object does not exist.
@@ -258,7 +259,7 @@ class Bucket(UrlStore):
 
         Args:
             name: Name of the object.
-            etag: ETag that the object must have; None: any.
+            etag: ETag that the object must have; None: any ETag.
         """
         condition = {} if etag is None else {"IfMatch": f'"{etag}"'}
         try:
@@ -278,7 +279,8 @@ class Bucket(UrlStore):
     def facts(self, name: str) -> tuple[int, str]:
         """Return the size and sha256 of an object.
 
-        The digest is the one that the store computed. If a store keeps none, the object is read and hashed here.
+        The store computed the sha256 when the object was written. If the store has no sha256, the object is read and
+        hashed here.
         """
         head = self._request("find", name, lambda: self._s3("head_object", Key=self._key(name), ChecksumMode="ENABLED"))
         size = int(head["ContentLength"])
@@ -305,7 +307,7 @@ class Bucket(UrlStore):
             return entry.etag
 
     def entry(self, name: str) -> Entry | None:
-        """Return size and ETag of an object, or None if it does not exist."""
+        """Return the size and ETag of an object, or None if it does not exist."""
         try:
             head = self._request("find", name, lambda: self._s3("head_object", Key=self._key(name)))
         except MissingFile:

@@ -3,16 +3,16 @@
 Every file is ``GROUP/NAME`` with two hidden files beside it:
 
 ``.NAME.lock``     locked (flock) by the one process that downloads the file; contains the reserved bytes
-``.NAME.checked``  records a check of the content: size and sha256, and inode and times of the file at that moment. Its
-own modification time is the time of the last use
+``.NAME.checked``  records the last check of the content: the file's size, sha256, inode and times at that moment. The
+modification time of the record is the time of the last use of the file
 
-A file in use is *pinned*: its reader holds a shared flock on it. Eviction needs an exclusive one. All locks belong to
-the kernel, so a killed process leaves none. Sizes are summed and files evicted under a lock of the folder. No process
-waits for another lock while it holds this one.
+A file in use is *pinned*: its reader holds a shared flock on the file. Eviction needs an exclusive flock. The kernel
+releases the locks of a killed process. A process locks the folder while it sums sizes and evicts files. No process
+waits for another lock while it holds the lock of the folder.
 
-No library does this. filelock locks a separate file exclusively: it cannot pin the cached file or a memory map of it,
-and it cannot record reserved bytes. diskcache evicts files in use, exceeds its limit until the next culling, checks no
-digests and unpickles its content.
+No library does this. filelock locks a separate file exclusively. It cannot pin the cached file or a memory map of the
+file, and it cannot record reserved bytes. diskcache evicts files in use, exceeds its limit until the next culling, does
+not check digests, and unpickles its content.
 
 A file is downloaded completely and checked, with a limited number of attempts. The wait between attempts depends only
 on the attempt and a salt, not on random numbers or time. `FetchAhead` downloads in background threads before files are
@@ -66,7 +66,7 @@ class Retries:
 
 @dataclass(frozen=True, slots=True)
 class CachedFile:
-    """A file that the cache may contain: its place, and its expected size and digest."""
+    """A file that the cache may contain: its group and name, and its expected size and sha256."""
 
     group: str  # 32 hexadecimal digits
     name: str
@@ -75,7 +75,7 @@ class CachedFile:
 
 
 class WrongContent(DataError):
-    """A file differs from dataset.json."""
+    """The size or sha256 of a file differs from dataset.json."""
 
 
 def backoff_s(retries: Retries, attempt: int, salt: str) -> float:
@@ -95,9 +95,9 @@ def backoff_s(retries: Retries, attempt: int, salt: str) -> float:
 
 
 def with_retries(action: Callable[[], T], retries: Retries, salt: str, wait: Wait = time.sleep) -> T:
-    """Call a function until it succeeds; repeat after transient faults of the store and wrong content.
+    """Call a function until it succeeds; repeat the call after a transient fault of the store or wrong content.
 
-    A server whose answers time out is asked `MAX_TIME_OUTS` times only.
+    After `MAX_TIME_OUTS` calls that time out there are no further attempts.
 
     Args:
         action: The function.
@@ -129,19 +129,19 @@ def with_retries(action: Callable[[], T], retries: Retries, salt: str, wait: Wai
 
 
 def copy_checked(store: Store, file: CachedFile, path: Path, check: Callable[[], object]) -> atomic.PendingFile:
-    """Copy a file of a store into a new pending file, and compare its size and sha256.
+    """Copy a file of a store into a new pending file, then compare the copy's size and sha256.
 
     Args:
         store: The store.
         file: The file and its expected content.
         path: Path of the pending file.
-        check: Called before each block of bytes; it may raise to abort the copy.
+        check: Function that is called before each block of bytes; it may raise an exception to abort the copy.
 
     Returns:
         The pending file, complete.
 
     Raises:
-        WrongContent: Size or sha256 differ; the copy is removed.
+        WrongContent: The size or the sha256 differs; the copy is removed.
         MissingFile: The store does not have the file.
         StoreFault: The store cannot be read.
     """
@@ -177,7 +177,7 @@ _POLL_S: Final = 0.05
 
 
 class CacheFull(EnvironmentFault):
-    """No file can be evicted, because running processes use them all."""
+    """No file can be evicted, because running processes use all files."""
 
 
 @dataclass(slots=True)
@@ -202,9 +202,7 @@ class Pin:
     def close(self) -> None:
         """Release the file; a second call has no effect."""
         if self.descriptor >= 0:
-            os.close(
-                self.descriptor
-            )  # never LOCK_UN, which after a fork would also release the lock of the other process
+            os.close(self.descriptor)  # LOCK_UN would also release the lock of a forked process
             self.descriptor = -1
 
 
@@ -238,13 +236,13 @@ class CacheFolder:
     def acquire(
         self, file: CachedFile, fill: Callable[[Path], atomic.PendingFile], wait_s: float = 0.0, recheck: bool = False
     ) -> Pin:
-        """Return a pinned file; download it if it is absent or damaged, once for all processes that request it.
+        """Return a pinned file. If the file is absent or damaged, one process downloads it for all that request it.
 
         Args:
             file: The file and its expected content.
             fill: Function that writes and checks a pending file at a path.
-            wait_s: Time to wait for free space.
-            recheck: Compare the checksum again, even if the file is recorded as unchanged.
+            wait_s: Longest time in seconds to wait for free space.
+            recheck: Compare the sha256 again, even if the file is unchanged since its last check.
 
         Returns:
             The pinned file.
@@ -277,7 +275,7 @@ class CacheFolder:
                 os.ftruncate(lock, 0)
 
     def doubt(self, file: CachedFile) -> None:
-        """Remove the record that a file was checked, so that its content is compared when it is next acquired.
+        """Remove the record of a file's check, so that the next `acquire` compares the content again.
 
         Args:
             file: The file.
@@ -288,7 +286,7 @@ class CacheFolder:
             _beside(path, "checked").unlink(missing_ok=True)
 
     def _pin_checked(self, path: Path, file: CachedFile, recheck: bool) -> Pin | None:
-        """Return a pin if the file exists and, by its record, is unchanged since it was checked."""
+        """Return a pin if the file exists and its record shows that it is unchanged since its check."""
         pin = _pin(path)
         if pin is None:
             return None
@@ -302,7 +300,7 @@ class CacheFolder:
         return None
 
     def _adopt(self, path: Path, file: CachedFile) -> Pin | None:
-        """Return a pin of a file whose content is right although its record is not; otherwise remove the file.
+        """Return a pin of a file that has no valid record if its content is correct; otherwise remove the file.
 
         The caller must have the file's lock.
         """
@@ -370,13 +368,13 @@ def _beside(path: Path, kind: str) -> Path:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[int]:
-    """Wait for the exclusive lock of a lock file. The file stays, because its removal would be a race condition."""
+    """Wait for the exclusive lock of a lock file. The file stays, because removing it would cause a race condition."""
     with atomic.os_errors(path, "lock"):
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o666)
     try:
         found = os.fstat(descriptor)
-        if found.st_nlink > 1 or not stat.S_ISREG(found.st_mode):  # its other name would be changed by a reservation
+        if found.st_nlink > 1 or not stat.S_ISREG(found.st_mode):  # a reservation would write to the other name too
             raise UsageFault(f"{path}: expected a lock file with one name, found a link or a pipe; remove it")
         with atomic.os_errors(path, "lock"):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -386,7 +384,7 @@ def _locked(path: Path) -> Iterator[int]:
 
 
 def _pin(path: Path) -> Pin | None:
-    """Hold a shared lock on a file; return None if the file does not exist."""
+    """Lock a file shared and return the pin; return None if the file does not exist."""
     with atomic.os_errors(path, "read"):
         try:
             pin = Pin(path, os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
@@ -405,30 +403,30 @@ def _pin(path: Path) -> Pin | None:
 
 
 def _identity(path: Path, file: CachedFile) -> dict[str, int | str]:
-    """Return the content of a record; any change of the file changes its inode or times (ctime cannot be set)."""
+    """Return the content of a file's record. Any change of the file changes its inode or ctime, which cannot be set."""
     found = path.stat()
     times = {"mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
     return {"bytes": found.st_size, "sha256": file.sha256, "inode": found.st_ino, **times}
 
 
 def _recorded(path: Path, file: CachedFile) -> bool:
-    """Return whether the file has the expected size and, by its record, is unchanged since it was checked."""
+    """Return whether the file has the expected size and its record shows that it is unchanged since its check."""
     try:
         record = parse_json(read_file(_beside(path, "checked"), _MAX_RECORD_BYTES, path.parent))
         return bool(record == _identity(path, file) and record["bytes"] == file.size)
-    except (FileNotFoundError, ValueError, DataError):  # no record, or none of ours: the content is checked
+    except (FileNotFoundError, ValueError, DataError):  # the record is absent or invalid: the content is checked
         return False
 
 
 def _record(path: Path, file: CachedFile) -> None:
     record = _beside(path, "checked")
-    record.unlink(missing_ok=True)  # whatever was in its place, such as a pipe; without a record the content is checked
+    record.unlink(missing_ok=True)  # it may be a pipe or a link; without a record the content is checked
     atomic.publish_bytes(record, canonical_json(_identity(path, file)))
     _touch(path)
 
 
 def _touch(path: Path) -> None:
-    """Record that a file is used now; the kernel's time stamps are some milliseconds coarse."""
+    """Record that a file is used now. The kernel's time stamps have a resolution of some milliseconds."""
     now_ns = time.time_ns()
     with contextlib.suppress(FileNotFoundError):  # another process may remove the record of a damaged file
         os.utime(_beside(path, "checked"), ns=(now_ns, now_ns))
@@ -441,15 +439,15 @@ def _filled_file(temporary: str) -> str:
 
 
 def _survey(root: Path, own: Path) -> tuple[int, list[tuple[int, int, Path]]]:
-    """Return used and reserved bytes, and the files as (last use in ns, bytes, path).
+    """Return the number of used and reserved bytes, and the files as (last use in ns, bytes, path).
 
-    Files of killed processes are removed. `own` is the file whose lock the caller holds.
+    Temporary files of killed processes are removed. `own` is the file whose lock the caller holds.
     """
     used = 0
     candidates = []
     groups = [e for e in os.scandir(root) if _GROUP.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
     for group in (Path(entry.path) for entry in groups):
-        # Reservations first: a file that is published in between then counts exactly once.
+        # Reservations are read first, so a file that is published in between is counted exactly once.
         reserved = _reservations(group, own)
         used += sum(reserved.values())
         sizes = _sizes(group)
@@ -472,7 +470,7 @@ def _survey(root: Path, own: Path) -> tuple[int, list[tuple[int, int, Path]]]:
 
 
 def _reservations(group: Path, own: Path) -> dict[str, int]:
-    """Return the bytes that running processes have reserved for each file, without `own`."""
+    """Return the bytes that running processes have reserved for each file except `own`."""
     found = {}
     for name, size in _sizes(group).items():
         filled = name[1 : -len(".lock")]
@@ -496,7 +494,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 @contextlib.contextmanager
 def _try_lock(path: Path) -> Iterator[int | None]:
-    """Lock a file exclusively, and yield its descriptor; None if another process has the lock or it is missing."""
+    """Lock a file exclusively and yield its descriptor; yield None if it is missing or another process locks it."""
     with contextlib.ExitStack() as held:
         descriptor: int | None = None
         with contextlib.suppress(FileNotFoundError, BlockingIOError):
@@ -520,11 +518,12 @@ class FetchAhead:
     """Background threads that keep the next few shards of a changing order pinned in the cache."""
 
     def __init__(self, acquire: Callable[[str, Wait], Pin], maximum: int, threads: int) -> None:
-        """Prepare; threads start with the first hint.
+        """Prepare the object; the threads start with the first hint.
 
         Args:
-            acquire: Function of a shard and a wait that downloads and pins the shard.
-            maximum: Largest number of shards held.
+            acquire: Function that downloads and pins a shard. Its arguments are the shard's name and a function
+                that waits.
+            maximum: Largest number of shards that are pinned at the same time.
             threads: Number of threads.
         """
         self._acquire, self._maximum, self._threads = acquire, maximum, threads
@@ -538,7 +537,7 @@ class FetchAhead:
         self._running: list[threading.Thread] = []
 
     def hint(self, shards: Iterable[str]) -> None:
-        """Set the shards that are needed next; release earlier ones that are not among them."""
+        """Set the shards that are needed next, and release all other shards."""
         order = list(dict.fromkeys(itertools.islice(shards, _LONGEST_HINT)))
         with self._changed:
             self._order = order
@@ -551,7 +550,7 @@ class FetchAhead:
             self._changed.notify_all()
 
     def take(self, name: str) -> Pin | None:
-        """Return the pin of a shard, or raise the error of its download; return None if it is not requested."""
+        """Return the pin of a shard or raise the error of its download; return None if no hint named the shard."""
         with self._changed:
             self._order = [other for other in self._order if other != name]
             self._awaited[name] += 1
@@ -560,7 +559,7 @@ class FetchAhead:
             self._awaited[name] -= 1
             if name in self._errors:
                 raise self._errors.pop(name)
-            self._changed.notify_all()  # one more may be downloaded
+            self._changed.notify_all()  # one more shard may be downloaded
             return self._pins.pop(name, None)
 
     def drop(self) -> None:
@@ -571,7 +570,7 @@ class FetchAhead:
                 self._pins.popitem()[1].close()
 
     def close(self) -> None:
-        """Stop the threads; a thread that waits for a server stops at the latest after the time-out."""
+        """Stop the threads. A thread that waits for a server stops after the time-out at the latest."""
         self._closed.set()
         self.drop()
         with self._changed:

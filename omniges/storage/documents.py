@@ -1,7 +1,7 @@
-"""JSON objects of unknown origin, read into frozen dataclasses whose fields declare type and range.
+"""Reading of JSON objects of unknown origin into frozen dataclasses; each field declares its type and range.
 
-The declaration is the only check: ``Annotated[int, Range(1)]`` is a whole number from 1 on. A field with a default may
-be absent, because files of earlier versions lack it. A key that no field reads is refused.
+Only these declarations are checked: ``Annotated[int, Range(1)]`` is a whole number of at least 1. A field with a
+default may be absent, because files of earlier versions lack such fields. A key without a field is refused.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MOST_SHOWN: Final = 60
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Range of a number, for ``Annotated``."""
+    """Allowed range of a number, for ``Annotated``."""
 
     minimum: float = -_MOST
     maximum: float = _MOST
@@ -42,7 +42,7 @@ class Range:
 
     @property
     def words(self) -> str:
-        """Range in words; empty if it is that of every number."""
+        """The range in words; empty if every number is allowed."""
         if self == Range():
             return ""
         lowest = f"above {_digits(self.above)}" if self.above > -math.inf else f"from {_digits(self.minimum)}"
@@ -50,13 +50,13 @@ class Range:
 
 
 def _digits(number: float) -> str:
-    """Return a number without ``.0``: typing keeps one of two ranges that are equal, such as 0 and 0.0."""
+    """Return a number as text without ``.0``, because typing treats equal ranges, such as 0 and 0.0, as one."""
     return str(int(number)) if abs(number) < _MOST_SAID and number == int(number) else str(number)
 
 
 @dataclass(frozen=True, slots=True)
 class Is:
-    """A requirement of a value for ``Annotated``: a predicate, and its description in errors."""
+    """A requirement on a value, for ``Annotated``: a function that tests the value, and its description in errors."""
 
     expected: str
     fits: Callable[[Any], bool]
@@ -69,7 +69,7 @@ Sha256 = Annotated[str, Is("a sha256 in lower-case hexadecimal digits", is_sha25
 
 
 def shown(value: Any) -> str:
-    """Return a value of JSON as one short line, in JSON's own words."""
+    """Return a JSON value as one short line of JSON."""
     return one_line(json.dumps(value, ensure_ascii=False, default=repr), _MOST_SHOWN)
 
 
@@ -84,12 +84,12 @@ class Document:
         Args:
             found: The parsed JSON.
             where: Name of the file, for errors.
-            remedy: What to do about a value that is not valid; end of the error's line.
+            remedy: Last part of each error: what to do about an invalid value.
             prefix: Keys that lead to the object, each with a dot.
             kind: Class of the errors.
 
         Raises:
-            OmnigesError: It is no object; an error of the given class.
+            OmnigesError: The value is not an object; the error has the class `kind`.
         """
         self.where, self.remedy, self.prefix, self._kind = where, remedy, prefix, kind
         if not isinstance(found, dict):
@@ -122,15 +122,15 @@ class Document:
         return self.found[key]
 
     def require_keys(self, keys: Collection[str]) -> None:
-        """Refuse an object without one of the keys."""
+        """Refuse an object that lacks one of the keys."""
         for key in keys:
             self.value(key)
 
     def require_only(self, only: Mapping[str, Any]) -> None:
-        """Refuse keys whose value is not the only one that is implemented.
+        """Refuse a key whose value is not implemented. Only one value of each key is.
 
         Args:
-            only: The value of each key; a key may be absent.
+            only: The implemented value of each key; the object may lack a key.
         """
         for key, value in only.items():
             found = self.found.get(key, value)
@@ -143,10 +143,10 @@ class Document:
             raise self.fault(key, shown(self.found[key]), "no such key")
 
     def require_known(self, known: Collection[str]) -> None:
-        """Refuse keys that are not read and might change the numbers, unless they are null.
+        """Refuse unknown keys, which might change a network's results, unless their value is null.
 
         Args:
-            known: Keys that are read, and those that have no effect.
+            known: Keys that are read, and keys that have no effect.
         """
         for key in sorted(self.found.keys() - set(known)):
             if self.found[key] is not None:
@@ -168,7 +168,7 @@ class Document:
         return self.values(kind)
 
     def given(self, kind: Any) -> dict[str, Any]:
-        """Return the fields of a dataclass that the object has, each checked, without making an instance.
+        """Return the checked values of a dataclass's fields, for the fields that the object has; make no instance.
 
         Args:
             kind: The dataclass.
@@ -177,18 +177,18 @@ class Document:
             The values by field.
 
         Raises:
-            OmnigesError: As `read`, but for absent keys.
+            OmnigesError: A key is unknown, or a value has another type or is out of range.
         """
         hints = _hints(kind)
         self.require_only_keys(hints)
         return {name: self.typed(name, hints[name]) for name in self.found}
 
     def values(self, kind: type[T], **own: Any) -> T:
-        """Read a dataclass whose fields are some keys of the object; apart from that, do the same as `read`.
+        """Read a dataclass as `read` does, but allow keys of the object that are not fields.
 
         Args:
             kind: The dataclass.
-            **own: Values of fields that are not read.
+            **own: Values of fields that are not read from the object.
 
         Returns:
             The instance.
@@ -200,7 +200,7 @@ class Document:
                 own[field.name] = self.typed(field.name, hints[field.name])
         try:
             return kind(**own)
-        except OmnigesError as error:  # of a check that the dataclass makes itself
+        except OmnigesError as error:  # from a check in the dataclass's own code
             raise self._kind(f"{self.where}: {self.prefix}{error}; {self.remedy}") from error
 
     def typed(self, key: str, hint: Any) -> Any:
@@ -208,7 +208,7 @@ class Document:
 
         Args:
             key: The key.
-            hint: The type of a dataclass's field.
+            hint: The type annotation of a dataclass's field.
 
         Returns:
             The value; lists as tuples.
@@ -258,7 +258,7 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def _parts(hint: Any) -> tuple[Any, tuple[Any, ...], bool]:
-    """Return the type, its checks, and whether null is a value."""
+    """Return the type of an annotation, its checks, and whether null is allowed."""
     kind, checks, optional = hint, (), False
     while True:
         if get_origin(kind) is Annotated:
@@ -272,7 +272,7 @@ def _parts(hint: Any) -> tuple[Any, tuple[Any, ...], bool]:
 
 
 def _is_plain(kind: Any, checks: Collection[Any], value: Any) -> bool:
-    """Return whether a value is a text, a number or a flag of a type and range, or one of its choices."""
+    """Return whether a text, number or boolean has the type and passes the checks, or is one of the choices."""
     if kind is Any:
         return True
     if get_origin(kind) is Literal:
@@ -299,7 +299,7 @@ UNREAD: Final = frozenset(
             "task_specific_params",
             "gradient_checkpointing",
         ),
-        # of generation and of tensorflow, which have settings of their own
+        # keys for text generation and TensorFlow, which this package does not use
         *("max_length", "min_length", "do_sample", "num_beams", "num_beam_groups", "early_stopping", "temperature"),
         *("top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "diversity_penalty"),
         *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences"),
@@ -323,7 +323,7 @@ _KINDS: Final[Mapping[Any, str]] = {
 
 
 def _words(hint: Any) -> str:
-    """Return the values of a type in words."""
+    """Return the allowed values of a type annotation in words."""
     kind, checks, optional = _parts(hint)
     origin = get_origin(kind)
     if origin is Literal:

@@ -1,7 +1,7 @@
-"""Files of unknown origin: only regular files of limited size, with plain JSON; JSON to write, and sha256 digests.
+"""Reading of files of unknown origin, writing of JSON, and sha256 digests.
 
 A folder of unknown origin may contain a pipe, a device or a link in place of a file. Every reader of such a folder
-opens its files here.
+opens its files with this module, which accepts only regular files of limited size and plain JSON.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _KINDS: Final = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK
 
 
 def visible_entries(folder: Path) -> list[Path]:
-    """Return the entries of a folder, sorted, without ``._NAME`` and ``.DS_Store``, which macOS puts beside others.
+    """Return the sorted entries of a folder, without the ``._NAME`` and ``.DS_Store`` files of macOS.
 
     Args:
         folder: The folder.
@@ -45,7 +45,7 @@ def visible_entries(folder: Path) -> list[Path]:
         The paths.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The folder cannot be read.
     """
     return sorted(path for path in folder.iterdir() if not path.name.startswith("._") and path.name != ".DS_Store")
 
@@ -55,14 +55,14 @@ def open_file(path: Path, root: Path | None = None) -> int:
 
     Args:
         path: The file.
-        root: Folder that a link must not lead out of, see `lies_inside`. None: a link may lead anywhere, because a
-            person named this very file.
+        root: A link must lead to a file in this folder, see `lies_inside`. None: a link may lead anywhere, because
+            the user named this file.
 
     Returns:
         The descriptor, which the caller closes.
 
     Raises:
-        DataError: It is not a regular file, or a link leads out of `root`.
+        DataError: The path is not a regular file, or a link leads out of `root`.
         FileNotFoundError: The file does not exist.
         EnvironmentFault: The operating system refuses access.
     """
@@ -103,7 +103,7 @@ def open_regular(path: Path, *, follow: bool = True) -> BufferedReader:
         The stream.
 
     Raises:
-        OSError: The operating system refuses it, or it is no regular file (EINVAL).
+        OSError: The operating system refuses access, or the path is not a regular file (EINVAL).
     """
     flags = _FLAGS if follow else _FLAGS | os.O_NOFOLLOW
     stream = open(path, "rb", opener=lambda name, _: os.open(name, flags))  # noqa: SIM115 - the caller closes it
@@ -120,14 +120,15 @@ def _no_file(path: Path, kind: int) -> str:
 def lies_inside(path: Path, root: Path) -> bool:
     """Return whether a path, with links resolved, lies in a folder.
 
-    A link of the Hugging Face cache lies inside too: ``ENTRY/snapshots/REVISION/NAME`` leads to ``ENTRY/blobs/HASH``.
+    In the Hugging Face cache, the link ``ENTRY/snapshots/REVISION/NAME`` leads to ``ENTRY/blobs/HASH``. Such a link
+    counts as inside ``REVISION``.
 
     Args:
         path: The path.
         root: The folder.
 
     Returns:
-        True if it lies inside.
+        True if the path lies inside the folder.
     """
     target, base = os.path.realpath(path), os.path.realpath(root)
     entry, snapshots, _ = base.rpartition("/snapshots/")
@@ -147,7 +148,7 @@ def read_file(path: Path, max_bytes: int, root: Path | None = None) -> bytes:
         All bytes of the file.
 
     Raises:
-        DataError: As `open_file`, or the file is larger.
+        DataError: As `open_file`, or the file is larger than `max_bytes`.
         FileNotFoundError: The file does not exist.
         EnvironmentFault: The operating system refuses access.
     """
@@ -159,7 +160,7 @@ def read_file(path: Path, max_bytes: int, root: Path | None = None) -> bytes:
 
 
 def read_range(descriptor: int, offset: int, size: int) -> bytes:
-    """Return bytes of an open file; nothing is allocated for bytes that the file does not have.
+    """Return a range of bytes of an open file; memory is allocated only for bytes that the file has.
 
     Args:
         descriptor: The file.
@@ -173,7 +174,7 @@ def read_range(descriptor: int, offset: int, size: int) -> bytes:
         OSError: The file cannot be read.
     """
     pieces, left = [], min(size, os.fstat(descriptor).st_size - offset)
-    while left > 0 and (piece := os.pread(descriptor, left, offset)):  # at most 2 GiB
+    while left > 0 and (piece := os.pread(descriptor, left, offset)):  # one call reads at most 2 GiB
         pieces.append(piece)
         offset, left = offset + len(piece), left - len(piece)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -197,7 +198,7 @@ def parse_json(data: bytes) -> Any:
         found = json.loads(
             text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant, parse_float=_finite
         )
-        if "\\u" in text:  # only an escape can stand for half of a surrogate pair
+        if "\\u" in text:  # only such an escape can encode half of a surrogate pair
             json.dumps(found, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise ValueError("half of a surrogate pair is no text") from None
@@ -209,7 +210,7 @@ def parse_json(data: bytes) -> Any:
 
 
 def _is_deep(found: Any) -> bool:
-    """Return whether JSON is nested so deeply that writing it, as errors and checksums do, could end Python's stack."""
+    """Return whether a JSON value is nested too deeply to write: errors and checksums could exceed Python's stack."""
     level = [found]
     for _ in range(_MAX_LEVELS):
         level = [
@@ -247,7 +248,7 @@ def read_json(path: Path, remedy: str, root: Path | None = None, max_bytes: int 
 
     Args:
         path: The file.
-        remedy: What to do about a damaged file; end of the error's line.
+        remedy: Last part of each error: what to do about a damaged file.
         root: See `open_file`.
         max_bytes: Largest size that is accepted.
 
@@ -255,7 +256,7 @@ def read_json(path: Path, remedy: str, root: Path | None = None, max_bytes: int 
         As `parse_json`.
 
     Raises:
-        DataError: It is no regular file of plain JSON, see `parse_json`.
+        DataError: The path is not a regular file of plain JSON, see `parse_json`.
         FileNotFoundError: The file does not exist.
         EnvironmentFault: The operating system refuses access.
     """
@@ -270,7 +271,7 @@ def read_settings(path: Path, remedy: str, root: Path | None = None) -> dict[str
 
     Args:
         path: The file.
-        remedy: What to do about a missing or damaged file; end of the error's line.
+        remedy: Last part of each error: what to do about a missing or damaged file.
         root: See `open_file`.
 
     Returns:
@@ -289,7 +290,7 @@ def read_settings(path: Path, remedy: str, root: Path | None = None) -> dict[str
     return found
 
 
-# --- JSON to write, and digests
+# --- Writing JSON, and digests
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
@@ -301,13 +302,13 @@ def canonical_json(value: Any) -> bytes:
 
 
 def json_document(value: Any) -> bytes:
-    """Return a JSON file for reading: sorted keys, indented, UTF-8, with a final line break."""
+    """Return the bytes of a JSON file for people: sorted keys, indented, UTF-8, with a final line break."""
     text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
     return text.encode() + b"\n"
 
 
 def sha256_hex(*pieces: bytes | memoryview) -> str:
-    """Return the hexadecimal sha256 of bytes, which may come in pieces."""
+    """Return the hexadecimal sha256 of bytes that are given in one or several pieces."""
     digest = hashlib.sha256()
     for piece in pieces:
         digest.update(piece)
@@ -315,7 +316,7 @@ def sha256_hex(*pieces: bytes | memoryview) -> str:
 
 
 def file_sha256(path: Path, *, follow: bool = True) -> str:
-    """Return the sha256 of a regular file, which is read in blocks.
+    """Return the sha256 of a regular file; the file is read in blocks.
 
     Args:
         path: The file.
@@ -337,9 +338,9 @@ def is_sha256(text: object) -> bool:
 
 
 def text_codec(data: bytes) -> str:
-    """Return the codec of a text in UTF-8 or UTF-16, with or without a byte order mark.
+    """Return the name of Python's codec for a text in UTF-8 or UTF-16, with or without a byte order mark.
 
-    UTF-16 without a mark is recognized where the text starts with a character of Latin-1.
+    UTF-16 without a mark is recognized only if the text starts with a Latin-1 character.
 
     Args:
         data: The text's bytes.
@@ -349,6 +350,6 @@ def text_codec(data: bytes) -> str:
     """
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
-    if 0 in data[:2]:  # one of the two bytes of such a character is zero
+    if 0 in data[:2]:  # in UTF-16, one of the two bytes of a Latin-1 character is zero
         return "utf-16-be" if data[0] == 0 else "utf-16-le"
     return "utf-8-sig"

@@ -1,7 +1,7 @@
-"""The import of librosa and of our own compiled functions, which must not first happen in two processes at once.
+"""Import of librosa and of functions that numba compiles, in one process at a time.
 
-The first use on a machine compiles functions into numba's cache, which has no lock. Processes that write it at the same
-time corrupt it, and every later import then ends in a segmentation fault.
+The first import on a machine compiles functions into numba's cache, which has no lock. If two processes write the cache
+at the same time, they corrupt it. Every later import then ends in a segmentation fault.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from omniges.storage.redact import one_line
 
 @functools.cache
 def load_librosa() -> Any:
-    """Import librosa, one process at a time; it takes seconds.
+    """Import librosa, one process at a time. The import takes seconds.
 
     Returns:
         The module.
 
     Raises:
-        EnvironmentFault: librosa is not installed, or cannot be imported, for example without a folder for numba's
-            cache.
+        EnvironmentFault: librosa is not installed or cannot be imported, for example because numba finds no folder
+            for its cache.
     """
     with compiling("librosa"):
         importlib.import_module("librosa.onset")
@@ -37,7 +37,7 @@ def load_librosa() -> Any:
 
 @contextlib.contextmanager
 def compiling(package: str) -> Iterator[None]:
-    """Import or call functions of a package that numba compiles, one process at a time.
+    """Let one process at a time import or call functions that numba compiles.
 
     Args:
         package: Name of the installed package.
@@ -52,7 +52,7 @@ def compiling(package: str) -> Iterator[None]:
         try:
             yield
         except (RuntimeError, OSError, KeyError) as error:
-            # numba looks for a folder for its cache while functions are defined, other packages for the home folder.
+            # While functions are defined, numba looks for its cache folder, and other packages for the home folder.
             reason = one_line(f"{type(error).__name__}: {error}", 200)
             variable = "HOME" if "home directory" in reason else "NUMBA_CACHE_DIR"
             raise EnvironmentFault(
@@ -63,7 +63,7 @@ def compiling(package: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _lock_of(package: str) -> Iterator[None]:
-    """Wait for a lock on a file of the package, so that no lock file is needed."""
+    """Wait for a lock on one of the package's own files, so that no separate lock file is needed."""
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
         raise EnvironmentFault(
@@ -72,7 +72,7 @@ def _lock_of(package: str) -> Iterator[None]:
     writable = os.access(found.origin, os.W_OK)
     descriptor = os.open(found.origin, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
     try:
-        with contextlib.suppress(OSError):  # NFS locks only files open for writing; then there is no lock
+        with contextlib.suppress(OSError):  # NFS locks only files that are open for writing; there is no lock then
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:

@@ -1,8 +1,8 @@
 """Removal of credentials from text before it reaches an error, a log or a file.
 
 Messages of storage libraries may contain URLs with passwords or signatures, request headers, or the XML of a refused
-request. Every such text passes through `redact`. It knows the forms of credentials, and gets the values in use. In
-doubt it hides a text.
+request. Every such text passes through `redact`. It knows the usual forms of credentials, and gets the secrets in use
+as an argument. If it is unsure, it hides the text.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _SENSITIVE: Final = (
     r"[\w-]*(?:signature|credential|security[_-]?token|token|secret|passwd|password|passphrase|authorization"
     r"|api[_-]?key|access[_-]?key|account[_-]?key|private[_-]?key|cookie|stringtosign|canonicalrequest)[\w-]*"
 )
-# Userinfo ends at the last @ of the authority. A password with a slash in it ends the authority too early for that, so
-# `user:…@` up to the last @ of the word is taken as well, unless a port follows the colon.
+# User information ends at the last @ of the authority. A password that contains a slash ends the authority too early.
+# So `user:…@` up to the last @ of the word is hidden too, unless a port follows the colon.
 _USERINFO: Final = re.compile(r"(?<=://)(?:[^\s/?#\"<>]*:(?!\d{1,5}/)[^\s\"<>]*@|[^\s/?#\"<>]*@)")
 _QUERY: Final = re.compile(r"(?<=[?&;])([^\s=&;?'\"<>]+)=([^\s&;'\"<>]*)")
 _FRAGMENT_OR_QUERY_WORD: Final = re.compile(r"(?<=://)([^\s?'\"<>]*\?)([^\s=&'\"<>]+)(?=[\s'\"<>]|$)")
@@ -46,11 +46,12 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """Replace everything that has the form of a credential, and every given secret, by ``***``.
 
     It hides user information and all query values of URLs, values after a sensitive name (token, secret, signature,
-    authorization …), and known forms of keys and tokens. ``redact(redact(t)) == redact(t)``.
+    authorization …), and known forms of keys and tokens. A second call changes nothing:
+    ``redact(redact(t)) == redact(t)``.
 
     Args:
         text: The text.
-        secrets: Secrets in use.
+        secrets: Secrets in use, which are hidden wherever they occur.
 
     Returns:
         The text without credentials.
@@ -68,14 +69,14 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
 
 
 def _forms(secret: str) -> set[str]:
-    """Return the forms of a secret in a text: plain, and percent-encoded as in URLs."""
+    """Return the forms in which a secret may occur in a text: plain, and percent-encoded as in URLs."""
     if len(secret) < _SHORTEST_SECRET:
         return set()
     return {secret, quote(secret), quote(secret, safe=""), repr(secret)[1:-1]}
 
 
 def one_line(text: str, maximum: int = 240) -> str:
-    """Return text as one line, with white space and control characters as single spaces.
+    """Return a text as one line; each run of white space and control characters becomes one space.
 
     Args:
         text: The text.
@@ -89,7 +90,7 @@ def one_line(text: str, maximum: int = 240) -> str:
 
 
 def secrets_in_url(url: str) -> list[str]:
-    """Return user, password and query values of a URL, as written and decoded."""
+    """Return the user, password and query values of a URL, both as written and decoded."""
     found: list[str] = []
     if userinfo := _USERINFO.search(url):
         found += userinfo[0][:-1].split(":", 1)

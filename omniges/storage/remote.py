@@ -1,8 +1,8 @@
 """Locations of shard folders: a local path, or a URL of any protocol that fsspec knows.
 
-A `Store` reads names, sizes, byte ranges, and complete files as streams. fsspec is imported when a URL is opened, never
-for a path. Errors of storage libraries become one line without credentials: `MissingFile` if the file does not exist,
-`StoreFault` for the network, the server and permissions.
+A `Store` lists names and sizes, reads byte ranges, and reads complete files as streams. fsspec is imported only when a
+URL is opened, never for a path. An error of a storage library becomes one line without credentials: `MissingFile` if
+the file does not exist, `StoreFault` for faults of the network, the server or permissions.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _CHAIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*::|.*::[A-Za-z][A-Za-z0-9+.-
 _LOCAL: Final = ("file", "local")
 _WEB: Final = ("http", "https")
 _S3: Final = ("s3", "s3a")
-_NO_USERINFO: Final = ("s3", "s3a", "gs", "gcs", "hf")  # their libraries would read user:password as a bucket's name
-_LONGEST_TEXT: Final = 8192  # characters of a library's message that are read
+_NO_USERINFO: Final = ("s3", "s3a", "gs", "gcs", "hf")  # user:password would be read as a bucket
+_LONGEST_TEXT: Final = 8192  # number of characters that are read of a library's message
 _STREAM_BLOCK_BYTES: Final = 8 << 20
 _PIECE_BYTES: Final = 64 << 10
-_PARTIAL: Final = 206  # HTTP status of a range
+_PARTIAL: Final = 206  # HTTP status of an answer that is a range
 _INSTALL: Final = (
     dict.fromkeys(_S3, "pip install 'omniges[remote]'")
     | dict.fromkeys(_WEB, "pip install aiohttp")
@@ -60,7 +60,7 @@ class MissingFile(DataError):
 class StoreFault(EnvironmentFault):
     """A location cannot be read; if it is `transient`, another attempt may succeed.
 
-    A fault that `timed_out` is transient too, but each attempt takes long: `MAX_TIME_OUTS` are enough.
+    A fault that `timed_out` is transient too. Because such an attempt takes long, there are at most `MAX_TIME_OUTS`.
     """
 
     def __init__(self, message: str, *, transient: bool = False, timed_out: bool = False) -> None:
@@ -82,7 +82,7 @@ class Location:
         return Path(self.address) if self.protocol == "file" else None
 
     def shown_file(self, name: str) -> str:
-        """Return a file of the folder for texts; the folder itself for ""."""
+        """Return the location of a file of the folder for messages, without credentials; "" stands for the folder."""
         folder, question, query = self.shown.partition("?")
         return f"{folder.rstrip('/')}/{name}{question}{query}" if name else self.shown
 
@@ -183,15 +183,15 @@ class ByteStream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Longest times without data from a server, in seconds, and its lowest speed.
+    """Limits for a server: the longest times without data in seconds, and the lowest speed in bytes per second.
 
-    The times apply to s3, http and https; other protocols have their own limits. The speed applies to all of them.
+    The times apply to s3, http and https; other protocols have their own limits. The speed applies to all protocols.
     """
 
     connect_s: float = 10.0
     read_s: float = 60.0
     min_bytes_s: float = 65536.0
-    """Speed below which a server is given up, whatever the protocol; a read may be late by `connect_s` and `read_s`."""
+    """Lowest speed, for all protocols: a slower read is abandoned after `connect_s` + `read_s` of additional time."""
 
     def limit_s(self, size: int) -> float:
         """Return the longest time in seconds that reading a number of bytes may take."""
@@ -316,7 +316,7 @@ class UrlStore:
         return dict(sorted(filter(None, map(self._listed, entries))))
 
     def _listed(self, entry: Any) -> tuple[str, int] | None:
-        """Return name and size of a file in a listing; None for folders and the like."""
+        """Return the name and size of a file in a listing; None for an entry that is not a file, such as a folder."""
         kind, path, size = (entry.get(key) if isinstance(entry, dict) else None for key in ("type", "name", "size"))
         if isinstance(kind, str) and kind != "file":
             return None
@@ -329,7 +329,7 @@ class UrlStore:
         return (name, size) if name else None
 
     def size(self, name: str) -> int | None:
-        """Return the size of a file in bytes, None if not known; raise MissingFile if it does not exist."""
+        """Return the size of a file in bytes or None if it is unknown; raise MissingFile if the file does not exist."""
         address = self._address(name)
         found = self._call("find", name, lambda: self._filesystem.info(address)["size"])
         if found is not None and not _is_size(found):
@@ -363,10 +363,10 @@ class UrlStore:
         return _exactly(data, self.location.shown_file(name), offset, size)
 
     def _web_range(self, name: str, address: str, offset: int, size: int) -> bytes:
-        """Return a range of a file from a web server: at most one piece more than was asked for.
+        """Return a range of a file from a web server, and receive at most one piece more than was requested.
 
-        fsspec's `cat_file` takes whatever the server sends into memory, also what it unpacks to, and any range for the
-        one that was asked for.
+        fsspec's `cat_file` is not used. It keeps everything that the server sends in memory, unpacks it, and does not
+        check that the range is the requested one.
         """
         asyn = importlib.import_module("fsspec.asyn")
         filesystem = self._filesystem
@@ -384,7 +384,7 @@ class UrlStore:
         return found
 
     def _s3_range(self, name: str, address: str, offset: int, size: int) -> bytes:
-        """Return a range of an object: at most one piece more than was asked for; `cat_file` keeps everything."""
+        """Return a range of an object; unlike `cat_file`, receive at most one piece more than was requested."""
         asyn = importlib.import_module("fsspec.asyn")
         filesystem = self._filesystem
         bucket, key, _ = filesystem.split_path(address)
@@ -402,7 +402,7 @@ class UrlStore:
         return found
 
     def _require_range(self, name: str, found: str | None, offset: int) -> None:
-        """Refuse a range that does not start at the offset; a server need not name the range."""
+        """Refuse an answer whose range starts at another offset. A server may leave the range unstated."""
         if found and not found.startswith(f"bytes {offset}-"):
             raise StoreFault(
                 f"{self.location.shown_file(name)}: expected bytes from {offset} on, the server sends "
@@ -411,14 +411,14 @@ class UrlStore:
 
     @contextmanager
     def open_stream(self, name: str) -> Iterator[ByteStream]:
-        """Yield a file as a stream from its beginning: s3 and most others in ranges of 8 MiB, http in one request."""
+        """Yield a file as a stream: in one request for http, in ranges of 8 MiB for s3 and most other protocols."""
         if self.location.protocol in _S3:
             yield _Ranges(self, name)
             return
         address = self._address(name)
         options: dict[str, Any] = {"block_size": _STREAM_BLOCK_BYTES, "cache_type": "readahead"}
         if self.location.protocol in _WEB:
-            options = {"block_size": 0, "size": 1}  # any size avoids a request to the server; it is not used
+            options = {"block_size": 0, "size": 1}  # a size, which is not used, avoids a request to the server
         stream = self._call("open", name, lambda: self._filesystem.open(address, "rb", **options))
         try:
             yield _Guarded(self, name, stream, self._timeouts)
@@ -451,12 +451,12 @@ class UrlStore:
             raise EnvironmentFault(
                 f"{self.location}: expected a package for {protocol}://, found none; {remedy}"
             ) from None
-        if hasattr(kind, "__del__"):  # that of ftp fails where the constructor could not connect, and Python prints it
+        if hasattr(kind, "__del__"):  # ftp's fails if the constructor could not connect
             kind = type(kind.__name__, (kind,), {"__del__": _finalize})
         return kind(skip_instance_cache=True, **self._options())
 
     def _options(self) -> dict[str, Any]:
-        """Return options that limit waits for a silent server; retries are made elsewhere."""
+        """Return options that limit the wait for a silent server; for s3, also switch off the library's retries."""
         if self.location.protocol in _WEB:
             aiohttp = importlib.import_module("aiohttp")
             limits = aiohttp.ClientTimeout(
@@ -474,7 +474,7 @@ class UrlStore:
         return {"use_listings_cache": False}
 
     def _address(self, name: str | None) -> str:
-        """Return the address of a file, or of the folder for None; a web URL's query stays at its end."""
+        """Return the address of a file, or of the folder if `name` is None. The query of a web URL stays at the end."""
         tail = "" if name is None else check_name(name)
         if self.location.protocol in _WEB:
             parts = urlsplit(self.location.address)
@@ -482,14 +482,15 @@ class UrlStore:
         return f"{self.location.address.rstrip('/')}/{tail}" if tail else self.location.address
 
     def _call(self, action: str, name: str, function: Callable[[], T], size: int = 0) -> T:
-        """Run a call of a storage library; any exception becomes an OmnigesError.
+        """Call a function of a storage library, and convert any exception into an OmnigesError.
 
-        The new error is raised outside the handler without a reference to the old one, whose text may contain
-        credentials. A call that exceeds the time for `size` bytes at the server's lowest speed is abandoned.
+        The text of the library's error may contain credentials. So the new error is raised outside the handler and does
+        not refer to the old error. A call is abandoned if it takes longer than `Timeouts.limit_s` allows for `size`
+        bytes.
         """
         outcomes: queue.SimpleQueue[Callable[[], T]] = queue.SimpleQueue()
-        # No storage library bounds the time of a request whose bytes come one by one, so a thread waits for it. One
-        # that is late ends with its connection or with the process.
+        # No storage library limits the time of a request whose bytes come one by one. So a thread makes the request.
+        # A thread that is late ends with its connection or with the process.
         run = threading.Thread(
             target=lambda: outcomes.put(self._outcome(action, name, function)), name="store-call", daemon=True
         )
@@ -501,7 +502,7 @@ class UrlStore:
         return outcome()
 
     def _outcome(self, action: str, name: str, function: Callable[[], T]) -> Callable[[], T]:
-        """Run a call; return a function that returns its result or raises its error."""
+        """Call a function; return another function that returns the result or raises the error."""
         fault: Exception
         try:
             found = function()
@@ -528,7 +529,7 @@ class UrlStore:
         root = chain[-1]
         reason = one_line(redact(f"{type(root).__name__}: {root}".removesuffix(": ")[:_LONGEST_TEXT], secrets))
         status = http_status(error)
-        # Without a status, "not found" is believed unless it covers another error (fsspec's http does that).
+        # Without a status, "not found" is believed unless it hides another error, as it does in fsspec's http.
         if status in _GONE or (status is None and isinstance(root, FileNotFoundError)):
             return MissingFile(f"{place}: expected a file, found no such file ({reason})")
         denied = any(isinstance(e, PermissionError) or "Credential" in type(e).__name__ for e in chain)
@@ -560,13 +561,13 @@ def _raise(error: Exception) -> Any:
 
 
 def _finalize(filesystem: Any) -> None:
-    """Call the finalizer of a file system's class, unless the file system was not made completely."""
+    """Call the finalizer of a file system's class, but only if the constructor had finished."""
     with suppress(AttributeError):
         super(type(filesystem), filesystem).__del__()
 
 
 async def _at_most(read: Callable[[int], Awaitable[bytes]], size: int) -> bytes:
-    """Return the bytes of an answer; at most one piece more than `size`."""
+    """Return the bytes of an answer; stop after the piece that exceeds `size`."""
     data = bytearray()
     while len(data) <= size and (piece := await read(_PIECE_BYTES)):
         data += piece
@@ -592,7 +593,7 @@ class _Ranges:
 
 
 class _Guarded:
-    """A stream that raises only OmnigesError, and is closed if it is slower than the lowest speed."""
+    """A stream that raises only OmnigesError, and that is closed if it is slower than `Timeouts.min_bytes_s`."""
 
     def __init__(self, store: UrlStore, name: str, stream: Any, timeouts: Timeouts) -> None:
         self._store, self._name, self._stream, self._timeouts = store, name, stream, timeouts
@@ -601,7 +602,7 @@ class _Guarded:
     def read(self, size: int, /) -> bytes:
         """Read at most `size` bytes; empty at the end."""
         began = time.monotonic()
-        block = max(size, _STREAM_BLOCK_BYTES)  # what a library may fetch at once
+        block = max(size, _STREAM_BLOCK_BYTES)  # number of bytes that a library may fetch at once
         data = bytes(self._store._call("read", self._name, lambda: self._stream.read(size), block))
         self._waited_s += time.monotonic() - began
         self._received += len(data)
@@ -611,12 +612,12 @@ class _Guarded:
 
 
 def http_status(error: BaseException) -> int | None:
-    """Return the HTTP status of an error of a storage library or of its causes; None if a server gave none."""
+    """Return the HTTP status that a storage library's error or one of its causes has; None if there is no status."""
     return next((status for status in map(_status, _causes(error)) if status is not None), None)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and its causes, the outermost first."""
+    """Yield an error, then its causes from the outermost to the innermost."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
@@ -631,7 +632,7 @@ def _status(error: BaseException) -> int | None:
     if isinstance(response, dict):
         value = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     elif type(error).__name__ == "HttpError":
-        value = getattr(error, "code", None)  # gcsfs; the `code` of aiohttp's protocol errors is not a status
+        value = getattr(error, "code", None)  # gcsfs; aiohttp's `code` is not a status
     else:
         value = getattr(error, "status", None) or getattr(response, "status_code", None)
     return int(value) if isinstance(value, (int, str)) and re.fullmatch(r"[1-5]\d\d", str(value)) else None

@@ -1,11 +1,11 @@
-"""Files of tensors by name: safetensors, and files of ``torch.save``, which are only read.
+"""Files of named tensors: reading and writing of safetensors files, and reading of ``torch.save`` files.
 
-safetensors files are written one tensor at a time and published complete.
+A safetensors file is written one tensor at a time, and gets its name when it is complete.
 
-torch's ``weights_only`` unpickles only tensors and plain containers, so a file of ``torch.save`` cannot run a program.
-This module adds checks that torch does not make. The checksums of the archive must be right (files in the format before
-torch 1.6 have none). Every tensor must have a name, be dense and lie within the file. Any damage is an error of one
-line.
+torch's ``weights_only`` unpickles only tensors and plain containers, so a ``torch.save`` file cannot run a program.
+This module adds checks that torch does not make. The checksums of the archive must be correct (files in the format
+before torch 1.6 have none). Every tensor must have a name, be dense and lie within the file. A damaged file causes an
+error of one line.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from pickle import UnpicklingError  # the name of an error; nothing is loaded with that module
+from pickle import UnpicklingError  # only the class of an error; the module loads nothing
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from omniges.errors import DataError, EnvironmentFault, UsageFault, first_of
 from omniges.storage.atomic import PendingFile, os_errors
 from omniges.storage.files import DOWNLOADED_INSTEAD, open_file
 
-if TYPE_CHECKING:  # it takes seconds to import, and shards are made without it
+if TYPE_CHECKING:  # importing torch takes seconds, and making shards does not need it
     import torch
     from torch import Tensor
 
@@ -54,7 +54,7 @@ T = TypeVar("T")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
-    """Write tensors on any device; only one at a time is copied to the CPU.
+    """Write tensors, which may be on any device, to a safetensors file; copy one at a time to the CPU.
 
     Args:
         path: The file.
@@ -67,9 +67,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
 
 
 def write_each(path: Path, kinds: Mapping[str, Kind], tensor_of: Callable[[str], Tensor]) -> tuple[int, str]:
-    """Write tensors that are computed one after the other.
+    """Write a safetensors file whose tensors are computed one after the other.
 
-    The layout is that of safetensors: the header's length (8 bytes, little endian), a JSON header, the data.
+    The file consists of the header's length (8 bytes, little endian), a JSON header, and the data.
 
     Args:
         path: The file.
@@ -101,7 +101,7 @@ def write_each(path: Path, kinds: Mapping[str, Kind], tensor_of: Callable[[str],
 
 
 class LazyTensors(Mapping[str, "Tensor"], ABC):
-    """Tensors by name whose data is computed or read when it is accessed."""
+    """A mapping of names to tensors; the data of a tensor is computed or read when it is accessed."""
 
     @abstractmethod
     def kind(self, name: str) -> Kind:
@@ -109,10 +109,10 @@ class LazyTensors(Mapping[str, "Tensor"], ABC):
 
 
 class TensorFile(LazyTensors):
-    """The tensors of a safetensors file, on the CPU, each read when it is accessed."""
+    """The tensors of a safetensors file by name; each is read to the CPU when it is accessed."""
 
     def __init__(self, path: Path) -> None:
-        """Read the header; raise DataError if it is not such a file."""
+        """Read the header; raise DataError if the file is not a valid safetensors file."""
         from safetensors import SafetensorError, safe_open  # noqa: PLC0415 - comes with torch
 
         opened: Any = safe_open
@@ -140,7 +140,7 @@ class TensorFile(LazyTensors):
         return len(self._names)
 
     def _read(self, name: str, read: Callable[[], T]) -> T:
-        """Call the library; raise DataError for a tensor that it cannot read, such as one of an unknown type."""
+        """Call a function of the library; raise DataError if it cannot read the tensor, for example an unknown type."""
         from safetensors import SafetensorError  # noqa: PLC0415 - see above
 
         try:
@@ -164,7 +164,7 @@ class TensorFile(LazyTensors):
 
 
 def _require_regular(path: Path) -> None:
-    """Refuse a pipe, a device, and a link out of the folder, before a library opens them by their path."""
+    """Refuse a pipe, a device, or a link out of the folder, before a library opens the path."""
     try:
         os.close(open_file(path, path.parent))
     except FileNotFoundError as error:
@@ -172,7 +172,7 @@ def _require_regular(path: Path) -> None:
 
 
 def open_tensors(path: Path) -> Mapping[str, Tensor]:
-    """Open the tensors of a ``.safetensors`` file or a file of ``torch.save``; data is read when it is accessed.
+    """Open the tensors of a ``.safetensors`` or ``torch.save`` file; data is read when it is accessed.
 
     Args:
         path: The file.
@@ -181,7 +181,7 @@ def open_tensors(path: Path) -> Mapping[str, Tensor]:
         Tensors by name.
 
     Raises:
-        DataError: It is not such a file, or it is damaged.
+        DataError: The file has neither format, or is damaged.
         UsageFault: The file does not exist.
     """
     return TensorFile(path) if path.suffix == ".safetensors" else read_weights(path, mapped=True)
@@ -192,7 +192,7 @@ def read_tensors(path: Path, entry: str | None = None) -> dict[str, Tensor]:
 
     Args:
         path: The file.
-        entry: Entry of a file of ``torch.save``, see `read_weights`.
+        entry: Key in a ``torch.save`` file, see `read_weights`.
 
     Returns:
         Tensors by name.
@@ -201,21 +201,21 @@ def read_tensors(path: Path, entry: str | None = None) -> dict[str, Tensor]:
 
 
 def kinds_of(tensors: Mapping[str, Tensor]) -> dict[str, Kind]:
-    """Return type and shape of each tensor; of an open file only the header is read."""
+    """Return the type and shape of each tensor; if the mapping is an open file, read only its header."""
     if isinstance(tensors, LazyTensors):
         return {name: tensors.kind(name) for name in tensors}
     return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor; of an open file only the header is read."""
+    """Return the shape of each tensor; if the mapping is an open file, read only its header."""
     return {name: shape for name, (_, shape) in kinds_of(tensors).items()}
 
 
 def require_same(
     expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str, remedy: str
 ) -> None:
-    """Compare names and shapes of tensors.
+    """Refuse tensors whose names or shapes are not the expected ones.
 
     Args:
         expected: Expected shapes by name.
@@ -224,11 +224,11 @@ def require_same(
         remedy: What the user can do, for the error.
 
     Raises:
-        DataError: Tensors are missing, unexpected or of another shape.
+        DataError: A tensor is missing, is unexpected, or has another shape.
     """
     wrong = {
         "missing": [name for name in expected if name not in found],
-        "not expected": [repr(name) for name in found if name not in expected],  # names of a foreign file
+        "not expected": [repr(name) for name in found if name not in expected],  # names may come from an unknown file
         "of another shape": [
             f"{name} {found[name]} in place of {shape}"
             for name, shape in expected.items()
@@ -260,8 +260,8 @@ def require_finite(name: str, tensor: Tensor, where: str) -> None:
         raise DataError(f"{where}: expected finite numbers, found NaN or infinite ones in {name}; {_AGAIN}")
 
 
-_SAFE_SINCE: Final = "2.10"  # before, a file could damage memory through the restricted reader (CVE-2026-24747)
-# What torch raises on damaged files; UnicodeDecodeError is a ValueError.
+_SAFE_SINCE: Final = "2.10"  # in earlier versions a file could corrupt memory despite ``weights_only`` (CVE-2026-24747)
+# Errors that torch raises on damaged files; UnicodeDecodeError is a ValueError.
 _FAULTS: Final = (
     *(UnpicklingError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError),
     *(EOFError, OverflowError, struct.error),
@@ -269,7 +269,7 @@ _FAULTS: Final = (
 _ZIP_FAULTS: Final = (zipfile.BadZipFile, zlib.error, struct.error, ValueError, LookupError, OverflowError, EOFError)
 _ZIP_START: Final = b"PK\x03\x04"
 _START_BYTES: Final = 32
-_FOLDER: Final = 0x10  # of a member's attributes
+_FOLDER: Final = 0x10  # bit in a zip member's attributes that marks a folder
 _FORBIDDEN: Final = re.compile(r"GLOBAL (\S+)|<class '([^']+)'>")
 _REFUSED: Final = re.compile(r"WeightsUnpickler error:\s+(.+)")
 _AGAIN: Final = "download it again"
@@ -277,19 +277,19 @@ _SAFE: Final = "save its state_dict alone, as tensors by name, or as safetensors
 
 
 def read_weights(path: Path, entry: str | None = None, *, mapped: bool = False) -> dict[str, Tensor]:
-    """Read all tensors of a file of ``torch.save``, on the CPU and without gradients.
+    """Read all tensors of a ``torch.save`` file, to the CPU and without gradients.
 
     Args:
         path: File that contains a dictionary of tensors by name.
-        entry: Key of that dictionary, if the file contains a dictionary of several things.
-        mapped: Map an archive's data instead of reading it.
+        entry: Key of the dictionary of tensors, if the file contains an outer dictionary; otherwise None.
+        mapped: Memory-map an archive's data instead of reading it.
 
     Returns:
         Tensors by name.
 
     Raises:
         UsageFault: The file does not exist.
-        DataError: It is damaged, or contains pickled objects or anything but dense tensors by name.
+        DataError: The file is damaged, or contains anything but dense tensors by name, such as pickled objects.
         EnvironmentFault: This torch is too old to read such files safely.
     """
     return _content(path, entry, dict, mapped=mapped)
@@ -301,7 +301,7 @@ def read_weight_list(path: Path, entry: str, *, mapped: bool = False) -> list[Te
     Args:
         path: The file.
         entry: Key of the list in the file.
-        mapped: Map an archive's data instead of reading it.
+        mapped: Memory-map an archive's data instead of reading it.
 
     Returns:
         The tensors.
@@ -310,7 +310,7 @@ def read_weight_list(path: Path, entry: str, *, mapped: bool = False) -> list[Te
 
 
 def _content(path: Path, entry: str | None, kind: type, *, mapped: bool) -> dict[str, Tensor]:
-    """Return the checked tensors of a file or its entry, which is a dictionary or a list."""
+    """Return the checked tensors of a file, or of one entry in it; either is a dictionary or a list."""
     import torch  # noqa: PLC0415 - see above
 
     if not os.path.lexists(path):
@@ -350,7 +350,7 @@ def _content(path: Path, entry: str | None, kind: type, *, mapped: bool) -> dict
 
 
 def _require_complete_archive(path: Path) -> None:
-    """Check the archive's directory and checksums, because torch does not check them."""
+    """Check a zip archive's directory and checksums, because torch does not check them."""
     try:
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
@@ -368,7 +368,7 @@ def _require_complete_archive(path: Path) -> None:
     except (*_ZIP_FAULTS, NotImplementedError, RuntimeError) as error:
         raise DataError(f"{path}: expected a complete archive, found damage ({_line(error)}); {_AGAIN}") from error
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a place before the file's beginning
+        if error.errno != errno.EINVAL:  # EINVAL: an offset before the start of the file
             raise
         raise DataError(f"{path}: expected offsets inside the archive, found damage; {_AGAIN}") from error
     if damaged is not None:
@@ -393,7 +393,7 @@ def _loaded(path: Path, *, mapped: bool) -> Any:
         archive = start.startswith(_ZIP_START)
         if archive:
             _require_complete_archive(path)
-        warnings.simplefilter("ignore", UserWarning)  # odd protocols and TorchScript, which then fail
+        warnings.simplefilter("ignore", UserWarning)  # unusual pickle protocols and TorchScript; loading then fails
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and archive)
         except _FAULTS as error:
@@ -404,7 +404,7 @@ def _loaded(path: Path, *, mapped: bool) -> Any:
                     f"{path}: expected tensors only, found a pickled Python object ({name}), which is never loaded; "
                     f"{_SAFE}"
                 ) from error
-            refused = _REFUSED.search(str(error))  # behind advice to unpickle the file nevertheless
+            refused = _REFUSED.search(str(error))  # the message begins with advice to unpickle the file
             reason = _line(error) if refused is None else refused[1][:160]
             raise DataError(
                 f"{path}: expected a file of torch.save, found damage or another file ({reason}); {_AGAIN}, or {_SAFE}"
