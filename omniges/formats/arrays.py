@@ -1,7 +1,8 @@
-"""Arrays of npy and NPZ bytes, without unpickling, and with every claim of a header checked before use.
+"""Reading of arrays from npy and NPZ bytes, without unpickling; every header is checked before it is used.
 
-``zipfile`` reads only the directory. Member data is read here, for the requested keys only, and checked: npy header
-against claimed size, CRC, bounded decompression. No array is allocated before its claim has been checked.
+``zipfile`` reads only the directory of an archive. This module reads the data of the requested members. It compares the
+npy header with the size in the directory, limits decompression, and checks the CRC. No array is allocated before its
+header has been checked.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ _DESCR = re.compile(r"'descr'\s*:\s*'([^']{1,32})'")
 _FORTRAN = re.compile(r"'fortran_order'\s*:\s*(True|False)")
 _SHAPE = re.compile(r"'shape'\s*:\s*\(\s*+((?:[0-9]{1,15}+L?\s*+(?:,\s*+|(?=\)))){0,4}+)\)")
 _SIMPLE = re.compile(r"([<>|=]?)([a-zA-Z?])([0-9]{0,9})")
-# Errors of reading the directory of a malicious archive.
+# Errors that zipfile raises when it reads the directory of a malicious archive.
 _ZIP_FAULTS = (zipfile.BadZipFile, struct.error, ValueError, OverflowError, NotImplementedError, IndexError)
 
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """Content of an npy header; ``dtype`` is NumPy's text for it, such as ``<f4``."""
+    """Content of an npy header; ``dtype`` is NumPy's text for the data type, such as ``<f4``."""
 
     kind: str
     itemsize: int
@@ -87,14 +88,14 @@ def _header(start: bytes | memoryview, name: str, total_bytes: int) -> _Header:
 
 
 def _content(body: bytes | memoryview, header: _Header) -> Array:
-    """Return checked bytes as a new native C-ordered array."""
+    """Return the bytes of a checked array as a new C-ordered array in native byte order."""
     flat = np.frombuffer(body, header.dtype, offset=header.header_bytes)
     shaped = flat.reshape(header.shape, order="F" if header.fortran else "C")
     return np.array(shaped, dtype=flat.dtype.newbyteorder("="), order="C")
 
 
 def decode_npy(data: bytes | memoryview) -> Array:
-    """Return the array of numbers of an npy file; raise RecordingFault with one of the ``npz-`` codes."""
+    """Return the numeric array in the bytes of an npy file; raise RecordingFault with one of the ``npz-`` codes."""
     header = _header(bytes(data[:_MAX_HEADER]), "the array", len(data))
     if header.kind not in "fiu" or header.itemsize not in ({2, 4, 8} if header.kind == "f" else {1, 2, 4, 8}):
         raise RecordingFault("npz-wrong-dtype", f"an array of {header.dtype}", "numbers")
@@ -102,7 +103,7 @@ def decode_npy(data: bytes | memoryview) -> Array:
 
 
 class Archive:
-    """A ZIP archive in memory, whose lengths are checked before use."""
+    """A ZIP archive of arrays in memory; every length in the archive is checked before it is used."""
 
     def __init__(self, data: bytes | memoryview) -> None:
         self._data = memoryview(data).cast("B")
@@ -129,20 +130,20 @@ class Archive:
         return sorted(name.removesuffix(".npy") for name in self._infos)
 
     def check_total(self, keys: list[str]) -> None:
-        """Refuse arrays whose headers claim more bytes than any recording has, before data is read."""
+        """Refuse arrays that, by their headers, have more bytes than any recording; no data is read."""
         total = sum(self._infos[f"{key}.npy"].file_size for key in keys)
         if total > MAX_TOTAL_BYTES:
             raise RecordingFault("npz-too-large", f"{total} bytes claimed", f"at most {MAX_TOTAL_BYTES}")
 
     def header(self, key: str) -> Member:
-        """Compare a member's zip entry with its npy header; read at most 4 KiB of it."""
+        """Return a member after comparing its zip entry with its npy header; read at most 4 KiB of the member."""
         info = self._infos[f"{key}.npy"]
         start = self._inflate(info, min(_MAX_HEADER, info.file_size))
         header = _header(start, key, info.file_size)
         return Member(**asdict(header), key=key, info=info)
 
     def array(self, member: Member) -> Array:
-        """Read a complete member and check its CRC; return a new native C-ordered array."""
+        """Read a complete member and check its CRC; return a new C-ordered array in native byte order."""
         body = self._inflate(member.info, member.info.file_size + 1)
         if len(body) != member.info.file_size:
             found = f"{member.key} unpacks to {'more' if len(body) > member.info.file_size else len(body)} bytes"
@@ -152,9 +153,9 @@ class Archive:
         return _content(body, member)
 
     def text(self, key: str) -> str | None:
-        """Read a plain string member; "" if it is absent, None if it is of another kind.
+        """Return a member that is a single string; "" if the member is absent, None if it is not such a string.
 
-        These fields never make a recording invalid.
+        An invalid string member never makes a recording invalid.
         """
         info = self._infos.get(f"{key}.npy")
         if info is None:
@@ -166,7 +167,7 @@ class Archive:
             if member.kind not in "US" or math.prod(member.shape) != 1:
                 return None
             array = self.array(member)
-            # Of an item beyond Unicode NumPy makes no str: it raises SystemError.
+            # The bytes are decoded here, because NumPy raises SystemError for a character beyond Unicode.
             wide = "utf-32-be" if array.dtype.byteorder == ">" else "utf-32-le"
             text = array.tobytes().decode(wide if member.kind == "U" else "utf-8").rstrip("\0")
         except (RecordingFault, ValueError):
@@ -211,18 +212,18 @@ class Archive:
 
 
 def read_array(path: Path, wanted: str) -> npt.NDArray[Any]:
-    """Read the array of numbers in a file.
+    """Read the numeric array in an npy file.
 
     Args:
         path: The .npy file.
-        wanted: Expected content, for errors.
+        wanted: Description of the expected content, for errors.
 
     Returns:
         The array.
 
     Raises:
         UsageFault: The file does not exist.
-        DataError: The file is of another kind, damaged or pickled.
+        DataError: The file is not an npy file, is damaged, or contains pickled objects.
     """
     if not os.path.lexists(path):
         raise UsageFault(f"{path}: {wanted}, found no such file; check the path")
@@ -237,8 +238,8 @@ def checked(array: Numbers, what: str, shape: tuple[int | None, ...], *, at_leas
 
     Args:
         array: The array.
-        what: Its name, for errors.
-        shape: Expected shape; None: any length.
+        what: Name of the array, for errors.
+        shape: Expected shape; an axis that is None may have any length.
         at_least: Smallest number of rows.
 
     Returns:
@@ -257,7 +258,7 @@ def checked(array: Numbers, what: str, shape: tuple[int | None, ...], *, at_leas
         )
     if len(array) < at_least:
         raise DataError(f"{what}: expected {at_least} or more rows, found {len(array)}; leave this clip out")
-    if not np.isfinite(array).all():  # before the cast, which warns of some NaN
+    if not np.isfinite(array).all():  # before the cast, which gives a warning for some NaN values
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise DataError(f"{what}: expected finite numbers, found {array[where]} at {where}; correct them")
     return np.asarray(array, dtype=np.float64)

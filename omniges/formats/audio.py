@@ -1,8 +1,8 @@
-"""WAV and FLAC bytes to samples and back.
+"""Decoding of WAV and FLAC bytes to samples, and encoding of samples as WAV.
 
-The RIFF chunks are parsed here, so that no C parser reads a malicious header and every refusal has a reason. WAV may be
-PCM of 8, 16, 24 and 32 bits, IEEE float of 32 and 64 bits, A-law or mu-law; RIFF, RIFX (big-endian), RF64 or BW64;
-plain or extensible.
+This module parses the RIFF chunks itself, so that no C parser reads a malicious header and every refused file gets a
+reason. A WAV file may contain PCM of 8, 16, 24 or 32 bits, IEEE float of 32 or 64 bits, A-law or mu-law. The container
+may be RIFF, RIFX (big-endian), RF64 or BW64, with a plain or an extensible format chunk.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ _READ = "PCM of 8, 16, 24 or 32 bits, float of 32 or 64 bits, A-law or mu-law"
 _RARE = {"pcm8": "8-bit PCM", "alaw": "A-law", "mulaw": "mu-law"}
 
 _UNKNOWN_SIZE = 0xFFFFFFFF
-_LONG_FORMS = (b"RF64", b"BW64")  # RIFF with sizes of 64 bits (EBU Tech 3306)
+_LONG_FORMS = (b"RF64", b"BW64")  # RIFF with 64-bit sizes (EBU Tech 3306)
 _BIG_ENDIAN: Final = b"RIFX"
 FORMS: Final = frozenset({b"RIFF", _BIG_ENDIAN, *_LONG_FORMS})
 """First four bytes of the WAV files that are read here."""
 _MAX_CHUNKS: Final = 10_000
-# What sox, arecord, ffmpeg and others write to a pipe in place of a length: about 2 or 4 GiB, in whole samples or not.
+# Sizes that sox, arecord, ffmpeg and others write to a pipe when the length is unknown: about 2 or 4 GiB.
 _PLACEHOLDERS = (range(0x7FFF0000, 0x80010000), range(0xFFFF0000, 1 << 32))
-_SLACK_BYTES = 64  # by which writers count too much: a header, a chunk's head, a byte of padding
-_SLACK_SHARE = 100  # of a file so short that this is over one byte in so many, bytes are missing
+_SLACK_BYTES = 64  # largest surplus in a size: some writers also count a header, a chunk's head or padding
+_SLACK_SHARE = 100  # and at most 1/100 of the data; a larger surplus means that bytes are missing
 
 _LOOKS_LIKE = (
     (b"ID3", "an MP3 file (ID3 tag)"),
@@ -97,7 +97,7 @@ class _Format:
 
 
 def decode_wav(data: bytes | memoryview) -> Wav:
-    """Read a WAV file from its bytes; the result may have the note ``wav-streamed-header``.
+    """Decode the bytes of a WAV file; the result may have the note ``wav-streamed-header``.
 
     Args:
         data: Bytes of the file.
@@ -117,14 +117,14 @@ def decode_wav(data: bytes | memoryview) -> Wav:
 
 
 def wav_from_array(samples: Array, rate_hz: float) -> Wav:
-    """Return the audio of an array that a program passes; the checks are those of `decode_wav`.
+    """Convert an array from a user's program to audio, with the checks of `decode_wav`.
 
     Args:
-        samples: (n,) or (n, channels): int16 or int32 at full scale, or float32 or float64, nominally in [-1, 1].
+        samples: (n,) or (n, channels): int16 or int32 at full scale, or float32 or float64, usually in [-1, 1].
         rate_hz: Samples per second, a whole number.
 
     Returns:
-        The samples with their rate, as `decode_wav` gives them.
+        The samples and their rate, in the form of `decode_wav`.
 
     Raises:
         RecordingFault: With one of the ``wav-`` codes.
@@ -151,7 +151,7 @@ def wav_from_array(samples: Array, rate_hz: float) -> Wav:
 
 
 class ByteRanges(Protocol):
-    """The bytes of a file; ranges are read when needed."""
+    """The bytes of a file, which are read in ranges when they are needed."""
 
     def __len__(self) -> int: ...
 
@@ -160,7 +160,7 @@ class ByteRanges(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WavStream(_Format):
-    """A WAV file that is read block by block; its fields are those of `Wav`."""
+    """A WAV file that is read block by block; for the fields see `Wav`."""
 
     frames: int
     notes: tuple[Problem, ...]
@@ -168,16 +168,16 @@ class WavStream(_Format):
     _start: int
 
     def blocks(self, frames: int) -> Iterator[npt.NDArray[np.float32]]:
-        """Yield samples as in `Wav.samples`, in blocks.
+        """Yield the samples in blocks, each in the form of `Wav.samples`.
 
         Args:
-            frames: Samples of each channel in a block.
+            frames: Number of samples of each channel in a block.
 
         Yields:
-            Blocks.
+            Blocks (n,) or (n, channels) float32.
 
         Raises:
-            RecordingFault: Values are NaN or infinite, or, at the end, no channel ever changed.
+            RecordingFault: Values are NaN or infinite, or all channels are constant from start to end.
         """
         lows, highs = [], []
         for first in range(0, self.frames, frames):
@@ -194,7 +194,7 @@ class WavStream(_Format):
 
 
 def open_wav(view: ByteRanges) -> WavStream:
-    """Read a WAV file's header as `decode_wav` does; its samples are read when needed."""
+    """Read the header of a WAV file with the checks of `decode_wav`; the samples are read when needed."""
     riff_size = _check_riff(view)
     fmt, start, size = _find_data(view)
     available = len(view) - start
@@ -227,18 +227,18 @@ def open_wav(view: ByteRanges) -> WavStream:
 
 
 def _chunks(view: ByteRanges, place: int, order: ByteOrder) -> Iterator[tuple[bytes, int, int]]:
-    """Yield name, start and size of chunks, as long as there is a complete heading of one.
+    """Yield the name, start and size of each chunk, until no complete chunk header is left.
 
     Args:
         view: Bytes of the file.
-        place: Offset of the first heading.
-        order: Byte order of sizes.
+        place: Byte offset of the first chunk header.
+        order: Byte order of the sizes.
 
     Yields:
-        The chunks; the last one may be longer than the file.
+        Name, byte offset of the content, and size in bytes; the size of the last chunk may exceed the file.
 
     Raises:
-        RecordingFault: There are more than any recorder writes, so that the walk through them would not end soon.
+        RecordingFault: There are more chunks than any recorder writes, so reading all would take too long.
     """
     for _ in range(_MAX_CHUNKS):
         if place + 8 > len(view):
@@ -251,12 +251,12 @@ def _chunks(view: ByteRanges, place: int, order: ByteOrder) -> Iterator[tuple[by
 
 
 def _is_chunk_name(name: bytes) -> bool:
-    """Return whether four bytes can be a chunk's name, which bytes after the end of a file seldom are."""
+    """Return whether four bytes can be the name of a chunk; arbitrary bytes rarely can."""
     return name.isascii() and b"\0" not in name
 
 
 def _refuse_more_audio(view: ByteRanges, place: int, order: ByteOrder) -> None:
-    """Refuse audio after the first data chunk, such as two files that were joined into one."""
+    """Refuse audio after the first data chunk, which occurs if two files were joined into one."""
     for name, start, size in _chunks(view, place, order):
         if not _is_chunk_name(name):
             return
@@ -266,9 +266,9 @@ def _refuse_more_audio(view: ByteRanges, place: int, order: ByteOrder) -> None:
 
 
 def _has_no_length(view: ByteRanges, start: int, size: int, order: ByteOrder) -> bool:
-    """Return whether the size of a data chunk is a placeholder, from a writer that was stopped or could not seek back.
+    """Return whether the size of a data chunk is a placeholder, because the writer stopped or could not seek back.
 
-    A size of 0 is no placeholder if only chunks follow, up to the end of the file.
+    A size of 0 is no placeholder if the rest of the file consists of chunks.
     """
     available = len(view) - start
     if size:
@@ -276,7 +276,7 @@ def _has_no_length(view: ByteRanges, start: int, size: int, order: ByteOrder) ->
     end = start
     for name, body, claim in _chunks(view, start, order):
         if not _is_chunk_name(name):
-            return True  # silence, for example, would be walked through eight bytes at a time
+            return True  # audio, not chunks: silence, for example, would look like many empty chunks
         end = body + claim + claim % 2
     return available > 0 and not len(view) <= end <= len(view) + 1
 
@@ -296,9 +296,10 @@ def encode_wav(
     """Encode mono samples as a WAV file; equal input gives equal bytes.
 
     Args:
-        samples: Samples (n,), nominally in [-1, 1).
+        samples: Samples (n,), usually in [-1, 1).
         rate_hz: Samples per second.
-        encoding: ``pcm16`` rounds to the nearest step (ties to even) and saturates.
+        encoding: ``float32`` stores the samples unchanged. ``pcm16`` rounds to the nearest step (ties to even) and
+            clips to the range of 16 bits.
 
     Returns:
         Bytes of the file.
@@ -318,10 +319,10 @@ def encode_wav(
 
 
 def wav_parts(blocks: Iterable[npt.NDArray[np.float32]], count: int, rate_hz: int) -> Iterator[bytes]:
-    """Encode samples that come in blocks, as `encode_wav` does with ``pcm16``.
+    """Encode mono samples that come in blocks, as `encode_wav` does with ``pcm16``.
 
     Args:
-        blocks: Samples (n,).
+        blocks: Consecutive blocks of samples (n,).
         count: Total number of samples.
         rate_hz: Samples per second.
 
@@ -353,7 +354,7 @@ def encode_pcm_wav(pcm: npt.NDArray[np.int32], rate_hz: int, *, bits: Literal[16
     Args:
         pcm: Samples (n,).
         rate_hz: Samples per second.
-        bits: Width of a sample.
+        bits: Number of bits of a sample.
 
     Returns:
         Bytes of the file.
@@ -369,17 +370,17 @@ def encode_pcm_wav(pcm: npt.NDArray[np.int32], rate_hz: int, *, bits: Literal[16
 
 
 def _head(body_bytes: int, rate_hz: int, tag: int, bits: int) -> bytes:
-    """Return all bytes before the samples."""
+    """Return the header of a WAV file, that is, all bytes before the samples."""
     if body_bytes + 36 > _UNKNOWN_SIZE - 1:
         raise ValueError(f"{body_bytes} bytes of audio do not fit into a WAV file")
-    # 16 bytes of format and no fact chunk, also for float, as in the files of BEAT2.
+    # As in the files of BEAT2: a format chunk of 16 bytes and no fact chunk, for float too.
     fmt = struct.pack("<4sIHHIIHH", b"fmt ", 16, tag, 1, rate_hz, rate_hz * bits // 8, bits // 8, bits)
     riff = struct.pack("<4sI4s", b"RIFF", 36 + body_bytes, b"WAVE")
     return riff + fmt + struct.pack("<4sI", b"data", body_bytes)
 
 
 def _check_riff(view: ByteRanges) -> int:
-    """Refuse files other than RIFF WAVE; return the RIFF size field."""
+    """Refuse a file that is not RIFF WAVE; return the size field of RIFF."""
     head = bytes(view[:64])
     if not head:
         raise RecordingFault("wav-empty", "a file of 0 bytes", "audio")
@@ -411,7 +412,7 @@ def _guess(head: bytes) -> str:
 
 
 def _find_data(view: ByteRanges) -> tuple[_Format, int, int]:
-    """Walk the chunks to the first data chunk; return the format, the offset of the data, and the size field."""
+    """Read chunks up to the first data chunk; return the format, the offset of the data, and the size field."""
     fmt: _Format | None = None
     long_size: int | None = None
     order = _order(view)
@@ -424,7 +425,7 @@ def _find_data(view: ByteRanges) -> tuple[_Format, int, int]:
         if pos + size > len(view):
             found = f"{len(view) - pos} of {size} bytes of the chunk {name!r}"
             raise RecordingFault("wav-truncated", found, "a data chunk after it")
-        if name == b"ds64" and size >= 16:  # of the long forms: sizes of 64 bits
+        if name == b"ds64" and size >= 16:  # RF64 and BW64: 64-bit sizes
             long_size = int.from_bytes(view[pos + 8 : pos + 16], "little")
         if name == b"fmt ":
             if fmt is not None:
@@ -465,7 +466,7 @@ def _parse_format(body: bytes, order: ByteOrder) -> _Format:
 
 
 def _raw(body: memoryview, fmt: _Format) -> Array:
-    """Return the stored numbers: (n,), or (n, channels)."""
+    """Return the samples as stored, without scaling: (n,), or (n, channels)."""
     if fmt.encoding == "pcm24":
         wide = np.zeros((len(body) // 3, 4), np.uint8)
         triples = np.frombuffer(body, np.uint8).reshape(-1, 3)
@@ -485,7 +486,7 @@ def _scaled(raw: Array, fmt: _Format) -> npt.NDArray[np.float32]:
     scale = _SCALES.get(fmt.encoding)
     if scale is None:
         return np.asarray(raw, np.float32)
-    # int16 and 24-bit values are exact in float32, int32 is rounded once; the power of two rounds nothing.
+    # float32 holds 16-bit and 24-bit values exactly; int32 is rounded once. Scaling by a power of two is exact.
     samples: npt.NDArray[np.float32] = np.multiply(raw, scale, dtype=np.float32, casting="same_kind")
     return samples
 
@@ -522,9 +523,9 @@ _SCALES |= {name: np.float32(2.0**-15) for name in _COMPANDED}
 def _finite_range(raw: Array, first: int) -> tuple[Array, Array]:
     """Return the lowest and highest value of each channel; refuse NaN, infinity and values far beyond full scale.
 
-    `first` is the index of the first of these samples.
+    `first` is the index in the file of the first sample in `raw`.
     """
-    low, high = raw.min(axis=0), raw.max(axis=0)  # NaN in, NaN out
+    low, high = raw.min(axis=0), raw.max(axis=0)  # NaN if any value is NaN
     if raw.dtype.kind == "f":
         limit = float(np.finfo(np.float32).max)
         if not (np.all(low >= -limit) and np.all(high <= limit)):
@@ -540,7 +541,7 @@ def _finite_range(raw: Array, first: int) -> tuple[Array, Array]:
 
 
 def _refuse_silence(low: Array, high: Array, count: int) -> None:
-    """Refuse audio whose channels never change."""
+    """Refuse audio in which every channel is constant."""
     if np.all(low == high):
         found = f"{count} samples, all of them {np.ravel(low)[0]}"
         raise RecordingFault("wav-silent", found, "sound")
@@ -551,13 +552,13 @@ def decode_flac(data: bytes, max_samples: int) -> tuple[npt.NDArray[np.int32], L
 
     Args:
         data: Bytes of the FLAC stream.
-        max_samples: Largest number of samples. Reads in blocks, so a false count in the header allocates nothing.
+        max_samples: Largest number of samples. Memory is allocated block by block, whatever count the header has.
 
     Returns:
-        Values (n,) int32, and their width in bits, 16 or 24.
+        Values (n,) int32, and the number of bits of a value, 16 or 24.
 
     Raises:
-        RecordingFault: It is not mono FLAC of 16 or 24 bits, or has more samples.
+        RecordingFault: The data is not mono FLAC of 16 or 24 bits, or has more than `max_samples` samples.
     """
     import soundfile  # noqa: PLC0415
 
@@ -573,7 +574,7 @@ def decode_flac(data: bytes, max_samples: int) -> tuple[npt.NDArray[np.int32], L
                     raise RecordingFault("wav-damaged-header", f"{count} FLAC samples or more", f"{max_samples}")
                 blocks.append(block)
     except soundfile.LibsndfileError as error:
-        # The library's message contains the address of the buffer, which differs between runs.
+        # The library's message contains a memory address, which differs between runs.
         raise RecordingFault("wav-truncated", error.error_string, "a FLAC member") from error
     samples = np.concatenate([np.empty(0, np.int32), *blocks])
     samples >>= 32 - bits

@@ -1,7 +1,8 @@
-"""An SMPL-X body model file: bytes to arrays, without unpickling.
+"""Reading of an SMPL-X body model file, without unpickling.
 
-The file is the ``.npz`` of SMPL-X with 300 shape and 100 expression directions, such as the neutral one of 2020. Only
-the arrays named here are read; others, which may be pickled objects, are skipped. V vertices, 55 joints.
+The file is the ``.npz`` of SMPL-X with 300 shape and 100 expression directions, such as the neutral model of 2020. Only
+the arrays named here are read. Other arrays are skipped, because they may be pickled objects. Shape letters: V
+vertices, 55 joints.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ _MAX_FACES = 3 * MAX_VERTICES
 _MAX_BYTES = 1 << 30
 
 _PICKLE = b"\x80"
-_ROOT = (-1, 2**32 - 1)  # parent of the pelvis in files
+_ROOT = (-1, 2**32 - 1)  # parent of the pelvis in the files: -1, or the same as an unsigned number
 _WEIGHTS_TOLERANCE = 1e-3
 
 
 def decode_body_model(data: bytes | memoryview) -> BodyModel:
-    """Read a body model as finite float64 arrays.
+    """Decode a body model to float64 arrays without NaN or infinity.
 
     Args:
         data: Bytes of the file.
@@ -65,7 +66,7 @@ def decode_body_model(data: bytes | memoryview) -> BodyModel:
     if root not in _ROOT or not all(0 <= parent < joint for joint, parent in enumerate(parents, 1)):
         raise RecordingFault("npz-damaged", "a kintree_table that is no tree", "every parent before its children")
     for key, array in arrays.items():
-        if not np.isfinite(array).all():  # before the cast, which warns of some NaN
+        if not np.isfinite(array).all():  # before the cast, which gives a warning for some NaN values
             raise RecordingFault("npz-not-finite", f"{key} has values that are not finite", "finite numbers")
     numbers = {key: np.asarray(array, dtype=np.float64) for key, array in arrays.items()}
     weights, shapes = numbers["weights"], numbers["shapedirs"]
@@ -117,7 +118,7 @@ def read_body_model(path: Path) -> tuple[BodyModel, str]:
 
 
 def _check_shapes(members: dict[str, Member]) -> None:
-    """Check dtypes and shapes, reading only the headers."""
+    """Check the data types and shapes of the arrays; only their headers are read."""
     template = members["v_template"].shape
     vertices = template[0] if len(template) == 2 else 0
     if not 1 <= vertices <= MAX_VERTICES:

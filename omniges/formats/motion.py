@@ -1,4 +1,4 @@
-"""SMPL-X motion files in Python: `read_motion` and `write_motion`."""
+"""Functions for Python programs to read and write SMPL-X motion files: `read_motion` and `write_motion`."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from omniges.storage.atomic import publish_bytes
 from omniges.storage.files import read_file
 
 Array = npt.NDArray[Any]
-_MODEL: Final = "smplx2020"  # what BEAT2's files name
+_MODEL: Final = "smplx2020"  # name of the body model in BEAT2's files
 _MAX_BYTES: Final = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SmplxMotion:
-    """Motion of one clip, T frames, y up; the fields are those of `omniges.Recording`."""
+    """Motion of one clip of T frames, +y upwards; the fields have the names of `omniges.Recording`."""
 
     poses: Array
     """(T, 165) axis-angle in radians: root 0:3, body 3:66, jaw 66:69, eyes 69:75, hands 75:165."""
     trans: Array
-    """(T, 3) metres."""
+    """(T, 3) positions in metres."""
     expressions: Array
-    """(T, 100) coefficients."""
+    """(T, 100) expression coefficients."""
     betas: Array
-    """(10,), (16,) or (300,) shape coefficients, as many as the file has."""
+    """(10,), (16,) or (300,) shape coefficients, as many as in the file."""
     frame_rate_hz: int = FRAME_RATE_HZ
-    """Frame rate of the arrays, always 30; of a faster file every second, third, … frame is kept."""
+    """Frames per second of the arrays, always 30; from a faster file every second, third, … frame is kept."""
     gender: str = ""
     """Gender in the file, or ""."""
 
@@ -49,16 +49,16 @@ def read_motion(path: str | Path, frame_rate_hz: float | None = None) -> SmplxMo
     """Read a BEAT2-style NPZ with the checks of `preprocess`, without unpickling.
 
     Args:
-        path: A file with ``poses``, or with the keys of AMASS or of the package smplx, see
+        path: A file with ``poses``, or with the keys of AMASS or of the package smplx; see
             docs/how-to/other-motion.md.
         frame_rate_hz: Frames per second of a file that does not state them.
 
     Returns:
-        The motion, with the betas that the file has, and NaN for parts that it lacks.
+        The motion; parts that the file lacks are NaN.
 
     Raises:
         UsageFault: The file does not exist.
-        DataError: It is damaged, lacks an array, or has impossible values.
+        DataError: The file is damaged, lacks an array, or has impossible values.
     """
     path = arguments.path("path", path)
     rate_hz = None if frame_rate_hz is None else arguments.number("frame_rate_hz", frame_rate_hz, 1)
@@ -80,7 +80,7 @@ def read_motion(path: str | Path, frame_rate_hz: float | None = None) -> SmplxMo
 
 
 def encode_smplx(motion: SmplxMotion) -> bytes:
-    """Return a motion as a BEAT2-style NPZ with as many betas as it has."""
+    """Return the bytes of a BEAT2-style NPZ of a motion, with all its betas."""
     arrays = {name: getattr(motion, name) for name in ("poses", "trans", "expressions", "betas")}
     return encode_motion(**arrays, gender=motion.gender, model=_MODEL, frame_rate_hz=motion.frame_rate_hz)
 
@@ -94,17 +94,17 @@ def write_motion(
     frame_rate_hz: float = FRAME_RATE_HZ,
     gender: str = "neutral",
 ) -> None:
-    """Write a BEAT2-style NPZ that `read_motion` and `preprocess` read; the file appears complete or not at all.
+    """Write a BEAT2-style NPZ that `read_motion` and `preprocess` can read.
 
-    Equal input gives equal bytes. A file of that name is replaced.
+    The file gets its name only when it is complete. An existing file is replaced. Equal input gives equal bytes.
 
     Args:
-        path: The file; its folder exists.
+        path: The file; its folder must exist.
         poses: (T, 165) axis-angle in radians, stored as float32.
-        trans: (T, 3) metres, stored as float64.
+        trans: (T, 3) positions in metres, stored as float64.
         expressions: (T, 100) coefficients, stored as float64.
         betas: (10,), (16,) or (300,) shape coefficients.
-        frame_rate_hz: Frames per second, a whole multiple of 30; readers keep 30 of them.
+        frame_rate_hz: Frames per second, a whole multiple of 30; readers keep 30 frames per second.
         gender: Gender of the body model.
 
     Raises:

@@ -1,7 +1,7 @@
-"""SMPL-X motion of an NPZ file: bytes to arrays and back, without unpickling.
+"""Decoding of SMPL-X motion from the bytes of an NPZ file, and encoding; nothing is unpickled.
 
-`Archive` reads only the keys that are needed, and checks every claim before it allocates memory. Columns of ``poses``
-(radians, axis-angle): root 0:3, body 3:66, jaw 66:69, eyes 69:75, left hand 75:120, right hand 120:165.
+`Archive` reads only the keys that are needed, and checks all sizes before it allocates memory. Columns of ``poses``
+(axis-angle in radians): root 0:3, body 3:66, jaw 66:69, eyes 69:75, left hand 75:120, right hand 120:165.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ _POSE_KEYS: Mapping[str, tuple[int, tuple[str, ...]]] = {
 _RATE_KEYS = ("mocap_frame_rate", "mocap_framerate", "fps")
 
 MAX_RATE_HZ = 3000
-_RATE_ROUNDING = 1e-5  # of rates such as 59.9999885559082: 6 ms in ten minutes
-# Motion of a person in radians, metres or model coefficients stays far below these.
+_RATE_ROUNDING = 1e-5  # relative tolerance, for rates such as 59.9999885559082: 6 ms in ten minutes
+# Limits of absolute values: human motion in radians, metres or model coefficients stays far below them.
 LIMITS = {"poses": 4.0 * math.pi + 0.01, "trans": 1000.0, "expressions": 1e4, "betas": 100.0}
-# Of a whole recording, so that one broken frame decides nothing: other units go far beyond these, people do not.
-_MAX_EXPRESSION = 50.0  # 95 % of the coefficients, whose standard deviation is about 1
+# Limits for a whole recording, so that one wrong frame is not decisive. Motion in other units exceeds them far.
+_MAX_EXPRESSION = 50.0  # 95 % of the coefficients must be below; their standard deviation is about 1
 _MAX_HEIGHT_M = 10.0  # median height above or below the origin
-_MAX_RANGE_M = 20.0  # of a person who speaks, from one side to the other
+_MAX_RANGE_M = 20.0  # largest distance between two positions of a speaking person
 _PART_COLUMNS: Mapping[str, slice] = {
     "root": slice(0, 3),
     "body": slice(3, 66),
@@ -62,18 +62,18 @@ _PART_COLUMNS: Mapping[str, slice] = {
     "left_hand": slice(75, 120),
     "right_hand": slice(120, 165),
 }
-_SAME = 1e-3  # difference of one array in float16 and in float32
+_SAME = 1e-3  # tolerance between two copies of an array, in float16 and in float32
 
 
 @dataclass(frozen=True, slots=True)
 class Motion:
-    """Motion of one clip at 30 frames per second, y up, T frames, all arrays C-contiguous.
+    """Motion of one clip of T frames at 30 frames per second, +y upwards, in C-contiguous arrays.
 
-    All values are finite, except NaN in the columns of absent parts. ``poses`` (T, 165) axis-angle radians;
-    ``expressions`` (T, 100); ``trans`` (T, 3) metres; ``betas`` (300,), of which the first ``betas_columns`` were in
-    the file; each float32 or float64 as stored. ``frame_rate_hz`` and ``source_frames`` describe the file, of which
-    every ``frame_stride``-th frame was kept. ``gender`` and ``model`` are "" if the file has no plain string.
-    ``key_style``: "beat2", "split", "smplx", or "arrays" for motion that is not from a file.
+    All values are finite, except NaN in the columns of absent parts. ``poses``: (T, 165) axis-angle in radians.
+    ``expressions``: (T, 100). ``trans``: (T, 3) in metres. ``betas``: (300,); the first ``betas_columns`` values come
+    from the file, the others are 0. Arrays are float32 or float64, as stored. ``frame_rate_hz`` and ``source_frames``
+    describe the file; every ``frame_stride``-th frame of it was kept. ``gender`` and ``model`` are "" if the file has
+    no plain string. ``key_style``: "beat2", "split", "smplx", or "arrays" for motion that is not from a file.
     """
 
     poses: Array
@@ -91,11 +91,11 @@ class Motion:
 
     @property
     def absent(self) -> frozenset[str]:
-        """The parts that the motion lacks, any of upper, hands, lower, jaw_eyes, root and face."""
+        """The parts that the motion lacks: some of upper, hands, lower, jaw_eyes, root and face."""
         return absent_parts_of(self.poses, self.expressions, self.trans)
 
     def at_rest(self) -> Self:
-        """Return the motion with zeros in absent parts, for code that needs a complete body."""
+        """Return the motion with zeros for absent parts, for code that needs a complete body."""
         if not self.absent:
             return self
         arrays = {name: np.nan_to_num(getattr(self, name)) for name in MOTION_COLUMNS}
@@ -103,12 +103,12 @@ class Motion:
 
 
 def absent_parts_of(poses: Array, expressions: Array, trans: Array) -> frozenset[str]:
-    """Return the parts that motion lacks, whose columns are NaN in the first frame.
+    """Return the parts that a motion lacks. The columns of an absent part are NaN in the first frame.
 
     Args:
-        poses: Axis-angle (T, 165).
+        poses: Axis-angles (T, 165).
         expressions: Coefficients (T, 100).
-        trans: Metres (T, 3).
+        trans: Positions (T, 3).
 
     Returns:
         Some of upper, hands, lower, jaw_eyes, root and face.
@@ -119,13 +119,15 @@ def absent_parts_of(poses: Array, expressions: Array, trans: Array) -> frozenset
 
 
 def decode_motion(data: bytes | memoryview, *, standing: bool = True, rate_hz: float | None = None) -> Motion:
-    """Read an NPZ in the form of BEAT2, in the older style with split keys, or in that of the package smplx.
+    """Decode an NPZ with the keys of BEAT2, with separate keys for body parts, or with the keys of the package smplx.
 
-    Hands that are missing or PCA, a face without expressions, and jaw or eyes that are missing are absent: NaN.
+    Absent parts become NaN. The hands are absent if they are missing or stored as PCA coefficients. The face is absent
+    without expressions. Jaw and eyes are absent if one of them is missing.
 
     Args:
         data: Bytes of the file.
-        standing: Refuse a body that does not stand along +y, because its axes differ. Generated motion may lie down.
+        standing: Refuse a body that does not stand upright along +y, because its file probably has other axes.
+            False for generated motion, in which a body may lie down.
         rate_hz: Frames per second of a file that does not state them.
 
     Returns:
@@ -163,7 +165,7 @@ def decode_motion(data: bytes | memoryview, *, standing: bool = True, rate_hz: f
 
 
 def _usable(members: dict[str, Member], style: str) -> list[str]:
-    """Remove members of incomplete parts, and of hands as PCA coefficients; return the missing parts in words."""
+    """Remove the members of incomplete parts and of hands as PCA coefficients; return the missing parts as text."""
     lacking = []
     if (hands := _lacking_part(members, style, ("hands", "left_hand", "right_hand"))) is not None:
         lacking.append(f"hands{hands}")
@@ -178,13 +180,13 @@ def _lacking_part(members: dict[str, Member], style: str, names: tuple[str, ...]
     """Remove the members of an incomplete part, and return why; None if the part is complete.
 
     Args:
-        members: Members of the file; those of the part are removed.
+        members: Members of the file. The members of an incomplete part are removed from this dictionary.
         style: Key style.
-        names: Member of the part, then the members of its left and right side, which may replace it.
+        names: The member with the whole part, then the two members with its left and right side.
         beside: Another member that the part needs.
 
     Returns:
-        The reason in brackets, empty if a member is missing; None if the part is complete.
+        None if the part is complete, "" if a member is missing, or " (reason)" for PCA coefficients.
     """
     if style == "beat2":
         return None
@@ -201,7 +203,7 @@ def _lacking_part(members: dict[str, Member], style: str, names: tuple[str, ...]
 
 
 def _poses(arrays: Mapping[str, Array], frames: int) -> Array:
-    """Return poses (T, 165) of their parts, NaN for absent ones."""
+    """Join parts to poses (T, 165); absent parts are NaN."""
     parts: list[Array] = []
     for names in (
         ("root",),
@@ -217,7 +219,7 @@ def _poses(arrays: Mapping[str, Array], frames: int) -> Array:
 
 
 def _full_expressions(given: Array | None, frames: int) -> tuple[Array, tuple[Problem, ...]]:
-    """Return expressions (T, 100). Missing ones are NaN; fewer columns are extended with zeros, with a note."""
+    """Return expressions (T, 100) and notes. Missing expressions are NaN; missing columns are 0, with a note."""
     if given is None:
         return np.full((frames, EXPRESSION_COLUMNS), np.nan), ()
     columns = given.shape[1]
@@ -228,7 +230,7 @@ def _full_expressions(given: Array | None, frames: int) -> tuple[Array, tuple[Pr
 
 
 def _constant_betas(array: Array) -> Array:
-    """Return the shape coefficients (n,) of one vector or of equal rows."""
+    """Return the shape coefficients (n,) of an array that is one vector or has equal rows."""
     rows = array.reshape(-1, array.shape[-1])
     if (rows != rows[0]).any() and not np.isnan(rows[0]).any():
         row = int(np.argmax((rows != rows[0]).any(axis=1)))
@@ -241,17 +243,17 @@ def _constant_betas(array: Array) -> Array:
 def motion_from_arrays(
     arrays: Mapping[str, Array | None], rate_hz: float, *, absent: Collection[str] = (), gender: str = ""
 ) -> Motion:
-    """Return the motion of arrays that a program passes; the checks are those of `decode_motion`.
+    """Convert arrays from a user's program to a motion, with the checks of `decode_motion`.
 
     Args:
         arrays: ``poses`` (T, 165), ``trans`` (T, 3), ``expressions`` (T, 1 to 100) and ``betas`` (1 to 300,), each
-            float32 or float64, or None; at least one of the first three is there.
+            float32 or float64, or None. At least one of the first three must not be None.
         rate_hz: Frames per second, a whole multiple of 30.
         absent: Parts of ``poses`` (upper, hands, lower, jaw_eyes) whose columns are to be ignored.
         gender: Gender of the body, stored with the motion.
 
     Returns:
-        Motion with NaN for absent columns and for arrays that are None; betas that are None are zeros, and
+        Motion with NaN for absent columns and for arrays that are None. If betas are None, they become zeros and
         ``betas_columns`` is 0.
 
     Raises:
@@ -289,7 +291,7 @@ def motion_from_arrays(
 
 @dataclass(frozen=True, slots=True)
 class _Named:
-    """Texts that describe a motion."""
+    """Texts that describe a motion: gender, model and key style."""
 
     gender: str
     model: str
@@ -305,7 +307,7 @@ def _motion(
     standing: bool,
     notes: tuple[Problem, ...] = (),
 ) -> Motion:
-    """Reduce checked arrays to 30 frames per second and extend betas to full length, with notes."""
+    """Return a motion of checked arrays: reduced to 30 frames per second, with betas extended to 300, and notes."""
     source_frames, stride = len(arrays["poses"]), rate_hz // FRAME_RATE_HZ
     motion = {name: np.ascontiguousarray(array[::stride]) for name, array in arrays.items()}
     if stride > 1:
@@ -313,7 +315,7 @@ def _motion(
         notes += (Problem("motion-decimated", found, "30 per second"),)
     if standing:
         _check_upright(motion["poses"][:, :3])
-    if standing or named.key_style == "arrays":  # else our own results, which are in metres wherever a model puts them
+    if standing or named.key_style == "arrays":  # generated motion is in metres, at whatever position
         notes += _check_place(motion["trans"])
     columns = len(betas)
     if columns < BETAS_COLUMNS:
@@ -344,10 +346,10 @@ def encode_motion(
     model: str,
     frame_rate_hz: int = FRAME_RATE_HZ,
 ) -> bytes:
-    """Encode motion in the form of BEAT2: stored members, no pickles; equal input gives equal bytes.
+    """Encode motion as an NPZ of BEAT2, uncompressed and without pickles; equal input gives equal bytes.
 
     Args:
-        poses: Axis-angle (T, 165) in radians, stored as float32.
+        poses: Axis-angles (T, 165) in radians, stored as float32.
         expressions: Coefficients (T, 100), stored as float64.
         trans: Positions (T, 3) in metres, stored as float64.
         betas: Shape coefficients (n,), stored unchanged.
@@ -382,13 +384,13 @@ def write_motion(
     model: str,
     frame_rate_hz: int = FRAME_RATE_HZ,
 ) -> None:
-    """Write the bytes of `encode_motion` to a seekable stream, with motion in blocks of frames.
+    """Write the bytes of `encode_motion` to a seekable stream, from motion in blocks of frames.
 
     Args:
         stream: The stream.
         frames: Total number of frames.
-        blocks: Blocks (n, columns) in order of time of ``poses``, ``expressions`` and ``trans``; an absent array is
-            left out.
+        blocks: For each of ``poses``, ``expressions`` and ``trans``: blocks (n, columns) in order of time; an absent
+            array is left out.
         betas: Shape coefficients (n,), or None.
         gender: Gender of the body model.
         model: Name of the body model.
@@ -438,9 +440,9 @@ def _add_member(archive: zipfile.ZipFile, name: str, array: Array) -> None:
 
 
 def _found_keys(archive: Archive) -> tuple[str, dict[str, str], list[tuple[str, str]]]:
-    """Return the key style, the key of every array, and name and second key of arrays that the file has twice.
+    """Return the key style, the key of every array, and a list of (name, second key) of arrays that occur twice.
 
-    Files of AMASS, for example, have ``poses`` and also its parts.
+    Files of AMASS, for example, have ``poses`` and also the parts of the poses.
     """
     style = "beat2" if "poses" in archive else "split" if "root_orient" in archive else "smplx"
     style = style if style != "smplx" or "global_orient" in archive else "beat2"
@@ -456,7 +458,7 @@ def _found_keys(archive: Archive) -> tuple[str, dict[str, str], list[tuple[str, 
             found = ", ".join(key[:40] for key in archive.keys[:20]) or "no arrays"
             raise RecordingFault("npz-missing-key", f"no {choices[0]} among: {found}", choices[0])
     for whole, sides in (("eyes", ("left_eye", "right_eye")), ("hands", ("left_hand", "right_hand"))):
-        if whole in keys:  # one of the two, so that no part is joined twice
+        if whole in keys:  # only one of the two forms is used, so that no part occurs twice
             dropped = (whole,) if style == "smplx" and keys.keys() >= {*sides} else sides
             keys = {name: key for name, key in keys.items() if name not in dropped}
     taken = {*keys.values()}
@@ -466,15 +468,15 @@ def _found_keys(archive: Archive) -> tuple[str, dict[str, str], list[tuple[str, 
 
 
 def _compared(archive: Archive, others: list[tuple[str, str]], motion: Mapping[str, Array]) -> tuple[Problem, ...]:
-    """Refuse a file whose second array of the same content differs; note arrays that cannot be compared.
+    """Refuse a file that has an array twice with different values; note arrays that cannot be compared.
 
     Args:
         archive: The file.
-        others: Name and key of each second array.
+        others: (name, second key) of each array that occurs twice.
         motion: Arrays that were read: ``poses`` (T, 165), ``expressions`` (T, n) and ``trans`` (T, 3).
 
     Returns:
-        A note, or nothing.
+        One note, or an empty tuple.
 
     Raises:
         RecordingFault: Two arrays contradict each other.
@@ -497,7 +499,7 @@ def _compared(archive: Archive, others: list[tuple[str, str]], motion: Mapping[s
 
 
 def _frame_rate(archive: Archive, override_hz: float | None) -> int:
-    """Return the frames per second of the file, else those that were given, a multiple of 30."""
+    """Return the frames per second in the file, or `override_hz` if the file has none; a multiple of 30."""
     rates = {}
     for key in _RATE_KEYS:
         if key not in archive:
@@ -518,7 +520,7 @@ def _frame_rate(archive: Archive, override_hz: float | None) -> int:
 
 
 def checked_rate(rate_hz: float, name: str) -> int:
-    """Return a frame rate that can be reduced to 30; refuse others.
+    """Return a frame rate as a whole number; refuse a rate that is not a multiple of 30.
 
     Args:
         rate_hz: Frames per second; 59.9999885559082 counts as 60.
@@ -528,7 +530,7 @@ def checked_rate(rate_hz: float, name: str) -> int:
         Frames per second.
 
     Raises:
-        RecordingFault: It is not a multiple of 30.
+        RecordingFault: The rate is not a multiple of 30.
     """
     whole = FRAME_RATE_HZ * round(rate_hz / FRAME_RATE_HZ) if math.isfinite(rate_hz) else 0
     if not (FRAME_RATE_HZ <= whole <= MAX_RATE_HZ and abs(rate_hz - whole) <= _RATE_ROUNDING * whole):
@@ -537,7 +539,7 @@ def checked_rate(rate_hz: float, name: str) -> int:
 
 
 def _checked_frames(name: str, array: Array, minimum: int, maximum: int) -> Array:
-    """Return an array of frames after checking its type and shape."""
+    """Return an array of frames (T, columns) after checking its type and shape."""
     if array.dtype.kind != "f" or array.dtype.itemsize not in {4, 8}:
         raise RecordingFault("npz-wrong-dtype", f"{name} of dtype {array.dtype}", "float32 or float64")
     if array.ndim != 2 or not minimum <= array.shape[1] <= maximum:
@@ -549,7 +551,7 @@ def _checked_frames(name: str, array: Array, minimum: int, maximum: int) -> Arra
 
 
 def _check_members(members: dict[str, Member]) -> int:
-    """Check dtypes, shapes and lengths, reading only the headers; return the number of frames."""
+    """Check the data types, shapes and lengths in the headers; return the number of frames."""
     frames: dict[str, int] = {}
     for name, member in members.items():
         if member.kind != "f" or member.itemsize not in {2, 4, 8}:
@@ -558,7 +560,7 @@ def _check_members(members: dict[str, Member]) -> int:
             continue
         maximum = _POSE_KEYS[name][0] if name in _POSE_KEYS else MOTION_COLUMNS[name][0]
         minimum = 1 if name == "expressions" else maximum
-        axes = {2, 3} if name in _POSE_KEYS else {2}  # smplx may give joints an axis of their own
+        axes = {2, 3} if name in _POSE_KEYS else {2}  # in files of smplx, joints may be a separate axis
         if len(member.shape) not in axes or not minimum <= math.prod(member.shape[1:]) <= maximum:
             columns = f"{maximum}" if minimum == maximum else f"{minimum} to {maximum}"
             raise RecordingFault("npz-wrong-shape", _shape_text(member.key, member.shape), f"(frames, {columns})")
@@ -592,7 +594,7 @@ def _shape_text(key: str, shape: tuple[int, ...]) -> str:
 def _check_values(name: str, array: Array) -> None:
     """Refuse NaN, infinity and values beyond `LIMITS`."""
     limit = LIMITS[name]
-    if array.min() >= -limit and array.max() <= limit:  # false for NaN too
+    if array.min() >= -limit and array.max() <= limit:  # false for NaN
         if name == "expressions" and max(-array.min(), array.max()) > _MAX_EXPRESSION:
             maximum = np.quantile(np.abs(array), 0.95, method="higher")
             if maximum > _MAX_EXPRESSION:
@@ -612,13 +614,13 @@ def _check_values(name: str, array: Array) -> None:
 
 
 def _check_place(trans: Array) -> tuple[Problem, ...]:
-    """Refuse translation far above or below the origin, as in centimetres; note a body that moves far.
+    """Refuse positions far above or below the origin, such as values in centimetres; note a body that moves far.
 
     Args:
-        trans: Metres (T, 3), NaN if absent.
+        trans: Positions (T, 3) in metres, NaN if absent.
 
     Returns:
-        A note, or nothing.
+        One note, or an empty tuple.
 
     Raises:
         RecordingFault: The median height is impossible (``npz-out-of-range``).

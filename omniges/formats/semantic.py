@@ -1,4 +1,4 @@
-"""BEAT2's ``sem/*.txt``: spans of time with a gesture class and a semantic score."""
+"""Decoding of BEAT2's semantic annotation, ``sem/*.txt``: time spans with a gesture class and a score."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _COLUMNS = "name, start, end, duration, score and perhaps keywords, separated by
 
 @dataclass(frozen=True, slots=True)
 class SemanticSpan:
-    """One span: gesture class ``name``, times in seconds, ``score`` in 0..1, ``keywords`` or ""."""
+    """One time span: its gesture class ``name``, times in seconds, ``score`` from 0 to 1, and ``keywords`` or ""."""
 
     name: str
     start: float
@@ -24,7 +24,7 @@ class SemanticSpan:
 
 
 def decode_semantic(data: bytes) -> tuple[SemanticSpan, ...]:
-    """Read the spans in the order of the file; blank lines are skipped, and an empty file has none.
+    """Return the spans in the order of the file. Blank lines are skipped; an empty file has no spans.
 
     Args:
         data: Bytes of the file.
@@ -60,14 +60,14 @@ def _span(line: str, number: int) -> SemanticSpan:
 
 
 def check_span(span: SemanticSpan, place: str) -> None:
-    """Refuse impossible times and scores.
+    """Refuse a span with impossible times or an impossible score.
 
     Args:
         span: The span.
-        place: Its place, for the error.
+        place: Position of the span in its source, for the error.
 
     Raises:
-        RecordingFault: ``sem-invalid``, with the place.
+        RecordingFault: ``sem-invalid``, with the position.
     """
     times = (span.start, span.end, span.duration)
     if not (all(map(math.isfinite, times)) and 0.0 <= span.start <= span.end and 0.0 <= span.score <= 1.0):

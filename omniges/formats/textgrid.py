@@ -1,10 +1,10 @@
-"""Words of a Praat TextGrid: bytes to intervals and back.
+"""Decoding of the words of a Praat TextGrid to intervals, and encoding of intervals.
 
-Bytes and tokens (quoted strings, free-standing numbers) are read here; praatio parses the structure. Each token is
-first replaced by its index, because praatio makes errors on the original text. It reads ``item [`` or
+This module decodes the text and its tokens (quoted strings, free-standing numbers); praatio parses the structure. Each
+token is first replaced by its index, because praatio makes errors on the original text. It reads ``item [`` or
 ``"IntervalTier"`` inside a label as structure, drops the sign of a start time and does not support exponents. It takes
-quadratic time on malicious text, and stops silently at the first damaged row of a short file. The result is compared
-with the counts in the file.
+quadratic time on malicious text, and stops without an error at the first damaged row of a short file. So the number of
+parsed intervals is compared with the counts in the file.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from omniges.errors import Problem, RecordingFault, first_of
 
 WORD_TIERS = frozenset({"words", "word"})
 MAX_BYTES = 8 << 20  # an hour of words and phones takes 4 MB in the long form
-OVERLAP_TOLERANCE_S = 0.01  # MFA writes overlaps of a frame
-_ROUNDING_S = 1e-4  # overlaps that rounded times make; closed without a note
-_SLACK_S = 1e-9  # of a difference of two decimal times
-_MAX_S = 86_400.0  # a day: no recording lasts as long
+OVERLAP_TOLERANCE_S = 0.01  # MFA writes words that overlap by one frame
+_ROUNDING_S = 1e-4  # smaller overlaps come from rounded times and are removed without a note
+_SLACK_S = 1e-9  # rounding error in the difference of two decimal times
+_MAX_S = 86_400.0  # one day; every recording is shorter
 NEGATIVE_TOLERANCE_S = 1e-9
 
-# Marks that aligners write where nobody speaks (MFA, Kaldi, Julius, WebMAUS, P2FA, Festival, TIMIT), case folded.
+# Labels that aligners write for silence (MFA, Kaldi, Julius, WebMAUS, P2FA, Festival, TIMIT), case folded.
 _SILENCES = frozenset({"", "sil", "sp", "spn", "pau", "#", "##", "h#", "!sil"})
-# Within <>, [] or {}: silences, and sounds that are no words.
+# Labels within <>, [] or {} for silence and for sounds that are not words.
 _BRACKETED = re.compile(
     r"[<\[{]\s*(?:"
     r"sil|silence|sp|spn|pau|pause|p:?|eps|epsilon|/?s|sl|ns|nsn|noise|br|breath|breathing|inhale|exhale|lg|ls|cg|"
     r"laugh|laughs|laughing|laughter|cough|coughs|lipsmack|usb|nib|click|music|applause|nospeech|no_speech"
-    r")\s*[>\]}]|&=\w+"  # the last as in CHAT
+    r")\s*[>\]}]|&=\w+"  # &=... is the form of CHAT
 )
-_SPOKEN_MARKS = frozenset("&%@#")  # punctuation that people write for words
+_SPOKEN_MARKS = frozenset("&%@#")  # punctuation marks that stand for words
 _UNKNOWN = re.compile(r"[<\[{]\s*(?:unk|unknown|oov|spoken_noise|inaudible|unintelligible|bracketed)\s*[>\]}]")
 
 _CHRONOLOGICAL = "Praat chronological TextGrid text file"
@@ -64,9 +64,11 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
-_TOKEN_PIECES = 1 + _TOKEN.groups  # results of split for each token: its groups and the text after it
+_TOKEN_PIECES = (
+    1 + _TOKEN.groups
+)  # number of strings that `split` returns for each token: its groups and the text after it
 _NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?(?:[nN][aA][nN]|[iI][nN][fF])")
-# The heading of a tier in a masked text, one token a line, in the long form with its names and its item line.
+# The header of a tier in a masked text, one token a line. The long form also has field names and an item line.
 _TIER_HEAD = re.compile(
     r'^(?:item ?\[[^\n]*\n)?(?:class = )?"(?P<kind>IntervalTier|TextTier)"\n(?:name = )?"S(?P<name>[0-9]+)"\n'
     r"(?:xmin = )?(?P<start>[0-9]+)\n(?:xmax = )?[0-9]+\n(?:(?:intervals|points): size = )?[0-9]+\n",
@@ -76,12 +78,12 @@ _LABEL = re.compile(r"S([0-9]{1,8})")
 _COMMENT = re.compile(r'("(?:[^"]++|"")*+")|![^\n]*')
 _FREE_TOKEN = re.compile(r'"(?P<string>(?:[^"]++|"")*+)"|(?P<open>")|(?<!\S)(?P<number>[-+.0-9][^\s"]*)')
 _MFA_TIER = re.compile(r"(?P<speaker>\S(?:.*\S)?)\s+-\s+words?", re.IGNORECASE)
-# All that praatio raises on text that is no TextGrid. On JSON it raises more, but the header keeps JSON away.
+# Errors that praatio raises for text that is not a TextGrid. JSON, which causes others, fails the header check.
 _PARSE_FAULTS = (praatio_errors.ParsingError, ValueError, IndexError)
 _SHOWN = 40
 _SHOWN_LABELS = 5
-_MAX_START_S = 0.1  # start of a file that shifts nothing by more than a tick
-_FIT_S = 1.0  # how far the end of a TextGrid and that of its recording may be apart
+_MAX_START_S = 0.1  # a start up to one tick from 0 counts as 0
+_FIT_S = 1.0  # largest difference between the end of a TextGrid and the end of its recording
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +96,11 @@ class WordInterval:
 
     @classmethod
     def of(cls, item: Any) -> Self:
-        """Read a word given as (word, start, end), or as a mapping or object with these or `start_s` and `end_s`.
+        """Convert a tuple, mapping or object to a word.
 
         Args:
-            item: The word, in one of these forms.
+            item: A tuple (word, start, end), or a mapping or object with `word` and either `start` and `end` or
+                `start_s` and `end_s`; times in seconds.
 
         Returns:
             The word with times in seconds.
@@ -119,7 +122,7 @@ class WordInterval:
             start_s, end_s = float(start), float(end)
             numbers = not any(isinstance(time, str | bytes | bool) for time in (start, end))
             valid = numbers and 0 <= start_s <= end_s < _MAX_S
-            word.encode()  # no lone surrogate
+            word.encode()  # raises an error for a lone surrogate
         except (AttributeError, TypeError, ValueError, OverflowError):
             valid = False
         if not valid or not isinstance(word, str):
@@ -131,7 +134,7 @@ class WordInterval:
 class WordTier:
     """The words of a recording in order of time, without silences.
 
-    The file ends at ``xmax_s``. ``xmin_s`` is the start of the file or of the tier, whichever is farther from 0.
+    ``xmax_s`` is the end of the file. ``xmin_s`` is the start of the file or of the tier, whichever is farther from 0.
     """
 
     tier_name: str
@@ -141,10 +144,10 @@ class WordTier:
     xmin_s: float = 0.0
 
     def require_fit(self, recording_s: float) -> None:
-        """Check that the times of the file belong to the recording.
+        """Refuse a file whose times do not fit the recording.
 
-        They do not fit if they begin late and do not end with the recording. The file then belongs to a longer
-        recording, from which this one was cut.
+        The times do not fit if they begin late and do not end with the recording. The file then belongs to a longer
+        recording, and this recording is a part of it.
 
         Args:
             recording_s: Length of the recording in seconds.
@@ -160,7 +163,7 @@ class WordTier:
 
 @dataclass(frozen=True, slots=True)
 class _Masked:
-    """A TextGrid whose strings and numbers are replaced by their index, and the list of what was replaced."""
+    """A TextGrid in which an index replaces each string and number, and the list of the replaced texts."""
 
     text: str
     body: str
@@ -183,7 +186,7 @@ class _Masked:
         return int(value)
 
     def line(self, index: int) -> int:
-        """Return the line of a number token, from 1, for errors."""
+        """Return the line number of a number token, from 1, for errors."""
         seen = -1
         for match in _TOKEN.finditer(self.text, _header_end(self.text)):
             seen += match["num"] is not None
@@ -202,11 +205,11 @@ class _Tier:
 
 @dataclass(frozen=True, slots=True)
 class _Grid:
-    """A TextGrid's tiers and times in seconds, in either of its forms."""
+    """The tiers of a TextGrid and its start and end in seconds, whatever the form of the file."""
 
     tiers: list[_Tier]
     intervals: Callable[[_Tier], list[WordInterval]]
-    """Gives an interval tier's intervals in file order, silences too, each checked on its own."""
+    """Function that returns all intervals of a tier in file order, including silences, after checking each one."""
     xmin_s: float
     xmax_s: float
 
@@ -214,15 +217,15 @@ class _Grid:
 def decode_words(data: bytes, tier: str | None = None, speakers: Collection[str] = ()) -> WordTier:
     """Read the word tier of a TextGrid in UTF-8 or UTF-16, in long, short or chronological text form.
 
-    The tier is the first interval tier with words whose name is ``words`` or ``word`` (any case, stray quotes ignored).
-    Without one, it is the tier ``SPEAKER - words`` of MFA. Letters of labels are unchanged. Surrounding white space is
-    removed, a line break becomes one space, and silences are dropped. A word that overlaps the word before by at most
-    10 ms is cut to start at its end.
+    The word tier is the first interval tier with words whose name is ``words`` or ``word`` (in any case; stray quotes
+    are ignored). Without such a tier, it is the tier ``SPEAKER - words`` of MFA. Letters of labels are unchanged.
+    Surrounding white space is removed, a line break becomes one space, and silences are dropped. If a word begins up to
+    10 ms before the end of the previous word, its start is moved to that end.
 
     Args:
         data: Bytes of the file.
-        tier: Name of the tier, in place of these rules.
-        speakers: Names of the recording's speaker, which select one of several tiers of MFA.
+        tier: Name of the word tier; None: the rules above choose it.
+        speakers: Names of the recording's speaker. They select the tier if MFA wrote one for each of several speakers.
 
     Returns:
         The words, with times in seconds.
@@ -235,7 +238,7 @@ def decode_words(data: bytes, tier: str | None = None, speakers: Collection[str]
     if not data.strip():
         raise RecordingFault("textgrid-empty", f"{len(data)} bytes, none of them text", "a TextGrid")
     text = _text(data)
-    if "!" in text:  # a comment reaches to the end of its line
+    if "!" in text:  # a comment extends to the end of its line
         text = _COMMENT.sub(lambda match: match[1] or "", text)
     chronological = text.lstrip().startswith(f'"{_CHRONOLOGICAL}"')
     grid = _chronological(text) if chronological else _grid(_mask(text), tier)
@@ -260,7 +263,7 @@ def decode_words(data: bytes, tier: str | None = None, speakers: Collection[str]
 
 
 def is_textgrid(data: bytes) -> bool:
-    """Return whether bytes begin as a TextGrid does, in any of its text forms and codecs."""
+    """Return whether bytes begin like a TextGrid, in any of its text forms and codecs."""
     try:
         text = _text(data[:4096])
     except RecordingFault:
@@ -269,35 +272,35 @@ def is_textgrid(data: bytes) -> bool:
 
 
 def is_silence(label: str) -> bool:
-    """Return whether a label means that nobody speaks a word, such as ``sil``, ``<p:>``, ``[noise]`` or ``...``."""
+    """Return whether a label means that no word is spoken, such as ``sil``, ``<p:>``, ``[noise]`` or ``...``."""
     folded = label.casefold()
     return folded in _SILENCES or _BRACKETED.fullmatch(folded) is not None or not any(map(_is_spoken, label))
 
 
 def _is_spoken(character: str) -> bool:
-    """Return whether a label of this character alone is a word; punctuation and invisible characters are not."""
+    """Return whether a label that consists of this character is a word, not punctuation or invisible."""
     return character in _SPOKEN_MARKS or unicodedata.category(character)[0] not in "PCZ"
 
 
 def is_unknown(label: str) -> bool:
-    """Return whether a label means a word that the aligner did not know, such as ``<unk>``."""
+    """Return whether a label stands for a word that the aligner did not know, such as ``<unk>``."""
     return _UNKNOWN.fullmatch(label.casefold()) is not None
 
 
 def is_word(label: str) -> bool:
-    """Return whether readers keep a label as a word."""
+    """Return whether a reader of TextGrids keeps a label as a word."""
     return not is_silence(label) and not is_unknown(label)
 
 
 def encode_words(words: Sequence[WordInterval], xmax_s: float, phones: Sequence[WordInterval] | None = None) -> bytes:
     """Encode a long-form TextGrid in UTF-8 with the tiers ``words`` and, if given, ``phones``.
 
-    Gaps become intervals with empty text; `decode_words` returns equal floats.
+    Gaps become intervals with empty text. `decode_words` returns exactly the same times.
 
     Args:
-        words: Intervals of words.
+        words: Intervals of words, in order of time.
         xmax_s: End of the file in seconds.
-        phones: Intervals of phones, or None.
+        phones: Intervals of phones in order of time, or None.
 
     Returns:
         Bytes of the file.
@@ -309,7 +312,7 @@ def encode_words(words: Sequence[WordInterval], xmax_s: float, phones: Sequence[
 
 
 def encode_tiers(tiers: Sequence[tuple[str, Sequence[WordInterval]]], xmax_s: float) -> bytes:
-    """Encode a long-form TextGrid in UTF-8 with interval tiers of any names, in the form of `encode_words`.
+    """Encode interval tiers with any names as a long-form TextGrid in UTF-8, as `encode_words` does.
 
     Args:
         tiers: Name and intervals of each tier.
@@ -345,7 +348,7 @@ def encode_tiers(tiers: Sequence[tuple[str, Sequence[WordInterval]]], xmax_s: fl
 
 
 def _time(seconds: float) -> str:
-    """Return the shortest decimal text that reads back as the same float, without an exponent."""
+    """Return the shortest decimal text, without an exponent, that converts back to the same float."""
     text = repr(float(seconds))
     return format(Decimal(text), "f") if "e" in text else text
 
@@ -366,7 +369,7 @@ def _filled(intervals: Sequence[WordInterval], xmax_s: float) -> list[WordInterv
 
 
 def _text(data: bytes) -> str:
-    """Decode UTF-8 or UTF-16; line ends become LF."""
+    """Decode UTF-8 or UTF-16 text; all line ends become LF."""
     codec, body = "utf-8", 3 if data.startswith(b"\xef\xbb\xbf") else 0
     for wide, mark in (("utf-16-le", b"\xff\xfe"), ("utf-16-be", b"\xfe\xff")):
         if data.startswith((mark, "File type".encode(wide))):
@@ -393,7 +396,7 @@ def _header_end(text: str) -> int:
 
 def _mask(text: str) -> _Masked:
     offset = _header_end(text)
-    # split instead of sub, because a call for each of some thousand tokens takes half of the time.
+    # `split` takes half the time of `sub`, which would call a function for each of some thousand tokens.
     pieces = _TOKEN.split(text[offset:])
     strings: list[str] = []
     numbers: list[str] = []
@@ -420,13 +423,13 @@ def _mask(text: str) -> _Masked:
 
 
 def _grid(masked: _Masked, wanted: str | None) -> _Grid:
-    """Read the long or the short form."""
+    """Read a TextGrid in the long or the short form."""
     tiers = _tiers(masked, wanted)
     return _Grid(tiers, lambda tier: _intervals(masked, tier), masked.number(0), masked.number(1))
 
 
 def _tiers(masked: _Masked, wanted: str | None) -> list[_Tier]:
-    """Parse with praatio, then compare its tiers with the counts in the file."""
+    """Parse the tiers with praatio, then compare their lengths with the counts in the file."""
     body, spans = _without_other_entries(masked, wanted)
     try:
         parsed = textgrid_io.parseTextgridStr(body, includeEmptyIntervals=True)
@@ -455,15 +458,15 @@ def _tiers(masked: _Masked, wanted: str | None) -> list[_Tier]:
 
 
 def _without_other_entries(masked: _Masked, wanted: str | None) -> tuple[str, dict[int, int]]:
-    """Cut out the entries of other tiers: phones take four fifths of a file and of praatio's time.
+    """Remove the entries of all tiers but the wanted one, because phones take four fifths of praatio's time.
 
-    Return the shorter text, and the number of entries in the tokens of each cut tier, by the index of its first number.
-    So a truncated tier is still found.
+    Return the shorter text, and the number of removed entries of each tier by the index of the tier's first number.
+    The caller compares these numbers with the counts in the file, so a truncated tier is still detected.
     """
     heads = [
         head
         for head in _TIER_HEAD.finditer(masked.body)
-        # Garbage between tokens can look like an index; such a tier is left to praatio.
+        # Invalid text between tokens can look like an index; praatio then parses the complete tier.
         if int(head["name"]) < len(masked.strings) and int(head["start"]) < len(masked.numbers)
     ]
     pieces: list[str] = []
@@ -485,7 +488,7 @@ def _without_other_entries(masked: _Masked, wanted: str | None) -> tuple[str, di
 
 
 def _string(masked: _Masked, label: str) -> str:
-    """Return the string of a masked label with doubled quotes undone; raise ValueError if it is missing."""
+    """Return the text of a masked label with doubled quotes replaced by single ones; raise ValueError if missing."""
     match = _LABEL.fullmatch(label)
     if match is None:
         raise ValueError(f"no single string at {_short(label)}")
@@ -493,9 +496,9 @@ def _string(masked: _Masked, label: str) -> str:
 
 
 def _choose(grid: _Grid, wanted: str | None, speakers: Collection[str]) -> tuple[_Tier, tuple[Problem, ...]]:
-    """Return the tier of words, and a note if others of its name have other words.
+    """Return the tier of words, and a note if other tiers of that name have other words.
 
-    If MFA wrote a tier for each speaker, it is the tier of the recording's speaker.
+    If MFA wrote a tier for each speaker, the tier of the recording's speaker is returned.
     """
     found = [tier for tier in grid.tiers if tier.is_interval and _is_wanted(tier.name, wanted)]
     plain = [tier for tier in found if wanted is not None or _mfa_speaker(tier.name) is None]
@@ -521,7 +524,7 @@ def _choose(grid: _Grid, wanted: str | None, speakers: Collection[str]) -> tuple
 
 
 def _first_spoken(grid: _Grid, tiers: Sequence[_Tier]) -> tuple[_Tier, tuple[Problem, ...]]:
-    """Return the first of several tiers that has words, and a note if another one has other words."""
+    """Return the first tier that has words, and a note if another tier has other words."""
     if len(tiers) == 1:
         return tiers[0], ()
     words = [[item for item in grid.intervals(tier) if is_word(item.word)] for tier in tiers]
@@ -550,15 +553,15 @@ def _plain(name: str) -> str:
 
 
 def _mfa_speaker(name: str) -> str | None:
-    """Return the speaker, case folded, of a tier that MFA calls ``SPEAKER - words``, else None."""
+    """Return the case-folded speaker of a tier whose name has MFA's form ``SPEAKER - words``, otherwise None."""
     match = _MFA_TIER.fullmatch(_plain(name))
     return match["speaker"].casefold() if match else None
 
 
 def _chronological(text: str) -> _Grid:
-    """Read Praat's chronological form: headings of tiers, then all entries in order of time with their tier's number.
+    """Read Praat's chronological form: headers of tiers, then all entries in order of time with their tier's number.
 
-    It has no counts. So an interval tier that does not reach the end that its heading gives was cut off.
+    This form has no counts. So an interval tier is truncated if it ends before the time in its header.
     """
     tokens = list(_FREE_TOKEN.finditer(text))[1:]
     position = 0
@@ -610,7 +613,7 @@ def _chronological(text: str) -> _Grid:
 
 
 def _intervals(masked: _Masked, tier: _Tier) -> list[WordInterval]:
-    """Return the tier's intervals in file order, including silences, after checking each."""
+    """Return all intervals of a tier in file order, including silences, after checking each one."""
     out: list[WordInterval] = []
     for entry in tier.entries:
         try:
@@ -620,7 +623,7 @@ def _intervals(masked: _Masked, tier: _Tier) -> list[WordInterval]:
         except _PARSE_FAULTS as fault:
             found = f"interval {len(out) + 1} of tier {_short(tier.name)}: {_short(str(fault))}"
             raise RecordingFault("textgrid-syntax", found, "two times and a label") from None
-        if not _is_span(start, end):  # only then is the line looked for
+        if not _is_span(start, end):  # the line number is computed only for an error
             _checked_interval(one_line(label), start, end, f"line {masked.line(first)}")
         out.append(_checked_interval(one_line(label), start, end, ""))
     return out
@@ -631,10 +634,10 @@ def _is_span(start: float, end: float) -> bool:
 
 
 def _checked_interval(word: str, start: float, end: float, place: str) -> WordInterval:
-    """Return an interval with valid times, without negative zeros.
+    """Return an interval after checking its times; negative zeros become 0.
 
     Raises:
-        RecordingFault: The times are invalid; the text names the place.
+        RecordingFault: The times are invalid; the error names `place`.
     """
     if not _is_span(start, end):
         found = f"{_short(word)} from {start!r} to {end!r} s, {place}"
@@ -643,15 +646,15 @@ def _checked_interval(word: str, start: float, end: float, place: str) -> WordIn
 
 
 def one_line(label: str) -> str:
-    """Return a label without white space around it; a line break becomes one space."""
+    """Return a label without surrounding white space; a line break inside becomes one space."""
     return " ".join(part.strip() for part in label.splitlines() if part.strip())
 
 
 def words_in_order(intervals: Sequence[WordInterval]) -> tuple[list[WordInterval], tuple[Problem, ...]]:
-    """Return the words of finite intervals without silences, and notes of what was dropped or shortened.
+    """Return the intervals that are words, and notes on dropped and shortened words.
 
     Args:
-        intervals: Intervals of one tier, in the order of the file.
+        intervals: Intervals of one tier with finite times, in the order of the file.
 
     Returns:
         The words, and notes.
@@ -672,7 +675,7 @@ def words_in_order(intervals: Sequence[WordInterval]) -> tuple[list[WordInterval
             if last is None or item.end > last.end:
                 last = item
             if words and start < words[-1].end:
-                start = words[-1].end  # by less than the tolerance
+                start = words[-1].end  # the overlap is below the tolerance
         if is_silence(item.word):
             silences[item.word] += 1
         elif is_unknown(item.word):
@@ -693,7 +696,7 @@ def words_in_order(intervals: Sequence[WordInterval]) -> tuple[list[WordInterval
 
 
 def _refuse_overlap(item: WordInterval, last: WordInterval) -> None:
-    """Refuse an interval that begins more than 10 ms before the end of the one before it."""
+    """Refuse an interval that begins more than 10 ms before the end of the previous interval."""
     if last.end - item.start <= OVERLAP_TOLERANCE_S + _SLACK_S:
         return
     times = " and ".join(f"{_short(one.word)} {one.start!r} to {one.end!r} s" for one in (item, last))
@@ -703,7 +706,7 @@ def _refuse_overlap(item: WordInterval, last: WordInterval) -> None:
 
 
 def _counted(labels: Counter[str]) -> str:
-    """Return the number of labels and the most frequent ones; "" for no label."""
+    """Return a text with the number of labels and the most frequent labels; "" if there are none."""
     if not labels:
         return ""
     shown = [_short(label) for label, _ in sorted(labels.items(), key=lambda item: (-item[1], item[0]))]
