@@ -1,20 +1,20 @@
 """Codec ``audioldm2-vae``: log-mel to the latents of AudioLDM2's variational autoencoder and back.
 
-The folder is the subfolder ``vae`` of `cvssp/audioldm2` on the Hugging Face Hub. It may also be that of another
-diffusers AutoencoderKL with one channel: config.json with diffusion_pytorch_model.safetensors or .bin (H. Liu et al.
-2023, AudioLDM 2). Its mel is ours, see docs/reference/features.md.
+The folder is the subfolder ``vae`` of `cvssp/audioldm2` on the Hugging Face Hub. The folder of another diffusers
+AutoencoderKL with one channel also works: config.json with diffusion_pytorch_model.safetensors or .bin (H. Liu et al.
+2023, AudioLDM 2). AudioLDM2 and omniges use the same mel, see docs/reference/features.md.
 
-A row of latents has K · W numbers: channel k and column w at k · W + w. Each is the mean of the posterior, minus the
-configuration's shift factor, times its scaling factor.
+A row of latents has K · W numbers: channel k and column w at k · W + w. Each number is (mean of the posterior − shift
+factor) · scaling factor, with both factors from the configuration.
 
 The autoencoder processes arrays of any length in blocks. The result equals that of diffusers on the complete array.
-Cutting the input into blocks would change the result, whatever context a block has. Group normalisations use mean and
-variance over all rows, and the attention in the middle joins each row with all others. So every latent depends on the
-complete clip.
+Encoding separate blocks of the input would change the result, even with context around each block: group normalisations
+use the mean and variance over all rows, and in the attention every row attends to all rows. So every latent depends on
+the complete clip.
 
 Instead, each layer is computed in blocks. Between two normalisations there are only convolutions of 3 rows, whose
-blocks have one extra row on each side. Means and variances are those of all blocks together. The attention takes
-queries in blocks against all keys. So the block length affects only memory: two activations of the complete clip,
+blocks have one extra row on each side. Means and variances are computed over all blocks. The attention processes
+queries in blocks, each against all keys. So the block length affects only memory: two activations of the complete clip,
 plus one block.
 
 Shape letters: C channels, T rows (time), F columns (frequency) of an activation. There is no batch axis.
@@ -80,18 +80,18 @@ class _Config:
 
     @property
     def frames_per_row(self) -> int:
-        """Mel frames of one latent, which equal its mel bands."""
+        """Number of mel frames of one latent, which equals its number of mel bands."""
         return int(2 ** (len(self.block_out_channels) - 1))
 
 
 _NOT_IMPLEMENTED: Final = {"latents_mean": None, "latents_std": None}
 _UNREAD: Final = {"_class_name", "_diffusers_version", "_name_or_path", "sample_size", "force_upcast"}
-"""Keys without effect on the numbers: names, versions, tiling and the precision of others' pipelines."""
+"""Keys of config.json that do not affect the output: names, versions, tiling, and the precision of other pipelines."""
 _REMEDY: Final = "this autoencoder does not fit our mel"
 _OLD_NAMES: Final = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 """Old and new parts of attention weights' names; files of diffusers before 0.18 have the old ones."""
 
-_BLOCK_ELEMENTS: Final = 1 << 24  # of an activation: 64 MB
+_BLOCK_ELEMENTS: Final = 1 << 24  # elements of an activation, 64 MB
 _QUERIES: Final = 2048
 
 _Affine = tuple[Tensor, Tensor]
@@ -99,7 +99,7 @@ _Affine = tuple[Tensor, Tensor]
 
 
 class AudioVae:
-    """Codec of a clip's mel by an AutoencoderKL."""
+    """Codec of log-mels that uses an AutoencoderKL."""
 
     loudness: Loudness = "peak"
     """Loudness of AudioLDM2's training data."""
@@ -142,7 +142,8 @@ def load(folder: Path, loading: Loading) -> AudioVae:
         The loaded codec.
 
     Raises:
-        DataError: A key of the configuration or the names of weights are not those of this codec.
+        DataError: A key of the configuration has an unsupported value, or the names of weights are not those of this
+            codec.
     """
     config, arguments = _read_config(folder / _CONFIG)
     frames_per_row = config.frames_per_row
@@ -151,7 +152,7 @@ def load(folder: Path, loading: Loading) -> AudioVae:
     if layers > len(weights):
         raise DataError(f"{folder / _CONFIG}: expected layers of {len(weights)} tensors, found {layers}; {_OTHER}")
     try:
-        with torch.device("meta"):  # no memory is taken for what a configuration claims
+        with torch.device("meta"):  # allocates no memory for the sizes that a configuration states
             vae: Any = AutoencoderKL(**arguments)  # type: ignore[no-untyped-call]
     except (TypeError, ValueError, RuntimeError, KeyError, IndexError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -181,7 +182,7 @@ def load(folder: Path, loading: Loading) -> AudioVae:
 
 
 def _read_config(path: Path) -> tuple[_Config, dict[str, Any]]:
-    """Return the configuration in a config.json, and its keys for diffusers unchanged."""
+    """Return the configuration in a config.json, and the unchanged keys that diffusers needs."""
     found = read_settings(
         path, "Name the folder that holds the codec's config.json, or copy the codec again", path.parent
     )
@@ -412,7 +413,7 @@ class _Walk:
         return x
 
     def attended(self, x: Tensor, attention: Any) -> Tensor:
-        """Add the attention of all positions to all positions.
+        """Add self-attention, in which every position attends to all positions.
 
         Args:
             x: Activation (C, T, F).
@@ -441,6 +442,6 @@ class _Walk:
 
 
 def _convolution(piece: Tensor, conv: Any, *, above: bool, below: bool) -> Tensor:
-    """Apply a 3 × 3 convolution to rows with one extra row on each side, which is zero at the ends of the array."""
+    """Apply a 3 × 3 convolution to rows with one extra row on each side; at the ends of the array, this row is zero."""
     padded = functional.pad(piece, (0, 0, int(above), int(below)))
     return functional.conv2d(padded[None], conv.weight, conv.bias, padding=(0, 1))[0]

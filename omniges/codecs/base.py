@@ -1,8 +1,8 @@
 """Interfaces of codecs. docs/how-to/extend.md says how to add one.
 
-A codec encodes one member of a sample (its source) as latents and decodes them. It encodes frames into rows, or the
-words of each window into one row. It is frozen: training does not change it, and checkpoints do not contain it. The
-same source has the same latents.
+A codec encodes one member of a sample (its source) as latents and decodes them. It encodes groups of frames into rows,
+or the words of each window into one row. A codec is frozen: training does not change it, and checkpoints do not contain
+it. The same source always gives the same latents.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class LostText:
     """Reasons why latents do not contain all of a text."""
 
     cut: bool
-    """The text is longer than the codec reads; its end is lost."""
+    """The text is longer than the codec can read, so its end is lost."""
     unknown: bool
-    """The vocabulary cannot spell all of it."""
+    """The vocabulary cannot spell all of the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +41,13 @@ class SpokenText:
 
     text: str
     ended: bool
-    """The text ended within the maximum length."""
+    """True: the text ended within the maximum length."""
 
 
 F32 = npt.NDArray[np.float32]
 
 End = Literal["encode", "decode"]
-"""Direction that a codec may be loaded for."""
+"""Direction of a codec, encoding or decoding; a codec can be loaded for one direction."""
 BOTH_ENDS: Final[frozenset[End]] = frozenset({"encode", "decode"})
 
 
@@ -56,7 +56,7 @@ class FrameCodec(Protocol):
 
     @property
     def entry(self) -> FrameEntry:
-        """Name, fingerprint, source, rows and channels, which shards and checkpoints store."""
+        """Description of the codec that shards and checkpoints store: name, fingerprint, source, rows and channels."""
 
     def encode(self, array: F32, /) -> F32:
         """Return latents (frames // frames_per_row, channels) of a complete clip's source (frames, columns)."""
@@ -67,15 +67,15 @@ class FrameCodec(Protocol):
 
 @runtime_checkable
 class QuantisingCodec(Protocol):
-    """A codec with a table of codes; `decode` can replace each latent by its nearest code first."""
+    """A codec with a table of codes. Before decoding, `decode` can replace each latent by the nearest code."""
 
     def decoding(self, *, quantised: bool) -> Self:
-        """Return the same codec with the snap to codes switched on or off."""
+        """Return the same codec, with or without replacing latents by codes before decoding."""
 
 
 @runtime_checkable
 class LoudnessCodec(Protocol):
-    """A codec of audio that was trained on one loudness; `encode` warns if shards have another."""
+    """A codec of audio that was trained on one loudness; `encode` warns if the audio of shards has another."""
 
     @property
     def loudness(self) -> Loudness:
@@ -87,7 +87,7 @@ class WindowCodec(Protocol):
 
     @property
     def entry(self) -> WindowEntry:
-        """Name, fingerprint, windows and latents, which shards and checkpoints store."""
+        """Description of the codec that shards and checkpoints store: name, fingerprint, windows and latents."""
 
     def on(self, grid: WindowGrid, /) -> WindowCodec:
         """Return the same codec for the windows of another grid."""
@@ -136,13 +136,14 @@ class Loading:
 
     device: torch.device
     ends: frozenset[End] = BOTH_ENDS
-    """Directions that are needed; a codec may skip the weights of the other."""
+    """Directions that are needed; a codec may skip the weights of the other direction."""
     t5_tokenizer: Path | None = None
     """Folder of T5's tokenizer, if a text codec's own folder does not contain it."""
 
 
 CodecLoader = Callable[[Path, Loading], Codec]
-"""Function that loads a codec from an existing folder. It raises DataError for a folder without that codec."""
+"""Function that loads a codec from an existing folder. It raises DataError for a folder without that codec.
+"""
 
 
 def decode_latents(codec: Codec, latents: npt.NDArray[Any]) -> Any:

@@ -1,8 +1,8 @@
-"""`encode`: a codec's latents as additional members of a shard folder, so that training never runs the codec.
+"""The command `encode`: add a codec's latents to a shard folder as members, so that training never runs the codec.
 
-Shards keep their names and boundaries. Each is rewritten with the latents after every sample's other members. The new
-set is built in the folder's workspace, shard by shard with a journal. It replaces the old set by the same renames as
-`preprocess` does, so it is complete or absent. After a kill, the same command continues.
+Shards keep their names and samples. Each shard is rewritten, with the latents after the other members of each sample.
+The new set is built in the folder's workspace, shard by shard with a journal. At the end it replaces the old set by
+renaming, as in `preprocess`, so the new set is complete or absent. After a kill, the same command continues.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ from omniges.storage.atomic import PendingFile, locked, make_folder, publish_byt
 from omniges.storage.files import canonical_json, file_sha256, json_document, open_regular, read_range, sha256_hex
 
 Count = Callable[[int, int], None]
-Partials = dict[str, list[Partial]]  # of the train samples, by codec
+Partials = dict[str, list[Partial]]  # statistics of the train samples, by codec
 
 _MAX_NAME_BYTES: Final = 100  # of a member in a ustar header
 _FLUSH_BYTES: Final = 32 << 20
 _PACKAGES: Final = {WORDS_MEMBER: ("torch", "transformers", "tokenizers")}
-"""Packages whose versions may change the last bits of latents, by source member."""
+"""Packages whose versions may change the last bits of latents, by the member that the codec reads."""
 _READ_PARTS: Final[Mapping[str, tuple[Part, ...]]] = {
     "mel.npy": ("audio",),
     "gesture.npy": GESTURE_PARTS,
     WORDS_MEMBER: ("text",),
 }
-"""The parts that a codec reads, by its source."""
+"""The parts that a codec reads, by the member that it reads."""
 _ENCODE: Final[frozenset[End]] = frozenset({"encode"})
 
 
@@ -105,7 +105,7 @@ def encode(settings: EncodeSettings, count: Count = lambda _done, _total: None) 
         The codecs, samples and seconds of the run.
 
     Raises:
-        UsageFault: Settings, shards and codecs do not fit one another.
+        UsageFault: The settings, shards and codecs do not fit together.
         DataError: A member is damaged, or the latents would lose too much text.
         EnvironmentFault: Disk space, memory or a package is missing.
     """
@@ -123,7 +123,7 @@ def encode(settings: EncodeSettings, count: Count = lambda _done, _total: None) 
             return _complete(target, source, entries, time.monotonic() - began)
         wanted, there = _wanted(settings, source, codecs)
         if not wanted:
-            if workspace.begun() is None:  # remains of a finished run; another run's unfinished work stays
+            if workspace.begun() is None:  # a finished run's remains; another run's unfinished work is kept
                 workspace.wipe()
             return _summary(source, (), there, time.monotonic() - began)
         resumed = _Job(source, workspace, codecs, wanted).run(count)
@@ -134,7 +134,7 @@ def encode(settings: EncodeSettings, count: Count = lambda _done, _total: None) 
 def _loaded(settings: EncodeSettings) -> dict[str, Codec]:
     """Load the codecs; a text codec gets the requested windows.
 
-    Unfit shards and codecs are refused before a folder for the result exists.
+    Shards and codecs that do not fit are refused before a folder for the result is created.
     """
     target = settings.target
     new = not settings.in_place and not (target / DATASET_FILE).exists()
@@ -158,7 +158,7 @@ def _loaded(settings: EncodeSettings) -> dict[str, Codec]:
 def _wanted(
     settings: EncodeSettings, source: ShardFolder, codecs: Mapping[str, Codec]
 ) -> tuple[tuple[CodecEntry, ...], tuple[str, ...]]:
-    """Return the entries to compute, with counts of lost text, and the codecs whose latents already exist."""
+    """Return the entries to compute, with counts of lost text, and the names of codecs whose latents exist already."""
     entries = {name: _entry(codec, source) for name, codec in codecs.items()}
     there = _there(settings, source, entries)
     left = [entry for name, entry in entries.items() if name not in there]
@@ -170,8 +170,8 @@ def _wanted(
 def _refuse_absent(entry: CodecEntry, source: ShardFolder) -> None:
     """Raise UsageFault if samples lack a part that the codec reads.
 
-    Otherwise frames would be NaN. Windows without words would be empty texts, as if nobody spoke, and the statistics of
-    latents would include them.
+    Otherwise frames would be NaN. Windows without words would be encoded as empty texts, as if nobody spoke, and the
+    statistics of latents would include these windows.
     """
     parts = _READ_PARTS[entry.source]
     lacking = [row for row in source.rows if not set(parts) <= set(row.present)]
@@ -231,7 +231,7 @@ def _entry(codec: Codec, source: ShardFolder) -> CodecEntry:
 def _there(settings: EncodeSettings, source: ShardFolder, entries: Mapping[str, CodecEntry]) -> tuple[str, ...]:
     """Return the codecs whose existing latents are kept.
 
-    Raises UsageFault if they belong to another codec, or if a new --output-dir folder would only repeat them.
+    Raises UsageFault if they belong to another codec, or if a new --output-dir folder would contain no new latents.
     """
     if settings.overwrite:
         return ()
@@ -405,7 +405,7 @@ class _Job:
         return found
 
     def _are_encoded(self, found: Sequence[ManifestRow], rows: Sequence[ManifestRow]) -> bool:
-        """Return whether rows of a journal are those of a shard's samples, with latents."""
+        """Return whether rows of a journal describe a shard's samples with their latents."""
         same = [replace(row, members={}) for row in found] == [replace(row, members={}) for row in rows]
         return same and all(entry.member in row.members for row in found for entry in self.entries)
 

@@ -2,8 +2,8 @@
 
 docs/explanation/codecs-gesture.md explains it.
 
-Our channels already have the networks' joints, order and units (`omniges.features.gesture.LAYOUT`). The codec adds
-normalisation by the statistics that the networks were trained with.
+The gesture channels of omniges already have the joints, order and units of the networks
+(`omniges.features.gesture.LAYOUT`). The codec adds normalisation with the statistics of the networks' training.
 
 Letters: T frames, N = ⌊T / frames_per_latent⌋ latents, L features of a latent (512, or 384 without the face), C
 channels of a part.
@@ -65,11 +65,11 @@ class PartScale:
     """(C,), positive."""
 
     def normalised(self, channels: npt.NDArray[np.floating]) -> F32:
-        """Return (x − mean) / std of channels (T, C), in float64 and rounded once."""
+        """Return (x − mean) / std of channels (T, C), computed in float64 and rounded once to float32."""
         return ((channels - self.mean) / self.std).astype(np.float32)
 
     def restored(self, values: npt.NDArray[np.floating]) -> F32:
-        """Return the inverse of `normalised`."""
+        """Return channels (T, C) from normalised values (T, C), the inverse of `normalised`."""
         return (values * self.std + self.mean).astype(np.float32)
 
 
@@ -97,7 +97,7 @@ def part_columns(part: Part, channels: int, where: str) -> slice:
 
 
 def statistics_files(columns: Mapping[Part, slice]) -> dict[str, str]:
-    """Return the path of each statistics file that the parts need, relative to the codec's folder, by its content."""
+    """Return the paths of the statistics files that the parts need, by content, relative to the codec's folder."""
     stems = {"pose": "beatx_2_330"} | ({"root": "beatx_2_trans"} if _LOWER_AND_ROOT in columns.values() else {})
     return {f"{what} {kind}": f"mean_std/{stem}_{kind}.npy" for what, stem in stems.items() for kind in ("mean", "std")}
 
@@ -141,7 +141,7 @@ def _statistics(path: Path, length: int) -> F64:
     array = read_array(path, wanted)
     if array.shape != (length,) or array.dtype not in {np.dtype(np.float32), np.dtype(np.float64)}:
         raise DataError(f"{path}: {wanted}, found {array.shape} of {array.dtype}; check the file")
-    if not np.isfinite(array).all():  # before the cast, which warns of some NaN
+    if not np.isfinite(array).all():  # checked before the cast, which warns about some NaN values
         raise DataError(
             f"{path}: {wanted}, found NaN or infinity at number {int(np.argmin(np.isfinite(array)))}; check the file"
         )
@@ -158,14 +158,14 @@ def _require_positive(std: F64, path: Path, of: str) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GestureRvqvae:
-    """Frozen networks of upper body, hands, lower body and optionally face, with the scales of their inputs."""
+    """Codec of frozen networks for upper body, hands, lower body and optionally face, with their input scales."""
 
     nets: Mapping[Part, Rvqvae]
     columns: Mapping[Part, slice]
     """Gesture channels of each network."""
     scales: Mapping[Part, PartScale]
     quantised: bool
-    """True: `decode` snaps latents to codes first."""
+    """True: `decode` first replaces latents by codes."""
     fingerprint: str
     """sha256 of everything that affects latents and motion except `quantised`, see `fingerprint_of`."""
 
@@ -181,7 +181,10 @@ class GestureRvqvae:
 
     @property
     def lacking(self) -> tuple[slice, ...]:
-        """Gesture channels without a network: the root if the lower network has 54 channels, the face if left out."""
+        """Gesture channels without a network.
+
+        The root has none if the lower network has 54 channels. The face has none if it was not loaded.
+        """
         return tuple(
             block
             for block in (LAYOUT.upper, LAYOUT.hands, LAYOUT.lower, LAYOUT.root, LAYOUT.face)
@@ -190,7 +193,7 @@ class GestureRvqvae:
 
     @property
     def entry(self) -> FrameEntry:
-        """Name, fingerprint, source, rows and channels, which shards and checkpoints store."""
+        """Description of the codec that shards and checkpoints store: name, fingerprint, source, rows and channels."""
         parts = {part: asdict(net.spec) for part, net in self.nets.items()}
         return FrameEntry(
             name=NAME,
@@ -202,7 +205,7 @@ class GestureRvqvae:
         )
 
     def decoding(self, *, quantised: bool) -> GestureRvqvae:
-        """Return the same codec with the snap to codes switched on or off."""
+        """Return the same codec, with or without replacing latents by codes before decoding."""
         return replace(self, quantised=quantised)
 
     def encode(self, gesture: npt.NDArray[np.floating]) -> F32:
@@ -234,14 +237,15 @@ class GestureRvqvae:
         return latents
 
     def decode(self, latents: npt.NDArray[np.floating], rest: npt.NDArray[np.floating] | None = None) -> F32:
-        """Decode latents as gesture channels, snapped to codes first if `quantised` is set.
+        """Decode latents as gesture channels; if `quantised` is set, first replace latents by codes.
 
-        6D rotations are the networks' raw outputs; `omniges.features.gesture.motion_from_gesture` makes them rotations.
+        6D rotations are raw outputs of the networks. `omniges.features.gesture.motion_from_gesture` converts them to
+        valid rotations.
 
         Args:
             latents: Latents (N, L) of `encode`.
-            rest: Values (415,) or (N · frames_per_latent, 415) of the channels in `lacking`; given if and only if there
-                are some.
+            rest: Values (415,) or (N · frames_per_latent, 415) of the channels in `lacking`; required if there are such
+                channels, otherwise None.
 
         Returns:
             Gesture channels (N · frames_per_latent, 415).
@@ -287,7 +291,7 @@ def load_gesture_rvqvae(
     Args:
         folder: Has one ``net_<step>_<part>.pth`` or ``.safetensors`` of each part; ``lower`` may be ``lower_trans``.
         face: Load the face too; without it, a file of the face is ignored.
-        quantised: `GestureRvqvae.decode` snaps latents to codes, as GestureLSM's first trainers do.
+        quantised: `GestureRvqvae.decode` replaces latents by codes, as GestureLSM's first trainers do.
         device: Device of the networks.
 
     Returns:
@@ -340,7 +344,7 @@ def load(folder: Path, loading: Loading) -> GestureRvqvae:
 
 
 def _net_files(folder: Path, parts: tuple[Part, ...]) -> dict[Part, Path]:
-    """Return the one file of each part."""
+    """Return the file of each part; refuse a part without a file or with two files."""
     if not folder.is_dir():
         raise UsageFault(f"{folder}: expected the networks of {', '.join(parts)}, found no such folder; check the path")
     with os_errors(folder, "list"):

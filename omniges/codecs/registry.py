@@ -1,6 +1,6 @@
-"""Registry of codecs by name, and their loading from a folder. docs/how-to/extend.md says how to add one.
+"""Registry of codecs by name, and functions that load a codec from a folder. docs/how-to/extend.md says how to add one.
 
-This module is light because `omniges --help` shows the names. Torch is imported when a codec is loaded.
+`omniges --help` shows the names, so this module does not import torch until a codec is loaded.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def load_codec(
         device: Device of its weights; None: the GPU if there is one.
         t5_tokenizer: Folder of a text codec's T5 tokenizer, if the codec's own folder does not contain it.
         ends: Directions that are needed, encoding or decoding; None for both. A text codec has large networks, so it
-            loads only those of these directions.
+            loads only the networks of these directions.
 
     Returns:
         The loaded codec.
@@ -117,7 +117,7 @@ def load_same_codec(
         The loaded codec.
 
     Raises:
-        UsageFault: The folder contains another codec of that name, or as in `load_codec`.
+        UsageFault: The folder contains another codec of that name, or `load_codec` refuses the name or folder.
         DataError: The folder does not contain this codec.
         EnvironmentFault: Another package's codec cannot be imported.
     """

@@ -1,8 +1,8 @@
 """Residual-quantised VAE of GestureLSM for one part of the body, as a frozen network.
 
 Convolutions along time halve the frame rate several times. A latent covers four frames in the published networks. The
-tensors have the published names. Nothing here learns: there is no dropout, no EMA of code vectors and no
-initialization from data. A training mode would change nothing, so `Rvqvae.train` leaves the network unchanged.
+tensors have the published names. The network cannot be trained here: there is no dropout, no EMA of code vectors and no
+initialization from data. So `Rvqvae.train` leaves the network unchanged.
 
 All sizes are read from the tensors of GestureLSM's files. A missing or unknown tensor is an error.
 
@@ -29,14 +29,14 @@ from omniges.storage.files import read_settings
 from omniges.storage.tensors import read_tensors, require_finite, require_same, shapes_of
 
 BLOCK_LATENTS: Final = 1024
-"""Latents that are computed at once, without their context."""
+"""Number of latents that are computed at once, without their context."""
 
 LATENT_SCALE: Final = 5.0
 """Divisor of latents, which brings them to about the magnitude of unit noise."""
 
 _DILATION_GROWTH: Final = 3
 _STRIDE: Final = 2
-_TINY: Final = 1e-7  # in the logarithm of the perplexity
+_TINY: Final = 1e-7  # added in the logarithm of the perplexity
 
 _ENTRY: Final = "net"  # key of the tensors in a published file
 _FIRST: Final = "encoder.model.0.weight"
@@ -53,12 +53,12 @@ _ONLY: Final[Mapping[str, Any]] = {
     "shared_codebook": False,
     "latent_scale": LATENT_SCALE,
 }
-"""Settings of GestureLSM's constructor with one supported value, that of the published networks."""
+"""Settings of GestureLSM's constructor that must have the value of the published networks."""
 _UNREAD: Final = frozenset(
     {"part", "mu", "quantize_dropout_prob", "seed", "torch", "parameters"}
     | {"latent_std", "smallest_code_margin", "fp32_vs_fp64_max_abs"}
 )
-"""Keys without effect on the numbers: the part's name, settings of training, and notes on how a file was made."""
+"""Keys of config.json that do not affect the output: the part's name, settings of training, and notes on the file."""
 _OTHER: Final = "choose a file of GestureLSM's RVQ-VAE, or download it again"
 
 
@@ -67,15 +67,15 @@ class RvqvaeSpec:
     """Sizes of a network."""
 
     channels: int
-    """C."""
+    """Channels C of the part."""
     width: int
-    """W."""
+    """Width W of the convolutions."""
     code_size: int
-    """D."""
+    """Features D of a latent."""
     codes: int
-    """K."""
+    """Codes K of a quantiser."""
     quantizers: int
-    """Q."""
+    """Number of quantisers Q."""
     stages: int
     """Number of times that the encoder halves the frame rate."""
     depth: int
@@ -95,7 +95,10 @@ class RvqvaeSpec:
 
     @property
     def encoder_reach(self) -> tuple[int, int]:
-        """Frames (before, after) that a latent depends on: latent i reads frames f·i − before to f·i + after."""
+        """Numbers of frames (before, after) that a latent depends on.
+
+        Latent i depends on frames f·i − before to f·i + after, with f frames per latent.
+        """
         before = after = 1  # the last convolution, in latents
         for _ in range(self.stages):
             before, after = (2 * (side + sum(self.dilations)) + extra for side, extra in ((before, 1), (after, 2)))
@@ -103,7 +106,10 @@ class RvqvaeSpec:
 
     @property
     def decoder_reach(self) -> int:
-        """Latents on each side that frames depend on: frames of latent i depend on latents i − reach to i + reach."""
+        """Number of latents on each side that frames depend on.
+
+        The frames of latent i depend on latents i − reach to i + reach.
+        """
         reach = 2  # the last two convolutions, in frames
         for _ in range(self.stages):
             reach = (reach + 2) // 2 + sum(self.dilations)  # the convolution after the upsampling, the upsampling
@@ -111,14 +117,14 @@ class RvqvaeSpec:
 
     @property
     def encoder_context(self) -> int:
-        """Number of context latents that a block needs on each side, so that its latents equal those of one pass."""
+        """Number of context latents that a block needs on each side to equal one pass over all frames."""
         before, after = self.encoder_reach
         return max(-(-before // self.frames_per_latent), after // self.frames_per_latent)
 
 
 @dataclass(frozen=True, slots=True)
 class Quantised:
-    """Latents as sums of codes."""
+    """Latents that are approximated by sums of codes."""
 
     vectors: Tensor
     """(B, N, D), the sum of the chosen codes."""
@@ -129,9 +135,9 @@ class Quantised:
     residual: Tensor
     """(B, N, D), latents − vectors."""
     losses: Tensor
-    """(Q,), twice the mean square of each quantiser's residual: the value of its two-sided commitment loss."""
+    """(Q,), the two-sided commitment loss of each quantiser: twice the mean square of its residual."""
     perplexities: Tensor
-    """(Q,), exponential of the entropy of the codes' frequencies over the batch, from 1 to K."""
+    """(Q,), perplexity of each quantiser's codes: the exponential of the entropy of their frequencies, from 1 to K."""
 
 
 class _Residual(nn.Module):
@@ -209,7 +215,7 @@ class _Codebook(nn.Module):
 
 
 class _Quantizer(nn.Module):
-    """Quantisers in sequence, each of the residual of those before."""
+    """Quantisers in sequence. Each one quantises the residual that the previous ones leave."""
 
     def __init__(self, spec: RvqvaeSpec) -> None:
         super().__init__()
@@ -264,10 +270,10 @@ class Rvqvae(nn.Module):
     def encode(self, motion: Tensor, *, block_latents: int = BLOCK_LATENTS) -> Tensor:
         """Encode motion as latents that are not quantised, N = ⌊T / frames_per_latent⌋.
 
-        Frames after the last complete latent are dropped first. Otherwise the last latents, up to
-        `RvqvaeSpec.encoder_context` of them, would depend on frames that no decoder returns. Outside the motion the
-        input is zero. Long motion is processed in blocks with context, so only the result grows with T. It equals
-        that of one pass up to rounding.
+        Frames after the last complete latent are dropped first. Otherwise, up to `RvqvaeSpec.encoder_context` latents
+        at the end would depend on frames that the decoder does not return. Outside the motion the input is zero. Long
+        motion is processed in blocks with context, so memory grows only by the result. Up to rounding, the result
+        equals that of one pass.
 
         Args:
             motion: Channels (B, T, C).
@@ -293,7 +299,7 @@ class Rvqvae(nn.Module):
 
     @torch.no_grad()
     def quantise(self, latents: Tensor) -> Quantised:
-        """Return latents (B, N, D) as sums of codes (van den Oord et al. 2017; residual: Lee et al. 2022)."""
+        """Approximate latents (B, N, D) by sums of codes (van den Oord et al. 2017; residual: Lee et al. 2022)."""
         with exact(latents.device):
             found: Quantised = self.quantizer(latents.float())
             return found
@@ -330,7 +336,7 @@ class Rvqvae(nn.Module):
 def _in_blocks(
     part: Callable[[int, int], Tensor], count: int, block: int, context: int = 0, *, rows: int = 1
 ) -> Tensor:
-    """Compute `part` (B, latents · rows, …) of all latents, with at most block + 2 · context latents a call."""
+    """Apply `part` to all latents, at most block + 2 · context latents a call; return (B, latents · rows, …)."""
     found = []
     for start in range(0, count, block):
         stop = min(start + block, count)
@@ -342,7 +348,7 @@ def _in_blocks(
 def load_rvqvae(path: Path) -> Rvqvae:
     """Load a frozen network to the CPU from ``.safetensors``, or from ``{"net": tensors}`` of torch.save.
 
-    A config.json beside it, with the arguments of GestureLSM's constructor, has to fit it.
+    A config.json in the same folder may contain the arguments of GestureLSM's constructor; they must fit the tensors.
 
     Args:
         path: The file.
@@ -364,12 +370,12 @@ def load_rvqvae(path: Path) -> Rvqvae:
 
 
 def _require_config(path: Path, spec: RvqvaeSpec) -> None:
-    """Refuse a config.json whose sizes are not those of the tensors, or with settings that are not implemented.
+    """Refuse a config.json whose sizes differ from the tensors, or whose settings are not implemented.
 
-    The tensors do not show the activation, the dilations or the kind of a norm without weights.
+    The tensors alone do not determine the activation, the dilations, or the type of a norm without weights.
 
     Args:
-        path: The file, beside the network.
+        path: The network's file, in the folder of config.json.
         spec: Sizes of the tensors.
 
     Raises:
@@ -396,7 +402,7 @@ def _require_config(path: Path, spec: RvqvaeSpec) -> None:
 
 
 def rvqvae_of(tensors: Mapping[str, Tensor], where: str) -> Rvqvae:
-    """Return the network of tensors, in float32.
+    """Build a network from tensors, in float32.
 
     Args:
         tensors: Tensors by name.
@@ -464,5 +470,8 @@ def _shape(tensors: Mapping[str, Tensor], name: str, axes: int, where: str) -> t
 
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """Count the different numbers at a place in the tensors' names; the largest one could be arbitrarily high."""
+    """Count the different numbers that a pattern finds in the names of tensors.
+
+    The largest number is not used as the count, because a file could contain an arbitrarily large one.
+    """
     return len({found[1] for found in map(re.compile(pattern).match, tensors) if found})

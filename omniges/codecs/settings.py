@@ -36,7 +36,7 @@ def named_folder(flag: str, text: str) -> tuple[str, Path]:
 
 
 def codec_option(help: str) -> tuple[tuple[str, Path], ...]:  # noqa: A002 - as `option` calls it
-    """Declare the codecs of a model and their folders.
+    """Declare the option for the codecs of a model and their folders.
 
     Args:
         help: Help text of the option.
@@ -48,7 +48,7 @@ def codec_option(help: str) -> tuple[tuple[str, Path], ...]:  # noqa: A002 - as 
 
 
 def t5_tokenizer_option(of: str = "a text codec") -> Path | None:
-    """Declare the folder of T5's tokenizer.
+    """Declare the option for the folder of T5's tokenizer.
 
     Args:
         of: The codec that needs it.
@@ -119,7 +119,7 @@ class EncodeSettings:
 
     @property
     def of_text(self) -> tuple[str, ...]:
-        """The given flags that only a text codec reads."""
+        """Flags that the user gave and that only a text codec reads."""
         given = {
             "--window-ticks": self.window_ticks,
             "--stride-ticks": self.stride_ticks,

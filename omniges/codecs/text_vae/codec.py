@@ -1,17 +1,18 @@
-"""OmniFlow's text VAE as a codec of shards and models: a row of latents for each window of a clip's words.
+"""OmniFlow's text VAE as a codec. It encodes the words in each window of a clip as one row of latents.
 
 See docs/explanation/codecs-text.md. Latents of a text depend on the complete text. They cannot be cut like frames or
 text tokens, so each window is encoded separately.
 
 The files are inside a checkpoint of OmniFlow, or in the text VAE's own folder:
 
-* Configuration: ``text_vae/config.json`` of a checkpoint; ``config.json`` of an own folder.
+* Configuration: ``text_vae/config.json`` in a checkpoint; ``config.json`` in the text VAE's own folder.
 * Weights: tensors under ``text_decoder.`` in a checkpoint's ``transformer/diffusion_pytorch_model.safetensors`` or
-  ``.bin``; ``model.safetensors`` of an own folder.
+  ``.bin``; ``model.safetensors`` in the text VAE's own folder.
 * LLaMA's tokenizer: ``vae_tokenizer/tokenizer.json`` of both.
 * T5's tokenizer: ``t5_tokenizer/tokenizer.json`` of both.
 
-OmniFlow's checkpoints have no T5 tokenizer. Use that of flan-T5-large: copy it there, or name its folder.
+OmniFlow's checkpoints have no T5 tokenizer. Use the tokenizer of flan-T5-large: copy it to this path, or give its
+folder as `t5_tokenizer`.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ NAME: Final = "omniflow-text-vae"
 DEFAULT_GRID: Final = WindowGrid(64, 16)
 """Windows of 6.4 s, every 1.6 s."""
 _BATCH: Final = 32
-"""Texts that are encoded or decoded together."""
+"""Number of texts that are encoded or decoded together."""
 _PREFIX: Final = "text_decoder."
 _TRANSFORMER: Final = "transformer/diffusion_pytorch_model"
 
@@ -57,7 +58,7 @@ class TextVaeFiles:
     config: Path
     weights: Path
     prefix: str
-    """Prefix of its tensors' names in the file of weights, which may contain others."""
+    """Prefix of the names of the text VAE's tensors; the file of weights may also contain other tensors."""
     llama_tokenizer: Path  # folder
     t5_tokenizer: Path  # folder
 
@@ -73,7 +74,7 @@ def find_text_vae(folder: Path, t5_tokenizer: Path | None = None) -> TextVaeFile
         The paths.
 
     Raises:
-        DataError: The folder is neither.
+        DataError: The folder is neither a checkpoint of OmniFlow nor the folder of a text VAE.
     """
     tokenizers = (folder / "vae_tokenizer", t5_tokenizer or folder / "t5_tokenizer")
     nested, own = folder / "text_vae" / "config.json", folder / "config.json"
@@ -105,7 +106,7 @@ def load_text_vae(files: TextVaeFiles, ends: frozenset[End] = BOTH_ENDS) -> Text
         The text VAE.
 
     Raises:
-        DataError: A file is damaged, or a tensor is missing, misshapen or not the text VAE's.
+        DataError: A file is damaged, or a tensor is missing, unexpected or of another shape.
         EnvironmentFault: Transformers is not installed.
     """
     where, weights = str(files.config), str(files.weights)
@@ -138,7 +139,7 @@ class EncodedTexts:
 class TextCodec:
     """Codec of texts: a text VAE with its tokenizers.
 
-    It is not a module, so a model that holds it does not train, average or save it.
+    It is not a torch module, so a model that contains the codec does not train it or save it, and keeps no EMA of it.
     """
 
     def __init__(self, vae: TextVae, t5_tokens: T5Tokens, llama_tokens: LlamaTokens) -> None:
@@ -155,7 +156,7 @@ class TextCodec:
     def load(cls, folder: Path, t5_tokenizer: Path | None = None, ends: frozenset[End] = BOTH_ENDS) -> Self:
         """Load the codec from a checkpoint of OmniFlow or a text VAE's own folder.
 
-        All weights and tokenizers are checked and part of the fingerprint, whatever `ends` is.
+        All weights and tokenizers are checked and are part of the fingerprint, for any `ends`.
 
         Args:
             folder: The checkpoint or the folder.
@@ -191,7 +192,7 @@ class TextCodec:
         return next(self.vae.parameters()).device
 
     def lost(self, texts: Sequence[str]) -> list[LostText]:
-        """Return what encoding would lose of each text, at least one text, without running the text VAE."""
+        """Return what encoding would lose of each of one or more texts, without running the text VAE."""
         tokens = self._t5_tokens.encode(texts)
         return [LostText(*flags) for flags in zip(tokens.cut.tolist(), tokens.unknown.tolist(), strict=True)]
 
@@ -202,7 +203,7 @@ class TextCodec:
         return EncodedTexts(latents, tuple(tokens.cut.tolist()), tuple(tokens.unknown.tolist()))
 
     def logits(self, latents: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return the logits of texts given their latents, for `omniges.codecs.text_vae.network.token_losses`.
+        """Return the logits that latents give for known texts, as input of `token_losses`.
 
         Args:
             latents: Latents (B, N, V).
@@ -255,7 +256,7 @@ class TextWindows:
 
     @property
     def entry(self) -> WindowEntry:
-        """Name, fingerprint, windows and latents, which shards and checkpoints store."""
+        """Description of the codec that shards and checkpoints store: name, fingerprint, windows and latents."""
         latents, width = self._codec.latent_shape
         return WindowEntry(
             name=NAME,
@@ -301,7 +302,7 @@ class TextWindows:
         return self.encode_texts(self.texts(words, ticks))
 
     def encode_texts(self, texts: Sequence[str]) -> F32:
-        """Return latents (texts, N · V); equal texts are encoded once, and the empty text once for all calls."""
+        """Return latents (texts, N · V). Equal texts are encoded once, and the empty text once for all calls."""
         different = list(dict.fromkeys(text for text in texts if text))
         found = {"": self._of_nothing} if "" in texts else {}
         for start in range(0, len(different), _BATCH):
@@ -312,7 +313,7 @@ class TextWindows:
 
     @cached_property
     def _of_nothing(self) -> F32:
-        """Latents of the empty text, which most clips have."""
+        """Latents of the empty text, which occurs in most clips."""
         (row,) = self._rows([""])
         return row
 

@@ -22,7 +22,7 @@ QFORMER_HEADS: Final = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VaeConfig:
-    """The entry ``vae_config``; the defaults apply without the entry."""
+    """The entry ``vae_config``; the defaults apply if the entry is missing."""
 
     prompt_size: Size = 1024
     """Width of the T5 features."""
@@ -31,7 +31,7 @@ class VaeConfig:
     vae_hidden_size: Size = 1536
     """Width of the Q-Former."""
     n_tokens: Size = 32
-    """Latents of a text."""
+    """Number of latents of a text."""
     pre_norm: bool = False
     """True: the norm precedes the projection to latents. False: it follows."""
     norm_type: NormType = "layer_norm"
@@ -127,7 +127,7 @@ _ONLY: Final[Mapping[str, Any]] = {
     "partial_rotary_factor": 1.0,
     "pretraining_tp": 1,
 }
-"""Keys of a LLaMA configuration with one supported value, which is also their default."""
+"""Keys of a LLaMA configuration that must have their default value."""
 _ONLY_T5: Final[Mapping[str, Any]] = {
     "model_type": "t5",
     "feed_forward_proj": "gated-gelu",
@@ -136,21 +136,21 @@ _ONLY_T5: Final[Mapping[str, Any]] = {
     "relative_attention_max_distance": 128,
     "layer_norm_epsilon": 1e-6,
 }
-"""Keys of a T5 configuration with one supported value, that of flan-T5."""
+"""Keys of a T5 configuration that must have the value of flan-T5."""
 _UNREAD_LLAMA: Final = frozenset(
     {"vae_config", "t5", "qformer", "rope_scaling", "rope_parameters", "rope_theta", "head_dim", "attention_dropout"}
 )
-"""Parts that are read on their own, and dropout."""
+"""Keys that are not compared: entries that other functions read, and dropout."""
 _UNREAD_T5: Final = frozenset(
     {"dropout_rate", "classifier_dropout", "n_positions", "output_past", "num_decoder_layers", "tie_word_embeddings"}
     | {"scale_decoder_outputs"}
 )
-"""Keys of dropout and of the decoder, which is not used."""
+"""Keys that have no effect: dropout, and settings of the decoder, which is not used."""
 _UNREAD_QFORMER: Final = frozenset(
     {"model_type", "attention_probs_dropout_prob", "hidden_dropout_prob", "vocab_size", "max_position_embeddings"}
     | {"position_embedding_type", "query_length", "add_cross_attention", "type_vocab_size"}
 )
-"""Keys of dropout and of words, which the Q-Former does not read: its input are queries."""
+"""Keys that have no effect: dropout, and settings of words. The input of the Q-Former is queries, not words."""
 QFORMER: Final[Mapping[str, Any]] = {
     "num_hidden_layers": 6,
     "num_attention_heads": QFORMER_HEADS,
@@ -159,7 +159,7 @@ QFORMER: Final[Mapping[str, Any]] = {
     "layer_norm_eps": 1e-12,
     "hidden_act": "gelu",
 }
-"""Settings of the Q-Former, which have no other supported values."""
+"""Settings of the Q-Former that must have these values."""
 
 
 def _names(sizes: type[Sizes]) -> set[str]:
@@ -196,8 +196,8 @@ def _rope_theta(document: Document) -> float:
 def require_agreement(config: TextVaeConfig, shapes: Mapping[str, Sequence[int]], where: str, weights: str) -> None:
     """Refuse a configuration whose sizes differ from the tensors' shapes, and name the key.
 
-    One wrong setting makes many tensors look wrong; this error names the setting. The caller checks that every tensor
-    exists and fits.
+    One wrong setting would make many tensors look wrong, so this error names the setting. The caller checks that every
+    tensor exists and has the right shape.
 
     Args:
         config: The configuration.
@@ -210,7 +210,7 @@ def require_agreement(config: TextVaeConfig, shapes: Mapping[str, Sequence[int]]
     """
     vae, llama, t5 = config.vae, config.llama, config.t5
     for key, layers in (("num_hidden_layers", llama.num_hidden_layers), ("t5.num_layers", t5.num_layers)):
-        if layers > len(shapes):  # before nets of so many layers are built
+        if layers > len(shapes):  # checked before networks of so many layers are built
             raise DataError(
                 f"{where}: expected {key} as in {weights} ({len(shapes)} tensors), found {layers}; give the "
                 "configuration that belongs to the weights"

@@ -1,4 +1,4 @@
-"""OmniFlow's text VAE (Li et al. 2024): encodes a text's T5 features as latents, from which a LLaMA generates text.
+"""OmniFlow's text VAE (Li et al. 2024). It encodes T5 features of a text as latents; LLaMA generates text from them.
 
 Parameters have the names of the published checkpoints, where they have the prefix ``text_decoder.``. The text VAE is
 frozen: always in evaluation mode, and without gradients of parameters.
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 MAX_LENGTH: Final = 256
-"""Maximum number of tokens of a generated text, latents and begin token included."""
+"""Maximum number of tokens of a generated text, including the latents and the begin token."""
 _LEGACY_WIDTH: Final = 1536  # text VAEs with latents of this width do not treat the empty text separately
 _SAMPLING: Final = 0.001
 _REMEDY: Final = "give the complete text VAE that belongs to this configuration"
@@ -44,8 +44,8 @@ _TABLE, _TABLE_AGAIN = "encoder.shared.weight", "encoder.encoder.embed_tokens.we
 class TextVae(nn.Module):
     """A frozen text VAE with random weights; `of_tensors` creates it with weights from a file.
 
-    `named_parameters` has the order of the published implementation, because lists of EMA weights have no names. Raises
-    `EnvironmentFault` if transformers is not installed.
+    `named_parameters` has the order of the published implementation, because saved EMA weights are lists without names.
+    Raises `EnvironmentFault` if transformers is not installed.
     """
 
     def __init__(self, config: TextVaeConfig) -> None:
@@ -91,21 +91,21 @@ class TextVae(nn.Module):
     ) -> Self:
         """Build a text VAE from tensors, as float32 copies.
 
-        All tensors are checked and part of the fingerprint, one at a time, whatever `ends` is. T5's embedding table may
-        have both of its names or one of them.
+        All tensors are checked and added to the fingerprint one at a time, for any `ends`. T5's embedding table may be
+        stored under both of its names or under one.
 
         Args:
             config: Sizes of the text VAE.
             tensors: Tensors by name.
             where: Name of the file in errors.
             ends: Directions whose weights are kept.
-            prefix: Prefix of the text VAE's tensors; others are ignored.
+            prefix: Prefix of the names of the text VAE's tensors; tensors without it are ignored.
 
         Returns:
             The text VAE, on the CPU.
 
         Raises:
-            DataError: A tensor is missing, unknown, misshapen, or has NaN or infinite values.
+            DataError: A tensor is missing, unknown or of another shape, or has NaN or infinite values.
         """
         with torch.device("meta"):
             found = cls(config)
@@ -118,7 +118,7 @@ class TextVae(nn.Module):
         kept = set(found.state_dict())
         digest = hashlib.sha256(canonical_json(asdict(config)))
         weights = {}
-        for name in sorted(expected.keys() - {_TABLE_AGAIN}):  # which is equal to the other, as `_stored_names` saw
+        for name in sorted(expected.keys() - {_TABLE_AGAIN}):  # `_stored_names` compared both tables
             tensor = tensors[stored[name]]
             if tensor.shape != expected[name].shape or not tensor.is_floating_point():
                 raise DataError(
@@ -134,7 +134,7 @@ class TextVae(nn.Module):
             weights[_TABLE_AGAIN] = weights[_TABLE]
         found.load_state_dict(weights, assign=True)
         if "encode" in ends:
-            found.encoder.encoder.embed_tokens.weight = found.encoder.shared.weight  # one parameter again
+            found.encoder.encoder.embed_tokens.weight = found.encoder.shared.weight  # one parameter, two names
         if "decode" in ends:
             found.model.rotary_emb = type(found.model.rotary_emb)(config=found.model.config)  # is computed, not loaded
         found.fingerprint = digest.hexdigest()
@@ -154,7 +154,7 @@ class TextVae(nn.Module):
     def gathered(self, ids: Tensor, empty: Tensor) -> Tensor:
         """Return the Q-Former's outputs.
 
-        Its input features are standardised for each token, and zero for the empty text.
+        The input features are standardised for each token. For an empty text they are zero.
 
         Args:
             ids: T5 tokens (B, L).
@@ -197,9 +197,10 @@ class TextVae(nn.Module):
         return result
 
     def logits(self, latents: Tensor, ids: Tensor) -> Tensor:
-        """Return the logits after each token of texts that follow their latents.
+        """Return the logits of the next token after each token of known texts, whose latents come before the tokens.
 
-        Gradients flow into the latents. Padding is on the right and not masked, because no earlier token attends to it.
+        Gradients flow into the latents. Padding is on the right. It is not masked, because no earlier token attends to
+        it.
 
         Args:
             latents: Latents (B, N, V).
@@ -218,8 +219,8 @@ class TextVae(nn.Module):
     def generated(self, latents: Tensor, max_length: int = MAX_LENGTH) -> Tensor:
         """Generate the most likely next tokens after latents, one at a time.
 
-        The first N + 1 tokens are begin tokens. Ended texts are filled with end tokens. Generation stops when all texts
-        have ended.
+        The first N + 1 tokens are begin tokens. After the end of a text, the remaining tokens are end tokens.
+        Generation stops when all texts have ended.
 
         Args:
             latents: Latents (B, N, V).
@@ -276,7 +277,7 @@ def _llama(sizes: LlamaSizes) -> LlamaModel:
 
 
 def _t5(sizes: T5Sizes) -> T5EncoderModel:
-    """Return a flan-T5 encoder of given sizes; all other settings are the same in these models."""
+    """Return a flan-T5 encoder of given sizes; flan-T5 models of all sizes share the other settings."""
     from transformers import T5Config, T5EncoderModel  # noqa: PLC0415 - optional, and slow to import
 
     config = T5Config(
@@ -298,7 +299,7 @@ def _qformer(vae: VaeConfig) -> Blip2QFormerModel:
 
 
 def _stored_names(tensors: Mapping[str, Tensor], prefix: str, expected: Iterable[str], where: str) -> dict[str, str]:
-    """Return the stored name of each weight under a prefix; T5's table may have one or both of its names.
+    """Return the stored name of each weight under a prefix; T5's embedding table may have one or both of its names.
 
     Raises `DataError` unless the names are exactly those of a model, or if the two tables differ.
     """

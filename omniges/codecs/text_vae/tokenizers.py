@@ -1,7 +1,7 @@
-"""Tokenizers of the text VAE: T5 tokens are encoded, LLaMA tokens are generated.
+"""Tokenizers of the text VAE: T5's for the texts to encode, and LLaMA's for the texts to generate.
 
-Both tokenizers are read from their ``tokenizer.json``. Begin, end and padding tokens are added here by number, so no
-text can contain them. The text ``</s>`` is four characters, or for T5 an unknown word.
+Both tokenizers are read from their ``tokenizer.json``. This module adds begin, end and padding tokens by their ids, so
+no text can contain them: the text ``</s>`` becomes four characters, or for T5 an unknown word.
 
 The native library builds any pipeline that a ``tokenizer.json`` describes. Some pipelines never finish, need unbounded
 memory or crash the process, through regular expressions, chains of replacements or tables with indices out of range. So
@@ -36,7 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 IGNORED: Final = -100
-"""Label of a token without a loss."""
+"""Label of a token that has no loss."""
 
 
 MAX_TOKENS: Final = 77
@@ -54,11 +54,11 @@ class TextTokens:
     ids: Tensor
     """(B, 77) int64."""
     empty: Tensor
-    """(B,) bool: the empty text."""
+    """(B,) bool: the text is empty."""
     cut: Tensor
-    """(B,) bool: more tokens than fit; the end of the text is lost."""
+    """(B,) bool: the text has more tokens than fit, so its end is lost."""
     unknown: Tensor
-    """(B,) bool: the vocabulary cannot spell all of the text. That of flan-T5 has no Chinese or Japanese."""
+    """(B,) bool: the vocabulary cannot spell all of the text. Flan-T5's vocabulary has no Chinese or Japanese."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +66,11 @@ class WrittenTokens:
     """Texts as LLaMA tokens: begin token, text, end token, padding."""
 
     ids: Tensor
-    """(B, L) int64, L of the longest."""
+    """(B, L) int64; L is the length of the longest text."""
     labels: Tensor
-    """(B, L): the same, with `IGNORED` for padding."""
+    """(B, L): the same tokens, with `IGNORED` for padding."""
     cut: Tensor
-    """(B,) bool: more tokens than fit; the end of the text and its end token are lost."""
+    """(B,) bool: the text has more tokens than fit, so its end and its end token are lost."""
 
 
 class _TokenizerFile:
@@ -120,7 +120,7 @@ class _TokenizerFile:
 
 
 class T5Tokens(_TokenizerFile):
-    """Tokenizer of a T5 folder; raises `DataError` if it does not fit ``vocabulary`` tokens."""
+    """Tokenizer from a folder of T5; raises `DataError` if it does not fit a vocabulary of ``vocabulary`` tokens."""
 
     def __init__(self, folder: Path, *, vocabulary: int) -> None:
         super().__init__(folder, vocabulary)
@@ -142,9 +142,9 @@ class T5Tokens(_TokenizerFile):
 
 
 class LlamaTokens(_TokenizerFile):
-    """Tokenizer of a LLaMA folder, with a padding token that the file may lack.
+    """Tokenizer from a folder of LLaMA. A padding token is added if the file has none.
 
-    Raises `DataError` if it does not fit ``vocabulary`` tokens, or has another begin or end token.
+    Raises `DataError` if it does not fit a vocabulary of ``vocabulary`` tokens, or has another begin or end token.
     """
 
     def __init__(self, folder: Path, *, vocabulary: int, begin: int, end: int) -> None:
@@ -191,10 +191,10 @@ def _tokenizer(content: bytes, path: Path) -> Tokenizer:
 
 _MAX_PARTS: Final = 6
 _MAX_LETTERS: Final = 8
-"""Of what a replacement inserts, so that a chain of them lengthens a text by a bounded factor."""
+"""Maximum number of characters that a replacement inserts, so that a chain of replacements has a bounded output."""
 _MAX_TABLE_BYTES: Final = 1 << 21
 _SPACES: Final = {"Regex": " {2,}"}
-"""The one regular expression, which sentencepiece's own conversion writes."""
+"""The only regular expression that is accepted; sentencepiece's own conversion writes it."""
 _KINDS: Final[Mapping[str, tuple[str, frozenset[str]]]] = {
     "normalizer": (
         "normalizers",
@@ -214,7 +214,7 @@ def require_plain_tokenizer(document: Any, where: str) -> None:
         where: Name of the file in errors.
 
     Raises:
-        DataError: A component is of another kind, or has other arguments than in those tokenizers.
+        DataError: A component is of another type, or has other arguments than in published tokenizers.
     """
     if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
         raise _fault(where, "no object with a model", "a Hugging Face tokenizer")
@@ -288,8 +288,8 @@ def _is_subword(subword: Any) -> bool:
 def _is_valid_table(text: Any) -> bool:
     """Return whether all indices in sentencepiece's table of normalised characters are within the table.
 
-    The table is the size of a trie in bytes, the trie as a double array of 32-bit units, and texts that end with a zero
-    byte. The library follows the trie without a check, so every reachable step is tried here.
+    The table consists of the size of a trie in bytes, the trie as a double array of 32-bit units, and texts that end
+    with a zero byte. The library follows the trie without checks, so this function tries every reachable step.
     """
     try:
         data = base64.b64decode(text, validate=True)
@@ -307,7 +307,7 @@ def _is_valid_table(text: Any) -> bool:
 
 
 def _stays_inside(units: npt.NDArray[np.int64], texts: bytes) -> bool:
-    """Follow every path of a double array; each leaf is to point to the beginning of a character or to the end."""
+    """Follow every path of a double array; return whether each leaf points to a character's start or the end."""
     offsets = (units >> 10) << ((units & 512) >> 6)
     first_bytes = np.frombuffer(texts, np.uint8)
     begins = np.append((first_bytes & 0xC0) != 0x80, True)
