@@ -1,9 +1,9 @@
-"""Writing of the small files beside the shards: statistics and tokenizer of the train split, and dataset.json.
+"""Writing of the files beside the shards: statistics and tokenizer of the train split, and dataset.json.
 
-dataset.json is written last, so its presence means that the set is complete; `omniges.shards.document` reads it.
-Channel statistics come from one float64 partial for each clip: count, mean, sum of squared deviations (M2), minimum and
-maximum. Partials are combined after Chan, Golub & LeVeque (1983) with `math.fsum`. Its result does not depend on the
-order of terms, so it does not depend on how the work was split.
+dataset.json is written last, so its presence means that the set is complete. `omniges.shards.document` reads it.
+Channel statistics are computed from one *partial* for each clip, in float64: count, mean, sum of squared deviations
+(M2), minimum and maximum. Partials are combined after Chan, Golub & LeVeque (1983) with `math.fsum`. The result of
+`math.fsum` does not depend on the order of its terms. So the statistics do not depend on how the work was split.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ F64 = npt.NDArray[np.float64]
 
 SMALLEST_STD: Final = 1e-6  # channels with a smaller deviation are normalised with scale 1
 _BLOCK_FRAMES = 256
-_SPOOL_CLIPS: Final = 64  # of a block of partials on disk, 1.7 MB
-_SPOOL_READ_BYTES: Final = 16 << 20  # of partials in memory at once when they are combined
-_MOST: Final = 1e30  # largest magnitude of statistics, which are used in float32
-_VERIFY_DEEP: Final = "run omniges verify-shards --level deep on it"  # others compare its checksum alone
+_SPOOL_CLIPS: Final = 64  # clips in a block of partials on disk, 1.7 MB
+_SPOOL_READ_BYTES: Final = 16 << 20  # bytes of partials in memory at once when they are combined
+_MOST: Final = 1e30  # largest magnitude of a statistic; models use statistics in float32
+_VERIFY_DEEP: Final = "run omniges verify-shards --level deep on it"  # other levels compare only its checksum
 _PACKAGES: Final = ("librosa", "numpy", "praatio", "pyarrow", "scipy", "soundfile", "soxr", "tokenizers")
 FEATURES: Final[dict[str, Any]] = {
     "tick_s": 0.1,
@@ -65,11 +65,11 @@ FEATURES: Final[dict[str, Any]] = {
 }
 COUNTS: Final = ("samples", "frames", "mel_frames", "ticks", "words")
 """Counts in ``totals`` and ``splits``, beside seconds."""
-_version: Final = functools.cache(metadata.version)  # reads a file, 3 ms each
+_version: Final = functools.cache(metadata.version)  # each call reads a file in 3 ms
 
 
 def divisors(std: Sequence[float] | F64) -> npt.NDArray[np.float32]:
-    """Return the scale of normalised channels: their standard deviation, or 1 below `SMALLEST_STD`.
+    """Return the number by which to divide each channel: its standard deviation, or 1 below `SMALLEST_STD`.
 
     Args:
         std: Standard deviations (C,), in the units of the channels.
@@ -88,37 +88,39 @@ STATISTICS: Final[Mapping[str, str]] = {"gesture": "gesture.npy", "mel": "mel.np
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """Statistics of one clip's array (T, C) in float64, by channel.
+    """Statistics of the channels of one clip's array (T, C), in float64.
 
     `rows` has shape (7, C): count, mean, sum of squared deviations, minimum, maximum, and mean and sum of squared
-    deviations of the differences of successive frames. An absent channel has zeros, so its count is 0.
+    deviations of the differences between successive frames. All values of an absent channel are 0, also its count.
     """
 
     rows: F64
 
     @property
     def counts(self) -> F64:
-        """Frames (C,) in which the channel is present."""
+        """Number of frames (C,) in which each channel is present."""
         counts: F64 = self.rows[0]
         return counts
 
 
 def partial_of(array: npt.NDArray[np.float32]) -> Partial:
-    """Return the partial statistics of one clip: array (T, C) with T >= 1, NaN throughout an absent channel.
+    """Return the partial statistics of one clip's array (T, C), T >= 1; an absent channel is NaN in all frames.
 
-    Deviations are taken from the first frame. This saves one pass compared with deviations from the mean. It also gives
-    a constant channel a variance of exactly zero. Sums are accumulated over the frames in order.
+    Deviations are computed from the first frame. This needs one pass over the data fewer than deviations from the mean,
+    and a constant channel gets a variance of exactly zero. Sums are accumulated over the frames in order.
     """
     first = array[0].astype(np.float64)
     total, squares, steps = np.zeros((3, *first.shape))  # sums of deviations and of differences
-    # One row more than a block: the last deviation of the block before it.
+    # One row more than a block: row 0 is the last deviation of the previous block.
     block = np.zeros((min(_BLOCK_FRAMES, len(array)) + 1, array.shape[1]))
     differences = np.empty_like(block[1:])
-    origin = np.tile(first, (len(block) - 1, 1))  # as large as a block: broadcasting one row is slower
+    origin = np.tile(
+        first, (len(block) - 1, 1)
+    )  # repeated to the size of a block, because broadcasting one row is slower
     for start in range(0, len(array), _BLOCK_FRAMES):
         frames = array[start : start + _BLOCK_FRAMES]
         deviation = block[1 : len(frames) + 1]
-        np.copyto(deviation, frames)  # convert first: subtraction of mixed types uses small buffers
+        np.copyto(deviation, frames)  # converted first, because subtraction of mixed types uses small buffers
         deviation -= origin[: len(frames)]
         # The first difference is zero and adds nothing.
         difference = np.subtract(deviation, block[: len(frames)], out=differences[: len(frames)])
@@ -130,7 +132,7 @@ def partial_of(array: npt.NDArray[np.float32]) -> Partial:
         squares += deviation.sum(axis=0)
     count, step_count = len(array), max(len(array) - 1, 1)
     mean = first + total / count
-    mean_step = block[0] / step_count  # the differences sum to the last deviation
+    mean_step = block[0] / step_count  # the sum of all differences is the last deviation
     rows = np.stack(
         [
             np.full_like(first, count),
@@ -147,17 +149,17 @@ def partial_of(array: npt.NDArray[np.float32]) -> Partial:
 
 
 def combine(partials: Sequence[Partial], *, plain: bool = False) -> dict[str, Any]:
-    """Return statistics over all clips as in stats.json, by channel; equal to the bit in any order of the clips.
+    """Return the statistics of each channel over all clips, in the form of stats.json.
 
-    The standard deviation is that of the population (divisor N). A channel that is absent from all clips has zeros and
-    a count of 0. The result is empty if there are no clips.
+    The result is bit-identical for any order of the clips. The standard deviation is that of the population (divisor
+    N). A channel that is absent from all clips has zeros and a count of 0. The result is empty if there are no clips.
 
     Args:
-        partials: One for each clip.
+        partials: One partial for each clip.
         plain: Leave out `counts` and `difference_std`, as in version 1 and in latents.json.
 
     Returns:
-        Lists (C,) by statistic, and the number of frames.
+        A list (C,) for each statistic, and the number of frames.
     """
     if not partials:
         return {}
@@ -165,7 +167,7 @@ def combine(partials: Sequence[Partial], *, plain: bool = False) -> dict[str, An
 
 
 def _combine_stacked(stacked: F64, *, plain: bool) -> dict[str, Any]:
-    """Return the statistics of `combine` from the rows of all partials (7, clips, C)."""
+    """Return the statistics of `combine` from the stacked rows (7, clips, C) of all partials."""
     counts, means, m2s, minimum, maximum, difference_means, difference_m2s = stacked
     mean, std = _mean_and_std(counts, means, m2s)
     there = counts > 0
@@ -183,7 +185,7 @@ def _combine_stacked(stacked: F64, *, plain: bool) -> dict[str, Any]:
 
 
 def _mean_and_std(counts: F64, means: F64, m2s: F64) -> tuple[F64, F64]:
-    """Return mean and standard deviation (C,) of all clips from those of each (clips, C); zeros for absent channels."""
+    """Combine the counts, means and M2 (clips, C) of clips to the mean and standard deviation (C,); 0 if absent."""
     count = np.maximum(counts.sum(axis=0), 1.0)
     mean = _fsum_columns(means * counts) / count
     variance = _fsum_columns(np.concatenate([m2s, counts * (means - mean) ** 2])) / count
@@ -200,21 +202,21 @@ def _fsum_columns(values: F64) -> F64:
 
 
 class PartialSpool:
-    """Partials of any number of clips in little memory: most are in an unnamed temporary file, by channel."""
+    """Partials of any number of clips in little memory; most are stored in an unnamed temporary file."""
 
     def __init__(self, partials: Iterable[tuple[Partial, ...]] = (), folder: Path | None = None) -> None:
-        """Add partials; the file is made when they are too many for memory.
+        """Add partials; create the temporary file only when there are more than a block of clips.
 
         Args:
-            partials: Partials of each clip's arrays, the same arrays for all clips.
-            folder: Folder with free space; None: the system's folder for temporary files.
+            partials: For each clip, the partials of its arrays. All clips have the same arrays.
+            folder: Folder for the temporary file; None: the system's folder for temporary files.
         """
         self._file: IO[bytes] | None = None
         self._folder = Path(tempfile.gettempdir()) if folder is None else folder
         self._blocks = 0
-        self._recent: list[F64] = []  # (7, C) of each clip, channels of all arrays side by side
-        self._channels: tuple[int, ...] = ()  # of each array
-        self._frames: tuple[int, ...] = ()  # of each array in all clips
+        self._recent: list[F64] = []  # (7, C) for each clip; the channels of all arrays are concatenated
+        self._channels: tuple[int, ...] = ()  # number of channels of each array
+        self._frames: tuple[int, ...] = ()  # number of frames of each array in all clips
         self.extend(partials)
 
     def __len__(self) -> int:
@@ -240,13 +242,13 @@ class PartialSpool:
             self.append(own)
 
     def combined(self, *, plain: bool = False) -> list[dict[str, Any]]:
-        """Return the statistics of each array, equal to the bit to those of `combine`.
+        """Return the statistics of each array, bit-identical to the result of `combine`.
 
         Args:
             plain: Leave out `counts` and `difference_std`.
 
         Returns:
-            One document for each array, none without clips.
+            One dictionary for each array; an empty list if there are no clips.
         """
         width = max(1, _SPOOL_READ_BYTES // (8 * STATISTICS_ROWS * max(1, len(self))))
         found, first = [], 0
@@ -274,7 +276,7 @@ class PartialSpool:
         self._blocks += 1
 
     def _read(self, first: int, stop: int) -> F64:
-        """Return the rows (7, clips, channels) of some channels, counted over all arrays."""
+        """Return the rows (7, clips, channels) of channels `first` to `stop` in the concatenation of all arrays."""
         found = np.empty((stop - first, STATISTICS_ROWS, len(self)))
         clip_bytes = 8 * STATISTICS_ROWS * _SPOOL_CLIPS
         for number in range(self._blocks):
@@ -302,23 +304,23 @@ class PartialSpool:
 
 
 def tool_versions() -> dict[str, str]:
-    """Return the versions of omniges and of the packages whose code decides output bytes."""
+    """Return the versions of omniges and of the packages whose code affects the output bytes."""
     return {"omniges": __version__} | {name: _version(name) for name in _PACKAGES}
 
 
 def seal(document: dict[str, Any]) -> bytes:
-    """Return the bytes of dataset.json: the document with a checksum of its canonical form."""
+    """Return the bytes of a document, such as dataset.json, with a checksum of its canonical form added."""
     return json_document(document | {"checksum": sha256_hex(canonical_json(document))})
 
 
 def sealed_correctly(document: dict[str, Any]) -> bool:
-    """Return whether a document's checksum fits its content."""
+    """Return whether a document's checksum is that of its content."""
     rest = {name: value for name, value in document.items() if name != "checksum"}
     return document.get("checksum") == sha256_hex(canonical_json(rest))
 
 
 def read_statistics(data: bytes, place: str) -> dict[str, Any]:
-    """Return a stats.json of unknown origin if a model can be built from it.
+    """Return the content of a stats.json of unknown origin; refuse it if a model cannot use it.
 
     Args:
         data: Bytes of the file.
@@ -328,9 +330,9 @@ def read_statistics(data: bytes, place: str) -> dict[str, Any]:
         The document.
 
     Raises:
-        DataError: It is not a JSON object, or lacks means, standard deviations or counts of the 415 gesture channels,
-            of the 64 mel bands, or of the 9 values of jaw and eyes if it has any. A set without train samples has no
-            statistics and passes.
+        DataError: The bytes are not a JSON object; or means, standard deviations or counts are missing for the 415
+            gesture channels, the 64 mel bands or, if the file has these, the 9 channels of jaw and eyes. The
+            stats.json of a set without train samples has no statistics and is accepted.
     """
     found = parse_document(data, place)
     if found.get("samples") == 0:
@@ -339,8 +341,8 @@ def read_statistics(data: bytes, place: str) -> dict[str, Any]:
     for name in arrays:
         if not isinstance(found.get(name), dict):
             raise DataError(f"{place}: {name}: expected an object, found something else; {_VERIFY_DEEP}")
-    counts = ["counts"] if any("counts" in found[name] for name in arrays) else []  # version 1 has none
-    if "jaw_eyes" in found:  # version 1 has none; models with jaw and eyes add it
+    counts = ["counts"] if any("counts" in found[name] for name in arrays) else []  # version 1 lacks them
+    if "jaw_eyes" in found:  # version 1 lacks it; models with jaw and eyes add it
         if not isinstance(found["jaw_eyes"], dict):
             raise DataError(f"{place}: jaw_eyes: expected an object, found something else; {_VERIFY_DEEP}")
         arrays["jaw_eyes"] = JAW_EYES
@@ -382,12 +384,11 @@ def statistics_document(
     words: Counter[str],
     version: int = schema.FORMAT_VERSION,
 ) -> dict[str, Any]:
-    """Return the content of stats.json for the train rows; without rows it is only ``samples: 0``.
+    """Return the content of stats.json for the train samples; without samples it is only ``samples: 0``.
 
     Args:
         rows: Manifest rows of the train samples.
-        partials: Partial statistics of each sample's arrays, in the order of `STATISTICS`, for those that the version
-        has.
+        partials: Partial statistics of each sample's arrays, in the order of `STATISTICS`. Version 1 has fewer arrays.
         words: How often each word occurs in the train split.
         version: Contract version of the set.
 
@@ -420,15 +421,15 @@ def statistics_document(
 
 
 def train_tokenizer(words: Mapping[str, int]) -> bytes:
-    """Return the bytes of a tokenizer.json trained on words and how often each occurs.
+    """Train a tokenizer on words and their counts, and return the bytes of its tokenizer.json.
 
     The tokenizer is byte-level byte-pair encoding. All 256 bytes are in the vocabulary, so every Unicode string
-    survives: decode(encode(s)) = s. Merging continues until no pair of subwords occurs twice, so a word that occurs at
-    least twice is one subword. The bytes depend on the counts only, not on their order.
+    is restored exactly: decode(encode(s)) = s. Merging continues until no pair of subwords occurs twice. So a word that
+    occurs at least twice is a single subword. The bytes depend only on the counts, not on their order.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: PLC0415 - native, 70 ms
 
-    # One thread: the result must not depend on how counting is split.
+    # One thread, so that the result does not depend on how counting is split.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -459,10 +460,10 @@ def dataset_document(
     Args:
         rows: All rows of the manifest.
         shards: All shards.
-        files: Size in bytes and sha256 of each other file beside the shards.
-        settings: Settings that decide output bytes.
-        plan: Origin of the samples.
-        cut: Totals of seconds and words cut.
+        files: Size in bytes and sha256 of each other file beside the shards, by name.
+        settings: Settings that affect the output bytes.
+        plan: Description of the origin of the samples.
+        cut: Total number of seconds and words that were cut off.
 
     Returns:
         The document.
@@ -486,7 +487,7 @@ def dataset_document(
 
 
 def totals_of(rows: Iterable[ManifestRow]) -> dict[str, Any]:
-    """Return the counts of the given rows, as in ``totals`` and ``splits``."""
+    """Return the total counts of the rows, in the form of ``totals`` and ``splits`` in dataset.json."""
     chosen = list(rows)
     return {
         "samples": len(chosen),

@@ -1,7 +1,7 @@
-"""Reading of dataset.json, which is of unknown origin: every field has the type and the range of the contract.
+"""Reading of dataset.json, whose origin is unknown: the type and range of every field are checked.
 
-All commands read it here. The verifier reports every fault of `field_faults` as a finding; other readers refuse the
-first one.
+All commands read dataset.json with this module. The verifier reports every fault from `field_faults` as a finding;
+other readers stop with an error at the first fault.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _VERIFY: Final = "run omniges verify-shards on it"
 _ABSENT: Final = "nothing"
 _PROVENANCE: Final = ("tool.", "settings.", "plan.", "totals.cut")
 """Start of the names of fields that readers may do without; the verifier and `preprocess` need them."""
-_MAX_TEXT: Final = 4096  # characters of a setting: a path, a name or a pattern
+_MAX_TEXT: Final = 4096  # longest setting in characters: a path, a name or a pattern
 _MAX_NUMBER: Final = 1e15  # seconds or hertz
-_MAX_VERSION: Final = 80  # characters of a package's name or version
+_MAX_VERSION: Final = 80  # longest name or version of a package in characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class FieldFault:
 
 @dataclass(frozen=True, slots=True)
 class _Field:
-    """Valid values of a field; `needed` fields must exist."""
+    """The valid values of a field; a `needed` field must exist."""
 
     expected: str
     valid: Callable[[object], bool]
@@ -84,7 +84,7 @@ def _is_versions(value: object) -> bool:
 
 
 def _is_rejected_inputs(value: object) -> bool:
-    """Return whether a value gives the digests of files by relative path, None if unreadable, by rejected stem."""
+    """Return whether a value is {rejected stem: {relative path: sha256, or None for an unreadable file}}."""
     return isinstance(value, dict) and all(
         schema.is_relative_path(stem)
         and "/" not in stem
@@ -135,8 +135,8 @@ _SELECTION: Final = dict.fromkeys(("speakers", "languages", "include", "splits")
 def field_faults(document: Mapping[str, Any]) -> Iterator[FieldFault]:
     """Yield the fields of dataset.json that are absent or have an invalid type or range.
 
-    Settings that this version does not know are allowed, because they change nothing for a reader. ``shards`` and
-    ``files`` are left to `entry_problem`.
+    Settings that this version does not know are allowed, because a reader does not need them. `entry_problem` checks
+    ``shards`` and ``files``.
 
     Args:
         document: Content of the JSON.
@@ -173,7 +173,7 @@ def _shown(fields: Mapping[str, Any], name: str) -> str:
 def _faults_of(
     parent: Mapping[str, Any], name: str, fields: Mapping[str, _Field], prefix: str = "", *, exact: bool = False
 ) -> Iterator[FieldFault]:
-    """Yield the faults of the object in a field; with `exact`, unknown fields are faults too."""
+    """Yield the faults in the object of field `name`; if `exact`, an unknown field is a fault too."""
     found = parent.get(name)
     if not isinstance(found, dict):
         yield FieldFault(prefix + name, _shown(parent, name), "an object")
@@ -202,7 +202,7 @@ def _totals_faults(document: Mapping[str, Any]) -> Iterator[FieldFault]:
 
 
 def _features_fault(features: object) -> FieldFault:
-    """Return the fault of features that are not those which readers take arrays for."""
+    """Return the fault of a ``features`` field that does not describe this version's features."""
     wrong = sorted(k for k in FEATURES if not isinstance(features, dict) or features.get(k) != FEATURES[k])
     return FieldFault("features", f"other {', '.join(wrong) or 'fields'}", "those of this version of omniges")
 
@@ -226,7 +226,7 @@ def read_dataset(folder: Path) -> dict[str, Any]:
 
 
 def check_document(document: object, path: str) -> dict[str, Any]:
-    """Return a dataset.json unchanged if its version, checksum, shard entries and file entries are valid.
+    """Return the content of dataset.json unchanged after checking its version, checksum and all entries.
 
     Args:
         document: Content of the JSON.
@@ -273,7 +273,7 @@ def check_document(document: object, path: str) -> dict[str, Any]:
 
 
 def loudness_of(dataset: Mapping[str, Any], folder: Path) -> audio.Loudness:
-    """Return the loudness to which the audio of a set was normalised.
+    """Return the loudness rule with which the audio of a set was normalised.
 
     Args:
         dataset: Checked dataset.json.
@@ -283,7 +283,7 @@ def loudness_of(dataset: Mapping[str, Any], folder: Path) -> audio.Loudness:
         One of the values of ``omniges preprocess --loudness``.
 
     Raises:
-        DataError: The settings do not state it.
+        DataError: The settings in dataset.json lack a valid loudness rule.
     """
     convert = dataset["settings"].get("convert")
     found = convert.get("loudness") if isinstance(convert, dict) else None
@@ -298,7 +298,7 @@ def loudness_of(dataset: Mapping[str, Any], folder: Path) -> audio.Loudness:
 
 
 def _counts_problem(document: Mapping[str, Any]) -> str:
-    """Return the first count of samples that is not the sum over the shards; "" if all are."""
+    """Describe the first count of samples that is not the sum over the shards; return "" if all are."""
     splits, totals = document["splits"], document["totals"]
     samples = Counter(dict.fromkeys(schema.SPLITS, 0))
     for entry in document["shards"].values():
@@ -312,10 +312,10 @@ def _counts_problem(document: Mapping[str, Any]) -> str:
 
 
 def rows_problem(rows: Sequence[ManifestRow], dataset: Mapping[str, Any]) -> str:
-    """Return the first contradiction between valid rows, or between rows and dataset.json.
+    """Describe the first contradiction between rows, or between the rows and dataset.json.
 
     Args:
-        rows: All rows of a manifest.
+        rows: All rows of a manifest, each valid.
         dataset: Checked dataset.json.
 
     Returns:
@@ -338,14 +338,14 @@ def rows_problem(rows: Sequence[ManifestRow], dataset: Mapping[str, Any]) -> str
 
 
 def _is_shard_size(size: int) -> bool:
-    """Return whether a tar of whole blocks can have a size in bytes: its end alone takes two."""
+    """Return whether a size in bytes is possible for a tar: whole blocks, at least two at its end."""
     return size > len(END_OF_ARCHIVE) and size % BLOCK_BYTES == 0
 
 
 def entry_problem(name: str, entry: object, field_name: str) -> str:
     """Return why an entry of ``shards`` or ``files`` cannot be used, or an empty text.
 
-    Only names in the contract are allowed, so that no reader joins another name to the folder's path.
+    Only names in the contract are allowed, because readers join the name to the folder's path.
 
     Args:
         name: Name of the shard or file.

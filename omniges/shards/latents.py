@@ -1,12 +1,14 @@
-"""Entries of codecs in dataset.json: the codec, the source of its latents, and their number.
+"""Entries of codecs in dataset.json: the codec, the member that it encodes, and the number of latents.
 
-A codec encodes one member of a sample as an array of latents. There are two kinds:
+A codec encodes one member of a sample as an array of latents. There are two kinds of codec:
 
-* A codec of frames: row k covers the frames around ``frames_per_row · k`` of an array. All lengths and times follow
-  from that whole number.
-* A codec of windows: row k encodes the words of window k of a grid, as several vectors without individual times.
+* A frame codec (`FrameEntry`): row k covers the frames around frame ``frames_per_row · k`` of an array. All lengths
+  and times follow from ``frames_per_row``, a whole number.
+* A window codec (`WindowEntry`): row k encodes the words of window k of a grid, as several vectors. The vectors have
+  no individual times.
 
-Code that copies, checks, shows or counts latents uses the entry only. Code that cuts windows depends on the kind.
+Code that copies, checks, shows or counts latents works with `CodecEntry`, without knowing the kind. Only code that cuts
+windows depends on the kind.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ WORDS_MEMBER: Final = "words.json"
 BY_MIDDLE: Final = "middle"
 """The rule for a window's words: those whose midpoint, (start + end) / 2, is in it."""
 
-_MOST: Final = 1 << 20  # frames a row, channels, ticks, latents
+_MOST: Final = 1 << 20  # largest number of frames in a row, channels, ticks or latents
 _LOST: Final = ("windows", "cut", "unknown")
 
 
@@ -48,8 +50,8 @@ def said_in_windows(
 ) -> list[list[Mapping[str, Any]]]:
     """Return the words of each window of a clip.
 
-    A word belongs to the window that contains its midpoint. So each word is in exactly one of windows that touch. A
-    midpoint at the very end of the clip counts as in the last tick.
+    A word belongs to the window that contains its midpoint. If windows touch without overlap, each word is in exactly
+    one of them. A midpoint at the end of the clip counts as part of the last tick.
 
     Args:
         words: Words of the clip, each with ``word``, ``start`` and ``end`` in seconds.
@@ -68,13 +70,15 @@ def said_in_windows(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodecEntry(ABC):
-    """One codec of ``codecs`` in dataset.json; the kinds are `FrameEntry` and `WindowEntry`."""
+    """The entry of one codec under ``codecs`` in dataset.json; the subclasses are `FrameEntry` and `WindowEntry`."""
 
     name: str  # such as audioldm2-vae
     fingerprint: str  # sha256 of the codec's configuration and weights
-    source: str  # member that it reads
-    channels: int  # values in a vector; statistics are kept for each
-    settings: Mapping[str, Any] = field(default_factory=dict)  # further settings of the encoding, for users and replays
+    source: str  # member that the codec encodes
+    channels: int  # number of values in a vector; each has statistics
+    settings: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # further settings, for information and to repeat the encoding
 
     def __post_init__(self) -> None:
         """Raise ValueError for invalid fields."""
@@ -95,11 +99,11 @@ class CodecEntry(ABC):
 
     @abstractmethod
     def _check(self) -> None:
-        """Raise ValueError for invalid fields that only this kind has."""
+        """Raise ValueError for an invalid field that only the subclass has."""
 
     @property
     def member(self) -> str:
-        """Member that holds the latents."""
+        """Name of the member that holds the latents."""
         return f"{self.name}.npy"
 
     @property
@@ -125,7 +129,7 @@ class CodecEntry(ABC):
         return self.rows_of_clip(row.frames, row.mel_frames, row.ticks), self.width
 
     def vectors(self, latents: F32) -> F32:
-        """Return a sample's latents as vectors (vectors, channels), the items of the statistics."""
+        """Return a sample's latents as vectors (vectors, channels), over which statistics are computed."""
         return latents.reshape(-1, self.channels)
 
     @property
@@ -134,25 +138,25 @@ class CodecEntry(ABC):
         """Number and size of the latents as text."""
 
     def same_codec(self, other: CodecEntry) -> bool:
-        """Return whether both entries have the same codec and layout; versions and devices may differ."""
+        """Return whether two entries have the same codec and layout; software versions and devices may differ."""
         informative = {"settings", "lost"}
         deciding = {f.name for f in fields(self)} - informative
         return type(self) is type(other) and all(getattr(self, name) == getattr(other, name) for name in deciding)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the entry as in dataset.json, without the codec's name."""
+        """Return the entry as JSON in the form of dataset.json, without the codec's name."""
         return {name: value for name, value in asdict(self).items() if name != "name"}
 
     @staticmethod
     def from_json(name: str, found: Any) -> CodecEntry:
-        """Return the entry that `as_json` encoded.
+        """Return the entry of a codec from the JSON value that `as_json` wrote.
 
         Args:
             name: Name of the codec.
             found: JSON value from dataset.json.
 
         Returns:
-            The entry of the fitting kind.
+            The entry, a `FrameEntry` or a `WindowEntry`.
 
         Raises:
             ValueError: The value is not an entry.
@@ -169,7 +173,7 @@ def _fields_of(kind: type[CodecEntry]) -> set[str]:
 
 
 class FrameRows:
-    """Counts and times of rows that are evenly spaced; each covers the same number of frames of an array."""
+    """Row counts and times for latents whose rows are evenly spaced and cover equally many frames of an array."""
 
     __slots__ = ()
     source: str  # member whose frames the rows cover
@@ -183,7 +187,7 @@ class FrameRows:
 
     @property
     def tick_multiple(self) -> int:
-        """Number of ticks that must divide the start and length of windows, so that they hold complete rows."""
+        """The start and length of a window in ticks must be multiples of this number, so that it has complete rows."""
         return self.rows_per_tick.denominator
 
     @property
@@ -192,10 +196,10 @@ class FrameRows:
         return self.channels
 
     def rows(self, ticks: int) -> int:
-        """Return how many complete rows fit in a number of ticks."""
+        """Return the number of complete rows in a number of ticks."""
         return (
             ticks * SOURCE_FRAMES_PER_TICK[self.source] // self.frames_per_row
-        )  # integer arithmetic: called in the read loop
+        )  # integer arithmetic, because the read loop calls this
 
     def span(self, start_tick: int, ticks: int) -> tuple[int, int]:
         """Return the rows of a window.
@@ -225,9 +229,9 @@ class FrameRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameEntry(FrameRows, CodecEntry):
-    """A codec with rows (rows, channels) that are evenly spaced in time; each covers the same number of frames."""
+    """A frame codec: its latents (rows, channels) are evenly spaced in time, with equally many frames in each row."""
 
-    frames_per_row: int  # source frames covered by one row of latents
+    frames_per_row: int  # number of source frames that one row of latents covers
 
     def _check(self) -> None:
         if self.source not in SOURCE_FRAMES_PER_TICK:
@@ -242,14 +246,14 @@ class FrameEntry(FrameRows, CodecEntry):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowEntry(CodecEntry):
-    """A codec with one row (latents · channels) for each window of a grid: all latents of the window's text."""
+    """A window codec: one row (latents · channels) for each window of a grid encodes all words of the window."""
 
     window_ticks: int
     stride_ticks: int  # ticks between window starts; divides the window
-    latents: int  # vectors in a window
+    latents: int  # number of vectors for a window
     words: str = BY_MIDDLE  # rule that assigns words to windows
     lost: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(_LOST, 0))
-    """Counts over all samples: ``windows``, those whose text was ``cut``, and those with ``unknown`` letters."""
+    """Counts over all samples: ``windows``; windows whose text was ``cut``; windows with ``unknown`` letters."""
 
     def _check(self) -> None:
         if self.source != WORDS_MEMBER:
@@ -277,7 +281,7 @@ class WindowEntry(CodecEntry):
         return self.latents * self.channels
 
     def rows_of_clip(self, frames: int, mel_frames: int, ticks: int) -> int:
-        """Return the number of windows in a clip, one row for each.
+        """Return the number of rows of a clip, which is the number of windows in the clip.
 
         Args:
             frames: Gesture frames; unused.
@@ -290,7 +294,7 @@ class WindowEntry(CodecEntry):
         return self.grid.count(ticks)
 
     def span(self, start_tick: int, ticks: int) -> tuple[int, int]:
-        """Return the row of a window on the grid.
+        """Return the row that encodes a window of the grid.
 
         Args:
             start_tick: Start of the window, in ticks of 0.1 s.
@@ -309,7 +313,7 @@ class WindowEntry(CodecEntry):
 
 
 def read_entries(document: Mapping[str, Any]) -> dict[str, CodecEntry]:
-    """Return the codecs of a dataset.json by name, sorted; raise ValueError for invalid entries.
+    """Return the codecs of a dataset.json by name, sorted by name; raise ValueError for an invalid entry.
 
     The result is empty if the document has no codecs.
     """
@@ -320,11 +324,11 @@ def read_entries(document: Mapping[str, Any]) -> dict[str, CodecEntry]:
 
 
 def latents_document(entries: Iterable[CodecEntry], partials: Mapping[str, Sequence[Partial]]) -> dict[str, Any]:
-    """Return the content of latents.json: each codec's statistics over the train samples.
+    """Return the content of latents.json: the statistics of each codec's latents over the train samples.
 
     Args:
         entries: Codecs.
-        partials: Partials of the train samples' latents, by codec.
+        partials: Partial statistics of each train sample's latents, by codec.
 
     Returns:
         The document.
@@ -343,15 +347,15 @@ def latents_document(entries: Iterable[CodecEntry], partials: Mapping[str, Seque
 def array_specs(
     row: ManifestRow, samples_16k: int | None, codecs: Iterable[CodecEntry]
 ) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
-    """Return types and shapes of a sample's arrays as the contract requires them.
+    """Return the data types and shape that the contract requires for each array of a sample.
 
     Args:
         row: Row of the sample.
-        samples_16k: Length of kept audio; None if unknown, then the result has no entry for it.
+        samples_16k: Number of samples of the kept audio; if None, the result has no entry for audio.
         codecs: Codecs whose latents the samples hold.
 
     Returns:
-        Allowed number types, and the shape, by member.
+        Allowed data types, and the shape, by member.
     """
     specs: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
         "gesture.npy": (("<f4",), (row.frames, LAYOUT.channels)),

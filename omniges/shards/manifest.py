@@ -1,4 +1,7 @@
-"""The manifest: one parquet row for each sample, read as rows or as columns, and the hash of a set's content."""
+"""The manifest, a parquet file with one row for each sample, and the hash of a shard set's content.
+
+The manifest is read either as rows or, for large sets, as columns.
+"""
 
 from __future__ import annotations
 
@@ -30,17 +33,19 @@ if TYPE_CHECKING:
 
 SOURCES: Final = ("wav", "npz", "textgrid", "sem")
 _MAX_MEMBER_BYTES: Final = 8**11 - 1
-_MAX_TEXT_BYTES: Final = 64 << 20  # of a member that is parsed as JSON: the words of a day take half of it
-_MAX_FRAMES: Final = int(timebase.LONGEST_S * timebase.FRAME_RATE_HZ)  # readers allocate arrays of so many rows
-_DIGEST_BYTES: Final = 32  # size of a sha256, which is not compressible
+_MAX_TEXT_BYTES: Final = 64 << 20  # largest JSON member; the words of a day take half of this size
+_MAX_FRAMES: Final = int(
+    timebase.LONGEST_S * timebase.FRAME_RATE_HZ
+)  # largest number of frames; readers allocate arrays of this length
+_DIGEST_BYTES: Final = 32  # size of a sha256, which cannot be compressed
 _ROW_BYTES: Final = 16 << 10  # largest average size of an unpacked row
 _SCHEMA_BYTES: Final = 1 << 20
-_ROWS_AT_ONCE: Final = 4096  # rows that are dicts at the same time, which take ten times the memory of their columns
+_ROWS_AT_ONCE: Final = 4096  # rows that are dicts at the same time; a dict takes ten times the memory of its columns
 
 
 @dataclass(frozen=True, slots=True)
 class MemberPlace:
-    """Position of a member's data in its shard, and the sha256 of that data."""
+    """Position of a member's data in its shard, and the sha256 of the data."""
 
     offset: int
     size: int
@@ -49,7 +54,7 @@ class MemberPlace:
 
 @dataclass(frozen=True, slots=True)
 class ManifestRow:
-    """One sample: everything that a loader, a verifier or a user needs without opening a shard."""
+    """One sample in the manifest: all facts that are needed before its shard is opened."""
 
     key: str
     stem: str
@@ -63,10 +68,10 @@ class ManifestRow:
     speaker_id: int | None
     speaker: str | None
     language: str | None
-    labels: dict[str, str]  # such as emotion and scenario, the same names in all rows of a set; "" if unknown
-    present: tuple[schema.Part, ...]  # present parts, in the order of `schema.PARTS`
+    labels: dict[str, str]  # such as emotion; the same names in all rows of a set, "" if unknown
+    present: tuple[schema.Part, ...]  # parts that the sample has, in the order of `schema.PARTS`
     sources: dict[str, tuple[str, str]]  # source -> (path relative to the root, sha256)
-    notes: tuple[str, ...]  # codes, sorted
+    notes: tuple[str, ...]  # codes of notes, sorted
     members: dict[str, MemberPlace]
 
     @property
@@ -81,15 +86,19 @@ class ManifestRow:
 
 
 def identities(row: ManifestRow) -> tuple[tuple[str, ...], ...]:
-    """Return two keys that copies of a recording share: digests of its arrays, and of its sources (may be empty)."""
+    """Return two keys that are equal for copies of a recording.
+
+    The keys are the digests of its arrays and the digests of its source files; the second may be empty.
+    """
     content = (row.members["gesture.npy"].sha256, row.members["mel.npy"].sha256)
     return content, tuple(row.sources[name][1] for name in ("npz", "wav") if name in row.sources)
 
 
 def manifest_hash(rows: Sequence[ManifestRow]) -> str:
-    """Return the sha256 of the content: key, split, frames and member digests of the sorted rows.
+    """Return the sha256 of a set's content: key, split, frames and member digests of each row, sorted.
 
-    Shard names, offsets and parquet bytes are not included, so packing the same samples again keeps the hash.
+    Shard names, offsets and the bytes of the parquet file do not affect the hash. So it stays the same if the same
+    samples are packed into shards again.
     """
     digest = hashlib.sha256(b"[")
     for number, row in enumerate(sorted(rows, key=lambda row: row.key)):
@@ -105,19 +114,19 @@ def manifest_hash(rows: Sequence[ManifestRow]) -> str:
 
 
 def column_of(member: str) -> str:
-    """Return the prefix of a member's columns."""
+    """Return the prefix of the names of a member's columns."""
     return member.replace(".", "_")
 
 
 def latent_members(columns: Iterable[str]) -> tuple[str, ...]:
-    """Return the latent members that a manifest with these columns has, in order."""
+    """Return the sorted names of the latent members in a manifest with these columns."""
     named = (name.removesuffix("_npy_offset") + ".npy" for name in columns if name.endswith("_npy_offset"))
     return tuple(sorted(member for member in named if schema.LATENT_MEMBER.fullmatch(member)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """The facts that decide the columns of a manifest."""
+    """The facts that determine the columns of a manifest: version, labels and latents."""
 
     contract: schema.Contract
     labels: tuple[str, ...] = ()  # sorted
@@ -125,19 +134,19 @@ class _Form:
 
     @property
     def members(self) -> tuple[str, ...]:
-        """Members with columns, in order."""
+        """Names of the members that have columns, in the order of the columns."""
         return *self.contract.members, *self.contract.optional, *self.latents
 
     @classmethod
     def of_columns(cls, names: Sequence[str]) -> _Form:
-        """Return the form that a file with these columns should have."""
+        """Return the form that follows from the column names of a file."""
         first = column_of(schema.CONTRACTS[1].words) + "_offset" in names
         labels = () if first else tuple(sorted(n.removeprefix(_LABEL) for n in names if n.startswith(_LABEL)))
         return cls(schema.CONTRACTS[1 if first else schema.FORMAT_VERSION], labels, latent_members(names))
 
 
 def optional_members(columns: Sequence[str]) -> tuple[str, ...]:
-    """Return the members that samples of a manifest with these columns may lack."""
+    """Return the members that some samples may lack, in a manifest with these columns."""
     form = _Form.of_columns(columns)
     return *form.contract.optional, *form.latents
 
@@ -217,9 +226,9 @@ def _unflatten(flat: dict[str, Any], form: _Form) -> ManifestRow:
 
 
 def row_from_json(fields: dict[str, Any]) -> ManifestRow:
-    """Return the row that ``dataclasses.asdict`` and JSON encoded; for rows of this run's own workers.
+    """Return the row that ``dataclasses.asdict`` and JSON encoded. The row must come from a worker of this run.
 
-    Texts that many rows have are the same objects in all of them, which saves a quarter of the memory.
+    Rows with an equal text share one string object, which saves a quarter of the memory.
     """
     changed = {name: _shared(fields[name]) for name in ("split", "speaker", "language")} | {
         "labels": {_shared(name): _shared(value) for name, value in fields["labels"].items()},
@@ -236,9 +245,9 @@ def _shared(value: Any) -> Any:
 
 
 def row_from_journal(fields: Any) -> ManifestRow:
-    """Return the row in a journal of unknown origin, checked like one of a manifest.
+    """Return a row from a journal of unknown origin, with the same checks as a row of a manifest.
 
-    Fields that are not those of a row, or have invalid values, raise ValueError.
+    Unknown or missing fields and invalid values raise ValueError.
     """
     try:
         row = row_from_json(fields)
@@ -255,10 +264,10 @@ def row_from_journal(fields: Any) -> ManifestRow:
 
 
 def serialize_manifest(rows: Sequence[ManifestRow]) -> bytes:
-    """Return rows, sorted by shard and offset, as parquet bytes.
+    """Sort rows by shard and offset, and return the bytes of the parquet file.
 
-    The bytes depend on the rows and pyarrow's version only. All rows have one contract version and the same label
-    names. A member that is not in the contract raises ValueError.
+    The bytes depend only on the rows and on the version of pyarrow. All rows must have the same contract version and
+    the same label names. A member that is not in the contract raises ValueError.
     """
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
@@ -280,13 +289,13 @@ def serialize_manifest(rows: Sequence[ManifestRow]) -> bytes:
 
 
 def _open_parquet(stream: BinaryIO | pa.BufferReader) -> tuple[pq.ParquetFile, _Form]:
-    """Open a manifest whose schema and sizes are plausible; nothing else is read yet.
+    """Open a manifest after checking its schema and sizes; no data is read yet.
 
-    Read it with ``use_threads=False``: pyarrow's thread pools abort a process that exits soon after (4 % of short
-    commands did).
+    Callers must read the data with ``use_threads=False``. Otherwise pyarrow's thread pools may abort a process that
+    exits soon after (in 4 % of short commands).
 
     Raises:
-        ValueError: The columns are not those of a contract, or the declared rows would fill the memory.
+        ValueError: The columns are not those of a contract version, or the file declares too many rows for memory.
     """
     import pyarrow.parquet as pq  # noqa: PLC0415
 
@@ -305,9 +314,9 @@ def _open_parquet(stream: BinaryIO | pa.BufferReader) -> tuple[pq.ParquetFile, _
 
 
 def parse_manifest(data: bytes) -> list[ManifestRow]:
-    """Return the rows of the file unchecked, for the verifier, which reports every fault of each.
+    """Return the rows of a manifest without checking them, for the verifier, which reports every fault.
 
-    Bytes that are not a parquet file of this schema raise ValueError (pyarrow.ArrowInvalid is one).
+    Bytes that are not a parquet file with this schema raise ValueError (pyarrow.ArrowInvalid is a subclass).
     """
     import pyarrow as pa  # noqa: PLC0415
 
@@ -316,9 +325,9 @@ def parse_manifest(data: bytes) -> list[ManifestRow]:
 
 
 def read_manifest(data: bytes) -> list[ManifestRow]:
-    """Return the rows of a manifest, each checked; for all readers except the verifier.
+    """Return the rows of a manifest after checking each one, for all readers except the verifier.
 
-    Bytes that are not a manifest, and rows with invalid values, raise ValueError.
+    Bytes that are not a manifest and rows with invalid values raise ValueError.
     """
     import pyarrow as pa  # noqa: PLC0415
 
@@ -340,7 +349,7 @@ def _require_valid(row: ManifestRow) -> None:
 
 
 def row_problem(row: ManifestRow) -> str:
-    """Return why a row cannot be used, or an empty text: unsafe names or invalid numbers."""
+    """Return why a row cannot be used, such as an unsafe name or an invalid number; "" if it can."""
     if not schema.is_key(row.key) or row.split not in schema.SPLITS or not schema.is_shard_name(row.shard):
         return f"key {row.key!r}, split {row.split!r}, shard {row.shard!r}"
     if not schema.is_stem(row.stem):
@@ -361,10 +370,10 @@ def row_problem(row: ManifestRow) -> str:
 
 
 def places_problem(rows: Iterable[ManifestRow], shards: Mapping[str, Any]) -> str:
-    """Return the first contradiction between valid rows, or between rows and the shards of dataset.json.
+    """Describe the first contradiction between rows, or between the rows and the shards in dataset.json.
 
     Args:
-        rows: All rows of a manifest.
+        rows: All rows of a manifest, each valid.
         shards: Entries of shards in dataset.json, by name.
 
     Returns:
@@ -401,7 +410,7 @@ def places_problem(rows: Iterable[ManifestRow], shards: Mapping[str, Any]) -> st
 
 
 def _places_problem(row: ManifestRow) -> str:
-    """Return what is wrong with the positions of a row's members and sources, or an empty text."""
+    """Return what is wrong with the members' positions or the sources of a row; "" if nothing is."""
     contract = row.contract
     if not set(contract.members) <= row.members.keys():
         return "no position of a required member"
@@ -426,9 +435,9 @@ _IN_KEYS: Final = np.isin(
 
 
 class ManifestColumns:
-    """The manifest's columns as arrays, read one at a time; a million samples take seconds.
+    """The columns of a manifest as arrays. Each column is read when needed; a million samples take seconds.
 
-    Every method raises DataError if the column is missing or has invalid values.
+    Every method raises DataError if a column is missing or has invalid values.
     """
 
     def __init__(self, path: Path, stream: BinaryIO) -> None:
@@ -450,20 +459,20 @@ class ManifestColumns:
         return table.column(name).combine_chunks()
 
     def numbers(self, name: str) -> npt.NDArray[Any]:
-        """Return a column of numbers (N,), or float64 with NaN if it has nulls."""
+        """Return a numeric column (N,); a column with nulls becomes float64, with NaN for each null."""
         found: npt.NDArray[Any] = self._column(name).to_numpy(zero_copy_only=False)
         return found
 
     def labels(self, name: str) -> tuple[list[str], npt.NDArray[np.int32]]:
-        """Return a column of few distinct texts: the texts, and the index of each row (N,), -1 for null."""
+        """Return the distinct texts of a column, and for each row (N,) the index of its text, -1 for null."""
         encoded = self._column(name).dictionary_encode()
         codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
         return encoded.dictionary.to_pylist(), codes
 
     def labels_of(self, label: str) -> tuple[list[str], npt.NDArray[np.int32]]:
-        """Return the values of a label such as emotion, as `labels` does; -1 if a sample or the set has no value."""
+        """Return the distinct values of a label such as emotion and the index (N,) of each row, -1 for no value."""
         names = self._file.schema_arrow.names
-        own = label in {"speaker", "language", *_LABELS_OF_1}  # labels with columns of their own name
+        own = label in {"speaker", "language", *_LABELS_OF_1}  # labels whose column has the label's name
         column = _LABEL + label if _LABEL + label in names or not own else label
         if column not in names:
             return [], np.full(self._file.metadata.num_rows, -1, np.int32)
@@ -473,7 +482,7 @@ class ManifestColumns:
         return values, codes
 
     def present(self, parts: Sequence[schema.Part]) -> npt.NDArray[np.uint8]:
-        """Return presence bits of at most eight parts (N,), bit k for part k; all set in version 1."""
+        """Return for each sample (N,) which of at most eight parts it has: bit k for part k; all bits in version 1."""
         count = self._file.metadata.num_rows
         if self._form.contract.version == 1:
             return np.full(count, (1 << len(parts)) - 1, np.uint8)
@@ -483,7 +492,7 @@ class ManifestColumns:
         return found
 
     def _bytes(self, name: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-        """Return a text column as its concatenated bytes, and the boundaries of the texts (N + 1,)."""
+        """Return the concatenated bytes of a text column, and the offsets (N + 1,) at which the texts begin and end."""
         column = self._column(name)
         if column.null_count:
             raise DataError(
@@ -496,13 +505,13 @@ class ManifestColumns:
         return np.frombuffer(data or b"", np.uint8)[ends[0] : ends[-1]], ends - ends[0]
 
     def keys(self) -> npt.NDArray[np.bytes_]:
-        """Return the keys (N,) as fixed-width bytes; invalid keys, which could lead out of a folder, are refused."""
+        """Return the keys (N,) as fixed-width bytes. Refuse an invalid key, which could lead out of a folder."""
         data, ends = self._bytes("key")
         if data.size and not 0 < data.min() <= data.max() < 128:
             raise DataError(f"{self.path}: column 'key': expected ASCII texts; {schema.VERIFY}")
         lengths = np.diff(ends)
         width = int(lengths.max(initial=1))
-        if width > schema.MAX_KEY_BYTES:  # before allocating so many bytes for each row
+        if width > schema.MAX_KEY_BYTES:  # refused before this many bytes are allocated for each row
             raise self._no_key(f"a key of {width} bytes")
         fixed = np.zeros((len(lengths), width), dtype=np.uint8)
         fixed[np.arange(width) < lengths[:, None]] = data
@@ -517,7 +526,7 @@ class ManifestColumns:
         return DataError(f"{self.path}: column 'key': expected {grammar}, found {found}; {schema.VERIFY}")
 
     def digests(self, name: str) -> npt.NDArray[np.uint8]:
-        """Return a column of hexadecimal sha256 as bytes (N, 32)."""
+        """Convert a column of hexadecimal sha256 to bytes (N, 32)."""
         data, ends = self._bytes(name)
         if (np.diff(ends) != 64).any():
             raise DataError(

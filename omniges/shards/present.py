@@ -1,7 +1,7 @@
-"""Present parts of a sample's streams, as bits, and the replacement values of absent ones.
+"""Bits that state which parts of its streams a sample has, and replacement values for absent parts.
 
-Absent channels are NaN on disk. Readers mask them by these bits and never by searching for NaN, so a NaN in a channel
-that should be present stays visible.
+Absent channels are NaN on disk. Readers use the bits to mask absent channels; they never search for NaN. So a wrong NaN
+in a present channel is not hidden.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ STREAM_CHANNELS_OF: Final[Mapping[Part, slice]] = {**CHANNELS_OF, "jaw_eyes": JA
 
 
 def present_bits(parts: Collection[str]) -> int:
-    """Return the bits of a sample with these parts; parts of no stream are ignored."""
+    """Return the bits of a sample that has these parts; a part that belongs to no stream is ignored."""
     return sum(1 << k for k, part in enumerate(STREAM_PARTS) if part in parts)
 
 
@@ -47,17 +47,17 @@ def absent_parts(bits: int) -> tuple[Part, ...]:
 
 
 def bits_of(streams: Collection[str]) -> int:
-    """Return the bits of all parts of streams, jaw and eyes of gesture too."""
+    """Return the bits of all parts of the given streams; gesture includes jaw and eyes."""
     return sum(STREAM_BITS[name] for name in streams) | (JAW_EYES_BIT if "gesture" in streams else 0)
 
 
 def unused_bits(channels: int) -> int:
-    """Return the bits of the parts that a gesture stream of 415 or 424 channels does not use; they are always set."""
+    """Return the bits of parts that a gesture stream of 415 or 424 channels lacks; these bits are always set."""
     return JAW_EYES_BIT if channels == LAYOUT.channels else 0
 
 
 def part_flags(bits: U8) -> Bools:
-    """Return the present parts (N, 8) of samples with bits (N,), in the order of `STREAM_PARTS`."""
+    """Convert the bits (N,) of samples to flags (N, 8): True if a part of `STREAM_PARTS` is present."""
     return (bits[:, None] >> np.arange(len(STREAM_PARTS), dtype=np.uint8) & 1).astype(np.bool_)
 
 
@@ -69,7 +69,7 @@ def channel_flags(bits: U8, channels: int = LAYOUT.channels) -> Bools:
         channels: Channels of the stream, 415 or 424.
 
     Returns:
-        Flags (N, channels).
+        Flags (N, channels), True for a present channel.
     """
     found = np.empty((len(bits), channels), np.bool_)
     flags = part_flags(bits)
@@ -80,12 +80,12 @@ def channel_flags(bits: U8, channels: int = LAYOUT.channels) -> Bools:
 
 @cache
 def absent_channels(bits: int) -> tuple[slice, ...]:
-    """Return the slices of gesture channels that a sample with these bits lacks, in a stream of 424 channels."""
+    """Return the slices of channels that a sample with these bits lacks in a gesture stream of 424 channels."""
     return tuple(STREAM_CHANNELS_OF[part] for part in absent_parts(bits) if part in STREAM_CHANNELS_OF)
 
 
 def trained_bits(statistics: Mapping[str, Any]) -> int:
-    """Return the bits of the parts that any train sample has, by stats.json; all parts for version 1."""
+    """Return the bits of parts that at least one train sample has, by stats.json; all parts in version 1."""
     gesture = statistics.get("gesture", {})
     if "counts" not in gesture:
         return ALL_PRESENT
@@ -105,7 +105,7 @@ def rest_channels(channels: int = LAYOUT.channels) -> npt.NDArray[np.float32]:
 
 
 def at_rest(clip: GestureClip, present: Collection[str]) -> GestureClip:
-    """Return a clip with its absent parts set to rest, for code that needs a complete body.
+    """Return a clip whose absent parts are in the rest pose, for code that needs a complete body.
 
     Args:
         clip: The clip; returned unchanged if nothing is absent.

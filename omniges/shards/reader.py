@@ -1,6 +1,6 @@
-"""Reading of samples, every byte checked against the manifest, and of other files, checked against dataset.json.
+"""Reading of samples, whose bytes are compared with the manifest, and of files that dataset.json lists.
 
-Shards are in the folder itself or in another `ShardSource`, such as the cache of a URL.
+A `ShardSource` provides the shards: the folder itself, or for example the cache of a URL.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Parsed = TypeVar("Parsed")
 
 
 class ShardSource(Protocol):
-    """Provider of a folder's shards: the folder itself, or a local cache of a remote one."""
+    """Provider of the shards of a folder: a local folder, or a local cache of a remote folder."""
 
     def open(self, shard: str) -> int:
         """Open a complete shard for reading and return a descriptor, which the caller closes.
@@ -54,7 +54,7 @@ class ShardSource(Protocol):
         ...
 
     def prefetch(self, shards: Iterable[str]) -> None:
-        """Announce that these shards are needed soon, most urgent first; return at once."""
+        """Announce which shards are needed soon, in order of need; return without waiting."""
         ...
 
     def describe(self, shard: str) -> str:
@@ -62,11 +62,11 @@ class ShardSource(Protocol):
         ...
 
     def doubt(self, shard: str) -> None:
-        """Report that a shard has other bytes than the manifest, so that a cache compares it before its next use."""
+        """Report that a shard's bytes differ from the manifest, so that a cache checks it before its next use."""
         ...
 
     def specification(self) -> dict[str, Any]:
-        """Return JSON from which a worker process opens this source (`omniges.data.collate.open_source`)."""
+        """Return JSON with which a worker process can open this source (`omniges.data.collate.open_source`)."""
         ...
 
 
@@ -99,7 +99,7 @@ class LocalShards:
 
 
 def place_of_member(source: ShardSource, shard: str, key: str, member: str, offset: int) -> str:
-    """Return the position of a member for errors.
+    """Describe the position of a member, for errors.
 
     Args:
         source: Source of the shard.
@@ -109,13 +109,13 @@ def place_of_member(source: ShardSource, shard: str, key: str, member: str, offs
         offset: Byte offset in the shard.
 
     Returns:
-        Shard, key, member and byte.
+        A text with shard, key, member and byte.
     """
     return f"{source.describe(shard)}: {key}.{member} at byte {offset}"
 
 
 def check_digest(content: bytes | memoryview, sha256: bytes, place: str) -> None:
-    """Refuse content whose digest is not the one in the manifest or dataset.json.
+    """Refuse content whose sha256 differs from that in the manifest or in dataset.json.
 
     Args:
         content: All bytes of a member or file.
@@ -131,7 +131,7 @@ def check_digest(content: bytes | memoryview, sha256: bytes, place: str) -> None
 
 
 def check_member(source: ShardSource, shard: str, content: bytes | memoryview, sha256: bytes, place: str) -> None:
-    """Refuse a member whose digest is not the one in the manifest, and have the shard compared before its next use.
+    """Refuse a member whose sha256 differs from the manifest; a cached shard is then checked before its next use.
 
     Args:
         source: Source of the shard.
@@ -152,10 +152,10 @@ def check_member(source: ShardSource, shard: str, content: bytes | memoryview, s
 
 @contextlib.contextmanager
 def open_beside(folder: Path, name: str, dataset: dict[str, Any]) -> Iterator[BinaryIO]:
-    """Open a file beside the shards, its digest checked against dataset.json.
+    """Open a file beside the shards after comparing its size and sha256 with dataset.json.
 
-    The same descriptor is used for the check and for the caller, so the caller reads the checked bytes even if the file
-    is replaced meanwhile.
+    The check and the caller use the same descriptor. So the caller reads the checked bytes even if the file is replaced
+    in between.
 
     Args:
         folder: Folder of the shards.
@@ -163,7 +163,7 @@ def open_beside(folder: Path, name: str, dataset: dict[str, Any]) -> Iterator[Bi
         dataset: Checked dataset.json.
 
     Yields:
-        The file, at its first byte.
+        The open file, positioned at its first byte.
 
     Raises:
         DataError: The file is absent, or its size or digest is not the one in dataset.json.
@@ -191,7 +191,7 @@ def open_beside(folder: Path, name: str, dataset: dict[str, Any]) -> Iterator[Bi
 
 
 def read_beside(folder: Path, name: str, dataset: dict[str, Any]) -> bytes:
-    """Return the bytes of a file beside the shards, checked as in `open_beside`.
+    """Return the bytes of a file beside the shards, with the checks of `open_beside`.
 
     Args:
         folder: Folder of the shards.
@@ -206,10 +206,10 @@ def read_beside(folder: Path, name: str, dataset: dict[str, Any]) -> bytes:
 
 
 def checked_rows(data: bytes, dataset: Mapping[str, Any], place: str) -> list[ManifestRow]:
-    """Return the rows of a manifest, each valid in itself and consistent with dataset.json.
+    """Return the rows of a manifest after checking each row and comparing them with dataset.json.
 
     Args:
-        data: Bytes of the manifest, whose digest was checked.
+        data: Bytes of the manifest, whose sha256 is already checked.
         dataset: Checked dataset.json.
         place: Path for errors.
 
@@ -230,7 +230,7 @@ def checked_rows(data: bytes, dataset: Mapping[str, Any], place: str) -> list[Ma
 
 @dataclass(frozen=True, slots=True)
 class SampleArrays:
-    """Content of one sample."""
+    """Decoded content of one sample: arrays, words and metadata."""
 
     row: ManifestRow
     metadata: dict[str, Any]
@@ -240,20 +240,20 @@ class SampleArrays:
     words: list[dict[str, Any]]
     semantic: list[dict[str, Any]] | None
     audio: npt.NDArray[np.float32] | None  # (N,) at 16 kHz, if it was kept
-    latents: dict[str, npt.NDArray[np.float32]]  # by codec (rows, channels)
+    latents: dict[str, npt.NDArray[np.float32]]  # (rows, channels) by codec
 
 
 def file_betas(sample: SampleArrays) -> npt.NDArray[np.floating]:
-    """Return a sample's shape coefficients for a motion file, zero-padded to a length in common use.
+    """Return the shape coefficients of a sample for a motion file, zero-padded to a common length.
 
-    A sample without known shape has the average shape, all zeros.
+    If the shape is unknown, all coefficients are zero, which is the average shape.
     """
     given = int(sample.metadata["motion"]["betas"]) or max(BETAS_LENGTHS)
     return np.asarray(sample.betas[: min(length for length in BETAS_LENGTHS if length >= given)])
 
 
 def notes_of(metadata: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the notes of KEY.json as ``code: what was found``, for all contract versions."""
+    """Return the notes in KEY.json, each as ``code: what was found``, for any contract version."""
     notes = metadata["notes"]
     if isinstance(notes, str):
         return tuple(notes.splitlines())
@@ -261,7 +261,7 @@ def notes_of(metadata: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 class ShardFolder:
-    """A complete shard set: small files in a local folder, shards from a source."""
+    """A complete shard set: its small files are in a local folder, its shards come from a `ShardSource`."""
 
     def __init__(self, folder: Path, source: ShardSource | None = None) -> None:
         """Read dataset.json; raise UsageFault or DataError if it is absent, damaged or of another version.
@@ -286,7 +286,7 @@ class ShardFolder:
         return checked_rows(data, self.dataset, str(self.folder / MANIFEST_FILE))
 
     def row(self, name: str) -> ManifestRow:
-        """Return the row of a key or stem; raise UsageFault with similar names if it is unknown."""
+        """Return the row with a key or stem; if there is none, raise a UsageFault that suggests similar names."""
         for row in self.rows:
             if name in (row.key, row.stem):
                 return row
@@ -313,7 +313,7 @@ class ShardFolder:
         return self.read_member(row, member, check=True)
 
     def read_member(self, row: ManifestRow, member: str, *, check: bool) -> bytes:
-        """Return a member's bytes; raise as `member` does.
+        """Return the bytes of a member, with or without the check of its sha256; raise errors as `member` does.
 
         Args:
             row: Row of the sample.
@@ -334,7 +334,7 @@ class ShardFolder:
         return data
 
     def array(self, row: ManifestRow, member: str) -> npt.NDArray[Any]:
-        """Return an array member, which the caller may change.
+        """Return a member as an array; the caller may change the array.
 
         Args:
             row: Row of the sample.
@@ -349,7 +349,7 @@ class ShardFolder:
         return self.array_of(row, member, self.member(row, member))
 
     def array_of(self, row: ManifestRow, member: str, data: bytes) -> npt.NDArray[Any]:
-        """Return the array in a member's bytes.
+        """Decode the array in the bytes of a member.
 
         Args:
             row: Row of the sample.
@@ -360,10 +360,10 @@ class ShardFolder:
             The array.
 
         Raises:
-            DataError: The bytes are not a valid array, or one of another type or shape than the contract says.
+            DataError: The bytes are not a valid array, or its type or shape differs from the contract.
         """
         found = self._parsed(row, member, data, read_npy)
-        unknown = ("<f4",), found.shape[:1] if member == "audio.npy" else found.shape  # or latents that encode adds
+        unknown = ("<f4",), found.shape[:1] if member == "audio.npy" else found.shape  # or latents not yet listed
         kinds, shape = array_specs(row, None, self.codecs.values()).get(member, unknown)
         if found.dtype.str not in kinds or found.shape != shape:
             expected = f"{shape} of {' or '.join(kinds)}"
@@ -376,11 +376,11 @@ class ShardFolder:
         return DataError(f"{shown}: {one_line(str(problem), 200)}; {VERIFY}")
 
     def words(self, row: ManifestRow) -> list[dict[str, Any]]:
-        """Return the words of a sample, each with word, start and end; raise as `array` does."""
+        """Return the words of a sample, each with word, start and end in seconds; raise errors as `array` does."""
         return self.words_in(row, self.member(row, row.contract.words))
 
     def words_in(self, row: ManifestRow, data: bytes) -> list[dict[str, Any]]:
-        """Return the words in the bytes of a sample's word member.
+        """Decode the words in the bytes of a sample's word member.
 
         Args:
             row: Row of the sample, for errors.
@@ -395,7 +395,7 @@ class ShardFolder:
         return self._parsed(row, row.contract.words, data, words_of)
 
     def metadata(self, row: ManifestRow) -> dict[str, Any]:
-        """Return all of KEY.json, its notes, audio and motion checked; raise as `array` does."""
+        """Return the content of KEY.json after checking its notes, audio and motion; raise errors as `array` does."""
         return self._parsed(row, "json", self.member(row, "json"), metadata_of)
 
     def _parsed(self, row: ManifestRow, member: str, data: bytes, parse: Callable[[bytes], Parsed]) -> Parsed:
@@ -405,13 +405,13 @@ class ShardFolder:
             raise self._fault(row, member, error) from error
 
     def gesture(self, row: ManifestRow) -> GestureClip:
-        """Return the motion of a sample; raise as `array` does."""
+        """Return the motion of a sample; raise errors as `array` does."""
         return GestureClip(
             self.array(row, "gesture.npy"), self.array(row, "jaw_eyes.npy"), self.array(row, "start_xz.npy")
         )
 
     def semantic(self, row: ManifestRow) -> list[dict[str, Any]] | None:
-        """Return the semantic spans of a sample, or None without annotation; raise as `array` does."""
+        """Return the semantic spans of a sample, None if it has no annotation; raise errors as `array` does."""
         if "sem" not in row.present:
             return None
         member = row.contract.semantic
@@ -420,7 +420,7 @@ class ShardFolder:
     def waveform(self, row: ManifestRow) -> npt.NDArray[np.float32] | None:
         """Return the waveform (N,) of a sample at 16 kHz, stored as npy or FLAC; None if audio was not kept.
 
-        Errors are those of `member`, and DataError for FLAC that cannot be decoded.
+        Raises the errors of `member`, and DataError if FLAC cannot be decoded.
         """
         if "audio" not in row.present or not row.keeps_audio:
             return None
@@ -436,7 +436,7 @@ class ShardFolder:
         return pcm.astype(np.float32) * np.float32(2.0 ** (1 - bits))
 
     def sample(self, row: ManifestRow) -> SampleArrays:
-        """Return all content of a sample."""
+        """Return the decoded content of a sample; raise errors as `array` does."""
         return SampleArrays(
             row=row,
             metadata=self.metadata(row),
@@ -451,14 +451,14 @@ class ShardFolder:
 
 
 def train_statistics(folder: ShardFolder, member: str) -> dict[str, Any]:
-    """Return statistics of an array over the train split, as stats.json of version 2 has them.
+    """Compute the statistics of an array over the train split, in the form of stats.json of version 2.
 
     Args:
-        folder: The folder, whose stats.json may lack the array (version 1).
+        folder: The shard set. The stats.json of a version 1 set lacks some arrays.
         member: Name of the array, such as ``jaw_eyes.npy``.
 
     Returns:
-        Lists by statistic.
+        A list of numbers, one for each channel, by statistic.
 
     Raises:
         DataError: A shard is damaged.

@@ -1,11 +1,11 @@
-"""Names of the shard contract (versions, members, parts, keys, stems, splits, files), its JSON, and the window grid.
+"""Names in the shard contract (versions, members, parts, keys, stems, splits, files), its JSON, and the window grid.
 
-Version 2 is written. Every sample of its sets has the same members, and absent parts are listed in `present`. So
-readers that infer a schema from the first samples can read all of them. Version 1 can still be read and verified.
+New sets have version 2. Every sample of such a set has the same members; `present` states which parts the sample has.
+So a reader that infers a schema from the first samples can read all samples. Version 1 can still be read and verified.
 
-A shard folder is untrusted data. Its keys, stems, shard names and file names must not lead out of its folder. All
-commands check names with this module before they join them to a path, and parse JSON with it, which checks the
-structure that readers rely on.
+A shard folder is untrusted data. Its keys, stems, shard names and file names must not lead out of the folder. All
+commands check a name with this module before they join it to a path. They also parse JSON with this module, which
+checks the structure that readers rely on.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SIDE_FILES: Final = (
     TOKENIZER_FILE,
     REPORT_FILE,
 )  # files beside the shards, without dataset.json
-UNFINISHED_FILE: Final = ".omniges-unfinished"  # folder of a run that started and did not finish
+UNFINISHED_FILE: Final = ".omniges-unfinished"  # folder of a run that has not finished
 UNFINISHED_FORMAT: Final = "omniges-unfinished"
 """Format that dataset.json states in an object store while a run replaces the set."""
 VERIFY: Final = "run omniges verify-shards, then make the shards again"
@@ -49,16 +49,16 @@ SPLITS: Final[tuple[Split, ...]] = get_args(Split)
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """Names of a sample's members in one version of the contract, ``KEY.<member>``, in the order of the shard."""
+    """Names of a sample's members ``KEY.<member>`` in one version of the contract, in the order of the shard."""
 
     version: int
-    members: tuple[str, ...]  # of every sample
+    members: tuple[str, ...]  # members of every sample
     optional: tuple[str, ...]
-    words: str  # the member with the words, JSON
-    semantic: str  # the member with the semantic spans, JSON
+    words: str  # JSON member with the words
+    semantic: str  # JSON member with the semantic spans
 
 
-# JSON in a text member: a list that is empty in the first samples has no inferable type.
+# JSON in a text member, because no type can be inferred from a list that is empty in the first samples.
 CONTRACTS: Final = {
     1: Contract(
         1,
@@ -70,7 +70,7 @@ CONTRACTS: Final = {
     2: Contract(
         2,
         ("json", "gesture.npy", "mel.npy", "words.txt", "jaw_eyes.npy", "betas.npy", "start_xz.npy", "sem.txt"),
-        ("audio.npy",),  # of every sample of a set that keeps audio
+        ("audio.npy",),  # in every sample of a set that keeps audio
         "words.txt",
         "sem.txt",
     ),
@@ -92,18 +92,18 @@ GESTURE_PARTS: Final[tuple[Part, ...]] = ("upper", "hands", "lower", "root", "fa
 MOTION_PARTS: Final[tuple[Part, ...]] = (*GESTURE_PARTS, "jaw_eyes")
 """The parts of motion; a sample without any of them has none."""
 
-# Latents come after all other members and have the codec's name. Its hyphen distinguishes them from the others.
+# Latents come after all other members. Their name is the codec's name, which contains a hyphen; others have none.
 LATENT_MEMBER: Final = re.compile(r"(?P<codec>[a-z0-9]+(?:-[a-z0-9]+)+)\.npy", re.ASCII)
 
-# The longest suffix is ".jaw_eyes.npy" (13); a ustar name holds 100 bytes.
+# A ustar name has at most 100 bytes; the longest suffix, ".jaw_eyes.npy", takes 13.
 MAX_KEY_BYTES: Final = 86
 
 _MAX_COUNT: Final = 1 << 60
-_MAX_BETAS: Final = 300  # `features.gesture.BETAS`, whose module imports numpy, which --help does not need
+_MAX_BETAS: Final = 300  # `features.gesture.BETAS`; that module imports numpy, which --help does not need
 _ESCAPE: Final = "_x"
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_-]+")
 _ESCAPED: Final = re.compile(rf"{_ESCAPE}([0-9a-f]+)_")
-_SURROGATES: Final = (0xD800, 0xDFFF)  # halves of a character, which no text holds alone
+_SURROGATES: Final = (0xD800, 0xDFFF)  # halves of a character; valid text never contains one alone
 
 
 SHARD_NAME: Final = re.compile(rf"(?P<split>{'|'.join(SPLITS)})-(?P<index>[0-9]{{6}})\.tar", re.ASCII)
@@ -116,7 +116,7 @@ _LABEL: Final = re.compile(r"[a-z][a-z0-9_]{0,31}", re.ASCII)
 
 
 def member_order(member: str) -> tuple[int, str]:
-    """Return the sort key of a member within its sample; raise ValueError for a name not in the contract."""
+    """Return the key by which the members of a sample are sorted; raise ValueError for an unknown member."""
     if member in KNOWN_MEMBERS:
         return KNOWN_MEMBERS.index(member), ""
     if LATENT_MEMBER.fullmatch(member):
@@ -128,8 +128,8 @@ def shard_name(split: Split, index: int) -> str:
     """Return the file name of a shard, such as ``train-000003.tar``.
 
     Args:
-        split: Split of its samples.
-        index: Number within the split, from 0.
+        split: Split of the shard's samples.
+        index: Number of the shard within the split, from 0.
 
     Returns:
         The file name.
@@ -138,10 +138,10 @@ def shard_name(split: Split, index: int) -> str:
 
 
 def key_from_stem(stem: str) -> str:
-    """Return the sample key: the stem itself if it is plain, otherwise its reversible escape without dots.
+    """Return the sample key of a stem: the stem, with every character outside ``[A-Za-z0-9_-]`` escaped.
 
-    Every character outside ``[A-Za-z0-9_-]`` becomes ``_x<hex code point>_``. An underscore that would itself begin
-    such an escape is escaped too. So `stem_from_key` restores every stem, and no two stems share a key.
+    Such a character becomes ``_x<hex code point>_``. An underscore that looks like the start of an escape is escaped
+    too. So `stem_from_key` restores every stem, and two stems never have the same key.
     """
     if _PLAIN.fullmatch(stem) and not _ESCAPED.search(stem):
         return stem
@@ -156,9 +156,9 @@ def key_from_stem(stem: str) -> str:
 
 
 def stem_from_key(key: str) -> str:
-    """Return the stem of a key; the inverse of `key_from_stem`.
+    """Return the stem of a key, the inverse of `key_from_stem`.
 
-    A key that omniges did not write may contain an escape without a character; it is not changed.
+    A key that omniges did not write may contain an escape that stands for no character. Such an escape is kept.
     """
     return _ESCAPED.sub(_escaped_character, key)
 
@@ -169,7 +169,7 @@ def _escaped_character(match: re.Match[str]) -> str:
 
 
 def is_count(value: object, minimum: int = 0) -> bool:
-    """Return whether a value is a whole number in the range of file sizes.
+    """Return whether a value is a whole number of at least `minimum` and not larger than any file size.
 
     Args:
         value: Value to check.
@@ -182,14 +182,14 @@ def is_count(value: object, minimum: int = 0) -> bool:
 
 
 def is_real(value: object) -> bool:
-    """Return whether a value is a finite number of plausible size."""
+    """Return whether a value is a finite float, or a whole number below 2^53 in magnitude."""
     if isinstance(value, float):
         return math.isfinite(value)
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 53
 
 
 def as_split(text: str) -> Split | None:
-    """Return the split that a text names, or None."""
+    """Return the split with this name, or None if there is none."""
     return text if text in SPLITS else None
 
 
@@ -199,7 +199,7 @@ def is_key(text: object) -> bool:
 
 
 def is_stem(text: object) -> bool:
-    """Return whether a text can be a recording's stem: a file name without its extension, and no path."""
+    """Return whether a text can be the stem of a recording: a file name without extension, not a path."""
     if not isinstance(text, str) or not text or text in {".", ".."} or "/" in text or "\0" in text:
         return False
     try:
@@ -209,12 +209,12 @@ def is_stem(text: object) -> bool:
 
 
 def is_label(text: object) -> bool:
-    """Return whether a text can name a label: a lower-case letter, then up to 31 of a-z, 0-9 and underscores."""
+    """Return whether a text can be a label's name: a letter a-z, then up to 31 characters of a-z, 0-9 and _."""
     return isinstance(text, str) and _LABEL.fullmatch(text) is not None
 
 
 def is_relative_path(text: object) -> bool:
-    """Return whether a path stays below the folder that it is relative to, without ``.`` or ``..``."""
+    """Return whether a text is a relative path that stays in its folder, without ``.`` and ``..``."""
     return isinstance(text, str) and "\0" not in text and not {"", ".", ".."} & set(text.split("/"))
 
 
@@ -230,9 +230,9 @@ def is_shard_name(text: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class WindowGrid:
-    """Windows of ``window_ticks`` that start at every multiple of ``stride_ticks`` and lie within their clip.
+    """Windows of ``window_ticks`` that start at multiples of ``stride_ticks`` and lie completely in their clip.
 
-    The stride divides the window, so windows that touch are both on the grid.
+    The stride divides the window. So the window that starts where another ends is on the grid too.
     """
 
     window_ticks: int
@@ -251,11 +251,11 @@ class WindowGrid:
         return max(0, 1 + (ticks - self.window_ticks) // self.stride_ticks)
 
     def starts(self, ticks: int) -> range:
-        """Return the first ticks of a clip's windows."""
+        """Return the start tick of each window in a clip of the given length."""
         return range(0, self.count(ticks) * self.stride_ticks, self.stride_ticks)
 
     def index(self, start_tick: int) -> int:
-        """Return the index of the window that starts at a tick; raise UsageFault for a tick off the grid."""
+        """Return the index of the window that starts at a tick; raise UsageFault if no window starts there."""
         if start_tick < 0 or start_tick % self.stride_ticks:
             raise UsageFault(
                 f"window grid: expected a multiple of {self.stride_ticks}, found a window at tick {start_tick}"
@@ -263,7 +263,7 @@ class WindowGrid:
         return start_tick // self.stride_ticks
 
 
-# --- JSON of members and files, which are of unknown origin
+# --- JSON in members and files of unknown origin
 
 _Checks = Mapping[str, Callable[[object], bool]]
 
@@ -311,17 +311,17 @@ def parse_document(data: bytes, place: str) -> dict[str, Any]:
 
 
 def words_of(data: bytes) -> list[dict[str, Any]]:
-    """Return the words of a member; raise ValueError unless it lists texts with start and end in seconds."""
+    """Parse a member with words; raise ValueError if it is not a list of texts with start and end in seconds."""
     return _list_of(data, _WORD, "words")
 
 
 def spans_of(data: bytes) -> list[dict[str, Any]]:
-    """Return the semantic spans of a member; raise ValueError unless it is a list of them."""
+    """Parse a member with semantic spans; raise ValueError if it is not a list of valid spans."""
     return _list_of(data, _SPAN, "spans")
 
 
 def metadata_of(data: bytes) -> dict[str, Any]:
-    """Return KEY.json; raise ValueError if its notes, audio or motion do not follow the contract."""
+    """Parse KEY.json; raise ValueError if its notes, audio or motion do not follow the contract."""
     found: dict[str, Any] = parse_json(data)
     if fault := _fault(found, {}):
         raise ValueError(f"expected a JSON object, found {fault}")
@@ -335,7 +335,7 @@ def metadata_of(data: bytes) -> dict[str, Any]:
 
 
 def samples_of(metadata: object) -> int:
-    """Return the number of audio samples at 16 kHz in KEY.json; raise ValueError if it is missing."""
+    """Return the number of audio samples at 16 kHz that KEY.json states; raise ValueError if it is missing."""
     audio = metadata.get("audio") if isinstance(metadata, dict) else None
     if fault := _fault(audio, {"samples_16k": is_count}):
         raise ValueError(f"KEY.json: expected samples_16k of the audio, found {fault}")
@@ -353,7 +353,7 @@ def _list_of(data: bytes, checks: _Checks, what: str) -> list[dict[str, Any]]:
 
 
 def _fault(value: object, checks: _Checks) -> str:
-    """Return what is wrong with an object whose fields must pass checks, or an empty text; other fields are free."""
+    """Describe the first field of an object that fails its check; "" if none does. Other fields are not checked."""
     if not isinstance(value, dict):
         return type(value).__name__
     for name, valid in checks.items():
