@@ -1,11 +1,13 @@
 """Sizes of OmniFlow's transformer as read from its tensors, and the parameters that follow from the sizes.
 
-Names and shapes are those of the published checkpoints of OmniFlow (Li et al. 2024). The order is that in which the
-reference creates its modules. A list of EMA weights has no names, so only the order identifies its tensors.
+Names and shapes are those of the published checkpoints of OmniFlow (Li et al. 2024). Their order is that in which the
+reference implementation creates its modules. A list of EMA weights has no names, so only the order identifies its
+tensors.
 
-The tensors of a checkpoint decide its sizes. The config is needed only for the features of a head, which the tensors
-may not show. A config whose sizes differ from the tensors belongs to another model and is refused. Kinds that a config
-may state wrongly (norms, dual layers, tables) are taken from the tensors with a warning.
+The tensors of a checkpoint decide its sizes. The config is needed only for the number of features of an attention head,
+which the tensors may not show. A config whose sizes differ from the tensors belongs to another model and is refused. A
+config may also state a wrong norm, wrong dual layers or a wrong table; these come from the tensors, and a warning is
+given.
 """
 
 from __future__ import annotations
@@ -28,12 +30,12 @@ SourceStream = Literal["image", "text", "audio"]
 _BLOCK: Final = re.compile(r"transformer_blocks\.(\d+)\.")
 _QK_NORMS: Final[dict[QKNormKind | None, str | None]] = {None: None, "layer": "layer_norm", "rms": "rms_norm"}
 NESTED: Final = {"text_decoder.": "the text VAE, a model of its own", "audio_pooler.": "an audio encoder, never used"}
-"""Prefixes of other models that are saved inside a transformer's file."""
+"""Prefixes of the tensors of other models in a transformer's file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamNames:
-    """Names of a stream's parts in OmniFlow."""
+    """Names of a stream's modules in OmniFlow."""
 
     level: str  # the embedder of the noise level; the names of image and text are swapped in OmniFlow
     embed: str
@@ -41,7 +43,7 @@ class StreamNames:
     projections: tuple[str, str, str]  # queries, keys, values
     out: str
     mlp: str
-    qk_norms: tuple[str, str]  # of checkpoints with RMS norms
+    qk_norms: tuple[str, str]  # in checkpoints with RMS norms
     head_widen: str | None
     head_modulation: str
     head_out: str
@@ -89,7 +91,7 @@ STREAM_NAMES: Final[dict[SourceStream, StreamNames]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """Sizes of a stream of two-dimensional latents."""
+    """Sizes of a stream whose latents are two-dimensional."""
 
     channels: int
     outputs: int  # channels of the head's output
@@ -99,19 +101,21 @@ class Grid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """Sizes and kinds of an OmniFlow transformer."""
+    """Sizes and types of layers of an OmniFlow transformer."""
 
     width: int
     layers: int
     head_features: int
     mlp_width: int
     joint_width: int
-    """Width of the text input, and inside the text head."""
+    """Width of the text input and of the hidden layer in the text head."""
     pooled_width: int
     text_outputs: int
     qk_norm: QKNormKind | None
     dual_layers: frozenset[int]
-    """Blocks whose image modulation has three more parts, for a second attention that models with audio do not have."""
+    """Indices of blocks whose image modulation has three more parts, for a second attention that is not used with
+    audio.
+    """
     image: Grid
     audio: Grid
 
@@ -188,7 +192,7 @@ def _block(architecture: Architecture, k: int) -> Iterator[tuple[str, Shape]]:
 
 
 def nested_names(shapes: Mapping[str, Shape]) -> list[str]:
-    """Return the names of the tensors that belong to other models inside the file."""
+    """Return the names of tensors in the file that belong to other models."""
     return [name for name in shapes if name.startswith(tuple(NESTED))]
 
 
@@ -267,7 +271,7 @@ def _size(shapes: Mapping[str, Shape], where: str, name: str, axes: int) -> Shap
 
 
 def _compare(architecture: Architecture, config: Mapping[str, Any], where: str) -> list[str]:
-    """Refuse a config whose sizes differ from the tensors, and return warnings on differing kinds."""
+    """Refuse a config whose sizes differ from the tensors; return warnings about other differences."""
     sizes = {
         "num_layers": architecture.layers,
         "attention_head_dim": architecture.head_features,

@@ -1,8 +1,8 @@
-"""OmniFlow checkpoints in the project's own form: a folder of config.json, model.safetensors and conversion.json.
+"""Convert OmniFlow checkpoints to the format of omniges, a folder of three files.
 
-``model.safetensors`` has the trunk's tensors by their names in `JointFlowTransformer`, in their original precision.
-``conversion.json`` lists the use of every source tensor, with sizes and digests of all files. It is written last, and
-the folder appears under its name only when complete.
+``config.json`` describes the trunk. ``model.safetensors`` has its tensors by their names in `JointFlowTransformer`, in
+their original precision. ``conversion.json`` lists how every source tensor is used, with sizes and digests of all
+files. It is written last, and the folder gets its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def convert(folder: Path, out: Path, weights: WhichWeights = "last") -> Conversi
 
 
 def is_converted(folder: Path) -> bool:
-    """Return True for a folder that `convert` wrote."""
+    """Return whether a folder is a result of `convert`."""
     return (folder / CONVERSION_FILE).is_file()
 
 
@@ -117,7 +117,7 @@ def converted_config(folder: Path) -> dict[str, Any]:
         The content of its config.json.
 
     Raises:
-        DataError: A file is missing or has changed since it was written, or config.json is of another trunk.
+        DataError: A file is missing or has changed since it was written, or config.json describes another trunk.
     """
     document = _document(folder)
     path = folder / _CONFIG_FILE
@@ -141,7 +141,7 @@ def converted_config(folder: Path) -> dict[str, Any]:
 
 
 def _expected_shapes(trunk: Any, max_layers: int) -> dict[str, tuple[int, ...]]:
-    if not 1 <= trunk["layers"] <= max_layers:  # before a model of so many layers is built
+    if not 1 <= trunk["layers"] <= max_layers:  # checked before a model of so many layers is built
         raise ValueError(f"{trunk['layers']} layers in {max_layers} tensors")
     sizes = [trunk["width"], trunk["heads"], trunk["mlp_ratio"], trunk["pooled_width"]]
     sizes += [size for stream in trunk["streams"].values() for size in stream.values() if size is not None]
@@ -151,13 +151,13 @@ def _expected_shapes(trunk: Any, max_layers: int) -> dict[str, tuple[int, ...]]:
 
 
 def _is_grid(found: Mapping[str, Any], inputs: int) -> bool:
-    """Return whether a grid has the keys and sizes of tokens with so many inputs."""
+    """Return whether a grid has the required keys, and sizes whose tokens have `inputs` values."""
     valid = found.keys() == {one.name for one in fields(PatchGrid)} and all(is_count(n, 1) for n in found.values())
     return valid and found["channels"] * found["patch"] ** 2 == inputs
 
 
 def read_converted(folder: Path) -> SourceTrunk:
-    """Open a folder that `convert` wrote, with every byte checked.
+    """Open a folder that `convert` wrote, after checking every byte.
 
     Args:
         folder: The converted folder.

@@ -1,7 +1,8 @@
-"""Initialization of a run from pretrained weights: OmniFlow, original or converted, or a checkpoint of omniges.
+"""Initialize a run from pretrained weights: OmniFlow, original or converted, or a checkpoint of omniges.
 
-A start defines the model before any weight is read, and fills that model when the run begins. It lists the use of every
-tensor in the file and the origin of every weight of the model. A tensor without a known use is an error.
+A `Start` defines the model before any weight is read, and copies the weights into the model when the run begins. It
+lists how every tensor of the file is used, and where every weight of the model comes from. A tensor without a known use
+is an error.
 """
 
 from __future__ import annotations
@@ -72,11 +73,11 @@ class Start(ABC):
     """Pretrained weights that a run initializes from."""
 
     preset: str
-    """Name of the model's sizes in checkpoints."""
+    """Name of the model preset that checkpoints store."""
     config: ModelConfig
 
     def adopt(self, identity: ModelIdentity) -> ModelIdentity:
-        """Return the identity of the model to train: that of settings and shards, changed to fit the weights."""
+        """Return the identity of the model to train: the given identity, changed to fit the pretrained weights."""
         return identity
 
     @abstractmethod
@@ -102,7 +103,7 @@ def open_start(
 
     Args:
         path: Folder of OmniFlow, of ``convert-omniflow``, or of a run or checkpoint of omniges.
-        weights: The last weights, or the EMA weights; None for the default of the folder's kind.
+        weights: The last weights, or the EMA weights; None for the default of this type of folder.
         changes: Fields of `ModelConfig` that a recipe sets.
         audio_codec: Name of the codec whose latents the audio stream has; None for mel.
 
@@ -151,9 +152,10 @@ def _changed(config: ModelConfig, changes: Mapping[str, Any], allowed: frozenset
 
 
 class CheckpointStart(Start):
-    """Checkpoint of omniges with all weights, and the statistics and tokenizer of its training.
+    """Start from a checkpoint of omniges: all its weights, and the statistics and tokenizer of its training.
 
-    Speakers keep their numbers. New speakers of the shards get the next numbers and are initialized as *unknown*.
+    Speakers keep their numbers. New speakers of the shards get the next numbers, and their weights start as copies of
+    the weights of the *unknown* speaker.
     """
 
     def __init__(self, saved: checkpoint.SavedCheckpoint, weights: WhichWeights, changes: Mapping[str, Any]) -> None:
@@ -180,7 +182,7 @@ class CheckpointStart(Start):
                 f"{identity.loudness} in these shards; preprocess them with --loudness {was.loudness}"
             )
         own = replace(identity, statistics=was.statistics, tokenizer=was.tokenizer, latents=was.latents)
-        # Streams that both have keep the values that the weights were trained with.
+        # Condition streams that both have keep the definition with which the weights were trained.
         conditions = {name: was.conditions.get(name, stream) for name, stream in identity.conditions.items()}
         return replace(own, speakers=was.speakers + added, conditions=conditions)
 
@@ -229,7 +231,7 @@ class CheckpointStart(Start):
 
 
 def config_over_tokens(trunk: Mapping[str, Any]) -> ModelConfig:
-    """Return a model configuration with the sizes and kinds of OmniFlow's trunk.
+    """Return a model configuration with the sizes and layer types of OmniFlow's trunk.
 
     Args:
         trunk: Arguments of `JointFlowTransformer`.
@@ -248,9 +250,9 @@ def config_over_tokens(trunk: Mapping[str, Any]) -> ModelConfig:
 
 
 class OmniFlowStart(Start):
-    """OmniFlow's trunk: text and audio unchanged, gesture from the image stream.
+    """Start from OmniFlow's trunk: text and audio use its weights unchanged, gesture uses those of the image stream.
 
-    Audio tokens are OmniFlow's own patches if the stream has latents of its autoencoder. A recipe with
+    Audio tokens are patches as in OmniFlow if the audio stream has latents of OmniFlow's autoencoder. A recipe with
     ``audio_tokens: rows`` changes this.
     """
 
@@ -276,7 +278,7 @@ class OmniFlowStart(Start):
     def adopt(self, identity: ModelIdentity) -> ModelIdentity:
         """Return the same identity without normalisation of text latents, because OmniFlow was trained on raw latents.
 
-        Raises UsageFault where the audio latents are not those that the projections expect.
+        Raises UsageFault if the audio latents have another number of channels than OmniFlow's projections expect.
         """
         grid = self.config.audio_grid
         found = None if grid is None else identity.codecs["audio"].settings.get("latent_channels")
@@ -291,7 +293,7 @@ class OmniFlowStart(Start):
         return replace(identity, config=replace(identity.config, normalise_text=False))
 
     def fill(self, model: FlowModel, identity: ModelIdentity) -> Initialization:
-        """Copy the trunk, except for projections of tokens that are not OmniFlow's.
+        """Copy the trunk's weights, except projections of tokens that differ from OmniFlow's.
 
         Args:
             model: Model that was built for the identity.
@@ -319,7 +321,7 @@ class OmniFlowStart(Start):
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Mapping from the source trunk's names to the model's names, with reasons for left-out and new weights."""
+    """Mapping of names of the source trunk to names of the model, with reasons for weights that are left out or new."""
 
     carried: Mapping[str, str]
     left: Mapping[str, str]
@@ -354,7 +356,7 @@ def _plan(model: FlowModel, own: Mapping[str, Tensor], source: SourceTrunk) -> _
 
 
 def _place(name: str) -> tuple[StreamName | None, bool]:
-    """Return the stream of a trunk tensor in our model, and True for a projection of its tokens."""
+    """Return the stream of a trunk tensor in the omniges model, and whether the tensor projects the stream's tokens."""
     words = name.split(".")
     streams = [word.replace("image", "gesture") for word in words if word in {"image", "text", "audio"}]
     projection = words[0] == "embed" or (words[0] == "head" and words[2] == "out")
@@ -362,7 +364,7 @@ def _place(name: str) -> tuple[StreamName | None, bool]:
 
 
 def _reason_new(name: str) -> str:
-    """Return the reason why a weight of the model has no counterpart; empty where it should have one."""
+    """Return the reason why a weight of the model has no counterpart in OmniFlow; empty if it should have one."""
     if name == _SPEAKERS:
         return "OmniFlow has no speakers; initialized to zero"
     if name == _LACKING:
@@ -382,7 +384,7 @@ def _other_tokens(stream: StreamName) -> str:
 
 
 def _all_statuses(source: SourceTrunk, plan: _Plan, own: Mapping[str, Tensor]) -> tuple[TensorStatus, ...]:
-    """Return the use of every source tensor and the origin of every weight of the model."""
+    """Return how every source tensor is used, and where every weight of the model comes from."""
     found: list[TensorStatus] = []
     for status in source.statuses:
         if status.target is None:

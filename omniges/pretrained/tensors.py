@@ -1,4 +1,7 @@
-"""Tensors of foreign files by name, read one at a time: safetensors or torch's own format, in one file or in parts."""
+"""Read tensors from files of other projects by name, one at a time.
+
+A file has the format of safetensors or of torch.save. Its tensors may be split over several files, the parts.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ _TYPES: Final = {torch.float32, torch.float16, torch.bfloat16}
 
 @dataclass(frozen=True, slots=True)
 class Tensors:
-    """Tensors by name, in the order of their files."""
+    """Tensors by name, which are read from files one at a time; names are in the order of the files."""
 
     where: str
     files: tuple[Path, ...]
@@ -44,12 +47,12 @@ class OmniFlowFolder:
 
 
 def is_omniflow(folder: Path) -> bool:
-    """Return True for a folder with OmniFlow's weights, or with only those of its transformer."""
+    """Return whether a folder contains OmniFlow's weights, or only the weights of its transformer."""
     return any(_weight_files(place) for place in (folder / "transformer", folder))
 
 
 def find_omniflow(folder: Path) -> OmniFlowFolder:
-    """Find the transformer's files in an OmniFlow folder or in its folder ``transformer``.
+    """Find the transformer's files in an OmniFlow folder or in its subfolder ``transformer``.
 
     Args:
         folder: One of the two folders.
@@ -74,7 +77,7 @@ def find_omniflow(folder: Path) -> OmniFlowFolder:
 
 
 def _weight_files(place: Path) -> tuple[Path, ...]:
-    """Return the files of weights in a folder, safetensors before pickles; empty without weights."""
+    """Return the files of weights in a folder, in safetensors if present, else pickles; empty if there are none."""
     for kind in ("safetensors", "bin"):
         complete, index = place / f"{_STEM}.{kind}", place / f"{_STEM}.{kind}.index.json"
         if os.path.lexists(complete):
@@ -101,12 +104,12 @@ def _parts(index: Path) -> tuple[Path, ...]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a folder; raise `DataError` for anything else."""
+    """Read a JSON object from a file; raise `DataError` for any other content."""
     return read_settings(path, "download the complete folder again", path.parent)
 
 
 def file_entry(path: Path) -> dict[str, Any]:
-    """Return size and sha256 of a file, in the form of file lists."""
+    """Return size and sha256 of a file, in the format of lists of files."""
     with os_errors(path, "read"):
         return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 

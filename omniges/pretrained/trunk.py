@@ -1,10 +1,10 @@
-"""OmniFlow's transformer as a configuration and weights of our trunk, from any form in which it was saved.
+"""Convert OmniFlow's transformer to the configuration and weights of the trunk, `JointFlowTransformer`.
 
-Each tensor of our trunk has one rule, and each tensor of the source has one use: loaded, converted or left out. Rules
-follow only from sizes. A rule runs when its tensor is read, so no more than one tensor is in memory.
+Each tensor of the trunk has one conversion rule. Each tensor of the source has one use: loaded, converted or left out.
+The sizes alone determine the rules. A rule is applied when its tensor is read, so at most one tensor is in memory.
 
-EMA weights are a list without names, identified by the order of the parameters. Saved position tables are compared with
-the sines that they should contain, and are not kept.
+EMA weights are a list without names, so the order of the parameters identifies them. Saved position tables are compared
+with the sines that they should contain, and are left out.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ WhichWeights = Literal["last", "ema"]
 _LIST: Final = "shadow_params"
 _TIED: Final = "text_decoder.encoder.encoder.embed_tokens.weight"
 _TABLE: Final = "text_decoder.encoder.shared.weight"
-"""Other name of the same tensor, which counts once among parameters."""
-_MIN_TOLERANCE: Final = 2e-5  # of a table that was computed in float32
+"""Second name of a tensor that is stored twice; the tensor counts once among the parameters."""
+_MIN_TOLERANCE: Final = 2e-5  # for a table that was computed in float32
 
 StatusKind = Literal["loaded", "converted", "new", "left out"]
 How = Literal["as it is", "joined", "stacked", "flattened", "first six parts"]
@@ -60,7 +60,7 @@ _NUMBER: Final = re.compile(r"\.\d+\.")
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Sources and operation that give one tensor of our trunk."""
+    """Conversion rule of one tensor of the trunk: its source tensors and the operation."""
 
     target: str
     sources: tuple[str, ...]
@@ -69,7 +69,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class TensorStatus:
-    """How a tensor of the file (``source``) was used, or where a tensor of our model (``target``) came from."""
+    """Use of a tensor of the file (``source``), or origin of a tensor of the omniges model (``target``)."""
 
     kind: StatusKind
     source: str | None
@@ -83,7 +83,7 @@ class TensorStatus:
 
 
 def trunk_config(architecture: Architecture) -> dict[str, Any]:
-    """Return arguments for `JointFlowTransformer` with streams ``image``, ``text``, ``audio``."""
+    """Return arguments for `JointFlowTransformer` with the streams ``image``, ``text`` and ``audio``."""
     if architecture.mlp_width % architecture.width:
         raise DataError(
             f"an OmniFlow transformer of width {architecture.width}: expected a multiple of it as the MLP width, found "
@@ -134,7 +134,7 @@ def rules(architecture: Architecture) -> list[Rule]:
 
 
 def _linear(target: str, source: str, how: How = "as it is") -> list[Rule]:
-    """Return the rules of a linear layer, whose bias is copied unless only six parts are taken."""
+    """Return the rules of a linear layer. Its bias is copied, unless only six parts of the layer are used."""
     return [
         Rule(f"{target}.weight", (f"{source}.weight",), how),
         Rule(f"{target}.bias", (f"{source}.bias",), how if how == "first six parts" else "as it is"),
@@ -171,14 +171,14 @@ def convert_tensor(rule: Rule, source: Tensors) -> Tensor:
     """Apply a rule, in the precision of the source.
 
     Args:
-        rule: The rule of one tensor of our trunk.
+        rule: The rule of one tensor of the trunk.
         source: Tensors of OmniFlow.
 
     Returns:
         The tensor, on the CPU.
 
     Raises:
-        DataError: The source tensors have several precisions.
+        DataError: The source tensors differ in precision.
     """
     parts = [source.read(name) for name in rule.sources]
     if len({part.dtype for part in parts}) > 1:
@@ -232,7 +232,10 @@ def conversion_statuses(
 
 
 def table_of(statuses: Iterable[TensorStatus]) -> list[str]:
-    """Return a table of the tensors' uses, with one line for each use, part and reason; all blocks share a line."""
+    """Return a table of how tensors are used, as lines of text.
+
+    Each combination of use, part and reason has one line. Equal tensors of all blocks share a line.
+    """
     groups: dict[tuple[StatusKind, str, str], list[int]] = {}
     for status in statuses:
         groups.setdefault((status.kind, _part(status), status.reason), []).append(status.numbers)
@@ -247,7 +250,7 @@ def table_of(statuses: Iterable[TensorStatus]) -> list[str]:
 
 
 def _part(status: TensorStatus) -> str:
-    """Return the part of a tensor: stream and layer of our name, or the first words of a source name."""
+    """Return the part of the model that a tensor belongs to, from its name in omniges or else from its source name."""
     name = _NUMBER.sub(".*.", status.target or status.source or "")
     words = name.removeprefix("trunk.").split(".")
     if status.target is None:
@@ -259,7 +262,7 @@ def _part(status: TensorStatus) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SourceTrunk(Tensors):
-    """Trunk with the streams ``image``, ``text``, ``audio``: its configuration, and its tensors read one by one."""
+    """Configuration of a trunk with the streams ``image``, ``text`` and ``audio``, and its tensors, read one by one."""
 
     config: Mapping[str, Any]  # arguments of JointFlowTransformer
     grids: Mapping[str, Mapping[str, int]]  # of image and audio: channels, patch, table_side, table_base
@@ -268,21 +271,21 @@ class SourceTrunk(Tensors):
 
 
 def _opened(folder: Path) -> tuple[OmniFlowFolder, Tensors, Architecture, list[str]]:
-    """Return the files of an OmniFlow folder, its last weights, its sizes and warnings on its config."""
+    """Return the files of an OmniFlow folder, its last weights, its sizes, and warnings about its config."""
     found = find_omniflow(folder)
     source = open_parts(found.weights)
     return found, source, *read_architecture(source.shapes, found.config, source.where)
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """Return the trunk's configuration of an OmniFlow folder, from names and shapes only."""
+    """Return the trunk configuration for an OmniFlow folder, from names and shapes of tensors only."""
     return trunk_config(_opened(folder)[2])
 
 
 def audio_grid_of(folder: Path) -> dict[str, int]:
     """Return the grid of an OmniFlow folder's audio stream in the form of `SourceTrunk.grids`.
 
-    The saved table is not compared.
+    The base is estimated from the saved position table; the content of the table is not compared.
     """
     _, source, architecture, _ = _opened(folder)
     return _as_entry(architecture.audio, _base(*_saved("audio_embedder.pos_embed", architecture, source)))
@@ -293,7 +296,7 @@ def _as_entry(grid: Grid, base: int) -> dict[str, int]:
 
 
 def read_omniflow(folder: Path, weights: WhichWeights = "last") -> SourceTrunk:
-    """Check a complete OmniFlow folder and open it as our trunk.
+    """Check a complete OmniFlow folder and open it as a trunk.
 
     Args:
         folder: OmniFlow's folder, or that of its transformer.
@@ -341,13 +344,14 @@ def parameter_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _average(path: Path, architecture: Architecture, weights: Tensors) -> Tensors:
-    """Return the transformer's EMA weights by name, checked against the weights that they average.
+    """Return the transformer's EMA weights by name, and check them against the last weights.
 
-    The list must have as many tensors as the weights have parameters. The transformer's come first, in the reference's
-    order and each of its shape. Those of the models inside it follow. When a matrix is read, it must be nearer to its
-    weight than zero is, which finds a wrong order among equal shapes. Position tables come from the weights.
+    The list must have one tensor for each parameter. Tensors of the transformer come first, in the order and with the
+    shapes of the reference. Tensors of the other models in the file follow. When an EMA matrix is read, its distance to
+    the last weight must be at most the weight's norm. This check finds a wrong order of matrices of equal shape.
+    Position tables come from the last weights.
 
-    Raises `DataError` where a check fails.
+    Raises `DataError` if a check fails.
     """
     found = read_weight_list(path, _LIST, mapped=True)
     own = parameters(architecture)
@@ -374,7 +378,7 @@ def _average(path: Path, architecture: Architecture, weights: Tensors) -> Tensor
         if name not in numbers:
             return weights.read(name)
         average, weight = found[numbers[name]], weights.read(name)
-        # Two independent matrices are further apart than either is from zero; an average is near its weight.
+        # The distance of two independent matrices is larger than their norms; an EMA matrix is near its weight.
         if weight.ndim > 1 and not (average.float() - weight.float()).norm() <= weight.float().norm():
             raise DataError(
                 f"{path}: expected an average of {name} at its place in {_LIST}, found another tensor, so the "
@@ -390,8 +394,8 @@ def _average(path: Path, architecture: Architecture, weights: Tensors) -> Tensor
 def _tables(architecture: Architecture, source: Tensors) -> tuple[dict[str, int], dict[str, str]]:
     """Return the base of each saved table, and the reason why it can be left out.
 
-    A table of side S and base B has the coordinate i · B / S at index i of both axes. S comes from the shape and B from
-    the values, which are all compared. Raises `DataError` for a table with other content.
+    A table of side S and base B has the coordinate i · B / S at index i of both axes. The shape gives S and the values
+    give B. All values are then compared. Raises `DataError` for a table with other content.
     """
     bases: dict[str, int] = {}
     reasons: dict[str, str] = {}
@@ -416,7 +420,7 @@ def _saved(name: str, architecture: Architecture, source: Tensors) -> tuple[Tens
 
 
 def _base(saved: Tensor, where: str) -> int:
-    """Estimate the base from the angle of the second column's slowest pair, and return the best integer near it."""
+    """Estimate the base from the first sine and cosine of the second column; return the best integer near it."""
     side, _, width = saved.shape
     if side < 2 or width % 4:
         raise DataError(
