@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from omniges.features.gesture import LAYOUT
 from omniges.model.draws import Draws, FlowSettings, Plan, Purpose, carried_as_noise, normal, normals
 from omniges.model.packing import BatchRows, batch_rows, on_device
+from omniges.model.stacked import StackedTrunk
 from omniges.model.streams import STREAMS, Present, Stream, StreamName, masked, noised, present_of, velocity_from_clean
 from omniges.model.tasks import SamplingSettings, Solver
 from omniges.model.trunk import JointFlowTransformer
@@ -120,8 +121,16 @@ class FlowModel(nn.Module):
         self.conditions = nn.ModuleDict(dict(encoders))
         self.losses_of = self._losses
         """Pass with rounded shapes, which a trainer may replace by its compiled form."""
+        self._stacked: StackedTrunk | None = None
         self.connects_all = True
         """Give every trainable parameter a gradient from every batch; False: parameters of other tasks get none."""
+
+    def stack_streams(self) -> None:
+        """Compute passes with rounded shapes for all streams at once where they fit (`omniges.model.stacked`).
+
+        Parameters get other memory, which they must keep.
+        """
+        self._stacked = StackedTrunk(self.trunk) if StackedTrunk.fits(self.trunk) else None
 
     def stream(self, name: StreamName) -> Stream:
         """Return the tokens of one stream."""
@@ -281,30 +290,46 @@ class FlowModel(nn.Module):
             else:
                 at_levels = noised(x.detach()[rows], noise[name], own[rows])
                 tokens[name] = x.index_copy(0, rows, at_levels.to(x.dtype))
-        outputs = self.trunk(
+        outputs = self._outputs(tokens, levels, inputs, batch)
+        each = {name: torch.zeros_like(levels[names[0]]) for name in STREAMS}
+        for name in batch.targets:
+            chosen = batch.targets[name]
+            x, own = clean[name].detach()[chosen], noise[name][batch.target_noise[name]]
+            there = masks[name][chosen] if name in masks else None
+            losses = self.stream(name).losses(outputs[name], arrays[name][chosen], x, own, there)
+            each[name] = batch.losses_of_samples(name, losses)
+        weighted = sum(weights[name] * each[name] for name in batch.targets)
+        return torch.as_tensor(weighted).sum() / len(inputs.levels), torch.stack(list(each.values()), dim=1).detach()
+
+    def _outputs(
+        self,
+        tokens: Mapping[StreamName, Tensor],
+        levels: Mapping[StreamName, Tensor],
+        inputs: _Inputs,
+        batch: BatchRows,
+    ) -> dict[str, Tensor]:
+        """Return the outputs of the targets, by the stacked trunk if there is one and the tokens fit it."""
+        equal = len({x.shape[1] for x in tokens.values()}) == 1
+        if self._stacked is not None and batch.stacked is not None and equal:
+            return self._stacked(
+                tokens,
+                inputs.levels.mT,
+                batch.stacked,
+                **self._places(tokens),
+                speakers=inputs.speakers,
+                described=inputs.described,
+            )
+        found: dict[str, Tensor] = self.trunk(
             tokens,
             levels,
             **self._places(tokens),
-            packed=packed,
+            packed=batch.packed,
             pooled=self._pooled(inputs.speakers),
             speakers=inputs.speakers,
             described=inputs.described,
             rows=batch.targets,
         )
-        total, each = inputs.levels.new_zeros(()), torch.zeros_like(inputs.levels)
-        for name in names:
-            if name not in batch.targets:
-                continue
-            chosen = batch.targets[name]
-            x, own = clean[name].detach()[chosen], noise[name][batch.target_noise[name]]
-            there = masks[name][chosen] if name in masks else None
-            losses = self.stream(name).losses(outputs[name], arrays[name][chosen], x, own, there)
-            if name in batch.counted:
-                losses = torch.where(batch.counted[name], losses, 0.0)
-            total = total + weights[name] * losses.sum() / len(each)
-            samples = packed.rows[name][chosen] if name in packed.rows else chosen
-            each[:, columns[name]].index_add_(0, samples, losses.detach())
-        return total, each
+        return found
 
     def _noise(
         self,

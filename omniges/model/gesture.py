@@ -33,6 +33,8 @@ KNOTS_TICKS: Final = (4, 2, 1)
 _REACH: Final = 2 * max(KNOTS_TICKS)
 """Tokens on either side of a token that its widest spline reaches."""
 _BLOCK: Final = 16
+_AT_ONCE: Final = 128
+"""Most tokens whose splines compiled code adds in one product, zeros included, because calls cost more than zeros."""
 _LEFT_OVER: Final = 1.4
 """r above, measured on BEAT2: 1.3 for the upper body, 1.9 for hands, 1.7 for the lower body, 1.3 for expressions."""
 _USUAL_DIFFERENCE: Final = 0.18
@@ -43,6 +45,8 @@ _STANDING_M_S: Final = 0.05
 _LEGS: Final = (slice(0, 1), slice(1, 3), slice(4, 6), slice(7, 9))
 """Joints above the left and the right toes, from the pelvis down."""
 _TOES: Final = slice(10, 12)
+_FEET: Final = slice(LAYOUT.lower.start, LAYOUT.root.stop)
+"""Channels of lower body and root, which are neighbours."""
 _OFFSETS: Final = REST_OFFSETS.tolist()  # compilers trace numbers, but no arrays of numpy
 
 
@@ -94,11 +98,12 @@ class SplineTokens(FrameTokens):
             splines = levels[:, :, :depth] * self.level_scales[:depth]
             basis = spline_basis(count, self.frames, output.device)
             blocks = []  # of tokens, so that most zeros of the basis are left out
-            for start in range(0, count, _BLOCK):
-                near = slice(max(0, start - _REACH), start + _BLOCK + _REACH)
-                own = basis[self.frames * start : self.frames * (start + _BLOCK), near]
+            block = count if torch.compiler.is_compiling() and count <= _AT_ONCE else _BLOCK
+            for start in range(0, count, block):
+                near = slice(max(0, start - _REACH), start + block + _REACH)
+                own = basis[self.frames * start : self.frames * (start + block), near]
                 blocks.append(own.flatten(1) @ splines[:, near].flatten(1, 2))
-            smooth = torch.cat(blocks, dim=1).reshape(rows, count, self.frames, -1)
+            smooth = (blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)).reshape(rows, count, self.frames, -1)
             return torch.addcmul(smooth, levels[:, :, depth:], self.level_scales[depth:]).flatten(2)
 
     def differences(self, error: Tensor) -> Tensor:
@@ -122,11 +127,13 @@ class SplineTokens(FrameTokens):
         if weights is not None:
             error = torch.where(weights[:, None] > 0, error, 0.0)
         true = self.arrays(clean)
-        recorded = toe_velocities(true)
-        wrong = (toe_velocities(true + error * self.scale) - recorded).square().sum(dim=-1)
+        feet = torch.stack([true[..., _FEET], (true + error * self.scale)[..., _FEET]])
+        recorded, predicted = _toe_velocities(feet.flatten(0, 1)).unflatten(0, (2, -1)).unbind(0)
+        recorded = recorded.detach()
+        wrong = (predicted - recorded).square().sum(dim=-1)
         slid = (wrong / (recorded.square().sum(dim=-1) + _STANDING_M_S**2)).mean(dim=(1, 2))
         if weights is not None:
-            of_feet = weights.expand(-1, len(self.mean))[:, LAYOUT.lower.start : LAYOUT.root.stop]
+            of_feet = weights.expand(-1, len(self.mean))[:, _FEET]
             slid = torch.where((of_feet > 0).all(dim=1), slid, 0.0)
         return found + self.feet_weight * slid
 
@@ -158,8 +165,15 @@ def toe_velocities(gesture: Tensor) -> Tensor:
     Returns:
         Velocities (B, T - 1, 2, 3) in m/s.
     """
-    six_d = gesture[..., LAYOUT.lower].reshape(*gesture.shape[:2], len(LAYOUT.lower_joints), 2, 3)
-    offsets = torch.tensor(_OFFSETS, dtype=gesture.dtype, device=gesture.device)
+    return _toe_velocities(gesture[..., _FEET])
+
+
+def _toe_velocities(channels: Tensor) -> Tensor:
+    """Return the velocities (B, T - 1, 2, 3) from the channels (B, T, 57) of lower body and root."""
+    joints_end = LAYOUT.lower.stop - LAYOUT.lower.start
+    six_d = channels[..., :joints_end].unflatten(-1, (len(LAYOUT.lower_joints), 2, 3))
+    root = channels[..., joints_end:]
+    offsets = torch.tensor(_OFFSETS, dtype=channels.dtype, device=channels.device)
     first = functional.normalize(six_d[..., 0, :], dim=-1)
     second = six_d[..., 1, :] - (first * six_d[..., 1, :]).sum(dim=-1, keepdim=True) * first
     second = functional.normalize(second, dim=-1)
@@ -169,6 +183,6 @@ def toe_velocities(gesture: Tensor) -> Tensor:
         first_joint = LAYOUT.lower_joints.index(joints.start)
         turns = rotations[:, :, first_joint : first_joint + joints.stop - joints.start]
         place = (turns * place[..., None, :]).sum(dim=-1) + offsets[joints]
-    root = gesture[:, 1:, LAYOUT.root]
-    steps = torch.stack([root[..., 0], gesture[..., LAYOUT.root][..., 1].diff(dim=1), root[..., 2]], dim=-1)
+    height = torch.arange(3, device=channels.device) == 1  # is absolute, x and z are steps already
+    steps = torch.where(height, root.diff(dim=1), root[:, 1:])
     return (place.diff(dim=1) + steps[:, :, None]) * FRAME_RATE_HZ

@@ -18,7 +18,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from omniges.model.draws import Plan
-from omniges.model.streams import STREAMS, StreamName
+from omniges.model.streams import STREAMS
 
 I64 = npt.NDArray[np.int64]
 Key = TypeVar("Key")
@@ -43,8 +43,6 @@ class Packed(ABC):
     """Sample of each row (R,) int64; row i of a stream that is not named is sample i."""
     there: Mapping[str, Tensor]
     """Presence (B,) bool of streams that some samples lack."""
-    stacked: bool
-    """All streams have equally many rows, so that their layers can be computed at once."""
 
     def of_rows(self, name: str, values: Tensor) -> Tensor:
         """Select the values of a stream's rows from the values of samples.
@@ -79,7 +77,6 @@ class ByLayout(Packed):
     samples: Sequence[int]
     rows: Mapping[str, Tensor]
     there: Mapping[str, Tensor] = field(default_factory=dict)
-    stacked: bool = False
 
     def attend(self, query_key: Mapping[str, Tensor], value: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute the attention of the samples of each layout separately.
@@ -96,7 +93,7 @@ class ByLayout(Packed):
         found: dict[str, list[Tensor]] = {name: [] for name in query_key}
         for names in self.layouts:
             query, key = _joined([next(parts[name]) for name in names]).unbind(2)
-            attended = _attention(query, key, _joined([next(values[name]) for name in names]), None)
+            attended = attention(query, key, _joined([next(values[name]) for name in names]), None)
             counts = [query_key[name].shape[1] for name in names]
             for name, part in zip(names, torch.split(attended, counts, dim=1), strict=True):
                 found[name].append(part)
@@ -117,7 +114,6 @@ class Rounded(Packed):
     """For the streams in `rows`: the row of each sample (B,) int64; any row for samples without the stream."""
     real: Mapping[str, Tensor] = field(default_factory=dict)
     """For the streams in `rows`: rows (R,) bool that are a sample's; the others are spare."""
-    stacked: bool = False
 
     def attend(self, query_key: Mapping[str, Tensor], value: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute attention with a mask of the streams that each sample has.
@@ -132,23 +128,21 @@ class Rounded(Packed):
         query, key = _joined([self._of_samples(name, x) for name, x in query_key.items()]).unbind(2)
         joined = _joined([self._of_samples(name, x) for name, x in value.items()])
         counts = [x.shape[1] for x in value.values()]
-        attended = _attention(query, key, joined, self._mask(list(value), counts, len(joined)))
+        attended = attention(query, key, joined, self._mask(list(value), counts, len(joined)))
         split = zip(query_key, torch.split(attended, counts, dim=1), strict=True)
         return {name: self._of_streams(name, part) for name, part in split}
 
     def _of_samples(self, name: str, x: Tensor) -> Tensor:
         if name not in self.rows:
             return x
-        found: Tensor = _Reorder.apply(x, self.slots[name], self.rows[name], self.real[name])  # type: ignore[no-untyped-call]
-        return found
+        return reorder(x, self.slots[name], self.rows[name], self.real[name])
 
     def _of_streams(self, name: str, x: Tensor) -> Tensor:
         if name not in self.rows:
             return x
         there = self.there.get(name)
         every = torch.ones_like(self.slots[name], dtype=torch.bool) if there is None else there
-        found: Tensor = _Reorder.apply(x, self.rows[name], self.slots[name], every)  # type: ignore[no-untyped-call]
-        return found
+        return reorder(x, self.rows[name], self.slots[name], every)
 
     def _mask(self, names: Sequence[str], counts: Sequence[int], batch: int) -> Tensor | None:
         """Return the keys that are present, (B, 1, 1, N of all) bool; None: all."""
@@ -204,15 +198,80 @@ class _Reorder(torch.autograd.Function):
         return torch.where(mask, selected, 0.0), None, None, None
 
 
+def reorder(x: Tensor, index: Tensor, inverse: Tensor, used: Tensor) -> Tensor:
+    """Select rows of x, each once at most, with a gradient that adds nothing.
+
+    Args:
+        x: Rows (M, …).
+        index: Row of x for each result (K,).
+        inverse: Result of each row of x (M,); any for rows without one.
+        used: Rows of x that have a result (M,) bool. Other results must not have a gradient.
+
+    Returns:
+        Rows (K, …).
+    """
+    found: Tensor = _Reorder.apply(x, index, inverse, used)  # type: ignore[no-untyped-call]
+    return found
+
+
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Return attention (B, N, W) of queries, keys and values (B, N, H, E), in the precision of the values."""
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Return attention in the precision of the values.
+
+    Args:
+        query: Queries (B, N, H, E).
+        key: Keys of the same shape.
+        value: Values of the same shape.
+        mask: Keys that are present, (B, 1, 1, N) bool; None: all.
+
+    Returns:
+        Attended values (B, N, W).
+    """
     query, key, value = (x.to(value.dtype).transpose(1, 2) for x in (query, key, value))
     attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return attended.transpose(1, 2).flatten(2)
+
+
+@dataclass(frozen=True, slots=True)
+class StackedRows:
+    """Rows of S streams, R for each, as one axis: row r of stream s is number s · R + r, its sample s · B + sample."""
+
+    there: Tensor
+    """Presence (S, B) bool of the streams in the samples."""
+    targets: Mapping[str, int]
+    """Number of targets of each stream that has some, in the order of `target_rows`."""
+    target_rows: Tensor
+    """Numbers of the rows that are targets (T,)."""
+    target_of: Tensor
+    """Target of each row (S · R,); any for rows that are none."""
+    is_target: Tensor
+    """Rows (S · R,) bool that are targets."""
+    sample_of: Tensor | None = None
+    """Number of each row's sample (S · R,); None: R = B, and row r is sample r."""
+    row_of: Tensor | None = None
+    """Number of the row of each sample (S · B,); any for samples without the stream."""
+    real: Tensor | None = None
+    """Rows (S · R,) bool that are a sample's; the others are spare."""
+
+    def of_rows(self, x: Tensor) -> Tensor:
+        """Return values (S, B, …) of samples as those of rows (S, R, …)."""
+        if self.sample_of is None or self.row_of is None:
+            return x
+        found = reorder(x.flatten(0, 1), self.sample_of, self.row_of, self.there.flatten())
+        return found.unflatten(0, (len(x), -1))
+
+    def of_samples(self, x: Tensor) -> Tensor:
+        """Return values (S, R, …) of rows as those of samples (S, B, …)."""
+        if self.sample_of is None or self.row_of is None or self.real is None:
+            return x
+        return reorder(x.flatten(0, 1), self.row_of, self.sample_of, self.real).unflatten(0, (len(x), -1))
+
+    def of_targets(self, x: Tensor) -> Tensor:
+        """Return the values (T, …) of targets from values (S, R, …) of rows."""
+        return reorder(x.flatten(0, 1), self.target_rows, self.target_of, self.is_target)
 
 
 # --- rows of a plan
@@ -227,7 +286,24 @@ class BatchRows:
     noised: Mapping[str, Tensor]  # rows whose tokens are noised; all rows of streams that are not named
     targets: Mapping[str, Tensor]  # rows that are targets, for streams with some
     target_noise: Mapping[str, Tensor]  # index of each of these rows among the noised ones
-    counted: Mapping[str, Tensor]  # bool of each of these rows: its loss counts; all of streams not named
+    counted: Mapping[str, Tensor]  # bool of each of these rows: its loss counts, once for each sample
+    target_samples: Mapping[str, Tensor]  # sample of each of these rows
+    target_of: Mapping[str, Tensor]  # target of each sample (B,); any for samples that have none
+    is_target: Mapping[str, Tensor]  # samples (B,) bool that have the stream as a target
+    stacked: StackedRows | None = None  # the same rows on one axis, if every stream has some
+
+    def losses_of_samples(self, name: str, losses: Tensor) -> Tensor:
+        """Return the losses of a stream for samples, 0 for those that do not have it as a target.
+
+        Args:
+            name: The stream, which has targets.
+            losses: Losses of its targets (K,).
+
+        Returns:
+            Losses (B,).
+        """
+        found = reorder(losses, self.target_of[name], self.target_samples[name], self.counted[name])
+        return torch.where(self.is_target[name], found, 0.0)
 
 
 def batch_rows(plan: Plan, device: torch.device, *, rounded: bool) -> BatchRows:
@@ -248,7 +324,7 @@ def _sorted_rows(plan: Plan, device: torch.device) -> BatchRows:
     """Return exactly the rows that are needed; samples with the same streams are neighbours."""
     layouts, kind, samples = np.unique(plan.present, axis=0, return_inverse=True, return_counts=True)
     order = np.argsort(kind.reshape(-1), kind="stable")
-    arrays: dict[tuple[str, StreamName], npt.NDArray[Any]] = {}
+    arrays: dict[tuple[str, str], npt.NDArray[Any]] = {}
     for k, name in enumerate(STREAMS):
         rows = order[plan.present[order, k]]
         if not len(rows):
@@ -261,10 +337,39 @@ def _sorted_rows(plan: Plan, device: torch.device) -> BatchRows:
             arrays["there", name] = plan.present[:, k]
         if len(targets):
             arrays |= {("targets", name): targets, ("target_noise", name): np.searchsorted(noised, targets)}
+            arrays |= _target_arrays(name, rows[targets], len(targets), len(order))
     streams = tuple(tuple(name for name, has in zip(STREAMS, one, strict=True) if has) for one in layouts)
     of = _by_kind(arrays, device)
     packed = ByLayout(streams, tuple(samples.tolist()), of("rows"), of("there"))
-    return BatchRows(packed, frozenset(of("noised")), of("noised"), of("targets"), of("target_noise"), {})
+    return BatchRows(
+        packed,
+        frozenset(of("noised")),
+        of("noised"),
+        of("targets"),
+        of("target_noise"),
+        **{kind: of(kind) for kind in _OF_TARGETS},
+    )
+
+
+_OF_TARGETS: Final = ("counted", "target_samples", "target_of", "is_target")
+
+
+def _target_arrays(name: str, samples: I64, count: int, batch: int) -> dict[tuple[str, str], npt.NDArray[Any]]:
+    """Return the arrays of `BatchRows.losses_of_samples`.
+
+    Args:
+        name: The stream.
+        samples: Samples of the targets (K,).
+        count: Number of targets that count; the others repeat the first.
+        batch: Batch size B.
+
+    Returns:
+        Arrays by kind and stream.
+    """
+    target_of, is_target = np.zeros(batch, np.int64), np.zeros(batch, np.bool_)
+    target_of[samples[:count]], is_target[samples[:count]] = np.arange(count), True
+    arrays = (np.arange(len(samples)) < count, samples, target_of, is_target)
+    return {(kind, name): array for kind, array in zip(_OF_TARGETS, arrays, strict=True)}
 
 
 def _rounded_rows(plan: Plan, device: torch.device) -> BatchRows:
@@ -275,7 +380,7 @@ def _rounded_rows(plan: Plan, device: torch.device) -> BatchRows:
     # Two or three quarters of the batch or all of it, and half of it or all for targets: few shapes to compile for.
     count = rounded_up(max(batch // 2, *map(len, rows_of.values())), batch, 4)
     target_count = rounded_up(int(plan.target.sum(axis=0).max()), batch, 2)
-    arrays: dict[tuple[str, StreamName], npt.NDArray[Any]] = {}
+    arrays: dict[tuple[str, str], npt.NDArray[Any]] = {}
     for k in streams:
         name, rows = STREAMS[k], rows_of[STREAMS[k]]
         arrays["there", name] = plan.present[:, k]
@@ -288,12 +393,50 @@ def _rounded_rows(plan: Plan, device: torch.device) -> BatchRows:
             arrays["rows", name] = _filled(rows, count)
         targets = np.flatnonzero(plan.target[rows, k])
         if len(targets):
-            arrays |= {("targets", name): _filled(targets, target_count)}
-            arrays |= {("counted", name): np.arange(target_count) < len(targets)}
+            arrays["targets", name] = _filled(targets, target_count)
+            arrays |= _target_arrays(name, rows[arrays["targets", name]], len(targets), batch)
+    if len(streams) == len(STREAMS):
+        arrays |= {(_STACKED, kind): array for kind, array in _stacked_rows(arrays, batch, count).items()}
     of = _by_kind(arrays, device)
-    packed = Rounded(of("there"), of("rows"), of("slots"), of("real"), stacked=True)
-    targets_of = of("targets")
-    return BatchRows(packed, frozenset(rows_of), {}, targets_of, targets_of, of("counted"))
+    packed = Rounded(of("there"), of("rows"), of("slots"), of("real"))
+    targets_of, joined = of("targets"), of(_STACKED)
+    stacked = StackedRows(targets={name: len(x) for name, x in targets_of.items()}, **joined) if joined else None
+    of_targets = {kind: of(kind) for kind in _OF_TARGETS}
+    return BatchRows(packed, frozenset(rows_of), {}, targets_of, targets_of, **of_targets, stacked=stacked)
+
+
+_STACKED: Final = "stacked"
+
+
+def _stacked_rows(
+    arrays: Mapping[tuple[str, str], npt.NDArray[Any]], batch: int, count: int
+) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of `StackedRows` for rows of every stream.
+
+    Args:
+        arrays: Arrays of `Rounded` and `BatchRows` by kind and stream.
+        batch: Batch size B.
+        count: Number of rows R of each stream.
+
+    Returns:
+        Arrays by field.
+    """
+    targets = {s: arrays["targets", name] for s, name in enumerate(STREAMS) if ("targets", name) in arrays}
+    target_rows = np.concatenate([s * count + rows for s, rows in targets.items()])
+    numbers, first = np.unique(target_rows, return_index=True)  # the spare ones, which repeat, have no gradient
+    target_of, is_target = np.zeros(len(STREAMS) * count, np.int64), np.zeros(len(STREAMS) * count, np.bool_)
+    target_of[numbers], is_target[numbers] = first, True
+    found = {
+        "there": np.stack([arrays["there", name] for name in STREAMS]),
+        "target_rows": target_rows,
+        "target_of": target_of,
+        "is_target": is_target,
+    }
+    if count < batch:
+        found["sample_of"] = np.concatenate([s * batch + arrays["rows", name] for s, name in enumerate(STREAMS)])
+        found["row_of"] = np.concatenate([s * count + arrays["slots", name] for s, name in enumerate(STREAMS)])
+        found["real"] = np.concatenate([arrays["real", name] for name in STREAMS])
+    return found
 
 
 def rounded_up(count: int, batch: int, parts: int) -> int:
@@ -317,7 +460,7 @@ def _filled(rows: I64, count: int) -> I64:
 
 
 def _by_kind(
-    arrays: Mapping[tuple[str, StreamName], npt.NDArray[Any]], device: torch.device
+    arrays: Mapping[tuple[str, str], npt.NDArray[Any]], device: torch.device
 ) -> Callable[[str], dict[str, Tensor]]:
     """Return a function that gives the arrays of one kind by stream, on the device."""
     moved = on_device(arrays, device)

@@ -28,8 +28,6 @@ from omniges.storage.files import json_document, read_settings
 from omniges.storage.tensors import read_tensors, write_tensors
 
 Conditioning = Literal["summed", "split"]
-Names = tuple[str, ...]
-"""Streams that are computed at once; mostly one."""
 QKNormKind = Literal["layer", "rms"]
 NORM_EPS = 1e-6
 LEVEL_FEATURES = 256
@@ -132,7 +130,7 @@ class QKNorm(nn.Module):
         return functional.rms_norm(qk, qk.shape[-1:], eps=self.eps) * weight
 
 
-class _Branch(nn.Module):
+class Branch(nn.Module):
     """One stream's weights in a block; with ``context_only`` it only provides keys and values."""
 
     def __init__(self, width: int, mlp_width: int, qk_norm: QKNorm | None, *, context_only: bool) -> None:
@@ -146,37 +144,6 @@ class _Branch(nn.Module):
             self.mlp_in = nn.Linear(width, mlp_width)
             self.mlp_out = nn.Linear(mlp_width, width)
 
-
-class _Branches:
-    """Branches that are computed at once: one, or those of several streams with one shape, stacked.
-
-    Arrays of one branch have the shapes below. Those of several have one more axis S in front, for the streams, and a
-    layer is one batched product.
-    """
-
-    def __init__(self, branches: Sequence[_Branch]) -> None:
-        self.branches = branches
-        self.first = branches[0]
-
-    def _layer(self, name: str, x: Tensor) -> Tensor:
-        """Apply the linear layer of a name."""
-        layers = [getattr(branch, name) for branch in self.branches]
-        if len(layers) == 1:
-            found: Tensor = layers[0](x)
-            return found
-        weight, bias = (torch.stack([getattr(layer, part) for layer in layers]) for part in ("weight", "bias"))
-        product = torch.baddbmm(bias[:, None], x.flatten(1, -2), weight.mT)
-        return product.reshape(*x.shape[:-1], -1)
-
-    def _normed(self, qk: Tensor) -> Tensor:
-        """Apply the stream's own norm of queries and keys."""
-        norms = [branch.qk_norm for branch in self.branches if branch.qk_norm is not None]
-        if not norms:
-            return qk
-        weight = None if len(norms) == 1 else torch.stack([norm.weight for norm in norms])[:, None, None]
-        found: Tensor = norms[0](qk, weight)
-        return found
-
     def project(self, x: Tensor, condition: Tensor, heads: int) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Compute queries, keys and values.
 
@@ -188,17 +155,15 @@ class _Branches:
         Returns:
             Queries and keys (R, N, 2, H, E), values (R, N, H, E), and the part of the modulation that `finish` needs.
         """
-        context_only = self.first.context_only
-        parts = self._layer("modulation", condition).chunk(2 if context_only else 6, dim=-1)
-        if context_only:  # the scale comes first here, as in OmniFlow
+        parts = self.modulation(condition).chunk(2 if self.context_only else 6, dim=-1)
+        if self.context_only:  # the scale comes first here, as in OmniFlow
             scale, shift = parts
         else:
             shift, scale = parts[:2]
-        qkv = torch.unflatten(self._layer("qkv", modulate(x, shift, scale)), -1, (3, heads, -1))
-        qk, value = torch.split(
-            qkv, [2, 1], dim=-3
-        )  # not by indices, whose gradients are arrays of zeros to fill and add
-        return self._normed(qk), value.squeeze(-3), parts[2:]
+        qkv = torch.unflatten(self.qkv(modulate(x, shift, scale)), -1, (3, heads, -1))
+        # Not by indices, whose gradients are arrays of zeros to fill and add.
+        qk, value = torch.split(qkv, [2, 1], dim=-3)
+        return qk if self.qk_norm is None else self.qk_norm(qk), value.squeeze(-3), parts[2:]
 
     def finish(self, x: Tensor, attended: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
         """Return the tokens after attention and MLP.
@@ -211,12 +176,12 @@ class _Branches:
         Returns:
             Tokens (R, N, W).
         """
-        if self.first.context_only:
+        if self.context_only:
             return x
         gate, mlp_shift, mlp_scale, mlp_gate = parts
-        x = torch.addcmul(x, gate, self._layer("out", attended))
-        inner = functional.gelu(self._layer("mlp_in", modulate(x, mlp_shift, mlp_scale)), approximate="tanh")
-        return torch.addcmul(x, mlp_gate, self._layer("mlp_out", inner))
+        x = torch.addcmul(x, gate, self.out(attended))
+        inner = functional.gelu(self.mlp_in(modulate(x, mlp_shift, mlp_scale)), approximate="tanh")
+        return torch.addcmul(x, mlp_gate, self.mlp_out(inner))
 
 
 class JointBlock(nn.Module):
@@ -243,20 +208,19 @@ class JointBlock(nn.Module):
         self.branches = nn.ModuleDict()
         for name in names:
             own = QKNorm("rms", features, qk_norm_eps) if qk_norm == "rms" else None
-            self.branches[name] = _Branch(width, mlp_width, own, context_only=name in context_only)
+            self.branches[name] = Branch(width, mlp_width, own, context_only=name in context_only)
 
     def forward(
         self,
-        hidden: Mapping[Names, Tensor],
-        conditions: Mapping[Names, Tensor],
-        rotary: Mapping[Names, tuple[Tensor, Tensor]] | None,
+        hidden: Mapping[str, Tensor],
+        conditions: Mapping[str, Tensor],
+        rotary: Mapping[str, tuple[Tensor, Tensor]] | None,
         packed: Packed,
-    ) -> dict[Names, Tensor]:
+    ) -> dict[str, Tensor]:
         """Apply the block.
 
         Args:
-            hidden: Tokens (R, N, W) of streams, or (S, R, N, W) of several stacked ones. Attention joins the streams in
-                this order.
+            hidden: Tokens (R, N, W) of streams. Attention joins the streams in this order.
             conditions: Activated conditioning vectors (R, 1, W) or (R, N, W) of the same streams.
             rotary: Results of `rotary_tables` for these streams, with axes for queries or keys and for heads; or None.
             packed: Samples of the rows.
@@ -264,31 +228,16 @@ class JointBlock(nn.Module):
         Returns:
             Tokens of the streams in `hidden`.
         """
-        branches = {names: _Branches([cast("_Branch", self.branches[name]) for name in names]) for names in hidden}
+        branches = {name: cast("Branch", self.branches[name]) for name in hidden}
         query_key: dict[str, Tensor] = {}
         value: dict[str, Tensor] = {}
         modulation = {}
-        for names, x in hidden.items():
-            qk, own, modulation[names] = branches[names].project(x, conditions[names], self.heads)
+        for name, x in hidden.items():
+            qk, value[name], modulation[name] = branches[name].project(x, conditions[name], self.heads)
             qk = qk if self.qk_norm is None else self.qk_norm(qk)
-            qk = qk if rotary is None else rotate(qk, *rotary[names])
-            query_key |= _apart(names, qk)
-            value |= _apart(names, own)
+            query_key[name] = qk if rotary is None else rotate(qk, *rotary[name])
         attended = packed.attend(query_key, value)
-        return {
-            names: branches[names].finish(x, _together(names, attended), modulation[names])
-            for names, x in hidden.items()
-        }
-
-
-def _together(names: Names, values: Mapping[str, Tensor]) -> Tensor:
-    """Return the values of streams that are computed at once: (R, …) of one, (S, R, …) of several."""
-    return values[names[0]] if len(names) == 1 else torch.stack([values[name] for name in names])
-
-
-def _apart(names: Names, values: Tensor) -> dict[str, Tensor]:
-    """Invert `_together`."""
-    return {names[0]: values} if len(names) == 1 else dict(zip(names, values.unbind(0), strict=True))
+        return {name: branches[name].finish(x, attended[name], modulation[name]) for name, x in hidden.items()}
 
 
 def level_features(levels: Tensor) -> Tensor:
@@ -300,7 +249,7 @@ def level_features(levels: Tensor) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-class _TwoLayers(nn.Module):
+class TwoLayers(nn.Module):
     """An MLP: linear, SiLU, linear."""
 
     def __init__(self, inputs: int, width: int) -> None:
@@ -399,8 +348,8 @@ class JointFlowTransformer(nn.Module):
         self.head_features = width // heads
         self.rotary_periods_s = rotary_periods_s
         self.embed = nn.ModuleDict({name: nn.Linear(_size(streams, name, "inputs"), width) for name in names})
-        self.level = nn.ModuleDict({name: _TwoLayers(LEVEL_FEATURES, width) for name in names})
-        pooled = None if pooled_width is None else {name: _TwoLayers(pooled_width, width) for name in names}
+        self.level = nn.ModuleDict({name: TwoLayers(LEVEL_FEATURES, width) for name in names})
+        pooled = None if pooled_width is None else {name: TwoLayers(pooled_width, width) for name in names}
         self.pooled = None if pooled is None else nn.ModuleDict(pooled)
         self.speaker = nn.Embedding(speakers + 1, width) if speakers else None
         self.blocks = nn.ModuleList(
@@ -517,28 +466,19 @@ class JointFlowTransformer(nn.Module):
         embedded = {name: self.embed[name](tokens[name]) for name in names}
         for name, embedding in (added or {}).items():
             embedded[name] = embedded[name] + embedding.to(embedded[name].dtype)
-        kinds = self._kinds(embedded, conditions, packed)
-        rotary = self._rotary(kinds, seconds, packed)
-        hidden = {kind: _together(kind, embedded) for kind in kinds}
-        vectors = {kind: _together(kind, conditions) for kind in kinds}
+        rotary = self._rotary(names, seconds, packed)
+        last = embedded
         for block in self.blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                hidden = checkpoint(block, hidden, vectors, rotary, packed, use_reentrant=False)
+                last = checkpoint(block, last, conditions, rotary, packed, use_reentrant=False)
             else:
-                hidden = block(hidden, vectors, rotary, packed)
-        last = {name: x for kind, stack in hidden.items() for name, x in _apart(kind, stack).items()}
+                last = block(last, conditions, rotary, packed)
         if rows is None:
             return {name: self.head[name](last[name], conditions[name]) for name in names if name in levels}
         return {
             name: self.head[name](last[name].index_select(0, chosen), conditions[name].index_select(0, chosen))
             for name, chosen in rows.items()
         }
-
-    def _kinds(self, embedded: Mapping[str, Tensor], conditions: Mapping[str, Tensor], packed: Packed) -> list[Names]:
-        """Return which streams are computed at once: all if their shapes and layers are the same, otherwise each."""
-        shapes = {(x.shape, conditions[name].shape) for name, x in embedded.items()}
-        same = packed.stacked and len(shapes) == 1 and not self.config["context_only"]
-        return [tuple(embedded)] if same else [(name,) for name in embedded]
 
     def _conditions(
         self,
@@ -578,18 +518,19 @@ class JointFlowTransformer(nn.Module):
         return {name: functional.silu(total - means[name] + own[name]) if name in varies else shared for name in names}
 
     def _rotary(
-        self, kinds: Sequence[Names], seconds: Mapping[str, Tensor] | None, packed: Packed
-    ) -> dict[Names, tuple[Tensor, Tensor]] | None:
+        self, names: Sequence[str], seconds: Mapping[str, Tensor] | None, packed: Packed
+    ) -> dict[str, tuple[Tensor, Tensor]] | None:
         """Return the tables (1 or R, N, 1, 1, E) of streams, with axes for queries or keys and for heads."""
         if self.rotary_periods_s is None:
             return None
         if seconds is None:
             raise ValueError("rotary positions require the times of the tokens; pass seconds")
         found = {}
-        for kind in kinds:
-            times = {n: packed.of_rows(n, seconds[n]) if seconds[n].ndim == 2 else seconds[n][None] for n in kind}
-            angles = rotary_angles(_together(kind, times), self.head_features, self.rotary_periods_s)
-            found[kind] = rotary_tables(angles[..., None, None, :])
+        for name in names:
+            own = seconds[name]
+            times = packed.of_rows(name, own) if own.ndim == 2 else own[None]
+            angles = rotary_angles(times, self.head_features, self.rotary_periods_s)
+            found[name] = rotary_tables(angles[..., None, None, :])
         return found
 
 

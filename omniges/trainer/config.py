@@ -115,7 +115,9 @@ class TrainSettings:
     mixed_precision: Precision = option(
         "no", "Precision of matrix products; fp16 needs a GPU.", panel="Speed and memory"
     )
-    compile: bool = option(False, "Compile the pass through the model as one graph.", "--compile/--no-compile")
+    compile: bool | None = option(
+        None, "Compile the pass through the model as one graph.", "--compile/--no-compile", shown="on for a GPU"
+    )
     gradient_checkpointing: bool = option(
         False,
         "Save memory: compute activations again in the backward pass.",

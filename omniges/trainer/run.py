@@ -150,7 +150,7 @@ def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, st
         DataError: A file is damaged.
         EnvironmentFault: A file cannot be read, or a package is not installed.
     """
-    settings = _with_saved_tokens(settings)
+    settings, not_compiled = with_compile(_with_saved_tokens(settings), accelerator.device)
     weights = settings.shard_weights or (1.0,) * len(settings.shards)
     # A resumed run needs the pretrained weights too, because they define the sizes of the model.
     start = None
@@ -199,8 +199,30 @@ def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, st
         start=start,
         learner=learner,
         validation=validation,
-        warnings=(*_left_out(data), *warnings),
+        warnings=(*_left_out(data), *not_compiled, *warnings),
     )
+
+
+def with_compile(settings: TrainSettings, device: torch.device) -> tuple[TrainSettings, list[str]]:
+    """Decide whether to compile, unless the settings state it: on a GPU, if nothing prevents it.
+
+    Args:
+        settings: Settings of the run.
+        device: Device of the model.
+
+    Returns:
+        Settings that state it, and a warning if a GPU's pass is not compiled.
+    """
+    if settings.compile is not None:
+        return settings, []
+    prevented = None
+    if settings.sharding != "none":
+        prevented = f"--sharding {settings.sharding} excludes it"
+    elif importlib.util.find_spec("triton") is None:
+        prevented = "Triton is not installed"
+    on_gpu = device.type == "cuda"
+    warnings = [f"the pass is not compiled: {prevented}"] if on_gpu and prevented else []
+    return replace(settings, compile=on_gpu and prevented is None), warnings
 
 
 def _with_saved_tokens(settings: TrainSettings) -> TrainSettings:

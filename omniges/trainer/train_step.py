@@ -229,6 +229,7 @@ class Learner:
         self._stepper = accelerator.prepare_optimizer(self._optimizer)
         self.average = Ema(model, settings.ema_decay)
         if settings.compile:
+            model.stack_streams()
             model.losses_of = torch.compile(model.losses_of, fullgraph=True, dynamic=False)
 
     @property
@@ -288,7 +289,7 @@ class Learner:
             return loss.each
         alone = contextlib.nullcontext() if last else self._accelerator.no_sync(self._wrapped)
         with alone:
-            loss = self._wrapped(windows, plan, self._flow, settings.seed, rounded=settings.compile)
+            loss = self._wrapped(windows, plan, self._flow, settings.seed, rounded=bool(settings.compile))
             self._accelerator.backward(loss.total / settings.gradient_accumulation_steps)
         return loss.each
 

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from flow_builders import Draws, sample
 from pipeline_helpers import COMMAND, omniges, run_preprocess
-from training_helpers import checkpoint_of, learned, log_of, losses_of, run
+from training_helpers import checkpoint_of, learned, log_of, losses_of, run, settings_of
 
 from omniges.data.catalog import Filters, read_catalog
 from omniges.data.loader import LoaderSettings
@@ -26,6 +27,7 @@ from omniges.model.spec import load_model
 from omniges.model.tasks import SamplingSettings
 from omniges.pipeline.settings import Selection
 from omniges.trainer.batches import Feed, speakers_of
+from omniges.trainer.run import with_compile
 
 RECIPE = """
 window_ticks: 16
@@ -194,3 +196,28 @@ def test_a_refused_run_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageFault):
         run(tmp_path / "no-shards", tmp_path / "runs/first", max_train_steps=1)
     assert list(tmp_path.iterdir()) == []
+
+
+class TestCompile:
+    @pytest.mark.parametrize(
+        ("device", "changes", "compiled", "said"),
+        [
+            ("cpu", {}, False, None),
+            ("cpu", {"compile": True}, True, None),
+            ("cuda", {}, True, None),
+            ("cuda", {"compile": False}, False, None),
+            ("cuda", {"sharding": "full"}, False, "--sharding full excludes it"),
+        ],
+    )
+    def test_it_is_the_default_on_a_gpu_where_it_can_be(
+        self, device: str, changes: dict[str, Any], compiled: bool, said: str | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("omniges.trainer.run.importlib.util.find_spec", lambda name: name)
+        settings, warnings = with_compile(settings_of("shards", Path("run"), **changes), torch.device(device))
+        assert settings.compile is compiled
+        assert warnings == ([] if said is None else [f"the pass is not compiled: {said}"])
+
+    def test_a_gpu_without_a_compiler_trains_without(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("omniges.trainer.run.importlib.util.find_spec", lambda name: None)
+        settings, warnings = with_compile(settings_of("shards", Path("run")), torch.device("cuda"))
+        assert (settings.compile, warnings) == (False, ["the pass is not compiled: Triton is not installed"])

@@ -1,0 +1,390 @@
+"""The trunk over all streams at once: a compiled step launches few kernels, because streams share each of them.
+
+Layers of one shape are one batched product of stacked weights. Copies that stack the weights in each step would cost a
+kernel for each parameter. Therefore the parameters of all streams share the memory of one tensor, as parts of it. They
+keep their names, gradients and moments. The modulations of all blocks are one product, since they depend only on the
+conditioning. The outputs are those of `omniges.model.trunk`, up to rounding.
+
+Shape letters: S streams, B batch, R rows of a stream, N tokens of a stream, H heads, E features of a head, W = H · E
+width, T targets of all streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from omniges.model.packing import StackedRows, attention
+from omniges.model.trunk import (
+    NORM_EPS,
+    Branch,
+    JointBlock,
+    JointFlowTransformer,
+    QKNorm,
+    TwoLayers,
+    level_features,
+    rotary_angles,
+    rotary_tables,
+    rotate,
+)
+
+
+class _Parts(torch.autograd.Function):
+    """A tensor (S, O, …) as the result of joining its parts, so that the parts get its gradient."""
+
+    @staticmethod
+    def forward(joined: Tensor, sizes: tuple[int, ...], *parts: Tensor) -> Tensor:
+        """Return the joined tensor.
+
+        Args:
+            joined: Tensor whose memory the parts share.
+            sizes: Rows of the parts of each stream; they add up to O.
+            parts: Parts (size, …), stream by stream.
+
+        Returns:
+            The tensor, without a copy.
+        """
+        del sizes, parts
+        return joined.view_as(joined)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keep the sizes for the backward pass.
+
+        Args:
+            ctx: Context of the backward pass.
+            inputs: Arguments of `forward`.
+            output: Not used.
+        """
+        del output
+        ctx.sizes = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Split the gradient into those of the parts."""
+        (gradient,) = gradients
+        return None, None, *(part for own in gradient.unbind(0) for part in torch.split(own, ctx.sizes))
+
+
+class JoinedParameters:
+    """Parameters of S streams that share the memory of one tensor (S, O, …), of which they are parts."""
+
+    def __init__(self, streams: Sequence[Sequence[nn.Parameter]]) -> None:
+        """Move the parameters into one tensor.
+
+        Args:
+            streams: For each stream, parameters (size, …) in the order in which they are joined.
+        """
+        self.sizes = tuple(len(parameter) for parameter in streams[0])
+        self.parameters = [parameter for own in streams for parameter in own]
+        self.tensor = torch.stack([torch.cat([parameter.detach() for parameter in own]) for own in streams])
+        parts = [part for own in self.tensor.unbind(0) for part in torch.split(own, self.sizes)]
+        for parameter, part in zip(self.parameters, parts, strict=True):
+            parameter.data = part
+
+    def __call__(self) -> Tensor:
+        """Return the joined parameters (S, O, …), with a gradient for each of them."""
+        found: Tensor = _Parts.apply(self.tensor, self.sizes, *self.parameters)  # type: ignore[no-untyped-call]
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedLinear:
+    """Linear layers of S streams as one batched product; outputs of several layers of a stream are joined."""
+
+    weight: JoinedParameters
+    bias: JoinedParameters
+
+    @classmethod
+    def of(cls, streams: Sequence[Sequence[nn.Linear]]) -> Self:
+        """Join the layers of each stream, which have the same inputs."""
+        return cls(
+            JoinedParameters([[layer.weight for layer in own] for own in streams]),
+            JoinedParameters([[layer.bias for layer in own] for own in streams]),
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map inputs (S, …, I) to outputs (S, …, O)."""
+        product = torch.baddbmm(self.bias()[:, None], x.flatten(1, -2), self.weight().mT)
+        return product.reshape(*x.shape[:-1], -1)
+
+
+class _Modulate(torch.autograd.Function):
+    """`omniges.model.trunk.modulate` with a gradient in few passes; only sums are kept beside the arguments.
+
+    A compiler keeps for the backward pass whatever is smallest, and of equal sizes the latest, by one more kernel for
+    each. Therefore the backward pass computes nothing from saved values alone that is as small as they are.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """Apply LayerNorm without parameters, then · (1 + scale) + shift.
+
+        Args:
+            ctx: Context of the backward pass.
+            x: Tokens (…, N, W).
+            shift: Shift (…, 1, W).
+            scale: Scale of the same shape.
+
+        Returns:
+            Modulated tokens (…, N, W) in the precision of x.
+        """
+        total = x.float().sum(-1, keepdim=True)
+        centred = x.float() - total / x.shape[-1]
+        square = centred.square().sum(-1, keepdim=True)
+        ctx.save_for_backward(x, total, square, scale)
+        normed = centred * torch.rsqrt(square / x.shape[-1] + NORM_EPS)
+        return (shift + normed + normed * scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of x, shift and scale."""
+        x, total, square, scale = ctx.saved_tensors
+        share = 1 / x.shape[-1]
+        gradient = gradients[0].float()
+        scaled = gradient * (square.expand_as(gradient) * share + NORM_EPS).rsqrt()
+        of_shift = gradient.sum(-2, keepdim=True)
+        of_scale = (scaled * x - scaled * share * total).sum(-2, keepdim=True)
+        inner = scaled + scaled * scale
+        sums, along = inner.sum(-1, keepdim=True), (inner * x).sum(-1, keepdim=True)
+        along = (along - sums * share * total) * share / (square.expand_as(gradient) * share + NORM_EPS)
+        of_x = inner - sums * share - along * x + along * share * total
+        return of_x.to(x.dtype), of_shift.to(scale.dtype), of_scale.to(scale.dtype)
+
+
+def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Return what `omniges.model.trunk.modulate` returns.
+
+    Args:
+        x: Tokens (…, N, W).
+        shift: Shift (…, 1, W).
+        scale: Scale of the same shape.
+
+    Returns:
+        Modulated tokens (…, N, W).
+    """
+    found: Tensor = _Modulate.apply(x, shift, scale)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _RmsNorm(torch.autograd.Function):
+    """RMSNorm of queries and keys with weights of several streams, as `_Modulate` is written."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Normalise the last axis.
+
+        Args:
+            ctx: Context of the backward pass.
+            x: Queries and keys (S, R, N, 2, H, E).
+            weight: Weights (S, 1, 1, 2, 1, E).
+            eps: Added to the mean of squares.
+
+        Returns:
+            Normalised values (S, R, N, 2, H, E) float32.
+        """
+        square = x.float().square().sum(-1, keepdim=True)
+        ctx.eps = eps
+        ctx.save_for_backward(x, square, weight)
+        return x.float() * (torch.rsqrt(square / x.shape[-1] + eps) * weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Return the gradients of x and the weights."""
+        x, square, weight = ctx.saved_tensors
+        share = 1 / x.shape[-1]
+        scaled = gradients[0] * (square.expand_as(gradients[0]) * share + ctx.eps).rsqrt()
+        inner = scaled * weight
+        along = (inner * x).sum(-1, keepdim=True) * share / (square.expand_as(scaled) * share + ctx.eps)
+        return (inner - along * x).to(x.dtype), (scaled * x).sum((1, 2, 4), keepdim=True), None
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """The layers of a `JointBlock` for all streams, but for its modulations."""
+
+    heads: int
+    qkv: JoinedLinear
+    out: JoinedLinear
+    mlp_in: JoinedLinear
+    mlp_out: JoinedLinear
+    norm: QKNorm | None
+    """Norm of queries and keys; its own weights are used without ``norm_weight``."""
+    norm_weight: JoinedParameters | None
+
+    @classmethod
+    def of(cls, block: JointBlock, names: Sequence[str]) -> Self:
+        """Join the layers of a block.
+
+        Args:
+            block: The block.
+            names: Its streams.
+
+        Returns:
+            The joined layers.
+        """
+        branches = [cast("Branch", block.branches[name]) for name in names]
+        own = [branch.qk_norm for branch in branches if branch.qk_norm is not None]
+        layers = (
+            JoinedLinear.of([[getattr(branch, layer)] for branch in branches])
+            for layer in ("qkv", "out", "mlp_in", "mlp_out")
+        )
+        norm = own[0] if own else block.qk_norm
+        return cls(block.heads, *layers, norm, JoinedParameters([[each.weight] for each in own]) if own else None)
+
+    def __call__(
+        self, x: Tensor, parts: Sequence[Tensor], rotary: tuple[Tensor, Tensor] | None, rows: StackedRows
+    ) -> Tensor:
+        """Apply the block.
+
+        Args:
+            x: Tokens (S, R, N, W).
+            parts: The six parts of the modulation (S, R, 1, W).
+            rotary: Results of `rotary_tables`, or None.
+            rows: Samples of the rows.
+
+        Returns:
+            Tokens (S, R, N, W).
+        """
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
+        qkv = self.qkv(modulated(x, shift, scale)).unflatten(-1, (3, self.heads, -1))
+        qk, value = torch.split(qkv, [2, 1], dim=-3)
+        if self.norm is not None and self.norm_weight is None:
+            qk = self.norm(qk)
+        elif self.norm is not None and self.norm_weight is not None:
+            qk = _RmsNorm.apply(qk, self.norm_weight()[:, None, None], self.norm.eps)  # type: ignore[no-untyped-call]
+        qk = qk if rotary is None else rotate(qk, *rotary)
+        attended = _attend(qk, value.squeeze(-3), rows)
+        x = x + gate * self.out(attended)
+        inner = functional.gelu(self.mlp_in(modulated(x, mlp_shift, mlp_scale)), approximate="tanh")
+        return x + mlp_gate * self.mlp_out(inner)
+
+
+def _attend(query_key: Tensor, value: Tensor, rows: StackedRows) -> Tensor:
+    """Return the attention (S, R, N, W) of each sample's tokens over all tokens of the sample.
+
+    Args:
+        query_key: Queries and keys (S, R, N, 2, H, E).
+        value: Values (S, R, N, H, E).
+        rows: Samples of the rows.
+
+    Returns:
+        Attended values.
+    """
+    streams, _, tokens = value.shape[:3]
+    query, key = _by_sample(rows.of_samples(query_key)).unbind(2)
+    mask = rows.there.mT[:, :, None].expand(-1, -1, tokens).flatten(1)[:, None, None]
+    attended = attention(query, key, _by_sample(rows.of_samples(value)), mask)
+    return rows.of_rows(attended.unflatten(1, (streams, tokens)).transpose(0, 1))
+
+
+def _by_sample(x: Tensor) -> Tensor:
+    """Return values (S, B, N, …) as (B, S · N, …)."""
+    return x.transpose(0, 1).flatten(1, 2)
+
+
+class StackedTrunk:
+    """The layers of a trunk, joined for all streams; the trunk stays usable, and both share every weight.
+
+    Parameters must not get other memory afterwards, as by `nn.Module.to` or ``load_state_dict(assign=True)``.
+    """
+
+    def __init__(self, trunk: JointFlowTransformer) -> None:
+        self.trunk = trunk
+        self.names = tuple(trunk.embed)
+        self.blocks = [_Block.of(cast("JointBlock", block), self.names) for block in trunk.blocks]
+        self.embed_bias = JoinedParameters([[trunk.embed[name].bias] for name in self.names])
+        levels = [cast("TwoLayers", trunk.level[name]) for name in self.names]
+        self.level = [JoinedLinear.of([[getattr(each, part)] for each in levels]) for part in ("linear_1", "linear_2")]
+        self.modulations = JoinedLinear.of(
+            [
+                [*(block.branches[name].modulation for block in trunk.blocks), trunk.head[name].modulation]
+                for name in self.names
+            ]
+        )
+
+    @staticmethod
+    def fits(trunk: JointFlowTransformer) -> bool:
+        """Return whether the streams of a trunk have the same layers but for the first and the last one."""
+        wider = any(head.widen is not None for head in trunk.head.values())
+        return trunk.summed and trunk.pooled is None and not trunk.config["context_only"] and not wider
+
+    def __call__(
+        self,
+        tokens: Mapping[str, Tensor],
+        levels: Tensor,
+        rows: StackedRows,
+        *,
+        seconds: Mapping[str, Tensor] | None = None,
+        added: Mapping[str, Tensor] | None = None,
+        speakers: Tensor | None = None,
+        described: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Compute the outputs of the targets.
+
+        Args:
+            tokens: Tokens (R, N, C) of every stream, of equally many rows and tokens.
+            levels: Noise levels (S, B).
+            rows: Samples of the rows, and the rows that are targets.
+            seconds: Times (N,) of the streams' tokens, required with rotary positions.
+            added: Position embeddings (N, W) to add to a stream's tokens.
+            speakers: Speakers (B,) int64; None: all unknown.
+            described: Vectors (B, W) to add to the conditioning.
+
+        Returns:
+            Outputs (K, N, outputs) of each stream with targets.
+        """
+        x = self._embedded(tokens, added or {})
+        blocks, (scale, shift) = self._modulations(levels, rows, speakers, described)
+        rotary = self._rotary(seconds)
+        for block, parts in zip(self.blocks, blocks, strict=True):
+            if self.trunk.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, parts, rotary, rows, use_reentrant=False)
+            else:
+                x = block(x, parts, rotary, rows)
+        last = modulated(rows.of_targets(x), rows.of_targets(shift), rows.of_targets(scale))
+        last = torch.split(last, list(rows.targets.values()))
+        return {name: self.trunk.head[name].out(own) for name, own in zip(rows.targets, last, strict=True)}
+
+    def _embedded(self, tokens: Mapping[str, Tensor], added: Mapping[str, Tensor]) -> Tensor:
+        """Return embedded tokens (S, R, N, W)."""
+        layers = {name: cast("nn.Linear", self.trunk.embed[name]) for name in self.names}
+        found = {name: functional.linear(tokens[name], layer.weight) for name, layer in layers.items()}
+        found = {name: x + added[name].to(x.dtype) if name in added else x for name, x in found.items()}
+        x = torch.stack(list(found.values()))
+        return x + self.embed_bias().to(x.dtype)[:, None, None]
+
+    def _modulations(
+        self, levels: Tensor, rows: StackedRows, speakers: Tensor | None, described: Tensor | None
+    ) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor, Tensor]]:
+        """Return the six parts (S, R, 1, W) of each block, and the scale and shift of the heads."""
+        first, second = self.level
+        features = level_features(levels).to(first.weight.tensor.dtype)
+        own = second(functional.silu(first(features))) * rows.there[..., None]
+        total = own.sum(0)
+        if self.trunk.speaker is not None:
+            unknown = torch.zeros_like(levels[0], dtype=torch.int64)
+            total = total + self.trunk.speaker(unknown if speakers is None else speakers)
+        if described is not None:
+            total = total + described
+        parts = rows.of_rows(self.modulations(functional.silu(total).expand(len(self.names), -1, -1)))[:, :, None]
+        width = self.trunk.config["width"]
+        *inner, scale, shift = torch.split(parts, width, dim=-1)
+        return [tuple(inner[k : k + 6]) for k in range(0, len(inner), 6)], (scale, shift)
+
+    def _rotary(self, seconds: Mapping[str, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+        """Return the tables (S, 1, N, 1, 1, E), or None without rotary positions."""
+        periods = self.trunk.rotary_periods_s
+        if periods is None:
+            return None
+        if seconds is None:
+            raise ValueError("rotary positions require the times of the tokens: pass seconds")
+        times = torch.stack([seconds[name] for name in self.names])[:, None]
+        angles = rotary_angles(times, self.trunk.head_features, periods)
+        return rotary_tables(angles[..., None, None, :])
