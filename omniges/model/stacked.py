@@ -118,6 +118,9 @@ class JoinedLinear:
 class _Modulate(torch.autograd.Function):
     """`omniges.model.trunk.modulate` with a gradient in few passes; only sums are kept beside the arguments.
 
+    Mean and variance are those of the differences from the first value, whose sums take one pass and stay accurate
+    however large the mean is (Chan, Golub and LeVeque 1983, *Algorithms for computing the sample variance*).
+
     A compiler keeps for the backward pass whatever is smallest, and of equal sizes the latest, by one more kernel for
     each. Therefore the backward pass computes nothing from saved values alone that is as small as they are.
     """
@@ -135,11 +138,11 @@ class _Modulate(torch.autograd.Function):
         Returns:
             Modulated tokens (…, N, W) in the precision of x.
         """
-        total = x.float().sum(-1, keepdim=True)
-        centred = x.float() - total / x.shape[-1]
-        square = centred.square().sum(-1, keepdim=True)
+        differences = x.float() - x[..., :1]
+        total, square = differences.sum(-1, keepdim=True), differences.square().sum(-1, keepdim=True)
         ctx.save_for_backward(x, total, square, scale)
-        normed = centred * torch.rsqrt(square / x.shape[-1] + NORM_EPS)
+        mean = total / x.shape[-1]
+        normed = (differences - mean) * torch.rsqrt(square / x.shape[-1] - mean.square() + NORM_EPS)
         return (shift + normed + normed * scale).to(x.dtype)
 
     @staticmethod
@@ -148,13 +151,14 @@ class _Modulate(torch.autograd.Function):
         x, total, square, scale = ctx.saved_tensors
         share = 1 / x.shape[-1]
         gradient = gradients[0].float()
-        scaled = gradient * (square.expand_as(gradient) * share + NORM_EPS).rsqrt()
+        variance = square.expand_as(gradient) * share - (total.expand_as(gradient) * share).square() + NORM_EPS
+        scaled = gradient * variance.rsqrt()
         of_shift = gradient.sum(-2, keepdim=True)
-        of_scale = (scaled * x - scaled * share * total).sum(-2, keepdim=True)
+        of_scale = (scaled * x - scaled * x[..., :1] - scaled * share * total).sum(-2, keepdim=True)
         inner = scaled + scaled * scale
-        sums, along = inner.sum(-1, keepdim=True), (inner * x).sum(-1, keepdim=True)
-        along = (along - sums * share * total) * share / (square.expand_as(gradient) * share + NORM_EPS)
-        of_x = inner - sums * share - along * x + along * share * total
+        sums, along = inner.sum(-1, keepdim=True), (inner * x - inner * x[..., :1]).sum(-1, keepdim=True)
+        along = (along - sums * share * total) * share / variance
+        of_x = inner - sums * share - along * x + along * x[..., :1] + along * share * total
         return of_x.to(x.dtype), of_shift.to(scale.dtype), of_scale.to(scale.dtype)
 
 
