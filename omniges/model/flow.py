@@ -292,14 +292,15 @@ class FlowModel(nn.Module):
                 tokens[name] = x.index_copy(0, rows, at_levels.to(x.dtype))
         outputs = self._outputs(tokens, levels, inputs, batch)
         each = {name: torch.zeros_like(levels[names[0]]) for name in STREAMS}
-        for name in batch.targets:
+        weighted = torch.zeros_like(each["text"])
+        for name in (name for name in names if name in batch.targets):
             chosen = batch.targets[name]
             x, own = clean[name].detach()[chosen], noise[name][batch.target_noise[name]]
             there = masks[name][chosen] if name in masks else None
             losses = self.stream(name).losses(outputs[name], arrays[name][chosen], x, own, there)
             each[name] = batch.losses_of_samples(name, losses)
-        weighted = sum(weights[name] * each[name] for name in batch.targets)
-        return torch.as_tensor(weighted).sum() / len(inputs.levels), torch.stack(list(each.values()), dim=1).detach()
+            weighted = weighted + weights[name] * each[name]
+        return weighted.sum() / len(inputs.levels), torch.stack(list(each.values()), dim=1).detach()
 
     def _outputs(
         self,
@@ -311,11 +312,13 @@ class FlowModel(nn.Module):
         """Return the outputs of the targets, by the stacked trunk if there is one and the tokens fit it."""
         equal = len({x.shape[1] for x in tokens.values()}) == 1
         if self._stacked is not None and batch.stacked is not None and equal:
+            places = self._places(tokens)
             return self._stacked(
                 tokens,
                 inputs.levels.mT,
                 batch.stacked,
-                **self._places(tokens),
+                seconds=places.get("seconds"),
+                added=places["added"],
                 speakers=inputs.speakers,
                 described=inputs.described,
             )

@@ -128,7 +128,7 @@ class SplineTokens(FrameTokens):
             error = torch.where(weights[:, None] > 0, error, 0.0)
         true = self.arrays(clean)
         feet = torch.stack([true[..., _FEET], (true + error * self.scale)[..., _FEET]])
-        recorded, predicted = _toe_velocities(feet.flatten(0, 1)).unflatten(0, (2, -1)).unbind(0)
+        recorded, predicted = _toe_velocities(feet.flatten(0, 1)).chunk(2)
         recorded = recorded.detach()
         wrong = (predicted - recorded).square().sum(dim=-1)
         slid = (wrong / (recorded.square().sum(dim=-1) + _STANDING_M_S**2)).mean(dim=(1, 2))
@@ -171,7 +171,7 @@ def toe_velocities(gesture: Tensor) -> Tensor:
 def _toe_velocities(channels: Tensor) -> Tensor:
     """Return the velocities (B, T - 1, 2, 3) from the channels (B, T, 57) of lower body and root."""
     joints_end = LAYOUT.lower.stop - LAYOUT.lower.start
-    six_d = channels[..., :joints_end].unflatten(-1, (len(LAYOUT.lower_joints), 2, 3))
+    six_d = channels[..., :joints_end].reshape(*channels.shape[:2], len(LAYOUT.lower_joints), 2, 3)
     root = channels[..., joints_end:]
     offsets = torch.tensor(_OFFSETS, dtype=channels.dtype, device=channels.device)
     first = functional.normalize(six_d[..., 0, :], dim=-1)

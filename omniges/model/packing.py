@@ -261,13 +261,14 @@ class StackedRows:
         if self.sample_of is None or self.row_of is None:
             return x
         found = reorder(x.flatten(0, 1), self.sample_of, self.row_of, self.there.flatten())
-        return found.unflatten(0, (len(x), -1))
+        return found.view(len(x), -1, *x.shape[2:])
 
     def of_samples(self, x: Tensor) -> Tensor:
         """Return values (S, R, …) of rows as those of samples (S, B, …)."""
         if self.sample_of is None or self.row_of is None or self.real is None:
             return x
-        return reorder(x.flatten(0, 1), self.row_of, self.sample_of, self.real).unflatten(0, (len(x), -1))
+        found = reorder(x.flatten(0, 1), self.row_of, self.sample_of, self.real)
+        return found.view(len(x), -1, *x.shape[2:])
 
     def of_targets(self, x: Tensor) -> Tensor:
         """Return the values (T, …) of targets from values (S, R, …) of rows."""
@@ -347,11 +348,8 @@ def _sorted_rows(plan: Plan, device: torch.device) -> BatchRows:
         of("noised"),
         of("targets"),
         of("target_noise"),
-        **{kind: of(kind) for kind in _OF_TARGETS},
+        *(of("counted"), of("target_samples"), of("target_of"), of("is_target")),
     )
-
-
-_OF_TARGETS: Final = ("counted", "target_samples", "target_of", "is_target")
 
 
 def _target_arrays(name: str, samples: I64, count: int, batch: int) -> dict[tuple[str, str], npt.NDArray[Any]]:
@@ -368,8 +366,12 @@ def _target_arrays(name: str, samples: I64, count: int, batch: int) -> dict[tupl
     """
     target_of, is_target = np.zeros(batch, np.int64), np.zeros(batch, np.bool_)
     target_of[samples[:count]], is_target[samples[:count]] = np.arange(count), True
-    arrays = (np.arange(len(samples)) < count, samples, target_of, is_target)
-    return {(kind, name): array for kind, array in zip(_OF_TARGETS, arrays, strict=True)}
+    return {
+        ("counted", name): np.arange(len(samples)) < count,
+        ("target_samples", name): samples,
+        ("target_of", name): target_of,
+        ("is_target", name): is_target,
+    }
 
 
 def _rounded_rows(plan: Plan, device: torch.device) -> BatchRows:
@@ -401,8 +403,8 @@ def _rounded_rows(plan: Plan, device: torch.device) -> BatchRows:
     packed = Rounded(of("there"), of("rows"), of("slots"), of("real"))
     targets_of, joined = of("targets"), of(_STACKED)
     stacked = StackedRows(targets={name: len(x) for name, x in targets_of.items()}, **joined) if joined else None
-    of_targets = {kind: of(kind) for kind in _OF_TARGETS}
-    return BatchRows(packed, frozenset(rows_of), {}, targets_of, targets_of, **of_targets, stacked=stacked)
+    of_targets = of("counted"), of("target_samples"), of("target_of"), of("is_target")
+    return BatchRows(packed, frozenset(rows_of), {}, targets_of, targets_of, *of_targets, stacked)
 
 
 _STACKED: Final = "stacked"

@@ -21,9 +21,11 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from omniges.model.packing import StackedRows, attention
+from omniges.model.streams import StreamName
 from omniges.model.trunk import (
     NORM_EPS,
     Branch,
+    Head,
     JointBlock,
     JointFlowTransformer,
     QKNorm,
@@ -39,10 +41,11 @@ class _Parts(torch.autograd.Function):
     """A tensor (S, O, …) as the result of joining its parts, so that the parts get its gradient."""
 
     @staticmethod
-    def forward(joined: Tensor, sizes: tuple[int, ...], *parts: Tensor) -> Tensor:
+    def forward(ctx: Any, joined: Tensor, sizes: list[int], *parts: Tensor) -> Tensor:
         """Return the joined tensor.
 
         Args:
+            ctx: Context of the backward pass.
             joined: Tensor whose memory the parts share.
             sizes: Rows of the parts of each stream; they add up to O.
             parts: Parts (size, …), stream by stream.
@@ -50,20 +53,9 @@ class _Parts(torch.autograd.Function):
         Returns:
             The tensor, without a copy.
         """
-        del sizes, parts
+        del parts
+        ctx.sizes = sizes
         return joined.view_as(joined)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep the sizes for the backward pass.
-
-        Args:
-            ctx: Context of the backward pass.
-            inputs: Arguments of `forward`.
-            output: Not used.
-        """
-        del output
-        ctx.sizes = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -75,13 +67,13 @@ class _Parts(torch.autograd.Function):
 class JoinedParameters:
     """Parameters of S streams that share the memory of one tensor (S, O, …), of which they are parts."""
 
-    def __init__(self, streams: Sequence[Sequence[nn.Parameter]]) -> None:
+    def __init__(self, streams: Sequence[Sequence[Tensor]]) -> None:
         """Move the parameters into one tensor.
 
         Args:
             streams: For each stream, parameters (size, …) in the order in which they are joined.
         """
-        self.sizes = tuple(len(parameter) for parameter in streams[0])
+        self.sizes = [len(parameter) for parameter in streams[0]]
         self.parameters = [parameter for own in streams for parameter in own]
         self.tensor = torch.stack([torch.cat([parameter.detach() for parameter in own]) for own in streams])
         parts = [part for own in self.tensor.unbind(0) for part in torch.split(own, self.sizes)]
@@ -234,13 +226,16 @@ class _Block:
             The joined layers.
         """
         branches = [cast("Branch", block.branches[name]) for name in names]
-        own = [branch.qk_norm for branch in branches if branch.qk_norm is not None]
-        layers = (
-            JoinedLinear.of([[getattr(branch, layer)] for branch in branches])
-            for layer in ("qkv", "out", "mlp_in", "mlp_out")
+        norms = [branch.qk_norm for branch in branches if branch.qk_norm is not None]
+        return cls(
+            heads=block.heads,
+            qkv=JoinedLinear.of([[branch.qkv] for branch in branches]),
+            out=JoinedLinear.of([[branch.out] for branch in branches]),
+            mlp_in=JoinedLinear.of([[branch.mlp_in] for branch in branches]),
+            mlp_out=JoinedLinear.of([[branch.mlp_out] for branch in branches]),
+            norm=norms[0] if norms else block.qk_norm,
+            norm_weight=JoinedParameters([[norm.weight] for norm in norms]) if norms else None,
         )
-        norm = own[0] if own else block.qk_norm
-        return cls(block.heads, *layers, norm, JoinedParameters([[each.weight] for each in own]) if own else None)
 
     def __call__(
         self, x: Tensor, parts: Sequence[Tensor], rotary: tuple[Tensor, Tensor] | None, rows: StackedRows
@@ -257,7 +252,7 @@ class _Block:
             Tokens (S, R, N, W).
         """
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
-        qkv = self.qkv(modulated(x, shift, scale)).unflatten(-1, (3, self.heads, -1))
+        qkv = torch.unflatten(self.qkv(modulated(x, shift, scale)), -1, (3, self.heads, -1))
         qk, value = torch.split(qkv, [2, 1], dim=-3)
         if self.norm is not None and self.norm_weight is None:
             qk = self.norm(qk)
@@ -285,7 +280,7 @@ def _attend(query_key: Tensor, value: Tensor, rows: StackedRows) -> Tensor:
     query, key = _by_sample(rows.of_samples(query_key)).unbind(2)
     mask = rows.there.mT[:, :, None].expand(-1, -1, tokens).flatten(1)[:, None, None]
     attended = attention(query, key, _by_sample(rows.of_samples(value)), mask)
-    return rows.of_rows(attended.unflatten(1, (streams, tokens)).transpose(0, 1))
+    return rows.of_rows(torch.unflatten(attended, 1, (streams, tokens)).transpose(0, 1))
 
 
 def _by_sample(x: Tensor) -> Tensor:
@@ -301,17 +296,22 @@ class StackedTrunk:
 
     def __init__(self, trunk: JointFlowTransformer) -> None:
         self.trunk = trunk
-        self.names = tuple(trunk.embed)
-        self.blocks = [_Block.of(cast("JointBlock", block), self.names) for block in trunk.blocks]
-        self.embed_bias = JoinedParameters([[trunk.embed[name].bias] for name in self.names])
+        self.names = tuple(cast("StreamName", name) for name in trunk.embed)
+        blocks = [cast("JointBlock", block) for block in trunk.blocks]
+        self.blocks = [_Block.of(block, self.names) for block in blocks]
+        layers = [cast("nn.Linear", trunk.embed[name]) for name in self.names]
+        self.embed_bias = JoinedParameters([[layer.bias] for layer in layers])
         levels = [cast("TwoLayers", trunk.level[name]) for name in self.names]
-        self.level = [JoinedLinear.of([[getattr(each, part)] for each in levels]) for part in ("linear_1", "linear_2")]
-        self.modulations = JoinedLinear.of(
+        self.level_1 = JoinedLinear.of([[level.linear_1] for level in levels])
+        self.level_2 = JoinedLinear.of([[level.linear_2] for level in levels])
+        modulations = [
             [
-                [*(block.branches[name].modulation for block in trunk.blocks), trunk.head[name].modulation]
-                for name in self.names
+                cast("nn.Linear", each.modulation)
+                for each in (*(block.branches[name] for block in blocks), trunk.head[name])
             ]
-        )
+            for name in self.names
+        ]
+        self.modulations = JoinedLinear.of(modulations)
 
     @staticmethod
     def fits(trunk: JointFlowTransformer) -> bool:
@@ -321,12 +321,12 @@ class StackedTrunk:
 
     def __call__(
         self,
-        tokens: Mapping[str, Tensor],
+        tokens: Mapping[StreamName, Tensor],
         levels: Tensor,
         rows: StackedRows,
         *,
-        seconds: Mapping[str, Tensor] | None = None,
-        added: Mapping[str, Tensor] | None = None,
+        seconds: Mapping[StreamName, Tensor] | None = None,
+        added: Mapping[StreamName, Tensor] | None = None,
         speakers: Tensor | None = None,
         described: Tensor | None = None,
     ) -> dict[str, Tensor]:
@@ -352,11 +352,12 @@ class StackedTrunk:
                 x = checkpoint(block, x, parts, rotary, rows, use_reentrant=False)
             else:
                 x = block(x, parts, rotary, rows)
-        last = modulated(rows.of_targets(x), rows.of_targets(shift), rows.of_targets(scale))
-        last = torch.split(last, list(rows.targets.values()))
-        return {name: self.trunk.head[name].out(own) for name, own in zip(rows.targets, last, strict=True)}
+        joined = modulated(rows.of_targets(x), rows.of_targets(shift), rows.of_targets(scale))
+        last = torch.split(joined, list(rows.targets.values()))
+        heads = {name: cast("Head", self.trunk.head[name]) for name in rows.targets}
+        return {name: heads[name].out(own) for name, own in zip(rows.targets, last, strict=True)}
 
-    def _embedded(self, tokens: Mapping[str, Tensor], added: Mapping[str, Tensor]) -> Tensor:
+    def _embedded(self, tokens: Mapping[StreamName, Tensor], added: Mapping[StreamName, Tensor]) -> Tensor:
         """Return embedded tokens (S, R, N, W)."""
         layers = {name: cast("nn.Linear", self.trunk.embed[name]) for name in self.names}
         found = {name: functional.linear(tokens[name], layer.weight) for name, layer in layers.items()}
@@ -368,9 +369,8 @@ class StackedTrunk:
         self, levels: Tensor, rows: StackedRows, speakers: Tensor | None, described: Tensor | None
     ) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor, Tensor]]:
         """Return the six parts (S, R, 1, W) of each block, and the scale and shift of the heads."""
-        first, second = self.level
-        features = level_features(levels).to(first.weight.tensor.dtype)
-        own = second(functional.silu(first(features))) * rows.there[..., None]
+        features = level_features(levels).to(self.level_1.weight.tensor.dtype)
+        own = self.level_2(functional.silu(self.level_1(features))) * rows.there[..., None]
         total = own.sum(0)
         if self.trunk.speaker is not None:
             unknown = torch.zeros_like(levels[0], dtype=torch.int64)
@@ -382,7 +382,7 @@ class StackedTrunk:
         *inner, scale, shift = torch.split(parts, width, dim=-1)
         return [tuple(inner[k : k + 6]) for k in range(0, len(inner), 6)], (scale, shift)
 
-    def _rotary(self, seconds: Mapping[str, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+    def _rotary(self, seconds: Mapping[StreamName, Tensor] | None) -> tuple[Tensor, Tensor] | None:
         """Return the tables (S, 1, N, 1, 1, E), or None without rotary positions."""
         periods = self.trunk.rotary_periods_s
         if periods is None:

@@ -263,7 +263,7 @@ class TwoLayers(nn.Module):
         return found
 
 
-class _Head(nn.Module):
+class Head(nn.Module):
     """The output layers of a stream: an optional wider layer, AdaLN with the scale first, a linear layer."""
 
     def __init__(self, width: int, outputs: int, inner: int | None) -> None:
@@ -365,7 +365,7 @@ class JointFlowTransformer(nn.Module):
             for k in range(layers)
         )
         self.head = nn.ModuleDict(
-            {name: _Head(width, _size(streams, name, "outputs"), streams[name].get("head_width")) for name in names}
+            {name: Head(width, _size(streams, name, "outputs"), streams[name].get("head_width")) for name in names}
         )
         self._initialise()
 
