@@ -83,11 +83,11 @@ def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, ...
     after them. A compiler makes one kernel of all rounds.
 
     Args:
-        counter: Four words of 32 bits, int64 tensors of one shape (T,).
+        counter: Four words of 32 bits, int64 tensors of one shape.
         key: Two words of 32 bits.
 
     Returns:
-        Four tensors of words (T,), int64 in [0, 2³²).
+        Four tensors of words of that shape, int64 in [0, 2³²).
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -123,11 +123,14 @@ def _drawn(seed: int, wanted: Sequence[Draws], convert: Callable[[Sequence[Tenso
     Args:
         seed: Seed in [0, 2⁶⁴).
         wanted: Numbers to draw.
-        convert: Function from four words (T,) to numbers (4, T).
+        convert: Function from four words (T,) to numbers (4, T), or from (R, blocks) to (4, R, blocks).
 
     Returns:
         For each of `wanted`, numbers (R, 4, blocks).
     """
+    key = seed & _MASK, seed >> 32
+    if torch.compiler.is_compiling():  # which computes the counters where they are used, in registers
+        return [convert(philox(_counters(one), key)).movedim(0, 1) for one in wanted]
     sizes = [len(one.positions) * one.blocks for one in wanted]
     counter = wanted[0].positions.new_empty((4, sum(sizes)))
     for part, one in zip(torch.split(counter, sizes, dim=1), wanted, strict=True):
@@ -136,17 +139,23 @@ def _drawn(seed: int, wanted: Sequence[Draws], convert: Callable[[Sequence[Tenso
         purpose.fill_(int(one.purpose))
         low.copy_(one.positions[:, None] & _MASK)
         high.copy_((one.positions[:, None] >> 32) & _MASK)
-    key = seed & _MASK, seed >> 32
     parts = [convert(philox(piece.unbind(0), key)) for piece in torch.split(counter, _piece(counter), dim=1)]
     numbers = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
     split = zip(torch.split(numbers, sizes, dim=1), wanted, strict=True)
     return [part.reshape(4, len(one.positions), one.blocks).movedim(0, 1) for part, one in split]
 
 
+def _counters(one: Draws) -> list[Tensor]:
+    """Return the four words of the counters, each (R, blocks)."""
+    positions = one.positions[:, None]
+    index = torch.arange(one.blocks, device=positions.device)
+    words_of = (index, positions.new_full((), int(one.purpose)), positions & _MASK, (positions >> 32) & _MASK)
+    return [word.expand(len(positions), one.blocks) for word in words_of]
+
+
 def _piece(counter: Tensor) -> int:
     """Return the number of blocks to compute at once: as many as fit the cache on a CPU, otherwise all."""
-    at_once = counter.device.type != "cpu" or torch.compiler.is_compiling()
-    return max(1, counter.shape[1]) if at_once else _CACHED_BLOCKS
+    return _CACHED_BLOCKS if counter.device.type == "cpu" else max(1, counter.shape[1])
 
 
 def words(seed: int, positions: Tensor, purpose: int, count: int) -> Tensor:

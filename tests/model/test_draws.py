@@ -148,3 +148,18 @@ class TestDraws:
         expected = np.stack([np.cos(angle) * radius, np.sin(angle) * radius], axis=1).reshape(20, -1)
         got = normal(9, torch.arange(20), Purpose.NOISE_TEXT, 400).double().numpy()
         np.testing.assert_allclose(got, expected, atol=5e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of its own parts
+def test_compiled_code_draws_the_same_numbers() -> None:
+    """Needs a C++ compiler."""
+
+    def mixed(positions: torch.Tensor, share: torch.Tensor) -> list[torch.Tensor]:
+        drawn = normals(7, [Draws(positions, 32, 7470), Draws(positions, 33, 96), Draws(positions, 34, 3840)])
+        return [torch.lerp(torch.ones_like(x), x, share[:, None]) for x in drawn]
+
+    given = torch.tensor([0, 5, 2**40 + 3]), torch.tensor([0.0, 0.5, 1.0])
+    for found, expected in zip(torch.compile(mixed, fullgraph=True)(*given), mixed(*given), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)

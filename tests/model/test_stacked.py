@@ -74,6 +74,23 @@ class TestLosses:
         torch.testing.assert_close(found, expected, rtol=2e-2, atol=0)
 
 
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of its own parts
+def test_the_compiled_pass_has_the_losses_and_gradients_of_separate_streams() -> None:
+    """Needs a C++ compiler. Noise was NaN in it when its counters were written in parts."""
+    config = replace(CONFIG, layers=1, gesture_tokens="splines")
+    positions, flow = list(range(8)), FlowSettings()
+    windows, plan = windows_of(positions), draw_plan(flow, 7, np.array(positions))
+    apart, compiled = model_of(config), stacked(config)
+    compiled.losses_of = torch.compile(compiled.losses_of, fullgraph=True, dynamic=False)
+    expected = apart(windows, plan, flow, 7)
+    found = compiled(windows, plan, flow, 7, rounded=True)
+    torch.testing.assert_close(found.each, expected.each, rtol=1e-5, atol=1e-6)
+    for a, b in zip(gradients(compiled, found.total), gradients(apart, expected.total), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
 class TestParameters:
     def test_names_and_values_stay(self) -> None:
         before, after = model_of().state_dict(), stacked().state_dict()
