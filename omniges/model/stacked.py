@@ -277,7 +277,8 @@ def _attend(query_key: Tensor, value: Tensor, rows: StackedRows) -> Tensor:
         Attended values.
     """
     streams, _, tokens = value.shape[:3]
-    query, key = _by_sample(rows.of_samples(query_key)).unbind(2)
+    both = _by_sample(rows.of_samples(query_key))
+    query, key = both[:, :, 0], both[:, :, 1]  # a compiler adds their gradients without the copies of `unbind`
     mask = rows.there.mT[:, :, None].expand(-1, -1, tokens).flatten(1)[:, None, None]
     attended = attention(query, key, _by_sample(rows.of_samples(value)), mask)
     return rows.of_rows(torch.unflatten(attended, 1, (streams, tokens)).transpose(0, 1))
