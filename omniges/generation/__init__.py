@@ -1,1 +1,1 @@
-"""Generation: from a user's files through a trained model to files."""
+"""Generate results with a trained model from a user's files or from shards."""

@@ -1,6 +1,6 @@
-"""Audio of any format, sample rate and number of channels as log-mels, read in blocks and stored on disk.
+"""Convert audio of any format, sample rate and number of channels to log-mels.
 
-Memory does not grow with the length of a recording.
+Audio is read in blocks and the mel is stored on disk, so memory does not grow with the length of a recording.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from omniges.storage.atomic import os_errors
 from omniges.storage.files import open_file
 
 ROWS_PER_TICK: Final[dict[StreamName, int]] = {"gesture": FRAMES_PER_TICK, "audio": MEL_FRAMES_PER_TICK, "text": 1}
-"""Rows of a stream's array in one tick."""
+"""Number of rows of each stream's array in one tick."""
 
 _BLOCK_BYTES: Final = 1 << 20
 F32 = npt.NDArray[np.float32]
@@ -39,7 +39,7 @@ _OGG_FLAGS: Final = 5  # offset of a page's flags
 _OGG_LAST: Final = 4  # flag of a stream's last page
 _OGG_HEADER_BYTES: Final = 27
 _OGG_MAX_BYTES: Final = 65307  # largest page
-_OTHER_DECODER: Final = frozenset({"wav-unsupported-encoding", "wav-not-riff"})  # libsndfile may read it
+_OTHER_DECODER: Final = frozenset({"wav-unsupported-encoding", "wav-not-riff"})  # libsndfile may read such files
 
 
 class Held:
@@ -129,7 +129,7 @@ class Spool:
 
 @dataclass(frozen=True, slots=True)
 class LoadedAudio:
-    """The log-mel of an audio file, and warnings about it; it covers all complete ticks."""
+    """The log-mel of all complete ticks of an audio file, and warnings about the file."""
 
     mel: Spool
     ticks: int
@@ -223,7 +223,7 @@ def _by_libsndfile(path: Path, file: IO[bytes], folder: Path | None, loudness: L
         ) from error
     _require_end_of_ogg(path, file)
     try:
-        # Without its name, by which soundfile takes headerless formats for what they are called.
+        # Opened without its name, because soundfile would choose a headerless format by the name.
         with soundfile.SoundFile(file.fileno(), closefd=False) as reader:
             known = reader.frames if reader.frames < _UNKNOWN_FRAMES else 0
             _require_form(path, reader.samplerate, reader.channels, known)
@@ -292,7 +292,7 @@ def _checked(path: Path, blocks: Iterator[F32]) -> Iterator[F32]:
 
 
 def _require_form(path: Path, rate_hz: float, channels: int, count: int = 0) -> None:
-    """Refuse a rate, number of channels or length that no recording has, because they determine the memory."""
+    """Refuse an implausible rate, number of channels or length, because these values determine the required memory."""
     if not (MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ and 1 <= channels <= MAX_CHANNELS):
         raise DataError(
             f"{path}: expected {MIN_RATE_HZ} to {MAX_RATE_HZ} samples per second in 1 to {MAX_CHANNELS} "
@@ -310,7 +310,10 @@ def _mel_of(
     loudness: Loudness,
     notes: Sequence[str] = (),
 ) -> LoadedAudio:
-    """Return the log-mel of blocks (n,) or (n, channels), which may be read twice; `form`: rate in Hz and channels."""
+    """Return the log-mel of blocks (n,) or (n, channels); `form` is the rate in Hz and the number of channels.
+
+    The function may read all blocks twice.
+    """
     rate_hz, channels = form
     _require_form(path, rate_hz, channels)
     cancelled = Cancellation()

@@ -1,7 +1,7 @@
-"""Inputs as conditions: audio, TextGrid, plain text, SMPL-X motion, or samples of a shard folder.
+"""Read inputs as conditions: audio, TextGrid, plain text, SMPL-X motion, or samples of a shard folder.
 
-Inputs are read as `preprocess` reads them: same readers, same features, same refusals. Files of several streams are
-paired by name. Without files, an input is only a length.
+Inputs are read with the readers, features and checks of `preprocess`. Files of several streams are paired by name.
+Without files, an input consists only of a length.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ STANDARD_INPUT: Final = "-"
 _MAX_BYTES: Final = 4 << 30
 _BLOCK_FRAMES: Final = 4096
 _SPOKEN_TO_END_S: Final = 5.0
-"""A TextGrid that ends earlier than the other streams by more seconds gives a warning."""
+"""A TextGrid gives a warning if it ends more than this number of seconds before the other streams."""
 
 _TAIL_S: Final = 0.3
-"""Seconds after the last word of a text, if nothing else defines its length."""
+"""Seconds that are added after the last word of a text, if nothing else defines the length."""
 
 _BINARY: Final = (
     (b"%PDF-", "a PDF"),
@@ -69,7 +69,7 @@ _BINARY: Final = (
     (b"\0\0\0", "a video"),
     (b"\x93NUMPY", "an array"),
 )
-"""First bytes of binary files that people give in place of a text."""
+"""First bytes of binary files that users may give by mistake as a text."""
 
 _UNCONDITIONAL: Final = "unconditional"
 
@@ -101,7 +101,7 @@ class Body:
 
 
 NEUTRAL: Final = Body(np.zeros(300, np.float32), "neutral", "smplx2020", np.zeros(2))
-"""The average body at the origin, used if the inputs have none."""
+"""The average body at the origin, used if the inputs have no body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +115,14 @@ class Condition:
     path: str
     sha256: str
     warnings: tuple[str, ...] = ()
-    words: Sequence[Mapping[str, Any]] = field(default=())  # of text
-    body: Body | None = None  # of gesture
+    words: Sequence[Mapping[str, Any]] = field(default=())  # of a text stream
+    body: Body | None = None  # of a gesture stream
     absent: frozenset[str] = frozenset()  # parts that a motion file lacks, which are at rest
     latents: npt.NDArray[np.float32] | None = None
-    """Of the complete clip, if the shards hold latents of the model's codec."""
+    """Latents of the complete clip, if the shards contain latents of the model's codec."""
 
     def cut(self, ticks: int) -> Condition:
-        """Return the input, cut to its first ticks."""
+        """Return the condition, cut to its first ticks."""
         if ticks >= self.ticks:
             return self
         words = [word for word in self.words if word["start"] * TICKS_PER_SECOND < ticks]
@@ -188,7 +188,7 @@ def audio_condition(loaded: LoadedAudio, name: str, path: str, digest: str) -> C
         loaded: The log-mel of the audio.
         name: Name of the results.
         path: Path of the file, for records.
-        digest: Its sha256.
+        digest: The sha256 of the file.
 
     Returns:
         The audio stream.
@@ -210,7 +210,7 @@ def read_text(
         codec: Tokenizer of text tokens; None: the model's text is stored as latents, which need only words.
         rate: Speaking rate for plain text.
         seconds: Length of the other streams of the input; None: the file defines the length.
-        max_s: Length to which the input is cut, if the file states an impossible length.
+        max_s: Length in seconds to which the input is cut, if the file states an impossible length.
 
     Returns:
         The text stream.
@@ -266,7 +266,7 @@ def words_condition(
     Args:
         words: Words (``word``, ``start``, ``end`` in seconds), in order of time.
         codec: Tokenizer of text tokens; None: the model's text is stored as latents.
-        length_s: Length in seconds; None: it ends soon after the last word.
+        length_s: Length in seconds; None: the stream ends soon after the last word.
         name: Name of the results.
         origin: Path and sha256 of the file, for records.
         warnings: Warnings so far.
@@ -275,7 +275,7 @@ def words_condition(
         The text stream.
 
     Raises:
-        DataError: The length is below a tick, or it contains no words.
+        DataError: The length is below a tick, or contains no words.
     """
     path, digest = origin
     length_s = float(words[-1]["end"]) + _TAIL_S if length_s is None else length_s
@@ -311,7 +311,7 @@ def words_condition(
 
 
 def _textgrid(path: str, data: bytes, seconds: float | None) -> tuple[list[dict[str, Any]], float | None, list[str]]:
-    """Return words, length and warnings; `seconds` is that of `read_text`."""
+    """Return words, length in seconds and warnings; `seconds` is the argument of `read_text`."""
     try:
         tier = decode_words(data)
         if seconds is not None:
@@ -430,7 +430,7 @@ def sample_condition(
         stream: The stream.
         reading: Settings for reading.
         shards: Path of the shard folder, for records.
-        latents_of: Name of a codec of frames whose latents are returned too.
+        latents_of: Name of a codec of frames whose latents are also returned.
 
     Returns:
         The stream.
@@ -464,7 +464,7 @@ def sample_condition(
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One input, with all its streams."""
+    """One input of a task, with all its streams."""
 
     name: str
     ticks: int
@@ -479,13 +479,13 @@ class Input:
 
     @property
     def recording(self) -> Recording:
-        """Contents that condition streams can read: all of a sample, otherwise the given streams."""
+        """Contents that condition streams can read: those of a complete sample, or else those of the given streams."""
         return _recording(self.conditions) if self.sample is None else self.sample
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedInput:
-    """One input that is read later."""
+    """One input of a task that is not read yet; `load` reads it."""
 
     name: str
     load: Callable[[], Input]
@@ -496,17 +496,17 @@ class Reading:
     """Settings for reading inputs for a model."""
 
     token_codec: TextTokenCodec | None  # None: the model's text is stored as latents
-    tick_multiple: int = 1  # lengths are cut to multiples of it
-    loudness: Loudness = "none"  # of audio files
-    codecs: Mapping[StreamName, CodecEntry] = field(default_factory=dict)  # latents that are read from shards
+    tick_multiple: int = 1  # lengths are cut to multiples of this number of ticks
+    loudness: Loudness = "none"  # loudness rule for audio files
+    codecs: Mapping[StreamName, CodecEntry] = field(default_factory=dict)  # codecs whose latents are read from shards
     folder: Path | None = None  # folder of temporary files, see `Spool`
     recorded: tuple[StreamName, ...] = ()  # recorded streams of samples to show beside the results
     rate: SpeakingRate | None = None  # speaking rate of the training words
-    gesture_channels: int = LAYOUT.channels  # of the model's gesture stream, 415 or 424
+    gesture_channels: int = LAYOUT.channels  # channels of the model's gesture stream, 415 or 424
 
 
 def planned_inputs(conditions: Sequence[StreamName], sources: Sources, reading: Reading) -> list[PlannedInput]:
-    """Return all inputs of a task, which are read later.
+    """Return all inputs of a task without reading them; each is read later by its `load`.
 
     Args:
         conditions: Condition streams of the task.
@@ -571,7 +571,7 @@ def _require_streams(conditions: Sequence[StreamName], rows: Sequence[ManifestRo
 
 
 def _paired(conditions: Sequence[StreamName], sources: Sources) -> dict[str, dict[StreamName, str]]:
-    """Return the files of each input by stream, paired by name; one file for each stream needs no equal names."""
+    """Return the files of each input by stream, paired by name. If each stream has one file, names may differ."""
     # Results are named after recordings rather than texts.
     first = min(conditions, key=("audio", "gesture", "text").index)
     if all(len(sources.files(name)) == 1 for name in conditions):
@@ -602,7 +602,7 @@ def _recorded_rows(condition: Condition, first: int, ticks: int) -> npt.NDArray[
 
 
 def _recording(conditions: Sequence[Condition]) -> Recording:
-    """Return the contents of the user's files for condition streams; there are no labels."""
+    """Return the contents of the user's files for condition streams; files have no labels."""
     contents: dict[Content, Callable[[int, int], Any]] = {}
     for one in conditions:
         if one.stream == "text":
@@ -630,7 +630,7 @@ def recording_of_sample(sample: SampleArrays) -> Recording:
 
 
 def _stem(file: str) -> str:
-    return "text" if file == STANDARD_INPUT else unicodedata.normalize("NFC", Path(file).stem)  # macOS decomposes
+    return "text" if file == STANDARD_INPUT else unicodedata.normalize("NFC", Path(file).stem)  # macOS decomposes names
 
 
 def _rate(sources: Sources) -> SpeakingRate | None:
@@ -677,8 +677,8 @@ def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
         The input with equal lengths.
 
     Raises:
-        DataError: Audio and motion have lengths that `preprocess` refuses, nothing is left after the cut, or a file has
-            no words left.
+        DataError: The lengths of audio and motion differ by more than `preprocess` allows, or nothing is left after the
+            cut, or a file has no words left.
     """
     lengths = [one.ticks for one in item.conditions] or [item.ticks]
     by_stream = {one.stream: one.ticks / TICKS_PER_SECOND for one in item.conditions}
@@ -744,9 +744,10 @@ def _of_sample(
 
 
 def latents_of(folder: ShardFolder, entry: CodecEntry | None) -> str | None:
-    """Return the codec's name if a folder has latents of exactly this codec, one for each frame or group of frames.
+    """Return the name of a codec if a folder has its latents and they can be used in place of encoding.
 
-    Latents of complete windows are not used, because their grid may differ from the windows of the result.
+    The folder must have latents of exactly this codec, one for each frame or group of frames. Latents of complete
+    windows are not used, because their windows may differ from those of the result.
 
     Args:
         folder: The shard folder.

@@ -1,10 +1,10 @@
-"""Sampling of any length: overlapping windows of one timeline are denoised together, so that boundaries do not show.
+"""Sample timelines of any length: overlapping windows are denoised together, so that window boundaries are not visible.
 
 A timeline is cut into chunks of several windows. All windows of a chunk have the same noise level, and share the noised
 tokens where they overlap. At each step every window predicts clean tokens, and in an overlap the predictions are
 cross-faded (Bar-Tal et al. 2023, MultiDiffusion). Chunks are sampled one after the other, so memory does not grow with
-length. Where two chunks overlap, the predictions of the later one are cross-faded with the fixed result of the earlier
-one. So boundaries of chunks do not differ from those of windows.
+length. Where two chunks overlap, the predictions of the later chunk are cross-faded with the fixed result of the
+earlier chunk. So a boundary of chunks looks like a boundary of windows.
 
 Noise is keyed by seed, sample and tick, so it does not depend on where a chunk begins.
 """
@@ -37,18 +37,18 @@ SAMPLE_TICKS: Final = 1 << 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowSettings:
-    """Lengths of the windows of a timeline."""
+    """Length, overlap and grouping of the windows of a timeline."""
 
     window_ticks: int
     overlap_ticks: int
     windows: int = 6
-    """Windows in a chunk, which limits the memory of a timeline."""
+    """Number of windows in a chunk; it limits the memory of a timeline."""
     at_once: int = 16
-    """Windows of several timelines in one batch of the model; a larger chunk gets its own batch."""
+    """Maximum number of windows, of several timelines, in one batch of the model; a larger chunk gets its own batch."""
     tick_multiple: int = 1
-    """Number of ticks of which windows, overlaps and timelines are multiples, so that they contain complete tokens."""
+    """Windows, overlaps and timelines are multiples of this number of ticks, so that they contain complete tokens."""
     apart: bool = False
-    """Windows share no ticks, as needed for targets whose tokens encode a complete window."""
+    """True: windows share no ticks. Targets whose tokens encode a complete window need this."""
 
     def __post_init__(self) -> None:
         """Refuse overlaps out of range, and lengths that do not contain complete tokens."""
@@ -68,7 +68,7 @@ class WindowSettings:
 
 
 TicksOf = Callable[[int, int], npt.NDArray[Any]]
-"""Function that returns the array of `count` ticks from tick `first`: (first, count)."""
+"""Function of `first` and `count` that returns the array of `count` ticks from tick `first`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ def window_spans(ticks: int, settings: WindowSettings) -> list[tuple[int, int]]:
 
 
 def window_borders(spans: Sequence[tuple[int, int]]) -> list[int]:
-    """Return the ticks at which a window begins or ends, without the ends of the timeline."""
+    """Return the ticks at which a window begins or ends, except the start and end of the timeline."""
     last = max(start + ticks for start, ticks in spans)
     return sorted({tick for start, ticks in spans for tick in (start, start + ticks)} - {0, last})
 
@@ -135,8 +135,8 @@ def window_borders(spans: Sequence[tuple[int, int]]) -> list[int]:
 def fade_in(ticks: int) -> npt.NDArray[np.float64]:
     """Return T weights of a cross-fade, between 0 and 1: a raised cosine, sin²(π t/2).
 
-    Its slope is 0 at both ends, because predictions are worst at the edges of a window, where context is missing. A
-    linear fade leaves window boundaries visible.
+    Its slope is 0 at both ends, because predictions are worst at the edges of a window, where context is missing. With
+    a linear fade, window boundaries stay visible.
 
     Args:
         ticks: Number of weights T.
@@ -176,17 +176,17 @@ class _Chunk:
     timeline: Timeline
     starts: tuple[int, ...]  # first ticks of the windows in the timeline
     window: int
-    shared: int  # ticks at its beginning that the previous chunk has generated too
+    shared: int  # number of first ticks that the previous chunk generates too
     number: int  # index of its first window in the timeline
 
     @property
     def first(self) -> int:
-        """First tick."""
+        """First tick of the chunk."""
         return self.starts[0]
 
     @property
     def ticks(self) -> int:
-        """Length in ticks."""
+        """Length of the chunk in ticks."""
         return self.starts[-1] + self.window - self.starts[0]
 
 
@@ -224,8 +224,8 @@ def sample_timelines(
         worked: Called after each step with the step's share of the generated ticks.
 
     Yields:
-        The index of the timeline, arrays of a chunk without the ticks that the next one shares, and their length in
-        ticks.
+        The index of the timeline, the arrays of a chunk, and their length in ticks. Ticks that the next chunk shares
+        are left out.
 
     Raises:
         ValueError: A target encodes complete windows, but windows are not apart.
@@ -234,7 +234,7 @@ def sample_timelines(
     if not windows.apart and any(model.stream(name).complete_windows for name in targets):
         raise ValueError("targets that encode complete windows need windows that are apart")
     plans = [_chunks(timeline, windows) for timeline in timelines]
-    kept: dict[int, Mapping[StreamName, Tensor]] = {}  # clean tokens that each timeline's next chunk shares
+    kept: dict[int, Mapping[StreamName, Tensor]] = {}  # by timeline, clean tokens that its next chunk shares
     for turn in range(max(map(len, plans), default=0)):
         by_window: dict[int, list[int]] = {}  # chunks with windows of equal length share a batch
         for number, plan in enumerate(plans):
@@ -264,7 +264,7 @@ def sample_timelines(
 
 
 def _count(stream: Stream, ticks: int, chunk: _Chunk) -> int:
-    """Return the number of tokens of the first ticks of a chunk, or all of them if they encode complete windows."""
+    """Return the number of tokens in a chunk's first ticks, or in the whole chunk if tokens encode complete windows."""
     return stream.count(chunk.window) * len(chunk.starts) if stream.complete_windows else stream.count(ticks)
 
 
@@ -343,7 +343,7 @@ def _denoise(
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Positions of one stream's tokens in several chunks: W windows of M tokens."""
+    """Positions of the tokens of one stream in several chunks, with W windows of M tokens in all."""
 
     offsets: list[int]  # first token of each chunk, and the end of the last
     rows: Tensor  # (W, M) indices of the tokens of each window
@@ -389,7 +389,7 @@ def _held(
     before: Sequence[Mapping[StreamName, Tensor]],
     model: FlowModel,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return rows, clean tokens and weights (rows, 1) of the results of earlier chunks."""
+    """Return token indices (rows,), clean tokens (rows, C) and weights (rows, 1) of the results of earlier chunks."""
     stream = model.stream(name)
     counts = [0 if stream.complete_windows else stream.count(x.shared) for x in chunks]
     device = plan.rows.device
@@ -405,14 +405,15 @@ def _held(
 def condition_tensors(
     values: Mapping[str, Sequence[Array | None]], device: torch.device
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return values of B windows as `FlowModel.describe` expects them.
+    """Return the condition values of B windows in the form that `FlowModel.describe` expects.
 
     Args:
         values: Values of the windows by condition stream; None: the window has no value.
         device: Device of the model.
 
     Returns:
-        By stream, values (B, …) and a mask of the windows that have one (B,). Streams without any value are left out.
+        By stream, values (B, …) and a mask (B,) of the windows that have a value. Streams without any value are left
+        out.
     """
     found = {name: stacked(own) for name, own in values.items()}
     return {

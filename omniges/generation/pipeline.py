@@ -1,9 +1,9 @@
-"""`OmnigesPipeline`: a trained model in Python, from arrays or paths to arrays, similar to pipelines of diffusers.
+"""`OmnigesPipeline` runs a trained model in Python, from arrays or paths to arrays, similar to pipelines of diffusers.
 
-It does not derive from `diffusers.DiffusionPipeline`, which is a folder of components with a configuration each, may
-download and unpickle files, and draws noise from a generator. Here a folder is a checkpoint whose every byte is
-checked, and nothing is downloaded. Noise is keyed by seed, sample and tick, so a call and the command `generate` give
-the same results.
+It does not derive from `diffusers.DiffusionPipeline`, which loads a folder of components with a configuration each, may
+download and unpickle files, and draws noise from a generator. `OmnigesPipeline` loads a checkpoint, checks its every
+byte and downloads nothing. Noise is keyed by seed, sample and tick, so a call and the command `generate` give the same
+results.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _OTHER_ENDINGS: Final = frozenset(
     {".mp4", ".mov", ".avi", ".webm", ".gif", ".png", ".html", ".bvh", ".fbx", ".glb", ".gltf", ".npy", ".pt"}
     | {".json", ".txt", ".srt", ".csv", ".mp3", ".flac", ".ogg"}
 )
-"""Endings that `OmnigesSample.save` refuses, so that NAME.mp4 does not become NAME.mp4.npz."""
+"""File endings that `OmnigesSample.save` refuses, so that NAME.mp4 does not become NAME.mp4.npz."""
 _TEXT_ENDINGS: Final = frozenset({".textgrid", ".txt", ".json", ".srt", ".vtt", ".csv", ".tsv", ".lab", ".wav", ".npz"})
 _PATH: Final = re.compile(r"(?:~|\.{1,2}|[A-Za-z]:)?(?:[/\\][^\s/\\]+)+|[\w.-]+(?:[/\\][\w.-]+)+\.\w{1,9}")
 
@@ -81,18 +81,20 @@ class OmnigesSample:
 
     seconds: float
     gesture: F32 | None = None
-    """Channels (30 · seconds, 415) as shards hold them."""
+    """Gesture channels (30 · seconds, 415) in the format of shards."""
     mel: F32 | None = None
     """Log-mel (100 · seconds, 64)."""
     words: list[dict[str, Any]] | None = None
-    """``word``, ``start`` and ``end`` in seconds; None also for text stored as latents, which has no word timings."""
+    """``word``, ``start`` and ``end`` in seconds. None if text is stored as latents, which have no word timings."""
     windows: list[dict[str, Any]] | None = None
-    """For text stored as latents, one for each window: ``text``, ``start``, ``end`` in seconds, and ``ended``, False
-    if the text was cut."""
+    """One entry for each window, for text stored as latents: ``text``, ``start`` and ``end`` in seconds, and ``ended``,
+    which is False if the text was cut.
+    """
     seed: int = 0
     jaw_eyes: F32 | None = None
-    """Axis-angles (30 · seconds, 9) of jaw, left and right eye in radians; None if the model has no channels of them,
-    and then they do not move."""
+    """Axis-angles (30 · seconds, 9) of jaw, left and right eye in radians; None if the model has no channels for jaw
+    and eyes; then they do not move.
+    """
 
     def motion(self, start_xz: Sequence[float] = (0.0, 0.0)) -> MotionArrays:
         """Return SMPL-X motion at 30 Hz, with valid rotations.
@@ -113,7 +115,7 @@ class OmnigesSample:
         return valid_motion(channels, np.asarray(start_xz, np.float64))
 
     def waveform(self, vocoder: Path | str | None = None) -> F32:
-        """Return the waveform, by Griffin–Lim or a HiFi-GAN.
+        """Return the waveform, computed by Griffin–Lim or a HiFi-GAN.
 
         Args:
             vocoder: Local folder of a HiFi-GAN; None: Griffin–Lim.
@@ -122,7 +124,7 @@ class OmnigesSample:
             16 kHz samples (16000 · seconds,) in [−1, 1].
 
         Raises:
-            UsageFault: The task does not produce audio, or the errors of `load_hifi_gan`.
+            UsageFault: The task does not produce audio, or `load_hifi_gan` refuses the folder.
         """
         if self.mel is None:
             raise UsageFault("waveform: expected a task that produces audio, found another; choose one such as t2a")
@@ -134,8 +136,8 @@ class OmnigesSample:
 
         Args:
             path: ``NAME.npz`` is motion in the form of BEAT2. ``NAME.wav`` is the waveform by Griffin–Lim, scaled down
-                if it is louder than full scale. ``NAME.TextGrid`` contains the words. Without an ending, all of them
-                get this name.
+                if it is louder than full scale. ``NAME.TextGrid`` contains the words. Without an ending, all files get
+                this name.
 
         Returns:
             The files, in the order in which they were written.
@@ -199,7 +201,7 @@ class OmnigesOutput:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Warnings, by the former name of `warnings`."""
+        """Former name of `warnings`."""
         return self.warnings
 
     def __getitem__(self, number: int) -> OmnigesSample:
@@ -247,9 +249,9 @@ class OmnigesPipeline:
         Args:
             folder: Local folder; nothing is downloaded.
             weights: ``ema`` for EMA weights, or ``last``.
-            codecs: Folders by name of the codecs, for a model of latents.
+            codecs: Folders by codec name, for a model that generates latents.
             t5_tokenizer: Folder of T5's tokenizer, if the text codec's folder does not contain it.
-            quantised: Snap latents to codes before decoding, for codecs with codes.
+            quantised: Replace latents by codes before decoding, for codecs with codes.
 
         Returns:
             The pipeline.
@@ -352,15 +354,16 @@ class OmnigesPipeline:
             task: Task such as ``a2g``, ``at2g`` or ``unconditional``; see docs/how-to/generate.md.
             audio: A file, or an array or tensor (N,), (N, channels) or (channels, N) with at most 8 channels: floats in
                 [−1, 1], or int16 or int32 at full scale.
-            audio_rate_hz: Sample rate of an array; files contain theirs.
+            audio_rate_hz: Sample rate of an array in Hz; files contain their sample rate.
             text: A TextGrid or plain text file; words, each (word, start, end) in seconds, a mapping, or an object
                 as in `Sample.words`; or text itself. Text that looks like a path must be a file, and is never spoken.
-            speaking_rate: Speaking rate of words without times; None: that of the training words.
+            speaking_rate: Speaking rate for plain text; None: the speaking rate of the training words.
             gesture: An SMPL-X NPZ, or an array or tensor of channels (30 · seconds, 415), or 424 with `jaw_eyes`.
             motion_rate_hz: Frames per second of an NPZ that does not state them.
-            seconds: Largest length; the length of an unconditional sample.
+            seconds: Largest length in seconds; for an unconditional sample, the exact length.
             speaker: Speaker style to generate in; None: unknown.
-            conditions: Values of condition streams by name, such as ``{"emotion": "happiness"}``; None leaves one out.
+            conditions: Values of condition streams by name, such as ``{"emotion": "happiness"}``; a value None leaves
+                the stream out.
             num_samples: Number of samples, which differ in their noise.
             num_inference_steps: Sampling steps, see `SamplingSettings`.
             guidance_scale: Weight of classifier-free guidance; 1: no guidance.
@@ -404,7 +407,7 @@ class OmnigesPipeline:
         return OmnigesOutput(samples, name, (*warnings, *self._sampler.absence_warnings(TASKS[name].targets)))
 
     def _item(self, task: str, inputs: Mapping[str, tuple[Any, Any]], seconds: float | None) -> Input:
-        """Return the inputs of a task, cut to one length; each is given with its rate, which may be None."""
+        """Return the inputs of a task, cut to one length. Each input is a pair of its value and its rate or None."""
         _require_inputs(task, {name: content for name, (content, _) in inputs.items()})
         conditions: list[Condition] = []
         if inputs["audio"][0] is not None:
@@ -480,7 +483,7 @@ def _require_kinds(conditions: Any, callback: Any) -> None:
 def _sampling(
     num_inference_steps: int, guidance_scale: float, shift: float, sigma_min: float, solver: str
 ) -> SamplingSettings:
-    """Return checked settings, whose errors name the arguments of a call."""
+    """Return checked settings of the sampler; errors name the arguments of a call."""
     return SamplingSettings(
         num_inference_steps=arguments.integer("num_inference_steps", num_inference_steps, 1),
         guidance_scale=arguments.number("guidance_scale", guidance_scale, 0),
@@ -527,14 +530,14 @@ def _item(conditions: Sequence[Condition], seconds: float | None, reading: Readi
 
 
 def _names_file(text: str) -> bool:
-    """Return whether text is a path rather than words to speak: such a file exists, or it looks like a path."""
+    """Return whether text is a path rather than words to speak: the file exists, or the text looks like a path."""
     if "\n" in text or "\0" in text or len(text) > _LONGEST_PATH:
         return False
     return Path(text).suffix.lower() in _TEXT_ENDINGS or _PATH.fullmatch(text) is not None or os.path.isfile(text)
 
 
 def _checked_words(value: Any) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return words with times in order, by the rules of TextGrids, and warnings; raise UsageFault for invalid ones."""
+    """Return words with times in order, by the rules of TextGrids, and warnings; raise UsageFault for invalid words."""
     if isinstance(value, Mapping | bytes) or not isinstance(value, Iterable):
         raise UsageFault(f"text: expected a text, a file or words, found {type(value).__name__}")
     try:
@@ -589,7 +592,7 @@ def _audio(audio: Path | str | Array, rate_hz: float | None, loudness: Loudness)
 
 
 def _gesture(gesture: Path | str | Array, rate_hz: float | None, wanted: int) -> Condition:
-    """Return gesture for a model of `wanted` channels; an array without jaw and eyes lacks them."""
+    """Return gesture for a model of `wanted` channels. Jaw and eyes are absent if an array has no channels for them."""
     rate_hz = None if rate_hz is None else arguments.number("motion_rate_hz", rate_hz, 1)
     if isinstance(gesture, Path | str):
         return read_gesture(Path(gesture), None, rate_hz, wanted)

@@ -1,4 +1,7 @@
-"""Records of results: NAME.json beside the files of a result, and the words of a result's TextGrid. Needs no torch."""
+"""Records of generated results: NAME.json, which describes the files of a result, and the words in its TextGrid.
+
+This module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ from omniges.storage.documents import LONGEST_TEXT, Count, Document, Is, Range, 
 from omniges.storage.files import json_document, read_settings
 
 WINDOWS_TIER: Final = "windows"
-"""Tier of a TextGrid for text of complete windows, with one interval for each window and no tier of words."""
+"""Name of the tier for text of complete windows, with one interval for each window. There is then no tier of words.
+"""
 
 _FORMAT: Final = "omniges-generated"
 _VERSION: Final = 1
@@ -31,11 +35,11 @@ _SOURCE: Final[Mapping[str, Callable[[Any], bool]]] = {
     "key": is_key,
     "start_tick": lambda value: is_count(value) and value <= _LONGEST_TICKS,
 }
-"""Checks of the fields of `source` that readers use."""
+"""Fields of `source` that readers use, with their checks."""
 
 
 def _is_name(value: str) -> bool:
-    """Return whether a text names a file in a folder; people's own files may have any characters."""
+    """Return whether a text is a valid file name; names of the user's files may have any characters."""
     fits = len(value.encode(errors="replace")) <= _LONGEST_NAME_BYTES
     return fits and value not in {"", ".", ".."} and not set(value) & set("/\0")
 
@@ -69,27 +73,27 @@ class GeneratedRecord:
     task: Annotated[str, Is(f"one of {', '.join(TASKS)}", TASKS.__contains__)]
     name: Annotated[str, Is("the name of files", _is_name)]
     source: _Source | None
-    """Shards, manifest_sha256, key; None for the user's own files."""
+    """Keys ``shards``, ``manifest_sha256`` and ``key`` of a sample of shards; None for the user's own files."""
     sample: Count
     ticks: Annotated[int, Range(1, _LONGEST_TICKS)]
     seconds: Annotated[float, Range(above=0.0, maximum=LONGEST_S)]
     files: Mapping[str, _File]
-    """Path and sha256 of gesture, audio, mel, text, transcript."""
+    """Path and sha256 of each file, by ``gesture``, ``audio``, ``mel``, ``text`` or ``transcript``."""
     inputs: tuple[Mapping[str, Any], ...]
-    """Stream, path, sha256, remarks."""
+    """Stream, path, sha256 and remarks of each input."""
     model: Mapping[str, Any]  # checkpoint, step, weights, sha256 of its files
     settings: Mapping[str, Any]
     seams_s: tuple[float, ...]
-    """Window boundaries in seconds, without the ends of the result."""
+    """Window boundaries in seconds, without the start and end of the result."""
     measures: _Measures
     """Measures of the model's output, before it was made valid."""
     remarks: tuple[str, ...]
     absent: _Parts = ()
-    """Parts at rest, because no training sample had them; the file omits an empty list."""
+    """Parts that do not move, because no training sample had them; the file omits an empty list."""
 
     @property
     def at_rest(self) -> tuple[str, ...]:
-        """Parts of the motion that do not move; jaw and eyes too, unless the model has channels for them."""
+        """Parts of the motion that do not move, including jaw and eyes if the model has no channels for them."""
         return self.absent if self.model.get("gesture_channels") == WITH_JAW_EYES else (*self.absent, "jaw_eyes")
 
     def document(self) -> bytes:
@@ -127,7 +131,7 @@ def spoken_intervals(data: bytes) -> tuple[list[WordInterval], bool]:
         The intervals, and whether words have times.
 
     Raises:
-        RecordingFault: It has neither tier, or is damaged.
+        RecordingFault: The TextGrid has neither tier, or is damaged.
     """
     try:
         return _words_of(data, None), True
@@ -144,7 +148,7 @@ def spoken_intervals(data: bytes) -> tuple[list[WordInterval], bool]:
 
 
 def _words_of(data: bytes, tier: str | None) -> list[WordInterval]:
-    """Return a tier's intervals with text. If there are none, every expected word counts as a deletion."""
+    """Return the intervals of a tier that have text. Without any, every expected word counts as a deletion."""
     try:
         return list(decode_words(data, tier).words)
     except RecordingFault as fault:

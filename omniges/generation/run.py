@@ -1,4 +1,7 @@
-"""`generate`: inputs through a checkpoint's model to files, of any number and length, complete or absent."""
+"""The command `generate`: read inputs, sample a checkpoint's model and write results as files.
+
+Inputs may have any number and length. Each result is complete or absent.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ from omniges.storage.atomic import PendingGroup, make_folder
 from omniges.storage.files import file_sha256
 
 _MAX_WINDOWS: Final = 32
-"""Windows of all results that are generated together."""
+"""Maximum number of windows, of all results, that are generated together."""
 
 _ENDINGS: Final[Mapping[StreamName, tuple[str, ...]]] = {
     "gesture": (".npz",),
@@ -57,8 +60,8 @@ def generate(
         count: Function that is called with the seconds generated so far and an estimate of the total.
         codecs: Result of `codecs_of` for these settings, if codecs were loaded before.
         beside: Endings of files that the caller will write beside each result, which must not exist either.
-        stale: Endings or names of files that show results and that the caller does not write; they must not exist
-            beside a result that is replaced.
+        stale: Endings or names of files that show a result, such as videos, and that this call does not write. Such a
+            file must not exist beside a result that is replaced.
 
     Returns:
         The summary.
@@ -99,7 +102,7 @@ def generate(
         return settings.num_samples * len(window_spans(item.ticks, windows))
 
     try:
-        read = (plan.load() for plan in inputs)  # lazily, one after the other
+        read = (plan.load() for plan in inputs)  # each input is read when it is needed
         for group in packed(read, windows_of, _MAX_WINDOWS):
             progress.begin(group)
             for path, record in job.results(group, progress.worked):
@@ -117,7 +120,7 @@ def generate(
 
 
 def codecs_of(settings: GenerateSettings, identity: ModelIdentity) -> Codecs:
-    """Return the codecs of a model, which are loaded later.
+    """Return the codecs of a model without loading them.
 
     Args:
         settings: Settings that name the folders.
@@ -130,7 +133,10 @@ def codecs_of(settings: GenerateSettings, identity: ModelIdentity) -> Codecs:
 
 
 class _Progress:
-    """Seconds generated, and an estimate of the total, in which unread inputs have the mean length of read ones."""
+    """Progress of a run: generated seconds, and an estimate of the total.
+
+    The estimate assumes that unread inputs have the mean length of the inputs read so far.
+    """
 
     def __init__(self, inputs: int, samples: int, count: Count) -> None:
         self._inputs, self._samples, self._count = inputs, samples, count
@@ -158,7 +164,7 @@ def _names(name: str, samples: int) -> list[str]:
 def _refuse_taken(
     settings: GenerateSettings, task: str, inputs: Sequence[PlannedInput], beside: Sequence[str], stale: Sequence[str]
 ) -> None:
-    """Refuse to overwrite a result, another file of the user, or an input, or to leave files that show another one."""
+    """Refuse to overwrite results, inputs or other files, and to replace a result that other files show."""
     names = [name for plan in inputs for name in _names(plan.name, settings.num_samples)]
     twice = sorted(name for name, count in Counter(names).items() if count > 1)[:1]
     if twice:
@@ -194,7 +200,10 @@ def _refuse_taken(
 
 
 def _refuse_stale(record: Path, stale: Sequence[str]) -> None:
-    """Refuse to replace a result that a file beside it shows; no record tells whether the file is the user's own."""
+    """Refuse to replace a result if a file beside it, such as a video, shows the old result.
+
+    No record tells whether the user made that file, so it is not removed.
+    """
     for name in stale:
         path = record.with_suffix(name) if name.startswith(".") else record.with_name(name)
         if path.exists():
@@ -240,7 +249,7 @@ class _Job:
                     f"--show-start {settings.part.show_start_s:g}: expected a time before the end of the result "
                     f"{read.name}, {read.ticks / TICKS_PER_SECOND:.1f} s; choose an earlier one"
                 )
-            # Only once for all samples, because encoding may be slow.
+            # Encode conditions only once for all samples, because encoding may be slow.
             conditions, warnings = self.sampler.codecs.conditions(read, self.windows)
             item = replace(read, warnings=(*read.warnings, *warnings))
             speaker = self.sampler.speaker_number(settings.speaker or item.speaker, named=settings.speaker is not None)
@@ -253,7 +262,7 @@ class _Job:
             yield from self._sampled(some, worked)
 
     def _sampled(self, asked: Sequence[tuple[Input, Timeline]], worked: Callable[[float], None]) -> Iterator[_Written]:
-        """Generate and write results together; each has open files until it is complete."""
+        """Generate and write several results together; each result has open files until it is complete."""
         settings, targets = self.settings, TASKS[self.task].targets
         waiting: dict[int, Results] = {}
         timelines = [timeline for _, timeline in asked]

@@ -1,7 +1,7 @@
-"""The sampler: a model with its codecs, from conditions of any length to arrays in the units of the shards.
+"""Sample a model with its codecs, from conditions of any length to arrays in the units of the shards.
 
-`generate`, `OmnigesPipeline` and validation all use it. Arrays come in parts in order of time, so memory does not grow
-with length. Latents are the exception, because a codec needs all of them at once.
+`generate`, `OmnigesPipeline` and validation use this module. Arrays are returned in parts in order of time, so memory
+does not grow with length. Latents are the exception, because a codec needs all latents at once.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ PROVENANCE_FILE: Final = "provenance.json"
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The model of a checkpoint, and the checkpoint's facts about it."""
+    """The model of a checkpoint, with the identity and metadata that the checkpoint stores."""
 
     model: FlowModel
     identity: ModelIdentity
@@ -62,7 +62,7 @@ class Loaded:
     weights: Weights
 
     def require_trained(self, task: str) -> None:
-        """Raise UsageFault if the task had no share in training, or a stream of it was in no training sample."""
+        """Raise UsageFault if the task was not trained, or if no training sample had one of its streams."""
         trained = trained_tasks(self.saved)
         if trained is not None and task not in trained:
             raise UsageFault(
@@ -82,7 +82,7 @@ class Loaded:
         return None if state is None else bool(trained_on(state, shards, *self.identity.read_by_training))
 
     def facts(self) -> dict[str, Any]:
-        """Return the description of the model that records contain."""
+        """Return the description of the model that is stored in records."""
         return {
             "checkpoint": str(self.saved.path),
             "step": self.saved.step,
@@ -97,7 +97,7 @@ class Loaded:
         }
 
     def history(self) -> dict[str, bytes]:
-        """Return the checkpoint's documents about its training, as far as they exist."""
+        """Return the settings and the state of training that the checkpoint contains, by file name."""
         return {name: self.saved.content(name) for name in (SETTINGS_FILE, STATE_FILE) if name in self.saved.files}
 
 
@@ -107,7 +107,7 @@ def loader_state(saved: SavedCheckpoint) -> LoaderState | None:
 
 
 def trained_tasks(saved: SavedCheckpoint) -> tuple[str, ...] | None:
-    """Return the tasks that had a share in training; None if the checkpoint does not record them."""
+    """Return the tasks that were trained; None if the checkpoint does not record them."""
     if SETTINGS_FILE not in saved.files:
         return None
     flow = saved.fields(SETTINGS_FILE).part("flow").read(FlowSettings)
@@ -134,7 +134,7 @@ def load(checkpoint: Path, weights: Weights = "ema") -> Loaded:
 
 
 class Codecs:
-    """The codecs of a model of latents, each loaded when it is needed."""
+    """The codecs of a model that generates latents; each codec is loaded when it is needed."""
 
     def __init__(
         self,
@@ -146,23 +146,24 @@ class Codecs:
         origin: tuple[str, str] = ("--codec", "the checkpoint"),
         device: torch.device | None = None,
     ) -> None:
-        """Declare the codecs and their folders; none is loaded yet.
+        """Declare the codecs and their folders, without loading a codec.
 
         Args:
             entries: Codecs of the streams stored as latents.
-            folders: Name and folder of those that are given.
+            folders: Name and folder of each codec that the user gives.
             t5_tokenizer: Folder of T5's tokenizer, if the text codec's folder does not contain it.
-            quantised: Snap latents to codes before decoding, for codecs with codes.
-            origin: Flag that names folders, and owner of the entries, for errors.
+            quantised: Replace latents by codes before decoding, for codecs with codes.
+            origin: Option that gives the folders, and file that contains the entries, for errors.
             device: Device of the codecs; None: the GPU if there is one.
 
         Raises:
-            UsageFault: A folder is given for a codec that the model does not have, or two for one codec.
+            UsageFault: A folder is given for a codec that the model does not have, or two folders are given for one
+                codec.
         """
         self.entries, self._folders, self._t5_tokenizer = dict(entries), dict(folders), t5_tokenizer
         self._quantised, self._origin, self._device = quantised, origin, device
         self._loaded: dict[StreamName, Codec] = {}
-        self._ends: dict[StreamName, frozenset[End]] = {}  # directions for which each is loaded
+        self._ends: dict[StreamName, frozenset[End]] = {}  # directions for which each codec is loaded
         names = [entry.name for entry in self.entries.values()]
         for name, _ in folders:
             if name not in names:
@@ -177,7 +178,7 @@ class Codecs:
             raise UsageFault("--t5-tokenizer: expected a model with a text codec, found none; remove it")
 
     def require(self, tasks: Iterable[Task], sources: Sources) -> None:
-        """Load the codecs that tasks need, so that errors come before the sampling.
+        """Load the codecs that tasks need, so that errors are raised before sampling starts.
 
         Args:
             tasks: The tasks.
@@ -199,7 +200,7 @@ class Codecs:
                 self.load(stream, *wanted_ends)
 
     def conditions(self, item: Input, windows: WindowSettings) -> tuple[dict[StreamName, TicksOf], tuple[str, ...]]:
-        """Return the conditions of an input, as latents for streams of latents.
+        """Return the conditions of an input; encode those of streams that the model represents by latents.
 
         Args:
             item: The input.
@@ -227,7 +228,7 @@ class Codecs:
         return self._quantised if any(isinstance(codec, QuantisingCodec) for codec in codecs) else None
 
     def _frames_of(self, condition: Condition, entry: FrameEntry, ticks: int) -> TicksOf:
-        """Return rows of latents, from the shards if they have them, otherwise encoded from the array."""
+        """Return rows of latents, from the shards if these contain latents, otherwise encoded from the array."""
         rows = entry.rows
         latents = condition.latents
         if latents is None:
@@ -285,12 +286,12 @@ class Codecs:
             array: Generated rows.
 
         Returns:
-            Arrays as shards hold them, or the `SpokenText` of each window.
+            Arrays in the format of shards, or the `SpokenText` of each window.
         """
         return decode_latents(self.load(stream, "decode"), array) if stream in self.entries else array
 
     def load(self, stream: StreamName, *ends: End) -> Codec:
-        """Load the codec of a stream for at least the given directions, unless that was done before.
+        """Load the codec of a stream for at least the given directions, if it is not loaded yet.
 
         Args:
             stream: The stream.
@@ -300,7 +301,7 @@ class Codecs:
             The codec.
 
         Raises:
-            UsageFault: Its folder is not given, or contains another codec.
+            UsageFault: The folder of the codec is not given, or contains another codec.
             DataError: The folder contains no codec.
         """
         there = self._ends.get(stream, frozenset())
@@ -313,7 +314,7 @@ class Codecs:
                 )
             self._loaded.pop(stream, None)  # frees memory before the codec is loaded again
             self._ends.pop(stream, None)
-            of_text = isinstance(entry, WindowEntry)  # only these networks are large enough to load separately
+            of_text = isinstance(entry, WindowEntry)  # only text codecs are large enough to load by direction
             wanted = there | frozenset(ends) if of_text else BOTH_ENDS
             codec = load_same_codec(
                 entry,
@@ -331,10 +332,10 @@ class Codecs:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The next rows of one timeline's results."""
+    """The next generated rows of one timeline."""
 
     number: int  # index of the timeline
-    rows: Mapping[StreamName, npt.NDArray[Any]]  # not decoded; latents come all at once, with the last part
+    rows: Mapping[StreamName, npt.NDArray[Any]]  # not decoded yet; the last part contains all latents
     last: bool
     codecs: Codecs
 
@@ -342,7 +343,7 @@ class Part:
         """Decode the rows.
 
         Returns:
-            By stream, arrays as shards hold them; for text stored as latents, the `SpokenText` of each window.
+            By stream, arrays in the format of shards; for text stored as latents, the `SpokenText` of each window.
 
         Raises:
             DataError: The codec cannot decode the latents.
@@ -360,23 +361,23 @@ class Sampler:
         codecs: Codecs,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        """Join the parts.
+        """Create a sampler from a model and its codecs.
 
         Args:
             model: Model in evaluation mode.
             identity: Identity of the model.
             codecs: Codecs of its streams stored as latents.
-            autocast: Context with the precision of the model; codecs use their own.
+            autocast: Function that returns a context with the precision of the model; codecs set their own precision.
         """
         self.model, self.identity, self.codecs, self.autocast = model, identity, codecs, autocast
         self.token_codec = TextTokenCodec(identity.tokenizer)
 
     def speaker_number(self, name: str | None, *, named: bool) -> int:
-        """Return the number of a speaker, 0: unknown.
+        """Return the number of a speaker; 0 means unknown.
 
         Args:
             name: Name of the speaker, or None.
-            named: The user gave the name, so an unknown one is refused.
+            named: True: the user gave the name, so an unknown name is refused.
 
         Returns:
             The number.
@@ -397,23 +398,23 @@ class Sampler:
         return 0
 
     def absent_from(self, targets: Sequence[StreamName]) -> tuple[schema.Part, ...]:
-        """Return the parts of the given targets that no training sample had; they are generated at rest."""
+        """Return the parts of the given targets that no training sample had; generated motion keeps them still."""
         if "gesture" not in targets or "gesture" in self.codecs.entries:
             return ()
         return tuple(part for part in absent_parts(self.model.trained) if part in STREAM_CHANNELS_OF)
 
     def at_rest(self, targets: Sequence[StreamName]) -> tuple[schema.Part, ...]:
-        """Return the parts of generated motion that do not move, jaw and eyes included if there are no channels."""
+        """Return the parts of generated motion that do not move, including jaw and eyes if they have no channels."""
         jaw_eyes: tuple[schema.Part, ...] = () if self.identity.config.with_jaw_eyes else ("jaw_eyes",)
         return (*self.absent_from(targets), *jaw_eyes)
 
     def absence_warnings(self, targets: Sequence[StreamName]) -> tuple[str, ...]:
-        """Return warnings about parts that `absent_from` names."""
+        """Return warnings about the parts that `absent_from` returns."""
         absent = self.absent_from(targets)
         return (f"at rest, because no training sample had it: {', '.join(absent)}",) if absent else ()
 
     def windows(self, overlap_ticks: int | None, task: str) -> WindowSettings:
-        """Return window settings; a window is as long as in training.
+        """Return the settings of windows. A window is as long as in training.
 
         Args:
             overlap_ticks: Overlap of successive windows. None: a quarter of a window, or 0 for text stored as latents.
@@ -503,7 +504,7 @@ class Sampler:
 
 
 def joined(parts: Iterable[Part]) -> list[dict[StreamName, Any]]:
-    """Return the complete arrays of each timeline, in memory; raise the errors of `Part.arrays`."""
+    """Join parts to the complete arrays of each timeline, in memory; raise the errors of `Part.arrays`."""
     found: dict[int, dict[StreamName, list[Any]]] = {}
     for part in parts:
         own = found.setdefault(part.number, {})
@@ -518,11 +519,11 @@ def joined(parts: Iterable[Part]) -> list[dict[StreamName, Any]]:
 # --- values of condition streams: those that the user gives, otherwise the recording's own
 
 Asked = Mapping[str, Array | None]
-"""Values that the user gives, by the stream's name; None: the stream is left out."""
+"""Values that the user gives, by name of the condition stream; None: the stream is left out."""
 
 
 def asked_values(streams: Mapping[str, ConditionStream], given: Sequence[tuple[str, Any]], origin: str) -> Asked:
-    """Return the values that the user gives.
+    """Convert the values that the user gives for condition streams to arrays.
 
     Args:
         streams: Condition streams of the model.
@@ -570,7 +571,7 @@ def values_of(streams: Mapping[str, ConditionStream], asked: Asked, recording: R
 def shown_values(
     streams: Mapping[str, ConditionStream], values: Mapping[str, ValueOf], spans: Sequence[tuple[int, int]]
 ) -> dict[str, Any]:
-    """Return the values of all windows, as the settings of a record name them.
+    """Return the values of all windows in the format of a record's settings.
 
     Args:
         streams: Condition streams of the model.
@@ -578,7 +579,8 @@ def shown_values(
         spans: First tick and length of each window, in ticks.
 
     Returns:
-        ``conditions`` by name: one value if it is the same in all windows, otherwise a list; None: left out.
+        The entry ``conditions``, by name: one value if all windows have the same value, otherwise a list. None: the
+        stream is left out.
     """
     found: dict[str, Any] = {}
     for name, stream in streams.items():

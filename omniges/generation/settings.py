@@ -25,7 +25,9 @@ TASK_NAMES: Final = ("a2g", "t2g", "t2a", "g2a", "a2t", "g2t", "at2g", "gt2a", "
 
 
 def task_named(name: str) -> str:
-    """Return the task of a name such as a2g, at2g (letters in any order) or unconditional.
+    """Return the task for a name such as a2g, at2g or unconditional.
+
+    The letters before the 2 may have any order.
 
     Args:
         name: The name.
@@ -50,7 +52,7 @@ def task_named(name: str) -> str:
 
 
 def require_guidable(task: Task, sampling: SamplingSettings, conditions: Collection[Any] = ()) -> None:
-    """Raise UsageFault for a guidance weight if there are no conditions.
+    """Refuse a guidance weight if there are no conditions.
 
     Args:
         task: The task.
@@ -85,7 +87,7 @@ def _start(flag: str, text: str) -> tuple[float, float]:
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """Sources of inputs."""
+    """Options that give the inputs: files, samples of shards, or a length."""
 
     audio: tuple[Path, ...] = option((), "Audio file as a condition, such as WAV; may be repeated.", panel="Conditions")
     text: tuple[str, ...] = option(
@@ -113,7 +115,7 @@ class Sources:
             raise UsageFault("--key and --split: expected the shards of the samples, found none; add --shards DIR")
 
     def files(self, stream: StreamName) -> tuple[str, ...]:
-        """Return the files of a stream."""
+        """Return the paths of the files that the user gave for a stream."""
         return tuple(map(str, getattr(self, stream)))
 
     @property
@@ -195,7 +197,7 @@ class GenerateSettings:
         self._refuse_names_of_bytes()
 
     def _refuse_names_of_bytes(self) -> None:
-        """Refuse, before anything is generated, file names that are not UTF-8, because a record cannot contain them."""
+        """Refuse file names that are not UTF-8 before generation starts, because a record cannot contain them."""
         files = [(f"--{name}", file) for name in ("audio", "text", "gesture") for file in self.sources.files(name)]
         others = {"--shards": self.sources.shards, "--checkpoint": self.checkpoint, "--vocoder": self.vocoder}
         others["--body"] = self.body
@@ -215,11 +217,11 @@ class GenerateSummary:
     generated_s: float
     elapsed_s: float
     warnings: tuple[str, ...]
-    """Distinct warnings of all results, in order."""
+    """Warnings of all results without duplicates, in order."""
 
     @property
     def lines(self) -> list[str]:
-        """Lines for the terminal."""
+        """Summary as lines of text for the terminal."""
         speed = self.generated_s / self.elapsed_s if self.elapsed_s else 0.0
         pace = f"{self.elapsed_s:.1f} s, {speed:.1f} times real time"
         results = "result" if len(self.records) == 1 else "results"

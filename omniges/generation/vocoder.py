@@ -1,13 +1,13 @@
-"""Vocoders: log-mels to waveforms, by librosa's Griffin-Lim or by a HiFi-GAN of a local folder.
+"""Convert log-mels to waveforms with a vocoder: librosa's Griffin-Lim, or a HiFi-GAN from a local folder.
 
-Griffin-Lim needs magnitudes. They start from the filters' pseudo-inverse, at least 0, and are refined by multiplicative
-updates (Lee and Seung 2001), which keep them non-negative. Phases come from librosa's Griffin-Lim with momentum 0.99
-(Griffin and Lim 1984; Perraudin et al. 2013), initialized at random by a seed. A mel of 64 bands lacks detail, so the
-waveform is for listening, not for measuring.
+Griffin-Lim needs magnitudes. Their first estimate comes from the pseudo-inverse of the mel filters, with negative
+values set to 0. Multiplicative updates (Lee and Seung 2001) refine them and keep them non-negative. Phases come from
+librosa's Griffin-Lim with momentum 0.99 (Griffin and Lim 1984; Perraudin et al. 2013), initialized at random by a seed.
+A mel of 64 bands lacks detail, so the waveform is for listening, not for measuring.
 
 A HiFi-GAN folder is written by `SpeechT5HifiGan.save_pretrained` of transformers; AudioLDM2 has one under ``vocoder``.
 It contains ``config.json`` and ``model.safetensors`` or ``pytorch_model.bin``. Its mel must have 64 bands, 16 kHz and
-hop 160. It must also be the natural log of magnitudes, as AudioLDM2's is, which no file states.
+hop 160. It must also be the natural logarithm of magnitudes, as in AudioLDM2; no file states this.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ class _Config:
     model_type: Literal["hifigan", "speecht5_hifigan"] = "hifigan"
 
     def of_transformers(self) -> dict[str, Any]:
-        """Return the arguments of transformers' configuration, whose lists are no tuples."""
+        """Return the arguments of transformers' configuration, with lists in place of tuples."""
         found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         del found["model_type"]
         return found
 
     @property
     def layers(self) -> int:
-        """Number of convolutions."""
+        """Number of convolutions of the network."""
         return len(self.upsample_rates) * (1 + sum(2 * len(each) for each in self.resblock_dilation_sizes))
 
     @property
@@ -103,12 +103,12 @@ class VocoderStream(Protocol):
         """Append mel frames (F, 64); return the samples that are ready."""
 
     def finish(self) -> F32:
-        """Return the samples of the frames that are still held."""
+        """Return the samples of the last frames, which `push` has not converted yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vocoder:
-    """A vocoder by name, which converts mels to waveforms."""
+    """A vocoder with its name; `begin` creates a converter of one mel to a waveform."""
 
     name: str  # for records: griffin-lim, or hifi-gan with its digest
     warning: str | None
@@ -121,7 +121,7 @@ def _inverse_filters() -> F64:
 
 
 def _magnitudes(mel: F32) -> F64:
-    """Return STFT magnitudes (513, F) whose mel approximates exp of log-mels (F, 64)."""
+    """Return STFT magnitudes (513, F) whose mel approximates exp(log-mel), given a log-mel (F, 64)."""
     wanted = np.exp(mel.astype(np.float64)).T
     filters = mel_filterbank()
     found = np.maximum(_inverse_filters() @ wanted, _TINY)
@@ -134,7 +134,7 @@ class GriffinLim:
     """A converter of a log-mel into 16 kHz samples by Griffin–Lim.
 
     Segments of 20 s are cross-faded over 0.5 s, so memory does not grow with length. The samples depend only on mel and
-    seed, not on the pieces in which the mel is passed.
+    seed, not on the sizes of the blocks that are passed to `push`.
     """
 
     def __init__(self, seed: int) -> None:
@@ -162,7 +162,7 @@ class GriffinLim:
         return _joined([self._segment(self._held)])
 
     def _segment(self, mel: F32) -> F64:
-        """Return the samples (160 F,) of a segment."""
+        """Return the samples (160 F,) of a segment of F frames."""
         padded = np.concatenate([mel, mel[-1:]])  # frame F is centred on the end of the last sample
         found = load_librosa().griffinlim(
             _magnitudes(padded),
@@ -229,7 +229,7 @@ def load_hifi_gan(folder: Path) -> Vocoder:
         The vocoder.
 
     Raises:
-        UsageFault: The folder contains none.
+        UsageFault: The folder contains no HiFi-GAN.
         DataError: The folder is damaged, or expects another mel.
         EnvironmentFault: The package transformers is not installed.
     """
@@ -242,14 +242,14 @@ def load_hifi_gan(folder: Path) -> Vocoder:
     with needs("vocoder", f"--vocoder {folder}"):
         from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig  # noqa: PLC0415 - optional, slow to import
     weights = {name: tensor.float() for name, tensor in read_tensors(file).items()}
-    if config.layers > len(weights):  # before a network of so many is built
+    if config.layers > len(weights):  # checked before a network of so many layers is built
         raise DataError(
             f"{file}: expected the weights that config.json describes, found others ({config.layers} layers); give "
             "another folder"
         )
     try:
         settings = SpeechT5HifiGanConfig.from_dict(config.of_transformers())
-        with torch.device("meta"):  # no memory is taken for what a configuration claims
+        with torch.device("meta"):  # allocates no memory for the sizes that a configuration states
             model = SpeechT5HifiGan(settings)
         model.load_state_dict(weights, assign=True)
     except (RuntimeError, ValueError, TypeError) as error:  # configuration and tensors do not fit
@@ -270,7 +270,7 @@ def load_hifi_gan(folder: Path) -> Vocoder:
 
 
 def _read_config(folder: Path) -> _Config:
-    """Return config.json, after checking its mel and its rates."""
+    """Read config.json, and check that its mel and its rates are supported."""
     path = folder / "config.json"
     if not os.path.lexists(path):
         raise UsageFault(
@@ -298,12 +298,15 @@ def _read_config(folder: Path) -> _Config:
 
 
 class HifiGan:
-    """A converter that runs a HiFi-GAN on segments of 5 s with their receptive field, so boundaries are not audible."""
+    """A converter that runs a HiFi-GAN on segments of 5 s.
+
+    Each segment includes the receptive field on both sides, so boundaries of segments are not audible.
+    """
 
     def __init__(self, model: torch.nn.Module, context_frames: int, place: str = "the vocoder") -> None:
         self._model, self._context, self._place = model, context_frames, place
         self._held: F32 = np.zeros((0, MEL_BANDS), np.float32)
-        self._before = 0  # held frames that were converted before
+        self._before = 0  # number of stored frames that were converted before
 
     def push(self, mel: F32) -> F32:
         """Append mel frames (F, 64); return the samples that are ready."""
@@ -314,13 +317,13 @@ class HifiGan:
         return np.concatenate(ready)
 
     def finish(self) -> F32:
-        """Return the samples of the frames that are still held."""
+        """Return the samples of the last frames, which `push` has not converted yet."""
         left = len(self._held) - self._before
         return self._sound(left, len(self._held)) if left else np.zeros(0, np.float32)
 
     @torch.no_grad()
     def _sound(self, frames: int, stop: int) -> F32:
-        """Return the samples of the next frames, computed from the held frames up to `stop`."""
+        """Return the samples of the next `frames` frames, computed from the stored frames up to `stop`."""
         device = next(self._model.parameters()).device
         mel = torch.from_numpy(np.ascontiguousarray(self._held[:stop])).to(device)
         samples: F32 = self._model(mel).float().cpu().numpy()

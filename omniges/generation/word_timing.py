@@ -1,9 +1,11 @@
-"""Word timings for plain text: a speaking rate learned from training words, which checkpoints contain.
+"""Estimate word timings for plain text from a speaking rate, which is learned from training words.
+
+Checkpoints contain the speaking rate.
 
 A word of n letters takes a + b·n seconds (least squares over the words of the train split). Pauses are medians of the
 gaps between words. Within a sentence: gaps below 0.2 s. After a comma and similar: gaps from 0.2 to 0.6 s. After a full
 stop and similar: gaps from 0.6 to 2 s. If the shards contain no gap of this length, the pause is the lower bound. Times
-are estimates; results say so.
+are estimates, and results contain a warning about this.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ _STARTS: Final = {
     "@UTF8\n@": "a CHAT transcript",
     "@Begin": "a CHAT transcript",
 }
-"""First characters of texts that are not plain words, and their format."""
+"""First characters of texts that are not plain words, and the format of such texts."""
 _LYRIC: Final = re.compile(r"\[\d+:\d\d(?:[.:]\d+)?\].*")
 _JSON: Final = re.compile(r'\{\s*["}]|\[\s*[\[{"\]]')
 _TAG: Final = re.compile(r"<(?:\?xml|!doctype|([a-z][\w:-]*))[^<>]*>", re.IGNORECASE)
@@ -60,7 +62,7 @@ _ROW: Final = re.compile(  # two times first, or after one or two names as in a 
 
 
 def learn_rate(clips: Iterable[Sequence[Mapping[str, Any]]]) -> SpeakingRate:
-    """Learn the speaking rate of clips' words (``word``, ``start``, ``end`` in seconds).
+    """Learn the speaking rate from the words of clips (``word``, ``start``, ``end`` in seconds).
 
     Args:
         clips: Words of each clip, in order of time.
@@ -95,7 +97,7 @@ def learn_rate(clips: Iterable[Sequence[Mapping[str, Any]]]) -> SpeakingRate:
 
 
 def _without_edges(token: str) -> str:
-    """Return a token without the punctuation around it; accents and vowel signs belong to the letter before them."""
+    """Return a token without the punctuation at its edges; accents and vowel signs belong to the preceding letter."""
     inside = [k for k, letter in enumerate(token) if letter.isalnum() or letter in "_'"]
     if not inside:
         return ""
@@ -129,7 +131,7 @@ def _other_format(text: str) -> str | None:
 
 
 def _is_mark(token: str) -> bool:
-    """Return whether a token is a mark of a transcript in brackets, such as ``[SIL]`` or ``<unk>``, and no word."""
+    """Return whether a token is a transcript mark in brackets, such as ``[SIL]`` or ``<unk>``, and not a word."""
     plain = token.strip(".,;:!?")
     return plain[:1] in {"<", "[", "{"} and not is_word(plain)
 
@@ -142,7 +144,7 @@ def estimate_warnings(text: str, rate: SpeakingRate) -> list[str]:
         rate: Speaking rate.
 
     Returns:
-        Warnings that times are estimates, and that marks were left out, with their number.
+        Warnings that times are estimates, and how many marks were left out.
     """
     found = [f"times estimated by a speaking rate learned from {rate.words} words"]
     if marks := [token for token in text.split() if _is_mark(token)]:
@@ -163,7 +165,7 @@ def timed_words(text: str, rate: SpeakingRate) -> list[dict[str, Any]]:
         Words (``word``, ``start``, ``end`` in seconds).
 
     Raises:
-        UsageFault: The text has no words, or is a file of another kind.
+        UsageFault: The text has no words, or has another format than plain text.
     """
     if kind := _other_format(text):
         raise UsageFault(f"text: expected plain words, found {kind}; give a TextGrid, or the words alone")

@@ -1,8 +1,8 @@
-"""Results: generated motion, mel and words in memory, and as files: SMPL-X NPZ, WAV with its mel, TextGrid, PNG.
+"""Write generated motion, mel and words as files: SMPL-X NPZ, WAV, mel, TextGrid and PNG.
 
-Results come in parts and are stored on disk, so memory does not grow with their length. A result is one or several
-files NAME.* and its record NAME.json. The record is written last: a result with a record is complete. `evaluate` finds
-results by their records, whose fields docs/how-to/generate.md describes.
+Results arrive in parts and are stored on disk, so memory does not grow with their length. A result consists of one or
+several files NAME.* and the record NAME.json. The record is written last, so a result with a record is complete.
+`evaluate` finds results by their records, whose fields docs/how-to/generate.md describes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _UNWRITABLE: Final = frozenset({"Cc", "Cs"})
 
 @dataclass(frozen=True, slots=True)
 class OutFile:
-    """A file of a result, whose bytes come in parts."""
+    """A file of a result, with its bytes as an iterator."""
 
     kind: str
     ending: str
@@ -64,7 +64,7 @@ class OutFile:
 
 
 class GestureSink:
-    """Writer of gesture channels as an SMPL-X NPZ, with valid rotations and the root's steps summed from the start."""
+    """Writer of gesture channels as an SMPL-X NPZ, with valid rotations and with root steps summed to positions."""
 
     def __init__(self, body: Body, folder: Path | None) -> None:
         self.measures: dict[str, float] = {}
@@ -95,7 +95,7 @@ class GestureSink:
         return MotionArrays(**{name: spool.rows(0, len(spool)) for name, spool in self._motion.items()})
 
     def files(self) -> Iterator[OutFile]:
-        """Yield the NPZ."""
+        """Yield the NPZ file."""
         yield OutFile("gesture", ".npz", self._archive())
 
     def _archive(self) -> Iterator[bytes]:
@@ -108,7 +108,7 @@ class GestureSink:
                 yield part
 
     def shown(self, start: int, stop: int) -> F32:
-        """Return the frames (3 each, 415) of ticks for a picture."""
+        """Return the gesture frames of ticks (3 · ticks, 415) for a picture."""
         return self._channels.rows(FRAMES_PER_TICK * start, FRAMES_PER_TICK * stop)
 
 
@@ -116,7 +116,7 @@ def valid_motion(gesture: F32, start_xz: npt.NDArray[np.float64]) -> MotionArray
     """Convert generated channels to SMPL-X motion with valid rotations.
 
     Args:
-        gesture: Channels (T, 424), or (T, 415), with which jaw and eyes are at rest.
+        gesture: Channels (T, 424), or (T, 415); with 415 channels, jaw and eyes do not move.
         start_xz: Start position (x, z) in metres.
 
     Returns:
@@ -134,9 +134,9 @@ def valid_motion(gesture: F32, start_xz: npt.NDArray[np.float64]) -> MotionArray
 
 
 class SpeechSink:
-    """Writer of log-mels as an .npy file and, through a vocoder, as a WAV, scaled down if it is louder than full scale.
+    """Writer of log-mels as an .npy file, and as a WAV if there is a vocoder.
 
-    Without a vocoder, which is slow, there is no WAV.
+    A WAV that is louder than full scale is scaled down. Vocoders are slow, so the WAV is optional.
     """
 
     def __init__(self, vocoder: Vocoder | None, seed: int, folder: Path | None) -> None:
@@ -185,7 +185,7 @@ class SpeechSink:
         yield from (block.tobytes() for block in self._mel.blocks())
 
     def shown(self, start: int, stop: int) -> F32:
-        """Return the mel frames (10 each, 64) of ticks for a picture."""
+        """Return the mel frames of ticks (10 · ticks, 64) for a picture."""
         return self._mel.rows(MEL_FRAMES_PER_TICK * start, MEL_FRAMES_PER_TICK * stop)
 
 
@@ -223,7 +223,7 @@ def _without_silences(intervals: Sequence[WordInterval]) -> list[WordInterval]:
 
 
 class TextSink:
-    """Writer of text tokens as a TextGrid and plain text; tokens (4 bytes a tick) are kept in memory."""
+    """Writer of text tokens as a TextGrid and plain text; tokens are kept in memory (4 bytes a tick)."""
 
     def __init__(self, codec: TextTokenCodec) -> None:
         self.measures: dict[str, float] = {}
@@ -240,7 +240,7 @@ class TextSink:
         return [WordInterval(labels.label(word.word), word.start, word.end) for word in decoded]
 
     def spoken(self) -> tuple[list[WordInterval], bool]:
-        """Return the words as read from the TextGrid, and True, because they have times."""
+        """Return the words as read from the TextGrid, and True, because the words have times."""
         return _without_silences(self._labelled(Labels("words"))), True
 
     def files(self) -> Iterator[OutFile]:
@@ -265,7 +265,11 @@ class WindowTextSink:
     """Writer of the texts of complete windows as a TextGrid and plain text, without word timings."""
 
     def __init__(self, windows: Sequence[tuple[int, int]]) -> None:
-        """Prepare for windows, each with its first tick and length; successive windows touch."""
+        """Prepare for the given windows.
+
+        Args:
+            windows: First tick and length of each window, in ticks. Successive windows touch.
+        """
         self.measures: dict[str, float] = {}
         self.warnings = ["the words have no times: text stored as latents has no word timings"]
         self._windows = windows
@@ -284,7 +288,7 @@ class WindowTextSink:
                 self._cut_from_s.append(start)
 
     def spoken(self) -> tuple[list[WordInterval], bool]:
-        """Return the texts of windows as read from the TextGrid, and False, because words have no times."""
+        """Return the texts of windows as read from the TextGrid, and False, because the words have no times."""
         return _without_silences(self._intervals), False
 
     def files(self) -> Iterator[OutFile]:
@@ -310,13 +314,13 @@ class WindowTextSink:
 Sink = GestureSink | SpeechSink | TextSink | WindowTextSink
 """A writer of one stream of a result.
 
-It receives rows as shards hold them, or texts of windows if text is stored as latents. It returns the first ticks for a
-picture, and at the end the files.
+It receives rows in the format of shards, or texts of windows if text is stored as latents. It returns rows for a
+picture, and the files at the end.
 """
 
 
 class Results:
-    """The writers of one result's targets."""
+    """The writers of one result, one for each target stream."""
 
     def __init__(
         self,
@@ -360,7 +364,7 @@ class Results:
         return cast("SpeechSink", self.sinks["audio"]).mel()
 
     def spoken(self) -> tuple[list[WordInterval], bool]:
-        """Return words, if text is a target, and whether they have times; otherwise each is the text of a window."""
+        """Return generated words and True, or texts of windows and False, if text is a target."""
         return cast("TextSink | WindowTextSink", self.sinks["text"]).spoken()
 
     def files(self) -> Iterator[OutFile]:
@@ -382,10 +386,10 @@ class Results:
 def result_picture(
     name: str, task: str, item: Input, results: Results, body: Body, codec: TextTokenCodec, part: ShownPart
 ) -> bytes:
-    """Draw a result, with one row for each stream of the input and the result.
+    """Draw a result as a picture with one row for each stream of the input and of the result.
 
-    Conditions are drawn as the model gets them. Words are at the ticks of their text tokens, without dropped words. The
-    mel has the model's loudness rule, and absent parts of motion are at rest.
+    Conditions are drawn as the model receives them. Words are drawn at the ticks of their text tokens, without dropped
+    words. The mel is scaled by the loudness rule of the model. Absent parts of motion do not move.
 
     Args:
         name: Name of the result.
@@ -422,7 +426,7 @@ def result_picture(
 
 
 def _rows_of(condition: Condition, codec: TextTokenCodec | None, start: int, stop: int) -> Any:
-    """Return the rows of ticks, or the words: those that the codec's text tokens keep, or all without a codec."""
+    """Return a condition's rows of ticks; for text, its words that text tokens keep, or all words without a codec."""
     if condition.stream != "text":
         return condition.array(start, stop - start)
     if codec is None or condition.series is None:  # without a series, latents are made from the words
@@ -431,13 +435,15 @@ def _rows_of(condition: Condition, codec: TextTokenCodec | None, start: int, sto
 
 
 def _place(rows: Callable[[int, int], F32], first: int, shown: F32, start_xz: F64) -> tuple[float, float]:
-    """Return where the root is in the first row of a tick: the steps of all rows after the first, summed in blocks.
+    """Return the position of the root in the first row of a tick.
+
+    The position is the sum of the steps of all rows after the first; it is computed in blocks.
 
     Args:
         rows: Function that returns the gesture channels of ticks.
         first: The tick.
         shown: Gesture channels from this tick on.
-        start_xz: Position (2,) in the first row of all, in metres.
+        start_xz: Position (2,) in the first row of the result, in metres.
 
     Returns:
         x and z in metres.
