@@ -64,9 +64,7 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
-_TOKEN_PIECES = (
-    1 + _TOKEN.groups
-)  # number of strings that `split` returns for each token: its groups and the text after it
+_TOKEN_PIECES = 1 + _TOKEN.groups  # strings that `split` returns for each token: its groups and the next text
 _NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?(?:[nN][aA][nN]|[iI][nN][fF])")
 # The header of a tier in a masked text, one token a line. The long form also has field names and an item line.
 _TIER_HEAD = re.compile(

@@ -114,9 +114,7 @@ def partial_of(array: npt.NDArray[np.float32]) -> Partial:
     # One row more than a block: row 0 is the last deviation of the previous block.
     block = np.zeros((min(_BLOCK_FRAMES, len(array)) + 1, array.shape[1]))
     differences = np.empty_like(block[1:])
-    origin = np.tile(
-        first, (len(block) - 1, 1)
-    )  # repeated to the size of a block, because broadcasting one row is slower
+    origin = np.tile(first, (len(block) - 1, 1))  # size of a block, because broadcasting a row is slower
     for start in range(0, len(array), _BLOCK_FRAMES):
         frames = array[start : start + _BLOCK_FRAMES]
         deviation = block[1 : len(frames) + 1]

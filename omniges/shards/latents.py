@@ -76,9 +76,7 @@ class CodecEntry(ABC):
     fingerprint: str  # sha256 of the codec's configuration and weights
     source: str  # member that the codec encodes
     channels: int  # number of values in a vector; each has statistics
-    settings: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # further settings, for information and to repeat the encoding
+    settings: Mapping[str, Any] = field(default_factory=dict)  # further settings, to repeat the encoding
 
     def __post_init__(self) -> None:
         """Raise ValueError for invalid fields."""

@@ -34,9 +34,7 @@ if TYPE_CHECKING:
 SOURCES: Final = ("wav", "npz", "textgrid", "sem")
 _MAX_MEMBER_BYTES: Final = 8**11 - 1
 _MAX_TEXT_BYTES: Final = 64 << 20  # largest JSON member; the words of a day take half of this size
-_MAX_FRAMES: Final = int(
-    timebase.LONGEST_S * timebase.FRAME_RATE_HZ
-)  # largest number of frames; readers allocate arrays of this length
+_MAX_FRAMES: Final = int(timebase.LONGEST_S * timebase.FRAME_RATE_HZ)  # longest arrays that readers allocate
 _DIGEST_BYTES: Final = 32  # size of a sha256, which cannot be compressed
 _ROW_BYTES: Final = 16 << 10  # largest average size of an unpacked row
 _SCHEMA_BYTES: Final = 1 << 20

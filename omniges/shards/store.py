@@ -1,22 +1,25 @@
-"""The output place in an object store: journal, lock and unfinished shards are objects beside the set.
+"""Output folder in an object store; the journal, the lock and unfinished shards are objects beside the set.
 
-The folder ``.omniges-journal`` holds numbered records, ``record-000000000000.json`` and so on. Each is created only if
-no object of its name exists, so the records have one order, and two runs cannot both write the next one. A run takes
-the place by a lock record with the next lock number. A run that finds a lock without its release decides whether the
-owner is dead: on the same machine by its process, else by a heartbeat object that has not changed for `Lease.expires_s`
-seconds of its own clock. Then it writes the next lock record. From then on every record of the earlier owner fails
-(`LockLost`), whether it was dead or slow.
+The folder ``.omniges-journal`` contains numbered records, ``record-000000000000.json`` and so on. A record is created
+only if no object of its name exists. So the records have one order, and two runs cannot both write the next record. A
+run takes the lock by writing a ``lock`` record with the next lock number. If a run finds a lock that was not released,
+it decides whether the owner is dead. On the same machine it looks for the owner's process. Otherwise it waits
+`Lease.expires_s` seconds for a change of the owner's heartbeat object. If the owner is dead, the run writes the next
+``lock`` record. From then on the earlier owner, if it was only slow, cannot write records: each attempt raises
+`LockLost`.
 
 A shard is uploaded as ``staged-LOCK-NUMBER.tar`` and then recorded. A commit is a record too, so an owner that has lost
-the lock cannot begin one. From that record on, whoever has the lock carries out the same steps:
+the lock cannot begin a commit. After the commit is recorded, the current owner of the lock carries out these steps:
 
-1. Replace an earlier dataset.json by a mark (`UNFINISHED_FORMAT`) that holds it. The write names the ETag it replaces.
-2. Copy the staged objects to their final names inside the store, and compare each with its sha256.
-3. Remove objects of the earlier set that are not in the new one.
-4. Write dataset.json: it must not exist, or be the mark of this commit.
-5. Write a ``clean`` record: earlier records have no meaning any more. Remove them and the staged objects.
+1. Replace an earlier dataset.json by a mark (`UNFINISHED_FORMAT`) that contains its text. The write is conditional on
+   the ETag of the replaced object.
+2. Copy the staged objects to their final names inside the store, and compare each copy with its sha256.
+3. Remove objects of the earlier set that are not in the new set.
+4. Write dataset.json, on the condition that it does not exist or is the mark of this commit.
+5. Write a ``clean`` record, which ends the validity of earlier records. Remove these records and the staged objects.
 
-The last records stay: a number that is used twice would let an owner return that lost the lock long ago.
+The last records are never removed. If a record number were used twice, an owner that lost the lock long ago could write
+again.
 """
 
 from __future__ import annotations
@@ -57,12 +60,12 @@ _BEAT: Final = re.compile(r"beat-[0-9]{6,12}\.json", re.ASCII)
 _STAGED: Final = re.compile(r"staged-[0-9]{6,12}-(?P<rest>.+)", re.ASCII)
 _SHARD_INDEX: Final = re.compile(r"[0-9]{6}\.tar", re.ASCII)
 _ASIDE: Final = "moved-"
-_KEPT_SHARDS: Final = 2  # downloaded shards of earlier runs in the work folder
-_LOCAL_SHARDS: Final = 5  # shards in the work folder: open, waiting, uploading, and downloaded ones
+_KEPT_SHARDS: Final = 2  # number of downloaded shards of earlier runs in the work folder
+_LOCAL_SHARDS: Final = 5  # most shards in the work folder: open, waiting, uploading and downloaded
 _REMOVERS: Final = 8
-_COMMIT_ATTEMPTS: Final = 3  # the write of an owner that lost the lock may come in between
-_LAST_BEAT_S: Final = 1.0  # longest wait for a heartbeat that is being written at the end
-_DEAD_STATES: Final = "ZX"  # of a process that has ended
+_COMMIT_ATTEMPTS: Final = 3  # an attempt fails if an owner that lost the lock writes in between
+_LAST_BEAT_S: Final = 1.0  # at the end, longest wait for a heartbeat that is being written
+_DEAD_STATES: Final = "ZX"  # states, in /proc, of a process that has ended
 
 
 class LockLost(EnvironmentFault):
@@ -71,14 +74,14 @@ class LockLost(EnvironmentFault):
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Times of the lock, in seconds."""
+    """Time settings of the lock, in seconds."""
 
     beat_s: float = 10.0
     """Time between heartbeats."""
     expires_s: float = 60.0
     """Time without a heartbeat after which an owner on another machine counts as dead."""
     poll_s: float = 2.0
-    """Time between looks at the heartbeat of another owner."""
+    """Time between two reads of another owner's heartbeat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +100,12 @@ class _Record:
 
 @dataclass(frozen=True, slots=True)
 class _Steps:
-    """Steps of a commit; a name that no omniges run writes is refused."""
+    """Steps of a commit; `is_valid` checks that an omniges run may have written all names."""
 
-    place: dict[str, dict[str, Any]]  # final name -> staged, bytes and sha256
+    place: dict[str, dict[str, Any]]  # final name -> name of the staged object, bytes and sha256
     removed: dict[str, str]  # file of the earlier set -> ETag
-    replaces: str | None  # ETag of dataset.json
-    mark: str  # makes the mark in place of dataset.json one of this commit
+    replaces: str | None  # ETag of the earlier dataset.json
+    mark: str  # identifies the mark of this commit in place of dataset.json
 
     def is_valid(self) -> bool:
         """Return whether an omniges run may have written the steps."""
@@ -117,7 +120,7 @@ class _Steps:
         )
 
     def mark_of(self, replaced: str) -> bytes:
-        """Return the content that takes the place of an earlier dataset.json, which it holds, during the commit."""
+        """Return the mark that replaces an earlier dataset.json during the commit and contains its text."""
         return seal({"format": schema.UNFINISHED_FORMAT, "commit": self.mark, "replaced": replaced})
 
 
@@ -145,12 +148,12 @@ def _is_staged(name: object) -> bool:
 
 @dataclass(slots=True)
 class _State:
-    """Unfinished work, as recorded since the last ``clean`` record."""
+    """Unfinished work, according to the records since the last ``clean`` record."""
 
-    first: int = 0  # number of that record
+    first: int = 0  # number of the last ``clean`` record
     next: int = 0  # number of the next record
     lock: int = -1  # number of the last lock
-    holder: dict[str, Any] | None = None  # record of the owner that has not released the lock
+    holder: dict[str, Any] | None = None  # ``lock`` record of the current owner; None: released
     begun: dict[str, Any] | None = None
     lines: list[dict[str, Any]] = field(default_factory=list)
     commit: dict[str, Any] | None = None
@@ -178,13 +181,13 @@ class _State:
 
     @property
     def staged(self) -> set[str]:
-        """Names of staged objects that the unfinished work needs."""
+        """Names of the staged objects that the unfinished work needs."""
         steps = self.commit["steps"]["place"].values() if self.commit else ()
         return {str(line.get("staged")) for line in self.lines} | {str(step["staged"]) for step in steps}
 
 
 class StorePlace:
-    """A folder of an S3 bucket as output place; see `omniges.shards.transaction.OutputPlace`."""
+    """An output folder in an S3 bucket; implements `omniges.shards.transaction.OutputPlace`."""
 
     max_waiting: int | None = 1
 
@@ -201,13 +204,13 @@ class StorePlace:
         """Load s3fs; no connection is made.
 
         Args:
-            location: Location of the set, which `require_writable` accepts.
-            work: Folder on this machine for a few shards, emptied at the start and at the end.
+            location: Location of the set; `require_writable` must accept it.
+            work: Folder on this machine for a few shards. It is emptied at the start and at the end.
             shard_bytes: Target size of a shard in bytes.
-            lease: Times of the lock, or None.
-            timeouts: Limits for the server, or None.
-            retries: Settings of repeated requests, or None.
-            say: Called with a line of text before a long wait.
+            lease: Time settings of the lock; None: the defaults.
+            timeouts: Limits for the server; None: the defaults.
+            retries: Settings of repeated requests; None: the defaults.
+            say: Function that is called with a line of text before a long wait.
         """
         self.location, self._say = location, say
         self.out, self.folder, self._kept = work / "set", work / "new", work / "kept"
@@ -226,7 +229,7 @@ class StorePlace:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Take the place, or raise EnvironmentFault if another run has it; release it at the end."""
+        """Lock the folder and release it at the end; raise EnvironmentFault if another run has the lock."""
         make_folder(self._work)
         with locked(self._work), contextlib.ExitStack() as undo:
             undo.callback(self._empty_work)
@@ -263,12 +266,12 @@ class StorePlace:
                     f"({_shown_holder(holder)}); wait for it, or stop it"
                 )
             state.lock += 1
-            with contextlib.suppress(LockLost):  # another run was first
+            with contextlib.suppress(LockLost):  # another run has taken the lock first
                 self._append("lock", **_process_facts())
                 taken = True
 
     def _is_dead(self, holder: Mapping[str, Any]) -> bool:
-        """Return whether the owner of the lock has ended; wait for a heartbeat if that cannot be known at once."""
+        """Return whether the owner of the lock has ended; if its process is not known here, wait for a heartbeat."""
         ended = _has_ended(holder)
         if ended is not None:
             return ended
@@ -291,12 +294,12 @@ class StorePlace:
         count = 0
         while not stop.wait(self._lease.beat_s):
             count += 1
-            # A missed heartbeat is no fault: if it costs the lock, the next record says so.
+            # A failed heartbeat is ignored: if the lock is lost because of it, writing the next record fails.
             with contextlib.suppress(OmnigesError):
                 self._bucket.put(self._beat_name, canonical_json({"beat": count}))
 
     def _release(self) -> None:
-        """Release the lock; if that fails, the next run finds that the owner has ended."""
+        """Release the lock; if this fails, the next run detects that the owner has ended."""
         with contextlib.suppress(OmnigesError):
             self._append("release")
             self._bucket.remove(self._beat_name)
@@ -306,7 +309,7 @@ class StorePlace:
     def _read_state(self) -> _State:
         while True:
             names = [name for name in self._bucket.entries(start=_RECORDS) if _RECORD.fullmatch(name)]
-            with contextlib.suppress(MissingFile):  # the owner has removed records since; there are newer ones
+            with contextlib.suppress(MissingFile):  # the owner has removed this record; newer records exist
                 return self._state_of(names)
 
     def _state_of(self, names: list[str]) -> _State:
@@ -348,13 +351,13 @@ class StorePlace:
             except ConditionFailed:
                 raise self._lost() from None
             self._state.add(record)
-            # A clean-up may have freed this number after the lock was lost.
+            # If the lock was lost, the new owner may have removed a record with this number.
             if self._newer():
                 self._bucket.remove(_record_name(record.number))
                 raise self._lost()
 
     def _newer(self) -> bool:
-        """Return whether another run has written a record after those that this one knows."""
+        """Return whether another run has written a record after the last one that this run knows."""
         last = _record_name(self._state.next - 1) if self._state.next else ""
         return any(_RECORD.fullmatch(name) for name in self._bucket.entries(start=_RECORDS, after=last))
 
@@ -372,7 +375,7 @@ class StorePlace:
     # --- Unfinished work
 
     def recover(self) -> None:
-        """Finish the commit of a stopped run, and fetch the small files of the complete set."""
+        """Finish the commit of a stopped run, and download the small files of the complete set."""
         entries = self._set.entries()
         if self._state.lock == 0 and self._state.first == 0 and schema.DATASET_FILE not in entries:
             ours = [name for name in entries if is_own_name(name)]
@@ -386,14 +389,14 @@ class StorePlace:
         self._fetch_set()
 
     def _restore_dataset(self) -> None:
-        """Undo the mark of a commit that others had finished; its owner had lost the lock and ended then."""
+        """Restore dataset.json if it is still a mark, left by an owner that lost the lock during a commit and ended."""
         entry = self._set.entry(schema.DATASET_FILE)
         mark = None if entry is None else _mark_in(self._set.read(schema.DATASET_FILE))
         if entry is not None and mark is not None:
             self._set.replace(schema.DATASET_FILE, mark["replaced"].encode(), entry.etag)
 
     def _fetch_set(self) -> None:
-        """Copy dataset.json and the other small files; a damaged one is left out, as readers find it absent."""
+        """Copy dataset.json and the other small files to this machine; a damaged small file is left out."""
         try:
             data = self._set.read(schema.DATASET_FILE)
         except MissingFile:
@@ -402,7 +405,7 @@ class StorePlace:
         try:
             document = check_document(parse_json(data), str(path))
         except (ValueError, DataError):
-            document = {"files": {}}  # the reader of the copy says what is wrong
+            document = {"files": {}}  # the later reader of the copy reports the fault
         with os_errors(path):
             path.write_bytes(data)
         for name, facts in document["files"].items():
@@ -417,7 +420,7 @@ class StorePlace:
         )
 
     def require_space(self, needed_bytes: int) -> None:
-        """Raise EnvironmentFault if the work folder cannot hold the few shards that are there at once."""
+        """Raise EnvironmentFault if the work folder lacks space for the few shards that are in it at once."""
         needed = min(needed_bytes, _LOCAL_SHARDS * self._shard_bytes)
         free = shutil.disk_usage(self._work).free
         if free < needed:
@@ -427,7 +430,7 @@ class StorePlace:
             )
 
     def sizes(self) -> dict[str, int]:
-        """Return the sizes in bytes of the objects of the set by name."""
+        """Return the size in bytes of each object of the set, by name."""
         return {name: entry.size for name, entry in self._set.entries().items()}
 
     def begun(self) -> UnfinishedRun | None:
@@ -436,7 +439,7 @@ class StorePlace:
         return None if found is None else UnfinishedRun(found["settings"], found["tool"], found["anew"])
 
     def begin(self, begun: UnfinishedRun) -> None:
-        """Record the start of a run, if it does not continue one."""
+        """Record the start of a run, unless it continues the unfinished run."""
         if self.begun() != begun:
             self._append("begin", **asdict(begun))
 
@@ -446,7 +449,7 @@ class StorePlace:
         self._clear()
 
     def _clear(self) -> None:
-        """Remove records and objects that no run needs any more."""
+        """Remove the records and objects that no run needs any more."""
         needed = self._state.staged | {self._beat_name}
 
         def is_left(name: str) -> bool:
@@ -461,27 +464,27 @@ class StorePlace:
     # --- Shards
 
     def staged_path(self, index: int) -> Path:
-        """Return the file for the n-th shard that this run writes; its object has the same name."""
+        """Return the path for the n-th shard that this run writes; its object gets the same name."""
         return self.folder / f"staged-{self._state.lock:06d}-{index:06d}.tar"
 
     def keep(self, path: Path, size: int, sha256: str) -> None:
-        """Upload a finished shard, and remove its file."""
+        """Upload a finished shard, record it, and remove the local file."""
         self._bucket.upload(path.name, path, size, sha256)
         with os_errors(path, "remove"):
             path.unlink()
 
     @contextlib.contextmanager
     def opened(self, shard: StoredShard) -> Iterator[int]:
-        """Open a copy of a shard of an earlier run; its content has been compared with its sha256.
+        """Open a local copy of a shard of an earlier run after comparing the copy with the shard's sha256.
 
         Args:
-            shard: The shard, with the path that it would have in one of the two folders.
+            shard: The shard, with the path that it would have in `out` or `folder`.
 
         Yields:
             A descriptor.
 
         Raises:
-            DataError: The object does not exist, or has another content.
+            DataError: The object does not exist, or its content differs.
         """
         with self._fetching:
             descriptor = os.open(self._copy_of(shard), os.O_RDONLY | os.O_CLOEXEC)
@@ -497,7 +500,9 @@ class StorePlace:
             bucket = self._set if shard.path.parent == self.out else self._bucket
             self._download(bucket, CachedFile("", shard.path.name, shard.size, shard.sha256), path)
             while len(self._fetched) >= _KEPT_SHARDS:
-                self._fetched.pop(next(iter(self._fetched))).unlink()  # it stays readable where it is open
+                self._fetched.pop(
+                    next(iter(self._fetched))
+                ).unlink()  # a reader that has the file open can still read it
         self._fetched[shard] = path
         return path
 
@@ -518,7 +523,7 @@ class StorePlace:
             staged = path.name
             if path == self.out / name:
                 continue
-            if path.parent == self.out:  # a shard of the earlier set gets another name
+            if path.parent == self.out:  # a shard of the earlier set whose name changes
                 staged = self._staged_name(f"{_ASIDE}{path.name}")
                 self._set.copy(path.name, self._bucket, staged, own["bytes"], own["sha256"])
             place[name] = {"staged": staged, "bytes": own["bytes"], "sha256": own["sha256"]}
@@ -537,7 +542,7 @@ class StorePlace:
         return f"staged-{self._state.lock:06d}-{rest}"
 
     def _finish_commit(self) -> None:
-        """Carry out the recorded commit, or the rest of it; do nothing if none is recorded."""
+        """Carry out the steps of the recorded commit that are left; do nothing if no commit is recorded."""
         found = self._state.commit
         if found is None:
             return
@@ -547,7 +552,7 @@ class StorePlace:
                 self._carry_out(steps)
                 break
             except ConditionFailed:
-                self._require_lock()  # a later owner may have published it
+                self._require_lock()  # a later owner may have published the set
                 if attempt == _COMMIT_ATTEMPTS - 1:
                     raise
         self.wipe()
@@ -560,20 +565,20 @@ class StorePlace:
             return
         content = self._set.read(schema.DATASET_FILE)
         if present.etag != steps.replaces and sha256_hex(content) == last["sha256"]:
-            return  # it was written last
+            return  # dataset.json is written last, so the set is complete
         mark = _mark_in(content)
         if mark is None and present.etag != steps.replaces:
             raise DataError(
                 f"{self._set.location.shown_file(schema.DATASET_FILE)}: expected the one that is being replaced, "
                 "found another, which another program wrote; remove it and run this again"
             )
-        data = self._read_staged(last)  # before the earlier set is touched
+        data = self._read_staged(last)  # read before the earlier set is changed
         etag = present.etag
         if mark is None or mark["commit"] != steps.mark:
             self._require_lock()
             replaced = content.decode() if mark is None else mark["replaced"]
             etag = self._set.replace(schema.DATASET_FILE, steps.mark_of(replaced), present.etag)
-            if self._newer():  # others may have finished this commit, and made a later set with the same dataset.json
+            if self._newer():  # another run may have finished this commit and written a later, equal set
                 self._set.replace(schema.DATASET_FILE, replaced.encode(), etag)
                 raise self._lost()
         self._publish(steps, data, etag)
@@ -605,7 +610,7 @@ class StorePlace:
         return data
 
     def _incomplete(self, found: str) -> DataError:
-        self._require_lock()  # a later owner removes what it has published
+        self._require_lock()  # if a later owner has published, it has removed the staged objects
         return DataError(f"{found}, so the set cannot be completed; choose another --output-dir")
 
 
@@ -622,12 +627,12 @@ def _mark_in(content: bytes) -> dict[str, str] | None:
 
 
 class StoreJournal:
-    """Journal of an unfinished run in the records of a `StorePlace`."""
+    """Journal of an unfinished run; its lines are records of a `StorePlace`."""
 
     def __init__(self, place: StorePlace) -> None:
         self._place = place
         self._waiting: list[dict[str, Any]] = []
-        self._lock = threading.Lock()  # finished shards and rejections come from two threads
+        self._lock = threading.Lock()  # two threads append: one finished shards, the other rejections
 
     def load(self) -> list[dict[str, Any]]:
         """Return the lines of the unfinished run, oldest first; raise UsageFault if no omniges run wrote them."""
@@ -642,11 +647,11 @@ class StoreJournal:
         return list(lines)
 
     def open(self) -> None:
-        """Begin without waiting lines."""
+        """Prepare for `append`; no lines are waiting."""
         self._waiting = []
 
     def append(self, row: dict[str, Any], *, durable: bool) -> None:
-        """Add a line; lines that need not be durable are written with the next durable one."""
+        """Add a line. A line that need not be durable is written together with the next durable line."""
         with self._lock:
             if not durable:
                 self._waiting.append(row)
@@ -657,7 +662,7 @@ class StoreJournal:
             self._place._append("shard", line=row)
 
     def close(self) -> None:
-        """Drop the waiting lines; the next run reads those recordings again."""
+        """Discard the waiting lines; the next run then reads their recordings again."""
         self._waiting = []
 
 
@@ -693,9 +698,9 @@ def _shown_holder(holder: Mapping[str, Any]) -> str:
 
 
 def _process_facts() -> dict[str, Any]:
-    """Return what identifies this process: host, boot, process namespace, number and start time.
+    """Return the facts that identify this process: host, boot, process namespace, number and start time.
 
-    Boot and namespace are None where the system does not tell them.
+    Boot and namespace are None if the system does not provide them.
     """
     boot = space = None
     with contextlib.suppress(OSError):
@@ -705,7 +710,7 @@ def _process_facts() -> dict[str, Any]:
 
 
 def _start_time(pid: int | str) -> str | None:
-    """Return the start time of a process in clock ticks since boot; None if it does not exist or has ended."""
+    """Return the start time of a process in clock ticks since boot; None if the process has ended or never existed."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
     except OSError:  # no such process
@@ -715,7 +720,7 @@ def _start_time(pid: int | str) -> str | None:
 
 
 def _has_ended(holder: Mapping[str, Any]) -> bool | None:
-    """Return whether the process of a lock record has ended; None if it ran on another machine or in a container."""
+    """Return whether the process of a lock record has ended; None if its machine or container is another one."""
     own = _process_facts()
     known = all(own[name] is not None and holder.get(name) == own[name] for name in ("boot", "space"))
     if not known or type(holder.get("pid")) is not int:

@@ -1,6 +1,6 @@
-"""Tar members, byte by byte: plain ustar headers whose content does not depend on time or machine.
+"""Tar members with plain ustar headers, whose bytes do not depend on the time or the machine.
 
-`tarfile` would add fields that the contract forbids: times, owners, pax headers.
+`tarfile` is not used, because it adds fields that the contract forbids: times, owners and pax headers.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ BLOCK_BYTES: Final = 512
 END_OF_ARCHIVE: Final = bytes(2 * BLOCK_BYTES)
 NPY_MAGIC: Final = b"\x93NUMPY\x01\x00"
 _MAX_MEMBER_BYTES: Final = 8**11 - 1
-_NPY_HEADER: Final = re.compile(  # as numpy.save writes it, of plain numbers in C order
+_NPY_HEADER: Final = re.compile(  # header of numpy.save for plain numbers in C order
     rb"\{'descr': '(?P<dtype><[fiu][248]|\|[iub]1)', 'fortran_order': False, 'shape': "
     rb"\((?P<shape>[0-9]{1,18}(?:,|(?:, [0-9]{1,18})+))\), \} *\n"
 )
 
 
 def member_header(name: str, size: int) -> bytes:
-    """Return the 512-byte ustar header (POSIX.1-1988) of a regular file, mode 0644, owner 0, time 0.
+    """Return the 512-byte ustar header (POSIX.1-1988) of a regular file with mode 0644, owner 0 and time 0.
 
     Args:
         name: Name of the member, at most 100 bytes.
-        size: Size of its data in bytes, below 8 GiB.
+        size: Size of the member's data in bytes, below 8 GiB.
 
     Returns:
         The header.
 
     Raises:
-        ValueError: Name or size would need an extension header.
+        ValueError: The name is too long or the size too large for a plain ustar header.
     """
     encoded = name.encode("ascii")
     if not 0 < len(encoded) <= 100 or not 0 <= size <= _MAX_MEMBER_BYTES:
@@ -48,7 +48,7 @@ def member_header(name: str, size: int) -> bytes:
 
 
 def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
-    """Return the only array header that the contract allows: npy 1.0, padded to a multiple of 64 bytes.
+    """Return the npy 1.0 header of an array, padded to a multiple of 64 bytes; the contract allows no other.
 
     Args:
         dtype: NumPy type string, such as ``<f4``.
@@ -63,7 +63,7 @@ def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
 
 
 def npy_parts(array: npt.NDArray[np.generic]) -> tuple[bytes, memoryview]:
-    """Return an array as `.npy` version 1.0: its header, padded to a multiple of 64 bytes, and a view of its data."""
+    """Return an array in `.npy` format 1.0 as two parts: its padded header, and a view of its data."""
     if not array.flags.c_contiguous or array.dtype.hasobject or array.dtype.byteorder == ">":
         raise ValueError(f"expected a C-contiguous little-endian array, found {array.dtype} {array.flags}")
     data = memoryview(array.reshape(-1).view(np.uint8).data) if array.size else memoryview(b"")
@@ -71,9 +71,10 @@ def npy_parts(array: npt.NDArray[np.generic]) -> tuple[bytes, memoryview]:
 
 
 def read_npy(data: bytes | memoryview) -> npt.NDArray[Any]:
-    """Return the array in `.npy` bytes of unknown origin, as a view; nothing is allocated.
+    """Return the array in `.npy` bytes of unknown origin, as a view of the bytes; no memory is allocated.
 
-    numpy's own parser accepts more headers, and raises tokenizer errors of Python on invalid ones.
+    numpy's own parser is not used. It accepts other headers too, and raises errors of Python's tokenizer for invalid
+    headers.
 
     Args:
         data: All bytes of the member: a version 1.0 header as numpy.save writes it, then the numbers.
@@ -82,7 +83,7 @@ def read_npy(data: bytes | memoryview) -> npt.NDArray[Any]:
         The array, which shares memory with the bytes.
 
     Raises:
-        ValueError: The bytes have another form.
+        ValueError: The header has another form, or the size does not fit the header.
     """
     head = bytes(data[: len(NPY_MAGIC) + 2])
     start = 10 + int.from_bytes(head[8:], "little")
@@ -100,7 +101,7 @@ def read_npy(data: bytes | memoryview) -> npt.NDArray[Any]:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A sample as consecutive tar members: the buffers to write, and the start of each member's data."""
+    """The consecutive tar members of a sample: the buffers to write, and the start of each member's data."""
 
     buffers: tuple[bytes | memoryview, ...]
     size: int
@@ -109,11 +110,11 @@ class Segment:
 
 
 def build_segment(key: str, members: dict[str, tuple[bytes | memoryview, ...]]) -> Segment:
-    """Lay out a sample's tar members.
+    """Convert a sample's members to tar members.
 
     Args:
         key: Sample key.
-        members: Content of each member in pieces, in the order of the shard.
+        members: Content of each member in one or several pieces, in the order of the shard.
 
     Returns:
         The segment.

@@ -1,19 +1,20 @@
-"""The workspace of a run, a hidden folder in the output folder with a journal, and the commit that publishes it.
+"""The workspace of a run, its journal, and the commit that publishes a shard set.
 
-No file gets its final name before all are written, so an earlier set stays complete and readable meanwhile. The journal
-records the content of each finished shard; a stopped run continues from it.
+The workspace is a hidden folder in the output folder. No file gets its final name before all files are written. So an
+earlier set stays complete and readable during the run. The journal records the content of each finished shard; after a
+stop, the next run continues from the journal.
 
 A commit moves the workspace to the output folder by a few renames. A crash at any point leaves a state that the next
 run can finish:
 
-1. Write ``commit.json`` with all steps. From here on the new set will be published, whatever happens.
-2. Remove dataset.json: the folder is not complete now.
-3. Move shards of the earlier set that are kept under another name to the workspace; remove those that are not kept.
-4. Rename ``commit.json`` to ``place.json``: from here on, files in the folder with omniges's names are of the new set.
+1. Write ``commit.json`` with all steps. From now on the new set will be published, even after a crash.
+2. Remove dataset.json. From now on the set in the folder is not complete.
+3. Move shards of the earlier set whose name changes to the workspace. Remove shards that the new set does not contain.
+4. Rename ``commit.json`` to ``place.json``. From now on, files with omniges's names belong to the new set.
 5. Rename all files to their final names, dataset.json last.
 
-Steps 2 to 5 can be repeated after a stop at any point. Within a step the order does not matter. Both folders are synced
-between steps.
+Steps 2 to 5 can be repeated after a stop at any point. Within a step the order does not matter, except in step 5. Both
+folders are synced between the steps.
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ BEGUN_FILE: Final = "begun.json"
 JOURNAL_FILE: Final = "journal.jsonl"
 COMMIT_FILE: Final = "commit.json"
 PLACE_FILE: Final = "place.json"
-SPOOL_FILE: Final = "spool"  # samples that are not in a shard yet
+SPOOL_FILE: Final = "spool"  # file with samples that are not in a shard yet
 _WORK_FILES: Final = frozenset({BEGUN_FILE, JOURNAL_FILE, COMMIT_FILE, PLACE_FILE, SPOOL_FILE})
-_STAGED: Final = re.compile(r"staged-(?:[0-9]{6,12}-)?[0-9]{6}\.tar", re.ASCII)  # with a lock number in a store
+_STAGED: Final = re.compile(r"staged-(?:[0-9]{6,12}-)?[0-9]{6}\.tar", re.ASCII)  # a store adds a lock number
 _ASIDE: Final = "moved-"
 FOREIGN: Final = "expected a file of an omniges run, found another; move it away, then run this again"
-_CHECK_CHARACTERS: Final = 16  # digest characters before each line, enough to detect a torn line
+_CHECK_CHARACTERS: Final = 16  # digest characters before each line, enough to detect an incomplete line
 
 
 def staged_name(index: int) -> str:
@@ -59,17 +60,17 @@ def staged_name(index: int) -> str:
 
 
 def aside_name(shard: str) -> str:
-    """Return the name of an earlier set's shard inside the workspace."""
+    """Return the name in the workspace of a shard that was moved there from the earlier set."""
     return f"{_ASIDE}{shard}"
 
 
 def is_own_name(name: str) -> bool:
-    """Return whether omniges uses a name in a finished set; dataset.json is excluded."""
+    """Return whether a name is that of a file in a finished set other than dataset.json."""
     return schema.is_contract_name(name) and name != schema.DATASET_FILE
 
 
 def _is_source(name: str) -> bool:
-    """Return whether a workspace file of this name becomes part of the set."""
+    """Return whether a workspace file with this name will be part of the set."""
     aside = name.startswith(_ASIDE) and schema.is_shard_name(name.removeprefix(_ASIDE))
     return name in schema.CONTRACT_FILES or bool(_STAGED.fullmatch(name)) or aside
 
@@ -77,7 +78,7 @@ def _is_source(name: str) -> bool:
 def _content(path: Path) -> bytes | None:
     """Return the content of a file of the workspace; None if it is absent.
 
-    A pipe, a device or a link in its place raises UsageFault, because no omniges run would have made it.
+    A pipe, a device or a link raises UsageFault, because no omniges run creates one.
     """
     try:
         with open_regular(path, follow=False) as stream:
@@ -94,7 +95,7 @@ def _content(path: Path) -> bytes | None:
 def _read_fields(path: Path, fields: Mapping[str, type]) -> dict[str, Any] | None:
     """Return a small JSON object of the workspace with exactly these fields; None if the file is absent.
 
-    Any other content raises UsageFault, because no omniges run would have written it.
+    Any other content raises UsageFault, because no omniges run writes such content.
     """
     content = _content(path)
     if content is None:
@@ -112,14 +113,14 @@ def _read_fields(path: Path, fields: Mapping[str, type]) -> dict[str, Any] | Non
 
 @dataclass(frozen=True, slots=True)
 class CommitSteps:
-    """File operations that turn the workspace into the folder's set; names only, each inside one of the two folders."""
+    """Names of the files that a commit moves, removes or renames, in the output folder or in the workspace."""
 
     moved: dict[str, str]  # shard of the earlier set -> its name in the workspace
     removed: list[str]  # files of the earlier set
     place: dict[str, str]  # name in the workspace -> name in the folder
 
     def is_valid(self) -> bool:
-        """Return whether an omniges run could have written all names."""
+        """Return whether an omniges run may have written all names."""
         texts = [*self.moved.values(), *self.removed, *self.place.values()]
         if not all(isinstance(text, str) for text in texts):
             return False
@@ -137,7 +138,7 @@ class CommitSteps:
 
 @dataclass(frozen=True, slots=True)
 class UnfinishedRun:
-    """Settings and package versions of an unfinished run, which decide its output."""
+    """Settings and package versions of an unfinished run; they determine its output."""
 
     settings: dict[str, Any]
     tool: dict[str, str]
@@ -145,10 +146,10 @@ class UnfinishedRun:
 
     @classmethod
     def of(cls, document: dict[str, Any], *, anew: bool) -> UnfinishedRun:
-        """Return the record of this run, with values as they are after reading them back from JSON.
+        """Return the record of this run, with values in the form that JSON gives back.
 
         Args:
-            document: Settings that decide output bytes.
+            document: Settings that affect the output bytes.
             anew: True if --force is set, so that an earlier set is not reused.
 
         Returns:
@@ -158,7 +159,7 @@ class UnfinishedRun:
 
 
 class RunJournal(Protocol):
-    """Finished work of a run that has not published its set yet."""
+    """Record of the finished work of a run that has not published its set yet."""
 
     def load(self) -> list[dict[str, Any]]:
         """Return the lines of the unfinished run, oldest first; raise UsageFault if no omniges run wrote them."""
@@ -178,18 +179,18 @@ class RunJournal(Protocol):
 
 
 class OutputPlace(Protocol):
-    """Place where a run writes a shard set: a folder on this machine, or one in an object store.
+    """Interface for the output folder of a run: a folder on this machine, or a folder in an object store.
 
-    Both have two folders on this machine. `out` has the small files of the complete set, and `folder` the new files
-    before `commit` publishes them. In an object store, shards stay in `folder` only until they are uploaded.
+    Both use two folders on this machine. `out` contains the small files of the complete set. `folder` contains the new
+    files until `commit` publishes them. With an object store, a shard stays in `folder` only until it is uploaded.
     """
 
     out: Path
     folder: Path
     unfinished: str
-    """The place of unfinished work in errors."""
+    """Location of the unfinished work, for errors."""
     max_waiting: int | None
-    """Finished shards that may wait for `keep`; None: any number."""
+    """Largest number of finished shards that wait for `keep`; None: any number."""
 
     @property
     def journal(self) -> RunJournal:
@@ -197,7 +198,7 @@ class OutputPlace(Protocol):
         ...
 
     def locked(self) -> AbstractContextManager[None]:
-        """Exclude other runs from the place; raise EnvironmentFault if one is writing there."""
+        """Lock the output folder; raise EnvironmentFault if another run writes there."""
         ...
 
     def recover(self) -> None:
@@ -209,7 +210,7 @@ class OutputPlace(Protocol):
         ...
 
     def sizes(self) -> Mapping[str, int]:
-        """Return the sizes in bytes of the set's files by name."""
+        """Return the size in bytes of each file of the set, by name."""
         ...
 
     def begun(self) -> UnfinishedRun | None:
@@ -225,37 +226,37 @@ class OutputPlace(Protocol):
         ...
 
     def staged_path(self, index: int) -> Path:
-        """Return the file in `folder` for the n-th shard that this run writes."""
+        """Return the path in `folder` for the n-th shard that this run writes."""
         ...
 
     def keep(self, path: Path, size: int, sha256: str) -> None:
         """Make a finished shard survive a crash.
 
         Args:
-            path: Its file, a `staged_path`.
-            size: Its size in bytes.
-            sha256: Its digest in hexadecimal.
+            path: File of the shard, from `staged_path`.
+            size: Size of the shard in bytes.
+            sha256: sha256 of the shard in hexadecimal.
         """
         ...
 
     def opened(self, shard: StoredShard) -> AbstractContextManager[int]:
-        """Open a shard of the complete set or of the unfinished run; raise OSError or DataError if it is not there."""
+        """Open a shard of the complete set or of the unfinished run; raise OSError or DataError if it is missing."""
         ...
 
     def commit(self, shards: Mapping[str, Path]) -> None:
         """Publish the new set.
 
-        `folder` already holds the other files under their final names: manifest, statistics, tokenizer, report,
+        `folder` must already contain the other files under their final names: manifest, statistics, tokenizer, report,
         dataset.json and, if a codec has encoded the set, latents.json.
 
         Args:
-            shards: Present file of each shard, in `out` or `folder`, by the shard's name.
+            shards: Current path of each shard, in `out` or `folder`, by the shard's final name.
         """
         ...
 
 
 class Workspace:
-    """The output place on this machine: a folder, with a hidden folder for a run that has started and not finished."""
+    """An output folder on this machine; the files of an unfinished run are in a hidden folder in it."""
 
     max_waiting: int | None = None
 
@@ -275,13 +276,13 @@ class Workspace:
 
     def recover(self) -> None:
         """Finish the commit of a stopped run; raise UsageFault for files that no omniges run wrote."""
-        self.refuse_foreign()  # under the lock: another run may be renaming files now
+        self.refuse_foreign()  # needs the lock, because another run might be renaming files
         self.finish_commit()
 
     def require_space(self, needed_bytes: int) -> None:
         """Raise EnvironmentFault if the disk is clearly too small for the new shards."""
         free = shutil.disk_usage(self.out).free
-        if free < 0.8 * needed_bytes:  # the estimate is too high for compressed inputs
+        if free < 0.8 * needed_bytes:  # the estimate is too high if inputs are compressed
             raise EnvironmentFault(
                 f"{self.out}: expected {needed_bytes / 1e9:.1f} GB of free space, found {free / 1e9:.1f} GB; free "
                 "some space or choose another --output-dir (existing shards are kept until the new ones are "
@@ -289,28 +290,28 @@ class Workspace:
             )
 
     def sizes(self) -> dict[str, int]:
-        """Return the sizes in bytes of all files in the folder by name."""
+        """Return the size in bytes of each file in the folder, by name."""
         with os_errors(self.out, "list"):
             return {path.name: path.stat().st_size for path in self.out.iterdir() if path.is_file()}
 
     def staged_path(self, index: int) -> Path:
-        """Return the file for the n-th shard that this run writes, after those of the stopped run."""
+        """Return the path for the n-th shard that this run writes; numbers continue after the stopped run's shards."""
         if self._first_index is None:
             self._first_index = self.free_index()
         return self.folder / staged_name(self._first_index + index)
 
     def keep(self, path: Path, size: int, sha256: str) -> None:
-        """Do nothing; the file is on disk."""
+        """Do nothing; the file is already on disk."""
 
     def opened(self, shard: StoredShard) -> AbstractContextManager[int]:
-        """Open a shard's file; raise OSError."""
+        """Open the file of a shard; raise OSError if that fails."""
         return open_local(shard)
 
     def problem(self) -> str | None:
-        """Return a description of anything in the workspace that no omniges run wrote, or None; change nothing.
+        """Describe the first thing in the workspace that no omniges run wrote; None if there is none. Change nothing.
 
-        A folder of unknown origin may contain a workspace, whose content decides which files are renamed and removed.
-        So every name in it must be one that a run uses, and belong to a regular file.
+        A folder of unknown origin may contain a workspace, and its content determines which files are renamed and
+        removed. So every entry of the workspace must be a regular file with a name that a run uses.
         """
         try:
             if not stat.S_ISDIR(os.lstat(self.folder).st_mode):
@@ -320,13 +321,13 @@ class Workspace:
         for name in self._names():
             path = self.folder / name
             plain, status = final_name(name) or name, os.lstat(path)
-            # Only the journal is written in place, so a hard link would change a file elsewhere.
+            # Only the journal is changed in place. If it is a hard link, that would change another file.
             linked = name == JOURNAL_FILE and status.st_nlink > 1
             if not (plain in _WORK_FILES or _is_source(plain)) or not stat.S_ISREG(status.st_mode) or linked:
                 return f"{self.folder / ascii(name)[1:-1]}: {FOREIGN}"
         try:
             begun = self.begun()
-            if begun is None or begun.tool == tool_versions():  # other versions do not reuse its rows
+            if begun is None or begun.tool == tool_versions():  # other versions do not reuse the journal
                 self.journal.load()
             self.steps(COMMIT_FILE)
             self.steps(PLACE_FILE)
@@ -335,7 +336,7 @@ class Workspace:
         return None
 
     def refuse_foreign(self) -> None:
-        """Raise UsageFault for files that have omniges's names but another origin; they are never changed."""
+        """Raise UsageFault if files have omniges's names but another origin. Such files are never changed."""
         with os_errors(self.folder, "read"):
             problem = self.problem()
         if problem:
@@ -365,7 +366,7 @@ class Workspace:
         return sorted(path.name for path in self.folder.iterdir())
 
     def begin(self, begun: UnfinishedRun) -> None:
-        """Create the folder or continue in it; remove partly written files of an earlier run."""
+        """Create the workspace or continue in it; remove incomplete files of an earlier run."""
         make_folder(self.folder)
         with os_errors(self.folder):
             for name in self._names():
@@ -381,12 +382,12 @@ class Workspace:
         return None if document is None else UnfinishedRun(**document)
 
     def free_index(self) -> int:
-        """Return the number after the highest one of a staged shard."""
+        """Return the lowest number that is higher than the numbers of all staged shards."""
         taken = [int(name[7:13]) for name in self._names() if name.startswith("staged-")]
         return max(taken, default=-1) + 1
 
     def wipe(self) -> None:
-        """Remove the folder with all its files."""
+        """Remove the workspace with all its files."""
         if not self.folder.is_dir():
             return
         with os_errors(self.folder):
@@ -416,14 +417,14 @@ class Workspace:
         self.finish_commit()
 
     def finish_commit(self) -> None:
-        """Carry out the commit in the workspace, or the rest of it; do nothing if no commit was begun.
+        """Carry out the remaining steps of the commit in the workspace; do nothing if no commit has begun.
 
         Steps that no omniges run writes raise UsageFault.
         """
         out, folder = self.out, self.folder
         begun = self.steps(COMMIT_FILE)
         if begun is not None:
-            _require_dataset(folder, folder)  # before the earlier set is touched
+            _require_dataset(folder, folder)  # checked before the earlier set is changed
             with os_errors(out):
                 (out / schema.DATASET_FILE).unlink(missing_ok=True)
                 sync_folder(out)
@@ -448,15 +449,15 @@ class Workspace:
 
 
 class Journal:
-    """A file of JSON lines, each after its own digest, so that a line torn by a crash is recognized."""
+    """A file of JSON lines. A digest before each line shows whether a crash left the line incomplete."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._stream: FileIO | None = None
-        self._lock = threading.Lock()  # finished shards and rejections come from two threads
+        self._lock = threading.Lock()  # two threads append: one finished shards, the other rejections
 
     def load(self) -> list[dict[str, Any]]:
-        """Return the complete lines up to the first torn one.
+        """Return the lines before the first incomplete line.
 
         A line with names or samples that no omniges run writes raises UsageFault.
         """
@@ -473,7 +474,7 @@ class Journal:
         return rows
 
     def open(self) -> None:
-        """Open the file for appending, after removing a torn line."""
+        """Remove an incomplete line, then open the file for appending."""
         with os_errors(self._path):
             self._stream = self._path.open("ab", buffering=0)
             self._stream.truncate(_complete_lines(self._path.read_bytes())[1])
@@ -483,7 +484,7 @@ class Journal:
 
         Args:
             row: The line as a JSON object.
-            durable: Sync to disk, so that this line and all before it survive a power loss.
+            durable: Sync the file to disk, so that this line and all lines before it survive a power loss.
         """
         if self._stream is None:
             raise RuntimeError("the journal is not open")
@@ -503,7 +504,7 @@ class Journal:
 
 
 def _complete_lines(data: bytes) -> tuple[list[bytes], int]:
-    """Return the texts of a journal's lines up to the first torn one, and the end of the last of them."""
+    """Return the journal's lines before the first incomplete line, and the byte offset at which they end."""
     texts, end = [], 0
     for line in data.split(b"\n")[:-1]:
         check, _, text = line.partition(b" ")
@@ -515,7 +516,7 @@ def _complete_lines(data: bytes) -> tuple[list[bytes], int]:
 
 
 def journal_problem(row: Any) -> str:
-    """Return why a journal line is neither a finished shard nor a rejection, or an empty text."""
+    """Return why a journal line is neither a valid finished shard nor a valid rejection; "" if it is one."""
     if not isinstance(row, dict):
         return "expected an object"
     if row.keys() >= {"rejected", "findings", "inputs"}:
@@ -563,7 +564,7 @@ def _require_dataset(place: Path, folder: Path) -> None:
 
 
 def _rename(source: Path, target: Path) -> None:
-    """Rename a file; an absent source was renamed before a crash."""
+    """Rename a file; if the source is absent, an earlier attempt has already renamed it."""
     with os_errors(target), contextlib.suppress(FileNotFoundError):
         source.rename(target)
 

@@ -1,9 +1,10 @@
-"""Packing of samples into shards, with boundaries that depend on content only, and publishing in the background.
+"""Packing of samples into shards, and publishing of finished shards in the background.
 
-Samples come in key order within a split. A shard is closed when it reaches the target size. It is closed earlier if it
-exceeds half of that size and a checksum of the sample's key selects the sample. Boundaries therefore match again soon
-after an insertion: an added recording changes the shards around it, not all later ones. Samples that exist in an
-earlier file are copied from it. If a new shard would equal an earlier file completely, that file is reused.
+Samples are added in key order within a split. A shard ends after the sample with which it reaches the target size. It
+ends earlier if it exceeds half of that size and a checksum of the sample's key selects the sample. So the boundaries
+depend only on the content, and an added recording changes only the shards near it, not all later shards. Samples that
+exist in an earlier shard file are copied from there. If a new shard would equal an earlier file completely, that file
+is reused.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from omniges.shards.schema import Split, as_split, shard_name
 from omniges.shards.tar import END_OF_ARCHIVE
 from omniges.storage.atomic import PendingFile, os_errors
 
-_EARLY_CLOSE: Final = 16  # one key in 16 may close a shard that is over half full
+_EARLY_CLOSE: Final = 16  # one key in 16 ends a shard that is more than half full
 _FLUSH_BYTES: Final = 32 << 20
 _COPY_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class ShardFile:
-    """A finished shard as dataset.json lists it."""
+    """The entry of a finished shard in dataset.json."""
 
     name: str
     split: Split
@@ -52,7 +53,7 @@ class StoredShard:
 
 @dataclass(frozen=True, slots=True)
 class StoredSegment:
-    """Position of a sample's tar members in a stored shard."""
+    """Position of a sample's tar members in a shard file of an earlier run."""
 
     shard: StoredShard
     offset: int
@@ -72,14 +73,14 @@ def open_local(shard: StoredShard) -> Iterator[int]:
 def read_stored(
     segment: StoredSegment, open_stored: Callable[[StoredShard], AbstractContextManager[int]] = open_local
 ) -> Iterator[bytes]:
-    """Yield a sample's tar members from a stored shard in pieces.
+    """Yield the bytes of a sample's tar members in a stored shard, in pieces.
 
     Args:
         segment: Position of the members.
-        open_stored: Opens the shard and yields its descriptor.
+        open_stored: Function that opens the shard and yields its descriptor.
 
     Yields:
-        Up to 1 MiB at a time.
+        Pieces of up to 1 MiB.
 
     Raises:
         DataError: The stored shard ends before the segment does.
@@ -96,17 +97,17 @@ def read_stored(
 
 
 class OpenShard(Protocol):
-    """A shard that is being written: pieces are appended, then it is completed and published, or aborted."""
+    """Interface of a shard that is being written: append samples, then complete and publish it, or abort."""
 
     path: Path
     size: int
 
     @property
     def sha256(self) -> str:
-        """Digest of the shard in hexadecimal, known once it is published."""
+        """sha256 of the shard in hexadecimal, known after `publish`."""
 
     def write(self, data: Any) -> None:
-        """Append a sample's tar members, in the form that `ShardWriter.add` got them."""
+        """Append a sample's tar members, in the form that was passed to `ShardWriter.add`."""
 
     def copy(self, segment: StoredSegment) -> None:
         """Append a sample's tar members from a stored shard."""
@@ -115,7 +116,7 @@ class OpenShard(Protocol):
         """Write pending bytes to disk, so that `publish` has less to wait for."""
 
     def complete(self) -> None:
-        """Declare the shard complete, so that the work that `publish` waits for can begin."""
+        """Declare that the shard is complete, so that work can begin before `publish` waits for it."""
 
     def publish(self) -> None:
         """Make the file durable and give it its final name."""
@@ -125,7 +126,7 @@ class OpenShard(Protocol):
 
 
 class PendingShard(PendingFile):
-    """A shard that this process writes; `open_stored` opens the shards that it copies from."""
+    """A shard that this process writes; `open_stored` opens the earlier shards from which samples are copied."""
 
     def __init__(
         self, path: Path, open_stored: Callable[[StoredShard], AbstractContextManager[int]] = open_local
@@ -146,7 +147,7 @@ class PendingShard(PendingFile):
             self.write(piece)
 
     def complete(self) -> None:
-        """Do nothing: every piece is written at once."""
+        """Do nothing, because every piece is written immediately."""
 
 
 def closes_shard(key: str, size: int, target_bytes: int) -> bool:
@@ -166,11 +167,11 @@ def closes_shard(key: str, size: int, target_bytes: int) -> bool:
 
 
 class ShardWriter:
-    """Writer of one run's shards; a context manager that publishes the open shard, or discards it after an error.
+    """Writer of one run's shards. As a context manager, it publishes the last shard, or discards it after an error.
 
-    Samples must come split by split, in key order within each. `path_of(n)` names the file of the n-th written shard.
-    `on_published` is called for each shard once it is on disk, on a background thread of the writer.
-    `open_shard` begins a file; an engine that converts on other machines has them write the shards too. At most
+    Samples must be added split by split, in key order within a split. `path_of(n)` returns the path of the n-th written
+    shard. A background thread calls `on_published` for each shard when the shard is on disk. `open_shard` creates the
+    file of a shard; an engine with other machines passes a function that lets them write the shard. At most
     `max_waiting` finished shards wait for the background thread; None: any number.
     """
 
@@ -192,25 +193,26 @@ class ShardWriter:
         self._last_job: Future[None] | None = None
         self._pending: OpenShard | None = None
         self._unpublished: list[OpenShard] = []
-        self._held: list[StoredSegment] = []  # of the open shard, while it equals the start of an earlier file
-        self._rows: list[ManifestRow] = []  # of the open shard
+        self._held: list[StoredSegment] = []  # samples of the open shard while they equal the start of an earlier file
+        self._rows: list[ManifestRow] = []  # rows of the open shard
         self._split: Split | None = None
-        self._index = 0  # of the open shard within its split
+        self._index = 0  # number of the open shard within its split
         self._written = itertools.count()
         self._size = 0
         self._unflushed = 0
-        self.shards: list[ShardFile] = []  # those that are on disk
+        self.shards: list[ShardFile] = []  # shards that are on disk
         self.paths: dict[str, Path] = {}  # shard -> file that holds its bytes now
 
     def add(self, row: ManifestRow, segment: Sized) -> ManifestRow:
         """Append a sample.
 
         Args:
-            row: Row of the sample, whose offsets count from its segment's start.
-            segment: Its tar members: bytes, or another segment that the open shard accepts. Its length is their size.
+            row: Row of the sample; its offsets count from the start of the segment.
+            segment: Tar members of the sample: bytes, or an object that the open shard accepts. Its length is their
+                size in bytes.
 
         Returns:
-            The row as the manifest has it.
+            The row for the manifest, with shard and offsets in the shard.
         """
         self._enter_split(row)
         self._write_held()
@@ -218,14 +220,14 @@ class ShardWriter:
         return self._placed(row, len(segment))
 
     def add_stored(self, row: ManifestRow, segment: StoredSegment) -> ManifestRow:
-        """Append a sample from an earlier file, whose bytes the caller has checked.
+        """Append a sample from an earlier shard file. The caller must have checked its bytes.
 
         Args:
-            row: Row of the sample, whose offsets count from its segment's start.
-            segment: Position of its tar members.
+            row: Row of the sample; its offsets count from the start of the segment.
+            segment: Position of the sample's tar members.
 
         Returns:
-            The row as the manifest has it.
+            The row for the manifest, with shard and offsets in the shard.
         """
         self._enter_split(row)
         follows = segment.offset == self._size and all(held.shard == segment.shard for held in self._held[-1:])
@@ -245,7 +247,7 @@ class ShardWriter:
             self._split, self._index = split, 0
 
     def _placed(self, row: ManifestRow, size: int) -> ManifestRow:
-        """Return the row of an appended sample with its shard and offsets; close the shard if it ends there."""
+        """Return an appended sample's row with shard and offsets; close the shard if it ends after this sample."""
         if self._split is None:
             raise RuntimeError("no split has begun")
         members = {
@@ -263,7 +265,7 @@ class ShardWriter:
         return placed
 
     def _open(self) -> OpenShard:
-        """Return the shard that is being written; begin one if there is none."""
+        """Return the shard that is being written; create one if there is none."""
         if self._pending is None:
             if self._max_waiting is not None and len(self._publishing) > self._max_waiting:
                 self._publishing[-1 - self._max_waiting].result()
@@ -314,7 +316,7 @@ class ShardWriter:
         self._size = self._unflushed = 0
 
     def _in_background(self, job: Callable[[], None]) -> Future[None]:
-        """Run a job after the earlier ones; raise the error of an earlier job, after which none runs."""
+        """Run a job in the background after all earlier jobs. After the error of a job, raise it and run no others."""
         before = self._last_job
         if before is not None and before.done():
             before.result()
