@@ -1,1 +1,1 @@
-"""The streaming half: batches from shards, tokens, the joint flow model and its training."""
+"""Training of the joint flow model: batches from shards, the training step, checkpoints, validation and logs."""

@@ -1,6 +1,6 @@
-"""Batches as the flow expects them: on the device, in the units of the shards, with numbers for speakers.
+"""Batches for the flow model: on the device, in the units of the shards, with a number for each speaker.
 
-The model normalises with its own statistics, so the loader's normalisation is set to the identity here.
+The model normalises inputs with its own statistics, so this module disables the normalisation of the loader.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ I64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The place of a window in the sequence and in its recording."""
+    """Location of a window: its position in the training sequence, its recording and its start."""
 
     position: int
     key: str
@@ -36,13 +36,13 @@ class Place:
 
 
 def speakers_of(data: Sequence[DataSource]) -> tuple[str, ...]:
-    """Return the sorted names of the speakers of all clips; the first has number 1, because 0 is *unknown*."""
+    """Return the sorted names of all speakers in the data. The model numbers them from 1; number 0 means *unknown*."""
     numbers = [(source.catalog, number) for source in data for number in np.unique(source.catalog.speaker).tolist()]
     return tuple(sorted({catalog.speaker_names[number] for catalog, number in numbers if number >= 0}))
 
 
 class Feed(BatchLoader):
-    """The endless batches of one rank, in the form that the model expects."""
+    """Endless iterator over the batches of one rank, in the form that the model expects."""
 
     def __init__(
         self,
@@ -53,18 +53,18 @@ class Feed(BatchLoader):
         device: torch.device,
         identity: ModelIdentity | None = None,
     ) -> None:
-        """Open the loader, with the tokenizer and the speaker numbers of a model, or those of the data.
+        """Open the loader, with the tokenizer and the speaker numbers of a model or, without a model, of the data.
 
         Args:
             data: Shard sets to read.
             sequencing: Order of the windows.
-            share: Part of this rank.
+            share: Part of the sequence that this rank reads.
             settings: Settings of the loader.
             device: Device of the batches.
             identity: The model; None: the data defines tokenizer and speakers.
 
         Raises:
-            UsageFault: No window is left, or no train sample contributed to the statistics.
+            UsageFault: No window passes the filters, or no train sample contributed to the statistics.
         """
         data[0].catalog.normaliser()  # raises if there are no statistics
         tokenizer = None if identity is None else identity.tokenizer
@@ -95,11 +95,14 @@ class Feed(BatchLoader):
 
     @property
     def filtered(self) -> bool:
-        """True if clips were left out for lack of streams, which changes the order of the sequence."""
+        """True if clips that lack streams were left out, which changes the order of the sequence."""
         return any(source.catalog.filters.streams for source in self._data)
 
     def streams_at(self, positions: I64) -> Bools | None:
-        """Return which streams (P, 3) the windows at positions (P,) of any rank have; None if nothing is absent."""
+        """Return which streams are present (P, 3) in the windows at positions (P,); None if no stream is absent.
+
+        The positions may belong to any rank.
+        """
         indices, bits = self._order.windows_at(positions), np.empty(len(positions), np.uint8)
         for number, source in enumerate(self._data):
             own = indices.source == number
@@ -107,7 +110,7 @@ class Feed(BatchLoader):
         return streams_present(bits)
 
     def places(self, positions: I64) -> list[Place]:
-        """Return the places of the windows at positions (P,), of any rank."""
+        """Return the locations of the windows at positions (P,), which may belong to any rank."""
         indices = self._order.windows_at(positions)
         rows = zip(
             *(each.tolist() for each in (positions, indices.source, indices.sample, indices.start_tick)), strict=True

@@ -36,7 +36,7 @@ PRETRAINED_LEARNING_RATE: Final = 1e-4
 
 
 def _condition_names() -> tuple[str, ...]:
-    """Names of condition streams, for shell completion."""
+    """Return the names of condition streams, for shell completion."""
     from omniges.conditions.registry import CONDITIONS
 
     return CONDITIONS.names()
@@ -45,7 +45,7 @@ def _condition_names() -> tuple[str, ...]:
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
-    """A training run: flags of `omniges train` and keys of its recipes, with ``_`` for ``-``."""
+    """Settings of a training run: flags of `omniges train`, and keys of recipes, which have ``_`` for ``-``."""
 
     shards: tuple[str, ...] = option(
         ("shards",),
@@ -229,11 +229,11 @@ class TrainSettings:
 
     @property
     def validation_codecs(self) -> dict[str, Path]:
-        """Folders of the codecs that validation decodes with, by the codec's name."""
+        """Folders of the codecs that decode latents during validation, by codec name."""
         return {name: Path(folder) for name, _, folder in (text.partition("=") for text in self.validation_codec)}
 
     def _refuse_unread_model_keys(self) -> None:
-        """Refuse fields of the model that would not be read, because a stream is, or is not, latents of a codec."""
+        """Refuse model settings that have no effect, because a stream is, or is not, stored as latents of a codec."""
         unread = sorted({"text_prediction", "normalise_text"} & self.model.keys()) if self.text_codec is None else []
         if unread:
             raise UsageFault(
@@ -256,7 +256,7 @@ class TrainSettings:
                 )
 
     def _check_sharding(self) -> None:
-        """Refuse what does not work with a sharded model."""
+        """Refuse settings that do not work with a sharded model."""
         if self.sharding == "none":
             return
         if self.compile:
@@ -267,7 +267,7 @@ class TrainSettings:
             raise UsageFault(f"--sharding {self.sharding}: expected --mixed-precision no or bf16, found fp16; use bf16")
 
     def _check_validation_codecs(self) -> None:
-        """Refuse values without a folder, codecs whose latents the run does not use, and repeated codecs."""
+        """Refuse entries without a folder, codecs whose latents this run does not use, and repeated codecs."""
         seen: set[str] = set()
         for text in self.validation_codec:
             name, _, folder = text.partition("=")

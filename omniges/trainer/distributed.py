@@ -1,9 +1,9 @@
 """Coordination of a run's processes: requests to stop, values that all ranks agree on, and shared work.
 
-SIGTERM and SIGUSR1 request a checkpoint and exit code 75, Ctrl-C a checkpoint and 130. A second Ctrl-C exits at once.
-During waits and work that may be discarded, a request raises `StopNow`; otherwise it sets a flag, which is checked at
-least once in each step. Ranks communicate over a separate gloo group, which never waits for a device. After each turn
-of shared work they agree whether one of them has to stop or has failed.
+SIGTERM and SIGUSR1 request a checkpoint and exit code 75; Ctrl-C requests a checkpoint and exit code 130. A second
+Ctrl-C exits at once. During waits, and during work that may be discarded, a request raises `StopNow`. At other times
+a request sets a flag, which is checked at least once in each step. Ranks communicate over a separate gloo group, which
+never waits for a device. After each turn of shared work, all ranks learn whether one of them has to stop or has failed.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Answer = TypeVar("Answer")
 
 
 class RankLost(EnvironmentFault):
-    """Another process of the run ended or does not answer, so nothing can be agreed with it."""
+    """Another process of the run ended or does not answer, so that the ranks cannot communicate."""
 
 
 @contextmanager
 def exchanging(world_size: int) -> Iterator[None]:
-    """Convert the error of an exchange with a process that ended into one line.
+    """Convert errors of communication with a process that ended to `RankLost`, in one line.
 
     Args:
         world_size: Number of processes.
@@ -89,7 +89,7 @@ class Stopper:
 
     @contextmanager
     def interruptible(self, enabled: bool = True) -> Iterator[None]:
-        """Mark work that `StopNow` may interrupt anywhere; raise it at once if a stop was requested before.
+        """Allow `StopNow` anywhere in the block; raise it at once if a stop was requested before the block.
 
         Args:
             enabled: False: signals only set the flag.
@@ -137,13 +137,13 @@ class Stopper:
 
 
 class Ranks:
-    """The ranks of a run."""
+    """Communication between the ranks of a run."""
 
     def __init__(self, timeout: timedelta | None = None) -> None:
         """Use torch's process group if one was started; otherwise there is one rank.
 
         Args:
-            timeout: Longest wait for another rank, after which `RankLost` is raised; None: torch's own.
+            timeout: Longest wait for another rank, after which `RankLost` is raised; None: the default of torch.
         """
         joined = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if joined else 0
@@ -159,7 +159,7 @@ class Ranks:
         return self.rank == 0
 
     def largest(self, number: int) -> int:
-        """Return the largest of all ranks' numbers, on every rank."""
+        """Return the largest number of all ranks; every rank gets the same result."""
         if self._group is None:
             return number
         shared = torch.tensor([number], dtype=torch.int64)
@@ -168,7 +168,7 @@ class Ranks:
         return int(shared[0])
 
     def from_first(self, data: bytes) -> bytes:
-        """Return the first rank's bytes (at least one), on every rank."""
+        """Return the bytes of the first rank (at least one byte); every rank gets the same result."""
         if self._group is None:
             return data
         shared = torch.zeros(self.largest(len(data) if self.first else 0), dtype=torch.uint8)
@@ -180,7 +180,7 @@ class Ranks:
 
     @contextmanager
     def together(self, what: str) -> Iterator[None]:
-        """Let all ranks leave a block together: if one fails, the others raise EnvironmentFault instead of waiting."""
+        """Make all ranks leave a block together: if one rank fails, the other ranks raise EnvironmentFault."""
         try:
             with exchanging(self.world_size):
                 yield
@@ -193,7 +193,7 @@ class Ranks:
             raise EnvironmentFault(f"expected every rank to {what}, found that another could not; see its own message")
 
     def collected(self, data: bytes) -> list[bytes]:
-        """Return the bytes (at least one) of all ranks, in their order, over the gloo group."""
+        """Return the bytes of all ranks (at least one byte each) in rank order; sent over the gloo group."""
         if self._group is None:
             return [data]
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
@@ -208,7 +208,7 @@ class Ranks:
         return [part[: int(size[0])].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
 
     def gathered(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the tensors (…) of all ranks as (ranks, …), on their device."""
+        """Stack the equally shaped tensors (…) of all ranks to one tensor (ranks, …) on the same device."""
         if self.world_size == 1:
             return tensor[None]
         parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
@@ -218,21 +218,21 @@ class Ranks:
 
 
 class Interrupted(Exception):
-    """A rank has to stop, and all ranks have left the shared work; its results are discarded."""
+    """Raised on all ranks when one rank has to stop; the results of the shared work are discarded."""
 
 
 class SharedWork:
-    """Shared work of the ranks, in turns.
+    """Work that the ranks divide among them and do in turns.
 
-    With one process, a request to stop ends a turn at once. With several it waits for the end of the turn, because the
-    other ranks wait for this one.
+    With one process, a request to stop ends a turn at once. With several processes, a request takes effect at the end
+    of the turn, because the other ranks wait for this rank.
     """
 
     def __init__(self, ranks: Ranks, stopper: Stopper) -> None:
         self._ranks, self._stopper = ranks, stopper
 
     def shared(self, items: Sequence[Item], work: Callable[[Item], Answer]) -> list[Answer]:
-        """Work on items, item i on rank i mod ranks.
+        """Divide items among the ranks: item i is processed on rank i mod (number of ranks).
 
         Args:
             items: All items, the same on every rank.
@@ -253,7 +253,7 @@ class SharedWork:
         return found
 
     def on_all_ranks(self, work: Callable[[], Answer]) -> Answer:
-        """Let all ranks do the same work; raise the errors of `shared`."""
+        """Do the same work on every rank; raise the errors of `shared`."""
         done: list[Answer] = []
         fault: OmnigesError | None = None
         try:

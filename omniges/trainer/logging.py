@@ -35,12 +35,12 @@ TRACKER_FOLDERS: Final = ("tensorboard", "wandb")
 
 
 def in_order(gathered: F64, steps: int) -> F64:
-    """Sort the losses of all ranks by position.
+    """Sort the losses of all ranks by their positions in the training sequence.
 
-    Micro-step m of rank r has the B positions from m·W·B + r·B of its step.
+    Within a step, micro-step m of rank r has the B positions that start at m·W·B + r·B.
 
     Args:
-        gathered: Losses (W, steps · M, B, 3) of W ranks, M micro-steps in a step and B samples.
+        gathered: Losses (W, steps · M, B, 3): W ranks, M micro-steps in each step, B samples in each micro-step.
         steps: Number of steps.
 
     Returns:
@@ -125,13 +125,13 @@ class Smoothed:
 
     @classmethod
     def of(cls, value: float | None, lowest: float | None) -> Smoothed:
-        """Return the state that `as_json` gave."""
+        """Return a state from the values that `as_json` stores."""
         return cls() if value is None or lowest is None else cls(value, lowest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """A sample as trackers show it: its origin, the generated result, and its picture."""
+    """A validation sample in the form that trackers show: its origin, the generated result and a picture."""
 
     task: str
     recording: str
@@ -205,7 +205,7 @@ class Logbook:
         self._with_trackers(lambda tracker: tracker.log(step, numbers))
 
     def show(self, step: int, samples: Sequence[Shown]) -> None:
-        """Pass samples to the trackers, if there are any.
+        """Pass samples to the trackers; without samples, do nothing.
 
         Args:
             step: Step of the samples.

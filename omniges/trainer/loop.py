@@ -1,4 +1,4 @@
-"""The training loop: steps, requests to stop, lines of the log, checkpoints. All ranks take the same steps.
+"""The training loop: steps, requests to stop, log lines and checkpoints. All ranks take the same steps.
 
 NaN or infinite losses and gradients and diverging losses abort the run.
 """
@@ -39,7 +39,7 @@ _SHOWN: Final = 3
 
 
 class StopReason(enum.IntEnum):
-    """Reason why a run stops, NONE while it continues; if ranks differ, the largest counts."""
+    """Reason why a run stops; NONE while it continues. If ranks have different reasons, the largest value counts."""
 
     NONE = 0
     DONE = 1
@@ -97,7 +97,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class _Interval:
-    """Steps since the last line of the log; their losses and norms are still on the device."""
+    """Steps since the last log line. Losses and norms stay on the device until the next log line."""
 
     each: list[torch.Tensor] = field(default_factory=list)  # (B, 3) a micro-step
     norms: list[torch.Tensor] = field(default_factory=list)  # () a step
@@ -107,7 +107,7 @@ class _Interval:
 
 
 class Loop:
-    """The steps of a run, from a state until a reason to stop."""
+    """Training loop, which continues from a state until there is a reason to stop."""
 
     def __init__(
         self,
@@ -123,8 +123,8 @@ class Loop:
         Args:
             run: Open resources of the run.
             state: State to continue from, which the loop updates.
-            save: Function of a state and a flag that saves a checkpoint. Every rank calls it, or only this one if the
-                flag is true.
+            save: Function that saves a checkpoint; its arguments are the state and a flag. If the flag is true, only
+                this rank calls the function; otherwise every rank does.
             logbook: Log of the run.
             reporter: Progress for the terminal.
             validator: Validation of the run, or None.
@@ -145,7 +145,7 @@ class Loop:
         self._consistent = True  # weights and state belong to the same step
 
     def run(self) -> Outcome:
-        """Train until a reason to stop; save the result unless the losses were refused.
+        """Train until there is a reason to stop; then save a checkpoint, unless the losses are invalid.
 
         Returns:
             The result of the loop.
@@ -194,8 +194,8 @@ class Loop:
     def _save_before_exit(self, error: Exception) -> None:
         """Save the last complete step after an unexpected error, and write the error to the log.
 
-        The other ranks do not know of the error, so this rank acts alone. Errors in here are suppressed, because they
-        may have the same cause, and the user needs to see the first one.
+        The other ranks do not know of the error, so this rank acts alone. Errors during the save are suppressed,
+        because they may have the same cause, and the user needs to see the first error.
         """
         state = self._state
         with contextlib.suppress(OmnigesError):
@@ -212,7 +212,7 @@ class Loop:
     # --- one step
 
     def _step(self) -> StopReason:
-        """Take a step and return `StopReason.NONE`, or return the reason to stop and leave the weights unchanged."""
+        """Take one step and return `StopReason.NONE`; to stop, leave the weights unchanged and return the reason."""
         if self._rate.total_steps is not None and self._state.step >= self._rate.total_steps:
             return StopReason.DONE
         each = []
@@ -237,7 +237,7 @@ class Loop:
         return StopReason.NONE
 
     def _fetch(self, *, first: bool) -> tuple[tuple[Windows, I64] | None, StopReason]:
-        """Return a batch if all ranks have one and none has to stop; otherwise None and the reason."""
+        """Return a batch and `StopReason.NONE` if all ranks can continue; otherwise return None and the stop reason."""
         fetched = None
         own = StopReason.NONE
         began = time.monotonic()
@@ -258,9 +258,9 @@ class Loop:
         return (fetched if agreed is StopReason.NONE else None), agreed
 
     def _compute(self, windows: Windows, positions: I64, *, last: bool) -> torch.Tensor | None:
-        """Return the losses of a micro-batch and add its gradients; return None after a request to stop.
+        """Return the losses of a micro-batch and accumulate its gradients; return None after a request to stop.
 
-        With several ranks a micro-batch is always completed, because the others wait for its gradients.
+        With several ranks, every micro-batch is completed, because the other ranks wait for its gradients.
         """
         try:
             with self._stopper.interruptible(self._ranks.world_size == 1):
@@ -290,7 +290,7 @@ class Loop:
         return self._validator is not None and self._state.step % self._validator.every_steps == 0
 
     def _validate(self) -> StopReason:
-        """Validate the state unless that was done, and save it if it is the best so far."""
+        """Validate the current step, unless it is already validated; save a checkpoint if it is the best so far."""
         state = self._state
         if self._validator is None or state.validated >= state.step:
             return StopReason.NONE
@@ -320,7 +320,7 @@ class Loop:
         self._reporter.say(f"saved {self._checkpoint}")
 
     def _read_losses(self) -> None:
-        """Read the losses of the last steps, check them, and log them; nothing else waits for the device."""
+        """Read the losses of the last steps from the device, check and log them; nothing else waits for the device."""
         interval, self._interval = self._interval, _Interval()
         steps = len(interval.starts)
         if not steps:
@@ -341,7 +341,7 @@ class Loop:
         self._log(interval, losses, totals, norms)
 
     def _log(self, interval: _Interval, losses: F64, totals: F64, norms: F64) -> None:
-        """Write a line of the log, and report progress."""
+        """Write one log line, and report progress."""
         settings, state = self._settings, self._state
         steps, samples = len(totals), losses.shape[1]
         positions = (np.array(interval.starts)[:, None] + np.arange(samples)).reshape(-1)
@@ -381,13 +381,13 @@ class Loop:
         )
 
     def _plan_at(self, positions: I64) -> Plan:
-        """Return the draws for positions (P,), of any rank."""
+        """Return the random draws (tasks, noise levels) for positions (P,), which may belong to any rank."""
         return draw_plan(self._flow, self._settings.seed, positions, self._feed.streams_at(positions))
 
     # --- refused losses
 
     def _require_finite(self, first: int, starts: list[int], losses: F64, norms: F64) -> None:
-        """Raise DataError for the first step with a NaN or infinite loss or gradient; later steps may follow from it.
+        """Raise DataError for the first step with a NaN or infinite loss or gradient.
 
         With fp16, a gradient that overflows lowers the loss scale and its step is skipped, so it is not refused.
 

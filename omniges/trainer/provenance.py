@@ -1,4 +1,4 @@
-"""Provenance of a run: its data, the code's git state, package versions, and the machine's numerics."""
+"""Provenance of a run: its data, the git state of the code, package versions, and properties of the machine."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def package_versions() -> dict[str, str]:
 def git_state(package: Path | None = None) -> dict[str, Any] | None:
     """Return the commit of the checkout that contains this package, and the files that differ from it.
 
-    git is asked only for objects, never for the state of the working tree, because that may run programs that the
-    repository configures (core.fsmonitor, filters). The files are hashed here instead.
+    This function reads only git objects and hashes the files of the working tree itself. `git status` could run
+    programs that the repository configures (core.fsmonitor, filters).
 
     Args:
         package: Folder of the package; None: this one.
 
     Returns:
-        ``commit`` and ``changed``. None for an installed package, even if its environment lies inside another
-        repository: the package's ``__init__.py`` must be in the commit.
+        ``commit`` and ``changed``; None if the package's ``__init__.py`` is not in the commit. Therefore an installed
+        package has None, even if its environment lies inside another repository.
     """
     program = shutil.which("git")
     where = package or Path(__file__).resolve().parents[1]
@@ -81,9 +81,9 @@ def git_state(package: Path | None = None) -> dict[str, Any] | None:
 
 
 def _blob_digest(path: Path, digits: int) -> str | None:
-    """Return git's object name of a file's content or a link's target; None if it cannot be read.
+    """Return the git object name of the content of a file or the target of a link; None if it cannot be read.
 
-    40 digits are SHA-1, 64 are SHA-256.
+    With 40 `digits`, the name is a SHA-1; with 64, a SHA-256.
     """
     try:
         mode = path.lstat().st_mode
@@ -101,7 +101,7 @@ def _blob_digest(path: Path, digits: int) -> str | None:
 
 
 def _git(program: str, folder: Path, *words: str) -> str | None:
-    """Return the output of git, or None if the folder is in no repository or git does not answer."""
+    """Run git in a folder and return its output; None if the folder is in no repository or git fails."""
     command = [program, "--no-optional-locks", "-c", "core.fsmonitor=false", "-C", str(folder), *words]
     # Use only the repository that contains the folder, fetch no objects, and never prompt.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}

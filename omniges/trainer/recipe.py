@@ -1,4 +1,4 @@
-"""Recipes: YAML files of training settings, which flags override; some come with the package."""
+"""Recipes: YAML files of training settings, which flags override. The package contains some recipes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def load_settings(recipe: Path | None, flags: Mapping[str, Any]) -> TrainSetting
     Args:
         recipe: The name of a packaged recipe, or a YAML file whose keys are fields of `TrainSettings`, with ``_`` or
             ``-``.
-        flags: Values by field; None and an empty list mean that a flag was not given.
+        flags: Values by field; None or an empty list means that the user did not pass the flag.
 
     Returns:
         The checked settings.
@@ -47,12 +47,12 @@ def load_settings(recipe: Path | None, flags: Mapping[str, Any]) -> TrainSetting
 
 
 def packaged_recipes() -> dict[str, Path]:
-    """Return the files of the recipes that come with the package, by name."""
+    """Return the recipe files of the package, by name."""
     return {path.stem: path for path in sorted(_RECIPES.glob("*.yaml"))}
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML's safe loader, which refuses aliases (unlimited expansion), keys that are not text, and repeated keys."""
+    """Safe YAML loader that also refuses aliases (unlimited expansion), repeated keys, and keys that are not text."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
         if self.check_event(yaml.AliasEvent):
@@ -73,7 +73,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 
 
 def _require_plain(where: str, value: Any) -> None:
-    """Refuse values that no setting has: dates, bytes, sets, NaN and infinite numbers."""
+    """Refuse values of types that no setting has: dates, bytes, sets, NaN and infinite numbers."""
     inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
     for one in inner:
         _require_plain(where, one)
@@ -83,7 +83,7 @@ def _require_plain(where: str, value: Any) -> None:
 
 
 def _expanded(where: str, value: Any) -> Any:
-    """Return a value; in a text, the ``~`` of a path or of NAME=PATH is the home folder, as in a shell."""
+    """Replace a leading ``~`` in PATH or NAME=PATH by the home folder, as a shell does; keep other values."""
     if isinstance(value, list):
         return [_expanded(where, one) for one in value]
     name, equals, path = value.rpartition("=") if isinstance(value, str) else ("", "", "")

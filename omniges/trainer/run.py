@@ -1,6 +1,6 @@
-"""Open resources of a training run (device, shards, feed, model, learner, validation) and its state.
+"""The resources of a training run (device, shards, feed, model, learner, validation) and its state.
 
-Settings that are not possible are refused before the first step.
+Invalid settings are refused before the first step.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _RATE_CLIPS: Final = 256
 
 @contextmanager
 def accelerated(settings: TrainSettings) -> Iterator[Accelerator]:
-    """Set up device, precision and processes, and undo it afterwards, so that a process can train twice.
+    """Set up device, precision and processes; undo the setup afterwards, so that a process can train twice.
 
     On a CPU, deterministic algorithms are switched on, at no measurable cost.
 
@@ -226,9 +226,9 @@ def with_compile(settings: TrainSettings, device: torch.device) -> tuple[TrainSe
 
 
 def _with_saved_tokens(settings: TrainSettings) -> TrainSettings:
-    """Return settings with the gesture tokens of the run to resume, unless the recipe states them.
+    """Return settings with the gesture tokens of the run to resume, unless the recipe sets them.
 
-    So runs that began before there were splines continue as they were.
+    Therefore runs that started before spline tokens existed continue with their old tokens.
     """
     if "gesture_tokens" in settings.model or settings.gesture_codec is not None:
         return settings
@@ -242,7 +242,7 @@ def _with_saved_tokens(settings: TrainSettings) -> TrainSettings:
 
 
 def _source(settings: TrainSettings, config: ModelConfig, text: str, weight: float, stack: ExitStack) -> DataSource:
-    """Open the train split of a local folder, or of a URL through the cache, for a model."""
+    """Open the train split of a local folder or of a URL (through the cache), with statistics for the model."""
     location, cache = parse_location(text), None
     if location.path is None:
         folder = home_expanded("--cache-dir", settings.cache_dir)
@@ -267,7 +267,7 @@ def _source(settings: TrainSettings, config: ModelConfig, text: str, weight: flo
 
 
 def _left_out(data: Sequence[DataSource]) -> list[str]:
-    """Return warnings about clips that allow no task of the run, and about absent parts."""
+    """Return warnings about clips that no task of the run can use, and about absent parts."""
     warnings = []
     for source in data:
         catalog = source.catalog
@@ -282,7 +282,7 @@ def _left_out(data: Sequence[DataSource]) -> list[str]:
 
 
 def _conditions(settings: TrainSettings, data: Sequence[DataSource], statistics: bytes) -> dict[str, ConditionStream]:
-    """Return the condition streams by name, with what they learned from the train clips."""
+    """Return the condition streams by name, fitted to the train clips."""
     facts = training_facts([source.catalog for source in data], json.loads(statistics))
     found = {}
     for name, kind in find_streams(settings.condition_streams, "--condition-streams").items():
@@ -320,9 +320,9 @@ def _identity(settings: TrainSettings, data: Sequence[DataSource], start: Start 
 
 
 def _with_absent_parts(identity: ModelIdentity, data: Sequence[DataSource]) -> ModelIdentity:
-    """Make absent parts an input of the model if clips lack some.
+    """Return an identity whose model gets masks of absent parts as input, if some clips lack parts.
 
-    Raise UsageFault for clips that have a part without statistics.
+    Raise UsageFault if clips have a part that has no statistics.
     """
     flags = part_flags(np.concatenate([source.catalog.table.present for source in data]))
     unknown = [part for k, part in enumerate(STREAM_PARTS) if part in identity.absent and flags[:, k].any()]
@@ -339,8 +339,8 @@ def _with_absent_parts(identity: ModelIdentity, data: Sequence[DataSource]) -> M
 def _speaking_rate(data: Sequence[DataSource]) -> bytes:
     """Return the speaking rate of the training words, which `generate` needs for plain text; b"" if there are too few.
 
-    It is estimated from at most `_RATE_CLIPS` clips of each folder, evenly spaced. Of a remote folder only the first
-    shard is used, so that training does not wait for the others. Models with text stored as latents do not need it.
+    The estimate uses at most `_RATE_CLIPS` evenly spaced clips of each folder. From a remote folder, it reads only the
+    first shard, so that training does not wait for other shards. Models with text stored as latents need no rate.
     """
     clips: list[list[dict[str, Any]]] = []
     for source in data:
@@ -363,9 +363,10 @@ def _speaking_rate(data: Sequence[DataSource]) -> bytes:
 def _open_validation(
     settings: TrainSettings, data: tuple[DataSource, ...], identity: ModelIdentity, learner: Learner, ranks: Ranks
 ) -> tuple[Validation | None, list[str]]:
-    """Open the validation that was requested, or by default one if there are held-out windows; return warnings too.
+    """Open the requested validation; by default, open a validation if there are held-out windows. Also return warnings.
 
-    Raise UsageFault if it is not possible, DataError for a damaged codec, EnvironmentFault if matplotlib is missing.
+    Raise UsageFault if a requested validation is impossible, DataError if a codec is damaged, and EnvironmentFault if
+    matplotlib is missing.
     """
     if settings.validation_steps == 0:
         return None, []
@@ -394,12 +395,12 @@ def _open_validation(
 
 
 def _open_decoders(identity: ModelIdentity, settings: TrainSettings, device: torch.device) -> Codecs:
-    """Load the codecs of the run's latents whose folders are given.
+    """Load the codecs that decode the run's latents, from the folders in the settings.
 
-    Losses need no codec. If the codec of a stream is not given, tasks with this target are not sampled, and reports
-    give the reason. Torch's generators, from which a codec draws its initial weights, are restored.
+    Losses need no codec. If a stream has no codec folder, tasks with this target stream are not sampled, and reports
+    state the reason. Codecs draw initial weights, so the state of torch's random generators is restored afterwards.
 
-    Raise UsageFault if a codec is not the one of the latents, DataError for an invalid folder.
+    Raise UsageFault if another codec encoded the latents, and DataError if a folder is invalid.
     """
     folders = settings.validation_codecs
     given = {stream: entry.name for stream, entry in identity.codecs.items() if entry.name in folders}
@@ -413,7 +414,7 @@ def _open_decoders(identity: ModelIdentity, settings: TrainSettings, device: tor
 
 
 def _validation_warnings(held_out: HeldOut, identity: ModelIdentity, codecs: Codecs, tasks: Sequence[str]) -> list[str]:
-    """Return warnings about validations before the first step."""
+    """Return messages about the validation, shown before the first step: windows, speakers and missing codecs."""
     speakers = {window.row.speaker for window in held_out.windows}
     unknown = sorted(str(name) for name in speakers if name not in identity.speakers)
     recordings = {(window.source, window.row.key) for window in held_out.windows}
@@ -435,7 +436,7 @@ def _validation_warnings(held_out: HeldOut, identity: ModelIdentity, codecs: Cod
 
 
 def _require_computable(metric: str, held_out: HeldOut, codecs: Codecs, tasks: Sequence[str]) -> None:
-    """Raise UsageFault for a value of ``--best-metric`` that the run cannot compute."""
+    """Raise UsageFault if the run cannot compute the metric of ``--best-metric``."""
     task, _, name = metric.partition("/")
     if metric == "loss":
         return
@@ -452,7 +453,7 @@ def _require_computable(metric: str, held_out: HeldOut, codecs: Codecs, tasks: S
 
 
 def _lacking(metric: str, held_out: HeldOut, codecs: Codecs) -> str | None:
-    """Return the reason why no held-out window has a metric, with the remedy; None if some may have it."""
+    """Return why a metric cannot be computed on any held-out window, with the remedy; None if it may be computed."""
     if metric.startswith(("word_start", "word_end")) and codecs.untimed_text:
         return UNTIMED
     rows = [window.row for window in held_out.windows]

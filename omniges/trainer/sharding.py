@@ -1,8 +1,8 @@
-"""Fully sharded training: each rank holds a part of every parameter, gradient, moment and EMA weight.
+"""Fully sharded training: each rank stores a part of every parameter, gradient, optimizer moment and EMA weight.
 
-FSDP2 gathers the parameters of one block at a time for its computation. Between steps a rank has only its rows of each
-tensor, as DTensors. Elementwise work (clipping, EMA) uses the local rows. Checkpoints are written by the first rank,
-which gathers one tensor at a time, so their files do not depend on the sharding.
+FSDP2 gathers the parameters of a block only while that block is computed. Between steps a rank has only its rows of
+each tensor, as DTensors. Elementwise operations (clipping, EMA) use the local rows. The first rank writes checkpoints:
+it gathers one complete tensor at a time, so that the files do not depend on the sharding.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ _END: Final = -1
 
 
 def shard_model(model: FlowModel, device: torch.device, *, bf16: bool) -> None:
-    """Shard a model's parameters over all ranks: each block on its own, and the others together.
+    """Shard a model's parameters over all ranks: each block is one FSDP unit, and all other parameters form another.
 
-    Blocks gather bf16 weights if autocast would cast them to bf16 anyway; sums of gradients are float32.
+    Blocks gather bf16 weights if autocast casts these weights to bf16 anyway. Gradients are summed in float32.
 
     Args:
         model: Model with complete parameters, equal on all ranks; they become DTensors on the device.
         device: Device of this rank.
-        bf16: The pass runs with autocast to bf16.
+        bf16: Forward and backward passes use autocast to bf16.
 
     Raises:
-        EnvironmentFault: This torch cannot reduce gradients that only some ranks have.
+        EnvironmentFault: The installed torch cannot reduce gradients that only some ranks have.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     plain = MixedPrecisionPolicy(cast_forward_inputs=False)
@@ -61,7 +61,7 @@ def skeleton_of(model: FlowModel, *, empty: bool) -> FlowModel:
 
     Args:
         model: The model.
-        empty: Parameters have shapes but no data; otherwise they are those of the model.
+        empty: If true, parameters of the copy have shapes but no data; otherwise both share the same parameters.
 
     Returns:
         The copy.
@@ -73,7 +73,7 @@ def skeleton_of(model: FlowModel, *, empty: bool) -> FlowModel:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return this rank's rows of a tensor (n, …), which share its memory; all rows of one that is not sharded."""
+    """Return this rank's rows of a sharded tensor (n, …) as a view, or a tensor that is not sharded unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -83,18 +83,18 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def norm_of_all(norm: Tensor) -> Tensor:
-    """Return the norm of a vector from the norms of its parts on the ranks; all are scalar tensors."""
+    """Combine the norms of the ranks' parts of a vector to the norm of the complete vector (scalar tensors)."""
     squared = norm.square()
     dist.all_reduce(squared)
     return squared.sqrt()
 
 
 def copy_rows(own: Iterable[Tensor], whole: Iterable[Tensor]) -> None:
-    """Copy each rank's rows of complete tensors, which all ranks have.
+    """Copy complete tensors, which every rank has, into sharded or complete tensors; each rank copies its own rows.
 
     Args:
         own: Tensors to overwrite.
-        whole: Tensors of the same shapes.
+        whole: Complete tensors of the same shapes.
     """
     for tensor, values in zip(own, whole, strict=True):
         _put(tensor, values, source=None)
@@ -102,7 +102,7 @@ def copy_rows(own: Iterable[Tensor], whole: Iterable[Tensor]) -> None:
 
 @torch.no_grad()
 def _put(own: Tensor, values: Tensor, *, source: int | None) -> None:
-    """Copy complete values, of the rank `source` or of every rank, into a tensor."""
+    """Copy complete values into a tensor; the values come from rank `source`, or with None from each rank itself."""
     values = values.to(own.device, own.dtype)
     if isinstance(own, DTensor):
         own.copy_(distribute_tensor(values, own.device_mesh, own.placements, src_data_rank=source))
@@ -113,7 +113,7 @@ def _put(own: Tensor, values: Tensor, *, source: int | None) -> None:
 
 
 def receive(slots: Sequence[Tensor], values: Iterable[Tensor], ranks: Ranks) -> None:
-    """Copy the first rank's tensors into those of all ranks, one at a time.
+    """Copy tensors of the first rank into the tensors of all ranks, one at a time.
 
     Args:
         slots: Tensors to overwrite, in the same order on all ranks; sharded or complete.
@@ -142,7 +142,7 @@ def _announced(ranks: Ranks) -> Iterator[int]:
 
 
 class _Gathered(LazyTensors):
-    """Complete tensors of a file, gathered when they are accessed."""
+    """Mapping of the complete tensors of a file; each tensor is gathered from all ranks when it is accessed."""
 
     def __init__(self, tensors: Mapping[str, Tensor], first: int, ranks: Ranks) -> None:
         self._tensors, self._ranks = tensors, ranks
@@ -168,9 +168,10 @@ class _Gathered(LazyTensors):
 
 @contextmanager
 def gathered(files: Mapping[str, Mapping[str, Tensor]], ranks: Ranks) -> Iterator[Mapping[str, Mapping[str, Tensor]]]:
-    """Let the first rank read complete tensors, each gathered from all ranks when it is accessed.
+    """Let the first rank read complete tensors; each tensor is gathered from all ranks when it is accessed.
 
-    The other ranks send their rows until the first leaves the block, also by an error; only then their block begins.
+    The other ranks send their rows until the first rank leaves its block, with or without an error. Only then do they
+    enter their block.
 
     Args:
         files: Sharded tensors by file and name.

@@ -1,7 +1,7 @@
-"""The saved state of a run: its documents in a checkpoint, each field with type and range, and held against each other.
+"""The JSON documents of a run in a checkpoint: types and ranges of their fields, and checks between fields.
 
-A checkpoint from elsewhere may have been edited and sealed again. Nothing in these documents is used before it was read
-here. docs/reference/checkpoint.md lists the documents.
+Somebody may have edited a checkpoint and updated its checksums. Therefore this module checks every value of these
+documents before the value is used. docs/reference/checkpoint.md lists the documents.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _Some = Annotated[int, Range(1, 1 << 31)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Randomness:
-    """The random numbers of a run."""
+    """Generator and seed of the random numbers of a run."""
 
     kind: Literal["philox4x32-10 of (seed, position, purpose)"]
     seed: int
@@ -47,7 +47,7 @@ class Randomness:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossScale:
-    """State of the loss scale of fp16; the keys are torch's names."""
+    """State of fp16 loss scaling; the fields have torch's names."""
 
     scale: Annotated[float, Range(maximum=3.5e38, above=0.0)]
     growth_factor: Annotated[float, Range(above=1.0)]
@@ -58,7 +58,7 @@ class LossScale:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SmoothedLoss:
-    """The smoothed loss and its minimum, both null before the first loss was read."""
+    """The smoothed loss and its minimum; both are null until the first loss is read."""
 
     value: _Loss | None
     lowest: _Loss | None
@@ -66,7 +66,7 @@ class SmoothedLoss:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """The machine that a checkpoint was saved on."""
+    """Properties of the machine that saved a checkpoint."""
 
     device: str
     threads: _Some
@@ -101,7 +101,7 @@ class SavedState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedOn:
-    """A shard set that a run was trained on."""
+    """A shard set of the training data."""
 
     shards: str
     weight: Annotated[float, Range(above=0.0)]
@@ -116,7 +116,7 @@ class TrainedOn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GitState:
-    """Commit of the package, and its files that differ from it."""
+    """Git commit of the package, and the files that differ from this commit."""
 
     commit: str
     changed: tuple[str, ...]
@@ -124,7 +124,7 @@ class GitState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFile:
-    """A file of pretrained weights."""
+    """Size and checksum of a file of pretrained weights."""
 
     bytes: Count
     sha256: Sha256
@@ -132,7 +132,7 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pretrained:
-    """Weights that a run was initialized from."""
+    """Pretrained weights that initialized a run."""
 
     path: str
     files: Mapping[str, SourceFile]
@@ -150,7 +150,7 @@ class Provenance:
 
 
 def state_of(document: Document) -> SavedState:
-    """Return the fields of a state.json, each of its type and range.
+    """Return the fields of a state.json, after checking the type and range of each field.
 
     Args:
         document: Content of the file.
@@ -169,7 +169,7 @@ def state_of(document: Document) -> SavedState:
 
 
 def read_state(saved: SavedCheckpoint) -> SavedState:
-    """Return state.json, after checking its fields against each other and against the step and the settings.
+    """Read state.json; check its fields, also against each other, the step and the settings.
 
     Args:
         saved: The checkpoint.
@@ -178,7 +178,7 @@ def read_state(saved: SavedCheckpoint) -> SavedState:
         The state.
 
     Raises:
-        DataError: As `state_of`, or a field contradicts another one.
+        DataError: A field is invalid (see `state_of`), or contradicts another field.
     """
     document = saved.fields(STATE_FILE)
     state = state_of(document)
@@ -188,7 +188,7 @@ def read_state(saved: SavedCheckpoint) -> SavedState:
 
 
 def _contradictions(state: SavedState, step: int, settings: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    """Yield each field that contradicts another one, its value, and what the other one allows."""
+    """Yield the name and value of each field that contradicts another field, and the values that are allowed."""
     loader, best, batch = state.loader, state.best, settings["batch_size"] * settings["gradient_accumulation_steps"]
     scaled = "null" if state.loss_scale is None else "a loss scale"
     equal: dict[str, tuple[Any, Any, str]] = {
@@ -217,16 +217,16 @@ def _contradictions(state: SavedState, step: int, settings: Mapping[str, Any]) -
 
 
 def read_training_settings(saved: SavedCheckpoint) -> dict[str, Any]:
-    """Return settings.json by the current names of settings.
+    """Read settings.json, and replace former names of settings by current names.
 
     Args:
         saved: The checkpoint.
 
     Returns:
-        The settings; those that earlier versions did not have are absent.
+        The settings. A setting is absent if the version that wrote the file did not have it.
 
     Raises:
-        DataError: A setting is unknown, or its value is not one that `omniges train` takes.
+        DataError: A setting is unknown, or its value is invalid for `omniges train`.
     """
     document = saved.fields(SETTINGS_FILE)
     try:
@@ -248,7 +248,7 @@ def read_training_settings(saved: SavedCheckpoint) -> dict[str, Any]:
 
 
 def read_provenance(saved: SavedCheckpoint) -> dict[str, Any]:
-    """Return provenance.json, after checking its fields.
+    """Read provenance.json and check its fields.
 
     Args:
         saved: The checkpoint.

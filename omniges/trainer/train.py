@@ -40,7 +40,7 @@ _PRETRAINED: Final = "pretrained"
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Result of a training run, and its folder."""
+    """Result of a training run."""
 
     run: Path
     step: int
@@ -92,8 +92,8 @@ def train(settings: TrainSettings) -> Summary:
         The summary.
 
     Raises:
-        UsageFault: The settings are not possible.
-        DataError: A file is damaged, or the losses are NaN or infinite or diverge.
+        UsageFault: The settings are invalid.
+        DataError: A file is damaged, or losses are NaN or infinite, or diverge.
         EnvironmentFault: The disk, the network or another rank failed.
     """
     began_s = time.monotonic()
@@ -245,7 +245,7 @@ def _write(
 
 @dataclass(frozen=True, slots=True)
 class _Resumed:
-    """State from which the run continues."""
+    """State that the run continues from."""
 
     state: RunState
     resumed: bool
@@ -284,15 +284,15 @@ def _resume(run: Run) -> _Resumed:
 
 
 def require_fit(run: Run, saved: checkpoint.SavedCheckpoint) -> None:
-    """Check everything that resuming reads of a checkpoint, before anything is changed.
+    """Check everything in a checkpoint that resuming reads, before the run changes.
 
     Args:
         run: The run that is to resume.
         saved: The checkpoint.
 
     Raises:
-        UsageFault: It is of another model, of other data, or of other settings that decide the sequence of windows.
-        DataError: A document or tensor is not one that a run writes.
+        UsageFault: The checkpoint has another model, other data, or other settings that determine the window sequence.
+        DataError: A document or tensor differs from what a run writes.
     """
     run.identity.require_same(saved)
     state = read_state(saved)
@@ -302,7 +302,10 @@ def require_fit(run: Run, saved: checkpoint.SavedCheckpoint) -> None:
 
 
 def _restore_best(run: Run, best: Best | None) -> Best | None:
-    """Point RUN/best to the best checkpoint if it exists and has this run's metric, and return it; else None."""
+    """Point RUN/best to the best checkpoint and return its entry, or return None and remove RUN/best.
+
+    The best checkpoint counts only if it exists and this run uses the same metric.
+    """
     folder, kept = run.settings.output_dir, 0
     with run.ranks.together("find the best checkpoint"):
         if run.ranks.first and best is not None and run.checkpoint(best.step).is_dir():
@@ -317,7 +320,7 @@ def _restore_best(run: Run, best: Best | None) -> Best | None:
 def _load(
     run: Run, documents: Mapping[str, Any], files: Mapping[str, Mapping[str, Tensor]]
 ) -> tuple[RunState, list[str]]:
-    """Load the documents of a checkpoint, which every rank has, and its tensors, which the first one reads."""
+    """Load a checkpoint: every rank has its documents, and the first rank reads its tensors. Also return warnings."""
     document = documents[STATE_FILE]
     found = state_of(Document(document, STATE_FILE, checkpoint.EDITED))
     run.learner.load(files, found.loss_scale, run.ranks)

@@ -29,7 +29,7 @@ _KNOWN: Final = _LOSSES | {
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The best step so far."""
+    """The best step so far, with its metric and value."""
 
     step: Count
     metric: str
@@ -37,7 +37,7 @@ class Best:
 
 
 def check_metric(name: str) -> None:
-    """Raise UsageFault for a name that cannot select a checkpoint."""
+    """Raise UsageFault if a metric name cannot be used to select the best checkpoint."""
     if _direction(name) is None:
         task = name.partition("/")[0]
         near = [known for known in _KNOWN if known.startswith(f"{task}/")] or ["loss", *(f"{t}/loss" for t in SIX)]
@@ -45,12 +45,12 @@ def check_metric(name: str) -> None:
 
 
 def better(name: str, value: float, than: Best | None) -> bool:
-    """Return whether a value is better than the best so far; if they are equal, the earlier step stays the best.
+    """Return True if a value is better than the best so far; if both are equal, the earlier step remains the best.
 
     Args:
         name: Name of the metric.
         value: The new value.
-        than: The best so far. None is always worse, and so is a value of another metric.
+        than: The best so far. None, or a value of another metric, is always worse.
 
     Returns:
         True if the new value is better.
@@ -61,7 +61,7 @@ def better(name: str, value: float, than: Best | None) -> bool:
 
 
 def _direction(name: str) -> Direction | None:
-    """Return whether higher or lower values are better; None for a name that cannot select a checkpoint."""
+    """Return whether higher or lower values of a metric are better; None if the metric cannot select a checkpoint."""
     task, _, metric = name.partition("/")
     if name in _KNOWN or task not in SIX or metric not in METRICS.names():
         return _KNOWN.get(name)
@@ -70,7 +70,7 @@ def _direction(name: str) -> Direction | None:
 
 
 def point_best(run: Path, checkpoint: Path) -> Path:
-    """Point RUN/best to a checkpoint of the run; at any moment it points to this one or to the previous one.
+    """Point RUN/best to a checkpoint; at any moment, the link points to either the new or the previous checkpoint.
 
     Args:
         run: Folder of the run.
@@ -93,10 +93,10 @@ def point_best(run: Path, checkpoint: Path) -> Path:
 
 
 def save_and_prune(run: Path, contents: Contents, limit: int, best: Best | None) -> tuple[Path, list[Path]]:
-    """Save a checkpoint, and remove those beyond the limit except the best.
+    """Save a checkpoint, and remove checkpoints beyond the limit, except the best.
 
-    RUN/best points to a complete checkpoint at any moment: the new best is complete before the link changes, and the
-    old one is removed only afterwards.
+    RUN/best points to a complete checkpoint at any moment: the new best checkpoint is complete before the link changes,
+    and the old best checkpoint is removed afterwards.
 
     Args:
         run: Folder of the run.

@@ -1,8 +1,8 @@
-"""The held-out windows: which ones, and their content as if they were short recordings.
+"""Selection of held-out windows for validation, and their content in the form of short recordings.
 
-`omniges.evaluation` and `omniges.generation` can therefore score and write them as recordings. The windows are spread
+`omniges.evaluation` and `omniges.generation` score and write these windows like recordings. The windows are spread
 evenly over speakers, recordings and time, and are the same in every run. As in the loader's unshuffled order, a clip of
-n ticks has floor(n/w) windows, which start at 0, w, 2w, …
+n ticks has floor(n/w) windows of w ticks, which start at ticks 0, w, 2w, …
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Clip:
-    """A recording to choose windows from."""
+    """A recording that windows are chosen from."""
 
     source: int  # number of the folder
     key: str
@@ -45,7 +45,7 @@ class Clip:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
-    """The place of a window in its recording."""
+    """Location of a window: its recording and its start."""
 
     source: int
     key: str
@@ -53,7 +53,7 @@ class Place:
 
 
 def spread(count: int) -> list[int]:
-    """Return 0 … count − 1 in an order whose first k numbers are spread about evenly, for every k.
+    """Return 0 … count − 1 in an order where, for every k, the first k numbers are spread about evenly.
 
     The order is that of the bit-reversed numbers (van der Corput 1935).
 
@@ -105,7 +105,7 @@ I32 = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A held-out window and its origin."""
+    """A held-out window: its name, length and origin. The content is read later."""
 
     name: str  # unique name of its files
     source: int  # number of the folder
@@ -117,7 +117,7 @@ class Window:
     ticks: int
 
     def provenance(self) -> dict[str, Any]:
-        """Return the origin, for the log and records."""
+        """Return the origin of the window, for the log and for records."""
         return {
             "shards": self.shards,
             "manifest_sha256": self.manifest_sha256,
@@ -134,12 +134,12 @@ class Window:
 
     @property
     def source_path(self) -> str:
-        """Path of the motion file relative to the data set's root; without motion, of the audio or the words."""
+        """Path of the motion file relative to the root of the data set; without motion, of the audio or words file."""
         return next((self.row.sources[kind][0] for kind in ("npz", "wav", "textgrid") if kind in self.row.sources), "")
 
 
 class WindowFolder:
-    """Windows in the role of recordings, by the windows' names; all are in memory."""
+    """Held-out windows in memory, with the interface of a folder of recordings; keys are the names of the windows."""
 
     folder = Path("validation windows")
 
@@ -199,7 +199,7 @@ class HeldOut:
 
         Args:
             codec: Tokenizer of the text tokens.
-            latents: Codecs whose latents are read too.
+            latents: Codecs whose latents are also read.
 
         Returns:
             The windows, and the text tokens (ticks,) of each.
@@ -230,21 +230,21 @@ def open_held_out(
     trained: int = ALL_PRESENT,
     tasks: Collection[str] = SIX,
 ) -> HeldOut:
-    """Choose windows of the val split.
+    """Choose windows from the val split.
 
     Args:
         data: Shard sets of the run.
         window_ticks: Length of a window in ticks.
         limit: Largest number of windows.
-        tick_multiple: Number of ticks that must divide window lengths.
-        trained: Bits of `STREAM_PARTS` in training.
-        tasks: Tasks to validate; recordings that lack a stream of each are left out.
+        tick_multiple: Number of ticks that must divide the window length.
+        trained: Bits of the `STREAM_PARTS` that occur in training.
+        tasks: Tasks to validate; a recording is left out if it has all streams of none of these tasks.
 
     Returns:
         The windows.
 
     Raises:
-        UsageFault: There are no tasks or no windows; the error says how to make a val split.
+        UsageFault: There are no tasks or no windows; the error explains how to create a val split.
     """
     folders = {number: ShardFolder(one.catalog.folder, one.shard_source()) for number, one in enumerate(data)}
     held_out = {(number, row.key): row for number, one in folders.items() for row in one.rows if row.split == "val"}
@@ -294,14 +294,14 @@ def open_held_out(
 
 
 def _allows_some(row: ManifestRow, trained: int, tasks: Collection[str]) -> bool:
-    """Return whether a recording has the streams of any of the tasks."""
+    """Return True if a recording has all streams of at least one task."""
     bits = present_bits(row.present) & trained
     streams = {name for name, own in STREAM_BITS.items() if bits & own}
     return any(streams.issuperset((*TASKS[task].conditions, *TASKS[task].targets)) for task in tasks)
 
 
 class SomeRecordings(ShardFolder):
-    """Selected recordings of several folders' train splits, as one folder; each is read when needed."""
+    """Selected train recordings of several folders, as one folder; each recording is read when needed."""
 
     def __init__(self, folders: Mapping[int, ShardFolder], ticks: int, limit: int) -> None:
         """Choose recordings with a complete body, evenly over speakers.
@@ -330,20 +330,20 @@ class SomeRecordings(ShardFolder):
         return [replace(row, key=name) for name, (_, row) in self._chosen.items()]
 
     def member(self, row: ManifestRow, member: str) -> bytes:
-        """Return a member of a recording.
+        """Return the bytes of a member (file) of a recording.
 
         Args:
             row: Row of the recording.
             member: Name of the member.
 
         Returns:
-            Its bytes.
+            Bytes of the member.
         """
         folder, own = self._chosen[row.key]
         return folder.member(own, member)
 
     def array_of(self, row: ManifestRow, member: str, data: bytes) -> npt.NDArray[Any]:
-        """Return the array in a member's bytes, checked by the folder that holds the recording.
+        """Decode the bytes of a member to an array, with the checks of the folder that contains the recording.
 
         Args:
             row: Row of the recording.
@@ -360,10 +360,10 @@ class SomeRecordings(ShardFolder):
 def _cut(
     sample: SampleArrays, trans: F64, sound: F32 | None, window: Window, latents: Collection[CodecEntry]
 ) -> SampleArrays:
-    """Cut a window out of a recording: times count from the window's start, and ``start_xz`` is the root's place there.
+    """Cut a window out of a recording. Times in the window start at 0; ``start_xz`` is the root position at its start.
 
-    ``trans`` (T, 3) is the recording's root in metres, ``sound`` (N,) its waveform at 16 kHz. A window has the members
-    of its recording, with the waveform always as an array.
+    ``trans`` (T, 3) is the root position of the recording in metres; ``sound`` (N,) is its waveform at 16 kHz. The
+    window has all members of the recording, and its waveform is always an array.
     """
     first, ticks = window.start_tick, window.ticks
     frames = slice(first * FRAMES_PER_TICK, (first + ticks) * FRAMES_PER_TICK)
@@ -389,9 +389,10 @@ def _cut(
 
 
 def _latents(complete: F32, entry: CodecEntry, window: Window) -> F32:
-    """Return a window's part of a clip's latents, as training reads them.
+    """Cut the latents of a window out of the latents of a clip, as training does.
 
-    For frames: complete rows (rows, channels). For windows: the vectors of this window (latents, channels).
+    Codecs of frames give complete rows (rows, channels). Codecs of windows give the vectors of this window (latents,
+    channels).
     """
     if isinstance(entry, WindowEntry):
         vectors: F32 = complete[entry.grid.index(window.start_tick)].reshape(entry.latents, entry.channels)
@@ -401,9 +402,10 @@ def _latents(complete: F32, entry: CodecEntry, window: Window) -> F32:
 
 
 def _words(sample: SampleArrays, window: Window, latents: Collection[CodecEntry]) -> list[dict[str, Any]]:
-    """Return the window's words, clipped to it.
+    """Return the words of a window, clipped to the window.
 
-    They are those with at least half a tick inside; with latents of text, those that the latents encode.
+    A word counts if at least half a tick of it lies inside the window. If text is stored as latents, exactly the words
+    that the latents encode count.
     """
     place = window.start_tick, window.ticks
     if not any(isinstance(entry, WindowEntry) for entry in latents):

@@ -1,7 +1,7 @@
-"""One validation: losses, samples, scores, pictures, shared by all ranks. docs/how-to/validation.md describes it.
+"""One validation: losses, samples, scores and pictures; all ranks share the work. See docs/how-to/validation.md.
 
-Validation does not affect training: its model has the EMA weights, and it draws from no generator. Windows go through
-the model in groups that do not depend on the number of ranks, so neither do results.
+Validation does not affect training: it uses a model with the EMA weights, and uses no random generator of training. The
+model processes windows in groups that do not depend on the number of ranks, so the results do not depend on it either.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def why_not(codecs: Codecs, task: str) -> str | None:
 
 
 def streams_of(model: FlowModel, task: str) -> list[StreamName]:
-    """Return the streams whose arrays the loss of a task needs, including those that the model carries as noise.
+    """Return the streams whose arrays the loss of a task needs, including streams that the model gets as noise.
 
     Args:
         model: The model.
@@ -100,16 +100,16 @@ def grid_losses(
     present: Sequence[int] | None = None,
     conditions: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = MappingProxyType({}),
 ) -> F64:
-    """Return unweighted losses of one task on K windows at all `LEVELS`.
+    """Return unweighted losses of one task on K windows at all noise levels `LEVELS`.
 
     Args:
         model: Model in evaluation mode, on the device of the arrays.
-        arrays: Arrays (K, …) as shards hold them, of the streams that `streams_of` returns.
+        arrays: Arrays (K, …) in the units of shards, for each stream that `streams_of` returns.
         numbers: Indices of the windows among all held-out windows; they select the noise.
         speakers: Speaker index of each window; 0: unknown.
         task: One of `SIX`.
-        present: Bits of `STREAM_PARTS` of each window, which must have the task's streams; None: all parts.
-        conditions: Values (K, …) of condition streams, and which windows have one (K,).
+        present: Bits of `STREAM_PARTS` for each window; they must include the task's streams. None: all parts.
+        conditions: Values (K, …) of each condition stream, and a mask (K,) of the windows that have a value.
 
     Returns:
         Losses (K, levels).
@@ -137,7 +137,7 @@ def grid_losses(
 
 
 def _plan(task: str, count: int) -> Plan:
-    """Return a plan with every window at every level, clean conditions and known speakers."""
+    """Return a plan that contains every window at every noise level, with clean conditions and known speakers."""
     rows = count * len(LEVELS)
     conditions, targets = (
         np.array([name in side for name in STREAMS]) for side in (TASKS[task].conditions, TASKS[task].targets)
@@ -153,11 +153,11 @@ def _plan(task: str, count: int) -> Plan:
 
 
 def loss_table(losses: F64, names: Sequence[str], tasks: Sequence[str] = SIX) -> dict[str, dict[str, Any]]:
-    """Return mean losses over windows, by task and level; tasks without windows are left out.
+    """Return losses averaged over windows, by task and noise level; tasks without windows are left out.
 
     Args:
-        losses: Losses (W, tasks, levels); `LACKING` for a window that lacks a stream of the task.
-        names: Names of the windows.
+        losses: Losses (W, tasks, levels); `LACKING` where a window lacks a stream of the task.
+        names: Names of the W windows.
         tasks: Names of the tasks.
 
     Returns:
@@ -210,7 +210,7 @@ class ValidationResult:
         }
 
     def not_computed(self) -> dict[str, dict[str, str]]:
-        """Return the reasons of missing values, by task and name of the metric."""
+        """Return the reason for each missing value, by task and name of the metric."""
         return {
             task: {
                 metric_name(one.metric): one.why_not or ""
@@ -221,7 +221,7 @@ class ValidationResult:
         }
 
     def value(self, name: str) -> float | None:
-        """Return the value of a name of ``--best-metric``; None if it was not computed."""
+        """Return the value of a metric named as in ``--best-metric``; None if it was not computed."""
         if name == "loss":
             return self.loss
         task, _, metric = name.partition("/")
@@ -231,7 +231,7 @@ class ValidationResult:
 
 
 class Validation:
-    """The validations of a run."""
+    """Computes the validations of a run."""
 
     def __init__(
         self,
@@ -250,7 +250,7 @@ class Validation:
             sampling: Settings of the sampler.
             samples: Number of windows whose results are kept.
             ranks: Ranks of the run.
-            tasks: Tasks to validate, of `SIX` in its order: those that are trained.
+            tasks: Tasks to validate: the trained tasks among `SIX`, in the order of `SIX`.
         """
         registered_metrics()  # raises before the first step if one cannot be loaded
         self.held_out, self.sampler, self.sampling = held_out, sampler, sampling
@@ -299,17 +299,17 @@ class Validation:
         return ValidationResult(step, losses, figures, warnings, sorted(saved, key=_place), pictures)
 
     def _collected(self, items: Sequence[Any]) -> list[Any]:
-        """Return the items of all ranks."""
+        """Collect the items of all ranks, in rank order."""
         return [item for data in self._ranks.collected(pack(items)) for item in unpack(data)]
 
     def recorded_words(self, number: int) -> Sequence[Mapping[str, Any]]:
-        """Return the words of a window, after the windows were read."""
+        """Return the recorded words of a window; the windows must have been read before."""
         if self._samples is None:
             raise RuntimeError("the windows have not been read")
         return self._samples.sample(self._samples.row(self.held_out.windows[number].name)).words
 
     def conditions_shown(self, number: int) -> dict[str, Any]:
-        """Return a window's values of condition streams, as the settings of a record name them."""
+        """Return the values of a window's condition streams, in the form that records store."""
         held, streams = self._held[number], self.sampler.identity.conditions
         values = {
             name: None if (own := held.conditions[name]) is None else one.shown(own) for name, one in streams.items()
@@ -341,17 +341,17 @@ class Validation:
         return self._samples
 
     def _parts_of(self, row: ManifestRow) -> int:
-        """Return the bits of the recording's parts that occurred in training."""
+        """Return bits of the parts that the recording has and that occurred in training."""
         return present_bits(row.present) & self.sampler.model.trained
 
     def _lacking(self, task: str) -> list[str]:
-        """Return a warning that counts the windows that lack a stream of a task, if there are any."""
+        """Return a warning with the number of windows that lack a stream of a task, or an empty list."""
         lost = sum(not one.allows(task) for one in self._held)
         streams = " or ".join((*TASKS[task].conditions, *TASKS[task].targets))
         return [f"{lost} of {len(self._held)} windows lack {streams}, and are left out"] if lost else []
 
     def _groups(self, tasks: Sequence[str]) -> list[tuple[list[HeldOutWindow], str]]:
-        """Return batches for the model, each with its windows and one task."""
+        """Return batches for the model: lists of windows that have all streams of a task, each with the task."""
         starts = range(0, len(self._held), _GROUP)
         groups = [(self._held[start : start + _GROUP], task) for start in starts for task in tasks]
         allowed = [([one for one in held if one.allows(task)], task) for held, task in groups]
@@ -383,7 +383,7 @@ class Validation:
         return found
 
     def _generated(self, turns: SharedWork, results: WindowResults) -> list[GeneratedWindow]:
-        """Generate every window in every task, ordered by task and window."""
+        """Generate every window for every task; return the results in order of task and window."""
 
         def of(group: tuple[list[HeldOutWindow], str]) -> list[GeneratedWindow]:
             held, task = group
@@ -401,7 +401,7 @@ class Validation:
         return sorted(generated, key=_place)
 
     def _learned(self) -> TrainSplit | None:
-        """Return statistics of the train split, which are computed once."""
+        """Return statistics of the train split; the first call computes them."""
         if self._train is None:
             ticks = self.held_out.windows[0].ticks
             recordings = SomeRecordings(self.held_out.folders, ticks, _TRAIN_RECORDINGS)

@@ -1,4 +1,4 @@
-"""Samples of the held-out windows, as `generate` produces them: arrays to score, files and pictures."""
+"""Generated samples of held-out windows, as from `omniges generate`: arrays to score, files and pictures."""
 
 from __future__ import annotations
 
@@ -65,21 +65,21 @@ class HeldOutWindow:
     present: int = ALL_PRESENT  # bits of `STREAM_PARTS`
 
     def allows(self, task: str) -> bool:
-        """Return whether the window has all streams of a task."""
+        """Return True if the window has all streams of a task."""
         streams = (*TASKS[task].conditions, *TASKS[task].targets)
         return all(self.present & STREAM_BITS[name] for name in streams)
 
     def present_for(self, task: str) -> int:
-        """Return bits of `STREAM_PARTS`, without those that the conditions of a task lack."""
+        """Return bits of `STREAM_PARTS`: absent parts of the task's conditions are 0, and all other parts are 1."""
         return self.present | ALL_PRESENT & ~bits_of(TASKS[task].conditions)
 
     @property
     def described(self) -> dict[str, ValueOf]:
-        """The values of condition streams, as functions of time for a timeline."""
+        """The values of condition streams, as functions of time; each value is constant."""
         return {name: constant(value) for name, value in self.conditions.items()}
 
     def ticks_of(self, name: StreamName) -> TicksOf:
-        """Return a stream as a condition, which can only be read completely, because latents cannot be cut."""
+        """Return a function that reads a stream as a condition. It reads all ticks at once: latents cannot be cut."""
 
         def complete(first: int, count: int) -> npt.NDArray[Any]:
             if (first, count) != (0, self.window.ticks):
@@ -92,7 +92,7 @@ class HeldOutWindow:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedWindow:
-    """A sample of a window in a task, or the reason why it is missing."""
+    """The generated content of one window for one task, or the reason why there is none."""
 
     task: str
     number: int  # of the window
@@ -103,7 +103,7 @@ class GeneratedWindow:
 
 @dataclass(frozen=True, slots=True)
 class ResultFiles:
-    """A result that is kept: its files and facts about it."""
+    """The files of one kept result, and facts about this result."""
 
     task: str
     number: int  # of the window
@@ -125,7 +125,7 @@ def sample_windows(sampler: Sampler, task: str, held: Sequence[HeldOutWindow], h
         how: Settings of the sampler.
 
     Returns:
-        One part for each window, in order.
+        One part for each window, in the order of the windows.
     """
     ticks, targets = held[0].window.ticks, TASKS[task].targets
     conditions = TASKS[task].conditions
@@ -147,18 +147,18 @@ def sample_windows(sampler: Sampler, task: str, held: Sequence[HeldOutWindow], h
 
 @dataclass(frozen=True, slots=True)
 class WindowResults:
-    """Conversion of the model's outputs into results of windows, as `generate` has them."""
+    """Converts outputs of the model to results of windows, as `omniges generate` does."""
 
     samples: WindowFolder
     windows: Sequence[Window]
     sampler: Sampler
 
     def of(self, generated: GeneratedWindow, vocoder: Vocoder | None = None) -> Results:
-        """Return the results of a window.
+        """Convert the generated content of a window to results.
 
         Args:
             generated: The sample.
-            vocoder: Vocoder, which takes long; None: no waveform.
+            vocoder: Vocoder for the waveform, which is slow; None: no waveform.
 
         Returns:
             The results.
@@ -191,11 +191,11 @@ class WindowResults:
         return ResultFiles(generated.task, generated.number, contents, kinds, results.measures, results.warnings, said)
 
     def picture(self, number: int, generated: Sequence[GeneratedWindow], step: int) -> bytes:
-        """Draw a window and its generated results; invalid ones are left out.
+        """Draw a window and its generated results; leave out invalid results.
 
         Args:
             number: Index of the window.
-            generated: Its results, by task.
+            generated: Results of this window, by task.
             step: Step of the weights, for the title.
 
         Returns:
@@ -223,7 +223,7 @@ class WindowResults:
         )
 
     def _version(self, generated: GeneratedWindow) -> Version:
-        """Return the panels of a result."""
+        """Return a result in the form of picture panels."""
         task, found = TASKS[generated.task], self.of(generated)
         name = f"{generated.task}: from {' and '.join(_CONDITION_NAMES[stream] for stream in task.conditions)}"
         if "audio" in task.targets:
@@ -237,7 +237,7 @@ class WindowResults:
 
 
 def make_result(task: str, one: HeldOutWindow, part: Part, results: WindowResults) -> GeneratedWindow:
-    """Decode a sample of a window, and check that it can be scored and written.
+    """Decode the sampled part of a window, and check that it can be scored and written.
 
     Args:
         task: Name of the task.
@@ -280,7 +280,7 @@ class _ArrayResult(Result):
 def score_task(
     generated: Sequence[GeneratedWindow], results: WindowResults, train: Callable[[], TrainSplit | None]
 ) -> Scored:
-    """Score the results of one task, with the functions of `omniges evaluate`; windows have the role of recordings.
+    """Score the results of one task with the functions of `omniges evaluate`; each window counts as a recording.
 
     Args:
         generated: Samples of the task. Invalid ones are left out and counted.
@@ -326,7 +326,7 @@ _CLASSES: Final[Mapping[str, Callable[..., Any]]] = {
 
 
 def pack(items: Sequence[Any]) -> bytes:
-    """Serialize results of ranks as JSON: results, texts, figures, arrays and bytes, in lists and tuples."""
+    """Serialize results as JSON, to send between ranks: dataclasses, arrays, bytes, texts, numbers, lists and tuples."""
 
     def plain(value: Any) -> dict[str, Any]:
         if isinstance(value, bytes):

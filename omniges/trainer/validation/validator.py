@@ -1,6 +1,6 @@
-"""Validation as the loop calls it: when it is due, its files, the best checkpoint, and reports.
+"""Validation for the training loop: it validates a state, writes files, marks the best checkpoint, and reports.
 
-The files of a validation, RUN/validation/step-…/, are published all at once.
+A validation's folder, RUN/validation/step-…/, appears only when all its files are complete.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _COSTLY: Final = 0.1
 
 
 class RunValidator:
-    """The validator of a run's states; every rank calls the same methods."""
+    """Validates the states of a run; every rank calls the same methods."""
 
     def __init__(self, run: Run, validation: Validation, logbook: Logbook, reporter: Reporter) -> None:
         self._run, self._validation, self._metric = run, validation, run.settings.best_metric
@@ -50,11 +50,11 @@ class RunValidator:
         self._warned = False
 
     def validate(self, state: RunState, stopper: Stopper) -> None:
-        """Validate the current weights, write the files, mark the state as the best if it is, and report.
+        """Validate the current weights, write the files, mark the state if it is the best so far, and report.
 
         Args:
             state: State of the run; `best` may be changed.
-            stopper: Source of requests to stop.
+            stopper: Object that receives requests to stop.
 
         Raises:
             Interrupted: A rank has to stop.
@@ -78,7 +78,7 @@ class RunValidator:
         self._log(state, found, folder, seconds)
 
     def mark_best(self, state: RunState) -> bool:
-        """Point RUN/best to the state's checkpoint; return False if it has not been written yet."""
+        """Point RUN/best to the state's checkpoint; return False if the checkpoint does not exist yet."""
         run, checkpoint, found = self._run.settings.output_dir, self._run.checkpoint(state.step), 0
         with self._run.ranks.together(f"make {run / BEST}"):
             if self._run.ranks.first and checkpoint.is_dir():
@@ -89,9 +89,9 @@ class RunValidator:
     # --- files
 
     def _write(self, folder: Path, found: ValidationResult) -> None:
-        """Publish a validation's folder in one step, and replace one of the same step.
+        """Write a validation's folder atomically; replace an older folder of the same step.
 
-        Raise EnvironmentFault if the disk is full or not writable; then nothing of it is left.
+        Raise EnvironmentFault if the disk is full or not writable; no incomplete folder remains.
         """
         held_out = self._validation.held_out
         make_folder(folder.parent)
@@ -134,7 +134,7 @@ class RunValidator:
         return {name: {"name": one.name, "fingerprint": one.fingerprint} for name, one in entries.items()}
 
     def _record(self, saved: ResultFiles, step: int) -> GeneratedRecord:
-        """Return the record of a result, as `generate` writes it, with the origin of the window."""
+        """Return the record of a result, as `omniges generate` writes it, with the origin of the window."""
         window, codecs = self._validation.held_out.windows[saved.number], self._validation.sampler.codecs
         members = {"text": window.row.contract.words, "gesture": "gesture.npy", "audio": "mel.npy"}
         members |= {stream: entry.member for stream, entry in codecs.entries.items()}
@@ -181,7 +181,7 @@ class RunValidator:
     # --- reports
 
     def _log(self, state: RunState, found: ValidationResult, folder: Path, seconds: float) -> None:
-        """Report to the log, the trackers and the terminal."""
+        """Report a validation to the log, the trackers and the terminal."""
         step, metric, value = state.step, self._metric, found.value(self._metric)
         share = self._spent_s / max(time.monotonic() - self._began_s, 1e-9)
         numbers: dict[str, Any] = {
