@@ -27,14 +27,14 @@ from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One measurement of a loader."""
+    """One measurement of a loader's speed."""
 
     windows_per_s: float
     cpu_us_per_window: float  # of this process and its workers
 
 
 def window_bytes(window_ticks: int) -> int:
-    """Return the bytes of one window in a batch: gesture, mel spectrogram and text tokens."""
+    """Return the number of bytes of one window in a batch: gesture, mel spectrogram and text tokens."""
     floats = FRAMES_PER_TICK * LAYOUT.channels + MEL_FRAMES_PER_TICK * MEL_BANDS
     return window_ticks * 4 * (floats + 1)
 
@@ -56,7 +56,7 @@ def drop_cached(folder: Path, shards: Sequence[str]) -> None:
 
 
 def _cpu_s(pids: Sequence[int]) -> float:
-    """Return the CPU seconds of this process and of its running workers."""
+    """Return the CPU time in seconds of this process and of its running workers."""
     own = resource.getrusage(resource.RUSAGE_SELF)
     total = own.ru_utime + own.ru_stime
     for pid in pids:
@@ -128,7 +128,7 @@ def _loader(catalog: Catalog, settings: SpeedSettings, workers: int) -> BatchLoa
 
 
 def _cold_speed(catalog: Catalog, settings: SpeedSettings, workers: int) -> float:
-    """Return the windows per second of the first epoch, with checksums, with no shard in the page cache."""
+    """Return windows per second in a first epoch: with checksums, and with no shard in the page cache."""
     drop_cached(catalog.folder, [catalog.table.shard_name(number) for number in range(len(catalog.table.shard_names))])
     with _loader(catalog, settings, workers) as loader:
         windows, start = 0, time.perf_counter()
@@ -141,7 +141,7 @@ def _cold_speed(catalog: Catalog, settings: SpeedSettings, workers: int) -> floa
 def measure(settings: SpeedSettings) -> dict[str, Any]:
     """Measure the loader for each number of workers.
 
-    The repeats take turns, so that a slow period of the machine affects all numbers of workers.
+    Each repeat measures all numbers of workers in turn, so that a slow period of the machine affects all of them.
 
     Args:
         settings: Settings of the benchmark.
@@ -182,7 +182,7 @@ def _summary(values: Sequence[float]) -> dict[str, float]:
 
 
 def report(document: dict[str, Any]) -> str:
-    """Return the document of `measure` as a table in lines of text."""
+    """Format the document of `measure` as a text table."""
     size = document["window_bytes"]
     head = (
         f"windows of {document['window_ticks']} ticks ({size / 1e3:.0f} kB), batches of {document['batch_size']}; "

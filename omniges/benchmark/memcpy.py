@@ -1,7 +1,8 @@
-"""The limit of the memory: `np.copyto` of as many bytes as batches have, in a separate process.
+"""Measure the memory bandwidth in a separate process: `np.copyto` of as many bytes as batches have.
 
 Run it as ``python -P -m omniges.benchmark.memcpy ROWS TICKS``. The process prints ``ready``. Each line of its standard
-input is a number of seconds. It copies for that time, then prints the number of windows and the seconds it needed.
+input is a number of seconds. The process copies for that time, then prints the number of copied windows and the elapsed
+seconds.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def copy_for(blocks: list[BatchBlock], seconds: float) -> tuple[int, float]:
         seconds: Length of the measurement.
 
     Returns:
-        The number of windows copied, and the seconds it took.
+        The number of copied windows, and the elapsed seconds.
     """
     half = len(blocks) // 2
     windows = turn = 0

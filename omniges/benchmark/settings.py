@@ -1,4 +1,4 @@
-"""Settings of the benchmarks; quick to import, so that `omniges --help` is fast."""
+"""Settings of the benchmarks. This module imports quickly, so that `omniges --help` is fast."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class StepSpeedSettings:
             )
 
     def of(self, preset: Preset, batch_size: int) -> TrainSettings:
-        """Return the training settings of one configuration.
+        """Return the training settings for one configuration of the benchmark.
 
         Args:
             preset: Size of the model.
@@ -89,6 +89,6 @@ class StepSpeedSettings:
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Return the rows of a table as lines of text with right-aligned columns."""
+    """Format the rows of a table as lines of text with right-aligned columns."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return ["  ".join(map(str.rjust, line, widths)) for line in lines]

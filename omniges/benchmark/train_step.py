@@ -1,14 +1,14 @@
 """Benchmark of training steps against the speed of matrix products on the same machine.
 
-The steps are real: batches from the loader, losses, gradients, clipping, AdamW and EMA, as in `train`. Each
-configuration is measured in a separate process, so that its memory is counted alone. The floating-point operations are
-those of the matrix products that a step computed, as torch's counter reports them, and of attention. Attention counts 4
-· B · H · N · M · D operations forward, and twice that backward. Scores that the backward pass computes again are not
-counted.
+The measured steps are complete training steps, as in `train`: batches from the loader, losses, gradients, clipping,
+AdamW and EMA. Each configuration runs in a separate process, so that its memory is measured separately. The number of
+floating-point operations includes matrix products, as torch's counter reports them, and attention. Attention counts
+4 · B · H · N · M · D operations in the forward pass, and twice as many in the backward pass. Scores that the backward
+pass computes again are not counted.
 
-Two more figures do not depend on the speed of the machine. One is the number of calls of a step: torch's operations
-without views. The other, with `--compile`, is the number of kernels of the compiled graph: generated kernels and calls
-of libraries. An accelerator needs some microseconds to launch each of them, so their number limits its speed.
+Two more figures do not depend on the speed of the machine. The first is the number of torch operations in a step,
+except views. The second, with `--compile`, is the number of kernels of the compiled graph: generated kernels and library
+calls. An accelerator needs some microseconds to launch each operation or kernel, so these numbers limit its speed.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def measure(settings: StepSpeedSettings) -> list[dict[str, Any]]:
         One row of figures for each configuration.
 
     Raises:
-        OmnigesError: The DataError, UsageFault or EnvironmentFault of a measuring process.
+        OmnigesError: A DataError, UsageFault or EnvironmentFault that a measuring process raised.
     """
     return [
         _in_own_process(settings, preset, batch_size)
@@ -164,7 +164,7 @@ _VIEWS: Final = frozenset(
 
 
 class CallCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counter of torch's operations other than views; compiled code must run uncompiled in it, see `eager`."""
+    """Context that counts torch operations, except views. Compiled code must run uncompiled inside it: see `eager`."""
 
     calls: int
 
@@ -173,7 +173,7 @@ class CallCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.calls = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Count a call, and make it."""
+        """Count an operation and run it."""
         del types
         self.calls += func.overloadpacket.__name__ not in _VIEWS
         return func(*args, **(kwargs or {}))
@@ -185,7 +185,7 @@ def eager() -> contextlib.AbstractContextManager[Any]:
 
 
 def _calls(run: Run, number: int) -> int:
-    """Count the calls of one step; the step does everything except reading the batch."""
+    """Count the torch operations of one training step, without the reading of the batch."""
     settings, flow = run.settings, run.settings.flow_settings()
     windows, positions = run.feed.next()
     with eager(), CallCounter() as counter:
@@ -197,7 +197,7 @@ def _calls(run: Run, number: int) -> int:
 
 
 def compiled_kernels() -> int:
-    """Return the kernels of all graphs compiled so far in this process: generated ones and calls of libraries."""
+    """Return the number of kernels in all graphs that this process compiled: generated kernels and library calls."""
     counters = importlib.import_module("torch._dynamo.utils").counters  # not above: the import takes seconds
     metrics = importlib.import_module("torch._inductor.metrics")
     return int(metrics.generated_kernel_count + counters["inductor"]["extern_calls"])
@@ -216,7 +216,7 @@ def operation_counter() -> FlopCounterMode:
 
 
 def _attention(query: Sequence[int], key: Sequence[int], *_: Any, **__: Any) -> int:
-    """Return the operations of attention of queries (B, H, N, D) over keys (B, H, M, D)."""
+    """Return the number of operations of attention with queries (B, H, N, D) and keys (B, H, M, D)."""
     return 4 * math.prod(query) * key[2]
 
 
@@ -281,7 +281,7 @@ def _figures(settings: TrainSettings, steps: Sequence[_Step], device: torch.devi
 
 
 def report(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the figures as a table in lines of text."""
+    """Format the figures as a text table."""
     first = rows[0]
     head = (
         f"windows of {first['window_ticks']} ticks, on {first['device']}, precision {first['mixed_precision']}; "

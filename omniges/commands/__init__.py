@@ -1,1 +1,1 @@
-"""The commands: each parses its arguments, builds its settings, makes one call and exits with the right code."""
+"""The commands of `omniges`. Each command parses its arguments, builds settings, calls one function and exits."""

@@ -1,4 +1,4 @@
-"""Shared parts of commands: flags from settings dataclasses, signals, lists, output and tables."""
+"""Functions that all commands use: flags from settings dataclasses, signals, lists, output and tables."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Command = Callable[..., None]
 
 
 class Signalled(BaseException):
-    """A signal arrived that ends the command. Libraries do not catch it, because it is not an `Exception`."""
+    """A signal arrived that ends the command. It is not an `Exception`, so that libraries do not catch it."""
 
     def __init__(self, code: ExitCode) -> None:
         super().__init__(code)
@@ -38,7 +38,7 @@ class Signalled(BaseException):
 
 
 def raise_on(number: signal.Signals, code: ExitCode) -> None:
-    """Let a signal end the command.
+    """Make a signal end the command with an exit code.
 
     Args:
         number: The signal.
@@ -70,15 +70,16 @@ exit_on_sigterm: Final = functools.partial(_raising, {signal.SIGTERM: ExitCode.T
 
 
 def listed(values: Iterable[str]) -> tuple[str, ...]:
-    """Return values that were given as repeated flags, as comma-separated lists, or both."""
+    """Split comma-separated values, and return the values of all repeated flags as one tuple."""
     return tuple(name.strip() for value in values for name in value.split(",") if name.strip())
 
 
 def echo(text: str, *, err: bool = False) -> None:
-    """Print text, with control characters escaped so that a terminal executes nothing in it.
+    """Print text; escape control characters, so that a terminal executes no escape sequence in the text.
 
     Args:
-        text: One or several lines. Escape data in a line with `printable` first, because it also escapes line breaks.
+        text: One or several lines. To print data in a line, pass it through `printable` first, which also escapes line
+            breaks.
         err: Print to standard error.
     """
     stream = sys.stderr if err else sys.stdout
@@ -97,11 +98,11 @@ def make_console() -> Console:
 def with_flags(
     extra: str | None = None, signals: Callable[[], AbstractContextManager[None]] = nullcontext
 ) -> Callable[[Command], Command]:
-    """Give a command a flag for each option of its settings.
+    """Decorate a command, so that it has a flag for each option of its settings.
 
-    A parameter whose type is a settings dataclass is replaced by the flags of its options; the command receives the
-    settings object. For a parameter of type ``Annotated[Mapping[str, Any], Settings]`` the command receives only the
-    values given on the command line, by field.
+    The flags replace each parameter whose type is a settings dataclass; the command receives the settings object. If the
+    type of a parameter is ``Annotated[Mapping[str, Any], Settings]``, the command receives only the values that are on
+    the command line, by field.
 
     Args:
         extra: Name of the optional dependencies that the command needs, for the error if one is missing.
@@ -143,7 +144,7 @@ def with_flags(
 
 
 def _other_flags(settings: Any) -> dict[str, str]:
-    """Return other names and the flag of each: former names, and the field's name if the flag differs from it."""
+    """Return the flags by their other names: former names, and the field's name if it differs from the flag."""
     flags = [each for each in every_setting(settings) if not (each.option.only_recipe or each.option.argument)]
     found = {as_flag(name): each.flag for each in flags for name in (each.name, *each.option.was)}
     return {name: flag for name, flag in found.items() if name != flag}
@@ -159,9 +160,9 @@ def _flags(settings: Any) -> Iterator[inspect.Parameter]:
 
 
 def _flag(setting: Setting, panel: str | None) -> inspect.Parameter:
-    """Return the parameter that Typer reads.
+    """Return a function parameter that Typer converts to a flag.
 
-    Its value is text, which the settings convert and check, or None if the flag is not given.
+    The value of the flag is text, which the settings convert and check, or None if the user does not pass the flag.
     """
     option = setting.option
     kind: Any = (
@@ -188,7 +189,7 @@ def _flag(setting: Setting, panel: str | None) -> inspect.Parameter:
 
 
 def _completion(setting: Setting) -> Callable[[str], list[str]] | None:
-    """Return a function that completes a value; in a list, it completes the text after the last comma."""
+    """Return a function for shell completion of a value; in a list, it completes the text after the last comma."""
     known = setting.option.values or (lambda: map(str, setting.choices))
 
     def complete(incomplete: str) -> list[str]:
@@ -199,7 +200,7 @@ def _completion(setting: Setting) -> Callable[[str], list[str]] | None:
 
 
 def _passed(settings: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of the flags that were given, by field."""
+    """Return the values of the flags that the user passed, by field."""
     found = {}
     for name, setting in settings_of(settings).items():
         if not isinstance(setting, Setting) or values.get(name) in (None, []):
@@ -230,7 +231,7 @@ _ESCAPES: Final = "omniges-escapes"
 
 
 class SafeOutput(io.RawIOBase):
-    """Output to a descriptor that never fails: after the first error, all further output is dropped."""
+    """Output stream on a file descriptor that never raises: after the first error, it drops all further output."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -246,11 +247,11 @@ class SafeOutput(io.RawIOBase):
         return self._descriptor
 
     def isatty(self) -> bool:
-        """Return whether the descriptor was a terminal when this object was made."""
+        """Return True if the descriptor was a terminal when this object was created."""
         return self._terminal
 
     def write(self, data: Any, /) -> int:
-        """Write all bytes, or drop them; return their number."""
+        """Write all bytes, or drop them after an error; return the number of bytes."""
         view = memoryview(data).cast("B")
         count = len(view)
         while len(view) and self.error is None:
@@ -264,20 +265,20 @@ class SafeOutput(io.RawIOBase):
 
     @property
     def lost(self) -> OSError | None:
-        """The error that prevented output to a file; None if a pipe or terminal was closed."""
+        """The error that prevented output to a file; None without error, or if a pipe or terminal was closed."""
         gone = self.error is not None and (self._terminal or self.error.errno == errno.EPIPE)
         return None if gone else self.error
 
 
 @contextmanager
 def safe_output() -> Iterator[list[ExitCode]]:
-    r"""Put streams that never fail in place of standard output and standard error.
+    r"""Replace standard output and standard error by streams that never raise.
 
     Characters that an encoding does not have become ``\uXXXX``. A closed stream becomes /dev/null, so that no file
-    opened later gets its descriptor number. Streams that replace the process's own are not changed.
+    opened later gets its descriptor number. A stream that a program has replaced, as tests do, is not changed.
 
     Yields:
-        A list that, after the context, contains an exit code if output to a file was lost.
+        A list. After the context it contains an exit code if output to a file was lost.
     """
     codecs.register_error(_ESCAPES, _escaped)
     codes: list[ExitCode] = []
@@ -316,7 +317,7 @@ def _over(output: SafeOutput, stream: io.TextIOWrapper) -> io.TextIOWrapper:
 
 
 def _escaped(error: UnicodeError) -> tuple[str, int]:
-    """Return JSON escapes of characters that cannot be encoded; the error handler of `safe_output`."""
+    """Replace characters that cannot be encoded by JSON escapes; this is the error handler of `safe_output`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")

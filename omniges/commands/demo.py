@@ -79,11 +79,11 @@ def demo(settings: DemoSettings) -> None:
 
 
 def _tell(command: str) -> None:
-    """Print the command of a step, which does the same."""
+    """Print the command line that does the same as a step of the demo."""
     echo(printable(f"+ omniges {command}"))
 
 
 def _require_done(code: int) -> None:
-    """End with the exit code of a step that did not succeed."""
+    """Exit with the exit code of a step if the step did not succeed."""
     if code:
         raise typer.Exit(int(code))

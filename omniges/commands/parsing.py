@@ -1,4 +1,4 @@
-"""Parsing of command lines: accepted forms of option names, errors of one line, and help with no name cut."""
+"""Parsing of command lines: accepted forms of option names, errors of one line, and help without shortened names."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ UsageError: Final = cast("type[Exception]", typer.BadParameter.__mro__[1])
 def present_words(
     words: Iterable[str], values: Mapping[str, int], present: Mapping[str, str]
 ) -> tuple[list[str], list[str]]:
-    """Return a command line with the current names of its options and unchanged values.
+    """Replace the names of options in a command line by their current names; values do not change.
 
     Args:
         words: Arguments of a command; ``--max_train_steps=8`` has an option's name with underscores.
         values: Number of values that follow each option of the command.
-        present: Present names of options by their other names.
+        present: Current names of options, by their other names.
 
     Returns:
         The arguments, and the unknown options with unchanged spelling.
@@ -57,7 +57,7 @@ class Command(TyperCommand):
     """A command whose options may be written with underscores or by their other names."""
 
     present: ClassVar[Mapping[str, str]] = {}
-    """Present names of options by their other names."""
+    """Current names of options, by their other names."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse a command line.
@@ -90,7 +90,7 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """Several commands under one name; its help has the form of the help of a command."""
+    """Several commands under one name. Its help has the same form as the help of a command."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print usage, purpose, the options and the commands."""
@@ -99,12 +99,12 @@ class Group(TyperGroup):
 
 
 def command_class(function: Callable[..., None]) -> type[Command]:
-    """Return the command class of a function, with the other names of its options."""
+    """Return a command class for a function that `with_flags` decorated; the class knows other names of options."""
     return type("Command", (Command,), {"present": getattr(function, "present", {})})
 
 
 def usage_line(error: Any) -> str:
-    """Return an error of Typer as one line that names the command for help."""
+    """Format an error of Typer as one line, which names the help command."""
     help_at = f"; see {error.ctx.command_path} --help" if getattr(error, "ctx", None) else ""
     if hasattr(error, "param_type") and error.param is not None:
         names: Sequence[str] = error.param.opts if error.param.param_type_name == "option" else [error.param.metavar]
@@ -114,7 +114,7 @@ def usage_line(error: Any) -> str:
 
 
 def _paragraphs(command: Any) -> list[str]:
-    """Help text of a command, one line for each paragraph."""
+    """Return the help text of a command, one line for each paragraph."""
     return [" ".join(each.split()) for each in re.split(r"\n\s*\n", inspect.cleandoc(command.help or ""))]
 
 
@@ -123,8 +123,8 @@ def _print_help(command: Any, ctx: Any, commands: Sequence[tuple[list[str], str]
 
     Args:
         command: The command or group.
-        ctx: Its context.
-        commands: Name and purpose of each command of a group.
+        ctx: Typer's context of the command.
+        commands: Name and purpose of each command in a group.
     """
     from rich.console import Console
     from rich.panel import Panel
@@ -164,7 +164,7 @@ def _table(rows: Sequence[tuple[list[str], str]], width: int) -> RenderableType:
 
 
 def _names(option: Any) -> list[str]:
-    """Names and value of an option, in lines of at most `_NAME_WIDTH`."""
+    """Return the names and the value placeholder of an option, in lines of at most `_NAME_WIDTH` characters."""
     if option.param_type_name == "argument":
         return [option.metavar]
     named = sorted(option.opts, key=len)
@@ -184,7 +184,7 @@ def _names(option: Any) -> list[str]:
 
 
 def _meaning(option: Any) -> str:
-    """Help text of an option, with its default."""
+    """Return the help text of an option, with its default."""
     default = option.show_default if isinstance(option.show_default, str) else ""
     said = "  [required]" if option.required else f"  [default: {default}]" if default else ""
     return f"{option.help or ''}{said}"

@@ -69,7 +69,7 @@ class FindingsSettings:
     quarantine: bool = option(False, "Move damaged files to DIR.quarantine; the next preprocess writes them again.")
 
     def __post_init__(self) -> None:
-        """Bring the values into their types."""
+        """Convert the values to their types; raise UsageFault for a value that is invalid."""
         check(self)
 
 

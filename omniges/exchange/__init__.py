@@ -1,1 +1,1 @@
-"""Export of motion and results to the file formats of other tools. Reading and writing files needs no torch."""
+"""Pages, videos and exports (file formats of other tools) of recordings and results. This package needs no torch."""

@@ -1,7 +1,8 @@
-"""ARKit blendshape weights of facial expressions, by a matrix that the user supplies.
+"""Convert facial expressions to ARKit blendshape weights, with a matrix that the user supplies.
 
-BEAT2's expressions are FLAME coefficients. Published matrices map ARKit weights to them (rows: ARKit shapes); their
-pseudo-inverse maps back. A matrix of the other direction (rows: FLAME coefficients) is used unchanged.
+BEAT2's expressions are FLAME coefficients. Published matrices map ARKit weights to FLAME coefficients (rows: ARKit
+shapes); this module uses the pseudo-inverse of such a matrix. A matrix that maps FLAME coefficients to ARKit weights
+(rows: FLAME coefficients) is used unchanged.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class FaceMatrix:
 
     @classmethod
     def of(cls, array: F64, name: str) -> FaceMatrix:
-        """Return the map of a matrix, whichever direction it converts.
+        """Build the map from a matrix, which may map in either direction.
 
         Args:
             array: (n, 100) or (n, 103) from ARKit weights to FLAME coefficients, or transposed for the other direction.
@@ -79,7 +80,7 @@ class FaceMatrix:
         return cls(np.asarray(np.linalg.pinv(array), np.float64))
 
     def weights(self, motion: SmplxMotion) -> tuple[F64, int]:
-        """Return the weights (T, n) of a motion, and how many were clipped to 0 or 1.
+        """Return the weights (T, n) of a motion, and the number of weights that were clipped to 0 or 1.
 
         Args:
             motion: T frames with expressions.

@@ -57,7 +57,7 @@ def _depth_first(joint: int) -> Iterator[int]:
 
 
 def _hierarchy(offsets: F64, rotations: str, joint: int = 0, depth: int = 0) -> Iterator[str]:
-    """Yield the lines of a joint and of all joints below it."""
+    """Yield the hierarchy lines of a joint and of all its descendants."""
     indent, inner = "\t" * depth, "\t" * (depth + 1)
     x, y, z = np.zeros(3) if joint == 0 else offsets[joint] * _CM
     yield f"{indent}{'JOINT' if depth else 'ROOT'} {JOINT_NAMES[joint]}"
@@ -74,7 +74,7 @@ def _hierarchy(offsets: F64, rotations: str, joint: int = 0, depth: int = 0) -> 
 
 
 def _euler_degrees(motion: SmplxMotion, skeleton: Skeleton) -> F64:
-    """Return the angles (T, 55, 3) of each joint relative to its parent, in the order of the channels."""
+    """Return the angles (T, 55, 3) in degrees of each joint relative to its parent, in channel order (Z, X, Y)."""
     from scipy.spatial.transform import Rotation  # noqa: PLC0415 - 0.2 s that only an export needs
 
     found = np.empty((len(motion.poses), len(PARENTS), 3))

@@ -1,4 +1,4 @@
-"""Frames of videos: figures side by side on a floor, and text over them: names of tracks, and words line by line."""
+"""Draw video frames: figures side by side on a floor, with track names and spoken words as text."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _WIDEST: Final = 0.92  # of the panel
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Words that are shown together."""
+    """Words that are shown together as one line of text."""
 
     words: tuple[WordInterval, ...]
     until_s: float
@@ -58,10 +58,10 @@ class Line:
 
 
 def lines_of(words: Sequence[WordInterval], fits: Callable[[str], bool]) -> list[Line]:
-    """Join words to lines, which end at a silence or where no more words fit.
+    """Join words to lines of text. A line ends at a silence, or where no further word fits.
 
     Args:
-        words: In order of time.
+        words: Words in order of time.
         fits: Returns whether a text fits in one line.
 
     Returns:
@@ -80,7 +80,7 @@ def lines_of(words: Sequence[WordInterval], fits: Callable[[str], bool]) -> list
 
 
 class Lettering:
-    """A font at the sizes of one panel."""
+    """Draws text with one font, at the sizes that fit one panel."""
 
     def __init__(self, font: Path | None, width: int, height: int) -> None:
         self._width = width
@@ -97,11 +97,11 @@ class Lettering:
             raise DataError(f"--font {self._path}: expected a font file, found {error}; give a .ttf or .otf") from error
 
     def fits(self, text: str) -> bool:
-        """Return whether a text fits in one line of words."""
+        """Return True if a text fits in one line of words."""
         return self._word.getlength(printable(text)) <= _WIDEST * self._width - self._word.size
 
     def lacking(self, texts: Iterable[str]) -> int:
-        """Return the number of texts with letters that the font lacks; they are shown as boxes."""
+        """Return the number of texts with letters that the font lacks; such letters are shown as boxes."""
         from fontTools.ttLib import TTFont  # noqa: PLC0415 - optional
 
         with TTFont(self._path, fontNumber=0, lazy=True) as font:
@@ -109,7 +109,7 @@ class Lettering:
         return sum(any(ord(letter) not in known for letter in printable(text)) for text in texts)
 
     def label(self, name: str, note: str, track: int) -> U8:
-        """Draw the name of a track beside its colour, above a second line, as RGBA.
+        """Draw the label of a track as RGBA: its colour and name, and a second line below.
 
         Args:
             name: Name of the track.
@@ -129,11 +129,11 @@ class Lettering:
         return np.asarray(image)
 
     def line(self, line: Line, said: int | None) -> U8:
-        """Return words on a light ground as RGBA.
+        """Draw a line of words on a light background, as RGBA.
 
         Args:
             line: The words.
-            said: Index of the word that is being said, which is darker than the others.
+            said: Index of the word that is spoken at this time, drawn darker than the other words; None for no word.
 
         Returns:
             The image (height, width, 4).
@@ -152,7 +152,7 @@ class Lettering:
         return np.asarray(image)
 
     def _cut(self, text: str, font: FreeTypeFont) -> str:
-        """Return a text that fits in the panel, with "…" for what does not."""
+        """Shorten a text to the width of the panel; "…" replaces the removed end."""
         text, room = printable(text), _WIDEST * self._width - 2 * font.size
         if font.getlength(text) <= room:
             return text
@@ -183,7 +183,7 @@ class Captions:
         self._image = functools.lru_cache(maxsize=8)(lambda line, said: lettering.line(self._lines[line], said))
 
     def at(self, time_s: float) -> U8 | None:
-        """Return the line of words to show at a time as RGBA; None in a silence."""
+        """Return the line of words to show at a time, as RGBA; None if no word is shown."""
         number = bisect.bisect_right(self._begins, time_s) - 1
         if number < 0 or time_s >= self._lines[number].until_s:
             return None
@@ -194,20 +194,20 @@ class Captions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """A camera at one moment."""
+    """Position and projection of the camera for one frame."""
 
     rows: F32
-    """(3, 4), as `raster.project` takes it."""
+    """(3, 4) from the world to the camera, as `raster.project` expects."""
     eye: F32
-    """(3,)."""
+    """(3,) position of the camera in metres."""
 
 
 def view_of(target: Sequence[float], camera: Camera, framing: Framing, aspect: float) -> View:
-    """Return the camera that looks at a place.
+    """Return the camera that looks at a point.
 
     Args:
-        target: Place (3,) in the middle of the picture.
-        camera: Side from which it is seen.
+        target: Point (3,) in metres, shown in the middle of the picture.
+        camera: Side that the camera looks from.
         framing: Part of the figure that fills the picture.
         aspect: Width of the picture divided by its height.
 
@@ -226,7 +226,7 @@ def view_of(target: Sequence[float], camera: Camera, framing: Framing, aspect: f
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Panel:
-    """One track's part of a frame."""
+    """Figure, label and captions of one track, shown in one part of a frame."""
 
     figure: Figure
     label: U8
@@ -234,7 +234,7 @@ class Panel:
 
 
 class Canvas:
-    """Panels of one size; several threads draw them, each in its own memory."""
+    """Draws frames of equally large panels; several threads may draw at the same time, each in separate memory."""
 
     def __init__(
         self, panels: Sequence[Panel], size: tuple[int, int], columns: int, look: tuple[Camera, Framing]
@@ -248,7 +248,7 @@ class Canvas:
         self._own = threading.local()
 
     def poses(self, frames: npt.NDArray[np.int64]) -> Iterator[tuple[Any, ...]]:
-        """Yield the poses of all panels for each of `frames` (N,); after its end, a motion keeps its last pose."""
+        """Yield, for each of `frames` (N,), the poses of all panels; a motion that has ended keeps its last pose."""
         lengths = [panel.figure.frames for panel in self._panels]
         each = [
             panel.figure.poses(np.minimum(frames, length - 1))
@@ -257,7 +257,7 @@ class Canvas:
         return zip(*each, strict=True)
 
     def draw(self, poses: Sequence[Any], frame: int, time_s: float) -> U8:
-        """Return a frame (height, width, 3).
+        """Draw a frame (height, width, 3).
 
         Args:
             poses: Poses of the panels, as `poses` yields them.
@@ -289,7 +289,7 @@ class Canvas:
         return image
 
     def _figure(self, figure: Figure, pose: Any, frame: int) -> U8:
-        """Return the picture of a figure, which the next one of this thread overwrites."""
+        """Draw the picture of a figure; the next call in the same thread overwrites the array."""
         wide, high = self._panel_size
         depth, colour, shadow, sky, image = self._memory(wide, high)
         vertices = len(figure.base)

@@ -1,4 +1,4 @@
-"""Export motion of shards, results and files to the formats of other tools."""
+"""Export the motion of shards, results and files to the formats of other tools."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class ExportedMotion:
 
 
 def export_motion(settings: ExportSettings, progress: Callable[[int, int], None] | None = None) -> ExportedMotion:
-    """Write the motion of shards, results or files in another tool's format, a file for each.
+    """Write the motion of shards, results or files in the format of another tool, one file for each track.
 
     Args:
         settings: Sources, format and folder.
@@ -76,7 +76,7 @@ def export_motion(settings: ExportSettings, progress: Callable[[int, int], None]
         Counts.
 
     Raises:
-        UsageFault: A source is unknown or has no motion, or the folder holds files.
+        UsageFault: A source is unknown, no source has motion, or the output folder contains files.
         DataError: A source is damaged.
         EnvironmentFault: Blender is missing or fails, or the disk prevents writing.
     """
@@ -113,7 +113,7 @@ _Encoder = Callable[[Track, SmplxMotion, ExportedMotion], bytes]
 
 
 def _encoder(settings: ExportSettings) -> _Encoder:
-    """Read and check the files that an encoder needs, and return the function that encodes a track."""
+    """Return the function that encodes a track in the chosen format, after reading the files that it needs."""
     if settings.format == "npz":
         return lambda _track, motion, _counts: encode_smplx(motion)
     if settings.arkit_matrix is not None:
@@ -153,7 +153,7 @@ def _blender(program: str) -> list[str]:
 
 
 def _fbx(command: list[str], glb: bytes, motion: SmplxMotion) -> bytes:
-    """Return an FBX file that Blender makes of a GLB file."""
+    """Convert a GLB file to FBX with Blender, and return the bytes of the FBX file."""
     with tempfile.TemporaryDirectory(prefix="omniges-fbx-") as folder:
         source, target = Path(folder, "motion.glb"), Path(folder, "motion.fbx")
         source.write_bytes(glb)
@@ -181,7 +181,7 @@ def _fbx(command: list[str], glb: bytes, motion: SmplxMotion) -> bytes:
 
 
 def _file_stem(track: Track, used: set[str]) -> str:
-    """Return a file name that no earlier track has: the clip's name, if needed with the track's name, then a number."""
+    """Return an unused file name: the clip's name; if that is used, with the track's name, and then with a number."""
     label = re.sub(r"[^\w-]+", "-", track.name).strip("-") or "track"
     names: Iterator[str] = (
         track.clip if number == 0 else f"{track.clip}-{label}" if number == 1 else f"{track.clip}-{label}-{number}"

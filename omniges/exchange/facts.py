@@ -1,4 +1,4 @@
-"""Facts that `omniges inspect` finds at a path, as JSON, as tables and as a picture."""
+"""Facts about the content of a path for `omniges inspect`, as JSON, as tables and as a picture."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ class Inspected:
     """Why other commands refuse it, although its facts could be read in part."""
 
     def picture_of(self, start_s: float, seconds: float | None) -> bytes:
-        """Return the picture of a part.
+        """Draw a part of the content.
 
         Args:
             start_s: Start of the part in seconds.
-            seconds: Its length; None: to the end.
+            seconds: Length of the part in seconds; None: to the end.
 
         Returns:
             The picture as PNG.
 
         Raises:
-            UsageFault: There is nothing to draw, or not at this time.
+            UsageFault: There is nothing to draw, or nothing in this part.
         """
         if self.draw is None:
             raise UsageFault(
@@ -56,7 +56,7 @@ class Inspected:
         return self.draw(start_s, seconds)
 
     def page(self, settings: InspectSettings) -> ViewSettings:
-        """Return the settings of the page of ``--html``; raise UsageFault if there is nothing to play."""
+        """Return the settings of the page that ``--html`` writes; raise UsageFault if there is nothing to play."""
         if not self.playable or settings.html is None:
             raise UsageFault(f"--html: expected motion, audio or text, found a {self.facts['kind']}; remove it")
         return ViewSettings(
@@ -81,7 +81,7 @@ def print_fields(console: Console, fields: Iterable[tuple[str, Any]]) -> None:
 
 
 def range_of(array: npt.NDArray[Any]) -> dict[str, float | None]:
-    """Return minimum, mean and maximum of the present values; None if all are absent."""
+    """Return minimum, mean and maximum of the values that are present (not NaN); None for each if all are absent."""
     there = array[~np.isnan(array)]
     if not there.size:
         return {"min": None, "mean": None, "max": None}
@@ -89,12 +89,12 @@ def range_of(array: npt.NDArray[Any]) -> dict[str, float | None]:
 
 
 def range_cells(found: dict[str, Any]) -> list[str]:
-    """Return minimum, mean and maximum as cells of a table."""
+    """Format minimum, mean and maximum as cells of a table."""
     return ["–" if found[name] is None else f"{found[name]:.4g}" for name in ("min", "mean", "max")]
 
 
 def require_start(start_s: float, length_s: float, what: str) -> None:
-    """Refuse a start of a picture that is not within a clip.
+    """Refuse a start time of a picture that lies outside the clip.
 
     Args:
         start_s: Start in seconds.
@@ -102,7 +102,7 @@ def require_start(start_s: float, length_s: float, what: str) -> None:
         what: The clip, for the error.
 
     Raises:
-        UsageFault: The start is after the last 0.1 s.
+        UsageFault: The start lies in the last 0.1 s of the clip or after its end.
     """
     last = max(0.0, length_s - _SHORTEST_S)
     if not start_s <= last:

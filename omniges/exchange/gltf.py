@@ -1,8 +1,8 @@
 """Write motion as a binary glTF 2.0 file (GLB): a skinned figure with one animation; metres, y up, facing +z.
 
-The figure is that of pages and videos (`omniges.exchange.solid`), fitted to the skeleton. Jaw and eyes move by their
-joints; mouth and brows by morph targets, which follow the leading expressions. Sources: the glTF 2.0 specification of
-the Khronos Group, sections 3 (concepts) and 4 (GLB).
+The file contains the figure of pages and videos (`omniges.exchange.solid`), fitted to the skeleton. Joints move the jaw
+and the eyes. Morph targets, which follow the leading expressions, move the mouth and the brows. Sources: the glTF 2.0
+specification of the Khronos Group, sections 3 (concepts) and 4 (GLB).
 """
 
 from __future__ import annotations
@@ -50,23 +50,23 @@ _TARGETS: Final = (
 
 @dataclass(slots=True)
 class _Buffer:
-    """The one buffer of a file, and what describes its parts."""
+    """The binary buffer of a GLB file, with the buffer views and accessors that describe its parts."""
 
     content: bytearray = field(default_factory=bytearray)
     views: list[dict[str, Any]] = field(default_factory=list)
     accessors: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, array: Array, kind: str, target: int | None = None, *, bounds: bool = False) -> int:
-        """Append an array (N,) or (N, k) and return the number of its accessor.
+        """Append an array (N,) or (N, k), and return the index of its accessor.
 
         Args:
             array: float32, uint16 or uint8.
             kind: ``SCALAR``, ``VEC3``, ``VEC4`` or ``MAT4``.
-            target: GPU buffer that the array is for, None for none.
+            target: Type of the GPU buffer that gets the array; None for none.
             bounds: Whether to state minimum and maximum.
 
         Returns:
-            Number of the accessor.
+            Index of the accessor.
         """
         view = {"buffer": 0, "byteOffset": len(self.content), "byteLength": array.nbytes}
         self.views.append(view if target is None else view | {"target": target})
@@ -134,7 +134,7 @@ def _materials() -> Iterator[dict[str, Any]]:
 
 
 def _body_and_face() -> tuple[Surface, Surface]:
-    """Return the figure without its brows, and the mouth with the brows, which are bound to the head."""
+    """Return two surfaces: the figure without brows, and the mouth together with the brows."""
     whole, lips = solid_figure(), mouth()
     of_brows = np.isin(whole.bones[:, 0], list(BROWS.values()))
     brows = _part(whole, of_brows)
@@ -145,7 +145,7 @@ def _body_and_face() -> tuple[Surface, Surface]:
 
 
 def _part(surface: Surface, chosen: npt.NDArray[np.bool_]) -> Surface:
-    """Return some vertices (V,) of a surface, and the triangles between them."""
+    """Return the vertices of a surface that the mask (V,) selects, with the triangles between the selected vertices."""
     number = np.cumsum(chosen) - 1
     triangles = number[surface.triangles[chosen[surface.triangles].all(axis=1)]].astype(np.uint16)
     kept = {name: getattr(surface, name)[chosen] for name in _OF_VERTICES}
@@ -153,7 +153,7 @@ def _part(surface: Surface, chosen: npt.NDArray[np.bool_]) -> Surface:
 
 
 def _morphed(face: Surface) -> list[F32]:
-    """Return the positions (V, 3) of the face at weight 1 of each morph target."""
+    """Return, for each morph target, the positions (V, 3) of the face at weight 1 of this target."""
     found = []
     zero = {name: np.zeros(1) for name in MOVEMENTS}
     for _, name, value in _TARGETS:
@@ -166,23 +166,24 @@ def _morphed(face: Surface) -> list[F32]:
 
 
 def _target_weights(motion: SmplxMotion) -> F32:
-    """Return the weights (T, targets) of the face, relative to the median expression of the clip."""
+    """Return the morph target weights (T, targets), relative to the median expression of the clip."""
     faces = Faces.of_motion(motion)
     weights = [np.clip(getattr(faces, name) / value, 0.0, 1.0) for _, name, value in _TARGETS]
     return np.stack(weights, axis=1).astype(np.float32)
 
 
 def fitted(positions: F32, skeleton: Skeleton) -> F32:
-    """Return points of the figure, moved to fit another skeleton, by inverse distance weighting.
+    """Move points of the figure so that they fit another skeleton, by inverse distance weighting.
 
-    A point at a joint moves as the joint does. A point between joints moves by the weighted mean of their movements.
+    A point at a joint moves as the joint does. A point between joints moves by the weighted mean of the joints'
+    movements.
 
     Args:
-        positions: Places (V, 3) on the figure around the generic skeleton.
-        skeleton: The skeleton.
+        positions: Points (V, 3) on the figure around the generic skeleton, in metres.
+        skeleton: The skeleton to fit.
 
     Returns:
-        Places (V, 3) around it.
+        Points (V, 3) around this skeleton, in metres.
     """
     moved = skeleton.rest_positions - GENERIC.rest_positions
     if not moved.any():
@@ -194,7 +195,7 @@ def fitted(positions: F32, skeleton: Skeleton) -> F32:
 
 
 def _container(document: dict[str, Any], content: bytes) -> bytes:
-    """Return the chunks of a GLB file, each padded to 4 bytes."""
+    """Return the bytes of a GLB file: a header, the JSON chunk and the binary chunk, each padded to 4 bytes."""
     text = json.dumps(document, separators=(",", ":"), ensure_ascii=True).encode()
     text += b" " * (-len(text) % 4)
     chunks = struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", len(content), b"BIN\0") + content
@@ -222,9 +223,9 @@ def _mesh(
     Args:
         buffer: The buffer that gets the arrays.
         name: Name of the mesh.
-        surface: The mesh around the generic skeleton.
-        skeleton: Skeleton that it is fitted to.
-        morphed: Positions (V, 3) at weight 1 of each of `_TARGETS`; None: there are none.
+        surface: The surface around the generic skeleton.
+        skeleton: Skeleton that the surface is fitted to.
+        morphed: Positions (V, 3) at weight 1 for each of `_TARGETS`; None: no morph targets.
 
     Returns:
         The mesh.
@@ -288,14 +289,14 @@ def _animation(buffer: _Buffer, motion: SmplxMotion, skeleton: Skeleton, name: s
 
 
 def quaternions(matrices: Array) -> Array:
-    """Return unit quaternions (..., 4) as x, y, z, w of rotation matrices (..., 3, 3)."""
+    """Convert rotation matrices (..., 3, 3) to unit quaternions (..., 4) in the order x, y, z, w."""
     from scipy.spatial.transform import Rotation  # noqa: PLC0415 - 0.2 s that only an export needs
 
     return np.asarray(Rotation.from_matrix(matrices.reshape(-1, 3, 3)).as_quat().reshape(*matrices.shape[:-2], 4))
 
 
 def shortest_way(turns: Array) -> Array:
-    """Choose signs of quaternions (T, J, 4) so that each is close to the one before, as interpolation expects."""
+    """Choose signs of quaternions (T, J, 4) so that each is close to the one of the frame before, for interpolation."""
     flips = np.sum(turns[1:] * turns[:-1], axis=-1) < 0
     signs = np.where(np.cumsum(flips, axis=0) % 2, -1.0, 1.0)
     return np.concatenate([turns[:1], turns[1:] * signs[..., None]])

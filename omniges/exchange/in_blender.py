@@ -1,4 +1,4 @@
-"""Run inside Blender: ``blender --background --factory-startup --python in_blender.py -- IN.glb OUT.fbx RATE``."""
+"""Script for Blender: ``blender --background --factory-startup --python in_blender.py -- IN.glb OUT.fbx RATE``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 def main(source: str, target: str, rate_hz: int) -> None:
-    """Import a GLB file and export it as FBX, each frame of the animation baked.
+    """Import a GLB file and export it as FBX; each frame of the animation is baked (stored as a key).
 
     Args:
         source: Path of the GLB file.

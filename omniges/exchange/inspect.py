@@ -1,4 +1,7 @@
-"""`omniges inspect`: recognize what a path is, and return its facts; those of shards and their samples are here."""
+"""Implementation of `omniges inspect`: recognize the type of a path, and return its facts.
+
+This module also contains the facts of shard folders and of samples.
+"""
 
 from __future__ import annotations
 
@@ -34,16 +37,16 @@ def inspect(path: Path, key: str | None = None, motion_rate_hz: float | None = N
     """Return the facts of a path.
 
     Args:
-        path: A folder or file, see `ACCEPTED`.
-        key: Sample of a folder of shards, by key or stem.
+        path: A folder or file of a type in `ACCEPTED`.
+        key: Key or stem of a sample, if the path is a folder of shards.
         motion_rate_hz: Frames per second of motion files that do not state them.
 
     Returns:
-        Its facts.
+        The facts.
 
     Raises:
-        UsageFault: The path is of another kind, or a key is given for a path that is not a folder of shards.
-        DataError: It is damaged.
+        UsageFault: The path has another type, or a key is passed with a path that is not a folder of shards.
+        DataError: A file is damaged.
     """
     if path.is_dir():
         if _has(path, DATASET_FILE, MANIFEST_FILE) or any(path.glob("*.tar")):
@@ -106,7 +109,7 @@ def inspect_sample(folder: Path, key: str) -> Inspected:
         key: Key or stem of the sample.
 
     Returns:
-        Its facts.
+        The facts.
 
     Raises:
         UsageFault: The key is unknown.
@@ -118,7 +121,7 @@ def inspect_sample(folder: Path, key: str) -> Inspected:
 
 
 def folder_facts(source: ShardFolder) -> dict[str, Any]:
-    """Return the data set's counts and lengths."""
+    """Return counts and lengths of the data set in a shard folder."""
     rows = source.rows
     return {
         "kind": "shards",
@@ -181,7 +184,7 @@ def print_folder(source: ShardFolder, console: Console, shown: int = 20) -> None
 
 
 def sample_facts(sample: SampleArrays) -> dict[str, Any]:
-    """Return one sample's lengths and ranges."""
+    """Return the lengths of a sample, and the value ranges of its arrays."""
     arrays = {
         "gesture.npy": sample.gesture.gesture,
         "mel.npy": sample.mel,
@@ -206,7 +209,7 @@ def sample_facts(sample: SampleArrays) -> dict[str, Any]:
 
 
 def print_sample(sample: SampleArrays, console: Console, shown_words: int = 12) -> None:
-    """Print identity, provenance, members and first words of one sample.
+    """Print the identity, provenance, members and first words of one sample.
 
     Args:
         sample: The sample.

@@ -49,7 +49,7 @@ def _notes(notes: Iterable[Problem]) -> list[dict[str, str]]:
 
 
 def _note_fields(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the notes that conversion would give as rows of a table."""
+    """Yield table rows with the notes that conversion of the file would report."""
     for note in facts.get("notes", ()):
         yield "note", f"{note['code']}: expected {note['expected']}, found {note['found']}"
 
@@ -61,14 +61,14 @@ def inspect_motion(path: Path, motion_rate_hz: float | None = None) -> Inspected
     """Return the facts of a motion file; if `preprocess` would reject it, return its arrays and the reason.
 
     Args:
-        path: The NPZ.
+        path: The NPZ file.
         motion_rate_hz: Frames per second, if the file does not state them.
 
     Returns:
-        Keys, length, rate, present parts, ranges, body, and the notes that conversion would give.
+        Keys, length, rate, present parts, ranges, body, and the notes that conversion would report.
 
     Raises:
-        DataError: It is no NPZ archive.
+        DataError: The file is not an NPZ archive.
     """
     data = read_file(path, _MAX_BYTES)
     keys = decoded(path, data, lambda content: _keys(Archive(content)))
@@ -84,7 +84,7 @@ def inspect_motion(path: Path, motion_rate_hz: float | None = None) -> Inspected
 
 
 def _keys(archive: Archive) -> dict[str, dict[str, Any]]:
-    """Return shape and type of each array; None for what is not read, such as pickled objects."""
+    """Return the shape and type of each array; None for entries that are not read, such as pickled objects."""
     found: dict[str, dict[str, Any]] = {}
     for key in archive.keys:
         try:
@@ -141,7 +141,7 @@ def _print_motion(facts: dict[str, Any], console: Console) -> None:
 
 
 def inspect_motion_folder(folder: Path, motion_rate_hz: float | None = None) -> Inspected:
-    """Return length, rate and notes of each motion file of a folder, or the reason why it would be rejected.
+    """Return length, rate and notes of each motion file in a folder, or the reason why `preprocess` would reject it.
 
     Args:
         folder: The folder.
@@ -252,11 +252,11 @@ def _print_words(facts: dict[str, Any], console: Console) -> None:
 
 
 def inspect_result(path: Path, motion_rate_hz: float | None = None) -> Inspected:
-    """Return the facts of a result.
+    """Return the facts of a generated result.
 
     Args:
-        path: Its record.
-        motion_rate_hz: Frames per second of a condition that does not state them.
+        path: Record of the result.
+        motion_rate_hz: Frames per second of condition motion files that do not state them.
 
     Returns:
         The facts.
@@ -294,7 +294,7 @@ def _print_result(record: GeneratedRecord, console: Console) -> None:
 
 
 def inspect_results(folder: Path) -> Inspected:
-    """Return task, checkpoint, seed and length of each result of a folder; raise DataError if a record is damaged."""
+    """Return task, checkpoint, seed and length of each result in a folder; raise DataError if a record is damaged."""
     paths = records(folder)
     found = [read_record(path) for path in paths]
     results = [
@@ -332,7 +332,7 @@ def _print_results(facts: dict[str, Any], console: Console) -> None:
 
 
 def _draw_track(path: Path, motion_rate_hz: float | None, start_s: float, seconds: float | None) -> bytes:
-    """Draw a motion file with its sound and words, or a sound or words alone."""
+    """Draw a motion file with its sound and words, or only a sound file or words."""
     (load,) = find_tracks([path], motion_rate_hz=motion_rate_hz)
     track = load()
     time: dict[str, Any] = {"start_s": start_s, "seconds": seconds}
@@ -361,7 +361,7 @@ def _draw_track(path: Path, motion_rate_hz: float | None, start_s: float, second
 def _draw_result(
     path: Path, record: GeneratedRecord, motion_rate_hz: float | None, start_s: float, seconds: float | None
 ) -> bytes:
-    """Draw a result below its conditions and above the recording, as far as their files still exist."""
+    """Draw the conditions, the result and the recording below each other; leave out files that no longer exist."""
     (load,) = find_tracks([path], motion_rate_hz=motion_rate_hz)
     require_start(start_s, record.seconds, record.name)
     recorded = _recording_of(record)
@@ -380,7 +380,7 @@ def _draw_result(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Needed:
-    """What a picture of a part of a track needs, so that the rest of a long clip is not computed."""
+    """The part of a track that a picture needs. The rest of a long clip is not computed."""
 
     track: Track
     begins_s: float
@@ -390,7 +390,7 @@ class _Needed:
 
 
 def _needed(track: Track, start_s: float, seconds: float | None) -> _Needed:
-    """Return the part of a track that a picture shows, with half a second around it for windows of the mel."""
+    """Return the part of a track that a picture shows, and half a second before and after it for the mel's windows."""
     begins_s = max(0, math.floor((start_s - _AROUND_S) * TICKS_PER_SECOND)) / TICKS_PER_SECOND
     longest_s = min(MAX_S, math.inf if seconds is None else seconds)
     words = None if track.words is None else [asdict(word) for word in track.words]
@@ -398,7 +398,7 @@ def _needed(track: Track, start_s: float, seconds: float | None) -> _Needed:
 
 
 def _recording_of(record: GeneratedRecord) -> Track | None:
-    """Return the recording of a result, cut to it; None for a person's own file, or if the shards are not there."""
+    """Return the recording of a result, cut to the result; None if there is no recording or its shards are missing."""
     source = record.source or {}
     folder, key = source.get("shards"), source.get("key")
     if not (isinstance(folder, str) and isinstance(key, str) and (Path(folder) / DATASET_FILE).is_file()):
@@ -413,7 +413,7 @@ def _recording_of(record: GeneratedRecord) -> Track | None:
 
 
 def _rows(needed: _Needed, role: Role) -> Iterator[Row]:
-    """Yield the streams of a track."""
+    """Yield one picture row for each stream of a track."""
     track, begins_s = needed.track, needed.begins_s
     if needed.words is not None:
         yield Row(role, "text", needed.words)
@@ -427,7 +427,7 @@ def _rows(needed: _Needed, role: Role) -> Iterator[Row]:
 
 
 def _channels(track: Track) -> tuple[F32, F32, F64]:
-    """Return channels (T, 415), jaw and eyes (T, 9) and start (2,) of a track with motion; absent parts are NaN."""
+    """Return gesture channels (T, 415), jaw and eyes (T, 9) and start (2,) of a track; absent parts are NaN."""
     motion = track.motion
     if motion is None or len(motion.poses) < 2:
         raise UsageFault(
@@ -446,7 +446,7 @@ def _channels(track: Track) -> tuple[F32, F32, F64]:
 
 
 def _mel(track: Track) -> F32:
-    """Return the log-mel (M, 64) of a track, with M = 0 if there is no sound or less than a window of it."""
+    """Return the log-mel (M, 64) of a track; M = 0 without sound, or if the sound is shorter than one FFT window."""
     if track.mel is not None:
         return track.mel
     samples = np.zeros(0, np.float32) if track.audio is None else resample(track.audio.samples, track.audio.rate_hz)

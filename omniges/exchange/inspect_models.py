@@ -1,4 +1,4 @@
-"""Facts of a checkpoint and of a training run. Of weights only the headers of their files are read."""
+"""Facts of a checkpoint and of a training run. Of weight files, only the headers are read."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def inspect_checkpoint(folder: Path) -> Inspected:
         folder: Folder of the checkpoint.
 
     Returns:
-        Step, data it was trained on, tasks, settings, sizes of the model's parts, and files.
+        Step, training data, tasks, settings, sizes of the model's parts, and files.
 
     Raises:
-        DataError: Its index or a document is damaged.
+        DataError: The index or a document of the checkpoint is damaged.
     """
     from omniges.model.checkpoint import open_checkpoint  # noqa: PLC0415 - loads torch
 
@@ -109,7 +109,7 @@ def checkpoint_facts(saved: SavedCheckpoint) -> dict[str, Any]:
 
 
 def _by_part(sizes: Mapping[str, int]) -> dict[str, int]:
-    """Return the numbers of parameters by the first two words of their names, such as ``trunk.blocks``."""
+    """Return numbers of parameters, grouped by the first two parts of the names, such as ``trunk.blocks``."""
     found: Counter[str] = Counter()
     for name, size in sizes.items():
         found[".".join(name.split(".")[:2])] += size
@@ -117,7 +117,7 @@ def _by_part(sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def _by_stream(sizes: Mapping[str, int]) -> dict[str, int]:
-    """Return the numbers of parameters by the stream in their names; ``shared`` for others."""
+    """Return numbers of parameters, grouped by the stream in the names; ``shared`` for names without a stream."""
     found: Counter[str] = Counter()
     for name, size in sizes.items():
         words = set(name.split("."))
@@ -165,7 +165,7 @@ def _number(value: Any) -> str:
 
 
 def _data_fields(data: Any) -> Iterator[tuple[str, str]]:
-    """Yield the shard sets that a model was trained on, from its provenance."""
+    """Yield table rows with the shard sets that a model was trained on, from the provenance of the checkpoint."""
     for one in data if isinstance(data, list) else ():
         if isinstance(one, dict):
             tool = one.get("tool")
@@ -180,7 +180,7 @@ def _data_fields(data: Any) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _StartEvent:
-    """The fields of a log's event that are read, when a run starts or resumes."""
+    """Log event ``start`` (a run starts or resumes): the fields that `inspect` reads."""
 
     step: _Step
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -188,7 +188,7 @@ class _StartEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _TaskLoss:
-    """Loss of a task."""
+    """Mean loss and number of samples of one task."""
 
     loss: float
     samples: Count
@@ -196,7 +196,7 @@ class _TaskLoss:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _StepsEvent:
-    """The same of steps."""
+    """Log event ``steps``: the fields that `inspect` reads."""
 
     step: _Step
     loss: float
@@ -211,7 +211,7 @@ class _StepsEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _BestEvent:
-    """The best step so far."""
+    """The best step so far, in a log event ``validation``."""
 
     step: _Step
     metric: str
@@ -220,7 +220,7 @@ class _BestEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ValidationEvent:
-    """The same of a validation."""
+    """Log event ``validation``: the fields that `inspect` reads."""
 
     step: _Step
     loss: float
@@ -229,7 +229,7 @@ class _ValidationEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _EndEvent:
-    """The same of a run's end."""
+    """Log event ``end`` (a run stops): the fields that `inspect` reads."""
 
     ending: str
     step: _Step
@@ -243,10 +243,10 @@ def inspect_run(folder: Path) -> Inspected:
         folder: Folder of the run.
 
     Returns:
-        Its last step, stop reason, best checkpoint and curves, and the facts of its newest checkpoint.
+        Last step, stop reason, best checkpoint and curves of the run, and the facts of its newest checkpoint.
 
     Raises:
-        DataError: Its log or newest checkpoint is damaged.
+        DataError: The log or the newest checkpoint of the run is damaged.
     """
     facts, curves = run_facts(folder)
     return Inspected(facts, partial(_print_run, facts), partial(_draw_run, folder, curves) if curves.steps else None)
@@ -290,13 +290,13 @@ def run_facts(folder: Path) -> tuple[dict[str, Any], Curves]:
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the events of a log of training, read line by line; a last line that was cut by a crash is left out.
+    """Yield the events of a training log, read line by line; leave out an incomplete last line, as a crash leaves it.
 
     Args:
         path: The file.
 
     Yields:
-        The events, in their order; none if the file does not exist.
+        The events in file order; nothing if the file does not exist.
 
     Raises:
         DataError: The file is too large, or a line is not a JSON object with an ``event``.
@@ -330,7 +330,7 @@ def _event(line: bytes, where: str) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class LogSummary:
-    """What `inspect` shows of a log."""
+    """Summary of a training log, as `inspect` shows it."""
 
     curves: Curves = field(default_factory=Curves)
     starts: int = 0
@@ -343,10 +343,10 @@ class LogSummary:
 
 
 def summary_of(events: Iterable[dict[str, Any]], where: str) -> LogSummary:
-    """Return what is shown of a log; a restart replaces what was logged after its checkpoint.
+    """Return the summary of a log; a resumed run replaces the values that were logged after its checkpoint.
 
     Args:
-        events: Events of the log, of which only the last are kept.
+        events: Events of the log, in file order.
         where: Path of the log, for errors.
 
     Returns:
@@ -409,7 +409,7 @@ def _print_run(facts: dict[str, Any], console: Console) -> None:
 
 
 def _print_curves(curves: dict[str, Any], console: Console, shown: int = 12) -> None:
-    """Print rows of the curves, evenly spaced over the run."""
+    """Print some rows of the curves, evenly spaced over the run."""
     steps = curves["steps"]
     places = sorted({round((len(steps) - 1) * k / (shown - 1)) for k in range(shown)}) if steps else []
     validation = dict(zip(curves["validation"]["steps"], curves["validation"]["loss"], strict=True))

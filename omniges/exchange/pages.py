@@ -1,12 +1,12 @@
-"""One self-contained HTML page of tracks: their data as JSON and base64, and the program that shows them.
+"""Build a self-contained HTML page that shows tracks. It contains their data (JSON and base64) and the program.
 
 The browser gets the rotations of the joints as quaternions and computes positions by forward kinematics, as
 `omniges.features.body` does. It skins the mesh of a body model by the joints, and expressions move the mesh's face.
-Left out are the corrections of the mesh that depend on the pose, which would take 40 MB in base64, and the movement of
-the rest joints by expressions.
+The page leaves out two effects of a body model: corrections of the mesh that depend on the pose (40 MB in base64), and
+the movement of rest joints by expressions.
 
-Letters: T frames at 30 Hz, J = 55 joints, N samples, E expressions, V vertices, F triangles, W = 8 joints of a vertex,
-K vertices that expressions move.
+Shape letters: T frames at 30 Hz, J = 55 joints, N samples, E expressions, V vertices, F triangles, W = 8 joints of a
+vertex, K vertices that expressions move.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _STILL_M: Final = 1e-6  # a vertex that expressions move less, in metres per uni
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedMesh:
-    """Data that the bodies of all persons share, as bytes, with the sizes that a reader needs."""
+    """Mesh data that the bodies of all persons share, as bytes, with the array sizes that the page needs."""
 
     content: bytes
     """Triangles (F, 3) uint32, numbers of moved vertices (K,) uint32, directions (100, K, 3) int16, weights (V, W)
@@ -66,7 +66,7 @@ class PackedMesh:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedBody:
-    """A person's body in the rest pose, as bytes, and its skeleton."""
+    """The body of one person in the rest pose, as bytes, and the person's skeleton."""
 
     content: bytes
     """Positions (V, 3) int16 relative to the pelvis, normals (V, 3) int8 in units of 1/127."""
@@ -75,11 +75,11 @@ class PackedBody:
 
 
 def pack_mesh(model: BodyModel, name: str) -> PackedMesh:
-    """Return the mesh of a body model.
+    """Encode the mesh of a body model for a page.
 
     Args:
         model: The model.
-        name: Name of its file, for the error.
+        name: Name of the model's file, for the error.
 
     Returns:
         The mesh.
@@ -108,11 +108,11 @@ def pack_mesh(model: BodyModel, name: str) -> PackedMesh:
 
 
 def pack_body(model: BodyModel, betas: npt.NDArray[np.floating]) -> PackedBody:
-    """Return the body of a person in the rest pose.
+    """Encode the body of a person in the rest pose for a page.
 
     Args:
         model: The body model.
-        betas: Shape coefficients (n,), n at most 300; the others are 0.
+        betas: Shape coefficients (n,) with n ≤ 300; missing coefficients are 0.
 
     Returns:
         The body.
@@ -141,7 +141,7 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class ScoreTable:
-    """Scores of a task as text, and clips to look at."""
+    """Scores of a task as text, and for each score the clips to watch, such as the worst."""
 
     task: str
     head: tuple[str, ...]
@@ -153,7 +153,7 @@ class ScoreTable:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedModel:
-    """A body model whose mesh a page draws, and the name of its file."""
+    """The body model that a page draws, and the name of its file."""
 
     model: BodyModel
     name: str
@@ -165,12 +165,12 @@ def page(
     """Return the bytes of a page, in parts.
 
     Args:
-        clips: What to show; all text in it is data and never becomes markup.
+        clips: Clips to show. All text in clips is data and never becomes markup.
         scores: Tables to show above the clips.
-        embedded: Body model to draw in place of the page's figure.
+        embedded: Body model to draw instead of the solid figure; None for the solid figure.
 
     Returns:
-        The parts of an HTML document in UTF-8, which loads nothing.
+        The parts of an HTML document in UTF-8. The document loads no other files.
 
     Raises:
         DataError: The body model has no triangles.
@@ -212,7 +212,7 @@ def _asset(name: str) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """Return a content security policy: only this style and this script run, and nothing is loaded."""
+    """Return a content security policy that allows only this style and this script, and loads nothing."""
 
     def digest(text: str) -> str:
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
@@ -229,14 +229,14 @@ def _json(document: Any) -> bytes:
 
 
 class _Blobs:
-    """Binary parts of a page in base64; equal parts are kept once."""
+    """Binary parts of a page in base64; equal parts are stored once."""
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
         self._known: dict[bytes, int] = {}
 
     def add(self, data: bytes) -> int:
-        """Add a part unless an equal one exists, and return its number."""
+        """Add a part, unless an equal part exists, and return its index."""
         digest = hashlib.sha256(data).digest()
         if digest not in self._known:
             self._known[digest] = len(self.parts)
@@ -245,7 +245,7 @@ class _Blobs:
 
 
 class _Bodies:
-    """The mesh of a body model and the bodies of a page's persons; equal shapes are kept once."""
+    """The mesh of a body model and the bodies of all persons on a page; equal bodies are stored once."""
 
     def __init__(self, embedded: EmbeddedModel, blobs: _Blobs) -> None:
         packed = pack_mesh(embedded.model, embedded.name)
@@ -255,7 +255,7 @@ class _Bodies:
         self._known: dict[bytes, tuple[int, Skeleton]] = {}
 
     def of(self, motion: SmplxMotion) -> tuple[int, Skeleton]:
-        """Return the number of a person's body, and its skeleton."""
+        """Return the index of the body of the person in a motion, and the body's skeleton."""
         betas = np.asarray(motion.betas, np.float64)
         if (key := betas.tobytes()) not in self._known:
             body = pack_body(self._model, betas)
@@ -266,7 +266,7 @@ class _Bodies:
 
 
 def _figure(blobs: _Blobs) -> dict[str, Any]:
-    """Return the solid figure: the surfaces of body and mouth, how faces change the mouth, and the colours."""
+    """Return the solid figure for a page: surfaces of body and mouth, changes of the mouth, and colours."""
     surfaces = (solid.solid_figure(), solid.mouth())
     return {
         "changes": blobs.add(solid.mouth_changes().astype("<f4").tobytes()),
@@ -287,7 +287,7 @@ def _figure(blobs: _Blobs) -> dict[str, Any]:
 
 
 def _surface(surface: solid.Surface) -> bytes:
-    """Return positions, triangles, normals, bones, weights and colours, one after the other, as the page reads them."""
+    """Encode positions, triangles, normals, bones, weights and colours, in this order, as the page reads them."""
     parts = [
         np.rint(surface.positions / PLACE_STEP_M).astype("<i2"),
         surface.triangles.astype("<u2"),
@@ -342,18 +342,18 @@ def _positions(motion: SmplxMotion, skeleton: Skeleton) -> F64:
 
 
 def floor_of(positions: Numbers) -> float:
-    """Return the height of the floor in metres, from joints (T, J, 3); only a few frames go below it."""
+    """Return the floor height in metres, from joints (T, J, 3): a low percentile of the feet, minus the sole."""
     return float(np.percentile(positions[:, _FEET, 1].min(axis=1), _FLOOR_PERCENT)) - _SOLE_M
 
 
 def joint_speeds(positions: Numbers) -> F64:
-    """Return the motion energy of a clip: how fast its joints move.
+    """Return the motion energy of a clip: the mean speed of its joints.
 
     Args:
         positions: Positions of the joints (T, J, 3) in metres.
 
     Returns:
-        Mean speed of the joints (T,) in m/s from the frame before; the first frame repeats the second.
+        Mean joint speed (T,) in m/s since the previous frame; the first value repeats the second.
     """
     if len(positions) < 2:
         return np.zeros(len(positions))
@@ -362,11 +362,11 @@ def joint_speeds(positions: Numbers) -> F64:
 
 
 def encode_motion(motion: SmplxMotion, skeleton: Skeleton = GENERIC, expressions: int = 0) -> bytes:
-    """Return motion as the page reads it, little-endian.
+    """Encode motion as the page reads it, little-endian.
 
     Args:
-        motion: T frames.
-        skeleton: Skeleton that it moves.
+        motion: Motion of T frames.
+        skeleton: Skeleton that the motion moves.
         expressions: Number E of leading expressions, for the mesh of a body model.
 
     Returns:
@@ -384,21 +384,21 @@ def encode_motion(motion: SmplxMotion, skeleton: Skeleton = GENERIC, expressions
 
 
 def quaternions(rotvec: Numbers) -> F64:
-    """Return unit quaternions (..., 4), x y z w, of rotation vectors (..., 3) in radians."""
+    """Convert rotation vectors (..., 3) in radians to unit quaternions (..., 4) in the order x, y, z, w."""
     vector = np.asarray(rotvec, dtype=np.float64)
     half = np.linalg.norm(vector, axis=-1, keepdims=True) / 2
     return np.concatenate([vector / 2 * np.sinc(half / np.pi), np.cos(half)], axis=-1)
 
 
 def _wav(sound: Sound, seconds: float) -> bytes:
-    """Return a WAV with silence up to the end of the clip: the sound is its clock."""
+    """Encode a sound as WAV, with silence up to the end of the clip, because the page uses the sound as its clock."""
     lacking = max(0, round(seconds * sound.rate_hz) - len(sound.samples))
     samples = np.clip(np.pad(sound.samples, (0, lacking)), -1, 1)
     return encode_wav(samples, sound.rate_hz, "pcm16")
 
 
 def envelope(sound: Sound) -> npt.NDArray[np.uint8]:
-    """Return the largest magnitude in each 0.01 s of a sound, from 0 to 255 at the sound's peak."""
+    """Return the largest magnitude in each 0.01 s of a sound, scaled so that the peak of the sound is 255."""
     edges = np.arange(0, len(sound.samples), sound.rate_hz / ENVELOPE_HZ).astype(np.int64)
     peaks = np.maximum.reduceat(np.abs(sound.samples), edges) if len(edges) else np.zeros(0)
     return np.rint(peaks / max(float(peaks.max(initial=0.0)), 1e-9) * 255).astype(np.uint8)

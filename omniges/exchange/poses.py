@@ -1,7 +1,7 @@
-"""Figures of tracks, frame by frame: the solid figure, or the mesh of the user's body model.
+"""Compute the figure of a track frame by frame: the solid figure, or the mesh of the user's body model.
 
-Frames are computed in blocks, so that memory does not grow with the length of a track. Lengths in metres, y up.
-Letters: T frames, V vertices, F triangles.
+Frames are computed in blocks, so that memory does not grow with the length of a track. Lengths are in metres, y is up.
+Shape letters: T frames, V vertices, F triangles.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Figure(ABC):
     triangles: raster.Triangles
     """(F, 3) vertices, counterclockwise from outside."""
     base: F32
-    """(V, 3) own colours of the vertices, from 0 to 1."""
+    """(V, 3) unlit colours of the vertices, from 0 to 1."""
     floor: float
     """Height of the floor under the figure."""
 
@@ -53,11 +53,11 @@ class Figure(ABC):
 
     @abstractmethod
     def poses(self, frames: Indices) -> Iterator[Any]:
-        """Yield the input of `place` for each frame."""
+        """Yield, for each frame, the pose that `place` needs."""
 
     @abstractmethod
     def place(self, pose: Any, placed: F32, turned: F32) -> None:
-        """Fill positions and normals of a pose; several threads may call this at once.
+        """Compute positions and normals of a pose into given arrays; several threads may call this at the same time.
 
         Args:
             pose: Result of `poses` for the frame.
@@ -78,7 +78,7 @@ class Figure(ABC):
 
 
 def _smooth(places: F64) -> F64:
-    """Return the mean (T, 2) of the frames around each."""
+    """Return the moving average (T, 2) of positions (T, 2) over nearby frames."""
     sums = np.concatenate([np.zeros((1, 2)), np.cumsum(places, axis=0)])
     frames = np.arange(len(places))
     first, stop = np.maximum(0, frames - _FOLLOW_FRAMES), np.minimum(len(places), frames + _FOLLOW_FRAMES + 1)
@@ -86,7 +86,7 @@ def _smooth(places: F64) -> F64:
 
 
 def _spread(frames: int, most: int) -> Indices:
-    """Return at most `most` frames, evenly spread."""
+    """Return the indices of at most `most` evenly spaced frames."""
     return np.arange(0, frames, max(1, -(-frames // most)))
 
 
@@ -98,7 +98,7 @@ class _Pose:
 
 
 class SolidFigure(Figure):
-    """The figure that pages show, on the generic skeleton."""
+    """The solid figure (`omniges.exchange.solid`) on the generic skeleton."""
 
     def __init__(self, motion: SmplxMotion, tint: int) -> None:
         super().__init__(motion, GENERIC)
@@ -112,7 +112,7 @@ class SolidFigure(Figure):
         self._faces = solid.Faces.of_motion(motion)
 
     def poses(self, frames: Indices) -> Iterator[_Pose]:
-        """Yield the bones and the mouth of each frame."""
+        """Yield, for each frame, the matrices of the bones and the vertices of the mouth."""
         motion, rest = self._motion, GENERIC.rest_positions
         for start in range(0, len(frames), _BLOCK_FRAMES):
             block = frames[start : start + _BLOCK_FRAMES]
@@ -146,7 +146,7 @@ class SolidFigure(Figure):
 
 
 class MeshFigure(Figure):
-    """The mesh of a body model, with the person's shape."""
+    """The mesh of a body model with the person's body shape."""
 
     def __init__(self, motion: SmplxMotion, model: BodyModel, tint: int) -> None:
         if model.triangles is None:

@@ -1,7 +1,8 @@
-"""Software rasterizer of triangle meshes: no display, no GPU and no libraries of the system.
+"""Software rasterizer of triangle meshes. It needs no display, no GPU and no system libraries.
 
-Compiled by numba, which librosa brings. Every function releases Python's lock, so that threads draw frames at once.
-Letters: V vertices, F triangles, H rows and W columns of pixels; samples are the `SAMPLES`² parts of a pixel.
+Numba, a dependency of librosa, compiles these functions. They release Python's global lock, so that several threads
+draw frames at the same time. Shape letters: V vertices, F triangles, H rows and W columns of pixels. Each pixel has
+`SAMPLES`² samples.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def _compiled(function: Kernel) -> Kernel:
 
 @_compiled
 def skin(positions: F32, normals: F32, bones: U8, weights: F32, matrices: F32, placed: F32, turned: F32) -> None:
-    """Move vertices by one or two bones each.
+    """Move each vertex with its one or two bones (linear blend skinning).
 
     Args:
         positions: (V, 3) in the rest pose.
@@ -55,7 +56,7 @@ def skin(positions: F32, normals: F32, bones: U8, weights: F32, matrices: F32, p
 
 @_compiled
 def vertex_normals(positions: F32, triangles: Triangles, normals: F32) -> None:
-    """Fill the normals of vertices with the sum of the normals of their triangles.
+    """Compute the normal of each vertex: the sum of the normals of its triangles.
 
     Larger triangles have more weight. The normals do not have length 1.
 
@@ -77,12 +78,12 @@ def vertex_normals(positions: F32, triangles: Triangles, normals: F32) -> None:
 
 @_compiled
 def shade(placed: F32, turned: F32, base: F32, eye: F32, rgb: F32) -> None:
-    """Fill the colours of vertices: light from above, a key light, a fill light, gloss and a rim.
+    """Compute the lit colours of vertices from light from above, a key light, a fill light, gloss and a rim light.
 
     Args:
         placed: (V, 3) positions.
         turned: (V, 3) normals of any length.
-        base: (V, 3) own colours, from 0 to 1.
+        base: (V, 3) unlit colours, from 0 to 1.
         eye: (3,) position of the camera.
         rgb: (V, 3), filled with colours from 0 to 255.
     """
@@ -112,7 +113,7 @@ def shade(placed: F32, turned: F32, base: F32, eye: F32, rgb: F32) -> None:
 
 @_compiled
 def project(placed: F32, view: F32, width: int, height: int, screen: F32) -> None:
-    """Fill the places of vertices on the screen.
+    """Project vertices to the screen.
 
     Args:
         placed: (V, 3) positions.
@@ -135,7 +136,7 @@ def project(placed: F32, view: F32, width: int, height: int, screen: F32) -> Non
 
 @_compiled
 def _area(screen: F32, a: int, b: int, c: int) -> float:
-    """Return twice the area of a triangle on the screen, negative if it faces the camera; 0 if it is behind it."""
+    """Return twice the signed screen area of a triangle: negative if it faces the camera, 0 if behind the camera."""
     if screen[a, 2] <= 0 or screen[b, 2] <= 0 or screen[c, 2] <= 0:
         return 0.0
     ax, ay = screen[a, 0], screen[a, 1]
@@ -144,13 +145,13 @@ def _area(screen: F32, a: int, b: int, c: int) -> float:
 
 @_compiled
 def _span(a: float, b: float, c: float, size: int) -> tuple[int, int]:
-    """Return the first and the last of `size` samples whose middles may lie between three places."""
+    """Return the first and the last of `size` samples whose centres lie between the smallest and largest coordinate."""
     return max(0, int(np.ceil(min(a, b, c) - 0.5))), min(size - 1, int(np.floor(max(a, b, c) - 0.5)))
 
 
 @_compiled
 def fill(screen: F32, rgb: F32, triangles: Triangles, depth: F32, colour: U8) -> None:
-    """Draw triangles where they are nearest.
+    """Draw triangles in all samples where they are nearer than earlier triangles.
 
     Args:
         screen: (V, 3) as `project` fills it.
@@ -188,7 +189,7 @@ def fill(screen: F32, rgb: F32, triangles: Triangles, depth: F32, colour: U8) ->
 
 @_compiled
 def cover(screen: F32, triangles: Triangles, mask: U8) -> None:
-    """Set a mask to 1 wherever a triangle is, also behind other triangles.
+    """Set a mask to 1 in every sample that a triangle covers.
 
     Args:
         screen: (V, 3) as `project` fills it.
@@ -215,12 +216,12 @@ def cover(screen: F32, triangles: Triangles, mask: U8) -> None:
 
 @_compiled
 def floor(view: F32, eye: F32, centre: F32, sky: F32, line: F32, image: U8) -> None:
-    """Draw the floor: lines each metre and each quarter of it, which fade away.
+    """Draw the floor: a grid with lines at each metre and each quarter metre, which fade with distance.
 
     Args:
         view: (3, 4) as for `project`, of a camera that is not tilted sideways.
         eye: (3,) position of the camera.
-        centre: (3,) point of the floor around which its lines are seen.
+        centre: (3,) point of the floor; the lines are visible around this point.
         sky: (3,) colour of the image, from 0 to 255.
         line: (3,) colour of the lines.
         image: (H, W, 3) of one colour; changed.
@@ -257,7 +258,7 @@ def floor(view: F32, eye: F32, centre: F32, sky: F32, line: F32, image: U8) -> N
 
 @_compiled
 def compose(depth: F32, colour: U8, mask: U8, light: float, image: U8) -> None:
-    """Draw samples over an image of the floor, which the shadow darkens.
+    """Draw samples over an image of the floor, and darken the floor in the shadow.
 
     Args:
         depth: (2H, 2W) 1/depth of each sample, 0 where there is nothing.

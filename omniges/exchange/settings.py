@@ -1,4 +1,4 @@
-"""Settings of `omniges export`, `view`, `render` and `inspect`; quick to import, so that `omniges --help` is fast."""
+"""Settings of `omniges export`, `view`, `render` and `inspect`. A quick import, so that `omniges --help` is fast."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class InspectSettings(Part):
     motion_rate_hz: float | None = motion_rate_option()
 
     def __post_init__(self) -> None:
-        """Check the settings; raise UsageFault for a part that nothing shows."""
+        """Check the settings; raise UsageFault if a part is chosen, but neither a picture nor a page shows it."""
         check(self)
         require_output_file("--png", self.png)
         require_output_file("--html", self.html)

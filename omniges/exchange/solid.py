@@ -1,11 +1,11 @@
-"""The solid figure of pages and videos: one mesh around the generic skeleton, each vertex bound to one or two bones.
+"""The solid figure of pages and videos: one mesh around the generic skeleton. Each vertex moves with one or two bones.
 
-It is not the body of a person: its sizes are round numbers, the same for all speakers. Bones are the 55 joints and the
-two brows. The face moves with the jaw, the eyes and the leading expressions. SMPL-X's expressions are principal
-components without names, so the figure defines what each of them moves. Components 0, 5 and 6 correlate with loudness
-and the jaw in BEAT2's recordings.
+The figure is not the body of a person: its sizes are round numbers, the same for all speakers. Bones are the 55 joints
+and the two brows. The face moves with the jaw, the eyes and the leading expressions. SMPL-X's expressions are principal
+components without names, so the figure defines which movement each component causes. In BEAT2's recordings, components
+0, 5 and 6 correlate with loudness and the jaw.
 
-Lengths in metres in the rest pose, the pelvis at the origin, y up, facing +z. Letters: V vertices, F triangles.
+Positions are in metres in the rest pose: pelvis at the origin, y up, facing +z. Letters: V vertices, F triangles.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Surface:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Rings:
-    """Ellipses (R, 3) that a tube joins: centres, two half axes, and the bones and weight of each ring."""
+    """R ellipses that a tube joins: centres and two half axes (R, 3), and the bones and weight of each ellipse."""
 
     centres: F64
     u: F64
@@ -73,7 +73,7 @@ class _Rings:
 
     @classmethod
     def on(cls, bone: int, centres: F64, u: F64, v: F64) -> _Rings:
-        """Return rings that all move with one bone.
+        """Build rings that all move with one bone.
 
         Args:
             bone: Index of the bone, below `BONES`.
@@ -89,7 +89,7 @@ class _Rings:
 
 @dataclass(slots=True)
 class _Builder:
-    """Parts of a surface."""
+    """Builder that collects parts (tubes, capsules) and joins them to one surface."""
 
     parts: list[tuple[F64, F64, npt.NDArray[np.int64], F64, Colour, npt.NDArray[np.int64]]] = field(
         default_factory=list
@@ -116,7 +116,7 @@ class _Builder:
         self.parts.append((positions, vertex_normals(positions, triangles), bones, weights, colour, triangles))
 
     def tube(self, rings: _Rings, colour: Colour, sides: int = 20) -> None:
-        """Add the surface that joins rings.
+        """Add a tube: the surface that joins rings.
 
         Args:
             rings: The R rings, in order.
@@ -130,7 +130,7 @@ class _Builder:
     def capsule(
         self, a: Iterable[float], b: Iterable[float], radii: Sequence[float], bone: int, colour: Colour, sides: int = 12
     ) -> None:
-        """Add a cone with half a ball at each end, on one bone.
+        """Add a capsule on one bone: a truncated cone with a half ball at each end.
 
         Args:
             a: Centre (3,) of the first half ball, in metres.
@@ -150,7 +150,7 @@ class _Builder:
         self.tube(_Rings.on(bone, centres, widths * side, widths * np.cross(side, along) * -1), colour, sides)
 
     def loft(self, axis: int, rows: Sequence[_Row], colour: Colour, sides: int = 24) -> None:
-        """Add a closed tube along an axis.
+        """Add a closed tube along a coordinate axis.
 
         Args:
             axis: Axis of the tube: 0, 1 or 2 for x, y or z.
@@ -185,7 +185,7 @@ class _Builder:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A ring of a loft: where it is, its half axes, and its centre in the other two axes."""
+    """A ring of a loft: coordinate along the loft's axis, half axes, and centre in the other two coordinates."""
 
     at: float
     half: tuple[float, float]
@@ -204,13 +204,13 @@ def _ellipses(rings: _Rings, sides: int) -> F64:
 
 
 def _quads(rings: int, sides: int) -> npt.NDArray[np.int64]:
-    """Return the triangles between rings, each of them joined to the next one."""
+    """Return the triangles that join each ring of vertices to the next ring."""
     here = np.arange(sides)
     return np.concatenate([_joined(here + ring * sides, here + (ring + 1) * sides) for ring in range(rings - 1)])
 
 
 def _joined(ring: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the triangles between two rings of vertices."""
+    """Return the triangles that join two rings of vertices."""
     ahead, other_ahead = np.roll(ring, -1), np.roll(other, -1)
     return np.stack([ring, ahead, other, ahead, other_ahead, other], axis=1).reshape(-1, 3)
 
@@ -221,13 +221,13 @@ def _crossed(positions: F64, triangles: npt.NDArray[np.integer]) -> F64:
 
 
 def _outwards(positions: F64, triangles: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return triangles that are counterclockwise from outside of a convex part."""
+    """Orient the triangles of a convex part counterclockwise, seen from outside."""
     away = positions[triangles].mean(axis=1) - positions.mean(axis=0)
     return triangles if np.sum(_crossed(positions, triangles) * away) > 0 else triangles[:, ::-1]
 
 
 def vertex_normals(positions: F64, triangles: npt.NDArray[np.integer]) -> F64:
-    """Return the normals (V, 3) of vertices (V, 3): the mean of those of their triangles (F, 3), by area."""
+    """Return the unit normals (V, 3) of vertices: the area-weighted mean of the normals of their triangles (F, 3)."""
     total, crossed = np.zeros_like(positions), _crossed(positions, triangles)
     for corner in range(3):
         np.add.at(total, triangles[:, corner], crossed)
@@ -246,7 +246,7 @@ def _smooth(low: float, high: float, x: npt.ArrayLike) -> F64:
 
 @functools.cache
 def solid_figure() -> Surface:
-    """Return the figure without its mouth, which changes its form: see `Mouth`."""
+    """Return the figure without its mouth; `mouth_at` gives the mouth, whose shape changes with the face."""
     builder = _Builder()
     _torso(builder)
     _head(builder)
@@ -284,7 +284,10 @@ def _torso(builder: _Builder) -> None:
 
 
 def _limb(builder: _Builder, joints: Sequence[int], rows: Sequence[Sequence[float]], axis: int, colour: Colour) -> None:
-    """Add rows (t, half axes, shift along z) of a limb: t from 0 at its first joint, 1 at the middle one, to 2."""
+    """Add a limb of three joints from rows (t, half axes, shift along z).
+
+    t is the position along the limb: 0 at the first joint, 1 at the middle joint, 2 at the last joint.
+    """
     points = _REST[list(joints)]
     others = [k for k in range(3) if k != axis]
     bound = []
@@ -375,7 +378,7 @@ _SKULL_BACK: Final = 0.104
 
 
 def _on_head(directions: F64) -> F64:
-    """Return places (N, 3) on the head in directions (N, 3): an egg with cheeks, a narrower jaw and a chin."""
+    """Return points (N, 3) of the head surface in directions (N, 3); its shape is an egg with cheeks, jaw and chin."""
     x, y, z = directions.T
     (cx, cy, cz), (rx, ry, rz) = _SKULL_CENTRE, _SKULL_RADII
     jaw, low = np.exp(-((y + 0.62) ** 2) / 0.10), _smooth(-0.55, -1.0, y)
@@ -386,7 +389,7 @@ def _on_head(directions: F64) -> F64:
 
 
 def face_depth(x: npt.ArrayLike, y: npt.ArrayLike) -> F64:
-    """Return z of the front of the head at x and y, by 30 steps of a fixed-point iteration.
+    """Return z of the front of the head at x and y, found by 30 steps of a fixed-point iteration.
 
     Args:
         x: Coordinate () or (N,) in metres.
@@ -429,7 +432,7 @@ def _head(builder: _Builder) -> None:
 
 
 def _on_face(x: float, y: float, out: float) -> Point:
-    """Return the place on the face at x and y, moved forward."""
+    """Return the point of the face at x and y, moved forward by `out` metres."""
     return x, y, float(face_depth(x, y)[0]) + out
 
 
@@ -450,7 +453,7 @@ def _eye(builder: _Builder, side: str) -> None:
 
 
 def _lid(centre: Point, radius: float, direction: Point, degrees: float, bone: int) -> _Rings:
-    """Return the part of a sphere within an angle of a direction."""
+    """Return a cap of a sphere: the part whose angle to a direction is at most `degrees`."""
     towards = _unit(direction)
     u = _unit(np.cross(towards, (1.0, 0.0, 0.0)))
     angles = np.radians(degrees) * np.array([0, 0.15, 0.4, 0.6, 0.8, 1])
@@ -489,7 +492,7 @@ class Faces:
 
     @classmethod
     def of(cls, expressions: npt.NDArray[np.floating], jaw: npt.NDArray[np.floating]) -> Faces:
-        """Return the faces of frames.
+        """Compute the movements of the face for each frame.
 
         Args:
             expressions: Coefficients (T, 8 or more), relative to the figure's neutral face.
@@ -512,7 +515,7 @@ class Faces:
 
     @classmethod
     def of_motion(cls, motion: SmplxMotion) -> Faces:
-        """Return the faces of a motion, whose neutral face is the median of its frames, of 2000 at most."""
+        """Compute the movements of a motion's face, relative to a neutral face: the median of at most 2000 frames."""
         leading = motion.expressions[:, :LEADING].astype(np.float64)
         step = max(1, -(-len(leading) // _NEUTRAL_FRAMES))
         return cls.of(leading - np.median(leading[::step], axis=0), motion.poses[:, 3 * _JAW : 3 * _JAW + 3])
@@ -542,7 +545,7 @@ _MOUTH_MOVED_M: Final = {"open": 0.010, "wide": 0.006, "corners": 0.004, "drop":
 
 @functools.cache
 def mouth() -> Surface:
-    """Return the mouth of a face at rest; `mouth_at` gives the vertices of others."""
+    """Return the mouth of a face at rest; `mouth_at` gives the vertices for a moving face."""
     sides, inside = MOUTH_SIDES, 1 + len(_MOUTH_RINGS) * MOUTH_SIDES
     here = np.arange(sides)
     fan = np.stack([0 * here, 1 + here, 1 + (here + 1) % sides], axis=1)
@@ -560,10 +563,11 @@ def mouth() -> Surface:
 
 @functools.cache
 def mouth_changes() -> F32:
-    """Return how far the mouth's vertices move for each metre of a movement of the face.
+    """Return how much positions and normals of the mouth's vertices change per metre of each movement of the face.
 
     Returns:
-        Changes (6, V, 2, 3) of positions and normals, in the order of `MOVEMENTS`; zeros for movements of brows.
+        Changes (6, V, 2, 3): movements in the order of `MOVEMENTS`, vertices, position or normal, coordinates.
+        Movements of the brows have zeros.
     """
     rest = _mouth_shape()
     changes = [
@@ -574,10 +578,10 @@ def mouth_changes() -> F32:
 
 
 def mouth_at(faces: Faces, frame: int) -> tuple[F32, F32]:
-    """Return positions and normals of the mouth's vertices in the rest pose: lips around a dark opening.
+    """Return positions and normals of the mouth's vertices in one frame, with the head in the rest pose.
 
     Args:
-        faces: The faces of frames.
+        faces: Movements of the face.
         frame: Index of the frame.
 
     Returns:
@@ -590,7 +594,7 @@ def mouth_at(faces: Faces, frame: int) -> tuple[F32, F32]:
 
 
 def _mouth_shape(*, open: float = 0.0, wide: float = 0.0, corners: float = 0.0, drop: float = 0.0) -> F64:  # noqa: A002 - as in `Faces`
-    """Return positions and normals (V, 2, 3) of the mouth of a face; movements in metres."""
+    """Return positions and normals (V, 2, 3) of the mouth for given movements in metres."""
     angles = 2 * np.pi * np.arange(MOUTH_SIDES) / MOUTH_SIDES
     c, s = np.cos(angles), np.sin(angles)
     heights = np.where(s < 0, 0.0012 + open + drop, 0.0010 + 0.35 * open)
@@ -627,7 +631,7 @@ PARTS: Final[dict[Colour, str]] = {
 
 
 def palette(track: int) -> F32:
-    """Return the colours (7, 3) of a figure in the order of `COLOURS`, from 0 to 1; `track` is its track number."""
+    """Return the colours (7, 3) of the figure of track number `track`, from 0 to 1, in the order of `COLOURS`."""
     tint = _rgb(TINTS[track % len(TINTS)])
     own = {"tint": tint, "shoe": tint * 0.5} | {name: _rgb(colour) for name, colour in PARTS.items()}
     return np.stack([own[name] for name in COLOURS]).astype(np.float32)

@@ -1,7 +1,7 @@
-"""Tracks: what a page, a video or an export shows of a sample, a result or a motion file.
+"""Tracks: the motion, sound and words of a sample, a result or a motion file, for pages, videos and exports.
 
-A track is one version of a clip: the recording, or what a system generated for it. Tracks with the same `clip` belong
-side by side. Letters: T frames at 30 Hz, N samples, F mel frames at 100 Hz.
+A track is one version of a clip: the recording, or the result that a system generated for it. Tracks with the same
+`clip` are shown side by side. Shape letters: T frames at 30 Hz, N samples, F mel frames at 100 Hz.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Track:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A track that is known but not loaded."""
+    """A track whose files were found but are not loaded yet."""
 
     clip: str
     name: str
@@ -133,7 +133,7 @@ class _Found:
 
 
 def load_tracks(paths: Sequence[str | Path], keys: Sequence[str] = ()) -> Iterator[Track]:
-    """Load the tracks of paths one after the other.
+    """Load the tracks at paths, one after the other.
 
     Args:
         paths: Folders and files, as for `find_tracks`.
@@ -152,9 +152,9 @@ def find_tracks(
     only: Collection[str] | None = None,
     motion_rate_hz: float | None = None,
 ) -> list[Callable[[], Track]]:
-    """Find the tracks of paths without loading them.
+    """Find the tracks at paths without loading them.
 
-    If a folder of shards is given with other paths, only the samples of those paths' clips are loaded.
+    If the paths contain a folder of shards and other paths, then only samples of the other paths' clips are used.
 
     Args:
         paths: Folders of shards, folders of results of `omniges generate`, folders of NPZ files, NPZ files, WAV files,
@@ -164,7 +164,7 @@ def find_tracks(
         motion_rate_hz: Frames per second of motion files that do not state them.
 
     Returns:
-        Functions that each load one track, in the order of the paths; tracks of one clip have different names.
+        Functions in the order of the paths; each function loads one track. Tracks of one clip have different names.
 
     Raises:
         UsageFault: A path contains none of these files, or a key is unknown.
@@ -194,7 +194,7 @@ def _labelled(given: str | Path) -> tuple[str, Path]:
 
 
 def _distinct(found: Sequence[_Found]) -> list[str]:
-    """Return names that differ within each clip: equal names get the folder, and if still equal a number."""
+    """Return track names that are unique within each clip: add the folder to equal names, then a number if needed."""
     folders = [f"{one.name} ({one.place.parent.name or one.place.parent})" for one in found]
     clips = [one.clip for one in found]
     names = _unless_equal(clips, [one.name for one in found], folders)
@@ -261,13 +261,13 @@ def _of_side_file(path: Path, clip: str, name: str) -> Track:
 
 
 def _beside(path: Path, clip: str, ending: str) -> Path | None:
-    """Return the sound or the words beside a motion file, with the stem of the file or of its recording."""
+    """Return the sound or words file that belongs to a motion file; its stem is that of the file or of the clip."""
     places = [path.parent / folder / f"{stem}{ending}" for folder in _BESIDE[ending] for stem in (path.stem, clip)]
     return next((place for place in places if place.is_file()), None)
 
 
 def decoded(path: Path, data: bytes, decode: Callable[[bytes], T]) -> T:
-    """Return the decoded content of a file; raise DataError, which names the file, if `preprocess` would reject it."""
+    """Decode the content of a file; raise DataError with the path of the file if `preprocess` would reject it."""
     try:
         return decode(data)
     except RecordingFault as fault:
@@ -275,7 +275,7 @@ def decoded(path: Path, data: bytes, decode: Callable[[bytes], T]) -> T:
 
 
 def _motion(data: bytes, *, standing: bool = True, rate_hz: float | None = None) -> _Moving:
-    """Return motion whose absent parts are at rest, the names of these parts, and notes."""
+    """Decode motion; return it with absent parts at rest, the names of the absent parts, and notes."""
     found = decode_motion(data, standing=standing, rate_hz=rate_hz)
     motion, betas = found.at_rest(), found.betas[: found.betas_columns]
     absent = tuple(part for part in MOTION_PARTS if part in found.absent)
@@ -296,14 +296,14 @@ def _words(data: bytes) -> tuple[WordInterval, ...]:
 
 
 def records(folder: Path) -> list[Path]:
-    """Return the records of results in a folder and in the folders in it."""
+    """Return the records of results in a folder and in its direct sub-folders."""
     places = [folder, *(each for each in visible_entries(folder) if each.is_dir())]
     found = [path for place in places for path in visible_entries(place) if path.suffix == ".json"]
     return [path for path in found if is_record(path)]
 
 
 def motion_files(folder: Path) -> list[Path]:
-    """Return the NPZ files in a folder; in a folder of BEAT2, those in its motion folders too."""
+    """Return the NPZ files in a folder; if this is a BEAT2 folder, also the files in its motion folders."""
     folders = [folder, *(folder / name for name in _MOTION_FOLDERS if (folder / name).is_dir())]
     return [path for each in folders for path in visible_entries(each) if path.suffix == ".npz"]
 
@@ -321,7 +321,7 @@ def _result(path: Path, read_motion: _ReadMotion) -> _Found:
 
 
 def is_record(path: Path) -> bool:
-    """Return whether a JSON file claims to be a record; a folder of results may hold reports too."""
+    """Return True if a JSON file has the format of a record; a folder of results may also contain reports."""
     try:
         found = parse_json(read_file(path, _MAX_BYTES, path.parent))
     except ValueError:
@@ -330,7 +330,7 @@ def is_record(path: Path) -> bool:
 
 
 def _of_result(path: Path, record: GeneratedRecord, read_motion: _ReadMotion, clip: str, name: str) -> Track:
-    """Load a result; missing motion, sound or words are those of its conditions, if their files still exist."""
+    """Load a result; take missing motion, sound or words from its conditions, if their files still exist."""
     files = {
         kind: _checked_file(path.parent / entry["path"], entry["sha256"], decode)
         for kind, decode in _DECODERS.items()

@@ -1,7 +1,7 @@
-"""`omniges render`: tracks to one video file.
+"""Implementation of `omniges render`: write tracks to one video file.
 
-Frames are drawn and encoded one after the other, so that memory does not grow with the video: H.264 and AAC in MP4,
-with the index at the beginning, so that players start before the end has arrived.
+The file is MP4 with H.264 and AAC. Frames are drawn and encoded one after the other, so that memory does not grow with
+the length of the video. The index is at the beginning of the file, so that players start before the download ends.
 """
 
 from __future__ import annotations
@@ -84,14 +84,14 @@ def render(settings: RenderSettings, count: Callable[[float, float], None] | Non
     """Write a video of tracks side by side, with words and sound.
 
     Args:
-        settings: What to show, and where to write.
+        settings: Tracks to show, and the file to write.
         count: Called with (done, total) seconds.
 
     Returns:
-        What the video holds.
+        A summary of the video.
 
     Raises:
-        UsageFault: The paths hold no motion, several recordings, or too much.
+        UsageFault: The paths contain no motion, several recordings, or more than a video can show.
         DataError: A file is damaged.
         EnvironmentFault: A package is missing, or the video cannot be written.
     """
@@ -108,7 +108,7 @@ def render(settings: RenderSettings, count: Callable[[float, float], None] | Non
 
 
 def require_video(*, moves: bool) -> None:
-    """Refuse a video that cannot be written; called before results are generated.
+    """Check, before results are generated, that a video can be written.
 
     Args:
         moves: Whether a result or its recording may have motion.
@@ -125,7 +125,7 @@ def require_video(*, moves: bool) -> None:
 def render_results(
     records: Sequence[Path], shards: Path | None, motion_rate_hz: float | None, part: ShownPart
 ) -> Iterator[VideoSummary]:
-    """Write a video, NAME.mp4, beside the record of each result, with its recording if that is in shards.
+    """Write a video, NAME.mp4, next to the record of each result; show the recording too if it is in the shards.
 
     Args:
         records: Records of results, NAME.json.
@@ -134,7 +134,7 @@ def render_results(
         part: Part of each result to show.
 
     Yields:
-        What each video holds.
+        A summary of each video.
     """
     beside = [] if shards is None else [str(shards)]
     shown: dict[str, Any] = {"motion_rate_hz": motion_rate_hz} | part.of_part
@@ -153,12 +153,12 @@ def render_clip(
 
     Args:
         clip: The tracks.
-        settings: How to show them, and where to write; its paths are not read.
-        model: Body model with faces whose mesh is drawn; None for the solid figure.
+        settings: Look of the video, and the file to write; the paths of tracks are not read.
+        model: Body model with triangles, whose mesh is drawn; None for the solid figure.
         count: Called with (done, total) seconds.
 
     Returns:
-        What the video holds.
+        A summary of the video.
     """
     moving = [track for track in clip.tracks if track.motion is not None]
     if not 1 <= len(moving) <= MAX_TRACKS:
@@ -208,7 +208,7 @@ def _with_faces(path: Path) -> BodyModel:
 
 
 def _chosen_sound(clip: Clip, name: str | None) -> Track | None:
-    """Return the track whose sound the video has; None for a silent video."""
+    """Return the track whose sound the video plays; None for a silent video."""
     heard = [track for track in clip.tracks if track.audio is not None]
     if name is None:
         return heard[0] if heard else None
@@ -232,7 +232,7 @@ def _canvas(
     size: tuple[int, int],
     columns: int,
 ) -> tuple[Canvas, int]:
-    """Return the object that draws the frames, and the number of words with letters that the font lacks."""
+    """Return the canvas that draws the frames, and the number of words with letters that the font lacks."""
     _compile()
     from omniges.exchange.drawing import Canvas, Captions, Lettering, Panel  # noqa: PLC0415 - optional packages
     from omniges.exchange.poses import Figure, MeshFigure, SolidFigure  # noqa: PLC0415
@@ -254,7 +254,7 @@ def _canvas(
 
 @functools.cache
 def _compile() -> None:
-    """Compile what draws, or load it from numba's cache, before threads use it."""
+    """Compile the drawing functions, or load them from numba's cache, before several threads use them."""
     with compiling("omniges"):
         from omniges.exchange import raster  # noqa: PLC0415
         from omniges.exchange.drawing import Canvas, Captions, Lettering, Panel  # noqa: PLC0415
@@ -271,7 +271,7 @@ def _compile() -> None:
 
 @contextmanager
 def _images(canvas: Canvas, frames: int, fps: int) -> Iterator[Iterator[U8]]:
-    """Yield the frames of a video in order, while threads draw the next ones."""
+    """Yield the frames of a video in order, while threads draw the next frames."""
     times = np.arange(frames) / fps
     of_motion = np.floor(times * FRAME_RATE_HZ + 1e-6).astype(np.int64)
 
@@ -300,7 +300,7 @@ def _encode(
     frames: int,
     count: Callable[[float, float], None] | None,
 ) -> None:
-    """Write frames and sound to a file, interleaved."""
+    """Encode frames and sound, and write them interleaved to a file."""
     import av  # noqa: PLC0415 - optional
     from av.video.reformatter import ColorRange, Colorspace  # noqa: PLC0415
 
@@ -331,7 +331,7 @@ def _encode(
 
 
 def _sound_blocks(sound: Sound, seconds: float) -> Iterator[tuple[Any, float]]:
-    """Yield frames of a sound at 48 kHz up to the end of the video, and when each ends."""
+    """Yield audio frames of a sound at 48 kHz up to the end of the video, each with its end time in seconds."""
     import av  # noqa: PLC0415 - optional
     import soxr  # noqa: PLC0415 - 0.1 s that other commands do not need
 

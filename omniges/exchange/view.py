@@ -1,4 +1,4 @@
-"""`omniges view`: tracks to one page. `evaluate --html`: a table of scores above the best and worst clips."""
+"""Implementation of `omniges view` (one page of tracks) and of `evaluate --html` (a page of scores with clips)."""
 
 from __future__ import annotations
 
@@ -62,16 +62,16 @@ def view(
     """Write a page that shows tracks and plays their sound; the browser needs no network.
 
     Args:
-        settings: What to show, and where to write.
+        settings: Tracks to show, and the file to write.
         count: Called with (done, total) tracks.
         only: Clips to show; None for all.
-        scores: Tables to show above them.
+        scores: Tables to show above the clips.
 
     Returns:
-        What the page holds.
+        A summary of the page.
 
     Raises:
-        UsageFault: A path holds nothing to show, or too much.
+        UsageFault: A path contains nothing to show, or more than a page can show.
         DataError: A file is damaged.
         EnvironmentFault: The page cannot be written.
     """
@@ -89,7 +89,7 @@ def clips_of(tracks: Iterable[Track], *, together: bool = False) -> list[Clip]:
 
     Args:
         tracks: The tracks.
-        together: Make one clip of all.
+        together: Put all tracks into one clip.
 
     Returns:
         The clips, in the order of their first tracks.
@@ -101,7 +101,7 @@ def clips_of(tracks: Iterable[Track], *, together: bool = False) -> list[Clip]:
 
 
 def notes_on(tracks: Iterable[Track]) -> list[str]:
-    """Return a line for each note on the motion files of tracks."""
+    """Return one line for each note about the motion files of tracks."""
     return [
         f"warning: {line}" for line in grouped_notes((track.clip, note) for track in tracks for note in track.notes)
     ]
@@ -113,11 +113,11 @@ def parts_of(
     count: Callable[[float, float], None] | None = None,
     only: Collection[str] | None = None,
 ) -> Iterator[Track]:
-    """Load tracks and cut them; refuse more than a page or a video can hold as soon as it is known.
+    """Load tracks and cut them to the chosen part; refuse more tracks than a page or a video can contain.
 
     Args:
         settings: Paths, samples and part to show.
-        where: Where the tracks are shown, for errors.
+        where: Output that shows the tracks, for errors, such as "on a page".
         count: Called with (done, total) tracks.
         only: Clips whose tracks are wanted; None for all.
 
@@ -154,7 +154,7 @@ _LABELS: Final = {"lower": ("best", "worst"), "higher": ("worst", "best"), None:
 
 
 def score_tables(report: Report) -> list[ScoreTable]:
-    """Return the tables of a report with the clips behind their figures.
+    """Return the tables of a report, with clips to watch for each metric (worst, median and best).
 
     Args:
         report: The report.
@@ -182,7 +182,7 @@ def extremes(values: Mapping[str, float], lowest: str, highest: str) -> dict[str
         highest: Label of the highest value.
 
     Returns:
-        Stems by label; a single recording has one label, and without values the mapping is empty.
+        Stems by label. If there is only one recording, there is one label; without values, the mapping is empty.
     """
     keys = sorted(values, key=lambda key: (values[key], key))
     if not keys:
@@ -201,7 +201,7 @@ def view_scores(
     part: ShownPart,
     motion_rate_hz: float | None = None,
 ) -> ViewSummary:
-    """Write a page with the scores of results; it shows scored clips beside their recordings.
+    """Write a page that shows the scores of results, and plays scored clips next to their recordings.
 
     If no figure has values of single clips (only a Fréchet distance, for example), the page shows the first clip.
 
@@ -214,7 +214,7 @@ def view_scores(
         motion_rate_hz: Frames per second of motion files that do not state them.
 
     Returns:
-        What the page holds.
+        A summary of the page.
     """
     tables = score_tables(report)
     clips = {stem for table in tables for row in table.clips for stem in row.values()}

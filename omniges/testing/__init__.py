@@ -1,1 +1,1 @@
-"""Synthetic corpora and test builders, which tests of other packages may use too."""
+"""Synthetic corpora and builders for tests. Tests of other packages may use them too."""

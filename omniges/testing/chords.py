@@ -1,4 +1,4 @@
-"""Words as chords: random words, each with three tones that sound together."""
+"""Synthetic words as chords: each word is three tones that sound at the same time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _RAMP: Final = (0.5 - 0.5 * SINE[(np.arange(_AUDIO_RAMP) * 25 + SAMPLE_RATE_HZ /
 def chord_words(
     rng: np.random.Generator, settings: CorpusSettings, vocabulary: Sequence[WordSignature]
 ) -> list[SpokenWord]:
-    """Draw words at random, never the same word twice in a row, each of 0.25–0.7 s after a pause of 0.05–0.5 s.
+    """Draw random words, never the same word twice in a row; words last 0.25–0.7 s, and pauses before them 0.05–0.5 s.
 
     Args:
         rng: Random numbers of the clip.
@@ -37,7 +37,7 @@ def chord_words(
         vocabulary: The words.
 
     Returns:
-        The words of a clip; the phones of a word are its spelling, cut into two to four parts.
+        The words of a clip. The phones of a word are two to four parts of its spelling.
     """
     last_end = 100 * settings.frames // FRAME_RATE_HZ - _PAUSE_CS[0]
     maximum = last_end // (_WORD_CS[0] + _PAUSE_CS[0]) + 1
@@ -88,7 +88,7 @@ def add_chords(
         rng: Random numbers of the clip.
         samples: Audio (N,) at 16 kHz, changed in place.
         words: Words of the clip.
-        pitch: The speaker's factor on every tone.
+        pitch: Factor of the speaker on the frequency of every tone.
         vocabulary: The words.
     """
     phases = rng.integers(SAMPLE_RATE_HZ, size=len(words))

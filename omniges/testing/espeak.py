@@ -3,7 +3,7 @@
 eSpeak NG is under the GPL, so it runs in a separate process. The process reads one JSON object from standard input:
 ``voice``, ``words_per_minute``, ``pitch``, and ``sentences`` in SSML. It writes one line of JSON, then the samples of
 all sentences as int16. The line has ``version``, ``rate_hz`` and, for each sentence, its number of samples and events.
-An event is [kind, sample, phone]; kinds are ``word`` and ``phone``. Imports nothing of omniges.
+An event is [type, sample, phone], where the type is ``word`` or ``phone``. This module imports nothing of omniges.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _Id(ctypes.Union):
 
 
 class _Event(ctypes.Structure):
-    """`espeak_EVENT` of speak_lib.h."""
+    """The C structure `espeak_EVENT` of speak_lib.h."""
 
     _fields_ = (
         ("type", ctypes.c_int),
@@ -44,7 +44,7 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 
 def find_library() -> tuple[str, str | None] | None:
-    """Return the library and its data folder, from the package espeakng-loader or the system, or None."""
+    """Find the library and its data folder, in the package espeakng-loader or in the system; None if not found."""
     try:
         import espeakng_loader  # noqa: PLC0415 - optional
     except ModuleNotFoundError:
@@ -54,15 +54,15 @@ def find_library() -> tuple[str, str | None] | None:
 
 
 def speak(request: dict[str, Any], library: str, data: str | None) -> tuple[dict[str, Any], bytes]:
-    """Speak sentences.
+    """Synthesize speech for sentences.
 
     Args:
-        request: The object described above.
+        request: The JSON object that the module's docstring describes.
         library: Path or name of the shared library.
-        data: Folder of its data; None for the system's.
+        data: Data folder of eSpeak NG; None for the folder of the system.
 
     Returns:
-        The object and the samples described above.
+        The content of the output line, and the samples (int16) as bytes.
 
     Raises:
         OSError: The library or the voice cannot be loaded.

@@ -1,7 +1,8 @@
-"""Idle motion of a synthetic speaker, and the motion of the words that are spoken.
+"""Motion of a synthetic speaker: idle motion, and the motion of spoken words.
 
-Random numbers are uniform draws, curves are polynomials of IEEE additions and multiplications, and the sine table is
-rounded, so that bytes are equal on any CPU. T frames of 1/30 s; angles in radians, lengths in metres.
+The bytes are equal on any CPU, because random numbers are uniform draws, curves are polynomials (IEEE additions and
+multiplications), and the sine table is rounded. T is a number of frames of 1/30 s; angles are in radians, lengths in
+metres.
 """
 
 from __future__ import annotations
@@ -40,18 +41,18 @@ class Phone:
 
 @dataclass(frozen=True, slots=True)
 class SpokenWord:
-    """A word of a clip: its number in the vocabulary, its times in seconds, and how it is spoken."""
+    """A spoken word of a clip: its number in the vocabulary, its times in seconds, loudness, pitch and stresses."""
 
     index: int
     start_s: float
     end_s: float
     phones: tuple[Phone, ...]
     gain: float = 1.0
-    """Factor on the size of its pose and on its sound."""
+    """Factor on the size of the word's pose and on its loudness."""
     pitch: float = 0.0
-    """From −1, low, to 1, high."""
+    """From −1 (low) to 1 (high)."""
     stresses_s: tuple[float, ...] = ()
-    """Times of beats."""
+    """Times of beat gestures in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class Speaker:
 
 @dataclass(frozen=True, slots=True)
 class Mood:
-    """One emotion of BEAT2: the first recording index in its file names, and its change of the idle pose."""
+    """One emotion of BEAT2: its first recording index in file names, and the change of the idle pose that shows it."""
 
     start: int
     pose: F64  # (165,) rad, added to the speaker's posture
@@ -153,7 +154,7 @@ def moods_of(emotions: int) -> list[Mood]:
 
 
 def _resting_pose() -> F64:
-    """Return the pose of standing with lowered arms and bent elbows, (165,) rad."""
+    """Return a standing pose (165,) in radians, with lowered arms and bent elbows."""
     pose = np.zeros(POSE_COLUMNS)
     for side, sign in (("left", 1.0), ("right", -1.0)):
         for name, vector in (
@@ -245,14 +246,14 @@ def motion_of(
 
 
 def _span(start_s: float, end_s: float, ramp_s: float) -> tuple[slice, F64, F64]:
-    """Return the frames of an interval, and for each the progress of its rise and its fall (0 to 1 and beyond)."""
+    """Return the frames of an interval, and for each frame the progress of rise and fall (0 to 1 during the ramp)."""
     span = slice(math.ceil(start_s * FRAME_RATE_HZ), math.floor(end_s * FRAME_RATE_HZ) + 1)
     times = np.arange(span.start, span.stop) / FRAME_RATE_HZ
     return span, (times - start_s) / ramp_s, (end_s - times) / ramp_s
 
 
 def expression_noise(rng: np.random.Generator, frames: int) -> F64:
-    """Draw noise of expressions, independent in each frame, as in recorded faces.
+    """Draw expression noise that is independent in each frame, as in recorded faces.
 
     Args:
         rng: Generator of the noise.

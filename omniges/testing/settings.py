@@ -1,4 +1,4 @@
-"""Settings of the sample corpus; quick to import, so that `omniges --help` is fast."""
+"""Settings of the sample corpus. This module imports quickly, so that `omniges --help` is fast."""
 
 from __future__ import annotations
 

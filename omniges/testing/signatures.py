@@ -1,6 +1,7 @@
 """Signatures of the words of a synthetic corpus: tones, pose and face of each word.
 
-The arrays depend only on the seed and the number of a word, on any CPU. V words of the vocabulary, angles in radians.
+The arrays depend only on the seed and the number of a word, and are equal on any CPU. V is the number of words in the
+vocabulary; angles are in radians.
 """
 
 from __future__ import annotations
@@ -37,19 +38,19 @@ CLIP, SPEAKER, _TONE_ORDER, _CODE = range(4)
 
 
 def generator(seed: int, *key: int) -> np.random.Generator:
-    """Return the random number generator for a seed and a purpose."""
+    """Return a random number generator for a seed and a key, which identifies the purpose."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
 def columns(*names: str) -> list[int]:
-    """Return the first of the three pose columns of each joint."""
+    """Return, for each joint, the index of the first of its three pose columns."""
     return [3 * JOINT_NAMES.index(name) for name in names]
 
 
 def _freedoms() -> tuple[F64, int]:
-    """Return the directions in which a word moves the body, (28, 165) rad, and how many of them are not fingers.
+    """Return directions (28, 165) in radians in which words move the body, and the number of them without fingers.
 
-    A right joint is the mirror image of the left one: its rotations about y and z have the opposite sign.
+    A right joint mirrors the left joint: its rotations about y and z have the opposite sign.
     """
     rows: list[dict[int, float]] = [
         {c + 1: 0.11 for c in columns("spine1", "spine2", "spine3")},  # turn
@@ -147,9 +148,10 @@ def _signature(index: int, seed: int, code: I64, order: list[I64]) -> WordSignat
 
 
 def _motion_codes(seed: int, size: int) -> I64:
-    """Return the signs (V, 28) of the directions; a word gets the farthest of 64 random codes from all earlier ones.
+    """Return a code for each word: the sign of each direction, (V, 28).
 
-    So a vocabulary is the beginning of every larger vocabulary of the same seed.
+    Each word gets the one of 64 random codes that is farthest from the codes of earlier words. Therefore a vocabulary
+    is the beginning of every larger vocabulary of the same seed.
     """
     codes = np.zeros((size, len(_FREEDOMS)), dtype=np.int64)
     for index in range(size):

@@ -1,4 +1,4 @@
-"""Words as speech: random sentences of frequent English words, spoken by eSpeak NG with true word times.
+"""Synthetic speech: random sentences of frequent English words, spoken by eSpeak NG with true word times.
 
 Words are drawn by Zipf's law: the lower a word's number, the more often it occurs. Loudness and pitch of each word are
 random. A louder word has a larger gesture, and each stressed syllable has a beat. Bytes depend on the versions of
@@ -49,7 +49,7 @@ def speak(
     Args:
         rng: Random numbers of the clip.
         settings: Settings of the corpus.
-        speaker: Number of the speaker, from 1 on, who has a voice, a rate and a pitch of their own.
+        speaker: Number of the speaker, from 1; it determines voice, speaking rate and pitch.
         seconds: Length of the clip.
 
     Returns:
@@ -88,7 +88,7 @@ def speak(
 
 
 def _sentence(rng: np.random.Generator, words: int) -> list[tuple[int, float, float]]:
-    """Return words of a sentence as (number, gain, pitch), never the same word twice in a row."""
+    """Draw the words of a sentence as (number, gain, pitch), never the same word twice in a row."""
     weights = 1 / (np.arange(words) + 1 + _ZIPF_OFFSET)
     drawn: list[tuple[int, float, float]] = []
     for _ in range(rng.integers(_SENTENCE_WORDS[0], _SENTENCE_WORDS[1] + 1)):
@@ -110,7 +110,7 @@ def _ssml(sentence: Sequence[tuple[int, float, float]]) -> str:
 
 
 def _synthesize(request: Mapping[str, Any]) -> tuple[dict[str, Any], npt.NDArray[np.int16]]:
-    """Return the answer of `omniges.testing.espeak` and its samples."""
+    """Run `omniges.testing.espeak` on a request; return its answer and the samples (N,)."""
     command = [sys.executable, "-m", "omniges.testing.espeak"]
     done = subprocess.run(
         command, input=json.dumps(request).encode(), capture_output=True, timeout=_TIMEOUT_S, check=False
@@ -162,7 +162,7 @@ def _shifted(word: SpokenWord, offset_s: float) -> SpokenWord:
 
 
 def _gains(words: Sequence[SpokenWord], samples: int) -> F32:
-    """Return the gain of each sample: a word's own within it, with short ramps at its edges."""
+    """Return the gain of each sample (samples,): the gain of the spoken word, with short ramps between words."""
     times = [moment for word in words for moment in (word.start_s + _RAMP_S, word.end_s - _RAMP_S)]
     levels = [word.gain for word in words for _ in range(2)]
     return np.interp(np.arange(samples) / SAMPLE_RATE_HZ, np.maximum.accumulate(times), levels).astype(np.float32)

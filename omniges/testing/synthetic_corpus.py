@@ -1,13 +1,14 @@
-"""A small synthetic corpus in BEAT2's file layout, for trying, testing and showing that a model learns.
+"""A small synthetic corpus in BEAT2's file layout, to try the tools and to test that a model learns.
 
 **It contains no recording of any person.** A clip is a random sequence of words from a small vocabulary. Each word has
-a signature: three tones, an offset of arms, hands, trunk and head, and an offset of the face. So text, sound and motion
-each determine the word, and they have the same timing. Everything else (idle motion, sway, breathing, noise, the
-speaker) is drawn independently of the words, so it carries no information about them. In a corpus with several
-emotions, the file name gives the emotion of a clip, and only the idle pose shows it. In a corpus with a voice, words
-are spoken in sentences instead of tones (`omniges.testing.speech`).
+a signature: three tones, an offset of arms, hands, trunk and head, and an offset of the face. Therefore text, sound and
+motion each determine the word, and have the same timing. Everything else (idle motion, sway, breathing, noise,
+speaker) is drawn independently of the words, so it contains no information about the words. In a corpus with several
+emotions, the file name gives the emotion of a clip, and only the idle pose shows it. In a corpus with a voice, speech in
+sentences replaces the tones (`omniges.testing.speech`).
 
-The bytes depend only on the settings, on any CPU; with a voice, on the version of eSpeak NG too.
+The bytes depend only on the settings, and are equal on any CPU. With a voice, they also depend on the version of eSpeak
+NG.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ _NOISE_PEAK: Final = 0.0031  # uniform noise of −55 dB below full scale: the f
 
 
 def _floor(rng: np.random.Generator, frames: int) -> F32:
-    """Return the noise of a microphone at 16 kHz; some clips are up to 0.5 s longer than the motion, as in BEAT2."""
+    """Return microphone noise (N,) at 16 kHz; for some clips it is up to 0.5 s longer than the motion, as in BEAT2."""
     surplus_cs = int(rng.integers(1, 51)) if rng.random() < 1 / 3 else 0
     length = SAMPLE_RATE_HZ // 100 * (-(-100 * frames // FRAME_RATE_HZ) + surplus_cs)
     samples = rng.random(length, dtype=np.float32)
@@ -79,7 +80,7 @@ def _text(words: Sequence[SpokenWord], xmax_s: float, vocabulary: Sequence[WordS
 
 
 def _semantic(words: Sequence[SpokenWord], vocabulary: Sequence[WordSignature]) -> bytes:
-    """Return BEAT2's semantic annotation, with equal shares of beat, deictic, iconic and metaphoric gestures."""
+    """Return a semantic annotation in BEAT2's format; beat, deictic, iconic and metaphoric gestures are equally frequent."""
     classes = (("01_beat_align", 0.1), ("02_deictic_l", 0.4), ("05_iconic_l", 0.6), ("08_metaphoric_l", 0.8))
     rows = []
     for word in words:
@@ -90,7 +91,7 @@ def _semantic(words: Sequence[SpokenWord], vocabulary: Sequence[WordSignature]) 
 
 
 def _folders(root: Path, layout: Layout) -> dict[str, Path]:
-    """Return name endings and folders by kind of file; the older layout has no semantic annotation."""
+    """Return the folder of each type of file, by file suffix; the older layout has no semantic annotation."""
     if layout == "seed":
         names = {".npz": "speakers_1234_smplx_neutral_npz", ".wav": "wave16k", ".TextGrid": "word"}
     else:
@@ -100,10 +101,10 @@ def _folders(root: Path, layout: Layout) -> dict[str, Path]:
 
 
 def _splits(settings: CorpusSettings) -> list[str]:
-    """Return the split of each clip: test and val get a tenth each (at least one of three clips), train the rest.
+    """Return the split of each clip: a tenth for test, a tenth for val, and the rest for train.
 
-    Clips belong to the speakers in turn. Test and val each get at least as many clips as there are speakers, if two
-    thirds of the clips remain for train. So both include every speaker.
+    If there are three or more clips, test and val get at least one clip each. If at least two thirds of the clips then
+    remain for train, test and val get a clip of every speaker, because clips belong to the speakers in turn.
     """
     clips, speakers = settings.clips, settings.speakers
     held_out = 0 if clips < 3 else max(1, round(clips / 10))
@@ -115,7 +116,7 @@ def _splits(settings: CorpusSettings) -> list[str]:
 def _clip_files(
     settings: CorpusSettings, rng: np.random.Generator, speaker: Speaker, mood: Mood
 ) -> tuple[int, dict[str, bytes]]:
-    """Return the number of words of a clip, and its files: bytes by ending of the name."""
+    """Return the number of words of a clip, and the bytes of its files by file suffix."""
     signatures = vocabulary(settings.seed, settings.words)
     if settings.voice:
         signatures = tuple(replace(each, word=word) for each, word in zip(signatures, SPOKEN_WORDS, strict=False))
@@ -146,7 +147,7 @@ def write_sample_corpus(
     Args:
         folder: New or empty folder.
         settings: Settings of the corpus.
-        progress: Is called after each clip with the number of clips written and the number of all clips.
+        progress: Function that is called after each clip with the number of written clips and the total.
 
     Returns:
         Counts and lengths of the corpus.

@@ -326,7 +326,7 @@ _CLASSES: Final[Mapping[str, Callable[..., Any]]] = {
 
 
 def pack(items: Sequence[Any]) -> bytes:
-    """Serialize results as JSON, to send between ranks: dataclasses, arrays, bytes, texts, numbers, lists and tuples."""
+    """Serialize results as JSON to send between ranks: dataclasses, arrays, bytes, texts, numbers, lists and tuples."""
 
     def plain(value: Any) -> dict[str, Any]:
         if isinstance(value, bytes):
