@@ -7,8 +7,9 @@ floating-point operations includes matrix products, as torch's counter reports t
 pass computes again are not counted.
 
 Two more figures do not depend on the speed of the machine. The first is the number of torch operations in a step,
-except views. The second, with `--compile`, is the number of kernels of the compiled graph: generated kernels and library
-calls. An accelerator needs some microseconds to launch each operation or kernel, so these numbers limit its speed.
+except views. The second, with `--compile`, is the number of kernels of the compiled graph: generated kernels and
+library calls. An accelerator needs some microseconds to launch each operation or kernel, so these numbers limit its
+speed.
 """
 
 from __future__ import annotations

@@ -100,9 +100,9 @@ def with_flags(
 ) -> Callable[[Command], Command]:
     """Decorate a command, so that it has a flag for each option of its settings.
 
-    The flags replace each parameter whose type is a settings dataclass; the command receives the settings object. If the
-    type of a parameter is ``Annotated[Mapping[str, Any], Settings]``, the command receives only the values that are on
-    the command line, by field.
+    The flags replace each parameter whose type is a settings dataclass; the command receives the settings object. If
+    the type of a parameter is ``Annotated[Mapping[str, Any], Settings]``, the command receives only the values that are
+    on the command line, by field.
 
     Args:
         extra: Name of the optional dependencies that the command needs, for the error if one is missing.

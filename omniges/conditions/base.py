@@ -1,6 +1,6 @@
-"""The interface of a condition stream: from a recording to an array of a window, and from that to a vector.
+"""The interface of a condition stream, which converts a recording to an array for a window, and the array to a vector.
 
-Recordings are read in the processes that load batches, which do not import torch; only `encoder` imports it.
+Processes that load batches read recordings without importing torch; only `encoder` imports torch.
 docs/explanation/model.md, "Condition streams", explains how the model uses the vector.
 
 Shape letters: B batch, W width of the trunk's tokens. A window is a number of ticks of 0.1 s.
@@ -37,13 +37,13 @@ MIN_WORD_S: Final = 0.5 / TICKS_PER_SECOND
 
 
 def within(spans: Iterable[Mapping[str, Any]], first_tick: int, ticks: int, min_s: float) -> list[dict[str, Any]]:
-    """Return the spans of time that overlap a window, clipped to it.
+    """Return the time spans that overlap a window, clipped to the window.
 
     Args:
         spans: Words or semantic spans with ``start`` and ``end`` in seconds of the recording.
         first_tick: Start of the window, in ticks of 0.1 s.
         ticks: Length of the window in ticks.
-        min_s: Shortest overlap in seconds.
+        min_s: Shortest overlap to keep, in seconds.
 
     Returns:
         The spans with times from the window's start, in whole milliseconds.
@@ -62,14 +62,14 @@ class TrainingFacts:
     """Facts about the training set that a stream can learn from before the first step."""
 
     labels: Mapping[str, tuple[str, ...]]
-    """Sorted values that the train clips have of each label in `ConditionStream.labels`."""
+    """For each label in `ConditionStream.labels`, the sorted values that occur in the train clips."""
     statistics: Mapping[str, Any]
     """stats.json: mean, std, min and max of ``gesture`` (415,) and ``mel`` (64,), and more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """Readable contents of one recording; absent labels and contents are left out."""
+    """Labels and readable contents of one recording; absent ones are left out."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
     """Labels by name, such as emotion, scenario, ``speaker`` and ``language``."""
@@ -84,7 +84,7 @@ class Recording:
             ticks: Length of the window in ticks.
 
         Returns:
-            Channels (3 · ticks, 415); absent ones are NaN.
+            Channels (3 · ticks, 415); absent channels are NaN.
         """
         return np.asarray(self.contents["gesture"](first_tick, ticks))
 
@@ -108,7 +108,8 @@ class Recording:
             ticks: Length of the window in ticks.
 
         Returns:
-            For each word ``word``, ``start`` and ``end`` in seconds from the window's start, clipped to it.
+            A dictionary for each word: ``word``, and ``start`` and ``end`` in seconds from the window's start. Words
+            are clipped to the window.
         """
         return within(self.contents["words"](first_tick, ticks), first_tick, ticks, MIN_WORD_S)
 
@@ -117,26 +118,26 @@ def labels_of(labels: Mapping[str, str], speaker: str | None, language: str | No
     """Return the labels of a recording, including its speaker and language.
 
     Args:
-        labels: Labels of the metadata by name.
+        labels: Labels in the metadata of the recording, by name.
         speaker: Speaker name, or None.
         language: Language, or None.
 
     Returns:
-        Labels by name; unknown ones are left out.
+        Labels by name; labels with an unknown value are left out.
     """
     every = {**labels, "speaker": speaker, "language": language}
     return {name: value for name, value in every.items() if value}
 
 
 class ConditionStream(ABC):
-    """A condition stream, including what it learned from the training set."""
+    """Base class of condition streams. An instance contains values that it learned from the training set."""
 
     name: ClassVar[str]
     """Lower-case letters, digits and ``_``; the name that commands and checkpoints use."""
     labels: ClassVar[tuple[str, ...]] = ()
-    """Labels that it reads; ``speaker`` and ``language`` count as labels."""
+    """Labels that the stream reads; ``speaker`` and ``language`` count as labels."""
     reads: ClassVar[tuple[Content, ...]] = ()
-    """Other contents of a recording that it reads."""
+    """Other contents of a recording that the stream reads."""
     shape: tuple[int, ...] = ()
     """Shape of a window's array; it does not depend on the window's length."""
     dtype: str = "<f4"
@@ -144,7 +145,7 @@ class ConditionStream(ABC):
     @classmethod
     @abstractmethod
     def learn(cls, facts: TrainingFacts) -> Self:
-        """Return the stream for a training set.
+        """Create the stream from facts about a training set.
 
         Args:
             facts: Labels and statistics of the training set.
@@ -153,7 +154,7 @@ class ConditionStream(ABC):
             The stream.
 
         Raises:
-            UsageFault: The set holds nothing to learn from.
+            UsageFault: The training set contains nothing that the stream can learn from.
         """
 
     @abstractmethod
@@ -163,11 +164,11 @@ class ConditionStream(ABC):
     @classmethod
     @abstractmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
-        """Return the stream that `settings` describes."""
+        """Create the stream from the values that `settings` returned."""
 
     @abstractmethod
     def value(self, recording: Recording, first_tick: int, ticks: int) -> Array | None:
-        """Return the array of a window.
+        """Compute the array of a window from a recording.
 
         Args:
             recording: The sample's labels and files.
@@ -180,13 +181,13 @@ class ConditionStream(ABC):
 
     @abstractmethod
     def parse(self, value: Any) -> Array:
-        """Return the array (*shape) of a value that a user gives.
+        """Convert a value from the user to an array (*shape).
 
         Args:
             value: Text of ``--condition``, or a Python value.
 
         Returns:
-            Numbers as the encoder expects them.
+            Array (*shape) in the form that the encoder expects.
 
         Raises:
             UsageFault: The value is unknown; the message names the known ones.
@@ -194,11 +195,11 @@ class ConditionStream(ABC):
 
     @abstractmethod
     def shown(self, array: Array) -> Any:
-        """Return an array (*shape) in the form that a user would give, as JSON."""
+        """Convert an array (*shape) to the JSON value that a user would pass to `parse`."""
 
     @abstractmethod
     def encoder(self, width: int) -> nn.Module:
-        """Return a new module from arrays (B, *shape) to vectors (B, W)."""
+        """Create a new module that maps arrays (B, *shape) to vectors (B, W)."""
 
 
 def full_name(stream: ConditionStream) -> str:
@@ -207,7 +208,7 @@ def full_name(stream: ConditionStream) -> str:
 
 
 def window_value(stream: ConditionStream, recording: Recording, first_tick: int, ticks: int) -> Array | None:
-    """Return a stream's checked array of a window.
+    """Compute the array of a window with a stream, and check it.
 
     Args:
         stream: A stream of the model.
@@ -229,7 +230,7 @@ def window_value(stream: ConditionStream, recording: Recording, first_tick: int,
 
 
 def parsed_value(stream: ConditionStream, value: Any) -> Array | None:
-    """Return the checked array of a value that a user gives.
+    """Convert a value from the user to an array with a stream, and check it.
 
     Args:
         stream: A stream of the model.
@@ -264,16 +265,19 @@ def _checked(stream: ConditionStream, value: Array) -> Array | None:
 
 
 ValueOf = Callable[[int, int], Array | None]
-"""The array of a window from its first tick and its ticks; None: it has no value."""
+"""Function of (first tick, number of ticks) that returns the array of a window; None means no value."""
 
 
 def constant(value: T) -> Callable[[int, int], T]:
-    """Return a function of a window that returns the same value for all windows."""
+    """Return a function of (first tick, ticks) that returns the same value for every window."""
     return lambda _first_tick, _ticks: value
 
 
 def stacked(values: Sequence[Array | None]) -> tuple[Array, npt.NDArray[np.bool_]] | None:
-    """Stack values to an array (B, *shape), zero where absent, and presence (B,) bool; None if all are absent."""
+    """Stack B values to an array (B, *shape) with zeros for absent values, and a mask (B,) of present values.
+
+    Return None if all values are absent.
+    """
     first = next((value for value in values if value is not None), None)
     if first is None:
         return None

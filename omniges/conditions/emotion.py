@@ -1,4 +1,4 @@
-"""Streams whose value is a label of the metadata, one of the values in the training set; emotion is one."""
+"""Condition streams whose value is a label in the metadata, such as the emotion."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Values:
-    """What a stream has learned: the values of its label."""
+    """Learned settings of a label stream: the values of the label in the training set."""
 
     values: Annotated[tuple[str, ...], Is("different texts", lambda found: 0 < len(set(found)) == len(found))]
 
 
 class LabelStream(ConditionStream):
-    """A label of a recording as a learned embedding; subclasses name the label.
+    """Base class of streams that embed a label of a recording; a subclass names the label.
 
-    A recording whose value is not in the training set counts as having no value.
+    A label value that does not occur in the training set counts as absent.
     """
 
     dtype = "<i8"
@@ -37,7 +37,7 @@ class LabelStream(ConditionStream):
 
     @classmethod
     def learn(cls, facts: TrainingFacts) -> Self:
-        """Return the stream of the values in the train clips; raise UsageFault if they have no values."""
+        """Create the stream from the label values of the train clips; raise UsageFault if there are none."""
         values = facts.labels[cls.labels[0]]
         if not values:
             raise UsageFault(
@@ -52,7 +52,7 @@ class LabelStream(ConditionStream):
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
-        """Return the stream with the saved values; raise DataError for values that no training set has."""
+        """Create the stream with saved label values; raise DataError for invalid values."""
         document = Document(dict(settings), f"condition stream {cls.name}", "choose another checkpoint")
         return cls(document.read(_Values).values)
 
@@ -72,7 +72,7 @@ class LabelStream(ConditionStream):
         return None if number is None else np.array(number, np.int64)
 
     def parse(self, value: Any) -> Array:
-        """Return the index () of a value; raise UsageFault with the known values."""
+        """Return the index () of a label value; raise UsageFault, which lists the known values, if it is unknown."""
         if not isinstance(value, str) or value not in self.values:
             raise UsageFault(f"{self.name} {value}: expected one of {', '.join(self.values)} or none")
         return np.array(self._numbers[value], np.int64)
@@ -84,9 +84,9 @@ class LabelStream(ConditionStream):
     def encoder(self, width: int) -> nn.Module:
         """Return a learned embedding of the values.
 
-        Its initial scale is large compared with that of the noise level embedding. The zero-initialized modulations of
-        the trunk then learn to use it from the first steps. With the small scale of a speaker embedding, it had no
-        effect after 200 steps.
+        The embedding starts with a larger scale than the noise level embedding. Therefore the zero-initialized
+        modulations of the trunk learn to use it from the first steps. With the small scale of a speaker embedding, an
+        emotion embedding had no effect after 200 steps.
         """
         from torch import nn  # noqa: PLC0415 - processes that load batches have no torch
 
@@ -96,7 +96,7 @@ class LabelStream(ConditionStream):
 
 
 class Emotion(LabelStream):
-    """Emotion of a recording, such as happiness."""
+    """Condition stream for the emotion of a recording, such as happiness."""
 
     name = "emotion"
     labels = ("emotion",)

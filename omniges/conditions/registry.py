@@ -1,7 +1,7 @@
-"""Registry of condition streams: built-in, registered in Python, or offered by installed packages.
+"""Registry of condition streams: built in, registered in Python, or provided by installed packages.
 
-Another package offers one by an entry point of the group ``omniges.streams``. It is imported only when its name is
-used.
+Another package provides a stream as an entry point of the group ``omniges.streams``. The stream is imported only when
+its name is used.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def register_stream(name: str, stream: type[ConditionStream]) -> None:
-    """Register a condition stream in this process and in those that load its batches.
+    """Register a condition stream in this process and in the processes that load batches for it.
 
     Args:
         name: Name of lower-case letters, digits and ``_``; it must equal the class's ``name``.
@@ -41,21 +41,21 @@ def find_stream(name: str, origin: str) -> type[ConditionStream]:
 
     Args:
         name: Name of the stream.
-        origin: Flag or file that gives the name; errors begin with it.
+        origin: Flag or file that contains the name; errors begin with it.
 
     Returns:
         The class, not an instance.
 
     Raises:
         UsageFault: There is no stream of that name.
-        EnvironmentFault: The package that offers it cannot be used.
+        EnvironmentFault: The package that provides the stream cannot be used.
     """
     CONDITIONS.require(name, f"{origin} {name}")
     return _checked(name, CONDITIONS.get(name), f"{origin} {name}")
 
 
 def load_class(path: str) -> Any:
-    """Return the class that ``module:Class`` names."""
+    """Import and return the class that ``module:Class`` names."""
     module, _, name = path.partition(":")
     found: Any = importlib.import_module(module)
     for part in name.split("."):
@@ -78,13 +78,13 @@ def _checked(name: str, stream: Any, who: str) -> type[ConditionStream]:
 
 
 def specification(stream: ConditionStream) -> dict[str, Any]:
-    """Return JSON from which `load_streams` restores the stream."""
+    """Return a JSON specification of a stream, from which `load_streams` restores the stream."""
     kind = type(stream)
     return {"class": f"{kind.__module__}:{kind.__qualname__}", "settings": stream.settings()}
 
 
 def load_streams(found: Mapping[str, Mapping[str, Any]]) -> dict[str, ConditionStream]:
-    """Return streams by name from their specifications, in a process whose registry is empty.
+    """Restore streams from their specifications, in a process where no stream is registered.
 
     Args:
         found: Specifications by name, as `specification` returns them.
@@ -93,7 +93,7 @@ def load_streams(found: Mapping[str, Mapping[str, Any]]) -> dict[str, ConditionS
         The streams by name.
 
     Raises:
-        EnvironmentFault: A class cannot be imported here.
+        EnvironmentFault: A class cannot be imported in this process.
     """
     streams = {}
     for name, one in found.items():
@@ -103,18 +103,18 @@ def load_streams(found: Mapping[str, Mapping[str, Any]]) -> dict[str, ConditionS
 
 
 def saved_streams(document: Document) -> dict[str, ConditionStream]:
-    """Return streams by name from the specifications in a checkpoint.
+    """Restore streams from the specifications in a checkpoint.
 
     Args:
-        document: The checkpoint's configuration, with specifications by name under ``conditions`` if it has any.
+        document: Configuration of the checkpoint; its optional key ``conditions`` contains specifications by name.
 
     Returns:
         The streams by name.
 
     Raises:
         DataError: A specification is malformed.
-        UsageFault: A stream is unknown here.
-        EnvironmentFault: The package that offers one cannot be used.
+        UsageFault: No stream of this name is registered or installed.
+        EnvironmentFault: The package that provides a stream cannot be used.
     """
     streams = {}
     for name in document.part("conditions").found if "conditions" in document.found else ():
@@ -135,14 +135,14 @@ def find_streams(names: Iterable[str], origin: str) -> dict[str, type[ConditionS
 
     Args:
         names: Names of the streams.
-        origin: Flag or file that gives the names; errors begin with it.
+        origin: Flag or file that contains the names; errors begin with it.
 
     Returns:
         The classes by name.
 
     Raises:
         UsageFault: A name is unknown or given twice.
-        EnvironmentFault: A package that offers one cannot be used.
+        EnvironmentFault: A package that provides a stream cannot be used.
     """
     wanted = list(names)
     twice = sorted({name for name in wanted if wanted.count(name) > 1})
@@ -152,12 +152,12 @@ def find_streams(names: Iterable[str], origin: str) -> dict[str, type[ConditionS
 
 
 def labels_read(streams: Iterable[ConditionStream | type[ConditionStream]]) -> tuple[str, ...]:
-    """Return the sorted labels that the streams read."""
+    """Return the sorted names of all labels that the streams read."""
     return tuple(sorted({label for stream in streams for label in stream.labels}))
 
 
 def layout(streams: Mapping[str, ConditionStream]) -> Sequence[tuple[str, str, tuple[int, ...]]]:
-    """Return name, dtype and shape of each stream's array for one window, to allocate batches."""
+    """Return the name, dtype and shape of each stream's array for one window, for the allocation of batches."""
     found: list[tuple[str, str, tuple[int, ...]]] = []
     for name, stream in streams.items():
         found += [(f"condition.{name}", stream.dtype, stream.shape), (f"known.{name}", "|b1", ())]

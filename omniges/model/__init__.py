@@ -1,1 +1,1 @@
-"""The joint flow model: streams of tokens, trunk, flow, tasks, noise, sampling."""
+"""The joint flow model: token streams, trunk, flow matching, tasks, noise and sampling settings."""

@@ -1,4 +1,7 @@
-"""Durations of words and pauses, learned from training words; checkpoints contain them, to time plain text."""
+"""Speaking rate: durations of words and pauses, learned from the training words.
+
+Checkpoints contain these durations, so that `generate` can assign times to plain text.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ _Pause = Annotated[float, Range(0.0, _MAX_S)]
 
 @dataclass(frozen=True, slots=True)
 class SpeakingRate:
-    """Durations of words and of the pauses between them, in seconds."""
+    """Durations of words, and of the pauses between words, in seconds."""
 
     base_s: _Seconds
     letter_s: _Seconds
@@ -29,7 +32,7 @@ class SpeakingRate:
     words: Count  # number of words it was learned from
 
     def as_json(self) -> bytes:
-        """Return the content of the file that a checkpoint holds, as JSON."""
+        """Return the JSON content of the file in a checkpoint."""
         return json_document(asdict(self))
 
     @classmethod
@@ -44,7 +47,7 @@ class SpeakingRate:
             The speaking rate.
 
         Raises:
-            DataError: It is something else.
+            DataError: The content is not a speaking rate.
         """
         try:
             found = parse_json(content)

@@ -1,4 +1,4 @@
-"""Tasks from streams to streams, and settings of sampling; quick to import, so that `omniges --help` is fast."""
+"""Tasks (condition streams and target streams) and sampling settings. Quick to import for `omniges --help`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Solver = Literal["euler", "heun", "dpm++"]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Condition streams and target streams of a task."""
+    """A task: the streams that are conditions, and the streams that are targets (generated)."""
 
     conditions: tuple[StreamName, ...]
     targets: tuple[StreamName, ...]
@@ -51,7 +51,7 @@ class SamplingSettings:
     num_inference_steps: int = option(
         20, "Sampling steps; more are slower.", minimum=1, maximum=10_000, was=("steps",), panel="Sampling"
     )
-    """Each is one evaluation of the model, two with guidance, twice that with Heun but for the last."""
+    """A step evaluates the model once, or twice with guidance. Heun doubles this number, except in the last step."""
     guidance_scale: float = option(
         1.0,
         "Scale of classifier-free guidance; 1: none, above 1: closer to the conditions.",
@@ -73,7 +73,7 @@ class SamplingSettings:
         check(self)
 
     def document(self) -> dict[str, Any]:
-        """Return the settings by their names in documents, which are those of the first version."""
+        """Return the settings with the names that documents use; these names are those of version 1."""
         return {
             "steps": self.num_inference_steps,
             "guidance": self.guidance_scale,

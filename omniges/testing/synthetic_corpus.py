@@ -4,8 +4,8 @@
 a signature: three tones, an offset of arms, hands, trunk and head, and an offset of the face. Therefore text, sound and
 motion each determine the word, and have the same timing. Everything else (idle motion, sway, breathing, noise,
 speaker) is drawn independently of the words, so it contains no information about the words. In a corpus with several
-emotions, the file name gives the emotion of a clip, and only the idle pose shows it. In a corpus with a voice, speech in
-sentences replaces the tones (`omniges.testing.speech`).
+emotions, the file name gives the emotion of a clip, and only the idle pose shows it. In a corpus with a voice, speech
+in sentences replaces the tones (`omniges.testing.speech`).
 
 The bytes depend only on the settings, and are equal on any CPU. With a voice, they also depend on the version of eSpeak
 NG.
@@ -80,7 +80,7 @@ def _text(words: Sequence[SpokenWord], xmax_s: float, vocabulary: Sequence[WordS
 
 
 def _semantic(words: Sequence[SpokenWord], vocabulary: Sequence[WordSignature]) -> bytes:
-    """Return a semantic annotation in BEAT2's format; beat, deictic, iconic and metaphoric gestures are equally frequent."""
+    """Return a semantic annotation in BEAT2's format: equal shares of beat, deictic, iconic and metaphoric gestures."""
     classes = (("01_beat_align", 0.1), ("02_deictic_l", 0.4), ("05_iconic_l", 0.6), ("08_metaphoric_l", 0.8))
     rows = []
     for word in words:

@@ -1,1 +1,1 @@
-"""Pictures of samples, results and versions of a window, as PNG; matplotlib is imported when one is drawn."""
+"""PNG pictures of samples, results and versions of a window. Matplotlib is imported when a picture is drawn."""

@@ -1,4 +1,4 @@
-"""Curves of a training run: its losses, learning rate and speed by step, and their picture."""
+"""Curves of a training run (losses, learning rate and speed by step), and a picture of the curves."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LOG_RATIO: Final = 20.0  # between largest and smallest value, above which an a
 
 @dataclass(slots=True)
 class Curves:
-    """Values of a run at the steps of its log, in their order."""
+    """Logged values of a run, in order of steps."""
 
     steps: list[int] = field(default_factory=list)
     loss: list[float] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Curves:
     validation_loss: list[float] = field(default_factory=list)
 
     def add_steps(self, event: Mapping[str, Any]) -> None:
-        """Append an event ``steps`` of the log; raise LookupError, TypeError or ValueError if it lacks a number."""
+        """Append a log event ``steps``; raise LookupError, TypeError or ValueError if a number is missing or wrong."""
         norm = event["gradient_norm"]
         losses = {str(name): _number(of["loss"]) for name, of in event["tasks"].items()}
         names = ("loss", "smoothed_loss", "learning_rate", "samples_per_s", "elapsed_s", "epoch")
@@ -58,13 +58,13 @@ class Curves:
             curve_of.append(losses.get(name))
 
     def add_validation(self, event: Mapping[str, Any]) -> None:
-        """Append an event ``validation`` of the log; raise the errors of `add_steps`."""
+        """Append a log event ``validation``; raise the same errors as `add_steps`."""
         step, loss = _step(event), _number(event["loss"])
         self.validation_steps.append(step)
         self.validation_loss.append(loss)
 
     def cut_after(self, step: int) -> None:
-        """Remove what follows a step: a run that resumes from this step replaces it."""
+        """Remove the values after a step, because a run that resumes from this step logs them again."""
         rows, validations = bisect_right(self.steps, step), bisect_right(self.validation_steps, step)
         validation = ("validation_steps", "validation_loss")
         for each in fields(self):
@@ -103,11 +103,11 @@ def _step(event: Mapping[str, Any]) -> int:
 
 
 def draw_curves(title: str, curves: Curves) -> bytes:
-    """Draw losses, losses by task, learning rate with gradient norm, and speed of a run over its steps.
+    """Draw the total loss, losses by task, learning rate with gradient norm, and speed of a run over its steps.
 
     Args:
         title: Title of the picture.
-        curves: The curves, of at least one row.
+        curves: The curves, with at least one row.
 
     Returns:
         The picture as PNG.
@@ -174,7 +174,7 @@ def _draw_speed(axes: Axes, curves: Curves) -> None:
 
 
 def _scale(axes: Axes, values: Sequence[float]) -> None:
-    """Make the axis logarithmic if its values span a wide range."""
+    """Make the vertical axis logarithmic if the values span a wide range."""
     low, high = min(values, default=0.0), max(values, default=0.0)
     if low > 0 and high / low > _LOG_RATIO:
         axes.set_yscale("log")

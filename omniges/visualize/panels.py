@@ -1,10 +1,9 @@
 """Panels of pictures: mel, words, motion energy, expression activity and stick figures on one time axis.
 
-The figures are the generic skeleton of `omniges.features.body`, not a body model. They are seen from the front, so the
-person's left is on the right of the picture.
+Stick figures show the generic skeleton of `omniges.features.body`, not a body model, from the front. The person's left
+is therefore on the right of the picture.
 
-Words are drawn in a font that has all their characters. Characters that no installed font has are written as escapes
-(the code point in hexadecimal).
+Each character is drawn in an installed font that has it. If no font has it, its code point is written in hexadecimal.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A sample as it is drawn: cut to the time shown, with times in seconds of the clip."""
+    """The part of a sample that is drawn. Times are in seconds from the start of the clip."""
 
     start_s: float
     stop_s: float
@@ -94,7 +93,7 @@ def png_of(figure: Figure) -> bytes:
 
 @contextlib.contextmanager
 def new_figure(width_in: float, height_in: float) -> Iterator[Figure]:
-    """Make an empty figure in the style of all pictures.
+    """Create an empty matplotlib figure in the style of all pictures.
 
     Args:
         width_in: Width in inches.
@@ -134,13 +133,13 @@ def cut(  # noqa: PLR0913 - keyword-only but for the motion: what a shard holds 
     words: Sequence[Word] = (),
     begins_s: float = 0.0,
 ) -> View:
-    """Cut a sample to the time shown; the root's path is summed from the first row.
+    """Cut a sample to the time that is shown; the root's path is the sum of its steps since the first row.
 
     Args:
         gesture: Channels (T, 415).
         start_xz: Position (2,) in the first row in metres.
-        start_s: Start of the time shown in seconds of the clip.
-        seconds: Length of the time shown.
+        start_s: Start of the time shown, in seconds from the start of the clip.
+        seconds: Length of the time shown, in seconds.
         jaw_eyes: Axis-angle (T, 9), or None.
         mel: Log-mel (M, 64).
         words: Words with times in seconds of the clip.
@@ -212,14 +211,14 @@ def without_motion(
 
 
 def angular_speed(gesture: F32, channels: slice) -> F64:
-    """Return the mean angular speed of a block's joints between frames.
+    """Return the mean angular speed of the joints of a body part between frames.
 
     Args:
         gesture: Channels (T, 415).
-        channels: 6D channels of the block.
+        channels: 6D rotation channels of the body part.
 
     Returns:
-        Speed (T − 1,) in rad/s; NaN if the block is absent.
+        Speed (T − 1,) in rad/s; NaN if the body part is absent.
     """
     if np.isnan(gesture[:, channels]).all():
         return np.full(max(len(gesture) - 1, 0), np.nan)
@@ -231,10 +230,10 @@ def angular_speed(gesture: F32, channels: slice) -> F64:
 
 
 def _spread(centres: F64, gap: float, low: float, high: float) -> F64:
-    """Return the places nearest to `centres` (ascending) that keep `gap` from each other, within low to high.
+    """Move `centres` (ascending) as little as possible, so that they are `gap` apart and between `low` and `high`.
 
-    It is a least-squares solution by pooling neighbours that would collide (isotonic regression of the places minus
-    their gaps).
+    The result is a least-squares solution: isotonic regression of the centres minus their gaps, which pools neighbours
+    that would overlap.
     """
     offsets = gap * np.arange(len(centres))
     pools: list[tuple[float, int]] = []  # mean, size
@@ -253,7 +252,7 @@ def _spread(centres: F64, gap: float, low: float, high: float) -> F64:
 
 @functools.cache
 def _fonts() -> tuple[tuple[str, FT2Font], ...]:
-    """Return installed fonts in the order in which they are tried for a character."""
+    """Return the installed fonts in the order in which they are searched for a character."""
     from matplotlib import font_manager  # noqa: PLC0415
 
     installed = set(font_manager.get_font_names())
@@ -273,7 +272,7 @@ def _drawable(text: str, longest: int) -> str:
 
 
 def write(target: Axes | Figure, place: tuple[float, float], text: str, longest: int = 80, **style: Any) -> None:
-    """Draw any text; dollar signs are not formulas.
+    """Draw a text literally, without mathematical formulas between dollar signs.
 
     Args:
         target: Axes or figure.
@@ -309,23 +308,23 @@ def _mark_words(axes: Axes, view: View) -> None:
 
 
 def legend(axes: Axes, handles: Sequence[Any]) -> None:
-    """Draw a legend above the panel, in one line or in lines of five.
+    """Draw a legend above the panel, in one line or in lines of five entries.
 
     Args:
         axes: The panel.
-        handles: Its curves.
+        handles: Curves of the panel.
     """
     above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.0, "borderpad": 0.15}
     axes.legend(handles=handles, ncols=min(len(handles), _LEGEND_COLUMNS), handlelength=1.6, **above)
 
 
 def draw_words(axes: Axes, view: View, *, empty: str = "") -> None:
-    """Draw bars for the words' intervals, and labels above them that do not overlap.
+    """Draw a bar for the interval of each word, and the words above the bars without overlap.
 
     Args:
         axes: The panel.
         view: The part shown.
-        empty: Text if no word is shown.
+        empty: Text to show if the part has no words.
     """
     axes.set_axis_off()
     time_axis(axes, view)
@@ -424,11 +423,11 @@ def draw_face(axes: Axes, view: View) -> None:
 
 
 def second_axis(axes: Axes, places: Numbers, values: Numbers, name: str, label: str) -> list[Any]:
-    """Draw a quantity of another unit with an axis on the right.
+    """Draw a curve of another unit, with an axis on the right side of the panel.
 
     Args:
         axes: The panel.
-        places: Places on the horizontal axis (N,).
+        places: Positions on the horizontal axis (N,).
         values: Values (N,), NaN where unknown.
         name: Name in the legend.
         label: Label of the axis.
@@ -457,7 +456,7 @@ _ABOVE_GROUND_M: Final = 2.12  # a person with raised arms
 
 
 def draw_figures(axes: Axes, view: View) -> None:
-    """Draw stick figures at evenly spaced times, to scale, centred on the pelvis, with their times.
+    """Draw stick figures at evenly spaced times, centred on the pelvis, all at the same scale, with their times.
 
     Args:
         axes: The axes to draw on.
@@ -501,7 +500,10 @@ def draw_figures(axes: Axes, view: View) -> None:
 
 
 def _people(gesture: F32, jaw_eyes: F32) -> F64:
-    """Return joint positions (K, 55, 3) in metres of single frames, pelvis at x = z = 0; NaN beyond absent joints."""
+    """Return joint positions (K, 55, 3) in metres of K frames; the pelvis is at x = z = 0.
+
+    A joint is NaN if any joint between it and the pelvis is absent.
+    """
     motion = motion_from_gesture(GestureClip(gesture, jaw_eyes, np.zeros(2)))
     root = np.nan_to_num(motion.trans) * np.array([0.0, 1.0, 0.0])
     positions = GENERIC.joints(np.nan_to_num(motion.poses), root)
@@ -514,7 +516,7 @@ def _people(gesture: F32, jaw_eyes: F32) -> F64:
 
 
 def _draw_person(axes: Axes, joints: F64) -> None:
-    """Draw one figure from joints (55, 3) in metres; nearer parts cover farther ones."""
+    """Draw one stick figure from joints (55, 3) in metres; nearer parts cover farther parts."""
     from matplotlib.collections import LineCollection  # noqa: PLC0415
     from matplotlib.patches import Circle  # noqa: PLC0415
 

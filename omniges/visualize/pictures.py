@@ -1,4 +1,4 @@
-"""Pictures of samples, of results, and of several versions of one window: panels below each other on one time axis."""
+"""Pictures of samples, results and versions of one window: panels below each other with a common time axis."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ MAX_S: Final = 600.0
 
 
 def spans(start_s: float, length_s: float, seconds: float | None = None) -> list[tuple[float, float]]:
-    """Divide the time of a picture into rows of equal length: at most 12 s, or more if the picture exceeds two minutes.
+    """Divide the time of a picture into rows of equal length.
+
+    A row is at most 12 s long, or longer if the picture exceeds two minutes.
 
     Args:
         start_s: Start of the picture in seconds.
@@ -55,7 +57,7 @@ def _write_title(
 
 
 def _share_scales(figure: Figure) -> None:
-    """Give curves of the same quantity one scale, and all mels one colour scale, so that rows can be compared."""
+    """Set one scale for all curves of a quantity, and one colour scale for all mels, so that rows are comparable."""
     parts.share_mel_colours(figure)
     by_quantity: dict[str, list[Axes]] = {}
     for axes in figure.axes:
@@ -98,7 +100,7 @@ def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample
         start_s: Start of the picture in seconds of the sample.
         seconds: Length of the picture in seconds; None: to the end of the sample, at most `MAX_S`.
         begins_s: Time of the first row of all arrays in the sample, a multiple of 0.1 s.
-        length_s: Length of the sample in seconds; None: the arrays hold all of it.
+        length_s: Length of the sample in seconds; None: the arrays contain the complete sample.
 
     Returns:
         The picture as PNG.
@@ -125,7 +127,7 @@ def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample
 
 
 def _draw_row(figure: Figure, place: Any, view: parts.View) -> None:
-    """Draw the panels of a part of a sample in a place of a grid."""
+    """Draw all panels of one part of a sample in a cell of the figure's grid."""
     outer = place.subgridspec(3, 1, height_ratios=(2.75, 2.6, 3.3), hspace=0.13)
     speech = outer[0].subgridspec(2, 1, height_ratios=(0.9, 1.6), hspace=0.03)
     motion = outer[1].subgridspec(2, 1, height_ratios=(1.4, 1.0), hspace=0.24)
@@ -151,7 +153,7 @@ _TITLE_IN, _BOTTOM_IN = 0.5, 0.45
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One stream and its role in the result."""
+    """One stream of a result, with its role (condition, generated or recorded) and its data."""
 
     role: Role
     stream: Stream
@@ -166,7 +168,7 @@ class Row:
 def draw_result(
     *, title: str, rows: Sequence[Row], length_s: float, start_s: float = 0.0, seconds: float | None = None
 ) -> bytes:
-    """Draw the streams of a result below each other, in parts of equal length if it is long.
+    """Draw the streams of a result below each other; a long result is divided into parts of equal length.
 
     Args:
         title: Title of the picture.
@@ -206,7 +208,7 @@ def draw_result(
 
 
 def _view(row: Row, rows: Sequence[Row], span: tuple[float, float]) -> parts.View:
-    """Return the part of a row that is shown; motion is shown with words of the same role, or of the condition."""
+    """Return the part of a row to show; add to motion the words of the same role or, if none, of the condition."""
     start_s, stop_s = span
     words = next(
         (r.data for role in (row.role, "condition") for r in rows if r.stream == "text" and r.role == role), ()
@@ -223,7 +225,7 @@ def _view(row: Row, rows: Sequence[Row], span: tuple[float, float]) -> parts.Vie
 
 
 def _draw(stream: Stream, figure: Figure, box: Box, view: parts.View, *, last: bool) -> None:
-    """Draw a row, with a labelled time axis if it is the last."""
+    """Draw a row; the last row has a labelled time axis."""
     if stream == "gesture" and len(view.times):  # its time axis is between curves and figures
         left, bottom, width, height = box
         curves = figure.add_axes((left, bottom + 0.72 * height, width, 0.28 * height))
@@ -274,13 +276,13 @@ class Version:
 
 
 def draw_comparison(title: str, note: str, versions: Sequence[Version], seconds: float) -> bytes:
-    """Draw versions of the same window below each other, grouped into words, mels and motion.
+    """Draw versions of the same window below each other: first all words, then all mels, then all motion.
 
     Args:
         title: Title of the picture.
         note: Second line of the title.
         versions: The versions; streams that are None are not drawn.
-        seconds: Length of the window.
+        seconds: Length of the window in seconds.
 
     Returns:
         The picture as PNG.
@@ -330,7 +332,7 @@ def _titled(axes: Axes, name: str) -> Axes:
 
 
 def _draw_speeds(axes: Axes, motions: Sequence[tuple[str, parts.View]]) -> None:
-    """Draw the upper body's speed of all versions in one panel."""
+    """Draw the speed of the upper body for all versions in one panel."""
     parts.time_axis(axes, motions[0][1])
     axes.tick_params(labelbottom=True)
     lines = []
