@@ -142,8 +142,8 @@ def load(folder: Path, loading: Loading) -> AudioVae:
         The loaded codec.
 
     Raises:
-        DataError: A key of the configuration has an unsupported value, or the names of weights are not those of this
-            codec.
+        DataError: A key of the configuration has an unsupported value, or the names of weights differ from those of
+            this codec.
     """
     config, arguments = _read_config(folder / _CONFIG)
     frames_per_row = config.frames_per_row

@@ -299,7 +299,7 @@ def load_gesture_rvqvae(
 
     Raises:
         UsageFault: A file does not exist, or a part has two files.
-        DataError: A file is damaged or does not fit the others.
+        DataError: A file is damaged, or the files do not fit together.
     """
     files = _net_files(folder, PARTS if face else tuple(part for part in PARTS if part != "face"))
     nets = {part: load_rvqvae(path).to(device) for part, path in files.items()}
@@ -331,7 +331,7 @@ def load(folder: Path, loading: Loading) -> GestureRvqvae:
 
     Raises:
         UsageFault: The lower network has no root, a file does not exist, or a part has two files.
-        DataError: A file is damaged or does not fit the others.
+        DataError: A file is damaged, or the files do not fit together.
     """
     codec = load_gesture_rvqvae(folder, device=loading.device)
     if codec.lacking:

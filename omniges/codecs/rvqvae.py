@@ -246,7 +246,7 @@ class _Quantizer(nn.Module):
 
 
 class Rvqvae(nn.Module):
-    """A frozen network with random weights; `load_rvqvae` reads one from a file.
+    """A frozen network. The constructor sets random weights; `load_rvqvae` reads a network from a file.
 
     `encode`, `quantise` and `decode` compute in float32, also inside an autocast context, and without gradients. They
     do not change their arguments.

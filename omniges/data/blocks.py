@@ -42,7 +42,7 @@ def layout_of(arrays: Sequence[tuple[str, str, tuple[int, ...]]]) -> tuple[list[
         arrays: Name, dtype and shape of each array.
 
     Returns:
-        Places of the arrays, and the total size in bytes, a whole number of pages.
+        Layout of the arrays, and the total size in bytes, which is a whole number of pages.
     """
     places: list[ArrayPlace] = []
     offset = 0
@@ -108,7 +108,7 @@ def place_arrays(block: npt.NDArray[np.uint8], places: Sequence[ArrayPlace]) -> 
 
     Args:
         block: The block (bytes,).
-        places: Places of the arrays.
+        places: Layout of the arrays, from `layout_of`.
 
     Returns:
         Arrays by name.
@@ -128,7 +128,7 @@ def share_arrays(name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[int
         arrays: Arrays by name.
 
     Returns:
-        The file descriptor, the places of the arrays, and the size in bytes.
+        The file descriptor, the layout of the arrays, and the size in bytes.
     """
     places, size = layout_of([(key, array.dtype.str, array.shape) for key, array in arrays.items()])
     descriptor = new_memory(name, size)
@@ -157,7 +157,7 @@ def batch_layout(
         conditions: Arrays of condition streams.
 
     Returns:
-        Places of the arrays, and the size of the block in bytes.
+        Layout of the arrays, and the size of the block in bytes.
     """
     gesture, audio, text = tracks.gesture, tracks.audio, tracks.text
     tokens_or_latents = ("<i4", (rows, window_ticks)) if text is None else ("<f4", (rows, text.latents, text.channels))

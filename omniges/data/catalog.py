@@ -432,7 +432,7 @@ def keep_labelled(
         name: Name of the column, for the error.
         values: The column.
         wanted: Accepted texts; empty: all rows pass.
-        also: (N,) rows that pass with any text.
+        also: (N,) rows that pass regardless of their text; None for no such rows.
 
     Returns:
         Rows (N,).

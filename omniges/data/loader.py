@@ -346,7 +346,7 @@ class BatchLoader:
             The position, and a warning if the global batch size differs.
 
         Raises:
-            UsageFault: The saved sequence is not that of this loader; the error lists every difference.
+            UsageFault: The saved sequence differs from that of this loader; the error lists every difference.
             DataError: The state is not valid.
         """
         resumed = resume(self.state_dict(), state)

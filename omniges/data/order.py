@@ -116,7 +116,7 @@ def permuted(indices: I64, size: int, seed: int, epochs: I64 | int) -> I64:
 
 
 def window_starts(counts: I64, slack: I64, places: I64, clip_hashes: U64, window_ticks: int) -> I64:
-    """Return the first ticks of windows at random places in their clips.
+    """Return the first ticks of windows at random positions in their clips.
 
     Every window of a clip draws a number from 0 to slack. Window k starts at k · window plus the k-th smallest number,
     so windows are disjoint and the gaps sum to the slack.

@@ -201,7 +201,7 @@ def resume(own: Mapping[str, Any], saved: Mapping[str, Any]) -> Resumed:
         The position, and a warning if the global batch size differs.
 
     Raises:
-        UsageFault: The saved sequence is not that of this loader; the error lists every difference.
+        UsageFault: The saved sequence differs from that of this loader; the error lists every difference.
         DataError: The saved state is not valid.
     """
     state = LoaderState.read(Document(dict(saved), "loader state", "it was edited; choose another checkpoint"))

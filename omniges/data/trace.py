@@ -33,7 +33,7 @@ def trace(settings: TraceSettings) -> Iterator[dict[str, Any]]:
         Records.
 
     Raises:
-        UsageFault: The folder does not exist, the requested clips or latents are not in it, or the step is too large.
+        UsageFault: The folder does not exist or lacks the requested clips or latents, or the step is too large.
         DataError: The shards are damaged.
     """
     share = RankShare(rank=settings.rank, world_size=settings.world_size, batch_size=settings.batch_size)

@@ -257,7 +257,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
 
     Windows of a clip start every `stride_ticks` from its beginning and lie within it. Samplers choose the order:
     ``shuffle=True``, ``DistributedSampler`` for several ranks. ``collate_fn=WindowDataset.collate`` saves a copy of
-    each batch; torch's own collating works too. Every item has
+    each batch; torch's own collating works too. Every item has these fields:
 
     ==============  ==================================================================================
     ``key``         key of the sample
@@ -266,7 +266,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
                     for ``waveform`` and ``text_tokens``
     ==============  ==================================================================================
 
-    and those of `arrays`:
+    and the fields that `arrays` names:
 
     ===============  =================================================================================
     ``gesture``      (w · 3, 415) float32, 30 frames a second

@@ -117,7 +117,7 @@ class Condition:
     warnings: tuple[str, ...] = ()
     words: Sequence[Mapping[str, Any]] = field(default=())  # of a text stream
     body: Body | None = None  # of a gesture stream
-    absent: frozenset[str] = frozenset()  # parts that a motion file lacks, which are at rest
+    absent: frozenset[str] = frozenset()  # parts that a motion file lacks; they do not move
     latents: npt.NDArray[np.float32] | None = None
     """Latents of the complete clip, if the shards contain latents of the model's codec."""
 

@@ -75,7 +75,7 @@ class BeatScore(ClipValue):
 
     audio_beats: int
     motion_beats: int
-    """Number over all scored joints. Many beats raise the value, whether or not they match the sound."""
+    """Number of motion beats of all scored joints. Many beats raise the value, whether or not they match the sound."""
 
 
 def joint_speeds(joints: Numbers) -> F64:
@@ -373,7 +373,7 @@ class SeamComparison:
 
 @dataclass(frozen=True, slots=True)
 class SeamScore:
-    """Velocity in m/s (S values at window boundaries) and acceleration in m/s² (2 S values)."""
+    """Comparisons of velocity in m/s (S values at window boundaries) and of acceleration in m/s² (2 S values)."""
 
     velocity: SeamComparison
     acceleration: SeamComparison

@@ -1,4 +1,4 @@
-"""EMAGE's motion encoder, whose latents the published Fréchet gesture distances of BEAT2 compare.
+"""EMAGE's motion encoder. Published Fréchet gesture distances on BEAT2 compare its latents.
 
 It consists of convolutions over the tree of SMPL-X's joints (Aberman et al. 2020). Each feature belongs to an edge of
 the tree, and a mask keeps the weights between edges that are at most two edges apart. Pooling halves the chains of
@@ -294,7 +294,7 @@ def load_motion_encoder(path: Path, layout: MotionEncoderLayout = PUBLISHED_LAYO
     Raises:
         UsageFault: The file does not exist.
         DataError: The file is damaged or contains objects; tensors are missing, unexpected, of another shape or not
-            finite; or masks or pooling matrices are not those of the tree.
+            finite; or masks or pooling matrices differ from those of the tree.
         EnvironmentFault: torch is not installed or too old.
     """
     try:

@@ -88,7 +88,7 @@ def _weight_files(place: Path) -> tuple[Path, ...]:
 
 
 def _parts(index: Path) -> tuple[Path, ...]:
-    """Return the parts that an index names, all of them next to it."""
+    """Return the parts that an index names; all parts must be in the folder of the index."""
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise DataError(f"{index}: expected a weight_map of tensors and files, found something else; download it again")

@@ -53,7 +53,7 @@ _TRANSFORMER: Final = "transformer/diffusion_pytorch_model"
 
 @dataclass(frozen=True, slots=True)
 class TextVaeFiles:
-    """Paths of the parts of a text VAE."""
+    """Paths of the files and folders of a text VAE."""
 
     config: Path
     weights: Path
@@ -167,7 +167,7 @@ class TextCodec:
             The codec, on the CPU.
 
         Raises:
-            DataError: A file is missing or damaged, or does not fit the others.
+            DataError: A file is missing or damaged, or the files do not fit together.
             EnvironmentFault: Transformers is not installed.
         """
         files = find_text_vae(folder, t5_tokenizer)
@@ -341,7 +341,7 @@ def load(folder: Path, loading: Loading) -> TextWindows:
         The codec over windows of 6.4 s.
 
     Raises:
-        DataError: A file is missing or damaged, or does not fit the others.
+        DataError: A file is missing or damaged, or the files do not fit together.
         EnvironmentFault: Transformers is not installed.
     """
     codec = TextCodec.load(folder, loading.t5_tokenizer, loading.ends)

@@ -42,7 +42,7 @@ _TABLE, _TABLE_AGAIN = "encoder.shared.weight", "encoder.encoder.embed_tokens.we
 
 
 class TextVae(nn.Module):
-    """A frozen text VAE with random weights; `of_tensors` creates it with weights from a file.
+    """A frozen text VAE. The constructor sets random weights; `of_tensors` uses weights from a file.
 
     `named_parameters` has the order of the published implementation, because saved EMA weights are lists without names.
     Raises `EnvironmentFault` if transformers is not installed.
@@ -301,7 +301,7 @@ def _qformer(vae: VaeConfig) -> Blip2QFormerModel:
 def _stored_names(tensors: Mapping[str, Tensor], prefix: str, expected: Iterable[str], where: str) -> dict[str, str]:
     """Return the stored name of each weight under a prefix; T5's embedding table may have one or both of its names.
 
-    Raises `DataError` unless the names are exactly those of a model, or if the two tables differ.
+    Raises `DataError` unless the names are exactly those of a text VAE's weights, or if the two tables differ.
     """
     found = {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
     present = [found[name] for name in (_TABLE, _TABLE_AGAIN) if name in found]
