@@ -36,7 +36,7 @@ class OmnigesError(Exception):
 
     exit_code = ExitCode.FINDINGS
     on_command_line: str | None = None
-    """The text of the error with flags, if `str` names settings by keyword."""
+    """The error text with flags; None if `str` of the error does not replace flags by keywords."""
 
     def reword(self, change: Callable[[str], str]) -> None:
         """Change the text, and keep the old text for the command line.

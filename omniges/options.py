@@ -34,7 +34,7 @@ _KINDS: Final[Mapping[Any, tuple[str, Any]]] = MappingProxyType(
         dict: ("lines of the form 'key: value'", Mapping),
     }
 )
-"""By type: the description of its values in errors, and the types that are converted to it."""
+"""For each type: the description of its values in errors, and the types that can be converted to it."""
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _PLACEHOLDERS: Final[Mapping[Any, str]] = MappingProxyType({int: "N", float: "X", str: "TEXT", Path: "PATH"})
 
@@ -58,7 +58,7 @@ class Option:
     """The option is a positional argument of the command, not a flag."""
     metavar: str | None = None
     shown: str | None = None
-    """Description of the default, or its text as `parse` reads it."""
+    """Description of the default in help, or the text of the default in the form that `parse` reads."""
     parse: Callable[[str, str], Any] | None = None
     """Function that converts (flag, text) to a value, or to one of the values of a tuple."""
     commas: bool = False

@@ -40,11 +40,11 @@ ENVIRONMENT: Final = {
     "MKL_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-"""Environment of a worker: one thread each, as there is one worker for each core."""
+"""Environment variables of a worker. Libraries use one thread, because each core has a worker."""
 
 Pieces = Sequence[bytes | memoryview]
 Answer = tuple[Any, Sequence[Pieces]]
-"""Answer of a worker to a task: JSON, and buffers, each a list of parts."""
+"""Answer of a worker to a task: a JSON value, and buffers; each buffer is a list of parts."""
 
 _ERRORS: Final = {error.exit_code: error for error in (DataError, UsageFault, EnvironmentFault)}
 _LENGTH_BYTES: Final = 8

@@ -13,7 +13,7 @@ from omniges.shards.schema import Split
 from omniges.trainer.config import Precision, Preset, TrainSettings
 
 REPORTED: Final = ("window_ticks", "mixed_precision", "compile", "gradient_checkpointing")
-"""Settings of training steps that the report lists beside their speed."""
+"""Training settings that the report lists next to the speed of steps."""
 
 
 @declared

@@ -161,7 +161,7 @@ _VIEWS: Final = frozenset(
         *("empty", "empty_like", "empty_strided", "new_empty"),
     }
 )
-"""Operations that launch nothing."""
+"""Operations that launch no kernel."""
 
 
 class CallCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -64,9 +64,9 @@ def _raising(codes: Mapping[signal.Signals, ExitCode]) -> Iterator[None]:
 
 
 resumable: Final = functools.partial(_raising, {signal.SIGTERM: ExitCode.STOPPED, signal.SIGUSR1: ExitCode.STOPPED})
-"""Context in which SIGTERM and SIGUSR1 end a command that continues if run again (exit 75)."""
+"""Context in which SIGTERM and SIGUSR1 stop a command with exit code 75; the same command continues the work later."""
 exit_on_sigterm: Final = functools.partial(_raising, {signal.SIGTERM: ExitCode.TERMINATED})
-"""Context in which SIGTERM ends a command as Ctrl-C does, so that temporary folders are removed (exit 143)."""
+"""Context in which SIGTERM stops a command as Ctrl-C does (temporary folders are removed), with exit code 143."""
 
 
 def listed(values: Iterable[str]) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ F32 = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
 T = TypeVar("T")
 Content = Literal["gesture", "mel", "words"]
-"""Contents of a recording that a stream may read, beside its labels."""
+"""Contents of a recording that a stream may read, in addition to labels."""
 STREAM_OF: Final[Mapping[Content, str]] = {"gesture": "gesture", "mel": "audio", "words": "text"}
 """Stream that each content belongs to."""
 ABSENT: Final = "none"

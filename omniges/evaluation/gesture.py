@@ -62,7 +62,7 @@ _JAW_AND_EXPRESSIONS: Final[Mapping[str, tuple[Part, Callable[[ClipMotion, ClipM
         lambda own, true: _correlated(gesture.expression_speeds, own.expressions, true.expressions),
     ),
 }
-"""By metric the part that it needs, and its function of a generated and a recorded motion of equal length."""
+"""By metric: the body part that it needs, and its function of two motions (generated, recorded) of equal length."""
 _AGAINST_A_RECORDING: Final = ("semantic recall", "face MSE", "face LVD", *_JAW_AND_EXPRESSIONS)
 _NO_VALUES: Final = {
     "face MSE": _NO_BODY,

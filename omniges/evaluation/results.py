@@ -53,7 +53,7 @@ class FileResult(Result):
     files: Mapping[StreamName, Path]  # files of a result without a record
     motion_rate_hz: float | None = None  # of a motion file that does not state it
     notes: list[str] = field(default_factory=list)
-    """What was changed or guessed when a motion file of another tool was read; filled by `motion`."""
+    """Changes and guesses made when `motion` read a motion file of another tool."""
 
     @classmethod
     def of(

@@ -50,7 +50,7 @@ from omniges.storage.files import file_sha256, visible_entries
 _SIX: Final = ("t2g", "a2g", "t2a", "g2a", "g2t", "a2t")
 
 Counting = Callable[[str], AbstractContextManager[Callable[[float, float], None]]]
-"""Progress display for a noun, whose context gives a function of (done, total)."""
+"""Function of a noun that returns the context of a progress display; the context gives a function (done, total)."""
 
 
 def evaluate(settings: EvaluateSettings, counting: Counting | None = None) -> Report:

@@ -36,7 +36,7 @@ _SIDED: Final = {
     "tongue": ("Out",),
 }
 NAMES: Final = tuple(f"{region}{shape}" for region, shapes in _SIDED.items() for shape in shapes)
-"""The 52 weights in alphabetical order, which is that of BEAT version 1; some matrices lack the last, ``tongueOut``."""
+"""The 52 weights in alphabetical order, as in BEAT version 1. Some matrices lack the last one, ``tongueOut``."""
 
 _EXPRESSIONS, _JAW = 100, 3
 _JAW_COLUMNS: Final = slice(66, 69)
@@ -48,7 +48,7 @@ class FaceMatrix:
     """Linear map from FLAME coefficients to ARKit weights."""
 
     to_weights: F64
-    """(100, n) of expressions, or (103, n) of expressions and the jaw's axis-angle; n is 51 or 52."""
+    """(100, n) from expressions, or (103, n) from expressions and the axis-angle of the jaw; n is 51 or 52."""
 
     @classmethod
     def of(cls, array: F64, name: str) -> FaceMatrix:

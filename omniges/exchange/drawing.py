@@ -31,11 +31,11 @@ F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 
 _YAW: Final[dict[Camera, float]] = {"front": 0, "three-quarter": 35, "left": 90, "right": -90, "back": 180}
-"""Degrees that the camera goes around the figure, towards its left."""
+"""Angle of the camera around the figure in degrees, from the front towards the figure's left."""
 _FRAME_M: Final[dict[Framing, tuple[float, float]]] = {"body": (1.2, 2.26), "upper": (1.15, 1.22), "face": (0.32, 0.40)}
-"""Width and height that fit in a panel at the figure's distance."""
+"""Width and height in metres that a panel shows at the distance of the figure."""
 _TARGET_M: Final[dict[Framing, float]] = {"body": 0.82, "upper": 1.26, "face": 0.06}
-"""Height of the middle of the picture over the floor; for the face, over the head's joint."""
+"""Height of the picture's centre in metres, above the floor or, for the face, above the joint of the head."""
 _ZOOM: Final = 1 / math.tan(math.radians(14))  # half of the angle of view
 _PITCH: Final = 0.06  # radians that the camera looks down
 _SHADOW: Final = np.array([-0.25, -0.30])  # metres in x and z that a metre of height throws
@@ -54,7 +54,7 @@ class Line:
 
     words: tuple[WordInterval, ...]
     until_s: float
-    """When the line goes away."""
+    """Time in seconds at which the line disappears."""
 
 
 def lines_of(words: Sequence[WordInterval], fits: Callable[[str], bool]) -> list[Line]:

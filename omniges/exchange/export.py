@@ -40,13 +40,13 @@ class ExportedMotion:
     folder: Path
     written: int = 0
     without_motion: int = 0
-    """Samples without motion; for blendshape weights, without a face."""
+    """Number of samples without motion or, for blendshape weights, without a face."""
     at_rest: int = 0
-    """Samples of which a part of the body has no data, so that it is at rest."""
+    """Number of samples in which a part of the body has no data and is written at rest."""
     clipped: int = 0
-    """Blendshape weights that lay outside of 0 to 1."""
+    """Number of blendshape weights outside of 0 to 1, which were clipped."""
     notes: list[tuple[str, str]] = field(default_factory=list)
-    """Clips, and what was changed or guessed when their motion files were read."""
+    """Pairs of a clip and a note: a change or guess made when its motion file was read."""
 
     @property
     def lines(self) -> tuple[str, ...]:

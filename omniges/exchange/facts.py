@@ -29,11 +29,11 @@ class Inspected:
     show: Callable[[Console], None]
     """Prints the facts as tables."""
     draw: Callable[[float, float | None], bytes] | None = None
-    """Draws a picture (PNG) from a second on, of a length in seconds or to the end; None: there is nothing to draw."""
+    """Function (start, length or None for all, in seconds) that draws a PNG; None: there is nothing to draw."""
     playable: bool = False
-    """Whether `omniges view` shows it."""
+    """True if `omniges view` can show the content."""
     fault: OmnigesError | None = None
-    """Why other commands refuse it, although its facts could be read in part."""
+    """Error with which other commands refuse the file, although some facts could be read."""
 
     def picture_of(self, start_s: float, seconds: float | None) -> bytes:
         """Draw a part of the content.

@@ -45,7 +45,7 @@ _TARGETS: Final = (
     ("browDownRight", "right", -0.009),
     ("lipDrop", "drop", 0.07),
 )
-"""Morph targets of the face: name, field of `Faces`, and its value in metres at weight 1. All weights are 0 to 1."""
+"""Morph targets of the face: name, field of `Faces`, and value of this field in metres at weight 1. Weights: 0 to 1."""
 
 
 @dataclass(slots=True)

@@ -40,7 +40,7 @@ _SHOWN: Final = 20
 _SHOWN_WORDS: Final = 12
 _ARRAYS: Final = ("poses", "trans", "expressions", "betas")
 _STREAM_OF: Final[dict[str, Stream]] = {"gesture": "gesture", "audio": "audio", "mel": "audio", "text": "text"}
-"""Stream of each kind of file of a result."""
+"""Stream that each type of result file belongs to."""
 _AROUND_S: Final = 0.5
 
 
@@ -384,9 +384,9 @@ class _Needed:
 
     track: Track
     begins_s: float
-    """Start of `track` in the whole track."""
+    """Start of `track` within the complete track, in seconds."""
     words: list[dict[str, Any]] | None
-    """All words, with times of the whole track."""
+    """All words of the complete track, with times in seconds from its start."""
 
 
 def _needed(track: Track, start_s: float, seconds: float | None) -> _Needed:

@@ -146,9 +146,9 @@ class ScoreTable:
     task: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    """Metric, and its value for each column of the head."""
+    """Rows of text: the name of a metric, and its value for each column of the head."""
     clips: tuple[Mapping[str, str], ...]
-    """Of each row: clips by label, such as "worst"; empty if the metric has no values of single recordings."""
+    """For each row, clips by label, such as "worst"; empty if the metric has no values for single recordings."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ U8 = npt.NDArray[np.uint8]
 Triangles = npt.NDArray[np.int32]
 
 SAMPLES: Final = 2
-"""Samples of a pixel across and down, which smooth edges."""
+"""Number of samples of a pixel across and down; several samples smooth edges."""
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 

@@ -28,12 +28,12 @@ Point = tuple[float, float, float]
 Colour = Literal["tint", "clay", "white", "iris", "dark", "lip", "shoe"]
 
 COLOURS: Final[tuple[Colour, ...]] = ("tint", "clay", "white", "iris", "dark", "lip", "shoe")
-"""Parts of a figure by colour; `tint` differs between tracks, and the shoes have half its brightness."""
+"""Colours of the figure's parts. Each track has another `tint`; the shoes have half the brightness of the tint."""
 BROWS: Final = {"left": len(PARENTS), "right": len(PARENTS) + 1}
-"""Bones of the brows, which follow the head and rise and fall with expressions."""
+"""Indices of the brow bones. Brows follow the head, and expressions move them up and down."""
 BONES: Final = len(PARENTS) + 2
 LEADING: Final = 8
-"""Expressions that move the face."""
+"""Number of leading expressions that move the face."""
 _NEUTRAL_FRAMES: Final = 2000
 
 _REST: Final = GENERIC.rest_positions
@@ -54,7 +54,7 @@ class Surface:
     bones: npt.NDArray[np.uint8]
     """(V, 2) bones of each vertex."""
     weights: F32
-    """(V,) weight of the second bone; that of the first is the rest to 1."""
+    """(V,) weight of the second bone; the weight of the first bone is 1 minus this weight."""
     colours: npt.NDArray[np.uint8]
     """(V,) index into `COLOURS`."""
     triangles: npt.NDArray[np.uint16]
@@ -527,7 +527,7 @@ class Faces:
 
 
 MOVEMENTS: Final = tuple(each.name for each in fields(Faces))
-"""Movements of a face, by name."""
+"""Names of the movements of a face."""
 
 
 def _soft(x: F64, limit: float) -> F64:
@@ -535,12 +535,12 @@ def _soft(x: F64, limit: float) -> F64:
 
 
 MOUTH_SIDES: Final = 28
-"""Vertices of the opening of the mouth."""
+"""Number of vertices around the opening of the mouth."""
 _MOUTH_AROUND: Final = 8  # vertices around the lip at each of them
 _MOUTH_RINGS: Final = (0.35, 0.7, 1.0)  # of the opening around its middle, as shares, so that it follows the face
 _MOUTH_Y, _MOUTH_HALF_M = 0.619, 0.023
 _MOUTH_MOVED_M: Final = {"open": 0.010, "wide": 0.006, "corners": 0.004, "drop": 0.012}
-"""Movements of which the mouth's vertices are linear functions, exact at 0 and at these values."""
+"""Movements in metres at which the mouth's vertices are exact. For other values they are linear in the movement."""
 
 
 @functools.cache
@@ -619,7 +619,7 @@ def _mouth_shape(*, open: float = 0.0, wide: float = 0.0, corners: float = 0.0, 
 
 
 TINTS: Final = ("#4c82e0", "#e07b39", "#3f9f74", "#a765c9", "#c9a227", "#c8507a", "#3aa3b5", "#7d8794")
-"""Colours of the figures side by side."""
+"""Colours that distinguish figures side by side."""
 PARTS: Final[dict[Colour, str]] = {
     "clay": "#dccfc2",
     "white": "#f4f4f2",

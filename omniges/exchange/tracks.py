@@ -39,17 +39,17 @@ _Moving = tuple[SmplxMotion, tuple[str, ...], tuple[str, ...]]  # with absent pa
 _ReadMotion = Callable[[bytes], _Moving]
 
 PREFIXES: Final = ("res_", "gt_")
-"""What EMAGE's and MambaTalk's tools write before the stem of a recording."""
+"""Prefixes that the tools of EMAGE and MambaTalk add to the stem of a recording."""
 
 _MAX_BYTES: Final = 1 << 30
 _BESIDE: Final[Mapping[str, tuple[str, ...]]] = {
     ".wav": (".", "../wave16k"),
     ".TextGrid": (".", "../textgrid", "../word"),
 }
-"""Folders of a motion's sound and words, from the folder of its NPZ: the same one, or BEAT2's."""
+"""Folders of sound and words files, relative to the folder of the NPZ: the same folder, or the folders of BEAT2."""
 
 _MOTION_FOLDERS: Final = ("smplxflame_30", "speakers_1234_smplx_neutral_npz")
-"""Folders of NPZ files in a folder of BEAT2."""
+"""Sub-folders of a BEAT2 folder that contain NPZ files."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,20 +66,20 @@ class Track:
     """One version of a clip: motion, sound and words on one clock; each may be absent."""
 
     clip: str
-    """Stem of the recording, or the name of the input that it was generated for."""
+    """Stem of the recording, or name of the input that the track was generated from."""
     name: str
     """Label that distinguishes the tracks of a clip."""
     motion: SmplxMotion | None
-    """(T, …) at 30 Hz; parts that are not known are at rest, and named by `absent`."""
+    """(T, …) at 30 Hz. Parts without data are at rest; `absent` names these parts."""
     audio: Sound | None = None
     words: tuple[WordInterval, ...] | None = None
-    """In order of time, without silences."""
+    """Words in order of time, without silences."""
     mel: F32 | None = None
-    """Log-mel (F, 64), where there is no waveform."""
+    """Log-mel (F, 64), used if there is no waveform."""
     absent: tuple[str, ...] = ()
     """Parts of the body without data: upper, hands, lower, root, face, jaw_eyes."""
     notes: tuple[str, ...] = ()
-    """What was changed or guessed when its motion file was read, as ``code: what was found``."""
+    """Changes and guesses made when the motion file was read, as ``code: what was found``."""
 
     @property
     def seconds(self) -> float:
@@ -128,7 +128,7 @@ class _Found:
     clip: str
     name: str
     place: Path
-    """Path that distinguishes it from other tracks of the same name."""
+    """Path that distinguishes the track from other tracks of the same name."""
     load: Callable[[str, str], Track]
 
 

@@ -61,9 +61,9 @@ class VideoSummary:
     width: int
     height: int
     sound: str | None
-    """Name of the track that is heard."""
+    """Name of the track whose sound the video plays."""
     boxes: int
-    """Words with letters that the font lacks."""
+    """Number of words with letters that the font lacks; such letters are shown as boxes."""
     bytes: int
     warnings: tuple[str, ...] = ()
 

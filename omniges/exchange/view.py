@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from omniges.evaluation.report import Report
 
 MAX_SECONDS: Final = 2 * 3600
-"""Of all tracks of a page: browsers take tens of seconds to open what is longer, and cannot hold much more."""
+"""Longest total length of the tracks on a page. Browsers need tens of seconds to open longer pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class ViewSummary:
     clips: tuple[Clip, ...]
     bytes: int
     licensed: bool = False
-    """Whether the page holds a body model."""
+    """True if the page contains a licensed body model, so that it must not be published."""
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -150,7 +150,7 @@ def parts_of(
 
 
 _LABELS: Final = {"lower": ("best", "worst"), "higher": ("worst", "best"), None: ("lowest", "highest")}
-"""Names of a metric's lowest and highest value, by the direction that is better."""
+"""Labels of the lowest and highest value of a metric, by the direction that is better."""
 
 
 def score_tables(report: Report) -> list[ScoreTable]:

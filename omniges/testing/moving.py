@@ -27,7 +27,7 @@ _BEAT_S: Final = 0.13
 _BEAT_RAD: Final = 0.2
 _LIFT_RAD: Final = 0.12
 _EXPRESSION_NOISE: Final = 0.17
-"""Bound of the noise of expressions in speech; their frames differ by 0.4 of their spread, as in BEAT2."""
+"""Largest magnitude of expression noise. Successive frames then differ by 0.4 of the spread, as in BEAT2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ _IDLE_BY_PART: Final = {
 }
 _PARTS: Final = [name.removeprefix("left_").removeprefix("right_").rstrip("123") for name in JOINT_NAMES]
 _IDLE_AMPLITUDES: Final = np.repeat([_IDLE_BY_PART.get(part, 0.07) for part in _PARTS], 3)  # 0.07: fingers
-"""Amplitude of the idle motion of each of the 165 pose columns, rad."""
+"""Amplitude of idle motion in radians for each of the 165 pose columns."""
 
 
 def speaker_traits(seed: int, number: int) -> Speaker:
@@ -132,7 +132,7 @@ def speaker_traits(seed: int, number: int) -> Speaker:
 
 
 _STARTS: Final = (1, 65, 73, 81, 87, 95, 103, 111)
-"""First index of BEAT2's neutral, happiness, anger, sadness, contempt, surprise, fear and disgust."""
+"""First recording index of BEAT2's emotions: neutral, happiness, anger, sadness, contempt, surprise, fear, disgust."""
 _MOOD_RAD: Final = 0.6
 
 

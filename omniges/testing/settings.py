@@ -33,7 +33,7 @@ SPOKEN_WORDS: Final = (
     *("camera", "engine", "winter", "paper", "island", "magazine", "beautiful", "tomorrow", "potato", "animal"),
     *("seven", "university", "jacket", "ocean", "record", "supper", "castle", "tiger", "planet", "bottle", "hammer"),
 )
-"""Words of a speaking corpus, the most frequent first."""
+"""Words of a corpus with a voice; the most frequent word is first."""
 _MAX_CLIPS_PER_SPEAKER: Final = 9999
 Layout = Literal["official", "seed"]
 Audio = Literal["pcm16", "float32"]

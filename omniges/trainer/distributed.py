@@ -22,7 +22,7 @@ import torch.distributed as dist
 from omniges.errors import EnvironmentFault, ExitCode, OmnigesError
 
 SECOND_CTRL_C_AFTER_S: Final = 0.5
-"""Earlier interrupts count as the first one, because a terminal and a launcher may both send it."""
+"""Seconds after the first Ctrl-C in which further ones are ignored: a terminal and a launcher may both send it."""
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")

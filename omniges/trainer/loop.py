@@ -35,7 +35,7 @@ F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
 _SHOWN: Final = 3
-"""Number of samples that an error names; the log names all."""
+"""Largest number of samples that an error names; the log names all samples."""
 
 
 class StopReason(enum.IntEnum):

@@ -25,13 +25,13 @@ from omniges.trainer.validation.best import Best
 
 STATE_VERSION: Final = 1
 RANDOM: Final = "philox4x32-10 of (seed, position, purpose)"
-"""The definition of all draws, whose only state is the seed."""
+"""Definition of all random draws. Their only state is the seed."""
 _OTHER_VERSION: Final = "use the omniges version that wrote it"
 _SINCE_FIRST: Final = (
     *("batch_size", "gradient_accumulation_steps", "seed", "window_ticks", "shard_weights", "mixed_precision"),
     *("flow", "model"),
 )
-"""Settings that the state is held against, which every version stores."""
+"""Settings that the state is checked against; every version stores these settings."""
 _Seconds = Annotated[float, Range(0.0, 1e10)]
 _Loss = Annotated[float, Range(0.0)]
 _Some = Annotated[int, Range(1, 1 << 31)]

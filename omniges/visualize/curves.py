@@ -30,7 +30,7 @@ class Curves:
 
     steps: list[int] = field(default_factory=list)
     loss: list[float] = field(default_factory=list)
-    """Mean loss since the row before."""
+    """Mean loss of the steps since the previous row."""
     smoothed: list[float] = field(default_factory=list)
     learning_rate: list[float] = field(default_factory=list)
     gradient_norm: list[float | None] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Curves:
     elapsed_s: list[float] = field(default_factory=list)
     epochs: list[float] = field(default_factory=list)
     tasks: dict[str, list[float | None]] = field(default_factory=dict)
-    """Loss of each task; None where no sample drew it."""
+    """Loss of each task; None where no sample had this task."""
     validation_steps: list[int] = field(default_factory=list)
     validation_loss: list[float] = field(default_factory=list)
 

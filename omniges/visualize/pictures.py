@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _WIDTH_IN: Final = 12.0
 _ROW_S, _MAX_ROWS = 12.0, 10
 MAX_S: Final = 600.0
-"""Seconds that a picture shows at most."""
+"""Longest time that a picture shows, in seconds."""
 
 
 def spans(start_s: float, length_s: float, seconds: float | None = None) -> list[tuple[float, float]]:

@@ -24,7 +24,7 @@ _KNOWN: Final = _LOSSES | {
     for measure in BUILT_IN
     if measure.better is not None and measure.stream in TASKS[task].targets
 }
-"""Values that can select a checkpoint, without metrics of other packages."""
+"""Metrics of this package that can select a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,11 +50,11 @@ from omniges.trainer.validation.samples import (
 F64 = npt.NDArray[np.float64]
 
 LACKING: Final = -math.inf
-"""Marks the loss of a window in a task whose streams it lacks."""
+"""Marker in a loss table: the window lacks a stream of the task."""
 LEVELS: Final = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 """Noise levels at which losses are computed."""
 _GROUP: Final = 4
-"""Windows in one batch of the model, on any number of ranks."""
+"""Number of windows in one batch of the model; it does not depend on the number of ranks."""
 _TRAIN_RECORDINGS: Final = 32
 """Recordings of the train split for mean speeds and for the recorded row of the Fréchet distance."""
 

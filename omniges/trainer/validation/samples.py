@@ -35,7 +35,7 @@ from omniges.trainer.validation.held_out import Window, WindowFolder
 from omniges.visualize.pictures import Version, draw_comparison
 
 VALIDATION_SEED: Final = 0x56414C
-"""Seed of noise and samples; not the run's, so that runs with different seeds can be compared."""
+"""Seed of noise and samples. It differs from the seed of the run, so that runs with different seeds are comparable."""
 
 METRIC_TOOLS: Final = MetricTools(
     profile=PROFILES["corrected"], bodies=load_bodies(None), encoder=None, mean_speeds_m_s=None

@@ -33,7 +33,7 @@ REPORT: Final = "validation.json"
 PICTURES: Final = "pictures"
 _FORMAT: Final = "omniges-validation"
 _COSTLY: Final = 0.1
-"""Share of a run's time in validation above which a warning is given."""
+"""If validation takes more than this share of a run's time, a warning is reported."""
 
 
 class RunValidator:
