@@ -59,7 +59,7 @@ _Scaling = Annotated[float, Is("a number other than 0", lambda found: abs(found)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Config:
-    """Keys of config.json that affect the numbers."""
+    """Keys of config.json that affect the output."""
 
     in_channels: Literal[1]
     out_channels: Literal[1]

@@ -457,7 +457,7 @@ def keep_labelled(
 def keep_lengths(
     folder: Path, left: Bools, seconds: npt.NDArray[np.floating], min_seconds: float, max_seconds: float | None
 ) -> Bools:
-    """Return the rows that are left and whose length lies within limits.
+    """Return the rows that pass earlier filters and whose length is within limits.
 
     Args:
         folder: Folder of the shards, for the error.

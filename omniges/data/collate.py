@@ -59,7 +59,7 @@ def training_facts(catalogs: Sequence[Catalog], statistics: Mapping[str, Any]) -
 
 
 def require_readable(streams: Mapping[str, ConditionStream], codecs: Mapping[str, Any]) -> None:
-    """Refuse condition streams whose array is replaced by latents in the batches.
+    """Refuse condition streams that read an array which latents replace in the batches.
 
     Args:
         streams: Condition streams by name.

@@ -241,7 +241,7 @@ class BatchLoader:
         return store
 
     def _submit(self, store: BlockStore) -> None:
-        """Submit as many batches as may be read ahead."""
+        """Submit batches to the workers, up to the number that may be read ahead."""
         ahead = max(1, self._settings.workers * self._settings.prefetch)
         while len(self._pending) < ahead and (self._end is None or self._submitted < self._end):
             positions = self._share.positions(self._submitted)

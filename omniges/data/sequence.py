@@ -46,7 +46,7 @@ class DataSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sequencing:
-    """Settings that, with the folders, decide the sequence of windows."""
+    """Settings that determine the sequence of windows for given folders."""
 
     window_ticks: int = 64
     seed: int = 0
@@ -60,7 +60,7 @@ class Sequencing:
 
 
 def tracks_of(data: Sequence[DataSource]) -> Tracks:
-    """Return the tracks that batches of these folders have; raise UsageFault if codecs of their latents differ."""
+    """Return the tracks that batches of these folders have; raise UsageFault if their latents differ in codec."""
     first = data[0].catalog
     for source in data[1:]:
         for stream, entry in first.codecs.items():

@@ -155,7 +155,7 @@ class Scale:
 
     @classmethod
     def from_statistics(cls, found: Any, name: str, channels: int, source: str) -> Scale:
-        """Return the scale of an array by the statistics of its channels.
+        """Return the scale of an array from the statistics of its channels.
 
         Args:
             found: Entry of stats.json or latents.json, with ``mean`` and ``std``.

@@ -50,7 +50,7 @@ _HEADER_BYTES: Final = 128  # the longest npy header of a member is shorter
 
 
 class MemberReader:
-    """Reads float32 members of samples by byte range. An instance must not be used by several threads at once.
+    """A reader of float32 members of samples, by byte range. Not safe for several threads at once.
 
     Args:
         folder: The shard set.

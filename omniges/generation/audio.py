@@ -137,7 +137,7 @@ class LoadedAudio:
 
 
 class _FileBytes:
-    """The bytes of an open file, which slices read."""
+    """An open file as a sequence of bytes; a slice reads its bytes from the file."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._descriptor = file.fileno()

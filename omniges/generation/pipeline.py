@@ -132,7 +132,7 @@ class OmnigesSample:
         return waveform_from_mel(self.mel, chosen.begin(self.seed))
 
     def save(self, path: Path | str) -> list[Path]:
-        """Write the sample in the format of a path's ending, or in all formats.
+        """Write the sample in the format that the ending of a path names, or in all formats.
 
         Args:
             path: ``NAME.npz`` is motion in the form of BEAT2. ``NAME.wav`` is the waveform by Griffin–Lim, scaled down
@@ -192,7 +192,7 @@ class OmnigesSample:
 
 @dataclass(frozen=True, slots=True)
 class OmnigesOutput:
-    """Result of a call."""
+    """Result of a call of `OmnigesPipeline`: the samples and warnings."""
 
     samples: list[OmnigesSample]
     task: str

@@ -97,7 +97,7 @@ class GeneratedRecord:
         return self.absent if self.model.get("gesture_channels") == WITH_JAW_EYES else (*self.absent, "jaw_eyes")
 
     def document(self) -> bytes:
-        """Return the content of the file."""
+        """Return the record as the content of NAME.json."""
         found = asdict(self)
         if not self.absent:
             del found["absent"]

@@ -220,7 +220,7 @@ def _earlier_record(path: Path) -> GeneratedRecord:
 
 @dataclass(frozen=True)
 class _Job:
-    """One task with one model."""
+    """A task of a run, with the model and settings that all its results share."""
 
     settings: GenerateSettings
     task: str

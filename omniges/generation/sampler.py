@@ -223,7 +223,7 @@ class Codecs:
         return found, tuple(warnings)
 
     def through_codes(self, targets: Sequence[StreamName]) -> bool | None:
-        """Return whether these streams are decoded through codes; None if their codecs have no codes."""
+        """Return whether latents are replaced by codes before decoding; None if the targets' codecs have no codes."""
         codecs = [self.load(stream, "decode") for stream in targets if stream in self.entries]
         return self._quantised if any(isinstance(codec, QuantisingCodec) for codec in codecs) else None
 

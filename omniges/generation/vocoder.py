@@ -97,7 +97,7 @@ MIN_FRAMES: Final = N_FFT // HOP_SAMPLES // 2 + 1
 
 
 class VocoderStream(Protocol):
-    """A converter of a log-mel, passed in blocks of frames, into 16 kHz samples."""
+    """A converter of a log-mel into 16 kHz samples. It receives the log-mel in blocks of frames."""
 
     def push(self, mel: F32, /) -> F32:
         """Append mel frames (F, 64); return the samples that are ready."""

@@ -142,7 +142,7 @@ def bootstrap(
 
 
 def bootstrap_mean(clips: Sequence[ClipValue], *, seed: int, resamples: int = RESAMPLES) -> Interval:
-    """Return the interval of the weighted mean of clips.
+    """Return the bootstrap interval of the weighted mean over clips.
 
     The result equals `bootstrap` with `weighted_mean`, but is computed faster.
 

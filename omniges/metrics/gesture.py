@@ -216,7 +216,7 @@ def audio_beats(samples: Numbers, frames: int, settings: BeatSettings) -> F64:
 
 
 def min_frames(settings: BeatSettings) -> int:
-    """Return the smallest number of motion frames with which a clip can have beats of audio and motion."""
+    """Return the smallest number of motion frames for which audio and motion beats can be computed."""
     return 2 * settings.crop_frames + math.ceil(_MIN_SAMPLES * FRAME_RATE_HZ / SAMPLE_RATE_HZ)
 
 

@@ -282,7 +282,7 @@ class MotionEncoder:
 
 
 def load_motion_encoder(path: Path, layout: MotionEncoderLayout = PUBLISHED_LAYOUT) -> MotionEncoder:
-    """Load EMAGE's motion encoder from its file of ``torch.save``, ``AESKConv_240_100.bin``.
+    """Load EMAGE's motion encoder from the published file ``AESKConv_240_100.bin``, which ``torch.save`` wrote.
 
     Args:
         path: The file: tensors by name under ``model_state``, with or without the prefix ``module.``.
@@ -320,7 +320,7 @@ def load_motion_encoder(path: Path, layout: MotionEncoderLayout = PUBLISHED_LAYO
 
 
 def _block(path: Path, arrays: Mapping[str, F64], number: int, plan: _BlockPlan) -> _Block:
-    """Build a block after comparing its masks and pooling with the tree's."""
+    """Build a block; refuse masks or a pooling matrix that differ from those of the tree."""
     own = f"encoder.layers.{number}.0."
     constants: Sequence[tuple[str, F64 | None]] = (
         ("residual.0.mask", np.repeat(plan.mask[..., None], _KERNEL, axis=2)),

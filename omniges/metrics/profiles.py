@@ -21,7 +21,10 @@ ProfileName = Literal["emage-2024", "emage-eval-2025", "corrected"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PositionSettings:
-    """Settings of the pose that beats, diversity and recall score; translation and expressions are zero."""
+    """Settings for the joint positions that beat, diversity and recall metrics use.
+
+    Translation and expressions are set to zero.
+    """
 
     root_rotation: Literal["given", "zero"]
     jaw_eyes: Literal["given", "zero"]

@@ -142,7 +142,7 @@ def mel_onsets(mel: Numbers) -> F64:
 
 
 def onset_agreement(found_s: Numbers, expected_s: Numbers) -> OnsetCounts:
-    """Match onsets in pairs at most 0.05 s apart, and count the largest possible number of pairs.
+    """Count matching onsets: the largest possible number of pairs whose two onsets are at most 0.05 s apart.
 
     Args:
         found_s: Onset times (N,) in seconds, in any order.

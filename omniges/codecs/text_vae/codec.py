@@ -290,7 +290,7 @@ class TextWindows:
         return self._codec.lost(texts) if texts else []
 
     def encode(self, words: Sequence[Mapping[str, Any]], ticks: int) -> F32:
-        """Encode the grid's windows of a clip.
+        """Encode the text of each window of the grid in a clip.
 
         Args:
             words: Words of the clip, with times in seconds.
