@@ -1,1 +1,1 @@
-"""`omniges verify-shards`: proves that a shard folder is valid, or names the wrong bytes (docs/how-to/verify.md)."""
+"""`omniges verify-shards`: checks that a shard folder is valid, and reports wrong bytes (docs/how-to/verify.md)."""

@@ -1,7 +1,7 @@
-"""Decode every sample of a shard and check its metadata, words, audio and arrays.
+"""Decoding of every sample in a shard, and checks of its metadata, words, audio and arrays.
 
-Each member's digest is checked first. The npy header of an array is parsed as text and compared with the contract.
-Values are then checked block by block.
+The digest of each member is checked first. Then the npy header of an array is parsed as text and compared with the
+contract. Last, the values are checked block by block.
 """
 
 from __future__ import annotations
@@ -53,9 +53,12 @@ _NO_MOTION: Final = {
 _WORD: Final = {"word", "start", "end"}
 _SPAN: Final = {"name", "start", "end", "score", "keywords"}
 _CUT: Final = {"audio_s", "motion_s", "words_dropped", "words_clipped"}
-_ABSENT: Final = object()  # an unreadable JSON member; null is an ordinary value
+_ABSENT: Final = object()  # stands for an unreadable JSON member; null is a valid value
 _FIELDS: Final = {*_SCALARS, "audio", "motion", "cut", "sources", "notes"}
-_FIELDS_OF: Final = {1: _FIELDS | {*_LABELS_OF_1}, 2: _FIELDS | {"labels", "present"}}  # by contract version
+_FIELDS_OF: Final = {
+    1: _FIELDS | {*_LABELS_OF_1},
+    2: _FIELDS | {"labels", "present"},
+}  # fields of KEY.json by contract version
 _LENGTHS: Final = ("rate_hz", "channels", "samples", "samples_16k", "frame_rate_hz", "frame_stride", "frames")
 _KINDS: Final[tuple[tuple[tuple[str, ...], Callable[[Any], bool]], ...]] = (
     (_LENGTHS, lambda value: is_count(value, 1)),
@@ -77,19 +80,19 @@ _MEL_FLOOR: Final = float(np.float32(np.log(LOG_FLOOR))) - 1e-4
 
 @dataclass(slots=True)
 class Content:
-    """Contents of one shard's samples, from which statistics, tokenizer and totals are recomputed.
+    """Contents of the samples in one shard, from which statistics, tokenizer and totals are recomputed.
 
     `partials`, `latents` and `words` cover the train split only.
     """
 
     partials: list[tuple[Partial, ...]] = field(default_factory=list)
-    latents: dict[str, list[Partial]] = field(default_factory=dict)  # by codec
+    latents: dict[str, list[Partial]] = field(default_factory=dict)  # partials of each codec's latents
     words: Counter[str] = field(default_factory=Counter)
-    cuts: list[dict[str, float | int]] = field(default_factory=list)  # of every split
+    cuts: list[dict[str, float | int]] = field(default_factory=list)  # amounts cut from the samples of every split
 
 
 class _Sample:
-    """One sample being checked."""
+    """The sample that is being checked."""
 
     def __init__(self, source: Source, row: ManifestRow, settings: dict[str, Any], out: Collector) -> None:
         self.row, self.settings, self.out = row, settings, out
@@ -101,15 +104,15 @@ class _Sample:
         Args:
             code: Key of `VERIFY_CODES`.
             member: Member of the sample, such as ``mel.npy``.
-            found: What the member holds.
-            expected: What the contract or the manifest says.
+            found: Content that was found.
+            expected: Content that the contract or the manifest requires.
         """
         place = self.row.members.get(member)
         at = place.offset if place else None
         self.out.add(code, found, expected, key=self.row.key, member=member, offset=at)
 
     def data(self, member: str) -> memoryview | None:
-        """Return a member's bytes if their digest is the manifest's; valid until the next call."""
+        """Return a member's bytes, valid until the next call; None, after a finding, if the digest is wrong."""
         place = self.row.members[member]
         view = self._source.view(place.size, place.offset)
         digest = hashlib.sha256(view).hexdigest()
@@ -119,11 +122,11 @@ class _Sample:
         return None
 
     def json(self, member: str, code: str) -> Any:
-        """Return a JSON member in canonical form.
+        """Return the value of a JSON member, which must have canonical form.
 
         Args:
             member: Member of the sample, such as ``json``.
-            code: Finding code if it is not canonical JSON.
+            code: Code of the finding if the member is not canonical JSON.
 
         Returns:
             The value, or `_ABSENT` after a finding.
@@ -150,11 +153,11 @@ def check_samples(
         source: The open shard.
         rows: Manifest rows of the shard's samples, in their order in the shard.
         settings: Conversion settings from dataset.json.
-        codecs: Codecs from dataset.json whose latents the samples hold.
+        codecs: Codecs in dataset.json whose latents the samples contain.
         out: Collector of the shard's findings.
 
     Returns:
-        Contents that later checks recompute files from.
+        Contents from which later checks recompute the files beside the shards.
     """
     content = Content()
     for row in rows:
@@ -179,7 +182,7 @@ def check_samples(
 
 
 def _check_metadata(sample: _Sample, metadata: Any) -> dict[str, Any] | None:
-    """Check KEY.json against its schema and the manifest; return its audio facts where usable."""
+    """Compare KEY.json with its schema and the manifest; return its audio facts, or None if they are unusable."""
     row = sample.row
     fields = _FIELDS_OF[row.contract.version]
     if not isinstance(metadata, dict) or metadata.keys() != fields:
@@ -200,7 +203,7 @@ def _check_metadata(sample: _Sample, metadata: Any) -> dict[str, Any] | None:
 
 
 def _facts_of(row: ManifestRow) -> dict[str, Any]:
-    """Return the fields of KEY.json that repeat the manifest, with the manifest's values."""
+    """Return the fields of KEY.json that must equal the manifest, with the values of the manifest."""
     facts: dict[str, Any] = {name: getattr(row, name) for name in _SCALARS}
     sources = {name: {"path": path, "sha256": digest} for name, (path, digest) in row.sources.items()}
     if row.contract.version == 1:
@@ -239,7 +242,7 @@ def _has_motion(row: ManifestRow) -> bool:
 
 
 def _parts_valid(sample: _Sample, metadata: dict[str, Any]) -> bool:
-    """Return whether audio, motion and cut follow the contract."""
+    """Return whether the fields audio, motion and cut of KEY.json follow the contract."""
     audio, motion, cut = metadata["audio"], metadata["motion"], metadata["cut"]
     for name, part, fields in (("audio", audio, _AUDIO), ("motion", motion, _MOTION), ("cut", cut, _CUT)):
         if not isinstance(part, dict) or part.keys() != fields:
@@ -262,7 +265,7 @@ def _parts_valid(sample: _Sample, metadata: dict[str, Any]) -> bool:
 
 
 def _check_lengths(sample: _Sample, audio: dict[str, Any], motion: dict[str, Any], cut: dict[str, Any]) -> None:
-    """Check the common length and the cuts against the lengths of the source files."""
+    """Compare the common length and the amounts cut off with the lengths of the source files."""
     has_audio, moved = "audio" in sample.row.present, _has_motion(sample.row)
     kept = -(-motion["frames"] // motion["frame_stride"]) if moved else 0
     audio_frames = audio["samples"] * timebase.FRAME_RATE_HZ // audio["rate_hz"] if has_audio else 0
@@ -285,7 +288,7 @@ def _check_lengths(sample: _Sample, audio: dict[str, Any], motion: dict[str, Any
 
 
 def _list_of(sample: _Sample, part: Part, member: str, code: str) -> list[Any] | None:
-    """Return the list in a JSON member, empty for an absent part; None after a finding."""
+    """Return the list in a JSON member; empty if the part is absent, None after a finding."""
     rows = sample.json(member, code)
     if rows is _ABSENT:
         return None
@@ -300,7 +303,7 @@ def _list_of(sample: _Sample, part: Part, member: str, code: str) -> list[Any] |
 
 
 def _check_transcript(sample: _Sample) -> Counter[str]:
-    """Check the words: their form, order, times and number; return how often each occurs."""
+    """Check the form, order, times and number of the words; return how often each word occurs."""
     member = sample.row.contract.words
     rows = _list_of(sample, "text", member, "transcript-invalid")
     if rows is None:
@@ -326,7 +329,7 @@ def _check_transcript(sample: _Sample) -> Counter[str]:
 
 
 def _check_annotation(sample: _Sample) -> None:
-    """Check the semantic spans where present; they are not cut to the clip."""
+    """Check the semantic spans if there are any. Spans may extend beyond the clip."""
     member = sample.row.contract.semantic
     if member not in sample.row.members:
         return
@@ -343,7 +346,7 @@ def _check_annotation(sample: _Sample) -> None:
 
 
 def _check_waveform(sample: _Sample, audio: dict[str, Any] | None) -> None:
-    """Check that audio is kept if and only if the settings say so, and that it decodes to its length."""
+    """Check that audio is kept exactly if the settings require it, and that its decoded length is correct."""
     present = [member for member in ("flac", "audio.npy") if member in sample.row.members]
     if audio is None:
         return
@@ -375,7 +378,7 @@ def _check_flac(sample: _Sample, data: bytes, audio: dict[str, Any]) -> None:
                 if block == 0:
                     break
     except (soundfile.SoundFileError, ValueError, OverflowError, MemoryError) as error:
-        # libsndfile's own text names the buffer by its address, which differs from run to run.
+        # The message of libsndfile contains a memory address, which differs between runs.
         reason = error.error_string if isinstance(error, soundfile.LibsndfileError) else f"{error}"
         sample.add("waveform-invalid", "flac", reason, "a FLAC stream")
         return
@@ -389,13 +392,13 @@ def _check_flac(sample: _Sample, data: bytes, audio: dict[str, Any]) -> None:
 
 
 def _summed(row: ManifestRow) -> tuple[str, ...]:
-    """Return the arrays that stats.json describes in this version of the contract."""
+    """Return the members for which stats.json has statistics in the row's contract version."""
     members = tuple(STATISTICS.values())
     return members[:2] if row.contract.version == 1 else members
 
 
 def _check_arrays(sample: _Sample, audio: dict[str, Any] | None, codecs: Sequence[CodecEntry]) -> dict[str, Partial]:
-    """Check every array member; return partial statistics of the valid ones of a train sample, by member."""
+    """Check every array member; for a train sample, return the partial statistics of valid arrays by member."""
     row = sample.row
     partials: dict[str, Partial] = {}
     vectors = {codec.member: codec.vectors for codec in codecs}
@@ -410,7 +413,7 @@ def _check_arrays(sample: _Sample, audio: dict[str, Any] | None, codecs: Sequenc
         if row.split == "train" and member in summed and len(array):
             with np.errstate(over="ignore", invalid="ignore"):
                 partial = partial_of(vectors[member](array) if member in vectors else array)
-        # All values are finite if and only if the channel minima and maxima are.
+        # All values are finite if and only if the minima and maxima of the channels are finite.
         known = partial is not None and bool(np.isfinite(partial.rows).all()) and bool(partial.counts.all())
         if absent.any():
             if not _check_absent(sample, member, array, absent):
@@ -421,7 +424,7 @@ def _check_arrays(sample: _Sample, audio: dict[str, Any] | None, codecs: Sequenc
             sample.add("absent-not-nan", member, "a body shape", "zeros, because there is no motion")
         if member == "gesture.npy":
             _check_gesture(sample, array)
-        if member == "mel.npy" and not absent.any():  # band minima are enough
+        if member == "mel.npy" and not absent.any():  # the minima of the bands are sufficient
             minimum = float((array if partial is None else partial.rows[3]).min(initial=0.0))
             if minimum < _MEL_FLOOR:
                 sample.out.add(
@@ -433,7 +436,7 @@ def _check_arrays(sample: _Sample, audio: dict[str, Any] | None, codecs: Sequenc
 
 
 def _absent_columns(row: ManifestRow, member: str, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-    """Return the flags of columns that belong to absent parts: (C,), or (N,) for an array without frames."""
+    """Return flags (C,), or (N,) for an array without frames: True for a column that belongs to an absent part."""
     absent = np.zeros(shape[-1] if shape else 0, dtype=bool)
     if member == "gesture.npy":
         for part in CHANNELS_OF.keys() - set(row.present):
@@ -445,7 +448,7 @@ def _absent_columns(row: ManifestRow, member: str, shape: tuple[int, ...]) -> np
 
 
 def _check_absent(sample: _Sample, member: str, array: npt.NDArray[Any], absent: npt.NDArray[np.bool_]) -> bool:
-    """Return whether an array is NaN in its absent columns and finite elsewhere; add a finding if not."""
+    """Return whether an array is NaN in absent columns and finite in all others; add a finding if not."""
     for start in range(0, len(array) if array.ndim > 1 else 1, _BLOCK_FRAMES):
         block = array[start : start + _BLOCK_FRAMES] if array.ndim > 1 else array[None]
         numbers, broken = ~np.isnan(block[:, absent]), ~np.isfinite(block[:, ~absent])
@@ -462,7 +465,7 @@ def _check_absent(sample: _Sample, member: str, array: npt.NDArray[Any], absent:
 def _npy_array(
     sample: _Sample, member: str, data: memoryview, dtypes: tuple[str, ...], expected_shape: tuple[int, ...]
 ) -> npt.NDArray[Any] | None:
-    """Return a view of an array member, or None after a finding; nothing is allocated or unpickled."""
+    """Return an array member as a view, or None after a finding; nothing is allocated or unpickled."""
     head = bytes(data[:10])
     length = int.from_bytes(head[8:10], "little")
     text = bytes(data[10 : 10 + length])
@@ -490,7 +493,7 @@ def _npy_array(
 
 
 def _check_finite(sample: _Sample, member: str, array: npt.NDArray[Any]) -> bool:
-    """Return whether all values are finite; the finding names the first that is not."""
+    """Return whether all values are finite; if not, add a finding for the first NaN or infinite value."""
     flat = array.reshape(-1)
     for start in range(0, len(flat), _BLOCK_VALUES):
         finite = np.isfinite(flat[start : start + _BLOCK_VALUES])
@@ -523,9 +526,9 @@ def _check_gesture(sample: _Sample, gesture: npt.NDArray[np.float32]) -> None:
 
 
 def _orthonormal(planes: npt.NDArray[np.float32]) -> bool:
-    """Return whether all rows of planes (joints, 2, 3, T) are orthonormal within a margin.
+    """Return whether the two rows of each 6D rotation in planes (joints, 2, 3, T) are orthonormal within a margin.
 
-    Only the extremes are compared. A clip near the limit goes to `_report_rotation`.
+    Only the extreme values are compared, which is fast. `_report_rotation` checks clips near the limit exactly.
     """
     # Near 1, |r|² − 1 is about 2 (|r| − 1).
     spare = 0.9 * _ORTHONORMAL
@@ -543,7 +546,7 @@ def _orthonormal(planes: npt.NDArray[np.float32]) -> bool:
 def _report_rotation(
     sample: _Sample, block: npt.NDArray[np.float32], start: int, channels: npt.NDArray[np.int_]
 ) -> bool:
-    """Add a finding for the worst rotation of a block beyond the contract's limit; return whether one exists."""
+    """Add a finding for the worst rotation in a block if it exceeds the contract's limit; return whether it does."""
     planes = block.astype(np.float64).T.reshape(-1, 2, 3, len(block))
     norms = np.abs((planes**2).sum(axis=2) - 1).max(axis=1) / 2
     worst = np.maximum(norms, np.abs((planes[:, 0] * planes[:, 1]).sum(axis=1)))

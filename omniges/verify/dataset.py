@@ -1,6 +1,6 @@
-"""Reading and checking dataset.json without trusting it.
+"""Reading and checking of dataset.json, which may be damaged.
 
-Wrong types and numbers become findings; the valid fields are used.
+Wrong types and numbers become findings. Later checks use the valid fields.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAX_DOCUMENT_BYTES: Final = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A file as dataset.json lists it; `split` and `samples` are set for shards."""
+    """The entry of a file in dataset.json; only shards have `split` and `samples`."""
 
     name: str
     size: int
@@ -46,7 +46,7 @@ class Inventory:
 
     @property
     def version(self) -> int:
-        """Contract version, one of those that can be read."""
+        """Contract version, one of the versions that omniges can read."""
         return int(self.document["version"])
 
     @property
@@ -61,20 +61,20 @@ class Inventory:
 
 
 def as_object(found: object) -> dict[str, Any]:
-    """Return a JSON object unchanged, and an empty one for any other value."""
+    """Return a JSON object unchanged; return an empty object for any other value."""
     return found if isinstance(found, dict) else {}
 
 
 def strict_json(data: bytes) -> tuple[Any, bytes]:
-    """Return the value of JSON of unknown origin and its canonical form; raise ValueError as `parse_json`."""
+    """Return the value of JSON of unknown origin and its canonical bytes; raise ValueError as `parse_json` does."""
     value = parse_json(data)
     return value, canonical_json(value)
 
 
 def read_inventory(folder: Folder) -> tuple[Inventory | None, list[VerifyFinding]]:
-    """Read dataset.json and check that its fields agree with each other.
+    """Read dataset.json and check that its fields are consistent; return its contents and the findings.
 
-    Returns None as the inventory if dataset.json is too damaged to compare other files with it.
+    The inventory is None if dataset.json is too damaged to compare other files with it.
     """
     out = Collector(schema.DATASET_FILE)
     document = _read_document(folder, out)
@@ -163,13 +163,13 @@ def _check_names_of_fields(document: Mapping[str, Any], out: Collector) -> None:
     """Check that no field is unknown or absent."""
     fields = {"format", "version", "tool", "features", "settings", "plan", "manifest_hash", "totals", "splits"}
     fields |= {"shards", "files", "checksum"}
-    if document.keys() - {"codecs"} != fields:  # codecs is present if a codec has encoded the shards
+    if document.keys() - {"codecs"} != fields:  # `codecs` exists only if a codec has encoded the shards
         found = ", ".join(sorted((document.keys() - {"codecs"}) ^ fields))
         out.add("dataset-malformed", f"fields unknown or absent: {found}", "the contract's fields")
 
 
 def _check_totals(inventory: Inventory, out: Collector) -> None:
-    """Check that totals are the sums over the splits, and that sample counts match the shards."""
+    """Check that the totals are the sums over the splits, and that the sample counts agree with the shards."""
     splits, totals = inventory.document["splits"], inventory.document["totals"]
     for name in COUNTS:
         added = sum(part[name] for part in splits.values())
@@ -188,7 +188,7 @@ def _check_totals(inventory: Inventory, out: Collector) -> None:
 
 
 def _check_plan(document: Mapping[str, Any], out: Collector) -> None:
-    """Check that the plan's digest fits the settings and that every stem was converted or rejected."""
+    """Check that the plan has the digest of the settings, and that every stem was converted or rejected."""
     plan = document["plan"]
     digest = sha256_hex(canonical_json(document["settings"]))
     if plan["settings_sha256"] != digest:
@@ -216,7 +216,7 @@ def check_names(names: Sequence[str], listed: set[str]) -> list[VerifyFinding]:
     for name in names:
         if name in listed or name == schema.DATASET_FILE:
             continue
-        # macOS puts ._NAME beside NAME on disks of other systems; no reader takes it for a shard.
+        # On disks of other systems, macOS creates ._NAME beside NAME. No reader treats it as a shard.
         shard = name.lower().endswith(".tar") and not name.startswith("._")
         code = "shard-unlisted" if shard else "file-unlisted"
         if is_temporary_name(name):

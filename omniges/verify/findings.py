@@ -1,4 +1,4 @@
-"""Findings of `verify-shards`: the table of stable codes, and one finding with its byte position."""
+"""Findings of `verify-shards`: the table of stable codes, and the classes of findings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Final, Literal
 
 _SHOWN_CHARACTERS: Final = 300
-_PER_CODE: Final = 20  # findings of one code listed for each file; further ones are only counted
+_PER_CODE: Final = 20  # largest number of listed findings of one code for a file; further findings are only counted
 
 _AGAIN: Final = "make the shards again"
 _COPY: Final = "copy the file again from where it was made, or make the shards again"
@@ -18,7 +18,7 @@ _REPORT: Final = "if nobody edited the shards, report it with this line; make th
 
 @dataclass(frozen=True, slots=True)
 class VerifyCode:
-    """Meaning of a finding code and the remedy for it."""
+    """Severity, meaning and remedy of a finding code."""
 
     severity: Literal["error", "note"]
     meaning: str
@@ -142,14 +142,14 @@ VERIFY_CODES: Final[dict[str, VerifyCode]] = {
 
 
 def _printable(text: str) -> str:
-    """Return a text fit for a terminal and a log: short, without control characters or lone surrogates."""
+    """Return a text that is safe for a terminal or a log: short, without control characters or lone surrogates."""
     cut = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode("ascii") for c in cut)
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyFinding:
-    """One fault and its position: file, sample key, member and byte offset where known."""
+    """One fault and its position: file, and if known, sample key, member and byte offset."""
 
     code: str
     file: str
@@ -160,7 +160,7 @@ class VerifyFinding:
     offset: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a code that is not in the table; make texts from untrusted files printable."""
+        """Refuse an unknown code; make texts from untrusted files printable."""
         if self.code not in VERIFY_CODES:
             raise KeyError(self.code)
         for name in ("file", "found", "expected", "key", "member"):
@@ -175,7 +175,7 @@ class VerifyFinding:
 
     @property
     def sort_key(self) -> tuple[Any, ...]:
-        """Sort key of a report: file, position in it, code, text."""
+        """Sort key for reports: file, position in the file, code, text."""
         place = (-1 if self.offset is None else self.offset, self.code, self.key or "", self.member or "")
         return (self.file, *place, self.found, self.expected)
 
@@ -187,7 +187,7 @@ class VerifyFinding:
     def from_json(cls, row: dict[str, Any]) -> VerifyFinding:
         """Return the finding that `as_json` encoded.
 
-        Its texts are printable already. Making them printable twice would shorten them again.
+        The texts are already printable and are not changed, because a second conversion would shorten them again.
         """
         finding = cls.__new__(cls)
         for name in row.keys() - {"severity"}:
@@ -197,7 +197,7 @@ class VerifyFinding:
 
 @dataclass(slots=True)
 class Collector:
-    """Findings of one file; beyond a limit for each code they are only counted."""
+    """Collects the findings of one file; beyond a limit for each code, findings are only counted."""
 
     file: str
     findings: list[VerifyFinding] = field(default_factory=list)
@@ -216,10 +216,10 @@ class Collector:
 
         Args:
             code: Key of `VERIFY_CODES`.
-            found: What the file holds.
-            expected: What the contract or the manifest says.
-            key: Sample key, if the finding belongs to one sample.
-            member: Member of that sample.
+            found: Content that was found.
+            expected: Content that the contract or the manifest requires.
+            key: Sample key, if the finding is about one sample.
+            member: Member of the sample.
             offset: Byte offset in the file.
         """
         self._seen[code] += 1
@@ -228,11 +228,11 @@ class Collector:
 
     @property
     def failed(self) -> bool:
-        """True if any finding is an error."""
+        """True if at least one finding is an error."""
         return any(finding.severity == "error" for finding in self.findings)
 
     def finish(self) -> list[VerifyFinding]:
-        """Return all findings in order, the last ones stating how many were only counted."""
+        """Return all findings in order; for a code over the limit, the last one states how many were only counted."""
         more = [
             VerifyFinding(code, self.file, f"{count - _PER_CODE} more findings of this code in this file")
             for code, count in self._seen.items()

@@ -1,7 +1,8 @@
-"""Access to shard folders on this machine or behind a URL, with bounded memory and faults as findings.
+"""Reading of shard folders on this machine or at a URL, with limited memory; read errors become findings.
 
-A folder gives names and open files; a source gives bytes at any offset of one file. Locally only regular files are
-opened and no link is followed. A URL is read in ranges: at most one window of a file, or one member, is in memory.
+A folder object lists names and opens files. A source object reads bytes at any offset of one file. On this machine,
+only regular files are opened, and links are not followed. A URL is read in ranges. At most one range of a file, or one
+member, is in memory.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from omniges.storage.remote import MAX_TIME_OUTS, Location, MissingFile, Store, 
 
 T = TypeVar("T")
 
-_CHUNK_BYTES: Final = 256 << 10  # a multiple of 512, small enough to stay in a core's cache between copy and hash
-_MAPPED_BYTES: Final = 32 << 20  # larger members are memory-mapped, so that their pages can be freed
-_WINDOW_BYTES: Final = 8 << 20  # large enough to hide latency; four of them fit in a worker
-_WAITS_S: Final = (0.5, 1.0, 2.0)  # waits before each retry
+_CHUNK_BYTES: Final = 256 << 10  # a multiple of 512 that stays in a core's cache between copying and hashing
+_MAPPED_BYTES: Final = 32 << 20  # larger members are memory-mapped, so that the kernel can free their pages
+_WINDOW_BYTES: Final = 8 << 20  # size of a range: large enough to hide latency; a worker has memory for four
+_WAITS_S: Final = (0.5, 1.0, 2.0)  # wait before each retry
 
 
 class FileFault(Exception):
-    """A file cannot be read; holds the code and texts of the finding."""
+    """A file cannot be read. The exception contains the code and texts of the finding."""
 
     def __init__(self, code: str, found: str, expected: str = "a regular file") -> None:
         super().__init__(f"{code}: {found}")
@@ -62,7 +63,7 @@ class LocalFolder:
 
     @contextmanager
     def opened(self, name: str) -> Iterator[Source]:
-        """Open a regular file; raise FileFault, also for read errors inside the block."""
+        """Open a regular file; raise FileFault if that fails, or for a read error inside the `with` block."""
         with _faults():
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             descriptor = os.open(self._path / name, flags)
@@ -104,7 +105,7 @@ class LocalSource:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def read_into(self, view: memoryview, offset: int) -> int:
-        """Fill a buffer with bytes from an offset on.
+        """Fill a buffer with the bytes that start at an offset.
 
         Args:
             view: Buffer to fill.
@@ -144,9 +145,9 @@ class LocalSource:
 
 
 def _with_retries(function: Callable[[], T]) -> T:
-    """Call a function, and repeat it after faults that may be temporary.
+    """Call a function, and repeat the call after a fault that may be temporary.
 
-    Absent files and files that became shorter raise FileFault.
+    A file that is absent or has become shorter raises FileFault.
     """
     time_outs = 0
     for wait_s in (*_WAITS_S, None):
@@ -165,13 +166,13 @@ def _with_retries(function: Callable[[], T]) -> T:
 
 
 class RemoteFolder:
-    """A folder in a store, used by one thread. Stores have no links or devices."""
+    """A folder in a store, for use by one thread. Stores have no links or devices."""
 
     def __init__(self, store: Store, window_bytes: int) -> None:
         self._store, self._window_bytes = store, window_bytes
 
     def names(self) -> list[str] | None:
-        """Return the names of its files, or None for a web server, which has no listing."""
+        """Return the names of the files in the folder; None for a web server, which cannot list them."""
         if self._store.location.protocol in {"http", "https"}:
             return None
         try:
@@ -205,7 +206,7 @@ class RemoteSource:
         return _with_retries(lambda: self._store.read_range(self._name, offset, size)) if size else b""
 
     def read(self, size: int, offset: int) -> bytes:
-        """Return bytes at an offset, taken from the current window if they are in it.
+        """Return bytes at an offset, from the range in memory if possible.
 
         Args:
             size: Number of bytes.
@@ -218,12 +219,12 @@ class RemoteSource:
         if size >= self._window_bytes:
             return self._fetch(size, offset)
         if not self._start <= offset <= offset + size <= self._start + len(self._window):
-            self._window = b""  # free it before the next request
+            self._window = b""  # free the memory before the next request
             self._start, self._window = offset, self._fetch(self._window_bytes, offset)
         return self._window[offset - self._start : offset - self._start + size]
 
     def read_into(self, view: memoryview, offset: int) -> int:
-        """Fill a buffer with bytes from an offset on.
+        """Fill a buffer with the bytes that start at an offset.
 
         Args:
             view: Buffer to fill.
@@ -237,7 +238,7 @@ class RemoteSource:
         return len(data)
 
     def view(self, size: int, offset: int) -> memoryview:
-        """Return the bytes of a member, all of them in memory.
+        """Return a view of the bytes at an offset; all of these bytes are read into memory.
 
         Args:
             size: Number of bytes.
@@ -254,19 +255,20 @@ Source = LocalSource | RemoteSource
 
 
 class Folders:
-    """Handles of one folder, one for each thread that reads in it at the same time; a context manager.
+    """Open handles of one folder, one for each thread that reads at the same time; a context manager.
 
-    With `ahead`, files will be read from end to end, so each request fetches a full window. Raises EnvironmentFault if
-    a package is missing. `borrowed` and every read raise StoreFault if the server or the network fails.
+    `ahead` states that files will be read from start to end, so each request reads a full range. The constructor raises
+    EnvironmentFault if a package is missing. `borrowed` and every read raise StoreFault if the server or the network
+    fails.
     """
 
     def __init__(self, location: Location, *, ahead: bool) -> None:
         self._location, self._window_bytes = location, _WINDOW_BYTES if ahead else 0
-        self._free: deque[Store] = deque()  # its methods are thread-safe
+        self._free: deque[Store] = deque()  # the methods of a deque are thread-safe
 
     @contextmanager
     def borrowed(self) -> Iterator[Folder]:
-        """Yield an open folder that no other thread uses."""
+        """Yield an open folder that no other thread uses during the `with` block."""
         if self._location.path is not None:
             yield LocalFolder(self._location.path)
             return
@@ -288,18 +290,18 @@ class Folders:
 
 
 def hash_chunks(source: Source, offset: int, size: int) -> Iterator[tuple[int, memoryview, bytearray]]:
-    """Yield chunks of a range as (position, view, buffer).
+    """Yield the chunks of a byte range as (position, view, buffer).
 
-    One buffer is reused; the last chunk is short at the end of the file. Chunks start at multiples of 512 from
-    `offset`, so a tar header never spans two.
+    All chunks use the same buffer. At the end of the file the last chunk may be short. Chunks start at multiples of 512
+    from `offset`, so a tar header is never divided between two chunks.
 
     Args:
         source: The open file.
         offset: First byte of the range.
-        size: Bytes of the range.
+        size: Number of bytes in the range.
 
     Yields:
-        Position in the file, view of the chunk, and the buffer that it lies in.
+        Position in the file, view of the chunk, and the buffer that contains the chunk.
     """
     buffer = bytearray(max(512, min(_CHUNK_BYTES, -(-size // 512) * 512)))
     buffer_view = memoryview(buffer)

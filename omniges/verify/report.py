@@ -1,7 +1,7 @@
 """Output of a verification: text, JSON, JUnit XML for CI servers, and GitHub annotations.
 
-Findings have the same order in all forms. Damaged files of a local folder can be moved to a quarantine folder; the next
-preprocess then writes only those again.
+Findings have the same order in all output forms. Damaged files of a local folder can be moved to a quarantine folder.
+The next preprocess run then writes only these files again.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _text(result: VerifyResult) -> str:
 
 
 def _json(result: VerifyResult) -> str:
-    """Return one JSON document without times, so that equal input gives equal output."""
+    """Return the result as one JSON document, without times, so that equal input gives equal output."""
     codes = sorted({finding.code for finding in result.findings})
     document = {
         "tool": {"omniges": __version__},
@@ -97,7 +97,7 @@ def _json(result: VerifyResult) -> str:
 
 
 def _junit(result: VerifyResult) -> str:
-    """Return JUnit XML with one test case for each file; errors are failures, notes go to its output."""
+    """Return JUnit XML with one test case for each file. Errors become failures; notes become output of the case."""
     by_file: dict[str, list[VerifyFinding]] = {name: [] for name in result.files}
     for finding in result.findings:
         by_file.setdefault(finding.file, []).append(finding)
@@ -119,7 +119,7 @@ def _junit(result: VerifyResult) -> str:
 
 
 def _github(result: VerifyResult) -> str:
-    """Return workflow commands that GitHub shows as annotations, and the verdict as a plain line."""
+    """Return workflow commands that GitHub shows as annotations, then a line with the overall result."""
     lines = []
     for finding in result.findings:
         command = "error" if finding.severity == "error" else "notice"
@@ -143,10 +143,11 @@ _FORMS: Final = {"text": _text, "json": _json, "junit": _junit, "github": _githu
 
 
 def quarantine(folder: Path, names: Iterable[str]) -> dict[str, Path]:
-    """Move files of the contract into ``FOLDER.quarantine`` beside the shard folder.
+    """Move damaged files to ``FOLDER.quarantine`` beside the shard folder.
 
-    Other names stay, and so does dataset.json, without which the next run could reuse nothing. Absent files are
-    skipped. An existing file is never replaced: a second one of its name gets a number.
+    Only files with names of the contract are moved. dataset.json stays, because without it the next run could reuse
+    nothing. Absent files are skipped. No file in the quarantine folder is replaced: if a name exists there, the moved
+    file gets a number.
 
     Args:
         folder: The shard folder.

@@ -1,4 +1,4 @@
-"""The verification run: dataset.json, the folder, the manifest, all shards in parallel, and the other files."""
+"""The verification run: it checks dataset.json, the folder, the manifest, all shards in parallel, and other files."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class VerifyResult:
     folder: Location
     level: Level
     findings: tuple[VerifyFinding, ...]
-    errors: int  # among all findings, shown or not
+    errors: int  # number of errors among all findings, shown or not
     notes: int
-    left_out: int  # findings beyond --max-findings
+    left_out: int  # number of findings beyond --max-findings
     damaged: tuple[str, ...]  # files with an error, shown or not
     files: tuple[str, ...]  # every checked file, dataset.json first
     samples: int
     read_bytes: int
-    not_checked: tuple[str, ...]  # checks of this level that were impossible or disabled
+    not_checked: tuple[str, ...]  # checks of the level that were impossible or disabled
     elapsed_s: float
 
     @property
@@ -50,32 +50,32 @@ class VerifyResult:
 
     @property
     def sound(self) -> bool:
-        """`valid`, by its former name."""
+        """The same as `valid`, under its former name."""
         return self.valid
 
     @property
     def exit_code(self) -> ExitCode:
-        """0 for valid shards, 1 for others."""
+        """Exit code: 0 for valid shards, 1 for invalid shards."""
         return ExitCode.OK if self.valid else ExitCode.FINDINGS
 
 
 class _FailFast(Exception):
-    """Signal that an error was found and --fail-fast is set."""
+    """Raised to stop the run at the first error if --fail-fast is set."""
 
 
 def verify(settings: VerifySettings, count: Callable[[int, int], None] = lambda _done, _total: None) -> VerifyResult:
-    """Check a shard folder; every fault of its content becomes a finding.
+    """Check a shard folder; every fault in its content becomes a finding.
 
     Args:
         settings: Folder, level and limits.
-        count: Called with (done, total) in megabytes.
+        count: Function that is called with (done, total) in megabytes.
 
     Returns:
         Findings, counts and timing.
 
     Raises:
         UsageFault: The folder or a named shard does not exist.
-        EnvironmentFault: A package for a URL is missing, or its server refuses or does not answer.
+        EnvironmentFault: The package for a URL is missing, or the server refuses access or does not answer.
     """
     start = time.monotonic()
     path = settings.location.path
@@ -92,7 +92,7 @@ def verify(settings: VerifySettings, count: Callable[[int, int], None] = lambda 
         found.not_checked.append("everything after the first error (--fail-fast)")
     ordered = sorted(found.findings, key=lambda finding: finding.sort_key)
     shown = ordered
-    if len(ordered) > settings.max_findings:  # drop notes before errors
+    if len(ordered) > settings.max_findings:  # notes are dropped first, then errors
         kept = sorted(ordered, key=lambda finding: finding.severity)[: settings.max_findings]
         shown = sorted(kept, key=lambda finding: finding.sort_key)
     errors = [finding for finding in ordered if finding.severity == "error"]
@@ -130,11 +130,11 @@ class _Verification:
     contents: dict[str, bytes] = field(default_factory=dict)  # files beside the shards, by name
 
     def run(self, folders: Folders, count: Callable[[int, int], None]) -> None:
-        """Run all checks in order; each uses results of the earlier ones.
+        """Run all checks in order; each check uses results of earlier checks.
 
         Args:
             folders: Handles of the shard folder.
-            count: Called with (done, total) in megabytes.
+            count: Function that is called with (done, total) in megabytes.
         """
         location, level = self.settings.location, self.settings.level
         self.files.append(schema.DATASET_FILE)
@@ -189,7 +189,7 @@ class _Verification:
         self._add(report.findings)
 
     def _unlisted(self, folder: Folder, inventory: Inventory | None) -> list[VerifyFinding]:
-        """Return findings on unlisted files; without an inventory only on files of an unfinished run."""
+        """Return findings about unlisted files; without an inventory, only about files of an unfinished run."""
         location = self.settings.location
         try:
             names = folder.names()
@@ -205,7 +205,7 @@ class _Verification:
             found = [finding for finding in found if finding.code in {"temporary-file", "unfinished-run"}]
         if location.path is None or schema.UNFINISHED_FILE not in names:
             return found
-        # Names that no run writes would make preprocess and encode refuse the folder of the unfinished run.
+        # preprocess and encode refuse the folder of an unfinished run if it contains names that no run writes.
         try:
             problem = Workspace(location.path).problem()
         except OSError as error:
@@ -235,7 +235,7 @@ class _Verification:
         ]
 
     def _check_side_file(self, folder: Folder, listed: Listed) -> list[VerifyFinding]:
-        """Check size and, above level quick, checksum; keep valid content that later checks need."""
+        """Check a file's size and, above level quick, its checksum; keep valid content that later checks need."""
         out = Collector(listed.name)
         level = self.settings.level
         wanted = {schema.MANIFEST_FILE, schema.TOKENIZER_FILE}
@@ -263,7 +263,7 @@ class _Verification:
         return out.finish()
 
     def _manifest(self, inventory: Inventory) -> tuple[list[ManifestRow] | None, dict[str, list[ManifestRow]]]:
-        """Return all manifest rows, and the rows of each shard with a possible layout.
+        """Return all rows of the manifest, and by shard the rows of each shard whose layout is possible.
 
         At level quick both are empty.
         """

@@ -1,4 +1,4 @@
-"""Settings of a verification; quick to import, so that `omniges --help` is fast."""
+"""Settings of a verification. The module imports little, so that `omniges --help` is fast."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class VerifySettings:
 
     folder: str | Path = field(
         default="shards",
-        repr=False,  # a URL may hold credentials
+        repr=False,  # a URL may contain credentials
         metadata=about("Folder of shards, or a URL of one.", argument=True, metavar="DIR"),
     )
     level: Level = option(
@@ -49,10 +49,10 @@ class VerifySettings:
         was=("out", "report"),
         shown="standard output",
     )
-    isolate: bool = False  # decode in separate processes even with one worker
+    isolate: bool = False  # decode in a separate process even with one worker
 
     def __post_init__(self) -> None:
-        """Refuse invalid values; errors name the flag."""
+        """Refuse invalid values; the error names the flag."""
         check(self)
         if self.num_workers == 0:
             object.__setattr__(self, "num_workers", len(os.sched_getaffinity(0)))
@@ -66,7 +66,7 @@ class VerifySettings:
 
     @property
     def location(self) -> Location:
-        """The folder as a location."""
+        """Location of the shard folder."""
         from omniges.storage.remote import parse_location
 
         return parse_location(str(self.folder))

@@ -1,6 +1,6 @@
-"""Parallel checks of shards at three levels: only the ends, hash and every header, or all content.
+"""Parallel checks of shards at three levels: only start and end, hash and every header, or all content.
 
-Threads do the work, or separate processes where a decoder could crash the program.
+Threads do the work. If a decoder could crash the program, separate processes do it.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _THREADS_BYTES: Final = 4 << 30
 
 @dataclass(frozen=True, slots=True)
 class ShardJob:
-    """Input of the check of one shard."""
+    """Input for the check of one shard."""
 
     location: Location
     listed: Listed
     level: Level
     rows: Sequence[ManifestRow] | None  # None if the manifest is not trusted
-    elsewhere: dict[str, str]  # key -> the shard it belongs to
+    elsewhere: dict[str, str]  # key -> shard to which it belongs
     settings: dict[str, Any]
     codecs: Sequence[CodecEntry]
 
@@ -61,16 +61,16 @@ Reports = Generator[tuple[ShardJob, ShardReport], None, None]
 
 
 def reports(jobs: Sequence[ShardJob], folders: Folders, *, workers: int, isolate: bool) -> Reports:
-    """Yield the report of every job, in the order of the jobs.
+    """Check shards in parallel, and yield the report of every job in the order of the jobs.
 
     Args:
-        jobs: Jobs of one verification; they differ in shard and rows only.
+        jobs: Jobs of one verification; they differ only in shard and rows.
         folders: Handles of the shard folder.
-        workers: Threads or processes at once.
-        isolate: Decode in separate processes even if one worker would do.
+        workers: Largest number of threads or processes at once.
+        isolate: Decode in separate processes even with one worker.
 
     Yields:
-        Job and report.
+        The job and its report.
     """
     workers = min(workers, len(jobs))
     processes = _needs_processes(jobs, workers, isolate=isolate)
@@ -78,7 +78,7 @@ def reports(jobs: Sequence[ShardJob], folders: Folders, *, workers: int, isolate
         for job in jobs:
             yield job, _inspect(job, folders)
         return
-    # Largest first, so that the last worker does not finish late.
+    # The largest shards come first, so that no worker finishes long after the others.
     largest = sorted(jobs, key=lambda job: -job.listed.size)
     finished: dict[str, ShardReport] = {}
     waiting = deque(jobs)
@@ -90,10 +90,11 @@ def reports(jobs: Sequence[ShardJob], folders: Folders, *, workers: int, isolate
 
 
 def _needs_processes(jobs: Sequence[ShardJob], workers: int, *, isolate: bool) -> bool:
-    """Return whether level deep needs processes: C decoders may crash, and Python code blocks other threads.
+    """Return whether processes are needed in place of threads.
 
-    Hashing and NumPy release the interpreter lock, so below some gigabytes starting processes costs more than it saves.
-    Other processes cannot read a store in memory.
+    At level deep, C decoders may crash, and Python code blocks other threads. But hashing and NumPy release the
+    interpreter lock. So for less than some gigabytes, starting processes takes more time than it saves. A store in the
+    memory of this process cannot be read by other processes.
     """
     if not jobs or jobs[0].level != "deep" or jobs[0].location.protocol == "memory":
         return False
@@ -136,7 +137,7 @@ def _in_processes(jobs: Sequence[ShardJob], workers: int) -> Reports:
 
 
 def prepare(setup: dict[str, Any]) -> Callable[[Any], Answer]:
-    """Return the function by which a worker process checks the shard of a task (`omniges.workers`)."""
+    """Return the function with which a worker process (`omniges.workers`) checks the shard of a task."""
     location = Location(**setup.pop("location"))
     codecs = [CodecEntry.from_json(name, entry) for name, entry in setup.pop("codecs").items()]
 
@@ -204,7 +205,7 @@ def _inspect(job: ShardJob, folders: Folders) -> ShardReport:
 
 
 def _check_ends(source: Source, out: Collector) -> None:
-    """Check for a valid first header and two zero blocks at the end."""
+    """Check that a shard begins with a valid header and ends with two zero blocks."""
     size = source.size
     first = source.read(BLOCK_BYTES, 0)
     if len(first) < BLOCK_BYTES:
@@ -222,7 +223,7 @@ def _check_ends(source: Source, out: Collector) -> None:
 
 
 def _check_bytes(job: ShardJob, source: Source, out: Collector) -> None:
-    """Check hash, headers and padding in one pass; on any difference walk the shard to locate it."""
+    """Check hash, headers and padding in one pass; after any difference, read header by header to locate it."""
     plan = ShardPlan.of_rows(job.rows, job.elsewhere) if job.rows else None
     if source.size == job.listed.size:
         digest, exact = hashlib.sha256(), plan is not None
@@ -232,7 +233,7 @@ def _check_bytes(job: ShardJob, source: Source, out: Collector) -> None:
             digest.update(view)
             end = position + len(view)
             while awaited is not None and awaited[0] < end:
-                # A short last chunk leaves older bytes after it in the buffer.
+                # After a short last chunk, the rest of the buffer contains bytes of an earlier chunk.
                 within = awaited[0] + len(awaited[1]) <= end
                 exact = exact and within and buffer.startswith(awaited[1], awaited[0] - position)
                 awaited = next(blocks, None)

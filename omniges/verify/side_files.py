@@ -1,7 +1,7 @@
-"""Checks of the files beside the shards.
+"""Checks of the files beside the shards: manifest, statistics, latents.json, tokenizer and report.
 
-The manifest is compared with dataset.json and gives a plan for each shard. Statistics, latents.json and the tokenizer
-are recomputed from the samples. The report of findings is read line by line.
+The manifest is compared with dataset.json; its rows describe the layout of each shard. Statistics, latents.json and the
+tokenizer are recomputed from the samples. The report of findings is read line by line.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def read_rows(data: bytes, samples: int, out: Collector) -> list[manifest.Manife
 
     Args:
         data: Bytes of manifest.parquet.
-        samples: Number of samples by dataset.json.
+        samples: Number of samples according to dataset.json.
         out: Collector of the manifest's findings.
 
     Returns:
-        All rows, unchecked, or None.
+        All rows without any check, or None.
     """
     import pyarrow as pa  # noqa: PLC0415 - 0.3 s that level quick does not pay
     import pyarrow.parquet as pq  # noqa: PLC0415
@@ -71,7 +71,7 @@ def read_rows(data: bytes, samples: int, out: Collector) -> list[manifest.Manife
 
 
 def _first_torn_column(file: pq.ParquetFile) -> str:
-    """Return the first column with a value although its part is marked absent, or an empty text."""
+    """Return the first column whose nulls differ from those of the other columns in its group; "" if none."""
     groups = [[f"{source}_path", f"{source}_sha256"] for source in manifest.SOURCES]
     for member in manifest.optional_members(file.schema_arrow.names):
         column = manifest.column_of(member)
@@ -88,14 +88,14 @@ def _first_torn_column(file: pq.ParquetFile) -> str:
 def check_rows(
     rows: Sequence[manifest.ManifestRow], inventory: Inventory
 ) -> tuple[dict[str, list[manifest.ManifestRow]], list[VerifyFinding]]:
-    """Check the rows against each other and against dataset.json.
+    """Compare the rows with each other and with dataset.json.
 
     Args:
         rows: All rows of the manifest.
         inventory: Valid contents of dataset.json.
 
     Returns:
-        Rows by shard, for shards with a possible layout, and the findings.
+        Rows by shard, for shards whose layout is possible, and the findings.
     """
     out = Collector(schema.MANIFEST_FILE)
     for name in ("key", "stem"):
@@ -134,7 +134,7 @@ def check_rows(
 
 
 def _check_each(rows: Sequence[manifest.ManifestRow], latents: set[str], out: Collector) -> None:
-    """Check each row: key and lengths follow from stem and frames; latents and audio are as declared."""
+    """Check in each row that key and lengths follow from stem and frames, and that latents and audio are right."""
     for row in rows:
         if key_from_stem(row.stem) != row.key:
             out.add("key-not-of-stem", f"stem {row.stem!r}", key_from_stem(row.stem), key=row.key)
@@ -179,7 +179,7 @@ def _check_shards(shards: dict[str, list[manifest.ManifestRow]], inventory: Inve
 
 
 def _check_document(rows: Sequence[manifest.ManifestRow], inventory: Inventory, out: Collector) -> None:
-    """Check totals and manifest hash against a recomputation."""
+    """Recompute the totals and the manifest hash from the rows, and compare them with dataset.json."""
     document = inventory.document
     splits = {split: totals_of(row for row in rows if row.split == split) for split in schema.SPLITS}
     for name, wanted in (("totals", totals_of(rows)), ("splits", splits)):
@@ -194,11 +194,11 @@ def _check_document(rows: Sequence[manifest.ManifestRow], inventory: Inventory, 
 
 
 def check_recordings(rows: Sequence[manifest.ManifestRow]) -> list[VerifyFinding]:
-    """Report recordings with equal content or source: an error if in two splits, a note if twice in one split."""
+    """Report recordings with equal content or sources: an error if in two splits, a note if twice in one split."""
     out = Collector(schema.MANIFEST_FILE)
     reported: set[str] = set()
     for number in range(2):
-        # First row of each recording in each split.
+        # The first row of each recording in each split.
         firsts: dict[tuple[str, ...], dict[str, manifest.ManifestRow]] = defaultdict(dict)
         for row in rows:
             identity = manifest.identities(row)[number]
@@ -222,7 +222,7 @@ def check_recordings(rows: Sequence[manifest.ManifestRow]) -> list[VerifyFinding
 def check_statistics(
     data: bytes, rows: Sequence[manifest.ManifestRow], partials: PartialSpool, words: Counter[str], version: int
 ) -> list[VerifyFinding]:
-    """Compare stats.json byte for byte with a recomputation by the functions that wrote it.
+    """Recompute stats.json with the functions that write it, and compare the bytes.
 
     Args:
         data: Bytes of stats.json.
@@ -238,7 +238,7 @@ def check_statistics(
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             wanted = json_document(statistics_document(rows, partials, words, version))
-    except (ValueError, OverflowError) as error:  # squares of values overflow
+    except (ValueError, OverflowError) as error:  # the squares of the values overflow
         out.add("statistics-differ", "statistics", f"finite ones ({error})")
         return out.finish()
     if data == wanted:
@@ -255,11 +255,11 @@ def check_statistics(
 def check_latents(
     data: bytes, codecs: Mapping[str, CodecEntry], partials: Mapping[str, Sequence[Partial]]
 ) -> list[VerifyFinding]:
-    """Compare latents.json byte for byte with a recomputation by the function that wrote it.
+    """Recompute latents.json with the function that writes it, and compare the bytes.
 
     Args:
         data: Bytes of latents.json.
-        codecs: Codecs of dataset.json by name.
+        codecs: Codecs in dataset.json, by name.
         partials: Partial statistics of the train samples' latents, by codec.
 
     Returns:
@@ -278,7 +278,7 @@ def check_latents(
 
 
 def _first_difference(found: Any, wanted: Any, name: str = "") -> tuple[str, str]:
-    """Return the found and the expected value at the first difference of two JSON values."""
+    """Return, as texts, the found and the expected value at the first difference between two JSON values."""
     if isinstance(found, dict) and isinstance(wanted, dict) and found.keys() == wanted.keys():
         for key in sorted(found):
             if found[key] != wanted[key]:
@@ -293,9 +293,9 @@ def _first_difference(found: Any, wanted: Any, name: str = "") -> tuple[str, str
 
 
 def check_tokenizer(data: bytes, words: Counter[str], tool: dict[str, Any]) -> list[VerifyFinding]:
-    """Compare tokenizer.json with one trained on the same words.
+    """Train a tokenizer on the words again, and compare the bytes of its tokenizer.json.
 
-    A different version of the tokenizers package gives a note, not an error.
+    If the version of the tokenizers package differs, a difference is a note, not an error.
 
     Args:
         data: Bytes of tokenizer.json.
@@ -308,7 +308,7 @@ def check_tokenizer(data: bytes, words: Counter[str], tool: dict[str, Any]) -> l
     wanted = train_tokenizer(words)
     if data == wanted:
         return []
-    if tokenizer_problem(data) is not None:  # reported already, as tokenizer-invalid
+    if tokenizer_problem(data) is not None:  # already reported as tokenizer-invalid
         return []
     out = Collector(schema.TOKENIZER_FILE)
     installed = metadata.version("tokenizers")
@@ -324,7 +324,7 @@ def check_tokenizer(data: bytes, words: Counter[str], tool: dict[str, Any]) -> l
 
 
 def check_tokenizer_form(data: bytes) -> list[VerifyFinding]:
-    """Check that tokenizer.json is the pipeline that preprocess writes and cannot change a word."""
+    """Check that tokenizer.json has the form that preprocess writes, so that it restores every word exactly."""
     problem = tokenizer_problem(data)
     if problem is None:
         return []
@@ -336,7 +336,7 @@ def check_cut_totals(document: dict[str, Any], cuts: Sequence[dict[str, float | 
 
     Args:
         document: Content of dataset.json.
-        cuts: Seconds and words cut from each sample.
+        cuts: Seconds and words that were cut from each sample.
 
     Returns:
         The findings.
@@ -351,7 +351,7 @@ def check_cut_totals(document: dict[str, Any], cuts: Sequence[dict[str, float | 
 
 
 def check_report(data: bytes, rows: Sequence[manifest.ManifestRow]) -> list[VerifyFinding]:
-    """Check report.jsonl: every line is a finding, in order, and none contradicts the manifest.
+    """Check that every line of report.jsonl is a finding, in order, and that none contradicts the manifest.
 
     Args:
         data: Bytes of report.jsonl.
@@ -386,7 +386,7 @@ def check_report(data: bytes, rows: Sequence[manifest.ManifestRow]) -> list[Veri
 
 
 def _finding(line: bytes, offset: int, out: Collector) -> dict[str, Any] | None:
-    """Return one line of the report, or None after a finding."""
+    """Return the JSON object in one line of the report, or None after a finding."""
     try:
         row, canonical = strict_json(line)
     except ValueError as error:

@@ -1,7 +1,7 @@
-"""Header-by-header walk over a shard, without `tarfile`, to say where and how it is damaged.
+"""Reading of a shard header by header, without `tarfile`, to report where and how the shard is damaged.
 
-Every step advances by at least one block, and sizes are parsed as plain octal only. At most one window of the shard is
-in memory. So no shard can cause an endless walk or fill the memory.
+Every step advances by at least one block, and only plain octal sizes are accepted. At most one range of the shard is in
+memory. So no shard can cause an endless loop or fill the memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from omniges.verify.folders import Source, hash_chunks
 
 _WINDOW_BYTES: Final = 64 << 10
 _RESYNC_TRIES: Final = 8
-_MAX_NAMES: Final = 1 << 18  # unplanned names kept, so that many tiny members cannot fill the memory
+_MAX_NAMES: Final = 1 << 18  # stored names without a plan, so that many tiny members cannot fill the memory
 _ZERO_BLOCK: Final = bytes(BLOCK_BYTES)
 _MEMBERS: Final = (*map(re.escape, KNOWN_MEMBERS), LATENT_MEMBER.pattern)
 _NAME: Final = re.compile(rf"(?P<key>[A-Za-z0-9_-]{{1,{MAX_KEY_BYTES}}})\.(?P<member>{'|'.join(_MEMBERS)})", re.ASCII)
@@ -34,11 +34,11 @@ _DEVICES: Final = {b"3": "a character device", b"4": "a block device", b"5": "a 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """Position of a member by the manifest."""
+    """Position, size and digest of a member according to the manifest."""
 
     key: str
     member: str
-    offset: int  # of the data
+    offset: int  # byte offset of the data
     size: int
     sha256: str
 
@@ -49,24 +49,24 @@ class Planned:
 
     @property
     def end(self) -> int:
-        """End of its last block, in bytes."""
+        """Byte offset of the end of the member's last block."""
         return self.offset + self.size + -self.size % BLOCK_BYTES
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """Positions of all members of a shard by the manifest: contiguous, from the first byte on."""
+    """Positions of all members of a shard according to the manifest, without gaps from the first byte on."""
 
     members: Sequence[Planned]
-    elsewhere: dict[str, str] = field(default_factory=dict)  # key -> the shard it belongs to
+    elsewhere: dict[str, str] = field(default_factory=dict)  # key -> shard to which it belongs
 
     @classmethod
     def of_rows(cls, rows: Sequence[ManifestRow], elsewhere: dict[str, str] | None = None) -> ShardPlan:
-        """Return the plan of a shard's rows.
+        """Return the plan of a shard from its manifest rows.
 
         Args:
-            rows: Rows of the shard in their order.
-            elsewhere: Shard of each key that belongs to another shard.
+            rows: Rows of the shard, in order of their position.
+            elsewhere: For each key that belongs to another shard, the name of that shard.
 
         Returns:
             The plan.
@@ -80,21 +80,21 @@ class ShardPlan:
 
     @cached_property
     def index(self) -> dict[str, int]:
-        """Index of each member by name."""
+        """Index of each member in the plan, by name."""
         return {planned.name: place for place, planned in enumerate(self.members)}
 
     @cached_property
     def headers(self) -> list[int]:
-        """Byte offset of each header."""
+        """Byte offset of each member's header."""
         return [planned.offset - BLOCK_BYTES for planned in self.members]
 
     @property
     def end(self) -> int:
-        """Byte offset of the two zero blocks."""
+        """Byte offset of the two zero blocks at the end."""
         return self.members[-1].end if self.members else 0
 
     def gap(self) -> tuple[Planned, int] | None:
-        """Return the first member that does not begin at the end of the one before, and its expected offset."""
+        """Return the first member that does not begin at the end of the previous member, and its expected offset."""
         position = 0
         for planned in self.members:
             if planned.offset != position + BLOCK_BYTES or planned.size < 0:
@@ -104,7 +104,7 @@ class ShardPlan:
 
 
 def exact_blocks(plan: ShardPlan) -> Iterator[tuple[int, bytes]]:
-    """Yield every position whose bytes the contract fixes, with those bytes; none spans a block."""
+    """Yield (position, bytes) for all bytes that the contract determines; no item is in more than one block."""
     for planned in plan.members:
         yield planned.offset - BLOCK_BYTES, member_header(planned.name, planned.size)
         if planned.size % BLOCK_BYTES:
@@ -115,7 +115,7 @@ def exact_blocks(plan: ShardPlan) -> Iterator[tuple[int, bytes]]:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A header whose size field is valid: name, data size, and a fault of another field or None."""
+    """A header with a valid size field: name, data size, and the fault of another field or None."""
 
     name: str
     size: int
@@ -123,7 +123,7 @@ class Header:
 
 
 def parse_header(block: bytes) -> Header | Fault:
-    """Parse a header; a returned fault means that the next header's position is unknown."""
+    """Parse a header, or return its fault. After a fault, the position of the next header is unknown."""
     stored = block[148:156]
     computed = sum(block[:148]) + 8 * 32 + sum(block[156:])
     if stored != b"%06o\0 " % computed:
@@ -149,7 +149,7 @@ def parse_header(block: bytes) -> Header | Fault:
 
 
 class _Walk:
-    """One pass over a shard; `run` records findings."""
+    """One pass over a shard; `run` records the findings."""
 
     def __init__(self, source: Source, plan: ShardPlan | None, out: Collector) -> None:
         self._source = source
@@ -159,12 +159,12 @@ class _Walk:
         self._out = out
         self._window = (0, b"")
         self._seen: set[str] = set()
-        self._furthest = -1  # last index in the plan that was found
-        self._last: tuple[str, tuple[int, str]] | None = None  # key and member order, without a plan
+        self._furthest = -1  # highest index in the plan of a member that was found
+        self._last: tuple[str, tuple[int, str]] | None = None  # without a plan: key and sort key of the last member
         self._cut = False
 
     def run(self) -> None:
-        """Walk to the end of the archive or the last recognizable header; then report missing members."""
+        """Read to the end of the archive or the last recognizable header, then report missing members."""
         position = 0
         while True:
             block = self._bytes(position, BLOCK_BYTES)
@@ -194,12 +194,12 @@ class _Walk:
         return data[position - start : position - start + count]
 
     def _next(self) -> Planned | None:
-        """Return the planned member after the last one that was found; None at the end."""
+        """Return the planned member that follows the last found member; None at the end of the plan."""
         place = self._furthest + 1
         return self._plan.members[place] if place < len(self._plan.members) else None
 
     def _cut_at(self, position: int) -> None:
-        """Report that the file ends where a header or a zero block should be."""
+        """Report that the file ends at a position where a header or a zero block should be."""
         self._cut = True
         awaited = self._next()
         if awaited is not None:
@@ -216,7 +216,7 @@ class _Walk:
         self._out.add("shard-cut", found, expected, first.key, first.member, self._size)
 
     def _zero_block(self, position: int) -> int | None:
-        """Handle the end of the archive or a gap in it; return the position to continue from."""
+        """Handle a zero block, at the end or too early; return the position from which to continue, or None."""
         ending = self._bytes(position, len(END_OF_ARCHIVE))
         rest = self._size - position
         awaited = self._next()
@@ -236,14 +236,14 @@ class _Walk:
         return None
 
     def _mark_found(self, position: int) -> None:
-        """Mark the planned member at this position as found: its header has been reported."""
+        """Mark the planned member at this position as found, because its damaged header has been reported."""
         place = bisect_right(self._plan.headers, position) - 1
         if place >= 0 and self._plan.headers[place] == position:
             self._seen.add(self._plan.members[place].name)
             self._furthest = max(self._furthest, place)
 
     def _bad(self, position: int, fault: Fault) -> int | None:
-        """Report a header that does not give the next position; return the position to continue from."""
+        """Report a header without a usable size; return the position from which to continue, or None."""
         if self._planned and self._plan.end <= position < self._plan.end + len(END_OF_ARCHIVE):
             dirty = next(k for k, byte in enumerate(self._bytes(position, BLOCK_BYTES)) if byte)
             self._out.add("shard-end", "a byte that is not zero", "two zero blocks", offset=position + dirty)
@@ -260,7 +260,7 @@ class _Walk:
         return following
 
     def _resync(self, position: int) -> int | None:
-        """Return the next position where the plan has a header and a valid one is."""
+        """Return the next position at which the plan has a header and the shard has a valid header, or None."""
         first = bisect_right(self._plan.headers, position)
         for start in self._plan.headers[first : first + _RESYNC_TRIES]:
             block = self._bytes(start, BLOCK_BYTES)
@@ -269,7 +269,7 @@ class _Walk:
         return None
 
     def _member(self, position: int, header: Header) -> int | None:
-        """Check one member; return the position of the next header."""
+        """Check one member; return the position of the next header, or None if the member exceeds the file."""
         data, padding = position + BLOCK_BYTES, -header.size % BLOCK_BYTES
         match = _NAME.fullmatch(header.name)
         key, member = (match["key"], match["member"]) if match else (None, None)
@@ -303,7 +303,7 @@ class _Walk:
         self._out.add("member-size", found, expected, key, member, position)
 
     def _order(self, position: int, name: str, key: str, member: str) -> None:
-        """Check that this member may be at this position."""
+        """Check that a member with this name is allowed at this position."""
         at = (key, member, position)
         if name in self._seen:
             self._out.add("member-twice", name, "each name once", *at)
@@ -318,7 +318,7 @@ class _Walk:
                 after = self._plan.members[self._furthest].name
                 self._out.add("member-order", f"{name} after {after}", "before it", *at)
             self._furthest = max(self._furthest, place)
-        else:  # without a trusted manifest: members of a sample are contiguous, in the contract's order
+        else:  # no trusted manifest: a sample's members must be contiguous, in the contract's order
             here = (key, member_order(member))
             follows = self._last is not None and self._last[0] == key and here > self._last
             if member != "json" and not follows:
@@ -327,7 +327,7 @@ class _Walk:
             self._last = here
 
     def _content(self, planned: Planned, header: Header, position: int) -> None:
-        """Check size and digest of a member against the manifest."""
+        """Compare the size and digest of a member with the manifest."""
         key, member = planned.key, planned.member
         if header.size != planned.size:
             self._out.add("member-size", f"{header.size} bytes", f"{planned.size}", key, member, position)
@@ -341,11 +341,11 @@ class _Walk:
 
 
 def walk_shard(source: Source, plan: ShardPlan | None, collector: Collector) -> None:
-    """Walk an open shard and record its faults.
+    """Read an open shard header by header and record its faults.
 
     Args:
         source: The open shard.
-        plan: Positions by the manifest; None if the manifest is not trusted.
+        plan: Positions according to the manifest; None if the manifest is not trusted.
         collector: Collector of the shard's findings.
     """
     _Walk(source, plan, collector).run()
