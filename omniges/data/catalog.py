@@ -415,7 +415,7 @@ def among(values: LabelColumn, wanted: Collection[str]) -> Bools:
         wanted: The texts.
 
     Returns:
-        Rows (N,).
+        Mask (N,) of the rows.
     """
     names, codes = values
     return np.isin(codes, [number for number, name in enumerate(names) if name in wanted])
@@ -435,7 +435,7 @@ def keep_labelled(
         also: (N,) rows that pass regardless of their text; None for no such rows.
 
     Returns:
-        Rows (N,).
+        Mask (N,) of the rows.
 
     Raises:
         UsageFault: No row is left.
@@ -467,7 +467,7 @@ def keep_lengths(
         max_seconds: Greatest length; None for no limit.
 
     Returns:
-        Rows (N,).
+        Mask (N,) of the rows.
 
     Raises:
         UsageFault: No row is left.

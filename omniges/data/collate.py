@@ -372,7 +372,7 @@ def make_collator(
 
 
 def prepare(setup: Mapping[str, Any]) -> Callable[[int], Answer]:
-    """Return the function with which a worker process fills a block, given by its number (`omniges.workers`)."""
+    """Return a function that fills the block of a given number; a worker process calls it (`omniges.workers`)."""
     shared = map_memory(setup["shared_fd"], setup["shared_bytes"])
     collator = make_collator(setup, place_arrays(np.frombuffer(shared, np.uint8), setup["places"]))
     ticks, fields = setup["sequencing"]["window_ticks"], setup["fields"]

@@ -155,7 +155,7 @@ class WindowIndices:
 
 
 class ClipOrder:
-    """The windows of one shard folder's clips, in order of position.
+    """The windows in the clips of one shard folder, in order of position.
 
     Shuffled: an endless sequence of epochs, each a permutation of all windows. Otherwise: one pass in key order, with
     windows from the first tick of a clip, without gaps.

@@ -237,7 +237,7 @@ class _Job:
 
         Args:
             group: The inputs.
-            worked: Called with generated ticks.
+            worked: Function that is called with the number of generated ticks.
 
         Yields:
             The path of the record, and the record.

@@ -437,7 +437,7 @@ def _rows_of(condition: Condition, codec: TextTokenCodec | None, start: int, sto
 def _place(rows: Callable[[int, int], F32], first: int, shown: F32, start_xz: F64) -> tuple[float, float]:
     """Return the position of the root in the first row of a tick.
 
-    The position is the sum of the steps of all rows after the first; it is computed in blocks.
+    The position is `start_xz` plus the steps of all later rows up to this row, which are summed in blocks.
 
     Args:
         rows: Function that returns the gesture channels of ticks.

@@ -86,7 +86,7 @@ class _Gaussian:
     rank: int
 
     def root(self, offset: float) -> F64:
-        """Return a matrix A (D, D) with AᵀA = covariance + offset · 1."""
+        """Return a matrix A (D, D) with AᵀA = covariance + offset · I, where I is the identity matrix."""
         return np.asarray(np.sqrt(self.scales**2 + offset)[:, None] * self.axes)
 
 
@@ -114,7 +114,8 @@ def frechet_distance(generated: Numbers, recorded: Numbers, settings: FrechetSet
 
     Covariances S have divisor N − 1 (Dowson and Landau 1982). tr (S1 S2)^½ is the sum of the singular values of A1 A2ᵀ
     for any A1ᵀA1 = S1 and A2ᵀA2 = S2. This is exact, real, and defined for singular covariances. With
-    ``settings.offset``, this term uses S1 + offset · 1 and S2 + offset · 1; the other terms use S1 and S2. The value
+    ``settings.offset``, this term uses S1 + offset · I and S2 + offset · I, where I is the identity matrix; the other
+    terms use S1 and S2. The value
     may then fall below zero. Without an offset, values that rounding makes negative become 0.
 
     Args:

@@ -144,7 +144,8 @@ def register_metric(metric: Metric) -> None:
         metric: The metric; its name must be new.
 
     Raises:
-        UsageFault: A metric of this name exists, or `needs` has an unknown part or belongs to another stream's metric.
+        UsageFault: A metric of this name exists, `needs` has an unknown part, or a metric of another stream than
+            gesture has `needs`.
     """
     arguments.instance("metric", metric, Metric, "a Metric")
     arguments.text("label", metric.label)

@@ -197,10 +197,10 @@ class TextVae(nn.Module):
         return result
 
     def logits(self, latents: Tensor, ids: Tensor) -> Tensor:
-        """Return the logits of the next token after each token of known texts, whose latents come before the tokens.
+        """Return the logits of each next token of known texts.
 
-        Gradients flow into the latents. Padding is on the right. It is not masked, because no earlier token attends to
-        it.
+        The embeddings of the latents come before the tokens. Gradients flow into the latents. Padding is on the right.
+        It is not masked, because no earlier token attends to it.
 
         Args:
             latents: Latents (B, N, V).
