@@ -1,6 +1,6 @@
 """Codec ``gesture-rvqvae``: GestureLSM's four RVQ-VAEs over the 415 gesture channels.
 
-docs/explanation/codecs-gesture.md explains it.
+docs/explanation/codecs-gesture.md explains the codec.
 
 The gesture channels of omniges already have the joints, order and units of the networks
 (`omniges.features.gesture.LAYOUT`). The codec adds normalisation with the statistics of the networks' training.

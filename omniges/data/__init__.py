@@ -1,1 +1,1 @@
-"""Windows of shards as batches: catalogue, order, reading, caches, the loader."""
+"""Read windows of shards as batches: catalogue, order of windows, readers, caches and loader."""

@@ -1,4 +1,4 @@
-"""Filling of batches: the windows at given positions are read and normalised directly into a block of memory.
+"""Fill batches: read the windows at given positions and normalise them directly into a block of memory.
 
 A block also contains positions and other metadata of its rows, so a worker needs only positions, and the loader copies
 nothing. A collator is made from a JSON document and arrays, which may come from another process. The process that fills

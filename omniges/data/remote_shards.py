@@ -1,4 +1,6 @@
-"""Remote shards through a local cache: downloaded once, checked, limited in size, shared by processes.
+"""Read remote shards through a local cache, which has a size limit and is shared by processes.
+
+Each shard is downloaded once and checked.
 
 The cache stores a shard set under the sha256 of its dataset.json. The same set from another address, or with other
 credentials, uses the same folder, and the cache does not contain addresses. dataset.json itself is downloaded each time

@@ -1,7 +1,7 @@
 """Windows of shards as a map-style torch dataset, for models outside of omniges.
 
-`WindowDataset` gives any subset of the arrays of a window of whole ticks (0.1 s), raw or normalized. Each item is read
-by byte range, so only the bytes of its window are read, and a member is checked at its first use.
+`WindowDataset` returns chosen arrays of each window, raw or normalized. A window is a whole number of ticks (0.1 s).
+Each item is read by byte range, so only the bytes of its window are read, and a member is checked at its first use.
 """
 
 from __future__ import annotations

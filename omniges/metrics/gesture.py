@@ -1,6 +1,6 @@
 """Metrics of gesture: beats, motion without a reference, window boundaries, recall of semantic gestures, the face.
 
-Letters: T frames, J joints, V vertices, S window boundaries. World: metres, y up.
+Letters: T frames, J joints, V vertices, S window boundaries. World coordinates are in metres, with y up.
 """
 
 from __future__ import annotations
