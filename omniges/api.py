@@ -114,10 +114,10 @@ def view(*paths: str | Path, output_file: str | Path, progress: bool = False, **
         **settings: Options of `ViewSettings`, such as ``keys=["2_scott_0_1_1"]``, ``start_s=30``, ``seconds=10``.
 
     Returns:
-        The clips on the page, and its size.
+        A summary with the clips on the page and the size of the file.
 
     Raises:
-        UsageFault: A path holds nothing to show, or too much.
+        UsageFault: A path contains nothing to show, or more than a page can show.
         DataError: A file is damaged.
         EnvironmentFault: The page cannot be written.
     """
@@ -140,10 +140,10 @@ def render(*paths: str | Path, output_file: str | Path, progress: bool = False, 
         **settings: Options of `RenderSettings`, such as ``camera="three-quarter"``, ``seconds=10``.
 
     Returns:
-        The tracks in the video, its length and size.
+        A summary with the tracks in the video, its length and the size of the file.
 
     Raises:
-        UsageFault: A path holds no motion, several recordings, or too much.
+        UsageFault: The paths contain no motion, several recordings, or more than a video can show.
         DataError: A file is damaged.
         EnvironmentFault: A package is missing, or the video cannot be written.
     """

@@ -29,9 +29,9 @@ class ExitCode(enum.IntEnum):
 
 
 class OmnigesError(Exception):
-    """Base of all errors that a user can cause.
+    """Base class of all errors that a user can cause.
 
-    The text is one line: the place, what is wrong, what was expected and found, and what to do.
+    The text is one line: where the error is, what was expected, what was found, and what to do.
     """
 
     exit_code = ExitCode.FINDINGS

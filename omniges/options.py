@@ -362,8 +362,8 @@ def declared(settings: type[T]) -> type[T]:
 def keywords_in_errors(settings: Any) -> Iterator[None]:
     """Replace flags by keywords in errors: `num_inference_steps` for ``--num-inference-steps``.
 
-    Other modules name settings by flag, because a flag is easy to find in a sentence. This function is the only place
-    that replaces them. The command line shows the original error: `OmnigesError.on_command_line`.
+    Errors of other modules name settings by flag, because a flag is easy to find in a sentence. Only this function
+    replaces flags. The command line shows the original error: `OmnigesError.on_command_line`.
 
     Args:
         settings: The settings dataclass whose flags are replaced.

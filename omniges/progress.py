@@ -173,7 +173,7 @@ class LiveReporter(_Throttled):
         from rich.console import Console  # noqa: PLC0415 - rich's parts cost 0.1 s that --help must not pay
 
         class Plain(Console):
-            """A console that raises BrokenPipeError, where rich's own ends the process."""
+            """Console that raises BrokenPipeError; the console of rich would end the process instead."""
 
             def on_broken_pipe(self) -> None:
                 raise BrokenPipeError
@@ -215,7 +215,7 @@ class LiveReporter(_Throttled):
 
 
 def make_reporter(mode: Mode = "auto") -> Reporter:
-    """Return the reporter of a mode; ``auto`` is the live one on a terminal and lines elsewhere."""
+    """Return the reporter for a mode; ``auto`` means a live display on a terminal, and lines elsewhere."""
     stream = sys.stdout if mode == "json" else sys.stderr
     if mode == "silent" or stream is None:  # None: a program without standard streams
         return Reporter()

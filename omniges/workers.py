@@ -92,7 +92,7 @@ def serve(prepare: Callable[[Any], Callable[[Any], Answer]]) -> None:
 
 
 def _prepared(prepare: Callable[[Any], Callable[[Any], Answer]], setup: Any) -> Callable[[Any], Answer]:
-    """Return the function that answers tasks. If `prepare` fails, return one that raises its error for each task."""
+    """Return the function that answers tasks; if `prepare` fails, return a function that raises its error each time."""
     try:
         return prepare(setup)
     except (OmnigesError, ImportError, OSError) as error:

@@ -234,7 +234,7 @@ def absent(heading: Heading, why: str, left_out: Mapping[str, int] | None = None
 def figure_of_mean(
     heading: Heading, values: Values, how: Resampling, details: Mapping[str, Any] | None = None
 ) -> Figure:
-    """Return the weighted mean of the values; a recording without weight has no value of its own in the figure.
+    """Return the weighted mean of the values; values with weight 0 count as left out.
 
     Args:
         heading: Metric, unit and row.

@@ -1,4 +1,6 @@
-"""Write motion as BVH: the joints of SMPL-X by name, centimetres, degrees, y up, facing +z in the rest pose.
+"""Write motion as BVH with the joint names of SMPL-X.
+
+Lengths are in centimetres, angles in degrees. The y axis points up, and the rest pose faces +z.
 
 Rotations are intrinsic in the order Z, X, Y (each about axes turned by the earlier ones): R = Rz · Rx · Ry.
 """

@@ -105,7 +105,7 @@ class ViewSettings(_Shown):
     )
 
     def __post_init__(self) -> None:
-        """Refuse values out of range and a place that cannot be written."""
+        """Refuse values out of range, and an output file that cannot be written."""
         _Shown.__post_init__(self)
         if (self.body_model is not None) != self.embed_body_model:
             raise UsageFault(
@@ -172,7 +172,7 @@ class RenderSettings(_Shown):
     )
 
     def __post_init__(self) -> None:
-        """Refuse values out of range and a place that cannot be written."""
+        """Refuse values out of range, and an output file that cannot be written."""
         _Shown.__post_init__(self)
         out, folder = self.output_file, self.output_file.parent
         if out.is_dir() or out.suffix.lower() != ".mp4":

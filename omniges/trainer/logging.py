@@ -323,7 +323,7 @@ class _TensorBoard:
 
 
 class _WeightsAndBiases:
-    """A tracker that is a run of wandb in RUN/wandb; the mode (online, offline) comes from WANDB_MODE."""
+    """A tracker that writes a wandb run in RUN/wandb; the variable WANDB_MODE sets the mode (online or offline)."""
 
     name: Final = "wandb"
 

@@ -267,7 +267,7 @@ class Validation:
 
         Args:
             step: The current step.
-            turns: Shared work of the ranks, whose errors are raised.
+            turns: Divides the work among the ranks; its errors are raised here too.
 
         Returns:
             The results.
