@@ -18,7 +18,7 @@ from omniges.errors import UsageFault
 
 T = TypeVar("T")
 
-_MAX_NAME_BYTES: Final = 255  # of a file name on Linux
+_MAX_NAME_BYTES: Final = 255  # longest file name on Linux
 
 
 def refuse(name: str, expected: str, found: object) -> UsageFault:

@@ -50,7 +50,7 @@ def _root(
 ) -> None:
     """BEAT2 recordings to verified shards, and a model of text, audio and gesture trained on them."""
     try:
-        os.getcwd()  # without it, libraries that are loaded later abort the process
+        os.getcwd()  # without a working directory, libraries that are loaded later abort the process
     except FileNotFoundError as error:
         raise EnvironmentFault(
             "current folder: expected one that exists, found that it was removed; change to another one"
@@ -72,7 +72,7 @@ def _run() -> int:
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else int(done.code is not None)
     except UsageError as error:
-        if str(error):  # none where help was shown for want of a command
+        if str(error):  # the text is empty if help was shown because no command was passed
             echo(f"omniges: {printable(usage_line(error))}", err=True)
         return ExitCode.USAGE
     except OmnigesError as error:
@@ -84,10 +84,10 @@ def _run() -> int:
         return signalled.code
     except Exception as error:
         fault: object = fault_of_machine(error)
-        if fault is None and isinstance(error, OSError):  # of a path that no module handles
+        if fault is None and isinstance(error, OSError):  # an error of a file operation that no module handles
             fault = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
         if fault is None:
-            raise  # a bug of omniges: the traceback belongs into its report
+            raise  # a bug of omniges: the bug report needs the traceback
         echo(printable(f"omniges: {fault}"), err=True)
         return ExitCode.ENVIRONMENT
 

@@ -49,7 +49,7 @@ Answer = tuple[Any, Sequence[Pieces]]
 _ERRORS: Final = {error.exit_code: error for error in (DataError, UsageFault, EnvironmentFault)}
 _LENGTH_BYTES: Final = 8
 _MAX_HEAD_BYTES: Final = 64 << 20
-_WINDOW_TASKS: Final = 8  # per worker: how far the others may run ahead of a slow task
+_WINDOW_TASKS: Final = 8  # tasks per worker that may be finished ahead of a slow task
 _WINDOW_BYTES: Final = 512 << 20
 
 Task = TypeVar("Task")

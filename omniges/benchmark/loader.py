@@ -30,7 +30,7 @@ class Reading:
     """One measurement of a loader's speed."""
 
     windows_per_s: float
-    cpu_us_per_window: float  # of this process and its workers
+    cpu_us_per_window: float  # CPU time of this process and its workers
 
 
 def window_bytes(window_ticks: int) -> int:
@@ -160,7 +160,7 @@ def measure(settings: SpeedSettings) -> dict[str, Any]:
                 run["cold_windows_per_s"] = _cold_speed(catalog, settings, workers)
             with _loader(catalog, settings, workers) as loader:
                 while loader.position < loader.windows_per_epoch + 4 * settings.batch_size:
-                    loader.next_batch()  # checked, in the page cache, mapped
+                    loader.next_batch()  # afterwards shards are checked, mapped and in the page cache
                 reading = loader_speed(loader, settings.seconds)
             run |= {"windows_per_s": reading.windows_per_s, "cpu_us_per_window": reading.cpu_us_per_window}
             found.append(run | {"copy_share": reading.windows_per_s / limit})

@@ -148,7 +148,7 @@ def _print_help(command: Any, ctx: Any, commands: Sequence[tuple[list[str], str]
         console.print(Panel(_table(rows, width), title=name, title_align="left", border_style="dim"))
 
 
-_NAME_WIDTH: Final = 36  # of the first column at most: what is longer goes on below
+_NAME_WIDTH: Final = 36  # largest width of the first column; longer text continues on the next line
 
 
 def _table(rows: Sequence[tuple[list[str], str]], width: int) -> RenderableType:

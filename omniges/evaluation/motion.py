@@ -92,7 +92,7 @@ def read_mean_speeds(path: Path) -> F64:
     if found.shape != (len(JOINT_NAMES),) or found.dtype.kind != "f":
         raise DataError(f"{path}: {wanted}, found {found.shape} of {found.dtype}; check the file")
     fits = np.isfinite(found) & (found >= 0)
-    if not fits.all():  # before the cast, which warns of some NaN
+    if not fits.all():  # checked before the cast, because the cast warns of some NaN
         joint = int(np.argmin(fits))
         raise DataError(
             f"{path}: expected speeds of at least 0 m/s, found {found[joint]} for joint {joint}; check the file"
@@ -155,7 +155,7 @@ def generated_motion(result: scores.Result, recorded_frames: int) -> ClipMotion:
     read = result.motion()
     frames = result.within(len(read.poses), recorded_frames, FRAME_RATE_HZ)
     arrays = (read.poses, read.expressions, read.trans)
-    absent = absent_parts_of(*arrays)  # of a file of another tool
+    absent = absent_parts_of(*arrays)  # a file of another tool may lack parts
     poses, expressions, trans = (
         np.nan_to_num(np.asarray(one, np.float64)) if absent else np.asarray(one, np.float64) for one in arrays
     )

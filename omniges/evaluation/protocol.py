@@ -35,7 +35,7 @@ _FACE_LVD: Final = scores.Heading("face LVD", "m/frame")
 _ENCODER: Final = (("--gesture-encoder", ENCODER),)
 _BODY_MODEL: Final = (("--body-model", BODY_MODEL),)
 _MEAN_SPEEDS: Final = (("--mean-speeds", MEAN_SPEEDS),)
-_PACKAGES: Final = ("numpy", "librosa", "soxr", "torch")  # values depend on them
+_PACKAGES: Final = ("numpy", "librosa", "soxr", "torch")  # packages whose versions affect values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,7 +33,7 @@ class TaskReport:
     """Figures of one task, with the recordings, results and duration that they were computed from."""
 
     figures: Sequence[Figure]
-    recordings: Sequence[str]  # keys
+    recordings: Sequence[str]  # keys of the scored recordings
     results: int
     splits: Mapping[str, tuple[int, int]]  # recordings scored, and recordings in the split
     seconds: float  # scored duration, each recording once

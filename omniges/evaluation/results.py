@@ -51,7 +51,7 @@ class FileResult(Result):
     folder: Path
     record: GeneratedRecord | None  # None: files of another system
     files: Mapping[StreamName, Path]  # files of a result without a record
-    motion_rate_hz: float | None = None  # of a motion file that does not state it
+    motion_rate_hz: float | None = None  # frame rate of a motion file that does not state one
     notes: list[str] = field(default_factory=list)
     """Changes and guesses made when `motion` read a motion file of another tool."""
 

@@ -78,7 +78,7 @@ def evaluate(settings: EvaluateSettings, counting: Counting | None = None) -> Re
         mean_speeds_m_s=None if settings.mean_speeds is None else read_mean_speeds(settings.mean_speeds),
         precomputed=None if settings.features is None else _features(*settings.features),
     )
-    registered_metrics()  # raises before generation if one cannot be loaded
+    registered_metrics()  # raises before generation if a metric cannot be loaded
     shards = ShardFolder(settings.shards)
     task = None if settings.task is None else task_named(settings.task)
     if settings.protocol is not None:
@@ -176,7 +176,7 @@ def _generate(
         for name in tasks
     ]
     codecs = codecs_of(wanted[0], load_identity(saved))
-    codecs.require([TASKS[name] for name in tasks], inputs)  # likewise; each is loaded once for all tasks
+    codecs.require([TASKS[name] for name in tasks], inputs)  # may raise too; loads each codec once
     for one in wanted:
         with counting(f"s of {one.task} generated") as count:
             generate(one, count, codecs)

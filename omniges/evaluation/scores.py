@@ -44,7 +44,7 @@ _ADVICE: Final = "; leave this clip out"  # remedy in errors of metrics, which t
 class Recordings(Protocol):
     """Interface of the recordings that results are compared with: a shard folder, or windows in memory."""
 
-    folder: Path  # name in errors
+    folder: Path  # names the recordings in errors
 
     @property
     def rows(self) -> Sequence[ManifestRow]:
@@ -79,12 +79,12 @@ class Result(ABC):
     """One generated result for one recording, whose arrays are read when they are needed."""
 
     task: str
-    row: ManifestRow  # of the recording
+    row: ManifestRow  # row of the recording
     name: str
-    seconds: float  # generated duration, at most the recording's, as far as known without arrays
+    seconds: float  # generated duration, at most that of the recording, as far as known without reading arrays
     seams: tuple[int, ...] = ()  # first frames of windows
     invalid_rotations: float | None = None  # share of invalid rotations in the model's output
-    absent: tuple[str, ...] = ()  # parts of its motion that were not generated, which are at rest
+    absent: tuple[str, ...] = ()  # body parts that were not generated; they are at rest
 
     @property
     def key(self) -> str:

@@ -24,7 +24,7 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 _Words = Sequence[WordInterval]
-_Pairs = Sequence[tuple[str, _Words, _Words]]  # key, found and expected
+_Pairs = Sequence[tuple[str, _Words, _Words]]  # key of the recording, words found, words expected
 
 _SILENCE: Final = math.log(LOG_FLOOR) + 1e-3
 _RATES: Final = {"word error rate": word_errors, "character error rate": character_errors}
@@ -36,7 +36,7 @@ _TIMES: Final = {
 }
 UNTIMED: Final = "text stored as latents has no word timings"
 """Reason why there are no errors of word times."""
-_SPACELESS: Final = {"chinese", "japanese"}  # as manifests have them
+_SPACELESS: Final = {"chinese", "japanese"}  # names of languages in manifests
 
 
 def _onsets(found: F32, expected: F32) -> speech.OnsetCounts:
@@ -161,7 +161,7 @@ def score_text(
     for result in results:
         intervals, with_times = result.spoken()
         timed = timed and with_times
-        # Words without times get those of their window.
+        # Words without times get the times of their window.
         made = intervals if with_times else [replace(one, word=word) for one in intervals for word in one.word.split()]
         last_ms = round(1000 * max((word.end for word in made), default=0.0))
         result.within(last_ms, round(1000 * result.row.seconds), 1000)  # refuses a result of another recording

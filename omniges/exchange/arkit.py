@@ -40,7 +40,7 @@ NAMES: Final = tuple(f"{region}{shape}" for region, shapes in _SIDED.items() for
 
 _EXPRESSIONS, _JAW = 100, 3
 _JAW_COLUMNS: Final = slice(66, 69)
-_CLIPPED: Final = 1e-4  # beyond [0, 1], as a weight: less is rounding
+_CLIPPED: Final = 1e-4  # weights outside of [0, 1] by less than this are rounding errors
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -38,14 +38,14 @@ _TARGET_M: Final[dict[Framing, float]] = {"body": 0.82, "upper": 1.26, "face": 0
 """Height of the picture's centre in metres, above the floor or, for the face, above the joint of the head."""
 _ZOOM: Final = 1 / math.tan(math.radians(14))  # half of the angle of view
 _PITCH: Final = 0.06  # radians that the camera looks down
-_SHADOW: Final = np.array([-0.25, -0.30])  # metres in x and z that a metre of height throws
+_SHADOW: Final = np.array([-0.25, -0.30])  # shadow offset in x and z, in metres per metre of height
 _SKY, _GRID, _EDGE = (np.array(colour, np.float32) for colour in ((246, 248, 251), (180, 190, 201), (204, 212, 222)))
 _LIGHT_IN_SHADOW: Final = 0.78
 
 _TEXT, _FAINT, _BACK = "#1c2430", "#5c6878", (255, 255, 255, 200)
-_PAUSE_S: Final = 0.8  # a silence that begins a new line
-_STAY_S: Final = 0.5  # a line stays after its last word
-_WIDEST: Final = 0.92  # of the panel
+_PAUSE_S: Final = 0.8  # a silence of this length starts a new line
+_STAY_S: Final = 0.5  # a line remains visible for this time after its last word
+_WIDEST: Final = 0.92  # largest width of text, as a share of the panel's width
 
 
 @dataclass(frozen=True, slots=True)

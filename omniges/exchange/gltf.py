@@ -32,7 +32,7 @@ _BLOCK_FRAMES: Final = 1024
 _FIGURE_NODE, _FACE_NODE = len(PARENTS), len(PARENTS) + 1
 _HEAD: Final = JOINT_NAMES.index("head")
 _OF_VERTICES: Final = ("positions", "normals", "bones", "weights", "colours")
-_NEAR_M: Final = 0.005  # distance to a joint within which the figure moves wholly with it
+_NEAR_M: Final = 0.005  # points closer to a joint than this move exactly with the joint
 _TARGETS: Final = (
     ("mouthOpen", "open", 0.014),
     ("mouthWide", "wide", 0.008),
@@ -93,7 +93,7 @@ def encode_glb(motion: SmplxMotion, skeleton: Skeleton, name: str) -> bytes:
     buffer = _Buffer()
     positions = skeleton.rest_positions
     inverse = np.tile(np.eye(4, dtype=np.float32), (len(PARENTS), 1, 1))
-    inverse[:, 3, :3] = -positions  # columns first
+    inverse[:, 3, :3] = -positions  # column-major order
     skin = {
         "joints": list(range(len(PARENTS))),
         "skeleton": 0,

@@ -35,7 +35,7 @@ _REASONS: Final = {
     "failed": "failed",
 }
 _OTHER: Final = "Check where it is from"
-_MOST_ROWS: Final = 1 << 19  # a line of a run takes over 512 bytes, so a log of valid size has fewer
+_MOST_ROWS: Final = 1 << 19  # a log line of a run has over 512 bytes, so a log of valid size has fewer lines
 _MOST_TASKS: Final = 64
 _Step = Annotated[int, Range(0, 1 << 53)]
 

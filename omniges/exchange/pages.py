@@ -46,12 +46,12 @@ PLACE_STEP_M: Final = 5e-5
 
 _SCRIPTS: Final = ("skeleton.js", "figure.js", "mesh.js", "stage.js", "timeline.js", "player.js")
 _FEET: Final = tuple(JOINT_NAMES.index(name) for name in ("left_ankle", "right_ankle", "left_foot", "right_foot"))
-_SOLE_M: Final = 0.035  # below the joints of the feet
-_FLOOR_PERCENT: Final = 2.0  # of frames may have a foot below the floor
-_MEL_RANGE: Final = (-11.5, 2.0)  # log magnitudes from black to white
+_SOLE_M: Final = 0.035  # height of the foot joints above the sole
+_FLOOR_PERCENT: Final = 2.0  # percentage of frames in which a foot may be below the floor
+_MEL_RANGE: Final = (-11.5, 2.0)  # log magnitudes shown as black and as white
 
 JOINTS_OF_VERTEX: Final = 8
-_STILL_M: Final = 1e-6  # a vertex that expressions move less, in metres per unit, is still
+_STILL_M: Final = 1e-6  # a vertex that expressions move less than this (metres per unit) is treated as still
 
 
 @dataclass(frozen=True, slots=True, eq=False)

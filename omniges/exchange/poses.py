@@ -25,10 +25,10 @@ F32 = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
 _BLOCK_FRAMES: Final = 32
-_FLOOR_FRAMES: Final = 2000  # at most, of which the floor is found
+_FLOOR_FRAMES: Final = 2000  # largest number of frames from which the floor is computed
 _MESH_FLOOR_FRAMES: Final = 100
 _HEAD: Final = JOINT_NAMES.index("head")
-_FOLLOW_FRAMES: Final = 15  # before and after a frame, whose mean place the camera follows
+_FOLLOW_FRAMES: Final = 15  # the camera follows the mean position over this many frames before and after
 
 
 class Figure(ABC):

@@ -234,7 +234,7 @@ def floor(view: F32, eye: F32, centre: F32, sky: F32, line: F32, image: U8) -> N
         far = (centre[1] - eye[1]) / dy if dy < -1e-4 else -1.0
         if not 0 < far < 50:
             continue
-        step = 2 * far / (height * zoom)  # metres that a pixel is wide there, and deep
+        step = 2 * far / (height * zoom)  # width and depth of a pixel on the floor, in metres
         deep = step / max(-dy, 1e-3)
         main = 1.4 * (1 - min(1.0, max(0.0, deep - 0.2) / 0.5))
         fine = 0.63 * (1 - min(1.0, max(0.0, 4 * deep - 0.2) / 0.5))

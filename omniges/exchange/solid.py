@@ -40,7 +40,7 @@ _REST: Final = GENERIC.rest_positions
 _JOINT: Final = {name: index for index, name in enumerate(JOINT_NAMES)}
 _HEAD, _JAW = _JOINT["head"], _JOINT["jaw"]
 _SIDES: Final = {"left": 1.0, "right": -1.0}
-_CAP: Final = 1e-3  # radius of the ring that closes a tube, relative to its last one
+_CAP: Final = 1e-3  # radius of the ring that closes a tube, relative to the last ring
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -536,8 +536,8 @@ def _soft(x: F64, limit: float) -> F64:
 
 MOUTH_SIDES: Final = 28
 """Number of vertices around the opening of the mouth."""
-_MOUTH_AROUND: Final = 8  # vertices around the lip at each of them
-_MOUTH_RINGS: Final = (0.35, 0.7, 1.0)  # of the opening around its middle, as shares, so that it follows the face
+_MOUTH_AROUND: Final = 8  # vertices around the lip at each of these vertices
+_MOUTH_RINGS: Final = (0.35, 0.7, 1.0)  # rings of the opening, as shares of its size; they follow the face's shape
 _MOUTH_Y, _MOUTH_HALF_M = 0.619, 0.023
 _MOUTH_MOVED_M: Final = {"open": 0.010, "wide": 0.006, "corners": 0.004, "drop": 0.012}
 """Movements in metres at which the mouth's vertices are exact. For other values they are linear in the movement."""

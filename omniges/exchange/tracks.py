@@ -35,7 +35,7 @@ from omniges.storage.files import parse_json, read_file, sha256_hex, visible_ent
 
 F32 = npt.NDArray[np.float32]
 T = TypeVar("T")
-_Moving = tuple[SmplxMotion, tuple[str, ...], tuple[str, ...]]  # with absent parts and notes
+_Moving = tuple[SmplxMotion, tuple[str, ...], tuple[str, ...]]  # motion, absent parts, notes
 _ReadMotion = Callable[[bytes], _Moving]
 
 PREFIXES: Final = ("res_", "gt_")

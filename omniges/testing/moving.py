@@ -22,7 +22,7 @@ from omniges.testing.signatures import SPEAKER, WordSignature, columns, generato
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 
-_MOTION_RAMP_S: Final = 0.12  # under half of the shortest word of chords: at mid-word its pose is complete
+_MOTION_RAMP_S: Final = 0.12  # less than half of the shortest word of chords, so that the pose is complete at mid-word
 _BEAT_S: Final = 0.13
 _BEAT_RAD: Final = 0.2
 _LIFT_RAD: Final = 0.12
@@ -64,7 +64,7 @@ class Speaker:
     idle_scale: float  # factor on idle motion
     posture: F64  # (165,) rad
     face: F64  # (100,)
-    height: float  # of trans, metres
+    height: float  # height of trans in metres
     betas: F32  # (300,)
 
     @property

@@ -29,14 +29,14 @@ _VOICES: Final = tuple(
     for variant in ("m1", "f2", "m3", "f4", "m7", "f5", "m4", "f1")
     for accent in ("en-us", "en-gb-x-rp", "en-gb-scotland", "en-029")
 )
-_ZIPF_OFFSET: Final = 2.7  # Mandelbrot's, for English
+_ZIPF_OFFSET: Final = 2.7  # Mandelbrot's offset for English
 _SENTENCE_WORDS: Final = (4, 9)
 _PAUSE_S: Final = (0.2, 0.6)
-_SHORTEST_SENTENCE_S: Final = 1.3  # few are shorter; bounds how many sentences are spoken for a clip
-_QUIET_S: Final = 0.1  # at the end of a clip
+_SHORTEST_SENTENCE_S: Final = 1.3  # few sentences are shorter; limits the number of sentences for a clip
+_QUIET_S: Final = 0.1  # silence at the end of a clip
 _GAIN: Final = (0.5, 1.5)
 _PITCH_PERCENT: Final = 25
-_PEAK: Final = 0.45  # of speech before gains, so that no sample exceeds 0.7
+_PEAK: Final = 0.45  # peak of speech before gains, so that no sample exceeds 0.7
 _RAMP_S: Final = 0.01
 _TIMEOUT_S: Final = 300
 

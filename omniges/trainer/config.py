@@ -173,7 +173,7 @@ class TrainSettings:
         from omniges.trainer.validation.best import check_metric
 
         check(self)
-        elsewhere = {"audio_grid", "gesture_channels"}  # of the pretrained weights, and a setting of its own
+        elsewhere = {"audio_grid", "gesture_channels"}  # the pretrained weights or another setting determine these
         known = {each.name for each in fields(ModelConfig)} - elsewhere
         refuse_unknown("recipe key model", "key", self.model, known)
         refuse_unknown("recipe key flow", "key", self.flow, {each.name for each in fields(FlowSettings)})

@@ -86,7 +86,7 @@ class Outcome:
     samples: int
     seconds: float
     waiting: float  # share of the time
-    loss: float | None  # mean over the steps since the last line of the log
+    loss: float | None  # mean over the steps since the last log line
     checkpoint: Path | None  # last checkpoint saved since this start
 
     @property
@@ -99,8 +99,8 @@ class Outcome:
 class _Interval:
     """Steps since the last log line. Losses and norms stay on the device until the next log line."""
 
-    each: list[torch.Tensor] = field(default_factory=list)  # (B, 3) a micro-step
-    norms: list[torch.Tensor] = field(default_factory=list)  # () a step
+    each: list[torch.Tensor] = field(default_factory=list)  # (B, 3) for each micro-step
+    norms: list[torch.Tensor] = field(default_factory=list)  # () for each step
     starts: list[int] = field(default_factory=list)  # first position of each step
     began_s: float = field(default_factory=time.monotonic)
     waited_s: float = 0.0

@@ -69,7 +69,7 @@ def git_state(package: Path | None = None) -> dict[str, Any] | None:
     listing = None if commit is None else _git(program, where, "ls-tree", "-r", "-z", commit.strip(), ".")
     if commit is None or listing is None:
         return None
-    committed = {}  # path -> object name, of lines of mode, type, object name, tab, path
+    committed = {}  # object name by path; a line has mode, type, object name, tab and path
     for line in filter(None, listing.split("\0")):
         facts, _, name = line.partition("\t")
         committed[name] = facts.rpartition(" ")[2]

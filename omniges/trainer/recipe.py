@@ -104,7 +104,7 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         names = ", ".join(packaged)
         raise UsageFault(f"--recipe {path}: {error.strerror}; name a YAML file, or one of {names}") from error
-    except DataError as error:  # no regular file, or too large
+    except DataError as error:  # not a regular file, or too large
         raise UsageFault(f"--recipe {error}") from error
     except UnicodeDecodeError as error:
         raise UsageFault(f"--recipe {path}: expected UTF-8 text, found other bytes; name a YAML file") from error
@@ -117,7 +117,7 @@ def _read(path: Path) -> dict[str, Any]:
         place = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
         raise UsageFault(f"--recipe {path}{place}: expected YAML, found a mistake ({problem}); correct it") from error
-    except ValueError as error:  # of a date or a number that there is not
+    except ValueError as error:  # an impossible date or number
         raise UsageFault(
             f"--recipe {path}: expected YAML, found a mistake ({one_line(str(error), 80)}); correct it"
         ) from error

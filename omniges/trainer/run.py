@@ -255,7 +255,7 @@ def _source(settings: TrainSettings, config: ModelConfig, text: str, weight: flo
     wanted = Filters(split="train", streams=allowed_tasks(settings.flow_settings().shares))
     catalog = read_catalog(shards.folder, wanted, settings.codecs, labels, config.gesture_channels)
     found = dict(catalog.statistics)
-    if found.get("samples"):  # version 1 lacks some
+    if found.get("samples"):  # version 1 lacks some statistics
         own = ShardFolder(shards.folder, shards)
         if config.with_jaw_eyes and "jaw_eyes" not in found:
             found["jaw_eyes"] = train_statistics(own, "jaw_eyes.npy")
@@ -301,7 +301,7 @@ def _identity(settings: TrainSettings, data: Sequence[DataSource], start: Start 
         raise UsageFault(f"--shards: expected one loudness, found {found}; preprocess them with the same --loudness")
     first = data[0].catalog
     statistics = read_beside(first.folder, STATS_FILE, documents[0])
-    if json.loads(statistics) != first.statistics:  # with those of jaw and eyes
+    if json.loads(statistics) != first.statistics:  # differs if `_source` added statistics
         statistics = json_document(first.statistics)
     identity = ModelIdentity(
         preset=cast("str", settings.preset) if start is None else start.preset,

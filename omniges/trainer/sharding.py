@@ -129,7 +129,7 @@ def receive(slots: Sequence[Tensor], values: Iterable[Tensor], ranks: Ranks) -> 
         return
     try:
         for number, (slot, tensor) in enumerate(zip(slots, values, strict=True)):
-            ranks.largest(number)  # only now the others wait for it: reading it may have failed
+            ranks.largest(number)  # announced after reading, which may fail: the others wait for it now
             _put(slot, tensor, source=0)
     finally:
         ranks.largest(_END)

@@ -95,7 +95,7 @@ class SavedState:
     elapsed_s: _Seconds
     machine: Machine
     validated: Count = 0  # older checkpoints do not have the field
-    validated_tasks: _Tasks | None = SIX  # older checkpoints were validated on all
+    validated_tasks: _Tasks | None = SIX  # older checkpoints were validated on all of these tasks
     best: Best | None = None
 
 

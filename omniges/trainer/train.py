@@ -249,7 +249,7 @@ class _Resumed:
 
     state: RunState
     resumed: bool
-    choice: checkpoint.Choice  # empty on other ranks than the first, which need no access to its files
+    choice: checkpoint.Choice  # empty on all ranks but the first; only the first rank reads the files
     messages: list[str]
 
 

@@ -21,7 +21,7 @@ _COLOURS: Final = (
     *(parts.BLUE, parts.ORANGE, parts.GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C564B"),
     *("#7F7F7F", "#B2B200"),
 )
-_LOG_RATIO: Final = 20.0  # between largest and smallest value, above which an axis is logarithmic
+_LOG_RATIO: Final = 20.0  # an axis is logarithmic if largest / smallest value exceeds this ratio
 
 
 @dataclass(slots=True)

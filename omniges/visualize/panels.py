@@ -35,8 +35,8 @@ F32 = npt.NDArray[np.float32]
 Word = Mapping[str, Any]
 
 _FIGURES: Final = 8
-_LABEL_GAP: Final = 0.0135  # between two word labels, as a share of the time axis
-_LONGEST_LABEL: Final = 13  # letters
+_LABEL_GAP: Final = 0.0135  # gap between two word labels, as a share of the time axis
+_LONGEST_LABEL: Final = 13  # number of letters
 LEFT, RIGHT = 0.065, 0.935  # ends of the time axis, as shares of the figure
 _LEGEND_COLUMNS: Final = 5
 _DPI: Final = 110
@@ -451,8 +451,8 @@ _HEAD: Final = 15
 _NOT_BONES: Final = frozenset({0, 22, *_EYES})
 _FIRST_FINGER: Final = 25
 _HEAD_RADIUS_M: Final = 0.1
-_TEXT_IN: Final = (0.15, 0.33, 0.45)  # inches below the ground: the time, the word, the end of the panel
-_ABOVE_GROUND_M: Final = 2.12  # a person with raised arms
+_TEXT_IN: Final = (0.15, 0.33, 0.45)  # inches below the ground at which the time, the word and the end of the panel are
+_ABOVE_GROUND_M: Final = 2.12  # height of a person with raised arms
 
 
 def draw_figures(axes: Axes, view: View) -> None:

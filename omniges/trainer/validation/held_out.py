@@ -39,7 +39,7 @@ class Clip:
 
     source: int  # number of the folder
     key: str
-    speaker: str  # "": not known
+    speaker: str  # "": unknown
     ticks: int
 
 
@@ -107,9 +107,9 @@ I32 = npt.NDArray[np.int32]
 class Window:
     """A held-out window: its name, length and origin. The content is read later."""
 
-    name: str  # unique name of its files
+    name: str  # unique name of the window's files
     source: int  # number of the folder
-    row: ManifestRow  # of the recording
+    row: ManifestRow  # row of the recording
     shards: str  # path or URL of the folder
     shard: str  # path or URL of the shard
     manifest_sha256: str

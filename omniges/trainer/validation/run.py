@@ -191,8 +191,8 @@ class ValidationResult:
     """Results of a validation, equal on all ranks; only the first rank has the kept samples."""
 
     step: int
-    losses: Mapping[str, Mapping[str, Any]]  # task: loss, levels
-    figures: Mapping[str, Sequence[Figure]]  # by task
+    losses: Mapping[str, Mapping[str, Any]]  # by task: loss and levels
+    figures: Mapping[str, Sequence[Figure]]  # figures by task
     warnings: Mapping[str, Sequence[str]]  # warnings by task, as `evaluate` gives them
     saved: Sequence[ResultFiles]
     pictures: Mapping[int, bytes]  # PNG by number of the window
@@ -252,7 +252,7 @@ class Validation:
             ranks: Ranks of the run.
             tasks: Tasks to validate: the trained tasks among `SIX`, in the order of `SIX`.
         """
-        registered_metrics()  # raises before the first step if one cannot be loaded
+        registered_metrics()  # raises before the first step if a metric cannot be loaded
         self.held_out, self.sampler, self.sampling = held_out, sampler, sampling
         self._ranks, self.tasks = ranks, tuple(tasks)
         self._samples: WindowFolder | None = None

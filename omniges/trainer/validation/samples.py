@@ -57,9 +57,9 @@ _CONDITION_NAMES: Final[Mapping[StreamName, str]] = {
 class HeldOutWindow:
     """The content of a held-out window."""
 
-    number: int  # among all held-out windows
+    number: int  # index among all held-out windows
     window: Window
-    arrays: Mapping[StreamName, npt.NDArray[Any]]  # as shards hold them, text as tokens
+    arrays: Mapping[StreamName, npt.NDArray[Any]]  # in the units of shards; text as tokens
     speaker: int  # 0: unknown to the model
     conditions: Mapping[str, Array | None]  # values of the model's condition streams
     present: int = ALL_PRESENT  # bits of `STREAM_PARTS`
@@ -107,8 +107,8 @@ class ResultFiles:
 
     task: str
     number: int  # of the window
-    contents: Mapping[str, bytes]  # bytes of a file by the ending of its name
-    kinds: Mapping[str, str]  # kind of a file by the ending of its name
+    contents: Mapping[str, bytes]  # bytes of each file, by suffix
+    kinds: Mapping[str, str]  # type of each file, by suffix
     measures: Mapping[str, float]
     warnings: Sequence[str]
     said: str | None = None  # the words, if the target is text
@@ -250,12 +250,12 @@ def make_result(task: str, one: HeldOutWindow, part: Part, results: WindowResult
     """
     try:
         ((_, array),) = part.arrays().items()
-        content = array[0] if isinstance(array, list) else array  # a list of texts has one for each window
+        content = array[0] if isinstance(array, list) else array  # a list of texts has one text for each window
         generated = GeneratedWindow(task, one.number, content)
         found = results.of(generated)
     except DataError as error:  # an untrained model may give invalid rotations or NaN, which reports count
         return GeneratedWindow(task, one.number, why_not=str(error).partition("; the model")[0])
-    # Face and root too, which are no rotations.
+    # This also checks face and root, which are not rotations.
     if "gesture" in found.sinks and not np.isfinite(generated.content).all():
         return GeneratedWindow(task, one.number, why_not="generated motion: expected finite channels, found others")
     return replace(generated, measures=found.measures)
