@@ -36,7 +36,7 @@ def refuse(name: str, expected: str, found: object) -> UsageFault:
 
 
 def integer(name: str, value: Any, minimum: int | None = None, below: int | None = None) -> int:
-    """Return a whole number as `int`; numpy's integers are valid too.
+    """Check that a value is a whole number, and return it as `int`; numpy's integers are valid too.
 
     Args:
         name: Name of the argument.
@@ -59,7 +59,7 @@ def integer(name: str, value: Any, minimum: int | None = None, below: int | None
 
 
 def number(name: str, value: Any, minimum: float = -math.inf) -> float:
-    """Return a finite number as `float`.
+    """Check that a value is a finite number, and return it as `float`.
 
     Args:
         name: Name of the argument.
@@ -80,7 +80,7 @@ def number(name: str, value: Any, minimum: float = -math.inf) -> float:
 
 
 def flag(name: str, value: Any) -> bool:
-    """Return True or False.
+    """Check that a value is True or False, and return it.
 
     Args:
         name: Name of the argument.
@@ -96,7 +96,7 @@ def flag(name: str, value: Any) -> bool:
 
 
 def text(name: str, value: Any) -> str:
-    """Return a text.
+    """Check that a value is a text (`str`), and return it.
 
     Args:
         name: Name of the argument.
@@ -112,7 +112,7 @@ def text(name: str, value: Any) -> str:
 
 
 def texts(name: str, value: Any) -> tuple[str, ...]:
-    """Return several texts as a tuple.
+    """Check that a value is one text or several texts, and return a tuple of texts.
 
     Args:
         name: Name of the argument.
@@ -173,7 +173,7 @@ def instance(name: str, value: Any, kind: type[T], expected: str) -> T:
 
 
 def path(name: str, value: Any) -> Path:
-    """Return a local path, with a leading ``~`` expanded as the shell does.
+    """Check that a value is a local path, and return it; expand a leading ``~`` as the shell does.
 
     Args:
         name: Name of the argument.

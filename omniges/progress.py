@@ -36,7 +36,7 @@ class Progress(ABC):
 
     @property
     def share(self) -> float | None:
-        """Share of the work that is done; None if it is unknown."""
+        """Share of the work that is done, from 0 to 1; None if it is unknown."""
         return None
 
     @property
@@ -111,7 +111,7 @@ class _Throttled(Reporter, abc.ABC):
         self._last_s = time.monotonic() - every_s + first_after_s
 
     def update(self, progress: Progress) -> None:
-        """Show progress if the last one was shown long enough ago."""
+        """Show progress if enough time has passed since the last update that was shown."""
         now = time.monotonic()
         if progress.final or now - self._last_s >= self._every_s:
             self._last_s = now

@@ -261,7 +261,7 @@ class Worker:
         self._input.close()
 
     def kill(self) -> None:
-        """Kill the process at once; a reader of its output sees the end of the file."""
+        """Kill the process at once; a thread that reads its output then gets the end of the stream."""
         self._process.kill()
 
     def close(self, patience_s: float = 0.0) -> None:
@@ -295,13 +295,13 @@ class Answering(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A lost task and the reason: twice, its worker crashed or exceeded the deadline."""
+    """A task without a result, and the reason: in both attempts, its worker crashed or exceeded the deadline."""
 
     reason: str
 
 
 class Pool(Generic[Task, Result]):
-    """Workers that share a sequence of tasks. Results have the order of the tasks.
+    """Pool of workers that divide a sequence of tasks. Results have the order of the tasks.
 
     Each worker has one task at a time, so that a crash identifies its task. The pool repeats this task once while no
     other task runs, because other tasks may have used up the memory. If the worker crashes again, the task is lost and

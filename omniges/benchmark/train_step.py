@@ -50,7 +50,7 @@ _FAULTS: Final[dict[str, type[OmnigesError]]] = {
 
 
 def measure(settings: StepSpeedSettings) -> list[dict[str, Any]]:
-    """Measure every preset with every batch size.
+    """Measure training steps for every preset and every batch size.
 
     Args:
         settings: Settings of the benchmark.

@@ -56,7 +56,7 @@ class Bodies:
 
 
 def load_bodies(path: Path | None) -> Bodies:
-    """Load an SMPL-X model; return the generic skeleton for None.
+    """Load the bodies of an SMPL-X model file; without a file, use the generic skeleton.
 
     Args:
         path: The model's .npz file, or None.

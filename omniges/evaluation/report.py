@@ -72,7 +72,7 @@ class Report:
 
 
 def render(report: Report, form: Form) -> str:
-    """Return the report in a format, with a newline at its end.
+    """Format a report as text, with a newline at its end.
 
     Args:
         report: The report.
@@ -128,7 +128,7 @@ def _unit(figure: Figure) -> str:
 
 
 def _by_metric(figures: Sequence[Figure]) -> dict[str, dict[str, Figure]]:
-    """Return the figures by metric and row."""
+    """Group figures in nested dictionaries, by metric and then by row."""
     found: dict[str, dict[str, Figure]] = {}
     for figure in figures:
         found.setdefault(figure.metric, {})[figure.row] = figure
@@ -136,7 +136,7 @@ def _by_metric(figures: Sequence[Figure]) -> dict[str, dict[str, Figure]]:
 
 
 def _extent(task: TaskReport) -> str:
-    """Return how much of the data was scored."""
+    """Return a text that says how much of the data was scored: recordings, results and seconds."""
     of = ", ".join(f"{scored} of {held} {split} recordings" for split, (scored, held) in task.splits.items())
     results = f", {task.results} results" if task.results != len(task.recordings) else ""
     return f"{of}{results}, {task.seconds:.1f} of {task.recorded_seconds:.1f} s"

@@ -51,7 +51,7 @@ class Recordings(Protocol):
         """One row for each recording."""
 
     def waveform(self, row: ManifestRow) -> npt.NDArray[np.float32] | None:
-        """Return the audio at 16 kHz (N,), or None."""
+        """Return the audio of a recording (N,) at 16 kHz; None if there is none."""
 
     def array(self, row: ManifestRow, member: str) -> npt.NDArray[Any]:
         """Return ``mel.npy`` or ``betas.npy`` of a recording.
@@ -65,13 +65,13 @@ class Recordings(Protocol):
         """
 
     def gesture(self, row: ManifestRow) -> GestureClip:
-        """Return the motion."""
+        """Return the motion of a recording."""
 
     def words(self, row: ManifestRow) -> list[dict[str, Any]]:
-        """Return the words with times."""
+        """Return the words of a recording, with their times in seconds."""
 
     def semantic(self, row: ManifestRow) -> list[dict[str, Any]] | None:
-        """Return semantic spans; None if there is no annotation."""
+        """Return the semantic spans of a recording; None if there is no annotation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,7 +218,7 @@ class Values:
 
 
 def absent(heading: Heading, why: str, left_out: Mapping[str, int] | None = None) -> Figure:
-    """Return a figure without a value, and with the reason.
+    """Return a figure that has a reason instead of a value.
 
     Args:
         heading: Metric, unit and row.

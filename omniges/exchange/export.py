@@ -35,7 +35,7 @@ _BLENDER_S: Final = 600.0  # an hour of motion takes a minute
 
 @dataclass(slots=True)
 class ExportedMotion:
-    """Counts of an export."""
+    """Result of an export: counts of samples, and notes."""
 
     folder: Path
     written: int = 0

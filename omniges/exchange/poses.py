@@ -32,7 +32,7 @@ _FOLLOW_FRAMES: Final = 15  # the camera follows the mean position over this man
 
 
 class Figure(ABC):
-    """A figure that follows a motion."""
+    """Base class of figures that follow a motion."""
 
     triangles: raster.Triangles
     """(F, 3) vertices, counterclockwise from outside."""

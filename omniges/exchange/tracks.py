@@ -54,7 +54,7 @@ _MOTION_FOLDERS: Final = ("smplxflame_30", "speakers_1234_smplx_neutral_npz")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sound:
-    """Mono audio."""
+    """Mono audio: samples and sampling rate."""
 
     samples: F32
     """(N,), nominally in [-1, 1]."""
@@ -63,7 +63,7 @@ class Sound:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Track:
-    """One version of a clip: motion, sound and words on one clock; each may be absent."""
+    """One version of a clip: motion, sound and words with a common time axis; each stream may be absent."""
 
     clip: str
     """Stem of the recording, or name of the input that the track was generated from."""

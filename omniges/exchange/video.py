@@ -69,7 +69,7 @@ class VideoSummary:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """The report of the command."""
+        """Lines of the command's report."""
         heard = "no sound" if self.sound is None else f"sound of {self.sound}"
         shape = f"{counted(len(self.tracks), 'track')}, {self.width}x{self.height}, {self.seconds:.1f} s, {heard}"
         lines = [f"{shape}, {self.bytes / 1e6:.1f} MB: {self.output_file}"]

@@ -37,7 +37,7 @@ class ViewSummary:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """The report of the command."""
+        """Lines of the command's report."""
         tracks = [track for clip in self.clips for track in clip.tracks]
         seconds = sum(track.seconds for track in tracks)
         silent = sum(all(track.audio is None for track in clip.tracks) for clip in self.clips)

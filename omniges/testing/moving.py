@@ -137,7 +137,7 @@ _MOOD_RAD: Final = 0.6
 
 
 def moods_of(emotions: int) -> list[Mood]:
-    """Return the first emotions of BEAT2.
+    """Return the first `emotions` emotions of BEAT2.
 
     Each bit of an emotion's number bends one part of the body: the left arm, the right arm or the trunk.
     """

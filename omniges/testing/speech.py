@@ -44,7 +44,7 @@ _TIMEOUT_S: Final = 300
 def speak(
     rng: np.random.Generator, settings: CorpusSettings, speaker: int, seconds: float
 ) -> tuple[list[SpokenWord], F32]:
-    """Speak random sentences until a clip is full.
+    """Synthesize random sentences until a clip is full.
 
     Args:
         rng: Random numbers of the clip.

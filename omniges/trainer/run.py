@@ -204,14 +204,14 @@ def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, st
 
 
 def with_compile(settings: TrainSettings, device: torch.device) -> tuple[TrainSettings, list[str]]:
-    """Decide whether to compile, unless the settings state it: on a GPU, if nothing prevents it.
+    """Return settings that say whether to compile; by default, compile on a GPU if nothing prevents it.
 
     Args:
         settings: Settings of the run.
         device: Device of the model.
 
     Returns:
-        Settings that state it, and a warning if a GPU's pass is not compiled.
+        Settings with a value for `compile`, and a warning if the pass on a GPU is not compiled.
     """
     if settings.compile is not None:
         return settings, []
@@ -337,7 +337,7 @@ def _with_absent_parts(identity: ModelIdentity, data: Sequence[DataSource]) -> M
 
 
 def _speaking_rate(data: Sequence[DataSource]) -> bytes:
-    """Return the speaking rate of the training words, which `generate` needs for plain text; b"" if there are too few.
+    """Estimate the speaking rate, which `generate` needs for plain text; return b"" if there are too few words.
 
     The estimate uses at most `_RATE_CLIPS` evenly spaced clips of each folder. From a remote folder, it reads only the
     first shard, so that training does not wait for other shards. Models with text stored as latents need no rate.

@@ -53,7 +53,7 @@ class Place:
 
 
 def spread(count: int) -> list[int]:
-    """Return 0 … count − 1 in an order where, for every k, the first k numbers are spread about evenly.
+    """Order the numbers 0 … count − 1 so that, for every k, the first k numbers are spread about evenly.
 
     The order is that of the bit-reversed numbers (van der Corput 1935).
 
@@ -178,11 +178,11 @@ class WindowFolder:
         return self._samples[row.key].gesture
 
     def semantic(self, row: ManifestRow) -> list[dict[str, Any]] | None:
-        """Return semantic spans, clipped to the window."""
+        """Return the window's semantic spans, clipped to the window."""
         return self._samples[row.key].semantic
 
     def words(self, row: ManifestRow) -> list[dict[str, Any]]:
-        """Return words, clipped to the window."""
+        """Return the window's words, clipped to the window."""
         return self._samples[row.key].words
 
 

@@ -188,7 +188,7 @@ def loss_table(losses: F64, names: Sequence[str], tasks: Sequence[str] = SIX) ->
 
 @dataclass(frozen=True, slots=True)
 class ValidationResult:
-    """Results of a validation, equal on all ranks; only the first rank has the kept samples."""
+    """Results of a validation. They are equal on all ranks, but only the first rank has the kept samples."""
 
     step: int
     losses: Mapping[str, Mapping[str, Any]]  # by task: loss and levels
@@ -242,7 +242,7 @@ class Validation:
         ranks: Ranks,
         tasks: Sequence[str] = SIX,
     ) -> None:
-        """Prepare the validations.
+        """Store the windows and settings of the validations.
 
         Args:
             held_out: The held-out windows.
