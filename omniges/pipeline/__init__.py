@@ -1,1 +1,1 @@
-"""The preprocess run: find recordings, convert each, pack shards, report. Imports neither torch nor the trainer."""
+"""The preprocess run: find recordings, convert them, pack shards, report. It imports neither torch nor the trainer."""

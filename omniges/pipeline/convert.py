@@ -1,8 +1,9 @@
-"""Conversion of one recording to one sample: read, decode, compute features, lay out the tar members.
+"""Conversion of one recording to one sample: read, decode, compute features, build the tar members.
 
-The result is a pure function of the files' bytes and the settings. All faults of a recording's files are collected
-before it is rejected, so that one run shows them all. Files are decoded to a `Take`. Every sample is made of a `Take`,
-whether its arrays come from files or from a user's program.
+The result depends only on the bytes of the files and on the settings. All faults of a recording's files are collected
+before the recording is rejected, so that one run shows all of them. Files are decoded to a `Take`, which contains the
+recording as arrays. A user's program can provide the arrays of a `Take` instead. Every sample is computed from a
+`Take`.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ Pieces = tuple[bytes | memoryview, ...]
 
 
 class Inputs:
-    """Reader and decoder of a recording's files; keeps digests, notes and faults."""
+    """Reads and decodes the files of a recording, and collects their digests, notes and faults."""
 
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
@@ -55,11 +56,11 @@ class Inputs:
         self._tried: set[Modality] = set()
 
     def load(self, modality: Modality, decode: Callable[[bytes], T]) -> T | None:
-        """Decode one file.
+        """Read and decode one file; record a fault if that fails.
 
         Args:
-            modality: File to read; the recording must have it.
-            decode: Decoder of the file's bytes; may raise RecordingFault.
+            modality: Modality of the file; the recording must have this file.
+            decode: Function that decodes the file's bytes; it may raise RecordingFault.
 
         Returns:
             The decoded file, or None after a fault, which is recorded.
@@ -79,14 +80,14 @@ class Inputs:
 
         Args:
             problem: Note or fault.
-            modality: File that it is about, or None for the whole recording.
+            modality: Modality of the file that has the problem; None: the whole recording.
         """
         file = self.recording.files[modality].relative if modality else None
         finding = Finding(problem, self.recording.stem, file)
         (self.notes if problem.severity == "note" else self.faults).append(finding)
 
     def rejected(self) -> Rejected:
-        """Return the recording as rejected, with the digests of all its readable files."""
+        """Return the recording as `Rejected`, with its faults and the digests of all its readable files."""
         for modality in self.recording.files.keys() - self._tried:
             source = self.recording.files[modality]
             with contextlib.suppress(RecordingFault):
@@ -95,7 +96,7 @@ class Inputs:
 
 
 def _read(path: Path) -> bytes:
-    """Return the content of a file, which may have been replaced since it was found."""
+    """Return the content of a file. The file may have been replaced after discovery found it."""
     try:
         with open_regular(path, follow=False) as stream:
             size = os.fstat(stream.fileno()).st_size
@@ -109,12 +110,13 @@ def _read(path: Path) -> bytes:
 
 
 def convert(recording: Recording, settings: ConvertSettings, decode: Decode | None = None) -> Outcome:
-    """Convert one recording; anything unusable is returned as `Rejected` and never guessed.
+    """Convert one recording to a sample, or return it as `Rejected` if it is unusable. No value is guessed.
 
     Args:
         recording: The files that a corpus found.
-        settings: Feature settings.
-        decode: Makes a take of the files, or records faults and returns None; None means `decode_files`.
+        settings: Settings of the conversion.
+        decode: Function that decodes the files to a take, or records faults and returns None. If `decode` is None,
+            `decode_files` is used.
 
     Returns:
         The sample with its notes, or `Rejected` with the findings.
@@ -130,13 +132,14 @@ def convert(recording: Recording, settings: ConvertSettings, decode: Decode | No
 
 
 def decode_files(inputs: Inputs, settings: ConvertSettings) -> Take | None:
-    """Decode the WAV, NPZ, TextGrid and annotation of a recording, as far as they exist.
+    """Decode the WAV, NPZ, TextGrid and annotation files of a recording, as far as they exist.
 
-    Anything without a file is absent. A corpus that requires a file rejects recordings without it in its `discover`.
+    If a file does not exist, its modality is absent from the take. If a corpus requires a file, its `discover` rejects
+    recordings without that file.
 
     Args:
         inputs: The recording's files.
-        settings: Settings of the conversion; gives the name of the word tier.
+        settings: Settings of the conversion, among them the name of the word tier.
 
     Returns:
         The take, or None after a fault.
@@ -170,7 +173,7 @@ def decode_files(inputs: Inputs, settings: ConvertSettings) -> Take | None:
 
 
 def _words(recording: Recording, settings: ConvertSettings, data: bytes) -> WordTier:
-    """Decode a TextGrid; if it has tiers of several speakers, use the tier of the recording's speaker."""
+    """Decode the words of a TextGrid; if several speakers have tiers, use the tier of the recording's speaker."""
     fields = recording.fields
     speaker = [fields.speaker, f"{fields.speaker_id}", f"{fields.speaker_id}_{fields.speaker}"] if fields.known else []
     return decode_words(data, settings.word_tier, [recording.stem, *filter(None, speaker)])
@@ -178,7 +181,7 @@ def _words(recording: Recording, settings: ConvertSettings, data: bytes) -> Word
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Take:
-    """A recording as arrays, the input of a sample. Absent parts are None, or NaN in the motion."""
+    """A recording as arrays, from which a sample is computed. Absent parts are None, or NaN in the motion."""
 
     key: str
     stem: str
@@ -194,7 +197,7 @@ class Take:
     sources: Mapping[str, tuple[str, str]]
 
     def present(self, clip: GestureClip) -> tuple[Part, ...]:
-        """Return the parts that the sample has, given its computed motion."""
+        """Return the parts that the sample has; `clip` is its computed motion."""
         there = {
             "text": self.tier is not None,
             "audio": self.wav is not None,
@@ -212,20 +215,20 @@ Outcome = Sample[Segment] | Rejected
 
 
 def assemble(take: Take, settings: ConvertSettings, note: AddNote, notes: Sequence[Finding]) -> Sample[Segment]:
-    """Compute a take's features and lay out its sample.
+    """Compute the features of a take and build its sample.
 
     Args:
         take: Decoded recording.
-        settings: Feature settings.
-        note: Records a note about one of the take's files.
-        notes: All recorded notes, including those by `note`; read at the end.
+        settings: Settings of the conversion.
+        note: Function that records a note about one of the take's files.
+        notes: All recorded notes, including those that `note` records during this call.
 
     Returns:
         The sample with its members, not yet written.
 
     Raises:
-        RecordingFault: The take's parts do not belong together, are too short, or have NaN in some frames only.
-        ValueError: The key does not follow from the stem, or a label name is invalid; this is a fault of the corpus.
+        RecordingFault: The parts of the take do not fit together, are too short, or are NaN in only some frames.
+        ValueError: The key does not follow from the stem, or a label name is invalid. The corpus has to be corrected.
     """
     _check_names(take)
     frames = _common_length(take, settings)
@@ -247,7 +250,7 @@ def assemble(take: Take, settings: ConvertSettings, note: AddNote, notes: Sequen
     names = ("name", "start", "end", "score", "keywords")
     spans = [{name: getattr(span, name) for name in names} for span in take.semantic or ()]
     members: dict[str, Pieces] = {
-        "json": (),  # written last, because it describes the others; stored first
+        "json": (),  # stored first, but written last, because it describes the other members
         "gesture.npy": npy_parts(clip.gesture),
         "mel.npy": npy_parts(mel),
         CONTRACT.words: (canonical_json(words),),
@@ -257,7 +260,7 @@ def assemble(take: Take, settings: ConvertSettings, note: AddNote, notes: Sequen
         CONTRACT.semantic: (canonical_json(spans),),
     }
     if settings.keep_audio:
-        # float32 holds every 16-bit and 24-bit value, so such sources are restored bit-exactly.
+        # float32 holds every 16-bit and 24-bit value, so audio from such sources is restored exactly.
         members["audio.npy"] = npy_parts(np.empty(0, np.float32) if samples is None else np.ascontiguousarray(samples))
     noted = tuple(sorted(notes, key=lambda finding: finding.sort_key))
     facts: dict[str, Any] = {name: getattr(take, name) for name in ("key", "stem", "split", *_NULLABLE)}
@@ -295,7 +298,7 @@ def _metadata(
     gain: float,
     samples: npt.NDArray[np.float32] | None,
 ) -> dict[str, Any]:
-    """Return KEY.json: the same keys and types in every sample, with an empty text or zero for absent values."""
+    """Return the content of KEY.json. All samples have the same keys and types; an absent value is "" or 0."""
     wav, motion = take.wav, take.motion
     return {
         **facts,
@@ -324,13 +327,13 @@ def _metadata(
         "sources": {
             name: dict(zip(("path", "sha256"), take.sources.get(name, ("", "")), strict=True)) for name in SOURCES
         },
-        # One text: a list that is empty in the first samples would have no inferable type.
+        # One text, because no type can be inferred from a list that is empty in the first samples.
         "notes": "\n".join(f"{note.problem.code}: {' '.join(note.problem.found.split())}" for note in notes),
     }
 
 
 def _check_names(take: Take) -> None:
-    """Raise ValueError for names that the contract does not allow."""
+    """Raise ValueError if the key or a label name is not allowed by the contract."""
     if take.key != key_from_stem(take.stem):
         raise ValueError(f"key {take.key!r} of stem {take.stem!r}: expected {key_from_stem(take.stem)!r}")
     wrong = [name for name in take.labels if not is_label(name)]
@@ -350,7 +353,7 @@ def _check_complete(clip: GestureClip) -> None:
 
 
 def _first_not_finite(part: str, values: npt.NDArray[np.float32]) -> str:
-    """Return an error text on the first NaN or infinite value of an array (T, C)."""
+    """Describe the first NaN or infinite value of an array (T, C) as an error text."""
     bad = ~np.isfinite(values)
     frame, column = np.argwhere(bad)[0]
     frames = int(bad.any(axis=1).sum())
@@ -358,7 +361,7 @@ def _first_not_finite(part: str, values: npt.NDArray[np.float32]) -> str:
 
 
 def _motion_clip(motion: Motion | None, frames: int) -> GestureClip:
-    """Return the gesture arrays of the first frames, NaN for absent channels."""
+    """Return the gesture arrays of the first `frames` frames; absent channels are NaN."""
     if motion is None:
         return GestureClip(
             np.full((frames, LAYOUT.channels), np.nan, np.float32),
@@ -369,7 +372,7 @@ def _motion_clip(motion: Motion | None, frames: int) -> GestureClip:
 
 
 def _common_length(take: Take, settings: ConvertSettings) -> int:
-    """Return the common number of gesture frames; raise RecordingFault if the lengths do not fit together."""
+    """Return the number of gesture frames that all parts have; raise RecordingFault if the lengths differ too much."""
     motion, wav = take.motion, take.wav
     if motion is None and wav is None:
         raise RecordingFault("nothing-recorded", "neither motion nor audio", "at least one")
@@ -395,7 +398,7 @@ def _common_length(take: Take, settings: ConvertSettings) -> int:
 
 
 def _cut(take: Take, frames: int, note: AddNote) -> tuple[list[dict[str, Any]], Cut]:
-    """Return the words inside the clip and the amounts cut off; add notes on the cuts."""
+    """Return the words inside the clip and the amounts that are cut off; add notes about the cuts."""
     clip_s = timebase.seconds_of_frames(frames)
     if take.tier:
         take.tier.require_fit(len(take.wav.samples) / take.wav.rate_hz if take.wav else clip_s)
@@ -426,7 +429,7 @@ def _cut(take: Take, frames: int, note: AddNote) -> tuple[list[dict[str, Any]], 
 
 
 def _audio_16k(wav: Wav | None, note: AddNote) -> npt.NDArray[np.float32] | None:
-    """Return mono audio at 16 kHz; add notes on the processing."""
+    """Convert audio to mono at 16 kHz; add notes about the changes."""
     if wav is None:
         return None
     if wav.channels > 1:
@@ -440,7 +443,7 @@ def _audio_16k(wav: Wav | None, note: AddNote) -> npt.NDArray[np.float32] | None
 
 
 def _semantic(inputs: Inputs) -> tuple[SemanticSpan, ...] | None:
-    """Return the semantic annotation if there is one; an unreadable one is left out with a note."""
+    """Return the semantic annotation, or None if there is none or, with a note, if it is unreadable."""
     if "sem" not in inputs.recording.files:
         return None
     spans = inputs.load("sem", decode_semantic)

@@ -1,6 +1,7 @@
-"""Recordings found under a root folder, and a directory walk that stays inside it.
+"""Results of the search for recordings under a root folder, and a directory walk that stays inside the root.
 
-Each file of `omniges.pipeline.corpora` defines the folders and stems of one data set. Nothing outside the root is read.
+Each module of `omniges.pipeline.corpora` defines the folders and stems of one data set. Nothing outside the root is
+read.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Bounds = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One input file: its path, and its path relative to the root for reports and provenance."""
+    """One input file: its path, and its path relative to the root, which reports and the manifest contain."""
 
     path: str
     relative: str
@@ -34,7 +35,7 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """The files of one stem, ready to be converted."""
+    """The files with one stem, which are converted to one sample."""
 
     stem: str
     key: str
@@ -43,7 +44,7 @@ class Recording:
     files: dict[Modality, SourceFile]
     notes: tuple[Finding, ...] = ()
     corpus: str = DEFAULT_CORPUS
-    """The corpus that decodes the files, by its name in the registry."""
+    """Name in the registry of the corpus that decodes the files."""
 
     @property
     def size(self) -> int:
@@ -53,7 +54,7 @@ class Recording:
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
-    """Contents of a root folder: recordings to convert, rejected stems, and findings about the data set."""
+    """Result of the search in a root folder: recordings, rejected stems, and findings about the data set."""
 
     recordings: tuple[Recording, ...]
     rejected: Mapping[str, tuple[Finding, ...]]  # stem -> reasons
@@ -82,16 +83,16 @@ def inside(resolved: str, bounds: Bounds) -> bool:
 
 
 def walk(root: Path, base: str, bounds: Bounds, findings: list[Finding]) -> Iterator[tuple[str, str]]:
-    """Yield all files below a folder; links to folders are followed inside the bounds.
+    """Yield all files below a folder; follow a link to a folder only if the target is inside the bounds.
 
     Args:
-        root: Folder that relative paths start from.
+        root: Folder to which the yielded paths are relative.
         base: Folder to walk, relative to `root`.
         bounds: Folders that may be read.
-        findings: List to which findings on unreadable folders and links out of the bounds are added.
+        findings: List to which findings about unreadable folders and links out of the bounds are added.
 
     Yields:
-        Path relative to the root, and path.
+        Path relative to the root, and full path.
     """
     pending, visited = [base], set()
     while pending:
@@ -121,7 +122,7 @@ def walk(root: Path, base: str, bounds: Bounds, findings: list[Finding]) -> Iter
 
 
 def inspect(path: str, relative: str, bounds: Bounds) -> tuple[SourceFile | None, Problem | None]:
-    """Return a file's path and size, or the reason that it cannot be used.
+    """Return a file's path and size, or the reason why the file cannot be used.
 
     Args:
         path: Path of the file.
@@ -145,5 +146,5 @@ def inspect(path: str, relative: str, bounds: Bounds) -> tuple[SourceFile | None
 
 
 def join(*names: str) -> str:
-    """Return a relative path of those names that are not empty."""
+    """Join the names that are not empty to a relative path."""
     return "/".join(name for name in names if name)

@@ -1,4 +1,4 @@
-"""Export of shards to BEAT2 files: SMPL-X NPZ, TextGrid, and WAV if the shards kept the audio."""
+"""Export of shards to files of BEAT2: SMPL-X NPZ, TextGrid, and WAV if the shards contain the audio."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ENDINGS: Final = {"npz": "npz", "textgrid": "TextGrid", "wav": "wav"}
 
 @dataclass(frozen=True, slots=True)
 class ExportSummary:
-    """Counts of written files."""
+    """Numbers of written files."""
 
     folder: Path
     samples: int
@@ -42,26 +42,26 @@ class ExportSummary:
 def export(
     shards: Path, out: Path, keys: Sequence[str] = (), progress: Callable[[int, int], None] | None = None
 ) -> ExportSummary:
-    """Write samples in BEAT2's official layout, with their split list.
+    """Write samples as files in BEAT2's official folder layout, with their split list.
 
-    Rotations are restored within 1e-5 rad, positions within 1e-5 m. A sample without motion, text or kept audio gets no
-    file of that kind.
+    Rotations are restored within 1e-5 rad, positions within 1e-5 m. If a sample has no motion, no text or no kept
+    audio, the NPZ, the TextGrid or the WAV is not written.
 
     Args:
         shards: Folder of shards.
         out: New or empty output folder.
         keys: Keys or stems of samples; all samples if empty.
-        progress: Called with (done, total) samples.
+        progress: Function that is called with (done, total) samples.
 
     Returns:
-        Counts of written files.
+        Numbers of written files.
 
     Raises:
-        UsageFault: `out` already holds files.
+        UsageFault: `out` already contains files.
         DataError: A shard is damaged.
     """
     source = ShardFolder(shards)
-    named = {row.key: row for row in map(source.row, keys)}  # a key or its stem twice is one sample
+    named = {row.key: row for row in map(source.row, keys)}  # a sample that is named twice is written once
     rows = list(named.values()) if keys else list(source.rows)
     if out.exists() and (not out.is_dir() or visible_entries(out)):
         raise UsageFault(f"-o {out}: expected a new or empty folder, found files in it; choose another")
@@ -88,9 +88,9 @@ def export(
 
 
 def motion_file(sample: SampleArrays) -> bytes:
-    """Return the sample's motion as a BEAT2 NPZ, with as many betas as its source had.
+    """Return a sample's motion as the bytes of a BEAT2 NPZ.
 
-    Arrays without any data are left out. In ``poses``, columns of absent parts are NaN.
+    An array of an absent part is left out. In ``poses``, the columns of absent parts are NaN.
     """
     try:
         motion = motion_from_gesture(sample.gesture)
@@ -112,7 +112,7 @@ def motion_file(sample: SampleArrays) -> bytes:
 
 
 def text_file(sample: SampleArrays) -> bytes:
-    """Return the sample's words as a TextGrid of the clip's length; raise DataError if their times are invalid."""
+    """Return a sample's words as a TextGrid as long as the clip; raise DataError if times are invalid."""
     words = [WordInterval(word["word"], word["start"], word["end"]) for word in sample.words]
     try:
         return encode_words(words, sample.row.seconds)
@@ -123,9 +123,9 @@ def text_file(sample: SampleArrays) -> bytes:
 
 
 def audio_file(sample: SampleArrays) -> bytes | None:
-    """Return the sample's waveform as 16 kHz WAV, bit-exact, or None if the shards have no waveforms.
+    """Return a sample's waveform as a 16 kHz WAV with exactly the stored values; None if it was not kept.
 
-    Values that are not finite, or are not those of the source's encoding, raise DataError.
+    Raises DataError if a value is NaN or infinite, or does not exist in the source's encoding.
     """
     if sample.audio is None:
         return None
@@ -139,11 +139,11 @@ def audio_file(sample: SampleArrays) -> bytes | None:
 
 
 def _encoded(audio: npt.NDArray[np.float32], bits: int | None) -> bytes:
-    """Return samples (n,) as WAV of integers, or of floats for None; raise ValueError for values that do not fit."""
+    """Encode samples (n,) as WAV with integers of `bits`, or floats if None; raise ValueError for unfit values."""
     if bits is None:
         return encode_wav(audio, SAMPLE_RATE_HZ)
     full_scale = 1 << (bits - 1)
     steps = np.rint(audio * np.float32(full_scale))
-    if not (np.abs(steps) <= full_scale).all():  # NaN too, before the cast that would warn of it
+    if not (np.abs(steps) <= full_scale).all():  # also true for NaN, for which the cast would give a warning
         raise ValueError(f"expected {bits}-bit samples, found values beyond them")
     return encode_pcm_wav(steps.astype(np.int32), SAMPLE_RATE_HZ, bits=bits)  # type: ignore[arg-type]

@@ -1,9 +1,10 @@
 """Reuse of earlier results in the output folder: checks that a run may continue, and recovery of valid samples.
 
-Sources are the complete set in the folder and the journal of an unfinished run. A recording is reused only if its files
-have the same content (by sha256), and discovery finds the same facts about it. All others are converted again. Each
-shard is read once, completely, and its digest proves that the samples are unchanged. Statistics, words and cuts are
-recomputed from the arrays by the functions that computed them the first time.
+Earlier results come from the complete set in the folder and from the journal of an unfinished run. A result is reused
+only if the recording's files have the same content (by sha256), and if discovery finds the same facts about the
+recording. All other recordings are converted again. Each shard is read once, completely; its digest shows that the
+samples are unchanged. Statistics, words and cuts are recomputed from the arrays with the same functions as in the first
+run.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ from omniges.storage.redact import one_line
 Count = Callable[[int, int], None]
 Digests = dict[str, str | None]  # path relative to the root -> sha256, None if the file cannot be read
 
-_MAX_REMOVED: Final = 0.1  # the share of an earlier set's samples that an update may drop without --allow-removal
+_MAX_REMOVED: Final = 0.1  # largest share of samples that an update may drop without --allow-removal
 
-# Codes of notes from discovery. If an earlier sample has one of them that discovery does not give now,
-# the sample would be converted differently.
+# Codes of notes that discovery adds. If an earlier sample has such a note and discovery does not add it now,
+# a conversion would give a different sample.
 _DISCOVERY_NOTES: Final = {"split-inferred", "speaker-folder-mismatch", "stem-outside-grammar", "sem-invalid"}
 
 Recalled = Sample[StoredSegment]
@@ -59,7 +60,7 @@ Recalled = Sample[StoredSegment]
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """A sample of an earlier run: row with offsets from its segment's start, notes, and position."""
+    """A sample of an earlier run: its row, whose offsets count from the segment's start, notes, and position."""
 
     row: ManifestRow
     notes: tuple[Finding, ...]
@@ -68,36 +69,36 @@ class _Sample:
 
 @dataclass(slots=True)
 class Earlier:
-    """All results of earlier runs by stem; the most recent candidates come first."""
+    """All results of earlier runs by stem; for each stem, the most recent result comes first."""
 
     samples: dict[str, list[_Sample]] = field(default_factory=lambda: defaultdict(list))
     rejections: dict[str, list[tuple[Rejected, Digests]]] = field(default_factory=lambda: defaultdict(list))
-    complete: set[str] = field(default_factory=set)  # stems of the complete set's samples
+    complete: set[str] = field(default_factory=set)  # stems of the samples in the complete set
 
     @property
     def stems(self) -> set[str]:
-        """Every stem with a result."""
+        """All stems that have a result."""
         return self.samples.keys() | self.rejections.keys()
 
     def add_rejection(self, stem: str, findings: Iterable[Finding], inputs: Digests) -> None:
-        """Record a rejection with the digests of its inputs.
+        """Add the rejection of a recording.
 
         Args:
             stem: Stem of the recording.
-            findings: Reasons of the rejection.
-            inputs: Digests of its files.
+            findings: Reasons for the rejection.
+            inputs: Digests of the recording's files.
         """
         self.rejections[stem].append((Rejected(tuple(findings), {}), inputs))
 
     def add_samples(
         self, shard: StoredShard, rows: Sequence[ManifestRow], notes: Mapping[str, Sequence[Finding]]
     ) -> None:
-        """Record a shard's samples; segments are contiguous, and each ends with its last member.
+        """Add the samples of a shard. Their segments are contiguous, and each segment ends with its last member.
 
         Args:
             shard: Shard file.
-            rows: Rows of its samples in their order.
-            notes: Findings of the samples by stem.
+            rows: Rows of the samples, in the order of the shard.
+            notes: Notes about the samples, by stem.
         """
         start = 0
         for row in sorted(rows, key=lambda row: row.members["json"].offset):
@@ -116,7 +117,7 @@ def known_outcomes(place: OutputPlace, complete: dict[str, Any] | None) -> Earli
     """Return the results in the unfinished run's journal and in the complete set.
 
     Args:
-        place: Place of the set.
+        place: Output folder.
         complete: Content of dataset.json of the complete set, or None.
 
     Returns:
@@ -126,7 +127,7 @@ def known_outcomes(place: OutputPlace, complete: dict[str, Any] | None) -> Earli
         DataError: The complete set's manifest or report is damaged.
     """
     earlier = Earlier()
-    # Latest shard of the journal first: an interrupted update prefers its own files to older ones.
+    # The latest shard of the journal comes first, so that an interrupted update uses its own files before older files.
     for entry in reversed(place.journal.load()):
         if "staged" in entry:
             shard = StoredShard(place.folder / entry["staged"], entry["bytes"], entry["sha256"])
@@ -152,17 +153,17 @@ def known_outcomes(place: OutputPlace, complete: dict[str, Any] | None) -> Earli
 
 
 def read_report(out: Path, complete: dict[str, Any]) -> list[Finding]:
-    """Return the findings of a complete set.
+    """Return the findings in the report of a complete set.
 
     Args:
         out: Folder of the set.
-        complete: Its dataset.json.
+        complete: Content of the set's dataset.json.
 
     Returns:
         The findings, in the report's order.
 
     Raises:
-        DataError: The file report.jsonl is not the one that dataset.json lists, or has lines that are not findings.
+        DataError: The file report.jsonl differs from the entry in dataset.json, or has lines that are not findings.
     """
     data = read_beside(out, REPORT_FILE, complete)
     try:
@@ -179,7 +180,7 @@ def read_complete(settings: PreprocessSettings, place: OutputPlace) -> dict[str,
 
     Args:
         settings: Settings of this run.
-        place: Place of the set.
+        place: Output folder.
 
     Returns:
         The document; None if there is no complete set, or --force is set.
@@ -211,11 +212,11 @@ def read_complete(settings: PreprocessSettings, place: OutputPlace) -> dict[str,
 
 
 def check_begun(settings: PreprocessSettings, place: OutputPlace) -> None:
-    """Keep an unfinished run's work if this run can continue it; remove it with --force, else refuse.
+    """Keep an unfinished run's work if this run can continue it; otherwise refuse, or with --force remove it.
 
     Args:
         settings: Settings of this run.
-        place: Place of the set.
+        place: Output folder.
 
     Raises:
         UsageFault: The run used other settings or package versions, and --force is not set.
@@ -229,12 +230,12 @@ def check_begun(settings: PreprocessSettings, place: OutputPlace) -> None:
 
 
 def check_update(settings: PreprocessSettings, place: OutputPlace, complete: dict[str, Any]) -> None:
-    """Refuse to update a set with latents, which would be lost, or a set that other package versions wrote.
+    """Refuse to update a set with latents, which would be lost, or a set from other package versions.
 
     Args:
         settings: Settings of this run.
-        place: Place of the set.
-        complete: Dataset.json of the set.
+        place: Output folder.
+        complete: Content of the set's dataset.json.
 
     Raises:
         UsageFault: The set must not be updated.
@@ -261,7 +262,7 @@ def _refuse_differences(where: object, found: Any, wanted: Any, noun: str = "set
 
 
 def _differences(found: Any, wanted: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    """Return the values that differ: dotted name, earlier value, current value."""
+    """Return each value that differs, as (dotted name, earlier value, current value)."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         return [
             difference
@@ -272,7 +273,7 @@ def _differences(found: Any, wanted: Any, name: str = "") -> list[tuple[str, Any
 
 
 def _flags(values: Mapping[str, Any]) -> str:
-    """Return the flags that give settings these values, such as those of an earlier default; "" if no flags do."""
+    """Return the flags that set these values, for example former defaults; "" if flags cannot set all values."""
     known = {setting.name: setting for setting in every_setting(PreprocessSettings)}
     flags = []
     for name, value in values.items():
@@ -292,7 +293,7 @@ def check_removal(settings: PreprocessSettings, earlier: Set[str], remaining: Se
         remaining: Stems that this run found.
 
     Raises:
-        UsageFault: More than 10 % would be dropped, and --allow-removal is not set.
+        UsageFault: More than 10 % of the samples would be dropped, and --allow-removal is not set.
     """
     gone = sorted(earlier - remaining)
     if len(gone) > _MAX_REMOVED * len(earlier) and not settings.allow_removal:
@@ -306,15 +307,15 @@ def check_removal(settings: PreprocessSettings, earlier: Set[str], remaining: Se
 def is_unchanged(
     place: OutputPlace, discovery: Discovery, complete: dict[str, Any], digests: dict[str, Digests]
 ) -> bool:
-    """Return whether all output files exist at their size and no input has changed.
+    """Return whether all output files exist with their sizes, and no input has changed.
 
     Inputs are compared by hash, not by date.
 
     Args:
-        place: Place of the set.
+        place: Output folder.
         discovery: Recordings and findings of this run.
-        complete: Dataset.json of the set.
-        digests: Digests of the inputs of all recordings in the set, by stem.
+        complete: Content of the set's dataset.json.
+        digests: For each stem in the set, the digests of its input files.
 
     Returns:
         True if the run has nothing to do.
@@ -332,15 +333,15 @@ def digest_inputs(recordings: Sequence[Recording], workers: int, count: Count) -
 
     Args:
         recordings: Recordings to read.
-        workers: Threads.
-        count: Called with (done, total) in megabytes.
+        workers: Number of threads.
+        count: Function that is called with (done, total) in megabytes.
 
     Returns:
         Digests by stem and relative path.
     """
 
     def digests(recording: Recording) -> Digests:
-        """Return a recording's digests, None for an unreadable file, as the conversion would record it."""
+        """Return the digests of a recording's files, as the conversion would record them; None if unreadable."""
         found: Digests = {}
         for source in recording.files.values():
             path = Path(source.path)
@@ -361,7 +362,7 @@ def digest_inputs(recordings: Sequence[Recording], workers: int, count: Count) -
 
 
 def inputs_hash(inputs: dict[str, Digests], discovery: Discovery) -> str:
-    """Return the sha256 of all inputs: files and their digests by stem, and the split lists.
+    """Return one sha256 of all inputs: the digests of all files by stem, and the split lists.
 
     Args:
         inputs: Digests by stem and relative path.
@@ -381,10 +382,10 @@ def journal_shard(
 
     Args:
         path: Shard file.
-        size: Its size in bytes.
-        sha256: Its digest in hexadecimal.
-        rows: Rows of its samples.
-        notes: Findings of its samples by stem, as JSON.
+        size: Size of the shard in bytes.
+        sha256: sha256 of the shard in hexadecimal.
+        rows: Rows of the shard's samples.
+        notes: Notes about the samples by stem, as JSON.
 
     Returns:
         The line as a JSON object.
@@ -397,8 +398,8 @@ def journal_rejection(stem: str, findings: Sequence[Finding], inputs: Digests) -
 
     Args:
         stem: Stem of the recording.
-        findings: Reasons of the rejection.
-        inputs: Digests of its files.
+        findings: Reasons for the rejection.
+        inputs: Digests of the recording's files.
 
     Returns:
         The line as a JSON object.
@@ -415,19 +416,19 @@ def recall(
     count: Count,
     take_statistics: Callable[[Recalled], object],
 ) -> dict[str, Recalled | Rejected]:
-    """Return the earlier results of recordings with unchanged inputs; their shards are checked.
+    """Check the shards of earlier runs, and return the earlier results of recordings whose inputs are unchanged.
 
     Samples of a damaged or absent shard are left out, so that they are converted again. The samples are returned
-    without partials and words, which take far more memory than the rest.
+    without partials and words, which take far more memory than the other fields.
 
     Args:
         earlier: Results of earlier runs.
         recordings: Recordings of this run.
-        digests: Digests of their files by stem.
+        digests: Digests of the recordings' files, by stem.
         opened: Function that opens a shard of an earlier run.
-        workers: Threads.
-        count: Called with (done, total) in megabytes.
-        take_statistics: Called with each sample while it has its partials and words.
+        workers: Number of threads.
+        count: Function that is called with (done, total) in megabytes.
+        take_statistics: Function that is called with each sample while the sample still has its partials and words.
 
     Returns:
         Results by stem.
@@ -459,7 +460,7 @@ def recall(
                 for stem, recalled in samples.items():
                     take_statistics(recalled)
                     outcomes[stem] = replace(recalled, partials=None, words=Counter())
-        # A sample of a damaged shard may also be in another shard.
+        # A sample of a damaged shard may also be in another, valid shard.
         retry = {sample.row.stem for shard in chosen.keys() & damaged for sample in chosen[shard]}
         remaining = [recording for recording in remaining if recording.stem in retry]
     return outcomes
@@ -468,7 +469,7 @@ def recall(
 def _sample_of(
     earlier: Earlier, recording: Recording, digests: Mapping[str, Digests], damaged: set[StoredShard]
 ) -> _Sample | None:
-    """Return the first earlier sample that a conversion of today's inputs would reproduce."""
+    """Return the first earlier sample that a conversion of the current inputs would reproduce, or None."""
     now = {
         modality: (source.relative, digests[recording.stem].get(source.relative))
         for modality, source in recording.files.items()
@@ -500,7 +501,7 @@ def _read_shard(
 
 
 def _recomputed(sample: _Sample, descriptor: int) -> Recalled:
-    """Return the statistics, words and cuts of a sample, computed from its members."""
+    """Recompute the statistics, words and cuts of a sample from its members."""
 
     def member(name: str) -> bytes:
         place = sample.row.members[name]

@@ -1,6 +1,6 @@
-"""Labels in a file-name stem of BEAT2, ``<speaker>_<name>_<rec>_<start>_<end>``, and the split of a recording.
+"""Labels in the stem of a BEAT2 file name, ``<speaker>_<name>_<rec>_<start>_<end>``, and the split of a recording.
 
-The split comes from a split list (CSV), otherwise from BEAT2's own rule.
+The split comes from a split list (CSV). Without a list, it follows from a rule of BEAT2.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ TEST_STARTS: Final[dict[int | None, frozenset[int]]] = {
     25: _SHORT_TEST - {1},
 }
 """Start indices of each speaker's English test clips in BEAT2 v2.0.0."""
-_VAL_SHARE: Final = 8 / 103  # counted for speaker 2: 8 val clips among the 103 that are not test
+_VAL_SHARE: Final = 8 / 103  # as for speaker 2: 8 of the 103 clips that are not in test are in val
 
 
 @dataclass(frozen=True, slots=True)
 class StemFields:
-    """Fields of a stem; all are None if the stem does not follow the grammar."""
+    """The fields of a stem; all are None if the stem does not have BEAT2's form."""
 
     speaker_id: int | None = None
     speaker: str | None = None
@@ -67,14 +67,14 @@ class StemFields:
 
     @property
     def known(self) -> bool:
-        """True if the stem follows the grammar."""
+        """True if the stem has BEAT2's form."""
         return self.speaker_id is not None
 
 
 def parse_stem(stem: str) -> StemFields:
     """Return the fields of a stem.
 
-    A conversation is neutral. A speech index beyond 118 has no emotion (None).
+    The emotion of a conversation is neutral. A speech with an index above 118 has no emotion (None).
     """
     match = _GRAMMAR.fullmatch(stem)
     if match is None:
@@ -92,9 +92,9 @@ def parse_stem(stem: str) -> StemFields:
 
 
 def speaker_of_folder(folder: str) -> tuple[int | None, str | None]:
-    """Return speaker id and name in a folder name: ``2``, ``speaker2``, ``2_scott`` or ``scott``.
+    """Return the speaker's id and name in a folder name such as ``2``, ``speaker2``, ``2_scott`` or ``scott``.
 
-    Both are None for other names.
+    A value that the name does not contain is None.
     """
     match = _FOLDER.fullmatch(folder)
     if match:
@@ -103,22 +103,22 @@ def speaker_of_folder(folder: str) -> tuple[int | None, str | None]:
 
 
 def plain_stem(text: str) -> str:
-    """Return a stem or the id of a split list in the form in which they are compared.
+    """Normalise a stem, or an id in a split list, so that both can be compared.
 
-    File names from macOS are decomposed (NFD), and lists often contain file names with their extensions.
+    File names from macOS are decomposed (NFD), and split lists often contain file names with extensions.
 
     Args:
         text: Stem or id.
 
     Returns:
-        The text composed (NFC), without an extension of BEAT2's files.
+        The text in composed form (NFC), without the extension of a BEAT2 file.
     """
     return _EXTENSION.sub("", unicodedata.normalize("NFC", text))
 
 
 @dataclass(frozen=True, slots=True)
 class SplitList:
-    """A parsed split list: split of each plain id, faulty plain ids, and findings about the list itself."""
+    """A parsed split list: the split of each plain id, the faulty plain ids, and findings about the list."""
 
     name: str
     sha256: str
@@ -128,11 +128,11 @@ class SplitList:
 
     @property
     def ids(self) -> set[str]:
-        """All ids of the list, as `plain_stem` gives them."""
+        """All ids of the list in the form of `plain_stem`."""
         return self.splits.keys() | self.faulty.keys()
 
     def find(self, stem: str) -> Split | Problem | None:
-        """Return the split of a stem, the problem of its rows, or None if the list does not name it."""
+        """Return the split of a stem, the problem in its rows, or None if the stem is not in the list."""
         plain = plain_stem(stem)
         return self.faulty.get(plain) or self.splits.get(plain)
 
@@ -140,9 +140,9 @@ class SplitList:
 def parse_split_list(data: bytes, name: str) -> SplitList:
     """Read ``id,type`` rows; columns may also be separated by semicolons or tabs.
 
-    The text is UTF-8 or UTF-16 with any line ends; blank lines are skipped. Ids are compared as `plain_stem` gives
-    them. An id with two different splits or an unknown split is faulty, and its recording will be rejected. An id that
-    cannot be a file stem gives a note.
+    The text is UTF-8 or UTF-16 with any line ends; blank lines are skipped. Ids are compared in the form of
+    `plain_stem`. An id with two different splits or an unknown split is faulty; its recording will be rejected. An id
+    that cannot be a file stem causes a note.
 
     Args:
         data: Bytes of the CSV file.
@@ -177,7 +177,7 @@ def parse_split_list(data: bytes, name: str) -> SplitList:
 
 
 def encode_split_list(rows: Iterable[tuple[str, str]]) -> bytes:
-    """Return a split list that `parse_split_list` reads back, with any characters in stems.
+    """Return a split list that `parse_split_list` can read; stems may contain any characters.
 
     Args:
         rows: Stem and split of each recording.
@@ -190,15 +190,15 @@ def encode_split_list(rows: Iterable[tuple[str, str]]) -> bytes:
 
 
 def _quoted(cell: str) -> str:
-    """Return a cell of CSV; Python's writer does not quote a carriage return, which its reader treats as a line end."""
+    """Return a CSV cell, quoted if needed. Python's writer does not quote a carriage return, so it is not used."""
     return '"{}"'.format(cell.replace('"', '""')) if set(cell) & set(',"\r\n') else cell
 
 
 def _rows(data: bytes, name: str) -> list[list[str]]:
-    """Return the rows of a CSV file that are not blank; the header decides the separator."""
+    """Return the rows of a CSV file without blank rows; the header determines the separator."""
     try:
         lines = data.decode(text_codec(data)).splitlines(keepends=True)
-        if lines and lines[0].strip().lower() in {"sep=,", "sep=;", "sep=\t", "sep="}:  # a line of Excel's
+        if lines and lines[0].strip().lower() in {"sep=,", "sep=;", "sep=\t", "sep="}:  # Excel writes such a line
             del lines[0]
         header = next((line for line in lines if line.strip()), "")
         separator = max(",;\t", key=header.count)
@@ -212,10 +212,11 @@ def _rows(data: bytes, name: str) -> list[list[str]]:
 
 
 def split_by_rule(stem: str, fields: StemFields) -> tuple[Split, bool]:
-    """Return the split of a recording that no list contains.
+    """Return the split of a recording that is not in a split list.
 
-    Conversations are `additional`. For English speech, test clips are BEAT2's. For speakers with fifteen test clips,
-    val is start indices 9–16, if these are known. Otherwise a hash of the stem chooses between train and val.
+    Conversations are in `additional`. For English speech, the test clips are those of BEAT2. For a speaker with fifteen
+    test clips, the clips with known start indices 9 to 16 are in val. Otherwise a hash of the stem chooses train or
+    val.
 
     Args:
         stem: Stem of the recording.

@@ -1,4 +1,4 @@
-"""`preprocess --plan`: the work of a run, its output size and time, estimated from a few conversions."""
+"""`preprocess --plan`: the work of a run, with its output size and time estimated from a few conversions."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from omniges.pipeline.settings import DEFAULT_CORPUS, PreprocessSettings, Sample
 from omniges.pipeline.summary import duration_text, print_line, print_table, size_text
 from omniges.shards.schema import SPLITS
 
-_SAMPLED: Final = 3  # recordings converted to measure the speed; the first is converted twice, as a warm-up
+_SAMPLED: Final = 3  # recordings that are converted to measure the speed; the first one twice, as a warm-up
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Work of a run; estimates are None if no sampled recording could be converted."""
+    """The work of a run; an estimate is None if none of the sampled recordings could be converted."""
 
     parts: tuple[str, ...]
     stems: int
-    rejected_already: dict[str, int]  # code -> recordings
+    rejected_already: dict[str, int]  # code -> number of recordings
     splits: dict[str, int]
     speakers: dict[str, int]
     split_source: str
     input_bytes: int
     sampled: int
-    seconds: float | None  # of recordings
+    seconds: float | None  # total length of the recordings
     output_bytes: float | None
     wall_s: float | None
 
 
 def make_plan(settings: PreprocessSettings) -> Plan:
-    """Convert a few recordings of medium size in this process, and scale up by input bytes."""
+    """Convert a few recordings of medium size in this process, and estimate the rest by input bytes."""
     settings, discovery = find_recordings(settings)
     decode = CORPORA.get(settings.corpus or DEFAULT_CORPUS).take
     recordings = discovery.recordings
@@ -74,11 +74,11 @@ def make_plan(settings: PreprocessSettings) -> Plan:
 
 
 def print_plan(plan: Plan, workers: int, console: Console) -> None:
-    """Print the work of a run with its estimates.
+    """Print the work of a run with the estimates.
 
     Args:
         plan: Work of the run.
-        workers: Worker processes that the run will use.
+        workers: Number of worker processes that the run will use.
         console: Output.
     """
     print_line(console, f"data set folders: {', '.join(part or '.' for part in plan.parts)}")

@@ -1,6 +1,6 @@
-"""`Recording`, the input of `write_shards` from a user's program, and its conversion to a `Take`.
+"""`Recording`, the input with which a user's program calls `write_shards`, and its conversion to a `Take`.
 
-The checks are those that `preprocess` applies to files, so both refuse the same input.
+The checks are the same as those of `preprocess` for files, so both refuse the same input.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from omniges.storage.files import canonical_json
 
 _MOTION_PARTS: Final = (*POSE_PARTS, "root", "face")
 _MAX_CHANNELS: Final = 8
-_AFTER_END_S: Final = 0.1  # tolerance of word times after the end, because times are rounded
+_AFTER_END_S: Final = 0.1  # word times may exceed the end by this, because times are rounded
 _MAX_SPEAKER_ID: Final = 2**31 - 1
-# Remedies for programs, for codes whose remedy is about files.
+# Remedies for users of the Python API, for codes whose usual remedy is about files.
 _REMEDIES: Final = {
     "wav-unsupported-encoding": "convert the samples",
     "wav-damaged-header": "check samples and sample_rate_hz",
@@ -63,9 +63,9 @@ _REMEDIES: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Recording:
-    """One recording of a user's program, for `write_shards`; None means absent.
+    """One recording that a user's program passes to `write_shards`; a field that is None is absent.
 
-    Arrays are anything that ``numpy.asarray`` accepts. They are checked when the recording is written.
+    An array may be anything that ``numpy.asarray`` accepts. Arrays are checked when the recording is written.
     """
 
     key: str
@@ -73,38 +73,38 @@ class Recording:
     poses: npt.ArrayLike | None = None
     """(T, 165) SMPL-X axis-angle in radians: root 0:3, body 3:66, jaw 66:69, eyes 69:75, hands 75:165; y up."""
     trans: npt.ArrayLike | None = None
-    """(T, 3) metres."""
+    """(T, 3) positions in metres."""
     expressions: npt.ArrayLike | None = None
-    """(T, up to 100) coefficients; fewer are extended with zeros."""
+    """(T, up to 100) expression coefficients; fewer columns are extended with zeros."""
     betas: npt.ArrayLike | None = None
     """(up to 300,) shape coefficients."""
     gender: str = ""
     """Gender of the body model."""
     frame_rate_hz: float | None = None
-    """Rate of poses, trans and expressions: 30, or a multiple of it, which is reduced to 30 by dropping frames."""
+    """Frames per second of poses, trans and expressions: a multiple of 30; frames are dropped to get 30."""
     absent: Part | Sequence[Part] = ()
-    """Parts that were not recorded: upper, hands, lower, jaw_eyes, root, face. Their columns are not read."""
+    """Parts that were not recorded, of upper, hands, lower, jaw_eyes, root, face. Their columns are ignored."""
     samples: npt.ArrayLike | None = None
     """(N,) or (N, channels): float32 or float64 in [-1, 1], or int16 or int32 at full scale."""
     sample_rate_hz: float | None = None
-    """Rate of samples; rates other than 16000 are resampled to it."""
+    """Audio samples per second; audio with another rate than 16000 is resampled to 16000."""
     words: Iterable[Any] | None = None
-    """Words in order of time: (word, start_s, end_s), or a mapping or object with word, start and end."""
+    """Words in order of time, each (word, start_s, end_s), or a mapping or object with word, start and end."""
     semantic: Iterable[Any] | None = None
-    """Semantic spans: (name, start_s, end_s, score[, keywords]), or a mapping or object with these names."""
+    """Semantic spans, each (name, start, end, score[, keywords]), or a mapping or object with these names."""
     split: str = "train"
     """Split: train, val, test or additional."""
     speaker: str | None = None
     speaker_id: int | None = None
     language: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Values by label name, such as emotion; labels that only other recordings have become ""."""
+    """Values by label name, such as emotion. If only other recordings have a label, its value here is ""."""
     source: str | None = None
     """Origin of the recording: a text, or a path relative to the data set."""
 
 
 def take_of(recording: Recording) -> Take:
-    """Return a recording as a take; raise DataError, in one line, if it cannot be used."""
+    """Convert a recording to a take; raise a DataError of one line if the recording cannot be used."""
     try:
         return _build_take(recording)
     except RecordingFault as fault:
@@ -116,10 +116,10 @@ def refused(key: object, fault: RecordingFault) -> DataError:
 
     Args:
         key: Key of the recording.
-        fault: Reason.
+        fault: Reason why it cannot be used.
 
     Returns:
-        The error, with a remedy that fits a program.
+        The error, with a remedy for users of the Python API.
     """
     problem = fault.problem
     expected = f"expected {problem.expected}, found " if problem.expected else ""
@@ -161,7 +161,7 @@ def _build_take(recording: Recording) -> Take:
 
 
 def digests_of(take: Take) -> dict[str, str]:
-    """Return the sha256 of each modality of a take, by the manifest's source names."""
+    """Return the sha256 of each modality of a take, by the names of sources in the manifest."""
     found = {}
     if (motion := take.motion) is not None:
         facts = [motion.frame_rate_hz, motion.source_frames, motion.betas_columns, motion.gender]
@@ -176,7 +176,7 @@ def digests_of(take: Take) -> dict[str, str]:
 
 
 def _digest(facts: Sequence[Any], *arrays: npt.NDArray[Any]) -> str:
-    """Return the sha256 of facts and of arrays with their types and shapes."""
+    """Return one sha256 of facts and of arrays, including the types and shapes of the arrays."""
     digest = hashlib.sha256(canonical_json([*facts, *([array.dtype.str, *array.shape] for array in arrays)]))
     for array in arrays:
         digest.update(np.ascontiguousarray(array).data.cast("B"))
@@ -184,7 +184,7 @@ def _digest(facts: Sequence[Any], *arrays: npt.NDArray[Any]) -> str:
 
 
 def _check_texts(recording: Recording) -> None:
-    """Refuse names and labels that the manifest cannot hold."""
+    """Refuse names and labels that the manifest cannot store."""
     key = recording.key
     texts = {name: getattr(recording, name) for name in ("speaker", "language", "source")}
     if not isinstance(recording.labels, Mapping):
@@ -221,7 +221,7 @@ def _is_text(value: object) -> bool:
 
 
 def _motion(recording: Recording) -> Motion | None:
-    """Return the motion of a recording, or None if all parts of it are absent."""
+    """Return the motion of a recording, or None if all parts of the motion are absent."""
     if not isinstance(recording.absent, Iterable):
         raise DataError(
             f"recording {recording.key!r}: expected names of parts, () for none, found absent {recording.absent!r}"
@@ -275,7 +275,7 @@ def _wav(recording: Recording) -> Wav | None:
 
 
 def _array(recording: Recording, name: str, given: Any) -> npt.NDArray[Any]:
-    """Return a NumPy array of an array, a tensor on any device or nested lists; raise DataError for anything else."""
+    """Convert an array, a tensor on any device or nested lists to a NumPy array; raise DataError for others."""
     place = f"recording {recording.key!r}: {name}"
     if isinstance(given, np.ma.MaskedArray):
         raise DataError(f"{place}: expected an array without a mask, found a masked one; name its part in absent")
@@ -287,7 +287,7 @@ def _array(recording: Recording, name: str, given: Any) -> npt.NDArray[Any]:
 
 
 def _fields(item: Any, names: tuple[str, ...], what: str) -> tuple[Any, ...]:
-    """Return the fields of a word or span given as a tuple, a mapping or an object."""
+    """Return the fields of a word or span, which may be a tuple, a mapping or an object."""
     if isinstance(item, Mapping):
         return tuple(item.get(name) for name in names)
     if isinstance(item, (tuple, list)):
@@ -298,7 +298,7 @@ def _fields(item: Any, names: tuple[str, ...], what: str) -> tuple[Any, ...]:
 
 
 def _tier(recording: Recording, audio_s: float, seconds: float) -> WordTier | None:
-    """Return the words of a recording of this length by the rules of TextGrids; silences are dropped."""
+    """Return the checked words of a recording of `seconds`, without silences, as a TextGrid would give them."""
     if recording.words is None:
         return None
     if not isinstance(recording.words, Iterable):

@@ -1,4 +1,4 @@
-"""`preprocess`: discover recordings, reuse unchanged ones, convert the rest, pack shards, publish all at once."""
+"""`preprocess`: find recordings, reuse unchanged results, convert the rest, pack shards, publish all at once."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from omniges.shards.writer import ShardFile, ShardWriter
 from omniges.storage.atomic import append_line, home_expanded, open_log, os_errors
 from omniges.storage.files import sha256_hex
 
-# Output bytes for each byte of motion input: 415 + 213 float32 a frame against BEAT2's 165 float32 and 103 float64.
+# Output bytes per byte of motion input: 415 + 213 float32 a frame, from BEAT2's 165 float32 and 103 float64.
 _GROWTH: Final = 1.75
 
 
 class _RunLog:
-    """JSON lines about times, retries and worker crashes, which must not be part of the output."""
+    """Log of JSON lines about times, retries and worker crashes; these facts must not be part of the set."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -50,7 +50,7 @@ class _RunLog:
         os.close(self._descriptor)
 
     def write(self, event: str, **facts: Any) -> None:
-        """Append one event with its time, process and host.
+        """Append one event with the time, process and host.
 
         Args:
             event: Name of the event.
@@ -63,15 +63,15 @@ class _RunLog:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """Work of a run, and the results of earlier runs that it reuses."""
+    """The work of a run, and the results of earlier runs that are reused."""
 
     settings: PreprocessSettings
     discovery: Discovery
     place: OutputPlace
     recalled: Mapping[str, incremental.Recalled | Rejected]  # earlier results that are still valid, by stem
     digests: Mapping[str, incremental.Digests]
-    earlier_stems: set[str]  # the samples of the complete set in the folder
-    tally: Tally  # with the statistics of the recalled samples
+    earlier_stems: set[str]  # stems of the samples in the complete set in the folder
+    tally: Tally  # already contains the statistics of the reused samples
 
 
 def preprocess(
@@ -79,12 +79,13 @@ def preprocess(
 ) -> Summary:
     """Convert a data set to shards.
 
-    An earlier set in the folder is unchanged until the new one is complete. Finished work is kept for the next run.
+    An earlier set in the folder is unchanged until the new set is complete. If the run stops, the next run continues
+    from its finished work.
 
     Args:
         settings: Settings of the run.
         reporter: Output of progress.
-        count: Called with (done, total) in megabytes while earlier results are checked.
+        count: Function that is called with (done, total) in megabytes while earlier results are checked.
 
     Returns:
         Result of the run.
@@ -92,7 +93,7 @@ def preprocess(
     Raises:
         UsageFault: The settings do not fit the folder or the data set.
         DataError: A list of the data set or of the earlier set is damaged.
-        EnvironmentFault: The disk or another run prevents the work.
+        EnvironmentFault: The disk cannot be written, or another run writes to the folder.
     """
     start = time.monotonic()
     threading.Thread(target=_warm_imports, name="warm-imports", daemon=True).start()
@@ -126,7 +127,7 @@ def preprocess(
 
 
 def _place_of(settings: PreprocessSettings, reporter: Reporter) -> OutputPlace:
-    """Return the place of the set: a folder on this machine, or one in an object store."""
+    """Return the output folder of the settings: on this machine, or in an object store."""
     location = settings.location
     if location.path is not None:
         return Workspace(location.path)
@@ -170,13 +171,13 @@ def _run(work: _Work, reporter: Reporter, log: _RunLog, start: float) -> Summary
 
 
 def _warm_imports() -> None:
-    """Import slow native packages for the end of the run while the workers start; saves half a second."""
+    """Import slow packages, which the end of the run needs, while the workers start; this saves half a second."""
     import pyarrow.parquet  # noqa: F401, PLC0415
     import tokenizers  # noqa: F401, PLC0415
 
 
 def _estimated_bytes(settings: PreprocessSettings, recordings: Sequence[Recording]) -> int:
-    """Return about how many bytes the samples of recordings take."""
+    """Estimate the size in bytes of the samples of recordings."""
     motion, audio = (
         sum(recording.files[role].size for recording in recordings if role in recording.files)
         for role in ("npz", "wav")
@@ -185,7 +186,7 @@ def _estimated_bytes(settings: PreprocessSettings, recordings: Sequence[Recordin
 
 
 def _ordered(discovery: Discovery) -> list[Recording]:
-    """Return the recordings in the order of the shards."""
+    """Return the recordings in the order of their samples in the shards."""
     order = {split: place for place, split in enumerate(SPLITS)}
     return sorted(discovery.recordings, key=lambda recording: (order[recording.split], recording.key))
 
@@ -231,7 +232,7 @@ def _convert_all(
 
 
 def _finish(work: _Work, tally: Tally, writer: ShardWriter) -> str:
-    """Publish the set; return the manifest hash."""
+    """Write the remaining files, publish the set, and return the manifest hash."""
     plan = {
         "inputs_sha256": incremental.inputs_hash(tally.inputs, work.discovery),
         "stems": work.discovery.stems,

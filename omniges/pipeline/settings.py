@@ -1,6 +1,6 @@
 """Settings and results of a preprocess run and of the conversion of one recording.
 
-`omniges --help` imports this file, so slow imports are for type checking only.
+`omniges --help` imports this module, so slow packages are imported only for type checking.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from omniges.storage.remote import Location
 
 DEFAULT_CORPUS: Final = "beat2"
-MAX_FILE_BYTES: Final = 1 << 30  # of one input file
+MAX_FILE_BYTES: Final = 1 << 30  # largest size of one input file
 _RAY_ADDRESS: Final = re.compile(r"auto|local|[^\s:/]+:[0-9]{1,5}|\[[0-9a-fA-F:]+\]:[0-9]{1,5}", re.ASCII)
 Stored = TypeVar("Stored")
 
@@ -53,7 +53,7 @@ def size_bytes(flag: str, text: str) -> int:
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Filters of recordings and names of their folders; part of the settings hash."""
+    """Filters that select recordings, and the names of their folders; part of the settings hash."""
 
     speakers: tuple[str, ...] = option(
         (), "Convert only these speakers, by id (2) or name (scott).", commas=True, shown="all", panel="Selection"
@@ -88,7 +88,7 @@ class Selection:
     )
 
     def __post_init__(self) -> None:
-        """Refuse unknown splits; write folders without a slash at their end and patterns in composed letters."""
+        """Refuse unknown splits; remove a final slash from folders, and convert patterns to composed Unicode (NFC)."""
         check(self)
         for name in ("wav_dir", "gesture_dir", "text_dir"):
             if getattr(self, name) is not None:
@@ -99,7 +99,7 @@ class Selection:
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertSettings:
-    """Settings that decide the content of a sample; part of the settings hash."""
+    """Settings that affect the content of a sample; part of the settings hash."""
 
     loudness: Literal["none", "peak"] = option(
         "none", "Loudness normalization before the mel; peak scales the largest sample to 0.5.", panel="Conversion"
@@ -118,13 +118,13 @@ class ConvertSettings:
     word_tier: str | None = option(None, "Name of the word tier in the TextGrids.", shown="words or word")
 
     def __post_init__(self) -> None:
-        """Refuse values out of range; errors name the flag."""
+        """Refuse values out of range; the error names the flag."""
         check(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Seconds cut from the end of each modality to reach the common length, and words lost or shortened by it."""
+    """Seconds cut from the end of each modality to reach a common length, and words dropped or shortened by this."""
 
     audio_s: float
     motion_s: float
@@ -134,19 +134,19 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Sample(Generic[Stored]):
-    """A converted recording that is in no shard yet. Offsets in `row` are relative to the start of its segment."""
+    """A converted recording that is in no shard yet. Offsets in `row` count from the start of the segment."""
 
     row: ManifestRow
-    segment: Stored  # the tar members: as buffers, bytes from a worker, or a position in an earlier shard
+    segment: Stored  # tar members: buffers, bytes from a worker, or a position in an earlier shard
     notes: tuple[Finding, ...]
-    partials: tuple[Partial, ...] | None  # of train samples, in the order of `STATISTICS`
-    words: Counter[str]  # of train samples
+    partials: tuple[Partial, ...] | None  # only for train samples, in the order of `STATISTICS`
+    words: Counter[str]  # only for train samples
     cut: Cut
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """An unusable recording with all reasons, and the digests of the files that were read."""
+    """An unusable recording, with all reasons and the digests of the files that were read."""
 
     findings: tuple[Finding, ...]
     sources: dict[str, tuple[str, str]]
@@ -155,12 +155,12 @@ class Rejected:
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreprocessSettings:
-    """Settings of `omniges preprocess`; those that decide output bytes are hashed into dataset.json."""
+    """Settings of `omniges preprocess`. dataset.json has a hash of the settings that affect the output bytes."""
 
     root: Path = field(metadata=about("Folder of the data set.", panel="Input and output"))
     output_dir: str | Path = field(
         default=Path("shards"),
-        repr=False,  # a URL may hold credentials
+        repr=False,  # a URL may contain credentials
         metadata=about(
             "Folder for the shards, or s3://BUCKET/FOLDER; created if absent; files with the names of a shard folder "
             "are replaced.",
@@ -226,7 +226,7 @@ class PreprocessSettings:
     )
 
     def __post_init__(self) -> None:
-        """Refuse invalid values; errors name the flag."""
+        """Refuse invalid values; the error names the flag."""
         check(self)
         if self.ray_address is not None and self.engine != "ray":
             raise UsageFault(
@@ -247,7 +247,7 @@ class PreprocessSettings:
         from omniges.storage.bucket import MAX_OBJECT_BYTES, require_writable
 
         require_writable(location, "--output-dir")
-        if self.shard_bytes + MAX_FILE_BYTES > MAX_OBJECT_BYTES:  # the last sample may exceed the target
+        if self.shard_bytes + MAX_FILE_BYTES > MAX_OBJECT_BYTES:  # with its last sample, a shard may exceed the target
             largest = MAX_OBJECT_BYTES - MAX_FILE_BYTES
             raise UsageFault(
                 f"--shard-size {self.shard_bytes}: expected at most {largest} bytes with a URL as --output-dir, whose "
@@ -256,7 +256,7 @@ class PreprocessSettings:
 
     @property
     def location(self) -> Location:
-        """The output folder as a location."""
+        """Location of the output folder."""
         from omniges.storage.remote import parse_location
 
         return parse_location(str(self.output_dir))
@@ -274,7 +274,7 @@ class PreprocessSettings:
         return self.run_log or out.with_name(out.name + ".run.jsonl")
 
     def document(self) -> dict[str, Any]:
-        """Return the settings that decide output bytes; the corpus only if it is not BEAT2."""
+        """Return the settings that affect the output bytes. The corpus is included only if it is not BEAT2."""
         other = {} if self.corpus in {None, DEFAULT_CORPUS} else {"corpus": self.corpus}
         return other | {
             "selection": asdict(self.selection),
@@ -295,32 +295,32 @@ class Summary:
     rejected: int
     noted: int
     lost: dict[str, str]  # stem -> reason
-    finding_counts: dict[str, int]  # code -> recordings or data-set findings
-    examples: dict[str, str]  # code -> one finding in words
-    splits: dict[str, tuple[int, float]]  # split -> samples, seconds
+    finding_counts: dict[str, int]  # code -> number of recordings, or of findings about the data set
+    examples: dict[str, str]  # code -> text of one finding
+    splits: dict[str, tuple[int, float]]  # split -> number of samples, seconds
     cut_audio_s: float
     cut_motion_s: float
     words_dropped: int
     shards: int
     shard_bytes: int
     elapsed_s: float
-    converted_s: float  # of all samples
-    computed_s: float  # of those converted in this run
+    converted_s: float  # length of all samples
+    computed_s: float  # length of the samples that this run converted
     max_rejected: float
     report: str | Path | None
     run_log: Path
     manifest_hash: str | None
     reused: int = 0  # results reused from earlier runs because no input had changed
-    unchanged: bool = False  # nothing was done: folder complete, inputs unchanged
+    unchanged: bool = False  # the set was complete and the inputs unchanged, so nothing was done
     interruptions: tuple[str, ...] = ()  # workers and machines that were lost, whose work was repeated
 
     @property
     def rejected_share(self) -> float:
-        """Rejected stems as a share of all stems found."""
+        """Number of rejected stems divided by the number of all stems."""
         return self.rejected / self.stems if self.stems else 0.0
 
     @property
     def exit_code(self) -> ExitCode:
-        """1 if a recording was lost or too many were rejected, else 0."""
+        """Exit code: 1 if a recording was lost or too many were rejected, otherwise 0."""
         failed = bool(self.lost) or self.rejected_share > self.max_rejected
         return ExitCode.FINDINGS if failed else ExitCode.OK

@@ -1,4 +1,4 @@
-"""Collected results of a run, its progress, and its summary as tables and as JSON."""
+"""Collected results of a preprocess run, its progress, and its summary as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SHOWN_LOST: Final = 10
 
 
 def duration_text(seconds: float) -> str:
-    """Return seconds as ``1 h 02 min``, ``3 min 20 s`` or ``4.2 s``."""
+    """Return a number of seconds as text, such as ``1 h 02 min``, ``3 min 20 s`` or ``4.2 s``."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -41,7 +41,7 @@ def duration_text(seconds: float) -> str:
 
 
 def size_text(count: float) -> str:
-    """Return bytes as ``4.9 MB`` (powers of 1000)."""
+    """Return a number of bytes as text, such as ``4.9 MB`` (in powers of 1000)."""
     for unit in ("bytes", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
@@ -69,7 +69,7 @@ def print_table(
 
 
 def print_line(console: Console, text: str) -> None:
-    """Print one line as it is: no markup, no names of emoji and no control characters have an effect.
+    """Print one line of text unchanged; markup, emoji names and control characters have no effect.
 
     Args:
         console: Output.
@@ -79,7 +79,7 @@ def print_line(console: Console, text: str) -> None:
 
 
 def print_summary(summary: Summary, console: Console) -> None:
-    """Print converted, rejected and lost recordings, the reasons, and the remedies.
+    """Print the numbers of converted, rejected and lost recordings, with reasons and remedies.
 
     Args:
         summary: Result of the run.
@@ -103,7 +103,7 @@ def print_summary(summary: Summary, console: Console) -> None:
         print_line(console, f"lost: {stem}: tried twice ({reason})")
     speed = f", {summary.computed_s / summary.elapsed_s:,.0f} × real time"
     if summary.reused:
-        speed = f" ({summary.reused} reused unchanged)"  # speed is meaningless if results were reused
+        speed = f" ({summary.reused} reused unchanged)"  # a speed would be misleading if results were reused
     done = (
         f"nothing to do: inputs and settings are those of the {summary.converted} recordings in {summary.out}"
         if summary.unchanged
@@ -149,11 +149,11 @@ class Tally:
 
     rows: list[ManifestRow] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
-    partials: PartialSpool = field(default_factory=PartialSpool)  # of train samples
+    partials: PartialSpool = field(default_factory=PartialSpool)  # partials of the train samples
     words: Counter[str] = field(default_factory=Counter)
     inputs: dict[str, Digests] = field(default_factory=dict)
-    rejected_inputs: dict[str, Digests] = field(default_factory=dict)  # of those rejected after reading them
-    notes: dict[str, tuple[Finding, ...]] = field(default_factory=dict)  # of samples, by stem
+    rejected_inputs: dict[str, Digests] = field(default_factory=dict)  # by stem; only for recordings that were read
+    notes: dict[str, tuple[Finding, ...]] = field(default_factory=dict)  # notes about samples, by stem
     cuts: list[Cut] = field(default_factory=list)
     lost: dict[str, str] = field(default_factory=dict)
     interruptions: list[str] = field(default_factory=list)  # workers and machines that were lost
@@ -182,10 +182,10 @@ class Tally:
             outcome: Result of a worker or of an earlier run.
             writer: Writer of the shards.
             journal: Journal of the run.
-            inputs: Digests of the inputs, for a result of an earlier run.
+            inputs: Digests of the inputs, if the result is from an earlier run.
 
         Raises:
-            DataError: The sample's label names differ from those of the samples before it.
+            DataError: The label names of the sample differ from those of earlier samples.
         """
         if isinstance(outcome, Lost):
             self.lost[recording.stem] = outcome.reason
@@ -210,7 +210,7 @@ class Tally:
                 f"{recording.stem}: expected labels {first} as for {self.rows[0].stem}, found {found}; a corpus "
                 'gives all its recordings the same label names, with "" for unknown ones'
             )
-        self.take_in(outcome)  # before the writer, whose journal line may include its notes
+        self.take_in(outcome)  # before the sample is written, because the shard's journal line may contain its notes
         if isinstance(outcome.segment, StoredSegment):
             self.rows.append(writer.add_stored(outcome.row, outcome.segment))
         else:
@@ -218,7 +218,7 @@ class Tally:
             self.computed_s += outcome.row.seconds
 
     def take_in(self, sample: Sample[Any]) -> None:
-        """Add everything about a sample except its row, which the writer returns."""
+        """Add the results of a sample, except its row, which the writer returns later."""
         self.notes[sample.row.stem] = sample.notes
         self.findings += sample.notes
         self.cuts.append(sample.cut)
@@ -234,11 +234,11 @@ class Tally:
 def summary_of_complete(
     settings: PreprocessSettings, place: OutputPlace, discovery: Discovery, complete: dict[str, Any], elapsed_s: float
 ) -> Summary:
-    """Return the summary of a set that is up to date.
+    """Return the summary for a set that is already up to date.
 
     Args:
         settings: Settings of the run.
-        place: Place of the set.
+        place: Output folder.
         discovery: Recordings and findings of this run.
         complete: Content of dataset.json of the folder.
         elapsed_s: Seconds since the run started.
@@ -266,15 +266,15 @@ def summary_of_complete(
 
 @dataclass(frozen=True, slots=True)
 class ConvertProgress(Progress):
-    """Progress of a run."""
+    """Progress of the conversions in a run."""
 
-    done: int  # processed recordings, including rejected ones
+    done: int  # number of processed recordings, including rejected recordings
     total: int
     converted: int
     rejected: int
-    noted: int  # converted with at least one note
+    noted: int  # number of converted recordings with at least one note
     lost: int
-    reused: int  # results reused from earlier runs
+    reused: int  # number of results that are reused from earlier runs
     computed_s: float  # seconds of the recordings converted in this run
     elapsed_s: float
     eta_s: float | None
@@ -290,9 +290,9 @@ class ConvertProgress(Progress):
         Args:
             discovery: Recordings of the run.
             tally: Collected results.
-            pool: Pool of workers; gives the slowest current recording.
+            pool: Pool of workers, which knows the slowest current recording.
             elapsed_s: Seconds since conversion started.
-            share: Share of the work done, 0 to 1; by bytes, not by recordings.
+            share: Share of the work that is done, 0 to 1, by bytes and not by recordings.
 
         Returns:
             The progress.
@@ -337,16 +337,16 @@ class ConvertProgress(Progress):
 
     @property
     def real_time_factor(self) -> float:
-        """Seconds of recordings converted in one second."""
+        """Seconds of recordings that are converted in one second."""
         return self.computed_s / self.elapsed_s if self.elapsed_s > 0 else 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """Return the numbers as JSON."""
+        """Return the progress as a JSON object."""
         return asdict(self) | {"real_time_factor": self.real_time_factor}
 
 
 def cut_totals(cuts: list[Cut]) -> dict[str, float | int]:
-    """Return the sums over all samples, as in dataset.json."""
+    """Return the sums of the cuts over all samples, in the form of dataset.json."""
     return {
         "audio_s": round(math.fsum(cut.audio_s for cut in cuts), 6),
         "motion_s": round(math.fsum(cut.motion_s for cut in cuts), 6),

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 WORKER_COMMAND: Final = worker_command("omniges.pipeline.worker")
-# Features are computed block by block in one thread. Arrays of a few megabytes are allocated often, and returning
-# their pages to the kernel each time costs more than keeping them.
+# Features are computed block by block in one thread. Arrays of a few megabytes are allocated often. Returning their
+# memory to the kernel each time would take more time than keeping it.
 WORKER_ENVIRONMENT: Final = ENVIRONMENT | {
     "MALLOC_MMAP_THRESHOLD_": str(16 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
@@ -73,9 +73,9 @@ class ConvertPool(Pool[Recording, Sample[memoryview] | Rejected]):
 
 
 def prepare(setup: dict[str, Any]) -> Callable[[Any], Answer]:
-    """Return the function that converts the recording of a task; any exception becomes a finding in its answer.
+    """Return the function that converts the recording of a task. An exception becomes a finding in the answer.
 
-    An error of the machine does not become a finding: it ends the run, or the worker.
+    An error of the machine, such as too little memory, does not become a finding. It ends the run or the worker.
     """
     from omniges.pipeline.convert import convert  # noqa: PLC0415 - decoders, which the pool itself does not need
 
@@ -87,8 +87,8 @@ def prepare(setup: dict[str, Any]) -> Callable[[Any], Answer]:
         try:
             outcome = convert(recording, settings, corpus_of(recording.corpus).take)
         except (EnvironmentFault, MemoryError, ImportError, SystemError):
-            raise  # not the recording's fault; without memory late imports and C code fail too
-        except Exception as error:  # an unexpected error in one recording must not affect the others
+            raise  # not caused by the recording; imports and C code fail too without memory
+        except Exception as error:  # an unexpected error in one recording must not affect other recordings
             if fault_of_machine(error) is not None:
                 raise
             found = f"{type(error).__name__}: {error}".replace("\n", " ")
@@ -99,7 +99,7 @@ def prepare(setup: dict[str, Any]) -> Callable[[Any], Answer]:
 
 
 def encode_recording(recording: Recording) -> dict[str, Any]:
-    """Return a recording as a task for a worker."""
+    """Encode a recording as a task for a worker."""
     return asdict(recording) | {"notes": [note.as_json() for note in recording.notes]}
 
 
@@ -129,8 +129,8 @@ def decode_outcome(head: dict[str, Any], buffers: list[Any]) -> Sample[Any] | Re
     """Return the outcome in a worker's answer.
 
     Args:
-        head: The answer's JSON.
-        buffers: Its statistics as bytes, then the segment, which is not looked at.
+        head: JSON of the answer.
+        buffers: Statistics as bytes, then the segment, which is passed on without being read.
 
     Returns:
         The sample or the rejected recording.

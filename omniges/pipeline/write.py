@@ -1,8 +1,8 @@
-"""`write_shards`: a complete shard folder from recordings of a user's program.
+"""`write_shards`: writing of a complete shard folder from recordings that a user's program passes.
 
-Each recording is checked and converted as it arrives, by the functions of `preprocess`. Its sample is stored in a
-temporary spool file in the output folder. Then samples are packed in the order of split and key. So the bytes do not
-depend on the order of the recordings.
+Each recording is checked and converted when it arrives, with the functions of `preprocess`. Its sample is stored in a
+temporary spool file in the output folder. After the last recording, the samples are packed in the order of split and
+key. So the bytes do not depend on the order of the recordings.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class WriteSummary:
     samples: int
     seconds: float
     splits: dict[str, tuple[int, float]]
-    """Samples and seconds by split."""
+    """Number of samples and seconds by split."""
     notes: dict[str, int]
     """Number of notes in report.jsonl, by code."""
     shards: int
@@ -78,31 +78,33 @@ def write_shards(  # noqa: PLR0913 - keyword-only except two: user settings
     force: bool = False,
     progress: Count | None = None,
 ) -> WriteSummary:
-    """Write a complete, verifiable shard folder from recordings of a program.
+    """Write a complete shard folder from recordings that a program passes.
 
-    The folder is complete once dataset.json exists, which is written last. Its bytes depend on the recordings and
-    settings only, not on the order of recordings. After an interrupted call the folder is not complete; run the script
-    again. Memory holds one recording and about 30 kB of statistics for each sample. The disk temporarily holds the set
-    twice.
+    dataset.json is written last, so the folder is complete when this file exists. The bytes of the folder depend only
+    on the recordings and settings, not on the order of the recordings. After an interrupted call the folder is not
+    complete; call the function again. The function needs memory for one recording and about 30 kB of statistics for
+    each sample. For a time, the disk contains the set twice.
 
     Args:
-        recordings: Any iterable, read once; use a generator for more than memory holds.
-        out: Folder for the shards, created if absent.
+        recordings: Any iterable, which is read once; use a generator if the recordings do not fit in memory.
+        out: Folder for the shards; it is created if it does not exist.
         keep_audio: Keep the whole 16 kHz waveform.
-        loudness: Level before the mel; "peak" scales the largest sample to 0.5.
+        loudness: Scaling of audio before the mel transform; "peak" scales the largest sample to 0.5, "none" does not
+            scale.
         shard_bytes: Target size of a shard in bytes.
-        max_length_mismatch_s: Largest difference in seconds; None: audio may be 30 s longer, motion 5 s.
-        force: Replace a complete set, or an unfinished run of another command, in the folder.
-        progress: Called with (done, total) recordings; total is 0 if `recordings` has no length.
+        max_length_mismatch_s: Largest difference between the lengths of audio and motion in seconds; None: audio may be
+            30 s longer, motion 5 s.
+        force: Replace a complete set or an unfinished run of another command in the folder.
+        progress: Function that is called with (done, total) recordings; total is 0 if `recordings` has no length.
 
     Returns:
-        Counts, lengths and the manifest hash.
+        Numbers of samples, their lengths, and the manifest hash.
 
     Raises:
-        UsageFault: A setting is invalid; the folder holds a complete set and `force` is not set; or `recordings` is
-            empty or holds other objects.
-        DataError: A recording cannot be used; the message names it, the reason and the remedy. Nothing is written.
-        EnvironmentFault: The disk prevents writing, or another run is writing here.
+        UsageFault: A setting is invalid; the folder contains a complete set and `force` is not set; or `recordings` is
+            empty or contains other objects.
+        DataError: A recording cannot be used. The message states its key, the reason and the remedy. No set is written.
+        EnvironmentFault: The disk cannot be written, or another run writes to the folder.
     """
     start, limit = time.monotonic(), max_length_mismatch_s
     limit = None if limit is None else arguments.number("max_length_mismatch_s", limit, 0.0)
@@ -157,15 +159,15 @@ def _summary_of(out: Path, tally: Tally, writer: ShardWriter, manifest: str, ela
 
 
 def _commit_interrupted(workspace: Workspace) -> bool:
-    """Return whether a commit was interrupted, which the next run completes."""
+    """Return whether a commit was interrupted. The next run finishes such a commit."""
     return any((workspace.folder / name).exists() for name in (COMMIT_FILE, PLACE_FILE))
 
 
 def _prepare_workspace(workspace: Workspace, *, force: bool) -> None:
     """Finish an interrupted commit, refuse to replace anything without `force`, and clear the workspace.
 
-    A set whose commit is finished here was not complete before, so it may be replaced. The same script writes the same
-    bytes again.
+    A set whose commit this function finishes may be replaced without `force`: it was not complete before, and the same
+    script writes the same bytes again.
     """
     out = workspace.out
     workspace.refuse_foreign()
@@ -174,7 +176,7 @@ def _prepare_workspace(workspace: Workspace, *, force: bool) -> None:
     begun = workspace.begun()
     ours = begun is None or begun.settings.get("written_by") == _WRITTEN_BY
     if ours or force:
-        workspace.wipe()  # no later run continues from a workspace of write_shards
+        workspace.wipe()  # later runs do not continue from a workspace of write_shards
     if force:
         return
     unfinished = interrupted and read_dataset(out)["settings"].get("written_by") == _WRITTEN_BY
@@ -199,7 +201,7 @@ class _Place:
 
 
 class _Spool:
-    """Temporary file of converted samples, in the order of arrival."""
+    """Temporary file that contains the converted samples in the order of arrival."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -209,7 +211,7 @@ class _Spool:
             self._descriptor = os.open(path, flags, 0o666)
 
     def add(self, segment: Segment) -> _Place:
-        """Append a sample."""
+        """Append a sample and return its position."""
         place = _Place(self._size, segment.size)
         with os_errors(self._path):
             for buffer in segment.buffers:
@@ -220,7 +222,7 @@ class _Spool:
         return place
 
     def read(self, place: _Place) -> bytearray:
-        """Return a sample's members."""
+        """Return the bytes of a sample's tar members."""
         data = bytearray(place.size)
         done = 0
         with os_errors(self._path, "read"):
@@ -235,12 +237,12 @@ class _Spool:
         return data
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the temporary file."""
         os.close(self._descriptor)
 
 
 def _checked_recordings(recordings: Iterable[Recording]) -> Iterator[Recording]:
-    """Yield the recordings; refuse other objects and keys that are not text."""
+    """Yield the recordings; refuse objects that are no `Recording`, and keys that are not text."""
     if not isinstance(recordings, Iterable):
         raise UsageFault(
             f"recordings: expected an iterable of omniges.Recording, found {type(recordings).__name__}; give a "
@@ -261,9 +263,9 @@ def _convert_all(
     tally: Tally,
     count: Callable[[int], object],
 ) -> tuple[dict[str, dict[str, str]], list[Sample[_Place]]]:
-    """Convert each recording into the spool, and its statistics and words into the tally.
+    """Convert each recording; add its sample to the spool, and its statistics and words to the tally.
 
-    Return input digests by key, and the samples in order of arrival.
+    Return the digests of the inputs by key, and the samples in the order of arrival.
     """
     inputs: dict[str, dict[str, str]] = {}
     samples: list[Sample[_Place]] = []
@@ -306,7 +308,7 @@ def _convert_all(
 def _pack(
     samples: Sequence[Sample[_Place]], spool: _Spool, workspace: Workspace, shard_bytes: int, tally: Tally
 ) -> ShardWriter:
-    """Pack the samples into shards in the order of split and key; every sample gets a value for every label."""
+    """Pack the samples into shards in the order of split and key; give every sample a value for every label."""
     order: dict[str, int] = {split: place for place, split in enumerate(SPLITS)}
     labels = sorted({name for sample in samples for name in sample.row.labels})
     writer = ShardWriter(lambda n: workspace.folder / staged_name(n), shard_bytes)
@@ -318,9 +320,9 @@ def _pack(
 
 
 def _labelled(row: ManifestRow, segment: bytearray, names: Sequence[str]) -> tuple[ManifestRow, bytes | bytearray]:
-    """Return row and tar members of a sample with all these labels, "" for those it lacks.
+    """Return the row and tar members of a sample with all label names; a label that the sample lacks is "".
 
-    KEY.json must be the first member.
+    KEY.json must be the first member of the segment.
     """
     if row.labels.keys() == set(names):
         return row, segment
@@ -343,11 +345,11 @@ def publish_set(
     """Write the files beside the shards, dataset.json last, and publish the set.
 
     Args:
-        place: Place of the set, which holds the shards so far.
-        tally: Collected samples and findings; its findings are sorted.
-        writer: Closed writer of the shards.
-        settings: Settings that decide output bytes, as in dataset.json.
-        plan: Origin of the samples, as in dataset.json.
+        place: Output folder, in which the shards are already finished.
+        tally: Collected samples and findings; this function sorts the findings.
+        writer: Writer of the shards, already closed.
+        settings: Settings that affect the output bytes, in the form of dataset.json.
+        plan: Origin of the samples, in the form of dataset.json.
 
     Returns:
         The manifest hash of the set.
