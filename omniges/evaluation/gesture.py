@@ -90,7 +90,7 @@ def score_gesture(
         tools: Tools for the metrics of motion.
         train: Statistics of the train split.
         how: Bootstrap over recordings.
-        count: Called after each result.
+        count: Function that is called after each result.
 
     Returns:
         The scores.

@@ -250,7 +250,7 @@ def learn_train_split(
     Args:
         shards: The recordings.
         tools: Tools for the metrics of motion.
-        count: Called with the number of completed recordings and the total.
+        count: Function that is called with the number of completed recordings and the total.
 
     Returns:
         The statistics; None if the split has no recording with a complete body, and mean speeds are not needed.

@@ -152,7 +152,7 @@ def score_protocol(
         tools: Tools of profile ``emage-2024``, with the files that the user passed.
         grid: Name of the cut: ``generated``, or one of `GRIDS`.
         how: Bootstrap over recordings.
-        count: Called after each result.
+        count: Function that is called after each result.
 
     Returns:
         The scores.

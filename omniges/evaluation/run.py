@@ -304,7 +304,7 @@ def score_stream(
         tools: Tools for the metrics of motion.
         train: Function that returns statistics of the train split, called only for gesture.
         how: Bootstrap over recordings.
-        count: Called after each result.
+        count: Function that is called after each result.
 
     Returns:
         The scores.

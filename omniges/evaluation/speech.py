@@ -65,7 +65,7 @@ def score_speech(
         results: Generated results.
         shards: The recordings.
         how: Bootstrap over recordings.
-        count: Called after each result.
+        count: Function that is called after each result.
 
     Returns:
         The scores.
@@ -134,7 +134,7 @@ def score_text(
         results: Generated results.
         shards: The recordings.
         how: Bootstrap over recordings.
-        count: Called after each result.
+        count: Function that is called after each result.
 
     Returns:
         The scores.

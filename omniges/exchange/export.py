@@ -70,7 +70,7 @@ def export_motion(settings: ExportSettings, progress: Callable[[int, int], None]
 
     Args:
         settings: Sources, format and folder.
-        progress: Called with (done, total) samples.
+        progress: Function that is called with (done, total) samples.
 
     Returns:
         Counts.

@@ -61,8 +61,8 @@ class Figure(ABC):
 
         Args:
             pose: Result of `poses` for the frame.
-            placed: (V, 3), filled with positions in metres.
-            turned: (V, 3), filled with normals, whose lengths may differ from 1.
+            placed: (V, 3) output array, filled with positions in metres.
+            turned: (V, 3) output array, filled with normals, whose lengths may differ from 1.
         """
 
     def centre(self, frame: int) -> tuple[float, float]:
@@ -135,8 +135,8 @@ class SolidFigure(Figure):
 
         Args:
             pose: Result of `poses` for the frame.
-            placed: (V, 3), filled with positions in metres.
-            turned: (V, 3), filled with normals.
+            placed: (V, 3) output array, filled with positions in metres.
+            turned: (V, 3) output array, filled with normals.
         """
         body, mouth, count = self._body, self._mouth, len(self._body.positions)
         of_body = (body.positions, body.normals, body.bones, body.weights)
@@ -174,8 +174,8 @@ class MeshFigure(Figure):
 
         Args:
             pose: Result of `poses` for the frame.
-            placed: (V, 3), filled with positions in metres.
-            turned: (V, 3), filled with normals.
+            placed: (V, 3) output array, filled with positions in metres.
+            turned: (V, 3) output array, filled with normals.
         """
         placed[:] = pose
         raster.vertex_normals(placed, self.triangles, turned)

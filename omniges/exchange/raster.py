@@ -38,8 +38,8 @@ def skin(positions: F32, normals: F32, bones: U8, weights: F32, matrices: F32, p
         bones: (V, 2) bones of each vertex.
         weights: (V,) weight of the second bone.
         matrices: (B, 3, 4) rotation and translation of each bone.
-        placed: (V, 3), filled with positions.
-        turned: (V, 3), filled with normals.
+        placed: (V, 3) output array, filled with positions.
+        turned: (V, 3) output array, filled with normals.
     """
     for v in range(len(positions)):
         a, b, w = bones[v, 0], bones[v, 1], weights[v]
@@ -63,7 +63,7 @@ def vertex_normals(positions: F32, triangles: Triangles, normals: F32) -> None:
     Args:
         positions: (V, 3).
         triangles: (F, 3) vertices, counterclockwise from outside.
-        normals: (V, 3), filled.
+        normals: (V, 3) output array, filled with normals.
     """
     normals[:] = 0
     for f in range(len(triangles)):
@@ -85,7 +85,7 @@ def shade(placed: F32, turned: F32, base: F32, eye: F32, rgb: F32) -> None:
         turned: (V, 3) normals of any length.
         base: (V, 3) unlit colours, from 0 to 1.
         eye: (3,) position of the camera.
-        rgb: (V, 3), filled with colours from 0 to 255.
+        rgb: (V, 3) output array, filled with colours from 0 to 255.
     """
     kx, ky, kz = 0.4130, 0.6884, 0.5966  # towards the key light
     fx, fy, fz = -0.8018, 0.1718, 0.5727
@@ -121,7 +121,7 @@ def project(placed: F32, view: F32, width: int, height: int, screen: F32) -> Non
             is 1.
         width: Samples across.
         height: Samples down.
-        screen: (V, 3), filled with column, row and 1/depth; a depth of 0 or less gives 0.
+        screen: (V, 3) output array, filled with column, row and 1/depth; a depth of 0 or less gives 0.
     """
     for v in range(len(placed)):
         x, y, z = placed[v]
@@ -157,8 +157,8 @@ def fill(screen: F32, rgb: F32, triangles: Triangles, depth: F32, colour: U8) ->
         screen: (V, 3) as `project` fills it.
         rgb: (V, 3) colours from 0 to 255.
         triangles: (F, 3) vertices.
-        depth: (H, W) 1/depth of each sample, 0 where there is nothing; changed.
-        colour: (H, W, 3); changed.
+        depth: (H, W) 1/depth of each sample, 0 where there is nothing; changed in place.
+        colour: (H, W, 3); changed in place.
     """
     height, width = depth.shape
     for f in range(len(triangles)):
@@ -194,7 +194,7 @@ def cover(screen: F32, triangles: Triangles, mask: U8) -> None:
     Args:
         screen: (V, 3) as `project` fills it.
         triangles: (F, 3) vertices.
-        mask: (H, W) one value for each sample; changed.
+        mask: (H, W) one value for each sample; changed in place.
     """
     height, width = mask.shape
     for f in range(len(triangles)):
@@ -224,7 +224,7 @@ def floor(view: F32, eye: F32, centre: F32, sky: F32, line: F32, image: U8) -> N
         centre: (3,) point of the floor; the lines are visible around this point.
         sky: (3,) colour of the image, from 0 to 255.
         line: (3,) colour of the lines.
-        image: (H, W, 3) of one colour; changed.
+        image: (H, W, 3) of one colour; changed in place.
     """
     height, width = image.shape[:2]
     zoom = np.sqrt(view[1, 0] ** 2 + view[1, 1] ** 2 + view[1, 2] ** 2)
@@ -265,7 +265,7 @@ def compose(depth: F32, colour: U8, mask: U8, light: float, image: U8) -> None:
         colour: (2H, 2W, 3) colours of the samples.
         mask: (2H, 2W) 1 in the shadow.
         light: Share of the light that the shadow leaves.
-        image: (H, W, 3); changed.
+        image: (H, W, 3); changed in place.
     """
     height, width = image.shape[:2]
     for row in range(height):
@@ -293,7 +293,7 @@ def lay_over(image: U8, layer: U8, left: int, top: int) -> None:
     """Blend a layer into an image; parts outside of the image are cut off.
 
     Args:
-        image: (H, W, 3); changed.
+        image: (H, W, 3); changed in place.
         layer: (h, w, 4) RGBA.
         left: Column of the image for the layer's first column; may be negative.
         top: Row of the image for the layer's first row; may be negative.

@@ -85,7 +85,7 @@ def render(settings: RenderSettings, count: Callable[[float, float], None] | Non
 
     Args:
         settings: Tracks to show, and the file to write.
-        count: Called with (done, total) seconds.
+        count: Function that is called with (done, total) seconds.
 
     Returns:
         A summary of the video.
@@ -155,7 +155,7 @@ def render_clip(
         clip: The tracks.
         settings: Look of the video, and the file to write; the paths of tracks are not read.
         model: Body model with triangles, whose mesh is drawn; None for the solid figure.
-        count: Called with (done, total) seconds.
+        count: Function that is called with (done, total) seconds.
 
     Returns:
         A summary of the video.

@@ -63,7 +63,7 @@ def view(
 
     Args:
         settings: Tracks to show, and the file to write.
-        count: Called with (done, total) tracks.
+        count: Function that is called with (done, total) tracks.
         only: Clips to show; None for all.
         scores: Tables to show above the clips.
 
@@ -118,7 +118,7 @@ def parts_of(
     Args:
         settings: Paths, samples and part to show.
         where: Output that shows the tracks, for errors, such as "on a page".
-        count: Called with (done, total) tracks.
+        count: Function that is called with (done, total) tracks.
         only: Clips whose tracks are wanted; None for all.
 
     Yields:

@@ -150,7 +150,7 @@ COLUMNS: Final = tuple(field.name for field in fields(Shown))
 
 
 class Logbook:
-    """The file RUN/log.jsonl and the trackers; active on the first rank only.
+    """Writes events to RUN/log.jsonl and passes them to trackers; only on the first rank.
 
     A tracker that fails is removed, and the run continues without it, because the log contains everything.
     """
@@ -169,7 +169,7 @@ class Logbook:
             run: Folder of the run.
             trackers: Trackers that receive the same numbers.
             active: False on all ranks but the first, where nothing is written.
-            log_message: Called with a message if a tracker fails.
+            log_message: Function that is called with a message if a tracker fails.
         """
         self.path = run / LOG_FILE
         self._trackers, self._log_message = tuple(trackers), log_message

@@ -1,6 +1,6 @@
 """The training loop: steps, requests to stop, log lines and checkpoints. All ranks take the same steps.
 
-NaN or infinite losses and gradients and diverging losses abort the run.
+The run aborts if a loss or gradient is NaN or infinite, or if the loss diverges.
 """
 
 from __future__ import annotations
@@ -389,7 +389,7 @@ class Loop:
     def _require_finite(self, first: int, starts: list[int], losses: F64, norms: F64) -> None:
         """Raise DataError for the first step with a NaN or infinite loss or gradient.
 
-        With fp16, a gradient that overflows lowers the loss scale and its step is skipped, so it is not refused.
+        With fp16, a gradient may overflow. The loss scale is then lowered and the step is skipped; this is no error.
 
         Args:
             first: Index of the first step.

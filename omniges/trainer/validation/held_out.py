@@ -238,7 +238,7 @@ def open_held_out(
         limit: Largest number of windows.
         tick_multiple: Number of ticks that must divide the window length.
         trained: Bits of the `STREAM_PARTS` that occur in training.
-        tasks: Tasks to validate; a recording is left out if it has all streams of none of these tasks.
+        tasks: Tasks to validate; a recording is used if it has all streams of at least one of these tasks.
 
     Returns:
         The windows.

@@ -267,7 +267,7 @@ class Validation:
 
         Args:
             step: The current step.
-            turns: Divides the work among the ranks; its errors are raised here too.
+            turns: Object that divides the work among the ranks; its errors are raised here too.
 
         Returns:
             The results.
