@@ -214,9 +214,9 @@ def _rows(data: bytes, name: str) -> list[list[str]]:
 def split_by_rule(stem: str, fields: StemFields) -> tuple[Split, bool]:
     """Return the split of a recording that is not in a split list.
 
-    Conversations are in `additional`. For English speech, the test clips are those of BEAT2. For a speaker with fifteen
-    test clips, the clips with known start indices 9 to 16 are in val. Otherwise a hash of the stem chooses train or
-    val.
+    Conversations are in `additional`. For English speech, the test clips are those of BEAT2. If the speaker has
+    fifteen test clips, the clips with start indices 9 to 16 are in val and all others in train. For other speakers and
+    languages, a hash of the stem chooses train or val.
 
     Args:
         stem: Stem of the recording.

@@ -1,9 +1,9 @@
-"""BEAT2: the folders and stems of its recordings, and the split of each.
+"""BEAT2: the folders and stems of its recordings, and the split of each recording.
 
-Supported layouts are BEAT2's own and an older one. BEAT2's own is
+Two layouts are supported. The official layout is
 ``beat_<language>_v2.0.0/{wave16k,smplxflame_30,textgrid,sem}``, with one or several such folders under the root, or one
-as the root. The older one is ``{wave16k,speakers_1234_smplx_neutral_npz,word}/<speaker>/``. Files may be in subfolders,
-and extensions may have any case. Nothing outside the root is read.
+as the root. An older layout is ``{wave16k,speakers_1234_smplx_neutral_npz,word}/<speaker>/``. Files may be in
+subfolders, and extensions may have any case. Nothing outside the root is read.
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ class _Part:
     """One data-set folder: the root itself or a ``beat_*`` folder in it."""
 
     relative: str
-    folders: Mapping[Modality, str]  # the modality folders that exist, relative to the root
+    folders: Mapping[Modality, str]  # existing folder of each modality, relative to the root
     split_list: labels.SplitList | None
 
 
 @dataclass(slots=True)
 class _Stem:
-    """All files found under one stem, and its findings so far."""
+    """All files with one stem, and the findings about the stem so far."""
 
     files: dict[Modality, list[SourceFile]] = field(default_factory=lambda: defaultdict(list))
-    parts: dict[Modality, _Part] = field(default_factory=dict)  # where its files are
+    parts: dict[Modality, _Part] = field(default_factory=dict)  # part that contains the file of each modality
     faults: list[Finding] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)
 
     @property
     def found_in(self) -> list[_Part]:
-        """Folders of its files: that of the motion, then those of audio and words, as far as they exist."""
+        """Parts with the stem's files: first that of the motion, then those of audio and words, if they exist."""
         return [self.parts[modality] for modality in ("npz", "wav", "textgrid") if modality in self.parts]
 
 
@@ -92,11 +92,11 @@ def discover(
     stems: dict[str, _Stem] = {}
     findings: list[Finding] = []
     parts = _find_parts(root, selection, bounds, override, findings)
-    for modality in _FOLDERS:  # annotations last: they belong to stems that are there
+    for modality in _FOLDERS:  # annotations come last, because they are added only to existing stems
         for part in parts:
             if modality in part.folders:
                 _collect(part, modality, root, bounds, stems, findings)
-    # The root's own list counts where a part has none, or does not name a recording.
+    # The list of the root is used if a part has no list, or if the part's list does not contain a recording.
     of_root = override or _split_list(root, "", bounds, findings) if all(part.relative for part in parts) else None
     listed = [*(part.split_list for part in parts), of_root]
     split_lists = {found.name: found for found in listed if found}
@@ -133,7 +133,7 @@ def _read_split_list(path: Path, name: str) -> labels.SplitList:
 
 
 def _why_nothing(stems: int, parts: Sequence[_Part], findings: Sequence[Finding]) -> str:
-    """Return why a data set has no recordings, and what to do."""
+    """Return a text that says why a data set has no recordings, and what to do."""
     if stems:
         return f"{stems} stems found, but the filters exclude all"
     if outside := sorted({str(f.file) for f in findings if f.problem.code == "folder-outside-root"}):
@@ -170,7 +170,7 @@ def _find_parts(
     for name, own in folders.items():
         if own.keys() & set(NEEDED):
             parts.append(_Part(name, own, override or _split_list(root, name, bounds, findings)))
-    # If a modality has no folder at all, the path is wrong; do not report every recording.
+    # If a modality has no folder at all, the path is wrong. One error is enough, not one for every recording.
     for modality in NEEDED:
         if not any(modality in part.folders for part in parts):
             tried = " or ".join(_folder_names(selection, modality))
@@ -204,7 +204,7 @@ def _existing_folders(
 
 
 def _split_list(root: Path, part: str, bounds: Bounds, findings: list[Finding]) -> labels.SplitList | None:
-    """Return the split list of a part, or None. A list that may not be read is reported as a finding."""
+    """Return the split list of a part, or None. If the list must not be read, add a finding."""
     path, name = root / part / SPLIT_LIST, join(part, SPLIT_LIST)
     if not os.path.lexists(path):
         return None
@@ -218,13 +218,13 @@ def _split_list(root: Path, part: str, bounds: Bounds, findings: list[Finding]) 
 def _collect(
     part: _Part, modality: Modality, root: Path, bounds: Bounds, stems: dict[str, _Stem], findings: list[Finding]
 ) -> None:
-    """Add one part's files of one modality to the stems."""
+    """Add the files of one modality in one part to the stems."""
     base = part.folders[modality]
     for relative, entry_path in walk(root, base, bounds, findings):
         stem, extension = os.path.splitext(os.path.basename(relative))
         if extension.lower() != _EXTENSIONS[modality].lower() or stem.startswith("."):
             continue
-        # Files from macOS have decomposed names; copies of one name in two forms belong together.
+        # Files from macOS have decomposed names. The composed and decomposed forms of a name are the same stem.
         readable = unicodedata.normalize("NFC", stem.encode("utf-8", "backslashreplace").decode())
         if modality == "sem" and readable not in stems:
             continue  # an annotation alone is not a recording
@@ -256,7 +256,7 @@ def _names_another(folder: str, fields: labels.StemFields) -> bool:
 
 
 def _folder_names(selection: Selection, modality: Modality) -> tuple[str, ...]:
-    """Return folder names to try for a modality; one given by a flag replaces the defaults."""
+    """Return the folder names to try for a modality; the name in a flag replaces the defaults."""
     given = {"wav": selection.wav_dir, "npz": selection.gesture_dir, "textgrid": selection.text_dir}.get(modality)
     return (given,) if given else _FOLDERS[modality]
 
@@ -292,7 +292,7 @@ def _sort_stems(
             rejected[stem] = tuple(faults)
             continue
         notes = [*entry.notes, *split_findings]
-        if len(entry.files["sem"]) > 1:  # optional file
+        if len(entry.files["sem"]) > 1:  # an optional file, so the recording is not rejected
             problem = Problem("sem-invalid", f"duplicate-stem: {_places(entry.files['sem'])}", "one sem file")
             notes.append(Finding(problem, stem))
             entry.files["sem"].clear()
@@ -306,7 +306,7 @@ def _sort_stems(
 def _split_of(
     stem: str, fields: labels.StemFields, lists: Sequence[labels.SplitList | None]
 ) -> tuple[Split | None, list[Finding]]:
-    """Return a stem's split, with findings: from the first list that names the stem, otherwise by the rule."""
+    """Return a stem's split, from the first list that contains the stem or by the rule, and findings."""
     for split_list in filter(None, lists):
         named = split_list.find(stem)
         if isinstance(named, Problem):
@@ -321,7 +321,7 @@ def _split_of(
 
 
 def _pairing_faults(stem: str, entry: _Stem, case_variants: list[str]) -> Iterator[Finding]:
-    """Yield findings for modalities with no file or several."""
+    """Yield a finding for each modality that has no file or several files."""
     blocked = any(finding.problem.code in {"path-outside-root", "file-unreadable"} for finding in entry.faults)
     for modality in NEEDED:
         sources = entry.files[modality]
@@ -341,7 +341,7 @@ def _places(sources: list[SourceFile]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Beat2:
-    """BEAT2 in all its layouts."""
+    """The corpus BEAT2, in both supported layouts."""
 
     def recognizes(self, root: Path) -> bool:
         """Return whether a BEAT2 folder is in the root or in a ``beat_*`` folder of it."""

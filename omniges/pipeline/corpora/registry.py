@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 from omniges.pipeline.settings import DEFAULT_CORPUS
 from omniges.registry import Registry
 
-if TYPE_CHECKING:  # the pool does without the decoders, which its workers load
+if TYPE_CHECKING:  # only the workers load the decoders, not the process of the pool
     from omniges.pipeline.convert import Inputs, Take
     from omniges.pipeline.discover import Discovery
     from omniges.pipeline.settings import ConvertSettings, PreprocessSettings, Selection
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # the pool does without the decoders, which its workers load
 
 @runtime_checkable
 class Corpus(Protocol):
-    """A kind of data set: finds its recordings and reads the files of one."""
+    """Interface of a data set: it finds the recordings and decodes the files of a recording."""
 
     def recognizes(self, root: Path) -> bool:
         """Return whether a folder looks like this corpus; used if ``--corpus`` is not given."""
@@ -42,9 +42,9 @@ class Corpus(Protocol):
         """
 
     def take(self, inputs: Inputs, settings: ConvertSettings) -> Take | None:
-        """Decode the files of one recording; runs in a worker process.
+        """Decode the files of one recording. This method runs in a worker process.
 
-        A part that the corpus lacks has the value None, or NaN in the motion.
+        A part that the corpus lacks is None, or NaN in the motion.
 
         Args:
             inputs: The recording's files; faults are recorded with `inputs.add`.
@@ -66,8 +66,8 @@ CORPORA: Final[Registry[Corpus]] = Registry(
 def register_corpus(name: str, corpus: Corpus) -> None:
     """Register a corpus under a name for the rest of this process.
 
-    The workers of `preprocess` are separate processes, which find corpora by entry points. Without an entry point,
-    `discover` works and `preprocess` does not.
+    The workers of `preprocess` are separate processes and find corpora only by entry points. So without an entry point
+    `discover` works, but `preprocess` does not.
 
     Args:
         name: Value of ``--corpus``.
@@ -80,10 +80,10 @@ def register_corpus(name: str, corpus: Corpus) -> None:
 
 
 def guess_corpus(root: Path) -> str:
-    """Return the name of the corpus that a folder looks like; BEAT2 if it looks like no other.
+    """Return the name of the first corpus that recognizes a folder; BEAT2 if none does.
 
-    The errors of BEAT2 then list the folders it looked for. BEAT2 is tried first, so that no other package is imported
-    for it.
+    In that case the errors of BEAT2 list the expected folders. BEAT2 is tried first, so that its folders are recognized
+    without importing other packages.
     """
     for name in CORPORA.names():
         if CORPORA.get(name).recognizes(root):
@@ -92,7 +92,7 @@ def guess_corpus(root: Path) -> str:
 
 
 def find_recordings(settings: PreprocessSettings) -> tuple[PreprocessSettings, Discovery]:
-    """Find the recordings of a run; return the settings with their corpus filled in, and the discovery."""
+    """Find the recordings of a run; return the settings with the corpus set, and the result of the search."""
     if settings.corpus is not None:
         CORPORA.require(settings.corpus, f"--corpus {settings.corpus}")
     name = settings.corpus or guess_corpus(settings.root)

@@ -1,7 +1,7 @@
-"""Engines of `preprocess`: where recordings are converted, and who writes the shards.
+"""Engines of `preprocess`: an engine provides the machines that convert recordings and write shards.
 
 Reuse of earlier results, the order of samples, shard boundaries, the journal and the commit are the same with any
-engine. So are the bytes.
+engine. So every engine writes the same bytes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The engine that the settings name, started for one run."""
+"""Start of the engine that the settings select, for one run."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from omniges.shards.transaction import OutputPlace
 from omniges.shards.writer import OpenShard, PendingShard
 from omniges.workers import Pool
 
-# Ray reads these when it is imported. It prints events of its nodes to standard output, which belongs to this program's
-# results (the run log has them), and reports its use to its makers unless told not to.
+# Ray reads these variables when it is imported. By default it prints events of its nodes to standard output, which is
+# only for this program's results (events are in the run log), and it sends usage reports to its developers.
 _RAY_ENVIRONMENT: Final = {"RAY_DEDUP_LOGS_SKIP_REGEX": ".", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """Workers that convert recordings, and the function that begins a shard of their samples."""
+    """A pool of workers that convert recordings, and a function that creates a shard for their samples."""
 
     pool: Pool[Recording, Sample[Any] | Rejected]
     open_shard: Callable[[Path], OpenShard]
@@ -35,13 +35,13 @@ class Engine:
 def open_engine(
     settings: PreprocessSettings, todo: Sequence[Recording], place: OutputPlace, on_event: OnEvent
 ) -> Iterator[Engine]:
-    """Start the engine that the settings name.
+    """Start the engine that the settings select.
 
     Args:
         settings: Settings of the run.
         todo: Recordings to convert.
-        place: Place of the set; its folder of unfinished work must be shared by all machines of the engine.
-        on_event: Called for each worker or machine that is lost.
+        place: Output folder. All machines of the engine must share its folder of unfinished work.
+        on_event: Function that is called for each worker or machine that is lost.
 
     Yields:
         The engine.

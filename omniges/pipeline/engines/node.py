@@ -26,15 +26,15 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class SharedFiles:
-    """Facts by which a node proves that it sees the files of the driver and computes as the driver does."""
+    """Facts with which a node checks that it has the same files and package versions as the driver."""
 
     run_file: str
-    token: str  # its content
+    token: str  # content of the file
     inputs: Mapping[str, int]  # some input files by path, with their sizes in bytes
-    tool: Mapping[str, str]  # versions that decide output bytes
+    tool: Mapping[str, str]  # package versions that affect the output bytes
 
     def problem(self) -> str:
-        """Return what differs on this machine, or an empty text."""
+        """Describe what differs on this machine; "" if nothing does."""
         try:
             token = Path(self.run_file).read_text()
             sizes = {path: Path(path).stat().st_size for path in self.inputs}
@@ -54,14 +54,14 @@ class SharedFiles:
 
 
 class Node:
-    """Workers and shard files of one node; an actor, whose methods are called by the driver."""
+    """Ray actor of one node: it has the worker processes and writes shards; the driver calls its methods."""
 
     def __init__(self, setup: dict[str, Any], deadline_s: float) -> None:
         self._setup, self._deadline_s = setup, deadline_s
         self._idle: list[Worker] = []
 
     def check(self, shared: SharedFiles) -> str:
-        """Return why this node cannot take part in the run, or an empty text."""
+        """Return why this node cannot take part in the run; "" if it can."""
         return shared.problem()
 
     def convert(self, task: dict[str, Any]) -> tuple[tuple[dict[str, Any], list[bytes], int], Bytes]:
@@ -95,7 +95,7 @@ class Node:
 
         Args:
             path: File of the shard.
-            pieces: Its content in order: bytes, or lists of one reference to tar members.
+            pieces: Content of the shard in order: bytes, or a list with one reference to tar members.
 
         Returns:
             ``size`` and ``sha256`` of the shard; ``missing`` with the indices of pieces whose node is gone; or
@@ -110,13 +110,13 @@ class Node:
                 shard.publish()
                 return {"size": shard.size, "sha256": shard.sha256}
             finally:
-                shard.abort()  # does nothing to a published file
+                shard.abort()  # has no effect on a published file
         except OmnigesError as error:
             return {"error": [int(error.exit_code), str(error)]}
 
 
 def _append(shard: PendingShard, pieces: Sequence[bytes | list[ray.ObjectRef[Bytes]]]) -> list[int]:
-    """Append the pieces up to the first missing one; return the indices of all that are missing."""
+    """Append the pieces before the first missing piece; return the indices of all missing pieces."""
     missing: list[int] = []
     unflushed = 0
     for index, piece in enumerate(pieces):

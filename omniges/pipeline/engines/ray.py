@@ -1,12 +1,12 @@
 """`preprocess --engine ray`: the nodes of a Ray cluster convert recordings and write shards.
 
-One actor on each node runs the worker processes of a local run. The driver gets their answers without the tar members,
-which stay in the node's object store. `ShardWriter` decides the boundaries from the sizes. The node that holds most of
-a shard fetches the rest from the other nodes and writes the file. The driver's memory therefore does not depend on the
-amount of audio and motion.
+One actor on each node runs the same worker processes as a local run. The driver gets the answers of the workers without
+the tar members, which stay in the node's object store. `ShardWriter` determines shard boundaries from the sizes. The
+node that has most bytes of a shard fetches the rest from the other nodes and writes the file. So the driver's memory
+does not depend on the amount of audio and motion.
 
-A worker process that exits counts as in a local run: its recording is tried once more, alone. A node that is lost costs
-its recordings nothing: another node converts them, and converts again what a shard lacks.
+If a worker process exits, its recording is tried once more, alone, as in a local run. If a node is lost, other nodes
+convert its recordings. They also convert recordings again whose tar members a shard still needs.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ from omniges.storage.files import canonical_json, sha256_hex
 from omniges.storage.redact import one_line
 from omniges.workers import Pool, WorkerDied, as_error
 
-_START_S: Final = 120.0  # longest wait for a node that can work, and for the process of a node to come back
-_LOOK_S: Final = 2.0  # between looks at the cluster's nodes, while there is too little to work with
+_START_S: Final = 120.0  # longest wait for a usable node, and for the restart of a node's process
+_LOOK_S: Final = 2.0  # wait between two checks for new nodes, while nodes are missing
 _POLL_S: Final = 0.5
-_WRITES: Final = 2  # shards that a node writes or has waiting
-_ATTEMPTS: Final = 5  # to write one shard
+_WRITES: Final = 2  # most shards that a node writes or has waiting
+_ATTEMPTS: Final = 5  # attempts to write one shard
 _CONNECT_S: Final = 10.0
-_REASON: Final = 240  # characters of a reason in the run log
+_REASON: Final = 240  # longest reason in the run log, in characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,11 @@ class RemoteSegment:
     reference: Reference
     size: int
     node_id: str
-    task: dict[str, Any]  # to convert it again
-    row_sha256: str  # of the answer's row, which a second conversion must repeat
+    task: dict[str, Any]  # the recording, to convert it again
+    row_sha256: str  # sha256 of the row; a second conversion must give the same
 
     def __len__(self) -> int:
-        """Size in bytes."""
+        """Size of the tar members in bytes."""
         return self.size
 
 
@@ -89,7 +89,7 @@ class _Member:
 
 
 class _RemoteWorker:
-    """Stands in a pool for a worker process on some node."""
+    """A member of the pool that passes its work to a worker process on any free node."""
 
     def __init__(self, cluster: RayCluster) -> None:
         self._cluster = cluster
@@ -121,8 +121,9 @@ class RayCluster:
         Args:
             settings: Settings of the run.
             todo: Recordings to convert.
-            place: Place of the set, whose folder of unfinished work all nodes share.
-            on_event: Called for each node that is lost or left out, and for each shard that is written again.
+            place: Output folder. All nodes must share its folder of unfinished work.
+            on_event: Function that is called for each node that is lost or left out, and for each shard that is
+                written again.
         """
         inputs = {os.path.abspath(file.path): file.size for recording in todo[:1] for file in recording.files.values()}
         self._settings = settings
@@ -131,7 +132,7 @@ class RayCluster:
         self._shared = SharedFiles(str(self._token.temporary), secrets.token_hex(), inputs, tool_versions())
         self._on_event = on_event
         self._condition = threading.Condition()
-        self._known: set[str] = set()  # ids of all nodes that were ever seen
+        self._known: set[str] = set()  # ids of all nodes that have been in the cluster
         self._members: list[_Member] = []
         self._starting: list[tuple[_Member, Reference]] = []
         self._left_out = ""  # the last reason why a node cannot take part
@@ -162,10 +163,11 @@ class RayCluster:
             ray.kill(member.actor)
 
     def pool(self, on_death: Callable[[Recording, str, int], None]) -> Pool[Recording, Sample[Any] | Rejected]:
-        """Return a pool with as many workers as the nodes have.
+        """Return a pool with as many workers as all nodes together.
 
         Args:
-            on_death: Called after a crash with the recording, the reason and the number of the attempt.
+            on_death: Function that is called after a crash with the recording, the reason and the number of the
+                attempt.
 
         Returns:
             The pool.
@@ -175,7 +177,7 @@ class RayCluster:
         return Pool(start, _encode, decode_outcome, workers=workers, on_death=on_death)
 
     def convert(self, task: dict[str, Any], stopped: threading.Event) -> tuple[dict[str, Any], list[Any]]:
-        """Convert a recording on a free node, and again on another one if the node is lost.
+        """Convert a recording on a free node; if the node is lost, convert the recording on another node.
 
         Args:
             task: The recording, as `encode_recording` returns it.
@@ -209,7 +211,7 @@ class RayCluster:
 
     @contextlib.contextmanager
     def _slot(self, stopped: threading.Event) -> Iterator[_Member]:
-        """Hold one of the places for running conversions; wait until a node has one."""
+        """Wait until a node has a free worker, and reserve the worker during the `with` block."""
         waited_from_s = time.monotonic()
         with self._condition:
             while not (free := [member for member in self._members if member.free and not member.lost]):
@@ -239,7 +241,7 @@ class RayCluster:
         )
 
     def _look(self) -> None:
-        """Ask nodes that joined the cluster to take part; add those that are ready. The caller holds the condition."""
+        """Ask new nodes of the cluster to take part, and add nodes that are ready. The caller holds the condition."""
         if time.monotonic() - self._looked_s < (_POLL_S if self._starting else _LOOK_S):
             return
         self._looked_s = time.monotonic()
@@ -282,14 +284,14 @@ class RayCluster:
 
         Args:
             member: The node.
-            restarts: Its number of restarts before the call that failed.
+            restarts: Number of restarts of the node's process before the call that failed.
             error: Error of the call.
             stopped: Set when nobody waits any more.
 
         Returns:
             True if the node is lost.
         """
-        if isinstance(error, RayTaskError):  # not the node but our code on it, or its memory
+        if isinstance(error, RayTaskError):  # the node works; the error comes from our code or from too little memory
             raise EnvironmentFault(f"node {member.name}: {_reason(error)}") from error
         with member.examining:
             if member.lost or member.restarts != restarts:
@@ -300,7 +302,7 @@ class RayCluster:
             return member.lost
 
     def _is_gone(self, member: _Member, stopped: threading.Event) -> bool:
-        """Return whether a node is lost, and report it; the caller holds its lock."""
+        """Return whether a node is lost, and report a lost node. The caller holds the lock of the node."""
         gone = _why_gone(member, self._shared, stopped)
         if gone:
             member.lost = True
@@ -311,7 +313,7 @@ class RayCluster:
         """Return a shard that a node will write.
 
         Args:
-            path: Its file, in a folder that all nodes share.
+            path: File of the shard, in a folder that all nodes share.
 
         Returns:
             The shard.
@@ -319,11 +321,11 @@ class RayCluster:
         return RemoteShard(self, path, self._place.opened)
 
     def begin_write(self, path: Path, pieces: Sequence[Piece]) -> tuple[_Member, int, Reference]:
-        """Have the node that holds most of a shard write it; wait while it has enough shards to write.
+        """Let the node that has most bytes of a shard write it; wait while the node has enough shards to write.
 
         Args:
             path: File of the shard.
-            pieces: Its content in order.
+            pieces: Content of the shard in order.
 
         Returns:
             The node, its number of restarts, and the reference to its answer.
@@ -354,11 +356,11 @@ class RayCluster:
         return max(there, key=lambda member: held[member.node_id], default=None)
 
     def finish_write(self, path: Path, pieces: list[Piece], begun: tuple[_Member, int, Reference], size: int) -> str:
-        """Wait until a shard is written; convert again what was lost with a node.
+        """Wait until a shard is written; if a node is lost, convert the lost recordings of the shard again.
 
         Args:
             path: File of the shard.
-            pieces: Its content in order; pieces that are converted again are replaced.
+            pieces: Content of the shard in order; pieces that are converted again are replaced.
             begun: Result of `begin_write`.
             size: Size of the shard in bytes.
 
@@ -397,7 +399,7 @@ class RayCluster:
         )
 
     def _convert_again(self, piece: Piece, stopped: threading.Event) -> RemoteSegment:
-        """Convert the recording of a segment again that was lost with its node."""
+        """Convert the recording of a lost segment again."""
         if not isinstance(piece, RemoteSegment):
             raise TypeError(f"expected a segment on a node, found {type(piece).__name__}")
         stem = piece.task["stem"]
@@ -421,7 +423,7 @@ class RayCluster:
 
 
 class RemoteShard:
-    """A shard that a node writes; this process lists its pieces."""
+    """A shard that a node writes; this process only lists the pieces of the shard."""
 
     def __init__(
         self, cluster: RayCluster, path: Path, open_stored: Callable[[StoredShard], AbstractContextManager[int]]
@@ -432,21 +434,21 @@ class RemoteShard:
         self.path, self.size, self.sha256 = path, 0, ""
 
     def write(self, data: Any) -> None:
-        """Append a segment on a node, or bytes."""
+        """Append a segment that is on a node, or bytes."""
         self._pieces.append(data)
         self.size += len(data)
 
     def copy(self, segment: StoredSegment) -> None:
-        """Append a sample of a stored shard, by way of this node's object store."""
+        """Append a sample of a stored shard; its bytes are put into this node's object store."""
         data = b"".join(read_stored(segment, self._open_stored))
         self._pieces.append(ray.put(np.frombuffer(data, np.uint8)))
         self.size += segment.size
 
     def flush_to_disk(self) -> None:
-        """Do nothing: the node flushes what it writes."""
+        """Do nothing, because the node that writes the shard flushes it."""
 
     def complete(self) -> None:
-        """Have a node begin to write."""
+        """Let a node begin to write the shard."""
         self._begun = self._cluster.begin_write(self.path, self._pieces)
 
     def publish(self) -> None:
@@ -463,14 +465,14 @@ class RemoteShard:
 
 @contextlib.contextmanager
 def _connection(address: str | None) -> Iterator[None]:
-    """Connect to a cluster, or start one; leave a connection alone that the program has made before."""
+    """Connect to a cluster or start one; keep a connection that the program has made before."""
     if ray.is_initialized():
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        if address not in {None, "auto", "local"}:  # Ray itself tries for minutes
+        if address not in {None, "auto", "local"}:  # checked first, because Ray itself tries for minutes
             host, _, port = str(address).rpartition(":")
             socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -482,7 +484,7 @@ def _connection(address: str | None) -> Iterator[None]:
         ) from error
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray sets its own
+            signal.signal(signal.SIGTERM, handler)  # Ray has replaced the handler
     try:
         yield
     finally:
@@ -494,7 +496,7 @@ def _reference(piece: RemoteSegment | Reference) -> Reference:
 
 
 def _encode(recording: Recording) -> dict[str, Any]:
-    """Return a recording as a task for a node, whose working folder may be another."""
+    """Encode a recording as a task for a node, whose working folder may differ."""
     task = encode_recording(recording)
     for file in task["files"].values():
         file["path"] = os.path.abspath(file["path"])
@@ -502,7 +504,7 @@ def _encode(recording: Recording) -> dict[str, Any]:
 
 
 def _result(reference: Reference, stopped: threading.Event, limit_s: float | None = None) -> Any:
-    """Return the result of a call; raise WorkerDied when nobody waits any more, TimeoutError after a limit."""
+    """Return the result of a call; raise WorkerDied when `stopped` is set, TimeoutError after `limit_s`."""
     start_s = time.monotonic()
     while not ray.wait([reference], timeout=_POLL_S)[0]:
         if stopped.is_set():
@@ -518,7 +520,7 @@ def _why_gone(member: _Member, shared: SharedFiles, stopped: threading.Event) ->
     while time.monotonic() < end_s:
         try:
             return str(_result(member.actor.check.remote(shared), stopped, end_s - time.monotonic()))
-        except ActorUnavailableError:  # Ray is starting it again, or has not found out yet that the node is lost
+        except ActorUnavailableError:  # Ray restarts the process, or has not detected yet that the node is lost
             stopped.wait(_POLL_S)
         except RayError as error:
             return _reason(error)
