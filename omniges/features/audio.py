@@ -281,7 +281,7 @@ def _sums(track: npt.NDArray[np.floating]) -> tuple[float, float]:
 
 
 def resample(samples: F32, rate_hz: int) -> F32:
-    """Resample mono audio to 16 kHz with soxr's high quality, through librosa; 16 kHz audio is unchanged.
+    """Resample mono audio to 16 kHz with librosa and soxr (high quality); 16 kHz audio is unchanged.
 
     Args:
         samples: Samples (N,).

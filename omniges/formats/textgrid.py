@@ -1,7 +1,7 @@
 """Decoding of the words of a Praat TextGrid to intervals, and encoding of intervals.
 
 This module decodes the text and its tokens (quoted strings, free-standing numbers); praatio parses the structure. Each
-token is first replaced by its index, because praatio makes errors on the original text. It reads ``item [`` or
+token is first replaced by its index, because praatio makes errors on the original text. praatio reads ``item [`` or
 ``"IntervalTier"`` inside a label as structure, drops the sign of a start time and does not support exponents. It takes
 quadratic time on malicious text, and stops without an error at the first damaged row of a short file. So the number of
 parsed intervals is compared with the counts in the file.
@@ -276,7 +276,7 @@ def is_silence(label: str) -> bool:
 
 
 def _is_spoken(character: str) -> bool:
-    """Return whether a label that consists of this character is a word, not punctuation or invisible."""
+    """Return whether a character alone is a word; punctuation and invisible characters are not."""
     return character in _SPOKEN_MARKS or unicodedata.category(character)[0] not in "PCZ"
 
 
@@ -486,7 +486,7 @@ def _without_other_entries(masked: _Masked, wanted: str | None) -> tuple[str, di
 
 
 def _string(masked: _Masked, label: str) -> str:
-    """Return the text of a masked label with doubled quotes replaced by single ones; raise ValueError if missing."""
+    """Return the original text of a masked label, with "" replaced by "; raise ValueError if there is none."""
     match = _LABEL.fullmatch(label)
     if match is None:
         raise ValueError(f"no single string at {_short(label)}")

@@ -232,7 +232,8 @@ def is_shard_name(text: object) -> bool:
 class WindowGrid:
     """Windows of ``window_ticks`` that start at multiples of ``stride_ticks`` and lie completely in their clip.
 
-    The stride divides the window. So the window that starts where another ends is on the grid too.
+    The stride divides the window. So if a window of the grid ends at a tick, the window that starts at this tick is on
+    the grid too.
     """
 
     window_ticks: int

@@ -149,7 +149,7 @@ def refuse_links(folder: Path, names: Sequence[str]) -> None:
         names: Names in this folder.
 
     Raises:
-        UsageFault: One of them is a link.
+        UsageFault: One of these files or folders is a link.
     """
     for name in names:
         if (folder / name).is_symlink():
@@ -299,7 +299,10 @@ def _take_lock(descriptor: int, folder: Path) -> bool:
 
 
 class PendingFile:
-    """A file being written: `write`, then `publish` or `abort`; a context manager calls one of the two."""
+    """A file under a temporary name, until `publish` gives it its final name or `abort` removes it.
+
+    At its end, a `with` block calls `publish`, or `abort` after an exception.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path

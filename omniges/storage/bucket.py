@@ -172,7 +172,7 @@ class Bucket(UrlStore):
             The new ETag.
 
         Raises:
-            ConditionFailed: The object has another ETag and another content, or does not exist.
+            ConditionFailed: The object does not exist, or its ETag and its content are not the expected ones.
         """
         return self._written(name, data, partial(self._put, name, data, IfMatch=f'"{etag}"'))
 

@@ -224,7 +224,7 @@ class CacheFolder:
             return replace(self._counts)
 
     def count(self, **more: int) -> None:
-        """Add to the counts."""
+        """Increase counts; the keyword is the name of a field of `CacheCounts`."""
         with self._counting:
             for name, value in more.items():
                 setattr(self._counts, name, getattr(self._counts, name) + value)

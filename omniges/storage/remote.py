@@ -82,7 +82,7 @@ class Location:
         return Path(self.address) if self.protocol == "file" else None
 
     def shown_file(self, name: str) -> str:
-        """Return the location of a file of the folder for messages, without credentials; "" stands for the folder."""
+        """Return the address of a file in the folder, without credentials, for messages; "" means the folder itself."""
         folder, question, query = self.shown.partition("?")
         return f"{folder.rstrip('/')}/{name}{question}{query}" if name else self.shown
 

@@ -230,7 +230,7 @@ class RayCluster:
                 self._condition.notify()
 
     def _require_nodes(self, waited_s: float) -> None:
-        """Raise EnvironmentFault if no node works and none can be expected."""
+        """Raise EnvironmentFault if no node is usable and there is no reason to wait longer for a node."""
         refused = self._left_out and not self._starting
         if any(not member.lost for member in self._members) or (waited_s < _START_S and not refused):
             return
