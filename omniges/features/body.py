@@ -30,7 +30,7 @@ Numbers = npt.NDArray[np.floating]
 _Offset = tuple[float, float, float]
 
 BLOCK_FRAMES: Final = 32
-"""Frames of vertices in a block; each takes 1 MB of temporaries with SMPL-X's 10475 vertices."""
+"""Number of frames in a block of vertices; a frame of SMPL-X's 10475 vertices needs 1 MB of temporaries."""
 
 BODY_COLUMNS: Final = 75  # columns of a pose before the hands
 _PLACED_FRAMES: Final = 1024  # frames in a block; rotation matrices take much memory, so long motion is split
@@ -180,7 +180,7 @@ class Skeleton:
 GENERIC: Final = Skeleton(
     REST_OFFSETS, np.array([0.0, -PELVIS_BELOW_TRANS_M, 0.0]), np.zeros(POSE_COLUMNS - BODY_COLUMNS)
 )
-"""Bones of an adult of about 1.7 m, the same for everybody."""
+"""The generic skeleton: bones of an adult of about 1.7 m, the same for all people."""
 
 
 @dataclass(frozen=True, slots=True)

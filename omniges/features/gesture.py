@@ -67,11 +67,11 @@ class GestureLayout:
 
 LAYOUT: Final = GestureLayout()
 JAW_EYES_CHANNELS: Final = slice(LAYOUT.channels, WITH_JAW_EYES)
-"""Channels of jaw, left eye and right eye in a gesture stream of 424, as axis-angles in radians.
+"""Channels of jaw, left eye and right eye in a gesture stream of 424 channels: axis-angles in radians.
 
 Axis-angles are kept as recorded. BEAT2's angles of jaw and eyes are below 0.1 rad, far from π, where axis-angles jump.
-There they are unique, smooth and almost linear, and any generated values are a valid rotation. A 6D rotation would add
-nine channels of nearly constant value, and lose the exact values."""
+In this range axis-angles are unique, smooth and almost linear, and any generated values are a valid rotation. 6D
+rotations would add nine channels with nearly constant values, and would lose the exact values."""
 POSE_PARTS: Final[Mapping[str, tuple[int, ...]]] = {
     "upper": LAYOUT.upper_joints,
     "hands": LAYOUT.hand_joints,

@@ -33,7 +33,7 @@ Bools = npt.NDArray[np.bool_]
 
 BLANK: Final = 0
 MARKS: Final = 4
-"""Distinct combinations of the two marks; a token is 1 + MARKS · subword + 2 · first tick + first subword."""
+"""Number of combinations of the two marks; a token is 1 + MARKS · subword + 2 · first tick + first subword."""
 MAX_PUSH_TICKS: Final = 2
 _DROP_COST: Final = 10**12  # larger than the cost of all shifts in a clip
 
@@ -48,7 +48,7 @@ _PIPELINE: Final[dict[str, Any]] = {
     "post_processor": None,
     "decoder": _BYTE_LEVEL | {"add_prefix_space": True, "use_regex": True},
 }
-"""Content of tokenizer.json without the model; any other step could change a word."""
+"""Required content of tokenizer.json except the model; other steps could change a word."""
 _MODEL: Final[dict[str, Any]] = {
     "type": "BPE",
     "dropout": None,
@@ -59,7 +59,7 @@ _MODEL: Final[dict[str, Any]] = {
     "byte_fallback": False,
     "ignore_merges": False,
 }
-"""Content of the model without vocabulary and merges; dropout would make the subwords of a word random."""
+"""Required content of the model except vocabulary and merges; dropout would make a word's subwords random."""
 
 
 def pack_tokens(subwords: I32, first_tick: Bools, first_subword: Bools) -> I32:

@@ -16,11 +16,11 @@ MEL_FRAMES_PER_TICK = SAMPLES_PER_TICK // HOP_SAMPLES
 MEL_RATE_HZ = SAMPLE_RATE_HZ // HOP_SAMPLES
 
 LONGEST_S = 86_400.0
-"""Length of the longest input and result, a day: a size that a file claims must not decide how much memory is taken."""
+"""Longest input and result, one day: the size in a file's header must not determine how much memory is allocated."""
 MAX_AUDIO_LONGER_S = 30.0
-"""Audio of a recording that goes on so much longer than its motion is cut: microphones were left on."""
+"""Audio may be longer than its motion by this; the rest is cut. Microphones are often left on."""
 MAX_MOTION_LONGER_S = 5.0
-"""Motion that goes on longer than its audio is of another recording, or its rate is wrong."""
+"""Motion may be longer than its audio by this. If it is longer, it has a wrong rate or is another recording's."""
 
 
 def lengths_fit(audio_s: float, motion_s: float, max_s: float | None = None) -> bool:

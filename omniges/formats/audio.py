@@ -25,7 +25,7 @@ ByteOrder = Literal["little", "big"]
 MIN_RATE_HZ = 1_000
 MAX_RATE_HZ = 768_000
 LOUDEST = 8.0
-"""Largest magnitude of floats; beyond it they are in another unit. Amplified recordings stay below."""
+"""Largest magnitude of float samples. Larger values are in another unit; amplified audio stays below."""
 MAX_CHANNELS = 32
 
 _PCM, _FLOAT, _ALAW, _MULAW, _EXTENSIBLE = 1, 3, 6, 7, 0xFFFE
@@ -51,7 +51,7 @@ _UNKNOWN_SIZE = 0xFFFFFFFF
 _LONG_FORMS = (b"RF64", b"BW64")  # RIFF with 64-bit sizes (EBU Tech 3306)
 _BIG_ENDIAN: Final = b"RIFX"
 FORMS: Final = frozenset({b"RIFF", _BIG_ENDIAN, *_LONG_FORMS})
-"""First four bytes of the WAV files that are read here."""
+"""First four bytes of the WAV files that this module reads."""
 _MAX_CHUNKS: Final = 10_000
 # Sizes that sox, arecord, ffmpeg and others write to a pipe when the length is unknown: about 2 or 4 GiB.
 _PLACEHOLDERS = (range(0x7FFF0000, 0x80010000), range(0xFFFF0000, 1 << 32))

@@ -40,7 +40,7 @@ _POSE_KEYS: Mapping[str, tuple[int, tuple[str, ...]]] = {
     "left_hand": (_HAND_COLUMNS, ("left_hand_pose",)),
     "right_hand": (_HAND_COLUMNS, ("right_hand_pose",)),
 }
-"""Columns and keys of the parts of a pose, in the older export of BEAT2 and AMASS and in that of the package smplx."""
+"""Columns of each part of a pose, with the part's key in older files of BEAT2 and AMASS, and in files of smplx."""
 _RATE_KEYS = ("mocap_frame_rate", "mocap_framerate", "fps")
 
 MAX_RATE_HZ = 3000

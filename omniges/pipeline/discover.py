@@ -19,9 +19,9 @@ from omniges.pipeline.settings import DEFAULT_CORPUS
 from omniges.shards.schema import Split
 
 Modality = Literal["wav", "npz", "textgrid", "sem"]
-"""Content of a file, named after BEAT2's formats: audio, motion, words, semantic annotation."""
+"""Kind of content of a file, named after BEAT2's formats: audio, motion, words or semantic annotation."""
 Bounds = tuple[str, ...]
-"""The folders that may be read: the root and those allowed by name, all resolved."""
+"""The folders that may be read: the root and the folders that the user allows, with links resolved."""
 
 
 @dataclass(frozen=True, slots=True)

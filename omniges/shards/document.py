@@ -28,7 +28,7 @@ from omniges.storage.redact import one_line
 _VERIFY: Final = "run omniges verify-shards on it"
 _ABSENT: Final = "nothing"
 _PROVENANCE: Final = ("tool.", "settings.", "plan.", "totals.cut")
-"""Start of the names of fields that readers may do without; the verifier and `preprocess` need them."""
+"""Prefixes of the names of optional fields. Only the verifier and `preprocess` need these fields."""
 _MAX_TEXT: Final = 4096  # longest setting in characters: a path, a name or a pattern
 _MAX_NUMBER: Final = 1e15  # seconds or hertz
 _MAX_VERSION: Final = 80  # longest name or version of a package in characters

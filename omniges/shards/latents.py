@@ -35,11 +35,11 @@ from omniges.storage.files import is_sha256
 F32 = npt.NDArray[np.float32]
 
 SOURCE_FRAMES_PER_TICK: Final[Mapping[str, int]] = {"mel.npy": MEL_FRAMES_PER_TICK, "gesture.npy": FRAMES_PER_TICK}
-"""Members of frames that a codec may read, and their frames a tick."""
+"""Members with frames that a codec may encode, and their number of frames in a tick."""
 WORDS_MEMBER: Final = "words.json"
-"""Source of a codec of windows, by its name in contract version 1; `Contract.words` is the member."""
+"""Source of a window codec, as named in contract version 1; `Contract.words` is the name of the member."""
 BY_MIDDLE: Final = "middle"
-"""The rule for a window's words: those whose midpoint, (start + end) / 2, is in it."""
+"""Rule that a window has the words whose midpoint, (start + end) / 2, is in the window."""
 
 _MOST: Final = 1 << 20  # largest number of frames in a row, channels, ticks or latents
 _LOST: Final = ("windows", "cut", "unknown")

@@ -27,9 +27,9 @@ The last is jaw_eyes, which only a gesture stream of 424 channels uses."""
 ALL_PRESENT: Final = (1 << len(STREAM_PARTS)) - 1
 JAW_EYES_BIT: Final = 1 << STREAM_PARTS.index("jaw_eyes")
 STREAM_BITS: Final[Mapping[str, int]] = {"text": 0b1, "audio": 0b10, "gesture": ALL_PRESENT & ~JAW_EYES_BIT & ~0b11}
-"""Bits of each stream; a sample has a stream if it has any of these parts. Jaw and eyes alone are no gesture."""
+"""Bits of each stream. A sample has a stream if it has one of these parts or more. Jaw and eyes alone do not count."""
 BODY_PARTS: Final[tuple[Part, ...]] = ("upper", "hands", "lower", "root")
-"""The parts that place joints."""
+"""The parts that determine the positions of joints."""
 CHANNELS_OF: Final[Mapping[Part, slice]] = {part: getattr(LAYOUT, part) for part in GESTURE_PARTS}
 """Gesture channels of each part, without jaw and eyes."""
 STREAM_CHANNELS_OF: Final[Mapping[Part, slice]] = {**CHANNELS_OF, "jaw_eyes": JAW_EYES_CHANNELS}

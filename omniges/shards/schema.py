@@ -23,7 +23,7 @@ from omniges.storage.redact import one_line
 
 FORMAT: Final = "omniges-shards"
 FORMAT_VERSION: Final = 2
-"""The version that is written."""
+"""The contract version of new sets."""
 
 DATASET_FILE: Final = "dataset.json"
 MANIFEST_FILE: Final = "manifest.parquet"
@@ -86,11 +86,11 @@ KNOWN_MEMBERS: Final = (
 
 Part = Literal["text", "audio", "upper", "hands", "lower", "root", "face", "jaw_eyes", "sem", "labels"]
 PARTS: Final[tuple[Part, ...]] = get_args(Part)
-"""Optional parts of a sample; `present` names the ones it has."""
+"""Optional parts of a sample; `present` lists the parts that the sample has."""
 GESTURE_PARTS: Final[tuple[Part, ...]] = ("upper", "hands", "lower", "root", "face")
 """The parts that are channels of the gesture array."""
 MOTION_PARTS: Final[tuple[Part, ...]] = (*GESTURE_PARTS, "jaw_eyes")
-"""The parts of motion; a sample without any of them has none."""
+"""The parts of motion; a sample without any of these parts has no motion."""
 
 # Latents come after all other members. Their name is the codec's name, which contains a hyphen; others have none.
 LATENT_MEMBER: Final = re.compile(r"(?P<codec>[a-z0-9]+(?:-[a-z0-9]+)+)\.npy", re.ASCII)

@@ -44,7 +44,7 @@ from omniges.storage.remote import MAX_TIME_OUTS, MissingFile, Store, StoreFault
 T = TypeVar("T")
 
 Wait = Callable[[float], object]
-"""Function that waits for a number of seconds; it may raise to give up."""
+"""Function that waits for a number of seconds; it may raise an exception to end the attempts."""
 
 _AGAIN: Final = "run omniges verify-shards on the original and copy the shards there again"
 _CHUNK_BYTES: Final = 1 << 20

@@ -22,10 +22,10 @@ from omniges.storage.redact import one_line
 
 T = TypeVar("T")
 LONGEST_TEXT: Final = 4096
-"""Most characters of a text in a document: the longest path."""
+"""Largest number of characters of a text in a document, which is that of the longest path."""
 _MOST: Final = sys.float_info.max
 _MOST_SAID: Final = 1e10
-"""Smallest upper end of a range that errors leave out."""
+"""Errors do not state the upper end of a range if it is at least this number."""
 _MOST_SHOWN: Final = 60
 
 
@@ -63,7 +63,7 @@ class Is:
 
 
 Count = Annotated[int, Range(0, 1 << 60)]
-"""A whole number from 0 on, in the range of file sizes."""
+"""A whole number of at least 0, in the range of file sizes."""
 
 Sha256 = Annotated[str, Is("a sha256 in lower-case hexadecimal digits", is_sha256)]
 
@@ -310,7 +310,7 @@ UNREAD: Final = frozenset(
         *("seed", "torch", "transformers", "diffusers", "parameters", "smallest_greedy_margin"),
     }
 )
-"""Keys of configurations of transformers that have no effect on the numbers of a network without training."""
+"""Keys in a configuration of transformers that do not affect a network's results at inference."""
 _KINDS: Final[Mapping[Any, str]] = {
     int: "a whole number",
     float: "a number",

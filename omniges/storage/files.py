@@ -30,7 +30,7 @@ DOWNLOADED_INSTEAD: Final = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
     (b"<", "a web page or XML"),
 )
-"""First bytes of what people download in place of a binary file, and what it is."""
+"""First bytes of files that are often downloaded instead of the intended file, and a description of each."""
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _KINDS: Final = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 

@@ -50,7 +50,7 @@ _BUSY: Final = frozenset({408, 425, 429})
 
 
 MAX_TIME_OUTS: Final = 2
-"""Attempts that a silent or slow server may take until their time-out, before it is given up."""
+"""Largest number of attempts that may end with a time-out, because a server is silent or slow."""
 
 
 class MissingFile(DataError):
@@ -553,7 +553,7 @@ class UrlStore:
 
 
 Store = LocalStore | UrlStore
-"""A folder of files that can be read; not for use by several threads at once."""
+"""A folder whose files can be read. Only one thread may use a store at a time."""
 
 
 def _raise(error: Exception) -> Any:

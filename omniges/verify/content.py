@@ -66,7 +66,7 @@ _KINDS: Final[tuple[tuple[tuple[str, ...], Callable[[Any], bool]], ...]] = (
     (("audio_s", "motion_s", "gain"), lambda value: is_real(value) and value >= 0),
     (("encoding", "key_style"), lambda value: isinstance(value, str)),
 )
-"""Checks of the fields of audio, motion and cut; other fields are free."""
+"""Checks of the fields of audio, motion and cut; other fields are not checked."""
 
 _HEADER: Final = re.compile(
     rb"\{'descr': '(?P<dtype>[<>|=]?[a-zA-Z][0-9]{1,3})', 'fortran_order': False, 'shape': "
