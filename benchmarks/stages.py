@@ -24,7 +24,7 @@ from omniges.shards.writer import ShardWriter
 # Functions as the conversion calls them; none of them calls another.
 STAGES: Final = {
     "read": "_read",
-    "sha256 of inputs": "sha256_hex",
+    "sha256 of inputs and members": "sha256_hex",
     "decode_motion": "decode_motion",
     "decode_wav": "decode_wav",
     "decode_words": "decode_words",
@@ -32,7 +32,6 @@ STAGES: Final = {
     "gesture_from_motion": "gesture_from_motion",
     "log_mel": "log_mel",
     "partial statistics": "partial_of",
-    "member digests": "_digest",
 }
 REST: Final = "all else in the worker"
 TOTAL: Final = "worker in all"
@@ -44,10 +43,10 @@ _SHARD_BYTES: Final = 256 << 20
 def _timed(function: Callable[..., Any], stage: str, spent: dict[str, float]) -> Callable[..., Any]:
     """Return the function with a timer that adds the seconds of each call to a stage."""
 
-    def wrapped(*arguments: Any) -> Any:
+    def wrapped(*arguments: Any, **named: Any) -> Any:
         start = time.perf_counter()
         try:
-            return function(*arguments)
+            return function(*arguments, **named)
         finally:
             spent[stage] += time.perf_counter() - start
 
