@@ -48,7 +48,7 @@ class _Parts(torch.autograd.Function):
             ctx: Context of the backward pass.
             joined: Tensor whose memory the parts share.
             sizes: Rows of the parts of each stream; they add up to O.
-            parts: Parts (size, …), stream by stream.
+            *parts: Parts (size, …), stream by stream.
 
         Returns:
             The tensor, without a copy.
