@@ -274,7 +274,7 @@ class SafeOutput(io.RawIOBase):
 def safe_output() -> Iterator[list[ExitCode]]:
     r"""Replace standard output and standard error by streams that never raise.
 
-    Characters that an encoding does not have become ``\uXXXX``. A closed stream becomes /dev/null, so that no file
+    Characters outside a stream's encoding are written as ``\uXXXX``. A closed stream becomes /dev/null, so no file
     opened later gets its descriptor number. A stream that a program has replaced, as tests do, is not changed.
 
     Yields:

@@ -243,7 +243,7 @@ class BlockStore:
         return self._views[number]
 
     def lend(self, number: int) -> BatchBlock:
-        """Return a block for use as a batch; it becomes free when no array made from it is left."""
+        """Return a block for use as a batch; it becomes free after all arrays that use its memory are deleted."""
         lease = self._roots[number].view(_Lease)
         weakref.finalize(lease, self._returned.append, number).atexit = False
         return BatchBlock.of(lease, self._places)

@@ -218,7 +218,7 @@ class Scale:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Normaliser:
-    """The scales of the streams that have values, in the order of `STREAMS`."""
+    """The scales of gesture, audio and, if it is stored as latents, text."""
 
     gesture: Scale
     audio: Scale

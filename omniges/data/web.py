@@ -392,7 +392,8 @@ def _complete_samples(walk: _Walk) -> Iterator[tuple[str, dict[str, _Member]]]:
             first = first or (key, tuple(members))
             if differing := sorted(set(first[1]) ^ members.keys()):
                 raise walk.fault(
-                    last, f"{key}: expected the members of {first[0]}, found a difference in {differing[0]}"
+                    last,
+                    f"{key}: expected the members of {first[0]}, found that only one of the two has {differing[0]}",
                 )
         yield key, members
 

@@ -424,5 +424,5 @@ def _common(frames: int, times: F64, beats: tuple[I64, ...], settings: BeatSetti
     scored = frames - 2 * settings.crop_frames
     inside = times[times < scored / FRAME_RATE_HZ]
     if not len(inside):
-        raise DataError("audio: expected an onset in the time that both clips have, found none")
+        raise DataError("audio: expected an onset in the scored part of the shorter clip, found none")
     return gesture.beat_score(inside, [own[own < scored] for own in beats], frames, settings)

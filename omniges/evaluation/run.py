@@ -94,8 +94,8 @@ def evaluate(settings: EvaluateSettings, counting: Counting | None = None) -> Re
         of_gesture = [name for name in found if "gesture" in TASKS[name].targets]
         if settings.features is not None and len(of_gesture) != 1:  # features do not state their task
             raise UsageFault(
-                "--features: expected results of one task with gesture as its target, found "
-                f"{', '.join(of_gesture) or 'none'}; evaluate it alone"
+                "--features: expected results of exactly one task that generates gesture, found "
+                f"{', '.join(of_gesture) or 'none'}; give the results of one such task"
             )
         train = None
         if of_gesture:

@@ -393,10 +393,12 @@ class RegisteredScores:
         return bool(self._metrics) and not self._unconditional
 
     def add(self, row: Row, key: str, generated: Any, recorded: Any) -> None:
-        """Score a pair of clips; in row ``generated``, also score the recorded clip against itself.
+        """Score a pair of clips.
+
+        For row ``generated``, score the recorded clip against itself too, once for each recording.
 
         Args:
-            row: Row of the figure.
+            row: Row of the report that gets the score.
             key: Key of the recording.
             generated: Generated clip.
             recorded: Recorded clip.

@@ -154,7 +154,8 @@ def find_tracks(
 ) -> list[Callable[[], Track]]:
     """Find the tracks at paths without loading them.
 
-    If the paths contain a folder of shards and other paths, then only samples of the other paths' clips are used.
+    If folders of shards are mixed with other paths and no `keys` are given, the shards give only clips that the other
+    paths contain too.
 
     Args:
         paths: Folders of shards, folders of results of `omniges generate`, folders of NPZ files, NPZ files, WAV files,

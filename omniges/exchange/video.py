@@ -118,7 +118,7 @@ def require_video(*, moves: bool) -> None:
         EnvironmentFault: A package is missing.
     """
     if not moves:
-        raise UsageFault("--video: expected a task that generates gesture or is given it; remove --video")
+        raise UsageFault("--video: expected a task with gesture as target or condition, found none; remove --video")
     _require_packages()
 
 

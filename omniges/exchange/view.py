@@ -203,7 +203,7 @@ def view_scores(
 ) -> ViewSummary:
     """Write a page that shows the scores of results, and plays scored clips next to their recordings.
 
-    If no figure has values of single clips (only a Fréchet distance, for example), the page shows the first clip.
+    If no metric has a score for each clip (such as a Fréchet distance alone), the page shows the first clip.
 
     Args:
         report: The scores.

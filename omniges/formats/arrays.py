@@ -130,7 +130,7 @@ class Archive:
         return sorted(name.removesuffix(".npy") for name in self._infos)
 
     def check_total(self, keys: list[str]) -> None:
-        """Refuse arrays that, by their headers, have more bytes than any recording; no data is read."""
+        """Refuse arrays whose total size in the headers of the ZIP file exceeds 1 GiB; no data is read."""
         total = sum(self._infos[f"{key}.npy"].file_size for key in keys)
         if total > MAX_TOTAL_BYTES:
             raise RecordingFault("npz-too-large", f"{total} bytes claimed", f"at most {MAX_TOTAL_BYTES}")

@@ -583,7 +583,7 @@ def _chronological(text: str) -> _Grid:
 
     xmin_s, xmax_s, count = number(), number(), number()
     if not 0 <= count <= len(tokens) or count != int(count):
-        raise RecordingFault("textgrid-syntax", f"{count:g} tiers", "as many tiers as the file has")
+        raise RecordingFault("textgrid-syntax", f"a tier count of {count:g}", "the number of tiers in the file")
     tiers: list[_Tier] = []
     ends = []
     for _ in range(int(count)):
@@ -699,7 +699,7 @@ def _refuse_overlap(item: WordInterval, last: WordInterval) -> None:
         return
     times = " and ".join(f"{_short(one.word)} {one.start!r} to {one.end!r} s" for one in (item, last))
     if item.end <= last.start:
-        raise RecordingFault("textgrid-bad-interval", f"{times} before it", "intervals in order of time")
+        raise RecordingFault("textgrid-bad-interval", f"{times}, not in order", "intervals in order of time")
     raise RecordingFault("textgrid-overlap", times, f"overlaps up to {OVERLAP_TOLERANCE_S:g} s")
 
 

@@ -224,11 +224,11 @@ def sample_timelines(
         worked: Called after each step with the step's share of the generated ticks.
 
     Yields:
-        The index of the timeline, the arrays of a chunk, and their length in ticks. Ticks that the next chunk shares
-        are left out.
+        The index of the timeline, the arrays of a chunk, and their length in ticks. Ticks that
+        overlap the next chunk are left out; that chunk yields them.
 
     Raises:
-        ValueError: A target encodes complete windows, but windows are not apart.
+        ValueError: A target encodes complete windows, but `windows.apart` is False.
         DataError: Generated text is NaN or infinite.
     """
     if not windows.apart and any(model.stream(name).complete_windows for name in targets):

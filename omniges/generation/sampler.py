@@ -398,7 +398,7 @@ class Sampler:
         return 0
 
     def absent_from(self, targets: Sequence[StreamName]) -> tuple[schema.Part, ...]:
-        """Return the parts of the given targets that no training sample had; generated motion keeps them still."""
+        """Return the parts of the targets that all training samples lacked; generated motion holds them at rest."""
         if "gesture" not in targets or "gesture" in self.codecs.entries:
             return ()
         return tuple(part for part in absent_parts(self.model.trained) if part in STREAM_CHANNELS_OF)

@@ -107,7 +107,7 @@ class SplineTokens(FrameTokens):
             return torch.addcmul(smooth, levels[:, :, depth:], self.level_scales[depth:]).flatten(2)
 
     def differences(self, error: Tensor) -> Tensor:
-        """Return the differences between frames, divided by those of recorded motion."""
+        """Return differences between frames, scaled by the typical difference of each channel in recorded motion."""
         return super().differences(error) * self.difference_scale
 
     def loss_of(self, error: Tensor, clean: Tensor, weights: Tensor | None) -> Tensor:

@@ -65,7 +65,7 @@ def aside_name(shard: str) -> str:
 
 
 def is_own_name(name: str) -> bool:
-    """Return whether a name is that of a file in a finished set other than dataset.json."""
+    """Return whether a file of a finished set can have this name; False for dataset.json."""
     return schema.is_contract_name(name) and name != schema.DATASET_FILE
 
 

@@ -395,7 +395,7 @@ class TrainingMemory:
 
     @property
     def total(self) -> int:
-        """Sum of all kinds."""
+        """Total memory in bytes."""
         return self.weights + self.gradients + self.moments + self.average + self.gathered
 
 

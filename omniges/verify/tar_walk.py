@@ -115,7 +115,7 @@ def exact_blocks(plan: ShardPlan) -> Iterator[tuple[int, bytes]]:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A header with a valid size field: name, data size, and the fault of another field or None."""
+    """A tar header with a valid size field; `fault` is the fault of another field, None if there is none."""
 
     name: str
     size: int

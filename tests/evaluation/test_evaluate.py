@@ -179,7 +179,7 @@ class TestGesture:
         refused(DataError, "one.npy", features=(tmp_path / "a.npy", tmp_path / "one.npy"))
         refused(DataError, "damaged.npy", features=(tmp_path / "a.npy", tmp_path / "damaged.npy"))
         refused(UsageFault, "found gesture_encoder too", gesture_encoder=tmp_path / "e.safetensors")
-        refused(UsageFault, "one task with gesture as its target, found none", own="text", task="a2t")
+        refused(UsageFault, "exactly one task that generates gesture, found none", own="text", task="a2t")
 
     def test_a_short_result_is_scored_where_it_can_be_and_said_to_be_short(self, shards: Path, tmp_path: Path) -> None:
         def short(sample: SampleArrays) -> bytes:

@@ -192,7 +192,7 @@ class TextCodec:
         return next(self.vae.parameters()).device
 
     def lost(self, texts: Sequence[str]) -> list[LostText]:
-        """Return what encoding would lose of each of one or more texts, without running the text VAE."""
+        """Return, for each of at least one text, what encoding would lose; the text VAE is not run."""
         tokens = self._t5_tokens.encode(texts)
         return [LostText(*flags) for flags in zip(tokens.cut.tolist(), tokens.unknown.tolist(), strict=True)]
 

@@ -178,7 +178,8 @@ class TextVae(nn.Module):
         Args:
             ids: T5 tokens (B, L).
             empty: Flags (B,) bool of empty texts.
-            uniform: Noise (B, N, V) in [0, 1), times 0.001, as in OmniFlow's training; None: no noise.
+            uniform: Uniform noise (B, N, V) in [0, 1). It is multiplied by 0.001 and added, as in OmniFlow's training.
+                None adds no noise.
 
         Returns:
             Latents (B, N, V).

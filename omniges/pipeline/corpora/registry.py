@@ -25,7 +25,9 @@ class Corpus(Protocol):
     def discover(
         self, root: Path, selection: Selection, *, split_csv: Path | None = None, allow_roots: tuple[Path, ...] = ()
     ) -> Discovery:
-        """Return the recordings under `root`, each with the corpus's registered name, and rejected stems.
+        """Return the recordings under `root` and the rejected stems.
+
+        Each recording has the registered name of the corpus.
 
         Args:
             root: The data set, or a folder that contains it.

@@ -434,7 +434,7 @@ class RemoteShard:
         self.path, self.size, self.sha256 = path, 0, ""
 
     def write(self, data: Any) -> None:
-        """Append a segment that is on a node, or bytes."""
+        """Append data to the shard: bytes, or a reference to a segment that a node holds."""
         self._pieces.append(data)
         self.size += len(data)
 
