@@ -96,6 +96,7 @@ class TestLosses:
 
     @pytest.mark.slow
     @pytest.mark.timeout(400)
+    @pytest.mark.filterwarnings("ignore")  # torch's compiler warns of its own parts
     @pytest.mark.parametrize("tokens", ["frames", "splines"])
     def test_the_rounded_pass_is_one_graph_without_breaks(self, tokens: GestureTokens) -> None:
         """Traced by torch.compile's front end, which raises at anything that depends on a value."""
