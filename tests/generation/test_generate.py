@@ -126,7 +126,7 @@ def test_a_video_without_motion_is_refused_before_anything_is_generated(
 ) -> None:
     words = ["generate", "--checkpoint", checkpoint, "--task", "t2a", "--text", "some words", "--video"]
     done = omniges(*words, "-o", tmp_path / "out")
-    assert (done.returncode, "a task that generates gesture" in done.stderr) == (2, True)
+    assert (done.returncode, "a task with gesture as target or condition" in done.stderr) == (2, True)
     assert not (tmp_path / "out").exists()
 
 
