@@ -48,8 +48,8 @@ def os_errors(path: Path, action: str = "write") -> Iterator[None]:
     """Convert each OSError inside the `with` block into an EnvironmentFault that names the path in one line.
 
     Args:
-        path: The path.
-        action: Verb of the failed operation.
+        path: Path that the error names.
+        action: Verb that the error names, such as ``write``: "cannot write PATH".
 
     Yields:
         Nothing.
@@ -78,11 +78,11 @@ def home_expanded(flag: str, path: Path) -> Path:
     """Return a path with ``~`` replaced by the home folder.
 
     Args:
-        flag: Flag that errors name.
-        path: The path.
+        flag: Name of the command-line flag, for the error.
+        path: The path, absolute or relative.
 
     Returns:
-        The path.
+        The expanded path; a path without ``~`` is returned unchanged.
 
     Raises:
         EnvironmentFault: There is no home folder, as in some containers.
@@ -98,8 +98,8 @@ def home_expanded(flag: str, path: Path) -> Path:
 def is_special(path: Path) -> bool:
     """Return whether a path must not be written as a file: a pipe, device or socket, or below /dev or /proc.
 
-    A process with root's rights could replace such a path. A link such as /dev/stdout is special even if its target
-    is a regular file.
+    With root's rights, the rename of a temporary file would replace the device itself. A link such as /dev/stdout is
+    special even if its target is a regular file.
     """
     folder = os.path.realpath(path.parent) + "/"
     of_system = folder.startswith(("/dev/", "/proc/")) and not folder.startswith("/dev/shm/")  # noqa: S108 - a disk in memory
@@ -173,7 +173,7 @@ def open_log(path: Path) -> int:
 
     Raises:
         UsageFault: The path is a symbolic link, a file with other hard links, or not a regular file.
-        DataError: Its last line is longer than a line of a log can be.
+        DataError: The last line is longer than 64 MiB, which no line of a log is.
         EnvironmentFault: The operating system refuses access.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
@@ -479,7 +479,7 @@ def _claim(unfinished: Path) -> int | None:
 
 
 def remove_folder(path: Path) -> None:
-    """Rename a folder, then remove it, so that a folder with its former name is always complete."""
+    """Rename a folder, then remove it, so that no reader finds an incomplete folder under its original name."""
     trash = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     with os_errors(path, "remove"):
         path.rename(trash)

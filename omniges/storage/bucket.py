@@ -54,7 +54,7 @@ def require_writable(location: Location, flag: str) -> None:
 
     Args:
         location: The URL.
-        flag: Flag that errors name.
+        flag: Name of the command-line flag, for the error.
 
     Raises:
         UsageFault: The URL is not a folder of an S3 bucket.
@@ -88,8 +88,8 @@ class Bucket(UrlStore):
 
         Args:
             location: Location of the folder.
-            timeouts: Limits for the server, or None.
-            retries: Settings of repeated requests, or None.
+            timeouts: Limits for the server; None: the defaults.
+            retries: Settings of repeated requests; None: the defaults.
         """
         super().__init__(location, timeouts or Timeouts())
         self._filesystem.retries = 1  # `_request` makes the further attempts, each with a new body
@@ -98,7 +98,7 @@ class Bucket(UrlStore):
         self._prefix = f"{folder.strip('/')}/"
 
     def entries(self, start: str = "", after: str = "") -> dict[str, Entry]:
-        """Return the objects directly in the folder by name, sorted; objects in subfolders are left out.
+        """Return the objects of the folder, sorted by name, without the objects in subfolders.
 
         Args:
             start: Return only names that start with this text.
@@ -153,10 +153,10 @@ class Bucket(UrlStore):
             data: Its content.
 
         Returns:
-            The ETag.
+            The ETag. If an object with the same content already exists, its ETag.
 
         Raises:
-            ConditionFailed: An object of another content exists.
+            ConditionFailed: An object with other content already exists.
         """
         return self._written(name, data, partial(self._put, name, data, IfNoneMatch="*"))
 
@@ -172,7 +172,7 @@ class Bucket(UrlStore):
             The new ETag.
 
         Raises:
-            ConditionFailed: The object does not exist, or its ETag and its content are not the expected ones.
+            ConditionFailed: The object does not exist, or has neither the ETag `etag` nor the content `data`.
         """
         return self._written(name, data, partial(self._put, name, data, IfMatch=f'"{etag}"'))
 
@@ -184,8 +184,8 @@ class Bucket(UrlStore):
         """Refuse a store that ignores the conditions of writes.
 
         Args:
-            name: Name of an object.
-            data: Content of the object; a store that ignores conditions writes it again.
+            name: Name of an object that exists.
+            data: Content of this object. A store that ignores conditions writes the same content again.
 
         Raises:
             UsageFault: The store ignores a condition.
@@ -215,7 +215,7 @@ class Bucket(UrlStore):
             sha256: sha256 of the file in hexadecimal.
 
         Raises:
-            ConditionFailed: An object of another content exists.
+            ConditionFailed: An object with other content already exists.
             DataError: The store holds other bytes than the file.
         """
 

@@ -3,8 +3,8 @@
 Every file is ``GROUP/NAME`` with two hidden files beside it:
 
 ``.NAME.lock``     locked (flock) by the one process that downloads the file; contains the reserved bytes
-``.NAME.checked``  records the last check of the content: the file's size, sha256, inode and times at that moment. The
-modification time of the record is the time of the last use of the file
+``.NAME.checked``  records the last check of the content: the file's size, sha256, inode and times at that moment. Its
+modification time states when the file was last used
 
 A file in use is *pinned*: its reader holds a shared flock on the file. Eviction needs an exclusive flock. The kernel
 releases the locks of a killed process. A process locks the folder while it sums sizes and evicts files. No process
@@ -103,7 +103,7 @@ def with_retries(action: Callable[[], T], retries: Retries, salt: str, wait: Wai
         action: The function.
         retries: Settings of the attempts.
         salt: Text that varies the waits between processes.
-        wait: Function that waits.
+        wait: Function that waits for a number of seconds.
 
     Returns:
         The result of the function.
@@ -278,7 +278,7 @@ class CacheFolder:
         """Remove the record of a file's check, so that the next `acquire` compares the content again.
 
         Args:
-            file: The file.
+            file: The file whose content is in doubt.
         """
         atomic.refuse_links(self.root, (file.group,))
         path = self.folder(file.group) / file.name
@@ -403,7 +403,10 @@ def _pin(path: Path) -> Pin | None:
 
 
 def _identity(path: Path, file: CachedFile) -> dict[str, int | str]:
-    """Return the content of a file's record. Any change of the file changes its inode or ctime, which cannot be set."""
+    """Return the content of a file's record.
+
+    Any change of the file changes its inode or its ctime, and no program can set either of them.
+    """
     found = path.stat()
     times = {"mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
     return {"bytes": found.st_size, "sha256": file.sha256, "inode": found.st_ino, **times}
@@ -518,7 +521,7 @@ class FetchAhead:
     """Background threads that keep the next few shards of a changing order pinned in the cache."""
 
     def __init__(self, acquire: Callable[[str, Wait], Pin], maximum: int, threads: int) -> None:
-        """Prepare the object; the threads start with the first hint.
+        """Prepare the object; the threads start with the first call of `hint`.
 
         Args:
             acquire: Function that downloads and pins a shard. Its arguments are the shard's name and a function

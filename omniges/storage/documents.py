@@ -22,7 +22,7 @@ from omniges.storage.redact import one_line
 
 T = TypeVar("T")
 LONGEST_TEXT: Final = 4096
-"""Largest number of characters of a text in a document, which is that of the longest path."""
+"""Largest number of characters of a text in a document; equal to the limit of Linux for a path."""
 _MOST: Final = sys.float_info.max
 _MOST_SAID: Final = 1e10
 """Errors do not state the upper end of a range if it is at least this number."""
@@ -85,7 +85,7 @@ class Document:
             found: The parsed JSON.
             where: Name of the file, for errors.
             remedy: Last part of each error: what to do about an invalid value.
-            prefix: Keys that lead to the object, each with a dot.
+            prefix: Keys that lead to the object, each followed by a dot, such as ``model.``; empty: the whole file.
             kind: Class of the errors.
 
         Raises:
@@ -127,7 +127,7 @@ class Document:
             self.value(key)
 
     def require_only(self, only: Mapping[str, Any]) -> None:
-        """Refuse a key whose value is not implemented. Only one value of each key is.
+        """Refuse values that are not implemented, for keys of which only one value is implemented.
 
         Args:
             only: The implemented value of each key; the object may lack a key.
@@ -168,13 +168,13 @@ class Document:
         return self.values(kind)
 
     def given(self, kind: Any) -> dict[str, Any]:
-        """Return the checked values of a dataclass's fields, for the fields that the object has; make no instance.
+        """Return the checked values of those fields of a dataclass that the object contains; create no instance.
 
         Args:
             kind: The dataclass.
 
         Returns:
-            The values by field.
+            Values by the name of the field.
 
         Raises:
             OmnigesError: A key is unknown, or a value has another type or is out of range.

@@ -148,7 +148,7 @@ def read_file(path: Path, max_bytes: int, root: Path | None = None) -> bytes:
         All bytes of the file.
 
     Raises:
-        DataError: As `open_file`, or the file is larger than `max_bytes`.
+        DataError: The path is refused by `open_file`, or the file is larger than `max_bytes`.
         FileNotFoundError: The file does not exist.
         EnvironmentFault: The operating system refuses access.
     """
@@ -253,7 +253,7 @@ def read_json(path: Path, remedy: str, root: Path | None = None, max_bytes: int 
         max_bytes: Largest size that is accepted.
 
     Returns:
-        As `parse_json`.
+        The value, as `parse_json` returns it.
 
     Raises:
         DataError: The path is not a regular file of plain JSON, see `parse_json`.
@@ -275,7 +275,7 @@ def read_settings(path: Path, remedy: str, root: Path | None = None) -> dict[str
         root: See `open_file`.
 
     Returns:
-        As `parse_json`.
+        The object; its values are those that `parse_json` returns.
 
     Raises:
         DataError: The file does not exist, or is not a JSON object of at most 16 MiB.
@@ -326,7 +326,7 @@ def file_sha256(path: Path, *, follow: bool = True) -> str:
         64 hexadecimal digits.
 
     Raises:
-        OSError: As `open_regular`.
+        OSError: The file cannot be read, or `open_regular` refuses it.
     """
     with open_regular(path, follow=follow) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

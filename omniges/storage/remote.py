@@ -203,7 +203,7 @@ def open_store(location: Location, timeouts: Timeouts | None = None) -> Store:
 
     Args:
         location: The location.
-        timeouts: Limits for servers, or None.
+        timeouts: Limits for the server; None: the defaults. Unused for a local folder.
 
     Returns:
         The store.

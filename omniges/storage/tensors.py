@@ -310,7 +310,10 @@ def read_weight_list(path: Path, entry: str, *, mapped: bool = False) -> list[Te
 
 
 def _content(path: Path, entry: str | None, kind: type, *, mapped: bool) -> dict[str, Tensor]:
-    """Return the checked tensors of a file, or of one entry in it; either is a dictionary or a list."""
+    """Return the checked tensors by name from a file, or from one entry in it, whose value has the type `kind`.
+
+    The type is dict or list. The names of the tensors in a list are their numbers, from 0.
+    """
     import torch  # noqa: PLC0415 - see above
 
     if not os.path.lexists(path):
