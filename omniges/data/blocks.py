@@ -1,7 +1,7 @@
-"""Blocks of memory for batches, which processes share: their layout and their reuse.
+"""Allocate, lay out and reuse blocks of memory that hold batches and that processes share.
 
-The memory is an unnamed anonymous file. The kernel frees it when the last process that has it open exits, for any
-reason. It does not count against the size of /dev/shm, which is small in containers. A block has a fixed layout for a
+The memory is an anonymous file (`os.memfd_create`). The kernel frees it when the last process that has it open exits or
+crashes. It does not count against the size of /dev/shm, which is small in containers. A block has a fixed layout for a
 number of rows and ticks. Tensors of a batch use its memory; it is filled again when no tensor uses it. Workers import
 this module too, so torch is imported only for page-locked memory.
 """
@@ -81,7 +81,7 @@ def new_memory(name: str, size: int) -> int:
 
 
 def map_memory(descriptor: int, size: int, offset: int = 0) -> mmap.mmap:
-    """Map a part of shared memory for reading and writing; it is unmapped with its last array.
+    """Map a part of shared memory for reading and writing; it stays mapped until no array uses it.
 
     Args:
         descriptor: File descriptor of the memory.
@@ -151,10 +151,10 @@ def batch_layout(
     """Return the layout of a batch's block.
 
     Args:
-        rows: Windows in a block.
+        rows: Number of windows in a block.
         window_ticks: Length of a window in ticks.
-        tracks: Tracks of the arrays.
-        conditions: Arrays of condition streams.
+        tracks: The array of each stream: plain or latents.
+        conditions: Arrays of condition streams, with their shapes for one window.
 
     Returns:
         Layout of the arrays, and the size of the block in bytes.
@@ -175,7 +175,7 @@ def batch_layout(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchBlock:
-    """Views of one block of R rows and w ticks."""
+    """The arrays of one block, which holds R windows of w ticks; they are views of its memory."""
 
     gesture: npt.NDArray[np.float32]  # (R, w · 3, 415 or 424)
     audio: npt.NDArray[np.float32]  # (R, w · 10, 64), or latents

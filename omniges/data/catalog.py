@@ -80,7 +80,7 @@ class Filters:
             raise UsageFault(f"expected 0 ≤ min_seconds ≤ max_seconds, found {self.min_seconds} and {self.max_seconds}")
 
     def as_json(self) -> dict[str, Any]:
-        """Return the filters as the state of a loader stores them; equal filters give equal documents."""
+        """Return the filters as JSON for the state of a loader; equal filters give equal documents."""
         found = asdict(self) | {
             **{name: sorted(set(getattr(self, name))) for name in ("speakers", "languages", "emotions", "streams")},
             "min_seconds": float(self.min_seconds),
@@ -91,7 +91,14 @@ class Filters:
         return found
 
     def pass_streams(self, present: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-        """Return which clips (N,), given by their bits of `STREAM_PARTS` (N,), pass the filter of streams."""
+        """Return a mask (N,) of the clips that pass the filter `streams`.
+
+        Args:
+            present: (N,) parts of each clip, as bits of `STREAM_PARTS`.
+
+        Returns:
+            Mask (N,); all True without a filter.
+        """
         passed = np.full(len(present), not self.streams)
         for names in self.streams:
             passed |= np.all([present & STREAM_BITS[name] for name in names.split("+")], axis=0)
@@ -100,7 +107,7 @@ class Filters:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClipTable:
-    """Columns of N clips in key order and of K shards; M is the number of `Tracks.members`."""
+    """Columns of N clips in key order, and of K shards; M is the number of members that batches read."""
 
     keys: npt.NDArray[np.bytes_]  # (N,)
     key_hashes: npt.NDArray[np.uint64]  # (N,)
@@ -147,7 +154,7 @@ class Catalog:
     left_out: int
     """Number of clips that fail only the filter of streams."""
     table: ClipTable
-    speaker: npt.NDArray[np.int32]  # (N,) number of the name, -1 for none
+    speaker: npt.NDArray[np.int32]  # (N,) index in `speaker_names`, -1 if unknown
     speaker_names: tuple[str, ...]
     statistics: dict[str, Any]  # stats.json
     tokenizer: bytes  # tokenizer.json
@@ -158,10 +165,10 @@ class Catalog:
     gesture_channels: int = LAYOUT.channels  # of a batch's gesture: 415, or 424 with jaw and eyes
 
     def normaliser(self) -> Normaliser:
-        """Return the scales of a batch's arrays.
+        """Return the means and divisors that normalise the arrays of a batch.
 
         Returns:
-            The scales.
+            Mean and divisor per channel, for each stream that is an array.
 
         Raises:
             UsageFault: No sample contributed to the statistics.
@@ -322,7 +329,10 @@ def _entries(folder: Path, dataset: dict[str, Any], codecs: Mapping[str, str]) -
 def _selection(
     folder: Path, manifest: ManifestColumns, labels: Mapping[str, LabelColumn], filters: Filters
 ) -> npt.NDArray[np.bool_]:
-    """Return which rows (N,) pass the filters; they are applied one by one, so that errors name the one that fails."""
+    """Return a mask (N,) of the rows that pass the filters.
+
+    Filters are applied one after the other, so that an error names the filter that no remaining row passes.
+    """
     names, codes = labels["split"]
     left = among(labels["split"], [filters.split])
     if not left.any():
@@ -340,7 +350,7 @@ def _selection(
 
 
 def _with_streams(folder: Path, manifest: ManifestColumns, left: Bools, filters: Filters) -> Bools:
-    """Return which of the remaining rows (N,) pass the filter of streams."""
+    """Return a mask (N,) of the rows in `left` that also pass the filter of streams."""
     has: Bools = left & filters.pass_streams(manifest.present(STREAM_PARTS)) if filters.streams else left
     if not has.any():
         raise UsageFault(
@@ -358,7 +368,7 @@ def _table(
     keys: npt.NDArray[np.bytes_],
     columns: Sequence[str],
 ) -> ClipTable:
-    """Return the table of the given rows. `columns` names its members; shards are in the order of dataset.json."""
+    """Return the table of the given rows; `columns` are the manifest's names of the members that batches read."""
     names, codes = shard_column
     codes = codes[rows]
     place = {name: number for number, name in enumerate(shards)}
@@ -398,7 +408,7 @@ def _check(folder: Path, table: ClipTable) -> None:
         )
 
 
-# --- filters of samples over columns of the manifest; a filter that leaves nothing is refused by name
+# --- filters of samples by columns of the manifest; an error names the filter that no sample passes
 
 
 def column(values: Sequence[str | None]) -> LabelColumn:
@@ -428,11 +438,11 @@ def keep_labelled(
 
     Args:
         folder: Folder of the shards, for the error.
-        left: (N,) rows that earlier filters leave.
+        left: Mask (N,) of the rows that pass earlier filters.
         name: Name of the column, for the error.
         values: The column.
         wanted: Accepted texts; empty: all rows pass.
-        also: (N,) rows that pass regardless of their text; None for no such rows.
+        also: Mask (N,) of rows that pass this filter regardless of their text; None: no such rows.
 
     Returns:
         Mask (N,) of the rows.
@@ -461,10 +471,10 @@ def keep_lengths(
 
     Args:
         folder: Folder of the shards, for the error.
-        left: (N,) rows that earlier filters leave.
-        seconds: (N,) lengths.
-        min_seconds: Least length.
-        max_seconds: Greatest length; None for no limit.
+        left: Mask (N,) of the rows that pass earlier filters.
+        seconds: (N,) lengths in seconds.
+        min_seconds: Minimum length in seconds.
+        max_seconds: Maximum length in seconds; None: no limit.
 
     Returns:
         Mask (N,) of the rows.

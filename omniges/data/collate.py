@@ -93,7 +93,7 @@ class ConditionReader:
             streams: Condition streams by name.
             readers: Reader of each folder.
             labels: Labels of each folder.
-            tracks: Tracks of the arrays.
+            tracks: The array of each stream: plain or latents.
         """
         self._streams, self._readers, self._labels = streams, readers, labels
         self._names = labels_read(streams.values())
@@ -115,7 +115,7 @@ class ConditionReader:
             source: Index of the folder.
             sample: Index of the clip.
             start: First tick of the window.
-            ticks: Length of the window.
+            ticks: Length of the window in ticks.
 
         Raises:
             DataError: A member cannot be read.
@@ -209,8 +209,9 @@ class Collator:
             readers: Reader of each folder.
             normaliser: Scales of the arrays.
             tokenizer: Content of tokenizer.json.
-            stride: Distance between the positions of successive blocks, for planning ahead.
-            tracks: Tracks of the arrays.
+            stride: Distance between the first positions of two blocks that are filled one after the other. With it,
+                the collator computes the windows of later blocks in advance.
+            tracks: The array of each stream: plain or latents.
             conditions: Reader of condition streams, or None.
         """
         self._order, self._readers, self._stride = order, tuple(readers), stride
@@ -227,11 +228,11 @@ class Collator:
         self._cold = True
 
     def fill(self, block: BatchBlock, positions: I64) -> None:
-        """Read the windows at positions into a block.
+        """Read the windows at the given positions into a block.
 
         Args:
             block: Block of R rows.
-            positions: Positions (rows ≤ R,).
+            positions: Positions (n,) of the windows, n ≤ R.
 
         Raises:
             DataError: A window cannot be read.
@@ -299,7 +300,7 @@ def make_setup(
         data: Shard sets.
         sequencing: Order of the windows.
         verify: When to compare the sha256 of members.
-        stride: Distance between the positions of successive blocks.
+        stride: Distance between the first positions of two blocks that one process fills one after the other.
         normaliser: Scales of the arrays.
         tokenizer: Content of tokenizer.json.
         conditions: Condition streams by name.
@@ -340,12 +341,13 @@ def _tracks_of(document: Mapping[str, Any]) -> Tracks:
 def make_collator(
     document: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]], *, mapped: bool = True
 ) -> Collator:
-    """Make a collator.
+    """Make a collator from a result of `make_setup`, in the same or another process.
 
     Args:
         document: Document of `make_setup`.
         arrays: Arrays of `make_setup`. The collator marks checked members in them.
-        mapped: Map shards, as worker processes do; a shard that is truncated then ends the process.
+        mapped: Read shards through memory maps, as worker processes do. If a mapped shard is truncated, the kernel
+            kills the process.
 
     Returns:
         The collator.

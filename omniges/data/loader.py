@@ -44,7 +44,7 @@ class LoaderSettings:
     """Settings that change the speed of the loader, but not the batches."""
 
     workers: int = 2  # worker processes; 0: the calling process reads
-    prefetch: int = 2  # batches each worker may be ahead
+    prefetch: int = 2  # batches that each worker may read ahead
     verify: Verify = "first"  # compare a member's sha256 before its first use, or never
     pin_memory: bool | None = None  # page-locked memory; None: if there is a GPU
     stall_s: float = 600.0  # a batch that takes longer is an error
@@ -161,7 +161,7 @@ class BatchLoader:
 
     @property
     def position(self) -> int:
-        """Number of windows that all ranks have received."""
+        """Number of windows returned so far, summed over all ranks."""
         return self._position
 
     @property
@@ -184,7 +184,7 @@ class BatchLoader:
 
     @property
     def _end(self) -> int | None:
-        """Position at which a pass ends; the last step may have fewer windows, but every rank gets its batches."""
+        """Position at which a pass ends. The last step may have fewer windows, but not fewer batches on any rank."""
         return None if self.batches is None else self.batches * self._share.micro_batch
 
     def next_batch(self) -> Batch | None:
@@ -214,7 +214,7 @@ class BatchLoader:
         return self._batch(store, block, rows)
 
     def _start(self) -> BlockStore:
-        """Return the block store; make it and the readers if they do not exist."""
+        """Return the block store; if there is none, make it and start the workers, or the collator without workers."""
         if self._store is not None:
             return self._store
         settings, share = self._settings, self._share

@@ -50,9 +50,9 @@ def _fold(state: U64, value: U64) -> U64:
 
 
 def keyed_hash(*values: U64 | I64 | int) -> U64:
-    """Return 64-bit hashes of 64-bit values, which `_fold` adds in order to a state of 0.
+    """Hash the arguments together, element by element, to 64-bit values.
 
-    The shapes broadcast; the result has at least one axis.
+    `_fold` adds the arguments in order to a state of 0. The shapes broadcast; the result has at least one axis.
     """
     state = np.zeros(1, dtype=np.uint64)
     for value in values:
@@ -67,7 +67,7 @@ def _below(hashed: U64, limit: U64 | int) -> U64:
 
 
 def _add_modulo(x: U64, y: U64, limit: int) -> U64:
-    """Return x + y modulo a limit that both are below; several times faster than a division."""
+    """Return (x + y) mod `limit` for x, y < `limit`, without a division, which would take several times as long."""
     total: U64 = x + y
     total -= (total >= limit) * np.uint64(limit)
     return total
@@ -85,16 +85,16 @@ def text_hashes(texts: npt.NDArray[np.bytes_]) -> U64:
 
 
 def permuted(indices: I64, size: int, seed: int, epochs: I64 | int) -> I64:
-    """Return the images of indices under the permutations of range(size) for (seed, epoch).
+    """Permute indices by a permutation of range(size) that depends on seed and epoch.
 
-    It is an alternating Feistel network over a × b ≥ size (Black and Rogaway 2002) with cycle walking: results of
-    `size` or more are permuted again. It is bijective for any round function.
+    The permutation is an alternating Feistel network over a × b ≥ size (Black and Rogaway 2002) with cycle walking:
+    results of `size` or more are permuted again. The network is bijective for any round function.
 
     Args:
         indices: Indices (P,).
         size: Number of elements.
         seed: Seed of the permutations.
-        epochs: Epochs (P,), or one for all.
+        epochs: Epochs (P,), or one epoch for all indices.
 
     Returns:
         Permuted indices (P,).
@@ -221,11 +221,11 @@ class ClipOrder:
 
 
 def mixture_pattern(weights: Sequence[float]) -> I64:
-    """Return the source of each of PERIOD positions, evenly spread.
+    """Return the source of each position in a period, so that the positions of every source are evenly spread.
 
-    Shares of PERIOD are rounded to whole numbers, at least 1, by the largest remainder. The k-th position of a source
-    with m positions is due at (k + ½)/m of the period. Positions are assigned in this order; ties go to the
-    first source.
+    The number of positions of a source is its share of PERIOD, rounded to a whole number of at least 1 by the largest
+    remainder method. The k-th position of a source with m positions is due at (k + ½)/m of the period. Positions are
+    assigned in order of these due times; if two are equal, the first source comes first.
 
     Args:
         weights: Weights of the sources.
@@ -251,7 +251,7 @@ def mixture_pattern(weights: Sequence[float]) -> I64:
 
 
 class Mixture:
-    """Several folders as one sequence; epoch and position of each are functions of the global position.
+    """Several folders as one sequence. The epoch and position in each folder are functions of the global position.
 
     Without shuffling, the folders follow one another and weights are not used.
     """
@@ -288,7 +288,10 @@ class Mixture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankShare:
-    """The positions of a rank: step k covers [kG, (k+1)G) with G = ranks · batch size · accumulation."""
+    """The positions that one rank reads.
+
+    Step k covers the positions [kG, (k+1)G) of all ranks together, with G = ranks · batch size · accumulation.
+    """
 
     rank: int = 0
     world_size: int = 1

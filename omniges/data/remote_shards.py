@@ -53,7 +53,7 @@ class CacheSettings:
     folder: Path
     capacity_bytes: int
     ahead: int = 4  # shards that are downloaded ahead of use
-    threads: int = 2  # threads for that
+    threads: int = 2  # threads for these downloads
     recheck: bool = False  # check a cached shard's sha256 again when a process first opens it
     space_wait_s: float = 1.0  # time to wait for another process to release a shard
     retries: Retries = field(default_factory=Retries)
@@ -173,8 +173,8 @@ class RemoteShards:
     def specification(self) -> dict[str, Any]:
         """Return JSON from which another process makes its own object with `open_specification`.
 
-        It contains the address with credentials that the URL may have. Send it only through a pipe, never to a file, a
-        log, an argument or a state.
+        It contains the address, including any credentials in the URL. Send it only through a pipe. Never write it to a
+        file, a log, a command line or a saved state.
 
         Returns:
             The JSON document.
@@ -240,8 +240,8 @@ class RemoteShards:
                 wait=pause,
             )
 
-        # Anyone who can write to the cache can change its records. So the small files are read in full; they say what
-        # every member of a shard has to be, and readers compare members before their first use.
+        # Anyone who can write to the cache can change its records of checked files. So the small files are always
+        # checked in full. They contain the sha256 of every member, which readers compare before the first use.
         recheck = (self._settings.recheck or name in self._small_files()) and name not in self._rechecked
         pin = self._cache.acquire(file, fill, space_wait_s, recheck)
         self._rechecked.add(name)

@@ -30,7 +30,7 @@ from omniges.shards.schema import PARTS, SPLITS, STATS_FILE, TOKENIZER_FILE, Par
 F32 = npt.NDArray[np.float32]
 
 Texts = str | Iterable[str]
-"""One text or several, for filters."""
+"""The accepted values of a filter: one text, or an iterable of texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class Sample:
     jaw_eyes: F32
     """(T, 9) float32, axis-angle in radians: jaw, left eye, right eye."""
     betas: npt.NDArray[np.float64]
-    """(300,) float64, SMPL-X body shape; zeros without motion."""
+    """(300,) float64, SMPL-X body shape; zeros if the sample has no motion."""
     start_xz: npt.NDArray[np.float64]
     """(2,) float64, x and z of the first frame in metres."""
     mel: F32
@@ -99,7 +99,7 @@ class Sample:
     notes: tuple[str, ...]
     """Findings of preprocessing about the recording, each as ``code: description``."""
     sources: dict[str, tuple[str, str]]
-    """Path and sha256 of each source file (wav, npz, textgrid, sem), the path relative to the root of the data set."""
+    """Path and sha256 of each source file, by type (wav, npz, textgrid, sem); paths are relative to the data set."""
     metadata: dict[str, Any]
     """Complete content of the member ``KEY.json``."""
 
@@ -171,7 +171,7 @@ class ShardSet:
 
     @cached_property
     def speaker_names(self) -> tuple[str, ...]:
-        """The names of all speakers of the folder, sorted; filters do not change them, so each has a fixed number."""
+        """The sorted names of all speakers of the folder. Filters do not change them, nor the index of a speaker."""
         return tuple(sorted({row.speaker for row in self.reader.rows if row.speaker is not None}))
 
     @cached_property
@@ -199,10 +199,10 @@ class ShardSet:
         Args:
             split: ``train``, ``val``, ``test`` or ``additional``.
             speakers: Names or ids.
-            languages: Such as ``english``.
+            languages: Names of languages, such as ``english``.
             labels: Accepted values by label: ``{"emotion": ("happiness", "anger")}``.
-            min_seconds: Shortest length of a sample.
-            max_seconds: Greatest length of a sample.
+            min_seconds: Minimum length of a sample in seconds.
+            max_seconds: Maximum length of a sample in seconds; None: no limit.
 
         Returns:
             A set over the same shards, in the same order.
@@ -327,7 +327,7 @@ _SAME = ("key", "stem", "split", "speaker_id", "speaker", "language", "seconds",
 
 
 def _texts(what: str, given: Any) -> list[str]:
-    """Return one text or number, or several, as a list."""
+    """Return the values of a filter as a list of texts; a filter is a text, a number, or an iterable of these."""
     if isinstance(given, (str, int)):
         return [str(given)]
     if isinstance(given, Iterable):
@@ -359,10 +359,10 @@ def open_shards(  # noqa: PLR0913 - filters, all by keyword
         folder: A folder that ``omniges preprocess`` or `write_shards` wrote.
         split: ``train``, ``val``, ``test`` or ``additional``; None: all splits.
         speakers: Names or ids; empty: all.
-        languages: Such as ``english``; empty: all.
+        languages: Names of languages, such as ``english``; empty: all.
         labels: Accepted values by label: ``{"emotion": ("happiness", "anger")}``.
-        min_seconds: Shortest length of a sample.
-        max_seconds: Greatest length of a sample.
+        min_seconds: Minimum length of a sample in seconds.
+        max_seconds: Maximum length of a sample in seconds; None: no limit.
         verify: ``first`` compares the sha256 of each member at its first read, ``never`` trusts the files.
 
     Returns:

@@ -51,7 +51,7 @@ class Sequencing:
     window_ticks: int = 64
     seed: int = 0
     shuffle: bool = True  # False: one pass in key order, windows without gaps
-    tick_multiple: int = 1  # first ticks are multiples of it, for tokens of several rows
+    tick_multiple: int = 1  # windows start at multiples of this many ticks; above 1 if a model token has several rows
 
     def __post_init__(self) -> None:
         """Refuse a multiple below 1."""
@@ -101,7 +101,7 @@ def order_of(tables: Sequence[ClipTable], weights: Sequence[float], sequencing: 
         tables: Clips of each folder.
         weights: Weight of each folder.
         sequencing: Settings of the sequence.
-        tracks: Tracks of the arrays.
+        tracks: The array of each stream: plain or latents.
 
     Returns:
         The order.
@@ -128,8 +128,8 @@ def make_state(data: Sequence[DataSource], sequencing: Sequencing, position: int
     Args:
         data: The folders.
         sequencing: Settings of the sequence.
-        position: Number of windows that all ranks have received.
-        global_batch: Windows in a step.
+        position: Number of windows returned so far, summed over all ranks.
+        global_batch: Number of windows in a step, summed over all ranks.
 
     Returns:
         The state.

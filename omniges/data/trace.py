@@ -21,9 +21,9 @@ I64 = npt.NDArray[np.int64]
 
 
 def trace(settings: TraceSettings) -> Iterator[dict[str, Any]]:
-    """Yield one record for each window: step, rank, position, key, start_tick, split, and with `decode` sha256.
+    """Yield one record for each window: step, rank, position, key, start_tick, split, and if `decode` is set, sha256.
 
-    The digest covers the window's normalised gesture, mel and text tokens in the batch, or the latents that replace
+    The sha256 covers the window's normalised gesture, mel and text tokens in the batch, or the latents that replace
     them. Arrays are float32, tokens int32, little-endian, in this order.
 
     Args:
@@ -66,7 +66,7 @@ def trace(settings: TraceSettings) -> Iterator[dict[str, Any]]:
 
 
 def _digester(data: list[DataSource], sequencing: Sequencing, share: RankShare) -> Callable[[I64], list[str]]:
-    """Return a function that reads windows as a loader does, and returns their sha256 for positions (rows,)."""
+    """Return a function of positions (rows,) that reads their windows like a loader and returns the windows' sha256."""
     catalog = data[0].catalog
     normaliser, tokenizer = catalog.normaliser(), catalog.tokenizer
     setup = make_setup(data, sequencing, "first", share.micro_batch, normaliser, tokenizer)

@@ -31,7 +31,7 @@ F32 = npt.NDArray[np.float32]
 WORDS: Final = "words"
 """Name of the member with the words, in any version of the contract."""
 TILE_TICKS: Final = 64
-"""Number of ticks of a tiled scale. Its means and divisors take 1 MB, which fits into a processor cache."""
+"""Number of ticks for which `Scale.tiled` repeats means and divisors. They take 1 MB, which fits into a CPU cache."""
 STREAMS: Final[tuple[Literal["gesture", "audio", "text"], ...]] = ("gesture", "audio", "text")
 
 
@@ -92,7 +92,7 @@ class Tracks:
 
     @property
     def by_member(self) -> dict[int, PlainArray | FrameEntry | WindowEntry]:
-        """The arrays that batches read, by the index of their member. Words are left out, because they are text."""
+        """The arrays that batches read, by index in `members`. Words are left out, because they are not an array."""
         found = dict(enumerate(self.arrays))
         return found if self.jaw_eyes is None else found | {len(self.members) - 1: self.jaw_eyes}
 
@@ -104,7 +104,7 @@ class Tracks:
 
     @property
     def row_multiple(self) -> int:
-        """Smallest number of ticks with complete rows of gesture and audio."""
+        """Smallest number of ticks that holds whole numbers of rows of gesture and of audio."""
         return math.lcm(self.gesture.tick_multiple, self.audio.tick_multiple)
 
     @property
@@ -116,7 +116,7 @@ class Tracks:
         """Return the number of ticks that must divide the start of every window.
 
         Args:
-            ticks: Length of a window.
+            ticks: Length of a window in ticks.
             tick_multiple: A further number that must divide the result.
 
         Returns:
@@ -143,7 +143,7 @@ class Tracks:
 
 _JAW_EYES_ARRAY: Final = PlainArray("gesture.npy", JAW_EYES, stored_as="jaw_eyes.npy")
 PLAIN_TRACKS: Final = Tracks(PlainArray("gesture.npy", LAYOUT.channels), PlainArray("mel.npy", MEL_BANDS))
-"""The arrays as `preprocess` writes them."""
+"""The arrays of a batch without codecs, and without jaw and eyes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -236,7 +236,7 @@ class Normaliser:
 
         Args:
             statistics: Entries of stats.json or latents.json, by stream.
-            tracks: Tracks of the arrays.
+            tracks: The array of each stream: plain or latents.
             samples: Number of train samples.
             source: Path of the file, for errors.
 

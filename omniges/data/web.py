@@ -97,7 +97,7 @@ def webdataset(
             with its offset, size and sha256, and no sample may be missing. A folder as `source` is its own manifest.
 
     Returns:
-        The object of webdataset, a torch ``IterableDataset``.
+        The ``webdataset.WebDataset``, which is also a torch ``IterableDataset``.
 
     Raises:
         UsageFault: The folder or the split does not exist.
@@ -209,7 +209,7 @@ def _rows_of(manifest: str | Path | ShardSet) -> Sequence[ManifestRow]:
 
 
 def _plans(rows: Sequence[ManifestRow]) -> dict[str, list[ManifestRow]]:
-    """Return the rows of each shard in order, by the key of its first sample."""
+    """Return the rows of each shard in the order of its bytes; the dict key is the key of the shard's first sample."""
     by_shard: dict[str, list[ManifestRow]] = {}
     for row in sorted(rows, key=lambda row: row.members["json"].offset):
         by_shard.setdefault(row.shard, []).append(row)
@@ -418,7 +418,7 @@ def _compare_with_manifest(walk: _Walk, key: str, members: Mapping[str, _Member]
 
 
 def _decoded(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """Decode the members of a sample; raise DataError if one does not match its ending."""
+    """Decode the members of a sample; raise DataError if a member does not have the format that its ending names."""
     found = dict(sample)
     for name, data in sample.items():
         if not name.startswith("__"):
@@ -431,7 +431,7 @@ def _decoded(sample: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value(name: str, data: bytes, metadata: object) -> Any:
-    """Decode a member; raise ValueError or RecordingFault if it does not match its ending."""
+    """Decode a member; raise ValueError or RecordingFault if it does not have the format that its ending names."""
     ending = name.rpartition(".")[2]
     if ending == "npy":
         return read_npy(data).copy()

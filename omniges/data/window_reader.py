@@ -280,7 +280,7 @@ class ClipReader:
             sample: Index of the clip.
             start_tick: First tick, a multiple of the tracks' `tick_multiple`.
             ticks: Length, a multiple of the tracks' `tick_multiple`.
-            scales: Scales, which may be tiled.
+            scales: Means and divisors of one row, or of several successive rows (`Scale.tiled`).
             out: Arrays to fill: gesture (ticks · 3 · 415,) and audio (ticks · 10 · 64,) for plain tracks; with jaw and
                 eyes, a row of gesture has 424 values.
 
@@ -322,9 +322,9 @@ class ClipReader:
 
         Args:
             sample: Index of the clip.
-            start_tick: First tick of a window of the latents.
-            ticks: Length of the window.
-            scale: Scale of the latents, which may be tiled.
+            start_tick: First tick of a window that the text codec encoded.
+            ticks: Length of the window in ticks.
+            scale: Mean and divisor of one row of latents, or of several successive rows (`Scale.tiled`).
             out: Array (latents · channels,) to fill.
 
         Raises:
@@ -338,7 +338,7 @@ class ClipReader:
             out[:] = 0.0
 
     def prefetch(self, samples: npt.NDArray[np.int64]) -> None:
-        """Tell the source which shards clips (k,) need, in order, except shards that are already mapped."""
+        """Announce to the source the shards of the given clips (k,), in order, except shards that are mapped."""
         shards = dict.fromkeys(self.table.shard[samples].tolist())
         wanted = [name for name, _ in map(self._shards.__getitem__, shards) if name not in self.maps]
         if wanted:
@@ -350,7 +350,7 @@ class ClipReader:
         Args:
             sample: Index of the clip.
             start_tick: First tick of the window.
-            ticks: Length of the window.
+            ticks: Length of the window in ticks.
         """
         mapped = self._map(sample).content
         for member, track in self._by_member.items():
@@ -413,7 +413,7 @@ class ClipReader:
         self._marks.verified[sample, member] = 1
 
     def _check_header(self, mapped: Ranges, sample: int, member: int) -> int:
-        """Return the size of a member's npy header; refuse another dtype, order, shape or size than the manifest's."""
+        """Return the size of a member's npy header; refuse a dtype, array order, shape or size that is not expected."""
         first, size = int(self.table.offsets[sample, member]), int(self.table.sizes[sample, member])
         track, table = self._by_member[member], self.table
         rows = track.rows_of_clip(int(table.frames[sample]), int(table.mel_frames[sample]), int(table.ticks[sample]))

@@ -54,7 +54,7 @@ class MemberReader:
 
     Args:
         folder: The shard set.
-        rows: The samples, by number.
+        rows: Manifest rows of the samples.
         widths: For each member to read, the number of columns; 0 for an array of one dimension.
         marks: Zeros (samples, members) uint8; set to 1 when a member's sha256 was compared. Processes may share the
             array, so that each member is compared once.
@@ -84,7 +84,7 @@ class MemberReader:
         Args:
             number: Index of the sample.
             member: Name of the member, such as ``gesture.npy``.
-            first: First value.
+            first: Index of the first value.
             count: Number of values.
 
         Returns:
@@ -295,10 +295,10 @@ class WindowDataset(Dataset[dict[str, Any]]):
             values are as recorded. Version 1 of the shards has no statistics of jaw_eyes, so they are computed once
             from the train split.
         speakers: Names or ids; empty: all.
-        languages: Such as ``english``; empty: all.
+        languages: Names of languages, such as ``english``; empty: all.
         labels: Accepted values by label: ``{"emotion": ("happiness", "anger")}``.
-        min_seconds: Shortest length of a clip.
-        max_seconds: Greatest length of a clip.
+        min_seconds: Minimum length of a clip in seconds.
+        max_seconds: Maximum length of a clip in seconds; None: no limit.
         require: Parts that a clip must have, such as ``("text", "audio", "face")``.
         verify: ``first`` compares the sha256 of each member at its first use, ``never`` trusts the files; None: the
             setting of an open set, or ``first`` for a folder.
@@ -439,7 +439,10 @@ class WindowDataset(Dataset[dict[str, Any]]):
         return {name: ready[name] if name in ready else others[name] for name in items[0]}
 
     def _shared_batch(self, indices: Sequence[int]) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-        """Return the arrays of windows as shared batches, and the windows. Arrays inside a window are overwritten."""
+        """Return batches of the arrays in shared memory, and the items without valid arrays.
+
+        Every item is read into the same arrays, so the arrays inside the items hold the last item.
+        """
         shared = {name: _SharedRows(len(indices), shape) for name, shape in self._shapes.items()}
         window = {name: torch.empty(shape) for name, shape in self._shapes.items()}
         items = []
@@ -479,7 +482,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         return 1 + (row.ticks - self.window_ticks) // self.stride_ticks
 
     def _place(self, index: int) -> tuple[int, int]:
-        """Return the clip and first tick of a window."""
+        """Return the index of a window's clip, and the window's first tick."""
         window = index + len(self) if index < 0 else index
         if not 0 <= window < len(self):
             raise IndexError(f"window {index} of {len(self)}")
