@@ -64,7 +64,7 @@ FEATURES: Final[dict[str, Any]] = {
     },
 }
 COUNTS: Final = ("samples", "frames", "mel_frames", "ticks", "words")
-"""Counts in ``totals`` and ``splits``, beside seconds."""
+"""Names of the counts in ``totals`` and ``splits`` of dataset.json, which also contain ``seconds``."""
 _version: Final = functools.cache(metadata.version)  # each call reads a file in 3 ms
 
 
@@ -91,7 +91,7 @@ class Partial:
     """Statistics of the channels of one clip's array (T, C), in float64.
 
     `rows` has shape (7, C): count, mean, sum of squared deviations, minimum, maximum, and mean and sum of squared
-    deviations of the differences between successive frames. All values of an absent channel are 0, also its count.
+    deviations of the differences between successive frames. All values of an absent channel are 0, including its count.
     """
 
     rows: F64
@@ -106,8 +106,8 @@ class Partial:
 def partial_of(array: npt.NDArray[np.float32]) -> Partial:
     """Return the partial statistics of one clip's array (T, C), T >= 1; an absent channel is NaN in all frames.
 
-    Deviations are computed from the first frame. This needs one pass over the data fewer than deviations from the mean,
-    and a constant channel gets a variance of exactly zero. Sums are accumulated over the frames in order.
+    Deviations are computed from the first frame, not from the mean. This saves one pass over the data, and a constant
+    channel gets a variance of exactly zero. Sums are accumulated over the frames in order.
     """
     first = array[0].astype(np.float64)
     total, squares, steps = np.zeros((3, *first.shape))  # sums of deviations and of differences
@@ -183,7 +183,7 @@ def _combine_stacked(stacked: F64, *, plain: bool) -> dict[str, Any]:
 
 
 def _mean_and_std(counts: F64, means: F64, m2s: F64) -> tuple[F64, F64]:
-    """Combine the counts, means and M2 (clips, C) of clips to the mean and standard deviation (C,); 0 if absent."""
+    """Combine counts, means and M2, each (clips, C), into mean and standard deviation (C,); 0 for absent channels."""
     count = np.maximum(counts.sum(axis=0), 1.0)
     mean = _fsum_columns(means * counts) / count
     variance = _fsum_columns(np.concatenate([m2s, counts * (means - mean) ** 2])) / count
@@ -203,7 +203,7 @@ class PartialSpool:
     """Partials of any number of clips in little memory; most are stored in an unnamed temporary file."""
 
     def __init__(self, partials: Iterable[tuple[Partial, ...]] = (), folder: Path | None = None) -> None:
-        """Add partials; create the temporary file only when there are more than a block of clips.
+        """Add partials; create the temporary file only when they come from `_SPOOL_CLIPS` clips or more.
 
         Args:
             partials: For each clip, the partials of its arrays. All clips have the same arrays.
@@ -322,7 +322,7 @@ def read_statistics(data: bytes, place: str) -> dict[str, Any]:
 
     Args:
         data: Bytes of the file.
-        place: Path for errors.
+        place: Path of the file, for errors.
 
     Returns:
         The document.

@@ -230,7 +230,7 @@ def check_document(document: object, path: str) -> dict[str, Any]:
 
     Args:
         document: Content of the JSON.
-        path: Path for errors.
+        path: Path of dataset.json, for errors.
 
     Returns:
         The document itself.
@@ -298,7 +298,7 @@ def loudness_of(dataset: Mapping[str, Any], folder: Path) -> audio.Loudness:
 
 
 def _counts_problem(document: Mapping[str, Any]) -> str:
-    """Describe the first count of samples that is not the sum over the shards; return "" if all are."""
+    """Describe the first number of samples that is not the sum over the shards; return "" if there is none."""
     splits, totals = document["splits"], document["totals"]
     samples = Counter(dict.fromkeys(schema.SPLITS, 0))
     for entry in document["shards"].values():
@@ -338,7 +338,7 @@ def rows_problem(rows: Sequence[ManifestRow], dataset: Mapping[str, Any]) -> str
 
 
 def _is_shard_size(size: int) -> bool:
-    """Return whether a size in bytes is possible for a tar: whole blocks, at least two at its end."""
+    """Return whether a shard can have this size: a multiple of 512 bytes, and larger than the two blocks at its end."""
     return size > len(END_OF_ARCHIVE) and size % BLOCK_BYTES == 0
 
 

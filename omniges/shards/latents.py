@@ -39,7 +39,7 @@ SOURCE_FRAMES_PER_TICK: Final[Mapping[str, int]] = {"mel.npy": MEL_FRAMES_PER_TI
 WORDS_MEMBER: Final = "words.json"
 """Source of a window codec, as named in contract version 1; `Contract.words` is the name of the member."""
 BY_MIDDLE: Final = "middle"
-"""Rule that a window has the words whose midpoint, (start + end) / 2, is in the window."""
+"""Value of `WindowEntry.words`: a window contains the words whose midpoint, (start + end) / 2, lies in it."""
 
 _MOST: Final = 1 << 20  # largest number of frames in a row, channels, ticks or latents
 _LOST: Final = ("windows", "cut", "unknown")
@@ -185,7 +185,7 @@ class FrameRows:
 
     @property
     def tick_multiple(self) -> int:
-        """The start and length of a window in ticks must be multiples of this number, so that it has complete rows."""
+        """Smallest number of ticks with whole rows; the start and length of each window must be multiples of it."""
         return self.rows_per_tick.denominator
 
     @property

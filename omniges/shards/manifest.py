@@ -84,16 +84,17 @@ class ManifestRow:
 
 
 def identities(row: ManifestRow) -> tuple[tuple[str, ...], ...]:
-    """Return two keys that are equal for copies of a recording.
+    """Return two keys of a sample; samples with an equal first or second key are copies of the same recording.
 
-    The keys are the digests of its arrays and the digests of its source files; the second may be empty.
+    The first key consists of the digests of the gesture and mel arrays, the second of the digests of the npz and wav
+    source files. An empty second key means that the sources are unknown, and equals no other key.
     """
     content = (row.members["gesture.npy"].sha256, row.members["mel.npy"].sha256)
     return content, tuple(row.sources[name][1] for name in ("npz", "wav") if name in row.sources)
 
 
 def manifest_hash(rows: Sequence[ManifestRow]) -> str:
-    """Return the sha256 of a set's content: key, split, frames and member digests of each row, sorted.
+    """Return the sha256 of a set's content: key, split, frames and member digests of each row, sorted by key.
 
     Shard names, offsets and the bytes of the parquet file do not affect the hash. So it stays the same if the same
     samples are packed into shards again.
@@ -112,7 +113,7 @@ def manifest_hash(rows: Sequence[ManifestRow]) -> str:
 
 
 def column_of(member: str) -> str:
-    """Return the prefix of the names of a member's columns."""
+    """Return the text with which the names of a member's columns begin, such as ``mel_npy`` for ``mel.npy``."""
     return member.replace(".", "_")
 
 
@@ -251,7 +252,7 @@ def row_from_journal(fields: Any) -> ManifestRow:
         row = row_from_json(fields)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError("not a row of a manifest") from error
-    # The types that parquet columns have by themselves.
+    # A parquet file guarantees these types, JSON does not.
     texts = all(value is None or isinstance(value, str) for value in (row.speaker, row.language))
     if not texts or not isinstance(row.labels, dict) or not all(isinstance(part, str) for part in row.present):
         raise ValueError(f"speaker {row.speaker!r:.40}, labels {row.labels!r:.40}, present {row.present!r:.40}")
@@ -347,7 +348,7 @@ def _require_valid(row: ManifestRow) -> None:
 
 
 def row_problem(row: ManifestRow) -> str:
-    """Return why a row cannot be used, such as an unsafe name or an invalid number; "" if it can."""
+    """Return the first unsafe name or invalid value in a row as text, or "" for a valid row."""
     if not schema.is_key(row.key) or row.split not in schema.SPLITS or not schema.is_shard_name(row.shard):
         return f"key {row.key!r}, split {row.split!r}, shard {row.shard!r}"
     if not schema.is_stem(row.stem):
@@ -408,7 +409,7 @@ def places_problem(rows: Iterable[ManifestRow], shards: Mapping[str, Any]) -> st
 
 
 def _places_problem(row: ManifestRow) -> str:
-    """Return what is wrong with the members' positions or the sources of a row; "" if nothing is."""
+    """Return the first invalid or missing member position or source of a row as text, or "" if there is none."""
     contract = row.contract
     if not set(contract.members) <= row.members.keys():
         return "no position of a required member"
@@ -468,7 +469,10 @@ class ManifestColumns:
         return encoded.dictionary.to_pylist(), codes
 
     def labels_of(self, label: str) -> tuple[list[str], npt.NDArray[np.int32]]:
-        """Return the distinct values of a label such as emotion and the index (N,) of each row, -1 for no value."""
+        """Return the distinct values of a label, such as emotion, and for each row (N,) the index of its value.
+
+        The index is -1 for a row without a value.
+        """
         names = self._file.schema_arrow.names
         own = label in {"speaker", "language", *_LABELS_OF_1}  # labels whose column has the label's name
         column = _LABEL + label if _LABEL + label in names or not own else label
@@ -480,7 +484,10 @@ class ManifestColumns:
         return values, codes
 
     def present(self, parts: Sequence[schema.Part]) -> npt.NDArray[np.uint8]:
-        """Return for each sample (N,) which of at most eight parts it has: bit k for part k; all bits in version 1."""
+        """Return bits (N,) for at most eight parts: bit k is set if the sample has ``parts[k]``.
+
+        In version 1, all bits are set.
+        """
         count = self._file.metadata.num_rows
         if self._form.contract.version == 1:
             return np.full(count, (1 << len(parts)) - 1, np.uint8)

@@ -85,7 +85,7 @@ def absent_channels(bits: int) -> tuple[slice, ...]:
 
 
 def trained_bits(statistics: Mapping[str, Any]) -> int:
-    """Return the bits of parts that at least one train sample has, by stats.json; all parts in version 1."""
+    """Return the bits of parts that at least one train sample has, according to stats.json; all parts in version 1."""
     gesture = statistics.get("gesture", {})
     if "counts" not in gesture:
         return ALL_PRESENT

@@ -120,7 +120,7 @@ def check_digest(content: bytes | memoryview, sha256: bytes, place: str) -> None
     Args:
         content: All bytes of a member or file.
         sha256: Expected digest, 32 bytes.
-        place: Position for errors.
+        place: Position of the content, for errors.
 
     Raises:
         DataError: The digest is not the expected one.
@@ -138,7 +138,7 @@ def check_member(source: ShardSource, shard: str, content: bytes | memoryview, s
         shard: Name of the shard.
         content: All bytes of the member.
         sha256: Expected digest, 32 bytes.
-        place: Position for errors.
+        place: Position of the content, for errors.
 
     Raises:
         DataError: The digest is not the expected one.
@@ -211,7 +211,7 @@ def checked_rows(data: bytes, dataset: Mapping[str, Any], place: str) -> list[Ma
     Args:
         data: Bytes of the manifest, whose sha256 is already checked.
         dataset: Checked dataset.json.
-        place: Path for errors.
+        place: Path of the manifest, for errors.
 
     Returns:
         The rows, in the manifest's order.
@@ -432,7 +432,7 @@ class ShardFolder:
             pcm, bits = decode_flac(self.member(row, "flac"), samples_of(self.metadata(row)))
         except RecordingFault as fault:
             raise self._fault(row, "flac", fault) from fault
-        # Exact, and avoids a large float64 array.
+        # The product is exact in float32, which avoids a large float64 array.
         return pcm.astype(np.float32) * np.float32(2.0 ** (1 - bits))
 
     def sample(self, row: ManifestRow) -> SampleArrays:
@@ -458,7 +458,7 @@ def train_statistics(folder: ShardFolder, member: str) -> dict[str, Any]:
         member: Name of the array, such as ``jaw_eyes.npy``.
 
     Returns:
-        A list of numbers, one for each channel, by statistic.
+        For each statistic, a list with one number for each channel.
 
     Raises:
         DataError: A shard is damaged.

@@ -39,7 +39,7 @@ SIDE_FILES: Final = (
 )  # files beside the shards, without dataset.json
 UNFINISHED_FILE: Final = ".omniges-unfinished"  # folder of a run that has not finished
 UNFINISHED_FORMAT: Final = "omniges-unfinished"
-"""Format that dataset.json states in an object store while a run replaces the set."""
+"""Value of ``format`` in dataset.json while a run replaces the set in an object store."""
 VERIFY: Final = "run omniges verify-shards, then make the shards again"
 """Remedy in errors about damaged shards."""
 
@@ -49,7 +49,7 @@ SPLITS: Final[tuple[Split, ...]] = get_args(Split)
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """Names of a sample's members ``KEY.<member>`` in one version of the contract, in the order of the shard."""
+    """Names of a sample's members ``KEY.<member>`` in one version of the contract, in their order in a shard."""
 
     version: int
     members: tuple[str, ...]  # members of every sample
@@ -82,7 +82,7 @@ KNOWN_MEMBERS: Final = (
     *("json", "gesture.npy", "mel.npy", "words.json", "words.txt", "jaw_eyes.npy", "betas.npy", "start_xz.npy"),
     *("sem.json", "sem.txt", "flac", "audio.npy"),
 )
-"""The members of all versions, but for latents, in the order of the shard."""
+"""The members of all versions except latents, in their order in a shard."""
 
 Part = Literal["text", "audio", "upper", "hands", "lower", "root", "face", "jaw_eyes", "sem", "labels"]
 PARTS: Final[tuple[Part, ...]] = get_args(Part)
@@ -169,7 +169,7 @@ def _escaped_character(match: re.Match[str]) -> str:
 
 
 def is_count(value: object, minimum: int = 0) -> bool:
-    """Return whether a value is a whole number of at least `minimum` and not larger than any file size.
+    """Return whether a value is a whole number from `minimum` to 2^60, which is above all real counts and sizes.
 
     Args:
         value: Value to check.
@@ -292,7 +292,7 @@ def parse_document(data: bytes, place: str) -> dict[str, Any]:
 
     Args:
         data: Bytes of the file.
-        place: Path for errors.
+        place: Path of the file, for errors.
 
     Returns:
         The object.

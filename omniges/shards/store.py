@@ -464,7 +464,7 @@ class StorePlace:
     # --- Shards
 
     def staged_path(self, index: int) -> Path:
-        """Return the path for the n-th shard that this run writes; its object gets the same name."""
+        """Return the path for shard `index`, from 0, that this run writes; its object gets the same name."""
         return self.folder / f"staged-{self._state.lock:06d}-{index:06d}.tar"
 
     def keep(self, path: Path, size: int, sha256: str) -> None:
@@ -647,7 +647,7 @@ class StoreJournal:
         return list(lines)
 
     def open(self) -> None:
-        """Prepare for `append`; no lines are waiting."""
+        """Prepare for `append`, and discard lines that wait."""
         self._waiting = []
 
     def append(self, row: dict[str, Any], *, durable: bool) -> None:
@@ -720,7 +720,7 @@ def _start_time(pid: int | str) -> str | None:
 
 
 def _has_ended(holder: Mapping[str, Any]) -> bool | None:
-    """Return whether the process of a lock record has ended; None if its machine or container is another one."""
+    """Return whether the process of a lock record has ended; None if it ran on another machine or container."""
     own = _process_facts()
     known = all(own[name] is not None and holder.get(name) == own[name] for name in ("boot", "space"))
     if not known or type(holder.get("pid")) is not int:

@@ -48,7 +48,7 @@ def member_header(name: str, size: int) -> bytes:
 
 
 def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
-    """Return the npy 1.0 header of an array, padded to a multiple of 64 bytes; the contract allows no other.
+    """Return the npy 1.0 header of an array, padded to a multiple of 64 bytes; the contract allows no other header.
 
     Args:
         dtype: NumPy type string, such as ``<f4``.

@@ -146,7 +146,7 @@ class UnfinishedRun:
 
     @classmethod
     def of(cls, document: dict[str, Any], *, anew: bool) -> UnfinishedRun:
-        """Return the record of this run, with values in the form that JSON gives back.
+        """Return the record of this run, with values as they are after reading from JSON: a tuple becomes a list.
 
         Args:
             document: Settings that affect the output bytes.
@@ -226,7 +226,7 @@ class OutputPlace(Protocol):
         ...
 
     def staged_path(self, index: int) -> Path:
-        """Return the path in `folder` for the n-th shard that this run writes."""
+        """Return the path in `folder` for shard `index`, from 0, that this run writes."""
         ...
 
     def keep(self, path: Path, size: int, sha256: str) -> None:
@@ -295,7 +295,7 @@ class Workspace:
             return {path.name: path.stat().st_size for path in self.out.iterdir() if path.is_file()}
 
     def staged_path(self, index: int) -> Path:
-        """Return the path for the n-th shard that this run writes; numbers continue after the stopped run's shards."""
+        """Return the path for shard `index` that this run writes; its number comes after those of a stopped run."""
         if self._first_index is None:
             self._first_index = self.free_index()
         return self.folder / staged_name(self._first_index + index)
@@ -516,7 +516,7 @@ def _complete_lines(data: bytes) -> tuple[list[bytes], int]:
 
 
 def journal_problem(row: Any) -> str:
-    """Return why a journal line is neither a valid finished shard nor a valid rejection; "" if it is one."""
+    """Return why a journal line is neither a valid finished shard nor a valid rejection, or "" for a valid line."""
     if not isinstance(row, dict):
         return "expected an object"
     if row.keys() >= {"rejected", "findings", "inputs"}:

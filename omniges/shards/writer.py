@@ -116,7 +116,7 @@ class OpenShard(Protocol):
         """Write pending bytes to disk, so that `publish` has less to wait for."""
 
     def complete(self) -> None:
-        """Declare that the shard is complete, so that work can begin before `publish` waits for it."""
+        """Declare that no more samples follow, so that another machine can begin to write the shard."""
 
     def publish(self) -> None:
         """Make the file durable and give it its final name."""

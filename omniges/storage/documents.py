@@ -31,7 +31,7 @@ _MOST_SHOWN: Final = 60
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Allowed range of a number, for ``Annotated``."""
+    """Allowed range of a number, for ``Annotated``; includes `minimum` and `maximum`, but excludes `above`."""
 
     minimum: float = -_MOST
     maximum: float = _MOST
