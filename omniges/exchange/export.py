@@ -181,7 +181,7 @@ def _fbx(command: list[str], glb: bytes, motion: SmplxMotion) -> bytes:
 
 
 def _file_stem(track: Track, used: set[str]) -> str:
-    """Return an unused file name: the clip's name; if that is used, with the track's name, and then with a number."""
+    """Return a file name that is not used yet: CLIP, else CLIP-TRACK, else CLIP-TRACK-NUMBER."""
     label = re.sub(r"[^\w-]+", "-", track.name).strip("-") or "track"
     names: Iterator[str] = (
         track.clip if number == 0 else f"{track.clip}-{label}" if number == 1 else f"{track.clip}-{label}-{number}"

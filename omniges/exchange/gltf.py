@@ -62,7 +62,7 @@ class _Buffer:
         Args:
             array: float32, uint16 or uint8.
             kind: ``SCALAR``, ``VEC3``, ``VEC4`` or ``MAT4``.
-            target: Type of the GPU buffer that gets the array; None for none.
+            target: Target of the buffer view: `_VERTICES` or `_INDICES`. None: the array is neither.
             bounds: Whether to state minimum and maximum.
 
         Returns:
@@ -296,7 +296,7 @@ def quaternions(matrices: Array) -> Array:
 
 
 def shortest_way(turns: Array) -> Array:
-    """Choose signs of quaternions (T, J, 4) so that each is close to the one of the frame before, for interpolation."""
+    """Flip signs of quaternions (T, J, 4) so that each is close to its predecessor in time, as interpolation needs."""
     flips = np.sum(turns[1:] * turns[:-1], axis=-1) < 0
     signs = np.where(np.cumsum(flips, axis=0) % 2, -1.0, 1.0)
     return np.concatenate([turns[:1], turns[1:] * signs[..., None]])

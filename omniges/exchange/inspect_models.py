@@ -290,7 +290,7 @@ def run_facts(folder: Path) -> tuple[dict[str, Any], Curves]:
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the events of a training log, read line by line; leave out an incomplete last line, as a crash leaves it.
+    """Yield the events of a training log, read line by line; skip an incomplete last line, which a crash may leave.
 
     Args:
         path: The file.

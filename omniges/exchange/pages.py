@@ -42,7 +42,7 @@ FACE_STEP_M: Final = 2.5e-6
 ENVELOPE_HZ: Final = 100
 _BLOCK_FRAMES: Final = 1024
 PLACE_STEP_M: Final = 5e-5
-"""Precision of the figure's vertices."""
+"""Step in metres to which vertex positions of the figure are rounded."""
 
 _SCRIPTS: Final = ("skeleton.js", "figure.js", "mesh.js", "stage.js", "timeline.js", "player.js")
 _FEET: Final = tuple(JOINT_NAMES.index(name) for name in ("left_ankle", "right_ankle", "left_foot", "right_foot"))
@@ -78,11 +78,11 @@ def pack_mesh(model: BodyModel, name: str) -> PackedMesh:
     """Encode the mesh of a body model for a page.
 
     Args:
-        model: The model.
+        model: Body model with the triangles of its mesh.
         name: Name of the model's file, for the error.
 
     Returns:
-        The mesh.
+        The mesh data that do not depend on the person.
 
     Raises:
         DataError: The file has no triangles.
@@ -266,7 +266,7 @@ class _Bodies:
 
 
 def _figure(blobs: _Blobs) -> dict[str, Any]:
-    """Return the solid figure for a page: surfaces of body and mouth, changes of the mouth, and colours."""
+    """Return the solid figure for a page: surfaces of body and mouth, changes of the mouth's vertices, and colours."""
     surfaces = (solid.solid_figure(), solid.mouth())
     return {
         "changes": blobs.add(solid.mouth_changes().astype("<f4").tobytes()),
@@ -342,7 +342,10 @@ def _positions(motion: SmplxMotion, skeleton: Skeleton) -> F64:
 
 
 def floor_of(positions: Numbers) -> float:
-    """Return the floor height in metres, from joints (T, J, 3): a low percentile of the feet, minus the sole."""
+    """Return the floor height in metres, from joints (T, J, 3).
+
+    The height is a low percentile of the lowest foot joint, minus the height of the foot joints above the sole.
+    """
     return float(np.percentile(positions[:, _FEET, 1].min(axis=1), _FLOOR_PERCENT)) - _SOLE_M
 
 

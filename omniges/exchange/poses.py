@@ -35,11 +35,11 @@ class Figure(ABC):
     """Base class of figures that follow a motion."""
 
     triangles: raster.Triangles
-    """(F, 3) vertices, counterclockwise from outside."""
+    """(F, 3) indices of vertices, counterclockwise from outside."""
     base: F32
     """(V, 3) unlit colours of the vertices, from 0 to 1."""
     floor: float
-    """Height of the floor under the figure."""
+    """Height of the floor under the figure in metres."""
 
     def __init__(self, motion: SmplxMotion, skeleton: Skeleton) -> None:
         self._motion = motion

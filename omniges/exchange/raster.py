@@ -62,7 +62,7 @@ def vertex_normals(positions: F32, triangles: Triangles, normals: F32) -> None:
 
     Args:
         positions: (V, 3).
-        triangles: (F, 3) vertices, counterclockwise from outside.
+        triangles: (F, 3) indices of vertices, counterclockwise from outside.
         normals: (V, 3) output array, filled with normals.
     """
     normals[:] = 0
@@ -78,7 +78,7 @@ def vertex_normals(positions: F32, triangles: Triangles, normals: F32) -> None:
 
 @_compiled
 def shade(placed: F32, turned: F32, base: F32, eye: F32, rgb: F32) -> None:
-    """Compute the lit colours of vertices from light from above, a key light, a fill light, gloss and a rim light.
+    """Compute the colours of vertices that are lit from above and by a key, a fill and a rim light, with gloss.
 
     Args:
         placed: (V, 3) positions.
@@ -145,7 +145,7 @@ def _area(screen: F32, a: int, b: int, c: int) -> float:
 
 @_compiled
 def _span(a: float, b: float, c: float, size: int) -> tuple[int, int]:
-    """Return the first and the last of `size` samples whose centres lie between the smallest and largest coordinate."""
+    """Return the first and last index, below `size`, of samples whose centres lie in the range of three coordinates."""
     return max(0, int(np.ceil(min(a, b, c) - 0.5))), min(size - 1, int(np.floor(max(a, b, c) - 0.5)))
 
 
@@ -156,9 +156,9 @@ def fill(screen: F32, rgb: F32, triangles: Triangles, depth: F32, colour: U8) ->
     Args:
         screen: (V, 3) as `project` fills it.
         rgb: (V, 3) colours from 0 to 255.
-        triangles: (F, 3) vertices.
-        depth: (H, W) 1/depth of each sample, 0 where there is nothing; changed in place.
-        colour: (H, W, 3); changed in place.
+        triangles: (F, 3) indices of vertices.
+        depth: (2H, 2W) 1/depth of each sample, 0 where there is nothing; changed in place.
+        colour: (2H, 2W, 3) colours of the samples; changed in place.
     """
     height, width = depth.shape
     for f in range(len(triangles)):
@@ -193,8 +193,8 @@ def cover(screen: F32, triangles: Triangles, mask: U8) -> None:
 
     Args:
         screen: (V, 3) as `project` fills it.
-        triangles: (F, 3) vertices.
-        mask: (H, W) one value for each sample; changed in place.
+        triangles: (F, 3) indices of vertices.
+        mask: (2H, 2W) one value for each sample; changed in place.
     """
     height, width = mask.shape
     for f in range(len(triangles)):
@@ -264,7 +264,7 @@ def compose(depth: F32, colour: U8, mask: U8, light: float, image: U8) -> None:
         depth: (2H, 2W) 1/depth of each sample, 0 where there is nothing.
         colour: (2H, 2W, 3) colours of the samples.
         mask: (2H, 2W) 1 in the shadow.
-        light: Share of the light that the shadow leaves.
+        light: Brightness of the floor in the shadow, relative to the floor outside of it.
         image: (H, W, 3); changed in place.
     """
     height, width = image.shape[:2]

@@ -28,7 +28,7 @@ Point = tuple[float, float, float]
 Colour = Literal["tint", "clay", "white", "iris", "dark", "lip", "shoe"]
 
 COLOURS: Final[tuple[Colour, ...]] = ("tint", "clay", "white", "iris", "dark", "lip", "shoe")
-"""Colours of the figure's parts. Each track has another `tint`; the shoes have half the brightness of the tint."""
+"""Colours of the figure's parts. Each track has its own `tint`; the shoes have half the brightness of the tint."""
 BROWS: Final = {"left": len(PARENTS), "right": len(PARENTS) + 1}
 """Indices of the brow bones. Brows follow the head, and expressions move them up and down."""
 BONES: Final = len(PARENTS) + 2
@@ -48,17 +48,17 @@ class Surface:
     """Vertices in the rest pose, and their triangles."""
 
     positions: F32
-    """(V, 3)."""
+    """(V, 3) in metres."""
     normals: F32
-    """(V, 3) of length 1, outwards."""
+    """(V, 3) unit vectors that point outwards."""
     bones: npt.NDArray[np.uint8]
-    """(V, 2) bones of each vertex."""
+    """(V, 2) indices of the two bones of each vertex."""
     weights: F32
     """(V,) weight of the second bone; the weight of the first bone is 1 minus this weight."""
     colours: npt.NDArray[np.uint8]
     """(V,) index into `COLOURS`."""
     triangles: npt.NDArray[np.uint16]
-    """(F, 3) vertices."""
+    """(F, 3) indices of vertices."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,9 +107,9 @@ class _Builder:
 
         Args:
             positions: Positions (V, 3) in metres.
-            bones: Two bones of each vertex (V, 2).
+            bones: Indices (V, 2) of the two bones of each vertex.
             weights: Weight of the second bone (V,), in [0, 1].
-            triangles: Vertices (F, 3) of each triangle, in any orientation.
+            triangles: Indices (F, 3) of the vertices of each triangle, in any orientation.
             colour: Colour of all vertices.
         """
         triangles = _outwards(positions, triangles)

@@ -1,11 +1,11 @@
-// The figure: surfaces around the skeleton in its rest pose, each vertex bound to one or two bones (joints and brows).
-// The page gets them as data, and the movements of the face too: omniges/exchange/solid.py computes both.
+// The figure: surfaces around the skeleton in its rest pose. Each vertex moves with one or two bones (joints and brows).
+// Surfaces and movements of the face are data of the page; omniges/exchange/solid.py computes them.
 
 const BROWS = data.figure.brows, BONES = JOINTS + 2;
 const [BODY, MOUTH] = data.figure.surfaces.map(readSurface);
 const CHANGES = new Float32Array(blob(data.figure.changes).buffer);
 
-/** A surface: interleaved vertices (position, normal, bones, weight, colour) and triangles. */
+/** Return a surface from its blob: interleaved vertices (position, normal, bones, weight, colour) and triangles. */
 function readSurface({ blob: number, step, vertices, triangles }) {
   const { buffer } = blob(number);
   let at = 0;
@@ -20,7 +20,7 @@ function readSurface({ blob: number, step, vertices, triangles }) {
   return { vertices: all, triangles: new Uint32Array(corners) };
 }
 
-/** Fill the vertices of the mouth of a face: at rest, and changed by each movement. */
+/** Fill `out` with the vertices of the mouth: its rest shape plus the changes by the movements `face`. */
 function mouthVertices(face, out) {
   out.set(MOUTH.vertices);
   const count = out.length / 10;
@@ -32,7 +32,7 @@ function mouthVertices(face, out) {
   });
 }
 
-/** Fill the matrices of a track's bones: joints, and brows that ride on the head. Returns the face. */
+/** Fill `out` with the matrices of joints and brows, which follow the head; return the movements of the face. */
 function bonesOf(motion, frame, out, positions) {
   motion.pose(frame, out, positions);
   const face = motion.face(frame), skull = 12 * jointOf.head;
@@ -46,7 +46,7 @@ function bonesOf(motion, frame, out, positions) {
   return face;
 }
 
-/** Where bones take vertex v of an interleaved surface. */
+/** Return the position of vertex v of an interleaved surface after skinning by the bones. */
 function placed(vertices, v, bones) {
   const [x, y, z, , , , a, b, weight] = vertices.subarray(10 * v, 10 * v + 10);
   return [0, 4, 8].map((row) => [0, 1, 2, 3].reduce((sum, k) => {

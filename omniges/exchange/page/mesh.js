@@ -1,5 +1,5 @@
-// The mesh of a body model, which only pages with --embed-body-model hold: skinned by eight joints a vertex, its face
-// moved by the expressions. omniges/exchange/pages.py packs it.
+// The mesh of a body model, only in pages with --embed-body-model. Eight joints move each vertex, and expressions move
+// the face. omniges/exchange/pages.py encodes the mesh.
 
 const MESH_VERTEX = `#version 300 es
 layout(location = 0) in vec3 place; layout(location = 1) in vec3 normal;
@@ -18,7 +18,7 @@ void main() {
   gl_Position = view * vec4(at, 1.0);
 }`;
 
-/** The parts of the mesh that all persons share. */
+/** Return the mesh data that the bodies of all persons share. */
 function readMesh({ blob: number, vertices, triangles, moved, directions, joints }) {
   const { buffer } = blob(number);
   let at = 0;
@@ -31,13 +31,13 @@ function readMesh({ blob: number, vertices, triangles, moved, directions, joints
 
 const MESH = data.mesh ? readMesh(data.mesh) : null;
 
-/** A person's mesh in the rest pose: places relative to the pelvis, and normals. */
+/** Return a person's mesh in the rest pose: positions relative to the pelvis, and normals. */
 function readBody(body) {
   const { buffer } = blob(body.blob), count = 3 * data.mesh.vertices;
   return { places: Float32Array.from(new Int16Array(buffer, 0, count), (x) => x * body.step), normals: new Int8Array(buffer, 2 * count, count) };
 }
 
-/** The places of a person's mesh in the rest pose with the face of a frame. */
+/** Fill `out` with vertex positions of a person in the rest pose, with the expressions of a frame; return it. */
 function shapedBody(body, motion, frame, out) {
   const { moved, directions } = MESH, count = data.mesh.directions, step = data.mesh.directionStep;
   out.set(body.places);
@@ -82,7 +82,7 @@ class BodyMesh {
     this.count = MESH.triangles.length;
   }
 
-  /** Take the body and the face of a frame, for the next draws. */
+  /** Upload the body with the expressions of a frame to the GPU; the next draw calls use it. */
   shape(motion, frame) {
     const { gl } = this, body = this.bodies[motion.body];
     for (const [buffer, content] of [[this.places, shapedBody(body, motion, frame, this.shaped)], [this.normals, body.normals]]) {

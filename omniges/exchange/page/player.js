@@ -1,9 +1,9 @@
-// The player: one clock for figures, words and curves. The clock is that of the sound; where there is none, the computer's.
+// The player: one clock for figures, words and curves. It is the clock of the sound or, without sound, of the computer.
 
 const byId = (id) => document.getElementById(id);
 const SPEEDS = [0.1, 0.25, 0.5, 0.75, 1, 1.5, 2];
 
-/** The computer's clock with the words of an audio element. */
+/** The computer's clock, with the interface of an audio element. */
 class SilentClock {
   constructor(seconds) { Object.assign(this, { duration: seconds, paused: true, rate: 1, base: 0, since: 0 }); }
   get currentTime() {
@@ -52,7 +52,7 @@ class Player {
     });
   }
 
-  /** Tables of scores; each row has buttons that open the clips behind its figure. */
+  /** List the tables of scores; each row has buttons that open clips, such as the best and the worst. */
   #listScores() {
     const add = (parent, tag, text = "") => parent.appendChild(Object.assign(document.createElement(tag), { textContent: text }));
     for (const { task, head, rows, clips } of data.scores) {
@@ -89,8 +89,8 @@ class Player {
       track.motion = track.frames === undefined ? null : this.#motion(track);
     });
     byId("clips").querySelectorAll("button").forEach((button, k) => button.setAttribute("aria-current", k === index));
-    byId("about").textContent = "Bones and flesh are the same for everybody. Brows, lips and mouth follow the leading "
-      + "expressions in the figure's own way; jaw and eyes turn as the data say.";
+    byId("about").textContent = "The figure has the same size and shape for all speakers. Leading expressions move its brows, "
+      + "lips and mouth in a simplified way; jaw and eyes turn as in the data.";
     this.timeline.show(this.clip);
     this.#labels();
     this.#sounds();
@@ -128,7 +128,7 @@ class Player {
     this.listen(select.options[0].value);
   }
 
-  /** Take a sound, by its number, or "off" for the clock; the moment stays. */
+  /** Play the sound with this blob number, or no sound for "off"; the current time does not change. */
   listen(value) {
     const time = this.time, playing = !this.clock.paused, rate = +byId("speed").value;
     this.clock.pause();
@@ -165,7 +165,7 @@ class Player {
 
   toggle() { if (this.clock.paused || this.clock.ended) this.play(); else this.pause(); }
 
-  /** Go to the next or an earlier frame and stay there. */
+  /** Pause, and go forward (or back, if negative) by a number of frames. */
   step(frames) {
     this.pause();
     this.seek((Math.floor(this.time * data.rate + 1e-3) + frames) / data.rate + 1e-4);
@@ -186,7 +186,7 @@ class Player {
     this.redraw();
   }
 
-  /** Set the begin (0) or the end (1) of the part that is repeated. */
+  /** Set the start (0) or the end (1) of the repeated part to the current time. */
   mark(end) {
     const part = this.loop.part ?? [0, this.clip.seconds];
     part[end] = this.time;
@@ -231,7 +231,7 @@ class Player {
     document.querySelectorAll("[data-view]").forEach((b) => b.setAttribute("aria-pressed", b.dataset.view === stage?.view));
   }
 
-  // --- hands
+  // --- input
 
   #listen() {
     const click = (id, action) => byId(id).addEventListener("click", action);
@@ -283,7 +283,7 @@ class Player {
     this.listen(options[(selectedIndex + 1) % options.length].value);
   }
 
-  /** One pointer turns, with shift it moves; two move and zoom. */
+  /** Handle pointers: one turns the camera, or moves it with shift; two move and zoom. */
   #pointers(canvas) {
     const held = new Map();
     canvas.addEventListener("pointerdown", (event) => { canvas.setPointerCapture(event.pointerId); held.set(event.pointerId, [event.clientX, event.clientY]); });
@@ -312,13 +312,13 @@ class Player {
   }
 }
 
-/** Minutes, seconds and hundredths. */
+/** Format a time as minutes, seconds and hundredths. */
 function clock(seconds) {
   const whole = Math.floor(seconds * 100 + 1e-6), minutes = Math.floor(whole / 6000);
   return `${minutes}:${String((whole % 6000) / 100 | 0).padStart(2, "0")}.${String(whole % 100).padStart(2, "0")}`;
 }
 
-/** Columns and rows in which panels come closest to the shape of a person. */
+/** Return panels in the columns and rows that make figures largest. */
 function panelsOf(count, width, height) {
   let best = null;
   for (let columns = 1; columns <= count; columns++) {
@@ -330,7 +330,7 @@ function panelsOf(count, width, height) {
   }));
 }
 
-/** Panels of tracks; those without motion share a strip above the figures, if there are some. */
+/** Return the panel of each track; tracks without motion share a narrow strip above the figures. */
 function placesOf(tracks, width, height) {
   const still = tracks.filter((track) => !track.motion).length, strip = 34;
   if (!still || still === tracks.length) return panelsOf(tracks.length, width, height);
@@ -343,7 +343,7 @@ function placesOf(tracks, width, height) {
   });
 }
 
-/** The word of the moment between its neighbours, as text. */
+/** Show the current word, in bold, between its neighbours. */
 function caption(element, words, time) {
   const k = firstWord(words, time), said = words[k]?.[1] <= time, key = `${k} ${said}`;
   if (element.dataset.at === key) return;
@@ -358,7 +358,7 @@ function caption(element, words, time) {
   element.replaceChildren(...nodes);
 }
 
-/** Colours of the page as the drawings take them. */
+/** Return the colours of the page, in the forms that the drawing functions need. */
 function themeOf() {
   const style = getComputedStyle(document.documentElement), value = (name) => style.getPropertyValue(`--${name}`).trim();
   const dark = matchMedia("(prefers-color-scheme: dark)").matches;
@@ -370,7 +370,7 @@ function themeOf() {
 
 const player = new Player();
 
-// For tests and the curious: what is shown, and where the joints of a track are.
+// For tests and for the browser's console: the state of the player, and positions of joints and vertices.
 window.omniges = {
   player,
   get state() {
@@ -382,13 +382,13 @@ window.omniges = {
     player.clip.tracks[track].motion.pose(frame, out, positions);
     return [...positions];
   },
-  /** Vertices of the figure at a frame: of the body, then of the mouth. */
+  /** Return the vertices of the figure in a frame: those of the body, then those of the mouth. */
   figure(track, frame) {
     const { motion } = player.clip.tracks[track], bones = new Float32Array(12 * BONES), mouth = new Float32Array(MOUTH.vertices.length);
     mouthVertices(bonesOf(motion, frame, bones), mouth);
     return [BODY.vertices, mouth].flatMap((of) => Array.from({ length: of.length / 10 }, (_, v) => placed(of, v, bones)));
   },
-  /** Vertices of the mesh of a body model at a frame. */
+  /** Return vertices, by number, of the mesh of a body model in a frame. */
   vertices(track, frame, numbers) {
     const { motion } = player.clip.tracks[track], out = new Float32Array(12 * BONES), found = [];
     const places = shapedBody(readBody(data.bodies[motion.body]), motion, frame, new Float32Array(3 * data.mesh.vertices));

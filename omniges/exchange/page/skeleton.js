@@ -1,11 +1,11 @@
-// Joints of a track at a frame: quaternions relative to the parent to rotations and positions in the world.
-// Matrices are 3 rows of 4 numbers: rotation and translation of a vertex that stands in the rest pose.
+// Forward kinematics: convert quaternions of joints relative to their parents to rotations and positions in the world.
+// A matrix has 3 rows of 4 numbers. It maps a vertex from the rest pose to the pose of a frame.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const jointOf = Object.fromEntries(data.joints.map((name, index) => [name, index]));
 const JOINTS = data.joints.length, MOVEMENTS = data.movements;
 
-/** Where joints with these offsets are in the rest pose, the pelvis at the origin: [[x, y, z], ...]. */
+/** Return joint positions [[x, y, z], ...] in the rest pose, from offsets to the parents; the pelvis is at the origin. */
 function restOf(offsets) {
   const rest = [];
   data.parents.forEach((parent, joint) => {
@@ -16,7 +16,7 @@ function restOf(offsets) {
 
 const REST = restOf(data.offsets);
 
-/** The bytes of a blob of the page. */
+/** Return the bytes of a blob (a binary part of the page). */
 function blob(number) {
   const text = atob(document.getElementById(`blob-${number}`).textContent);
   const bytes = new Uint8Array(text.length);
@@ -25,7 +25,7 @@ function blob(number) {
 }
 
 class Motion {
-  /** The motion of a blob, on the generic skeleton or on that of a body of the page. */
+  /** Read the motion in a blob; without a body, it moves the generic skeleton. */
   constructor(number, frames, body) {
     const { buffer } = blob(number);
     this.frames = frames;
@@ -38,17 +38,17 @@ class Motion {
     this.expressions = new Int16Array(buffer, (12 + 8 * JOINTS + 2 * MOVEMENTS.length) * frames, data.expressions * frames);
   }
 
-  /** The movements of the figure's face in a frame, in metres. */
+  /** Return the movements of the figure's face in a frame, in metres. */
   face(frame) {
     return Array.from(MOVEMENTS, (_, k) => this.faces[frame * MOVEMENTS.length + k] * data.faceStep);
   }
 
-  /** Expression k of a frame. */
+  /** Return expression coefficient k of a frame. */
   coefficient(frame, k) {
     return this.expressions[frame * data.expressions + k] * data.expressionStep;
   }
 
-  /** Mean (x, z) of the pelvis within half a second of a frame: what the camera follows. */
+  /** Return the mean (x, z) of the pelvis within half a second of a frame; the camera follows it. */
   centre(frame) {
     const first = Math.max(0, frame - 15), last = Math.min(this.frames - 1, frame + 15);
     let x = 0, z = 0;
@@ -56,7 +56,7 @@ class Motion {
     return [x / (last - first + 1), z / (last - first + 1)];
   }
 
-  /** Fill `out` (12 numbers a joint) with the matrices of a frame, and `positions` (3 a joint) if given. */
+  /** Fill `out` (12 numbers for each joint) with the matrices of a frame, and `positions` (3 for each joint) if given. */
   pose(frame, out, positions) {
     const world = this.world ??= new Float64Array(9 * JOINTS), place = this.place ??= new Float64Array(3 * JOINTS);
     for (let j = 0; j < JOINTS; j++) {
@@ -82,7 +82,7 @@ class Motion {
   }
 }
 
-/** Rotation matrix, row by row, of a quaternion of any length. */
+/** Return the rotation matrix, row by row, of a quaternion of any length. */
 function rotation(x, y, z, w) {
   const s = 2 / (x * x + y * y + z * z + w * w);
   return [

@@ -90,7 +90,7 @@ class Stage {
     return Math.max(height, width / aspect) / 2 / half / this.zoom;
   }
 
-  /** Draw tracks in panels {x, y, width, height} of CSS pixels; `frames` are those of the moment, null without motion. */
+  /** Draw each track in its panel {x, y, width, height} (CSS pixels), at its frame in `frames` (null: no motion). */
   draw(tracks, panels, frames, theme) {
     const { gl, canvas } = this, scale = canvas.width / canvas.clientWidth;
     gl.disable(gl.SCISSOR_TEST);
@@ -148,7 +148,7 @@ class Stage {
     gl.drawElements(gl.TRIANGLES, this.mouth.count, gl.UNSIGNED_INT, 0);
   }
 
-  /** The figure pressed onto the floor along the light, once a pixel. */
+  /** Draw the shadow: the figure projected onto the floor along the light, each pixel only once. */
   #shadow(figure, body, floor, theme) {
     const { gl } = this;
     gl.enable(gl.STENCIL_TEST);
@@ -176,7 +176,7 @@ class Stage {
   }
 }
 
-/** Projection times view, column by column. */
+/** Return projection times view as a matrix, column by column. */
 function viewMatrix(eye, right, up, back, aspect, distance) {
   const f = 1 / Math.tan(EYE_RADIANS / 2), near = distance * 0.05, far = distance + 20, d = 1 / (near - far);
   const rows = [right, up, back].map((axis) => [...axis, -axis.reduce((sum, value, k) => sum + value * eye[k], 0)]);
@@ -232,10 +232,10 @@ function plane(gl) {
   return array;
 }
 
-/** Red, green and blue from 0 to 1 of #rrggbb. */
+/** Convert #rrggbb to red, green and blue from 0 to 1. */
 const rgb = (text) => [1, 3, 5].map((k) => parseInt(text.slice(k, k + 2), 16) / 255);
 
-/** The colours of a figure, in the order of COLOURS. */
+/** Return the colours of a figure, in the order of `COLOURS` in solid.py. */
 function palette(tint) {
   const own = { tint: rgb(tint), shoe: rgb(tint).map((x) => x * 0.5) };
   return new Float32Array(data.figure.colours.flatMap((name) => own[name] ?? rgb(data.figure.parts[name])));

@@ -1,4 +1,4 @@
-// Time lines: the whole clip below, and words, sound and motion around the moment above it.
+// Timelines: the overview shows the complete clip; the detail shows words, sound and motion around the current time.
 
 const WORDS_PX = 30, SOUND_PX = 44, SPEED_PX = 56, GAP_PX = 6;
 
@@ -26,7 +26,7 @@ class Timeline {
     for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => { began = null; });
   }
 
-  /** Show a clip: lanes of words and sounds that differ, and one of motion. */
+  /** Prepare a clip: one lane for each different text, one for each different sound, and one for all motion. */
   show(clip) {
     this.clip = clip;
     const once = (values) => [...new Set(values)];
@@ -155,7 +155,7 @@ class Timeline {
   }
 }
 
-/** A cleared context whose unit is a CSS pixel. */
+/** Clear a canvas, and return its 2D context with CSS pixels as unit. */
 function sized(canvas) {
   const scale = window.devicePixelRatio || 1, w = Math.round(canvas.clientWidth * scale), h = Math.round(canvas.clientHeight * scale);
   if (canvas.width !== w || canvas.height !== h) Object.assign(canvas, { width: w, height: h });
@@ -165,7 +165,7 @@ function sized(canvas) {
   return g;
 }
 
-/** Largest value from one index to another, at least one value. */
+/** Return the largest value between two indices; the range has at least one value. */
 function peak(values, from, to) {
   let high = 0;
   const last = Math.min(values.length, Math.max(Math.floor(to), Math.floor(from) + 1));
@@ -173,7 +173,7 @@ function peak(values, from, to) {
   return high;
 }
 
-/** Index of the first word that ends after a moment; words are in order of time. */
+/** Return the index of the first word that ends after a time; words are in order of time. */
 function firstWord(words, moment) {
   let low = 0, high = words.length;
   while (low < high) {
@@ -190,7 +190,7 @@ function dot(g, x, y, colour) {
   g.fill();
 }
 
-/** A mel, frame after frame, as a picture with low bands below. */
+/** Return a canvas with the picture of a mel: time from left to right, low bands at the bottom. */
 function melPicture(shades, bands) {
   const frames = shades.length / bands, canvas = document.createElement("canvas");
   const widest = 16000, stride = Math.ceil(frames / widest);
