@@ -4,8 +4,8 @@ The folder is the subfolder ``vae`` of `cvssp/audioldm2` on the Hugging Face Hub
 AutoencoderKL with one channel also works: config.json with diffusion_pytorch_model.safetensors or .bin (H. Liu et al.
 2023, AudioLDM 2). AudioLDM2 and omniges use the same mel, see docs/reference/features.md.
 
-A row of latents has K · W numbers: channel k and column w at k · W + w. Each number is (mean of the posterior − shift
-factor) · scaling factor, with both factors from the configuration.
+A row of latents has K channels and W columns, so K · W numbers; that of channel k and column w has index k · W + w.
+Each number is (mean of the posterior − shift factor) · scaling factor, with both factors from the configuration.
 
 The autoencoder processes arrays of any length in blocks. The result equals that of diffusers on the complete array.
 Encoding separate blocks of the input would change the result, even with context around each block: group normalisations
@@ -80,7 +80,7 @@ class _Config:
 
     @property
     def frames_per_row(self) -> int:
-        """Number of mel frames of one latent, which equals its number of mel bands."""
+        """Number of mel frames in a row of latents. Each column of a row covers the same number of mel bands."""
         return int(2 ** (len(self.block_out_channels) - 1))
 
 
@@ -89,7 +89,7 @@ _UNREAD: Final = {"_class_name", "_diffusers_version", "_name_or_path", "sample_
 """Keys of config.json that do not affect the output: names, versions, tiling, and the precision of other pipelines."""
 _REMEDY: Final = "this autoencoder does not fit our mel"
 _OLD_NAMES: Final = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-"""Old and new parts of attention weights' names; files of diffusers before 0.18 have the old ones."""
+"""Substrings in the names of attention weights: old (in files of diffusers before 0.18) to current."""
 
 _BLOCK_ELEMENTS: Final = 1 << 24  # elements of an activation, 64 MB
 _QUERIES: Final = 2048
@@ -136,14 +136,14 @@ def load(folder: Path, loading: Loading) -> AudioVae:
 
     Args:
         folder: Folder of config.json and weights.
-        loading: Device of the weights.
+        loading: Options; only the device is used.
 
     Returns:
         The loaded codec.
 
     Raises:
-        DataError: A key of the configuration has an unsupported value, or the names of weights differ from those of
-            this codec.
+        DataError: A key of the configuration has an unsupported value, a file is missing or damaged, or the names or
+            shapes of the weights do not fit the configuration.
     """
     config, arguments = _read_config(folder / _CONFIG)
     frames_per_row = config.frames_per_row
@@ -204,7 +204,7 @@ def _read_config(path: Path) -> tuple[_Config, dict[str, Any]]:
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
-    """Return the weights in a folder by their current names; raise DataError if any is missing, NaN or infinite."""
+    """Return a folder's weights by the names of current diffusers; raise DataError if any is NaN or infinite."""
     path = next((folder / name for name in _WEIGHTS if os.path.lexists(folder / name)), None)
     if path is None:
         raise DataError(f"{folder}: expected {' or '.join(_WEIGHTS)}, found neither; copy the codec's weights there")
@@ -224,7 +224,7 @@ def encoded(vae: Any, frames: Tensor, block_elements: int = _BLOCK_ELEMENTS) -> 
     Args:
         vae: The AutoencoderKL.
         frames: Input (C, T, F).
-        block_elements: Elements of an activation that are computed at once.
+        block_elements: Number of elements of an activation to compute at once.
 
     Returns:
         Moments (2 K, T', F') of the posterior.
@@ -248,7 +248,7 @@ def decoded(vae: Any, latents: Tensor, block_elements: int = _BLOCK_ELEMENTS) ->
     Args:
         vae: The AutoencoderKL.
         latents: Latents (K, T', F').
-        block_elements: Elements of an activation that are computed at once.
+        block_elements: Number of elements of an activation to compute at once.
 
     Returns:
         Frames (C, T, F).
@@ -309,8 +309,8 @@ class _Walk:
         Args:
             x: Activation (C, T, F).
             conv: The convolution.
-            affine: Scale and shift that are applied with SiLU before the convolution; None for neither.
-            into: Activation that the result is added to in place; None for a new one.
+            affine: Scale and shift to apply before the convolution, followed by SiLU; None to apply neither.
+            into: Activation (C', T, F) to which the result is added in place; None to return a new one.
 
         Returns:
             The activation (C', T, F).
@@ -442,6 +442,9 @@ class _Walk:
 
 
 def _convolution(piece: Tensor, conv: Any, *, above: bool, below: bool) -> Tensor:
-    """Apply a 3 × 3 convolution to rows with one extra row on each side; at the ends of the array, this row is zero."""
+    """Apply a 3 × 3 convolution to a block of rows that includes one neighbouring row on each side.
+
+    `above` is True for the first block of the array and `below` for the last: a row of zeros replaces the neighbour.
+    """
     padded = functional.pad(piece, (0, 0, int(above), int(below)))
     return functional.conv2d(padded[None], conv.weight, conv.bias, padding=(0, 1))[0]

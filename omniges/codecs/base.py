@@ -30,9 +30,9 @@ class LostText:
     """Reasons why latents do not contain all of a text."""
 
     cut: bool
-    """The text is longer than the codec can read, so its end is lost."""
+    """True: the text is longer than the codec can read, so its end is lost."""
     unknown: bool
-    """The vocabulary cannot spell all of the text."""
+    """True: the codec's vocabulary cannot spell all of the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class QuantisingCodec(Protocol):
 
 @runtime_checkable
 class LoudnessCodec(Protocol):
-    """A codec of audio that was trained on one loudness; `encode` warns if the audio of shards has another."""
+    """An audio codec trained on audio of one loudness; ``omniges encode`` warns if the shards have another loudness."""
 
     @property
     def loudness(self) -> Loudness:
@@ -164,11 +164,11 @@ def decode_latents(codec: Codec, latents: npt.NDArray[Any]) -> Any:
 def fingerprint_of(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
     """Return the sha256 of a codec's configuration and weights, independent of their files.
 
-    The digest covers the canonical JSON of the configuration, then each tensor, sorted by name. A tensor adds its name,
-    type and shape as canonical JSON, and its little-endian bytes.
+    The digest covers the canonical JSON of the configuration, then the tensors, sorted by name. For each tensor, it
+    covers the name, type and shape as canonical JSON, followed by the little-endian bytes.
 
     Args:
-        config: The settings that decide the codec's numbers.
+        config: The settings that affect the results of the codec.
         weights: Tensors by name.
 
     Returns:
@@ -181,7 +181,7 @@ def fingerprint_of(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> 
 
 
 def add_to_fingerprint(digest: Any, name: str, weight: Tensor) -> None:
-    """Add one weight to the digest of `fingerprint_of`; call it with weights sorted by name.
+    """Add one weight to the digest of `fingerprint_of`; call this for all weights, sorted by name.
 
     Args:
         digest: The running sha256.

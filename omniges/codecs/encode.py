@@ -54,7 +54,7 @@ _READ_PARTS: Final[Mapping[str, tuple[Part, ...]]] = {
     "gesture.npy": GESTURE_PARTS,
     WORDS_MEMBER: ("text",),
 }
-"""The parts that a codec reads, by the member that it reads."""
+"""Parts of a sample that a codec needs, by the member that the codec reads."""
 _ENCODE: Final[frozenset[End]] = frozenset({"encode"})
 
 
@@ -134,7 +134,7 @@ def encode(settings: EncodeSettings, count: Count = lambda _done, _total: None) 
 def _loaded(settings: EncodeSettings) -> dict[str, Codec]:
     """Load the codecs; a text codec gets the requested windows.
 
-    Shards and codecs that do not fit are refused before a folder for the result is created.
+    Raises an error for shards and codecs that do not fit together, before a folder for the result is created.
     """
     target = settings.target
     new = not settings.in_place and not (target / DATASET_FILE).exists()
@@ -218,7 +218,7 @@ def _losses(counts: Mapping[str, int]) -> str:
 
 
 def _entry(codec: Codec, source: ShardFolder) -> CodecEntry:
-    """Return the codec's entry with everything else that affects the latents."""
+    """Return the codec's entry, with package versions, device and loudness added to its settings."""
     packages = _PACKAGES.get(codec.entry.source, ("torch", "diffusers"))
     tool = {name: metadata.version(name) for name in packages}
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -229,7 +229,7 @@ def _entry(codec: Codec, source: ShardFolder) -> CodecEntry:
 
 
 def _there(settings: EncodeSettings, source: ShardFolder, entries: Mapping[str, CodecEntry]) -> tuple[str, ...]:
-    """Return the codecs whose existing latents are kept.
+    """Return the names of the codecs whose existing latents are kept.
 
     Raises UsageFault if they belong to another codec, or if a new --output-dir folder would contain no new latents.
     """
@@ -324,12 +324,12 @@ class _Written:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A rewrite of a folder's shards that adds latents: journal, new shards and commit."""
+    """One run that rewrites the shards of a folder with latents: journal, new shards and commit."""
 
     source: ShardFolder
     workspace: Workspace
     codecs: Mapping[str, Codec]
-    entries: Sequence[CodecEntry]  # of those codecs that are run
+    entries: Sequence[CodecEntry]  # of the codecs to run
 
     def run(self, count: Count) -> int:
         """Encode the remaining shards and commit the new set; return the number of shards that existed already."""
@@ -483,7 +483,7 @@ class _Job:
             ) from error
 
     def _finish(self, shards: Mapping[str, _Written]) -> None:
-        """Write all files besides the shards, dataset.json last, and commit the new set."""
+        """Write all files except the shards, with dataset.json as the last, and commit the new set."""
         source, folder = self.source, self.workspace.folder
         rows = [row for shard in shards.values() for row in shard.rows]
         codecs = dict(sorted((source.codecs | {entry.name: entry for entry in self.entries}).items()))

@@ -3,7 +3,7 @@
 docs/explanation/codecs-gesture.md explains the codec.
 
 The gesture channels of omniges already have the joints, order and units of the networks
-(`omniges.features.gesture.LAYOUT`). The codec adds normalisation with the statistics of the networks' training.
+(`omniges.features.gesture.LAYOUT`). The codec normalises them with the statistics of the networks' training data.
 
 Letters: T frames, N = ⌊T / frames_per_latent⌋ latents, L features of a latent (512, or 384 without the face), C
 channels of a part.
@@ -74,11 +74,11 @@ class PartScale:
 
 
 def part_columns(part: Part, channels: int, where: str) -> slice:
-    """Return the gesture channels of a network.
+    """Return the gesture channels that a network encodes.
 
     Args:
         part: Part of the body.
-        channels: Number of channels of the network.
+        channels: Number of channels of the network's input.
         where: Name of the file in errors.
 
     Returns:
@@ -97,7 +97,7 @@ def part_columns(part: Part, channels: int, where: str) -> slice:
 
 
 def statistics_files(columns: Mapping[Part, slice]) -> dict[str, str]:
-    """Return the paths of the statistics files that the parts need, by content, relative to the codec's folder."""
+    """Return the statistics files that the parts need: paths in the codec's folder, by names such as ``pose mean``."""
     stems = {"pose": "beatx_2_330"} | ({"root": "beatx_2_trans"} if _LOWER_AND_ROOT in columns.values() else {})
     return {f"{what} {kind}": f"mean_std/{stem}_{kind}.npy" for what, stem in stems.items() for kind in ("mean", "std")}
 
@@ -105,7 +105,7 @@ def statistics_files(columns: Mapping[Part, slice]) -> dict[str, str]:
 def read_scales(folder: Path, columns: Mapping[Part, slice]) -> dict[Part, PartScale]:
     """Read the scale of each part from the statistics in a codec's folder; the face is not scaled.
 
-    Only the columns of the parts' joints are checked, because the standard deviations of jaw and eyes are almost zero.
+    Only the standard deviations of the parts' joints must be positive: those of jaw and eyes are almost zero.
 
     Args:
         folder: The codec's folder.
@@ -244,8 +244,8 @@ class GestureRvqvae:
 
         Args:
             latents: Latents (N, L) of `encode`.
-            rest: Values (415,) or (N · frames_per_latent, 415) of the channels in `lacking`; required if there are such
-                channels, otherwise None.
+            rest: Gesture channels (415,) or (N · frames_per_latent, 415), from which the channels in `lacking` are
+                taken. Required if `lacking` is not empty, otherwise None.
 
         Returns:
             Gesture channels (N · frames_per_latent, 415).
@@ -289,9 +289,10 @@ def load_gesture_rvqvae(
     """Load the codec from a folder with the networks' files and their statistics in ``mean_std/``.
 
     Args:
-        folder: Has one ``net_<step>_<part>.pth`` or ``.safetensors`` of each part; ``lower`` may be ``lower_trans``.
-        face: Load the face too; without it, a file of the face is ignored.
-        quantised: `GestureRvqvae.decode` replaces latents by codes, as GestureLSM's first trainers do.
+        folder: Folder with one file ``net_<step>_<part>.pth`` or ``.safetensors`` for each part; ``lower`` may be
+            ``lower_trans``.
+        face: Load the network of the face too; False ignores its file.
+        quantised: Whether `GestureRvqvae.decode` replaces latents by codes, as GestureLSM's trainers do.
         device: Device of the networks.
 
     Returns:
@@ -324,7 +325,7 @@ def load(folder: Path, loading: Loading) -> GestureRvqvae:
 
     Args:
         folder: Folder of the networks and statistics.
-        loading: Device of the networks.
+        loading: Options; only the device is used.
 
     Returns:
         The loaded codec.

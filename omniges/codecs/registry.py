@@ -36,7 +36,7 @@ def register_codec(name: str, loader: CodecLoader) -> None:
 
     Args:
         name: The name in ``--codec NAME=FOLDER``, in recipes and in shards; the codec's entry must have the same name.
-        loader: Function of the codec's folder and a `Loading` that returns the codec.
+        loader: Function that takes the codec's folder and a `Loading`, and returns the codec.
 
     Raises:
         UsageFault: The name is taken, or the loader is not callable.
@@ -68,7 +68,7 @@ def load_codec(
     Raises:
         UsageFault: The name is unknown or differs from the codec's entry, or a folder does not exist.
         DataError: The folder does not contain this codec.
-        EnvironmentFault: Another package's codec cannot be imported.
+        EnvironmentFault: The codec belongs to another package, which cannot be imported.
     """
     import torch  # noqa: PLC0415
 
@@ -111,7 +111,7 @@ def load_same_codec(
         holder: File that contains the entry, for errors.
         device: Device of its weights; None: the GPU if there is one.
         t5_tokenizer: Folder of a text codec's T5 tokenizer, if the codec's own folder does not contain it.
-        ends: Directions that are needed; None for both.
+        ends: Directions that are needed, encoding or decoding; None for both.
 
     Returns:
         The loaded codec.
@@ -119,7 +119,7 @@ def load_same_codec(
     Raises:
         UsageFault: The folder contains another codec of that name, or `load_codec` refuses the name or folder.
         DataError: The folder does not contain this codec.
-        EnvironmentFault: Another package's codec cannot be imported.
+        EnvironmentFault: The codec belongs to another package, which cannot be imported.
     """
     codec = load_codec(entry.name, folder, device, t5_tokenizer=t5_tokenizer, ends=ends)
     if codec.entry.fingerprint != entry.fingerprint:

@@ -58,7 +58,7 @@ _UNREAD: Final = frozenset(
     {"part", "mu", "quantize_dropout_prob", "seed", "torch", "parameters"}
     | {"latent_std", "smallest_code_margin", "fp32_vs_fp64_max_abs"}
 )
-"""Keys of config.json that do not affect the output: the part's name, settings of training, and notes on the file."""
+"""Keys of config.json that do not affect the output: the part's name, training settings, and notes on the file."""
 _OTHER: Final = "choose a file of GestureLSM's RVQ-VAE, or download it again"
 
 
@@ -79,7 +79,7 @@ class RvqvaeSpec:
     stages: int
     """Number of times that the encoder halves the frame rate."""
     depth: int
-    """Number of residual blocks of a stage."""
+    """Number of residual blocks in a stage."""
     projected: bool
     """True: each table of codes has a linear projection."""
 
@@ -272,8 +272,8 @@ class Rvqvae(nn.Module):
 
         Frames after the last complete latent are dropped first. Otherwise, up to `RvqvaeSpec.encoder_context` latents
         at the end would depend on frames that the decoder does not return. Outside the motion the input is zero. Long
-        motion is processed in blocks with context, so memory grows only by the result. Up to rounding, the result
-        equals that of one pass.
+        motion is processed in blocks with context, so memory grows only with the size of the result. Up to rounding,
+        the result equals that of one pass.
 
         Args:
             motion: Channels (B, T, C).
@@ -310,7 +310,7 @@ class Rvqvae(nn.Module):
 
         Args:
             latents: Latents (B, N, D).
-            quantised: Snap latents to codes first.
+            quantised: Replace latents by codes first.
             block_latents: Latents of a block, without its context.
 
         Returns:
@@ -336,7 +336,18 @@ class Rvqvae(nn.Module):
 def _in_blocks(
     part: Callable[[int, int], Tensor], count: int, block: int, context: int = 0, *, rows: int = 1
 ) -> Tensor:
-    """Apply `part` to all latents, at most block + 2 · context latents a call; return (B, latents · rows, …)."""
+    """Apply `part` to ranges of latents and join the results, without their context, as (B, count · rows, …).
+
+    Args:
+        part: Function from the first and the end index of a range of latents to results (B, latents · rows, …).
+        count: Number of latents.
+        block: Number of latents in a range, without context.
+        context: Number of latents to add on each side of a range.
+        rows: Number of rows of the result for each latent.
+
+    Returns:
+        The joined results.
+    """
     found = []
     for start in range(0, count, block):
         stop = min(start + block, count)
@@ -375,7 +386,7 @@ def _require_config(path: Path, spec: RvqvaeSpec) -> None:
     The tensors alone do not determine the activation, the dilations, or the type of a norm without weights.
 
     Args:
-        path: The network's file, in the folder of config.json.
+        path: The config.json, in the folder of the network's file.
         spec: Sizes of the tensors.
 
     Raises:

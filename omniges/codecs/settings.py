@@ -51,7 +51,7 @@ def t5_tokenizer_option(of: str = "a text codec") -> Path | None:
     """Declare the option for the folder of T5's tokenizer.
 
     Args:
-        of: The codec that needs it.
+        of: Name of the codec that needs the tokenizer, for the help text.
 
     Returns:
         A dataclass field, whose default None means the tokenizer in the codec's folder.

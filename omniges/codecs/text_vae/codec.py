@@ -8,8 +8,8 @@ The files are inside a checkpoint of OmniFlow, or in the text VAE's own folder:
 * Configuration: ``text_vae/config.json`` in a checkpoint; ``config.json`` in the text VAE's own folder.
 * Weights: tensors under ``text_decoder.`` in a checkpoint's ``transformer/diffusion_pytorch_model.safetensors`` or
   ``.bin``; ``model.safetensors`` in the text VAE's own folder.
-* LLaMA's tokenizer: ``vae_tokenizer/tokenizer.json`` of both.
-* T5's tokenizer: ``t5_tokenizer/tokenizer.json`` of both.
+* LLaMA's tokenizer: ``vae_tokenizer/tokenizer.json`` in either folder.
+* T5's tokenizer: ``t5_tokenizer/tokenizer.json`` in either folder.
 
 OmniFlow's checkpoints have no T5 tokenizer. Use the tokenizer of flan-T5-large: copy it to this path, or give its
 folder as `t5_tokenizer`.
@@ -99,8 +99,8 @@ def load_text_vae(files: TextVaeFiles, ends: frozenset[End] = BOTH_ENDS) -> Text
     """Load a frozen text VAE, or one direction of it, as float32 on the CPU, one tensor at a time.
 
     Args:
-        files: Paths of its parts.
-        ends: Directions that are needed.
+        files: Paths of its configuration, weights and tokenizers.
+        ends: Directions that are needed, encoding or decoding.
 
     Returns:
         The text VAE.
@@ -156,12 +156,12 @@ class TextCodec:
     def load(cls, folder: Path, t5_tokenizer: Path | None = None, ends: frozenset[End] = BOTH_ENDS) -> Self:
         """Load the codec from a checkpoint of OmniFlow or a text VAE's own folder.
 
-        All weights and tokenizers are checked and are part of the fingerprint, for any `ends`.
+        All weights and tokenizers are checked and are part of the fingerprint, also those that `ends` excludes.
 
         Args:
             folder: The checkpoint or the folder.
             t5_tokenizer: Folder of T5's tokenizer, if `folder` does not contain it.
-            ends: Directions that are needed.
+            ends: Directions that are needed, encoding or decoding.
 
         Returns:
             The codec, on the CPU.
@@ -192,25 +192,25 @@ class TextCodec:
         return next(self.vae.parameters()).device
 
     def lost(self, texts: Sequence[str]) -> list[LostText]:
-        """Return, for each of at least one text, what encoding would lose; the text VAE is not run."""
+        """Return what encoding would lose of each text, without running the text VAE; `texts` must not be empty."""
         tokens = self._t5_tokens.encode(texts)
         return [LostText(*flags) for flags in zip(tokens.cut.tolist(), tokens.unknown.tolist(), strict=True)]
 
     def encode(self, texts: Sequence[str]) -> EncodedTexts:
-        """Return latents of at least one text, on the text VAE's device."""
+        """Return the latents of texts, on the text VAE's device; `texts` must not be empty."""
         tokens = self._t5_tokens.encode(texts)
         latents = self.vae.latents(tokens.ids.to(self.device), tokens.empty.to(self.device))
         return EncodedTexts(latents, tuple(tokens.cut.tolist()), tuple(tokens.unknown.tolist()))
 
     def logits(self, latents: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return the logits that latents give for known texts, as input of `token_losses`.
+        """Return the decoder's logits for known texts, given their latents; `token_losses` computes the loss.
 
         Args:
             latents: Latents (B, N, V).
             texts: The B texts.
 
         Returns:
-            Logits (B, L, W) over the vocabulary, and labels (B, L).
+            Logits (B, L, W) over LLaMA's vocabulary of W tokens, and labels (B, L).
 
         Raises:
             DataError: A text has more than 77 tokens.
@@ -229,10 +229,10 @@ class TextCodec:
 
         Args:
             latents: Latents (B, N, V).
-            max_length: Maximum number of tokens, which includes N + 1 begin tokens.
+            max_length: Maximum number of tokens of a text, including N + 1 begin tokens that are not decoded.
 
         Returns:
-            The most likely texts.
+            One text for each row of latents.
         """
         ids = self.vae.generated(latents, max_length)
         end = self.vae.config.llama.eos_token_id

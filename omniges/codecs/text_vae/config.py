@@ -140,17 +140,18 @@ _ONLY_T5: Final[Mapping[str, Any]] = {
 _UNREAD_LLAMA: Final = frozenset(
     {"vae_config", "t5", "qformer", "rope_scaling", "rope_parameters", "rope_theta", "head_dim", "attention_dropout"}
 )
-"""Keys that are not compared: entries that other functions read, and dropout."""
+"""Other keys that a LLaMA configuration may have: entries that are read separately, and dropout."""
 _UNREAD_T5: Final = frozenset(
     {"dropout_rate", "classifier_dropout", "n_positions", "output_past", "num_decoder_layers", "tie_word_embeddings"}
     | {"scale_decoder_outputs"}
 )
-"""Keys that have no effect: dropout, and settings of the decoder, which is not used."""
+"""Keys of a T5 configuration that have no effect: dropout, and settings of the decoder, which is not used."""
 _UNREAD_QFORMER: Final = frozenset(
     {"model_type", "attention_probs_dropout_prob", "hidden_dropout_prob", "vocab_size", "max_position_embeddings"}
     | {"position_embedding_type", "query_length", "add_cross_attention", "type_vocab_size"}
 )
-"""Keys that have no effect: dropout, and settings of words. The input of the Q-Former is queries, not words."""
+"""Keys of a Q-Former configuration that have no effect: dropout, and settings of word embeddings, which are not used,
+because the inputs are learned queries."""
 QFORMER: Final[Mapping[str, Any]] = {
     "num_hidden_layers": 6,
     "num_attention_heads": QFORMER_HEADS,

@@ -44,7 +44,8 @@ _TABLE, _TABLE_AGAIN = "encoder.shared.weight", "encoder.encoder.embed_tokens.we
 class TextVae(nn.Module):
     """A frozen text VAE. The constructor sets random weights; `of_tensors` uses weights from a file.
 
-    `named_parameters` has the order of the published implementation, because saved EMA weights are lists without names.
+    `named_parameters` keeps the order of the published implementation, because its EMA weights are saved as a list
+    without names.
     Raises `EnvironmentFault` if transformers is not installed.
     """
 
@@ -91,8 +92,8 @@ class TextVae(nn.Module):
     ) -> Self:
         """Build a text VAE from tensors, as float32 copies.
 
-        All tensors are checked and added to the fingerprint one at a time, for any `ends`. T5's embedding table may be
-        stored under both of its names or under one.
+        All tensors are checked and added to the fingerprint one at a time, also those that `ends` excludes. T5's
+        embedding table may be stored under both of its names or under one.
 
         Args:
             config: Sizes of the text VAE.
@@ -178,8 +179,8 @@ class TextVae(nn.Module):
         Args:
             ids: T5 tokens (B, L).
             empty: Flags (B,) bool of empty texts.
-            uniform: Uniform noise (B, N, V) in [0, 1). It is multiplied by 0.001 and added, as in OmniFlow's training.
-                None adds no noise.
+            uniform: Uniform noise (B, N, V) in [0, 1). It is multiplied by 0.001 and added to the mean, as in
+                OmniFlow's training. None adds no noise.
 
         Returns:
             Latents (B, N, V).
@@ -225,7 +226,7 @@ class TextVae(nn.Module):
 
         Args:
             latents: Latents (B, N, V).
-            max_length: Maximum number of tokens, including begin tokens.
+            max_length: Maximum number of tokens of a text, including begin tokens.
 
         Returns:
             Tokens (B, at most max_length) int64.
@@ -300,7 +301,9 @@ def _qformer(vae: VaeConfig) -> Blip2QFormerModel:
 
 
 def _stored_names(tensors: Mapping[str, Tensor], prefix: str, expected: Iterable[str], where: str) -> dict[str, str]:
-    """Return the stored name of each weight under a prefix; T5's embedding table may have one or both of its names.
+    """Return each weight's name in the file, by its name without the prefix; T5's embedding table has two names.
+
+    The file may contain this table under one of its names or under both.
 
     Raises `DataError` unless the names are exactly those of a text VAE's weights, or if the two tables differ.
     """

@@ -40,7 +40,7 @@ IGNORED: Final = -100
 
 
 MAX_TOKENS: Final = 77
-"""Maximum number of tokens of a text, added ones included; longer texts are cut and flagged."""
+"""Maximum number of tokens of a text, including begin and end tokens; longer texts are cut and flagged."""
 _TOKENIZER_FILE: Final = "tokenizer.json"
 _PIECE_FILES: Final = ("spiece.model", "tokenizer.model")
 _MAX_BYTES: Final = 64 << 20
@@ -129,7 +129,7 @@ class T5Tokens(_TokenizerFile):
         self._unknown = self._number("<unk>", expected=2)
 
     def encode(self, texts: Sequence[str]) -> TextTokens:
-        """Return the tokens of at least one text, padded to one length."""
+        """Return the tokens of texts, padded to 77; `texts` must not be empty."""
         added = {self._pad, self._end}  # a unigram model also has them among its subwords
         subwords = [[self._unknown if p in added else p for p in spelled] for spelled in self._subwords(texts)]
         rows = [[*spelled[: MAX_TOKENS - 1], self._end] for spelled in subwords]
@@ -154,7 +154,7 @@ class LlamaTokens(_TokenizerFile):
         self._pad = self._number(_PAD)
 
     def encode(self, texts: Sequence[str]) -> WrittenTokens:
-        """Return the tokens of at least one text, padded to the longest."""
+        """Return the tokens of texts, padded to the longest text; `texts` must not be empty."""
         subwords = self._subwords(texts)
         rows = [[self._begin, *spelled, self._end][:MAX_TOKENS] for spelled in subwords]
         width = max(map(len, rows))
@@ -307,7 +307,7 @@ def _is_valid_table(text: Any) -> bool:
 
 
 def _stays_inside(units: npt.NDArray[np.int64], texts: bytes) -> bool:
-    """Follow every path of a double array; return whether each leaf points to a character's start or the end."""
+    """Follow every path of a double array; return whether each leaf points to the start of a character or the end."""
     offsets = (units >> 10) << ((units & 512) >> 6)
     first_bytes = np.frombuffer(texts, np.uint8)
     begins = np.append((first_bytes & 0xC0) != 0x80, True)
