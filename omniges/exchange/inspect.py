@@ -88,7 +88,7 @@ def _of_file(path: Path, motion_rate_hz: float | None) -> Callable[[Path], Inspe
         ".wav": files.inspect_audio,
         ".textgrid": files.inspect_words,
     }
-    if kind == ".json" and is_record(path):
+    if kind == ".json" and is_record(path, named=True):
         return partial(files.inspect_result, motion_rate_hz=motion_rate_hz)
     if kind in known:
         return known[kind]

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from omniges.errors import DataError, Problem, RecordingFault, UsageFault
+from omniges.errors import DataError, Problem, RecordingFault, UsageFault, first_of
 from omniges.exchange.facts import Inspected, print_fields, range_cells, range_of, require_start
-from omniges.exchange.tracks import F32, Track, decoded, find_tracks, motion_files, records
+from omniges.exchange.tracks import F32, Track, decoded, find_tracks, motion_files, records, unlisted_files
 from omniges.features.audio import MEL_BANDS, N_FFT, log_mel, resample
 from omniges.features.gesture import LAYOUT, gesture_from_motion
 from omniges.features.timebase import FRAME_RATE_HZ, HOP_SAMPLES, MEL_RATE_HZ, SAMPLE_RATE_HZ, TICKS_PER_SECOND
@@ -295,8 +295,7 @@ def _print_result(record: GeneratedRecord, console: Console) -> None:
 
 def inspect_results(folder: Path) -> Inspected:
     """Return task, checkpoint, seed and length of each result in a folder; raise DataError if a record is damaged."""
-    paths = records(folder)
-    found = [read_record(path) for path in paths]
+    found = {path: read_record(path) for path in records(folder)}
     results = [
         {
             "file": str(path.relative_to(folder)),
@@ -308,9 +307,10 @@ def inspect_results(folder: Path) -> Inspected:
             "files": {kind: entry["path"] for kind, entry in record.files.items()},
             "warnings": list(record.remarks),
         }
-        for path, record in zip(paths, found, strict=True)
+        for path, record in found.items()
     ]
-    facts = {"kind": "results", "folder": str(folder), "results": results}
+    unlisted = [str(path.relative_to(folder)) for path in unlisted_files(folder, found)]
+    facts = {"kind": "results", "folder": str(folder), "results": results, "without_record": unlisted}
     return Inspected(facts, partial(_print_results, facts), playable=True)
 
 
@@ -326,6 +326,8 @@ def _print_results(facts: dict[str, Any], console: Console) -> None:
     print_table(console, columns, rows, (2, 4, 5, 7))
     if len(facts["results"]) > _SHOWN:
         print_line(console, f"… and {len(facts['results']) - _SHOWN} more (--format json lists all)")
+    if lost := facts["without_record"]:
+        print_line(console, f"{counted(len(lost), 'motion file')} without a record: {first_of(lost, 3)}")
 
 
 # --- pictures

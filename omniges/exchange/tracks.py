@@ -6,6 +6,7 @@ A track is one version of a clip: the recording, or the result that a system gen
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from omniges.formats.audio import decode_wav
 from omniges.formats.motion import SmplxMotion
 from omniges.formats.npz import decode_motion
 from omniges.formats.textgrid import WordInterval
-from omniges.generation.records import GeneratedRecord, read_record, spoken_intervals
+from omniges.generation.records import FILE_ENDINGS, FORMAT, GeneratedRecord, read_record, spoken_intervals
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.present import at_rest
 from omniges.shards.reader import ShardFolder, file_betas
@@ -79,7 +80,8 @@ class Track:
     absent: tuple[str, ...] = ()
     """Parts of the body without data: upper, hands, lower, root, face, jaw_eyes."""
     notes: tuple[str, ...] = ()
-    """Changes and guesses made when the motion file was read, as ``code: what was found``."""
+    """Changes and guesses made when the motion file was read, and conditions that are not shown because their files
+    have changed, as ``code: what was found``."""
 
     @property
     def seconds(self) -> float:
@@ -212,8 +214,7 @@ def _found(path: Path, read_motion: _ReadMotion) -> ShardFolder | list[_Found]:
     if path.is_dir():
         if (path / DATASET_FILE).exists():
             return ShardFolder(path)
-        motion = [_file(each, read_motion) for each in motion_files(path)]
-        files = [_result(each, read_motion) for each in records(path)] or motion
+        files = _results(path, read_motion)
         if not files:
             raise UsageFault(
                 f"{path}: expected a folder of shards, of results or of NPZ files, found none of them; check the path"
@@ -232,7 +233,7 @@ def _found(path: Path, read_motion: _ReadMotion) -> ShardFolder | list[_Found]:
 def _file(path: Path, read_motion: _ReadMotion) -> _Found:
     kind = path.suffix.lower()
     if kind == ".json":
-        return _result(path, read_motion)
+        return _result(path, read_record(path), read_motion)
     if kind not in {".npz", ".wav", ".textgrid"}:
         raise UsageFault(f"{path}: expected a name that ends in .npz, .wav, .TextGrid or, for a result, .json")
     clip = next((path.stem.removeprefix(prefix) for prefix in PREFIXES if path.stem.startswith(prefix)), path.stem)
@@ -264,7 +265,7 @@ def _of_side_file(path: Path, clip: str, name: str) -> Track:
 def _beside(path: Path, clip: str, ending: str) -> Path | None:
     """Return the sound or words file that belongs to a motion file; its stem is that of the file or of the clip."""
     places = [path.parent / folder / f"{stem}{ending}" for folder in _BESIDE[ending] for stem in (path.stem, clip)]
-    return next((place for place in places if place.is_file()), None)
+    return next((place for place in places if os.path.lexists(place)), None)  # what is no file is refused later
 
 
 def decoded(path: Path, data: bytes, decode: Callable[[bytes], T]) -> T:
@@ -297,7 +298,7 @@ def _words(data: bytes) -> tuple[WordInterval, ...]:
 
 
 def records(folder: Path) -> list[Path]:
-    """Return the records of results in a folder and in its direct sub-folders."""
+    """Return the records of results in a folder and in its direct sub-folders; raise DataError if one is damaged."""
     places = [folder, *(each for each in visible_entries(folder) if each.is_dir())]
     found = [path for place in places for path in visible_entries(place) if path.suffix == ".json"]
     return [path for path in found if is_record(path)]
@@ -309,8 +310,29 @@ def motion_files(folder: Path) -> list[Path]:
     return [path for each in folders for path in visible_entries(each) if path.suffix == ".npz"]
 
 
-def _result(path: Path, read_motion: _ReadMotion) -> _Found:
-    record = read_record(path)
+def unlisted_files(folder: Path, results: Mapping[Path, GeneratedRecord]) -> list[Path]:
+    """Return the NPZ files that no record lists, in a folder of results and in the sub-folders with records.
+
+    Args:
+        folder: The folder.
+        results: Its records, by their paths.
+
+    Returns:
+        The paths.
+    """
+    listed = {path.parent / entry["path"] for path, record in results.items() for entry in record.files.values()}
+    folders = dict.fromkeys([folder, *(path.parent for path in results)])
+    return [path for each in folders for path in motion_files(each) if path not in listed]
+
+
+def _results(folder: Path, read_motion: _ReadMotion) -> list[_Found]:
+    """Return the results in a folder, and the motion files that belong to none of them."""
+    found = {path: read_record(path) for path in records(folder)}
+    results = [_result(path, record, read_motion) for path, record in found.items()]
+    return results + [_file(path, read_motion) for path in unlisted_files(folder, found)]
+
+
+def _result(path: Path, record: GeneratedRecord, read_motion: _ReadMotion) -> _Found:
     source = record.source or {}
     clip = record.name.removesuffix(f"-{record.sample + 1}")
     if isinstance(source.get("key"), str):
@@ -321,23 +343,42 @@ def _result(path: Path, read_motion: _ReadMotion) -> _Found:
     return _Found(clip, f"generated {record.task}{number}", path, partial(_of_result, path, record, read_motion))
 
 
-def is_record(path: Path) -> bool:
-    """Return True if a JSON file has the format of a record; a folder of results may also contain reports."""
+def is_record(path: Path, *, named: bool = False) -> bool:
+    """Return True if a JSON file has the format of a record; a folder of results may also contain reports.
+
+    Args:
+        path: The file.
+        named: Whether the user named this file, so that damage is always an error.
+
+    Returns:
+        Whether it is a record.
+
+    Raises:
+        DataError: The file is not plain JSON; if it is not `named`, only if it contains the format of records, or if
+            files of a result with its name are beside it.
+    """
+    data = read_file(path, _MAX_BYTES, path.parent)
     try:
-        found = parse_json(read_file(path, _MAX_BYTES, path.parent))
-    except ValueError:
+        found = parse_json(data)
+    except ValueError as error:
+        endings = (ending for each in FILE_ENDINGS.values() for ending in each)
+        if named or FORMAT.encode() in data or any(os.path.lexists(path.with_suffix(ending)) for ending in endings):
+            raise DataError(
+                f"{path}: expected the record of a result, found damage ({error}); generate it again, or give the "
+                "result's files without their record"
+            ) from error
         return False
-    return isinstance(found, dict) and found.get("format") == "omniges-generated"
+    return isinstance(found, dict) and found.get("format") == FORMAT
 
 
 def _of_result(path: Path, record: GeneratedRecord, read_motion: _ReadMotion, clip: str, name: str) -> Track:
-    """Load a result; take missing motion, sound or words from its conditions, if their files still exist."""
+    """Load a result; take missing motion, sound or words from its conditions, if their files are still the same."""
     files = {
         kind: _checked_file(path.parent / entry["path"], entry["sha256"], decode)
         for kind, decode in _DECODERS.items()
         if (entry := record.files.get(kind)) is not None
     }
-    generated = "gesture" in files
+    generated, changed = "gesture" in files, []
     for given in record.inputs:
         place = Path(str(given.get("path")))
         kind = _CONDITIONS.get(place.suffix.lower())
@@ -345,11 +386,13 @@ def _of_result(path: Path, record: GeneratedRecord, read_motion: _ReadMotion, cl
             data = read_file(place, _MAX_BYTES)
             if sha256_hex(data) == given.get("sha256"):
                 files[kind] = decoded(place, data, read_motion if kind == "gesture" else _DECODERS[kind])
+            else:
+                changed.append(f"condition-changed: {place} is not the file that the result was generated from")
     motion, absent, notes = files.get("gesture", (None, (), ()))
     if generated:
         absent = record.at_rest
     mel = None if "audio" in files else files.get("mel")
-    return Track(clip, name, motion, files.get("audio"), files.get("text"), mel, absent, notes)
+    return Track(clip, name, motion, files.get("audio"), files.get("text"), mel, absent, (*notes, *changed))
 
 
 def _checked_file(path: Path, sha256: str, decode: Callable[[bytes], Any]) -> Any:

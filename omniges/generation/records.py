@@ -23,7 +23,14 @@ WINDOWS_TIER: Final = "windows"
 """Name of the tier for text of complete windows, with one interval for each window. There is then no tier of words.
 """
 
-_FORMAT: Final = "omniges-generated"
+FORMAT: Final = "omniges-generated"
+FILE_ENDINGS: Final[Mapping[str, tuple[str, ...]]] = {
+    "gesture": (".npz",),
+    "audio": (".wav", ".mel.npy"),
+    "text": (".TextGrid", ".txt"),
+}
+"""Endings of the files of a result, by the stream that was generated."""
+
 _VERSION: Final = 1
 _LONGEST_TICKS: Final = int(LONGEST_S * TICKS_PER_SECOND)
 _LONGEST_NAME_BYTES: Final = 255  # limit of Linux file names
@@ -101,14 +108,14 @@ class GeneratedRecord:
         found = asdict(self)
         if not self.absent:
             del found["absent"]
-        return json_document({"format": _FORMAT, "version": _VERSION} | found)
+        return json_document({"format": FORMAT, "version": _VERSION} | found)
 
 
 def read_record(path: Path) -> GeneratedRecord:
     """Read a record; raise DataError with the field that is wrong."""
     found = read_settings(path, "Generate it again", path.parent)
     for key, expected, remedy in (
-        ("format", _FORMAT, "this is not a record of omniges generate"),
+        ("format", FORMAT, "this is not a record of omniges generate"),
         ("version", _VERSION, "use the omniges version that wrote it"),
     ):
         if (value := found.pop(key, None)) != expected:

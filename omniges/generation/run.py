@@ -21,13 +21,12 @@ from omniges.errors import DataError, UsageFault
 from omniges.features.timebase import TICKS_PER_SECOND
 from omniges.generation.inputs import NEUTRAL, Body, Input, PlannedInput, planned_inputs, read_body
 from omniges.generation.long_form import Timeline, WindowSettings, packed, window_borders, window_spans
-from omniges.generation.records import GeneratedRecord, read_record
+from omniges.generation.records import FILE_ENDINGS, GeneratedRecord, read_record
 from omniges.generation.sampler import Asked, Codecs, Loaded, Sampler, asked_values, load, shown_values, values_of
 from omniges.generation.settings import GenerateSettings, GenerateSummary, task_named
 from omniges.generation.vocoder import Vocoder, chosen_vocoder
 from omniges.generation.writers import Results, result_picture
 from omniges.model.spec import ModelIdentity
-from omniges.model.streams import StreamName
 from omniges.model.tasks import TASKS
 from omniges.progress import counted
 from omniges.storage.atomic import PendingGroup, make_folder
@@ -35,12 +34,6 @@ from omniges.storage.files import file_sha256
 
 _MAX_WINDOWS: Final = 32
 """Maximum number of windows, of all results, that are generated together."""
-
-_ENDINGS: Final[Mapping[StreamName, tuple[str, ...]]] = {
-    "gesture": (".npz",),
-    "audio": (".wav", ".mel.npy"),
-    "text": (".TextGrid", ".txt"),
-}
 
 Count = Callable[[float, float], None]
 _Written = tuple[Path, GeneratedRecord]
@@ -172,7 +165,7 @@ def _refuse_taken(
             f"{twice[0]}: expected each name once, because results take the names, found two inputs; rename one of "
             "the files"
         )
-    endings = [ending for target in TASKS[task].targets for ending in _ENDINGS[target]]
+    endings = [ending for target in TASKS[task].targets for ending in FILE_ENDINGS[target]]
     endings += [*beside, *([".png"] if settings.png else [])]
     found = [
         path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import shutil
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,28 @@ class TestResults:
         assert {(one["task"], one["seed"]) for one in found} == {("a2g", 7), ("t2g", 0)}
         shown = omniges("inspect", results)
         assert "a2g/1_synthetica_0_1_1.json" in shown.stdout
+
+    def test_a_damaged_record_is_a_finding_and_other_files_are_said(self, results: Path, tmp_path: Path) -> None:
+        shutil.copytree(results / "a2g", tmp_path, dirs_exist_ok=True)
+        record = tmp_path / "1_synthetica_0_1_1.json"
+        content = record.read_bytes()
+        shutil.copy(record.with_suffix(".npz"), tmp_path / "more.npz")
+        shown = omniges("inspect", tmp_path)
+        assert "1 motion file without a record: more.npz" in shown.stdout
+        record.write_bytes(content[: len(content) // 2])
+        page, out = tmp_path / "page.html", tmp_path / "bvh"
+        for words in (
+            ("inspect", tmp_path),
+            ("inspect", record),
+            ("view", tmp_path, "-o", page),
+            ("export", tmp_path, "--format", "bvh", "-o", out),
+        ):
+            refused = omniges(*words)
+            assert refused.returncode == 1, words
+            assert refused.stderr.startswith(f"omniges: {record}: expected the record of a result, found damage")
+            assert len(refused.stderr.splitlines()) == 1
+        assert not page.exists()
+        assert not out.exists()
 
     def test_a_picture_has_condition_result_and_recording(self, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         drawn: list[Any] = []

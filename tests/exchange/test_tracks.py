@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,7 @@ class TestResults:
         wav.write_bytes(wav.read_bytes()[:-2])  # another recording now
         (track,) = load_tracks([folder])
         assert track.audio is None
+        assert track.notes == (f"condition-changed: {wav} is not the file that the result was generated from",)
 
     def test_a_result_of_sound_is_shown_with_the_motion_that_it_was_generated_for(
         self, corpus: Path, tmp_path: Path
@@ -252,6 +254,34 @@ class TestResults:
         (folder / "speech.npz").unlink()
         with pytest.raises(DataError, match="expected a file of a result, found none"):
             list(load_tracks([folder]))
+
+    @pytest.mark.parametrize("content", [b"", b"{}"[:1], b'{"format": "omniges-generated"', b"\xff", b'{"a": NaN}'])
+    def test_a_damaged_record_is_never_passed_over(self, corpus: Path, tmp_path: Path, content: bytes) -> None:
+        folder = put_result(tmp_path / "out", "talk", {"gesture": files(corpus, ".npz")})
+        put_result(folder, "other", {"gesture": files(corpus, ".npz")})
+        (folder / "talk.json").write_bytes(content)
+        for path in (folder, tmp_path):  # also as one of several tasks
+            with pytest.raises(DataError, match=r"talk\.json: expected the record of a result, found damage \(.*; gen"):
+                find_tracks([path])
+        (folder / "talk.json").rename(tmp_path / "notes.json")
+        (tmp_path / "notes.json").write_bytes(b"{")  # a damaged file of another tool, beside no result
+        assert len(list(load_tracks([tmp_path]))) == 2
+
+    def test_motion_that_no_record_lists_is_a_track_of_its_own(self, corpus: Path, tmp_path: Path) -> None:
+        put_result(tmp_path / "out", "talk", {"gesture": files(corpus, ".npz")})
+        shutil.copy(files(corpus, ".npz"), tmp_path / "out" / "more.npz")
+        for path in (tmp_path / "out", tmp_path):
+            assert [track.name for track in load_tracks([path])] == ["generated a2g", "more"]
+
+    def test_an_unusable_file_beside_motion_is_an_error(self, corpus: Path, tmp_path: Path) -> None:
+        shutil.copy(files(corpus, ".npz"), tmp_path / "a.npz")
+        (tmp_path / "a.wav").symlink_to("gone")
+        with pytest.raises(DataError, match=r"a\.wav: expected a file, found a link to nothing"):
+            list(load_tracks([tmp_path / "a.npz"]))
+        (tmp_path / "a.wav").unlink()
+        os.mkfifo(tmp_path / "a.TextGrid")
+        with pytest.raises(DataError, match=r"a\.TextGrid: expected a regular file, found a pipe"):
+            list(load_tracks([tmp_path / "a.npz"]))
 
 
 class TestCut:
