@@ -44,7 +44,7 @@ _NO_FACE_MADE: Final = "no face in the result"
 _NO_JAW: Final = "no jaw in the recording"
 _NO_JAW_MADE: Final = "no jaw in the result"
 _LACKING: Final = {"face": (_NO_FACE, _NO_FACE_MADE), "jaw_eyes": (_NO_JAW, _NO_JAW_MADE)}
-"""Reasons why the recording, or the result, lacks a part."""
+"""By body part, two reasons for a missing value: the recording lacks the part, or the result lacks it."""
 _NO_SEAMS: Final = "no result has several windows"
 _TOGETHER: Final = frozenset({"Fréchet gesture distance", _BEATS.metric})  # scored by `FeatureRows` and `BeatRows`
 _UNITS: Final = {label: unit for label, unit in units("gesture").items() if label not in _TOGETHER}
@@ -62,7 +62,7 @@ _JAW_AND_EXPRESSIONS: Final[Mapping[str, tuple[Part, Callable[[ClipMotion, ClipM
         lambda own, true: _correlated(gesture.expression_speeds, own.expressions, true.expressions),
     ),
 }
-"""By metric: the body part that it needs, and its function of two motions (generated, recorded) of equal length."""
+"""By metric, the body part that it needs, and a function of two motions (generated, recorded) of equal length."""
 _AGAINST_A_RECORDING: Final = ("semantic recall", "face MSE", "face LVD", *_JAW_AND_EXPRESSIONS)
 _NO_VALUES: Final = {
     "face MSE": _NO_BODY,

@@ -184,14 +184,14 @@ class MetricTools:
         return DESCRIPTOR_NAME if self.encoder is None else self.encoder.name
 
     def scored_joints(self, motion: ClipMotion, body: Body) -> F64:
-        """Return joints of the poses that the profile scores, without translation.
+        """Return joint positions without root translation; rotations that the profile does not score are set to 0.
 
         Args:
             motion: The motion.
             body: Body of the person.
 
         Returns:
-            Joints (T, 55, 3) in metres.
+            Joint positions (T, 55, 3) in metres.
         """
         return body.joints(scored_poses(motion.poses, self.profile.positions), np.zeros_like(motion.trans))
 
@@ -203,7 +203,7 @@ class MetricTools:
             joints: Joints (T, 55, 3) of the motion in metres; the built-in descriptor reads these.
 
         Returns:
-            Features (N, D).
+            Features (N, D): N parts of the motion, D values each.
 
         Raises:
             DataError: The motion is too short.
@@ -360,7 +360,7 @@ class FeatureRows:
     def _details(
         self, score: FrechetScore, generated: Sequence[Numbers], recorded: Sequence[Numbers]
     ) -> dict[str, Any]:
-        """Return details of a distance; profile ``emage-2024`` adds the value × 10 and by the formula of 2025."""
+        """Return details of a distance; profile ``emage-2024`` adds the value × 10 and that by the formula of 2025."""
         if self._with.profile.name != "emage-2024":
             return _details(score)
         later = self._score(generated, recorded, PROFILES["emage-eval-2025"]).value

@@ -144,7 +144,9 @@ def score_protocol(
     how: scores.Resampling,
     count: Callable[[], None],
 ) -> scores.Scored:
-    """Score results as a published row does. A metric whose file is missing has a reason instead of a value.
+    """Score results by the definitions of a published table.
+
+    A metric whose file is missing has a reason instead of a value.
 
     Args:
         results: Results, sorted by recording.
@@ -209,7 +211,7 @@ def _missing(heading: scores.Heading, files: Sequence[tuple[str, PublishedFile]]
 
 
 def protocol_facts(settings: EvaluateSettings) -> dict[str, Any]:
-    """Return the protocol, the ``--grid``, the command and the package versions that produced a row.
+    """Return the protocol, ``--grid``, command and package versions that produced the row of a report.
 
     Args:
         settings: Settings of the command.

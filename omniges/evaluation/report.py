@@ -35,7 +35,7 @@ class TaskReport:
     figures: Sequence[Figure]
     recordings: Sequence[str]  # keys of the scored recordings
     results: int
-    splits: Mapping[str, tuple[int, int]]  # recordings scored, and recordings in the split
+    splits: Mapping[str, tuple[int, int]]  # by split: number of scored recordings and of all recordings
     seconds: float  # scored duration, each recording once
     recorded_seconds: float
     made_by: Mapping[str, Any] | None = None  # model and settings, if records contain them
@@ -298,7 +298,7 @@ def _times_10(figure: Figure) -> Figure:
 
 
 def _in_row(note: str) -> bool:
-    """Return True for notes to omit: the protocol's row shows the same value, or has no shuffled row."""
+    """Return True if a protocol's row omits a note, because the row shows its value or has no shuffled scores."""
     return "× 10, as papers" in note or note == _NO_SHUFFLED
 
 

@@ -124,7 +124,7 @@ class FileResult(Result):
     def spoken(self) -> tuple[list[WordInterval], bool]:
         """Read generated words, and whether they have times.
 
-        Words of a word tier have times. Without one, each item is the text of an interval of the tier `windows`.
+        Words of a word tier have times. Without it, each item is the text of an interval of the tier `windows`.
         """
         return self._read("text", "text", ".TextGrid", spoken_intervals)[1]
 
@@ -226,7 +226,7 @@ def _stem_of(name: str, rows: Mapping[str, ManifestRow]) -> str:
     """Return the stem of the recording that a file of another tool belongs to.
 
     Tools such as EMAGE's add ``res_`` or ``gt_`` before the stem, or ``_output`` after the stem. macOS stores letters
-    with accents in decomposed form (NFD), so that names are compared in composed form (NFC).
+    with accents in decomposed form (NFD), so names are compared in composed form (NFC).
     """
     plain = unicodedata.normalize("NFC", name)
     stems = (plain, plain.removeprefix("res_"), plain.removeprefix("gt_"))

@@ -50,7 +50,10 @@ from omniges.storage.files import file_sha256, visible_entries
 _SIX: Final = ("t2g", "a2g", "t2a", "g2a", "g2t", "a2t")
 
 Counting = Callable[[str], AbstractContextManager[Callable[[float, float], None]]]
-"""Function of a noun that returns the context of a progress display; the context gives a function (done, total)."""
+"""Function that takes a text, such as "results scored", and returns a context manager that shows progress.
+
+The context manager yields a function that is called with (done, total).
+"""
 
 
 def evaluate(settings: EvaluateSettings, counting: Counting | None = None) -> Report:

@@ -38,7 +38,7 @@ ROWS: Final[tuple[Row, ...]] = ("generated", "shuffled", "recorded")
 
 UNCONDITIONAL: Final = "generated without a condition, so there is no ground truth"
 
-_ADVICE: Final = "; leave this clip out"  # remedy in errors of metrics, which this module follows
+_ADVICE: Final = "; leave this clip out"  # end of metrics' errors; removed, because this module does leave the clip out
 
 
 class Recordings(Protocol):
@@ -172,7 +172,7 @@ class Figure(Heading):
 
 
 class Values:
-    """Values of one metric with the keys of their recordings, and counts of results without a value."""
+    """Values of one metric, the keys of their recordings, and the number of results without a value by reason."""
 
     def __init__(self) -> None:
         self.found: list[Any] = []
@@ -361,7 +361,7 @@ class Scored:
 
 
 def partners(keys: Sequence[str], seed: int) -> dict[str, str]:
-    """Assign to each recording another one: the next in one random cycle of all recordings.
+    """Assign another recording to each recording: the next one in a random cycle through all recordings.
 
     Args:
         keys: Keys of the recordings.

@@ -52,7 +52,7 @@ _OF_MELS: Final[dict[str, Callable[[F32, F32], Any]]] = {
     "mel-cepstral distortion": speech.mel_cepstral_distortion,
     _ONSETS: _onsets,
 }
-"""Metrics of two mels of equal length."""
+"""Metrics by name; each is a function of two log-mels (F, 64) of equal length."""
 _UNITS: Final = units("audio")
 
 
