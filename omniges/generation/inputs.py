@@ -111,7 +111,7 @@ class Condition:
     stream: StreamName
     name: str  # name of the results
     ticks: int
-    series: Held | Spool | None  # gesture (3 ticks, 415 or 424), audio (10 ticks, 64), text tokens (ticks,), or more
+    series: Held | Spool | None  # rows: gesture (3 ticks, 415 or 424), audio (10 ticks, 64), text (ticks,)
     path: str
     sha256: str
     warnings: tuple[str, ...] = ()
@@ -210,7 +210,7 @@ def read_text(
         codec: Tokenizer of text tokens; None: the model's text is stored as latents, which need only words.
         rate: Speaking rate for plain text.
         seconds: Length of the other streams of the input; None: the file defines the length.
-        max_s: Length in seconds to which the input is cut, if the file states an impossible length.
+        max_s: Length in seconds that replaces a longer one than `LONGEST_S` in the file; None: such a file is refused.
 
     Returns:
         The text stream.
@@ -598,7 +598,7 @@ def _paired(conditions: Sequence[StreamName], sources: Sources) -> dict[str, dic
 
 
 def _recorded_rows(condition: Condition, first: int, ticks: int) -> npt.NDArray[Any]:
-    return condition.array(first, ticks)[:, : LAYOUT.channels]  # without jaw and eyes; a mel has fewer bands
+    return condition.array(first, ticks)[:, : LAYOUT.channels]  # without jaw and eyes; mels are unchanged
 
 
 def _recording(conditions: Sequence[Condition]) -> Recording:

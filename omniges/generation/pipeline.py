@@ -1,9 +1,9 @@
 """`OmnigesPipeline` runs a trained model in Python, from arrays or paths to arrays, similar to pipelines of diffusers.
 
 It does not derive from `diffusers.DiffusionPipeline`, which loads a folder of components with a configuration each, may
-download and unpickle files, and draws noise from a generator. `OmnigesPipeline` loads a checkpoint, checks its every
-byte and downloads nothing. Noise is keyed by seed, sample and tick, so a call and the command `generate` give the same
-results.
+download and unpickle files, and draws noise from a generator. `OmnigesPipeline` loads a checkpoint, verifies its
+checksums and downloads nothing. Noise is keyed by seed, sample and tick, so a call and the command `generate` give the
+same results.
 """
 
 from __future__ import annotations
@@ -92,8 +92,9 @@ class OmnigesSample:
     """
     seed: int = 0
     jaw_eyes: F32 | None = None
-    """Axis-angles (30 · seconds, 9) of jaw, left and right eye in radians; None if the model has no channels for jaw
-    and eyes; then they do not move.
+    """Axis-angles (30 · seconds, 9) of jaw, left and right eye in radians.
+
+    None if the model has no channels for jaw and eyes, which then do not move.
     """
 
     def motion(self, start_xz: Sequence[float] = (0.0, 0.0)) -> MotionArrays:
@@ -251,7 +252,7 @@ class OmnigesPipeline:
             weights: ``ema`` for EMA weights, or ``last``.
             codecs: Folders by codec name, for a model that generates latents.
             t5_tokenizer: Folder of T5's tokenizer, if the text codec's folder does not contain it.
-            quantised: Replace latents by codes before decoding, for codecs with codes.
+            quantised: Quantize latents to codes before decoding, for codecs with codes.
 
         Returns:
             The pipeline.
@@ -355,10 +356,12 @@ class OmnigesPipeline:
             audio: A file, or an array or tensor (N,), (N, channels) or (channels, N) with at most 8 channels: floats in
                 [−1, 1], or int16 or int32 at full scale.
             audio_rate_hz: Sample rate of an array in Hz; files contain their sample rate.
-            text: A TextGrid or plain text file; words, each (word, start, end) in seconds, a mapping, or an object
-                as in `Sample.words`; or text itself. Text that looks like a path must be a file, and is never spoken.
+            text: Path of a TextGrid or plain text file, a sequence of words, or the text itself. A word is a tuple
+                (word, start, end) with times in seconds, a mapping with these keys, or an object as in `Sample.words`.
+                Text that looks like a path must be a file, and is never spoken.
             speaking_rate: Speaking rate for plain text; None: the speaking rate of the training words.
-            gesture: An SMPL-X NPZ, or an array or tensor of channels (30 · seconds, 415), or 424 with `jaw_eyes`.
+            gesture: Path of an SMPL-X NPZ, or an array or tensor of channels: (30 · seconds, 415), or 424 with jaw and
+                eyes.
             motion_rate_hz: Frames per second of an NPZ that does not state them.
             seconds: Largest length in seconds; for an unconditional sample, the exact length.
             speaker: Speaker style to generate in; None: unknown.

@@ -20,7 +20,9 @@ from omniges.storage.documents import LONGEST_TEXT, Count, Document, Is, Range, 
 from omniges.storage.files import json_document, read_settings
 
 WINDOWS_TIER: Final = "windows"
-"""Name of the tier for text of complete windows, with one interval for each window. There is then no tier of words.
+"""Name of the TextGrid tier that contains the text of each window as one interval.
+
+A TextGrid with this tier has no tier of words.
 """
 
 FORMAT: Final = "omniges-generated"
@@ -93,7 +95,7 @@ class GeneratedRecord:
     seams_s: tuple[float, ...]
     """Window boundaries in seconds, without the start and end of the result."""
     measures: _Measures
-    """Measures of the model's output, before it was made valid."""
+    """Share of invalid rotations in the model's output, before they were corrected, as ``invalid_rotations``."""
     remarks: tuple[str, ...]
     absent: _Parts = ()
     """Parts that do not move, because no training sample had them; the file omits an empty list."""
@@ -155,7 +157,7 @@ def spoken_intervals(data: bytes) -> tuple[list[WordInterval], bool]:
 
 
 def _words_of(data: bytes, tier: str | None) -> list[WordInterval]:
-    """Return the intervals of a tier that have text. Without any, every expected word counts as a deletion."""
+    """Return the intervals of a tier that contain text; if there are none, evaluation counts each word as deleted."""
     try:
         return list(decode_words(data, tier).words)
     except RecordingFault as fault:

@@ -52,7 +52,7 @@ def generate(
         settings: Settings of the command.
         count: Function that is called with the seconds generated so far and an estimate of the total.
         codecs: Result of `codecs_of` for these settings, if codecs were loaded before.
-        beside: Endings of files that the caller will write for each result; such files must not exist yet.
+        beside: Endings of files that the caller will write beside each result; such files must not exist yet.
         stale: Endings or names of files that show a result, such as videos, and that this call does not write. Such a
             file must not exist beside a result that is replaced.
 

@@ -152,7 +152,7 @@ class Codecs:
             entries: Codecs of the streams stored as latents.
             folders: Name and folder of each codec that the user gives.
             t5_tokenizer: Folder of T5's tokenizer, if the text codec's folder does not contain it.
-            quantised: Replace latents by codes before decoding, for codecs with codes.
+            quantised: Quantize latents to codes before decoding, for codecs with codes.
             origin: Option that gives the folders, and file that contains the entries, for errors.
             device: Device of the codecs; None: the GPU if there is one.
 
@@ -223,7 +223,7 @@ class Codecs:
         return found, tuple(warnings)
 
     def through_codes(self, targets: Sequence[StreamName]) -> bool | None:
-        """Return whether latents are replaced by codes before decoding; None if the targets' codecs have no codes."""
+        """Return whether latents are quantized to codes before decoding; None if the targets' codecs have no codes."""
         codecs = [self.load(stream, "decode") for stream in targets if stream in self.entries]
         return self._quantised if any(isinstance(codec, QuantisingCodec) for codec in codecs) else None
 
@@ -239,7 +239,7 @@ class Codecs:
     def _texts_of(
         self, condition: Condition, ticks: int, spans: Sequence[tuple[int, int]]
     ) -> tuple[TicksOf, list[str]]:
-        """Return latents (N, V) of the text of each window, and warnings about lost text."""
+        """Return a function that gives the latents (N, V) of a window's text, and warnings about lost text."""
         codec = cast("WindowCodec", self.load(condition.stream, "encode"))
         texts = codec.texts(condition.words, ticks, spans)
         shape = codec.entry.latents, codec.entry.channels
@@ -528,7 +528,7 @@ def asked_values(streams: Mapping[str, ConditionStream], given: Sequence[tuple[s
     Args:
         streams: Condition streams of the model.
         given: Names and values, as text or as Python values.
-        origin: Flag or argument, which errors name.
+        origin: Flag or argument that gives the values, for errors.
 
     Returns:
         Arrays (*shape) by name; None for a stream that is left out.

@@ -28,7 +28,7 @@ MIN_WORDS: Final = 10
 _SENTENCE: Final = frozenset(".!?…。！？؟")
 _PHRASE: Final = frozenset(",;:、，；：،؛-–—")
 _WIDE: Final = "。！？…，；：、؟،؛"
-# Scripts without spaces between words: Han (with its supplements), Hiragana and Katakana, each with marks that follow.
+# Letters of scripts without spaces between words: Han (with its supplements), Hiragana and Katakana.
 _LETTER: Final = (
     r"[\u3005-\u3007\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
     r"\uf900-\ufaff\uff66-\uff9d\U0001b000-\U0001b16f\U00020000-\U000323af]"
@@ -55,7 +55,7 @@ _STARTS: Final = {
 _LYRIC: Final = re.compile(r"\[\d+:\d\d(?:[.:]\d+)?\].*")
 _JSON: Final = re.compile(r'\{\s*["}]|\[\s*[\[{"\]]')
 _TAG: Final = re.compile(r"<(?:\?xml|!doctype|([a-z][\w:-]*))[^<>]*>", re.IGNORECASE)
-_ROW: Final = re.compile(  # two times first, or after one or two names as in a CTM file
+_ROW: Final = re.compile(  # line with two times: at its start, or after one or two names as in a CTM file
     r"(?:\d+(?:[.,]\d+)?[\t ,;]+\d+(?:[.,]\d+)?"
     r"|[^\s,;]+[\t ,;]+(?:[^\s,;]+[\t ,;]+)?\d+\.\d+[\t ,;]+\d+\.\d+)(?:[\t ,;].*)?"
 )

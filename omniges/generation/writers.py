@@ -108,7 +108,7 @@ class GestureSink:
                 yield part
 
     def shown(self, start: int, stop: int) -> F32:
-        """Return the gesture frames of ticks (3 · ticks, 415) for a picture."""
+        """Return gesture frames (3 · n, 415) for a picture, where n is the number of ticks from `start` to `stop`."""
         return self._channels.rows(FRAMES_PER_TICK * start, FRAMES_PER_TICK * stop)
 
 
@@ -185,15 +185,15 @@ class SpeechSink:
         yield from (block.tobytes() for block in self._mel.blocks())
 
     def shown(self, start: int, stop: int) -> F32:
-        """Return the mel frames of ticks (10 · ticks, 64) for a picture."""
+        """Return mel frames (10 · n, 64) for a picture, where n is the number of ticks from `start` to `stop`."""
         return self._mel.rows(MEL_FRAMES_PER_TICK * start, MEL_FRAMES_PER_TICK * stop)
 
 
 class Labels:
-    """A converter of generated texts into TextGrid labels that readers return unchanged; it counts the changes."""
+    """Converts generated texts to TextGrid labels that readers return unchanged, and counts the texts it changed."""
 
     def __init__(self, kind: str) -> None:
-        self._kind = kind  # labelled things, for warnings
+        self._kind = kind  # plural noun for the labelled texts, for warnings
         self._controls = 0
         self._silences: set[str] = set()
 
