@@ -1,4 +1,4 @@
-"""Measure the memory bandwidth in a separate process: `np.copyto` of as many bytes as batches have.
+"""Measure the memory bandwidth in a separate process: copy arrays of the size of batches with `np.copyto`.
 
 Run it as ``python -P -m omniges.benchmark.memcpy ROWS TICKS``. The process prints ``ready``. Each line of its standard
 input is a number of seconds. The process copies for that time, then prints the number of copied windows and the elapsed

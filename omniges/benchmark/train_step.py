@@ -2,11 +2,11 @@
 
 The measured steps are complete training steps, as in `train`: batches from the loader, losses, gradients, clipping,
 AdamW and EMA. Each configuration runs in a separate process, so that its memory is measured separately. The number of
-floating-point operations includes matrix products, as torch's counter reports them, and attention. Attention counts
-4 · B · H · N · M · D operations in the forward pass, and twice as many in the backward pass. Scores that the backward
-pass computes again are not counted.
+floating-point operations includes matrix products, as torch's counter reports them, and attention. The forward pass of
+attention counts as 4 · B · H · N · M · D operations, with queries (B, H, N, D) and keys (B, H, M, D), and its backward
+pass as twice as many. Scores that the backward pass computes again are not counted.
 
-Two more figures do not depend on the speed of the machine. The first is the number of torch operations in a step,
+Two more numbers do not depend on the speed of the machine. The first is the number of torch operations in a step,
 except views. The second, with `--compile`, is the number of kernels of the compiled graph: generated kernels and
 library calls. An accelerator needs some microseconds to launch each operation or kernel, so these numbers limit its
 speed.
@@ -56,7 +56,7 @@ def measure(settings: StepSpeedSettings) -> list[dict[str, Any]]:
         settings: Settings of the benchmark.
 
     Returns:
-        One row of figures for each configuration.
+        One dictionary of measurements for each configuration: the rows of `report`.
 
     Raises:
         OmnigesError: A DataError, UsageFault or EnvironmentFault that a measuring process raised.
@@ -95,7 +95,7 @@ class _Step:
     waited_s: float
     tokens: int
     operations: float
-    peak: float  # operations per second of plain matrix products right after the step
+    peak: float  # floating-point operations per second of plain matrix products, measured right after the step
 
 
 def measure_one(settings: TrainSettings, seconds: float) -> dict[str, Any]:
@@ -103,10 +103,10 @@ def measure_one(settings: TrainSettings, seconds: float) -> dict[str, Any]:
 
     Args:
         settings: Settings of the training run.
-        seconds: Shortest total time of the measured steps.
+        seconds: Minimum total time of the measured steps, in seconds.
 
     Returns:
-        The figures of the configuration.
+        The measurements by name: one row of `report`.
     """
     with ExitStack() as stack:
         accelerator = stack.enter_context(accelerated(settings))
@@ -186,7 +186,7 @@ def eager() -> contextlib.AbstractContextManager[Any]:
 
 
 def _calls(run: Run, number: int) -> int:
-    """Count the torch operations of one training step, without the reading of the batch."""
+    """Count the torch operations of one training step, except those that read the batch."""
     settings, flow = run.settings, run.settings.flow_settings()
     windows, positions = run.feed.next()
     with eager(), CallCounter() as counter:
@@ -241,7 +241,7 @@ class ProductPeak:
         ]
 
     def measure(self) -> float:
-        """Return the operations per second of the fastest matrix size."""
+        """Return the floating-point operations per second of the fastest of several matrix sizes."""
         return max(self._speed(left, right) for left, right in self._pairs)
 
     def _speed(self, left: torch.Tensor, right: torch.Tensor) -> float:
@@ -256,7 +256,7 @@ class ProductPeak:
 
 
 def _figures(settings: TrainSettings, steps: Sequence[_Step], device: torch.device) -> dict[str, Any]:
-    """Return the figures of one configuration; the share of the peak is the median over steps."""
+    """Return the measurements of one configuration; ``share_of_peak`` has the median and range over steps."""
     seconds = sum(step.seconds for step in steps)
     shares = sorted(step.operations / step.seconds / step.peak for step in steps)
     memory = (
@@ -282,7 +282,7 @@ def _figures(settings: TrainSettings, steps: Sequence[_Step], device: torch.devi
 
 
 def report(rows: Sequence[dict[str, Any]]) -> str:
-    """Format the figures as a text table."""
+    """Format the result of `measure` as a text table."""
     first = rows[0]
     head = (
         f"windows of {first['window_ticks']} ticks, on {first['device']}, precision {first['mixed_precision']}; "
@@ -317,7 +317,7 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _main() -> None:
-    """Read one configuration as JSON from standard input, measure it, and write the figures to standard output."""
+    """Read one configuration as JSON from standard input, measure it, and write the result to standard output."""
     question = json.load(sys.stdin)
     question |= {"presets": tuple(question["presets"]), "batch_sizes": tuple(question["batch_sizes"])}
     settings = StepSpeedSettings(**question)

@@ -4,10 +4,10 @@ Names and shapes are those of the published checkpoints of OmniFlow (Li et al. 2
 reference implementation creates its modules. A list of EMA weights has no names, so only the order identifies its
 tensors.
 
-The tensors of a checkpoint decide its sizes. The config is needed only for the number of features of an attention head,
-which the tensors may not show. A config whose sizes differ from the tensors belongs to another model and is refused. A
-config may also state a wrong norm, wrong dual layers or a wrong table; these come from the tensors, and a warning is
-given.
+The sizes come from the tensors of a checkpoint. The config is needed only for the number of features of an attention
+head, which the tensors may not show. A config whose sizes differ from the tensors belongs to another model and is
+refused. If a config states another norm, other dual layers or another position table than the tensors, the tensors are
+used and a warning is given.
 """
 
 from __future__ import annotations

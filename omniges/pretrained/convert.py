@@ -151,7 +151,7 @@ def _expected_shapes(trunk: Any, max_layers: int) -> dict[str, tuple[int, ...]]:
 
 
 def _is_grid(found: Mapping[str, Any], inputs: int) -> bool:
-    """Return whether a grid has the required keys, and sizes whose tokens have `inputs` values."""
+    """Return whether a grid has the required keys, and sizes that give tokens of `inputs` values."""
     valid = found.keys() == {one.name for one in fields(PatchGrid)} and all(is_count(n, 1) for n in found.values())
     return valid and found["channels"] * found["patch"] ** 2 == inputs
 

@@ -108,7 +108,7 @@ def open_start(
         audio_codec: Name of the codec whose latents the audio stream has; None for mel.
 
     Returns:
-        The start, whose weights are not read yet.
+        The `Start`, which has not read the weights yet.
 
     Raises:
         UsageFault: The folder has no pretrained weights, or a change does not fit them.
@@ -166,7 +166,7 @@ class CheckpointStart(Start):
         self.config = _changed(self._identity.config, changes, _OF_TRAINING)
 
     def adopt(self, identity: ModelIdentity) -> ModelIdentity:
-        """Return the identity with the checkpoint's statistics, tokenizer and speakers, followed by new speakers."""
+        """Return the identity with the checkpoint's statistics, tokenizer and speakers; new speakers come last."""
         was = self._identity
         added = tuple(name for name in identity.speakers if name not in was.speakers)
         codecs = [{name: entry.fingerprint for name, entry in x.codecs.items()} for x in (was, identity)]
@@ -253,7 +253,7 @@ class OmniFlowStart(Start):
     """Start from OmniFlow's trunk: text and audio use its weights unchanged, gesture uses those of the image stream.
 
     Audio tokens are patches as in OmniFlow if the audio stream has latents of OmniFlow's autoencoder. A recipe with
-    ``audio_tokens: rows`` changes this.
+    ``audio_tokens: rows`` selects rows of latents instead.
     """
 
     preset = "pretrained"
@@ -321,11 +321,14 @@ class OmniFlowStart(Start):
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Mapping of names of the source trunk to names of the model, with reasons for weights that are left out or new."""
+    """How the weights of the source trunk and of the model correspond."""
 
     carried: Mapping[str, str]
+    """Name in the model of each source weight that is copied, by its name in the source."""
     left: Mapping[str, str]
+    """Reason why a source weight is left out, by its name in the source."""
     new: Mapping[str, str]
+    """Reason why a weight of the model has no source, by its name in the model."""
 
 
 def _plan(model: FlowModel, own: Mapping[str, Tensor], source: SourceTrunk) -> _Plan:

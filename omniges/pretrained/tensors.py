@@ -44,6 +44,7 @@ class OmniFlowFolder:
     config_file: Path
     weights: tuple[Path, ...]
     average: Path | None
+    """File of the EMA weights, if there is one."""
 
 
 def is_omniflow(folder: Path) -> bool:
@@ -55,7 +56,7 @@ def find_omniflow(folder: Path) -> OmniFlowFolder:
     """Find the transformer's files in an OmniFlow folder or in its subfolder ``transformer``.
 
     Args:
-        folder: One of the two folders.
+        folder: The OmniFlow folder or its subfolder.
 
     Returns:
         The config, and the files of weights and EMA weights.
@@ -77,7 +78,7 @@ def find_omniflow(folder: Path) -> OmniFlowFolder:
 
 
 def _weight_files(place: Path) -> tuple[Path, ...]:
-    """Return the files of weights in a folder, in safetensors if present, else pickles; empty if there are none."""
+    """Return the files of weights in a folder: safetensors files if present, otherwise pickle files; empty if none."""
     for kind in ("safetensors", "bin"):
         complete, index = place / f"{_STEM}.{kind}", place / f"{_STEM}.{kind}.index.json"
         if os.path.lexists(complete):
@@ -109,7 +110,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def file_entry(path: Path) -> dict[str, Any]:
-    """Return size and sha256 of a file, in the format of lists of files."""
+    """Return the size and the sha256 of a file as an entry of a list of files: ``bytes`` and ``sha256``."""
     with os_errors(path, "read"):
         return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 

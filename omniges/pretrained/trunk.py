@@ -41,7 +41,7 @@ WhichWeights = Literal["last", "ema"]
 _LIST: Final = "shadow_params"
 _TIED: Final = "text_decoder.encoder.encoder.embed_tokens.weight"
 _TABLE: Final = "text_decoder.encoder.shared.weight"
-"""Second name of a tensor that is stored twice; the tensor counts once among the parameters."""
+"""The second name of the tensor `_TIED`. A file may store it under both names; it counts as one parameter."""
 _MIN_TOLERANCE: Final = 2e-5  # for a table that was computed in float32
 
 StatusKind = Literal["loaded", "converted", "new", "left out"]
@@ -285,7 +285,7 @@ def config_of(folder: Path) -> dict[str, Any]:
 def audio_grid_of(folder: Path) -> dict[str, int]:
     """Return the grid of an OmniFlow folder's audio stream in the form of `SourceTrunk.grids`.
 
-    The base is estimated from the saved position table; the content of the table is not compared.
+    ``table_base`` is estimated from the saved position table; the rest of the table is not checked.
     """
     _, source, architecture, _ = _opened(folder)
     return _as_entry(architecture.audio, _base(*_saved("audio_embedder.pos_embed", architecture, source)))
@@ -392,7 +392,7 @@ def _average(path: Path, architecture: Architecture, weights: Tensors) -> Tensor
 
 
 def _tables(architecture: Architecture, source: Tensors) -> tuple[dict[str, int], dict[str, str]]:
-    """Return the base of each saved table, and the reason why it can be left out.
+    """Return the base of each saved position table by stream, and the reason why each table can be left out by name.
 
     A table of side S and base B has the coordinate i · B / S at index i of both axes. The shape gives S and the values
     give B. All values are then compared. Raises `DataError` for a table with other content.
@@ -420,7 +420,7 @@ def _saved(name: str, architecture: Architecture, source: Tensors) -> tuple[Tens
 
 
 def _base(saved: Tensor, where: str) -> int:
-    """Estimate the base from the first sine and cosine of the second column; return the best integer near it."""
+    """Return the integer base that fits a table best, near an estimate from the first sine and cosine of column 1."""
     side, _, width = saved.shape
     if side < 2 or width % 4:
         raise DataError(
@@ -433,7 +433,7 @@ def _base(saved: Tensor, where: str) -> int:
 
 
 def _difference(saved: Tensor, row: int, base: int) -> float:
-    """Return the largest error of a row (side, W) of a table; infinite for NaN or infinite values."""
+    """Return the largest error in one row (side, W) of a table of a given base; infinite if any value is not finite."""
     side, _, width = saved.shape
     coordinates = torch.arange(side, dtype=torch.float64) * (base / side)
     axis = line_embedding(coordinates, width // 2)
