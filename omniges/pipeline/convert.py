@@ -372,7 +372,10 @@ def _motion_clip(motion: Motion | None, frames: int) -> GestureClip:
 
 
 def _common_length(take: Take, settings: ConvertSettings) -> int:
-    """Return the number of gesture frames that all parts have; raise RecordingFault if the lengths differ too much."""
+    """Return the common length of motion and audio in gesture frames.
+
+    Raise RecordingFault if both are absent, if their lengths differ too much, or if the common length is too short.
+    """
     motion, wav = take.motion, take.wav
     if motion is None and wav is None:
         raise RecordingFault("nothing-recorded", "neither motion nor audio", "at least one")

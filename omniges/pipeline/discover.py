@@ -44,7 +44,7 @@ class Recording:
     files: dict[Modality, SourceFile]
     notes: tuple[Finding, ...] = ()
     corpus: str = DEFAULT_CORPUS
-    """Name in the registry of the corpus that decodes the files."""
+    """Registered name of the corpus that decodes the files."""
 
     @property
     def size(self) -> int:
@@ -61,7 +61,7 @@ class Discovery:
     findings: tuple[Finding, ...]
     split_source: str  # "split list" or "rule"
     split_lists: Mapping[str, str]  # relative path -> sha256
-    parts: tuple[str, ...]
+    parts: tuple[str, ...]  # data set folders, relative to the root
 
     @property
     def stems(self) -> int:

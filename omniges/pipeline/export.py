@@ -125,7 +125,7 @@ def text_file(sample: SampleArrays) -> bytes:
 def audio_file(sample: SampleArrays) -> bytes | None:
     """Return a sample's waveform as a 16 kHz WAV with exactly the stored values; None if it was not kept.
 
-    Raises DataError if a value is NaN or infinite, or does not exist in the source's encoding.
+    Raises DataError if a value is NaN or infinite, or if the source's encoding cannot represent it.
     """
     if sample.audio is None:
         return None
@@ -139,7 +139,10 @@ def audio_file(sample: SampleArrays) -> bytes | None:
 
 
 def _encoded(audio: npt.NDArray[np.float32], bits: int | None) -> bytes:
-    """Encode samples (n,) as WAV with integers of `bits`, or floats if None; raise ValueError for unfit values."""
+    """Encode samples (n,) as a WAV of `bits`-bit integers, or of floats if `bits` is None.
+
+    Raise ValueError if a value is NaN, infinite or out of range.
+    """
     if bits is None:
         return encode_wav(audio, SAMPLE_RATE_HZ)
     full_scale = 1 << (bits - 1)

@@ -60,7 +60,7 @@ Recalled = Sample[StoredSegment]
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """A sample of an earlier run: its row, whose offsets count from the segment's start, notes, and position."""
+    """A sample of an earlier run: row, notes and position in a shard. Offsets in `row` count from the segment start."""
 
     row: ManifestRow
     notes: tuple[Finding, ...]

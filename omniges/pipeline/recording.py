@@ -83,7 +83,7 @@ class Recording:
     frame_rate_hz: float | None = None
     """Frames per second of poses, trans and expressions: a multiple of 30; frames are dropped to get 30."""
     absent: Part | Sequence[Part] = ()
-    """Parts that were not recorded, of upper, hands, lower, jaw_eyes, root, face. Their columns are ignored."""
+    """Parts that were not recorded: any of upper, hands, lower, jaw_eyes, root, face. Their columns are ignored."""
     samples: npt.ArrayLike | None = None
     """(N,) or (N, channels): float32 or float64 in [-1, 1], or int16 or int32 at full scale."""
     sample_rate_hz: float | None = None
@@ -98,7 +98,7 @@ class Recording:
     speaker_id: int | None = None
     language: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Values by label name, such as emotion. If only other recordings have a label, its value here is ""."""
+    """Values by label name, such as emotion. A label that only other recordings have gets the value ""."""
     source: str | None = None
     """Origin of the recording: a text, or a path relative to the data set."""
 
@@ -298,7 +298,10 @@ def _fields(item: Any, names: tuple[str, ...], what: str) -> tuple[Any, ...]:
 
 
 def _tier(recording: Recording, audio_s: float, seconds: float) -> WordTier | None:
-    """Return the checked words of a recording of `seconds`, without silences, as a TextGrid would give them."""
+    """Return the checked words of a recording, without silences, in the form of a decoded TextGrid.
+
+    The recording is `seconds` long, its audio `audio_s`.
+    """
     if recording.words is None:
         return None
     if not isinstance(recording.words, Iterable):

@@ -84,7 +84,7 @@ def preprocess(
 
     Args:
         settings: Settings of the run.
-        reporter: Output of progress.
+        reporter: Object that prints the progress.
         count: Function that is called with (done, total) in megabytes while earlier results are checked.
 
     Returns:
@@ -92,7 +92,7 @@ def preprocess(
 
     Raises:
         UsageFault: The settings do not fit the folder or the data set.
-        DataError: A list of the data set or of the earlier set is damaged.
+        DataError: A split list of the data set, or a file of the earlier set, is damaged.
         EnvironmentFault: The disk cannot be written, or another run writes to the folder.
     """
     start = time.monotonic()

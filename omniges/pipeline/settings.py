@@ -63,7 +63,7 @@ class Selection:
     )
     include: tuple[str, ...] = option(
         (),
-        "Convert only recordings whose stem matches one of these shell patterns, such as 2_*; case counts.",
+        "Convert only recordings whose stem matches one of these shell patterns, such as 2_*; case-sensitive.",
         commas=True,
         shown="all",
     )
@@ -201,7 +201,7 @@ class PreprocessSettings:
     )
     num_workers: int = option(
         0,
-        "Worker processes, with --engine ray on each node; 0: one for each core that the process or the node may use.",
+        "Number of worker processes, per node with --engine ray; 0: one for each available core.",
         minimum=0,
         was=("workers",),
     )
@@ -293,7 +293,7 @@ class Summary:
     stems: int
     converted: int
     rejected: int
-    noted: int
+    noted: int  # number of converted recordings with at least one note
     lost: dict[str, str]  # stem -> reason
     finding_counts: dict[str, int]  # code -> number of recordings, or of findings about the data set
     examples: dict[str, str]  # code -> text of one finding

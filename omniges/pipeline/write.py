@@ -88,7 +88,7 @@ def write_shards(  # noqa: PLR0913 - keyword-only except two: user settings
     Args:
         recordings: Any iterable, which is read once; use a generator if the recordings do not fit in memory.
         out: Folder for the shards; it is created if it does not exist.
-        keep_audio: Keep the whole 16 kHz waveform.
+        keep_audio: Store the complete 16 kHz waveform in the shards.
         loudness: Scaling of audio before the mel transform; "peak" scales the largest sample to 0.5, "none" does not
             scale.
         shard_bytes: Target size of a shard in bytes.
@@ -242,7 +242,7 @@ class _Spool:
 
 
 def _checked_recordings(recordings: Iterable[Recording]) -> Iterator[Recording]:
-    """Yield the recordings; refuse objects that are no `Recording`, and keys that are not text."""
+    """Yield the recordings; refuse objects that are not a `Recording`, and keys that are not text."""
     if not isinstance(recordings, Iterable):
         raise UsageFault(
             f"recordings: expected an iterable of omniges.Recording, found {type(recordings).__name__}; give a "
@@ -348,8 +348,8 @@ def publish_set(
         place: Output folder, in which the shards are already finished.
         tally: Collected samples and findings; this function sorts the findings.
         writer: Writer of the shards, already closed.
-        settings: Settings that affect the output bytes, in the form of dataset.json.
-        plan: Origin of the samples, in the form of dataset.json.
+        settings: Entry `settings` of dataset.json: the settings that affect the output bytes.
+        plan: Entry `plan` of dataset.json: hash of the inputs, number of stems, and rejected recordings.
 
     Returns:
         The manifest hash of the set.

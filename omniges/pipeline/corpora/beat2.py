@@ -1,9 +1,9 @@
 """BEAT2: the folders and stems of its recordings, and the split of each recording.
 
 Two layouts are supported. The official layout is
-``beat_<language>_v2.0.0/{wave16k,smplxflame_30,textgrid,sem}``, with one or several such folders under the root, or one
-as the root. An older layout is ``{wave16k,speakers_1234_smplx_neutral_npz,word}/<speaker>/``. Files may be in
-subfolders, and extensions may have any case. Nothing outside the root is read.
+``beat_<language>_v2.0.0/{wave16k,smplxflame_30,textgrid,sem}``. The root contains one or several such folders, or is
+such a folder. An older layout is ``{wave16k,speakers_1234_smplx_neutral_npz,word}/<speaker>/``. Files may be in
+subfolders, and extensions may be in upper or lower case. Nothing outside the root is read.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def discover(
         Recordings to convert and rejected stems.
 
     Raises:
-        UsageFault: The root contains no data set, the filters exclude all recordings, or `split_csv` names none.
+        UsageFault: The root contains no data set, the filters exclude all recordings, or `split_csv` lists none of the
+            recordings.
         DataError: A split list is invalid.
     """
     if not root.is_dir():

@@ -54,7 +54,7 @@ class SharedFiles:
 
 
 class Node:
-    """Ray actor of one node: it has the worker processes and writes shards; the driver calls its methods."""
+    """Ray actor of one node: it runs the worker processes and writes shards; the driver calls its methods."""
 
     def __init__(self, setup: dict[str, Any], deadline_s: float) -> None:
         self._setup, self._deadline_s = setup, deadline_s
@@ -71,9 +71,9 @@ class Node:
             task: The recording, as `encode_recording` returns it.
 
         Returns:
-            The answer without tar members, and the tar members, which stay on this node. The answer is the worker's
-            JSON, ``died`` with a reason, or ``error`` with an exit code and a text; then the statistics as bytes, and
-            the size of the tar members.
+            A pair: the answer, and the tar members, which stay on this node. The answer contains the worker's JSON, the
+            statistics as bytes, and the size of the tar members in bytes. If the worker exited or reached the deadline,
+            ``{"died": reason}`` replaces its JSON. If it raised an error, ``{"error": [exit code, text]}`` does.
         """
         worker = None
         try:

@@ -48,7 +48,7 @@ from omniges.workers import Pool, WorkerDied, as_error
 _START_S: Final = 120.0  # longest wait for a usable node, and for the restart of a node's process
 _LOOK_S: Final = 2.0  # wait between two checks for new nodes, while nodes are missing
 _POLL_S: Final = 0.5
-_WRITES: Final = 2  # most shards that a node writes or has waiting
+_WRITES: Final = 2  # maximum number of shards that a node writes or has queued
 _ATTEMPTS: Final = 5  # attempts to write one shard
 _CONNECT_S: Final = 10.0
 _REASON: Final = 240  # longest reason in the run log, in characters
@@ -280,13 +280,13 @@ class RayCluster:
         return kind.options(scheduling_strategy=place).remote(setup, self._settings.deadline_s)
 
     def _is_lost(self, member: _Member, restarts: int, error: RayError, stopped: threading.Event) -> bool:
-        """Return after an error whether a node is lost; False if only its process exited and restarted.
+        """Return whether a node is lost, after a call to it failed; False if only its process exited and restarted.
 
         Args:
             member: The node.
             restarts: Number of restarts of the node's process before the call that failed.
             error: Error of the call.
-            stopped: Set when nobody waits any more.
+            stopped: Set when nobody waits for the answer any more.
 
         Returns:
             True if the node is lost.
@@ -321,7 +321,7 @@ class RayCluster:
         return RemoteShard(self, path, self._place.opened)
 
     def begin_write(self, path: Path, pieces: Sequence[Piece]) -> tuple[_Member, int, Reference]:
-        """Let the node that has most bytes of a shard write it; wait while the node has enough shards to write.
+        """Let the node that has most bytes of a shard write this shard; wait while the node's queue is full.
 
         Args:
             path: File of the shard.
@@ -404,7 +404,7 @@ class RayCluster:
             raise TypeError(f"expected a segment on a node, found {type(piece).__name__}")
         stem = piece.task["stem"]
         for member in self._members:
-            with member.examining:  # no call to it failed if its work was done
+            with member.examining:  # if no call to it was running, nobody has noticed yet that it is lost
                 if member.node_id == piece.node_id and not member.lost:
                     self._is_gone(member, stopped)
         try:
