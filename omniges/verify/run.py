@@ -263,9 +263,9 @@ class _Verification:
         return out.finish()
 
     def _manifest(self, inventory: Inventory) -> tuple[list[ManifestRow] | None, dict[str, list[ManifestRow]]]:
-        """Return all rows of the manifest, and by shard the rows of each shard whose layout is possible.
+        """Return all rows of the manifest, and the rows by shard for shards whose layout is possible.
 
-        At level quick both are empty.
+        At level quick, and if the manifest cannot be used, the result is None and an empty dictionary.
         """
         data = self.contents.pop(schema.MANIFEST_FILE, None)
         if self.settings.level == "quick":

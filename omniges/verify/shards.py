@@ -1,6 +1,6 @@
 """Parallel checks of shards at three levels: only start and end, hash and every header, or all content.
 
-Threads do the work. If a decoder could crash the program, separate processes do it.
+Threads do the work. Separate processes do it if a decoder could crash the program, or if the shards are large.
 """
 
 from __future__ import annotations
@@ -92,9 +92,9 @@ def reports(jobs: Sequence[ShardJob], folders: Folders, *, workers: int, isolate
 def _needs_processes(jobs: Sequence[ShardJob], workers: int, *, isolate: bool) -> bool:
     """Return whether processes are needed in place of threads.
 
-    At level deep, C decoders may crash, and Python code blocks other threads. But hashing and NumPy release the
-    interpreter lock. So for less than some gigabytes, starting processes takes more time than it saves. A store in the
-    memory of this process cannot be read by other processes.
+    Only level deep needs them: for FLAC, whose decoder may crash, and for large sets, where Python code in a thread
+    blocks the other threads. Hashing and NumPy release the interpreter lock. So for less than some gigabytes, starting
+    processes takes more time than it saves. Other processes cannot read a store in the memory of this process.
     """
     if not jobs or jobs[0].level != "deep" or jobs[0].location.protocol == "memory":
         return False

@@ -104,7 +104,7 @@ class ShardPlan:
 
 
 def exact_blocks(plan: ShardPlan) -> Iterator[tuple[int, bytes]]:
-    """Yield (position, bytes) for all bytes that the contract determines; no item is in more than one block."""
+    """Yield (position, bytes) for all bytes that the contract determines; each item lies within one block."""
     for planned in plan.members:
         yield planned.offset - BLOCK_BYTES, member_header(planned.name, planned.size)
         if planned.size % BLOCK_BYTES:
@@ -159,7 +159,7 @@ class _Walk:
         self._out = out
         self._window = (0, b"")
         self._seen: set[str] = set()
-        self._furthest = -1  # highest index in the plan of a member that was found
+        self._furthest = -1  # highest index in the plan of all members found so far
         self._last: tuple[str, tuple[int, str]] | None = None  # without a plan: key and sort key of the last member
         self._cut = False
 
