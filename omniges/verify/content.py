@@ -482,7 +482,7 @@ def _npy_array(
         sample.add(code, member, f"{shape}", f"{expected_shape}")
         return None
     if head + text != npy_header(dtype, shape):
-        sample.add("array-invalid", member, f"{head + text[:80]!r}, {10 + length} bytes", "the header's one form")
+        sample.add("array-invalid", member, f"{head + text[:80]!r}, {10 + length} bytes", "the header of the contract")
         return None
     wanted = int(np.prod(shape, dtype=object)) * int(dtype[2:])
     if len(data) - 10 - length != wanted:

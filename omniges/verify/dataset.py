@@ -199,7 +199,7 @@ def _check_plan(document: Mapping[str, Any], out: Collector) -> None:
         out.add("dataset-plan", found, "each stem a sample or rejected")
     if len(plan["rejected_inputs"]) > rejected:
         found = f"inputs of {len(plan['rejected_inputs'])} stems, {rejected} rejected"
-        out.add("dataset-plan", found, "inputs of rejected stems alone")
+        out.add("dataset-plan", found, "inputs of rejected stems only")
 
 
 def check_names(names: Sequence[str], listed: set[str]) -> list[VerifyFinding]:

@@ -110,7 +110,7 @@ VERIFY_CODES: Final[dict[str, VerifyCode]] = {
     "array-dtype": _error("the number type of an array is not the contract's", _REPORT),
     "array-shape": _error("the shape of an array does not follow from its sample's frames", _REPORT),
     "array-not-finite": _error("an array holds NaN or infinite values", _REPORT),
-    "absent-not-nan": _error("a part that is absent by `present` holds numbers, words or spans", _REPORT),
+    "absent-not-nan": _error("a part that is absent according to `present` holds numbers, words or spans", _REPORT),
     "mel-below-floor": _error("the mel holds values below the logarithm of its floor", _REPORT),
     "rotation-broken": _error("the two rows of a 6D rotation are not orthonormal within 1e-5", _REPORT),
     "root-first-step": _error("the first root step does not equal the second", _REPORT),

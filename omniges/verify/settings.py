@@ -30,7 +30,7 @@ class VerifySettings:
         metadata=about("Folder of shards, or a URL of one.", argument=True, metavar="DIR"),
     )
     level: Level = option(
-        "full", "quick: sizes, ends and counts; full: also every checksum and header; deep: also all content."
+        "full", "quick: sizes, counts, shard starts and ends; full: also checksums and headers; deep: also all content."
     )
     splits: tuple[Split, ...] = option(
         (), "Check only the shards of these splits.", "--split", commas=True, shown="all"
