@@ -81,8 +81,8 @@ class Mood:
     pose: F64  # (165,) rad, added to the speaker's posture
 
 
-# One period in as many steps as a second has samples: tones of whole hertz are look-ups in it. Rounded, because the C
-# library's sine differs in its last bit between CPUs.
+# One period of a sine in SAMPLE_RATE_HZ steps, from which tones of a whole number of hertz are looked up. Values are
+# rounded, because the C library's sine differs in its last bit between CPUs.
 SINE: Final = np.round(np.sin(2 * np.pi * np.arange(SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ), 9)
 
 _IDLE_BY_PART: Final = {
@@ -208,7 +208,7 @@ def motion_of(
 
     Args:
         rng: Random numbers of the clip.
-        frames: Length T.
+        frames: Number of frames T.
         words: The spoken words in order of time.
         speaker: The speaker.
         vocabulary: The words, by number.

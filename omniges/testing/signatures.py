@@ -33,7 +33,7 @@ _TONES_HZ: Final = (
 )
 _LEVELS: Final = 7
 
-# Uses of a random stream: the first part of its key, so that no two uses share random numbers.
+# The first part of a generator's key identifies the use of the random numbers, so that no two uses share any.
 CLIP, SPEAKER, _TONE_ORDER, _CODE = range(4)
 
 
@@ -48,8 +48,9 @@ def columns(*names: str) -> list[int]:
 
 
 def _freedoms() -> tuple[F64, int]:
-    """Return directions (28, 165) in radians in which words move the body, and the number of them without fingers.
+    """Return the 28 directions in which words move the body, and the number of those that do not move fingers.
 
+    The directions (28, 165) are in radians, and those of the fingers come last.
     A right joint mirrors the left joint: its rotations about y and z have the opposite sign.
     """
     rows: list[dict[int, float]] = [
@@ -132,15 +133,15 @@ def _signature(index: int, seed: int, code: I64, order: list[I64]) -> WordSignat
     expression = np.zeros(EXPRESSIONS)
     chosen = rng.permutation(EXPRESSIONS)[:_EXPRESSIONS_PER_WORD]
     expression[chosen] = rng.uniform(1.0, 2.0, len(chosen)) * rng.choice((-1.0, 1.0), len(chosen))
-    # Two words of the first 49 share at most one tone and words 7k to 7k + 6 share none, as 1, 2 and 2 − 1
-    # are invertible modulo 7 (an orthogonal array of strength two). Any two words differ in some tone.
+    # Of the first 49 words, any two share at most one tone, and words 7k to 7k + 6 share none, because 1, 2 and
+    # 2 − 1 are invertible modulo 7 (an orthogonal array of strength two). Any two words differ in at least one tone.
     a, b, c = index % _LEVELS, index // _LEVELS % _LEVELS, index // _LEVELS**2
     levels = (a, (a + b) % _LEVELS, (a + 2 * b + c) % _LEVELS)
     tones = np.array([_TONES_HZ[r][order[r][level]] for r, level in enumerate(levels)])
     for array in (tones, rotations, expression):
         array.setflags(write=False)
-    # Real words first, then two made-up syllables. 5 and 7 are coprime to their number, 36, so words that agree in one
-    # syllable differ in the other, and all are distinct.
+    # Real words come first, then words of two made-up syllables. There are 36 syllables, and 5 and 7 are coprime to 36.
+    # So words that agree in one syllable differ in the other, and all are distinct.
     count = len(_SYLLABLES)
     invented = _SYLLABLES[5 * index % count] + _SYLLABLES[(7 * index + index // count) % count]
     word = _REAL_WORDS[index] if index < len(_REAL_WORDS) else invented

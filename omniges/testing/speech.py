@@ -50,10 +50,10 @@ def speak(
         rng: Random numbers of the clip.
         settings: Settings of the corpus.
         speaker: Number of the speaker, from 1; it determines voice, speaking rate and pitch.
-        seconds: Length of the clip.
+        seconds: Length of the clip in seconds.
 
     Returns:
-        The words with their times, and audio (N,) at 16 kHz of at most that length.
+        The words with their times, and the audio (N,) at 16 kHz, which is as long as the clip.
 
     Raises:
         EnvironmentFault: eSpeak NG is not installed, or does not answer as expected.

@@ -142,8 +142,8 @@ def cut(  # noqa: PLR0913 - keyword-only but for the motion: what a shard holds 
         seconds: Length of the time shown, in seconds.
         jaw_eyes: Axis-angle (T, 9), or None.
         mel: Log-mel (M, 64).
-        words: Words with times in seconds of the clip.
-        begins_s: Time of the first row of all arrays in the clip, a multiple of 0.1 s.
+        words: Words with times in seconds from the start of the clip.
+        begins_s: Start of the arrays, in seconds from the start of the clip; a multiple of 0.1 s.
 
     Returns:
         The part shown.
@@ -180,10 +180,10 @@ def without_motion(
 
     Args:
         mel: Log-mel (M, 64), or None.
-        words: Words with times in seconds of the clip.
+        words: Words with times in seconds from the start of the clip.
         start_s: Start of the time shown in seconds.
         stop_s: End of the time shown in seconds.
-        begins_s: Time of the first row of the mel in the clip, a multiple of 0.1 s.
+        begins_s: Start of the mel, in seconds from the start of the clip; a multiple of 0.1 s.
 
     Returns:
         The part shown.
@@ -230,7 +230,7 @@ def angular_speed(gesture: F32, channels: slice) -> F64:
 
 
 def _spread(centres: F64, gap: float, low: float, high: float) -> F64:
-    """Move `centres` (ascending) as little as possible, so that they are `gap` apart and between `low` and `high`.
+    """Move `centres` (ascending) as little as possible, to be at least `gap` apart and between `low` and `high`.
 
     The result is a least-squares solution: isotonic regression of the centres minus their gaps, which pools neighbours
     that would overlap.
@@ -451,7 +451,7 @@ _HEAD: Final = 15
 _NOT_BONES: Final = frozenset({0, 22, *_EYES})
 _FIRST_FINGER: Final = 25
 _HEAD_RADIUS_M: Final = 0.1
-_TEXT_IN: Final = (0.15, 0.33, 0.45)  # inches below the ground at which the time, the word and the end of the panel are
+_TEXT_IN: Final = (0.15, 0.33, 0.45)  # inches from the ground down to the time, the word, and the edge of the panel
 _ABOVE_GROUND_M: Final = 2.12  # height of a person with raised arms
 
 

@@ -1,4 +1,4 @@
-"""Pictures of samples, results and versions of one window: panels below each other with a common time axis."""
+"""Pictures of a sample, of a result, or of several versions of one window: panels with a common time axis."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_S: Final = 600.0
 def spans(start_s: float, length_s: float, seconds: float | None = None) -> list[tuple[float, float]]:
     """Divide the time of a picture into rows of equal length.
 
-    A row is at most 12 s long, or longer if the picture exceeds two minutes.
+    Rows are at most 12 s long. A picture of more than two minutes has ten longer rows.
 
     Args:
         start_s: Start of the picture in seconds.
@@ -88,7 +88,7 @@ def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample
     begins_s: float = 0.0,
     length_s: float | None = None,
 ) -> bytes:
-    """Draw a sample as a shard stores it, in rows.
+    """Draw the arrays and words of a sample, divided into rows of equal length.
 
     Args:
         title: Title of the picture.
@@ -96,10 +96,10 @@ def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample
         jaw_eyes: Axis-angle (T, 9) at 30 Hz.
         start_xz: Position (2,) in the first row in metres.
         mel: Log-mel (M, 64) at 100 Hz.
-        words: ``word``, ``start`` and ``end`` in seconds of the sample.
-        start_s: Start of the picture in seconds of the sample.
+        words: Mappings with ``word``, ``start`` and ``end``; times are in seconds from the start of the sample.
+        start_s: Start of the picture, in seconds from the start of the sample.
         seconds: Length of the picture in seconds; None: to the end of the sample, at most `MAX_S`.
-        begins_s: Time of the first row of all arrays in the sample, a multiple of 0.1 s.
+        begins_s: Start of the arrays, in seconds from the start of the sample; a multiple of 0.1 s.
         length_s: Length of the sample in seconds; None: the arrays contain the complete sample.
 
     Returns:
@@ -160,7 +160,7 @@ class Row:
     data: Any
     """Words (``word``, ``start``, ``end`` in seconds), a log-mel (F, 64), or gesture channels (T, 415 or 424)."""
     begins_s: float = 0.0
-    """Time of the first row of an array in the result, a multiple of 0.1 s."""
+    """Start of an array, in seconds from the start of the result; a multiple of 0.1 s."""
     start_xz: tuple[float, float] = (0.0, 0.0)
     """Position in the first row of gesture channels, in metres."""
 
@@ -208,7 +208,10 @@ def draw_result(
 
 
 def _view(row: Row, rows: Sequence[Row], span: tuple[float, float]) -> parts.View:
-    """Return the part of a row to show; add to motion the words of the same role or, if none, of the condition."""
+    """Return the part of a row in a time span, with words if the row is motion.
+
+    The words are those of the row with the same role, or else those of the condition.
+    """
     start_s, stop_s = span
     words = next(
         (r.data for role in (row.role, "condition") for r in rows if r.stream == "text" and r.role == role), ()
