@@ -85,8 +85,8 @@ def map_memory(descriptor: int, size: int, offset: int = 0) -> mmap.mmap:
 
     Args:
         descriptor: File descriptor of the memory.
-        size: Size in bytes.
-        offset: First byte.
+        size: Size of the part in bytes.
+        offset: Offset of the part in the memory, in bytes.
 
     Returns:
         The mapped memory.

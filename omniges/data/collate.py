@@ -92,7 +92,7 @@ class ConditionReader:
         Args:
             streams: Condition streams by name.
             readers: Reader of each folder.
-            labels: Labels of each folder.
+            labels: Label columns of each folder, by label name.
             tracks: The array of each stream: plain or latents.
         """
         self._streams, self._readers, self._labels = streams, readers, labels
@@ -110,7 +110,7 @@ class ConditionReader:
         """Write the values of a window into a row of a block.
 
         Args:
-            arrays: Arrays of condition streams by name.
+            arrays: Arrays of the block by name: ``condition.NAME`` and ``known.NAME`` for each condition stream.
             row: Row of the block.
             source: Index of the folder.
             sample: Index of the clip.

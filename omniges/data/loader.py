@@ -72,7 +72,7 @@ class Batch:
     sources: tuple[int, ...]  # number of the folder in a mixture
     present: npt.NDArray[np.uint8]  # (B,) bits of `omniges.shards.present.STREAM_PARTS`; absent parts are zeros
     conditions: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-    """For each condition stream: values (B, …), and which windows have one (B,) bool."""
+    """Condition streams by name: values (B, …), and a mask (B,) of the windows that have a value."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -214,7 +214,7 @@ class BatchLoader:
         return self._batch(store, block, rows)
 
     def _start(self) -> BlockStore:
-        """Return the block store; if there is none, make it and start the workers, or the collator without workers."""
+        """Return the block store; if there is none, make it and start the workers (with 0 workers, make a collator)."""
         if self._store is not None:
             return self._store
         settings, share = self._settings, self._share

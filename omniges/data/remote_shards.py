@@ -78,7 +78,8 @@ class CacheSettings:
 class RemoteShards:
     """A remote shard set: `folder` contains the small files, and `open` opens shards. Safe for any number of threads.
 
-    `open_location` creates one; `open_specification` does so in another process. It must not be used across a fork.
+    `open_location` creates an object, and `open_specification` does so in another process. An object must not be used
+    across a fork.
     """
 
     def __init__(

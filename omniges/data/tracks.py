@@ -52,7 +52,7 @@ class PlainArray(FrameRows):
 
 @dataclass(frozen=True, slots=True)
 class Tracks:
-    """Tracks of the arrays in a batch: gesture, audio, and text if it is stored as latents."""
+    """The arrays from which windows are cut: gesture, audio, and text if it is stored as latents."""
 
     gesture: PlainArray | FrameEntry
     audio: PlainArray | FrameEntry
@@ -61,7 +61,7 @@ class Tracks:
 
     @classmethod
     def of(cls, gesture_channels: int, entries: Mapping[str, CodecEntry] = MappingProxyType({})) -> Tracks:
-        """Return the plain arrays, with the latents of codecs in place of their streams.
+        """Return the array of each stream: the latents of its codec, or the plain array if it has no codec.
 
         Args:
             gesture_channels: Channels of a batch's gesture, 415 or 424; latents have their own number of channels.

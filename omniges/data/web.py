@@ -322,7 +322,7 @@ class _Walk:
             raise self.fault(start, "expected two zero blocks and the end, found more")
 
     def fault(self, position: int, what: str) -> DataError:
-        """Return an error at a byte of the shard.
+        """Return an error that names a byte of the shard.
 
         Args:
             position: Offset of the byte.
@@ -369,7 +369,7 @@ def _grouped(
 
 
 def _complete_samples(walk: _Walk) -> Iterator[tuple[str, dict[str, _Member]]]:
-    """Yield members by sample; check that each sample is complete and in the contract's order."""
+    """Yield the key and members of each sample; check that they are complete and in the contract's order."""
     first: tuple[str, tuple[str, ...]] | None = None  # members of version 2, which all samples of a set have
     for key, run in groupby(walk.members(), key=itemgetter(0)):
         members: dict[str, _Member] = {}

@@ -240,7 +240,7 @@ class ReadMarks:
 
         Args:
             clips: Number of clips N.
-            tracks: Tracks with M members in all.
+            tracks: The array of each stream: plain or latents, with M members in total.
 
         Returns:
             Marks (N, M), all 0.
@@ -279,7 +279,7 @@ class ClipReader:
         Args:
             sample: Index of the clip.
             start_tick: First tick, a multiple of the tracks' `tick_multiple`.
-            ticks: Length, a multiple of the tracks' `tick_multiple`.
+            ticks: Length in ticks, a multiple of the tracks' `tick_multiple`.
             scales: Means and divisors of one row, or of several successive rows (`Scale.tiled`).
             out: Arrays to fill: gesture (ticks · 3 · 415,) and audio (ticks · 10 · 64,) for plain tracks; with jaw and
                 eyes, a row of gesture has 424 values.

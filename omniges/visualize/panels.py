@@ -349,7 +349,7 @@ def draw_mel(axes: Axes, view: View) -> None:
 
     Args:
         axes: The axes to draw on.
-        view: The recording to draw.
+        view: The part of the recording to draw.
     """
     time_axis(axes, view)
     axes.set_ylabel("mel (Hz)")
@@ -386,7 +386,7 @@ def draw_motion(axes: Axes, view: View) -> None:
 
     Args:
         axes: The axes to draw on.
-        view: The recording to draw.
+        view: The part of the recording to draw.
     """
     time_axis(axes, view)
     _mark_words(axes, view)
@@ -407,7 +407,7 @@ def draw_face(axes: Axes, view: View) -> None:
 
     Args:
         axes: The axes to draw on.
-        view: The recording to draw.
+        view: The part of the recording to draw.
     """
     time_axis(axes, view, labelled=True)
     _mark_words(axes, view)
@@ -460,7 +460,7 @@ def draw_figures(axes: Axes, view: View) -> None:
 
     Args:
         axes: The axes to draw on.
-        view: The recording to draw.
+        view: The part of the recording to draw.
     """
     axes.set_axis_off()
     if any(np.isnan(view.gesture[0, part]).any() for part in (LAYOUT.upper, LAYOUT.lower)):

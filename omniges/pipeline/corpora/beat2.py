@@ -364,7 +364,8 @@ class Beat2:
             Recordings to convert and rejected stems.
 
         Raises:
-            UsageFault: The root contains no data set, or the filters exclude all recordings.
+            UsageFault: The root contains no data set, the filters exclude all recordings, or `split_csv` lists none of
+                the recordings.
             DataError: A split list is invalid.
         """
         return discover(root, selection, split_csv=split_csv, allow_roots=allow_roots)

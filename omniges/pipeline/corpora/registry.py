@@ -27,7 +27,7 @@ class Corpus(Protocol):
     ) -> Discovery:
         """Return the recordings under `root` and the rejected stems.
 
-        Each recording has the registered name of the corpus.
+        The field `corpus` of each recording must be the registered name of the corpus.
 
         Args:
             root: The data set, or a folder that contains it.
@@ -46,7 +46,7 @@ class Corpus(Protocol):
     def take(self, inputs: Inputs, settings: ConvertSettings) -> Take | None:
         """Decode the files of one recording. This method runs in a worker process.
 
-        A part that the corpus lacks is None, or NaN in the motion.
+        A part that the corpus lacks is None in the take, or NaN in the take's motion.
 
         Args:
             inputs: The recording's files; faults are recorded with `inputs.add`.
