@@ -242,7 +242,7 @@ def is_file_name(text: object) -> bool:
     Such a name does not change the meaning of a URL. A name with two dots in a row is not safe either.
 
     Args:
-        text: The text.
+        text: Value to check; only a string can be a safe name.
 
     Returns:
         True if the name is safe.
@@ -499,7 +499,7 @@ def publish_bytes(path: Path, parts: bytes | Sequence[bytes]) -> str:
     """Write bytes to a file and publish it.
 
     Args:
-        path: The file.
+        path: Final path of the file; an existing file is replaced.
         parts: Content of the file, in one part or several.
 
     Returns:

@@ -53,7 +53,7 @@ def require_writable(location: Location, flag: str) -> None:
     """Refuse a URL unless it is a folder of an S3 bucket, which this module can write.
 
     Args:
-        location: The URL.
+        location: Location to check.
         flag: Name of the command-line flag, for the error.
 
     Raises:
@@ -210,7 +210,7 @@ class Bucket(UrlStore):
 
         Args:
             name: Name of the object.
-            path: The file.
+            path: File on this machine.
             size: Size of the file in bytes, at most 5 GB.
             sha256: sha256 of the file in hexadecimal.
 

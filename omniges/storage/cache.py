@@ -100,7 +100,7 @@ def with_retries(action: Callable[[], T], retries: Retries, salt: str, wait: Wai
     After `MAX_TIME_OUTS` calls that time out there are no further attempts.
 
     Args:
-        action: The function.
+        action: Function to call, without arguments.
         retries: Settings of the attempts.
         salt: Text that varies the waits between processes.
         wait: Function that waits for a number of seconds.
@@ -132,7 +132,7 @@ def copy_checked(store: Store, file: CachedFile, path: Path, check: Callable[[],
     """Copy a file of a store into a new pending file, then compare the copy's size and sha256.
 
     Args:
-        store: The store.
+        store: Store from which the file is read.
         file: The file and its expected content.
         path: Path of the pending file.
         check: Function that is called before each block of bytes; it may raise an exception to abort the copy.

@@ -156,7 +156,7 @@ class Document:
         """Read a dataclass whose fields are all keys of the object.
 
         Args:
-            kind: The dataclass.
+            kind: Dataclass that declares the keys, their types and ranges.
 
         Returns:
             The instance.
@@ -171,7 +171,7 @@ class Document:
         """Return the checked values of those fields of a dataclass that the object contains; create no instance.
 
         Args:
-            kind: The dataclass.
+            kind: Dataclass that declares the keys, their types and ranges.
 
         Returns:
             Values by the name of the field.
@@ -187,7 +187,7 @@ class Document:
         """Read a dataclass as `read` does, but allow keys of the object that are not fields.
 
         Args:
-            kind: The dataclass.
+            kind: Dataclass that declares the keys, their types and ranges.
             **own: Values of fields that are not read from the object.
 
         Returns:
@@ -207,7 +207,7 @@ class Document:
         """Return the value of a key, checked and converted to a type.
 
         Args:
-            key: The key.
+            key: Key that must exist.
             hint: The type annotation of a dataclass's field.
 
         Returns:

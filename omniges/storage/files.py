@@ -39,10 +39,10 @@ def visible_entries(folder: Path) -> list[Path]:
     """Return the sorted entries of a folder, without the ``._NAME`` and ``.DS_Store`` files of macOS.
 
     Args:
-        folder: The folder.
+        folder: Folder to list.
 
     Returns:
-        The paths.
+        Paths of the entries, sorted.
 
     Raises:
         OSError: The folder cannot be read.
@@ -100,7 +100,7 @@ def open_regular(path: Path, *, follow: bool = True) -> BufferedReader:
         follow: Whether the file may be a link.
 
     Returns:
-        The stream.
+        Binary stream at the first byte, which the caller closes.
 
     Raises:
         OSError: The operating system refuses access, or the path is not a regular file (EINVAL).
@@ -124,8 +124,8 @@ def lies_inside(path: Path, root: Path) -> bool:
     counts as inside ``REVISION``.
 
     Args:
-        path: The path.
-        root: The folder.
+        path: Path to check.
+        root: Folder in which the path should lie.
 
     Returns:
         True if the path lies inside the folder.
@@ -163,7 +163,7 @@ def read_range(descriptor: int, offset: int, size: int) -> bytes:
     """Return a range of bytes of an open file; memory is allocated only for bytes that the file has.
 
     Args:
-        descriptor: The file.
+        descriptor: Descriptor of the file, open for reading.
         offset: First byte.
         size: Number of bytes.
 

@@ -24,7 +24,7 @@ def load_librosa() -> Any:
     """Import librosa, one process at a time. The import takes seconds.
 
     Returns:
-        The module.
+        The module ``librosa``.
 
     Raises:
         EnvironmentFault: librosa is not installed or cannot be imported, for example because numba finds no folder

@@ -158,7 +158,7 @@ def check_name(name: str) -> str:
     or changes the meaning of a URL.
 
     Args:
-        name: The name.
+        name: Name to check, such as one from dataset.json.
 
     Returns:
         The name.
@@ -244,7 +244,7 @@ class LocalStore:
             size: Number of bytes.
 
         Returns:
-            The bytes.
+            Bytes `offset` to `offset` + `size` of the file.
 
         Raises:
             DataError: The file ends before the range does.
@@ -346,7 +346,7 @@ class UrlStore:
             size: Number of bytes.
 
         Returns:
-            The bytes.
+            Bytes `offset` to `offset` + `size` of the file.
 
         Raises:
             DataError: The file ends before the range does.

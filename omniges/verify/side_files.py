@@ -232,7 +232,7 @@ def check_statistics(
         version: Contract version of the set.
 
     Returns:
-        The findings.
+        Findings; an empty list if there is no fault.
     """
     out = Collector(schema.STATS_FILE)
     try:
@@ -263,7 +263,7 @@ def check_latents(
         partials: Partial statistics of the train samples' latents, by codec.
 
     Returns:
-        The findings.
+        Findings; an empty list if there is no fault.
     """
     out = Collector(schema.LATENTS_FILE)
     try:
@@ -303,7 +303,7 @@ def check_tokenizer(data: bytes, words: Counter[str], tool: dict[str, Any]) -> l
         tool: Package versions from dataset.json.
 
     Returns:
-        The findings.
+        Findings; an empty list if there is no fault.
     """
     wanted = train_tokenizer(words)
     if data == wanted:
@@ -339,7 +339,7 @@ def check_cut_totals(document: dict[str, Any], cuts: Sequence[dict[str, float | 
         cuts: Seconds and words that were cut from each sample.
 
     Returns:
-        The findings.
+        Findings; an empty list if there is no fault.
     """
     out = Collector(schema.DATASET_FILE)
     found = as_object(document.get("totals")).get("cut")
@@ -358,7 +358,7 @@ def check_report(data: bytes, rows: Sequence[manifest.ManifestRow]) -> list[Veri
         rows: All rows of the manifest.
 
     Returns:
-        The findings.
+        Findings; an empty list if there is no fault.
     """
     out = Collector(schema.REPORT_FILE)
     reported: dict[str, set[str]] = defaultdict(set)  # stem -> codes
