@@ -1,8 +1,8 @@
 """Checkpoints: folders of safetensors and JSON, which are published complete or not at all.
 
 A checkpoint is written under a temporary name, read back, and renamed. ``checkpoint.json`` lists every file with its
-size and sha256, and is written last. A folder without a valid one is not a checkpoint. docs/how-to/training.md states
-the guarantees. `choose` selects the checkpoint that a run resumes from.
+size and sha256, and is written last. A folder without a valid ``checkpoint.json`` is not a checkpoint.
+docs/how-to/training.md states the guarantees. `choose` selects the checkpoint that a run resumes from.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ EDITED: Final = "it was edited; choose another checkpoint"
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """Content of a checkpoint by file name."""
+    """Content of a checkpoint: its step, and tensors and JSON documents by file name."""
 
     step: int
     tensors: Mapping[str, Mapping[str, Tensor]]
@@ -96,7 +96,7 @@ class SavedCheckpoint:
             The object.
 
         Raises:
-            DataError: The file has another JSON value, or as `document`.
+            DataError: The file contains another JSON value than an object, or `document` refuses it.
         """
         return Document(self.document(name), str(self.path / name), remedy)
 
@@ -116,18 +116,18 @@ class SavedCheckpoint:
         return read_file(self._file(name), max_bytes, self.path)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """Return the tensors of a file of the checkpoint, on the CPU; raise DataError as `require_learned`."""
+        """Return the tensors of one file, on the CPU; raise DataError if `require_learned` refuses a tensor."""
         found = read_tensors(self._file(name))
         for each, tensor in found.items():
             require_learned(each, tensor, str(self.path / name))
         return found
 
     def opened(self, name: str) -> Mapping[str, Tensor]:
-        """Return the unchecked tensors of a file of the checkpoint, each read when it is accessed."""
+        """Return the unchecked tensors of one file; each tensor is read when it is accessed."""
         return open_tensors(self._file(name))
 
     def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of a file's tensors, reading only its header."""
+        """Return the shapes of the tensors in one file by name, reading only the file's header."""
         return shapes_of(self.opened(name))
 
     def _file(self, name: str) -> Path:
@@ -160,7 +160,7 @@ def step_of(path: Path) -> int | None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the entries with a checkpoint's name, newest first, without checking it: folders, links, even files."""
+    """Return all entries of a folder with a checkpoint's name, newest first: folders, links and files, unchecked."""
     if not folder.is_dir():
         return []
     found = [(step, path) for path in folder.iterdir() if (step := step_of(path)) is not None]
@@ -168,7 +168,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def save_checkpoint(folder: Path, contents: Contents) -> Path:
-    """Write a checkpoint into a run's folder of checkpoints; earlier ones stay complete at any moment.
+    """Write a checkpoint into a run's folder of checkpoints; the earlier checkpoints do not change.
 
     Args:
         folder: Folder of the run's checkpoints.
@@ -202,7 +202,7 @@ def write_checkpoint(final: Path, contents: Contents) -> None:
             size, digest = write_tensors(unfinished / name, tensors)
             files[name] = {"bytes": size, "sha256": digest}
         _compare(unfinished, files)
-        # The first rank writes complete tensors, so there is one part, sharded or not.
+        # The first rank writes complete tensors, so there is one part even if a run shards its parameters.
         index = {"format": _FORMAT, "version": _VERSION, "step": contents.step, "parts": 1, "files": files}
         atomic.publish_bytes(unfinished / CHECKPOINT_FILE, seal(index))
 
@@ -331,9 +331,10 @@ def choose(run: Path, resume: str, fits: Callable[[SavedCheckpoint], None]) -> C
         The checkpoint, and the newer ones that were skipped.
 
     Raises:
-        UsageFault: There are valid checkpoints, but none belongs to this run, or `resume` is ``never``.
-        DataError: All checkpoints are damaged.
-        EnvironmentFault: None can be used, and one cannot be read.
+        UsageFault: `resume` is ``never`` and there are checkpoints, or `resume` names a missing or an older checkpoint,
+            or the valid checkpoints do not belong to this run.
+        DataError: All checkpoints are damaged, or the checkpoint that `resume` names is.
+        EnvironmentFault: No checkpoint can be used, and at least one cannot be read.
     """
     folder = run / CHECKPOINTS
     found = checkpoints(folder)
@@ -365,7 +366,7 @@ def choose(run: Path, resume: str, fits: Callable[[SavedCheckpoint], None]) -> C
 
 
 def _require_own_name(saved: SavedCheckpoint) -> None:
-    """Refuse a checkpoint under the name of another step, which a later checkpoint would get."""
+    """Refuse a checkpoint whose folder is named after another step, because that step's checkpoint needs the name."""
     named = step_of(saved.path)
     if named is not None and named != saved.step:
         raise DataError(

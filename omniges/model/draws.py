@@ -63,15 +63,15 @@ _NAMED: Final = 1 << 31
 
 
 def named_purpose(name: str) -> int:
-    """Return the purpose of draws that drop the condition stream of a name; no purpose in `Purpose` has its number.
+    """Return the purpose of the draws that decide for which samples a condition stream is dropped.
 
-    The number is the CRC-32 of the name without its highest bit, plus 2³¹.
+    It is 2³¹ plus the lower 31 bits of the name's CRC-32, so it differs from all members of `Purpose`.
 
     Args:
         name: Name of the condition stream.
 
     Returns:
-        The purpose.
+        The number of the purpose.
     """
     return _NAMED | (zlib.crc32(name.encode()) & (_NAMED - 1))
 
@@ -87,7 +87,7 @@ def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, ...
         key: Two words of 32 bits.
 
     Returns:
-        Four tensors of words of that shape, int64 in [0, 2³²).
+        Four words of the same shape, int64 in [0, 2³²).
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -113,7 +113,7 @@ class Draws:
 
     @property
     def blocks(self) -> int:
-        """Blocks of four words for each position."""
+        """Number of blocks of four words for each position."""
         return -(-self.count // 4)
 
 
@@ -174,7 +174,7 @@ def words(seed: int, positions: Tensor, purpose: int, count: int) -> Tensor:
 
 
 def uniform(seed: int, positions: Tensor, purpose: int, count: int = 1) -> Tensor:
-    """Return uniform draws from the 2²³ odd multiples of 2⁻²⁴, so never 0 and never 1.
+    """Return uniform draws in (0, 1), never 0 or 1: one of the 2²³ odd multiples of 2⁻²⁴.
 
     Args:
         seed: Seed in [0, 2⁶⁴).
@@ -251,7 +251,8 @@ class FlowSettings:
     shares: Mapping[str, float] = field(default_factory=lambda: dict(_DEFAULT_SHARES))
     """Share of the samples for each task, relative to the sum of shares; tasks that are not named get no samples."""
     levels: Literal["logit-normal", "uniform"] = "logit-normal"
-    """Logit-normal: σ = sigmoid(mean + std · n) (Esser et al. 2024)."""
+    """Distribution of the noise levels σ before the shift. Logit-normal: σ = sigmoid(level_mean + level_std · n) with a
+    standard normal n (Esser et al. 2024)."""
     level_mean: float = 0.0
     level_std: float = 1.0
     shift: float = 4.0
@@ -304,7 +305,7 @@ class Plan:
 
 
 def allowed_tasks(shares: Mapping[str, float]) -> tuple[str, ...]:
-    """Return the streams of each task that has a share, such as ``audio+gesture``, sorted."""
+    """Return the combinations of streams that tasks with a share need, such as ``audio+gesture``, sorted."""
     wanted = [task for name, task in TASKS.items() if shares.get(name)]
     return tuple(sorted({"+".join(sorted((*task.conditions, *task.targets))) for task in wanted}))
 
@@ -312,21 +313,21 @@ def allowed_tasks(shares: Mapping[str, float]) -> tuple[str, ...]:
 def draw_plan(
     settings: FlowSettings, seed: int, positions: I64, streams: Bools | None = None, conditions: Iterable[str] = ()
 ) -> Plan:
-    """Draw the plan of the samples at positions.
+    """Draw the plan of a batch: the task, noise levels and drop-outs of each sample.
 
     Args:
         settings: Distributions of tasks, noise levels and drop-outs.
         seed: Seed in [0, 2⁶⁴).
         positions: Positions in the sample sequence (B,) int64.
-        streams: Streams that each sample has (B, 3); None: all. A sample gets only tasks whose streams it has, by the
-            same draw over the shares of these tasks.
+        streams: Whether each sample has each stream (B, 3); None: all samples have all streams. A sample gets only
+            tasks whose streams it has: its draw selects among the shares of these tasks.
         conditions: Names of the model's condition streams.
 
     Returns:
         The plan.
 
     Raises:
-        UsageFault: A sample lacks a stream of every task that has a share.
+        UsageFault: A sample does not have all streams of any task that has a share.
     """
     chance = _chances(settings, seed, positions, conditions)
     shares = np.array([settings.shares.get(name, 0.0) for name in TASKS])
@@ -367,7 +368,7 @@ def _tasks_at(shares: npt.NDArray[np.float64], drawn: F32) -> I64:
 
 
 def _chances(settings: FlowSettings, seed: int, positions: I64, conditions: Iterable[str]) -> dict[int, F32]:
-    """Draw everything that a plan depends on; return noise levels (B,) and the uniform draws (B,) of each purpose."""
+    """Draw everything that a plan depends on; return noise levels (B,) and other uniform draws (B,) by purpose."""
     where = torch.from_numpy(positions)
     levels = [Draws(where, purpose) for purpose in _LEVEL.values()]
     others = [Purpose.TASK, Purpose.CONDITION_DROPOUT, Purpose.CONDITION_NOISE, Purpose.SPEAKER_DROPOUT]
@@ -402,5 +403,5 @@ def carried_as_noise(plan: Plan) -> Plan:
 
 
 def _table(role: Literal["conditions", "targets"]) -> Bools:
-    """Return which streams (tasks, 3) have a role in each task."""
+    """Return whether each stream has the role in each task (tasks, 3)."""
     return np.array([[name in getattr(task, role) for name in STREAMS] for task in TASKS.values()])

@@ -38,7 +38,7 @@ AbsentStreams = Literal["left-out", "noise"]
 
 _NOISE: Final = {"gesture": Purpose.NOISE_GESTURE, "text": Purpose.NOISE_TEXT, "audio": Purpose.NOISE_AUDIO}
 CleanOf = Callable[[Mapping[StreamName, Tensor], Tensor], Mapping[StreamName, Tensor]]
-"""Expected clean tokens for tokens (B, …) at levels (B,)."""
+"""Function from noised tokens (B, …) by stream, and their noise levels (B,), to the expected clean tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Windows:
     arrays: Mapping[
         StreamName, Tensor
     ]  # gesture (B, 3 n, 415 or 424), audio (B, 10 n, 64), text (B, n): as shards hold them
-    positions: Tensor  # (B,) int64, places in the sample sequence
+    positions: Tensor  # (B,) int64, positions in the sample sequence
     speakers: Tensor  # (B,) int64, 0: unknown
     present: Present | None = None  # None: nothing is absent
     conditions: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -80,7 +80,7 @@ def draw_noise(seed: int, positions: Tensor, name: StreamName, shape: Sequence[i
 
 
 class FlowModel(nn.Module):
-    """Trunk and streams as one module, which is trained, saved and sampled from."""
+    """The complete model: trunk, streams and encoders of condition streams."""
 
     def __init__(  # noqa: PLR0913 - by keyword but for three
         self,
@@ -94,15 +94,15 @@ class FlowModel(nn.Module):
         encoders: Mapping[str, nn.Module] = MappingProxyType({}),
         gesture_channels: int = LAYOUT.channels,
     ) -> None:
-        """Join the parts.
+        """Join the parts of the model.
 
         Args:
             trunk: The transformer.
-            streams: Tokens of each stream.
+            streams: The `Stream` module of each stream.
             absent: How to handle a stream that a sample lacks.
             latents: Streams stored as latents of a codec.
             tell_absent: Add a learned embedding to the conditioning for each part that a sample lacks.
-            trained: Bits of `STREAM_PARTS` that some train sample has.
+            trained: Bits of the `STREAM_PARTS` that at least one training sample has.
             encoders: By condition stream, the module that maps its values (B, …) to vectors (B, W).
             gesture_channels: Channels of the gesture stream, 415 or 424; latents have their own.
         """
@@ -120,20 +120,22 @@ class FlowModel(nn.Module):
         self.streams = nn.ModuleDict({name: streams[name] for name in STREAMS})
         self.conditions = nn.ModuleDict(dict(encoders))
         self.losses_of = self._losses
-        """Pass with rounded shapes, which a trainer may replace by its compiled form."""
+        """Function that computes the losses of a batch with rounded shapes; a trainer may replace it by its compiled
+        form."""
         self._stacked: StackedTrunk | None = None
         self.connects_all = True
-        """Give every trainable parameter a gradient from every batch; False: parameters of other tasks get none."""
+        """True: every batch gives every trainable parameter a gradient. False: parameters that the tasks of a batch do
+        not use get none."""
 
     def stack_streams(self) -> None:
-        """Compute passes with rounded shapes for all streams at once where they fit (`omniges.model.stacked`).
+        """Compute batches with rounded shapes for all streams at once, if `StackedTrunk.fits` the trunk.
 
-        Parameters get other memory, which they must keep.
+        This moves the parameters to new memory. They must not be moved afterwards, see `StackedTrunk`.
         """
         self._stacked = StackedTrunk(self.trunk) if StackedTrunk.fits(self.trunk) else None
 
     def stream(self, name: StreamName) -> Stream:
-        """Return the tokens of one stream."""
+        """Return the module that converts the arrays of a stream to tokens and back."""
         return cast("Stream", self.streams[name])
 
     def describe(
@@ -159,14 +161,14 @@ class FlowModel(nn.Module):
     def forward(
         self, windows: Windows, plan: Plan, settings: FlowSettings, seed: int, *, rounded: bool = False
     ) -> FlowLoss:
-        """Return the loss of windows under a plan drawn for their positions, by one pass whatever tasks were drawn.
+        """Return the loss of a batch, computed in one forward pass whatever tasks its samples have.
 
         Every trainable parameter gets a gradient (see `connects_all`), so that ranks with different tasks can average
         their gradients.
 
         Args:
-            windows: The batch. Values that are absent by ``windows.present`` do not change the loss.
-            plan: Tasks, noise levels and drop-outs of the samples.
+            windows: The batch. Values that ``windows.present`` marks as absent do not change the loss.
+            plan: Tasks, noise levels and drop-outs of the samples, drawn for their positions.
             settings: Weights of the losses.
             seed: Seed of the noise.
             rounded: Round the numbers of rows up, as compiled code needs; the loss is the same.
@@ -261,7 +263,7 @@ class FlowModel(nn.Module):
         return absent if described is None else absent + described
 
     def known_parts(self, bits: npt.NDArray[np.uint8]) -> Present | None:
-        """Return which parts are present, from bits (B,) of `STREAM_PARTS`, ignoring parts that training never had."""
+        """Return the presence of parts from bits (B,) of `STREAM_PARTS`; parts that training never had are absent."""
         known = bits & np.uint8(self.trained) | np.uint8(self._unused)
         return present_of(known, next(self.parameters()).device, self.latents, self.gesture_channels)
 
@@ -342,7 +344,7 @@ class FlowModel(nn.Module):
         masks: Mapping[StreamName, Tensor],
         seed: int,
     ) -> dict[StreamName, Tensor]:
-        """Return the noise of the noised rows of each stream, drawn at once."""
+        """Return noise for the noised rows of each stream; all streams are drawn in one computation."""
         places = {name: batch.packed.of_rows(name, positions) for name in clean}
         places = {name: x if name not in batch.noised else x[batch.noised[name]] for name, x in places.items()}
         wanted = [Draws(places[name], _NOISE[name], x.shape[1:].numel()) for name, x in clean.items()]
@@ -377,10 +379,11 @@ class _Inputs:
 def step_levels(settings: SamplingSettings) -> list[float]:
     """Return the steps + 1 noise levels of sampling, from 1 down to 0.
 
-    They are evenly spaced before the shift. If one would be below ``last_level``, all are moved up.
+    Except for the final 0, they are evenly spaced before the shift. If the lowest of them would be below ``sigma_min``,
+    it is set to ``sigma_min`` and the others are spaced evenly above it.
 
     Args:
-        settings: Number of steps, shift and last level.
+        settings: Number of steps, shift and ``sigma_min``.
 
     Returns:
         Decreasing levels, exactly 1 first and 0 last.
@@ -438,7 +441,7 @@ def _multistep(
     """Take a step of DPM-Solver++(2M) (Lu et al. 2022): x' = σ'/σ x + (α' − α σ'/σ) D with α = 1 − σ.
 
     D is the prediction at the middle of the step, extrapolated in λ = log(α / σ) from this step and the previous one.
-    The first two steps and the last, where λ is not finite, use the prediction at their beginning.
+    The first two steps and the last use the prediction at their start instead, because λ is infinite at σ = 1 and 0.
     """
     ratio = following / level
     share = 0.0
@@ -494,8 +497,8 @@ def guided_clean(
         conditioning: Conditions of the samples.
         targets: Streams to predict.
         guidance: Weight w of x_u + w (x_c − x_u); 1 computes only x_c, 0 only x_u.
-        carried: Noise (B, N, C) of the streams that `FlowModel.carried` names, with σ = 1 and the same at
-            all steps. It replaces a stream that is not given, and a given one in predictions without conditions.
+        carried: Noise (B, N, C) for the streams that `FlowModel.carried` names, with σ = 1 and equal in all steps. It
+            replaces streams that are not given. In predictions without conditions, it also replaces given streams.
 
     Returns:
         The function, from tokens and their levels to clean tokens.

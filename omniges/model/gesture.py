@@ -1,13 +1,14 @@
-"""Gesture tokens whose predictions are smooth: B-splines of several widths, each as large as recorded motion needs.
+"""Gesture tokens whose predictions are smooth: B-splines of several widths, each scaled as recorded motion needs.
 
-A third difference amplifies the highest frequencies most. So white noise in predicted frames, however small, decides
-the jerk of a figure. A sum of cubic B-splines with knots at ticks has little power there, whatever its coefficients
-are, and wider splines have still less.
+The jerk of a motion is a third difference of frames, which amplifies the highest frequencies most. So white noise in
+predicted frames, however small, dominates the jerk. A sum of cubic B-splines with knots at ticks has little power at
+these frequencies, whatever its coefficients are, and a sum of wider splines has still less.
 
-The power of recorded motion falls with about the fourth power of the frequency, for body, hands and face alike. So the
-part of a channel that splines with a knot spacing of h ticks cannot follow has the deviation r d² h^1.5, where d is the
-deviation of the differences between successive frames. Each level of splines is multiplied by the deviation that the
-wider ones leave, and free frames by what all leave. Weights of equal size then give motion like the recorded.
+The power of recorded motion falls with about the fourth power of the frequency, for body, hands and face alike. So if
+splines with a knot spacing of h ticks approximate a channel, the remainder has the standard deviation r d² h^1.5, where
+d is the standard deviation of the differences between successive frames. The widest splines have the scale 1. Each
+narrower level of splines is multiplied by the standard deviation of the remainder of the next wider level, and frames
+without splines by that of the narrowest level. Coefficients of equal size then give motion like recorded motion.
 
 Shape letters: B batch, N tokens, F frames of a token, T = N F frames, V channels, L levels of splines.
 """
@@ -29,42 +30,43 @@ from omniges.model.streams import FrameTokens
 from omniges.shards.dataset import divisors
 
 KNOTS_TICKS: Final = (4, 2, 1)
-"""Distance of the knots of each level of splines."""
+"""Distance of the knots in ticks, for each level of splines."""
 _REACH: Final = 2 * max(KNOTS_TICKS)
-"""Tokens on either side of a token that its widest spline reaches."""
+"""Number of tokens on each side of a token over which its widest spline extends."""
 _BLOCK: Final = 16
 _AT_ONCE: Final = 128
-"""Most tokens whose splines compiled code adds in one product, zeros included, because calls cost more than zeros."""
+"""Maximum number of tokens whose splines compiled code adds in one matrix product. The product includes the zeros of
+the basis, because multiplying zeros takes less time than further calls."""
 _LEFT_OVER: Final = 1.4
-"""r above, measured on BEAT2: 1.3 for the upper body, 1.9 for hands, 1.7 for the lower body, 1.3 for expressions."""
+"""Factor r of the remainder. On BEAT2 it is 1.3 for upper body and expressions, 1.9 for hands, 1.7 for lower body."""
 _USUAL_DIFFERENCE: Final = 0.18
-"""Deviation d of a channel whose differences have the weight `difference_weight`; the median of hands."""
+"""Standard deviation d for which differences have exactly the weight `difference_weight`; the median of the hands'."""
 _SMALLEST_DIFFERENCE: Final = 0.03
 _STANDING_M_S: Final = 0.05
-"""Speed of a toe below which errors of its velocity count equally."""
+"""Speed s in the loss of feet: below it, errors of a toe's velocity have about equal weight."""
 _LEGS: Final = (slice(0, 1), slice(1, 3), slice(4, 6), slice(7, 9))
 """Joints above the left and the right toes, from the pelvis down."""
 _TOES: Final = slice(10, 12)
 _FEET: Final = slice(LAYOUT.lower.start, LAYOUT.root.stop)
-"""Channels of lower body and root, which are neighbours."""
+"""Channels of lower body and root, which are adjacent."""
 _OFFSETS: Final = REST_OFFSETS.tolist()  # compilers trace numbers, but no arrays of numpy
 
 
 class SplineTokens(FrameTokens):
     """Gesture frames (B, T, V) as tokens (B, N, F · V), predicted as splines, with losses scaled by recorded motion.
 
-    The head gives for each token and channel one coefficient of each level and F frames. Errors of differences between
-    frames are divided by d, so that channels that change unpredictably, such as expressions, do not take most of the
-    loss. A further loss keeps standing feet where they are: the mean of e² / (v² + s²), where v is a toe's velocity by
-    forward kinematics over the generic skeleton, e its error, and s = 0.05 m/s. It is the foot contact loss of Tevet et
-    al. (2023), with a weight for each frame in place of contacts.
+    For each token and channel, the head outputs one coefficient of each level and F frames to add to the splines.
+    Errors of differences between frames are divided by d, so that channels that change unpredictably, such as
+    expressions, do not take most of the loss. A further loss keeps standing feet where they are: the mean of
+    e² / (v² + s²), where v is a toe's velocity by forward kinematics over the generic skeleton, e the error of v, and
+    s = 0.05 m/s. It is the foot contact loss of Tevet et al. (2023), with a weight for each frame instead of contacts.
 
     Args:
         frames: Frames in a token.
         mean: Mean of each channel over the training data.
         std: Standard deviation of each channel.
         difference_std: Standard deviation of each channel's differences between successive frames.
-        difference_weight: Loss weight of these differences, for a channel with the usual ones.
+        difference_weight: Loss weight of errors in these differences, for a channel with d = 0.18.
         feet_weight: Loss weight of the errors of the toes' velocities.
     """
 
@@ -91,7 +93,7 @@ class SplineTokens(FrameTokens):
         self.register_buffer("difference_scale", torch.from_numpy(_USUAL_DIFFERENCE / spread).float())
 
     def predicted(self, output: Tensor) -> Tensor:
-        """Return the tokens (B, N, C) that outputs (B, N, (L + F) · V) predict."""
+        """Return the predicted tokens (B, N, C) of outputs (B, N, (L + F) · V)."""
         rows, count, _ = output.shape
         with torch.autocast(output.device.type, enabled=False):
             levels, depth = output.float().reshape(rows, count, *self.level_scales.shape), len(KNOTS_TICKS)
@@ -107,11 +109,11 @@ class SplineTokens(FrameTokens):
             return torch.addcmul(smooth, levels[:, :, depth:], self.level_scales[depth:]).flatten(2)
 
     def differences(self, error: Tensor) -> Tensor:
-        """Return differences between frames, scaled by the typical difference of each channel in recorded motion."""
+        """Return differences between frames, divided by the typical difference of each channel in recorded motion."""
         return super().differences(error) * self.difference_scale
 
     def loss_of(self, error: Tensor, clean: Tensor, weights: Tensor | None) -> Tensor:
-        """Return the losses (B,) of `FrameTokens`, plus that of the feet for samples with lower body and root.
+        """Return the losses (B,) of `FrameTokens`, plus the loss of the feet for samples with lower body and root.
 
         Args:
             error: Errors of normalised frames (B, T, V).
@@ -139,15 +141,16 @@ class SplineTokens(FrameTokens):
 
 
 def spline_basis(count: int, frames: int, device: torch.device) -> Tensor:
-    """Return the values of the splines of tokens at frames (T, N, L); each level sums to 1 at each frame.
+    """Return the value of each token's splines at each frame; the splines of a level sum to 1 at each frame.
 
     Args:
         count: Number of tokens N.
-        frames: Frames of a token F.
+        frames: Number of frames F in a token.
         device: Device of the result.
 
     Returns:
-        Cubic B-splines around the middle of each token, divided by their sum, which differs from 1 near the ends.
+        Values (T, N, L) of cubic B-splines around the middle of each token, divided by their sum over tokens, which
+        differs from 1 near the ends.
     """
     at = (torch.arange(count * frames, device=device) + 0.5) / frames
     away = (at[:, None] - (torch.arange(count, device=device) + 0.5)).abs()

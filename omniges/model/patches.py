@@ -31,9 +31,10 @@ class PatchGrid:
     patch: _Size
     """Side P of a patch, in rows and columns."""
     table_side: _Size
-    """Entries of the table along each axis."""
+    """Number of entries of the table along each axis."""
     table_base: _Size
-    """Patches along an axis of the latents that OmniFlow was trained on; entry i has the coordinate i · base / side."""
+    """Number of patches along each axis of the latents that OmniFlow was trained on. Entry i of the table has the
+    coordinate i · table_base / table_side."""
 
 
 def patches(latents: Tensor, patch: int) -> Tensor:
@@ -97,19 +98,19 @@ class PatchTokens(Stream):
         self.register_buffer("columns", torch.arange(first, first + self.tokens_at_once))
 
     def tokens(self, arrays: Tensor) -> Tensor:
-        """Return the latents as patches, with unchanged values."""
+        """Return latents (B, R, K · W) as patches, with unchanged values."""
         batch, rows, _ = arrays.shape
         latents = arrays.reshape(batch, rows, self.grid.channels, -1).transpose(1, 2)
         return patches(latents, self.grid.patch)
 
     def arrays(self, tokens: Tensor) -> Tensor:
-        """Return the rows of latents."""
+        """Return the latents (B, R, K · W) of patches, with unchanged values."""
         patch = self.grid.patch
         split = tokens.reshape(len(tokens), -1, self.tokens_at_once, self.grid.channels, patch, patch)
         return split.permute(0, 1, 4, 3, 2, 5).flatten(3).flatten(1, 2)
 
     def seconds(self, count: int) -> Tensor:
-        """Return the time at the centre of each patch; tokens of one time share it."""
+        """Return the time (N,) at the centre of each patch, in seconds; patches of the same rows have the same time."""
         times = torch.arange(count // self.tokens_at_once, device=self.columns.device) + 0.5
         per_second = self.tokens_per_tick / self.tokens_at_once * TICKS_PER_SECOND
         return (times / float(per_second)).repeat_interleave(self.tokens_at_once)

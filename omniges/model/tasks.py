@@ -40,7 +40,7 @@ TASKS: Final[Mapping[str, Task]] = MappingProxyType(
 """All tasks; a plan numbers them in this order."""
 
 SIX: Final = tuple(name for name, task in TASKS.items() if len(task.conditions) == 1)
-"""Tasks from one stream to another, in the order of `TASKS`, which validation reports keep."""
+"""Tasks from one stream to another, in the order of `TASKS`; validation reports list them in this order."""
 
 
 @declared
@@ -73,7 +73,7 @@ class SamplingSettings:
         check(self)
 
     def document(self) -> dict[str, Any]:
-        """Return the settings with the names that documents use; these names are those of version 1."""
+        """Return the settings by their keys in JSON documents, such as the record of a result."""
         return {
             "steps": self.num_inference_steps,
             "guidance": self.guidance_scale,
