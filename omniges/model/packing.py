@@ -1,11 +1,11 @@
 """Packing of a batch: which samples each stream is computed for, and attention within each sample.
 
-A training batch mixes tasks, so each of its samples has some of the streams. The tokens of one stream, of all samples
-that have it, are the rows of one matrix product, whatever tasks were drawn. Only attention needs the streams of a
-sample side by side. There are two ways:
+A training batch mixes tasks, so each of its samples has some of the streams. For each stream, one matrix product
+processes the tokens of all samples that have the stream; each such sample is one row. Only attention needs the streams
+of a sample side by side. There are two ways to arrange the rows:
 
-* `ByLayout`: samples with the same streams are neighbours, and attention runs once for each such layout. Nothing is
-  padded and no mask is needed, but shapes differ from batch to batch. This is the way without a compiler.
+* `ByLayout`: samples with the same streams (a layout) are neighbours, and attention runs once for each layout. Nothing
+  is padded and no mask is needed, but shapes differ from batch to batch. This is used without a compiler.
 * `Rounded`: the number of rows is rounded up, and attention runs over all samples and all streams, with a mask. Shapes
   seldom change, as compiled code needs. Masked keys cost little, since attention is a few percent of a step.
 
@@ -40,9 +40,9 @@ class Packed(ABC):
     """Assignment of samples to the rows of each stream, on the device."""
 
     rows: Mapping[str, Tensor]
-    """Sample of each row (R,) int64; row i of a stream that is not named is sample i."""
+    """Index (R,) int64 of each row's sample, by stream; in a stream without an entry, row i is sample i."""
     there: Mapping[str, Tensor]
-    """Presence (B,) bool of streams that some samples lack."""
+    """Whether each sample has the stream (B,) bool, for streams that some samples lack."""
 
     def of_rows(self, name: str, values: Tensor) -> Tensor:
         """Select the values of a stream's rows from the values of samples.
@@ -74,7 +74,9 @@ class ByLayout(Packed):
     """Rows in the order of layouts; attention runs over the samples of each layout."""
 
     layouts: Sequence[Sequence[str]]
+    """Streams of each layout."""
     samples: Sequence[int]
+    """Number of samples of each layout."""
     rows: Mapping[str, Tensor]
     there: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -100,20 +102,20 @@ class ByLayout(Packed):
         return {name: own[0] if len(own) == 1 else torch.cat(own) for name, own in found.items()}
 
     def _split(self, name: str, x: Tensor) -> Sequence[Tensor]:
-        """Return the rows (R, …) of a stream as those of each layout that has it."""
+        """Split the rows (R, …) of a stream into the rows of each layout that has the stream."""
         return torch.split(x, [n for names, n in zip(self.layouts, self.samples, strict=True) if name in names])
 
 
 @dataclass(frozen=True, slots=True)
 class Rounded(Packed):
-    """Rows in any order, with spare ones; attention runs over all streams of all samples, masked."""
+    """Rows in any order, padded with spare rows; attention runs over all streams of all samples with a mask."""
 
     there: Mapping[str, Tensor] = field(default_factory=dict)
     rows: Mapping[str, Tensor] = field(default_factory=dict)
     slots: Mapping[str, Tensor] = field(default_factory=dict)
-    """For the streams in `rows`: the row of each sample (B,) int64; any row for samples without the stream."""
+    """For the streams in `rows`: index (B,) int64 of each sample's row; any index for samples without the stream."""
     real: Mapping[str, Tensor] = field(default_factory=dict)
-    """For the streams in `rows`: rows (R,) bool that are a sample's; the others are spare."""
+    """For the streams in `rows`: whether each row (R,) bool belongs to a sample; the others are spare."""
 
     def attend(self, query_key: Mapping[str, Tensor], value: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute attention with a mask of the streams that each sample has.
@@ -145,7 +147,7 @@ class Rounded(Packed):
         return reorder(x, self.rows[name], self.slots[name], every)
 
     def _mask(self, names: Sequence[str], counts: Sequence[int], batch: int) -> Tensor | None:
-        """Return the keys that are present, (B, 1, 1, N of all) bool; None: all."""
+        """Return whether each key of all streams is present, (B, 1, 1, N) bool; None if all are."""
         if not self.there:
             return None
         first = next(iter(self.there.values()))
@@ -155,9 +157,9 @@ class Rounded(Packed):
 
 
 class _Reorder(torch.autograd.Function):
-    """`index_select` along the first axis whose gradient is a selection too, because each row is used once at most.
+    """`index_select` along the first axis, with a gradient that is also a selection: each row is used at most once.
 
-    The gradient of `index_select` itself adds rows one by one, which an accelerator does in no fixed order.
+    The gradient of torch's `index_select` adds rows one by one, which an accelerator does in no fixed order.
     """
 
     @staticmethod
@@ -166,9 +168,9 @@ class _Reorder(torch.autograd.Function):
 
         Args:
             x: Rows (M, …).
-            index: Row of x for each result (K,).
-            inverse: Result of each row of x (M,); any for rows without one.
-            used: Rows of x that have a result (M,) bool.
+            index: Index in x of each result (K,).
+            inverse: Index of the result of each row of x (M,); any index for rows without a result.
+            used: Whether each row of x has a result (M,) bool.
 
         Returns:
             Rows (K, …).
@@ -190,7 +192,7 @@ class _Reorder(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Select the gradient of each row of x, 0 for unused ones."""
+        """Select the gradient of each row of x; it is 0 for rows without a result."""
         inverse, used = ctx.saved_tensors
         (gradient,) = gradients
         selected = gradient.index_select(0, inverse)
@@ -199,13 +201,15 @@ class _Reorder(torch.autograd.Function):
 
 
 def reorder(x: Tensor, index: Tensor, inverse: Tensor, used: Tensor) -> Tensor:
-    """Select rows of x, each once at most, with a gradient that adds nothing.
+    """Select rows of x with a gradient that needs no additions.
+
+    Each row must have at most one result with a gradient, which is the result that `inverse` names.
 
     Args:
         x: Rows (M, …).
-        index: Row of x for each result (K,).
-        inverse: Result of each row of x (M,); any for rows without one.
-        used: Rows of x that have a result (M,) bool. Other results must not have a gradient.
+        index: Index in x of each result (K,).
+        inverse: Index of the result of each row of x (M,); any index for rows without a result.
+        used: Whether each row of x has a result (M,) bool.
 
     Returns:
         Rows (K, …).
@@ -225,7 +229,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
         query: Queries (B, N, H, E).
         key: Keys of the same shape.
         value: Values of the same shape.
-        mask: Keys that are present, (B, 1, 1, N) bool; None: all.
+        mask: Whether each key is present, (B, 1, 1, N) bool; None: all are.
 
     Returns:
         Attended values (B, N, W).
@@ -237,34 +241,37 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
 
 @dataclass(frozen=True, slots=True)
 class StackedRows:
-    """Rows of S streams, R for each, as one axis: row r of stream s is number s · R + r, its sample s · B + sample."""
+    """Rows of S streams, R rows each, on one axis.
+
+    Row r of stream s has the index s · R + r, and sample b of stream s has the index s · B + b.
+    """
 
     there: Tensor
-    """Presence (S, B) bool of the streams in the samples."""
+    """Whether each sample has each stream (S, B) bool."""
     targets: Mapping[str, int]
-    """Number of targets of each stream that has some, in the order of `target_rows`."""
+    """Number of targets of each stream that has targets, in the order of `target_rows`."""
     target_rows: Tensor
-    """Numbers of the rows that are targets (T,)."""
+    """Indices (T,) of the rows that are targets."""
     target_of: Tensor
-    """Target of each row (S · R,); any for rows that are none."""
+    """Index in `target_rows` of each row (S · R,); any index for rows that are not targets."""
     is_target: Tensor
-    """Rows (S · R,) bool that are targets."""
+    """Whether each row is a target (S · R,) bool."""
     sample_of: Tensor | None = None
-    """Number of each row's sample (S · R,); None: R = B, and row r is sample r."""
+    """Index of each row's sample (S · R,); None: R = B, and row r is sample r."""
     row_of: Tensor | None = None
-    """Number of the row of each sample (S · B,); any for samples without the stream."""
+    """Index of each sample's row (S · B,); any index for samples without the stream."""
     real: Tensor | None = None
-    """Rows (S · R,) bool that are a sample's; the others are spare."""
+    """Whether each row belongs to a sample (S · R,) bool; the others are spare."""
 
     def of_rows(self, x: Tensor) -> Tensor:
-        """Return values (S, B, …) of samples as those of rows (S, R, …)."""
+        """Rearrange values of samples (S, B, …) to values of rows (S, R, …)."""
         if self.sample_of is None or self.row_of is None:
             return x
         found = reorder(x.flatten(0, 1), self.sample_of, self.row_of, self.there.flatten())
         return found.view(len(x), -1, *x.shape[2:])
 
     def of_samples(self, x: Tensor) -> Tensor:
-        """Return values (S, R, …) of rows as those of samples (S, B, …)."""
+        """Rearrange values of rows (S, R, …) to values of samples (S, B, …)."""
         if self.sample_of is None or self.row_of is None or self.real is None:
             return x
         found = reorder(x.flatten(0, 1), self.row_of, self.sample_of, self.real)
@@ -285,16 +292,16 @@ class BatchRows:
     packed: Packed
     streams: frozenset[str]  # streams with rows
     noised: Mapping[str, Tensor]  # rows whose tokens are noised; all rows of streams that are not named
-    targets: Mapping[str, Tensor]  # rows that are targets, for streams with some
-    target_noise: Mapping[str, Tensor]  # index of each of these rows among the noised ones
-    counted: Mapping[str, Tensor]  # bool of each of these rows: its loss counts, once for each sample
-    target_samples: Mapping[str, Tensor]  # sample of each of these rows
-    target_of: Mapping[str, Tensor]  # target of each sample (B,); any for samples that have none
-    is_target: Mapping[str, Tensor]  # samples (B,) bool that have the stream as a target
-    stacked: StackedRows | None = None  # the same rows on one axis, if every stream has some
+    targets: Mapping[str, Tensor]  # indices (K,) of rows that are targets, for streams with targets
+    target_noise: Mapping[str, Tensor]  # index (K,) of each of these rows among the noised rows
+    counted: Mapping[str, Tensor]  # (K,) bool: the loss of the row counts; False for rows that repeat another
+    target_samples: Mapping[str, Tensor]  # index (K,) of the sample of each of these rows
+    target_of: Mapping[str, Tensor]  # index (B,) in `targets` for each sample; any index for samples without a target
+    is_target: Mapping[str, Tensor]  # (B,) bool: the sample has the stream as a target
+    stacked: StackedRows | None = None  # the same rows on one axis, if every stream has rows
 
     def losses_of_samples(self, name: str, losses: Tensor) -> Tensor:
-        """Return the losses of a stream for samples, 0 for those that do not have it as a target.
+        """Return the loss of each sample in one stream, 0 for samples that do not have the stream as a target.
 
         Args:
             name: The stream, which has targets.
@@ -353,7 +360,7 @@ def _sorted_rows(plan: Plan, device: torch.device) -> BatchRows:
 
 
 def _target_arrays(name: str, samples: I64, count: int, batch: int) -> dict[tuple[str, str], npt.NDArray[Any]]:
-    """Return the arrays of `BatchRows.losses_of_samples`.
+    """Return the arrays that `BatchRows.losses_of_samples` needs for one stream.
 
     Args:
         name: The stream.
@@ -362,7 +369,7 @@ def _target_arrays(name: str, samples: I64, count: int, batch: int) -> dict[tupl
         batch: Batch size B.
 
     Returns:
-        Arrays by kind and stream.
+        Arrays by field of `BatchRows` and stream.
     """
     target_of, is_target = np.zeros(batch, np.int64), np.zeros(batch, np.bool_)
     target_of[samples[:count]], is_target[samples[:count]] = np.arange(count), True
@@ -375,11 +382,11 @@ def _target_arrays(name: str, samples: I64, count: int, batch: int) -> dict[tupl
 
 
 def _rounded_rows(plan: Plan, device: torch.device) -> BatchRows:
-    """Return equally many rows of each stream, and equally many targets; the spare ones repeat the first."""
+    """Return equally many rows for all streams, and equally many targets; spare rows repeat the first row."""
     batch = len(plan.task)
     streams = [k for k in range(len(STREAMS)) if plan.present[:, k].any()]
     rows_of = {STREAMS[k]: np.flatnonzero(plan.present[:, k]) for k in streams}
-    # Two or three quarters of the batch or all of it, and half of it or all for targets: few shapes to compile for.
+    # To compile few shapes, rows are 2/4, 3/4 or 4/4 of the batch, and targets 1/2 or 2/2.
     count = rounded_up(max(batch // 2, *map(len, rows_of.values())), batch, 4)
     target_count = rounded_up(int(plan.target.sum(axis=0).max()), batch, 2)
     arrays: dict[tuple[str, str], npt.NDArray[Any]] = {}
@@ -470,7 +477,7 @@ def _by_kind(
 
 
 def on_device(arrays: Mapping[Key, npt.NDArray[Any]], device: torch.device) -> dict[Key, Tensor]:
-    """Move arrays to a device with one transfer for each of their types, which nothing waits for.
+    """Move arrays to a device with one transfer for each data type, without waiting for the device.
 
     Args:
         arrays: Arrays of any shape, by any name.

@@ -1,7 +1,7 @@
 """Definition of a model: its configuration, presets, and all parts of a checkpoint except the weights.
 
-A `ModelConfig` contains what does not depend on the data. A `ModelIdentity` adds the statistics, the tokenizer and
-the speakers, so that the model can be built without the shards.
+A `ModelConfig` contains the settings that do not depend on the data. A `ModelIdentity` adds the statistics, the
+tokenizer and the speakers, so that the model can be built without the shards.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ OF_TRUNK: Final = ("width", "layers", "heads", "mlp_ratio", "qk_norm", "conditio
 AudioTokens = Literal["rows", "patches"]
 """Form of a token of a codec's audio latents: a row, or a patch of rows and columns as in OmniFlow."""
 GestureTokens = Literal["frames", "splines"]
-"""Form of the predictions of gesture frames: overlapping frames, or splines with losses that recorded motion scales."""
+"""Form of gesture predictions: overlapping frames (`FrameTokens`), or splines (`SplineTokens`)."""
 _FRAMES: Final[Mapping[Literal["gesture", "audio"], tuple[int, tuple[str, ...]]]] = MappingProxyType(
     {"gesture": (FRAMES_PER_TICK, ("gesture",)), "audio": (MEL_FRAMES_PER_TICK, ("mel",))}
 )
-"""Frames in a tick, and the arrays in stats.json whose channels a frame has."""
+"""Number of frames in a tick, and the names in stats.json of the arrays whose channels make up a frame."""
 _OMNIFLOW_TEXT: Final = "omniflow-text-vae"  # the codec whose latents are the text tokens of OmniFlow
 CONFIG_FILE: Final = "config.json"
 _MAX_TICKS: Final = 1 << 20
@@ -93,26 +93,27 @@ class ModelConfig:
     gesture_prediction: Prediction = "clean"
     audio_prediction: Prediction = "clean"
     text_prediction: Prediction = "clean"
-    """Used if text is stored as latents of a codec."""
+    """Used only if text is stored as latents of a codec."""
     normalise_text: bool = True
-    """Normalise such latents by the statistics of the train split; OmniFlow's weights expect them unchanged."""
+    """Normalise text latents of a codec by the statistics of the train split; OmniFlow's weights expect False."""
     gesture_difference_weight: float = 30.0
     """Loss weight of differences between successive gesture frames; not used for latents of a codec."""
     gesture_tokens: GestureTokens = "frames"
-    """Not used for latents of a codec and velocities. Checkpoints without this field have frames, new runs splines."""
+    """Form of gesture predictions, not used for latents of a codec or if velocities are predicted. Checkpoints without
+    this field use frames; new runs use splines."""
     gesture_feet_weight: float = 0.1
-    """Loss weight of errors of the toes' velocities; used with splines alone."""
+    """Loss weight of errors of the toes' velocities; used only with splines."""
     audio_difference_weight: float = 5.0
     """Loss weight of differences between successive mel frames; not used for latents of a codec."""
     audio_tokens: AudioTokens = "rows"
     audio_grid: PatchGrid | None = None
-    """Patches and their table, from the pretrained weights; only if audio tokens are patches."""
+    """Sizes of patches and of their position table, from the pretrained weights; None if audio tokens are rows."""
     blank_weight: float = 0.25
     """Weight of a blank tick in the text loss; a spoken tick has 1."""
     gesture_channels: GestureChannels = 415
     """Channels of the gesture stream: 415, or 424 with jaw and eyes. Checkpoints without this field have 415."""
     tell_absent: bool = False
-    """The parts that a sample lacks are an input of the model; training sets it if a sample lacks some."""
+    """True: the model receives which parts a sample lacks. Training sets this if any sample lacks a part."""
 
     def __post_init__(self) -> None:
         """Refuse sizes out of range and unknown kinds."""
@@ -156,7 +157,7 @@ class ModelConfig:
         self._check_patches()
 
     def _check_patches(self) -> None:
-        """Refuse patches without OmniFlow's table, velocities and added positions.
+        """Refuse patches unless the model has OmniFlow's position table, adds its embeddings and predicts velocities.
 
         With rotary positions, all patches of a row would have the same position.
         """
@@ -183,7 +184,7 @@ class ModelConfig:
 
     @classmethod
     def read(cls, document: Document) -> ModelConfig:
-        """Return the configuration that `as_json` gave.
+        """Read a configuration in the form of `as_json`.
 
         Args:
             document: The object; fields that earlier versions did not have may be absent.
@@ -206,7 +207,7 @@ PRESETS: Final[Mapping[str, ModelConfig]] = MappingProxyType(
         "omniflow": ModelConfig(width=1536, layers=24, heads=24, gesture_tokens="splines"),
     }
 )
-"""``omniflow`` has the width and depth of OmniFlow's published trunk, over our tokens."""
+"""Model sizes by name. ``omniflow`` has the width and depth of OmniFlow's published trunk, with tokens of omniges."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +230,7 @@ def build_model(
     """Build an untrained model on the current default device, with weights from torch's global generator.
 
     Args:
-        config: Sizes and kinds.
+        config: Configuration of the model.
         statistics: Content of stats.json.
         vocab_size: Size of the tokenizer's vocabulary.
         speakers: Number of speakers.
@@ -281,7 +282,7 @@ def build_model(
 def _frame_tokens(
     name: Literal["gesture", "audio"], config: ModelConfig, statistics: Mapping[str, Any], latents: CodecLatents | None
 ) -> Stream:
-    """Return the gesture or audio stream of arrays or of latents."""
+    """Return the gesture or audio stream, of arrays or of a codec's latents."""
     if name == "audio" and config.audio_grid is not None:
         return _patch_tokens(config.audio_grid, latents)
     frames, members = _FRAMES[name]
@@ -346,7 +347,7 @@ def model_for_weights(
     """Build a model whose weights and statistics are placeholders, to be replaced by a complete state dict.
 
     Args:
-        config: Sizes and kinds.
+        config: Configuration of the model.
         vocab_size: Size of the tokenizer's vocabulary.
         speakers: Number of speakers.
         codecs: Latents by the stream that they replace.
@@ -394,7 +395,7 @@ class ModelIdentity:
 
     @property
     def tick_multiple(self) -> int:
-        """Number of ticks of which windows and inputs must be multiples, to contain complete rows and tokens."""
+        """Smallest unit of length in ticks: only its multiples contain complete rows of latents and complete tokens."""
         multiples = [entry.tick_multiple for entry in self.codecs.values() if isinstance(entry, FrameEntry)]
         grid = self.config.audio_grid
         if grid is not None:
@@ -508,7 +509,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Config:
-    """The fields of config.json but for the model."""
+    """The fields of config.json, except ``model``."""
 
     preset: str
     window_ticks: Annotated[int, Range(1, _MAX_TICKS)]
@@ -557,7 +558,7 @@ def load_identity(saved: SavedCheckpoint) -> ModelIdentity:
 
 
 def _codec(document: Document) -> CodecEntry:
-    """Return the codec of an entry in config.json."""
+    """Parse the description of a codec in config.json."""
     name = document.typed("name", str)
     try:
         return CodecEntry.from_json(name, {key: value for key, value in document.found.items() if key != "name"})
@@ -586,7 +587,7 @@ def _check_differences(config: ModelConfig, statistics: Document) -> None:
 
 
 def weights_file(weights: Literal["ema", "last"]) -> str:
-    """Return the name of a checkpoint's file of EMA weights or of the last ones."""
+    """Return the name of a checkpoint's file of EMA weights or of last weights."""
     return EMA_FILE if weights == "ema" else MODEL_FILE
 
 
@@ -595,7 +596,7 @@ def load_model(saved: SavedCheckpoint, weights: Literal["ema", "last"] = "ema") 
 
     Args:
         saved: The checkpoint.
-        weights: EMA weights or the last ones.
+        weights: ``ema`` for the EMA weights, ``last`` for the last weights.
 
     Returns:
         The model and its identity.

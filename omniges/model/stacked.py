@@ -1,9 +1,10 @@
-"""The trunk over all streams at once: a compiled step launches few kernels, because streams share each of them.
+"""The trunk, computed for all streams at once, so that a compiled step launches few kernels.
 
-Layers of one shape are one batched product of stacked weights. Copies that stack the weights in each step would cost a
-kernel for each parameter. Therefore the parameters of all streams share the memory of one tensor, as parts of it. They
-keep their names, gradients and moments. The modulations of all blocks are one product, since they depend only on the
-conditioning. The outputs are those of `omniges.model.trunk`, up to rounding.
+Corresponding layers of all streams have one shape and are computed as one batched product with stacked weights.
+Stacking copies of the weights in each step would cost a kernel for each parameter. Therefore the parameters of all
+streams are parts of one tensor and share its memory. They keep their names, gradients and moments. The modulations of
+all blocks are one product, since they depend only on the conditioning. The outputs are those of `omniges.model.trunk`,
+up to rounding.
 
 Shape letters: S streams, B batch, R rows of a stream, N tokens of a stream, H heads, E features of a head, W = H · E
 width, T targets of all streams.
@@ -47,7 +48,7 @@ class _Parts(torch.autograd.Function):
         Args:
             ctx: Context of the backward pass.
             joined: Tensor whose memory the parts share.
-            sizes: Rows of the parts of each stream; they add up to O.
+            sizes: Number of rows of each part of a stream; they add up to O.
             *parts: Parts (size, …), stream by stream.
 
         Returns:
@@ -65,7 +66,7 @@ class _Parts(torch.autograd.Function):
 
 
 class JoinedParameters:
-    """Parameters of S streams that share the memory of one tensor (S, O, …), of which they are parts."""
+    """Parameters of S streams that are parts of one tensor (S, O, …) and share its memory."""
 
     def __init__(self, streams: Sequence[Sequence[Tensor]]) -> None:
         """Move the parameters into one tensor.
@@ -81,7 +82,7 @@ class JoinedParameters:
             parameter.data = part
 
     def __call__(self) -> Tensor:
-        """Return the joined parameters (S, O, …), with a gradient for each of them."""
+        """Return the tensor (S, O, …) of all parameters; its gradient reaches each parameter."""
         found: Tensor = _Parts.apply(self.tensor, self.sizes, *self.parameters)  # type: ignore[no-untyped-call]
         return found
 
@@ -108,13 +109,14 @@ class JoinedLinear:
 
 
 class _Modulate(torch.autograd.Function):
-    """`omniges.model.trunk.modulate` with a gradient in few passes; only sums are kept beside the arguments.
+    """`omniges.model.trunk.modulate` with a gradient in few passes over the data; it saves the arguments and two sums.
 
-    Mean and variance are those of the differences from the first value, whose sums take one pass and stay accurate
-    however large the mean is (Chan, Golub and LeVeque 1983, *Algorithms for computing the sample variance*).
+    Mean and variance are computed from the differences from the first feature. Their sums take one pass and stay
+    accurate however large the mean is (Chan, Golub and LeVeque 1983, *Algorithms for computing the sample variance*).
 
-    A compiler keeps for the backward pass whatever is smallest, and of equal sizes the latest, by one more kernel for
-    each. Therefore the backward pass computes nothing from saved values alone that is as small as they are.
+    For the backward pass, a compiler saves the smallest of several intermediate values, or the latest of equally small
+    ones. Each such value costs one more kernel. Therefore the backward pass does not derive, from saved values alone,
+    any value that is as small as they are.
     """
 
     @staticmethod
@@ -155,7 +157,7 @@ class _Modulate(torch.autograd.Function):
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Return what `omniges.model.trunk.modulate` returns.
+    """Compute `omniges.model.trunk.modulate` with a gradient in few passes over the data.
 
     Args:
         x: Tokens (…, N, W).
@@ -170,7 +172,7 @@ def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class _RmsNorm(torch.autograd.Function):
-    """RMSNorm of queries and keys with weights of several streams, as `_Modulate` is written."""
+    """RMSNorm of queries and keys with weights of several streams; its gradient is written like that of `_Modulate`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -203,7 +205,7 @@ class _RmsNorm(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """The layers of a `JointBlock` for all streams, but for its modulations."""
+    """The layers of a `JointBlock` for all streams, except its modulations."""
 
     heads: int
     qkv: JoinedLinear
@@ -211,7 +213,7 @@ class _Block:
     mlp_in: JoinedLinear
     mlp_out: JoinedLinear
     norm: QKNorm | None
-    """Norm of queries and keys; its own weights are used without ``norm_weight``."""
+    """Norm of queries and keys; its own weights are used if ``norm_weight`` is None."""
     norm_weight: JoinedParameters | None
 
     @classmethod
@@ -244,7 +246,7 @@ class _Block:
 
         Args:
             x: Tokens (S, R, N, W).
-            parts: The six parts of the modulation (S, R, 1, W).
+            parts: The six parts of the modulation, each (S, R, 1, W).
             rotary: Results of `rotary_tables`, or None.
             rows: Samples of the rows.
 
@@ -292,7 +294,8 @@ def _by_sample(x: Tensor) -> Tensor:
 class StackedTrunk:
     """The layers of a trunk, joined for all streams; the trunk stays usable, and both share every weight.
 
-    Parameters must not get other memory afterwards, as by `nn.Module.to` or ``load_state_dict(assign=True)``.
+    Afterwards, parameters must not be moved to other memory, for example by `nn.Module.to` or
+    ``load_state_dict(assign=True)``.
     """
 
     def __init__(self, trunk: JointFlowTransformer) -> None:
@@ -316,7 +319,7 @@ class StackedTrunk:
 
     @staticmethod
     def fits(trunk: JointFlowTransformer) -> bool:
-        """Return whether the streams of a trunk have the same layers but for the first and the last one."""
+        """Return whether a trunk can be joined: equal inner layers in all streams, summed conditioning, no pooling."""
         wider = any(head.widen is not None for head in trunk.head.values())
         return trunk.summed and trunk.pooled is None and not trunk.config["context_only"] and not wider
 
@@ -334,7 +337,7 @@ class StackedTrunk:
         """Compute the outputs of the targets.
 
         Args:
-            tokens: Tokens (R, N, C) of every stream, of equally many rows and tokens.
+            tokens: Tokens (R, N, C) of every stream, with R and N equal for all streams.
             levels: Noise levels (S, B).
             rows: Samples of the rows, and the rows that are targets.
             seconds: Times (N,) of the streams' tokens, required with rotary positions.
@@ -369,7 +372,7 @@ class StackedTrunk:
     def _modulations(
         self, levels: Tensor, rows: StackedRows, speakers: Tensor | None, described: Tensor | None
     ) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor, Tensor]]:
-        """Return the six parts (S, R, 1, W) of each block, and the scale and shift of the heads."""
+        """Return the six parts of each block, and the scale and shift of the heads; each has shape (S, R, 1, W)."""
         features = level_features(levels).to(self.level_1.weight.tensor.dtype)
         own = self.level_2(functional.silu(self.level_1(features))) * rows.there[..., None]
         total = own.sum(0)
@@ -384,7 +387,7 @@ class StackedTrunk:
         return [tuple(inner[k : k + 6]) for k in range(0, len(inner), 6)], (scale, shift)
 
     def _rotary(self, seconds: Mapping[StreamName, Tensor] | None) -> tuple[Tensor, Tensor] | None:
-        """Return the tables (S, 1, N, 1, 1, E), or None without rotary positions."""
+        """Return the two results of `rotary_tables` (S, 1, N, 1, 1, E), or None without rotary positions."""
         periods = self.trunk.rotary_periods_s
         if periods is None:
             return None

@@ -41,20 +41,20 @@ class Stream(nn.Module, ABC):
     """The interface of a stream's tokens."""
 
     channels: int
-    """Channels C of a token."""
+    """Number of channels C of a token."""
     outputs: int
-    """Outputs O of the head for each token."""
+    """Number of outputs O of the head for each token."""
     tokens_per_tick: Fraction = Fraction(1)
-    """Tokens in one tick."""
+    """Number of tokens in one tick."""
     complete_windows: bool = False
-    """A fixed number of tokens encodes the complete window, whatever its length; windows then share no tokens."""
+    """True: a fixed number of tokens encodes the complete window, whatever its length; windows share no tokens."""
     tokens_at_once: int = 1
-    """Successive tokens that have the same time; a window contains all of them or none."""
+    """Number of successive tokens that have the same time; a window contains all of them or none."""
     omniflow_tokens: bool = False
-    """The tokens equal those of OmniFlow's stream of this name, so that its pretrained projections fit."""
+    """True: the tokens equal those of OmniFlow's stream of this name, so that its pretrained projections fit."""
 
     def count(self, ticks: int) -> int:
-        """Return the number of tokens of a window; raise ValueError if it does not contain complete tokens only."""
+        """Return the number of tokens in a window of `ticks` ticks; raise ValueError if it is not a whole number."""
         times = ticks * self.tokens_per_tick / self.tokens_at_once
         if times.denominator != 1:
             raise ValueError(f"{ticks} ticks do not contain a whole number of tokens, {self.tokens_per_tick} a tick")
@@ -66,7 +66,7 @@ class Stream(nn.Module, ABC):
 
     @abstractmethod
     def arrays(self, tokens: Tensor) -> Tensor:
-        """Invert `tokens`; for other tokens, return the arrays of the nearest ones."""
+        """Convert tokens (B, N, C) to arrays, the inverse of `tokens`; inexact tokens give the nearest valid arrays."""
 
     @abstractmethod
     def seconds(self, count: int) -> Tensor:
@@ -113,8 +113,8 @@ class Stream(nn.Module, ABC):
             arrays: The clean arrays (B, …).
             clean: The clean tokens (B, N, C).
             noise: The noise (B, N, C) that was mixed with them.
-            weights: Weight of each value of a row (B, V), or (B, 1), at least 0; bool for values that are present. The
-                loss is the weighted mean. None: all 1.
+            weights: Weights of at least 0, for each of the V values of a frame (B, V) or for each sample (B, 1). Bools
+                mark the values that are present. The loss is the weighted mean. None: all 1.
 
         Returns:
             Losses (B,).
@@ -264,18 +264,18 @@ class FrameTokens(Stream):
     def losses(
         self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor, weights: Tensor | None = None
     ) -> Tensor:
-        """Return the mean squared error e² of the prediction, plus that of the differences of e between frames.
+        """Return the mean square of the error, plus that of the error's differences between successive frames.
 
-        The second term does not change the optimum, the conditional mean. Without it, a model first learns the part
-        that the frames of a token have in common: motion stops within a tick and jumps between ticks. It is the
-        velocity loss of Tevet et al. (2023), *Human Motion Diffusion Model*, ICLR.
+        The second term has the weight `difference_weight`. It does not change the optimum, the conditional mean.
+        Without it, a model first learns the part that the frames of a token have in common: motion stops within a tick
+        and jumps between ticks. It is the velocity loss of Tevet et al. (2023), *Human Motion Diffusion Model*, ICLR.
 
         Args:
             output: Outputs of the head (B, N, O).
             arrays: Not used.
             clean: Clean tokens (B, N, C).
             noise: Noise (B, N, C).
-            weights: Weights of the channels (B, V) or (B, 1), with which the means are taken; None: all 1.
+            weights: Weights of the channels in the means, (B, V) or (B, 1); None: all 1.
 
         Returns:
             Losses (B,).
@@ -296,11 +296,11 @@ class FrameTokens(Stream):
         return found
 
     def differences(self, error: Tensor) -> Tensor:
-        """Return the differences (B, T - 1, V) between frames of errors (B, T, V), as the loss takes them."""
+        """Return the differences (B, T - 1, V) of errors (B, T, V) between frames, whose squares the loss contains."""
         return error.diff(dim=1)
 
     def predicted(self, output: Tensor) -> Tensor:
-        """Return what outputs (B, N, O) predict (B, N, C): the weighted mean of overlapping predictions."""
+        """Return the weighted mean (B, N, C) of the overlapping predictions in outputs (B, N, O)."""
         if not self.overlap:
             return output
         overlap, frames = self.overlap, self.frames
@@ -320,13 +320,13 @@ class FrameTokens(Stream):
 class WindowTokens(FrameTokens):
     """A stream of latents (B, N, V) that encode a complete window; each latent is one token, without a time.
 
-    A trunk with rotary positions places all tokens at the middle of the codec's windows. A trunk that adds embeddings
-    of times adds none, as OmniFlow. Instead each token has a learned embedding of its index, because the codec's
-    decoder depends on their order. It is initialized to zero, so that a run from OmniFlow's weights starts with
-    OmniFlow's outputs.
+    A trunk with rotary positions places all tokens at the middle of the codec's windows. A trunk that adds time
+    embeddings adds none to these tokens, like OmniFlow. In both cases each token has a learned embedding of its index,
+    because the codec's decoder depends on the order of latents. This embedding is initialized to zero, so that a run
+    from OmniFlow's weights starts with OmniFlow's outputs.
 
     Args:
-        latents: Latents N of a window.
+        latents: Number N of latents of a window.
         window_ticks: Length of the codec's windows in ticks.
         width: Features W of the trunk's tokens.
         mean: Mean of each channel over the training data.
@@ -374,16 +374,17 @@ class WindowTokens(FrameTokens):
 
     @property
     def places(self) -> Tensor:
-        """Learned position embeddings."""
+        """Learned position embeddings (N, W)."""
         return self.place
 
 
 class SubwordTokens(Stream):
     """A stream of text tokens (B, N) as embeddings (B, N, piece_width + mark_width), predicted as logits.
 
-    The subword (or blank) and the marks (or blank) of a token are embedded separately and concatenated. So a vocabulary
-    of V subwords needs V + 6 vectors instead of 4 V + 1. Each vector is scaled to the norm √(its width), so a token has
-    the norm √C of unit noise. The head predicts logits of subwords and of marks. The clean token is the mean embedding
+    A text token is a blank, or a subword with two marks, *first tick of the subword* and *first subword of the word*.
+    The subword (or blank) and the marks (or blank) are embedded separately and concatenated. So a vocabulary of V
+    subwords needs V + 6 vectors instead of 4 V + 1. Each vector is scaled to the norm √(its width), so a token has the
+    norm √C of unit noise. The head predicts logits of subwords and of marks. The clean token is the mean embedding
     under the softmax. The loss is the cross-entropy of both, with a lower weight for blanks.
 
     Noised tokens carry no gradient into the embeddings (see `omniges.model.flow`). Such a gradient would move the
@@ -499,7 +500,7 @@ class Present:
 
 
 def streams_present(bits: U8) -> Bools | None:
-    """Return the presence (B, 3) of `STREAMS` from bits (B,) of `STREAM_PARTS`; None if no stream is absent."""
+    """Return the presence (B, 3) of `STREAMS` from bits (B,) of `STREAM_PARTS`; None if no part is absent."""
     if (bits == ALL_PRESENT).all():
         return None
     return np.stack([bits & STREAM_BITS[name] != 0 for name in STREAMS], axis=1)
@@ -538,7 +539,7 @@ def masked(tokens: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         tokens: Tokens (B, N, C).
-        mask: Mask (B, V) of the values of a row, or (B, 1) of the complete sample.
+        mask: Mask (B, V) of the values of a frame, or (B, 1) of the complete sample.
 
     Returns:
         The masked tokens (B, N, C).

@@ -161,7 +161,7 @@ class Branch(nn.Module):
         else:
             shift, scale = parts[:2]
         qkv = torch.unflatten(self.qkv(modulate(x, shift, scale)), -1, (3, heads, -1))
-        # Not by indices, whose gradients are arrays of zeros to fill and add.
+        # Split instead of indexing: the gradient of each index would be an array of zeros, to fill and to add.
         qk, value = torch.split(qkv, [2, 1], dim=-3)
         return qk if self.qk_norm is None else self.qk_norm(qk), value.squeeze(-3), parts[2:]
 
@@ -185,7 +185,7 @@ class Branch(nn.Module):
 
 
 class JointBlock(nn.Module):
-    """A transformer block: one attention over the tokens of all streams, the other layers for each stream.
+    """A transformer block: one attention over the tokens of all streams; each stream has its own other layers.
 
     ``qk_norm``: ``layer`` has one pair of norms for all streams, ``rms`` one for each stream, None has none.
     """
@@ -372,9 +372,9 @@ class JointFlowTransformer(nn.Module):
     def _initialise(self) -> None:
         """Initialise as the identity with zero outputs (AdaLN-zero, Peebles and Xie 2023); biases are zero.
 
-        With rotary positions, the query and key biases of every second head are one. The product of two constant
-        vectors is Σ cos(2π Δt / period), so these heads initially attend to all streams near their own time. Otherwise
-        much of the training is spent until attention finds this alignment.
+        With rotary positions, the query and key biases of every second head are one. After rotation, the product of a
+        constant query and a constant key is Σ cos(2π Δt / period), so in these heads a token initially attends to the
+        tokens of all streams near its own time. Otherwise attention finds this alignment only after long training.
         """
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
@@ -520,7 +520,7 @@ class JointFlowTransformer(nn.Module):
     def _rotary(
         self, names: Sequence[str], seconds: Mapping[str, Tensor] | None, packed: Packed
     ) -> dict[str, tuple[Tensor, Tensor]] | None:
-        """Return the tables (1 or R, N, 1, 1, E) of streams, with axes for queries or keys and for heads."""
+        """Return results of `rotary_tables` (1 or R, N, 1, 1, E) by stream; axes 2 and 3 are query or key, and heads."""
         if self.rotary_periods_s is None:
             return None
         if seconds is None:
