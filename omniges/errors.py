@@ -36,7 +36,7 @@ class OmnigesError(Exception):
 
     exit_code = ExitCode.FINDINGS
     on_command_line: str | None = None
-    """The error text with flags; None if `str` of the error does not replace flags by keywords."""
+    """Original text of an error that `reword` changed, which the command line shows; None for an unchanged error."""
 
     def reword(self, change: Callable[[str], str]) -> None:
         """Change the text, and keep the old text for the command line.
@@ -143,14 +143,14 @@ def is_memory_error(error: BaseException) -> bool:
 
 
 def fault_of_machine(error: BaseException) -> EnvironmentFault | None:
-    """Convert an exception that the machine caused to an EnvironmentFault; the exception may come from any library.
+    """Return the EnvironmentFault for an exception of any library, if the cause is the machine and not the data.
 
     Args:
         error: An exception.
 
     Returns:
-        The error in one line, with its remedy, if memory, a library or disk space is missing or too many files are
-        open; None for any other cause.
+        The error in one line, with its remedy, if memory or disk space is used up, a library or package is missing,
+        too many files are open, or no folder for temporary files can be written; None for any other cause.
     """
     text = " ".join(str(error).split())[:_LONGEST_REASON]
     number = errno.ENOMEM if is_memory_error(error) else error.errno if isinstance(error, OSError) else None
@@ -395,11 +395,13 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A problem with its recording (None for the whole data set) and its file (path relative to the root)."""
+    """A problem, with the names of the recording and the file in which it was found."""
 
     problem: Problem
     stem: str | None = None
+    """Stem of the recording; None if the problem concerns the whole data set."""
     file: str | None = None
+    """Path relative to the root folder."""
 
     @property
     def sort_key(self) -> tuple[str, ...]:
@@ -435,7 +437,9 @@ class RecordingFault(Exception):
         self.problem = Problem(code, found, expected)
 
     def refusal(self, path: object) -> DataError:
-        """Return the error for a command that reads the file directly; its remedy names no option of preprocess.
+        """Return the error for a command that reads the file itself, without preprocess.
+
+        The remedy in the error does not name options of preprocess, because other commands do not have them.
 
         Args:
             path: The file.

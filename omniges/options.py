@@ -58,7 +58,7 @@ class Option:
     """The option is a positional argument of the command, not a flag."""
     metavar: str | None = None
     shown: str | None = None
-    """Description of the default in help, or the text of the default in the form that `parse` reads."""
+    """Text that help shows as the default; None: help shows the default value, if there is one."""
     parse: Callable[[str, str], Any] | None = None
     """Function that converts (flag, text) to a value, or to one of the values of a tuple."""
     commas: bool = False
@@ -433,7 +433,7 @@ def from_keywords(settings: type[T], values: Mapping[str, Any], function: str) -
 
     Args:
         settings: A settings dataclass. Settings inside it may be passed as one object, or by the names of their fields.
-        values: Values by field.
+        values: Values by field name.
         function: Name of the function in errors.
 
     Returns:
@@ -498,12 +498,12 @@ class ShownPart:
 
     @property
     def of_part(self) -> dict[str, Any]:
-        """The same part as the fields of `Part`."""
+        """Keyword arguments for a `Part` that selects the same part."""
         return {"start_s": self.show_start_s, "seconds": self.show_seconds}
 
 
 def motion_rate_option(**more: Any) -> float | None:
-    """Declare the frame rate of motion files that do not state one.
+    """Declare the option ``--motion-rate``: the frame rate, in Hz, of motion files that do not state it.
 
     Args:
         **more: Further fields of `Option`.

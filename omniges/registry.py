@@ -26,7 +26,7 @@ _LONGEST_REASON: Final = 200
 
 @contextmanager
 def foreign(who: str, doing: str, remedy: str = "ask its authors") -> Iterator[None]:
-    """Convert any exception that another package's code raises to an error of one line.
+    """Run code of another package, and convert its exceptions to an EnvironmentFault of one line.
 
     Args:
         who: Name of the code that runs; the line begins with it.
@@ -56,7 +56,7 @@ class Registry(Generic[T]):
         noun: Word for an extension in errors, such as "codec".
         group: Entry-point group of other packages, such as "omniges.codecs".
         kind: Type of every extension: a class, a runtime-checkable protocol, or `Callable`.
-        builtin: "module:attribute" by name.
+        builtin: Names of the built-in extensions, each with its import path "module:attribute".
     """
 
     noun: str

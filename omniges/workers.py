@@ -64,8 +64,9 @@ def worker_command(module: str) -> tuple[str, ...]:
 def serve(prepare: Callable[[Any], Callable[[Any], Answer]]) -> None:
     """Answer tasks until the input ends; the main function of a worker.
 
-    An OmnigesError and an error of the machine are raised again in the process that sent the task. If memory is
-    exhausted, or after any other exception, the worker exits. The pool then repeats the task while no other task runs.
+    If a task raises an OmnigesError, or an exception that `fault_of_machine` converts to one, the error is sent as the
+    answer, and the process that sent the task raises it. If memory is exhausted, or after any other exception, the
+    worker exits. The pool then repeats the task while no other task runs.
 
     Args:
         prepare: Function that takes the setup and returns the function that answers a task.

@@ -70,7 +70,7 @@ exit_on_sigterm: Final = functools.partial(_raising, {signal.SIGTERM: ExitCode.T
 
 
 def listed(values: Iterable[str]) -> tuple[str, ...]:
-    """Split comma-separated values, and return the values of all repeated flags as one tuple."""
+    """Split the texts of a flag, which may be repeated, at commas, and return all values as one tuple."""
     return tuple(name.strip() for value in values for name in value.split(",") if name.strip())
 
 
@@ -101,8 +101,8 @@ def with_flags(
     """Decorate a command, so that it has a flag for each option of its settings.
 
     The flags replace each parameter whose type is a settings dataclass; the command receives the settings object. If
-    the type of a parameter is ``Annotated[Mapping[str, Any], Settings]``, the command receives only the values that are
-    on the command line, by field.
+    the type of a parameter is ``Annotated[Mapping[str, Any], Settings]``, the command receives a mapping from field
+    names to values, with only the values that are on the command line.
 
     Args:
         extra: Name of the optional dependencies that the command needs, for the error if one is missing.
@@ -144,7 +144,7 @@ def with_flags(
 
 
 def _other_flags(settings: Any) -> dict[str, str]:
-    """Return the flags by their other names: former names, and the field's name if it differs from the flag."""
+    """Return a mapping to each flag from its other names: former names, and the field's name if it differs."""
     flags = [each for each in every_setting(settings) if not (each.option.only_recipe or each.option.argument)]
     found = {as_flag(name): each.flag for each in flags for name in (each.name, *each.option.was)}
     return {name: flag for name, flag in found.items() if name != flag}
@@ -200,7 +200,7 @@ def _completion(setting: Setting) -> Callable[[str], list[str]] | None:
 
 
 def _passed(settings: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of the flags that the user passed, by field."""
+    """Return the values of the flags that the user passed, by field name."""
     found = {}
     for name, setting in settings_of(settings).items():
         if not isinstance(setting, Setting) or values.get(name) in (None, []):
@@ -317,7 +317,7 @@ def _over(output: SafeOutput, stream: io.TextIOWrapper) -> io.TextIOWrapper:
 
 
 def _escaped(error: UnicodeError) -> tuple[str, int]:
-    """Replace characters that cannot be encoded by JSON escapes; this is the error handler of `safe_output`."""
+    """Return JSON escapes for characters that the stream's encoding lacks; the codec error handler of `safe_output`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")

@@ -30,7 +30,7 @@ def present_words(
     Args:
         words: Arguments of a command; ``--max_train_steps=8`` has an option's name with underscores.
         values: Number of values that follow each option of the command.
-        present: Current names of options, by their other names.
+        present: Mapping from other accepted names of options to their current names.
 
     Returns:
         The arguments, and the unknown options with unchanged spelling.
@@ -57,7 +57,7 @@ class Command(TyperCommand):
     """A command whose options may be written with underscores or by their other names."""
 
     present: ClassVar[Mapping[str, str]] = {}
-    """Current names of options, by their other names."""
+    """Mapping from other accepted names of options to their current names."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse a command line.
