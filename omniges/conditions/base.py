@@ -37,7 +37,7 @@ MIN_WORD_S: Final = 0.5 / TICKS_PER_SECOND
 
 
 def within(spans: Iterable[Mapping[str, Any]], first_tick: int, ticks: int, min_s: float) -> list[dict[str, Any]]:
-    """Return the time spans that overlap a window, clipped to the window.
+    """Return the time spans that overlap a window by at least `min_s`, clipped to the window.
 
     Args:
         spans: Words or semantic spans with ``start`` and ``end`` in seconds of the recording.
@@ -46,7 +46,7 @@ def within(spans: Iterable[Mapping[str, Any]], first_tick: int, ticks: int, min_
         min_s: Shortest overlap to keep, in seconds.
 
     Returns:
-        The spans with times from the window's start, in whole milliseconds.
+        The spans, with ``start`` and ``end`` in seconds from the window's start, rounded to milliseconds.
     """
     start_s, seconds = first_tick / TICKS_PER_SECOND, ticks / TICKS_PER_SECOND
     found = []
@@ -171,7 +171,7 @@ class ConditionStream(ABC):
         """Compute the array of a window from a recording.
 
         Args:
-            recording: The sample's labels and files.
+            recording: Labels and contents of the sample.
             first_tick: Start of the window, in ticks of 0.1 s.
             ticks: Length of the window in ticks.
 
@@ -195,7 +195,7 @@ class ConditionStream(ABC):
 
     @abstractmethod
     def shown(self, array: Array) -> Any:
-        """Convert an array (*shape) to the JSON value that a user would pass to `parse`."""
+        """Convert an array (*shape) to JSON; the inverse of `parse`."""
 
     @abstractmethod
     def encoder(self, width: int) -> nn.Module:
@@ -212,7 +212,7 @@ def window_value(stream: ConditionStream, recording: Recording, first_tick: int,
 
     Args:
         stream: A stream of the model.
-        recording: The sample's labels and files.
+        recording: Labels and contents of the sample.
         first_tick: Start of the window, in ticks of 0.1 s.
         ticks: Length of the window in ticks.
 
@@ -274,9 +274,9 @@ def constant(value: T) -> Callable[[int, int], T]:
 
 
 def stacked(values: Sequence[Array | None]) -> tuple[Array, npt.NDArray[np.bool_]] | None:
-    """Stack B values to an array (B, *shape) with zeros for absent values, and a mask (B,) of present values.
+    """Stack the arrays of B windows; return the stack (B, *shape) and a mask (B,) that is True for present values.
 
-    Return None if all values are absent.
+    Absent values become zeros. If all values are absent, return None.
     """
     first = next((value for value in values if value is not None), None)
     if first is None:

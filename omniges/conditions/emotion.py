@@ -60,7 +60,7 @@ class LabelStream(ConditionStream):
         """Return the index of the recording's label value.
 
         Args:
-            recording: The sample's labels and files.
+            recording: Labels and contents of the sample.
             first_tick: Unused; a label covers the whole recording.
             ticks: Unused.
 

@@ -74,7 +74,7 @@ def _checked(name: str, stream: Any, who: str) -> type[ConditionStream]:
     return stream
 
 
-# --- to processes that load batches, and to checkpoints
+# --- storage of streams in checkpoints, and transfer to processes that load batches
 
 
 def specification(stream: ConditionStream) -> dict[str, Any]:

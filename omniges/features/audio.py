@@ -44,7 +44,7 @@ _FLOAT32_RANGE = 2e-5  # below this ratio of quietest to loudest band, float32 r
 
 
 def _hz_from_mel(mel: float) -> float:
-    """Convert mel to Hz on Slaney's scale (Auditory Toolbox, 1998): linear to 1 kHz, then 27 mels a factor of 6.4."""
+    """Convert mel to Hz (Slaney, Auditory Toolbox, 1998): linear to 1 kHz, then a factor of 6.4 for every 27 mels."""
     if mel < 15.0:
         return 200.0 / 3.0 * mel
     return 1000.0 * math.exp(math.log(6.4) / 27.0 * (mel - 15.0))
@@ -243,7 +243,7 @@ class Cancellation:
 
     @property
     def problem(self) -> str | None:
-        """Describe the problem if the mean is much quieter than that of unrelated channels would be; otherwise None."""
+        """Description of the cancellation; None unless the mean is much quieter than for uncorrelated channels."""
         if not self._count:
             return None
         mean, squares = self._sums / self._count
@@ -285,7 +285,7 @@ def resample(samples: F32, rate_hz: int) -> F32:
 
     Args:
         samples: Samples (N,).
-        rate_hz: Sample rate.
+        rate_hz: Sample rate of the input in Hz.
 
     Returns:
         Samples (M,) at 16 kHz.
@@ -304,7 +304,7 @@ def loudness_gain(samples: F32, rule: Loudness) -> float:
 
     Args:
         samples: Samples (N,).
-        rule: The rule.
+        rule: ``none`` or ``peak``.
 
     Returns:
         The factor.

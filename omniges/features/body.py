@@ -2,7 +2,7 @@
 
 **The generic skeleton is not SMPL-X.** It needs no body model file. Its bone lengths are round numbers for an adult of
 about 1.7 m. They are equal for all people; betas and expressions do not change them. Only the order of the joints, the
-tree and the meaning of the angles are those of SMPL-X. Its positions are suitable for stick figures and for telling
+tree and the meaning of the angles are those of SMPL-X. Its positions are suitable for stick figures and to distinguish
 raised from lowered hands. They are not suitable for metrics that are defined on the body model. In the rest pose the
 person stands upright along +y with the arms stretched out (T-pose), faces +z, and has the left side at +x.
 
@@ -92,7 +92,7 @@ REST_OFFSETS.setflags(write=False)
 
 
 def rotations_of(poses: Numbers) -> F64:
-    """Return the rotation matrix of each joint relative to its parent, (T, 55, 3, 3), of poses (T, 165) in radians."""
+    """Convert poses (T, 165) in radians to rotation matrices (T, 55, 3, 3), each relative to the joint's parent."""
     return matrix_from_six_d(six_d_from_rotvec(poses.reshape(len(poses), len(PARENTS), 3)))
 
 
@@ -143,7 +143,7 @@ class Skeleton:
         return np.asarray(forward_kinematics(turned, self.offsets, np.zeros((1, 3)))[1][0])
 
     def local_rotations(self, poses: Numbers) -> F64:
-        """Return rotation matrices (T, 55, 3, 3), each relative to the joint's parent, of poses (T, 165) in radians."""
+        """Add the mean hands to poses (T, 165) in radians, and convert them to matrices (T, 55, 3, 3)."""
         if poses.ndim != 2 or poses.shape[1] != POSE_COLUMNS:
             raise ValueError(f"expected poses (T, {POSE_COLUMNS}), found {poses.shape}")
         full = np.array(poses, dtype=np.float64)
@@ -151,7 +151,7 @@ class Skeleton:
         return rotations_of(full)
 
     def pelvis_positions(self, trans: Numbers) -> F64:
-        """Return positions (T, 3) of the pelvis in metres for SMPL-X's ``trans`` (T, 3)."""
+        """Convert SMPL-X's ``trans`` (T, 3) to positions (T, 3) of the pelvis, both in metres."""
         return np.asarray(trans + self.pelvis, np.float64)
 
     def joints(self, poses: Numbers, trans: Numbers) -> F64:
@@ -261,11 +261,20 @@ class Person:
             yield self._skinned(skeleton.local_rotations(poses[given]), shaped, joints)
 
     def _skinned(self, local: F64, shaped: F64, joints: F64) -> F64:
-        """Pose shaped vertices (T, V, 3) that have rest joints (T, 55, 3) with local rotations (T, 55, 3, 3)."""
+        """Move vertices from the rest pose to a given pose: add pose corrections, then apply linear blend skinning.
+
+        Args:
+            local: Rotations (T, 55, 3, 3) relative to the parent.
+            shaped: Vertices (T, V, 3) in the rest pose, with the shape and the expressions.
+            joints: Joints (T, 55, 3) in the rest pose.
+
+        Returns:
+            Vertices (T, V, 3) in metres.
+        """
         frames = len(local)
         features = (local[:, 1:] - np.eye(3)).reshape(frames, -1)
         directions = self.model.pose_directions.reshape(-1, features.shape[1])
-        # If only the face moves, nearly all features are constant: they are summed once for the block.
+        # If only the face moves, nearly all features are constant in the block; their sum is computed only once.
         moving = (features != features[0]).any(axis=0)
         posed = shaped + (directions @ features[0]).reshape(-1, 3)
         if moving.any():

@@ -1,4 +1,4 @@
-"""Allowed channel counts of a model's gesture stream, in a module of its own: ``omniges --help`` needs no numpy."""
+"""Allowed channel counts of a model's gesture stream. This module does not import numpy, for a quick ``--help``."""
 
 from __future__ import annotations
 

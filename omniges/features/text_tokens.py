@@ -208,7 +208,7 @@ class _Demand:
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
-    """The cheapest assignment of ticks to the words so far whose last spoken tick is before ``end``."""
+    """The cheapest assignment of ticks to the words so far, if all their ticks must be before tick ``end``."""
 
     end: int
     cost: float
@@ -220,7 +220,7 @@ def _place(demands: Sequence[_Demand], ticks: int) -> list[tuple[int, int] | Non
     """Return a half-open range of ticks for each word, in order and without overlap; None for a dropped word.
 
     The result is optimal: it has the fewest dropped words, and among such results the smallest sum of squared shifts.
-    The shift of a word's end counts half.
+    In this sum, the shift of a word's end is halved before it is squared.
     """
     front = [_Placed(0, 0.0, None, None)]  # ascending ends, descending costs (a Pareto front)
     for demand in demands:
@@ -243,7 +243,7 @@ def _place(demands: Sequence[_Demand], ticks: int) -> list[tuple[int, int] | Non
 
 
 def _choices(demand: _Demand, front: Sequence[_Placed], ticks: int) -> list[_Placed]:
-    """Return all possible tick ranges of a word, each after the cheapest placement of earlier words that fits."""
+    """Return a placement for each possible tick range of a word, after the cheapest placement of the earlier words."""
     near_start, near_end = round(demand.start), round(demand.end)
     ends = range(near_end - MAX_PUSH_TICKS, min(near_end + MAX_PUSH_TICKS, ticks) + 1)
     found = []
@@ -261,7 +261,7 @@ def _choices(demand: _Demand, front: Sequence[_Placed], ticks: int) -> list[_Pla
 
 
 def tokenizer_problem(data: bytes) -> str | None:
-    """Return why bytes are not a tokenizer.json as `train_tokenizer` writes it; None if they are.
+    """Check whether bytes are a tokenizer.json as `train_tokenizer` writes it.
 
     All steps of the tokenizer must be the expected ones, and vocabulary and merges must agree. Then
     decode(encode(s)) = s holds for every Unicode string and any version of the tokenizers package. That native package
@@ -271,7 +271,7 @@ def tokenizer_problem(data: bytes) -> str | None:
         data: Bytes of the file.
 
     Returns:
-        The problem, or None.
+        Description of the problem; None if the bytes are valid.
     """
 
     def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -16,11 +16,11 @@ MEL_FRAMES_PER_TICK = SAMPLES_PER_TICK // HOP_SAMPLES
 MEL_RATE_HZ = SAMPLE_RATE_HZ // HOP_SAMPLES
 
 LONGEST_S = 86_400.0
-"""Longest input and result, one day: the size in a file's header must not determine how much memory is allocated."""
+"""Longest input and result in seconds: one day. It limits the memory that a wrong length in a header can request."""
 MAX_AUDIO_LONGER_S = 30.0
-"""Audio may be longer than its motion by this; the rest is cut. Microphones are often left on."""
+"""Largest excess of audio over motion in seconds; the excess is cut. Microphones are often left on."""
 MAX_MOTION_LONGER_S = 5.0
-"""Motion may be longer than its audio by this. If it is longer, it has a wrong rate or is another recording's."""
+"""Largest excess of motion over audio in seconds. Beyond it, the frame rate or the pairing of files is wrong."""
 
 
 def lengths_fit(audio_s: float, motion_s: float, max_s: float | None = None) -> bool:
