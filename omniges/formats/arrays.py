@@ -62,7 +62,7 @@ class Member(_Header):
 
 
 def _header(start: bytes | memoryview, name: str, total_bytes: int) -> _Header:
-    """Parse the header at the start of an array, and check it against the total length."""
+    """Parse the npy header at the start of npy data, and check it against the total size of the data in bytes."""
     wide = start[6:7] in {b"\2", b"\3"}
     first = 12 if wide else 10
     end = first + int.from_bytes(start[8:first], "little")
@@ -88,7 +88,7 @@ def _header(start: bytes | memoryview, name: str, total_bytes: int) -> _Header:
 
 
 def _content(body: bytes | memoryview, header: _Header) -> Array:
-    """Return the bytes of a checked array as a new C-ordered array in native byte order."""
+    """Convert npy bytes, whose header was checked, to a new C-ordered array in native byte order."""
     flat = np.frombuffer(body, header.dtype, offset=header.header_bytes)
     shaped = flat.reshape(header.shape, order="F" if header.fortran else "C")
     return np.array(shaped, dtype=flat.dtype.newbyteorder("="), order="C")

@@ -25,7 +25,7 @@ ByteOrder = Literal["little", "big"]
 MIN_RATE_HZ = 1_000
 MAX_RATE_HZ = 768_000
 LOUDEST = 8.0
-"""Largest magnitude of float samples. Larger values are in another unit; amplified audio stays below."""
+"""Largest valid magnitude of float samples. Amplified audio stays below it; larger values are in another unit."""
 MAX_CHANNELS = 32
 
 _PCM, _FLOAT, _ALAW, _MULAW, _EXTENSIBLE = 1, 3, 6, 7, 0xFFFE
@@ -74,9 +74,10 @@ _LOOKS_LIKE = (
 class Wav:
     """The audio of one WAV file.
 
-    ``samples``: float32, (n,) for mono, otherwise (n, channels); integers are scaled to [-1, 1), floats are unchanged.
-    It may be a read-only view of the input. ``rate_hz``: samples per second. ``encoding``: pcm16, pcm24, pcm32, float32
-    or float64. ``pcm``: integer samples (n,) of mono pcm16 (int16) and pcm24 (int32), otherwise None.
+    ``samples``: float32, (n,) for mono, otherwise (n, channels). Integers are scaled to [-1, 1), floats are not scaled.
+    The array may be a read-only view of the input. ``rate_hz``: samples per second. ``encoding``: pcm8, pcm16, pcm24,
+    pcm32, float32, float64, alaw or mulaw. ``pcm``: the integer samples (n,) if the audio is mono and the encoding is
+    pcm16 (int16) or pcm24 (int32), otherwise None.
     """
 
     samples: npt.NDArray[np.float32]
@@ -97,13 +98,13 @@ class _Format:
 
 
 def decode_wav(data: bytes | memoryview) -> Wav:
-    """Decode the bytes of a WAV file; the result may have the note ``wav-streamed-header``.
+    """Decode the bytes of a WAV file.
 
     Args:
         data: Bytes of the file.
 
     Returns:
-        The audio.
+        The audio. Its notes may be ``wav-rare-encoding``, ``wav-streamed-header`` and ``wav-length-mended``.
 
     Raises:
         RecordingFault: With one of the ``wav-`` codes.
@@ -266,7 +267,7 @@ def _refuse_more_audio(view: ByteRanges, place: int, order: ByteOrder) -> None:
 
 
 def _has_no_length(view: ByteRanges, start: int, size: int, order: ByteOrder) -> bool:
-    """Return whether the size of a data chunk is a placeholder, because the writer stopped or could not seek back.
+    """Return whether the size of a data chunk is only a placeholder: the writer stopped early or could not seek back.
 
     A size of 0 is no placeholder if the rest of the file consists of chunks.
     """

@@ -51,7 +51,7 @@ def read_motion(path: str | Path, frame_rate_hz: float | None = None) -> SmplxMo
     Args:
         path: A file with ``poses``, or with the keys of AMASS or of the package smplx; see
             docs/how-to/other-motion.md.
-        frame_rate_hz: Frames per second of a file that does not state them.
+        frame_rate_hz: Frame rate in Hz, used only if the file does not state it.
 
     Returns:
         The motion; parts that the file lacks are NaN.
@@ -80,7 +80,7 @@ def read_motion(path: str | Path, frame_rate_hz: float | None = None) -> SmplxMo
 
 
 def encode_smplx(motion: SmplxMotion) -> bytes:
-    """Return the bytes of a BEAT2-style NPZ of a motion, with all its betas."""
+    """Encode a motion, with all its betas, as a BEAT2-style NPZ; return the bytes of the file."""
     arrays = {name: getattr(motion, name) for name in ("poses", "trans", "expressions", "betas")}
     return encode_motion(**arrays, gender=motion.gender, model=_MODEL, frame_rate_hz=motion.frame_rate_hz)
 

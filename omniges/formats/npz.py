@@ -40,14 +40,14 @@ _POSE_KEYS: Mapping[str, tuple[int, tuple[str, ...]]] = {
     "left_hand": (_HAND_COLUMNS, ("left_hand_pose",)),
     "right_hand": (_HAND_COLUMNS, ("right_hand_pose",)),
 }
-"""Columns of each part of a pose, with the part's key in older files of BEAT2 and AMASS, and in files of smplx."""
+"""For each part of a pose: its number of columns, and its keys in older files of BEAT2 and AMASS, and in smplx."""
 _RATE_KEYS = ("mocap_frame_rate", "mocap_framerate", "fps")
 
 MAX_RATE_HZ = 3000
 _RATE_ROUNDING = 1e-5  # relative tolerance, for rates such as 59.9999885559082: 6 ms in ten minutes
 # Limits of absolute values: human motion in radians, metres or model coefficients stays far below them.
 LIMITS = {"poses": 4.0 * math.pi + 0.01, "trans": 1000.0, "expressions": 1e4, "betas": 100.0}
-# Limits for a whole recording, so that one wrong frame is not decisive. Motion in other units exceeds them far.
+# Limits for a whole recording, so that one wrong frame is not decisive. Motion in other units is far beyond them.
 _MAX_EXPRESSION = 50.0  # 95 % of the coefficients must be below; their standard deviation is about 1
 _MAX_HEIGHT_M = 10.0  # median height above or below the origin
 _MAX_RANGE_M = 20.0  # largest distance between two positions of a speaking person
@@ -128,7 +128,7 @@ def decode_motion(data: bytes | memoryview, *, standing: bool = True, rate_hz: f
         data: Bytes of the file.
         standing: Refuse a body that does not stand upright along +y, because its file probably has other axes.
             False for generated motion, in which a body may lie down.
-        rate_hz: Frames per second of a file that does not state them.
+        rate_hz: Frame rate in Hz, used only if the file does not state it.
 
     Returns:
         The motion.
@@ -257,7 +257,7 @@ def motion_from_arrays(
         ``betas_columns`` is 0.
 
     Raises:
-        RecordingFault: As `decode_motion`.
+        RecordingFault: With one of the ``npz-`` codes.
     """
     given = {name: np.asarray(array) for name, array in arrays.items() if array is not None}
     rate = checked_rate(rate_hz, "frame_rate_hz")
@@ -307,7 +307,7 @@ def _motion(
     standing: bool,
     notes: tuple[Problem, ...] = (),
 ) -> Motion:
-    """Return a motion of checked arrays: reduced to 30 frames per second, with betas extended to 300, and notes."""
+    """Build a `Motion` from checked arrays: keep 30 frames per second, extend betas to 300 values, and add notes."""
     source_frames, stride = len(arrays["poses"]), rate_hz // FRAME_RATE_HZ
     motion = {name: np.ascontiguousarray(array[::stride]) for name, array in arrays.items()}
     if stride > 1:
@@ -499,7 +499,7 @@ def _compared(archive: Archive, others: list[tuple[str, str]], motion: Mapping[s
 
 
 def _frame_rate(archive: Archive, override_hz: float | None) -> int:
-    """Return the frames per second in the file, or `override_hz` if the file has none; a multiple of 30."""
+    """Return the frame rate in Hz of a file, or `override_hz` if the file has none; refuse all but multiples of 30."""
     rates = {}
     for key in _RATE_KEYS:
         if key not in archive:
@@ -520,7 +520,7 @@ def _frame_rate(archive: Archive, override_hz: float | None) -> int:
 
 
 def checked_rate(rate_hz: float, name: str) -> int:
-    """Return a frame rate as a whole number; refuse a rate that is not a multiple of 30.
+    """Return a frame rate as a whole number; refuse a rate that is not a multiple of 30 or is above 3000.
 
     Args:
         rate_hz: Frames per second; 59.9999885559082 counts as 60.
@@ -530,7 +530,7 @@ def checked_rate(rate_hz: float, name: str) -> int:
         Frames per second.
 
     Raises:
-        RecordingFault: The rate is not a multiple of 30.
+        RecordingFault: The rate is not a multiple of 30, or above 3000.
     """
     whole = FRAME_RATE_HZ * round(rate_hz / FRAME_RATE_HZ) if math.isfinite(rate_hz) else 0
     if not (FRAME_RATE_HZ <= whole <= MAX_RATE_HZ and abs(rate_hz - whole) <= _RATE_ROUNDING * whole):

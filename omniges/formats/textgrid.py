@@ -215,15 +215,15 @@ class _Grid:
 def decode_words(data: bytes, tier: str | None = None, speakers: Collection[str] = ()) -> WordTier:
     """Read the word tier of a TextGrid in UTF-8 or UTF-16, in long, short or chronological text form.
 
-    The word tier is the first interval tier with words whose name is ``words`` or ``word`` (in any case; stray quotes
-    are ignored). Without such a tier, it is the tier ``SPEAKER - words`` of MFA. Letters of labels are unchanged.
-    Surrounding white space is removed, a line break becomes one space, and silences are dropped. If a word begins up to
-    10 ms before the end of the previous word, its start is moved to that end.
+    The word tier is an interval tier named ``words`` or ``word`` (case and stray quotes are ignored). If there are
+    several, it is the first one that contains words. If there is none, it is the tier ``SPEAKER - words`` of MFA.
+    Letters of labels are unchanged. Surrounding white space is removed, a line break becomes one space, and silences
+    are dropped. If a word begins up to 10 ms before the end of the previous word, its start is moved to that end.
 
     Args:
         data: Bytes of the file.
         tier: Name of the word tier; None: the rules above choose it.
-        speakers: Names of the recording's speaker. They select the tier if MFA wrote one for each of several speakers.
+        speakers: Names of the recording's speaker. They select the tier if the file has one tier for each speaker.
 
     Returns:
         The words, with times in seconds.
@@ -261,7 +261,7 @@ def decode_words(data: bytes, tier: str | None = None, speakers: Collection[str]
 
 
 def is_textgrid(data: bytes) -> bool:
-    """Return whether bytes begin like a TextGrid, in any of its text forms and codecs."""
+    """Return whether bytes begin like a TextGrid, in any of its text forms and encodings."""
     try:
         text = _text(data[:4096])
     except RecordingFault:
@@ -286,7 +286,7 @@ def is_unknown(label: str) -> bool:
 
 
 def is_word(label: str) -> bool:
-    """Return whether a reader of TextGrids keeps a label as a word."""
+    """Return whether a label is a word, neither a silence nor a word unknown to the aligner."""
     return not is_silence(label) and not is_unknown(label)
 
 
@@ -458,8 +458,9 @@ def _tiers(masked: _Masked, wanted: str | None) -> list[_Tier]:
 def _without_other_entries(masked: _Masked, wanted: str | None) -> tuple[str, dict[int, int]]:
     """Remove the entries of all tiers but the wanted one, because phones take four fifths of praatio's time.
 
-    Return the shorter text, and the number of removed entries of each tier by the index of the tier's first number.
-    The caller compares these numbers with the counts in the file, so a truncated tier is still detected.
+    Return the shorter text and a dictionary. It maps the index of each such tier's first number to the number of
+    removed entries, or to -1 if an entry is incomplete. The caller compares these numbers with the counts in the file,
+    so a truncated tier is still detected.
     """
     heads = [
         head
@@ -559,7 +560,7 @@ def _mfa_speaker(name: str) -> str | None:
 def _chronological(text: str) -> _Grid:
     """Read Praat's chronological form: headers of tiers, then all entries in order of time with their tier's number.
 
-    This form has no counts. So an interval tier is truncated if it ends before the time in its header.
+    This form has no counts of entries. So an interval tier that ends before the time in its header is refused.
     """
     tokens = list(_FREE_TOKEN.finditer(text))[1:]
     position = 0
