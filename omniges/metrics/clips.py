@@ -98,7 +98,7 @@ def draw_clips(clips: int, resamples: int, seed: int) -> I64:
 
     Args:
         clips: Number of clips, at least 2.
-        resamples: Number of draws, at least 1.
+        resamples: Number of draws (bootstrap resamples), at least 1.
         seed: Key of the generator, 0 to 2^64 − 1.
 
     Returns:
@@ -183,7 +183,7 @@ def shuffled_pairing(clips: int, seed: int) -> I64:
         seed: Key of the generator, 0 to 2^64 − 1.
 
     Returns:
-        Clip numbers (clips,).
+        For each clip, the number of the clip whose audio is assigned to it, (clips,).
 
     Raises:
         DataError: There are fewer than two clips.

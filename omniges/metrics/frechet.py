@@ -40,7 +40,7 @@ _JOINTS: Final = tuple(
 )
 _WINDOW_FRAMES: Final = 32
 _STRIDE_FRAMES: Final = 16
-_SPEED_S: Final = 0.1  # these two scale speeds and accelerations to the magnitude of positions
+_SPEED_S: Final = 0.1  # this and the next factor scale speeds and accelerations to the magnitude of positions
 _ACCELERATION_S2: Final = 0.01
 _LEAKY_SLOPE: Final = 0.01
 _ACTIVATIONS: Final[Mapping[str, Callable[[F64], F64]]] = {
@@ -103,7 +103,7 @@ def _gaussian(features: Numbers, what: str) -> _Gaussian:
     scales = np.concatenate([scales, np.zeros(dimensions - len(scales))]) / np.sqrt(count - 1)
     kind = np.asarray(features).dtype
     precision = np.finfo(kind if kind.kind == "f" else np.float64).eps
-    # Rounding errors of the rows, and not only of their deviations from the mean, can raise the rank.
+    # A large mean also causes rounding errors, which can raise the rank; so the tolerance depends on it too.
     largest = max(float(scales[0]), float(np.abs(mean).max()) * 2)
     rank = int((scales > max(count, dimensions) * precision * largest).sum()) if scales[0] > 0 else 0
     return _Gaussian(mean, scales, axes, rank)
@@ -115,8 +115,8 @@ def frechet_distance(generated: Numbers, recorded: Numbers, settings: FrechetSet
     Covariances S have divisor N − 1 (Dowson and Landau 1982). tr (S1 S2)^½ is the sum of the singular values of A1 A2ᵀ
     for any A1ᵀA1 = S1 and A2ᵀA2 = S2. This is exact, real, and defined for singular covariances. With
     ``settings.offset``, this term uses S1 + offset · I and S2 + offset · I, where I is the identity matrix; the other
-    terms use S1 and S2. The value
-    may then fall below zero. Without an offset, values that rounding makes negative become 0.
+    terms use S1 and S2. The value may then fall below zero. Without an offset, values that rounding makes negative
+    become 0.
 
     Args:
         generated: Features (N1, D).

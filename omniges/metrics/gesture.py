@@ -1,4 +1,4 @@
-"""Metrics of gesture: beats, motion without a reference, window boundaries, recall of semantic gestures, the face.
+"""Metrics of gesture: beats, metrics without a reference, window boundaries, semantic gestures, and the face.
 
 Letters: T frames, J joints, V vertices, S window boundaries. World coordinates are in metres, with y up.
 """
@@ -45,11 +45,11 @@ _MIN_SAMPLES: Final = 2048  # librosa's window
 def scored_poses(poses: Numbers, settings: PositionSettings) -> F64:
     """Return the poses from which the scored joints are computed.
 
-    Compute the joints with a translation of zero.
+    The caller computes the joints from these poses, and sets the translation to zero.
 
     Args:
         poses: Axis-angle poses (T, 165) in radians.
-        settings: Rotations that are set to zero.
+        settings: Whether the rotations of the root, and those of jaw and eyes, are set to zero.
 
     Returns:
         New poses (T, 165) in radians.
@@ -268,7 +268,7 @@ class SkateScore(ClipValue):
     """Foot skate in m/s; the weight is the number of toe frames near the floor."""
 
     toe_frames: int
-    """Number of frames of both toes, near the floor or not: 2 (T − 1)."""
+    """Number of all toe frames, also those far from the floor: two toes in T − 1 frames, so 2 (T − 1)."""
 
 
 def root_drift(root: Numbers) -> DriftScore:
@@ -290,15 +290,17 @@ def root_drift(root: Numbers) -> DriftScore:
 
 
 def foot_skate(joints: Numbers) -> SkateScore:
-    """Return the mean sliding speed of the toes near the floor, v (2 − 2^(h/H)) (Zhang et al. 2018).
+    """Return the mean sliding speed of the toes near the floor (Zhang et al. 2018).
 
-    The floor is each toe's 5th percentile of height. Without any contact, value and weight are 0.
+    The sliding speed is v (2 − 2^(h/H)), where v is the horizontal speed of a toe, h its height above the floor, and
+    H = 0.025 m. Only frames with h < H count. The floor of each toe is the 5th percentile of its height. If no frame
+    counts, value and weight are 0.
 
     Args:
         joints: Positions (T, 55, 3) in metres, translation included.
 
     Returns:
-        The speed in m/s.
+        The speed in m/s; its weight is the number of toe frames that count.
 
     Raises:
         UsageFault: The shape is wrong.
@@ -316,7 +318,7 @@ def foot_skate(joints: Numbers) -> SkateScore:
 
 
 def jerk(joints: Numbers) -> ClipValue:
-    """Return the mean length of the third difference of positions, times 30³.
+    """Return the mean jerk of the joints: the length of the third difference of positions, times 30³.
 
     Args:
         joints: Positions (T, J, 3) in metres with at least 4 frames.
@@ -336,7 +338,7 @@ def jerk(joints: Numbers) -> ClipValue:
 
 
 def l1_diversity(joints: Numbers) -> ClipValue:
-    """Return the mean absolute deviation from the mean position, summed over coordinates.
+    """Return the mean absolute deviation of the joints from their mean positions, summed over coordinates.
 
     The definition is the same in all profiles.
 
@@ -404,8 +406,8 @@ def seam_score(joints: Numbers, seams: Sequence[int]) -> SeamScore:
         raise UsageFault(
             f"seams: expected frames from 2 to {frames - 2}, found {places.tolist()[:5]} in {frames} frames"
         )
-    velocity = _lengths(np.diff(positions, axis=0)) * FRAME_RATE_HZ  # [t − 1] is frame t's
-    acceleration = _lengths(np.diff(positions, n=2, axis=0)) * FRAME_RATE_HZ**2  # [t − 1] is frame t's
+    velocity = _lengths(np.diff(positions, axis=0)) * FRAME_RATE_HZ  # entry t − 1 belongs to frame t
+    acceleration = _lengths(np.diff(positions, n=2, axis=0)) * FRAME_RATE_HZ**2  # entry t − 1 belongs to frame t
     return SeamScore(
         _compare(velocity, places - 1, "velocity"),
         _compare(acceleration, np.unique(np.concatenate([places - 2, places - 1])), "acceleration"),

@@ -85,7 +85,7 @@ def encoder_input(poses: Numbers, multiple_of_frames: int = _MULTIPLE_FRAMES) ->
 
     Args:
         poses: Axis-angle poses (T, 165) in radians.
-        multiple_of_frames: The number of frames is cut to a multiple of this.
+        multiple_of_frames: Divisor of the number of output frames; frames at the end are cut off.
 
     Returns:
         Rotations (T', 330). T' is the largest multiple of `multiple_of_frames` up to T.
@@ -99,7 +99,9 @@ def encoder_input(poses: Numbers, multiple_of_frames: int = _MULTIPLE_FRAMES) ->
 
 
 def tree_edges(joints: int) -> Edges:
-    """Return one edge for each of SMPL-X's first joints, from its parent to it; the root's edge has no parent.
+    """Return one edge (parent, joint) for each of the first joints of SMPL-X.
+
+    The root has no parent. Its edge is (0, `joints`), to an additional end that is no joint.
 
     Args:
         joints: Number of joints.
@@ -111,7 +113,7 @@ def tree_edges(joints: int) -> Edges:
 
 
 def edge_distances(edges: Edges) -> F64:
-    """Return the distance between every two edges: 0 for the same edge, 1 for edges with a common joint.
+    """Return the distances between all pairs of edges: 0 for the same edge, 1 for edges with a common joint.
 
     Args:
         edges: Edges of a tree.
@@ -131,8 +133,9 @@ def edge_distances(edges: Edges) -> F64:
 def halved_chains(edges: Edges) -> tuple[tuple[int, ...], ...]:
     """Return the groups of edges that pooling averages.
 
-    Edges are paired along each chain. In a chain with an odd number of edges, the first edge stays alone. A chain runs
-    between joints where the tree branches, or from the root. The order is depth first.
+    A chain is a path of edges without a branch: it begins at the root or at a joint where the tree branches, and ends
+    at the next such joint or at a leaf. Edges are paired along each chain. In a chain with an odd number of edges, the
+    first edge stays alone. The groups are in depth-first order.
 
     Args:
         edges: Edges of a tree, root first.

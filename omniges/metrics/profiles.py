@@ -37,13 +37,15 @@ class BeatSettings:
     audio: Literal["resampled-twice", "as-is"]
     """``resampled-twice``: the audio is resampled 16 kHz → 22.05 kHz → 16 kHz first."""
     audio_end: Literal["uncut-length", "truncated", "rounded"]
-    """End of the audio crop: the length of the whole audio minus the crop, or frame T − crop."""
+    """Last sample of the cropped audio. ``uncut-length``: the length of the whole audio, before it is cut to T frames,
+    minus the crop. ``truncated`` and ``rounded``: the time of frame T − crop, as a sample number that is rounded down
+    or to the nearest."""
     motion: Literal["positions", "deviations"]
-    """Input of the speeds: the positions, or the absolute deviation of each coordinate from its mean."""
+    """Quantity whose speed is computed: the positions, or the absolute deviation of each coordinate from its mean."""
     threshold: float
     """Minimum speed of a motion beat, as a multiple of the mean speed."""
     threshold_at: Literal["minimum", "shifted"]
-    """Frame at which the threshold is tested: that of the minimum, or the one ``crop_frames`` earlier."""
+    """Frame whose speed is compared with the threshold: the minimum, or the frame ``crop_frames`` before it."""
     sigma_s: float = 0.3
     order_frames: int = 7
     """A motion beat is a strict minimum among this many frames on either side."""
@@ -78,7 +80,7 @@ class FrechetSettings:
     """Settings of the Fréchet gesture distance."""
 
     offset: float
-    """Added to the diagonals of both covariances, but only in the term with the root of their product."""
+    """Number added to the diagonals of both covariances, but only in the term tr (S1 S2)^½."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +96,7 @@ class ClipGrid:
 
         The recording is cut to whole seconds, then to a multiple of 8 frames, then to seed + k · (window − seed)
         frames. A shorter result is cut to the largest length seed + k · (window − seed) that it contains. For a clip
-        shorter than a window, the number is below a window.
+        shorter than a window, the result is less than `window_frames`.
 
         Args:
             generated: Frames of the result.

@@ -52,7 +52,7 @@ class TextClip:
     """Words of a clip, the input of metrics of the stream "text"."""
 
     words: Sequence[WordInterval]
-    timed: bool  # False: the times are those of whole windows
+    timed: bool  # False: each word has the times of its whole window
 
 
 def metric_name(label: str) -> str:
@@ -88,10 +88,10 @@ class Metric(Measure):
     undefined. It may also raise DataError with the reason.
 
     The stream decides the class of both clips: `MotionClip`, `SoundClip` or `TextClip`. With `over_set`, both arguments
-    are lists of clips of equal length.
+    are lists of clips; the two clips at each index belong together and have equal length.
     """
     over_set: bool = False
-    """True: the metric scores all results at once, such as a distance of distributions. False: mean over results."""
+    """True: one call of `of` scores all results, as for a Fréchet distance. False: reports show the mean."""
     needs: tuple[str, ...] = ()
     """Parts, such as "face", that both clips of a gesture metric must have. Clips that lack one are skipped and
     counted.

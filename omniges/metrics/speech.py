@@ -118,7 +118,7 @@ def _mels(generated: Numbers, recorded: Numbers) -> tuple[F64, F64]:
 def mel_onsets(mel: Numbers) -> F64:
     """Return the onset times (N,) in seconds of a log-mel (F, B) at hop 160.
 
-    Onsets are librosa's peaks of the mean rise over bands. Silence has none.
+    Onsets are the peaks that librosa finds in the mean increase over bands. Silence has no onsets.
 
     Args:
         mel: Log-mel (F, B) with at least 4 frames.
@@ -352,7 +352,7 @@ def align(found: Sequence[Hashable], expected: Sequence[Hashable]) -> tuple[tupl
 
 
 def _next_row(row: I64, differs: npt.NDArray[np.bool_], i: int) -> tuple[I64, npt.NDArray[np.uint8]]:
-    """Return a row of the edit table after the i-th found item: fewest edits and last steps, each (expected + 1,)."""
+    """Return the next row of the edit table, for the i-th found item: fewest edits and last steps (expected + 1,)."""
     columns = np.arange(len(row))
     paired = row[:-1] + differs
     best = np.concatenate([[i], np.minimum(paired, row[1:] + 1)])
