@@ -34,7 +34,7 @@ class RankLost(EnvironmentFault):
 
 @contextmanager
 def exchanging(world_size: int) -> Iterator[None]:
-    """If communication fails because another process ended, raise `RankLost` with a text of one line.
+    """If communication fails because another process ended, raise `RankLost` with a message of one line.
 
     Args:
         world_size: Number of processes.

@@ -140,7 +140,7 @@ class Shown:
     start_tick: int
     ticks: int
     files: str  # folder of the files
-    generated: str  # generated words; without words, the kinds of files or the reason why there are none
+    generated: str  # generated words; without words, the types of the files or the reason why there are none
     recorded: str  # words of the recording
     picture: Path
 

@@ -85,7 +85,7 @@ class Outcome:
     steps: int  # since this start
     samples: int
     seconds: float
-    waiting: float  # share of the time
+    waiting: float  # share of the time spent waiting for data
     loss: float | None  # mean over the steps since the last log line
     checkpoint: Path | None  # last checkpoint saved since this start
 
@@ -99,8 +99,8 @@ class Outcome:
 class _Interval:
     """Steps since the last log line. Losses and norms stay on the device until the next log line."""
 
-    each: list[torch.Tensor] = field(default_factory=list)  # (B, 3) for each micro-step
-    norms: list[torch.Tensor] = field(default_factory=list)  # () for each step
+    each: list[torch.Tensor] = field(default_factory=list)  # losses (B, 3) of each micro-step
+    norms: list[torch.Tensor] = field(default_factory=list)  # gradient norm () of each step
     starts: list[int] = field(default_factory=list)  # first position of each step
     began_s: float = field(default_factory=time.monotonic)
     waited_s: float = 0.0
@@ -341,7 +341,7 @@ class Loop:
         self._log(interval, losses, totals, norms)
 
     def _log(self, interval: _Interval, losses: F64, totals: F64, norms: F64) -> None:
-        """Write one log line, and report progress."""
+        """Write one log line with the losses of an interval, and report progress."""
         settings, state = self._settings, self._state
         steps, samples = len(totals), losses.shape[1]
         positions = (np.array(interval.starts)[:, None] + np.arange(samples)).reshape(-1)

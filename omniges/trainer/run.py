@@ -363,7 +363,7 @@ def _speaking_rate(data: Sequence[DataSource]) -> bytes:
 def _open_validation(
     settings: TrainSettings, data: tuple[DataSource, ...], identity: ModelIdentity, learner: Learner, ranks: Ranks
 ) -> tuple[Validation | None, list[str]]:
-    """Open the requested validation; by default, open a validation if there are held-out windows. Also return warnings.
+    """Return the validation of a run and warnings; without a setting, validate only if there are held-out windows.
 
     Raise UsageFault if a requested validation is impossible, DataError if a codec is damaged, and EnvironmentFault if
     matplotlib is missing.

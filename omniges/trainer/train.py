@@ -320,7 +320,7 @@ def _restore_best(run: Run, best: Best | None) -> Best | None:
 def _load(
     run: Run, documents: Mapping[str, Any], files: Mapping[str, Mapping[str, Tensor]]
 ) -> tuple[RunState, list[str]]:
-    """Load a checkpoint: every rank has its documents, and the first rank reads its tensors. Also return warnings."""
+    """Load a checkpoint, whose tensors only the first rank reads; return the state and warnings."""
     document = documents[STATE_FILE]
     found = state_of(Document(document, STATE_FILE, checkpoint.EDITED))
     run.learner.load(files, found.loss_scale, run.ranks)

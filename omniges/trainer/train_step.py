@@ -61,7 +61,7 @@ class LearningRate:
 def ema_decay(decay: float, step: int) -> float:
     """Return the EMA decay of update number `step`: min(decay, (1 + step) / (10 + step)).
 
-    In a run that is short for its decay, the EMA weights average about the last ninth of the steps.
+    Until the bound `decay` is reached, the EMA weights average about the last ninth of the steps so far.
 
     Args:
         decay: Upper bound of the decay.
@@ -123,9 +123,9 @@ def _require_moments(model: nn.Module, found: Mapping[str, Tensor], last_step: i
 
     Args:
         model: Module that is optimized.
-        found: Result of `moments`, or an open file of it.
+        found: Result of `moments`, or an open file that contains it.
         last_step: Step that the state was saved at; None: not known.
-        where: Path of the tensors, which the error names.
+        where: Path of the tensors, for the error.
     """
     expected = {
         f"{name}.{part}": (() if part == "step" else tuple(parameter.shape))
@@ -149,7 +149,7 @@ def _require_moments(model: nn.Module, found: Mapping[str, Tensor], last_step: i
 
 
 def empty_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Give an optimizer the state of step 0, to be overwritten, and return it as `moments` does.
+    """Give an optimizer the state of step 0; return this state as `moments` does, for a caller that overwrites it.
 
     Args:
         model: Module that is optimized.
@@ -173,7 +173,7 @@ def load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, saved: Mapp
         model: Module that is optimized.
         optimizer: Optimizer whose state is replaced.
         saved: Result of `moments`.
-        where: Path of the tensors, which the error names.
+        where: Path of the tensors, for the error.
 
     Raises:
         DataError: Names, shapes or values do not fit the model.
@@ -248,9 +248,9 @@ class Learner:
 
     @contextlib.contextmanager
     def average_gathered(self) -> Iterator[None]:
-        """Give the model of `averaged` complete EMA weights; all ranks enter together.
+        """Give the model that `averaged` returned complete EMA weights; all ranks enter together.
 
-        Without sharding it shares them, so that it follows their updates, also outside of the block.
+        Without sharding, this model shares the EMA weights. It then follows their updates, also outside of the block.
 
         Yields:
             Nothing.
@@ -276,7 +276,8 @@ class Learner:
         Args:
             windows: The micro-batch.
             plan: Draws for its positions.
-            last: The micro-batch is the last of its step, in which ranks average their gradients unless sharded.
+            last: Whether the micro-batch is the last of its step. Without sharding, ranks average their gradients only
+                then.
 
         Returns:
             Losses (B, 3) as `FlowLoss.each`, on the device.
@@ -328,9 +329,9 @@ class Learner:
         """Refuse saved weights or moments that do not fit the model, or that training does not write.
 
         Args:
-            files: Tensors by name, for each file; one at a time is read of an open file.
-            step: Step that they were saved at.
-            where: Folder of the files, which the error names.
+            files: Tensors by name, for each file. Tensors of an open file are read one at a time.
+            step: Step at which the files were saved.
+            where: Folder of the files, for the error.
 
         Raises:
             DataError: Names, shapes, types or values do not fit.
@@ -360,12 +361,12 @@ class Learner:
 
     @torch.no_grad()
     def initialize(self, model: FlowModel) -> None:
-        """Start from the weights of another model of the same sizes, which all ranks have; they become the EMA too."""
+        """Copy the weights of another model of the same sizes, which all ranks have, to the weights and EMA weights."""
         copy_rows(self.model.parameters(), model.parameters())
         self.average.reset()
 
     def load(self, files: Mapping[str, Mapping[str, Tensor]], scale: LossScale | None, ranks: Ranks) -> None:
-        """Load the results of `complete` and `scale`, which the first rank has read, on all ranks.
+        """Load saved weights, moments and loss scale on all ranks; only the first rank passes tensors.
 
         Args:
             files: Complete tensors by name, for each file, that `require_fit` has checked; empty on other ranks.
@@ -408,11 +409,11 @@ def training_memory(
         config: The model.
         vocab_size: Size of the tokenizer's vocabulary.
         speakers: Number of speakers.
-        average: EMA weights are kept, as `omniges train` always does.
-        shards: GPUs that share everything, with ``--sharding full``; 1: each holds a complete copy.
+        average: Whether EMA weights are kept, as `omniges train` always does.
+        shards: Number of GPUs that share all tensors, with ``--sharding full``; 1: each GPU has a complete copy.
 
     Returns:
-        Bytes of each kind, for one GPU.
+        Memory on one GPU in bytes, by type of tensor.
     """
     with torch.device("meta"):
         model = model_for_weights(config, vocab_size=vocab_size, speakers=speakers)

@@ -160,7 +160,7 @@ class WindowFolder:
         return self._samples[row.key].audio
 
     def array(self, row: ManifestRow, member: str) -> npt.NDArray[Any]:
-        """Return a window's mel or betas, the only members that scoring reads directly.
+        """Return the mel or betas of a window; scoring reads no other array directly.
 
         Args:
             row: Row of the window.

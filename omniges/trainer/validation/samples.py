@@ -45,7 +45,7 @@ VOCODER: Final = GRIFFIN_LIM
 
 _RESAMPLES: Final = 200
 _NOT_OF_WINDOWS: Final = ("seams", "face")
-"""Prefixes of metrics that are left out: windows have no window boundaries, and there is no body model."""
+"""Prefixes of metrics that are left out: one window has no inner boundaries, and there is no body model."""
 _CONDITION_NAMES: Final[Mapping[StreamName, str]] = {
     "text": "the words",
     "audio": "the audio",
@@ -79,7 +79,10 @@ class HeldOutWindow:
         return {name: constant(value) for name, value in self.conditions.items()}
 
     def ticks_of(self, name: StreamName) -> TicksOf:
-        """Return a function that reads a stream as a condition. It reads all ticks at once: latents cannot be cut."""
+        """Return a function that gives a stream as a condition.
+
+        The function accepts only the range of all ticks, because latents cannot be cut.
+        """
 
         def complete(first: int, count: int) -> npt.NDArray[Any]:
             if (first, count) != (0, self.window.ticks):
@@ -223,7 +226,7 @@ class WindowResults:
         )
 
     def _version(self, generated: GeneratedWindow) -> Version:
-        """Return a result in the form of picture panels."""
+        """Return a result as a `Version`, the input of the picture's panels."""
         task, found = TASKS[generated.task], self.of(generated)
         name = f"{generated.task}: from {' and '.join(_CONDITION_NAMES[stream] for stream in task.conditions)}"
         if "audio" in task.targets:
