@@ -333,7 +333,7 @@ def choose(run: Path, resume: str, fits: Callable[[SavedCheckpoint], None]) -> C
     Raises:
         UsageFault: `resume` is ``never`` and there are checkpoints, or `resume` names a missing or an older checkpoint,
             or the valid checkpoints do not belong to this run.
-        DataError: All checkpoints are damaged, or the checkpoint that `resume` names is.
+        DataError: All checkpoints are damaged, or the named checkpoint is damaged.
         EnvironmentFault: No checkpoint can be used, and at least one cannot be read.
     """
     folder = run / CHECKPOINTS

@@ -368,7 +368,7 @@ def _tasks_at(shares: npt.NDArray[np.float64], drawn: F32) -> I64:
 
 
 def _chances(settings: FlowSettings, seed: int, positions: I64, conditions: Iterable[str]) -> dict[int, F32]:
-    """Draw everything that a plan depends on; return noise levels (B,) and other uniform draws (B,) by purpose."""
+    """Draw everything that a plan depends on; return noise levels (B,) and uniform draws (B,) by purpose."""
     where = torch.from_numpy(positions)
     levels = [Draws(where, purpose) for purpose in _LEVEL.values()]
     others = [Purpose.TASK, Purpose.CONDITION_DROPOUT, Purpose.CONDITION_NOISE, Purpose.SPEAKER_DROPOUT]

@@ -128,7 +128,7 @@ class FlowModel(nn.Module):
         not use get none."""
 
     def stack_streams(self) -> None:
-        """Compute batches with rounded shapes for all streams at once, if `StackedTrunk.fits` the trunk.
+        """Compute batches with rounded shapes for all streams at once, if `StackedTrunk.fits` allows it.
 
         This moves the parameters to new memory. They must not be moved afterwards, see `StackedTrunk`.
         """

@@ -5,10 +5,11 @@ predicted frames, however small, dominates the jerk. A sum of cubic B-splines wi
 these frequencies, whatever its coefficients are, and a sum of wider splines has still less.
 
 The power of recorded motion falls with about the fourth power of the frequency, for body, hands and face alike. So if
-splines with a knot spacing of h ticks approximate a channel, the remainder has the standard deviation r d² h^1.5, where
-d is the standard deviation of the differences between successive frames. The widest splines have the scale 1. Each
-narrower level of splines is multiplied by the standard deviation of the remainder of the next wider level, and frames
-without splines by that of the narrowest level. Coefficients of equal size then give motion like recorded motion.
+splines with a knot spacing of h ticks approximate a normalised channel, the remainder has the standard deviation
+r d² h^1.5, where d is the standard deviation of the differences between successive frames. The widest splines have the
+scale 1. Each narrower level of splines is multiplied by the standard deviation of the remainder of the next wider
+level. Free frames, which are added to the splines, are multiplied by that of the narrowest level. Coefficients of equal
+size then give motion like recorded motion.
 
 Shape letters: B batch, N tokens, F frames of a token, T = N F frames, V channels, L levels of splines.
 """
@@ -40,7 +41,7 @@ the basis, because multiplying zeros takes less time than further calls."""
 _LEFT_OVER: Final = 1.4
 """Factor r of the remainder. On BEAT2 it is 1.3 for upper body and expressions, 1.9 for hands, 1.7 for lower body."""
 _USUAL_DIFFERENCE: Final = 0.18
-"""Standard deviation d for which differences have exactly the weight `difference_weight`; the median of the hands'."""
+"""Standard deviation d for which differences have exactly the weight `difference_weight`: the median over hands."""
 _SMALLEST_DIFFERENCE: Final = 0.03
 _STANDING_M_S: Final = 0.05
 """Speed s in the loss of feet: below it, errors of a toe's velocity have about equal weight."""

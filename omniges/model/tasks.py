@@ -73,7 +73,7 @@ class SamplingSettings:
         check(self)
 
     def document(self) -> dict[str, Any]:
-        """Return the settings by their keys in JSON documents, such as the record of a result."""
+        """Return the settings by their keys in JSON documents, which are the option names of version 1."""
         return {
             "steps": self.num_inference_steps,
             "guidance": self.guidance_scale,

@@ -520,7 +520,7 @@ class JointFlowTransformer(nn.Module):
     def _rotary(
         self, names: Sequence[str], seconds: Mapping[str, Tensor] | None, packed: Packed
     ) -> dict[str, tuple[Tensor, Tensor]] | None:
-        """Return results of `rotary_tables` (1 or R, N, 1, 1, E) by stream; axes 2 and 3 are query or key, and heads."""
+        """Return tables (1 or R, N, 1, 1, E) of `rotary_tables` by stream; axis 2 is query or key, axis 3 the head."""
         if self.rotary_periods_s is None:
             return None
         if seconds is None:
