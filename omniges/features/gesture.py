@@ -263,7 +263,8 @@ def gesture_from_motion(
         trans: Positions (T, 3) in metres.
 
     Returns:
-        The clip of T frames. Frame 0 has no earlier frame, so its step of the root is copied from frame 1.
+        The clip of T frames. Its root channels store the height, and the horizontal step from the previous frame.
+        Frame 0 has no previous frame, so its step is copied from frame 1.
 
     Raises:
         ValueError: A shape is wrong.

@@ -439,6 +439,7 @@ class RecallScore(ClipValue):
 
     joints: int
     annotated: bool
+    """False if the recording has no semantic annotation; all frames then have the same weight."""
 
 
 def semantic_scores(spans: Sequence[SemanticSpan], frames: int, settings: SemanticSettings) -> F64:
@@ -511,13 +512,13 @@ def semantic_recall(
 
 @dataclass(frozen=True, slots=True)
 class FaceScore(ClipValue):
-    """A clip's face value; values for different numbers of vertices are not comparable."""
+    """A clip's value of a face metric; values for different numbers of vertices are not comparable."""
 
     vertices: int
 
 
 class FaceSums:
-    """Sums of both face metrics over blocks of a clip, so that memory does not grow with its length."""
+    """Sums for face MSE and landmark velocity difference over blocks of a clip, so that memory use is constant."""
 
     def __init__(self) -> None:
         self._squares = self._positions = self._steps = 0.0

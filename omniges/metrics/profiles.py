@@ -60,6 +60,8 @@ class FaceSettings:
     """Settings of the landmark velocity difference; the face MSE is the same in all profiles."""
 
     lvd: Literal["position-error", "velocity-by-frames", "velocity-by-steps"]
+    """``position-error``: position errors take the place of velocity differences. ``velocity-by-frames`` and
+    ``velocity-by-steps``: the sum of velocity differences is divided by T or by T − 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +72,7 @@ class SemanticSettings:
     weights: Literal["by-scale", "by-sum"]
     """Weight of a frame: its score divided by ``scale``, or by the mean of the clip's scores."""
     without_scores: Literal["refused", "ones"]
+    """Clips without semantic annotation: an error, or a score of 1 in every frame."""
     span_ends: Literal["closed", "half-open"]
     threshold_m: float = 0.1
     scale: float = 0.165
