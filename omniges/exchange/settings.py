@@ -10,6 +10,7 @@ from typing import Final, Literal
 from omniges.errors import UsageFault
 from omniges.options import Part, about, check, declared, motion_rate_option, option, shown
 from omniges.storage.atomic import require_output_file
+from omniges.storage.files import require_file
 
 Camera = Literal["front", "three-quarter", "left", "right", "back"]
 Framing = Literal["body", "upper", "face"]
@@ -180,8 +181,8 @@ class RenderSettings(_Shown):
         if not folder.is_dir():
             raise UsageFault(f"--output-file {out}: expected the folder {folder}, found none; create it first")
         for flag, path in (("--body-model", self.body_model), ("--font", self.font)):
-            if path is not None and not path.is_file():
-                raise UsageFault(f"{flag} {path}: expected a file, found none there; check the path")
+            if path is not None:
+                require_file(path, "a file", flag)
         if self.size is not None and not (
             (found := _SIZE.fullmatch(self.size))
             and all(_MIN_PIXELS <= int(side) <= _MAX_PIXELS and int(side) % 2 == 0 for side in found.groups())

@@ -32,7 +32,7 @@ from omniges.shards.manifest import ManifestRow
 from omniges.shards.present import at_rest
 from omniges.shards.reader import ShardFolder, file_betas
 from omniges.shards.schema import DATASET_FILE, MOTION_PARTS, stem_from_key
-from omniges.storage.files import parse_json, read_file, sha256_hex, visible_entries
+from omniges.storage.files import parse_json, read_file, require_file, sha256_hex, visible_entries
 
 F32 = npt.NDArray[np.float32]
 T = TypeVar("T")
@@ -220,10 +220,7 @@ def _found(path: Path, read_motion: _ReadMotion) -> ShardFolder | list[_Found]:
                 f"{path}: expected a folder of shards, of results or of NPZ files, found none of them; check the path"
             )
         return files
-    if not path.is_file():
-        raise UsageFault(
-            f"{path}: expected a folder of shards or results, or an NPZ, WAV or TextGrid, found nothing; check the path"
-        )
+    require_file(path, "a folder of shards or results, or an NPZ, WAV or TextGrid")
     return [_file(path, read_motion)]
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from omniges.errors import DataError, RecordingFault, UsageFault
+from omniges.errors import DataError, RecordingFault
 from omniges.features.body import BodyModel
 from omniges.formats.arrays import Archive, Member
-from omniges.storage.files import read_file, sha256_hex
+from omniges.storage.files import read_file, require_file, sha256_hex
 
 F64 = npt.NDArray[np.float64]
 
@@ -108,8 +108,7 @@ def read_body_model(path: Path) -> tuple[BodyModel, str]:
         UsageFault: The file does not exist.
         DataError: The file is not an SMPL-X model.
     """
-    if not path.is_file():
-        raise UsageFault(f"--body-model {path}: expected an SMPL-X model as .npz, found no file there; check the path")
+    require_file(path, "an SMPL-X model as .npz", "--body-model")
     data = read_file(path, _MAX_BYTES)
     try:
         return decode_body_model(data), sha256_hex(data)

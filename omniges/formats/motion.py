@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omniges import arguments
-from omniges.errors import DataError, RecordingFault, UsageFault
+from omniges.errors import DataError, RecordingFault
 from omniges.formats.npz import (
     BETAS_LENGTHS,
     EXPRESSION_COLUMNS,
@@ -20,7 +20,7 @@ from omniges.formats.npz import (
     motion_from_arrays,
 )
 from omniges.storage.atomic import publish_bytes
-from omniges.storage.files import read_file
+from omniges.storage.files import read_file, require_file
 
 Array = npt.NDArray[Any]
 _MODEL: Final = "smplx2020"  # name of the body model in BEAT2's files
@@ -62,8 +62,7 @@ def read_motion(path: str | Path, frame_rate_hz: float | None = None) -> SmplxMo
     """
     path = arguments.path("path", path)
     rate_hz = None if frame_rate_hz is None else arguments.number("frame_rate_hz", frame_rate_hz, 1)
-    if not path.is_file():
-        raise UsageFault(f"{path}: expected an NPZ file of SMPL-X motion, found no such file; check the path")
+    require_file(path, "an NPZ file of SMPL-X motion")
     try:
         motion = decode_motion(read_file(path, _MAX_BYTES), rate_hz=rate_hz)
     except RecordingFault as fault:

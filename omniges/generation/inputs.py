@@ -45,7 +45,7 @@ from omniges.shards.present import ALL_PRESENT, STREAM_BITS, absent_parts, at_re
 from omniges.shards.reader import SampleArrays, ShardFolder, file_betas
 from omniges.shards.schema import MANIFEST_FILE, MOTION_PARTS
 from omniges.storage.atomic import os_errors
-from omniges.storage.files import file_sha256, read_file, sha256_hex, text_codec
+from omniges.storage.files import file_sha256, read_file, require_file, sha256_hex, text_codec
 
 STANDARD_INPUT: Final = "-"
 
@@ -147,15 +147,8 @@ class Condition:
         return self.series.rows(start * rows, min(start + count, self.ticks) * rows)
 
 
-def _require_file(path: Path) -> None:
-    if not path.is_file():
-        raise UsageFault(
-            f"{path}: expected a file, found {('a folder' if path.is_dir() else 'nothing there')}; check the path"
-        )
-
-
 def _content(path: Path) -> bytes:
-    _require_file(path)
+    require_file(path, "a file")
     return read_file(path, _MAX_BYTES)
 
 
@@ -174,7 +167,7 @@ def read_audio(path: Path, folder: Path | None = None, loudness: Loudness = "non
         UsageFault: The file does not exist.
         DataError: The audio is damaged, silent or shorter than a tick.
     """
-    _require_file(path)
+    require_file(path, "a file")
     loaded = read_log_mel(path, folder, loudness)
     with os_errors(path, "read"):
         digest = file_sha256(path)
@@ -223,8 +216,7 @@ def read_text(
         data, path, name = sys.stdin.buffer.read(), "standard input", "text"
     else:
         place = Path(source)
-        if not place.is_file() and not place.is_dir():
-            raise UsageFault(f"--text {source}: expected a file, found nothing there; pass words through --text -")
+        require_file(place, "a file", "--text", "pass words through --text -")
         data, path, name = _content(place), source, place.stem
     if Path(source).suffix.lower() == ".textgrid" or is_textgrid(data):
         words, length_s, warnings = _textgrid(path, data, seconds)

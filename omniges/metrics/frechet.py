@@ -30,7 +30,7 @@ from omniges.metrics.motion_encoder import INPUT_CHANNELS, encoder_input, load_m
 from omniges.metrics.profiles import FrechetSettings
 from omniges.storage.atomic import os_errors
 from omniges.storage.documents import Document, Is, Range
-from omniges.storage.files import file_sha256, open_file, read_settings
+from omniges.storage.files import file_sha256, open_file, read_settings, require_file
 from omniges.storage.redact import one_line
 
 DESCRIPTOR_NAME: Final = "omniges-kinematics-1"
@@ -242,8 +242,7 @@ def load_encoder(path: Path, *, trust_program: bool = False) -> Encoder:
     """
     if trust_program:
         return _torchscript(path)
-    if not path.is_file():
-        raise UsageFault(f"{path}: expected an encoder, found no such file; check the path")
+    require_file(path, "an encoder")
     if not zipfile.is_zipfile(path):
         return _convolutions(path) if path.suffix == ".safetensors" else load_motion_encoder(path)
     if _is_program(path):
@@ -266,8 +265,7 @@ def _is_program(path: Path) -> bool:
 
 
 def _name(kind: str, path: Path) -> str:
-    if not path.is_file():
-        raise UsageFault(f"{path}: expected a file of {kind}, found no such file; check the path")
+    require_file(path, f"a file of {kind}")
     with os_errors(path, "read"):
         return f"{kind}:{path.name}:{file_sha256(path)[:12]}"
 
@@ -404,10 +402,7 @@ def _convolutions(path: Path) -> Encoder:
 
 
 def _settings(path: Path) -> _Settings:
-    if not path.is_file():
-        raise UsageFault(
-            f"{path}: expected the encoder's settings beside its tensors, found no such file; check the path"
-        )
+    require_file(path, "the encoder's settings beside its tensors")
     found = read_settings(path, "Give the encoder's own settings", path.parent)
     return Document(found, str(path), "give the encoder's own settings").read(_Settings)
 

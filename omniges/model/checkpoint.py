@@ -380,7 +380,7 @@ def _named(path: Path, found: list[Path], fits: Callable[[SavedCheckpoint], None
     if not path.is_dir():
         raise UsageFault(
             f"--resume-from-checkpoint {path}: expected latest, never or the folder of a checkpoint, found "
-            "nothing there; check the path"
+            f"{'a file' if path.exists() else 'nothing'} there; check the path"
         )
     others = [own for own in found if own.resolve() != path.resolve()]
     newer = [own for own in others if (step_of(own) or 0) > (step_of(path) or 0)]

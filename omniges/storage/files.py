@@ -18,7 +18,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, Final
 
-from omniges.errors import DataError
+from omniges.errors import DataError, UsageFault
 from omniges.storage.atomic import os_errors
 
 MAX_JSON_BYTES: Final = 256 << 20
@@ -32,6 +32,7 @@ DOWNLOADED_INSTEAD: Final = (
 )
 """First bytes of files that are often downloaded instead of the intended file, and a description of each."""
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+_ABSENT: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _KINDS: Final = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
@@ -88,6 +89,36 @@ def open_file(path: Path, root: Path | None = None) -> int:
         os.close(descriptor)
         raise DataError(_no_file(path, kind))
     return descriptor
+
+
+def require_file(path: Path, expected: str, flag: str = "", remedy: str = "write its content to a file first") -> None:
+    """Refuse a path that the user named if it is not a regular file.
+
+    Args:
+        path: The path.
+        expected: Description of the file, for the error.
+        flag: Name of the flag, for the error.
+        remedy: What to do about a pipe, a socket or a device.
+
+    Raises:
+        UsageFault: The path does not exist, or is a folder, pipe, socket or device.
+        EnvironmentFault: The operating system refuses access.
+    """
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            with os_errors(path, "read"):
+                raise
+        kind = None
+    if kind == stat.S_IFREG:
+        return
+    if kind is None:
+        found, remedy = "a link to nothing" if path.is_symlink() else "no such file", "check the path"
+    else:
+        found = f"{_KINDS.get(kind, 'a device')}, not a regular file"
+        remedy = "give a file" if kind == stat.S_IFDIR else remedy
+    raise UsageFault(f"{flag}{' ' if flag else ''}{path}: expected {expected}, found {found}; {remedy}")
 
 
 def open_regular(path: Path, *, follow: bool = True) -> BufferedReader:

@@ -136,7 +136,7 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("name", "content", "error", "words"),
         [
-            (None, b"", UsageFault, "an NPZ, WAV or TextGrid, found nothing"),
+            (None, b"", UsageFault, "an NPZ, WAV or TextGrid, found no such file"),
             ("x.mp3", b"", UsageFault, "a name that ends in .npz, .wav, .TextGrid or"),
             ("x.npz", b"", DataError, "npz-not-zip"),
             ("x.wav", b"ID3", DataError, "wav-"),
@@ -272,6 +272,11 @@ class TestResults:
         shutil.copy(files(corpus, ".npz"), tmp_path / "out" / "more.npz")
         for path in (tmp_path / "out", tmp_path):
             assert [track.name for track in load_tracks([path])] == ["generated a2g", "more"]
+
+    def test_a_pipe_is_said_to_be_one(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "a.npz")
+        with pytest.raises(UsageFault, match=r"a\.npz: expected .*, found a pipe, not a regular file; write its"):
+            find_tracks([tmp_path / "a.npz"])
 
     def test_an_unusable_file_beside_motion_is_an_error(self, corpus: Path, tmp_path: Path) -> None:
         shutil.copy(files(corpus, ".npz"), tmp_path / "a.npz")

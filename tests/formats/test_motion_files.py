@@ -117,6 +117,8 @@ class TestRefusal:
     def test_no_file_another_file_and_no_folder(self, tmp_path: Path) -> None:
         with pytest.raises(UsageFault, match="no such file"):
             omniges.read_motion(tmp_path / "a.npz")
+        with pytest.raises(UsageFault, match="found a folder, not a regular file; give a file"):
+            omniges.read_motion(tmp_path)
         (tmp_path / "b.npz").write_bytes(b"junk")
         with pytest.raises(DataError, match=r"b\.npz: npz-not-zip"):
             omniges.read_motion(tmp_path / "b.npz")

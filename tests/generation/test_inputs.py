@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from omniges.errors import DataError, UsageFault
 from omniges.features.text_tokens import TextTokenCodec
 from omniges.features.timebase import LONGEST_S
 from omniges.formats.textgrid import WordInterval, encode_words
-from omniges.generation.inputs import Input, Reading, cut_input, read_text, words_condition
+from omniges.generation.inputs import Input, Reading, cut_input, read_audio, read_gesture, read_text, words_condition
 from omniges.generation.settings import GenerateSettings, Sources
 from omniges.model.speaking_rate import SpeakingRate
 from omniges.shards.dataset import train_tokenizer
@@ -41,6 +42,19 @@ def test_a_textgrid_of_any_length_is_refused_or_cut(xmax: str, tmp_path: Path, c
     assert cut.ticks == 50
     assert any(warning.startswith("cut to 5 s of ") for warning in cut.warnings)
     assert read_text(path, codec, None, 2.0).ticks == 20  # another stream tells the length
+
+
+def test_a_pipe_or_folder_is_said_to_be_one(tmp_path: Path, codec: TextTokenCodec) -> None:
+    """A shell's <(command) is a pipe; its bytes are never waited for."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(UsageFault, match="found a pipe, not a regular file; pass words through --text -"):
+        read_text(str(pipe), codec, None)
+    for read in (read_audio, read_gesture):
+        with pytest.raises(UsageFault, match="found a pipe, not a regular file; write its content to a file first"):
+            read(pipe)
+        with pytest.raises(UsageFault, match="found a folder, not a regular file; give a file"):
+            read(tmp_path)
 
 
 @given(st.floats(LONGEST_S, allow_nan=False, exclude_min=True))

@@ -11,8 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omniges.errors import DataError
-from omniges.storage.files import canonical_json, lies_inside, parse_json, read_file, read_json, read_range, text_codec
+from omniges.errors import DataError, UsageFault
+from omniges.storage.files import (
+    canonical_json,
+    lies_inside,
+    parse_json,
+    read_file,
+    read_json,
+    read_range,
+    require_file,
+    text_codec,
+)
 
 _LEAVES = st.none() | st.booleans() | st.integers(-(2**63), 2**64) | st.floats(allow_nan=False, allow_infinity=False)
 _JSON = st.recursive(
@@ -162,3 +171,28 @@ def test_a_range_takes_no_memory_for_bytes_that_the_file_does_not_have(tmp_path:
         assert read_range(stream.fileno(), 100, 1 << 50) == b""
         assert read_range(stream.fileno(), 1 << 50, 1 << 50) == b""
         assert read_range(stream.fileno(), 0, 0) == b""
+
+
+def test_a_path_that_the_user_named_is_said_to_be_what_it_is(tmp_path: Path) -> None:
+    folder, pipe, link, device = tmp_path / "folder", tmp_path / "pipe", tmp_path / "link", Path("/dev/null")
+    folder.mkdir()
+    os.mkfifo(pipe)
+    link.symlink_to("gone")
+    for path, found in (
+        (folder, "a folder, not a regular file; give a file"),
+        (pipe, "a pipe, not a regular file; pass it by -"),
+        (device, "a device, not a regular file; pass it by -"),
+        (link, "a link to nothing; check the path"),
+        (tmp_path / "none", "no such file; check the path"),
+        (tmp_path / "none" / "x", "no such file; check the path"),
+    ):
+        with pytest.raises(UsageFault) as caught:
+            require_file(path, "words", "--text", "pass it by -")
+        assert str(caught.value) == f"--text {path}: expected words, found {found}"
+    file = tmp_path / "file"
+    file.write_bytes(b"")
+    link.unlink()
+    link.symlink_to(file)
+    require_file(link, "words")
+    with pytest.raises(UsageFault, match=r"no such file; check"):
+        require_file(file / "x", "words")  # below a file
