@@ -111,6 +111,11 @@ def encode(settings: EncodeSettings, count: Count = lambda _done, _total: None) 
     """
     began = time.monotonic()
     target = settings.target
+    if settings.shards.resolve() in target.resolve().parents:  # `verify-shards` would report it in the shards
+        raise UsageFault(
+            f"--output-dir {target}: expected a folder outside of the shards {settings.shards}, found one inside "
+            "them; choose another"
+        )
     codecs = _loaded(settings)
     if not settings.in_place:
         make_folder(target)

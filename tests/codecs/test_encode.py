@@ -421,6 +421,18 @@ class TestRefusals:
         with pytest.raises(UsageFault, match="each codec once"):
             EncodeSettings(shards=shards, codecs=())
 
+    def test_a_folder_inside_the_shards_is_refused_before_the_work(
+        self, shards: Path, tmp_path: Path, halves: Callable[[Halves], None]
+    ) -> None:
+        codec = Halves()
+        halves(codec)
+        (tmp_path / "link").symlink_to(shards)
+        for out in (shards / "sub", shards / "a" / "b", tmp_path / "link" / "sub", shards / ".." / shards.name / "x"):
+            with pytest.raises(UsageFault, match=r"--output-dir .*: expected a folder outside of the shards"):
+                encode(settings_of(shards, out))
+        assert codec.calls == 0
+        assert list(run(shards).findings) == []
+
 
 class NotNumbers(Halves):
     """A codec that fails on what it is given."""
