@@ -24,6 +24,7 @@ from omniges.errors import OmnigesError, UsageFault
 
 T = TypeVar("T")
 _NAME_IN_ERRORS: Final = re.compile(r"(?<![\w/-])(?:--[a-z0-9]+(?:-[a-z0-9]+)*|recipe key \w+)(?![\w/-])")
+_ARGUMENT_IN_ERRORS: Final = re.compile(r"[A-Z]+(?=[: ])")
 _KINDS: Final[Mapping[Any, tuple[str, Any]]] = MappingProxyType(
     {
         int: ("a whole number", (Integral, str)),
@@ -118,7 +119,9 @@ class Setting:
 
     @property
     def flag(self) -> str:
-        """Name of the setting in errors: its longest flag, or its key in a recipe."""
+        """Name of the setting in errors: its longest flag, PATH for an argument PATH..., or its key in a recipe."""
+        if self.option.argument:
+            return (self.option.metavar or self.name.upper()).removesuffix("...")
         if self.option.only_recipe:
             return f"recipe key {self.name}"
         names = [name.split("/")[0] for name in self.option.flags]
@@ -128,7 +131,8 @@ class Setting:
     def other_names(self) -> tuple[str, ...]:
         """Accepted names other than the field's name: former names, and the flag if it differs from that name."""
         word = self.flag.removeprefix("--").replace("-", "_")
-        return self.option.was if word == self.name or self.option.only_recipe else (word, *self.option.was)
+        no_flag = self.option.only_recipe or self.option.argument
+        return self.option.was if word == self.name or no_flag else (word, *self.option.was)
 
     def checked(self, value: Any) -> Any:
         """Return a value converted to the field's type.
@@ -297,9 +301,9 @@ def refuse_unknown(
 
 
 def shown(value: Any) -> str:
-    """Return a value as one line of text, unchanged if all its characters are printable."""
+    """Return a value as one line of text, unchanged if it is not empty and all its characters are printable."""
     text = str(value)
-    return text if text.isprintable() else repr(value)
+    return text if text and text.isprintable() else repr(value)
 
 
 @functools.cache
@@ -360,7 +364,7 @@ def declared(settings: type[T]) -> type[T]:
 
 @contextmanager
 def keywords_in_errors(settings: Any) -> Iterator[None]:
-    """Replace flags by keywords in errors: `num_inference_steps` for ``--num-inference-steps``.
+    """Replace flags and arguments by keywords in errors: `num_inference_steps` for ``--num-inference-steps``.
 
     Errors of other modules name settings by flag, because a flag is easy to find in a sentence. Only this function
     replaces flags. The command line shows the original error: `OmnigesError.on_command_line`.
@@ -385,7 +389,14 @@ def keywords_in_errors(settings: Any) -> Iterator[None]:
                 return match[0]
             return f"{setting.name}=True" if setting.kind is bool and match.start() else setting.name
 
-        error.reword(functools.partial(_NAME_IN_ERRORS.sub, keyword))
+        def in_python(text: str) -> str:
+            start = _ARGUMENT_IN_ERRORS.match(text)
+            setting = None if start is None else known.get(start[0])
+            if start is not None and setting is not None and setting.option.argument:
+                text = setting.name + text[start.end() :]
+            return _NAME_IN_ERRORS.sub(keyword, text)
+
+        error.reword(in_python)
         raise
 
 

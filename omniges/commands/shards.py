@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from omniges import arguments
 from omniges.codecs.settings import EncodeSettings
 from omniges.commands.common import echo, exit_on_sigterm, make_console, resumable, with_flags
 from omniges.errors import UsageFault
@@ -222,14 +222,14 @@ def render(settings: RenderSettings) -> None:
 @with_flags()
 def sample_corpus(
     settings: CorpusSettings,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty folder.", show_default=False)],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="New or empty folder.", show_default=False)],
 ) -> None:
     """Write a small synthetic corpus in BEAT2 layout, for demonstrations and tests."""
     from omniges.progress import counter
     from omniges.testing.synthetic_corpus import write_sample_corpus
 
     with counter("recordings") as count:
-        summary = write_sample_corpus(folder, settings, count)
+        summary = write_sample_corpus(arguments.path("DIR", folder), settings, count)
     echo(
         f"{summary.clips} synthetic recordings ({summary.seconds:.0f} s, {summary.speakers} speakers, "
         f"{summary.words} words) in {summary.root}"

@@ -193,7 +193,7 @@ def _labelled(given: str | Path) -> tuple[str, Path]:
     label, equals, rest = str(given).partition("=")
     if not equals or "/" in label or Path(given).exists():
         label, rest = "", str(given)
-    return label, arguments.path("path", rest)
+    return label, arguments.path("PATH", rest)
 
 
 def _distinct(found: Sequence[_Found]) -> list[str]:

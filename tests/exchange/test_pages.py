@@ -186,10 +186,10 @@ class TestView:
     @pytest.mark.parametrize(
         ("settings", "words"),
         [
-            ({"paths": ()}, "PATH: expected"),
+            ({"paths": ()}, "paths: expected"),
             ({"output_file": "absent/page.html"}, "expected the folder absent, found none"),
             ({"output_file": "."}, "expected a file such as page.html, found a folder"),
-            ({"paths": ("absent.npz",)}, "found nothing"),
+            ({"paths": ("absent.npz",)}, "found no such file"),
             ({"start_s": 99.0}, "99: expected a time before the end of x"),
         ],
     )

@@ -44,6 +44,8 @@ class TestUsage:
             ["preprocess", "--root", ".", "--out", "/"],
             ["preprocess", "--root", ".", "--loudness", "loud"],
             ["sample-corpus", "x", "--clips", "0"],
+            ["sample-corpus", "s3://bucket/x"],
+            ["inspect", "s3://bucket/x"],
             ["inspect", "nowhere"],
             ["export", "--shards", "nowhere", "-o", "x"],
             ["encode"],

@@ -10,6 +10,7 @@ import pytest
 from omniges import EvaluateSettings, GenerateSettings, PreprocessSettings, SamplingSettings, TrainSettings, errors
 from omniges.data.settings import TraceSettings
 from omniges.errors import DataError, OmnigesError, UsageFault
+from omniges.exchange.settings import ExportSettings, InspectSettings, ViewSettings
 from omniges.options import every_setting, from_keywords, keywords_in_errors, present_names
 from omniges.trainer.config import differences
 from omniges.trainer.recipe import load_settings
@@ -149,3 +150,27 @@ class TestValues:
         line = str(caught.value)
         assert line.startswith("shards: expected a local path, found a URL of " + url.partition("/")[0] + "//;")
         assert "secret" not in line
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "value", "argument"),
+    [
+        (InspectSettings, "path", "s3://b/x", "PATH"),
+        (InspectSettings, "path", "", "PATH"),
+        (InspectSettings, "key", b"", "KEY"),
+        (ExportSettings, "paths", ("s3://b/x",), "PATH"),
+        (ViewSettings, "paths", (), "PATH"),
+        (EvaluateSettings, "generated", ("x" * 300,), "DIR"),
+    ],
+)
+def test_an_argument_without_a_flag_has_its_name_of_help(settings: Any, name: str, value: Any, argument: str) -> None:
+    output = {
+        ExportSettings: {"output_dir": "o"},
+        ViewSettings: {"output_file": "p.html"},
+        EvaluateSettings: {"shards": "s"},
+    }
+    with pytest.raises(UsageFault) as caught:
+        settings(**output.get(settings, {}) | {name: value})
+    words = str(caught.value.on_command_line)
+    assert words.startswith((f"{argument}: expected ", f"{argument} {value!r}: expected "))
+    assert str(caught.value) == words.replace(argument, name, 1)
