@@ -604,6 +604,11 @@ class _Guarded:
         began = time.monotonic()
         block = max(size, _STREAM_BLOCK_BYTES)  # number of bytes that a library may fetch at once
         data = bytes(self._store._call("read", self._name, lambda: self._stream.read(size), block))
+        if len(data) > size:
+            raise StoreFault(
+                f"{self._store.location.shown_file(self._name)}: expected at most {size} bytes at once, found "
+                f"{len(data)}; update the package for {self._store.location.protocol}://"
+            )
         self._waited_s += time.monotonic() - began
         self._received += len(data)
         if data and self._waited_s > self._timeouts.limit_s(self._received):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import string
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import threading
 import time
 import tracemalloc
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -239,6 +240,73 @@ def test_a_listing_of_other_values_is_one_line(entry: object, monkeypatch: pytes
     if isinstance(entry, dict) and entry.get("size") in {"x", -1}:
         with pytest.raises(StoreFault, match="expected its size in bytes, found"):
             store.size("a.tar")
+
+
+class TestOtherProtocols:
+    """Stores that only a library's file system reads have the same limits of size and time as s3 and http."""
+
+    @pytest.fixture(params=["gs", "az", "hf"])
+    def opened(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Store]:
+        fsspec = pytest.importorskip("fsspec")
+
+        def store(read: Callable[[int], bytes], timeouts: Timeouts = PATIENT) -> Store:
+            class Sent(io.RawIOBase):
+                def seek(self, offset: int, _whence: int = 0) -> int:
+                    return offset
+
+                def tell(self) -> int:
+                    return 10
+
+                def read(self, size: int = -1) -> bytes:
+                    return read(size)
+
+            class Foreign(fsspec.AbstractFileSystem):  # type: ignore[misc]
+                def info(self, path: str, **_options: object) -> dict[str, object]:
+                    return {"name": path, "size": len(read(1)) << 60, "type": "file"}
+
+                def _open(self, _path: str, **_options: object) -> Sent:
+                    return Sent()
+
+            monkeypatch.setattr(fsspec, "get_filesystem_class", lambda _protocol: Foreign)
+            return open_store(parse_location(f"{request.param}://bucket/shards"), timeouts)
+
+        return store
+
+    def test_a_body_without_an_end_is_read_in_pieces(self, opened: Callable[..., Store]) -> None:
+        store = opened(bytes)
+        tracemalloc.start()
+        try:
+            assert store.read_range("a.tar", 10, 1000) == bytes(1000)
+            with store.open_stream("a.tar") as stream:
+                assert [len(stream.read(1 << 20)) for _ in range(8)] == [1 << 20] * 8
+            assert tracemalloc.get_traced_memory()[1] < 16 << 20
+        finally:
+            tracemalloc.stop()
+
+    def test_more_than_was_requested_is_refused(self, opened: Callable[..., Store]) -> None:
+        store = opened(lambda size: bytes(size + 1))
+        with pytest.raises(StoreFault, match="does not serve byte ranges"):
+            store.read_range("a.tar", 10, 1000)
+        with (
+            pytest.raises(StoreFault, match="expected at most 1000 bytes at once, found 1001"),
+            store.open_stream("a.tar") as stream,
+        ):
+            stream.read(1000)
+
+    def test_a_byte_every_two_seconds_is_no_answer(self, opened: Callable[..., Store]) -> None:
+        def trickle(_size: int) -> bytes:
+            time.sleep(2)
+            return b"x"
+
+        store = opened(trickle, Timeouts(connect_s=0.1, read_s=0.2, min_bytes_s=1e6))
+        began = time.monotonic()
+        with pytest.raises(StoreFault, match="bytes per second") as caught, store.open_stream("a.tar") as stream:
+            stream.read(1 << 20)
+        assert caught.value.timed_out
+        for call in (lambda: store.read_range("a.tar", 10, 1000), lambda: store.size("a.tar")):
+            with pytest.raises(StoreFault, match="bytes per second"):
+                call()
+        assert time.monotonic() - began < 20
 
 
 class TestLocalFaults:
