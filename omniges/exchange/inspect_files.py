@@ -178,6 +178,8 @@ def _print_motion_folder(facts: dict[str, Any], console: Console) -> None:
     print_table(console, ("file", "frames", "seconds", "rate", "absent", "notes"), rows, (1, 2, 3))
     if len(facts["files"]) > _SHOWN:
         print_line(console, f"… and {len(facts['files']) - _SHOWN} more (--format json lists all)")
+    if rejected := [of["file"] for of in facts["files"] if "rejected" in of]:
+        print_line(console, f"{counted(len(rejected), 'file')} rejected: {first_of(rejected, 3)}")
 
 
 # --- audio and words

@@ -146,6 +146,11 @@ class TestMotion:
         assert good["frames"] == 120
         assert bad["rejected"]["code"] == "npz-not-zip"
         assert "rejected: npz-not-zip" in omniges("inspect", tmp_path).stdout
+        for number in range(20):  # as many as the table has rows
+            (tmp_path / f"a{number:02}.npz").write_bytes((tmp_path / "good.npz").read_bytes())
+        shown = omniges("inspect", tmp_path).stdout
+        assert "npz-not-zip" not in shown
+        assert "1 file rejected: bad.npz" in shown
 
 
 class TestSoundAndWords:
