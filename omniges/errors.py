@@ -363,7 +363,8 @@ CODES: dict[str, CodeInfo] = {
     # --- the recording as a whole
     "nothing-recorded": _rejected("the recording has neither motion nor audio", "add one of them"),
     "length-mismatch": _rejected(
-        "audio is over 30 s longer than motion, or motion over 5 s longer than audio, or as --max-length-mismatch says",
+        "audio is over 30 s longer than motion, or motion is over 5 s longer than audio, or the difference is over "
+        "--max-length-mismatch",
         "check the pair, or raise the limit",
     ),
     "clip-too-short": _rejected("the common length is below one tick of 0.1 s", "leave the recording out"),

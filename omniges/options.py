@@ -488,15 +488,37 @@ class Part:
         check(self)
 
 
+def show_start_option(views: str) -> float:
+    """Declare the option ``--show-start``.
+
+    Args:
+        views: Outputs of the command that show the part, such as "page", for the help text.
+
+    Returns:
+        A dataclass field.
+    """
+    return option(0.0, f"Start of the part that {views} show, in seconds.", "--show-start", minimum=0)
+
+
+def show_seconds_option(views: str) -> float | None:
+    """Declare the option ``--show-seconds``.
+
+    Args:
+        views: As for `show_start_option`.
+
+    Returns:
+        A dataclass field, whose default None means the whole clip.
+    """
+    return option(None, f"Seconds that {views} show.", above=0, shown="all")
+
+
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownPart:
     """Part of each clip to show, for commands where ``--seconds`` already means the length of a clip."""
 
-    show_start_s: float = option(
-        0.0, "Start of the part that picture, page and video show, in seconds.", "--show-start", minimum=0
-    )
-    show_seconds: float | None = option(None, "Seconds that picture, page and video show.", above=0, shown="all")
+    show_start_s: float = show_start_option("picture, page and video")
+    show_seconds: float | None = show_seconds_option("picture, page and video")
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

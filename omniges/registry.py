@@ -117,7 +117,7 @@ class Registry(Generic[T]):
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise UsageFault(
             f"{where or f'{self.noun} {name!r}'}: expected one of {', '.join(known) or 'none'}{hint} "
-            f"(others come with packages that have entry points {self.group})"
+            f"(packages with the entry point group {self.group} add others)"
         )
 
     def get(self, name: str) -> T:

@@ -30,7 +30,7 @@ def named_folder(flag: str, text: str) -> tuple[str, Path]:
     name, equals, folder = text.partition("=")
     if not equals or not folder:
         raise UsageFault(f"{flag} {text}: expected NAME=FOLDER, with one of {', '.join(CODECS.names())}")
-    CODECS.require(name, f"{flag} {text}: NAME=FOLDER")
+    CODECS.require(name, f"{flag} {text}: NAME {name!r}")
     refuse_url(flag, folder)
     return name, Path(folder)
 

@@ -16,7 +16,7 @@ from omniges.data.settings import TraceSettings
 from omniges.errors import UsageFault
 from omniges.evaluation.settings import EvaluateSettings
 from omniges.generation.settings import GenerateSettings
-from omniges.options import ShownPart, about, check, declared, option
+from omniges.options import ShownPart, about, check, declared, option, show_seconds_option, show_start_option
 from omniges.progress import printable
 from omniges.storage.atomic import require_output_file
 from omniges.trainer.config import TrainSettings
@@ -157,6 +157,8 @@ def generate(
 class ReportSettings(ShownPart):
     """Format and file of the report of `omniges evaluate`."""
 
+    show_start_s: float = show_start_option("the clips of the page")
+    show_seconds: float | None = show_seconds_option("the clips of the page")
     format: Literal["table", "json", "csv", "markdown"] = option("table", "Format of the report.", panel="Report")
     output_file: Path | None = option(
         None, "File for the report.", "--output-file", "-o", was=("out",), shown="standard output"

@@ -47,7 +47,7 @@ class LabelStream(ConditionStream):
         return cls(values)
 
     def settings(self) -> dict[str, Any]:
-        """Return the values as JSON."""
+        """Return the label values as a JSON object."""
         return {"values": list(self.values)}
 
     @classmethod

@@ -354,8 +354,8 @@ def _with_streams(folder: Path, manifest: ManifestColumns, left: Bools, filters:
     has: Bools = left & filters.pass_streams(manifest.present(STREAM_PARTS)) if filters.streams else left
     if not has.any():
         raise UsageFault(
-            f"{folder}: expected samples that have all streams of one of {', '.join(filters.streams)}, found "
-            f"none among {int(left.sum())} of split {filters.split!r}; choose other tasks, or other shards"
+            f"{folder}: expected samples that have {' or '.join(filters.streams)}, found none among "
+            f"{int(left.sum())} of split {filters.split!r}; choose other tasks or streams, or other shards"
         )
     return has
 

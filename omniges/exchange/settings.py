@@ -79,7 +79,11 @@ class _Shown(Part):
     motion_rate_hz: float | None = motion_rate_option()
     output_file: Path
     keys: tuple[str, ...] = option(
-        (), "Samples of shards, by key or stem.", "--key", commas=True, shown="all, or those of the other paths"
+        (),
+        "Samples of shards, by key or stem.",
+        "--key",
+        commas=True,
+        shown="all; with other paths, only the recordings that these contain too",
     )
     together: bool = option(False, "Show all tracks side by side, whatever their names.")
 
@@ -137,8 +141,8 @@ class InspectSettings(Part):
     format: Literal["text", "json"] = option("text", "Format of the facts.")
     png: Path | None = option(
         None,
-        "PNG file for a picture of a sample, run, result, or motion, audio or text file, of at most ten minutes; "
-        "needs omniges[pictures].",
+        "PNG file for a picture of the sample, run, result or file; shows at most the first ten minutes; needs "
+        "omniges[pictures].",
     )
     html: Path | None = option(None, "HTML file that shows and plays what was found.")
     motion_rate_hz: float | None = motion_rate_option()

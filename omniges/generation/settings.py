@@ -149,7 +149,7 @@ class GenerateSettings:
     speaker: str | None = option(None, "Speaker style to generate in.", shown="the sample's, else unknown")
     conditions: tuple[tuple[str, str], ...] = option(
         (),
-        "Value of a condition stream, such as emotion=happiness; none leaves the stream out; may be repeated.",
+        "Value of a condition stream, such as emotion=happiness; NAME=none leaves stream NAME out; may be repeated.",
         "--condition",
         metavar="NAME=VALUE",
         parse=_named_value,

@@ -102,7 +102,7 @@ class FlowModel(nn.Module):
             absent: How to handle a stream that a sample lacks.
             latents: Streams stored as latents of a codec.
             tell_absent: Add a learned embedding to the conditioning for each part that a sample lacks.
-            trained: Bits of the `STREAM_PARTS` that at least one training sample has.
+            trained: Bit mask of the `STREAM_PARTS` that at least one training sample has.
             encoders: By condition stream, the module that maps its values (B, …) to vectors (B, W).
             gesture_channels: Channels of the gesture stream, 415 or 424; latents have their own.
         """
@@ -497,8 +497,8 @@ def guided_clean(
         conditioning: Conditions of the samples.
         targets: Streams to predict.
         guidance: Weight w of x_u + w (x_c − x_u); 1 computes only x_c, 0 only x_u.
-        carried: Noise (B, N, C) for the streams that `FlowModel.carried` names, with σ = 1 and equal in all steps. It
-            replaces streams that are not given. In predictions without conditions, it also replaces given streams.
+        carried: Noise (B, N, C) of each stream of `FlowModel.carried`, equal in all steps. The model receives it with
+            σ = 1 for each stream that is not given; in predictions without conditions, also for the given streams.
 
     Returns:
         The function, from tokens and their levels to clean tokens.

@@ -102,7 +102,7 @@ class ByLayout(Packed):
         return {name: own[0] if len(own) == 1 else torch.cat(own) for name, own in found.items()}
 
     def _split(self, name: str, x: Tensor) -> Sequence[Tensor]:
-        """Split the rows (R, …) of a stream into the rows of each layout that has the stream."""
+        """Split a stream's rows (R, …) by layout: one tensor for each layout that has the stream."""
         return torch.split(x, [n for names, n in zip(self.layouts, self.samples, strict=True) if name in names])
 
 

@@ -39,7 +39,7 @@ from omniges.model.trunk import (
 
 
 class _Parts(torch.autograd.Function):
-    """A tensor (S, O, …) as the result of joining its parts, so that the parts get its gradient."""
+    """Identity on a tensor (S, O, …) that autograd treats as a concatenation, so that its parts get its gradient."""
 
     @staticmethod
     def forward(ctx: Any, joined: Tensor, sizes: list[int], *parts: Tensor) -> Tensor:

@@ -244,7 +244,7 @@ class FrameTokens(Stream):
         return normal * self.scale + self.mean
 
     def seconds(self, count: int) -> Tensor:
-        """Return the centres of the tokens, (k + ½) of a token's length."""
+        """Return the times (N,) of the tokens' centres in seconds: k + ½ token lengths for token k."""
         return (tick_seconds(count) / float(self.tokens_per_tick)).to(self.mean.device)
 
     def clean(self, output: Tensor, noised: Tensor, levels: Tensor) -> Tensor:
@@ -360,7 +360,7 @@ class WindowTokens(FrameTokens):
         return self.latents
 
     def seconds(self, count: int) -> Tensor:
-        """Return the middle of the window, for all tokens."""
+        """Return the times (N,) of the tokens in seconds: the middle of the window for every token."""
         return torch.full((count,), self._middle_s, device=self.mean.device)
 
     def positions(self, count: int, width: int) -> None:
@@ -419,7 +419,7 @@ class SubwordTokens(Stream):
         return torch.where(subword == 0, BLANK, 1 + MARKS * (subword - 1) + mark)
 
     def seconds(self, count: int) -> Tensor:
-        """Return the centres of the ticks."""
+        """Return the times (N,) of the ticks' centres in seconds."""
         return tick_seconds(count).to(self.piece.device)
 
     def clean(self, output: Tensor, noised: Tensor, levels: Tensor) -> Tensor:

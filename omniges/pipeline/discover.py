@@ -61,7 +61,7 @@ class Discovery:
     findings: tuple[Finding, ...]
     split_source: str  # "split list" or "rule"
     split_lists: Mapping[str, str]  # relative path -> sha256
-    parts: tuple[str, ...]  # data set folders, relative to the root
+    data_folders: tuple[str, ...]  # data-set folders, relative to the root
 
     @property
     def stems(self) -> int:

@@ -24,7 +24,7 @@ _SAMPLED: Final = 3  # recordings that are converted to measure the speed; the f
 class Plan:
     """The work of a run; an estimate is None if none of the sampled recordings could be converted."""
 
-    parts: tuple[str, ...]
+    data_folders: tuple[str, ...]
     stems: int
     rejected_already: dict[str, int]  # code -> number of recordings
     splits: dict[str, int]
@@ -59,7 +59,7 @@ def make_plan(settings: PreprocessSettings) -> Plan:
     scale = input_bytes / read if read else None
     codes = Counter(code for found in discovery.rejected.values() for code in {f.problem.code for f in found})
     return Plan(
-        parts=discovery.parts,
+        data_folders=discovery.data_folders,
         stems=discovery.stems,
         rejected_already=dict(sorted(codes.items())),
         splits={split: sum(r.split == split for r in recordings) for split in SPLITS},
@@ -81,7 +81,7 @@ def print_plan(plan: Plan, workers: int, console: Console) -> None:
         workers: Number of worker processes that the run will use.
         console: Output.
     """
-    print_line(console, f"data set folders: {', '.join(part or '.' for part in plan.parts)}")
+    print_line(console, f"data set folders: {', '.join(name or '.' for name in plan.data_folders)}")
     print_table(console, ("split", "recordings"), plan.splits.items(), (1,))
     speakers = ", ".join(f"{name} {count}" for name, count in plan.speakers.items())
     print_line(console, f"speakers: {speakers or 'none'}; splits from: {plan.split_source}")

@@ -102,7 +102,9 @@ class ConvertSettings:
     """Settings that affect the content of a sample; part of the settings hash."""
 
     loudness: Literal["none", "peak"] = option(
-        "none", "Loudness normalization before the mel; peak scales the largest sample to 0.5.", panel="Conversion"
+        "none",
+        "Loudness normalization before the mel; peak scales the waveform so that its largest absolute value is 0.5.",
+        panel="Conversion",
     )
     keep_audio: bool = option(
         False, "Store the complete 16 kHz waveform in the shards too, bit-exactly.", "--keep-audio/--no-keep-audio"
@@ -111,7 +113,8 @@ class ConvertSettings:
         None,
         "Reject a recording whose audio and motion differ in length by more than this many seconds.",
         "--max-length-mismatch",
-        shown=f"audio {timebase.MAX_AUDIO_LONGER_S:g} s longer, motion {timebase.MAX_MOTION_LONGER_S:g} s",
+        shown=f"{timebase.MAX_AUDIO_LONGER_S:g} if the audio is longer, {timebase.MAX_MOTION_LONGER_S:g} if the motion "
+        "is longer",
         minimum=0,
     )
     motion_rate_hz: float | None = motion_rate_option()

@@ -293,7 +293,7 @@ class OmniFlowStart(Start):
         return replace(identity, config=replace(identity.config, normalise_text=False))
 
     def fill(self, model: FlowModel, identity: ModelIdentity) -> Initialization:
-        """Copy the trunk's weights, except projections of tokens that differ from OmniFlow's.
+        """Copy the trunk's weights; token projections of a stream are copied only if its tokens equal OmniFlow's.
 
         Args:
             model: Model that was built for the identity.

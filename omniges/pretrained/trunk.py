@@ -414,7 +414,7 @@ def _tables(architecture: Architecture, source: Tensors) -> tuple[dict[str, int]
 
 
 def _saved(name: str, architecture: Architecture, source: Tensors) -> tuple[Tensor, str]:
-    """Return a saved table (side, side, W), and its name in errors."""
+    """Return a saved table (side, side, W), and the text that names it in error messages."""
     side = (architecture.image if name.startswith("pos_embed") else architecture.audio).table_side
     return source.read(name).reshape(side, side, architecture.width), f"{source.where}: {name}"
 

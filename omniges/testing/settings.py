@@ -44,7 +44,7 @@ Audio = Literal["pcm16", "float32"]
 class CorpusSettings:
     """Settings of a synthetic corpus. An invalid value raises UsageFault, which names the option."""
 
-    clips: int = option(12, "Total number of recordings, 1 to 9999 for each speaker.")
+    clips: int = option(12, "Number of recordings of all speakers together: at least one and at most 9999 per speaker.")
     seconds: float = option(
         12.0, "Length of each recording in seconds, 2 to 1200; rounded to frames of 1/30 s.", minimum=2, maximum=1200
     )
@@ -53,7 +53,10 @@ class CorpusSettings:
     seed: int = option(0, "Random seed; the same settings and seed give the same bytes.", minimum=0, maximum=2**63 - 1)
     layout: Layout = option("official", "Folder layout: official is BEAT2's, seed an older one with speaker folders.")
     emotions: int = option(
-        1, "Number of emotions, 1 to 8, each with an idle pose; recordings take turns.", minimum=1, maximum=8
+        1,
+        "Number of emotions, 1 to 8. Each has its own idle pose, and the recordings of a speaker cycle through them.",
+        minimum=1,
+        maximum=8,
     )
     voice: bool = option(
         False, "Speak sentences of frequent English words with eSpeak NG instead of chords; needs omniges[speech]."

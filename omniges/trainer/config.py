@@ -156,7 +156,7 @@ class TrainSettings:
     validation_sampling_steps: int = option(10, "Sampling steps of generation in a validation.", minimum=1)
     validation_codec: tuple[str, ...] = option(
         (),
-        "Codec of the run, and its folder, to decode generated latents with in a validation; may be repeated.",
+        "Codec of the run, and its folder; validations decode generated latents with it; may be repeated.",
         metavar="NAME=FOLDER",
     )
     t5_tokenizer: Path | None = t5_tokenizer_option("a text codec in --validation-codec")

@@ -73,7 +73,7 @@ def skeleton_of(model: FlowModel, *, empty: bool) -> FlowModel:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return this rank's rows of a sharded tensor (n, …) as a view, or a tensor that is not sharded unchanged."""
+    """Return a view of this rank's rows if a tensor (n, …) is sharded; otherwise return the tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

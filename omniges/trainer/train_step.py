@@ -145,7 +145,10 @@ def _require_moments(model: nn.Module, found: Mapping[str, Tensor], last_step: i
     most = math.inf if last_step is None else last_step
     if len(steps) > 1 or not all(step.is_integer() and 0 <= step <= most for step in steps):
         shown = ", ".join(f"{step:g}" for step in sorted(steps)[:3])
-        raise DataError(f"{where}: expected one number of updates of at most {most:g}, found {shown}; {_OTHER}")
+        limits = "at least 0" if last_step is None else f"0 to {last_step}"
+        raise DataError(
+            f"{where}: expected the same whole number of updates for every parameter, {limits}, found {shown}; {_OTHER}"
+        )
 
 
 def empty_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

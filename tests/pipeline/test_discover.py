@@ -47,7 +47,7 @@ class TestLayouts:
         lay(tmp_path / "beat_chinese_v2.0.0", [C])
         got = found(tmp_path)
         assert stems_of(got) == sorted([A, B, C])
-        assert got.parts == ("beat_chinese_v2.0.0", "beat_english_v2.0.0")
+        assert got.data_folders == ("beat_chinese_v2.0.0", "beat_english_v2.0.0")
         assert got.recordings[0].files["wav"].relative == f"beat_chinese_v2.0.0/wave16k/{C}.wav"
 
     def test_one_language_folder_as_the_root(self, tmp_path: Path) -> None:

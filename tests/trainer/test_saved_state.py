@@ -248,8 +248,12 @@ TENSORS: list[tuple[str, Callable[[dict[str, torch.Tensor]], None], str]] = [
     ("optimizer.safetensors", _nan, "expected finite numbers, found NaN"),
     ("optimizer.safetensors", _of_float16, "expected float32, found float16"),
     ("optimizer.safetensors", _negative, "expected means of squares of at least 0"),
-    ("optimizer.safetensors", _later, "expected one number of updates of at most 2, found 3"),
-    ("optimizer.safetensors", _uneven, "expected one number of updates of at most 2, found 1, 2"),
+    ("optimizer.safetensors", _later, "expected the same whole number of updates for every parameter, 0 to 2, found 3"),
+    (
+        "optimizer.safetensors",
+        _uneven,
+        "expected the same whole number of updates for every parameter, 0 to 2, found 1, 2",
+    ),
     ("optimizer.safetensors", _left_out, "1 tensors missing"),
 ]
 

@@ -41,8 +41,8 @@ _FLAGS: Final = {"wav": "--wav-dir", "npz": "--gesture-dir", "textgrid": "--text
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """One data-set folder: the root itself or a ``beat_*`` folder in it."""
+class _DataFolder:
+    """One data-set folder: the root, or a ``beat_*`` folder in the root."""
 
     relative: str
     folders: Mapping[Modality, str]  # existing folder of each modality, relative to the root
@@ -54,14 +54,14 @@ class _Stem:
     """All files with one stem, and the findings about the stem so far."""
 
     files: dict[Modality, list[SourceFile]] = field(default_factory=lambda: defaultdict(list))
-    parts: dict[Modality, _Part] = field(default_factory=dict)  # part that contains the file of each modality
+    data_folders: dict[Modality, _DataFolder] = field(default_factory=dict)  # folder of each modality's file
     faults: list[Finding] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)
 
     @property
-    def found_in(self) -> list[_Part]:
-        """Parts with the stem's files: first that of the motion, then those of audio and words, if they exist."""
-        return [self.parts[modality] for modality in ("npz", "wav", "textgrid") if modality in self.parts]
+    def found_in(self) -> list[_DataFolder]:
+        """Data-set folders of the existing files among motion, audio and TextGrid, in this order."""
+        return [self.data_folders[modality] for modality in ("npz", "wav", "textgrid") if modality in self.data_folders]
 
 
 def discover(
@@ -92,14 +92,18 @@ def discover(
     override = _read_split_list(split_csv, split_csv.name) if split_csv else None
     stems: dict[str, _Stem] = {}
     findings: list[Finding] = []
-    parts = _find_parts(root, selection, bounds, override, findings)
+    data_folders = _find_data_folders(root, selection, bounds, override, findings)
     for modality in _FOLDERS:  # annotations come last, because they are added only to existing stems
-        for part in parts:
-            if modality in part.folders:
-                _collect(part, modality, root, bounds, stems, findings)
-    # The list of the root is used if a part has no list, or if the part's list does not contain a recording.
-    of_root = override or _split_list(root, "", bounds, findings) if all(part.relative for part in parts) else None
-    listed = [*(part.split_list for part in parts), of_root]
+        for data_folder in data_folders:
+            if modality in data_folder.folders:
+                _collect(data_folder, modality, root, bounds, stems, findings)
+    # The list of the root is used if a data-set folder has no list, or if its list does not contain a recording.
+    of_root = (
+        override or _split_list(root, "", bounds, findings)
+        if all(data_folder.relative for data_folder in data_folders)
+        else None
+    )
+    listed = [*(data_folder.split_list for data_folder in data_folders), of_root]
     split_lists = {found.name: found for found in listed if found}
     on_disk = {labels.plain_stem(stem) for stem in stems}
     if override and stems and not override.ids & on_disk:
@@ -114,7 +118,7 @@ def discover(
             findings.append(Finding(Problem("split-id-not-on-disk", found), None, None if override else name))
     recordings, rejected = _sort_stems(stems, selection, of_root)
     if not recordings and not rejected:
-        raise UsageFault(f"--root {root}: {_why_nothing(len(stems), parts, findings)}")
+        raise UsageFault(f"--root {root}: {_why_nothing(len(stems), data_folders, findings)}")
     recordings.sort(key=lambda recording: recording.key)
     return Discovery(
         recordings=tuple(recordings),
@@ -122,7 +126,7 @@ def discover(
         findings=tuple(findings),
         split_source="split list" if split_lists else "rule",
         split_lists={name: split_list.sha256 for name, split_list in split_lists.items()},
-        parts=tuple(part.relative for part in parts),
+        data_folders=tuple(data_folder.relative for data_folder in data_folders),
     )
 
 
@@ -133,7 +137,7 @@ def _read_split_list(path: Path, name: str) -> labels.SplitList:
         raise UsageFault(f"--split-csv {path}: {error.strerror}") from error
 
 
-def _why_nothing(stems: int, parts: Sequence[_Part], findings: Sequence[Finding]) -> str:
+def _why_nothing(stems: int, data_folders: Sequence[_DataFolder], findings: Sequence[Finding]) -> str:
     """Return a text that says why a data set has no recordings, and what to do."""
     if stems:
         return f"{stems} stems found, but the filters exclude all"
@@ -142,12 +146,12 @@ def _why_nothing(stems: int, parts: Sequence[_Part], findings: Sequence[Finding]
             f"no recordings found: {first_of(outside, 4)} lead out of the root; name where they lead to with "
             "--allow-root"
         )
-    folders = ", ".join(sorted({name for part in parts for name in part.folders.values()}))
+    folders = ", ".join(sorted({name for data_folder in data_folders for name in data_folder.folders.values()}))
     return f"no .wav, .npz and .TextGrid files found in {folders}; name the folders that hold them"
 
 
 def _candidates(root: Path) -> list[Path]:
-    """Return folders that may be a part of the data set: the root, and each ``beat_*`` folder once."""
+    """Return folders that may contain recordings: the root, and each ``beat_*`` folder once."""
     children = [
         child
         for child in (root.iterdir() if root.is_dir() else ())
@@ -159,39 +163,39 @@ def _candidates(root: Path) -> list[Path]:
     return sorted(found.values(), key=lambda folder: "" if folder == root else folder.name)
 
 
-def _find_parts(
+def _find_data_folders(
     root: Path, selection: Selection, bounds: Bounds, override: labels.SplitList | None, findings: list[Finding]
-) -> list[_Part]:
+) -> list[_DataFolder]:
     names = ["" if folder == root else folder.name for folder in _candidates(root)]
     folders: dict[str, dict[Modality, str]] = {name: {} for name in names}
     for modality in _FOLDERS:
         for name, place in _existing_folders(root, names, selection, modality):
             folders[name].setdefault(modality, place)
-    parts = []
+    data_folders = []
     for name, own in folders.items():
         if own.keys() & set(NEEDED):
-            parts.append(_Part(name, own, override or _split_list(root, name, bounds, findings)))
+            data_folders.append(_DataFolder(name, own, override or _split_list(root, name, bounds, findings)))
     # If a modality has no folder at all, the path is wrong. One error is enough, not one for every recording.
     for modality in NEEDED:
-        if not any(modality in part.folders for part in parts):
+        if not any(modality in data_folder.folders for data_folder in data_folders):
             tried = " or ".join(_folder_names(selection, modality))
             seen = ", ".join(sorted(child.name for child in root.iterdir() if child.is_dir())[:8]) or "no folders"
             raise UsageFault(
                 f"--root {root}: expected a folder of {modality} ({tried}, there or in beat_* folders), found "
                 f"{seen}; name it with {_FLAGS[modality]}"
             )
-    return parts
+    return data_folders
 
 
 def _existing_folders(
-    root: Path, parts: Sequence[str], selection: Selection, modality: Modality
+    root: Path, data_folders: Sequence[str], selection: Selection, modality: Modality
 ) -> Iterator[tuple[str, str]]:
-    """Yield the part and the path, relative to the root, of each folder of a modality that exists."""
+    """Yield the data-set folder and the path relative to the root of each existing folder of a modality."""
     for name in _folder_names(selection, modality):
         if os.path.isabs(name):
             tried = [os.path.relpath(os.path.realpath(name), os.path.realpath(root))]
         else:
-            tried = [os.path.normpath(os.path.join(part, name)) for part in parts]
+            tried = [os.path.normpath(os.path.join(data_folder, name)) for data_folder in data_folders]
         for place in tried:
             if place.split("/")[0] == ".." and os.path.isdir(os.path.join(root, place)):
                 raise UsageFault(
@@ -200,13 +204,13 @@ def _existing_folders(
                 )
             if os.path.isdir(os.path.join(root, place)):
                 # A path from the root may lead into a beat_* folder.
-                part = place.split("/")[0]
-                yield (part if part in parts else ""), ("" if place == "." else place)
+                data_folder = place.split("/")[0]
+                yield (data_folder if data_folder in data_folders else ""), ("" if place == "." else place)
 
 
-def _split_list(root: Path, part: str, bounds: Bounds, findings: list[Finding]) -> labels.SplitList | None:
-    """Return the split list of a part, or None. If the list must not be read, add a finding."""
-    path, name = root / part / SPLIT_LIST, join(part, SPLIT_LIST)
+def _split_list(root: Path, data_folder: str, bounds: Bounds, findings: list[Finding]) -> labels.SplitList | None:
+    """Return the split list of a data-set folder, or None. If the list must not be read, add a finding."""
+    path, name = root / data_folder / SPLIT_LIST, join(data_folder, SPLIT_LIST)
     if not os.path.lexists(path):
         return None
     if path.is_file() and inside(os.path.realpath(path), bounds):
@@ -217,10 +221,15 @@ def _split_list(root: Path, part: str, bounds: Bounds, findings: list[Finding]) 
 
 
 def _collect(
-    part: _Part, modality: Modality, root: Path, bounds: Bounds, stems: dict[str, _Stem], findings: list[Finding]
+    data_folder: _DataFolder,
+    modality: Modality,
+    root: Path,
+    bounds: Bounds,
+    stems: dict[str, _Stem],
+    findings: list[Finding],
 ) -> None:
-    """Add the files of one modality in one part to the stems."""
-    base = part.folders[modality]
+    """Add the files of one modality in one data-set folder to the stems."""
+    base = data_folder.folders[modality]
     for relative, entry_path in walk(root, base, bounds, findings):
         stem, extension = os.path.splitext(os.path.basename(relative))
         if extension.lower() != _EXTENSIONS[modality].lower() or stem.startswith("."):
@@ -230,7 +239,7 @@ def _collect(
         if modality == "sem" and readable not in stems:
             continue  # an annotation alone is not a recording
         entry = stems.setdefault(readable, _Stem())
-        entry.parts.setdefault(modality, part)
+        entry.data_folders.setdefault(modality, data_folder)
         shown = relative.encode("utf-8", "backslashreplace").decode()
         source, problem = inspect(entry_path, shown, bounds)
         if problem and modality == "sem":
@@ -274,7 +283,9 @@ def _sort_stems(
     for stem, entry in stems.items():
         fields = labels.parse_stem(stem)
         speaker = {str(fields.speaker_id), fields.speaker} if fields.known else set()
-        split, split_findings = _split_of(stem, fields, [*(part.split_list for part in entry.found_in), of_root])
+        split, split_findings = _split_of(
+            stem, fields, [*(data_folder.split_list for data_folder in entry.found_in), of_root]
+        )
         if (
             (selection.speakers and not speaker & set(selection.speakers))
             or (selection.languages and fields.language not in selection.languages)
@@ -327,8 +338,8 @@ def _pairing_faults(stem: str, entry: _Stem, case_variants: list[str]) -> Iterat
     for modality in NEEDED:
         sources = entry.files[modality]
         if not sources and not blocked:
-            part = entry.found_in[0]
-            folder = part.folders.get(modality, join(part.relative, _FOLDERS[modality][-1]))
+            data_folder = entry.found_in[0]
+            folder = data_folder.folders.get(modality, join(data_folder.relative, _FOLDERS[modality][-1]))
             expected = join(folder, stem + _EXTENSIONS[modality])
             found = "no such file" + (f"; only the case differs from {case_variants[0]}" if case_variants else "")
             yield Finding(Problem(_MISSING[modality], found, expected), stem)

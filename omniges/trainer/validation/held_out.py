@@ -237,7 +237,7 @@ def open_held_out(
         window_ticks: Length of a window in ticks.
         limit: Largest number of windows.
         tick_multiple: Number of ticks that must divide the window length.
-        trained: Bits of the `STREAM_PARTS` that occur in training.
+        trained: Bit mask of the `STREAM_PARTS` that at least one training sample has.
         tasks: Tasks to validate; a recording is used if it has all streams of at least one of these tasks.
 
     Returns:
