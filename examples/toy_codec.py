@@ -62,7 +62,7 @@ def load(folder: Path, loading: Loading) -> ToyCodec:
     try:
         mean, components = (np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("mean", "components"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{folder}: mean.npy and components.npy expected ({error}): fit the codec again") from error
+        raise DataError(f"{folder}: expected mean.npy and components.npy ({error}); fit the codec again") from error
     return ToyCodec(mean, components)
 
 

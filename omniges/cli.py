@@ -53,7 +53,7 @@ def _root(
         os.getcwd()  # without a working directory, libraries that are loaded later abort the process
     except FileNotFoundError as error:
         raise EnvironmentFault(
-            "current folder: expected one that exists, found that it was removed; change to another one"
+            "current folder: expected an existing folder, found that it was removed; change to another folder"
         ) from error
 
 

@@ -302,12 +302,14 @@ CODES: dict[str, CodeInfo] = {
         "the body does not stand along +y", "rotate the world so that y points up: by -90 degrees about x if z is up"
     ),
     "motion-parts-absent": _note(
-        "hands, jaw and eyes or face are not in the file, or hands are PCA; they are absent from the sample", "nothing"
+        "hands, face, or jaw and eyes are not in the file, or hands are PCA coefficients; these parts are absent from "
+        "the sample",
+        "nothing",
     ),
     "npz-smplx-keys": _note(
         "the arrays have the names of the package smplx; they were read as those of BEAT2", "nothing"
     ),
-    "npz-float16": _note("arrays of float16 were read, whose steps are up to 1 mm", "nothing"),
+    "npz-float16": _note("arrays of float16 were read; their positions are rounded to steps of up to 1 mm", "nothing"),
     "npz-keys-unread": _note(
         "the NPZ has a part of the motion twice, and the second is in a form that cannot be compared; it was not read",
         "remove it if it matters",
@@ -350,7 +352,7 @@ CODES: dict[str, CodeInfo] = {
         "check that words begin when they are heard",
     ),
     "textgrid-length-mismatch": _note(
-        "the TextGrid is much longer or shorter than the clip", "check that it belongs here"
+        "the TextGrid is much longer or shorter than the clip", "check that it belongs to this recording"
     ),
     "words-clipped": _note("words that ran past the end of the clip were shortened or dropped", "nothing"),
     "words-silence": _note("labels that mean silence or a noise were dropped", "nothing"),
@@ -370,7 +372,7 @@ CODES: dict[str, CodeInfo] = {
     "clip-too-short": _rejected("the common length is below one tick of 0.1 s", "leave the recording out"),
     "length-cut": _note("audio or motion was cut by over 0.1 s to the common length", "nothing"),
     "internal-error": _rejected(
-        "the converter failed on this recording in a way it should not", "report it with the file"
+        "the converter failed on this recording with an unexpected error", "report it with the file"
     ),
 }
 

@@ -25,6 +25,7 @@ from omniges.errors import OmnigesError, UsageFault
 T = TypeVar("T")
 _NAME_IN_ERRORS: Final = re.compile(r"(?<![\w/-])(?:--[a-z0-9]+(?:-[a-z0-9]+)*|recipe key \w+)(?![\w/-])")
 _ARGUMENT_IN_ERRORS: Final = re.compile(r"[A-Z]+(?=[: ])")
+_PART_IN_ERRORS: Final = re.compile(r"(?<![\w-])--(?=(?:start|seconds)(?![\w-]))")
 _KINDS: Final[Mapping[Any, tuple[str, Any]]] = MappingProxyType(
     {
         int: ("a whole number", (Integral, str)),
@@ -533,6 +534,21 @@ class ShownPart:
     def of_part(self) -> dict[str, Any]:
         """Keyword arguments for a `Part` that selects the same part."""
         return {"start_s": self.show_start_s, "seconds": self.show_seconds}
+
+    @contextmanager
+    def flags_in_errors(self) -> Iterator[None]:
+        """Name ``--show-start`` and ``--show-seconds`` in errors of code that shows the `Part` of `of_part`.
+
+        Yields:
+            Nothing; the code runs inside the context.
+
+        Raises:
+            UsageFault: The error of the code, with these flags in place of ``--start`` and ``--seconds``.
+        """
+        try:
+            yield
+        except UsageFault as error:
+            raise UsageFault(_PART_IN_ERRORS.sub("--show-", str(error))) from error
 
 
 def motion_rate_option(**more: Any) -> float | None:

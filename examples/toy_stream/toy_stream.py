@@ -35,30 +35,30 @@ class Loudness(ConditionStream):
         return cls(float(np.mean(mel["mean"])), float(np.mean(mel["std"])))
 
     def settings(self) -> dict[str, Any]:
-        """Return what checkpoints keep."""
+        """Return the settings that a checkpoint stores: mean and standard deviation in nat."""
         return {"mean": self.mean, "std": self.std}
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
-        """Return the stream that a checkpoint describes."""
+        """Create the stream with settings that a checkpoint stores."""
         return cls(**settings)
 
     def value(self, recording: Recording, first_tick: int, ticks: int) -> npt.NDArray[Any]:
-        """Return the loudness (1,) of a window."""
+        """Return the loudness (1,) of a window, in standard deviations from the mean."""
         level = recording.mel(first_tick, ticks).mean(dtype=np.float64)
         return np.array([(level - self.mean) / self.std])
 
     def parse(self, value: Any) -> npt.NDArray[Any]:
-        """Return the loudness (1,) of a number or its text."""
+        """Convert a number, or the text of a number, to a loudness (1,)."""
         try:
             return np.array([float(value)])
         except ValueError:
-            raise UsageFault(f"loudness {value}: a number of standard deviations expected") from None
+            raise UsageFault(f"loudness {value}: expected a number of standard deviations") from None
 
     def shown(self, array: npt.NDArray[Any]) -> float:
-        """Return the number."""
+        """Return the loudness as a number, for records and messages."""
         return round(float(array[0]), 6)
 
     def encoder(self, width: int) -> nn.Module:
-        """Return one linear layer."""
+        """Return a linear layer from the loudness (B, 1) to vectors (B, width)."""
         return nn.Linear(1, width)

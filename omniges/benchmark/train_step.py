@@ -79,8 +79,8 @@ def _in_own_process(settings: StepSpeedSettings, preset: Preset, batch_size: int
     except ValueError as error:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise EnvironmentFault(
-            f"{preset}, batch {batch_size}: expected figures of the measuring process, found that it ended "
-            f"without ({last}); use a smaller batch if memory ran out"
+            f"{preset}, batch {batch_size}: expected results from the measuring process, found that it exited "
+            f"without them ({last}); use a smaller batch if memory ran out"
         ) from error
     if "fault" in found:
         raise _FAULTS[found["fault"]](found["message"])
@@ -186,7 +186,7 @@ def eager() -> contextlib.AbstractContextManager[Any]:
 
 
 def _calls(run: Run, number: int) -> int:
-    """Count the torch operations of one training step, except those that read the batch."""
+    """Count the torch operations of one training step; reading the batch is not counted."""
     settings, flow = run.settings, run.settings.flow_settings()
     windows, positions = run.feed.next()
     with eager(), CallCounter() as counter:

@@ -150,7 +150,9 @@ def load(folder: Path, loading: Loading) -> AudioVae:
     weights = _weights(folder)
     layers = config.layers_per_block * len(config.block_out_channels)
     if layers > len(weights):
-        raise DataError(f"{folder / _CONFIG}: expected layers of {len(weights)} tensors, found {layers}; {_OTHER}")
+        raise DataError(
+            f"{folder / _CONFIG}: expected fewer layers than the {len(weights)} tensors, found {layers}; {_OTHER}"
+        )
     try:
         with torch.device("meta"):  # allocates no memory for the sizes that a configuration states
             vae: Any = AutoencoderKL(**arguments)  # type: ignore[no-untyped-call]

@@ -185,8 +185,8 @@ def _refuse_absent(entry: CodecEntry, source: ShardFolder) -> None:
     first = lacking[0]
     named = ", ".join(part for part in parts if part not in first.present)
     raise UsageFault(
-        f"{source.folder}: expected {', '.join(parts)} in every sample, which {entry.name} reads, found "
-        f"{len(lacking)} of {len(source.rows)} samples that lack some of it, such as {first.key} without "
+        f"{source.folder}: expected every sample to have the parts that {entry.name} reads, {', '.join(parts)}, found "
+        f"{len(lacking)} of {len(source.rows)} samples that lack some, such as {first.key} without "
         f"{named}; write a set of the other samples with omniges.open_shards and omniges.write_shards"
     )
 
@@ -208,7 +208,7 @@ def _counted(entry: CodecEntry, codec: Codec, source: ShardFolder, settings: Enc
     limit = DEFAULT_MAX_LOST if settings.max_lost is None else settings.max_lost
     if share > limit:
         raise DataError(
-            f"{source.folder}: expected {entry.name} to lose words of at most {limit:g} of the windows "
+            f"{source.folder}: expected {entry.name} to lose text in at most the share {limit:g} of the windows "
             f"(--max-lost), found {share:.3g}: {_losses(counts)}; use a shorter --window-ticks, or shards of "
             "languages that it can spell"
         )

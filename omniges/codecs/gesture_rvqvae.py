@@ -91,7 +91,7 @@ def part_columns(part: Part, channels: int, where: str) -> slice:
     if channels not in widths:
         wanted = " or ".join(str(width) for width in widths)
         raise DataError(
-            f"{where}: expected {wanted} of {part}, found a network of {channels} channels; check the file's name"
+            f"{where}: expected a network of {part} with {wanted} channels, found {channels}; check the file's name"
         )
     return widths[channels]
 
@@ -309,7 +309,7 @@ def load_gesture_rvqvae(
     if len(set(rates.values())) > 1:
         found = ", ".join(f"{count} of {part}" for part, count in rates.items())
         raise DataError(
-            f"{folder}: expected one number of frames a latent in all parts, found {found}; use networks that "
+            f"{folder}: expected the same number of frames per latent in all parts, found {found}; use networks that "
             "belong together"
         )
     scales = read_scales(folder, columns)

@@ -29,7 +29,7 @@ def named_folder(flag: str, text: str) -> tuple[str, Path]:
     """
     name, equals, folder = text.partition("=")
     if not equals or not folder:
-        raise UsageFault(f"{flag} {text}: expected NAME=FOLDER, with one of {', '.join(CODECS.names())}")
+        raise UsageFault(f"{flag} {text}: expected NAME=FOLDER, where NAME is one of {', '.join(CODECS.names())}")
     CODECS.require(name, f"{flag} {text}: NAME {name!r}")
     refuse_url(flag, folder)
     return name, Path(folder)
@@ -88,7 +88,7 @@ class EncodeSettings:
     )
     stride_ticks: int | None = option(
         None,
-        "For a text codec: ticks between window starts; divides the window.",
+        "For a text codec: ticks between window starts; must divide the window length.",
         minimum=1,
         shown="a quarter of a window",
     )

@@ -23,7 +23,7 @@ _TASKS: Final = ("a2g", "t2g", "t2a")  # they generate motion or sound, which a 
 class DemoSettings:
     """Settings of `omniges demo`."""
 
-    folder: Path = option(Path("demo"), "New or empty folder for everything.", argument=True, metavar="DIR")
+    folder: Path = option(Path("demo"), "New or empty folder for all files.", argument=True, metavar="DIR")
     minutes: float = option(2.0, "Minutes of training.", above=0)
 
     def __post_init__(self) -> None:
@@ -64,7 +64,9 @@ def demo(settings: DemoSettings) -> None:
     trained = train(steps)
     _require_done(trained.outcome.exit_code)
     if not trained.step:
-        raise UsageFault(f"--minutes {settings.minutes:g}: expected time for a training step, found less; raise it")
+        raise UsageFault(
+            f"--minutes {settings.minutes:g}: expected enough time for one training step, found less; raise it"
+        )
     for task in _TASKS:
         inputs = f"--shards {shards} --split test --seconds {_SHOWN_S}"
         _tell(f"generate --checkpoint {run} --task {task} {inputs} -o {results / task}")

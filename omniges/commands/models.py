@@ -148,7 +148,8 @@ def generate(
     if html:
         paths = tuple(map(str, [*summary.records, *([] if shards is None else [shards])]))
         of_page = ViewSettings(paths=paths, output_file=page_file, motion_rate_hz=rate_hz, **settings.part.of_part)
-        page = view(of_page)
+        with settings.part.flags_in_errors():
+            page = view(of_page)
         echo("\n".join(map(printable, page.lines)))
 
 

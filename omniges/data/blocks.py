@@ -239,7 +239,7 @@ class BlockStore:
         return self._free.popleft()
 
     def view(self, number: int) -> BatchBlock:
-        """Return a block for filling it."""
+        """Return block `number`, so that the caller can write a batch into it."""
         return self._views[number]
 
     def lend(self, number: int) -> BatchBlock:

@@ -123,7 +123,7 @@ class ClipTable:
     shard_bytes: npt.NDArray[np.int64]  # (K,)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the columns by name."""
+        """Return the arrays of this table by the name of their field."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def __len__(self) -> int:
@@ -412,7 +412,7 @@ def _check(folder: Path, table: ClipTable) -> None:
 
 
 def column(values: Sequence[str | None]) -> LabelColumn:
-    """Return texts (N,) as a column."""
+    """Encode texts (N,) as a label column: the distinct texts, and the index of each row's text."""
     numbers = {text: number for number, text in enumerate(sorted({text for text in values if text is not None}))}
     return list(numbers), np.array([-1 if text is None else numbers[text] for text in values], np.int32)
 

@@ -226,7 +226,7 @@ class Normaliser:
 
     @classmethod
     def identity(cls, tracks: Tracks) -> Normaliser:
-        """Return scales that change nothing."""
+        """Return a normaliser that changes nothing: mean 0 and scale 1 for every channel."""
         counts = tracks.widths  # in the order of the fields
         return cls(*(Scale(np.zeros(count, np.float32), np.ones(count, np.float32)) for count in counts))
 

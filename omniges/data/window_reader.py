@@ -236,7 +236,7 @@ class ReadMarks:
 
     @classmethod
     def blank(cls, clips: int, tracks: Tracks = PLAIN_TRACKS) -> ReadMarks:
-        """Return marks for members that are not checked yet.
+        """Return marks that say that no member has been checked.
 
         Args:
             clips: Number of clips N.
@@ -338,7 +338,7 @@ class ClipReader:
             out[:] = 0.0
 
     def prefetch(self, samples: npt.NDArray[np.int64]) -> None:
-        """Announce to the source the shards of the given clips (k,), in order, except shards that are mapped."""
+        """Announce the shards of the given clips (k,) to the source, in order; leave out shards that are mapped."""
         shards = dict.fromkeys(self.table.shard[samples].tolist())
         wanted = [name for name, _ in map(self._shards.__getitem__, shards) if name not in self.maps]
         if wanted:

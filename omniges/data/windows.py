@@ -350,7 +350,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         self._first_windows = list(accumulate(map(self._windows_of, self._rows), initial=0))
         if "waveform" in self.arrays and not all(row.keeps_audio for row in self._rows):
             raise UsageFault(
-                f"{base.folder}: expected waveforms, found shards without; preprocess again with --keep-audio"
+                f"{base.folder}: expected shards with waveforms, found some without; preprocess again with --keep-audio"
             )
         self._scales = {
             name: _scale(base, name, window_ticks, {part for row in self._rows for part in row.present})

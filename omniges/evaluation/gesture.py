@@ -296,7 +296,7 @@ class _Scorer:
     def _seam_figure(self, heading: scores.Heading, values: scores.Values) -> scores.Figure:
         """Return the share of values at window boundaries that exceed the 99th percentile of all other values.
 
-        If boundaries are as smooth as the rest of the motion, the share is 0.01.
+        If boundaries are as smooth as all other frames, the share is 0.01.
         """
         counts = np.array([(int((one.at_seams > one.elsewhere).sum()), len(one.at_seams)) for one in values.found])
         details = {}

@@ -143,7 +143,7 @@ def _extent(task: TaskReport) -> str:
 
 
 def _notes(task: TaskReport, metrics: Mapping[str, Mapping[str, Figure]]) -> Iterator[str]:
-    """Yield notes on a task's figures."""
+    """Yield the warnings of a task, and remarks about missing or uncertain values, one line each."""
     yield from task.warnings
     if len(task.recordings) == 1 and not any("shuffled" in found for found in metrics.values()):
         yield _NO_SHUFFLED

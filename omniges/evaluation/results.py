@@ -300,8 +300,8 @@ def _require_same_source(path: Path, record: GeneratedRecord, row: ManifestRow, 
         member = str(given.get("path")).partition(f"#{row.key}.")[2]
         if member in row.members and row.members[member].sha256 != given.get("sha256"):
             raise DataError(
-                f"{path}: expected the {member} of {row.key} in {shards.folder}, found that another was its "
-                f"input; give the shards it was generated for, {record.source.get('shards')}"
+                f"{path}: expected a result whose input was the {member} of {row.key} in {shards.folder}, found "
+                f"another input; give the shards it was generated for, {record.source.get('shards')}"
             )
 
 

@@ -205,7 +205,7 @@ def require_fit(
     Args:
         saved: The checkpoint.
         shards: The recordings.
-        split: Split to generate for.
+        split: Split whose samples are the conditions.
         named: Tasks that the user chose; empty: all evaluated tasks that the model was trained on.
 
     Returns:

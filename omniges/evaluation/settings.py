@@ -23,9 +23,9 @@ class EvaluateSettings:
     generated: tuple[Path, ...] = option((), "Folders of generated results.", argument=True, metavar="DIR...")
     shards: Path = option(Path("shards"), "Folder of shards with the recordings.", panel="Ground truth")
     checkpoint: Path | None = option(
-        None, "Run or checkpoint to generate with first.", panel="Generation with a checkpoint"
+        None, "Run or checkpoint that generates the results to score.", panel="Generation with a checkpoint"
     )
-    split: Split = option("test", "Split to generate for.")
+    split: Split = option("test", "Split whose samples are the conditions.")
     tasks: tuple[str, ...] = option(
         (), "Tasks to generate.", commas=True, shown="trained tasks with one condition", values=lambda: TASK_NAMES
     )
@@ -38,7 +38,7 @@ class EvaluateSettings:
     t5_tokenizer: Path | None = t5_tokenizer_option()
     work_dir: Path | None = option(
         None,
-        "Folder to keep the generated results in, one subfolder for each task.",
+        "Folder that keeps the generated results, one subfolder for each task.",
         shown="removed afterwards",
         was=("work",),
     )

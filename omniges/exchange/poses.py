@@ -150,7 +150,7 @@ class MeshFigure(Figure):
 
     def __init__(self, motion: SmplxMotion, model: BodyModel, tint: int) -> None:
         if model.triangles is None:
-            raise ValueError("a body model with faces f")
+            raise ValueError("expected a body model with faces f")
         self._person = model.person(motion.betas)
         super().__init__(motion, self._person.skeleton)
         self.triangles = np.ascontiguousarray(model.triangles)

@@ -140,7 +140,9 @@ def render_results(
     shown: dict[str, Any] = {"motion_rate_hz": motion_rate_hz} | part.of_part
     for record in records:
         out = record.with_suffix(VIDEO_ENDING)
-        yield render(RenderSettings(paths=(str(record), *beside), output_file=out, **shown))
+        with part.flags_in_errors():
+            summary = render(RenderSettings(paths=(str(record), *beside), output_file=out, **shown))
+        yield summary
 
 
 def render_clip(

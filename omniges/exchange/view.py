@@ -141,8 +141,8 @@ def parts_of(
         seconds += track.seconds
         if seconds > MAX_SECONDS:
             raise UsageFault(
-                f"{track.clip}: expected at most {MAX_SECONDS / 3600:g} h of tracks {where}, found more; choose "
-                "samples with --key, or a part with --start and --seconds"
+                f"{track.clip}: expected at most {MAX_SECONDS / 3600:g} h of tracks {where}, found more; show fewer "
+                "clips, or a part with --start and --seconds"
             )
         if count is not None:
             count(done, len(found))
@@ -221,4 +221,5 @@ def view_scores(
     clips = clips or {stem_from_key(task.recordings[0]) for task in report.tasks.values()}
     paths = tuple(map(str, (*results, shards)))
     settings = ViewSettings(paths=paths, output_file=output_file, motion_rate_hz=motion_rate_hz, **part.of_part)
-    return view(settings, only=clips, scores=tables)
+    with part.flags_in_errors():
+        return view(settings, only=clips, scores=tables)

@@ -164,9 +164,9 @@ class TextTokenCodec:
 
         A word begins at a token with the mark *first subword of the word*. It ends at a blank or at the next word. A
         subword begins at the mark *first tick of the subword*, or where the id changes. Generated tokens may break
-        these rules: a group of tokens may lack the mark of a word. At the start, such a group is the rest of a cut
-        word. Elsewhere it becomes a separate word, so that no spoken token is lost. Tokens do not show whether the last
-        word of a window is cut.
+        these rules: a group of tokens may lack the mark of a word. At the start, such a group is the end of a word that
+        the window's start cuts. Elsewhere it becomes a separate word, so that no spoken token is lost. Tokens do not
+        show whether the last word of a window is cut.
 
         Args:
             ids: Tokens (ticks,).

@@ -248,7 +248,7 @@ def _chunks(view: ByteRanges, place: int, order: ByteOrder) -> Iterator[tuple[by
         size = int.from_bytes(heading[4:], order)
         yield heading[:4], place + 8, size
         place += 8 + size + size % 2
-    raise RecordingFault("wav-damaged-header", f"over {_MAX_CHUNKS} chunks", "some")
+    raise RecordingFault("wav-damaged-header", f"over {_MAX_CHUNKS} chunks", "fewer chunks")
 
 
 def _is_chunk_name(name: bytes) -> bool:

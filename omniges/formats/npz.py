@@ -235,7 +235,7 @@ def _constant_betas(array: Array) -> Array:
     if (rows != rows[0]).any() and not np.isnan(rows[0]).any():
         row = int(np.argmax((rows != rows[0]).any(axis=1)))
         found = f"betas of shape {array.shape} whose row {row} differs from row 0"
-        raise RecordingFault("npz-wrong-shape", found, "one shape per recording")
+        raise RecordingFault("npz-wrong-shape", found, "the same betas in all frames")
     _check_values("betas", rows[0])
     return np.array(rows[0])
 
@@ -266,7 +266,7 @@ def motion_from_arrays(
     frames = {name: len(array) for name, array in motion.items()}
     if len({*frames.values()}) > 1:
         found = ", ".join(f"{name} {length}" for name, length in frames.items())
-        raise RecordingFault("npz-unequal-lengths", found, "one number of frames")
+        raise RecordingFault("npz-unequal-lengths", found, "the same number of frames in all arrays")
     count = next(iter(frames.values()))
     for name, (_, columns) in widths.items():
         motion.setdefault(name, np.full((count, columns), np.nan))
@@ -507,7 +507,7 @@ def _frame_rate(archive: Archive, override_hz: float | None) -> int:
         member = archive.header(key)
         if member.kind not in "iuf" or member.itemsize not in {2, 4, 8} or math.prod(member.shape) != 1:
             found = f"{key} of dtype {member.dtype} and shape {member.shape}"
-            raise RecordingFault("npz-wrong-dtype", found, "one number")
+            raise RecordingFault("npz-wrong-dtype", found, "a single number")
         rates[key] = checked_rate(float(archive.array(member).reshape(-1)[0]), key)
     if len({*rates.values()}) > 1:
         found = " and ".join(f"{key} {rate}" for key, rate in rates.items())
@@ -568,7 +568,7 @@ def _check_members(members: dict[str, Member]) -> int:
     count = next(iter(frames.values()))
     if any(length != count for length in frames.values()):
         found = ", ".join(f"{key} {length}" for key, length in frames.items())
-        raise RecordingFault("npz-unequal-lengths", found, "one number of frames")
+        raise RecordingFault("npz-unequal-lengths", found, "the same number of frames in all arrays")
     if count == 0:
         raise RecordingFault("npz-no-frames", ", ".join(f"{key} 0" for key in frames), "frames")
     betas = members.get("betas")

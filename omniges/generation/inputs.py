@@ -557,8 +557,8 @@ def _require_streams(conditions: Sequence[StreamName], rows: Sequence[ManifestRo
         if lost:
             more = f" and {len(lost) - 1} more samples" if len(lost) > 1 else ""
             raise UsageFault(
-                f"--key {lost[0]}: expected {name}, an input of this task, but it is absent from it{more} in "
-                f"{folder}; name other samples by --key, or choose another task"
+                f"--key {lost[0]}: expected a sample with {name}, an input of this task, found that this sample{more} "
+                f"in {folder} lacks it; name other samples by --key, or choose another task"
             )
 
 
@@ -583,8 +583,8 @@ def _paired(conditions: Sequence[StreamName], sources: Sources) -> dict[str, dic
         if lost:
             file = next(iter(own.values()))
             raise UsageFault(
-                f"{file}: expected a --{lost[0]} file called {stem}, because inputs belong together by name, found "
-                "none; rename or add it"
+                f"{file}: expected a --{lost[0]} file called {stem}, because inputs are matched by name, found none; "
+                "rename or add it"
             )
     return found
 

@@ -47,7 +47,7 @@ class WindowSettings:
     """Maximum number of windows, of several timelines, in one batch of the model; a larger chunk gets its own batch."""
     tick_multiple: int = 1
     """Windows, overlaps and timelines are multiples of this number of ticks, so that they contain complete tokens."""
-    apart: bool = False
+    disjoint: bool = False
     """True: windows share no ticks. Targets whose tokens encode a complete window need this."""
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ class WindowSettings:
         for what, ticks in (("window_ticks", self.window_ticks), ("--overlap-ticks", self.overlap_ticks)):
             if ticks % self.tick_multiple:
                 raise UsageFault(f"{what} {ticks}: expected a multiple of {self.tick_multiple}; choose such a number")
-        if self.apart and self.overlap_ticks:
+        if self.disjoint and self.overlap_ticks:
             raise UsageFault(
                 f"{flag}: expected 0, because text latents encode complete windows, whose texts cannot be blended; "
                 "remove the flag"
@@ -104,8 +104,8 @@ def window_starts(ticks: int, window: int, overlap: int) -> list[int]:
 def window_spans(ticks: int, settings: WindowSettings) -> list[tuple[int, int]]:
     """Return the windows that cover a timeline.
 
-    Windows overlap by at least ``overlap_ticks``. If they are ``apart``, they touch instead, and the last two share the
-    remaining ticks, so that no window is shorter than half a window.
+    Windows overlap by at least ``overlap_ticks``. If they are ``disjoint``, they follow each other without gaps, and
+    the last two divide the remaining ticks between them, so that no window is shorter than half a window.
 
     Args:
         ticks: Length of the timeline.
@@ -115,7 +115,7 @@ def window_spans(ticks: int, settings: WindowSettings) -> list[tuple[int, int]]:
         First tick and length in ticks of each window.
     """
     window = min(settings.window_ticks, ticks)
-    if not settings.apart:
+    if not settings.disjoint:
         return [(start, window) for start in window_starts(ticks, window, settings.overlap_ticks)]
     full, rest = divmod(ticks, window)
     lengths = [window] * full
@@ -228,11 +228,11 @@ def sample_timelines(
         overlap the next chunk are left out; that chunk yields them.
 
     Raises:
-        ValueError: A target encodes complete windows, but `windows.apart` is False.
+        ValueError: A target encodes complete windows, but `windows.disjoint` is False.
         DataError: Generated text is NaN or infinite.
     """
-    if not windows.apart and any(model.stream(name).complete_windows for name in targets):
-        raise ValueError("targets that encode complete windows need windows that are apart")
+    if not windows.disjoint and any(model.stream(name).complete_windows for name in targets):
+        raise ValueError("targets that encode complete windows need windows that do not overlap")
     plans = [_chunks(timeline, windows) for timeline in timelines]
     kept: dict[int, Mapping[StreamName, Tensor]] = {}  # by timeline, clean tokens that its next chunk shares
     for turn in range(max(map(len, plans), default=0)):

@@ -56,14 +56,14 @@ def _is_name(value: str) -> bool:
 _Source = Annotated[
     Mapping[str, Any],
     Is(
-        "texts of shards, manifest and key",
+        "texts under the keys shards, manifest_sha256, manifest_hash and key",
         lambda source: all(fits(source[name]) for name, fits in _SOURCE.items() if name in source),
     ),
 ]
 _File = Annotated[
     Mapping[str, str],
     Is(
-        "path, the name of a file beside the record, and sha256",
+        "a path (the name of a file beside the record) and a sha256",
         lambda file: "sha256" in file and _is_name(file.get("path", "")),
     ),
 ]
@@ -80,7 +80,7 @@ class GeneratedRecord:
 
     omniges: str  # version that wrote it
     task: Annotated[str, Is(f"one of {', '.join(TASKS)}", TASKS.__contains__)]
-    name: Annotated[str, Is("the name of files", _is_name)]
+    name: Annotated[str, Is("a file name", _is_name)]
     source: _Source | None
     """Keys ``shards``, ``manifest_sha256`` and ``key`` of a sample of shards; None for the user's own files."""
     sample: Count

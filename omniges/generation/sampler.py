@@ -424,10 +424,10 @@ class Sampler:
             Window length and overlap in ticks.
         """
         window, multiple = self.identity.window_ticks, self.identity.tick_multiple
-        apart = any(self.model.stream(name).complete_windows for name in TASKS[task].targets)
-        usual = 0 if apart else window // 4 - window // 4 % multiple
+        disjoint = any(self.model.stream(name).complete_windows for name in TASKS[task].targets)
+        usual = 0 if disjoint else window // 4 - window // 4 % multiple
         overlap = usual if overlap_ticks is None else overlap_ticks
-        return WindowSettings(window_ticks=window, overlap_ticks=overlap, tick_multiple=multiple, apart=apart)
+        return WindowSettings(window_ticks=window, overlap_ticks=overlap, tick_multiple=multiple, disjoint=disjoint)
 
     def reading(self, folder: Path | None = None, recorded: tuple[StreamName, ...] = ()) -> Reading:
         """Return the settings for reading inputs for the model.

@@ -102,7 +102,7 @@ class Sources:
     split: Split | None = option(None, "Take all samples of this split of the shards as conditions.")
     seconds: float | None = option(
         None,
-        "Longest result in seconds; without conditions, its exact length.",
+        "Maximum length of a result in seconds; without conditions, the exact length.",
         minimum=1 / TICKS_PER_SECOND,
         maximum=LONGEST_S,
         shown="the length of the conditions",
@@ -173,7 +173,7 @@ class GenerateSettings:
         None, "Folder of a HiFi-GAN that turns mels into waveforms; needs omniges[vocoder].", shown="Griffin-Lim"
     )
     body: Path | None = option(
-        None, "NPZ file to take betas, gender and start position from.", shown="the input's", panel="Body"
+        None, "NPZ file that gives betas, gender and start position.", shown="the input's", panel="Body"
     )
     start_xz: tuple[float, float] | None = option(
         None, "Start position x, z in metres.", metavar="X,Z", shown="the input's", parse=_start, was=("start",)

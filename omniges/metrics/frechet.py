@@ -388,14 +388,15 @@ def _convolutions(path: Path) -> Encoder:
         shape = layer.weight.shape
         if len(shape) != 3 or 0 in shape or shape[1] != width or layer.bias.shape != shape[:1]:
             raise DataError(
-                f"{path}: layer {k}: expected (out, {width}, kernel), (out,), found {shape} and {layer.bias.shape}"
+                f"{path}: layer {k}: expected a weight (out, {width}, kernel) and a bias (out,), found {tuple(shape)} "
+                f"and {tuple(layer.bias.shape)}"
             )
         if row.padding >= shape[2]:
-            raise DataError(f"{path}: layer {k}: expected a padding below its {shape[2]} taps, found {row.padding}")
+            raise DataError(f"{path}: layer {k}: expected a padding below the kernel's {shape[2]}, found {row.padding}")
         width, frames = shape[0], (frames + 2 * row.padding - shape[2]) // row.stride + 1
         if frames < 1:
             raise DataError(
-                f"{path}: layer {k}: expected a frame left of {multiple}, found none; raise multiple_of_frames"
+                f"{path}: layer {k}: expected an output for {multiple} frames, found none; raise multiple_of_frames"
             )
         layers.append(layer)
     return _Convolutions(name, tuple(layers), multiple)

@@ -118,7 +118,7 @@ def mean_joint_speeds(clips: Iterable[Numbers]) -> F64:
         summed = speeds.sum(axis=0)
         if total is not None and total.shape != summed.shape:
             raise UsageFault(
-                f"mean speeds: expected one number of joints in all clips, found {len(total)} and {len(summed)}"
+                f"mean speeds: expected the same number of joints in all clips, found {len(total)} and {len(summed)}"
             )
         total = summed if total is None else total + summed
         frames += len(speeds)
@@ -382,7 +382,7 @@ class SeamScore:
 
 
 def seam_score(joints: Numbers, seams: Sequence[int]) -> SeamScore:
-    """Compare the motion at window boundaries with the rest of a clip.
+    """Compare the motion at window boundaries with the motion in all other frames of a clip.
 
     All quantities are root mean squares over joints.
 
@@ -422,10 +422,12 @@ def _lengths(vectors: F64) -> F64:
 def _compare(values: F64, at: npt.NDArray[np.int64], what: str) -> SeamComparison:
     elsewhere = np.delete(values, at)
     if len(elsewhere) == 0:
-        raise UsageFault(f"seams: expected frames away from seams for the {what}, found none")
+        raise UsageFault(f"seams: expected frames away from window boundaries for the {what}, found none")
     limit = float(np.percentile(elsewhere, _SEAM_PERCENTILE))
     if limit == 0:
-        raise DataError(f"seams: expected motion away from seams, found a {what} of zero; leave this clip out")
+        raise DataError(
+            f"seams: expected motion away from window boundaries, found a {what} of zero; leave this clip out"
+        )
     found = values[at]
     return SeamComparison(limit, found, float((found > limit).mean()), float(found.max() / limit))
 

@@ -129,7 +129,7 @@ BUILT_IN: Final = (
 """Built-in metrics in the order of reports. Face errors have no direction because validation has no body model."""
 
 METRICS: Final[Registry[Metric]] = Registry("metric", "omniges.metrics", Metric)
-"""Metrics that are not built in."""
+"""Registry of the metrics of other packages and of the running program."""
 
 
 def units(stream: str) -> dict[str, str]:
@@ -206,9 +206,8 @@ def registered_metric(name: str) -> Metric:
     metric = METRICS.get(name)
     if metric.name != name or name in {measure.name for measure in BUILT_IN}:
         raise EnvironmentFault(
-            f"metric {name!r}: expected a label whose name is that of the entry point and not one of omniges, "
-            f"found the label {metric.label!r} of the name {metric.name!r}; rename the entry point or the "
-            "label"
+            f"metric {name!r}: expected a label that gives the name of the entry point and is not used by omniges, "
+            f"found the label {metric.label!r}, which gives {metric.name!r}; rename the entry point or the label"
         )
     if why := _wrong_needs(metric):
         raise EnvironmentFault(f"metric {name!r}: {why}; update or uninstall its package")

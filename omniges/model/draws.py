@@ -288,7 +288,9 @@ class FlowSettings:
         if self.shift <= 0 or self.level_std <= 0:
             raise UsageFault(f"levels: expected positive numbers, found shift {self.shift}, std {self.level_std}")
         if set(self.weights) != set(STREAMS) or min(self.weights.values()) < 0:
-            raise UsageFault(f"loss weights: expected one of at least 0 for each stream, found {dict(self.weights)}")
+            raise UsageFault(
+                f"loss weights: expected a weight of at least 0 for each stream, found {dict(self.weights)}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

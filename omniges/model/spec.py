@@ -321,7 +321,7 @@ def _patch_tokens(grid: PatchGrid, latents: CodecLatents | None) -> PatchTokens:
 
 
 def _window_tokens(latents: CodecLatents, config: ModelConfig) -> WindowTokens:
-    """Return the text stream of a codec's latents."""
+    """Return the text stream whose tokens are the latents of a codec."""
     entry = cast("WindowEntry", latents.entry)
     plain = {"mean": [0.0] * entry.channels, "std": [1.0] * entry.channels}
     statistics = latents.statistics if config.normalise_text else plain

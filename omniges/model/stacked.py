@@ -362,7 +362,7 @@ class StackedTrunk:
         return {name: heads[name].out(own) for name, own in zip(rows.targets, last, strict=True)}
 
     def _embedded(self, tokens: Mapping[StreamName, Tensor], added: Mapping[StreamName, Tensor]) -> Tensor:
-        """Return embedded tokens (S, R, N, W)."""
+        """Return the embeddings (S, R, N, W) of the tokens of all streams."""
         layers = {name: cast("nn.Linear", self.trunk.embed[name]) for name in self.names}
         found = {name: functional.linear(tokens[name], layer.weight) for name, layer in layers.items()}
         found = {name: x + added[name].to(x.dtype) if name in added else x for name, x in found.items()}

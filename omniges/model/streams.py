@@ -239,7 +239,7 @@ class FrameTokens(Stream):
         return normal.reshape(len(arrays), -1, self.channels)
 
     def arrays(self, tokens: Tensor) -> Tensor:
-        """Return frames in the units of the shards."""
+        """Convert tokens (B, N, C) to frames (B, T, channels) in the units of the shards: undo the normalization."""
         normal = tokens.reshape(len(tokens), -1, len(self.mean))
         return normal * self.scale + self.mean
 
@@ -355,7 +355,7 @@ class WindowTokens(FrameTokens):
         self.place = nn.Parameter(torch.zeros(latents, width))
 
     def count(self, ticks: int) -> int:
-        """Return N, for a window of any length."""
+        """Return the number of tokens N, which is the same for a window of any length."""
         del ticks
         return self.latents
 

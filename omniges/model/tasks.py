@@ -54,7 +54,7 @@ class SamplingSettings:
     """A step evaluates the model once, or twice with guidance. Heun doubles this number, except in the last step."""
     guidance_scale: float = option(
         1.0,
-        "Scale of classifier-free guidance; 1: none, above 1: closer to the conditions.",
+        "Scale of classifier-free guidance; 1: no guidance; above 1: closer to the conditions.",
         minimum=0,
         was=("guidance",),
     )

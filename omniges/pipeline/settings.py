@@ -200,7 +200,7 @@ class PreprocessSettings:
         None,
         "Address of the Ray cluster, HOST:PORT; auto: one that runs on this machine; local: a new one.",
         metavar="ADDRESS",
-        shown="RAY_ADDRESS, else a cluster running here, else local",
+        shown="RAY_ADDRESS, else a cluster on this machine, else local",
     )
     num_workers: int = option(
         0,

@@ -89,8 +89,8 @@ def write_shards(  # noqa: PLR0913 - keyword-only except two: user settings
         recordings: Any iterable, which is read once; use a generator if the recordings do not fit in memory.
         out: Folder for the shards; it is created if it does not exist.
         keep_audio: Store the complete 16 kHz waveform in the shards.
-        loudness: Scaling of audio before the mel transform; "peak" scales the largest sample to 0.5, "none" does not
-            scale.
+        loudness: Scaling of audio before the mel transform; "peak" scales the largest absolute value to 0.5, "none"
+            does not scale.
         shard_bytes: Target size of a shard in bytes.
         max_length_mismatch_s: Largest difference between the lengths of audio and motion in seconds; None: audio may be
             30 s longer, motion 5 s.
@@ -250,7 +250,9 @@ def _checked_recordings(recordings: Iterable[Recording]) -> Iterator[Recording]:
         )
     for number, recording in enumerate(recordings):
         if not isinstance(recording, Recording):
-            raise UsageFault(f"recordings: expected omniges.Recording, found {type(recording).__name__} at {number}")
+            raise UsageFault(
+                f"recordings: expected omniges.Recording, found {type(recording).__name__} as number {number}"
+            )
         if not isinstance(recording.key, str):
             raise DataError(f"recording {number}: expected a text, found key {recording.key!r:.80}")
         yield recording
@@ -292,8 +294,8 @@ def _convert_all(
             first = seen.setdefault(identity, sample.row)
             if first.split != sample.row.split:
                 raise DataError(
-                    f"recording {recording.key!r}: in {sample.row.split} expected content that is in no other "
-                    f"split, found the content of {first.stem!r} of {first.split}; remove one of the two"
+                    f"recording {recording.key!r}: expected content of {sample.row.split} that is in no other "
+                    f"split, found the content of {first.stem!r} in {first.split}; remove one of the two"
                 )
         inputs[take.stem] = digests_of(take)
         tally.take_statistics(sample)

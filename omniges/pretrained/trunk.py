@@ -86,8 +86,8 @@ def trunk_config(architecture: Architecture) -> dict[str, Any]:
     """Return arguments for `JointFlowTransformer` with the streams ``image``, ``text`` and ``audio``."""
     if architecture.mlp_width % architecture.width:
         raise DataError(
-            f"an OmniFlow transformer of width {architecture.width}: expected a multiple of it as the MLP width, found "
-            f"{architecture.mlp_width}; use another checkpoint"
+            f"an OmniFlow transformer of width {architecture.width}: expected an MLP width that is a multiple of it, "
+            f"found {architecture.mlp_width}; use another checkpoint"
         )
     return {
         "streams": {
@@ -183,7 +183,7 @@ def convert_tensor(rule: Rule, source: Tensors) -> Tensor:
     parts = [source.read(name) for name in rule.sources]
     if len({part.dtype for part in parts}) > 1:
         raise DataError(
-            f"{source.where}: expected one precision of {', '.join(rule.sources)}, found several; save them in one"
+            f"{source.where}: expected {', '.join(rule.sources)} in the same precision, found several; save them in one"
         )
     if rule.how == "joined":
         return torch.cat(parts)
@@ -424,8 +424,8 @@ def _base(saved: Tensor, where: str) -> int:
     side, _, width = saved.shape
     if side < 2 or width % 4:
         raise DataError(
-            f"{where}: expected a table of at least 2 × 2 and a width of whole quarters, found another; download it "
-            "again"
+            f"{where}: expected a table of at least 2 × 2 and a width that is a multiple of 4, found "
+            f"{tuple(saved.shape)}; download it again"
         )
     sine, cosine = float(saved[0, 1, 0]), float(saved[0, 1, width // 4])
     near = round(math.atan2(sine, cosine) * side) if math.isfinite(sine + cosine) else 0

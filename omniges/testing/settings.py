@@ -51,7 +51,9 @@ class CorpusSettings:
     words: int = option(12, "Size of the vocabulary, 2 to 343.", minimum=2, maximum=MAX_WORDS)
     speakers: int = option(2, "Number of speakers, 1 to 26.", minimum=1, maximum=26)  # one letter each
     seed: int = option(0, "Random seed; the same settings and seed give the same bytes.", minimum=0, maximum=2**63 - 1)
-    layout: Layout = option("official", "Folder layout: official is BEAT2's, seed an older one with speaker folders.")
+    layout: Layout = option(
+        "official", "Folder layout; official: that of BEAT2; seed: an older one with speaker folders."
+    )
     emotions: int = option(
         1,
         "Number of emotions, 1 to 8. Each has its own idle pose, and the recordings of a speaker cycle through them.",

@@ -101,7 +101,9 @@ class TrainSettings:
     lr_warmup_steps: int = option(100, "Steps of linear warm-up of the learning rate.", minimum=0)
     weight_decay: float = option(0.01, "Weight decay of linear weights.", minimum=0)
     adam_beta1: float = option(0.9, "Decay of AdamW's mean of gradients.", minimum=0, below=1, only_recipe=True)
-    adam_beta2: float = option(0.95, "Decay of AdamW's mean of squares.", minimum=0, below=1, only_recipe=True)
+    adam_beta2: float = option(
+        0.95, "Decay of AdamW's mean of squared gradients.", minimum=0, below=1, only_recipe=True
+    )
     max_grad_norm: float = option(
         1.0, "Largest gradient norm, above which gradients are clipped; 0: no clipping.", minimum=0
     )
@@ -125,8 +127,8 @@ class TrainSettings:
     )
     sharding: Sharding = option(
         "none",
-        "Division of the model over processes: none (each has all of it) or full (each has a part of weights, "
-        "gradients, moments and EMA weights).",
+        "none: each process holds the complete model; full: each process holds a part of the weights, gradients, "
+        "moments and EMA weights.",
     )
     rank_timeout_s: float = option(1800.0, "Seconds to wait for another process, after which the run ends.", minimum=1)
     output_dir: Path = option(
@@ -142,7 +144,7 @@ class TrainSettings:
     )
     logging_steps: int = option(10, "Training steps between lines of the log.", minimum=1)
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = option(
-        (), "Trackers to report to beside the log: tensorboard, wandb.", commas=True
+        (), "Trackers that get the numbers of the log too: tensorboard, wandb.", commas=True
     )
     validation_steps: int | None = option(
         None,
@@ -151,7 +153,7 @@ class TrainSettings:
         shown="500 where there is a val split",
         panel="Validation",
     )
-    validation_windows: int = option(16, "Windows of the val split to validate on.", minimum=1)
+    validation_windows: int = option(16, "Number of windows of the val split in each validation.", minimum=1)
     validation_samples: int = option(2, "Validation windows whose generated files and pictures are kept.", minimum=0)
     validation_sampling_steps: int = option(10, "Sampling steps of generation in a validation.", minimum=1)
     validation_codec: tuple[str, ...] = option(
@@ -181,7 +183,7 @@ class TrainSettings:
             raise UsageFault("--shards: expected at least one folder, found none; give one")
         if self.shard_weights and len(self.shard_weights) != len(self.shards):
             raise UsageFault(
-                f"--shard-weights: expected one for each of {len(self.shards)} folders, found "
+                f"--shard-weights: expected a weight for each of {len(self.shards)} folders, found "
                 f"{len(self.shard_weights)}; give as many weights as folders"
             )
         if self.pretrained_model_name_or_path is None:

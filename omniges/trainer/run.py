@@ -298,7 +298,10 @@ def _identity(settings: TrainSettings, data: Sequence[DataSource], start: Start 
     rules = [loudness_of(document, source.catalog.folder) for document, source in zip(documents, data, strict=True)]
     if len(set(rules)) > 1:
         found = ", ".join(f"{rule} in {source.catalog.folder}" for rule, source in zip(rules, data, strict=True))
-        raise UsageFault(f"--shards: expected one loudness, found {found}; preprocess them with the same --loudness")
+        raise UsageFault(
+            f"--shards: expected the same loudness in all folders, found {found}; preprocess them with the same "
+            "--loudness"
+        )
     first = data[0].catalog
     statistics = read_beside(first.folder, STATS_FILE, documents[0])
     if json.loads(statistics) != first.statistics:  # differs if `_source` added statistics
@@ -329,7 +332,7 @@ def _with_absent_parts(identity: ModelIdentity, data: Sequence[DataSource]) -> M
     if unknown:
         raise UsageFault(
             f"--shards: expected statistics of {', '.join(unknown)} from train samples of "
-            f"{data[0].catalog.folder} or the pretrained weights, found none; name the shards that have it first"
+            f"{data[0].catalog.folder} or the pretrained weights, found none; name a folder that has them first"
         )
     if flags.all():
         return identity

@@ -27,7 +27,7 @@ class VerifySettings:
     folder: str | Path = field(
         default="shards",
         repr=False,  # a URL may contain credentials
-        metadata=about("Folder of shards, or a URL of one.", argument=True, metavar="DIR"),
+        metadata=about("Folder of shards, or its URL.", argument=True, metavar="DIR"),
     )
     level: Level = option(
         "full", "quick: sizes, counts, shard starts and ends; full: also checksums and headers; deep: also all content."
@@ -40,7 +40,7 @@ class VerifySettings:
     )
     num_workers: int = option(0, "Shards checked at once; 0: one for each core.", minimum=0, was=("workers",))
     fail_fast: bool = option(False, "Stop at the first shard with an error.")
-    max_findings: int = option(1000, "Findings to show; the rest are counted.", minimum=1)
+    max_findings: int = option(1000, "Number of findings to show; others are only counted.", minimum=1)
     output_file: Path | None = option(
         None,
         "File for the findings, outside of the folder.",

@@ -189,7 +189,7 @@ class TestFolder:
     def test_nets_under_each_others_names(self, tmp_path):
         write_codec(tmp_path, upper=180, hands=78, lower=57, face=100)
         with pytest.raises(
-            DataError, match=r"net_300000_upper.pth: expected 78 of upper, found a network of 180 channels"
+            DataError, match=r"net_300000_upper.pth: expected a network of upper with 78 channels, found 180"
         ):
             load_gesture_rvqvae(tmp_path)
 

@@ -31,6 +31,8 @@ def test_the_page_has_scores_and_clips(shards: Path, tmp_path: Path) -> None:
     assert any({"best", "median", "worst"} == row.keys() for row in table["clips"])
     assert all(len(clip["tracks"]) == 2 for clip in data["clips"])
     assert {clip["seconds"] for clip in data["clips"]} == {2.0}
+    late = omniges(*words, "--html", tmp_path / "page.html", "--show-start", 99)
+    assert (late.returncode, "--show-start 99: expected a time before the end of" in late.stderr) == (2, True)
     refused = omniges(*words, "--show-start", 1)
     assert (refused.returncode, "expected with --html" in refused.stderr) == (2, True)
 

@@ -462,7 +462,7 @@ def test_a_record_that_was_edited_is_refused_by_the_field(
         ({"inputs": ["x"]}, r"inputs\[0\]: expected an object"),
         ({"model": None}, "model: expected an object"),
         ({"source": []}, "source: expected an object or null"),
-        ({"source": {"key": "../x"}}, "source: expected texts of shards, manifest and key"),
+        ({"source": {"key": "../x"}}, "source: expected texts under the keys shards, manifest_sha256"),
         ({"seconds": True}, "seconds: expected a number above 0"),
         ({"seams_s": [float("nan")]}, "NaN is no JSON number"),
         ({"seams_s": ["1"]}, r"seams_s\[0\]: expected a number"),

@@ -50,8 +50,8 @@ def test_windows_that_are_apart_touch_and_none_is_shorter_than_half_of_one(
     units: int, length: int, multiple: int
 ) -> None:
     window, ticks = units * multiple, length * multiple
-    apart = WindowSettings(window_ticks=window, overlap_ticks=0, tick_multiple=multiple, apart=True)
-    spans = window_spans(ticks, apart)
+    disjoint = WindowSettings(window_ticks=window, overlap_ticks=0, tick_multiple=multiple, disjoint=True)
+    spans = window_spans(ticks, disjoint)
     assert [start for start, _ in spans] == list(itertools.accumulate((n for _, n in spans[:-1]), initial=0))
     assert sum(count for _, count in spans) == ticks
     assert all(count % multiple == 0 and 0 < count <= window for _, count in spans)
@@ -65,7 +65,7 @@ def test_windows_that_are_apart_touch_and_none_is_shorter_than_half_of_one(
 
 def test_windows_that_are_apart_do_not_overlap() -> None:
     with pytest.raises(UsageFault, match=r"--overlap-ticks 2: expected 0, because"):
-        WindowSettings(window_ticks=8, overlap_ticks=2, apart=True)
+        WindowSettings(window_ticks=8, overlap_ticks=2, disjoint=True)
 
 
 def test_borders_are_all_beginnings_and_ends_within() -> None:
@@ -288,7 +288,7 @@ def test_streams_of_several_rates_come_out_in_order_whatever_the_windows(
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=3), st.integers(1, 4))
 def test_tokens_of_whole_windows_are_each_windows_own(lengths: list[int], windows: int) -> None:
-    apart = WindowSettings(window_ticks=9, overlap_ticks=0, windows=windows, apart=True)
+    disjoint = WindowSettings(window_ticks=9, overlap_ticks=0, windows=windows, disjoint=True)
     timelines = [timeline(ticks, k) for k, ticks in enumerate(lengths)]
     found: dict[tuple[int, str], list[torch.Tensor]] = {}
     for number, arrays, _ in sample_timelines(
@@ -296,13 +296,13 @@ def test_tokens_of_whole_windows_are_each_windows_own(lengths: list[int], window
         timelines,
         ("gesture", "text"),
         1,
-        apart,
+        disjoint,
         SamplingSettings(num_inference_steps=3),
     ):
         for name, array in arrays.items():
             found.setdefault((number, name), []).append(array)
     for number, ticks in enumerate(lengths):
-        starts = torch.tensor([start for start, _ in window_spans(ticks, apart)], dtype=torch.float32)
+        starts = torch.tensor([start for start, _ in window_spans(ticks, disjoint)], dtype=torch.float32)
         wanted = starts.repeat_interleave(3)[:, None].expand(-1, 2)
         torch.testing.assert_close(torch.cat(found[number, "text"]), wanted, rtol=1e-5, atol=1e-4)
         counted = torch.arange(ticks, dtype=torch.float32)[:, None].expand(-1, 2)
@@ -311,7 +311,7 @@ def test_tokens_of_whole_windows_are_each_windows_own(lengths: list[int], window
 
 def test_tokens_of_whole_windows_need_windows_that_are_apart() -> None:
     overlapping = WindowSettings(window_ticks=9, overlap_ticks=2)
-    with pytest.raises(ValueError, match="windows that are apart"):
+    with pytest.raises(ValueError, match="windows that do not overlap"):
         next(
             sample_timelines(
                 cast("FlowModel", WholeWindows()),

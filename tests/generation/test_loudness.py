@@ -61,7 +61,9 @@ def test_an_audio_file_gives_what_its_sample_in_the_shards_gives(corpus: Path, l
 
 def test_shards_of_two_rules_are_not_mixed(corpus: Path, loud: Path, tmp_path: Path) -> None:
     run_preprocess(corpus, tmp_path / "plain")
-    with pytest.raises(UsageFault, match=r"expected one loudness, found peak in .*, none in .*plain"):
+    with pytest.raises(
+        UsageFault, match=r"expected the same loudness in all folders, found peak in .*, none in .*plain"
+    ):
         train(replace(settings_of(loud, tmp_path / "run"), shards=(loud, tmp_path / "plain")))
 
 

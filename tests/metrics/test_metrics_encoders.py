@@ -76,7 +76,7 @@ class TestConvolutions:
             ({"more": 1}, "more: expected no such key"),
             ({"multiple_of_frames": 0}, "multiple_of_frames"),
             ({"multiple_of_frames": True}, "multiple_of_frames"),
-            ({"multiple_of_frames": 1}, "expected a frame left of"),
+            ({"multiple_of_frames": 1}, "expected an output for 1 frames"),
             ({"layers": []}, "at least one object"),
             (
                 {"layers": [{"stride": 1, "padding": 0, "activation": "tanh"}]},

@@ -406,9 +406,9 @@ class TestSeams:
             seam_score(walk(100, 5, 2), seams)
 
     def test_nothing_to_compare_with(self):
-        with pytest.raises(DataError, match="motion away from seams"):
+        with pytest.raises(DataError, match="motion away from window boundaries"):
             seam_score(np.ones((20, 5, 3)), [10])
-        with pytest.raises(UsageFault, match="frames away from seams"):
+        with pytest.raises(UsageFault, match="frames away from window boundaries"):
             seam_score(walk(4, 5, 0), [2])
 
 

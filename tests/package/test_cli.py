@@ -80,8 +80,8 @@ class TestUsage:
         run = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
         assert run.returncode == 3
         assert (
-            only_line(run)
-            == "omniges: current folder: expected one that exists, found that it was removed; change to another one"
+            only_line(run) == "omniges: current folder: expected an existing folder, found that it was removed; "
+            "change to another folder"
         )
 
     def test_version_and_help(self) -> None:

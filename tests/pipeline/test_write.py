@@ -250,7 +250,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "shape": ({"poses": np.zeros((36, 156))}, "poses of shape (36, 156): SMPL-H without face?"),
     "dimensions": ({"trans": np.zeros(36)}, "expected (frames, 3), found trans of shape (36,)"),
     "dtype": ({"trans": np.zeros((36, 3), int)}, "expected float32 or float64, found trans of dtype int64"),
-    "lengths": ({"trans": np.zeros((35, 3))}, "expected one number of frames, found poses 36, trans 35"),
+    "lengths": ({"trans": np.zeros((35, 3))}, "same number of frames in all arrays, found poses 36, trans 35"),
     "no frames": ({"poses": np.zeros((0, 165)), "trans": None, "expressions": None}, "expected frames, found poses 0"),
     "NaN in trans": ({"trans": np.full((36, 3), np.nan)}, "trans: nan at frame 0, column 0"),
     "units": ({"poses": np.full((36, 165), 90.0)}, "radians and metres"),

@@ -82,7 +82,7 @@ class TestRefusals:
             ("- seed", "expected lines of the form"),
             ("a: !!python/object/apply:os.system [ls]", "found a mistake .could not determine a constructor"),
             ("shards: []", "shards: expected at least one folder"),
-            ("shard_weights: [1, 2]", "shard_weights: expected one for each of 1 folders, found 2"),
+            ("shard_weights: [1, 2]", "shard_weights: expected a weight for each of 1 folders, found 2"),
             ("seed: yes", "seed True: expected a whole number of at least 0"),
             ("seed: 1.5", "seed 1.5: expected a whole number of at least 0"),
             ("seed: null", "seed None: expected a whole number of at least 0"),

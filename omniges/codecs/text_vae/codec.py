@@ -218,9 +218,7 @@ class TextCodec:
         tokens = self._llama_tokens.encode(texts)
         if tokens.cut.any():
             text = texts[int(tokens.cut.long().argmax())]
-            raise DataError(
-                f"text {text[:40]!r}…: expected a text that fits, found more than 77 tokens; use shorter windows"
-            )
+            raise DataError(f"text {text[:40]!r}…: expected at most 77 tokens, found more; use shorter windows")
         ids, labels = tokens.ids.to(latents.device), tokens.labels.to(latents.device)
         return self.vae.logits(latents, ids), labels
 
@@ -249,7 +247,7 @@ class TextWindows:
         self._codec, self.grid = codec, grid
 
     def on(self, grid: WindowGrid) -> TextWindows:
-        """Return the same codec for another grid."""
+        """Return a shallow copy of the codec with another grid of windows."""
         found = copy.copy(self)
         found.grid = grid
         return found

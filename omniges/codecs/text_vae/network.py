@@ -123,8 +123,8 @@ class TextVae(nn.Module):
             tensor = tensors[stored[name]]
             if tensor.shape != expected[name].shape or not tensor.is_floating_point():
                 raise DataError(
-                    f"{where}: expected floating point {list(expected[name].shape)}, found {name} "
-                    f"{tensor.dtype} {list(tensor.shape)}; {_REMEDY}"
+                    f"{where}: {name}: expected floating point of shape {list(expected[name].shape)}, found "
+                    f"{tensor.dtype} of shape {list(tensor.shape)}; {_REMEDY}"
                 )
             require_finite(name, tensor, where)
             values = tensor.to(torch.float32, copy=name in kept)

@@ -92,7 +92,7 @@ def choose_places(clips: Iterable[Clip], window_ticks: int, limit: int) -> list[
 
 
 def _in_turns(lists: Sequence[Sequence[T]]) -> list[T]:
-    """Return the first elements of all lists, then the second ones, and so on."""
+    """Interleave lists: return the first element of each list, then the second element of each list, and so on."""
     missing = object()
     turns = zip_longest(*lists, fillvalue=missing)
     return [item for turn in turns for item in turn if item is not missing]  # type: ignore[misc]
@@ -148,7 +148,7 @@ class WindowFolder:
         self.rows = [sample.row for sample in self._samples.values()]
 
     def row(self, name: str) -> ManifestRow:
-        """Return the row of a window."""
+        """Return the manifest row of the window with this key."""
         return self._samples[name].row
 
     def sample(self, row: ManifestRow) -> SampleArrays:
@@ -252,8 +252,8 @@ def open_held_out(
     shown = ", ".join(folder.source.describe("").rstrip("/") for folder in folders.values())
     if not tasks:
         raise UsageFault(
-            f"recipe key flow.shares: expected a share of one of {', '.join(SIX)} to validate, found none; "
-            "train with --validation-steps 0"
+            f"recipe key flow.shares: expected a share above 0 for at least one of {', '.join(SIX)}, which are "
+            "validated, found none; train with --validation-steps 0"
         )
     if held_out and not rows:
         raise UsageFault(

@@ -143,7 +143,7 @@ def sample_windows(sampler: Sampler, task: str, held: Sequence[HeldOutWindow], h
         )
         for one in held
     ]
-    windows = WindowSettings(window_ticks=ticks, overlap_ticks=0, apart=True)
+    windows = WindowSettings(window_ticks=ticks, overlap_ticks=0, disjoint=True)
     parts = sampler.sample(timelines, targets, VALIDATION_SEED, windows, how)
     return sorted(parts, key=lambda part: part.number)  # each timeline is one window, so it has one part
 
