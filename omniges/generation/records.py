@@ -126,7 +126,7 @@ def read_record(path: Path) -> GeneratedRecord:
     record = document.read(GeneratedRecord)
     seams_s, length_s = list(record.seams_s), record.seconds
     if sorted(seams_s) != seams_s or not all(0 < seam_s < length_s for seam_s in seams_s):
-        raise document.fault("seams_s", shown(seams_s), f"rising moments within {length_s:g} s")
+        raise document.fault("seams_s", shown(seams_s), f"ascending times within {length_s:g} s")
     return record
 
 

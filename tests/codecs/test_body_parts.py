@@ -69,7 +69,7 @@ class TestColumns:
     )
     def test_a_net_of_another_part_is_refused(self, part, channels, wanted):
         with pytest.raises(
-            DataError, match=rf"net\.pth: expected {wanted} of {part}, found a network of {channels} channels"
+            DataError, match=rf"net\.pth: expected a network of {part} with {wanted} channels, found {channels};"
         ):
             part_columns(part, channels, "net.pth")
 

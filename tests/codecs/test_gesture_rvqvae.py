@@ -197,7 +197,7 @@ class TestFolder:
         write_codec(tmp_path)
         torch.save({"net": random_tensors(channels=180, stages=3)}, tmp_path / "net_300000_hands.pth")
         with pytest.raises(
-            DataError, match=r"frames a latent .*, found 4 of upper, 8 of hands, 4 of lower, 4 of face;"
+            DataError, match=r"frames per latent .*, found 4 of upper, 8 of hands, 4 of lower, 4 of face;"
         ):
             load_gesture_rvqvae(tmp_path)
 
