@@ -11,8 +11,8 @@ of the recordings and that of another clip's (chance):
 - word error rates of generated text;
 - amplitude: correlation of the size of generated and recorded gestures of a word, relative to the word's own mean;
   beside it that of two recordings whose sizes depend on loudness as these do (the square of size with loudness);
-- words heard in the first four clips: pocketsphinx with the corpus's words as its grammar; recordings go through the
-  same vocoder.
+- words heard in the first four clips: pocketsphinx with the corpus's words as its grammar, sentence by sentence, cut at
+  the pauses of the recording; recordings go through the same vocoder.
 
 ``--evaluate RUN`` scores a run that is there. Nothing here passes or fails.
 """
@@ -24,6 +24,7 @@ import json
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,6 +45,9 @@ TASKS: Final = ("t2g", "a2g", "g2t", "a2t", "t2a", "g2a")
 _FRAMES_HZ: Final = 30.0
 _MEL_HZ: Final = 100.0
 _HEARD_CLIPS: Final = 4  # pocketsphinx takes about as long as the sound
+_PAUSE_S: Final = 0.19  # shortest pause between two sentences of the corpus is 0.2 s
+_BESIDE_S: Final = 0.1  # sound before and after a sentence, from its pauses
+_SILENCE_S: Final = 0.2  # without it, the recognizer returns nothing for a sound that ends in a word
 _MIDDLE_S: Final = 0.14  # half a word of the length that `wordscore` expects; leaves 0.04 s in the middle of a word
 
 
@@ -108,6 +112,18 @@ class Recognizer:
         return [word for segment in segments if (word := segment.word.partition("(")[0]) in self._words]
 
 
+def sentences(words: Words) -> list[Words]:
+    """Split the words of a clip at pauses."""
+    ends = [i for i in range(1, len(words)) if words[i]["start"] - words[i - 1]["end"] >= _PAUSE_S]
+    return [words[first:last] for first, last in pairwise([0, *ends, len(words)])]
+
+
+def cut(samples: F32, sentence: Words) -> F32:
+    """Return the 16 kHz samples of a sentence, between two silences."""
+    first, last = sentence[0]["start"] - _BESIDE_S, sentence[-1]["end"] + _BESIDE_S
+    return np.pad(samples[max(0, round(first * 16000)) : round(last * 16000)], round(_SILENCE_S * 16000))
+
+
 def texts_of(folder: Path) -> dict[str, list[str]]:
     """Return the words of generated TextGrids by key."""
     return {
@@ -152,17 +168,20 @@ def scores_of(generated: Path, shards: Path) -> dict[str, dict[str, float]]:
         texts = texts_of(generated / task)
         rate = word_error_rate((texts[clip.row.key], own) for clip, own in zip(clips, expected, strict=True))
         found[f"word errors, {task}"] = {"generated": rate, "recorded": 0.0, "chance": other}
-    found |= _recognized(generated, clips[:_HEARD_CLIPS], expected[:_HEARD_CLIPS])
+    found |= _recognized(generated, clips[:_HEARD_CLIPS])
     return found
 
 
-def _recognized(
-    generated: Path, clips: Sequence[SampleArrays], expected: Sequence[Sequence[str]]
-) -> dict[str, dict[str, float]]:
-    recognizer = Recognizer(sorted({word for own in expected for word in own}))
+def _recognized(generated: Path, clips: Sequence[SampleArrays]) -> dict[str, dict[str, float]]:
+    recognizer = Recognizer(sorted({word["word"] for clip in clips for word in clip.words}))
+    spoken = [sentences(clip.words) for clip in clips]
 
     def errors(sounds: Sequence[F32]) -> float:
-        return word_error_rate(zip(map(recognizer.words, sounds), expected, strict=True))
+        return word_error_rate(
+            (recognizer.words(cut(sound, sentence)), [word["word"] for word in sentence])
+            for sound, own in zip(sounds, spoken, strict=True)
+            for sentence in own
+        )
 
     ceiling = errors([waveform_from_mel(clip.mel, GriffinLim(0)) for clip in clips])
     found = {}

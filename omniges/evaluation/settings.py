@@ -29,7 +29,9 @@ class EvaluateSettings:
     tasks: tuple[str, ...] = option(
         (), "Tasks to generate.", commas=True, shown="trained tasks with one condition", values=lambda: TASK_NAMES
     )
-    num_inference_steps: int = option(20, "Sampling steps.", minimum=1, was=("steps",))
+    num_inference_steps: int | None = option(
+        None, "Sampling steps.", minimum=1, was=("steps",), shown="20; 10 if the model states guidance, which evaluates it twice a step"
+    )
     num_samples: int = option(1, "Results to generate for each recording.", minimum=1)
     seed: int = option(
         0, "Random seed of generation, confidence intervals and shuffling.", minimum=0, maximum=2**32 - 1

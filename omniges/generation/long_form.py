@@ -245,7 +245,7 @@ def sample_timelines(
         for group in itertools.chain.from_iterable(groups):
             chunks = [plans[number][turn] for number in group]
             waits = [plans[number][turn + 1].shared if turn + 1 < len(plans[number]) else 0 for number in group]
-            share = (sum(x.ticks for x in chunks) - sum(waits)) / settings.num_inference_steps
+            share = (sum(x.ticks for x in chunks) - sum(waits)) / settings.steps
             before = [kept.get(number, {}) for number in group]
             after_step = functools.partial(worked, share)
             sampled = _denoise(model, chunks, before, targets, seed, settings, after_step)
@@ -321,7 +321,7 @@ def _denoise(
         conditions = {name: masked(x, present.masks[name]) for name, x in conditions.items()}
     described = _condition_vectors(model, chunks, device)
     conditioning = Conditioning(conditions, speakers, present, described)
-    clean_of = guided_clean(model, conditioning, targets, settings.guidance_scale, carried)
+    clean_of = guided_clean(model, conditioning, targets, settings.guidance, carried)
 
     def blended(x: Mapping[StreamName, Tensor], at: Tensor) -> dict[StreamName, Tensor]:
         windows = sum(len(chunk.starts) for chunk in chunks)

@@ -340,8 +340,8 @@ class OmnigesPipeline:
         speaker: str | None = None,
         conditions: Mapping[str, Any] | None = None,
         num_samples: int = 1,
-        num_inference_steps: int = 20,
-        guidance_scale: float = 1.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         solver: str = "euler",
         shift: float = 3.0,
         sigma_min: float = 0.3,
@@ -366,8 +366,8 @@ class OmnigesPipeline:
             conditions: Values of condition streams by name, such as ``{"emotion": "happiness"}``; a value None leaves
                 the stream out.
             num_samples: Number of samples, which differ in their noise.
-            num_inference_steps: Sampling steps, see `SamplingSettings`.
-            guidance_scale: Weight of classifier-free guidance; 1: no guidance.
+            num_inference_steps: Sampling steps; None: 20, or 10 with the guidance that the model states.
+            guidance_scale: Scale of classifier-free guidance; 1: no guidance; None: stated by the model.
             solver: ``euler``, ``heun`` or ``dpm++``.
             shift: Shift of the noise levels; above 1: more steps at high noise.
             sigma_min: Noise level below which no step begins.
@@ -393,6 +393,7 @@ class OmnigesPipeline:
         streams = self._loaded.identity.conditions
         asked = asked_values(streams, list((conditions or {}).items()), "conditions")
         require_guidable(TASKS[name], sampling, asked)
+        sampling = sampling.for_task(TASKS[name], self._loaded.identity.guidance)
         windows = self._sampler.windows(overlap_ticks, name)
         self._sampler.codecs.require([TASKS[name]], Sources())
         inputs = {"audio": (audio, audio_rate_hz), "text": (text, speaking_rate), "gesture": (gesture, motion_rate_hz)}
@@ -482,12 +483,14 @@ def _require_kinds(conditions: Any, callback: Any) -> None:
 
 
 def _sampling(
-    num_inference_steps: int, guidance_scale: float, shift: float, sigma_min: float, solver: str
+    num_inference_steps: int | None, guidance_scale: float | None, shift: float, sigma_min: float, solver: str
 ) -> SamplingSettings:
     """Return checked settings of the sampler; errors name the arguments of a call."""
     return SamplingSettings(
-        num_inference_steps=arguments.integer("num_inference_steps", num_inference_steps, 1),
-        guidance_scale=arguments.number("guidance_scale", guidance_scale, 0),
+        num_inference_steps=(
+            None if num_inference_steps is None else arguments.integer("num_inference_steps", num_inference_steps, 1)
+        ),
+        guidance_scale=None if guidance_scale is None else arguments.number("guidance_scale", guidance_scale, 0),
         shift=arguments.number("shift", shift),
         sigma_min=arguments.number("sigma_min", sigma_min, 0),
         solver=cast("Solver", arguments.choice("solver", solver, get_args(Solver))),

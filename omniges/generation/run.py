@@ -68,6 +68,7 @@ def generate(
     task = task_named(settings.task)
     loaded = load(settings.checkpoint, settings.weights)
     loaded.require_trained(task)
+    settings = replace(settings, sampling=settings.sampling.for_task(TASKS[task], loaded.identity.guidance))
     vocoder = chosen_vocoder(settings.vocoder) if "audio" in TASKS[task].targets else None
     codecs = codecs or codecs_of(settings, loaded.identity)
     sampler = Sampler(loaded.model, loaded.identity, codecs)

@@ -62,9 +62,9 @@ def require_guidable(task: Task, sampling: SamplingSettings, conditions: Collect
     Raises:
         UsageFault: The weight is not 1, and the task has no conditions.
     """
-    if sampling.guidance_scale != 1 and not task.conditions and not conditions:
+    if sampling.guidance != 1 and not task.conditions and not conditions:
         raise UsageFault(
-            f"--guidance-scale {sampling.guidance_scale:g}: expected 1, because this task has no inputs to weight, "
+            f"--guidance-scale {sampling.guidance:g}: expected 1, because this task has no inputs to weight, "
             "found another number; remove it"
         )
 

@@ -389,8 +389,8 @@ def step_levels(settings: SamplingSettings) -> list[float]:
         Decreasing levels, exactly 1 first and 0 last.
     """
     shift, last = settings.shift, settings.sigma_min
-    lowest = max(1 / settings.num_inference_steps, last / (shift - (shift - 1) * last))
-    even = np.linspace(1, lowest, settings.num_inference_steps).tolist()
+    lowest = max(1 / settings.steps, last / (shift - (shift - 1) * last))
+    even = np.linspace(1, lowest, settings.steps).tolist()
     return [*(shift * u / (shift * u + (1 - u)) for u in even), 0.0]  # exactly 1 at 1
 
 

@@ -381,6 +381,8 @@ class ModelIdentity:
     loudness: Loudness = "none"  # loudness normalisation of the training audio
     speaking_rate: bytes = b""  # speaking_rate.json, the speaking rate of the training words; b"": not known
     conditions: Mapping[str, ConditionStream] = field(default_factory=dict)  # condition streams by name
+    guidance: Mapping[StreamName, float] = field(default_factory=dict)
+    """Default guidance scale of generation by target; 1 for targets that are not listed."""
 
     @property
     def absent(self) -> tuple[Part, ...]:
@@ -444,6 +446,8 @@ class ModelIdentity:
             "speakers": list(self.speakers),
             "loudness": self.loudness,
         }
+        if self.guidance:
+            config["guidance"] = dict(self.guidance)
         if self.conditions:
             config["conditions"] = {name: specification(stream) for name, stream in self.conditions.items()}
         files = {STATS_FILE: self.statistics, TOKENIZER_FILE: self.tokenizer}
@@ -469,7 +473,7 @@ class ModelIdentity:
         differences = [
             f"{name} was {was.get(name)}, is {now.get(name)}"
             for name in sorted(was.keys() | now.keys())
-            if was.get(name) != now.get(name) and name != "preset"
+            if was.get(name) != now.get(name) and name not in {"preset", "guidance"}
         ]
         used = {entry.name for entry in self.codecs.values()}
         # The speaking rate is an estimate, which may differ in its last bits or its clips between machines.
@@ -517,6 +521,7 @@ class _Config:
     loudness: Loudness = "none"  # older checkpoints do not have the key
     codecs: Mapping[StreamName, Mapping[str, Any]] = field(default_factory=dict)
     conditions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    guidance: Mapping[StreamName, Annotated[float, Range(0)]] = field(default_factory=dict)
 
 
 def load_identity(saved: SavedCheckpoint) -> ModelIdentity:
@@ -554,6 +559,7 @@ def load_identity(saved: SavedCheckpoint) -> ModelIdentity:
         loudness=found.loudness,
         speaking_rate=rate,
         conditions=conditions,
+        guidance=found.guidance,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -39,6 +39,11 @@ TASKS: Final[Mapping[str, Task]] = MappingProxyType(
 )
 """All tasks; a plan numbers them in this order."""
 
+AUDIO_GUIDANCE: Final = 2.0
+"""Guidance scale that a model trained on mels states for audio; at 1, a recognizer hears fewer of the generated words
+(docs/explanation/performance.md#what-half-an-hour-of-synthetic-speech-teaches)."""
+_STEPS: Final = 20
+
 SIX: Final = tuple(name for name, task in TASKS.items() if len(task.conditions) == 1)
 """Tasks from one stream to another, in the order of `TASKS`; validation reports list them in this order."""
 
@@ -48,15 +53,21 @@ SIX: Final = tuple(name for name, task in TASKS.items() if len(task.conditions) 
 class SamplingSettings:
     """Settings of the sampler."""
 
-    num_inference_steps: int = option(
-        20, "Sampling steps; more are slower.", minimum=1, maximum=10_000, was=("steps",), panel="Sampling"
+    num_inference_steps: int | None = option(
+        None,
+        "Sampling steps; more are slower.",
+        minimum=1,
+        maximum=10_000,
+        was=("steps",),
+        panel="Sampling",
+        shown="20; 10 if the model states guidance, which evaluates it twice a step",
     )
-    """A step evaluates the model once, or twice with guidance. Heun doubles this number, except in the last step."""
-    guidance_scale: float = option(
-        1.0,
+    guidance_scale: float | None = option(
+        None,
         "Scale of classifier-free guidance; 1: no guidance; above 1: closer to the conditions.",
         minimum=0,
         was=("guidance",),
+        shown="stated by the model: 2 for audio as mels, otherwise 1",
     )
     """1 is the conditional model, 0 the unconditional one; values above 1 strengthen the conditions."""
     solver: Solver = option("euler", "Solver of the ordinary differential equation.")
@@ -72,11 +83,41 @@ class SamplingSettings:
         """Refuse values out of range."""
         check(self)
 
+    @property
+    def steps(self) -> int:
+        """Sampling steps.
+
+        A step evaluates the model once, or twice with guidance. Heun doubles this number, except in the last step.
+        """
+        return _STEPS if self.num_inference_steps is None else self.num_inference_steps
+
+    @property
+    def guidance(self) -> float:
+        """Guidance scale."""
+        return 1.0 if self.guidance_scale is None else self.guidance_scale
+
+    def for_task(self, task: Task, stated: Mapping[StreamName, float]) -> SamplingSettings:
+        """Return the settings with the model's guidance scale, if none is set.
+
+        Guidance evaluates the model twice a step. So the number of steps, if none is set, is halved.
+
+        Args:
+            task: The task.
+            stated: Guidance scales by target that the model states.
+
+        Returns:
+            The settings; unchanged for a task without conditions, and for targets whose scales differ.
+        """
+        scales = {stated.get(name, 1.0) for name in task.targets}
+        if self.guidance_scale is not None or not task.conditions or len(scales) > 1 or scales == {1.0}:
+            return self
+        return replace(self, guidance_scale=scales.pop(), num_inference_steps=self.num_inference_steps or _STEPS // 2)
+
     def document(self) -> dict[str, Any]:
         """Return the settings by their keys in JSON documents, which are the option names of version 1."""
         return {
-            "steps": self.num_inference_steps,
-            "guidance": self.guidance_scale,
+            "steps": self.steps,
+            "guidance": self.guidance,
             "solver": self.solver,
             "shift": self.shift,
             "last_level": self.sigma_min,

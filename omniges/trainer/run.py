@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -40,7 +40,7 @@ from omniges.model.checkpoint import CHECKPOINTS, checkpoints, open_checkpoint
 from omniges.model.draws import allowed_tasks
 from omniges.model.spec import ModelConfig, ModelIdentity, load_identity
 from omniges.model.streams import StreamName
-from omniges.model.tasks import SIX, SamplingSettings
+from omniges.model.tasks import AUDIO_GUIDANCE, SIX, SamplingSettings
 from omniges.pretrained.initialize import Start, open_start
 from omniges.progress import counted
 from omniges.registry import foreign
@@ -318,8 +318,14 @@ def _identity(settings: TrainSettings, data: Sequence[DataSource], start: Start 
         loudness=rules[0],
         speaking_rate=_speaking_rate(data),
         conditions=_conditions(settings, data, statistics),
+        guidance=_guidance(settings, first.codecs),
     )
     return _with_absent_parts(identity if start is None else start.adopt(identity), data)
+
+
+def _guidance(settings: TrainSettings, codecs: Collection[str]) -> dict[StreamName, float]:
+    """Return the guidance scales that the model states; guidance needs training without conditions too."""
+    return {"audio": AUDIO_GUIDANCE} if settings.flow_settings().condition_dropout and "audio" not in codecs else {}
 
 
 def _with_absent_parts(identity: ModelIdentity, data: Sequence[DataSource]) -> ModelIdentity:
