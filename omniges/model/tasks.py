@@ -60,7 +60,7 @@ class SamplingSettings:
         maximum=10_000,
         was=("steps",),
         panel="Sampling",
-        shown="20; 10 if the model states guidance, which evaluates it twice a step",
+        shown="20; 10 with guidance that the model states",
     )
     guidance_scale: float | None = option(
         None,
