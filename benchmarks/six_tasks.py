@@ -96,7 +96,7 @@ def generate(
     with torch.no_grad():
         given = {name: model.stream(name).tokens(arrays) for name, arrays in conditions.items()}
         noise = draw_noise(1, torch.arange(len(windows)), target, shape)
-        clean_of = guided_clean(model, Conditioning(given, spoken_by), (target,), sampling.guidance_scale)
+        clean_of = guided_clean(model, Conditioning(given, spoken_by), (target,), sampling.guidance)
         generated = integrate({target: noise}, step_levels(sampling), clean_of, sampling.solver)
         return list(stream.arrays(generated[target]).numpy())
 
@@ -132,7 +132,7 @@ def references(windows: Sequence[Window], templates: Mapping[StreamName, Templat
     return "; ".join(lines)
 
 
-def evaluate(run: Path, shards: Path, steps: int) -> list[dict[str, Any]]:
+def evaluate(run: Path, shards: Path, steps: int | None) -> list[dict[str, Any]]:
     """Return the scores of every checkpoint of a run on the test split."""
     source = ShardFolder(shards)
     templates = templates_of(clips_of(source, "train"))
@@ -148,7 +148,10 @@ def evaluate(run: Path, shards: Path, steps: int) -> list[dict[str, Any]]:
             print(f"{len(windows)} windows of {len(test)} test clips; {references(windows, templates, codec)}")
         began = time.monotonic()
         sampling = SamplingSettings(num_inference_steps=steps)
-        generated = {task: generate(model, identity.speakers, windows, task, sampling) for task in SIX}
+        generated = {
+            task: generate(model, identity.speakers, windows, task, sampling.for_task(TASKS[task], identity.guidance))
+            for task in SIX
+        }
         scores = {task: score_task(task, generated[task], windows, templates, codec) for task in SIX}
         minutes = saved.document("state.json")["elapsed_s"] / 60
         rows.append({"step": saved.step, "minutes": minutes, "scores": scores})
@@ -157,7 +160,7 @@ def evaluate(run: Path, shards: Path, steps: int) -> list[dict[str, Any]]:
     return rows
 
 
-def from_files(run: Path, shards: Path, folder: Path, steps: int) -> dict[str, float]:
+def from_files(run: Path, shards: Path, folder: Path, steps: int | None) -> dict[str, float]:
     """Return the scores of files that `generate` and `evaluate` write for whole test clips."""
     source = ShardFolder(shards)
     templates = templates_of(clips_of(source, "train"))
@@ -165,7 +168,7 @@ def from_files(run: Path, shards: Path, folder: Path, steps: int) -> dict[str, f
     generated = folder / "generated"
     shutil.rmtree(generated, ignore_errors=True)
     for task in SIX:
-        words = ("--shards", shards, "--split", "test", "--steps", steps, "-o", generated / task)
+        words = ("--shards", shards, "--split", "test", "-o", generated / task, *(("--steps", steps) if steps else ()))
         command("generate", "--checkpoint", run, "--task", task, *words)
     report = folder / "evaluation.json"
     command("evaluate", generated, "--shards", shards, "--resamples", 200, "--format", "json", "-o", report)
@@ -245,7 +248,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("six"))
     parser.add_argument("--seed", type=int, default=0, help="of the corpus")
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--steps", type=int, default=20, help="of sampling")
+    parser.add_argument("--steps", type=int, help="of sampling; default: as generate")
     parser.add_argument("--evaluate", type=Path, help="a run to score, over the shards of --folder")
     arguments, extra = parser.parse_known_args()
     folder: Path = arguments.folder

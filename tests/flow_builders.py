@@ -114,6 +114,6 @@ def sample(
 
     noise = noise_of(targets)
     carried = noise_of(model.carried(targets))
-    clean_of = guided_clean(model, Conditioning(given, draws.speakers), targets, settings.guidance_scale, carried)
+    clean_of = guided_clean(model, Conditioning(given, draws.speakers), targets, settings.guidance, carried)
     generated = integrate(noise, step_levels(settings), clean_of, settings.solver)
     return {name: model.stream(name).arrays(tokens) for name, tokens in generated.items()}

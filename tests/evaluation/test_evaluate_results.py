@@ -231,7 +231,7 @@ class TestRightRecordings:
         put_mel(tmp_path / "same", shards, sample, sample.mel, inputs=(given,))
         assert scored(tmp_path / "same", shards)["log-mel L1", "generated"].value == 0
         put_mel(tmp_path / "other", shards, sample, sample.mel, inputs=(given | {"sha256": "0" * 64},))
-        with pytest.raises(DataError, match=r"expected the words\.txt of"):
+        with pytest.raises(DataError, match=r"expected a result whose input was the words\.txt of"):
             scored(tmp_path / "other", shards)
 
     def test_unconditional_results_are_held_against_no_recording(self, shards: Path, tmp_path: Path) -> None:

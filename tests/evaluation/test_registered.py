@@ -120,7 +120,7 @@ def test_names_of_ours_and_names_that_differ_are_refused(tmp_path: Any, monkeypa
         "from omniges.metrics.registry import Metric\nM = Metric(label='off', stream='audio', of=lambda a, b: 1.0)\n"
     )
     monkeypatch.syspath_prepend(install(tmp_path, {METRICS.group: {"level": "misnamed_metric:M"}}))
-    with pytest.raises(EnvironmentFault, match=r"metric 'level': .* found the label 'off' of the name 'off'"):
+    with pytest.raises(EnvironmentFault, match=r"metric 'level': .* found the label 'off', which gives 'off'"):
         scored([])
 
 
