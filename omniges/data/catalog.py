@@ -368,7 +368,10 @@ def _table(
     keys: npt.NDArray[np.bytes_],
     columns: Sequence[str],
 ) -> ClipTable:
-    """Return the table of the given rows; `columns` are the manifest's names of the members that batches read."""
+    """Return the table of the given rows.
+
+    `columns` lists the members that batches read, named as in the manifest's columns.
+    """
     names, codes = shard_column
     codes = codes[rows]
     place = {name: number for number, name in enumerate(shards)}

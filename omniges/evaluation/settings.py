@@ -101,10 +101,14 @@ class EvaluateSettings:
         self._check_protocol()
         if self.motion_rate_hz is not None and self.checkpoint is not None:
             raise UsageFault(
-                "--motion-rate: expected no rate with --checkpoint, whose motion has its own, found one; remove it"
+                "--motion-rate: expected only without --checkpoint, because generated motion states its rate, found "
+                "both; remove --motion-rate"
             )
         if self.trust_encoder_program and self.gesture_encoder is None:
-            raise UsageFault("--trust-encoder-program: expected a --gesture-encoder to trust, found none; remove it")
+            raise UsageFault(
+                "--trust-encoder-program: expected a --gesture-encoder to trust, found none; remove "
+                "--trust-encoder-program"
+            )
         if self.features is not None and (self.gesture_encoder is not None or self.checkpoint is not None):
             other = (
                 "--checkpoint, whose results do not exist yet" if self.gesture_encoder is None else "--gesture-encoder"

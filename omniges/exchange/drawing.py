@@ -183,7 +183,7 @@ class Captions:
         self._image = functools.lru_cache(maxsize=8)(lambda line, said: lettering.line(self._lines[line], said))
 
     def at(self, time_s: float) -> U8 | None:
-        """Return the line of words to show at a time, as RGBA; None if no word is shown."""
+        """Return the picture (RGBA) of the line of words that is shown at time `time_s`; None if no word is shown."""
         number = bisect.bisect_right(self._begins, time_s) - 1
         if number < 0 or time_s >= self._lines[number].until_s:
             return None
@@ -197,7 +197,7 @@ class View:
     """Position and projection of the camera for one frame."""
 
     rows: F32
-    """(3, 4) from the world to the camera, as `raster.project` expects."""
+    """(3, 4) matrix from world to camera coordinates, as `raster.project` expects."""
     eye: F32
     """(3,) position of the camera in metres."""
 

@@ -58,7 +58,7 @@ class Inspected:
     def page(self, settings: InspectSettings) -> ViewSettings:
         """Return the settings of the page that ``--html`` writes; raise UsageFault if there is nothing to play."""
         if not self.playable or settings.html is None:
-            raise UsageFault(f"--html: expected motion, audio or text, found a {self.facts['kind']}; remove it")
+            raise UsageFault(f"--html: expected motion, audio or text, found a {self.facts['kind']}; remove --html")
         return ViewSettings(
             paths=(str(settings.path),),
             keys=() if settings.key is None else (settings.key,),

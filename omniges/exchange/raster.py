@@ -117,8 +117,8 @@ def project(placed: F32, view: F32, width: int, height: int, screen: F32) -> Non
 
     Args:
         placed: (V, 3) positions.
-        view: (3, 4) from the world to the camera: right, up and towards the viewer. At depth 1, half the image's height
-            is 1.
+        view: (3, 4) matrix from world to camera coordinates; the axes point right, up and towards the viewer. Depth is
+            minus the third coordinate. A point at depth 1 and 1 above the centre lies on the upper edge.
         width: Samples across.
         height: Samples down.
         screen: (V, 3) output array, filled with column, row and 1/depth; a depth of 0 or less gives 0.

@@ -59,10 +59,13 @@ class ExportSettings:
         if self.paths and self.keys:
             raise UsageFault("--key: expected samples of shards, found paths; name the files to export instead")
         if self.motion_rate_hz is not None and not self.paths:
-            raise UsageFault("--motion-rate: expected motion files, found shards, which state their rate; remove it")
+            raise UsageFault(
+                "--motion-rate: expected motion files, found shards, which state their rate; remove --motion-rate"
+            )
         if self.body_model and self.format in {"npz", "arkit-csv"}:
             raise UsageFault(
-                f"--body-model: expected a format with bones, such as bvh or glb, found {self.format}; remove it"
+                f"--body-model: expected a format with bones, such as bvh or glb, found {self.format}; remove "
+                "--body-model"
             )
 
 
@@ -83,7 +86,7 @@ class _Shown(Part):
         "Samples of shards, by key or stem.",
         "--key",
         commas=True,
-        shown="all; with other paths, only the recordings that these contain too",
+        shown="all; if results or files are given beside the shards, only the recordings that occur among these",
     )
     together: bool = option(False, "Show all tracks side by side, whatever their names.")
 
@@ -115,7 +118,7 @@ class ViewSettings(_Shown):
         if (self.body_model is not None) != self.embed_body_model:
             raise UsageFault(
                 "--body-model, --embed-body-model: expected both, found one, because a page with the mesh "
-                "contains the licensed model; add the other, or remove it"
+                "contains the licensed model; give both or neither"
             )
         if self.output_file.is_dir():
             raise UsageFault(

@@ -176,7 +176,7 @@ def find_tracks(
     read_motion = partial(_motion, rate_hz=motion_rate_hz)
     sources = [(label, path, _found(path, read_motion)) for label, path in map(_labelled, paths)]
     if keys and not any(isinstance(source, ShardFolder) for _, _, source in sources):
-        raise UsageFault(f"--key {keys[0]}: expected a folder of shards among the paths, found none; remove it")
+        raise UsageFault(f"--key {keys[0]}: expected a folder of shards among the paths, found none; remove --key")
     others = {found.clip for _, _, each in sources if not isinstance(each, ShardFolder) for found in each}
     chosen: list[_Found] = []
     for label, path, source in sources:

@@ -514,8 +514,8 @@ def planned_inputs(conditions: Sequence[StreamName], sources: Sources, reading: 
     unused = [name for name in STREAMS if sources.files(name) and name not in conditions]
     if unused:
         raise UsageFault(
-            f"--{unused[0]}: expected only inputs of this task ({', '.join(conditions) or 'none'}), found another; "
-            "remove it"
+            f"--{unused[0]}: expected only inputs of this task ({', '.join(conditions) or 'none'}), found another "
+            f"input; remove --{unused[0]}"
         )
     if sources.from_shards:
         if any(sources.files(name) for name in STREAMS):
@@ -575,7 +575,7 @@ def _paired(conditions: Sequence[StreamName], sources: Sources) -> dict[str, dic
             if name in own:
                 raise UsageFault(
                     f"--{name} {file}: expected another name than that of {own[name]}, because results take the "
-                    "names, found the same; rename one"
+                    "names of inputs, found the same name; rename one file"
                 )
             own[name] = file
     for stem, own in found.items():
@@ -584,7 +584,7 @@ def _paired(conditions: Sequence[StreamName], sources: Sources) -> dict[str, dic
             file = next(iter(own.values()))
             raise UsageFault(
                 f"{file}: expected a --{lost[0]} file called {stem}, because inputs are matched by name, found none; "
-                "rename or add it"
+                "add such a file, or rename one"
             )
     return found
 

@@ -566,7 +566,8 @@ def _audio(audio: Path | str | Array, rate_hz: float | None, loudness: Loudness)
     if isinstance(audio, Path | str):
         if rate_hz is not None:
             raise UsageFault(
-                "audio_rate_hz: expected with an array only, found it with a file, which contains its rate; remove it"
+                "audio_rate_hz: expected only with an array, found it with a file, which states its rate; remove "
+                "audio_rate_hz"
             )
         return read_audio(Path(audio), None, loudness)
     samples = _array("audio", audio)
@@ -602,7 +603,8 @@ def _gesture(gesture: Path | str | Array, rate_hz: float | None, wanted: int) ->
         return read_gesture(Path(gesture), None, rate_hz, wanted)
     if rate_hz is not None:
         raise UsageFault(
-            "motion_rate_hz: expected none with an array of channels, which are at 30 Hz, found one; remove it"
+            "motion_rate_hz: expected only with a motion file, found it with an array, whose channels are at 30 Hz; "
+            "remove motion_rate_hz"
         )
     channels = _array("gesture", gesture)
     sizes = get_args(GestureChannels)

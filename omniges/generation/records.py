@@ -157,7 +157,10 @@ def spoken_intervals(data: bytes) -> tuple[list[WordInterval], bool]:
 
 
 def _words_of(data: bytes, tier: str | None) -> list[WordInterval]:
-    """Return the intervals of a tier that contain text; if there are none, evaluation counts each word as deleted."""
+    """Return the intervals of a tier that contain text.
+
+    If no interval has text, return an empty list; evaluation then counts every word of the recording as deleted.
+    """
     try:
         return list(decode_words(data, tier).words)
     except RecordingFault as fault:

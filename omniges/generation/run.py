@@ -79,7 +79,7 @@ def generate(
     recorded = TASKS[task].targets if settings.png else ()
     codecs.require([TASKS[task]], settings.sources)
     if settings.continuous and codecs.through_codes(TASKS[task].targets) is None:
-        raise UsageFault("--continuous: expected a target with a quantizing codec, found none; remove it")
+        raise UsageFault("--continuous: expected a target with a quantizing codec, found none; remove --continuous")
     inputs = planned_inputs(TASKS[task].conditions, settings.sources, sampler.reading(settings.output_dir, recorded))
     _refuse_taken(settings, task, inputs, beside, stale)
     new = not settings.output_dir.exists()
@@ -158,13 +158,16 @@ def _names(name: str, samples: int) -> list[str]:
 def _refuse_taken(
     settings: GenerateSettings, task: str, inputs: Sequence[PlannedInput], beside: Sequence[str], stale: Sequence[str]
 ) -> None:
-    """Refuse to overwrite results, inputs or other files, and to replace a result that other files show."""
+    """Refuse to overwrite inputs and, without --overwrite, any existing file.
+
+    Also refuse to replace a result if a file beside it, such as a video, would still show the old result.
+    """
     names = [name for plan in inputs for name in _names(plan.name, settings.num_samples)]
     twice = sorted(name for name, count in Counter(names).items() if count > 1)[:1]
     if twice:
         raise UsageFault(
-            f"{twice[0]}: expected each name once, because results take the names, found two inputs; rename one of "
-            "the files"
+            f"{twice[0]}: expected each name once, because results take the names of inputs, found two inputs; "
+            "rename one of the files"
         )
     endings = [ending for target in TASKS[task].targets for ending in FILE_ENDINGS[target]]
     endings += [*beside, *([".png"] if settings.png else [])]

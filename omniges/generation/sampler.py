@@ -168,14 +168,14 @@ class Codecs:
         for name, _ in folders:
             if name not in names:
                 raise UsageFault(
-                    f"{origin[0]} {name}: expected codecs of the model ({', '.join(names) or 'none'}), found another; "
-                    "remove it"
+                    f"{origin[0]} {name}: expected codecs of the model ({', '.join(names) or 'none'}), found another "
+                    f"codec; remove {name}"
                 )
         given = [name for name, _ in folders]
         if twice := [name for name in given if given.count(name) > 1]:
             raise UsageFault(f"{origin[0]} {twice[0]}: expected each codec once, found it twice; name one folder")
         if t5_tokenizer is not None and "text" not in self.entries:
-            raise UsageFault("--t5-tokenizer: expected a model with a text codec, found none; remove it")
+            raise UsageFault("--t5-tokenizer: expected a model with a text codec, found none; remove --t5-tokenizer")
 
     def require(self, tasks: Iterable[Task], sources: Sources) -> None:
         """Load the codecs that tasks need, so that errors are raised before sampling starts.

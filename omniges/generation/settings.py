@@ -65,7 +65,7 @@ def require_guidable(task: Task, sampling: SamplingSettings, conditions: Collect
     if sampling.guidance != 1 and not task.conditions and not conditions:
         raise UsageFault(
             f"--guidance-scale {sampling.guidance:g}: expected 1, because this task has no inputs to weight, "
-            "found another number; remove it"
+            "found another number; remove --guidance-scale"
         )
 
 
@@ -131,13 +131,14 @@ class GenerateSettings:
 
     checkpoint: Path = field(
         metadata=about(
-            "Folder of a run, whose newest valid checkpoint is taken, or of a checkpoint; RUN/best is the best one.",
+            "Folder of a checkpoint, such as RUN/best, or folder of a run, which means its newest valid checkpoint.",
             panel="Input and output",
         )
     )
     task: str = field(
         metadata=about(
-            "Task: a2g, t2g, t2a, g2a, a2t, g2t, at2g, gt2a, ga2t or unconditional (a audio, t text, g gesture).",
+            "Task: a2g, t2g, t2a, g2a, a2t, g2t, at2g, gt2a, ga2t or unconditional (a audio, t text, g gesture). "
+            "Letters before the 2 may have any order; joint means unconditional.",
             values=lambda: TASK_NAMES,
         )
     )
@@ -186,13 +187,15 @@ class GenerateSettings:
         of_motion = {"--body": self.body is not None, "--start-xz": self.start_xz is not None}
         unread = [flag for flag, given in of_motion.items() if given and "gesture" not in task.targets]
         if unread:
-            raise UsageFault(f"{unread[0]}: expected a task that produces gesture, found {self.task}; remove it")
+            raise UsageFault(
+                f"{unread[0]}: expected a task that produces gesture, found {self.task}; remove {unread[0]}"
+            )
         if self.sources.motion_rate_hz is not None and not (self.sources.gesture or self.body):
             raise UsageFault(
-                "--motion-rate: expected a motion file without a frame rate, found no motion file; remove it"
+                "--motion-rate: expected a motion file without a frame rate, found no motion file; remove --motion-rate"
             )
         if self.vocoder is not None and "audio" not in task.targets:
-            raise UsageFault(f"--vocoder: expected a task that produces audio, found {self.task}; remove it")
+            raise UsageFault(f"--vocoder: expected a task that produces audio, found {self.task}; remove --vocoder")
         require_guidable(task, self.sampling, self.conditions)
         self._refuse_names_of_bytes()
 

@@ -154,7 +154,7 @@ def _counters(one: Draws) -> list[Tensor]:
 
 
 def _piece(counter: Tensor) -> int:
-    """Return the number of blocks to compute at once: as many as fit the cache on a CPU, otherwise all."""
+    """Return how many blocks to compute at once: on a CPU a fixed number that fits its cache, on other devices all."""
     return _CACHED_BLOCKS if counter.device.type == "cpu" else max(1, counter.shape[1])
 
 

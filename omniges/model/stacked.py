@@ -247,8 +247,8 @@ class _Block:
         Args:
             x: Tokens (S, R, N, W).
             parts: The six parts of the modulation, each (S, R, 1, W).
-            rotary: Results of `rotary_tables`, or None.
-            rows: Samples of the rows.
+            rotary: Cosines and sines from `rotary_tables`, each (S, 1, N, 1, 1, E); None: no rotary positions.
+            rows: Which sample each row belongs to.
 
         Returns:
             Tokens (S, R, N, W).
@@ -273,7 +273,7 @@ def _attend(query_key: Tensor, value: Tensor, rows: StackedRows) -> Tensor:
     Args:
         query_key: Queries and keys (S, R, N, 2, H, E).
         value: Values (S, R, N, H, E).
-        rows: Samples of the rows.
+        rows: Which sample each row belongs to.
 
     Returns:
         Attended values.
@@ -339,7 +339,7 @@ class StackedTrunk:
         Args:
             tokens: Tokens (R, N, C) of every stream, with R and N equal for all streams.
             levels: Noise levels (S, B).
-            rows: Samples of the rows, and the rows that are targets.
+            rows: Which sample each row belongs to, and which rows are targets.
             seconds: Times (N,) of the streams' tokens, required with rotary positions.
             added: Position embeddings (N, W) to add to a stream's tokens.
             speakers: Speakers (B,) int64; None: all unknown.
@@ -387,7 +387,7 @@ class StackedTrunk:
         return [tuple(inner[k : k + 6]) for k in range(0, len(inner), 6)], (scale, shift)
 
     def _rotary(self, seconds: Mapping[StreamName, Tensor] | None) -> tuple[Tensor, Tensor] | None:
-        """Return the two results of `rotary_tables` (S, 1, N, 1, 1, E), or None without rotary positions."""
+        """Return cosines and sines of `rotary_tables`, each (S, 1, N, 1, 1, E); None without rotary positions."""
         periods = self.trunk.rotary_periods_s
         if periods is None:
             return None

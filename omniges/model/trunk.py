@@ -222,8 +222,9 @@ class JointBlock(nn.Module):
         Args:
             hidden: Tokens (R, N, W) of streams. Attention joins the streams in this order.
             conditions: Activated conditioning vectors (R, 1, W) or (R, N, W) of the same streams.
-            rotary: Results of `rotary_tables` for these streams, with axes for queries or keys and for heads; or None.
-            packed: Samples of the rows.
+            rotary: Cosines and sines from `rotary_tables` for these streams, each (1 or R, N, 1, 1, E); axis 2 is query
+                or key, axis 3 the head. None: no rotary positions.
+            packed: Which sample each row belongs to.
 
         Returns:
             Tokens of the streams in `hidden`.
@@ -448,8 +449,8 @@ class JointFlowTransformer(nn.Module):
                 token's conditioning is the vector of its level plus the mean vectors of the other streams.
             seconds: Times (N,) or (B, N) of each stream's tokens, required with rotary positions.
             added: Position embeddings (N, W) to add to a stream's tokens.
-            packed: Samples of the rows of `tokens`; None: row i is sample i, and nothing is absent. An absent stream
-                does not affect the sample.
+            packed: Which sample each row of `tokens` belongs to, and which streams are absent; None: row i is sample i,
+                and no stream is absent. An absent stream does not affect the sample.
             pooled: Vectors (B, pooled_width) for the complete samples, with `pooled_width`.
             speakers: Speakers (B,) int64 in 0 … speakers; None: all unknown.
             described: Vectors (B, W) to add to the conditioning of every stream, from condition streams and absent
@@ -520,7 +521,10 @@ class JointFlowTransformer(nn.Module):
     def _rotary(
         self, names: Sequence[str], seconds: Mapping[str, Tensor] | None, packed: Packed
     ) -> dict[str, tuple[Tensor, Tensor]] | None:
-        """Return tables (1 or R, N, 1, 1, E) of `rotary_tables` by stream; axis 2 is query or key, axis 3 the head."""
+        """Return cosines and sines of `rotary_tables` by stream, each (1 or R, N, 1, 1, E).
+
+        Axis 2 is query or key, and axis 3 is the head.
+        """
         if self.rotary_periods_s is None:
             return None
         if seconds is None:

@@ -165,8 +165,8 @@ class PreprocessSettings:
         default=Path("shards"),
         repr=False,  # a URL may contain credentials
         metadata=about(
-            "Folder for the shards, or s3://BUCKET/FOLDER; created if absent; files with the names of a shard folder "
-            "are replaced.",
+            "Folder for the shards, or s3://BUCKET/FOLDER; created if absent. A shard set in it is replaced; files of "
+            "other names are kept.",
             "--output-dir",
             "-o",
             was=("out",),

@@ -223,13 +223,15 @@ def read_architecture(
     norm = "transformer_blocks.0.attn.norm_q"
     qk_norm: QKNormKind | None = "layer" if f"{norm}.bias" in shapes else "rms" if f"{norm}.weight" in shapes else None
     if qk_norm is None:
-        source, features = "attention_head_dim of its config.json", config.get("attention_head_dim")
+        source, features = "attention_head_dim in its config.json", config.get("attention_head_dim")
+        remedy = "use the config.json that belongs to these weights"
     else:
-        source, (features,) = f"{norm}.weight", size(f"{norm}.weight", 1)
+        source, (features,) = f"size of {norm}.weight", size(f"{norm}.weight", 1)
+        remedy = "download the weights again"
     if type(features) is not int or features < 1 or width % features:
         raise DataError(
-            f"{where}: expected a divisor of the width {width}, found {source} {one_line(str(features), 80)}; "
-            "use the config.json that belongs to these weights"
+            f"{where}: expected a head size that divides the width {width}, found {one_line(str(features), 80)} "
+            f"({source}); {remedy}"
         )
 
     def grid(embedder: str, head: str) -> Grid:

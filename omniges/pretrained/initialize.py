@@ -145,8 +145,8 @@ def _changed(config: ModelConfig, changes: Mapping[str, Any], allowed: frozenset
         )
     if fixed:
         raise UsageFault(
-            f"recipe key model: expected only {', '.join(sorted(allowed))} with pretrained weights, found "
-            f"{', '.join(fixed)}; remove those"
+            f"recipe key model: expected only keys that pretrained weights leave open ({', '.join(sorted(allowed))}), "
+            f"found {', '.join(fixed)}; remove {'it' if len(fixed) == 1 else 'them'}"
         )
     return replace(config, **{name: value for name, value in changes.items() if name in allowed})
 
@@ -268,8 +268,8 @@ class OmniFlowStart(Start):
         if changes.get("audio_tokens", default) == "patches":
             if audio_codec is None:
                 raise UsageFault(
-                    f"recipe key model: audio_tokens: expected {_OMNIFLOW_AUDIO}, found patches without "
-                    "--audio-codec; add it"
+                    f"recipe key model.audio_tokens: expected patches with --audio-codec {_OMNIFLOW_AUDIO}, found them "
+                    f"without; add --audio-codec {_OMNIFLOW_AUDIO}"
                 )
             grid = PatchGrid(**(converted["grids"]["audio"] if converted else audio_grid_of(folder)))
             config = replace(config, audio_tokens="patches", audio_grid=grid, audio_prediction="velocity")

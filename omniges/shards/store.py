@@ -464,7 +464,7 @@ class StorePlace:
     # --- Shards
 
     def staged_path(self, index: int) -> Path:
-        """Return the path for shard `index`, from 0, that this run writes; its object gets the same name."""
+        """Return the path to which this run writes its shard `index`, counted from 0; the object gets the same name."""
         return self.folder / f"staged-{self._state.lock:06d}-{index:06d}.tar"
 
     def keep(self, path: Path, size: int, sha256: str) -> None:
@@ -647,7 +647,7 @@ class StoreJournal:
         return list(lines)
 
     def open(self) -> None:
-        """Prepare for `append`, and discard lines that wait."""
+        """Prepare for `append`: discard the lines that are not yet written."""
         self._waiting = []
 
     def append(self, row: dict[str, Any], *, durable: bool) -> None:
@@ -662,7 +662,7 @@ class StoreJournal:
             self._place._append("shard", line=row)
 
     def close(self) -> None:
-        """Discard the waiting lines; the next run then reads their recordings again."""
+        """Discard the lines that are not yet written. The next run then reads the recordings of these lines again."""
         self._waiting = []
 
 

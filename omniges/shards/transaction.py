@@ -226,7 +226,7 @@ class OutputPlace(Protocol):
         ...
 
     def staged_path(self, index: int) -> Path:
-        """Return the path in `folder` for shard `index`, from 0, that this run writes."""
+        """Return the path in `folder` to which this run writes its shard `index`, counted from 0."""
         ...
 
     def keep(self, path: Path, size: int, sha256: str) -> None:
@@ -295,7 +295,10 @@ class Workspace:
             return {path.name: path.stat().st_size for path in self.out.iterdir() if path.is_file()}
 
     def staged_path(self, index: int) -> Path:
-        """Return the path for shard `index` that this run writes; its number comes after those of a stopped run."""
+        """Return the path to which this run writes its shard `index`, counted from 0.
+
+        The number in the file name continues after the staged shards of a stopped run.
+        """
         if self._first_index is None:
             self._first_index = self.free_index()
         return self.folder / staged_name(self._first_index + index)

@@ -239,22 +239,22 @@ class TrainSettings:
         unread = sorted({"text_prediction", "normalise_text"} & self.model.keys()) if self.text_codec is None else []
         if unread:
             raise UsageFault(
-                f"recipe key model: expected text as latents for {unread[0]}, found text tokens; give "
-                "--text-codec, or remove the key"
+                f"recipe key model.{unread[0]}: expected text as latents, found text tokens; give --text-codec, or "
+                f"remove {unread[0]}"
             )
         token_keys = sorted({"piece_width", "mark_width", "blank_weight"} & self.model.keys())
         if token_keys and self.text_codec is not None:
             raise UsageFault(
-                f"recipe key model: expected text tokens for {token_keys[0]}, found latents of {self.text_codec}; "
-                "remove the key"
+                f"recipe key model.{token_keys[0]}: expected text as text tokens, found latents of {self.text_codec}; "
+                f"remove {token_keys[0]}, or --text-codec"
             )
         of_frames = {"gesture": ("difference_weight", "tokens", "feet_weight"), "audio": ("difference_weight",)}
         for stream, codec in (("gesture", self.gesture_codec), ("audio", self.audio_codec)):
             keys = [key for end in of_frames[stream] if (key := f"{stream}_{end}") in self.model]
             if codec is not None and keys:
                 raise UsageFault(
-                    f"recipe key model: expected frames of {stream} for {keys[0]}, found latents of {codec}; "
-                    "remove the key"
+                    f"recipe key model.{keys[0]}: expected {stream} as frames, found latents of {codec}; remove "
+                    f"{keys[0]}, or --{stream}-codec"
                 )
 
     def _check_sharding(self) -> None:
@@ -280,7 +280,8 @@ class TrainSettings:
             if name not in self.codecs.values():
                 own = ", ".join(self.codecs.values()) or "none"
                 raise UsageFault(
-                    f"--validation-codec {shown(name)}: expected a codec of the run ({own}), found another; remove it"
+                    f"--validation-codec {shown(name)}: expected a codec of the run ({own}), found another codec; "
+                    f"remove {shown(name)}"
                 )
             if name in seen:
                 raise UsageFault(

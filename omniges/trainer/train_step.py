@@ -241,7 +241,7 @@ class Learner:
         return cast("torch.device", self._accelerator.device)
 
     def averaged(self) -> FlowModel:
-        """Return a model in evaluation mode that has the EMA weights within `average_gathered`."""
+        """Return a model in evaluation mode. Inside the block of `average_gathered` it has the EMA weights."""
         model = skeleton_of(self._skeleton, empty=self.sharded)
         buffers = {name: buffer.to(self.device) for name, buffer in model.named_buffers()}
         weights = dict(model.named_parameters()) if self.sharded else dict(self.average.tensors)
@@ -251,7 +251,7 @@ class Learner:
 
     @contextlib.contextmanager
     def average_gathered(self) -> Iterator[None]:
-        """Give the model that `averaged` returned complete EMA weights; all ranks enter together.
+        """Within the block, the model from `averaged` has the complete EMA weights. All ranks must enter together.
 
         Without sharding, this model shares the EMA weights. It then follows their updates, also outside of the block.
 

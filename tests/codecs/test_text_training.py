@@ -387,7 +387,7 @@ class TestRefusals:
         recipe.write_text(f"text-codec: {NAME}\nmodel:\n  text_prediction: velocity\n")
         assert load_settings(recipe, {}).codecs == TEXT
         assert load_settings(recipe, {}).model_config().text_prediction == "velocity"
-        with pytest.raises(UsageFault, match="expected text as latents for text_prediction"):
+        with pytest.raises(UsageFault, match="text_prediction: expected text as latents"):
             settings_of(encoded_text, tmp_path, model={"text_prediction": "velocity"})
         with pytest.raises(UsageFault, match=r'text_prediction: expected .*found "best"'):
             settings_of(encoded_text, tmp_path, text_codec=NAME, model={"text_prediction": "best"})

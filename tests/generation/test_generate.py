@@ -370,7 +370,7 @@ def test_results_are_not_replaced_unless_asked(checkpoint: Path, files: dict[str
             "a2g",
             {"text": ("words.txt",), "audio": ("sound.wav",)},
             UsageFault,
-            r"--text: expected only inputs of this task \(audio\), found another; remove it",
+            r"--text: expected only inputs of this task \(audio\), found another input; remove --text",
         ),
         ("at2g", {"text": ("a.txt",), "audio": ("b.wav", "c.wav")}, UsageFault, "expected a --audio file called a"),
         ("x2g", {"audio": ("sound.wav",)}, UsageFault, "task x2g: expected one of"),

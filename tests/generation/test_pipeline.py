@@ -149,7 +149,7 @@ def test_a_saved_model_is_the_same_model(checkpoint: Path, tmp_path: Path, weigh
         ),
         ({"task": "a2g", "audio": np.full(9, 3e4, np.float32), "audio_rate_hz": 16000}, "divide them by full scale"),
         ({"task": "a2g", "audio": [0.0, 0.1], "audio_rate_hz": 16000}, "audio: expected a path, an array or a tensor"),
-        ({"task": "a2g", "audio": "x.wav", "audio_rate_hz": 16000}, "audio_rate_hz: expected with an array only"),
+        ({"task": "a2g", "audio": "x.wav", "audio_rate_hz": 16000}, "audio_rate_hz: expected only with an array"),
         ({"task": "g2a", "gesture": np.zeros((9, 10), np.float32)}, "gesture: expected channels"),
         ({"task": "t2g", "text": [("there", 1.0, 2.0), ("hello", 0.0, 1.0)]}, "intervals in order of time"),
         ({"task": "t2g", "text": [("hello", 0.0, 1.0), ("there", 0.5, 2.0)]}, "text: word"),
@@ -199,7 +199,7 @@ def test_the_rate_of_motion_is_a_keyword(pipeline: OmnigesPipeline, files: dict[
         np.savez(tmp_path / "talk.npz", **{name: source[name] for name in ("poses", "trans", "betas", "expressions")})
     with pytest.raises(DataError, match="name the rate with motion_rate_hz, or save it"):
         pipeline("g2t", gesture=tmp_path / "talk.npz", num_inference_steps=1)
-    with pytest.raises(UsageFault, match="motion_rate_hz: expected none with an array of channels"):
+    with pytest.raises(UsageFault, match="motion_rate_hz: expected only with a motion file, found it with an array"):
         pipeline("g2t", gesture=np.zeros((30, 415)), motion_rate_hz=60, num_inference_steps=1)
     whole = pipeline("g2t", gesture=files["npz"], num_inference_steps=1)[0]
     found = pipeline("g2t", gesture=tmp_path / "talk.npz", motion_rate_hz=30, num_inference_steps=1)[0]

@@ -232,7 +232,9 @@ class TestChoice:
         assert found[0] == found[1]
 
     def test_what_the_weights_do_not_know_is_refused(self, omniflow: Path) -> None:
-        with pytest.raises(UsageFault, match="expected audioldm2-vae, found patches without --audio-codec"):
+        with pytest.raises(
+            UsageFault, match="audio_tokens: expected patches with --audio-codec audioldm2-vae, found them without"
+        ):
             open_start(omniflow, None, {"audio_tokens": "patches"}, None)
         with pytest.raises(UsageFault, match=r"expected velocity, .*, found clean and audio_tokens patches"):
             open_start(omniflow, None, {"audio_prediction": "clean"}, CODEC)

@@ -309,7 +309,7 @@ class TestFineTuning:
             start.adopt(replace(load_identity(find_checkpoint(trained)), codecs=other))
 
     def test_sizes_come_from_the_checkpoint(self, trained: Path, shards: Path, tmp_path: Path) -> None:
-        with pytest.raises(UsageFault, match="with pretrained weights, found width"):
+        with pytest.raises(UsageFault, match=r"that pretrained weights leave open \(.*\), found width; remove it"):
             begin(shards, tmp_path, trained, model={"width": 64})
 
 
@@ -357,7 +357,7 @@ class TestWords:
             open_start(tmp_path / "Org" / "name", None, {})
         with pytest.raises(UsageFault, match=r"expected an OmniFlow folder .*, found none of them"):
             open_start(tmp_path, None, {})
-        with pytest.raises(UsageFault, match="with pretrained weights, found layers, width"):
+        with pytest.raises(UsageFault, match=r"leave open \(.*\), found layers, width; remove them"):
             open_start(omniflow, None, {"width": 3, "layers": 9, "absent": "left-out"})
         convert(omniflow, tmp_path / "converted")
         with pytest.raises(UsageFault, match="found a converted one with one"):

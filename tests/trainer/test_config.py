@@ -191,7 +191,9 @@ def test_differences_are_reported_by_flag_name() -> None:
 @pytest.mark.parametrize("key", ["piece_width", "mark_width", "blank_weight"])
 def test_text_token_keys_are_refused_where_text_is_latents(key: str) -> None:
     assert getattr(TrainSettings(model={key: 8}).model_config(), key) == 8
-    with pytest.raises(UsageFault, match=f"expected text tokens for {key}, found latents of omniflow-text-vae"):
+    with pytest.raises(
+        UsageFault, match=f"model.{key}: expected text as text tokens, found latents of omniflow-text-vae"
+    ):
         TrainSettings(model={key: 8}, text_codec="omniflow-text-vae")
 
 
@@ -201,7 +203,7 @@ class TestDifferenceWeights:
         model = {f"{stream}_difference_weight": 1.0}
         assert TrainSettings(model=model).model_config().as_json()[f"{stream}_difference_weight"] == 1.0
         with pytest.raises(
-            UsageFault, match=f"expected frames of {stream} for {stream}_difference_weight, found latents"
+            UsageFault, match=f"model.{stream}_difference_weight: expected {stream} as frames, found latents"
         ):
             TrainSettings(model=model, **{f"{stream}_codec": codec})
 

@@ -47,7 +47,7 @@ def test_latents_of_gesture_have_no_splines(tmp_path: Path) -> None:
     settings = settings_of("shards", tmp_path, gesture_codec="gesture-rvqvae")
     assert settings.model_config().gesture_tokens == "frames"
     for key in ("gesture_tokens", "gesture_feet_weight"):
-        with pytest.raises(UsageFault, match=f"model: expected frames of gesture for {key}"):
+        with pytest.raises(UsageFault, match=f"model.{key}: expected gesture as frames"):
             settings_of("shards", tmp_path, gesture_codec="gesture-rvqvae", model={key: 1})
 
 

@@ -341,7 +341,7 @@ class Validation:
         return self._samples
 
     def _parts_of(self, row: ManifestRow) -> int:
-        """Return bits of the parts that the recording has and that occurred in training."""
+        """Return a bit mask of the parts that the recording has and that occurred in training."""
         return present_bits(row.present) & self.sampler.model.trained
 
     def _lacking(self, task: str) -> list[str]:

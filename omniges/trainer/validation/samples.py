@@ -70,7 +70,7 @@ class HeldOutWindow:
         return all(self.present & STREAM_BITS[name] for name in streams)
 
     def present_for(self, task: str) -> int:
-        """Return bits of `STREAM_PARTS`: absent parts of the task's conditions are 0, and all other parts are 1."""
+        """Return a bit mask of `STREAM_PARTS`: 0 for absent parts of the task's conditions, 1 for all other parts."""
         return self.present | ALL_PRESENT & ~bits_of(TASKS[task].conditions)
 
     @property

@@ -322,11 +322,15 @@ class TestRefusals:
         [
             (("audioldm2-vae",), BOTH, "validation_codec audioldm2-vae: expected NAME=FOLDER"),
             (("audioldm2-vae=",), BOTH, "expected NAME=FOLDER"),
-            (("audioldm2-vae=a",), {}, r"expected a codec of the run \(none\), found another; remove it"),
+            (
+                ("audioldm2-vae=a",),
+                {},
+                r"expected a codec of the run \(none\), found another codec; remove audioldm2-vae",
+            ),
             (
                 ("gesture-rvqvae=a",),
                 {"audio_codec": AUDIO},
-                r"expected a codec of the run \(audioldm2-vae\), found another; remove it",
+                r"expected a codec of the run \(audioldm2-vae\), found another codec; remove",
             ),
             (("audioldm2-vae=a", "audioldm2-vae=b"), BOTH, "expected each codec once, found it twice; name one folder"),
         ],
