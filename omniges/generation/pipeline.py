@@ -363,8 +363,7 @@ class OmnigesPipeline:
             motion_rate_hz: Frames per second of an NPZ that does not state them.
             seconds: Largest length in seconds; for an unconditional sample, the exact length.
             speaker: Speaker style to generate in; None: unknown.
-            conditions: Values of condition streams by name, such as ``{"emotion": "happiness"}``; a value None leaves
-                the stream out.
+            conditions: Values of condition streams, such as ``{"emotion": "happiness"}``; None leaves a stream out.
             num_samples: Number of samples, which differ in their noise.
             num_inference_steps: Sampling steps; None: 20, or 10 with the guidance that the model states.
             guidance_scale: Scale of classifier-free guidance; 1: no guidance; None: stated by the model.
