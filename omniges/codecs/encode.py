@@ -200,7 +200,7 @@ def _counted(entry: CodecEntry, codec: Codec, source: ShardFolder, settings: Enc
     if not lost:
         longest = max((row.ticks for row in source.rows), default=0)
         raise DataError(
-            f"{source.folder}: expected a clip of at least {entry.window_ticks} ticks, one window, found at "
+            f"{source.folder}: expected a clip of at least {entry.window_ticks} ticks (one window), found at "
             f"most {longest}; choose a shorter --window-ticks"
         )
     counts = {"windows": len(lost), "cut": sum(x.cut for x in lost), "unknown": sum(x.unknown for x in lost)}
@@ -393,8 +393,8 @@ class _Job:
             for row in self.source.rows:
                 if len(row.key) + 1 + len(entry.member) > _MAX_NAME_BYTES:
                     raise DataError(
-                        f"{self.source.folder}: {row.key}.{entry.member}: expected at most {_MAX_NAME_BYTES} bytes, the"
-                        " space of a name in a tar header, found more; preprocess this recording under a shorter name"
+                        f"{self.source.folder}: {row.key}.{entry.member}: expected a name of at most {_MAX_NAME_BYTES} "
+                        "bytes (as in a tar header), found a longer one; preprocess this recording under a shorter name"
                     )
 
     def _journalled(self, rows: Mapping[str, Sequence[ManifestRow]]) -> dict[str, _Written]:

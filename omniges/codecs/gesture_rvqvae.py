@@ -260,7 +260,7 @@ class GestureRvqvae:
         if rest is None and self.lacking:
             columns = ", ".join(f"{block.start} to {block.stop - 1}" for block in self.lacking)
             raise UsageFault(
-                f"rest: expected values of channels {columns}, which no network has, found none; pass them"
+                f"rest: expected values of channels {columns}, which no network has, found none; pass rest"
             )
         if rest is not None and not self.lacking:
             raise UsageFault(

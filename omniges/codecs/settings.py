@@ -108,9 +108,8 @@ class EncodeSettings:
         names = [name for name, _ in self.codecs]
         twice = [name for name in names if names.count(name) > 1]
         if not names or twice:
-            raise UsageFault(
-                f"--codec: expected each codec once, found {', '.join(twice[:1]) or 'none'}; name one folder for each"
-            )
+            found = f"{twice[0]} {names.count(twice[0])} times" if twice else "none"
+            raise UsageFault(f"--codec: expected each codec once, found {found}; name one folder for each codec")
 
     @property
     def target(self) -> Path:

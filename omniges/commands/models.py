@@ -125,7 +125,9 @@ def generate(
     shards = settings.sources.shards if settings.sources.from_shards else None
     page_file = settings.output_dir / "page.html"
     if settings.part.chosen and not (settings.png or html or video):
-        raise UsageFault("--show-start, --show-seconds: expected with --png, --html or --video, found none; add one")
+        raise UsageFault(
+            "--show-start, --show-seconds: expected with --png, --html or --video, found none of these; add one of them"
+        )
     if html and page_file.exists() and not settings.overwrite:
         raise UsageFault(
             f"--html: expected no {page_file}, found one that would be replaced; choose another --output-dir, or "

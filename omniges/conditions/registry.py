@@ -68,7 +68,7 @@ def _checked(name: str, stream: Any, who: str) -> type[ConditionStream]:
         raise UsageFault(f"{who}: expected a subclass of ConditionStream with the name {name!r}, found {stream!r:.100}")
     if name in _GENERATED or not _NAME.fullmatch(name):
         raise UsageFault(
-            f"{who}: expected a name of lower-case letters, digits and _, other than {', '.join(_GENERATED)}, "
+            f"{who}: expected a name of lower-case letters, digits and _ (but none of {', '.join(_GENERATED)}), "
             f"found {name!r}; rename the condition stream"
         )
     return stream

@@ -74,7 +74,7 @@ class Filters:
                 raise UsageFault(f"{name}: expected a number of seconds, found {limit!r:.80}")
         unknown = {name for names in self.streams for name in names.split("+")} - STREAM_BITS.keys()
         if unknown:
-            raise UsageFault(f"expected streams {', '.join(STREAM_BITS)}, joined by +, found {min(unknown)!r}")
+            raise UsageFault(f"expected streams joined by + (of {', '.join(STREAM_BITS)}), found {min(unknown)!r}")
         longest = float("inf") if self.max_seconds is None else self.max_seconds
         if not 0 <= self.min_seconds <= longest:
             raise UsageFault(f"expected 0 ≤ min_seconds ≤ max_seconds, found {self.min_seconds} and {self.max_seconds}")
@@ -461,9 +461,10 @@ def keep_labelled(
         names, codes = values
         there = ", ".join(sorted(names[code] for code in np.unique(codes[left]).tolist() if code >= 0 and names[code]))
         texts = " or ".join(wanted)
-        raise UsageFault(
-            f"{folder}: expected samples with {name} {texts}, found none; choose from {there or 'none, all are null'}"
+        remedy = (
+            f"choose from {there}" if there else f"remove this filter, because no selected sample states its {name}"
         )
+        raise UsageFault(f"{folder}: expected samples with {name} {texts}, found none; {remedy}")
     return found
 
 

@@ -319,8 +319,8 @@ def open_specification(specification: Mapping[str, Any]) -> RemoteShards:
 
 def _too_small(settings: CacheSettings, minimum: int, name: str) -> UsageFault:
     return UsageFault(
-        f"{settings.folder}: expected a cache of at least {minimum} bytes, the size of {name} and the files "
-        f"beside the shards, found a limit of {settings.capacity_bytes}; a cache of the size of all shards "
+        f"{settings.folder}: expected a cache of at least {minimum} bytes (size of {name} and of the files "
+        f"beside the shards), found a limit of {settings.capacity_bytes}; a cache of the size of all shards "
         "downloads each once"
     )
 

@@ -244,8 +244,8 @@ def _tasks(saved: SavedCheckpoint, named: Sequence[str]) -> tuple[tuple[str, ...
     for name in wanted:
         if name not in trained:
             raise UsageFault(
-                f"--tasks {name}: expected tasks on which {saved.path} was trained, {', '.join(sorted(trained))}, "
-                "found another; choose among them"
+                f"--tasks {name}: expected tasks on which {saved.path} was trained ({', '.join(sorted(trained))}), "
+                "found another task; choose among these"
             )
     identity = load_identity(saved)
     never = {name: gone for name in TASKS if (gone := identity.never_had(TASKS[name]))}
@@ -259,7 +259,8 @@ def _tasks(saved: SavedCheckpoint, named: Sequence[str]) -> tuple[tuple[str, ...
     tasks = wanted or tuple(name for name in _SIX if name in trained)
     if not tasks:
         raise UsageFault(
-            f"--tasks: expected some of {', '.join(sorted(trained))}, on which {saved.path} was trained; name them"
+            f"--tasks: expected tasks on which {saved.path} was trained ({', '.join(sorted(trained))}), found none; "
+            "name some"
         )
     lost = [name for name in _SIX if name not in trained and not wanted]
     return tasks, [f"not generated, because the model was not trained on them: {', '.join(lost)}"] if lost else []

@@ -110,10 +110,11 @@ class EvaluateSettings:
                 "--trust-encoder-program"
             )
         if self.features is not None and (self.gesture_encoder is not None or self.checkpoint is not None):
-            other = (
-                "--checkpoint, whose results do not exist yet" if self.gesture_encoder is None else "--gesture-encoder"
+            other = "--checkpoint" if self.gesture_encoder is None else "--gesture-encoder"
+            raise UsageFault(
+                f"--features: expected only without {other}, because the features of results in folders are already "
+                "computed, found both; remove one of the two"
             )
-            raise UsageFault(f"--features: expected features of results in folders, found {other} too; give one")
 
     def _check_protocol(self) -> None:
         if self.protocol is None:
@@ -123,12 +124,14 @@ class EvaluateSettings:
                 )
             return
         if self.checkpoint is not None or self.features is not None:
-            found = "--checkpoint; run omniges generate first" if self.features is None else "--features; remove it"
+            found, remedy = ("--features", "remove --features and give the folders")
+            if self.features is None:
+                found, remedy = "--checkpoint", "run omniges generate first and give its folder"
             raise UsageFault(
-                f"--protocol {self.protocol}: expected folders of generated results, found {found}; give them instead"
+                f"--protocol {self.protocol}: expected folders of generated results, found {found}; {remedy}"
             )
         if self.profile == "emage-eval-2025":
             raise UsageFault(
                 f"--protocol {self.protocol}: expected the profile emage-2024, found --profile {self.profile}; remove "
-                "it"
+                "--profile"
             )

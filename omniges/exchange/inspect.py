@@ -55,7 +55,7 @@ def inspect(path: Path, key: str | None = None, motion_rate_hz: float | None = N
     else:
         inspector = _of_file(path, motion_rate_hz)
     if key is not None:
-        raise UsageFault(f"KEY {key}: expected only with a folder of shards, found {path}; remove it")
+        raise UsageFault(f"KEY {key}: expected only with a folder of shards, found {path}; remove KEY")
     return inspector(path)
 
 

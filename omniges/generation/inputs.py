@@ -557,8 +557,8 @@ def _require_streams(conditions: Sequence[StreamName], rows: Sequence[ManifestRo
         if lost:
             more = f" and {len(lost) - 1} more samples" if len(lost) > 1 else ""
             raise UsageFault(
-                f"--key {lost[0]}: expected a sample with {name}, an input of this task, found that this sample{more} "
-                f"in {folder} lacks it; name other samples by --key, or choose another task"
+                f"--key {lost[0]}: expected a sample with {name} (an input of this task), found that this sample{more} "
+                f"in {folder} lacks {name}; name other samples by --key, or choose another task"
             )
 
 

@@ -66,7 +66,7 @@ class Loaded:
         trained = trained_tasks(self.saved)
         if trained is not None and task not in trained:
             raise UsageFault(
-                f"{self.saved.path}: expected a task on which it was trained, {', '.join(trained)}, found {task}; "
+                f"{self.saved.path}: expected a task on which it was trained ({', '.join(trained)}), found {task}; "
                 "choose another task"
             )
         lost = self.identity.never_had(TASKS[task])

@@ -178,7 +178,7 @@ class CheckpointStart(Start):
             )
         if was.loudness != identity.loudness:
             raise UsageFault(
-                f"{self._saved.path}: expected audio of loudness {was.loudness}, on which it was trained, found "
+                f"{self._saved.path}: expected audio of loudness {was.loudness} (as in its training), found "
                 f"{identity.loudness} in these shards; preprocess them with --loudness {was.loudness}"
             )
         own = replace(identity, statistics=was.statistics, tokenizer=was.tokenizer, latents=was.latents)

@@ -364,7 +364,7 @@ def _average(path: Path, architecture: Architecture, weights: Tensors) -> Tensor
     for number, (name, shape) in enumerate(own.items()):
         if tuple(found[number].shape) != shape:
             raise DataError(
-                f"{path}: expected {shape}, the shape of {name}, found {tuple(found[number].shape)} at "
+                f"{path}: expected {shape} (the shape of {name}), found {tuple(found[number].shape)} at "
                 f"{_LIST}[{number}], so the order differs; use the last weights instead"
             )
     if Counter(tuple(x.shape) for x in found[len(own) :]) != Counter(weights.shapes[name] for name in nested):

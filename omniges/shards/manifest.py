@@ -404,7 +404,7 @@ def places_problem(rows: Iterable[ManifestRow], shards: Mapping[str, Any]) -> st
             return f"expected {shards[shard]['samples']} rows of {shard} as in dataset.json, found {count}"
         end, size = ends[shard] + -ends[shard] % BLOCK_BYTES + len(END_OF_ARCHIVE), shards[shard]["bytes"]
         if end != size:
-            return f"{shard}: expected {end} bytes, where its members end, found {size} in dataset.json"
+            return f"{shard}: expected {end} bytes (the end of its members), found {size} in dataset.json"
     return ""
 
 

@@ -37,7 +37,7 @@ _REASONS: Final = {
     errno.ENOENT: "the folder is not there (any more); create it and run the same command again",
     errno.ENOTDIR: "part of the path is a file, not a folder; choose another folder",
     errno.EEXIST: "a file of that name is in the way; choose another path",
-    errno.ELOOP: "a link is in the way, and nothing is written through it; remove it, or choose another path",
+    errno.ELOOP: "a link is in the way, and nothing is written through links; remove the link, or choose another path",
     errno.EISDIR: "a folder of that name is in the way; choose another path",
     errno.EMFILE: "too many open files; raise the limit (ulimit -n)",
 }

@@ -338,7 +338,8 @@ def _with_absent_parts(identity: ModelIdentity, data: Sequence[DataSource]) -> M
     if unknown:
         raise UsageFault(
             f"--shards: expected statistics of {', '.join(unknown)} from train samples of "
-            f"{data[0].catalog.folder} or the pretrained weights, found none; name a folder that has them first"
+            f"{data[0].catalog.folder} or the pretrained weights, found none; let --shards begin with a folder "
+            "that has them"
         )
     if flags.all():
         return identity

@@ -134,7 +134,7 @@ class TestOutput:
     def test_clips_without_a_window_have_no_rows(self, text_vae: Path, tmp_path: Path) -> None:
         write_sample_corpus(tmp_path / "c", CorpusSettings(clips=5, seconds=2.0, words=2, speakers=1))
         run_preprocess(tmp_path / "c", tmp_path / "s")
-        with pytest.raises(DataError, match=r"expected a clip of at least 24 ticks, one window, found at most 20"):
+        with pytest.raises(DataError, match=r"expected a clip of at least 24 ticks \(one window\), found at most 20"):
             encoded_shards(tmp_path / "s", text_vae, window_ticks=24)
         summary = encoded_shards(tmp_path / "s", text_vae)
         assert "of 10 windows, 0 have more text" in "\n".join(summary.lines)

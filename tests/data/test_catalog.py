@@ -130,7 +130,10 @@ class TestFilters:
             ({"speakers": ("9", "scott")}, "speaker 9 or scott, found none; choose from speaker0, speaker1, speaker2"),
             ({"speakers": ("1",), "languages": ("chinese",)}, "language chinese, found none; choose from english"),
             ({"emotions": ("happy",)}, "emotion happy, found none; choose from neutral"),
-            ({"speakers": ("3",), "emotions": ("happy",)}, "emotion happy, found none; choose from none, all are null"),
+            (
+                {"speakers": ("3",), "emotions": ("happy",)},
+                "emotion happy, found none; remove this filter, because no selected sample",
+            ),
             ({"min_seconds": 60.0}, r"last 60 to inf s, found only 0\.76\d* to 3 s"),
         ],
     )

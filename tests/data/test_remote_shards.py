@@ -541,7 +541,8 @@ class TestCache:
         small += (shards / "dataset.json").stat().st_size
         largest = max(entry["bytes"] for entry in document["shards"].values())
         with pytest.raises(
-            UsageFault, match=f"expected a cache of at least {small + largest} bytes, .* limit of {largest}"
+            UsageFault,
+            match=rf"expected a cache of at least {small + largest} bytes \(.*\), found a limit of {largest}",
         ):
             opened(web.url, settings(tmp_path, largest))
         opened(web.url, settings(tmp_path, small + largest)).close()

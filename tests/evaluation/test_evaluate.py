@@ -178,7 +178,9 @@ class TestGesture:
         refused(UsageFault, "no such file", features=(tmp_path / "a.npy", tmp_path / "none.npy"))
         refused(DataError, "one.npy", features=(tmp_path / "a.npy", tmp_path / "one.npy"))
         refused(DataError, "damaged.npy", features=(tmp_path / "a.npy", tmp_path / "damaged.npy"))
-        refused(UsageFault, "found gesture_encoder too", gesture_encoder=tmp_path / "e.safetensors")
+        refused(
+            UsageFault, "features: expected only without gesture_encoder", gesture_encoder=tmp_path / "e.safetensors"
+        )
         refused(UsageFault, "exactly one task that generates gesture, found none", own="text", task="a2t")
 
     def test_a_short_result_is_scored_where_it_can_be_and_said_to_be_short(self, shards: Path, tmp_path: Path) -> None:
@@ -342,7 +344,7 @@ def test_motion_without_a_rate_is_scored_with_the_rate_that_is_given(shards: Pat
     with pytest.raises(DataError, match="npz-no-rate"):
         scored(tmp_path / "other", shards, task="a2g")
     assert scored(tmp_path / "other", shards, task="a2g", motion_rate_hz=30) == expected
-    with pytest.raises(UsageFault, match="motion_rate_hz: expected no rate with checkpoint"):
+    with pytest.raises(UsageFault, match="motion_rate_hz: expected only without checkpoint"):
         EvaluateSettings(checkpoint=tmp_path, motion_rate_hz=30)
 
 

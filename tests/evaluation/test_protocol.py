@@ -308,7 +308,7 @@ def test_clips_seconds_and_rows_are_those_of_the_papers(beat2_sample: Path) -> N
     [
         ({"protocol": None, "grid": "emage"}, "grid emage: expected with protocol"),
         ({"profile": "emage-eval-2025"}, "expected the profile emage-2024, found profile"),
-        ({"features": (Path("a.npy"), Path("b.npy"))}, "found features; remove it"),
+        ({"features": (Path("a.npy"), Path("b.npy"))}, "found features; remove features and give the folders"),
         ({"generated": (), "checkpoint": Path("run")}, "found checkpoint; run omniges generate first"),
     ],
 )

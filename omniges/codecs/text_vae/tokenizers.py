@@ -101,7 +101,7 @@ class _TokenizerFile:
         size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
         if size > vocabulary:
             raise DataError(
-                f"{self._path}: expected token numbers below {vocabulary}, the rows of the model's table, found "
+                f"{self._path}: expected token numbers below {vocabulary} (rows of the model's table), found "
                 f"{size - 1}; give the tokenizer that belongs to the model"
             )
 

@@ -252,8 +252,8 @@ def open_held_out(
     shown = ", ".join(folder.source.describe("").rstrip("/") for folder in folders.values())
     if not tasks:
         raise UsageFault(
-            f"recipe key flow.shares: expected a share above 0 for at least one of {', '.join(SIX)}, which are "
-            "validated, found none; train with --validation-steps 0"
+            f"recipe key flow.shares: expected a share above 0 for at least one validated task ({', '.join(SIX)}), "
+            "found none; train with --validation-steps 0"
         )
     if held_out and not rows:
         raise UsageFault(
@@ -272,8 +272,8 @@ def open_held_out(
         of_text = any(one.catalog.tracks.text is not None for one in data)
         remedy = "encode text again with --window-ticks" if of_text else "choose --window-ticks"
         raise UsageFault(
-            f"{shown}: expected a recording of the val split with at least {window_ticks} ticks, one window, "
-            f"found none among {len(clips)}, the longest with {longest}; {remedy} "
+            f"{shown}: expected a recording of the val split with at least {window_ticks} ticks (one window), "
+            f"found none among {len(clips)} (the longest has {longest}); {remedy} "
             f"{longest - longest % tick_multiple} or less, or train with --validation-steps 0"
         )
     windows = tuple(

@@ -115,7 +115,7 @@ def test_an_empty_val_split_says_how_to_make_one(corpus: Path, tmp_path: Path) -
 
 
 def test_windows_longer_than_every_recording_say_which_are_possible(data: list[DataSource]) -> None:
-    with pytest.raises(UsageFault, match=r"at least 100 ticks, one window, found none .* --window-ticks 40 or less"):
+    with pytest.raises(UsageFault, match=r"at least 100 ticks \(one window\), found none .* --window-ticks 40 or less"):
         open_held_out(data, 100, 4)
 
 

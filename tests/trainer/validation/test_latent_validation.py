@@ -356,7 +356,9 @@ class TestRefusals:
 
     def test_windows_that_fit_into_no_recording_say_which_whole_rows_do(self, shards: Path) -> None:
         data = [DataSource(read_catalog(shards, Filters()))]
-        with pytest.raises(UsageFault, match=r"at least 48 ticks, one window, found none .* --window-ticks 32 or less"):
+        with pytest.raises(
+            UsageFault, match=r"at least 48 ticks \(one window\), found none .* --window-ticks 32 or less"
+        ):
             open_held_out(data, 48, 4, 16)
 
 
