@@ -70,7 +70,7 @@ class QuantisingCodec(Protocol):
     """A codec with a table of codes. Before decoding, `decode` can replace each latent by the nearest code."""
 
     def decoding(self, *, quantised: bool) -> Self:
-        """Return a codec whose `decode` replaces latents by codes if `quantised`, and does not otherwise."""
+        """Return a codec whose `decode` replaces latents by codes if `quantised`, or uses them unchanged otherwise."""
 
 
 @runtime_checkable

@@ -94,7 +94,7 @@ class Filters:
         """Return a mask (N,) of the clips that pass the filter `streams`.
 
         Args:
-            present: (N,) parts of each clip, as bits of `STREAM_PARTS`.
+            present: (N,) parts of each clip, as a bit mask of `STREAM_PARTS`.
 
         Returns:
             Mask (N,); all True without a filter.
@@ -114,7 +114,7 @@ class ClipTable:
     frames: npt.NDArray[np.int64]  # (N,) gesture frames
     mel_frames: npt.NDArray[np.int64]  # (N,)
     ticks: npt.NDArray[np.int64]  # (N,)
-    present: npt.NDArray[np.uint8]  # (N,) bits of `STREAM_PARTS`
+    present: npt.NDArray[np.uint8]  # (N,) bit masks of `STREAM_PARTS`
     shard: npt.NDArray[np.int32]  # (N,) number of the shard
     offsets: npt.NDArray[np.int64]  # (N, M) first data byte in the shard
     sizes: npt.NDArray[np.int64]  # (N, M) bytes

@@ -70,7 +70,9 @@ class Batch:
     keys: tuple[str, ...]
     speakers: tuple[str | None, ...]
     sources: tuple[int, ...]  # number of the folder in a mixture
-    present: npt.NDArray[np.uint8]  # (B,) bits of `omniges.shards.present.STREAM_PARTS`; absent parts are zeros
+    present: npt.NDArray[
+        np.uint8
+    ]  # (B,) bit masks of `omniges.shards.present.STREAM_PARTS`; arrays are 0 in absent parts
     conditions: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     """Condition streams by name: values (B, …), and a mask (B,) of the windows that have a value."""
 

@@ -44,7 +44,7 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A semantic annotation: a gesture class and the seconds of the clip that it covers."""
+    """A semantic annotation: a gesture class, and start and end of the gesture in seconds."""
 
     name: str
     start_s: float

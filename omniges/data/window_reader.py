@@ -269,7 +269,7 @@ class ClipReader:
         self._shards = list(
             zip(map(table.shard_name, range(len(table.shard_bytes))), table.shard_bytes.tolist(), strict=True)
         )
-        # By clip: shard, first float of gesture, audio and jaw_eyes, bits of the parts that are present.
+        # By clip: shard, first float of gesture, audio and jaw_eyes, bit mask of the parts that are present.
         self._checked: dict[int, tuple[int, int, int, int, int]] = {}
         self._by_member = tracks.by_member
 
@@ -381,7 +381,11 @@ class ClipReader:
         return self.maps.get(*self._shards[self.table.shard[sample]])
 
     def _check(self, sample: int) -> tuple[int, int, int, int, int]:
-        """Check a clip; return its shard, the first float of gesture, audio and jaw_eyes, and bits of its parts."""
+        """Check a clip.
+
+        Returns:
+            Its shard, the first float of gesture, audio and jaw_eyes, and a bit mask of its parts.
+        """
         shard = int(self.table.shard[sample])
         content = self._map(sample).content
         gesture, audio = (self._data_start(content, sample, member) // 4 for member in (_GESTURE, _AUDIO))

@@ -41,7 +41,7 @@ class EvaluateSettings:
     work_dir: Path | None = option(
         None,
         "Folder that keeps the generated results, one subfolder for each task.",
-        shown="removed afterwards",
+        shown="a temporary folder",
         was=("work",),
     )
     motion_rate_hz: float | None = motion_rate_option(panel="Scoring")
@@ -71,7 +71,7 @@ class EvaluateSettings:
     features: tuple[Path, Path] | None = option(
         None,
         "Encoder features of the results and of the recordings, one .npy each, in place of an encoder.",
-        shown="encoded here",
+        shown="computed here",
     )
     trust_encoder_program: bool = option(
         False, "Run a TorchScript encoder, which is a program and can do anything.", was=("trust_program",)

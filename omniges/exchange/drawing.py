@@ -109,7 +109,7 @@ class Lettering:
         return sum(any(ord(letter) not in known for letter in printable(text)) for text in texts)
 
     def label(self, name: str, note: str, track: int) -> U8:
-        """Draw the label of a track as RGBA: its colour and name, and a second line below.
+        """Draw the label of a track as RGBA: colour and name in the first line, and a note in the second.
 
         Args:
             name: Name of the track.

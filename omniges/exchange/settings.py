@@ -54,7 +54,8 @@ class ExportSettings:
         check(self)
         if (self.format == "arkit-csv") != (self.arkit_matrix is not None):
             raise UsageFault(
-                "--arkit-matrix: expected a file if --format is arkit-csv, and only then; add it, or remove it"
+                "--arkit-matrix: expected a file with --format arkit-csv, and none with another format; "
+                f"{'add' if self.arkit_matrix is None else 'remove'} --arkit-matrix"
             )
         if self.paths and self.keys:
             raise UsageFault("--key: expected samples of shards, found paths; name the files to export instead")

@@ -46,8 +46,8 @@ def common_frames(motion_frames: int, audio_samples: int, rate_hz: int) -> int:
     It is min(motion frames, floor(30 · samples / rate)).
 
     Args:
-        motion_frames: Frames of motion at 30 Hz.
-        audio_samples: Samples of audio at its own rate.
+        motion_frames: Number of motion frames at 30 Hz.
+        audio_samples: Number of audio samples at `rate_hz`.
         rate_hz: Sample rate of the audio.
 
     Returns:

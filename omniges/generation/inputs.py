@@ -466,7 +466,7 @@ class Input:
     source: Mapping[str, Any] | None = None  # origin of a sample of a shard folder
     warnings: tuple[str, ...] = ()
     recorded: tuple[Condition, ...] = ()  # recorded targets of a sample of a shard folder
-    present: int = ALL_PRESENT  # bits of `STREAM_PARTS`, without those that the given streams lack
+    present: int = ALL_PRESENT  # bit mask of `STREAM_PARTS`, without the parts that the given streams lack
     sample: Recording | None = None  # contents of a sample of a shard folder, for condition streams
 
     @property

@@ -79,7 +79,7 @@ class Timeline:
     conditions: Mapping[StreamName, TicksOf]
     speaker: int  # 0: unknown
     sample: int  # number that distinguishes samples of one seed
-    present: int = ALL_PRESENT  # bits of `STREAM_PARTS`, without those that the conditions lack
+    present: int = ALL_PRESENT  # bit mask of `STREAM_PARTS`, without the parts that the conditions lack
     described: Mapping[str, ValueOf] = field(default_factory=dict)
     """For each condition stream of the model, its value as a function of a window."""
 

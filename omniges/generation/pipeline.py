@@ -111,7 +111,9 @@ class OmnigesSample:
             DataError: The channels contain no valid rotation.
         """
         if self.gesture is None:
-            raise UsageFault("motion: expected a task that produces gesture, found another; choose one such as a2g")
+            raise UsageFault(
+                "motion: expected a task that produces gesture, found another task; choose one such as a2g"
+            )
         channels = self.gesture if self.jaw_eyes is None else np.concatenate([self.gesture, self.jaw_eyes], axis=1)
         return valid_motion(channels, np.asarray(start_xz, np.float64))
 
@@ -128,7 +130,9 @@ class OmnigesSample:
             UsageFault: The task does not produce audio, or `load_hifi_gan` refuses the folder.
         """
         if self.mel is None:
-            raise UsageFault("waveform: expected a task that produces audio, found another; choose one such as t2a")
+            raise UsageFault(
+                "waveform: expected a task that produces audio, found another task; choose one such as t2a"
+            )
         chosen = chosen_vocoder(None if vocoder is None else arguments.path("vocoder", vocoder))
         return waveform_from_mel(self.mel, chosen.begin(self.seed))
 

@@ -263,7 +263,10 @@ class FlowModel(nn.Module):
         return absent if described is None else absent + described
 
     def known_parts(self, bits: npt.NDArray[np.uint8]) -> Present | None:
-        """Return the presence of parts from bits (B,) of `STREAM_PARTS`; parts that training never had are absent."""
+        """Return which parts are present, from bit masks (B,) of `STREAM_PARTS`.
+
+        Parts that no training sample had count as absent.
+        """
         known = bits & np.uint8(self.trained) | np.uint8(self._unused)
         return present_of(known, next(self.parameters()).device, self.latents, self.gesture_channels)
 

@@ -60,7 +60,7 @@ class _Parts(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Split the gradient into those of the parts."""
+        """Split the gradient of the joined tensor into the gradients of its parts."""
         (gradient,) = gradients
         return None, None, *(part for own in gradient.unbind(0) for part in torch.split(own, ctx.sizes))
 

@@ -494,13 +494,20 @@ class Present:
     masks: Mapping[StreamName, Tensor]  # bool (B, 415 or 424) of gesture channels, (B, 1) of other streams and latents
 
     def at(self, rows: Tensor) -> Present:
-        """Return the presence of the given windows (R,), for use on the device."""
+        """Select windows (R,) in the tensors, for use on the device; `streams` is unchanged."""
         masks = {name: mask[rows] for name, mask in self.masks.items()}
         return replace(self, lacking=self.lacking[rows], masks=masks)
 
 
 def streams_present(bits: U8) -> Bools | None:
-    """Return the presence (B, 3) of `STREAMS` from bits (B,) of `STREAM_PARTS`; None if no part is absent."""
+    """Return flags (B, 3), True if a stream of `STREAMS` is present; None if no part is absent.
+
+    Args:
+        bits: Bit masks (B,) of `STREAM_PARTS`.
+
+    Returns:
+        The flags.
+    """
     if (bits == ALL_PRESENT).all():
         return None
     return np.stack([bits & STREAM_BITS[name] != 0 for name in STREAMS], axis=1)
@@ -509,10 +516,10 @@ def streams_present(bits: U8) -> Bools | None:
 def present_of(
     bits: U8, device: torch.device, latents: Collection[StreamName] = (), gesture_channels: int = LAYOUT.channels
 ) -> Present | None:
-    """Return the presence of streams on a device.
+    """Return which streams and channels are present, on a device.
 
     Args:
-        bits: Bits of `STREAM_PARTS` (B,).
+        bits: Bit masks (B,) of `STREAM_PARTS`.
         device: Device of the model.
         latents: Streams stored as latents of a codec, which are present or absent completely.
         gesture_channels: Channels of the gesture stream, 415 or 424.

@@ -187,8 +187,8 @@ def _prepare_workspace(workspace: Workspace, *, force: bool) -> None:
         )
     if not ours:
         raise UsageFault(
-            f"{workspace.folder}: expected no unfinished run of another command, found one; finish it, choose another "
-            "folder, or discard its work with force=True"
+            f"{workspace.folder}: expected no unfinished run of another command, found one; finish that run, choose "
+            "another folder, or discard its work with force=True"
         )
 
 

@@ -172,7 +172,7 @@ class CheckpointStart(Start):
         codecs = [{name: entry.fingerprint for name, entry in x.codecs.items()} for x in (was, identity)]
         if codecs[0] != codecs[1]:
             raise UsageFault(
-                f"{self._saved.path}: expected the codecs of these weights, {', '.join(codecs[0]) or 'none'}, "
+                f"{self._saved.path}: expected the codecs of these weights ({', '.join(codecs[0]) or 'none'}), "
                 f"found {', '.join(codecs[1]) or 'none'} or other versions; use the codecs that the weights were "
                 "trained with"
             )

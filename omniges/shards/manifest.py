@@ -484,7 +484,7 @@ class ManifestColumns:
         return values, codes
 
     def present(self, parts: Sequence[schema.Part]) -> npt.NDArray[np.uint8]:
-        """Return bits (N,) for at most eight parts: bit k is set if the sample has ``parts[k]``.
+        """Return bit masks (N,) of at most eight parts: bit k is set if the sample has ``parts[k]``.
 
         In version 1, all bits are set.
         """

@@ -37,27 +37,27 @@ STREAM_CHANNELS_OF: Final[Mapping[Part, slice]] = {**CHANNELS_OF, "jaw_eyes": JA
 
 
 def present_bits(parts: Collection[str]) -> int:
-    """Return the bits of a sample that has these parts; a part that belongs to no stream is ignored."""
+    """Return a bit mask of `STREAM_PARTS` for a sample that has these parts. Parts of no stream are ignored."""
     return sum(1 << k for k, part in enumerate(STREAM_PARTS) if part in parts)
 
 
 def absent_parts(bits: int) -> tuple[Part, ...]:
-    """Return the parts that a sample with these bits lacks."""
+    """Return the parts that a sample with this bit mask lacks."""
     return tuple(part for k, part in enumerate(STREAM_PARTS) if not bits >> k & 1)
 
 
 def bits_of(streams: Collection[str]) -> int:
-    """Return the bits of all parts of the given streams; gesture includes jaw and eyes."""
+    """Return a bit mask of all parts of the given streams; gesture includes jaw and eyes."""
     return sum(STREAM_BITS[name] for name in streams) | (JAW_EYES_BIT if "gesture" in streams else 0)
 
 
 def unused_bits(channels: int) -> int:
-    """Return the bits of parts that a gesture stream of 415 or 424 channels lacks; these bits are always set."""
+    """Return a bit mask of the parts that a gesture stream of 415 or 424 channels lacks; their bits are always set."""
     return JAW_EYES_BIT if channels == LAYOUT.channels else 0
 
 
 def part_flags(bits: U8) -> Bools:
-    """Convert the bits (N,) of samples to flags (N, 8): True if a part of `STREAM_PARTS` is present."""
+    """Convert bit masks (N,) of `STREAM_PARTS` to flags (N, 8): True if a part is present."""
     return (bits[:, None] >> np.arange(len(STREAM_PARTS), dtype=np.uint8) & 1).astype(np.bool_)
 
 
@@ -65,7 +65,7 @@ def channel_flags(bits: U8, channels: int = LAYOUT.channels) -> Bools:
     """Return which channels of the gesture stream are present.
 
     Args:
-        bits: Bits of `STREAM_PARTS` of samples (N,).
+        bits: Bit mask of `STREAM_PARTS` for each sample (N,).
         channels: Channels of the stream, 415 or 424.
 
     Returns:
@@ -85,7 +85,10 @@ def absent_channels(bits: int) -> tuple[slice, ...]:
 
 
 def trained_bits(statistics: Mapping[str, Any]) -> int:
-    """Return the bits of parts that at least one train sample has, according to stats.json; all parts in version 1."""
+    """Return a bit mask of the parts that at least one train sample has, according to stats.json.
+
+    In version 1 these are all parts.
+    """
     gesture = statistics.get("gesture", {})
     if "counts" not in gesture:
         return ALL_PRESENT

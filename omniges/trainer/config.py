@@ -74,7 +74,7 @@ class TrainSettings:
     pretrained_weights: Literal["last", "ema"] | None = option(
         None,
         "Pretrained weights to use: those of the last step or the EMA weights.",
-        shown="last of OmniFlow, ema of a run",
+        shown="last for OmniFlow, ema for a run",
     )
     condition_streams: tuple[str, ...] = option(
         (), "Condition streams to train with, such as emotion.", commas=True, values=_condition_names
@@ -190,8 +190,8 @@ class TrainSettings:
             object.__setattr__(self, "preset", self.preset or "tiny")
             if self.pretrained_weights is not None:
                 raise UsageFault(
-                    "--pretrained-weights: expected with --pretrained-model-name-or-path, found without; add it, or "
-                    "remove this flag"
+                    "--pretrained-weights: expected with --pretrained-model-name-or-path, found none; add that "
+                    "flag, or remove --pretrained-weights"
                 )
         elif self.preset is not None:
             raise UsageFault(

@@ -162,7 +162,9 @@ def _run_opened(run: Run, began_s: float, stack: ExitStack) -> Summary:
 
     def save(state: RunState, alone: bool) -> Path:
         if alone and run.learner.sharded:
-            raise EnvironmentFault("expected all processes to save a sharded model, found one; call it in each")
+            raise EnvironmentFault(
+                "expected all processes to save a sharded model, found only one; save in every process"
+            )
         with nullcontext() if alone else ranks.together("save a checkpoint"):
             return _save(run, state, provenance, reporter)
 

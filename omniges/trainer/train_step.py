@@ -205,7 +205,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Update the EMA weights after training step `step`, from 0: ema ← ema + (1 − decay)(parameter − ema)."""
+        """Update the EMA weights after step `step` (counted from 0): ema ← ema + (1 − decay)(parameter − ema)."""
         weight = 1.0 - ema_decay(self.decay, step)
         current = [local(p.detach()).float() for p in self._parameters]
         torch._foreach_lerp_([local(a) for a in self._averages], current, weight)

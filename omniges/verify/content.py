@@ -112,7 +112,10 @@ class _Sample:
         self.out.add(code, found, expected, key=self.row.key, member=member, offset=at)
 
     def data(self, member: str) -> memoryview | None:
-        """Return a member's bytes, valid until the next call; None, after a finding, if the digest is wrong."""
+        """Return a member's bytes, which are valid until the next call.
+
+        If the digest is wrong, add a finding and return None.
+        """
         place = self.row.members[member]
         view = self._source.view(place.size, place.offset)
         digest = hashlib.sha256(view).hexdigest()

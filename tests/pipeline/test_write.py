@@ -292,7 +292,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "key again": ({"key": "take_0"}, "recording 'take_0': expected each key once, found it twice; rename one"),
     "two splits": ({"poses": recording(0).poses, "trans": recording(0).trans, "expressions": recording(0).expressions,
                     "samples": recording(0).samples, "betas": recording(0).betas, "split": "val"},
-                   "found the content of 'take_0' of train; remove one of the two"),
+                   "found the content of 'take_0' in train; remove one of the two"),
 }  # fmt: skip
 
 

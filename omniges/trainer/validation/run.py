@@ -108,7 +108,7 @@ def grid_losses(
         numbers: Indices of the windows among all held-out windows; they select the noise.
         speakers: Speaker index of each window; 0: unknown.
         task: One of `SIX`.
-        present: Bits of `STREAM_PARTS` for each window; they must include the task's streams. None: all parts.
+        present: Bit mask of `STREAM_PARTS` for each window; it must include the task's streams. None: all parts.
         conditions: Values (K, …) of each condition stream, and a mask (K,) of the windows that have a value.
 
     Returns:

@@ -62,7 +62,7 @@ class HeldOutWindow:
     arrays: Mapping[StreamName, npt.NDArray[Any]]  # in the units of shards; text as tokens
     speaker: int  # 0: unknown to the model
     conditions: Mapping[str, Array | None]  # values of the model's condition streams
-    present: int = ALL_PRESENT  # bits of `STREAM_PARTS`
+    present: int = ALL_PRESENT  # bit mask of `STREAM_PARTS`
 
     def allows(self, task: str) -> bool:
         """Return True if the window has all streams of a task."""
