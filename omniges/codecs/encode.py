@@ -186,8 +186,8 @@ def _refuse_absent(entry: CodecEntry, source: ShardFolder) -> None:
     named = ", ".join(part for part in parts if part not in first.present)
     raise UsageFault(
         f"{source.folder}: expected every sample to have the parts that {entry.name} reads ({', '.join(parts)}), found "
-        f"{len(lacking)} of {len(source.rows)} samples that lack some ({first.key}, for example, has no "
-        f"{named}); write a set of the other samples with omniges.open_shards and omniges.write_shards"
+        f"{len(lacking)} of {len(source.rows)} samples that lack some (for example {first.key} "
+        f"without {named}); write a set of the other samples with omniges.open_shards and omniges.write_shards"
     )
 
 

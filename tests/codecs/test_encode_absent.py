@@ -29,11 +29,15 @@ def set_without(folder: Path, *lacking: str) -> Path:
         (
             "audio",
             AUDIO,
-            f"{AUDIO} reads, audio, found 1 of 3 samples that lack some, such as {KEYS[1]} without audio;",
+            f"{AUDIO} reads (audio), found 1 of 3 samples that lack some (for example {KEYS[1]} without audio);",
         ),
-        ("motion", GESTURE, f"{KEYS[1]} without upper, hands, lower, root, face;"),
-        ("face", GESTURE, f"the parts that {GESTURE} reads, upper, hands, lower, root, face, found 1 of 3 samples"),
-        ("text", TEXT, f"{TEXT} reads, text, found 1 of 3 samples that lack some, such as {KEYS[1]} without text;"),
+        ("motion", GESTURE, f"{KEYS[1]} without upper, hands, lower, root, face);"),
+        ("face", GESTURE, f"the parts that {GESTURE} reads (upper, hands, lower, root, face), found 1 of 3 samples"),
+        (
+            "text",
+            TEXT,
+            f"{TEXT} reads (text), found 1 of 3 samples that lack some (for example {KEYS[1]} without text);",
+        ),
     ],
 )
 def test_the_command_says_in_one_line_how_many_lack_which_part(
