@@ -216,7 +216,8 @@ def read_text(
         data, path, name = sys.stdin.buffer.read(), "standard input", "text"
     else:
         place = Path(source)
-        require_file(place, "a file", "--text", "pass words through --text -")
+        through = "pass words through --text -"
+        require_file(place, "a file", "--text", through, missing=f"check the path, or {through}")
         data, path, name = _content(place), source, place.stem
     if Path(source).suffix.lower() == ".textgrid" or is_textgrid(data):
         words, length_s, warnings = _textgrid(path, data, seconds)

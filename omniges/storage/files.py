@@ -91,7 +91,13 @@ def open_file(path: Path, root: Path | None = None) -> int:
     return descriptor
 
 
-def require_file(path: Path, expected: str, flag: str = "", remedy: str = "write its content to a file first") -> None:
+def require_file(
+    path: Path,
+    expected: str,
+    flag: str = "",
+    remedy: str = "write its content to a file first",
+    missing: str = "check the path",
+) -> None:
     """Refuse a path that the user named if it is not a regular file.
 
     Args:
@@ -99,6 +105,7 @@ def require_file(path: Path, expected: str, flag: str = "", remedy: str = "write
         expected: Description of the file, for the error.
         flag: Name of the flag, for the error.
         remedy: What to do about a pipe, a socket or a device.
+        missing: What to do if the path does not exist.
 
     Raises:
         UsageFault: The path does not exist, or is a folder, pipe, socket or device.
@@ -114,7 +121,7 @@ def require_file(path: Path, expected: str, flag: str = "", remedy: str = "write
     if kind == stat.S_IFREG:
         return
     if kind is None:
-        found, remedy = "a link to nothing" if path.is_symlink() else "no such file", "check the path"
+        found, remedy = "a link to nothing" if path.is_symlink() else "no such file", missing
     else:
         found = f"{_KINDS.get(kind, 'a device')}, not a regular file"
         remedy = "give a file" if kind == stat.S_IFDIR else remedy

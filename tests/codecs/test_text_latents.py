@@ -242,10 +242,10 @@ class TestLosses:
         monkeypatch.setattr(TextCodec, "encode", never)
         shards = spoken(tmp_path, words)
         before = digests(shards)
-        with pytest.raises(DataError, match=rf"at most 0.01 of the windows \(--max-lost\), .*{said}"):
+        with pytest.raises(DataError, match=rf"at most the share 0.01 of the windows \(--max-lost\), .*{said}"):
             encoded_shards(shards, text_vae)
         assert digests(shards) == before
-        with pytest.raises(DataError, match=r"at most 0.01 of the windows \(--max-lost\)"):
+        with pytest.raises(DataError, match=r"at most the share 0.01 of the windows \(--max-lost\)"):
             encoded_shards(shards, text_vae, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 

@@ -80,7 +80,7 @@ def test_the_command_trains_resumes_generates_and_evaluates(mixed, tmp_path):
     assert omniges("generate", "--task", "a2g", "--checkpoint", *of_sample).returncode == 0
     refused = omniges("generate", "--task", "t2g", "--checkpoint", *of_sample)
     assert refused.returncode == 2
-    assert "--key 1_synthetica_0_1_1: expected text" in refused.stderr
+    assert "--key 1_synthetica_0_1_1: expected a sample with text" in refused.stderr
     assert refused.stderr.count("\n") == 1
 
 

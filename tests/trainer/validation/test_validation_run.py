@@ -186,7 +186,7 @@ class TestWhatIsFound:
                 task=task,
                 output_dir=tmp_path / "generated" / ending,
                 sources=Sources(shards=shards, keys=(key,), seconds=1.6),
-                sampling=SamplingSettings(num_inference_steps=2),
+                sampling=SamplingSettings(num_inference_steps=2, guidance_scale=1.0),
                 overlap_ticks=0,
                 seed=VALIDATION_SEED,
             )
@@ -350,7 +350,7 @@ STAGES = {
     "sampling": (run_module, "sample_windows"),
     "making": (run_module, "make_result"),
     "scoring": (run_module, "score_task"),
-    "waveforms": (run_module.WindowResults, "kept"),
+    "waveforms": (run_module.WindowResults, "of"),
     "pictures": (run_module.WindowResults, "picture"),
     "writing": (validator_module, "pending_folder"),
 }
