@@ -285,7 +285,7 @@ class Answering(Protocol):
         """Send a task as JSON; raise WorkerDied if the worker has exited."""
 
     def receive(self, limit_s: float | None = None) -> tuple[Any, list[Any]]:
-        """Return the answer to the oldest task and its buffers; raise WorkerDied or TimeoutError if there is none."""
+        """Return the answer to the oldest task and its buffers; raise WorkerDied or TimeoutError without one."""
 
     def kill(self) -> None:
         """Make a waiting `receive` return at once, also one that waits in another thread."""

@@ -78,7 +78,7 @@ class LabelStream(ConditionStream):
         return np.array(self._numbers[value], np.int64)
 
     def shown(self, array: Array) -> str:
-        """Return the label value that an index () stands for."""
+        """Return the label value of an index ()."""
         return self.values[int(array)]
 
     def encoder(self, width: int) -> nn.Module:

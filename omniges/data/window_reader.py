@@ -54,7 +54,7 @@ class ShardFile:
     """An open shard with the interface of a memory map, which reads each range when it is accessed."""
 
     def __init__(self, descriptor: int, size_bytes: int, shown: str) -> None:
-        """Take over an open file, which is closed when the object is deleted.
+        """Own an open file, which is closed when the object is deleted.
 
         Args:
             descriptor: The file, closed when the object is deleted.

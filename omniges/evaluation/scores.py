@@ -51,7 +51,7 @@ class Recordings(Protocol):
         """One row for each recording."""
 
     def waveform(self, row: ManifestRow) -> npt.NDArray[np.float32] | None:
-        """Return the audio of a recording (N,) at 16 kHz; None if there is none."""
+        """Return the audio of a recording (N,) at 16 kHz; None if the recording has no audio."""
 
     def array(self, row: ManifestRow, member: str) -> npt.NDArray[Any]:
         """Return ``mel.npy`` or ``betas.npy`` of a recording.

@@ -216,7 +216,7 @@ def decode_words(data: bytes, tier: str | None = None, speakers: Collection[str]
     """Read the word tier of a TextGrid in UTF-8 or UTF-16, in long, short or chronological text form.
 
     The word tier is an interval tier named ``words`` or ``word`` (case and stray quotes are ignored). If there are
-    several, it is the first one that contains words. If there is none, it is the tier ``SPEAKER - words`` of MFA.
+    several, it is the first one that contains words. If no such tier exists, it is the tier ``SPEAKER - words`` of MFA.
     Letters of labels are unchanged. Surrounding white space is removed, a line break becomes one space, and silences
     are dropped. If a word begins up to 10 ms before the end of the previous word, its start is moved to that end.
 
@@ -281,7 +281,7 @@ def _is_spoken(character: str) -> bool:
 
 
 def is_unknown(label: str) -> bool:
-    """Return whether a label stands for a word that the aligner did not know, such as ``<unk>``."""
+    """Return whether a label marks a word that the aligner did not know, such as ``<unk>``."""
     return _UNKNOWN.fullmatch(label.casefold()) is not None
 
 
@@ -487,7 +487,7 @@ def _without_other_entries(masked: _Masked, wanted: str | None) -> tuple[str, di
 
 
 def _string(masked: _Masked, label: str) -> str:
-    """Return the original text of a masked label, with "" replaced by "; raise ValueError if there is none."""
+    """Return the original text of a masked label, with "" replaced by "; raise ValueError if there is no string."""
     match = _LABEL.fullmatch(label)
     if match is None:
         raise ValueError(f"no single string at {_short(label)}")

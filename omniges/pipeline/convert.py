@@ -446,7 +446,7 @@ def _audio_16k(wav: Wav | None, note: AddNote) -> npt.NDArray[np.float32] | None
 
 
 def _semantic(inputs: Inputs) -> tuple[SemanticSpan, ...] | None:
-    """Return the semantic annotation, or None if there is none or, with a note, if it is unreadable."""
+    """Return the semantic annotation, or None if the file is absent or, with a note, if it is unreadable."""
     if "sem" not in inputs.recording.files:
         return None
     spans = inputs.load("sem", decode_semantic)

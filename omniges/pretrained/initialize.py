@@ -321,7 +321,7 @@ class OmniFlowStart(Start):
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """How the weights of the source trunk and of the model correspond."""
+    """Correspondence between the weights of the source trunk and those of the model."""
 
     carried: Mapping[str, str]
     """Name in the model of each source weight that is copied, by its name in the source."""

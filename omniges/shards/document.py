@@ -298,7 +298,7 @@ def loudness_of(dataset: Mapping[str, Any], folder: Path) -> audio.Loudness:
 
 
 def _counts_problem(document: Mapping[str, Any]) -> str:
-    """Describe the first number of samples that is not the sum over the shards; return "" if there is none."""
+    """Describe the first number of samples that is not the sum over the shards; return "" if all counts agree."""
     splits, totals = document["splits"], document["totals"]
     samples = Counter(dict.fromkeys(schema.SPLITS, 0))
     for entry in document["shards"].values():

@@ -409,7 +409,7 @@ def places_problem(rows: Iterable[ManifestRow], shards: Mapping[str, Any]) -> st
 
 
 def _places_problem(row: ManifestRow) -> str:
-    """Return the first invalid or missing member position or source of a row as text, or "" if there is none."""
+    """Return the first invalid or missing member position or source of a row as text, or "" if all are valid."""
     contract = row.contract
     if not set(contract.members) <= row.members.keys():
         return "no position of a required member"

@@ -158,7 +158,7 @@ def key_from_stem(stem: str) -> str:
 def stem_from_key(key: str) -> str:
     """Return the stem of a key, the inverse of `key_from_stem`.
 
-    A key that omniges did not write may contain an escape that stands for no character. Such an escape is kept.
+    A key that omniges did not write may contain an escape that encodes no character. Such an escape is kept.
     """
     return _ESCAPED.sub(_escaped_character, key)
 
@@ -189,7 +189,7 @@ def is_real(value: object) -> bool:
 
 
 def as_split(text: str) -> Split | None:
-    """Return the split with this name, or None if there is none."""
+    """Return the split with this name, or None for any other name."""
     return text if text in SPLITS else None
 
 

@@ -69,7 +69,7 @@ _DEAD_STATES: Final = "ZX"  # states, in /proc, of a process that has ended
 
 
 class LockLost(EnvironmentFault):
-    """Another run has taken over the output folder."""
+    """Another run now owns the lock of the output folder."""
 
 
 @dataclass(frozen=True, slots=True)

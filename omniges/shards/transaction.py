@@ -311,7 +311,7 @@ class Workspace:
         return open_local(shard)
 
     def problem(self) -> str | None:
-        """Describe the first thing in the workspace that no omniges run wrote; None if there is none. Change nothing.
+        """Describe the first thing in the workspace that no omniges run wrote; None if all is known. Change nothing.
 
         A folder of unknown origin may contain a workspace, and its content determines which files are renamed and
         removed. So every entry of the workspace must be a regular file with a name that a run uses.

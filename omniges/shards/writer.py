@@ -265,7 +265,7 @@ class ShardWriter:
         return placed
 
     def _open(self) -> OpenShard:
-        """Return the shard that is being written; create one if there is none."""
+        """Return the shard that is being written; create one if no shard is open."""
         if self._pending is None:
             if self._max_waiting is not None and len(self._publishing) > self._max_waiting:
                 self._publishing[-1 - self._max_waiting].result()

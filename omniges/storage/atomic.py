@@ -423,7 +423,7 @@ class PendingGroup:
 def pending_folder(final: Path) -> Iterator[Path]:
     """Make a folder that gets its final name in one step, or is removed.
 
-    Each file in the folder is published by itself, so all files are on disk before the folder is renamed. First,
+    Each file in the folder is published separately, so all files are on disk before the folder is renamed. First,
     temporary folders of killed processes are removed. A folder that another process still writes is locked, and stays.
 
     Args:

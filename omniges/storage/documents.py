@@ -112,7 +112,7 @@ class Document:
         return self._kind(f"{self.where}: {place}expected {expected}, found {found}; {self.remedy}")
 
     def part(self, key: str) -> Document:
-        """Return the JSON object that is the value of a key, as a document of its own."""
+        """Return the JSON object that is the value of a key, as a separate document."""
         return Document(self.value(key), self.where, self.remedy, f"{self.prefix}{key}.", self._kind)
 
     def value(self, key: str) -> Any:

@@ -47,7 +47,7 @@ def read_rows(data: bytes, samples: int, out: Collector) -> list[manifest.Manife
         out: Collector of the manifest's findings.
 
     Returns:
-        All rows, each valid by itself but not yet compared with each other; None after a finding.
+        All rows, each checked alone but not yet compared with each other; None after a finding.
     """
     import pyarrow as pa  # noqa: PLC0415 - 0.3 s that level quick does not pay
     import pyarrow.parquet as pq  # noqa: PLC0415

@@ -115,7 +115,7 @@ def exact_blocks(plan: ShardPlan) -> Iterator[tuple[int, bytes]]:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A tar header with a valid size field; `fault` is the fault of another field, None if there is none."""
+    """A tar header with a valid size field; `fault` is the fault of another field; None if all fields are valid."""
 
     name: str
     size: int

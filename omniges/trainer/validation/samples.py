@@ -95,7 +95,7 @@ class HeldOutWindow:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedWindow:
-    """The generated content of one window for one task, or the reason why there is none."""
+    """The generated content of one window for one task, or the reason why it was not generated."""
 
     task: str
     number: int  # of the window
