@@ -149,8 +149,8 @@ def fault_of_machine(error: BaseException) -> EnvironmentFault | None:
         error: An exception.
 
     Returns:
-        The error in one line, with its remedy, if memory or disk space is used up, a library or package is missing,
-        too many files are open, or no folder for temporary files can be written; None for any other cause.
+        The error in one line with its remedy, or None for any other cause. Causes of the machine are: memory or disk
+        space is used up, a library or package is missing, too many files are open, or no temporary folder is writable.
     """
     text = " ".join(str(error).split())[:_LONGEST_REASON]
     number = errno.ENOMEM if is_memory_error(error) else error.errno if isinstance(error, OSError) else None

@@ -216,7 +216,7 @@ class BatchLoader:
         return self._batch(store, block, rows)
 
     def _start(self) -> BlockStore:
-        """Return the block store; at the first call, make it and start the workers (with 0 workers, make a collator)."""
+        """Return the block store; the first call makes it and starts the workers (with 0 workers, makes a collator)."""
         if self._store is not None:
             return self._store
         settings, share = self._settings, self._share

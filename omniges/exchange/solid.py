@@ -227,7 +227,15 @@ def _outwards(positions: F64, triangles: npt.NDArray[np.int64]) -> npt.NDArray[n
 
 
 def vertex_normals(positions: F64, triangles: npt.NDArray[np.integer]) -> F64:
-    """Return the unit normals (V, 3) of vertices: the area-weighted mean of the normals of their triangles (F, 3)."""
+    """Return the unit normals of vertices: the area-weighted means of the normals of their triangles.
+
+    Args:
+        positions: Positions (V, 3) of the vertices.
+        triangles: Indices (F, 3) of the triangles' vertices.
+
+    Returns:
+        Unit normals (V, 3).
+    """
     total, crossed = np.zeros_like(positions), _crossed(positions, triangles)
     for corner in range(3):
         np.add.at(total, triangles[:, corner], crossed)

@@ -229,7 +229,15 @@ class Person:
         return Skeleton(parent_offsets(self.rest_joints), self.rest_joints[0], self.model.mean_hands)
 
     def joints(self, poses: Numbers, trans: Numbers) -> F64:
-        """Return world positions (T, 55, 3) of the joints in metres; see `Skeleton.joints`."""
+        """Return world positions of the joints; see `Skeleton.joints`.
+
+        Args:
+            poses: Axis-angles (T, 165) in radians.
+            trans: Translations (T, 3) in metres.
+
+        Returns:
+            Positions (T, 55, 3) in metres.
+        """
         return self.skeleton.joints(poses, trans)
 
     def vertex_blocks(self, poses: Numbers, expressions: Numbers, block_frames: int = BLOCK_FRAMES) -> Iterator[F64]:

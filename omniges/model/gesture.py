@@ -4,9 +4,9 @@ The jerk of a motion is a third difference of frames, which amplifies the highes
 predicted frames, however small, dominates the jerk. A sum of cubic B-splines with knots at ticks has little power at
 these frequencies, whatever its coefficients are, and a sum of wider splines has still less.
 
-The power of recorded motion falls with about the fourth power of the frequency, for body, hands and face alike. So if
-splines with a knot spacing of h ticks approximate a normalised channel, the remainder has the standard deviation
-r d² h^1.5, where d is the standard deviation of the differences between successive frames. The widest splines have the
+The power of recorded motion falls with about the fourth power of the frequency, for body, hands and face. Let d be the
+standard deviation of the differences between successive frames of a normalised channel. If splines with a knot spacing
+of h ticks approximate this channel, the remainder has the standard deviation r d² h^1.5. The widest splines have the
 scale 1. Each narrower level of splines is multiplied by the standard deviation of the remainder of the next wider
 level. Free frames, which are added to the splines, are multiplied by that of the narrowest level. Coefficients of equal
 size then give motion like recorded motion.

@@ -469,7 +469,15 @@ class SubwordTokens(Stream):
 
 
 def weighted_square(error: Tensor, weights: Tensor | None) -> Tensor:
-    """Return the means (B,) of the squares of errors (B, F, V), weighted by (B, V) or (B, 1)."""
+    """Return weighted means of squared errors.
+
+    Args:
+        error: Errors (B, F, V).
+        weights: Weights (B, V) or (B, 1); None: all are 1.
+
+    Returns:
+        Means (B,).
+    """
     if weights is not None:  # selected first: the error of an absent value may be NaN, whose product with 0 is NaN
         error = torch.where(weights[:, None] > 0, error, 0.0) * weights[:, None].sqrt()
     return error.square().mean(dim=(1, 2))

@@ -374,7 +374,7 @@ class JointFlowTransformer(nn.Module):
         """Initialise as the identity with zero outputs (AdaLN-zero, Peebles and Xie 2023); biases are zero.
 
         With rotary positions, the query and key biases of every second head are one. After rotation, the product of a
-        constant query and a constant key is Σ cos(2π Δt / period), so in these heads a token initially attends to the
+        constant query and a constant key is Σ cos(2π Δt / period). So in these heads a token initially attends to the
         tokens of all streams near its own time. Otherwise attention finds this alignment only after long training.
         """
         for name, module in self.named_modules():
