@@ -3,8 +3,8 @@
 The measured steps are complete training steps, as in `train`: batches from the loader, losses, gradients, clipping,
 AdamW and EMA. Each configuration runs in a separate process, so that its memory is measured separately. The number of
 floating-point operations includes matrix products, as torch's counter reports them, and attention. For queries
-(B, H, N, D) and keys (B, H, M, D), the forward pass of attention counts as 4 · B · H · N · M · D operations. Its backward
-pass counts as twice as many. Scores that the backward pass computes again are not counted.
+(B, H, N, D) and keys (B, H, M, D), the forward pass of attention counts as 4 · B · H · N · M · D operations, its
+backward pass as twice as many. Scores that the backward pass computes again are not counted.
 
 Two more numbers do not depend on the speed of the machine. The first is the number of torch operations in a step,
 except views. The second, with `--compile`, is the number of kernels of the compiled graph: generated kernels and
