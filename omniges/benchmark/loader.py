@@ -34,7 +34,7 @@ class Reading:
 
 
 def window_bytes(window_ticks: int) -> int:
-    """Return the number of bytes of one window in a batch: gesture, mel spectrogram and text tokens."""
+    """Return the size of one window in a batch in bytes: gesture, mel spectrogram and text tokens."""
     floats = FRAMES_PER_TICK * LAYOUT.channels + MEL_FRAMES_PER_TICK * MEL_BANDS
     return window_ticks * 4 * (floats + 1)
 
@@ -66,11 +66,11 @@ def _cpu_s(pids: Sequence[int]) -> float:
 
 
 def loader_speed(loader: BatchLoader, seconds: float) -> Reading:
-    """Read batches from a running loader for a given time.
+    """Measure the speed of a running loader by reading batches for a given time.
 
     Args:
         loader: A loader that is already running.
-        seconds: Length of the measurement.
+        seconds: Length of the measurement in seconds.
 
     Returns:
         Windows per second, and CPU time per window of this process and the workers.
@@ -91,7 +91,7 @@ def copy_limit(processes: int, rows: int, window_ticks: int, seconds: float) -> 
         processes: Number of processes.
         rows: Windows per batch.
         window_ticks: Length of a window in ticks of 0.1 s.
-        seconds: Length of the measurement.
+        seconds: Length of the measurement in seconds.
 
     Returns:
         Windows per second of all processes together.
@@ -128,7 +128,7 @@ def _loader(catalog: Catalog, settings: SpeedSettings, workers: int) -> BatchLoa
 
 
 def _cold_speed(catalog: Catalog, settings: SpeedSettings, workers: int) -> float:
-    """Return windows per second in a first epoch: with checksums, and with no shard in the page cache."""
+    """Return windows per second of a first epoch, where shards are verified and none is in the page cache."""
     drop_cached(catalog.folder, [catalog.table.shard_name(number) for number in range(len(catalog.table.shard_names))])
     with _loader(catalog, settings, workers) as loader:
         windows, start = 0, time.perf_counter()
@@ -141,13 +141,14 @@ def _cold_speed(catalog: Catalog, settings: SpeedSettings, workers: int) -> floa
 def measure(settings: SpeedSettings) -> dict[str, Any]:
     """Measure the loader for each number of workers.
 
-    Each repeat measures all numbers of workers in turn, so that a slow period of the machine affects all of them.
+    Each repeat measures every number of workers once, so that a slow period of the machine affects all of them.
 
     Args:
         settings: Settings of the benchmark.
 
     Returns:
-        A document for JSON and for `report`: one row for each number of workers.
+        A JSON document for `report`: ``window_ticks``, ``batch_size``, ``window_bytes``, and ``rows`` with the
+        measurements for each number of workers.
     """
     catalog = read_catalog(settings.shards, Filters(split=settings.split))
     size = window_bytes(settings.window_ticks)
@@ -160,7 +161,7 @@ def measure(settings: SpeedSettings) -> dict[str, Any]:
                 run["cold_windows_per_s"] = _cold_speed(catalog, settings, workers)
             with _loader(catalog, settings, workers) as loader:
                 while loader.position < loader.windows_per_epoch + 4 * settings.batch_size:
-                    loader.next_batch()  # afterwards shards are checked, mapped and in the page cache
+                    loader.next_batch()  # after this loop, all shards are verified, mapped and in the page cache
                 reading = loader_speed(loader, settings.seconds)
             run |= {"windows_per_s": reading.windows_per_s, "cpu_us_per_window": reading.cpu_us_per_window}
             found.append(run | {"copy_share": reading.windows_per_s / limit})

@@ -1,8 +1,8 @@
 """Measure the memory bandwidth in a separate process: copy arrays of the size of batches with `np.copyto`.
 
-Run it as ``python -P -m omniges.benchmark.memcpy ROWS TICKS``. The process prints ``ready``. Each line of its standard
-input is a number of seconds. The process copies for that time, then prints the number of copied windows and the elapsed
-seconds.
+Run it as ``python -P -m omniges.benchmark.memcpy ROWS TICKS``, with the windows per batch and the length of a window in
+ticks of 0.1 s. The process prints ``ready``. Each line of its standard input is a number of seconds. The process copies
+for that time, then prints the number of copied windows and the elapsed seconds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from omniges.data.blocks import BatchBlock, batch_layout
 
-_BLOCKS = 8  # more than the CPU caches hold, as in a loader
+_BLOCKS = 8  # together larger than the CPU caches, as in a loader
 
 
 def copy_for(blocks: list[BatchBlock], seconds: float) -> tuple[int, float]:
@@ -22,7 +22,7 @@ def copy_for(blocks: list[BatchBlock], seconds: float) -> tuple[int, float]:
 
     Args:
         blocks: An even number of batch blocks of equal size.
-        seconds: Length of the measurement.
+        seconds: Length of the measurement in seconds.
 
     Returns:
         The number of copied windows, and the elapsed seconds.

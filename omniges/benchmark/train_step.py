@@ -3,8 +3,8 @@
 The measured steps are complete training steps, as in `train`: batches from the loader, losses, gradients, clipping,
 AdamW and EMA. Each configuration runs in a separate process, so that its memory is measured separately. The number of
 floating-point operations includes matrix products, as torch's counter reports them, and attention. For queries
-(B, H, N, D) and keys (B, H, M, D), the forward pass of attention counts as 4 · B · H · N · M · D operations, its
-backward pass as twice as many. Scores that the backward pass computes again are not counted.
+(B, H, N, D) and keys (B, H, M, D), the forward pass of attention counts as 4 · B · H · N · M · D operations. The
+backward pass counts as twice as many. Attention scores that it computes again are not counted.
 
 Two more numbers do not depend on the speed of the machine. The first is the number of torch operations in a step,
 except views. The second, with `--compile`, is the number of kernels of the compiled graph: generated kernels and
@@ -92,9 +92,9 @@ class _Step:
     """Measurements of one training step."""
 
     seconds: float
-    waited_s: float
+    waited_s: float  # time until the loader returned the batch
     tokens: int
-    operations: float
+    operations: float  # floating-point operations
     peak: float  # floating-point operations per second of plain matrix products, measured right after the step
 
 
@@ -161,7 +161,7 @@ _VIEWS: Final = frozenset(
         *("empty", "empty_like", "empty_strided", "new_empty"),
     }
 )
-"""Operations that launch no kernel."""
+"""Names of torch operations that launch no kernel, so that they are not counted."""
 
 
 class CallCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -199,13 +199,13 @@ def _calls(run: Run, number: int) -> int:
 
 def compiled_kernels() -> int:
     """Return the number of kernels in all graphs that this process compiled: generated kernels and library calls."""
-    counters = importlib.import_module("torch._dynamo.utils").counters  # not above: the import takes seconds
+    counters = importlib.import_module("torch._dynamo.utils").counters  # imported here, because it takes seconds
     metrics = importlib.import_module("torch._inductor.metrics")
     return int(metrics.generated_kernel_count + counters["inductor"]["extern_calls"])
 
 
 def operation_counter() -> FlopCounterMode:
-    """Return a counter of floating-point operations that also counts attention on the CPU; see `FlopCounterMode`."""
+    """Return torch's counter of floating-point operations, extended by the attention operations of the CPU."""
     ops = torch.ops.aten
     return FlopCounterMode(
         display=False,
@@ -256,7 +256,7 @@ class ProductPeak:
 
 
 def _figures(settings: TrainSettings, steps: Sequence[_Step], device: torch.device) -> dict[str, Any]:
-    """Return the measurements of one configuration; ``share_of_peak`` has the median and range over steps."""
+    """Return the measurements of one configuration by name; ``share_of_peak`` has the median and range over steps."""
     seconds = sum(step.seconds for step in steps)
     shares = sorted(step.operations / step.seconds / step.peak for step in steps)
     memory = (

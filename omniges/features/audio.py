@@ -1,7 +1,7 @@
 """Conversion of a waveform to the log-mel spectrogram of AudioLDM2, with librosa's filters.
 
 16 kHz mono, n_fft = win = 1024, hop 160, periodic Hann, centred with reflect padding, magnitude (power 1). 64 Slaney
-bands of 0–8000 Hz with Slaney normalisation, natural log of max(x, 1e-5). Shape letters: F mel frames, 64 bands.
+bands of 0–8000 Hz with Slaney normalisation, natural log of max(x, 1e-5).
 
 The transform runs in float32. A frame is computed again in float64 if its quietest band is so far below its loudest one
 that float32 is not accurate enough. The logarithm is correctly rounded, because the last bit of the C library's
@@ -39,7 +39,9 @@ _BLOCK_FRAMES = 160  # frames in one transform; its temporaries fit in the secon
 _SURPLUS_BITS = 2**29 - 1  # bits of a float64's fraction that a float32 does not have
 _HALFWAY = 2**28
 _LOG_ULPS = 16  # larger than the error of any C library's float64 logarithm
-_CANCELLED = 0.25  # two equally loud channels reach this ratio at a correlation below -0.94
+# Smallest allowed level of the channels' mean, as a share of its level for uncorrelated channels. Two equally loud
+# channels fall below it at a correlation below -0.94.
+_CANCELLED = 0.25
 _FLOAT32_RANGE = 2e-5  # below this ratio of quietest to loudest band, float32 rounding reaches 1e-4 in the log
 
 
@@ -68,8 +70,8 @@ def mel_filterbank() -> F64:
 
 @functools.cache
 def _analysis(precision: str) -> tuple[npt.NDArray[Any], Any, Callable[..., Any]]:
-    """Return the window, the sparse filters and the transform for a precision."""
-    import scipy.fft  # noqa: PLC0415 - takes half a second, too long for --help
+    """Return the window (1024,), the sparse mel filters (64, 513) and the FFT for ``float32`` or ``float64``."""
+    import scipy.fft  # noqa: PLC0415 - the import takes half a second, too long for --help
     import scipy.sparse  # noqa: PLC0415
 
     window = np.round(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT), _TABLE_DECIMALS)  # periodic Hann
@@ -77,17 +79,18 @@ def _analysis(precision: str) -> tuple[npt.NDArray[Any], Any, Callable[..., Any]
 
 
 def _blocks_of_frames(samples: F32, frames: int) -> Iterator[tuple[int, F32]]:
-    """Yield blocks of frames centred on samples 0, 160, 320, …, each as (first frame, strided view (n, 1024)).
+    """Yield blocks of frames as (index of the first frame, strided view (n, 1024)).
 
-    Frames near an end of the audio are views of a short reflected copy; all other frames are views of the audio.
+    Frame j is centred on sample 160·j. Frames near an end of the audio are views of a short reflected copy; all other
+    frames are views of the audio.
     """
     half = N_FFT // 2
     windows = np.lib.stride_tricks.sliding_window_view
     if len(samples) < 2 * N_FFT:  # a frame may reach past both ends
         yield 0, windows(np.pad(samples, half, mode="reflect"), N_FFT)[: frames * HOP_SAMPLES : HOP_SAMPLES]
         return
-    head = min(-(-half // HOP_SAMPLES), frames)  # frames that reach before the first sample
-    tail = max(min((len(samples) - half) // HOP_SAMPLES + 1, frames), head)  # first past the end
+    head = min(-(-half // HOP_SAMPLES), frames)  # number of frames that reach before the first sample
+    tail = max(min((len(samples) - half) // HOP_SAMPLES + 1, frames), head)  # first frame that reaches past the end
     if head:
         reach = samples[: (head - 1) * HOP_SAMPLES + N_FFT]
         yield 0, windows(np.pad(reach, (half, 0), mode="reflect"), N_FFT)[: head * HOP_SAMPLES : HOP_SAMPLES]
@@ -141,13 +144,13 @@ def log_mel(samples: F32, frames: int) -> F32:
 
 
 class MelStream:
-    """The log-mel of 16 kHz audio, computed in blocks. It equals `log_mel` of the complete audio except for rounding.
+    """Computes the log-mel of 16 kHz audio from blocks. The result equals `log_mel` of all audio, except for rounding.
 
-    It stores only the last block and one window of audio before that block.
+    Only the last block of audio and one window before it are in memory.
     """
 
     def __init__(self) -> None:
-        self._held: F32 = np.zeros(0, np.float32)  # starts at the centre of frame `first`
+        self._held: F32 = np.zeros(0, np.float32)  # audio from the centre of frame `_first`
         self._first = 0
         self._returned = 0  # frames returned so far
 
@@ -211,7 +214,7 @@ def _log_decimal(value: float) -> np.float32:
 
 
 def mix_down(samples: npt.NDArray[np.floating]) -> F32:
-    """Return the average (N,) float32 of channels (N, C); mono audio is unchanged."""
+    """Return the mean (N,) float32 of channels (N, C); mono audio (N,) is only converted to float32."""
     if samples.ndim == 1:
         return np.asarray(samples, dtype=np.float32)
     total = samples[:, 0].astype(np.float64)
@@ -221,7 +224,7 @@ def mix_down(samples: npt.NDArray[np.floating]) -> F32:
 
 
 class Cancellation:
-    """Running sums over blocks of audio, which show whether the channels cancel each other in their mean."""
+    """Detector of audio channels that cancel each other in their mean; it sums values and squares over blocks."""
 
     def __init__(self) -> None:
         self._count = self._channels = 0
@@ -243,7 +246,7 @@ class Cancellation:
 
     @property
     def problem(self) -> str | None:
-        """Description of the cancellation; None unless the mean is much quieter than for uncorrelated channels."""
+        """Description of the cancellation, or None. Channels cancel if their mean is much too quiet (`_CANCELLED`)."""
         if not self._count:
             return None
         mean, squares = self._sums / self._count

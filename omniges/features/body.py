@@ -1,4 +1,4 @@
-"""Skeletons with the joints of SMPL-X, and forward kinematics: a generic skeleton, and the body of a person.
+"""Forward kinematics with the joints of SMPL-X, for a generic skeleton and for the body of a person.
 
 **The generic skeleton is not SMPL-X.** It needs no body model file. Its bone lengths are round numbers for an adult of
 about 1.7 m. They are equal for all people; betas and expressions do not change them. Only the order of the joints, the
@@ -7,9 +7,11 @@ raised from lowered hands. They are not suitable for metrics that are defined on
 person stands upright along +y with the arms stretched out (T-pose), faces +z, and has the left side at +x.
 
 The SMPL-X body (Loper et al. 2015, Pavlakos et al. 2019) is computed from the user's model file: its regressor gives
-the rest joints, and linear blend skinning moves its vertices. Angles of hands are relative to the model's mean hand.
-This module adds the mean hand, as published tools for BEAT2 do. Shards do not depend on this module. So matrix products
-may use BLAS, whose last bits differ between CPUs.
+the rest joints, and linear blend skinning moves its vertices. In recordings, angles of hands are relative to the
+model's mean hand. This module adds the mean hand, as published tools for BEAT2 do.
+
+The last bits of BLAS matrix products differ between CPUs. This is allowed here, because shards do not depend on this
+module.
 
 Shape letters: T frames, V vertices, 55 joints. Angles are in radians, lengths in metres, all in float64.
 """
@@ -32,12 +34,13 @@ _Offset = tuple[float, float, float]
 BLOCK_FRAMES: Final = 32
 """Number of frames in a block of vertices; a frame of SMPL-X's 10475 vertices needs 1 MB of temporaries."""
 
-BODY_COLUMNS: Final = 75  # columns of a pose before the hands
+BODY_COLUMNS: Final = 75  # number of pose columns before those of the hands: body, jaw and eyes
 _PLACED_FRAMES: Final = 1024  # frames in a block; rotation matrices take much memory, so long motion is split
-PELVIS_BELOW_TRANS_M: Final = 0.35  # SMPL-X's `transl` places the model's origin, not the pelvis joint
+PELVIS_BELOW_TRANS_M: Final = 0.35  # the pelvis is below SMPL-X's `transl`, which is the position of the model's origin
 
 
-# The trunk, the legs and the person's left side; the right side is its mirror image.
+# Parent, and offset from the parent in metres, of the joints in the middle and on the left. The right side is the
+# mirror image of the left side.
 _MIDDLE: Final[dict[str, tuple[str | None, _Offset]]] = {
     "pelvis": (None, (0.0, 0.0, 0.0)),
     "spine1": ("pelvis", (0.0, 0.12, -0.02)),
@@ -58,7 +61,7 @@ _LEFT: dict[str, tuple[str, _Offset]] = {
     "wrist": ("elbow", (0.25, 0.0, 0.0)),
     "eye": ("head", (0.032, 0.06, 0.08)),
 }
-_LEFT_FINGERS: Final[dict[str, tuple[_Offset, _Offset, _Offset]]] = {  # from the wrist outwards
+_LEFT_FINGERS: Final[dict[str, tuple[_Offset, _Offset, _Offset]]] = {  # three joints each, the first next to the wrist
     "index": ((0.095, 0.0, 0.025), (0.038, 0.0, 0.0), (0.024, 0.0, 0.0)),
     "middle": ((0.098, 0.0, 0.0), (0.042, 0.0, 0.0), (0.027, 0.0, 0.0)),
     "pinky": ((0.082, -0.006, -0.042), (0.030, 0.0, -0.004), (0.019, 0.0, -0.002)),
@@ -105,7 +108,7 @@ def forward_kinematics(local: F64, offsets: F64, root: F64) -> tuple[F64, F64]:
         root: Position (T, 3) of the pelvis.
 
     Returns:
-        Rotations (T, 55, 3, 3) and positions (T, 55, 3).
+        Rotations (T, 55, 3, 3) and positions (T, 55, 3), both in world coordinates.
     """
     world = np.empty_like(local)
     positions = np.empty(local.shape[:-1])
@@ -132,9 +135,9 @@ class Skeleton:
     offsets: F64
     """(55, 3) position of each joint relative to its parent in the rest pose; zeros for the pelvis."""
     pelvis: F64
-    """(3,) position of the pelvis relative to SMPL-X's ``trans``."""
+    """(3,) position of the pelvis relative to SMPL-X's ``transl``."""
     mean_hands: F64
-    """(90,) angles in radians that are added to the angles of the hands."""
+    """(90,) angles in radians, left then right, that are added to the angles of the hands."""
 
     @property
     def rest_positions(self) -> F64:
@@ -151,7 +154,7 @@ class Skeleton:
         return rotations_of(full)
 
     def pelvis_positions(self, trans: Numbers) -> F64:
-        """Convert SMPL-X's ``trans`` (T, 3) to positions (T, 3) of the pelvis, both in metres."""
+        """Convert SMPL-X's ``transl`` (T, 3) to positions (T, 3) of the pelvis, both in metres."""
         return np.asarray(trans + self.pelvis, np.float64)
 
     def joints(self, poses: Numbers, trans: Numbers) -> F64:
@@ -159,7 +162,7 @@ class Skeleton:
 
         Args:
             poses: Axis-angles (T, 165) in radians, relative to the parent.
-            trans: SMPL-X's `transl` (T, 3) in metres.
+            trans: SMPL-X's ``transl`` (T, 3) in metres.
 
         Returns:
             Positions (T, 55, 3) in metres.
@@ -187,18 +190,18 @@ GENERIC: Final = Skeleton(
 class BodyModel:
     """The arrays of a body model in metres, in the joint order of `JOINT_NAMES`."""
 
-    template: F64  # (V, 3)
-    shape_directions: F64  # (V, 3, 300)
-    expression_directions: F64  # (V, 3, 100)
-    pose_directions: F64  # (V, 3, 486); multiplies the row-major matrices of joints 1 to 54 minus the identity
-    joint_regressor: F64  # (55, V)
-    weights: F64  # (V, 55), each row sums to 1
-    parents: tuple[int, ...]  # 55, −1 for the pelvis
-    mean_hands: F64  # (90,) rad, left then right: added to the angles of the hands
-    triangles: npt.NDArray[np.int32] | None = None  # (F, 3) vertices, counterclockwise from outside; None: unknown
+    template: F64  # (V, 3) vertices of the mean person in the rest pose
+    shape_directions: F64  # (V, 3, 300) movement of the vertices per shape coefficient
+    expression_directions: F64  # (V, 3, 100) movement of the vertices per expression coefficient
+    pose_directions: F64  # (V, 3, 486) movement per entry of (R − I), for rotations R of joints 1 to 54, row-major
+    joint_regressor: F64  # (55, V) weights of the vertices whose sum is a rest joint
+    weights: F64  # (V, 55) skinning weights; each row sums to 1
+    parents: tuple[int, ...]  # parents of the 55 joints, −1 for the pelvis
+    mean_hands: F64  # (90,) angles in radians, left then right, that are added to the angles of the hands
+    triangles: npt.NDArray[np.int32] | None = None  # (n, 3) vertices, counterclockwise from outside; None: unknown
 
     def __post_init__(self) -> None:
-        """Raise an error if the tree of joints is not that of SMPL-X."""
+        """Raise ValueError if the joint tree differs from that of SMPL-X."""
         if self.parents != PARENTS:
             raise ValueError("a tree of joints that differs from SMPL-X's")
 
@@ -208,7 +211,7 @@ class BodyModel:
         return len(self.template)
 
     def person(self, betas: Numbers) -> Person:
-        """Return the body of a person with shape coefficients (n,), n at most 300; further coefficients are 0."""
+        """Return the body of a person with shape coefficients (n,), n at most 300; missing coefficients are 0."""
         if betas.ndim != 1 or len(betas) > BETAS:
             raise ValueError(f"expected at most {BETAS} betas, found {betas.shape}")
         rest = self.template + self.shape_directions @ np.pad(betas.astype(np.float64), (0, BETAS - len(betas)))
@@ -233,7 +236,7 @@ class Person:
 
         Args:
             poses: Axis-angles (T, 165) in radians.
-            trans: Translations (T, 3) in metres.
+            trans: SMPL-X's ``transl`` (T, 3) in metres.
 
         Returns:
             Positions (T, 55, 3) in metres.
@@ -241,7 +244,7 @@ class Person:
         return self.skeleton.joints(poses, trans)
 
     def vertex_blocks(self, poses: Numbers, expressions: Numbers, block_frames: int = BLOCK_FRAMES) -> Iterator[F64]:
-        """Yield vertices in blocks of frames, with `transl` zero. Expressions also move the rest joints, as in SMPL-X.
+        """Yield vertices block by block, with zero ``transl``. As in SMPL-X, expressions also move the rest joints.
 
         Args:
             poses: Axis-angles (T, 165) in radians.

@@ -5,5 +5,5 @@ from __future__ import annotations
 from typing import Final, Literal
 
 GestureChannels = Literal[415, 424]
-"""Either the channels of `GestureLayout`, or these channels followed by the 9 channels of jaw and eyes."""
+"""415: the channels of `GestureLayout`. 424: the same channels, then the 9 channels of jaw and eyes."""
 WITH_JAW_EYES: Final[GestureChannels] = 424

@@ -2,9 +2,9 @@
 
 Shape letters: T frames, J joints, D = 415 channels. Angles are in radians, lengths in metres; a frame is 1/30 s.
 
-All values are computed in float64 and rounded once to float32. Sine and cosine are polynomials of IEEE additions and
-multiplications only. The last bit of the C library's functions differs between CPUs with and without fused
-multiply-add, and shards must not differ.
+All values are computed in float64 and rounded once to float32. Sine and cosine are computed as polynomials, with IEEE
+additions and multiplications only. The C library's sine and cosine differ in their last bit between CPUs with and
+without fused multiply-add, and shards must not differ.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ROTATION_TOLERANCE: Final = 0.1
 
 
 class GestureLayout:
-    """The layout of the 415 channels: the columns of each feature, and their SMPL-X joints."""
+    """Layout of the 415 channels: the columns of each feature, and the SMPL-X joints of the rotations."""
 
     upper_joints: ClassVar[tuple[int, ...]] = (3, 6, 9, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21)
     hand_joints: ClassVar[tuple[int, ...]] = tuple(range(25, 55))
@@ -55,7 +55,7 @@ class GestureLayout:
 
     @property
     def joints(self) -> tuple[int, ...]:
-        """Indices of the 52 joints in channel order; the k-th has channels 6k to 6k+5."""
+        """Indices of the 52 joints in channel order; entry k (from 0) has channels 6k to 6k+5."""
         return self.upper_joints + self.hand_joints + self.lower_joints
 
     def channel_names(self) -> list[str]:
@@ -78,7 +78,7 @@ POSE_PARTS: Final[Mapping[str, tuple[int, ...]]] = {
     "lower": LAYOUT.lower_joints,
     "jaw_eyes": (22, 23, 24),
 }
-"""The parts of the body in poses (T, 165), and their joints; joint j has columns 3j to 3j + 2."""
+"""Joints of each body part; joint j has columns 3j to 3j + 2 of a pose (T, 165)."""
 _BLOCK_FRAMES = 128  # frames in a block; its float64 temporaries fit in a cache of 512 KiB
 
 
@@ -105,7 +105,7 @@ def _series(first_factorial: int, terms: int) -> tuple[float, ...]:
     return tuple((-1) ** k / math.factorial(2 * k + first_factorial) for k in reversed(range(terms)))
 
 
-# With h = angle/2 <= pi/2 and v = h², eleven and twelve terms leave an error below 1e-17.
+# Series of sin h / h (eleven terms) and cos h (twelve) in v = h². Their error is below 1e-17 for h = angle/2 <= pi/2.
 _SINC = _series(1, 11)
 _COS = _series(0, 12)
 
@@ -135,8 +135,8 @@ def _six_d_planes(x: F64, y: F64, z: F64) -> tuple[F64, ...]:
     """Return the six entries of rows 0 and 1 of R = I + a K + b K² (Rodrigues), each shaped like x.
 
     K is the cross-product matrix of the rotation vector and t its length; a = sin t / t and b = (1 − cos t)/t².
-    Both are computed from h = t/2: a = s c and b = s²/2 with s = sin h / h and c = cos h. No division is needed,
-    because s is a power series; so the angle 0 is no special case.
+    Both are computed from h = t/2: a = s c and b = s²/2 with s = sin h / h and c = cos h. Because s is a power series,
+    no division is needed, and the angle 0 needs no special case.
     """
     squared = _wrap_angles(x, y, z, np.asarray(x * x + y * y + z * z))
     v = squared * 0.25
@@ -177,7 +177,7 @@ def matrix_from_six_d(six_d: npt.NDArray[np.floating]) -> F64:
         Rotation matrices (..., 3, 3) float64.
 
     Raises:
-        ValueError: A row is zero, or both rows are parallel.
+        ValueError: A row is zero or not finite, or both rows are parallel.
     """
     rows = np.asarray(six_d, dtype=np.float64)
     first, second = rows[..., :3], rows[..., 3:]
@@ -196,8 +196,8 @@ def matrix_from_six_d(six_d: npt.NDArray[np.floating]) -> F64:
 def invalid_rotations(six_d: npt.NDArray[np.floating]) -> float:
     """Return the share of generated 6D rotations that are not close to a rotation.
 
-    A rotation is invalid if it is not finite, if the length of a row differs from 1 by more than 0.1, or if the dot
-    product of both rows exceeds ±0.1.
+    A rotation is invalid if one of these holds: a value is not finite, the length of a row differs from 1 by more than
+    0.1, or the dot product of both rows is above 0.1 or below −0.1.
 
     Args:
         six_d: 6D rotations (T, J, 6).
@@ -206,13 +206,14 @@ def invalid_rotations(six_d: npt.NDArray[np.floating]) -> float:
         The share in [0, 1].
 
     Raises:
-        ValueError: The shape is wrong, or there are no rotations.
+        ValueError: The shape or type is wrong, or there are no rotations.
     """
     rows = np.asarray(six_d)
     if rows.ndim != 3 or rows.shape[-1] != 6 or rows.size == 0 or rows.dtype.kind != "f":
         raise ValueError(f"rotations: expected floats (frames, joints, 6), found an array {rows.shape} of {rows.dtype}")
     finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(rows).all(axis=-1))
-    values = np.where(finite[..., None], rows, 0.0).astype(np.float64)  # a row of zeros is invalid too
+    # Zeros replace rotations that are not finite; they are invalid too.
+    values = np.where(finite[..., None], rows, 0.0).astype(np.float64)
     first, second = values[..., :3], values[..., 3:]
     lengths = np.stack([np.linalg.norm(first, axis=-1), np.linalg.norm(second, axis=-1)])
     upright = np.abs((first * second).sum(axis=-1)) <= _ROTATION_TOLERANCE
@@ -223,7 +224,7 @@ def invalid_rotations(six_d: npt.NDArray[np.floating]) -> float:
 def rotvec_from_matrix(matrix: F64) -> F64:
     """Return axis-angles of rotation matrices, with angles of at most pi.
 
-    The quaternion's largest component is computed first (Shepperd 1978), which is accurate near pi too.
+    The quaternion's largest component is computed first (Shepperd 1978). This method is accurate near pi too.
 
     Args:
         matrix: Rotation matrices (..., 3, 3).
@@ -233,7 +234,7 @@ def rotvec_from_matrix(matrix: F64) -> F64:
     """
     m = np.asarray(matrix, dtype=np.float64)
     trace = m[..., 0, 0] + m[..., 1, 1] + m[..., 2, 2]
-    # Four times the outer product q qᵀ, component order (w, x, y, z): its row with the largest diagonal is exact.
+    # Four times the outer product q qᵀ in the order (w, x, y, z). The row with the largest diagonal entry is accurate.
     outer = np.empty((*m.shape[:-2], 4, 4))
     outer[..., 0, 0] = 1 + trace
     for i in range(3):
@@ -244,10 +245,10 @@ def rotvec_from_matrix(matrix: F64) -> F64:
     best = np.diagonal(outer, axis1=-2, axis2=-1).argmax(axis=-1)
     quaternion = np.take_along_axis(outer, best[..., None, None], axis=-2)[..., 0, :]
     quaternion /= np.linalg.norm(quaternion, axis=-1, keepdims=True)
-    quaternion *= np.where(quaternion[..., :1] < 0, -1.0, 1.0)  # the shorter of two equal rotations
+    quaternion *= np.where(quaternion[..., :1] < 0, -1.0, 1.0)  # q and −q are one rotation; w ≥ 0 gives at most pi
     sine = np.linalg.norm(quaternion[..., 1:], axis=-1, keepdims=True)
     angle = 2 * np.arctan2(sine, quaternion[..., :1])
-    # angle / sine tends to 2 as both tend to zero.
+    # Near zero, angle / sine tends to 2.
     ratio = np.divide(angle, sine, out=np.full_like(sine, 2.0), where=sine > 1e-12)
     return np.asarray(quaternion[..., 1:] * ratio)
 
@@ -267,7 +268,7 @@ def gesture_from_motion(
         Frame 0 has no previous frame, so its step is copied from frame 1.
 
     Raises:
-        ValueError: A shape is wrong.
+        ValueError: A shape is wrong, or there are fewer than two frames.
     """
     frames = len(poses)
     shapes = (poses.shape, expressions.shape, trans.shape)
@@ -297,7 +298,7 @@ def gesture_from_motion(
 def motion_from_gesture(clip: GestureClip) -> MotionArrays:
     """Convert gesture channels to SMPL-X motion. All angles are at most pi.
 
-    A joint that is NaN in all frames is absent, and stays NaN.
+    A joint whose rotation is NaN in all frames is absent. Its angles are NaN in the result.
 
     Args:
         clip: The gesture channels.
@@ -340,7 +341,7 @@ def stream_channels(clip: GestureClip, channels: int) -> F32:
 
 
 def clip_of_channels(stream: F32, start_xz: F64) -> GestureClip:
-    """Invert `stream_channels`; jaw and eyes are at rest if the stream lacks their channels.
+    """Convert the channels of a gesture stream to a clip. Without channels of jaw and eyes, their angles are 0.
 
     Args:
         stream: Channels (T, 415) or (T, 424).

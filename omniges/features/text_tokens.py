@@ -6,9 +6,9 @@ store its spelling, its first tick, and the first tick of each subword. A word t
 split is a single subword; its id is repeated in all ticks of the word.
 
 A word occupies the complete ticks nearest to its interval. It needs at least as many ticks as it has subwords. If it
-has too few, it is extended or shifted into free ticks, and neighbouring words may be shifted too. Each end moves by at
-most `MAX_PUSH_TICKS`. Dynamic programming finds the assignment with the smallest total shift. A word that does not fit
-is dropped.
+has too few, it is extended or shifted into free ticks, and neighbouring words may be shifted too. The start and the end
+of a word each move by at most `MAX_PUSH_TICKS`. Dynamic programming finds the assignment with the smallest total shift.
+A word that does not fit is dropped.
 
 This module also checks the content of tokenizer.json, independently of the version of the tokenizers package. It does
 not import torch.
@@ -67,8 +67,8 @@ def pack_tokens(subwords: I32, first_tick: Bools, first_subword: Bools) -> I32:
 
     Args:
         subwords: Ids of subwords (…,), -1 for a blank.
-        first_tick: True in the first tick of a subword (…,).
-        first_subword: True in the first subword of a word (…,).
+        first_tick: True in the first tick of each subword (…,).
+        first_subword: True in all ticks of the first subword of each word (…,).
 
     Returns:
         Tokens (…,) int32.
@@ -78,7 +78,7 @@ def pack_tokens(subwords: I32, first_tick: Bools, first_subword: Bools) -> I32:
 
 
 def unpack_tokens(ids: I32) -> tuple[I32, Bools, Bools]:
-    """Invert `pack_tokens`: return the ids of subwords (-1 for a blank) and the two marks of each token."""
+    """Split tokens into subword ids (-1 for a blank), `first_tick` and `first_subword`; inverse of `pack_tokens`."""
     marks = (ids - 1) % MARKS
     blank = ids == BLANK
     subwords = np.where(blank, -1, (ids - 1) // MARKS).astype(np.int32)
@@ -90,7 +90,7 @@ class EncodedWords:
     """Text tokens of one clip."""
 
     ids: I32  # (ticks,)
-    dropped: tuple[Mapping[str, Any], ...]  # words for which there were too few ticks, unchanged
+    dropped: tuple[Mapping[str, Any], ...]  # the given words that have no tokens, because too few ticks were free
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class DecodedWord:
 
 
 class TextTokenCodec:
-    """Converts timed words to tokens and back, with the tokenizer.json beside the shards.
+    """Converts timed words to tokens and back, with the tokenizer.json of a shard set.
 
     The constructor raises `DataError` if the bytes are not a tokenizer. It also refuses a tokenizer whose vocabulary
     lacks one of the 256 bytes, because such a tokenizer cannot spell every word.
@@ -121,7 +121,7 @@ class TextTokenCodec:
             raise DataError(
                 f"tokenizer.json: {problem}; expected the tokenizer that preprocess writes; run omniges verify-shards"
             )
-        from tokenizers import Tokenizer  # noqa: PLC0415 - native, 70 ms
+        from tokenizers import Tokenizer  # noqa: PLC0415 - the import of this native package takes 70 ms
 
         self._tokenizer = Tokenizer.from_str(tokenizer_json.decode())
         self.vocab_size: int = self._tokenizer.get_vocab_size()
@@ -163,10 +163,11 @@ class TextTokenCodec:
         """Convert tokens, such as those of a window, to words.
 
         A word begins at a token with the mark *first subword of the word*. It ends at a blank or at the next word. A
-        subword begins at the mark *first tick of the subword*, or where the id changes. Generated tokens may break
-        these rules: a group of tokens may lack the mark of a word. At the start, such a group is the end of a word that
-        the window's start cuts. Elsewhere it becomes a separate word, so that no spoken token is lost. Tokens do not
-        show whether the last word of a window is cut.
+        subword begins at the mark *first tick of the subword*, or where the id changes.
+
+        A group of tokens may lack the mark of a word. At the start of the window, such a group is the end of a word
+        that began before the window. Elsewhere only generated tokens lack the mark. There the group becomes a separate
+        word, so that no spoken token is lost. Tokens do not show whether the window's end cuts the last word.
 
         Args:
             ids: Tokens (ticks,).
@@ -208,12 +209,12 @@ class _Demand:
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
-    """The cheapest assignment of ticks to the words so far, if all their ticks must be before tick ``end``."""
+    """The cheapest assignment of ticks to the first words of a clip, with all their ticks before tick ``end``."""
 
     end: int
     cost: float
-    place: tuple[int, int] | None  # ticks of the last word; None: the word is dropped
-    before: _Placed | None
+    place: tuple[int, int] | None  # ticks of the last of these words; None: the word is dropped
+    before: _Placed | None  # the assignment without the last word; None if there are no words
 
 
 def _place(demands: Sequence[_Demand], ticks: int) -> list[tuple[int, int] | None]:
@@ -225,7 +226,7 @@ def _place(demands: Sequence[_Demand], ticks: int) -> list[tuple[int, int] | Non
     front = [_Placed(0, 0.0, None, None)]  # ascending ends, descending costs (a Pareto front)
     for demand in demands:
         earliest = round(demand.start) - MAX_PUSH_TICKS
-        # Among earlier placements that allow all choices, only the cheapest can be part of the optimum.
+        # Of the placements that end early enough for every choice, only the cheapest can be part of the optimum.
         front = front[max(0, bisect_right(front, earliest, key=lambda state: state.end) - 1) :]
         found = [_Placed(s.end, s.cost + _DROP_COST, None, s) for s in front]
         found += _choices(demand, front, ticks)
@@ -243,7 +244,7 @@ def _place(demands: Sequence[_Demand], ticks: int) -> list[tuple[int, int] | Non
 
 
 def _choices(demand: _Demand, front: Sequence[_Placed], ticks: int) -> list[_Placed]:
-    """Return a placement for each possible tick range of a word, after the cheapest placement of the earlier words."""
+    """Return a placement for each possible tick range of a word, based on the cheapest placement of earlier words."""
     near_start, near_end = round(demand.start), round(demand.end)
     ends = range(near_end - MAX_PUSH_TICKS, min(near_end + MAX_PUSH_TICKS, ticks) + 1)
     found = []
@@ -264,8 +265,8 @@ def tokenizer_problem(data: bytes) -> str | None:
     """Check whether bytes are a tokenizer.json as `train_tokenizer` writes it.
 
     All steps of the tokenizer must be the expected ones, and vocabulary and merges must agree. Then
-    decode(encode(s)) = s holds for every Unicode string and any version of the tokenizers package. That native package
-    trusts its input, so it gets only files that pass this check.
+    decode(encode(s)) = s holds for every Unicode string and any version of the tokenizers package. This native package
+    does not check its input, so it gets only files that pass this check.
 
     Args:
         data: Bytes of the file.
@@ -300,7 +301,7 @@ def tokenizer_problem(data: bytes) -> str | None:
 
 
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> str | None:
-    """Return the first field that differs from the wanted value; true and 1 count as different."""
+    """Describe the first field that differs from the wanted value; None if all are equal. True differs from 1."""
     for name in sorted(found.keys() | wanted.keys()):
         one, other = (
             json.dumps(values[name], sort_keys=True) if name in values else "nothing" for values in (found, wanted)
@@ -311,8 +312,8 @@ def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str
 
 
 def _model_problem(vocabulary: Any, merges: Any) -> str | None:
-    """Return the problem of a vocabulary and its merges, or None."""
-    from tokenizers import pre_tokenizers  # noqa: PLC0415 - native, 70 ms
+    """Describe the first problem of a vocabulary and its merges; None if they are valid."""
+    from tokenizers import pre_tokenizers  # noqa: PLC0415 - the import of this native package takes 70 ms
 
     alphabet = set(pre_tokenizers.ByteLevel.alphabet())
     if not isinstance(vocabulary, dict) or not isinstance(merges, list):
@@ -325,7 +326,7 @@ def _model_problem(vocabulary: Any, merges: Any) -> str | None:
         return f"model.vocab: expected the numbers 0 to {len(vocabulary) - 1}, each once"
     made = set(alphabet)
     for merge in merges:
-        pair = merge.split(" ") if isinstance(merge, str) else merge  # versions before 0.20.1 write a merge as one text
+        pair = merge.split(" ") if isinstance(merge, str) else merge  # before 0.20.1, a merge is one string
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
             return f"model.merges: expected pairs of subwords, found {ascii(merge)[:80]}"
         if not set(pair) <= made or "".join(pair) not in vocabulary:

@@ -16,11 +16,11 @@ MEL_FRAMES_PER_TICK = SAMPLES_PER_TICK // HOP_SAMPLES
 MEL_RATE_HZ = SAMPLE_RATE_HZ // HOP_SAMPLES
 
 LONGEST_S = 86_400.0
-"""Longest input and result in seconds: one day. It limits the memory that a wrong length in a header can request."""
+"""Maximum length of an input or a result in seconds: one day. It limits the memory that a wrong header can request."""
 MAX_AUDIO_LONGER_S = 30.0
-"""Largest excess of audio over motion in seconds; the excess is cut. Microphones are often left on."""
+"""Seconds that audio may be longer than motion; the excess is cut. Microphones are often left on."""
 MAX_MOTION_LONGER_S = 5.0
-"""Largest excess of motion over audio in seconds. Beyond it, the frame rate or the pairing of files is wrong."""
+"""Seconds that motion may be longer than audio. With a larger excess, the frame rate or the pair of files is wrong."""
 
 
 def lengths_fit(audio_s: float, motion_s: float, max_s: float | None = None) -> bool:
@@ -41,9 +41,7 @@ def lengths_fit(audio_s: float, motion_s: float, max_s: float | None = None) -> 
 
 
 def common_frames(motion_frames: int, audio_samples: int, rate_hz: int) -> int:
-    """Return the number of gesture frames that have both motion and audio.
-
-    It is min(motion frames, floor(30 · samples / rate)).
+    """Return the number of gesture frames that have both motion and audio: min(frames, floor(30 · samples / rate)).
 
     Args:
         motion_frames: Number of motion frames at 30 Hz.

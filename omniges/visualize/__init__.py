@@ -1,1 +1,1 @@
-"""PNG pictures of samples, results and versions of a window. Matplotlib is imported when a picture is drawn."""
+"""PNG pictures of samples, results, windows and training curves. Matplotlib is imported when a picture is drawn."""

@@ -21,16 +21,16 @@ _COLOURS: Final = (
     *(parts.BLUE, parts.ORANGE, parts.GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C564B"),
     *("#7F7F7F", "#B2B200"),
 )
-_LOG_RATIO: Final = 20.0  # an axis is logarithmic if largest / smallest value exceeds this ratio
+_LOG_RATIO: Final = 20.0  # an axis is logarithmic if its largest value exceeds this multiple of its smallest value
 
 
 @dataclass(slots=True)
 class Curves:
-    """Logged values of a run, in order of steps."""
+    """Logged values of a training run. Entry k of each list, except validation, was logged at ``steps[k]``."""
 
     steps: list[int] = field(default_factory=list)
     loss: list[float] = field(default_factory=list)
-    """Mean loss of the steps since the previous row."""
+    """Mean loss of the steps since the previous entry."""
     smoothed: list[float] = field(default_factory=list)
     learning_rate: list[float] = field(default_factory=list)
     gradient_norm: list[float | None] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Curves:
     validation_loss: list[float] = field(default_factory=list)
 
     def add_steps(self, event: Mapping[str, Any]) -> None:
-        """Append a log event ``steps``; raise LookupError, TypeError or ValueError if a number is missing or wrong."""
+        """Append the values of a log event ``steps``; raise LookupError, TypeError or ValueError if one is invalid."""
         norm = event["gradient_norm"]
         losses = {str(name): _number(of["loss"]) for name, of in event["tasks"].items()}
         names = ("loss", "smoothed_loss", "learning_rate", "samples_per_s", "elapsed_s", "epoch")
@@ -58,13 +58,13 @@ class Curves:
             curve_of.append(losses.get(name))
 
     def add_validation(self, event: Mapping[str, Any]) -> None:
-        """Append a log event ``validation``; raise the same errors as `add_steps`."""
+        """Append the values of a log event ``validation``; raise the same errors as `add_steps`."""
         step, loss = _step(event), _number(event["loss"])
         self.validation_steps.append(step)
         self.validation_loss.append(loss)
 
     def cut_after(self, step: int) -> None:
-        """Remove the values after a step, because a run that resumes from this step logs them again."""
+        """Remove the values after a step. Call this if the run resumed from this step, so that it logs them again."""
         rows, validations = bisect_right(self.steps, step), bisect_right(self.validation_steps, step)
         validation = ("validation_steps", "validation_loss")
         for each in fields(self):
@@ -103,11 +103,11 @@ def _step(event: Mapping[str, Any]) -> int:
 
 
 def draw_curves(title: str, curves: Curves) -> bytes:
-    """Draw the total loss, losses by task, learning rate with gradient norm, and speed of a run over its steps.
+    """Draw four panels over the steps of a run: loss, loss by task, learning rate with gradient norm, and speed.
 
     Args:
         title: Title of the picture.
-        curves: The curves, with at least one row.
+        curves: The logged values of the run.
 
     Returns:
         The picture as PNG.

@@ -3,7 +3,8 @@
 Stick figures show the generic skeleton of `omniges.features.body`, not a body model, from the front. The person's left
 is therefore on the right of the picture.
 
-Each character is drawn in an installed font that has it. If no font has it, its code point is written in hexadecimal.
+Each character is drawn in an installed font that contains it. If no font contains it, its code point is drawn in
+hexadecimal.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ F32 = npt.NDArray[np.float32]
 Word = Mapping[str, Any]
 
 _FIGURES: Final = 8
-_LABEL_GAP: Final = 0.0135  # gap between two word labels, as a share of the time axis
-_LONGEST_LABEL: Final = 13  # number of letters
+_LABEL_GAP: Final = 0.0135  # smallest distance between two word labels, as a share of the time axis
+_LONGEST_LABEL: Final = 13  # number of characters
 LEFT, RIGHT = 0.065, 0.935  # ends of the time axis, as shares of the figure
 _LEGEND_COLUMNS: Final = 5
 _DPI: Final = 110
@@ -71,13 +72,13 @@ class View:
 
     start_s: float
     stop_s: float
-    times: F64  # (T,), of the frames shown
+    times: F64  # (T,), times of the frames shown
     gesture: F32  # (T, 415), T = 0 without motion
     jaw_eyes: F32  # (T, 9)
     root_xz: F64  # (T, 2) metres
     mel: F32  # (M, 64), M = 0 without audio
     mel_start_s: float
-    words: tuple[tuple[str, float, float], ...]
+    words: tuple[tuple[str, float, float], ...]  # (word, start, end)
 
     def word_at(self, time_s: float) -> str:
         """Return the word spoken at a time, or "" in a pause."""
@@ -119,10 +120,10 @@ def new_figure(width_in: float, height_in: float) -> Iterator[Figure]:
 _NO_MEL: Final[F32] = np.zeros((0, MEL_BANDS), np.float32)
 
 
-# --- what is drawn ------------------------------------------------------------------------------------------
+# --- the part of a sample that is drawn ---------------------------------------------------------------------
 
 
-def cut(  # noqa: PLR0913 - keyword-only but for the motion: what a shard holds of a sample
+def cut(  # noqa: PLR0913 - the arrays of a sample; all except the motion are keyword-only
     gesture: F32,
     start_xz: Numbers,
     start_s: float,
@@ -133,14 +134,14 @@ def cut(  # noqa: PLR0913 - keyword-only but for the motion: what a shard holds 
     words: Sequence[Word] = (),
     begins_s: float = 0.0,
 ) -> View:
-    """Cut a sample to the time that is shown; the root's path is the sum of its steps since the first row.
+    """Cut a sample to the time that is shown, and sum the steps of the root to its path.
 
     Args:
         gesture: Channels (T, 415).
-        start_xz: Position (2,) in the first row in metres.
+        start_xz: Position (x, z) of the root in the first frame of `gesture`, in metres.
         start_s: Start of the time shown, in seconds from the start of the clip.
         seconds: Length of the time shown, in seconds.
-        jaw_eyes: Axis-angle (T, 9), or None.
+        jaw_eyes: Axis-angles (T, 9) in radians; None: jaw and eyes at rest.
         mel: Log-mel (M, 64).
         words: Words with times in seconds from the start of the clip.
         begins_s: Start of the arrays, in seconds from the start of the clip; a multiple of 0.1 s.
@@ -176,13 +177,13 @@ def cut(  # noqa: PLR0913 - keyword-only but for the motion: what a shard holds 
 def without_motion(
     mel: F32 | None, words: Sequence[Word], start_s: float, stop_s: float, begins_s: float = 0.0
 ) -> View:
-    """Cut a sample without motion to the time shown.
+    """Cut the mel and the words of a sample to the time shown; the result has no motion.
 
     Args:
         mel: Log-mel (M, 64), or None.
         words: Words with times in seconds from the start of the clip.
-        start_s: Start of the time shown in seconds.
-        stop_s: End of the time shown in seconds.
+        start_s: Start of the time shown, in seconds from the start of the clip.
+        stop_s: End of the time shown, in seconds from the start of the clip.
         begins_s: Start of the mel, in seconds from the start of the clip; a multiple of 0.1 s.
 
     Returns:
@@ -211,7 +212,7 @@ def without_motion(
 
 
 def angular_speed(gesture: F32, channels: slice) -> F64:
-    """Return the mean angular speed of the joints of a body part between frames.
+    """Return the angular speed between consecutive frames, as a mean over the joints of a body part.
 
     Args:
         gesture: Channels (T, 415).
@@ -224,16 +225,16 @@ def angular_speed(gesture: F32, channels: slice) -> F64:
         return np.full(max(len(gesture) - 1, 0), np.nan)
     matrices = matrix_from_six_d(gesture[:, channels].reshape(len(gesture), -1, 6))
     chord = np.linalg.norm(np.diff(matrices, axis=0), axis=(-2, -1))
-    # |R₁ − R₀| = 2√2 sin(angle/2); unlike the arc cosine of the trace this is exact near zero.
+    # |R₁ − R₀| = 2√2 sin(angle/2). Near zero this is accurate; the arc cosine of the trace is not.
     angle = 2 * np.arcsin(np.minimum(chord / np.sqrt(8), 1.0))
     return np.asarray(angle.mean(axis=1) * FRAME_RATE_HZ)
 
 
 def _spread(centres: F64, gap: float, low: float, high: float) -> F64:
-    """Move `centres` (ascending) as little as possible, to be at least `gap` apart and between `low` and `high`.
+    """Move labels as little as possible, until their centres are at least `gap` apart.
 
-    The result is a least-squares solution: isotonic regression of the centres minus their gaps, which pools neighbours
-    that would overlap.
+    The centres are ascending. The solution minimizes squared movements by isotonic regression: neighbours that would
+    overlap move together. Then the centres are clipped to the range from `low` to `high`.
     """
     offsets = gap * np.arange(len(centres))
     pools: list[tuple[float, int]] = []  # mean, size
@@ -252,7 +253,7 @@ def _spread(centres: F64, gap: float, low: float, high: float) -> F64:
 
 @functools.cache
 def _fonts() -> tuple[tuple[str, FT2Font], ...]:
-    """Return the installed fonts in the order in which they are searched for a character."""
+    """Return the installed fonts (family, font), in the order in which they are searched for a character."""
     from matplotlib import font_manager  # noqa: PLC0415
 
     installed = set(font_manager.get_font_names())
@@ -272,13 +273,13 @@ def _drawable(text: str, longest: int) -> str:
 
 
 def write(target: Axes | Figure, place: tuple[float, float], text: str, longest: int = 80, **style: Any) -> None:
-    """Draw a text literally, without mathematical formulas between dollar signs.
+    """Draw a text; dollar signs are drawn as characters, so that they do not start a formula.
 
     Args:
         target: Axes or figure.
         place: Position (x, y).
         text: The text.
-        longest: Largest number of characters.
+        longest: Largest number of characters; a longer text is cut and ends with "…".
         **style: Style for matplotlib.
     """
     families = [family for family, _ in _fonts()]
@@ -331,7 +332,7 @@ def draw_words(axes: Axes, view: View, *, empty: str = "") -> None:
     axes.set_ylim(0, 1)
     axes.broken_barh([(a, b - a) for _, a, b in view.words], (0.0, 0.09), color=GREY, edgecolor="white")
     span = view.stop_s - view.start_s
-    every = max(1, int(np.ceil(len(view.words) * _LABEL_GAP)))  # in a long view only each n-th word is labelled
+    every = max(1, int(np.ceil(len(view.words) * _LABEL_GAP)))  # with many words, only every n-th word is labelled
     labelled = view.words[::every]
     if not labelled:
         axes.text(0.5, 0.4, empty, transform=axes.transAxes, ha="center", color=GREY)
@@ -348,8 +349,8 @@ def draw_mel(axes: Axes, view: View) -> None:
     """Draw the log-mel with a frequency axis in hertz and a colour bar.
 
     Args:
-        axes: The axes to draw on.
-        view: The part of the recording to draw.
+        axes: The panel.
+        view: The part shown.
     """
     time_axis(axes, view)
     axes.set_ylabel("mel (Hz)")
@@ -361,12 +362,12 @@ def draw_mel(axes: Axes, view: View) -> None:
         axes.text(0.5, 0.5, "no audio", transform=axes.transAxes, ha="center", va="center", color=GREY)
         return
     low, high = np.percentile(view.mel, (2, 99.8))
-    half = 0.5 / MEL_RATE_HZ  # frame j is centred on its time
+    half = 0.5 / MEL_RATE_HZ  # a mel frame is centred on its time
     stop = view.mel_start_s + len(view.mel) / MEL_RATE_HZ
     extent = (view.mel_start_s - half, stop - half, -0.5, MEL_BANDS - 0.5)
     style: dict[str, Any] = {"origin": "lower", "aspect": "auto", "interpolation": "nearest", "cmap": "magma"}
     image = axes.imshow(view.mel.T, vmin=low, vmax=max(high, low + 1e-3), extent=extent, **style)
-    time_axis(axes, view)  # imshow sets its own
+    time_axis(axes, view)  # imshow has changed its limits
     bar = axes.inset_axes((1.012, 0.0, 0.012, 1.0))
     axes.figure.colorbar(image, cax=bar)
     bar.set_ylabel("log magnitude", labelpad=0)  # its tick labels may reach the edge of the figure
@@ -385,8 +386,8 @@ def draw_motion(axes: Axes, view: View) -> None:
     """Draw the angular speed of the body parts and the speed of the root.
 
     Args:
-        axes: The axes to draw on.
-        view: The part of the recording to draw.
+        axes: The panel.
+        view: The part shown.
     """
     time_axis(axes, view)
     _mark_words(axes, view)
@@ -406,8 +407,8 @@ def draw_face(axes: Axes, view: View) -> None:
     """Draw the speed of the expression and the angle of the jaw.
 
     Args:
-        axes: The axes to draw on.
-        view: The part of the recording to draw.
+        axes: The panel.
+        view: The part shown.
     """
     time_axis(axes, view, labelled=True)
     _mark_words(axes, view)
@@ -423,12 +424,12 @@ def draw_face(axes: Axes, view: View) -> None:
 
 
 def second_axis(axes: Axes, places: Numbers, values: Numbers, name: str, label: str) -> list[Any]:
-    """Draw a curve of another unit, with an axis on the right side of the panel.
+    """Draw a curve in another unit, with a second vertical axis on the right of the panel.
 
     Args:
         axes: The panel.
         places: Positions on the horizontal axis (N,).
-        values: Values (N,), NaN where unknown.
+        values: Values (N,); NaN is not drawn.
         name: Name in the legend.
         label: Label of the axis.
 
@@ -456,11 +457,13 @@ _ABOVE_GROUND_M: Final = 2.12  # height of a person with raised arms
 
 
 def draw_figures(axes: Axes, view: View) -> None:
-    """Draw stick figures at evenly spaced times, centred on the pelvis, all at the same scale, with their times.
+    """Draw stick figures at evenly spaced times, with the time and the word below each.
+
+    All figures have the same scale, and each is centred on its pelvis.
 
     Args:
-        axes: The axes to draw on.
-        view: The part of the recording to draw.
+        axes: The panel.
+        view: The part shown.
     """
     axes.set_axis_off()
     if any(np.isnan(view.gesture[0, part]).any() for part in (LAYOUT.upper, LAYOUT.lower)):
@@ -502,7 +505,7 @@ def draw_figures(axes: Axes, view: View) -> None:
 def _people(gesture: F32, jaw_eyes: F32) -> F64:
     """Return joint positions (K, 55, 3) in metres of K frames; the pelvis is at x = z = 0.
 
-    A joint is NaN if any joint between it and the pelvis is absent.
+    A position is NaN if the rotation of any ancestor of the joint is absent.
     """
     motion = motion_from_gesture(GestureClip(gesture, jaw_eyes, np.zeros(2)))
     root = np.nan_to_num(motion.trans) * np.array([0.0, 1.0, 0.0])

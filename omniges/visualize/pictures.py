@@ -30,7 +30,7 @@ MAX_S: Final = 600.0
 def spans(start_s: float, length_s: float, seconds: float | None = None) -> list[tuple[float, float]]:
     """Divide the time of a picture into rows of equal length.
 
-    Rows are at most 12 s long. A picture of more than two minutes has ten longer rows.
+    Rows are at most 12 s long, except in a picture of more than two minutes, which has ten longer rows.
 
     Args:
         start_s: Start of the picture in seconds.
@@ -49,7 +49,7 @@ def spans(start_s: float, length_s: float, seconds: float | None = None) -> list
 def _write_title(
     figure: Figure, height_in: float, title: str, shown: Sequence[tuple[float, float]], length_s: float
 ) -> None:
-    """Write the title, and the time shown, at the top of a picture."""
+    """Write the title and the range of the time shown at the top of a picture."""
     at = 1 - 0.23 / height_in
     parts.write(figure, (parts.LEFT, at), title, size=12, weight="bold", va="center")
     span = f"{shown[0][0]:.1f} to {shown[-1][1]:.1f} s of {length_s:.1f} s"
@@ -75,7 +75,7 @@ def _share_scales(figure: Figure) -> None:
 _SAMPLE_IN, _SAMPLE_TITLE_IN, _SAMPLE_BOTTOM_IN, _SAMPLE_GAP_IN = 9.64, 0.46, 0.1, 0.35
 
 
-def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample, and the time shown
+def draw_sample(  # noqa: PLR0913 - keyword-only: the arrays of a sample, and the time shown
     *,
     title: str,
     gesture: parts.F32,
@@ -93,8 +93,8 @@ def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample
     Args:
         title: Title of the picture.
         gesture: Channels (T, 415) at 30 Hz.
-        jaw_eyes: Axis-angle (T, 9) at 30 Hz.
-        start_xz: Position (2,) in the first row in metres.
+        jaw_eyes: Axis-angles (T, 9) at 30 Hz, in radians.
+        start_xz: Position (x, z) of the root in the first frame of `gesture`, in metres.
         mel: Log-mel (M, 64) at 100 Hz.
         words: Mappings with ``word``, ``start`` and ``end``; times are in seconds from the start of the sample.
         start_s: Start of the picture, in seconds from the start of the sample.
@@ -127,7 +127,7 @@ def draw_sample(  # noqa: PLR0913 - keyword-only: what a shard holds of a sample
 
 
 def _draw_row(figure: Figure, place: Any, view: parts.View) -> None:
-    """Draw all panels of one part of a sample in a cell of the figure's grid."""
+    """Draw the panels of one row of a picture in a cell of the figure's grid."""
     outer = place.subgridspec(3, 1, height_ratios=(2.75, 2.6, 3.3), hspace=0.13)
     speech = outer[0].subgridspec(2, 1, height_ratios=(0.9, 1.6), hspace=0.03)
     motion = outer[1].subgridspec(2, 1, height_ratios=(1.4, 1.0), hspace=0.24)
@@ -147,7 +147,7 @@ Box = tuple[float, float, float, float]  # left, bottom, width, height, as share
 _ROLE_COLOURS: Final[Mapping[Role, str]] = {"condition": "#0072B2", "generated": "#D55E00", "recorded": "#555555"}
 _HEIGHTS_IN: Final[Mapping[Stream, float]] = {"text": 0.8, "audio": 1.5, "gesture": 3.9}
 _HEADS_IN: Final[Mapping[Stream, float]] = {"text": 0.4, "audio": 0.5, "gesture": 0.62}
-"""Space above each row, for its role and the legend of its curves."""
+"""Space above each row in inches, for its role and the legend of its curves."""
 _TITLE_IN, _BOTTOM_IN = 0.5, 0.45
 
 
@@ -162,13 +162,13 @@ class Row:
     begins_s: float = 0.0
     """Start of an array, in seconds from the start of the result; a multiple of 0.1 s."""
     start_xz: tuple[float, float] = (0.0, 0.0)
-    """Position in the first row of gesture channels, in metres."""
+    """Position (x, z) of the root in the first frame of gesture channels, in metres."""
 
 
 def draw_result(
     *, title: str, rows: Sequence[Row], length_s: float, start_s: float = 0.0, seconds: float | None = None
 ) -> bytes:
-    """Draw the streams of a result below each other; a long result is divided into parts of equal length.
+    """Draw the streams of a result below each other; a result of more than 12 s is divided into parts of equal length.
 
     Args:
         title: Title of the picture.
@@ -208,9 +208,9 @@ def draw_result(
 
 
 def _view(row: Row, rows: Sequence[Row], span: tuple[float, float]) -> parts.View:
-    """Return the part of a row in a time span, with words if the row is motion.
+    """Return the part of a row in a time span. Gesture also gets words, from the text row of the same role.
 
-    The words are those of the row with the same role, or else those of the condition.
+    If there is no such text row, the words are those of the condition.
     """
     start_s, stop_s = span
     words = next(
@@ -229,7 +229,7 @@ def _view(row: Row, rows: Sequence[Row], span: tuple[float, float]) -> parts.Vie
 
 def _draw(stream: Stream, figure: Figure, box: Box, view: parts.View, *, last: bool) -> None:
     """Draw a row; the last row has a labelled time axis."""
-    if stream == "gesture" and len(view.times):  # its time axis is between curves and figures
+    if stream == "gesture" and len(view.times):  # the time axis is drawn between curves and figures
         left, bottom, width, height = box
         curves = figure.add_axes((left, bottom + 0.72 * height, width, 0.28 * height))
         parts.draw_motion(curves, view)
@@ -259,7 +259,7 @@ def _seconds(axes: Axes) -> None:
     axes.set_xlabel("time (s)", labelpad=1)
 
 
-# --- versions of one moment
+# --- versions of one window
 
 
 _GAP_IN: Final = 0.38  # between panels, which have titles
