@@ -1,1 +1,4 @@
-"""Pages, videos and exports (file formats of other tools) of recordings and results. This package needs no torch."""
+"""Pages and videos of recordings and results, and their export to file formats of other tools.
+
+Only `inspect_models`, which reads checkpoints and training runs, needs torch.
+"""

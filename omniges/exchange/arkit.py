@@ -1,8 +1,8 @@
 """Convert facial expressions to ARKit blendshape weights, with a matrix that the user supplies.
 
-BEAT2's expressions are FLAME coefficients. Published matrices map ARKit weights to FLAME coefficients (rows: ARKit
-shapes); this module uses the pseudo-inverse of such a matrix. A matrix that maps FLAME coefficients to ARKit weights
-(rows: FLAME coefficients) is used unchanged.
+BEAT2's expressions are FLAME coefficients. Published matrices map ARKit weights to FLAME coefficients: each row belongs
+to an ARKit shape. This module uses the pseudo-inverse of such a matrix. It also accepts a matrix that maps FLAME
+coefficients to ARKit weights, with a row for each coefficient, and uses it unchanged.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SIDED: Final = {
     "tongue": ("Out",),
 }
 NAMES: Final = tuple(f"{region}{shape}" for region, shapes in _SIDED.items() for shape in shapes)
-"""The 52 weights in alphabetical order, as in BEAT version 1. Some matrices lack the last one, ``tongueOut``."""
+"""Names of the 52 weights in alphabetical order, as in BEAT version 1. Some matrices lack the last, ``tongueOut``."""
 
 _EXPRESSIONS, _JAW = 100, 3
 _JAW_COLUMNS: Final = slice(66, 69)
@@ -48,21 +48,22 @@ class FaceMatrix:
     """Linear map from FLAME coefficients to ARKit weights."""
 
     to_weights: F64
-    """(100, n) from expressions, or (103, n) from expressions and the axis-angle of the jaw; n is 51 or 52."""
+    """Matrix (100, n) for expressions, or (103, n) for expressions and the jaw's axis-angle rotation; n is 51 or 52."""
 
     @classmethod
     def of(cls, array: F64, name: str) -> FaceMatrix:
-        """Build the map from a matrix, which may map in either direction.
+        """Build the map from a matrix of either direction.
 
         Args:
-            array: (n, 100) or (n, 103) from ARKit weights to FLAME coefficients, or transposed for the other direction.
-            name: Name of its file, for errors.
+            array: Matrix (n, 100) or (n, 103) from ARKit weights to FLAME coefficients, or matrix (100, n) or (103, n)
+                from FLAME coefficients to ARKit weights.
+            name: Name of the matrix file, for errors.
 
         Returns:
             The map.
 
         Raises:
-            UsageFault: The matrix has another shape, or its rank does not determine all weights.
+            UsageFault: The matrix has another shape, or its rank is too low to determine all weights.
         """
         shapes, coefficients = {len(NAMES) - 1, len(NAMES)}, {_EXPRESSIONS, _EXPRESSIONS + _JAW}
         if array.ndim == 2 and {array.shape[0]} <= coefficients and {array.shape[1]} <= shapes:
@@ -86,7 +87,7 @@ class FaceMatrix:
             motion: T frames with expressions.
 
         Returns:
-            Weights in [0, 1], and the number of values that lay outside by more than 1e-4.
+            Weights (T, n) in [0, 1], and the number of weights that were more than 1e-4 outside of [0, 1].
         """
         parts = [motion.expressions, motion.poses[:, _JAW_COLUMNS]]
         found = np.concatenate(parts, axis=1, dtype=np.float64)[:, : len(self.to_weights)] @ self.to_weights
@@ -98,11 +99,11 @@ def encode_csv(weights: F64, frame_rate_hz: float) -> bytes:
     """Encode blendshape weights as CSV: a header, then the time in seconds and the weights of each frame.
 
     Args:
-        weights: Blendshape weights (T, n) of the first n `NAMES`.
+        weights: Blendshape weights (T, n) for the first n of `NAMES`.
         frame_rate_hz: Frames per second.
 
     Returns:
-        The file, ASCII with six decimals.
+        Content of the file: ASCII, numbers with six decimals.
     """
     lines = [",".join(["time_s", *NAMES[: weights.shape[1]]])]
     row = ",".join(["%.6f"] * (1 + weights.shape[1]))
@@ -114,8 +115,8 @@ def matrix_from_array(array: npt.NDArray[Any], name: str) -> FaceMatrix:
     """Build the map from an array that was read from a file.
 
     Args:
-        array: The matrix, in one of the shapes of `FaceMatrix.of`.
-        name: Name of its file, for errors.
+        array: The matrix, in one of the shapes that `FaceMatrix.of` accepts.
+        name: Name of the matrix file, for errors.
 
     Returns:
         The map.

@@ -2,7 +2,7 @@
 
 Lengths are in centimetres, angles in degrees. The y axis points up, and the rest pose faces +z.
 
-Rotations are intrinsic in the order Z, X, Y (each about axes turned by the earlier ones): R = Rz · Rx · Ry.
+Rotations are intrinsic in the order Z, X, Y: R = Rz · Rx · Ry. Each rotation is about axes that earlier ones turned.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ F64 = npt.NDArray[np.float64]
 
 _CM: Final = 100.0
 _ORDER: Final = "ZXY"
-_END_M: Final = 0.02  # length of the last bone of a chain, which no joint ends
+_END_M: Final = 0.02  # length of the bone after the last joint of a chain
 _CHILDREN: Final = tuple(
     tuple(child for child, parent in enumerate(PARENTS) if parent == joint) for joint in range(len(PARENTS))
 )
@@ -29,14 +29,14 @@ _BLOCK_FRAMES: Final = 1024
 
 
 def encode_bvh(motion: SmplxMotion, skeleton: Skeleton) -> bytes:
-    """Return a BVH file of a motion.
+    """Encode a motion as a BVH file.
 
     Args:
         motion: T frames; poses and positions are finite.
         skeleton: Bones of the figure.
 
     Returns:
-        ASCII text: the hierarchy, and a line of 168 numbers for each frame.
+        Content of the file in ASCII: the hierarchy, and a line of 168 numbers for each frame.
     """
     rotations = " ".join(f"{axis}rotation" for axis in _ORDER)
     order = list(_depth_first(0))
@@ -77,7 +77,7 @@ def _hierarchy(offsets: F64, rotations: str, joint: int = 0, depth: int = 0) -> 
 
 def _euler_degrees(motion: SmplxMotion, skeleton: Skeleton) -> F64:
     """Return the angles (T, 55, 3) in degrees of each joint relative to its parent, in channel order (Z, X, Y)."""
-    from scipy.spatial.transform import Rotation  # noqa: PLC0415 - 0.2 s that only an export needs
+    from scipy.spatial.transform import Rotation  # noqa: PLC0415 - takes 0.2 s, needed by exports only
 
     found = np.empty((len(motion.poses), len(PARENTS), 3))
     for start in range(0, len(found), _BLOCK_FRAMES):

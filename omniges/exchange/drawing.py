@@ -35,8 +35,8 @@ _YAW: Final[dict[Camera, float]] = {"front": 0, "three-quarter": 35, "left": 90,
 _FRAME_M: Final[dict[Framing, tuple[float, float]]] = {"body": (1.2, 2.26), "upper": (1.15, 1.22), "face": (0.32, 0.40)}
 """Width and height in metres that a panel shows at the distance of the figure."""
 _TARGET_M: Final[dict[Framing, float]] = {"body": 0.82, "upper": 1.26, "face": 0.06}
-"""Height of the picture's centre in metres, above the floor or, for the face, above the joint of the head."""
-_ZOOM: Final = 1 / math.tan(math.radians(14))  # half of the angle of view
+"""Height of the picture's centre in metres: above the floor for body and upper, above the head joint for face."""
+_ZOOM: Final = 1 / math.tan(math.radians(14))  # 14° is half of the angle of view
 _PITCH: Final = 0.06  # radians that the camera looks down
 _SHADOW: Final = np.array([-0.25, -0.30])  # shadow offset in x and z, in metres per metre of height
 _SKY, _GRID, _EDGE = (np.array(colour, np.float32) for colour in ((246, 248, 251), (180, 190, 201), (204, 212, 222)))
@@ -58,14 +58,14 @@ class Line:
 
 
 def lines_of(words: Sequence[WordInterval], fits: Callable[[str], bool]) -> list[Line]:
-    """Join words to lines of text. A line ends at a silence, or where no further word fits.
+    """Join words into lines of text. A line ends at a silence of 0.8 s, or before a word that no longer fits.
 
     Args:
         words: Words in order of time.
-        fits: Returns whether a text fits in one line.
+        fits: Function that returns whether a text fits on one line.
 
     Returns:
-        The lines; a word that does not fit is alone on its line.
+        The lines. A word that is too long for a line has its own line.
     """
     found: list[list[WordInterval]] = []
     for word in words:
@@ -80,7 +80,7 @@ def lines_of(words: Sequence[WordInterval], fits: Callable[[str], bool]) -> list
 
 
 class Lettering:
-    """Draws text with one font, at the sizes that fit one panel."""
+    """Text renderer with one font, in sizes that suit one panel."""
 
     def __init__(self, font: Path | None, width: int, height: int) -> None:
         self._width = width
@@ -97,7 +97,7 @@ class Lettering:
             raise DataError(f"--font {self._path}: expected a font file, found {error}; give a .ttf or .otf") from error
 
     def fits(self, text: str) -> bool:
-        """Return True if a text fits in one line of words."""
+        """Return True if a text fits on one line of words in the panel."""
         return self._word.getlength(printable(text)) <= _WIDEST * self._width - self._word.size
 
     def lacking(self, texts: Iterable[str]) -> int:
@@ -114,7 +114,7 @@ class Lettering:
         Args:
             name: Name of the track.
             note: Second line; may be empty.
-            track: Number of the track, from 0, which determines its colour.
+            track: Number of the track, from 0; it determines the colour.
 
         Returns:
             The image (height, width, 4).
@@ -133,7 +133,7 @@ class Lettering:
 
         Args:
             line: The words.
-            said: Index of the word that is spoken at this time, drawn darker than the other words; None for no word.
+            said: Index of the word that is spoken now; it is drawn darker than the other words. None: no word.
 
         Returns:
             The image (height, width, 4).
@@ -175,7 +175,7 @@ def _canvas(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
 
 
 class Captions:
-    """The words of a track at each moment."""
+    """Source of the picture of a track's words at each time."""
 
     def __init__(self, words: Sequence[WordInterval], lettering: Lettering) -> None:
         self._lines = lines_of(words, lettering.fits)
@@ -183,7 +183,7 @@ class Captions:
         self._image = functools.lru_cache(maxsize=8)(lambda line, said: lettering.line(self._lines[line], said))
 
     def at(self, time_s: float) -> U8 | None:
-        """Return the picture (RGBA) of the line of words that is shown at time `time_s`; None if no word is shown."""
+        """Return the RGBA picture of the words that are shown at `time_s` seconds; None if no word is shown."""
         number = bisect.bisect_right(self._begins, time_s) - 1
         if number < 0 or time_s >= self._lines[number].until_s:
             return None
@@ -203,7 +203,7 @@ class View:
 
 
 def view_of(target: Sequence[float], camera: Camera, framing: Framing, aspect: float) -> View:
-    """Return the camera that looks at a point.
+    """Return the position and projection of a camera that looks at a point.
 
     Args:
         target: Point (3,) in metres, shown in the middle of the picture.
@@ -234,7 +234,10 @@ class Panel:
 
 
 class Canvas:
-    """Draws frames of equally large panels; several threads may draw at the same time, each in separate memory."""
+    """Renderer of frames, which consist of panels of equal size.
+
+    Several threads may draw at the same time, because each thread has its own memory.
+    """
 
     def __init__(
         self, panels: Sequence[Panel], size: tuple[int, int], columns: int, look: tuple[Camera, Framing]
@@ -248,7 +251,10 @@ class Canvas:
         self._own = threading.local()
 
     def poses(self, frames: npt.NDArray[np.int64]) -> Iterator[tuple[Any, ...]]:
-        """Yield, for each of `frames` (N,), the poses of all panels; a motion that has ended keeps its last pose."""
+        """Yield a tuple with the poses of all panels for each frame in `frames` (N,).
+
+        A motion that has ended stays in its last pose.
+        """
         lengths = [panel.figure.frames for panel in self._panels]
         each = [
             panel.figure.poses(np.minimum(frames, length - 1))
@@ -260,9 +266,9 @@ class Canvas:
         """Draw a frame (height, width, 3).
 
         Args:
-            poses: Poses of the panels, as `poses` yields them.
-            frame: Frame of the motion.
-            time_s: Time of the frame in seconds, which selects the words.
+            poses: Poses of the panels, as the method `poses` yields them.
+            frame: Index of the frame in the motions, at 30 Hz.
+            time_s: Time of the frame in seconds; it selects the words.
 
         Returns:
             The image.
@@ -289,7 +295,7 @@ class Canvas:
         return image
 
     def _figure(self, figure: Figure, pose: Any, frame: int) -> U8:
-        """Draw the picture of a figure; the next call in the same thread overwrites the array."""
+        """Draw the picture (height, width, 3) of a figure; the next call in the same thread overwrites the array."""
         wide, high = self._panel_size
         depth, colour, shadow, sky, image = self._memory(wide, high)
         vertices = len(figure.base)

@@ -30,7 +30,7 @@ from omniges.storage.atomic import new_folder, publish_bytes
 from omniges.storage.redact import one_line
 
 _IN_BLENDER: Final = Path(__file__).with_name("in_blender.py")
-_BLENDER_S: Final = 600.0  # an hour of motion takes a minute
+_BLENDER_S: Final = 600.0  # time limit of Blender, which needs about a minute for an hour of motion
 
 
 @dataclass(slots=True)
@@ -46,7 +46,7 @@ class ExportedMotion:
     clipped: int = 0
     """Number of blendshape weights outside of 0 to 1, which were clipped."""
     notes: list[tuple[str, str]] = field(default_factory=list)
-    """Pairs of a clip and a note: a change or guess made when its motion file was read."""
+    """Pairs of a clip's name and a note: a change or guess made when the clip's motion file was read."""
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -73,7 +73,7 @@ def export_motion(settings: ExportSettings, progress: Callable[[int, int], None]
         progress: Function that is called with (done, total) samples.
 
     Returns:
-        Counts.
+        Counts of samples, and notes.
 
     Raises:
         UsageFault: A source is unknown, no source has motion, or the output folder contains files.
@@ -113,7 +113,7 @@ _Encoder = Callable[[Track, SmplxMotion, ExportedMotion], bytes]
 
 
 def _encoder(settings: ExportSettings) -> _Encoder:
-    """Return the function that encodes a track in the chosen format, after reading the files that it needs."""
+    """Read the files that the chosen format needs, and return the function that encodes a track in this format."""
     if settings.format == "npz":
         return lambda _track, motion, _counts: encode_smplx(motion)
     if settings.arkit_matrix is not None:
@@ -181,7 +181,7 @@ def _fbx(command: list[str], glb: bytes, motion: SmplxMotion) -> bytes:
 
 
 def _file_stem(track: Track, used: set[str]) -> str:
-    """Return a file name that is not used yet: CLIP, else CLIP-TRACK, else CLIP-TRACK-NUMBER."""
+    """Return a file name that is not used yet: CLIP, else CLIP-TRACK, else CLIP-TRACK-NUMBER; add it to `used`."""
     label = re.sub(r"[^\w-]+", "-", track.name).strip("-") or "track"
     names: Iterator[str] = (
         track.clip if number == 0 else f"{track.clip}-{label}" if number == 1 else f"{track.clip}-{label}-{number}"

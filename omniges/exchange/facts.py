@@ -1,4 +1,4 @@
-"""Facts about the content of a path for `omniges inspect`, as JSON, as tables and as a picture."""
+"""Result of `omniges inspect`: a description of the content of a path, as JSON, as tables and as a picture."""
 
 from __future__ import annotations
 
@@ -22,18 +22,21 @@ _SHORTEST_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """Facts about the content of a path, and functions that show them."""
+    """Description of the content of a path, and functions that print and draw the content."""
 
     facts: dict[str, Any]
-    """Facts for JSON; ``kind`` is first."""
+    """The description as a JSON object; its first key, ``kind``, is the type of the content."""
     show: Callable[[Console], None]
-    """Prints the facts as tables."""
+    """Function that prints the description as tables."""
     draw: Callable[[float, float | None], bytes] | None = None
-    """Function (start, length or None for all, in seconds) that draws a PNG; None: there is nothing to draw."""
+    """Function that takes start and length in seconds (length None: to the end) and returns a PNG.
+
+    None: there is nothing to draw.
+    """
     playable: bool = False
     """True if `omniges view` can show the content."""
     fault: OmnigesError | None = None
-    """Error with which other commands refuse the file, although some facts could be read."""
+    """Error that other commands raise for this file, although a part of the file could be described."""
 
     def picture_of(self, start_s: float, seconds: float | None) -> bytes:
         """Draw a part of the content.
@@ -46,7 +49,7 @@ class Inspected:
             The picture as PNG.
 
         Raises:
-            UsageFault: There is nothing to draw, or nothing in this part.
+            UsageFault: There is nothing to draw, or the part contains nothing.
         """
         if self.draw is None:
             raise UsageFault(
@@ -70,18 +73,18 @@ class Inspected:
 
 
 def print_fields(console: Console, fields: Iterable[tuple[str, Any]]) -> None:
-    """Print a table of names and values; values that are None or empty are left out.
+    """Print a table of names and values; leave out values that are None or empty.
 
     Args:
         console: Output.
-        fields: Names and values.
+        fields: Pairs of a name and a value.
     """
     rows = [(name, one_line(str(value))) for name, value in fields if value not in (None, "", (), [], {})]
     print_table(console, ("field", "value"), rows)
 
 
 def range_of(array: npt.NDArray[Any]) -> dict[str, float | None]:
-    """Return minimum, mean and maximum of the values that are present (not NaN); None for each if all are absent."""
+    """Return ``min``, ``mean`` and ``max`` of the values that are not NaN; all three are None if every value is NaN."""
     there = array[~np.isnan(array)]
     if not there.size:
         return {"min": None, "mean": None, "max": None}
@@ -89,20 +92,20 @@ def range_of(array: npt.NDArray[Any]) -> dict[str, float | None]:
 
 
 def range_cells(found: dict[str, Any]) -> list[str]:
-    """Format minimum, mean and maximum as cells of a table."""
+    """Format ``min``, ``mean`` and ``max`` of a result of `range_of` as cells of a table."""
     return ["–" if found[name] is None else f"{found[name]:.4g}" for name in ("min", "mean", "max")]
 
 
 def require_start(start_s: float, length_s: float, what: str) -> None:
-    """Refuse a start time of a picture that lies outside the clip.
+    """Refuse a picture that starts after the clip or in the last 0.1 s of the clip.
 
     Args:
-        start_s: Start in seconds.
+        start_s: Start of the picture in seconds.
         length_s: Length of the clip in seconds.
-        what: The clip, for the error.
+        what: Name of the clip, for the error.
 
     Raises:
-        UsageFault: The start lies in the last 0.1 s of the clip or after its end.
+        UsageFault: The start is too late.
     """
     last = max(0.0, length_s - _SHORTEST_S)
     if not start_s <= last:

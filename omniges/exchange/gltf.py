@@ -1,8 +1,9 @@
-"""Write motion as a binary glTF 2.0 file (GLB): a skinned figure with one animation; metres, y up, facing +z.
+"""Write motion as a binary glTF 2.0 file (GLB): a skinned figure with one animation.
 
-The file contains the figure of pages and videos (`omniges.exchange.solid`), fitted to the skeleton. Joints move the jaw
-and the eyes. Morph targets, which follow the leading expressions, move the mouth and the brows. Sources: the glTF 2.0
-specification of the Khronos Group, sections 3 (concepts) and 4 (GLB).
+Lengths are in metres. The y axis points up, and the figure faces +z. The file contains the figure of pages and videos
+(`omniges.exchange.solid`), fitted to the skeleton. Joints move the jaw and the eyes. Morph targets move the mouth and
+the brows; their weights are computed from the first 8 expressions. Source: the glTF 2.0 specification of the Khronos
+Group, sections 3 (concepts) and 4 (GLB).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _BLOCK_FRAMES: Final = 1024
 _FIGURE_NODE, _FACE_NODE = len(PARENTS), len(PARENTS) + 1
 _HEAD: Final = JOINT_NAMES.index("head")
 _OF_VERTICES: Final = ("positions", "normals", "bones", "weights", "colours")
-_NEAR_M: Final = 0.005  # points closer to a joint than this move exactly with the joint
+_NEAR_M: Final = 0.005  # points closer to a joint than this move almost exactly as the joint does
 _TARGETS: Final = (
     ("mouthOpen", "open", 0.014),
     ("mouthWide", "wide", 0.008),
@@ -45,7 +46,10 @@ _TARGETS: Final = (
     ("browDownRight", "right", -0.009),
     ("lipDrop", "drop", 0.07),
 )
-"""Morph targets of the face: name, field of `Faces`, and value of this field in metres at weight 1. Weights: 0 to 1."""
+"""Morph targets of the face: name, field of `Faces`, and value of this field in metres at weight 1.
+
+Weights are from 0 to 1.
+"""
 
 
 @dataclass(slots=True)
@@ -63,7 +67,7 @@ class _Buffer:
             array: float32, uint16 or uint8.
             kind: ``SCALAR``, ``VEC3``, ``VEC4`` or ``MAT4``.
             target: Target of the buffer view: `_VERTICES` or `_INDICES`. None: the array is neither.
-            bounds: Whether to state minimum and maximum.
+            bounds: Whether the accessor states minimum and maximum of the array.
 
         Returns:
             Index of the accessor.
@@ -80,7 +84,7 @@ class _Buffer:
 
 
 def encode_glb(motion: SmplxMotion, skeleton: Skeleton, name: str) -> bytes:
-    """Return a GLB file of a motion.
+    """Encode a motion as a GLB file.
 
     Args:
         motion: T frames; poses and positions are finite.
@@ -119,7 +123,7 @@ def encode_glb(motion: SmplxMotion, skeleton: Skeleton, name: str) -> bytes:
 
 
 def _materials() -> Iterator[dict[str, Any]]:
-    """Yield a material for each colour of the figure."""
+    """Yield a glTF material for each colour of the figure."""
     for name, colour in zip(COLOURS, palette(0).astype(np.float64), strict=True):
         linear = np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)  # sRGB
         yield {
@@ -153,7 +157,7 @@ def _part(surface: Surface, chosen: npt.NDArray[np.bool_]) -> Surface:
 
 
 def _morphed(face: Surface) -> list[F32]:
-    """Return, for each morph target, the positions (V, 3) of the face at weight 1 of this target."""
+    """Return the positions (V, 3) of the face at weight 1 of each morph target."""
     found = []
     zero = {name: np.zeros(1) for name in MOVEMENTS}
     for _, name, value in _TARGETS:
@@ -166,24 +170,24 @@ def _morphed(face: Surface) -> list[F32]:
 
 
 def _target_weights(motion: SmplxMotion) -> F32:
-    """Return the morph target weights (T, targets), relative to the median expression of the clip."""
+    """Return the morph target weights (T, targets); at the median expression of the clip they are 0."""
     faces = Faces.of_motion(motion)
     weights = [np.clip(getattr(faces, name) / value, 0.0, 1.0) for _, name, value in _TARGETS]
     return np.stack(weights, axis=1).astype(np.float32)
 
 
 def fitted(positions: F32, skeleton: Skeleton) -> F32:
-    """Move points of the figure so that they fit another skeleton, by inverse distance weighting.
+    """Move points of the figure by inverse distance weighting, so that they fit another skeleton.
 
-    A point at a joint moves as the joint does. A point between joints moves by the weighted mean of the joints'
-    movements.
+    A point at a joint moves as the joint does. A point between joints moves by the mean of the joints' movements,
+    in which near joints have more weight.
 
     Args:
-        positions: Points (V, 3) on the figure around the generic skeleton, in metres.
-        skeleton: The skeleton to fit.
+        positions: Points (V, 3) in metres, on the figure around the generic skeleton.
+        skeleton: The other skeleton.
 
     Returns:
-        Points (V, 3) around this skeleton, in metres.
+        Points (V, 3) in metres, on the figure around the other skeleton.
     """
     moved = skeleton.rest_positions - GENERIC.rest_positions
     if not moved.any():
@@ -203,7 +207,7 @@ def _container(document: dict[str, Any], content: bytes) -> bytes:
 
 
 def _joints(skeleton: Skeleton) -> list[dict[str, Any]]:
-    """Return the nodes of the joints in the rest pose."""
+    """Return the glTF nodes of the joints in the rest pose."""
     nodes = []
     for joint, name in enumerate(JOINT_NAMES):
         node: dict[str, Any] = {"name": name}
@@ -218,14 +222,14 @@ def _joints(skeleton: Skeleton) -> list[dict[str, Any]]:
 def _mesh(
     buffer: _Buffer, name: str, surface: Surface, skeleton: Skeleton, morphed: list[F32] | None = None
 ) -> dict[str, Any]:
-    """Return a mesh with a primitive for each colour.
+    """Return a glTF mesh with one primitive for each colour.
 
     Args:
-        buffer: The buffer that gets the arrays.
+        buffer: The buffer to which the arrays are appended.
         name: Name of the mesh.
         surface: The surface around the generic skeleton.
         skeleton: Skeleton that the surface is fitted to.
-        morphed: Positions (V, 3) at weight 1 for each of `_TARGETS`; None: no morph targets.
+        morphed: Positions (V, 3) at weight 1 for each item of `_TARGETS`; None: no morph targets.
 
     Returns:
         The mesh.
@@ -233,7 +237,7 @@ def _mesh(
     positions = fitted(surface.positions, skeleton)
     joints = np.zeros((len(positions), 4), np.uint8)
     weights = np.zeros((len(positions), 4), np.float32)
-    bones = np.where(surface.bones < len(PARENTS), surface.bones, _HEAD)  # brows are no joints
+    bones = np.where(surface.bones < len(PARENTS), surface.bones, _HEAD)  # brows follow the head
     only = (surface.weights == 0) | (bones[:, 0] == bones[:, 1])
     second = (surface.weights == 1) & ~only
     joints[:, 0] = np.where(second, bones[:, 1], bones[:, 0])
@@ -262,7 +266,7 @@ def _mesh(
 
 
 def _animation(buffer: _Buffer, motion: SmplxMotion, skeleton: Skeleton, name: str) -> dict[str, Any]:
-    """Return the animation: a rotation for each joint and frame, positions of the pelvis, and weights of the face."""
+    """Return the glTF animation: rotations of all joints, positions of the pelvis, and morph target weights."""
     frames = len(motion.poses)
     times = buffer.add((np.arange(frames) / motion.frame_rate_hz).astype(np.float32), "SCALAR", bounds=True)
     turns = np.concatenate(
@@ -290,13 +294,13 @@ def _animation(buffer: _Buffer, motion: SmplxMotion, skeleton: Skeleton, name: s
 
 def quaternions(matrices: Array) -> Array:
     """Convert rotation matrices (..., 3, 3) to unit quaternions (..., 4) in the order x, y, z, w."""
-    from scipy.spatial.transform import Rotation  # noqa: PLC0415 - 0.2 s that only an export needs
+    from scipy.spatial.transform import Rotation  # noqa: PLC0415 - takes 0.2 s, needed by exports only
 
     return np.asarray(Rotation.from_matrix(matrices.reshape(-1, 3, 3)).as_quat().reshape(*matrices.shape[:-2], 4))
 
 
 def shortest_way(turns: Array) -> Array:
-    """Flip signs of quaternions (T, J, 4) so that each is close to its predecessor in time, as interpolation needs."""
+    """Flip signs of quaternions (T, J, 4), so that successive frames interpolate along the shorter rotation."""
     flips = np.sum(turns[1:] * turns[:-1], axis=-1) < 0
     signs = np.where(np.cumsum(flips, axis=0) % 2, -1.0, 1.0)
     return np.concatenate([turns[:1], turns[1:] * signs[..., None]])

@@ -6,15 +6,15 @@ import sys
 
 
 def main(source: str, target: str, rate_hz: int) -> None:
-    """Import a GLB file and export it as FBX; each frame of the animation is baked (stored as a key).
+    """Convert a GLB file to FBX. Each frame of the animation is baked (stored as a keyframe).
 
     Args:
         source: Path of the GLB file.
         target: Path of the FBX file.
         rate_hz: Frames per second.
     """
-    import bpy  # noqa: PLC0415 - only Blender has it
-    import numpy as np  # noqa: PLC0415 - Blender's own
+    import bpy  # noqa: PLC0415 - exists only in Blender
+    import numpy as np  # noqa: PLC0415 - Blender contains it
 
     if not hasattr(np, "bool"):
         np.bool = np.bool_  # type: ignore[misc]  # the glTF importer of Blender 3.4 in Debian 12 uses NumPy's old name

@@ -1,6 +1,6 @@
-"""Implementation of `omniges inspect`: recognize the type of a path, and return its facts.
+"""Implementation of `omniges inspect`: recognize the type of a path's content, and describe the content.
 
-This module also contains the facts of shard folders and of samples.
+This module also describes shard folders and their samples.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ ACCEPTED: Final = (
     "a folder of shards, of a run, of a checkpoint, of results or of motion files, or a file .npz, .wav, .TextGrid, or "
     "the .json of a result"
 )
-_CHECKPOINT_FILE, _LOG_FILE, _CHECKPOINTS = "checkpoint.json", "log.jsonl", "checkpoints"  # their modules load torch
+# Not imported, because the modules that define these names load torch.
+_CHECKPOINT_FILE, _LOG_FILE, _CHECKPOINTS = "checkpoint.json", "log.jsonl", "checkpoints"
 
 
 def inspect(path: Path, key: str | None = None, motion_rate_hz: float | None = None) -> Inspected:
-    """Return the facts of a path.
+    """Describe the content of a path.
 
     Args:
         path: A folder or file of a type in `ACCEPTED`.
-        key: Key or stem of a sample, if the path is a folder of shards.
+        key: Key or stem of one sample to describe, if the path is a folder of shards; None: the complete folder.
         motion_rate_hz: Frames per second of motion files that do not state them.
 
     Returns:
-        The facts.
+        The description.
 
     Raises:
         UsageFault: The path has another type, or a key is passed with a path that is not a folder of shards.
@@ -96,20 +97,20 @@ def _of_file(path: Path, motion_rate_hz: float | None) -> Callable[[Path], Inspe
 
 
 def inspect_shards(folder: Path) -> Inspected:
-    """Return the facts of a folder of shards; raise UsageFault or DataError if it is incomplete or damaged."""
+    """Describe a folder of shards; raise UsageFault or DataError if the folder is incomplete or damaged."""
     source = ShardFolder(folder)
     return Inspected(folder_facts(source), partial(print_folder, source), playable=True)
 
 
 def inspect_sample(folder: Path, key: str) -> Inspected:
-    """Return the facts of a sample.
+    """Describe a sample.
 
     Args:
         folder: Folder of shards.
         key: Key or stem of the sample.
 
     Returns:
-        The facts.
+        The description.
 
     Raises:
         UsageFault: The key is unknown.
@@ -121,7 +122,7 @@ def inspect_sample(folder: Path, key: str) -> Inspected:
 
 
 def folder_facts(source: ShardFolder) -> dict[str, Any]:
-    """Return counts and lengths of the data set in a shard folder."""
+    """Describe a shard folder as a JSON object: settings, totals, splits, shards, codecs, speakers, notes and keys."""
     rows = source.rows
     return {
         "kind": "shards",
@@ -184,7 +185,7 @@ def print_folder(source: ShardFolder, console: Console, shown: int = 20) -> None
 
 
 def sample_facts(sample: SampleArrays) -> dict[str, Any]:
-    """Return the lengths of a sample, and the value ranges of its arrays."""
+    """Describe a sample as a JSON object: metadata, shard, members, shapes and value ranges of arrays, and words."""
     arrays = {
         "gesture.npy": sample.gesture.gesture,
         "mel.npy": sample.mel,
@@ -246,7 +247,7 @@ def print_sample(sample: SampleArrays, console: Console, shown_words: int = 12) 
 
 
 def draw(sample: SampleArrays, start_s: float = 0.0, seconds: float | None = None) -> bytes:
-    """Draw mel, words, motion energy and stick figures of a sample.
+    """Draw the mel, words, motion energy and stick figures of a sample.
 
     Args:
         sample: The sample.

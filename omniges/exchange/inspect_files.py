@@ -1,4 +1,4 @@
-"""Facts of files: motion, audio, words, and results of `omniges generate`."""
+"""Descriptions of files for `omniges inspect`: motion, audio, words, and results of `omniges generate`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _SHOWN: Final = 20
 _SHOWN_WORDS: Final = 12
 _ARRAYS: Final = ("poses", "trans", "expressions", "betas")
 _STREAM_OF: Final[dict[str, Stream]] = {"gesture": "gesture", "audio": "audio", "mel": "audio", "text": "text"}
-"""Stream that each type of result file belongs to."""
+"""Stream to which each type of result file belongs."""
 _AROUND_S: Final = 0.5
 
 
@@ -49,7 +49,7 @@ def _notes(notes: Iterable[Problem]) -> list[dict[str, str]]:
 
 
 def _note_fields(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield table rows with the notes that conversion of the file would report."""
+    """Yield (name, text) table rows with the notes that `preprocess` would report for the file."""
     for note in facts.get("notes", ()):
         yield "note", f"{note['code']}: expected {note['expected']}, found {note['found']}"
 
@@ -58,14 +58,15 @@ def _note_fields(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def inspect_motion(path: Path, motion_rate_hz: float | None = None) -> Inspected:
-    """Return the facts of a motion file; if `preprocess` would reject it, return its arrays and the reason.
+    """Describe a motion file.
 
     Args:
         path: The NPZ file.
         motion_rate_hz: Frames per second, if the file does not state them.
 
     Returns:
-        Keys, length, rate, present parts, ranges, body, and the notes that conversion would report.
+        Keys, length, rate, present parts, value ranges, body, and the notes that `preprocess` would report. For a file
+        that `preprocess` would reject: only the keys and the reason.
 
     Raises:
         DataError: The file is not an NPZ archive.
@@ -84,7 +85,7 @@ def inspect_motion(path: Path, motion_rate_hz: float | None = None) -> Inspected
 
 
 def _keys(archive: Archive) -> dict[str, dict[str, Any]]:
-    """Return the shape and type of each array; None for entries that are not read, such as pickled objects."""
+    """Return shape and type of each array by key; both are None for entries that are not read, such as pickled ones."""
     found: dict[str, dict[str, Any]] = {}
     for key in archive.keys:
         try:
@@ -141,14 +142,14 @@ def _print_motion(facts: dict[str, Any], console: Console) -> None:
 
 
 def inspect_motion_folder(folder: Path, motion_rate_hz: float | None = None) -> Inspected:
-    """Return length, rate and notes of each motion file in a folder, or the reason why `preprocess` would reject it.
+    """Describe the motion files in a folder.
 
     Args:
         folder: The folder.
         motion_rate_hz: Frames per second of files that do not state them.
 
     Returns:
-        The facts.
+        Length, rate, absent parts and notes of each file, or the reason why `preprocess` would reject the file.
     """
     files = []
     for path in motion_files(folder):
@@ -159,7 +160,7 @@ def inspect_motion_folder(folder: Path, motion_rate_hz: float | None = None) -> 
             found |= {name: facts[name] for name in names}
         except RecordingFault as fault:
             found["rejected"] = _notes([fault.problem])[0]
-        except DataError as error:  # a link that leads elsewhere, or a file of over a gigabyte
+        except DataError as error:  # a link to a file outside of the folder, or a file of over 1 GiB
             found["rejected"] = {"code": "not-read", "found": str(error), "expected": "a file in the folder"}
         files.append(found)
     facts = {"kind": "motion files", "folder": str(folder), "files": files}
@@ -186,7 +187,7 @@ def _print_motion_folder(facts: dict[str, Any], console: Console) -> None:
 
 
 def inspect_audio(path: Path) -> Inspected:
-    """Return the facts of a WAV file; raise DataError if `preprocess` would reject it."""
+    """Describe a WAV file; raise DataError if `preprocess` would reject the file."""
     data = read_file(path, _MAX_BYTES)
     wav = decoded(path, data, decode_wav)
     facts = {
@@ -206,7 +207,7 @@ def inspect_audio(path: Path) -> Inspected:
 
 
 def _changes(rate_hz: int, channels: int) -> Iterator[Problem]:
-    """Yield the changes that conversion would make to audio."""
+    """Yield the notes on changes that `preprocess` would make to audio: resampling and mixing to mono."""
     if rate_hz != SAMPLE_RATE_HZ:
         yield Problem("audio-resampled", f"{rate_hz} Hz", f"{SAMPLE_RATE_HZ} Hz")
     if channels != 1:
@@ -225,7 +226,7 @@ def _print_audio(facts: dict[str, Any], console: Console) -> None:
 
 
 def inspect_words(path: Path) -> Inspected:
-    """Return the facts of a TextGrid's word tier; raise DataError if `preprocess` would reject it."""
+    """Describe the word tier of a TextGrid; raise DataError if `preprocess` would reject the file."""
     tier = decoded(path, read_file(path, _MAX_BYTES), decode_words)
     facts = {
         "kind": "words",
@@ -254,14 +255,14 @@ def _print_words(facts: dict[str, Any], console: Console) -> None:
 
 
 def inspect_result(path: Path, motion_rate_hz: float | None = None) -> Inspected:
-    """Return the facts of a generated result.
+    """Describe a generated result.
 
     Args:
         path: Record of the result.
-        motion_rate_hz: Frames per second of condition motion files that do not state them.
+        motion_rate_hz: Frames per second of motion files that are conditions and do not state them.
 
     Returns:
-        The facts.
+        The fields of the record.
 
     Raises:
         DataError: The record is damaged.
@@ -296,7 +297,10 @@ def _print_result(record: GeneratedRecord, console: Console) -> None:
 
 
 def inspect_results(folder: Path) -> Inspected:
-    """Return task, checkpoint, seed and length of each result in a folder; raise DataError if a record is damaged."""
+    """Describe each result in a folder: task, length, checkpoint, seed, files and warnings.
+
+    Raise DataError if a record is damaged.
+    """
     found = {path: read_record(path) for path in records(folder)}
     results = [
         {
@@ -336,7 +340,7 @@ def _print_results(facts: dict[str, Any], console: Console) -> None:
 
 
 def _draw_track(path: Path, motion_rate_hz: float | None, start_s: float, seconds: float | None) -> bytes:
-    """Draw a motion file with its sound and words, or only a sound file or words."""
+    """Draw a motion file with its sound and words, or a single sound or words file."""
     (load,) = find_tracks([path], motion_rate_hz=motion_rate_hz)
     track = load()
     time: dict[str, Any] = {"start_s": start_s, "seconds": seconds}
@@ -365,7 +369,10 @@ def _draw_track(path: Path, motion_rate_hz: float | None, start_s: float, second
 def _draw_result(
     path: Path, record: GeneratedRecord, motion_rate_hz: float | None, start_s: float, seconds: float | None
 ) -> bytes:
-    """Draw the conditions, the result and the recording below each other; leave out files that no longer exist."""
+    """Draw the conditions, the result and the recording below each other.
+
+    Conditions and recordings are left out if their files no longer exist or have changed.
+    """
     (load,) = find_tracks([path], motion_rate_hz=motion_rate_hz)
     require_start(start_s, record.seconds, record.name)
     recorded = _recording_of(record)
@@ -394,7 +401,7 @@ class _Needed:
 
 
 def _needed(track: Track, start_s: float, seconds: float | None) -> _Needed:
-    """Return the part of a track that a picture shows, and half a second before and after it for the mel's windows."""
+    """Return the part that a picture shows, with 0.5 s before and after it for the FFT windows of the mel."""
     begins_s = max(0, math.floor((start_s - _AROUND_S) * TICKS_PER_SECOND)) / TICKS_PER_SECOND
     longest_s = min(MAX_S, math.inf if seconds is None else seconds)
     words = None if track.words is None else [asdict(word) for word in track.words]
@@ -402,7 +409,10 @@ def _needed(track: Track, start_s: float, seconds: float | None) -> _Needed:
 
 
 def _recording_of(record: GeneratedRecord) -> Track | None:
-    """Return the recording of a result, cut to the result; None if there is no recording or its shards are missing."""
+    """Return the recording of a result, cut to the part that the result covers.
+
+    Return None if the result has no recording, or if the shards are missing or have changed.
+    """
     source = record.source or {}
     folder, key = source.get("shards"), source.get("key")
     if not (isinstance(folder, str) and isinstance(key, str) and (Path(folder) / DATASET_FILE).is_file()):
@@ -423,7 +433,7 @@ def _rows(needed: _Needed, role: Role) -> Iterator[Row]:
         yield Row(role, "text", needed.words)
     if track.mel is not None or track.audio is not None:
         yield Row(role, "audio", _mel(track), begins_s)
-    if track.motion is not None and len(track.motion.poses) < 2:  # it ends before the part
+    if track.motion is not None and len(track.motion.poses) < 2:  # the motion ends before the part
         yield Row(role, "gesture", np.zeros((0, LAYOUT.channels), np.float32), begins_s)
     elif track.motion is not None:
         gesture, _, (x, z) = _channels(track)
@@ -431,7 +441,7 @@ def _rows(needed: _Needed, role: Role) -> Iterator[Row]:
 
 
 def _channels(track: Track) -> tuple[F32, F32, F64]:
-    """Return gesture channels (T, 415), jaw and eyes (T, 9) and start (2,) of a track; absent parts are NaN."""
+    """Return gesture channels (T, 415), jaw and eyes (T, 9) and start position (2,); absent parts are NaN."""
     motion = track.motion
     if motion is None or len(motion.poses) < 2:
         raise UsageFault(
@@ -450,7 +460,7 @@ def _channels(track: Track) -> tuple[F32, F32, F64]:
 
 
 def _mel(track: Track) -> F32:
-    """Return the log-mel (M, 64) of a track; M = 0 without sound, or if the sound is shorter than one FFT window."""
+    """Return the log-mel (M, 64) of a track. M is 0 if there is no sound, or less than one FFT window of sound."""
     if track.mel is not None:
         return track.mel
     samples = np.zeros(0, np.float32) if track.audio is None else resample(track.audio.samples, track.audio.rate_hz)

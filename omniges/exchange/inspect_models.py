@@ -1,4 +1,4 @@
-"""Facts of a checkpoint and of a training run. Of weight files, only the headers are read."""
+"""Descriptions of checkpoints and training runs for `omniges inspect`. Only the headers of weight files are read."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _REASONS: Final = {
     "failed": "failed",
 }
 _OTHER: Final = "Check where it is from"
-_MOST_ROWS: Final = 1 << 19  # a log line of a run has over 512 bytes, so a log of valid size has fewer lines
+_MOST_ROWS: Final = 1 << 19  # a log line has over 512 bytes, so a log of allowed size has fewer lines
 _MOST_TASKS: Final = 64
 _Step = Annotated[int, Range(0, 1 << 53)]
 
@@ -44,7 +44,7 @@ _Step = Annotated[int, Range(0, 1 << 53)]
 
 
 def inspect_checkpoint(folder: Path) -> Inspected:
-    """Return the facts of a checkpoint.
+    """Describe a checkpoint.
 
     Args:
         folder: Folder of the checkpoint.
@@ -62,7 +62,7 @@ def inspect_checkpoint(folder: Path) -> Inspected:
 
 
 def checkpoint_facts(saved: SavedCheckpoint) -> dict[str, Any]:
-    """Return the facts of a checkpoint whose index is valid."""
+    """Describe a checkpoint whose index is valid, as a JSON object."""
     from omniges.generation.sampler import PROVENANCE_FILE, SETTINGS_FILE, STATE_FILE, trained_tasks  # noqa: PLC0415
     from omniges.model.checkpoint import EMA_FILE, MODEL_FILE, OPTIMIZER_FILE  # noqa: PLC0415 - loads torch
     from omniges.model.spec import load_identity  # noqa: PLC0415 - loads torch
@@ -109,7 +109,7 @@ def checkpoint_facts(saved: SavedCheckpoint) -> dict[str, Any]:
 
 
 def _by_part(sizes: Mapping[str, int]) -> dict[str, int]:
-    """Return numbers of parameters, grouped by the first two parts of the names, such as ``trunk.blocks``."""
+    """Sum numbers of parameters by the first two parts of their names, such as ``trunk.blocks``."""
     found: Counter[str] = Counter()
     for name, size in sizes.items():
         found[".".join(name.split(".")[:2])] += size
@@ -117,7 +117,7 @@ def _by_part(sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def _by_stream(sizes: Mapping[str, int]) -> dict[str, int]:
-    """Return numbers of parameters, grouped by the stream in the names; ``shared`` for names without a stream."""
+    """Sum numbers of parameters by the stream in their names. Names without a stream are counted as ``shared``."""
     found: Counter[str] = Counter()
     for name, size in sizes.items():
         words = set(name.split("."))
@@ -165,7 +165,10 @@ def _number(value: Any) -> str:
 
 
 def _data_fields(data: Any) -> Iterator[tuple[str, str]]:
-    """Yield table rows with the shard sets that a model was trained on, from the provenance of the checkpoint."""
+    """Yield (name, text) table rows about the shard sets that a model was trained on.
+
+    `data` is this list in the provenance file of the checkpoint.
+    """
     for one in data if isinstance(data, list) else ():
         if isinstance(one, dict):
             tool = one.get("tool")
@@ -211,7 +214,7 @@ class _StepsEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _BestEvent:
-    """The best step so far, in a log event ``validation``."""
+    """The best step so far, as a log event ``validation`` states it."""
 
     step: _Step
     metric: str
@@ -237,13 +240,13 @@ class _EndEvent:
 
 
 def inspect_run(folder: Path) -> Inspected:
-    """Return the facts of a training run.
+    """Describe a training run.
 
     Args:
         folder: Folder of the run.
 
     Returns:
-        Last step, stop reason, best checkpoint and curves of the run, and the facts of its newest checkpoint.
+        Last step, stop reason, best step and curves of the run, and the description of the newest checkpoint.
 
     Raises:
         DataError: The log or the newest checkpoint of the run is damaged.
@@ -259,7 +262,7 @@ def _draw_run(folder: Path, curves: Curves, start_s: float, seconds: float | Non
 
 
 def run_facts(folder: Path) -> tuple[dict[str, Any], Curves]:
-    """Return the facts of a run, and its curves."""
+    """Describe a run as a JSON object; return also the curves of the run, such as the loss."""
     from omniges.model.checkpoint import CHECKPOINTS, checkpoints, open_checkpoint  # noqa: PLC0415 - loads torch
     from omniges.trainer.logging import LOG_FILE  # noqa: PLC0415 - loads torch
 
@@ -290,7 +293,7 @@ def run_facts(folder: Path) -> tuple[dict[str, Any], Curves]:
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the events of a training log, read line by line; skip an incomplete last line, which a crash may leave.
+    """Yield the events of a training log line by line. Skip an incomplete last line, which a crash can cause.
 
     Args:
         path: The file.
@@ -339,11 +342,13 @@ class LogSummary:
     last: dict[str, Any] = field(default_factory=dict)
     """The last event."""
     best: dict[str, Any] | None = None
-    """Best step of the last validation that names one."""
+    """The best step so far, from the last event ``validation`` that states it."""
 
 
 def summary_of(events: Iterable[dict[str, Any]], where: str) -> LogSummary:
-    """Return the summary of a log; a resumed run replaces the values that were logged after its checkpoint.
+    """Summarize a training log.
+
+    If the run resumed from a checkpoint, values that were logged between this checkpoint and the resume are dropped.
 
     Args:
         events: Events of the log, in file order.
@@ -353,7 +358,7 @@ def summary_of(events: Iterable[dict[str, Any]], where: str) -> LogSummary:
         The summary.
 
     Raises:
-        DataError: A number is missing or of another type, or there are more steps or tasks than a run logs.
+        DataError: A number is missing or has another type, or there are more steps or tasks than a run can log.
     """
     log = LogSummary()
     for event in events:
@@ -383,7 +388,7 @@ def _add_steps(curves: Curves, document: Document) -> None:
     try:
         curves.add_steps(document.found)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        document.values(_StepsEvent)  # names the field; too slow for every line of a long run
+        document.values(_StepsEvent)  # names the wrong field; too slow to check every line of a long run
         raise DataError(f"{document.where}: expected the numbers that training logs, found others; {_OTHER}") from error
 
 
@@ -409,7 +414,7 @@ def _print_run(facts: dict[str, Any], console: Console) -> None:
 
 
 def _print_curves(curves: dict[str, Any], console: Console, shown: int = 12) -> None:
-    """Print some rows of the curves, evenly spaced over the run."""
+    """Print at most `shown` rows of the curves, evenly spaced over the run, and the losses of each task."""
     steps = curves["steps"]
     places = sorted({round((len(steps) - 1) * k / (shown - 1)) for k in range(shown)}) if steps else []
     validation = dict(zip(curves["validation"]["steps"], curves["validation"]["loss"], strict=True))

@@ -1,9 +1,10 @@
-"""Build a self-contained HTML page that shows tracks. It contains their data (JSON and base64) and the program.
+"""Build a self-contained HTML page that shows tracks (versions of a clip with motion, sound and words).
 
-The browser gets the rotations of the joints as quaternions and computes positions by forward kinematics, as
-`omniges.features.body` does. It skins the mesh of a body model by the joints, and expressions move the mesh's face.
-The page leaves out two effects of a body model: corrections of the mesh that depend on the pose (40 MB in base64), and
-the movement of rest joints by expressions.
+The page contains the data of the tracks (JSON and base64) and the JavaScript program. The browser gets the rotations of
+the joints as quaternions and computes positions by forward kinematics, as `omniges.features.body` does. It skins the
+mesh of a body model by the joints, and expressions move the face of the mesh. The page leaves out two effects of a body
+model: corrections of the mesh that depend on the pose (40 MB in base64), and the movement of rest joints by
+expressions.
 
 Shape letters: T frames at 30 Hz, J = 55 joints, N samples, E expressions, V vertices, F triangles, W = 8 joints of a
 vertex, K vertices that expressions move.
@@ -51,38 +52,39 @@ _FLOOR_PERCENT: Final = 2.0  # percentage of frames in which a foot may be below
 _MEL_RANGE: Final = (-11.5, 2.0)  # log magnitudes shown as black and as white
 
 JOINTS_OF_VERTEX: Final = 8
-_STILL_M: Final = 1e-6  # a vertex that expressions move less than this (metres per unit) is treated as still
+_STILL_M: Final = 1e-6  # metres per unit of an expression; a vertex that moves less is treated as still
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedMesh:
-    """Mesh data that the bodies of all persons share, as bytes, with the array sizes that the page needs."""
+    """Encoded mesh data that are the same for all persons, and the array sizes that the page needs."""
 
     content: bytes
-    """Triangles (F, 3) uint32, numbers of moved vertices (K,) uint32, directions (100, K, 3) int16, weights (V, W)
-    uint16 in units of 1/65535, joints (V, W) uint8."""
+    """Arrays one after the other: triangles (F, 3) uint32, indices of the vertices that expressions move (K,) uint32,
+    directions (100, K, 3) int16, weights (V, W) uint16 in units of 1/65535, joints (V, W) uint8."""
     facts: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedBody:
-    """The body of one person in the rest pose, as bytes, and the person's skeleton."""
+    """The encoded body of one person in the rest pose, and the person's skeleton."""
 
     content: bytes
-    """Positions (V, 3) int16 relative to the pelvis, normals (V, 3) int8 in units of 1/127."""
+    """Positions (V, 3) int16 relative to the pelvis in units of `step_m` metres, then normals (V, 3) int8 in units of
+    1/127."""
     step_m: float
     skeleton: Skeleton
 
 
 def pack_mesh(model: BodyModel, name: str) -> PackedMesh:
-    """Encode the mesh of a body model for a page.
+    """Encode the mesh data of a body model that do not depend on the person, for a page.
 
     Args:
         model: Body model with the triangles of its mesh.
         name: Name of the model's file, for the error.
 
     Returns:
-        The mesh data that do not depend on the person.
+        The mesh data.
 
     Raises:
         DataError: The file has no triangles.
@@ -135,25 +137,25 @@ class Clip:
 
     @property
     def seconds(self) -> float:
-        """Length of the longest track."""
+        """Length of the longest track in seconds."""
         return max(track.seconds for track in self.tracks)
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreTable:
-    """Scores of a task as text, and for each score the clips to watch, such as the worst."""
+    """Scores of a task as text, and for each metric some clips to watch, such as the worst."""
 
     task: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    """Rows of text: the name of a metric, and its value for each column of the head."""
+    """Rows of text: the name of a metric, then its value for each further column of `head`."""
     clips: tuple[Mapping[str, str], ...]
-    """For each row, clips by label, such as "worst"; empty if the metric has no values for single recordings."""
+    """For each row, names of clips by a label such as "worst"; empty if the metric has no values for single clips."""
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedModel:
-    """The body model that a page draws, and the name of its file."""
+    """The body model that a page draws, and the name of the model's file."""
 
     model: BodyModel
     name: str
@@ -162,12 +164,12 @@ class EmbeddedModel:
 def page(
     clips: Sequence[Clip], scores: Sequence[ScoreTable] = (), embedded: EmbeddedModel | None = None
 ) -> list[bytes]:
-    """Return the bytes of a page, in parts.
+    """Build a page, and return its bytes in parts.
 
     Args:
         clips: Clips to show. All text in clips is data and never becomes markup.
         scores: Tables to show above the clips.
-        embedded: Body model to draw instead of the solid figure; None for the solid figure.
+        embedded: Body model to draw; None: draw the solid figure.
 
     Returns:
         The parts of an HTML document in UTF-8. The document loads no other files.
@@ -212,7 +214,7 @@ def _asset(name: str) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """Return a content security policy that allows only this style and this script, and loads nothing."""
+    """Return a content security policy: the page may use only this style and this script, and may load nothing."""
 
     def digest(text: str) -> str:
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
@@ -221,7 +223,7 @@ def _policy(style: str, script: str) -> str:
 
 
 def _json(document: Any) -> bytes:
-    """Return JSON in ASCII that no HTML parser reads as markup."""
+    """Encode a document as JSON in ASCII. The characters <, > and & are escaped, so that HTML parsers see no markup."""
     text = json.dumps(document, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for letter in "<>&":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
@@ -255,7 +257,7 @@ class _Bodies:
         self._known: dict[bytes, tuple[int, Skeleton]] = {}
 
     def of(self, motion: SmplxMotion) -> tuple[int, Skeleton]:
-        """Return the index of the body of the person in a motion, and the body's skeleton."""
+        """Return the index in `entries` and the skeleton of the body that a motion moves; encode a body that is new."""
         betas = np.asarray(motion.betas, np.float64)
         if (key := betas.tobytes()) not in self._known:
             body = pack_body(self._model, betas)
@@ -266,7 +268,7 @@ class _Bodies:
 
 
 def _figure(blobs: _Blobs) -> dict[str, Any]:
-    """Return the solid figure for a page: surfaces of body and mouth, changes of the mouth's vertices, and colours."""
+    """Return the data of the solid figure: surfaces of body and mouth, changes of the mouth's vertices, and colours."""
     surfaces = (solid.solid_figure(), solid.mouth())
     return {
         "changes": blobs.add(solid.mouth_changes().astype("<f4").tobytes()),
@@ -287,7 +289,7 @@ def _figure(blobs: _Blobs) -> dict[str, Any]:
 
 
 def _surface(surface: solid.Surface) -> bytes:
-    """Encode positions, triangles, normals, bones, weights and colours, in this order, as the page reads them."""
+    """Encode positions, triangles, normals, bones, weights and colours, in the order in which the page reads them."""
     parts = [
         np.rint(surface.positions / PLACE_STEP_M).astype("<i2"),
         surface.triangles.astype("<u2"),
@@ -342,15 +344,16 @@ def _positions(motion: SmplxMotion, skeleton: Skeleton) -> F64:
 
 
 def floor_of(positions: Numbers) -> float:
-    """Return the floor height in metres, from joints (T, J, 3).
+    """Return the floor height in metres, from joint positions (T, J, 3) in metres.
 
-    The height is a low percentile of the lowest foot joint, minus the height of the foot joints above the sole.
+    The height is the 2nd percentile over frames of the height of the lowest foot joint, minus the distance from foot
+    joint to sole.
     """
     return float(np.percentile(positions[:, _FEET, 1].min(axis=1), _FLOOR_PERCENT)) - _SOLE_M
 
 
 def joint_speeds(positions: Numbers) -> F64:
-    """Return the motion energy of a clip: the mean speed of its joints.
+    """Return the motion energy of a clip: the mean speed of the joints in each frame.
 
     Args:
         positions: Positions of the joints (T, J, 3) in metres.
@@ -365,17 +368,21 @@ def joint_speeds(positions: Numbers) -> F64:
 
 
 def encode_motion(motion: SmplxMotion, skeleton: Skeleton = GENERIC, expressions: int = 0) -> bytes:
-    """Encode motion as the page reads it, little-endian.
+    """Encode motion in the little-endian format that the page reads.
 
     Args:
         motion: Motion of T frames.
         skeleton: Skeleton that the motion moves.
-        expressions: Number E of leading expressions, for the mesh of a body model.
+        expressions: Number E of expressions to encode, counted from the first; only the mesh of a body model needs
+            expressions.
 
     Returns:
-        Four arrays, one after the other: position of the pelvis (T, 3) float32 in metres; quaternions (x, y, z, w) of
-        the joints relative to their parents (T, J, 4) int16 in units of 1/32767; movements of the figure's face (T, 6)
-        int16 in units of 2.5 µm; expressions (T, E) int16 in units of 0.001.
+        Four arrays, one after the other:
+
+        * positions of the pelvis (T, 3), float32 in metres;
+        * quaternions (x, y, z, w) of the joints relative to their parents (T, J, 4), int16 in units of 1/32767;
+        * movements of the figure's face (T, 6), int16 in units of 2.5 µm;
+        * expressions (T, E), int16 in units of 0.001.
     """
     poses = np.array(motion.poses, np.float64)
     poses[:, BODY_COLUMNS:] += skeleton.mean_hands
@@ -394,14 +401,14 @@ def quaternions(rotvec: Numbers) -> F64:
 
 
 def _wav(sound: Sound, seconds: float) -> bytes:
-    """Encode a sound as WAV, with silence up to the end of the clip, because the page uses the sound as its clock."""
+    """Encode a sound as WAV, with silence up to the end of the clip. The page uses the sound as its clock."""
     lacking = max(0, round(seconds * sound.rate_hz) - len(sound.samples))
     samples = np.clip(np.pad(sound.samples, (0, lacking)), -1, 1)
     return encode_wav(samples, sound.rate_hz, "pcm16")
 
 
 def envelope(sound: Sound) -> npt.NDArray[np.uint8]:
-    """Return the largest magnitude in each 0.01 s of a sound, scaled so that the peak of the sound is 255."""
+    """Return the largest magnitude in each 0.01 s of a sound, as integers. The peak of the sound is 255."""
     edges = np.arange(0, len(sound.samples), sound.rate_hz / ENVELOPE_HZ).astype(np.int64)
     peaks = np.maximum.reduceat(np.abs(sound.samples), edges) if len(edges) else np.zeros(0)
     return np.rint(peaks / max(float(peaks.max(initial=0.0)), 1e-9) * 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Compute the figure of a track frame by frame: the solid figure, or the mesh of the user's body model.
+"""Compute the vertices of a moving figure frame by frame: of the solid figure, or of the mesh of a body model.
 
 Frames are computed in blocks, so that memory does not grow with the length of a track. Lengths are in metres, y is up.
 Shape letters: T frames, V vertices, F triangles.
@@ -28,7 +28,7 @@ _BLOCK_FRAMES: Final = 32
 _FLOOR_FRAMES: Final = 2000  # largest number of frames from which the floor is computed
 _MESH_FLOOR_FRAMES: Final = 100
 _HEAD: Final = JOINT_NAMES.index("head")
-_FOLLOW_FRAMES: Final = 15  # the camera follows the mean position over this many frames before and after
+_FOLLOW_FRAMES: Final = 15  # the camera follows the mean position from this many frames before to this many after
 
 
 class Figure(ABC):
@@ -53,11 +53,13 @@ class Figure(ABC):
 
     @abstractmethod
     def poses(self, frames: Indices) -> Iterator[Any]:
-        """Yield, for each frame, the pose that `place` needs."""
+        """Yield the pose of each frame; `place` computes the vertices of a pose."""
 
     @abstractmethod
     def place(self, pose: Any, placed: F32, turned: F32) -> None:
-        """Compute positions and normals of a pose into given arrays; several threads may call this at the same time.
+        """Compute the vertices and normals of a pose, and write them to the given arrays.
+
+        Several threads may call this method at the same time.
 
         Args:
             pose: Result of `poses` for the frame.
@@ -78,7 +80,7 @@ class Figure(ABC):
 
 
 def _smooth(places: F64) -> F64:
-    """Return the moving average (T, 2) of positions (T, 2) over nearby frames."""
+    """Return the moving average (T, 2) of positions (T, 2) over half a second before and after each frame."""
     sums = np.concatenate([np.zeros((1, 2)), np.cumsum(places, axis=0)])
     frames = np.arange(len(places))
     first, stop = np.maximum(0, frames - _FOLLOW_FRAMES), np.minimum(len(places), frames + _FOLLOW_FRAMES + 1)
@@ -112,7 +114,7 @@ class SolidFigure(Figure):
         self._faces = solid.Faces.of_motion(motion)
 
     def poses(self, frames: Indices) -> Iterator[_Pose]:
-        """Yield, for each frame, the matrices of the bones and the vertices of the mouth."""
+        """Yield the matrices of the bones and the vertices of the mouth for each frame."""
         motion, rest = self._motion, GENERIC.rest_positions
         for start in range(0, len(frames), _BLOCK_FRAMES):
             block = frames[start : start + _BLOCK_FRAMES]
@@ -131,7 +133,7 @@ class SolidFigure(Figure):
                 yield _Pose(pose, *solid.mouth_at(self._faces, frame))
 
     def place(self, pose: _Pose, placed: F32, turned: F32) -> None:
-        """Fill positions and normals of a pose.
+        """Compute the vertices and normals of a pose, and write them to the given arrays.
 
         Args:
             pose: Result of `poses` for the frame.
@@ -162,7 +164,7 @@ class MeshFigure(Figure):
     def poses(self, frames: Indices) -> Iterator[F32]:
         """Yield the vertices (V, 3) of each frame."""
         motion = self._motion
-        whole = len(frames) == len(motion.poses)  # then no copy of the clip is needed
+        whole = len(frames) == len(motion.poses)  # the arrays of the complete motion need no copy
         poses, expressions = (each if whole else each[frames] for each in (motion.poses, motion.expressions))
         blocks = self._person.vertex_blocks(poses, expressions)
         vertices = (one for block in blocks for one in block)
@@ -170,7 +172,7 @@ class MeshFigure(Figure):
             yield (placed + motion.trans[frame]).astype(np.float32)
 
     def place(self, pose: F32, placed: F32, turned: F32) -> None:
-        """Fill positions and normals of a pose.
+        """Compute the vertices and normals of a pose, and write them to the given arrays.
 
         Args:
             pose: Result of `poses` for the frame.

@@ -1,8 +1,8 @@
 """Software rasterizer of triangle meshes. It needs no display, no GPU and no system libraries.
 
-Numba, a dependency of librosa, compiles these functions. They release Python's global lock, so that several threads
-draw frames at the same time. Shape letters: V vertices, F triangles, H rows and W columns of pixels. Each pixel has
-`SAMPLES`² samples.
+Numba, a dependency of librosa, compiles these functions. They release Python's global interpreter lock (GIL), so that
+several threads can draw frames at the same time. Each pixel has `SAMPLES`² samples. Lengths are in metres. Shape
+letters: V vertices, F triangles, B bones, H rows and W columns of pixels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ U8 = npt.NDArray[np.uint8]
 Triangles = npt.NDArray[np.int32]
 
 SAMPLES: Final = 2
-"""Number of samples of a pixel across and down; several samples smooth edges."""
+"""Number of samples of a pixel in each direction. More samples make edges smoother (anti-aliasing)."""
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
@@ -35,8 +35,8 @@ def skin(positions: F32, normals: F32, bones: U8, weights: F32, matrices: F32, p
     Args:
         positions: (V, 3) in the rest pose.
         normals: (V, 3) in the rest pose.
-        bones: (V, 2) bones of each vertex.
-        weights: (V,) weight of the second bone.
+        bones: (V, 2) indices of the bones of each vertex.
+        weights: (V,) weight of the second bone, from 0 to 1.
         matrices: (B, 3, 4) rotation and translation of each bone.
         placed: (V, 3) output array, filled with positions.
         turned: (V, 3) output array, filled with normals.
@@ -78,7 +78,7 @@ def vertex_normals(positions: F32, triangles: Triangles, normals: F32) -> None:
 
 @_compiled
 def shade(placed: F32, turned: F32, base: F32, eye: F32, rgb: F32) -> None:
-    """Compute the colours of vertices that are lit from above and by a key, a fill and a rim light, with gloss.
+    """Compute the colours of lit vertices: light from the sky, a key, a fill and a rim light, and gloss.
 
     Args:
         placed: (V, 3) positions.
@@ -117,11 +117,13 @@ def project(placed: F32, view: F32, width: int, height: int, screen: F32) -> Non
 
     Args:
         placed: (V, 3) positions.
-        view: (3, 4) matrix from world to camera coordinates; the axes point right, up and towards the viewer. Depth is
-            minus the third coordinate. A point at depth 1 and 1 above the centre lies on the upper edge.
+        view: (3, 4) matrix from world to camera coordinates. The axes of the camera point right, up and towards the
+            viewer. Depth is minus the third coordinate. A point with depth 1 and second coordinate 1 is on the upper
+            edge of the screen.
         width: Samples across.
         height: Samples down.
-        screen: (V, 3) output array, filled with column, row and 1/depth; a depth of 0 or less gives 0.
+        screen: (V, 3) output array, filled with column, row and 1/depth of each vertex. The third value is 0 for a
+            vertex behind the camera.
     """
     for v in range(len(placed)):
         x, y, z = placed[v]
@@ -136,7 +138,7 @@ def project(placed: F32, view: F32, width: int, height: int, screen: F32) -> Non
 
 @_compiled
 def _area(screen: F32, a: int, b: int, c: int) -> float:
-    """Return twice the signed screen area of a triangle: negative if it faces the camera, 0 if behind the camera."""
+    """Return twice the signed screen area of a triangle: negative if its front is visible, 0 if behind the camera."""
     if screen[a, 2] <= 0 or screen[b, 2] <= 0 or screen[c, 2] <= 0:
         return 0.0
     ax, ay = screen[a, 0], screen[a, 1]
@@ -145,16 +147,19 @@ def _area(screen: F32, a: int, b: int, c: int) -> float:
 
 @_compiled
 def _span(a: float, b: float, c: float, size: int) -> tuple[int, int]:
-    """Return the first and last index, below `size`, of samples whose centres lie in the range of three coordinates."""
+    """Return the first and last index of the samples between the smallest and the largest of three coordinates.
+
+    Both indices are limited to the `size` samples of the row or column.
+    """
     return max(0, int(np.ceil(min(a, b, c) - 0.5))), min(size - 1, int(np.floor(max(a, b, c) - 0.5)))
 
 
 @_compiled
 def fill(screen: F32, rgb: F32, triangles: Triangles, depth: F32, colour: U8) -> None:
-    """Draw triangles in all samples where they are nearer than earlier triangles.
+    """Draw triangles in all samples in which they are nearer to the camera than what was drawn before.
 
     Args:
-        screen: (V, 3) as `project` fills it.
+        screen: (V, 3) column, row and 1/depth of each vertex, from `project`.
         rgb: (V, 3) colours from 0 to 255.
         triangles: (F, 3) indices of vertices.
         depth: (2H, 2W) 1/depth of each sample, 0 where there is nothing; changed in place.
@@ -164,7 +169,7 @@ def fill(screen: F32, rgb: F32, triangles: Triangles, depth: F32, colour: U8) ->
     for f in range(len(triangles)):
         a, b, c = triangles[f]
         area = _area(screen, a, b, c)
-        if area >= 0:  # it faces away, or is behind the camera
+        if area >= 0:  # the triangle faces away, or is behind the camera
             continue
         ax, ay, bx, by, cx, cy = screen[a, 0], screen[a, 1], screen[b, 0], screen[b, 1], screen[c, 0], screen[c, 1]
         left, right = _span(ax, bx, cx, width)
@@ -192,7 +197,7 @@ def cover(screen: F32, triangles: Triangles, mask: U8) -> None:
     """Set a mask to 1 in every sample that a triangle covers.
 
     Args:
-        screen: (V, 3) as `project` fills it.
+        screen: (V, 3) column, row and 1/depth of each vertex, from `project`.
         triangles: (F, 3) indices of vertices.
         mask: (2H, 2W) one value for each sample; changed in place.
     """
@@ -216,15 +221,15 @@ def cover(screen: F32, triangles: Triangles, mask: U8) -> None:
 
 @_compiled
 def floor(view: F32, eye: F32, centre: F32, sky: F32, line: F32, image: U8) -> None:
-    """Draw the floor: a grid with lines at each metre and each quarter metre, which fade with distance.
+    """Draw the floor as a grid. Lines have a distance of 1 m and, thinner, of 0.25 m; they fade with distance.
 
     Args:
-        view: (3, 4) as for `project`, of a camera that is not tilted sideways.
+        view: (3, 4) matrix, as in `project`, of a camera that is not tilted sideways.
         eye: (3,) position of the camera.
-        centre: (3,) point of the floor; the lines are visible around this point.
+        centre: (3,) point of the floor; lines are visible within 5 m of this point.
         sky: (3,) colour of the image, from 0 to 255.
-        line: (3,) colour of the lines.
-        image: (H, W, 3) of one colour; changed in place.
+        line: (3,) colour of the lines, from 0 to 255.
+        image: (H, W, 3) image that contains only the colour `sky`; changed in place.
     """
     height, width = image.shape[:2]
     zoom = np.sqrt(view[1, 0] ** 2 + view[1, 1] ** 2 + view[1, 2] ** 2)
@@ -258,7 +263,7 @@ def floor(view: F32, eye: F32, centre: F32, sky: F32, line: F32, image: U8) -> N
 
 @_compiled
 def compose(depth: F32, colour: U8, mask: U8, light: float, image: U8) -> None:
-    """Draw samples over an image of the floor, and darken the floor in the shadow.
+    """Draw the samples of figures over an image of the floor, and darken the floor in the shadow.
 
     Args:
         depth: (2H, 2W) 1/depth of each sample, 0 where there is nothing.
@@ -290,7 +295,7 @@ def compose(depth: F32, colour: U8, mask: U8, light: float, image: U8) -> None:
 
 @_compiled
 def lay_over(image: U8, layer: U8, left: int, top: int) -> None:
-    """Blend a layer into an image; parts outside of the image are cut off.
+    """Blend a layer with transparency into an image; parts of the layer outside of the image are cut off.
 
     Args:
         image: (H, W, 3); changed in place.

@@ -1,4 +1,7 @@
-"""Settings of `omniges export`, `view`, `render` and `inspect`. A quick import, so that `omniges --help` is fast."""
+"""Settings of `omniges export`, `view`, `render` and `inspect`.
+
+The module imports little, so that `omniges --help` is fast.
+"""
 
 from __future__ import annotations
 
@@ -114,7 +117,7 @@ class ViewSettings(_Shown):
     )
 
     def __post_init__(self) -> None:
-        """Refuse values out of range, and an output file that cannot be written."""
+        """Refuse values out of range, a body model without --embed-body-model, and an unusable output file."""
         _Shown.__post_init__(self)
         if (self.body_model is not None) != self.embed_body_model:
             raise UsageFault(
@@ -152,7 +155,7 @@ class InspectSettings(Part):
     motion_rate_hz: float | None = motion_rate_option()
 
     def __post_init__(self) -> None:
-        """Check the settings; raise UsageFault if a part is chosen, but neither a picture nor a page shows it."""
+        """Check the settings; raise UsageFault for --start or --seconds without --png or --html."""
         check(self)
         require_output_file("--png", self.png)
         require_output_file("--html", self.html)
@@ -181,7 +184,7 @@ class RenderSettings(_Shown):
     )
 
     def __post_init__(self) -> None:
-        """Refuse values out of range, and an output file that cannot be written."""
+        """Refuse values out of range, files that do not exist, and an output file that cannot be written."""
         _Shown.__post_init__(self)
         out, folder = self.output_file, self.output_file.parent
         if out.is_dir() or out.suffix.lower() != ".mp4":
@@ -202,7 +205,7 @@ class RenderSettings(_Shown):
 
     @property
     def pixels(self) -> tuple[int, int] | None:
-        """Width and height of the video; None: they follow from the number of tracks."""
+        """Width and height of the video in pixels; None: the number of tracks determines them."""
         if self.size is None:
             return None
         width, height = map(int, self.size.split("x"))

@@ -1,8 +1,8 @@
 """The solid figure of pages and videos: one mesh around the generic skeleton. Each vertex moves with one or two bones.
 
 The figure is not the body of a person: its sizes are round numbers, the same for all speakers. Bones are the 55 joints
-and the two brows. The face moves with the jaw, the eyes and the leading expressions. SMPL-X's expressions are principal
-components without names, so the figure defines which movement each component causes. In BEAT2's recordings, components
+and the two brows. The jaw, the eyes and the first 8 expressions move the face. SMPL-X's expressions are principal
+components without names. So this module defines which movement each component causes. In BEAT2's recordings, components
 0, 5 and 6 correlate with loudness and the jaw.
 
 Positions are in metres in the rest pose: pelvis at the origin, y up, facing +z. Letters: V vertices, F triangles.
@@ -33,19 +33,19 @@ BROWS: Final = {"left": len(PARENTS), "right": len(PARENTS) + 1}
 """Indices of the brow bones. Brows follow the head, and expressions move them up and down."""
 BONES: Final = len(PARENTS) + 2
 LEADING: Final = 8
-"""Number of leading expressions that move the face."""
+"""Number of expressions, counted from the first, that move the face."""
 _NEUTRAL_FRAMES: Final = 2000
 
 _REST: Final = GENERIC.rest_positions
 _JOINT: Final = {name: index for index, name in enumerate(JOINT_NAMES)}
 _HEAD, _JAW = _JOINT["head"], _JOINT["jaw"]
 _SIDES: Final = {"left": 1.0, "right": -1.0}
-_CAP: Final = 1e-3  # radius of the ring that closes a tube, relative to the last ring
+_CAP: Final = 1e-3  # size of the ring that closes a tube, relative to the last ring
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Surface:
-    """Vertices in the rest pose, and their triangles."""
+    """A mesh: vertices in the rest pose, and the triangles between them."""
 
     positions: F32
     """(V, 3) in metres."""
@@ -63,7 +63,7 @@ class Surface:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Rings:
-    """R ellipses that a tube joins: centres and two half axes (R, 3), and the bones and weight of each ellipse."""
+    """R ellipses that form a tube: centres and half axes u, v (R, 3) in metres, bones (R, 2) and weights (R,)."""
 
     centres: F64
     u: F64
@@ -89,7 +89,7 @@ class _Rings:
 
 @dataclass(slots=True)
 class _Builder:
-    """Builder that collects parts (tubes, capsules) and joins them to one surface."""
+    """Builder that collects parts (tubes, capsules) and joins them into one surface."""
 
     parts: list[tuple[F64, F64, npt.NDArray[np.int64], F64, Colour, npt.NDArray[np.int64]]] = field(
         default_factory=list
@@ -109,14 +109,15 @@ class _Builder:
             positions: Positions (V, 3) in metres.
             bones: Indices (V, 2) of the two bones of each vertex.
             weights: Weight of the second bone (V,), in [0, 1].
-            triangles: Indices (F, 3) of the vertices of each triangle, in any orientation.
+            triangles: Indices (F, 3) of the vertices of each triangle. All triangles are clockwise or all are
+                counterclockwise.
             colour: Colour of all vertices.
         """
         triangles = _outwards(positions, triangles)
         self.parts.append((positions, vertex_normals(positions, triangles), bones, weights, colour, triangles))
 
     def tube(self, rings: _Rings, colour: Colour, sides: int = 20) -> None:
-        """Add a tube: the surface that joins rings.
+        """Add a tube: the surface that connects each ring to the next ring.
 
         Args:
             rings: The R rings, in order.
@@ -130,18 +131,18 @@ class _Builder:
     def capsule(
         self, a: Iterable[float], b: Iterable[float], radii: Sequence[float], bone: int, colour: Colour, sides: int = 12
     ) -> None:
-        """Add a capsule on one bone: a truncated cone with a half ball at each end.
+        """Add a capsule on one bone: a truncated cone with a hemisphere at each end.
 
         Args:
-            a: Centre (3,) of the first half ball, in metres.
-            b: Centre (3,) of the second half ball, in metres; equal to `a` for a ball.
-            radii: Radii of the two half balls, in metres.
+            a: Centre (3,) of the first hemisphere, in metres.
+            b: Centre (3,) of the second hemisphere, in metres; equal to `a` for a sphere.
+            radii: Radii of the two hemispheres, in metres.
             bone: Index of the bone, below `BONES`.
             colour: Colour of the surface.
             sides: Vertices on each ring.
         """
         start, end = np.array([*a]), np.array([*b])
-        along = _unit(end - start) if np.any(end != start) else np.array([0.0, 0.0, 1.0])  # a ball
+        along = _unit(end - start) if np.any(end != start) else np.array([0.0, 0.0, 1.0])  # any direction, for a sphere
         side = _unit(np.cross(along, (0.0, 1.0, 0.0) if abs(along[1]) < 0.9 else (1.0, 0.0, 0.0)))
         angles = np.radians([*np.linspace(-90, 0, 5), *np.linspace(0, 90, 5)])
         sizes = np.repeat(radii, 5)
@@ -169,7 +170,7 @@ class _Builder:
         self.tube(_Rings(centres, u, v, bones, np.array([row.weight for row in rows])), colour, sides)
 
     def surface(self) -> Surface:
-        """Return all parts as one surface."""
+        """Join all parts into one surface."""
         positions, normals, bones, weights, colours, triangles = zip(*self.parts, strict=True)
         sizes = [len(each) for each in positions]
         firsts = np.cumsum([0, *sizes[:-1]])
@@ -185,7 +186,10 @@ class _Builder:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A ring of a loft: coordinate along the loft's axis, half axes, and centre in the other two coordinates."""
+    """A ring of a tube along a coordinate axis.
+
+    `at` is the coordinate along the axis; `half` (half axes) and `centre` are in the other two coordinates, in metres.
+    """
 
     at: float
     half: tuple[float, float]
@@ -254,7 +258,7 @@ def _smooth(low: float, high: float, x: npt.ArrayLike) -> F64:
 
 @functools.cache
 def solid_figure() -> Surface:
-    """Return the figure without its mouth; `mouth_at` gives the mouth, whose shape changes with the face."""
+    """Return the figure without its mouth. `mouth_at` computes the mouth, because its shape changes."""
     builder = _Builder()
     _torso(builder)
     _head(builder)
@@ -292,9 +296,10 @@ def _torso(builder: _Builder) -> None:
 
 
 def _limb(builder: _Builder, joints: Sequence[int], rows: Sequence[Sequence[float]], axis: int, colour: Colour) -> None:
-    """Add a limb of three joints from rows (t, half axes, shift along z).
+    """Add a limb with three joints.
 
-    t is the position along the limb: 0 at the first joint, 1 at the middle joint, 2 at the last joint.
+    A row is (t, first half axis, second half axis, shift along z). By default the second half axis equals the first,
+    and the shift is 0. t is the position along the limb: 0 at the first joint, 1 at the middle joint, 2 at the last.
     """
     points = _REST[list(joints)]
     others = [k for k in range(3) if k != axis]
@@ -386,7 +391,7 @@ _SKULL_BACK: Final = 0.104
 
 
 def _on_head(directions: F64) -> F64:
-    """Return points (N, 3) of the head surface in directions (N, 3); its shape is an egg with cheeks, jaw and chin."""
+    """Return points (N, 3) of the head's surface in directions (N, 3). The head is an egg with cheeks, jaw and chin."""
     x, y, z = directions.T
     (cx, cy, cz), (rx, ry, rz) = _SKULL_CENTRE, _SKULL_RADII
     jaw, low = np.exp(-((y + 0.62) ** 2) / 0.10), _smooth(-0.55, -1.0, y)
@@ -397,7 +402,7 @@ def _on_head(directions: F64) -> F64:
 
 
 def face_depth(x: npt.ArrayLike, y: npt.ArrayLike) -> F64:
-    """Return z of the front of the head at x and y, found by 30 steps of a fixed-point iteration.
+    """Return the z coordinate of the face at x and y. It is computed by 30 steps of a fixed-point iteration.
 
     Args:
         x: Coordinate () or (N,) in metres.
@@ -440,7 +445,7 @@ def _head(builder: _Builder) -> None:
 
 
 def _on_face(x: float, y: float, out: float) -> Point:
-    """Return the point of the face at x and y, moved forward by `out` metres."""
+    """Return the point (3,) of the face at x and y, moved forward by `out` metres."""
     return x, y, float(face_depth(x, y)[0]) + out
 
 
@@ -461,7 +466,7 @@ def _eye(builder: _Builder, side: str) -> None:
 
 
 def _lid(centre: Point, radius: float, direction: Point, degrees: float, bone: int) -> _Rings:
-    """Return a cap of a sphere: the part whose angle to a direction is at most `degrees`."""
+    """Return the rings of a spherical cap: the part of a sphere within `degrees` of a direction from the centre."""
     towards = _unit(direction)
     u = _unit(np.cross(towards, (1.0, 0.0, 0.0)))
     angles = np.radians(degrees) * np.array([0, 0.15, 0.4, 0.6, 0.8, 1])
@@ -471,7 +476,7 @@ def _lid(centre: Point, radius: float, direction: Point, degrees: float, bone: i
 
 
 def _disc(centre: Point, radius: float, height: float, bone: int) -> _Rings:
-    """Return a shallow dome that faces +z."""
+    """Return the rings of a shallow dome that faces +z."""
     angles = np.array([0, 0.35, 0.7, 1]) * np.pi / 2
     widths = np.maximum(radius * np.cos(angles), 1e-5)[:, None]
     centres = np.array(centre) + (height * np.sin(angles))[:, None] * np.array([0.0, 0.0, 1.0])
@@ -486,7 +491,7 @@ class Faces:
     """Movements of the face in T frames, each (T,) in metres."""
 
     open: F64
-    """Height by which expressions open the mouth, in addition to the jaw."""
+    """Height by which expressions open the mouth, in addition to the opening by the jaw."""
     wide: F64
     """Change of half the mouth's width."""
     corners: F64
@@ -507,7 +512,7 @@ class Faces:
             jaw: Rotation vectors (T, 3) of the jaw in radians.
 
         Returns:
-            The faces.
+            The movements.
         """
         e = np.asarray(expressions, np.float64).T
         half = np.linalg.norm(jaw, axis=1) / 2
@@ -523,7 +528,10 @@ class Faces:
 
     @classmethod
     def of_motion(cls, motion: SmplxMotion) -> Faces:
-        """Compute the movements of a motion's face, relative to a neutral face: the median of at most 2000 frames."""
+        """Compute the movements of a motion's face.
+
+        The neutral face is the median expression of at most 2000 frames of the motion.
+        """
         leading = motion.expressions[:, :LEADING].astype(np.float64)
         step = max(1, -(-len(leading) // _NEUTRAL_FRAMES))
         return cls.of(leading - np.median(leading[::step], axis=0), motion.poses[:, 3 * _JAW : 3 * _JAW + 3])
@@ -544,16 +552,16 @@ def _soft(x: F64, limit: float) -> F64:
 
 MOUTH_SIDES: Final = 28
 """Number of vertices around the opening of the mouth."""
-_MOUTH_AROUND: Final = 8  # vertices around the lip at each of these vertices
-_MOUTH_RINGS: Final = (0.35, 0.7, 1.0)  # rings of the opening, as shares of its size; they follow the face's shape
+_MOUTH_AROUND: Final = 8  # number of vertices around the lip at each of the `MOUTH_SIDES` vertices
+_MOUTH_RINGS: Final = (0.35, 0.7, 1.0)  # sizes of rings of vertices in the opening, as shares of the opening
 _MOUTH_Y, _MOUTH_HALF_M = 0.619, 0.023
 _MOUTH_MOVED_M: Final = {"open": 0.010, "wide": 0.006, "corners": 0.004, "drop": 0.012}
-"""Movements in metres at which the mouth's vertices are exact. For other values they are linear in the movement."""
+"""Movements in metres for which the mouth's vertices are exact. Other movements are interpolated linearly."""
 
 
 @functools.cache
 def mouth() -> Surface:
-    """Return the mouth of a face at rest; `mouth_at` gives the vertices for a moving face."""
+    """Return the mouth of a face at rest; `mouth_at` computes the vertices for a moving face."""
     sides, inside = MOUTH_SIDES, 1 + len(_MOUTH_RINGS) * MOUTH_SIDES
     here = np.arange(sides)
     fan = np.stack([0 * here, 1 + here, 1 + (here + 1) % sides], axis=1)
@@ -571,11 +579,11 @@ def mouth() -> Surface:
 
 @functools.cache
 def mouth_changes() -> F32:
-    """Return how much positions and normals of the mouth's vertices change per metre of each movement of the face.
+    """Return the change of the mouth's vertices and normals per metre of each movement of the face.
 
     Returns:
-        Changes (6, V, 2, 3): movements in the order of `MOVEMENTS`, vertices, position or normal, coordinates.
-        Movements of the brows have zeros.
+        Changes (6, V, 2, 3): movement in the order of `MOVEMENTS`, vertex, position or normal, coordinate. The changes
+        are 0 for movements of the brows.
     """
     rest = _mouth_shape()
     changes = [
@@ -601,7 +609,7 @@ def mouth_at(faces: Faces, frame: int) -> tuple[F32, F32]:
     return rest.positions + changes[:, 0], rest.normals + changes[:, 1]
 
 
-def _mouth_shape(*, open: float = 0.0, wide: float = 0.0, corners: float = 0.0, drop: float = 0.0) -> F64:  # noqa: A002 - as in `Faces`
+def _mouth_shape(*, open: float = 0.0, wide: float = 0.0, corners: float = 0.0, drop: float = 0.0) -> F64:  # noqa: A002 - a name of `Faces`
     """Return positions and normals (V, 2, 3) of the mouth for given movements in metres."""
     angles = 2 * np.pi * np.arange(MOUTH_SIDES) / MOUTH_SIDES
     c, s = np.cos(angles), np.sin(angles)
@@ -627,7 +635,7 @@ def _mouth_shape(*, open: float = 0.0, wide: float = 0.0, corners: float = 0.0, 
 
 
 TINTS: Final = ("#4c82e0", "#e07b39", "#3f9f74", "#a765c9", "#c9a227", "#c8507a", "#3aa3b5", "#7d8794")
-"""Colours that distinguish figures side by side."""
+"""Colours that distinguish the figures of different tracks."""
 PARTS: Final[dict[Colour, str]] = {
     "clay": "#dccfc2",
     "white": "#f4f4f2",

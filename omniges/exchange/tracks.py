@@ -40,14 +40,14 @@ _Moving = tuple[SmplxMotion, tuple[str, ...], tuple[str, ...]]  # motion, absent
 _ReadMotion = Callable[[bytes], _Moving]
 
 PREFIXES: Final = ("res_", "gt_")
-"""Prefixes that the tools of EMAGE and MambaTalk add to the stem of a recording."""
+"""Prefixes that the tools of EMAGE and MambaTalk add to the stem of a recording in file names."""
 
 _MAX_BYTES: Final = 1 << 30
 _BESIDE: Final[Mapping[str, tuple[str, ...]]] = {
     ".wav": (".", "../wave16k"),
     ".TextGrid": (".", "../textgrid", "../word"),
 }
-"""Folders of sound and words files, relative to the folder of the NPZ: the same folder, or the folders of BEAT2."""
+"""Folders of sound and words files, relative to the folder of the NPZ file: the same folder, or folders of BEAT2."""
 
 _MOTION_FOLDERS: Final = ("smplxflame_30", "speakers_1234_smplx_neutral_npz")
 """Sub-folders of a BEAT2 folder that contain NPZ files."""
@@ -58,7 +58,7 @@ class Sound:
     """Mono audio: samples and sampling rate."""
 
     samples: F32
-    """(N,), nominally in [-1, 1]."""
+    """(N,) amplitudes, nominally in [-1, 1]."""
     rate_hz: int
 
 
@@ -71,7 +71,7 @@ class Track:
     name: str
     """Label that distinguishes the tracks of a clip."""
     motion: SmplxMotion | None
-    """(T, …) at 30 Hz. Parts without data are at rest; `absent` names these parts."""
+    """T frames at 30 Hz. Body parts without data are at rest; `absent` names these parts."""
     audio: Sound | None = None
     words: tuple[WordInterval, ...] | None = None
     """Words in order of time, without silences."""
@@ -80,8 +80,11 @@ class Track:
     absent: tuple[str, ...] = ()
     """Parts of the body without data: upper, hands, lower, root, face, jaw_eyes."""
     notes: tuple[str, ...] = ()
-    """Changes and guesses made when the motion file was read, and conditions that are not shown because their files
-    have changed, as ``code: what was found``."""
+    """Notes of the form ``code: what was found``.
+
+    They report changes and guesses made when the motion file was read. They also report conditions that are not shown
+    because their files have changed.
+    """
 
     @property
     def seconds(self) -> float:
@@ -97,8 +100,8 @@ class Track:
         """Return a part of the track; times in the part start at 0.
 
         Args:
-            start_s: Start in seconds, rounded to a frame.
-            seconds: Largest length in seconds; the part ends earlier if the track does.
+            start_s: Start in seconds, rounded to the nearest frame.
+            seconds: Largest length in seconds; the part is shorter if the track ends earlier.
 
         Returns:
             The part, which may be empty.
@@ -125,7 +128,7 @@ class Track:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A track whose files were found but are not loaded yet."""
+    """A track that was found but is not loaded yet."""
 
     clip: str
     name: str
@@ -138,8 +141,8 @@ def load_tracks(paths: Sequence[str | Path], keys: Sequence[str] = ()) -> Iterat
     """Load the tracks at paths, one after the other.
 
     Args:
-        paths: Folders and files, as for `find_tracks`.
-        keys: Samples of folders of shards, by key or stem.
+        paths: Folders and files that `find_tracks` accepts.
+        keys: Keys or stems of samples to load from folders of shards; empty: all samples.
 
     Yields:
         The tracks, in the order of the paths; each is loaded when it is yielded.
@@ -156,14 +159,14 @@ def find_tracks(
 ) -> list[Callable[[], Track]]:
     """Find the tracks at paths without loading them.
 
-    If folders of shards are mixed with other paths and no `keys` are given, the shards give only clips that the other
-    paths contain too.
+    If `keys` is empty and other paths are given next to folders of shards, only those samples of the shards are used
+    whose clips also occur in the other paths.
 
     Args:
         paths: Folders of shards, folders of results of `omniges generate`, folders of NPZ files, NPZ files, WAV files,
-            TextGrids and records of results (NAME.json); ``LABEL=PATH`` gives the tracks of a path a name.
-        keys: Samples of folders of shards, by key or stem.
-        only: Clips whose tracks are returned; None for all.
+            TextGrid files and records of results (NAME.json). ``LABEL=PATH`` names the tracks of a path LABEL.
+        keys: Keys or stems of samples to use from folders of shards; empty: all samples.
+        only: Names of the clips whose tracks are returned; None: all clips.
         motion_rate_hz: Frames per second of motion files that do not state them.
 
     Returns:
@@ -171,7 +174,8 @@ def find_tracks(
 
     Raises:
         UsageFault: A path contains none of these files, or a key is unknown.
-        DataError: A file is damaged, or a file of a record is missing.
+        DataError: A record, a manifest or dataset.json is damaged. A function that loads a track raises it for a
+            damaged or missing file.
     """
     read_motion = partial(_motion, rate_hz=motion_rate_hz)
     sources = [(label, path, _found(path, read_motion)) for label, path in map(_labelled, paths)]
@@ -197,7 +201,7 @@ def _labelled(given: str | Path) -> tuple[str, Path]:
 
 
 def _distinct(found: Sequence[_Found]) -> list[str]:
-    """Return track names that are unique within each clip: add the folder to equal names, then a number if needed."""
+    """Return track names that are unique within each clip. Equal names get the folder, and if needed a number."""
     folders = [f"{one.name} ({one.place.parent.name or one.place.parent})" for one in found]
     clips = [one.clip for one in found]
     names = _unless_equal(clips, [one.name for one in found], folders)
@@ -260,13 +264,13 @@ def _of_side_file(path: Path, clip: str, name: str) -> Track:
 
 
 def _beside(path: Path, clip: str, ending: str) -> Path | None:
-    """Return the sound or words file that belongs to a motion file; its stem is that of the file or of the clip."""
+    """Return the sound or words file with the stem of the motion file or of the clip; None if there is no such file."""
     places = [path.parent / folder / f"{stem}{ending}" for folder in _BESIDE[ending] for stem in (path.stem, clip)]
-    return next((place for place in places if os.path.lexists(place)), None)  # what is no file is refused later
+    return next((place for place in places if os.path.lexists(place)), None)  # reading refuses a folder
 
 
 def decoded(path: Path, data: bytes, decode: Callable[[bytes], T]) -> T:
-    """Decode the content of a file; raise DataError with the path of the file if `preprocess` would reject it."""
+    """Decode the content of a file; raise DataError with the file's path if `preprocess` would reject the content."""
     try:
         return decode(data)
     except RecordingFault as fault:
@@ -274,7 +278,7 @@ def decoded(path: Path, data: bytes, decode: Callable[[bytes], T]) -> T:
 
 
 def _motion(data: bytes, *, standing: bool = True, rate_hz: float | None = None) -> _Moving:
-    """Decode motion; return it with absent parts at rest, the names of the absent parts, and notes."""
+    """Decode an NPZ file; return its motion with absent parts at rest, the names of the absent parts, and notes."""
     found = decode_motion(data, standing=standing, rate_hz=rate_hz)
     motion, betas = found.at_rest(), found.betas[: found.betas_columns]
     absent = tuple(part for part in MOTION_PARTS if part in found.absent)
@@ -295,27 +299,27 @@ def _words(data: bytes) -> tuple[WordInterval, ...]:
 
 
 def records(folder: Path) -> list[Path]:
-    """Return the records of results in a folder and in its direct sub-folders; raise DataError if one is damaged."""
+    """Return the paths of records in a folder and its direct sub-folders; raise DataError for a damaged record."""
     places = [folder, *(each for each in visible_entries(folder) if each.is_dir())]
     found = [path for place in places for path in visible_entries(place) if path.suffix == ".json"]
     return [path for path in found if is_record(path)]
 
 
 def motion_files(folder: Path) -> list[Path]:
-    """Return the NPZ files in a folder; if this is a BEAT2 folder, also the files in its motion folders."""
+    """Return the paths of the NPZ files in a folder and, for a BEAT2 folder, in its motion folders."""
     folders = [folder, *(folder / name for name in _MOTION_FOLDERS if (folder / name).is_dir())]
     return [path for each in folders for path in visible_entries(each) if path.suffix == ".npz"]
 
 
 def unlisted_files(folder: Path, results: Mapping[Path, GeneratedRecord]) -> list[Path]:
-    """Return the NPZ files that no record lists, in a folder of results and in the sub-folders with records.
+    """Return the NPZ files that no record lists, in a folder of results and in its sub-folders with records.
 
     Args:
         folder: The folder.
-        results: Its records, by their paths.
+        results: All records in the folder and its sub-folders, by path.
 
     Returns:
-        The paths.
+        Paths of the NPZ files.
     """
     listed = {path.parent / entry["path"] for path, record in results.items() for entry in record.files.values()}
     folders = dict.fromkeys([folder, *(path.parent for path in results)])
@@ -323,7 +327,7 @@ def unlisted_files(folder: Path, results: Mapping[Path, GeneratedRecord]) -> lis
 
 
 def _results(folder: Path, read_motion: _ReadMotion) -> list[_Found]:
-    """Return the results in a folder, and the motion files that belong to none of them."""
+    """Return the tracks of the results in a folder, and the tracks of the NPZ files that no record lists."""
     found = {path: read_record(path) for path in records(folder)}
     results = [_result(path, record, read_motion) for path, record in found.items()]
     return results + [_file(path, read_motion) for path in unlisted_files(folder, found)]
@@ -341,18 +345,18 @@ def _result(path: Path, record: GeneratedRecord, read_motion: _ReadMotion) -> _F
 
 
 def is_record(path: Path, *, named: bool = False) -> bool:
-    """Return True if a JSON file has the format of a record; a folder of results may also contain reports.
+    """Return True if a JSON file is the record of a result; a folder of results may also contain reports.
 
     Args:
         path: The file.
-        named: Whether the user named this file, so that damage is always an error.
+        named: Whether the user named this file. A damaged file is then always an error.
 
     Returns:
-        Whether it is a record.
+        Whether the file is a record.
 
     Raises:
-        DataError: The file is not plain JSON; if it is not `named`, only if it contains the format of records, or if
-            files of a result with its name are beside it.
+        DataError: The file is not valid JSON. If it is not `named`, this is an error only if it seems to be a record:
+            it contains the name of the format, or its folder contains result files with its stem.
     """
     data = read_file(path, _MAX_BYTES, path.parent)
     try:
@@ -369,7 +373,7 @@ def is_record(path: Path, *, named: bool = False) -> bool:
 
 
 def _of_result(path: Path, record: GeneratedRecord, read_motion: _ReadMotion, clip: str, name: str) -> Track:
-    """Load a result; take missing motion, sound or words from its conditions, if their files are still the same."""
+    """Load a result. For streams that were not generated, load the files of the conditions, if they are unchanged."""
     files = {
         kind: _checked_file(path.parent / entry["path"], entry["sha256"], decode)
         for kind, decode in _DECODERS.items()

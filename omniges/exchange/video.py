@@ -44,15 +44,15 @@ VIDEO_ENDING: Final = ".mp4"
 MAX_TRACKS: Final = 8
 _SOUND_HZ: Final = 48_000
 _SOUND_BLOCK: Final = 4096  # audio samples in one encoded block
-_IN_ONE_ROW: Final = 4  # most panels in one row; more panels are in two rows
+_IN_ONE_ROW: Final = 4  # largest number of panels that are shown in one row; more panels are shown in two rows
 _THREADS: Final = 2
-_AHEAD: Final = 4  # frames that wait for the encoder
+_AHEAD: Final = 4  # number of frames that are drawn before the encoder needs them
 _VIDEO_OPTIONS: Final = {"preset": "veryfast", "crf": "20"}
 
 
 @dataclass(frozen=True, slots=True)
 class VideoSummary:
-    """Content of a written video."""
+    """Summary of a written video."""
 
     output_file: Path
     tracks: tuple[str, ...]
@@ -61,15 +61,15 @@ class VideoSummary:
     width: int
     height: int
     sound: str | None
-    """Name of the track whose sound the video plays."""
+    """Name of the track whose sound the video plays; None: the video is silent."""
     boxes: int
-    """Number of words with letters that the font lacks; such letters are shown as boxes."""
+    """Number of words with letters that the font lacks. The video shows these letters as boxes."""
     bytes: int
     warnings: tuple[str, ...] = ()
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """Lines of the command's report."""
+        """Lines that the command prints: one with the properties of the video, and one for each warning."""
         heard = "no sound" if self.sound is None else f"sound of {self.sound}"
         shape = f"{counted(len(self.tracks), 'track')}, {self.width}x{self.height}, {self.seconds:.1f} s, {heard}"
         lines = [f"{shape}, {self.bytes / 1e6:.1f} MB: {self.output_file}"]
@@ -91,7 +91,7 @@ def render(settings: RenderSettings, count: Callable[[float, float], None] | Non
         A summary of the video.
 
     Raises:
-        UsageFault: The paths contain no motion, several recordings, or more than a video can show.
+        UsageFault: The paths contain no motion, several recordings, or more tracks than a video can show.
         DataError: A file is damaged.
         EnvironmentFault: A package is missing, or the video cannot be written.
     """
@@ -108,7 +108,7 @@ def render(settings: RenderSettings, count: Callable[[float, float], None] | Non
 
 
 def require_video(*, moves: bool) -> None:
-    """Check, before results are generated, that a video can be written.
+    """Check that videos can be written. Call this before results are generated.
 
     Args:
         moves: Whether a result or its recording may have motion.
@@ -125,13 +125,13 @@ def require_video(*, moves: bool) -> None:
 def render_results(
     records: Sequence[Path], shards: Path | None, motion_rate_hz: float | None, part: ShownPart
 ) -> Iterator[VideoSummary]:
-    """Write a video, NAME.mp4, next to the record of each result; show the recording too if it is in the shards.
+    """Write a video NAME.mp4 next to each record NAME.json. It shows the result and, from the shards, the recording.
 
     Args:
-        records: Records of results, NAME.json.
+        records: Paths of the records, NAME.json.
         shards: Folder of shards with the recordings; None: videos show results only.
-        motion_rate_hz: Frame rate of conditions that do not state one.
-        part: Part of each result to show.
+        motion_rate_hz: Frames per second of motion files that are conditions and do not state them.
+        part: Start and length of the part of each result to show.
 
     Yields:
         A summary of each video.
@@ -151,16 +151,20 @@ def render_clip(
     model: BodyModel | None = None,
     count: Callable[[float, float], None] | None = None,
 ) -> VideoSummary:
-    """Write a video of one clip, as `render` does.
+    """Write a video of one clip with loaded tracks.
 
     Args:
-        clip: The tracks.
-        settings: Look of the video, and the file to write; the paths of tracks are not read.
-        model: Body model with triangles, whose mesh is drawn; None for the solid figure.
+        clip: The clip.
+        settings: Look of the video, and the file to write. The paths in the settings are not used.
+        model: Body model with triangles, to draw its mesh; None: draw the solid figure.
         count: Function that is called with (done, total) seconds.
 
     Returns:
         A summary of the video.
+
+    Raises:
+        UsageFault: The clip has no track with motion, or more than a video can show, or not the chosen sound.
+        EnvironmentFault: The video cannot be written.
     """
     moving = [track for track in clip.tracks if track.motion is not None]
     if not 1 <= len(moving) <= MAX_TRACKS:
@@ -256,7 +260,7 @@ def _canvas(
 
 @functools.cache
 def _compile() -> None:
-    """Compile the drawing functions, or load them from numba's cache, before several threads use them."""
+    """Compile the drawing functions, or load them from numba's cache. Call this before several threads use them."""
     with compiling("omniges"):
         from omniges.exchange import raster  # noqa: PLC0415
         from omniges.exchange.drawing import Canvas, Captions, Lettering, Panel  # noqa: PLC0415
@@ -273,7 +277,7 @@ def _compile() -> None:
 
 @contextmanager
 def _images(canvas: Canvas, frames: int, fps: int) -> Iterator[Iterator[U8]]:
-    """Yield the frames of a video in order, while threads draw the next frames."""
+    """Yield an iterator over the frames of a video. Threads draw the next frames while one frame is used."""
     times = np.arange(frames) / fps
     of_motion = np.floor(times * FRAME_RATE_HZ + 1e-6).astype(np.int64)
 
@@ -302,7 +306,7 @@ def _encode(
     frames: int,
     count: Callable[[float, float], None] | None,
 ) -> None:
-    """Encode frames and sound, and write them interleaved to a file."""
+    """Encode frames and sound, and write both to one file, interleaved by time."""
     import av  # noqa: PLC0415 - optional
     from av.video.reformatter import ColorRange, Colorspace  # noqa: PLC0415
 
@@ -333,9 +337,9 @@ def _encode(
 
 
 def _sound_blocks(sound: Sound, seconds: float) -> Iterator[tuple[Any, float]]:
-    """Yield audio frames of a sound at 48 kHz up to the end of the video, each with its end time in seconds."""
+    """Yield (audio frame at 48 kHz, its end time in seconds) up to the end of the video."""
     import av  # noqa: PLC0415 - optional
-    import soxr  # noqa: PLC0415 - 0.1 s that other commands do not need
+    import soxr  # noqa: PLC0415 - takes 0.1 s, needed by videos only
 
     resample = soxr.ResampleStream(sound.rate_hz, _SOUND_HZ, 1, dtype="float32")
     total, done = round(seconds * _SOUND_HZ), 0

@@ -27,17 +27,17 @@ MAX_SECONDS: Final = 2 * 3600
 
 @dataclass(frozen=True, slots=True)
 class ViewSummary:
-    """Content of a written page: its clips, file and size."""
+    """Summary of a written page."""
 
     output_file: Path
     clips: tuple[Clip, ...]
     bytes: int
     licensed: bool = False
-    """True if the page contains a licensed body model, so that it must not be published."""
+    """True if the page contains a licensed body model. Such a page must not be published."""
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """Lines of the command's report."""
+        """Lines that the command prints: one with the properties of the page, and one for each warning."""
         tracks = [track for clip in self.clips for track in clip.tracks]
         seconds = sum(track.seconds for track in tracks)
         silent = sum(all(track.audio is None for track in clip.tracks) for clip in self.clips)
@@ -64,7 +64,7 @@ def view(
     Args:
         settings: Tracks to show, and the file to write.
         count: Function that is called with (done, total) tracks.
-        only: Clips to show; None for all.
+        only: Names of the clips to show; None: all clips.
         scores: Tables to show above the clips.
 
     Returns:
@@ -85,11 +85,11 @@ def view(
 
 
 def clips_of(tracks: Iterable[Track], *, together: bool = False) -> list[Clip]:
-    """Group tracks by their recording.
+    """Group tracks into clips: all tracks of one recording form one clip.
 
     Args:
         tracks: The tracks.
-        together: Put all tracks into one clip.
+        together: Put all tracks into one clip instead.
 
     Returns:
         The clips, in the order of their first tracks.
@@ -101,7 +101,7 @@ def clips_of(tracks: Iterable[Track], *, together: bool = False) -> list[Clip]:
 
 
 def notes_on(tracks: Iterable[Track]) -> list[str]:
-    """Return one line for each note about the motion files of tracks."""
+    """Return warning lines with the notes of tracks. Equal notes of several clips share one line."""
     return [
         f"warning: {line}" for line in grouped_notes((track.clip, note) for track in tracks for note in track.notes)
     ]
@@ -113,19 +113,19 @@ def parts_of(
     count: Callable[[float, float], None] | None = None,
     only: Collection[str] | None = None,
 ) -> Iterator[Track]:
-    """Load tracks and cut them to the chosen part; refuse more tracks than a page or a video can contain.
+    """Load tracks, and cut each track to the part that the settings choose.
 
     Args:
         settings: Paths, samples and part to show.
         where: Output that shows the tracks, for errors, such as "on a page".
         count: Function that is called with (done, total) tracks.
-        only: Clips whose tracks are wanted; None for all.
+        only: Names of the clips whose tracks are loaded; None: all clips.
 
     Yields:
-        The tracks.
+        The cut tracks.
 
     Raises:
-        UsageFault: A track ends before its part begins, or the tracks are too long.
+        UsageFault: A track ends before the part begins, or all tracks together are longer than `MAX_SECONDS`.
     """
     found = find_tracks(settings.paths, settings.keys, only, settings.motion_rate_hz)
     seconds = 0.0
@@ -150,7 +150,7 @@ def parts_of(
 
 
 _LABELS: Final = {"lower": ("best", "worst"), "higher": ("worst", "best"), None: ("lowest", "highest")}
-"""Labels of the lowest and highest value of a metric, by the direction that is better."""
+"""Labels of the lowest and the highest value of a metric, by the direction of better values (None: neither)."""
 
 
 def score_tables(report: Report) -> list[ScoreTable]:
@@ -182,7 +182,8 @@ def extremes(values: Mapping[str, float], lowest: str, highest: str) -> dict[str
         highest: Label of the highest value.
 
     Returns:
-        Stems by label. If there is only one recording, there is one label; without values, the mapping is empty.
+        Stems of the recordings by label: `lowest`, "median" and `highest`. A single recording has the label "only". The
+        mapping is empty if there are no values.
     """
     keys = sorted(values, key=lambda key: (values[key], key))
     if not keys:
@@ -203,14 +204,15 @@ def view_scores(
 ) -> ViewSummary:
     """Write a page that shows the scores of results, and plays scored clips next to their recordings.
 
-    If no metric has a score for each clip (such as a Fréchet distance alone), the page shows the first clip.
+    If no metric has scores for single clips, as with only a Fréchet distance, the page shows the first clip of each
+    task.
 
     Args:
         report: The scores.
         results: Folders of the results.
         shards: Folder of the recordings.
         output_file: HTML file to write.
-        part: Part of each clip to show.
+        part: Start and length of the part of each clip to show.
         motion_rate_hz: Frames per second of motion files that do not state them.
 
     Returns:
