@@ -54,6 +54,12 @@ class Windows:
     conditions: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """For each condition stream of the model: values (B, …), and which samples have one (B,) bool."""
 
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors of the batch."""
+        masks = [] if self.present is None else [self.present.lacking, *self.present.masks.values()]
+        pairs = [tensor for pair in self.conditions.values() for tensor in pair]
+        return [*self.arrays.values(), self.positions, self.speakers, *masks, *pairs]
+
 
 @dataclass(frozen=True, slots=True)
 class FlowLoss:

@@ -5,7 +5,7 @@ The model normalises inputs with its own statistics, so this module disables the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from omniges.data.loader import BatchLoader, LoaderSettings
+from omniges.data.loader import Batch, BatchLoader, LoaderSettings
 from omniges.data.order import RankShare
 from omniges.data.sequence import DataSource, Sequencing, tracks_of
 from omniges.data.tracks import STREAMS, Normaliser
@@ -33,6 +33,28 @@ class Place:
     key: str
     start_tick: int
     source: int
+
+
+def copied(copies: Callable[[], Windows], device: torch.device, stream: torch.cuda.Stream | None) -> Windows:
+    """Copy a batch to a device; to a GPU in a separate stream, so that the copy overlaps with the last training step.
+
+    Args:
+        copies: Function that starts the copies and returns the batch on the device.
+        device: The device.
+        stream: CUDA stream of the copies; None: the stream of the model, for devices without streams.
+
+    Returns:
+        The batch. Operations that the current stream starts later wait for the copies.
+    """
+    if stream is None:
+        return copies()
+    with torch.cuda.stream(stream):
+        windows = copies()
+    compute = torch.cuda.current_stream(device)
+    compute.wait_stream(stream)
+    for tensor in windows.tensors():
+        tensor.record_stream(compute)  # otherwise the next copy could reuse memory that the model still reads
+    return windows
 
 
 def speakers_of(data: Sequence[DataSource]) -> tuple[str, ...]:
@@ -73,6 +95,8 @@ class Feed(BatchLoader):
         speakers = speakers_of(data) if identity is None else identity.speakers
         self._numbers: dict[str | None, int] = {name: k + 1 for k, name in enumerate(speakers)} | {None: 0}
         self._device, self.share = device, share
+        on_gpu = device.type == "cuda"
+        self._copy_stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._gesture_channels = data[0].catalog.gesture_channels
         self._latents: tuple[StreamName, ...] = tuple(name for name in STREAMS if name in data[0].catalog.codecs)
 
@@ -81,17 +105,19 @@ class Feed(BatchLoader):
         batch = self.next_batch()
         if batch is None:
             raise RuntimeError("a shuffled sequence has no end")
-        speakers = torch.tensor([self._numbers[name] for name in batch.speakers], dtype=torch.int64)
         positions = batch.positions.numpy().copy()
+        return copied(lambda: self._on_device(batch), self._device, self._copy_stream), positions
+
+    def _on_device(self, batch: Batch) -> Windows:
+        speakers = torch.tensor([self._numbers[name] for name in batch.speakers], dtype=torch.int64)
         moved = batch.to(self._device)
-        windows = Windows(
+        return Windows(
             arrays={"gesture": moved.gesture, "text": moved.text, "audio": moved.audio},
             positions=moved.positions,
             speakers=speakers.to(self._device, non_blocking=True),
             present=present_of(batch.present, self._device, self._latents, self._gesture_channels),
             conditions=moved.conditions,
         )
-        return windows, positions
 
     @property
     def filtered(self) -> bool:

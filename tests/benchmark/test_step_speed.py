@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,15 @@ def test_figures_of_a_configuration_hang_together(
     assert 500 < row["calls"] <= 3000  # of four blocks; more would mean that some work is done task by task
     assert row["kernels"] is None
     assert "tiny" in report([row])
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of its own parts
+def test_the_compiled_step_has_few_kernels(shards: Path, tmp_path: Path) -> None:
+    """Four blocks had about 850 kernels when each task was a graph of its own. Needs a C++ compiler."""
+    settings = replace(settings_of(shards, tmp_path), compile=True)
+    assert 0 < measure_one(settings, seconds=0.2)["kernels"] <= 428
 
 
 def test_what_train_refuses_is_refused_before_anything_is_measured() -> None:

@@ -164,6 +164,21 @@ class TestFeed:
             np.testing.assert_array_equal(windows.arrays["audio"][row].numpy(), sample_.mel[start * 10 :][:160])
             assert int(windows.speakers[row]) == 1 + ("syntheticb" in place.key)
 
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+    def test_batches_that_are_copied_beside_computation_are_those_of_the_cpu(self, shards: Path) -> None:
+        data = [DataSource(read_catalog(shards, Filters()))]
+        found: list[list[torch.Tensor]] = []
+        for device in (torch.device("cpu"), torch.device("cuda")):
+            matrix = torch.ones(2048, 2048, device=device)
+            with Feed(data, Sequencing(window_ticks=16), RankShare(batch_size=8), LoaderSettings(), device) as feed:
+                for _ in range(20):
+                    if device.type == "cuda":
+                        for _ in range(20):
+                            matrix = matrix @ matrix / 2048  # the copy starts while these run
+                    found.append([tensor.cpu() for tensor in feed.next()[0].tensors()])
+        for expected, copied in zip(found[:20], found[20:], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(expected, copied, strict=True))
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"mixed_precision": "bf16"}, {"gradient_checkpointing": True}])
