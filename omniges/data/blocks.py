@@ -1,9 +1,9 @@
-"""Allocate, lay out and reuse blocks of memory that hold batches and that processes share.
+"""Allocate, lay out and reuse blocks of memory that processes share; each block contains one batch.
 
 The memory is an anonymous file (`os.memfd_create`). The kernel frees it when the last process that has it open exits or
-crashes. It does not count against the size of /dev/shm, which is small in containers. A block has a fixed layout for a
-number of rows and ticks. Tensors of a batch use its memory; it is filled again when no tensor uses it. Workers import
-this module too, so torch is imported only for page-locked memory.
+crashes. It does not count against the size of /dev/shm, which is small in containers. All blocks of a run have the same
+layout: a row for each window of a batch. The tensors of a batch are views of a block. The block is filled again when no
+tensor uses it. Workers import this module too, so torch is imported only for page-locked memory.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def layout_of(arrays: Sequence[tuple[str, str, tuple[int, ...]]]) -> tuple[list[
         arrays: Name, dtype and shape of each array.
 
     Returns:
-        Layout of the arrays, and the total size in bytes, which is a whole number of pages.
+        Layout of the arrays, and the total size in bytes, rounded up to whole pages.
     """
     places: list[ArrayPlace] = []
     offset = 0
@@ -57,7 +57,7 @@ def new_memory(name: str, size: int) -> int:
     """Allocate shared memory.
 
     Args:
-        name: Name in /proc.
+        name: Name of the memory in /proc.
         size: Size in bytes.
 
     Returns:
@@ -81,7 +81,7 @@ def new_memory(name: str, size: int) -> int:
 
 
 def map_memory(descriptor: int, size: int, offset: int = 0) -> mmap.mmap:
-    """Map a part of shared memory for reading and writing; it stays mapped until no array uses it.
+    """Map a part of shared memory for reading and writing. The part stays mapped until no array uses it.
 
     Args:
         descriptor: File descriptor of the memory.
@@ -104,7 +104,7 @@ def map_memory(descriptor: int, size: int, offset: int = 0) -> mmap.mmap:
 
 
 def place_arrays(block: npt.NDArray[np.uint8], places: Sequence[ArrayPlace]) -> dict[str, npt.NDArray[Any]]:
-    """Return views of a block as arrays; they keep a reference to the block.
+    """Return the arrays of a block by name, as views that keep a reference to the block.
 
     Args:
         block: The block (bytes,).
@@ -124,7 +124,7 @@ def share_arrays(name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[int
     """Copy arrays into new shared memory.
 
     Args:
-        name: Name in /proc.
+        name: Name of the memory in /proc.
         arrays: Arrays by name.
 
     Returns:
@@ -142,13 +142,13 @@ def share_arrays(name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[int
 
 
 Fields = Sequence[tuple[str, str, tuple[int, ...]]]
-"""Name, dtype and shape of further arrays of a window, such as those of condition streams."""
+"""Name, dtype and shape for one window of each further array, such as those of condition streams."""
 
 
 def batch_layout(
     rows: int, window_ticks: int, tracks: Tracks = PLAIN_TRACKS, conditions: Fields = ()
 ) -> tuple[list[ArrayPlace], int]:
-    """Return the layout of a batch's block.
+    """Return the layout of a block, which contains the arrays of one batch.
 
     Args:
         rows: Number of windows in a block.
@@ -175,18 +175,18 @@ def batch_layout(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchBlock:
-    """The arrays of one block, which holds R windows of w ticks; they are views of its memory."""
+    """The arrays of one block of R windows of w ticks, as views of the block."""
 
-    gesture: npt.NDArray[np.float32]  # (R, w · 3, 415 or 424)
-    audio: npt.NDArray[np.float32]  # (R, w · 10, 64), or latents
-    text: npt.NDArray[Any]  # (R, w) int32 tokens, or (R, latents, channels) float32
-    positions: I64  # (R,)
-    sources: I64
-    epochs: I64
-    samples: I64
-    start_ticks: I64
-    progress: I64  # (2,)
-    conditions: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)  # (R, …) by name of the field
+    gesture: npt.NDArray[np.float32]  # (R, w · 3, 415 or 424), or latents (R, rows, channels)
+    audio: npt.NDArray[np.float32]  # (R, w · 10, 64), or latents (R, rows, channels)
+    text: npt.NDArray[Any]  # (R, w) int32 tokens, or latents (R, vectors, channels) float32
+    positions: I64  # (R,) positions in the sequence of all ranks
+    sources: I64  # (R,) indices of the shard folders
+    epochs: I64  # (R,) epochs in the folders
+    samples: I64  # (R,) indices of the clips in the folders' catalogues
+    start_ticks: I64  # (R,) first ticks of the windows in their clips
+    progress: I64  # (2,) number of windows in the batch, and index of the row that is being filled
+    conditions: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)  # (R, …) arrays of condition streams
 
     @classmethod
     def of(cls, block: npt.NDArray[np.uint8], places: Sequence[ArrayPlace]) -> BatchBlock:
@@ -212,11 +212,11 @@ class _Root(np.ndarray[Any, Any]):
 
 
 class _Lease(np.ndarray[Any, Any]):
-    """A block in use; every array and tensor made from it refers to this object."""
+    """A block that a batch uses; every array and tensor of the batch keeps a reference to this object."""
 
 
 class BlockStore:
-    """A growing pool of blocks, each for `rows` windows; page-locked if `pin`."""
+    """A growing pool of blocks for `rows` windows each; their memory is page-locked if `pin` is True."""
 
     def __init__(
         self, rows: int, window_ticks: int, *, pin: bool, tracks: Tracks = PLAIN_TRACKS, conditions: Fields = ()
@@ -228,7 +228,7 @@ class BlockStore:
         self._roots: list[_Root] = []
         self._views: list[BatchBlock] = []
         self._free: deque[int] = deque()
-        self._returned: deque[int] = deque()  # appended when a lease ends, in any thread
+        self._returned: deque[int] = deque()  # blocks that no array uses any more; any thread appends
         self._copying: deque[tuple[int, torch.cuda.Event]] = deque()
 
     def take(self) -> int:
@@ -243,17 +243,17 @@ class BlockStore:
         return self._views[number]
 
     def lend(self, number: int) -> BatchBlock:
-        """Return a block for use as a batch; it becomes free after all arrays that use its memory are deleted."""
+        """Return a filled block as a batch. The block becomes free after all arrays that use its memory are deleted."""
         lease = self._roots[number].view(_Lease)
         weakref.finalize(lease, self._returned.append, number).atexit = False
         return BatchBlock.of(lease, self._places)
 
     def _free_returned(self) -> None:
-        """Free returned blocks; a page-locked one only after pending copies to the GPU have finished."""
+        """Free the returned blocks. A page-locked block is freed only after pending copies to the GPU have finished."""
         while self._returned:
             number = self._returned.popleft()
             if self._pin:
-                import torch  # noqa: PLC0415 - see above
+                import torch  # noqa: PLC0415 - only for page-locked memory
 
                 event = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 event.record()
@@ -283,8 +283,8 @@ class BlockStore:
 
 
 def _page_lock(root: npt.NDArray[np.uint8]) -> None:
-    """Register memory with CUDA, so that copies need no staging; it is unregistered before it is unmapped."""
-    import torch  # noqa: PLC0415 - see above
+    """Page-lock memory for direct copies to the GPU (`cudaHostRegister`); it is unlocked before it is unmapped."""
+    import torch  # noqa: PLC0415 - only for page-locked memory
 
     runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     address = root.ctypes.data

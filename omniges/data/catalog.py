@@ -1,6 +1,6 @@
 """A shard folder as numpy columns: the clips that pass the filters, the offsets of their members, and statistics.
 
-The manifest is read column by column, so a million samples take seconds. Nothing here imports torch.
+The manifest is read column by column, so a million samples take seconds. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ Bools = npt.NDArray[np.bool_]
 LabelColumn = tuple[list[str], npt.NDArray[np.int32]]
 """A column of texts: the distinct texts, and the index (N,) of each row's text, -1 for null."""
 _LABELS: Final = ("split", "shard", "speaker", "language")
-_ID_DIGITS: Final = 19  # numbers of this many digits may exceed 64 bits
+_ID_DIGITS: Final = 19  # a number of this many digits may not fit into 64 bits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
-    """Filters of clips; an empty tuple means all."""
+    """Filters of clips. An empty tuple means no filter."""
 
     split: Split = "train"
     speakers: tuple[str, ...] = ()  # ids or names
@@ -80,13 +80,13 @@ class Filters:
             raise UsageFault(f"expected 0 ≤ min_seconds ≤ max_seconds, found {self.min_seconds} and {self.max_seconds}")
 
     def as_json(self) -> dict[str, Any]:
-        """Return the filters as JSON for the state of a loader; equal filters give equal documents."""
+        """Return the filters as a JSON object for the state of a loader; equal filters give equal objects."""
         found = asdict(self) | {
             **{name: sorted(set(getattr(self, name))) for name in ("speakers", "languages", "emotions", "streams")},
             "min_seconds": float(self.min_seconds),
             "max_seconds": None if self.max_seconds is None else float(self.max_seconds),
         }
-        if not self.streams:  # keeps states of sets without absent parts unchanged
+        if not self.streams:  # states of earlier versions lack this filter
             del found["streams"]
         return found
 
@@ -107,7 +107,7 @@ class Filters:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClipTable:
-    """Columns of N clips in key order, and of K shards; M is the number of members that batches read."""
+    """Columns for N clips in key order and for K shards; M is the number of members that batches read."""
 
     keys: npt.NDArray[np.bytes_]  # (N,)
     key_hashes: npt.NDArray[np.uint64]  # (N,)
@@ -115,15 +115,15 @@ class ClipTable:
     mel_frames: npt.NDArray[np.int64]  # (N,)
     ticks: npt.NDArray[np.int64]  # (N,)
     present: npt.NDArray[np.uint8]  # (N,) bit masks of `STREAM_PARTS`
-    shard: npt.NDArray[np.int32]  # (N,) number of the shard
-    offsets: npt.NDArray[np.int64]  # (N, M) first data byte in the shard
-    sizes: npt.NDArray[np.int64]  # (N, M) bytes
+    shard: npt.NDArray[np.int32]  # (N,) index of the shard
+    offsets: npt.NDArray[np.int64]  # (N, M) offset of the member's data in the shard, in bytes
+    sizes: npt.NDArray[np.int64]  # (N, M) size of the member in bytes
     digests: npt.NDArray[np.uint8]  # (N, M, 32) sha256
     shard_names: npt.NDArray[np.bytes_]  # (K,)
     shard_bytes: npt.NDArray[np.int64]  # (K,)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the arrays of this table by the name of their field."""
+        """Return the arrays of this table by field name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def __len__(self) -> int:
@@ -149,7 +149,7 @@ class Catalog:
     folder: Path
     manifest_hash: str
     content_hash: str
-    """sha256 of the clips and of the members that training reads; other members do not change it."""
+    """sha256 that identifies the clips and the members that training reads; other members do not affect it."""
     filters: Filters
     left_out: int
     """Number of clips that fail only the filter of streams."""
@@ -224,7 +224,7 @@ def read_catalog(
         left = _selection(folder, manifest, columns_of, filters)
         usable = _with_streams(folder, manifest, left, filters)
         if (left_out := int(left.sum() - usable.sum())) == 0:
-            # Filters are part of a loader's state, so a filter that leaves nothing out is not kept.
+            # Filters are part of a loader's state, so a filter that excludes no clip is removed.
             filters = replace(filters, streams=())
         chosen = np.flatnonzero(usable)
         keys = manifest.keys()[chosen]
@@ -286,13 +286,14 @@ def _content_hash(
     labels: Mapping[str, LabelColumn],
     unused: int,
 ) -> str:
-    """Return the sha256 of all clips: keys, speakers, lengths, digests, absent parts, and labels that are read.
+    """Return the sha256 of the content that training reads.
 
-    Bits of `unused` parts are left out, so that a part that batches do not read changes no hash.
+    The content consists of the keys, speakers, lengths, member digests and present parts of all clips, and of the
+    labels that condition streams read. Parts in the bit mask `unused` are left out, because batches do not read them.
     """
     digest = hashlib.sha256(canonical_json([str(table.keys.dtype), list(speaker_names), list(table.digests.shape)]))
     read = table.present & ~np.uint8(unused)
-    partial = () if (table.present == ALL_PRESENT).all() else (read,)  # keeps hashes of other sets unchanged
+    partial = () if (table.present == ALL_PRESENT).all() else (read,)  # as in earlier versions
     for array in (table.keys, speaker, table.frames, table.mel_frames, table.digests, *partial):
         digest.update(np.ascontiguousarray(array).view(np.uint8).data)
     for name, (values, codes) in labels.items():
@@ -368,9 +369,9 @@ def _table(
     keys: npt.NDArray[np.bytes_],
     columns: Sequence[str],
 ) -> ClipTable:
-    """Return the table of the given rows.
+    """Return the clip table of the given rows of the manifest.
 
-    `columns` lists the members that batches read, named as in the manifest's columns.
+    `columns` contains the names of the members that batches read, in the form of the manifest's columns (`column_of`).
     """
     names, codes = shard_column
     codes = codes[rows]
@@ -411,17 +412,17 @@ def _check(folder: Path, table: ClipTable) -> None:
         )
 
 
-# --- filters of samples by columns of the manifest; an error names the filter that no sample passes
+# --- Filters of samples by columns of the manifest. An error names the filter that no sample passes.
 
 
 def column(values: Sequence[str | None]) -> LabelColumn:
-    """Encode texts (N,) as a label column: the distinct texts, and the index of each row's text."""
+    """Encode texts (N,) as a `LabelColumn`: the distinct texts, and the index of each row's text, -1 for None."""
     numbers = {text: number for number, text in enumerate(sorted({text for text in values if text is not None}))}
     return list(numbers), np.array([-1 if text is None else numbers[text] for text in values], np.int32)
 
 
 def among(values: LabelColumn, wanted: Collection[str]) -> Bools:
-    """Return a mask of the rows that have one of the wanted texts.
+    """Return a mask of the rows whose text is one of the wanted texts.
 
     Args:
         values: The column.
@@ -437,7 +438,7 @@ def among(values: LabelColumn, wanted: Collection[str]) -> Bools:
 def keep_labelled(
     folder: Path, left: Bools, name: str, values: LabelColumn, wanted: Collection[str], also: Bools | None = None
 ) -> Bools:
-    """Return the rows that pass earlier filters and have one of the wanted texts.
+    """Return a mask of the rows that pass the earlier filters and have one of the wanted texts.
 
     Args:
         folder: Folder of the shards, for the error.
@@ -471,7 +472,7 @@ def keep_labelled(
 def keep_lengths(
     folder: Path, left: Bools, seconds: npt.NDArray[np.floating], min_seconds: float, max_seconds: float | None
 ) -> Bools:
-    """Return the rows that pass earlier filters and whose length is within limits.
+    """Return a mask of the rows that pass the earlier filters and whose length is within limits.
 
     Args:
         folder: Folder of the shards, for the error.

@@ -1,8 +1,9 @@
 """Fill batches: read the windows at given positions and normalise them directly into a block of memory.
 
-A block also contains positions and other metadata of its rows, so a worker needs only positions, and the loader copies
-nothing. A collator is made from a JSON document and arrays, which may come from another process. The process that fills
-a block also computes the arrays of condition streams. It imports numpy, but not torch.
+A block has a row for each window of a batch. It also contains the positions and other metadata of its windows, so no
+data is copied between a worker and the loader. A collator is made from a JSON document and arrays, which may come from
+another process. The process that fills a block also computes the arrays of condition streams. It imports numpy, but not
+torch.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _TOKEN_CACHE_BYTES: Final = 64 << 20
 
 
 def training_facts(catalogs: Sequence[Catalog], statistics: Mapping[str, Any]) -> TrainingFacts:
-    """Return the label values and statistics of the training set, from which condition streams may learn.
+    """Return the label values and statistics from which condition streams can learn before training.
 
     Args:
         catalogs: Catalogues with the labels.
@@ -59,14 +60,14 @@ def training_facts(catalogs: Sequence[Catalog], statistics: Mapping[str, Any]) -
 
 
 def require_readable(streams: Mapping[str, ConditionStream], codecs: Mapping[str, Any]) -> None:
-    """Refuse condition streams that read an array which latents replace in the batches.
+    """Refuse a condition stream if latents of a codec replace an array that it reads.
 
     Args:
         streams: Condition streams by name.
         codecs: Codecs of the run, by the stream that their latents replace.
 
     Raises:
-        UsageFault: A condition stream reads an array that latents replace.
+        UsageFault: Latents replace an array that a condition stream reads.
     """
     for name, stream in streams.items():
         lost = [content for content in stream.reads if STREAM_OF[content] in codecs]
@@ -149,7 +150,7 @@ class ConditionReader:
 
 
 def open_source(specification: Mapping[str, Any]) -> ShardSource:
-    """Return the shard source for a result of `ShardSource.specification`."""
+    """Open the shard source that `ShardSource.specification` describes."""
     if specification["kind"] == "local":
         return LocalShards(Path(specification["folder"]))
     from omniges.data.remote_shards import open_specification  # noqa: PLC0415 - only for remote shards
@@ -209,8 +210,8 @@ class Collator:
             readers: Reader of each folder.
             normaliser: Scales of the arrays.
             tokenizer: Content of tokenizer.json.
-            stride: Distance between the first positions of two blocks that are filled one after the other. With it,
-                the collator computes the windows of later blocks in advance.
+            stride: Distance between the first positions of successive blocks. The collator uses it to compute the
+                windows of later blocks in advance.
             tracks: The array of each stream: plain or latents.
             conditions: Reader of condition streams, or None.
         """
@@ -245,7 +246,8 @@ class Collator:
         block.samples[:rows], block.start_ticks[:rows] = indices.sample, indices.start_tick
         wanted = list(zip(indices.source.tolist(), indices.sample.tolist(), indices.start_tick.tolist(), strict=True))
         ahead = [(int(first) + self._stride * k, rows) for first in positions[:1] for k in (1, 2)]
-        coming = [indices, *(self._planned[name] for name in ahead if name in self._planned)]  # start downloads early
+        # This block and the next two, so that downloads start early.
+        coming = [indices, *(self._planned[name] for name in ahead if name in self._planned)]
         for number, reader in enumerate(self._readers):
             reader.prefetch(np.concatenate([one.sample[one.source == number] for one in coming]))
         disk_before = resource.getrusage(resource.RUSAGE_SELF).ru_inblock
@@ -264,11 +266,14 @@ class Collator:
                 reader.read_text(sample, start, ticks, self._scales.text, text[row])
             if self._conditions is not None:
                 self._conditions.fill(block.conditions, row, source, sample, start, ticks)
-        # The count includes pages that were read ahead; advice is only useful while it increases.
+        # `ru_inblock` counts reads from disk. Advice is useful only while the count increases.
         self._cold = resource.getrusage(resource.RUSAGE_SELF).ru_inblock > disk_before
 
     def _indices(self, positions: I64) -> WindowIndices:
-        """Return the windows at these positions; plan many blocks at once, which is as fast as one block."""
+        """Return the windows at these positions.
+
+        The windows of many later blocks are computed in the same call, because this takes no longer.
+        """
         if not self._order.shuffle or not len(positions):
             return self._order.windows_at(positions)
         name = (int(positions[0]), len(positions))
@@ -300,7 +305,7 @@ def make_setup(
         data: Shard sets.
         sequencing: Order of the windows.
         verify: When to compare the sha256 of members.
-        stride: Distance between the first positions of two blocks that one process fills one after the other.
+        stride: Distance between the first positions of successive blocks of one process.
         normaliser: Scales of the arrays.
         tokenizer: Content of tokenizer.json.
         conditions: Condition streams by name.
@@ -346,8 +351,8 @@ def make_collator(
     Args:
         document: Document of `make_setup`.
         arrays: Arrays of `make_setup`. The collator marks checked members in them.
-        mapped: Read shards through memory maps, as worker processes do. If a mapped shard is truncated, the kernel
-            kills the process.
+        mapped: True: read shards through memory maps, as worker processes do. If a mapped shard is truncated, the
+            kernel kills the process. False: read each range from the file.
 
     Returns:
         The collator.
@@ -374,7 +379,7 @@ def make_collator(
 
 
 def prepare(setup: Mapping[str, Any]) -> Callable[[int], Answer]:
-    """Return a function that fills the block of a given number; a worker process calls it (`omniges.workers`)."""
+    """Return the task function of a loader worker (`omniges.workers`): it fills the block with the given number."""
     shared = map_memory(setup["shared_fd"], setup["shared_bytes"])
     collator = make_collator(setup, place_arrays(np.frombuffer(shared, np.uint8), setup["places"]))
     ticks, fields = setup["sequencing"]["window_ticks"], setup["fields"]

@@ -1,7 +1,7 @@
 """Batches for training: normalised windows in the order of `omniges.data.order`, for any number of ranks and workers.
 
-Worker processes fill blocks of shared memory. The tensors of a batch are views of a block, which is filled again when
-no tensor refers to it. docs/explanation/batches.md describes the guarantees.
+Worker processes fill blocks of shared memory. The tensors of a batch are views of a block. The block is filled again
+when no tensor refers to it. docs/explanation/batches.md describes the guarantees.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from omniges.shards.schema import VERIFY
 from omniges.workers import Worker, WorkerDied, worker_command
 
 WORKER_COMMAND: Final = worker_command("omniges.data.collate")
-_EXIT_LIMIT_S: Final = 2.0  # then a worker is killed
+_EXIT_LIMIT_S: Final = 2.0  # time for a worker to exit before it is killed
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ class LoaderSettings:
     workers: int = 2  # worker processes; 0: the calling process reads
     prefetch: int = 2  # batches that each worker may read ahead
     verify: Verify = "first"  # compare a member's sha256 before its first use, or never
-    pin_memory: bool | None = None  # page-locked memory; None: if there is a GPU
-    stall_s: float = 600.0  # a batch that takes longer is an error
+    pin_memory: bool | None = None  # True: use page-locked memory; None: only if there is a GPU
+    stall_s: float = 600.0  # seconds to wait for a batch; longer is an error
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -60,7 +60,7 @@ class LoaderSettings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """B aligned windows of w ticks; the loader reuses the memory when no tensor of the batch exists any more."""
+    """A batch of B windows of w ticks. The loader reuses its memory after all tensors of the batch are deleted."""
 
     gesture: torch.Tensor  # (B, w · 3, 415 or 424) float32, normalised
     audio: torch.Tensor  # (B, w · 10, 64) float32, normalised; or latents
@@ -69,10 +69,9 @@ class Batch:
     start_ticks: torch.Tensor  # (B,) int64, of the window in its clip
     keys: tuple[str, ...]
     speakers: tuple[str | None, ...]
-    sources: tuple[int, ...]  # number of the folder in a mixture
-    present: npt.NDArray[
-        np.uint8
-    ]  # (B,) bit masks of `omniges.shards.present.STREAM_PARTS`; arrays are 0 in absent parts
+    sources: tuple[int, ...]  # index of the shard folder
+    present: npt.NDArray[np.uint8]
+    """(B,) bit masks of the parts that a window has, see `omniges.shards.present.STREAM_PARTS`. Absent parts are 0."""
     conditions: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     """Condition streams by name: values (B, …), and a mask (B,) of the windows that have a value."""
 
@@ -91,7 +90,7 @@ class Batch:
 
 
 class BatchLoader:
-    """An iterator over the batches of one rank: endless if shuffled, otherwise one pass. Not safe for several threads.
+    """An iterable of the batches of one rank: endless if shuffled, otherwise one pass. Not safe for several threads.
 
     Iteration can stop after any batch; a later iteration continues from there. Workers stop at `close`, at the end of a
     ``with`` block, and when the loader is deleted or the program exits. The next batch starts them again.
@@ -114,12 +113,13 @@ class BatchLoader:
             sequencing: Order of the windows.
             share: Positions that this rank reads.
             settings: Settings that change only the speed.
-            normaliser: Scales; None: scales from the statistics of the first folder.
-            tokenizer: Content of tokenizer.json; None: that of the first folder.
+            normaliser: Means and divisors of the streams; None: from the statistics of the first folder.
+            tokenizer: Content of tokenizer.json; None: the tokenizer.json of the first folder.
             conditions: Condition streams by name.
 
         Raises:
-            UsageFault: No clip is as long as a window, or no sample contributed to the statistics.
+            UsageFault: There is no shard set, no clip is as long as a window, or no sample contributed to the
+                statistics.
             DataError: The statistics are damaged.
         """
         if not data:
@@ -153,7 +153,7 @@ class BatchLoader:
 
     @property
     def windows_per_epoch(self) -> int:
-        """Number of windows in all folders."""
+        """Number of windows of all folders together."""
         return self._order.windows
 
     @property
@@ -186,7 +186,10 @@ class BatchLoader:
 
     @property
     def _end(self) -> int | None:
-        """Position at which a pass ends. The last step may have fewer windows, but not fewer batches on any rank."""
+        """Position at which a pass ends; None if shuffled.
+
+        All ranks have the same number of batches. Batches of the last step may have fewer windows, or none.
+        """
         return None if self.batches is None else self.batches * self._share.micro_batch
 
     def next_batch(self) -> Batch | None:
@@ -196,7 +199,7 @@ class BatchLoader:
             The batch, or None.
 
         Raises:
-            DataError: A window cannot be read; the error has shard, key and offset. Nothing is skipped.
+            DataError: A window cannot be read; the error names shard, key and byte offset. No window is skipped.
             EnvironmentFault: A worker was killed, or a batch takes too long.
         """
         if self._end is not None and self._position >= self._end:
@@ -216,7 +219,7 @@ class BatchLoader:
         return self._batch(store, block, rows)
 
     def _start(self) -> BlockStore:
-        """Return the block store; the first call makes it and starts the workers (with 0 workers, makes a collator)."""
+        """Return the block store; the first call creates it, and starts the workers or, without workers, a collator."""
         if self._store is not None:
             return self._store
         settings, share = self._settings, self._share
@@ -260,7 +263,7 @@ class BatchLoader:
             self._submitted += self._share.micro_batch
 
     def _await(self, store: BlockStore, block: int) -> None:
-        """Fill the oldest pending block, or wait for its worker."""
+        """Wait until the worker has filled the oldest pending block. Without workers, fill it in this process."""
         if self._collator is not None:
             view = store.view(block)
             self._collator.fill(view, view.positions[: view.progress[0]].copy())
@@ -302,7 +305,7 @@ class BatchLoader:
         )
 
     def _batch(self, store: BlockStore, block: int, rows: int) -> Batch:
-        """Return a filled block as a batch; only names are copied."""
+        """Return a filled block as a batch. Its tensors are views of the block."""
         view = store.lend(block)
         sources, samples = view.sources[:rows], view.samples[:rows]
         keys: list[str] = [""] * rows
@@ -334,7 +337,7 @@ class BatchLoader:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as JSON; it counts returned batches, not those read ahead."""
+        """Return the state as a JSON object. Its position does not count batches that workers have read ahead."""
         return make_state(self._data, self._sequencing, self._position, self._share.global_batch)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Resumed:

@@ -1,9 +1,12 @@
-"""The order of windows: a pure function of (clips, window, seed, position), equal on any number of ranks.
+"""The order in which training reads windows: a pure function of the clips, the window length, the seed and a position.
 
-Nothing is drawn sequentially. A position gives its epoch and index by division. A keyed permutation maps the index to a
-window, and can be computed for a single index. A keyed hash gives the window's position in its clip. Therefore every
-position has the same cost, resuming is O(1), and epochs need no preparation. docs/explanation/batches.md describes the
-algorithms. They use only 64-bit integers, so library versions cannot change them.
+The order is the same on any number of ranks. A position is divided by the number of windows: the quotient is the epoch,
+the remainder an index in the epoch. A keyed permutation maps the index to a window, and can be computed for a single
+index. Keyed hashes determine the first tick of the window in its clip. No random numbers are drawn one after another.
+Therefore every position has the same cost, resuming is O(1), and epochs need no preparation.
+
+docs/explanation/batches.md describes the algorithms. They use only 64-bit integers, so library versions cannot change
+the order.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 
 PERIOD: Final = 10_000
-"""Number of positions after which the pattern of a mixture repeats; weights are exact to 1 / PERIOD."""
+"""Number of positions after which the pattern of a `Mixture` repeats; it rounds weights to multiples of 1 / PERIOD."""
 
 MAX_POSITION: Final = 2**62
 """Upper bound of positions, so that sums of positions are 64-bit integers."""
@@ -35,9 +38,9 @@ _ROUNDS: Final = 8
 
 
 def _fold(state: U64, value: U64) -> U64:
-    """Return mix((s xor v) + golden ratio), where mix is the finaliser of SplitMix64 (Steele, Lea and Flood 2014).
+    """Return mix((state xor value) + golden ratio); mix is the finaliser of SplitMix64 (Steele, Lea and Flood 2014).
 
-    Shapes broadcast. Arguments are never scalars, because numpy warns about their overflow.
+    Shapes broadcast. Arguments must be arrays, because numpy warns about an overflow of scalars.
     """
     z: U64 = state ^ value
     z += np.uint64(_GOLDEN)
@@ -52,7 +55,8 @@ def _fold(state: U64, value: U64) -> U64:
 def keyed_hash(*values: U64 | I64 | int) -> U64:
     """Hash the arguments together, element by element, to 64-bit values.
 
-    `_fold` adds the arguments in order to a state of 0. The shapes broadcast; the result has at least one axis.
+    The state starts at 0, and `_fold` mixes the arguments into it in order. The shapes broadcast. The result has at
+    least one axis.
     """
     state = np.zeros(1, dtype=np.uint64)
     for value in values:
@@ -67,7 +71,7 @@ def _below(hashed: U64, limit: U64 | int) -> U64:
 
 
 def _add_modulo(x: U64, y: U64, limit: int) -> U64:
-    """Return (x + y) mod `limit` for x, y < `limit`, without a division, which would take several times as long."""
+    """Return (x + y) mod `limit` for x, y < `limit`. No division is used, because it takes several times as long."""
     total: U64 = x + y
     total -= (total >= limit) * np.uint64(limit)
     return total
@@ -87,8 +91,8 @@ def text_hashes(texts: npt.NDArray[np.bytes_]) -> U64:
 def permuted(indices: I64, size: int, seed: int, epochs: I64 | int) -> I64:
     """Permute indices by a permutation of range(size) that depends on seed and epoch.
 
-    The permutation is an alternating Feistel network over a × b ≥ size (Black and Rogaway 2002) with cycle walking:
-    results of `size` or more are permuted again. The network is bijective for any round function.
+    The permutation is an alternating Feistel network (Black and Rogaway 2002) over a × b numbers, a · b ≥ size. Results
+    of `size` or more are permuted again (cycle walking). The network is bijective for any round function.
 
     Args:
         indices: Indices (P,).
@@ -118,14 +122,14 @@ def permuted(indices: I64, size: int, seed: int, epochs: I64 | int) -> I64:
 def window_starts(counts: I64, slack: I64, places: I64, clip_hashes: U64, window_ticks: int) -> I64:
     """Return the first ticks of windows at random positions in their clips.
 
-    Every window of a clip draws a number from 0 to slack. Window k starts at k · window plus the k-th smallest number,
-    so windows are disjoint and the gaps sum to the slack.
+    Each window of a clip draws a number from 0 to the slack. Window k starts at k · `window_ticks` plus the k-th
+    smallest of these numbers, k from 0. So windows are disjoint.
 
     Args:
         counts: Number of windows in the clip (P,).
         slack: Ticks of the clip that no window covers (P,).
         places: Index k of the window in its clip (P,).
-        clip_hashes: Hashes of seed, epoch and key (P,).
+        clip_hashes: Hashes (P,) of seed, epoch and the clip's key.
         window_ticks: Length of a window in ticks.
 
     Returns:
@@ -146,19 +150,19 @@ def window_starts(counts: I64, slack: I64, places: I64, clip_hashes: U64, window
 
 @dataclass(frozen=True, slots=True)
 class WindowIndices:
-    """The windows at positions (P,); all arrays are (P,) int64."""
+    """Indices of the windows at P positions; each array is (P,) int64."""
 
     source: I64  # index of the shard folder
-    epoch: I64  # epoch of that folder
-    sample: I64  # index of the clip in its catalogue
-    start_tick: I64
+    epoch: I64  # number of the epoch in that folder, from 0
+    sample: I64  # index of the clip in the folder's `Catalog`
+    start_tick: I64  # first tick of the window in its clip
 
 
 class ClipOrder:
-    """The windows in the clips of one shard folder, in order of position.
+    """The order of the windows of one shard folder.
 
-    Shuffled: an endless sequence of epochs, each a permutation of all windows. Otherwise: one pass in key order, with
-    windows from the first tick of a clip, without gaps.
+    If shuffled, the order is an endless sequence of epochs, and each epoch is a permutation of all windows. Otherwise
+    it is one pass over the clips in key order. The windows of a clip then start at its first tick and leave no gaps.
     """
 
     def __init__(
@@ -168,14 +172,15 @@ class ClipOrder:
 
         Args:
             ticks: Lengths (N,) of clips in ticks.
-            key_hashes: Hashes (N,) of their keys.
+            key_hashes: Hashes (N,) of the clips' keys.
             window_ticks: Length of a window in ticks, a multiple of `multiple`.
             seed: Seed of the order.
-            shuffle: Shuffle windows, or take one pass in key order.
-            multiple: First ticks of windows are multiples of this number of ticks; the remainder of a clip is not used.
+            shuffle: True: an endless shuffled order. False: one pass in key order.
+            multiple: First ticks of windows are multiples of this number of ticks. Ticks that remain at the end of a
+                clip are not used.
 
         Raises:
-            UsageFault: There is no window, or its length is invalid.
+            UsageFault: No clip is as long as a window, or the window length is invalid.
         """
         if window_ticks < 1 or window_ticks % multiple:
             minimum = f"at least {multiple} ticks and a multiple of it" if multiple > 1 else "at least 1 tick"
@@ -183,7 +188,7 @@ class ClipOrder:
         self.window_ticks, self.seed, self.shuffle = window_ticks, seed, shuffle
         self._multiple, self._window = multiple, window_ticks // multiple
         self._lengths, self._key_hashes = ticks // multiple, key_hashes
-        self._last = np.cumsum(self._lengths // self._window)  # number of windows up to and including each clip
+        self._last = np.cumsum(self._lengths // self._window)  # number of windows in each clip and all clips before it
         self.windows = int(self._last[-1]) if len(ticks) else 0
         short = ticks < window_ticks
         self.left_out_clips = int(short.sum())
@@ -197,7 +202,7 @@ class ClipOrder:
             )
 
     def windows_at(self, positions: I64) -> tuple[I64, I64, I64]:
-        """Return epoch, sample and first tick, each (P,), of the window at each position (P,) of this folder."""
+        """Return epoch, clip index and first tick, each (P,), of the windows at positions (P,) of this folder."""
         epochs, indices = np.divmod(positions, self.windows)
         if not self.shuffle:
             samples, _, places = self._clips_of(indices)
@@ -221,20 +226,21 @@ class ClipOrder:
 
 
 def mixture_pattern(weights: Sequence[float]) -> I64:
-    """Return the source of each position in a period, so that the positions of every source are evenly spread.
+    """Distribute the positions of a period over shard folders (sources), so that each source is evenly spread.
 
-    The number of positions of a source is its share of PERIOD, rounded to a whole number of at least 1 by the largest
-    remainder method. The k-th position of a source with m positions is due at (k + ½)/m of the period. Positions are
-    assigned in order of these due times; if two are equal, the first source comes first.
+    Each source receives a share of the PERIOD positions that is proportional to its weight. The largest remainder
+    method rounds the shares to whole numbers of at least 1. The k-th of a source's m positions has the target
+    (k + ½)/m of the period, k from 0. Positions are assigned in order of their targets. If two targets are equal, the
+    source with the lower index comes first.
 
     Args:
         weights: Weights of the sources.
 
     Returns:
-        Indices of sources (PERIOD,).
+        Index of the source of each position (PERIOD,).
 
     Raises:
-        UsageFault: A weight is not a positive number.
+        UsageFault: A weight is not a positive finite number, or the number of weights is 0 or above PERIOD.
     """
     if not weights or not all(0 < weight < float("inf") for weight in weights) or len(weights) > PERIOD:
         raise UsageFault(f"weights of a mixture: expected positive numbers, found {list(weights)}")
@@ -243,7 +249,7 @@ def mixture_pattern(weights: Sequence[float]) -> I64:
     by_remainder = sorted(range(len(exact)), key=lambda i: (counts[i] - exact[i], i))
     for turn in range(PERIOD - sum(counts)):
         counts[by_remainder[turn % len(counts)]] += 1
-    while sum(counts) > PERIOD:  # shares below one were rounded up
+    while sum(counts) > PERIOD:  # shares below 1 were rounded up to 1
         counts[int(np.argmax(counts))] -= 1
     owner = np.repeat(np.arange(len(counts)), counts)
     due = np.concatenate([(2 * np.arange(m) + 1) / (2 * m) for m in counts])
@@ -251,9 +257,10 @@ def mixture_pattern(weights: Sequence[float]) -> I64:
 
 
 class Mixture:
-    """Several folders as one sequence. The epoch and position in each folder are functions of the global position.
+    """The order of windows of several shard folders, read as one sequence.
 
-    Without shuffling, the folders follow one another and weights are not used.
+    A position in the sequence determines a folder and a position in the folder's own order. Without shuffling, the
+    folders are read one after another, and weights have no effect.
     """
 
     def __init__(self, orders: Sequence[ClipOrder], weights: Sequence[float]) -> None:
@@ -268,7 +275,7 @@ class Mixture:
         self._before = np.cumsum(member, axis=1)[pattern, np.arange(PERIOD)] - 1
 
     def windows_at(self, positions: I64) -> WindowIndices:
-        """Return the windows at global positions (P,)."""
+        """Return the windows at positions (P,) of the sequence."""
         if len(self.orders) == 1:
             sources, own = np.zeros_like(positions), positions
         elif self.shuffle:
@@ -290,7 +297,7 @@ class Mixture:
 class RankShare:
     """The positions that one rank reads.
 
-    Step k covers the positions [kG, (k+1)G) of all ranks together, with G = ranks · batch size · accumulation.
+    In step k, all ranks together read the positions from kG to (k+1)G − 1, with G = ranks · batch size · accumulation.
     """
 
     rank: int = 0
@@ -310,12 +317,12 @@ class RankShare:
 
     @property
     def micro_batch(self) -> int:
-        """Number of positions of all ranks in a micro-step."""
+        """Number of positions that all ranks together read in a micro-step."""
         return self.world_size * self.batch_size
 
     @property
     def global_batch(self) -> int:
-        """Number of positions G in a step."""
+        """Number of positions G that all ranks together read in a step."""
         return self.micro_batch * self.accumulation
 
     def positions(self, start: int) -> I64:

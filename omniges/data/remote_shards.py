@@ -1,10 +1,10 @@
 """Read remote shards through a local cache, which has a size limit and is shared by processes.
 
-Each shard is downloaded once and checked.
+Each shard is checked after its download, and is downloaded again only if the cache has evicted it.
 
-The cache stores a shard set under the sha256 of its dataset.json. The same set from another address, or with other
-credentials, uses the same folder, and the cache does not contain addresses. dataset.json itself is downloaded each time
-a location is opened, so that changes are noticed.
+The name of a set's folder in the cache is the beginning of the sha256 of its dataset.json. So the same set from another
+address, or with other credentials, uses the same folder. The cache does not contain addresses. dataset.json itself is
+downloaded each time a location is opened, so that changes are noticed.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class CacheSettings:
 
     folder: Path
     capacity_bytes: int
-    ahead: int = 4  # shards that are downloaded ahead of use
-    threads: int = 2  # threads for these downloads
+    ahead: int = 4  # number of shards to download before they are needed
+    threads: int = 2  # threads for downloads ahead
     recheck: bool = False  # check a cached shard's sha256 again when a process first opens it
-    space_wait_s: float = 1.0  # time to wait for another process to release a shard
+    space_wait_s: float = 1.0  # seconds to wait for another process to release a file if the cache is full
     retries: Retries = field(default_factory=Retries)
     timeouts: Timeouts = field(default_factory=Timeouts)
 
@@ -78,8 +78,8 @@ class CacheSettings:
 class RemoteShards:
     """A remote shard set: `folder` contains the small files, and `open` opens shards. Safe for any number of threads.
 
-    `open_location` creates an object, and `open_specification` does so in another process. An object must not be used
-    across a fork.
+    `open_location` creates an instance, and `open_specification` creates one in another process. A process must not use
+    an instance after a fork.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class RemoteShards:
             store: An open store of the location that this thread may use, or None.
 
         Raises:
-            DataError: The content of dataset.json does not follow the contract.
+            DataError: dataset.json differs from the download (`WrongContent`), or does not follow the contract.
         """
         self.location = location
         self.folder = cache.folder(group)
@@ -125,19 +125,19 @@ class RemoteShards:
 
     @property
     def counts(self) -> CacheCounts:
-        """Numbers of cache hits, downloads and evictions of this object."""
+        """Counts of cache hits, downloads and evictions by this instance."""
         return self._cache.counts
 
     def open(self, shard: str) -> int:
-        """Return a file descriptor of a complete shard, which the caller closes; download the shard first if needed.
+        """Open a complete shard; download it first if the cache does not contain it.
 
-        While the descriptor or a memory map of it is open in any process, the shard is not evicted.
+        The shard is not evicted while the descriptor, or a memory map made from it, is open in any process.
 
         Args:
             shard: Name of the shard.
 
         Returns:
-            The descriptor.
+            A file descriptor, which the caller closes.
 
         Raises:
             DataError: The shard is missing, or differs from dataset.json.
@@ -153,13 +153,12 @@ class RemoteShards:
         return pin.descriptor
 
     def prefetch(self, shards: Iterable[str]) -> None:
-        """Download shards in the background, in this order, as far as `ahead` and the space allow.
+        """Download shards in the background, at most `CacheSettings.ahead` before their use, while the cache has space.
 
-        Each call replaces the shards of the previous call. A shard that cannot be downloaded raises an error when it is
-        opened.
+        Each call replaces the list of the previous call. If a download fails, `open` raises the error.
 
         Args:
-            shards: Names of the shards.
+            shards: Names of the shards, in the order of their use.
         """
         self._ahead.hint(shards)
 
@@ -168,14 +167,14 @@ class RemoteShards:
         return self.location.shown_file(shard)
 
     def doubt(self, shard: str) -> None:
-        """Forget that the cached copy of a shard was checked. At the next start, a damaged copy is downloaded again."""
+        """Forget that the cached copy of a shard was checked, so that the cache checks it before it opens it again."""
         self._cache.doubt(self._files[shard])
 
     def specification(self) -> dict[str, Any]:
-        """Return JSON from which another process makes its own object with `open_specification`.
+        """Return the JSON document from which another process opens this set with `open_specification`.
 
-        It contains the address, including any credentials in the URL. Send it only through a pipe. Never write it to a
-        file, a log, a command line or a saved state.
+        The document contains the address, including any credentials in the URL. Send it only through a pipe. Never
+        write it to a file, a log, a command line or a saved state.
 
         Returns:
             The JSON document.
@@ -203,7 +202,7 @@ class RemoteShards:
         return f"RemoteShards({self.location}, cache {self._settings.folder})"
 
     def keep_small_files(self) -> None:
-        """Download the small files and pin them until `close`; raise the errors of `open`."""
+        """Download the small files, and prevent their eviction until `close`; raise the same errors as `open`."""
         for name in self._small_files():
             self._kept.append(self._acquire(name, self._settings.space_wait_s, time.sleep))
 
@@ -211,16 +210,20 @@ class RemoteShards:
         return [DATASET_FILE, *SMALL_FILES, *(name for name in (LATENTS_FILE,) if name in self._files)]
 
     def min_bytes(self, splits: Collection[str]) -> tuple[int, str]:
-        """Return the size of the small files plus the largest shard of the given splits, and that shard's name."""
+        """Return the cache size in bytes that reading these splits needs, and the name of their largest shard.
+
+        The needed size is that of the small files plus that of the largest shard.
+        """
         shards = [(file.size, name) for name, file in self._files.items() if name.partition("-")[0] in splits]
         small = sum(self._files[name].size for name in self._small_files())
         size, name = max(shards, default=(0, ""))
         return small + size, name
 
     def _acquire(self, name: str, space_wait_s: float, wait: Wait) -> Pin:
-        """Return a pinned file of the set, downloaded if needed; raise the errors of cache and download.
+        """Return a file of the set that cannot be evicted until its `Pin` is closed; download it if needed.
 
-        `wait` is called between retries, and with 0 seconds before each piece; it may raise to give up.
+        `wait` is called with the seconds to wait between retries, and with 0 before each piece of a download. It may
+        raise an exception to cancel the download.
         """
         file = self._files.get(name)
         if file is None:
@@ -241,15 +244,15 @@ class RemoteShards:
                 wait=pause,
             )
 
-        # Anyone who can write to the cache can change its records of checked files. So the small files are always
-        # checked in full. They contain the sha256 of every member, which readers compare before the first use.
+        # Anyone who can write to the cache can change its records of checked files. So each process compares the
+        # sha256 of the small files. They contain the sha256 of every member, which readers compare before first use.
         recheck = (self._settings.recheck or name in self._small_files()) and name not in self._rechecked
         pin = self._cache.acquire(file, fill, space_wait_s, recheck)
         self._rechecked.add(name)
         return pin
 
     def _store(self) -> Store:
-        """Return the store of this thread."""
+        """Return the open store of this thread; open it at the first call."""
         if not hasattr(self._stores, "store"):
             self._stores.store = open_store(self.location, self._settings.timeouts)
         store: Store = self._stores.store
@@ -259,18 +262,20 @@ class RemoteShards:
 def open_location(
     location: Location, settings: CacheSettings | None, splits: Collection[str] = SPLITS
 ) -> LocalShards | RemoteShards:
-    """Open the shards at a location: a local folder directly, a remote one with its small files in the cache.
+    """Open the shards of a local folder, or of a remote folder through the cache.
+
+    The small files of a remote folder are downloaded immediately, its shards when they are needed.
 
     Args:
         location: The location.
         settings: Settings of the cache, required for remote shards.
-        splits: Splits whose shards will be opened.
+        splits: Splits whose shards will be opened. The cache must have space for the largest of these shards.
 
     Returns:
         The shards.
 
     Raises:
-        UsageFault: A URL is given without a cache, or the cache is smaller than the largest shard.
+        UsageFault: A URL is given without a cache, or the cache is too small for the largest shard.
         DataError: The set is damaged.
         EnvironmentFault: The set cannot be downloaded.
     """
@@ -311,7 +316,7 @@ def open_location(
 
 
 def open_specification(specification: Mapping[str, Any]) -> RemoteShards:
-    """Open the shards of a `RemoteShards.specification`, without downloads."""
+    """Open the shards that `RemoteShards.specification` describes; nothing is downloaded yet."""
     settings = CacheSettings.from_json(specification["settings"])
     cache = CacheFolder(settings.folder, settings.capacity_bytes)
     return RemoteShards(parse_location(specification["address"]), settings, cache, specification["group"])
@@ -326,7 +331,7 @@ def _too_small(settings: CacheSettings, minimum: int, name: str) -> UsageFault:
 
 
 def dataset_bytes(store: Store) -> bytes:
-    """Download dataset.json; check its checksum, but not its content.
+    """Download dataset.json and compare its checksum; the fields are not checked.
 
     Args:
         store: Store of the location.
@@ -335,7 +340,8 @@ def dataset_bytes(store: Store) -> bytes:
         The content.
 
     Raises:
-        EnvironmentFault: The file is missing, too large or damaged.
+        EnvironmentFault: The file is too large or cannot be downloaded.
+        DataError: The file is missing, or is not JSON with a valid checksum.
     """
     place = store.location.shown_file(DATASET_FILE)
     data = bytearray()

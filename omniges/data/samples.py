@@ -1,7 +1,7 @@
-"""Read shard folders as samples of plain arrays, for programs outside of omniges. This module does not import torch.
+"""Read shard folders as samples of plain arrays, for programs outside of omniges.
 
 `open_shards` reads the small files of a set and selects samples by filters. Accessing a sample reads its arrays from
-its shard. Both versions of the shard contract give the same `Sample`.
+its shard. A `Sample` has the same form in both versions of the shard contract. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Texts = str | Iterable[str]
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A spoken word. Times are seconds from the start of the clip or of the window."""
+    """A spoken word. Times are in seconds, in a `Sample` from the start of the clip, in a window from its start."""
 
     word: str
     start_s: float
@@ -44,13 +44,13 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A semantic annotation: a gesture class, and start and end of the gesture in seconds."""
+    """An annotated gesture: its class, start and end in seconds from the start of the clip, score and keywords."""
 
-    name: str
+    name: str  # gesture class
     start_s: float
     end_s: float
     score: float  # 0 to 1
-    keywords: str
+    keywords: str  # "" if the annotation has none
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,8 +58,8 @@ class Sample:
     """One clip of a shard set, completely in memory.
 
     T is the number of gesture frames (30 a second), M = ⌊T·10/3⌋ the number of mel frames (100 a second), N the number
-    of audio samples (16,000 a second). Channels that the sample lacks are NaN; `present` lists its parts. Arrays belong
-    to the caller and can be changed.
+    of audio samples (16,000 a second). Channels that the sample lacks are NaN; `present` lists the parts that it has.
+    The caller may change the arrays.
     """
 
     key: str
@@ -87,7 +87,7 @@ class Sample:
     betas: npt.NDArray[np.float64]
     """(300,) float64, SMPL-X body shape; zeros if the sample has no motion."""
     start_xz: npt.NDArray[np.float64]
-    """(2,) float64, x and z of the first frame in metres."""
+    """(2,) float64, x and z of the root in the first frame, in metres."""
     mel: F32
     """(M, 64) float32, natural logarithm of mel magnitudes."""
     waveform: F32 | None
@@ -95,7 +95,7 @@ class Sample:
     words: tuple[Word, ...]
     """Spoken words in order of time; empty if the sample has no text."""
     semantic: tuple[Span, ...] | None
-    """Semantic annotation; None if the sample has none."""
+    """Annotated gestures in order of the annotation; None if the sample has no semantic annotation."""
     notes: tuple[str, ...]
     """Findings of preprocessing about the recording, each as ``code: description``."""
     sources: dict[str, tuple[str, str]]
@@ -113,7 +113,7 @@ class ShardReader(ShardFolder):
         self._checked: set[tuple[str, str]] = set()
 
     def member(self, row: ManifestRow, member: str) -> bytes:
-        """Return a member's bytes; raise the errors of `ShardFolder.member`.
+        """Return a member's bytes; raise the same errors as `ShardFolder.member`.
 
         Args:
             row: Row of the sample.
@@ -132,7 +132,7 @@ class ShardReader(ShardFolder):
         return tuple(Word(one["word"], float(one["start"]), float(one["end"])) for one in self.words(row))
 
     def spans(self, row: ManifestRow) -> tuple[Span, ...] | None:
-        """Return the semantic annotation of a sample, None without one; raise the errors of `timed_words`."""
+        """Return the annotated gestures of a sample, or None if it has no annotation; raise DataError if damaged."""
         spans = self.semantic(row)
         if spans is None:
             return None
@@ -143,7 +143,7 @@ class ShardReader(ShardFolder):
 
 
 class ShardSet:
-    """Samples of a shard folder: ``len``, iteration, and indexing by number, key or stem.
+    """Samples of a shard folder; supports ``len``, iteration, and indexing by number, key or stem.
 
     Samples are in the order of the shards, so iteration reads each shard once from start to end. A sample is read from
     its shard at each access. `open_shards` creates a set; `select` returns a smaller set.
@@ -171,7 +171,7 @@ class ShardSet:
 
     @cached_property
     def speaker_names(self) -> tuple[str, ...]:
-        """The sorted names of all speakers of the folder. Filters do not change them, nor the index of a speaker."""
+        """Sorted names of all speakers of the folder. Filters do not change them, so a speaker keeps its index."""
         return tuple(sorted({row.speaker for row in self.reader.rows if row.speaker is not None}))
 
     @cached_property
@@ -263,7 +263,7 @@ class ShardSet:
         return name in self._numbers
 
     def row(self, name: int | str) -> ManifestRow:
-        """Return the manifest's row of a sample without reading its arrays; raise the errors of indexing."""
+        """Return the manifest row of a sample; raise UsageFault for an unknown name, IndexError for a wrong number."""
         if isinstance(name, str):
             if name not in self._numbers:
                 raise UsageFault(
@@ -280,7 +280,7 @@ class ShardSet:
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
-        """Indices by stem and key; if a stem equals the key of another sample, the key has priority."""
+        """Indices of samples by stem and by key. If a stem equals the key of another sample, the key has priority."""
         by_stem = {row.stem: number for number, row in enumerate(self.rows)}
         return by_stem | {row.key: number for number, row in enumerate(self.rows)}
 
@@ -327,7 +327,7 @@ _SAME = ("key", "stem", "split", "speaker_id", "speaker", "language", "seconds",
 
 
 def _texts(what: str, given: Any) -> list[str]:
-    """Return the values of a filter as a list of texts; a filter is a text, a number, or an iterable of these."""
+    """Convert a filter to a list of texts; a filter is a text, an integer, or an iterable of these."""
     if isinstance(given, (str, int)):
         return [str(given)]
     if isinstance(given, Iterable):
@@ -356,7 +356,7 @@ def open_shards(  # noqa: PLR0913 - filters, all by keyword
         shards[0].gesture.shape, shards["2_scott_0_1_1"].words, len(shards)
 
     Args:
-        folder: A folder that ``omniges preprocess`` or `write_shards` wrote.
+        folder: A shard folder, written by ``omniges preprocess`` or `write_shards`.
         split: ``train``, ``val``, ``test`` or ``additional``; None: all splits.
         speakers: Names or ids; empty: all.
         languages: Names of languages, such as ``english``; empty: all.
@@ -366,7 +366,7 @@ def open_shards(  # noqa: PLR0913 - filters, all by keyword
         verify: ``first`` compares the sha256 of each member at its first read, ``never`` trusts the files.
 
     Returns:
-        The samples that pass all filters, none of them read yet.
+        The samples that pass all filters. Their arrays are read when a sample is accessed.
 
     Raises:
         UsageFault: The folder does not exist, a filter is invalid, or no sample passes it.

@@ -1,6 +1,6 @@
-"""The sequence of windows, and the state that describes the sequence and the position in it.
+"""The sequence of windows, and the saved state that describes the sequence and the position in it.
 
-A state contains nothing that depends on workers, ranks or epochs.
+A state can be resumed with any number of workers and ranks. Its global batch size is used only for a warning.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from omniges.storage.documents import Document, Range, Sha256, shown
 STATE_VERSION: Final = 1
 
 _CONTENT: Final = "content_hashes"
-"""State key of the hashes of the content that batches read. States of earlier versions lack this key."""
+"""Key of `Catalog.content_hash` of each folder in a state. States of earlier versions lack this key."""
 
 _MULTIPLE: Final = "tick_multiple"
-"""State key of the tick multiple of the windows' first ticks. States of earlier versions lack this key; it was 1."""
+"""Key of `Sequencing.tick_multiple` in a state. States of earlier versions lack this key; their multiple is 1."""
 
 _FIXED: Final = ("manifest_hashes", "filters", "weights", "window_ticks", "seed", "shuffle", _MULTIPLE)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DataSource:
-    """One folder of a mixture: its clips, its weight, and its shards if they are not in the catalogue's folder."""
+    """One of the shard folders of a run: its clips, its weight, and the source of its shards."""
 
     catalog: Catalog
     weight: float = 1.0
-    shards: ShardSource | None = None
+    shards: ShardSource | None = None  # None: the shards are in the catalogue's folder
 
     def shard_source(self) -> ShardSource:
         """Return the source of the shards."""
@@ -51,7 +51,7 @@ class Sequencing:
     window_ticks: int = 64
     seed: int = 0
     shuffle: bool = True  # False: one pass in key order, windows without gaps
-    tick_multiple: int = 1  # windows start at multiples of this many ticks; above 1 if a model token has several rows
+    tick_multiple: int = 1  # windows start at multiples of this; above 1 if a model token has several rows
 
     def __post_init__(self) -> None:
         """Refuse a multiple below 1."""
@@ -60,7 +60,7 @@ class Sequencing:
 
 
 def tracks_of(data: Sequence[DataSource]) -> Tracks:
-    """Return the tracks that batches of these folders have; raise UsageFault if their latents differ in codec."""
+    """Return the tracks of batches from these folders; raise UsageFault if the folders' latents differ in codec."""
     first = data[0].catalog
     for source in data[1:]:
         for stream, entry in first.codecs.items():
@@ -95,7 +95,7 @@ def make_order(data: Sequence[DataSource], sequencing: Sequencing) -> Mixture:
 
 
 def order_of(tables: Sequence[ClipTable], weights: Sequence[float], sequencing: Sequencing, tracks: Tracks) -> Mixture:
-    """Return the order of the windows in the clips of several folders.
+    """Return the order of the windows of several folders, given their clips.
 
     Args:
         tables: Clips of each folder.
@@ -188,10 +188,10 @@ class LoaderState:
 
 
 def resume(own: Mapping[str, Any], saved: Mapping[str, Any]) -> Resumed:
-    """Return the position to resume from.
+    """Return the position at which a saved state resumes, after checking that it describes the same windows.
 
-    The manifest may differ if all content that batches read is the same, for example after latents of another codec
-    were added.
+    The manifest may differ if all content that batches read is the same. For example, latents of another codec may
+    have been added.
 
     Args:
         own: State of this loader.
@@ -234,8 +234,8 @@ def trained_on(
 ) -> list[int]:
     """Find the folders in a saved state that have the same clips as a local folder.
 
-    Only content that training reads is compared. The hashes of two manifests may also differ because of other content,
-    such as latents of another codec. States of earlier versions contain only hashes of manifests.
+    Only content that training reads is compared. So latents of another codec, for example, may differ. States of
+    earlier versions contain only hashes of manifests; then all content is compared.
 
     Args:
         saved: State of a loader.
@@ -256,7 +256,7 @@ def trained_on(
     for number, (manifest, content, chosen) in enumerate(zip(manifests, contents, saved.filters, strict=True)):
         same = manifest == own
         if not same and content is not None:
-            # a UsageFault means that it has no such clips or latents
+            # a UsageFault means that the folder has no such clips or latents
             with contextlib.suppress(UsageFault):
                 own_clips = read_catalog(folder, chosen, codecs, labels, gesture_channels)
                 same = content == own_clips.content_hash
@@ -266,7 +266,7 @@ def trained_on(
 
 
 def _differences(name: str, saved: Any, own: Any) -> list[str]:
-    """Return the differences of two JSON values, field by field, as text for errors."""
+    """Describe each difference of two JSON values in a line for errors; return [] if they are equal."""
     if type(saved) is type(own) and saved == own:
         return []
     if isinstance(saved, dict) and isinstance(own, dict) and saved.keys() == own.keys():

@@ -1,4 +1,4 @@
-"""Settings of `omniges trace-batches`; quick to import for `omniges --help`."""
+"""Settings of `omniges trace-batches`. The module is quick to import, because `omniges --help` imports it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omniges.shards.schema import Split
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceSettings:
-    """Settings of `omniges trace-batches`: the steps to trace, and the settings of their run."""
+    """Settings of `omniges trace-batches`: the steps to list, and the settings of their training run."""
 
     shards: Path = option(Path("shards"), "Folder of shards.", panel="Steps to list")
     split: Split = option("train", "Split whose windows are listed.")
@@ -49,7 +49,7 @@ class TraceSettings:
     )
 
     def __post_init__(self) -> None:
-        """Refuse steps and ranks that do not exist."""
+        """Convert each option to its type; raise UsageFault for an invalid value."""
         check(self)
 
     @property

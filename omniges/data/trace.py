@@ -1,4 +1,4 @@
-"""Trace which windows a rank reads in each step. Shards are read only if digests are requested."""
+"""List the windows that one rank reads in each training step. Shards are read only if digests are requested."""
 
 from __future__ import annotations
 
@@ -21,16 +21,15 @@ I64 = npt.NDArray[np.int64]
 
 
 def trace(settings: TraceSettings) -> Iterator[dict[str, Any]]:
-    """Yield one record for each window: step, rank, position, key, start_tick, split, and if `decode` is set, sha256.
-
-    The sha256 covers the window's normalised gesture, mel and text tokens in the batch, or the latents that replace
-    them. Arrays are float32, tokens int32, little-endian, in this order.
+    """Yield a record for each window that the rank reads in the chosen steps.
 
     Args:
         settings: Settings of the command.
 
     Yields:
-        Records.
+        A dictionary with step, rank, position, key, start_tick, split and, if `decode` is set, sha256. The sha256 is
+        that of the window's bytes in a batch: normalised gesture, normalised mel, text tokens, in this order. Latents
+        replace an array if a codec is chosen. Tokens are int32, all other values float32, little-endian.
 
     Raises:
         UsageFault: The folder does not exist or lacks the requested clips or latents, or the step is too large.
@@ -66,7 +65,7 @@ def trace(settings: TraceSettings) -> Iterator[dict[str, Any]]:
 
 
 def _digester(data: list[DataSource], sequencing: Sequencing, share: RankShare) -> Callable[[I64], list[str]]:
-    """Return a function of positions (rows,) that reads their windows like a loader and returns the windows' sha256."""
+    """Return a function that reads the windows at positions (rows,) as a loader does, and returns their sha256."""
     catalog = data[0].catalog
     normaliser, tokenizer = catalog.normaliser(), catalog.tokenizer
     setup = make_setup(data, sequencing, "first", share.micro_batch, normaliser, tokenizer)

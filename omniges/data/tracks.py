@@ -5,7 +5,7 @@ not a whole number of rows, windows begin and end at multiples of `Tracks.tick_m
 the same number of complete rows. If text is stored as latents, windows are exactly the windows that the text codec
 encoded.
 
-Values are normalised by the statistics of the train split: (x − mean)/std per channel, scale 1 where std < 1e-6.
+Values are normalised by the statistics of the train split: (x − mean)/std per channel. If std < 1e-6, the divisor is 1.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from omniges.shards.schema import VERIFY
 F32 = npt.NDArray[np.float32]
 
 WORDS: Final = "words"
-"""Name of the member with the words, in any version of the contract."""
+"""Placeholder for the name of the member with the words, which depends on the version of the contract."""
 TILE_TICKS: Final = 64
-"""Number of ticks for which `Scale.tiled` repeats means and divisors. They take 1 MB, which fits into a CPU cache."""
+"""Number of ticks for which means and divisors are repeated by `Scale.tiled`; they then fit into a CPU cache (1 MB)."""
 STREAMS: Final[tuple[Literal["gesture", "audio", "text"], ...]] = ("gesture", "audio", "text")
 
 
@@ -57,7 +57,7 @@ class Tracks:
     gesture: PlainArray | FrameEntry
     audio: PlainArray | FrameEntry
     text: WindowEntry | None = None  # None: tokens, from words
-    jaw_eyes: PlainArray | None = None  # further channels of the batch's gesture; None: gesture has none
+    jaw_eyes: PlainArray | None = None  # further channels of the batch's gesture; None: no further channels
 
     @classmethod
     def of(cls, gesture_channels: int, entries: Mapping[str, CodecEntry] = MappingProxyType({})) -> Tracks:
@@ -104,7 +104,7 @@ class Tracks:
 
     @property
     def row_multiple(self) -> int:
-        """Smallest number of ticks that holds whole numbers of rows of gesture and of audio."""
+        """Smallest number of ticks that consists of complete rows, both of gesture and of audio."""
         return math.lcm(self.gesture.tick_multiple, self.audio.tick_multiple)
 
     @property
@@ -123,7 +123,7 @@ class Tracks:
             The number of ticks.
 
         Raises:
-            UsageFault: The window is not a multiple of the result, or its length is not that of the text latents.
+            UsageFault: The window length is not a multiple of the result, or differs from that of the text latents.
         """
         if self.text is not None and ticks != self.text.window_ticks:
             expected = self.text.window_ticks
@@ -189,21 +189,21 @@ class Scale:
         return cls(mean.astype(np.float32), divisors(std))
 
     def joined(self, other: Scale) -> Scale:
-        """Return the scale of joined rows, which contain a row of this array followed by a row of the other array."""
+        """Return the scale of rows that join a row of this array and a row of the other array."""
         return Scale(np.concatenate([self.mean, other.mean]), np.concatenate([self.divisor, other.divisor]))
 
     def tiled(self, frames: int) -> Scale:
-        """Return the scale for several frames joined in one row."""
+        """Return the scale for rows that join `frames` successive rows of this array."""
         return Scale(np.tile(self.mean, frames), np.tile(self.divisor, frames))
 
     def normalise_into(self, values: F32, out: F32) -> None:
         """Write (x − mean)/divisor in float32.
 
-        Long rows with a tiled scale are faster: with rows of one frame numpy needs 1.5 times as long.
+        A tiled scale is faster: with a scale of a single row, numpy takes 1.5 times as long.
 
         Args:
-            values: Values (n,) of complete frames.
-            out: Result (n,).
+            values: Values (n,) of complete rows, flattened.
+            out: Array (n,) for the result.
         """
         length = len(self.mean)
         if len(values) == length:
@@ -218,7 +218,7 @@ class Scale:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Normaliser:
-    """The scales of gesture, audio and, if it is stored as latents, text."""
+    """The scales of gesture and audio, and of text if it is stored as latents."""
 
     gesture: Scale
     audio: Scale

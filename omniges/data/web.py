@@ -1,9 +1,9 @@
 """A webdataset pipeline over shards: samples in sequence, from folders, URLs, pipes and standard input.
 
 webdataset lists the shards, splits them between nodes and workers, shuffles, runs pipes and applies further stages.
-This module replaces its `tar_file_iterator`, which ends without an error at a damaged header or a truncated file, and
+This module replaces its `tar_file_iterator`, which stops without an error at a damaged header or a truncated file, and
 splits samples whose members are interleaved. The replacement requires members in the contract's order, and its errors
-name the byte. Decoders read npy without pickled objects, json, txt and flac; nothing else is decoded.
+name the byte offset. Only npy without pickled objects, json, txt and flac are decoded.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _HEADER: Final = re.compile(  # finds name and size; `member_header` defines the
 _ZERO_BLOCK: Final = bytes(BLOCK_BYTES)
 _READ_BYTES: Final = 1 << 20
 _VERIFY: Final = "run omniges verify-shards on the original"
-_SHARDS_SHUFFLED: Final = 1_000_000  # more than any set has, so all shards are shuffled
+_SHARDS_SHUFFLED: Final = 1_000_000  # shuffle buffer, larger than any set
 
 
 def webdataset(
@@ -71,15 +71,15 @@ def webdataset(
     decode: bool = True,
     manifest: str | Path | ShardSet | None = None,
 ) -> wds.WebDataset:
-    """Return a stock ``webdataset.WebDataset`` over shards, each read once from its first byte to its last.
+    """Return a standard ``webdataset.WebDataset`` over shards; each shard is read once, from first to last byte.
 
     ::
 
         for sample in webdataset("shards", split="train", shuffle=100):
             sample["__key__"], sample["gesture.npy"].shape, sample["words.txt"], sample["json"]["labels"]
 
-    A sample is a dictionary of ``__key__``, ``__url__`` and its members by webdataset's names. Shards are split by node
-    and by worker, so give a ``DataLoader`` no sampler. Have at least as many shards as processes, because a process
+    A sample is a dictionary with ``__key__``, ``__url__`` and its members, such as ``gesture.npy``. Shards are split by
+    node and by worker, so give a ``DataLoader`` no sampler. Use at least as many shards as processes, because a process
     without a shard yields nothing. ``.map``, ``.to_tuple``, ``.batched`` and other methods of webdataset can follow.
 
     Args:
@@ -89,12 +89,13 @@ def webdataset(
             name several files.
         split: Use only shards whose names begin with this split; None uses all.
         shuffle: Samples in the shuffle buffer; above 0 the order of shards is shuffled too. 0 keeps the order.
-        seed: Seed of both shuffles; None gives another order in each run. Each epoch has another order; with workers,
-            only if the ``DataLoader`` has ``persistent_workers=True``.
+        seed: Seed of both shuffles; None: a random seed. The order differs from epoch to epoch. With worker processes,
+            this requires ``persistent_workers=True`` in the ``DataLoader``.
         decode: Decode members: ``.npy`` to arrays, ``json`` and the JSON of ``words.txt`` and ``sem.txt`` to
             dictionaries and lists, ``flac`` to float32 at 16 kHz. Other members stay bytes. False: all stay bytes.
-        manifest: The set that the tar files belong to, as a folder or open `ShardSet`. Every member is then compared
-            with its offset, size and sha256, and no sample may be missing. A folder as `source` is its own manifest.
+        manifest: The shard set to which the tar files belong, as a folder or open `ShardSet`. Offset, size and sha256
+            of every member are then compared with its manifest, and no sample may be missing. If `source` is a folder,
+            its manifest is used without this argument.
 
     Returns:
         The ``webdataset.WebDataset``, which is also a torch ``IterableDataset``.
@@ -102,8 +103,8 @@ def webdataset(
     Raises:
         UsageFault: The folder or the split does not exist.
         EnvironmentFault: webdataset is not installed. While iterating: a shard cannot be opened or its command fails.
-        DataError: While iterating, an error in a shard, with shard, key, member and byte: a truncated shard, a damaged
-            header, a member that is missing, repeated or out of order. Nothing is skipped.
+        DataError: While iterating: a shard is truncated, a header is damaged, or a member is missing, repeated, out of
+            order or different from the manifest. The error names shard, key, member and byte. Nothing is skipped.
     """
     with needs("train", "webdataset"):
         import webdataset as wds  # noqa: PLC0415 - it imports torch
@@ -118,7 +119,7 @@ def webdataset(
         detshuffle=True,  # by seed and epoch
         nodesplitter=wds.split_by_node,
         workersplitter=wds.split_by_worker,
-        empty_check=False,  # a worker beyond the number of shards has nothing to do
+        empty_check=False,  # a worker may have no shard
         seed=number,
     )
     # The last stages of webdataset open, read and group. One stage of this module replaces them.
@@ -209,7 +210,7 @@ def _rows_of(manifest: str | Path | ShardSet) -> Sequence[ManifestRow]:
 
 
 def _plans(rows: Sequence[ManifestRow]) -> dict[str, list[ManifestRow]]:
-    """Return the rows of each shard in the order of its bytes; the dict key is the key of the shard's first sample."""
+    """Return the rows of each shard, in order of their bytes, by the key of the shard's first sample."""
     by_shard: dict[str, list[ManifestRow]] = {}
     for row in sorted(rows, key=lambda row: row.members["json"].offset):
         by_shard.setdefault(row.shard, []).append(row)
@@ -241,7 +242,10 @@ class _Member:
 
 @contextlib.contextmanager
 def _opened(address: str, shown: str) -> Iterator[ByteStream]:
-    """Yield the stream of an address. If a command fails, report this, not the truncated shard that follows from it."""
+    """Open an address and yield its byte stream.
+
+    If the command of a pipe fails, the error reports its exit status, and not the truncated shard that results.
+    """
     if address == "-":
         yield sys.stdin.buffer
         return
@@ -261,7 +265,7 @@ class _Command:
 
     def __init__(self, address: str, shown: str) -> None:
         with needs("train", shown):
-            import webdataset  # noqa: PLC0415 - it imports torch, which files and URLs do without
+            import webdataset  # noqa: PLC0415 - it imports torch, which files and URLs do not need
         self._shown = shown
         self._pipe = webdataset.gopen(address, "rb")
 
@@ -278,7 +282,7 @@ class _Command:
             # A shard may be truncated because its command failed, which is the error to report.
             self._checked(self._pipe.close)
             return
-        self._pipe.proc.terminate()  # the rest is not needed, and the exit status has no meaning
+        self._pipe.proc.terminate()  # its further output is not needed, so its exit status is ignored
         with contextlib.suppress(OSError):
             self._pipe.close()
 
@@ -301,7 +305,7 @@ class _Walk:
         self.position = 0
 
     def members(self) -> Iterator[tuple[str, _Member]]:
-        """Yield key and member, until the two zero blocks that end the shard."""
+        """Yield the sample key and the content of each member, up to the two zero blocks that end the shard."""
         while True:
             start = self.position
             block = self._exactly(BLOCK_BYTES, "a header")
@@ -370,7 +374,8 @@ def _grouped(
 
 def _complete_samples(walk: _Walk) -> Iterator[tuple[str, dict[str, _Member]]]:
     """Yield the key and members of each sample; check that they are complete and in the contract's order."""
-    first: tuple[str, tuple[str, ...]] | None = None  # members of version 2, which all samples of a set have
+    # Key and members of the first sample. In version 2, all samples of a set have the same members.
+    first: tuple[str, tuple[str, ...]] | None = None
     for key, run in groupby(walk.members(), key=itemgetter(0)):
         members: dict[str, _Member] = {}
         before = ""

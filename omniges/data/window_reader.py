@@ -1,7 +1,8 @@
 """Windows from tar shards, read by byte range from memory maps directly into a batch's memory.
 
-The size of a shard is checked before it is mapped, and the npy header of a member before its first window is read. By
-default the sha256 of a member is checked too. Errors are DataErrors with shard, key, member and byte offset.
+The size of a shard is checked before the shard is mapped. The npy header of a member (one file in a shard) is checked
+before the first window is read from the member. By default the sha256 of the member is checked too. A fault raises a
+DataError with shard, key, member and byte offset.
 
 If a mapped file was truncated, the kernel kills a process that reads the map (SIGBUS). A process that must survive this
 reads shards range by range instead (`ShardFile`). This module does not import torch.
@@ -36,7 +37,7 @@ F32 = npt.NDArray[np.float32]
 Verify = Literal["first", "never"]
 
 _MAX_CHECKED: Final = 1 << 16
-"""Number of clips whose checked offsets a process keeps in memory (15 MB). `ReadMarks` records the other checks."""
+"""Number of clips whose offsets a process caches (15 MB). A full cache is cleared; checks are stored in `ReadMarks`."""
 
 _MAX_HEADER_BYTES: Final = 4096
 # Header as numpy.save writes it. numpy's own parser accepts more, and may raise any error of Python's tokenizer.
@@ -51,13 +52,13 @@ MAX_MAPS: Final = 64
 
 
 class ShardFile:
-    """An open shard with the interface of a memory map, which reads each range when it is accessed."""
+    """An open shard with the interface of a memory map. Each access to a byte range reads it from the file."""
 
     def __init__(self, descriptor: int, size_bytes: int, shown: str) -> None:
-        """Own an open file, which is closed when the object is deleted.
+        """Take over an open file, and close it when the object is deleted.
 
         Args:
-            descriptor: The file, closed when the object is deleted.
+            descriptor: File descriptor.
             size_bytes: Size of the file.
             shown: Name of the file in errors.
         """
@@ -110,11 +111,11 @@ class ShardFile:
 
 
 class _Floats:
-    """A shard's ranges as float32, each read into the same memory: a range is valid until the next one is read."""
+    """Ranges of a shard as float32, all read into the same memory. So a range is valid until the next one is read."""
 
     def __init__(self, file: ShardFile) -> None:
         self._file = file
-        self._memory = np.empty(0, np.float32)  # fresh memory for each range would cost more than the copy
+        self._memory = np.empty(0, np.float32)  # a new allocation for each range would take longer than the copy
 
     def __getitem__(self, place: slice) -> npt.NDArray[np.float32]:
         count = max(0, place.stop - place.start)
@@ -145,34 +146,34 @@ class Ranges(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MappedShard:
-    """A shard in two forms: its bytes, and the same memory as float32 values."""
+    """An open shard in two forms: as bytes, and as float32 values of the same content."""
 
     content: Ranges
     floats: Any  # an array or `_Floats`; use each range before the next range is taken
 
 
 class ShardMaps(Collection[str]):
-    """Mapped shards of a source, by name, for one thread at a time; a copy in another process is empty."""
+    """The mapped or open shards of a source, by name. Not safe for several threads at once; a pickled copy is empty."""
 
     def __init__(self, source: ShardSource, *, mapped: bool = True) -> None:
         """Create the object; a shard is opened at its first use.
 
         Args:
             source: Source of the shards.
-            mapped: Map shards; else keep them open and read them range by range.
+            mapped: True: map shards into memory. False: keep them open, and read them range by range.
         """
         self._source, self._mapped = source, mapped
         self._maps: OrderedDict[str, MappedShard] = OrderedDict()
 
     def get(self, shard: str, size_bytes: int) -> MappedShard:
-        """Return a shard, and map it at its first use.
+        """Return a shard; open or map it at its first use.
 
         Args:
             shard: Name of the shard.
             size_bytes: Size of the shard according to dataset.json.
 
         Returns:
-            The mapped shard.
+            The open shard.
 
         Raises:
             DataError: The shard does not exist or has another size.
@@ -208,7 +209,7 @@ class ShardMaps(Collection[str]):
         except CacheFull:
             if not self._maps:
                 raise
-            self._maps.clear()  # a cache cannot evict mapped shards: unmap all and try once more
+            self._maps.clear()  # a cache cannot evict mapped shards: unmap all and try again
             return self._source.open(shard)
 
     def __contains__(self, shard: object) -> bool:
@@ -226,17 +227,17 @@ class ShardMaps(Collection[str]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReadMarks:
-    """Marks of checked members by clip; worker processes share them, so each check is made once.
+    """Marks of the members that were checked. Worker processes share them, so that each check is made once.
 
     Two processes may make the same check at the same time; both then write the same value.
     """
 
-    data_starts: npt.NDArray[np.uint16]  # (N, M) size of the member's npy header in bytes, 0 before it was checked
-    verified: npt.NDArray[np.uint8]  # (N, M) 1 if the member's sha256 was compared
+    data_starts: npt.NDArray[np.uint16]  # (N, M) size of each member's npy header in bytes; 0: not yet checked
+    verified: npt.NDArray[np.uint8]  # (N, M) 1 if the member's sha256 was compared, otherwise 0
 
     @classmethod
     def blank(cls, clips: int, tracks: Tracks = PLAIN_TRACKS) -> ReadMarks:
-        """Return marks that say that no member has been checked.
+        """Return marks for members of which none is checked yet.
 
         Args:
             clips: Number of clips N.
@@ -269,7 +270,7 @@ class ClipReader:
         self._shards = list(
             zip(map(table.shard_name, range(len(table.shard_bytes))), table.shard_bytes.tolist(), strict=True)
         )
-        # By clip: shard, first float of gesture, audio and jaw_eyes, bit mask of the parts that are present.
+        # Results of `_check` by clip.
         self._checked: dict[int, tuple[int, int, int, int, int]] = {}
         self._by_member = tracks.by_member
 
@@ -280,14 +281,14 @@ class ClipReader:
             sample: Index of the clip.
             start_tick: First tick, a multiple of the tracks' `tick_multiple`.
             ticks: Length in ticks, a multiple of the tracks' `tick_multiple`.
-            scales: Means and divisors of one row, or of several successive rows (`Scale.tiled`).
-            out: Arrays to fill: gesture (ticks · 3 · 415,) and audio (ticks · 10 · 64,) for plain tracks; with jaw and
-                eyes, a row of gesture has 424 values.
+            scales: Means and divisors, for one row or for several joined rows (`Scale.tiled`).
+            out: Flattened arrays to fill. Without codecs: gesture (ticks · 3 · C,) and audio (ticks · 10 · 64,). C is
+                415, or 424 with jaw and eyes.
 
         Raises:
             DataError: The shard differs from the manifest.
         """
-        # Python integers, because reading elements of numpy columns takes a tenth of the time of the copy.
+        # Cached as Python integers: reading elements of numpy columns would take a tenth of the time of the copy.
         shard, gesture_first, audio_first, jaw_first, present = self._checked.get(sample) or self._check(sample)
         floats = self.maps.get(*self._shards[shard]).floats
         gesture, audio = out
@@ -307,7 +308,7 @@ class ClipReader:
             self._blank(present, gesture, audio)
 
     def _blank(self, present: int, gesture: F32, audio: F32) -> None:
-        """Write 0 for absent parts; latents are absent only as a complete stream."""
+        """Write 0 for absent parts. If a stream is latents, it is only present or absent as a whole."""
         rows = gesture.reshape(-1, self._tracks.gesture_channels)
         if not present & STREAM_BITS["gesture"]:
             rows[:] = 0.0
@@ -324,7 +325,7 @@ class ClipReader:
             sample: Index of the clip.
             start_tick: First tick of a window that the text codec encoded.
             ticks: Length of the window in ticks.
-            scale: Mean and divisor of one row of latents, or of several successive rows (`Scale.tiled`).
+            scale: Mean and divisor, for one vector of latents or for several joined vectors (`Scale.tiled`).
             out: Array (latents · channels,) to fill.
 
         Raises:
@@ -338,7 +339,7 @@ class ClipReader:
             out[:] = 0.0
 
     def prefetch(self, samples: npt.NDArray[np.int64]) -> None:
-        """Announce the shards of the given clips (k,) to the source, in order; leave out shards that are mapped."""
+        """Ask the source to prefetch the shards of the given clips (k,), in this order, except open shards."""
         shards = dict.fromkeys(self.table.shard[samples].tolist())
         wanted = [name for name, _ in map(self._shards.__getitem__, shards) if name not in self.maps]
         if wanted:
@@ -365,7 +366,7 @@ class ClipReader:
             mapped.madvise(mmap.MADV_WILLNEED, start, min(first + size, len(mapped)) - start)
 
     def words(self, sample: int) -> list[dict[str, Any]]:
-        """Return the words of a clip, [] if it has no text; raise DataError if the member is not a list of words."""
+        """Return the words of a clip, or [] if it has no text; raise DataError if the member is not a list of words."""
         if not self.table.present[sample] & STREAM_BITS["text"]:
             return []
         mapped = self._map(sample).content
@@ -381,10 +382,11 @@ class ClipReader:
         return self.maps.get(*self._shards[self.table.shard[sample]])
 
     def _check(self, sample: int) -> tuple[int, int, int, int, int]:
-        """Check a clip.
+        """Check the arrays of a clip and cache the result.
 
         Returns:
-            Its shard, the first float of gesture, audio and jaw_eyes, and a bit mask of its parts.
+            Index of the clip's shard; indices of the first float of gesture, audio and jaw_eyes in the shard (0 for
+            jaw_eyes if batches do not read it); bit mask of the clip's parts.
         """
         shard = int(self.table.shard[sample])
         content = self._map(sample).content
@@ -396,7 +398,7 @@ class ClipReader:
         return found
 
     def _data_start(self, mapped: Ranges, sample: int, member: int) -> int:
-        """Return the offset of a member's array data in the shard; its header and digest are checked once."""
+        """Return the byte offset of a member's array data in the shard. The first call checks header and digest."""
         offset = int(self.table.offsets[sample, member])
         known = int(self._marks.data_starts[sample, member])
         if known:

@@ -1,7 +1,8 @@
-"""Windows of shards as a map-style torch dataset, for models outside of omniges.
+"""A map-style torch dataset of windows of shards, for models outside of omniges.
 
 `WindowDataset` returns chosen arrays of each window, raw or normalized. A window is a whole number of ticks (0.1 s).
-Each item is read by byte range, so only the bytes of its window are read, and a member is checked at its first use.
+Arrays are read by byte range, so that only the bytes of a window are read. The first use of a member (one file in a
+shard) also compares its sha256, and reads the complete member for this.
 """
 
 from __future__ import annotations
@@ -42,23 +43,23 @@ Mask = npt.NDArray[np.bool_]
 T = TypeVar("T")
 
 _SAMPLES_PER_TICK: Final = SAMPLE_RATE_HZ // TICKS_PER_SECOND
-_CACHE_BYTES: Final = 64 << 20  # in each process for decoded FLAC, and the same size for text tokens and words
-_TOUCH_S: Final = 1e-6  # words that overlap a window by less only touch it
-_WORD_BYTES: Final = 200  # about what a word takes in memory
+_CACHE_BYTES: Final = 64 << 20  # limit of each process's two caches: decoded FLAC, and text tokens with words
+_TOUCH_S: Final = 1e-6  # a word that overlaps a window by less does not belong to the window
+_WORD_BYTES: Final = 200  # approximate memory of a word
 
 _HEADER_BYTES: Final = 128  # the longest npy header of a member is shorter
 
 
 class MemberReader:
-    """A reader of float32 members of samples, by byte range. Not safe for several threads at once.
+    """A reader of ranges of values from the float32 arrays in shards. Not safe for several threads at once.
 
     Args:
         folder: The shard set.
         rows: Manifest rows of the samples.
-        widths: For each member to read, the number of columns; 0 for an array of one dimension.
-        marks: Zeros (samples, members) uint8; set to 1 when a member's sha256 was compared. Processes may share the
-            array, so that each member is compared once.
-        verify: Whether to compare the sha256.
+        widths: Number of columns of each member that will be read, by name; 0 for an array of one dimension.
+        marks: Zeros (samples, members) uint8. The reader writes 1 after it has compared a member's sha256. Processes
+            may share the array, so that each member is compared once.
+        verify: Whether to compare the sha256 of a member at its first use.
     """
 
     def __init__(
@@ -73,13 +74,14 @@ class MemberReader:
         self._folder, self._rows, self._widths, self._marks, self._verify = folder, rows, dict(widths), marks, verify
         self._columns = {member: column for column, member in enumerate(self._widths)}
         self._maps = ShardMaps(folder.source, mapped=False)
-        self._places: dict[tuple[int, str], tuple[int, int]] = {}  # first float in the shard, and number of floats
+        # By sample and member: index of the member's first float in the shard, and its number of floats.
+        self._places: dict[tuple[int, str], tuple[int, int]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_places": {}}
 
     def floats(self, number: int, member: str, first: int, count: int) -> F32:
-        """Return a range of the values of a sample's member, in row-major order.
+        """Read a range of values from a sample's member, whose array is flattened in row-major order.
 
         Args:
             number: Index of the sample.
@@ -88,7 +90,7 @@ class MemberReader:
             count: Number of values.
 
         Returns:
-            Values (count,), fewer if the member ends earlier; valid until the next call.
+            Values (count,), or fewer if the member ends earlier. They are valid until the next call.
 
         Raises:
             DataError: The shard or member differs from the manifest, or does not follow the contract.
@@ -105,7 +107,7 @@ class MemberReader:
         return floats
 
     def _check(self, content: Ranges, number: int, member: str) -> tuple[int, int]:
-        """Return the offset and number of a member's values after checking its digest and header."""
+        """Check a member's digest and header; return its first float's index in the shard and its number of floats."""
         row, width = self._rows[number], self._widths[member]
         place = row.members[member]
         shown = place_of_member(self._folder.source, row.shard, row.key, member, place.offset)
@@ -132,7 +134,7 @@ class MemberReader:
 
 @dataclass(frozen=True, slots=True)
 class _Track:
-    """An array that windows are cut from."""
+    """An array of a sample from which windows are cut."""
 
     member: str
     rows_per_tick: int
@@ -151,9 +153,9 @@ _PARTS_OF: Final[Mapping[str, Mapping[Part, slice]]] = {
     "jaw_eyes": {"jaw_eyes": slice(None)},
     "mel": {"audio": slice(None)},
 }
-"""The channels of each part, by array."""
+"""The channels of each part in a normalized array, by name of the array."""
 ARRAYS: Final = (*_TRACKS, "text_tokens", "words", "timed_words", "speaker", "labels")
-"""Fields that an item may have besides ``key``, ``start_tick`` and ``present``."""
+"""Names that `WindowDataset` accepts in `arrays`."""
 
 
 class _Recent:
@@ -192,7 +194,7 @@ class _Recent:
 
 
 class _Items(Sequence[dict[str, Any]]):
-    """Windows that are requested together but not read yet; `WindowDataset.collate` reads them as one batch."""
+    """Windows of one batch that are not read yet; `WindowDataset.collate` reads them together."""
 
     def __init__(self, data: WindowDataset, indices: Sequence[int]) -> None:
         self.data, self.indices = data, indices
@@ -209,10 +211,10 @@ class _Items(Sequence[dict[str, Any]]):
 
 
 class _SharedRows:
-    """A batch of an array in memory that a worker shares with its parent, filled row by row.
+    """A batch of one array in memory that a worker process shares with its parent process; filled row by row.
 
-    Rows are written with file writes, because the kernel then fills each new page once. Writes through the memory map
-    would fill each page with zeros first, and cause a page fault for each page.
+    Rows are written with file writes, because the kernel then fills each new page once. Writes through a memory map
+    would cause a page fault for each page, and the kernel would first fill the page with zeros.
     """
 
     def __init__(self, rows: int, shape: tuple[int, ...]) -> None:
@@ -220,7 +222,7 @@ class _SharedRows:
         self._row_bytes = row_bytes
         storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(rows * row_bytes)  # type: ignore[no-untyped-call]
         self._descriptor: int = storage._share_fd_cpu_()[0]
-        self.batch = torch.empty(0).set_(storage).view(rows, *shape)  # owns the descriptor
+        self.batch = torch.empty(0).set_(storage).view(rows, *shape)  # keeps the descriptor open
 
     def write(self, row: int, values: torch.Tensor) -> None:
         """Write a row of the batch.
@@ -247,7 +249,7 @@ class _SharedRows:
 
 
 class WindowDataset(Dataset[dict[str, Any]]):
-    """Windows of clips as dictionaries of tensors, for ``torch.utils.data.DataLoader``; w is `window_ticks`.
+    """A map-style dataset for ``torch.utils.data.DataLoader``; each item is a window of a clip as a dictionary.
 
     ::
 
@@ -255,18 +257,19 @@ class WindowDataset(Dataset[dict[str, Any]]):
         for batch in DataLoader(data, batch_size=64, shuffle=True, num_workers=2, collate_fn=data.collate):
             batch["gesture"], batch["present"]["gesture"], batch["key"]
 
-    Windows of a clip start every `stride_ticks` from its beginning and lie within it. Samplers choose the order:
-    ``shuffle=True``, ``DistributedSampler`` for several ranks. ``collate_fn=WindowDataset.collate`` saves a copy of
-    each batch; torch's own collating works too. Every item has these fields:
+    The first window of a clip starts at its beginning, and further windows every `stride_ticks`. Each window lies
+    completely in its clip. The ``DataLoader`` chooses the order, for example with ``shuffle=True``, or with a
+    ``DistributedSampler`` for several ranks. ``collate_fn=WindowDataset.collate`` saves a copy of each batch. torch's
+    default works too, except for ``timed_words``. Every item has these fields:
 
     ==============  ==================================================================================
     ``key``         key of the sample
     ``start_tick``  first tick of the window in its clip
-    ``present``     by requested array, which of its channels were recorded: bool, (415,), (9,), (64,), and ()
-                    for ``waveform`` and ``text_tokens``
+    ``present``     for each requested array, a bool mask of its recorded channels: (415,) for ``gesture``, (9,) for
+                    ``jaw_eyes``, (64,) for ``mel``, () for ``waveform`` and ``text_tokens``
     ==============  ==================================================================================
 
-    and the fields that `arrays` names:
+    An item also has the fields that `arrays` names; w is `window_ticks`:
 
     ===============  =================================================================================
     ``gesture``      (w · 3, 415) float32, 30 frames a second
@@ -274,34 +277,34 @@ class WindowDataset(Dataset[dict[str, Any]]):
     ``mel``          (w · 10, 64) float32, 100 frames a second
     ``waveform``     (w · 1600,) float32 at 16 kHz, never normalized; needs shards with ``--keep-audio``
     ``text_tokens``  (w,) int64, one subword token a tick, 0 for silence (`omniges.features.text_tokens`);
-                     `vocabulary_size` says how many there are
+                     `vocabulary_size` is the number of distinct tokens
     ``words``        the words that overlap the window, joined by spaces
-    ``timed_words``  the same as a tuple of `Word`, seconds from the start of the window, cut at its edges;
-                     needs ``collate_fn=WindowDataset.collate``
-    ``speaker``      number of the speaker in `speaker_names`, which filters do not change; −1 where unknown
-    ``labels``       value of each label, such as ``emotion``; "" where unknown
+    ``timed_words``  the same words as a tuple of `Word`, with times in seconds from the start of the window, limited
+                     to the window; needs ``collate_fn=WindowDataset.collate``
+    ``speaker``      index of the speaker in `speaker_names`, the same for all filters; −1 if unknown
+    ``labels``       value of each label by name, such as ``emotion``; "" if unknown
     ===============  =================================================================================
 
-    A channel that was not recorded is 0 in normalized arrays and NaN in raw ones; so is an absent waveform. Multiply a
-    loss by ``present``, or name the parts that your model needs in `require`.
+    A channel that was not recorded is 0 if `normalized` is True, otherwise NaN. The same is true for an absent
+    waveform. Multiply a loss by ``present``, or name the parts that your model needs in `require`.
 
     Args:
-        shards: A folder of shards, or an open `ShardSet`, whose filters apply too.
+        shards: A folder of shards, or an open `ShardSet`. The filters of the `ShardSet` apply too.
         window_ticks: Length of a window, in ticks of 0.1 s.
-        stride_ticks: Distance between the starts of windows; None: successive windows touch.
+        stride_ticks: Distance between the starts of windows in ticks; None: `window_ticks`.
         split: ``train``, ``val``, ``test`` or ``additional``; None: all splits.
         arrays: Names from the table above.
         normalized: True: values are (x − mean) / std, with the statistics of the train split in stats.json. False:
-            values are as recorded. Version 1 of the shards has no statistics of jaw_eyes, so they are computed once
-            from the train split.
+            values are those of the shards. Shards of version 1 have no statistics of jaw_eyes. They are computed from
+            the train split when the dataset is created.
         speakers: Names or ids; empty: all.
         languages: Names of languages, such as ``english``; empty: all.
         labels: Accepted values by label: ``{"emotion": ("happiness", "anger")}``.
         min_seconds: Minimum length of a clip in seconds.
         max_seconds: Maximum length of a clip in seconds; None: no limit.
         require: Parts that a clip must have, such as ``("text", "audio", "face")``.
-        verify: ``first`` compares the sha256 of each member at its first use, ``never`` trusts the files; None: the
-            setting of an open set, or ``first`` for a folder.
+        verify: ``first`` compares the sha256 of each member at its first use, ``never`` trusts the files. None: the
+            setting of the open `ShardSet`, or ``first`` for a folder.
 
     Raises:
         UsageFault: An argument is invalid, no window is left, or a normalized array has a part that no train sample
@@ -360,7 +363,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         self._speakers = {name: number for number, name in enumerate(self.speaker_names)}
         self._tokenizer = base.tokenizer if "text_tokens" in self.arrays else b""
         self._verify = base.reader.verify == "first"
-        # Shared, so that workers of this and the next epochs compare each digest once.
+        # In shared memory, so that the workers of all epochs together compare each digest once.
         self._marks = torch.zeros((len(self._rows), len(_TRACKS)), dtype=torch.uint8)
         self._marks.share_memory_()  # type: ignore[no-untyped-call]
         self._shapes = {
@@ -374,11 +377,11 @@ class WindowDataset(Dataset[dict[str, Any]]):
         self._codec: TextTokenCodec | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_members": None, "_codec": None}  # maps and native objects: each process has its own
+        return self.__dict__ | {"_members": None, "_codec": None}  # memory maps and native objects cannot be copied
 
     @property
     def vocabulary_size(self) -> int:
-        """Number of distinct text tokens, silence included; needs ``text_tokens`` among the arrays."""
+        """Number of distinct text tokens, including silence; raises UsageFault if `arrays` lacks ``text_tokens``."""
         if "text_tokens" not in self.arrays:
             raise UsageFault("vocabulary_size: expected the array text_tokens, found none; add it to arrays")
         return 1 + MARKS * self._token_codec().vocab_size
@@ -387,7 +390,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         return self._first_windows[-1]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return a window; raise IndexError beyond the last, DataError if bytes differ from the manifest."""
+        """Return a window; raise IndexError if it does not exist, DataError if its bytes differ from the manifest."""
         return self._item(index, {name: torch.empty(shape) for name, shape in self._shapes.items()})
 
     def __getitems__(self, indices: Sequence[int]) -> Sequence[dict[str, Any]]:
@@ -422,7 +425,16 @@ class WindowDataset(Dataset[dict[str, Any]]):
 
     @staticmethod
     def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Return a batch as ``default_collate`` does, with fewer copies, and ``timed_words`` as a list of tuples."""
+        """Combine items into a batch like torch's ``default_collate``, but with fewer copies.
+
+        ``timed_words`` becomes a list with a tuple for each item.
+
+        Args:
+            items: Items of a `WindowDataset`.
+
+        Returns:
+            Tensors (B, …), lists, or dictionaries of these, by field.
+        """
         ready: dict[str, Any] = {}
         if isinstance(items, _Items) and get_worker_info() is not None:
             ready, items = items.data._shared_batch(items.indices)
@@ -439,9 +451,10 @@ class WindowDataset(Dataset[dict[str, Any]]):
         return {name: ready[name] if name in ready else others[name] for name in items[0]}
 
     def _shared_batch(self, indices: Sequence[int]) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-        """Return batches of the arrays in shared memory, and the items without valid arrays.
+        """Return the batch of each array in shared memory, and the items for their other fields.
 
-        Every item is read into the same arrays, so the arrays inside the items hold the last item.
+        All items are read into the same arrays. So the arrays in the returned items contain the values of the last
+        item, and must not be used.
         """
         shared = {name: _SharedRows(len(indices), shape) for name, shape in self._shapes.items()}
         window = {name: torch.empty(shape) for name, shape in self._shapes.items()}
@@ -461,7 +474,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         )
 
     def _usable(self, required: set[str]) -> tuple[list[ManifestRow], dict[str, int]]:
-        """Return the clips that have a window and all required parts; count excluded clips by reason."""
+        """Return the clips that have a window and all required parts, and the number of other clips by reason."""
         long_enough = [row for row in self.shards.rows if row.ticks >= self.window_ticks]
         usable = [row for row in long_enough if required <= set(row.present)]
         left_out = {
@@ -490,7 +503,10 @@ class WindowDataset(Dataset[dict[str, Any]]):
         return number, (window - self._first_windows[number]) * self.stride_ticks
 
     def _masks_of(self, row: ManifestRow) -> dict[str, Mask]:
-        """Return which channels a clip has, by array; results are cached, because most clips have the same parts."""
+        """Return a mask of the recorded channels of each array of a clip.
+
+        Masks are cached by the clip's parts, because most clips have the same parts.
+        """
         if row.present not in self._masks:
             audio, text = "audio" in row.present, "text" in row.present
             found = {
@@ -504,7 +520,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         return self._masks[row.present]
 
     def _read_window(self, name: str, number: int, start_tick: int, out: F32) -> None:
-        """Write a window of an array into `out`."""
+        """Write a clip's window of the array `name` into `out`, normalized if the dataset is."""
         track, has = _TRACKS[name], self._masks_of(self._rows[number])[name]
         if not has.any():
             out.fill(0.0 if self.normalized else np.nan)
@@ -523,7 +539,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
             out[:, ~has] = 0.0
 
     def _values(self, name: str, number: int, first: int, count: int) -> F32:
-        """Return a range of a clip's array from its shard or from decoded FLAC; valid until the next call."""
+        """Return a range of an array's values, from the shard or from decoded FLAC; valid until the next call."""
         row, member = self._rows[number], _TRACKS[name].member
         if member in row.members:
             if self._members is None:
@@ -541,7 +557,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
 
     def _token_codec(self) -> TextTokenCodec:
         if self._codec is None:
-            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would not exist in forked workers
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked workers would lack its threads
             self._codec = TextTokenCodec(self._tokenizer)
         return self._codec
 
@@ -556,7 +572,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         return self._recent.get(("tokens", number), make, lambda tokens: tokens.nbytes)
 
     def _timed_words(self, number: int, start_tick: int) -> tuple[Word, ...]:
-        """Return the words that overlap a window, with times from its start and cut at its edges."""
+        """Return the words that overlap a window, with times in seconds from its start, limited to the window."""
         words = self._recent.get(
             ("words", number),
             lambda: self.shards.reader.timed_words(self._rows[number]),
@@ -576,9 +592,10 @@ def _chosen(what: str, names: Texts, known: Sequence[str]) -> tuple[str, ...]:
 
 
 def _scale(base: ShardSet, name: str, window_ticks: int, present: Collection[Part]) -> Scale:
-    """Return the scale of an array.
+    """Return the means and divisors that normalise an array, tiled for a window.
 
-    Raise UsageFault if clips have a part that no train sample has. Raise DataError for damaged statistics.
+    Raise UsageFault if there are no train samples, or if clips have a part that no train sample has. Raise DataError
+    for damaged statistics.
     """
     source = base.folder / STATS_FILE
     if not base.statistics.get("samples"):
@@ -587,7 +604,7 @@ def _scale(base: ShardSet, name: str, window_ticks: int, present: Collection[Par
             "or put recordings into the train split with omniges preprocess --split-csv"
         )
     track = _TRACKS[name]
-    found = base.statistics.get(name) or train_statistics(base.reader, track.member)  # version 1 lacks some
+    found = base.statistics.get(name) or train_statistics(base.reader, track.member)  # version 1 lacks jaw_eyes
     scale = Scale.from_statistics(found, name, track.channels, str(source))
     # Version 1 has no counts, because its samples have all parts.
     counts = np.broadcast_to(found.get("counts", 1), scale.mean.shape)
