@@ -1,1 +1,1 @@
-"""Files and stores: atomic publishing, locks, downloads, cache, checks."""
+"""Local files and object stores: atomic writes, locks, downloads, a cache, and checks of files of unknown origin."""

@@ -1,7 +1,7 @@
-"""Atomic publishing of files: temporary file in the same folder, write, fsync, rename, fsync of the folder.
+"""Atomic publishing of files: write a temporary file in the same folder, fsync it, rename it, and fsync the folder.
 
-A reader never sees an incomplete file under its final name, whatever stops the writer. An exception inside the `with`
-block removes the temporary file.
+A reader never sees an incomplete file under its final name, even if the writer is killed or the power fails. An
+exception inside the `with` block removes the temporary file.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import Final
 from omniges.errors import DataError, EnvironmentFault, UsageFault
 
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY
-_MAX_LINE_BYTES: Final = 64 << 20  # longest line of a log; a line of a million steps is shorter
-_CACHED_BYTES: Final = 1 << 20  # a smaller file may stay in the page cache
+_MAX_LINE_BYTES: Final = 64 << 20  # limit of one line of a log; the longest real line is far shorter
+_CACHED_BYTES: Final = 1 << 20  # a file up to this size stays in the page cache
 _FILE_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,255}", re.ASCII)
 _TEMPORARY: Final = re.compile(r"\.(?P<final>.+)\.tmp-(?P<pid>\d+)")
 _SPECIAL: Final = "a pipe, device or socket of that name is in the way"
@@ -49,7 +49,7 @@ def os_errors(path: Path, action: str = "write") -> Iterator[None]:
 
     Args:
         path: Path that the error names.
-        action: Verb that the error names, such as ``write``: "cannot write PATH".
+        action: Verb of the error text: ``write`` gives "cannot write PATH".
 
     Yields:
         Nothing.
@@ -65,11 +65,11 @@ def os_errors(path: Path, action: str = "write") -> Iterator[None]:
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and its parents so that they survive a power loss."""
+    """Create a folder and its missing parents so that they survive a power loss."""
     with os_errors(path, "create the folder"):
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
-        # Until the entry of a new folder is on disk, its content is lost by a power loss even if it was synced.
+        # A power loss removes a new folder and its synced files if its entry in the parent folder is not on disk yet.
         for folder in missing:
             sync_folder(folder.parent)
 
@@ -96,10 +96,11 @@ def home_expanded(flag: str, path: Path) -> Path:
 
 
 def is_special(path: Path) -> bool:
-    """Return whether a path must not be written as a file: a pipe, device or socket, or below /dev or /proc.
+    """Return whether a path is special: a pipe, a device, a socket, or any path below /dev or /proc.
 
-    With root's rights, the rename of a temporary file would replace the device itself. A link such as /dev/stdout is
-    special even if its target is a regular file.
+    Nothing may be written to a special path. With root's rights, the rename of a temporary file would replace the
+    device itself. A link such as /dev/stdout is special even if its target is a regular file. Paths below /dev/shm are
+    not special.
     """
     folder = os.path.realpath(path.parent) + "/"
     of_system = folder.startswith(("/dev/", "/proc/")) and not folder.startswith("/dev/shm/")  # noqa: S108 - a disk in memory
@@ -107,10 +108,10 @@ def is_special(path: Path) -> bool:
 
 
 def require_output_file(flag: str, path: Path | None) -> None:
-    """Refuse an output file that cannot be written, before the work for it begins.
+    """Refuse an output path that cannot be written, before its content is computed.
 
     Args:
-        flag: Flag that names the file.
+        flag: Name of the command-line flag, for the error.
         path: The file; None if the flag is not given.
 
     Raises:
@@ -128,13 +129,13 @@ def require_output_file(flag: str, path: Path | None) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[None]:
-    """Create a folder as `make_folder` does; at the end, remove the folder and its new parents if they are empty."""
+    """Create a folder and its missing parents; at the end of the `with` block, remove those that are empty."""
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
     make_folder(path)
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # it is not empty, so neither are its parents
+        with contextlib.suppress(OSError):  # a folder that is not empty stays, and so do its parents
             for folder in new:
                 folder.rmdir()
 
@@ -146,7 +147,7 @@ def refuse_links(folder: Path, names: Sequence[str]) -> None:
 
     Args:
         folder: Folder of the run.
-        names: Names in this folder.
+        names: Names of the files and folders to check.
 
     Raises:
         UsageFault: One of these files or folders is a link.
@@ -163,17 +164,17 @@ def refuse_links(folder: Path, names: Sequence[str]) -> None:
 def open_log(path: Path) -> int:
     """Open a log of JSON lines for appending, and create it if it does not exist.
 
-    A last line that a kill or a full disk cut off is removed, so that the next line starts on a new line.
+    An incomplete last line, left by a killed process or a full disk, is removed.
 
     Args:
         path: The log. Only one process may have it open.
 
     Returns:
-        A descriptor for `append_line`.
+        File descriptor for `append_line`.
 
     Raises:
         UsageFault: The path is a symbolic link, a file with other hard links, or not a regular file.
-        DataError: The last line is longer than 64 MiB, which no line of a log is.
+        DataError: The last line has 64 MiB or more; no line of a log is that long.
         EnvironmentFault: The operating system refuses access.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
@@ -196,7 +197,7 @@ def open_log(path: Path) -> int:
 
 
 def _end_last_line(path: Path, descriptor: int, size: int) -> None:
-    """Append a line break to an incomplete last line if the line is JSON; otherwise remove the line."""
+    """Check a last line without a line break: append the line break if the line is JSON, otherwise remove the line."""
     start, line = size, b""
     while start and b"\n" not in line and len(line) < _MAX_LINE_BYTES:
         end, start = start, max(0, start - _CACHED_BYTES)
@@ -225,7 +226,7 @@ def append_line(descriptor: int, line: bytes) -> None:
         line: The line with its line break.
 
     Raises:
-        OSError: The line cannot be written; the file is cut back to its former size.
+        OSError: The line cannot be written. The part of it that was written is removed again.
     """
     size, view = os.fstat(descriptor).st_size, memoryview(line)
     try:
@@ -239,7 +240,8 @@ def append_line(descriptor: int, line: bytes) -> None:
 def is_file_name(text: object) -> bool:
     """Return whether a text is a safe file name: ASCII letters, digits, dots, hyphens and underscores.
 
-    Such a name does not change the meaning of a URL. A name with two dots in a row is not safe either.
+    A safe name cannot leave its folder or change the meaning of a URL. The name ``.`` and names that contain ``..`` are
+    not safe.
 
     Args:
         text: Value to check; only a string can be a safe name.
@@ -251,7 +253,7 @@ def is_file_name(text: object) -> bool:
 
 
 def is_temporary_name(name: str) -> bool:
-    """Return whether a file name is the name of a temporary file of `PendingFile`."""
+    """Return whether a name is that of a temporary file of `PendingFile`: ``.NAME.tmp-PID``."""
     return final_name(name) is not None
 
 
@@ -262,7 +264,7 @@ def final_name(name: str) -> str | None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder survive a power loss."""
+    """Fsync a folder, so that new and renamed entries in it survive a power loss."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -272,7 +274,10 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Lock a folder against a second run; the kernel releases the lock when the process ends."""
+    """Lock a folder during the `with` block; raise EnvironmentFault if another process has locked it.
+
+    The kernel releases the lock of a killed process.
+    """
     with os_errors(out, "open"):
         descriptor = os.open(out, _FOLDER)
     if not _take_lock(descriptor, out):
@@ -301,7 +306,7 @@ def _take_lock(descriptor: int, folder: Path) -> bool:
 class PendingFile:
     """A file under a temporary name, until `publish` gives it its final name or `abort` removes it.
 
-    At its end, a `with` block calls `publish`, or `abort` after an exception.
+    As a context manager it calls `publish` at the end of the `with` block, or `abort` after an exception.
     """
 
     def __init__(self, path: Path) -> None:
@@ -322,7 +327,7 @@ class PendingFile:
 
     @property
     def sha256(self) -> str:
-        """Digest of the bytes written so far."""
+        """Sha256 of the bytes written so far, in hexadecimal."""
         return self._hash.hexdigest()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -344,7 +349,7 @@ class PendingFile:
             os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def publish(self) -> None:
-        """Make the file durable and give it its final name."""
+        """Write all bytes to disk, close the file, and give it its final name."""
         with os_errors(self.path):
             os.fsync(self._descriptor)
             if self.size > _CACHED_BYTES:
@@ -363,7 +368,7 @@ class PendingFile:
 
     def withdraw(self) -> None:
         """Remove the file, published or not."""
-        if self._published or not self.temporary.exists():  # a signal may have come right after the rename
+        if self._published or not self.temporary.exists():  # a signal may have stopped `publish` right after the rename
             self.path.unlink(missing_ok=True)
             sync_folder(self.path.parent)
         self.abort()
@@ -387,17 +392,17 @@ class PendingFile:
 
 
 class PendingGroup:
-    """Files that belong together; the context manager publishes all of them in order, or keeps none.
+    """Several files that are published together at the end of a `with` block: all of them in order, or none.
 
     If an exception or a signal comes between two files, the files already published are removed. Only a killed process
-    or a power loss can leave the first file without the last.
+    or a power loss can leave only some of the files.
     """
 
     def __init__(self) -> None:
         self._files: list[PendingFile] = []
 
     def open(self, path: Path) -> PendingFile:
-        """Open one more file; it is published after the files that were opened before."""
+        """Add a pending file to the group; it is published after the files that were added before."""
         self._files.append(PendingFile(path))
         return self._files[-1]
 
@@ -421,10 +426,11 @@ class PendingGroup:
 
 @contextlib.contextmanager
 def pending_folder(final: Path) -> Iterator[Path]:
-    """Make a folder that gets its final name in one step, or is removed.
+    """Create a temporary folder that gets its final name at the end of the `with` block, or is removed after an error.
 
-    Each file in the folder is published separately, so all files are on disk before the folder is renamed. First,
-    temporary folders of killed processes are removed. A folder that another process still writes is locked, and stays.
+    The caller publishes each file in the folder, so all files are on disk before the folder is renamed. Temporary
+    folders that killed processes left are removed first. A folder that a running process still writes is locked, and
+    stays.
 
     Args:
         final: Final path of the folder.
@@ -496,14 +502,14 @@ def remove_tree(path: Path) -> None:
 
 
 def publish_bytes(path: Path, parts: bytes | Sequence[bytes]) -> str:
-    """Write bytes to a file and publish it.
+    """Write bytes to a file atomically.
 
     Args:
         path: Final path of the file; an existing file is replaced.
         parts: Content of the file, in one part or several.
 
     Returns:
-        The sha256 of the content.
+        The sha256 of the content, in hexadecimal.
     """
     with PendingFile(path) as pending:
         for part in (parts,) if isinstance(parts, bytes) else parts:

@@ -1,6 +1,6 @@
 """Writing to a folder of an S3 bucket: conditional writes, verified uploads, and copies inside the store.
 
-Each write states a condition: the object does not exist (``If-None-Match: *``), or it has a known ETag
+A conditional write succeeds only if the object does not exist (``If-None-Match: *``) or has a known ETag
 (``If-Match``). So two writers never overwrite each other's objects. If the answer to a write is lost, the object's
 content shows whether the write succeeded.
 """
@@ -27,7 +27,7 @@ from omniges.storage.remote import Location, MissingFile, StoreFault, Timeouts, 
 T = TypeVar("T")
 
 MAX_OBJECT_BYTES: Final = 5_000_000_000
-"""Largest object that one request writes or copies."""
+"""Size in bytes of the largest object that one request can write or copy."""
 _PROTOCOLS: Final = ("s3", "s3a")
 _BUCKET_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _CONFLICT: Final = 409  # HTTP status: another conditional write of the object is in progress
@@ -43,14 +43,14 @@ class ConditionFailed(DataError):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Size and ETag of an object."""
+    """Size in bytes and ETag (version) of an object."""
 
     size: int
     etag: str  # without quotes
 
 
 def require_writable(location: Location, flag: str) -> None:
-    """Refuse a URL unless it is a folder of an S3 bucket, which this module can write.
+    """Refuse a URL that is not a folder of an S3 bucket; only such folders can be written.
 
     Args:
         location: Location to check.
@@ -75,13 +75,13 @@ def require_writable(location: Location, flag: str) -> None:
 
 
 def child(location: Location, name: str) -> Location:
-    """Return the location of a folder inside another."""
+    """Return the location of a subfolder."""
     tail = f"/{check_name(name)}"
     return replace(location, address=location.address.rstrip("/") + tail, shown=location.shown.rstrip("/") + tail)
 
 
 class Bucket(UrlStore):
-    """A folder of an S3 bucket, for reading and writing; after the first request, several threads may use it."""
+    """A folder of an S3 bucket that can be read and written. After the first request, several threads may use it."""
 
     def __init__(self, location: Location, timeouts: Timeouts | None = None, retries: Retries | None = None) -> None:
         """Load s3fs; no connection is made.
@@ -89,10 +89,10 @@ class Bucket(UrlStore):
         Args:
             location: Location of the folder.
             timeouts: Limits for the server; None: the defaults.
-            retries: Settings of repeated requests; None: the defaults.
+            retries: Number of attempts and waits between them; None: the defaults.
         """
         super().__init__(location, timeouts or Timeouts())
-        self._filesystem.retries = 1  # `_request` makes the further attempts, each with a new body
+        self._filesystem.retries = 1  # `_retried` repeats failed requests, each time with a new body
         self._retries = retries or Retries()
         self._bucket, _, folder = location.address.partition("://")[2].partition("/")
         self._prefix = f"{folder.strip('/')}/"
@@ -127,7 +127,7 @@ class Bucket(UrlStore):
             more = {"ContinuationToken": page["NextContinuationToken"]}
 
     def read(self, name: str) -> bytes:
-        """Return the content of a small object; raise MissingFile if it does not exist."""
+        """Return the content of an object of at most 256 MiB; raise MissingFile if the object does not exist."""
 
         def get() -> bytes:
             answer = self._s3("head_object", Key=self._key(name))
@@ -141,7 +141,7 @@ class Bucket(UrlStore):
         return self._request("read", name, get, MAX_JSON_BYTES)
 
     def read_all(self, names: Iterable[str]) -> list[bytes]:
-        """Return the contents of small objects, in the order of `names`."""
+        """Return the contents of objects of at most 256 MiB each, in the order of `names`."""
         with ThreadPoolExecutor(_READERS) as pool:
             return list(pool.map(self.read, names))
 
@@ -153,7 +153,7 @@ class Bucket(UrlStore):
             data: Its content.
 
         Returns:
-            The ETag. If an object with the same content already exists, its ETag.
+            ETag of the object. An object that already exists with the same content is accepted.
 
         Raises:
             ConditionFailed: An object with other content already exists.
@@ -177,15 +177,15 @@ class Bucket(UrlStore):
         return self._written(name, data, partial(self._put, name, data, IfMatch=f'"{etag}"'))
 
     def put(self, name: str, data: bytes) -> None:
-        """Create or replace an object that only this writer writes."""
+        """Create or replace an object without a condition; no other writer may write this object."""
         self._request("write", name, lambda: self._s3("put_object", Key=self._key(name), Body=data), len(data))
 
     def require_conditions(self, name: str, data: bytes) -> None:
-        """Refuse a store that ignores the conditions of writes.
+        """Refuse a store that ignores the conditions of conditional writes.
 
         Args:
             name: Name of an object that exists.
-            data: Content of this object. A store that ignores conditions writes the same content again.
+            data: Content of this object. A store that ignores conditions replaces the object by equal content.
 
         Raises:
             UsageFault: The store ignores a condition.
@@ -208,6 +208,8 @@ class Bucket(UrlStore):
     def upload(self, name: str, path: Path, size: int, sha256: str) -> None:
         """Create an object from a file, then compare the object's size and sha256 with those of the file.
 
+        An object that already exists with the same content is accepted.
+
         Args:
             name: Name of the object.
             path: File on this machine.
@@ -216,7 +218,7 @@ class Bucket(UrlStore):
 
         Raises:
             ConditionFailed: An object with other content already exists.
-            DataError: The store holds other bytes than the file.
+            DataError: The object has another size or sha256 than the file.
         """
 
         def send(stream: BinaryIO) -> Any:
@@ -236,18 +238,18 @@ class Bucket(UrlStore):
             self.require(name, size, sha256)
 
     def copy(self, name: str, target: Bucket, target_name: str, size: int, sha256: str) -> None:
-        """Copy an object inside the store, replacing the target, then compare the copy's size and sha256.
+        """Copy an object inside the store, then check the copy's size and sha256; an existing object is replaced.
 
         Args:
             name: Name of the object.
-            target: Folder of the same bucket.
+            target: Folder for the copy, in the same bucket.
             target_name: Name of the copy.
             size: Size of the object in bytes, at most 5 GB.
             sha256: sha256 of the object in hexadecimal.
 
         Raises:
             MissingFile: The object does not exist.
-            DataError: The copy has other bytes.
+            DataError: The copy has another size or sha256.
         """
         source = {"Bucket": self._bucket, "Key": self._key(name)}
         more = {"CopySource": source, "ChecksumAlgorithm": "SHA256"}
@@ -277,10 +279,10 @@ class Bucket(UrlStore):
             )
 
     def facts(self, name: str) -> tuple[int, str]:
-        """Return the size and sha256 of an object.
+        """Return the size in bytes and the sha256 in hexadecimal of an object.
 
-        The store computed the sha256 when the object was written. If the store has no sha256, the object is read and
-        hashed here.
+        The store computed the sha256 when the object was written. If the store has no sha256, this method reads the
+        object and computes the sha256.
         """
         head = self._request("find", name, lambda: self._s3("head_object", Key=self._key(name), ChecksumMode="ENABLED"))
         size = int(head["ContentLength"])
@@ -300,7 +302,7 @@ class Bucket(UrlStore):
         try:
             return self._retried(write, name)
         except ConditionFailed:
-            # An earlier attempt may have reached the store though its answer did not arrive.
+            # An earlier attempt may have written the object although its answer was lost.
             entry = self.entry(name)
             if entry is None or entry.size != len(data) or self.read(name) != data:
                 raise

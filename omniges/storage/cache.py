@@ -1,22 +1,22 @@
 """A folder of cached files with a size limit, shared by several processes; downloads are checked.
 
-Every file is ``GROUP/NAME`` with two hidden files beside it:
+The cached file ``GROUP/NAME`` has two hidden files in the same folder:
 
-``.NAME.lock``     locked (flock) by the one process that downloads the file; contains the reserved bytes
-``.NAME.checked``  records the last check of the content: the file's size, sha256, inode and times at that moment. Its
-modification time states when the file was last used
+``.NAME.lock``     locked (flock) by the process that downloads the file; contains the number of reserved bytes
+``.NAME.checked``  record of the last check of the content: the file's size, sha256, inode and times at that moment. The
+modification time of this record is the time at which the cached file was last used
 
-A file in use is *pinned*: its reader holds a shared flock on the file. Eviction needs an exclusive flock. The kernel
-releases the locks of a killed process. A process locks the folder while it sums sizes and evicts files. No process
-waits for another lock while it holds the lock of the folder.
+A file in use is *pinned*: its reader holds a shared flock on the file. Eviction needs an exclusive flock, so a pinned
+file is not evicted. The kernel releases the locks of a killed process. A process locks the folder while it sums sizes
+and evicts files. No process waits for another lock while it holds the lock of the folder.
 
 No library does this. filelock locks a separate file exclusively. It cannot pin the cached file or a memory map of the
-file, and it cannot record reserved bytes. diskcache evicts files in use, exceeds its limit until the next culling, does
+file, and it cannot record reserved bytes. diskcache evicts files in use, exceeds its limit until the next cleanup, does
 not check digests, and unpickles its content.
 
 A file is downloaded completely and checked, with a limited number of attempts. The wait between attempts depends only
-on the attempt and a salt, not on random numbers or time. `FetchAhead` downloads in background threads before files are
-needed.
+on the number of the attempt and a salt text, not on random numbers or time. `FetchAhead` downloads in background
+threads before files are needed.
 """
 
 from __future__ import annotations
@@ -52,23 +52,23 @@ _CHUNK_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """Number of attempts, and waiting times between them."""
+    """Number of attempts, and the first and longest wait between them in seconds."""
 
     attempts: int = 5
     first_wait_s: float = 0.5
     longest_wait_s: float = 30.0
 
     def __post_init__(self) -> None:
-        """Check the settings; raise ValueError for fewer than one attempt or a negative time."""
+        """Check the settings; raise UsageFault for fewer than one attempt or a negative time."""
         if self.attempts < 1 or self.first_wait_s < 0 or self.longest_wait_s < 0:
             raise UsageFault(f"expected at least one attempt and waits of at least 0 s, found {self}")
 
 
 @dataclass(frozen=True, slots=True)
 class CachedFile:
-    """A file that the cache may contain: its group and name, and its expected size and sha256."""
+    """Identity of a file in the cache: its folder and name, and its expected size in bytes and sha256."""
 
-    group: str  # 32 hexadecimal digits
+    group: str  # folder in the cache: 32 hexadecimal digits
     name: str
     size: int
     sha256: str
@@ -79,12 +79,12 @@ class WrongContent(DataError):
 
 
 def backoff_s(retries: Retries, attempt: int, salt: str) -> float:
-    """Return the wait before a retry: exponential backoff with jitter, a factor in [0.5, 1).
+    """Return the wait before a retry: exponential backoff, multiplied by a jitter factor in [0.5, 1).
 
     Args:
         retries: Settings of the attempts.
         attempt: Number of the retry, from 1.
-        salt: Text that gives different waits to processes that failed at the same time.
+        salt: Text from which the jitter is computed; different texts give processes different waits.
 
     Returns:
         The wait in seconds.
@@ -97,19 +97,19 @@ def backoff_s(retries: Retries, attempt: int, salt: str) -> float:
 def with_retries(action: Callable[[], T], retries: Retries, salt: str, wait: Wait = time.sleep) -> T:
     """Call a function until it succeeds; repeat the call after a transient fault of the store or wrong content.
 
-    After `MAX_TIME_OUTS` calls that time out there are no further attempts.
+    After `MAX_TIME_OUTS` time-outs, the function is not called again.
 
     Args:
         action: Function to call, without arguments.
         retries: Settings of the attempts.
-        salt: Text that varies the waits between processes.
+        salt: See `backoff_s`.
         wait: Function that waits for a number of seconds.
 
     Returns:
         The result of the function.
 
     Raises:
-        StoreFault: The last attempt failed; the text contains the number of attempts.
+        StoreFault: The fault is not transient, or the last attempt failed.
         WrongContent: The last attempt got wrong content.
     """
     attempt = time_outs = 0
@@ -129,16 +129,16 @@ def with_retries(action: Callable[[], T], retries: Retries, salt: str, wait: Wai
 
 
 def copy_checked(store: Store, file: CachedFile, path: Path, check: Callable[[], object]) -> atomic.PendingFile:
-    """Copy a file of a store into a new pending file, then compare the copy's size and sha256.
+    """Copy a file from a store to this machine, then compare its size and sha256 with the expected ones.
 
     Args:
         store: Store from which the file is read.
-        file: The file and its expected content.
-        path: Path of the pending file.
+        file: Name, expected size and expected sha256 of the file.
+        path: Final path of the copy.
         check: Function that is called before each block of bytes; it may raise an exception to abort the copy.
 
     Returns:
-        The pending file, complete.
+        The complete copy as a pending file, which the caller publishes.
 
     Raises:
         WrongContent: The size or the sha256 differs; the copy is removed.
@@ -177,19 +177,19 @@ _POLL_S: Final = 0.05
 
 
 class CacheFull(EnvironmentFault):
-    """No file can be evicted, because running processes use all files."""
+    """The cache has too little space, because running processes use its files."""
 
 
 @dataclass(slots=True)
 class CacheCounts:
     """Numbers of cache hits, downloads, failed attempts, damaged files and evictions in a process."""
 
-    hits: int = 0  # valid files in the cache
+    hits: int = 0  # requested files that were valid in the cache
     fills: int = 0  # downloaded files
     fetched_bytes: int = 0
-    failed_tries: int = 0  # attempts that were repeated
+    failed_tries: int = 0  # failed downloads that were repeated
     damaged: int = 0  # invalid files in the cache
-    evicted: int = 0  # files removed for space
+    evicted: int = 0  # files removed to free space
 
 
 class Pin:
@@ -207,10 +207,10 @@ class Pin:
 
 
 class CacheFolder:
-    """The cache folder; safe for any number of threads and processes."""
+    """The cache folder. Any number of threads and processes may use it at the same time."""
 
     def __init__(self, root: Path, capacity_bytes: int) -> None:
-        """Create the folder; raise EnvironmentFault if that fails."""
+        """Create the folder; raise EnvironmentFault if that fails. `capacity_bytes` limits its total size."""
         self.root = root
         self.capacity_bytes = capacity_bytes
         self._counts = CacheCounts()
@@ -219,12 +219,12 @@ class CacheFolder:
 
     @property
     def counts(self) -> CacheCounts:
-        """Counts so far."""
+        """The counts of this object so far, as a copy."""
         with self._counting:
             return replace(self._counts)
 
     def count(self, **more: int) -> None:
-        """Increase counts; the keyword is the name of a field of `CacheCounts`."""
+        """Add numbers to the counts; each keyword is a field of `CacheCounts`."""
         with self._counting:
             for name, value in more.items():
                 setattr(self._counts, name, getattr(self._counts, name) + value)
@@ -236,11 +236,11 @@ class CacheFolder:
     def acquire(
         self, file: CachedFile, fill: Callable[[Path], atomic.PendingFile], wait_s: float = 0.0, recheck: bool = False
     ) -> Pin:
-        """Return a pinned file. If the file is absent or damaged, one process downloads it for all that request it.
+        """Pin a file; download it first if it is absent or damaged. Only one process at a time downloads it.
 
         Args:
-            file: The file and its expected content.
-            fill: Function that writes and checks a pending file at a path.
+            file: Identity of the file.
+            fill: Function that downloads the file: it takes the final path and returns a checked pending file.
             wait_s: Longest time in seconds to wait for free space.
             recheck: Compare the sha256 again, even if the file is unchanged since its last check.
 
@@ -259,12 +259,10 @@ class CacheFolder:
             return pin
         with _locked(_beside(path, "lock")) as lock:
             pin = self._pin_checked(path, file, recheck=False) or self._adopt(path, file)
-            if pin is not None:  # another process was faster
+            if pin is not None:  # another process has downloaded it
                 self.count(hits=1)
                 return pin
-            with atomic.os_errors(
-                path.parent, "clear"
-            ):  # files of killed processes: only the holder of the lock writes
+            with atomic.os_errors(path.parent, "clear"):  # files of killed processes; no other process downloads
                 for entry in list(os.scandir(path.parent)):
                     if atomic.is_temporary_name(entry.name) and _filled_file(entry.name) == path.name:
                         Path(entry.path).unlink(missing_ok=True)
@@ -275,10 +273,10 @@ class CacheFolder:
                 os.ftruncate(lock, 0)
 
     def doubt(self, file: CachedFile) -> None:
-        """Remove the record of a file's check, so that the next `acquire` compares the content again.
+        """Mark a file as unchecked, so that the next `acquire` compares its sha256 again.
 
         Args:
-            file: The file whose content is in doubt.
+            file: Identity of a file that may be damaged.
         """
         atomic.refuse_links(self.root, (file.group,))
         path = self.folder(file.group) / file.name
@@ -286,7 +284,7 @@ class CacheFolder:
             _beside(path, "checked").unlink(missing_ok=True)
 
     def _pin_checked(self, path: Path, file: CachedFile, recheck: bool) -> Pin | None:
-        """Return a pin if the file exists and its record shows that it is unchanged since its check."""
+        """Return a pin if the file exists and is unchanged since its last check, otherwise None."""
         pin = _pin(path)
         if pin is None:
             return None
@@ -296,13 +294,13 @@ class CacheFolder:
                 return pin
             pin.close()
             if recheck:
-                _beside(path, "checked").unlink(missing_ok=True)  # so that the holder of the lock checks it again
+                _beside(path, "checked").unlink(missing_ok=True)  # so that `_adopt` compares the sha256 again
         return None
 
     def _adopt(self, path: Path, file: CachedFile) -> Pin | None:
-        """Return a pin of a file that has no valid record if its content is correct; otherwise remove the file.
+        """Check a file without a valid record: return a pin if its sha256 is correct, otherwise remove the file.
 
-        The caller must have the file's lock.
+        The caller must hold the file's lock.
         """
         pin = _pin(path)
         if pin is None:
@@ -320,7 +318,7 @@ class CacheFolder:
         with contextlib.ExitStack() as undo:
             pending = fill(path)
             undo.callback(pending.abort)
-            pin = _pin(pending.temporary)  # before it is published, so that it cannot be evicted
+            pin = _pin(pending.temporary)  # pinned before `publish`, so that it cannot be evicted
             if pin is None:
                 raise EnvironmentFault(
                     f"{pending.temporary}: expected this file, found that it was removed; leave the cache folder "
@@ -335,7 +333,7 @@ class CacheFolder:
         return pin
 
     def _make_space(self, path: Path, size: int, lock: int, wait_s: float) -> None:
-        """Evict the least recently used files until `size` more bytes fit, and reserve them in the file's lock."""
+        """Evict the least recently used files until `size` more bytes fit, and write `size` to the lock file."""
         deadline = time.monotonic() + wait_s
         while True:
             with _locked(self.root / ".lock"), atomic.os_errors(self.root, "clear"):
@@ -374,7 +372,7 @@ def _locked(path: Path) -> Iterator[int]:
         descriptor = os.open(path, flags, 0o666)
     try:
         found = os.fstat(descriptor)
-        if found.st_nlink > 1 or not stat.S_ISREG(found.st_mode):  # a reservation would write to the other name too
+        if found.st_nlink > 1 or not stat.S_ISREG(found.st_mode):  # a reservation would change the other file too
             raise UsageFault(f"{path}: expected a lock file with one name, found a link or a pipe; remove it")
         with atomic.os_errors(path, "lock"):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -384,7 +382,7 @@ def _locked(path: Path) -> Iterator[int]:
 
 
 def _pin(path: Path) -> Pin | None:
-    """Lock a file shared and return the pin; return None if the file does not exist."""
+    """Take a shared lock on a file and return the pin; return None if the file does not exist."""
     with atomic.os_errors(path, "read"):
         try:
             pin = Pin(path, os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
@@ -403,9 +401,9 @@ def _pin(path: Path) -> Pin | None:
 
 
 def _identity(path: Path, file: CachedFile) -> dict[str, int | str]:
-    """Return the content of a file's record.
+    """Return the content of a file's record: its size, sha256, inode and times.
 
-    Any change of the file changes its inode or its ctime, and no program can set either of them.
+    Every change of a file changes its inode or its ctime, and programs cannot set these two.
     """
     found = path.stat()
     times = {"mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
@@ -423,13 +421,13 @@ def _recorded(path: Path, file: CachedFile) -> bool:
 
 def _record(path: Path, file: CachedFile) -> None:
     record = _beside(path, "checked")
-    record.unlink(missing_ok=True)  # it may be a pipe or a link; without a record the content is checked
+    record.unlink(missing_ok=True)  # it may be a pipe or a link
     atomic.publish_bytes(record, canonical_json(_identity(path, file)))
     _touch(path)
 
 
 def _touch(path: Path) -> None:
-    """Record that a file is used now. The kernel's time stamps have a resolution of some milliseconds."""
+    """Record the current time in ns as the time of a file's last use. The kernel's own time stamps are coarser."""
     now_ns = time.time_ns()
     with contextlib.suppress(FileNotFoundError):  # another process may remove the record of a damaged file
         os.utime(_beside(path, "checked"), ns=(now_ns, now_ns))
@@ -442,9 +440,10 @@ def _filled_file(temporary: str) -> str:
 
 
 def _survey(root: Path, own: Path) -> tuple[int, list[tuple[int, int, Path]]]:
-    """Return the number of used and reserved bytes, and the files as (last use in ns, bytes, path).
+    """Return the number of used and reserved bytes, and the cached files as (last use in ns, bytes, path).
 
-    Temporary files of killed processes are removed. `own` is the file whose lock the caller holds.
+    Temporary files of killed processes are removed. The caller holds the lock of the file `own`, which is not locked
+    here.
     """
     used = 0
     candidates = []
@@ -462,7 +461,7 @@ def _survey(root: Path, own: Path) -> tuple[int, list[tuple[int, int, Path]]]:
                     with _try_lock(_beside(filled, "lock")) as lock:
                         if lock is not None:  # no process is downloading this file
                             path.unlink(missing_ok=True)
-            elif f".{name}.lock" in sizes:  # it belongs to the cache; other files are ignored
+            elif f".{name}.lock" in sizes:  # a cached file; other files are ignored
                 used += max(0, size - reserved.get(name, 0))
                 try:
                     last_use_ns = _beside(path, "checked").stat().st_mtime_ns
@@ -482,7 +481,7 @@ def _reservations(group: Path, own: Path) -> dict[str, int]:
                 if lock is None:
                     said = read_file(group / name, _MAX_RECORD_BYTES, group)
                     found[filled] = int(said) if said.isdigit() else 0
-                elif os.fstat(lock).st_nlink == 1:  # its holder has died
+                elif os.fstat(lock).st_nlink == 1:  # the process that reserved the bytes was killed
                     os.ftruncate(lock, 0)
     return found
 
@@ -490,7 +489,7 @@ def _reservations(group: Path, own: Path) -> dict[str, int]:
 def _sizes(folder: Path) -> dict[str, int]:
     sizes = {}
     for entry in list(os.scandir(folder)):
-        with contextlib.suppress(FileNotFoundError):  # a file that was just published
+        with contextlib.suppress(FileNotFoundError):  # a temporary file that was just renamed
             sizes[entry.name] = entry.stat(follow_symlinks=False).st_size
     return sizes
 
@@ -518,14 +517,14 @@ class _Closed(Exception):
 
 
 class FetchAhead:
-    """Background threads that keep the next few shards of a changing order pinned in the cache."""
+    """Background threads that download the shards that are needed next, and keep them pinned in the cache."""
 
     def __init__(self, acquire: Callable[[str, Wait], Pin], maximum: int, threads: int) -> None:
-        """Prepare the object; the threads start with the first call of `hint`.
+        """Store the settings; the threads start with the first call of `hint`.
 
         Args:
-            acquire: Function that downloads and pins a shard. Its arguments are the shard's name and a function
-                that waits.
+            acquire: Function that downloads and pins a shard. Its arguments are the shard's name and a function that
+                waits for a number of seconds.
             maximum: Largest number of shards that are pinned at the same time.
             threads: Number of threads.
         """
@@ -540,7 +539,7 @@ class FetchAhead:
         self._running: list[threading.Thread] = []
 
     def hint(self, shards: Iterable[str]) -> None:
-        """Set the shards that are needed next, and release all other shards."""
+        """Set the shards to download, in the order in which they are needed, and release all other shards."""
         order = list(dict.fromkeys(itertools.islice(shards, _LONGEST_HINT)))
         with self._changed:
             self._order = order
@@ -553,7 +552,7 @@ class FetchAhead:
             self._changed.notify_all()
 
     def take(self, name: str) -> Pin | None:
-        """Return the pin of a shard or raise the error of its download; return None if no hint named the shard."""
+        """Return the pin of a downloaded shard, or None; wait for a download in progress, and raise its error."""
         with self._changed:
             self._order = [other for other in self._order if other != name]
             self._awaited[name] += 1
@@ -573,7 +572,7 @@ class FetchAhead:
                 self._pins.popitem()[1].close()
 
     def close(self) -> None:
-        """Stop the threads. A thread that waits for a server stops after the time-out at the latest."""
+        """Stop the threads. A thread that waits for a server may run on until its time-out."""
         self._closed.set()
         self.drop()
         with self._changed:
@@ -594,7 +593,7 @@ class FetchAhead:
         return None
 
     def _run(self) -> None:
-        """Download one shard after the other, and record each result."""
+        """Download shards one after the other until `close`, and store each pin or error."""
         while (name := self._next()) is not None:
             pin: Pin | None = None
             error: BaseException | None = None
@@ -606,7 +605,7 @@ class FetchAhead:
                 self._busy.discard(name)
                 wanted = name in self._order or self._awaited[name] > 0
                 if isinstance(error, CacheFull):
-                    self._order = []  # stop until the next hint; opening the shard makes space
+                    self._order = []  # wait for the next hint; opening the shard makes space
                 elif error is not None and wanted and not isinstance(error, _Closed):
                     self._errors[name] = error
                 elif pin is not None and wanted:

@@ -1,7 +1,8 @@
-"""Reading of JSON objects of unknown origin into frozen dataclasses; each field declares its type and range.
+"""Conversion of JSON objects of unknown origin to frozen dataclasses, with a check of every value.
 
-Only these declarations are checked: ``Annotated[int, Range(1)]`` is a whole number of at least 1. A field with a
-default may be absent, because files of earlier versions lack such fields. A key without a field is refused.
+The annotation of a field declares the valid values: ``Annotated[int, Range(1)]`` is a whole number of at least 1. A
+field with a default may be absent, because files of earlier versions lack such fields. A key without a field is
+refused.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Range:
 
     @property
     def words(self) -> str:
-        """The range in words; empty if every number is allowed."""
+        """The range as text, such as " from 1 to 8"; empty if every number is allowed."""
         if self == Range():
             return ""
         lowest = f"above {_digits(self.above)}" if self.above > -math.inf else f"from {_digits(self.minimum)}"
@@ -50,26 +51,26 @@ class Range:
 
 
 def _digits(number: float) -> str:
-    """Return a number as text without ``.0``, because typing treats equal ranges, such as 0 and 0.0, as one."""
+    """Return a number as text without ``.0``, because `typing` replaces ``Range(0.0)`` by an equal ``Range(0)``."""
     return str(int(number)) if abs(number) < _MOST_SAID and number == int(number) else str(number)
 
 
 @dataclass(frozen=True, slots=True)
 class Is:
-    """A requirement on a value, for ``Annotated``: a function that tests the value, and its description in errors."""
+    """A check of a value, for ``Annotated``: a function that tests it, and a description of valid values for errors."""
 
     expected: str
     fits: Callable[[Any], bool]
 
 
 Count = Annotated[int, Range(0, 1 << 60)]
-"""A whole number of at least 0, in the range of file sizes."""
+"""A whole number from 0 to 2**60, such as a file size."""
 
 Sha256 = Annotated[str, Is("a sha256 in lower-case hexadecimal digits", is_sha256)]
 
 
 def shown(value: Any) -> str:
-    """Return a JSON value as one short line of JSON."""
+    """Return a JSON value as one line of JSON, cut to 60 characters."""
     return one_line(json.dumps(value, ensure_ascii=False, default=repr), _MOST_SHOWN)
 
 
@@ -79,13 +80,14 @@ class Document:
     def __init__(
         self, found: Any, where: str, remedy: str, prefix: str = "", kind: type[OmnigesError] = DataError
     ) -> None:
-        """Refuse JSON values that are not an object.
+        """Store the parsed JSON; refuse a value that is not an object.
 
         Args:
             found: The parsed JSON.
             where: Name of the file, for errors.
             remedy: Last part of each error: what to do about an invalid value.
-            prefix: Keys that lead to the object, each followed by a dot, such as ``model.``; empty: the whole file.
+            prefix: Keys that lead to the object inside the file, each followed by a dot, such as ``model.``; empty if
+                the object is the whole file.
             kind: Class of the errors.
 
         Raises:
@@ -112,11 +114,11 @@ class Document:
         return self._kind(f"{self.where}: {place}expected {expected}, found {found}; {self.remedy}")
 
     def part(self, key: str) -> Document:
-        """Return the JSON object that is the value of a key, as a separate document."""
+        """Return the value of a key, which must be a JSON object, as a `Document`."""
         return Document(self.value(key), self.where, self.remedy, f"{self.prefix}{key}.", self._kind)
 
     def value(self, key: str) -> Any:
-        """Return the unchecked value of a key that must exist."""
+        """Return the value of a key without a check of its type; refuse an object that lacks the key."""
         if key not in self.found:
             raise self.fault(key, "nothing", "the key")
         return self.found[key]
@@ -127,7 +129,7 @@ class Document:
             self.value(key)
 
     def require_only(self, only: Mapping[str, Any]) -> None:
-        """Refuse values that are not implemented, for keys of which only one value is implemented.
+        """Refuse values that this program does not implement, for keys that have only one implemented value.
 
         Args:
             only: The implemented value of each key; the object may lack a key.
@@ -143,7 +145,7 @@ class Document:
             raise self.fault(key, shown(self.found[key]), "no such key")
 
     def require_known(self, known: Collection[str]) -> None:
-        """Refuse unknown keys, which might change a network's results, unless their value is null.
+        """Refuse unknown keys whose value is not null, because they might change a network's results.
 
         Args:
             known: Keys that are read, and keys that have no effect.
@@ -153,7 +155,7 @@ class Document:
                 raise self.fault(key, shown(self.found[key]), "no such key, which is not read")
 
     def read(self, kind: type[T]) -> T:
-        """Read a dataclass whose fields are all keys of the object.
+        """Convert the object to a dataclass; every key must be a field.
 
         Args:
             kind: Dataclass that declares the keys, their types and ranges.
@@ -168,7 +170,7 @@ class Document:
         return self.values(kind)
 
     def given(self, kind: Any) -> dict[str, Any]:
-        """Return the checked values of those fields of a dataclass that the object contains; create no instance.
+        """Return the values of the object, checked as fields of a dataclass; fields may be absent.
 
         Args:
             kind: Dataclass that declares the keys, their types and ranges.
@@ -184,7 +186,7 @@ class Document:
         return {name: self.typed(name, hints[name]) for name in self.found}
 
     def values(self, kind: type[T], **own: Any) -> T:
-        """Read a dataclass as `read` does, but allow keys of the object that are not fields.
+        """Convert the object to a dataclass; keys that are not fields are ignored.
 
         Args:
             kind: Dataclass that declares the keys, their types and ranges.
@@ -200,7 +202,7 @@ class Document:
                 own[field.name] = self.typed(field.name, hints[field.name])
         try:
             return kind(**own)
-        except OmnigesError as error:  # from a check in the dataclass's own code
+        except OmnigesError as error:  # from the dataclass's `__post_init__`
             raise self._kind(f"{self.where}: {self.prefix}{error}; {self.remedy}") from error
 
     def typed(self, key: str, hint: Any) -> Any:
@@ -211,7 +213,7 @@ class Document:
             hint: The type annotation of a dataclass's field.
 
         Returns:
-            The value; lists as tuples.
+            The value; a JSON list becomes a tuple.
         """
         return self._typed(key, hint, self.value(key))
 
@@ -272,7 +274,7 @@ def _parts(hint: Any) -> tuple[Any, tuple[Any, ...], bool]:
 
 
 def _is_plain(kind: Any, checks: Collection[Any], value: Any) -> bool:
-    """Return whether a text, number or boolean has the type and passes the checks, or is one of the choices."""
+    """Return whether a text, number or boolean has the type and is in the range, or is one of the choices."""
     if kind is Any:
         return True
     if get_origin(kind) is Literal:
@@ -310,7 +312,7 @@ UNREAD: Final = frozenset(
         *("seed", "torch", "transformers", "diffusers", "parameters", "smallest_greedy_margin"),
     }
 )
-"""Keys in a configuration of transformers that do not affect a network's results at inference."""
+"""Keys in a config.json of transformers that do not affect a network's results at inference."""
 _KINDS: Final[Mapping[Any, str]] = {
     int: "a whole number",
     float: "a number",

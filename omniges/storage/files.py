@@ -22,9 +22,9 @@ from omniges.errors import DataError, UsageFault
 from omniges.storage.atomic import os_errors
 
 MAX_JSON_BYTES: Final = 256 << 20
-"""Largest JSON document that is read, in bytes: dataset.json of a million shards stays below it."""
+"""Size limit of JSON files in bytes; the dataset.json of a million shards is smaller."""
 MAX_SETTINGS_BYTES: Final = 16 << 20
-"""Largest JSON document of settings, in bytes: an index of a hundred thousand tensors stays below it."""
+"""Size limit of JSON files of settings in bytes; an index of a hundred thousand tensors is smaller."""
 _MAX_LEVELS: Final = 100
 DOWNLOADED_INSTEAD: Final = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
@@ -52,11 +52,11 @@ def visible_entries(folder: Path) -> list[Path]:
 
 
 def open_file(path: Path, root: Path | None = None) -> int:
-    """Open a regular file for reading; never wait for the other end of a pipe.
+    """Open a regular file for reading. A pipe is refused at once, without waiting for its writer.
 
     Args:
         path: The file.
-        root: A link must lead to a file in this folder, see `lies_inside`. None: a link may lead anywhere, because
+        root: Folder in which the target of a link must lie, see `lies_inside`. None: a link may lead anywhere, because
             the user named this file.
 
     Returns:
@@ -98,11 +98,11 @@ def require_file(
     remedy: str = "write its content to a file first",
     missing: str = "check the path",
 ) -> None:
-    """Refuse a path that the user named if it is not a regular file.
+    """Refuse a path from the user that is not a regular file.
 
     Args:
         path: The path.
-        expected: Description of the file, for the error.
+        expected: Description of the expected file, for the error.
         flag: Name of the flag, for the error.
         remedy: What to do about a pipe, a socket or a device.
         missing: What to do if the path does not exist.
@@ -129,7 +129,7 @@ def require_file(
 
 
 def open_regular(path: Path, *, follow: bool = True) -> BufferedReader:
-    """Open a regular file; never wait for the other end of a pipe.
+    """Open a regular file as a binary stream. A pipe is refused at once, without waiting for its writer.
 
     Errors are OSErrors, so that a caller can attribute them to one recording.
 
@@ -138,7 +138,7 @@ def open_regular(path: Path, *, follow: bool = True) -> BufferedReader:
         follow: Whether the file may be a link.
 
     Returns:
-        Binary stream at the first byte, which the caller closes.
+        The stream at its first byte. The caller closes it.
 
     Raises:
         OSError: The operating system refuses access, or the path is not a regular file (EINVAL).
@@ -198,7 +198,7 @@ def read_file(path: Path, max_bytes: int, root: Path | None = None) -> bytes:
 
 
 def read_range(descriptor: int, offset: int, size: int) -> bytes:
-    """Return a range of bytes of an open file; memory is allocated only for bytes that the file has.
+    """Return a range of bytes of an open file. Memory is allocated only for bytes that exist in the file.
 
     Args:
         descriptor: Descriptor of the file, open for reading.
@@ -248,7 +248,7 @@ def parse_json(data: bytes) -> Any:
 
 
 def _is_deep(found: Any) -> bool:
-    """Return whether a JSON value is nested too deeply to write: errors and checksums could exceed Python's stack."""
+    """Return whether a JSON value has 100 or more levels; to write it could exceed Python's recursion limit."""
     level = [found]
     for _ in range(_MAX_LEVELS):
         level = [
@@ -282,7 +282,7 @@ def _finite(digits: str) -> float:
 
 
 def read_json(path: Path, remedy: str, root: Path | None = None, max_bytes: int = MAX_JSON_BYTES) -> Any:
-    """Return the value of a JSON file of unknown origin.
+    """Parse a JSON file of unknown origin.
 
     Args:
         path: The file.

@@ -72,7 +72,7 @@ def _lock_of(package: str) -> Iterator[None]:
     writable = os.access(found.origin, os.W_OK)
     descriptor = os.open(found.origin, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
     try:
-        with contextlib.suppress(OSError):  # NFS locks only files that are open for writing; there is no lock then
+        with contextlib.suppress(OSError):  # NFS refuses a lock on a read-only file; continue without a lock
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:

@@ -1,8 +1,8 @@
 """Removal of credentials from text before it reaches an error, a log or a file.
 
 Messages of storage libraries may contain URLs with passwords or signatures, request headers, or the XML of a refused
-request. Every such text passes through `redact`. It knows the usual forms of credentials, and gets the secrets in use
-as an argument. If it is unsure, it hides the text.
+request. Every such text passes through `redact`. It finds the usual forms of credentials, and gets the secrets in use
+as an argument. In doubt, it hides the text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 from urllib.parse import quote, unquote
 
 HIDDEN: Final = "***"
-_SHORTEST_SECRET: Final = 6  # a shorter value would hide parts of ordinary words
+_SHORTEST_SECRET: Final = 6  # characters; hiding a shorter value would also hide parts of ordinary words
 _SENSITIVE: Final = (
     r"[\w-]*(?:signature|credential|security[_-]?token|token|secret|passwd|password|passphrase|authorization"
     r"|api[_-]?key|access[_-]?key|account[_-]?key|private[_-]?key|cookie|stringtosign|canonicalrequest)[\w-]*"
@@ -69,7 +69,7 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
 
 
 def _forms(secret: str) -> set[str]:
-    """Return the forms in which a secret may occur in a text: plain, and percent-encoded as in URLs."""
+    """Return the forms in which a secret may occur in a text: plain, percent-encoded (URLs), and escaped (repr)."""
     if len(secret) < _SHORTEST_SECRET:
         return set()
     return {secret, quote(secret), quote(secret, safe=""), repr(secret)[1:-1]}

@@ -50,7 +50,7 @@ _BUSY: Final = frozenset({408, 425, 429})
 
 
 MAX_TIME_OUTS: Final = 2
-"""Largest number of attempts that may end with a time-out, because a server is silent or slow."""
+"""Number of time-outs after which no further attempt is made. A silent or slow server causes a time-out."""
 
 
 class MissingFile(DataError):
@@ -58,9 +58,10 @@ class MissingFile(DataError):
 
 
 class StoreFault(EnvironmentFault):
-    """A location cannot be read; if it is `transient`, another attempt may succeed.
+    """A location cannot be read. If the attribute `transient` is True, another attempt may succeed.
 
-    A fault that `timed_out` is transient too. Because such an attempt takes long, there are at most `MAX_TIME_OUTS`.
+    If `timed_out` is True, the server was silent or slow. Such a fault is transient too, but after `MAX_TIME_OUTS` of
+    them no further attempt is made.
     """
 
     def __init__(self, message: str, *, transient: bool = False, timed_out: bool = False) -> None:
@@ -70,7 +71,7 @@ class StoreFault(EnvironmentFault):
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """The location of a shard folder; the address may contain credentials, `shown` and ``str()`` do not."""
+    """The location of a shard folder. `address` may contain credentials; `shown` and ``str()`` never do."""
 
     address: str = field(repr=False)
     protocol: str  # "file" for a local path
@@ -100,8 +101,8 @@ def parse_location(text: str) -> Location:
         The location.
 
     Raises:
-        UsageFault: The text is empty or has control characters, is a pipe, a chain of protocols or a file URL of
-            another host, or contains credentials that its protocol does not support.
+        UsageFault: The text is empty or not printable, a pipe, a chain of protocols, or an invalid URL. A URL with
+            credentials is refused if its protocol does not support them.
     """
     shown = one_line(redact(text, secrets_in_url(text)))
     if not text:
@@ -152,10 +153,10 @@ def _where_credentials(protocol: str) -> str:
 
 
 def check_name(name: str) -> str:
-    """Return the name of a file in a shard folder unchanged.
+    """Return the name of a file in a shard folder unchanged; refuse an unsafe name.
 
-    Only letters, digits, dots, hyphens and underscores are allowed, so that no name leaves the folder
-    or changes the meaning of a URL.
+    Only letters, digits, dots, hyphens and underscores are allowed. So no name can leave the folder or change the
+    meaning of a URL.
 
     Args:
         name: Name to check, such as one from dataset.json.
@@ -191,7 +192,7 @@ class Timeouts:
     connect_s: float = 10.0
     read_s: float = 60.0
     min_bytes_s: float = 65536.0
-    """Lowest speed, for all protocols: a slower read is abandoned after `connect_s` + `read_s` of additional time."""
+    """Lowest speed: reading n bytes may take `connect_s` + `read_s` + n / `min_bytes_s` seconds."""
 
     def limit_s(self, size: int) -> float:
         """Return the longest time in seconds that reading a number of bytes may take."""
@@ -226,7 +227,7 @@ class LocalStore:
         self._folder = location.path
 
     def listing(self) -> dict[str, int]:
-        """Return the size of every regular file by name, sorted."""
+        """Return the sizes in bytes of all regular files by name, sorted by name."""
         with os_errors(self._folder, "list"), os.scandir(self._folder) as entries:
             return dict(sorted((e.name, e.stat().st_size) for e in entries if e.is_file()))
 
@@ -306,7 +307,7 @@ class UrlStore:
         self._filesystem = self._call("open", "", self._connect)
 
     def listing(self) -> dict[str, int]:
-        """Return the size of every file by name, sorted; raise StoreFault if the protocol cannot list (http)."""
+        """Return the sizes in bytes of all files by name, sorted; raise StoreFault for http, which has no listing."""
         if self.location.protocol in _WEB:
             raise StoreFault(
                 f"{self.location}: expected a listing of files, found that {self.location.protocol} has no listing; "
@@ -363,7 +364,7 @@ class UrlStore:
         return _exactly(data, self.location.shown_file(name), offset, size)
 
     def _web_range(self, name: str, address: str, offset: int, size: int) -> bytes:
-        """Return a range of a file from a web server, and receive at most one piece more than was requested.
+        """Return a range of a file from a web server; receive at most 64 KiB more than requested.
 
         fsspec's `cat_file` is not used. It keeps everything that the server sends in memory, unpacks it, and does not
         check that the range is the requested one.
@@ -384,7 +385,7 @@ class UrlStore:
         return found
 
     def _s3_range(self, name: str, address: str, offset: int, size: int) -> bytes:
-        """Return a range of an object; unlike `cat_file`, receive at most one piece more than was requested."""
+        """Return a range of an object; unlike `cat_file`, receive at most 64 KiB more than requested."""
         asyn = importlib.import_module("fsspec.asyn")
         filesystem = self._filesystem
         bucket, key, _ = filesystem.split_path(address)
@@ -402,7 +403,7 @@ class UrlStore:
         return found
 
     def _require_range(self, name: str, found: str | None, offset: int) -> None:
-        """Refuse an answer whose range starts at another offset. A server may leave the range unstated."""
+        """Refuse an answer that states another start of the range. An answer that states no range is accepted."""
         if found and not found.startswith(f"bytes {offset}-"):
             raise StoreFault(
                 f"{self.location.shown_file(name)}: expected bytes from {offset} on, the server sends "
@@ -451,7 +452,7 @@ class UrlStore:
             raise EnvironmentFault(
                 f"{self.location}: expected a package for {protocol}://, found none; {remedy}"
             ) from None
-        if hasattr(kind, "__del__"):  # ftp's fails if the constructor could not connect
+        if hasattr(kind, "__del__"):  # the finalizer of ftp fails if the constructor could not connect
             kind = type(kind.__name__, (kind,), {"__del__": _finalize})
         return kind(skip_instance_cache=True, **self._options())
 
@@ -490,7 +491,7 @@ class UrlStore:
         """
         outcomes: queue.SimpleQueue[Callable[[], T]] = queue.SimpleQueue()
         # No storage library limits the time of a request whose bytes come one by one. So a thread makes the request.
-        # A thread that is late ends with its connection or with the process.
+        # A late thread ends when its connection or the process ends.
         run = threading.Thread(
             target=lambda: outcomes.put(self._outcome(action, name, function)), name="store-call", daemon=True
         )
@@ -529,7 +530,7 @@ class UrlStore:
         root = chain[-1]
         reason = one_line(redact(f"{type(root).__name__}: {root}".removesuffix(": ")[:_LONGEST_TEXT], secrets))
         status = http_status(error)
-        # Without a status, "not found" is believed unless it hides another error, as it does in fsspec's http.
+        # Without a status, a FileNotFoundError counts only as the root cause, because fsspec also raises it for others.
         if status in _GONE or (status is None and isinstance(root, FileNotFoundError)):
             return MissingFile(f"{place}: expected a file, found no such file ({reason})")
         denied = any(isinstance(e, PermissionError) or "Credential" in type(e).__name__ for e in chain)
@@ -567,7 +568,7 @@ def _finalize(filesystem: Any) -> None:
 
 
 async def _at_most(read: Callable[[int], Awaitable[bytes]], size: int) -> bytes:
-    """Return the bytes of an answer; stop after the piece that exceeds `size`."""
+    """Return the bytes of an answer; stop after the first 64 KiB piece that exceeds `size`."""
     data = bytearray()
     while len(data) <= size and (piece := await read(_PIECE_BYTES)):
         data += piece
@@ -578,7 +579,7 @@ class _Ranges:
     """A stream that reads a file in ranges of 8 MiB, each bounded in size and time."""
 
     def __init__(self, store: UrlStore, name: str) -> None:
-        """Ask for the file's size; raise MissingFile if it does not exist."""
+        """Request the file's size; raise MissingFile if the file does not exist."""
         self._store, self._name = store, name
         self._size, self._next, self._block = store.size(name) or 0, 0, memoryview(b"")
 
@@ -593,7 +594,7 @@ class _Ranges:
 
 
 class _Guarded:
-    """A stream that raises only OmnigesError, and that is closed if it is slower than `Timeouts.min_bytes_s`."""
+    """A stream that raises only OmnigesError, for example if it is slower than `Timeouts.min_bytes_s`."""
 
     def __init__(self, store: UrlStore, name: str, stream: Any, timeouts: Timeouts) -> None:
         self._store, self._name, self._stream, self._timeouts = store, name, stream, timeouts
@@ -617,7 +618,7 @@ class _Guarded:
 
 
 def http_status(error: BaseException) -> int | None:
-    """Return the HTTP status that a storage library's error or one of its causes has; None if there is no status."""
+    """Return the HTTP status of a storage library's error or of its causes; None if none of them has a status."""
     return next((status for status in map(_status, _causes(error)) if status is not None), None)
 
 

@@ -54,11 +54,11 @@ T = TypeVar("T")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
-    """Write tensors, which may be on any device, to a safetensors file; copy one at a time to the CPU.
+    """Write tensors to a safetensors file; only one tensor at a time is copied to the CPU.
 
     Args:
         path: The file.
-        tensors: Tensors by name.
+        tensors: Tensors by name, on any device.
 
     Returns:
         Size in bytes and sha256 of the file.
@@ -67,13 +67,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
 
 
 def write_each(path: Path, kinds: Mapping[str, Kind], tensor_of: Callable[[str], Tensor]) -> tuple[int, str]:
-    """Write a safetensors file whose tensors are computed one after the other.
+    """Write a safetensors file; a function computes the tensors one after the other.
 
     The file consists of the header's length (8 bytes, little endian), a JSON header, and the data.
 
     Args:
         path: The file.
-        kinds: Type and shape of each tensor.
+        kinds: Data type and shape of each tensor, by name.
         tensor_of: Function that returns a tensor by name.
 
     Returns:
@@ -105,7 +105,7 @@ class LazyTensors(Mapping[str, "Tensor"], ABC):
 
     @abstractmethod
     def kind(self, name: str) -> Kind:
-        """Return a tensor's type and shape without its data."""
+        """Return a tensor's data type and shape without reading the data."""
 
 
 class TensorFile(LazyTensors):
@@ -140,7 +140,7 @@ class TensorFile(LazyTensors):
         return len(self._names)
 
     def _read(self, name: str, read: Callable[[], T]) -> T:
-        """Call a function of the library; raise DataError if it cannot read the tensor, for example an unknown type."""
+        """Call a function of the library; raise DataError if it cannot read the tensor."""
         from safetensors import SafetensorError  # noqa: PLC0415 - see above
 
         try:
@@ -152,7 +152,7 @@ class TensorFile(LazyTensors):
             ) from error
 
     def kind(self, name: str) -> Kind:
-        """Return a tensor's type and shape, from the file's header."""
+        """Return a tensor's data type and shape from the file's header."""
         import torch  # noqa: PLC0415 - see above
 
         part = self._read(name, lambda: self._file.get_slice(name))
@@ -181,18 +181,18 @@ def open_tensors(path: Path) -> Mapping[str, Tensor]:
         Tensors by name.
 
     Raises:
-        DataError: The file has neither format, or is damaged.
-        UsageFault: The file does not exist.
+        DataError: The file has neither format, or is damaged. Or a ``.safetensors`` file does not exist.
+        UsageFault: A ``torch.save`` file does not exist.
     """
     return TensorFile(path) if path.suffix == ".safetensors" else read_weights(path, mapped=True)
 
 
 def read_tensors(path: Path, entry: str | None = None) -> dict[str, Tensor]:
-    """Read tensors into memory.
+    """Read all tensors of a ``.safetensors`` or ``torch.save`` file into memory.
 
     Args:
         path: The file.
-        entry: Key in a ``torch.save`` file, see `read_weights`.
+        entry: Key of the tensors in a ``torch.save`` file, see `read_weights`.
 
     Returns:
         Tensors by name.
@@ -201,14 +201,14 @@ def read_tensors(path: Path, entry: str | None = None) -> dict[str, Tensor]:
 
 
 def kinds_of(tensors: Mapping[str, Tensor]) -> dict[str, Kind]:
-    """Return the type and shape of each tensor; if the mapping is an open file, read only its header."""
+    """Return the data type and shape of each tensor by name; of an open file, read only the header."""
     if isinstance(tensors, LazyTensors):
         return {name: tensors.kind(name) for name in tensors}
     return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor; if the mapping is an open file, read only its header."""
+    """Return the shape of each tensor by name; of an open file, read only the header."""
     return {name: shape for name, (_, shape) in kinds_of(tensors).items()}
 
 
@@ -221,7 +221,7 @@ def require_same(
         expected: Expected shapes by name.
         found: Shapes in the file.
         where: Path of the file, for the error.
-        remedy: What the user can do, for the error.
+        remedy: Last part of the error: what the user can do.
 
     Raises:
         DataError: A tensor is missing, is unexpected, or has another shape.
@@ -244,7 +244,7 @@ def require_same(
 
 
 def require_finite(name: str, tensor: Tensor, where: str) -> None:
-    """Refuse a weight that is not floating point, or is NaN or infinite.
+    """Refuse a weight that is not floating point, or contains NaN or infinite values.
 
     Args:
         name: Name of the weight.
@@ -252,7 +252,7 @@ def require_finite(name: str, tensor: Tensor, where: str) -> None:
         where: Path of the file, for the error.
 
     Raises:
-        DataError: The weight is invalid.
+        DataError: The weight is not valid.
     """
     if not tensor.is_floating_point():
         raise DataError(f"{where}: expected floating point, found {name} {tensor.dtype}; choose another file")
@@ -310,9 +310,10 @@ def read_weight_list(path: Path, entry: str, *, mapped: bool = False) -> list[Te
 
 
 def _content(path: Path, entry: str | None, kind: type, *, mapped: bool) -> dict[str, Tensor]:
-    """Return the checked tensors by name from a file, or from one entry in it, whose value has the type `kind`.
+    """Load a ``torch.save`` file, check its tensors, and return them by name.
 
-    The type is dict or list. The names of the tensors in a list are their numbers, from 0.
+    The tensors are the whole content, or the value of the key `entry`. `kind` is the type of their container, dict or
+    list. In a list, the name of a tensor is its index: "0", "1", ….
     """
     import torch  # noqa: PLC0415 - see above
 
