@@ -1,1 +1,1 @@
-"""`omniges verify-shards`: checks that a shard folder is valid, and reports wrong bytes (docs/how-to/verify.md)."""
+"""`omniges verify-shards`: check that a shard folder is valid, and report damage (docs/how-to/verify.md)."""

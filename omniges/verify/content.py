@@ -1,7 +1,7 @@
-"""Decoding of every sample in a shard, and checks of its metadata, words, audio and arrays.
+"""Decode every sample in a shard, and check its metadata, words, audio and arrays.
 
-The digest of each member is checked first. Then the npy header of an array is parsed as text and compared with the
-contract. Last, the values are checked block by block.
+The digest of each member (a file in the shard, such as ``KEY.mel.npy``) is checked first. Then the npy header of an
+array is parsed as text and compared with the shard contract. Last, the values are checked block by block.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _NO_MOTION: Final = {
 _WORD: Final = {"word", "start", "end"}
 _SPAN: Final = {"name", "start", "end", "score", "keywords"}
 _CUT: Final = {"audio_s", "motion_s", "words_dropped", "words_clipped"}
-_ABSENT: Final = object()  # stands for an unreadable JSON member; null is a valid value
+_ABSENT: Final = object()  # returned for an unreadable JSON member; None is the value of JSON's null
 _FIELDS: Final = {*_SCALARS, "audio", "motion", "cut", "sources", "notes"}
 _FIELDS_OF: Final = {
     1: _FIELDS | {*_LABELS_OF_1},
@@ -66,7 +66,10 @@ _KINDS: Final[tuple[tuple[tuple[str, ...], Callable[[Any], bool]], ...]] = (
     (("audio_s", "motion_s", "gain"), lambda value: is_real(value) and value >= 0),
     (("encoding", "key_style"), lambda value: isinstance(value, str)),
 )
-"""Checks of the fields of audio, motion and cut; other fields are not checked."""
+"""Names of fields of audio, motion and cut, and the function that returns whether their values are valid.
+
+The values of other fields are not checked.
+"""
 
 _HEADER: Final = re.compile(
     rb"\{'descr': '(?P<dtype>[<>|=]?[a-zA-Z][0-9]{1,3})', 'fortran_order': False, 'shape': "
@@ -80,15 +83,15 @@ _MEL_FLOOR: Final = float(np.float32(np.log(LOG_FLOOR))) - 1e-4
 
 @dataclass(slots=True)
 class Content:
-    """Contents of the samples in one shard, from which statistics, tokenizer and totals are recomputed.
+    """Data of the samples in one shard, from which statistics, tokenizer and totals are recomputed.
 
-    `partials`, `latents` and `words` cover the train split only.
+    `partials` (partial statistics), `latents` and `words` cover the train split only.
     """
 
     partials: list[tuple[Partial, ...]] = field(default_factory=list)
-    latents: dict[str, list[Partial]] = field(default_factory=dict)  # partials of each codec's latents
+    latents: dict[str, list[Partial]] = field(default_factory=dict)  # partial statistics of latents, by codec
     words: Counter[str] = field(default_factory=Counter)
-    cuts: list[dict[str, float | int]] = field(default_factory=list)  # amounts cut from the samples of every split
+    cuts: list[dict[str, float | int]] = field(default_factory=list)  # seconds and words cut from each sample
 
 
 class _Sample:
@@ -99,7 +102,7 @@ class _Sample:
         self._source = source
 
     def add(self, code: str, member: str, found: str, expected: str = "") -> None:
-        """Record a finding at the first byte of a member's data.
+        """Add a finding at the first byte of a member's data.
 
         Args:
             code: Key of `VERIFY_CODES`.
@@ -112,9 +115,9 @@ class _Sample:
         self.out.add(code, found, expected, key=self.row.key, member=member, offset=at)
 
     def data(self, member: str) -> memoryview | None:
-        """Return a member's bytes, which are valid until the next call.
+        """Return the bytes of a member. If the digest is wrong, add a finding and return None.
 
-        If the digest is wrong, add a finding and return None.
+        The bytes are valid until the next call.
         """
         place = self.row.members[member]
         view = self._source.view(place.size, place.offset)
@@ -125,14 +128,14 @@ class _Sample:
         return None
 
     def json(self, member: str, code: str) -> Any:
-        """Return the value of a JSON member, which must have canonical form.
+        """Decode a JSON member, and check that its bytes have the canonical form.
 
         Args:
             member: Member of the sample, such as ``json``.
             code: Code of the finding if the member is not canonical JSON.
 
         Returns:
-            The value, or `_ABSENT` after a finding.
+            The value; `_ABSENT` if the digest is wrong or the member is not JSON.
         """
         data = self.data(member)
         if data is None:
@@ -150,17 +153,17 @@ class _Sample:
 def check_samples(
     source: Source, rows: Sequence[ManifestRow], settings: dict[str, Any], codecs: Sequence[CodecEntry], out: Collector
 ) -> Content:
-    """Decode and check the samples of an open shard whose layout is valid.
+    """Decode and check the samples of an open shard. The headers of the shard are already checked.
 
     Args:
         source: The open shard.
         rows: Manifest rows of the shard's samples, in their order in the shard.
         settings: Conversion settings from dataset.json.
-        codecs: Codecs in dataset.json whose latents the samples contain.
+        codecs: Codecs in dataset.json; the samples contain their latents.
         out: Collector of the shard's findings.
 
     Returns:
-        Contents from which later checks recompute the files beside the shards.
+        Data from which later checks recompute the files beside the shards.
     """
     content = Content()
     for row in rows:
@@ -185,7 +188,7 @@ def check_samples(
 
 
 def _check_metadata(sample: _Sample, metadata: Any) -> dict[str, Any] | None:
-    """Compare KEY.json with its schema and the manifest; return its audio facts, or None if they are unusable."""
+    """Compare KEY.json with its schema and the manifest. Return its field ``audio``, or None if a field is unusable."""
     row = sample.row
     fields = _FIELDS_OF[row.contract.version]
     if not isinstance(metadata, dict) or metadata.keys() != fields:
@@ -206,7 +209,7 @@ def _check_metadata(sample: _Sample, metadata: Any) -> dict[str, Any] | None:
 
 
 def _facts_of(row: ManifestRow) -> dict[str, Any]:
-    """Return the fields of KEY.json that must equal the manifest, with the values of the manifest."""
+    """Return the fields that KEY.json must contain according to a manifest row."""
     facts: dict[str, Any] = {name: getattr(row, name) for name in _SCALARS}
     sources = {name: {"path": path, "sha256": digest} for name, (path, digest) in row.sources.items()}
     if row.contract.version == 1:
@@ -268,7 +271,7 @@ def _parts_valid(sample: _Sample, metadata: dict[str, Any]) -> bool:
 
 
 def _check_lengths(sample: _Sample, audio: dict[str, Any], motion: dict[str, Any], cut: dict[str, Any]) -> None:
-    """Compare the common length and the amounts cut off with the lengths of the source files."""
+    """Check the length of the clip and the cut amounts against the lengths of the source files."""
     has_audio, moved = "audio" in sample.row.present, _has_motion(sample.row)
     kept = -(-motion["frames"] // motion["frame_stride"]) if moved else 0
     audio_frames = audio["samples"] * timebase.FRAME_RATE_HZ // audio["rate_hz"] if has_audio else 0
@@ -291,7 +294,7 @@ def _check_lengths(sample: _Sample, audio: dict[str, Any], motion: dict[str, Any
 
 
 def _list_of(sample: _Sample, part: Part, member: str, code: str) -> list[Any] | None:
-    """Return the list in a JSON member; empty if the part is absent, None after a finding."""
+    """Return the list in a JSON member. It is empty if the part is absent, and None after a finding."""
     rows = sample.json(member, code)
     if rows is _ABSENT:
         return None
@@ -349,7 +352,7 @@ def _check_annotation(sample: _Sample) -> None:
 
 
 def _check_waveform(sample: _Sample, audio: dict[str, Any] | None) -> None:
-    """Check that audio is kept exactly if the settings require it, and that its decoded length is correct."""
+    """Check that audio is kept if and only if the settings require it, and that FLAC decodes to the correct length."""
     present = [member for member in ("flac", "audio.npy") if member in sample.row.members]
     if audio is None:
         return
@@ -367,7 +370,7 @@ def _check_waveform(sample: _Sample, audio: dict[str, Any] | None) -> None:
 
 
 def _check_flac(sample: _Sample, data: bytes, audio: dict[str, Any]) -> None:
-    import soundfile  # noqa: PLC0415 - libsndfile, needed for kept audio only
+    import soundfile  # noqa: PLC0415 - loads libsndfile, needed for kept audio only
 
     subtype = "PCM_16" if audio["encoding"] == "pcm16" else "PCM_24"
     wanted = ("FLAC", subtype, 1, timebase.SAMPLE_RATE_HZ)
@@ -395,13 +398,13 @@ def _check_flac(sample: _Sample, data: bytes, audio: dict[str, Any]) -> None:
 
 
 def _summed(row: ManifestRow) -> tuple[str, ...]:
-    """Return the members for which stats.json has statistics in the row's contract version."""
+    """Return the names of the members for which stats.json has statistics in the row's contract version."""
     members = tuple(STATISTICS.values())
     return members[:2] if row.contract.version == 1 else members
 
 
 def _check_arrays(sample: _Sample, audio: dict[str, Any] | None, codecs: Sequence[CodecEntry]) -> dict[str, Partial]:
-    """Check every array member; for a train sample, return the partial statistics of valid arrays by member."""
+    """Check every array member. For a train sample, return the partial statistics of valid arrays, by member."""
     row = sample.row
     partials: dict[str, Partial] = {}
     vectors = {codec.member: codec.vectors for codec in codecs}
@@ -427,7 +430,7 @@ def _check_arrays(sample: _Sample, audio: dict[str, Any] | None, codecs: Sequenc
             sample.add("absent-not-nan", member, "a body shape", "zeros, because there is no motion")
         if member == "gesture.npy":
             _check_gesture(sample, array)
-        if member == "mel.npy" and not absent.any():  # the minima of the bands are sufficient
+        if member == "mel.npy" and not absent.any():  # the minimum of each band shows it
             minimum = float((array if partial is None else partial.rows[3]).min(initial=0.0))
             if minimum < _MEL_FLOOR:
                 sample.out.add(
@@ -439,7 +442,7 @@ def _check_arrays(sample: _Sample, audio: dict[str, Any] | None, codecs: Sequenc
 
 
 def _absent_columns(row: ManifestRow, member: str, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-    """Return flags (C,), or (N,) for an array without frames: True for a column that belongs to an absent part."""
+    """Return a flag for each column, (C,), of an array (T, C) or (C,): True if the column belongs to an absent part."""
     absent = np.zeros(shape[-1] if shape else 0, dtype=bool)
     if member == "gesture.npy":
         for part in CHANNELS_OF.keys() - set(row.present):
@@ -451,7 +454,7 @@ def _absent_columns(row: ManifestRow, member: str, shape: tuple[int, ...]) -> np
 
 
 def _check_absent(sample: _Sample, member: str, array: npt.NDArray[Any], absent: npt.NDArray[np.bool_]) -> bool:
-    """Return whether an array is NaN in absent columns and finite in all others; add a finding if not."""
+    """Return True if an array is NaN in absent columns and finite in all others; add a finding otherwise."""
     for start in range(0, len(array) if array.ndim > 1 else 1, _BLOCK_FRAMES):
         block = array[start : start + _BLOCK_FRAMES] if array.ndim > 1 else array[None]
         numbers, broken = ~np.isnan(block[:, absent]), ~np.isfinite(block[:, ~absent])
@@ -468,7 +471,7 @@ def _check_absent(sample: _Sample, member: str, array: npt.NDArray[Any], absent:
 def _npy_array(
     sample: _Sample, member: str, data: memoryview, dtypes: tuple[str, ...], expected_shape: tuple[int, ...]
 ) -> npt.NDArray[Any] | None:
-    """Return an array member as a view, or None after a finding; nothing is allocated or unpickled."""
+    """Return an array member as a view of its bytes, or None after a finding. Nothing is copied or unpickled."""
     head = bytes(data[:10])
     length = int.from_bytes(head[8:10], "little")
     text = bytes(data[10 : 10 + length])
@@ -496,7 +499,7 @@ def _npy_array(
 
 
 def _check_finite(sample: _Sample, member: str, array: npt.NDArray[Any]) -> bool:
-    """Return whether all values are finite; if not, add a finding for the first NaN or infinite value."""
+    """Return True if all values are finite; otherwise add a finding for the first NaN or infinite value."""
     flat = array.reshape(-1)
     for start in range(0, len(flat), _BLOCK_VALUES):
         finite = np.isfinite(flat[start : start + _BLOCK_VALUES])
@@ -515,7 +518,7 @@ def _check_gesture(sample: _Sample, gesture: npt.NDArray[np.float32]) -> None:
     """Check that 6D rotations have orthonormal rows and that the first two root steps are equal."""
     parts = [CHANNELS_OF[part] for part in ("upper", "hands", "lower") if part in sample.row.present]
     channels = np.concatenate([np.arange(part.start, part.stop) for part in parts]) if parts else np.empty(0, int)
-    columns: Any = LAYOUT.rotations if len(parts) == 3 else channels  # a slice is a view
+    columns: Any = LAYOUT.rotations if len(parts) == 3 else channels  # a slice needs no copy
     for start in range(0, len(gesture) if parts else 0, _BLOCK_FRAMES):
         block = gesture[start : start + _BLOCK_FRAMES, columns]
         with np.errstate(over="ignore", invalid="ignore"):
@@ -529,9 +532,10 @@ def _check_gesture(sample: _Sample, gesture: npt.NDArray[np.float32]) -> None:
 
 
 def _orthonormal(planes: npt.NDArray[np.float32]) -> bool:
-    """Return whether the two rows of each 6D rotation in planes (joints, 2, 3, T) are orthonormal within a margin.
+    """Return True if the two rows of each 6D rotation in planes (joints, 2, 3, T) are orthonormal within a margin.
 
-    Only the extreme values are compared, which is fast. `_report_rotation` checks clips near the limit exactly.
+    This check is fast but approximate, so the margin is smaller than the limit of the contract. If it fails,
+    `_report_rotation` checks exactly.
     """
     # Near 1, |r|² − 1 is about 2 (|r| − 1).
     spare = 0.9 * _ORTHONORMAL
@@ -549,7 +553,7 @@ def _orthonormal(planes: npt.NDArray[np.float32]) -> bool:
 def _report_rotation(
     sample: _Sample, block: npt.NDArray[np.float32], start: int, channels: npt.NDArray[np.int_]
 ) -> bool:
-    """Add a finding for the worst rotation in a block if it exceeds the contract's limit; return whether it does."""
+    """Add a finding for the worst rotation in a block and return True, if its error exceeds the contract's limit."""
     planes = block.astype(np.float64).T.reshape(-1, 2, 3, len(block))
     norms = np.abs((planes**2).sum(axis=2) - 1).max(axis=1) / 2
     worst = np.maximum(norms, np.abs((planes[:, 0] * planes[:, 1]).sum(axis=1)))

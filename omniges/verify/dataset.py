@@ -1,6 +1,6 @@
-"""Reading and checking of dataset.json, which may be damaged.
+"""Read and check dataset.json. The file may be damaged: wrong types and values become findings.
 
-Wrong types and numbers become findings. Later checks use the valid fields.
+Later checks use the valid fields.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAX_DOCUMENT_BYTES: Final = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """The entry of a file in dataset.json; only shards have `split` and `samples`."""
+    """Entry of a file in dataset.json. Only entries of shards have `split` and `samples`."""
 
     name: str
     size: int
@@ -37,7 +37,7 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """The usable contents of dataset.json."""
+    """The valid contents of dataset.json."""
 
     document: dict[str, Any]
     shards: dict[str, Listed] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Inventory:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Conversion settings; empty if their form is wrong."""
+        """Settings of the conversion; empty if they are no JSON object."""
         return as_object(as_object(self.document.get("settings")).get("convert"))
 
     @property
@@ -66,15 +66,18 @@ def as_object(found: object) -> dict[str, Any]:
 
 
 def strict_json(data: bytes) -> tuple[Any, bytes]:
-    """Return the value of JSON of unknown origin and its canonical bytes; raise ValueError as `parse_json` does."""
+    """Parse JSON of unknown origin with `parse_json`; return the value and its canonical bytes.
+
+    Invalid JSON raises ValueError.
+    """
     value = parse_json(data)
     return value, canonical_json(value)
 
 
 def read_inventory(folder: Folder) -> tuple[Inventory | None, list[VerifyFinding]]:
-    """Read dataset.json and check that its fields are consistent; return its contents and the findings.
+    """Read dataset.json, and check that its fields are consistent. Return its valid contents and the findings.
 
-    The inventory is None if dataset.json is too damaged to compare other files with it.
+    The contents are None if dataset.json is too damaged to compare other files with it.
     """
     out = Collector(schema.DATASET_FILE)
     document = _read_document(folder, out)
@@ -144,7 +147,7 @@ def _read_document(folder: Folder, out: Collector) -> dict[str, Any] | None:
 
 
 def _listed(found: object, field_name: str, out: Collector) -> dict[str, Listed] | None:
-    """Return the well-formed entries of ``shards`` or ``files``."""
+    """Return the valid entries of the field ``shards`` or ``files`` by name; None if the field is no JSON object."""
     if not isinstance(found, dict):
         out.add("dataset-malformed", f"{field_name}: {type(found).__name__}", "an object")
         return None
@@ -160,7 +163,7 @@ def _listed(found: object, field_name: str, out: Collector) -> dict[str, Listed]
 
 
 def _check_names_of_fields(document: Mapping[str, Any], out: Collector) -> None:
-    """Check that no field is unknown or absent."""
+    """Check that dataset.json has exactly the fields of the contract."""
     fields = {"format", "version", "tool", "features", "settings", "plan", "manifest_hash", "totals", "splits"}
     fields |= {"shards", "files", "checksum"}
     if document.keys() - {"codecs"} != fields:  # `codecs` exists only if a codec has encoded the shards
@@ -188,7 +191,7 @@ def _check_totals(inventory: Inventory, out: Collector) -> None:
 
 
 def _check_plan(document: Mapping[str, Any], out: Collector) -> None:
-    """Check that the plan has the digest of the settings, and that every stem was converted or rejected."""
+    """Check the field ``plan``: the digest of the settings, and that each stem was either converted or rejected."""
     plan = document["plan"]
     digest = sha256_hex(canonical_json(document["settings"]))
     if plan["settings_sha256"] != digest:
@@ -210,7 +213,7 @@ def check_names(names: Sequence[str], listed: set[str]) -> list[VerifyFinding]:
         listed: Names that dataset.json lists.
 
     Returns:
-        One finding for each unlisted name.
+        One finding for each name that is not listed.
     """
     findings = []
     for name in names:

@@ -149,7 +149,7 @@ def _printable(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class VerifyFinding:
-    """One fault and its position: file, and if known, sample key, member and byte offset."""
+    """A fault or a note, and its position: the file and, if known, sample key, member and byte offset."""
 
     code: str
     file: str
@@ -160,7 +160,7 @@ class VerifyFinding:
     offset: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse an unknown code; make texts from untrusted files printable."""
+        """Raise KeyError for an unknown code; make texts from untrusted files printable."""
         if self.code not in VERIFY_CODES:
             raise KeyError(self.code)
         for name in ("file", "found", "expected", "key", "member"):
@@ -170,7 +170,7 @@ class VerifyFinding:
 
     @property
     def severity(self) -> Literal["error", "note"]:
-        """``error`` or ``note``."""
+        """Severity of the code: ``error`` or ``note``."""
         return VERIFY_CODES[self.code].severity
 
     @property
@@ -180,14 +180,14 @@ class VerifyFinding:
         return (self.file, *place, self.found, self.expected)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the finding as JSON."""
+        """Return the finding as a JSON object."""
         return asdict(self) | {"severity": self.severity}
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> VerifyFinding:
-        """Return the finding that `as_json` encoded.
+        """Decode a finding that `as_json` encoded.
 
-        The texts are already printable and are not changed, because a second conversion would shorten them again.
+        Its texts are already printable. They are not converted again, because that would shorten them further.
         """
         finding = cls.__new__(cls)
         for name in row.keys() - {"severity"}:
@@ -197,7 +197,7 @@ class VerifyFinding:
 
 @dataclass(slots=True)
 class Collector:
-    """Collects the findings of one file; beyond a limit for each code, findings are only counted."""
+    """Collector of the findings of one file. For each code, it stores 20 findings and counts further ones."""
 
     file: str
     findings: list[VerifyFinding] = field(default_factory=list)
@@ -232,7 +232,7 @@ class Collector:
         return any(finding.severity == "error" for finding in self.findings)
 
     def finish(self) -> list[VerifyFinding]:
-        """Return all findings in order; for a code over the limit, the last one states how many were only counted."""
+        """Return all findings, sorted. For each code with further findings, one more finding states their number."""
         more = [
             VerifyFinding(code, self.file, f"{count - _PER_CODE} more findings of this code in this file")
             for code, count in self._seen.items()

@@ -1,8 +1,8 @@
-"""Reading of shard folders on this machine or at a URL, with limited memory; read errors become findings.
+"""Read shard folders on this machine or at a URL with limited memory. Read errors become findings.
 
 A folder object lists names and opens files. A source object reads bytes at any offset of one file. On this machine,
-only regular files are opened, and links are not followed. A URL is read in ranges. At most one range of a file, or one
-member, is in memory.
+only regular files are opened, and links are not followed. A URL is read in ranges of bytes. At most one range of a
+file, or one member (a file in a shard), is in memory.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from omniges.storage.remote import MAX_TIME_OUTS, Location, MissingFile, Store, 
 
 T = TypeVar("T")
 
-_CHUNK_BYTES: Final = 256 << 10  # a multiple of 512 that stays in a core's cache between copying and hashing
+_CHUNK_BYTES: Final = 256 << 10  # a multiple of 512; small enough to stay in a core's cache
 _MAPPED_BYTES: Final = 32 << 20  # larger members are memory-mapped, so that the kernel can free their pages
-_WINDOW_BYTES: Final = 8 << 20  # size of a range: large enough to hide latency; a worker has memory for four
+_WINDOW_BYTES: Final = 8 << 20  # size of a range, large enough to hide latency; four ranges fit a worker's memory
 _WAITS_S: Final = (0.5, 1.0, 2.0)  # wait before each retry
 
 
 class FileFault(Exception):
-    """A file cannot be read. The exception contains the code and texts of the finding."""
+    """Exception for a file that cannot be read. It contains the code and texts of the finding."""
 
     def __init__(self, code: str, found: str, expected: str = "a regular file") -> None:
         super().__init__(f"{code}: {found}")
@@ -63,7 +63,7 @@ class LocalFolder:
 
     @contextmanager
     def opened(self, name: str) -> Iterator[Source]:
-        """Open a regular file; raise FileFault if that fails, or for a read error inside the `with` block."""
+        """Open a regular file. Raise FileFault if opening fails, or if reading in the `with` block fails."""
         with _faults():
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             descriptor = os.open(self._path / name, flags)
@@ -147,7 +147,7 @@ class LocalSource:
 def _with_retries(function: Callable[[], T]) -> T:
     """Call a function, and repeat the call after a fault that may be temporary.
 
-    A file that is absent or has become shorter raises FileFault.
+    Raise FileFault if the file is absent or has become shorter.
     """
     time_outs = 0
     for wait_s in (*_WAITS_S, None):
@@ -166,7 +166,7 @@ def _with_retries(function: Callable[[], T]) -> T:
 
 
 class RemoteFolder:
-    """A folder in a store, for use by one thread. Stores have no links or devices."""
+    """A folder on a server or in object storage, for use by one thread. It has no links or devices."""
 
     def __init__(self, store: Store, window_bytes: int) -> None:
         self._store, self._window_bytes = store, window_bytes
@@ -195,7 +195,7 @@ class RemoteFolder:
 
 
 class RemoteSource:
-    """A file in a store."""
+    """A file on a server or in object storage."""
 
     def __init__(self, store: Store, name: str, size: int, window_bytes: int) -> None:
         self._store, self._name, self.size, self._window_bytes = store, name, size, window_bytes
@@ -206,7 +206,7 @@ class RemoteSource:
         return _with_retries(lambda: self._store.read_range(self._name, offset, size)) if size else b""
 
     def read(self, size: int, offset: int) -> bytes:
-        """Return bytes at an offset, from the range in memory if possible.
+        """Return bytes at an offset. No request is needed for bytes of the range in memory.
 
         Args:
             size: Number of bytes.
@@ -238,7 +238,7 @@ class RemoteSource:
         return len(data)
 
     def view(self, size: int, offset: int) -> memoryview:
-        """Return a view of the bytes at an offset; all of these bytes are read into memory.
+        """Read bytes at an offset into memory, and return a view of them.
 
         Args:
             size: Number of bytes.
@@ -255,9 +255,9 @@ Source = LocalSource | RemoteSource
 
 
 class Folders:
-    """Open handles of one folder, one for each thread that reads at the same time; a context manager.
+    """Context manager with open handles of one folder: one handle for each thread that reads at the same time.
 
-    `ahead` states that files will be read from start to end, so each request reads a full range. The constructor raises
+    With `ahead`, files are read from start to end, so each request reads a complete range. The constructor raises
     EnvironmentFault if a package is missing. `borrowed` and every read raise StoreFault if the server or the network
     fails.
     """
@@ -268,7 +268,7 @@ class Folders:
 
     @contextmanager
     def borrowed(self) -> Iterator[Folder]:
-        """Yield an open folder that no other thread uses during the `with` block."""
+        """Yield a handle of the folder that no other thread uses during the `with` block."""
         if self._location.path is not None:
             yield LocalFolder(self._location.path)
             return
@@ -290,10 +290,10 @@ class Folders:
 
 
 def hash_chunks(source: Source, offset: int, size: int) -> Iterator[tuple[int, memoryview, bytearray]]:
-    """Yield the chunks of a byte range as (position, view, buffer).
+    """Read a byte range in chunks, such as for hashing; yield (position, view, buffer) for each chunk.
 
-    All chunks use the same buffer. At the end of the file the last chunk may be short. Chunks start at multiples of 512
-    from `offset`, so a tar header is never divided between two chunks.
+    All chunks use the same buffer. The last chunk may be shorter. Chunks start at multiples of 512 from `offset`, so no
+    tar header is divided between two chunks.
 
     Args:
         source: The open file.

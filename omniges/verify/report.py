@@ -26,7 +26,7 @@ Format = Literal["text", "json", "junit", "github"]
 
 
 def render(result: VerifyResult, form: Format) -> str:
-    """Return a result in one of the four output forms, with a final line break.
+    """Format a result in one of the four output forms, with a final line break.
 
     Args:
         result: The verification's result.
@@ -73,7 +73,7 @@ def _text(result: VerifyResult) -> str:
 
 
 def _json(result: VerifyResult) -> str:
-    """Return the result as one JSON document, without times, so that equal input gives equal output."""
+    """Return the result as one JSON document. It contains no times, so equal input gives equal output."""
     codes = sorted({finding.code for finding in result.findings})
     document = {
         "tool": {"omniges": __version__},
@@ -145,16 +145,16 @@ _FORMS: Final = {"text": _text, "json": _json, "junit": _junit, "github": _githu
 def quarantine(folder: Path, names: Iterable[str]) -> dict[str, Path]:
     """Move damaged files to ``FOLDER.quarantine`` beside the shard folder.
 
-    Only files with names of the contract are moved. dataset.json stays, because without it the next run could reuse
-    nothing. Absent files are skipped. No file in the quarantine folder is replaced: if a name exists there, the moved
-    file gets a number.
+    Only shards and files beside the shards are moved. dataset.json is not moved, because the next run needs it to reuse
+    the valid files. Absent files are skipped. No file in the quarantine folder is replaced: if a name exists there, a
+    number is added to the name of the moved file.
 
     Args:
         folder: The shard folder.
         names: Names of damaged files.
 
     Returns:
-        New path of each moved file, by name.
+        New path of each moved file, by its name in the shard folder.
 
     Raises:
         EnvironmentFault: Another process writes to the folder, or the quarantine is on another disk.

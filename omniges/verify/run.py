@@ -1,4 +1,4 @@
-"""The verification run: it checks dataset.json, the folder, the manifest, all shards in parallel, and other files."""
+"""Verify a shard folder: check dataset.json, the names in the folder, the manifest, the shards, and other files."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class VerifyResult:
     folder: Location
     level: Level
     findings: tuple[VerifyFinding, ...]
-    errors: int  # number of errors among all findings, shown or not
+    errors: int  # number of all errors, also of those beyond --max-findings
     notes: int
     left_out: int  # number of findings beyond --max-findings
-    damaged: tuple[str, ...]  # files with an error, shown or not
+    damaged: tuple[str, ...]  # files with an error
     files: tuple[str, ...]  # every checked file, dataset.json first
     samples: int
     read_bytes: int
-    not_checked: tuple[str, ...]  # checks of the level that were impossible or disabled
+    not_checked: tuple[str, ...]  # checks that the level includes, but that were impossible or disabled
     elapsed_s: float
 
     @property
@@ -60,15 +60,15 @@ class VerifyResult:
 
 
 class _FailFast(Exception):
-    """Raised to stop the run at the first error if --fail-fast is set."""
+    """Exception that stops the run at the first error if --fail-fast is set."""
 
 
 def verify(settings: VerifySettings, count: Callable[[int, int], None] = lambda _done, _total: None) -> VerifyResult:
-    """Check a shard folder; every fault in its content becomes a finding.
+    """Check a shard folder. Every fault in its content becomes a finding.
 
     Args:
         settings: Folder, level and limits.
-        count: Function that is called with (done, total) in megabytes.
+        count: Function that is called with (done, total) megabytes of shards.
 
     Returns:
         Findings, counts and timing.
@@ -92,7 +92,7 @@ def verify(settings: VerifySettings, count: Callable[[int, int], None] = lambda 
         found.not_checked.append("everything after the first error (--fail-fast)")
     ordered = sorted(found.findings, key=lambda finding: finding.sort_key)
     shown = ordered
-    if len(ordered) > settings.max_findings:  # notes are dropped first, then errors
+    if len(ordered) > settings.max_findings:  # notes are left out before errors
         kept = sorted(ordered, key=lambda finding: finding.severity)[: settings.max_findings]
         shown = sorted(kept, key=lambda finding: finding.sort_key)
     errors = [finding for finding in ordered if finding.severity == "error"]
@@ -134,7 +134,7 @@ class _Verification:
 
         Args:
             folders: Handles of the shard folder.
-            count: Function that is called with (done, total) in megabytes.
+            count: Function that is called with (done, total) megabytes of shards.
         """
         location, level = self.settings.location, self.settings.level
         self.files.append(schema.DATASET_FILE)
@@ -189,7 +189,10 @@ class _Verification:
         self._add(report.findings)
 
     def _unlisted(self, folder: Folder, inventory: Inventory | None) -> list[VerifyFinding]:
-        """Return findings about unlisted files; without an inventory, only about files of an unfinished run."""
+        """Return findings about files that dataset.json does not list.
+
+        If dataset.json is unusable (`inventory` is None), report only temporary files and unfinished runs.
+        """
         location = self.settings.location
         try:
             names = folder.names()
@@ -219,7 +222,7 @@ class _Verification:
         return found
 
     def _chosen(self, inventory: Inventory) -> list[Listed]:
-        """Return the shards selected by --shard and --split, sorted by name."""
+        """Return the shards that --shard and --split select, sorted by name; refuse an unknown shard name."""
         splits = self.settings.splits
         names = {name if name.endswith(".tar") else f"{name}.tar" for name in self.settings.shard_names}
         unknown = sorted(names - inventory.shards.keys())
@@ -235,7 +238,7 @@ class _Verification:
         ]
 
     def _check_side_file(self, folder: Folder, listed: Listed) -> list[VerifyFinding]:
-        """Check a file's size and, above level quick, its checksum; keep valid content that later checks need."""
+        """Check the size of a file and, above level quick, its checksum. Keep valid content that later checks need."""
         out = Collector(listed.name)
         level = self.settings.level
         wanted = {schema.MANIFEST_FILE, schema.TOKENIZER_FILE}
@@ -263,9 +266,9 @@ class _Verification:
         return out.finish()
 
     def _manifest(self, inventory: Inventory) -> tuple[list[ManifestRow] | None, dict[str, list[ManifestRow]]]:
-        """Return all rows of the manifest, and the rows by shard for shards whose layout is possible.
+        """Return all rows of the manifest, and by shard the rows of each shard with a consistent layout.
 
-        At level quick, and if the manifest cannot be used, the result is None and an empty dictionary.
+        If the level is quick or the manifest is unusable, return None and an empty dictionary.
         """
         data = self.contents.pop(schema.MANIFEST_FILE, None)
         if self.settings.level == "quick":
@@ -286,7 +289,7 @@ class _Verification:
         return rows, planned
 
     def _check_beside(self, inventory: Inventory, chosen: Sequence[Listed], rows: list[ManifestRow] | None) -> None:
-        """Check statistics, tokenizer and report against the samples."""
+        """Compare statistics, latents.json, tokenizer and report with the samples."""
         report, latents, stats, tokenizer = map(
             self.contents.get, (schema.REPORT_FILE, schema.LATENTS_FILE, schema.STATS_FILE, schema.TOKENIZER_FILE)
         )

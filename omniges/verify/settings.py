@@ -1,4 +1,4 @@
-"""Settings of a verification. The module imports little, so that `omniges --help` is fast."""
+"""Settings of `omniges verify-shards`. The module imports little, so that `omniges --help` is fast."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class VerifySettings:
         was=("out", "report"),
         shown="standard output",
     )
-    isolate: bool = False  # decode in a separate process even with one worker
+    isolate: bool = False  # decode FLAC in a separate process even with one worker
 
     def __post_init__(self) -> None:
         """Refuse invalid values; the error names the flag."""

@@ -1,6 +1,7 @@
-"""Parallel checks of shards at three levels: only start and end, hash and every header, or all content.
+"""Check shards in parallel, at one of three levels.
 
-Threads do the work. Separate processes do it if a decoder could crash the program, or if the shards are large.
+Level quick checks start and end of a shard, level full its hash and every header, level deep all content. The checks
+run in threads. They run in separate processes if a decoder could crash the program, or if the shards are large.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class ShardJob:
     listed: Listed
     level: Level
     rows: Sequence[ManifestRow] | None  # None if the manifest is not trusted
-    elsewhere: dict[str, str]  # key -> shard to which it belongs
+    elsewhere: dict[str, str]  # shard of each sample, by key
     settings: dict[str, Any]
     codecs: Sequence[CodecEntry]
 
@@ -67,7 +68,7 @@ def reports(jobs: Sequence[ShardJob], folders: Folders, *, workers: int, isolate
         jobs: Jobs of one verification; they differ only in shard and rows.
         folders: Handles of the shard folder.
         workers: Largest number of threads or processes at once.
-        isolate: Decode in separate processes even with one worker.
+        isolate: Decode FLAC in separate processes even with one worker.
 
     Yields:
         The job and its report.
@@ -90,11 +91,11 @@ def reports(jobs: Sequence[ShardJob], folders: Folders, *, workers: int, isolate
 
 
 def _needs_processes(jobs: Sequence[ShardJob], workers: int, *, isolate: bool) -> bool:
-    """Return whether processes are needed in place of threads.
+    """Return True if processes must be used in place of threads.
 
-    Only level deep needs them: for FLAC, whose decoder may crash, and for large sets, where Python code in a thread
-    blocks the other threads. Hashing and NumPy release the interpreter lock. So for less than some gigabytes, starting
-    processes takes more time than it saves. Other processes cannot read a store in the memory of this process.
+    Only level deep needs processes: the decoder of FLAC may crash, and in large sets, Python code in one thread blocks
+    the other threads. Sets of at most 4 GiB use threads, because starting processes would take more time than it saves.
+    Other processes cannot read a folder in the memory of this process (protocol ``memory``).
     """
     if not jobs or jobs[0].level != "deep" or jobs[0].location.protocol == "memory":
         return False
@@ -137,7 +138,7 @@ def _in_processes(jobs: Sequence[ShardJob], workers: int) -> Reports:
 
 
 def prepare(setup: dict[str, Any]) -> Callable[[Any], Answer]:
-    """Return the function with which a worker process (`omniges.workers`) checks the shard of a task."""
+    """Return the function that a worker process (`omniges.workers`) calls to check the shard of one task."""
     location = Location(**setup.pop("location"))
     codecs = [CodecEntry.from_json(name, entry) for name, entry in setup.pop("codecs").items()]
 
@@ -223,7 +224,7 @@ def _check_ends(source: Source, out: Collector) -> None:
 
 
 def _check_bytes(job: ShardJob, source: Source, out: Collector) -> None:
-    """Check hash, headers and padding in one pass; after any difference, read header by header to locate it."""
+    """Check hash, headers and padding in one pass. After a difference, read header by header to locate it."""
     plan = ShardPlan.of_rows(job.rows, job.elsewhere) if job.rows else None
     if source.size == job.listed.size:
         digest, exact = hashlib.sha256(), plan is not None

@@ -1,7 +1,7 @@
-"""Checks of the files beside the shards: manifest, statistics, latents.json, tokenizer and report.
+"""Check the files beside the shards: manifest, statistics, latents.json, tokenizer and report.
 
-The manifest is compared with dataset.json; its rows describe the layout of each shard. Statistics, latents.json and the
-tokenizer are recomputed from the samples. The report of findings is read line by line.
+The manifest is compared with dataset.json. Statistics, latents.json and the tokenizer are recomputed from the samples.
+The report of findings is read line by line.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _FINDING: Final = {"code", "severity", "stem", "file", "found", "expected", "mea
 
 
 def read_rows(data: bytes, samples: int, out: Collector) -> list[manifest.ManifestRow] | None:
-    """Return the rows of the manifest, or None after a finding.
+    """Decode the manifest, and check each row alone. Return the rows, or None after a finding.
 
     Args:
         data: Bytes of manifest.parquet.
@@ -47,9 +47,9 @@ def read_rows(data: bytes, samples: int, out: Collector) -> list[manifest.Manife
         out: Collector of the manifest's findings.
 
     Returns:
-        All rows, each checked alone but not yet compared with each other; None after a finding.
+        All rows; None after a finding. `check_rows` compares the rows with each other.
     """
-    import pyarrow as pa  # noqa: PLC0415 - 0.3 s that level quick does not pay
+    import pyarrow as pa  # noqa: PLC0415 - takes 0.3 s, not needed by level quick
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     try:
@@ -71,7 +71,7 @@ def read_rows(data: bytes, samples: int, out: Collector) -> list[manifest.Manife
 
 
 def _first_torn_column(file: pq.ParquetFile) -> str:
-    """Return the first column whose nulls differ from the other columns of its source or member; "" if none."""
+    """Return the first column with nulls in other rows than the other columns of its source or member; "" if none."""
     groups = [[f"{source}_path", f"{source}_sha256"] for source in manifest.SOURCES]
     for member in manifest.optional_members(file.schema_arrow.names):
         column = manifest.column_of(member)
@@ -88,14 +88,15 @@ def _first_torn_column(file: pq.ParquetFile) -> str:
 def check_rows(
     rows: Sequence[manifest.ManifestRow], inventory: Inventory
 ) -> tuple[dict[str, list[manifest.ManifestRow]], list[VerifyFinding]]:
-    """Compare the rows with each other and with dataset.json.
+    """Compare the rows of the manifest with each other and with dataset.json.
 
     Args:
         rows: All rows of the manifest.
         inventory: Valid contents of dataset.json.
 
     Returns:
-        Rows by shard, for shards whose layout is possible, and the findings.
+        By shard name, the rows of each shard with a consistent layout: its members lie one after the other and fill the
+        file. Also the findings.
     """
     out = Collector(schema.MANIFEST_FILE)
     for name in ("key", "stem"):
@@ -134,7 +135,10 @@ def check_rows(
 
 
 def _check_each(rows: Sequence[manifest.ManifestRow], latents: set[str], out: Collector) -> None:
-    """Check in each row that key and lengths follow from stem and frames, and which audio and latents it lists."""
+    """Check each row: the key follows from the stem, and the lengths follow from the number of frames.
+
+    A row must list at most one waveform, and the latents of all codecs.
+    """
     for row in rows:
         if key_from_stem(row.stem) != row.key:
             out.add("key-not-of-stem", f"stem {row.stem!r}", key_from_stem(row.stem), key=row.key)
@@ -194,7 +198,7 @@ def _check_document(rows: Sequence[manifest.ManifestRow], inventory: Inventory, 
 
 
 def check_recordings(rows: Sequence[manifest.ManifestRow]) -> list[VerifyFinding]:
-    """Report recordings with equal content or sources: an error if in two splits, a note if twice in one split."""
+    """Report recordings with equal content or equal sources: an error across splits, a note within one split."""
     out = Collector(schema.MANIFEST_FILE)
     reported: set[str] = set()
     for number in range(2):
@@ -308,7 +312,7 @@ def check_tokenizer(data: bytes, words: Counter[str], tool: dict[str, Any]) -> l
     wanted = train_tokenizer(words)
     if data == wanted:
         return []
-    if tokenizer_problem(data) is not None:  # already reported as tokenizer-invalid
+    if tokenizer_problem(data) is not None:  # already reported with the code tokenizer-invalid
         return []
     out = Collector(schema.TOKENIZER_FILE)
     installed = metadata.version("tokenizers")
@@ -351,7 +355,7 @@ def check_cut_totals(document: dict[str, Any], cuts: Sequence[dict[str, float | 
 
 
 def check_report(data: bytes, rows: Sequence[manifest.ManifestRow]) -> list[VerifyFinding]:
-    """Check that every line of report.jsonl is a finding, in order, and that none contradicts the manifest.
+    """Check that every line of report.jsonl is a finding, that the lines are sorted, and that they fit the manifest.
 
     Args:
         data: Bytes of report.jsonl.
@@ -361,7 +365,7 @@ def check_report(data: bytes, rows: Sequence[manifest.ManifestRow]) -> list[Veri
         Findings; an empty list if there is no fault.
     """
     out = Collector(schema.REPORT_FILE)
-    reported: dict[str, set[str]] = defaultdict(set)  # stem -> codes
+    reported: dict[str, set[str]] = defaultdict(set)  # codes by stem
     last: tuple[str, ...] = ()
     offset = 0
     for line in data.splitlines(keepends=True):

@@ -1,4 +1,4 @@
-"""Reading of a shard header by header, without `tarfile`, to report where and how the shard is damaged.
+"""Read a shard header by header, without `tarfile`, to report where and how the shard is damaged.
 
 Every step advances by at least one block, and only plain octal sizes are accepted. At most one range of the shard is in
 memory. So no shard can cause an endless loop or fill the memory.
@@ -22,7 +22,7 @@ from omniges.verify.folders import Source, hash_chunks
 
 _WINDOW_BYTES: Final = 64 << 10
 _RESYNC_TRIES: Final = 8
-_MAX_NAMES: Final = 1 << 18  # stored names without a plan, so that many tiny members cannot fill the memory
+_MAX_NAMES: Final = 1 << 18  # largest number of unplanned names to store, so that they cannot fill the memory
 _ZERO_BLOCK: Final = bytes(BLOCK_BYTES)
 _MEMBERS: Final = (*map(re.escape, KNOWN_MEMBERS), LATENT_MEMBER.pattern)
 _NAME: Final = re.compile(rf"(?P<key>[A-Za-z0-9_-]{{1,{MAX_KEY_BYTES}}})\.(?P<member>{'|'.join(_MEMBERS)})", re.ASCII)
@@ -49,16 +49,16 @@ class Planned:
 
     @property
     def end(self) -> int:
-        """Byte offset of the end of the member's last block."""
+        """Byte offset after the member's last block."""
         return self.offset + self.size + -self.size % BLOCK_BYTES
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """Positions of all members of a shard according to the manifest, without gaps from the first byte on."""
+    """Planned members of a shard in order, according to the manifest. `gap` finds a gap between them."""
 
     members: Sequence[Planned]
-    elsewhere: dict[str, str] = field(default_factory=dict)  # key -> shard to which it belongs
+    elsewhere: dict[str, str] = field(default_factory=dict)  # shard of each sample, by key
 
     @classmethod
     def of_rows(cls, rows: Sequence[ManifestRow], elsewhere: dict[str, str] | None = None) -> ShardPlan:
@@ -66,7 +66,7 @@ class ShardPlan:
 
         Args:
             rows: Rows of the shard, in order of their position.
-            elsewhere: For each key that belongs to another shard, the name of that shard.
+            elsewhere: Name of the shard to which each key belongs, by key; used for errors.
 
         Returns:
             The plan.
@@ -94,7 +94,10 @@ class ShardPlan:
         return self.members[-1].end if self.members else 0
 
     def gap(self) -> tuple[Planned, int] | None:
-        """Return the first member that does not begin at the end of the previous member, and its expected offset."""
+        """Return the first member that does not follow the previous member directly, and its expected data offset.
+
+        Return None if there is no gap.
+        """
         position = 0
         for planned in self.members:
             if planned.offset != position + BLOCK_BYTES or planned.size < 0:
@@ -104,7 +107,10 @@ class ShardPlan:
 
 
 def exact_blocks(plan: ShardPlan) -> Iterator[tuple[int, bytes]]:
-    """Yield (position, bytes) for all bytes that the contract determines; each item lies within one block."""
+    """Yield (position, bytes) of headers, padding and end of a shard: the bytes that the contract determines.
+
+    Each item lies within one block.
+    """
     for planned in plan.members:
         yield planned.offset - BLOCK_BYTES, member_header(planned.name, planned.size)
         if planned.size % BLOCK_BYTES:
@@ -115,7 +121,7 @@ def exact_blocks(plan: ShardPlan) -> Iterator[tuple[int, bytes]]:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A tar header with a valid size field; `fault` is the fault of another field; None if all fields are valid."""
+    """A tar header with a valid size field. `fault` describes an invalid other field; None: all fields are valid."""
 
     name: str
     size: int
@@ -123,7 +129,7 @@ class Header:
 
 
 def parse_header(block: bytes) -> Header | Fault:
-    """Parse a header, or return its fault. After a fault, the position of the next header is unknown."""
+    """Parse a header. Return a fault if the checksum or size is invalid: then the next header's position is unknown."""
     stored = block[148:156]
     computed = sum(block[:148]) + 8 * 32 + sum(block[156:])
     if stored != b"%06o\0 " % computed:
@@ -159,8 +165,8 @@ class _Walk:
         self._out = out
         self._window = (0, b"")
         self._seen: set[str] = set()
-        self._furthest = -1  # highest index in the plan of all members found so far
-        self._last: tuple[str, tuple[int, str]] | None = None  # without a plan: key and sort key of the last member
+        self._furthest = -1  # highest plan index of the members found so far
+        self._last: tuple[str, tuple[int, str]] | None = None  # key and sort key of the last member, without a plan
         self._cut = False
 
     def run(self) -> None:
@@ -194,7 +200,7 @@ class _Walk:
         return data[position - start : position - start + count]
 
     def _next(self) -> Planned | None:
-        """Return the planned member that follows the last found member; None at the end of the plan."""
+        """Return the planned member after the furthest member found so far; None at the end of the plan."""
         place = self._furthest + 1
         return self._plan.members[place] if place < len(self._plan.members) else None
 
@@ -216,7 +222,10 @@ class _Walk:
         self._out.add("shard-cut", found, expected, first.key, first.member, self._size)
 
     def _zero_block(self, position: int) -> int | None:
-        """Handle a zero block, at the end or too early; return the position from which to continue, or None."""
+        """Handle a zero block: the end of the archive, or damage before it.
+
+        Return the position from which to continue; None: stop.
+        """
         ending = self._bytes(position, len(END_OF_ARCHIVE))
         rest = self._size - position
         awaited = self._next()
@@ -236,14 +245,14 @@ class _Walk:
         return None
 
     def _mark_found(self, position: int) -> None:
-        """Mark the planned member at this position as found, because its damaged header has been reported."""
+        """Mark the planned member at this position as found, so that it is not also reported as missing."""
         place = bisect_right(self._plan.headers, position) - 1
         if place >= 0 and self._plan.headers[place] == position:
             self._seen.add(self._plan.members[place].name)
             self._furthest = max(self._furthest, place)
 
     def _bad(self, position: int, fault: Fault) -> int | None:
-        """Report a header without a usable size; return the position from which to continue, or None."""
+        """Report a header that `parse_header` refused. Return the position from which to continue; None: stop."""
         if self._planned and self._plan.end <= position < self._plan.end + len(END_OF_ARCHIVE):
             dirty = next(k for k, byte in enumerate(self._bytes(position, BLOCK_BYTES)) if byte)
             self._out.add("shard-end", "a byte that is not zero", "two zero blocks", offset=position + dirty)
@@ -260,7 +269,7 @@ class _Walk:
         return following
 
     def _resync(self, position: int) -> int | None:
-        """Return the next position at which the plan has a header and the shard has a valid header, or None."""
+        """Return the next position at which plan and shard both have a header; None if there is none nearby."""
         first = bisect_right(self._plan.headers, position)
         for start in self._plan.headers[first : first + _RESYNC_TRIES]:
             block = self._bytes(start, BLOCK_BYTES)
@@ -269,7 +278,7 @@ class _Walk:
         return None
 
     def _member(self, position: int, header: Header) -> int | None:
-        """Check one member; return the position of the next header, or None if the member exceeds the file."""
+        """Check one member. Return the position of the next header, or None if the member ends after the file."""
         data, padding = position + BLOCK_BYTES, -header.size % BLOCK_BYTES
         match = _NAME.fullmatch(header.name)
         key, member = (match["key"], match["member"]) if match else (None, None)
