@@ -1,6 +1,6 @@
-"""Batches for the flow model: on the device, in the units of the shards, with a number for each speaker.
+"""Training batches for the flow model. Arrays have the units of the shards, and speakers are numbers.
 
-The model normalises inputs with its own statistics, so this module disables the normalisation of the loader.
+The model normalises its inputs with its own statistics. Therefore this module turns off the loader's normalisation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ I64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Location of a window: its position in the training sequence, its recording and its start."""
+    """Location of a window: position in the training sequence, key of the clip, first tick, index of the shard set."""
 
     position: int
     key: str
@@ -64,7 +64,7 @@ def speakers_of(data: Sequence[DataSource]) -> tuple[str, ...]:
 
 
 class Feed(BatchLoader):
-    """Endless iterator over the batches of one rank, in the form that the model expects."""
+    """Endless loader of the batches of one rank (process), which returns them as `Windows` for the model."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Feed(BatchLoader):
         device: torch.device,
         identity: ModelIdentity | None = None,
     ) -> None:
-        """Open the loader, with the tokenizer and the speaker numbers of a model or, without a model, of the data.
+        """Open the loader with the tokenizer and speaker numbers of a model or, if no model is given, of the data.
 
         Args:
             data: Shard sets to read.
@@ -83,10 +83,10 @@ class Feed(BatchLoader):
             share: Part of the sequence that this rank reads.
             settings: Settings of the loader.
             device: Device of the batches.
-            identity: The model; None: the data defines tokenizer and speakers.
+            identity: Identity of the model; None: use the tokenizer and the speakers of the data.
 
         Raises:
-            UsageFault: No window passes the filters, or no train sample contributed to the statistics.
+            UsageFault: No window passes the filters, or the statistics contain no train sample.
         """
         data[0].catalog.normaliser()  # raises if there are no statistics
         tokenizer = None if identity is None else identity.tokenizer
@@ -101,7 +101,10 @@ class Feed(BatchLoader):
         self._latents: tuple[StreamName, ...] = tuple(name for name in STREAMS if name in data[0].catalog.codecs)
 
     def next(self) -> tuple[Windows, I64]:
-        """Return the next batch and its positions (B,) on the CPU; raise the errors of `BatchLoader.next_batch`."""
+        """Return the next batch, on the device, and the positions (B,) of its windows in the training sequence.
+
+        Raises the errors of `BatchLoader.next_batch`.
+        """
         batch = self.next_batch()
         if batch is None:
             raise RuntimeError("a shuffled sequence has no end")
@@ -121,11 +124,11 @@ class Feed(BatchLoader):
 
     @property
     def filtered(self) -> bool:
-        """True if clips that lack streams were left out, which changes the order of the sequence."""
+        """True if a filter leaves out clips that lack streams. The filter changes the sequence of windows."""
         return any(source.catalog.filters.streams for source in self._data)
 
     def streams_at(self, positions: I64) -> Bools | None:
-        """Return which streams are present (P, 3) in the windows at positions (P,); None if no stream is absent.
+        """Return flags (P, 3) of the streams that the windows at positions (P,) have; None if no stream is absent.
 
         The positions may belong to any rank.
         """
@@ -147,5 +150,5 @@ class Feed(BatchLoader):
         ]
 
     def state_at(self, position: int) -> dict[str, Any]:
-        """Return the state of the loader at a position, as JSON."""
+        """Return the state of the loader at a position in the training sequence, as a JSON object for checkpoints."""
         return self.state_dict() | {"position": position}

@@ -1,4 +1,7 @@
-"""Settings of a training run: types, defaults, ranges and help texts; quick to import for `omniges --help`."""
+"""Settings of a training run: types, defaults, ranges and help texts.
+
+The module imports quickly, so that `omniges --help` is fast.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ LEARNING_RATES: Final[Mapping[str, float]] = MappingProxyType(
 DEFAULT_VALIDATION_STEPS: Final = 500
 _CORRECT: Final = "correct the recipe"
 PRETRAINED_LEARNING_RATE: Final = 1e-4
-"""Default peak learning rate for pretrained weights."""
+"""Default peak learning rate of a run that starts from pretrained weights."""
 
 
 def _condition_names() -> tuple[str, ...]:
@@ -45,7 +48,10 @@ def _condition_names() -> tuple[str, ...]:
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
-    """Settings of a training run: flags of `omniges train`, and keys of recipes, which have ``_`` for ``-``."""
+    """Settings of a training run.
+
+    Each field is a key of recipes. Most fields are also flags of `omniges train`: ``batch_size`` is ``--batch-size``.
+    """
 
     shards: tuple[str, ...] = option(
         ("shards",),
@@ -169,7 +175,7 @@ class TrainSettings:
     flow: Mapping[str, Any] = option({}, "Fields of FlowSettings that differ from the default.", only_recipe=True)
 
     def __post_init__(self) -> None:
-        """Refuse values out of range and combinations that are not possible."""
+        """Set defaults that depend on other settings; raise UsageFault for invalid values and combinations."""
         from omniges.model.draws import FlowSettings
         from omniges.model.spec import ModelConfig
         from omniges.trainer.validation.best import check_metric
@@ -235,7 +241,10 @@ class TrainSettings:
         return {name: Path(folder) for name, _, folder in (text.partition("=") for text in self.validation_codec)}
 
     def _refuse_unread_model_keys(self) -> None:
-        """Refuse model settings that have no effect, because a stream is, or is not, stored as latents of a codec."""
+        """Raise UsageFault for model settings that have no effect with the chosen codecs.
+
+        Some settings apply only to a stream that is stored as latents, others only to a stream that is not.
+        """
         unread = sorted({"text_prediction", "normalise_text"} & self.model.keys()) if self.text_codec is None else []
         if unread:
             raise UsageFault(
@@ -258,7 +267,7 @@ class TrainSettings:
                 )
 
     def _check_sharding(self) -> None:
-        """Refuse settings that do not work with a sharded model."""
+        """Raise UsageFault for settings that do not work with a sharded model."""
         if self.sharding == "none":
             return
         if self.compile:
@@ -269,7 +278,10 @@ class TrainSettings:
             raise UsageFault(f"--sharding {self.sharding}: expected --mixed-precision no or bf16, found fp16; use bf16")
 
     def _check_validation_codecs(self) -> None:
-        """Refuse entries without a folder, codecs whose latents this run does not use, and repeated codecs."""
+        """Raise UsageFault for an invalid ``--validation-codec``, or for ``--t5-tokenizer`` without a text codec.
+
+        Each entry needs a folder and a codec of this run. Each codec may occur once.
+        """
         seen: set[str] = set()
         for text in self.validation_codec:
             name, _, folder = text.partition("=")
@@ -296,27 +308,27 @@ class TrainSettings:
 
     @property
     def model_changes(self) -> dict[str, Any]:
-        """Fields of `ModelConfig` that the run sets."""
+        """Values of `ModelConfig` fields that replace those of the preset, by name."""
         own: dict[str, Any] = {} if self.gesture_channels is None else {"gesture_channels": self.gesture_channels}
         if self.gesture_codec is not None:
             own["gesture_tokens"] = "frames"
         return dict(self.model) | own
 
     def model_config(self) -> ModelConfig:
-        """Return the model configuration of the preset; raise UsageFault for invalid sizes."""
+        """Return the preset's model configuration with the changes of this run; raise UsageFault for invalid values."""
         from omniges.model.spec import PRESETS, ModelConfig
 
         preset = PRESETS[self.preset or "tiny"].as_json()
         return Document(preset | self.model_changes, "recipe key model", _CORRECT, kind=UsageFault).read(ModelConfig)
 
     def flow_settings(self) -> FlowSettings:
-        """Return the distributions of tasks and noise levels; raise UsageFault for invalid ones."""
+        """Return the distributions of tasks and noise levels; raise UsageFault for invalid values."""
         from omniges.model.draws import FlowSettings
 
         return Document(dict(self.flow), "recipe key flow", _CORRECT, kind=UsageFault).read(FlowSettings)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the settings as a recipe that has every key."""
+        """Return all settings by name, as JSON values. URLs are without credentials."""
         from omniges.storage.remote import parse_location
 
         found = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}

@@ -1,9 +1,11 @@
-"""Coordination of a run's processes: requests to stop, values that all ranks agree on, and shared work.
+"""Coordination of the processes (ranks) of a run: requests to stop, values that all ranks agree on, shared work.
 
-SIGTERM and SIGUSR1 request a checkpoint and exit code 75; Ctrl-C requests a checkpoint and exit code 130. A second
-Ctrl-C exits at once. During waits, and during work that may be discarded, a request raises `StopNow`. At other times
-a request sets a flag, which is checked at least once in each step. Ranks communicate over a separate gloo group, which
-never waits for a device. After each turn of shared work, all ranks learn whether one of them has to stop or has failed.
+SIGTERM and SIGUSR1 request a checkpoint and exit code 75. Ctrl-C requests a checkpoint and exit code 130. A second
+Ctrl-C exits at once. A request raises `StopNow` while the process waits or computes a result that it may discard. At
+other times, the request only sets a flag. The training loop checks this flag at least once in each step.
+
+Ranks communicate over a separate gloo group, so that they do not wait for a GPU. After each turn of shared work, all
+ranks learn whether a rank has to stop or has failed.
 """
 
 from __future__ import annotations
@@ -22,19 +24,19 @@ import torch.distributed as dist
 from omniges.errors import EnvironmentFault, ExitCode, OmnigesError
 
 SECOND_CTRL_C_AFTER_S: Final = 0.5
-"""Seconds after the first Ctrl-C in which further ones are ignored: a terminal and a launcher may both send it."""
+"""Seconds after the first Ctrl-C in which more are ignored, because a terminal and a launcher may both send SIGINT."""
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 
 class RankLost(EnvironmentFault):
-    """Another process of the run ended or does not answer, so that the ranks cannot communicate."""
+    """Error: another process of the run ended or does not answer, so the ranks cannot communicate."""
 
 
 @contextmanager
 def exchanging(world_size: int) -> Iterator[None]:
-    """If communication fails because another process ended, raise `RankLost` with a message of one line.
+    """Run a block that communicates with other ranks; raise `RankLost` if another process is lost.
 
     Args:
         world_size: Number of processes.
@@ -70,19 +72,19 @@ _CODES: Final = {
 
 
 class StopNow(BaseException):
-    """The run has to stop now, and the current work may be discarded.
+    """Exception: the run has to stop now, and the current work may be discarded.
 
-    It is a BaseException, so that libraries do not catch it.
+    It is a BaseException, so that ``except Exception`` in a library does not catch it.
     """
 
 
 class Stopper:
-    """A context manager that handles SIGTERM, SIGUSR1 and SIGINT; only for the main thread, as Python requires."""
+    """Context manager that handles SIGTERM, SIGUSR1 and SIGINT. Python allows this only in the main thread."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self.exit_code: ExitCode | None = None
-        """Exit code that a signal requested, or None; the code of Ctrl-C replaces that of other signals."""
+        """Exit code that a signal requested, or None. Ctrl-C has priority over the other signals."""
         self._interrupted_at: float | None = None
         self._may_raise = False
         self._previous: dict[signal.Signals, Any] = {}
@@ -92,7 +94,7 @@ class Stopper:
         """Allow `StopNow` anywhere in the block; raise it at once if a stop was requested before the block.
 
         Args:
-            enabled: False: signals only set the flag.
+            enabled: If False, a signal only sets `exit_code`.
 
         Yields:
             Nothing.
@@ -128,7 +130,7 @@ class Stopper:
             raise StopNow
 
     def _leave(self, number: int, frame: FrameType | None) -> None:
-        """Restore the previous handler and raise the signal again, which ends the program."""
+        """Restore and call the previous signal handler; if the program continues, raise KeyboardInterrupt."""
         previous = self._previous[signal.Signals(number)]
         signal.signal(number, previous)
         if callable(previous):
@@ -137,7 +139,7 @@ class Stopper:
 
 
 class Ranks:
-    """Communication between the ranks of a run."""
+    """Communication between the ranks (processes) of a run."""
 
     def __init__(self, timeout: timedelta | None = None) -> None:
         """Use torch's process group if one was started; otherwise there is one rank.
@@ -155,11 +157,11 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """True if this rank writes files and reports."""
+        """True on rank 0, which writes files and reports progress."""
         return self.rank == 0
 
     def largest(self, number: int) -> int:
-        """Return the largest number of all ranks; every rank gets the same result."""
+        """Return the maximum of a number over all ranks. All ranks call this method and get the same result."""
         if self._group is None:
             return number
         shared = torch.tensor([number], dtype=torch.int64)
@@ -168,7 +170,7 @@ class Ranks:
         return int(shared[0])
 
     def from_first(self, data: bytes) -> bytes:
-        """Return the bytes of the first rank (at least one byte); every rank gets the same result."""
+        """Send bytes (at least one) from the first rank to all ranks; return them on all ranks."""
         if self._group is None:
             return data
         shared = torch.zeros(self.largest(len(data) if self.first else 0), dtype=torch.uint8)
@@ -180,7 +182,17 @@ class Ranks:
 
     @contextmanager
     def together(self, what: str) -> Iterator[None]:
-        """Make all ranks leave a block together: if one rank fails, the other ranks raise EnvironmentFault."""
+        """Run a block on all ranks; if one rank fails, raise EnvironmentFault on the other ranks.
+
+        Args:
+            what: Name of the action in the error, such as ``open the run``.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            EnvironmentFault: Another rank failed. The failed rank raises its own error.
+        """
         try:
             with exchanging(self.world_size):
                 yield
@@ -193,7 +205,7 @@ class Ranks:
             raise EnvironmentFault(f"expected every rank to {what}, found that another could not; see its own message")
 
     def collected(self, data: bytes) -> list[bytes]:
-        """Return the bytes of all ranks (at least one byte each) in rank order; sent over the gloo group."""
+        """Gather the bytes of all ranks (at least one byte each), in rank order, over the gloo group."""
         if self._group is None:
             return [data]
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
@@ -208,7 +220,7 @@ class Ranks:
         return [part[: int(size[0])].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
 
     def gathered(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Stack the equally shaped tensors (…) of all ranks to one tensor (ranks, …) on the same device."""
+        """Gather tensors (…) of equal shape from all ranks, and stack them to (ranks, …) on the same device."""
         if self.world_size == 1:
             return tensor[None]
         parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
@@ -218,11 +230,11 @@ class Ranks:
 
 
 class Interrupted(Exception):
-    """Raised on all ranks when one rank has to stop; the results of the shared work are discarded."""
+    """Exception on all ranks when one rank has to stop. The results of the shared work are discarded."""
 
 
 class SharedWork:
-    """Work that the ranks divide among them and do in turns.
+    """Divides work among the ranks. All ranks work in turns: in each turn, a rank processes at most one item.
 
     With one process, a request to stop ends a turn at once. With several processes, a request takes effect at the end
     of the turn, because the other ranks wait for this rank.
@@ -239,7 +251,7 @@ class SharedWork:
             work: Function that computes the result of one item.
 
         Returns:
-            The results of this rank, in order.
+            Results of the items of this rank, in the order of the items.
 
         Raises:
             Interrupted: A rank has to stop; raised on all ranks.
@@ -248,12 +260,12 @@ class SharedWork:
         found = []
         for first in range(0, len(items), self._ranks.world_size):
             place = first + self._ranks.rank
-            own = items[place : place + 1]  # empty if the last turn has fewer items than ranks
+            own = items[place : place + 1]  # empty if the last turn has no item for this rank
             found += self.on_all_ranks(lambda own=own: [work(item) for item in own])  # type: ignore[misc]
         return found
 
     def on_all_ranks(self, work: Callable[[], Answer]) -> Answer:
-        """Do the same work on every rank; raise the errors of `shared`."""
+        """Call a function on every rank, and return its result on this rank; raise the errors of `shared`."""
         done: list[Answer] = []
         fault: OmnigesError | None = None
         try:

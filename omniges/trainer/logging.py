@@ -1,6 +1,6 @@
 """Logs of a run: losses by task and stream, and one line of JSON for each event in ``log.jsonl``.
 
-The log is always written; trackers receive the same numbers if they were chosen.
+The log is always written. Trackers (TensorBoard, Weights & Biases) are optional, and receive the same numbers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ I64 = npt.NDArray[np.int64]
 _KEEP: Final = 0.98
 LOG_FILE: Final = "log.jsonl"
 TRACKER_FOLDERS: Final = ("tensorboard", "wandb")
-"""Folders of trackers in a run's folder."""
+"""Names of the trackers' folders in a run's folder."""
 
 
 def in_order(gathered: F64, steps: int) -> F64:
@@ -79,7 +79,7 @@ def per_task(losses: F64, plan: Plan, weights: Mapping[StreamName, float]) -> di
         weights: Weight of each stream.
 
     Returns:
-        ``loss`` and ``samples`` by task.
+        A dictionary for each task: ``loss``, the weighted mean, and ``samples``, the number of samples.
     """
     samples = _weighted(losses, weights)
     return {
@@ -118,20 +118,20 @@ class Smoothed:
         return self.value / self.lowest if self.lowest > 0 else 1.0
 
     def as_json(self) -> dict[str, Any]:
-        """Return the state as checkpoints store it."""
+        """Return ``value`` and ``lowest`` for a checkpoint; both are None before the first loss."""
         if math.isnan(self.value):
             return {"value": None, "lowest": None}
         return {"value": self.value, "lowest": self.lowest}
 
     @classmethod
     def of(cls, value: float | None, lowest: float | None) -> Smoothed:
-        """Return a state from the values that `as_json` stores."""
+        """Create the smoothed loss from the values that `as_json` returned."""
         return cls() if value is None or lowest is None else cls(value, lowest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """A validation sample in the form that trackers show: its origin, the generated result and a picture."""
+    """A row of the tables in trackers: origin of a validation sample, generated result and picture."""
 
     task: str
     recording: str
@@ -139,20 +139,20 @@ class Shown:
     source_path: str
     start_tick: int
     ticks: int
-    files: str  # folder of the files
-    generated: str  # generated words; without words, the types of the files or the reason why there are none
+    files: str  # folder of the generated files
+    generated: str  # generated words; for other targets the types of the files; or the reason why there is no result
     recorded: str  # words of the recording
     picture: Path
 
 
 COLUMNS: Final = tuple(field.name for field in fields(Shown))
-"""Columns of the tables in which trackers show samples."""
+"""Columns of the tables of samples in trackers."""
 
 
 class Logbook:
-    """Writes events to RUN/log.jsonl and passes them to trackers; only on the first rank.
+    """Writes events to RUN/log.jsonl and passes their numbers to trackers, on the first rank only.
 
-    A tracker that fails is removed, and the run continues without it, because the log contains everything.
+    If a tracker fails, it is removed and the run continues, because the log contains the same numbers.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class Logbook:
         Args:
             run: Folder of the run.
             trackers: Trackers that receive the same numbers.
-            active: False on all ranks but the first, where nothing is written.
+            active: True on the first rank; False on the other ranks, which write nothing.
             log_message: Function that is called with a message if a tracker fails.
         """
         self.path = run / LOG_FILE
@@ -179,11 +179,11 @@ class Logbook:
             self._descriptor = open_log(self.path)
 
     def write(self, event: str, **facts: Any) -> None:
-        """Append an event.
+        """Append an event to the log.
 
         Args:
             event: Name of the event.
-            **facts: Its values, as JSON.
+            **facts: Values of the event, which JSON must be able to represent.
 
         Raises:
             EnvironmentFault: The disk is full or not writable.
@@ -192,23 +192,23 @@ class Logbook:
             return
         line = json.dumps({"event": event} | facts, ensure_ascii=False, allow_nan=False) + "\n"
         with os_errors(self.path):
-            append_line(self._descriptor, line.encode("utf-8", "backslashreplace"))  # names of files may be no text
+            append_line(self._descriptor, line.encode("utf-8", "backslashreplace"))  # file names may be invalid UTF-8
 
     def track(self, step: int, facts: Mapping[str, Any]) -> None:
         """Pass the numbers of an event to the trackers.
 
         Args:
-            step: Step of the event.
-            facts: Nested values; only numbers are passed.
+            step: Training step of the event.
+            facts: Values by name; mappings may be nested. Only numbers are passed.
         """
         numbers = dict(flat_numbers(facts))
         self._with_trackers(lambda tracker: tracker.log(step, numbers))
 
     def show(self, step: int, samples: Sequence[Shown]) -> None:
-        """Pass samples to the trackers; without samples, do nothing.
+        """Pass validation samples to the trackers; without samples, do nothing.
 
         Args:
-            step: Step of the samples.
+            step: Training step of the validation.
             samples: The samples.
         """
         if samples:
@@ -241,14 +241,14 @@ class Logbook:
 
 
 def flat_numbers(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yield the numbers of a nested mapping; other values are skipped.
+    """Yield the numbers of a nested mapping, and skip other values.
 
     Args:
         facts: The mapping.
         prefix: Prefix of all names.
 
     Yields:
-        The name, with levels joined by ``/``, and the number.
+        Name, with the keys of all levels joined by ``/``, and number.
     """
     for name, value in facts.items():
         if isinstance(value, Mapping):
@@ -261,7 +261,7 @@ def open_trackers(names: Sequence[str], run: Path, config: Mapping[str, Any]) ->
     """Open trackers by name.
 
     Args:
-        names: ``tensorboard`` or ``wandb``.
+        names: Names of trackers: ``tensorboard`` or ``wandb``.
         run: Folder of the run.
         config: Settings of the run, which trackers show.
 
@@ -281,7 +281,7 @@ def open_trackers(names: Sequence[str], run: Path, config: Mapping[str, Any]) ->
 
 
 class _TensorBoard:
-    """A tracker that writes event files in RUN/tensorboard."""
+    """A tracker that writes event files to RUN/tensorboard."""
 
     name: Final = "tensorboard"
 
@@ -301,7 +301,7 @@ class _TensorBoard:
             self._writer.add_scalar(name, number, step)
 
     def show(self, step: int, samples: Sequence[Shown]) -> None:
-        """Write a table of text, and each picture once.
+        """Write the samples as a text table, and each picture once.
 
         Args:
             step: Step of the run.
@@ -323,7 +323,7 @@ class _TensorBoard:
 
 
 class _WeightsAndBiases:
-    """A tracker that writes a wandb run in RUN/wandb; the variable WANDB_MODE sets the mode (online or offline)."""
+    """A tracker that writes a wandb run to RUN/wandb. The environment variable WANDB_MODE selects online or offline."""
 
     name: Final = "wandb"
 
@@ -360,12 +360,12 @@ class _WeightsAndBiases:
         self._run.log({"validation/samples": table, "validation/pictures": pictures}, step=step)
 
     def close(self) -> None:
-        """Finish the run of wandb."""
+        """Finish the wandb run."""
         self._run.finish()
 
 
 Tracker = _TensorBoard | _WeightsAndBiases
-"""A receiver of numbers and samples."""
+"""A tracker, which receives the numbers of events and the validation samples."""
 _OPENERS: Final[dict[str, Callable[[Path, Mapping[str, Any]], Tracker]]] = {
     "tensorboard": _TensorBoard,
     "wandb": _WeightsAndBiases,

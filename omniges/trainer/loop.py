@@ -68,7 +68,7 @@ class StepProgress(Progress):
 
     @property
     def line(self) -> str:
-        """Progress in words, for the terminal."""
+        """Progress as a line of text for the terminal."""
         of = f"/{self.last_step}" if self.last_step is not None else ""
         left = "" if self.left_s is None else f", {duration(self.left_s)} left"
         return (
@@ -82,16 +82,16 @@ class Outcome:
     """Result of the loop."""
 
     stop_reason: StopReason
-    steps: int  # since this start
+    steps: int  # since the run was started or resumed
     samples: int
     seconds: float
     waiting: float  # share of the time spent waiting for data
-    loss: float | None  # mean over the steps since the last log line
-    checkpoint: Path | None  # last checkpoint saved since this start
+    loss: float | None  # mean over the steps of the last log line
+    checkpoint: Path | None  # last checkpoint since the run was started or resumed
 
     @property
     def exit_code(self) -> ExitCode:
-        """Exit code of the command."""
+        """Exit code of `omniges train`."""
         return _EXIT_CODES.get(self.stop_reason, ExitCode.OK)
 
 
@@ -124,9 +124,9 @@ class Loop:
             run: Open resources of the run.
             state: State to continue from, which the loop updates.
             save: Function that saves a checkpoint; its arguments are the state and a flag. If the flag is true, only
-                this rank calls the function; otherwise every rank does.
+                this rank calls the function; otherwise all ranks call it.
             logbook: Log of the run.
-            reporter: Progress for the terminal.
+            reporter: Object that prints progress on the terminal.
             validator: Validation of the run, or None.
         """
         self._identity, self._state, self._save_state = run.identity, state, save
@@ -142,7 +142,7 @@ class Loop:
         self._waited_s = 0.0
         self._loss: float | None = None
         self._fault: OmnigesError | None = None
-        self._consistent = True  # weights and state belong to the same step
+        self._consistent = True  # True if weights and state belong to the same step
 
     def run(self) -> Outcome:
         """Train until there is a reason to stop; then save a checkpoint, unless the losses are invalid.
@@ -179,7 +179,7 @@ class Loop:
         )
 
     def _learn(self) -> StopReason:
-        reason = self._validate() if self._due() else StopReason.NONE  # may be due after an interruption
+        reason = self._validate() if self._due() else StopReason.NONE  # not done if the last run was stopped
         while reason is StopReason.NONE:
             reason = self._step()
             if reason is StopReason.NONE:
@@ -194,8 +194,8 @@ class Loop:
     def _save_before_exit(self, error: Exception) -> None:
         """Save the last complete step after an unexpected error, and write the error to the log.
 
-        The other ranks do not know of the error, so this rank acts alone. Errors during the save are suppressed,
-        because they may have the same cause, and the user needs to see the first error.
+        The other ranks do not know of the error, so this rank saves without them. Errors during the save are
+        suppressed: they may have the same cause, and the user needs to see the first error.
         """
         state = self._state
         with contextlib.suppress(OmnigesError):
@@ -212,7 +212,10 @@ class Loop:
     # --- one step
 
     def _step(self) -> StopReason:
-        """Take one step and return `StopReason.NONE`; to stop, leave the weights unchanged and return the reason."""
+        """Take one training step and return `StopReason.NONE`.
+
+        If the run has to stop, leave the weights unchanged and return the reason.
+        """
         if self._rate.total_steps is not None and self._state.step >= self._rate.total_steps:
             return StopReason.DONE
         each = []
@@ -290,7 +293,10 @@ class Loop:
         return self._validator is not None and self._state.step % self._validator.every_steps == 0
 
     def _validate(self) -> StopReason:
-        """Validate the current step, unless it is already validated; save a checkpoint if it is the best so far."""
+        """Validate the current step, unless this was done before; return why the run has to stop, or NONE.
+
+        Save a checkpoint if the step is the best so far.
+        """
         state = self._state
         if self._validator is None or state.validated >= state.step:
             return StopReason.NONE
@@ -302,7 +308,7 @@ class Loop:
             self._fault = error
             return StopReason.FAILED
         finally:
-            self._interval = _Interval()  # time for validation is not time for steps
+            self._interval = _Interval()  # the time of validation does not count as time of steps
         state.validated = state.step
         if state.best is not None and state.best.step == state.step and not self._validator.mark_best(state):
             self._save()
@@ -310,7 +316,7 @@ class Loop:
 
     def _save(self, *, alone: bool = False) -> None:
         began = time.monotonic()
-        self._consistent = False  # a failed save is not repeated
+        self._consistent = False  # if the save fails, `_save_before_exit` must not repeat it
         self._checkpoint = self._save_state(self._state, alone)
         self._consistent = True
         self._saved_step = self._state.step
@@ -320,7 +326,10 @@ class Loop:
         self._reporter.say(f"saved {self._checkpoint}")
 
     def _read_losses(self) -> None:
-        """Read the losses of the last steps from the device, check and log them; nothing else waits for the device."""
+        """Read the losses since the last log line from the device, check them and log them.
+
+        Training steps do not wait for the device, because their losses are read only here.
+        """
         interval, self._interval = self._interval, _Interval()
         steps = len(interval.starts)
         if not steps:
@@ -384,12 +393,12 @@ class Loop:
         """Return the random draws (tasks, noise levels) for positions (P,), which may belong to any rank."""
         return draw_plan(self._flow, self._settings.seed, positions, self._feed.streams_at(positions))
 
-    # --- refused losses
+    # --- invalid losses
 
     def _require_finite(self, first: int, starts: list[int], losses: F64, norms: F64) -> None:
         """Raise DataError for the first step with a NaN or infinite loss or gradient.
 
-        With fp16, a gradient may overflow. The loss scale is then lowered and the step is skipped; this is no error.
+        With fp16, a gradient may overflow. Then the loss scale is lowered and the step is skipped, without an error.
 
         Args:
             first: Index of the first step.
@@ -408,7 +417,7 @@ class Loop:
                 self._refuse(first + k, batch, "the gradient is NaN or infinite, though each sample's loss is finite")
 
     def _refuse(self, step: int, positions: I64, what: str) -> NoReturn:
-        """Abort without a checkpoint; the error names the samples and a command that lists their batch."""
+        """Raise DataError without saving a checkpoint; the error names samples and a command that lists the batch."""
         self._consistent = False
         plan, places = self._plan_at(positions), self._feed.places(positions)
         tasks = [list(TASKS)[number] for number in plan.task.tolist()]
@@ -424,7 +433,10 @@ class Loop:
         )
 
     def _trace_command(self, position: int) -> str | None:
-        """Return the command line that lists the micro-batch at a position; None if no command can read the shards."""
+        """Return the command line of `omniges trace-batches` that lists the micro-batch at a position.
+
+        Return None if the command cannot read the data of this run.
+        """
         settings, identity, share = self._settings, self._identity, self._feed.share
         location = parse_location(settings.shards[0])
         if len(settings.shards) > 1 or not location.path or self._feed.filtered:
@@ -434,7 +446,7 @@ class Loop:
         words |= {"tick-multiple": identity.tick_multiple} if identity.config.audio_grid else {}
         words |= {"seed": settings.seed}
         step, within = divmod(position, share.micro_batch)
-        if self._feed.position % share.micro_batch:  # after a resume with another global batch
+        if self._feed.position % share.micro_batch:  # resumed with another global batch: positions do not align
             words |= {"world-size": 1, "rank": 0, "batch-size": 1, "from-step": position}
         else:
             rank = within // share.batch_size

@@ -25,7 +25,7 @@ _SHA1_DIGITS: Final = 40
 
 
 def data_provenance(data: Sequence[DataSource]) -> list[dict[str, Any]]:
-    """Return the content and origin of each shard set: manifest hash, filters, clips, version of the converter."""
+    """Return a dictionary for each shard set: path or URL, weight, manifest hash, filters, sizes, tool and codecs."""
     return [
         {
             "shards": source.shard_source().describe("").rstrip("/"),
@@ -51,15 +51,16 @@ def package_versions() -> dict[str, str]:
 def git_state(package: Path | None = None) -> dict[str, Any] | None:
     """Return the commit of the checkout that contains this package, and the files that differ from it.
 
-    This function reads only git objects and hashes the files of the working tree itself. `git status` could run
-    programs that the repository configures (core.fsmonitor, filters).
+    This function reads git objects, and hashes the files of the working tree in Python. It does not call `git status`,
+    which could run programs that the repository configures (core.fsmonitor, filters).
 
     Args:
         package: Folder of the package; None: this one.
 
     Returns:
-        ``commit`` and ``changed``; None if the package's ``__init__.py`` is not in the commit. Therefore an installed
-        package has None, even if its environment lies inside another repository.
+        ``commit``, the git object name, and ``changed``, the sorted paths of files that differ. None if git fails, or
+        if the commit does not contain the package's ``__init__.py``. For example, an installed package may lie in an
+        environment inside another repository.
     """
     program = shutil.which("git")
     where = package or Path(__file__).resolve().parents[1]
@@ -81,7 +82,7 @@ def git_state(package: Path | None = None) -> dict[str, Any] | None:
 
 
 def _blob_digest(path: Path, digits: int) -> str | None:
-    """Return the git object name of the content of a file or the target of a link; None if it cannot be read.
+    """Return the git object name of a file's content or a link's target; None if the path cannot be read.
 
     With 40 `digits`, the name is a SHA-1; with 64, a SHA-256.
     """
@@ -101,7 +102,7 @@ def _blob_digest(path: Path, digits: int) -> str | None:
 
 
 def _git(program: str, folder: Path, *words: str) -> str | None:
-    """Run git in a folder and return its output; None if the folder is in no repository or git fails."""
+    """Run git in a folder and return its output; None if git fails or takes too long."""
     command = [program, "--no-optional-locks", "-c", "core.fsmonitor=false", "-C", str(folder), *words]
     # Use only the repository that contains the folder, fetch no objects, and never prompt.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
@@ -121,7 +122,7 @@ def machine(device: torch.device, world_size: int) -> dict[str, Any]:
         world_size: Number of ranks.
 
     Returns:
-        Device, threads, ranks, cores, processor and platform.
+        A dictionary of ``device``, ``threads``, ``world_size``, ``cores``, ``processor`` and ``platform``.
     """
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

@@ -1,4 +1,4 @@
-"""Recipes: YAML files of training settings, which flags override. The package contains some recipes."""
+"""Recipes: YAML files of training settings. Flags override recipes. The package contains some recipes."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def load_settings(recipe: Path | None, flags: Mapping[str, Any]) -> TrainSetting
     """Return the settings of a recipe, overridden by flags.
 
     Args:
-        recipe: The name of a packaged recipe, or a YAML file whose keys are fields of `TrainSettings`, with ``_`` or
-            ``-``.
+        recipe: Name of a packaged recipe, or a YAML file; None: only flags. The keys are fields of `TrainSettings`,
+            written with ``_`` or ``-``.
         flags: Values by field; None or an empty list means that the user did not pass the flag.
 
     Returns:
@@ -73,7 +73,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 
 
 def _require_plain(where: str, value: Any) -> None:
-    """Refuse values of types that no setting has: dates, bytes, sets, NaN and infinite numbers."""
+    """Raise UsageFault for values that no setting can have: dates, bytes, sets, NaN and infinite numbers."""
     inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
     for one in inner:
         _require_plain(where, one)
@@ -83,11 +83,11 @@ def _require_plain(where: str, value: Any) -> None:
 
 
 def _expanded(where: str, value: Any) -> Any:
-    """Replace a leading ``~`` in PATH or NAME=PATH by the home folder, as a shell does; keep other values."""
+    """Replace ``~`` at the start of PATH, also in NAME=PATH, by the home folder; return other values unchanged."""
     if isinstance(value, list):
         return [_expanded(where, one) for one in value]
     name, equals, path = value.rpartition("=") if isinstance(value, str) else ("", "", "")
-    # Checkpoints, which may be read on another machine, keep the ~ of the cache's folder.
+    # Checkpoints store `cache_dir`. It keeps its ~, because another machine may read the checkpoint.
     if (path != "~" and not path.startswith("~/")) or where.endswith(": cache_dir"):
         return value
     try:

@@ -1,4 +1,4 @@
-"""The resources of a training run (device, shards, feed, model, learner, validation) and its state.
+"""The resources of a training run (device, shards, batches, model, optimizer, validation) and its progress.
 
 Invalid settings are refused before the first step.
 """
@@ -67,7 +67,7 @@ _RATE_CLIPS: Final = 256
 
 @contextmanager
 def accelerated(settings: TrainSettings) -> Iterator[Accelerator]:
-    """Set up device, precision and processes; undo the setup afterwards, so that a process can train twice.
+    """Set up device, precision and processes; undo the setup afterwards, so that a process can train several times.
 
     On a CPU, deterministic algorithms are switched on, at no measurable cost.
 
@@ -122,7 +122,7 @@ class Run:
 
 @dataclass(slots=True)
 class RunState:
-    """Progress of a run after a step, without the weights and moments, which belong to the learner."""
+    """Progress of a run after a step. The learner stores the weights and the optimizer's moments."""
 
     step: int = 0
     position: int = 0
@@ -140,7 +140,7 @@ def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, st
         settings: Settings of the run.
         accelerator: Device and precision.
         ranks: Ranks of the run.
-        stack: Stack that closes the resources.
+        stack: Stack that closes the resources at the end of the run.
 
     Returns:
         The open run.
@@ -204,14 +204,15 @@ def open_run(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, st
 
 
 def with_compile(settings: TrainSettings, device: torch.device) -> tuple[TrainSettings, list[str]]:
-    """Return settings that say whether to compile; by default, compile on a GPU if nothing prevents it.
+    """Return settings with a value for `compile`; the default is to compile on a GPU if nothing prevents it.
 
     Args:
         settings: Settings of the run.
         device: Device of the model.
 
     Returns:
-        Settings with a value for `compile`, and a warning if the pass on a GPU is not compiled.
+        Settings whose `compile` is True or False, and a list of warnings. The list has one warning if `compile` was not
+        set and something prevents the compilation on a GPU; otherwise it is empty.
     """
     if settings.compile is not None:
         return settings, []
@@ -226,23 +227,23 @@ def with_compile(settings: TrainSettings, device: torch.device) -> tuple[TrainSe
 
 
 def _with_saved_tokens(settings: TrainSettings) -> TrainSettings:
-    """Return settings with the gesture tokens of the run to resume, unless the recipe sets them.
+    """Return settings with the type of gesture tokens of the run to resume, unless the settings determine the type.
 
-    Therefore runs that started before spline tokens existed continue with their old tokens.
+    Therefore, a run that started before spline tokens existed continues with its old type of tokens.
     """
     if "gesture_tokens" in settings.model or settings.gesture_codec is not None:
         return settings
     for path in checkpoints(settings.output_dir / CHECKPOINTS):
         try:
             saved = load_identity(open_checkpoint(path, bytewise=False))
-        except OmnigesError:  # reported when a checkpoint is chosen
+        except OmnigesError:  # reported later, when a checkpoint is chosen
             continue
         return replace(settings, model=dict(settings.model) | {"gesture_tokens": saved.config.gesture_tokens})
     return settings
 
 
 def _source(settings: TrainSettings, config: ModelConfig, text: str, weight: float, stack: ExitStack) -> DataSource:
-    """Open the train split of a local folder or of a URL (through the cache), with statistics for the model."""
+    """Open the train split of a local folder or, through the cache, of a URL; add statistics that the model needs."""
     location, cache = parse_location(text), None
     if location.path is None:
         folder = home_expanded("--cache-dir", settings.cache_dir)
@@ -255,7 +256,7 @@ def _source(settings: TrainSettings, config: ModelConfig, text: str, weight: flo
     wanted = Filters(split="train", streams=allowed_tasks(settings.flow_settings().shares))
     catalog = read_catalog(shards.folder, wanted, settings.codecs, labels, config.gesture_channels)
     found = dict(catalog.statistics)
-    if found.get("samples"):  # version 1 lacks some statistics
+    if found.get("samples"):  # shard sets of version 1 lack some statistics
         own = ShardFolder(shards.folder, shards)
         if config.with_jaw_eyes and "jaw_eyes" not in found:
             found["jaw_eyes"] = train_statistics(own, "jaw_eyes.npy")
@@ -282,7 +283,7 @@ def _left_out(data: Sequence[DataSource]) -> list[str]:
 
 
 def _conditions(settings: TrainSettings, data: Sequence[DataSource], statistics: bytes) -> dict[str, ConditionStream]:
-    """Return the condition streams by name, fitted to the train clips."""
+    """Create the condition streams, by name. Each learns its values from the train clips."""
     facts = training_facts([source.catalog for source in data], json.loads(statistics))
     found = {}
     for name, kind in find_streams(settings.condition_streams, "--condition-streams").items():
@@ -293,7 +294,10 @@ def _conditions(settings: TrainSettings, data: Sequence[DataSource], statistics:
 
 
 def _identity(settings: TrainSettings, data: Sequence[DataSource], start: Start | None) -> ModelIdentity:
-    """Return the model's identity; raise UsageFault if the folders differ in the loudness of their audio."""
+    """Return the identity of the model: everything that defines it except the weights.
+
+    Raise UsageFault if the folders differ in the loudness of their audio.
+    """
     documents = [read_dataset(source.catalog.folder) for source in data]
     rules = [loudness_of(document, source.catalog.folder) for document, source in zip(documents, data, strict=True)]
     if len(set(rules)) > 1:
@@ -324,12 +328,15 @@ def _identity(settings: TrainSettings, data: Sequence[DataSource], start: Start 
 
 
 def _guidance(settings: TrainSettings, codecs: Collection[str]) -> dict[StreamName, float]:
-    """Return the guidance scales that the model states; guidance needs training without conditions too."""
+    """Return the model's default scales of classifier-free guidance, by stream.
+
+    Only mel audio has a scale, and only if training drops conditions, which guidance requires.
+    """
     return {"audio": AUDIO_GUIDANCE} if settings.flow_settings().condition_dropout and "audio" not in codecs else {}
 
 
 def _with_absent_parts(identity: ModelIdentity, data: Sequence[DataSource]) -> ModelIdentity:
-    """Return an identity whose model gets masks of absent parts as input, if some clips lack parts.
+    """Return the identity. If some clips lack parts, its model gets masks of absent parts as input.
 
     Raise UsageFault if clips have a part that has no statistics.
     """
@@ -347,10 +354,11 @@ def _with_absent_parts(identity: ModelIdentity, data: Sequence[DataSource]) -> M
 
 
 def _speaking_rate(data: Sequence[DataSource]) -> bytes:
-    """Estimate the speaking rate, which `generate` needs for plain text; return b"" if there are too few words.
+    """Return the estimated speaking rate as JSON; b"" if there are too few words, or if text is stored as latents.
 
-    The estimate uses at most `_RATE_CLIPS` evenly spaced clips of each folder. From a remote folder, it reads only the
-    first shard, so that training does not wait for other shards. Models with text stored as latents need no rate.
+    `generate` needs the rate for text without word times. The estimate uses at most `_RATE_CLIPS` evenly spaced clips
+    of each folder. From a remote folder, it reads only the first shard, so that training does not wait for other
+    shards.
     """
     clips: list[list[dict[str, Any]]] = []
     for source in data:
@@ -373,7 +381,9 @@ def _speaking_rate(data: Sequence[DataSource]) -> bytes:
 def _open_validation(
     settings: TrainSettings, data: tuple[DataSource, ...], identity: ModelIdentity, learner: Learner, ranks: Ranks
 ) -> tuple[Validation | None, list[str]]:
-    """Return the validation of a run and warnings; without a setting, validate only if there are held-out windows.
+    """Return the validation of a run and warnings; the validation is None if it is turned off.
+
+    By default, the run validates if there are held-out windows.
 
     Raise UsageFault if a requested validation is impossible, DataError if a codec is damaged, and EnvironmentFault if
     matplotlib is missing.
@@ -408,7 +418,8 @@ def _open_decoders(identity: ModelIdentity, settings: TrainSettings, device: tor
     """Load the codecs that decode the run's latents, from the folders in the settings.
 
     Losses need no codec. If a stream has no codec folder, tasks with this target stream are not sampled, and reports
-    state the reason. Codecs draw initial weights, so the state of torch's random generators is restored afterwards.
+    state the reason. Constructing a codec draws random weights. Therefore, the state of torch's random generator is
+    restored afterwards.
 
     Raise UsageFault if another codec encoded the latents, and DataError if a folder is invalid.
     """
@@ -424,7 +435,7 @@ def _open_decoders(identity: ModelIdentity, settings: TrainSettings, device: tor
 
 
 def _validation_warnings(held_out: HeldOut, identity: ModelIdentity, codecs: Codecs, tasks: Sequence[str]) -> list[str]:
-    """Return messages about the validation, shown before the first step: windows, speakers and missing codecs."""
+    """Return messages for the start of the run: validation windows, unknown speakers and missing codecs."""
     speakers = {window.row.speaker for window in held_out.windows}
     unknown = sorted(str(name) for name in speakers if name not in identity.speakers)
     recordings = {(window.source, window.row.key) for window in held_out.windows}
@@ -463,7 +474,7 @@ def _require_computable(metric: str, held_out: HeldOut, codecs: Codecs, tasks: S
 
 
 def _lacking(metric: str, held_out: HeldOut, codecs: Codecs) -> str | None:
-    """Return why a metric cannot be computed on any held-out window, with the remedy; None if it may be computed."""
+    """Return the reason why no held-out window allows a metric, with the remedy; None if a window may allow it."""
     if metric.startswith(("word_start", "word_end")) and codecs.untimed_text:
         return UNTIMED
     rows = [window.row for window in held_out.windows]

@@ -25,7 +25,7 @@ from omniges.storage.tensors import LazyTensors, kinds_of
 from omniges.trainer.distributed import Ranks
 
 _END: Final = -1
-"""Number that ends an exchange of tensors."""
+"""Number that the first rank announces to end an exchange of tensors."""
 
 
 def shard_model(model: FlowModel, device: torch.device, *, bf16: bool) -> None:
@@ -36,7 +36,7 @@ def shard_model(model: FlowModel, device: torch.device, *, bf16: bool) -> None:
     Args:
         model: Model with complete parameters, equal on all ranks; they become DTensors on the device.
         device: Device of this rank.
-        bf16: Forward and backward passes use autocast to bf16.
+        bf16: True if forward and backward passes use autocast to bf16.
 
     Raises:
         EnvironmentFault: The installed torch cannot reduce gradients that only some ranks have.
@@ -61,7 +61,8 @@ def skeleton_of(model: FlowModel, *, empty: bool) -> FlowModel:
 
     Args:
         model: The model.
-        empty: If true, parameters of the copy have shapes but no data; otherwise both share the same parameters.
+        empty: If True, parameters of the copy have shapes but no data. If False, the copy shares the parameters of the
+            model.
 
     Returns:
         The copy.
@@ -83,14 +84,14 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def norm_of_all(norm: Tensor) -> Tensor:
-    """Combine the norms of the ranks' parts of a vector to the norm of the complete vector (scalar tensors)."""
+    """Return the norm () of a vector, given the norm () of the part that this rank stores; all ranks call this."""
     squared = norm.square()
     dist.all_reduce(squared)
     return squared.sqrt()
 
 
 def copy_rows(own: Iterable[Tensor], whole: Iterable[Tensor]) -> None:
-    """Copy complete tensors, which every rank has, into sharded or complete tensors; each rank copies its own rows.
+    """Copy complete tensors into sharded or complete tensors; every rank passes all tensors and copies its own rows.
 
     Args:
         own: Tensors to overwrite.
@@ -102,7 +103,7 @@ def copy_rows(own: Iterable[Tensor], whole: Iterable[Tensor]) -> None:
 
 @torch.no_grad()
 def _put(own: Tensor, values: Tensor, *, source: int | None) -> None:
-    """Copy complete values into a tensor; the values come from rank `source`, or with None from each rank itself."""
+    """Copy complete values into a tensor. Rank `source` sends the values; None: each rank uses its own values."""
     values = values.to(own.device, own.dtype)
     if isinstance(own, DTensor):
         own.copy_(distribute_tensor(values, own.device_mesh, own.placements, src_data_rank=source))
@@ -129,20 +130,20 @@ def receive(slots: Sequence[Tensor], values: Iterable[Tensor], ranks: Ranks) -> 
         return
     try:
         for number, (slot, tensor) in enumerate(zip(slots, values, strict=True)):
-            ranks.largest(number)  # announced after reading, which may fail: the others wait for it now
+            ranks.largest(number)  # after reading, which may fail: the other ranks now wait for it
             _put(slot, tensor, source=0)
     finally:
         ranks.largest(_END)
 
 
 def _announced(ranks: Ranks) -> Iterator[int]:
-    """Yield the numbers that the first rank announces until it ends the exchange."""
+    """Yield the tensor numbers that the first rank announces, until the first rank ends the exchange."""
     while (number := ranks.largest(_END)) != _END:
         yield number
 
 
 class _Gathered(LazyTensors):
-    """Mapping of the complete tensors of a file; each tensor is gathered from all ranks when it is accessed."""
+    """Complete tensors of a file by name, on the first rank. Access to a tensor gathers its rows from all ranks."""
 
     def __init__(self, tensors: Mapping[str, Tensor], first: int, ranks: Ranks) -> None:
         self._tensors, self._ranks = tensors, ranks
@@ -170,7 +171,7 @@ class _Gathered(LazyTensors):
 def gathered(files: Mapping[str, Mapping[str, Tensor]], ranks: Ranks) -> Iterator[Mapping[str, Mapping[str, Tensor]]]:
     """Let the first rank read complete tensors; each tensor is gathered from all ranks when it is accessed.
 
-    The other ranks send their rows until the first rank leaves its block, with or without an error. After that, the
+    The other ranks send their rows until the first rank leaves its block, with or without an error. Only then do the
     other ranks enter their blocks.
 
     Args:
@@ -178,7 +179,7 @@ def gathered(files: Mapping[str, Mapping[str, Tensor]], ranks: Ranks) -> Iterato
         ranks: Ranks of the run; all of them call this.
 
     Yields:
-        Complete tensors by file and name, for the first rank.
+        On the first rank, complete tensors by file and name; on the other ranks, `files` unchanged.
     """
     if not ranks.first:
         tensors = [tensor for own in files.values() for tensor in own.values()]

@@ -1,6 +1,6 @@
 """The JSON documents of a run in a checkpoint: types and ranges of their fields, and checks between fields.
 
-Somebody may have edited a checkpoint and updated its checksums. Therefore this module checks every value of these
+A user may have edited a checkpoint and updated its checksums. Therefore this module checks every value of these
 documents before the value is used. docs/reference/checkpoint.md lists the documents.
 """
 
@@ -25,13 +25,13 @@ from omniges.trainer.validation.best import Best
 
 STATE_VERSION: Final = 1
 RANDOM: Final = "philox4x32-10 of (seed, position, purpose)"
-"""Definition of all random draws. Their only state is the seed."""
+"""Definition of all random draws: hashes of seed, position and purpose. The generator has no other state."""
 _OTHER_VERSION: Final = "use the omniges version that wrote it"
 _SINCE_FIRST: Final = (
     *("batch_size", "gradient_accumulation_steps", "seed", "window_ticks", "shard_weights", "mixed_precision"),
     *("flow", "model"),
 )
-"""Settings that the state is checked against; every version stores these settings."""
+"""Settings that the checks of this module need. Every version of omniges stores them in settings.json."""
 _Seconds = Annotated[float, Range(0.0, 1e10)]
 _Loss = Annotated[float, Range(0.0)]
 _Some = Annotated[int, Range(1, 1 << 31)]
@@ -95,13 +95,13 @@ class SavedState:
     elapsed_s: _Seconds
     machine: Machine
     validated: Count = 0  # older checkpoints do not have the field
-    validated_tasks: _Tasks | None = SIX  # older checkpoints were validated on all of these tasks
+    validated_tasks: _Tasks | None = SIX  # older checkpoints were validated on all tasks of `SIX`
     best: Best | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedOn:
-    """A shard set of the training data."""
+    """Provenance of one shard set of the training data."""
 
     shards: str
     weight: Annotated[float, Range(above=0.0)]
@@ -132,7 +132,7 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pretrained:
-    """Pretrained weights that initialized a run."""
+    """Provenance of the pretrained weights that initialized a run."""
 
     path: str
     files: Mapping[str, SourceFile]
@@ -150,7 +150,7 @@ class Provenance:
 
 
 def state_of(document: Document) -> SavedState:
-    """Return the fields of a state.json, after checking the type and range of each field.
+    """Check the type and range of each field of a state.json, and return the fields.
 
     Args:
         document: Content of the file.
@@ -169,7 +169,7 @@ def state_of(document: Document) -> SavedState:
 
 
 def read_state(saved: SavedCheckpoint) -> SavedState:
-    """Read state.json; check its fields, also against each other, the step and the settings.
+    """Read state.json. Check each field, and its agreement with other fields, settings.json and the checkpoint's step.
 
     Args:
         saved: The checkpoint.
@@ -188,7 +188,7 @@ def read_state(saved: SavedCheckpoint) -> SavedState:
 
 
 def _contradictions(state: SavedState, step: int, settings: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    """Yield the name and value of each field that contradicts another field, and the values that are allowed."""
+    """Yield name, value and expected value (as text) of each field that contradicts another field or a setting."""
     loader, best, batch = state.loader, state.best, settings["batch_size"] * settings["gradient_accumulation_steps"]
     scaled = "null" if state.loss_scale is None else "a loss scale"
     equal: dict[str, tuple[Any, Any, str]] = {

@@ -129,7 +129,7 @@ def _run_opened(run: Run, began_s: float, stack: ExitStack) -> Summary:
         "packages": package_versions(),
         "machine": machine(run.accelerator.device, ranks.world_size),
     }
-    if choice.checkpoint is not None:  # the checkpoint stores the run's pretrained weights
+    if choice.checkpoint is not None:  # it names the pretrained weights of the run
         origin = read_provenance(choice.checkpoint).get(_PRETRAINED)
         provenance |= {} if origin is None else {_PRETRAINED: origin}
     config = settings.as_json()
@@ -177,7 +177,7 @@ def _run_opened(run: Run, began_s: float, stack: ExitStack) -> Summary:
 
 
 def _first_lines(run: Run, state: RunState) -> list[str]:
-    """Return a description of the run, for the terminal."""
+    """Return lines for the terminal that describe the model, the data, the latents and the condition streams."""
     settings, feed = run.settings, run.feed
     count = sum(p.numel() for p in run.learner.model.parameters())
     clips = sum(len(source.catalog.table) for source in run.data)
@@ -221,7 +221,7 @@ def _write(
     reporter: Reporter,
     tensors: Mapping[str, Mapping[str, Tensor]],
 ) -> Path:
-    # All but the learned tensors. Random numbers have no state: they are hashes of seed, position and purpose.
+    # The state without the learned tensors. Random numbers have no state: they are hashes of seed, position, purpose.
     document = {
         "version": STATE_VERSION,
         "step": state.step,
@@ -247,7 +247,7 @@ def _write(
 
 @dataclass(frozen=True, slots=True)
 class _Resumed:
-    """State that the run continues from."""
+    """Result of `_resume`: the state that the run continues from, and messages for the terminal."""
 
     state: RunState
     resumed: bool
@@ -256,7 +256,7 @@ class _Resumed:
 
 
 def _resume(run: Run) -> _Resumed:
-    """Load the checkpoint that the settings select; the first rank reads it and sends it to the others."""
+    """Load the checkpoint that the settings select, or start at step 0. The first rank reads it for all ranks."""
     settings, ranks = run.settings, run.ranks
     choice, read = checkpoint.Choice(None), {}
     with ranks.together("choose a checkpoint"):
@@ -286,7 +286,7 @@ def _resume(run: Run) -> _Resumed:
 
 
 def require_fit(run: Run, saved: checkpoint.SavedCheckpoint) -> None:
-    """Check everything in a checkpoint that resuming reads, before the run changes.
+    """Check all parts of a checkpoint that resuming reads, before any state of the run changes.
 
     Args:
         run: The run that is to resume.
@@ -304,9 +304,9 @@ def require_fit(run: Run, saved: checkpoint.SavedCheckpoint) -> None:
 
 
 def _restore_best(run: Run, best: Best | None) -> Best | None:
-    """Point RUN/best to the best checkpoint and return its entry, or return None and remove RUN/best.
+    """Point RUN/best to the best checkpoint and return `best`, or remove RUN/best and return None.
 
-    The best checkpoint counts only if it exists and this run uses the same metric.
+    `best` is kept only if its checkpoint exists and this run uses the same metric.
     """
     folder, kept = run.settings.output_dir, 0
     with run.ranks.together("find the best checkpoint"):
@@ -322,7 +322,7 @@ def _restore_best(run: Run, best: Best | None) -> Best | None:
 def _load(
     run: Run, documents: Mapping[str, Any], files: Mapping[str, Mapping[str, Tensor]]
 ) -> tuple[RunState, list[str]]:
-    """Load a checkpoint, whose tensors only the first rank reads; return the state and warnings."""
+    """Load a checkpoint, and return the state and warnings. Only the first rank passes tensors (`files`)."""
     document = documents[STATE_FILE]
     found = state_of(Document(document, STATE_FILE, checkpoint.EDITED))
     run.learner.load(files, found.loss_scale, run.ranks)

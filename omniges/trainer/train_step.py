@@ -1,7 +1,7 @@
-"""The learner and its training step: losses, gradients, clipping, AdamW, EMA. Nothing waits for the device.
+"""The learner and its training step: losses, gradients, clipping, AdamW, EMA. A step does not wait for the device.
 
-Weights, EMA weights, moments of the optimizer and the loss scale of fp16 belong to this module. Learning rate and EMA
-decay depend only on the step, so that neither time nor a restart changes them.
+The learner stores the weights, the EMA weights, the optimizer's moments and the loss scale of fp16. Learning rate and
+EMA decay depend only on the step. Therefore, neither time nor a restart changes them.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from omniges.trainer.state import LossScale
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearningRate:
-    """A learning-rate schedule: linear warm-up to `peak` over `warmup_steps`, then constant or down to 0.
+    """A learning-rate schedule: linear warm-up to `peak` over `warmup_steps`, then constant or decreasing to 0.
 
-    It reaches 0 at `total_steps`. Raises UsageFault if that step is within the warm-up.
+    A decreasing schedule (linear or cosine) reaches 0 at `total_steps`. The constructor raises UsageFault if this step
+    is within the warm-up.
     """
 
     peak: float
@@ -42,14 +43,14 @@ class LearningRate:
     total_steps: int | None = None  # None: no last step; only for a constant schedule
 
     def __post_init__(self) -> None:
-        """Refuse an end within the warm-up."""
+        """Raise UsageFault if a decreasing schedule ends within the warm-up."""
         if self.schedule != "constant" and self.total_steps is not None and self.total_steps <= self.warmup_steps:
             raise UsageFault(
                 f"--lr-warmup-steps {self.warmup_steps}: expected fewer than the {self.total_steps} steps of the run"
             )
 
     def at(self, step: int) -> float:
-        """Return the learning rate of update number `step`; the first is 0."""
+        """Return the learning rate of the update with index `step`, counted from 0."""
         if step < self.warmup_steps:
             return self.peak * (step + 1) / self.warmup_steps
         if self.schedule == "constant" or self.total_steps is None:
@@ -59,13 +60,13 @@ class LearningRate:
 
 
 def ema_decay(decay: float, step: int) -> float:
-    """Return the EMA decay of update number `step`: min(decay, (1 + step) / (10 + step)).
+    """Return the EMA decay of the update with index `step`: min(decay, (1 + step) / (10 + step)).
 
-    Until the bound `decay` is reached, the EMA weights average about the last ninth of the steps so far.
+    Until the decay reaches its upper bound, the EMA weights average about the last ninth of the steps so far.
 
     Args:
         decay: Upper bound of the decay.
-        step: Index of the update; the first is 0.
+        step: Index of the update, counted from 0.
 
     Returns:
         The decay.
@@ -85,11 +86,11 @@ def decaying(model: nn.Module) -> set[str]:
 
 
 def make_optimizer(model: nn.Module, *, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
-    """Return a fused AdamW (Loshchilov and Hutter 2019); the learning rate is set at each step.
+    """Create a fused AdamW (Loshchilov and Hutter 2019). Its learning rate is 0; the learner sets it at each step.
 
     Args:
         model: Module whose trainable parameters are optimized.
-        betas: Decays of the mean of gradients and of their squares.
+        betas: Decay rates of AdamW's means of gradients and of squared gradients.
         weight_decay: Weight decay of linear weights.
 
     Returns:
@@ -119,12 +120,12 @@ def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Ten
 
 
 def _require_moments(model: nn.Module, found: Mapping[str, Tensor], last_step: int | None, where: str) -> None:
-    """Raise DataError for a state of an optimizer that does not fit the model, or that AdamW cannot have.
+    """Raise DataError if an optimizer's state does not fit the model, or has values that AdamW cannot produce.
 
     Args:
         model: Module that is optimized.
         found: Result of `moments`, or an open file that contains it.
-        last_step: Step that the state was saved at; None: not known.
+        last_step: Training step at which the state was saved; None: not known.
         where: Path of the tensors, for the error.
     """
     expected = {
@@ -152,14 +153,14 @@ def _require_moments(model: nn.Module, found: Mapping[str, Tensor], last_step: i
 
 
 def empty_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Give an optimizer the state of step 0; return this state as `moments` does, for a caller that overwrites it.
+    """Reset an optimizer to the state of step 0, and return the tensors of this state, which a caller may overwrite.
 
     Args:
         model: Module that is optimized.
         optimizer: Optimizer whose state is replaced.
 
     Returns:
-        Zeros by name, sharded as the parameters are.
+        Zeros, with the names of `moments`. They are sharded if the parameters are sharded.
     """
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -212,14 +213,14 @@ class Ema:
 
 
 class Learner:
-    """A model in training, on the accelerator's device and processes."""
+    """A model in training, with its optimizer and EMA weights, on the accelerator's device and processes."""
 
     def __init__(self, model: FlowModel, accelerator: Accelerator, settings: TrainSettings, rate: LearningRate) -> None:
         self.model, self.rate = model, rate
         self._settings, self._flow = settings, settings.flow_settings()
         self._accelerator = accelerator
         self.sharded = settings.sharding == "full"
-        # A copy of the modules, made before the model is wrapped.
+        # A copy of the modules for `averaged`, made before the model is wrapped.
         self._skeleton = skeleton_of(model, empty=self.sharded)
         self._averaged: FlowModel | None = None
         if self.sharded:
@@ -241,7 +242,7 @@ class Learner:
         return cast("torch.device", self._accelerator.device)
 
     def averaged(self) -> FlowModel:
-        """Return a model in evaluation mode. Inside the block of `average_gathered` it has the EMA weights."""
+        """Create a model in evaluation mode, which has the EMA weights inside the block of `average_gathered`."""
         model = skeleton_of(self._skeleton, empty=self.sharded)
         buffers = {name: buffer.to(self.device) for name, buffer in model.named_buffers()}
         weights = dict(model.named_parameters()) if self.sharded else dict(self.average.tensors)
@@ -251,9 +252,9 @@ class Learner:
 
     @contextlib.contextmanager
     def average_gathered(self) -> Iterator[None]:
-        """Within the block, the model from `averaged` has the complete EMA weights. All ranks must enter together.
+        """Give the model from `averaged` the complete EMA weights inside the block; all ranks must enter together.
 
-        Without sharding, this model shares the EMA weights. It then follows their updates, also outside of the block.
+        Without sharding, this model shares its memory with the EMA weights, so it has them outside of the block too.
 
         Yields:
             Nothing.
@@ -270,23 +271,22 @@ class Learner:
             model.load_state_dict(empty, assign=True, strict=False)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a context with the precision of training."""
+        """Return a context manager that computes in the precision of training."""
         return cast("contextlib.AbstractContextManager[Any]", self._accelerator.autocast())
 
     def micro_step(self, windows: Windows, plan: Plan, *, last: bool) -> Tensor:
-        """Add the gradients of a micro-batch.
+        """Compute the losses of a micro-batch, and add its gradients to those of the step.
 
         Args:
             windows: The micro-batch.
-            plan: Draws for its positions.
-            last: Whether the micro-batch is the last of its step. Without sharding, ranks average their gradients only
-                then.
+            plan: Tasks, noise levels and drop-outs that were drawn for the micro-batch.
+            last: True for the last micro-batch of a step. Without sharding, ranks average their gradients only then.
 
         Returns:
-            Losses (B, 3) as `FlowLoss.each`, on the device.
+            Unweighted losses (B, 3) of samples and streams (`FlowLoss.each`), on the device.
         """
         settings = self._settings
-        if self.sharded:  # gradients of every micro-batch are averaged at once, because only their parts are kept
+        if self.sharded:  # ranks average after every micro-batch, because each rank keeps only its rows
             with self.autocast():
                 loss: FlowLoss = self._wrapped(windows, plan, self._flow, settings.seed)
             self._accelerator.backward(loss.total / settings.gradient_accumulation_steps)
@@ -298,7 +298,7 @@ class Learner:
         return loss.each
 
     def finish_step(self, step: int) -> Tensor:
-        """Update weights and EMA weights; return the gradient's norm, a scalar tensor, before clipping."""
+        """Clip the gradients, update weights and EMA weights, and return the gradient norm () before clipping."""
         self._accelerator.unscale_gradients(self._stepper)
         gradients = [local(p.grad) for p in self._parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients, foreach=True)
@@ -318,7 +318,7 @@ class Learner:
         self._stepper.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
-        """Return all learned tensors, by file and name; sharded ones as DTensors."""
+        """Return all learned tensors, by file and name. Sharded tensors are DTensors."""
         weights = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
         state = moments(self.model, self._optimizer)
         return {MODEL_FILE: weights, EMA_FILE: self.average.tensors, OPTIMIZER_FILE: state}
@@ -329,10 +329,10 @@ class Learner:
         return None if scaler is None else asdict(LossScale(**scaler.state_dict()))
 
     def require_fit(self, files: Mapping[str, Mapping[str, Tensor]], step: int, where: Path) -> None:
-        """Refuse saved weights or moments that do not fit the model, or that training does not write.
+        """Raise DataError for saved weights or moments that do not fit the model, or that training cannot produce.
 
         Args:
-            files: Tensors by name, for each file. Tensors of an open file are read one at a time.
+            files: Tensors by file and name. They are accessed one at a time.
             step: Step at which the files were saved.
             where: Folder of the files, for the error.
 
@@ -348,13 +348,13 @@ class Learner:
 
     @contextlib.contextmanager
     def complete(self, ranks: Ranks) -> Iterator[Mapping[str, Mapping[str, Tensor]]]:
-        """Let the first rank read the complete `tensors`; other ranks help until it leaves the block.
+        """Let the first rank read complete tensors; the other ranks send their rows until it leaves the block.
 
         Args:
             ranks: Ranks of the run; all of them enter together.
 
         Yields:
-            Complete tensors by file and name, for the first rank.
+            Complete tensors by file and name; only the first rank may read them.
         """
         if not self.sharded:
             yield self.tensors()
@@ -364,7 +364,7 @@ class Learner:
 
     @torch.no_grad()
     def initialize(self, model: FlowModel) -> None:
-        """Copy the weights of another model of the same sizes, which all ranks have, to the weights and EMA weights."""
+        """Copy another model's weights to the weights and EMA weights. All ranks must pass the same complete model."""
         copy_rows(self.model.parameters(), model.parameters())
         self.average.reset()
 
@@ -372,7 +372,7 @@ class Learner:
         """Load saved weights, moments and loss scale on all ranks; only the first rank passes tensors.
 
         Args:
-            files: Complete tensors by name, for each file, that `require_fit` has checked; empty on other ranks.
+            files: Complete tensors by file and name, checked by `require_fit`; empty on ranks other than the first.
             scale: State of the loss scale, or None.
             ranks: Ranks of the run; all of them call this.
         """
@@ -409,11 +409,11 @@ def training_memory(
     """Return the memory for float32 weights, gradients, AdamW and EMA weights.
 
     Args:
-        config: The model.
+        config: Configuration of the model.
         vocab_size: Size of the tokenizer's vocabulary.
         speakers: Number of speakers.
         average: Whether EMA weights are kept, as `omniges train` always does.
-        shards: Number of GPUs that share all tensors, with ``--sharding full``; 1: each GPU has a complete copy.
+        shards: Number of GPUs over which ``--sharding full`` divides all tensors; 1: each GPU has a complete copy.
 
     Returns:
         Memory on one GPU in bytes, by type of tensor.

@@ -24,7 +24,7 @@ _KNOWN: Final = _LOSSES | {
     for measure in BUILT_IN
     if measure.better is not None and measure.stream in TASKS[task].targets
 }
-"""Metrics of this package that can select a checkpoint."""
+"""Metrics of this package that can select a checkpoint, such as ``a2g/loss``, with their better direction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def better(name: str, value: float, than: Best | None) -> bool:
     Args:
         name: Name of the metric.
         value: The new value.
-        than: The best so far. None, or a value of another metric, is always worse.
+        than: The best step so far. If it is None or has another metric, the new value is better.
 
     Returns:
         True if the new value is better.
@@ -70,7 +70,7 @@ def _direction(name: str) -> Direction | None:
 
 
 def point_best(run: Path, checkpoint: Path) -> Path:
-    """Point RUN/best to a checkpoint; at any moment, the link points to either the new or the previous checkpoint.
+    """Point the link RUN/best to a checkpoint. An existing link is replaced atomically.
 
     Args:
         run: Folder of the run.
@@ -95,8 +95,8 @@ def point_best(run: Path, checkpoint: Path) -> Path:
 def save_and_prune(run: Path, contents: Contents, limit: int, best: Best | None) -> tuple[Path, list[Path]]:
     """Save a checkpoint, and remove checkpoints beyond the limit, except the best.
 
-    RUN/best points to a complete checkpoint at any moment: the new best checkpoint is complete before the link changes,
-    and the old best checkpoint is removed afterwards.
+    RUN/best always points to a complete checkpoint. If the new checkpoint is the best, it is complete before the link
+    changes. The previous best checkpoint is removed only afterwards.
 
     Args:
         run: Folder of the run.
@@ -105,7 +105,7 @@ def save_and_prune(run: Path, contents: Contents, limit: int, best: Best | None)
         best: The best step so far, or None.
 
     Returns:
-        The new checkpoint, and the removed ones.
+        Folder of the new checkpoint, and folders of the removed checkpoints.
     """
     folder = run / CHECKPOINTS
     path = save_checkpoint(folder, contents)

@@ -1,8 +1,8 @@
-"""Selection of held-out windows for validation, and their content in the form of short recordings.
+"""Selection of held-out windows (windows of the val split), and their content in the form of short recordings.
 
 `omniges.evaluation` and `omniges.generation` score and write these windows like recordings. The windows are spread
-evenly over speakers, recordings and time, and are the same in every run. As in the loader's unshuffled order, a clip of
-n ticks has floor(n/w) windows of w ticks, which start at ticks 0, w, 2w, …
+evenly over speakers, recordings and time, and are the same in every run. A clip of n ticks has floor(n/w) windows of w
+ticks. They start at ticks 0, w, 2w, …, as in the unshuffled order of the loader.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Clip:
-    """A recording that windows are chosen from."""
+    """A recording from which windows are chosen."""
 
-    source: int  # number of the folder
+    source: int  # index of the shard set
     key: str
     speaker: str  # "": unknown
     ticks: int
@@ -45,7 +45,7 @@ class Clip:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
-    """Location of a window: its recording and its start."""
+    """Location of a window: index of the shard set, key of the recording, and first tick."""
 
     source: int
     key: str
@@ -53,9 +53,9 @@ class Place:
 
 
 def spread(count: int) -> list[int]:
-    """Order the numbers 0 … count − 1 so that, for every k, the first k numbers are spread about evenly.
+    """Permute the numbers 0 … count − 1 so that, for every k, the first k numbers are spread about evenly.
 
-    The order is that of the bit-reversed numbers (van der Corput 1935).
+    The numbers are sorted by their reversed bits (van der Corput 1935), and then shifted by count // 2.
 
     Args:
         count: Number of numbers.
@@ -71,7 +71,8 @@ def spread(count: int) -> list[int]:
 def choose_places(clips: Iterable[Clip], window_ticks: int, limit: int) -> list[Place]:
     """Choose windows evenly over speakers, then over their recordings, then over time.
 
-    Speakers take turns, and so do the recordings of a speaker. Recordings shorter than a window are skipped.
+    Each speaker in turn contributes a window, and so does each recording of a speaker. Recordings shorter than a window
+    are skipped.
 
     Args:
         clips: The recordings.
@@ -79,7 +80,7 @@ def choose_places(clips: Iterable[Clip], window_ticks: int, limit: int) -> list[
         limit: Largest number of windows.
 
     Returns:
-        The windows, sorted by folder, key and time.
+        The windows, sorted by shard set, key and start.
     """
     speakers: dict[str, list[list[Place]]] = {}
     for clip in sorted(clips):
@@ -108,8 +109,8 @@ class Window:
     """A held-out window: its name, length and origin. The content is read later."""
 
     name: str  # unique name of the window's files
-    source: int  # number of the folder
-    row: ManifestRow  # row of the recording
+    source: int  # index of the shard set
+    row: ManifestRow  # manifest row of the recording
     shards: str  # path or URL of the folder
     shard: str  # path or URL of the shard
     manifest_sha256: str
@@ -117,7 +118,7 @@ class Window:
     ticks: int
 
     def provenance(self) -> dict[str, Any]:
-        """Return the origin of the window, for the log and for records."""
+        """Return the origin of the window as a JSON object, for the log and for records."""
         return {
             "shards": self.shards,
             "manifest_sha256": self.manifest_sha256,
@@ -134,12 +135,12 @@ class Window:
 
     @property
     def source_path(self) -> str:
-        """Path of the motion file relative to the root of the data set; without motion, of the audio or words file."""
+        """Path of the recording's motion file, or else of its audio or words, in the source data; "" without a path."""
         return next((self.row.sources[kind][0] for kind in ("npz", "wav", "textgrid") if kind in self.row.sources), "")
 
 
 class WindowFolder:
-    """Held-out windows in memory, with the interface of a folder of recordings; keys are the names of the windows."""
+    """Held-out windows in memory, which scoring reads like a shard folder. The keys are the names of the windows."""
 
     folder = Path("validation windows")
 
@@ -148,7 +149,7 @@ class WindowFolder:
         self.rows = [sample.row for sample in self._samples.values()]
 
     def row(self, name: str) -> ManifestRow:
-        """Return the manifest row of the window with this key."""
+        """Return the manifest row of the window with this name."""
         return self._samples[name].row
 
     def sample(self, row: ManifestRow) -> SampleArrays:
@@ -156,11 +157,11 @@ class WindowFolder:
         return self._samples[row.key]
 
     def waveform(self, row: ManifestRow) -> F32 | None:
-        """Return the waveform of the window."""
+        """Return the waveform (N,) of a window at 16 kHz; None if the recording has no audio."""
         return self._samples[row.key].audio
 
     def array(self, row: ManifestRow, member: str) -> npt.NDArray[Any]:
-        """Return the mel or betas of a window; scoring reads no other array directly.
+        """Return the mel or the betas (body shape) of a window. Scoring reads no other array by name.
 
         Args:
             row: Row of the window.
@@ -174,24 +175,24 @@ class WindowFolder:
         return arrays[member]
 
     def gesture(self, row: ManifestRow) -> GestureClip:
-        """Return the window's motion."""
+        """Return the motion of a window."""
         return self._samples[row.key].gesture
 
     def semantic(self, row: ManifestRow) -> list[dict[str, Any]] | None:
-        """Return the window's semantic spans, clipped to the window."""
+        """Return the semantic spans of a window, clipped to it; None if the recording has no annotation."""
         return self._samples[row.key].semantic
 
     def words(self, row: ManifestRow) -> list[dict[str, Any]]:
-        """Return the window's words, clipped to the window."""
+        """Return the words of a window, clipped to it."""
         return self._samples[row.key].words
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """The windows that a run is validated on."""
+    """The windows on which a run is validated."""
 
     windows: tuple[Window, ...]
-    available: int  # number of windows in the split
+    available: int  # number of windows in the usable recordings of the val split
     folders: Mapping[int, ShardFolder]
 
     def read(self, codec: TextTokenCodec, latents: Collection[CodecEntry] = ()) -> tuple[WindowFolder, list[I32]]:
@@ -199,22 +200,22 @@ class HeldOut:
 
         Args:
             codec: Tokenizer of the text tokens.
-            latents: Codecs whose latents are also read.
+            latents: Entries of the codecs whose latents are also read.
 
         Returns:
-            The windows, and the text tokens (ticks,) of each.
+            The windows in memory, and the text tokens (ticks,) of each window.
 
         Raises:
             DataError: A shard cannot be read.
         """
         samples: list[SampleArrays] = []
         tokens: list[I32] = []
-        # Windows of one recording are adjacent.
+        # Windows of one recording are adjacent, so each recording is read once.
         for _, own in groupby(self.windows, key=lambda window: (window.source, window.row.key)):
             windows = list(own)
             folder, row = self.folders[windows[0].source], windows[0].row
             sample = folder.sample(row)
-            # Absent gesture is at rest here; it is never scored.
+            # Absent body parts get the rest pose here. They are never scored.
             trans, sound = motion_from_gesture(at_rest(sample.gesture, row.present)).trans, folder.waveform(row)
             ids = codec.encode(sample.words, row.ticks).ids
             samples += [_cut(sample, trans, sound, window, latents) for window in windows]
@@ -294,20 +295,20 @@ def open_held_out(
 
 
 def _allows_some(row: ManifestRow, trained: int, tasks: Collection[str]) -> bool:
-    """Return True if a recording has all streams of at least one task."""
+    """Return True if a recording has all streams of at least one task. Only parts in the mask `trained` count."""
     bits = present_bits(row.present) & trained
     streams = {name for name, own in STREAM_BITS.items() if bits & own}
     return any(streams.issuperset((*TASKS[task].conditions, *TASKS[task].targets)) for task in tasks)
 
 
 class SomeRecordings(ShardFolder):
-    """Selected train recordings of several folders, as one folder; each recording is read when needed."""
+    """Selected train recordings of several shard sets, as one folder. A recording is read when it is accessed."""
 
     def __init__(self, folders: Mapping[int, ShardFolder], ticks: int, limit: int) -> None:
         """Choose recordings with a complete body, evenly over speakers.
 
         Args:
-            folders: Folders by number.
+            folders: Shard sets by index.
             ticks: Shortest length of a recording in ticks.
             limit: Largest number of recordings.
         """
@@ -362,8 +363,7 @@ def _cut(
 ) -> SampleArrays:
     """Cut a window out of a recording. Times in the window start at 0; ``start_xz`` is the root position at its start.
 
-    ``trans`` (T, 3) is the root position of the recording in metres; ``sound`` (N,) is its waveform at 16 kHz. The
-    window has all members of the recording, and its waveform is always an array.
+    ``trans`` (T, 3) is the root position of the recording in metres. ``sound`` (N,) is its waveform at 16 kHz, or None.
     """
     first, ticks = window.start_tick, window.ticks
     frames = slice(first * FRAMES_PER_TICK, (first + ticks) * FRAMES_PER_TICK)
@@ -391,8 +391,7 @@ def _cut(
 def _latents(complete: F32, entry: CodecEntry, window: Window) -> F32:
     """Cut the latents of a window out of the latents of a clip, as training does.
 
-    Codecs of frames give complete rows (rows, channels). Codecs of windows give the vectors of this window (latents,
-    channels).
+    The result is (rows, channels) for a codec of frames, and (latents, channels) for a codec of windows.
     """
     if isinstance(entry, WindowEntry):
         vectors: F32 = complete[entry.grid.index(window.start_tick)].reshape(entry.latents, entry.channels)
@@ -404,8 +403,8 @@ def _latents(complete: F32, entry: CodecEntry, window: Window) -> F32:
 def _words(sample: SampleArrays, window: Window, latents: Collection[CodecEntry]) -> list[dict[str, Any]]:
     """Return the words of a window, clipped to the window.
 
-    A word counts if at least half a tick of it lies inside the window. If text is stored as latents, exactly the words
-    that the latents encode count.
+    A word belongs to the window if at least half a tick of it lies inside. If text is stored as latents, the words are
+    instead those that the latents of this window encode.
     """
     place = window.start_tick, window.ticks
     if not any(isinstance(entry, WindowEntry) for entry in latents):

@@ -1,7 +1,7 @@
 """One validation: losses, samples, scores and pictures; all ranks share the work. See docs/how-to/validation.md.
 
-Validation does not affect training: it uses a model with the EMA weights, and uses no random generator of training. The
-model processes windows in groups that do not depend on the number of ranks, so the results do not depend on it either.
+Validation does not affect training: it uses a model with the EMA weights, and no random generator of training. The
+model processes windows in fixed groups. Therefore, the results do not depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ from omniges.trainer.validation.samples import (
 F64 = npt.NDArray[np.float64]
 
 LACKING: Final = -math.inf
-"""Marker in a loss table: the window lacks a stream of the task."""
+"""Value in an array of losses if the window lacks a stream of the task."""
 LEVELS: Final = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
-"""Noise levels at which losses are computed."""
+"""Noise levels σ at which losses are computed."""
 _GROUP: Final = 4
 """Number of windows in one batch of the model; it does not depend on the number of ranks."""
 _TRAIN_RECORDINGS: Final = 32
-"""Recordings of the train split for mean speeds and for the recorded row of the Fréchet distance."""
+"""Number of train recordings for mean joint speeds, and for the Fréchet distance of the recorded windows."""
 
 
 def why_not(codecs: Codecs, task: str) -> str | None:
-    """Return the reason why a task cannot be sampled, with the remedy; None if it can.
+    """Return the reason why a task cannot be sampled, with the remedy; None if the task can be sampled.
 
     Args:
         codecs: Codecs of the run.
@@ -128,7 +128,7 @@ def grid_losses(
         },
     )
     plan = _plan(task, count)
-    # Weights of the settings affect only the total, which is not used.
+    # The loss weights in FlowSettings affect only `total`, which is not used.
     with torch.no_grad():
         each = model(windows, plan, FlowSettings(), VALIDATION_SEED).each
     (target,) = TASKS[task].targets
@@ -161,7 +161,7 @@ def loss_table(losses: F64, names: Sequence[str], tasks: Sequence[str] = SIX) ->
         tasks: Names of the tasks.
 
     Returns:
-        ``loss`` and ``levels`` by task.
+        For each task, ``loss``, the mean over noise levels, and ``levels``, the loss at each noise level.
 
     Raises:
         DataError: A loss is NaN or infinite; the error names the window.
@@ -188,14 +188,14 @@ def loss_table(losses: F64, names: Sequence[str], tasks: Sequence[str] = SIX) ->
 
 @dataclass(frozen=True, slots=True)
 class ValidationResult:
-    """Results of a validation. They are equal on all ranks, but only the first rank has the kept samples."""
+    """Results of a validation, equal on all ranks."""
 
     step: int
-    losses: Mapping[str, Mapping[str, Any]]  # by task: loss and levels
-    figures: Mapping[str, Sequence[Figure]]  # figures by task
-    warnings: Mapping[str, Sequence[str]]  # warnings by task, as `evaluate` gives them
+    losses: Mapping[str, Mapping[str, Any]]  # result of `loss_table`, by task
+    figures: Mapping[str, Sequence[Figure]]  # metric values by task
+    warnings: Mapping[str, Sequence[str]]  # warnings by task
     saved: Sequence[ResultFiles]
-    pictures: Mapping[int, bytes]  # PNG by number of the window
+    pictures: Mapping[int, bytes]  # PNG by index of the window
 
     @property
     def loss(self) -> float:
@@ -203,14 +203,14 @@ class ValidationResult:
         return float(np.mean([table["loss"] for table in self.losses.values()]))
 
     def metrics(self, row: str = "generated") -> dict[str, dict[str, float]]:
-        """Return values by task and name of the metric."""
+        """Return the metric values of a row (``generated``, ``recorded`` or ``shuffled``), by task and metric."""
         return {
             task: {metric_name(one.metric): one.value for one in figures if one.row == row and one.value is not None}
             for task, figures in self.figures.items()
         }
 
     def not_computed(self) -> dict[str, dict[str, str]]:
-        """Return the reason for each missing value, by task and name of the metric."""
+        """Return the reason for each metric value that was not computed, by task and metric."""
         return {
             task: {
                 metric_name(one.metric): one.why_not or ""
@@ -221,7 +221,7 @@ class ValidationResult:
         }
 
     def value(self, name: str) -> float | None:
-        """Return the value of a metric named as in ``--best-metric``; None if it was not computed."""
+        """Return the value of a metric with a name of ``--best-metric``, such as ``a2g/loss``; None if not computed."""
         if name == "loss":
             return self.loss
         task, _, metric = name.partition("/")
@@ -248,7 +248,7 @@ class Validation:
             held_out: The held-out windows.
             sampler: Sampler whose model has the EMA weights.
             sampling: Settings of the sampler.
-            samples: Number of windows whose results are kept.
+            samples: Number of windows whose generated files and pictures are kept.
             ranks: Ranks of the run.
             tasks: Tasks to validate: the trained tasks among `SIX`, in the order of `SIX`.
         """
@@ -259,15 +259,15 @@ class Validation:
         self._held: list[HeldOutWindow] = []
         self._train: TrainSplit | None = None
         self.saved_windows = sorted(spread(len(held_out.windows))[:samples])
-        """Indices of the windows whose results are kept."""
+        """Indices of the windows whose generated files and pictures are kept."""
         self._reasons = {task: why_not(sampler.codecs, task) for task in tasks}
 
     def run(self, step: int, turns: SharedWork) -> ValidationResult:
-        """Validate the current EMA weights; every rank calls it.
+        """Validate the current EMA weights; all ranks must call this method.
 
         Args:
             step: The current step.
-            turns: Object that divides the work among the ranks; its errors are raised here too.
+            turns: Object that divides the work among the ranks. The errors of `SharedWork.shared` are raised here too.
 
         Returns:
             The results.
@@ -299,17 +299,17 @@ class Validation:
         return ValidationResult(step, losses, figures, warnings, sorted(saved, key=_place), pictures)
 
     def _collected(self, items: Sequence[Any]) -> list[Any]:
-        """Collect the items of all ranks, in rank order."""
+        """Gather the items of all ranks, in rank order."""
         return [item for data in self._ranks.collected(pack(items)) for item in unpack(data)]
 
     def recorded_words(self, number: int) -> Sequence[Mapping[str, Any]]:
-        """Return the recorded words of a window; the windows must have been read before."""
+        """Return the recorded words of a window, given its index; raise RuntimeError before the windows are read."""
         if self._samples is None:
             raise RuntimeError("the windows have not been read")
         return self._samples.sample(self._samples.row(self.held_out.windows[number].name)).words
 
     def conditions_shown(self, number: int) -> dict[str, Any]:
-        """Return the values of a window's condition streams, in the form that records store."""
+        """Return ``conditions`` of a record: a window's values by condition stream. Empty without condition streams."""
         held, streams = self._held[number], self.sampler.identity.conditions
         values = {
             name: None if (own := held.conditions[name]) is None else one.shown(own) for name, one in streams.items()
@@ -341,24 +341,24 @@ class Validation:
         return self._samples
 
     def _parts_of(self, row: ManifestRow) -> int:
-        """Return a bit mask of the parts that the recording has and that occurred in training."""
+        """Return a bit mask of `STREAM_PARTS`: the parts that the recording has and that occurred in training."""
         return present_bits(row.present) & self.sampler.model.trained
 
     def _lacking(self, task: str) -> list[str]:
-        """Return a warning with the number of windows that lack a stream of a task, or an empty list."""
+        """Return a list with one warning if windows lack a stream of a task; otherwise return an empty list."""
         lost = sum(not one.allows(task) for one in self._held)
         streams = " or ".join((*TASKS[task].conditions, *TASKS[task].targets))
         return [f"{lost} of {len(self._held)} windows lack {streams}, and are left out"] if lost else []
 
     def _groups(self, tasks: Sequence[str]) -> list[tuple[list[HeldOutWindow], str]]:
-        """Return batches for the model: lists of windows that have all streams of a task, each with the task."""
+        """Return batches for the model: pairs of windows and a task. The windows have all streams of the task."""
         starts = range(0, len(self._held), _GROUP)
         groups = [(self._held[start : start + _GROUP], task) for start in starts for task in tasks]
         allowed = [([one for one in held if one.allows(task)], task) for held, task in groups]
         return [(held, task) for held, task in allowed if held]
 
     def _losses(self, turns: SharedWork) -> F64:
-        """Return the losses (W, tasks, levels) of all windows."""
+        """Return the losses (W, tasks, levels) of all W windows, computed on all ranks."""
         model = self.sampler.model
         device = next(model.parameters()).device
 
@@ -401,7 +401,7 @@ class Validation:
         return sorted(generated, key=_place)
 
     def _learned(self) -> TrainSplit | None:
-        """Return statistics of the train split; the first call computes them."""
+        """Return motion statistics of the train split, or None if no recording has a complete body."""
         if self._train is None:
             ticks = self.held_out.windows[0].ticks
             recordings = SomeRecordings(self.held_out.folders, ticks, _TRAIN_RECORDINGS)

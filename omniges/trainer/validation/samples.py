@@ -1,4 +1,4 @@
-"""Generated samples of held-out windows, as from `omniges generate`: arrays to score, files and pictures."""
+"""Generated samples of held-out windows: arrays to score, files and pictures, with the code of `omniges generate`."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ from omniges.trainer.validation.held_out import Window, WindowFolder
 from omniges.visualize.pictures import Version, draw_comparison
 
 VALIDATION_SEED: Final = 0x56414C
-"""Seed of noise and samples. It differs from the seed of the run, so that runs with different seeds are comparable."""
+"""Seed of noise and samples. It is the same for all runs, so that runs with different seeds are comparable."""
 
 METRIC_TOOLS: Final = MetricTools(
     profile=PROFILES["corrected"], bodies=load_bodies(None), encoder=None, mean_speeds_m_s=None
 )
-"""Tools for the metrics of motion."""
+"""Metric settings and body model for the metrics of motion."""
 VOCODER: Final = GRIFFIN_LIM
 
 _RESAMPLES: Final = 200
 _NOT_OF_WINDOWS: Final = ("seams", "face")
-"""Prefixes of metrics that are left out: one window has no inner boundaries, and there is no body model."""
+"""Prefixes of metrics that are left out. Seams need several windows, and face metrics need a body model."""
 _CONDITION_NAMES: Final[Mapping[StreamName, str]] = {
     "text": "the words",
     "audio": "the audio",
@@ -75,13 +75,13 @@ class HeldOutWindow:
 
     @property
     def described(self) -> dict[str, ValueOf]:
-        """The values of condition streams, as functions of time; each value is constant."""
+        """For each condition stream, a function of (first tick, ticks) that always returns the value of this window."""
         return {name: constant(value) for name, value in self.conditions.items()}
 
     def ticks_of(self, name: StreamName) -> TicksOf:
-        """Return a function that gives a stream as a condition.
+        """Return a function of (first tick, ticks) that returns the array of a stream, for use as a condition.
 
-        The function accepts only the range of all ticks, because latents cannot be cut.
+        The function accepts only the complete window, because latents cannot be cut.
         """
 
         def complete(first: int, count: int) -> npt.NDArray[Any]:
@@ -98,18 +98,18 @@ class GeneratedWindow:
     """The generated content of one window for one task, or the reason why it was not generated."""
 
     task: str
-    number: int  # of the window
-    content: Any = None  # decoded array or SpokenText of the task's target
+    number: int  # index of the window
+    content: Any = None  # the task's target: a decoded array, or SpokenText
     measures: Mapping[str, float] = field(default_factory=dict)
     why_not: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ResultFiles:
-    """The files of one kept result, and facts about this result."""
+    """Files, measurements and warnings of one kept result."""
 
     task: str
-    number: int  # of the window
+    number: int  # index of the window
     contents: Mapping[str, bytes]  # bytes of each file, by suffix
     kinds: Mapping[str, str]  # type of each file, by suffix
     measures: Mapping[str, float]
@@ -128,7 +128,7 @@ def sample_windows(sampler: Sampler, task: str, held: Sequence[HeldOutWindow], h
         how: Settings of the sampler.
 
     Returns:
-        One part for each window, in the order of the windows.
+        The sampled rows of each window, not decoded yet, in the order of the windows.
     """
     ticks, targets = held[0].window.ticks, TASKS[task].targets
     conditions = TASKS[task].conditions
@@ -160,14 +160,14 @@ class WindowResults:
         """Convert the generated content of a window to results.
 
         Args:
-            generated: The sample.
+            generated: The generated content.
             vocoder: Vocoder for the waveform, which is slow; None: no waveform.
 
         Returns:
             The results.
 
         Raises:
-            DataError: The sample contains invalid rotations or NaN.
+            DataError: The content has invalid rotations or NaN.
         """
         window = self.windows[generated.number]
         body = Body.of_sample(self.samples.sample(self.samples.row(window.name)))
@@ -198,7 +198,7 @@ class WindowResults:
 
         Args:
             number: Index of the window.
-            generated: Results of this window, by task.
+            generated: Generated contents of this window, one for each task.
             step: Step of the weights, for the title.
 
         Returns:
@@ -245,15 +245,15 @@ def make_result(task: str, one: HeldOutWindow, part: Part, results: WindowResult
     Args:
         task: Name of the task.
         one: The window.
-        part: The sampled part.
-        results: Conversion into results.
+        part: Output of the sampler for this window.
+        results: Converter to results.
 
     Returns:
-        The decoded sample, or the reason why it is invalid.
+        The decoded content, or the reason why it is invalid.
     """
     try:
         ((_, array),) = part.arrays().items()
-        content = array[0] if isinstance(array, list) else array  # a list of texts has one text for each window
+        content = array[0] if isinstance(array, list) else array  # texts are a list with one item for each window
         generated = GeneratedWindow(task, one.number, content)
         found = results.of(generated)
     except DataError as error:  # an untrained model may give invalid rotations or NaN, which reports count
@@ -286,8 +286,8 @@ def score_task(
     """Score the results of one task with the functions of `omniges evaluate`; each window counts as a recording.
 
     Args:
-        generated: Samples of the task. Invalid ones are left out and counted.
-        results: Conversion into results.
+        generated: Generated contents of the task. Invalid contents are left out and counted.
+        results: Converter to results.
         train: Function that returns statistics of the train split, called only for gesture.
 
     Returns:
@@ -329,7 +329,7 @@ _CLASSES: Final[Mapping[str, Callable[..., Any]]] = {
 
 
 def pack(items: Sequence[Any]) -> bytes:
-    """Serialize results as JSON to send between ranks: dataclasses, arrays, bytes, texts, numbers, lists and tuples."""
+    """Serialize results as JSON: dataclasses, arrays, bytes, texts, numbers, lists and tuples."""
 
     def plain(value: Any) -> dict[str, Any]:
         if isinstance(value, bytes):
@@ -342,7 +342,7 @@ def pack(items: Sequence[Any]) -> bytes:
 
 
 def unpack(data: bytes) -> list[Any]:
-    """Return the items that `pack` serialized; tuples become lists."""
+    """Restore the items that `pack` serialized; tuples become lists."""
 
     def restored(found: dict[str, Any]) -> Any:
         match found:

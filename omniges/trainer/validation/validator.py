@@ -1,6 +1,6 @@
-"""Validation for the training loop: it validates a state, writes files, marks the best checkpoint, and reports.
+"""Validation in the training loop: it validates a step, writes files, links the best checkpoint, and reports.
 
-A validation's folder, RUN/validation/step-…/, appears only when all its files are complete.
+The folder of a validation, RUN/validation/step-…/, appears only when all its files are complete.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from omniges.trainer.validation.run import LEVELS, Validation, ValidationResult
 from omniges.trainer.validation.samples import VALIDATION_SEED, VOCODER, ResultFiles
 
 VALIDATIONS: Final = "validation"
-"""Folder of the validations in a run's folder."""
+"""Name of the folder of validations in a run's folder."""
 REPORT: Final = "validation.json"
 PICTURES: Final = "pictures"
 _FORMAT: Final = "omniges-validation"
@@ -37,23 +37,23 @@ _COSTLY: Final = 0.1
 
 
 class RunValidator:
-    """Validates the states of a run; every rank calls the same methods."""
+    """Validates steps of a run; all ranks must call the same methods."""
 
     def __init__(self, run: Run, validation: Validation, logbook: Logbook, reporter: Reporter) -> None:
         self._run, self._validation, self._metric = run, validation, run.settings.best_metric
         self._logbook, self._reporter = logbook, reporter
         self._folder = run.settings.output_dir / VALIDATIONS
         self.every_steps = run.settings.validation_steps or DEFAULT_VALIDATION_STEPS
-        """Steps from one validation to the next."""
+        """Number of steps from one validation to the next."""
         self._began_s = time.monotonic()
         self._spent_s = 0.0
         self._warned = False
 
     def validate(self, state: RunState, stopper: Stopper) -> None:
-        """Validate the current weights, write the files, mark the state if it is the best so far, and report.
+        """Validate the current weights, write the files, and report the results.
 
         Args:
-            state: State of the run; `best` may be changed.
+            state: State of the run; its `best` is replaced if this step is the best so far.
             stopper: Object that receives requests to stop.
 
         Raises:
@@ -95,7 +95,7 @@ class RunValidator:
         """
         held_out = self._validation.held_out
         make_folder(folder.parent)
-        if os.path.lexists(folder):  # a run that was killed repeats steps
+        if os.path.lexists(folder):  # a killed run validated this step
             remove_folder(folder)
         with pending_folder(folder) as pending:
             for saved in found.saved:
@@ -104,7 +104,7 @@ class RunValidator:
                     make_folder(own)
                     for ending, content in saved.contents.items():
                         publish_bytes(own / f"{name}{ending}", content)
-                    publish_bytes(own / f"{name}.json", self._record(saved, found.step).document())  # the last one
+                    publish_bytes(own / f"{name}.json", self._record(saved, found.step).document())  # written last
             if found.pictures:
                 make_folder(pending / PICTURES)
             for number, png in found.pictures.items():
@@ -212,7 +212,7 @@ class RunValidator:
         self._reporter.say(
             f"validation at step {step}: {metric} {shown}{rank}; {duration(seconds)}, {share:.1%} of the time; {folder}"
         )
-        if share > _COSTLY and not self._warned and state.validated:  # the first validation also loads libraries
+        if share > _COSTLY and not self._warned and state.validated:  # the first also loads libraries
             self._warned = True
             self._reporter.say(
                 f"validation takes {share:.1%} of the time; raise --validation-steps, or lower --validation-windows, "
@@ -231,7 +231,7 @@ class RunValidator:
         return samples
 
     def _shown(self, folder: Path, saved: ResultFiles) -> Shown:
-        """Return a result in the form that trackers show."""
+        """Return a kept result as a row for the tables in trackers."""
         window = self._validation.held_out.windows[saved.number]
         in_words = ", ".join(sorted(saved.kinds.values())) if saved.said is None else saved.said
         return Shown(
