@@ -46,7 +46,7 @@ Pieces = tuple[bytes | memoryview, ...]
 
 
 class Inputs:
-    """Reads and decodes the files of a recording, and collects their digests, notes and faults."""
+    """Reader and decoder of a recording's files. It collects digests, notes, and faults that cause a rejection."""
 
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
@@ -194,7 +194,7 @@ class Take:
     wav: Wav | None
     tier: WordTier | None
     semantic: Sequence[SemanticSpan] | None
-    sources: Mapping[str, tuple[str, str]]
+    sources: Mapping[str, tuple[str, str]]  # modality -> (path of the file relative to the root, sha256)
 
     def present(self, clip: GestureClip) -> tuple[Part, ...]:
         """Return the parts that the sample has; `clip` is its computed motion."""
@@ -221,14 +221,15 @@ def assemble(take: Take, settings: ConvertSettings, note: AddNote, notes: Sequen
         take: Decoded recording.
         settings: Settings of the conversion.
         note: Function that records a note about one of the take's files.
-        notes: All recorded notes, including those that `note` records during this call.
+        notes: List of all notes; `note` appends to it during this call.
 
     Returns:
         The sample with its members, not yet written.
 
     Raises:
         RecordingFault: The parts of the take do not fit together, are too short, or are NaN in only some frames.
-        ValueError: The key does not follow from the stem, or a label name is invalid. The corpus has to be corrected.
+        ValueError: The key is not the escaped stem, or a label name is invalid. The code of the corpus must be
+            corrected.
     """
     _check_names(take)
     frames = _common_length(take, settings)
@@ -250,7 +251,7 @@ def assemble(take: Take, settings: ConvertSettings, note: AddNote, notes: Sequen
     names = ("name", "start", "end", "score", "keywords")
     spans = [{name: getattr(span, name) for name in names} for span in take.semantic or ()]
     members: dict[str, Pieces] = {
-        "json": (),  # stored first, but written last, because it describes the other members
+        "json": (),  # the first member of the tar; filled last, because it describes the others
         "gesture.npy": npy_parts(clip.gesture),
         "mel.npy": npy_parts(mel),
         CONTRACT.words: (canonical_json(words),),
@@ -298,7 +299,7 @@ def _metadata(
     gain: float,
     samples: npt.NDArray[np.float32] | None,
 ) -> dict[str, Any]:
-    """Return the content of KEY.json. All samples have the same keys and types; an absent value is "" or 0."""
+    """Return the content of KEY.json. All samples have the same keys and types; an absent value is "", 0 or -1."""
     wav, motion = take.wav, take.motion
     return {
         **facts,
@@ -327,7 +328,7 @@ def _metadata(
         "sources": {
             name: dict(zip(("path", "sha256"), take.sources.get(name, ("", "")), strict=True)) for name in SOURCES
         },
-        # One text, because no type can be inferred from a list that is empty in the first samples.
+        # One text, because readers cannot infer the type of a list that is empty in the first samples.
         "notes": "\n".join(f"{note.problem.code}: {' '.join(note.problem.found.split())}" for note in notes),
     }
 
@@ -401,7 +402,7 @@ def _common_length(take: Take, settings: ConvertSettings) -> int:
 
 
 def _cut(take: Take, frames: int, note: AddNote) -> tuple[list[dict[str, Any]], Cut]:
-    """Return the words inside the clip and the amounts that are cut off; add notes about the cuts."""
+    """Return the words inside the clip, and how much of each modality is cut off; add notes about the cuts."""
     clip_s = timebase.seconds_of_frames(frames)
     if take.tier:
         take.tier.require_fit(len(take.wav.samples) / take.wav.rate_hz if take.wav else clip_s)
@@ -446,7 +447,7 @@ def _audio_16k(wav: Wav | None, note: AddNote) -> npt.NDArray[np.float32] | None
 
 
 def _semantic(inputs: Inputs) -> tuple[SemanticSpan, ...] | None:
-    """Return the semantic annotation, or None if the file is absent or, with a note, if it is unreadable."""
+    """Return the semantic annotation, or None if the file is absent or invalid; note an invalid file."""
     if "sem" not in inputs.recording.files:
         return None
     spans = inputs.load("sem", decode_semantic)

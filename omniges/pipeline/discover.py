@@ -1,7 +1,7 @@
 """Results of the search for recordings under a root folder, and a directory walk that stays inside the root.
 
-Each module of `omniges.pipeline.corpora` defines the folders and stems of one data set. Nothing outside the root is
-read.
+Each module of `omniges.pipeline.corpora` defines the folders and stems of one data set. Files outside the root are read
+only if the user allows their folder.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Bounds = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One input file: its path, and its path relative to the root, which reports and the manifest contain."""
+    """One input file: its path, its path relative to the root (for reports and the manifest), and its size in bytes."""
 
     path: str
     relative: str
@@ -77,7 +77,7 @@ def inside(resolved: str, bounds: Bounds) -> bool:
         bounds: Folders that may be read.
 
     Returns:
-        True if the path is in one of them.
+        True if the path is in one of these folders.
     """
     return any(resolved == base or resolved.startswith(base.rstrip("/") + "/") for base in bounds)
 

@@ -29,7 +29,7 @@ _ENDINGS: Final = {"npz": "npz", "textgrid": "TextGrid", "wav": "wav"}
 
 @dataclass(frozen=True, slots=True)
 class ExportSummary:
-    """Numbers of written files."""
+    """Result of `export`: the folder, the numbers of samples and of written files, and the path of the split list."""
 
     folder: Path
     samples: int
@@ -54,7 +54,7 @@ def export(
         progress: Function that is called with (done, total) samples.
 
     Returns:
-        Numbers of written files.
+        The numbers of written files.
 
     Raises:
         UsageFault: `out` already contains files.
@@ -90,7 +90,7 @@ def export(
 def motion_file(sample: SampleArrays) -> bytes:
     """Return a sample's motion as the bytes of a BEAT2 NPZ.
 
-    An array of an absent part is left out. In ``poses``, the columns of absent parts are NaN.
+    An array is left out if all its parts are absent. In ``poses``, the columns of absent parts are NaN.
     """
     try:
         motion = motion_from_gesture(sample.gesture)
@@ -123,7 +123,7 @@ def text_file(sample: SampleArrays) -> bytes:
 
 
 def audio_file(sample: SampleArrays) -> bytes | None:
-    """Return a sample's waveform as a 16 kHz WAV with exactly the stored values; None if it was not kept.
+    """Return a sample's waveform as a 16 kHz WAV with exactly the stored values; None if no audio is stored.
 
     Raises DataError if a value is NaN or infinite, or if the source's encoding cannot represent it.
     """

@@ -1,10 +1,10 @@
 """Reuse of earlier results in the output folder: checks that a run may continue, and recovery of valid samples.
 
-Earlier results come from the complete set in the folder and from the journal of an unfinished run. A result is reused
-only if the recording's files have the same content (by sha256), and if discovery finds the same facts about the
-recording. All other recordings are converted again. Each shard is read once, completely; its digest shows that the
-samples are unchanged. Statistics, words and cuts are recomputed from the arrays with the same functions as in the first
-run.
+Earlier results come from the complete set in the folder, and from the journal of an unfinished run (its list of
+finished shards and rejected recordings). A result is reused only if the recording's files have the same sha256, and if
+discovery finds the same split and notes for the recording. All other recordings are converted again. Each shard is read
+once, completely; its sha256 shows that the samples are unchanged. Statistics, words and cuts are recomputed from the
+arrays with the same functions as in the first run.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ Recalled = Sample[StoredSegment]
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """A sample of an earlier run: row, notes and position in a shard. Offsets in `row` count from the segment start."""
+    """A sample of an earlier run: row, notes and position in a shard. Offsets in `row` count from its first byte."""
 
     row: ManifestRow
     notes: tuple[Finding, ...]
@@ -93,7 +93,7 @@ class Earlier:
     def add_samples(
         self, shard: StoredShard, rows: Sequence[ManifestRow], notes: Mapping[str, Sequence[Finding]]
     ) -> None:
-        """Add the samples of a shard. Their segments are contiguous, and each segment ends with its last member.
+        """Add the samples of a shard. Each sample is a segment of the shard that ends where the next segment begins.
 
         Args:
             shard: Shard file.
@@ -186,7 +186,7 @@ def read_complete(settings: PreprocessSettings, place: OutputPlace) -> dict[str,
         The document; None if there is no complete set, or --force is set.
 
     Raises:
-        UsageFault: The folder was made with other settings or another contract version; the message names the
+        UsageFault: dataset.json is damaged, or has other settings or another contract version; the message names the
             differences.
     """
     out = settings.output_dir
@@ -212,14 +212,14 @@ def read_complete(settings: PreprocessSettings, place: OutputPlace) -> dict[str,
 
 
 def check_begun(settings: PreprocessSettings, place: OutputPlace) -> None:
-    """Keep an unfinished run's work if this run can continue it; otherwise refuse, or with --force remove it.
+    """Keep the work of an unfinished run if this run can continue from it; with --force, remove any other work.
 
     Args:
         settings: Settings of this run.
         place: Output folder.
 
     Raises:
-        UsageFault: The run used other settings or package versions, and --force is not set.
+        UsageFault: The unfinished run used other settings or package versions, and --force is not set.
     """
     begun, wanted = place.begun(), UnfinishedRun.of(settings.document(), anew=settings.force)
     if begun is None or (settings.force and begun != wanted):
@@ -238,7 +238,7 @@ def check_update(settings: PreprocessSettings, place: OutputPlace, complete: dic
         complete: Content of the set's dataset.json.
 
     Raises:
-        UsageFault: The set must not be updated.
+        UsageFault: The set contains latents, or was made with other package versions.
     """
     if names := list(ShardFolder(place.out).codecs):
         raise UsageFault(
@@ -273,7 +273,7 @@ def _differences(found: Any, wanted: Any, name: str = "") -> list[tuple[str, Any
 
 
 def _flags(values: Mapping[str, Any]) -> str:
-    """Return the flags that set these values, for example former defaults; "" if flags cannot set all values."""
+    """Return the command-line flags that set the given values; "" if a value cannot be set by a flag."""
     known = {setting.name: setting for setting in every_setting(PreprocessSettings)}
     flags = []
     for name, value in values.items():
@@ -329,7 +329,7 @@ def is_unchanged(
 
 
 def digest_inputs(recordings: Sequence[Recording], workers: int, count: Count) -> dict[str, Digests]:
-    """Return the digests of all files of the given recordings.
+    """Return the sha256 of every file of the given recordings.
 
     Args:
         recordings: Recordings to read.
@@ -337,11 +337,11 @@ def digest_inputs(recordings: Sequence[Recording], workers: int, count: Count) -
         count: Function that is called with (done, total) in megabytes.
 
     Returns:
-        Digests by stem and relative path.
+        For each stem, the digests by relative path; None for a file that cannot be read.
     """
 
     def digests(recording: Recording) -> Digests:
-        """Return the digests of a recording's files, as the conversion would record them; None if unreadable."""
+        """Return the sha256 of each file of a recording by relative path; None for a file that cannot be read."""
         found: Digests = {}
         for source in recording.files.values():
             path = Path(source.path)
@@ -365,7 +365,7 @@ def inputs_hash(inputs: dict[str, Digests], discovery: Discovery) -> str:
     """Return one sha256 of all inputs: the digests of all files by stem, and the split lists.
 
     Args:
-        inputs: Digests by stem and relative path.
+        inputs: For each stem, the digests by relative path.
         discovery: Recordings and split lists.
 
     Returns:
@@ -419,7 +419,7 @@ def recall(
     """Check the shards of earlier runs, and return the earlier results of recordings whose inputs are unchanged.
 
     Samples of a damaged or absent shard are left out, so that they are converted again. The samples are returned
-    without partials and words, which take far more memory than the other fields.
+    without partial statistics and words, which take far more memory than the other fields.
 
     Args:
         earlier: Results of earlier runs.
@@ -428,7 +428,7 @@ def recall(
         opened: Function that opens a shard of an earlier run.
         workers: Number of threads.
         count: Function that is called with (done, total) in megabytes.
-        take_statistics: Function that is called with each sample while the sample still has its partials and words.
+        take_statistics: Function that is called with each sample before its partial statistics and words are removed.
 
     Returns:
         Results by stem.
@@ -501,7 +501,7 @@ def _read_shard(
 
 
 def _recomputed(sample: _Sample, descriptor: int) -> Recalled:
-    """Recompute the statistics, words and cuts of a sample from its members."""
+    """Read the members of a sample, and return the sample with its statistics, words and cuts."""
 
     def member(name: str) -> bytes:
         place = sample.row.members[name]

@@ -24,7 +24,7 @@ _GRAMMAR: Final = re.compile(r"(\d{1,4})_([a-z]+)_([0-7])_(\d{1,4})_(\d{1,4})")
 _LANGUAGES: Final = ("english", "chinese", "spanish", "japanese")  # rec digit // 2
 _SCENARIOS: Final = ("speech", "conversation")  # rec digit % 2
 
-# The emotion of a speech recording by its first start index; undefined beyond 118.
+# Emotion of a speech recording, by the first start index with this emotion; undefined above 118.
 _EMOTIONS: Final = {
     0: "neutral",
     65: "happiness",
@@ -118,7 +118,7 @@ def plain_stem(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SplitList:
-    """A parsed split list: the split of each plain id, the faulty plain ids, and findings about the list."""
+    """A parsed split list: splits by id, problems by faulty id, and findings. Ids have the form of `plain_stem`."""
 
     name: str
     sha256: str
@@ -128,7 +128,7 @@ class SplitList:
 
     @property
     def ids(self) -> set[str]:
-        """All ids of the list in the form of `plain_stem`."""
+        """All ids of the list, valid and faulty."""
         return self.splits.keys() | self.faulty.keys()
 
     def find(self, stem: str) -> Split | Problem | None:
@@ -138,7 +138,7 @@ class SplitList:
 
 
 def parse_split_list(data: bytes, name: str) -> SplitList:
-    """Read ``id,type`` rows; columns may also be separated by semicolons or tabs.
+    """Parse a split list: CSV with the columns ``id`` and ``type``, separated by commas, semicolons or tabs.
 
     The text is UTF-8 or UTF-16 with any line ends; blank lines are skipped. Ids are compared in the form of
     `plain_stem`. An id with two different splits or an unknown split is faulty; its recording will be rejected. An id
@@ -149,7 +149,7 @@ def parse_split_list(data: bytes, name: str) -> SplitList:
         name: Path of the list for messages.
 
     Returns:
-        Split of each valid id, faulty ids, and findings.
+        The splits of the valid ids, the problems of the faulty ids, and findings.
 
     Raises:
         DataError: The text is not CSV with these columns.

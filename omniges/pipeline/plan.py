@@ -22,7 +22,7 @@ _SAMPLED: Final = 3  # recordings that are converted to measure the speed; the f
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The work of a run; an estimate is None if none of the sampled recordings could be converted."""
+    """The work of a run: counts, and estimates that are None if none of the sampled recordings could be converted."""
 
     data_folders: tuple[str, ...]
     stems: int
@@ -32,9 +32,9 @@ class Plan:
     split_source: str
     input_bytes: int
     sampled: int
-    seconds: float | None  # total length of the recordings
-    output_bytes: float | None
-    wall_s: float | None
+    seconds: float | None  # estimated length of all recordings
+    output_bytes: float | None  # estimated size of the shards
+    wall_s: float | None  # estimated duration of the run
 
 
 def make_plan(settings: PreprocessSettings) -> Plan:
@@ -100,5 +100,5 @@ def print_plan(plan: Plan, workers: int, console: Console) -> None:
 
 
 def plan_json(plan: Plan) -> str:
-    """Return one line of JSON, ``{"event": "plan", …}``."""
+    """Return the plan as one line of JSON, ``{"event": "plan", …}``."""
     return json.dumps({"event": "plan"} | asdict(plan), sort_keys=True)

@@ -1,4 +1,4 @@
-"""`Recording`, the input with which a user's program calls `write_shards`, and its conversion to a `Take`.
+"""`Recording`, the input of `write_shards`, and its conversion to a `Take`.
 
 The checks are the same as those of `preprocess` for files, so both refuse the same input.
 """
@@ -37,7 +37,7 @@ from omniges.storage.files import canonical_json
 
 _MOTION_PARTS: Final = (*POSE_PARTS, "root", "face")
 _MAX_CHANNELS: Final = 8
-_AFTER_END_S: Final = 0.1  # word times may exceed the end by this, because times are rounded
+_AFTER_END_S: Final = 0.1  # a word may end this much after the recording, because times are rounded
 _MAX_SPEAKER_ID: Final = 2**31 - 1
 # Remedies for users of the Python API, for codes whose usual remedy is about files.
 _REMEDIES: Final = {
@@ -63,7 +63,7 @@ _REMEDIES: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Recording:
-    """One recording that a user's program passes to `write_shards`; a field that is None is absent.
+    """One recording for `write_shards`. A field that is None is absent.
 
     An array may be anything that ``numpy.asarray`` accepts. Arrays are checked when the recording is written.
     """
@@ -91,12 +91,15 @@ class Recording:
     words: Iterable[Any] | None = None
     """Words in order of time, each (word, start_s, end_s), or a mapping or object with word, start and end."""
     semantic: Iterable[Any] | None = None
-    """Semantic spans, each (name, start, end, score[, keywords]), or a mapping or object with these names."""
+    """Semantic spans, each (name, start_s, end_s, score[, keywords]), or a mapping or object with name, start, …."""
     split: str = "train"
     """Split: train, val, test or additional."""
     speaker: str | None = None
+    """Name of the speaker."""
     speaker_id: int | None = None
+    """Number of the speaker, at least 0."""
     language: str | None = None
+    """Language, such as english."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Values by label name, such as emotion. A label that only other recordings have gets the value ""."""
     source: str | None = None
@@ -161,7 +164,7 @@ def _build_take(recording: Recording) -> Take:
 
 
 def digests_of(take: Take) -> dict[str, str]:
-    """Return the sha256 of each modality of a take, by the names of sources in the manifest."""
+    """Return the sha256 of each modality that a take has; the keys are npz, wav, textgrid and sem."""
     found = {}
     if (motion := take.motion) is not None:
         facts = [motion.frame_rate_hz, motion.source_frames, motion.betas_columns, motion.gender]
@@ -176,7 +179,7 @@ def digests_of(take: Take) -> dict[str, str]:
 
 
 def _digest(facts: Sequence[Any], *arrays: npt.NDArray[Any]) -> str:
-    """Return one sha256 of facts and of arrays, including the types and shapes of the arrays."""
+    """Return one sha256 of JSON values and arrays, including the data types and shapes of the arrays."""
     digest = hashlib.sha256(canonical_json([*facts, *([array.dtype.str, *array.shape] for array in arrays)]))
     for array in arrays:
         digest.update(np.ascontiguousarray(array).data.cast("B"))
@@ -275,7 +278,7 @@ def _wav(recording: Recording) -> Wav | None:
 
 
 def _array(recording: Recording, name: str, given: Any) -> npt.NDArray[Any]:
-    """Convert an array, a tensor on any device or nested lists to a NumPy array; raise DataError for others."""
+    """Convert an array, a tensor on any device or nested lists to a NumPy array; raise DataError for anything else."""
     place = f"recording {recording.key!r}: {name}"
     if isinstance(given, np.ma.MaskedArray):
         raise DataError(f"{place}: expected an array without a mask, found a masked one; name its part in absent")

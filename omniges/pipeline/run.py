@@ -31,12 +31,13 @@ from omniges.shards.writer import ShardFile, ShardWriter
 from omniges.storage.atomic import append_line, home_expanded, open_log, os_errors
 from omniges.storage.files import sha256_hex
 
-# Output bytes per byte of motion input: 415 + 213 float32 a frame, from BEAT2's 165 float32 and 103 float64.
+# Output bytes per byte of motion input. For each frame, BEAT2 has 165 float32 and 103 float64 values. The output has
+# about 415 (gesture) + 213 (mel) float32 values.
 _GROWTH: Final = 1.75
 
 
 class _RunLog:
-    """Log of JSON lines about times, retries and worker crashes; these facts must not be part of the set."""
+    """Log of JSON lines about times, retries and worker crashes. They differ by run, so the log is not in the set."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -171,7 +172,7 @@ def _run(work: _Work, reporter: Reporter, log: _RunLog, start: float) -> Summary
 
 
 def _warm_imports() -> None:
-    """Import slow packages, which the end of the run needs, while the workers start; this saves half a second."""
+    """Import slow packages while the workers start; the end of the run needs them. This saves half a second."""
     import pyarrow.parquet  # noqa: F401, PLC0415
     import tokenizers  # noqa: F401, PLC0415
 

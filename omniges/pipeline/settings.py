@@ -53,7 +53,7 @@ def size_bytes(flag: str, text: str) -> int:
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Filters that select recordings, and the names of their folders; part of the settings hash."""
+    """Filters that select recordings, and names of the input folders; part of the settings hash in dataset.json."""
 
     speakers: tuple[str, ...] = option(
         (), "Convert only these speakers, by id (2) or name (scott).", commas=True, shown="all", panel="Selection"
@@ -99,7 +99,7 @@ class Selection:
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertSettings:
-    """Settings that affect the content of a sample; part of the settings hash."""
+    """Settings that affect the content of a sample; part of the settings hash in dataset.json."""
 
     loudness: Literal["none", "peak"] = option(
         "none",
@@ -127,7 +127,7 @@ class ConvertSettings:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Seconds cut from the end of each modality to reach a common length, and words dropped or shortened by this."""
+    """Seconds cut from the end of audio and motion to a common length, and numbers of words dropped and shortened."""
 
     audio_s: float
     motion_s: float
@@ -137,7 +137,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Sample(Generic[Stored]):
-    """A converted recording that is in no shard yet. Offsets in `row` count from the start of the segment."""
+    """A converted recording that is not in a shard yet. Offsets in `row` count from the start of `segment`."""
 
     row: ManifestRow
     segment: Stored  # tar members: buffers, bytes from a worker, or a position in an earlier shard
@@ -152,13 +152,13 @@ class Rejected:
     """An unusable recording, with all reasons and the digests of the files that were read."""
 
     findings: tuple[Finding, ...]
-    sources: dict[str, tuple[str, str]]
+    sources: dict[str, tuple[str, str]]  # modality -> (path relative to the root, sha256)
 
 
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreprocessSettings:
-    """Settings of `omniges preprocess`. dataset.json has a hash of the settings that affect the output bytes."""
+    """Settings of `omniges preprocess`. dataset.json contains a hash of the settings that affect the output bytes."""
 
     root: Path = field(metadata=about("Folder of the data set.", panel="Input and output"))
     output_dir: str | Path = field(
@@ -250,7 +250,7 @@ class PreprocessSettings:
         from omniges.storage.bucket import MAX_OBJECT_BYTES, require_writable
 
         require_writable(location, "--output-dir")
-        if self.shard_bytes + MAX_FILE_BYTES > MAX_OBJECT_BYTES:  # with its last sample, a shard may exceed the target
+        if self.shard_bytes + MAX_FILE_BYTES > MAX_OBJECT_BYTES:  # the last sample may exceed the target size
             largest = MAX_OBJECT_BYTES - MAX_FILE_BYTES
             raise UsageFault(
                 f"--shard-size {self.shard_bytes}: expected at most {largest} bytes with a URL as --output-dir, whose "
@@ -266,7 +266,7 @@ class PreprocessSettings:
 
     @property
     def local_workers(self) -> int:
-        """Number of processes or threads on this machine."""
+        """Number of processes or threads on this machine: `num_workers`, or one for each available core."""
         return self.num_workers or len(os.sched_getaffinity(0))
 
     @property
@@ -313,9 +313,9 @@ class Summary:
     report: str | Path | None
     run_log: Path
     manifest_hash: str | None
-    reused: int = 0  # results reused from earlier runs because no input had changed
+    reused: int = 0  # number of results reused from earlier runs, because the inputs were unchanged
     unchanged: bool = False  # the set was complete and the inputs unchanged, so nothing was done
-    interruptions: tuple[str, ...] = ()  # workers and machines that were lost, whose work was repeated
+    interruptions: tuple[str, ...] = ()  # a text for each lost worker or machine; its work was repeated
 
     @property
     def rejected_share(self) -> float:

@@ -69,7 +69,7 @@ def print_table(
 
 
 def print_line(console: Console, text: str) -> None:
-    """Print one line of text unchanged; markup, emoji names and control characters have no effect.
+    """Print one line of text; markup and emoji names are printed unchanged, control characters are escaped.
 
     Args:
         console: Output.
@@ -136,7 +136,7 @@ def _verdict(summary: Summary) -> str:
 
 
 def summary_json(summary: Summary) -> str:
-    """Return one line of JSON, ``{"event": "summary", …}``."""
+    """Return the summary as one line of JSON, ``{"event": "summary", …}``."""
     row: dict[str, Any] = asdict(summary)
     row |= {"event": "summary", "exit_code": int(summary.exit_code), "rejected_share": summary.rejected_share}
     row["splits"] = {name: {"samples": n, "seconds": s} for name, (n, s) in summary.splits.items()}
@@ -145,18 +145,18 @@ def summary_json(summary: Summary) -> str:
 
 @dataclass(slots=True)
 class Tally:
-    """Collected results of a run."""
+    """Collected results of a run; `rejected`, `computed` and `reused` are numbers of recordings."""
 
     rows: list[ManifestRow] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
-    partials: PartialSpool = field(default_factory=PartialSpool)  # partials of the train samples
+    partials: PartialSpool = field(default_factory=PartialSpool)  # partial statistics of train samples
     words: Counter[str] = field(default_factory=Counter)
     inputs: dict[str, Digests] = field(default_factory=dict)
     rejected_inputs: dict[str, Digests] = field(default_factory=dict)  # by stem; only for recordings that were read
     notes: dict[str, tuple[Finding, ...]] = field(default_factory=dict)  # notes about samples, by stem
     cuts: list[Cut] = field(default_factory=list)
-    lost: dict[str, str] = field(default_factory=dict)
-    interruptions: list[str] = field(default_factory=list)  # workers and machines that were lost
+    lost: dict[str, str] = field(default_factory=dict)  # stem -> reason
+    interruptions: list[str] = field(default_factory=list)  # a text for each lost worker or machine
     rejected: int = 0
     computed: int = 0
     reused: int = 0
@@ -210,7 +210,7 @@ class Tally:
                 f"{recording.stem}: expected labels {first} as for {self.rows[0].stem}, found {found}; a corpus "
                 'gives all its recordings the same label names, with "" for unknown ones'
             )
-        self.take_in(outcome)  # before the sample is written, because the shard's journal line may contain its notes
+        self.take_in(outcome)  # before the write: it may finish a shard, whose journal line has the notes
         if isinstance(outcome.segment, StoredSegment):
             self.rows.append(writer.add_stored(outcome.row, outcome.segment))
         else:
@@ -218,14 +218,14 @@ class Tally:
             self.computed_s += outcome.row.seconds
 
     def take_in(self, sample: Sample[Any]) -> None:
-        """Add the results of a sample, except its row, which the writer returns later."""
+        """Add the notes, cuts, statistics and words of a sample. The caller adds the row, after it wrote the sample."""
         self.notes[sample.row.stem] = sample.notes
         self.findings += sample.notes
         self.cuts.append(sample.cut)
         self.take_statistics(sample)
 
     def take_statistics(self, sample: Sample[Any]) -> None:
-        """Add the statistics and words of a sample, if it still has them."""
+        """Add the partial statistics and words of a sample; a sample without them changes nothing."""
         self.words.update(sample.words)
         if sample.partials:
             self.partials.append(sample.partials)
@@ -290,7 +290,7 @@ class ConvertProgress(Progress):
         Args:
             discovery: Recordings of the run.
             tally: Collected results.
-            pool: Pool of workers, which knows the slowest current recording.
+            pool: Pool of workers; it knows which current recording has taken longest.
             elapsed_s: Seconds since conversion started.
             share: Share of the work that is done, 0 to 1, by bytes and not by recordings.
 
@@ -346,7 +346,7 @@ class ConvertProgress(Progress):
 
 
 def cut_totals(cuts: list[Cut]) -> dict[str, float | int]:
-    """Return the sums of the cuts over all samples, in the form of dataset.json."""
+    """Return the sums of all cuts, with the keys that dataset.json has."""
     return {
         "audio_s": round(math.fsum(cut.audio_s for cut in cuts), 6),
         "motion_s": round(math.fsum(cut.motion_s for cut in cuts), 6),

@@ -1,4 +1,4 @@
-"""The pool of worker processes that convert recordings, and its messages (`omniges.workers`)."""
+"""The pool of worker processes that convert recordings, and the encoding of its tasks and answers."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 WORKER_COMMAND: Final = worker_command("omniges.pipeline.worker")
-# Features are computed block by block in one thread. Arrays of a few megabytes are allocated often. Returning their
-# memory to the kernel each time would take more time than keeping it.
+# A worker often allocates arrays of a few megabytes. With these variables, malloc keeps freed memory for later arrays,
+# because returning it to the kernel each time would be slower.
 WORKER_ENVIRONMENT: Final = ENVIRONMENT | {
     "MALLOC_MMAP_THRESHOLD_": str(16 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
@@ -41,7 +41,7 @@ def start_worker(setup: dict[str, Any], command: Sequence[str] = WORKER_COMMAND)
     """Start a process that converts recordings.
 
     Args:
-        setup: `ConvertSettings` as a dict.
+        setup: The fields of `ConvertSettings`, as a dictionary.
         command: Command line of the process.
 
     Returns:
@@ -73,9 +73,10 @@ class ConvertPool(Pool[Recording, Sample[memoryview] | Rejected]):
 
 
 def prepare(setup: dict[str, Any]) -> Callable[[Any], Answer]:
-    """Return the function that converts the recording of a task. An exception becomes a finding in the answer.
+    """Return the function that converts the recording of a task and returns the answer.
 
-    An error of the machine, such as too little memory, does not become a finding. It ends the run or the worker.
+    An exception becomes a finding in the answer. Only an error of the machine, such as too little memory, is raised; it
+    ends the run or the worker.
     """
     from omniges.pipeline.convert import convert  # noqa: PLC0415 - decoders, which the pool itself does not need
 
@@ -87,7 +88,7 @@ def prepare(setup: dict[str, Any]) -> Callable[[Any], Answer]:
         try:
             outcome = convert(recording, settings, corpus_of(recording.corpus).take)
         except (EnvironmentFault, MemoryError, ImportError, SystemError):
-            raise  # not caused by the recording; imports and C code fail too without memory
+            raise  # not caused by the recording; imports and C code raise these if memory is short
         except Exception as error:  # an unexpected error in one recording must not affect other recordings
             if fault_of_machine(error) is not None:
                 raise
@@ -112,7 +113,7 @@ def decode_recording(row: dict[str, Any]) -> Recording:
 
 
 def _encode_outcome(outcome: Sample[Segment] | Rejected) -> Answer:
-    """Return a worker's answer: JSON, then the statistics and the segment as raw bytes."""
+    """Return a worker's answer: JSON, then the statistics and the sample's tar members as raw bytes."""
     if isinstance(outcome, Rejected):
         return {"findings": [finding.as_json() for finding in outcome.findings], "sources": outcome.sources}, ()
     partials = outcome.partials or ()
@@ -130,7 +131,7 @@ def decode_outcome(head: dict[str, Any], buffers: list[Any]) -> Sample[Any] | Re
 
     Args:
         head: JSON of the answer.
-        buffers: Statistics as bytes, then the segment, which is passed on without being read.
+        buffers: Statistics as bytes, then the tar members of the sample, which are not decoded.
 
     Returns:
         The sample or the rejected recording.

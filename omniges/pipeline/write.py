@@ -1,4 +1,4 @@
-"""`write_shards`: writing of a complete shard folder from recordings that a user's program passes.
+"""`write_shards`: write a complete shard folder from recordings that a user's program passes.
 
 Each recording is checked and converted when it arrives, with the functions of `preprocess`. Its sample is stored in a
 temporary spool file in the output folder. After the last recording, the samples are packed in the order of split and
@@ -82,8 +82,8 @@ def write_shards(  # noqa: PLR0913 - keyword-only except two: user settings
 
     dataset.json is written last, so the folder is complete when this file exists. The bytes of the folder depend only
     on the recordings and settings, not on the order of the recordings. After an interrupted call the folder is not
-    complete; call the function again. The function needs memory for one recording and about 30 kB of statistics for
-    each sample. For a time, the disk contains the set twice.
+    complete; call the function again. The function needs memory for one recording, and about 30 kB of statistics for
+    each sample. During the call, the disk needs space for two copies of the set.
 
     Args:
         recordings: Any iterable, which is read once; use a generator if the recordings do not fit in memory.
@@ -101,8 +101,8 @@ def write_shards(  # noqa: PLR0913 - keyword-only except two: user settings
         Numbers of samples, their lengths, and the manifest hash.
 
     Raises:
-        UsageFault: A setting is invalid; the folder contains a complete set and `force` is not set; or `recordings` is
-            empty or contains other objects.
+        UsageFault: A setting is invalid, or `recordings` is empty or contains other objects. Or `force` is not set, and
+            the folder contains a complete set or an unfinished run of another command.
         DataError: A recording cannot be used. The message states its key, the reason and the remedy. No set is written.
         EnvironmentFault: The disk cannot be written, or another run writes to the folder.
     """
@@ -159,15 +159,15 @@ def _summary_of(out: Path, tally: Tally, writer: ShardWriter, manifest: str, ela
 
 
 def _commit_interrupted(workspace: Workspace) -> bool:
-    """Return whether a commit was interrupted. The next run finishes such a commit."""
+    """Return whether the commit, which publishes a finished set, was interrupted. The next run completes it."""
     return any((workspace.folder / name).exists() for name in (COMMIT_FILE, PLACE_FILE))
 
 
 def _prepare_workspace(workspace: Workspace, *, force: bool) -> None:
-    """Finish an interrupted commit, refuse to replace anything without `force`, and clear the workspace.
+    """Finish an interrupted commit, refuse to replace a set without `force`, and clear the workspace.
 
-    A set whose commit this function finishes may be replaced without `force`: it was not complete before, and the same
-    script writes the same bytes again.
+    If this function finishes the commit of a set, this set may be replaced without `force`. The set was not complete
+    before, and the same script writes the same bytes again.
     """
     out = workspace.out
     workspace.refuse_foreign()
@@ -222,7 +222,7 @@ class _Spool:
         return place
 
     def read(self, place: _Place) -> bytearray:
-        """Return the bytes of a sample's tar members."""
+        """Return the tar members of a sample as bytes."""
         data = bytearray(place.size)
         done = 0
         with os_errors(self._path, "read"):
@@ -344,14 +344,14 @@ def _labelled(row: ManifestRow, segment: bytearray, names: Sequence[str]) -> tup
 def publish_set(
     place: OutputPlace, tally: Tally, writer: ShardWriter, settings: dict[str, Any], plan: Mapping[str, Any]
 ) -> str:
-    """Write the files beside the shards, dataset.json last, and publish the set.
+    """Write the other files of a set (dataset.json last), and publish the set.
 
     Args:
         place: Output folder, in which the shards are already finished.
         tally: Collected samples and findings; this function sorts the findings.
         writer: Writer of the shards, already closed.
-        settings: Entry `settings` of dataset.json: the settings that affect the output bytes.
-        plan: Entry `plan` of dataset.json: hash of the inputs, number of stems, and rejected recordings.
+        settings: Settings that affect the output bytes; stored as `settings` in dataset.json.
+        plan: Hash of the inputs, number of stems, and rejected recordings; stored as `plan` in dataset.json.
 
     Returns:
         The manifest hash of the set.

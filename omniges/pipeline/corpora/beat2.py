@@ -1,9 +1,9 @@
 """BEAT2: the folders and stems of its recordings, and the split of each recording.
 
-Two layouts are supported. The official layout is
-``beat_<language>_v2.0.0/{wave16k,smplxflame_30,textgrid,sem}``. The root contains one or several such folders, or is
-such a folder. An older layout is ``{wave16k,speakers_1234_smplx_neutral_npz,word}/<speaker>/``. Files may be in
-subfolders, and extensions may be in upper or lower case. Nothing outside the root is read.
+Two layouts are supported. The official layout is ``beat_<language>_v2.0.0/{wave16k,smplxflame_30,textgrid,sem}``. The
+root contains one or several such folders, or is such a folder. An older layout is
+``{wave16k,speakers_1234_smplx_neutral_npz,word}/<speaker>/``. Files may be in subfolders, and extensions may be in
+upper or lower case. Files outside the root are read only if the user allows their folder.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ class _Stem:
 
     @property
     def found_in(self) -> list[_DataFolder]:
-        """Data-set folders of the existing files among motion, audio and TextGrid, in this order."""
+        """Data-set folders of the motion, audio and TextGrid files that exist, in this order."""
         return [self.data_folders[modality] for modality in ("npz", "wav", "textgrid") if modality in self.data_folders]
 
 
 def discover(
     root: Path, selection: Selection, *, split_csv: Path | None = None, allow_roots: tuple[Path, ...] = ()
 ) -> Discovery:
-    """Find and pair all recordings under a root folder.
+    """Find all recordings under a root folder, and group the files with the same stem.
 
     Args:
         root: Folder of the data set, or the folder that holds its ``beat_*`` folders.
@@ -190,7 +190,7 @@ def _find_data_folders(
 def _existing_folders(
     root: Path, data_folders: Sequence[str], selection: Selection, modality: Modality
 ) -> Iterator[tuple[str, str]]:
-    """Yield the data-set folder and the path relative to the root of each existing folder of a modality."""
+    """Yield (data-set folder, path relative to the root) for each existing folder of a modality."""
     for name in _folder_names(selection, modality):
         if os.path.isabs(name):
             tried = [os.path.relpath(os.path.realpath(name), os.path.realpath(root))]
@@ -274,7 +274,7 @@ def _folder_names(selection: Selection, modality: Modality) -> tuple[str, ...]:
 def _sort_stems(
     stems: dict[str, _Stem], selection: Selection, of_root: labels.SplitList | None
 ) -> tuple[list[Recording], dict[str, tuple[Finding, ...]]]:
-    """Sort the selected stems into recordings and rejections."""
+    """Return the recordings of the selected stems, and the findings of each rejected stem."""
     recordings = []
     rejected = {}
     by_case: dict[str, list[str]] = defaultdict(list)
@@ -318,7 +318,7 @@ def _sort_stems(
 def _split_of(
     stem: str, fields: labels.StemFields, lists: Sequence[labels.SplitList | None]
 ) -> tuple[Split | None, list[Finding]]:
-    """Return a stem's split, from the first list that contains the stem or by the rule, and findings."""
+    """Return a stem's split and findings. The first list that contains the stem decides, otherwise `split_by_rule`."""
     for split_list in filter(None, lists):
         named = split_list.find(stem)
         if isinstance(named, Problem):
@@ -356,14 +356,14 @@ class Beat2:
     """The corpus BEAT2, in both supported layouts."""
 
     def recognizes(self, root: Path) -> bool:
-        """Return whether a BEAT2 folder is in the root or in a ``beat_*`` folder of it."""
+        """Return whether the root, or a ``beat_*`` folder in it, contains a folder with a name of BEAT2."""
         names = [name for modality in NEEDED for name in _FOLDERS[modality]]
         return any((folder / name).is_dir() for folder in _candidates(root) for name in names)
 
     def discover(
         self, root: Path, selection: Selection, *, split_csv: Path | None = None, allow_roots: tuple[Path, ...] = ()
     ) -> Discovery:
-        """Find and pair all recordings under a root folder.
+        """Find all recordings under a root folder, and group the files with the same stem.
 
         Args:
             root: Folder of the data set, or the folder that holds its ``beat_*`` folders.

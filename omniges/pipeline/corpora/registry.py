@@ -1,4 +1,4 @@
-"""Corpora by name, for `preprocess --corpus`; docs/how-to/extend.md explains how to add one."""
+"""Registry of corpora (kinds of data sets) for `preprocess --corpus`; docs/how-to/extend.md explains how to add one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 from omniges.pipeline.settings import DEFAULT_CORPUS
 from omniges.registry import Registry
 
-if TYPE_CHECKING:  # only the workers load the decoders, not the process of the pool
+if TYPE_CHECKING:  # only the workers import the decoders, the main process does not
     from omniges.pipeline.convert import Inputs, Take
     from omniges.pipeline.discover import Discovery
     from omniges.pipeline.settings import ConvertSettings, PreprocessSettings, Selection
@@ -49,7 +49,7 @@ class Corpus(Protocol):
         A part that the corpus lacks is None in the take, or NaN in the take's motion.
 
         Args:
-            inputs: The recording's files; faults are recorded with `inputs.add`.
+            inputs: Reader of the recording's files; faults are recorded with `inputs.add`.
             settings: Settings of the conversion.
 
         Returns:
@@ -84,8 +84,8 @@ def register_corpus(name: str, corpus: Corpus) -> None:
 def guess_corpus(root: Path) -> str:
     """Return the name of the first corpus that recognizes a folder; BEAT2 if none does.
 
-    In that case the errors of BEAT2 list the expected folders. BEAT2 is tried first, so that its folders are recognized
-    without importing other packages.
+    If no corpus recognizes the folder, the errors of BEAT2 list the expected folders. BEAT2 is tried first, so that its
+    folders are recognized without importing other packages.
     """
     for name in CORPORA.names():
         if CORPORA.get(name).recognizes(root):

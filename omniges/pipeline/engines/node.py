@@ -26,7 +26,7 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class SharedFiles:
-    """Facts with which a node checks that it has the same files and package versions as the driver."""
+    """Files and package versions of the driver (the main process), with which a node compares its own."""
 
     run_file: str
     token: str  # content of the file
@@ -34,7 +34,7 @@ class SharedFiles:
     tool: Mapping[str, str]  # package versions that affect the output bytes
 
     def problem(self) -> str:
-        """Describe what differs on this machine; "" if nothing does."""
+        """Describe the first difference on this machine; "" if there is none."""
         try:
             token = Path(self.run_file).read_text()
             sizes = {path: Path(path).stat().st_size for path in self.inputs}
@@ -72,8 +72,7 @@ class Node:
 
         Returns:
             A pair: the answer, and the tar members, which stay on this node. The answer contains the worker's JSON, the
-            statistics as bytes, and the size of the tar members in bytes. If the worker exited or reached the deadline,
-            ``{"died": reason}`` replaces its JSON. If it raised an error, ``{"error": [exit code, text]}`` does.
+            statistics as bytes, and the size of the tar members in bytes. After a failure the JSON has one key: ``died`` with the reason if the worker exited or reached the deadline, ``error`` with an exit code and a text if the worker raised an error.
         """
         worker = None
         try:
@@ -98,8 +97,8 @@ class Node:
             pieces: Content of the shard in order: bytes, or a list with one reference to tar members.
 
         Returns:
-            ``size`` and ``sha256`` of the shard; ``missing`` with the indices of pieces whose node is gone; or
-            ``error`` with an exit code and a text.
+            A dictionary with ``size`` and ``sha256`` of the shard. After a failure it has instead ``missing``, the
+            indices of pieces whose node is lost, or ``error``, an exit code and a text.
         """
         try:
             shard = PendingShard(Path(path))

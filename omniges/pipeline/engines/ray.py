@@ -1,9 +1,9 @@
 """`preprocess --engine ray`: the nodes of a Ray cluster convert recordings and write shards.
 
-One actor on each node runs the same worker processes as a local run. The driver gets the answers of the workers without
-the tar members, which stay in the node's object store. `ShardWriter` determines shard boundaries from the sizes. The
-node that has most bytes of a shard fetches the rest from the other nodes and writes the file. So the driver's memory
-does not depend on the amount of audio and motion.
+One actor on each node runs the same worker processes as a local run. The driver (the main process) gets the answers of
+the workers without the tar members, which stay in the node's object store. `ShardWriter` determines shard boundaries
+from the sizes. The node that has most bytes of a shard fetches the rest from the other nodes and writes the file. So
+the driver's memory does not depend on the amount of audio and motion.
 
 If a worker process exits, its recording is tried once more, alone, as in a local run. If a node is lost, other nodes
 convert its recordings. They also convert recordings again whose tar members a shard still needs.
@@ -62,10 +62,10 @@ class RemoteSegment:
     size: int
     node_id: str
     task: dict[str, Any]  # the recording, to convert it again
-    row_sha256: str  # sha256 of the row; a second conversion must give the same
+    row_sha256: str  # sha256 of the row; a second conversion must give an equal row
 
     def __len__(self) -> int:
-        """Size of the tar members in bytes."""
+        """Return the size of the tar members in bytes."""
         return self.size
 
 
@@ -181,7 +181,7 @@ class RayCluster:
 
         Args:
             task: The recording, as `encode_recording` returns it.
-            stopped: Set when nobody waits for the answer any more.
+            stopped: Event that is set when the answer is no longer needed.
 
         Returns:
             The worker's answer: JSON, its statistics as bytes, and the segment as `RemoteSegment`.
@@ -241,7 +241,7 @@ class RayCluster:
         )
 
     def _look(self) -> None:
-        """Ask new nodes of the cluster to take part, and add nodes that are ready. The caller holds the condition."""
+        """Ask new nodes of the cluster to take part, and add nodes that are ready. The caller holds `_condition`."""
         if time.monotonic() - self._looked_s < (_POLL_S if self._starting else _LOOK_S):
             return
         self._looked_s = time.monotonic()
@@ -280,13 +280,13 @@ class RayCluster:
         return kind.options(scheduling_strategy=place).remote(setup, self._settings.deadline_s)
 
     def _is_lost(self, member: _Member, restarts: int, error: RayError, stopped: threading.Event) -> bool:
-        """Return whether a node is lost, after a call to it failed; False if only its process exited and restarted.
+        """Return whether a node is lost after a failed call; False if only the node's process exited and restarted.
 
         Args:
             member: The node.
             restarts: Number of restarts of the node's process before the call that failed.
             error: Error of the call.
-            stopped: Set when nobody waits for the answer any more.
+            stopped: Event that is set when the answer is no longer needed.
 
         Returns:
             True if the node is lost.
@@ -404,7 +404,7 @@ class RayCluster:
             raise TypeError(f"expected a segment on a node, found {type(piece).__name__}")
         stem = piece.task["stem"]
         for member in self._members:
-            with member.examining:  # if no call to it was running, nobody has noticed yet that it is lost
+            with member.examining:  # without a running call, the loss of the node is not known yet
                 if member.node_id == piece.node_id and not member.lost:
                     self._is_gone(member, stopped)
         try:
@@ -439,7 +439,7 @@ class RemoteShard:
         self.size += len(data)
 
     def copy(self, segment: StoredSegment) -> None:
-        """Append a sample of a stored shard; its bytes are put into this node's object store."""
+        """Append a sample of a stored shard; its bytes are put into the object store of the driver's node."""
         data = b"".join(read_stored(segment, self._open_stored))
         self._pieces.append(ray.put(np.frombuffer(data, np.uint8)))
         self.size += segment.size
@@ -459,7 +459,7 @@ class RemoteShard:
         self.abort()
 
     def abort(self) -> None:
-        """Free the segments. The next run removes what a node has written of an unpublished shard."""
+        """Free the segments. The next run removes an unpublished shard that a node has written in part."""
         self._pieces, self._begun = [], None
 
 
@@ -496,7 +496,7 @@ def _reference(piece: RemoteSegment | Reference) -> Reference:
 
 
 def _encode(recording: Recording) -> dict[str, Any]:
-    """Encode a recording as a task for a node, whose working folder may differ."""
+    """Encode a recording as a task for a node, with absolute paths, because a node may have another working folder."""
     task = encode_recording(recording)
     for file in task["files"].values():
         file["path"] = os.path.abspath(file["path"])
@@ -515,7 +515,7 @@ def _result(reference: Reference, stopped: threading.Event, limit_s: float | Non
 
 
 def _why_gone(member: _Member, shared: SharedFiles, stopped: threading.Event) -> str:
-    """Return why a node's process does not restart, or an empty text once it answers again."""
+    """Wait until a node's process answers again and return ""; return the reason if it does not restart."""
     end_s = time.monotonic() + _START_S
     while time.monotonic() < end_s:
         try:
