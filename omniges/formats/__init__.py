@@ -1,1 +1,1 @@
-"""Decoders and encoders of recording files: bytes to arrays and back; few functions open files."""
+"""Decoders and encoders of recording files. Most functions convert between bytes and arrays, and open no files."""

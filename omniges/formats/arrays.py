@@ -1,8 +1,8 @@
 """Reading of arrays from npy and NPZ bytes, without unpickling; every header is checked before it is used.
 
-``zipfile`` reads only the directory of an archive. This module reads the data of the requested members. It compares the
-npy header with the size in the directory, limits decompression, and checks the CRC. No array is allocated before its
-header has been checked.
+``zipfile`` reads only the directory (list of members) of an archive. This module reads the data of the requested
+members. It compares each npy header with the size in the directory, limits decompression, and checks the CRC. No array
+is allocated before its header has been checked.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _Header:
 
 @dataclass(frozen=True, slots=True)
 class Member(_Header):
-    """A checked npy member of an archive."""
+    """An array in an archive, not yet read: its checked npy header, its name, and its zip entry."""
 
     key: str
     info: zipfile.ZipInfo
@@ -130,13 +130,13 @@ class Archive:
         return sorted(name.removesuffix(".npy") for name in self._infos)
 
     def check_total(self, keys: list[str]) -> None:
-        """Refuse arrays whose total size in the headers of the ZIP file exceeds 1 GiB; no data is read."""
+        """Refuse arrays with a total size above 1 GiB in the directory of the archive; no data is read."""
         total = sum(self._infos[f"{key}.npy"].file_size for key in keys)
         if total > MAX_TOTAL_BYTES:
             raise RecordingFault("npz-too-large", f"{total} bytes claimed", f"at most {MAX_TOTAL_BYTES}")
 
     def header(self, key: str) -> Member:
-        """Return a member after comparing its zip entry with its npy header; read at most 4 KiB of the member."""
+        """Return a member after checking its npy header against its zip entry; read at most 4 KiB of the member."""
         info = self._infos[f"{key}.npy"]
         start = self._inflate(info, min(_MAX_HEADER, info.file_size))
         header = _header(start, key, info.file_size)

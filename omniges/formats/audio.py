@@ -1,8 +1,8 @@
 """Decoding of WAV and FLAC bytes to samples, and encoding of samples as WAV.
 
-This module parses the RIFF chunks itself, so that no C parser reads a malicious header and every refused file gets a
-reason. A WAV file may contain PCM of 8, 16, 24 or 32 bits, IEEE float of 32 or 64 bits, A-law or mu-law. The container
-may be RIFF, RIFX (big-endian), RF64 or BW64, with a plain or an extensible format chunk.
+This module parses the RIFF chunks of WAV files itself. So no C parser reads a malicious header, and every refused file
+gets a reason. A WAV file may contain PCM of 8, 16, 24 or 32 bits, IEEE float of 32 or 64 bits, A-law or mu-law. The
+container may be RIFF, RIFX (big-endian), RF64 or BW64, with a plain or an extensible format chunk.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ByteOrder = Literal["little", "big"]
 MIN_RATE_HZ = 1_000
 MAX_RATE_HZ = 768_000
 LOUDEST = 8.0
-"""Largest valid magnitude of float samples. Amplified audio stays below it; larger values are in another unit."""
+"""Largest valid magnitude of float samples. Even amplified audio stays below it; larger values have another unit."""
 MAX_CHANNELS = 32
 
 _PCM, _FLOAT, _ALAW, _MULAW, _EXTENSIBLE = 1, 3, 6, 7, 0xFFFE
@@ -55,8 +55,8 @@ FORMS: Final = frozenset({b"RIFF", _BIG_ENDIAN, *_LONG_FORMS})
 _MAX_CHUNKS: Final = 10_000
 # Sizes that sox, arecord, ffmpeg and others write to a pipe when the length is unknown: about 2 or 4 GiB.
 _PLACEHOLDERS = (range(0x7FFF0000, 0x80010000), range(0xFFFF0000, 1 << 32))
-_SLACK_BYTES = 64  # largest surplus in a size: some writers also count a header, a chunk's head or padding
-_SLACK_SHARE = 100  # and at most 1/100 of the data; a larger surplus means that bytes are missing
+_SLACK_BYTES = 64  # a data size may be too large by this: some writers also count headers or padding
+_SLACK_SHARE = 100  # but by at most 1/100 of the data; otherwise bytes are missing
 
 _LOOKS_LIKE = (
     (b"ID3", "an MP3 file (ID3 tag)"),
@@ -107,7 +107,7 @@ def decode_wav(data: bytes | memoryview) -> Wav:
         The audio. Its notes may be ``wav-rare-encoding``, ``wav-streamed-header`` and ``wav-length-mended``.
 
     Raises:
-        RecordingFault: With one of the ``wav-`` codes.
+        RecordingFault: The audio cannot be used; the finding code begins with ``wav-``.
     """
     view = memoryview(data).cast("B")
     wav = open_wav(view)
@@ -128,7 +128,7 @@ def wav_from_array(samples: Array, rate_hz: float) -> Wav:
         The samples and their rate, in the form of `decode_wav`.
 
     Raises:
-        RecordingFault: With one of the ``wav-`` codes.
+        RecordingFault: The audio cannot be used; the finding code begins with ``wav-``.
     """
     encoding = {"<i2": "pcm16", "<i4": "pcm32", "<f4": "float32", "<f8": "float64"}.get(
         samples.dtype.newbyteorder("<").str, ""
@@ -152,7 +152,7 @@ def wav_from_array(samples: Array, rate_hz: float) -> Wav:
 
 
 class ByteRanges(Protocol):
-    """The bytes of a file, which are read in ranges when they are needed."""
+    """The bytes of a file, of which slices are read when they are needed."""
 
     def __len__(self) -> int: ...
 
@@ -178,7 +178,8 @@ class WavStream(_Format):
             Blocks (n,) or (n, channels) float32.
 
         Raises:
-            RecordingFault: Values are NaN or infinite, or all channels are constant from start to end.
+            RecordingFault: Values are NaN, infinite or too large, the file became shorter, or all channels are constant
+                from start to end.
         """
         lows, highs = [], []
         for first in range(0, self.frames, frames):
@@ -195,7 +196,7 @@ class WavStream(_Format):
 
 
 def open_wav(view: ByteRanges) -> WavStream:
-    """Read the header of a WAV file with the checks of `decode_wav`; the samples are read when needed."""
+    """Read and check the header of a WAV file; its samples are read later by `WavStream.blocks`."""
     riff_size = _check_riff(view)
     fmt, start, size = _find_data(view)
     available = len(view) - start
@@ -239,7 +240,7 @@ def _chunks(view: ByteRanges, place: int, order: ByteOrder) -> Iterator[tuple[by
         Name, byte offset of the content, and size in bytes; the size of the last chunk may exceed the file.
 
     Raises:
-        RecordingFault: There are more chunks than any recorder writes, so reading all would take too long.
+        RecordingFault: There are over 10,000 chunks. No recorder writes so many, and reading them would take long.
     """
     for _ in range(_MAX_CHUNKS):
         if place + 8 > len(view):
@@ -252,7 +253,7 @@ def _chunks(view: ByteRanges, place: int, order: ByteOrder) -> Iterator[tuple[by
 
 
 def _is_chunk_name(name: bytes) -> bool:
-    """Return whether four bytes can be the name of a chunk; arbitrary bytes rarely can."""
+    """Return whether four bytes can be the name of a chunk; for arbitrary bytes this is rarely True."""
     return name.isascii() and b"\0" not in name
 
 
@@ -320,7 +321,7 @@ def encode_wav(
 
 
 def wav_parts(blocks: Iterable[npt.NDArray[np.float32]], count: int, rate_hz: int) -> Iterator[bytes]:
-    """Encode mono samples that come in blocks, as `encode_wav` does with ``pcm16``.
+    """Encode blocks of mono samples as one 16-bit WAV file, with the same bytes as `encode_wav` with ``pcm16``.
 
     Args:
         blocks: Consecutive blocks of samples (n,).
@@ -487,7 +488,7 @@ def _scaled(raw: Array, fmt: _Format) -> npt.NDArray[np.float32]:
     scale = _SCALES.get(fmt.encoding)
     if scale is None:
         return np.asarray(raw, np.float32)
-    # float32 holds 16-bit and 24-bit values exactly; int32 is rounded once. Scaling by a power of two is exact.
+    # float32 represents 16-bit and 24-bit values exactly, and rounds 32-bit values. Scaling by a power of two is exact.
     samples: npt.NDArray[np.float32] = np.multiply(raw, scale, dtype=np.float32, casting="same_kind")
     return samples
 
@@ -553,7 +554,8 @@ def decode_flac(data: bytes, max_samples: int) -> tuple[npt.NDArray[np.int32], L
 
     Args:
         data: Bytes of the FLAC stream.
-        max_samples: Largest number of samples. Memory is allocated block by block, whatever count the header has.
+        max_samples: Largest number of samples. Memory is allocated block by block, so a false count in the header does
+            no harm.
 
     Returns:
         Values (n,) int32, and the number of bits of a value, 16 or 24.

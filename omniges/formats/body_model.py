@@ -1,8 +1,7 @@
 """Reading of an SMPL-X body model file, without unpickling.
 
 The file is the ``.npz`` of SMPL-X with 300 shape and 100 expression directions, such as the neutral model of 2020. Only
-the arrays named here are read. Other arrays are skipped, because they may be pickled objects. Shape letters: V
-vertices, 55 joints.
+the arrays named here are read. Other arrays are skipped, because they may be pickled objects.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _MAX_FACES = 3 * MAX_VERTICES
 _MAX_BYTES = 1 << 30
 
 _PICKLE = b"\x80"
-_ROOT = (-1, 2**32 - 1)  # parent of the pelvis in the files: -1, or the same as an unsigned number
+_ROOT = (-1, 2**32 - 1)  # parent of the pelvis in the files: -1, or -1 as an unsigned 32-bit number
 _WEIGHTS_TOLERANCE = 1e-3
 
 
@@ -44,8 +43,8 @@ def decode_body_model(data: bytes | memoryview) -> BodyModel:
         The model.
 
     Raises:
-        RecordingFault: With one of the ``npz-`` codes.
-        ValueError: The tree of joints differs from SMPL-X's.
+        RecordingFault: The file cannot be used; the finding code begins with ``npz-``.
+        ValueError: The joint tree is not that of SMPL-X.
     """
     if bytes(data[:1]) == _PICKLE:
         raise RecordingFault("npz-not-zip", "a pickle, which runs code when it is opened", "the model as .npz")

@@ -1,4 +1,4 @@
-"""Functions for Python programs to read and write SMPL-X motion files: `read_motion` and `write_motion`."""
+"""`read_motion` and `write_motion`: functions with which Python programs read and write SMPL-X motion files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class SmplxMotion:
     betas: Array
     """(10,), (16,) or (300,) shape coefficients, as many as in the file."""
     frame_rate_hz: int = FRAME_RATE_HZ
-    """Frames per second of the arrays, always 30; from a faster file every second, third, … frame is kept."""
+    """Frames per second of the arrays, always 30. From a file of 60 frames per second, every second frame is kept."""
     gender: str = ""
     """Gender in the file, or ""."""
 

@@ -40,14 +40,14 @@ _POSE_KEYS: Mapping[str, tuple[int, tuple[str, ...]]] = {
     "left_hand": (_HAND_COLUMNS, ("left_hand_pose",)),
     "right_hand": (_HAND_COLUMNS, ("right_hand_pose",)),
 }
-"""For each part of a pose: its number of columns, and its keys in older files of BEAT2 and AMASS, and in smplx."""
+"""For each part of a pose: its number of columns, and its keys in files of AMASS, older BEAT2 and the package smplx."""
 _RATE_KEYS = ("mocap_frame_rate", "mocap_framerate", "fps")
 
 MAX_RATE_HZ = 3000
-_RATE_ROUNDING = 1e-5  # relative tolerance, for rates such as 59.9999885559082: 6 ms in ten minutes
+_RATE_ROUNDING = 1e-5  # relative tolerance for rates such as 59.9999885559082; it is 6 ms in ten minutes
 # Limits of absolute values: human motion in radians, metres or model coefficients stays far below them.
 LIMITS = {"poses": 4.0 * math.pi + 0.01, "trans": 1000.0, "expressions": 1e4, "betas": 100.0}
-# Limits for a whole recording, so that one wrong frame is not decisive. Motion in other units is far beyond them.
+# Limits for a whole recording, so that a single wrong frame does not reject it. Other units give far larger values.
 _MAX_EXPRESSION = 50.0  # 95 % of the coefficients must be below; their standard deviation is about 1
 _MAX_HEIGHT_M = 10.0  # median height above or below the origin
 _MAX_RANGE_M = 20.0  # largest distance between two positions of a speaking person
@@ -62,7 +62,7 @@ _PART_COLUMNS: Mapping[str, slice] = {
     "left_hand": slice(75, 120),
     "right_hand": slice(120, 165),
 }
-_SAME = 1e-3  # tolerance between two copies of an array, in float16 and in float32
+_SAME = 1e-3  # tolerance when two copies of an array are compared, for example float16 with float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,15 +126,15 @@ def decode_motion(data: bytes | memoryview, *, standing: bool = True, rate_hz: f
 
     Args:
         data: Bytes of the file.
-        standing: Refuse a body that does not stand upright along +y, because its file probably has other axes.
-            False for generated motion, in which a body may lie down.
+        standing: Refuse a body that does not stand upright along +y, because its file probably has other axes. False
+            for generated motion, in which a body may lie down.
         rate_hz: Frame rate in Hz, used only if the file does not state it.
 
     Returns:
         The motion.
 
     Raises:
-        RecordingFault: With one of the ``npz-`` codes.
+        RecordingFault: The motion cannot be used; the finding code begins with ``npz-``.
     """
     archive = Archive(data)
     style, keys, others = _found_keys(archive)
@@ -165,7 +165,7 @@ def decode_motion(data: bytes | memoryview, *, standing: bool = True, rate_hz: f
 
 
 def _usable(members: dict[str, Member], style: str) -> list[str]:
-    """Remove the members of incomplete parts and of hands as PCA coefficients; return the missing parts as text."""
+    """Remove members of incomplete parts, and hands stored as PCA coefficients; return the missing parts as text."""
     lacking = []
     if (hands := _lacking_part(members, style, ("hands", "left_hand", "right_hand"))) is not None:
         lacking.append(f"hands{hands}")
@@ -183,7 +183,7 @@ def _lacking_part(members: dict[str, Member], style: str, names: tuple[str, ...]
         members: Members of the file. The members of an incomplete part are removed from this dictionary.
         style: Key style.
         names: The member with the whole part, then the two members with its left and right side.
-        beside: Another member that the part needs.
+        beside: Another member that the part needs; "" if none.
 
     Returns:
         None if the part is complete, "" if a member is missing, or " (reason)" for PCA coefficients.
@@ -219,7 +219,7 @@ def _poses(arrays: Mapping[str, Array], frames: int) -> Array:
 
 
 def _full_expressions(given: Array | None, frames: int) -> tuple[Array, tuple[Problem, ...]]:
-    """Return expressions (T, 100) and notes. Missing expressions are NaN; missing columns are 0, with a note."""
+    """Return expressions (T, 100) and notes. If there are none, all are NaN; missing columns are 0, with a note."""
     if given is None:
         return np.full((frames, EXPRESSION_COLUMNS), np.nan), ()
     columns = given.shape[1]
@@ -257,7 +257,7 @@ def motion_from_arrays(
         ``betas_columns`` is 0.
 
     Raises:
-        RecordingFault: With one of the ``npz-`` codes.
+        RecordingFault: The motion cannot be used; the finding code begins with ``npz-``.
     """
     given = {name: np.asarray(array) for name, array in arrays.items() if array is not None}
     rate = checked_rate(rate_hz, "frame_rate_hz")
@@ -315,7 +315,7 @@ def _motion(
         notes += (Problem("motion-decimated", found, "30 per second"),)
     if standing:
         _check_upright(motion["poses"][:, :3])
-    if standing or named.key_style == "arrays":  # generated motion is in metres, at whatever position
+    if standing or named.key_style == "arrays":  # generated motion in metres may be at any position
         notes += _check_place(motion["trans"])
     columns = len(betas)
     if columns < BETAS_COLUMNS:
@@ -384,7 +384,7 @@ def write_motion(
     model: str,
     frame_rate_hz: int = FRAME_RATE_HZ,
 ) -> None:
-    """Write the bytes of `encode_motion` to a seekable stream, from motion in blocks of frames.
+    """Write an NPZ of BEAT2 to a seekable stream, from blocks of frames, with the same bytes as `encode_motion`.
 
     Args:
         stream: The stream.
@@ -428,7 +428,7 @@ def write_motion(
 
 def _member_info(name: str, size: int) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
-    info.create_system = 3  # otherwise the byte depends on the machine
+    info.create_system = 3  # otherwise this byte depends on the operating system
     info.file_size = size
     return info
 

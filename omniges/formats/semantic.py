@@ -33,7 +33,7 @@ def decode_semantic(data: bytes) -> tuple[SemanticSpan, ...]:
         The spans.
 
     Raises:
-        RecordingFault: ``sem-invalid``, with the line number.
+        RecordingFault: The file is not UTF-8, is larger than 4 MiB, or has an invalid line (``sem-invalid``).
     """
     if len(data) > MAX_BYTES:
         raise RecordingFault("sem-invalid", f"{len(data)} bytes", f"at most {MAX_BYTES}")
@@ -67,7 +67,7 @@ def check_span(span: SemanticSpan, place: str) -> None:
         place: Position of the span in its source, for the error.
 
     Raises:
-        RecordingFault: ``sem-invalid``, with the position.
+        RecordingFault: The times or the score are invalid (``sem-invalid``); the text contains `place`.
     """
     times = (span.start, span.end, span.duration)
     if not (all(map(math.isfinite, times)) and 0.0 <= span.start <= span.end and 0.0 <= span.score <= 1.0):

@@ -1,10 +1,10 @@
 """Decoding of the words of a Praat TextGrid to intervals, and encoding of intervals.
 
-This module decodes the text and its tokens (quoted strings, free-standing numbers); praatio parses the structure. Each
-token is first replaced by its index, because praatio makes errors on the original text. praatio reads ``item [`` or
-``"IntervalTier"`` inside a label as structure, drops the sign of a start time and does not support exponents. It takes
-quadratic time on malicious text, and stops without an error at the first damaged row of a short file. So the number of
-parsed intervals is compared with the counts in the file.
+This module decodes the text and its tokens (quoted strings, free-standing numbers); praatio parses the structure.
+First, each token is replaced by its index ("masked" text), because praatio makes errors on the original text. praatio
+reads ``item [`` or ``"IntervalTier"`` inside a label as structure, drops the sign of a start time and does not support
+exponents. It takes quadratic time on malicious text, and stops without an error at the first damaged row of a short
+file. So the number of parsed intervals is compared with the counts in the file.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _TOKEN = re.compile(
 )
 _TOKEN_PIECES = 1 + _TOKEN.groups  # strings that `split` returns for each token: its groups and the next text
 _NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?(?:[nN][aA][nN]|[iI][nN][fF])")
-# The header of a tier in a masked text, one token a line. The long form also has field names and an item line.
+# The header of a tier in a masked text, one token in each line. The long form also has field names and an item line.
 _TIER_HEAD = re.compile(
     r'^(?:item ?\[[^\n]*\n)?(?:class = )?"(?P<kind>IntervalTier|TextTier)"\n(?:name = )?"S(?P<name>[0-9]+)"\n'
     r"(?:xmin = )?(?P<start>[0-9]+)\n(?:xmax = )?[0-9]+\n(?:(?:intervals|points): size = )?[0-9]+\n",
@@ -76,7 +76,7 @@ _LABEL = re.compile(r"S([0-9]{1,8})")
 _COMMENT = re.compile(r'("(?:[^"]++|"")*+")|![^\n]*')
 _FREE_TOKEN = re.compile(r'"(?P<string>(?:[^"]++|"")*+)"|(?P<open>")|(?<!\S)(?P<number>[-+.0-9][^\s"]*)')
 _MFA_TIER = re.compile(r"(?P<speaker>\S(?:.*\S)?)\s+-\s+words?", re.IGNORECASE)
-# Errors that praatio raises for text that is not a TextGrid. JSON, which causes others, fails the header check.
+# Errors that praatio raises for text that is not a TextGrid. JSON would cause others, but fails the header check.
 _PARSE_FAULTS = (praatio_errors.ParsingError, ValueError, IndexError)
 _SHOWN = 40
 _SHOWN_LABELS = 5
@@ -203,7 +203,7 @@ class _Tier:
 
 @dataclass(frozen=True, slots=True)
 class _Grid:
-    """The tiers of a TextGrid and its start and end in seconds, whatever the form of the file."""
+    """The tiers of a TextGrid and its start and end in seconds, for all text forms."""
 
     tiers: list[_Tier]
     intervals: Callable[[_Tier], list[WordInterval]]
@@ -229,7 +229,7 @@ def decode_words(data: bytes, tier: str | None = None, speakers: Collection[str]
         The words, with times in seconds.
 
     Raises:
-        RecordingFault: With one of the ``textgrid-`` codes.
+        RecordingFault: The file cannot be used; the finding code begins with ``textgrid-``.
     """
     if len(data) > MAX_BYTES:
         raise RecordingFault("textgrid-too-large", f"{len(data)} bytes", f"at most {MAX_BYTES}")
@@ -261,7 +261,7 @@ def decode_words(data: bytes, tier: str | None = None, speakers: Collection[str]
 
 
 def is_textgrid(data: bytes) -> bool:
-    """Return whether bytes begin like a TextGrid, in any of its text forms and encodings."""
+    """Return whether bytes begin as a TextGrid does, in any text form and encoding."""
     try:
         text = _text(data[:4096])
     except RecordingFault:
@@ -310,7 +310,9 @@ def encode_words(words: Sequence[WordInterval], xmax_s: float, phones: Sequence[
 
 
 def encode_tiers(tiers: Sequence[tuple[str, Sequence[WordInterval]]], xmax_s: float) -> bytes:
-    """Encode interval tiers with any names as a long-form TextGrid in UTF-8, as `encode_words` does.
+    """Encode interval tiers with any names as a long-form TextGrid in UTF-8.
+
+    Gaps become intervals with empty text.
 
     Args:
         tiers: Name and intervals of each tier.
@@ -414,8 +416,8 @@ def _mask(text: str) -> _Masked:
         else:
             out.append(f"{token}\n")
         out.append(between)
-    # Every token ends its line and no line is blank or indented. praatio's short form needs that, and its
-    # patterns for the end of a line then match at once.
+    # Every token ends its line, and no line is blank or indented. praatio needs this for the short form, and it makes
+    # praatio faster.
     body = re.sub(r"\n\s+", "\n", "".join(out)).lstrip()
     return _Masked(text, 'File type = "ooTextFile"\nObject class = "TextGrid"\n\n' + body + "\n", strings, numbers)
 
@@ -456,11 +458,11 @@ def _tiers(masked: _Masked, wanted: str | None) -> list[_Tier]:
 
 
 def _without_other_entries(masked: _Masked, wanted: str | None) -> tuple[str, dict[int, int]]:
-    """Remove the entries of all tiers but the wanted one, because phones take four fifths of praatio's time.
+    """Remove the entries of all tiers but the wanted ones, because phones take four fifths of praatio's time.
 
-    Return the shorter text and a dictionary. It maps the index of each such tier's first number to the number of
-    removed entries, or to -1 if an entry is incomplete. The caller compares these numbers with the counts in the file,
-    so a truncated tier is still detected.
+    Return the shorter text, and the number of removed entries of each shortened tier (-1 if an entry is incomplete).
+    The keys are the indices of the tiers' first number tokens. The caller compares these numbers with the counts in the
+    file, so a truncated tier is still detected.
     """
     heads = [
         head
@@ -495,7 +497,7 @@ def _string(masked: _Masked, label: str) -> str:
 
 
 def _choose(grid: _Grid, wanted: str | None, speakers: Collection[str]) -> tuple[_Tier, tuple[Problem, ...]]:
-    """Return the tier of words, and a note if other tiers of that name have other words.
+    """Return the word tier, and a note if another matching tier has other words.
 
     If MFA wrote a tier for each speaker, the tier of the recording's speaker is returned.
     """
@@ -558,9 +560,10 @@ def _mfa_speaker(name: str) -> str | None:
 
 
 def _chronological(text: str) -> _Grid:
-    """Read Praat's chronological form: headers of tiers, then all entries in order of time with their tier's number.
+    """Read Praat's chronological form: headers of tiers, then the entries of all tiers in order of time.
 
-    This form has no counts of entries. So an interval tier that ends before the time in its header is refused.
+    Each entry begins with the number of its tier. This form has no counts of entries, so an interval tier that ends
+    before the time in its header is refused.
     """
     tokens = list(_FREE_TOKEN.finditer(text))[1:]
     position = 0
@@ -633,7 +636,7 @@ def _is_span(start: float, end: float) -> bool:
 
 
 def _checked_interval(word: str, start: float, end: float, place: str) -> WordInterval:
-    """Return an interval after checking its times; negative zeros become 0.
+    """Return an interval after checking its times; -0.0 and tiny negative times become 0.
 
     Raises:
         RecordingFault: The times are invalid; the error names `place`.

@@ -72,7 +72,9 @@ class Node:
 
         Returns:
             A pair: the answer, and the tar members, which stay on this node. The answer contains the worker's JSON, the
-            statistics as bytes, and the size of the tar members in bytes. After a failure the JSON has one key: ``died`` with the reason if the worker exited or reached the deadline, ``error`` with an exit code and a text if the worker raised an error.
+            statistics as bytes, and the size of the tar members in bytes. After a failure the JSON has one key:
+            ``died`` with the reason if the worker exited or reached the deadline, ``error`` with an exit code and a
+            text if the worker raised an error.
         """
         worker = None
         try:
