@@ -1,8 +1,9 @@
-"""Checkpoints: folders of safetensors and JSON, which are published complete or not at all.
+"""Write, check, open and remove checkpoints. A checkpoint is a folder of safetensors and JSON files.
 
-A checkpoint is written under a temporary name, read back, and renamed. ``checkpoint.json`` lists every file with its
-size and sha256, and is written last. A folder without a valid ``checkpoint.json`` is not a checkpoint.
-docs/how-to/training.md states the guarantees. `choose` selects the checkpoint that a run resumes from.
+A checkpoint is written under a temporary name, read back and compared, and then renamed. Therefore a folder with the
+final name is always complete. ``checkpoint.json`` lists every file with its size and sha256, and is written last.
+A folder without a valid ``checkpoint.json`` is not a checkpoint. docs/how-to/training.md states the guarantees.
+`choose` selects the checkpoint that a run resumes from.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from omniges.storage.redact import one_line
 from omniges.storage.tensors import open_tensors, read_tensors, require_finite, require_same, shapes_of, write_tensors
 
 CHECKPOINTS: Final = "checkpoints"
-"""Folder of the checkpoints in a run's folder."""
+"""Name of the folder, in a run's folder, that contains the run's checkpoints."""
 CHECKPOINT_FILE: Final = "checkpoint.json"
 MODEL_FILE: Final = "model.safetensors"
 EMA_FILE: Final = "ema.safetensors"
@@ -46,28 +47,32 @@ _VERSION: Final = 1
 _NAME: Final = re.compile(r"step-(\d+)")
 _OTHER: Final = "choose another checkpoint"
 EDITED: Final = "it was edited; choose another checkpoint"
-"""Remedy in errors about values that no run writes."""
+"""Advice at the end of errors about a value that omniges never writes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """Content of a checkpoint: its step, and tensors and JSON documents by file name."""
+    """Content of a checkpoint to write."""
 
     step: int
+    """Number of training steps."""
     tensors: Mapping[str, Mapping[str, Tensor]]
+    """For each safetensors file: tensors by name."""
     documents: Mapping[str, bytes]
+    """Bytes of each JSON file, by file name."""
 
 
 @dataclass(frozen=True, slots=True)
 class SavedCheckpoint:
-    """A checkpoint whose files have the sizes and digests of its index."""
+    """A checkpoint on disk, as `open_checkpoint` returns it."""
 
     path: Path
     step: int
     files: Mapping[str, Mapping[str, Any]]
+    """Size (``bytes``) and ``sha256`` of each file, by file name, from ``checkpoint.json``."""
 
     def document(self, name: str) -> Any:
-        """Return the content of a JSON file of the checkpoint.
+        """Read a JSON file of the checkpoint and parse it.
 
         Args:
             name: Name of the file.
@@ -76,7 +81,7 @@ class SavedCheckpoint:
             The parsed JSON.
 
         Raises:
-            DataError: The checkpoint has no file of this name, or it is not plain JSON.
+            DataError: The checkpoint has no file of this name, or the file is too large or not valid JSON.
         """
         try:
             return parse_json(self.content(name, MAX_SETTINGS_BYTES))
@@ -86,48 +91,48 @@ class SavedCheckpoint:
             ) from error
 
     def fields(self, name: str, remedy: str = EDITED) -> Document:
-        """Return the object in a JSON file, to read its fields.
+        """Read a JSON file of the checkpoint as a `Document`, which checks each field that is read from it.
 
         Args:
             name: Name of the file.
-            remedy: What to do about a field that is not valid.
+            remedy: Advice at the end of the error about an invalid field.
 
         Returns:
-            The object.
+            The document.
 
         Raises:
-            DataError: The file contains another JSON value than an object, or `document` refuses it.
+            DataError: The file contains a JSON value that is not an object, or `document` cannot read it.
         """
         return Document(self.document(name), str(self.path / name), remedy)
 
     def content(self, name: str, max_bytes: int = MAX_JSON_BYTES) -> bytes:
-        """Return the bytes of a JSON file of the checkpoint.
+        """Read the bytes of a JSON file of the checkpoint.
 
         Args:
             name: Name of the file.
-            max_bytes: Largest size that is accepted.
+            max_bytes: Largest accepted size of the file in bytes.
 
         Returns:
             All bytes.
 
         Raises:
-            DataError: The checkpoint has no file of this name, or it is larger.
+            DataError: The checkpoint has no file of this name, or the file is larger than `max_bytes`.
         """
         return read_file(self._file(name), max_bytes, self.path)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """Return the tensors of one file, on the CPU; raise DataError if `require_learned` refuses a tensor."""
+        """Read the tensors of one file to the CPU, by name. Raise DataError if a tensor is not finite float32."""
         found = read_tensors(self._file(name))
         for each, tensor in found.items():
             require_learned(each, tensor, str(self.path / name))
         return found
 
     def opened(self, name: str) -> Mapping[str, Tensor]:
-        """Return the unchecked tensors of one file; each tensor is read when it is accessed."""
+        """Open the tensors of one file, by name, without checks. A tensor is read when it is accessed."""
         return open_tensors(self._file(name))
 
     def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of the tensors in one file by name, reading only the file's header."""
+        """Return the shape of each tensor in one file, by name. Only the header of the file is read."""
         return shapes_of(self.opened(name))
 
     def _file(self, name: str) -> Path:
@@ -137,7 +142,7 @@ class SavedCheckpoint:
 
 
 def require_learned(name: str, tensor: Tensor, where: str) -> None:
-    """Refuse a tensor that training does not write.
+    """Refuse a tensor that training cannot have written.
 
     Args:
         name: Name of the tensor.
@@ -145,7 +150,7 @@ def require_learned(name: str, tensor: Tensor, where: str) -> None:
         where: Path of the file, for the error.
 
     Raises:
-        DataError: It is not of float32, or is NaN or infinite.
+        DataError: The tensor is not float32, or contains NaN or infinite values.
     """
     if tensor.dtype != torch.float32:
         found = str(tensor.dtype).removeprefix("torch.")
@@ -154,13 +159,13 @@ def require_learned(name: str, tensor: Tensor, where: str) -> None:
 
 
 def step_of(path: Path) -> int | None:
-    """Return the step in a checkpoint's name, or None for another name."""
+    """Return the training step in a folder name such as ``step-000100``; None if the name has another form."""
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match else None
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return all entries of a folder with a checkpoint's name, newest first: folders, links and files, unchecked."""
+    """Return all paths in a folder that have a checkpoint's name, newest first. They may be links or files."""
     if not folder.is_dir():
         return []
     found = [(step, path) for path in folder.iterdir() if (step := step_of(path)) is not None]
@@ -168,7 +173,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def save_checkpoint(folder: Path, contents: Contents) -> Path:
-    """Write a checkpoint into a run's folder of checkpoints; the earlier checkpoints do not change.
+    """Write a checkpoint into a run's folder of checkpoints, under a name such as ``step-000100``.
 
     Args:
         folder: Folder of the run's checkpoints.
@@ -187,10 +192,10 @@ def save_checkpoint(folder: Path, contents: Contents) -> Path:
 
 
 def write_checkpoint(final: Path, contents: Contents) -> None:
-    """Write a checkpoint as `save_checkpoint` does, but with any folder name.
+    """Write a checkpoint into a new folder of any name; the errors are those of `save_checkpoint`.
 
     Args:
-        final: Folder of the checkpoint, which does not exist.
+        final: Folder to create for the checkpoint.
         contents: Step, tensors and documents to write.
     """
     atomic.make_folder(final.parent)
@@ -208,17 +213,17 @@ def write_checkpoint(final: Path, contents: Contents) -> None:
 
 
 def open_checkpoint(path: Path, *, bytewise: bool = True) -> SavedCheckpoint:
-    """Check a checkpoint and return it.
+    """Open a checkpoint after checking its index and its files.
 
     Args:
         path: Folder of the checkpoint.
-        bytewise: Check the sha256 of every file, not only the index.
+        bytewise: True: check the size and sha256 of every file. False: check only the index ``checkpoint.json``.
 
     Returns:
         The checkpoint.
 
     Raises:
-        DataError: The index or a file is absent or damaged.
+        DataError: The index or a checked file is absent or damaged.
     """
     file = path / CHECKPOINT_FILE
     try:
@@ -256,7 +261,7 @@ def _is_entry(name: object, entry: object) -> bool:
 
 
 def _compare(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
-    """Compare files with their sizes and digests in the index."""
+    """Raise DataError if a file is absent, or if its size or sha256 differs from the index."""
     for name, entry in files.items():
         file = path / name
         try:
@@ -272,16 +277,16 @@ def _compare(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def prune(folder: Path, keep: int, protected: Collection[int] = ()) -> list[Path]:
-    """Remove checkpoints, oldest first.
+    """Remove all checkpoints of a run except the newest.
 
     Args:
         folder: Folder of the run's checkpoints.
-        keep: Number of newest checkpoints that stay; 0 keeps all. A link is not counted and stays, because
-            its target does not belong to the run.
-        protected: Steps whose checkpoints stay too.
+        keep: Number of newest checkpoints to keep; 0: remove none. Links are kept and not counted, because their
+            targets do not belong to the run.
+        protected: Training steps of further checkpoints to keep.
 
     Returns:
-        The folders removed.
+        The removed folders.
     """
     own = [path for path in checkpoints(folder) if path.is_dir() and not path.is_symlink()]
     removed = [path for path in own[keep:] if step_of(path) not in protected] if keep else []
@@ -291,7 +296,7 @@ def prune(folder: Path, keep: int, protected: Collection[int] = ()) -> list[Path
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove temporary folders of killed runs; the caller must hold the run's lock."""
+    """Remove the temporary folders of runs that were killed. The caller must hold the run's lock."""
     if folder.is_dir():
         for path in folder.iterdir():
             if atomic.is_temporary_name(path.name):
@@ -300,7 +305,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a checkpoint that was skipped, so that its name is free; remove nothing."""
+    """Rename a skipped checkpoint, so that a new checkpoint can use its name. Return its new path."""
     number = 1
     while os.path.lexists(aside := path.with_name(f"passed-{path.name}-{number}")):
         number += 1
@@ -312,11 +317,12 @@ def set_aside(path: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The checkpoint that a run resumes from, or None to start from step 0."""
+    """The checkpoint that a run resumes from."""
 
     checkpoint: SavedCheckpoint | None
+    """None: the run starts from step 0."""
     passed: tuple[tuple[Path, str], ...] = ()
-    """Newer checkpoints that were skipped, with the reason."""
+    """For each newer checkpoint that was skipped: its path and the reason."""
 
 
 def choose(run: Path, resume: str, fits: Callable[[SavedCheckpoint], None]) -> Choice:
@@ -325,14 +331,14 @@ def choose(run: Path, resume: str, fits: Callable[[SavedCheckpoint], None]) -> C
     Args:
         run: Folder of the run.
         resume: Value of ``--resume-from-checkpoint``: ``latest``, ``never`` or the folder of a checkpoint.
-        fits: Function that raises an error for a valid checkpoint that does not belong to this run.
+        fits: Function that checks a valid checkpoint. It raises an error if the run cannot resume from the checkpoint.
 
     Returns:
-        The checkpoint, and the newer ones that were skipped.
+        The checkpoint, and the newer checkpoints that were skipped.
 
     Raises:
-        UsageFault: `resume` is ``never`` and there are checkpoints, or `resume` names a missing or an older checkpoint,
-            or the valid checkpoints do not belong to this run.
+        UsageFault: `resume` is ``never`` although there are checkpoints. `resume` names a folder that is missing, or a
+            checkpoint that is not the newest. `fits` raises this error for every checkpoint that is not damaged.
         DataError: All checkpoints are damaged, or the named checkpoint is damaged.
         EnvironmentFault: No checkpoint can be used, and at least one cannot be read.
     """
@@ -366,7 +372,7 @@ def choose(run: Path, resume: str, fits: Callable[[SavedCheckpoint], None]) -> C
 
 
 def _require_own_name(saved: SavedCheckpoint) -> None:
-    """Refuse a checkpoint whose folder is named after another step, because that step's checkpoint needs the name."""
+    """Refuse a checkpoint in a folder with the name of another step, because that step will need the name."""
     named = step_of(saved.path)
     if named is not None and named != saved.step:
         raise DataError(
@@ -376,7 +382,7 @@ def _require_own_name(saved: SavedCheckpoint) -> None:
 
 
 def _named(path: Path, found: list[Path], fits: Callable[[SavedCheckpoint], None]) -> Choice:
-    """Return the checkpoint that the user named."""
+    """Open the checkpoint that the user named; raise UsageFault if it is missing or not the newest."""
     if not path.is_dir():
         raise UsageFault(
             f"--resume-from-checkpoint {path}: expected latest, never or the folder of a checkpoint, found "
@@ -397,7 +403,7 @@ def _named(path: Path, found: list[Path], fits: Callable[[SavedCheckpoint], None
 
 
 def find_checkpoint(path: Path) -> SavedCheckpoint:
-    """Return the checkpoint at a path, or the newest valid one of the run at a path.
+    """Open a checkpoint, or the newest valid checkpoint of a run.
 
     Args:
         path: Folder of a checkpoint or of a run, or a link to a checkpoint such as RUN/best. A link is resolved, so
@@ -407,8 +413,8 @@ def find_checkpoint(path: Path) -> SavedCheckpoint:
         The checkpoint.
 
     Raises:
-        UsageFault: The path is neither a checkpoint nor a run that has one.
-        DataError: The checkpoint is damaged.
+        UsageFault: The path is not a folder, or is the folder of a run without checkpoints.
+        DataError: The folder is not a valid checkpoint, or all checkpoints of the run are damaged.
     """
     if path.is_symlink():
         path = path.parent / path.readlink()
@@ -426,12 +432,12 @@ def find_checkpoint(path: Path) -> SavedCheckpoint:
 
 @torch.no_grad()
 def load_into(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], where: str) -> None:
-    """Copy saved tensors into the tensors of the same names.
+    """Copy saved tensors into existing tensors of the same names, in place.
 
     Args:
         own: Tensors to overwrite, by name.
         saved: Tensors to copy, by name, with the same shapes.
-        where: Path of the saved tensors, which the error names.
+        where: Path of the saved tensors, for the error.
 
     Raises:
         DataError: The names or shapes of `own` and `saved` differ.

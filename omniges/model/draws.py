@@ -2,16 +2,17 @@
 
 A sample's draws do not depend on its rank, on its batch, or on earlier draws. Therefore there is no generator with a
 state: each number is a hash of (seed, purpose, position in the sample sequence, index). The hash is Philox4x32 with
-ten rounds (Salmon et al. 2011, *Parallel random numbers: as easy as 1, 2, 3*). The seed is its key. Its counter is
-(index of the block, purpose, low half of the position, high half of the position). One block gives four words of 32
-bits: element i of n is word i // ceil(n / 4) of block i mod ceil(n / 4).
+ten rounds (Salmon et al. 2011, *Parallel random numbers: as easy as 1, 2, 3*). The seed is the key of the hash. The
+counter consists of the block index, the purpose, and the low and high 32 bits of the position. One block gives four
+words of 32 bits. Of n numbers, number i is word i // ceil(n / 4) of block i mod ceil(n / 4).
 
 Words and uniform draws are equal on every machine. Normal draws use the device's logarithm, sine and cosine. They are
-equal on machines of one device type, and differ in the last bits between types.
+equal on machines with the same type of device, and differ in the last bits between types.
 
-Plans of batches are drawn on the CPU, so that nothing waits for the device. In a plan, a stream is a *condition*
-(noise level 0), a *target* (level drawn, has a loss) or *absent*. B is the batch size. The three columns are the
-streams in the order of `STREAMS`.
+Plans of batches (`Plan`) are drawn on the CPU, so that training does not wait for the device. In a plan, each stream of
+a sample is a *condition*, a *target* or *absent*. A condition has the noise level 0, unless it gets noise at random. A
+target has a random noise level and a loss. B is the batch size. The three columns of an array are the streams in the
+order of `STREAMS`.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ _MULTIPLIERS: Final = (0xD2511F53, 0xCD9E8D57)
 _WEYL: Final = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS: Final = 10
 _MASK: Final = 0xFFFF_FFFF
-_CACHED_BLOCKS: Final = 1 << 17  # on a CPU the temporaries of a piece fit the cache, which is a quarter faster
+_CACHED_BLOCKS: Final = 1 << 17  # computed at once on a CPU: the temporaries fit its cache, which is a quarter faster
 
 
 class Purpose(enum.IntEnum):
-    """Purpose of a draw; draws for different purposes are independent. The numbers never change their meaning."""
+    """Purpose of a draw. Draws for different purposes are independent. The meaning of a number never changes."""
 
     TASK = 1
     CONDITION_DROPOUT = 2
@@ -63,9 +64,9 @@ _NAMED: Final = 1 << 31
 
 
 def named_purpose(name: str) -> int:
-    """Return the purpose of the draws that decide for which samples a condition stream is dropped.
+    """Return the number that represents one purpose: to draw the samples from which a condition stream is dropped.
 
-    It is 2³¹ plus the lower 31 bits of the name's CRC-32, so it differs from all members of `Purpose`.
+    The number is 2³¹ plus the lower 31 bits of the name's CRC-32. Therefore it differs from all members of `Purpose`.
 
     Args:
         name: Name of the condition stream.
@@ -77,17 +78,17 @@ def named_purpose(name: str) -> int:
 
 
 def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Return Philox4x32-10 of a counter and a key.
+    """Compute the hash Philox4x32-10 of counters with a key.
 
-    Products wrap around modulo 2⁶⁴, as int64 does on every device. Right shifts keep the sign, so results are masked
-    after them. A compiler makes one kernel of all rounds.
+    Products wrap around modulo 2⁶⁴, because int64 does so on every device. Right shifts keep the sign, so their results
+    are masked. A compiler makes one kernel of all rounds.
 
     Args:
-        counter: Four words of 32 bits, int64 tensors of one shape.
-        key: Two words of 32 bits.
+        counter: The four words of the counters: int64 tensors of equal shape, with values in [0, 2³²).
+        key: The two words of the key, each in [0, 2³²).
 
     Returns:
-        Four words of the same shape, int64 in [0, 2³²).
+        Four words of random bits: tensors of the same shape, int64 in [0, 2³²).
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -105,9 +106,9 @@ def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, ...
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """Numbers to draw for positions in the sample sequence."""
+    """A request for random numbers: `count` numbers for each of R positions."""
 
-    positions: Tensor  # (R,) int64
+    positions: Tensor  # (R,) int64, positions in the sample sequence
     purpose: int  # a `Purpose` or a result of `named_purpose`
     count: int = 1  # numbers for each position
 
@@ -118,18 +119,19 @@ class Draws:
 
 
 def _drawn(seed: int, wanted: Sequence[Draws], convert: Callable[[Sequence[Tensor]], Tensor]) -> list[Tensor]:
-    """Draw for several purposes at once, because a short call takes an accelerator as long as a long one.
+    """Draw numbers for several purposes in one call, because an accelerator needs more time for several short calls.
 
     Args:
         seed: Seed in [0, 2⁶⁴).
-        wanted: Numbers to draw.
-        convert: Function from four words (T,) to numbers (4, T), or from (R, blocks) to (4, R, blocks).
+        wanted: Requests.
+        convert: Function that converts four tensors of words, each (T,), to numbers (4, T). In compiled code, the
+            shapes are (R, blocks) and (4, R, blocks).
 
     Returns:
-        For each of `wanted`, numbers (R, 4, blocks).
+        Numbers (R, 4, blocks) for each request.
     """
     key = seed & _MASK, seed >> 32
-    if torch.compiler.is_compiling():  # which computes the counters where they are used, in registers
+    if torch.compiler.is_compiling():  # compiled code computes counters in registers, without the copies below
         return [convert(philox(_counters(one), key)).movedim(0, 1) for one in wanted]
     sizes = [len(one.positions) * one.blocks for one in wanted]
     counter = wanted[0].positions.new_empty((4, sum(sizes)))
@@ -146,7 +148,7 @@ def _drawn(seed: int, wanted: Sequence[Draws], convert: Callable[[Sequence[Tenso
 
 
 def _counters(one: Draws) -> list[Tensor]:
-    """Return the four words of the counters, each (R, blocks)."""
+    """Return the four words of a request's counters, each (R, blocks)."""
     positions = one.positions[:, None]
     index = torch.arange(one.blocks, device=positions.device)
     words_of = (index, positions.new_full((), int(one.purpose)), positions & _MASK, (positions >> 32) & _MASK)
@@ -154,12 +156,12 @@ def _counters(one: Draws) -> list[Tensor]:
 
 
 def _piece(counter: Tensor) -> int:
-    """Return how many blocks to compute at once: on a CPU a fixed number that fits its cache, on other devices all."""
+    """Return the number of blocks to compute at once: on a CPU, blocks that fit its cache; on other devices, all."""
     return _CACHED_BLOCKS if counter.device.type == "cpu" else max(1, counter.shape[1])
 
 
 def words(seed: int, positions: Tensor, purpose: int, count: int) -> Tensor:
-    """Return random words for positions.
+    """Draw random words of 32 bits for each position.
 
     Args:
         seed: Seed in [0, 2⁶⁴).
@@ -168,13 +170,13 @@ def words(seed: int, positions: Tensor, purpose: int, count: int) -> Tensor:
         count: Number of words for each position.
 
     Returns:
-        Words (B, 4, ceil(count / 4)) int64 in [0, 2³²).
+        Words (B, 4, ceil(count / 4)) int64 in [0, 2³²): whole blocks of four words, so at least `count`.
     """
     return _drawn(seed, [Draws(positions, purpose, count)], _stacked)[0]
 
 
 def uniform(seed: int, positions: Tensor, purpose: int, count: int = 1) -> Tensor:
-    """Return uniform draws in (0, 1), never 0 or 1: one of the 2²³ odd multiples of 2⁻²⁴.
+    """Draw uniform numbers in (0, 1). They are odd multiples of 2⁻²⁴, so never 0 or 1.
 
     Args:
         seed: Seed in [0, 2⁶⁴).
@@ -190,7 +192,7 @@ def uniform(seed: int, positions: Tensor, purpose: int, count: int = 1) -> Tenso
 
 
 def normal(seed: int, positions: Tensor, purpose: int, count: int = 1) -> Tensor:
-    """Return standard normal draws (Box and Muller 1958), which lie within ±5.8.
+    """Draw standard normal numbers (Box and Muller 1958), which lie within ±5.8.
 
     Args:
         seed: Seed in [0, 2⁶⁴).
@@ -205,21 +207,21 @@ def normal(seed: int, positions: Tensor, purpose: int, count: int = 1) -> Tensor
 
 
 def normals(seed: int, wanted: Sequence[Draws]) -> list[Tensor]:
-    """Return standard normal draws for several purposes in one computation; the values are those of `normal`.
+    """Draw standard normal numbers for several requests in one computation, with the same values as `normal`.
 
     Args:
         seed: Seed in [0, 2⁶⁴).
-        wanted: Positions (R,), purpose and count of each result.
+        wanted: Requests.
 
     Returns:
-        For each element of `wanted`, draws (R, count) float32.
+        Draws (R, count) float32 for each request.
     """
     found = _drawn(seed, wanted, lambda bits: _box_muller([_unit(word) for word in bits]))
     return [numbers.flatten(1)[:, : one.count] for numbers, one in zip(found, wanted, strict=True)]
 
 
 def _stacked(numbers: Sequence[Tensor]) -> Tensor:
-    """Return four tensors (T,) as one (4, T)."""
+    """Stack four tensors (T,) to one tensor (4, T)."""
     return torch.stack(list(numbers))
 
 
@@ -229,7 +231,10 @@ def _unit(bits: Tensor) -> Tensor:
 
 
 def _box_muller(unit: Sequence[Tensor]) -> Tensor:
-    """Map four uniform draws (T,) to normal draws (4, T): radii from the first and third, angles from the others."""
+    """Map four tensors (T,) of uniform draws to normal draws (4, T).
+
+    Radii come from the first and third tensor, angles from the second and fourth.
+    """
     radii = [x.log().mul_(-2.0).sqrt_() for x in unit[0::2]]
     angles = [x * (2 * math.pi) for x in unit[1::2]]
     pairs = list(zip(angles, radii, strict=True))
@@ -246,27 +251,27 @@ _DEFAULT_SHARES: Final = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowSettings:
-    """Distributions of tasks, noise levels and drop-outs, and weights of the losses."""
+    """Settings of training: distributions of tasks, noise levels and drop-outs, and weights of the losses."""
 
     shares: Mapping[str, float] = field(default_factory=lambda: dict(_DEFAULT_SHARES))
-    """Share of the samples for each task, relative to the sum of shares; tasks that are not named get no samples."""
+    """Share of the samples for each task, relative to the sum of all shares. Tasks without a share get no samples."""
     levels: Literal["logit-normal", "uniform"] = "logit-normal"
     """Distribution of the noise levels σ before the shift. Logit-normal: σ = sigmoid(level_mean + level_std · n) with a
     standard normal n (Esser et al. 2024)."""
     level_mean: float = 0.0
     level_std: float = 1.0
     shift: float = 4.0
-    """Levels become shift · σ / (1 + (shift − 1) · σ) (Esser et al. 2024); above 1 there is more noise. The hundreds of
-    channels of a token are correlated, so noise hides its content only at levels near 1."""
+    """Shift of the noise levels: σ becomes shift · σ / (1 + (shift − 1) · σ) (Esser et al. 2024). A shift above 1 gives
+    more noise. A token has hundreds of correlated channels, so noise hides its content only at levels near 1."""
     condition_dropout: float = 0.1
     """Share of samples that lose all their conditions, for classifier-free guidance (Ho and Salimans 2022)."""
     condition_noise: float = 0.0
-    """Share of samples whose conditions have a noise level, drawn as for targets, instead of 0."""
+    """Share of samples whose conditions get noise. Its level is drawn like that of a target."""
     speaker_dropout: float = 0.1
-    """Share of samples whose speaker is unknown."""
+    """Share of samples whose speaker is replaced by *unknown*."""
     condition_stream_dropout: float = 0.1
     """Share of samples that lose a condition stream, drawn for each stream independently. Samples that lose all their
-    conditions lose the condition streams too."""
+    conditions (`condition_dropout`) also lose all condition streams."""
     weights: Mapping[StreamName, float] = field(default_factory=lambda: dict.fromkeys(STREAMS, 1.0))
     """Weight of each stream's loss."""
 
@@ -297,17 +302,18 @@ class FlowSettings:
 class Plan:
     """Tasks, noise levels and drop-outs that were drawn for a batch."""
 
-    task: I64  # (B,), number in TASKS
+    task: I64  # (B,), index in `TASKS`
     target: Bools  # (B, 3)
     present: Bools  # (B, 3): targets, and conditions that were not dropped
     levels: F32  # (B, 3): 0 for a clean condition, 1 for an absent stream
     speaker_known: Bools  # (B,)
     kept: Mapping[str, Bools] = field(default_factory=dict)
-    """For each condition stream, which samples keep its value (B,); all samples keep a stream that is not named."""
+    """For each condition stream, a mask (B,) of the samples that keep its value. All samples keep a stream without an
+    entry."""
 
 
 def allowed_tasks(shares: Mapping[str, float]) -> tuple[str, ...]:
-    """Return the combinations of streams that tasks with a share need, such as ``audio+gesture``, sorted."""
+    """Return the combinations of streams, such as ``audio+gesture``, that the tasks with a share need, sorted."""
     wanted = [task for name, task in TASKS.items() if shares.get(name)]
     return tuple(sorted({"+".join(sorted((*task.conditions, *task.targets))) for task in wanted}))
 
@@ -321,15 +327,15 @@ def draw_plan(
         settings: Distributions of tasks, noise levels and drop-outs.
         seed: Seed in [0, 2⁶⁴).
         positions: Positions in the sample sequence (B,) int64.
-        streams: Whether each sample has each stream (B, 3); None: all samples have all streams. A sample gets only
-            tasks whose streams it has: its draw selects among the shares of these tasks.
+        streams: Whether each sample has each stream (B, 3); None: all samples have all streams. The task of a sample is
+            drawn only among tasks whose streams the sample has.
         conditions: Names of the model's condition streams.
 
     Returns:
         The plan.
 
     Raises:
-        UsageFault: A sample does not have all streams of any task that has a share.
+        UsageFault: For some sample, every task with a share needs a stream that the sample lacks.
     """
     chance = _chances(settings, seed, positions, conditions)
     shares = np.array([settings.shares.get(name, 0.0) for name in TASKS])
@@ -370,14 +376,14 @@ def _tasks_at(shares: npt.NDArray[np.float64], drawn: F32) -> I64:
 
 
 def _chances(settings: FlowSettings, seed: int, positions: I64, conditions: Iterable[str]) -> dict[int, F32]:
-    """Draw everything that a plan depends on; return noise levels (B,) and uniform draws (B,) by purpose."""
+    """Draw all numbers that a plan needs. Return an array (B,) for each purpose: noise levels or uniform draws."""
     where = torch.from_numpy(positions)
     levels = [Draws(where, purpose) for purpose in _LEVEL.values()]
     others = [Purpose.TASK, Purpose.CONDITION_DROPOUT, Purpose.CONDITION_NOISE, Purpose.SPEAKER_DROPOUT]
     wanted = levels + [Draws(where, purpose) for purpose in (*others, *map(named_purpose, conditions))]
     found: dict[int, F32] = {}
     for one, bits in zip(wanted, _drawn(seed, wanted, _stacked), strict=True):
-        unit = [_unit(word) for word in bits.flatten(1).unbind(1)]  # of the four words (B,)
+        unit = [_unit(word) for word in bits.flatten(1).unbind(1)]  # four tensors (B,), one for each word
         found[one.purpose] = (levels_of(settings, unit) if one.purpose in _LEVEL.values() else unit[0]).numpy()
     return found
 
@@ -387,7 +393,7 @@ def levels_of(settings: FlowSettings, unit: Sequence[Tensor]) -> Tensor:
 
     Args:
         settings: Distribution of the levels and its shift.
-        unit: Four uniform draws (B,).
+        unit: Four tensors (B,) of uniform draws.
 
     Returns:
         Noise levels (B,) float32.
@@ -400,7 +406,7 @@ def levels_of(settings: FlowSettings, unit: Sequence[Tensor]) -> Tensor:
 
 
 def carried_as_noise(plan: Plan) -> Plan:
-    """Return the plan in which absent streams are present as pure noise (σ = 1), for models that need every stream."""
+    """Mark absent streams as present, for models that need every stream. Their noise level is 1 (pure noise)."""
     return replace(plan, present=np.ones_like(plan.present))
 
 

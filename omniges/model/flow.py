@@ -1,13 +1,13 @@
-"""The flow: the training loss of a batch of windows, and sampling of any streams given any others.
+"""Rectified flow (Liu et al. 2023): the training loss of a batch of windows, and sampling of streams.
 
-x_σ = (1 − σ) x + σ ε for each stream at its own noise level σ (rectified flow: Liu et al. 2023). A training step never
-waits for a value from the device: tasks, presence and levels are drawn on the CPU.
+Each stream has its own noise level σ. Its noised tokens are x_σ = (1 − σ) x + σ ε, with clean tokens x and noise ε. A
+training step never waits for a value from the device: tasks, presence and levels are drawn on the CPU.
 
 Sampling integrates from noise to clean tokens. A model predicts the expected clean tokens x. The velocity at level σ
-is (x_σ − x) / σ, and an Euler step to σ' is x_σ' = x_σ + (σ' − σ) v. Heun's method uses the mean of the velocities at
-both ends of the step; the second is evaluated at the end of Euler's step (Karras et al. 2022). The last step is
+is v = (x_σ − x) / σ, and an Euler step to σ' is x_σ' = x_σ + (σ' − σ) v. Heun's method uses the mean of the velocities
+at both ends of the step; the second is evaluated at the end of Euler's step (Karras et al. 2022). The last step is
 Euler's, because at σ' = 0 the velocity is not defined. Classifier-free guidance (Ho and Salimans 2022) uses
-x = x_u + w (x_c − x_u), where x_u is predicted without the conditions.
+x = x_u + w (x_c − x_u) with the guidance scale w. The model predicts x_c with the conditions and x_u without them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from omniges.model.trunk import JointFlowTransformer
 from omniges.shards.present import ALL_PRESENT, STREAM_PARTS, unused_bits
 
 AbsentStreams = Literal["left-out", "noise"]
-"""How the model handles a stream that a sample lacks: leave it out, or pass pure noise, σ = 1 (OmniFlow)."""
+"""How the model handles a stream that a sample lacks: it gets no tokens, or tokens of pure noise as in OmniFlow."""
 
 _NOISE: Final = {"gesture": Purpose.NOISE_GESTURE, "text": Purpose.NOISE_TEXT, "audio": Purpose.NOISE_AUDIO}
 CleanOf = Callable[[Mapping[StreamName, Tensor], Tensor], Mapping[StreamName, Tensor]]
@@ -43,16 +43,15 @@ CleanOf = Callable[[Mapping[StreamName, Tensor], Tensor], Mapping[StreamName, Te
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """A batch of windows of n ticks on the model's device."""
+    """A batch of B windows of n ticks, on the model's device."""
 
-    arrays: Mapping[
-        StreamName, Tensor
-    ]  # gesture (B, 3 n, 415 or 424), audio (B, 10 n, 64), text (B, n): as shards hold them
+    arrays: Mapping[StreamName, Tensor]
+    """Gesture (B, 3 n, 415 or 424), audio (B, 10 n, 64) and text (B, n) in the format of shards, or latents."""
     positions: Tensor  # (B,) int64, positions in the sample sequence
     speakers: Tensor  # (B,) int64, 0: unknown
     present: Present | None = None  # None: nothing is absent
     conditions: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """For each condition stream of the model: values (B, …), and which samples have one (B,) bool."""
+    """For each condition stream of the model: values (B, …), and a mask (B,) of the samples that have a value."""
 
     def tensors(self) -> list[Tensor]:
         """Return all tensors of the batch."""
@@ -63,10 +62,13 @@ class Windows:
 
 @dataclass(frozen=True, slots=True)
 class FlowLoss:
-    """Losses of a batch. ``total`` is the mean over samples of the weighted sum over their targets."""
+    """Losses of a batch."""
 
-    total: Tensor  # ()
-    each: Tensor  # (B, 3), without gradient and weights, 0 where a stream is no target; columns as STREAMS
+    total: Tensor
+    """Scalar: the mean over samples of the weighted sum of the losses of their targets."""
+    each: Tensor
+    """Loss of each sample and stream (B, 3), unweighted and without gradient; 0 if the stream is not a target. The
+    columns are in the order of `STREAMS`."""
 
 
 def draw_noise(seed: int, positions: Tensor, name: StreamName, shape: Sequence[int]) -> Tensor:
@@ -88,7 +90,7 @@ def draw_noise(seed: int, positions: Tensor, name: StreamName, shape: Sequence[i
 class FlowModel(nn.Module):
     """The complete model: trunk, streams and encoders of condition streams."""
 
-    def __init__(  # noqa: PLR0913 - by keyword but for three
+    def __init__(  # noqa: PLR0913 - only three are positional
         self,
         trunk: JointFlowTransformer,
         streams: Mapping[StreamName, Stream],
@@ -109,8 +111,8 @@ class FlowModel(nn.Module):
             latents: Streams stored as latents of a codec.
             tell_absent: Add a learned embedding to the conditioning for each part that a sample lacks.
             trained: Bit mask of the `STREAM_PARTS` that at least one training sample has.
-            encoders: By condition stream, the module that maps its values (B, …) to vectors (B, W).
-            gesture_channels: Channels of the gesture stream, 415 or 424; latents have their own.
+            encoders: For each condition stream, the module that maps its values (B, …) to vectors (B, W).
+            gesture_channels: Channels of gesture arrays: 415, or 424 with jaw and eyes. Latents have other channels.
         """
         super().__init__()
         self.gesture_channels = gesture_channels
@@ -126,17 +128,17 @@ class FlowModel(nn.Module):
         self.streams = nn.ModuleDict({name: streams[name] for name in STREAMS})
         self.conditions = nn.ModuleDict(dict(encoders))
         self.losses_of = self._losses
-        """Function that computes the losses of a batch with rounded shapes; a trainer may replace it by its compiled
-        form."""
+        """Function that computes the losses of batches with rounded shapes. A trainer may replace it by a compiled
+        function."""
         self._stacked: StackedTrunk | None = None
         self.connects_all = True
         """True: every batch gives every trainable parameter a gradient. False: parameters that the tasks of a batch do
-        not use get none."""
+        not use get no gradient."""
 
     def stack_streams(self) -> None:
-        """Compute batches with rounded shapes for all streams at once, if `StackedTrunk.fits` allows it.
+        """Use a `StackedTrunk` for batches with rounded shapes, if `StackedTrunk.fits` allows it.
 
-        This moves the parameters to new memory. They must not be moved afterwards, see `StackedTrunk`.
+        This moves the parameters to new memory. Afterwards, they must not be moved again, see `StackedTrunk`.
         """
         self._stacked = StackedTrunk(self.trunk) if StackedTrunk.fits(self.trunk) else None
 
@@ -147,14 +149,15 @@ class FlowModel(nn.Module):
     def describe(
         self, conditions: Mapping[str, tuple[Tensor, Tensor]], kept: Mapping[str, Tensor] = MappingProxyType({})
     ) -> Tensor | None:
-        """Encode the values of condition streams as the sum of their encoders' vectors; absent values add zero.
+        """Encode the values of each condition stream as vectors, and sum them over streams. Absent values add zero.
 
         Args:
-            conditions: Values (B, …) by name, and which samples have one (B,) bool; streams may be left out.
-            kept: For each stream that training drops from some samples, the samples that keep it (B,) bool.
+            conditions: For each condition stream: values (B, …), and a mask (B,) of the samples that have a value.
+                Streams may be left out.
+            kept: For each stream that training drops from some samples: a mask (B,) of the samples that keep it.
 
         Returns:
-            Vectors (B, W); None if there are no condition streams.
+            Vectors (B, W); None if `conditions` is empty.
         """
         total: Tensor | None = None
         for name, (values, known) in conditions.items():
@@ -167,7 +170,7 @@ class FlowModel(nn.Module):
     def forward(
         self, windows: Windows, plan: Plan, settings: FlowSettings, seed: int, *, rounded: bool = False
     ) -> FlowLoss:
-        """Return the loss of a batch, computed in one forward pass whatever tasks its samples have.
+        """Compute the loss of a batch in one forward pass. Its samples may have different tasks.
 
         Every trainable parameter gets a gradient (see `connects_all`), so that ranks with different tasks can average
         their gradients.
@@ -175,9 +178,9 @@ class FlowModel(nn.Module):
         Args:
             windows: The batch. Values that ``windows.present`` marks as absent do not change the loss.
             plan: Tasks, noise levels and drop-outs of the samples, drawn for their positions.
-            settings: Weights of the losses.
+            settings: Settings of training, of which only the loss weights are used.
             seed: Seed of the noise.
-            rounded: Round the numbers of rows up, as compiled code needs; the loss is the same.
+            rounded: True: round the numbers of rows up, because compiled code needs few shapes. The loss is the same.
 
         Returns:
             The mean loss, and the losses of each sample and stream.
@@ -201,7 +204,7 @@ class FlowModel(nn.Module):
         return FlowLoss(total if untouched is None else total + untouched, each)
 
     def carried(self, targets: Sequence[StreamName]) -> list[StreamName]:
-        """Return the streams that `predict` needs beside the targets, as clean conditions or as pure noise."""
+        """Return the streams that `predict` needs in addition to the targets, as clean conditions or as pure noise."""
         return [name for name in STREAMS if name not in targets] if self.absent == "noise" else []
 
     def predict(
@@ -227,7 +230,7 @@ class FlowModel(nn.Module):
             Expected clean tokens (B, N, C) of each target.
 
         Raises:
-            ValueError: The model needs tokens of every stream, and some are not passed.
+            ValueError: The model needs tokens of every stream, but `tokens` lacks a stream.
         """
         missing = [name for name in self.carried(targets) if name not in tokens]
         if missing:
@@ -245,7 +248,7 @@ class FlowModel(nn.Module):
         return {name: self.stream(name).clean(outputs[name], tokens[name], levels[name]) for name in targets}
 
     def _places(self, tokens: Mapping[StreamName, Tensor]) -> dict[str, dict[StreamName, Tensor]]:
-        """Return token positions as the trunk's arguments: times for rotary positions, or embeddings to add."""
+        """Return the token positions as arguments of the trunk: times for rotary positions, and embeddings to add."""
         places = {name: self.stream(name).places for name in tokens}
         learned = {name: embedding for name, embedding in places.items() if embedding is not None}
         if self._rotary:
@@ -255,7 +258,7 @@ class FlowModel(nn.Module):
         return {"added": {name: embedding for name, embedding in found.items() if embedding is not None} | learned}
 
     def _pooled(self, speakers: Tensor) -> Tensor | None:
-        """Return zeros (B, pooled_width) if the trunk takes a vector for the complete sample, else None."""
+        """Return zeros (B, pooled_width) if the trunk needs a vector for the complete sample, otherwise None."""
         width = self._pooled_width
         return None if width is None else torch.zeros(len(speakers), width, device=speakers.device)
 
@@ -269,7 +272,7 @@ class FlowModel(nn.Module):
         return absent if described is None else absent + described
 
     def known_parts(self, bits: npt.NDArray[np.uint8]) -> Present | None:
-        """Return which parts are present, from bit masks (B,) of `STREAM_PARTS`.
+        """Return the presence of parts in samples with bit masks (B,) of `STREAM_PARTS`; None if nothing is absent.
 
         Parts that no training sample had count as absent.
         """
@@ -279,9 +282,9 @@ class FlowModel(nn.Module):
     def _losses(
         self, inputs: _Inputs, batch: BatchRows, weights: Mapping[StreamName, float], seed: int
     ) -> tuple[Tensor, Tensor]:
-        """Return the mean loss, a scalar, and the losses (B, 3), in one graph that copies no value from the device.
+        """Compute the mean loss (a scalar) and the losses (B, 3), without copying a value from the device.
 
-        Noised tokens carry no gradient back into the embeddings.
+        No gradient flows through noised tokens into the embeddings.
         """
         packed = batch.packed
         names = [name for name in STREAMS if name in batch.streams]
@@ -320,7 +323,7 @@ class FlowModel(nn.Module):
         inputs: _Inputs,
         batch: BatchRows,
     ) -> dict[str, Tensor]:
-        """Return the outputs of the targets, by the stacked trunk if there is one and the tokens fit it."""
+        """Compute the outputs of the targets, with the stacked trunk if it exists and can compute this batch."""
         equal = len({x.shape[1] for x in tokens.values()}) == 1
         if self._stacked is not None and batch.stacked is not None and equal:
             places = self._places(tokens)
@@ -353,19 +356,19 @@ class FlowModel(nn.Module):
         masks: Mapping[StreamName, Tensor],
         seed: int,
     ) -> dict[StreamName, Tensor]:
-        """Return noise for the noised rows of each stream; all streams are drawn in one computation."""
+        """Draw noise for the noised rows of each stream, in one computation for all streams."""
         places = {name: batch.packed.of_rows(name, positions) for name in clean}
         places = {name: x if name not in batch.noised else x[batch.noised[name]] for name, x in places.items()}
         wanted = [Draws(places[name], _NOISE[name], x.shape[1:].numel()) for name, x in clean.items()]
         drawn = zip(clean.items(), normals(seed, wanted), strict=True)
         found = {name: noise.reshape(-1, *x.shape[1:]) for (name, x), noise in drawn}
-        for name in masks:  # a stream that is absent completely keeps its noise, for models that need every stream
+        for name in masks:  # a completely absent stream keeps its noise, because some models need every stream
             own = masks[name] if name not in batch.noised else masks[name][batch.noised[name]]
             found[name] = masked(found[name], own | ~own.any(dim=1, keepdim=True))
         return found
 
     def _untouched(self, plan: Plan) -> Tensor | None:
-        """Return zero, connected to every parameter, if the plan would leave some without a gradient."""
+        """Return a zero with a gradient to every trainable parameter; None if the plan uses all parameters anyway."""
         all_targets = plan.target.any(axis=0).all()
         text = STREAMS.index("text")
         text_read = (plan.present[:, text] & (plan.levels[:, text] == 0)).any()
@@ -375,7 +378,7 @@ class FlowModel(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """Values of the B samples of a batch."""
+    """Tensors of the B samples of a batch."""
 
     arrays: Mapping[StreamName, Tensor]  # (B, …)
     positions: Tensor  # (B,)
@@ -388,14 +391,14 @@ class _Inputs:
 def step_levels(settings: SamplingSettings) -> list[float]:
     """Return the steps + 1 noise levels of sampling, from 1 down to 0.
 
-    Except for the final 0, they are evenly spaced before the shift. If the lowest of them would be below ``sigma_min``,
-    it is set to ``sigma_min`` and the others are spaced evenly above it.
+    Before the shift, the levels above 0 are evenly spaced between 1 and 1 / steps. If the lowest level after the shift
+    would be below ``sigma_min``, the spacing is reduced, and the lowest level after the shift is ``sigma_min``.
 
     Args:
         settings: Number of steps, shift and ``sigma_min``.
 
     Returns:
-        Decreasing levels, exactly 1 first and 0 last.
+        Decreasing noise levels. The first is exactly 1, the last exactly 0.
     """
     shift, last = settings.shift, settings.sigma_min
     lowest = max(1 / settings.steps, last / (shift - (shift - 1) * last))
@@ -416,14 +419,14 @@ def integrate(
         start: Tokens (B, …) of each target at levels[0].
         levels: Decreasing noise levels.
         clean_of: Function that predicts the clean tokens.
-        solver: Method of one step.
-        after_step: Called after each step.
+        solver: Method of each step: ``euler``, ``heun`` or ``dpm++``.
+        after_step: Function that is called after each step.
 
     Returns:
         Tokens (B, …) of each target at levels[-1].
     """
     x = dict(start)
-    memory: list[tuple[float, Mapping[StreamName, Tensor]]] = []  # level and prediction of the previous step, for dpm++
+    memory: list[tuple[float, Mapping[StreamName, Tensor]]] = []  # for dpm++: level and prediction of the previous step
     for level, following in itertools.pairwise(levels):
         if solver == "dpm++":
             first = next(iter(x.values()))
@@ -449,8 +452,8 @@ def _multistep(
 ) -> dict[StreamName, Tensor]:
     """Take a step of DPM-Solver++(2M) (Lu et al. 2022): x' = σ'/σ x + (α' − α σ'/σ) D with α = 1 − σ.
 
-    D is the prediction at the middle of the step, extrapolated in λ = log(α / σ) from this step and the previous one.
-    The first two steps and the last use the prediction at their start instead, because λ is infinite at σ = 1 and 0.
+    D is the prediction at the middle of the step, extrapolated in λ = log(α / σ) from this step and the previous step.
+    The first two steps and the last step use the prediction at their start, because λ is infinite at σ = 1 and σ = 0.
     """
     ratio = following / level
     share = 0.0
@@ -470,7 +473,7 @@ def _log_ratio(level: float) -> float:
 
 
 def _velocity(x: Mapping[StreamName, Tensor], level: float, clean_of: CleanOf) -> dict[StreamName, Tensor]:
-    # Tensors of long timelines have no batch axis, and their numbers of tokens differ between streams.
+    # Long timelines have no batch axis: the first axis counts tokens, whose number differs between streams.
     at = {name: torch.full((len(tokens),), level, device=tokens.device) for name, tokens in x.items()}
     clean = clean_of(x, next(iter(at.values())))
     return {name: velocity_from_clean(clean[name], tokens, at[name]) for name, tokens in x.items()}
@@ -505,12 +508,13 @@ def guided_clean(
         model: The model.
         conditioning: Conditions of the samples.
         targets: Streams to predict.
-        guidance: Weight w of x_u + w (x_c − x_u); 1 computes only x_c, 0 only x_u.
-        carried: Noise (B, N, C) of each stream of `FlowModel.carried`, equal in all steps. The model receives it with
-            σ = 1 for each stream that is not given; in predictions without conditions, also for the given streams.
+        guidance: Guidance scale w in x_u + w (x_c − x_u), where x_c is predicted with the conditions and x_u without.
+            1 computes only x_c, 0 only x_u.
+        carried: Noise (B, N, C) of each stream of `FlowModel.carried`, equal in all steps. It is passed with σ = 1 for
+            streams that are not given. For x_u, it is also passed for the given streams.
 
     Returns:
-        The function, from tokens and their levels to clean tokens.
+        Function that maps noised tokens and their levels to clean tokens.
     """
     given, described = conditioning.given, conditioning.described
     speakers, present = conditioning.speakers, conditioning.present

@@ -1,4 +1,4 @@
-"""Gesture tokens whose predictions are smooth: B-splines of several widths, each scaled as recorded motion needs.
+"""Gesture tokens with smooth predictions: B-splines of several widths, scaled by the statistics of recorded motion.
 
 The jerk of a motion is a third difference of frames, which amplifies the highest frequencies most. So white noise in
 predicted frames, however small, dominates the jerk. A sum of cubic B-splines with knots at ticks has little power at
@@ -8,8 +8,8 @@ The power of recorded motion falls with about the fourth power of the frequency,
 standard deviation of the differences between successive frames of a normalised channel. If splines with a knot spacing
 of h ticks approximate this channel, the remainder has the standard deviation r d² h^1.5. The widest splines have the
 scale 1. Each narrower level of splines is multiplied by the standard deviation of the remainder of the next wider
-level. Free frames, which are added to the splines, are multiplied by that of the narrowest level. Coefficients of equal
-size then give motion like recorded motion.
+level. Free frames, which are added to the splines, are multiplied by the standard deviation of the remainder of the
+narrowest level. Then coefficients of equal size give motion that resembles recorded motion.
 
 Shape letters: B batch, N tokens, F frames of a token, T = N F frames, V channels, L levels of splines.
 """
@@ -31,7 +31,7 @@ from omniges.model.streams import FrameTokens
 from omniges.shards.dataset import divisors
 
 KNOTS_TICKS: Final = (4, 2, 1)
-"""Distance of the knots in ticks, for each level of splines."""
+"""Distance between the knots in ticks, for each level of splines."""
 _REACH: Final = 2 * max(KNOTS_TICKS)
 """Number of tokens on each side of a token over which its widest spline extends."""
 _BLOCK: Final = 16
@@ -39,18 +39,19 @@ _AT_ONCE: Final = 128
 """Maximum number of tokens whose splines compiled code adds in one matrix product. The product includes the zeros of
 the basis, because multiplying zeros takes less time than further calls."""
 _LEFT_OVER: Final = 1.4
-"""Factor r of the remainder. On BEAT2 it is 1.3 for upper body and expressions, 1.9 for hands, 1.7 for lower body."""
+"""Factor r of the remainder. Measured on BEAT2: 1.3 for upper body and expressions, 1.9 for hands, 1.7 for lower body.
+"""
 _USUAL_DIFFERENCE: Final = 0.18
-"""Standard deviation d for which differences have exactly the weight `difference_weight`: the median over hands."""
+"""Value of d for which the loss of differences has exactly the weight `difference_weight`: the median d of hands."""
 _SMALLEST_DIFFERENCE: Final = 0.03
 _STANDING_M_S: Final = 0.05
-"""Speed s in the loss of feet: below it, errors of a toe's velocity have about equal weight."""
+"""Speed s in the feet loss, in m/s. For a toe that is slower, the weight of an error hardly depends on the velocity."""
 _LEGS: Final = (slice(0, 1), slice(1, 3), slice(4, 6), slice(7, 9))
-"""Joints above the left and the right toes, from the pelvis down."""
+"""Indices of the joints above the toes, for left and right: pelvis, hips, knees, ankles."""
 _TOES: Final = slice(10, 12)
 _FEET: Final = slice(LAYOUT.lower.start, LAYOUT.root.stop)
 """Channels of lower body and root, which are adjacent."""
-_OFFSETS: Final = REST_OFFSETS.tolist()  # compilers trace numbers, but no arrays of numpy
+_OFFSETS: Final = REST_OFFSETS.tolist()  # numbers, because a compiler cannot trace arrays of numpy
 
 
 class SplineTokens(FrameTokens):
@@ -94,13 +95,13 @@ class SplineTokens(FrameTokens):
         self.register_buffer("difference_scale", torch.from_numpy(_USUAL_DIFFERENCE / spread).float())
 
     def predicted(self, output: Tensor) -> Tensor:
-        """Return the predicted tokens (B, N, C) of outputs (B, N, (L + F) · V)."""
+        """Convert outputs (B, N, (L + F) · V) of the head to predicted tokens (B, N, C)."""
         rows, count, _ = output.shape
         with torch.autocast(output.device.type, enabled=False):
             levels, depth = output.float().reshape(rows, count, *self.level_scales.shape), len(KNOTS_TICKS)
             splines = levels[:, :, :depth] * self.level_scales[:depth]
             basis = spline_basis(count, self.frames, output.device)
-            blocks = []  # of tokens, so that most zeros of the basis are left out
+            blocks = []  # blocks of tokens, so that most zeros of the basis are left out
             block = count if torch.compiler.is_compiling() and count <= _AT_ONCE else _BLOCK
             for start in range(0, count, block):
                 near = slice(max(0, start - _REACH), start + block + _REACH)
@@ -164,7 +165,7 @@ def toe_velocities(gesture: Tensor) -> Tensor:
     """Return the velocities of both toes by forward kinematics over the generic skeleton.
 
     Args:
-        gesture: Channels (B, T, 415 or 424) as shards hold them.
+        gesture: Channels (B, T, 415 or 424) in the format of shards.
 
     Returns:
         Velocities (B, T - 1, 2, 3) in m/s.
@@ -187,6 +188,6 @@ def _toe_velocities(channels: Tensor) -> Tensor:
         first_joint = LAYOUT.lower_joints.index(joints.start)
         turns = rotations[:, :, first_joint : first_joint + joints.stop - joints.start]
         place = (turns * place[..., None, :]).sum(dim=-1) + offsets[joints]
-    height = torch.arange(3, device=channels.device) == 1  # is absolute, x and z are steps already
+    height = torch.arange(3, device=channels.device) == 1  # the height is a position; x and z are steps between frames
     steps = torch.where(height, root.diff(dim=1), root[:, 1:])
     return (place.diff(dim=1) + steps[:, :, None]) * FRAME_RATE_HZ

@@ -1,13 +1,13 @@
 """Packing of a batch: which samples each stream is computed for, and attention within each sample.
 
-A training batch mixes tasks, so each of its samples has some of the streams. For each stream, one matrix product
-processes the tokens of all samples that have the stream; each such sample is one row. Only attention needs the streams
-of a sample side by side. There are two ways to arrange the rows:
+A training batch mixes tasks, so a sample may have only some of the streams. For each stream, one matrix product
+processes the tokens of all samples that have the stream. Each of these samples is one row of the stream. Only attention
+needs all streams of a sample together. There are two ways to arrange the rows:
 
 * `ByLayout`: samples with the same streams (a layout) are neighbours, and attention runs once for each layout. Nothing
   is padded and no mask is needed, but shapes differ from batch to batch. This is used without a compiler.
 * `Rounded`: the number of rows is rounded up, and attention runs over all samples and all streams, with a mask. Shapes
-  seldom change, as compiled code needs. Masked keys cost little, since attention is a few percent of a step.
+  seldom change, which compiled code needs. Masked keys cost little, because attention is a few percent of a step.
 
 Shape letters: B samples of the batch, R rows of a stream, N tokens of one stream or of all, H heads, E features a head,
 W = H · E width.
@@ -40,9 +40,9 @@ class Packed(ABC):
     """Assignment of samples to the rows of each stream, on the device."""
 
     rows: Mapping[str, Tensor]
-    """Index (R,) int64 of each row's sample, by stream; in a stream without an entry, row i is sample i."""
+    """For each stream, the index (R,) int64 of each row's sample. In a stream without an entry, row i is sample i."""
     there: Mapping[str, Tensor]
-    """Whether each sample has the stream (B,) bool, for streams that some samples lack."""
+    """For each stream that some samples lack, a mask (B,) bool of the samples that have the stream."""
 
     def of_rows(self, name: str, values: Tensor) -> Tensor:
         """Select the values of a stream's rows from the values of samples.
@@ -71,10 +71,10 @@ class Packed(ABC):
 
 @dataclass(frozen=True, slots=True)
 class ByLayout(Packed):
-    """Rows in the order of layouts; attention runs over the samples of each layout."""
+    """Rows that are sorted by layout; attention runs once for each layout."""
 
     layouts: Sequence[Sequence[str]]
-    """Streams of each layout."""
+    """Names of the streams of each layout."""
     samples: Sequence[int]
     """Number of samples of each layout."""
     rows: Mapping[str, Tensor]
@@ -113,12 +113,13 @@ class Rounded(Packed):
     there: Mapping[str, Tensor] = field(default_factory=dict)
     rows: Mapping[str, Tensor] = field(default_factory=dict)
     slots: Mapping[str, Tensor] = field(default_factory=dict)
-    """For the streams in `rows`: index (B,) int64 of each sample's row; any index for samples without the stream."""
+    """For each stream in `rows`, the index (B,) int64 of each sample's row. Without the stream, the index is arbitrary.
+    """
     real: Mapping[str, Tensor] = field(default_factory=dict)
-    """For the streams in `rows`: whether each row (R,) bool belongs to a sample; the others are spare."""
+    """For each stream in `rows`, a mask (R,) bool of the rows that belong to a sample; False: spare rows."""
 
     def attend(self, query_key: Mapping[str, Tensor], value: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Compute attention with a mask of the streams that each sample has.
+        """Compute the attention of all samples at once, with a mask of the streams that each sample has.
 
         Args:
             query_key: Queries and keys (R, N, 2, H, E) of each stream.
@@ -147,7 +148,7 @@ class Rounded(Packed):
         return reorder(x, self.rows[name], self.slots[name], every)
 
     def _mask(self, names: Sequence[str], counts: Sequence[int], batch: int) -> Tensor | None:
-        """Return whether each key of all streams is present, (B, 1, 1, N) bool; None if all are."""
+        """Return a mask (B, 1, 1, N) bool of the keys that are present, over all streams; None if all are present."""
         if not self.there:
             return None
         first = next(iter(self.there.values()))
@@ -157,9 +158,10 @@ class Rounded(Packed):
 
 
 class _Reorder(torch.autograd.Function):
-    """`index_select` along the first axis, with a gradient that is also a selection: each row is used at most once.
+    """`index_select` along the first axis, with a gradient that is also a selection.
 
-    The gradient of torch's `index_select` adds rows one by one, which an accelerator does in no fixed order.
+    The gradient of torch's `index_select` adds rows, and an accelerator adds them in no fixed order. Here, at most one
+    result of each row has a gradient, so nothing is added.
     """
 
     @staticmethod
@@ -168,8 +170,8 @@ class _Reorder(torch.autograd.Function):
 
         Args:
             x: Rows (M, …).
-            index: Index in x of each result (K,).
-            inverse: Index of the result of each row of x (M,); any index for rows without a result.
+            index: For each result (K,), the index of its row in x.
+            inverse: For each row of x (M,), the index of its result; arbitrary for rows without a result.
             used: Whether each row of x has a result (M,) bool.
 
         Returns:
@@ -201,14 +203,14 @@ class _Reorder(torch.autograd.Function):
 
 
 def reorder(x: Tensor, index: Tensor, inverse: Tensor, used: Tensor) -> Tensor:
-    """Select rows of x with a gradient that needs no additions.
+    """Select rows of x, with a gradient that is also a selection and adds nothing.
 
-    Each row must have at most one result with a gradient, which is the result that `inverse` names.
+    At most one result of each row of x may have a gradient. `inverse` contains the index of this result.
 
     Args:
         x: Rows (M, …).
-        index: Index in x of each result (K,).
-        inverse: Index of the result of each row of x (M,); any index for rows without a result.
+        index: For each result (K,), the index of its row in x.
+        inverse: For each row of x (M,), the index of its result; arbitrary for rows without a result.
         used: Whether each row of x has a result (M,) bool.
 
     Returns:
@@ -223,13 +225,13 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Return attention in the precision of the values.
+    """Compute scaled dot-product attention of several heads, in the precision of the values.
 
     Args:
         query: Queries (B, N, H, E).
         key: Keys of the same shape.
         value: Values of the same shape.
-        mask: Whether each key is present, (B, 1, 1, N) bool; None: all are.
+        mask: Whether each key is present, (B, 1, 1, N) bool; None: all keys are present.
 
     Returns:
         Attended values (B, N, W).
@@ -241,9 +243,9 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
 
 @dataclass(frozen=True, slots=True)
 class StackedRows:
-    """Rows of S streams, R rows each, on one axis.
+    """Rows of S streams on one axis, with R rows for each stream.
 
-    Row r of stream s has the index s · R + r, and sample b of stream s has the index s · B + b.
+    Row r of stream s has the index s · R + r. Sample b of stream s has the index s · B + b.
     """
 
     there: Tensor
@@ -253,15 +255,15 @@ class StackedRows:
     target_rows: Tensor
     """Indices (T,) of the rows that are targets."""
     target_of: Tensor
-    """Index in `target_rows` of each row (S · R,); any index for rows that are not targets."""
+    """Index in `target_rows` of each row (S · R,); arbitrary for rows that are not targets."""
     is_target: Tensor
     """Whether each row is a target (S · R,) bool."""
     sample_of: Tensor | None = None
     """Index of each row's sample (S · R,); None: R = B, and row r is sample r."""
     row_of: Tensor | None = None
-    """Index of each sample's row (S · B,); any index for samples without the stream."""
+    """Index of each sample's row (S · B,); arbitrary for samples without the stream."""
     real: Tensor | None = None
-    """Whether each row belongs to a sample (S · R,) bool; the others are spare."""
+    """Whether each row belongs to a sample (S · R,) bool; False: spare rows."""
 
     def of_rows(self, x: Tensor) -> Tensor:
         """Rearrange values of samples (S, B, …) to values of rows (S, R, …)."""
@@ -278,7 +280,7 @@ class StackedRows:
         return found.view(len(x), -1, *x.shape[2:])
 
     def of_targets(self, x: Tensor) -> Tensor:
-        """Return the values (T, …) of targets from values (S, R, …) of rows."""
+        """Select the values (T, …) of the targets from values (S, R, …) of rows."""
         return reorder(x.flatten(0, 1), self.target_rows, self.target_of, self.is_target)
 
 
@@ -291,12 +293,12 @@ class BatchRows:
 
     packed: Packed
     streams: frozenset[str]  # streams with rows
-    noised: Mapping[str, Tensor]  # rows whose tokens are noised; all rows of streams that are not named
-    targets: Mapping[str, Tensor]  # indices (K,) of rows that are targets, for streams with targets
-    target_noise: Mapping[str, Tensor]  # index (K,) of each of these rows among the noised rows
-    counted: Mapping[str, Tensor]  # (K,) bool: the loss of the row counts; False for rows that repeat another
-    target_samples: Mapping[str, Tensor]  # index (K,) of the sample of each of these rows
-    target_of: Mapping[str, Tensor]  # index (B,) in `targets` for each sample; any index for samples without a target
+    noised: Mapping[str, Tensor]  # indices of the rows whose tokens get noise; stream without an entry: all rows
+    targets: Mapping[str, Tensor]  # indices (K,) of the rows that are targets, for streams with targets
+    target_noise: Mapping[str, Tensor]  # index (K,) of each target row among the noised rows
+    counted: Mapping[str, Tensor]  # (K,) bool: the loss of the target row counts; False for rows that repeat a row
+    target_samples: Mapping[str, Tensor]  # index (K,) of the sample of each target row
+    target_of: Mapping[str, Tensor]  # index (B,) in `targets` for each sample; arbitrary for samples without a target
     is_target: Mapping[str, Tensor]  # (B,) bool: the sample has the stream as a target
     stacked: StackedRows | None = None  # the same rows on one axis, if every stream has rows
 
@@ -305,7 +307,7 @@ class BatchRows:
 
         Args:
             name: The stream, which has targets.
-            losses: Losses of its targets (K,).
+            losses: Losses of the stream's targets (K,).
 
         Returns:
             Losses (B,).
@@ -315,12 +317,12 @@ class BatchRows:
 
 
 def batch_rows(plan: Plan, device: torch.device, *, rounded: bool) -> BatchRows:
-    """Return the rows of a plan; a stream that a sample lacks is not computed for it.
+    """Assign the samples of a batch to rows of each stream.
 
     Args:
-        plan: Plan of the batch.
+        plan: Plan of the batch, which contains the streams of each sample.
         device: Device of the rows.
-        rounded: Round the numbers of rows up (`Rounded`) instead of sorting samples (`ByLayout`).
+        rounded: True: round the numbers of rows up (`Rounded`). False: sort samples by their streams (`ByLayout`).
 
     Returns:
         The rows.
@@ -329,7 +331,7 @@ def batch_rows(plan: Plan, device: torch.device, *, rounded: bool) -> BatchRows:
 
 
 def _sorted_rows(plan: Plan, device: torch.device) -> BatchRows:
-    """Return exactly the rows that are needed; samples with the same streams are neighbours."""
+    """Return the rows of a batch without spare rows. Samples with the same streams are neighbours."""
     layouts, kind, samples = np.unique(plan.present, axis=0, return_inverse=True, return_counts=True)
     order = np.argsort(kind.reshape(-1), kind="stable")
     arrays: dict[tuple[str, str], npt.NDArray[Any]] = {}
@@ -365,11 +367,11 @@ def _target_arrays(name: str, samples: I64, count: int, batch: int) -> dict[tupl
     Args:
         name: The stream.
         samples: Samples of the targets (K,).
-        count: Number of targets that count; the others repeat the first.
+        count: Number of targets whose losses count; the other targets repeat the first.
         batch: Batch size B.
 
     Returns:
-        Arrays by field of `BatchRows` and stream.
+        Arrays by (field of `BatchRows`, stream).
     """
     target_of, is_target = np.zeros(batch, np.int64), np.zeros(batch, np.bool_)
     target_of[samples[:count]], is_target[samples[:count]] = np.arange(count), True
@@ -382,7 +384,10 @@ def _target_arrays(name: str, samples: I64, count: int, batch: int) -> dict[tupl
 
 
 def _rounded_rows(plan: Plan, device: torch.device) -> BatchRows:
-    """Return equally many rows for all streams, and equally many targets; spare rows repeat the first row."""
+    """Return the rows of a batch, with equal numbers of rows and of targets for all streams.
+
+    Spare rows repeat the first row.
+    """
     batch = len(plan.task)
     streams = [k for k in range(len(STREAMS)) if plan.present[:, k].any()]
     rows_of = {STREAMS[k]: np.flatnonzero(plan.present[:, k]) for k in streams}
@@ -423,7 +428,7 @@ def _stacked_rows(
     """Return the arrays of `StackedRows` for rows of every stream.
 
     Args:
-        arrays: Arrays of `Rounded` and `BatchRows` by kind and stream.
+        arrays: Arrays of `Rounded` and `BatchRows` by (field, stream).
         batch: Batch size B.
         count: Number of rows R of each stream.
 
@@ -432,7 +437,7 @@ def _stacked_rows(
     """
     targets = {s: arrays["targets", name] for s, name in enumerate(STREAMS) if ("targets", name) in arrays}
     target_rows = np.concatenate([s * count + rows for s, rows in targets.items()])
-    numbers, first = np.unique(target_rows, return_index=True)  # the spare ones, which repeat, have no gradient
+    numbers, first = np.unique(target_rows, return_index=True)  # spare targets, which repeat a row, have no gradient
     target_of, is_target = np.zeros(len(STREAMS) * count, np.int64), np.zeros(len(STREAMS) * count, np.bool_)
     target_of[numbers], is_target[numbers] = first, True
     found = {
@@ -464,14 +469,14 @@ def rounded_up(count: int, batch: int, parts: int) -> int:
 
 
 def _filled(rows: I64, count: int) -> I64:
-    """Pad rows (R,) to (count,) with copies of the first."""
+    """Pad rows (R,) to (count,) with copies of the first row."""
     return np.concatenate([rows, np.full(count - len(rows), rows[0])])
 
 
 def _by_kind(
     arrays: Mapping[tuple[str, str], npt.NDArray[Any]], device: torch.device
 ) -> Callable[[str], dict[str, Tensor]]:
-    """Return a function that gives the arrays of one kind by stream, on the device."""
+    """Move arrays to a device. Return a function that takes a field's name and returns its tensors by stream."""
     moved = on_device(arrays, device)
     return lambda kind: {name: tensor for (its, name), tensor in moved.items() if its == kind}
 
@@ -480,7 +485,7 @@ def on_device(arrays: Mapping[Key, npt.NDArray[Any]], device: torch.device) -> d
     """Move arrays to a device with one transfer for each data type, without waiting for the device.
 
     Args:
-        arrays: Arrays of any shape, by any name.
+        arrays: Arrays of any shape, by name.
         device: The device.
 
     Returns:

@@ -1,7 +1,7 @@
-"""Tokens of audio latents as OmniFlow has them: patches of rows and columns with two-dimensional positions.
+"""OmniFlow's tokens of audio latents: square patches of rows and columns, with two-dimensional position embeddings.
 
-OmniFlow's pretrained projections fit only these tokens (docs/how-to/pretrained.md). Patches and table are those of SD3
-(Esser et al. 2024).
+OmniFlow's pretrained projections fit only these tokens (docs/how-to/pretrained.md). The patches and the table of
+position embeddings are those of SD3 (Esser et al. 2024).
 
 Shape letters: B batch, K channels, R rows and W columns of latents, P patch side, N = (R / P) · (W / P) tokens.
 """
@@ -24,7 +24,7 @@ _Size = Annotated[int, Range(1, 1 << 20)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchGrid:
-    """Size of patches of two-dimensional latents, and of the table of their position embeddings."""
+    """Size of the patches of two-dimensional latents, and size of the table of their position embeddings."""
 
     channels: _Size
     """Channels K of the latents."""
@@ -72,11 +72,12 @@ def axes_embedding(rows: Tensor, columns: Tensor, width: int) -> Tensor:
 
 
 class PatchTokens(Stream):
-    """A stream of latents (B, R, K · W), channel k and column w at k · W + w, as patches (B, N, K · P · P).
+    """A stream of latents (B, R, K · W) as patches (B, N, K · P · P).
 
-    Tokens are ordered row by row, and the W / P patches of the same rows have one time. The features of a token are
-    ordered (channel, row, column), those of the head (row, column, channel). Latents are not normalised: codecs return
-    them multiplied by the autoencoder's scaling factor, as the pretrained weights expect. The head predicts ε − x.
+    In a row of latents, channel k and column w have the index k · W + w. Tokens are ordered row by row, and the W / P
+    patches of the same rows have the same time. The features of a token are ordered (channel, row, column), but the
+    outputs of the head (row, column, channel). Latents are not normalised: codecs return them multiplied by the
+    autoencoder's scaling factor, as the pretrained weights expect. The head predicts the velocity ε − x.
 
     Args:
         grid: Size of the patches and of their table.
@@ -98,28 +99,28 @@ class PatchTokens(Stream):
         self.register_buffer("columns", torch.arange(first, first + self.tokens_at_once))
 
     def tokens(self, arrays: Tensor) -> Tensor:
-        """Return latents (B, R, K · W) as patches, with unchanged values."""
+        """Rearrange latents (B, R, K · W) to patches (B, N, K · P · P), with unchanged values."""
         batch, rows, _ = arrays.shape
         latents = arrays.reshape(batch, rows, self.grid.channels, -1).transpose(1, 2)
         return patches(latents, self.grid.patch)
 
     def arrays(self, tokens: Tensor) -> Tensor:
-        """Return the latents (B, R, K · W) of patches, with unchanged values."""
+        """Rearrange patches (B, N, K · P · P) to latents (B, R, K · W), with unchanged values."""
         patch = self.grid.patch
         split = tokens.reshape(len(tokens), -1, self.tokens_at_once, self.grid.channels, patch, patch)
         return split.permute(0, 1, 4, 3, 2, 5).flatten(3).flatten(1, 2)
 
     def seconds(self, count: int) -> Tensor:
-        """Return the time (N,) at the centre of each patch, in seconds; patches of the same rows have the same time."""
+        """Return the times (N,) of the patches' centres in seconds. Patches of the same rows have the same time."""
         times = torch.arange(count // self.tokens_at_once, device=self.columns.device) + 0.5
         per_second = self.tokens_per_tick / self.tokens_at_once * TICKS_PER_SECOND
         return (times / float(per_second)).repeat_interleave(self.tokens_at_once)
 
     def positions(self, count: int, width: int) -> Tensor:
-        """Return the entries of OmniFlow's table for the tokens.
+        """Return the position embeddings of the tokens from OmniFlow's table.
 
-        Columns are centred in the table. The first row has the entry of the first row of OmniFlow's training clips,
-        whatever the length of the window.
+        Columns are centred in the table. The first row of a window of any length has the same embedding as the first
+        row of OmniFlow's training clips.
 
         Args:
             count: Number of tokens N.

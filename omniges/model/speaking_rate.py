@@ -22,17 +22,20 @@ _Pause = Annotated[float, Range(0.0, _MAX_S)]
 
 @dataclass(frozen=True, slots=True)
 class SpeakingRate:
-    """Durations of words, and of the pauses between words, in seconds."""
+    """Durations of words and of the pauses between words, in seconds.
+
+    A word of n letters takes ``base_s`` + n · ``letter_s``.
+    """
 
     base_s: _Seconds
     letter_s: _Seconds
-    gap_s: _Pause
-    phrase_s: _Pause
-    sentence_s: _Pause
-    words: Count  # number of words it was learned from
+    gap_s: _Pause  # pause between words of a phrase
+    phrase_s: _Pause  # pause after a comma and similar
+    sentence_s: _Pause  # pause after a full stop and similar
+    words: Count  # number of words from which the durations were learned
 
     def as_json(self) -> bytes:
-        """Return the JSON content of the file in a checkpoint."""
+        """Return the speaking rate as JSON, which is the content of `SPEAKING_RATE_FILE`."""
         return json_document(asdict(self))
 
     @classmethod
@@ -56,7 +59,7 @@ class SpeakingRate:
         return Document(found, where, _OTHER).read(cls)
 
     def word_s(self, word: str) -> float:
-        """Return the duration of a word in seconds."""
+        """Return the duration of a word in seconds, at least 0.05."""
         return max(_MIN_S, self.base_s + self.letter_s * letter_count(word))
 
 

@@ -44,13 +44,13 @@ from omniges.storage.tensors import require_same, shapes_of
 OF_TRUNK: Final = ("width", "layers", "heads", "mlp_ratio", "qk_norm", "conditioning", "pooled_width")
 """Fields of a configuration that are arguments of `JointFlowTransformer` with the same names."""
 AudioTokens = Literal["rows", "patches"]
-"""Form of a token of a codec's audio latents: a row, or a patch of rows and columns as in OmniFlow."""
+"""Content of a token of a codec's audio latents: a row, or a patch of rows and columns as in OmniFlow."""
 GestureTokens = Literal["frames", "splines"]
 """Form of gesture predictions: overlapping frames (`FrameTokens`), or splines (`SplineTokens`)."""
 _FRAMES: Final[Mapping[Literal["gesture", "audio"], tuple[int, tuple[str, ...]]]] = MappingProxyType(
     {"gesture": (FRAMES_PER_TICK, ("gesture",)), "audio": (MEL_FRAMES_PER_TICK, ("mel",))}
 )
-"""Number of frames in a tick, and the names in stats.json of the arrays whose channels make up a frame."""
+"""For each stream: the number of frames in a tick, and the names in stats.json of the arrays that form a frame."""
 _OMNIFLOW_TEXT: Final = "omniflow-text-vae"  # the codec whose latents are the text tokens of OmniFlow
 CONFIG_FILE: Final = "config.json"
 _MAX_TICKS: Final = 1 << 20
@@ -58,7 +58,7 @@ _SINCE_FIRST: Final = (
     *("width", "layers", "heads", "mlp_ratio", "qk_norm", "conditioning", "rotary_periods_s", "piece_width"),
     *("mark_width", "gesture_prediction", "audio_prediction", "blank_weight"),
 )
-"""Fields of a configuration that every checkpoint has; versions since the first have added others."""
+"""Fields of a configuration that every checkpoint has. Other fields were added after the first version."""
 _SIZES: Final = ("width", "layers", "heads", "mlp_ratio", "piece_width", "mark_width")
 _OPTIONAL_SIZES: Final = ("pooled_width", "text_head_width")
 _MAX_SIZE: Final = 1 << 20
@@ -68,7 +68,10 @@ _OTHER_MODEL: Final = "it is of another model; choose another checkpoint"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """Sizes and kinds of the parts of a model."""
+    """Configuration of a model: sizes and kinds of its parts.
+
+    `JointFlowTransformer` describes the fields in `OF_TRUNK`.
+    """
 
     width: int
     layers: int
@@ -77,7 +80,7 @@ class ModelConfig:
     qk_norm: QKNormKind | None = "rms"
     conditioning: Conditioning = "summed"
     rotary_periods_s: tuple[float, float] | None = (0.5, 120.0)
-    """Shortest and longest period of the rotary positions, in seconds; None: sinusoidal embeddings of the time."""
+    """Shortest and longest period of the rotary positions, in seconds; None: add sinusoidal embeddings of the time."""
     pooled_width: int | None = None
     """Features of a vector for the complete sample, which is always zero; None: no such vector."""
     text_head_width: int | None = None
@@ -89,31 +92,31 @@ class ModelConfig:
     piece_width: int = 48
     """Features of the embedding of a text token's subword."""
     mark_width: int = 16
-    """Features of the embedding of a text token's marks."""
+    """Features of the embedding of a text token's marks, see `SubwordTokens`."""
     gesture_prediction: Prediction = "clean"
     audio_prediction: Prediction = "clean"
     text_prediction: Prediction = "clean"
-    """Used only if text is stored as latents of a codec."""
+    """Output of the text head; used only if text is stored as latents of a codec."""
     normalise_text: bool = True
     """Normalise text latents of a codec by the statistics of the train split; OmniFlow's weights expect False."""
     gesture_difference_weight: float = 30.0
-    """Loss weight of differences between successive gesture frames; not used for latents of a codec."""
+    """Loss weight of the differences between successive gesture frames; not used for latents of a codec."""
     gesture_tokens: GestureTokens = "frames"
-    """Form of gesture predictions, not used for latents of a codec or if velocities are predicted. Checkpoints without
+    """Form of gesture predictions. Latents of a codec and predicted velocities always use frames. Checkpoints without
     this field use frames; new runs use splines."""
     gesture_feet_weight: float = 0.1
     """Loss weight of errors of the toes' velocities; used only with splines."""
     audio_difference_weight: float = 5.0
-    """Loss weight of differences between successive mel frames; not used for latents of a codec."""
+    """Loss weight of the differences between successive mel frames; not used for latents of a codec."""
     audio_tokens: AudioTokens = "rows"
     audio_grid: PatchGrid | None = None
     """Sizes of patches and of their position table, from the pretrained weights; None if audio tokens are rows."""
     blank_weight: float = 0.25
-    """Weight of a blank tick in the text loss; a spoken tick has 1."""
+    """Weight of a tick without speech in the text loss; a tick with speech has the weight 1."""
     gesture_channels: GestureChannels = 415
     """Channels of the gesture stream: 415, or 424 with jaw and eyes. Checkpoints without this field have 415."""
     tell_absent: bool = False
-    """True: the model receives which parts a sample lacks. Training sets this if any sample lacks a part."""
+    """True: the absent parts of a sample are an input of the model. Training sets this if any sample lacks a part."""
 
     def __post_init__(self) -> None:
         """Refuse sizes out of range and unknown kinds."""
@@ -159,7 +162,7 @@ class ModelConfig:
     def _check_patches(self) -> None:
         """Refuse patches unless the model has OmniFlow's position table, adds its embeddings and predicts velocities.
 
-        With rotary positions, all patches of a row would have the same position.
+        With rotary positions, all patches of the same rows would have the same position.
         """
         patches = self.audio_tokens == "patches"
         if patches != (self.audio_grid is not None) or (patches and self.rotary_periods_s is not None):
@@ -179,15 +182,15 @@ class ModelConfig:
         return self.gesture_channels == WITH_JAW_EYES
 
     def as_json(self) -> dict[str, Any]:
-        """Return the configuration as checkpoints store it."""
+        """Return the configuration as the JSON object that checkpoints store."""
         return asdict(self)
 
     @classmethod
     def read(cls, document: Document) -> ModelConfig:
-        """Read a configuration in the form of `as_json`.
+        """Create a configuration from the JSON object that `as_json` returns.
 
         Args:
-            document: The object; fields that earlier versions did not have may be absent.
+            document: The JSON object. Fields that earlier versions did not have may be absent.
 
         Returns:
             The configuration.
@@ -212,7 +215,7 @@ PRESETS: Final[Mapping[str, ModelConfig]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class CodecLatents:
-    """Latents that replace a stream's own array: their codec, and their statistics in latents.json."""
+    """Latents that replace the array of a stream: their codec, and their statistics from latents.json."""
 
     entry: CodecEntry
     statistics: Mapping[str, Any]
@@ -264,7 +267,7 @@ def build_model(
     own = {name: getattr(config, name) for name in (*OF_TRUNK, "rotary_periods_s", "context_only")}
     trunk = JointFlowTransformer(streams=sizes, speakers=speakers, **own)
     encoders = {}
-    for name, stream in conditions.items():  # last, so that they do not change the draws of the other weights
+    for name, stream in conditions.items():  # built last, so that they do not change the draws of the other weights
         with foreign(full_name(stream), "making its encoder"):
             encoders[name] = stream.encoder(config.width)
     return FlowModel(
@@ -282,7 +285,7 @@ def build_model(
 def _frame_tokens(
     name: Literal["gesture", "audio"], config: ModelConfig, statistics: Mapping[str, Any], latents: CodecLatents | None
 ) -> Stream:
-    """Return the gesture or audio stream, of arrays or of a codec's latents."""
+    """Create the gesture or audio stream, for arrays or for latents of a codec."""
     if name == "audio" and config.audio_grid is not None:
         return _patch_tokens(config.audio_grid, latents)
     frames, members = _FRAMES[name]
@@ -307,7 +310,7 @@ def _frame_tokens(
 
 
 def _patch_tokens(grid: PatchGrid, latents: CodecLatents | None) -> PatchTokens:
-    """Return the audio stream of patches; raise UsageFault if a codec's rows cannot be split into complete patches."""
+    """Create the audio stream of patches; raise UsageFault if a codec's rows cannot be split into complete patches."""
     channels = 0 if latents is None else latents.entry.channels
     columns, left = divmod(channels, grid.channels)
     if latents is None or left or columns % grid.patch:
@@ -321,7 +324,7 @@ def _patch_tokens(grid: PatchGrid, latents: CodecLatents | None) -> PatchTokens:
 
 
 def _window_tokens(latents: CodecLatents, config: ModelConfig) -> WindowTokens:
-    """Return the text stream whose tokens are the latents of a codec."""
+    """Create the text stream whose tokens are the latents of a codec."""
     entry = cast("WindowEntry", latents.entry)
     plain = {"mean": [0.0] * entry.channels, "std": [1.0] * entry.channels}
     statistics = latents.statistics if config.normalise_text else plain
@@ -344,7 +347,7 @@ def model_for_weights(
     codecs: Mapping[StreamName, CodecLatents] | None = None,
     conditions: Mapping[str, ConditionStream] = MappingProxyType({}),
 ) -> FlowModel:
-    """Build a model whose weights and statistics are placeholders, to be replaced by a complete state dict.
+    """Build a model with placeholders as weights and statistics. The caller replaces them by a complete state dict.
 
     Args:
         config: Configuration of the model.
@@ -397,7 +400,7 @@ class ModelIdentity:
 
     @property
     def tick_multiple(self) -> int:
-        """Smallest unit of length in ticks: only its multiples contain complete rows of latents and complete tokens."""
+        """Smallest number of ticks that contains only complete tokens and rows of latents; it divides all lengths."""
         multiples = [entry.tick_multiple for entry in self.codecs.values() if isinstance(entry, FrameEntry)]
         grid = self.config.audio_grid
         if grid is not None:
@@ -406,26 +409,26 @@ class ModelIdentity:
 
     @property
     def codec_names(self) -> dict[str, str]:
-        """Names of the codecs by stream, as the options of a run give them."""
+        """Name of the codec for each stream that is stored as latents."""
         return {stream: entry.name for stream, entry in self.codecs.items()}
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """Labels of the metadata that the condition streams read, sorted."""
+        """Names of the metadata labels that the condition streams read, sorted."""
         return labels_read(self.conditions.values())
 
     @property
     def read_by_training(self) -> tuple[dict[str, str], tuple[str, ...], GestureChannels]:
-        """Codecs, labels and gesture channels that batches of training contain, as `read_catalog` expects them."""
+        """Arguments of `read_catalog` for training batches: codec names by stream, labels, and gesture channels."""
         return self.codec_names, self.label_names, self.config.gesture_channels
 
     def codec_latents(self) -> dict[StreamName, CodecLatents]:
-        """Return the codecs with their statistics, as `build_model` needs them."""
+        """Return the codecs with their statistics, by stream, as `build_model` needs them."""
         statistics = json.loads(self.latents) if self.codecs else {}
         return {stream: CodecLatents(entry, statistics[entry.name]) for stream, entry in self.codecs.items()}
 
     def build(self, seed: int) -> FlowModel:
-        """Return an untrained model with weights drawn from a seed, without changing torch's generators."""
+        """Build an untrained model with weights drawn from a seed, without changing torch's generators."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return build_model(
@@ -438,7 +441,7 @@ class ModelIdentity:
             )
 
     def documents(self) -> dict[str, bytes]:
-        """Return the files of a checkpoint that store the identity."""
+        """Return the files that store the identity in a checkpoint: bytes by file name."""
         config: dict[str, Any] = {
             "preset": self.preset,
             "model": self.config.as_json(),
@@ -465,9 +468,9 @@ class ModelIdentity:
         return {CONFIG_FILE: json_document(config)} | files
 
     def require_same(self, saved: SavedCheckpoint) -> None:
-        """Raise UsageFault if a checkpoint has another model or other data."""
+        """Raise UsageFault if a checkpoint stores another model, or a model of other data."""
         own = {name: json.loads(content) for name, content in self.documents().items()}
-        # Read and written again, so that settings newer than the checkpoint have their default.
+        # The stored settings are read and written again, so that settings newer than the checkpoint have their default.
         stored = json.loads(load_identity(saved).documents()[CONFIG_FILE])
         was, now = (_flat(config) for config in (stored, own[CONFIG_FILE]))
         differences = [
@@ -476,7 +479,7 @@ class ModelIdentity:
             if was.get(name) != now.get(name) and name not in {"preset", "guidance"}
         ]
         used = {entry.name for entry in self.codecs.values()}
-        # The speaking rate is an estimate, which may differ in its last bits or its clips between machines.
+        # The speaking rate is an estimate: its last bits, or the clips it is learned from, may differ between machines.
         compared = sorted(own.keys() - {CONFIG_FILE, SPEAKING_RATE_FILE})
         differences += [f"{name} differs" for name in compared if _other(saved, name, own[name], used)]
         if differences:
@@ -488,9 +491,10 @@ class ModelIdentity:
 
 
 def _other(saved: SavedCheckpoint, name: str, own: Any, codecs: set[str]) -> bool:
-    """Return whether a document of a checkpoint differs; False if it is absent, because the configuration differs then.
+    """Return whether a document of a checkpoint differs from the document of this model.
 
-    Statistics of codecs that the model does not use are not compared.
+    The result is False if the checkpoint lacks the document, because then the configurations differ already. Statistics
+    of codecs that the model does not use are not compared.
     """
     if name not in saved.files:
         return False
@@ -525,7 +529,7 @@ class _Config:
 
 
 def load_identity(saved: SavedCheckpoint) -> ModelIdentity:
-    """Return the identity of a checkpoint's model; raise DataError if a file is absent or malformed."""
+    """Read the identity of a checkpoint's model; raise DataError if a file is absent or malformed."""
     document = saved.fields(CONFIG_FILE, _OTHER_VERSION)
     found = document.values(_Config)
     document.require_only_keys({"model", *(one.name for one in fields(_Config))})
@@ -573,7 +577,7 @@ def _codec(document: Document) -> CodecEntry:
 
 
 def _latents(saved: SavedCheckpoint, codecs: Mapping[StreamName, CodecEntry]) -> bytes:
-    """Return latents.json, after checking mean and deviation of each codec's channels."""
+    """Return the bytes of latents.json after checking the mean and std of each codec's channels."""
     document = saved.fields(LATENTS_FILE)
     for entry in codecs.values():
         own = document.part(entry.name)
@@ -584,7 +588,7 @@ def _latents(saved: SavedCheckpoint, codecs: Mapping[StreamName, CodecEntry]) ->
 
 
 def _check_differences(config: ModelConfig, statistics: Document) -> None:
-    """Raise DataError for splines without statistics of the differences between frames."""
+    """Raise DataError if gesture tokens are splines, but the statistics lack the differences between frames."""
     channels = {"gesture": LAYOUT.channels} | ({"jaw_eyes": JAW_EYES} if config.with_jaw_eyes else {})
     for name, count in channels.items() if config.gesture_tokens == "splines" else ():
         part = statistics.part(name)
@@ -593,7 +597,7 @@ def _check_differences(config: ModelConfig, statistics: Document) -> None:
 
 
 def weights_file(weights: Literal["ema", "last"]) -> str:
-    """Return the name of a checkpoint's file of EMA weights or of last weights."""
+    """Return the name of the file in a checkpoint that contains the EMA weights or the last weights."""
     return EMA_FILE if weights == "ema" else MODEL_FILE
 
 
@@ -625,7 +629,7 @@ def require_shapes(identity: ModelIdentity, found: Mapping[str, tuple[int, ...]]
     Args:
         identity: Identity in the checkpoint.
         found: Shapes of the weights by name, from the header of their file.
-        where: Path of the weights, which the error names.
+        where: Path of the weights, for the error.
 
     Raises:
         DataError: Names or shapes differ from the configuration, or no model can be built from it.
@@ -636,6 +640,6 @@ def require_shapes(identity: ModelIdentity, found: Mapping[str, tuple[int, ...]]
     try:
         with torch.device("meta"):
             model = identity.build(seed=0)
-    except (RuntimeError, OverflowError) as error:  # sizes that no tensor has
+    except (RuntimeError, OverflowError) as error:  # sizes that are too large for a tensor
         raise DataError(f"{where}: {one_line(str(error), 200)}; {_OTHER_MODEL}") from error
     require_same(shapes_of(dict(model.named_parameters())), found, where, _OTHER_MODEL)

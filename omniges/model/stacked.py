@@ -1,10 +1,10 @@
 """The trunk, computed for all streams at once, so that a compiled step launches few kernels.
 
-Corresponding layers of all streams have one shape and are computed as one batched product with stacked weights.
+Corresponding layers of all streams have equal shapes and are computed as one batched product with stacked weights.
 Stacking copies of the weights in each step would cost a kernel for each parameter. Therefore the parameters of all
-streams are parts of one tensor and share its memory. They keep their names, gradients and moments. The modulations of
-all blocks are one product, since they depend only on the conditioning. The outputs are those of `omniges.model.trunk`,
-up to rounding.
+streams are parts of one tensor and share its memory. They keep their names, gradients and optimizer moments. The
+modulations of all blocks are one product, because they depend only on the conditioning. The outputs equal those of
+`omniges.model.trunk` up to rounding.
 
 Shape letters: S streams, B batch, R rows of a stream, N tokens of a stream, H heads, E features of a head, W = H · E
 width, T targets of all streams.
@@ -39,7 +39,7 @@ from omniges.model.trunk import (
 
 
 class _Parts(torch.autograd.Function):
-    """Identity on a tensor (S, O, …) that autograd treats as a concatenation, so that its parts get its gradient."""
+    """Return a tensor (S, O, …) unchanged, and split its gradient into gradients of the parameters that form it."""
 
     @staticmethod
     def forward(ctx: Any, joined: Tensor, sizes: list[int], *parts: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class _Parts(torch.autograd.Function):
             ctx: Context of the backward pass.
             joined: Tensor whose memory the parts share.
             sizes: Number of rows of each part of a stream; they add up to O.
-            *parts: Parts (size, …), stream by stream.
+            *parts: Parameters (size, …) that are the parts of `joined`, stream by stream.
 
         Returns:
             The tensor, without a copy.
@@ -89,14 +89,17 @@ class JoinedParameters:
 
 @dataclass(frozen=True, slots=True)
 class JoinedLinear:
-    """Linear layers of S streams as one batched product; outputs of several layers of a stream are joined."""
+    """Linear layers of S streams, computed as one batched product.
+
+    A stream may have several layers with the same input; their outputs are concatenated.
+    """
 
     weight: JoinedParameters
     bias: JoinedParameters
 
     @classmethod
     def of(cls, streams: Sequence[Sequence[nn.Linear]]) -> Self:
-        """Join the layers of each stream, which have the same inputs."""
+        """Join the layers of all streams. All layers of a stream must have the same input."""
         return cls(
             JoinedParameters([[layer.weight for layer in own] for own in streams]),
             JoinedParameters([[layer.bias for layer in own] for own in streams]),
@@ -109,14 +112,15 @@ class JoinedLinear:
 
 
 class _Modulate(torch.autograd.Function):
-    """`omniges.model.trunk.modulate` with a gradient in few passes over the data; it saves the arguments and two sums.
+    """`omniges.model.trunk.modulate` with a gradient in few passes over the data.
 
-    Mean and variance are computed from the differences from the first feature. Their sums take one pass and stay
-    accurate however large the mean is (Chan, Golub and LeVeque 1983, *Algorithms for computing the sample variance*).
+    For the backward pass, it saves x, the scale and two sums. Mean and variance are computed from the differences
+    between each feature and the first feature. Their sums take one pass and stay accurate even if the mean is large
+    (Chan, Golub and LeVeque 1983, *Algorithms for computing the sample variance*).
 
     For the backward pass, a compiler saves the smallest of several intermediate values, or the latest of equally small
-    ones. Each such value costs one more kernel. Therefore the backward pass does not derive, from saved values alone,
-    any value that is as small as they are.
+    values. Each additional value costs one more kernel. Therefore `backward` does not compute small values, such as a
+    variance for each token, from the saved sums alone. It first expands the sums to the shape of the gradient.
     """
 
     @staticmethod
@@ -172,7 +176,7 @@ def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class _RmsNorm(torch.autograd.Function):
-    """RMSNorm of queries and keys with weights of several streams; its gradient is written like that of `_Modulate`."""
+    """RMSNorm of queries and keys with weights of several streams. Its gradient follows the rules of `_Modulate`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -213,7 +217,7 @@ class _Block:
     mlp_in: JoinedLinear
     mlp_out: JoinedLinear
     norm: QKNorm | None
-    """Norm of queries and keys; its own weights are used if ``norm_weight`` is None."""
+    """Norm of queries and keys. If ``norm_weight`` is None, all streams use the weights of this norm. None: no norm."""
     norm_weight: JoinedParameters | None
 
     @classmethod
@@ -222,7 +226,7 @@ class _Block:
 
         Args:
             block: The block.
-            names: Its streams.
+            names: Names of the block's streams.
 
         Returns:
             The joined layers.
@@ -268,7 +272,7 @@ class _Block:
 
 
 def _attend(query_key: Tensor, value: Tensor, rows: StackedRows) -> Tensor:
-    """Return the attention (S, R, N, W) of each sample's tokens over all tokens of the sample.
+    """Let the tokens of each sample attend to all tokens of the same sample.
 
     Args:
         query_key: Queries and keys (S, R, N, 2, H, E).
@@ -276,23 +280,23 @@ def _attend(query_key: Tensor, value: Tensor, rows: StackedRows) -> Tensor:
         rows: Which sample each row belongs to.
 
     Returns:
-        Attended values.
+        Attended values (S, R, N, W).
     """
     streams, _, tokens = value.shape[:3]
     both = _by_sample(rows.of_samples(query_key))
-    query, key = both[:, :, 0], both[:, :, 1]  # a compiler adds their gradients without the copies of `unbind`
+    query, key = both[:, :, 0], both[:, :, 1]  # not `unbind`, whose gradient a compiler computes with copies
     mask = rows.there.mT[:, :, None].expand(-1, -1, tokens).flatten(1)[:, None, None]
     attended = attention(query, key, _by_sample(rows.of_samples(value)), mask)
     return rows.of_rows(torch.unflatten(attended, 1, (streams, tokens)).transpose(0, 1))
 
 
 def _by_sample(x: Tensor) -> Tensor:
-    """Return values (S, B, N, …) as (B, S · N, …)."""
+    """Rearrange values (S, B, N, …) to (B, S · N, …)."""
     return x.transpose(0, 1).flatten(1, 2)
 
 
 class StackedTrunk:
-    """The layers of a trunk, joined for all streams; the trunk stays usable, and both share every weight.
+    """A trunk with the layers of all streams joined. The original trunk stays usable and shares all weights.
 
     Afterwards, parameters must not be moved to other memory, for example by `nn.Module.to` or
     ``load_state_dict(assign=True)``.
@@ -319,7 +323,10 @@ class StackedTrunk:
 
     @staticmethod
     def fits(trunk: JointFlowTransformer) -> bool:
-        """Return whether a trunk can be joined: equal inner layers in all streams, summed conditioning, no pooling."""
+        """Return whether the layers of a trunk can be joined.
+
+        This requires equal inner layers in all streams, summed conditioning, and no vector for the complete sample.
+        """
         wider = any(head.widen is not None for head in trunk.head.values())
         return trunk.summed and trunk.pooled is None and not trunk.config["context_only"] and not wider
 
@@ -372,7 +379,7 @@ class StackedTrunk:
     def _modulations(
         self, levels: Tensor, rows: StackedRows, speakers: Tensor | None, described: Tensor | None
     ) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor, Tensor]]:
-        """Return the six parts of each block, and the scale and shift of the heads; each has shape (S, R, 1, W)."""
+        """Return the six modulations of each block, and scale and shift of the heads, each of shape (S, R, 1, W)."""
         features = level_features(levels).to(self.level_1.weight.tensor.dtype)
         own = self.level_2(functional.silu(self.level_1(features))) * rows.there[..., None]
         total = own.sum(0)

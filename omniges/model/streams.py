@@ -1,10 +1,9 @@
-"""Streams of the flow (arrays to tokens and back, times, predictions and losses), and the default tokens.
+"""Streams of the model: conversion of arrays to tokens and back, token times, predictions and losses.
 
-The flow and the trunk use only the `Stream` interface, so other tokens (such as latents of a codec) need only one more
-class and a line in the configuration. By default each stream has one token for each tick. A gesture token is 3 frames ×
-415 channels and an audio token 10 mel frames × 64 bands, normalised by the statistics of the training data. A text
-token is the embedding of an id (`omniges.features.text_tokens`). `Present` says which streams the windows of a batch
-have.
+The flow and the trunk use only the `Stream` interface, so a new kind of token needs only one more class and a line in
+the configuration. By default each stream has one token for each tick. A gesture token is 3 frames × 415 channels and an
+audio token 10 mel frames × 64 bands, normalised by the statistics of the training data. A text token is the embedding
+of an id (`omniges.features.text_tokens`). `Present` stores which streams the windows of a batch have.
 
 Shape letters: B batch, N tokens, C channels of a token, O outputs of the trunk's head.
 """
@@ -38,7 +37,7 @@ Prediction = Literal["clean", "velocity"]
 
 
 class Stream(nn.Module, ABC):
-    """The interface of a stream's tokens."""
+    """Interface of a stream: conversion between its arrays and tokens, and its losses."""
 
     channels: int
     """Number of channels C of a token."""
@@ -47,11 +46,11 @@ class Stream(nn.Module, ABC):
     tokens_per_tick: Fraction = Fraction(1)
     """Number of tokens in one tick."""
     complete_windows: bool = False
-    """True: a fixed number of tokens encodes the complete window, whatever its length; windows share no tokens."""
+    """True: a fixed number of tokens encodes a complete window of any length, and windows share no tokens."""
     tokens_at_once: int = 1
     """Number of successive tokens that have the same time; a window contains all of them or none."""
     omniflow_tokens: bool = False
-    """True: the tokens equal those of OmniFlow's stream of this name, so that its pretrained projections fit."""
+    """True: the tokens equal those of OmniFlow's stream of this name, so OmniFlow's pretrained projections fit."""
 
     def count(self, ticks: int) -> int:
         """Return the number of tokens in a window of `ticks` ticks; raise ValueError if it is not a whole number."""
@@ -62,11 +61,11 @@ class Stream(nn.Module, ABC):
 
     @abstractmethod
     def tokens(self, arrays: Tensor) -> Tensor:
-        """Return arrays (B, …) as clean tokens (B, N, C), of about unit variance."""
+        """Convert arrays (B, …) to clean tokens (B, N, C) of about unit variance."""
 
     @abstractmethod
     def arrays(self, tokens: Tensor) -> Tensor:
-        """Convert tokens (B, N, C) to arrays, the inverse of `tokens`; inexact tokens give the nearest valid arrays."""
+        """Convert tokens (B, N, C) to arrays. This inverts `tokens`; inexact tokens give the nearest valid arrays."""
 
     @abstractmethod
     def seconds(self, count: int) -> Tensor:
@@ -86,7 +85,10 @@ class Stream(nn.Module, ABC):
 
     @property
     def places(self) -> Tensor | None:
-        """Learned position embeddings (N, W) of tokens with the same time, which every trunk adds; None: not used."""
+        """Learned position embeddings (N, W) for tokens that have the same time; None: no embeddings.
+
+        Trunks with rotary positions add them too.
+        """
         return None
 
     @abstractmethod
@@ -96,7 +98,7 @@ class Stream(nn.Module, ABC):
         Args:
             output: Outputs of the head (B, N, O).
             noised: Noised tokens (B, N, C) that the trunk received.
-            levels: Their noise levels: (B,), or (B, N) of each token.
+            levels: Noise levels of the tokens: (B,), or (B, N) of each token.
 
         Returns:
             Clean tokens (B, N, C).
@@ -112,7 +114,7 @@ class Stream(nn.Module, ABC):
             output: Outputs of the head (B, N, O).
             arrays: The clean arrays (B, …).
             clean: The clean tokens (B, N, C).
-            noise: The noise (B, N, C) that was mixed with them.
+            noise: The noise (B, N, C) that was mixed with the clean tokens.
             weights: Weights of at least 0, for each of the V values of a frame (B, V) or for each sample (B, 1). Bools
                 mark the values that are present. The loss is the weighted mean. None: all 1.
 
@@ -122,12 +124,12 @@ class Stream(nn.Module, ABC):
 
 
 def _columns(levels: Tensor, tokens: Tensor) -> Tensor:
-    """Return levels (B,) or (B, N) with as many axes as tokens (B, N, …), in their precision."""
+    """Return levels (B,) or (B, N) with as many axes as tokens (B, N, …), in the precision of the tokens."""
     return levels.to(tokens.dtype).reshape(*levels.shape, *([1] * (tokens.ndim - levels.ndim)))
 
 
 def noised(clean: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
-    """Return tokens at their noise levels: x_σ = (1 − σ) x + σ ε (Liu et al. 2023; Lipman et al. 2023).
+    """Mix tokens with noise: x_σ = (1 − σ) x + σ ε (Liu et al. 2023; Lipman et al. 2023).
 
     Args:
         clean: Clean tokens x (B, …).
@@ -190,21 +192,21 @@ def tick_seconds(count: int) -> Tensor:
 
 
 class FrameTokens(Stream):
-    """A stream of frames (B, N · frames, channels) as tokens (B, N, frames · channels), one a tick by default.
+    """A stream of frames (B, N · frames, channels) as tokens (B, N, frames · channels), by default one for each tick.
 
     Latents of a codec are frames too; each row is one token.
 
-    If the head predicts clean frames, and several in a token, tokens overlap: each predicts its own F frames and ⌊F/2⌋
-    on either side. A frame is the mean of the predictions of the two nearest tokens. The weight falls linearly from 1
-    in the middle of a token to 0 in the middle of its neighbour. This avoids jumps at the borders of tokens
-    (overlap-add; Malvar and Staelin 1989, *The LOT: Transform Coding Without Blocking Effects*). Velocities do not
-    overlap, because a token does not contain the noise of its neighbour.
+    If the head predicts clean tokens of F > 1 frames, the predictions overlap. Each token predicts its own F frames and
+    ⌊F/2⌋ more on each side. A frame is the weighted mean of the predictions of the two nearest tokens. The weight falls
+    linearly from 1 in the middle of a token to 0 in the middle of its neighbour. This avoids jumps at the borders of
+    tokens (overlap-add; Malvar and Staelin 1989, *The LOT: Transform Coding Without Blocking Effects*). Velocities do
+    not overlap, because a token does not contain the noise of its neighbour.
 
     Args:
         frames: Frames in a token.
         mean: Mean of each channel over the training data.
         std: Standard deviation of each channel; below 1e-6 the divisor is 1.
-        prediction: Output of the head.
+        prediction: Output of the head: clean tokens or velocities.
         difference_weight: Loss weight of differences between successive frames.
         tokens_per_tick: Tokens in one tick (0.1 s).
     """
@@ -234,12 +236,12 @@ class FrameTokens(Stream):
         self.register_buffer("scale", torch.from_numpy(divisors(std)))
 
     def tokens(self, arrays: Tensor) -> Tensor:
-        """Return normalised frames, with the frames of a token joined along the channels."""
+        """Normalise frames (B, T, channels), and concatenate the frames of each token to (B, N, C)."""
         normal = (arrays - self.mean) / self.scale
         return normal.reshape(len(arrays), -1, self.channels)
 
     def arrays(self, tokens: Tensor) -> Tensor:
-        """Convert tokens (B, N, C) to frames (B, T, channels) in the units of the shards: undo the normalization."""
+        """Convert tokens (B, N, C) to frames (B, T, channels) without normalisation, in the units of the shards."""
         normal = tokens.reshape(len(tokens), -1, len(self.mean))
         return normal * self.scale + self.mean
 
@@ -253,7 +255,7 @@ class FrameTokens(Stream):
         Args:
             output: Outputs of the head (B, N, O).
             noised: Noised tokens (B, N, C).
-            levels: Their noise levels σ in [0, 1]: (B,), or (B, N) of each token.
+            levels: Noise levels σ of the tokens in [0, 1]: (B,), or (B, N) of each token.
 
         Returns:
             Clean tokens (B, N, C).
@@ -264,11 +266,12 @@ class FrameTokens(Stream):
     def losses(
         self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor, weights: Tensor | None = None
     ) -> Tensor:
-        """Return the mean square of the error, plus that of the error's differences between successive frames.
+        """Return the mean squared error, plus the mean square of the error's differences between successive frames.
 
         The second term has the weight `difference_weight`. It does not change the optimum, the conditional mean.
-        Without it, a model first learns the part that the frames of a token have in common: motion stops within a tick
-        and jumps between ticks. It is the velocity loss of Tevet et al. (2023), *Human Motion Diffusion Model*, ICLR.
+        Without this term, a model first learns what the frames of a token have in common. Then motion stops within a
+        tick and jumps between ticks. The term is the velocity loss of Tevet et al. (2023), *Human Motion Diffusion
+        Model*, ICLR.
 
         Args:
             output: Outputs of the head (B, N, O).
@@ -296,11 +299,11 @@ class FrameTokens(Stream):
         return found
 
     def differences(self, error: Tensor) -> Tensor:
-        """Return the differences (B, T - 1, V) of errors (B, T, V) between frames, whose squares the loss contains."""
+        """Return the differences (B, T - 1, V) between successive frames of errors (B, T, V), for the loss."""
         return error.diff(dim=1)
 
     def predicted(self, output: Tensor) -> Tensor:
-        """Return the weighted mean (B, N, C) of the overlapping predictions in outputs (B, N, O)."""
+        """Convert outputs (B, N, O) to tokens (B, N, C): the weighted mean of overlapping predictions."""
         if not self.overlap:
             return output
         overlap, frames = self.overlap, self.frames
@@ -318,7 +321,7 @@ class FrameTokens(Stream):
 
 
 class WindowTokens(FrameTokens):
-    """A stream of latents (B, N, V) that encode a complete window; each latent is one token, without a time.
+    """A stream of latents (B, N, V) that encode a complete window. Each latent is one token and has no time.
 
     A trunk with rotary positions places all tokens at the middle of the codec's windows. A trunk that adds time
     embeddings adds none to these tokens, like OmniFlow. In both cases each token has a learned embedding of its index,
@@ -383,9 +386,9 @@ class SubwordTokens(Stream):
 
     A text token is a blank, or a subword with two marks, *first tick of the subword* and *first subword of the word*.
     The subword (or blank) and the marks (or blank) are embedded separately and concatenated. So a vocabulary of V
-    subwords needs V + 6 vectors instead of 4 V + 1. Each vector is scaled to the norm √(its width), so a token has the
-    norm √C of unit noise. The head predicts logits of subwords and of marks. The clean token is the mean embedding
-    under the softmax. The loss is the cross-entropy of both, with a lower weight for blanks.
+    subwords needs V + 6 vectors instead of 4 V + 1. Each vector of E features is scaled to the norm √E, so a token has
+    the norm √C of unit noise. The head predicts logits of subwords and logits of marks. The clean token is the mean
+    embedding under the softmax. The loss is the sum of both cross-entropies, with a lower weight for blanks.
 
     Noised tokens carry no gradient into the embeddings (see `omniges.model.flow`). Such a gradient would move the
     embeddings apart, to make them easy to denoise.
@@ -394,7 +397,7 @@ class SubwordTokens(Stream):
         vocab_size: Size of the tokenizer's vocabulary.
         piece_width: Features of a subword's embedding.
         mark_width: Features of the marks' embedding.
-        blank_weight: Loss weight of a blank tick; a spoken tick has 1.
+        blank_weight: Loss weight of a blank tick; a tick with speech has the weight 1.
     """
 
     def __init__(self, *, vocab_size: int, piece_width: int, mark_width: int, blank_weight: float) -> None:
@@ -407,12 +410,12 @@ class SubwordTokens(Stream):
         self.mark = nn.Parameter(torch.randn(MARKS + 1, mark_width))
 
     def tokens(self, arrays: Tensor) -> Tensor:
-        """Return the embeddings of token ids of any integer type."""
+        """Return the embeddings (B, N, C) of token ids (B, N) of any integer type."""
         subword, mark = _parts(arrays.long())
         return torch.cat([_scaled(self.piece)[subword], _scaled(self.mark)[mark]], dim=-1)
 
     def arrays(self, tokens: Tensor) -> Tensor:
-        """Return the token ids (B, N) int64 with the nearest embeddings: subword, then marks valid for it."""
+        """Return the token ids (B, N) int64 with the nearest embeddings. A blank has no marks; a subword has marks."""
         width = self.piece.shape[1]
         subword = (tokens[..., :width] @ _scaled(self.piece).mT).argmax(-1)
         mark = (tokens[..., width:] @ _scaled(self.mark)[1:].mT).argmax(-1)
@@ -442,14 +445,14 @@ class SubwordTokens(Stream):
     def losses(
         self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor, weights: Tensor | None = None
     ) -> Tensor:
-        """Return the weighted mean over ticks of the cross-entropy of subword and marks, in nats.
+        """Return the weighted mean over ticks of the sum of the cross-entropies of subword and marks, in nats.
 
         Args:
             output: Logits (B, N, O).
             arrays: Token ids (B, N) of any integer type.
             clean: Not used.
             noise: Not used.
-            weights: Not used; a blank tick has `blank_weight`, a spoken tick 1.
+            weights: Not used; a blank tick has the weight `blank_weight`, a tick with speech 1.
 
         Returns:
             Losses (B,).
@@ -464,7 +467,7 @@ class SubwordTokens(Stream):
         return (torch.as_tensor(nats).reshape(ids.shape) * weights).sum(1) / weights.sum(1)
 
     def _logits(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits of subwords (B, N, V + 1) and of marks (B, N, 5), blank first, float32."""
+        """Return the logits of subwords (B, N, V + 1) and of marks (B, N, 5) as float32; index 0 is the blank."""
         return output[..., : self.vocab_size + 1].float(), output[..., self.vocab_size + 1 :].float()
 
 
@@ -478,43 +481,43 @@ def weighted_square(error: Tensor, weights: Tensor | None) -> Tensor:
     Returns:
         Means (B,).
     """
-    if weights is not None:  # selected first: the error of an absent value may be NaN, whose product with 0 is NaN
+    if weights is not None:  # zeros replace errors of absent values, which may be NaN: 0 · NaN would be NaN
         error = torch.where(weights[:, None] > 0, error, 0.0) * weights[:, None].sqrt()
     return error.square().mean(dim=(1, 2))
 
 
 def _parts(ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the indices of subword and marks of token ids; 0 is blank in both."""
+    """Return the subword index and the marks index of each token id; 0 is the blank in both."""
     return (ids + MARKS - 1) // MARKS, torch.where(ids == BLANK, 0, (ids - 1) % MARKS + 1)
 
 
 def _scaled(table: Tensor) -> Tensor:
-    """Return rows (K, E) scaled to the norm √E."""
+    """Scale the rows of a table (K, E) to the norm √E."""
     return functional.normalize(table, dim=-1) * math.sqrt(table.shape[-1])
 
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """Presence of streams in B windows; batches in which nothing is absent use None instead."""
+    """The streams and parts that are present in B windows. If nothing is absent, None is used instead."""
 
     streams: Bools  # (B, 3) on the host, columns as STREAMS
-    lacking: Tensor  # (B, 8) float32, 1 for each of `STREAM_PARTS` that is absent; input of the model
+    lacking: Tensor  # (B, 8) float32, 1 for each part of `STREAM_PARTS` that is absent; input of the model
     masks: Mapping[StreamName, Tensor]  # bool (B, 415 or 424) of gesture channels, (B, 1) of other streams and latents
 
     def at(self, rows: Tensor) -> Present:
-        """Select windows (R,) in the tensors, for use on the device; `streams` is unchanged."""
+        """Select windows by index (R,) in the tensors on the device. The array `streams` does not change."""
         masks = {name: mask[rows] for name, mask in self.masks.items()}
         return replace(self, lacking=self.lacking[rows], masks=masks)
 
 
 def streams_present(bits: U8) -> Bools | None:
-    """Return flags (B, 3), True if a stream of `STREAMS` is present; None if no part is absent.
+    """Return the streams that are present in each sample; None if no part is absent.
 
     Args:
         bits: Bit masks (B,) of `STREAM_PARTS`.
 
     Returns:
-        The flags.
+        Flags (B, 3): True if at least one part of the stream is present. The columns are in the order of `STREAMS`.
     """
     if (bits == ALL_PRESENT).all():
         return None
@@ -550,7 +553,7 @@ def present_of(
 
 
 def masked(tokens: Tensor, mask: Tensor) -> Tensor:
-    """Return tokens with zeros where a mask is false; masked values may be NaN.
+    """Set the values of tokens to zero where a mask is False. These values may be NaN.
 
     Args:
         tokens: Tokens (B, N, C).

@@ -1,4 +1,4 @@
-"""Tasks (condition streams and target streams) and sampling settings. Quick to import for `omniges --help`."""
+"""Tasks, which define conditions and targets, and settings of the sampler. Quick to import for `omniges --help`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Solver = Literal["euler", "heun", "dpm++"]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task: the streams that are conditions, and the streams that are targets (generated)."""
+    """A task: the streams that are conditions (given), and the streams that are targets (generated)."""
 
     conditions: tuple[StreamName, ...]
     targets: tuple[StreamName, ...]
@@ -37,15 +37,15 @@ TASKS: Final[Mapping[str, Task]] = MappingProxyType(
         "joint": Task((), ("gesture", "text", "audio")),
     }
 )
-"""All tasks; a plan numbers them in this order."""
+"""All tasks by name. `Plan.task` contains indices in this order."""
 
 AUDIO_GUIDANCE: Final = 2.0
-"""Guidance scale that a model trained on mels states for audio; at 1, a recognizer hears fewer of the generated words
-(docs/explanation/performance.md#what-half-an-hour-of-synthetic-speech-teaches)."""
+"""Default guidance scale for audio that a model of mels stores. At 1, a speech recognizer finds fewer of the generated
+words (docs/explanation/performance.md#what-half-an-hour-of-synthetic-speech-teaches)."""
 _STEPS: Final = 20
 
 SIX: Final = tuple(name for name, task in TASKS.items() if len(task.conditions) == 1)
-"""Tasks from one stream to another, in the order of `TASKS`; validation reports list them in this order."""
+"""Names of the six tasks with one condition and one target, in the order of `TASKS` and of validation reports."""
 
 
 @declared
@@ -72,12 +72,12 @@ class SamplingSettings:
     """1 is the conditional model, 0 the unconditional one; values above 1 strengthen the conditions."""
     solver: Solver = option("euler", "Solver of the ordinary differential equation.")
     shift: float = option(3.0, "Shift of the noise levels; above 1, more of the steps are at high noise.", above=0)
-    """Levels become shift · σ / (1 + (shift − 1) · σ): above 1, more steps at high noise."""
+    """Each noise level σ becomes shift · σ / (1 + (shift − 1) · σ). A shift above 1 gives more steps at high noise."""
     sigma_min: float = option(
         0.3, "Lowest noise level σ at which a step starts, 0 to 1.", minimum=0, below=1, was=("last_level",)
     )
-    """Only 1 % of the levels in training are below 0.3, so models are unreliable there (docs/how-to/generate.md). It is
-    the σ_min of Karras et al. (2022)."""
+    """Only 1 % of the levels in training are below 0.3, so models are unreliable below it (docs/how-to/generate.md).
+    Karras et al. (2022) call this level σ_min."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -85,28 +85,30 @@ class SamplingSettings:
 
     @property
     def steps(self) -> int:
-        """Sampling steps.
+        """Number of sampling steps.
 
-        A step evaluates the model once, or twice with guidance. Heun doubles this number, except in the last step.
+        A step evaluates the model once, or twice with guidance. Heun's method doubles these evaluations, except in the
+        last step.
         """
         return _STEPS if self.num_inference_steps is None else self.num_inference_steps
 
     @property
     def guidance(self) -> float:
-        """Guidance scale."""
+        """Guidance scale; 1 if none is set."""
         return 1.0 if self.guidance_scale is None else self.guidance_scale
 
     def for_task(self, task: Task, stated: Mapping[StreamName, float]) -> SamplingSettings:
-        """Return the settings with the model's guidance scale, if none is set.
+        """Return the settings with the model's default guidance scale, if the user has set none.
 
-        Guidance evaluates the model twice a step. So the number of steps, if none is set, is halved.
+        Guidance evaluates the model twice in each step. Therefore the number of steps is halved, if the user has set
+        none.
 
         Args:
             task: The task.
-            stated: Guidance scales by target that the model states.
+            stated: Default guidance scales of the model, by target.
 
         Returns:
-            The settings; unchanged for a task without conditions, and for targets whose scales differ.
+            The settings. They are unchanged for a task without conditions, and for targets with different scales.
         """
         scales = {stated.get(name, 1.0) for name in task.targets}
         if self.guidance_scale is not None or not task.conditions or len(scales) > 1 or scales == {1.0}:
@@ -114,7 +116,7 @@ class SamplingSettings:
         return replace(self, guidance_scale=scales.pop(), num_inference_steps=self.num_inference_steps or _STEPS // 2)
 
     def document(self) -> dict[str, Any]:
-        """Return the settings by their keys in JSON documents, which are the option names of version 1."""
+        """Return the settings as a JSON object. Its keys are the option names of version 1."""
         return {
             "steps": self.steps,
             "guidance": self.guidance,

@@ -1,8 +1,8 @@
 """The trunk: a joint transformer over the tokens of several streams, each with its noise level.
 
 It is an MMDiT (Esser et al. 2024) for any number of streams. `omniges.pretrained.trunk` has the configuration that
-equals the trunk of OmniFlow (Li et al. 2024). The default differs in three ways: rotary positions in seconds, which all
-streams share; the speaker as a condition; streams that are not given are left out instead of passed as noise.
+equals the trunk of OmniFlow (Li et al. 2024). The default differs from OmniFlow in three ways. All streams share rotary
+positions in seconds. The speaker is a condition. Streams that are not given are left out, not passed as noise.
 
 Shape letters: B batch; R rows of a stream (the samples that have it, see `omniges.model.packing`); N tokens of one
 stream or of all; C channels of a stream's tokens; H heads; E features of a head; W = H · E width. Noise levels σ are
@@ -36,7 +36,7 @@ LONGEST_PERIOD = 10_000.0
 
 CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "diffusion_pytorch_model.safetensors"
-"""Files of `JointFlowTransformer.save_pretrained`, with the names that diffusers uses."""
+"""Name of the weights file that `JointFlowTransformer.save_pretrained` writes; diffusers uses the same name."""
 
 
 def rotary_angles(seconds: Tensor, features: int, periods_s: Sequence[float]) -> Tensor:
@@ -60,7 +60,7 @@ def rotary_angles(seconds: Tensor, features: int, periods_s: Sequence[float]) ->
 
 
 def rotary_tables(angles: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the factors of `rotate`.
+    """Return the cosines and sines that `rotate` needs.
 
     Args:
         angles: Angles (…, E / 2) in radians.
@@ -78,7 +78,7 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     Args:
         x: Queries or keys (…, E).
         cosine: First result of `rotary_tables`, which broadcasts to x.
-        sine: Its second result.
+        sine: Second result of `rotary_tables`.
 
     Returns:
         The rotated x (…, E).
@@ -131,7 +131,7 @@ class QKNorm(nn.Module):
 
 
 class Branch(nn.Module):
-    """One stream's weights in a block; with ``context_only`` it only provides keys and values."""
+    """The layers of one stream in a block. With ``context_only``, the stream only provides keys and values."""
 
     def __init__(self, width: int, mlp_width: int, qk_norm: QKNorm | None, *, context_only: bool) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class Branch(nn.Module):
 
         Args:
             x: Tokens (R, N, W).
-            condition: Activated conditioning vectors (R, 1, W) or (R, N, W).
+            condition: Conditioning vectors after the SiLU, (R, 1, W) or (R, N, W).
             heads: Number of heads H.
 
         Returns:
@@ -161,17 +161,17 @@ class Branch(nn.Module):
         else:
             shift, scale = parts[:2]
         qkv = torch.unflatten(self.qkv(modulate(x, shift, scale)), -1, (3, heads, -1))
-        # Split instead of indexing: the gradient of each index would be an array of zeros, to fill and to add.
+        # Split instead of indexing, because each index would create an array of zeros in the backward pass.
         qk, value = torch.split(qkv, [2, 1], dim=-3)
         return qk if self.qk_norm is None else self.qk_norm(qk), value.squeeze(-3), parts[2:]
 
     def finish(self, x: Tensor, attended: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
-        """Return the tokens after attention and MLP.
+        """Apply the rest of the block after attention: the output projection and the MLP.
 
         Args:
             x: Tokens (R, N, W) before the block.
             attended: Output of attention (R, N, W).
-            parts: Modulation from `project`.
+            parts: Third result of `project`.
 
         Returns:
             Tokens (R, N, W).
@@ -187,7 +187,8 @@ class Branch(nn.Module):
 class JointBlock(nn.Module):
     """A transformer block: one attention over the tokens of all streams; each stream has its own other layers.
 
-    ``qk_norm``: ``layer`` has one pair of norms for all streams, ``rms`` one for each stream, None has none.
+    Queries and keys are normalised by ``qk_norm``: ``layer`` (shared by all streams), ``rms`` (one for each stream) or
+    None (no norm).
     """
 
     def __init__(
@@ -221,7 +222,7 @@ class JointBlock(nn.Module):
 
         Args:
             hidden: Tokens (R, N, W) of streams. Attention joins the streams in this order.
-            conditions: Activated conditioning vectors (R, 1, W) or (R, N, W) of the same streams.
+            conditions: Conditioning vectors of the same streams after the SiLU, (R, 1, W) or (R, N, W).
             rotary: Cosines and sines from `rotary_tables` for these streams, each (1 or R, N, 1, 1, E); axis 2 is query
                 or key, axis 3 the head. None: no rotary positions.
             packed: Which sample each row belongs to.
@@ -265,7 +266,10 @@ class TwoLayers(nn.Module):
 
 
 class Head(nn.Module):
-    """The output layers of a stream: an optional wider layer, AdaLN with the scale first, a linear layer."""
+    """The output layers of a stream: an optional wider layer, an adaptive LayerNorm (AdaLN) and a linear layer.
+
+    The scale is the first half of the AdaLN modulation, as in OmniFlow.
+    """
 
     def __init__(self, width: int, outputs: int, inner: int | None) -> None:
         super().__init__()
@@ -278,7 +282,7 @@ class Head(nn.Module):
 
         Args:
             x: Tokens (R, N, W).
-            condition: Activated conditioning vectors (R, 1, W) or (R, N, W).
+            condition: Conditioning vectors after the SiLU, (R, 1, W) or (R, N, W).
 
         Returns:
             Outputs (R, N, O).
@@ -293,7 +297,7 @@ class Head(nn.Module):
 class JointFlowTransformer(nn.Module):
     """Joint transformer over streams; `save_pretrained` writes it as safetensors and JSON.
 
-    It does not derive from `diffusers.ModelMixin`, whose import is slow and loads accelerate and clients of the hub.
+    It does not derive from `diffusers.ModelMixin`, because that import is slow and loads accelerate and hub clients.
 
     Args:
         streams: For each stream, in the order in which attention joins them: ``inputs`` (channels of its tokens),
@@ -303,13 +307,13 @@ class JointFlowTransformer(nn.Module):
         heads: Number of attention heads.
         mlp_ratio: Hidden width of the MLPs divided by `width`.
         qk_norm: Norm of queries and keys: ``layer`` (shared by the streams), ``rms`` (one for each stream) or None.
-        qk_norm_eps: Epsilon of this norm.
-        conditioning: ``summed``: all streams use the sum of the vectors of the streams that take part; ``split``: each
+        qk_norm_eps: Epsilon of the norm of queries and keys.
+        conditioning: ``summed``: all streams use the sum of the vectors of the streams that take part. ``split``: each
             stream uses its own vector.
         pooled_width: Features of a vector for the complete sample; None: no vector.
         speakers: Number of speakers; 0: the speaker is not a condition. Speaker 0 means *unknown*.
         rotary_periods_s: Shortest and longest period of the rotary positions in seconds; None: no rotary positions.
-        context_only: Streams that provide only keys and values in the last block, as OmniFlow's text.
+        context_only: Streams that provide only keys and values in the last block, such as text in OmniFlow.
     """
 
     def __init__(  # noqa: PLR0913 - each argument is one key of config.json
@@ -375,7 +379,8 @@ class JointFlowTransformer(nn.Module):
 
         With rotary positions, the query and key biases of every second head are one. After rotation, the product of a
         constant query and a constant key is Σ cos(2π Δt / period). So in these heads a token initially attends to the
-        tokens of all streams near its own time. Otherwise attention finds this alignment only after long training.
+        tokens of all streams near its own time. Without these biases, attention learns this alignment only after long
+        training.
         """
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
@@ -427,7 +432,7 @@ class JointFlowTransformer(nn.Module):
             raise DataError(f"{path}: expected a model of save_pretrained, found another ({reason})") from error
         return model.eval()
 
-    def forward(  # noqa: PLR0913 - each argument is a quantity of its own
+    def forward(  # noqa: PLR0913 - each argument is a separate quantity
         self,
         tokens: Mapping[str, Tensor],
         levels: Mapping[str, Tensor],
@@ -451,7 +456,7 @@ class JointFlowTransformer(nn.Module):
             added: Position embeddings (N, W) to add to a stream's tokens.
             packed: Which sample each row of `tokens` belongs to, and which streams are absent; None: row i is sample i,
                 and no stream is absent. An absent stream does not affect the sample.
-            pooled: Vectors (B, pooled_width) for the complete samples, with `pooled_width`.
+            pooled: Vectors (B, pooled_width) for the complete samples; not used if `pooled_width` is None.
             speakers: Speakers (B,) int64 in 0 … speakers; None: all unknown.
             described: Vectors (B, W) to add to the conditioning of every stream, from condition streams and absent
                 parts.
@@ -490,7 +495,7 @@ class JointFlowTransformer(nn.Module):
         speakers: Tensor | None,
         described: Tensor | None,
     ) -> dict[str, Tensor]:
-        """Return the activated conditioning vectors (B, 1, W) or (B, N, W) of each stream."""
+        """Return the conditioning vectors after the SiLU, (B, 1, W) or (B, N, W), of each stream."""
         own = {}
         for name in names:
             if name in levels:
