@@ -1,1 +1,1 @@
-"""Evaluation: scores that compare generated files with recordings in shards (docs/reference/metrics.md)."""
+"""Score generated files by comparing them with recordings in shards (docs/reference/metrics.md)."""

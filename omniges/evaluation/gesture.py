@@ -1,4 +1,4 @@
-"""Scores of generated motion: Fréchet distance, beats, diversity, recall, face, and metrics without a recording."""
+"""Score generated motion: Fréchet distance, beats, diversity, recall, face, and metrics that need no recording."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _NO_JAW_MADE: Final = "no jaw in the result"
 _LACKING: Final = {"face": (_NO_FACE, _NO_FACE_MADE), "jaw_eyes": (_NO_JAW, _NO_JAW_MADE)}
 """By body part, two reasons for a missing value: the recording lacks the part, or the result lacks it."""
 _NO_SEAMS: Final = "no result has several windows"
-_TOGETHER: Final = frozenset({"Fréchet gesture distance", _BEATS.metric})  # scored by `FeatureRows` and `BeatRows`
+_TOGETHER: Final = frozenset({"Fréchet gesture distance", _BEATS.metric})  # computed by `FeatureRows` and `BeatRows`
 _UNITS: Final = {label: unit for label, unit in units("gesture").items() if label not in _TOGETHER}
 
 
@@ -62,7 +62,10 @@ _JAW_AND_EXPRESSIONS: Final[Mapping[str, tuple[Part, Callable[[ClipMotion, ClipM
         lambda own, true: _correlated(gesture.expression_speeds, own.expressions, true.expressions),
     ),
 }
-"""By metric, the body part that it needs, and a function of two motions (generated, recorded) of equal length."""
+"""By metric: the body part that the metric needs, and a function of two motions (generated, recorded) of equal length.
+
+The function returns the value of the metric.
+"""
 _AGAINST_A_RECORDING: Final = ("semantic recall", "face MSE", "face LVD", *_JAW_AND_EXPRESSIONS)
 _NO_VALUES: Final = {
     "face MSE": _NO_BODY,
@@ -71,7 +74,7 @@ _NO_VALUES: Final = {
     "seams, velocity": _NO_SEAMS,
     "seams, acceleration": _NO_SEAMS,
 }
-"""Reasons why a metric has no rows."""
+"""By metric, the reason that the report gives if the metric has no values."""
 
 
 def score_gesture(
@@ -87,13 +90,13 @@ def score_gesture(
     Args:
         results: Generated results, sorted by recording.
         shards: The recordings.
-        tools: Tools for the metrics of motion.
+        tools: Body model, encoder and settings for the metrics of motion.
         train: Statistics of the train split.
-        how: Bootstrap over recordings.
+        how: Seed and number of resamples of the bootstrap over recordings.
         count: Function that is called after each result.
 
     Returns:
-        The scores.
+        Figures, scored seconds of each recording, and warnings.
 
     Raises:
         DataError: A file cannot be read.
@@ -107,7 +110,7 @@ def score_gesture(
 
 @dataclass(frozen=True, slots=True)
 class _Recording:
-    """A recording as scoring reads it: motion, body, audio (16 kHz) and semantic spans."""
+    """Data of a recording that scoring needs: motion, body, audio at 16 kHz, and semantic spans."""
 
     row: ManifestRow
     motion: ClipMotion
@@ -117,7 +120,7 @@ class _Recording:
 
 
 class _Scorer:
-    """Accumulator of the metric values of all results; the motion of a result is not kept."""
+    """Accumulator of the metric values of all results. It does not store the motion of results."""
 
     def __init__(
         self,
@@ -145,7 +148,7 @@ class _Scorer:
         return self._scores.setdefault((metric, row), scores.Values())
 
     def _recording_of(self, row: ManifestRow) -> _Recording:
-        """Return a recording; it is read once, because all results of one recording follow each other."""
+        """Return the data of a recording. They are read only once, because results are sorted by recording."""
         if self._recording is None or self._recording.row.key != row.key:
             spans = self._shards.semantic(row)
             if spans is not None:
@@ -193,7 +196,7 @@ class _Scorer:
             self._add_face(key, recording.body, generated, recorded, other)
 
     def _add_alone(self, result: scores.Result, row: scores.Row, motion: ClipMotion, joints: F64, body: Body) -> None:
-        """Add scores that need only the generated motion."""
+        """Add the scores that need only one motion, of a result or of a recording."""
         placed = body.joints(motion.poses, motion.trans)
         key = result.key
         self._values("L1 diversity", row).add(key, lambda: gesture.l1_diversity(joints))
@@ -265,7 +268,7 @@ class _Scorer:
             self._registered.add("shuffled", key, clip(generated.cut(frames)), clip(other.cut(frames)))
 
     def figures(self) -> list[scores.Figure]:
-        """Return all figures, in the order of the report."""
+        """Return all figures (values of metrics with intervals) in the order of the report."""
         beats = [scores.absent(_BEATS, scores.UNCONDITIONAL)] if self._unconditional else self._beats.figures(self._how)
         figures = [*self._features.figures(self._how), *beats]
         for metric, unit in _UNITS.items():
@@ -281,7 +284,11 @@ class _Scorer:
         return figures + self._registered.figures(self._how)
 
     def _mean_figure(self, heading: scores.Heading, values: scores.Values) -> scores.Figure:
-        """Return a weighted mean. Details: vertices for the face, joints for recall, contact for foot skate."""
+        """Return the figure of a weighted mean.
+
+        Its details are the number of vertices (face), the number of joints (recall) or the share of contact with the
+        floor (foot skate).
+        """
         details: dict[str, Any] = {}
         match values.found:
             case [gesture.FaceScore() as first, *_]:
@@ -294,9 +301,9 @@ class _Scorer:
         return scores.figure_of_mean(heading, values, self._how, details)
 
     def _seam_figure(self, heading: scores.Heading, values: scores.Values) -> scores.Figure:
-        """Return the share of values at window boundaries that exceed the 99th percentile of all other values.
+        """Return the share of values at window boundaries that exceed the 99th percentile of the other values.
 
-        If boundaries are as smooth as all other frames, the share is 0.01.
+        The share is about 0.01 if motion at boundaries is as smooth as elsewhere.
         """
         counts = np.array([(int((one.at_seams > one.elsewhere).sum()), len(one.at_seams)) for one in values.found])
         details = {}
@@ -310,14 +317,14 @@ class _Scorer:
 
 
 def lacking_face(generated: ClipMotion, recorded: ClipMotion) -> str | None:
-    """Return the reason why a result has no face metrics.
+    """Return the reason why a result has no face metrics, or None if it has face metrics.
 
     Args:
         generated: Motion of the result.
-        recorded: Motion of its recording.
+        recorded: Motion of the result's recording.
 
     Returns:
-        The reason, for the report; None if both have a face.
+        The reason, for the report; None if both motions have a face.
     """
     if "face" not in recorded.present:
         return _NO_FACE
@@ -325,16 +332,16 @@ def lacking_face(generated: ClipMotion, recorded: ClipMotion) -> str | None:
 
 
 def face_sums(person: Person, generated: ClipMotion, others: Sequence[ClipMotion]) -> list[gesture.FaceSums]:
-    """Compare generated motion with other motions on one person's body; return sums for the face metrics.
+    """Compare the face of generated motion with the face of other motions, all on one person's body.
 
     Args:
         person: Body with vertices.
         generated: Generated motion.
-        others: Motions to compare with, at most as long as the generated one. A shorter motion is compared with the
-            first frames.
+        others: Motions to compare with, at most as long as `generated`. A shorter motion is compared with the first
+            frames of `generated`.
 
     Returns:
-        The sums for each of the other motions.
+        For each of the other motions, the sums from which the face metrics are computed.
     """
     own, *rest = (person.vertex_blocks(each.face_poses(), each.expressions) for each in (generated, *others))
     sums = [gesture.FaceSums() for _ in others]
@@ -347,7 +354,10 @@ def face_sums(person: Person, generated: ClipMotion, others: Sequence[ClipMotion
 
 @dataclass(slots=True)
 class BeatRows:
-    """Beats of the clips added so far. If a result or its recording has no beats, all rows leave this result out."""
+    """Accumulator of the beats of results and recordings, for beat consistency.
+
+    If a result or its recording has no beats, the result is left out of all rows (generated, recorded, shuffled).
+    """
 
     settings: BeatSettings
     mean_speeds_m_s: F64  # (55,)
@@ -365,7 +375,7 @@ class BeatRows:
             key: Key of the result's recording.
             generated: Generated joints (T, 55, 3) in metres.
             recorded: Recorded joints (T, 55, 3) in metres.
-            samples: Audio of the recording at 16 kHz, or None.
+            samples: Audio of the recording at 16 kHz; None: the recording has no audio.
         """
         if samples is None:
             self._without += 1
@@ -373,7 +383,7 @@ class BeatRows:
         frames = len(generated)
         try:
             audio_frames, times = self._audio.get(key, (0, np.empty(0)))
-            if audio_frames != frames:  # computed once for all results of a recording with this length
+            if audio_frames != frames:  # results of one recording usually have equal lengths, so beats are reused
                 times = gesture.audio_beats(samples, frames, self.settings)
             own, true = (
                 gesture.motion_beats(joints, self.mean_speeds_m_s, self.settings) for joints in (generated, recorded)
@@ -390,7 +400,7 @@ class BeatRows:
             self._audio[key] = frames, times
 
     def figures(self, how: scores.Resampling) -> list[scores.Figure]:
-        """Return beat consistency as one figure for each row (generated, recorded, shuffled)."""
+        """Return one figure of beat consistency for each row of the report (generated, recorded, shuffled)."""
         generated = self._rows["generated"]
         if not generated.found and not generated.left_out:
             return [scores.absent(_BEATS, _NO_AUDIO)]
@@ -411,7 +421,7 @@ class BeatRows:
         return figures
 
     def _shuffle(self, seed: int) -> None:
-        """Score every result with the audio of another recording: the next one in a random cycle of all recordings."""
+        """Score every result with the audio of another recording, chosen by a random cycle through all recordings."""
         partner = scores.partners(list(self._audio), seed)
         for key, frames, beats in self._motion if partner else ():
             other_frames, times = self._audio[partner[key]]
@@ -420,7 +430,7 @@ class BeatRows:
 
 
 def _common(frames: int, times: F64, beats: tuple[I64, ...], settings: BeatSettings) -> gesture.BeatScore:
-    """Return the beat score over the first `frames` frames, the length of the shorter clip."""
+    """Return the beat score over the first `frames` frames; this is the length of the shorter clip."""
     scored = frames - 2 * settings.crop_frames
     inside = times[times < scored / FRAME_RATE_HZ]
     if not len(inside):

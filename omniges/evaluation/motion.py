@@ -1,4 +1,4 @@
-"""Motion of clips, tools for motion metrics, and the Fréchet distance between features of results and recordings.
+"""Read the motion of clips for motion metrics, and compute the Fréchet distance of results from recordings.
 
 Joints and vertices come from the user's SMPL-X model file, or from the generic skeleton.
 """
@@ -38,31 +38,31 @@ _MAX_BYTES: Final = 1 << 30
 _DISTANCE: Final = scores.Heading("Fréchet gesture distance", "")
 _OF_TRAIN: Final = replace(_DISTANCE, row="recorded")
 Body = Person | Skeleton
-"""The body of one person, which computes the positions of joints; only a `Person` has vertices."""
-_RESAMPLES: Final = 200  # each needs a matrix decomposition
+"""The body of one person. It computes positions of joints; a `Person` also computes vertices."""
+_RESAMPLES: Final = 200  # fewer than for other metrics, because each resample needs a matrix decomposition
 
 
 @dataclass(frozen=True, slots=True)
 class Bodies:
-    """Bodies of people, selected by their shape coefficients."""
+    """Source of persons' bodies: an SMPL-X model, or the generic skeleton for everybody."""
 
     name: str
-    """Name of the skeleton in reports."""
+    """Name of the model or skeleton in reports."""
     model: BodyModel | None
 
     def of(self, betas: Numbers) -> Body:
-        """Return the body of a person: a `Person` with vertices, or the generic skeleton if there is no model."""
+        """Return the body of the person with shape coefficients `betas`; without a model, the generic skeleton."""
         return GENERIC if self.model is None else self.model.person(betas)
 
 
 def load_bodies(path: Path | None) -> Bodies:
-    """Load the bodies of an SMPL-X model file; without a file, use the generic skeleton.
+    """Load an SMPL-X model file as source of bodies.
 
     Args:
-        path: The model's .npz file, or None.
+        path: The model's .npz file; None: use the generic skeleton.
 
     Returns:
-        The bodies.
+        The source of bodies.
 
     Raises:
         UsageFault: The file does not exist.
@@ -92,7 +92,7 @@ def read_mean_speeds(path: Path) -> F64:
     if found.shape != (len(JOINT_NAMES),) or found.dtype.kind != "f":
         raise DataError(f"{path}: {wanted}, found {found.shape} of {found.dtype}; check the file")
     fits = np.isfinite(found) & (found >= 0)
-    if not fits.all():  # checked before the cast, because the cast warns of some NaN
+    if not fits.all():  # checked before the cast, because casting some NaN values causes a warning
         joint = int(np.argmin(fits))
         raise DataError(
             f"{path}: expected speeds of at least 0 m/s, found {found[joint]} for joint {joint}; check the file"
@@ -104,10 +104,10 @@ def read_mean_speeds(path: Path) -> F64:
 class ClipMotion:
     """The motion of one clip."""
 
-    poses: F64  # (T, 165)
+    poses: F64  # (T, 165) axis-angle in radians
     expressions: F64  # (T, 100)
-    trans: F64  # (T, 3)
-    present: frozenset[str]  # recorded or generated parts; the others are at rest
+    trans: F64  # (T, 3) in metres
+    present: frozenset[str]  # recorded or generated parts; all other parts are at rest
 
     @property
     def frames(self) -> int:
@@ -115,7 +115,7 @@ class ClipMotion:
         return len(self.poses)
 
     def cut(self, frames: int) -> ClipMotion:
-        """Return the motion with only its first `frames` frames."""
+        """Return the first `frames` frames of the motion."""
         return ClipMotion(self.poses[:frames], self.expressions[:frames], self.trans[:frames], self.present)
 
     def face_poses(self) -> F64:
@@ -126,11 +126,11 @@ class ClipMotion:
 
 
 def recorded_motion(shards: scores.Recordings, row: ManifestRow) -> ClipMotion:
-    """Return a recording's motion, in which absent parts are at rest.
+    """Return the motion of a recording, with absent parts at rest.
 
     Args:
         shards: The recordings.
-        row: Row of the recording.
+        row: Manifest row of the recording.
 
     Returns:
         The motion.
@@ -140,17 +140,17 @@ def recorded_motion(shards: scores.Recordings, row: ManifestRow) -> ClipMotion:
 
 
 def generated_motion(result: scores.Result, recorded_frames: int) -> ClipMotion:
-    """Return a result's motion, at most as long as its recording.
+    """Return the motion of a result, cut to at most the length of its recording.
 
     Args:
         result: The result.
-        recorded_frames: Length of the recording at 30 Hz.
+        recorded_frames: Length of the recording in frames at 30 Hz.
 
     Returns:
         The motion.
 
     Raises:
-        DataError: A file cannot be read.
+        DataError: A file cannot be read, or the result is too long for this recording.
     """
     read = result.motion()
     frames = result.within(len(read.poses), recorded_frames, FRAME_RATE_HZ)
@@ -178,13 +178,15 @@ class MetricTools:
 
     @property
     def encoder_name(self) -> str:
-        """Name of the features in reports."""
+        """Name of the encoder in reports, or names of the feature files."""
         if self.precomputed is not None:
             return " and ".join(features.name for features in self.precomputed)
         return DESCRIPTOR_NAME if self.encoder is None else self.encoder.name
 
     def scored_joints(self, motion: ClipMotion, body: Body) -> F64:
-        """Return joint positions without root translation; rotations that the profile does not score are set to 0.
+        """Return the joint positions that the profile scores.
+
+        The translation of the root is 0. Rotations that the profile does not score are set to 0.
 
         Args:
             motion: The motion.
@@ -196,14 +198,14 @@ class MetricTools:
         return body.joints(scored_poses(motion.poses, self.profile.positions), np.zeros_like(motion.trans))
 
     def features(self, motion: ClipMotion, joints: F64) -> F64:
-        """Return features for the Fréchet distance.
+        """Compute the features of a motion for the Fréchet distance.
 
         Args:
-            motion: The motion; encoders read this.
-            joints: Joints (T, 55, 3) of the motion in metres; the built-in descriptor reads these.
+            motion: The motion, input of encoders.
+            joints: Joint positions (T, 55, 3) in metres, input of the built-in descriptor.
 
         Returns:
-            Features (N, D): N parts of the motion, D values each.
+            Features (N, D): D values for each of N time windows of the motion.
 
         Raises:
             DataError: The motion is too short.
@@ -221,17 +223,17 @@ class TrainSplit:
 
 
 def train_rows(shards: scores.Recordings, tools: MetricTools) -> list[ManifestRow]:
-    """Return the train split's recordings with a complete body.
+    """Return the recordings of the train split that have all body parts.
 
     Args:
         shards: The recordings.
-        tools: Tools for the metrics of motion, which may contain mean speeds.
+        tools: Body model, encoder and settings for the metrics of motion. They may contain mean speeds.
 
     Returns:
         The manifest rows of the recordings.
 
     Raises:
-        UsageFault: No recording has a complete body, and mean speeds are needed.
+        UsageFault: There is no such recording, and `tools` contains no mean speeds.
     """
     rows = [row for row in shards.rows if row.split == "train" and set(BODY_PARTS) <= set(row.present)]
     if not rows and tools.mean_speeds_m_s is None:
@@ -245,18 +247,19 @@ def train_rows(shards: scores.Recordings, tools: MetricTools) -> list[ManifestRo
 def learn_train_split(
     shards: scores.Recordings, tools: MetricTools, count: Callable[[float, float], None]
 ) -> TrainSplit | None:
-    """Compute mean speeds and features of the train split.
+    """Compute mean joint speeds and features of the train split.
 
     Args:
         shards: The recordings.
-        tools: Tools for the metrics of motion.
-        count: Function that is called with the number of completed recordings and the total.
+        tools: Body model, encoder and settings for the metrics of motion.
+        count: Function that is called with (done, total) recordings.
 
     Returns:
-        The statistics; None if the split has no recording with a complete body, and mean speeds are not needed.
+        Mean speeds and features. None if no recording of the split has all body parts, but `tools` contains mean
+        speeds.
 
     Raises:
-        UsageFault: The split has no recording with a complete body, and mean speeds are needed.
+        UsageFault: No recording of the split has all body parts, and `tools` contains no mean speeds.
     """
     rows = train_rows(shards, tools)
     if not rows:
@@ -277,7 +280,10 @@ def learn_train_split(
 
 
 class FeatureRows:
-    """Features of all results and of their recordings. Each recording is stored once."""
+    """Accumulator of the features of all results and of their recordings, for the Fréchet distance.
+
+    The features of each recording are stored once.
+    """
 
     def __init__(self, tools: MetricTools, train: TrainSplit | None) -> None:
         self._with, self._train = tools, train
@@ -306,7 +312,7 @@ class FeatureRows:
             self._generated.keep(key, features)
 
     def add_poses(self, key: str, generated: ClipMotion, recorded: ClipMotion) -> None:
-        """Add a result for an encoder of poses; joints are not computed.
+        """Add a result without joint positions, for an encoder that reads only poses.
 
         Args:
             key: Key of the result's recording.
@@ -317,9 +323,12 @@ class FeatureRows:
         self.add(key, (generated, none), (recorded, none))
 
     def figures(self, how: scores.Resampling) -> list[scores.Figure]:
-        """Return two Fréchet distances to the recordings: of the results, and of the train split as a reference."""
+        """Return the Fréchet distance of the results from their recordings.
+
+        As a reference, return also the distance of the train split's other recordings from these recordings.
+        """
         values = self._generated
-        if self._with.precomputed is not None:  # rows are not assigned to recordings, so there is no interval
+        if self._with.precomputed is not None:  # no interval, because rows are not assigned to recordings
             generated, recorded = ([features.rows] for features in self._with.precomputed)
             score = self._score(generated, recorded)
             details = self._details(score, generated, recorded)
@@ -341,12 +350,12 @@ class FeatureRows:
         return [figure, self._baseline()]
 
     def _chosen(self, numbers: I64) -> tuple[list[F64], list[F64]]:
-        """Return the features of the results at indices `numbers`, and the features of their recordings.
+        """Return the features of the results at the indices `numbers`, and the features of their recordings.
 
-        A recording is included only with its first result, so that it counts once.
+        Only the first result of a recording adds the recording's features, so that a recording counts once.
         """
         values = self._generated
-        # A recording with several results counts once in each draw.
+        # If all results of a recording are drawn, the recording counts once.
         recorded = [self._recorded[values.keys[int(k)]] for k in numbers if int(k) in self._first]
         return [values.found[int(k)] for k in numbers], recorded
 
@@ -360,7 +369,11 @@ class FeatureRows:
     def _details(
         self, score: FrechetScore, generated: Sequence[Numbers], recorded: Sequence[Numbers]
     ) -> dict[str, Any]:
-        """Return details of a distance; profile ``emage-2024`` adds the value × 10 and that by the formula of 2025."""
+        """Return details of a distance, for the report.
+
+        For profile ``emage-2024`` they include the value × 10, and the value by the formula of profile
+        ``emage-eval-2025``.
+        """
         if self._with.profile.name != "emage-2024":
             return _details(score)
         later = self._score(generated, recorded, PROFILES["emage-eval-2025"]).value

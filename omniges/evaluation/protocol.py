@@ -1,4 +1,4 @@
-"""Published protocols: the clips behind a row of a paper's table, their cut, and the files that the metrics need."""
+"""Published protocols: which clips give a row of a paper's table, how they are cut, and which files are needed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _PACKAGES: Final = ("numpy", "librosa", "soxr", "torch")  # packages whose versi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Protocol:
-    """Clips behind one row of a published table; the profile ``emage-2024`` scores them."""
+    """The clips from which one row of a published table is computed, by profile ``emage-2024``."""
 
     name: str
     stems: tuple[str, ...]
@@ -54,13 +54,13 @@ PROTOCOLS: Final[Mapping[str, Protocol]] = MappingProxyType(
         )
     }
 )
-"""The clips of type ``test`` of BEAT2's speaker 2, in English."""
+"""Protocols by name. ``beat2-speaker2``: the English clips of type ``test`` of BEAT2's speaker 2."""
 
 
 def protocol_results(
     found: Mapping[str, Sequence[FileResult]], protocol: Protocol
 ) -> tuple[str, list[FileResult], list[str]]:
-    """Select the task and its results for the clips of a protocol.
+    """Select the results for the clips of a protocol; all results must be of one task.
 
     Args:
         found: Results by task.
@@ -70,8 +70,8 @@ def protocol_results(
         Name of the task, results sorted by recording, and warnings.
 
     Raises:
-        UsageFault: The results do not have exactly one task with target gesture, no result belongs to a clip of the
-            protocol, or no recording of these clips has motion.
+        UsageFault: There are results of several tasks, or the task does not generate gesture from a condition. No
+            result belongs to a clip of the protocol, or no recording of these clips has motion.
     """
     if len(found) != 1 or not all("gesture" in TASKS[name].targets and TASKS[name].conditions for name in found):
         raise UsageFault(
@@ -101,7 +101,7 @@ def protocol_results(
 
 
 class _BodyRows:
-    """Scores that need the body model: beat consistency, L1 diversity and the face."""
+    """Accumulator of the scores that need the body model: beat consistency, L1 diversity and the face metrics."""
 
     def __init__(self, tools: MetricTools, model: BodyModel, shards: scores.Recordings) -> None:
         self._with, self._model, self._shards = tools, model, shards
@@ -131,7 +131,7 @@ class _BodyRows:
         self._values[_FACE_LVD].add(key, partial(sums.velocity, self._with.profile.face))
 
     def figures(self, how: scores.Resampling) -> list[scores.Figure]:
-        """Return the figures in the order of the published table."""
+        """Return the figures (values of metrics) in the order of the published table."""
         beats = _missing(_BEATS, _MEAN_SPEEDS) if self._beats is None else self._beats.figures(how)[0]
         return [beats, *(scores.figure_of_mean(heading, values, how) for heading, values in self._values.items())]
 
@@ -146,18 +146,18 @@ def score_protocol(
 ) -> scores.Scored:
     """Score results by the definitions of a published table.
 
-    A metric whose file is missing has a reason instead of a value.
+    If the file that a metric needs is missing, its figure contains the reason instead of a value.
 
     Args:
         results: Results, sorted by recording.
         shards: The recordings.
         tools: Tools of profile ``emage-2024``, with the files that the user passed.
-        grid: Name of the cut: ``generated``, or one of `GRIDS`.
-        how: Bootstrap over recordings.
+        grid: Rule for the scored length: ``generated`` (length of the result), or a name in `GRIDS`.
+        how: Seed and number of resamples of the bootstrap over recordings.
         count: Function that is called after each result.
 
     Returns:
-        The scores.
+        Figures, scored seconds of each recording, and warnings.
 
     Raises:
         DataError: A file cannot be read, or a result is shorter than a window of the grid.
@@ -211,13 +211,13 @@ def _missing(heading: scores.Heading, files: Sequence[tuple[str, PublishedFile]]
 
 
 def protocol_facts(settings: EvaluateSettings) -> dict[str, Any]:
-    """Return the protocol, ``--grid``, command and package versions that produced the row of a report.
+    """Return what is needed to repeat the evaluation of a protocol.
 
     Args:
         settings: Settings of the command.
 
     Returns:
-        Facts for the report.
+        Fields of the report: ``protocol``, ``grid``, ``command`` and ``versions`` (of packages).
     """
     packages = [name for name in _PACKAGES if find_spec(name) is not None]  # torch is optional
     return {
@@ -230,13 +230,14 @@ def protocol_facts(settings: EvaluateSettings) -> dict[str, Any]:
 
 
 def published_files(settings: EvaluateSettings) -> tuple[dict[str, Any], list[str]]:
-    """Return the name and sha256 of each file that published profiles need; warn about unknown files.
+    """Return name and sha256 of the files that published profiles need, and warnings about unknown files.
 
     Args:
         settings: Settings of the command.
 
     Returns:
-        Facts by name of the setting (None if the file was not passed), and warnings.
+        By name of the setting, the fields ``file``, ``sha256`` and ``published`` (whether the checksum is that of a
+        published file); None if the file was not passed. Also the warnings.
     """
     given = (
         ("gesture_encoder", settings.gesture_encoder, ENCODER),

@@ -1,4 +1,4 @@
-"""A report as JSON, CSV, a Markdown table for a paper, or lines for the terminal."""
+"""Format a report of an evaluation as JSON, CSV, Markdown for a paper, or lines for the terminal."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ _ROW_DIGITS: Final = 5
 _NO_SHUFFLED: Final = "shuffled scores need at least two recordings, found one"
 _NOT_FOR_READING: Final = frozenset({"manifest_sha256", "profile_settings", "files"})
 _SCALES: Final = {"face MSE": (1e8, "1e-8 m²"), "face LVD": (1e5, "1e-5 m/frame")}
-"""Scales and units of very small values in tables, as papers print them; JSON and CSV are not scaled."""
+"""Scale and unit of metrics with very small values in tables, as papers print them. JSON and CSV are not scaled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskReport:
-    """Figures of one task, with the recordings, results and duration that they were computed from."""
+    """Figures (values of metrics) of one task, and the recordings, results and duration that were scored."""
 
     figures: Sequence[Figure]
     recordings: Sequence[str]  # keys of the scored recordings
     results: int
-    splits: Mapping[str, tuple[int, int]]  # by split: number of scored recordings and of all recordings
+    splits: Mapping[str, tuple[int, int]]  # by split: numbers of scored and of all recordings
     seconds: float  # scored duration, each recording once
     recorded_seconds: float
     made_by: Mapping[str, Any] | None = None  # model and settings, if records contain them
     warnings: Sequence[str] = ()
 
     def table(self) -> tuple[list[list[str]], list[str]]:
-        """Return the cells of the table by row, header first, and the metric of each row after the header."""
+        """Return the rows of cells of the table, with the header first, and the metric of each row after the header."""
         metrics = _by_metric(self.figures)
         lines = [["", *ROWS]]
         for metric, found in metrics.items():
@@ -56,17 +56,17 @@ class TaskReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Figures of every task, and facts about the evaluation."""
+    """Report of an evaluation: the figures (values of metrics) of every task, and how they were computed."""
 
     tasks: Mapping[str, TaskReport]
     facts: Mapping[str, Any]  # shards, profile, skeleton, encoder, resampling, versions
     warnings: Sequence[str] = ()
 
     def document(self) -> dict[str, Any]:
-        """Return the report as JSON."""
+        """Return the report as a JSON object."""
         tasks = {name: asdict(task) for name, task in self.tasks.items()}
         for task in tasks.values():
-            task["remarks"] = task.pop("warnings")  # the key of version 1
+            task["remarks"] = task.pop("warnings")  # the name of this key in version 1 of the format
         head = {"format": "omniges-evaluation", "version": 1}
         return head | {**self.facts, "remarks": list(self.warnings), "tasks": tasks}
 
@@ -106,7 +106,10 @@ def _csv(report: Report) -> str:
 
 
 def _number(value: float, digits: int) -> str:
-    """Format a value with `digits` significant digits; large values show all whole digits, and values near 0 show 0."""
+    """Format a value with `digits` significant digits.
+
+    All digits before the decimal point are shown, up to 10⁶. Values below 1e-12 are shown as 0.
+    """
     if abs(value) < _ZERO:
         return "0"
     text = f"{value:.{digits}g}"
@@ -136,14 +139,14 @@ def _by_metric(figures: Sequence[Figure]) -> dict[str, dict[str, Figure]]:
 
 
 def _extent(task: TaskReport) -> str:
-    """Return a text that says how much of the data was scored: recordings, results and seconds."""
+    """Describe in one line how much of the data was scored: recordings, results and seconds."""
     of = ", ".join(f"{scored} of {held} {split} recordings" for split, (scored, held) in task.splits.items())
     results = f", {task.results} results" if task.results != len(task.recordings) else ""
     return f"{of}{results}, {task.seconds:.1f} of {task.recorded_seconds:.1f} s"
 
 
 def _notes(task: TaskReport, metrics: Mapping[str, Mapping[str, Figure]]) -> Iterator[str]:
-    """Yield the warnings of a task, and remarks about missing or uncertain values, one line each."""
+    """Yield lines with the warnings of a task, and with notes about missing or uncertain values."""
     yield from task.warnings
     if len(task.recordings) == 1 and not any("shuffled" in found for found in metrics.values()):
         yield _NO_SHUFFLED
@@ -229,7 +232,7 @@ def _footer(report: Report) -> str:
 
 
 def _markdown(report: Report) -> str:
-    """Return a Markdown table for each task, with one row that can be copied to a paper's table."""
+    """Format each task as a Markdown table with one row, which can be copied to a paper's table."""
     out = []
     for name, task in report.tasks.items():
         metrics = _by_metric(task.figures)
@@ -250,7 +253,7 @@ def _markdown(report: Report) -> str:
 
 
 def _absences(metrics: Mapping[str, Mapping[str, Figure]]) -> Iterator[str]:
-    """Yield a line for each reason why metrics have no value, with the names of these metrics."""
+    """Yield one line for each reason why metrics have no value. The line names these metrics."""
     reasons: dict[str | None, list[str]] = {}
     for metric, found in metrics.items():
         if all(figure.value is None for figure in found.values()):
@@ -260,7 +263,7 @@ def _absences(metrics: Mapping[str, Mapping[str, Figure]]) -> Iterator[str]:
 
 
 def _row(report: Report) -> str:
-    """Return a protocol's row in Markdown, followed by notes and provenance."""
+    """Format the scores of a protocol as a row of a Markdown table, followed by notes and provenance."""
     facts = report.facts
     out: list[str] = []
     for name, task in report.tasks.items():
@@ -298,12 +301,15 @@ def _times_10(figure: Figure) -> Figure:
 
 
 def _in_row(note: str) -> bool:
-    """Return True if a protocol's row omits a note, because the row shows its value or has no shuffled scores."""
+    """Return True if a note is not printed below a protocol's row.
+
+    Such a note repeats a value of the row, or is about shuffled scores, which the row does not have.
+    """
     return "× 10, as papers" in note or note == _NO_SHUFFLED
 
 
 def _provenance(facts: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the versions, command and checksums with which a protocol's row was computed."""
+    """Yield lines with the versions, checksums and command from which a protocol's row was computed."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     yield f"protocol {facts['protocol']}, profile {facts['profile']}, {versions}"
     for name, file in facts["files"].items():

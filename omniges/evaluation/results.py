@@ -1,4 +1,4 @@
-"""Results in generated files: find the files, match them to recordings, and read their arrays."""
+"""Find generated files, match them to recordings, and read their arrays."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ _SAME: Final = (
     *("seed", "steps", "solver", "guidance", "shift", "last_level"),
     *("window_ticks", "overlap_ticks", "quantised"),
 )
-"""Settings that all results of a task must share."""
+"""Settings that must be equal in all results of a task."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileResult(Result):
-    """A result whose arrays are read from its files when they are needed."""
+    """A result in files. Its arrays are read when they are needed."""
 
     folder: Path
-    record: GeneratedRecord | None  # None: files of another system
+    record: GeneratedRecord | None  # None: another system wrote the files
     files: Mapping[StreamName, Path]  # files of a result without a record
     motion_rate_hz: float | None = None  # frame rate of a motion file that does not state one
     notes: list[str] = field(default_factory=list)
-    """Changes and guesses made when `motion` read a motion file of another tool."""
+    """Changes and guesses that `motion` made when it read a motion file of another tool."""
 
     @classmethod
     def of(
@@ -64,11 +64,11 @@ class FileResult(Result):
         record: GeneratedRecord | None = None,
         files: Mapping[StreamName, Path] = MappingProxyType({}),
     ) -> FileResult:
-        """Return a result; read its facts from the record if there is one.
+        """Build a result. Take its duration, window boundaries and absent parts from the record, if there is one.
 
         Args:
             task: Name of the task.
-            row: Row of the recording.
+            row: Manifest row of the recording.
             path: Path of the files, without their endings.
             record: Record of the result; None: another system wrote the files.
             files: Files of a result without a record, by stream.
@@ -122,14 +122,15 @@ class FileResult(Result):
         return MotionArrays(motion.poses, motion.expressions, motion.trans)
 
     def spoken(self) -> tuple[list[WordInterval], bool]:
-        """Read generated words, and whether they have times.
+        """Read the generated words; return them, and whether they have times.
 
-        Words of a word tier have times. Without it, each item is the text of an interval of the tier `windows`.
+        Words of a word tier have times. If there is no word tier, each item is the text of an interval of the tier
+        `windows`.
         """
         return self._read("text", "text", ".TextGrid", spoken_intervals)[1]
 
     def mel(self) -> tuple[npt.NDArray[np.float32], str]:
-        """Read the generated log-mel (F, 64) and its origin: the model, or computed from the waveform."""
+        """Read or compute the generated log-mel (F, 64); return it, and its origin: the model or the waveform."""
         if self.record is not None and "mel" in self.record.files:
             path, mel = self._read("mel", "audio", ".mel.npy", decode_npy)
             if mel.ndim != 2 or mel.shape[1] != MEL_BANDS or mel.dtype != np.float32:
@@ -157,13 +158,13 @@ def find_results(
     without_record: str | None = None,
     motion_rate_hz: float | None = None,
 ) -> dict[str, list[FileResult]]:
-    """Find results in folders and their sub-folders.
+    """Find results in folders and their direct sub-folders.
 
     Args:
         folders: The folders.
         shards: The recordings.
-        task: Task that the user chose, or None.
-        without_record: Task of files without records if the user chose no task.
+        task: Task of all results, chosen by the user; None: records state the task.
+        without_record: Task of files without records, if `task` is None.
         motion_rate_hz: Frames per second of motion files that do not state them.
 
     Returns:
@@ -171,7 +172,7 @@ def find_results(
 
     Raises:
         UsageFault: There are no results, a name belongs to no recording, or results of several systems are mixed.
-        DataError: A record is damaged, or a file is not listed by any record.
+        DataError: A record is damaged, or no record lists a file.
     """
     rows = {name: row for row in shards.rows for name in (row.key, row.stem, unicodedata.normalize("NFC", row.stem))}
     found: dict[str, list[FileResult]] = {}
@@ -223,7 +224,7 @@ def _results(
 
 
 def _stem_of(name: str, rows: Mapping[str, ManifestRow]) -> str:
-    """Return the stem of the recording that a file of another tool belongs to.
+    """Return the stem of the recording to which a file of another tool belongs; the file's own stem if none fits.
 
     Tools such as EMAGE's add ``res_`` or ``gt_`` before the stem, or ``_output`` after the stem. macOS stores letters
     with accents in decomposed form (NFD), so names are compared in composed form (NFC).
@@ -237,7 +238,7 @@ def _stem_of(name: str, rows: Mapping[str, ManifestRow]) -> str:
 def _generated(
     by_name: Mapping[str, dict[StreamName, Path]], rows: Mapping[str, ManifestRow]
 ) -> Mapping[str, dict[StreamName, Path]]:
-    """Leave out ground-truth files, ``gt_STEM``, unless a folder contains nothing else."""
+    """Leave out ground-truth files, ``gt_STEM``, unless the folder contains only such files."""
     made = {name: files for name, files in by_name.items() if name in rows or not name.startswith("gt_")}
     return made or by_name
 
@@ -245,7 +246,7 @@ def _generated(
 def _recorded_results(
     folder: Path, records: Sequence[Path], rows: Mapping[str, ManifestRow], shards: ShardFolder, task: str | None
 ) -> Iterator[FileResult]:
-    """Yield results with records; refuse files that no record lists, because they may be incomplete."""
+    """Yield the results that have records. Refuse files that no record lists, because they may be incomplete."""
     named = set()
     for path in records:
         record = read_record(path)
@@ -270,12 +271,12 @@ def _recorded_results(
 
 
 def _stream_of(path: Path) -> StreamName | None:
-    """Return the stream that a file's suffix belongs to, in upper or lower case; None for other suffixes."""
+    """Return the stream to which a file's suffix (in any case) belongs; None for other suffixes."""
     return next((stream for stream, ending in _ENDINGS.items() if path.suffix.lower() == ending.lower()), None)
 
 
 def _is_report(path: Path) -> bool:
-    """Return True if a JSON file is a report of `evaluate`; such a file may be in the folder of the results."""
+    """Return True if a JSON file is a report of `evaluate`. Folders of results may contain reports."""
     try:
         found = parse_json(read_file(path, MAX_SETTINGS_BYTES, path.parent))
     except ValueError:
@@ -292,7 +293,7 @@ def _row(rows: Mapping[str, ManifestRow], key: str, path: Path, shards: ShardFol
 
 
 def _require_same_source(path: Path, record: GeneratedRecord, row: ManifestRow, shards: ShardFolder) -> None:
-    """Refuse a result that was generated from another recording of the same name."""
+    """Refuse a result that was generated from another recording with the same name."""
     of_shards = shards.dataset["files"][MANIFEST_FILE]["sha256"]
     if record.source is None or record.source.get("manifest_sha256") == of_shards:
         return
@@ -306,7 +307,7 @@ def _require_same_source(path: Path, record: GeneratedRecord, row: ManifestRow, 
 
 
 def _refuse_mixtures(results: Sequence[FileResult]) -> None:
-    """Refuse to score results of two systems as one."""
+    """Refuse results that come from several systems, models or settings."""
     seen: dict[tuple[str, str], FileResult] = {}
     folders: dict[str, Path] = {}
     for result in results:

@@ -52,23 +52,23 @@ _SIX: Final = ("t2g", "a2g", "t2a", "g2a", "g2t", "a2t")
 Counting = Callable[[str], AbstractContextManager[Callable[[float, float], None]]]
 """Function that takes a text, such as "results scored", and returns a context manager that shows progress.
 
-The context manager yields a function that is called with (done, total).
+The context manager yields a function to be called with (done, total).
 """
 
 
 def evaluate(settings: EvaluateSettings, counting: Counting | None = None) -> Report:
-    """Score results, and generate them first if a checkpoint is given.
+    """Score results. If a checkpoint is given, generate the results first.
 
     Args:
         settings: Settings of the command.
-        counting: Progress display, or None.
+        counting: Progress display; None: show no progress.
 
     Returns:
         The report.
 
     Raises:
         UsageFault: The settings are invalid, or the results come from several systems.
-        DataError: A file is damaged; nothing is skipped.
+        DataError: A file is damaged. Damaged files are not skipped.
         EnvironmentFault: A file cannot be read or written, or a package is not installed.
     """
     counting = counting or (lambda _noun: nullcontext(lambda _done, _total: None))
@@ -81,7 +81,7 @@ def evaluate(settings: EvaluateSettings, counting: Counting | None = None) -> Re
         mean_speeds_m_s=None if settings.mean_speeds is None else read_mean_speeds(settings.mean_speeds),
         precomputed=None if settings.features is None else _features(*settings.features),
     )
-    registered_metrics()  # raises before generation if a metric cannot be loaded
+    registered_metrics()  # raises an error before generation if a metric cannot be loaded
     shards = ShardFolder(settings.shards)
     task = None if settings.task is None else task_named(settings.task)
     if settings.protocol is not None:
@@ -95,7 +95,7 @@ def evaluate(settings: EvaluateSettings, counting: Counting | None = None) -> Re
             folders, warnings = _generate(settings, settings.checkpoint, shards, tools, Path(temporary), counting)
         found = find_results(folders, shards, task, motion_rate_hz=settings.motion_rate_hz)
         of_gesture = [name for name in found if "gesture" in TASKS[name].targets]
-        if settings.features is not None and len(of_gesture) != 1:  # features do not state their task
+        if settings.features is not None and len(of_gesture) != 1:  # files of features do not state their task
             raise UsageFault(
                 "--features: expected results of exactly one task that generates gesture, found "
                 f"{', '.join(of_gesture) or 'none'}; give the results of one such task"
@@ -141,7 +141,7 @@ def _generate(
     temporary: Path,
     counting: Counting,
 ) -> tuple[tuple[Path, ...], list[str]]:
-    """Generate results for a split, in one folder for each task; return the folders and warnings."""
+    """Generate results for the samples of a split, in one folder for each task; return the folders and warnings."""
     saved = find_checkpoint(checkpoint)
     tasks, warnings = require_fit(saved, shards, settings.split, settings.tasks)
     work = temporary if settings.work_dir is None else settings.work_dir
@@ -153,7 +153,7 @@ def _generate(
             f"{work} --shards {settings.shards}, or choose another folder"
         )
     if any("gesture" in TASKS[name].targets for name in tasks):
-        train_rows(shards, tools)  # raises before the generation, which may take minutes
+        train_rows(shards, tools)  # raises errors before the generation, which may take minutes
     inputs, sources = Sources(shards=settings.shards, split=settings.split), dict[str, Sources]()
     for name in tasks:
         sources[name], left_out = _inputs_of(name, shards, settings.split)
@@ -179,7 +179,7 @@ def _generate(
         for name in tasks
     ]
     codecs = codecs_of(wanted[0], load_identity(saved))
-    codecs.require([TASKS[name] for name in tasks], inputs)  # may raise too; loads each codec once
+    codecs.require([TASKS[name] for name in tasks], inputs)  # may raise errors too; loads each codec once
     for one in wanted:
         with counting(f"s of {one.task} generated") as count:
             generate(one, count, codecs)
@@ -187,7 +187,7 @@ def _generate(
 
 
 def _inputs_of(task: str, shards: ShardFolder, split: Split) -> tuple[Sources, list[str]]:
-    """Return the samples of a split that have all streams of a task, and a warning with the number left out."""
+    """Return the samples of a split that have all streams of a task, and a warning if others are left out."""
     rows = [row for row in shards.rows if row.split == split]
     streams = (*TASKS[task].conditions, *TASKS[task].targets)
     keys = tuple(row.key for row in rows if all(present_bits(row.present) & STREAM_BITS[name] for name in streams))
@@ -200,16 +200,16 @@ def _inputs_of(task: str, shards: ShardFolder, split: Split) -> tuple[Sources, l
 def require_fit(
     saved: SavedCheckpoint, shards: ShardFolder, split: str, named: Sequence[str]
 ) -> tuple[tuple[str, ...], list[str]]:
-    """Check that a checkpoint fits tasks and data.
+    """Check that a checkpoint can generate the tasks for a split.
 
     Args:
         saved: The checkpoint.
         shards: The recordings.
-        split: Split whose samples are the conditions.
-        named: Tasks that the user chose; empty: all evaluated tasks that the model was trained on.
+        split: Split with the samples that are the conditions.
+        named: Tasks that the user chose; empty: all tasks with one condition that the model was trained on.
 
     Returns:
-        Tasks to generate, and warnings about data that differ from training.
+        Tasks to generate, and warnings about tasks that are left out and about clips or speakers of the split.
 
     Raises:
         UsageFault: The model was not trained on a task, or the split has no samples.
@@ -234,7 +234,7 @@ def require_fit(
 
 
 def _tasks(saved: SavedCheckpoint, named: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
-    """Return the chosen tasks; if there are none, return the trained tasks of `_SIX`, and a warning about the rest."""
+    """Return the chosen tasks. If none are chosen, return the trained tasks of `_SIX`, and a warning about the rest."""
     trained = trained_tasks(saved)
     if trained is None:
         raise DataError(
@@ -299,19 +299,19 @@ def score_stream(
     how: Resampling,
     count: Callable[[], None],
 ) -> Scored:
-    """Score one target stream of results. If a recording lacks this stream, its results are left out with a warning.
+    """Score one target stream of results. Leave out results whose recordings lack this stream, with a warning.
 
     Args:
         results: Generated results of one task, sorted by recording.
         target: The stream.
         shards: The recordings.
-        tools: Tools for the metrics of motion.
-        train: Function that returns statistics of the train split, called only for gesture.
-        how: Bootstrap over recordings.
+        tools: Body model, encoder and settings for the metrics of motion.
+        train: Function that returns statistics of the train split; it is called only for gesture.
+        how: Seed and number of resamples of the bootstrap over recordings.
         count: Function that is called after each result.
 
     Returns:
-        The scores.
+        Figures, scored seconds of each recording, and warnings.
 
     Raises:
         DataError: A file cannot be read.
@@ -335,7 +335,7 @@ def _task_report(results: Sequence[FileResult], shards: ShardFolder, scored: Seq
     seconds = {key: min((one.seconds[key] for one in scored if key in one.seconds), default=0.0) for key in rows}
     records = [result.record for result in results if result.record is not None]
     made_by: dict[str, Any] | None = None
-    if records:  # the model, and the settings that all records share
+    if records:  # the model, and the settings that are equal in all records
         common = {
             name: value
             for name, value in records[0].settings.items()
@@ -376,7 +376,7 @@ def _facts(settings: EvaluateSettings, shards: ShardFolder, tools: MetricTools) 
 
 
 def _profile(settings: EvaluateSettings) -> Profile:
-    """Return the profile; refuse a published profile without its files, because its values would not be comparable."""
+    """Return the profile. Refuse a published profile without its files, because values would not be comparable."""
     if settings.protocol is not None:
         return PROFILES["emage-2024"]
     chosen = PROFILES[settings.profile]

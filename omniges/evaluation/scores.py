@@ -1,7 +1,8 @@
-"""Inputs of scoring (results and recordings as arrays) and its outputs (figures: values with intervals).
+"""Inputs and outputs of scoring.
 
-Results come from files (`omniges.evaluation.results`) or, in validation, directly from a model. Intervals are bootstrap
-intervals over recordings: all results of one recording are drawn together.
+The inputs are results and recordings as arrays. Results are read from files (`omniges.evaluation.results`) or, in
+validation, come directly from a model. The outputs are figures. A figure is one value of a metric with its confidence
+interval. Intervals are computed by the bootstrap over recordings: all results of one recording are drawn together.
 """
 
 from __future__ import annotations
@@ -34,21 +35,21 @@ I64 = npt.NDArray[np.int64]
 Row = Literal["generated", "shuffled", "recorded"]
 
 ROWS: Final[tuple[Row, ...]] = ("generated", "shuffled", "recorded")
-"""Rows of a figure: results against their recordings, results against other recordings, and recordings only."""
+"""Rows of a report: results against their recordings, results against other recordings, and recordings only."""
 
 UNCONDITIONAL: Final = "generated without a condition, so there is no ground truth"
 
-_ADVICE: Final = "; leave this clip out"  # end of metrics' errors; removed, because this module does leave the clip out
+_ADVICE: Final = "; leave this clip out"  # end of errors of metrics; removed, because the clip is already left out
 
 
 class Recordings(Protocol):
     """Interface of the recordings that results are compared with: a shard folder, or windows in memory."""
 
-    folder: Path  # names the recordings in errors
+    folder: Path  # name of the recordings in errors
 
     @property
     def rows(self) -> Sequence[ManifestRow]:
-        """One row for each recording."""
+        """Manifest rows, one for each recording."""
 
     def waveform(self, row: ManifestRow) -> npt.NDArray[np.float32] | None:
         """Return the audio of a recording (N,) at 16 kHz; None if the recording has no audio."""
@@ -57,7 +58,7 @@ class Recordings(Protocol):
         """Return ``mel.npy`` or ``betas.npy`` of a recording.
 
         Args:
-            row: Row of the recording.
+            row: Manifest row of the recording.
             member: Name of the array.
 
         Returns:
@@ -76,14 +77,14 @@ class Recordings(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result(ABC):
-    """One generated result for one recording, whose arrays are read when they are needed."""
+    """One generated result for one recording. Its arrays are read when they are needed."""
 
     task: str
-    row: ManifestRow  # row of the recording
+    row: ManifestRow  # manifest row of the recording
     name: str
-    seconds: float  # generated duration, at most that of the recording, as far as known without reading arrays
+    seconds: float  # duration of the result, at most that of the recording; if unknown, that of the recording
     seams: tuple[int, ...] = ()  # first frames of windows
-    invalid_rotations: float | None = None  # share of invalid rotations in the model's output
+    invalid_rotations: float | None = None  # share of invalid rotations in the model's output; None: unknown
     absent: tuple[str, ...] = ()  # body parts that were not generated; they are at rest
 
     @property
@@ -98,20 +99,20 @@ class Result(ABC):
 
     @property
     def unconditional(self) -> bool:
-        """True if the result was generated without a condition, so that it has no ground truth."""
+        """True if the result was generated without a condition. Such a result has no ground truth."""
         return not TASKS[self.task].conditions
 
     @abstractmethod
     def motion(self) -> MotionArrays:
-        """Return generated motion; raise DataError if a file cannot be read."""
+        """Return the generated motion; raise DataError if a file cannot be read."""
 
     @abstractmethod
     def mel(self) -> tuple[npt.NDArray[np.float32], str]:
-        """Return the generated log-mel (F, 64) and its origin: the model, or computed from the waveform."""
+        """Return the generated log-mel (F, 64), and its origin: the model or the waveform."""
 
     @abstractmethod
     def spoken(self) -> tuple[list[WordInterval], bool]:
-        """Return generated words, and whether they have times; without times, each item is the text of a window."""
+        """Return the generated words, and whether they have times. Without times, each item is the text of a window."""
 
     def within(self, found: int, recorded: int, rate_hz: int) -> int:
         """Return the length to score: the shorter of the result and its recording.
@@ -125,7 +126,7 @@ class Result(ABC):
             The length in frames.
 
         Raises:
-            DataError: The result is so much longer that it cannot belong to this recording.
+            DataError: The result is too long to belong to this recording.
         """
         if found > recorded + MAX_AUDIO_LONGER_S * rate_hz:
             raise DataError(
@@ -140,7 +141,7 @@ AnyResult = TypeVar("AnyResult", bound=Result)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resampling:
-    """Settings of the bootstrap over recordings."""
+    """Seed and number of resamples of the bootstrap over recordings."""
 
     seed: int
     resamples: int
@@ -148,7 +149,7 @@ class Resampling:
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """Metric and unit of a figure, and the row of the report that shows the figure."""
+    """Metric, unit and row of the report for which a figure is computed."""
 
     metric: str
     unit: str
@@ -157,22 +158,22 @@ class Heading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure(Heading):
-    """One value of a metric, or the reason why it was not computed."""
+    """One value of a metric with its confidence interval, or the reason why the value was not computed."""
 
     value: float | None
-    low: float | None = None  # lower end of the 95 % interval over recordings; None for fewer than two
+    low: float | None = None  # lower end of the 95 % interval over recordings; None: no interval
     high: float | None = None
-    resamples: int = 0  # number of draws for the interval
+    resamples: int = 0  # number of bootstrap resamples for the interval
     recordings: int = 0
     results: int = 0
-    left_out: Mapping[str, int] = field(default_factory=dict)  # results without a value, by reason
+    left_out: Mapping[str, int] = field(default_factory=dict)  # number of results without a value, by reason
     why_not: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
-    by_recording: Mapping[str, float] = field(default_factory=dict)  # value of each single recording, if any
+    by_recording: Mapping[str, float] = field(default_factory=dict)  # value for each recording alone, by key
 
 
 class Values:
-    """Values of one metric, the keys of their recordings, and the number of results without a value by reason."""
+    """Values of one metric, with the keys of their recordings. Results without a value are counted by reason."""
 
     def __init__(self) -> None:
         self.found: list[Any] = []
@@ -180,7 +181,7 @@ class Values:
         self.left_out: Counter[str] = Counter()
 
     def add(self, key: str, score: Callable[[], Any]) -> None:
-        """Compute and add the value of a result; if that raises DataError, count the result as left out.
+        """Compute and add the value of a result. If `score` raises DataError, count the result as left out.
 
         Args:
             key: Key of the recording.
@@ -204,13 +205,13 @@ class Values:
     def leave_out(self, reason: DataError | str) -> None:
         """Count a result without a value."""
         text = str(reason)
-        if isinstance(reason, DataError):  # errors of metrics begin with the name of the array
+        if isinstance(reason, DataError):  # errors of metrics begin with the name of an array
             text = (text.partition(": ")[2] or text).removesuffix(_ADVICE)
         self.left_out[text] += 1
 
     @property
     def groups(self) -> dict[str, I64]:
-        """Indices of the values of each recording, by key; the order is that of the first values."""
+        """Indices of the values of each recording, by key, in the order of the first values."""
         members: dict[str, list[int]] = {}
         for number, key in enumerate(self.keys):
             members.setdefault(key, []).append(number)
@@ -218,7 +219,7 @@ class Values:
 
 
 def absent(heading: Heading, why: str, left_out: Mapping[str, int] | None = None) -> Figure:
-    """Return a figure that has a reason instead of a value.
+    """Return a figure with a reason in place of a value.
 
     Args:
         heading: Metric, unit and row.
@@ -234,13 +235,15 @@ def absent(heading: Heading, why: str, left_out: Mapping[str, int] | None = None
 def figure_of_mean(
     heading: Heading, values: Values, how: Resampling, details: Mapping[str, Any] | None = None
 ) -> Figure:
-    """Return the weighted mean of the values; values with weight 0 count as left out.
+    """Compute the weighted mean of the values over all results, and for each recording alone.
+
+    Results whose value has weight 0 count as left out.
 
     Args:
         heading: Metric, unit and row.
-        values: Values with weights, as `ClipValue`.
-        how: Bootstrap over recordings.
-        details: Details of the figure.
+        values: The values; each is a `ClipValue`.
+        how: Seed and number of resamples of the bootstrap over recordings.
+        details: Details to store in the figure.
 
     Returns:
         The figure.
@@ -278,10 +281,10 @@ def figure_of_statistic(
         heading: Metric, unit and row.
         values: The values.
         statistic: Function that takes indices of values, which may repeat, and returns the statistic.
-        how: Bootstrap over recordings.
-        details: Details of the figure.
-        centred: Centre the interval, see `bootstrap`. Such a statistic, like a Fréchet distance, is not computed for a
-            recording alone.
+        how: Seed and number of resamples of the bootstrap over recordings.
+        details: Details to store in the figure.
+        centred: Centre the interval (see `bootstrap`), and do not compute the statistic for single recordings. Use it
+            for statistics such as a Fréchet distance.
 
     Returns:
         The figure.
@@ -331,9 +334,9 @@ def _figure(
 
 
 def with_recorded(results: Sequence[AnyResult], target: StreamName) -> tuple[list[AnyResult], list[str]]:
-    """Return the results whose recordings have the target stream, and a warning with the number left out.
+    """Return the results whose recordings have the target stream, and a warning if other results are left out.
 
-    For gesture, the complete body is needed; the face is checked separately.
+    For gesture, a recording must have upper, hands, lower and root. The face is checked elsewhere.
 
     Args:
         results: The results.
@@ -353,7 +356,7 @@ def with_recorded(results: Sequence[AnyResult], target: StreamName) -> tuple[lis
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Figures of one task, the scored seconds of each recording, and warnings."""
+    """Result of scoring one task: figures, scored seconds of each recording (by key), and warnings."""
 
     figures: Sequence[Figure]
     seconds: Mapping[str, float]
@@ -361,14 +364,14 @@ class Scored:
 
 
 def partners(keys: Sequence[str], seed: int) -> dict[str, str]:
-    """Assign another recording to each recording: the next one in a random cycle through all recordings.
+    """Assign another recording to each recording: the next recording in a random cycle through all recordings.
 
     Args:
         keys: Keys of the recordings.
         seed: Seed of the cycle.
 
     Returns:
-        Key of the assigned recording by key; empty if there is only one recording.
+        Keys of the assigned recordings by key; empty if there are fewer than two recordings.
     """
     if len(keys) < 2:
         return {}
@@ -380,7 +383,7 @@ def partners(keys: Sequence[str], seed: int) -> dict[str, str]:
 
 
 class RegisteredScores:
-    """Values of the registered metrics of one stream; for metrics of a set of clips, all clips are kept."""
+    """Values of the registered metrics of one stream. For metrics of a set of clips, it stores all clips."""
 
     def __init__(self, stream: str, *, unconditional: bool) -> None:
         self._metrics = registered_metrics(stream)
@@ -389,16 +392,16 @@ class RegisteredScores:
 
     @property
     def wanted(self) -> bool:
-        """True if any metric needs the clips."""
+        """True if at least one metric needs the clips."""
         return bool(self._metrics) and not self._unconditional
 
     def add(self, row: Row, key: str, generated: Any, recorded: Any) -> None:
         """Score a pair of clips.
 
-        For row ``generated``, score the recorded clip against itself too, once for each recording.
+        For row ``generated``, also score the recorded clip against itself, once for each recording.
 
         Args:
-            row: Row of the report that gets the score.
+            row: Row of the report to which the score is added.
             key: Key of the recording.
             generated: Generated clip.
             recorded: Recorded clip.
@@ -418,7 +421,7 @@ class RegisteredScores:
             values.add(key, lambda: ClipValue(_scored(metric, generated, recorded), 1.0))
 
     def figures(self, how: Resampling) -> list[Figure]:
-        """Return the figures of every metric: the mean over results, or the value of the set of clips."""
+        """Return the figures of all metrics: means over results, or values for the set of clips."""
         found = []
         for metric in self._metrics:
             if self._unconditional:
@@ -436,7 +439,7 @@ class RegisteredScores:
 
 
 def _lacking(metric: Metric, generated: Any, recorded: Any) -> str:
-    """Return the body part that a metric needs and a clip lacks, or "" if none; only gesture metrics need parts."""
+    """Return a text that names the body part that a metric needs and a clip lacks; "" if no part is missing."""
     for part in metric.needs:
         if part not in recorded.present:
             return f"no {part} in the recording"
@@ -457,7 +460,7 @@ def _figure_of_set(metric: Metric, heading: Heading, values: Values, how: Resamp
 
 
 def _scored(metric: Metric, generated: Any, recorded: Any) -> float:
-    """Return the value of a metric; raise DataError if it has none, EnvironmentFault if its code fails."""
+    """Compute the value of a metric. Raise DataError if it is None, NaN or infinite, EnvironmentFault if code fails."""
     with foreign(f"metric {metric.label!r}", "scoring"):
         value = metric.of(generated, recorded)
         finite = value is None or math.isfinite(value)

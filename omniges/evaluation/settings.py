@@ -1,4 +1,4 @@
-"""Settings of `omniges evaluate`; quick to import for `omniges --help`."""
+"""Settings of `omniges evaluate`. The module imports little, so that `omniges --help` is fast."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class EvaluateSettings:
     resamples: int = option(2000, "Bootstrap resamples of recordings for the confidence intervals.", minimum=1)
 
     def __post_init__(self) -> None:
-        """Refuse values out of range and contradictions."""
+        """Refuse values out of range, and settings that contradict each other."""
         check(self)
         if self.checkpoint is None:
             for name in _OF_GENERATION:

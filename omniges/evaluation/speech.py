@@ -1,4 +1,4 @@
-"""Scores of generated speech: of audio from its log-mels, and of text from its words, characters and times."""
+"""Score generated speech: audio by its log-mels, and text by its words, characters and times."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ _TIMES: Final = {
     "word end error, 90 %": (1, 90),
 }
 UNTIMED: Final = "text stored as latents has no word timings"
-"""Reason why there are no errors of word times."""
-_SPACELESS: Final = {"chinese", "japanese"}  # names of languages in manifests
+"""Reason that the report gives if differences of word times are not computed."""
+_SPACELESS: Final = {"chinese", "japanese"}  # languages without spaces between words, as manifests name them
 
 
 def _onsets(found: F32, expected: F32) -> speech.OnsetCounts:
@@ -59,16 +59,16 @@ _UNITS: Final = units("audio")
 def score_speech(
     results: Sequence[scores.Result], shards: scores.Recordings, how: scores.Resampling, count: Callable[[], None]
 ) -> scores.Scored:
-    """Score a task whose target is audio; the shuffled row compares with the log-mel of another recording.
+    """Score a task whose target is audio. The shuffled row compares results with log-mels of other recordings.
 
     Args:
         results: Generated results.
         shards: The recordings.
-        how: Bootstrap over recordings.
+        how: Seed and number of resamples of the bootstrap over recordings.
         count: Function that is called after each result.
 
     Returns:
-        The scores.
+        Figures, scored seconds of each recording, and warnings.
 
     Raises:
         DataError: A file cannot be read.
@@ -133,11 +133,11 @@ def score_text(
     Args:
         results: Generated results.
         shards: The recordings.
-        how: Bootstrap over recordings.
+        how: Seed and number of resamples of the bootstrap over recordings.
         count: Function that is called after each result.
 
     Returns:
-        The scores.
+        Figures, scored seconds of each recording, and warnings.
 
     Raises:
         DataError: A file cannot be read.
@@ -146,7 +146,7 @@ def score_text(
     registered = scores.RegisteredScores("text", unconditional=results[0].unconditional)
     if results[0].unconditional:
         for result in results:
-            result.spoken()  # raises for a damaged file
+            result.spoken()  # raises an error for a damaged file
             count()
         headings = [scores.Heading(name, "share") for name in _RATES] + [scores.Heading(name, "s") for name in _TIMES]
         absent = [scores.absent(heading, scores.UNCONDITIONAL) for heading in headings]
@@ -161,10 +161,10 @@ def score_text(
     for result in results:
         intervals, with_times = result.spoken()
         timed = timed and with_times
-        # Words without times get the times of their window.
+        # A word without times gets the start and end of its window.
         made = intervals if with_times else [replace(one, word=word) for one in intervals for word in one.word.split()]
         last_ms = round(1000 * max((word.end for word in made), default=0.0))
-        result.within(last_ms, round(1000 * result.row.seconds), 1000)  # refuses a result of another recording
+        result.within(last_ms, round(1000 * result.row.seconds), 1000)  # refuses a result that is too long
         found = _before(made, seconds[result.key])
         rows["generated"].append((result.key, found, _before(recorded[result.key], seconds[result.key])))
         if other:
@@ -187,7 +187,7 @@ def score_text(
 
 
 def _before(words: _Words, end_s: float) -> list[WordInterval]:
-    """Return the words that begin before a time."""
+    """Return the words that begin before `end_s` seconds."""
     return [word for word in words if word.start < end_s]
 
 
@@ -214,7 +214,7 @@ def _counted(name: str, found: _Words, expected: _Words) -> EditCounts:
 
 
 def _timing(rows: Mapping[scores.Row, _Pairs], how: scores.Resampling) -> Iterator[scores.Figure]:
-    """Yield percentiles of the time differences between equal words of results and recordings."""
+    """Yield the figures of word times: percentiles of the differences between equal words of results and recordings."""
     found: dict[scores.Row, scores.Values] = {row: scores.Values() for row, pairs in rows.items() if pairs}
     for row, values in found.items():
         for key, words, expected in rows[row]:
