@@ -1,4 +1,4 @@
-"""The shard contract: schema, tar members, writer, manifest, statistics, tokenizer, reader.
+"""The shard contract: names, tar members, writer, manifest, statistics, tokenizer, reader.
 
-docs/reference/shards.md describes it.
+docs/reference/shards.md describes the contract.
 """

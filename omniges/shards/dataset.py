@@ -1,9 +1,10 @@
 """Writing of the files beside the shards: statistics and tokenizer of the train split, and dataset.json.
 
 dataset.json is written last, so its presence means that the set is complete. `omniges.shards.document` reads it.
+
 Channel statistics are computed from one *partial* for each clip, in float64: count, mean, sum of squared deviations
 (M2), minimum and maximum. Partials are combined after Chan, Golub & LeVeque (1983) with `math.fsum`. The result of
-`math.fsum` does not depend on the order of its terms. So the statistics do not depend on how the work was split.
+`math.fsum` does not depend on the order of its terms. So the statistics do not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ from omniges.storage.files import canonical_json, json_document, sha256_hex
 
 F64 = npt.NDArray[np.float64]
 
-SMALLEST_STD: Final = 1e-6  # channels with a smaller deviation are normalised with scale 1
+SMALLEST_STD: Final = 1e-6  # channels with a smaller standard deviation have divisor 1
 _BLOCK_FRAMES = 256
 _SPOOL_CLIPS: Final = 64  # clips in a block of partials on disk, 1.7 MB
 _SPOOL_READ_BYTES: Final = 16 << 20  # bytes of partials in memory at once when they are combined
-_MOST: Final = 1e30  # largest magnitude of a statistic; models use statistics in float32
-_VERIFY_DEEP: Final = "run omniges verify-shards --level deep on it"  # other levels compare only its checksum
+_MOST: Final = 1e30  # largest valid magnitude of a statistic, so that float32 can represent it
+_VERIFY_DEEP: Final = "run omniges verify-shards --level deep on it"  # other levels only compare the file's checksum
 _PACKAGES: Final = ("librosa", "numpy", "praatio", "pyarrow", "scipy", "soundfile", "soxr", "tokenizers")
 FEATURES: Final[dict[str, Any]] = {
     "tick_s": 0.1,
@@ -69,13 +70,13 @@ _version: Final = functools.cache(metadata.version)  # each call reads a file in
 
 
 def divisors(std: Sequence[float] | F64) -> npt.NDArray[np.float32]:
-    """Return the number by which to divide each channel: its standard deviation, or 1 below `SMALLEST_STD`.
+    """Return the number by which to divide each channel: its standard deviation, or 1 if below `SMALLEST_STD`.
 
     Args:
         std: Standard deviations (C,), in the units of the channels.
 
     Returns:
-        Divisors (C,). A divided channel has standard deviation 1; a channel that hardly varies is unchanged.
+        Divisors (C,), float32.
     """
     spread = np.asarray(std, dtype=np.float64)
     return np.where(spread < SMALLEST_STD, 1.0, spread).astype(np.float32)
@@ -200,10 +201,10 @@ def _fsum_columns(values: F64) -> F64:
 
 
 class PartialSpool:
-    """Partials of any number of clips in little memory; most are stored in an unnamed temporary file."""
+    """A list of partials that uses little memory for any number of clips, with an unnamed temporary file."""
 
     def __init__(self, partials: Iterable[tuple[Partial, ...]] = (), folder: Path | None = None) -> None:
-        """Add partials; create the temporary file only when they come from `_SPOOL_CLIPS` clips or more.
+        """Add partials; the temporary file is created when `_SPOOL_CLIPS` clips are reached.
 
         Args:
             partials: For each clip, the partials of its arrays. All clips have the same arrays.
@@ -274,7 +275,7 @@ class PartialSpool:
         self._blocks += 1
 
     def _read(self, first: int, stop: int) -> F64:
-        """Return the rows (7, clips, channels) of channels `first` to `stop` in the concatenation of all arrays."""
+        """Return the rows (7, clips, stop − first) of some channels; the channels of all arrays are concatenated."""
         found = np.empty((stop - first, STATISTICS_ROWS, len(self)))
         clip_bytes = 8 * STATISTICS_ROWS * _SPOOL_CLIPS
         for number in range(self._blocks):
@@ -307,18 +308,18 @@ def tool_versions() -> dict[str, str]:
 
 
 def seal(document: dict[str, Any]) -> bytes:
-    """Return the bytes of a document, such as dataset.json, with a checksum of its canonical form added."""
+    """Encode a document, such as dataset.json, as JSON, and add a checksum of its canonical form."""
     return json_document(document | {"checksum": sha256_hex(canonical_json(document))})
 
 
 def sealed_correctly(document: dict[str, Any]) -> bool:
-    """Return whether a document's checksum is that of its content."""
+    """Return whether the checksum in a document fits its content."""
     rest = {name: value for name, value in document.items() if name != "checksum"}
     return document.get("checksum") == sha256_hex(canonical_json(rest))
 
 
 def read_statistics(data: bytes, place: str) -> dict[str, Any]:
-    """Return the content of a stats.json of unknown origin; refuse it if a model cannot use it.
+    """Parse a stats.json of unknown origin, and check the statistics that models use.
 
     Args:
         data: Bytes of the file.
@@ -328,9 +329,9 @@ def read_statistics(data: bytes, place: str) -> dict[str, Any]:
         The document.
 
     Raises:
-        DataError: The bytes are not a JSON object; or means, standard deviations or counts are missing for the 415
-            gesture channels, the 64 mel bands or, if the file has these, the 9 channels of jaw and eyes. The
-            stats.json of a set without train samples has no statistics and is accepted.
+        DataError: The bytes are not a JSON object; or means, standard deviations, counts or ``words.total`` are
+            missing or invalid. Means, standard deviations and counts are required for the 415 gesture channels, the 64
+            mel bands and, if the file has jaw_eyes, its 9 channels. A file that states 0 train samples needs none.
     """
     found = parse_document(data, place)
     if found.get("samples") == 0:
@@ -382,11 +383,12 @@ def statistics_document(
     words: Counter[str],
     version: int = schema.FORMAT_VERSION,
 ) -> dict[str, Any]:
-    """Return the content of stats.json for the train samples; without samples it is only ``samples: 0``.
+    """Return the content of stats.json, the statistics of the train samples; only ``samples: 0`` if there are none.
 
     Args:
-        rows: Manifest rows of the train samples.
-        partials: Partial statistics of each sample's arrays, in the order of `STATISTICS`. Version 1 has fewer arrays.
+        rows: Manifest rows. Only rows of the train split are used.
+        partials: For each train sample, the partials of its arrays, in the order of `STATISTICS`. Version 1 has fewer
+            arrays.
         words: How often each word occurs in the train split.
         version: Contract version of the set.
 
@@ -421,9 +423,9 @@ def statistics_document(
 def train_tokenizer(words: Mapping[str, int]) -> bytes:
     """Train a tokenizer on words and their counts, and return the bytes of its tokenizer.json.
 
-    The tokenizer is byte-level byte-pair encoding. All 256 bytes are in the vocabulary, so every Unicode string
-    is restored exactly: decode(encode(s)) = s. Merging continues until no pair of subwords occurs twice. So a word that
-    occurs at least twice is a single subword. The bytes depend only on the counts, not on their order.
+    The tokenizer uses byte-level byte-pair encoding. All 256 bytes are in the vocabulary, so every Unicode string is
+    restored exactly: decode(encode(s)) = s. Merging continues until no pair of subwords occurs twice. So a word that
+    occurs at least twice is a single subword. The order of the words in `words` does not affect the result.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: PLC0415 - native, 70 ms
 
@@ -460,8 +462,8 @@ def dataset_document(
         shards: All shards.
         files: Size in bytes and sha256 of each other file beside the shards, by name.
         settings: Settings that affect the output bytes.
-        plan: Description of the origin of the samples.
-        cut: Total number of seconds and words that were cut off.
+        plan: Description of the inputs: digests of settings and source files, numbers of stems and rejections.
+        cut: Totals of what was cut off: ``audio_s``, ``motion_s``, ``words_dropped`` and ``words_clipped``.
 
     Returns:
         The document.

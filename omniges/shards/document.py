@@ -1,4 +1,4 @@
-"""Reading of dataset.json, whose origin is unknown: the type and range of every field are checked.
+"""Reading of dataset.json from unknown origin; the type and range of every field are checked.
 
 All commands read dataset.json with this module. The verifier reports every fault from `field_faults` as a finding;
 other readers stop with an error at the first fault.
@@ -133,7 +133,7 @@ _SELECTION: Final = dict.fromkeys(("speakers", "languages", "include", "splits")
 
 
 def field_faults(document: Mapping[str, Any]) -> Iterator[FieldFault]:
-    """Yield the fields of dataset.json that are absent or have an invalid type or range.
+    """Yield the faults of fields in dataset.json: absent fields, and fields with an invalid type or range.
 
     Settings that this version does not know are allowed, because a reader does not need them. `entry_problem` checks
     ``shards`` and ``files``.
@@ -173,7 +173,7 @@ def _shown(fields: Mapping[str, Any], name: str) -> str:
 def _faults_of(
     parent: Mapping[str, Any], name: str, fields: Mapping[str, _Field], prefix: str = "", *, exact: bool = False
 ) -> Iterator[FieldFault]:
-    """Yield the faults in the object of field `name`; if `exact`, an unknown field is a fault too."""
+    """Yield the faults of the object in the field `name` of `parent`; if `exact`, an unknown field is a fault too."""
     found = parent.get(name)
     if not isinstance(found, dict):
         yield FieldFault(prefix + name, _shown(parent, name), "an object")
@@ -202,7 +202,7 @@ def _totals_faults(document: Mapping[str, Any]) -> Iterator[FieldFault]:
 
 
 def _features_fault(features: object) -> FieldFault:
-    """Return the fault of a ``features`` field that does not describe this version's features."""
+    """Return the fault of a ``features`` field that differs from `FEATURES`."""
     wrong = sorted(k for k in FEATURES if not isinstance(features, dict) or features.get(k) != FEATURES[k])
     return FieldFault("features", f"other {', '.join(wrong) or 'fields'}", "those of this version of omniges")
 
@@ -298,7 +298,7 @@ def loudness_of(dataset: Mapping[str, Any], folder: Path) -> audio.Loudness:
 
 
 def _counts_problem(document: Mapping[str, Any]) -> str:
-    """Describe the first number of samples that is not the sum over the shards; return "" if all counts agree."""
+    """Describe the first number of samples that differs from the sum over the shards; return "" if all agree."""
     splits, totals = document["splits"], document["totals"]
     samples = Counter(dict.fromkeys(schema.SPLITS, 0))
     for entry in document["shards"].values():
@@ -343,7 +343,7 @@ def _is_shard_size(size: int) -> bool:
 
 
 def entry_problem(name: str, entry: object, field_name: str) -> str:
-    """Return why an entry of ``shards`` or ``files`` cannot be used, or an empty text.
+    """Describe why an entry of ``shards`` or ``files`` is invalid; return an empty text for a valid entry.
 
     Only names in the contract are allowed, because readers join the name to the folder's path.
 
@@ -353,7 +353,7 @@ def entry_problem(name: str, entry: object, field_name: str) -> str:
         field_name: ``shards`` or ``files``.
 
     Returns:
-        The reason, or an empty text for a valid entry.
+        The reason, or an empty text.
     """
     match = schema.SHARD_NAME.fullmatch(name)
     if (match is None) if field_name == "shards" else name not in {*schema.SIDE_FILES, schema.LATENTS_FILE}:

@@ -1,4 +1,4 @@
-"""Entries of codecs in dataset.json: the codec, the member that it encodes, and the number of latents.
+"""Entries of codecs in dataset.json. An entry names the codec, the member that it encodes, and the size of the latents.
 
 A codec encodes one member of a sample as an array of latents. There are two kinds of codec:
 
@@ -41,7 +41,7 @@ WORDS_MEMBER: Final = "words.json"
 BY_MIDDLE: Final = "middle"
 """Value of `WindowEntry.words`: a window contains the words whose midpoint, (start + end) / 2, lies in it."""
 
-_MOST: Final = 1 << 20  # largest number of frames in a row, channels, ticks or latents
+_MOST: Final = 1 << 20  # limit of each count in an entry: frames in a row, channels, ticks, vectors
 _LOST: Final = ("windows", "cut", "unknown")
 
 
@@ -97,11 +97,11 @@ class CodecEntry(ABC):
 
     @abstractmethod
     def _check(self) -> None:
-        """Raise ValueError for an invalid field that only the subclass has."""
+        """Raise ValueError if a field of the subclass is invalid."""
 
     @property
     def member(self) -> str:
-        """Name of the member that holds the latents."""
+        """Name of the member that contains the latents."""
         return f"{self.name}.npy"
 
     @property
@@ -127,7 +127,7 @@ class CodecEntry(ABC):
         return self.rows_of_clip(row.frames, row.mel_frames, row.ticks), self.width
 
     def vectors(self, latents: F32) -> F32:
-        """Return a sample's latents as vectors (vectors, channels), over which statistics are computed."""
+        """Reshape a sample's latents to vectors (vectors, channels); statistics are computed over the vectors."""
         return latents.reshape(-1, self.channels)
 
     @property
@@ -136,7 +136,7 @@ class CodecEntry(ABC):
         """Number and size of the latents as text."""
 
     def same_codec(self, other: CodecEntry) -> bool:
-        """Return whether two entries have the same codec and layout; software versions and devices may differ."""
+        """Return whether two entries have the same codec and layout; `settings` and `lost` may differ."""
         informative = {"settings", "lost"}
         deciding = {f.name for f in fields(self)} - informative
         return type(self) is type(other) and all(getattr(self, name) == getattr(other, name) for name in deciding)
@@ -171,7 +171,7 @@ def _fields_of(kind: type[CodecEntry]) -> set[str]:
 
 
 class FrameRows:
-    """Row counts and times for latents whose rows are evenly spaced and cover equally many frames of an array."""
+    """Mixin for arrays and latents in which every row covers the same number of frames; computes ranges of rows."""
 
     __slots__ = ()
     source: str  # member whose frames the rows cover
@@ -185,7 +185,7 @@ class FrameRows:
 
     @property
     def tick_multiple(self) -> int:
-        """Smallest number of ticks with whole rows; the start and length of each window must be multiples of it."""
+        """Smallest number of ticks that consists of complete rows; it must divide start and length of each window."""
         return self.rows_per_tick.denominator
 
     @property
@@ -197,7 +197,7 @@ class FrameRows:
         """Return the number of complete rows in a number of ticks."""
         return (
             ticks * SOURCE_FRAMES_PER_TICK[self.source] // self.frames_per_row
-        )  # integer arithmetic, because the read loop calls this
+        )  # integers are fast; the read loop calls this
 
     def span(self, start_tick: int, ticks: int) -> tuple[int, int]:
         """Return the rows of a window.
@@ -207,7 +207,7 @@ class FrameRows:
             ticks: Length of the window in ticks.
 
         Returns:
-            First row, and number of rows.
+            Index of the first row, and number of rows.
         """
         return self.rows(start_tick), self.rows(ticks)
 
@@ -251,7 +251,7 @@ class WindowEntry(CodecEntry):
     latents: int  # number of vectors for a window
     words: str = BY_MIDDLE  # rule that assigns words to windows
     lost: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(_LOST, 0))
-    """Counts over all samples: ``windows``; windows whose text was ``cut``; windows with ``unknown`` letters."""
+    """Counts over all samples: all ``windows``, windows with ``cut`` text, and windows with ``unknown`` letters."""
 
     def _check(self) -> None:
         if self.source != WORDS_MEMBER:
@@ -279,7 +279,7 @@ class WindowEntry(CodecEntry):
         return self.latents * self.channels
 
     def rows_of_clip(self, frames: int, mel_frames: int, ticks: int) -> int:
-        """Return the number of rows of a clip, which is the number of windows in the clip.
+        """Return the number of rows of a clip: one for each window of the grid in the clip.
 
         Args:
             frames: Gesture frames; unused.
@@ -311,7 +311,7 @@ class WindowEntry(CodecEntry):
 
 
 def read_entries(document: Mapping[str, Any]) -> dict[str, CodecEntry]:
-    """Return the codecs of a dataset.json by name, sorted by name; raise ValueError for an invalid entry.
+    """Return the codec entries of a dataset.json by codec name, sorted; raise ValueError for an invalid entry.
 
     The result is empty if the document has no codecs.
     """
@@ -350,10 +350,10 @@ def array_specs(
     Args:
         row: Row of the sample.
         samples_16k: Number of samples of the kept audio; if None, the result has no entry for audio.
-        codecs: Codecs whose latents the samples hold.
+        codecs: Codecs whose latents the samples contain.
 
     Returns:
-        Allowed data types, and the shape, by member.
+        By member: the allowed data types, such as ``<f4``, and the shape.
     """
     specs: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
         "gesture.npy": (("<f4",), (row.frames, LAYOUT.channels)),

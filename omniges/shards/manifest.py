@@ -38,7 +38,7 @@ _MAX_FRAMES: Final = int(timebase.LONGEST_S * timebase.FRAME_RATE_HZ)  # longest
 _DIGEST_BYTES: Final = 32  # size of a sha256, which cannot be compressed
 _ROW_BYTES: Final = 16 << 10  # largest average size of an unpacked row
 _SCHEMA_BYTES: Final = 1 << 20
-_ROWS_AT_ONCE: Final = 4096  # rows that are dicts at the same time; a dict takes ten times the memory of its columns
+_ROWS_AT_ONCE: Final = 4096  # rows that are converted together; a row as a dict takes ten times as much memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class MemberPlace:
 
 @dataclass(frozen=True, slots=True)
 class ManifestRow:
-    """One sample in the manifest: all facts that are needed before its shard is opened."""
+    """One sample in the manifest, with everything that readers need before they open its shard."""
 
     key: str
     stem: str
@@ -61,14 +61,14 @@ class ManifestRow:
     frames: int  # gesture frames at 30 per second
     mel_frames: int  # mel frames at 100 per second
     ticks: int  # whole ticks of 0.1 s
-    words: int
-    seconds: float
+    words: int  # number of words
+    seconds: float  # length of the clip
     speaker_id: int | None
     speaker: str | None
     language: str | None
     labels: dict[str, str]  # such as emotion; the same names in all rows of a set, "" if unknown
     present: tuple[schema.Part, ...]  # parts that the sample has, in the order of `schema.PARTS`
-    sources: dict[str, tuple[str, str]]  # source -> (path relative to the root, sha256)
+    sources: dict[str, tuple[str, str]]  # type of source file, such as wav -> (path in the data set, sha256)
     notes: tuple[str, ...]  # codes of notes, sorted
     members: dict[str, MemberPlace]
 
@@ -84,10 +84,11 @@ class ManifestRow:
 
 
 def identities(row: ManifestRow) -> tuple[tuple[str, ...], ...]:
-    """Return two keys of a sample; samples with an equal first or second key are copies of the same recording.
+    """Return two tuples of sha256 by which copies of a recording are found.
 
-    The first key consists of the digests of the gesture and mel arrays, the second of the digests of the npz and wav
-    source files. An empty second key means that the sources are unknown, and equals no other key.
+    The first tuple has the sha256 of the gesture and mel arrays, the second the sha256 of the npz and wav source files.
+    If two samples have an equal first or an equal second tuple, they are copies of one recording. An empty second tuple
+    means that the source files are unknown; do not compare it.
     """
     content = (row.members["gesture.npy"].sha256, row.members["mel.npy"].sha256)
     return content, tuple(row.sources[name][1] for name in ("npz", "wav") if name in row.sources)
@@ -113,7 +114,7 @@ def manifest_hash(rows: Sequence[ManifestRow]) -> str:
 
 
 def column_of(member: str) -> str:
-    """Return the text with which the names of a member's columns begin, such as ``mel_npy`` for ``mel.npy``."""
+    """Return the prefix of the names of a member's columns, such as ``mel_npy`` for ``mel.npy``."""
     return member.replace(".", "_")
 
 
@@ -125,7 +126,7 @@ def latent_members(columns: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """The facts that determine the columns of a manifest: version, labels and latents."""
+    """Contract version, labels and latents of a manifest; they determine its columns."""
 
     contract: schema.Contract
     labels: tuple[str, ...] = ()  # sorted
@@ -138,7 +139,7 @@ class _Form:
 
     @classmethod
     def of_columns(cls, names: Sequence[str]) -> _Form:
-        """Return the form that follows from the column names of a file."""
+        """Return the form of a manifest with these column names."""
         first = column_of(schema.CONTRACTS[1].words) + "_offset" in names
         labels = () if first else tuple(sorted(n.removeprefix(_LABEL) for n in names if n.startswith(_LABEL)))
         return cls(schema.CONTRACTS[1 if first else schema.FORMAT_VERSION], labels, latent_members(names))
@@ -225,9 +226,10 @@ def _unflatten(flat: dict[str, Any], form: _Form) -> ManifestRow:
 
 
 def row_from_json(fields: dict[str, Any]) -> ManifestRow:
-    """Return the row that ``dataclasses.asdict`` and JSON encoded. The row must come from a worker of this run.
+    """Convert a JSON object, made from a row with ``dataclasses.asdict``, back to the row; values are not checked.
 
-    Rows with an equal text share one string object, which saves a quarter of the memory.
+    The object must come from a worker of this run. Equal texts of rows share one string object, which saves a quarter
+    of the memory.
     """
     changed = {name: _shared(fields[name]) for name in ("split", "speaker", "language")} | {
         "labels": {_shared(name): _shared(value) for name, value in fields["labels"].items()},
@@ -244,7 +246,7 @@ def _shared(value: Any) -> Any:
 
 
 def row_from_journal(fields: Any) -> ManifestRow:
-    """Return a row from a journal of unknown origin, with the same checks as a row of a manifest.
+    """Convert a JSON object from a journal of unknown origin to a row, with the same checks as for a manifest.
 
     Unknown or missing fields and invalid values raise ValueError.
     """
@@ -252,7 +254,7 @@ def row_from_journal(fields: Any) -> ManifestRow:
         row = row_from_json(fields)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError("not a row of a manifest") from error
-    # A parquet file guarantees these types, JSON does not.
+    # The schema of a parquet file guarantees these types, but JSON does not.
     texts = all(value is None or isinstance(value, str) for value in (row.speaker, row.language))
     if not texts or not isinstance(row.labels, dict) or not all(isinstance(part, str) for part in row.present):
         raise ValueError(f"speaker {row.speaker!r:.40}, labels {row.labels!r:.40}, present {row.present!r:.40}")
@@ -263,7 +265,7 @@ def row_from_journal(fields: Any) -> ManifestRow:
 
 
 def serialize_manifest(rows: Sequence[ManifestRow]) -> bytes:
-    """Sort rows by shard and offset, and return the bytes of the parquet file.
+    """Return the bytes of a manifest with the given rows, sorted by shard and offset.
 
     The bytes depend only on the rows and on the version of pyarrow. All rows must have the same contract version and
     the same label names. A member that is not in the contract raises ValueError.
@@ -288,7 +290,7 @@ def serialize_manifest(rows: Sequence[ManifestRow]) -> bytes:
 
 
 def _open_parquet(stream: BinaryIO | pa.BufferReader) -> tuple[pq.ParquetFile, _Form]:
-    """Open a manifest after checking its schema and sizes; no data is read yet.
+    """Open a manifest as a parquet file, and check its schema and declared sizes; no column is read yet.
 
     Callers must read the data with ``use_threads=False``. Otherwise pyarrow's thread pools may abort a process that
     exits soon after (in 4 % of short commands).
@@ -313,9 +315,10 @@ def _open_parquet(stream: BinaryIO | pa.BufferReader) -> tuple[pq.ParquetFile, _
 
 
 def parse_manifest(data: bytes) -> list[ManifestRow]:
-    """Return the rows of a manifest without checking them, for the verifier, which reports every fault.
+    """Return the rows of a manifest without checking them; the verifier uses this, because it reports every fault.
 
-    Bytes that are not a parquet file with this schema raise ValueError (pyarrow.ArrowInvalid is a subclass).
+    Bytes that are not a parquet file with the schema of the contract raise ValueError or its subclass
+    pyarrow.ArrowInvalid.
     """
     import pyarrow as pa  # noqa: PLC0415
 
@@ -324,7 +327,7 @@ def parse_manifest(data: bytes) -> list[ManifestRow]:
 
 
 def read_manifest(data: bytes) -> list[ManifestRow]:
-    """Return the rows of a manifest after checking each one, for all readers except the verifier.
+    """Return the rows of a manifest after checking each row; all readers except the verifier use this.
 
     Bytes that are not a manifest and rows with invalid values raise ValueError.
     """
@@ -348,7 +351,7 @@ def _require_valid(row: ManifestRow) -> None:
 
 
 def row_problem(row: ManifestRow) -> str:
-    """Return the first unsafe name or invalid value in a row as text, or "" for a valid row."""
+    """Describe the first unsafe name or invalid value in a row; return "" for a valid row."""
     if not schema.is_key(row.key) or row.split not in schema.SPLITS or not schema.is_shard_name(row.shard):
         return f"key {row.key!r}, split {row.split!r}, shard {row.shard!r}"
     if not schema.is_stem(row.stem):
@@ -409,7 +412,7 @@ def places_problem(rows: Iterable[ManifestRow], shards: Mapping[str, Any]) -> st
 
 
 def _places_problem(row: ManifestRow) -> str:
-    """Return the first invalid or missing member position or source of a row as text, or "" if all are valid."""
+    """Describe the first invalid or missing member position or source file of a row; return "" if all are valid."""
     contract = row.contract
     if not set(contract.members) <= row.members.keys():
         return "no position of a required member"
@@ -430,11 +433,11 @@ def _places_problem(row: ManifestRow) -> str:
 _IN_KEYS: Final = np.isin(
     np.arange(256), np.frombuffer(f"\0{string.ascii_letters}{string.digits}_-".encode(), np.uint8)
 )
-"""Bytes that are allowed in keys; zeros pad shorter keys."""
+"""For each byte value (256,), True if keys may contain it. Zero is allowed, because zeros pad shorter keys."""
 
 
 class ManifestColumns:
-    """The columns of a manifest as arrays. Each column is read when needed; a million samples take seconds.
+    """A reader of manifest columns as arrays. A column is read when it is requested; a million rows take seconds.
 
     Every method raises DataError if a column is missing or has invalid values.
     """
@@ -458,7 +461,7 @@ class ManifestColumns:
         return table.column(name).combine_chunks()
 
     def numbers(self, name: str) -> npt.NDArray[Any]:
-        """Return a numeric column (N,); a column with nulls becomes float64, with NaN for each null."""
+        """Return a numeric column (N,). A column with nulls is converted to float64, with NaN for each null."""
         found: npt.NDArray[Any] = self._column(name).to_numpy(zero_copy_only=False)
         return found
 
@@ -510,7 +513,7 @@ class ManifestColumns:
         return np.frombuffer(data or b"", np.uint8)[ends[0] : ends[-1]], ends - ends[0]
 
     def keys(self) -> npt.NDArray[np.bytes_]:
-        """Return the keys (N,) as fixed-width bytes. Refuse an invalid key, which could lead out of a folder."""
+        """Return the keys (N,) as fixed-width bytes. Refuse invalid keys, because file names are made from keys."""
         data, ends = self._bytes("key")
         if data.size and not 0 < data.min() <= data.max() < 128:
             raise DataError(f"{self.path}: column 'key': expected ASCII texts; {schema.VERIFY}")

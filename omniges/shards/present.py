@@ -1,6 +1,6 @@
-"""Bits that state which parts of its streams a sample has, and replacement values for absent parts.
+"""Bit masks of the parts that a sample has, and replacement values for absent parts.
 
-Absent channels are NaN on disk. Readers use the bits to mask absent channels; they never search for NaN. So a wrong NaN
+Absent channels are NaN on disk. Readers find absent channels by the bit mask, and never search for NaN. So a wrong NaN
 in a present channel is not hidden.
 """
 
@@ -21,23 +21,23 @@ U8 = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
 
 STREAM_PARTS: Final[tuple[Part, ...]] = ("text", "audio", *MOTION_PARTS)
-"""The parts of the streams; bit k of a sample's bits is set if it has part k, or if the gesture stream does not use it.
+"""The parts of the streams. In the bit mask of a sample, bit k is set if the sample has part k.
 
-The last is jaw_eyes, which only a gesture stream of 424 channels uses."""
+A gesture stream of 415 channels does not use the last part, jaw_eyes. The bit of jaw_eyes is then always set."""
 ALL_PRESENT: Final = (1 << len(STREAM_PARTS)) - 1
 JAW_EYES_BIT: Final = 1 << STREAM_PARTS.index("jaw_eyes")
 STREAM_BITS: Final[Mapping[str, int]] = {"text": 0b1, "audio": 0b10, "gesture": ALL_PRESENT & ~JAW_EYES_BIT & ~0b11}
-"""Bits of each stream. A sample has a stream if it has one of these parts or more. Jaw and eyes alone do not count."""
+"""Bit mask of each stream. A sample has a stream if it has at least one of these parts; jaw_eyes does not count."""
 BODY_PARTS: Final[tuple[Part, ...]] = ("upper", "hands", "lower", "root")
 """The parts that determine the positions of joints."""
 CHANNELS_OF: Final[Mapping[Part, slice]] = {part: getattr(LAYOUT, part) for part in GESTURE_PARTS}
 """Gesture channels of each part, without jaw and eyes."""
 STREAM_CHANNELS_OF: Final[Mapping[Part, slice]] = {**CHANNELS_OF, "jaw_eyes": JAW_EYES_CHANNELS}
-"""Channels of each part in a gesture stream of 424 channels; those of jaw and eyes are empty in a stream of 415."""
+"""Channels of each part in a gesture stream of 424 channels. With 415 channels, the slice of jaw_eyes is empty."""
 
 
 def present_bits(parts: Collection[str]) -> int:
-    """Return a bit mask of `STREAM_PARTS` for a sample that has these parts. Parts of no stream are ignored."""
+    """Return a bit mask of `STREAM_PARTS` for a sample that has these parts; sem and labels are ignored."""
     return sum(1 << k for k, part in enumerate(STREAM_PARTS) if part in parts)
 
 
@@ -52,7 +52,7 @@ def bits_of(streams: Collection[str]) -> int:
 
 
 def unused_bits(channels: int) -> int:
-    """Return a bit mask of the parts that a gesture stream of 415 or 424 channels lacks; their bits are always set."""
+    """Return a bit mask of the parts that a gesture stream of 415 or 424 channels does not use."""
     return JAW_EYES_BIT if channels == LAYOUT.channels else 0
 
 
@@ -101,7 +101,7 @@ def trained_bits(statistics: Mapping[str, Any]) -> int:
 
 
 def rest_channels(channels: int = LAYOUT.channels) -> npt.NDArray[np.float32]:
-    """Return the channels (415,) or (424,) of a body at rest: no rotation, no step, height 0, no expression."""
+    """Return the channels (415,) or (424,) of a body at rest: no rotation, no motion, height 0, no expression."""
     rest = np.zeros(channels, np.float32)
     rest[LAYOUT.rotations].reshape(-1, 6)[:, [0, 4]] = 1.0  # the first two rows of the identity
     return rest

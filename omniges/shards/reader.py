@@ -1,6 +1,6 @@
-"""Reading of samples, whose bytes are compared with the manifest, and of files that dataset.json lists.
+"""Reading of samples and of the files beside the shards, with checks of their sha256.
 
-A `ShardSource` provides the shards: the folder itself, or for example the cache of a URL.
+A `ShardSource` provides the shards: a local folder, or the local cache of a remote folder.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ShardSource(Protocol):
         ...
 
     def prefetch(self, shards: Iterable[str]) -> None:
-        """Announce which shards are needed soon, in order of need; return without waiting."""
+        """Announce the shards that will be read next, in this order; return without waiting."""
         ...
 
     def describe(self, shard: str) -> str:
@@ -62,7 +62,7 @@ class ShardSource(Protocol):
         ...
 
     def doubt(self, shard: str) -> None:
-        """Report that a shard's bytes differ from the manifest, so that a cache checks it before its next use."""
+        """Report that a shard differs from the manifest, so that a cache checks the shard before its next use."""
         ...
 
     def specification(self) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class LocalShards:
         return str(self.folder / shard)
 
     def doubt(self, shard: str) -> None:
-        """Do nothing; the shards are not a copy."""
+        """Do nothing; there is no cache."""
 
     def specification(self) -> dict[str, Any]:
         """Return the folder as JSON."""
@@ -131,7 +131,7 @@ def check_digest(content: bytes | memoryview, sha256: bytes, place: str) -> None
 
 
 def check_member(source: ShardSource, shard: str, content: bytes | memoryview, sha256: bytes, place: str) -> None:
-    """Refuse a member whose sha256 differs from the manifest; a cached shard is then checked before its next use.
+    """Refuse a member whose sha256 differs from the manifest, and report its shard to the source (`doubt`).
 
     Args:
         source: Source of the shard.
@@ -230,23 +230,24 @@ def checked_rows(data: bytes, dataset: Mapping[str, Any], place: str) -> list[Ma
 
 @dataclass(frozen=True, slots=True)
 class SampleArrays:
-    """Decoded content of one sample: arrays, words and metadata."""
+    """Decoded content of one sample: manifest row, metadata, arrays and words."""
 
     row: ManifestRow
-    metadata: dict[str, Any]
+    metadata: dict[str, Any]  # KEY.json
     gesture: GestureClip
     betas: npt.NDArray[np.floating]  # (300,)
     mel: npt.NDArray[np.float32]  # (M, 64)
-    words: list[dict[str, Any]]
-    semantic: list[dict[str, Any]] | None
-    audio: npt.NDArray[np.float32] | None  # (N,) at 16 kHz, if it was kept
-    latents: dict[str, npt.NDArray[np.float32]]  # (rows, channels) by codec
+    words: list[dict[str, Any]]  # each with word, start and end in seconds
+    semantic: list[dict[str, Any]] | None  # semantic spans; None without annotation
+    audio: npt.NDArray[np.float32] | None  # (N,) at 16 kHz; None if it was not kept
+    latents: dict[str, npt.NDArray[np.float32]]  # (rows, width) by codec
 
 
 def file_betas(sample: SampleArrays) -> npt.NDArray[np.floating]:
-    """Return the shape coefficients of a sample for a motion file, zero-padded to a common length.
+    """Return the body shape of a sample for a motion file: 10, 16 or 300 coefficients (`BETAS_LENGTHS`).
 
-    If the shape is unknown, all coefficients are zero, which is the average shape.
+    The shortest of these lengths that contains all coefficients of the recording is used. If the shape is unknown, all
+    coefficients are zero, which is the average shape.
     """
     given = int(sample.metadata["motion"]["betas"]) or max(BETAS_LENGTHS)
     return np.asarray(sample.betas[: min(length for length in BETAS_LENGTHS if length >= given)])
@@ -261,14 +262,14 @@ def notes_of(metadata: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 class ShardFolder:
-    """A complete shard set: its small files are in a local folder, its shards come from a `ShardSource`."""
+    """A complete shard set for reading. Its small files are in a local folder; a `ShardSource` provides its shards."""
 
     def __init__(self, folder: Path, source: ShardSource | None = None) -> None:
         """Read dataset.json; raise UsageFault or DataError if it is absent, damaged or of another version.
 
         Args:
             folder: Folder with dataset.json and the other small files.
-            source: Source of the shards; None for the folder itself.
+            source: Source of the shards; None: the folder contains the shards.
         """
         self.folder = folder
         self.source = source or LocalShards(folder)
@@ -276,7 +277,7 @@ class ShardFolder:
 
     @cached_property
     def codecs(self) -> dict[str, CodecEntry]:
-        """Codecs whose latents the samples hold, by name."""
+        """Codecs whose latents the samples contain, by name."""
         return read_entries(self.dataset)
 
     @cached_property
@@ -286,7 +287,7 @@ class ShardFolder:
         return checked_rows(data, self.dataset, str(self.folder / MANIFEST_FILE))
 
     def row(self, name: str) -> ManifestRow:
-        """Return the row with a key or stem; if no row has it, raise a UsageFault that suggests similar names."""
+        """Return the row with a key or stem; if there is none, raise a UsageFault that suggests similar names."""
         for row in self.rows:
             if name in (row.key, row.stem):
                 return row
@@ -297,23 +298,23 @@ class ShardFolder:
         raise UsageFault(f"{self.folder}: expected the key or stem of a sample, found {name!r}; {hint}")
 
     def member(self, row: ManifestRow, member: str) -> bytes:
-        """Return a member's bytes.
+        """Return a member's bytes after comparing their sha256 with the manifest.
 
         Args:
             row: Row of the sample.
             member: Member of the sample, such as ``gesture.npy``.
 
         Returns:
-            The checked bytes.
+            All bytes of the member.
 
         Raises:
-            DataError: The shard does not exist, or the bytes differ from the manifest's digest.
+            DataError: The shard does not exist, or the bytes differ from the manifest's sha256.
             EnvironmentFault: The shard cannot be read.
         """
         return self.read_member(row, member, check=True)
 
     def read_member(self, row: ManifestRow, member: str, *, check: bool) -> bytes:
-        """Return the bytes of a member, with or without the check of its sha256; raise errors as `member` does.
+        """Return a member's bytes, with or without a check of their sha256; raise the same errors as `member`.
 
         Args:
             row: Row of the sample.
@@ -344,7 +345,8 @@ class ShardFolder:
             The array.
 
         Raises:
-            DataError: As in `member`, or the bytes are not a valid array.
+            DataError: The shard does not exist, or the bytes differ from the manifest or are not a valid array.
+            EnvironmentFault: The shard cannot be read.
         """
         return self.array_of(row, member, self.member(row, member))
 
@@ -363,7 +365,7 @@ class ShardFolder:
             DataError: The bytes are not a valid array, or its type or shape differs from the contract.
         """
         found = self._parsed(row, member, data, read_npy)
-        unknown = ("<f4",), found.shape[:1] if member == "audio.npy" else found.shape  # or latents not yet listed
+        unknown = ("<f4",), found.shape[:1] if member == "audio.npy" else found.shape  # or latents without an entry
         kinds, shape = array_specs(row, None, self.codecs.values()).get(member, unknown)
         if found.dtype.str not in kinds or found.shape != shape:
             expected = f"{shape} of {' or '.join(kinds)}"
@@ -376,7 +378,7 @@ class ShardFolder:
         return DataError(f"{shown}: {one_line(str(problem), 200)}; {VERIFY}")
 
     def words(self, row: ManifestRow) -> list[dict[str, Any]]:
-        """Return the words of a sample, each with word, start and end in seconds; raise errors as `array` does."""
+        """Return the words of a sample, each with word, start and end in seconds; raise the same errors as `array`."""
         return self.words_in(row, self.member(row, row.contract.words))
 
     def words_in(self, row: ManifestRow, data: bytes) -> list[dict[str, Any]]:
@@ -395,7 +397,7 @@ class ShardFolder:
         return self._parsed(row, row.contract.words, data, words_of)
 
     def metadata(self, row: ManifestRow) -> dict[str, Any]:
-        """Return the content of KEY.json after checking its notes, audio and motion; raise errors as `array` does."""
+        """Return KEY.json after checking its notes, audio and motion; raise the same errors as `array`."""
         return self._parsed(row, "json", self.member(row, "json"), metadata_of)
 
     def _parsed(self, row: ManifestRow, member: str, data: bytes, parse: Callable[[bytes], Parsed]) -> Parsed:
@@ -405,22 +407,22 @@ class ShardFolder:
             raise self._fault(row, member, error) from error
 
     def gesture(self, row: ManifestRow) -> GestureClip:
-        """Return the motion of a sample; raise errors as `array` does."""
+        """Return the motion of a sample; raise the same errors as `array`."""
         return GestureClip(
             self.array(row, "gesture.npy"), self.array(row, "jaw_eyes.npy"), self.array(row, "start_xz.npy")
         )
 
     def semantic(self, row: ManifestRow) -> list[dict[str, Any]] | None:
-        """Return the semantic spans of a sample, None if it has no annotation; raise errors as `array` does."""
+        """Return the semantic spans of a sample, or None if it has no annotation; raise the same errors as `array`."""
         if "sem" not in row.present:
             return None
         member = row.contract.semantic
         return self._parsed(row, member, self.member(row, member), spans_of)
 
     def waveform(self, row: ManifestRow) -> npt.NDArray[np.float32] | None:
-        """Return the waveform (N,) of a sample at 16 kHz, stored as npy or FLAC; None if audio was not kept.
+        """Return the waveform (N,) of a sample at 16 kHz; None if the sample has no audio or the set did not keep it.
 
-        Raises the errors of `member`, and DataError if FLAC cannot be decoded.
+        Raises the same errors as `array`, and DataError if FLAC cannot be decoded.
         """
         if "audio" not in row.present or not row.keeps_audio:
             return None
@@ -432,11 +434,11 @@ class ShardFolder:
             pcm, bits = decode_flac(self.member(row, "flac"), samples_of(self.metadata(row)))
         except RecordingFault as fault:
             raise self._fault(row, "flac", fault) from fault
-        # The product is exact in float32, which avoids a large float64 array.
+        # The product is exact in float32, so no large float64 array is needed.
         return pcm.astype(np.float32) * np.float32(2.0 ** (1 - bits))
 
     def sample(self, row: ManifestRow) -> SampleArrays:
-        """Return the decoded content of a sample; raise errors as `array` does."""
+        """Return the decoded content of a sample; raise the same errors as `array`."""
         return SampleArrays(
             row=row,
             metadata=self.metadata(row),
@@ -458,7 +460,7 @@ def train_statistics(folder: ShardFolder, member: str) -> dict[str, Any]:
         member: Name of the array, such as ``jaw_eyes.npy``.
 
     Returns:
-        For each statistic, a list with one number for each channel.
+        For each statistic, a list with one number for each channel; also the number of frames. Empty without samples.
 
     Raises:
         DataError: A shard is damaged.

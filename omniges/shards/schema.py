@@ -1,11 +1,11 @@
-"""Names in the shard contract (versions, members, parts, keys, stems, splits, files), its JSON, and the window grid.
+"""The names of the shard contract (members, parts, keys, stems, splits, files), checks of its JSON, and window grids.
 
 New sets have version 2. Every sample of such a set has the same members; `present` states which parts the sample has.
 So a reader that infers a schema from the first samples can read all samples. Version 1 can still be read and verified.
 
 A shard folder is untrusted data. Its keys, stems, shard names and file names must not lead out of the folder. All
-commands check a name with this module before they join it to a path. They also parse JSON with this module, which
-checks the structure that readers rely on.
+commands check a name with this module before they join it to a path. They also parse JSON with this module, and so
+check the structure that readers rely on.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Contract:
     semantic: str  # JSON member with the semantic spans
 
 
-# JSON in a text member, because no type can be inferred from a list that is empty in the first samples.
+# In version 2, lists are JSON in .txt members: some readers infer types from the first samples, and lists may be empty.
 CONTRACTS: Final = {
     1: Contract(
         1,
@@ -92,14 +92,14 @@ GESTURE_PARTS: Final[tuple[Part, ...]] = ("upper", "hands", "lower", "root", "fa
 MOTION_PARTS: Final[tuple[Part, ...]] = (*GESTURE_PARTS, "jaw_eyes")
 """The parts of motion; a sample without any of these parts has no motion."""
 
-# Latents come after all other members. Their name is the codec's name, which contains a hyphen; others have none.
+# Latents come after all other members. They have the name of their codec, which contains a hyphen; no other name does.
 LATENT_MEMBER: Final = re.compile(r"(?P<codec>[a-z0-9]+(?:-[a-z0-9]+)+)\.npy", re.ASCII)
 
 # A ustar name has at most 100 bytes; the longest suffix, ".jaw_eyes.npy", takes 13.
 MAX_KEY_BYTES: Final = 86
 
 _MAX_COUNT: Final = 1 << 60
-_MAX_BETAS: Final = 300  # `features.gesture.BETAS`; that module imports numpy, which --help does not need
+_MAX_BETAS: Final = 300  # equals `features.gesture.BETAS`; its module is not imported, because --help needs no numpy
 _ESCAPE: Final = "_x"
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_-]+")
 _ESCAPED: Final = re.compile(rf"{_ESCAPE}([0-9a-f]+)_")
@@ -116,7 +116,7 @@ _LABEL: Final = re.compile(r"[a-z][a-z0-9_]{0,31}", re.ASCII)
 
 
 def member_order(member: str) -> tuple[int, str]:
-    """Return the key by which the members of a sample are sorted; raise ValueError for an unknown member."""
+    """Return the sort key of a member in a sample; raise ValueError for an unknown member."""
     if member in KNOWN_MEMBERS:
         return KNOWN_MEMBERS.index(member), ""
     if LATENT_MEMBER.fullmatch(member):
@@ -169,7 +169,7 @@ def _escaped_character(match: re.Match[str]) -> str:
 
 
 def is_count(value: object, minimum: int = 0) -> bool:
-    """Return whether a value is a whole number from `minimum` to 2^60, which is above all real counts and sizes.
+    """Return whether a value is a whole number from `minimum` to 2^60; all real counts and sizes are smaller.
 
     Args:
         value: Value to check.
@@ -214,7 +214,7 @@ def is_label(text: object) -> bool:
 
 
 def is_relative_path(text: object) -> bool:
-    """Return whether a text is a relative path that stays in its folder, without ``.`` and ``..``."""
+    """Return whether a text is a relative path inside a folder, without the components ``.`` and ``..``."""
     return isinstance(text, str) and "\0" not in text and not {"", ".", ".."} & set(text.split("/"))
 
 
@@ -232,15 +232,14 @@ def is_shard_name(text: object) -> bool:
 class WindowGrid:
     """Windows of ``window_ticks`` that start at multiples of ``stride_ticks`` and lie completely in their clip.
 
-    The stride divides the window. So if a window of the grid ends at a tick, the window that starts at this tick is on
-    the grid too.
+    The stride divides the window length. So if a window is on the grid, the window that directly follows it is too.
     """
 
     window_ticks: int
     stride_ticks: int
 
     def __post_init__(self) -> None:
-        """Refuse a stride that does not divide the window."""
+        """Refuse a stride that does not divide the window length."""
         if self.window_ticks < 1 or self.stride_ticks < 1 or self.window_ticks % self.stride_ticks:
             raise UsageFault(
                 f"window grid: expected a stride that divides the window, found windows of {self.window_ticks} "
@@ -288,7 +287,7 @@ _MOTION: Final[_Checks] = {
 
 
 def parse_document(data: bytes, place: str) -> dict[str, Any]:
-    """Return the JSON object in a file beside the shards.
+    """Parse a JSON object from a file beside the shards.
 
     Args:
         data: Bytes of the file.
@@ -322,7 +321,7 @@ def spans_of(data: bytes) -> list[dict[str, Any]]:
 
 
 def metadata_of(data: bytes) -> dict[str, Any]:
-    """Parse KEY.json; raise ValueError if its notes, audio or motion do not follow the contract."""
+    """Parse KEY.json, a sample's metadata; raise ValueError if notes, audio or motion do not follow the contract."""
     found: dict[str, Any] = parse_json(data)
     if fault := _fault(found, {}):
         raise ValueError(f"expected a JSON object, found {fault}")
@@ -354,7 +353,7 @@ def _list_of(data: bytes, checks: _Checks, what: str) -> list[dict[str, Any]]:
 
 
 def _fault(value: object, checks: _Checks) -> str:
-    """Describe the first field of an object that fails its check; "" if none does. Other fields are not checked."""
+    """Describe the first field of an object that fails its check; return "" if all fields in `checks` are valid."""
     if not isinstance(value, dict):
         return type(value).__name__
     for name, valid in checks.items():

@@ -1,25 +1,25 @@
-"""Output folder in an object store; the journal, the lock and unfinished shards are objects beside the set.
+"""An output folder in an object store. Its folder ``.omniges-journal`` contains journal, lock and unfinished shards.
 
-The folder ``.omniges-journal`` contains numbered records, ``record-000000000000.json`` and so on. A record is created
-only if no object of its name exists. So the records have one order, and two runs cannot both write the next record. A
-run takes the lock by writing a ``lock`` record with the next lock number. If a run finds a lock that was not released,
-it decides whether the owner is dead. On the same machine it looks for the owner's process. Otherwise it waits
+The journal consists of numbered records, ``record-000000000000.json`` and so on. A record is created only if no object
+of its name exists. So the records have one order, and two runs cannot both write the next record.
+
+A run takes the lock by writing a ``lock`` record with the next lock number. If a run finds a lock that was not
+released, it decides whether the owner is dead. On the same machine it looks for the owner's process. Otherwise it waits
 `Lease.expires_s` seconds for a change of the owner's heartbeat object. If the owner is dead, the run writes the next
-``lock`` record. From then on the earlier owner, if it was only slow, cannot write records: each attempt raises
-`LockLost`.
+``lock`` record. If the earlier owner was only slow, it cannot write records any more: each attempt raises `LockLost`.
 
 A shard is uploaded as ``staged-LOCK-NUMBER.tar`` and then recorded. A commit is a record too, so an owner that has lost
 the lock cannot begin a commit. After the commit is recorded, the current owner of the lock carries out these steps:
 
-1. Replace an earlier dataset.json by a mark (`UNFINISHED_FORMAT`) that contains its text. The write is conditional on
-   the ETag of the replaced object.
+1. Replace an earlier dataset.json by a mark: a document of format `UNFINISHED_FORMAT` that contains the replaced text.
+   The write is conditional on the ETag of the replaced object.
 2. Copy the staged objects to their final names inside the store, and compare each copy with its sha256.
 3. Remove objects of the earlier set that are not in the new set.
 4. Write dataset.json, on the condition that it does not exist or is the mark of this commit.
-5. Write a ``clean`` record, which ends the validity of earlier records. Remove these records and the staged objects.
+5. Write a ``clean`` record, which makes earlier records invalid. Remove these records and the staged objects.
 
-The last records are never removed. If a record number were used twice, an owner that lost the lock long ago could write
-again.
+The ``clean`` record and later records stay, so that no record number is used twice. Otherwise an owner that lost the
+lock long ago could write again.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ _STAGED: Final = re.compile(r"staged-[0-9]{6,12}-(?P<rest>.+)", re.ASCII)
 _SHARD_INDEX: Final = re.compile(r"[0-9]{6}\.tar", re.ASCII)
 _ASIDE: Final = "moved-"
 _KEPT_SHARDS: Final = 2  # number of downloaded shards of earlier runs in the work folder
-_LOCAL_SHARDS: Final = 5  # most shards in the work folder: open, waiting, uploading and downloaded
+_LOCAL_SHARDS: Final = 5  # maximum number of shards in the work folder: open, waiting, uploading and downloaded
 _REMOVERS: Final = 8
-_COMMIT_ATTEMPTS: Final = 3  # an attempt fails if an owner that lost the lock writes in between
-_LAST_BEAT_S: Final = 1.0  # at the end, longest wait for a heartbeat that is being written
+_COMMIT_ATTEMPTS: Final = 3  # an attempt fails if an earlier owner of the lock writes at the same time
+_LAST_BEAT_S: Final = 1.0  # longest wait, at the end, for the thread that writes heartbeats
 _DEAD_STATES: Final = "ZX"  # states, in /proc, of a process that has ended
 
 
@@ -74,14 +74,14 @@ class LockLost(EnvironmentFault):
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Time settings of the lock, in seconds."""
+    """Time settings of the lock."""
 
     beat_s: float = 10.0
-    """Time between heartbeats."""
+    """Seconds between heartbeats."""
     expires_s: float = 60.0
-    """Time without a heartbeat after which an owner on another machine counts as dead."""
+    """Seconds without a heartbeat after which an owner on another machine counts as dead."""
     poll_s: float = 2.0
-    """Time between two reads of another owner's heartbeat."""
+    """Seconds between two reads of another owner's heartbeat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +100,15 @@ class _Record:
 
 @dataclass(frozen=True, slots=True)
 class _Steps:
-    """Steps of a commit; `is_valid` checks that an omniges run may have written all names."""
+    """Steps of a commit, as stored in its record."""
 
     place: dict[str, dict[str, Any]]  # final name -> name of the staged object, bytes and sha256
     removed: dict[str, str]  # file of the earlier set -> ETag
-    replaces: str | None  # ETag of the earlier dataset.json
-    mark: str  # identifies the mark of this commit in place of dataset.json
+    replaces: str | None  # ETag of the earlier dataset.json; None: there is none
+    mark: str  # unique text in the mark of this commit
 
     def is_valid(self) -> bool:
-        """Return whether an omniges run may have written the steps."""
+        """Return whether these can be the steps of an omniges run; otherwise their names are not safe to use."""
         places = isinstance(self.place, dict) and isinstance(self.removed, dict) and isinstance(self.mark, str)
         if not places or not isinstance(self.replaces, (str, type(None))):
             return False
@@ -120,7 +120,7 @@ class _Steps:
         )
 
     def mark_of(self, replaced: str) -> bytes:
-        """Return the mark that replaces an earlier dataset.json during the commit and contains its text."""
+        """Return the mark that replaces dataset.json during the commit; `replaced` is the earlier text."""
         return seal({"format": schema.UNFINISHED_FORMAT, "commit": self.mark, "replaced": replaced})
 
 
@@ -154,9 +154,9 @@ class _State:
     next: int = 0  # number of the next record
     lock: int = -1  # number of the last lock
     holder: dict[str, Any] | None = None  # ``lock`` record of the current owner; None: released
-    begun: dict[str, Any] | None = None
-    lines: list[dict[str, Any]] = field(default_factory=list)
-    commit: dict[str, Any] | None = None
+    begun: dict[str, Any] | None = None  # ``begin`` record
+    lines: list[dict[str, Any]] = field(default_factory=list)  # lines of the journal
+    commit: dict[str, Any] | None = None  # ``commit`` record
 
     def add(self, record: _Record) -> None:
         """Update the state with the next record."""
@@ -176,7 +176,7 @@ class _State:
             case "commit":
                 self.commit = document
             case "clean":
-                self.first, self.holder = record.number, document  # its lock record is removed
+                self.first, self.holder = record.number, document  # replaces the removed ``lock`` record
                 self.begun, self.commit, self.lines = None, None, []
 
     @property
@@ -201,16 +201,16 @@ class StorePlace:
         retries: Retries | None = None,
         say: Callable[[str], object] = lambda _line: None,
     ) -> None:
-        """Load s3fs; no connection is made.
+        """Prepare the place and load s3fs; no connection is made yet.
 
         Args:
-            location: Location of the set; `require_writable` must accept it.
+            location: Location of the set; check it with `require_writable` first.
             work: Folder on this machine for a few shards. It is emptied at the start and at the end.
             shard_bytes: Target size of a shard in bytes.
             lease: Time settings of the lock; None: the defaults.
             timeouts: Limits for the server; None: the defaults.
             retries: Settings of repeated requests; None: the defaults.
-            say: Function that is called with a line of text before a long wait.
+            say: Function that shows a line of text to the user; called before a long wait.
         """
         self.location, self._say = location, say
         self.out, self.folder, self._kept = work / "set", work / "new", work / "kept"
@@ -271,7 +271,7 @@ class StorePlace:
                 taken = True
 
     def _is_dead(self, holder: Mapping[str, Any]) -> bool:
-        """Return whether the owner of the lock has ended; if its process is not known here, wait for a heartbeat."""
+        """Return whether the owner of the lock has ended; if it ran on another machine, wait for its heartbeat."""
         ended = _has_ended(holder)
         if ended is not None:
             return ended
@@ -351,7 +351,7 @@ class StorePlace:
             except ConditionFailed:
                 raise self._lost() from None
             self._state.add(record)
-            # If the lock was lost, the new owner may have removed a record with this number.
+            # If another run has the lock and has removed a record of this number, `create` has succeeded by mistake.
             if self._newer():
                 self._bucket.remove(_record_name(record.number))
                 raise self._lost()
@@ -389,14 +389,17 @@ class StorePlace:
         self._fetch_set()
 
     def _restore_dataset(self) -> None:
-        """Restore dataset.json if it is still a mark, left by an owner that lost the lock during a commit and ended."""
+        """Restore the text of dataset.json if it is still a mark.
+
+        An owner that loses the lock during a commit and then ends can leave a mark.
+        """
         entry = self._set.entry(schema.DATASET_FILE)
         mark = None if entry is None else _mark_in(self._set.read(schema.DATASET_FILE))
         if entry is not None and mark is not None:
             self._set.replace(schema.DATASET_FILE, mark["replaced"].encode(), entry.etag)
 
     def _fetch_set(self) -> None:
-        """Copy dataset.json and the other small files to this machine; a damaged small file is left out."""
+        """Download dataset.json and the other small files; leave out damaged or missing files."""
         try:
             data = self._set.read(schema.DATASET_FILE)
         except MissingFile:
@@ -434,12 +437,12 @@ class StorePlace:
         return {name: entry.size for name, entry in self._set.entries().items()}
 
     def begun(self) -> UnfinishedRun | None:
-        """Return the record of the unfinished run; None if no run is unfinished."""
+        """Return the settings and versions of the unfinished run; None if no run is unfinished."""
         found = self._state.begun
         return None if found is None else UnfinishedRun(found["settings"], found["tool"], found["anew"])
 
     def begin(self, begun: UnfinishedRun) -> None:
-        """Record the start of a run, unless it continues the unfinished run."""
+        """Write a ``begin`` record, unless the run continues an unfinished run with equal settings and versions."""
         if self.begun() != begun:
             self._append("begin", **asdict(begun))
 
@@ -449,7 +452,7 @@ class StorePlace:
         self._clear()
 
     def _clear(self) -> None:
-        """Remove the records and objects that no run needs any more."""
+        """Remove old records, and heartbeats and staged objects that are not needed any more."""
         needed = self._state.staged | {self._beat_name}
 
         def is_left(name: str) -> bool:
@@ -464,24 +467,24 @@ class StorePlace:
     # --- Shards
 
     def staged_path(self, index: int) -> Path:
-        """Return the path to which this run writes its shard `index`, counted from 0; the object gets the same name."""
+        """Return the path to which this run writes its shard `index`, from 0; the uploaded object has the same name."""
         return self.folder / f"staged-{self._state.lock:06d}-{index:06d}.tar"
 
     def keep(self, path: Path, size: int, sha256: str) -> None:
-        """Upload a finished shard, record it, and remove the local file."""
+        """Upload a finished shard, and remove the local file."""
         self._bucket.upload(path.name, path, size, sha256)
         with os_errors(path, "remove"):
             path.unlink()
 
     @contextlib.contextmanager
     def opened(self, shard: StoredShard) -> Iterator[int]:
-        """Open a local copy of a shard of an earlier run after comparing the copy with the shard's sha256.
+        """Download a shard of an earlier run, compare its sha256, and open the local copy.
 
         Args:
             shard: The shard, with the path that it would have in `out` or `folder`.
 
         Yields:
-            A descriptor.
+            A file descriptor.
 
         Raises:
             DataError: The object does not exist, or its content differs.
@@ -542,7 +545,7 @@ class StorePlace:
         return f"staged-{self._state.lock:06d}-{rest}"
 
     def _finish_commit(self) -> None:
-        """Carry out the steps of the recorded commit that are left; do nothing if no commit is recorded."""
+        """Carry out the remaining steps of the recorded commit; do nothing if no commit is recorded."""
         found = self._state.commit
         if found is None:
             return
@@ -615,7 +618,7 @@ class StorePlace:
 
 
 def _mark_in(content: bytes) -> dict[str, str] | None:
-    """Return the mark that stands in place of dataset.json during a commit; None for any other content."""
+    """Return the content of a dataset.json as the mark of a commit; None if it is not a mark."""
     try:
         document = parse_json(content)
     except ValueError:
@@ -627,7 +630,7 @@ def _mark_in(content: bytes) -> dict[str, str] | None:
 
 
 class StoreJournal:
-    """Journal of an unfinished run; its lines are records of a `StorePlace`."""
+    """The journal of an unfinished run, whose lines are stored in records of a `StorePlace`."""
 
     def __init__(self, place: StorePlace) -> None:
         self._place = place
@@ -647,11 +650,11 @@ class StoreJournal:
         return list(lines)
 
     def open(self) -> None:
-        """Prepare for `append`: discard the lines that are not yet written."""
+        """Prepare for `append`; discard lines that are not yet written."""
         self._waiting = []
 
     def append(self, row: dict[str, Any], *, durable: bool) -> None:
-        """Add a line. A line that need not be durable is written together with the next durable line."""
+        """Add a line. A line that is not `durable` is written together with the next durable line."""
         with self._lock:
             if not durable:
                 self._waiting.append(row)
@@ -662,7 +665,7 @@ class StoreJournal:
             self._place._append("shard", line=row)
 
     def close(self) -> None:
-        """Discard the lines that are not yet written. The next run then reads the recordings of these lines again."""
+        """Discard lines that are not yet written. The next run then reads the rejected recordings again."""
         self._waiting = []
 
 
@@ -698,9 +701,9 @@ def _shown_holder(holder: Mapping[str, Any]) -> str:
 
 
 def _process_facts() -> dict[str, Any]:
-    """Return the facts that identify this process: host, boot, process namespace, number and start time.
+    """Return what identifies this process: host, boot id, process namespace, process id and start time.
 
-    Boot and namespace are None if the system does not provide them.
+    Boot id and namespace are None if the system does not provide them.
     """
     boot = space = None
     with contextlib.suppress(OSError):

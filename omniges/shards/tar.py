@@ -63,7 +63,7 @@ def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
 
 
 def npy_parts(array: npt.NDArray[np.generic]) -> tuple[bytes, memoryview]:
-    """Return an array in `.npy` format 1.0 as two parts: its padded header, and a view of its data."""
+    """Return an array in `.npy` format 1.0 as two pieces: the padded header, and a view of the array's data."""
     if not array.flags.c_contiguous or array.dtype.hasobject or array.dtype.byteorder == ">":
         raise ValueError(f"expected a C-contiguous little-endian array, found {array.dtype} {array.flags}")
     data = memoryview(array.reshape(-1).view(np.uint8).data) if array.size else memoryview(b"")
@@ -104,9 +104,9 @@ class Segment:
     """The consecutive tar members of a sample: the buffers to write, and the start of each member's data."""
 
     buffers: tuple[bytes | memoryview, ...]
-    size: int
-    data_offsets: dict[str, int]  # member -> first data byte, counted from the segment's start
-    data_sizes: dict[str, int]
+    size: int  # bytes of all buffers
+    data_offsets: dict[str, int]  # member -> offset of its data from the start of the segment, in bytes
+    data_sizes: dict[str, int]  # member -> size of its data in bytes
 
 
 def build_segment(key: str, members: dict[str, tuple[bytes | memoryview, ...]]) -> Segment:
@@ -114,7 +114,7 @@ def build_segment(key: str, members: dict[str, tuple[bytes | memoryview, ...]]) 
 
     Args:
         key: Sample key.
-        members: Content of each member in one or several pieces, in the order of the shard.
+        members: Content of each member as one or several buffers. The members are in the order of the shard.
 
     Returns:
         The segment.

@@ -1,15 +1,16 @@
 """The workspace of a run, its journal, and the commit that publishes a shard set.
 
-The workspace is a hidden folder in the output folder. No file gets its final name before all files are written. So an
-earlier set stays complete and readable during the run. The journal records the content of each finished shard; after a
-stop, the next run continues from the journal.
+The workspace is a hidden folder in the output folder, in which a run writes the files of the new set. No file gets its
+final name before all files are written. So an earlier set stays complete and readable during the run. The journal
+records the content of each finished shard. If a run stops early, the next run continues from the journal.
 
 A commit moves the workspace to the output folder by a few renames. A crash at any point leaves a state that the next
 run can finish:
 
 1. Write ``commit.json`` with all steps. From now on the new set will be published, even after a crash.
 2. Remove dataset.json. From now on the set in the folder is not complete.
-3. Move shards of the earlier set whose name changes to the workspace. Remove shards that the new set does not contain.
+3. Remove files of the earlier set that the new set does not reuse. If a reused shard gets a new name, move it to the
+   workspace.
 4. Rename ``commit.json`` to ``place.json``. From now on, files with omniges's names belong to the new set.
 5. Rename all files to their final names, dataset.json last.
 
@@ -48,10 +49,10 @@ COMMIT_FILE: Final = "commit.json"
 PLACE_FILE: Final = "place.json"
 SPOOL_FILE: Final = "spool"  # file with samples that are not in a shard yet
 _WORK_FILES: Final = frozenset({BEGUN_FILE, JOURNAL_FILE, COMMIT_FILE, PLACE_FILE, SPOOL_FILE})
-_STAGED: Final = re.compile(r"staged-(?:[0-9]{6,12}-)?[0-9]{6}\.tar", re.ASCII)  # a store adds a lock number
+_STAGED: Final = re.compile(r"staged-(?:[0-9]{6,12}-)?[0-9]{6}\.tar", re.ASCII)  # in an object store with a lock number
 _ASIDE: Final = "moved-"
 FOREIGN: Final = "expected a file of an omniges run, found another; move it away, then run this again"
-_CHECK_CHARACTERS: Final = 16  # digest characters before each line, enough to detect an incomplete line
+_CHECK_CHARACTERS: Final = 16  # length of the digest before each line; enough to detect an incomplete line
 
 
 def staged_name(index: int) -> str:
@@ -60,17 +61,17 @@ def staged_name(index: int) -> str:
 
 
 def aside_name(shard: str) -> str:
-    """Return the name in the workspace of a shard that was moved there from the earlier set."""
+    """Return the name that a shard of the earlier set gets when it is moved to the workspace."""
     return f"{_ASIDE}{shard}"
 
 
 def is_own_name(name: str) -> bool:
-    """Return whether a file of a finished set can have this name; False for dataset.json."""
+    """Return whether a file of a complete set other than dataset.json can have this name."""
     return schema.is_contract_name(name) and name != schema.DATASET_FILE
 
 
 def _is_source(name: str) -> bool:
-    """Return whether a workspace file with this name will be part of the set."""
+    """Return whether a file of this name in the workspace will be part of the new set."""
     aside = name.startswith(_ASIDE) and schema.is_shard_name(name.removeprefix(_ASIDE))
     return name in schema.CONTRACT_FILES or bool(_STAGED.fullmatch(name)) or aside
 
@@ -93,9 +94,9 @@ def _content(path: Path) -> bytes | None:
 
 
 def _read_fields(path: Path, fields: Mapping[str, type]) -> dict[str, Any] | None:
-    """Return a small JSON object of the workspace with exactly these fields; None if the file is absent.
+    """Read a small JSON object from the workspace; return None if the file is absent.
 
-    Any other content raises UsageFault, because no omniges run writes such content.
+    An object without exactly these fields and types raises UsageFault, because no omniges run writes it.
     """
     content = _content(path)
     if content is None:
@@ -113,14 +114,14 @@ def _read_fields(path: Path, fields: Mapping[str, type]) -> dict[str, Any] | Non
 
 @dataclass(frozen=True, slots=True)
 class CommitSteps:
-    """Names of the files that a commit moves, removes or renames, in the output folder or in the workspace."""
+    """Names of the files that a commit moves, removes or renames."""
 
-    moved: dict[str, str]  # shard of the earlier set -> its name in the workspace
-    removed: list[str]  # files of the earlier set
-    place: dict[str, str]  # name in the workspace -> name in the folder
+    moved: dict[str, str]  # reused shard of the earlier set in the output folder -> its name in the workspace
+    removed: list[str]  # other files of the earlier set, which are removed from the output folder
+    place: dict[str, str]  # name in the workspace -> final name in the output folder
 
     def is_valid(self) -> bool:
-        """Return whether an omniges run may have written all names."""
+        """Return whether these can be the steps of an omniges run; otherwise their names are not safe to use."""
         texts = [*self.moved.values(), *self.removed, *self.place.values()]
         if not all(isinstance(text, str) for text in texts):
             return False
@@ -146,20 +147,22 @@ class UnfinishedRun:
 
     @classmethod
     def of(cls, document: dict[str, Any], *, anew: bool) -> UnfinishedRun:
-        """Return the record of this run, with values as they are after reading from JSON: a tuple becomes a list.
+        """Return the settings and package versions of this run.
+
+        Settings are converted as by JSON, for example tuples to lists, so that they can be compared with a stored run.
 
         Args:
             document: Settings that affect the output bytes.
             anew: True if --force is set, so that an earlier set is not reused.
 
         Returns:
-            The record.
+            The settings and versions.
         """
         return cls(json.loads(canonical_json(document)), tool_versions(), anew)
 
 
 class RunJournal(Protocol):
-    """Record of the finished work of a run that has not published its set yet."""
+    """Interface of a journal: a line of JSON for each finished shard or rejected recording of an unfinished run."""
 
     def load(self) -> list[dict[str, Any]]:
         """Return the lines of the unfinished run, oldest first; raise UsageFault if no omniges run wrote them."""
@@ -170,19 +173,19 @@ class RunJournal(Protocol):
         ...
 
     def append(self, row: dict[str, Any], *, durable: bool) -> None:
-        """Add a line; if it is durable, it and all lines before it survive a crash."""
+        """Add a line. If `durable` is True, this line and all lines before it survive a crash."""
         ...
 
     def close(self) -> None:
-        """End appending."""
+        """Stop appending."""
         ...
 
 
 class OutputPlace(Protocol):
-    """Interface for the output folder of a run: a folder on this machine, or a folder in an object store.
+    """Interface of the output folder of a run: a folder on this machine, or a folder in an object store.
 
-    Both use two folders on this machine. `out` contains the small files of the complete set. `folder` contains the new
-    files until `commit` publishes them. With an object store, a shard stays in `folder` only until it is uploaded.
+    Both kinds use two folders on this machine. `out` contains the small files of the complete set. `folder` contains
+    new files until `commit` publishes them. With an object store, a shard stays in `folder` only until it is uploaded.
     """
 
     out: Path
@@ -190,7 +193,7 @@ class OutputPlace(Protocol):
     unfinished: str
     """Location of the unfinished work, for errors."""
     max_waiting: int | None
-    """Largest number of finished shards that wait for `keep`; None: any number."""
+    """Maximum number of finished shards for which `keep` is not done yet; None: no limit."""
 
     @property
     def journal(self) -> RunJournal:
@@ -206,7 +209,7 @@ class OutputPlace(Protocol):
         ...
 
     def require_space(self, needed_bytes: int) -> None:
-        """Raise EnvironmentFault if there is clearly too little space for the new shards."""
+        """Raise EnvironmentFault if there is clearly too little disk space for new shards of `needed_bytes`."""
         ...
 
     def sizes(self) -> Mapping[str, int]:
@@ -214,11 +217,11 @@ class OutputPlace(Protocol):
         ...
 
     def begun(self) -> UnfinishedRun | None:
-        """Return the record of the unfinished run; None if no run is unfinished."""
+        """Return the settings and versions of the unfinished run; None if no run is unfinished."""
         ...
 
     def begin(self, begun: UnfinishedRun) -> None:
-        """Start a run or continue the unfinished one."""
+        """Start a run, or continue the unfinished run."""
         ...
 
     def wipe(self) -> None:
@@ -297,7 +300,7 @@ class Workspace:
     def staged_path(self, index: int) -> Path:
         """Return the path to which this run writes its shard `index`, counted from 0.
 
-        The number in the file name continues after the staged shards of a stopped run.
+        Numbers in file names continue after the finished shards of a stopped run.
         """
         if self._first_index is None:
             self._first_index = self.free_index()
@@ -311,10 +314,10 @@ class Workspace:
         return open_local(shard)
 
     def problem(self) -> str | None:
-        """Describe the first thing in the workspace that no omniges run wrote; None if all is known. Change nothing.
+        """Describe the first file in the workspace that no omniges run wrote; return None if there is none.
 
-        A folder of unknown origin may contain a workspace, and its content determines which files are renamed and
-        removed. So every entry of the workspace must be a regular file with a name that a run uses.
+        A folder of unknown origin may contain a workspace. Its content determines which files are renamed and removed.
+        So every entry of the workspace must be a regular file with a name that a run uses. Nothing is changed here.
         """
         try:
             if not stat.S_ISDIR(os.lstat(self.folder).st_mode):
@@ -324,7 +327,7 @@ class Workspace:
         for name in self._names():
             path = self.folder / name
             plain, status = final_name(name) or name, os.lstat(path)
-            # Only the journal is changed in place. If it is a hard link, that would change another file.
+            # Only the journal is changed in place. If it had a second hard link, another file would change too.
             linked = name == JOURNAL_FILE and status.st_nlink > 1
             if not (plain in _WORK_FILES or _is_source(plain)) or not stat.S_ISREG(status.st_mode) or linked:
                 return f"{self.folder / ascii(name)[1:-1]}: {FOREIGN}"
@@ -339,7 +342,7 @@ class Workspace:
         return None
 
     def refuse_foreign(self) -> None:
-        """Raise UsageFault if files have omniges's names but another origin. Such files are never changed."""
+        """Raise UsageFault if files have names of a shard set, but no omniges run wrote them. Nothing is changed."""
         with os_errors(self.folder, "read"):
             problem = self.problem()
         if problem:
@@ -380,12 +383,12 @@ class Workspace:
             sync_folder(self.out)
 
     def begun(self) -> UnfinishedRun | None:
-        """Return the record of the unfinished run; None if no run is unfinished."""
+        """Return the settings and versions of the unfinished run; None if no run is unfinished."""
         document = _read_fields(self.folder / BEGUN_FILE, {"settings": dict, "tool": dict, "anew": bool})
         return None if document is None else UnfinishedRun(**document)
 
     def free_index(self) -> int:
-        """Return the lowest number that is higher than the numbers of all staged shards."""
+        """Return the number after the highest number of a finished shard in the workspace; 0 if there is none."""
         taken = [int(name[7:13]) for name in self._names() if name.startswith("staged-")]
         return max(taken, default=-1) + 1
 
@@ -420,7 +423,7 @@ class Workspace:
         self.finish_commit()
 
     def finish_commit(self) -> None:
-        """Carry out the remaining steps of the commit in the workspace; do nothing if no commit has begun.
+        """Carry out the remaining steps of a commit that has begun; do nothing if no commit has begun.
 
         Steps that no omniges run writes raise UsageFault.
         """
@@ -452,7 +455,7 @@ class Workspace:
 
 
 class Journal:
-    """A file of JSON lines. A digest before each line shows whether a crash left the line incomplete."""
+    """The journal of a `Workspace`, a file of JSON lines. A digest before each line shows whether it is complete."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -477,7 +480,7 @@ class Journal:
         return rows
 
     def open(self) -> None:
-        """Remove an incomplete line, then open the file for appending."""
+        """Open the file for appending; remove an incomplete line at its end."""
         with os_errors(self._path):
             self._stream = self._path.open("ab", buffering=0)
             self._stream.truncate(_complete_lines(self._path.read_bytes())[1])
@@ -519,7 +522,7 @@ def _complete_lines(data: bytes) -> tuple[list[bytes], int]:
 
 
 def journal_problem(row: Any) -> str:
-    """Return why a journal line is neither a valid finished shard nor a valid rejection, or "" for a valid line."""
+    """Describe why a line of a journal is neither a finished shard nor a rejected recording; return "" if it is."""
     if not isinstance(row, dict):
         return "expected an object"
     if row.keys() >= {"rejected", "findings", "inputs"}:
@@ -567,7 +570,7 @@ def _require_dataset(place: Path, folder: Path) -> None:
 
 
 def _rename(source: Path, target: Path) -> None:
-    """Rename a file; if the source is absent, an earlier attempt has already renamed it."""
+    """Rename a file; do nothing if the source is absent, because an earlier attempt has renamed it."""
     with os_errors(target), contextlib.suppress(FileNotFoundError):
         source.rename(target)
 

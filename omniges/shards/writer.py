@@ -1,10 +1,11 @@
 """Packing of samples into shards, and publishing of finished shards in the background.
 
 Samples are added in key order within a split. A shard ends after the sample with which it reaches the target size. It
-ends earlier if it exceeds half of that size and a checksum of the sample's key selects the sample. So the boundaries
-depend only on the content, and an added recording changes only the shards near it, not all later shards. Samples that
-exist in an earlier shard file are copied from there. If a new shard would equal an earlier file completely, that file
-is reused.
+ends earlier if it has reached half of that size and the checksum of a sample's key is a multiple of 16. So the
+boundaries depend only on the content, and an added recording changes only the shards near it, not all later shards.
+
+Samples that exist in a shard file of an earlier run are copied from there. If a new shard would have the same bytes as
+an earlier file, that file is reused.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from omniges.shards.schema import Split, as_split, shard_name
 from omniges.shards.tar import END_OF_ARCHIVE
 from omniges.storage.atomic import PendingFile, os_errors
 
-_EARLY_CLOSE: Final = 16  # one key in 16 ends a shard that is more than half full
+_EARLY_CLOSE: Final = 16  # one key in 16 ends a shard that is at least half full
 _FLUSH_BYTES: Final = 32 << 20
 _COPY_BYTES: Final = 1 << 20
 
@@ -47,7 +48,7 @@ class StoredShard:
     """A shard file of an earlier run."""
 
     path: Path
-    size: int
+    size: int  # bytes
     sha256: str
 
 
@@ -56,13 +57,13 @@ class StoredSegment:
     """Position of a sample's tar members in a shard file of an earlier run."""
 
     shard: StoredShard
-    offset: int
-    size: int
+    offset: int  # first byte in the file
+    size: int  # bytes
 
 
 @contextmanager
 def open_local(shard: StoredShard) -> Iterator[int]:
-    """Open the file of a stored shard for reading, and yield its descriptor; raise OSError."""
+    """Open the file of a stored shard for reading, and yield its descriptor; raise OSError if that fails."""
     descriptor = os.open(shard.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield descriptor
@@ -113,10 +114,10 @@ class OpenShard(Protocol):
         """Append a sample's tar members from a stored shard."""
 
     def flush_to_disk(self) -> None:
-        """Write pending bytes to disk, so that `publish` has less to wait for."""
+        """Write pending bytes to disk, so that `publish` takes less time."""
 
     def complete(self) -> None:
-        """Declare that no more samples follow, so that another machine can begin to write the shard."""
+        """Announce that no more samples follow, so that another machine can begin to write the shard."""
 
     def publish(self) -> None:
         """Make the file durable and give it its final name."""
@@ -126,7 +127,7 @@ class OpenShard(Protocol):
 
 
 class PendingShard(PendingFile):
-    """A shard that this process writes; `open_stored` opens the earlier shards from which samples are copied."""
+    """A shard that this process writes; `open_stored` opens a shard of an earlier run to copy samples from it."""
 
     def __init__(
         self, path: Path, open_stored: Callable[[StoredShard], AbstractContextManager[int]] = open_local
@@ -167,12 +168,17 @@ def closes_shard(key: str, size: int, target_bytes: int) -> bool:
 
 
 class ShardWriter:
-    """Writer of one run's shards. As a context manager, it publishes the last shard, or discards it after an error.
+    """A writer of the shards of one run. The end of its `with` block publishes the last shard; an error discards it.
 
-    Samples must be added split by split, in key order within a split. `path_of(n)` returns the path of the n-th written
-    shard. A background thread calls `on_published` for each shard when the shard is on disk. `open_shard` creates the
-    file of a shard; an engine with other machines passes a function that lets them write the shard. At most
-    `max_waiting` finished shards wait for the background thread; None: any number.
+    Samples must be added split by split, in key order within a split.
+
+    Args:
+        path_of: Function that returns the path of the n-th written shard, n from 0.
+        target_bytes: Target size of a shard in bytes.
+        on_published: Function that a background thread calls for each written shard when the shard is on disk. Its
+            arguments are the shard's entry, path and manifest rows.
+        open_shard: Function that creates the file of a shard. On several machines, it lets another machine write it.
+        max_waiting: Maximum number of finished shards that wait for the background thread; None: no limit.
     """
 
     def __init__(
@@ -193,7 +199,7 @@ class ShardWriter:
         self._last_job: Future[None] | None = None
         self._pending: OpenShard | None = None
         self._unpublished: list[OpenShard] = []
-        self._held: list[StoredSegment] = []  # samples of the open shard while they equal the start of an earlier file
+        self._held: list[StoredSegment] = []  # samples of the open shard; so far it equals the start of an earlier file
         self._rows: list[ManifestRow] = []  # rows of the open shard
         self._split: Split | None = None
         self._index = 0  # number of the open shard within its split
@@ -201,7 +207,7 @@ class ShardWriter:
         self._size = 0
         self._unflushed = 0
         self.shards: list[ShardFile] = []  # shards that are on disk
-        self.paths: dict[str, Path] = {}  # shard -> file that holds its bytes now
+        self.paths: dict[str, Path] = {}  # name of each shard -> path of the file that contains it
 
     def add(self, row: ManifestRow, segment: Sized) -> ManifestRow:
         """Append a sample.
@@ -212,7 +218,7 @@ class ShardWriter:
                 size in bytes.
 
         Returns:
-            The row for the manifest, with shard and offsets in the shard.
+            The row for the manifest, with the shard's name and offsets in the shard.
         """
         self._enter_split(row)
         self._write_held()
@@ -227,7 +233,7 @@ class ShardWriter:
             segment: Position of the sample's tar members.
 
         Returns:
-            The row for the manifest, with shard and offsets in the shard.
+            The row for the manifest, with the shard's name and offsets in the shard.
         """
         self._enter_split(row)
         follows = segment.offset == self._size and all(held.shard == segment.shard for held in self._held[-1:])
@@ -247,7 +253,7 @@ class ShardWriter:
             self._split, self._index = split, 0
 
     def _placed(self, row: ManifestRow, size: int) -> ManifestRow:
-        """Return an appended sample's row with shard and offsets; close the shard if it ends after this sample."""
+        """Return the manifest row of an appended sample; close the shard if it ends after this sample."""
         if self._split is None:
             raise RuntimeError("no split has begun")
         members = {
@@ -316,7 +322,7 @@ class ShardWriter:
         self._size = self._unflushed = 0
 
     def _in_background(self, job: Callable[[], None]) -> Future[None]:
-        """Run a job in the background after all earlier jobs. After the error of a job, raise it and run no others."""
+        """Run a job in the background after all earlier jobs; after a failed job, raise its error and run no others."""
         before = self._last_job
         if before is not None and before.done():
             before.result()
