@@ -37,7 +37,7 @@ def batches(data: WindowDataset, batch_size: int) -> Iterator[dict[str, Any]]:
 
 
 def train(shards: str | Path, steps: int) -> list[float]:
-    """Train for some steps and return the loss of each."""
+    """Train for a number of steps, and return the loss of each step."""
     torch.manual_seed(0)
     data = WindowDataset(shards, window_ticks=WINDOW_TICKS, stride_ticks=4, arrays=("gesture", "mel"), require="audio")
     model = make_model()
@@ -45,7 +45,7 @@ def train(shards: str | Path, steps: int) -> list[float]:
     losses = []
     for _, batch in zip(range(steps), batches(data, 8), strict=False):
         predicted = model(batch["mel"].transpose(1, 2)).transpose(1, 2)
-        recorded = batch["present"]["gesture"][:, None, :].expand_as(predicted)  # what was not recorded has no loss
+        recorded = batch["present"]["gesture"][:, None, :].expand_as(predicted)  # only recorded channels have a loss
         loss = nn.functional.mse_loss(predicted[recorded], batch["gesture"][recorded])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

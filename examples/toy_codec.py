@@ -1,14 +1,14 @@
-"""A codec of gesture in one file: pairs of frames are averaged, and a linear map keeps their principal components.
+"""A codec of gesture in one file: it averages pairs of frames, and keeps their principal components.
 
-Fit its folder to the train split of some shards: `python examples/toy_codec.py SHARDS FOLDER`.
+Fit the codec to the train split of shards, and write it to a folder: `python examples/toy_codec.py SHARDS FOLDER`.
 
-Make it known in a script with `register_codec("toy-pairs", load)`, or from a package of yours, in its pyproject.toml:
+Register it in a script with `register_codec("toy-pairs", load)`, or in the pyproject.toml of your own package:
 
     [project.entry-points."omniges.codecs"]
     toy-pairs = "toy_codec:load"
 
 Then `omniges encode --codec toy-pairs=FOLDER`, `omniges train --gesture-codec toy-pairs` and
-`omniges generate --codec toy-pairs=FOLDER` know it.
+`omniges generate --codec toy-pairs=FOLDER` accept it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CHANNELS = 24
 
 
 class ToyCodec:
-    """Pairs of gesture frames (T, 415) to rows (T // 2, 24) and back."""
+    """Converts gesture frames (T, 415) to latents (T // 2, 24) and back."""
 
     def __init__(self, mean: F32, components: F32) -> None:
         self.mean, self.components = mean, components
@@ -58,7 +58,7 @@ def _pairs(array: F32) -> F32:
 
 
 def load(folder: Path, loading: Loading) -> ToyCodec:
-    """Load the codec of a folder; it computes in NumPy, whatever device is asked for."""
+    """Load the codec from a folder. It computes with NumPy on the CPU, so it does not use `loading`."""
     try:
         mean, components = (np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("mean", "components"))
     except (OSError, ValueError) as error:
@@ -67,7 +67,7 @@ def load(folder: Path, loading: Loading) -> ToyCodec:
 
 
 def fit(shards: Path, folder: Path) -> None:
-    """Write the mean and the principal components of a train split's gesture into a folder."""
+    """Compute the mean and the principal components of the train split's gesture, and write them to a folder."""
     source = ShardFolder(shards)
     frames = np.concatenate([_pairs(source.array(row, "gesture.npy")) for row in source.rows if row.split == "train"])
     mean = frames.mean(axis=0)

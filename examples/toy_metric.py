@@ -1,12 +1,12 @@
-"""A metric in one file: how fast the hands move in generated motion, as a share of the recording's speed.
+"""A metric in one file: the speed of the hands in generated motion, divided by their speed in the recording.
 
-Make it known in a script with `register_metric(HAND_SPEED_RATIO)`, or from a package of yours, in its pyproject.toml:
+Register it in a script with `register_metric(HAND_SPEED_RATIO)`, or in the pyproject.toml of your own package:
 
     [project.entry-points."omniges.metrics"]
     hand_speed_ratio = "toy_metric:HAND_SPEED_RATIO"
 
-Then `omniges evaluate` has a row for it in every form of its report, validation logs it, and a metric whose `better` is
-"higher" or "lower" can be given as `--best-metric a2g/hand_speed_ratio`.
+Then every report of `omniges evaluate` has a row for it, and validation logs it. A metric whose `better` is "higher" or
+"lower" can also select the best checkpoint: `--best-metric a2g/hand_speed_ratio`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def mean_speed(clip: MotionClip) -> float:
 
 
 def ratio(generated: MotionClip, recorded: MotionClip) -> float | None:
-    """Return the ratio of the mean speeds; None for a recording in which nothing moves."""
+    """Return the ratio of the mean speeds; None if the wrists of the recording do not move."""
     if len(recorded.joints) < 2 or mean_speed(recorded) == 0:
         return None
     return mean_speed(generated) / mean_speed(recorded)
 
 
-HAND_SPEED_RATIO = Metric(label="hand speed ratio", stream="gesture", of=ratio)  # 1 is best: neither more nor less
+HAND_SPEED_RATIO = Metric(label="hand speed ratio", stream="gesture", of=ratio)  # 1 is best

@@ -121,7 +121,7 @@ def __getattr__(name: str) -> Any:
     """
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'omniges' has no attribute {name!r}")
-    from importlib import import_module  # noqa: PLC0415 - only when a name is asked for
+    from importlib import import_module  # noqa: PLC0415 - only when a name is used
 
     try:
         found = getattr(import_module(_MODULE_OF[name]), name)

@@ -34,7 +34,7 @@ def preprocess(
         root: Folder of the data set.
         output_dir: Folder for the shards, created if absent, or ``s3://BUCKET/FOLDER``; None: ``shards``.
         progress: Show progress on standard error.
-        **settings: Options of `PreprocessSettings`, `ConvertSettings` and `Selection`:
+        **settings: Options of `PreprocessSettings`, `ConvertSettings` and `Selection`, such as
             ``num_workers=4``, ``keep_audio=True``, ``speakers=("scott",)``.
 
     Returns:
@@ -86,7 +86,7 @@ def evaluate(*generated: str | Path, progress: bool = False, **settings: Any) ->
     """Score generated files, or a checkpoint, against the recordings in shards, as ``omniges evaluate`` does.
 
     Args:
-        *generated: Folders of generated results; leave out if ``checkpoint`` is given.
+        *generated: Folders of generated results; none if ``checkpoint`` is given.
         progress: Show progress on standard error.
         **settings: Options of `EvaluateSettings`, such as ``shards="shards"``, ``checkpoint="run"``, ``split="val"``.
 
@@ -161,15 +161,15 @@ def render(*paths: str | Path, output_file: str | Path, progress: bool = False, 
 def load_model(checkpoint: str | Path, weights: Literal["ema", "last"] = "ema") -> Loaded:
     """Load a trained model, on the GPU if there is one.
 
-    `OmnigesPipeline.from_pretrained` reads the same folder and generates. Use this function to work with the network
-    itself.
+    To generate, use `OmnigesPipeline.from_pretrained`, which reads the same folder. Use this function to work with the
+    network directly.
 
     Args:
         checkpoint: Folder of a checkpoint, or of a run; the run's newest valid checkpoint is loaded.
         weights: The EMA weights, or the last weights.
 
     Returns:
-        ``model``, a torch module in evaluation mode, and ``identity``, a description of the checkpoint.
+        An object with ``model``, a torch module in evaluation mode, and ``identity``, a description of the checkpoint.
 
     Raises:
         UsageFault: The folder contains no checkpoint.
@@ -190,7 +190,7 @@ def sample_corpus(folder: str | Path, *, progress: bool = False, **settings: Any
         **settings: Options of `CorpusSettings`, such as ``clips=6``, ``seconds=4``.
 
     Returns:
-        Counts and lengths of the corpus.
+        A summary with the numbers of clips, speakers and words, and the total length in seconds.
 
     Raises:
         UsageFault: The folder is not empty, or a setting is invalid.
@@ -206,7 +206,7 @@ def sample_corpus(folder: str | Path, *, progress: bool = False, **settings: Any
 
 @contextmanager
 def _counted(noun: str, *, shown: bool) -> Iterator[Callable[[float, float], None]]:
-    """Yield a function (done, total) that shows a count on standard error, or does nothing."""
+    """Yield a function (done, total) that shows a count on standard error; if not `shown`, it does nothing."""
     from omniges.progress import counter
 
     if not arguments.flag("progress", shown):

@@ -22,7 +22,7 @@ _MAX_NAME_BYTES: Final = 255  # longest file name on Linux
 
 
 def refuse(name: str, expected: str, found: object) -> UsageFault:
-    """Return the error for an argument, as one line.
+    """Return a UsageFault for an invalid argument: one line with its name, the expected and the found value.
 
     Args:
         name: Name of the argument.
@@ -134,7 +134,7 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
 
 
 def choice(name: str, value: Any, among: Collection[str]) -> str:
-    """Check that a text is one of the valid ones, and return it.
+    """Check that a value is one of the valid texts, and return it.
 
     Args:
         name: Name of the argument.

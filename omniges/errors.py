@@ -36,7 +36,7 @@ class OmnigesError(Exception):
 
     exit_code = ExitCode.FINDINGS
     on_command_line: str | None = None
-    """Original text of an error that `reword` changed, which the command line shows; None for an unchanged error."""
+    """Text of the error on the command line, if `reword` has changed the text; otherwise None."""
 
     def reword(self, change: Callable[[str], str]) -> None:
         """Change the text, and keep the old text for the command line.
@@ -74,7 +74,7 @@ def needs(extra: str, user: str) -> Iterator[None]:
 
     Args:
         extra: Name of the optional dependencies of omniges.
-        user: Name of the feature that needs the package, for the error.
+        user: Name of the feature that needs the packages, for the error.
 
     Yields:
         Nothing; the imports run inside the context.
@@ -149,7 +149,7 @@ def fault_of_machine(error: BaseException) -> EnvironmentFault | None:
         error: An exception.
 
     Returns:
-        The error in one line with its remedy, or None for any other cause. Causes of the machine are: memory or disk
+        The error in one line with its remedy, or None for any other cause. The machine is the cause if memory or disk
         space is used up, a library or package is missing, too many files are open, or no temporary folder is writable.
     """
     text = " ".join(str(error).split())[:_LONGEST_REASON]
@@ -440,9 +440,9 @@ class RecordingFault(Exception):
         self.problem = Problem(code, found, expected)
 
     def refusal(self, path: object) -> DataError:
-        """Return the error for a command that reads the file itself, without preprocess.
+        """Return this fault as a DataError, for a command that reads the file directly, without preprocess.
 
-        The remedy in the error does not name options of preprocess, because other commands do not have them.
+        The remedy in the error does not name options of preprocess, because other commands do not have these options.
 
         Args:
             path: The file.

@@ -1,6 +1,6 @@
 """Options of commands, declared as fields of settings dataclasses with type, default, range and help text.
 
-Each declaration gives the flag of a command, the key of a recipe and the row in docs/reference/commands.md. Options
+Each declaration defines the flag of a command, the key of a recipe and the row in docs/reference/commands.md. Options
 that several commands share are at the end of this module.
 """
 
@@ -71,7 +71,7 @@ class Option:
     below: float | None = None
 
 
-def option(default: T, help: str, *flags: str, **more: Any) -> T:  # noqa: A002 - the word of every command line
+def option(default: T, help: str, *flags: str, **more: Any) -> T:  # noqa: A002 - the usual name of this text
     """Declare a field of a settings dataclass.
 
     Args:
@@ -89,7 +89,7 @@ def option(default: T, help: str, *flags: str, **more: Any) -> T:  # noqa: A002 
     return field(default=default, metadata=metadata)
 
 
-def about(help: str, *flags: str, **more: Any) -> dict[str, Option]:  # noqa: A002 - the word of every command line
+def about(help: str, *flags: str, **more: Any) -> dict[str, Option]:  # noqa: A002 - the usual name of this text
     """Return the metadata of a field that has no default: ``out: Path = field(metadata=about("Folder for …"))``.
 
     Args:
@@ -111,9 +111,11 @@ class Setting:
     kind: Any
     """Type of the value, or of each value if there are many. Types in `_KINDS`, and tuples of them, are checked."""
     choices: tuple[Any, ...]
-    """All valid values, of one type: texts or whole numbers."""
+    """All valid values: texts or whole numbers; empty if every value of the type is valid."""
     optional: bool
+    """None is a valid value."""
     many: bool
+    """The value is a tuple of any length."""
     default: Any
     """MISSING if the option has no default."""
     option: Option
@@ -139,7 +141,7 @@ class Setting:
         """Return a value converted to the field's type.
 
         Args:
-            value: A value as a user writes it.
+            value: A value from the command line, a recipe or Python code.
 
         Returns:
             The value; a tuple if the field has many values.
@@ -181,7 +183,7 @@ class Setting:
         return converted
 
     def _parts(self, value: Any) -> tuple[Any, ...]:
-        """Convert a value that has several parts, such as a name and a folder, from one text or from its parts."""
+        """Convert a value with several parts, such as a name and a folder; it is one text, or a list of the parts."""
         if self.option.parse is not None and isinstance(value, str):
             parsed: tuple[Any, ...] = self.option.parse(self.flag, value)
             return parsed
@@ -237,7 +239,7 @@ def refuse_url(flag: str, given: str) -> None:
 
 
 def placeholder(setting: Setting) -> str | None:
-    """Return the text for the value of an option in help: its choices, N, X, TEXT or PATH; None for a switch."""
+    """Return the placeholder of an option's value in help, such as N, PATH or its choices; None for a switch."""
     if setting.option.metavar or setting.option.commas:
         return setting.option.metavar or "LIST"
     if setting.choices:
@@ -284,7 +286,7 @@ def refuse_unknown(
         noun: Word for one name in the error, such as "key".
         found: The names that were given.
         known: The known names.
-        listed_at: Page that lists all known names; None: the error lists them.
+        listed_at: Page or command that lists all known names; None: the error lists them.
 
     Raises:
         UsageFault: A name is unknown.
@@ -302,14 +304,14 @@ def refuse_unknown(
 
 
 def shown(value: Any) -> str:
-    """Return a value as one line of text, unchanged if it is not empty and all its characters are printable."""
+    """Return a value as one line of text; an empty text or one with unprintable characters is quoted and escaped."""
     text = str(value)
     return text if text and text.isprintable() else repr(value)
 
 
 @functools.cache
 def settings_of(settings: Any) -> Mapping[str, Setting | type]:
-    """Return the options of a settings dataclass by field name, in order; for nested settings, return their class."""
+    """Return the options of a settings dataclass by field name. A field of nested settings is mapped to their class."""
     hints = get_type_hints(settings)
     found: dict[str, Setting | type] = {}
     for each in fields(settings):
@@ -335,7 +337,7 @@ def _setting(name: str, hint: Any, default: Any, option: Option) -> Setting:
 
 
 def every_setting(settings: Any) -> Iterator[Setting]:
-    """Yield the options of a settings dataclass in order, including those of settings inside it."""
+    """Yield the options of a settings dataclass in order, including the options of nested settings."""
     for each in settings_of(settings).values():
         if isinstance(each, Setting):
             yield each
@@ -441,10 +443,10 @@ def check(settings: Any) -> None:
 
 
 def from_keywords(settings: type[T], values: Mapping[str, Any], function: str) -> T:
-    """Make a settings object from the keywords of a function.
+    """Create a settings object from the keyword arguments of a function.
 
     Args:
-        settings: A settings dataclass. Settings inside it may be passed as one object, or by the names of their fields.
+        settings: A settings dataclass. Nested settings may be passed as one object, or by the names of their fields.
         values: Values by field name.
         function: Name of the function in errors.
 
@@ -505,7 +507,7 @@ def show_seconds_option(views: str) -> float | None:
     """Declare the option ``--show-seconds``.
 
     Args:
-        views: As for `show_start_option`.
+        views: Outputs of the command that show the part, such as "page", for the help text.
 
     Returns:
         A dataclass field, whose default None means the whole clip.
@@ -537,13 +539,13 @@ class ShownPart:
 
     @contextmanager
     def flags_in_errors(self) -> Iterator[None]:
-        """Name ``--show-start`` and ``--show-seconds`` in errors of code that shows the `Part` of `of_part`.
+        """Replace ``--start`` and ``--seconds`` by ``--show-start`` and ``--show-seconds`` in errors.
 
         Yields:
             Nothing; the code runs inside the context.
 
         Raises:
-            UsageFault: The error of the code, with these flags in place of ``--start`` and ``--seconds``.
+            UsageFault: The error of the code, with the replaced flags.
         """
         try:
             yield

@@ -27,12 +27,12 @@ _LIVE_EVERY_S: Final = 0.2
 
 
 class Progress(ABC):
-    """Progress of a run at one moment. Each command derives a dataclass with its counts."""
+    """Progress of a run at one moment. Each command defines a subclass with its counts."""
 
     @property
     @abstractmethod
     def line(self) -> str:
-        """Return the progress as a line of text."""
+        """The progress as a line of text."""
 
     @property
     def share(self) -> float | None:
@@ -45,7 +45,7 @@ class Progress(ABC):
         return False
 
     def as_json(self) -> dict[str, Any]:
-        """Return the numbers for JSON."""
+        """Return the fields of the subclass, for a JSON line."""
         return asdict(self)  # type: ignore[call-overload, no-any-return]
 
 
@@ -170,7 +170,7 @@ class LiveReporter(_Throttled):
         self._live: Live | None = None
 
     def _console(self) -> Console:
-        from rich.console import Console  # noqa: PLC0415 - rich's parts cost 0.1 s that --help must not pay
+        from rich.console import Console  # noqa: PLC0415 - the import takes 0.1 s, too long for --help
 
         class Plain(Console):
             """Console that raises BrokenPipeError; the console of rich would end the process instead."""
@@ -188,7 +188,7 @@ class LiveReporter(_Throttled):
 
         parts: list[Any] = [Text(printable(progress.line))]
         if progress.share is not None:
-            # The bar ends without a line break, so it comes last; the text wraps where the window is narrow.
+            # The bar ends without a line break, so it comes last; the text wraps in a narrow window.
             parts.append(ProgressBar(total=1.0, completed=progress.share, width=60))
         if self._broken:
             return
@@ -198,7 +198,7 @@ class LiveReporter(_Throttled):
                 self._live.start()
             self._live.update(Group(*parts), refresh=True)
             if progress.final:
-                self.__exit__()  # what comes next has the terminal for itself
+                self.__exit__()  # removes the live line before other output
 
     def say(self, message: str) -> None:
         """Print a line above the live line."""
@@ -217,7 +217,7 @@ class LiveReporter(_Throttled):
 def make_reporter(mode: Mode = "auto") -> Reporter:
     """Return the reporter for a mode; ``auto`` means a live display on a terminal, and lines elsewhere."""
     stream = sys.stdout if mode == "json" else sys.stderr
-    if mode == "silent" or stream is None:  # None: a program without standard streams
+    if mode == "silent" or stream is None:  # None in a program without standard streams
         return Reporter()
     if mode == "json":
         return JsonReporter(stream)
@@ -250,7 +250,7 @@ def counter(noun: str) -> Iterator[Callable[[float, float], None]]:
     Outside a terminal, the first line appears after some seconds, so that short work prints nothing.
     """
     began = time.monotonic()
-    stream: IO[str] | None = sys.stderr  # None: a program without standard streams
+    stream: IO[str] | None = sys.stderr  # None in a program without standard streams
     live = stream is not None and stream.isatty()
     quiet = LineReporter(stream, first_after_s=_LINE_EVERY_S) if stream is not None else Reporter()
     with LiveReporter() if live else quiet as reporter:

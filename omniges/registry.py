@@ -29,8 +29,8 @@ def foreign(who: str, doing: str, remedy: str = "ask its authors") -> Iterator[N
     """Run code of another package, and convert its exceptions to an EnvironmentFault of one line.
 
     Args:
-        who: Name of the code that runs; the line begins with it.
-        doing: Name of the action.
+        who: Name of the code that runs, at the beginning of the error.
+        doing: Action of the code, such as "loading", for the error.
         remedy: What the user can do.
 
     Yields:
@@ -103,7 +103,7 @@ class Registry(Generic[T]):
 
         Args:
             name: Name of an extension.
-            where: Beginning of the error message; if empty, the noun and the name.
+            where: Beginning of the error message; if empty, the message begins with the noun and the name.
 
         Raises:
             UsageFault: The name is unknown.

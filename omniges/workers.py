@@ -57,7 +57,7 @@ Result = TypeVar("Result")
 
 
 def worker_command(module: str) -> tuple[str, ...]:
-    """Return the command line of a worker that passes the module's ``prepare`` to `serve`."""
+    """Return the command line of a worker process, which calls `serve` with the function ``prepare`` of a module."""
     return (sys.executable, "-P", "-m", "omniges.workers", module)
 
 
@@ -76,7 +76,7 @@ def serve(prepare: Callable[[Any], Callable[[Any], Answer]]) -> None:
     os.dup2(2, 1)
     lines = iter(sys.stdin.buffer.readline, b"")
     answer = _prepared(prepare, json.loads(next(lines)))
-    with contextlib.suppress(BrokenPipeError):  # nobody waits for the answer any more
+    with contextlib.suppress(BrokenPipeError):  # the main process has closed the pipe
         for line in lines:
             buffers: Sequence[Pieces] = ()
             try:
@@ -114,7 +114,7 @@ def _reported_fault(error: Exception) -> OmnigesError:
 
 
 def as_error(exit_code: int, text: str) -> OmnigesError:
-    """Return an error that a worker reported.
+    """Create the error that a worker reported.
 
     Args:
         exit_code: Exit code of the error's class.
@@ -162,7 +162,7 @@ class Worker:
         self._tasks: deque[Any] = deque()
         with contextlib.ExitStack() as on_failure:
             try:
-                # In memory: it is a few lines, and a machine may have no folder for temporary files.
+                # Standard error goes to memory. It is short, and a machine may have no folder for temporary files.
                 lines = os.memfd_create("stderr of a worker")
                 self._stderr: IO[bytes] = on_failure.enter_context(os.fdopen(lines, "w+b"))
                 self._process = subprocess.Popen(
@@ -227,7 +227,7 @@ class Worker:
         end = None if limit_s is None else time.monotonic() + limit_s
 
         def read(size: int) -> memoryview:
-            buffer_view = view = memoryview(empty(size, uint8).data)  # bytearray would clear the pages first
+            buffer_view = view = memoryview(empty(size, uint8).data)  # a bytearray would first be filled with zeros
             while view:
                 if not self._poll.poll(None if end is None else max(0.0, end - time.monotonic()) * 1000):
                     raise TimeoutError(f"no result within the deadline of {limit_s:g} s")
@@ -249,7 +249,7 @@ class Worker:
         return head["answer"], buffers
 
     def _death(self) -> WorkerDied:
-        """Return an error with the process's exit code or signal, and its last line of standard error."""
+        """Wait until the process exits; return an error with its exit code or signal and its last line of output."""
         code = self._process.wait()
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         self._stderr.seek(0, os.SEEK_END)
@@ -285,13 +285,13 @@ class Answering(Protocol):
         """Send a task as JSON; raise WorkerDied if the worker has exited."""
 
     def receive(self, limit_s: float | None = None) -> tuple[Any, list[Any]]:
-        """Return the answer to the oldest task and its buffers; raise WorkerDied or TimeoutError without one."""
+        """Wait for the answer to the oldest task, and return it with its buffers; see `Worker.receive`."""
 
     def kill(self) -> None:
-        """Make a waiting `receive` return at once, also one that waits in another thread."""
+        """Stop the worker at once; a `receive` that waits in another thread then raises an error."""
 
     def close(self) -> None:
-        """Free everything that the worker holds."""
+        """Free the resources of the worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,13 +333,13 @@ class Pool(Generic[Task, Result]):
         """
         self._start, self._encode, self._decode = start, encode, decode
         self._workers, self._deadline_s, self._size, self._on_death = workers, deadline_s, size, on_death
-        self._turn = threading.Lock()  # held while a thread acquires places
-        self._places = threading.Semaphore(workers)  # one for each task that runs
+        self._turn = threading.Lock()  # held while a thread acquires permits
+        self._places = threading.Semaphore(workers)  # permits; a running task has one, a repeated task has all
         self._condition = threading.Condition()
         self._outcomes: dict[int, Result | Lost] = {}
         self._running: dict[int, tuple[Task, float]] = {}
-        self._next = 0  # the next task to start
-        self._wanted = 0  # the next outcome to yield
+        self._next = 0  # index of the next task to start
+        self._wanted = 0  # index of the next outcome to yield
         self._held_bytes = 0
         self._live: set[Answering] = set()
         self._stop = False
@@ -385,7 +385,7 @@ class Pool(Generic[Task, Result]):
 
     def _await(self, index: int, task: Task) -> Result | Lost:
         with self._condition:
-            # The timeout lets Ctrl-C through while waiting.
+            # With a timeout, Python handles Ctrl-C during the wait.
             while index not in self._outcomes and self._failure is None:
                 self._condition.wait(0.5)
             if self._failure is not None:
@@ -426,7 +426,7 @@ class Pool(Generic[Task, Result]):
                     self._outcomes[index] = outcome
                     self._running.pop(index, None)
                     self._condition.notify_all()
-                del outcome  # a large result is not kept while the next task is worked on
+                del outcome  # frees a large result before the next task runs
         except BaseException as error:  # noqa: BLE001 - raised again by the thread that awaits outcomes
             with self._condition:
                 self._failure = error
@@ -435,7 +435,7 @@ class Pool(Generic[Task, Result]):
     @contextlib.contextmanager
     def _places_for(self, places: int) -> Iterator[None]:
         """Acquire one permit to run a task, or all permits so that no other task runs."""
-        with self._turn:  # a thread that waits for all places blocks new tasks until the running ones finish
+        with self._turn:  # a thread that waits for all permits blocks new tasks until the running ones finish
             for _ in range(places):
                 self._places.acquire()
         try:
@@ -472,7 +472,7 @@ class Pool(Generic[Task, Result]):
 
 
 if __name__ == "__main__":
-    # Before the module's imports, which are slow: signals to the process group are handled by the main process.
+    # The main process handles signals to the process group, so a worker ignores them, already during slow imports.
     for caught in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(caught, signal.SIG_IGN)
     serve(lambda setup: importlib.import_module(sys.argv[1]).prepare(setup))

@@ -1,4 +1,4 @@
-"""A condition stream in a package of its own: how loud a window is, as one number.
+"""A condition stream in a separate package: the loudness of a window, as one number.
 
 pip install ./examples/toy_stream
 omniges train --shards shards --condition-streams loudness
@@ -30,12 +30,12 @@ class Loudness(ConditionStream):
 
     @classmethod
     def learn(cls, facts: TrainingFacts) -> Self:
-        """Take mean and deviation from the statistics of the train split."""
+        """Create the stream with the mean and the standard deviation of the train split."""
         mel = facts.statistics["mel"]
         return cls(float(np.mean(mel["mean"])), float(np.mean(mel["std"])))
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings that a checkpoint stores: mean and standard deviation in nat."""
+        """Return the settings that a checkpoint stores: mean and standard deviation of the log-mel."""
         return {"mean": self.mean, "std": self.std}
 
     @classmethod

@@ -30,7 +30,7 @@ Command = Callable[..., None]
 
 
 class Signalled(BaseException):
-    """A signal arrived that ends the command. It is not an `Exception`, so that libraries do not catch it."""
+    """Raised by a signal that ends the command. It is not an `Exception`, so that libraries do not catch it."""
 
     def __init__(self, code: ExitCode) -> None:
         super().__init__(code)
@@ -70,7 +70,7 @@ exit_on_sigterm: Final = functools.partial(_raising, {signal.SIGTERM: ExitCode.T
 
 
 def listed(values: Iterable[str]) -> tuple[str, ...]:
-    """Split the texts of a flag, which may be repeated, at commas, and return all values as one tuple."""
+    """Split the values of a repeatable flag at commas, and return all parts as one tuple."""
     return tuple(name.strip() for value in values for name in value.split(",") if name.strip())
 
 
@@ -78,8 +78,7 @@ def echo(text: str, *, err: bool = False) -> None:
     """Print text; escape control characters, so that a terminal executes no escape sequence in the text.
 
     Args:
-        text: One or several lines. To print data in a line, pass it through `printable` first, which also escapes line
-            breaks.
+        text: One or several lines. Pass data through `printable` first, which also escapes line breaks.
         err: Print to standard error.
     """
     stream = sys.stderr if err else sys.stdout
@@ -88,10 +87,10 @@ def echo(text: str, *, err: bool = False) -> None:
 
 
 def make_console() -> Console:
-    """Return a console on standard output, for tables."""
+    """Return a rich console on standard output, for tables."""
     from rich.console import Console
 
-    # Rows for a file or pipe are not folded or cut, so that grep finds whole rows.
+    # In a file or pipe, rows are not folded or cut, so that grep finds complete rows.
     return Console() if sys.stdout.isatty() else Console(width=240)
 
 
@@ -100,9 +99,9 @@ def with_flags(
 ) -> Callable[[Command], Command]:
     """Decorate a command, so that it has a flag for each option of its settings.
 
-    The flags replace each parameter whose type is a settings dataclass; the command receives the settings object. If
-    the type of a parameter is ``Annotated[Mapping[str, Any], Settings]``, the command receives a mapping from field
-    names to values, with only the values that are on the command line.
+    A parameter whose type is a settings dataclass becomes one flag per option; the command receives the settings
+    object. If the type of a parameter is ``Annotated[Mapping[str, Any], Settings]``, the command receives a mapping
+    from field names to values. The mapping contains only the values that the user passed.
 
     Args:
         extra: Name of the optional dependencies that the command needs, for the error if one is missing.
@@ -144,14 +143,14 @@ def with_flags(
 
 
 def _other_flags(settings: Any) -> dict[str, str]:
-    """Return a mapping to each flag from its other names: former names, and the field's name if it differs."""
+    """Return a mapping from other accepted names to flags: from former names, and from field names that differ."""
     flags = [each for each in every_setting(settings) if not (each.option.only_recipe or each.option.argument)]
     found = {as_flag(name): each.flag for each in flags for name in (each.name, *each.option.was)}
     return {name: flag for name, flag in found.items() if name != flag}
 
 
 def _flags(settings: Any) -> Iterator[inspect.Parameter]:
-    """Yield the parameters of all options, including those of settings inside settings."""
+    """Yield a function parameter for each option of a settings dataclass, including the options of nested settings."""
     panel = None
     for each in every_setting(settings):
         panel = each.option.panel or panel
@@ -162,7 +161,8 @@ def _flags(settings: Any) -> Iterator[inspect.Parameter]:
 def _flag(setting: Setting, panel: str | None) -> inspect.Parameter:
     """Return a function parameter that Typer converts to a flag.
 
-    The value of the flag is text, which the settings convert and check, or None if the user does not pass the flag.
+    Typer converts only switches and pairs. Other values stay text, because the settings convert and check them. If the
+    user does not pass the flag, the value is None, or an empty list for a repeatable flag.
     """
     option = setting.option
     kind: Any = (
@@ -189,7 +189,10 @@ def _flag(setting: Setting, panel: str | None) -> inspect.Parameter:
 
 
 def _completion(setting: Setting) -> Callable[[str], list[str]] | None:
-    """Return a function for shell completion of a value; in a list, it completes the text after the last comma."""
+    """Return a function for shell completion of a value; None if the valid values are not known.
+
+    In a list of values, the function completes the text after the last comma.
+    """
     known = setting.option.values or (lambda: map(str, setting.choices))
 
     def complete(incomplete: str) -> list[str]:
@@ -225,7 +228,7 @@ def _build_settings(settings: Any, values: Mapping[str, Any]) -> Any:
     return settings(**inner, **_passed(settings, values))
 
 
-# --- standard streams whose errors do not end a command, because its output only reports its work
+# --- standard streams whose errors do not end a command: the output only reports the work
 
 _ESCAPES: Final = "omniges-escapes"
 
@@ -265,7 +268,7 @@ class SafeOutput(io.RawIOBase):
 
     @property
     def lost(self) -> OSError | None:
-        """The error that prevented output to a file; None without error, or if a pipe or terminal was closed."""
+        """The error that made output to a file incomplete; None without error, or if a pipe or terminal was closed."""
         gone = self.error is not None and (self._terminal or self.error.errno == errno.EPIPE)
         return None if gone else self.error
 
@@ -317,7 +320,7 @@ def _over(output: SafeOutput, stream: io.TextIOWrapper) -> io.TextIOWrapper:
 
 
 def _escaped(error: UnicodeError) -> tuple[str, int]:
-    """Return JSON escapes for characters that the stream's encoding lacks; the codec error handler of `safe_output`."""
+    """Return JSON escapes for characters outside the stream's encoding; the codec error handler of `safe_output`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")

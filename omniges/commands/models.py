@@ -50,8 +50,8 @@ def train(
     Exit codes: 0 done, 1 bad data or a NaN or infinite loss, 2 usage, 3 environment, 75 stopped by a signal with
     a checkpoint, 130 Ctrl-C.
     """
-    # OpenMP reads this when torch is loaded. Waiting threads that spin take CPU time from the processes that read
-    # batches, and from each other if cores are shared: steps took several times as long.
+    # OpenMP reads this variable when torch is loaded. By default, waiting threads spin. On shared cores they take CPU
+    # time from each other and from the processes that read batches, so that steps take several times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from omniges.trainer.recipe import load_settings
     from omniges.trainer.train import train as run

@@ -1,4 +1,4 @@
-"""Parsing of command lines: accepted forms of option names, errors of one line, and help without shortened names."""
+"""Parsing of command lines: all accepted names of options, errors in one line, and help that shortens no name."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def present_words(
     """Replace the names of options in a command line by their current names; values do not change.
 
     Args:
-        words: Arguments of a command; ``--max_train_steps=8`` has an option's name with underscores.
+        words: Arguments of a command. Names of options may contain underscores, as in ``--max_train_steps=8``.
         values: Number of values that follow each option of the command.
         present: Mapping from other accepted names of options to their current names.
 
     Returns:
-        The arguments, and the unknown options with unchanged spelling.
+        The arguments with current names, and the names of unknown options as the user wrote them.
     """
     found: list[str] = []
     unknown: list[str] = []
@@ -99,12 +99,12 @@ class Group(TyperGroup):
 
 
 def command_class(function: Callable[..., None]) -> type[Command]:
-    """Return a command class for a function that `with_flags` decorated; the class knows other names of options."""
+    """Return a command class for a function that `with_flags` decorated; it accepts the other names of options."""
     return type("Command", (Command,), {"present": getattr(function, "present", {})})
 
 
 def usage_line(error: Any) -> str:
-    """Format an error of Typer as one line, which names the help command."""
+    """Format an error of Typer as one line that ends with the command for help."""
     help_at = f"; see {error.ctx.command_path} --help" if getattr(error, "ctx", None) else ""
     if hasattr(error, "param_type") and error.param is not None:
         names: Sequence[str] = error.param.opts if error.param.param_type_name == "option" else [error.param.metavar]
@@ -148,7 +148,7 @@ def _print_help(command: Any, ctx: Any, commands: Sequence[tuple[list[str], str]
         console.print(Panel(_table(rows, width), title=name, title_align="left", border_style="dim"))
 
 
-_NAME_WIDTH: Final = 36  # largest width of the first column; longer text continues on the next line
+_NAME_WIDTH: Final = 36  # largest width of the first column in characters; longer text continues on the next line
 
 
 def _table(rows: Sequence[tuple[list[str], str]], width: int) -> RenderableType:

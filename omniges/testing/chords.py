@@ -29,10 +29,10 @@ _RAMP: Final = (0.5 - 0.5 * SINE[(np.arange(_AUDIO_RAMP) * 25 + SAMPLE_RATE_HZ /
 def chord_words(
     rng: np.random.Generator, settings: CorpusSettings, vocabulary: Sequence[WordSignature]
 ) -> list[SpokenWord]:
-    """Draw random words, never the same word twice in a row; words last 0.25–0.7 s, and pauses before them 0.05–0.5 s.
+    """Draw random words of 0.25–0.7 s, each after a pause of 0.05–0.5 s, and never the same word twice in a row.
 
     Args:
-        rng: Random numbers of the clip.
+        rng: Random number generator of the clip.
         settings: Settings of the corpus.
         vocabulary: The words.
 
@@ -85,7 +85,7 @@ def add_chords(
     """Add the sound of words to a clip; the peak stays below 0.7.
 
     Args:
-        rng: Random numbers of the clip.
+        rng: Random number generator of the clip.
         samples: Audio (N,) at 16 kHz, changed in place.
         words: Words of the clip.
         pitch: Factor of the speaker on the frequency of every tone.

@@ -89,7 +89,7 @@ def speak(request: dict[str, Any], library: str, data: str | None) -> tuple[dict
             number += 1
         return 0
 
-    callback = _Callback(collect)  # kept: the library holds only its address
+    callback = _Callback(collect)  # the variable keeps it alive, because the library stores only its address
     engine.espeak_SetSynthCallback(callback)
     spoken = []
     for sentence in request["sentences"]:

@@ -1,6 +1,6 @@
 """Motion of a synthetic speaker: idle motion, and the motion of spoken words.
 
-The bytes are equal on any CPU, because random numbers are uniform draws, curves are polynomials (IEEE additions and
+The bytes are equal on any CPU: random numbers are uniform draws, curves are polynomials (IEEE additions and
 multiplications), and the sine table is rounded. T is a number of frames of 1/30 s; angles are in radians, lengths in
 metres.
 """
@@ -27,7 +27,10 @@ _BEAT_S: Final = 0.13
 _BEAT_RAD: Final = 0.2
 _LIFT_RAD: Final = 0.12
 _EXPRESSION_NOISE: Final = 0.17
-"""Largest magnitude of expression noise. Successive frames then differ by 0.4 of the spread, as in BEAT2."""
+"""Largest magnitude of expression noise.
+
+With this noise, differences of successive frames have 0.4 times the standard deviation of the expressions, as in BEAT2.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +66,9 @@ class Speaker:
     pitch: float  # factor on every tone
     idle_scale: float  # factor on idle motion
     posture: F64  # (165,) rad
-    face: F64  # (100,)
-    height: float  # height of trans in metres
-    betas: F32  # (300,)
+    face: F64  # (100,) expression coefficients of the resting face
+    height: float  # y of trans in metres
+    betas: F32  # (300,) shape coefficients
 
     @property
     def folder(self) -> str:
@@ -75,9 +78,9 @@ class Speaker:
 
 @dataclass(frozen=True, slots=True)
 class Mood:
-    """One emotion of BEAT2: its first recording index in file names, and the change of the idle pose that shows it."""
+    """An emotion of BEAT2, which the idle pose of a clip shows."""
 
-    start: int
+    start: int  # first recording index of this emotion in file names
     pose: F64  # (165,) rad, added to the speaker's posture
 
 
@@ -207,7 +210,7 @@ def motion_of(
     """Return idle motion plus the motion of the words.
 
     Args:
-        rng: Random numbers of the clip.
+        rng: Random number generator of the clip.
         frames: Number of frames T.
         words: The spoken words in order of time.
         speaker: The speaker.

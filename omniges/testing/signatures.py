@@ -85,7 +85,7 @@ class WordSignature:
     """Sound and pose of a word. The arrays are read-only."""
 
     word: str
-    tones_hz: I64  # (3,), sounding together, before the speaker's pitch
+    tones_hz: I64  # (3,), they sound together; the speaker's pitch is a factor on them
     rotations: F64  # (165,) rad, added to the pose; zero for pelvis, legs, collars, jaw and eyes
     expression: F64  # (100,), added to the expression coefficients; 24 of them are not zero
 
@@ -160,5 +160,5 @@ def _motion_codes(seed: int, size: int) -> I64:
         differs = candidates[:, None] != codes[None, :index]
         body = differs[..., :_BODY_FREEDOMS].sum(axis=2).min(axis=1, initial=_BODY_FREEDOMS)
         every = differs.sum(axis=2).min(axis=1, initial=len(_FREEDOMS))
-        codes[index] = candidates[np.argmax(100 * body + every)]  # large body movements count before fingers
+        codes[index] = candidates[np.argmax(100 * body + every)]  # the body counts more than fingers
     return codes

@@ -1,4 +1,4 @@
-"""Synthetic speech: random sentences of frequent English words, spoken by eSpeak NG with true word times.
+"""Synthetic speech: random sentences of frequent English words, spoken by eSpeak NG, with exact times of the words.
 
 Words are drawn by Zipf's law: the lower a word's number, the more often it occurs. Loudness and pitch of each word are
 random. A louder word has a larger gesture, and each stressed syllable has a beat. Bytes depend on the versions of
@@ -32,7 +32,7 @@ _VOICES: Final = tuple(
 _ZIPF_OFFSET: Final = 2.7  # Mandelbrot's offset for English
 _SENTENCE_WORDS: Final = (4, 9)
 _PAUSE_S: Final = (0.2, 0.6)
-_SHORTEST_SENTENCE_S: Final = 1.3  # few sentences are shorter; limits the number of sentences for a clip
+_SHORTEST_SENTENCE_S: Final = 1.3  # few sentences are shorter; determines how many sentences are drawn for a clip
 _QUIET_S: Final = 0.1  # silence at the end of a clip
 _GAIN: Final = (0.5, 1.5)
 _PITCH_PERCENT: Final = 25
@@ -47,7 +47,7 @@ def speak(
     """Synthesize random sentences until a clip is full.
 
     Args:
-        rng: Random numbers of the clip.
+        rng: Random number generator of the clip.
         settings: Settings of the corpus.
         speaker: Number of the speaker, from 1; it determines voice, speaking rate and pitch.
         seconds: Length of the clip in seconds.

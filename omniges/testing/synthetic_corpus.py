@@ -49,12 +49,12 @@ were about people.
 
 @dataclass(frozen=True, slots=True)
 class CorpusSummary:
-    """Counts and lengths of a corpus after it was written."""
+    """Size of a corpus that was written, and its folder."""
 
     clips: int
-    seconds: float  # of motion, all clips together
+    seconds: float  # total length of motion
     speakers: int
-    words: int  # spoken word intervals, all clips together
+    words: int  # total number of spoken words
     root: Path
 
 
@@ -72,7 +72,7 @@ def _floor(rng: np.random.Generator, frames: int) -> F32:
 
 
 def _text(words: Sequence[SpokenWord], xmax_s: float, vocabulary: Sequence[WordSignature]) -> bytes:
-    """Return a TextGrid with words and phones."""
+    """Return the bytes of a TextGrid with words and phones."""
     phones = [WordInterval(phone.label, phone.start_s, phone.end_s) for word in words for phone in word.phones]
     return encode_words(
         [WordInterval(vocabulary[word.index].word, word.start_s, word.end_s) for word in words], xmax_s, phones
@@ -80,7 +80,10 @@ def _text(words: Sequence[SpokenWord], xmax_s: float, vocabulary: Sequence[WordS
 
 
 def _semantic(words: Sequence[SpokenWord], vocabulary: Sequence[WordSignature]) -> bytes:
-    """Return a semantic annotation in BEAT2's format: equal shares of beat, deictic, iconic and metaphoric gestures."""
+    """Return a semantic annotation in BEAT2's format.
+
+    The number of a word determines its gesture class: beat, deictic, iconic, metaphoric, beat, …
+    """
     classes = (("01_beat_align", 0.1), ("02_deictic_l", 0.4), ("05_iconic_l", 0.6), ("08_metaphoric_l", 0.8))
     rows = []
     for word in words:
@@ -103,8 +106,8 @@ def _folders(root: Path, layout: Layout) -> dict[str, Path]:
 def _splits(settings: CorpusSettings) -> list[str]:
     """Return the split of each clip: a tenth for test, a tenth for val, and the rest for train.
 
-    If there are three or more clips, test and val get at least one clip each. If at least two thirds of the clips then
-    remain for train, test and val get a clip of every speaker, because clips belong to the speakers in turn.
+    If there are three or more clips, test and val get at least one clip each. If there are at least six clips per
+    speaker, test and val each get at least one clip of every speaker: consecutive clips have different speakers.
     """
     clips, speakers = settings.clips, settings.speakers
     held_out = 0 if clips < 3 else max(1, round(clips / 10))
@@ -150,7 +153,7 @@ def write_sample_corpus(
         progress: Function that is called after each clip with the number of written clips and the total.
 
     Returns:
-        Counts and lengths of the corpus.
+        The numbers of clips, speakers and words, and the total length in seconds.
 
     Raises:
         UsageFault: The folder is not empty.
