@@ -1,23 +1,22 @@
 """Codec ``audioldm2-vae``: log-mel to the latents of AudioLDM2's variational autoencoder and back.
 
-The folder is the subfolder ``vae`` of `cvssp/audioldm2` on the Hugging Face Hub. The folder of another diffusers
-AutoencoderKL with one channel also works: config.json with diffusion_pytorch_model.safetensors or .bin (H. Liu et al.
-2023, AudioLDM 2). AudioLDM2 and omniges use the same mel, see docs/reference/features.md.
+AudioLDM2 (H. Liu et al. 2023) and omniges use the same mel, see docs/reference/features.md. The codec's folder is the
+subfolder ``vae`` of `cvssp/audioldm2` on the Hugging Face Hub. The folder of another diffusers AutoencoderKL with one
+channel also works. It has config.json and diffusion_pytorch_model.safetensors or .bin.
 
-A row of latents has K channels and W columns, so K · W numbers; that of channel k and column w has index k · W + w.
-Each number is (mean of the posterior − shift factor) · scaling factor, with both factors from the configuration.
+A row of latents has K channels and W columns. The number of channel k and column w has index k · W + w in the row. Each
+number is (mean of the posterior − shift factor) · scaling factor, with both factors from the configuration.
 
-The autoencoder processes arrays of any length in blocks. The result equals that of diffusers on the complete array.
-Encoding separate blocks of the input would change the result, even with context around each block: group normalisations
-use the mean and variance over all rows, and in the attention every row attends to all rows. So every latent depends on
-the complete clip.
+Arrays of any length are processed in blocks, and the result equals that of diffusers on the complete array. The input
+is not cut into blocks that are encoded separately, because every latent depends on the complete clip: group
+normalisations use the mean and variance over all rows, and each row attends to all rows.
 
-Instead, each layer is computed in blocks. Between two normalisations there are only convolutions of 3 rows, whose
-blocks have one extra row on each side. Means and variances are computed over all blocks. The attention processes
-queries in blocks, each against all keys. So the block length affects only memory: two activations of the complete clip,
-plus one block.
+Instead, each layer is computed over the complete activation, block by block. A convolution of 3 rows needs one extra
+row on each side of a block. Means and variances are computed over all blocks. The attention computes a block of queries
+against all keys. The block length affects only memory, which is two activations of the complete clip and one block.
 
-Shape letters: C channels, T rows (time), F columns (frequency) of an activation. There is no batch axis.
+Shape letters: C channels, T rows (time), F columns (frequency) of an activation; K channels of latents. There is no
+batch axis.
 """
 
 from __future__ import annotations
@@ -89,17 +88,17 @@ _UNREAD: Final = {"_class_name", "_diffusers_version", "_name_or_path", "sample_
 """Keys of config.json that do not affect the output: names, versions, tiling, and the precision of other pipelines."""
 _REMEDY: Final = "this autoencoder does not fit our mel"
 _OLD_NAMES: Final = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-"""Substrings in the names of attention weights: old (in files of diffusers before 0.18) to current."""
+"""Current parts of the names of attention weights, by the parts that diffusers wrote before version 0.18."""
 
-_BLOCK_ELEMENTS: Final = 1 << 24  # elements of an activation, 64 MB
+_BLOCK_ELEMENTS: Final = 1 << 24  # elements of an activation in a block: 64 MB of float32
 _QUERIES: Final = 2048
 
 _Affine = tuple[Tensor, Tensor]
-"""Scale and shift (C, 1, 1) of a normalisation with known statistics."""
+"""Scale and shift (C, 1, 1) that apply a group normalisation: x · scale + shift."""
 
 
 class AudioVae:
-    """Codec of log-mels that uses an AutoencoderKL."""
+    """Codec for log-mels that uses an AutoencoderKL."""
 
     loudness: Loudness = "peak"
     """Loudness of AudioLDM2's training data."""
@@ -110,7 +109,7 @@ class AudioVae:
         self._shift: float = vae.config.shift_factor or 0.0
 
     def encode(self, array: F32) -> F32:
-        """Return latents (M // frames_per_row, channels) of a log-mel (M, 64)."""
+        """Encode a log-mel (M, 64) as latents (M // frames_per_row, channels)."""
         if len(array) < self.entry.frames_per_row:
             return np.empty((0, self.entry.channels), np.float32)
         with exact(self._vae.device):
@@ -120,7 +119,7 @@ class AudioVae:
         return np.ascontiguousarray(latents.cpu().numpy())
 
     def decode(self, latents: F32) -> F32:
-        """Return the log-mel (rows · frames_per_row, 64) of latents (rows, channels)."""
+        """Decode latents (rows, channels) as a log-mel (rows · frames_per_row, 64)."""
         channels = self._vae.config.latent_channels
         if not len(latents):
             return np.empty((0, MEL_BANDS), np.float32)
@@ -154,7 +153,7 @@ def load(folder: Path, loading: Loading) -> AudioVae:
             f"{folder / _CONFIG}: expected fewer layers than the {len(weights)} tensors, found {layers}; {_OTHER}"
         )
     try:
-        with torch.device("meta"):  # allocates no memory for the sizes that a configuration states
+        with torch.device("meta"):  # wrong sizes in a configuration must not allocate memory
             vae: Any = AutoencoderKL(**arguments)  # type: ignore[no-untyped-call]
     except (TypeError, ValueError, RuntimeError, KeyError, IndexError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -184,7 +183,7 @@ def load(folder: Path, loading: Loading) -> AudioVae:
 
 
 def _read_config(path: Path) -> tuple[_Config, dict[str, Any]]:
-    """Return the configuration in a config.json, and the unchanged keys that diffusers needs."""
+    """Read and check a config.json; return the configuration, and the arguments for diffusers' AutoencoderKL."""
     found = read_settings(
         path, "Name the folder that holds the codec's config.json, or copy the codec again", path.parent
     )
@@ -206,7 +205,7 @@ def _read_config(path: Path) -> tuple[_Config, dict[str, Any]]:
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
-    """Return a folder's weights by the names of current diffusers; raise DataError if any is NaN or infinite."""
+    """Read the weights in a folder, by the names of current diffusers; raise DataError if any is NaN or infinite."""
     path = next((folder / name for name in _WEIGHTS if os.path.lexists(folder / name)), None)
     if path is None:
         raise DataError(f"{folder}: expected {' or '.join(_WEIGHTS)}, found neither; copy the codec's weights there")
@@ -221,7 +220,7 @@ def _weights(folder: Path) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def encoded(vae: Any, frames: Tensor, block_elements: int = _BLOCK_ELEMENTS) -> Tensor:
-    """Encode frames like the AutoencoderKL's ``_encode``, in blocks.
+    """Compute the AutoencoderKL's ``_encode`` in blocks.
 
     Args:
         vae: The AutoencoderKL.
@@ -229,7 +228,7 @@ def encoded(vae: Any, frames: Tensor, block_elements: int = _BLOCK_ELEMENTS) -> 
         block_elements: Number of elements of an activation to compute at once.
 
     Returns:
-        Moments (2 K, T', F') of the posterior.
+        Means and log variances (2 K, T', F') of the posterior.
     """
     walk, encoder = _Walk(block_elements), vae.encoder
     x = walk.convolved(frames, encoder.conv_in, None)
@@ -245,7 +244,7 @@ def encoded(vae: Any, frames: Tensor, block_elements: int = _BLOCK_ELEMENTS) -> 
 
 @torch.no_grad()
 def decoded(vae: Any, latents: Tensor, block_elements: int = _BLOCK_ELEMENTS) -> Tensor:
-    """Decode latents like the AutoencoderKL's ``_decode``, in blocks.
+    """Compute the AutoencoderKL's ``_decode`` in blocks.
 
     Args:
         vae: The AutoencoderKL.
@@ -274,7 +273,7 @@ class _Walk:
         self._block_elements = block_elements
 
     def _blocks(self, x: Tensor) -> Iterator[tuple[int, int]]:
-        """Yield the first row and the end row of each block of an activation; first rows are even."""
+        """Yield the first row and the end row (exclusive) of each block of an activation; first rows are even."""
         channels, rows, columns = x.shape
         step = max(2, self._block_elements // (channels * columns) & ~1)
         for start in range(0, rows, step):
@@ -298,7 +297,7 @@ class _Walk:
         squares = sum(
             (x[:, a:b].reshape(groups, -1) - centre).square().sum(1, dtype=torch.float64) for a, b in self._blocks(x)
         )
-        # The centre is rounded to float32: subtract what that adds to the squares.
+        # `squares` is about the mean rounded to float32, so subtract the square of the rounding error.
         variance = torch.as_tensor(squares) / count - (mean - centre[:, 0].double()).square()
         each = x.shape[0] // groups
         scale = norm.weight.double() / (variance + norm.eps).sqrt().repeat_interleave(each)
@@ -311,8 +310,8 @@ class _Walk:
         Args:
             x: Activation (C, T, F).
             conv: The convolution.
-            affine: Scale and shift to apply before the convolution, followed by SiLU; None to apply neither.
-            into: Activation (C', T, F) to which the result is added in place; None to return a new one.
+            affine: Scale and shift to apply before SiLU and the convolution; None: apply only the convolution.
+            into: Activation (C', T, F) to which the result is added in place; None: return a new activation.
 
         Returns:
             The activation (C', T, F).
@@ -398,7 +397,7 @@ class _Walk:
         return out
 
     def middle(self, x: Tensor, block: Any) -> Tensor:
-        """Apply the residual blocks and attentions between the levels of encoder or decoder.
+        """Apply the middle block of encoder or decoder, which has residual blocks and attentions.
 
         Args:
             x: Activation (C, T, F).
@@ -446,7 +445,8 @@ class _Walk:
 def _convolution(piece: Tensor, conv: Any, *, above: bool, below: bool) -> Tensor:
     """Apply a 3 × 3 convolution to a block of rows that includes one neighbouring row on each side.
 
-    `above` is True for the first block of the array and `below` for the last: a row of zeros replaces the neighbour.
+    The first block of the array has no row before it (`above`), and the last block has no row after it (`below`). A row
+    of zeros takes the place of the missing row.
     """
     padded = functional.pad(piece, (0, 0, int(above), int(below)))
     return functional.conv2d(padded[None], conv.weight, conv.bias, padding=(0, 1))[0]

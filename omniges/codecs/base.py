@@ -1,8 +1,8 @@
-"""Interfaces of codecs. docs/how-to/extend.md says how to add one.
+"""Interfaces of codecs. docs/how-to/extend.md says how to add a codec.
 
-A codec encodes one member of a sample (its source) as latents and decodes them. It encodes groups of frames into rows,
-or the words of each window into one row. A codec is frozen: training does not change it, and checkpoints do not contain
-it. The same source always gives the same latents.
+A codec encodes one member (file) of a sample, its source, as latents, and decodes latents. A frame codec encodes each
+group of frames as a row of latents. A window codec encodes the words of each window as a row. A codec is frozen:
+training does not change it, and checkpoints do not contain it. The same source always gives the same latents.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from omniges.storage.files import canonical_json
 
 @dataclass(frozen=True, slots=True)
 class LostText:
-    """Reasons why latents do not contain all of a text."""
+    """Reasons why latents do not contain a complete text."""
 
     cut: bool
     """True: the text is longer than the codec can read, so its end is lost."""
@@ -41,7 +41,7 @@ class SpokenText:
 
     text: str
     ended: bool
-    """True: the text ended within the maximum length."""
+    """True: an end token followed the text within the maximum length."""
 
 
 F32 = npt.NDArray[np.float32]
@@ -52,25 +52,25 @@ BOTH_ENDS: Final[frozenset[End]] = frozenset({"encode", "decode"})
 
 
 class FrameCodec(Protocol):
-    """A loaded, frozen codec of arrays of frames; not safe for several threads at once."""
+    """A loaded, frozen codec for arrays of frames, such as mel or gesture. It is not thread-safe."""
 
     @property
     def entry(self) -> FrameEntry:
         """Description of the codec that shards and checkpoints store: name, fingerprint, source, rows and channels."""
 
     def encode(self, array: F32, /) -> F32:
-        """Return latents (frames // frames_per_row, channels) of a complete clip's source (frames, columns)."""
+        """Encode the source (frames, columns) of a complete clip as latents (frames // frames_per_row, channels)."""
 
     def decode(self, latents: F32, /) -> F32:
-        """Return the source (rows · frames_per_row, columns) decoded from latents (rows, channels)."""
+        """Decode latents (rows, channels) as the source (rows · frames_per_row, columns)."""
 
 
 @runtime_checkable
 class QuantisingCodec(Protocol):
-    """A codec with a table of codes. Before decoding, `decode` can replace each latent by the nearest code."""
+    """A codec with tables of codes (quantisation). Before decoding, `decode` can replace each latent by codes."""
 
     def decoding(self, *, quantised: bool) -> Self:
-        """Return a codec whose `decode` replaces latents by codes if `quantised`, or uses them unchanged otherwise."""
+        """Return the same codec, whose `decode` first replaces latents by codes if `quantised` is True."""
 
 
 @runtime_checkable
@@ -79,18 +79,18 @@ class LoudnessCodec(Protocol):
 
     @property
     def loudness(self) -> Loudness:
-        """Expected value of ``omniges preprocess --loudness``."""
+        """Loudness of the training data, as a value of ``omniges preprocess --loudness``."""
 
 
 class WindowCodec(Protocol):
-    """A loaded, frozen codec for the words of windows; not safe for several threads at once."""
+    """A loaded, frozen codec for the words of windows. It is not thread-safe."""
 
     @property
     def entry(self) -> WindowEntry:
         """Description of the codec that shards and checkpoints store: name, fingerprint, windows and latents."""
 
     def on(self, grid: WindowGrid, /) -> WindowCodec:
-        """Return the same codec for the windows of another grid."""
+        """Return the same codec for windows of another length and stride."""
 
     def texts(
         self, words: Sequence[Mapping[str, Any]], ticks: int, windows: Sequence[tuple[int, int]] | None = None
@@ -107,7 +107,7 @@ class WindowCodec(Protocol):
         """
 
     def lost(self, texts: Sequence[str], /) -> list[LostText]:
-        """Return what the latents of each text would lose, without computing the latents."""
+        """Return, for each text, whether its latents would lose a part of it, without computing the latents."""
 
     def encode(self, words: Sequence[Mapping[str, Any]], ticks: int, /) -> F32:
         """Encode each window of a clip; the codec's window grid gives their start and length.
@@ -121,10 +121,10 @@ class WindowCodec(Protocol):
         """
 
     def encode_texts(self, texts: Sequence[str], /) -> F32:
-        """Return latents (texts, latents · channels) of texts."""
+        """Encode each text as a row of latents (texts, latents · channels)."""
 
     def decode(self, latents: F32, /) -> list[SpokenText]:
-        """Return the text of each row (windows, latents · channels)."""
+        """Decode each row of latents (windows, latents · channels) as a text."""
 
 
 Codec = FrameCodec | WindowCodec
@@ -142,8 +142,7 @@ class Loading:
 
 
 CodecLoader = Callable[[Path, Loading], Codec]
-"""Function that loads a codec from an existing folder. It raises DataError for a folder without that codec.
-"""
+"""Function that loads a codec from an existing folder. It raises DataError if the folder does not contain the codec."""
 
 
 def decode_latents(codec: Codec, latents: npt.NDArray[Any]) -> Any:
@@ -162,7 +161,7 @@ def decode_latents(codec: Codec, latents: npt.NDArray[Any]) -> Any:
 
 
 def fingerprint_of(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
-    """Return the sha256 of a codec's configuration and weights, independent of their files.
+    """Return the sha256 of a codec's configuration and weights, independent of names and formats of files.
 
     The digest covers the canonical JSON of the configuration, then the tensors, sorted by name. For each tensor, it
     covers the name, type and shape as canonical JSON, followed by the little-endian bytes.
@@ -184,7 +183,7 @@ def add_to_fingerprint(digest: Any, name: str, weight: Tensor) -> None:
     """Add one weight to the digest of `fingerprint_of`; call this for all weights, sorted by name.
 
     Args:
-        digest: The running sha256.
+        digest: The sha256 object that is updated.
         name: Name of the weight.
         weight: The tensor, on any device.
     """
@@ -195,7 +194,7 @@ def add_to_fingerprint(digest: Any, name: str, weight: Tensor) -> None:
 
 @contextmanager
 def exact(device: torch.device) -> Iterator[None]:
-    """Compute float32 products in full float32: no autocast and no TensorFloat-32, which has a 10-bit mantissa."""
+    """Compute products in the block in full float32, without autocast and TensorFloat-32 (10-bit mantissa)."""
     matmul = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:

@@ -1,8 +1,9 @@
 """The command `encode`: add a codec's latents to a shard folder as members, so that training never runs the codec.
 
-Shards keep their names and samples. Each shard is rewritten, with the latents after the other members of each sample.
-The new set is built in the folder's workspace, shard by shard with a journal. At the end it replaces the old set by
-renaming, as in `preprocess`, so the new set is complete or absent. After a kill, the same command continues.
+Each shard is rewritten with the same name and samples. The latents follow the other members (files) of each sample. New
+shards are first written to a workspace, a hidden folder in the output folder. A journal lists the finished shards, so
+that the same command continues after a kill. At the end, all new files are renamed to their places, as in `preprocess`.
+Therefore, the new set is complete or absent.
 """
 
 from __future__ import annotations
@@ -45,16 +46,16 @@ from omniges.storage.files import canonical_json, file_sha256, json_document, op
 Count = Callable[[int, int], None]
 Partials = dict[str, list[Partial]]  # statistics of the train samples, by codec
 
-_MAX_NAME_BYTES: Final = 100  # of a member in a ustar header
+_MAX_NAME_BYTES: Final = 100  # largest length of a member's name in a ustar header
 _FLUSH_BYTES: Final = 32 << 20
 _PACKAGES: Final = {WORDS_MEMBER: ("torch", "transformers", "tokenizers")}
-"""Packages whose versions may change the last bits of latents, by the member that the codec reads."""
+"""Packages whose versions may change the last bits of latents, by the member that a codec reads."""
 _READ_PARTS: Final[Mapping[str, tuple[Part, ...]]] = {
     "mel.npy": ("audio",),
     "gesture.npy": GESTURE_PARTS,
     WORDS_MEMBER: ("text",),
 }
-"""Parts of a sample that a codec needs, by the member that the codec reads."""
+"""Parts of a sample that a codec needs, by the member that it reads."""
 _ENCODE: Final[frozenset[End]] = frozenset({"encode"})
 
 
@@ -69,7 +70,7 @@ class EncodeSummary:
     seconds: float
     elapsed_s: float
     resumed: int  # shards that a stopped run had finished
-    loudness: tuple[str, ...]  # warnings on codecs that were trained on another loudness than that of the shards
+    loudness: tuple[str, ...]  # warnings about codecs that were trained on another loudness
     manifest_hash: str
 
     @property
@@ -94,15 +95,15 @@ class EncodeSummary:
 def encode(settings: EncodeSettings, count: Count = lambda _done, _total: None) -> EncodeSummary:
     """Add a codec's latents to shards.
 
-    Existing shards do not change until the new set is complete. Finished shards are kept for the next run of the same
-    command.
+    Existing shards do not change until the new set is complete. If a run is stopped, the next run of the same command
+    uses its finished shards.
 
     Args:
         settings: Codecs, folders and windows.
-        count: Called with the finished and the total seconds of recordings.
+        count: Function that is called with the finished and the total seconds of recordings.
 
     Returns:
-        The codecs, samples and seconds of the run.
+        The summary of the run.
 
     Raises:
         UsageFault: The settings, shards and codecs do not fit together.
@@ -111,7 +112,7 @@ def encode(settings: EncodeSettings, count: Count = lambda _done, _total: None) 
     """
     began = time.monotonic()
     target = settings.target
-    if settings.shards.resolve() in target.resolve().parents:  # `verify-shards` would report it in the shards
+    if settings.shards.resolve() in target.resolve().parents:  # `verify-shards` would report it
         raise UsageFault(
             f"--output-dir {target}: expected a folder outside of the shards {settings.shards}, found one inside "
             "them; choose another"
@@ -128,7 +129,7 @@ def encode(settings: EncodeSettings, count: Count = lambda _done, _total: None) 
             return _complete(target, source, entries, time.monotonic() - began)
         wanted, there = _wanted(settings, source, codecs)
         if not wanted:
-            if workspace.begun() is None:  # a finished run's remains; another run's unfinished work is kept
+            if workspace.begun() is None:  # keep the unfinished work of another run
                 workspace.wipe()
             return _summary(source, (), there, time.monotonic() - began)
         resumed = _Job(source, workspace, codecs, wanted).run(count)
@@ -139,7 +140,7 @@ def encode(settings: EncodeSettings, count: Count = lambda _done, _total: None) 
 def _loaded(settings: EncodeSettings) -> dict[str, Codec]:
     """Load the codecs; a text codec gets the requested windows.
 
-    Raises an error for shards and codecs that do not fit together, before a folder for the result is created.
+    If shards and codecs do not fit together, an error is raised before the output folder is created.
     """
     target = settings.target
     new = not settings.in_place and not (target / DATASET_FILE).exists()
@@ -163,7 +164,7 @@ def _loaded(settings: EncodeSettings) -> dict[str, Codec]:
 def _wanted(
     settings: EncodeSettings, source: ShardFolder, codecs: Mapping[str, Codec]
 ) -> tuple[tuple[CodecEntry, ...], tuple[str, ...]]:
-    """Return the entries to compute, with counts of lost text, and the names of codecs whose latents exist already."""
+    """Return the entries of the codecs to run, with counts of lost text, and the names of codecs with kept latents."""
     entries = {name: _entry(codec, source) for name, codec in codecs.items()}
     there = _there(settings, source, entries)
     left = [entry for name, entry in entries.items() if name not in there]
@@ -175,8 +176,8 @@ def _wanted(
 def _refuse_absent(entry: CodecEntry, source: ShardFolder) -> None:
     """Raise UsageFault if samples lack a part that the codec reads.
 
-    Otherwise frames would be NaN. Windows without words would be encoded as empty texts, as if nobody spoke, and the
-    statistics of latents would include these windows.
+    Absent frames are NaN. Absent words would be encoded as empty texts, as if nobody spoke, and would change the
+    statistics of the latents.
     """
     parts = _READ_PARTS[entry.source]
     lacking = [row for row in source.rows if not set(parts) <= set(row.present)]
@@ -236,7 +237,8 @@ def _entry(codec: Codec, source: ShardFolder) -> CodecEntry:
 def _there(settings: EncodeSettings, source: ShardFolder, entries: Mapping[str, CodecEntry]) -> tuple[str, ...]:
     """Return the names of the codecs whose existing latents are kept.
 
-    Raises UsageFault if they belong to another codec, or if a new --output-dir folder would contain no new latents.
+    Raises UsageFault if existing latents belong to another codec or to other windows, or if a new --output-dir would
+    contain no new latents.
     """
     if settings.overwrite:
         return ()
@@ -263,7 +265,7 @@ def _there(settings: EncodeSettings, source: ShardFolder, entries: Mapping[str, 
 
 
 def _complete(target: Path, source: ShardFolder, entries: Mapping[str, CodecEntry], elapsed_s: float) -> EncodeSummary:
-    """Return the summary of a finished --output-dir; raise UsageFault if it belongs to other shards or codecs."""
+    """Return the summary of a finished output folder; raise UsageFault if it belongs to other shards or codecs."""
     found = ShardFolder(target)
     wanted = source.codecs | dict(entries)
     members = {entry.member for entry in entries.values()}
@@ -277,7 +279,7 @@ def _complete(target: Path, source: ShardFolder, entries: Mapping[str, CodecEntr
 
 
 def _hash_without(rows: Sequence[ManifestRow], members: set[str]) -> str:
-    """Return the manifest hash that the rows would have without the given members."""
+    """Return the manifest hash of the rows without the given members."""
     return manifest_hash(
         [
             replace(row, members={name: place for name, place in row.members.items() if name not in members})
@@ -304,7 +306,7 @@ def _summary(
 
 
 def _loudness(entries: Sequence[CodecEntry], codecs: Mapping[str, Codec]) -> tuple[str, ...]:
-    """Return warnings about codecs that were trained on audio of a different loudness than the shards'."""
+    """Return warnings about codecs that were trained on audio of another loudness than that of the shards."""
     found = []
     for entry in entries:
         codec, own = codecs[entry.name], entry.settings.get("loudness")
@@ -329,15 +331,15 @@ class _Written:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One run that rewrites the shards of a folder with latents: journal, new shards and commit."""
+    """A run of `encode`: it writes shards with latents to the workspace, and then replaces the old shards."""
 
     source: ShardFolder
     workspace: Workspace
     codecs: Mapping[str, Codec]
-    entries: Sequence[CodecEntry]  # of the codecs to run
+    entries: Sequence[CodecEntry]  # entries of the codecs to run
 
     def run(self, count: Count) -> int:
-        """Encode the remaining shards and commit the new set; return the number of shards that existed already."""
+        """Encode the remaining shards and commit the new set; return how many shards a stopped run had finished."""
         workspace, source = self.workspace, self.source
         codecs = {entry.name: entry.as_json() for entry in self.entries}
         settings = {"encode": {"manifest_hash": source.dataset["manifest_hash"], "codecs": codecs}}
@@ -410,7 +412,7 @@ class _Job:
         return found
 
     def _are_encoded(self, found: Sequence[ManifestRow], rows: Sequence[ManifestRow]) -> bool:
-        """Return whether rows of a journal describe a shard's samples with their latents."""
+        """Return True if manifest rows of a journal describe the samples of a shard (`rows`), with the new latents."""
         same = [replace(row, members={}) for row in found] == [replace(row, members={}) for row in rows]
         return same and all(entry.member in row.members for row in found for entry in self.entries)
 
@@ -453,7 +455,7 @@ class _Job:
         return _Written(path, size, digest, placed, partials)
 
     def _members(self, row: ManifestRow, partials: Partials) -> dict[str, tuple[bytes | memoryview, ...]]:
-        """Return all members of a sample in order: the existing ones, read and checked, and the new latents."""
+        """Return all members of a sample in order: the existing members, read and checked, and the new latents."""
         new = {entry.member for entry in self.entries}
         found: dict[str, tuple[bytes | memoryview, ...]] = {
             member: (self.source.member(row, member),) for member in row.members if member not in new
@@ -474,7 +476,7 @@ class _Job:
         return {member: found[member] for member in sorted(found, key=member_order)}
 
     def _encoded(self, codec: Codec, row: ManifestRow, member: str, data: bytes) -> Any:
-        """Return a sample's latents, given the bytes of the member that the codec reads."""
+        """Return the latents of a sample, given the bytes (`data`) of the member that the codec reads."""
         try:
             if isinstance(codec.entry, WindowEntry):
                 return codec.encode(self.source.words_in(row, data), row.ticks)
@@ -488,7 +490,7 @@ class _Job:
             ) from error
 
     def _finish(self, shards: Mapping[str, _Written]) -> None:
-        """Write all files except the shards, with dataset.json as the last, and commit the new set."""
+        """Write all files except the shards, dataset.json last, and replace the old set by the new set."""
         source, folder = self.source, self.workspace.folder
         rows = [row for shard in shards.values() for row in shard.rows]
         codecs = dict(sorted((source.codecs | {entry.name: entry for entry in self.entries}).items()))

@@ -1,4 +1,4 @@
-"""Codec ``gesture-rvqvae``: GestureLSM's four RVQ-VAEs over the 415 gesture channels.
+"""Codec ``gesture-rvqvae``: the four RVQ-VAEs (residual-quantised VAEs) of GestureLSM for the 415 gesture channels.
 
 docs/explanation/codecs-gesture.md explains the codec.
 
@@ -60,9 +60,9 @@ class PartScale:
     """Mean and standard deviation of a part's channels, used without an epsilon and without clipping."""
 
     mean: F64
-    """(C,)"""
+    """Means (C,)."""
     std: F64
-    """(C,), positive."""
+    """Standard deviations (C,), positive."""
 
     def normalised(self, channels: npt.NDArray[np.floating]) -> F32:
         """Return (x − mean) / std of channels (T, C), computed in float64 and rounded once to float32."""
@@ -74,7 +74,7 @@ class PartScale:
 
 
 def part_columns(part: Part, channels: int, where: str) -> slice:
-    """Return the gesture channels that a network encodes.
+    """Return the range of gesture channels that a network encodes.
 
     Args:
         part: Part of the body.
@@ -105,7 +105,8 @@ def statistics_files(columns: Mapping[Part, slice]) -> dict[str, str]:
 def read_scales(folder: Path, columns: Mapping[Part, slice]) -> dict[Part, PartScale]:
     """Read the scale of each part from the statistics in a codec's folder; the face is not scaled.
 
-    Only the standard deviations of the parts' joints must be positive: those of jaw and eyes are almost zero.
+    The files also contain statistics of jaw and eyes, whose standard deviations are almost zero. Therefore, only the
+    standard deviations of the parts' joints must be positive.
 
     Args:
         folder: The codec's folder.
@@ -141,7 +142,7 @@ def _statistics(path: Path, length: int) -> F64:
     array = read_array(path, wanted)
     if array.shape != (length,) or array.dtype not in {np.dtype(np.float32), np.dtype(np.float64)}:
         raise DataError(f"{path}: {wanted}, found {array.shape} of {array.dtype}; check the file")
-    if not np.isfinite(array).all():  # checked before the cast, which warns about some NaN values
+    if not np.isfinite(array).all():  # before the cast, which warns about some NaN values
         raise DataError(
             f"{path}: {wanted}, found NaN or infinity at number {int(np.argmin(np.isfinite(array)))}; check the file"
         )
@@ -171,7 +172,7 @@ class GestureRvqvae:
 
     @property
     def frames_per_latent(self) -> int:
-        """Number of frames of a latent."""
+        """Number of frames that a latent covers."""
         return self.nets["upper"].spec.frames_per_latent
 
     @property
@@ -205,15 +206,15 @@ class GestureRvqvae:
         )
 
     def decoding(self, *, quantised: bool) -> GestureRvqvae:
-        """Return the same codec, with or without replacing latents by codes before decoding."""
+        """Return the same codec, whose `decode` first replaces latents by codes if `quantised` is True."""
         return replace(self, quantised=quantised)
 
     def encode(self, gesture: npt.NDArray[np.floating]) -> F32:
         """Encode a complete clip as latents that are not quantised and are divided by 5.
 
         The parts' latents are concatenated: upper, hands, lower, face. The last T mod frames_per_latent frames are
-        dropped, so a shorter clip has no latents. A latent depends on about three seconds on each side, so encode
-        complete clips: a part of a clip has other latents (docs/explanation/codecs-gesture.md).
+        dropped. Therefore, a clip of fewer than frames_per_latent frames has no latents. A latent depends on about
+        three seconds on each side, so always encode complete clips (docs/explanation/codecs-gesture.md).
 
         Args:
             gesture: Gesture channels (T, 415).
@@ -245,7 +246,7 @@ class GestureRvqvae:
         Args:
             latents: Latents (N, L) of `encode`.
             rest: Gesture channels (415,) or (N · frames_per_latent, 415), from which the channels in `lacking` are
-                taken. Required if `lacking` is not empty, otherwise None.
+                taken. Required if `lacking` is not empty; must be None otherwise.
 
         Returns:
             Gesture channels (N · frames_per_latent, 415).
@@ -345,7 +346,7 @@ def load(folder: Path, loading: Loading) -> GestureRvqvae:
 
 
 def _net_files(folder: Path, parts: tuple[Part, ...]) -> dict[Part, Path]:
-    """Return the file of each part; refuse a part without a file or with two files."""
+    """Return the file of each part; raise UsageFault if a part has no file or two files."""
     if not folder.is_dir():
         raise UsageFault(f"{folder}: expected the networks of {', '.join(parts)}, found no such folder; check the path")
     with os_errors(folder, "list"):

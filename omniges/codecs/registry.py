@@ -1,6 +1,7 @@
-"""Registry of codecs by name, and functions that load a codec from a folder. docs/how-to/extend.md says how to add one.
+"""Registry of codecs by name, and functions that load a codec from a folder.
 
-`omniges --help` shows the names, so this module does not import torch until a codec is loaded.
+docs/how-to/extend.md says how to add a codec. `omniges --help` shows the names. To be fast, this module imports torch
+only when it loads a codec.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def load_codec(
     Args:
         name: A name of `CODECS`.
         folder: Folder with the codec's files.
-        device: Device of its weights; None: the GPU if there is one.
+        device: Device of the weights; None: the GPU if there is one, otherwise the CPU.
         t5_tokenizer: Folder of a text codec's T5 tokenizer, if the codec's own folder does not contain it.
         ends: Directions that are needed, encoding or decoding; None for both. A text codec has large networks, so it
             loads only the networks of these directions.
@@ -85,7 +86,7 @@ def load_codec(
         )
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     codec = loader(folder, Loading(device=device, ends=BOTH_ENDS if ends is None else ends, t5_tokenizer=t5_tokenizer))
-    if codec.entry.name != name:  # shards would store a name that cannot be loaded
+    if codec.entry.name != name:  # otherwise shards would store a name that cannot be loaded
         raise UsageFault(
             f"codec {name!r}: expected an entry of this name, found {codec.entry.name!r}; register it under that name"
         )
@@ -102,14 +103,14 @@ def load_same_codec(
     t5_tokenizer: Path | None = None,
     ends: frozenset[End] | None = None,
 ) -> Codec:
-    """Load the codec of an entry, and refuse another codec of the same name.
+    """Load the codec that an entry describes; refuse a codec with another fingerprint.
 
     Args:
         entry: Name and fingerprint of the expected codec.
         folder: Folder with the codec's files.
         flag: Option that named the folder, for errors.
         holder: File that contains the entry, for errors.
-        device: Device of its weights; None: the GPU if there is one.
+        device: Device of the weights; None: the GPU if there is one, otherwise the CPU.
         t5_tokenizer: Folder of a text codec's T5 tokenizer, if the codec's own folder does not contain it.
         ends: Directions that are needed, encoding or decoding; None for both.
 
@@ -117,7 +118,7 @@ def load_same_codec(
         The loaded codec.
 
     Raises:
-        UsageFault: The folder contains another codec of that name, or `load_codec` refuses the name or folder.
+        UsageFault: The codec in the folder has another fingerprint, or `load_codec` refuses the name or the folder.
         DataError: The folder does not contain this codec.
         EnvironmentFault: The codec belongs to another package, which cannot be imported.
     """

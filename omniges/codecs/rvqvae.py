@@ -29,14 +29,14 @@ from omniges.storage.files import read_settings
 from omniges.storage.tensors import read_tensors, require_finite, require_same, shapes_of
 
 BLOCK_LATENTS: Final = 1024
-"""Number of latents that are computed at once, without their context."""
+"""Number of latents that are computed at once, in addition to the context on both sides."""
 
 LATENT_SCALE: Final = 5.0
-"""Divisor of latents, which brings them to about the magnitude of unit noise."""
+"""Divisor of latents. After the division, they have about the magnitude of unit noise."""
 
 _DILATION_GROWTH: Final = 3
 _STRIDE: Final = 2
-_TINY: Final = 1e-7  # added in the logarithm of the perplexity
+_TINY: Final = 1e-7  # avoids the logarithm of 0 in the perplexity
 
 _ENTRY: Final = "net"  # key of the tensors in a published file
 _FIRST: Final = "encoder.model.0.weight"
@@ -53,7 +53,7 @@ _ONLY: Final[Mapping[str, Any]] = {
     "shared_codebook": False,
     "latent_scale": LATENT_SCALE,
 }
-"""Settings of GestureLSM's constructor that must have the value of the published networks."""
+"""Arguments of GestureLSM's constructor that must have these values, which the published networks have."""
 _UNREAD: Final = frozenset(
     {"part", "mu", "quantize_dropout_prob", "seed", "torch", "parameters"}
     | {"latent_std", "smallest_code_margin", "fp32_vs_fp64_max_abs"}
@@ -85,7 +85,7 @@ class RvqvaeSpec:
 
     @property
     def frames_per_latent(self) -> int:
-        """Number of frames of a latent."""
+        """Number of frames that a latent covers."""
         return int(_STRIDE**self.stages)
 
     @property
@@ -95,7 +95,7 @@ class RvqvaeSpec:
 
     @property
     def encoder_reach(self) -> tuple[int, int]:
-        """Numbers of frames (before, after) that a latent depends on.
+        """Numbers of frames (before, after) on which a latent depends.
 
         Latent i depends on frames f·i − before to f·i + after, with f frames per latent.
         """
@@ -106,18 +106,18 @@ class RvqvaeSpec:
 
     @property
     def decoder_reach(self) -> int:
-        """Number of latents on each side that frames depend on.
+        """Number of latents before and after its own latent on which a frame depends.
 
         The frames of latent i depend on latents i − reach to i + reach.
         """
         reach = 2  # the last two convolutions, in frames
         for _ in range(self.stages):
-            reach = (reach + 2) // 2 + sum(self.dilations)  # the convolution after the upsampling, the upsampling
+            reach = (reach + 2) // 2 + sum(self.dilations)  # upsampling and the convolution after it, then blocks
         return reach + 1
 
     @property
     def encoder_context(self) -> int:
-        """Number of context latents that a block needs on each side to equal one pass over all frames."""
+        """Number of extra latents on each side with which a block gives the same result as one pass over all frames."""
         before, after = self.encoder_reach
         return max(-(-before // self.frames_per_latent), after // self.frames_per_latent)
 
@@ -203,7 +203,7 @@ class _Codebook(nn.Module):
         self.embedding_proj = nn.Linear(size, size) if projected else nn.Identity()
 
     def codes(self) -> Tensor:
-        """Return the projected codes (K, D) that latents are compared with; latents are not projected."""
+        """Return the projected codes (K, D), with which latents are compared; latents are not projected."""
         found: Tensor = self.embedding_proj(self.codebook)
         return found
 
@@ -215,7 +215,7 @@ class _Codebook(nn.Module):
 
 
 class _Quantizer(nn.Module):
-    """Quantisers in sequence. Each one quantises the residual that the previous ones leave."""
+    """Quantisers in sequence. Each quantiser approximates the residual that the previous quantisers leave."""
 
     def __init__(self, spec: RvqvaeSpec) -> None:
         super().__init__()
@@ -246,7 +246,7 @@ class _Quantizer(nn.Module):
 
 
 class Rvqvae(nn.Module):
-    """A frozen network. The constructor sets random weights; `load_rvqvae` reads a network from a file.
+    """A frozen RVQ-VAE. The constructor sets random weights; `load_rvqvae` reads a network from a file.
 
     `encode`, `quantise` and `decode` compute in float32, also inside an autocast context, and without gradients. They
     do not change their arguments.
@@ -271,13 +271,13 @@ class Rvqvae(nn.Module):
         """Encode motion as latents that are not quantised, N = ⌊T / frames_per_latent⌋.
 
         Frames after the last complete latent are dropped first. Otherwise, up to `RvqvaeSpec.encoder_context` latents
-        at the end would depend on frames that the decoder does not return. Outside the motion the input is zero. Long
-        motion is processed in blocks with context, so memory grows only with the size of the result. Up to rounding,
-        the result equals that of one pass.
+        at the end would depend on frames that the decoder does not return. The motion is padded with zeros. Long motion
+        is processed in blocks with context, so memory grows only with the size of the result. Up to rounding, the
+        result equals that of one pass.
 
         Args:
             motion: Channels (B, T, C).
-            block_latents: Latents of a block, without its context.
+            block_latents: Number of latents in a block, without its context.
 
         Returns:
             Latents (B, N, D).
@@ -306,12 +306,12 @@ class Rvqvae(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: Tensor, *, quantised: bool, block_latents: int = BLOCK_LATENTS) -> Tensor:
-        """Decode latents in blocks like `encode`.
+        """Decode latents as motion, in blocks as in `encode`.
 
         Args:
             latents: Latents (B, N, D).
-            quantised: Replace latents by codes first.
-            block_latents: Latents of a block, without its context.
+            quantised: If True, first replace latents by codes.
+            block_latents: Number of latents in a block, without its context.
 
         Returns:
             Motion (B, N · frames_per_latent, C).
@@ -321,7 +321,7 @@ class Rvqvae(nn.Module):
         def codes(start: int, stop: int) -> Tensor:
             return self.quantise(latents[:, start:stop]).vectors
 
-        # Quantise each latent once: in the next block's context, rounding could choose another of two near-equal codes.
+        # Quantise each latent only once: in the context of the next block, rounding might select another code.
         taken = _in_blocks(codes, count, block_latents) if quantised else latents.float()
 
         def frames(start: int, stop: int) -> Tensor:
@@ -339,7 +339,7 @@ def _in_blocks(
     """Apply `part` to ranges of latents and join the results, without their context, as (B, count · rows, …).
 
     Args:
-        part: Function from the first and the end index of a range of latents to results (B, latents · rows, …).
+        part: Function of the first and the end index of a range of latents. It returns (B, latents · rows, …).
         count: Number of latents.
         block: Number of latents in a range, without context.
         context: Number of latents to add on each side of a range.
@@ -357,7 +357,7 @@ def _in_blocks(
 
 
 def load_rvqvae(path: Path) -> Rvqvae:
-    """Load a frozen network to the CPU from ``.safetensors``, or from ``{"net": tensors}`` of torch.save.
+    """Load a frozen network to the CPU from a ``.safetensors`` file, or from a torch.save file ``{"net": tensors}``.
 
     A config.json in the same folder may contain the arguments of GestureLSM's constructor; they must fit the tensors.
 
@@ -375,13 +375,13 @@ def load_rvqvae(path: Path) -> Rvqvae:
         raise UsageFault(f"{path}: expected the tensors of an RVQ-VAE, found no such file; check the path")
     net = rvqvae_of(read_tensors(path, _ENTRY), str(path))
     config = path.parent / _CONFIG
-    if os.path.lexists(config):  # a pipe or a link to nothing is refused too
+    if os.path.lexists(config):  # also a pipe or a broken link, which is refused
         _require_config(config, net.spec)
     return net
 
 
 def _require_config(path: Path, spec: RvqvaeSpec) -> None:
-    """Refuse a config.json whose sizes differ from the tensors, or whose settings are not implemented.
+    """Raise DataError if a config.json has other sizes than the tensors, or settings that are not implemented.
 
     The tensors alone do not determine the activation, the dilations, or the type of a norm without weights.
 
@@ -481,7 +481,7 @@ def _shape(tensors: Mapping[str, Tensor], name: str, axes: int, where: str) -> t
 
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """Count the different numbers that a pattern finds in the names of tensors.
+    """Return how many different numbers a pattern finds in the names of tensors.
 
     The largest number is not used as the count, because a file could contain an arbitrarily large one.
     """

@@ -1,4 +1,4 @@
-"""Settings of `omniges encode`; quick to import, so that `omniges --help` is fast."""
+"""Settings of `omniges encode`. The module imports quickly, so that `omniges --help` is fast."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def named_folder(flag: str, text: str) -> tuple[str, Path]:
     """Read a codec's name and folder from NAME=FOLDER.
 
     Args:
-        flag: Option that gave the text, for errors.
-        text: The text NAME=FOLDER.
+        flag: Name of the option, for errors.
+        text: Value of the option: NAME=FOLDER.
 
     Returns:
         Name and folder.
@@ -36,7 +36,7 @@ def named_folder(flag: str, text: str) -> tuple[str, Path]:
 
 
 def codec_option(help: str) -> tuple[tuple[str, Path], ...]:  # noqa: A002 - as `option` calls it
-    """Declare the option for the codecs of a model and their folders.
+    """Declare the option ``--codec NAME=FOLDER`` for the codecs of a model.
 
     Args:
         help: Help text of the option.
@@ -54,7 +54,7 @@ def t5_tokenizer_option(of: str = "a text codec") -> Path | None:
         of: Name of the codec that needs the tokenizer, for the help text.
 
     Returns:
-        A dataclass field, whose default None means the tokenizer in the codec's folder.
+        A dataclass field. Its default is None, which means the tokenizer in the codec's folder.
     """
     return option(None, f"For {of}: folder of the T5 tokenizer.", shown="t5_tokenizer in the codec's folder")
 
@@ -118,7 +118,7 @@ class EncodeSettings:
 
     @property
     def of_text(self) -> tuple[str, ...]:
-        """Flags that the user gave and that only a text codec reads."""
+        """Flags for text codecs that the user passed."""
         given = {
             "--window-ticks": self.window_ticks,
             "--stride-ticks": self.stride_ticks,
@@ -128,15 +128,15 @@ class EncodeSettings:
         return tuple(flag for flag, value in given.items() if value is not None)
 
     def grid(self, default: WindowGrid) -> WindowGrid:
-        """Return the requested windows.
+        """Return length and stride of the requested windows.
 
-        The default stride is the largest divisor of the window that is at most a quarter of it.
+        The default stride is the largest divisor of the window length that is at most a quarter of this length.
 
         Args:
-            default: The codec's own windows.
+            default: Windows of the codec, which give the default length.
 
         Returns:
-            Window and stride in ticks.
+            Length and stride in ticks.
         """
         window = default.window_ticks if self.window_ticks is None else self.window_ticks
         quarter = next((s for s in range(window // 4, 0, -1) if window % s == 0), 1)
@@ -144,5 +144,5 @@ class EncodeSettings:
 
     @property
     def in_place(self) -> bool:
-        """True if the shards themselves are replaced."""
+        """True if the new shards replace the old shards in the same folder."""
         return self.target.resolve() == self.shards.resolve()

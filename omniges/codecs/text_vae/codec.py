@@ -1,7 +1,7 @@
 """OmniFlow's text VAE as a codec. It encodes the words in each window of a clip as one row of latents.
 
-See docs/explanation/codecs-text.md. Latents of a text depend on the complete text. They cannot be cut like frames or
-text tokens, so each window is encoded separately.
+See docs/explanation/codecs-text.md. The latents of a text depend on the complete text. Therefore they cannot be cut, as
+frames or text tokens can, and each window is encoded separately.
 
 The files are inside a checkpoint of OmniFlow, or in the text VAE's own folder:
 
@@ -96,11 +96,11 @@ def find_text_vae(folder: Path, t5_tokenizer: Path | None = None) -> TextVaeFile
 
 
 def load_text_vae(files: TextVaeFiles, ends: frozenset[End] = BOTH_ENDS) -> TextVae:
-    """Load a frozen text VAE, or one direction of it, as float32 on the CPU, one tensor at a time.
+    """Load a frozen text VAE to the CPU as float32, one tensor at a time.
 
     Args:
-        files: Paths of its configuration, weights and tokenizers.
-        ends: Directions that are needed, encoding or decoding.
+        files: Paths of the configuration, weights and tokenizers.
+        ends: Directions that are needed, encoding or decoding. Only the weights of these directions are kept.
 
     Returns:
         The text VAE.
@@ -131,15 +131,15 @@ class EncodedTexts:
     latents: Tensor
     """(B, N, V) float32."""
     cut: tuple[bool, ...]
-    """The text has more than 77 tokens; its end is not in the latents."""
+    """For each text, True if it has more than 77 tokens; its end is not in the latents."""
     unknown: tuple[bool, ...]
-    """The vocabulary cannot spell all of the text."""
+    """For each text, True if the vocabulary cannot spell all of it."""
 
 
 class TextCodec:
     """Codec of texts: a text VAE with its tokenizers.
 
-    It is not a torch module, so a model that contains the codec does not train it or save it, and keeps no EMA of it.
+    The codec is not a torch module. Therefore, a model that contains it does not train it, save it or average it.
     """
 
     def __init__(self, vae: TextVae, t5_tokens: T5Tokens, llama_tokens: LlamaTokens) -> None:
@@ -150,13 +150,13 @@ class TextCodec:
         self._llama_tokens = llama_tokens
         parts = [vae.fingerprint, t5_tokens.sha256, llama_tokens.sha256]
         self.fingerprint = sha256_hex(canonical_json(parts))
-        """sha256 over configuration, weights and tokenizers."""
+        """sha256 of configuration, weights and tokenizers."""
 
     @classmethod
     def load(cls, folder: Path, t5_tokenizer: Path | None = None, ends: frozenset[End] = BOTH_ENDS) -> Self:
         """Load the codec from a checkpoint of OmniFlow or a text VAE's own folder.
 
-        All weights and tokenizers are checked and are part of the fingerprint, also those that `ends` excludes.
+        All weights and tokenizers are checked and are part of the fingerprint, including those that `ends` excludes.
 
         Args:
             folder: The checkpoint or the folder.
@@ -183,7 +183,7 @@ class TextCodec:
 
     @property
     def latent_shape(self) -> tuple[int, int]:
-        """Shape (N, V): number of latents of a text, and their width."""
+        """Number of latents of a text N, and width of a latent V."""
         return self.vae.config.vae.n_tokens, self.vae.config.vae.vae_dim
 
     @property
@@ -192,12 +192,12 @@ class TextCodec:
         return next(self.vae.parameters()).device
 
     def lost(self, texts: Sequence[str]) -> list[LostText]:
-        """Return what encoding would lose of each text, without running the text VAE; `texts` must not be empty."""
+        """Return, for each text, whether encoding would lose a part of it; `texts` must not be empty."""
         tokens = self._t5_tokens.encode(texts)
         return [LostText(*flags) for flags in zip(tokens.cut.tolist(), tokens.unknown.tolist(), strict=True)]
 
     def encode(self, texts: Sequence[str]) -> EncodedTexts:
-        """Return the latents of texts, on the text VAE's device; `texts` must not be empty."""
+        """Encode texts on the text VAE's device; `texts` must not be empty."""
         tokens = self._t5_tokens.encode(texts)
         latents = self.vae.latents(tokens.ids.to(self.device), tokens.empty.to(self.device))
         return EncodedTexts(latents, tuple(tokens.cut.tolist()), tuple(tokens.unknown.tolist()))
@@ -227,7 +227,7 @@ class TextCodec:
 
         Args:
             latents: Latents (B, N, V).
-            max_length: Maximum number of tokens of a text, including N + 1 begin tokens that are not decoded.
+            max_length: Maximum number of tokens of a text, including the N + 1 begin tokens, which are not decoded.
 
         Returns:
             One text for each row of latents.
@@ -241,7 +241,7 @@ class TextCodec:
 
 
 class TextWindows:
-    """Codec of window texts; not safe for several threads at once."""
+    """Codec for the texts of windows. It is not thread-safe."""
 
     def __init__(self, codec: TextCodec, grid: WindowGrid = DEFAULT_GRID) -> None:
         self._codec, self.grid = codec, grid
@@ -284,7 +284,7 @@ class TextWindows:
         return [" ".join(word["word"] for word in said) for said in said_in_windows(words, ticks, windows)]
 
     def lost(self, texts: Sequence[str]) -> list[LostText]:
-        """Return what the latents of each text would lose, without running the networks."""
+        """Return, for each text, whether its latents would lose a part of it, without running the networks."""
         return self._codec.lost(texts) if texts else []
 
     def encode(self, words: Sequence[Mapping[str, Any]], ticks: int) -> F32:
@@ -300,7 +300,7 @@ class TextWindows:
         return self.encode_texts(self.texts(words, ticks))
 
     def encode_texts(self, texts: Sequence[str]) -> F32:
-        """Return latents (texts, N · V). Equal texts are encoded once, and the empty text once for all calls."""
+        """Encode texts as latents (texts, N · V). Equal texts are encoded once, the empty text once for all calls."""
         different = list(dict.fromkeys(text for text in texts if text))
         found = {"": self._of_nothing} if "" in texts else {}
         for start in range(0, len(different), _BATCH):
@@ -320,7 +320,7 @@ class TextWindows:
         return [row.reshape(-1) for row in latents]
 
     def decode(self, latents: F32) -> list[SpokenText]:
-        """Return the text of each row (windows, N · V)."""
+        """Decode each row of latents (windows, N · V) as a text."""
         rows = torch.from_numpy(np.ascontiguousarray(latents, np.float32)).to(self._codec.device)
         rows = rows.reshape(len(latents), *self._codec.latent_shape)
         return [
@@ -336,7 +336,7 @@ def load(folder: Path, loading: Loading) -> TextWindows:
         loading: Device, directions and T5 tokenizer.
 
     Returns:
-        The codec over windows of 6.4 s.
+        The codec, with windows of 6.4 s.
 
     Raises:
         DataError: A file is missing or damaged, or the files do not fit together.

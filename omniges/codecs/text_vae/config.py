@@ -1,4 +1,4 @@
-"""Configuration of OmniFlow's text VAE, and its comparison with the tensors.
+"""Configuration of OmniFlow's text VAE, and a check that it fits the tensors.
 
 The configuration is an ordinary LLaMA configuration with an entry ``vae_config``. The T5 encoder is that of
 flan-T5-large, unless an entry ``t5`` gives other sizes.
@@ -33,7 +33,7 @@ class VaeConfig:
     n_tokens: Size = 32
     """Number of latents of a text."""
     pre_norm: bool = False
-    """True: the norm precedes the projection to latents. False: it follows."""
+    """True: the norm precedes the projection to latents. False: the norm follows the projection."""
     norm_type: NormType = "layer_norm"
     vae_scale: Positive = 1.0
 
@@ -150,8 +150,8 @@ _UNREAD_QFORMER: Final = frozenset(
     {"model_type", "attention_probs_dropout_prob", "hidden_dropout_prob", "vocab_size", "max_position_embeddings"}
     | {"position_embedding_type", "query_length", "add_cross_attention", "type_vocab_size"}
 )
-"""Keys of a Q-Former configuration that have no effect: dropout, and settings of word embeddings, which are not used,
-because the inputs are learned queries."""
+"""Keys of a Q-Former configuration that have no effect: dropout, and settings of word embeddings. The Q-Former has no
+word embeddings, because its inputs are learned queries."""
 QFORMER: Final[Mapping[str, Any]] = {
     "num_hidden_layers": 6,
     "num_attention_heads": QFORMER_HEADS,
@@ -182,7 +182,7 @@ def _llama(document: Document) -> LlamaSizes:
 
 
 def _rope_theta(document: Document) -> float:
-    """Read the base of the rotary positions, from its own key or from transformers 5's ``rope_parameters``."""
+    """Return the base of the rotary positions from ``rope_theta``, or from ``rope_parameters`` of transformers 5."""
     for key in ("rope_scaling", "rope_parameters"):
         if document.found.get(key) is not None:
             part = document.part(key).found
@@ -195,10 +195,10 @@ def _rope_theta(document: Document) -> float:
 
 
 def require_agreement(config: TextVaeConfig, shapes: Mapping[str, Sequence[int]], where: str, weights: str) -> None:
-    """Refuse a configuration whose sizes differ from the tensors' shapes, and name the key.
+    """Raise DataError if a size in a configuration differs from the shape of a tensor.
 
-    One wrong setting would make many tensors look wrong, so this error names the setting. The caller checks that every
-    tensor exists and has the right shape.
+    If a size is wrong, many tensors seem to have wrong shapes. Therefore, this error names the key of the size. The
+    caller checks that every tensor exists and has the right shape.
 
     Args:
         config: The configuration.
@@ -211,7 +211,7 @@ def require_agreement(config: TextVaeConfig, shapes: Mapping[str, Sequence[int]]
     """
     vae, llama, t5 = config.vae, config.llama, config.t5
     for key, layers in (("num_hidden_layers", llama.num_hidden_layers), ("t5.num_layers", t5.num_layers)):
-        if layers > len(shapes):  # checked before networks of so many layers are built
+        if layers > len(shapes):  # a wrong number must not build a huge network
             raise DataError(
                 f"{where}: expected {key} as in {weights} ({len(shapes)} tensors), found {layers}; give the "
                 "configuration that belongs to the weights"
@@ -225,7 +225,7 @@ def require_agreement(config: TextVaeConfig, shapes: Mapping[str, Sequence[int]]
         ("vocab_size", llama.vocab_size, "model.embed_tokens.weight", 0),
         ("intermediate_size", llama.intermediate_size, "model.layers.0.mlp.gate_proj.weight", 0),
     )
-    twice: list[tuple[str, object, object, str]] = []  # key, its value, the tensors' value, and which tensor says it
+    twice: list[tuple[str, object, object, str]] = []  # key, its value, value in a tensor, name of the tensor
     for key, said, name, axis in sizes:
         if len(shapes.get(name, ())) > axis:
             size = shapes[name][axis]

@@ -1,7 +1,7 @@
-"""OmniFlow's text VAE (Li et al. 2024). It encodes T5 features of a text as latents; LLaMA generates text from them.
+"""OmniFlow's text VAE (Li et al. 2024). It encodes a text's T5 features as latents; LLaMA generates text from latents.
 
-Parameters have the names of the published checkpoints, where they have the prefix ``text_decoder.``. The text VAE is
-frozen: always in evaluation mode, and without gradients of parameters.
+Parameters have the names of the published checkpoints, without the prefix ``text_decoder.``. The text VAE is frozen: it
+is always in evaluation mode, and its parameters have no gradients.
 
 Shape letters: B batch, L tokens of a text, N latents of a text, V width of a latent, E width of the T5 features,
 W tokens in LLaMA's vocabulary.
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 
 MAX_LENGTH: Final = 256
-"""Maximum number of tokens of a generated text, including the latents and the begin token."""
-_LEGACY_WIDTH: Final = 1536  # text VAEs with latents of this width do not treat the empty text separately
+"""Maximum number of tokens of a generated text, including one begin token for each latent and one for the text."""
+_LEGACY_WIDTH: Final = 1536  # text VAEs with latents of this width encode the empty text like any text
 _SAMPLING: Final = 0.001
 _REMEDY: Final = "give the complete text VAE that belongs to this configuration"
 _NETS: Final[Mapping[End, tuple[str, ...]]] = {
@@ -44,9 +44,8 @@ _TABLE, _TABLE_AGAIN = "encoder.shared.weight", "encoder.encoder.embed_tokens.we
 class TextVae(nn.Module):
     """A frozen text VAE. The constructor sets random weights; `of_tensors` uses weights from a file.
 
-    `named_parameters` keeps the order of the published implementation, because its EMA weights are saved as a list
-    without names.
-    Raises `EnvironmentFault` if transformers is not installed.
+    `named_parameters` has the order of the published implementation, which saves EMA weights as a list without names.
+    The constructor raises `EnvironmentFault` if transformers is not installed.
     """
 
     def __init__(self, config: TextVaeConfig) -> None:
@@ -55,7 +54,7 @@ class TextVae(nn.Module):
         self.config = config
         self.ends = BOTH_ENDS
         self.fingerprint: str | None = None
-        """sha256 over configuration and all weights, including those not kept; None for random weights."""
+        """sha256 of configuration and all weights in the file, even if not all are kept; None for random weights."""
         self.query = nn.Parameter(torch.zeros(1, vae.n_tokens, vae.vae_hidden_size))
         self.model = _llama(config.llama)
         self.lm_head = nn.Linear(config.llama.hidden_size, config.llama.vocab_size, bias=False)
@@ -92,8 +91,8 @@ class TextVae(nn.Module):
     ) -> Self:
         """Build a text VAE from tensors, as float32 copies.
 
-        All tensors are checked and added to the fingerprint one at a time, also those that `ends` excludes. T5's
-        embedding table may be stored under both of its names or under one.
+        All tensors are checked and added to the fingerprint one at a time, including those that `ends` excludes. T5's
+        embedding table may be stored under one of its two names or under both.
 
         Args:
             config: Sizes of the text VAE.
@@ -147,7 +146,7 @@ class TextVae(nn.Module):
 
     @torch.no_grad()
     def features(self, ids: Tensor) -> Tensor:
-        """Return T5 features (B, L, E) of tokens (B, L); padding is attended to like any token."""
+        """Return the T5 features (B, L, E) of tokens (B, L). Padding is not masked in the attention."""
         result: Tensor = self.encoder(input_ids=ids).last_hidden_state
         return result
 
@@ -155,7 +154,8 @@ class TextVae(nn.Module):
     def gathered(self, ids: Tensor, empty: Tensor) -> Tensor:
         """Return the Q-Former's outputs.
 
-        The input features are standardised for each token. For an empty text they are zero.
+        The input features are standardised for each token. For an empty text, they are zero, except in text VAEs
+        with latents of width 1536.
 
         Args:
             ids: T5 tokens (B, L).
@@ -199,10 +199,10 @@ class TextVae(nn.Module):
         return result
 
     def logits(self, latents: Tensor, ids: Tensor) -> Tensor:
-        """Return the logits of each next token of known texts.
+        """Return the logits of the token that follows each token of known texts.
 
         The embeddings of the latents come before the tokens. Gradients flow into the latents. Padding is on the right.
-        It is not masked, because no earlier token attends to it.
+        The padding is not masked, because no earlier token attends to it.
 
         Args:
             latents: Latents (B, N, V).
@@ -219,14 +219,14 @@ class TextVae(nn.Module):
 
     @torch.no_grad()
     def generated(self, latents: Tensor, max_length: int = MAX_LENGTH) -> Tensor:
-        """Generate the most likely next tokens after latents, one at a time.
+        """Generate texts from latents by greedy search, one token at a time.
 
         The first N + 1 tokens are begin tokens. After the end of a text, the remaining tokens are end tokens.
         Generation stops when all texts have ended.
 
         Args:
             latents: Latents (B, N, V).
-            max_length: Maximum number of tokens of a text, including begin tokens.
+            max_length: Maximum number of tokens of a text, including the begin tokens.
 
         Returns:
             Tokens (B, at most max_length) int64.
@@ -248,7 +248,7 @@ class TextVae(nn.Module):
 
 
 def standardised(features: Tensor) -> Tensor:
-    """Return features (B, L, E) with mean 0 and (unbiased) standard deviation 1 for each token."""
+    """Scale the features (B, L, E) of each token to mean 0 and standard deviation 1 (unbiased estimate)."""
     mean, std = features.mean(-1, keepdim=True), features.std(-1, keepdim=True)
     return (features - mean) / (std + 1e-9)
 
@@ -279,7 +279,7 @@ def _llama(sizes: LlamaSizes) -> LlamaModel:
 
 
 def _t5(sizes: T5Sizes) -> T5EncoderModel:
-    """Return a flan-T5 encoder of given sizes; flan-T5 models of all sizes share the other settings."""
+    """Create a flan-T5 encoder of given sizes. The other settings are the same in all flan-T5 models."""
     from transformers import T5Config, T5EncoderModel  # noqa: PLC0415 - optional, and slow to import
 
     config = T5Config(
@@ -293,7 +293,7 @@ def _t5(sizes: T5Sizes) -> T5EncoderModel:
 
 
 def _qformer(vae: VaeConfig) -> Blip2QFormerModel:
-    """Return BLIP-2's Q-Former (J. Li et al. 2023) of 6 layers without text; every second layer attends to features."""
+    """Create BLIP-2's Q-Former (J. Li et al. 2023) of 6 layers without text; every second layer attends to features."""
     from transformers import Blip2QFormerConfig, Blip2QFormerModel  # noqa: PLC0415 - optional, and slow to import
 
     config = Blip2QFormerConfig(hidden_size=vae.vae_hidden_size, encoder_hidden_size=vae.prompt_size, **QFORMER)
@@ -301,11 +301,11 @@ def _qformer(vae: VaeConfig) -> Blip2QFormerModel:
 
 
 def _stored_names(tensors: Mapping[str, Tensor], prefix: str, expected: Iterable[str], where: str) -> dict[str, str]:
-    """Return each weight's name in the file, by its name without the prefix; T5's embedding table has two names.
+    """Return the name of each weight in the file, by its name without the prefix.
 
-    The file may contain this table under one of its names or under both.
+    T5's embedding table has two names. The file may contain the table under one name or under both.
 
-    Raises `DataError` unless the names are exactly those of a text VAE's weights, or if the two tables differ.
+    Raises `DataError` if a weight is missing or unknown, or if the file contains two tables that differ.
     """
     found = {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
     present = [found[name] for name in (_TABLE, _TABLE_AGAIN) if name in found]

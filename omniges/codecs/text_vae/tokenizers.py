@@ -1,11 +1,11 @@
 """Tokenizers of the text VAE: T5's for the texts to encode, and LLaMA's for the texts to generate.
 
-Both tokenizers are read from their ``tokenizer.json``. This module adds begin, end and padding tokens by their ids, so
-no text can contain them: the text ``</s>`` becomes four characters, or for T5 an unknown word.
+Both tokenizers are read from their ``tokenizer.json``. This module adds begin, end and padding tokens by their ids.
+Therefore, no text can contain these tokens: the text ``</s>`` becomes four characters, or an unknown word for T5.
 
-The native library builds any pipeline that a ``tokenizer.json`` describes. Some pipelines never finish, need unbounded
-memory or crash the process, through regular expressions, chains of replacements or tables with indices out of range. So
-a file may contain only the components of published T5 and LLaMA tokenizers, with bounded arguments.
+The native library runs any pipeline that a ``tokenizer.json`` describes. A pipeline may never finish, need unbounded
+memory or crash the process. Causes are regular expressions, chains of replacements, and tables with indices out of
+range. Therefore, a file may contain only components of published T5 and LLaMA tokenizers, with bounded arguments.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 IGNORED: Final = -100
-"""Label of a token that has no loss."""
+"""Label of a token without a loss."""
 
 
 MAX_TOKENS: Final = 77
@@ -120,7 +120,7 @@ class _TokenizerFile:
 
 
 class T5Tokens(_TokenizerFile):
-    """Tokenizer from a folder of T5; raises `DataError` if it does not fit a vocabulary of ``vocabulary`` tokens."""
+    """T5's tokenizer, read from a folder. Raises `DataError` if it does not fit a model of ``vocabulary`` tokens."""
 
     def __init__(self, folder: Path, *, vocabulary: int) -> None:
         super().__init__(folder, vocabulary)
@@ -129,8 +129,8 @@ class T5Tokens(_TokenizerFile):
         self._unknown = self._number("<unk>", expected=2)
 
     def encode(self, texts: Sequence[str]) -> TextTokens:
-        """Return the tokens of texts, padded to 77; `texts` must not be empty."""
-        added = {self._pad, self._end}  # a unigram model also has them among its subwords
+        """Encode texts as T5 tokens, padded to 77 tokens; `texts` must not be empty."""
+        added = {self._pad, self._end}  # a unigram model may also return them as subwords
         subwords = [[self._unknown if p in added else p for p in spelled] for spelled in self._subwords(texts)]
         rows = [[*spelled[: MAX_TOKENS - 1], self._end] for spelled in subwords]
         return TextTokens(
@@ -142,9 +142,9 @@ class T5Tokens(_TokenizerFile):
 
 
 class LlamaTokens(_TokenizerFile):
-    """Tokenizer from a folder of LLaMA. A padding token is added if the file has none.
+    """LLaMA's tokenizer, read from a folder. A padding token is added if the file has none.
 
-    Raises `DataError` if it does not fit a vocabulary of ``vocabulary`` tokens, or has another begin or end token.
+    Raises `DataError` if it does not fit a model of ``vocabulary`` tokens, or if its begin or end token has another id.
     """
 
     def __init__(self, folder: Path, *, vocabulary: int, begin: int, end: int) -> None:
@@ -154,7 +154,7 @@ class LlamaTokens(_TokenizerFile):
         self._pad = self._number(_PAD)
 
     def encode(self, texts: Sequence[str]) -> WrittenTokens:
-        """Return the tokens of texts, padded to the longest text; `texts` must not be empty."""
+        """Encode texts as LLaMA tokens, padded to the longest text; `texts` must not be empty."""
         subwords = self._subwords(texts)
         rows = [[self._begin, *spelled, self._end][:MAX_TOKENS] for spelled in subwords]
         width = max(map(len, rows))
@@ -166,7 +166,7 @@ class LlamaTokens(_TokenizerFile):
         )
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of tokens without begin, end and padding tokens."""
+        """Decode tokens as a text, without begin, end and padding tokens."""
         spoken = [number for number in ids if number not in {self._begin, self._end, self._pad}]
         result: str = self._tokenizer.decode(spoken, skip_special_tokens=True)
         return result
@@ -183,7 +183,7 @@ def _tokenizer(content: bytes, path: Path) -> Tokenizer:
         ) from error
     try:
         return Tokenizer.from_str(content.decode())
-    except Exception as error:  # the native library raises the base class itself
+    except Exception as error:  # the native library raises `Exception` itself
         raise DataError(
             f"{path}: expected a Hugging Face tokenizer, found damage ({one_line(str(error), 160)}); download it again"
         ) from error
@@ -207,7 +207,7 @@ _KINDS: Final[Mapping[str, tuple[str, frozenset[str]]]] = {
 
 
 def require_plain_tokenizer(document: Any, where: str) -> None:
-    """Refuse a tokenizer with components that published T5 and LLaMA tokenizers do not have.
+    """Raise DataError for a tokenizer with components that published T5 and LLaMA tokenizers do not have.
 
     Args:
         document: Parsed content of tokenizer.json.
@@ -239,7 +239,7 @@ def _fault(where: str, found: str, expected: str) -> DataError:
 
 
 def _parts(component: Any, inner: str) -> list[Any]:
-    """Return the components of a sequence as a list; a single component becomes a list of one."""
+    """Return the components of a ``Sequence`` as a list; for another component, return a list of this component."""
     if component is None:
         return []
     found = component.get(inner) if isinstance(component, dict) and component.get("type") == "Sequence" else None
@@ -266,7 +266,7 @@ def _is_short(text: Any, minimum: int = 0) -> bool:
 
 
 def _require_plain_model(model: Mapping[str, Any], where: str) -> None:
-    """Refuse models with random splits or affixes, and with scores that are not finite numbers."""
+    """Raise DataError for models with random splits, with affixes, or with scores that are not finite numbers."""
     kind = model.get("type", "Unigram" if isinstance(model.get("vocab"), list) else "BPE")
     if kind == "BPE":
         plain = not any(model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
@@ -288,8 +288,8 @@ def _is_subword(subword: Any) -> bool:
 def _is_valid_table(text: Any) -> bool:
     """Return whether all indices in sentencepiece's table of normalised characters are within the table.
 
-    The table consists of the size of a trie in bytes, the trie as a double array of 32-bit units, and texts that end
-    with a zero byte. The library follows the trie without checks, so this function tries every reachable step.
+    The table consists of the size of a trie in bytes, the trie (a double array of 32-bit units), and texts that end
+    with a zero byte. The library follows the trie without checks. Therefore, this function tries every reachable step.
     """
     try:
         data = base64.b64decode(text, validate=True)
@@ -307,7 +307,10 @@ def _is_valid_table(text: Any) -> bool:
 
 
 def _stays_inside(units: npt.NDArray[np.int64], texts: bytes) -> bool:
-    """Follow every path of a double array; return whether each leaf points to the start of a character or the end."""
+    """Follow every path of a trie; return whether all indices are valid.
+
+    A leaf must point to the start of a character in `texts`, or to the end of `texts`.
+    """
     offsets = (units >> 10) << ((units & 512) >> 6)
     first_bytes = np.frombuffer(texts, np.uint8)
     begins = np.append((first_bytes & 0xC0) != 0x80, True)
