@@ -95,7 +95,7 @@ def _content(body: bytes | memoryview, header: _Header) -> Array:
 
 
 def decode_npy(data: bytes | memoryview) -> Array:
-    """Return the numeric array in the bytes of an npy file; raise RecordingFault with one of the ``npz-`` codes."""
+    """Return the numeric array in the bytes of an npy file; raise RecordingFault with a code ``npz-…``."""
     header = _header(bytes(data[:_MAX_HEADER]), "the array", len(data))
     if header.kind not in "fiu" or header.itemsize not in ({2, 4, 8} if header.kind == "f" else {1, 2, 4, 8}):
         raise RecordingFault("npz-wrong-dtype", f"an array of {header.dtype}", "numbers")

@@ -51,7 +51,7 @@ _UNKNOWN_SIZE = 0xFFFFFFFF
 _LONG_FORMS = (b"RF64", b"BW64")  # RIFF with 64-bit sizes (EBU Tech 3306)
 _BIG_ENDIAN: Final = b"RIFX"
 FORMS: Final = frozenset({b"RIFF", _BIG_ENDIAN, *_LONG_FORMS})
-"""First four bytes of the WAV files that this module reads."""
+"""The four bytes with which WAV files can begin, of all forms that this module reads."""
 _MAX_CHUNKS: Final = 10_000
 # Sizes that sox, arecord, ffmpeg and others write to a pipe when the length is unknown: about 2 or 4 GiB.
 _PLACEHOLDERS = (range(0x7FFF0000, 0x80010000), range(0xFFFF0000, 1 << 32))
@@ -258,7 +258,7 @@ def _is_chunk_name(name: bytes) -> bool:
 
 
 def _refuse_more_audio(view: ByteRanges, place: int, order: ByteOrder) -> None:
-    """Refuse audio after the first data chunk, which occurs if two files were joined into one."""
+    """Refuse audio after the first data chunk, as in a file that was joined from two files."""
     for name, start, size in _chunks(view, place, order):
         if not _is_chunk_name(name):
             return
@@ -268,7 +268,7 @@ def _refuse_more_audio(view: ByteRanges, place: int, order: ByteOrder) -> None:
 
 
 def _has_no_length(view: ByteRanges, start: int, size: int, order: ByteOrder) -> bool:
-    """Return whether the size of a data chunk is only a placeholder: the writer stopped early or could not seek back.
+    """Return whether the size of a data chunk is a placeholder of a writer that stopped early or could not seek back.
 
     A size of 0 is no placeholder if the rest of the file consists of chunks.
     """

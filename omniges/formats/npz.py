@@ -219,7 +219,7 @@ def _poses(arrays: Mapping[str, Array], frames: int) -> Array:
 
 
 def _full_expressions(given: Array | None, frames: int) -> tuple[Array, tuple[Problem, ...]]:
-    """Return expressions (T, 100) and notes. If there are none, all are NaN; missing columns are 0, with a note."""
+    """Return expressions (T, 100) and notes. Absent expressions are NaN; missing columns are 0 and cause a note."""
     if given is None:
         return np.full((frames, EXPRESSION_COLUMNS), np.nan), ()
     columns = given.shape[1]
@@ -592,7 +592,7 @@ def _shape_text(key: str, shape: tuple[int, ...]) -> str:
 
 
 def _check_values(name: str, array: Array) -> None:
-    """Refuse NaN, infinity and values beyond `LIMITS`."""
+    """Refuse NaN, infinity, values beyond `LIMITS`, and expressions of which 5 % are too large."""
     limit = LIMITS[name]
     if array.min() >= -limit and array.max() <= limit:  # false for NaN
         if name == "expressions" and max(-array.min(), array.max()) > _MAX_EXPRESSION:

@@ -80,7 +80,7 @@ _MFA_TIER = re.compile(r"(?P<speaker>\S(?:.*\S)?)\s+-\s+words?", re.IGNORECASE)
 _PARSE_FAULTS = (praatio_errors.ParsingError, ValueError, IndexError)
 _SHOWN = 40
 _SHOWN_LABELS = 5
-_MAX_START_S = 0.1  # a start up to one tick from 0 counts as 0
+_MAX_START_S = 0.1  # a start at most one tick from 0 counts as 0
 _FIT_S = 1.0  # largest difference between the end of a TextGrid and the end of its recording
 
 
@@ -161,7 +161,7 @@ class WordTier:
 
 @dataclass(frozen=True, slots=True)
 class _Masked:
-    """A TextGrid in which an index replaces each string and number, and the list of the replaced texts."""
+    """A TextGrid in which an index replaces each string and number, and the lists of replaced strings and numbers."""
 
     text: str
     body: str

@@ -303,7 +303,7 @@ def _fields(item: Any, names: tuple[str, ...], what: str) -> tuple[Any, ...]:
 def _tier(recording: Recording, audio_s: float, seconds: float) -> WordTier | None:
     """Return the checked words of a recording, without silences, in the form of a decoded TextGrid.
 
-    The recording is `seconds` long, its audio `audio_s`.
+    `seconds` is the length of the recording, and `audio_s` the length of its audio, in seconds.
     """
     if recording.words is None:
         return None

@@ -37,7 +37,10 @@ _GROWTH: Final = 1.75
 
 
 class _RunLog:
-    """Log of JSON lines about times, retries and worker crashes. They differ by run, so the log is not in the set."""
+    """Log of JSON lines about times, retries and worker crashes.
+
+    These facts differ between runs, so the log is not part of the shard set.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -210,7 +210,7 @@ class Tally:
                 f"{recording.stem}: expected labels {first} as for {self.rows[0].stem}, found {found}; a corpus "
                 'gives all its recordings the same label names, with "" for unknown ones'
             )
-        self.take_in(outcome)  # before the write: it may finish a shard, whose journal line has the notes
+        self.take_in(outcome)  # before the write, which may add the notes to the journal line of a shard
         if isinstance(outcome.segment, StoredSegment):
             self.rows.append(writer.add_stored(outcome.row, outcome.segment))
         else:
@@ -218,7 +218,7 @@ class Tally:
             self.computed_s += outcome.row.seconds
 
     def take_in(self, sample: Sample[Any]) -> None:
-        """Add the notes, cuts, statistics and words of a sample. The caller adds the row, after it wrote the sample."""
+        """Add the notes, cuts, statistics and words of a sample. The caller adds its row after the write."""
         self.notes[sample.row.stem] = sample.notes
         self.findings += sample.notes
         self.cuts.append(sample.cut)

@@ -253,7 +253,7 @@ def is_file_name(text: object) -> bool:
 
 
 def is_temporary_name(name: str) -> bool:
-    """Return whether a name is that of a temporary file of `PendingFile`: ``.NAME.tmp-PID``."""
+    """Return whether a file name has the form of the temporary files of `PendingFile`, ``.NAME.tmp-PID``."""
     return final_name(name) is not None
 
 
@@ -331,7 +331,7 @@ class PendingFile:
         return self._hash.hexdigest()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Append bytes."""
+        """Append bytes to the temporary file."""
         view = memoryview(data).cast("B")
         self._hash.update(view)
         self.size += len(view)

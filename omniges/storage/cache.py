@@ -605,7 +605,7 @@ class FetchAhead:
                 self._busy.discard(name)
                 wanted = name in self._order or self._awaited[name] > 0
                 if isinstance(error, CacheFull):
-                    self._order = []  # wait for the next hint; opening the shard makes space
+                    self._order = []  # the cache is full: download nothing before the next hint
                 elif error is not None and wanted and not isinstance(error, _Closed):
                     self._errors[name] = error
                 elif pin is not None and wanted:

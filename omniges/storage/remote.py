@@ -36,7 +36,7 @@ _NO_USERINFO: Final = ("s3", "s3a", "gs", "gcs", "hf")  # user:password would be
 _LONGEST_TEXT: Final = 8192  # number of characters that are read of a library's message
 _STREAM_BLOCK_BYTES: Final = 8 << 20
 _PIECE_BYTES: Final = 64 << 10
-_PARTIAL: Final = 206  # HTTP status of an answer that is a range
+_PARTIAL: Final = 206  # HTTP status of an answer that contains a range
 _INSTALL: Final = (
     dict.fromkeys(_S3, "pip install 'omniges[remote]'")
     | dict.fromkeys(_WEB, "pip install aiohttp")

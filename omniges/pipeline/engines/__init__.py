@@ -13,4 +13,4 @@ OnEvent = Callable[[str, dict[str, Any]], None]
 """Function that records an event of the run log: its name and its fields."""
 
 INTERRUPTIONS: Final = frozenset({"worker-death", "node-process-death", "node-lost", "node-left-out"})
-"""Events that are also in the summary of a run."""
+"""Names of the events that the summary of a run lists too."""

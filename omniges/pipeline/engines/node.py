@@ -28,8 +28,8 @@ Bytes = npt.NDArray[np.uint8]
 class SharedFiles:
     """Files and package versions of the driver (the main process), with which a node compares its own."""
 
-    run_file: str
-    token: str  # content of the file
+    run_file: str  # a file that the driver writes, in the folder of unfinished work
+    token: str  # content of `run_file`
     inputs: Mapping[str, int]  # some input files by path, with their sizes in bytes
     tool: Mapping[str, str]  # package versions that affect the output bytes
 

@@ -6,7 +6,7 @@ from the sizes. The node that has most bytes of a shard fetches the rest from th
 the driver's memory does not depend on the amount of audio and motion.
 
 If a worker process exits, its recording is tried once more, alone, as in a local run. If a node is lost, other nodes
-convert its recordings. They also convert recordings again whose tar members a shard still needs.
+convert its recordings. They also convert a recording again if a shard still needs its tar members, which were lost.
 """
 
 from __future__ import annotations
@@ -465,7 +465,7 @@ class RemoteShard:
 
 @contextlib.contextmanager
 def _connection(address: str | None) -> Iterator[None]:
-    """Connect to a cluster or start one; keep a connection that the program has made before."""
+    """Connect to a cluster or start one. A connection that the program already has is used and stays open."""
     if ray.is_initialized():
         yield
         return
