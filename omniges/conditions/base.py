@@ -1,9 +1,9 @@
-"""The interface of a condition stream, which converts a recording to an array for a window, and the array to a vector.
+"""Interface of condition streams. A stream computes an array for a window of a recording, and a vector from the array.
 
-Processes that load batches read recordings without importing torch; only `encoder` imports torch.
+Processes that load batches compute the arrays without torch. Only `encoder`, which creates the vectors, imports torch.
 docs/explanation/model.md, "Condition streams", explains how the model uses the vector.
 
-Shape letters: B batch, W width of the trunk's tokens. A window is a number of ticks of 0.1 s.
+Shape letters: B batch, W width of the trunk's tokens. A window is a part of a recording, in ticks of 0.1 s.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ Content = Literal["gesture", "mel", "words"]
 STREAM_OF: Final[Mapping[Content, str]] = {"gesture": "gesture", "mel": "audio", "words": "text"}
 """Stream that each content belongs to."""
 ABSENT: Final = "none"
-"""Text that means no value."""
+"""Text on the command line that means no value."""
 MIN_WORD_S: Final = 0.5 / TICKS_PER_SECOND
-"""A word belongs to a window if at least half a tick of it lies inside."""
+"""Shortest part of a word inside a window, in seconds (half a tick). A word with less does not belong to the window."""
 
 
 def within(spans: Iterable[Mapping[str, Any]], first_tick: int, ticks: int, min_s: float) -> list[dict[str, Any]]:
@@ -59,7 +59,7 @@ def within(spans: Iterable[Mapping[str, Any]], first_tick: int, ticks: int, min_
 
 @dataclass(frozen=True, slots=True)
 class TrainingFacts:
-    """Facts about the training set that a stream can learn from before the first step."""
+    """Properties of the training set from which a stream can learn before the first step."""
 
     labels: Mapping[str, tuple[str, ...]]
     """For each label in `ConditionStream.labels`, the sorted values that occur in the train clips."""
@@ -69,15 +69,15 @@ class TrainingFacts:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """Labels and readable contents of one recording; absent ones are left out."""
+    """Labels of one recording, and functions that read its contents. Absent labels and contents are left out."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
     """Labels by name, such as emotion, scenario, ``speaker`` and ``language``."""
     contents: Mapping[Content, Callable[[int, int], Any]] = field(default_factory=dict)
-    """Readers by content, called with the first tick and the number of ticks of a window."""
+    """Functions that read a content of a window, given its first tick and its number of ticks."""
 
     def gesture(self, first_tick: int, ticks: int) -> F32:
-        """Return gesture channels as stored in the shards.
+        """Return the gesture channels of a window, as stored in the shards.
 
         Args:
             first_tick: Start of the window, in ticks of 0.1 s.
@@ -89,7 +89,7 @@ class Recording:
         return np.asarray(self.contents["gesture"](first_tick, ticks))
 
     def mel(self, first_tick: int, ticks: int) -> F32:
-        """Return log-mel frames.
+        """Return the log-mel frames of a window.
 
         Args:
             first_tick: Start of the window, in ticks of 0.1 s.
@@ -145,7 +145,7 @@ class ConditionStream(ABC):
     @classmethod
     @abstractmethod
     def learn(cls, facts: TrainingFacts) -> Self:
-        """Create the stream from facts about a training set.
+        """Create the stream from properties of the training set.
 
         Args:
             facts: Labels and statistics of the training set.
@@ -154,7 +154,7 @@ class ConditionStream(ABC):
             The stream.
 
         Raises:
-            UsageFault: The training set contains nothing that the stream can learn from.
+            UsageFault: The training set has no data from which the stream can learn.
         """
 
     @abstractmethod
@@ -190,7 +190,7 @@ class ConditionStream(ABC):
             Array (*shape) in the form that the encoder expects.
 
         Raises:
-            UsageFault: The value is unknown; the message names the known ones.
+            UsageFault: The value is unknown; the message lists the known values.
         """
 
     @abstractmethod
@@ -203,12 +203,12 @@ class ConditionStream(ABC):
 
 
 def full_name(stream: ConditionStream) -> str:
-    """Return a stream's name and class for errors."""
+    """Return a text for errors that names a stream and its class."""
     return f"condition stream {stream.name} ({type(stream).__module__}:{type(stream).__qualname__})"
 
 
 def window_value(stream: ConditionStream, recording: Recording, first_tick: int, ticks: int) -> Array | None:
-    """Compute the array of a window with a stream, and check it.
+    """Compute a stream's array of a window, and check the array.
 
     Args:
         stream: A stream of the model.
@@ -230,11 +230,11 @@ def window_value(stream: ConditionStream, recording: Recording, first_tick: int,
 
 
 def parsed_value(stream: ConditionStream, value: Any) -> Array | None:
-    """Convert a value from the user to an array with a stream, and check it.
+    """Convert a user's value to an array of a stream, and check the array.
 
     Args:
         stream: A stream of the model.
-        value: Text of the flag, or a Python value; None and ``none`` mean no value.
+        value: Text of ``--condition``, or a Python value; None and ``none`` mean no value.
 
     Returns:
         Array (*shape) of the declared type, or None for no value.

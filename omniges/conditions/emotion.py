@@ -72,7 +72,7 @@ class LabelStream(ConditionStream):
         return None if number is None else np.array(number, np.int64)
 
     def parse(self, value: Any) -> Array:
-        """Return the index () of a label value; raise UsageFault, which lists the known values, if it is unknown."""
+        """Return the index () of a label value; for an unknown value, raise UsageFault that lists the known values."""
         if not isinstance(value, str) or value not in self.values:
             raise UsageFault(f"{self.name} {value}: expected one of {', '.join(self.values)} or none")
         return np.array(self._numbers[value], np.int64)
@@ -82,11 +82,11 @@ class LabelStream(ConditionStream):
         return self.values[int(array)]
 
     def encoder(self, width: int) -> nn.Module:
-        """Return a learned embedding of the values.
+        """Create a learned embedding of the label values.
 
-        The embedding starts with a larger scale than the noise level embedding. Therefore the zero-initialized
-        modulations of the trunk learn to use it from the first steps. With the small scale of a speaker embedding, an
-        emotion embedding had no effect after 200 steps.
+        The embedding is initialized with a larger scale than the embedding of the noise level. Therefore, the
+        zero-initialized modulations of the trunk learn to use the embedding from the first steps. With the small scale
+        of a speaker embedding, an emotion embedding had no effect after 200 steps.
         """
         from torch import nn  # noqa: PLC0415 - processes that load batches have no torch
 

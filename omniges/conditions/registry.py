@@ -1,7 +1,7 @@
 """Registry of condition streams: built in, registered in Python, or provided by installed packages.
 
 Another package provides a stream as an entry point of the group ``omniges.streams``. The stream is imported only when
-its name is used.
+a command uses its name.
 """
 
 from __future__ import annotations
@@ -78,13 +78,13 @@ def _checked(name: str, stream: Any, who: str) -> type[ConditionStream]:
 
 
 def specification(stream: ConditionStream) -> dict[str, Any]:
-    """Return a JSON specification of a stream, from which `load_streams` restores the stream."""
+    """Return a stream's class and learned values as a JSON object, from which `load_streams` restores the stream."""
     kind = type(stream)
     return {"class": f"{kind.__module__}:{kind.__qualname__}", "settings": stream.settings()}
 
 
 def load_streams(found: Mapping[str, Mapping[str, Any]]) -> dict[str, ConditionStream]:
-    """Restore streams from their specifications, in a process where no stream is registered.
+    """Restore streams from their specifications, in a process in which no stream is registered.
 
     Args:
         found: Specifications by name, as `specification` returns them.

@@ -1,13 +1,12 @@
-"""Sizes of OmniFlow's transformer as read from its tensors, and the parameters that follow from the sizes.
+"""Sizes of OmniFlow's transformer, which are read from its tensors, and names and shapes of its parameters.
 
-Names and shapes are those of the published checkpoints of OmniFlow (Li et al. 2024). Their order is that in which the
-reference implementation creates its modules. A list of EMA weights has no names, so only the order identifies its
-tensors.
+Names and shapes are those of the published checkpoints of OmniFlow (Li et al. 2024). The parameters are in the order in
+which the reference implementation creates its modules. A list of EMA weights has no names, so only this order
+identifies its tensors.
 
-The sizes come from the tensors of a checkpoint. The config is needed only for the number of features of an attention
-head, which the tensors may not show. A config whose sizes differ from the tensors belongs to another model and is
-refused. If a config states another norm, other dual layers or another position table than the tensors, the tensors are
-used and a warning is given.
+The sizes are read from the tensors of a checkpoint. The config is needed only for the width of an attention head, which
+the tensors may not show. If a size in the config differs from the tensors, the config belongs to another model and is
+refused. Other differences give a warning, and the tensors are used. For example, a config may state another norm.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ SourceStream = Literal["image", "text", "audio"]
 _BLOCK: Final = re.compile(r"transformer_blocks\.(\d+)\.")
 _QK_NORMS: Final[dict[QKNormKind | None, str | None]] = {None: None, "layer": "layer_norm", "rms": "rms_norm"}
 NESTED: Final = {"text_decoder.": "the text VAE, a model of its own", "audio_pooler.": "an audio encoder, never used"}
-"""Prefixes of the tensors of other models in a transformer's file."""
+"""Prefixes of tensors in a transformer's file that belong to other models, with a description of the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamNames:
     """Names of a stream's modules in OmniFlow."""
 
-    level: str  # the embedder of the noise level; the names of image and text are swapped in OmniFlow
+    level: str  # embedder of the noise level; OmniFlow swaps the names of image and text
     embed: str
     modulation: str
     projections: tuple[str, str, str]  # queries, keys, values
@@ -91,10 +90,10 @@ STREAM_NAMES: Final[dict[SourceStream, StreamNames]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """Sizes of a stream whose latents are two-dimensional."""
+    """Sizes of a stream with two-dimensional latents (image or audio)."""
 
     channels: int
-    outputs: int  # channels of the head's output
+    outputs: int  # channels of the output head
     patch: int
     table_side: int
 
@@ -113,8 +112,8 @@ class Architecture:
     text_outputs: int
     qk_norm: QKNormKind | None
     dual_layers: frozenset[int]
-    """Indices of blocks whose image modulation has three more parts, for a second attention that is not used with
-    audio.
+    """Indices of blocks whose image modulation has three extra parts, for a second attention. Models with audio do not
+    use this attention.
     """
     image: Grid
     audio: Grid
@@ -176,7 +175,7 @@ def _block(architecture: Architecture, k: int) -> Iterator[tuple[str, Shape]]:
     width, last, features = architecture.width, k == architecture.layers - 1, (architecture.head_features,)
     yield from _linear("norm1.linear", width, (9 if k in architecture.dual_layers else 6) * width).items()
     yield from _linear("norm1_context.linear", width, (2 if last else 6) * width).items()
-    if architecture.qk_norm == "layer":  # one pair of norms for all streams; with RMS each has its own
+    if architecture.qk_norm == "layer":  # one pair of norms for all streams; with RMS, one for each
         for name in ("norm_q", "norm_k"):
             yield from ((f"attn.{name}.weight", features), (f"attn.{name}.bias", features))
     elif architecture.qk_norm == "rms":
@@ -192,7 +191,7 @@ def _block(architecture: Architecture, k: int) -> Iterator[tuple[str, Shape]]:
 
 
 def nested_names(shapes: Mapping[str, Shape]) -> list[str]:
-    """Return the names of tensors in the file that belong to other models."""
+    """Return the names of tensors that belong to the other models of `NESTED`."""
     return [name for name in shapes if name.startswith(tuple(NESTED))]
 
 
@@ -207,7 +206,7 @@ def read_architecture(
         where: Name of the file in errors.
 
     Returns:
-        The sizes, and warnings where the config differs.
+        The sizes, and one warning for each difference of the config.
 
     Raises:
         DataError: Tensors are missing, unexpected or of another shape, or the config belongs to another model.
@@ -263,7 +262,7 @@ def read_architecture(
 
 
 def _size(shapes: Mapping[str, Shape], where: str, name: str, axes: int) -> Shape:
-    """Return the shape of a required tensor."""
+    """Return the shape of a tensor; raise DataError if it is missing or does not have `axes` axes."""
     shape = shapes.get(name)
     if shape is None:
         raise DataError(f"{where}: expected a complete OmniFlow transformer, found no tensor {name}; download it again")
@@ -273,7 +272,7 @@ def _size(shapes: Mapping[str, Shape], where: str, name: str, axes: int) -> Shap
 
 
 def _compare(architecture: Architecture, config: Mapping[str, Any], where: str) -> list[str]:
-    """Refuse a config whose sizes differ from the tensors; return warnings about other differences."""
+    """Raise DataError if sizes in a config differ from the tensors; return warnings about other differences."""
     sizes = {
         "num_layers": architecture.layers,
         "attention_head_dim": architecture.head_features,

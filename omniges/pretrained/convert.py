@@ -1,8 +1,8 @@
 """Convert OmniFlow checkpoints to the format of omniges, a folder of three files.
 
-``config.json`` describes the trunk. ``model.safetensors`` has its tensors by their names in `JointFlowTransformer`, in
-their original precision. ``conversion.json`` lists how every source tensor is used, with sizes and digests of all
-files. It is written last, and the folder gets its name only when it is complete.
+``config.json`` describes the trunk, the transformer `JointFlowTransformer`. ``model.safetensors`` contains the trunk's
+tensors under their names in omniges, in their original precision. ``conversion.json`` lists how every source tensor is
+used, with sizes and digests of all files. It is written last, and the folder gets its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Conversion:
     """Result of a conversion."""
 
     folder: Path
-    size: int  # bytes of the weights
+    size: int  # size of the weights in bytes
     statuses: tuple[TensorStatus, ...]
     warnings: tuple[str, ...]
 
@@ -60,7 +60,7 @@ def convert(folder: Path, out: Path, weights: WhichWeights = "last") -> Conversi
         weights: The last weights, or the EMA weights.
 
     Returns:
-        The converted tensors and warnings.
+        The summary of the conversion.
 
     Raises:
         UsageFault: A folder or the EMA weights do not exist, or `out` is not empty.
@@ -103,7 +103,7 @@ def convert(folder: Path, out: Path, weights: WhichWeights = "last") -> Conversi
 
 
 def is_converted(folder: Path) -> bool:
-    """Return whether a folder is a result of `convert`."""
+    """Return whether a folder contains conversion.json, which `convert` writes."""
     return (folder / CONVERSION_FILE).is_file()
 
 
@@ -141,7 +141,7 @@ def converted_config(folder: Path) -> dict[str, Any]:
 
 
 def _expected_shapes(trunk: Any, max_layers: int) -> dict[str, tuple[int, ...]]:
-    if not 1 <= trunk["layers"] <= max_layers:  # checked before a model of so many layers is built
+    if not 1 <= trunk["layers"] <= max_layers:  # a wrong number must not build a huge model
         raise ValueError(f"{trunk['layers']} layers in {max_layers} tensors")
     sizes = [trunk["width"], trunk["heads"], trunk["mlp_ratio"], trunk["pooled_width"]]
     sizes += [size for stream in trunk["streams"].values() for size in stream.values() if size is not None]
@@ -151,7 +151,7 @@ def _expected_shapes(trunk: Any, max_layers: int) -> dict[str, tuple[int, ...]]:
 
 
 def _is_grid(found: Mapping[str, Any], inputs: int) -> bool:
-    """Return whether a grid has the required keys, and sizes that give tokens of `inputs` values."""
+    """Return whether a grid has the required keys and valid sizes, and a token of the grid has `inputs` values."""
     valid = found.keys() == {one.name for one in fields(PatchGrid)} and all(is_count(n, 1) for n in found.values())
     return valid and found["channels"] * found["patch"] ** 2 == inputs
 

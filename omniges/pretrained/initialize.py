@@ -1,7 +1,7 @@
 """Initialize a run from pretrained weights: OmniFlow, original or converted, or a checkpoint of omniges.
 
 A `Start` defines the model before any weight is read, and copies the weights into the model when the run begins. It
-lists how every tensor of the file is used, and where every weight of the model comes from. A tensor without a known use
+lists how every tensor of the file is used, and the origin of every weight of the model. A tensor without a known use
 is an error.
 """
 
@@ -52,7 +52,7 @@ _OMNIFLOW_AUDIO: Final = "audioldm2-vae"
 
 @dataclass(frozen=True, slots=True)
 class Initialization:
-    """Weights that a model was initialized from."""
+    """Result of `Start.fill`: the source files, the use of every tensor, and warnings."""
 
     where: str
     files: tuple[Path, ...]
@@ -65,19 +65,19 @@ class Initialization:
         return [f"begins with {self.where}", *table_of(self.statuses), *self.warnings]
 
     def provenance(self) -> dict[str, Any]:
-        """Return path, sizes and digests of the source files."""
+        """Return the path of the weights, and size and digest of each source file."""
         return {"path": self.where, "files": {str(path): file_entry(path) for path in self.files}}
 
 
 class Start(ABC):
-    """Pretrained weights that a run initializes from."""
+    """Pretrained weights from which a run is initialized."""
 
     preset: str
     """Name of the model preset that checkpoints store."""
     config: ModelConfig
 
     def adopt(self, identity: ModelIdentity) -> ModelIdentity:
-        """Return the identity of the model to train: the given identity, changed to fit the pretrained weights."""
+        """Return the identity of the model to train: `identity`, changed to fit the pretrained weights."""
         return identity
 
     @abstractmethod
@@ -85,11 +85,11 @@ class Start(ABC):
         """Copy the weights into a model.
 
         Args:
-            model: Model that was built for the identity.
+            model: Model that was built from the identity.
             identity: Result of `adopt`.
 
         Returns:
-            The weights that were copied.
+            Source files, use of every tensor, and warnings.
 
         Raises:
             DataError: The weights do not fit the model.
@@ -152,10 +152,10 @@ def _changed(config: ModelConfig, changes: Mapping[str, Any], allowed: frozenset
 
 
 class CheckpointStart(Start):
-    """Start from a checkpoint of omniges: all its weights, and the statistics and tokenizer of its training.
+    """Start from a checkpoint of omniges: uses all its weights, its statistics and its tokenizer.
 
-    Speakers keep their numbers. New speakers of the shards get the next numbers, and their weights start as copies of
-    the weights of the *unknown* speaker.
+    Speakers keep their numbers. New speakers of the shards get the next numbers. Their weights are initialized as
+    copies of the weights of the *unknown* speaker.
     """
 
     def __init__(self, saved: checkpoint.SavedCheckpoint, weights: WhichWeights, changes: Mapping[str, Any]) -> None:
@@ -166,7 +166,10 @@ class CheckpointStart(Start):
         self.config = _changed(self._identity.config, changes, _OF_TRAINING)
 
     def adopt(self, identity: ModelIdentity) -> ModelIdentity:
-        """Return the identity with the checkpoint's statistics, tokenizer and speakers; new speakers come last."""
+        """Return the identity with the checkpoint's statistics, tokenizer and speakers; new speakers are last.
+
+        Raises UsageFault if the codecs or the loudness of the audio differ from those of the checkpoint.
+        """
         was = self._identity
         added = tuple(name for name in identity.speakers if name not in was.speakers)
         codecs = [{name: entry.fingerprint for name, entry in x.codecs.items()} for x in (was, identity)]
@@ -182,7 +185,7 @@ class CheckpointStart(Start):
                 f"{identity.loudness} in these shards; preprocess them with --loudness {was.loudness}"
             )
         own = replace(identity, statistics=was.statistics, tokenizer=was.tokenizer, latents=was.latents)
-        # Condition streams that both have keep the definition with which the weights were trained.
+        # A condition stream in both models keeps the values that it learned when the weights were trained.
         conditions = {name: was.conditions.get(name, stream) for name, stream in identity.conditions.items()}
         return replace(own, speakers=was.speakers + added, conditions=conditions)
 
@@ -190,11 +193,11 @@ class CheckpointStart(Start):
         """Copy all weights by name.
 
         Args:
-            model: Model that was built for the identity.
+            model: Model that was built from the identity.
             identity: Result of `adopt`.
 
         Returns:
-            The weights that were copied.
+            Source files, use of every tensor, and warnings.
         """
         where = f"{self._saved.path}/{self._file}"
         saved = self._saved.tensors(self._file)
@@ -252,7 +255,7 @@ def config_over_tokens(trunk: Mapping[str, Any]) -> ModelConfig:
 class OmniFlowStart(Start):
     """Start from OmniFlow's trunk: text and audio use its weights unchanged, gesture uses those of the image stream.
 
-    Audio tokens are patches as in OmniFlow if the audio stream has latents of OmniFlow's autoencoder. A recipe with
+    If audio is stored as latents of OmniFlow's autoencoder, audio tokens are patches, as in OmniFlow. A recipe with
     ``audio_tokens: rows`` selects rows of latents instead.
     """
 
@@ -276,7 +279,7 @@ class OmniFlowStart(Start):
         self.config = _changed(config, changes, _OF_TOKENS)
 
     def adopt(self, identity: ModelIdentity) -> ModelIdentity:
-        """Return the same identity without normalisation of text latents, because OmniFlow was trained on raw latents.
+        """Return the identity without normalisation of text latents, because OmniFlow was trained on raw latents.
 
         Raises UsageFault if the audio latents have another number of channels than OmniFlow's projections expect.
         """
@@ -293,14 +296,14 @@ class OmniFlowStart(Start):
         return replace(identity, config=replace(identity.config, normalise_text=False))
 
     def fill(self, model: FlowModel, identity: ModelIdentity) -> Initialization:
-        """Copy the trunk's weights; token projections of a stream are copied only if its tokens equal OmniFlow's.
+        """Copy the trunk's weights. A stream's token projections are copied only if its tokens are those of OmniFlow.
 
         Args:
-            model: Model that was built for the identity.
-            identity: Result of `adopt`; not needed here.
+            model: Model that was built from the identity.
+            identity: Unused.
 
         Returns:
-            The weights that were copied.
+            Source files, use of every tensor, and warnings.
         """
         del identity
         source = (
@@ -311,24 +314,24 @@ class OmniFlowStart(Start):
         with torch.no_grad():
             for name, target in plan.carried.items():
                 tensor, wanted = source.read(name), own[target].shape
-                if tensor.ndim == 2 and tensor.shape != wanted:  # keep the columns of existing features
+                if tensor.ndim == 2 and tensor.shape != wanted:  # fewer features than OmniFlow's
                     tensor = tensor[:, : wanted[1]]
                 own[target].copy_(tensor)
-            if _SPEAKERS in own:  # zero, so that the first outputs equal OmniFlow's
+            if _SPEAKERS in own:  # then the first outputs equal OmniFlow's
                 own[_SPEAKERS].zero_()
         return Initialization(source.where, source.files, _all_statuses(source, plan, own), source.warnings)
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Correspondence between the weights of the source trunk and those of the model."""
+    """How the weights of the source trunk correspond to the weights of the model."""
 
     carried: Mapping[str, str]
-    """Name in the model of each source weight that is copied, by its name in the source."""
+    """For each source weight that is copied, its name in the model, by its name in the source."""
     left: Mapping[str, str]
-    """Reason why a source weight is left out, by its name in the source."""
+    """For each source weight that is left out, the reason, by its name in the source."""
     new: Mapping[str, str]
-    """Reason why a weight of the model has no source, by its name in the model."""
+    """For each weight of the model without a source, the reason, by its name in the model."""
 
 
 def _plan(model: FlowModel, own: Mapping[str, Tensor], source: SourceTrunk) -> _Plan:
@@ -359,7 +362,7 @@ def _plan(model: FlowModel, own: Mapping[str, Tensor], source: SourceTrunk) -> _
 
 
 def _place(name: str) -> tuple[StreamName | None, bool]:
-    """Return the stream of a trunk tensor in the omniges model, and whether the tensor projects the stream's tokens."""
+    """Return the omniges stream of a trunk tensor (None: shared), and whether the tensor projects tokens."""
     words = name.split(".")
     streams = [word.replace("image", "gesture") for word in words if word in {"image", "text", "audio"}]
     projection = words[0] == "embed" or (words[0] == "head" and words[2] == "out")
@@ -387,7 +390,7 @@ def _other_tokens(stream: StreamName) -> str:
 
 
 def _all_statuses(source: SourceTrunk, plan: _Plan, own: Mapping[str, Tensor]) -> tuple[TensorStatus, ...]:
-    """Return how every source tensor is used, and where every weight of the model comes from."""
+    """Return the use of every source tensor, and the origin of every weight of the model."""
     found: list[TensorStatus] = []
     for status in source.statuses:
         if status.target is None:

@@ -1,6 +1,7 @@
-"""Read tensors from files of other projects by name, one at a time.
+"""Read tensors by name, one at a time, from files of other projects.
 
-A file has the format of safetensors or of torch.save. Its tensors may be split over several files, the parts.
+A file has the format of safetensors or of torch.save. The tensors of a model may be split over several files, called
+parts. An index file then lists the parts.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _TYPES: Final = {torch.float32, torch.float16, torch.bfloat16}
 
 @dataclass(frozen=True, slots=True)
 class Tensors:
-    """Tensors by name, which are read from files one at a time; names are in the order of the files."""
+    """Tensors by name, which are read from files one at a time. The names are in the order of the files."""
 
     where: str
     files: tuple[Path, ...]
@@ -48,7 +49,7 @@ class OmniFlowFolder:
 
 
 def is_omniflow(folder: Path) -> bool:
-    """Return whether a folder contains OmniFlow's weights, or only the weights of its transformer."""
+    """Return whether a folder contains weights of OmniFlow, as a complete checkpoint or as its transformer alone."""
     return any(_weight_files(place) for place in (folder / "transformer", folder))
 
 
@@ -78,7 +79,7 @@ def find_omniflow(folder: Path) -> OmniFlowFolder:
 
 
 def _weight_files(place: Path) -> tuple[Path, ...]:
-    """Return the files of weights in a folder: safetensors files if present, otherwise pickle files; empty if none."""
+    """Return the files of weights in a folder: safetensors files or, without them, pickle files; may be empty."""
     for kind in ("safetensors", "bin"):
         complete, index = place / f"{_STEM}.{kind}", place / f"{_STEM}.{kind}.index.json"
         if os.path.lexists(complete):
@@ -89,7 +90,7 @@ def _weight_files(place: Path) -> tuple[Path, ...]:
 
 
 def _parts(index: Path) -> tuple[Path, ...]:
-    """Return the parts that an index names; all parts must be in the folder of the index."""
+    """Return the parts that an index file lists; raise DataError if a part is not in the folder of the index."""
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise DataError(f"{index}: expected a weight_map of tensors and files, found something else; download it again")
@@ -110,7 +111,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def file_entry(path: Path) -> dict[str, Any]:
-    """Return the size and the sha256 of a file as an entry of a list of files: ``bytes`` and ``sha256``."""
+    """Return the size of a file and its digest as a dictionary of ``bytes`` and ``sha256``."""
     with os_errors(path, "read"):
         return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 

@@ -1,10 +1,10 @@
 """Convert OmniFlow's transformer to the configuration and weights of the trunk, `JointFlowTransformer`.
 
 Each tensor of the trunk has one conversion rule. Each tensor of the source has one use: loaded, converted or left out.
-The sizes alone determine the rules. A rule is applied when its tensor is read, so at most one tensor is in memory.
+The rules depend only on the sizes. A rule is applied when its tensor is read, so at most one tensor is in memory.
 
 EMA weights are a list without names, so the order of the parameters identifies them. Saved position tables are compared
-with the sines that they should contain, and are left out.
+with the sines that they should contain, and are then left out.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ WhichWeights = Literal["last", "ema"]
 _LIST: Final = "shadow_params"
 _TIED: Final = "text_decoder.encoder.encoder.embed_tokens.weight"
 _TABLE: Final = "text_decoder.encoder.shared.weight"
-"""The second name of the tensor `_TIED`. A file may store it under both names; it counts as one parameter."""
+"""The second name of the tensor `_TIED`. A file may store the tensor under both names; it counts as one parameter."""
 _MIN_TOLERANCE: Final = 2e-5  # for a table that was computed in float32
 
 StatusKind = Literal["loaded", "converted", "new", "left out"]
@@ -60,7 +60,7 @@ _NUMBER: Final = re.compile(r"\.\d+\.")
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Conversion rule of one tensor of the trunk: its source tensors and the operation."""
+    """Conversion rule of one tensor of the trunk: names of its source tensors, and the operation."""
 
     target: str
     sources: tuple[str, ...]
@@ -69,7 +69,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class TensorStatus:
-    """Use of a tensor of the file (``source``), or origin of a tensor of the omniges model (``target``)."""
+    """Use of a tensor of the file (``source``), or origin of a weight of the omniges model (``target``)."""
 
     kind: StatusKind
     source: str | None
@@ -78,12 +78,15 @@ class TensorStatus:
     reason: str
 
     def as_json(self) -> dict[str, Any]:
-        """Return one row of conversion.json."""
+        """Return the status as an item of ``tensors`` in conversion.json."""
         return asdict(self)
 
 
 def trunk_config(architecture: Architecture) -> dict[str, Any]:
-    """Return arguments for `JointFlowTransformer` with the streams ``image``, ``text`` and ``audio``."""
+    """Return arguments for `JointFlowTransformer` with the streams ``image``, ``text`` and ``audio``.
+
+    Raises DataError if the MLP width is not a multiple of the width.
+    """
     if architecture.mlp_width % architecture.width:
         raise DataError(
             f"an OmniFlow transformer of width {architecture.width}: expected an MLP width that is a multiple of it, "
@@ -134,7 +137,7 @@ def rules(architecture: Architecture) -> list[Rule]:
 
 
 def _linear(target: str, source: str, how: How = "as it is") -> list[Rule]:
-    """Return the rules of a linear layer. Its bias is copied, unless only six parts of the layer are used."""
+    """Return the rules for weight and bias of a linear layer. The bias is copied, or cut to its first six parts."""
     return [
         Rule(f"{target}.weight", (f"{source}.weight",), how),
         Rule(f"{target}.bias", (f"{source}.bias",), how if how == "first six parts" else "as it is"),
@@ -168,7 +171,7 @@ def _branch(ours: str, theirs: str, names: StreamNames, *, context_only: bool, d
 
 
 def convert_tensor(rule: Rule, source: Tensors) -> Tensor:
-    """Apply a rule, in the precision of the source.
+    """Convert one tensor by its rule, in the precision of the source.
 
     Args:
         rule: The rule of one tensor of the trunk.
@@ -234,7 +237,7 @@ def conversion_statuses(
 def table_of(statuses: Iterable[TensorStatus]) -> list[str]:
     """Return a table of how tensors are used, as lines of text.
 
-    Each combination of use, part and reason has one line. Equal tensors of all blocks share a line.
+    Each combination of use, part of the model and reason has one line. Blocks are not listed separately.
     """
     groups: dict[tuple[StatusKind, str, str], list[int]] = {}
     for status in statuses:
@@ -250,7 +253,7 @@ def table_of(statuses: Iterable[TensorStatus]) -> list[str]:
 
 
 def _part(status: TensorStatus) -> str:
-    """Return the part of the model that a tensor belongs to, from its name in omniges or else from its source name."""
+    """Return the part of the model that contains a tensor, from its name in omniges or, without it, in the source."""
     name = _NUMBER.sub(".*.", status.target or status.source or "")
     words = name.removeprefix("trunk.").split(".")
     if status.target is None:
@@ -262,10 +265,10 @@ def _part(status: TensorStatus) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SourceTrunk(Tensors):
-    """Configuration of a trunk with the streams ``image``, ``text`` and ``audio``, and its tensors, read one by one."""
+    """OmniFlow's trunk, with the streams ``image``, ``text`` and ``audio``. Its tensors are read one at a time."""
 
     config: Mapping[str, Any]  # arguments of JointFlowTransformer
-    grids: Mapping[str, Mapping[str, int]]  # of image and audio: channels, patch, table_side, table_base
+    grids: Mapping[str, Mapping[str, int]]  # for image and audio: channels, patch, table_side, table_base
     statuses: tuple[TensorStatus, ...]
     warnings: tuple[str, ...]
 
@@ -278,12 +281,12 @@ def _opened(folder: Path) -> tuple[OmniFlowFolder, Tensors, Architecture, list[s
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """Return the trunk configuration for an OmniFlow folder, from names and shapes of tensors only."""
+    """Return the trunk configuration of an OmniFlow folder. Only names and shapes of its tensors are read."""
     return trunk_config(_opened(folder)[2])
 
 
 def audio_grid_of(folder: Path) -> dict[str, int]:
-    """Return the grid of an OmniFlow folder's audio stream in the form of `SourceTrunk.grids`.
+    """Return the grid of an OmniFlow folder's audio stream, as a value of `SourceTrunk.grids`.
 
     ``table_base`` is estimated from the saved position table; the rest of the table is not checked.
     """
@@ -299,7 +302,7 @@ def read_omniflow(folder: Path, weights: WhichWeights = "last") -> SourceTrunk:
     """Check a complete OmniFlow folder and open it as a trunk.
 
     Args:
-        folder: OmniFlow's folder, or that of its transformer.
+        folder: OmniFlow's folder, or the folder of its transformer.
         weights: The last weights, or the EMA weights that some checkpoints also have.
 
     Returns:
@@ -346,10 +349,10 @@ def parameter_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def _average(path: Path, architecture: Architecture, weights: Tensors) -> Tensors:
     """Return the transformer's EMA weights by name, and check them against the last weights.
 
-    The list must have one tensor for each parameter. Tensors of the transformer come first, in the order and with the
-    shapes of the reference. Tensors of the other models in the file follow. When an EMA matrix is read, its distance to
-    the last weight must be at most the weight's norm. This check finds a wrong order of matrices of equal shape.
-    Position tables come from the last weights.
+    The list must have one tensor for each parameter. Tensors of the transformer are first, with the order and shapes of
+    the reference implementation. Tensors of the other models in the file follow. When an EMA matrix is read, its
+    distance to the last weight must be at most the weight's norm. This check finds a wrong order of matrices of equal
+    shape. Position tables are read from the last weights.
 
     Raises `DataError` if a check fails.
     """
@@ -378,7 +381,7 @@ def _average(path: Path, architecture: Architecture, weights: Tensors) -> Tensor
         if name not in numbers:
             return weights.read(name)
         average, weight = found[numbers[name]], weights.read(name)
-        # The distance of two independent matrices is larger than their norms; an EMA matrix is near its weight.
+        # An EMA matrix is near its weight. The distance of two independent matrices is larger than their norms.
         if weight.ndim > 1 and not (average.float() - weight.float()).norm() <= weight.float().norm():
             raise DataError(
                 f"{path}: expected an average of {name} at its place in {_LIST}, found another tensor, so the "
@@ -392,10 +395,10 @@ def _average(path: Path, architecture: Architecture, weights: Tensors) -> Tensor
 
 
 def _tables(architecture: Architecture, source: Tensors) -> tuple[dict[str, int], dict[str, str]]:
-    """Return the base of each saved position table by stream, and the reason why each table can be left out by name.
+    """Return two dictionaries: base of each saved position table by stream, and reason to leave it out by tensor name.
 
-    A table of side S and base B has the coordinate i · B / S at index i of both axes. The shape gives S and the values
-    give B. All values are then compared. Raises `DataError` for a table with other content.
+    A table of side S and base B has the coordinate i · B / S at index i of both axes. S is read from the shape, and B
+    is estimated from the values. Then all values are compared. Raises `DataError` for a table with other content.
     """
     bases: dict[str, int] = {}
     reasons: dict[str, str] = {}
@@ -420,7 +423,7 @@ def _saved(name: str, architecture: Architecture, source: Tensors) -> tuple[Tens
 
 
 def _base(saved: Tensor, where: str) -> int:
-    """Return the integer base that fits a table best, near an estimate from the first sine and cosine of column 1."""
+    """Return the integer base that fits a table best, close to an estimate from one sine and one cosine."""
     side, _, width = saved.shape
     if side < 2 or width % 4:
         raise DataError(
