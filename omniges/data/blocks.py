@@ -153,7 +153,7 @@ def batch_layout(
     Args:
         rows: Number of windows in a block.
         window_ticks: Length of a window in ticks.
-        tracks: The array of each stream: plain or latents.
+        tracks: The array of each stream: features, or latents of a codec.
         conditions: Arrays of condition streams, with their shapes for one window.
 
     Returns:
@@ -190,14 +190,14 @@ class BatchBlock:
 
     @classmethod
     def of(cls, block: npt.NDArray[np.uint8], places: Sequence[ArrayPlace]) -> BatchBlock:
-        """Return the views of a block.
+        """Return the arrays of a block, given its memory and its layout.
 
         Args:
-            block: The block (bytes,).
-            places: Result of `batch_layout`.
+            block: Memory of the block (bytes,), uint8.
+            places: Layout from `batch_layout`.
 
         Returns:
-            The views.
+            The arrays, as views of `block`.
         """
         views = place_arrays(block, places)
         conditions = {name: views.pop(name) for name in list(views) if "." in name}

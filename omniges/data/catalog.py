@@ -58,7 +58,7 @@ class Filters:
     min_seconds: float = 0.0
     max_seconds: float | None = None
     streams: tuple[str, ...] = ()
-    """Sets of streams such as ``audio+gesture``; a clip must have all streams of one set."""
+    """Sets of streams such as ``audio+gesture``; a clip must have all streams of at least one set."""
 
     def __post_init__(self) -> None:
         """Refuse filters that no clip can pass."""
@@ -152,7 +152,7 @@ class Catalog:
     """sha256 that identifies the clips and the members that training reads; other members do not affect it."""
     filters: Filters
     left_out: int
-    """Number of clips that fail only the filter of streams."""
+    """Number of clips that pass all filters except `Filters.streams`."""
     table: ClipTable
     speaker: npt.NDArray[np.int32]  # (N,) index in `speaker_names`, -1 if unknown
     speaker_names: tuple[str, ...]

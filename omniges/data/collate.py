@@ -1,9 +1,9 @@
 """Fill batches: read the windows at given positions and normalise them directly into a block of memory.
 
-A block has a row for each window of a batch. It also contains the positions and other metadata of its windows, so no
-data is copied between a worker and the loader. A collator is made from a JSON document and arrays, which may come from
-another process. The process that fills a block also computes the arrays of condition streams. It imports numpy, but not
-torch.
+A block has a row for each window of a batch. It also contains the positions and other metadata of its windows. Worker
+and loader share the block, so no data is copied between them. A collator is made from a JSON document and arrays, which
+may come from another process. The process that fills a block also computes the arrays of condition streams. It imports
+numpy, but not torch.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class ConditionReader:
             streams: Condition streams by name.
             readers: Reader of each folder.
             labels: Label columns of each folder, by label name.
-            tracks: The array of each stream: plain or latents.
+            tracks: The array of each stream: features, or latents of a codec.
         """
         self._streams, self._readers, self._labels = streams, readers, labels
         self._names = labels_read(streams.values())
@@ -208,11 +208,11 @@ class Collator:
         Args:
             order: Order of the windows.
             readers: Reader of each folder.
-            normaliser: Scales of the arrays.
+            normaliser: Means and divisors of the arrays.
             tokenizer: Content of tokenizer.json.
             stride: Distance between the first positions of successive blocks. The collator uses it to compute the
                 windows of later blocks in advance.
-            tracks: The array of each stream: plain or latents.
+            tracks: The array of each stream: features, or latents of a codec.
             conditions: Reader of condition streams, or None.
         """
         self._order, self._readers, self._stride = order, tuple(readers), stride
@@ -304,9 +304,9 @@ def make_setup(
     Args:
         data: Shard sets.
         sequencing: Order of the windows.
-        verify: When to compare the sha256 of members.
+        verify: ``first`` compares the sha256 of a member before its first use, ``never`` trusts the files.
         stride: Distance between the first positions of successive blocks of one process.
-        normaliser: Scales of the arrays.
+        normaliser: Means and divisors of the arrays.
         tokenizer: Content of tokenizer.json.
         conditions: Condition streams by name.
 

@@ -92,8 +92,9 @@ class Batch:
 class BatchLoader:
     """An iterable of the batches of one rank: endless if shuffled, otherwise one pass. Not safe for several threads.
 
-    Iteration can stop after any batch; a later iteration continues from there. Workers stop at `close`, at the end of a
-    ``with`` block, and when the loader is deleted or the program exits. The next batch starts them again.
+    Iteration can stop after any batch. A later iteration continues after this batch, or begins a new pass if the pass
+    has ended. Workers stop at `close`, at the end of a ``with`` block, and when the loader is deleted or the program
+    exits. The next batch starts them again.
     """
 
     def __init__(
@@ -219,7 +220,10 @@ class BatchLoader:
         return self._batch(store, block, rows)
 
     def _start(self) -> BlockStore:
-        """Return the block store; the first call creates it, and starts the workers or, without workers, a collator."""
+        """Return the block store. The first call creates it, and starts the workers that fill its blocks.
+
+        Without workers, the first call creates a collator that fills the blocks in this process.
+        """
         if self._store is not None:
             return self._store
         settings, share = self._settings, self._share

@@ -122,7 +122,7 @@ def permuted(indices: I64, size: int, seed: int, epochs: I64 | int) -> I64:
 def window_starts(counts: I64, slack: I64, places: I64, clip_hashes: U64, window_ticks: int) -> I64:
     """Return the first ticks of windows at random positions in their clips.
 
-    Each window of a clip draws a number from 0 to the slack. Window k starts at k · `window_ticks` plus the k-th
+    Each window of a clip draws a random number from 0 to `slack`. Window k starts at k · `window_ticks` plus the k-th
     smallest of these numbers, k from 0. So windows are disjoint.
 
     Args:

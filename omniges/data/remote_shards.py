@@ -153,9 +153,10 @@ class RemoteShards:
         return pin.descriptor
 
     def prefetch(self, shards: Iterable[str]) -> None:
-        """Download shards in the background, at most `CacheSettings.ahead` before their use, while the cache has space.
+        """Download shards in the background, so that `open` need not wait for them.
 
-        Each call replaces the list of the previous call. If a download fails, `open` raises the error.
+        At most `CacheSettings.ahead` shards wait in the cache for their use, and only while the cache has space. Each
+        call replaces the list of the previous call. If a download fails, `open` raises the error.
 
         Args:
             shards: Names of the shards, in the order of their use.

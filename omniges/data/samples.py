@@ -35,7 +35,7 @@ Texts = str | Iterable[str]
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A spoken word. Times are in seconds, in a `Sample` from the start of the clip, in a window from its start."""
+    """A spoken word. Times are in seconds from the start of the clip (`Sample`) or of the window (`WindowDataset`)."""
 
     word: str
     start_s: float
@@ -57,9 +57,9 @@ class Span:
 class Sample:
     """One clip of a shard set, completely in memory.
 
-    T is the number of gesture frames (30 a second), M = ⌊T·10/3⌋ the number of mel frames (100 a second), N the number
-    of audio samples (16,000 a second). Channels that the sample lacks are NaN; `present` lists the parts that it has.
-    The caller may change the arrays.
+    T, M and N are the numbers of gesture frames (30 a second), mel frames (100 a second) and audio samples (16,000 a
+    second); M = ⌊T·10/3⌋. Channels that the sample lacks are NaN; `present` lists the parts that it has. The caller may
+    change the arrays.
     """
 
     key: str
@@ -132,7 +132,7 @@ class ShardReader(ShardFolder):
         return tuple(Word(one["word"], float(one["start"]), float(one["end"])) for one in self.words(row))
 
     def spans(self, row: ManifestRow) -> tuple[Span, ...] | None:
-        """Return the annotated gestures of a sample, or None if it has no annotation; raise DataError if damaged."""
+        """Return the annotated gestures of a sample, or None if it has no annotation; raise DataError if invalid."""
         spans = self.semantic(row)
         if spans is None:
             return None

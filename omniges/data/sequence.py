@@ -60,7 +60,7 @@ class Sequencing:
 
 
 def tracks_of(data: Sequence[DataSource]) -> Tracks:
-    """Return the tracks of batches from these folders; raise UsageFault if the folders' latents differ in codec."""
+    """Return the arrays of batches from these folders; raise UsageFault if the folders' latents differ in codec."""
     first = data[0].catalog
     for source in data[1:]:
         for stream, entry in first.codecs.items():
@@ -101,10 +101,13 @@ def order_of(tables: Sequence[ClipTable], weights: Sequence[float], sequencing: 
         tables: Clips of each folder.
         weights: Weight of each folder.
         sequencing: Settings of the sequence.
-        tracks: The array of each stream: plain or latents.
+        tracks: The array of each stream: features, or latents of a codec.
 
     Returns:
         The order.
+
+    Raises:
+        UsageFault: There is no window, or the window length does not suit the tracks.
     """
     window, seed, shuffle = sequencing.window_ticks, sequencing.seed, sequencing.shuffle
     multiple = tracks.multiple_for_window(window, sequencing.tick_multiple)
@@ -164,7 +167,7 @@ class LoaderState:
 
     @classmethod
     def read(cls, document: Document) -> LoaderState:
-        """Return the state from a result of `make_state`.
+        """Parse and check a state that `make_state` made.
 
         Args:
             document: The state as a JSON object.

@@ -31,7 +31,7 @@ F32 = npt.NDArray[np.float32]
 WORDS: Final = "words"
 """Placeholder for the name of the member with the words, which depends on the version of the contract."""
 TILE_TICKS: Final = 64
-"""Number of ticks for which means and divisors are repeated by `Scale.tiled`; they then fit into a CPU cache (1 MB)."""
+"""Number of ticks for which `Scale.tiled` repeats means and divisors. The result, 1 MB, fits into a CPU cache."""
 STREAMS: Final[tuple[Literal["gesture", "audio", "text"], ...]] = ("gesture", "audio", "text")
 
 
@@ -61,7 +61,7 @@ class Tracks:
 
     @classmethod
     def of(cls, gesture_channels: int, entries: Mapping[str, CodecEntry] = MappingProxyType({})) -> Tracks:
-        """Return the array of each stream: the latents of its codec, or the plain array if it has no codec.
+        """Return the array of each stream: the latents of its codec, or the array of `preprocess` if it has no codec.
 
         Args:
             gesture_channels: Channels of a batch's gesture, 415 or 424; latents have their own number of channels.
@@ -236,7 +236,7 @@ class Normaliser:
 
         Args:
             statistics: Entries of stats.json or latents.json, by stream.
-            tracks: The array of each stream: plain or latents.
+            tracks: The array of each stream: features, or latents of a codec.
             samples: Number of train samples.
             source: Path of the file, for errors.
 

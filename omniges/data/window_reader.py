@@ -241,7 +241,7 @@ class ReadMarks:
 
         Args:
             clips: Number of clips N.
-            tracks: The array of each stream: plain or latents, with M members in total.
+            tracks: The array of each stream: features or latents; M members in total.
 
         Returns:
             Marks (N, M), all 0.
@@ -308,7 +308,7 @@ class ClipReader:
             self._blank(present, gesture, audio)
 
     def _blank(self, present: int, gesture: F32, audio: F32) -> None:
-        """Write 0 for absent parts. If a stream is latents, it is only present or absent as a whole."""
+        """Write 0 for absent parts. Latents of a stream are either all present or all absent."""
         rows = gesture.reshape(-1, self._tracks.gesture_channels)
         if not present & STREAM_BITS["gesture"]:
             rows[:] = 0.0
@@ -419,7 +419,7 @@ class ClipReader:
         self._marks.verified[sample, member] = 1
 
     def _check_header(self, mapped: Ranges, sample: int, member: int) -> int:
-        """Return the size of a member's npy header; refuse a dtype, array order, shape or size that is not expected."""
+        """Return the size of a member's npy header; refuse an unexpected dtype, array order, shape or size."""
         first, size = int(self.table.offsets[sample, member]), int(self.table.sizes[sample, member])
         track, table = self._by_member[member], self.table
         rows = track.rows_of_clip(int(table.frames[sample]), int(table.mel_frames[sample]), int(table.ticks[sample]))

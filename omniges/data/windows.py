@@ -293,7 +293,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         window_ticks: Length of a window, in ticks of 0.1 s.
         stride_ticks: Distance between the starts of windows in ticks; None: `window_ticks`.
         split: ``train``, ``val``, ``test`` or ``additional``; None: all splits.
-        arrays: Names from the table above.
+        arrays: Names from the second table.
         normalized: True: values are (x − mean) / std, with the statistics of the train split in stats.json. False:
             values are those of the shards. Shards of version 1 have no statistics of jaw_eyes. They are computed from
             the train split when the dataset is created.

@@ -201,7 +201,7 @@ def _fsum_columns(values: F64) -> F64:
 
 
 class PartialSpool:
-    """A list of partials that uses little memory for any number of clips, with an unnamed temporary file."""
+    """A list of partials that needs little memory, because most partials are in an unnamed temporary file."""
 
     def __init__(self, partials: Iterable[tuple[Partial, ...]] = (), folder: Path | None = None) -> None:
         """Add partials; the temporary file is created when `_SPOOL_CLIPS` clips are reached.

@@ -1,4 +1,4 @@
-"""Reading of dataset.json from unknown origin; the type and range of every field are checked.
+"""Reading of a dataset.json of unknown origin; the type and range of every field are checked.
 
 All commands read dataset.json with this module. The verifier reports every fault from `field_faults` as a finding;
 other readers stop with an error at the first fault.
@@ -36,7 +36,7 @@ _MAX_VERSION: Final = 80  # longest name or version of a package in characters
 
 @dataclass(frozen=True, slots=True)
 class FieldFault:
-    """A field of dataset.json with an invalid value."""
+    """A field of dataset.json that is missing or has an invalid value."""
 
     field: str  # such as "plan.stems"
     found: str

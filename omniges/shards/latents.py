@@ -299,7 +299,7 @@ class WindowEntry(CodecEntry):
             ticks: Length of the window in ticks; unused.
 
         Returns:
-            Index of the row, and 1.
+            Index of the row, and 1, the number of rows.
         """
         return start_tick // self.stride_ticks, 1
 

@@ -62,7 +62,7 @@ def part_flags(bits: U8) -> Bools:
 
 
 def channel_flags(bits: U8, channels: int = LAYOUT.channels) -> Bools:
-    """Return which channels of the gesture stream are present.
+    """Convert bit masks of present parts to flags of present gesture channels.
 
     Args:
         bits: Bit mask of `STREAM_PARTS` for each sample (N,).

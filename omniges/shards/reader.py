@@ -365,7 +365,7 @@ class ShardFolder:
             DataError: The bytes are not a valid array, or its type or shape differs from the contract.
         """
         found = self._parsed(row, member, data, read_npy)
-        unknown = ("<f4",), found.shape[:1] if member == "audio.npy" else found.shape  # or latents without an entry
+        unknown = ("<f4",), found.shape[:1] if member == "audio.npy" else found.shape  # audio, or latents without entry
         kinds, shape = array_specs(row, None, self.codecs.values()).get(member, unknown)
         if found.dtype.str not in kinds or found.shape != shape:
             expected = f"{shape} of {' or '.join(kinds)}"
