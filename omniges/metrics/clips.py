@@ -1,8 +1,8 @@
 """Values of a metric per clip, and their summaries: means, confidence intervals and shuffled pairings.
 
-Checked arrays are float64 views or copies; nothing in this package writes to an argument. Random numbers come from
-Philox4x64-10 with the seed as key. This module converts its raw output to numbers in a range, so they do not depend on
-the version of numpy.
+Checked arrays are float64 views or copies. No function in this package changes an argument. The random generator is
+Philox4x64-10 with the seed as key. This module itself converts the raw output of the generator to numbers in a range,
+so that the numbers do not depend on the version of numpy.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def weighted_mean(clips: Sequence[ClipValue]) -> float:
 def checked_pair(
     found: Numbers, expected: Numbers, what: str, shape: tuple[int | None, ...], *, at_least: int = 1
 ) -> tuple[F64, F64]:
-    """Return both arrays as float64 after checking that their shapes are equal.
+    """Check that two arrays have the same valid shape, and return both as float64.
 
     Args:
         found: Generated values, of `shape`.
@@ -87,22 +87,24 @@ class Interval:
 
 
 def _uniform(seed: int, count: int) -> F64:
-    """Return random numbers (count,) in [0, 1) from the top 53 bits of each output of the generator."""
+    """Return random numbers (count,) in [0, 1), each computed from the top 53 bits of one generator output."""
     if not 0 <= seed < 1 << 64:
         raise UsageFault(f"seed: expected 0 to 2^64 - 1, found {seed}")
     return np.asarray((np.random.Philox(key=seed).random_raw(count) >> np.uint64(11)) * 2.0**-53)
 
 
 def draw_clips(clips: int, resamples: int, seed: int) -> I64:
-    """Draw clip numbers with replacement, each ⌊u · clips⌋ for a uniform random u in [0, 1), row after row.
+    """Draw the clips of bootstrap resamples, with replacement.
+
+    A clip number is ⌊u · clips⌋, where u is a uniform random number in [0, 1). The numbers are drawn row by row.
 
     Args:
         clips: Number of clips, at least 2.
-        resamples: Number of draws (bootstrap resamples), at least 1.
+        resamples: Number of resamples, at least 1.
         seed: Key of the generator, 0 to 2^64 − 1.
 
     Returns:
-        Clip numbers (resamples, clips).
+        Clip numbers (resamples, clips), from 0 to clips − 1.
 
     Raises:
         DataError: There are fewer than two clips.
@@ -123,11 +125,11 @@ def bootstrap(
 
     Args:
         clips: Number of clips, at least 2.
-        statistic: Function of clip numbers (clips,), in which a clip may occur more than once.
+        statistic: Function that takes clip numbers (clips,), which may repeat, and returns the statistic of the clips.
         seed: Key of the generator, 0 to 2^64 − 1.
-        resamples: Number of draws.
-        centred: Shift the draws so that their mean is the value. Use it for statistics such as a Fréchet distance,
-            which grow because a draw has fewer different clips.
+        resamples: Number of resamples, at least 1.
+        centred: Shift the statistics of the resamples so that their mean equals the value over all clips. Use it for
+            statistics such as a Fréchet distance. They are larger for resamples, which have fewer different clips.
 
     Returns:
         The value over all clips with its 95 % interval.
@@ -147,15 +149,16 @@ def bootstrap_mean(clips: Sequence[ClipValue], *, seed: int, resamples: int = RE
     The result equals `bootstrap` with `weighted_mean`, but is computed faster.
 
     Args:
-        clips: Value and weight of each clip, at least 2.
+        clips: Values and weights of at least 2 clips.
         seed: Key of the generator, 0 to 2^64 − 1.
-        resamples: Number of draws.
+        resamples: Number of resamples, at least 1.
 
     Returns:
         The weighted mean with its 95 % interval.
 
     Raises:
-        DataError: There are fewer than two clips, or all clips of a draw have weight 0.
+        DataError: There are fewer than two clips, all clips of a resample have weight 0, or a value is NaN or infinite.
+        UsageFault: The seed or the number of resamples is out of range.
     """
     rows = draw_clips(len(clips), resamples, seed)
     weights = np.array([clip.weight for clip in clips])
@@ -174,7 +177,7 @@ def _interval(value: float, values: F64) -> Interval:
 
 
 def shuffled_pairing(clips: int, seed: int) -> I64:
-    """Pair each clip with the audio of another clip, along one random cycle through all clips.
+    """Assign the audio of another clip to each clip: the next clip in a random cycle through all clips.
 
     All cycles are equally likely (Sattolo 1986).
 
@@ -183,10 +186,11 @@ def shuffled_pairing(clips: int, seed: int) -> I64:
         seed: Key of the generator, 0 to 2^64 − 1.
 
     Returns:
-        For each clip, the number of the clip whose audio is assigned to it, (clips,).
+        For each clip, the number of the clip whose audio is assigned to it: (clips,).
 
     Raises:
         DataError: There are fewer than two clips.
+        UsageFault: The seed is out of range.
     """
     if clips < 2:
         raise DataError(f"shuffled pairing: expected at least 2 clips, found {clips}")

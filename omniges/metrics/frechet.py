@@ -1,11 +1,11 @@
 """Fréchet distance between two sets of features, and the encoders that compute the features.
 
-The distance is computed without a matrix square root, which can fail for singular matrices. A file contains either
-features or an encoder: EMAGE's motion encoder, a TorchScript program or convolutions. Without a file, the built-in
-descriptor computes the features; its distance is not a published FGD. A TorchScript file is a program that runs with
-the user's rights, so it is loaded only if the user trusts it.
+The distance is computed without a matrix square root, because that can fail for singular matrices. A file contains
+either features or an encoder: EMAGE's motion encoder, a TorchScript program or convolutions. Without a file, the
+built-in descriptor computes the features; its distance is not a published FGD (Fréchet gesture distance). A TorchScript
+file is a program that runs with the user's rights, so it is loaded only if the user trusts it.
 
-Letters: N rows or windows, D features, T frames, 55 joints. Distances are in float64.
+Letters: N rows or windows, D features, T frames. Distances are in float64.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _JOINTS: Final = tuple(
 )
 _WINDOW_FRAMES: Final = 32
 _STRIDE_FRAMES: Final = 16
-_SPEED_S: Final = 0.1  # this and the next factor scale speeds and accelerations to the magnitude of positions
+_SPEED_S: Final = 0.1  # this factor and the next scale speeds and accelerations to the magnitude of positions
 _ACCELERATION_S2: Final = 0.01
 _LEAKY_SLOPE: Final = 0.01
 _ACTIVATIONS: Final[Mapping[str, Callable[[F64], F64]]] = {
@@ -60,7 +60,7 @@ class FrechetScore:
 
     value: float
     mean_term: float
-    """|m1 − m2|²; the rest of the value comes from the covariances."""
+    """|m1 − m2|², the part of the value that depends on the means. The rest depends on the covariances."""
     rows_generated: int
     rows_recorded: int
     rank_generated: int
@@ -96,14 +96,13 @@ def _gaussian(features: Numbers, what: str) -> _Gaussian:
     if dimensions == 0:
         raise UsageFault(f"{what} features: expected at least one column, found none")
     mean = rows.mean(axis=0)
-    # The factor R of a QR decomposition has the singular values and axes of the rows.
-    # Its size does not depend on the number of rows.
+    # The factor R of a QR decomposition has the same singular values and axes as the rows, but at most D rows.
     triangle = np.linalg.qr(rows - mean, mode="r")
     _, scales, axes = np.linalg.svd(triangle, full_matrices=True)
     scales = np.concatenate([scales, np.zeros(dimensions - len(scales))]) / np.sqrt(count - 1)
     kind = np.asarray(features).dtype
     precision = np.finfo(kind if kind.kind == "f" else np.float64).eps
-    # A large mean also causes rounding errors, which can raise the rank; so the tolerance depends on it too.
+    # A large mean causes rounding errors, which can raise the rank. So the tolerance depends on the mean too.
     largest = max(float(scales[0]), float(np.abs(mean).max()) * 2)
     rank = int((scales > max(count, dimensions) * precision * largest).sum()) if scales[0] > 0 else 0
     return _Gaussian(mean, scales, axes, rank)
@@ -114,21 +113,21 @@ def frechet_distance(generated: Numbers, recorded: Numbers, settings: FrechetSet
 
     Covariances S have divisor N − 1 (Dowson and Landau 1982). tr (S1 S2)^½ is the sum of the singular values of A1 A2ᵀ
     for any A1ᵀA1 = S1 and A2ᵀA2 = S2. This is exact, real, and defined for singular covariances. With
-    ``settings.offset``, this term uses S1 + offset · I and S2 + offset · I, where I is the identity matrix; the other
-    terms use S1 and S2. The value may then fall below zero. Without an offset, values that rounding makes negative
+    ``settings.offset``, this term uses S1 + offset · I and S2 + offset · I; I is the identity matrix. All other terms
+    use S1 and S2. The value may then be negative. Without an offset, only rounding can cause negative values, which
     become 0.
 
     Args:
         generated: Features (N1, D).
         recorded: Features (N2, D).
         settings: Offset of the covariances.
-        encoder: Name of the encoder, kept in the score.
+        encoder: Name of the encoder, to store in the score.
 
     Returns:
         The distance, its mean term and the ranks.
 
     Raises:
-        UsageFault: The widths differ.
+        UsageFault: The numbers of columns D differ, or are 0.
         DataError: There are fewer than 2 rows, or values that are NaN or infinite.
     """
     first, second = _gaussian(generated, "generated"), _gaussian(recorded, "recorded")
@@ -156,7 +155,7 @@ def frechet_distance(generated: Numbers, recorded: Numbers, settings: FrechetSet
 
 
 def describe(joints: Numbers) -> F64:
-    """Return the features of the built-in descriptor, which docs/reference/metrics.md lists.
+    """Compute the features of the built-in descriptor, as docs/reference/metrics.md lists them.
 
     Args:
         joints: Positions (T, 55, 3) in metres with at least 32 frames.
@@ -185,11 +184,11 @@ def describe(joints: Numbers) -> F64:
 
 
 class Encoder(Protocol):
-    """A function from poses to features, with a name."""
+    """Interface of encoders, which compute features from poses."""
 
     @property
     def name(self) -> str:
-        """Name shown with every distance."""
+        """Name of the encoder, shown with every distance."""
 
     def encode(self, poses: Numbers) -> F64:
         """Return features (N, D) of poses (T, 165) in radians."""
@@ -197,7 +196,7 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Features (N, D) read from a file."""
+    """Features (N, D) from a file, with the name of the file."""
 
     name: str
     rows: Numbers
@@ -230,13 +229,13 @@ def load_encoder(path: Path, *, trust_program: bool = False) -> Encoder:
 
     Args:
         path: The file.
-        trust_program: Run the file as a TorchScript program, with the user's rights.
+        trust_program: Load the file as a TorchScript program, which runs with the user's rights.
 
     Returns:
         The encoder, named by file name and checksum.
 
     Raises:
-        UsageFault: The file does not exist, or it is a TorchScript program and not trusted.
+        UsageFault: The file does not exist, or is a TorchScript program that is not trusted.
         DataError: The file does not have the form that docs/reference/metrics.md describes.
         EnvironmentFault: A required package is not installed.
     """
@@ -256,7 +255,7 @@ def load_encoder(path: Path, *, trust_program: bool = False) -> Encoder:
 
 
 def _is_program(path: Path) -> bool:
-    """Return whether an archive has TorchScript code; False for a damaged archive."""
+    """Return True if an archive contains TorchScript code; False also for a damaged archive."""
     try:
         with open(open_file(path), "rb") as file, zipfile.ZipFile(file) as archive:
             return any("/code/" in name for name in archive.namelist())
@@ -291,7 +290,7 @@ class _TorchScript:
             try:
                 answer = self.program(given)
             except RuntimeError as error:
-                # TorchScript puts the reason last, below its own stack.
+                # The last line of a TorchScript error is the reason; the lines before it are the stack.
                 lines = [line[:200] for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
                 raise DataError(
                     f"{self.name}: expected features of input {tuple(given.shape)}, found an error ({lines[-1]}); "
@@ -309,7 +308,7 @@ def _torchscript(path: Path) -> Encoder:
     with needs("train", str(path)):
         import torch  # noqa: PLC0415 - takes seconds, needed by this encoder only
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # published encoders have this format
+        warnings.simplefilter("ignore", DeprecationWarning)  # the format is deprecated, but published encoders have it
         try:
             program = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError) as error:
@@ -348,7 +347,7 @@ class _Layer:
     settings: _LayerSettings
 
     def __call__(self, frames: F64) -> F64:
-        """Convolve frames (T, in) to (T', out), with zeros beyond the ends."""
+        """Convolve frames (T, in) to (T', out), with zero padding at both ends."""
         of = self.settings
         padded = np.pad(frames, ((of.padding, of.padding), (0, 0)))
         windows = np.lib.stride_tricks.sliding_window_view(padded, self.weight.shape[2], axis=0)[:: of.stride]
@@ -415,7 +414,7 @@ def _tensors(path: Path) -> dict[str, F64]:
         os.close(open_file(path))
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            for key in file.keys():  # noqa: SIM118 - no mapping
+            for key in file.keys():  # noqa: SIM118 - the file is not a mapping
                 kind = file.get_slice(key).get_dtype()
                 if kind not in {"F16", "F32", "F64"}:
                     raise DataError(f"{path}: expected F16, F32 or F64, found tensor {one_line(key, 80)} {kind}")

@@ -71,7 +71,7 @@ def scored_poses(poses: Numbers, settings: PositionSettings) -> F64:
 
 @dataclass(frozen=True, slots=True)
 class BeatScore(ClipValue):
-    """A clip's beat consistency with its weight T − 2 · crop, and the numbers of its audio and motion beats."""
+    """Beat consistency of a clip, with weight T − 2 · crop, and the numbers of audio beats and motion beats."""
 
     audio_beats: int
     motion_beats: int
@@ -79,7 +79,7 @@ class BeatScore(ClipValue):
 
 
 def joint_speeds(joints: Numbers) -> F64:
-    """Return the speeds of joints by central differences, one-sided at both ends.
+    """Compute the speeds of joints by central differences; at both ends, by one-sided differences.
 
     Args:
         joints: Positions (T, J, 3) in metres with at least 2 frames.
@@ -100,10 +100,10 @@ def joint_speeds(joints: Numbers) -> F64:
 
 
 def mean_joint_speeds(clips: Iterable[Numbers]) -> F64:
-    """Return the mean of `joint_speeds` over all frames of clips.
+    """Compute the mean of `joint_speeds` over all frames of clips.
 
     Args:
-        clips: Positions (T, J, 3) in metres of train clips, prepared in the same way as the scored clips.
+        clips: Joint positions (T, J, 3) in metres of each train clip, prepared in the same way as the scored clips.
 
     Returns:
         Mean speeds (J,) in m/s.
@@ -131,15 +131,15 @@ def mean_joint_speeds(clips: Iterable[Numbers]) -> F64:
 
 
 def motion_beats(joints: Numbers, mean_speeds_m_s: Numbers, settings: BeatSettings) -> tuple[I64, ...]:
-    """Find the beats of each scored joint.
+    """Find the beats of each scored joint: frames in which its speed has a minimum.
 
     Args:
         joints: Positions (T, J, 3) in metres.
         mean_speeds_m_s: Mean speeds (J,) in m/s of train clips.
-        settings: Scored joints, crop and thresholds.
+        settings: Scored joints, crop and threshold.
 
     Returns:
-        Beats (M,) of each scored joint, in frames from the start of the cropped clip.
+        Frame numbers (M,) of the beats of each scored joint, counted from the start of the cropped clip.
 
     Raises:
         UsageFault: A shape is wrong, or scored joints are missing.
@@ -165,11 +165,14 @@ def motion_beats(joints: Numbers, mean_speeds_m_s: Numbers, settings: BeatSettin
 
 
 def _beats_of(speed: F64, settings: BeatSettings) -> I64:
-    """Return the beats (M,) of one joint: strict minima of its speed (T,) inside the crop that pass the threshold."""
+    """Return the beats (M,) of one joint: strict minima of its relative speed (T,) that are above the threshold.
+
+    Frames at both ends (the crop) are left out. Frame numbers are counted from the start of the cropped clip.
+    """
     crop = settings.crop_frames
     inside = speed[crop : len(speed) - crop]
     lowest = np.ones(len(inside), dtype=bool)
-    # Beyond the ends the outermost value repeats. It is not strictly below itself, so the ends are never minima.
+    # Padding repeats the first and the last value. A value is not below itself, so the ends are never strict minima.
     padded = np.pad(inside, settings.order_frames, mode="edge")
     for shift in range(1, settings.order_frames + 1):
         for offset in (settings.order_frames - shift, settings.order_frames + shift):
@@ -188,10 +191,10 @@ def audio_beats(samples: Numbers, frames: int, settings: BeatSettings) -> F64:
         settings: Crop, resampling and hop.
 
     Returns:
-        Onset times (B,) in seconds from the start of the crop.
+        Onset times (B,) in seconds from the start of the cropped clip.
 
     Raises:
-        DataError: The audio is too short, has NaN or infinite values, or has no onset, such as silence.
+        DataError: The audio is too short, contains NaN or infinite values, or has no onset (silence).
     """
     audio = checked(samples, "audio", (None,)).astype(np.float32)
     if settings.audio == "resampled-twice" and len(audio):
@@ -221,16 +224,17 @@ def min_frames(settings: BeatSettings) -> int:
 
 
 def beat_score(audio_times_s: Numbers, motion_frames: Sequence[I64], frames: int, settings: BeatSettings) -> BeatScore:
-    """Return the beat consistency of audio and motion, 0 to 1 (Li et al. 2021, Liu et al. 2022).
+    """Compute the beat consistency of audio and motion, 0 to 1 (Li et al. 2021, Liu et al. 2022).
 
     Args:
-        audio_times_s: Audio beats (B,) in seconds from the start of the crop.
-        motion_frames: Motion beats (M,) of each joint, in frames from the start of the crop.
+        audio_times_s: Times (B,) of audio beats in seconds from the start of the cropped clip.
+        motion_frames: For each joint, frame numbers (M,) of motion beats from the start of the cropped clip.
         frames: Number of motion frames T before the crop.
         settings: Crop and width σ of the kernel.
 
     Returns:
-        The mean over joints of exp(−d² / 2σ²), d the distance of an audio beat to the nearest motion beat.
+        The mean of exp(−d² / 2σ²) over joints and audio beats. d is the time between an audio beat and the joint's
+        nearest motion beat. A joint without beats counts as 0.
 
     Raises:
         DataError: There are no audio beats, or no frame is left after the crop.
@@ -247,7 +251,7 @@ def beat_score(audio_times_s: Numbers, motion_frames: Sequence[I64], frames: int
             others = np.sort(np.asarray(beats)) / FRAME_RATE_HZ
             after = np.searchsorted(others, times).clip(1, max(len(others) - 1, 1))
             before, behind = others[after - 1], others[np.minimum(after, len(others) - 1)]
-            distance = np.minimum(np.abs(times - before), np.abs(times - behind))  # from the nearest beat of motion
+            distance = np.minimum(np.abs(times - before), np.abs(times - behind))  # to the nearest motion beat
             values[k] = np.exp(-(distance**2) / (2 * settings.sigma_s**2)).mean()
     return BeatScore(float(values.mean()), float(weight), len(times), sum(len(beats) for beats in motion_frames))
 
@@ -265,20 +269,20 @@ class DriftScore:
 
 @dataclass(frozen=True, slots=True)
 class SkateScore(ClipValue):
-    """Foot skate in m/s; the weight is the number of toe frames near the floor."""
+    """Foot skate in m/s. The weight is the number of toe frames (a toe in a frame) near the floor."""
 
     toe_frames: int
-    """Number of all toe frames, also those far from the floor: two toes in T − 1 frames, so 2 (T − 1)."""
+    """Number of all toe frames, near the floor or not: 2 (T − 1) for two toes in T − 1 frames."""
 
 
 def root_drift(root: Numbers) -> DriftScore:
-    """Return the horizontal distance of the root from its first frame; one frame has a drift of 0.
+    """Compute the horizontal distance of the root from its position in the first frame.
 
     Args:
         root: Positions (T, 3) in metres.
 
     Returns:
-        The distance at the end and the largest one.
+        The distance in the last frame, and the largest distance.
 
     Raises:
         UsageFault: The shape is wrong.
@@ -290,17 +294,17 @@ def root_drift(root: Numbers) -> DriftScore:
 
 
 def foot_skate(joints: Numbers) -> SkateScore:
-    """Return the mean sliding speed of the toes near the floor (Zhang et al. 2018).
+    """Compute the mean sliding speed of the toes near the floor (Zhang et al. 2018).
 
-    The sliding speed is v (2 − 2^(h/H)), where v is the horizontal speed of a toe, h its height above the floor, and
-    H = 0.025 m. Only frames with h < H count. The floor of each toe is the 5th percentile of its height. If no frame
+    The sliding speed is v (2 − 2^(h/H)). v is the horizontal speed of a toe, h is its height above the floor, and H is
+    0.025 m. Only frames with h < H count. The floor of each toe is the 5th percentile of its height. If no frame
     counts, value and weight are 0.
 
     Args:
-        joints: Positions (T, 55, 3) in metres, translation included.
+        joints: Positions (T, 55, 3) in metres, with translation.
 
     Returns:
-        The speed in m/s; its weight is the number of toe frames that count.
+        The speed in m/s. Its weight is the number of toe frames (a toe in a frame) that count.
 
     Raises:
         UsageFault: The shape is wrong.
@@ -318,7 +322,7 @@ def foot_skate(joints: Numbers) -> SkateScore:
 
 
 def jerk(joints: Numbers) -> ClipValue:
-    """Return the mean jerk of the joints: the length of the third difference of positions, times 30³.
+    """Compute the mean jerk of the joints: the length of the third difference of positions, times 30³.
 
     Args:
         joints: Positions (T, J, 3) in metres with at least 4 frames.
@@ -338,9 +342,10 @@ def jerk(joints: Numbers) -> ClipValue:
 
 
 def l1_diversity(joints: Numbers) -> ClipValue:
-    """Return the mean absolute deviation of the joints from their mean positions, summed over coordinates.
+    """Compute the L1 diversity: absolute deviations of joint coordinates from their means over the clip.
 
-    The definition is the same in all profiles.
+    The deviations are summed over joints and coordinates, and averaged over frames. The definition is the same in all
+    profiles.
 
     Args:
         joints: Positions (T, J, 3) in metres; one frame gives 0.
@@ -362,20 +367,23 @@ def l1_diversity(joints: Numbers) -> ClipValue:
 
 @dataclass(frozen=True, slots=True)
 class SeamComparison:
-    """One quantity at window boundaries and elsewhere."""
+    """Comparison of one quantity, such as velocity, at window boundaries and in all other frames."""
 
     elsewhere: float
-    """The 99th percentile away from window boundaries."""
+    """99th percentile of the values in all other frames."""
     at_seams: F64
     above: float
-    """Share of values at boundaries above `elsewhere`; about 0.01 if boundaries are invisible."""
+    """Share of the values at boundaries that are above `elsewhere`; about 0.01 if boundaries are not visible."""
     worst_ratio: float
     """Largest value at a boundary, divided by `elsewhere`."""
 
 
 @dataclass(frozen=True, slots=True)
 class SeamScore:
-    """Comparisons of velocity in m/s (S values at window boundaries) and of acceleration in m/s² (2 S values)."""
+    """Comparisons of velocity in m/s and acceleration in m/s² at S window boundaries and in all other frames.
+
+    A boundary has one value of velocity and two values of acceleration.
+    """
 
     velocity: SeamComparison
     acceleration: SeamComparison
@@ -384,11 +392,11 @@ class SeamScore:
 def seam_score(joints: Numbers, seams: Sequence[int]) -> SeamScore:
     """Compare the motion at window boundaries with the motion in all other frames of a clip.
 
-    All quantities are root mean squares over joints.
+    Velocity and acceleration are root mean squares over joints.
 
     Args:
         joints: Positions (T, J, 3) in metres.
-        seams: Window boundaries in 2..T − 2; boundary s lies between frames s − 1 and s.
+        seams: Window boundaries, from 2 to T − 2. Boundary s lies between frames s − 1 and s.
 
     Returns:
         The comparisons of velocity and acceleration.
@@ -437,18 +445,18 @@ def _compare(values: F64, at: npt.NDArray[np.int64], what: str) -> SeamCompariso
 
 @dataclass(frozen=True, slots=True)
 class RecallScore(ClipValue):
-    """A clip's semantic recall; in the published profiles it can exceed 1."""
+    """Semantic recall of a clip. In the published profiles, it can exceed 1."""
 
     joints: int
     annotated: bool
-    """False if the recording has no semantic annotation; all frames then have the same weight."""
+    """Whether the recording has a semantic annotation. Without annotation, all frames have the same weight."""
 
 
 def semantic_scores(spans: Sequence[SemanticSpan], frames: int, settings: SemanticSettings) -> F64:
     """Return the semantic score of each frame.
 
-    Frame i is at i/30 s. Its score is that of the first span, in file order, that contains this time, or 0 if none
-    does.
+    Frame i is at i/30 s. Its score is the score of the first span in file order that contains this time. If no span
+    contains the time, the score is 0.
 
     Args:
         spans: Annotated spans in file order, in seconds.
@@ -469,21 +477,21 @@ def semantic_scores(spans: Sequence[SemanticSpan], frames: int, settings: Semant
 def semantic_recall(
     generated: Numbers, recorded: Numbers, scores: Numbers | None, settings: SemanticSettings
 ) -> RecallScore:
-    """Return the share of joints that are near the recorded ones, with frames weighted by semantic scores.
+    """Compute the share of joints that are near their recorded positions. Frames are weighted by semantic scores.
 
     Args:
         generated: Positions (T, J, 3) in metres.
         recorded: Positions (T, J, 3) in metres.
-        scores: Semantic scores (T,) in 0..1; None without annotation.
+        scores: Semantic scores (T,) from 0 to 1; None: the recording has no annotation.
         settings: Error, threshold and weights of the profile.
 
     Returns:
         The recall of the clip.
 
     Raises:
-        UsageFault: Shapes differ, or the profile needs scores and they are missing.
-        DataError: There are no frames, values are NaN or infinite, scores are outside 0..1, or their sum is zero and
-            the profile divides by it.
+        UsageFault: Shapes differ, or the profile needs scores and `scores` is None.
+        DataError: There are no frames, values are NaN or infinite, or scores are below 0 or above 1. The profile
+            divides by the sum of the scores, and the sum is 0.
     """
     found, expected = checked_pair(generated, recorded, "joints", (None, None, 3))
     frames, joints, _ = found.shape
@@ -514,13 +522,16 @@ def semantic_recall(
 
 @dataclass(frozen=True, slots=True)
 class FaceScore(ClipValue):
-    """A clip's value of a face metric; values for different numbers of vertices are not comparable."""
+    """Value of a face metric for a clip. Values for different numbers of vertices are not comparable."""
 
     vertices: int
 
 
 class FaceSums:
-    """Sums for face MSE and landmark velocity difference over blocks of a clip, so that memory use is constant."""
+    """Accumulator for face MSE and landmark velocity difference of a clip.
+
+    The clip is added in blocks of frames, so that memory use is constant.
+    """
 
     def __init__(self) -> None:
         self._squares = self._positions = self._steps = 0.0
@@ -553,17 +564,18 @@ class FaceSums:
         self._last = error[-1].copy()
 
     def mse(self) -> FaceScore:
-        """Return the mean squared error over frames and coordinates in m², with weight T.
+        """Return the mean squared error in m² over frames, vertices and coordinates, with weight T.
 
         The definition is the same in all profiles.
         """
         return FaceScore(self._squares / (self._frames * self._vertices * 3), float(self._frames), self._vertices)
 
     def velocity(self, settings: FaceSettings) -> FaceScore:
-        """Return the landmark velocity difference of a profile in metres per frame.
+        """Return the landmark velocity difference as a profile defines it, in metres per frame.
 
         Args:
-            settings: Variant of the profile; ``emage-2024`` uses the position error in metres.
+            settings: Definition of the profile. By the definition of ``emage-2024``, the value is a position error in
+                metres.
 
         Returns:
             The value of the clip.
@@ -583,14 +595,14 @@ class FaceSums:
 
 
 def jaw_rotation_error(generated: Numbers, recorded: Numbers) -> ClipValue:
-    """Return the mean angle between generated and recorded rotations of the jaw.
+    """Compute the mean angle between generated and recorded rotations of the jaw.
 
     Args:
         generated: Axis-angle poses (T, 165) in radians.
         recorded: Axis-angle poses (T, 165) in radians.
 
     Returns:
-        The mean in radians, weight T.
+        The mean angle in radians, with weight T.
 
     Raises:
         UsageFault: The shapes are wrong or differ.
@@ -601,7 +613,7 @@ def jaw_rotation_error(generated: Numbers, recorded: Numbers) -> ClipValue:
 
 
 def jaw_speeds(poses: Numbers) -> F64:
-    """Return angles between successive rotations of the jaw.
+    """Compute the speed of the jaw: the angles between successive rotations.
 
     Args:
         poses: Axis-angle poses (T, 165) in radians, T ≥ 2.
@@ -618,7 +630,7 @@ def jaw_speeds(poses: Numbers) -> F64:
 
 
 def expression_speeds(expressions: Numbers) -> F64:
-    """Return Euclidean lengths of differences between successive expressions.
+    """Compute the speed of the expressions: Euclidean lengths of the differences between successive frames.
 
     Args:
         expressions: Coefficients (T, E), T ≥ 2.
@@ -635,14 +647,14 @@ def expression_speeds(expressions: Numbers) -> F64:
 
 
 def speed_correlation(generated: Numbers, recorded: Numbers) -> ClipValue:
-    """Return Pearson's correlation of generated and recorded speeds over a clip.
+    """Compute Pearson's correlation between the generated and the recorded speeds of a clip.
 
     Args:
         generated: Speeds (T − 1,).
         recorded: Speeds (T − 1,).
 
     Returns:
-        The correlation in −1..1, weight T − 1.
+        The correlation, from −1 to 1, with weight T − 1.
 
     Raises:
         UsageFault: The lengths differ.

@@ -1,11 +1,11 @@
 """EMAGE's motion encoder. Published Fréchet gesture distances on BEAT2 compare its latents.
 
-It consists of convolutions over the tree of SMPL-X's joints (Aberman et al. 2020). Each feature belongs to an edge of
-the tree, and a mask keeps the weights between edges that are at most two edges apart. Pooling halves the chains of
-edges. GroupNorm runs over all frames of a clip, so a clip is encoded in one pass.
+The encoder consists of convolutions over the tree of SMPL-X's joints (Aberman et al. 2020). Each feature belongs to an
+edge of the tree. A mask keeps the weights between edges that are at most two edges apart. Pooling averages pairs of
+successive edges. GroupNorm normalises over all frames of a clip, so a clip is encoded in one pass.
 
-Weights come from the published file, which ``torch.save`` wrote. It is read without unpickling objects. The tree
-determines the masks and pooling matrices, so those in the file are compared with computed ones.
+The weights are read from the published file, which ``torch.save`` wrote. No objects are unpickled. The file also
+contains masks and pooling matrices. They are compared with those that this module computes from the tree.
 
 Letters: T frames, E edges, C channels. Latents are in float64.
 """
@@ -29,7 +29,7 @@ from omniges.storage.files import file_sha256
 from omniges.storage.tensors import read_weights, require_finite, require_same, shapes_of
 
 Edges = tuple[tuple[int, int], ...]
-"""Edges of a tree. Each edge is a pair of joints, first the joint nearer to the root."""
+"""Edges of a tree. Each edge is a pair of joints; the first joint is nearer to the root."""
 
 INPUT_CHANNELS: Final = 2 * POSE_COLUMNS
 _SIX_D: Final = 6
@@ -39,7 +39,7 @@ _STRIDE: Final = 2
 _PADDING: Final = 1
 _GROUPS: Final = 10
 _EPSILON: Final = 1e-5
-_REACH: Final = 2  # largest distance of edges that a mask keeps, in edges
+_REACH: Final = 2  # a mask keeps the weights between edges up to this distance, in edges
 _ENTRY: Final = "model_state"
 _PREFIX: Final = "module."  # torch's DataParallel adds it to every name
 _REMEDY: Final = f"give {ENCODER.name} as EMAGE published it"
@@ -47,12 +47,12 @@ _REMEDY: Final = f"give {ENCODER.name} as EMAGE published it"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MotionEncoderLayout:
-    """Layer sizes of an encoder; its weights must have these sizes."""
+    """Layer sizes of an encoder. The weights in its file must have these sizes."""
 
     joints: int = 55
     """Number of joints; the encoder uses the first joints of SMPL-X."""
     edge_channels: tuple[int, ...] = (6, 6, 12, 12)
-    """Channels of an edge after each block, before pooling."""
+    """Number of channels of each edge in the output of each block."""
     multiple_of_frames: int = _MULTIPLE_FRAMES
     """Clips are cut to a multiple of this number of frames, because each block halves the number of frames."""
 
@@ -67,10 +67,10 @@ PUBLISHED_LAYOUT: Final = MotionEncoderLayout()
 
 @dataclass(frozen=True, slots=True)
 class _BlockPlan:
-    """Shape and constants of one block."""
+    """Mask and pooling matrix of one block, as the tree determines them."""
 
-    mask: F64  # (C out, C in), 1 where a weight counts
-    pooling: F64 | None  # (C pooled, C out); None where no chain has two edges
+    mask: F64  # (C out, C in), 1 for weights that are kept, 0 for all others
+    pooling: F64 | None  # (C pooled, C out); None if no edges can be paired
 
     @property
     def channels(self) -> int:
@@ -79,13 +79,13 @@ class _BlockPlan:
 
 
 def encoder_input(poses: Numbers, multiple_of_frames: int = _MULTIPLE_FRAMES) -> F64:
-    """Return the input of encoders: poses as 6D rotations, which are rows 0 and 1 of each joint's matrix.
+    """Convert poses to the input of encoders: 6D rotations, which are rows 0 and 1 of each joint's rotation matrix.
 
-    A row contains all joints in order, including jaw and eyes. Values are not normalised.
+    A frame contains all joints in order, including jaw and eyes. Values are not normalised.
 
     Args:
         poses: Axis-angle poses (T, 165) in radians.
-        multiple_of_frames: Divisor of the number of output frames; frames at the end are cut off.
+        multiple_of_frames: The clip is cut at its end to a multiple of this number of frames.
 
     Returns:
         Rotations (T', 330). T' is the largest multiple of `multiple_of_frames` up to T.
@@ -101,7 +101,7 @@ def encoder_input(poses: Numbers, multiple_of_frames: int = _MULTIPLE_FRAMES) ->
 def tree_edges(joints: int) -> Edges:
     """Return one edge (parent, joint) for each of the first joints of SMPL-X.
 
-    The root has no parent. Its edge is (0, `joints`), to an additional end that is no joint.
+    The root has no parent. Its edge is (0, `joints`): the second index is an additional end that is not a joint.
 
     Args:
         joints: Number of joints.
@@ -113,7 +113,7 @@ def tree_edges(joints: int) -> Edges:
 
 
 def edge_distances(edges: Edges) -> F64:
-    """Return the distances between all pairs of edges: 0 for the same edge, 1 for edges with a common joint.
+    """Compute the distances between all pairs of edges: 0 for the same edge, 1 for edges with a common joint.
 
     Args:
         edges: Edges of a tree.
@@ -133,15 +133,15 @@ def edge_distances(edges: Edges) -> F64:
 def halved_chains(edges: Edges) -> tuple[tuple[int, ...], ...]:
     """Return the groups of edges that pooling averages.
 
-    A chain is a path of edges without a branch: it begins at the root or at a joint where the tree branches, and ends
-    at the next such joint or at a leaf. Edges are paired along each chain. In a chain with an odd number of edges, the
+    A chain is a path of edges without a branch. It begins at the root or at a branching joint, and it ends at the next
+    branching joint or at a leaf. Successive edges of a chain are paired. In a chain with an odd number of edges, the
     first edge stays alone. The groups are in depth-first order.
 
     Args:
-        edges: Edges of a tree, root first.
+        edges: Edges of a tree, with the root first.
 
     Returns:
-        Indices of one or two edges for each pooled edge.
+        Groups, each with the indices of one or two edges.
     """
     pooled: list[tuple[int, ...]] = []
 
@@ -176,7 +176,7 @@ def _plans(layout: MotionEncoderLayout) -> Iterator[_BlockPlan]:
 
 
 def encoder_shapes(layout: MotionEncoderLayout) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes of all tensors of an encoder's file, including its decoder.
+    """Return the names and shapes of all tensors in the file of an encoder; the file also contains a decoder.
 
     Args:
         layout: Sizes of the encoder.
@@ -209,18 +209,18 @@ def encoder_shapes(layout: MotionEncoderLayout) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """One block of the encoder: convolution, norm, shortcut, and pooling that reduces the channels."""
+    """One block of the encoder: convolution, norm, shortcut, and pooling of the edges."""
 
     weight: F64  # (C out, C in, 4), masked
     bias: F64
-    scale: F64  # of GroupNorm
+    scale: F64  # scale of GroupNorm, (C out,)
     shift: F64
     shortcut: F64  # (C out, C in), masked
     shortcut_bias: F64
     pooling: F64 | None  # (C pooled, C out)
 
     def __call__(self, frames: F64) -> F64:
-        """Encode frames (T, C in), where T is even, to frames (T // 2, C pooled)."""
+        """Encode frames (T, C in) to frames (T // 2, C pooled). T must be even."""
         padded = np.pad(frames, ((_PADDING, _PADDING), (0, 0)))
         windows = np.lib.stride_tricks.sliding_window_view(padded, _KERNEL, axis=0)[::_STRIDE]
         residual = np.einsum("tik,oik->to", windows, self.weight, optimize=True) + self.bias
@@ -237,22 +237,22 @@ class MotionEncoder:
     """EMAGE's motion encoder; a clip of T frames has T / 16 latents."""
 
     name: str
-    """Name in reports: file and first digits of its checksum."""
+    """Name in reports: the file's name and the first digits of its checksum."""
     sha256: str
     layout: MotionEncoderLayout
     blocks: tuple[_Block, ...]
 
     @property
     def published(self) -> bool:
-        """True if the file is the published one, by its checksum."""
+        """True if the checksum is that of the published file."""
         return self.sha256 in ENCODER.sha256
 
     def latents(self, six_d: Numbers) -> F64:
-        """Return the latents of one clip.
+        """Encode the 6D rotations of one clip.
 
         Args:
-            six_d: 6D rotations (T, 330), rows 0 and 1 of each joint's matrix, joint after joint. T is cut to a multiple
-                of 32.
+            six_d: 6D rotations (T, 330): rows 0 and 1 of the rotation matrix of each joint, in the order of the joints.
+                T is cut to a multiple of 32.
 
         Returns:
             Latents (T / 16, 240) in −1 … 1.
@@ -269,7 +269,7 @@ class MotionEncoder:
         return frames
 
     def encode(self, poses: Numbers) -> F64:
-        """Return the latents of one clip's axis-angle poses.
+        """Encode the axis-angle poses of one clip.
 
         Args:
             poses: Poses (T, 165) in radians.
@@ -288,7 +288,7 @@ def load_motion_encoder(path: Path, layout: MotionEncoderLayout = PUBLISHED_LAYO
     """Load EMAGE's motion encoder from the published file ``AESKConv_240_100.bin``, which ``torch.save`` wrote.
 
     Args:
-        path: The file: tensors by name under ``model_state``, with or without the prefix ``module.``.
+        path: The file. Its entry ``model_state`` contains tensors by name, with or without the prefix ``module.``.
         layout: Sizes that the file must have.
 
     Returns:
@@ -296,8 +296,8 @@ def load_motion_encoder(path: Path, layout: MotionEncoderLayout = PUBLISHED_LAYO
 
     Raises:
         UsageFault: The file does not exist.
-        DataError: The file is damaged or contains objects; tensors are missing, unexpected, of another shape or not
-            finite; or masks or pooling matrices differ from those of the tree.
+        DataError: The file is damaged or contains objects. Tensors are missing, have unknown names or other shapes, or
+            contain NaN or infinity. Masks or pooling matrices differ from those of the tree.
         EnvironmentFault: torch is not installed or too old.
     """
     try:
@@ -323,7 +323,7 @@ def load_motion_encoder(path: Path, layout: MotionEncoderLayout = PUBLISHED_LAYO
 
 
 def _block(path: Path, arrays: Mapping[str, F64], number: int, plan: _BlockPlan) -> _Block:
-    """Build a block; refuse masks or a pooling matrix that differ from those of the tree."""
+    """Build a block from the file's arrays. Refuse masks or a pooling matrix that differ from those of the tree."""
     own = f"encoder.layers.{number}.0."
     constants: Sequence[tuple[str, F64 | None]] = (
         ("residual.0.mask", np.repeat(plan.mask[..., None], _KERNEL, axis=2)),

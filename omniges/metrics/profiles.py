@@ -1,4 +1,4 @@
-"""Variants of the gesture metrics: two published profiles with their faults, and a corrected one.
+"""Profiles (complete settings of the gesture metrics): two published profiles with their faults, and a corrected one.
 
 docs/reference/metrics.md describes the same settings in words. A JSON report contains every setting of its profile.
 Published profiles need files that omniges does not ship; this module lists their names, checksums and origins.
@@ -21,7 +21,7 @@ ProfileName = Literal["emage-2024", "emage-eval-2025", "corrected"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PositionSettings:
-    """Settings for the joint positions that beat, diversity and recall metrics use.
+    """Settings for the joint positions from which beats, diversity and recall are computed.
 
     Translation and expressions are set to zero.
     """
@@ -35,22 +35,27 @@ class BeatSettings:
     """Settings of beat consistency."""
 
     audio: Literal["resampled-twice", "as-is"]
-    """``resampled-twice``: the audio is resampled 16 kHz → 22.05 kHz → 16 kHz first."""
+    """``resampled-twice``: the audio is first resampled from 16 kHz to 22.05 kHz and back to 16 kHz."""
     audio_end: Literal["uncut-length", "truncated", "rounded"]
-    """Last sample of the cropped audio. ``uncut-length``: the length of the whole audio, before it is cut to T frames,
-    minus the crop. ``truncated`` and ``rounded``: the time of frame T − crop, as a sample number that is rounded down
-    or to the nearest."""
+    """End of the cropped audio, as a sample number.
+
+    ``uncut-length``: the length of the audio before it is cut to T frames, minus the crop. ``truncated`` and
+    ``rounded``: the time of frame T − crop, rounded down or to the nearest sample.
+    """
     motion: Literal["positions", "deviations"]
     """Quantity whose speed is computed: the positions, or the absolute deviation of each coordinate from its mean."""
     threshold: float
-    """Minimum speed of a motion beat, as a multiple of the mean speed."""
+    """Speed that a motion beat must exceed, as a multiple of the joint's mean speed."""
     threshold_at: Literal["minimum", "shifted"]
-    """Frame whose speed is compared with the threshold: the minimum, or the frame ``crop_frames`` before it."""
+    """Frame whose speed is compared with the threshold.
+
+    ``minimum``: the frame of the minimum. ``shifted``: the frame ``crop_frames`` before it.
+    """
     sigma_s: float = 0.3
     order_frames: int = 7
-    """A motion beat is a strict minimum among this many frames on either side."""
+    """A motion beat is a strict minimum of the speed among this many frames on each side."""
     crop_frames: int = 60
-    """Frames left out at either end."""
+    """Number of frames that are left out at each end of a clip."""
     hop_samples: int = 512
     joints: tuple[int, ...] = LAYOUT.upper_joints
 
@@ -60,8 +65,11 @@ class FaceSettings:
     """Settings of the landmark velocity difference; the face MSE is the same in all profiles."""
 
     lvd: Literal["position-error", "velocity-by-frames", "velocity-by-steps"]
-    """``position-error``: position errors take the place of velocity differences. ``velocity-by-frames`` and
-    ``velocity-by-steps``: the sum of velocity differences is divided by T or by T − 1."""
+    """Definition of the landmark velocity difference (LVD).
+
+    ``position-error``: position errors are used in place of velocity differences. ``velocity-by-frames`` and
+    ``velocity-by-steps``: the sum of velocity differences is divided by T or by T − 1.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +78,9 @@ class SemanticSettings:
 
     error: Literal["sum", "euclidean"]
     weights: Literal["by-scale", "by-sum"]
-    """Weight of a frame: its score divided by ``scale``, or by the mean of the clip's scores."""
+    """Weight of a frame: its score, divided by ``scale`` or by the mean of the clip's scores."""
     without_scores: Literal["refused", "ones"]
-    """Clips without semantic annotation: an error, or a score of 1 in every frame."""
+    """Clips without semantic annotation raise an error, or have a score of 1 in every frame."""
     span_ends: Literal["closed", "half-open"]
     threshold_m: float = 0.1
     scale: float = 0.165
@@ -88,25 +96,25 @@ class FrechetSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipGrid:
-    """Rule for the clip lengths of a model that generates windows; recordings are cut to the same lengths."""
+    """Possible clip lengths of a model that generates window by window. Recordings are cut to the same lengths."""
 
     window_frames: int
     seed_frames: int
-    """Frames that a window shares with the one before."""
+    """Number of frames that a window shares with the previous window."""
 
     def frames(self, generated: int, recorded: int) -> int:
         """Return the number of frames of a clip that are scored.
 
         The recording is cut to whole seconds, then to a multiple of 8 frames, then to seed + k · (window − seed)
-        frames. A shorter result is cut to the largest length seed + k · (window − seed) that it contains. For a clip
-        shorter than a window, the result is less than `window_frames`.
+        frames. If the result is shorter, it is also cut to a length seed + k · (window − seed), with a smaller k.
 
         Args:
-            generated: Frames of the result.
-            recorded: Frames of the recording.
+            generated: Number of frames of the result.
+            recorded: Number of frames of the recording.
 
         Returns:
-            The number of frames from the start of the clip.
+            The number of frames, from the start of the clip. It is less than `window_frames` if the clip is shorter
+            than one window.
         """
         full_seconds = recorded - recorded % FRAME_RATE_HZ
         return self._cut(min(generated, self._cut(full_seconds - full_seconds % _FRAMES_MULTIPLE)))
@@ -118,7 +126,7 @@ class ClipGrid:
 GRIDS: Final[Mapping[str, ClipGrid]] = MappingProxyType(
     {"emage": ClipGrid(window_frames=64, seed_frames=4), "gesturelsm": ClipGrid(window_frames=128, seed_frames=16)}
 )
-"""Grids of EMAGE, MambaTalk and SemTalk (4 + 60 k frames), and of SynTalker and GestureLSM (16 + 112 k)."""
+"""Grids by name: of EMAGE, MambaTalk and SemTalk (4 + 60 k frames), and of SynTalker and GestureLSM (16 + 112 k)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +135,7 @@ class Profile:
 
     name: ProfileName
     published: bool
-    """True: papers report values of this profile. They are comparable only with SMPL-X and the published files."""
+    """True: papers report values of this profile. To compare with them, use SMPL-X and the published files."""
     positions: PositionSettings
     beats: BeatSettings
     face: FaceSettings
@@ -178,9 +186,9 @@ class PublishedFile:
 
     name: str
     sha256: tuple[str, ...]
-    """Checksums of the known versions; empty if none is known."""
+    """Checksums of the known versions; empty if no checksum is known."""
     origin: str
-    """Where users can download the file."""
+    """Place from which users can download the file."""
 
     def described(self) -> str:
         """Return name, origin and checksums in one line."""

@@ -1,8 +1,8 @@
-"""Registry of metrics: the built-in ones, and those that scripts and other packages add.
+"""Registry of metrics: built-in metrics, and metrics that scripts and other packages add.
 
-The built-in metrics share work, such as joints and onsets, so `omniges.evaluation` computes them together. This module
-lists their names, units and directions. A further metric is a `Metric`: a function of a generated and a recorded clip.
-docs/how-to/extend.md says how to add one.
+The built-in metrics share intermediate results, such as joints and onsets, so `omniges.evaluation` computes them
+together. This module lists their names, units and directions. An added metric is a `Metric`: a function of a generated
+and a recorded clip. docs/how-to/extend.md explains how to add a metric.
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ Direction = Literal["lower", "higher"]
 class MotionClip:
     """Motion of a clip at 30 Hz, the input of metrics of the stream "gesture"."""
 
-    poses: F64  # (T, 165) axis-angle, radians
+    poses: F64  # (T, 165) axis-angle in radians
     expressions: F64  # (T, 100)
-    trans: F64  # (T, 3) m, y up
-    joints: F64  # (T, 55, 3) m, with translation, of the recording's body
+    trans: F64  # (T, 3) in metres, y up
+    joints: F64  # (T, 55, 3) in metres, with translation, computed with the body of the recorded person
     present: frozenset[str] = frozenset(PARTS)
-    """Parts (`omniges.shards.schema.PARTS`) that the recording contains, or parts of the motion that were generated.
-    All other parts of the motion are zeros. A metric skips clips that lack a part in `Metric.needs`.
+    """Names of parts, from `omniges.shards.schema.PARTS`.
+
+    For a recorded clip: the parts that the recording has. For a generated clip: the generated parts of the motion. All
+    other parts of the motion are zeros. A metric skips clips that lack a part in `Metric.needs`.
     """
 
 
@@ -56,22 +58,25 @@ class TextClip:
 
 
 def metric_name(label: str) -> str:
-    """Return the name of a metric for flags, logs and registries; it has only letters, digits and underscores."""
+    """Convert the label of a metric to a name for flags, logs and registries, such as ``word_error_rate``.
+
+    The name contains only lower-case letters, digits and underscores.
+    """
     plain = unicodedata.normalize("NFKD", label).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "_", plain).strip("_")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
-    """A metric's label, scored stream, unit and direction."""
+    """Description of a metric: label, scored stream, unit and direction."""
 
     label: str
     """Name in tables, such as "word error rate"."""
     stream: str
-    """The generated stream that is scored."""
+    """The generated stream that is scored: "text", "audio" or "gesture"."""
     unit: str = ""
     better: Direction | None = None
-    """Direction of better values. None: neither direction is better, so ``--best-metric`` refuses the metric."""
+    """Direction of better values. None: neither direction is better, and ``--best-metric`` refuses the metric."""
 
     @property
     def name(self) -> str:
@@ -87,16 +92,17 @@ class Metric(Measure):
     """Function of a generated and a recorded clip of equal length. It returns the value, or None if the value is
     undefined. It may also raise DataError with the reason.
 
-    The stream decides the class of both clips: `MotionClip`, `SoundClip` or `TextClip`. With `over_set`, both arguments
-    are lists of clips; the two clips at each index belong together and have equal length.
+    The stream determines the class of both clips: `MotionClip`, `SoundClip` or `TextClip`. With `over_set`, both
+    arguments are lists of clips. The two clips at each index belong together and have equal length.
     """
     over_set: bool = False
-    """True: one call of `of` scores all results, as for a Fréchet distance. False: reports show the mean."""
+    """True: one call of `of` scores all results, as for a Fréchet distance. False: each call scores one result, and
+    reports show the mean."""
     needs: tuple[str, ...] = ()
-    """Parts, such as "face", that both clips of a gesture metric must have. Clips that lack one are skipped and
-    counted.
+    """Parts, such as "face", that both clips of a gesture metric must have. Results are skipped and counted if a clip
+    lacks such a part.
 
-    Every recording that is scored has upper, hands, lower and root; face and jaw_eyes may be absent."""
+    Every scored recording has the parts upper, hands, lower and root. The parts face and jaw_eyes may be absent."""
 
 
 BUILT_IN: Final = (
@@ -126,14 +132,17 @@ BUILT_IN: Final = (
     Measure(label="mel-cepstral distortion", stream="audio", unit="dB", better="lower"),
     Measure(label="onset agreement", stream="audio", unit="F", better="higher"),
 )
-"""Built-in metrics in the order of reports. Face errors have no direction because validation has no body model."""
+"""Built-in metrics in the order of reports.
+
+Face errors have no direction, because validation has no body model and cannot use them as ``--best-metric``.
+"""
 
 METRICS: Final[Registry[Metric]] = Registry("metric", "omniges.metrics", Metric)
-"""Registry of the metrics of other packages and of the running program."""
+"""Registry of the metrics that other packages and the running program add."""
 
 
 def units(stream: str) -> dict[str, str]:
-    """Return units of a stream's built-in metrics by label, in the order of reports."""
+    """Return the units of the built-in metrics of a stream, by label, in the order of reports."""
     return {measure.label: measure.unit for measure in BUILT_IN if measure.stream == stream}
 
 
@@ -144,8 +153,8 @@ def register_metric(metric: Metric) -> None:
         metric: The metric; its name must be new.
 
     Raises:
-        UsageFault: A metric of this name exists, `needs` has an unknown part, or a metric of another stream than
-            gesture has `needs`.
+        UsageFault: A field is invalid, or a metric of this name exists. `needs` names an unknown part, or the stream is
+            not gesture and `needs` is not empty.
     """
     arguments.instance("metric", metric, Metric, "a Metric")
     arguments.text("label", metric.label)
@@ -165,7 +174,7 @@ def register_metric(metric: Metric) -> None:
 
 
 def _wrong_needs(metric: Metric) -> str:
-    """Return a description of what is wrong with `needs` of a metric, or an empty text."""
+    """Return an error text if `needs` of a metric is invalid, or else an empty text."""
     unknown = [part for part in metric.needs if part not in PARTS]
     if unknown:
         return f"needs: expected {', '.join(PARTS)}, found {unknown[0]!r}"
@@ -178,7 +187,7 @@ def registered_metrics(stream: str | None = None) -> list[Metric]:
     """Return the metrics that are not built in, sorted by name.
 
     Args:
-        stream: Stream that the metrics score; None for all.
+        stream: Stream that the metrics score; None: all streams.
 
     Returns:
         The metrics.

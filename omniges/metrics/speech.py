@@ -37,12 +37,12 @@ _SPACELESS_SCRIPTS: Final = (
 CEPSTRA: Final = 13
 ONSET_TOLERANCE_S: Final = 0.05
 _DB: Final = 10 * math.sqrt(2) / math.log(10)  # Kubichek (1993)
-_MIN_FRAMES: Final = 4  # with fewer frames there are no peaks
+_MIN_FRAMES: Final = 4  # fewer frames have no peaks
 
 
 @dataclass(frozen=True, slots=True)
 class OnsetCounts:
-    """Counts of matched, found and expected onsets; counts of several clips can be added."""
+    """Numbers of matched, found and expected onsets. The numbers of several clips can be added with +."""
 
     matched: int
     found: int
@@ -53,7 +53,7 @@ class OnsetCounts:
         """F score: 2 · matched / (found + expected).
 
         Raises:
-            DataError: Neither side has an onset.
+            DataError: There are neither found nor expected onsets.
         """
         if self.found + self.expected == 0:
             raise DataError("onset agreement: expected speech, found no onsets on either side")
@@ -64,7 +64,7 @@ class OnsetCounts:
 
 
 def log_mel_l1(generated: Numbers, recorded: Numbers) -> ClipValue:
-    """Return the mean absolute difference of two log-mels over frames and bands.
+    """Compute the mean absolute difference between two log-mels, over frames and bands.
 
     Args:
         generated: Log-mel (F, B).
@@ -82,10 +82,10 @@ def log_mel_l1(generated: Numbers, recorded: Numbers) -> ClipValue:
 
 
 def mel_cepstral_distortion(generated: Numbers, recorded: Numbers) -> ClipValue:
-    """Return the mel-cepstral distortion of two log-mels without time warping (Kubichek 1993).
+    """Compute the mel-cepstral distortion between two log-mels, without time warping (Kubichek 1993).
 
     The value is (10 √2 / ln 10) · mean over frames of √(Σ_k (c_k − c'_k)²), with k = 1..13 and
-    c_k = (2/B) Σ_b L_b cos(π k (b + ½)/B).
+    c_k = (2/B) Σ_b L_b cos(π k (b + ½)/B). L_b is the log-mel in band b.
 
     Args:
         generated: Log-mel (F, B) with at least 14 bands.
@@ -116,12 +116,12 @@ def _mels(generated: Numbers, recorded: Numbers) -> tuple[F64, F64]:
 
 
 def mel_onsets(mel: Numbers) -> F64:
-    """Return the onset times (N,) in seconds of a log-mel (F, B) at hop 160.
+    """Find the onsets of a log-mel with librosa.
 
-    Onsets are the peaks that librosa finds in the mean increase over bands. Silence has no onsets.
+    Onsets are peaks of the increase since the previous frame, averaged over bands. Silence has no onsets.
 
     Args:
-        mel: Log-mel (F, B) with at least 4 frames.
+        mel: Log-mel (F, B) with hop 160 (100 Hz) and at least 4 frames.
 
     Returns:
         Onset times (N,) in seconds.
@@ -142,14 +142,14 @@ def mel_onsets(mel: Numbers) -> F64:
 
 
 def onset_agreement(found_s: Numbers, expected_s: Numbers) -> OnsetCounts:
-    """Count matching onsets: the largest possible number of pairs whose two onsets are at most 0.05 s apart.
+    """Count matching onsets: the largest possible number of pairs of onsets that are at most 0.05 s apart.
 
     Args:
         found_s: Onset times (N,) in seconds, in any order.
         expected_s: Onset times (M,) in seconds, in any order.
 
     Returns:
-        The number of pairs, with N and M.
+        The number of pairs, N and M.
 
     Raises:
         UsageFault: The shape is wrong.
@@ -158,7 +158,7 @@ def onset_agreement(found_s: Numbers, expected_s: Numbers) -> OnsetCounts:
     found = np.sort(checked(found_s, "onsets found", (None,), at_least=0))
     expected = np.sort(checked(expected_s, "expected onsets", (None,), at_least=0))
     i = j = matched = 0
-    # Times are ordered, so pairing the earliest two onsets that match is never worse than any other pairing.
+    # Times are sorted, so pairing the two earliest onsets that match gives the largest number of pairs.
     while i < len(found) and j < len(expected):
         apart = found[i] - expected[j]
         if abs(apart) <= ONSET_TOLERANCE_S:
@@ -175,7 +175,10 @@ def onset_agreement(found_s: Numbers, expected_s: Numbers) -> OnsetCounts:
 
 @dataclass(frozen=True, slots=True)
 class EditCounts:
-    """Counts of the edits that turn the expected items into the found ones; counts of several clips can be added."""
+    """Numbers of edits that turn the expected items into the found items.
+
+    The numbers of several clips can be added with +.
+    """
 
     substitutions: int
     deletions: int
@@ -189,10 +192,10 @@ class EditCounts:
 
     @property
     def rate(self) -> float:
-        """Edits divided by expected units; many insertions make it larger than 1.
+        """Error rate: edits divided by expected items. It exceeds 1 if there are many insertions.
 
         Raises:
-            DataError: No unit was expected.
+            DataError: There are no expected items.
         """
         if self.expected == 0:
             raise DataError(f"error rate: expected a reference text, found none for {self.insertions} generated units")
@@ -208,7 +211,7 @@ class EditCounts:
 
 
 def normalised_text(text: str) -> str:
-    """Return a text in the normalised form in which texts are compared.
+    """Normalise a text, so that it can be compared with another text.
 
     The text is normalised to NFKC, case folded and normalised again. Curly apostrophes become straight ones and stay
     between letters or digits. Any other character that is not a letter, mark or number becomes a space.
@@ -228,7 +231,7 @@ def normalised_text(text: str) -> str:
 
 
 def normalised_word(word: str) -> str:
-    """Return only the letters, marks and numbers of a word; "" if it is only punctuation."""
+    """Return the letters, marks and numbers of a word, case folded; "" for a word of only punctuation."""
     return "".join(character for character in _folded(word) if _is_word(character))
 
 
@@ -270,7 +273,7 @@ def character_errors(found: str, expected: str) -> EditCounts:
 
 
 def _as_written(text: str) -> str:
-    """Remove the spaces between two characters of scripts that do not separate words by spaces."""
+    """Remove spaces between two characters of scripts without word spaces, such as Chinese."""
     kept = [
         character
         for k, character in enumerate(text)
@@ -284,7 +287,7 @@ def _is_spaceless(character: str) -> bool:
 
 
 def count_edits(found: Sequence[Hashable], expected: Sequence[Hashable]) -> EditCounts:
-    """Count the edits that `align` finds, without the pairs, so that memory holds only two rows of its table.
+    """Count the edits that `align` finds. Only two rows of the edit table are in memory, because pairs are not needed.
 
     Args:
         found: Generated items.
@@ -295,12 +298,12 @@ def count_edits(found: Sequence[Hashable], expected: Sequence[Hashable]) -> Edit
     """
     have, want = _numbered(found, expected)
     columns = np.arange(len(want) + 1)
-    row, substituted = columns, np.zeros(len(want) + 1, dtype=np.int64)  # fewest edits, and substitutions among them
+    row, substituted = columns, np.zeros(len(want) + 1, dtype=np.int64)  # fewest edits, and their substitutions
     for i in range(1, len(have) + 1):
         differs = want != have[i - 1]
         row, steps = _next_row(row, differs, i)
         paired = np.concatenate([[0], substituted[:-1] + differs])
-        # A run of deletions continues from the last position that another step reached.
+        # A deletion adds no substitution, so take the number at the last column that another step reached.
         start = np.maximum.accumulate(np.where(steps == _DELETION, 0, columns))
         substituted = np.where(steps == _PAIR, paired, substituted)[start]
     edits, substitutions = int(row[-1]), int(substituted[-1])
@@ -309,7 +312,7 @@ def count_edits(found: Sequence[Hashable], expected: Sequence[Hashable]) -> Edit
 
 
 def _numbered(found: Sequence[Hashable], expected: Sequence[Hashable]) -> tuple[I64, I64]:
-    """Return both sequences as integers, with equal integers for equal items."""
+    """Replace the items of both sequences by integers; equal items get equal integers."""
     numbers: dict[Hashable, int] = {}
     have, want = (
         np.array([numbers.setdefault(item, len(numbers)) for item in items], dtype=np.int64)
@@ -321,8 +324,9 @@ def _numbered(found: Sequence[Hashable], expected: Sequence[Hashable]) -> tuple[
 def align(found: Sequence[Hashable], expected: Sequence[Hashable]) -> tuple[tuple[int, int], ...]:
     """Pair the positions of two sequences with the fewest edits (Levenshtein 1966).
 
-    Edits are substitutions, deletions and insertions. Ties are resolved from the end: pairs first, then deletions,
-    then insertions. Memory is one byte for each pair of positions.
+    Edits are substitutions, deletions and insertions. If several alignments have the fewest edits, steps are chosen
+    from the end: a pair before a deletion, a deletion before an insertion. The function needs one byte of memory for
+    each combination of a found and an expected item.
 
     Args:
         found: Generated items.
@@ -352,11 +356,14 @@ def align(found: Sequence[Hashable], expected: Sequence[Hashable]) -> tuple[tupl
 
 
 def _next_row(row: I64, differs: npt.NDArray[np.bool_], i: int) -> tuple[I64, npt.NDArray[np.uint8]]:
-    """Return the next row of the edit table, for the i-th found item: fewest edits and last steps (expected + 1,)."""
+    """Compute the row of the edit table for the i-th found item from the row before it.
+
+    Return for each cell the smallest number of edits and the last step, each (expected + 1,).
+    """
     columns = np.arange(len(row))
     paired = row[:-1] + differs
     best = np.concatenate([[i], np.minimum(paired, row[1:] + 1)])
-    # Each deletion moves one column right and costs 1, so a running minimum of (cost − column) covers all deletions.
+    # A deletion moves one column right and costs 1, so a running minimum of (cost − column) covers all deletions.
     now = np.minimum.accumulate(best - columns) + columns
     steps = np.full(len(row), _INSERTION, dtype=np.uint8)
     steps[1:] = np.where(now[1:] == paired, _PAIR, np.where(now[1:] == now[:-1] + 1, _DELETION, _INSERTION))
@@ -364,19 +371,19 @@ def _next_row(row: I64, differs: npt.NDArray[np.bool_], i: int) -> tuple[I64, np
 
 
 def word_time_differences(found: Sequence[WordInterval], expected: Sequence[WordInterval]) -> tuple[F64, F64]:
-    """Return the time differences of the starts and ends of equal words.
+    """Compute the time differences between generated and recorded words with equal text.
 
-    Words are aligned by their normalised text; times have no influence on the alignment.
+    Words are aligned by their normalised text. Times do not influence the alignment.
 
     Args:
         found: Generated words with times in seconds.
         expected: Recorded words with times in seconds.
 
     Returns:
-        Absolute differences (pairs,) of starts and of ends, in seconds.
+        Absolute differences of the start times and of the end times, each (pairs,) in seconds.
 
     Raises:
-        DataError: No word is equal, or a time is NaN or infinite.
+        DataError: There are no equal words, or a time is NaN or infinite.
     """
     have = [(word, text) for word in found if (text := normalised_word(word.word))]
     want = [(word, text) for word in expected if (text := normalised_word(word.word))]
