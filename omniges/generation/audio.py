@@ -32,7 +32,7 @@ ROWS_PER_TICK: Final[dict[StreamName, int]] = {"gesture": FRAMES_PER_TICK, "audi
 _BLOCK_BYTES: Final = 1 << 20
 F32 = npt.NDArray[np.float32]
 _BLOCK_FRAMES: Final = 1 << 16
-_SLACK_S: Final = 0.1  # tolerated difference to the header: compressed formats count whole packets
+_SLACK_S: Final = 0.1  # samples that may be missing at the end, because compressed formats count complete packets
 _UNKNOWN_FRAMES: Final = 1 << 62  # the header of a streamed file may not contain its length
 _OGG_PAGE: Final = b"OggS"
 _OGG_FLAGS: Final = 5  # offset of a page's flags
@@ -43,17 +43,17 @@ _OTHER_DECODER: Final = frozenset({"wav-unsupported-encoding", "wav-not-riff"}) 
 
 
 class Held:
-    """Rows of a stream in memory."""
+    """Rows of a stream that are stored in memory."""
 
     def __init__(self, array: npt.NDArray[Any]) -> None:
         self._array = array
 
     def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Return rows as a view.
+        """Return a range of rows, as a view.
 
         Args:
-            start: First row.
-            stop: Row after the last one.
+            start: First row of the range.
+            stop: Row after the last row of the range.
 
         Returns:
             The rows.
@@ -62,12 +62,14 @@ class Held:
 
 
 class Spool:
-    """Rows of a stream on disk, in an unnamed temporary file that the system removes with the process.
+    """Rows of a stream that are stored on disk, in an unnamed temporary file.
+
+    The system removes the file when the process ends.
 
     Args:
-        folder: Folder with free space; None: the system's folder for temporary files.
+        folder: Folder for the file; None: the system's folder for temporary files.
         row: Shape of a row.
-        kind: Data type of the values, as text for numpy.
+        kind: Data type of the values, as a numpy string such as ``<f4``.
     """
 
     def __init__(self, folder: Path | None, row: tuple[int, ...], kind: str = "<f4") -> None:
@@ -75,7 +77,7 @@ class Spool:
         self._row, self._dtype = row, np.dtype(kind)
         self._row_bytes = math.prod(row) * self._dtype.itemsize
         self._count = 0
-        self._file: IO[bytes] = io.BytesIO()  # `__del__` needs one if opening fails
+        self._file: IO[bytes] = io.BytesIO()  # `__del__` needs a file to close, even if the next lines fail
         with os_errors(self._folder, "write to"):
             self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115 - closed with the last reference
 
@@ -94,11 +96,11 @@ class Spool:
         self._count += len(rows)
 
     def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Return rows.
+        """Read a range of rows.
 
         Args:
-            start: First row.
-            stop: Row after the last one.
+            start: First row of the range.
+            stop: Row after the last row of the range.
 
         Returns:
             The rows that exist in this range.
@@ -129,10 +131,12 @@ class Spool:
 
 @dataclass(frozen=True, slots=True)
 class LoadedAudio:
-    """The log-mel of all complete ticks of an audio file, and warnings about the file."""
+    """The log-mel of an audio file, and warnings about the file."""
 
     mel: Spool
+    """Log-mel (frames, 64), with at least 10 frames for each complete tick."""
     ticks: int
+    """Number of complete ticks (0.1 s) of the audio."""
     warnings: list[str]
 
 
@@ -152,7 +156,7 @@ class _FileBytes:
 
 
 def read_log_mel(path: Path, folder: Path | None, loudness: Loudness = "none") -> LoadedAudio:
-    """Return the log-mel of an audio file.
+    """Compute the log-mel of an audio file.
 
     Args:
         path: The file, in any format that libsndfile reads.
@@ -160,10 +164,11 @@ def read_log_mel(path: Path, folder: Path | None, loudness: Loudness = "none") -
         loudness: Rule by which the audio is scaled.
 
     Returns:
-        The log-mel.
+        The log-mel, its length in ticks, and warnings.
 
     Raises:
-        DataError: The audio is damaged, silent, NaN or infinite, or shorter than a tick.
+        DataError: The audio is damaged, silent, NaN or infinite, too long, or shorter than a tick.
+        EnvironmentFault: The file cannot be read, or the package soundfile is needed but not installed.
     """
     with os_errors(path, "read"), open(open_file(path), "rb") as file:
         wav = _wav(path, file)
@@ -181,7 +186,7 @@ def read_log_mel(path: Path, folder: Path | None, loudness: Loudness = "none") -
 def log_mel_of_samples(
     samples: npt.NDArray[np.floating], rate_hz: int, folder: Path | None, loudness: Loudness = "none"
 ) -> LoadedAudio:
-    """Return the log-mel of samples in memory; see `read_log_mel` for files.
+    """Compute the log-mel of audio samples in memory; see `read_log_mel` for files.
 
     Args:
         samples: Samples (N,) or (N, channels), nominally in [−1, 1].
@@ -190,7 +195,7 @@ def log_mel_of_samples(
         loudness: Rule by which the audio is scaled.
 
     Returns:
-        The log-mel.
+        The log-mel, its length in ticks, and warnings.
     """
     name = Path("audio")
 
@@ -240,7 +245,7 @@ def _by_libsndfile(path: Path, file: IO[bytes], folder: Path | None, loudness: L
 
 
 def _require_end_of_ogg(path: Path, file: IO[bytes]) -> None:
-    """Refuse an Ogg file (RFC 3533) without its last page: libsndfile takes the length from the pages that exist."""
+    """Refuse an Ogg file (RFC 3533) without its last page, because libsndfile reads such a file without an error."""
     descriptor = file.fileno()
     if os.pread(descriptor, len(_OGG_PAGE), 0) != _OGG_PAGE:
         return
@@ -292,7 +297,7 @@ def _checked(path: Path, blocks: Iterator[F32]) -> Iterator[F32]:
 
 
 def _require_form(path: Path, rate_hz: float, channels: int, count: int = 0) -> None:
-    """Refuse an implausible rate, number of channels or length, because these values determine the required memory."""
+    """Refuse an implausible sample rate, number of channels or length, because they determine the required memory."""
     if not (MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ and 1 <= channels <= MAX_CHANNELS):
         raise DataError(
             f"{path}: expected {MIN_RATE_HZ} to {MAX_RATE_HZ} samples per second in 1 to {MAX_CHANNELS} "
@@ -310,9 +315,10 @@ def _mel_of(
     loudness: Loudness,
     notes: Sequence[str] = (),
 ) -> LoadedAudio:
-    """Return the log-mel of blocks (n,) or (n, channels); `form` is the rate in Hz and the number of channels.
+    """Compute the log-mel of audio in blocks (n,) or (n, channels).
 
-    The function may read all blocks twice.
+    `form` is the sample rate in Hz and the number of channels. `blocks` returns a new iterator over all blocks, and may
+    be called twice.
     """
     rate_hz, channels = form
     _require_form(path, rate_hz, channels)
@@ -360,7 +366,7 @@ def _mel_of(
 
 
 def _resampled(blocks: Iterator[F32], rate_hz: int) -> Iterator[F32]:
-    """Resample mono audio to 16 kHz with soxr's high quality, as `features.audio.resample` does."""
+    """Resample mono audio to 16 kHz with soxr's high quality, in blocks. `features.audio.resample` does the same."""
     if rate_hz == SAMPLE_RATE_HZ:
         yield from blocks
         return

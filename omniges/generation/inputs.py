@@ -1,7 +1,7 @@
 """Read inputs as conditions: audio, TextGrid, plain text, SMPL-X motion, or samples of a shard folder.
 
-Inputs are read with the readers, features and checks of `preprocess`. Files of several streams are paired by name.
-Without files, an input consists only of a length.
+Inputs are read and checked by the same functions as in `preprocess`. Files of several streams are paired by name. The
+input of an unconditional task consists only of a length.
 """
 
 from __future__ import annotations
@@ -69,18 +69,18 @@ _BINARY: Final = (
     (b"\0\0\0", "a video"),
     (b"\x93NUMPY", "an array"),
 )
-"""First bytes of binary files that users may give by mistake as a text."""
+"""First bytes and names of binary formats that users may give as a text by mistake."""
 
 _UNCONDITIONAL: Final = "unconditional"
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """The body of a motion: shape, gender, model and start position."""
+    """The body of a motion: shape, gender, body model and start position."""
 
-    betas: npt.NDArray[np.floating]
+    betas: npt.NDArray[np.floating]  # shape parameters of SMPL-X
     gender: str
-    model: str
+    model: str  # body model, such as smplx2020
     start_xz: npt.NDArray[np.float64]  # (2,) metres
 
     @classmethod
@@ -111,7 +111,7 @@ class Condition:
     stream: StreamName
     name: str  # name of the results
     ticks: int
-    series: Held | Spool | None  # rows: gesture (3 ticks, 415 or 424), audio (10 ticks, 64), text (ticks,)
+    series: Held | Spool | None  # gesture (3 ticks, 415 or 424), audio (10 ticks, 64), text (ticks,); None: only words
     path: str
     sha256: str
     warnings: tuple[str, ...] = ()
@@ -122,21 +122,21 @@ class Condition:
     """Latents of the complete clip, if the shards contain latents of the model's codec."""
 
     def cut(self, ticks: int) -> Condition:
-        """Return the condition, cut to its first ticks."""
+        """Return a copy of the condition that is cut to its first ticks."""
         if ticks >= self.ticks:
             return self
         words = [word for word in self.words if word["start"] * TICKS_PER_SECOND < ticks]
         return replace(self, ticks=ticks, words=words)
 
     def array(self, start: int, count: int) -> npt.NDArray[Any]:
-        """Return the rows of ticks, at most as many as exist.
+        """Return the rows of a range of ticks.
 
         Args:
             start: First tick.
             count: Number of ticks.
 
         Returns:
-            The rows.
+            The rows of those ticks that exist.
 
         Raises:
             ValueError: The stream has only words, because the model's text is stored as latents.
@@ -165,7 +165,7 @@ def read_audio(path: Path, folder: Path | None = None, loudness: Loudness = "non
 
     Raises:
         UsageFault: The file does not exist.
-        DataError: The audio is damaged, silent or shorter than a tick.
+        DataError: The audio is damaged, silent, too long, or shorter than a tick.
     """
     require_file(path, "a file")
     loaded = read_log_mel(path, folder, loudness)
@@ -175,7 +175,7 @@ def read_audio(path: Path, folder: Path | None = None, loudness: Loudness = "non
 
 
 def audio_condition(loaded: LoadedAudio, name: str, path: str, digest: str) -> Condition:
-    """Return loaded audio as a stream of an input.
+    """Create the audio stream of an input from loaded audio.
 
     Args:
         loaded: The log-mel of the audio.
@@ -202,8 +202,8 @@ def read_text(
         source: Path of the file; ``-``: standard input.
         codec: Tokenizer of text tokens; None: the model's text is stored as latents, which need only words.
         rate: Speaking rate for plain text.
-        seconds: Length of the other streams of the input; None: the file defines the length.
-        max_s: Length in seconds that replaces a longer one than `LONGEST_S` in the file; None: such a file is refused.
+        seconds: Length of the input's other streams in seconds; None: there are none, so the file defines the length.
+        max_s: Length in seconds to which a file longer than `LONGEST_S` is cut; None: such a file is refused.
 
     Returns:
         The text stream.
@@ -254,21 +254,22 @@ def words_condition(
     origin: tuple[str, str],
     warnings: Sequence[str] = (),
 ) -> Condition:
-    """Return words as a stream of an input.
+    """Create the text stream of an input from words with times.
 
     Args:
         words: Words (``word``, ``start``, ``end`` in seconds), in order of time.
         codec: Tokenizer of text tokens; None: the model's text is stored as latents.
-        length_s: Length in seconds; None: the stream ends soon after the last word.
+        length_s: Length in seconds; None: the stream ends 0.3 s after the last word.
         name: Name of the results.
         origin: Path and sha256 of the file, for records.
-        warnings: Warnings so far.
+        warnings: Warnings about the file, which the stream receives too.
 
     Returns:
         The text stream.
 
     Raises:
-        DataError: The length is below a tick, or contains no words.
+        DataError: The length is below a tick or above `LONGEST_S`. No word starts within the length. Every word has
+            more subwords than ticks.
     """
     path, digest = origin
     length_s = float(words[-1]["end"]) + _TAIL_S if length_s is None else length_s
@@ -304,7 +305,7 @@ def words_condition(
 
 
 def _textgrid(path: str, data: bytes, seconds: float | None) -> tuple[list[dict[str, Any]], float | None, list[str]]:
-    """Return words, length in seconds and warnings; `seconds` is the argument of `read_text`."""
+    """Parse a TextGrid. Return its words, its length in seconds and warnings; see `read_text` for `seconds`."""
     try:
         tier = decode_words(data)
         if seconds is not None:
@@ -326,7 +327,7 @@ def _not_words(path: str, kind: str) -> DataError:
 
 
 def _plain(path: str, data: bytes, rate: SpeakingRate | None) -> tuple[list[dict[str, Any]], float | None, list[str]]:
-    """Return words with estimated times, no length, and a warning about the estimate."""
+    """Parse plain text. Return words with estimated times, None as the length, and warnings."""
     codec = text_codec(data)
     if b"\0" in data[:16] and (kind := _binary_format(data)):
         raise _not_words(path, kind)
@@ -354,12 +355,12 @@ def _plain(path: str, data: bytes, rate: SpeakingRate | None) -> tuple[list[dict
 def read_gesture(
     path: Path, folder: Path | None = None, rate_hz: float | None = None, channels: int = LAYOUT.channels
 ) -> Condition:
-    """Read SMPL-X motion in the form of BEAT2.
+    """Read SMPL-X motion from an NPZ file in the format of BEAT2.
 
     Args:
         path: The NPZ file.
         folder: Folder of temporary files, see `Spool`.
-        rate_hz: Frames per second of a file that does not state them.
+        rate_hz: Frames per second of a file that does not state its frame rate.
         channels: Channels of the model's gesture stream, 415 or 424.
 
     Returns:
@@ -391,7 +392,7 @@ def read_body(path: Path, rate_hz: float | None = None) -> Body:
 
     Args:
         path: The NPZ file.
-        rate_hz: Frames per second of a file that does not state them.
+        rate_hz: Frames per second of a file that does not state its frame rate.
 
     Returns:
         The body.
@@ -416,14 +417,14 @@ def _motion(path: Path, rate_hz: float | None) -> tuple[Motion, str]:
 def sample_condition(
     sample: SampleArrays, stream: StreamName, reading: Reading, shards: Path, latents_of: str | None = None
 ) -> Condition:
-    """Return one stream of a sample of a shard folder.
+    """Create one stream of an input from a sample of a shard folder.
 
     Args:
         sample: The sample.
-        stream: The stream.
+        stream: Name of the stream.
         reading: Settings for reading.
         shards: Path of the shard folder, for records.
-        latents_of: Name of a codec of frames whose latents are also returned.
+        latents_of: Name of the codec whose latents the stream also contains; None: no latents.
 
     Returns:
         The stream.
@@ -472,7 +473,7 @@ class Input:
 
     @property
     def recording(self) -> Recording:
-        """Contents that condition streams can read: those of a complete sample, or else those of the given streams."""
+        """Contents that condition streams can read. Without a sample of a shard folder: those of the given streams."""
         return _recording(self.conditions) if self.sample is None else self.sample
 
 
@@ -564,7 +565,10 @@ def _require_streams(conditions: Sequence[StreamName], rows: Sequence[ManifestRo
 
 
 def _paired(conditions: Sequence[StreamName], sources: Sources) -> dict[str, dict[StreamName, str]]:
-    """Return the files of each input by stream, paired by name. If each stream has one file, names may differ."""
+    """Pair the files of all streams by name; if each stream has one file, names may differ.
+
+    Return, by name of the input, the file of each stream.
+    """
     # Results are named after recordings rather than texts.
     first = min(conditions, key=("audio", "gesture", "text").index)
     if all(len(sources.files(name)) == 1 for name in conditions):
@@ -595,7 +599,7 @@ def _recorded_rows(condition: Condition, first: int, ticks: int) -> npt.NDArray[
 
 
 def _recording(conditions: Sequence[Condition]) -> Recording:
-    """Return the contents of the user's files for condition streams; files have no labels."""
+    """Return the contents that condition streams can read from the user's files; files have no labels."""
     contents: dict[Content, Callable[[int, int], Any]] = {}
     for one in conditions:
         if one.stream == "text":
@@ -627,7 +631,10 @@ def _stem(file: str) -> str:
 
 
 def _rate(sources: Sources) -> SpeakingRate | None:
-    """Return the speaking rate of the train split of --shards; refuse --shards if no plain text needs it."""
+    """Learn the speaking rate from the train split of --shards; refuse --shards if no plain text needs the rate.
+
+    Return None without --shards.
+    """
     if sources.shards is None:
         return None
     if all(Path(file).suffix.lower() == ".textgrid" for file in sources.text):
@@ -650,7 +657,7 @@ def _of_files(
             conditions.append(
                 read_gesture(Path(file), reading.folder, sources.motion_rate_hz, reading.gesture_channels)
             )
-    # The last word ends before the recording does, so another stream defines the length if there is one.
+    # The last word ends before the recording does. Therefore, if there is another stream, it defines the length.
     length_s = min((one.ticks for one in conditions), default=0) / TICKS_PER_SECOND or None
     if "text" in files:
         conditions.append(read_text(files["text"], reading.token_codec, rate, length_s, sources.seconds))
@@ -659,19 +666,19 @@ def _of_files(
 
 
 def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
-    """Cut the streams of an input to one length in complete tokens of the model.
+    """Cut all streams of an input to the same length, which contains only complete tokens of the model.
 
     Args:
         item: The input.
-        seconds: Largest length in seconds; None: that of the shortest stream.
+        seconds: Largest length in seconds; None: the length of the shortest stream.
         reading: Settings for reading.
 
     Returns:
-        The input with equal lengths.
+        The input with streams of equal length.
 
     Raises:
-        DataError: The lengths of audio and motion differ by more than `preprocess` allows, or nothing is left after the
-            cut, or a file has no words left.
+        DataError: The lengths of audio and motion differ by more than `preprocess` allows. The length is above
+            `LONGEST_S`. After the cut, nothing is left, or a text file has no words.
     """
     lengths = [one.ticks for one in item.conditions] or [item.ticks]
     by_stream = {one.stream: one.ticks / TICKS_PER_SECOND for one in item.conditions}
@@ -737,17 +744,17 @@ def _of_sample(
 
 
 def latents_of(folder: ShardFolder, entry: CodecEntry | None) -> str | None:
-    """Return the name of a codec if a folder has its latents and they can be used in place of encoding.
+    """Return the name of a codec if its latents in a shard folder can be used, so that nothing must be encoded.
 
-    The folder must have latents of exactly this codec, one for each frame or group of frames. Latents of complete
-    windows are not used, because their windows may differ from those of the result.
+    The folder must contain latents of exactly this codec, with one row for each frame or group of frames. Latents of
+    complete windows are not used, because their windows may differ from the windows of the result.
 
     Args:
         folder: The shard folder.
-        entry: Codec of the model for a stream, or None.
+        entry: Codec of the model for a stream; None: the stream has no codec.
 
     Returns:
-        The name, or None.
+        The name, or None if there are no such latents.
     """
     if not isinstance(entry, FrameEntry):
         return None

@@ -4,7 +4,7 @@ A timeline is cut into chunks of several windows. All windows of a chunk have th
 tokens where they overlap. At each step every window predicts clean tokens, and in an overlap the predictions are
 cross-faded (Bar-Tal et al. 2023, MultiDiffusion). Chunks are sampled one after the other, so memory does not grow with
 length. Where two chunks overlap, the predictions of the later chunk are cross-faded with the fixed result of the
-earlier chunk. So a boundary of chunks looks like a boundary of windows.
+earlier chunk. So a boundary between chunks looks like a boundary between windows.
 
 Noise is keyed by seed, sample and tick, so it does not depend on where a chunk begins.
 """
@@ -32,7 +32,7 @@ from omniges.shards.present import ALL_PRESENT
 T = TypeVar("T")
 
 SAMPLE_TICKS: Final = 1 << 32
-"""Distance between the noise positions of successive samples, in ticks."""
+"""Distance between the first noise positions of successive samples; no timeline has so many tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +42,9 @@ class WindowSettings:
     window_ticks: int
     overlap_ticks: int
     windows: int = 6
-    """Number of windows in a chunk; it limits the memory of a timeline."""
+    """Maximum number of windows in a chunk; it limits the memory that a timeline needs."""
     at_once: int = 16
-    """Maximum number of windows, of several timelines, in one batch of the model; a larger chunk gets its own batch."""
+    """Maximum number of windows in one batch of the model, over all timelines. A larger chunk gets its own batch."""
     tick_multiple: int = 1
     """Windows, overlaps and timelines are multiples of this number of ticks, so that they contain complete tokens."""
     disjoint: bool = False
@@ -68,7 +68,7 @@ class WindowSettings:
 
 
 TicksOf = Callable[[int, int], npt.NDArray[Any]]
-"""Function of `first` and `count` that returns the array of `count` ticks from tick `first`."""
+"""Function of two integers, `first` and `count`. It returns the array of `count` ticks from tick `first`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def window_spans(ticks: int, settings: WindowSettings) -> list[tuple[int, int]]:
     """Return the windows that cover a timeline.
 
     Windows overlap by at least ``overlap_ticks``. If they are ``disjoint``, they follow each other without gaps, and
-    the last two divide the remaining ticks between them, so that no window is shorter than half a window.
+    the last two windows share the remaining ticks about equally. So neither of them is very short.
 
     Args:
         ticks: Length of the timeline.
@@ -127,13 +127,13 @@ def window_spans(ticks: int, settings: WindowSettings) -> list[tuple[int, int]]:
 
 
 def window_borders(spans: Sequence[tuple[int, int]]) -> list[int]:
-    """Return the ticks at which a window begins or ends, except the start and end of the timeline."""
+    """Return the ticks at which a window begins or ends, ascending, without the start and end of the timeline."""
     last = max(start + ticks for start, ticks in spans)
     return sorted({tick for start, ticks in spans for tick in (start, start + ticks)} - {0, last})
 
 
 def fade_in(ticks: int) -> npt.NDArray[np.float64]:
-    """Return T weights of a cross-fade, between 0 and 1: a raised cosine, sin²(π t/2).
+    """Return T rising weights of a cross-fade: sin²(π t / 2) at t = k / (T + 1), k = 1 … T.
 
     Its slope is 0 at both ends, because predictions are worst at the edges of a window, where context is missing. With
     a linear fade, window boundaries stay visible.
@@ -148,14 +148,15 @@ def fade_in(ticks: int) -> npt.NDArray[np.float64]:
 
 
 def blend_weights(starts: Sequence[int], window: int) -> npt.NDArray[np.float64]:
-    """Return the weights of windows' predictions, which sum to 1 over the windows of each tick.
+    """Return the weights with which the predictions of W overlapping windows are averaged.
 
     Args:
         starts: First tick of each window, ascending.
         window: Length of a window in ticks.
 
     Returns:
-        Weights (W, window), which fade in and out where windows overlap.
+        Weights (W, window), which fade in and out where windows overlap. At each tick, the weights of all windows sum
+        to 1.
     """
     weights = np.ones((len(starts), window))
     for number, (before, after) in enumerate(itertools.pairwise(starts)):
@@ -176,7 +177,7 @@ class _Chunk:
     timeline: Timeline
     starts: tuple[int, ...]  # first ticks of the windows in the timeline
     window: int
-    shared: int  # number of first ticks that the previous chunk generates too
+    shared: int  # number of ticks at the start of the chunk that the previous chunk generates too
     number: int  # index of its first window in the timeline
 
     @property
@@ -221,11 +222,11 @@ def sample_timelines(
         seed: Seed of the noise.
         windows: Lengths of the windows.
         settings: Steps and solver.
-        worked: Called after each step with the step's share of the generated ticks.
+        worked: Function that is called after each step with the step's share of the generated ticks.
 
     Yields:
-        The index of the timeline, the arrays of a chunk, and their length in ticks. Ticks that
-        overlap the next chunk are left out; that chunk yields them.
+        The index of the timeline, the arrays of a chunk by stream, and their length in ticks. Ticks that
+        overlap the next chunk are left out; the next chunk yields them.
 
     Raises:
         ValueError: A target encodes complete windows, but `windows.disjoint` is False.
@@ -234,7 +235,7 @@ def sample_timelines(
     if not windows.disjoint and any(model.stream(name).complete_windows for name in targets):
         raise ValueError("targets that encode complete windows need windows that do not overlap")
     plans = [_chunks(timeline, windows) for timeline in timelines]
-    kept: dict[int, Mapping[StreamName, Tensor]] = {}  # by timeline, clean tokens that its next chunk shares
+    kept: dict[int, Mapping[StreamName, Tensor]] = {}  # by timeline: clean tokens that overlap with its next chunk
     for turn in range(max(map(len, plans), default=0)):
         by_window: dict[int, list[int]] = {}  # chunks with windows of equal length share a batch
         for number, plan in enumerate(plans):
@@ -264,7 +265,7 @@ def sample_timelines(
 
 
 def _count(stream: Stream, ticks: int, chunk: _Chunk) -> int:
-    """Return the number of tokens in a chunk's first ticks, or in the whole chunk if tokens encode complete windows."""
+    """Return the number of tokens in a chunk's first ticks; if tokens encode complete windows, in the whole chunk."""
     return stream.count(chunk.window) * len(chunk.starts) if stream.complete_windows else stream.count(ticks)
 
 
@@ -302,7 +303,7 @@ def _denoise(
     settings: SamplingSettings,
     after_step: Callable[[], None],
 ) -> list[dict[StreamName, Tensor]]:
-    """Return clean tokens (N, C) of each chunk by stream, cross-faded with the result of the previous chunk."""
+    """Sample several chunks. Return the clean tokens (N, C) of each chunk, cross-faded with the previous chunk."""
     device = next(model.parameters()).device
     plans = {name: _Plan.of(model.stream(name), chunks, device) for name in (*targets, *model.carried(targets))}
     drawn = {
@@ -310,7 +311,7 @@ def _denoise(
     }
     known = model.known_parts(np.array([ALL_PRESENT], np.uint8))
     if known is not None and "gesture" in drawn and known.streams[0, STREAMS.index("gesture")]:
-        drawn["gesture"] = masked(drawn["gesture"][None], known.masks["gesture"])[0]  # zeros as in training
+        drawn["gesture"] = masked(drawn["gesture"][None], known.masks["gesture"])[0]  # 0 if absent, as in training
     noise = {name: drawn[name] for name in targets}
     carried = {name: drawn[name][plans[name].rows] for name in model.carried(targets)}
     held = {name: _held(plans[name], chunks, name, before, model) for name in targets}
@@ -343,20 +344,20 @@ def _denoise(
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Positions of the tokens of one stream in several chunks, with W windows of M tokens in all."""
+    """Positions of one stream's tokens in several chunks, with W windows of M tokens in total."""
 
-    offsets: list[int]  # first token of each chunk, and the end of the last
+    offsets: list[int]  # index of the first token of each chunk, and the number of all tokens
     rows: Tensor  # (W, M) indices of the tokens of each window
-    weights: Tensor  # (W, M) of a window's predictions
+    weights: Tensor  # (W, M) weights of the windows' predictions, from `blend_weights`
     positions: Tensor  # noise position of each token: sample and index of the token in its timeline
 
     @classmethod
     def of(cls, stream: Stream, chunks: Sequence[_Chunk], device: torch.device) -> _Plan:
-        """Return the plan of a stream; tokens that encode complete windows are ordered window by window.
+        """Create the plan of a stream. Tokens that encode complete windows are ordered window by window.
 
         Args:
             stream: The stream.
-            chunks: Chunks of equal shape.
+            chunks: Chunks with windows of equal length.
             device: Device of the plan's tensors.
 
         Returns:
@@ -389,7 +390,7 @@ def _held(
     before: Sequence[Mapping[StreamName, Tensor]],
     model: FlowModel,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return token indices (rows,), clean tokens (rows, C) and weights (rows, 1) of the results of earlier chunks."""
+    """Return the n tokens of earlier chunks to keep: indices (n,), clean tokens (n, C) and fade weights (n, 1)."""
     stream = model.stream(name)
     counts = [0 if stream.complete_windows else stream.count(x.shared) for x in chunks]
     device = plan.rows.device
@@ -405,7 +406,7 @@ def _held(
 def condition_tensors(
     values: Mapping[str, Sequence[Array | None]], device: torch.device
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return the condition values of B windows in the form that `FlowModel.describe` expects.
+    """Convert the condition values of B windows to tensors for `FlowModel.describe`.
 
     Args:
         values: Values of the windows by condition stream; None: the window has no value.
@@ -424,7 +425,7 @@ def condition_tensors(
 
 
 def _condition_vectors(model: FlowModel, chunks: Sequence[_Chunk], device: torch.device) -> Tensor | None:
-    """Return the vectors (W, width) of condition streams for all windows."""
+    """Return the vectors (W, width) of condition streams for all windows; None if there are no values."""
     values = {
         name: [x.timeline.described[name](start, x.window) for x in chunks for start in x.starts]
         for name in chunks[0].timeline.described

@@ -1,9 +1,8 @@
 """`OmnigesPipeline` runs a trained model in Python, from arrays or paths to arrays, similar to pipelines of diffusers.
 
-It does not derive from `diffusers.DiffusionPipeline`, which loads a folder of components with a configuration each, may
-download and unpickle files, and draws noise from a generator. `OmnigesPipeline` loads a checkpoint, verifies its
-checksums and downloads nothing. Noise is keyed by seed, sample and tick, so a call and the command `generate` give the
-same results.
+It does not derive from `diffusers.DiffusionPipeline`, which may download and unpickle files and draws noise from a
+generator. `OmnigesPipeline` loads a checkpoint, verifies its checksums and downloads nothing. Noise is keyed by seed,
+sample and tick, so a call and the command `generate` give the same results.
 """
 
 from __future__ import annotations
@@ -85,10 +84,13 @@ class OmnigesSample:
     mel: F32 | None = None
     """Log-mel (100 · seconds, 64)."""
     words: list[dict[str, Any]] | None = None
-    """``word``, ``start`` and ``end`` in seconds. None if text is stored as latents, which have no word timings."""
+    """One entry for each word: ``word``, and ``start`` and ``end`` in seconds.
+
+    None if text is stored as latents, which have no word timings.
+    """
     windows: list[dict[str, Any]] | None = None
-    """One entry for each window, for text stored as latents: ``text``, ``start`` and ``end`` in seconds, and ``ended``,
-    which is False if the text was cut.
+    """One entry for each window, if text is stored as latents: ``text``, ``start`` and ``end`` in seconds, and
+    ``ended``, which is False if the text was cut.
     """
     seed: int = 0
     jaw_eyes: F32 | None = None
@@ -118,7 +120,7 @@ class OmnigesSample:
         return valid_motion(channels, np.asarray(start_xz, np.float64))
 
     def waveform(self, vocoder: Path | str | None = None) -> F32:
-        """Return the waveform, computed by Griffin–Lim or a HiFi-GAN.
+        """Compute the waveform of the log-mel by Griffin–Lim or a HiFi-GAN.
 
         Args:
             vocoder: Local folder of a HiFi-GAN; None: Griffin–Lim.
@@ -127,7 +129,9 @@ class OmnigesSample:
             16 kHz samples (16000 · seconds,) in [−1, 1].
 
         Raises:
-            UsageFault: The task does not produce audio, or `load_hifi_gan` refuses the folder.
+            UsageFault: The task does not produce audio, or the folder contains no HiFi-GAN.
+            DataError: The folder is damaged, or its HiFi-GAN expects another mel.
+            EnvironmentFault: The package transformers is not installed.
         """
         if self.mel is None:
             raise UsageFault(
@@ -140,9 +144,9 @@ class OmnigesSample:
         """Write the sample in the format that the ending of a path names, or in all formats.
 
         Args:
-            path: ``NAME.npz`` is motion in the form of BEAT2. ``NAME.wav`` is the waveform by Griffin–Lim, scaled down
-                if it is louder than full scale. ``NAME.TextGrid`` contains the words. Without an ending, all files get
-                this name.
+            path: ``NAME.npz`` is motion in the format of BEAT2. ``NAME.wav`` is the waveform by Griffin–Lim, scaled
+                down if it is louder than full scale. ``NAME.TextGrid`` contains the words. ``NAME`` without an ending
+                writes all of these files that the task produces.
 
         Returns:
             The files, in the order in which they were written.
@@ -256,7 +260,7 @@ class OmnigesPipeline:
             weights: ``ema`` for EMA weights, or ``last``.
             codecs: Folders by codec name, for a model that generates latents.
             t5_tokenizer: Folder of T5's tokenizer, if the text codec's folder does not contain it.
-            quantised: Quantize latents to codes before decoding, for codecs with codes.
+            quantised: True: quantize latents to codes before decoding, for codecs with codes.
 
         Returns:
             The pipeline.
@@ -270,7 +274,7 @@ class OmnigesPipeline:
         return cls(chosen, codecs, t5_tokenizer, quantised=quantised)
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """Write the model without the state of training, for `from_pretrained` and `generate --checkpoint`.
+        """Write the loaded weights without the optimizer state, for `from_pretrained` and `generate --checkpoint`.
 
         Args:
             folder: New folder.
@@ -324,13 +328,13 @@ class OmnigesPipeline:
 
         Raises:
             UsageFault: The folder does not exist, or has too few words.
-            DataError: The folder is damaged, or its features differ from the model's.
+            DataError: The folder is incomplete, damaged, or of another version.
         """
         folder = ShardFolder(arguments.path("shards", shards))
         return learn_rate(folder.words(row) for row in folder.rows if row.split == "train")
 
     @keywords_in_errors(GenerateSettings)
-    def __call__(  # noqa: PLR0913 - keyword-only but for the task
+    def __call__(  # noqa: PLR0913 - only the task is positional
         self,
         task: str,
         *,
@@ -360,26 +364,27 @@ class OmnigesPipeline:
             audio: A file, or an array or tensor (N,), (N, channels) or (channels, N) with at most 8 channels: floats in
                 [−1, 1], or int16 or int32 at full scale.
             audio_rate_hz: Sample rate of an array in Hz; files contain their sample rate.
-            text: Path of a TextGrid or plain text file, the text itself, or a sequence of words: tuples (word, start,
-                end) in seconds, mappings, or objects as in `Sample.words`. Text that looks like a path must be a file.
+            text: Path of a TextGrid or plain text file, the text itself, or a sequence of words. Words are tuples
+                (word, start, end) in seconds, mappings, or objects as in `Sample.words`. A string that looks like a
+                path must be the path of a file.
             speaking_rate: Speaking rate for plain text; None: the speaking rate of the training words.
             gesture: Path of an SMPL-X NPZ, or channels (30 · seconds, 415 or 424) as an array or tensor.
-            motion_rate_hz: Frames per second of an NPZ that does not state them.
+            motion_rate_hz: Frames per second of an NPZ that does not state its frame rate.
             seconds: Largest length in seconds; for an unconditional sample, the exact length.
             speaker: Speaker style to generate in; None: unknown.
             conditions: Values of condition streams, such as ``{"emotion": "happiness"}``; None leaves a stream out.
             num_samples: Number of samples, which differ in their noise.
-            num_inference_steps: Sampling steps; None: 20, or 10 with the guidance that the model states.
-            guidance_scale: Scale of classifier-free guidance; 1: no guidance; None: stated by the model.
+            num_inference_steps: Sampling steps; None: 20, or 10 with the default guidance scale of the model.
+            guidance_scale: Scale of classifier-free guidance; 1: no guidance; None: the default of the model.
             solver: ``euler``, ``heun`` or ``dpm++``.
             shift: Shift of the noise levels; above 1: more steps at high noise.
-            sigma_min: Noise level below which no step begins.
+            sigma_min: Lowest noise level σ at which a step starts, 0 to 1.
             overlap_ticks: Overlap of successive windows; None: a quarter of a window.
             seed: Seed of the noise; the same seed gives the same arrays on CPU.
             callback: Function that is called with the seconds generated so far and the total.
 
         Returns:
-            The samples, `num_samples` of them.
+            The generated samples, and warnings.
 
         Raises:
             OmnigesError: An argument is invalid (UsageFault), or an input cannot be used (DataError).
@@ -412,7 +417,10 @@ class OmnigesPipeline:
         return OmnigesOutput(samples, name, (*warnings, *self._sampler.absence_warnings(TASKS[name].targets)))
 
     def _item(self, task: str, inputs: Mapping[str, tuple[Any, Any]], seconds: float | None) -> Input:
-        """Return the inputs of a task, cut to one length. Each input is a pair of its value and its rate or None."""
+        """Read the inputs of a task and cut them to one length.
+
+        For each stream, `inputs` contains the value, and its sample rate, speaking rate or frame rate (or None).
+        """
         _require_inputs(task, {name: content for name, (content, _) in inputs.items()})
         conditions: list[Condition] = []
         if inputs["audio"][0] is not None:
@@ -488,7 +496,7 @@ def _require_kinds(conditions: Any, callback: Any) -> None:
 def _sampling(
     num_inference_steps: int | None, guidance_scale: float | None, shift: float, sigma_min: float, solver: str
 ) -> SamplingSettings:
-    """Return checked settings of the sampler; errors name the arguments of a call."""
+    """Check the arguments of a call and return them as settings of the sampler."""
     return SamplingSettings(
         num_inference_steps=(
             None if num_inference_steps is None else arguments.integer("num_inference_steps", num_inference_steps, 1)
@@ -501,7 +509,7 @@ def _sampling(
 
 
 def _reporting(callback: Callable[[float, float], None] | None, total_ticks: int) -> Callable[[float], None]:
-    """Return a function that adds up generated ticks and passes seconds and total to a callback."""
+    """Return a function that adds up generated ticks, and passes the sum and the total to a callback in seconds."""
     done = 0.0
 
     def worked(ticks: float) -> None:
@@ -544,7 +552,7 @@ def _names_file(text: str) -> bool:
 
 
 def _checked_words(value: Any) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return words with times in order, by the rules of TextGrids, and warnings; raise UsageFault for invalid words."""
+    """Check words with times and sort them by time. Return them, and warnings; raise UsageFault for invalid words."""
     if isinstance(value, Mapping | bytes) or not isinstance(value, Iterable):
         raise UsageFault(f"text: expected a text, a file or words, found {type(value).__name__}")
     try:
@@ -556,7 +564,7 @@ def _checked_words(value: Any) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _array(name: str, value: Array) -> npt.NDArray[Any]:
-    """Return an array or a tensor on any device as an array; raise UsageFault for other types."""
+    """Convert an array, or a tensor on any device, to an array; raise UsageFault for other types."""
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
@@ -600,7 +608,10 @@ def _audio(audio: Path | str | Array, rate_hz: float | None, loudness: Loudness)
 
 
 def _gesture(gesture: Path | str | Array, rate_hz: float | None, wanted: int) -> Condition:
-    """Return gesture for a model of `wanted` channels. Jaw and eyes are absent if an array has no channels for them."""
+    """Create the gesture stream of an input, for a model with `wanted` channels.
+
+    Jaw and eyes are absent if an array has no channels for them.
+    """
     rate_hz = None if rate_hz is None else arguments.number("motion_rate_hz", rate_hz, 1)
     if isinstance(gesture, Path | str):
         return read_gesture(Path(gesture), None, rate_hz, wanted)

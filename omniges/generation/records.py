@@ -76,14 +76,15 @@ _Parts = Annotated[tuple[str, ...], Is("parts of the motion", lambda parts: set(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneratedRecord:
-    """The content of NAME.json."""
+    """The content of NAME.json, the record of the result NAME."""
 
-    omniges: str  # version that wrote it
+    omniges: str  # version of omniges that wrote the record
     task: Annotated[str, Is(f"one of {', '.join(TASKS)}", TASKS.__contains__)]
     name: Annotated[str, Is("a file name", _is_name)]
     source: _Source | None
-    """Keys ``shards``, ``manifest_sha256`` and ``key`` of a sample of shards; None for the user's own files."""
+    """For a sample of shards: ``shards``, ``manifest_sha256``, ``manifest_hash`` and ``key``; None for user files."""
     sample: Count
+    """Index of the result among the results of the same input."""
     ticks: Annotated[int, Range(1, _LONGEST_TICKS)]
     seconds: Annotated[float, Range(above=0.0, maximum=LONGEST_S)]
     files: Mapping[str, _File]
@@ -95,10 +96,11 @@ class GeneratedRecord:
     seams_s: tuple[float, ...]
     """Window boundaries in seconds, without the start and end of the result."""
     measures: _Measures
-    """Share of invalid rotations in the model's output, before they were corrected, as ``invalid_rotations``."""
+    """``invalid_rotations``: share (0 to 1) of invalid rotations in the model's output, before their correction."""
     remarks: tuple[str, ...]
+    """Warnings about the result and its inputs."""
     absent: _Parts = ()
-    """Parts that do not move, because no training sample had them; the file omits an empty list."""
+    """Parts that do not move, because no training sample had them. NAME.json does not contain an empty list."""
 
     @property
     def at_rest(self) -> tuple[str, ...]:
@@ -106,7 +108,7 @@ class GeneratedRecord:
         return self.absent if self.model.get("gesture_channels") == WITH_JAW_EYES else (*self.absent, "jaw_eyes")
 
     def document(self) -> bytes:
-        """Return the record as the content of NAME.json."""
+        """Return the record as JSON, which is the content of NAME.json."""
         found = asdict(self)
         if not self.absent:
             del found["absent"]
@@ -114,7 +116,7 @@ class GeneratedRecord:
 
 
 def read_record(path: Path) -> GeneratedRecord:
-    """Read a record; raise DataError with the field that is wrong."""
+    """Read and check a record; raise DataError that names the first invalid field."""
     found = read_settings(path, "Generate it again", path.parent)
     for key, expected, remedy in (
         ("format", FORMAT, "this is not a record of omniges generate"),
@@ -131,16 +133,16 @@ def read_record(path: Path) -> GeneratedRecord:
 
 
 def spoken_intervals(data: bytes) -> tuple[list[WordInterval], bool]:
-    """Return the words of a generated TextGrid and True, or the texts of its tier `windows` and False.
+    """Read the words of a generated TextGrid or, if it has no words, the texts of its windows.
 
     Args:
         data: Bytes of the TextGrid.
 
     Returns:
-        The intervals, and whether words have times.
+        The intervals with text, and True if they are words, or False if they are texts of windows.
 
     Raises:
-        RecordingFault: The TextGrid has neither tier, or is damaged.
+        RecordingFault: The TextGrid has neither a tier of words nor a tier `windows`, or is damaged.
     """
     try:
         return _words_of(data, None), True
@@ -159,7 +161,7 @@ def spoken_intervals(data: bytes) -> tuple[list[WordInterval], bool]:
 def _words_of(data: bytes, tier: str | None) -> list[WordInterval]:
     """Return the intervals of a tier that contain text.
 
-    If no interval has text, return an empty list; evaluation then counts every word of the recording as deleted.
+    The list is empty if no interval has text. Then evaluation counts every word of the recording as deleted.
     """
     try:
         return list(decode_words(data, tier).words)

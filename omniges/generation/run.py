@@ -33,7 +33,7 @@ from omniges.storage.atomic import PendingGroup, make_folder
 from omniges.storage.files import file_sha256
 
 _MAX_WINDOWS: Final = 32
-"""Maximum number of windows, of all results, that are generated together."""
+"""Maximum number of windows that are generated together, over all results."""
 
 Count = Callable[[float, float], None]
 _Written = tuple[Path, GeneratedRecord]
@@ -46,13 +46,14 @@ def generate(
     beside: Sequence[str] = (),
     stale: Sequence[str] = (),
 ) -> GenerateSummary:
-    """Generate all results.
+    """Run the command `generate`: read the inputs, sample the model and write all results.
 
     Args:
         settings: Settings of the command.
         count: Function that is called with the seconds generated so far and an estimate of the total.
         codecs: Result of `codecs_of` for these settings, if codecs were loaded before.
-        beside: Endings of files that the caller will write beside each result; such files must not exist yet.
+        beside: Endings of files that the caller will write beside each result. Without ``overwrite``, such files must
+            not exist.
         stale: Endings or names of files that show a result, such as videos, and that this call does not write. Such a
             file must not exist beside a result that is replaced.
 
@@ -60,8 +61,8 @@ def generate(
         The summary.
 
     Raises:
-        UsageFault: The settings are not possible.
-        DataError: An input or the checkpoint is damaged. Results written before are complete.
+        UsageFault: The settings do not fit each other, the model or the inputs, or a file would be replaced.
+        DataError: An input or the checkpoint is damaged. Results that were written before the error are complete.
         EnvironmentFault: A file cannot be read or written, or a package is not installed.
     """
     began = time.monotonic()
@@ -105,7 +106,7 @@ def generate(
                 generated_ticks += record.ticks
     finally:
         if new and not records:
-            with contextlib.suppress(OSError):  # not empty
+            with contextlib.suppress(OSError):  # the folder is not empty
                 settings.output_dir.rmdir()
     elapsed = time.monotonic() - began
     return GenerateSummary(
@@ -139,13 +140,13 @@ class _Progress:
         self._worked_ticks = 0.0
 
     def begin(self, group: Sequence[Input]) -> None:
-        """Add inputs to the total of the progress."""
+        """Add a group of inputs to the total."""
         self._read += len(group)
         self._read_ticks += sum(item.ticks for item in group)
         self.worked(0.0)
 
     def worked(self, ticks: float) -> None:
-        """Add generated ticks to the progress."""
+        """Add generated ticks, and report the progress."""
         self._worked_ticks += ticks
         total = self._read_ticks / self._read * self._inputs * self._samples
         self._count(self._worked_ticks / TICKS_PER_SECOND, total / TICKS_PER_SECOND)
@@ -199,7 +200,7 @@ def _refuse_taken(
 def _refuse_stale(record: Path, stale: Sequence[str]) -> None:
     """Refuse to replace a result if a file beside it, such as a video, shows the old result.
 
-    No record tells whether the user made that file, so it is not removed.
+    The file is not removed, because no record says whether the user made it.
     """
     for name in stale:
         path = record.with_suffix(name) if name.startswith(".") else record.with_name(name)
@@ -208,7 +209,7 @@ def _refuse_stale(record: Path, stale: Sequence[str]) -> None:
 
 
 def _earlier_record(path: Path) -> GeneratedRecord:
-    """Return the record of the result that --overwrite will replace. Raise UsageFault if the file is not a result."""
+    """Read the record of a result that --overwrite will replace; raise UsageFault if the file is not a record."""
     try:
         return read_record(path)
     except DataError as error:
@@ -224,9 +225,9 @@ class _Job:
     loaded: Loaded
     sampler: Sampler
     windows: WindowSettings
-    body: Body | None  # None: that of the input, or `NEUTRAL`
-    vocoder: Vocoder | None  # None: audio is no target
-    known: bool | None  # the model was trained on the shards of the samples; None: not known
+    body: Body | None  # None: the body of the input, or `NEUTRAL`
+    vocoder: Vocoder | None  # None: audio is not a target
+    known: bool | None  # True: the model was trained on the shards that contain the samples; None: not recorded
     asked: Asked  # values of condition streams
 
     def results(self, group: Sequence[Input], worked: Callable[[float], None]) -> Iterator[_Written]:
@@ -234,10 +235,10 @@ class _Job:
 
         Args:
             group: The inputs.
-            worked: Function that is called with the number of generated ticks.
+            worked: Function that is called after each step with the step's share of the generated ticks.
 
         Yields:
-            The path of the record, and the record.
+            For each result, the path of its record, and the record.
         """
         settings, asked = self.settings, list[tuple[Input, Timeline]]()
         for read in group:
@@ -259,7 +260,7 @@ class _Job:
             yield from self._sampled(some, worked)
 
     def _sampled(self, asked: Sequence[tuple[Input, Timeline]], worked: Callable[[float], None]) -> Iterator[_Written]:
-        """Generate and write several results together; each result has open files until it is complete."""
+        """Generate several results together, and write each when it is complete."""
         settings, targets = self.settings, TASKS[self.task].targets
         waiting: dict[int, Results] = {}
         timelines = [timeline for _, timeline in asked]
@@ -357,7 +358,7 @@ class _Job:
         )
 
     def _warnings_of(self, item: Input) -> Iterator[str]:
-        """Yield warnings about an input to this model."""
+        """Yield warnings about an input that depend on the model."""
         if item.source is not None and self.known is False:
             yield "the model was not trained on the shards of this sample"
         yield from self.sampler.absence_warnings(TASKS[self.task].targets)

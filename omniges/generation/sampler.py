@@ -1,4 +1,4 @@
-"""Sample a model with its codecs, from conditions of any length to arrays in the units of the shards.
+"""Sample a model and decode its latents. Conditions may have any length; results are arrays in the format of shards.
 
 `generate`, `OmnigesPipeline` and validation use this module. Arrays are returned in parts in order of time, so memory
 does not grow with length. Latents are the exception, because a codec needs all latents at once.
@@ -54,7 +54,7 @@ PROVENANCE_FILE: Final = "provenance.json"
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The model of a checkpoint, with the identity and metadata that the checkpoint stores."""
+    """The loaded model of a checkpoint, with its identity and the checkpoint."""
 
     model: FlowModel
     identity: ModelIdentity
@@ -62,7 +62,7 @@ class Loaded:
     weights: Weights
 
     def require_trained(self, task: str) -> None:
-        """Raise UsageFault if the task was not trained, or if no training sample had one of its streams."""
+        """Raise UsageFault if the model was not trained on a task, or if all training samples lacked a stream of it."""
         trained = trained_tasks(self.saved)
         if trained is not None and task not in trained:
             raise UsageFault(
@@ -97,17 +97,17 @@ class Loaded:
         }
 
     def history(self) -> dict[str, bytes]:
-        """Return the settings and the state of training that the checkpoint contains, by file name."""
+        """Return the checkpoint's files of training settings and training state, as bytes by file name."""
         return {name: self.saved.content(name) for name in (SETTINGS_FILE, STATE_FILE) if name in self.saved.files}
 
 
 def loader_state(saved: SavedCheckpoint) -> LoaderState | None:
-    """Return the state of the loader in a checkpoint; None if the checkpoint does not record it."""
+    """Return the state of the data loader that a checkpoint stores; None if it stores none."""
     return LoaderState.read(saved.fields(STATE_FILE).part("loader")) if STATE_FILE in saved.files else None
 
 
 def trained_tasks(saved: SavedCheckpoint) -> tuple[str, ...] | None:
-    """Return the tasks that were trained; None if the checkpoint does not record them."""
+    """Return the names of the tasks that the model was trained on; None if the checkpoint does not record them."""
     if SETTINGS_FILE not in saved.files:
         return None
     flow = saved.fields(SETTINGS_FILE).part("flow").read(FlowSettings)
@@ -119,7 +119,7 @@ def load(checkpoint: Path, weights: Weights = "ema") -> Loaded:
 
     Args:
         checkpoint: Folder of the checkpoint or run.
-        weights: EMA weights or the last ones.
+        weights: ``ema`` for the EMA weights, ``last`` for the last weights.
 
     Returns:
         The model.
@@ -146,24 +146,24 @@ class Codecs:
         origin: tuple[str, str] = ("--codec", "the checkpoint"),
         device: torch.device | None = None,
     ) -> None:
-        """Declare the codecs and their folders, without loading a codec.
+        """Check the given folders against the codecs of the model, without loading a codec.
 
         Args:
-            entries: Codecs of the streams stored as latents.
+            entries: Codecs by stream, for the streams stored as latents.
             folders: Name and folder of each codec that the user gives.
             t5_tokenizer: Folder of T5's tokenizer, if the text codec's folder does not contain it.
-            quantised: Quantize latents to codes before decoding, for codecs with codes.
+            quantised: True: quantize latents to codes before decoding, for codecs with codes.
             origin: Option that gives the folders, and file that contains the entries, for errors.
             device: Device of the codecs; None: the GPU if there is one.
 
         Raises:
-            UsageFault: A folder is given for a codec that the model does not have, or two folders are given for one
-                codec.
+            UsageFault: A folder is given for a codec that the model does not have, two folders are given for one codec,
+                or a tokenizer is given for a model without a text codec.
         """
         self.entries, self._folders, self._t5_tokenizer = dict(entries), dict(folders), t5_tokenizer
         self._quantised, self._origin, self._device = quantised, origin, device
         self._loaded: dict[StreamName, Codec] = {}
-        self._ends: dict[StreamName, frozenset[End]] = {}  # directions for which each codec is loaded
+        self._ends: dict[StreamName, frozenset[End]] = {}  # directions (encode, decode) for which a codec is loaded
         names = [entry.name for entry in self.entries.values()]
         for name, _ in folders:
             if name not in names:
@@ -200,7 +200,7 @@ class Codecs:
                 self.load(stream, *wanted_ends)
 
     def conditions(self, item: Input, windows: WindowSettings) -> tuple[dict[StreamName, TicksOf], tuple[str, ...]]:
-        """Return the conditions of an input; encode those of streams that the model represents by latents.
+        """Return the conditions of an input. Conditions of streams stored as latents are encoded.
 
         Args:
             item: The input.
@@ -228,7 +228,7 @@ class Codecs:
         return self._quantised if any(isinstance(codec, QuantisingCodec) for codec in codecs) else None
 
     def _frames_of(self, condition: Condition, entry: FrameEntry, ticks: int) -> TicksOf:
-        """Return rows of latents, from the shards if these contain latents, otherwise encoded from the array."""
+        """Return a function that gives the latents of ticks: those of the shards, or latents encoded from the array."""
         rows = entry.rows
         latents = condition.latents
         if latents is None:
@@ -398,13 +398,13 @@ class Sampler:
         return 0
 
     def absent_from(self, targets: Sequence[StreamName]) -> tuple[schema.Part, ...]:
-        """Return the parts of the targets that all training samples lacked; generated motion holds them at rest."""
+        """Return the parts of the targets that all training samples lacked. They do not move in generated motion."""
         if "gesture" not in targets or "gesture" in self.codecs.entries:
             return ()
         return tuple(part for part in absent_parts(self.model.trained) if part in STREAM_CHANNELS_OF)
 
     def at_rest(self, targets: Sequence[StreamName]) -> tuple[schema.Part, ...]:
-        """Return the parts of generated motion that do not move, including jaw and eyes if they have no channels."""
+        """Return the parts that do not move in generated motion, including jaw and eyes if they have no channels."""
         jaw_eyes: tuple[schema.Part, ...] = () if self.identity.config.with_jaw_eyes else ("jaw_eyes",)
         return (*self.absent_from(targets), *jaw_eyes)
 
@@ -414,14 +414,14 @@ class Sampler:
         return (f"at rest, because no training sample had it: {', '.join(absent)}",) if absent else ()
 
     def windows(self, overlap_ticks: int | None, task: str) -> WindowSettings:
-        """Return the settings of windows. A window is as long as in training.
+        """Return the length and overlap of windows for a task. A window is as long as in training.
 
         Args:
             overlap_ticks: Overlap of successive windows. None: a quarter of a window, or 0 for text stored as latents.
             task: Name of the task.
 
         Returns:
-            Window length and overlap in ticks.
+            The settings of windows.
         """
         window, multiple = self.identity.window_ticks, self.identity.tick_multiple
         disjoint = any(self.model.stream(name).complete_windows for name in TASKS[task].targets)
@@ -473,7 +473,7 @@ class Sampler:
             seed: Seed of the noise, which is keyed by seed, sample and tick.
             windows: Lengths of the windows.
             settings: Steps and solver.
-            worked: Called after each step with its share of the generated ticks.
+            worked: Function that is called after each step with the step's share of the generated ticks.
 
         Yields:
             Parts of the results.
@@ -504,7 +504,10 @@ class Sampler:
 
 
 def joined(parts: Iterable[Part]) -> list[dict[StreamName, Any]]:
-    """Join parts to the complete arrays of each timeline, in memory; raise the errors of `Part.arrays`."""
+    """Decode parts and join them to the complete arrays of each timeline, by stream.
+
+    All arrays are in memory. The errors are those of `Part.arrays`.
+    """
     found: dict[int, dict[StreamName, list[Any]]] = {}
     for part in parts:
         own = found.setdefault(part.number, {})
@@ -516,7 +519,7 @@ def joined(parts: Iterable[Part]) -> list[dict[StreamName, Any]]:
     ]
 
 
-# --- values of condition streams: those that the user gives, otherwise the recording's own
+# --- values of condition streams: values that the user gives, otherwise values of the recording
 
 Asked = Mapping[str, Array | None]
 """Values that the user gives, by name of the condition stream; None: the stream is left out."""
@@ -531,7 +534,7 @@ def asked_values(streams: Mapping[str, ConditionStream], given: Sequence[tuple[s
         origin: Flag or argument that gives the values, for errors.
 
     Returns:
-        Arrays (*shape) by name; None for a stream that is left out.
+        For each given name, the value as an array of the stream's shape; None: the stream is left out.
 
     Raises:
         UsageFault: A stream is unknown to the model or given twice, or a value is unknown.
@@ -551,15 +554,15 @@ def asked_values(streams: Mapping[str, ConditionStream], given: Sequence[tuple[s
 
 
 def values_of(streams: Mapping[str, ConditionStream], asked: Asked, recording: Recording) -> dict[str, ValueOf]:
-    """Return each stream's value as a function of a window.
+    """Return functions that give the value of each condition stream in a window.
 
     Args:
         streams: Condition streams of the model.
         asked: Values that the user gives, which take precedence.
-        recording: Recording whose values are used otherwise.
+        recording: Recording whose values are used for the other streams.
 
     Returns:
-        Functions of a window's first tick and length in ticks.
+        For each stream, a function of a window's first tick and its length in ticks.
     """
 
     def own(stream: ConditionStream) -> ValueOf:
@@ -579,8 +582,8 @@ def shown_values(
         spans: First tick and length of each window, in ticks.
 
     Returns:
-        The entry ``conditions``, by name: one value if all windows have the same value, otherwise a list. None: the
-        stream is left out.
+        A dictionary with the key ``conditions``, which is empty if the model has no condition streams. By name of the
+        stream, it contains one value if all windows have the same value, otherwise a list. None: no value.
     """
     found: dict[str, Any] = {}
     for name, stream in streams.items():

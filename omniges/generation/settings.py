@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 _MAX_WARNINGS: Final = 5
 Weights = Literal["ema", "last"]
 TASK_NAMES: Final = ("a2g", "t2g", "t2a", "g2a", "a2t", "g2t", "at2g", "gt2a", "ga2t", "unconditional")
-"""Names of tasks as help shows them."""
+"""Names of tasks in help texts."""
 
 
 def task_named(name: str) -> str:
-    """Return the task for a name such as a2g, at2g or unconditional.
+    """Return the key in `TASKS` of a task that the user names, such as a2g, at2g or unconditional.
 
     The letters before the 2 may have any order.
 
     Args:
-        name: The name.
+        name: Name that the user gives.
 
     Returns:
-        Name of the task in `TASKS`.
+        Key in `TASKS`, such as ``ta2g`` for at2g.
 
     Raises:
         UsageFault: The name is unknown.
@@ -52,7 +52,7 @@ def task_named(name: str) -> str:
 
 
 def require_guidable(task: Task, sampling: SamplingSettings, conditions: Collection[Any] = ()) -> None:
-    """Refuse a guidance weight if there are no conditions.
+    """Refuse a guidance scale other than 1 if there are no conditions.
 
     Args:
         task: The task.
@@ -60,7 +60,7 @@ def require_guidable(task: Task, sampling: SamplingSettings, conditions: Collect
         conditions: Values of condition streams.
 
     Raises:
-        UsageFault: The weight is not 1, and the task has no conditions.
+        UsageFault: The guidance scale is not 1, but there are neither conditions nor values of condition streams.
     """
     if sampling.guidance != 1 and not task.conditions and not conditions:
         raise UsageFault(
@@ -109,7 +109,7 @@ class Sources:
     )
 
     def __post_init__(self) -> None:
-        """Refuse values out of range and contradictions."""
+        """Refuse values out of range, and samples without the shards that contain them."""
         check(self)
         if (self.keys or self.split) and self.shards is None:
             raise UsageFault("--key and --split: expected the shards of the samples, found none; add --shards DIR")
@@ -213,12 +213,12 @@ class GenerateSettings:
 
 @dataclass(frozen=True, slots=True)
 class GenerateSummary:
-    """Summary of `generate`."""
+    """Summary of a run of `generate`."""
 
-    folder: Path
-    records: tuple[Path, ...]
-    generated_s: float
-    elapsed_s: float
+    folder: Path  # folder of the results
+    records: tuple[Path, ...]  # record of each result
+    generated_s: float  # total length of the results
+    elapsed_s: float  # duration of the run
     warnings: tuple[str, ...]
     """Warnings of all results without duplicates, in order."""
 

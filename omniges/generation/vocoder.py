@@ -6,8 +6,9 @@ librosa's Griffin-Lim with momentum 0.99 (Griffin and Lim 1984; Perraudin et al.
 A mel of 64 bands lacks detail, so the waveform is for listening, not for measuring.
 
 A HiFi-GAN folder is written by `SpeechT5HifiGan.save_pretrained` of transformers; AudioLDM2 has one under ``vocoder``.
-It contains ``config.json`` and ``model.safetensors`` or ``pytorch_model.bin``. Its mel must have 64 bands, 16 kHz and
-hop 160. It must also be the natural logarithm of magnitudes, as in AudioLDM2; no file states this.
+It contains ``config.json``, and ``model.safetensors`` or ``pytorch_model.bin``. Its mel must have 64 bands, 16 kHz and
+hop 160. The mel must also be the natural logarithm of magnitudes, as in AudioLDM2. This cannot be checked, because no
+file states it.
 """
 
 from __future__ import annotations
@@ -93,11 +94,11 @@ class _Config:
 
 
 MIN_FRAMES: Final = N_FFT // HOP_SAMPLES // 2 + 1
-"""Shortest mel that can be converted to a waveform."""
+"""Smallest number of mel frames that Griffin-Lim can convert to a waveform."""
 
 
 class VocoderStream(Protocol):
-    """A converter of a log-mel into 16 kHz samples. It receives the log-mel in blocks of frames."""
+    """A converter of one log-mel to 16 kHz samples, which receives the log-mel in blocks of frames."""
 
     def push(self, mel: F32, /) -> F32:
         """Append mel frames (F, 64); return the samples that are ready."""
@@ -108,11 +109,11 @@ class VocoderStream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Vocoder:
-    """A vocoder with its name; `begin` creates a converter of one mel to a waveform."""
+    """A vocoder, which creates a new converter for each log-mel."""
 
-    name: str  # for records: griffin-lim, or hifi-gan with its digest
-    warning: str | None
-    begin: Callable[[int], VocoderStream]  # makes a converter from a seed
+    name: str  # for records: griffin-lim, or hifi-gan with the path and sha256 of its weights
+    warning: str | None  # warning about each waveform
+    begin: Callable[[int], VocoderStream]  # creates a converter from a seed
 
 
 @functools.cache
@@ -131,10 +132,10 @@ def _magnitudes(mel: F32) -> F64:
 
 
 class GriffinLim:
-    """A converter of a log-mel into 16 kHz samples by Griffin–Lim.
+    """A converter of one log-mel to 16 kHz samples by Griffin–Lim.
 
-    Segments of 20 s are cross-faded over 0.5 s, so memory does not grow with length. The samples depend only on mel and
-    seed, not on the sizes of the blocks that are passed to `push`.
+    Segments of 20 s are cross-faded over 0.5 s, so memory does not grow with length. The samples depend only on the mel
+    and the seed, not on the sizes of the blocks that are passed to `push`.
     """
 
     def __init__(self, seed: int) -> None:
@@ -156,13 +157,13 @@ class GriffinLim:
         return _joined(ready)
 
     def finish(self) -> F32:
-        """Return the last samples; raise ValueError if there were fewer than 4 frames in all."""
+        """Return the last samples; raise ValueError if the mel has fewer than 4 frames in total."""
         if len(self._held) < MIN_FRAMES:
             raise ValueError(f"expected log-mel of at least {MIN_FRAMES} frames, found {len(self._held)}")
         return _joined([self._segment(self._held)])
 
     def _segment(self, mel: F32) -> F64:
-        """Return the samples (160 F,) of a segment of F frames."""
+        """Compute the samples (160 F,) of a segment of F frames, cross-faded with the previous segment."""
         padded = np.concatenate([mel, mel[-1:]])  # frame F is centred on the end of the last sample
         found = load_librosa().griffinlim(
             _magnitudes(padded),
@@ -197,7 +198,7 @@ def waveform_from_mel(mel: F32, stream: VocoderStream) -> F32:
 
     Args:
         mel: Log-mel (F, 64).
-        stream: A new converter.
+        stream: A converter that has not received frames yet.
 
     Returns:
         16 kHz samples (160 F,) float32 in [−1, 1], scaled down if they are louder.
@@ -298,9 +299,10 @@ def _read_config(folder: Path) -> _Config:
 
 
 class HifiGan:
-    """A converter that runs a HiFi-GAN on segments of 5 s.
+    """A converter of one log-mel to 16 kHz samples that runs a HiFi-GAN on segments of 5 s.
 
-    Each segment includes the receptive field on both sides, so boundaries of segments are not audible.
+    The input of the network includes its receptive field on both sides of a segment, so boundaries of segments are not
+    audible.
     """
 
     def __init__(self, model: torch.nn.Module, context_frames: int, place: str = "the vocoder") -> None:
@@ -323,7 +325,7 @@ class HifiGan:
 
     @torch.no_grad()
     def _sound(self, frames: int, stop: int) -> F32:
-        """Return the samples of the next `frames` frames, computed from the stored frames up to `stop`."""
+        """Compute the samples of the next `frames` frames from the stored frames up to `stop`."""
         device = next(self._model.parameters()).device
         mel = torch.from_numpy(np.ascontiguousarray(self._held[:stop])).to(device)
         samples: F32 = self._model(mel).float().cpu().numpy()

@@ -3,9 +3,10 @@
 Checkpoints contain the speaking rate.
 
 A word of n letters takes a + b·n seconds (least squares over the words of the train split). Pauses are medians of the
-gaps between words. Within a sentence: gaps below 0.2 s. After a comma and similar: gaps from 0.2 to 0.6 s. After a full
-stop and similar: gaps from 0.6 to 2 s. If the shards contain no gap of this length, the pause is the lower bound. Times
-are estimates, and results contain a warning about this.
+gaps between words. The pause within a phrase is the median of gaps below 0.2 s. The pause after a comma and similar is
+the median of gaps from 0.2 to 0.6 s. The pause after a full stop and similar is the median of gaps from 0.6 to 2 s. If
+the shards contain no gap of such a length, the pause is the lower bound. Times are estimates, and results contain a
+warning about this.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ _STARTS: Final = {
 _LYRIC: Final = re.compile(r"\[\d+:\d\d(?:[.:]\d+)?\].*")
 _JSON: Final = re.compile(r'\{\s*["}]|\[\s*[\[{"\]]')
 _TAG: Final = re.compile(r"<(?:\?xml|!doctype|([a-z][\w:-]*))[^<>]*>", re.IGNORECASE)
-_ROW: Final = re.compile(  # line with two times: at its start, or after one or two names as in a CTM file
+_ROW: Final = re.compile(  # a line with two times: at the start, or after one or two names as in a CTM file
     r"(?:\d+(?:[.,]\d+)?[\t ,;]+\d+(?:[.,]\d+)?"
     r"|[^\s,;]+[\t ,;]+(?:[^\s,;]+[\t ,;]+)?\d+\.\d+[\t ,;]+\d+\.\d+)(?:[\t ,;].*)?"
 )
@@ -108,7 +109,7 @@ def _without_edges(token: str) -> str:
 
 
 def _other_format(text: str) -> str | None:
-    """Return the format of a text that is not plain words, which must not be spoken; None for words."""
+    """Return the name of a text's format if it is not plain words but, for example, JSON; None for plain words."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     start = "\n".join(lines[:3])
     tag = _TAG.match(start)
@@ -124,7 +125,7 @@ def _other_format(text: str) -> str | None:
         return "JSON"
     if tag and (tag[1] is None or lines[-1].endswith(f"</{tag[1]}>")):
         return "XML or HTML"
-    if len(lines) > 1 and all(map(_ROW.fullmatch, lines[1:])):  # the first may be a heading
+    if len(lines) > 1 and all(map(_ROW.fullmatch, lines[1:])):  # the first line may be a heading
         return "a table of times"
     control = next((letter for letter in text if category(letter) == "Cc" and not letter.isspace()), None)
     return None if control is None else f"the control character U+{ord(control):04X}"
@@ -144,7 +145,7 @@ def estimate_warnings(text: str, rate: SpeakingRate) -> list[str]:
         rate: Speaking rate.
 
     Returns:
-        Warnings that times are estimates, and how many marks were left out.
+        A warning that times are estimates, and a warning about marks that were left out, if there are any.
     """
     found = [f"times estimated by a speaking rate learned from {rate.words} words"]
     if marks := [token for token in text.split() if _is_mark(token)]:
@@ -154,7 +155,7 @@ def estimate_warnings(text: str, rate: SpeakingRate) -> list[str]:
 
 
 def timed_words(text: str, rate: SpeakingRate) -> list[dict[str, Any]]:
-    """Return the words of a text with estimated times in whole milliseconds, from 0.
+    """Split a text into words with estimated times, which are rounded to milliseconds and start at 0.
 
     Args:
         text: Plain text. Punctuation at the edges of a word makes pauses and is not spoken. Each letter of Chinese and

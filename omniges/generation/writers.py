@@ -56,15 +56,18 @@ _UNWRITABLE: Final = frozenset({"Cc", "Cs"})
 
 @dataclass(frozen=True, slots=True)
 class OutFile:
-    """A file of a result, with its bytes as an iterator."""
+    """A file of a result."""
 
-    kind: str
-    ending: str
-    parts: Iterable[bytes]
+    kind: str  # key in `GeneratedRecord.files`
+    ending: str  # ending of the file name, such as .npz
+    parts: Iterable[bytes]  # content of the file, in parts
 
 
 class GestureSink:
-    """Writer of gesture channels as an SMPL-X NPZ, with valid rotations and with root steps summed to positions."""
+    """Writer of gesture channels as an SMPL-X NPZ.
+
+    Rotations are made valid, and root steps are summed to positions.
+    """
 
     def __init__(self, body: Body, folder: Path | None) -> None:
         self.measures: dict[str, float] = {}
@@ -91,7 +94,7 @@ class GestureSink:
         self.measures["invalid_rotations"] = self._invalid / len(self._channels)
 
     def motion(self) -> MotionArrays:
-        """Return the valid motion as the NPZ contains it."""
+        """Return the motion that the NPZ contains."""
         return MotionArrays(**{name: spool.rows(0, len(spool)) for name, spool in self._motion.items()})
 
     def files(self) -> Iterator[OutFile]:
@@ -108,7 +111,7 @@ class GestureSink:
                 yield part
 
     def shown(self, start: int, stop: int) -> F32:
-        """Return gesture frames (3 · n, 415) for a picture, where n is the number of ticks from `start` to `stop`."""
+        """Return the gesture frames (3 · (stop − start), 415) from tick `start` to tick `stop`, for a picture."""
         return self._channels.rows(FRAMES_PER_TICK * start, FRAMES_PER_TICK * stop)
 
 
@@ -134,7 +137,7 @@ def valid_motion(gesture: F32, start_xz: npt.NDArray[np.float64]) -> MotionArray
 
 
 class SpeechSink:
-    """Writer of log-mels as an .npy file, and as a WAV if there is a vocoder.
+    """Writer of a log-mel as an .npy file and, if there is a vocoder, as a WAV.
 
     A WAV that is louder than full scale is scaled down. Vocoders are slow, so the WAV is optional.
     """
@@ -167,7 +170,7 @@ class SpeechSink:
         return self._mel.rows(0, len(self._mel))
 
     def files(self) -> Iterator[OutFile]:
-        """Yield the mel and the WAV."""
+        """Yield the file of the mel and, if there is a vocoder, the WAV."""
         yield OutFile("mel", ".mel.npy", self._array())
         if self._vocoder is None:
             return
@@ -185,12 +188,12 @@ class SpeechSink:
         yield from (block.tobytes() for block in self._mel.blocks())
 
     def shown(self, start: int, stop: int) -> F32:
-        """Return mel frames (10 · n, 64) for a picture, where n is the number of ticks from `start` to `stop`."""
+        """Return the mel frames (10 · (stop − start), 64) from tick `start` to tick `stop`, for a picture."""
         return self._mel.rows(MEL_FRAMES_PER_TICK * start, MEL_FRAMES_PER_TICK * stop)
 
 
 class Labels:
-    """Converts generated texts to TextGrid labels that readers return unchanged, and counts the texts it changed."""
+    """Converter of generated texts to valid TextGrid labels. Its warnings say which texts readers do not get back."""
 
     def __init__(self, kind: str) -> None:
         self._kind = kind  # plural noun for the labelled texts, for warnings
@@ -198,7 +201,7 @@ class Labels:
         self._silences: set[str] = set()
 
     def label(self, text: str) -> str:
-        """Return a text in one line, with single spaces, and U+FFFD for each control character and lone surrogate."""
+        """Convert a text to one line with single spaces. Control characters and lone surrogates become U+FFFD."""
         joined = " ".join(text.split())
         found = "".join(_NO_TEXT if category(letter) in _UNWRITABLE else letter for letter in joined)
         self._controls += found != joined
@@ -240,11 +243,11 @@ class TextSink:
         return [WordInterval(labels.label(word.word), word.start, word.end) for word in decoded]
 
     def spoken(self) -> tuple[list[WordInterval], bool]:
-        """Return the words as read from the TextGrid, and True, because the words have times."""
+        """Return the words that readers of the TextGrid find, and True, because the words have times."""
         return _without_silences(self._labelled(Labels("words"))), True
 
     def files(self) -> Iterator[OutFile]:
-        """Yield the TextGrid and the text."""
+        """Yield the TextGrid and the file of plain text."""
         labels = Labels("words")
         words = self._labelled(labels)
         intervals = [word for word in words if word.word]
@@ -257,7 +260,7 @@ class TextSink:
         yield OutFile("transcript", ".txt", [(" ".join(word.word for word in intervals) + "\n").encode()])
 
     def shown(self, _start: int, stop: int) -> list[dict[str, Any]]:
-        """Return the words before a tick, with their times in the result."""
+        """Return the words of the ticks before `stop`, with their times in the result, for a picture."""
         return [word.as_json() for word in self._codec.decode(np.concatenate(self._tokens)[:stop])]
 
 
@@ -265,7 +268,7 @@ class WindowTextSink:
     """Writer of the texts of complete windows as a TextGrid and plain text, without word timings."""
 
     def __init__(self, windows: Sequence[tuple[int, int]]) -> None:
-        """Prepare for the given windows.
+        """Create the writer for the given windows.
 
         Args:
             windows: First tick and length of each window, in ticks. Successive windows touch.
@@ -288,11 +291,11 @@ class WindowTextSink:
                 self._cut_from_s.append(start)
 
     def spoken(self) -> tuple[list[WordInterval], bool]:
-        """Return the texts of windows as read from the TextGrid, and False, because the words have no times."""
+        """Return the texts that readers of the TextGrid find, and False, because the words have no times."""
         return _without_silences(self._intervals), False
 
     def files(self) -> Iterator[OutFile]:
-        """Yield the TextGrid with a tier `windows`, and the text."""
+        """Yield the TextGrid with a tier `windows`, and the file of plain text."""
         texts = [interval.word for interval in self._intervals if interval.word]
         self.warnings += self._labels.warnings
         if self._cut_from_s:
@@ -306,7 +309,7 @@ class WindowTextSink:
         yield OutFile("transcript", ".txt", [(" ".join(texts) + "\n").encode()])
 
     def shown(self, _start: int, stop: int) -> list[dict[str, Any]]:
-        """Return the windows that begin before a tick, each as one word with its times in the result."""
+        """Return the text of each window that begins before tick `stop`, as one word with times, for a picture."""
         spoken = [interval for interval in self._intervals if interval.word]
         return [asdict(interval) for interval in spoken if interval.start * TICKS_PER_SECOND < stop]
 
@@ -314,8 +317,8 @@ class WindowTextSink:
 Sink = GestureSink | SpeechSink | TextSink | WindowTextSink
 """A writer of one stream of a result.
 
-It receives rows in the format of shards, or texts of windows if text is stored as latents. It returns rows for a
-picture, and the files at the end.
+`append` receives rows in the format of shards, or texts of windows if text is stored as latents. `files` returns the
+files at the end. `shown` returns rows for a picture.
 """
 
 
@@ -341,7 +344,8 @@ class Results:
             vocoder: Vocoder; None: no waveform.
             seed: Seed of the vocoder.
             folder: Folder of temporary files, see `Spool`.
-            windows_of_text: First tick and length of each window, if text is stored as latents; None: text is tokens.
+            windows_of_text: First tick and length of each window, if text is stored as latents; None: text is stored as
+                tokens.
         """
         sink_of: dict[StreamName, Callable[[], Sink]] = {
             "gesture": lambda: GestureSink(body, folder),
@@ -351,20 +355,20 @@ class Results:
         self.sinks = {name: sink_of[name]() for name in targets}
 
     def append(self, arrays: Mapping[StreamName, Any]) -> None:
-        """Append the next rows of the given targets."""
+        """Append the next rows of each stream in `arrays`."""
         for name, rows in arrays.items():
             self.sinks[name].append(rows)
 
     def motion(self) -> MotionArrays:
-        """Return the motion, if gesture is a target."""
+        """Return the motion; gesture must be a target."""
         return cast("GestureSink", self.sinks["gesture"]).motion()
 
     def mel(self) -> F32:
-        """Return the log-mel (F, 64), if audio is a target."""
+        """Return the log-mel (F, 64); audio must be a target."""
         return cast("SpeechSink", self.sinks["audio"]).mel()
 
     def spoken(self) -> tuple[list[WordInterval], bool]:
-        """Return generated words and True, or texts of windows and False, if text is a target."""
+        """Return the words and True, or the texts of windows and False; text must be a target."""
         return cast("TextSink | WindowTextSink", self.sinks["text"]).spoken()
 
     def files(self) -> Iterator[OutFile]:
@@ -374,7 +378,7 @@ class Results:
 
     @property
     def measures(self) -> dict[str, float]:
-        """Measurements that were made while the files were written."""
+        """Measurements of all streams, such as ``invalid_rotations``, the share of invalid rotations."""
         return {name: value for sink in self.sinks.values() for name, value in sink.measures.items()}
 
     @property
@@ -396,7 +400,7 @@ def result_picture(
         task: Name of the task.
         item: The input.
         results: The result.
-        body: Body, whose start position is used.
+        body: Body whose start position is the start of the motion.
         codec: Tokenizer of text tokens.
         part: Part of the result to draw.
 
@@ -426,10 +430,13 @@ def result_picture(
 
 
 def _rows_of(condition: Condition, codec: TextTokenCodec | None, start: int, stop: int) -> Any:
-    """Return a condition's rows of ticks; for text, its words that text tokens keep, or all words without a codec."""
+    """Return the rows of a condition from tick `start` to tick `stop`.
+
+    For text, return the words that have text tokens or, without a codec, all words.
+    """
     if condition.stream != "text":
         return condition.array(start, stop - start)
-    if codec is None or condition.series is None:  # without a series, latents are made from the words
+    if codec is None or condition.series is None:  # without a series, the latents encode the words
         return condition.words
     return [word.as_json() for word in codec.decode(condition.array(0, stop))]
 
@@ -437,10 +444,11 @@ def _rows_of(condition: Condition, codec: TextTokenCodec | None, start: int, sto
 def _place(rows: Callable[[int, int], F32], first: int, shown: F32, start_xz: F64) -> tuple[float, float]:
     """Return the position of the root in the first row of a tick.
 
-    The position is `start_xz` plus the steps of all later rows up to this row, which are summed in blocks.
+    The position is `start_xz` plus the steps of all rows from the second row up to this row. The steps are summed in
+    blocks.
 
     Args:
-        rows: Function that returns the gesture channels of ticks.
+        rows: Function of a first and a last tick that returns the gesture channels between them.
         first: The tick.
         shown: Gesture channels from this tick on.
         start_xz: Position (2,) in the first row of the result, in metres.
