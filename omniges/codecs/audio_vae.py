@@ -7,9 +7,9 @@ channel also works. It has config.json and diffusion_pytorch_model.safetensors o
 A row of latents has K channels and W columns. The number of channel k and column w has index k · W + w in the row. Each
 number is (mean of the posterior − shift factor) · scaling factor, with both factors from the configuration.
 
-Arrays of any length are processed in blocks, and the result equals that of diffusers on the complete array. The input
-is not cut into blocks that are encoded separately, because every latent depends on the complete clip: group
-normalisations use the mean and variance over all rows, and each row attends to all rows.
+Arrays of any length are processed in blocks, and the result equals that of diffusers on the complete array. The blocks
+are not encoded separately, because every latent depends on the complete clip. Group normalisations use the mean and
+variance over all rows, and each row attends to all rows.
 
 Instead, each layer is computed over the complete activation, block by block. A convolution of 3 rows needs one extra
 row on each side of a block. Means and variances are computed over all blocks. The attention computes a block of queries

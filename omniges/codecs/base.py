@@ -1,8 +1,9 @@
 """Interfaces of codecs. docs/how-to/extend.md says how to add a codec.
 
-A codec encodes one member (file) of a sample, its source, as latents, and decodes latents. A frame codec encodes each
-group of frames as a row of latents. A window codec encodes the words of each window as a row. A codec is frozen:
-training does not change it, and checkpoints do not contain it. The same source always gives the same latents.
+A codec encodes one member (file) of a sample as latents, and decodes latents. This member is the codec's source. A
+frame codec encodes each group of frames as a row of latents. A window codec encodes the words of each window as a row.
+A codec is frozen: training does not change it, and checkpoints do not contain it. The same source always gives the same
+latents.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def encode(settings: EncodeSettings, count: Count = lambda _done, _total: None) 
     """
     began = time.monotonic()
     target = settings.target
-    if settings.shards.resolve() in target.resolve().parents:  # `verify-shards` would report it
+    if settings.shards.resolve() in target.resolve().parents:  # `verify-shards` would report such a folder
         raise UsageFault(
             f"--output-dir {target}: expected a folder outside of the shards {settings.shards}, found one inside "
             "them; choose another"
@@ -400,7 +400,7 @@ class _Job:
                     )
 
     def _journalled(self, rows: Mapping[str, Sequence[ManifestRow]]) -> dict[str, _Written]:
-        """Return the shards that a stopped run finished and whose bytes have not changed since."""
+        """Return the shards that a stopped run finished, if their bytes have not changed."""
         found = {}
         for line in self.workspace.journal.load():
             path = self.workspace.folder / line["staged"]

@@ -149,7 +149,7 @@ class _Residual(nn.Module):
         self.conv2 = nn.Conv1d(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the block to (B, W, T), which keeps its shape."""
+        """Apply the block to x (B, W, T); the result has the same shape."""
         branch: Tensor = self.conv2(torch.relu(self.conv1(torch.relu(x))))
         return x + branch
 

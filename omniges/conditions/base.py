@@ -29,7 +29,7 @@ T = TypeVar("T")
 Content = Literal["gesture", "mel", "words"]
 """Contents of a recording that a stream may read, in addition to labels."""
 STREAM_OF: Final[Mapping[Content, str]] = {"gesture": "gesture", "mel": "audio", "words": "text"}
-"""Stream that each content belongs to."""
+"""Generated stream (gesture, audio or text) of each content."""
 ABSENT: Final = "none"
 """Text on the command line that means no value."""
 MIN_WORD_S: Final = 0.5 / TICKS_PER_SECOND
@@ -74,7 +74,7 @@ class Recording:
     labels: Mapping[str, str] = field(default_factory=dict)
     """Labels by name, such as emotion, scenario, ``speaker`` and ``language``."""
     contents: Mapping[Content, Callable[[int, int], Any]] = field(default_factory=dict)
-    """Functions that read a content of a window, given its first tick and its number of ticks."""
+    """Functions of (first tick, number of ticks) that read a content of a window, by content."""
 
     def gesture(self, first_tick: int, ticks: int) -> F32:
         """Return the gesture channels of a window, as stored in the shards.

@@ -152,7 +152,7 @@ def _changed(config: ModelConfig, changes: Mapping[str, Any], allowed: frozenset
 
 
 class CheckpointStart(Start):
-    """Start from a checkpoint of omniges: uses all its weights, its statistics and its tokenizer.
+    """A start from a checkpoint of omniges: the run gets all its weights, its statistics and its tokenizer.
 
     Speakers keep their numbers. New speakers of the shards get the next numbers. Their weights are initialized as
     copies of the weights of the *unknown* speaker.
@@ -253,7 +253,7 @@ def config_over_tokens(trunk: Mapping[str, Any]) -> ModelConfig:
 
 
 class OmniFlowStart(Start):
-    """Start from OmniFlow's trunk: text and audio use its weights unchanged, gesture uses those of the image stream.
+    """A start from OmniFlow's trunk: text and audio use its weights unchanged, gesture uses those of the image stream.
 
     If audio is stored as latents of OmniFlow's autoencoder, audio tokens are patches, as in OmniFlow. A recipe with
     ``audio_tokens: rows`` selects rows of latents instead.
@@ -327,11 +327,11 @@ class _Plan:
     """How the weights of the source trunk correspond to the weights of the model."""
 
     carried: Mapping[str, str]
-    """For each source weight that is copied, its name in the model, by its name in the source."""
+    """Names in the model of the source weights that are copied, by their names in the source."""
     left: Mapping[str, str]
-    """For each source weight that is left out, the reason, by its name in the source."""
+    """Reasons why source weights are left out, by their names in the source."""
     new: Mapping[str, str]
-    """For each weight of the model without a source, the reason, by its name in the model."""
+    """Reasons why weights of the model have no source, by their names in the model."""
 
 
 def _plan(model: FlowModel, own: Mapping[str, Tensor], source: SourceTrunk) -> _Plan:

@@ -36,15 +36,15 @@ class Place:
 
 
 def copied(copies: Callable[[], Windows], device: torch.device, stream: torch.cuda.Stream | None) -> Windows:
-    """Copy a batch to a device; to a GPU in a separate stream, so that the copy overlaps with the last training step.
+    """Copy a batch to a device. The copy to a GPU overlaps with the last training step, because it has its own stream.
 
     Args:
-        copies: Function that starts the copies and returns the batch on the device.
+        copies: Function that copies the arrays and returns the batch on the device.
         device: The device.
-        stream: CUDA stream of the copies; None: the stream of the model, for devices without streams.
+        stream: CUDA stream of the copy; None for a device without streams.
 
     Returns:
-        The batch. Operations that the current stream starts later wait for the copies.
+        The batch. Later operations of the current stream wait for the copy.
     """
     if stream is None:
         return copies()

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from omniges.errors import EnvironmentFault, ExitCode, OmnigesError
 
 SECOND_CTRL_C_AFTER_S: Final = 0.5
-"""Seconds after the first Ctrl-C in which more are ignored, because a terminal and a launcher may both send SIGINT."""
+"""Seconds after the first Ctrl-C during which another SIGINT is ignored: terminal and launcher may both send it."""
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")

@@ -140,7 +140,7 @@ class Shown:
     start_tick: int
     ticks: int
     files: str  # folder of the generated files
-    generated: str  # generated words; for other targets the types of the files; or the reason why there is no result
+    generated: str  # generated words, types of the generated files, or the reason why there is no result
     recorded: str  # words of the recording
     picture: Path
 

@@ -179,7 +179,7 @@ class Loop:
         )
 
     def _learn(self) -> StopReason:
-        reason = self._validate() if self._due() else StopReason.NONE  # not done if the last run was stopped
+        reason = self._validate() if self._due() else StopReason.NONE  # if the last run stopped before validation
         while reason is StopReason.NONE:
             reason = self._step()
             if reason is StopReason.NONE:

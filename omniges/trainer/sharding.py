@@ -130,7 +130,7 @@ def receive(slots: Sequence[Tensor], values: Iterable[Tensor], ranks: Ranks) -> 
         return
     try:
         for number, (slot, tensor) in enumerate(zip(slots, values, strict=True)):
-            ranks.largest(number)  # after reading, which may fail: the other ranks now wait for it
+            ranks.largest(number)  # announced only after reading, which may fail
             _put(slot, tensor, source=0)
     finally:
         ranks.largest(_END)

@@ -129,7 +129,7 @@ def _run_opened(run: Run, began_s: float, stack: ExitStack) -> Summary:
         "packages": package_versions(),
         "machine": machine(run.accelerator.device, ranks.world_size),
     }
-    if choice.checkpoint is not None:  # it names the pretrained weights of the run
+    if choice.checkpoint is not None:  # the checkpoint names the run's pretrained weights
         origin = read_provenance(choice.checkpoint).get(_PRETRAINED)
         provenance |= {} if origin is None else {_PRETRAINED: origin}
     config = settings.as_json()

@@ -171,7 +171,7 @@ def empty_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 
 
 def load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor], where: str) -> None:
-    """Load the saved state of an optimizer, in one process.
+    """Load the saved state of an optimizer that is used in one process.
 
     Args:
         model: Module that is optimized.

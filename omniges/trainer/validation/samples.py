@@ -40,12 +40,12 @@ VALIDATION_SEED: Final = 0x56414C
 METRIC_TOOLS: Final = MetricTools(
     profile=PROFILES["corrected"], bodies=load_bodies(None), encoder=None, mean_speeds_m_s=None
 )
-"""Metric settings and body model for the metrics of motion."""
+"""Settings for the metrics of motion, with the generic skeleton as body."""
 VOCODER: Final = GRIFFIN_LIM
 
 _RESAMPLES: Final = 200
 _NOT_OF_WINDOWS: Final = ("seams", "face")
-"""Prefixes of metrics that are left out. Seams need several windows, and face metrics need a body model."""
+"""Prefixes of metrics that are left out. Seams need several windows, and face metrics need an SMPL-X model."""
 _CONDITION_NAMES: Final[Mapping[StreamName, str]] = {
     "text": "the words",
     "audio": "the audio",
