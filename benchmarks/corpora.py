@@ -1,4 +1,4 @@
-"""Corpora to measure on: synthetic ones, and larger ones whose files are hard links to a smaller one's."""
+"""Corpora for measurements: synthetic corpora, and larger corpora of hard links to the files of a smaller corpus."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from omniges.pipeline.settings import Selection
 COMMAND: Final = Path(sys.executable).with_name("omniges")
 _VOCABULARY_WORDS: Final = 200
 _SPEAKERS: Final = 5
-_SPEAKER_STEP: Final = 100  # copy k of a recording belongs to speaker id + 100 k, of at most four digits
+_SPEAKER_STEP: Final = 100  # copy k of a recording gets the speaker id + 100 k, of at most four digits
 MAX_COPIES: Final = 99
 
 
@@ -29,7 +29,7 @@ def say(text: str) -> None:
 def make_corpus(folder: Path, recordings: int, seconds: float) -> Path:
     """Write a synthetic corpus to disk: PCM16 audio, 200 words, up to five speakers."""
     say(f"writing {recordings} synthetic recordings of {seconds:g} s to {folder}")
-    # In a separate process, so that this one stays small: its children inherit its ru_maxrss.
+    # In a separate process, so that this process stays small: its children inherit its ru_maxrss.
     command = [str(COMMAND), "sample-corpus", str(folder), "--clips", str(recordings), "--seconds", str(seconds)]
     command += ["--words", str(_VOCABULARY_WORDS), "--speakers", str(min(_SPEAKERS, recordings)), "--audio", "pcm16"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
@@ -40,7 +40,7 @@ def make_corpus(folder: Path, recordings: int, seconds: float) -> Path:
 
 
 def find_recordings(root: Path) -> list[Recording]:
-    """Return all recordings under a root; read every file once, so that measured runs find it in the page cache."""
+    """Return all recordings under a folder, after reading every file once into the page cache."""
     recordings = list(discover(root, Selection()).recordings)
     if not recordings:
         raise SystemExit(f"{root}: no recording has all of audio, motion and words")
@@ -59,13 +59,13 @@ def spread(recordings: list[Recording], count: int) -> list[Recording]:
 
 
 def fit_for_links(recordings: list[Recording], count: int) -> bool:
-    """Return whether `count` recordings can be linked from these: enough of them, with stems within the grammar."""
+    """Return whether `link_corpus` can make `count` recordings: there are enough, and speaker ids are below 100."""
     small_ids = all((parse_stem(recording.stem).speaker_id or 100) < 100 for recording in recordings)
     return small_ids and count <= MAX_COPIES * len(recordings)
 
 
 def _link(source: str, target: Path) -> None:
-    """Make a hard link, or a copy if the file system does not support one or the file is on another one."""
+    """Make a hard link, or a copy if a hard link is not possible."""
     try:
         os.link(source, target)
     except OSError:
@@ -73,7 +73,7 @@ def _link(source: str, target: Path) -> None:
 
 
 def link_corpus(recordings: list[Recording], folder: Path, count: int) -> Path:
-    """Make a corpus of `count` recordings from hard links to given ones, as if more speakers had said the same."""
+    """Make a corpus of `count` recordings from hard links to given recordings; each copy has another speaker id."""
     base = folder / "beat_synthetic_v2.0.0"
     targets = {"wav": "wave16k", "npz": "smplxflame_30", "textgrid": "textgrid", "sem": "sem"}
     for name in targets.values():

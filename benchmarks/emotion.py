@@ -30,7 +30,7 @@ from omniges.formats.npz import decode_motion
 from omniges.shards.reader import ShardFolder
 
 BODY = slice(0, 78)
-"""Channels of the upper body, which carry the idle pose."""
+"""Channels of the upper body, which show the idle pose."""
 F64 = npt.NDArray[np.float64]
 
 
@@ -53,7 +53,7 @@ class Telling:
 
     @classmethod
     def learn(cls, shards: ShardFolder, frames: int) -> Telling:
-        """Learn from windows of a number of frames."""
+        """Learn from all windows of the train recordings; a window has `frames` frames."""
         poses: dict[str, list[F64]] = {}
         for row in shards.rows:
             if row.split == "train":
@@ -67,7 +67,7 @@ class Telling:
         return cls(means, np.linalg.inv(covariance + ridge * np.eye(len(covariance))))
 
     def emotion(self, pose: F64) -> str:
-        """Return the emotion with the nearest mean."""
+        """Return the emotion whose mean pose is nearest (Mahalanobis distance)."""
 
         def distance(name: str) -> float:
             apart = pose - self.means[name]
@@ -85,7 +85,7 @@ def prepare(folder: Path, clips: int, seconds: float) -> None:
 
 
 def train(folder: Path, minutes: float, window_ticks: int, batch: int, tasks: str) -> None:
-    """Train without validation, which is not measured."""
+    """Train with the command line, without validation."""
     recipe = folder / "recipe.yaml"
     shares = ", ".join(f"{task}: 1" for task in tasks.split(","))
     recipe.write_text(f"flow: {{shares: {{{shares}}}}}\n" if tasks != "all" else "preset: tiny\n")
@@ -98,7 +98,7 @@ def train(folder: Path, minutes: float, window_ticks: int, batch: int, tasks: st
 
 
 def score(folder: Path, seconds: float, steps: int) -> dict[str, Any]:
-    """Generate for every held-out clip and emotion, and count the poses of the requested emotion."""
+    """Generate each held-out clip with each emotion; count the results that show the requested emotion."""
     shards = ShardFolder(folder / "shards")
     frames = round(seconds * FRAME_RATE_HZ)
     telling = Telling.learn(shards, frames)
@@ -130,7 +130,7 @@ def score(folder: Path, seconds: float, steps: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the steps that the arguments name."""
+    """Prepare, train and score; skip the preparation or the training if its folder exists."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="For corpus, shards, run and results.")
     parser.add_argument("--minutes", type=float, default=5.0, help="Of training.")

@@ -1,12 +1,12 @@
-"""Counts the files of the package that one command runs through, and how often a call crosses from file to file.
+"""Counts the files of the package whose functions one command calls, and the calls from one file to another.
 
     python benchmarks/files_visited.py --before COMMIT
 
-A reader who follows a command has to open these files. One `generate` (a2g), one `train` of three steps and one
-`evaluate` of files run on the synthetic corpus under a profile hook, in the working tree and in COMMIT. A file counts
-where one of its functions is called in the process of the command; what runs while a module is imported, such as the
-check of a default, does not. The row `train step` counts what is called between the second and the third fetch of a
-batch: one step of the loop, without what begins and ends a run.
+A reader who wants to follow a command has to open these files. The commands `generate` (a2g), `train` (three steps) and
+`evaluate` (files) run on the synthetic corpus under a profile hook, in the working tree and in COMMIT. A file counts if
+one of its functions is called in the process of the command. Calls during the import of a module do not count. The row
+`train step` counts only calls between the second and the third fetch of a batch. This is one step of the training loop,
+without the start and the end of the run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, Final
 from nothing_lost_trees import earlier_tree, resolve_commit
 
 _STEP: Final = "Feed.next"
-"""Fetches the next batch, once a step."""
+"""Name of the function that fetches the next batch; training calls it once per step."""
 _STEPS: Final = 3
 
 _DRIVER: Final = """
@@ -64,7 +64,7 @@ with open(os.environ["FILES_VISITED"], "w") as out:
 """
 
 _Visits = tuple[list[str], int]
-"""Files, and how often a call crosses from file to file."""
+"""Files whose functions were called, and the number of calls from one file to another."""
 
 
 def _omniges(tree: Path, *arguments: str | Path) -> None:
@@ -79,7 +79,7 @@ def _environment(tree: Path) -> dict[str, str]:
 
 
 def _visited(tree: Path, work: Path, *arguments: str | Path) -> dict[str, _Visits]:
-    """Run a command; return the visits of the whole of it and, where it fetched three batches, of one step."""
+    """Run a command; return the visits of the complete command and, if it fetched three batches, of one step."""
     facts = work / "visited.json"
     command = [sys.executable, "-c", _DRIVER, *map(str, arguments)]
     environment = _environment(tree) | {"FILES_VISITED": str(facts), "FILES_VISITED_STEP": _STEP}
@@ -110,7 +110,7 @@ def _measure(tree: Path, work: Path) -> dict[str, _Visits]:
 
 
 def main() -> None:
-    """Print a table of both trees."""
+    """Measure both trees and print a table."""
     parser = argparse.ArgumentParser(description="Count the files that one command runs through.")
     parser.add_argument("--before", required=True, metavar="COMMIT")
     parser.add_argument("--names", action="store_true", help="print the files of the working tree too")

@@ -2,20 +2,20 @@
 
     python benchmarks/generate.py --run run --shards shards --folder generated
 
-takes a run trained on the synthetic corpus and its shards, and measures
+The inputs are a run that was trained on the synthetic corpus, and the shards of this corpus. The parts are:
 
-* quality: words recognized (`wordscore`) in gesture and sound that were generated for the test split, text by word
-  error rate, by steps (2, 4, 8, 16, 32) and solver, with evaluations of the model a window; recordings and other clips
-  beside them, and how far gesture and sound are from those of 64 steps of Heun's method with the same noise, in
-  standard deviations;
-* speed: seconds a generated minute of gesture from audio by steps and by number of inputs at once, of the model alone;
-* memory: peak of the command ``generate`` on 1 and 10 minutes of audio and of gesture;
-* seams: velocity and acceleration of motion made for whole clips (``--seam-shards``) where windows begin and end, and
-  in their middles, against those elsewhere, and the same of the recordings;
-* stutter: by steps and ``--last-level``, the share of the recorded velocity found in motion made for some of these
-  clips, from tick to tick and from frame to frame within ticks: what differs there is motion at 10 Hz.
+* quality: scores of results for the test split, by solver and number of steps (2, 4, 8, 16, 32). The score of gesture
+  and sound is the share of recognized words (`wordscore`); the score of text is the word error rate. Recordings and
+  other clips are scored for comparison. The table also has the number of model evaluations per window. For gesture and
+  sound, it has the distance from the result of 64 steps of Heun's method with the same noise, in standard deviations;
+* speed: seconds that the model needs for a minute of gesture from audio, by number of steps and of inputs at once;
+* memory: peak memory of the command ``generate`` for 1 and 10 minutes of audio and of gesture;
+* seams: velocity and acceleration of motion that was generated for complete clips (``--seam-shards``). Frames at the
+  start, the end and the middle of windows are compared with all other frames, also for the recordings;
+* stutter: gain of generated over recorded velocity, for some of these clips, by number of steps and last noise level.
+  The gain between ticks and the gain within ticks differ if the motion stutters at 10 Hz.
 
-Figures are of use on a quiet machine only; ``--only`` takes some of the parts.
+Measure on a machine that does no other work. ``--only`` selects some of the parts.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ F64 = npt.NDArray[np.float64]
 
 
 def quality(loaded: Loaded, shards: ShardFolder, tasks: Sequence[str]) -> dict[str, Any]:
-    """Return the scores of every task by solver and steps, over whole windows of the test split."""
+    """Score every task for every solver and number of steps, over the complete windows of the test split."""
     templates = templates_of(clips_of(shards, "train"))
     ticks, codec = loaded.identity.window_ticks, TextTokenCodec(loaded.identity.tokenizer)
     channels = loaded.identity.config.gesture_channels
@@ -87,21 +87,21 @@ def quality(loaded: Loaded, shards: ShardFolder, tasks: Sequence[str]) -> dict[s
 
 
 def evaluations(solver: Solver, steps: int) -> int:
-    """Return the evaluations of the model for a window, without guidance."""
+    """Return the number of model evaluations for a window, without guidance."""
     return 2 * steps - 1 if solver == "heun" else steps
 
 
 def distance(
     loaded: Loaded, task: str, generated: Sequence[npt.NDArray[Any]], exact: Sequence[npt.NDArray[Any]]
 ) -> float:
-    """Return the root mean square of the difference of normalised tokens."""
+    """Return the root mean square difference between the normalised tokens of generated and exact arrays."""
     stream = loaded.model.stream("gesture" if task.endswith("g") else "audio")
     found, wanted = (stream.tokens(torch.from_numpy(np.stack(arrays))) for arrays in (generated, exact))
     return float((found - wanted).square().mean().sqrt())
 
 
 def minute_of(shards: ShardFolder, seconds: int) -> npt.NDArray[np.float32]:
-    """Return a number of seconds of kept audio: the clips of the shards, one after the other."""
+    """Return audio (N,) of a number of seconds: all clips of the shards one after the other, repeated if necessary."""
     found = [wave for row in shards.rows if (wave := shards.waveform(row)) is not None]
     if not found:
         sys.exit(f"{shards.folder}: kept audio expected: preprocess with --keep-audio")
@@ -110,7 +110,7 @@ def minute_of(shards: ShardFolder, seconds: int) -> npt.NDArray[np.float32]:
 
 
 def speed(loaded: Loaded, mel: Held) -> dict[str, Any]:
-    """Return the model's seconds for a minute of gesture from audio, by steps and by inputs in a batch."""
+    """Measure the seconds that the model needs for a minute of gesture, by number of steps and of inputs at once."""
     rows = []
     for steps, inputs in [*((steps, 1) for steps in STEPS), *((20, count) for count in (1, 2, 4, 8))]:
         timelines = [timeline_of(mel, 60 * TICKS_PER_SECOND, sample) for sample in range(inputs)]
@@ -124,19 +124,22 @@ def speed(loaded: Loaded, mel: Held) -> dict[str, Any]:
 
 
 def timeline_of(mel: Held, ticks: int, sample: int) -> Timeline:
-    """Return a timeline of gesture from audio, of an unknown speaker."""
+    """Return a timeline to generate gesture from audio, for an unknown speaker."""
     return Timeline(ticks, {"audio": lambda first, count: mel.rows(10 * first, 10 * (first + count))}, 0, sample)
 
 
 def sampled(loaded: Loaded, timelines: Sequence[Timeline], sampling: SamplingSettings, windows: int = 6) -> Any:
-    """Return the gesture of timelines."""
+    """Return an iterator over the generated parts of timelines."""
     window = loaded.identity.window_ticks
     cut = WindowSettings(window_ticks=window, overlap_ticks=window // 4, windows=windows)
     return sample_timelines(loaded.model, timelines, ("gesture",), 0, cut, sampling)
 
 
 def memory(run: Path, audio: npt.NDArray[np.float32], folder: Path, steps: int) -> dict[str, Any]:
-    """Return memory and time of the command on 1 and 10 minutes: gesture from audio, then sound and text from it."""
+    """Measure memory and time of the command for 1 and 10 minutes.
+
+    Gesture and text are generated from audio, then audio is generated from this gesture.
+    """
     command = [str(Path(sys.executable).with_name("omniges")), "generate", "--checkpoint", str(run)]
     command += ["--steps", str(steps), "--overwrite"]
     rows = []
@@ -157,10 +160,10 @@ def memory(run: Path, audio: npt.NDArray[np.float32], folder: Path, steps: int) 
 
 
 def seams(loaded: Loaded, folders: Sequence[Path], steps: int) -> dict[str, Any]:
-    """Motion made of the audio of whole clips where windows begin and end, and the recorded motion at the same places.
+    """Compare motion at window boundaries with motion elsewhere, in generated and in recorded complete clips.
 
-    What is fast in both is the clip's own doing, and what is as fast in the middle of windows is no seam's.
-    Stretches of one window have a border at the end of each window, which `generate` has at the end of every sixth.
+    If recorded motion is fast at the same places, the clip is the cause. If the middle of windows is as fast, the
+    boundaries are not the cause. `generate` samples six windows together. This function also samples single windows.
     """
     rows = []
     for folder, per_stretch in itertools.product(folders, (6, 1)):
@@ -178,7 +181,7 @@ def seams(loaded: Loaded, folders: Sequence[Path], steps: int) -> dict[str, Any]
             counts = np.array([len(one.at_seams) for one in found])
             above = np.array([one.above for one in found]) * counts
             share = above.sum() / counts.sum()
-            error = np.sqrt(np.square(above - share * counts).sum()) / counts.sum()  # of a ratio, over clips
+            error = np.sqrt(np.square(above - share * counts).sum()) / counts.sum()  # of a ratio over clips
             row_of = {"shards": folder.name, "windows_per_stretch": per_stretch, "windows": what, "motion": whose}
             figures = {"above_percent": round(100 * share, 2), "standard_error": round(100 * error, 2)}
             figures["clips_with_none_percent"] = round(100 * float((above == 0).mean()), 1)
@@ -188,7 +191,7 @@ def seams(loaded: Loaded, folders: Sequence[Path], steps: int) -> dict[str, Any]
 
 
 def at_borders(gesture: npt.NDArray[np.float32], ticks: int, window: int) -> dict[str, SeamScore]:
-    """`seam_score` of a clip where windows that overlap by a quarter begin, where they end, and in their middles."""
+    """Return `seam_score` of a clip at the starts, the ends and the middles of windows that overlap by a quarter."""
     starts = window_starts(ticks, window, window // 4)
     joints = joints_of(gesture[: FRAMES_PER_TICK * ticks])
     begin, end = starts[1:], [start + window for start in starts[:-1]]
@@ -198,7 +201,7 @@ def at_borders(gesture: npt.NDArray[np.float32], ticks: int, window: int) -> dic
 
 
 def stutter(loaded: Loaded, folders: Sequence[Path], clips: int = 16) -> dict[str, Any]:
-    """Gain <m, r> / <r, r> of made against recorded velocities of joints, at borders of ticks and within ticks."""
+    """Return the gain <m, r> / <r, r> between and within ticks, for generated (m) and recorded (r) joint velocities."""
     rows = []
     for folder, steps, last in itertools.product(folders, (1, 5, 20, 60), (0.0, 0.3)):
         shards = ShardFolder(folder)
@@ -209,7 +212,7 @@ def stutter(loaded: Loaded, folders: Sequence[Path], clips: int = 16) -> dict[st
             generated = whole(sampled(loaded, timelines, SamplingSettings(num_inference_steps=steps, sigma_min=last)))
             m, r = (np.diff(joints_of(gesture[:frames]), axis=0) for gesture in (generated, clip.gesture.gesture))
             for place in range(FRAMES_PER_TICK):
-                at = slice((place - 1) % FRAMES_PER_TICK, None, FRAMES_PER_TICK)  # the first is from frame 0 to 1
+                at = slice((place - 1) % FRAMES_PER_TICK, None, FRAMES_PER_TICK)  # velocity 0 is from frame 0 to 1
                 sums[place] += (m[at] * r[at]).sum(), np.square(r[at]).sum()
         border, *within = (sums[:, 0] / sums[:, 1]).round(3).tolist()
         rows.append({"steps": steps, "last_level": last, "at_borders": border, "within": within})
@@ -218,19 +221,19 @@ def stutter(loaded: Loaded, folders: Sequence[Path], clips: int = 16) -> dict[st
 
 
 def whole(parts: Iterable[tuple[int, dict[str, torch.Tensor], int]]) -> npt.NDArray[np.float32]:
-    """Return the gesture of one timeline, without jaw and eyes."""
+    """Join the generated parts of one timeline to gesture channels (T, 415), without jaw and eyes."""
     return np.concatenate([arrays["gesture"].numpy()[:, : LAYOUT.channels] for _, arrays, _ in parts])
 
 
 def joints_of(gesture: npt.NDArray[np.float32]) -> F64:
-    """Return positions (T, 55, 3) in metres."""
+    """Return the joint positions (T, 55, 3) in metres of gesture channels."""
     motion = valid_motion(gesture, np.zeros(2))
     blocks = range(0, len(gesture), 2000)
     return np.concatenate([GENERIC.joints(motion.poses[k : k + 2000], motion.trans[k : k + 2000]) for k in blocks])
 
 
 def main() -> None:
-    """Measure what the arguments name, print it and keep it."""
+    """Measure the selected parts, print the results and write them to generate.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--shards", type=Path, required=True)
@@ -261,7 +264,7 @@ def main() -> None:
 
 
 def mel_of(audio: npt.NDArray[np.float32], folder: Path) -> Held:
-    """Return the mel spectrogram of a waveform, read from a file."""
+    """Write a waveform to a file, and return its mel spectrogram as `generate` reads it."""
     path = folder / "read.wav"
     soundfile.write(path, audio, SAMPLE_RATE_HZ)
     loaded = read_log_mel(path, None)

@@ -2,19 +2,19 @@
 
     python benchmarks/gpu.py --shards shards --json gpu.json
 
-For each preset, batch size and precision, with and without `--compile`, `omniges benchmark train` measures real steps
-in a process of its own: samples and tokens per second, memory, time spent waiting for data, calls of a step, and
-kernels of the compiled graph. Beside them stand:
+For each preset, batch size and precision, with and without `--compile`, `omniges benchmark train` measures training
+steps in a separate process: samples and tokens per second, memory, time spent waiting for data, torch operations per
+step, and kernels of the compiled graph. The table also has:
 
-* MFU: operations of the step's matrix products per second, as a share of the card's data sheet (dense, without
-  sparsity), for cards that are listed here.
-* Products: the same operations per second, as a share of what the card reaches on plain matrix products of the same
-  shapes: those of a block's layers over the tokens of one stream, forward and backward.
-* x OmniFlow: samples per second of our tokens over those of OmniFlow's, on one trunk of the preset's size
-  (`benchmarks/trunk.py`, at the largest batch that both fit).
+* MFU: floating-point operations per second, divided by the number in the card's data sheet (dense, without sparsity).
+  Only cards that are listed here have it.
+* Products: the same operations per second, divided by the speed of plain matrix products on this card. Their shapes are
+  those of a block's layers over the tokens of one stream, forward and backward.
+* x OmniFlow: samples per second with our tokens, divided by samples per second with OmniFlow's tokens, on a trunk of
+  the preset's size (`benchmarks/trunk.py`, batches of 8).
 
-Configurations that do not fit the time are listed as left out. Without a GPU the program ends with exit code 3;
-``--device cpu`` is for trying it out.
+Configurations for which no time remains are listed as left out. Without a GPU, the program ends with exit code 3; use
+``--device cpu`` to try the program on the CPU.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SHEET_FLOPS: Final = {
     "A100": {"no": 19.5e12, "bf16": 312e12, "fp16": 312e12},
     "L40S": {"no": 91.6e12, "bf16": 362e12, "fp16": 362e12},
 }
-"""Data sheet operations per second of dense products (SXM), float32 without TF32."""
+"""Floating-point operations per second of dense products, from data sheets of SXM cards; float32 without TF32."""
 _TYPES: Final = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PRODUCT_S: Final = 0.2
 _REFERENCE_BATCH: Final = 8
@@ -53,7 +53,7 @@ Row = dict[str, Any]
 
 
 def product_shapes(width: int, mlp_ratio: int, rows: int) -> list[tuple[int, int, int]]:
-    """Return the shapes (M, K, N) of a block's products for `rows` tokens of a stream, forward and backward."""
+    """Return the shapes (M, K, N) of a block's matrix products for `rows` tokens of a stream, forward and backward."""
     layers = [(width, 3 * width), (width, width), (width, mlp_ratio * width), (mlp_ratio * width, width)]
     forward = [(rows, inputs, outputs) for inputs, outputs in layers]
     inputs_gradient = [(rows, outputs, inputs) for inputs, outputs in layers]
@@ -62,7 +62,7 @@ def product_shapes(width: int, mlp_ratio: int, rows: int) -> list[tuple[int, int
 
 
 def product_speed(shapes: Sequence[tuple[int, int, int]], dtype: torch.dtype, device: torch.device) -> float:
-    """Return the operations per second of plain products of the shapes, one after the other."""
+    """Measure the floating-point operations per second of plain matrix products, one after the other."""
     pairs = [
         (torch.rand(m, k, device=device).to(dtype), torch.rand(k, n, device=device).to(dtype)) for m, k, n in shapes
     ]
@@ -84,12 +84,12 @@ def _wait_for(device: torch.device) -> None:
 
 
 def sheet_flops(device_name: str, precision: Precision) -> float | None:
-    """Return the data sheet's operations per second of a card; None for cards that are not listed."""
+    """Return the operations per second in the data sheet of a card; None for a card that is not listed."""
     return next((flops[precision] for name, flops in _SHEET_FLOPS.items() if name in device_name), None)
 
 
 def measured(settings: StepSpeedSettings, device: torch.device) -> Row:
-    """Measure one configuration, with its shares of the card's data sheet and of products of the same shapes."""
+    """Measure one configuration, and add its speed as a share of the data sheet and of plain matrix products."""
     (row,) = measure(settings)
     (preset,), (batch,) = settings.presets, settings.batch_sizes
     config = PRESETS[preset]
@@ -103,7 +103,7 @@ def measured(settings: StepSpeedSettings, device: torch.device) -> Row:
 
 
 def reference(preset: Preset, device: torch.device) -> float:
-    """Return the samples per second of our tokens over those of OmniFlow's, on a trunk of the preset's size."""
+    """Return the speed with our tokens divided by the speed with OmniFlow's tokens, on a trunk of the preset's size."""
     config = PRESETS[preset]
     sizes = trunk.Sizes(width=config.width, layers=config.layers, heads=config.heads, batch=_REFERENCE_BATCH)
     found = trunk.measure(sizes, repeats=_REFERENCE_REPEATS, device=device.type)
@@ -118,7 +118,7 @@ def measure_all(chosen: argparse.Namespace, device: torch.device) -> tuple[list[
         device: Device of the steps.
 
     Returns:
-        Rows of figures, names of configurations that were left out, and by preset the ratio to OmniFlow's tokens.
+        Rows of the table, names of configurations that were left out, and for each preset the ratio of `reference`.
     """
     rows: list[Row] = []
     left: list[str] = []
@@ -147,14 +147,14 @@ def measure_all(chosen: argparse.Namespace, device: torch.device) -> tuple[list[
             rows.append(measured(settings, device))
             if preset not in ratios and chosen.reference:
                 ratios[preset] = reference(preset, device)
-        except OmnigesError as error:  # mostly too little memory, which the other configurations may have
+        except OmnigesError as error:  # mostly too little memory; other configurations may need less
             left.append(f"{name}: {error}")
         longest = max(longest, time.monotonic() - start)
     return rows, left, ratios
 
 
 def table(rows: Sequence[Row], left: Sequence[str], ratios: dict[str, float]) -> str:
-    """Return the figures as a Markdown table, as docs/explanation/performance.md shows it."""
+    """Return the measurements as a Markdown table, as in docs/explanation/performance.md."""
     names = ("preset", "batch", "precision", "compiled", "s/step", "samples/s", "tokens/s", "MFU", "of products")
     heads = [*names, "memory GB", "data wait", "calls", "kernels", "x OmniFlow"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
@@ -199,7 +199,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Parse, measure, print."""
+    """Measure all configurations, print the table and write the JSON file."""
     chosen = _parser().parse_args()
     if chosen.device == "cuda" and not torch.cuda.is_available():
         say("gpu.py: a GPU expected, torch finds none; run this where one is, or try it out with --device cpu")

@@ -36,37 +36,37 @@ PARTS: Final = {
     "2_scott_0_2_2": ("2_scott_0_2_2", 0, 30, "train"),
     "2_scott_0_3_3": ("2_scott_0_2_2", 30, None, "val"),
 }
-"""By stem in the corpus: the recording, start and end in seconds, and the split."""
+"""For each stem of the corpus: the source recording, start and end in seconds (None: its end), and the split."""
 HELD_OUT: Final = "2_scott_0_3_3"
 SETTINGS: Final = (415, 424)
 ROW: Final = "generated"
 _JAW: Final = slice(JAW_EYES_COLUMNS.start, JAW_EYES_COLUMNS.start + 3)
 _BODY: Final = ("Fréchet gesture distance", "beat consistency", "L1 diversity", "jerk", "foot skate")
-"""Figures of `omniges evaluate` that the settings must not make worse."""
+"""Metrics of `omniges evaluate` that the channels of jaw and eyes must not make worse."""
 
 
 @dataclass(frozen=True)
 class Motion:
-    """Poses (T, 165) and expressions (T, 100)."""
+    """Motion of a clip: poses (T, 165) in radians and expressions (T, 100)."""
 
     poses: F64
     expressions: F64
 
     @classmethod
     def read(cls, path: Path) -> Motion:
-        """Read an NPZ."""
+        """Read an NPZ file."""
         found = decode_motion(path.read_bytes())
         return cls(np.asarray(found.poses, np.float64), np.asarray(found.expressions, np.float64))
 
     def with_jaw(self, jaw: F64) -> Motion:
-        """Return the motion with another jaw (T, 3) or (3,)."""
+        """Return a copy with other angles of the jaw: axis-angles (T, 3) or (3,) in radians."""
         poses = self.poses.copy()
         poses[:, _JAW] = jaw
         return Motion(poses, self.expressions)
 
 
 def prepare(recordings: Sequence[Path], folder: Path) -> None:
-    """Write corpus and shards."""
+    """Write the corpus of `PARTS` and its shards."""
     english = folder / "corpus" / "beat_english_v2.0.0"
     for name, (stem, start_s, end_s, _) in PARTS.items():
         own = next(one for one in recordings if any(one.rglob(f"{stem}.npz")))
@@ -90,7 +90,7 @@ def train_and_generate(folder: Path, channels: int, seed: int, steps: int, sampl
 
 
 def face_figures(found: Motion, true: Motion) -> dict[str, float]:
-    """Return the figures of jaw and expressions of one result; the jaw has no correlation where it does not move."""
+    """Return the metrics of jaw and expressions of one result; the jaw correlation is NaN if the jaw does not move."""
     frames = min(len(found.poses), len(true.poses))
     own, other = (Motion(one.poses[:frames], one.expressions[:frames]) for one in (found, true))
     figures = {"jaw rotation error (rad)": jaw_rotation_error(own.poses, other.poses).value}
@@ -107,15 +107,15 @@ def face_figures(found: Motion, true: Motion) -> dict[str, float]:
 
 
 def body_figures(scores: Path) -> dict[str, float]:
-    """Return the figures of the body that `evaluate` computed."""
+    """Return the metrics of the body that `evaluate` computed."""
     task = json.loads(scores.read_text("utf-8"))["tasks"]["a2g"]
     return {row["metric"]: row["value"] for row in task["figures"] if row["metric"] in _BODY and row["row"] == ROW}
 
 
 def jaw_map(folder: Path) -> F64:
-    """Return the linear map (101, 3) from expressions and a constant to the jaw, by the train recordings.
+    """Fit a linear map (101, 3) from expressions and a constant to the jaw, on the train recordings.
 
-    Directions in which the recorded expressions hardly move are left out: there a generated one is noise.
+    The fit leaves out directions in which recorded expressions hardly vary, because generated ones are noise there.
     """
     train = [name for name, (*_, split) in PARTS.items() if split == "train"]
     motions = [Motion.read(next((folder / "corpus").rglob(f"{name}.npz"))) for name in train]
@@ -129,7 +129,7 @@ def _with_constant(expressions: F64) -> F64:
 
 
 def figures_of(folder: Path, seeds: Sequence[int]) -> dict[str, list[dict[str, float]]]:
-    """Return the figures of each row of the table, by seed."""
+    """Return the metrics for each column of the table: one dictionary per seed."""
     true = Motion.read(next((folder / "corpus").rglob(f"{HELD_OUT}.npz")))
     linear = jaw_map(folder)
     train = np.concatenate(
@@ -177,7 +177,7 @@ def _cell(values: Sequence[Any]) -> str:
 
 
 def main() -> None:
-    """Train, generate and print the table; what exists already is kept."""
+    """Train, generate and print the table; outputs that exist already are used again."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recordings", type=Path, nargs="+", required=True, help="folders with both takes")
     parser.add_argument("--folder", type=Path, required=True, help="folder for corpus, shards, runs and results")

@@ -3,10 +3,11 @@
     python benchmarks/loader.py --seconds 15 --repeats 3
     python benchmarks/loader.py --peers-python other/bin/python      # an environment that has the peers
 
-Clips of 64 s, windows of 43 ticks (129 gesture and 430 mel frames), batches of 64, 2 workers. All loaders are kept
-running, are warm, and are read one after the other, the order reversed each time, so that a slow spell of the machine
-meets all. The copy limit is `np.copyto` of as many bytes in as many processes. A peer that is not there is said to be
-absent. Nothing here passes or fails: a figure means something beside the others, on a quiet machine.
+By default, clips have 64 s, windows 43 ticks (129 gesture and 430 mel frames), and batches 64 windows; there are 2
+workers. All loaders run all the time, and are warmed up. They are read one after the other, and each repeat reverses
+the order. So a slow period of the machine affects all loaders. The copy limit is the speed of `np.copyto` with the same
+number of bytes and of processes. A peer that is not installed is reported as absent. The program does not pass or fail:
+compare the numbers with each other, on a machine that does no other work.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from omniges.errors import OmnigesError
 HERE: Final = Path(__file__).resolve().parent
 CLIP_S: Final = 64.0
 TARGETS: Final = {"webdataset": 8.0, "litdata": 5.0, "streaming": 5.0}
-"""Times faster than each peer that the loader is meant to be."""
+"""Target speed of the loader, as a multiple of the speed of each peer."""
 COPY_SHARE: Final = 0.5
 
 
@@ -80,7 +81,7 @@ def _tree_cpu_s(pid: int) -> float:
 
 
 class Ours:
-    """The loader, in this process and its workers."""
+    """The loader of omniges, in this process and its workers."""
 
     def __init__(self, catalog: Catalog, settings: Settings) -> None:
         self.loader = BatchLoader(
@@ -99,7 +100,11 @@ class Ours:
 
 
 class Processes:
-    """Processes that say ``ready`` and answer a line of seconds with windows and seconds."""
+    """Processes that read or copy windows.
+
+    Each process prints ``ready``. Then it reads a number of seconds from a line, works for this time, and prints the
+    number of windows and the elapsed seconds.
+    """
 
     def __init__(self, commands: list[list[str]], log: Path) -> None:
         self._stack = contextlib.ExitStack()
@@ -118,7 +123,7 @@ class Processes:
                     raise SystemExit(f"{' '.join(commands[0])}:\n{log.read_text(encoding='utf-8')[-3000:]}")
 
     def read(self, seconds: float) -> tuple[float, float]:
-        """Sum over the processes."""
+        """Return windows per second and CPU microseconds per window, of all processes together."""
         before = sum(_tree_cpu_s(process.pid) for process in self._running)
         for process in self._running:
             cast("Any", process.stdin).write(f"{seconds}\n")
@@ -136,7 +141,7 @@ class Processes:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End a process and what it has started, which would otherwise wait for it for ever."""
+    """Kill a process and its children; the children would otherwise wait for it forever."""
     below = _children(process.pid)
     process.kill()
     process.wait()
@@ -167,7 +172,7 @@ def make_shards(folder: Path, clips: int) -> Path:
 def _contenders(
     catalog: Catalog, settings: Settings, work: Path
 ) -> Iterator[tuple[dict[str, Contender], dict[str, str]]]:
-    """Return the loaders that run, warmed up, and the reasons why others do not."""
+    """Yield the loaders by name, running and warmed up, and the reason of each absent peer."""
     paths = [str(catalog.folder / catalog.table.shard_name(n)) for n in range(len(catalog.table.shard_names))]
     flags = ["--ticks", str(settings.ticks), "--batch-size", str(settings.batch_size), "--shards", *paths]
     contenders: dict[str, Contender] = {}
@@ -201,7 +206,7 @@ def _contenders(
 
 
 def measure(catalog: Catalog, settings: Settings, work: Path) -> dict[str, Any]:
-    """Return all figures."""
+    """Read all loaders in turns; return the readings, the ratios of speed (omniges / other) and the absent peers."""
     with _contenders(catalog, settings, work) as (contenders, absent):
         figures: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
         for repeat in range(settings.repeats):

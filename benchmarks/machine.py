@@ -1,4 +1,4 @@
-"""Facts that figures depend on: processor, cores, memory, versions, and how busy the machine was."""
+"""Description of the machine, on which measurements depend: processor, cores, memory, versions and load."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _cpu_model() -> str:
 
 
 def describe_machine(work: Path) -> dict[str, Any]:
-    """Return facts about this machine; `work` is the folder of the files."""
+    """Describe this machine: hardware, software versions, load average, and the file system of the folder `work`."""
     pages, page_bytes = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     return {
         "cpu": _cpu_model(),

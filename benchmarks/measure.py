@@ -1,10 +1,10 @@
 """Runs a command and measures wall time, CPU time of its process tree, peak memory, and other load of the machine.
 
-CPU time is what the kernel charges the process and all children it waited for (`os.wait4`). Peak memory is VmHWM of
-``/proc/<pid>/status``, which the kernel keeps as a high-water mark from the start of each program: looking at it every
-50 ms finds every peak but one in a process's last 50 ms. `ru_maxrss` has no such gap, but does not tell processes apart
-and never falls below what the launching process held, so it is reported beside it as an upper bound. Memory is in MB of
-10^6 bytes and counts shared libraries in every process that has them loaded.
+CPU time is the time of the process and of all children that it waited for (`os.wait4`). Peak memory is VmHWM of
+``/proc/<pid>/status``, the maximum since the start of the program. It is read every 50 ms, so only a peak in the last
+50 ms of a process can be missed. `ru_maxrss` misses no peak. But it does not distinguish processes, and it is never
+below the memory of the process that started the command. So it is reported as an upper bound. Memory is in MB of 10^6
+bytes. Shared libraries count in every process that has loaded them.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ class Usage:
 
     output: str
     wall_s: float
-    cpu_s: float  # user and system, children included
-    other_cpu_share: float  # of the machine's CPU time, what all else took meanwhile, stolen time included
+    cpu_s: float  # user and system time, including children
+    other_cpu_share: float  # share of the machine's CPU time that other processes used, including stolen time
     main_mb: float  # peak memory of the process itself
-    child_mb: float  # peak memory of its largest descendant, 0 without any
-    maxrss_mb: float  # the kernel's figure for the largest of all
+    child_mb: float  # peak memory of its largest descendant; 0 if there is none
+    maxrss_mb: float  # ru_maxrss: upper bound for the largest process
 
 
 class _Watch:
-    """A thread that keeps the memory high-water mark of a process and of its descendants."""
+    """Context in which a thread records the peak memory of a process and of its descendants."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -63,13 +63,13 @@ class _Watch:
                 return
 
     def peaks_mb(self) -> tuple[float, float]:
-        """Return the peaks of the process itself and of its largest descendant."""
+        """Return the peak memory in MB of the process itself and of its largest descendant."""
         children = [peak for pid, peak in self.peaks_kib.items() if pid != self._pid]
         return self.peaks_kib.get(self._pid, 0) * 1024 / 1e6, max(children, default=0) * 1024 / 1e6
 
 
 def _high_water_kib(pid: int) -> int:
-    """Return VmHWM, or 0 if the process has ended or is between two programs."""
+    """Return the peak memory (VmHWM) of a process in KiB; 0 if it has ended or is just starting a program."""
     try:
         text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     except OSError:
@@ -78,7 +78,7 @@ def _high_water_kib(pid: int) -> int:
 
 
 def _children(pid: int) -> list[int]:
-    """Return the children of all threads of a process."""
+    """Return the process ids of the children of all threads of a process."""
     found: list[int] = []
     try:
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -90,14 +90,17 @@ def _children(pid: int) -> list[int]:
 
 
 def _machine_cpu_s() -> float:
-    """Return the CPU seconds of all processes since the machine started, and those that the hypervisor took."""
+    """Return the CPU seconds of all processes since the machine started, plus those stolen by the hypervisor."""
     first = Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()
     user, nice, system, _idle, _wait, irq, soft_irq, stolen = map(int, first[1:9])
     return (user + nice + system + irq + soft_irq + stolen) / _TICKS_PER_SECOND
 
 
 def run_measured(command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> Usage:
-    """Run a command with its output in files named after `log`; exit with its last output if it fails."""
+    """Run a command and measure it; if it fails, exit with its last output.
+
+    Standard output and standard error are written to `log` with the suffixes .out and .err.
+    """
     output, errors = log.with_suffix(".out"), log.with_suffix(".err")
     machine_before_s = _machine_cpu_s()
     with output.open("wb") as out, errors.open("wb") as err:
@@ -110,7 +113,7 @@ def run_measured(command: Sequence[str], log: Path, environment: Mapping[str, st
                 machine_s = _machine_cpu_s() - machine_before_s
                 process.returncode = os.waitstatus_to_exitcode(status)
         finally:
-            if process.returncode is None:  # Ctrl-C or an error of ours: the command must not outlive us
+            if process.returncode is None:  # after Ctrl-C or an error here, the command must not continue
                 process.kill()
                 process.wait()
     if process.returncode != 0:

@@ -1,28 +1,31 @@
-"""Proves that a rebuilt package does what an earlier commit of it did, byte for byte.
+"""Checks that the working tree does the same as an earlier commit, byte for byte.
 
     python benchmarks/nothing_lost.py --before COMMIT
 
-Checks COMMIT out beside the working tree, runs the same commands with both and compares what they leave. Only the
-command line and files are used, so modules may move as they like. Five checks:
+Use it after modules were moved or rewritten. It checks COMMIT out into a second folder, runs the same commands with
+both trees, and compares their outputs. It uses only the command line and files, so modules may have other names. There
+are five checks:
 
-* **shards**: corpora, every member of every shard and every file beside them, of recordings of people too where
-  `--real` finds some. Trees that write two versions of the shard contract agree in content, not in bytes (below);
-* **losses**: every loss and gradient norm, all tensors of the last checkpoint, log and validation, of a run without a
-  stop and of one that was stopped half-way;
-* **generated**: every file and record of `generate`, every figure of `evaluate`, every window of `trace-batches`;
-* **codes**: exit codes and finding codes of damaged shards, damaged recordings and misuse, and the flags there are;
-* **earlier**: what COMMIT made is verified, shown, exported, updated, resumed and generated from.
+* **shards**: synthetic corpora, every member of every shard, and every other file of a shard set. If `--real` is a
+  folder of real recordings, they are converted too. If the trees write different versions of the shard contract, the
+  content is compared, not the bytes (see below);
+* **losses**: every loss and gradient norm, all tensors of the last checkpoint, log and validation. One run is not
+  interrupted; another run is stopped half-way and resumed;
+* **generated**: every file and record of `generate`, every metric of `evaluate`, every window of `trace-batches`;
+* **codes**: exit codes and finding codes of damaged shards, damaged recordings and invalid commands, and all flags;
+* **earlier**: both trees verify, show, export, update, resume and generate from the output of COMMIT.
 
-What version 2 of the shard contract changes is not compared with a COMMIT that writes version 1: which member holds
-words, spans and waveform and in what bytes, the number type of betas, where shards end and members lie, the manifest
-hash, empty texts and -1 for null in KEY.json, and `present`, `jaw_eyes`, `counts` and `difference_std`, which are new.
-All else that a set says is: arrays as bytes, betas and waveforms as numbers, words, spans and metadata as JSON, rows of
-the manifest and statistics to the last bit. Such a set of COMMIT is not updated, so that is not tried either.
+If COMMIT writes version 1 of the shard contract, the changes of version 2 are not compared. These are: the names and
+bytes of the members with words, spans and waveform; the number type of betas; the positions of members and shard ends;
+the manifest hash; empty texts and -1 in place of null in KEY.json; and the new fields `present`, `jaw_eyes`, `counts`
+and `difference_std`. Everything else is compared: arrays as bytes; betas and waveforms as numbers; words, spans and
+metadata as JSON; rows of the manifest and statistics to the last bit. The update of such a set is not tried, because
+omniges does not update sets of version 1.
 
-New commands, flags and settings are no loss: what came later is not compared (`_SINCE` names the settings).
-Settings and flags that have new names are compared under these. Of records, reports and logs three things are left
-out: the version of omniges, times, and the git commit; sentences for people are counted. Wording on standard error is
-compared too, but shown as a note. Exit code 1 where anything differs.
+New commands, flags and settings are not compared (`_SINCE` lists the settings). Renamed settings and flags are compared
+under their new names. Three things in records, reports and logs are not compared: the version of omniges, times, and
+the git commit. Lists of sentences for people are compared only by their lengths. Differences on standard error are
+printed as notes. The exit code is 1 if anything else differs.
 """
 
 from __future__ import annotations
@@ -47,7 +50,8 @@ from nothing_lost_trees import Side, earlier_tree, resolve_commit
 _REPOSITORY: Final = Path(__file__).resolve().parents[1]
 _SHARED: Final = Path(os.environ.get("OMNIGES_SHARED", _REPOSITORY.parent / "shared"))
 _REAL: Final = _SHARED / "beat2_sample" / "beat_english_v2.0.0"
-_NEEDS: Final = {"losses": {"generated", "earlier"}, "shards": set(CHECKS)}  # checks that read what another one makes
+_NEEDS: Final = {"losses": {"generated", "earlier"}, "shards": set(CHECKS)}
+"""For each check, the checks that read its outputs."""
 _NOTES_SHOWN: Final = 10
 
 
@@ -79,7 +83,7 @@ def _parse(arguments: Sequence[str]) -> Settings:
 
 
 def _run_step(step: Step, sides: Sequence[Side]) -> list[Found]:
-    """Run a step with each of the trees at once; whatever ends it ends their commands."""
+    """Run a step with all trees at the same time; after an error or Ctrl-C, stop the commands of all trees."""
     done = False
     with ThreadPoolExecutor(len(sides)) as pool:
         try:
@@ -93,7 +97,7 @@ def _run_step(step: Step, sides: Sequence[Side]) -> list[Found]:
 
 
 def _hand_on(step: Step, sides: Sequence[Side]) -> None:
-    """Copy the output of the earlier commit to the folder that both read."""
+    """Copy outputs of the earlier commit to the folders from which both sides read."""
     outputs = sides[0].folder / "made"
     for name in step.gives:
         for side in sides:
@@ -105,7 +109,7 @@ def _wanted(step: Step, only: frozenset[str]) -> bool:
 
 
 def compare_trees(sides: Sequence[Side], only: frozenset[str]) -> list[Row]:
-    """Return all rows of the table; the first side is the earlier commit."""
+    """Run all steps, and return the rows of the table; the first side is the earlier commit."""
     rows = []
     for step in STEPS:
         if not _wanted(step, only):
@@ -141,7 +145,7 @@ def _print_table(rows: Sequence[Row], skipped: bool) -> None:
 
 
 def _print_notes(sides: Sequence[Side]) -> None:
-    """Print where the first line on standard error differs, which is not a failure."""
+    """Print differences in the first line on standard error; they are not failures."""
     before, now = (side.words for side in sides)
     other = [label for label in now if before.get(label) != now[label]]
     for label in other[:_NOTES_SHOWN]:
@@ -151,7 +155,7 @@ def _print_notes(sides: Sequence[Side]) -> None:
 
 
 def _prove(settings: Settings, work: Path) -> bool:
-    """Run and compare in a folder; return whether all is equal."""
+    """Run both trees in a folder, compare them and print the table; return whether everything is equal."""
     real = settings.real.resolve() if settings.real.is_dir() else None
     commit = resolve_commit(_REPOSITORY, settings.before)
     with (
@@ -173,9 +177,9 @@ def _prove(settings: Settings, work: Path) -> bool:
 
 
 def main() -> int:
-    """Compare, print the table, and give the exit code."""
+    """Compare the trees, print the table, and return the exit code."""
     settings = _parse(sys.argv[1:])
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through the clean-up, as Ctrl-C does
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clean up, as after Ctrl-C
     try:
         if settings.keep is not None:
             settings.keep.mkdir(parents=True)

@@ -1,9 +1,11 @@
-"""Runs many commands of the command line, each in a process of its own that is forked from this one.
+"""Runs many omniges commands, each in a separate process that is forked from this process.
 
-What a command has imported is imported here before the next one is forked, so it is loaded once.
+After each command, this process imports the modules that the command imported, so that later commands need not load
+them. `nothing_lost.py` uses this program for about a hundred commands, which would otherwise need most of their time
+for imports.
 
-Standard input holds a JSON list of lists of words. Standard output gets a JSON list of [exit code, output, errors].
-`nothing_lost.py` starts this where a hundred commands would otherwise spend their time on importing.
+Standard input is a JSON list of commands, each a list of words. Standard output is a JSON list of [exit code, output,
+errors].
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ import sys
 import tempfile
 from typing import Final, NoReturn
 
-_CRASH: Final = 70  # after an exception; Python's own 1 is also the exit code of findings
+_CRASH: Final = 70  # exit code after an exception, because Python's 1 is also the exit code of findings
 
 
 def _become(words: list[str], out: int, err: int, loaded: int) -> NoReturn:
-    """Be the command, in a process that was forked for it."""
+    """Run a command in a forked process, and exit."""
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (out, 1), (err, 2)):
         os.dup2(source, target)
@@ -36,11 +38,11 @@ def _become(words: list[str], out: int, err: int, loaded: int) -> NoReturn:
 
 
 def _leave(code: int, loaded: int) -> NoReturn:
-    """End the process at once with what it has imported in a file, and with the exception if one is on its way."""
+    """Write the names of the imported modules to a file, print the current exception if there is one, and exit."""
     try:
         if (error := sys.exc_info()[1]) is not None:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        modules = sys.modules.copy()  # a thread of the command may import still
+        modules = sys.modules.copy()  # a copy, because a thread of the command may still import
         os.write(loaded, json.dumps([name for name, module in modules.items() if _is_importable(module)]).encode())
         sys.stdout.flush()
         sys.stderr.flush()
@@ -49,7 +51,7 @@ def _leave(code: int, loaded: int) -> NoReturn:
 
 
 def run_one(words: list[str]) -> tuple[int, str, str]:
-    """Run a command to its end; its exit code and what it wrote."""
+    """Run a command in a forked process; return its exit code, standard output and standard error."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as loaded:
         child = os.fork()
         if child == 0:
@@ -68,7 +70,7 @@ def _is_importable(module: object) -> bool:
 
 
 def _load(names: list[str]) -> None:
-    """Import what a command has imported; a module that only exists within another one is left out."""
+    """Import the modules that a command imported; skip modules that cannot be imported by name."""
     for name in names:
         if name not in sys.modules:
             with contextlib.suppress(ImportError):
@@ -76,7 +78,7 @@ def _load(names: list[str]) -> None:
 
 
 def main() -> None:
-    """Run the commands in turn."""
+    """Run the commands one after the other."""
     commands = json.load(sys.stdin)
     json.dump([run_one(words) for words in commands], sys.stdout)
 

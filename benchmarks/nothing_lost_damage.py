@@ -1,4 +1,4 @@
-"""Damaged shard folders and damaged recordings, the same ones each time, made from bytes and file formats alone."""
+"""Functions that damage shard folders and recordings, in the same way for each tree and without using omniges."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import numpy as np
 
 _TRAIN: Final = "train-000000.tar"
 _BLOCK: Final = 512
-_WORDS: Final = (".words.json", ".words.txt")  # versions 1 and 2 of the shard contract
+_WORDS: Final = (".words.json", ".words.txt")  # endings of members in versions 1 and 2 of the shard contract
 _WAVEFORM: Final = (".flac", ".audio.npy")
-_CHECKSUM: Final = slice(148, 156)  # of a tar header
+_CHECKSUM: Final = slice(148, 156)  # bytes of the checksum in a tar header
 
 
 # --- shard folders
@@ -49,7 +49,7 @@ def _flip_data(folder: Path, ending: str | tuple[str, ...]) -> None:
 
 
 def _change_header(folder: Path, ending: str, place: slice, field: bytes) -> None:
-    """Write a field of a member's header, with a checksum that fits."""
+    """Change a field in the header of a member, and correct the header's checksum."""
     offset, path = _member(folder, ending).offset, folder / _TRAIN
     content = bytearray(path.read_bytes())
     header = content[offset : offset + _BLOCK]
@@ -129,7 +129,7 @@ def _sealed(document: dict[str, Any]) -> bytes:
 
 
 def _reseal(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change dataset.json and give it a checksum that fits, so that only the content tells."""
+    """Change dataset.json and correct its checksum, so that only the content shows the damage."""
     path = folder / "dataset.json"
     document = json.loads(path.read_bytes())
     if _sealed(document) != path.read_bytes():
@@ -139,7 +139,7 @@ def _reseal(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def _agree(folder: Path) -> None:
-    """Make dataset.json believe the shard that is there, so that the manifest has to object."""
+    """Write the checksum and size of the damaged shard to dataset.json, so that only the manifest shows the damage."""
 
     def believe(document: dict[str, Any]) -> None:
         content = (folder / _TRAIN).read_bytes()
@@ -219,7 +219,7 @@ SHARD_FAULTS: Final[dict[str, Callable[[Path], object]]] = {
 
 
 def _write_wav(path: Path, samples: np.ndarray[Any, Any], rate_hz: int = 16_000) -> None:
-    """Write (T,) or (T, channels) int16 samples."""
+    """Write samples (T,) or (T, channels) to a WAV file as int16."""
     with wave.open(str(path), "wb") as stream:
         stream.setnchannels(1 if samples.ndim == 1 else samples.shape[1])
         stream.setsampwidth(2)
@@ -237,12 +237,12 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 
 
 def _rewrite_npz(path: Path, change: Callable[[Arrays], Mapping[str, Any]]) -> None:
-    """Write the arrays of an NPZ again with some of them replaced; None leaves one out."""
+    """Replace arrays of an NPZ file; an array whose new value is None is removed."""
     with np.load(path) as found:
         arrays: Arrays = {name: found[name] for name in found.files}
     changed = arrays | dict(change(arrays))
     stream = io.BytesIO()
-    # One kind of damage is an array of objects, which both trees have to refuse without loading it.
+    # One kind of damage is an array of objects. Both trees have to refuse it without loading it.
     np.savez(stream, allow_pickle=True, **{name: value for name, value in changed.items() if value is not None})
     path.write_bytes(stream.getvalue())
 
@@ -267,7 +267,7 @@ def _silence_words(path: Path) -> None:
 
 
 def _overlap_words(path: Path) -> None:
-    """Let the second interval begin where the first one does."""
+    """Set the start of the second interval to the start of the first interval."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     second = next(k for k, line in enumerate(lines) if "intervals [2]" in line)
     lines[second + 1] = "xmin = 0.0\n"
@@ -275,7 +275,7 @@ def _overlap_words(path: Path) -> None:
 
 
 def _leave(path: Path) -> None:
-    """Move a file out of the data set and link to it."""
+    """Move a file out of the data set, and put a link in its place."""
     target = path.parents[3] / f"outside-{path.name}"
     path.rename(target)
     path.symlink_to(target)
@@ -332,13 +332,13 @@ _PLACES: Final = (
     ("textgrid", ".TextGrid", _TEXT_FAULTS),
     ("sem", ".txt", {"broken": lambda path: path.write_bytes(b"one word\n")}),
 )
-_SOUND: Final = 4  # recordings that stay as they are
+_SOUND: Final = 4  # number of recordings that are not damaged
 RECORDINGS: Final = _SOUND + sum(len(faults) for _, _, faults in _PLACES)
-"""Recordings of the corpus that `damage_recordings` needs."""
+"""Number of recordings of the corpus that `damage_recordings` needs."""
 
 
 def damage_recordings(root: Path) -> None:
-    """Give each recording of a corpus another fault, but for the first ones."""
+    """Damage each recording of a corpus in another way, except the first four."""
     base = next(root.iterdir())
     stems = iter(sorted(path.stem for path in (base / "wave16k").iterdir())[_SOUND:])
     for folder, ending, faults in _PLACES:

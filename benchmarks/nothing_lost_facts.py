@@ -1,4 +1,4 @@
-"""Facts about files and outputs that two trees must agree in, and the comparison of them."""
+"""Extraction and comparison of facts about files and outputs, which must be equal for both trees."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from omniges.pipeline.settings import PreprocessSettings
 from omniges.trainer.config import TrainSettings
 
 Facts = dict[str, str]
-"""What was found, by a name that says where."""
+"""Facts about outputs as texts, by name; for example, the SHA-256 of a file by the path of the file."""
 Found = dict[str, Facts]
-"""Facts by the row of the table they belong to."""
+"""Facts by the name of their row in the table."""
 
 VOLATILE: Final = frozenset({"elapsed_s", "samples_per_s", "waiting_for_data", "seconds", "share_of_time", "git"})
-"""Keys of logs that two runs of one program differ in: times, and the commit itself."""
+"""Keys of logs whose values are not compared: times, and the git commit."""
 _RENAMED: Final[dict[str, str]] = {
     former: setting.name
     for settings in (PreprocessSettings, TrainSettings, GenerateSettings)
     for setting in every_setting(settings)
     for former in setting.option.was
 }
-"""Settings by their former names, which an earlier commit writes."""
+"""Current names of settings by former name, because an earlier commit may write former names."""
 _WORDED: Final = frozenset({"remarks"})
-"""Lists of sentences for people, of which the number is compared."""
-_SHOWN: Final = 110  # characters of a fact in the line of a difference
+"""Keys of lists of sentences for people; only the number of sentences is compared."""
+_SHOWN: Final = 110  # number of characters of a fact that the line of a difference shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +53,11 @@ class Row:
 
 
 GROWS: Final = frozenset({"commands and flags", "verify and inspect"})
-"""What may have more than before."""
+"""Rows in which the working tree may have more facts than the earlier commit."""
 
 
 def compare(check: str, what: str, before: Facts, now: Facts) -> Row:
-    """Compare the facts of both trees; no facts at all are a failure, for they prove nothing."""
+    """Compare the facts of both trees; without facts, the row counts as different, because nothing is proved."""
     if what in GROWS:
         now = {name: fact for name, fact in now.items() if name in before}
     names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
@@ -86,13 +86,13 @@ def _sha256(path: Path) -> str:
 
 
 def file_facts(folder: Path, without: Collection[str] = ()) -> Facts:
-    """Return the SHA-256 of every file below a folder, by relative path, without some file types."""
+    """Return the SHA-256 of every file below a folder, by relative path; files with suffixes `without` are skipped."""
     found = (path for path in folder.rglob("*") if path.is_file() and path.suffix not in without)
     return {path.relative_to(folder).as_posix(): _sha256(path) for path in found}
 
 
 def member_facts(folder: Path) -> Facts:
-    """Return the SHA-256 of every member of every tar file in a folder, with its place."""
+    """Return the SHA-256 and the offset of every member of every tar file in a folder."""
     facts = {}
     for path in sorted(folder.glob("*.tar")):
         try:
@@ -110,7 +110,7 @@ _SAME_BYTES: Final = ("gesture.npy", "mel.npy", "jaw_eyes.npy", "start_xz.npy")
 _NEW_STATISTICS: Final = frozenset({"jaw_eyes", "counts", "difference_std"})
 _SAME_OF_SET: Final = ("features", "settings", "plan", "totals", "splits")
 _OTHER_SETTINGS: Final = frozenset({"settings_sha256", "max_length_mismatch_s", "motion_rate_hz"})
-"""Settings of preprocess whose default changed (which side may be longer by how much) or which are new."""
+"""Settings of preprocess that are new, or whose default changed (the allowed difference of lengths)."""
 _NOTHING: Final = (None, "", -1)
 
 
@@ -130,7 +130,7 @@ def content_facts(folder: Path) -> Facts:
                 facts |= {
                     f"{key} {what}": fact for what, fact in _member_content(name, stream.read() if stream else b"")
                 }
-    # Version 1 has no member for what a sample lacks.
+    # In version 1, a sample without spans has no member for spans.
     facts = {f"{fact.partition(' ')[0]} spans": "[]" for fact in facts if " " in fact} | facts
     dataset, stats = (json.loads((folder / name).read_bytes()) for name in ("dataset.json", "stats.json"))
     facts |= json_facts({name: dataset[name] for name in _SAME_OF_SET}, "dataset.json:", _OTHER_SETTINGS)
@@ -138,7 +138,7 @@ def content_facts(folder: Path) -> Facts:
 
 
 def _member_content(name: str, data: bytes) -> Iterator[tuple[str, str]]:
-    """Yield the content of a tar member, under names that both versions share."""
+    """Yield (name, content) of a tar member; the names are equal for both versions of the contract."""
     if name in _SAME_BYTES:
         yield name, hashlib.sha256(data).hexdigest()
     elif name == "betas.npy":
@@ -158,7 +158,7 @@ def _numbers(array: npt.NDArray[np.floating]) -> str:
 
 
 def _shared_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
-    """KEY.json with what version 2 moved where version 1 had it, and without what is not known."""
+    """Return the content of KEY.json with the fields of version 1, without empty values."""
     shared = {name: value for name, value in metadata.items() if name not in {"present", "labels"}}
     shared |= metadata.get("labels", {})
     notes = metadata["notes"]
@@ -168,7 +168,7 @@ def _shared_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def _row_facts(path: Path) -> Facts:
-    """Return the manifest without the places and digests of members."""
+    """Return the facts of the manifest, without positions and checksums of members."""
     facts: Facts = {}
     for row in pq.read_table(path, use_threads=False).to_pylist():
         own = {name.removeprefix("label_"): value for name, value in row.items() if not name.startswith("present_")}
@@ -178,13 +178,13 @@ def _row_facts(path: Path) -> Facts:
 
 
 def _is_place(column: str) -> bool:
-    """Return whether a column of the manifest states a position or a digest of bytes; those of sources do not."""
+    """Return whether a manifest column is a position or a checksum of members; columns of source files are not."""
     source = column.startswith(("wav_", "npz_", "textgrid_")) or column in {"sem_path", "sem_sha256"}
     return column == "shard" or (column.endswith(("_offset", "_size", "_sha256")) and not source)
 
 
 def json_facts(document: object, name: str = "", without: Collection[str] = ()) -> Facts:
-    """Every value of a JSON document by its path; floats as the shortest text that gives the same bits."""
+    """Return every value of a JSON document by its path; a float is the shortest text that restores all its bits."""
     return dict(_flat(document, name, without))
 
 
@@ -205,7 +205,7 @@ def _flat(value: Any, name: str, without: Collection[str]) -> Iterator[tuple[str
 
 
 def json_file_facts(folder: Path, without: Collection[str] = ()) -> Facts:
-    """Every value of every JSON file below a folder, but for some keys."""
+    """Return every value of every JSON file below a folder, except those of the keys `without`."""
     facts: Facts = {}
     for path in folder.rglob("*.json"):
         document = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Steps of work with each tree; a step reads the output of the earlier commit in the steps before it."""
+"""Steps that run with each tree. A step reads outputs that the earlier commit made in previous steps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from omniges.commands import models, shards
 CHECKS: Final = ("shards", "losses", "generated", "codes", "earlier")
 _TENSORS: Final = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 BYTES_OF: Final = "bytes of"
-"""In names of facts that only trees which write the same version of the shard contract agree in."""
+"""Part of the names of rows that are compared only if both trees write the same version of the shard contract."""
 _HALFWAY, _STEPS = 10, 20
 _RECIPE: Final = f"""\
 preset: tiny
@@ -48,17 +48,17 @@ validation-windows: 2
 validation-samples: 1
 validation-sampling-steps: 2
 """
-_VERSION: Final = frozenset({"omniges"})  # key of the version in records, which may have risen
+_VERSION: Final = frozenset({"omniges"})  # key of the version of omniges in records; it may differ
 _SINCE: Final = frozenset(
     {"condition_streams", "condition_stream_dropout", "tell_absent", "validated_tasks", "gesture_channels"}
 )
-"""Settings that came later, each at a default that changes nothing."""
-_LABELS: Final = ("1_synthetica_0_1_1", "2_syntheticb_0_1_1")  # of the test split
+"""Settings that later commits added; their defaults change nothing."""
+_LABELS: Final = ("1_synthetica_0_1_1", "2_syntheticb_0_1_1")  # clips of the test split
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Work of one tree and its facts; later steps get the folders `gives` below `made`."""
+    """A function that runs commands with one tree and returns facts. Later steps read its output folders `gives`."""
 
     check: str
     run: Callable[[Side], Found]
@@ -69,7 +69,7 @@ class Step:
 
 
 def _make_corpora(side: Side) -> Found:
-    """Write synthetic corpora: two kinds, a small one for shards to damage, and one for recordings to damage."""
+    """Write four synthetic corpora: two of different kinds, one for damaged shards, one for damaged recordings."""
     kinds: dict[str, tuple[str, ...]] = {
         "corpus": ("--clips", "12", "--seconds", "8"),
         "other": ("--clips", "3", "--seconds", "3", "--layout", "seed", "--audio", "float32", "--speakers", "1"),
@@ -78,11 +78,11 @@ def _make_corpora(side: Side) -> Found:
     }
     for name, flags in kinds.items():
         side.run(f"sample-corpus {name}", "sample-corpus", f"made/{name}", *flags)
-    return {"corpora: files": file_facts(side.folder / "made", {".txt"})}  # a README for people
+    return {"corpora: files": file_facts(side.folder / "made", {".txt"})}  # without the README, which is for people
 
 
 def _make_shards(side: Side) -> Found:
-    """Convert the corpora, and the recordings of people if there are any."""
+    """Convert the corpora, and the real recordings if there are any."""
     keep = ("--keep-audio", "--workers", "1")
     kinds: dict[str, tuple[str, ...]] = {
         "synthetic": ("--root", "given/corpus", *keep, "--shard-size", "2MB"),
@@ -110,7 +110,7 @@ def _log(run: Path) -> list[dict[str, Any]]:
 
 
 def _losses(run: Path) -> Facts:
-    """Losses and gradient norms of every step, and the losses of every validation."""
+    """Return losses and gradient norms of every step, and the losses of every validation."""
     facts: Facts = {}
     for event in _log(run):
         if event["event"] == "steps":
@@ -123,7 +123,7 @@ def _losses(run: Path) -> Facts:
 
 
 def _trained(run: Path, name: str) -> Found:
-    """Return the weights, logs and files of a run; nothing for a run that did not finish."""
+    """Return facts about the weights, logs and files of a run; none if the run did not finish."""
     last = run / "checkpoints" / f"step-{_STEPS:06d}"
     if not last.is_dir():
         return {}
@@ -132,7 +132,7 @@ def _trained(run: Path, name: str) -> Found:
     fixed = ("stats.json", "tokenizer.json")
     grown = {file: json.loads((last / file).read_text(encoding="utf-8")) for file in ("config.json", "settings.json")}
     log = json_facts(_log(run), "log", VOLATILE | _VERSION | _SINCE)
-    results = file_facts(run / "validation", {".json", ".png"})  # pictures hold words
+    results = file_facts(run / "validation", {".json", ".png"})  # pictures show texts
     records = json_file_facts(run / "validation", VOLATILE | _VERSION)
     return {
         f"{name}: losses of all steps": _losses(run),
@@ -146,7 +146,7 @@ def _trained(run: Path, name: str) -> Found:
 
 
 def _resume(side: Side, half: Path, name: str, *flags: str) -> Path:
-    """Go on from a copy of a run that was stopped half-way."""
+    """Resume a copy of a run that was stopped half-way; return the folder of the copy."""
     run = side.folder / "made" / name
     if half.is_dir():
         shutil.copytree(half, run, symlinks=True)
@@ -156,13 +156,14 @@ def _resume(side: Side, half: Path, name: str, *flags: str) -> Path:
 
 def _train_words(side: Side) -> tuple[str, ...]:
     (side.folder / "recipe.yaml").write_text(_RECIPE, encoding="utf-8")
-    knows = (side.tree / "omniges" / "features" / "channels.py").is_file()  # earlier trees always train on 415
+    # Earlier trees do not have the flag, and always train on 415 channels.
+    knows = (side.tree / "omniges" / "features" / "channels.py").is_file()
     channels = ("--gesture-channels", "415") if knows else ()
     return ("--shards", "given/shards-synthetic", "--recipe", "recipe.yaml", "--num-workers", "0", *channels)
 
 
 def _train(side: Side) -> Found:
-    """Train without a stop, then with one half-way."""
+    """Train once without interruption, and once with a stop half-way and a resume."""
     outputs, words = side.folder / "made", _train_words(side)
     side.run("train", "train", *words, "--num-workers", "1", "--output-dir", "made/run")
     side.run("train half", "train", *words, "--max-train-steps", str(_HALFWAY), "--output-dir", "made/half")
@@ -173,7 +174,7 @@ def _train(side: Side) -> Found:
 
 
 def _alike(found: Found) -> Facts:
-    """Return whether a run that was stopped half-way has the losses of one without a stop."""
+    """Return whether the resumed run has the same losses and tensors as the run without interruption."""
     pairs = {
         name: (found[f"straight: {name}"], found[f"stopped: {name}"]) for name in ("losses of all steps", "tensors")
     }
@@ -187,7 +188,7 @@ def _alike(found: Found) -> Facts:
 
 
 def _generations() -> dict[str, tuple[str, ...]]:
-    """Return the flags of `generate` by the folder of the results."""
+    """Return the flags of each `generate` command, by the name of its output folder."""
     shards = ("--shards", "given/shards-synthetic")
     base = "given/corpus/beat_synthetic_v2.0.0"
     audio, text = f"{base}/wave16k/{_LABELS[0]}.wav", f"{base}/textgrid/{_LABELS[0]}.TextGrid"
@@ -202,7 +203,7 @@ def _generations() -> dict[str, tuple[str, ...]]:
 
 
 def _generate(side: Side) -> Found:
-    """Make results of all kinds with the earlier commit's checkpoint, and score them."""
+    """Generate results of all kinds with the checkpoint of the earlier commit, score them, and trace batches."""
     outputs = side.folder / "made"
     (side.folder / "plain.txt").write_text("paper winter seven, garden. Music tiger!\n", encoding="utf-8")
     common = ("--checkpoint", "given/run", "--seed", "3", "--steps", "3")
@@ -212,7 +213,7 @@ def _generate(side: Side) -> Found:
     }
     side.run_all(commands)
     return {
-        "results: files": file_facts(outputs / "generated", {".json", ".png"}),  # pictures hold words
+        "results: files": file_facts(outputs / "generated", {".json", ".png"}),  # pictures show texts
         "results: records": json_file_facts(outputs / "generated", _VERSION | {"picture"}),
         "evaluation": _evaluate(side),
         "batches": _trace(side),
@@ -236,7 +237,7 @@ def _evaluate(side: Side) -> Facts:
 
 
 def _trace(side: Side) -> Facts:
-    """Return the windows that the ranks of a run see, and the digests of what they read."""
+    """Return the windows that each rank reads, with checksums of their arrays."""
     flags = ("--shards", "given/shards-synthetic", "--window-ticks", "16", "--batch-size", "3", "--seed", "2")
     facts: Facts = {}
     for rank in ("0", "1"):
@@ -250,7 +251,7 @@ def _trace(side: Side) -> Facts:
 
 
 def _verdict(code: int, out: str) -> str:
-    """Exit code, and the findings as a sorted multiset of (code, file, key, member)."""
+    """Return the exit code, the level and the sorted findings (code, file, key, member) as one text."""
     try:
         document = json.loads(out)
     except json.JSONDecodeError:
@@ -274,7 +275,7 @@ def _damage_shards(side: Side) -> Facts:
 
 
 def _repair(side: Side) -> Facts:
-    """Convert, damage the shards, move damaged files aside and convert again, which restores the folder."""
+    """Convert, damage a shard, move it aside by ``--quarantine``, and convert again, which restores the folder."""
     folder = "made/repaired"
     again = ("--root", "given/small", "--out", folder, "--keep-audio", "--shard-size", "300kB", "--workers", "1")
     side.run("preprocess what will be damaged", "preprocess", *again)
@@ -292,7 +293,7 @@ def _repair(side: Side) -> Facts:
 
 
 def _damage_recordings(side: Side) -> Facts:
-    """Convert a corpus of damaged recordings; the codes of each recording."""
+    """Convert a corpus of damaged recordings; return the finding codes of each recording."""
     corpus = shutil.copytree(side.folder / "given/many", side.folder / "made/root/corpus")
     damage_recordings(corpus)
     words = ("--root", "made/root/corpus", "--out", "made/rejected", "--workers", "1", "--keep-audio")
@@ -308,7 +309,7 @@ def _damage_recordings(side: Side) -> Facts:
 
 
 _LONGER_AUDIO: Final = "1_synthetica_0_3_3"
-"""Its audio is longer than its motion, which was rejected and is now cut with a note."""
+"""Recording whose audio is longer than its motion. Earlier commits reject it; later ones cut the audio, with a note."""
 _USAGE: Final = (
     "",
     "--version",
@@ -391,7 +392,7 @@ _COMMANDS: Final = (
 
 
 def _misuse(side: Side) -> Facts:
-    """Give commands what they must refuse; the exit code of each."""
+    """Run commands that must be refused; return the exit code of each."""
     outputs = side.folder / "made"
     (outputs / "empty").mkdir()
     (side.folder / "recipe.txt").write_text("no folder\n", encoding="utf-8")
@@ -412,7 +413,7 @@ def _hidden(words: str) -> set[str]:
 
 
 def _flags(side: Side) -> Facts:
-    """Ask every command for its help; the flags and commands that it names."""
+    """Run every command with ``--help``; return the flags and commands that the help shows."""
     commands = {f"help of omniges {words}": [*words.split(), "--help"] for words in _COMMANDS}
     word = re.compile(r"(?<![\w-])--?[a-z][a-z0-9-]*|(?<=^│ )[a-z][a-z-]+(?= )", re.MULTILINE)
     found = side.attempt(commands)
@@ -428,7 +429,7 @@ def _flags(side: Side) -> Facts:
 
 
 def _find_codes(side: Side) -> Found:
-    """Collect exit codes and finding codes of what is damaged or asked wrongly."""
+    """Collect the exit codes and finding codes of damaged files and invalid commands."""
     return {
         "damaged shards: codes": _damage_shards(side),
         "damaged shards: repair": _repair(side),
@@ -442,7 +443,7 @@ def _find_codes(side: Side) -> Found:
 
 
 def _read_earlier(side: Side) -> Found:
-    """Read what the earlier commit made: verify, update, show, export, resume and generate."""
+    """Use outputs of the earlier commit: verify, show, export, update, resume and generate."""
     outputs, shards = side.folder / "made", "given/shards-synthetic"
     verified = side.run("verify deep", "verify-shards", shards, "--level", "deep", "--format", "json")
     seen = {"verify": _verdict(verified.code, verified.out)}
@@ -456,7 +457,7 @@ def _read_earlier(side: Side) -> Found:
     side.run("preprocess fewer", "preprocess", *same, "--out", "made/fewer", *fewer)
     side.contract = contract_version(outputs / "fewer")
     shutil.copytree(side.folder / shards, outputs / "updated")
-    if side.contract == contract_version(outputs / "updated"):  # another version is not brought up to date
+    if side.contract == contract_version(outputs / "updated"):  # a set of another version is not updated
         side.run("preprocess again", "preprocess", *same, "--out", "made/updated")
     given = ("--checkpoint", "given/run", "--steps", "2", "--shards", shards, "--key", _LABELS[0])
     side.run("generate earlier", "generate", *given, "--task", "a2g", "-o", "made/from-earlier")

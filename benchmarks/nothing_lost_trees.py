@@ -26,7 +26,7 @@ class Stopped(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """End of a command."""
+    """Exit code, standard output and standard error of a command."""
 
     code: int
     out: str
@@ -35,25 +35,25 @@ class Done:
 
 @dataclass(slots=True)
 class Side:
-    """One tree, and the folder its commands run in.
+    """One tree, and the folder in which its commands run.
 
-    Both sides have the same relative paths in their folders, so the paths that outputs mention are equal. What lies
-    below `given` was made by the earlier commit on both sides. What lies below `made` the side made itself.
+    Both sides use the same relative paths, so that paths in outputs are equal. On both sides, the folder `given`
+    contains outputs of the earlier commit. The folder `made` contains outputs of this side.
     """
 
     name: str
     tree: Path
     folder: Path
-    real: Path | None = None  # recordings of people, where there are any
-    earlier: bool = False  # its commands must work, or there is nothing to compare with
-    exits: dict[str, str] = field(default_factory=dict)  # how commands ended that should end with 0
-    words: dict[str, str] = field(default_factory=dict)  # first line of the error of commands that may fail
-    contract: int = 0  # the version of the shard contract that it writes, once that is known
+    real: Path | None = None  # folder of real recordings, if there is one
+    earlier: bool = False  # this is the earlier commit, whose commands must succeed
+    exits: dict[str, str] = field(default_factory=dict)  # exit codes of commands that should succeed, by label
+    words: dict[str, str] = field(default_factory=dict)  # first lines of errors of commands that may fail, by label
+    contract: int = 0  # version of the shard contract that it writes; 0 until it is known
     over: bool = False
     _process: subprocess.Popen[str] | None = None
 
     def prepare(self) -> None:
-        """Make the folder, and refuse a tree whose package is not the one that Python imports."""
+        """Create the folders, and check that Python imports omniges from this tree."""
         for name in ("given", "made"):
             (self.folder / name).mkdir(parents=True)
         for flags in ([], ["-P"]):  # worker processes are started with -P
@@ -63,20 +63,20 @@ class Side:
         print(f"{self.name}: {found}", file=sys.stderr, flush=True)
 
     def run(self, label: str, *words: str) -> Done:
-        """Run a command that should end with 0, and keep its exit code under the label."""
+        """Run a command that should succeed, and store its exit code under the label."""
         return self._settle(label, words, self._start([sys.executable, "-c", _ENTRY, *words]))
 
     def run_all(self, commands: Mapping[str, Sequence[str]]) -> None:
-        """Run commands that should end with 0, all but the first forked from one process as `attempt` does."""
+        """Run commands that should succeed: the first in a new process, the others as in `attempt`."""
         first, *rest = commands
         self.run(first, *commands[first])
         for label, done in self.attempt({label: commands[label] for label in rest}).items():
             self._settle(label, commands[label], done)
 
     def attempt(self, commands: Mapping[str, Sequence[str]]) -> dict[str, Done]:
-        """Run commands that may fail, in one process that loads what they import once and forks for each.
+        """Run commands that may fail, in processes that `nothing_lost_batch.py` forks.
 
-        The first line of the error that each tells is kept under its label.
+        The first line of each error is stored under the label of the command.
         """
         questions = json.dumps([list(words) for words in commands.values()])
         batch = self._start([sys.executable, "-P", str(_BATCH)], questions)
@@ -97,7 +97,7 @@ class Side:
         return done
 
     def stop(self) -> None:
-        """Kill the command that runs, and start no other."""
+        """Kill the running command, and start no other command."""
         self.over = True
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
@@ -126,7 +126,7 @@ class Side:
 
 
 def _reported(text: str) -> str:
-    """Return the first line of an error, of the program or of the parser of its flags."""
+    """Return the first line of an error of omniges or of its command-line parser."""
     return next((line.strip("│ ") for line in text.splitlines() if line.startswith(("omniges:", "│"))), "")
 
 

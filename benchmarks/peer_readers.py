@@ -1,10 +1,11 @@
-"""One peer's loader in a process of its own: stock webdataset, litData or mosaic streaming over the same windows.
+"""Reads the same windows with a peer of the loader: webdataset, litData or mosaic streaming.
 
-Run by `loader.py`, with whatever Python has the peer; it needs no omniges. ``prepare`` writes the windows in the peer's
-own format. ``read`` says ``ready`` after a warm-up, then for each line with a number of seconds takes batches for so
-long and answers with the windows and the seconds it took. Each peer is used as its documentation shows, with what
-helps it: webdataset decodes two members only and makes all windows of a clip it has decoded; litData and mosaic
-streaming store ready-made windows. None of them normalises.
+`loader.py` runs this program with a Python that has the peer; this Python need not have omniges. ``prepare`` writes the
+windows in the format of the peer. ``read`` prints ``ready`` after a warm-up. Then it reads a number of seconds from
+each line of standard input, reads batches for this time, and prints the number of windows and the elapsed seconds.
+
+Each peer is used as its documentation shows, with settings that make it fast. Webdataset decodes only two members, and
+uses all windows of a decoded clip. LitData and mosaic streaming store windows. No peer normalizes the values.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 
 Window = dict[str, Any]
 
-_FRAMES: Final = {"gesture": 3, "mel": 10}  # a tick
+_FRAMES: Final = {"gesture": 3, "mel": 10}  # frames per tick
 _SHUFFLED: Final = 500
 
 
@@ -52,7 +53,7 @@ def windows_of_shards(paths: Iterable[Path], ticks: int) -> Iterator[Window]:
 
 
 def _module(name: str) -> Any:
-    """Import a package that may be absent, and that this project does not depend on."""
+    """Import the package of a peer; this project does not depend on it."""
     return importlib.import_module(name)
 
 
@@ -65,10 +66,10 @@ class _Peer(Protocol):
 
 
 class _Webdataset:
-    """Tar shards as they are: decode, cut, shuffle, default collate."""
+    """Webdataset on the unchanged tar shards: decode, cut into windows, shuffle, default collate."""
 
     def prepare(self, shards: list[Path], folder: Path, ticks: int) -> None:
-        """Do nothing: it reads the shards."""
+        """Do nothing, because webdataset reads the shards."""
 
     def loader(self, shards: list[Path], folder: Path, options: argparse.Namespace) -> Any:
         torch, wds = _module("torch"), _module("webdataset")
@@ -94,7 +95,7 @@ class _Webdataset:
 
 
 class _LitData:
-    """Windows stored with `litdata.optimize`."""
+    """LitData on windows that `litdata.optimize` stores."""
 
     def prepare(self, shards: list[Path], folder: Path, ticks: int) -> None:
         litdata = _module("litdata")
@@ -116,7 +117,7 @@ def _windows_of_one(given: tuple[str, int]) -> Iterator[Window]:
 
 
 class _Mosaic:
-    """Windows stored with `streaming.MDSWriter`."""
+    """Mosaic streaming on windows that `streaming.MDSWriter` stores."""
 
     def prepare(self, shards: list[Path], folder: Path, ticks: int) -> None:
         streaming = _module("streaming")
@@ -156,7 +157,7 @@ def _serve(batches: Iterator[Any], warm_up: int) -> None:
 
 
 def main() -> None:
-    """Prepare or read, as the arguments say."""
+    """Run the action that the arguments select."""
     parser = argparse.ArgumentParser(description="A peer's loader, for loader.py.")
     parser.add_argument("action", choices=("check", "prepare", "read"))
     parser.add_argument("peer", choices=tuple(PEERS))

@@ -1,8 +1,8 @@
-"""Measures `omniges preprocess` beside a straightforward conversion, per stage, and in memory.
+"""Measures `omniges preprocess`: speed compared with a straightforward conversion, time of each stage, and memory.
 
-``python benchmarks/preprocess.py`` writes a synthetic corpus, converts it as a whole process through the installed
-command and, in turns, with librosa, scipy and praatio in one process (`straightforward.py`), and prints what both
-took. Nothing here passes or fails: a figure means something beside the other one, taken on the same machine.
+``python benchmarks/preprocess.py`` writes a synthetic corpus. It converts the corpus in turns with the installed
+command and with librosa, scipy and praatio in one process (`straightforward.py`), and prints the times of both. The
+program does not pass or fail: compare the times, which are from the same machine.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Settings:
     seconds: float
     workers: int
     repeats: int
-    subset: int  # recordings of the straightforward conversion
+    subset: int  # number of recordings of the straightforward conversion
     stage_recordings: int
-    memory: tuple[int, ...]  # corpus sizes, none to leave the memory runs out
+    memory: tuple[int, ...]  # numbers of recordings of the corpora on which memory is measured
     root: Path | None
     work: Path | None
     json: Path | None
@@ -54,14 +54,14 @@ class Run:
     """One timed conversion."""
 
     recordings: int
-    seconds: float  # of recordings converted
+    seconds: float  # total length of the converted recordings
     x_real_time: float
     wall_s: float
-    cpu_s: float  # user and system, all processes
-    other_cpu_share: float  # of the machine's CPU time, what everything else took meanwhile
-    main_mb: float  # peak memory of the process started
-    worker_mb: float  # of its largest worker, 0 without workers
-    maxrss_mb: float  # the kernel's upper bound for the largest process
+    cpu_s: float  # user and system time of all processes
+    other_cpu_share: float  # share of the machine's CPU time that other processes used
+    main_mb: float  # peak memory of the main process
+    worker_mb: float  # peak memory of its largest worker; 0 without workers
+    maxrss_mb: float  # ru_maxrss: upper bound for the largest process
 
 
 def _parse(arguments: list[str]) -> Settings:
@@ -102,7 +102,7 @@ def _run(usage: Usage, recordings: int, seconds: float) -> Run:
 
 
 def run_preprocess(root: Path, work: Path, workers: int) -> Run:
-    """Run the whole command on a root, and delete its shards."""
+    """Run `omniges preprocess` on a folder, delete its shards, and return the measurements."""
     out = work / "shards"
     os.sync()
     command = [str(COMMAND), "preprocess", "--root", str(root), "--out", str(out), "--workers", str(workers)]
@@ -126,12 +126,12 @@ def run_straightforward(recordings: list[Recording], work: Path) -> Run:
     shutil.rmtree(out)
     loop = json.loads(usage.output)
     usage = replace(usage, wall_s=loop["wall_s"], cpu_s=loop["cpu_s"])
-    usage = replace(usage, child_mb=0.0)  # an import starts a helper of a few MB
+    usage = replace(usage, child_mb=0.0)  # an import starts a small process that is no worker
     return _run(usage, loop["recordings"], loop["seconds"])
 
 
 def compare(root: Path, recordings: list[Recording], work: Path, settings: Settings) -> dict[str, Any]:
-    """Run both conversions in turns, with the order reversed each time."""
+    """Run both conversions in turns; each repeat reverses the order."""
     subset = spread(recordings, settings.subset)
     runs: dict[str, list[Run]] = {"preprocess": [], "straightforward": []}
     for repeat in range(settings.repeats):
@@ -155,7 +155,7 @@ def _spread_of(runs: list[Run]) -> dict[str, Any]:
 
 
 def time_stages(recordings: list[Recording], work: Path) -> dict[str, dict[str, float]]:
-    """Return the smallest and median milliseconds of each stage for a recording, measured in a worker's environment."""
+    """Return the minimum and the median time of each stage in ms per recording, in the environment of a worker."""
     out = work / "stages"
     out.mkdir()
     sources = work / "stages.json"
@@ -168,7 +168,7 @@ def time_stages(recordings: list[Recording], work: Path) -> dict[str, dict[str, 
 
 
 def measure_memory(recordings: list[Recording], work: Path, settings: Settings) -> list[dict[str, Any]]:
-    """Return the peak memory on corpora of several sizes, of links to the same files, and on one long recording."""
+    """Measure the peak memory on corpora of several sizes (links to the same files), and on one long recording."""
     rows = []
     for count in settings.memory:
         root = link_corpus(recordings, work / "linked", count)
@@ -182,7 +182,7 @@ def measure_memory(recordings: list[Recording], work: Path, settings: Settings) 
 
 
 def measure(settings: Settings, work: Path) -> dict[str, Any]:
-    """Return all figures of the JSON file; `work` is a folder for temporary files."""
+    """Return all measurements, as the JSON file stores them; `work` is a folder for temporary files."""
     machine = describe_machine(work)
     root = settings.root or make_corpus((settings.work or work) / "corpus", settings.recordings, settings.seconds)
     recordings = find_recordings(root)
@@ -191,7 +191,8 @@ def measure(settings: Settings, work: Path) -> dict[str, Any]:
             needed = -(-count // MAX_COPIES)
             raise SystemExit(f"--memory {count}: stems of BEAT2 and at least {needed} recordings needed")
     document = {"machine": machine} | compare(root, recordings, work, settings)
-    train = [recording for recording in recordings if recording.split == "train"] or recordings  # with statistics
+    # Only the conversion of train recordings has the stage of statistics.
+    train = [recording for recording in recordings if recording.split == "train"] or recordings
     staged = spread(train, settings.stage_recordings)
     say("timing the stages")
     document["stages_ms"] = time_stages(staged, work)
@@ -218,7 +219,7 @@ def main() -> None:
         raise SystemExit(f"{COMMAND}: not found. Install the project into this Python first: pip install -e .")
     if settings.work:
         settings.work.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through the clean-up, as Ctrl-C does
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clean up, as after Ctrl-C
     try:
         with tempfile.TemporaryDirectory(prefix="omniges-benchmark-", dir=settings.work) as work:
             document = measure(settings, Path(work))

@@ -1,9 +1,10 @@
 """Measures `preprocess --engine ray` beside `--engine local` on the same cores, and the memory of its driver.
 
 ``python benchmarks/ray_engine.py`` writes a synthetic corpus, starts a Ray cluster on this machine, and converts the
-corpus with both engines in turns. The start of the cluster is not measured; connecting to it and starting workers is.
-CPU time is that of all processes of a run, with Ray's own, read from /proc every 100 ms: on a machine that does other
-work too it is the figure to compare, and wall time means nothing. Nothing here passes or fails.
+corpus with both engines in turns. The measurement includes the connection to the cluster and the start of workers, but
+not the start of the cluster. CPU time is the total of all processes of a run, including those of Ray; it is read from
+/proc every 100 ms. If the machine does other work at the same time, compare only CPU times. The program does not pass
+or fail.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from typing import Any, Final
 from corpora import COMMAND, find_recordings, link_corpus, make_corpus, say
 from machine import describe_machine
 
-_MARK: Final = "OMNIGES_BENCHMARK"  # variable of the environment by which processes of a run are found
+_MARK: Final = "OMNIGES_BENCHMARK"  # environment variable that marks the processes of a run
 _SAMPLE_EVERY_S: Final = 0.1
 _TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
-_WRITTEN: Final = 30  # recordings that are made; the others are links to them
+_WRITTEN: Final = 30  # number of recordings that are synthesized; the others are links to them
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +53,15 @@ class Run:
     """One conversion."""
 
     recordings: int
-    seconds: float  # of recordings converted
+    seconds: float  # total length of the converted recordings
     wall_s: float
-    cpu_s: float  # user and system, all processes
-    driver_mb: float  # peak memory of the command itself
+    cpu_s: float  # user and system time of all processes
+    driver_mb: float  # peak memory of the command's own process
     manifest_hash: str
 
 
 class _CpuWatch:
-    """CPU time and memory of all processes that have a mark in their environment, between start and end."""
+    """Context that measures the CPU time of all processes with a mark in their environment."""
 
     def __init__(self, mark: str) -> None:
         self._mark = f"{_MARK}={mark}".encode()
@@ -89,7 +90,7 @@ class _CpuWatch:
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 fields = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-                process = (int(folder.name), fields[19])  # the id may be used again, with another start time
+                process = (int(folder.name), fields[19])  # an id may be reused, with another start time
                 if process in self._others:
                     continue
                 if process not in self._last and self._mark not in (folder / "environ").read_bytes().split(b"\0"):
@@ -98,13 +99,13 @@ class _CpuWatch:
                 self._last[process] = (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND
 
     def cpu_s(self) -> float:
-        """CPU seconds since the start; of a process that has exited up to its last sample."""
+        """Return the CPU seconds in the context; a process that has exited counts up to its last sample."""
         return sum(self._last.values()) - sum(self._first.values())
 
 
 @contextlib.contextmanager
 def ray_cluster(cpus: int, environment: dict[str, str]) -> Iterator[str]:
-    """Start a cluster of one node in a process of its own; yield its address."""
+    """Start a cluster of one node in a separate process; yield the address of the cluster."""
     script = (
         "import sys, ray\n"
         f"made = ray.init(address='local', num_cpus={cpus}, include_dashboard=False, logging_level=40)\n"
@@ -126,7 +127,7 @@ def ray_cluster(cpus: int, environment: dict[str, str]) -> Iterator[str]:
 
 
 def run_engine(root: Path, work: Path, settings: Settings, address: str | None, environment: dict[str, str]) -> Run:
-    """Run the whole command on a root, and delete its shards."""
+    """Run `omniges preprocess` on a folder, delete its shards, and return the measurements."""
     out = work / "shards"
     os.sync()
     command = [str(COMMAND), "preprocess", "--root", str(root), "--output-dir", str(out), "--json"]
@@ -158,9 +159,9 @@ def run_engine(root: Path, work: Path, settings: Settings, address: str | None, 
 
 
 def measure(root: Path, work: Path, settings: Settings) -> dict[str, Any]:
-    """Run both engines in turns, the order reversed each time."""
+    """Run both engines in turns; each repeat reverses the order."""
     environment = os.environ | {_MARK: secrets.token_hex(8), "RAY_USAGE_STATS_ENABLED": "0"}
-    environment["RAY_AUTH_MODE"] = "disabled"  # else Ray writes a token to the home folder
+    environment["RAY_AUTH_MODE"] = "disabled"  # otherwise Ray writes a token to the home folder
     runs: dict[str, list[Run]] = {"local": [], "ray": []}
     with ray_cluster(settings.workers, environment) as address:
         for repeat in range(settings.repeats):

@@ -39,7 +39,7 @@ FIGURES: Final = ("jerk", "foot skate", "speed of upper body", "speed of hands",
 
 
 def figures_of(motion: MotionArrays) -> dict[str, float]:
-    """Return the figures of one motion; positions in metres and radians, speeds a second."""
+    """Return the metrics `FIGURES` of one motion, in metres and seconds; expressions change per frame."""
     placed = GENERIC.joints(motion.poses, motion.trans)
     wrists = (placed[:, _WRISTS] - placed[:, :1]).reshape(len(placed), -1)
     hands = placed[:, _HANDS] - np.repeat(placed[:, _WRISTS], len(_HANDS) // 2, axis=1)
@@ -54,7 +54,7 @@ def figures_of(motion: MotionArrays) -> dict[str, float]:
 
 
 def generated_figures(run: Path, shards: Path, task: str, samples: int, sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the mean figures of a run's results for the held-out clip, divided by the person's."""
+    """Generate the held-out clip; return the mean of each metric, divided by its value in the recording."""
     source = ShardFolder(shards)
     clip = source.sample(source.row(HELD_OUT))
     pipeline = OmnigesPipeline.from_pretrained(run)
@@ -72,7 +72,7 @@ def generated_figures(run: Path, shards: Path, task: str, samples: int, sampling
 
 
 def train(folder: Path, name: str, recipe: Path | None, seed: int, flags: Sequence[object]) -> Path:
-    """Train one variant, unless its run exists; return the run."""
+    """Train one variant, unless its run exists; return the folder of the run."""
     run = folder / f"{name}-{seed}"
     if not (run / "checkpoints").exists():
         of_recipe = [] if recipe is None else ["--recipe", recipe]

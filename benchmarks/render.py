@@ -38,7 +38,7 @@ print(json.dumps({"seconds": summary.seconds, "frames": summary.frames, "megabyt
 
 
 def make_clip(folder: Path, seconds: float) -> Path:
-    """Write motion of all joints that swings slowly, and noise as its sound; return the NPZ."""
+    """Write an NPZ in which all joints swing slowly, and a WAV with noise; return the path of the NPZ."""
     draw = np.random.default_rng(0)
     times = np.arange(round(seconds * _FRAMES_HZ))[:, None] / _FRAMES_HZ
     swing = np.sin(2 * np.pi * draw.uniform(0.2, 1.0, POSE_COLUMNS) * times + draw.uniform(0, 6, POSE_COLUMNS))
@@ -52,7 +52,7 @@ def make_clip(folder: Path, seconds: float) -> Path:
 
 
 def render_alone(clip: Path) -> dict[str, Any]:
-    """Render a clip in a process of its own, and return what it took."""
+    """Render a clip in a separate process, and return its times and peak memory."""
     command = [sys.executable, "-c", _ONE, str(clip), str(clip.with_suffix(".mp4"))]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)

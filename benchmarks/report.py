@@ -1,4 +1,4 @@
-"""Prints the figures: rich tables on a terminal, plain aligned lines elsewhere."""
+"""Prints the measurements of `preprocess.py`: rich tables on a terminal, plain aligned lines elsewhere."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ stages leave out the pipe between worker and parent and the wait for the disk, w
 
 
 def print_report(document: dict[str, Any]) -> None:
-    """Print all that was measured."""
+    """Print all measurements."""
     console = Console(highlight=False)
     _print_machine(console, document)
     _print_comparison(console, document)
@@ -103,7 +103,7 @@ def _print_memory(console: Console, runs: list[dict[str, Any]]) -> None:
 
 
 def _show(console: Console, title: str, columns: tuple[str, ...], rows: Rows) -> None:
-    """Print a table; the first column is text, all others are figures."""
+    """Print a table; the first column is text, all others are numbers."""
     if console.is_terminal:
         table = Table(title=title, title_justify="left")
         for place, column in enumerate(columns):

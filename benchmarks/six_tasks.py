@@ -2,11 +2,11 @@
 
     python benchmarks/six_tasks.py --folder six --minutes 10
 
-writes a corpus (60 clips of 24 s, 12 words), preprocesses it, trains ``--preset tiny`` through the command line, then
-generates every task from the clips of the test split and scores what comes out: shown words by template matching
-(`wordscore`), text by word error rate. Scores of the recordings themselves and of other clips' words stand beside
-them. At the end whole test clips go through the commands `generate` and `evaluate`, and what is in the files is scored:
-these scores are held against the targets. ``--evaluate RUN`` scores the checkpoints of a run that is there.
+The program writes a corpus (60 clips of 24 s, 12 words), preprocesses it, and trains ``--preset tiny`` with the command
+line. Then it generates every task from windows of the test split and scores the results: words in gesture and sound by
+template matching (`wordscore`), text by word error rate. For comparison, it scores the recordings, and the recordings
+of other windows. At the end, the commands `generate` and `evaluate` process complete test clips. The scores of their
+files are compared with the targets. ``--evaluate RUN`` scores the checkpoints of an existing run, without training.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FRAMES_PER_TICK: Mapping[StreamName, int] = {"gesture": 3, "audio": 10, "text": 
 
 @dataclass(frozen=True)
 class Window:
-    """A part of a test clip as shards hold it, and its words in seconds from its start."""
+    """A window of a test clip: its arrays as shards store them, and words with times in seconds from its start."""
 
     arrays: dict[StreamName, Any]
     words: list[dict[str, Any]]
@@ -51,7 +51,7 @@ class Window:
 
 
 def windows_of(clip: SampleArrays, codec: TextTokenCodec, ticks: int, channels: int) -> list[Window]:
-    """Yield whole windows of a clip, one after the other, with the gesture channels of a model."""
+    """Return the complete windows of a clip, without overlap, with the gesture channels that a model uses."""
     streams: dict[StreamName, Any] = {
         "gesture": stream_channels(clip.gesture, channels),
         "audio": clip.mel,
@@ -74,7 +74,7 @@ def clips_of(shards: ShardFolder, split: str) -> list[SampleArrays]:
 
 
 def templates_of(clips: Sequence[SampleArrays]) -> dict[StreamName, Templates]:
-    """Return templates of both streams that show words."""
+    """Learn templates of words in gesture and in audio from recorded clips."""
     return {
         "gesture": learn_templates([(clip.gesture.gesture, clip.words) for clip in clips], RATES["gesture"]),
         "audio": learn_templates([(clip.mel, clip.words) for clip in clips], RATES["audio"]),
@@ -84,7 +84,7 @@ def templates_of(clips: Sequence[SampleArrays]) -> dict[StreamName, Templates]:
 def generate(
     model: FlowModel, speakers: Sequence[str], windows: Sequence[Window], task: str, sampling: SamplingSettings
 ) -> list[np.ndarray[Any, Any]]:
-    """Return one array of the task's target for each window."""
+    """Generate the target of a task for each window, with the window's other streams as conditions."""
     numbers = {name: k + 1 for k, name in enumerate(speakers)}
     (target,) = TASKS[task].targets
     conditions = {
@@ -108,7 +108,7 @@ def score_task(
     templates: Mapping[StreamName, Templates],
     codec: TextTokenCodec,
 ) -> float:
-    """Return the share of words that are recognized, or for text the word error rate."""
+    """Return the share of recognized words, or for text the word error rate."""
     (target,) = TASKS[task].targets
     if target == "text":
         found = [[word.word for word in codec.decode(ids)] for ids in generated]
@@ -121,7 +121,7 @@ def score_task(
 
 
 def references(windows: Sequence[Window], templates: Mapping[StreamName, Templates], codec: TextTokenCodec) -> str:
-    """Return the scores of the recordings and of the next window's recordings: the best score and chance."""
+    """Return as text the scores of the recordings (the best score) and of the next window's recordings (chance)."""
     lines = []
     for task in ("t2g", "t2a", "g2t"):
         (target,) = TASKS[task].targets
@@ -161,7 +161,7 @@ def evaluate(run: Path, shards: Path, steps: int | None) -> list[dict[str, Any]]
 
 
 def from_files(run: Path, shards: Path, folder: Path, steps: int | None) -> dict[str, float]:
-    """Return the scores of files that `generate` and `evaluate` write for whole test clips."""
+    """Generate complete test clips with the command line, and return the scores of the files."""
     source = ShardFolder(shards)
     templates = templates_of(clips_of(source, "train"))
     test = clips_of(source, "test")
@@ -225,12 +225,12 @@ def draw(rows: Sequence[Mapping[str, Any]], run: Path, picture: Path) -> None:
 
 
 def command(*words: object) -> None:
-    """Run the installed command as a person does."""
+    """Run the installed command `omniges` with some words."""
     subprocess.run([str(Path(sys.executable).with_name("omniges")), *map(str, words)], check=True)
 
 
 def prepare(folder: Path, seed: int, minutes: float, extra: Sequence[str]) -> Path:
-    """Prepare corpus, shards and a trained run in a folder; return the run."""
+    """Prepare corpus, shards and a trained run in a folder; return the folder of the run."""
     corpus, shards, run = folder / "corpus", folder / "shards", folder / "run"
     if not corpus.exists():
         command("sample-corpus", corpus, "--clips", 60, "--seconds", 24, "--words", 12, "--seed", seed)
@@ -243,7 +243,7 @@ def prepare(folder: Path, seed: int, minutes: float, extra: Sequence[str]) -> Pa
 
 
 def main() -> None:
-    """Train if requested, score and draw."""
+    """Train unless a run is given, score and draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--folder", type=Path, default=Path("six"))
     parser.add_argument("--seed", type=int, default=0, help="of the corpus")

@@ -1,11 +1,14 @@
 """Measures how long training waits for data from a slow object store, by ranks, bandwidth, latency and cache.
 
-``python benchmarks/slow_store.py`` writes a synthetic corpus and its shards, and serves them by http and S3 from a
-process that answers late, limits its bandwidth and fails sometimes. Ranks read batches with the trainer's loader and
-cache, all from one cache as on one machine, and then do nothing for the length of a step: no model takes part. As with
-gradients that are averaged, a step begins when the last rank has its batch, so its wait is the longest one. Ranks,
-workers and server share the cores of this machine: choose steps long and bandwidths small enough that the rows of the
-local folder, which need no store, show little wait. A set and a bandwidth that are both ten times smaller take as long.
+``python benchmarks/slow_store.py`` writes a synthetic corpus and its shards. A process serves the shards by HTTP or S3;
+it delays its answers, limits its bandwidth, and sometimes fails. Ranks read batches with the trainer's loader, and
+share one cache, as on one machine. After each batch they sleep for the length of a step, because there is no model. A
+step begins when the last rank has its batch, as in training, where gradients are averaged. So the wait of a step is the
+longest wait of all ranks.
+
+Ranks, workers and server share the cores of this machine. Choose steps so long and bandwidths so small that the rows of
+the local folder, which do not use the store, show little wait. If shards and bandwidth are both ten times smaller, the
+waits are equal.
 """
 
 from __future__ import annotations
@@ -58,17 +61,17 @@ _CREDENTIALS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
-    """How the store behaves."""
+    """Speed and failures of the store."""
 
-    latency_s: float  # before each answer
-    bytes_s: float  # of all connections together
-    connection_bytes_s: float  # of each
-    failures: float  # share of requests: half are answered with 503, half are reset in the middle
+    latency_s: float  # delay before each answer
+    bytes_s: float  # bandwidth of all connections together
+    connection_bytes_s: float  # bandwidth of each connection
+    failures: float  # share of requests that fail: half get status 503, half are reset in the middle
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What each rank reads, and for how long."""
+    """Batches and steps of each rank."""
 
     batch_size: int
     ticks: int
@@ -79,23 +82,23 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One run of all ranks."""
+    """Measurements of one run of all ranks."""
 
-    waits_s: tuple[float, ...]  # of each step, the longest of all ranks
+    waits_s: tuple[float, ...]  # for each step, the longest wait of all ranks
     fetched_bytes: int
     requests: int
     failed: int
-    cpu_share: float  # of this machine, used by ranks, workers and server
+    cpu_share: float  # share of this machine's CPU time that ranks and workers used
 
 
 class Limit:
-    """A bandwidth that threads share: each piece takes its time after the one before."""
+    """A bandwidth limit that threads share: each piece waits until the pieces before it are sent."""
 
     def __init__(self, bytes_s: float) -> None:
         self._bytes_s, self._free_s, self._lock = bytes_s, 0.0, threading.Lock()
 
     def wait(self, size: int) -> None:
-        """Wait until a number of bytes may have been sent."""
+        """Wait until a piece of `size` bytes would be sent at this bandwidth."""
         with self._lock:
             self._free_s = max(self._free_s, time.monotonic()) + size / self._bytes_s
             until_s = self._free_s
@@ -103,14 +106,14 @@ class Limit:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves one folder, whatever the folder of the request; enough of S3 for reading."""
+    """Serves the files of one folder by HTTP and the reading part of S3; the folder in a request is ignored."""
 
     protocol_version = "HTTP/1.1"
     folder: ClassVar[Path]
     settings: ClassVar[StoreSettings]
     shared: ClassVar[Limit]
     draws: ClassVar[random.Random]
-    counts: ClassVar[Any]  # requests for content, those that failed, and bytes
+    counts: ClassVar[Any]  # numbers of requests for content, of failed requests, and of bytes sent
 
     def do_HEAD(self) -> None:
         """Answer with the headers of a file."""
@@ -145,7 +148,7 @@ class Handler(BaseHTTPRequestHandler):
         if with_body:
             stop = (first + last) // 2 if fault < self.settings.failures else last + 1
             self._send(path, first, stop)
-            if stop <= last:  # a reset in place of the rest
+            if stop <= last:  # the connection is reset before the rest is sent
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.close_connection = True
 
@@ -167,7 +170,7 @@ class Handler(BaseHTTPRequestHandler):
                 own.wait(len(piece))
                 try:
                     self.wfile.write(piece)
-                except ConnectionError:  # the reader has gone
+                except ConnectionError:  # the client has closed the connection
                     self.close_connection = True
                     return
                 with self.counts.get_lock():
@@ -182,21 +185,21 @@ def _serve(server: ThreadingHTTPServer, folder: Path, settings: StoreSettings, c
 
 
 class SlowStore:
-    """A store in a process of its own."""
+    """A store in a separate process."""
 
     def __init__(self, folder: Path, settings: StoreSettings) -> None:
         self._counts = _FORK.Array("q", 3)
-        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:  # its copy in the process goes on
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:  # the copy in the process stays open
             self.endpoint = f"http://127.0.0.1:{server.server_port}"
             self._process = _FORK.Process(target=_serve, args=(server, folder, settings, self._counts), daemon=True)
             self._process.start()
 
     def url(self, protocol: str) -> str:
-        """Return the URL of the set; S3 clients find the server by the environment."""
+        """Return the URL of the shards; S3 clients take the server from AWS_ENDPOINT_URL."""
         return f"{self.endpoint}/bucket/shards" if protocol == "http" else "s3://bucket/shards"
 
     def counts(self) -> tuple[int, int, int]:
-        """Return the number of requests for content, of those that failed, and of bytes sent."""
+        """Return the numbers of requests for content, of failed requests, and of bytes sent."""
         return self._counts[0], self._counts[1], self._counts[2]
 
     def __enter__(self) -> SlowStore:
@@ -209,7 +212,7 @@ class SlowStore:
 
 
 def _rank(share: RankShare, url: str, cache: CacheSettings, pace: Pace, together: Barrier, answers: Any) -> None:
-    """Read batches at the pace of a run, and send the wait of each step."""
+    """Run one rank: read batches and sleep, then put the rank and its wait of each step, in seconds, into `answers`."""
     torch.set_num_threads(1)
     shards = open_location(parse_location(url), cache, splits=("train",))
     source = DataSource(read_catalog(shards.folder, Filters(split="train")), shards=shards)
@@ -230,7 +233,7 @@ def _rank(share: RankShare, url: str, cache: CacheSettings, pace: Pace, together
 
 
 def read(ranks: int, url: str, cache: CacheSettings, pace: Pace, store: SlowStore) -> Reading:
-    """Run all ranks and return what they and the store measured."""
+    """Run all ranks, and return the measurements of ranks and store."""
     together, answers = _FORK.Barrier(ranks), _FORK.SimpleQueue()
     before, cpu_before_s, began_s = store.counts(), _cpu_s(), time.monotonic()
     shares = [RankShare(rank=rank, world_size=ranks, batch_size=pace.batch_size) for rank in range(ranks)]
@@ -271,7 +274,7 @@ _COLUMNS: Final = (
 
 
 def _row(names: tuple[str, ...], ranks: int, reading: Reading, *, cached: bool) -> list[str]:
-    """Return the cells of a row; a cache that holds the split ends all waits once it is filled."""
+    """Return the cells of a row. If the cache can contain the split (`cached`), waits end after it is filled."""
     kind, latency, bandwidth, cache = names
     waited_s = sum(reading.waits_s)
     return [
@@ -294,7 +297,7 @@ def _print_row(cells: list[str]) -> None:
 
 
 def _cache(folder: Path, split_bytes: int, share: float) -> CacheSettings:
-    """Return a cache of a share of the split, and room for the small files beside it."""
+    """Return settings of a cache for a share of the split, plus space for the small files."""
     return CacheSettings(folder=folder, capacity_bytes=int(split_bytes * share) + _SMALL_FILES_BYTES)
 
 

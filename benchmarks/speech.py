@@ -3,18 +3,19 @@
     pip install 'omniges[train,speech]' pocketsphinx
     python benchmarks/speech.py --folder speech --minutes 30
 
-writes a corpus (`sample-corpus --voice`: 90 clips of 60 s, 60 words, 4 voices), preprocesses it, trains ``--preset
-tiny``, then generates every task from the clips of the test split through `omniges generate`. Scores, each beside that
-of the recordings and that of another clip's (chance):
+The program writes a corpus (`sample-corpus --voice`: 90 clips of 60 s, 60 words, 4 voices), preprocesses it, and trains
+``--preset tiny``. Then `omniges generate` generates every task from the clips of the test split. The recordings, and
+those of another clip (chance), get the same scores for comparison:
 
-- words shown: the pose in the middle of each word, by the nearest of the recorded words' mean poses (`wordscore`);
+- words shown: the word with the nearest mean pose of the recordings is compared with the spoken word (`wordscore`);
 - word error rates of generated text;
-- amplitude: correlation of the size of generated and recorded gestures of a word, relative to the word's own mean;
-  beside it that of two recordings whose sizes depend on loudness as these do (the square of size with loudness);
-- words heard in the first four clips: pocketsphinx with the corpus's words as its grammar, sentence by sentence, cut at
-  the pauses of the recording; recordings go through the same vocoder.
+- amplitude: correlation of the sizes of generated and recorded gestures, relative to the mean size of each word. For
+  comparison, the value for two recordings whose sizes depend on loudness as in the corpus: the squared correlation of
+  size and loudness;
+- words heard in the first four clips. Pocketsphinx recognizes each sentence with the words of the corpus as its
+  grammar. Sentences are cut at the pauses of the recording. Recordings pass through the same vocoder.
 
-``--evaluate RUN`` scores a run that is there. Nothing here passes or fails.
+``--evaluate RUN`` scores an existing run, without training. The program does not pass or fail.
 """
 
 from __future__ import annotations
@@ -45,20 +46,20 @@ TASKS: Final = ("t2g", "a2g", "g2t", "a2t", "t2a", "g2a")
 _FRAMES_HZ: Final = 30.0
 _MEL_HZ: Final = 100.0
 _HEARD_CLIPS: Final = 4  # pocketsphinx takes about as long as the sound
-_PAUSE_S: Final = 0.19  # shortest pause between two sentences of the corpus is 0.2 s
-_BESIDE_S: Final = 0.1  # sound before and after a sentence, from its pauses
-_SILENCE_S: Final = 0.2  # without it, the recognizer returns nothing for a sound that ends in a word
-_MIDDLE_S: Final = 0.14  # half a word of the length that `wordscore` expects; leaves 0.04 s in the middle of a word
+_PAUSE_S: Final = 0.19  # the shortest pause between two sentences of the corpus is 0.2 s
+_BESIDE_S: Final = 0.1  # length of the pauses that is kept before and after a sentence
+_SILENCE_S: Final = 0.2  # without silence, the recognizer returns nothing for a sound that ends in a word
+_MIDDLE_S: Final = 0.14  # half the length of a widened word; without ramps of 0.12 s, 0.04 s remain in its middle
 
 
 def widened(words: Words) -> list[dict[str, Any]]:
-    """Return words with times such that `wordscore` uses the middle 0.04 s of each; many are shorter than the ramps."""
+    """Change the times of words, so that `wordscore` uses the middle 0.04 s; many words are shorter than its ramps."""
     middles = [(word, (word["start"] + word["end"]) / 2) for word in words]
     return [{"word": word["word"], "start": at - _MIDDLE_S, "end": at + _MIDDLE_S} for word, at in middles]
 
 
 def sizes(templates: Templates, rest: npt.NDArray[np.float64], frames: F32, words: Words) -> list[tuple[str, float]]:
-    """Return the size of each word's gesture: its pose along the direction from rest to the word's mean pose."""
+    """Return (word, size) of each gesture: its pose along the direction from rest (0) to the word's mean pose (1)."""
     found = []
     for word in words:
         pose = middle(frames, word, _FRAMES_HZ)
@@ -70,7 +71,7 @@ def sizes(templates: Templates, rest: npt.NDArray[np.float64], frames: F32, word
 
 
 def loudness(templates: Templates, clip: SampleArrays) -> list[tuple[str, float]]:
-    """Return the level in dB of each word that `sizes` returns, from the mel of the recording."""
+    """Return (word, level in dB) of each word that `sizes` returns, from the mel of the recording."""
     found = []
     for word, wide in zip(clip.words, widened(clip.words), strict=True):
         if middle(clip.gesture.gesture, wide, _FRAMES_HZ) is not None and word["word"] in templates.words:
@@ -119,7 +120,7 @@ def sentences(words: Words) -> list[Words]:
 
 
 def cut(samples: F32, sentence: Words) -> F32:
-    """Return the 16 kHz samples of a sentence, between two silences."""
+    """Return the 16 kHz samples of a sentence, with silence before and after it."""
     first, last = sentence[0]["start"] - _BESIDE_S, sentence[-1]["end"] + _BESIDE_S
     return np.pad(samples[max(0, round(first * 16000)) : round(last * 16000)], round(_SILENCE_S * 16000))
 
@@ -132,7 +133,7 @@ def texts_of(folder: Path) -> dict[str, list[str]]:
 
 
 def scores_of(generated: Path, shards: Path) -> dict[str, dict[str, float]]:
-    """Return (generated, recorded, chance) by score, of generated files of whole test clips."""
+    """Score generated files of complete test clips; return by score the values generated, recorded and chance."""
     source = ShardFolder(shards)
     clips = clips_of(source, "test")
     train = clips_of(source, "train")
@@ -197,7 +198,7 @@ def _recognized(generated: Path, clips: Sequence[SampleArrays]) -> dict[str, dic
 
 
 def prepare(folder: Path, arguments: argparse.Namespace, extra: Sequence[str]) -> Path:
-    """Prepare corpus, shards and a trained run in a folder; return the run."""
+    """Prepare corpus, shards and a trained run in a folder; return the folder of the run."""
     corpus, shards, run = folder / "corpus", folder / "shards", folder / "run"
     if not corpus.exists():
         sizes = ("--clips", arguments.clips, "--seconds", arguments.seconds, "--words", arguments.words)
@@ -211,7 +212,7 @@ def prepare(folder: Path, arguments: argparse.Namespace, extra: Sequence[str]) -
 
 
 def main() -> None:
-    """Train if no run is given, generate, score."""
+    """Train unless a run is given, generate and score."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--folder", type=Path, default=Path("speech"))
     parser.add_argument("--seed", type=int, default=0, help="of the corpus")

@@ -1,8 +1,9 @@
 """Measures the time of each stage of a conversion, per recording.
 
-Run as ``python stages.py LIST OUT`` in the environment a worker process has (one thread a library, freed memory kept):
-LIST is a JSON file of recordings as the worker protocol writes them. The stage functions of
-`omniges.pipeline.convert` are wrapped by timers, which cost about a microsecond a call. Prints one line of JSON.
+Run it as ``python stages.py LIST OUT`` with the environment variables of a worker process (one thread per library,
+freed memory is kept). LIST is a JSON file of recordings in the format of the worker protocol. OUT is a folder for
+shards. The stage functions of `omniges.pipeline.convert` are wrapped by timers, which cost about a microsecond per
+call. The program prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from omniges.pipeline.settings import ConvertSettings, Rejected
 from omniges.pipeline.worker import decode_recording
 from omniges.shards.writer import ShardWriter
 
-# Functions as the conversion calls them; none of them calls another.
+# Functions that the conversion calls, by stage. None of these functions calls another one of them.
 STAGES: Final = {
     "read": "_read",
     "sha256 of inputs and members": "sha256_hex",
@@ -41,7 +42,7 @@ _SHARD_BYTES: Final = 256 << 20
 
 
 def _timed(function: Callable[..., Any], stage: str, spent: dict[str, float]) -> Callable[..., Any]:
-    """Return the function with a timer that adds the seconds of each call to a stage."""
+    """Wrap a function by a timer that adds the seconds of each call to a stage."""
 
     def wrapped(*arguments: Any, **named: Any) -> Any:
         start = time.perf_counter()
@@ -63,7 +64,7 @@ def _one(recording: Recording, writer: ShardWriter, spent: dict[str, float]) -> 
         raise SystemExit(f"{recording.stem} cannot be converted: {outcome.findings[0].problem.code}")
     row = {stage: spent[stage] for stage in STAGES}
     row |= {REST: total - sum(row.values()), TOTAL: total}
-    segment = b"".join(outcome.segment.buffers)  # what the pipe hands the parent
+    segment = b"".join(outcome.segment.buffers)  # the bytes that the parent gets from the pipe
     start = time.perf_counter()
     writer.add(outcome.row, segment)
     row[PARENT] = time.perf_counter() - start
@@ -71,7 +72,7 @@ def _one(recording: Recording, writer: ShardWriter, spent: dict[str, float]) -> 
 
 
 def main() -> None:
-    """Convert the listed recordings and print the milliseconds of each stage, a list per stage."""
+    """Convert the listed recordings, and print for each stage the list of its milliseconds."""
     lines = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     recordings = [decode_recording(line) for line in lines]
     spent: dict[str, float] = defaultdict(float)

@@ -1,8 +1,8 @@
 """The conversion a user would write first: librosa, scipy and praatio in one process. `preprocess` is compared with it.
 
-Run as ``python straightforward.py LIST OUT``: LIST is a JSON file of ``[wav, npz, textgrid]`` paths. Imports and one
-conversion to warm up are not timed. Prints one line of JSON. It checks nothing, hashes nothing and never waits for
-the disk; a test holds its arrays against those of the shards.
+Run it as ``python straightforward.py LIST OUT``. LIST is a JSON file of ``[wav, npz, textgrid]`` paths. OUT is a folder
+for NPZ files. Imports and a first conversion for warm-up are not timed. The program prints one line of JSON. It does
+not check or hash files, and does not wait for the disk. A test compares its arrays with those of the shards.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from praatio import textgrid
 from scipy.spatial.transform import Rotation
 
-# The 52 joints of the gesture channels: upper body, hands, lower body (design §5).
+# The 52 joints of the gesture channels: upper body, hands, lower body.
 JOINTS = [3, 6, 9, *range(12, 22), *range(25, 55), 0, 1, 2, 4, 5, 7, 8, 10, 11]
 
 
@@ -33,7 +33,7 @@ def convert(wav: str, npz: str, grid: str, out: str) -> float:
     vectors = motion["poses"][:frames].reshape(frames, 55, 3)[:, JOINTS].reshape(-1, 3)
     rotations = Rotation.from_rotvec(vectors).as_matrix()[:, :2].reshape(frames, -1)
     trans = motion["trans"][:frames]
-    root = np.diff(trans, axis=0, prepend=2 * trans[:1] - trans[1:2])  # the first step is the second one's
+    root = np.diff(trans, axis=0, prepend=2 * trans[:1] - trans[1:2])  # the first step is a copy of the second
     root[:, 1] = trans[:, 1]
     gesture = np.concatenate([rotations, root, motion["expressions"][:frames]], axis=1).astype(np.float32)
     tier = textgrid.openTextgrid(grid, includeEmptyIntervals=False).getTier("words")

@@ -2,13 +2,13 @@
 
     python benchmarks/trunk.py --width 384 --layers 8 --batch 4
 
-Width, depth, heads, batch and precision are the same; only tokens and their channels differ. A step is forward,
-backward and AdamW. The layouts take turns, so that a slow spell of the machine meets all of them; the median of the
-steps and the ratio to OmniFlow's layout are printed. OmniFlow carries all three streams for every task; `pairs of 64`
-is what our trainer computes for a task between two streams, where the third is left out.
+Width, depth, heads, batch and precision are the same; only tokens and their channels differ. A step is a forward pass,
+a backward pass and an AdamW update. The layouts take turns, so that a slow period of the machine affects all of them.
+The median time of a step and the ratio to OmniFlow's layout are printed. OmniFlow processes all three streams for every
+task. Our trainer leaves out the third stream of a task between two streams; `pairs of 64` measures this.
 
-Multiplications are counted from the shapes: 12 d² a token and block, 2 d for each pair of tokens, and the layers
-outside of the blocks; AdaLN is left out. A step counts three times its forward pass.
+Multiplications are counted from the shapes: for each block, 12 d² per token and 2 d per pair of tokens, and the layers
+outside of the blocks. AdaLN is not counted. A step counts as three forward passes.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class _Trained:
-    """A trunk with its optimizer; layouts of the same channels share one, which spares memory."""
+    """A trunk with its optimizer. Layouts with the same channels share it, to save memory."""
 
     model: JointFlowTransformer
     optimizer: torch.optim.AdamW
@@ -87,7 +87,7 @@ def _trained(layout: Layout, sizes: Sizes, device: str) -> _Trained:
 
 
 def _step(layout: Layout, sizes: Sizes, trained: _Trained, device: str) -> Callable[[], None]:
-    """Return a training step of a layout on random data."""
+    """Return a function that runs one training step of a layout on random data."""
     with torch.device(device):
         tokens = {n: torch.randn(sizes.batch, count, layout.channels[n]) for n, count in layout.tokens.items()}
         levels = {n: torch.rand(sizes.batch) for n in tokens}
@@ -96,7 +96,7 @@ def _step(layout: Layout, sizes: Sizes, trained: _Trained, device: str) -> Calla
     def step() -> None:
         outputs: dict[str, Tensor] = trained.model(tokens, levels, seconds=seconds if layout.rotary else None)
         loss = torch.stack([(output - 1).square().mean() for output in outputs.values()]).sum()
-        trained.optimizer.zero_grad(set_to_none=False)  # as a trainer in whose batches every weight has a gradient
+        trained.optimizer.zero_grad(set_to_none=False)  # as in training, where every weight has a gradient
         loss.backward()  # type: ignore[no-untyped-call]
         trained.optimizer.step()
         if device != "cpu":
@@ -115,7 +115,7 @@ def _operations(layout: Layout, sizes: Sizes) -> float:
 
 
 def measure(sizes: Sizes, *, repeats: int, device: str) -> dict[str, Any]:
-    """Return median seconds per step, samples per second and operations per second of each layout."""
+    """Measure the median seconds per step, samples per second and operations per second of each layout."""
     kinds: dict[bool, _Trained] = {}
     steps = {}
     for name, layout in LAYOUTS.items():
@@ -123,7 +123,7 @@ def measure(sizes: Sizes, *, repeats: int, device: str) -> dict[str, Any]:
         if layout.rotary not in kinds:
             kinds[layout.rotary] = _trained(layout, sizes, device)
         steps[name] = _step(layout, sizes, kinds[layout.rotary], device)
-        steps[name]()  # allocations
+        steps[name]()  # the first step allocates memory
     times: dict[str, list[float]] = {name: [] for name in LAYOUTS}
     for _ in range(repeats):
         for name, step in steps.items():
@@ -153,7 +153,7 @@ def _print(found: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    """Parse, measure, print."""
+    """Measure all layouts, print the table and write the JSON file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--layers", type=int, default=8)

@@ -2,9 +2,10 @@
 
     python benchmarks/verify.py --size-mb 500 --threads 2
 
-Every level runs right after a plain hashing of all files, so that a slow spell of the machine meets both; the ratio of
-each pair is printed with the median. Files are in the page cache. Level deep starts processes of its own where audio
-was kept as FLAC and beyond 4 GB, which is then in its time; `--shards` measures a folder that is there already.
+Each run of a level follows a plain hashing of all files, so that a slow period of the machine affects both. The ratio
+of each pair and the median ratio are printed. Files are in the page cache. The deep level starts processes if audio is
+stored as FLAC, or if the shards are larger than 4 GB; its time includes their start. `--shards` measures an existing
+folder.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _MB_A_RECORDING: Final = 4.6
 
 
 def _make_shards(folder: Path, size_mb: float) -> Path:
-    """Write shards of about this size: a few synthetic recordings, linked as if more speakers had said the same."""
+    """Write shards of about this size, from a few synthetic recordings and many links to them."""
     recordings = find_recordings(make_corpus(folder / "base", _BASE_RECORDINGS, _SECONDS))
     count = max(_BASE_RECORDINGS, round(size_mb / _MB_A_RECORDING))
     corpus = link_corpus(recordings, folder / "corpus", count)
@@ -60,7 +61,7 @@ def _hash_file(path: Path) -> None:
 
 
 def _plain(paths: list[Path], threads: int) -> float:
-    """Return the seconds that hashing all files takes, the largest first."""
+    """Hash all files in threads, the largest first; return the seconds that it takes."""
     start = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(_hash_file, paths))
@@ -81,10 +82,10 @@ def measure(folder: Path, threads: int, repeats: int) -> dict[str, Any]:
     """Measure times and ratios of every level."""
     paths = sorted((path for path in folder.iterdir() if path.is_file()), key=lambda path: -path.stat().st_size)
     size = sum(path.stat().st_size for path in paths)
-    _plain(paths, threads)  # into the page cache
+    _plain(paths, threads)  # reads the files into the page cache
     document: dict[str, Any] = {"bytes": size, "files": len(paths), "threads": threads, "levels": {}}
     for level in _LEVELS:
-        _verified(folder, level, threads)  # imports
+        _verified(folder, level, threads)  # imports modules
         pairs = [(_plain(paths, threads), _verified(folder, level, threads)) for _ in range(repeats)]
         document["levels"][level] = {
             "plain_s": [plain for plain, _ in pairs],
@@ -110,7 +111,7 @@ def _print(document: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Parse, measure, print."""
+    """Measure all levels, print the table and write the JSON file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--size-mb", type=float, default=500.0, help="size of the shards to make")
     parser.add_argument("--shards", type=Path, help="measure this folder instead")

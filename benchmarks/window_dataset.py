@@ -2,11 +2,11 @@
 
     python benchmarks/window_dataset.py --seconds 5 --repeats 5
 
-Clips of 64 s, windows of 64 ticks, batches of 64: gesture, mel and text tokens. All are kept running and warm, and are
-read one after the other, the order reversed each time, so that a slow spell of the machine meets all. The plain
-Dataset reads the same windows of the same content: a .npy file for each array of each clip, opened with
-``mmap_mode="r"``, copied and, where ours normalizes, normalized in numpy. Nothing here passes or fails: a figure means
-something beside the others.
+Clips have 64 s, windows 64 ticks, and batches 64 windows of gesture, mel and text tokens. All datasets run all the
+time, and are warmed up. They are read one after the other, and each repeat reverses the order. So a slow period of the
+machine affects all of them. The plain Dataset reads the same windows of the same clips. It opens a .npy file for each
+array of each clip with ``mmap_mode="r"``, and copies the window. If our dataset normalizes, it normalizes in numpy. The
+program does not pass or fail: compare the numbers with each other.
 """
 
 from __future__ import annotations
@@ -92,7 +92,10 @@ Read = Callable[[float], tuple[float, float]]
 
 
 def _reading(batches: Iterator[Any]) -> Read:
-    """Return a function of seconds that reads and returns windows per second, and CPU µs a window of all workers."""
+    """Return a function that reads batches for a number of seconds.
+
+    The function returns windows per second, and CPU µs per window of this process and its workers.
+    """
 
     def read(seconds: float) -> tuple[float, float]:
         cpu_s, windows, begun = _tree_cpu_s(os.getpid()), 0, time.perf_counter()
@@ -121,7 +124,7 @@ def _endless(data: Dataset[dict[str, Any]], workers: int) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Pair:
-    """Our dataset and the one that it is compared with."""
+    """Functions that read our dataset, and the dataset that it is compared with."""
 
     name: str
     ours: Read
@@ -156,7 +159,7 @@ def _pairs(shards: Path, plain: Path, workers: int) -> list[Pair]:
 
 
 def measure(pairs: list[Pair], seconds: float, repeats: int) -> list[dict[str, Any]]:
-    """Return windows per second and CPU µs a window of both sides of each pair, and the ratios of the former."""
+    """Read both datasets of each pair in turns; return windows per second, CPU µs per window, and ratios of speed."""
     for pair in pairs:
         pair.ours(1.0)
         pair.other(1.0)

@@ -1,8 +1,8 @@
-"""Recognizes words in parts of motion or sound by template matching on the synthetic corpus, without any model.
+"""Recognizes words of the synthetic corpus in motion or sound, by template matching and without a trained model.
 
-A word's template is the mean of its middles over the *recorded* train clips, per speaker or over all; a stretch is
-given to the nearest template, channels weighed by how much they vary within a word. What a model generated is
-scored with the same templates, so the score knows nothing of the model.
+The template of a word is the mean of its middle frames in the *recorded* train clips. Frames of a clip are recognized
+as the word with the nearest template; each channel is divided by its spread within words. Generated clips are scored
+with the same templates, so the score does not depend on the model.
 
 Letters: F frames, C channels, V words.
 """
@@ -19,21 +19,21 @@ import numpy.typing as npt
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
-Word = Mapping[str, Any]  # word, start, end in seconds
+Word = Mapping[str, Any]  # with word, and start and end in seconds
 
 _MARGIN_S = 0.12  # the ramp at both ends of a word in the synthetic corpus
 
 
 @dataclass(frozen=True, slots=True)
 class Templates:
-    """Mean (V, C) of each word's middles and the spread (C,) within words."""
+    """Templates of words: the mean (V, C) of the middle frames of each word, and the spread (C,) within words."""
 
     words: tuple[str, ...]
     means: F64
     spread: F64
 
     def nearest(self, vector: F64) -> str:
-        """Return the word with the nearest template to a vector (C,), with channels divided by their spread."""
+        """Return the word whose template is nearest to a vector (C,); channels are divided by their spread."""
         distances = (((self.means - vector) / self.spread) ** 2).sum(axis=1)
         return self.words[int(distances.argmin())]
 
@@ -55,7 +55,10 @@ class Score:
 
 
 def middle(frames: F32, word: Word, rate_hz: float) -> F64 | None:
-    """Return the mean (C,) of frames (F, C) over a word without ramps; None if no frame is left or the array ends."""
+    """Return the mean (C,) of frames (F, C) in the middle of a word, without its ramps.
+
+    The result is None if the word is too short, or if it is not completely in the array.
+    """
     first = int(np.ceil((float(word["start"]) + _MARGIN_S) * rate_hz))
     last = int(np.floor((float(word["end"]) - _MARGIN_S) * rate_hz))
     if last < first or last >= len(frames) or first < 0:
@@ -64,7 +67,7 @@ def middle(frames: F32, word: Word, rate_hz: float) -> F64 | None:
 
 
 def learn_templates(clips: Iterable[tuple[F32, Sequence[Word]]], rate_hz: float) -> Templates:
-    """Return templates from recorded clips: frames (F, C) and words."""
+    """Learn templates from recorded clips, each with frames (F, C) and words."""
     found: dict[str, list[F64]] = defaultdict(list)
     for frames, words in clips:
         for word in words:
@@ -89,7 +92,7 @@ def score_words(templates: Templates, frames: F32, words: Sequence[Word], rate_h
 
 
 def edit_distance(found: Sequence[str], expected: Sequence[str]) -> int:
-    """Return the smallest number of insertions, deletions and replacements (Levenshtein 1966)."""
+    """Return the smallest number of insertions, deletions and replacements between two texts (Levenshtein 1966)."""
     row = list(range(len(expected) + 1))
     for i, have in enumerate(found, 1):
         above, row[0] = row[0], i
@@ -99,7 +102,7 @@ def edit_distance(found: Sequence[str], expected: Sequence[str]) -> int:
 
 
 def word_error_rate(pairs: Iterable[tuple[Sequence[str], Sequence[str]]]) -> float:
-    """Return edits divided by expected words, of pairs (found, expected)."""
+    """Return the number of edits divided by the number of expected words, over pairs (found, expected)."""
     edits = total = 0
     for found, expected in pairs:
         edits += edit_distance(found, expected)
