@@ -175,7 +175,7 @@ def _canvas(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
 
 
 class Captions:
-    """Source of the picture of a track's words at each time."""
+    """Captions of a track: pictures of the words that are spoken at each time."""
 
     def __init__(self, words: Sequence[WordInterval], lettering: Lettering) -> None:
         self._lines = lines_of(words, lettering.fits)

@@ -85,7 +85,7 @@ def inspect_motion(path: Path, motion_rate_hz: float | None = None) -> Inspected
 
 
 def _keys(archive: Archive) -> dict[str, dict[str, Any]]:
-    """Return shape and type of each array by key; both are None for entries that are not read, such as pickled ones."""
+    """Return shape and type of each array, by key. Both are None for arrays that are not read (pickled objects)."""
     found: dict[str, dict[str, Any]] = {}
     for key in archive.keys:
         try:

@@ -60,8 +60,14 @@ class PackedMesh:
     """Encoded mesh data that are the same for all persons, and the array sizes that the page needs."""
 
     content: bytes
-    """Arrays one after the other: triangles (F, 3) uint32, indices of the vertices that expressions move (K,) uint32,
-    directions (100, K, 3) int16, weights (V, W) uint16 in units of 1/65535, joints (V, W) uint8."""
+    """Five arrays, one after the other:
+
+    * triangles (F, 3), uint32;
+    * indices of the vertices that expressions move (K,), uint32;
+    * movement of these vertices by each expression (100, K, 3), int16 in units of ``directionStep`` metres;
+    * weights of the joints (V, W), uint16 in units of 1/65535;
+    * indices of the joints (V, W), uint8.
+    """
     facts: dict[str, Any]
 
 
@@ -169,7 +175,7 @@ def page(
     Args:
         clips: Clips to show. All text in clips is data and never becomes markup.
         scores: Tables to show above the clips.
-        embedded: Body model to draw; None: draw the solid figure.
+        embedded: Body model to draw; None: draw the generic figure of `omniges.exchange.solid`.
 
     Returns:
         The parts of an HTML document in UTF-8. The document loads no other files.
@@ -346,8 +352,8 @@ def _positions(motion: SmplxMotion, skeleton: Skeleton) -> F64:
 def floor_of(positions: Numbers) -> float:
     """Return the floor height in metres, from joint positions (T, J, 3) in metres.
 
-    The height is the 2nd percentile over frames of the height of the lowest foot joint, minus the distance from foot
-    joint to sole.
+    For each frame, the height of the lowest foot joint is taken. The floor is the 2nd percentile of these heights,
+    minus the distance from a foot joint to the sole.
     """
     return float(np.percentile(positions[:, _FEET, 1].min(axis=1), _FLOOR_PERCENT)) - _SOLE_M
 

@@ -32,7 +32,7 @@ _FOLLOW_FRAMES: Final = 15  # the camera follows the mean position from this man
 
 
 class Figure(ABC):
-    """Base class of figures that follow a motion."""
+    """Base class of figures that a motion moves."""
 
     triangles: raster.Triangles
     """(F, 3) indices of vertices, counterclockwise from outside."""

@@ -159,8 +159,8 @@ def find_tracks(
 ) -> list[Callable[[], Track]]:
     """Find the tracks at paths without loading them.
 
-    If `keys` is empty and other paths are given next to folders of shards, only those samples of the shards are used
-    whose clips also occur in the other paths.
+    If `keys` is empty and other paths are given next to folders of shards, samples of the shards are filtered. Then a
+    sample is used only if its clip also occurs in another path.
 
     Args:
         paths: Folders of shards, folders of results of `omniges generate`, folders of NPZ files, NPZ files, WAV files,
@@ -174,8 +174,8 @@ def find_tracks(
 
     Raises:
         UsageFault: A path contains none of these files, or a key is unknown.
-        DataError: A record, a manifest or dataset.json is damaged. A function that loads a track raises it for a
-            damaged or missing file.
+        DataError: A record, a manifest or dataset.json is damaged. The returned functions also raise DataError, if a
+            file is damaged or missing.
     """
     read_motion = partial(_motion, rate_hz=motion_rate_hz)
     sources = [(label, path, _found(path, read_motion)) for label, path in map(_labelled, paths)]

@@ -156,7 +156,7 @@ def render_clip(
     Args:
         clip: The clip.
         settings: Look of the video, and the file to write. The paths in the settings are not used.
-        model: Body model with triangles, to draw its mesh; None: draw the solid figure.
+        model: Body model with triangles, to draw its mesh; None: draw the generic figure of `omniges.exchange.solid`.
         count: Function that is called with (done, total) seconds.
 
     Returns:

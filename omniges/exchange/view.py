@@ -204,7 +204,7 @@ def view_scores(
 ) -> ViewSummary:
     """Write a page that shows the scores of results, and plays scored clips next to their recordings.
 
-    If no metric has scores for single clips, as with only a Fréchet distance, the page shows the first clip of each
+    If no metric has scores for single clips (the Fréchet distance has none), the page shows the first clip of each
     task.
 
     Args:

@@ -1,8 +1,8 @@
 """Values of a metric per clip, and their summaries: means, confidence intervals and shuffled pairings.
 
 Checked arrays are float64 views or copies. No function in this package changes an argument. The random generator is
-Philox4x64-10 with the seed as key. This module itself converts the raw output of the generator to numbers in a range,
-so that the numbers do not depend on the version of numpy.
+Philox4x64-10 with the seed as key. This module itself converts the generator's raw output to numbers in a range. So the
+numbers do not depend on the version of numpy.
 """
 
 from __future__ import annotations

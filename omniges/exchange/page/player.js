@@ -283,7 +283,7 @@ class Player {
     this.listen(options[(selectedIndex + 1) % options.length].value);
   }
 
-  /** Handle pointers: one turns the camera, or moves it with shift; two move and zoom. */
+  /** Handle pointers (mouse, fingers). One pointer turns the camera, or moves it if shift is pressed. Two pointers move and zoom. */
   #pointers(canvas) {
     const held = new Map();
     canvas.addEventListener("pointerdown", (event) => { canvas.setPointerCapture(event.pointerId); held.set(event.pointerId, [event.clientX, event.clientY]); });
