@@ -473,7 +473,7 @@ class Input:
 
     @property
     def recording(self) -> Recording:
-        """Contents that condition streams can read. Without a sample of a shard folder: those of the given streams."""
+        """Contents that condition streams can read: those of `sample` or, if it is None, of the given streams."""
         return _recording(self.conditions) if self.sample is None else self.sample
 
 
@@ -503,7 +503,7 @@ def planned_inputs(conditions: Sequence[StreamName], sources: Sources, reading: 
     """Return all inputs of a task without reading them; each is read later by its `load`.
 
     Args:
-        conditions: Condition streams of the task.
+        conditions: Streams that are conditions of the task.
         sources: Files or samples that the user gives.
         reading: Settings for reading.
 
@@ -553,7 +553,7 @@ def planned_inputs(conditions: Sequence[StreamName], sources: Sources, reading: 
 
 
 def _require_streams(conditions: Sequence[StreamName], rows: Sequence[ManifestRow], folder: Path) -> None:
-    """Raise UsageFault if a sample lacks a condition stream."""
+    """Raise UsageFault if a sample lacks a stream that is a condition of the task."""
     for name in conditions:
         lost = [row.key for row in rows if not present_bits(row.present) & STREAM_BITS[name]]
         if lost:

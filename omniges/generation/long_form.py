@@ -85,7 +85,7 @@ class Timeline:
 
 
 def window_starts(ticks: int, window: int, overlap: int) -> list[int]:
-    """Return the first ticks of windows that cover a timeline; the last one ends with the timeline.
+    """Return the first ticks of windows that cover a timeline. The last window ends at the end of the timeline.
 
     Args:
         ticks: Length of the timeline.
@@ -390,7 +390,7 @@ def _held(
     before: Sequence[Mapping[StreamName, Tensor]],
     model: FlowModel,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the n tokens of earlier chunks to keep: indices (n,), clean tokens (n, C) and fade weights (n, 1)."""
+    """Return the n tokens that earlier chunks also contain: indices (n,), clean tokens (n, C), fade weights (n, 1)."""
     stream = model.stream(name)
     counts = [0 if stream.complete_windows else stream.count(x.shared) for x in chunks]
     device = plan.rows.device

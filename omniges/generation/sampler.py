@@ -62,7 +62,7 @@ class Loaded:
     weights: Weights
 
     def require_trained(self, task: str) -> None:
-        """Raise UsageFault if the model was not trained on a task, or if all training samples lacked a stream of it."""
+        """Raise UsageFault if the model was not trained on a task, or no training sample had one of its streams."""
         trained = trained_tasks(self.saved)
         if trained is not None and task not in trained:
             raise UsageFault(
@@ -404,7 +404,10 @@ class Sampler:
         return tuple(part for part in absent_parts(self.model.trained) if part in STREAM_CHANNELS_OF)
 
     def at_rest(self, targets: Sequence[StreamName]) -> tuple[schema.Part, ...]:
-        """Return the parts that do not move in generated motion, including jaw and eyes if they have no channels."""
+        """Return the parts that do not move in generated motion.
+
+        If the model has no channels for jaw and eyes, they are among these parts.
+        """
         jaw_eyes: tuple[schema.Part, ...] = () if self.identity.config.with_jaw_eyes else ("jaw_eyes",)
         return (*self.absent_from(targets), *jaw_eyes)
 
@@ -582,8 +585,8 @@ def shown_values(
         spans: First tick and length of each window, in ticks.
 
     Returns:
-        A dictionary with the key ``conditions``, which is empty if the model has no condition streams. By name of the
-        stream, it contains one value if all windows have the same value, otherwise a list. None: no value.
+        An empty dictionary if the model has no condition streams. Otherwise the key ``conditions`` contains, by name of
+        the stream, one value if all windows have the same value, or a list of values. None: no value.
     """
     found: dict[str, Any] = {}
     for name, stream in streams.items():

@@ -2,7 +2,7 @@
 
 Griffin-Lim needs magnitudes. Their first estimate comes from the pseudo-inverse of the mel filters, with negative
 values set to 0. Multiplicative updates (Lee and Seung 2001) refine them and keep them non-negative. Phases come from
-librosa's Griffin-Lim with momentum 0.99 (Griffin and Lim 1984; Perraudin et al. 2013), initialized at random by a seed.
+librosa's Griffin-Lim with momentum 0.99 (Griffin and Lim 1984; Perraudin et al. 2013), initialized from a seed.
 A mel of 64 bands lacks detail, so the waveform is for listening, not for measuring.
 
 A HiFi-GAN folder is written by `SpeechT5HifiGan.save_pretrained` of transformers; AudioLDM2 has one under ``vocoder``.

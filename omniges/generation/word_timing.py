@@ -109,7 +109,7 @@ def _without_edges(token: str) -> str:
 
 
 def _other_format(text: str) -> str | None:
-    """Return the name of a text's format if it is not plain words but, for example, JSON; None for plain words."""
+    """Return the name of a text's format, such as JSON; None if the text is plain words."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     start = "\n".join(lines[:3])
     tag = _TAG.match(start)

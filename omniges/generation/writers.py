@@ -271,7 +271,7 @@ class WindowTextSink:
         """Create the writer for the given windows.
 
         Args:
-            windows: First tick and length of each window, in ticks. Successive windows touch.
+            windows: First tick and length of each window, in ticks. Windows follow each other without gaps.
         """
         self.measures: dict[str, float] = {}
         self.warnings = ["the words have no times: text stored as latents has no word timings"]

@@ -338,7 +338,7 @@ def choose(run: Path, resume: str, fits: Callable[[SavedCheckpoint], None]) -> C
 
     Raises:
         UsageFault: `resume` is ``never`` although there are checkpoints. `resume` names a folder that is missing, or a
-            checkpoint that is not the newest. `fits` raises this error for every checkpoint that is not damaged.
+            checkpoint that is not the newest. No checkpoint can be used, and `fits` raises this error for at least one.
         DataError: All checkpoints are damaged, or the named checkpoint is damaged.
         EnvironmentFault: No checkpoint can be used, and at least one cannot be read.
     """
@@ -372,7 +372,7 @@ def choose(run: Path, resume: str, fits: Callable[[SavedCheckpoint], None]) -> C
 
 
 def _require_own_name(saved: SavedCheckpoint) -> None:
-    """Refuse a checkpoint in a folder with the name of another step, because that step will need the name."""
+    """Refuse a checkpoint in a folder with the name of another step, whose own checkpoint needs this name."""
     named = step_of(saved.path)
     if named is not None and named != saved.step:
         raise DataError(

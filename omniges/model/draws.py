@@ -42,7 +42,7 @@ _MULTIPLIERS: Final = (0xD2511F53, 0xCD9E8D57)
 _WEYL: Final = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS: Final = 10
 _MASK: Final = 0xFFFF_FFFF
-_CACHED_BLOCKS: Final = 1 << 17  # computed at once on a CPU: the temporaries fit its cache, which is a quarter faster
+_CACHED_BLOCKS: Final = 1 << 17  # number of blocks whose temporaries fit the cache of a CPU, which is a quarter faster
 
 
 class Purpose(enum.IntEnum):
@@ -64,7 +64,7 @@ _NAMED: Final = 1 << 31
 
 
 def named_purpose(name: str) -> int:
-    """Return the number that represents one purpose: to draw the samples from which a condition stream is dropped.
+    """Return the purpose number of the draws that select the samples to lose a condition stream.
 
     The number is 2³¹ plus the lower 31 bits of the name's CRC-32. Therefore it differs from all members of `Purpose`.
 

@@ -272,7 +272,7 @@ class FlowModel(nn.Module):
         return absent if described is None else absent + described
 
     def known_parts(self, bits: npt.NDArray[np.uint8]) -> Present | None:
-        """Return the presence of parts in samples with bit masks (B,) of `STREAM_PARTS`; None if nothing is absent.
+        """Convert bit masks (B,) of `STREAM_PARTS` to the presence of parts; return None if nothing is absent.
 
         Parts that no training sample had count as absent.
         """

@@ -56,7 +56,9 @@ def patches(latents: Tensor, patch: int) -> Tensor:
 
 
 def axes_embedding(rows: Tensor, columns: Tensor, width: int) -> Tensor:
-    """Return position embeddings of a grid, row by row: first the column's `line_embedding`, then the row's.
+    """Return the position embeddings of all cells of a grid, row by row.
+
+    The first half of an embedding is the `line_embedding` of the cell's column, the second half that of its row.
 
     Args:
         rows: Coordinates of the rows (R,).
@@ -141,7 +143,7 @@ class PatchTokens(Stream):
         Args:
             output: Outputs of the head (B, N, O).
             noised: Noised tokens (B, N, C).
-            levels: Their noise levels σ in [0, 1]: (B,), or (B, N) of each token.
+            levels: Noise levels σ of the tokens in [0, 1]: (B,), or (B, N) of each token.
 
         Returns:
             Clean tokens (B, N, C).

@@ -389,12 +389,12 @@ class ModelIdentity:
 
     @property
     def absent(self) -> tuple[Part, ...]:
-        """Parts of the streams that no training sample had."""
+        """Parts that all training samples lacked."""
         trained = trained_bits(json.loads(self.statistics))
         return absent_parts(trained | unused_bits(self.config.gesture_channels))
 
     def never_had(self, task: Task) -> list[StreamName]:
-        """Return the streams of a task that no training sample had."""
+        """Return the streams of a task that all training samples lacked."""
         trained = trained_bits(json.loads(self.statistics))
         return [name for name in (*task.conditions, *task.targets) if not trained & STREAM_BITS[name]]
 

@@ -39,7 +39,7 @@ from omniges.model.trunk import (
 
 
 class _Parts(torch.autograd.Function):
-    """Return a tensor (S, O, …) unchanged, and split its gradient into gradients of the parameters that form it."""
+    """Autograd function that returns a tensor (S, O, …), and splits its gradient among the parameters that form it."""
 
     @staticmethod
     def forward(ctx: Any, joined: Tensor, sizes: list[int], *parts: Tensor) -> Tensor:

@@ -40,8 +40,8 @@ TASKS: Final[Mapping[str, Task]] = MappingProxyType(
 """All tasks by name. `Plan.task` contains indices in this order."""
 
 AUDIO_GUIDANCE: Final = 2.0
-"""Default guidance scale for audio that a model of mels stores. At 1, a speech recognizer finds fewer of the generated
-words (docs/explanation/performance.md#what-half-an-hour-of-synthetic-speech-teaches)."""
+"""Default guidance scale for generating mels. At 1, a speech recognizer recognizes fewer of the generated words
+(docs/explanation/performance.md#what-half-an-hour-of-synthetic-speech-teaches)."""
 _STEPS: Final = 20
 
 SIX: Final = tuple(name for name, task in TASKS.items() if len(task.conditions) == 1)
