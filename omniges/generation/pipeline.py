@@ -364,9 +364,8 @@ class OmnigesPipeline:
             audio: A file, or an array or tensor (N,), (N, channels) or (channels, N) with at most 8 channels: floats in
                 [−1, 1], or int16 or int32 at full scale.
             audio_rate_hz: Sample rate of an array in Hz; files contain their sample rate.
-            text: Path of a TextGrid or plain text file, the text itself, or a sequence of words. Words are tuples
-                (word, start, end) in seconds, mappings, or objects as in `Sample.words`. A string that looks like a
-                path must be the path of a file.
+            text: Path of a TextGrid or plain text file, the text itself, or a list of words: tuples (word, start, end)
+                in seconds, mappings, or objects as in `Sample.words`. A string that looks like a path must be a file.
             speaking_rate: Speaking rate for plain text; None: the speaking rate of the training words.
             gesture: Path of an SMPL-X NPZ, or channels (30 · seconds, 415 or 424) as an array or tensor.
             motion_rate_hz: Frames per second of an NPZ that does not state its frame rate.
