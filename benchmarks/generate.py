@@ -226,7 +226,7 @@ def whole(parts: Iterable[tuple[int, dict[str, torch.Tensor], int]]) -> npt.NDAr
 
 
 def joints_of(gesture: npt.NDArray[np.float32]) -> F64:
-    """Return the joint positions (T, 55, 3) in metres of gesture channels."""
+    """Convert gesture channels to joint positions (T, 55, 3) in metres."""
     motion = valid_motion(gesture, np.zeros(2))
     blocks = range(0, len(gesture), 2000)
     return np.concatenate([GENERIC.joints(motion.poses[k : k + 2000], motion.trans[k : k + 2000]) for k in blocks])

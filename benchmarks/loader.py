@@ -172,7 +172,7 @@ def make_shards(folder: Path, clips: int) -> Path:
 def _contenders(
     catalog: Catalog, settings: Settings, work: Path
 ) -> Iterator[tuple[dict[str, Contender], dict[str, str]]]:
-    """Yield the loaders by name, running and warmed up, and the reason of each absent peer."""
+    """Yield the loaders by name, running and warmed up, and for each absent peer the reason."""
     paths = [str(catalog.folder / catalog.table.shard_name(n)) for n in range(len(catalog.table.shard_names))]
     flags = ["--ticks", str(settings.ticks), "--batch-size", str(settings.batch_size), "--shards", *paths]
     contenders: dict[str, Contender] = {}

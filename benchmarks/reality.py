@@ -51,7 +51,7 @@ _WRISTS: Final = [JOINT_NAMES.index("left_wrist"), JOINT_NAMES.index("right_wris
 
 
 def cut_recording(recordings: Path, stem: str, folder: Path, name: str, start_s: int, end_s: int | None) -> None:
-    """Write a part of a recording as a new recording in BEAT2 layout; if `end_s` is None, the part ends with it."""
+    """Write a part of a recording as a new recording in BEAT2 layout; without `end_s`, to the end of the recording."""
     motion = decode_motion(next(recordings.rglob(f"{stem}.npz")).read_bytes())
     wav = decode_wav(next(recordings.rglob(f"{stem}.wav")).read_bytes())
     words = decode_words(next(recordings.rglob(f"{stem}.TextGrid")).read_bytes()).words
@@ -138,7 +138,7 @@ def follows(found: npt.NDArray[np.float64], true: npt.NDArray[np.float64]) -> fl
 
 
 def command(*words: object) -> None:
-    """Run the installed command `omniges` with some words."""
+    """Run the installed command `omniges` with the given arguments."""
     subprocess.run([str(Path(sys.executable).with_name("omniges")), *map(str, words)], check=True)
 
 

@@ -84,7 +84,7 @@ def templates_of(clips: Sequence[SampleArrays]) -> dict[StreamName, Templates]:
 def generate(
     model: FlowModel, speakers: Sequence[str], windows: Sequence[Window], task: str, sampling: SamplingSettings
 ) -> list[np.ndarray[Any, Any]]:
-    """Generate the target of a task for each window, with the window's other streams as conditions."""
+    """Generate the target stream of a task for each window, from the window's condition streams."""
     numbers = {name: k + 1 for k, name in enumerate(speakers)}
     (target,) = TASKS[task].targets
     conditions = {
@@ -225,7 +225,7 @@ def draw(rows: Sequence[Mapping[str, Any]], run: Path, picture: Path) -> None:
 
 
 def command(*words: object) -> None:
-    """Run the installed command `omniges` with some words."""
+    """Run the installed command `omniges` with the given arguments."""
     subprocess.run([str(Path(sys.executable).with_name("omniges")), *map(str, words)], check=True)
 
 

@@ -106,7 +106,7 @@ class Limit:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves the files of one folder by HTTP and the reading part of S3; the folder in a request is ignored."""
+    """Serves the files of one folder by HTTP, with the S3 requests for reading; the folder in a request is ignored."""
 
     protocol_version = "HTTP/1.1"
     folder: ClassVar[Path]

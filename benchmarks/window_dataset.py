@@ -5,8 +5,8 @@
 Clips have 64 s, windows 64 ticks, and batches 64 windows of gesture, mel and text tokens. All datasets run all the
 time, and are warmed up. They are read one after the other, and each repeat reverses the order. So a slow period of the
 machine affects all of them. The plain Dataset reads the same windows of the same clips. It opens a .npy file for each
-array of each clip with ``mmap_mode="r"``, and copies the window. If our dataset normalizes, it normalizes in numpy. The
-program does not pass or fail: compare the numbers with each other.
+array of each clip with ``mmap_mode="r"``, and copies the window. If our dataset normalizes, the plain Dataset
+normalizes in numpy. The program does not pass or fail: compare the numbers with each other.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def _endless(data: Dataset[dict[str, Any]], workers: int) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Pair:
-    """Functions that read our dataset, and the dataset that it is compared with."""
+    """Two functions that read batches: one from our dataset, the other from the dataset that it is compared with."""
 
     name: str
     ours: Read

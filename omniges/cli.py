@@ -58,7 +58,7 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line. All exceptions are converted to exit codes here."""
+    """Run the command line, and convert exceptions to exit codes. A bug of omniges shows its traceback."""
     raise_on(signal.SIGINT, ExitCode.INTERRUPTED)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # closing the terminal must not end the work
     with safe_output() as lost:

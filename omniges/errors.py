@@ -29,7 +29,7 @@ class ExitCode(enum.IntEnum):
 
 
 class OmnigesError(Exception):
-    """Base class of all errors that a user can cause.
+    """Base class of all errors that are reported to the user without a traceback.
 
     The text is one line: where the error is, what was expected, what was found, and what to do.
     """

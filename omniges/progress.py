@@ -78,7 +78,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Return a duration as text in minutes and seconds; durations of one hour or more also show hours."""
+    """Return a duration as text, such as ``2:05``, or ``1:02:05`` with hours; None becomes a dash."""
     if seconds is None:
         return "–"
     minutes, rest = divmod(round(seconds), 60)

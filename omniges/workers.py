@@ -49,7 +49,7 @@ Answer = tuple[Any, Sequence[Pieces]]
 _ERRORS: Final = {error.exit_code: error for error in (DataError, UsageFault, EnvironmentFault)}
 _LENGTH_BYTES: Final = 8
 _MAX_HEAD_BYTES: Final = 64 << 20
-_WINDOW_TASKS: Final = 8  # tasks per worker that may be finished ahead of a slow task
+_WINDOW_TASKS: Final = 8  # tasks per worker that may finish before a slow earlier task
 _WINDOW_BYTES: Final = 512 << 20
 
 Task = TypeVar("Task")
@@ -64,9 +64,9 @@ def worker_command(module: str) -> tuple[str, ...]:
 def serve(prepare: Callable[[Any], Callable[[Any], Answer]]) -> None:
     """Answer tasks until the input ends; the main function of a worker.
 
-    If a task raises an OmnigesError, or an exception that `fault_of_machine` converts to one, the error is sent as the
-    answer, and the process that sent the task raises it. If memory is exhausted, or after any other exception, the
-    worker exits. The pool then repeats the task while no other task runs.
+    A task may raise an OmnigesError, or an exception that `fault_of_machine` converts to an OmnigesError. Then this
+    error is the answer, and the process that sent the task raises it. If memory is exhausted, or after any other
+    exception, the worker exits. The pool then repeats the task while no other task runs.
 
     Args:
         prepare: Function that takes the setup and returns the function that answers a task.
@@ -249,7 +249,7 @@ class Worker:
         return head["answer"], buffers
 
     def _death(self) -> WorkerDied:
-        """Wait until the process exits; return an error with its exit code or signal and its last line of output."""
+        """Wait until the process exits; return an error with its exit code or signal, and its last line of stderr."""
         code = self._process.wait()
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         self._stderr.seek(0, os.SEEK_END)
@@ -302,7 +302,7 @@ class Lost:
 
 
 class Pool(Generic[Task, Result]):
-    """Pool of workers that divide a sequence of tasks. Results have the order of the tasks.
+    """Pool of workers that share the tasks of a sequence. Results have the order of the tasks.
 
     Each worker has one task at a time, so that a crash identifies its task. The pool repeats this task once while no
     other task runs, because other tasks may have used up the memory. If the worker crashes again, the task is lost and
@@ -472,7 +472,7 @@ class Pool(Generic[Task, Result]):
 
 
 if __name__ == "__main__":
-    # The main process handles signals to the process group, so a worker ignores them, already during slow imports.
+    # The main process handles signals to the process group. A worker ignores them, even during the slow imports below.
     for caught in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(caught, signal.SIG_IGN)
     serve(lambda setup: importlib.import_module(sys.argv[1]).prepare(setup))

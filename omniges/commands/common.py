@@ -242,7 +242,7 @@ class SafeOutput(io.RawIOBase):
         self.error: OSError | None = None
 
     def writable(self) -> bool:
-        """Return true."""
+        """Return True."""
         return True
 
     def fileno(self) -> int:

@@ -1,4 +1,4 @@
-"""Parsing of command lines: all accepted names of options, errors in one line, and help that shortens no name."""
+"""Parsing of command lines: other accepted names of options, errors in one line, and help with complete names."""
 
 from __future__ import annotations
 

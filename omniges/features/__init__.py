@@ -1,1 +1,1 @@
-"""Feature definitions: pure functions from arrays to arrays, each with its inverse; no files, no torch."""
+"""Conversions between recordings and the features of the model: pure functions on arrays, without files or torch."""

@@ -264,10 +264,10 @@ def mix_down_in_phase(samples: npt.NDArray[np.floating]) -> F32:
         samples: Samples (N, C), or mono audio (N,).
 
     Returns:
-        Samples (N,).
+        Mono samples (N,) float32.
 
     Raises:
-        RecordingFault: ``wav-channels-cancel``.
+        RecordingFault: The channels cancel each other (``wav-channels-cancel``).
     """
     mono = mix_down(samples)
     cancelled = Cancellation()

@@ -2,9 +2,9 @@
 
 **The generic skeleton is not SMPL-X.** It needs no body model file. Its bone lengths are round numbers for an adult of
 about 1.7 m. They are equal for all people; betas and expressions do not change them. Only the order of the joints, the
-tree and the meaning of the angles are those of SMPL-X. Its positions are suitable for stick figures and to distinguish
-raised from lowered hands. They are not suitable for metrics that are defined on the body model. In the rest pose the
-person stands upright along +y with the arms stretched out (T-pose), faces +z, and has the left side at +x.
+joint tree and the meaning of the angles are those of SMPL-X. The joint positions are suitable for stick figures, and
+distinguish raised from lowered hands. They are not suitable for metrics that are defined on the body model. In the rest
+pose the person stands upright along +y with the arms stretched out (T-pose), faces +z, and has the left side at +x.
 
 The SMPL-X body (Loper et al. 2015, Pavlakos et al. 2019) is computed from the user's model file: its regressor gives
 the rest joints, and linear blend skinning moves its vertices. In recordings, angles of hands are relative to the
@@ -124,7 +124,7 @@ def forward_kinematics(local: F64, offsets: F64, root: F64) -> tuple[F64, F64]:
 
 
 def parent_offsets(joints: F64) -> F64:
-    """Return the offset (..., 55, 3) of each joint from its parent. The pelvis has no parent; its row is not used."""
+    """Convert joint positions (..., 55, 3) to offsets from the parent. The pelvis has the offset 0."""
     return joints - joints[..., [max(parent, 0) for parent in PARENTS], :]
 
 

@@ -93,7 +93,7 @@ class GestureClip:
 
 @dataclass(frozen=True, slots=True)
 class MotionArrays:
-    """SMPL-X motion of one clip in the form of BEAT2."""
+    """SMPL-X motion of one clip in the format of BEAT2."""
 
     poses: F64  # (T, 165), axis-angle, every angle at most pi
     expressions: F64  # (T, 100)
@@ -120,7 +120,7 @@ def _horner(coefficients: tuple[float, ...], v: F64) -> F64:
 
 
 def _wrap_angles(x: F64, y: F64, z: F64, squared: F64) -> F64:
-    """Replace rotation vectors longer than pi, in place, by vectors of at most pi for the same rotations."""
+    """Shorten rotation vectors in place to at most pi, for the same rotations; return the squared lengths."""
     far = squared > np.pi**2
     if not far.any():
         return squared

@@ -87,7 +87,7 @@ def unpack_tokens(ids: I32) -> tuple[I32, Bools, Bools]:
 
 @dataclass(frozen=True, slots=True)
 class EncodedWords:
-    """Text tokens of one clip."""
+    """Text tokens of one clip, and its dropped words."""
 
     ids: I32  # (ticks,)
     dropped: tuple[Mapping[str, Any], ...]  # the given words that have no tokens, because too few ticks were free

@@ -1,8 +1,8 @@
 """Synthetic speech: random sentences of frequent English words, spoken by eSpeak NG, with exact times of the words.
 
 Words are drawn by Zipf's law: the lower a word's number, the more often it occurs. Loudness and pitch of each word are
-random. A louder word has a larger gesture, and each stressed syllable has a beat. Bytes depend on the versions of
-eSpeak NG and soxr.
+random. A louder word has a larger gesture, and each stressed syllable has a beat gesture. The bytes depend on the
+versions of eSpeak NG and soxr.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Panels of pictures: mel, words, motion energy, expression activity and stick figures on one time axis.
+"""Panels of pictures: mel, words, speed of motion, changes of the expression, and stick figures, on one time axis.
 
 Stick figures show the generic skeleton of `omniges.features.body`, not a body model, from the front. The person's left
 is therefore on the right of the picture.
@@ -134,7 +134,7 @@ def cut(  # noqa: PLR0913 - the arrays of a sample; all except the motion are ke
     words: Sequence[Word] = (),
     begins_s: float = 0.0,
 ) -> View:
-    """Cut a sample to the time that is shown, and sum the steps of the root to its path.
+    """Cut a sample to the time that is shown, and compute the path of the root from its steps.
 
     Args:
         gesture: Channels (T, 415).
@@ -277,7 +277,7 @@ def write(target: Axes | Figure, place: tuple[float, float], text: str, longest:
 
     Args:
         target: Axes or figure.
-        place: Position (x, y).
+        place: Position (x, y), in data coordinates of axes or as shares of a figure.
         text: The text.
         longest: Largest number of characters; a longer text is cut and ends with "…".
         **style: Style for matplotlib.
@@ -295,7 +295,7 @@ def time_axis(axes: Axes, view: View, *, labelled: bool = False) -> None:
     Args:
         axes: The panel.
         view: The part shown.
-        labelled: Draw tick labels.
+        labelled: Draw the label and the numbers of the axis.
     """
     axes.set_xlim(view.start_s, view.stop_s)
     axes.tick_params(labelbottom=labelled)

@@ -273,7 +273,7 @@ class Version:
 
     name: str
     gesture: parts.F32 | None = None  # (T, 415)
-    start_xz: Numbers | None = None  # (2,) metres, with gesture
+    start_xz: Numbers | None = None  # position (x, z) of the root in the first frame, in metres; needed with gesture
     mel: parts.F32 | None = None  # (M, 64)
     words: Sequence[parts.Word] | None = None
 
