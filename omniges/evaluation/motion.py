@@ -171,7 +171,7 @@ class MetricTools:
     profile: Profile
     bodies: Bodies
     encoder: Encoder | None  # None: the built-in descriptor
-    mean_speeds_m_s: F64 | None  # (55,); None: those of the train split
+    mean_speeds_m_s: F64 | None  # (55,) in m/s; None: use the mean speeds of the train split
     precomputed: tuple[Features, Features] | None = (
         None  # generated and recorded features, if they were computed elsewhere
     )
@@ -218,12 +218,12 @@ class TrainSplit:
     """Mean joint speeds and features of the recordings in the train split."""
 
     mean_speeds_m_s: F64  # (55,)
-    features: dict[str, F64]  # features by recording
+    features: dict[str, F64]  # features (N, D) of each recording, by key
     left_out: Mapping[str, int]  # number of recordings without features, by reason
 
 
 def train_rows(shards: scores.Recordings, tools: MetricTools) -> list[ManifestRow]:
-    """Return the recordings of the train split that have all body parts.
+    """Return the recordings of the train split with a complete body: the parts upper, hands, lower and root.
 
     Args:
         shards: The recordings.
@@ -233,7 +233,7 @@ def train_rows(shards: scores.Recordings, tools: MetricTools) -> list[ManifestRo
         The manifest rows of the recordings.
 
     Raises:
-        UsageFault: There is no such recording, and `tools` contains no mean speeds.
+        UsageFault: No recording has a complete body, and `tools` contains no mean speeds.
     """
     rows = [row for row in shards.rows if row.split == "train" and set(BODY_PARTS) <= set(row.present)]
     if not rows and tools.mean_speeds_m_s is None:
@@ -255,11 +255,11 @@ def learn_train_split(
         count: Function that is called with (done, total) recordings.
 
     Returns:
-        Mean speeds and features. None if no recording of the split has all body parts, but `tools` contains mean
-        speeds.
+        Mean speeds and features. None if no recording of the split has a complete body (upper, hands, lower and root),
+        but `tools` contains mean speeds.
 
     Raises:
-        UsageFault: No recording of the split has all body parts, and `tools` contains no mean speeds.
+        UsageFault: No recording of the split has a complete body, and `tools` contains no mean speeds.
     """
     rows = train_rows(shards, tools)
     if not rows:

@@ -42,7 +42,7 @@ class TaskReport:
     warnings: Sequence[str] = ()
 
     def table(self) -> tuple[list[list[str]], list[str]]:
-        """Return the rows of cells of the table, with the header first, and the metric of each row after the header."""
+        """Return the table as rows of cells, with the header first. Return also the metric of each further row."""
         metrics = _by_metric(self.figures)
         lines = [["", *ROWS]]
         for metric, found in metrics.items():
@@ -108,7 +108,7 @@ def _csv(report: Report) -> str:
 def _number(value: float, digits: int) -> str:
     """Format a value with `digits` significant digits.
 
-    All digits before the decimal point are shown, up to 10⁶. Values below 1e-12 are shown as 0.
+    All digits before the decimal point are shown, up to 10⁶. Magnitudes below 1e-12 are shown as 0.
     """
     if abs(value) < _ZERO:
         return "0"

@@ -172,7 +172,7 @@ def find_results(
 
     Raises:
         UsageFault: There are no results, a name belongs to no recording, or results of several systems are mixed.
-        DataError: A record is damaged, or no record lists a file.
+        DataError: A record is damaged, or a folder with records contains a file that no record lists.
     """
     rows = {name: row for row in shards.rows for name in (row.key, row.stem, unicodedata.normalize("NFC", row.stem))}
     found: dict[str, list[FileResult]] = {}

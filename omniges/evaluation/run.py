@@ -234,7 +234,11 @@ def require_fit(
 
 
 def _tasks(saved: SavedCheckpoint, named: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
-    """Return the chosen tasks. If none are chosen, return the trained tasks of `_SIX`, and a warning about the rest."""
+    """Return the chosen tasks, and warnings.
+
+    If no tasks are chosen, return the tasks with one condition that the model was trained on. A warning names the other
+    tasks with one condition.
+    """
     trained = trained_tasks(saved)
     if trained is None:
         raise DataError(

@@ -355,8 +355,8 @@ def is_record(path: Path, *, named: bool = False) -> bool:
         Whether the file is a record.
 
     Raises:
-        DataError: The file is not valid JSON. If it is not `named`, this is an error only if it seems to be a record:
-            it contains the name of the format, or its folder contains result files with its stem.
+        DataError: The file is not valid JSON. If the file is not `named`, invalid JSON is an error only if the file
+            seems to be a record: it contains the name of the format, or result files with its stem are in its folder.
     """
     data = read_file(path, _MAX_BYTES, path.parent)
     try:

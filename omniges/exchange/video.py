@@ -125,7 +125,9 @@ def require_video(*, moves: bool) -> None:
 def render_results(
     records: Sequence[Path], shards: Path | None, motion_rate_hz: float | None, part: ShownPart
 ) -> Iterator[VideoSummary]:
-    """Write a video NAME.mp4 next to each record NAME.json. It shows the result and, from the shards, the recording.
+    """Write a video NAME.mp4 next to each record NAME.json.
+
+    The video shows the result and, if the shards contain it, the recording.
 
     Args:
         records: Paths of the records, NAME.json.
@@ -163,7 +165,7 @@ def render_clip(
         A summary of the video.
 
     Raises:
-        UsageFault: The clip has no track with motion, or more than a video can show, or not the chosen sound.
+        UsageFault: The clip has no track with motion, too many such tracks, or no track with the chosen sound.
         EnvironmentFault: The video cannot be written.
     """
     moving = [track for track in clip.tracks if track.motion is not None]

@@ -430,7 +430,7 @@ def _check_arrays(sample: _Sample, audio: dict[str, Any] | None, codecs: Sequenc
             sample.add("absent-not-nan", member, "a body shape", "zeros, because there is no motion")
         if member == "gesture.npy":
             _check_gesture(sample, array)
-        if member == "mel.npy" and not absent.any():  # the minimum of each band shows it
+        if member == "mel.npy" and not absent.any():  # the minima of the bands show values below the floor
             minimum = float((array if partial is None else partial.rows[3]).min(initial=0.0))
             if minimum < _MEL_FLOOR:
                 sample.out.add(

@@ -51,7 +51,7 @@ class Inventory:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings of the conversion; empty if they are no JSON object."""
+        """Settings of the conversion; empty if they are not a JSON object."""
         return as_object(as_object(self.document.get("settings")).get("convert"))
 
     @property
@@ -147,7 +147,7 @@ def _read_document(folder: Folder, out: Collector) -> dict[str, Any] | None:
 
 
 def _listed(found: object, field_name: str, out: Collector) -> dict[str, Listed] | None:
-    """Return the valid entries of the field ``shards`` or ``files`` by name; None if the field is no JSON object."""
+    """Return the valid entries of the field ``shards`` or ``files``, by name; None if the field is not an object."""
     if not isinstance(found, dict):
         out.add("dataset-malformed", f"{field_name}: {type(found).__name__}", "an object")
         return None
