@@ -24,7 +24,7 @@ from omniges.codecs.base import Codec, End, LoudnessCodec, WindowCodec
 from omniges.codecs.registry import load_codec
 from omniges.codecs.settings import DEFAULT_MAX_LOST, EncodeSettings
 from omniges.errors import DataError, EnvironmentFault, UsageFault
-from omniges.shards.dataset import Partial, partial_of, seal, tool_versions
+from omniges.shards.dataset import PartialSpool, partial_of, seal, tool_versions
 from omniges.shards.document import loudness_of
 from omniges.shards.latents import WORDS_MEMBER, CodecEntry, WindowEntry, latents_document
 from omniges.shards.manifest import ManifestRow, MemberPlace, manifest_hash, row_from_json, serialize_manifest
@@ -44,7 +44,6 @@ from omniges.storage.atomic import PendingFile, locked, make_folder, publish_byt
 from omniges.storage.files import canonical_json, file_sha256, json_document, open_regular, read_range, sha256_hex
 
 Count = Callable[[int, int], None]
-Partials = dict[str, list[Partial]]  # statistics of the train samples, by codec
 
 _MAX_NAME_BYTES: Final = 100  # largest length of a member's name in a ustar header
 _FLUSH_BYTES: Final = 32 << 20
@@ -326,7 +325,6 @@ class _Written:
     size: int
     sha256: str
     rows: list[ManifestRow]
-    partials: Partials = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,6 +335,7 @@ class _Job:
     workspace: Workspace
     codecs: Mapping[str, Codec]
     entries: Sequence[CodecEntry]  # entries of the codecs to run
+    statistics: dict[str, PartialSpool] = field(default_factory=dict)  # of the train samples' latents, by codec
 
     def run(self, count: Count) -> int:
         """Encode the remaining shards and commit the new set; return how many shards a stopped run had finished."""
@@ -367,6 +366,8 @@ class _Job:
         for row in source.rows:
             rows[row.shard].append(row)
         done = self._journalled(rows)
+        for written in done.values():
+            self._gather_again(written)
         resumed = len(done)
         finished = sum(row.seconds for name in done for row in rows[name])
         total = sum(row.seconds for row in source.rows)
@@ -408,7 +409,7 @@ class _Job:
             if not self._are_encoded(own, rows.get(line["shard"], ())):
                 continue
             if path.is_file() and file_sha256(path) == line["sha256"]:
-                found[line["shard"]] = _Written(path, line["bytes"], line["sha256"], own, self._partials(path, own))
+                found[line["shard"]] = _Written(path, line["bytes"], line["sha256"], own)
         return found
 
     def _are_encoded(self, found: Sequence[ManifestRow], rows: Sequence[ManifestRow]) -> bool:
@@ -416,25 +417,28 @@ class _Job:
         same = [replace(row, members={}) for row in found] == [replace(row, members={}) for row in rows]
         return same and all(entry.member in row.members for row in found for entry in self.entries)
 
-    def _partials(self, path: Path, rows: Sequence[ManifestRow]) -> Partials:
-        """Return statistics of the latents in a finished shard."""
-        found: Partials = {}
-        with open_regular(path) as stream:
-            for row in rows:
+    def _gather_again(self, shard: _Written) -> None:
+        """Add the latents in a finished shard to the statistics."""
+        with open_regular(shard.path) as stream:
+            for row in shard.rows:
                 for entry in self.entries:
                     place = row.members[entry.member]
                     data = read_range(stream.fileno(), place.offset, place.size)
-                    _gather(found, entry, row, self.source.array_of(row, entry.member, data))
-        return found
+                    self._gather(entry, row, self.source.array_of(row, entry.member, data))
+
+    def _gather(self, entry: CodecEntry, row: ManifestRow, latents: Any) -> None:
+        """Add a train sample's latents to the statistics; a clip that is too short has no latents."""
+        if row.split == "train" and len(latents):
+            spool = self.statistics.setdefault(entry.name, PartialSpool(folder=self.workspace.out))
+            spool.append((partial_of(entry.vectors(latents)),))
 
     def _write(self, path: Path, rows: Sequence[ManifestRow], report: Callable[[ManifestRow], None]) -> _Written:
         """Write one shard with latents."""
         placed: list[ManifestRow] = []
-        partials: Partials = {}
         with PendingFile(path) as pending:
             unflushed = 0
             for row in rows:
-                members = self._members(row, partials)
+                members = self._members(row)
                 segment = build_segment(row.key, members)
                 places = {
                     member: MemberPlace(
@@ -452,9 +456,9 @@ class _Job:
                 report(row)
             pending.write(END_OF_ARCHIVE)
             size, digest = pending.size, pending.sha256
-        return _Written(path, size, digest, placed, partials)
+        return _Written(path, size, digest, placed)
 
-    def _members(self, row: ManifestRow, partials: Partials) -> dict[str, tuple[bytes | memoryview, ...]]:
+    def _members(self, row: ManifestRow) -> dict[str, tuple[bytes | memoryview, ...]]:
         """Return all members of a sample in order: the existing members, read and checked, and the new latents."""
         new = {entry.member for entry in self.entries}
         found: dict[str, tuple[bytes | memoryview, ...]] = {
@@ -471,7 +475,7 @@ class _Job:
                     f"{self.source.folder / row.shard}: {row.key}.{source}: expected finite latents of {entry.name}, "
                     "found NaN or infinite values; run omniges verify-shards --level deep, or use another codec"
                 )
-            _gather(partials, entry, row, latents)
+            self._gather(entry, row, latents)
             found[entry.member] = npy_parts(np.ascontiguousarray(latents))
         return {member: found[member] for member in sorted(found, key=member_order)}
 
@@ -494,11 +498,7 @@ class _Job:
         source, folder = self.source, self.workspace.folder
         rows = [row for shard in shards.values() for row in shard.rows]
         codecs = dict(sorted((source.codecs | {entry.name: entry for entry in self.entries}).items()))
-        partials: Partials = {}
-        for shard in shards.values():
-            for name, own in shard.partials.items():
-                partials.setdefault(name, []).extend(own)
-        latents = latents_document(self.entries, partials)
+        latents = latents_document(self.entries, self.statistics)
         contents = {name: read_beside(source.folder, name, source.dataset) for name in source.dataset["files"]}
         there = contents.get(LATENTS_FILE)
         kept = {} if there is None else parse_document(there, str(source.folder / LATENTS_FILE))
@@ -519,9 +519,3 @@ class _Job:
         }
         publish_bytes(folder / DATASET_FILE, seal(document))
         self.workspace.commit({name: shard.path for name, shard in shards.items()})
-
-
-def _gather(partials: Partials, entry: CodecEntry, row: ManifestRow, latents: Any) -> None:
-    """Add a train sample's latents to the statistics; a clip that is too short has no latents."""
-    if row.split == "train" and len(latents):
-        partials.setdefault(entry.name, []).append(partial_of(entry.vectors(latents)))

@@ -27,7 +27,7 @@ from omniges.errors import UsageFault
 from omniges.features.audio import MEL_BANDS
 from omniges.features.gesture import BETAS, JAW_EYES, LAYOUT
 from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK, TICKS_PER_SECOND
-from omniges.shards.dataset import SMALLEST_STD, Partial, combine
+from omniges.shards.dataset import SMALLEST_STD, PartialSpool
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.schema import LATENT_MEMBER, WindowGrid
 from omniges.storage.files import is_sha256
@@ -321,7 +321,7 @@ def read_entries(document: Mapping[str, Any]) -> dict[str, CodecEntry]:
     return {name: CodecEntry.from_json(name, found[name]) for name in sorted(found)}
 
 
-def latents_document(entries: Iterable[CodecEntry], partials: Mapping[str, Sequence[Partial]]) -> dict[str, Any]:
+def latents_document(entries: Iterable[CodecEntry], partials: Mapping[str, PartialSpool]) -> dict[str, Any]:
     """Return the content of latents.json: the statistics of each codec's latents over the train samples.
 
     Args:
@@ -333,11 +333,11 @@ def latents_document(entries: Iterable[CodecEntry], partials: Mapping[str, Seque
     """
     found: dict[str, dict[str, Any]] = {}
     for entry in entries:
-        own = partials.get(entry.name, ())
+        own = partials.get(entry.name, PartialSpool())
         with np.errstate(over="ignore", invalid="ignore"):
-            statistics = combine(own, plain=True)
+            combined = own.combined(plain=True)
         found[entry.name] = {"samples": len(own)}
-        if statistics:
+        for statistics in combined:  # of one array, unless there are no samples
             found[entry.name] |= {"smallest_std": SMALLEST_STD, "rows": statistics.pop("frames")} | statistics
     return found
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from omniges.errors import ExitCode, UsageFault
 from omniges.shards import schema
-from omniges.shards.dataset import Partial, PartialSpool
+from omniges.shards.dataset import PartialSpool
 from omniges.shards.manifest import ManifestRow
 from omniges.shards.transaction import FOREIGN, Workspace
 from omniges.storage.remote import Location
@@ -125,7 +125,7 @@ class _Verification:
     damaged: bool = False  # whether any shard has an error
     partials: PartialSpool = field(default_factory=PartialSpool)
     words: Counter[str] = field(default_factory=Counter)
-    latents: dict[str, list[Partial]] = field(default_factory=lambda: defaultdict(list))
+    latents: dict[str, PartialSpool] = field(default_factory=lambda: defaultdict(PartialSpool))
     cuts: list[dict[str, float | int]] = field(default_factory=list)
     contents: dict[str, bytes] = field(default_factory=dict)  # files beside the shards, by name
 
@@ -183,7 +183,7 @@ class _Verification:
         self.partials.extend(report.content.partials)
         self.words.update(report.content.words)
         for codec, partials in report.content.latents.items():
-            self.latents[codec] += partials
+            self.latents[codec].extend((partial,) for partial in partials)
         self.cuts += report.content.cuts
         self.damaged |= any(finding.severity == "error" for finding in report.findings)
         self._add(report.findings)

@@ -19,7 +19,7 @@ from omniges.errors import CODES
 from omniges.features import timebase
 from omniges.features.text_tokens import tokenizer_problem
 from omniges.shards import manifest, schema
-from omniges.shards.dataset import Partial, PartialSpool, statistics_document, totals_of, train_tokenizer
+from omniges.shards.dataset import PartialSpool, statistics_document, totals_of, train_tokenizer
 from omniges.shards.latents import CodecEntry, latents_document
 from omniges.shards.schema import key_from_stem
 from omniges.shards.tar import END_OF_ARCHIVE
@@ -257,7 +257,7 @@ def check_statistics(
 
 
 def check_latents(
-    data: bytes, codecs: Mapping[str, CodecEntry], partials: Mapping[str, Sequence[Partial]]
+    data: bytes, codecs: Mapping[str, CodecEntry], partials: Mapping[str, PartialSpool]
 ) -> list[VerifyFinding]:
     """Recompute latents.json with the function that writes it, and compare the bytes.
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniges.features.timebase import mel_frames_for, ticks_of_frames
-from omniges.shards.dataset import partial_of
+from omniges.shards.dataset import PartialSpool, partial_of
 from omniges.shards.latents import FrameEntry, WindowEntry, latents_document, read_entries
 from omniges.shards.manifest import ManifestRow, MemberPlace, parse_manifest, serialize_manifest
 from omniges.shards.schema import CONTRACT, KNOWN_MEMBERS, PARTS, member_order
@@ -148,7 +148,7 @@ def test_statistics_are_over_rows_of_the_train_samples() -> None:
     random = np.random.default_rng(0)
     clips = [random.standard_normal((n, 3)).astype(np.float32) for n in (5, 9)]
     entry = entry_of(channels=3)
-    document = latents_document([entry], {entry.name: [partial_of(clip) for clip in clips]})[entry.name]
+    document = latents_document([entry], {entry.name: PartialSpool((partial_of(clip),) for clip in clips)})[entry.name]
     rows = np.concatenate(clips).astype(np.float64)
     assert (document["samples"], document["rows"], document["smallest_std"]) == (2, 14, 1e-6)
     np.testing.assert_allclose(document["mean"], rows.mean(0), atol=1e-12)
