@@ -348,7 +348,10 @@ def load(folder: Path, loading: Loading) -> GestureRvqvae:
 def _net_files(folder: Path, parts: tuple[Part, ...]) -> dict[Part, Path]:
     """Return the file of each part; raise UsageFault if a part has no file or two files."""
     if not folder.is_dir():
-        raise UsageFault(f"{folder}: expected the networks of {', '.join(parts)}, found no such folder; check the path")
+        raise UsageFault(
+            f"{folder}: expected a folder with the networks of {', '.join(parts)}, found that the folder does not "
+            "exist; check the path"
+        )
     with os_errors(folder, "list"):
         named = [(found[1], path) for path in sorted(folder.iterdir()) if (found := _FILE.fullmatch(path.name))]
     files: dict[Part, Path] = {}

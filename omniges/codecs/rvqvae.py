@@ -372,7 +372,9 @@ def load_rvqvae(path: Path) -> Rvqvae:
         DataError: The file is damaged or has other tensors, or its config.json has values that are not implemented.
     """
     if not os.path.lexists(path):
-        raise UsageFault(f"{path}: expected the tensors of an RVQ-VAE, found no such file; check the path")
+        raise UsageFault(
+            f"{path}: expected the tensors of an RVQ-VAE, found that the file does not exist; check the path"
+        )
     net = rvqvae_of(read_tensors(path, _ENTRY), str(path))
     config = path.parent / _CONFIG
     if os.path.lexists(config):  # also a pipe or a broken link, which is refused

@@ -114,7 +114,7 @@ class RemoteShards:
         for name in SMALL_FILES:
             if name not in self._files:
                 raise DataError(
-                    f"{location}: expected {name} in dataset.json, found no such entry; make the shards again"
+                    f"{self.folder / DATASET_FILE}: expected an entry for {name}, found none; make the shards again"
                 )
         self._kept: list[Pin] = []
         self._stores = threading.local()

@@ -156,8 +156,8 @@ def _addresses(
         local = (one for one in addresses if "://" not in one and not one.startswith(("-", "pipe:")))
         if absent := next((one for one in local if not os.path.exists(one)), None):
             raise UsageFault(
-                f"{_shown(absent)}: expected a folder of shards, a tar shard or a URL, found no such file; check the "
-                "path"
+                f"{_shown(absent)}: expected a folder of shards, a tar shard or a URL, found that the path does not "
+                "exist; check the path"
             )
         if folder := next(filter(os.path.isdir, addresses), None):
             raise UsageFault(f"{_shown(folder)}: expected a tar shard in a list, found a folder; give the folder alone")
@@ -180,7 +180,7 @@ def _remote_folder(address: str) -> tuple[list[str], Sequence[ManifestRow]]:
         listed = dataset["files"].get(MANIFEST_FILE)
         if listed is None:
             raise DataError(
-                f"{location.shown_file(DATASET_FILE)}: expected {MANIFEST_FILE} in it, found no such entry; {_VERIFY}"
+                f"{location.shown_file(DATASET_FILE)}: expected an entry for {MANIFEST_FILE}, found none; {_VERIFY}"
             )
         with store.open_stream(MANIFEST_FILE) as stream:
             data = _at_most(stream, listed["bytes"], place)

@@ -226,7 +226,7 @@ def read_array(path: Path, wanted: str) -> npt.NDArray[Any]:
         DataError: The file is not an npy file, is damaged, or contains pickled objects.
     """
     if not os.path.lexists(path):
-        raise UsageFault(f"{path}: {wanted}, found no such file; check the path")
+        raise UsageFault(f"{path}: {wanted}, found that the file does not exist; check the path")
     try:
         return decode_npy(read_file(path, MAX_TOTAL_BYTES))
     except RecordingFault as fault:

@@ -309,8 +309,8 @@ class Codecs:
             entry = self.entries[stream]
             if entry.name not in self._folders:
                 raise UsageFault(
-                    f"--codec: expected {entry.name}, whose latents are the model's {stream}, found no such "
-                    f"codec; give --codec {entry.name}=FOLDER"
+                    f"--codec: expected a folder for {entry.name}, because the model's {stream} is latents of this "
+                    f"codec, found none; give --codec {entry.name}=FOLDER"
                 )
             self._loaded.pop(stream, None)  # frees memory before the codec is loaded again
             self._ends.pop(stream, None)

@@ -137,7 +137,9 @@ class SavedCheckpoint:
 
     def _file(self, name: str) -> Path:
         if name not in self.files:
-            raise DataError(f"{self.path}: expected {name}, found no such file; {_OTHER}")
+            raise DataError(
+                f"{self.path}: expected {name} in this folder, found that the file does not exist; {_OTHER}"
+            )
         return self.path / name
 
 
@@ -271,7 +273,7 @@ def _compare(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
                     raise DataError(f"{file}: expected {entry['bytes']} bytes, found {size}; {_OTHER}")
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
         except FileNotFoundError as error:
-            raise DataError(f"{file}: {error.strerror}; {_OTHER}") from error
+            raise DataError(f"{file}: expected this file, found that the file does not exist; {_OTHER}") from error
         if digest != entry["sha256"]:
             raise DataError(f"{file}: expected sha256 {entry['sha256']}, found {digest}, so it was damaged; {_OTHER}")
 

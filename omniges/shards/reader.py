@@ -81,7 +81,9 @@ class LocalShards:
         try:
             return open_file(self.folder / shard, self.folder)
         except FileNotFoundError as error:
-            raise DataError(f"{self.folder / shard}: expected this shard, found no such file; {VERIFY}") from error
+            raise DataError(
+                f"{self.folder / shard}: expected this shard, found that the file does not exist; {VERIFY}"
+            ) from error
 
     def prefetch(self, shards: Iterable[str]) -> None:
         """Do nothing; the shards are local."""
@@ -175,7 +177,7 @@ def open_beside(folder: Path, name: str, dataset: dict[str, Any]) -> Iterator[Bi
     try:
         descriptor = open_file(path, folder)
     except FileNotFoundError as error:
-        raise DataError(f"{path}: {error.strerror}; {VERIFY}") from error
+        raise DataError(f"{path}: expected this file, found that the file does not exist; {VERIFY}") from error
     with open(descriptor, "rb") as stream:
         with os_errors(path, "read"):
             size = os.fstat(descriptor).st_size

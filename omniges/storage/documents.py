@@ -120,7 +120,7 @@ class Document:
     def value(self, key: str) -> Any:
         """Return the value of a key without a check of its type; refuse an object that lacks the key."""
         if key not in self.found:
-            raise self.fault(key, "nothing", "the key")
+            raise self.fault(key, "that it is missing", "this key")
         return self.found[key]
 
     def require_keys(self, keys: Collection[str]) -> None:
@@ -142,7 +142,7 @@ class Document:
     def require_only_keys(self, known: Collection[str]) -> None:
         """Refuse keys that are not in `known`."""
         for key in sorted(self.found.keys() - set(known)):
-            raise self.fault(key, shown(self.found[key]), "no such key")
+            raise self.fault(key, f"it with the value {shown(self.found[key])}", "no key of this name")
 
     def require_known(self, known: Collection[str]) -> None:
         """Refuse unknown keys whose value is not null, because they might change a network's results.
@@ -152,7 +152,11 @@ class Document:
         """
         for key in sorted(self.found.keys() - set(known)):
             if self.found[key] is not None:
-                raise self.fault(key, shown(self.found[key]), "no such key, which is not read")
+                raise self.fault(
+                    key,
+                    f"it with the value {shown(self.found[key])}",
+                    "no key of this name, because omniges does not use its value",
+                )
 
     def read(self, kind: type[T]) -> T:
         """Convert the object to a dataclass; every key must be a field.
@@ -250,7 +254,7 @@ class Document:
         names, values = get_args(kind)
         for name in value:
             if not _is_plain(names, (), name):
-                raise self.fault(f"{key}.{name}", "the key", _words(names))
+                raise self.fault(f"{key}.{name}", "this key", _words(names))
         return {name: self._typed(f"{key}.{name}", values, one) for name, one in value.items()}
 
 

@@ -121,7 +121,7 @@ def require_file(
     if kind == stat.S_IFREG:
         return
     if kind is None:
-        found, remedy = "a link to nothing" if path.is_symlink() else "no such file", missing
+        found, remedy = "a link to nothing" if path.is_symlink() else "that the file does not exist", missing
     else:
         found = f"{_KINDS.get(kind, 'a device')}, not a regular file"
         remedy = "give a file" if kind == stat.S_IFDIR else remedy
@@ -322,7 +322,7 @@ def read_settings(path: Path, remedy: str, root: Path | None = None) -> dict[str
     try:
         found = read_json(path, remedy, root, MAX_SETTINGS_BYTES)
     except FileNotFoundError as error:
-        raise DataError(f"{path}: {error.strerror}; {remedy}") from error
+        raise DataError(f"{path}: expected this file, found that the file does not exist; {remedy}") from error
     if not isinstance(found, dict):
         raise DataError(f"{path}: expected a JSON object, found {type(found).__name__}; {remedy}")
     return found

@@ -269,9 +269,11 @@ class LocalStore:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
-            raise MissingFile(f"{path}: expected a file, found no such file") from None
+            raise MissingFile(f"{path}: expected a file, found that the file does not exist") from None
         except OSError as error:
-            raise StoreFault(f"{path}: {error.strerror}; check permissions and the disk") from None
+            raise StoreFault(
+                f"{path}: expected a readable file, found an error ({error.strerror}); check permissions and the disk"
+            ) from None
         try:
             with os_errors(path, "read"):
                 yield descriptor
@@ -532,7 +534,7 @@ class UrlStore:
         status = http_status(error)
         # Without a status, a FileNotFoundError counts only as the root cause, because fsspec also raises it for others.
         if status in _GONE or (status is None and isinstance(root, FileNotFoundError)):
-            return MissingFile(f"{place}: expected a file, found no such file ({reason})")
+            return MissingFile(f"{place}: expected a file, found that the file does not exist ({reason})")
         denied = any(isinstance(e, PermissionError) or "Credential" in type(e).__name__ for e in chain)
         if status in _REFUSED or (status is None and denied):
             way = _where_credentials(self.location.protocol)

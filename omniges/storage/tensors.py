@@ -168,7 +168,9 @@ def _require_regular(path: Path) -> None:
     try:
         os.close(open_file(path, path.parent))
     except FileNotFoundError as error:
-        raise DataError(f"{path}: expected weights, found no such file; {_AGAIN} or choose another") from error
+        raise DataError(
+            f"{path}: expected weights, found that the file does not exist; {_AGAIN}, or choose another file"
+        ) from error
 
 
 def open_tensors(path: Path) -> Mapping[str, Tensor]:
@@ -318,7 +320,9 @@ def _content(path: Path, entry: str | None, kind: type, *, mapped: bool) -> dict
     import torch  # noqa: PLC0415 - see above
 
     if not os.path.lexists(path):
-        raise UsageFault(f"{path}: expected weights that torch.save wrote, found no such file; check the path")
+        raise UsageFault(
+            f"{path}: expected weights that torch.save wrote, found that the file does not exist; check the path"
+        )
     found, where = _loaded(path, mapped=mapped), str(path)
     if entry is not None:
         if not isinstance(found, dict) or entry not in found:

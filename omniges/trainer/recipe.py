@@ -103,7 +103,10 @@ def _read(path: Path) -> dict[str, Any]:
         document = yaml.load(read_file(path, _MAX_BYTES).decode("utf-8"), _Loader)  # noqa: S506 - a SafeLoader
     except FileNotFoundError as error:
         names = ", ".join(packaged)
-        raise UsageFault(f"--recipe {path}: {error.strerror}; name a YAML file, or one of {names}") from error
+        raise UsageFault(
+            f"--recipe {path}: expected a YAML file, found that the file does not exist; check the path, or name a "
+            f"recipe of omniges ({names})"
+        ) from error
     except DataError as error:  # not a regular file, or too large
         raise UsageFault(f"--recipe {error}") from error
     except UnicodeDecodeError as error:

@@ -228,8 +228,9 @@ class _Verification:
         unknown = sorted(names - inventory.shards.keys())
         if unknown:
             raise UsageFault(
-                f"--shard {unknown[0]}: expected a shard in {self.settings.location.shown_file(schema.DATASET_FILE)}, "
-                "found no such entry; check the name"
+                f"--shard {unknown[0]}: expected a shard in "
+                f"{self.settings.location.shown_file(schema.DATASET_FILE)}, found no entry of this name; check the "
+                "name"
             )
         return [
             shard

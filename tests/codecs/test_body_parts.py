@@ -120,7 +120,7 @@ class TestFiles:
             (tmp_path / "mean_std" / f"beatx_2_trans_{kind}.npy").unlink()
         assert len(read_scales(tmp_path, columns)["lower"].mean) == 54
         assert not any("trans" in name for name in statistics_files(columns).values())
-        with pytest.raises(UsageFault, match=r"beatx_2_trans_mean.npy: expected .* found no such file"):
+        with pytest.raises(UsageFault, match=r"beatx_2_trans_mean.npy: expected .* found that the file does not exist"):
             read_scales(tmp_path, COLUMNS)
 
     @pytest.mark.parametrize(

@@ -334,7 +334,7 @@ class TestGenerate:
         asked = {"t2g": {"text": recording["text"]}, "g2t": {"gesture": recording["gesture"]}}
         for task, given in asked.items():
             with pytest.raises(
-                UsageFault, match=r"expected gesture-rvqvae, whose latents are .*; give --codec gesture-rvqvae="
+                UsageFault, match=r"expected a folder for gesture-rvqvae, because .*; give --codec gesture-rvqvae="
             ):
                 generated(whole, tmp_path / "out", task, {AUDIO: folders[AUDIO]}, **given)
             with pytest.raises(UsageFault, match="as in the checkpoint, found"):
@@ -355,7 +355,7 @@ def test_evaluate_asks_for_every_codec_that_its_tasks_need_before_it_makes_anyth
         "work_dir": tmp_path / "work",
     }
     with pytest.raises(
-        UsageFault, match=r"expected audioldm2-vae, whose latents are .*; give --codec audioldm2-vae=FOLDER"
+        UsageFault, match=r"expected a folder for audioldm2-vae, because .*; give --codec audioldm2-vae=FOLDER"
     ):
         evaluate(EvaluateSettings(shards=encoded_both, **source))
     assert not (tmp_path / "work").exists()

@@ -183,7 +183,7 @@ class TestFolder:
             load_gesture_rvqvae(tmp_path)
 
     def test_a_folder_that_is_not_there(self, tmp_path):
-        with pytest.raises(UsageFault, match="no such folder"):
+        with pytest.raises(UsageFault, match="the folder does not exist"):
             load_gesture_rvqvae(tmp_path / "none")
 
     def test_nets_under_each_others_names(self, tmp_path):

@@ -324,7 +324,7 @@ class TestGenerate:
         with_codec = make(whole, tmp_path / "b", "a2g", vae, shards=shards, keys=(key,))
         assert without[f"{key}.npz"] == with_codec[f"{key}.npz"]  # four seconds are whole ticks: the same latents
         with pytest.raises(
-            UsageFault, match=r"expected audioldm2-vae, whose latents are .*; give --codec audioldm2-vae=FOLDER"
+            UsageFault, match=r"expected a folder for audioldm2-vae, because .*; give --codec audioldm2-vae=FOLDER"
         ):
             make(whole, tmp_path / "c", "a2g", shards=shards, keys=(key,))
 

@@ -145,7 +145,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
     def test_that_are_not_there(self, tmp_path, name):
-        with pytest.raises(UsageFault, match=rf"{name}: expected .*no such file"):
+        with pytest.raises(UsageFault, match=rf"{name}: expected .*the file does not exist"):
             load_rvqvae(tmp_path / name)
 
     @pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])

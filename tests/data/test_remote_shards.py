@@ -438,7 +438,7 @@ class TestMisbehaviour:
                 r"'train-000000\.tar': fields 'bytes'",
             ),
             (seal({"format": "omniges-shards", "version": 1, "files": {}, "shards": {}}), "tool: expected an object"),
-            (seal(NOTHING), "expected manifest.parquet in dataset.json"),
+            (seal(NOTHING), "dataset.json: expected an entry for manifest.parquet, found none"),
         ],
     )
     def test_a_dataset_json_that_cannot_be_used(self, tmp_path: Path, data: bytes, text: str) -> None:
@@ -451,7 +451,7 @@ class TestMisbehaviour:
     def test_a_folder_without_dataset_json_is_not_complete(self, tmp_path: Path) -> None:
         with (
             remote.web_server(tmp_path) as server,
-            pytest.raises(DataError, match=r"dataset\.json: .* no such file .* set of shards is not complete"),
+            pytest.raises(DataError, match=r"dataset\.json: .* does not exist .* set of shards is not complete"),
         ):
             open_location(parse_location(server.url), settings(tmp_path / "cache"))
 

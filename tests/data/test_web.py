@@ -322,7 +322,7 @@ class TestOpening:
 
     def test_what_is_not_there(self, tmp_path: Path, whole_set: Path) -> None:
         for source in (tmp_path / "a.tar", str(tmp_path / "a-{000000..000001}.tar"), "nope"):
-            assert "a URL, found no such file" in str(self.one_line(source))
+            assert "a URL, found that the path does not exist" in str(self.one_line(source))
         assert "expected shards of split 'test', found none" in str(self.one_line(whole_set, split="test"))
         assert "expected a path, a URL or several" in str(self.one_line([]))
         assert "give the folder alone" in str(self.one_line([whole_set, whole_set]))
@@ -364,7 +364,7 @@ class TestRemoteFolder:
             ({"shards": []}, "shards: expected an object"),
             ({"shards": {"../x.tar": {}}}, "a name that is not in the contract"),
             ({"files": {MANIFEST_FILE: {"bytes": -1, "sha256": ""}}}, "bytes -1"),
-            ({"files": {}}, f"expected {MANIFEST_FILE} in it, found no such entry"),
+            ({"files": {}}, f"expected an entry for {MANIFEST_FILE}, found none"),
             ({"version": 3}, "shard contract version"),
         ],
     )

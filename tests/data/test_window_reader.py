@@ -161,7 +161,8 @@ class TestDamage:
         reader = reader_of(folder)
         (folder / "train-000000.tar").unlink()
         with pytest.raises(
-            DataError, match=r"train-000000\.tar: expected this shard, found no such file.*verify-shards"
+            DataError,
+            match=r"train-000000\.tar: expected this shard, found that the file does not exist.*verify-shards",
         ):
             for sample in range(len(LENGTHS)):
                 read(reader, sample)

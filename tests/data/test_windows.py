@@ -254,7 +254,7 @@ def test_a_shard_of_another_size_or_gone_is_reported(whole_set: Path, tmp_path: 
     with pytest.raises(DataError, match=r"train-000000.tar: expected \d+ bytes, found \d+"):
         data[0]
     path.unlink()
-    with pytest.raises(OmnigesError, match="expected this shard, found no such file"):
+    with pytest.raises(OmnigesError, match="expected this shard, found that the file does not exist"):
         data[0]
 
 

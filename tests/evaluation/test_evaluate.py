@@ -175,7 +175,7 @@ class TestGesture:
             "expected features of one encoder, found 4 columns in",
             features=(tmp_path / "a.npy", tmp_path / "b.npy"),
         )
-        refused(UsageFault, "no such file", features=(tmp_path / "a.npy", tmp_path / "none.npy"))
+        refused(UsageFault, "the file does not exist", features=(tmp_path / "a.npy", tmp_path / "none.npy"))
         refused(DataError, "one.npy", features=(tmp_path / "a.npy", tmp_path / "one.npy"))
         refused(DataError, "damaged.npy", features=(tmp_path / "a.npy", tmp_path / "damaged.npy"))
         refused(

@@ -205,7 +205,7 @@ def test_the_corrected_profile_takes_joints_of_the_model_too(
 @pytest.mark.parametrize(
     ("content", "kind", "words"),
     [
-        (None, UsageFault, "expected an SMPL-X model as .npz, found no such file"),
+        (None, UsageFault, "expected an SMPL-X model as .npz, found that the file does not exist"),
         (b"", DataError, "a file of 0 bytes"),
         (body_file(VERTICES)[:5000], DataError, "give SMPL-X's own .npz"),
         (pickle.dumps({"v_template": 1}), DataError, "a pickle, which runs code when it is opened"),

@@ -90,7 +90,7 @@ def test_everything_is_checked_before_anything_is_generated(checkpoint: Path, sh
         ({"profile": "emage-2024"}, "expected --body-model"),
         ({"mean_speeds": tmp_path / "none.npy"}, "--mean-speeds"),
         ({"body_model": tmp_path / "none.npz"}, "--body-model"),
-        ({"gesture_encoder": tmp_path / "none.safetensors"}, "no such file"),
+        ({"gesture_encoder": tmp_path / "none.safetensors"}, "the file does not exist"),
     ):
         with pytest.raises(UsageFault, match=words):
             evaluate(EvaluateSettings(**source, shards=shards, **changes))

@@ -90,7 +90,7 @@ def test_what_cannot_be_written_is_one_line_and_leaves_nothing(clip: Path, tmp_p
         export_motion(replace(good, format="fbx", blender="false"))
     with pytest.raises(UsageFault, match="arkit_matrix: expected a file"):
         replace(good, format="arkit-csv")
-    with pytest.raises(UsageFault, match="found no such file"):
+    with pytest.raises(UsageFault, match="found that the file does not exist"):
         export_motion(replace(good, paths=(tmp_path / "absent.npz",)))
     assert not out.exists()
     out.mkdir()

@@ -189,7 +189,7 @@ class TestView:
             ({"paths": ()}, "paths: expected"),
             ({"output_file": "absent/page.html"}, "expected the folder absent, found none"),
             ({"output_file": "."}, "expected a file such as page.html, found a folder"),
-            ({"paths": ("absent.npz",)}, "found no such file"),
+            ({"paths": ("absent.npz",)}, "found that the file does not exist"),
             ({"start_s": 99.0}, "99: expected a time before the end of x"),
         ],
     )

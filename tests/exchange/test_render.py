@@ -310,7 +310,9 @@ class TestRefusals:
         return tmp_path / "out"
 
     def test_what_holds_no_motion(self, tmp_path: Path, clip: Path, out: Path) -> None:
-        self.refused(UsageFault, "or an NPZ, WAV or TextGrid, found no such file", out, tmp_path / "absent.npz")
+        self.refused(
+            UsageFault, "or an NPZ, WAV or TextGrid, found that the file does not exist", out, tmp_path / "absent.npz"
+        )
         self.refused(UsageFault, "expected 1 to 8 tracks with motion, found 0 of 1", out, clip.with_name("clip.wav"))
         clip.write_bytes(b"no zip")
         self.refused(DataError, str(clip), out, clip)

@@ -136,7 +136,7 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("name", "content", "error", "words"),
         [
-            (None, b"", UsageFault, "an NPZ, WAV or TextGrid, found no such file"),
+            (None, b"", UsageFault, "an NPZ, WAV or TextGrid, found that the file does not exist"),
             ("x.mp3", b"", UsageFault, "a name that ends in .npz, .wav, .TextGrid or"),
             ("x.npz", b"", DataError, "npz-not-zip"),
             ("x.wav", b"ID3", DataError, "wav-"),

@@ -115,7 +115,7 @@ class TestRefusal:
         assert list(tmp_path.iterdir()) == []
 
     def test_no_file_another_file_and_no_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(UsageFault, match="no such file"):
+        with pytest.raises(UsageFault, match="the file does not exist"):
             omniges.read_motion(tmp_path / "a.npz")
         with pytest.raises(UsageFault, match="found a folder, not a regular file; give a file"):
             omniges.read_motion(tmp_path)

@@ -29,7 +29,9 @@ class TestReading:
             read_array(tmp_path / "a.npy", "expected numbers")
 
     def test_files_that_are_not_there(self, tmp_path):
-        with pytest.raises(UsageFault, match=r"a\.npy: expected numbers, found no such file; check the path"):
+        with pytest.raises(
+            UsageFault, match=r"a\.npy: expected numbers, found that the file does not exist; check the path"
+        ):
             read_array(tmp_path / "a.npy", "expected numbers")
 
     def test_pickled_objects(self, tmp_path):

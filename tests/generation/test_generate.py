@@ -456,7 +456,7 @@ def test_a_record_that_was_edited_is_refused_by_the_field(
         ({"version": 2}, "version: expected 1, found 2"),
         ({"task": "x2y"}, "task: expected one of t2g, .*, joint, found .x2y."),
         ({"task": ["a2t"]}, "task: expected"),
-        ({"more": 1}, "more: expected no such key"),
+        ({"more": 1}, "more: expected no key of this name"),
         ({"files": {"text": "x"}}, "files.text: expected an object"),
         ({"files": {"text": {"path": "x"}}}, "files.text: expected a path .the name of a file beside the record"),
         ({"inputs": ["x"]}, r"inputs\[0\]: expected an object"),

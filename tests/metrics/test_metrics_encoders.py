@@ -73,7 +73,7 @@ class TestConvolutions:
         ("changes", "message"),
         [
             ({"version": 2}, "version"),
-            ({"more": 1}, "more: expected no such key"),
+            ({"more": 1}, "more: expected no key of this name"),
             ({"multiple_of_frames": 0}, "multiple_of_frames"),
             ({"multiple_of_frames": True}, "multiple_of_frames"),
             ({"multiple_of_frames": 1}, "expected an output for 1 frames"),
@@ -115,9 +115,9 @@ class TestConvolutions:
         with pytest.raises(DataError, match=r"expected a \.safetensors file"):
             load_encoder(path)
         path.with_suffix(".json").unlink()
-        with pytest.raises(UsageFault, match="no such file"):
+        with pytest.raises(UsageFault, match="the file does not exist"):
             load_encoder(path)
-        with pytest.raises(UsageFault, match="no such file"):
+        with pytest.raises(UsageFault, match="the file does not exist"):
             load_encoder(tmp_path / "nowhere.safetensors")
 
 
@@ -210,5 +210,5 @@ class TestFeatureFiles:
             np.save(tmp_path / "a.npy", rows)
             with pytest.raises(fault, match=r"a\.npy"):
                 load_features(tmp_path / "a.npy")
-        with pytest.raises(UsageFault, match="no such file"):
+        with pytest.raises(UsageFault, match="the file does not exist"):
             load_features(tmp_path / "b.npy")

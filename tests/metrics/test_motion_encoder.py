@@ -190,7 +190,7 @@ class TestFilesThatAreNone:
             load_encoder(path)
 
     def test_no_file(self, tmp_path):
-        with pytest.raises(UsageFault, match="no such file"):
+        with pytest.raises(UsageFault, match="the file does not exist"):
             load_encoder(tmp_path / "e.bin")
 
 

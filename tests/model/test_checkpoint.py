@@ -76,7 +76,7 @@ class TestSaving:
         saved = open_checkpoint(path)
         assert (path.name, saved.step, saved.document("state.json")) == ("step-000003", 3, {"step": 3})
         assert torch.equal(saved.tensors("model.safetensors")["a"], contents(3).tensors["model.safetensors"]["a"])
-        with pytest.raises(DataError, match=r"expected other\.json, found no such file"):
+        with pytest.raises(DataError, match=r"expected other\.json in this folder, found that the file does not exist"):
             saved.content("other.json")
 
     def test_an_error_leaves_nothing(self, tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ class TestConfig:
     def test_without_one_the_folder_is_not_whole(self, tmp_path: Path) -> None:
         folder = write_folder(tmp_path, TINY)
         (folder / "transformer" / "config.json").unlink()
-        assert "config.json: No such file" in refused(folder)
+        assert "config.json: expected this file, found that the file does not exist" in refused(folder)
 
 
 class Opened:

@@ -84,7 +84,7 @@ def test_a_shard_that_ends_early_is_not_there_or_is_a_folder(folder: Path) -> No
     with pytest.raises(DataError, match=r"mel.npy at byte \d+: expected sha256 \w+, found \w+"):
         shards.member(row, "mel.npy")
     path.unlink()
-    with pytest.raises(DataError, match="expected this shard, found no such file"):
+    with pytest.raises(DataError, match="expected this shard, found that the file does not exist"):
         shards.member(row, "mel.npy")
     path.mkdir()
     with pytest.raises(DataError, match="expected a regular file, found a folder"):
@@ -102,7 +102,7 @@ def test_a_file_beside_the_shards_is_that_of_dataset_json(folder: Path) -> None:
     with pytest.raises(DataError, match=r"stats.json: expected sha256 \w+ as in dataset.json, found \w+"):
         read_beside(folder, STATS_FILE, dataset)
     (folder / STATS_FILE).unlink()
-    with pytest.raises(DataError, match=r"stats.json: No such file"):
+    with pytest.raises(DataError, match=r"stats.json: expected this file, found that the file does not exist"):
         read_beside(folder, STATS_FILE, dataset)
     with pytest.raises(DataError, match=r"shards"):
         read_beside(folder, "unlisted.json", dataset)

@@ -104,13 +104,16 @@ def test_what_is_written_is_read(value: Outer) -> None:
         ({"names": ["x", "x"]}, 'names: expected different names, found ["x", "x"]'),
         ({"names": {"x": 1}}, 'names: expected a list, found {"x": 1}'),
         ({"inner": []}, "inner: expected an object, found []"),
-        ({"inner": {"digest": "0" * 64}}, "inner.share: expected the key, found nothing"),
+        ({"inner": {"digest": "0" * 64}}, "inner.share: expected this key, found that it is missing"),
         ({"inner": {"digest": "0" * 63, "share": 0}}, "inner.digest: expected a sha256"),
-        ({"inner": {"digest": "0" * 64, "share": 0, "x\x1b[2J": 1}}, "inner.x [2J: expected no such key, found 1"),
-        ({"by_name": {"z": {}}}, "by_name.z: expected one of x, y, found the key"),
+        (
+            {"inner": {"digest": "0" * 64, "share": 0, "x\x1b[2J": 1}},
+            "inner.x [2J: expected no key of this name, found it with the value 1",
+        ),
+        ({"by_name": {"z": {}}}, "by_name.z: expected one of x, y, found this key"),
         ({"by_name": {"x": {"digest": "0" * 64, "share": 2}}}, "by_name.x.share: expected a number from 0 to 1"),
         ({"facts": 3}, "facts: expected an object, found 3"),
-        ({"more": None}, "more: expected no such key, found null"),
+        ({"more": None}, "more: expected no key of this name, found it with the value null"),
     ],
 )
 def test_the_field_that_is_not_valid_is_named(change: dict[str, Any], said: str) -> None:
@@ -124,7 +127,7 @@ def test_the_field_that_is_not_valid_is_named(change: dict[str, Any], said: str)
 
 @pytest.mark.parametrize("name", sorted(VALID))
 def test_a_field_without_default_must_be_there(name: str) -> None:
-    with pytest.raises(DataError, match=f"{name}: expected the key, found nothing"):
+    with pytest.raises(DataError, match=f"{name}: expected this key, found that it is missing"):
         read({key: value for key, value in VALID.items() if key != name})
 
 

@@ -183,8 +183,8 @@ def test_a_path_that_the_user_named_is_said_to_be_what_it_is(tmp_path: Path) -> 
         (pipe, "a pipe, not a regular file; pass it by -"),
         (device, "a device, not a regular file; pass it by -"),
         (link, "a link to nothing; check the path"),
-        (tmp_path / "none", "no such file; check the path"),
-        (tmp_path / "none" / "x", "no such file; check the path"),
+        (tmp_path / "none", "that the file does not exist; check the path"),
+        (tmp_path / "none" / "x", "that the file does not exist; check the path"),
     ):
         with pytest.raises(UsageFault) as caught:
             require_file(path, "words", "--text", "pass it by -")
@@ -194,5 +194,5 @@ def test_a_path_that_the_user_named_is_said_to_be_what_it_is(tmp_path: Path) -> 
     link.unlink()
     link.symlink_to(file)
     require_file(link, "words")
-    with pytest.raises(UsageFault, match=r"no such file; check"):
+    with pytest.raises(UsageFault, match=r"the file does not exist; check"):
         require_file(file / "x", "words")  # below a file

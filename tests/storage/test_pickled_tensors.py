@@ -148,7 +148,7 @@ class TestWhatIsNotTensors:
 
 class TestFiles:
     def test_that_are_not_there(self, tmp_path):
-        with pytest.raises(UsageFault, match="no such file"):
+        with pytest.raises(UsageFault, match="the file does not exist"):
             read_weights(tmp_path / "w.pth")
         with pytest.raises(DataError, match="expected a regular file, found a folder"):
             read_weights(tmp_path)

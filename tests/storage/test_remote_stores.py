@@ -189,10 +189,10 @@ class TestStores:
         assert b"".join(pieces) == FILES[name]
 
     def test_a_missing_file(self, store: Store) -> None:
-        with pytest.raises(MissingFile, match=r"b\.tar: expected a file, found no such file"):
+        with pytest.raises(MissingFile, match=r"b\.tar: expected a file, found that the file does not exist"):
             store.size("b.tar")
         with (
-            pytest.raises(MissingFile, match=r"b\.tar: expected a file, found no such file"),
+            pytest.raises(MissingFile, match=r"b\.tar: expected a file, found that the file does not exist"),
             store.open_stream("b.tar"),
         ):
             pass
@@ -474,7 +474,9 @@ class TestS3:
             tracemalloc.stop()
 
     def test_missing_files_folders_and_buckets(self, store: Store, bucket: remote.S3) -> None:
-        with pytest.raises(MissingFile, match=r"s3://locations/shards/b\.tar: expected a file, found no such file"):
+        with pytest.raises(
+            MissingFile, match=r"s3://locations/shards/b\.tar: expected a file, found that the file does not exist"
+        ):
             store.size("b.tar")
         for url in ("s3://locations/elsewhere", "s3://nowhere/shards"):
             other = open_store(parse_location(url))

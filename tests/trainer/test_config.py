@@ -158,7 +158,7 @@ class TestRefusals:
             load_settings(Path("/dev/zero"), {})
 
     def test_a_file_that_is_not_there_or_not_text(self, tmp_path: Path) -> None:
-        with pytest.raises(UsageFault, match=r"--recipe .*: No such file"):
+        with pytest.raises(UsageFault, match=r"--recipe .*: expected a YAML file, found that the file does not exist"):
             load_settings(tmp_path / "none.yaml", {})
         (tmp_path / "x").write_bytes(b"\xff\xfe\x00")
         with pytest.raises(UsageFault, match=r"--recipe .*: expected UTF-8"):

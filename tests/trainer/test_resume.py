@@ -265,7 +265,7 @@ class TestChoice:
         [
             ("flip", "model.safetensors: expected sha256 "),
             ("cut", "ema.safetensors: "),
-            ("missing", "optimizer.safetensors: No such file"),
+            ("missing", "optimizer.safetensors: expected this file, found that the file does not exist"),
             ("no index", "expected checkpoint.json, found none"),
             ("edited index", "fits its checksum, found other content"),
             ("empty index", "expected a JSON document"),

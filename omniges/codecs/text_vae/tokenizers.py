@@ -81,7 +81,6 @@ class _TokenizerFile:
         try:
             content = read_file(self._path, _MAX_BYTES, folder)
         except FileNotFoundError as error:
-            reason = error.strerror or str(error)
             if any((folder / name).is_file() for name in _PIECE_FILES):
                 raise DataError(
                     f"{folder}: expected {_TOKENIZER_FILE}, found only a sentencepiece model; convert it: run pip "
@@ -89,7 +88,8 @@ class _TokenizerFile:
                     f"transformers.AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
                 ) from error
             raise DataError(
-                f"{self._path}: {reason}; expected the tokenizer of the text VAE; check the path"
+                f"{self._path}: expected the tokenizer of the text VAE, found that the file does not exist; check "
+                "the path"
             ) from error
         self.sha256 = sha256_hex(content)
         self._tokenizer = _tokenizer(content, self._path)

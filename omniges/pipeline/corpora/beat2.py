@@ -134,7 +134,9 @@ def _read_split_list(path: Path, name: str) -> labels.SplitList:
     try:
         return labels.parse_split_list(read_file(path, _MAX_LIST_BYTES), name)
     except FileNotFoundError as error:
-        raise UsageFault(f"--split-csv {path}: {error.strerror}") from error
+        raise UsageFault(
+            f"--split-csv {path}: expected a split list, found that the file does not exist; check the path"
+        ) from error
 
 
 def _why_nothing(stems: int, data_folders: Sequence[_DataFolder], findings: Sequence[Finding]) -> str:
@@ -341,7 +343,9 @@ def _pairing_faults(stem: str, entry: _Stem, case_variants: list[str]) -> Iterat
             data_folder = entry.found_in[0]
             folder = data_folder.folders.get(modality, join(data_folder.relative, _FOLDERS[modality][-1]))
             expected = join(folder, stem + _EXTENSIONS[modality])
-            found = "no such file" + (f"; only the case differs from {case_variants[0]}" if case_variants else "")
+            found = "that the file does not exist" + (
+                f"; only the case differs from {case_variants[0]}" if case_variants else ""
+            )
             yield Finding(Problem(_MISSING[modality], found, expected), stem)
         if len(sources) > 1:
             yield Finding(Problem("duplicate-stem", _places(sources), f"one {modality} file"), stem)

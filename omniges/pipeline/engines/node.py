@@ -39,9 +39,15 @@ class SharedFiles:
             token = Path(self.run_file).read_text()
             sizes = {path: Path(path).stat().st_size for path in self.inputs}
         except OSError as error:
-            return f"{error.filename}: {error.strerror}; give every node the driver's files at the same paths"
+            return (
+                f"{error.filename}: expected the driver's file, found an error ({error.strerror}); give every node "
+                "the driver's files at the same paths"
+            )
         if token != self.token:
-            return f"{self.run_file}: another file than the driver's; share --output-dir (for a URL --work-dir)"
+            return (
+                f"{self.run_file}: expected the driver's file, found another file; share --output-dir with every "
+                "node (or --work-dir, if --output-dir is a URL)"
+            )
         for path, size in self.inputs.items():
             if sizes[path] != size:
                 return f"{path}: expected {size} bytes, found {sizes[path]}; share the data set with every node"

@@ -260,7 +260,9 @@ class TestSharedFiles:
 
     def test_no_output_folder(self, shared: Any) -> None:
         Path(shared.run_file).unlink()
-        assert shared.problem().startswith(f"{shared.run_file}: No such file")
+        assert shared.problem().startswith(
+            f"{shared.run_file}: expected the driver's file, found an error (No such file"
+        )
 
     def test_another_input(self, shared: Any, tmp_path: Path) -> None:
         (tmp_path / "input.wav").write_bytes(bytes(11))
