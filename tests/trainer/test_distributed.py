@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torchrun_helpers import RECIPE, VALIDATION, finish, rank_1_of, torchrun, until_logged
 from training_helpers import TENSOR_FILES, checkpoint_of, learned, log_of, losses_of, run
 
@@ -112,7 +113,12 @@ class TestValidation:
     def _share(self, recipe: Path, shards: Path, tmp_path: Path, **changes: Any) -> None:
         finish(torchrun(recipe, shards, tmp_path / "two", max_train_steps=3, learning_rate=1e-30, **VALIDATION))
         one = {"gradient_accumulation_steps": 2, "max_train_steps": 3, "learning_rate": 1e-30}
-        run(shards, tmp_path / "one", **one, **VALIDATION, **changes)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as in a rank of `torchrun`: rounding depends on it
+        try:
+            run(shards, tmp_path / "one", **one, **VALIDATION, **changes)
+        finally:
+            torch.set_num_threads(threads)
         (alone,), (shared,) = (log_of(tmp_path / name, "validation") for name in ("one", "two"))
         assert alone["windows"] == 8
         for name in ("loss", "losses", "metrics", "recorded", "shuffled", "not_computed", "best"):
