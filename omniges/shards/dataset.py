@@ -166,7 +166,7 @@ def combine(partials: Sequence[Partial], *, plain: bool = False) -> dict[str, An
 
 
 def _combine_stacked(stacked: F64, *, plain: bool) -> dict[str, Any]:
-    """Return the statistics of `combine` from the stacked rows (7, clips, C) of all partials."""
+    """Return the same dictionary as `combine`. ``stacked`` (7, clips, C) has the `rows` of each clip's partial."""
     counts, means, m2s, minimum, maximum, difference_means, difference_m2s = stacked
     mean, std = _mean_and_std(counts, means, m2s)
     there = counts > 0
@@ -204,7 +204,7 @@ class PartialSpool:
     """A list of partials that needs little memory, because most partials are in an unnamed temporary file."""
 
     def __init__(self, partials: Iterable[tuple[Partial, ...]] = (), folder: Path | None = None) -> None:
-        """Add partials; the temporary file is created when `_SPOOL_CLIPS` clips are reached.
+        """Add partials. Up to 63 clips are kept in memory; each block of 64 clips is written to the temporary file.
 
         Args:
             partials: For each clip, the partials of its arrays. All clips have the same arrays.
@@ -275,7 +275,10 @@ class PartialSpool:
         self._blocks += 1
 
     def _read(self, first: int, stop: int) -> F64:
-        """Return the rows (7, clips, stop − first) of some channels; the channels of all arrays are concatenated."""
+        """Return `Partial.rows` of all clips for the channels ``first`` to ``stop`` (exclusive).
+
+        Channels are counted over all arrays of a clip, in order. The shape is (7, clips, stop − first).
+        """
         found = np.empty((stop - first, STATISTICS_ROWS, len(self)))
         clip_bytes = 8 * STATISTICS_ROWS * _SPOOL_CLIPS
         for number in range(self._blocks):

@@ -50,7 +50,7 @@ class FieldFault:
 
 @dataclass(frozen=True, slots=True)
 class _Field:
-    """The valid values of a field; a `needed` field must exist."""
+    """Rule for one field of dataset.json: its valid values, and whether it must exist (`needed`)."""
 
     expected: str
     valid: Callable[[object], bool]
@@ -84,7 +84,11 @@ def _is_versions(value: object) -> bool:
 
 
 def _is_rejected_inputs(value: object) -> bool:
-    """Return whether a value is {rejected stem: {relative path: sha256, or None for an unreadable file}}."""
+    """Return whether a value lists the input files of rejected recordings.
+
+    The value must be a dictionary from each rejected stem to a dictionary from file path to sha256. The path is
+    relative; None replaces the sha256 of a file that could not be read.
+    """
     return isinstance(value, dict) and all(
         schema.is_relative_path(stem)
         and "/" not in stem
@@ -173,7 +177,10 @@ def _shown(fields: Mapping[str, Any], name: str) -> str:
 def _faults_of(
     parent: Mapping[str, Any], name: str, fields: Mapping[str, _Field], prefix: str = "", *, exact: bool = False
 ) -> Iterator[FieldFault]:
-    """Yield the faults of the object in the field `name` of `parent`; if `exact`, an unknown field is a fault too."""
+    """Check the JSON object ``parent[name]`` by a rule for each of its fields, and yield each fault.
+
+    If the value is not an object, this is the only fault. A field without a rule is a fault only if `exact` is True.
+    """
     found = parent.get(name)
     if not isinstance(found, dict):
         yield FieldFault(prefix + name, _shown(parent, name), "an object")
@@ -202,7 +209,7 @@ def _totals_faults(document: Mapping[str, Any]) -> Iterator[FieldFault]:
 
 
 def _features_fault(features: object) -> FieldFault:
-    """Return the fault of a ``features`` field that differs from `FEATURES`."""
+    """Return the fault for ``features`` of dataset.json if it differs from `FEATURES`, the settings of omniges."""
     wrong = sorted(k for k in FEATURES if not isinstance(features, dict) or features.get(k) != FEATURES[k])
     return FieldFault("features", f"other {', '.join(wrong) or 'fields'}", "those of this version of omniges")
 
@@ -298,7 +305,10 @@ def loudness_of(dataset: Mapping[str, Any], folder: Path) -> audio.Loudness:
 
 
 def _counts_problem(document: Mapping[str, Any]) -> str:
-    """Describe the first number of samples that differs from the sum over the shards; return "" if all agree."""
+    """Compare the numbers of samples in ``splits`` and ``totals`` with the sums over ``shards``.
+
+    Return a description of the first difference, or "" if there is none.
+    """
     splits, totals = document["splits"], document["totals"]
     samples = Counter(dict.fromkeys(schema.SPLITS, 0))
     for entry in document["shards"].values():

@@ -2,8 +2,8 @@
 
 A codec encodes one member of a sample as an array of latents. There are two kinds of codec:
 
-* A frame codec (`FrameEntry`): row k covers the frames around frame ``frames_per_row · k`` of an array. All lengths
-  and times follow from ``frames_per_row``, a whole number.
+* A frame codec (`FrameEntry`): row k covers ``frames_per_row`` frames of an array, from frame ``frames_per_row · k``.
+  All lengths and times follow from ``frames_per_row``, a whole number.
 * A window codec (`WindowEntry`): row k encodes the words of window k of a grid, as several vectors. The vectors have
   no individual times.
 
@@ -127,7 +127,10 @@ class CodecEntry(ABC):
         return self.rows_of_clip(row.frames, row.mel_frames, row.ticks), self.width
 
     def vectors(self, latents: F32) -> F32:
-        """Reshape a sample's latents to vectors (vectors, channels); statistics are computed over the vectors."""
+        """Reshape a sample's latents (rows, width) to (vectors, channels), the form in which statistics are computed.
+
+        A row of a frame codec is one vector. A row of a window codec has several vectors.
+        """
         return latents.reshape(-1, self.channels)
 
     @property
@@ -136,7 +139,10 @@ class CodecEntry(ABC):
         """Number and size of the latents as text."""
 
     def same_codec(self, other: CodecEntry) -> bool:
-        """Return whether two entries have the same codec and layout; `settings` and `lost` may differ."""
+        """Return whether two entries have the same codec and layout.
+
+        `settings` may differ, and so may `lost`, which counts windows that a window codec encoded incompletely.
+        """
         informative = {"settings", "lost"}
         deciding = {f.name for f in fields(self)} - informative
         return type(self) is type(other) and all(getattr(self, name) == getattr(other, name) for name in deciding)
@@ -244,7 +250,10 @@ class FrameEntry(FrameRows, CodecEntry):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowEntry(CodecEntry):
-    """A window codec: one row (latents · channels) for each window of a grid encodes all words of the window."""
+    """The entry of a window codec, which encodes all words of a window as one row.
+
+    There is a row for each window of a grid. A row has `latents` · `channels` values.
+    """
 
     window_ticks: int
     stride_ticks: int  # ticks between window starts; divides the window

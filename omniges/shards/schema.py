@@ -353,7 +353,10 @@ def _list_of(data: bytes, checks: _Checks, what: str) -> list[dict[str, Any]]:
 
 
 def _fault(value: object, checks: _Checks) -> str:
-    """Describe the first field of an object that fails its check; return "" if all fields in `checks` are valid."""
+    """Describe the first missing or invalid field; return "" if all fields in `checks` are valid.
+
+    If the value is not a JSON object, return the name of its type.
+    """
     if not isinstance(value, dict):
         return type(value).__name__
     for name, valid in checks.items():

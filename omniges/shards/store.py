@@ -389,9 +389,9 @@ class StorePlace:
         self._fetch_set()
 
     def _restore_dataset(self) -> None:
-        """Restore the text of dataset.json if it is still a mark.
+        """Restore the earlier dataset.json if a commit replaced it by a mark and did not continue.
 
-        An owner that loses the lock during a commit and then ends can leave a mark.
+        This happens if a run loses the lock during its commit and then ends. The mark contains the earlier text.
         """
         entry = self._set.entry(schema.DATASET_FILE)
         mark = None if entry is None else _mark_in(self._set.read(schema.DATASET_FILE))
@@ -478,10 +478,11 @@ class StorePlace:
 
     @contextlib.contextmanager
     def opened(self, shard: StoredShard) -> Iterator[int]:
-        """Download a shard of an earlier run, compare its sha256, and open the local copy.
+        """Download a shard, compare its sha256, and open the local copy.
 
         Args:
-            shard: The shard, with the path that it would have in `out` or `folder`.
+            shard: The shard. Its path is in `out` if it belongs to the complete set, and in `folder` if it belongs to
+                the unfinished run. No file needs to exist at this path.
 
         Yields:
             A file descriptor.
@@ -618,7 +619,10 @@ class StorePlace:
 
 
 def _mark_in(content: bytes) -> dict[str, str] | None:
-    """Return the content of a dataset.json as the mark of a commit; None if it is not a mark."""
+    """Parse a dataset.json that is the mark of an unfinished commit; return None for any other content.
+
+    The result contains ``commit``, the unique text of the commit, and ``replaced``, the earlier dataset.json as text.
+    """
     try:
         document = parse_json(content)
     except ValueError:

@@ -66,7 +66,7 @@ def aside_name(shard: str) -> str:
 
 
 def is_own_name(name: str) -> bool:
-    """Return whether a file of a complete set other than dataset.json can have this name."""
+    """Return whether a name is that of a shard or of a file beside the shards, except dataset.json."""
     return schema.is_contract_name(name) and name != schema.DATASET_FILE
 
 
@@ -522,7 +522,10 @@ def _complete_lines(data: bytes) -> tuple[list[bytes], int]:
 
 
 def journal_problem(row: Any) -> str:
-    """Describe why a line of a journal is neither a finished shard nor a rejected recording; return "" if it is."""
+    """Describe why a journal line is invalid; return "" if it is a valid shard or rejected recording.
+
+    Raise ValueError if a manifest row of a shard is invalid.
+    """
     if not isinstance(row, dict):
         return "expected an object"
     if row.keys() >= {"rejected", "findings", "inputs"}:

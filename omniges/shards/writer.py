@@ -177,7 +177,8 @@ class ShardWriter:
         target_bytes: Target size of a shard in bytes.
         on_published: Function that a background thread calls for each written shard when the shard is on disk. Its
             arguments are the shard's entry, path and manifest rows.
-        open_shard: Function that creates the file of a shard. On several machines, it lets another machine write it.
+        open_shard: Function that starts a new shard at a path. With several machines, it may return a shard that
+            another machine writes.
         max_waiting: Maximum number of finished shards that wait for the background thread; None: no limit.
     """
 
@@ -322,7 +323,10 @@ class ShardWriter:
         self._size = self._unflushed = 0
 
     def _in_background(self, job: Callable[[], None]) -> Future[None]:
-        """Run a job in the background after all earlier jobs; after a failed job, raise its error and run no others."""
+        """Run a job in the background after all earlier jobs, and return its future.
+
+        If an earlier job failed, this job is not run. The error of the earlier job is raised here or by the future.
+        """
         before = self._last_job
         if before is not None and before.done():
             before.result()

@@ -130,7 +130,10 @@ class Stopper:
             raise StopNow
 
     def _leave(self, number: int, frame: FrameType | None) -> None:
-        """Restore and call the previous signal handler; if the program continues, raise KeyboardInterrupt."""
+        """Exit at a second Ctrl-C: restore and call the signal handler that was active before the run.
+
+        If there is no such function, or if it returns, raise KeyboardInterrupt.
+        """
         previous = self._previous[signal.Signals(number)]
         signal.signal(number, previous)
         if callable(previous):
@@ -234,7 +237,7 @@ class Interrupted(Exception):
 
 
 class SharedWork:
-    """Divides work among the ranks. All ranks work in turns: in each turn, a rank processes at most one item.
+    """A scheduler that divides work among the ranks, in turns: in each turn, a rank processes at most one item.
 
     With one process, a request to stop ends a turn at once. With several processes, a request takes effect at the end
     of the turn, because the other ranks wait for this rank.

@@ -35,9 +35,10 @@ TRACKER_FOLDERS: Final = ("tensorboard", "wandb")
 
 
 def in_order(gathered: F64, steps: int) -> F64:
-    """Sort the losses of all ranks by their positions in the training sequence.
+    """Arrange the losses of all ranks in the order of the training sequence.
 
-    Within a step, micro-step m of rank r has the B positions that start at m·W·B + r·B.
+    In a step, the samples of micro-step 0 come first. Within a micro-step, the B samples of rank 0
+    come first, then those of rank 1, and so on.
 
     Args:
         gathered: Losses (W, steps · M, B, 3): W ranks, M micro-steps in each step, B samples in each micro-step.
@@ -55,7 +56,7 @@ def per_step(losses: F64, weights: Mapping[StreamName, float]) -> F64:
     """Return the loss of each step: the mean over samples of the weighted sum over streams.
 
     Args:
-        losses: Unweighted losses (steps, G, 3).
+        losses: Unweighted losses (steps, G, 3) of G samples in each step and three streams.
         weights: Weight of each stream.
 
     Returns:
@@ -131,7 +132,7 @@ class Smoothed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """A row of the tables in trackers: origin of a validation sample, generated result and picture."""
+    """A validation sample as trackers show it: one table row with its origin, the generated result and a picture."""
 
     task: str
     recording: str

@@ -123,8 +123,8 @@ class Loop:
         Args:
             run: Open resources of the run.
             state: State to continue from, which the loop updates.
-            save: Function that saves a checkpoint; its arguments are the state and a flag. If the flag is true, only
-                this rank calls the function; otherwise all ranks call it.
+            save: Function ``save(state, alone)`` that saves a checkpoint and returns its folder. All ranks must call it
+                together, except with ``alone=True``, which saves on this rank without waiting for the others.
             logbook: Log of the run.
             reporter: Object that prints progress on the terminal.
             validator: Validation of the run, or None.
@@ -403,7 +403,7 @@ class Loop:
         Args:
             first: Index of the first step.
             starts: First position of each step.
-            losses: Losses (steps, G, 3) of all samples.
+            losses: Losses (steps, G, 3) of the G samples in each step, by stream.
             norms: Norms (steps,) of the gradients.
         """
         scaled = self._learner.scale() is not None

@@ -83,7 +83,10 @@ def _require_plain(where: str, value: Any) -> None:
 
 
 def _expanded(where: str, value: Any) -> Any:
-    """Replace ``~`` at the start of PATH, also in NAME=PATH, by the home folder; return other values unchanged."""
+    """Replace a leading ``~`` by the home folder in texts such as ``~/shards`` or ``name=~/folder``.
+
+    Lists are processed item by item. Other values and ``cache_dir`` are returned unchanged.
+    """
     if isinstance(value, list):
         return [_expanded(where, one) for one in value]
     name, equals, path = value.rpartition("=") if isinstance(value, str) else ("", "", "")

@@ -227,9 +227,10 @@ def with_compile(settings: TrainSettings, device: torch.device) -> tuple[TrainSe
 
 
 def _with_saved_tokens(settings: TrainSettings) -> TrainSettings:
-    """Return settings with the type of gesture tokens of the run to resume, unless the settings determine the type.
+    """Copy the type of gesture tokens from the newest readable checkpoint of the run to the settings.
 
-    Therefore, a run that started before spline tokens existed continues with its old type of tokens.
+    Therefore, a run that started before spline tokens existed continues with its old type of tokens. The settings are
+    unchanged if they already name a type or a gesture codec, or if there is no checkpoint.
     """
     if "gesture_tokens" in settings.model or settings.gesture_codec is not None:
         return settings
@@ -336,7 +337,10 @@ def _guidance(settings: TrainSettings, codecs: Collection[str]) -> dict[StreamNa
 
 
 def _with_absent_parts(identity: ModelIdentity, data: Sequence[DataSource]) -> ModelIdentity:
-    """Return the identity. If some clips lack parts, its model gets masks of absent parts as input.
+    """Return the identity of a model that can be trained on clips that lack parts.
+
+    If all clips have all parts, it is the given identity. Otherwise, `tell_absent` is set in its configuration, so that
+    the model gets the absent parts of each clip as input.
 
     Raise UsageFault if clips have a part that has no statistics.
     """
@@ -356,8 +360,8 @@ def _with_absent_parts(identity: ModelIdentity, data: Sequence[DataSource]) -> M
 def _speaking_rate(data: Sequence[DataSource]) -> bytes:
     """Return the estimated speaking rate as JSON; b"" if there are too few words, or if text is stored as latents.
 
-    `generate` needs the rate for text without word times. The estimate uses at most `_RATE_CLIPS` evenly spaced clips
-    of each folder. From a remote folder, it reads only the first shard, so that training does not wait for other
+    `generate` needs the rate for text without word times. The estimate uses at most 256 evenly spaced clips of each
+    folder. From a remote folder, it reads only the first shard, so that training does not wait for other
     shards.
     """
     clips: list[list[dict[str, Any]]] = []
@@ -417,9 +421,11 @@ def _open_validation(
 def _open_decoders(identity: ModelIdentity, settings: TrainSettings, device: torch.device) -> Codecs:
     """Load the codecs that decode the run's latents, from the folders in the settings.
 
-    Losses need no codec. If a stream has no codec folder, tasks with this target stream are not sampled, and reports
-    state the reason. Constructing a codec draws random weights. Therefore, the state of torch's random generator is
-    restored afterwards.
+    The codecs decode what validation generates. If the settings have no folder for the codec of a stream, validation
+    generates nothing for tasks whose target is this stream, and its report says why. Losses need no codec, so
+    training and validation compute them for these tasks too.
+
+    Constructing a codec draws random weights. Therefore, the state of torch's random generator is restored afterwards.
 
     Raise UsageFault if another codec encoded the latents, and DataError if a folder is invalid.
     """

@@ -31,7 +31,8 @@ _END: Final = -1
 def shard_model(model: FlowModel, device: torch.device, *, bf16: bool) -> None:
     """Shard a model's parameters over all ranks: each block is one FSDP unit, and all other parameters form another.
 
-    Blocks gather bf16 weights if autocast casts these weights to bf16 anyway. Gradients are summed in float32.
+    If `bf16` is True, the parameters of a block are gathered in bf16, because autocast computes linear layers in bf16.
+    Other parameters are gathered in float32. Gradients are summed in float32.
 
     Args:
         model: Model with complete parameters, equal on all ranks; they become DTensors on the device.
@@ -137,7 +138,7 @@ def receive(slots: Sequence[Tensor], values: Iterable[Tensor], ranks: Ranks) -> 
 
 
 def _announced(ranks: Ranks) -> Iterator[int]:
-    """Yield the tensor numbers that the first rank announces, until the first rank ends the exchange."""
+    """Yield the index of each tensor that the first rank exchanges next, until the first rank ends the exchange."""
     while (number := ranks.largest(_END)) != _END:
         yield number
 

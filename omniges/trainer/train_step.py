@@ -242,7 +242,7 @@ class Learner:
         return cast("torch.device", self._accelerator.device)
 
     def averaged(self) -> FlowModel:
-        """Create a model in evaluation mode, which has the EMA weights inside the block of `average_gathered`."""
+        """Create a model in evaluation mode for the EMA weights; use it inside ``with learner.average_gathered():``."""
         model = skeleton_of(self._skeleton, empty=self.sharded)
         buffers = {name: buffer.to(self.device) for name, buffer in model.named_buffers()}
         weights = dict(model.named_parameters()) if self.sharded else dict(self.average.tensors)
@@ -252,9 +252,10 @@ class Learner:
 
     @contextlib.contextmanager
     def average_gathered(self) -> Iterator[None]:
-        """Give the model from `averaged` the complete EMA weights inside the block; all ranks must enter together.
+        """Load the complete EMA weights, inside the ``with`` block, into the model that `averaged` created.
 
-        Without sharding, this model shares its memory with the EMA weights, so it has them outside of the block too.
+        All ranks must enter the block together. Without sharding, the model always has these weights, because it shares
+        their memory.
 
         Yields:
             Nothing.

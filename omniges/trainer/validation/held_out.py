@@ -361,9 +361,11 @@ class SomeRecordings(ShardFolder):
 def _cut(
     sample: SampleArrays, trans: F64, sound: F32 | None, window: Window, latents: Collection[CodecEntry]
 ) -> SampleArrays:
-    """Cut a window out of a recording. Times in the window start at 0; ``start_xz`` is the root position at its start.
+    """Cut a window out of a recording, as if the window were a short recording.
 
-    ``trans`` (T, 3) is the root position of the recording in metres. ``sound`` (N,) is its waveform at 16 kHz, or None.
+    Times count from the start of the window. The clip's ``start_xz`` is x and z of the root in the first frame of the
+    window. ``trans`` (T, 3) is the root position in metres in each frame of the recording. ``sound`` (N,) is the
+    waveform of the recording at 16 kHz, or None.
     """
     first, ticks = window.start_tick, window.ticks
     frames = slice(first * FRAMES_PER_TICK, (first + ticks) * FRAMES_PER_TICK)
@@ -391,7 +393,8 @@ def _cut(
 def _latents(complete: F32, entry: CodecEntry, window: Window) -> F32:
     """Cut the latents of a window out of the latents of a clip, as training does.
 
-    The result is (rows, channels) for a codec of frames, and (latents, channels) for a codec of windows.
+    The shape is (rows, channels) for a frame codec, and (vectors, channels) for a window codec, which encodes a window
+    as several vectors.
     """
     if isinstance(entry, WindowEntry):
         vectors: F32 = complete[entry.grid.index(window.start_tick)].reshape(entry.latents, entry.channels)

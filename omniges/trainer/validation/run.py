@@ -231,7 +231,7 @@ class ValidationResult:
 
 
 class Validation:
-    """Computes the validations of a run."""
+    """The held-out windows, sampler and settings with which a run is validated; `run` validates the current weights."""
 
     def __init__(
         self,
@@ -309,7 +309,11 @@ class Validation:
         return self._samples.sample(self._samples.row(self.held_out.windows[number].name)).words
 
     def conditions_shown(self, number: int) -> dict[str, Any]:
-        """Return ``conditions`` of a record: a window's values by condition stream. Empty without condition streams."""
+        """Return the field ``conditions`` for the JSON record of a generated window.
+
+        The field contains the window's value of each condition stream, by name. The result is {} if the model has no
+        condition streams.
+        """
         held, streams = self._held[number], self.sampler.identity.conditions
         values = {
             name: None if (own := held.conditions[name]) is None else one.shown(own) for name, one in streams.items()

@@ -75,7 +75,7 @@ class HeldOutWindow:
 
     @property
     def described(self) -> dict[str, ValueOf]:
-        """For each condition stream, a function of (first tick, ticks) that always returns the value of this window."""
+        """By condition stream, a function ``f(first_tick, ticks)`` that always returns the value of this window."""
         return {name: constant(value) for name, value in self.conditions.items()}
 
     def ticks_of(self, name: StreamName) -> TicksOf:
@@ -128,7 +128,7 @@ def sample_windows(sampler: Sampler, task: str, held: Sequence[HeldOutWindow], h
         how: Settings of the sampler.
 
     Returns:
-        The sampled rows of each window, not decoded yet, in the order of the windows.
+        For each window, in order, its generated arrays. Latents are not decoded yet.
     """
     ticks, targets = held[0].window.ticks, TASKS[task].targets
     conditions = TASKS[task].conditions
@@ -240,7 +240,7 @@ class WindowResults:
 
 
 def make_result(task: str, one: HeldOutWindow, part: Part, results: WindowResults) -> GeneratedWindow:
-    """Decode the sampled part of a window, and check that it can be scored and written.
+    """Decode what the sampler generated for a window, and check that it can be scored and written.
 
     Args:
         task: Name of the task.
