@@ -209,7 +209,7 @@ def _totals_faults(document: Mapping[str, Any]) -> Iterator[FieldFault]:
 
 
 def _features_fault(features: object) -> FieldFault:
-    """Return the fault for ``features`` of dataset.json if it differs from `FEATURES`, the settings of omniges."""
+    """Return the fault for the ``features`` of a dataset.json that differ from `FEATURES`, those of this version."""
     wrong = sorted(k for k in FEATURES if not isinstance(features, dict) or features.get(k) != FEATURES[k])
     return FieldFault("features", f"other {', '.join(wrong) or 'fields'}", "those of this version of omniges")
 

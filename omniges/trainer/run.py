@@ -361,8 +361,7 @@ def _speaking_rate(data: Sequence[DataSource]) -> bytes:
     """Return the estimated speaking rate as JSON; b"" if there are too few words, or if text is stored as latents.
 
     `generate` needs the rate for text without word times. The estimate uses at most 256 evenly spaced clips of each
-    folder. From a remote folder, it reads only the first shard, so that training does not wait for other
-    shards.
+    folder. From a remote folder, it reads only the first shard, so that training does not wait for other shards.
     """
     clips: list[list[dict[str, Any]]] = []
     for source in data:
