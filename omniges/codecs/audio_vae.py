@@ -109,7 +109,7 @@ class AudioVae:
         self._shift: float = vae.config.shift_factor or 0.0
 
     def encode(self, array: F32) -> F32:
-        """Encode a log-mel (M, 64) as latents (M // frames_per_row, channels)."""
+        """Encode a log-mel (M, 64) as latents (M // entry.frames_per_row, K · W)."""
         if len(array) < self.entry.frames_per_row:
             return np.empty((0, self.entry.channels), np.float32)
         with exact(self._vae.device):
@@ -119,7 +119,7 @@ class AudioVae:
         return np.ascontiguousarray(latents.cpu().numpy())
 
     def decode(self, latents: F32) -> F32:
-        """Decode latents (rows, channels) as a log-mel (rows · frames_per_row, 64)."""
+        """Decode latents (rows, K · W) as a log-mel (rows · entry.frames_per_row, 64)."""
         channels = self._vae.config.latent_channels
         if not len(latents):
             return np.empty((0, MEL_BANDS), np.float32)
@@ -205,7 +205,10 @@ def _read_config(path: Path) -> tuple[_Config, dict[str, Any]]:
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
-    """Read the weights in a folder, by the names of current diffusers; raise DataError if any is NaN or infinite."""
+    """Return the weights in a folder, by their names in current diffusers.
+
+    Raises `DataError` if the file is missing, or if a weight is not floating point or contains NaN or infinite values.
+    """
     path = next((folder / name for name in _WEIGHTS if os.path.lexists(folder / name)), None)
     if path is None:
         raise DataError(f"{folder}: expected {' or '.join(_WEIGHTS)}, found neither; copy the codec's weights there")
@@ -267,7 +270,7 @@ def decoded(vae: Any, latents: Tensor, block_elements: int = _BLOCK_ELEMENTS) ->
 
 
 class _Walk:
-    """Layers of the autoencoder, each applied to a complete activation in blocks."""
+    """Executor of the autoencoder: each method applies one layer to a complete activation, block by block."""
 
     def __init__(self, block_elements: int) -> None:
         self._block_elements = block_elements
@@ -445,8 +448,8 @@ class _Walk:
 def _convolution(piece: Tensor, conv: Any, *, above: bool, below: bool) -> Tensor:
     """Apply a 3 × 3 convolution to a block of rows that includes one neighbouring row on each side.
 
-    The first block of the array has no row before it (`above`), and the last block has no row after it (`below`). A row
-    of zeros takes the place of the missing row.
+    The first block of the array lacks the row before it (`above` is True), and the last block lacks the row after it
+    (`below` is True). A row of zeros takes the place of a missing row.
     """
     padded = functional.pad(piece, (0, 0, int(above), int(below)))
     return functional.conv2d(padded[None], conv.weight, conv.bias, padding=(0, 1))[0]

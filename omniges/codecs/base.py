@@ -28,7 +28,7 @@ from omniges.storage.files import canonical_json
 
 @dataclass(frozen=True, slots=True)
 class LostText:
-    """Reasons why latents do not contain a complete text."""
+    """What one text loses when it is encoded as latents. Both fields are False if it loses nothing."""
 
     cut: bool
     """True: the text is longer than the codec can read, so its end is lost."""
@@ -71,7 +71,7 @@ class QuantisingCodec(Protocol):
     """A codec with tables of codes (quantisation). Before decoding, `decode` can replace each latent by codes."""
 
     def decoding(self, *, quantised: bool) -> Self:
-        """Return the same codec, whose `decode` first replaces latents by codes if `quantised` is True."""
+        """Return a codec with the same networks. If `quantised` is True, its `decode` first quantises latents."""
 
 
 @runtime_checkable
@@ -91,7 +91,7 @@ class WindowCodec(Protocol):
         """Description of the codec that shards and checkpoints store: name, fingerprint, windows and latents."""
 
     def on(self, grid: WindowGrid, /) -> WindowCodec:
-        """Return the same codec for windows of another length and stride."""
+        """Return a codec with the same networks for windows of another length and stride."""
 
     def texts(
         self, words: Sequence[Mapping[str, Any]], ticks: int, windows: Sequence[tuple[int, int]] | None = None
@@ -108,7 +108,7 @@ class WindowCodec(Protocol):
         """
 
     def lost(self, texts: Sequence[str], /) -> list[LostText]:
-        """Return, for each text, whether its latents would lose a part of it, without computing the latents."""
+        """Return what encoding would lose of each text, without running the networks."""
 
     def encode(self, words: Sequence[Mapping[str, Any]], ticks: int, /) -> F32:
         """Encode each window of a clip; the codec's window grid gives their start and length.
@@ -151,10 +151,11 @@ def decode_latents(codec: Codec, latents: npt.NDArray[Any]) -> Any:
 
     Args:
         codec: The loaded codec.
-        latents: Rows (rows, channels) of frames, or latents (windows · latents, channels) of windows.
+        latents: Latents (rows, channels). For a window codec, each window has the same number of consecutive rows,
+            ``entry.latents``.
 
     Returns:
-        Frames (frames, columns), or one `SpokenText` for each window.
+        Frames (frames, columns) from a frame codec; a list with one `SpokenText` for each window from a window codec.
     """
     rows = np.asarray(latents, np.float32)
     entry = codec.entry
@@ -195,7 +196,10 @@ def add_to_fingerprint(digest: Any, name: str, weight: Tensor) -> None:
 
 @contextmanager
 def exact(device: torch.device) -> Iterator[None]:
-    """Compute products in the block in full float32, without autocast and TensorFloat-32 (10-bit mantissa)."""
+    """Compute in full float32 inside the `with` block, without autocast and TensorFloat-32 (10-bit mantissa).
+
+    cuDNN uses deterministic algorithms.
+    """
     matmul = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:

@@ -163,7 +163,10 @@ def _loaded(settings: EncodeSettings) -> dict[str, Codec]:
 def _wanted(
     settings: EncodeSettings, source: ShardFolder, codecs: Mapping[str, Codec]
 ) -> tuple[tuple[CodecEntry, ...], tuple[str, ...]]:
-    """Return the entries of the codecs to run, with counts of lost text, and the names of codecs with kept latents."""
+    """Return the entries of the codecs to run, and the names of the codecs whose existing latents are kept.
+
+    The entry of a text codec contains counts of lost text.
+    """
     entries = {name: _entry(codec, source) for name, codec in codecs.items()}
     there = _there(settings, source, entries)
     left = [entry for name, entry in entries.items() if name not in there]
@@ -413,7 +416,7 @@ class _Job:
         return found
 
     def _are_encoded(self, found: Sequence[ManifestRow], rows: Sequence[ManifestRow]) -> bool:
-        """Return True if manifest rows of a journal describe the samples of a shard (`rows`), with the new latents."""
+        """Return whether journal rows (`found`) describe the same samples as `rows`, and include the new latents."""
         same = [replace(row, members={}) for row in found] == [replace(row, members={}) for row in rows]
         return same and all(entry.member in row.members for row in found for entry in self.entries)
 

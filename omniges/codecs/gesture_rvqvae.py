@@ -206,7 +206,7 @@ class GestureRvqvae:
         )
 
     def decoding(self, *, quantised: bool) -> GestureRvqvae:
-        """Return the same codec, whose `decode` first replaces latents by codes if `quantised` is True."""
+        """Return a codec with the same networks. If `quantised` is True, its `decode` first quantises latents."""
         return replace(self, quantised=quantised)
 
     def encode(self, gesture: npt.NDArray[np.floating]) -> F32:

@@ -155,7 +155,7 @@ class _Residual(nn.Module):
 
 
 class _Stack(nn.Module):
-    """Sequence of modules under the name ``model``."""
+    """Modules in sequence. They are stored as ``model``, so that the tensors have the published names."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
@@ -336,17 +336,18 @@ class Rvqvae(nn.Module):
 def _in_blocks(
     part: Callable[[int, int], Tensor], count: int, block: int, context: int = 0, *, rows: int = 1
 ) -> Tensor:
-    """Apply `part` to ranges of latents and join the results, without their context, as (B, count · rows, …).
+    """Apply a function to blocks of latents with context, and join the results without the context.
 
     Args:
-        part: Function of the first and the end index of a range of latents. It returns (B, latents · rows, …).
+        part: Function of the first and the end index of a block of latents, including context. It returns
+            (B, latents · rows, …).
         count: Number of latents.
-        block: Number of latents in a range, without context.
-        context: Number of latents to add on each side of a range.
+        block: Number of latents in a block, without context.
+        context: Number of latents to add on each side of a block.
         rows: Number of rows of the result for each latent.
 
     Returns:
-        The joined results.
+        The joined results (B, count · rows, …).
     """
     found = []
     for start in range(0, count, block):

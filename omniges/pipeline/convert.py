@@ -447,7 +447,7 @@ def _audio_16k(wav: Wav | None, note: AddNote) -> npt.NDArray[np.float32] | None
 
 
 def _semantic(inputs: Inputs) -> tuple[SemanticSpan, ...] | None:
-    """Return the semantic annotation, or None if the file is absent or invalid; note an invalid file."""
+    """Return the semantic annotation; None if the file is absent or invalid. Add a note about an invalid file."""
     if "sem" not in inputs.recording.files:
         return None
     spans = inputs.load("sem", decode_semantic)

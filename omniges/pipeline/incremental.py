@@ -60,7 +60,10 @@ Recalled = Sample[StoredSegment]
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """A sample of an earlier run: row, notes and position in a shard. Offsets in `row` count from its first byte."""
+    """A sample of an earlier run, with its notes and its position in a shard.
+
+    Offsets of members in `row` count from the first byte of the sample, not of the shard.
+    """
 
     row: ManifestRow
     notes: tuple[Finding, ...]
@@ -118,7 +121,7 @@ def known_outcomes(place: OutputPlace, complete: dict[str, Any] | None) -> Earli
 
     Args:
         place: Output folder.
-        complete: Content of dataset.json of the complete set, or None.
+        complete: Content of the complete set's dataset.json; None: use only the journal.
 
     Returns:
         Results by stem.
@@ -212,7 +215,9 @@ def read_complete(settings: PreprocessSettings, place: OutputPlace) -> dict[str,
 
 
 def check_begun(settings: PreprocessSettings, place: OutputPlace) -> None:
-    """Keep the work of an unfinished run if this run can continue from it; with --force, remove any other work.
+    """Check that this run can continue an unfinished run; if it cannot and --force is set, remove the unfinished work.
+
+    Work without a record of its settings is always removed.
 
     Args:
         settings: Settings of this run.
@@ -307,7 +312,7 @@ def check_removal(settings: PreprocessSettings, earlier: Set[str], remaining: Se
 def is_unchanged(
     place: OutputPlace, discovery: Discovery, complete: dict[str, Any], digests: dict[str, Digests]
 ) -> bool:
-    """Return whether all output files exist with their sizes, and no input has changed.
+    """Return whether all output files exist with the sizes in dataset.json, and no input has changed.
 
     Inputs are compared by hash, not by date.
 

@@ -132,7 +132,7 @@ class SplitList:
         return self.splits.keys() | self.faulty.keys()
 
     def find(self, stem: str) -> Split | Problem | None:
-        """Return the split of a stem, or its problem if it is faulty, or None if the list does not contain the stem."""
+        """Return the split of a stem; the problem if its id is faulty; None if the list does not contain the stem."""
         plain = plain_stem(stem)
         return self.faulty.get(plain) or self.splits.get(plain)
 

@@ -38,7 +38,7 @@ class Plan:
 
 
 def make_plan(settings: PreprocessSettings) -> Plan:
-    """Convert a few recordings of medium size in this process, and estimate the others by their input bytes."""
+    """Convert a few recordings of medium size in this process, and extrapolate to all recordings by input bytes."""
     settings, discovery = find_recordings(settings)
     decode = CORPORA.get(settings.corpus or DEFAULT_CORPUS).take
     recordings = discovery.recordings

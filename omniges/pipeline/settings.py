@@ -53,7 +53,7 @@ def size_bytes(flag: str, text: str) -> int:
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Filters that select recordings, and names of the input folders; part of the settings hash in dataset.json."""
+    """Filters that select recordings, and names of the input folders. dataset.json contains them and a hash of them."""
 
     speakers: tuple[str, ...] = option(
         (), "Convert only these speakers, by id (2) or name (scott).", commas=True, shown="all", panel="Selection"
@@ -99,7 +99,7 @@ class Selection:
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertSettings:
-    """Settings that affect the content of a sample; part of the settings hash in dataset.json."""
+    """Settings that affect the content of a sample. dataset.json contains them and a hash of them."""
 
     loudness: Literal["none", "peak"] = option(
         "none",

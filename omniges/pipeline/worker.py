@@ -75,8 +75,8 @@ class ConvertPool(Pool[Recording, Sample[memoryview] | Rejected]):
 def prepare(setup: dict[str, Any]) -> Callable[[Any], Answer]:
     """Return the function that converts the recording of a task and returns the answer.
 
-    An exception becomes a finding in the answer. Only an error of the machine, such as too little memory, is raised; it
-    ends the run or the worker.
+    An exception becomes a finding in the answer. Only an error of the machine is raised: if memory is exhausted, the
+    worker exits; other errors, such as a missing package, end the run.
     """
     from omniges.pipeline.convert import convert  # noqa: PLC0415 - decoders, which the pool itself does not need
 

@@ -2,7 +2,7 @@
 
 The cached file ``GROUP/NAME`` has two hidden files in the same folder:
 
-``.NAME.lock``     locked (flock) by the process that downloads the file; contains the number of reserved bytes
+``.NAME.lock``     locked (flock) by the process that downloads the file; contains the number of bytes reserved for it
 ``.NAME.checked``  record of the last check of the content: the file's size, sha256, inode and times at that moment. The
 modification time of this record is the time at which the cached file was last used
 
@@ -333,7 +333,11 @@ class CacheFolder:
         return pin
 
     def _make_space(self, path: Path, size: int, lock: int, wait_s: float) -> None:
-        """Evict the least recently used files until `size` more bytes fit, and write `size` to the lock file."""
+        """Evict the least recently used files until the file `path` of `size` bytes fits, and reserve the bytes.
+
+        To reserve them, `size` is written to the file's lock file, which is open as `lock`. Raises `CacheFull` if there
+        is too little space after `wait_s` seconds.
+        """
         deadline = time.monotonic() + wait_s
         while True:
             with _locked(self.root / ".lock"), atomic.os_errors(self.root, "clear"):
@@ -442,8 +446,8 @@ def _filled_file(temporary: str) -> str:
 def _survey(root: Path, own: Path) -> tuple[int, list[tuple[int, int, Path]]]:
     """Return the number of used and reserved bytes, and the cached files as (last use in ns, bytes, path).
 
-    Temporary files of killed processes are removed. The caller holds the lock of the file `own`, which is not locked
-    here.
+    Temporary files of killed processes are removed. `own` is the file that the caller has locked and will download:
+    its reserved bytes do not count, and its temporary files stay.
     """
     used = 0
     candidates = []
@@ -472,7 +476,10 @@ def _survey(root: Path, own: Path) -> tuple[int, list[tuple[int, int, Path]]]:
 
 
 def _reservations(group: Path, own: Path) -> dict[str, int]:
-    """Return the bytes that running processes have reserved for each file except `own`."""
+    """Return the number of bytes that running processes have reserved for each file of a group, by name.
+
+    The file `own`, which the caller has locked, is left out. Reservations of killed processes are removed.
+    """
     found = {}
     for name, size in _sizes(group).items():
         filled = name[1 : -len(".lock")]
@@ -552,7 +559,10 @@ class FetchAhead:
             self._changed.notify_all()
 
     def take(self, name: str) -> Pin | None:
-        """Return the pin of a downloaded shard, or None; wait for a download in progress, and raise its error."""
+        """Return the pin of a downloaded shard; None if no thread has started to download this shard.
+
+        Wait for a download in progress. If a download failed, raise its error.
+        """
         with self._changed:
             self._order = [other for other in self._order if other != name]
             self._awaited[name] += 1

@@ -51,7 +51,10 @@ class Range:
 
 
 def _digits(number: float) -> str:
-    """Return a number as text without ``.0``, because `typing` replaces ``Range(0.0)`` by an equal ``Range(0)``."""
+    """Return a number as text; a whole number has no ``.0``.
+
+    Equal ranges must have equal texts, because `typing` may replace ``Range(0.0)`` by the equal ``Range(0)``.
+    """
     return str(int(number)) if abs(number) < _MOST_SAID and number == int(number) else str(number)
 
 
@@ -278,7 +281,10 @@ def _parts(hint: Any) -> tuple[Any, tuple[Any, ...], bool]:
 
 
 def _is_plain(kind: Any, checks: Collection[Any], value: Any) -> bool:
-    """Return whether a text, number or boolean has the type and is in the range, or is one of the choices."""
+    """Return whether a text, number or boolean fits a type.
+
+    A number must be within its ranges, a text must not be too long, and a `Literal` allows only its choices.
+    """
     if kind is Any:
         return True
     if get_origin(kind) is Literal:

@@ -405,7 +405,7 @@ class UrlStore:
         return found
 
     def _require_range(self, name: str, found: str | None, offset: int) -> None:
-        """Refuse an answer that states another start of the range. An answer that states no range is accepted."""
+        """Refuse an answer whose stated range `found` does not start at `offset`; accept an answer without a range."""
         if found and not found.startswith(f"bytes {offset}-"):
             raise StoreFault(
                 f"{self.location.shown_file(name)}: expected bytes from {offset} on, the server sends "
@@ -596,7 +596,10 @@ class _Ranges:
 
 
 class _Guarded:
-    """A stream that raises only OmnigesError, for example if it is slower than `Timeouts.min_bytes_s`."""
+    """Wrapper of a storage library's stream.
+
+    Every error becomes an OmnigesError. A stream that is slower than `Timeouts.min_bytes_s` is an error too.
+    """
 
     def __init__(self, store: UrlStore, name: str, stream: Any, timeouts: Timeouts) -> None:
         self._store, self._name, self._stream, self._timeouts = store, name, stream, timeouts

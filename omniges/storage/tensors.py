@@ -164,7 +164,7 @@ class TensorFile(LazyTensors):
 
 
 def _require_regular(path: Path) -> None:
-    """Refuse a pipe, a device, or a link out of the folder, before a library opens the path."""
+    """Refuse a missing file, a pipe, a device, or a link out of the file's folder, before a library opens the path."""
     try:
         os.close(open_file(path, path.parent))
     except FileNotFoundError as error:
@@ -203,14 +203,14 @@ def read_tensors(path: Path, entry: str | None = None) -> dict[str, Tensor]:
 
 
 def kinds_of(tensors: Mapping[str, Tensor]) -> dict[str, Kind]:
-    """Return the data type and shape of each tensor by name; of an open file, read only the header."""
+    """Return the data type and shape of each tensor by name, without reading the data of `LazyTensors`."""
     if isinstance(tensors, LazyTensors):
         return {name: tensors.kind(name) for name in tensors}
     return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor by name; of an open file, read only the header."""
+    """Return the shape of each tensor by name, without reading the data of `LazyTensors`."""
     return {name: shape for name, (_, shape) in kinds_of(tensors).items()}
 
 

@@ -249,7 +249,10 @@ def motion_of(
 
 
 def _span(start_s: float, end_s: float, ramp_s: float) -> tuple[slice, F64, F64]:
-    """Return the frames of an interval, and for each frame the progress of rise and fall (0 to 1 during the ramp)."""
+    """Return the slice of an interval's frames, and two arrays that say how far each frame is from start and end.
+
+    The distances are the times since the start and until the end, both divided by `ramp_s`.
+    """
     span = slice(math.ceil(start_s * FRAME_RATE_HZ), math.floor(end_s * FRAME_RATE_HZ) + 1)
     times = np.arange(span.start, span.stop) / FRAME_RATE_HZ
     return span, (times - start_s) / ramp_s, (end_s - times) / ramp_s

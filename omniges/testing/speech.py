@@ -128,7 +128,7 @@ def _synthesize(request: Mapping[str, Any]) -> tuple[dict[str, Any], npt.NDArray
 def _timed(
     sentence: Sequence[tuple[int, float, float]], events: Sequence[Sequence[Any]], rate_hz: int
 ) -> list[SpokenWord]:
-    """Return the words of a sentence with the times of their phones, in seconds from its start."""
+    """Return the words of a sentence with their phones. All times are in seconds from the start of the sentence."""
     groups: list[list[Phone]] = []
     ends = [event[1] for event in events[1:]] + [events[-1][1] if events else 0]
     for (kind, sample, label), end in zip(events, ends, strict=True):

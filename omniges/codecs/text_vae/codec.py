@@ -100,7 +100,7 @@ def load_text_vae(files: TextVaeFiles, ends: frozenset[End] = BOTH_ENDS) -> Text
 
     Args:
         files: Paths of the configuration, weights and tokenizers.
-        ends: Directions that are needed, encoding or decoding. Only the weights of these directions are kept.
+        ends: Directions that are needed, encoding or decoding. Only the networks for these directions are kept.
 
     Returns:
         The text VAE.
@@ -156,7 +156,8 @@ class TextCodec:
     def load(cls, folder: Path, t5_tokenizer: Path | None = None, ends: frozenset[End] = BOTH_ENDS) -> Self:
         """Load the codec from a checkpoint of OmniFlow or a text VAE's own folder.
 
-        All weights and tokenizers are checked and are part of the fingerprint, including those that `ends` excludes.
+        All weights and tokenizers are checked and are part of the fingerprint, even those for a direction that is not
+        needed.
 
         Args:
             folder: The checkpoint or the folder.
@@ -192,7 +193,7 @@ class TextCodec:
         return next(self.vae.parameters()).device
 
     def lost(self, texts: Sequence[str]) -> list[LostText]:
-        """Return, for each text, whether encoding would lose a part of it; `texts` must not be empty."""
+        """Return what encoding would lose of each text; `texts` must not be empty."""
         tokens = self._t5_tokens.encode(texts)
         return [LostText(*flags) for flags in zip(tokens.cut.tolist(), tokens.unknown.tolist(), strict=True)]
 
@@ -203,14 +204,17 @@ class TextCodec:
         return EncodedTexts(latents, tuple(tokens.cut.tolist()), tuple(tokens.unknown.tolist()))
 
     def logits(self, latents: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return the decoder's logits for known texts, given their latents; `token_losses` computes the loss.
+        """Return the decoder's logits and labels for known texts, given their latents.
+
+        `omniges.codecs.text_vae.network.token_losses` computes the loss from both.
 
         Args:
             latents: Latents (B, N, V).
             texts: The B texts.
 
         Returns:
-            Logits (B, L, W) over LLaMA's vocabulary of W tokens, and labels (B, L).
+            Logits (B, L, W) and labels (B, L), for the L tokens of the longest text and the W tokens of LLaMA's
+            vocabulary. A label is a token of the text, or −100 for padding.
 
         Raises:
             DataError: A text has more than 77 tokens.
@@ -227,7 +231,8 @@ class TextCodec:
 
         Args:
             latents: Latents (B, N, V).
-            max_length: Maximum number of tokens of a text, including the N + 1 begin tokens, which are not decoded.
+            max_length: Maximum number of tokens of a text. It includes N + 1 begin tokens, one for each latent and one
+                for the text, which are not decoded.
 
         Returns:
             One text for each row of latents.
@@ -284,7 +289,7 @@ class TextWindows:
         return [" ".join(word["word"] for word in said) for said in said_in_windows(words, ticks, windows)]
 
     def lost(self, texts: Sequence[str]) -> list[LostText]:
-        """Return, for each text, whether its latents would lose a part of it, without running the networks."""
+        """Return what encoding would lose of each text, without running the networks."""
         return self._codec.lost(texts) if texts else []
 
     def encode(self, words: Sequence[Mapping[str, Any]], ticks: int) -> F32:

@@ -91,14 +91,15 @@ class TextVae(nn.Module):
     ) -> Self:
         """Build a text VAE from tensors, as float32 copies.
 
-        All tensors are checked and added to the fingerprint one at a time, including those that `ends` excludes. T5's
-        embedding table may be stored under one of its two names or under both.
+        All tensors are checked and added to the fingerprint one at a time, even those for a direction that is not
+        needed. T5's embedding table may be stored under one of its two names or under both.
 
         Args:
             config: Sizes of the text VAE.
             tensors: Tensors by name.
             where: Name of the file in errors.
-            ends: Directions whose weights are kept.
+            ends: Directions that are needed. Encoding uses T5 and the Q-Former, decoding uses LLaMA. Networks that are
+                not needed are removed.
             prefix: Prefix of the names of the text VAE's tensors; tensors without it are ignored.
 
         Returns:
@@ -152,17 +153,17 @@ class TextVae(nn.Module):
 
     @torch.no_grad()
     def gathered(self, ids: Tensor, empty: Tensor) -> Tensor:
-        """Return the Q-Former's outputs.
+        """Return the Q-Former's outputs for T5 tokens; the method `latents` projects them to latents.
 
-        The input features are standardised for each token. For an empty text, they are zero, except in text VAEs
-        with latents of width 1536.
+        The Q-Former reads T5 features that are standardised for each token. The features of an empty text are zero,
+        except in text VAEs with latents of width 1536.
 
         Args:
             ids: T5 tokens (B, L).
             empty: Flags (B,) bool of empty texts.
 
         Returns:
-            Outputs (B, N, width).
+            Outputs (B, N, hidden size of the Q-Former).
         """
         self._require("encode")
         features = standardised(self.features(ids))
@@ -193,7 +194,7 @@ class TextVae(nn.Module):
         return (mean if uniform is None else mean + _SAMPLING * uniform) * vae.vae_scale
 
     def prefix(self, latents: Tensor) -> Tensor:
-        """Return the input embeddings (B, N, width) that represent latents (B, N, V) to LLaMA."""
+        """Return LLaMA's input embeddings for latents (B, N, V), of shape (B, N, hidden size of LLaMA)."""
         self._require("decode")
         result: Tensor = self.input_proj(latents / self.config.vae.vae_scale)
         return result
@@ -221,8 +222,8 @@ class TextVae(nn.Module):
     def generated(self, latents: Tensor, max_length: int = MAX_LENGTH) -> Tensor:
         """Generate texts from latents by greedy search, one token at a time.
 
-        The first N + 1 tokens are begin tokens. After the end of a text, the remaining tokens are end tokens.
-        Generation stops when all texts have ended.
+        The first N + 1 tokens of a text are begin tokens: one for each latent and one for the text. After the end of a
+        text, the remaining tokens are end tokens. Generation stops when all texts have ended.
 
         Args:
             latents: Latents (B, N, V).
@@ -254,7 +255,7 @@ def standardised(features: Tensor) -> Tensor:
 
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy of each next token; 0 where the label is `IGNORED`.
+    """Return the cross-entropy of each token after the first; 0 where the label is −100 (`IGNORED`).
 
     The loss of a batch is the sum divided by the number of labels that are not ignored.
 
@@ -301,7 +302,7 @@ def _qformer(vae: VaeConfig) -> Blip2QFormerModel:
 
 
 def _stored_names(tensors: Mapping[str, Tensor], prefix: str, expected: Iterable[str], where: str) -> dict[str, str]:
-    """Return the name of each weight in the file, by its name without the prefix.
+    """Map the name of each weight without the prefix to its name in the file.
 
     T5's embedding table has two names. The file may contain the table under one name or under both.
 

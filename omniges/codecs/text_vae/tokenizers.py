@@ -266,7 +266,10 @@ def _is_short(text: Any, minimum: int = 0) -> bool:
 
 
 def _require_plain_model(model: Mapping[str, Any], where: str) -> None:
-    """Raise DataError for models with random splits, with affixes, or with scores that are not finite numbers."""
+    """Raise DataError unless the model of a tokenizer is a plain BPE or Unigram model.
+
+    A plain model has no random splits (dropout), no prefix or suffix of subwords, and finite scores.
+    """
     kind = model.get("type", "Unigram" if isinstance(model.get("vocab"), list) else "BPE")
     if kind == "BPE":
         plain = not any(model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))

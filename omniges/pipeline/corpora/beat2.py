@@ -60,7 +60,7 @@ class _Stem:
 
     @property
     def found_in(self) -> list[_DataFolder]:
-        """Data-set folders of the motion, audio and TextGrid files that exist, in this order."""
+        """Data-set folder of each existing file, in the order motion, audio, TextGrid."""
         return [self.data_folders[modality] for modality in ("npz", "wav", "textgrid") if modality in self.data_folders]
 
 
@@ -72,15 +72,15 @@ def discover(
     Args:
         root: Folder of the data set, or the folder that holds its ``beat_*`` folders.
         selection: Filters and folder names.
-        split_csv: Split list that replaces the data set's own.
+        split_csv: Path of a split list to use in place of those in the data set; None: use those.
         allow_roots: Folders outside of `root` that links may lead to.
 
     Returns:
         Recordings to convert and rejected stems.
 
     Raises:
-        UsageFault: The root contains no data set, the filters exclude all recordings, or `split_csv` lists none of the
-            recordings.
+        UsageFault: The root contains no data set, the filters exclude all recordings, or `split_csv` does not exist or
+            lists none of the recordings.
         DataError: A split list is invalid.
     """
     if not root.is_dir():
@@ -211,7 +211,11 @@ def _existing_folders(
 
 
 def _split_list(root: Path, data_folder: str, bounds: Bounds, findings: list[Finding]) -> labels.SplitList | None:
-    """Return the split list of a data-set folder, or None. If the list must not be read, add a finding."""
+    """Return the split list of a data-set folder; None if the folder has no list, or the list may not be read.
+
+    A list may be read if it is a regular file inside `bounds`, with links resolved. Otherwise a finding is added to
+    `findings`. A missing list adds no finding.
+    """
     path, name = root / data_folder / SPLIT_LIST, join(data_folder, SPLIT_LIST)
     if not os.path.lexists(path):
         return None
@@ -276,7 +280,10 @@ def _folder_names(selection: Selection, modality: Modality) -> tuple[str, ...]:
 def _sort_stems(
     stems: dict[str, _Stem], selection: Selection, of_root: labels.SplitList | None
 ) -> tuple[list[Recording], dict[str, tuple[Finding, ...]]]:
-    """Return the recordings of the selected stems, and the findings of each rejected stem."""
+    """Return the recordings of the selected stems, and the findings of each rejected stem.
+
+    The list `of_root` is for stems that the split lists of their data-set folders do not contain; None: no such list.
+    """
     recordings = []
     rejected = {}
     by_case: dict[str, list[str]] = defaultdict(list)
@@ -335,7 +342,11 @@ def _split_of(
 
 
 def _pairing_faults(stem: str, entry: _Stem, case_variants: list[str]) -> Iterator[Finding]:
-    """Yield a finding for each modality that has no file or several files."""
+    """Yield a finding for each required modality that has no file or several files.
+
+    If a file of the stem cannot be read, missing files yield no finding. `case_variants` are other stems that differ
+    from `stem` only in upper and lower case; a finding about a missing file names the first.
+    """
     blocked = any(finding.problem.code in {"path-outside-root", "file-unreadable"} for finding in entry.faults)
     for modality in NEEDED:
         sources = entry.files[modality]
@@ -372,15 +383,15 @@ class Beat2:
         Args:
             root: Folder of the data set, or the folder that holds its ``beat_*`` folders.
             selection: Filters and folder names.
-            split_csv: Split list that replaces the data set's own.
+            split_csv: Path of a split list to use in place of those in the data set; None: use those.
             allow_roots: Folders outside of `root` that links may lead to.
 
         Returns:
             Recordings to convert and rejected stems.
 
         Raises:
-            UsageFault: The root contains no data set, the filters exclude all recordings, or `split_csv` lists none of
-                the recordings.
+            UsageFault: The root contains no data set, the filters exclude all recordings, or `split_csv` does not exist
+                or lists none of the recordings.
             DataError: A split list is invalid.
         """
         return discover(root, selection, split_csv=split_csv, allow_roots=allow_roots)

@@ -32,7 +32,7 @@ class Corpus(Protocol):
         Args:
             root: The data set, or a folder that contains it.
             selection: Filters and folder names.
-            split_csv: Split list that replaces the data set's own.
+            split_csv: Path of a split list to use in place of those in the data set; None: use those.
             allow_roots: Folders outside of `root` that links may lead to.
 
         Returns:
@@ -40,7 +40,7 @@ class Corpus(Protocol):
 
         Raises:
             UsageFault: The root does not contain the data set, or the filters exclude all recordings.
-            DataError: A list of the data set is invalid.
+            DataError: A split list is invalid.
         """
 
     def take(self, inputs: Inputs, settings: ConvertSettings) -> Take | None:
@@ -94,7 +94,10 @@ def guess_corpus(root: Path) -> str:
 
 
 def find_recordings(settings: PreprocessSettings) -> tuple[PreprocessSettings, Discovery]:
-    """Find the recordings of a run; return the settings with the corpus set, and the result of the search."""
+    """Find the recordings of a run; guess the corpus if ``--corpus`` is not given.
+
+    Return the settings with the name of the corpus in the field `corpus`, and the result of the search.
+    """
     if settings.corpus is not None:
         CORPORA.require(settings.corpus, f"--corpus {settings.corpus}")
     name = settings.corpus or guess_corpus(settings.root)

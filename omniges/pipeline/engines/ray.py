@@ -6,7 +6,7 @@ from the sizes. The node that has most bytes of a shard fetches the rest from th
 the driver's memory does not depend on the amount of audio and motion.
 
 If a worker process exits, its recording is tried once more, alone, as in a local run. If a node is lost, other nodes
-convert its recordings. They also convert a recording again if a shard still needs its tar members, which were lost.
+convert its recordings. If tar members that a shard still needs are lost, other nodes convert their recordings again.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class _Member:
 
 
 class _RemoteWorker:
-    """A member of the pool that passes its work to a worker process on any free node."""
+    """A worker of the pool. It sends each recording to a worker process on any free node and waits for the answer."""
 
     def __init__(self, cluster: RayCluster) -> None:
         self._cluster = cluster
@@ -184,7 +184,8 @@ class RayCluster:
             stopped: Event that is set when the answer is no longer needed.
 
         Returns:
-            The worker's answer: JSON, its statistics as bytes, and the segment as `RemoteSegment`.
+            The JSON of the worker's answer, and a list: the statistics as bytes, then the tar members as a
+            `RemoteSegment`. The list is empty if the recording is rejected.
 
         Raises:
             WorkerDied: The worker process exited or reached the deadline, or `stopped` is set.
@@ -230,7 +231,10 @@ class RayCluster:
                 self._condition.notify()
 
     def _require_nodes(self, waited_s: float) -> None:
-        """Raise EnvironmentFault if no node is usable and there is no reason to wait longer for a node."""
+        """Raise EnvironmentFault if no node is usable and the run has waited long enough.
+
+        The run waits at most two minutes. It does not wait if a node has been refused and no node is starting.
+        """
         refused = self._left_out and not self._starting
         if any(not member.lost for member in self._members) or (waited_s < _START_S and not refused):
             return
@@ -241,7 +245,7 @@ class RayCluster:
         )
 
     def _look(self) -> None:
-        """Ask new nodes of the cluster to take part, and add nodes that are ready. The caller holds `_condition`."""
+        """Ask new nodes to take part, and add nodes that are ready. The caller holds the lock `_condition`."""
         if time.monotonic() - self._looked_s < (_POLL_S if self._starting else _LOOK_S):
             return
         self._looked_s = time.monotonic()
