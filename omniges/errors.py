@@ -39,7 +39,7 @@ class OmnigesError(Exception):
     """Text of the error on the command line, if `reword` has changed the text; otherwise None."""
 
     def reword(self, change: Callable[[str], str]) -> None:
-        """Change the text, and keep the old text for the command line.
+        """Change the text for Python callers; the command line shows the old text, from `on_command_line`.
 
         Args:
             change: Function that returns the new text.

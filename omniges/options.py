@@ -370,7 +370,7 @@ def keywords_in_errors(settings: Any) -> Iterator[None]:
     """Replace flags and arguments by keywords in errors: `num_inference_steps` for ``--num-inference-steps``.
 
     Errors of other modules name settings by flag, because a flag is easy to find in a sentence. Only this function
-    replaces flags. The command line shows the original error: `OmnigesError.on_command_line`.
+    replaces flags. The command line still shows the original text, which `OmnigesError.reword` keeps.
 
     Args:
         settings: The settings dataclass whose flags are replaced.

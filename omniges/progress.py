@@ -119,7 +119,7 @@ class _Throttled(Reporter, abc.ABC):
 
     @contextmanager
     def _safe(self) -> Iterator[None]:
-        """Stop the output if the stream fails: its reader exited, the disk is full, or it was closed."""
+        """Run code that writes to the stream; after an error, such as a full disk, write nothing more."""
         try:
             yield
         except (OSError, ValueError):

@@ -106,7 +106,10 @@ def _prepared(prepare: Callable[[Any], Callable[[Any], Answer]], setup: Any) -> 
 
 
 def _reported_fault(error: Exception) -> OmnigesError:
-    """Return the error to report to the main process; raise it again if it must end the worker."""
+    """Return the error to report to the main process.
+
+    If memory is exhausted or the cause is unknown, raise the exception again, so that the worker exits.
+    """
     fault = error if isinstance(error, OmnigesError) else fault_of_machine(error)
     if fault is None or is_memory_error(error):
         raise error
@@ -434,7 +437,7 @@ class Pool(Generic[Task, Result]):
 
     @contextlib.contextmanager
     def _places_for(self, places: int) -> Iterator[None]:
-        """Acquire one permit to run a task, or all permits so that no other task runs."""
+        """Acquire `places` of the permits to run a task: 1, or the number of all workers so that no other task runs."""
         with self._turn:  # a thread that waits for all permits blocks new tasks until the running ones finish
             for _ in range(places):
                 self._places.acquire()

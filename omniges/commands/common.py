@@ -143,7 +143,11 @@ def with_flags(
 
 
 def _other_flags(settings: Any) -> dict[str, str]:
-    """Return a mapping from other accepted names to flags: from former names, and from field names that differ."""
+    """Return a mapping from other accepted flags to the current flags.
+
+    The other flags are made from the former names of an option, and from the name of its field if the current flag
+    differs from it.
+    """
     flags = [each for each in every_setting(settings) if not (each.option.only_recipe or each.option.argument)]
     found = {as_flag(name): each.flag for each in flags for name in (each.name, *each.option.was)}
     return {name: flag for name, flag in found.items() if name != flag}
@@ -320,7 +324,10 @@ def _over(output: SafeOutput, stream: io.TextIOWrapper) -> io.TextIOWrapper:
 
 
 def _escaped(error: UnicodeError) -> tuple[str, int]:
-    """Return JSON escapes for characters outside the stream's encoding; the codec error handler of `safe_output`."""
+    """Return JSON escapes for characters outside the stream's encoding, and the index after these characters.
+
+    `safe_output` registers this function as an error handler of `codecs`.
+    """
     if not isinstance(error, UnicodeEncodeError):
         raise error
     units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")

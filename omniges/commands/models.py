@@ -158,7 +158,7 @@ def generate(
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportSettings(ShownPart):
-    """Format and file of the report of `omniges evaluate`."""
+    """Settings of `omniges evaluate` for its report: format, files and the part of each clip to show."""
 
     show_start_s: float = show_start_option("the clips of the page")
     show_seconds: float | None = show_seconds_option("the clips of the page")

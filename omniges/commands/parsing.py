@@ -99,7 +99,7 @@ class Group(TyperGroup):
 
 
 def command_class(function: Callable[..., None]) -> type[Command]:
-    """Return a command class for a function that `with_flags` decorated; it accepts the other names of options."""
+    """Return a subclass of `Command` with the other option names of a function that `with_flags` decorated."""
     return type("Command", (Command,), {"present": getattr(function, "present", {})})
 
 

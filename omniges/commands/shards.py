@@ -63,7 +63,7 @@ def preprocess(
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FindingsSettings:
-    """Format of the findings of `omniges verify-shards`, and treatment of damaged files."""
+    """Settings of `omniges verify-shards` for its output: format of the findings, and whether to move damaged files."""
 
     format: Literal["text", "json", "junit", "github"] = option("text", "Format of the findings.")
     quarantine: bool = option(False, "Move damaged files to DIR.quarantine; the next preprocess writes them again.")

@@ -205,10 +205,7 @@ class BatchBlock:
 
 
 class _Root(np.ndarray[Any, Any]):
-    """A complete block.
-
-    It is a separate class, so that numpy keeps the block as the base of views, and not the memory map of the block.
-    """
+    """An array of all bytes of one block; every view of the block keeps a reference to it."""
 
 
 class _Lease(np.ndarray[Any, Any]):

@@ -168,7 +168,7 @@ class Catalog:
         """Return the means and divisors that normalise the arrays of a batch.
 
         Returns:
-            Mean and divisor per channel, for each stream that is an array.
+            Mean and divisor per channel of gesture, of audio and, if text is stored as latents, of text.
 
         Raises:
             UsageFault: No sample contributed to the statistics.
@@ -371,7 +371,7 @@ def _table(
 ) -> ClipTable:
     """Return the clip table of the given rows of the manifest.
 
-    `columns` contains the names of the members that batches read, in the form of the manifest's columns (`column_of`).
+    `columns` names the members that batches read by the prefix of their manifest columns: ``mel_npy`` for ``mel.npy``.
     """
     names, codes = shard_column
     codes = codes[rows]

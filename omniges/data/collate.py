@@ -43,7 +43,7 @@ _TOKEN_CACHE_BYTES: Final = 64 << 20
 
 
 def training_facts(catalogs: Sequence[Catalog], statistics: Mapping[str, Any]) -> TrainingFacts:
-    """Return the label values and statistics from which condition streams can learn before training.
+    """Return the label values and statistics of the training set, from which condition streams are created.
 
     Args:
         catalogs: Catalogues with the labels.
@@ -213,7 +213,7 @@ class Collator:
             stride: Distance between the first positions of successive blocks. The collator uses it to compute the
                 windows of later blocks in advance.
             tracks: The array of each stream: features, or latents of a codec.
-            conditions: Reader of condition streams, or None.
+            conditions: Reader of condition streams; None: there are none.
         """
         self._order, self._readers, self._stride = order, tuple(readers), stride
         self._conditions = conditions

@@ -92,7 +92,7 @@ class RemoteShards:
             settings: Settings of the cache.
             cache: The cache, which contains dataset.json.
             group: Name of the set's folder in the cache.
-            store: An open store of the location that this thread may use, or None.
+            store: An open store of the location, for this thread; None: the first download opens a store.
 
         Raises:
             DataError: dataset.json differs from the download (`WrongContent`), or does not follow the contract.
@@ -168,7 +168,7 @@ class RemoteShards:
         return self.location.shown_file(shard)
 
     def doubt(self, shard: str) -> None:
-        """Forget that the cached copy of a shard was checked, so that the cache checks it before it opens it again."""
+        """Mark the cached copy of a shard as unchecked, so that the next `open` compares its sha256 again."""
         self._cache.doubt(self._files[shard])
 
     def specification(self) -> dict[str, Any]:

@@ -105,7 +105,10 @@ class Sample:
 
 
 class ShardReader(ShardFolder):
-    """A reader of a shard folder that compares the sha256 of a member only at its first read, or never."""
+    """A reader of a shard folder that compares the sha256 of each member at its first read.
+
+    If `verify` is ``never``, no sha256 is compared.
+    """
 
     def __init__(self, folder: Path, verify: Verify = "first") -> None:
         super().__init__(folder)

@@ -60,7 +60,7 @@ class Sequencing:
 
 
 def tracks_of(data: Sequence[DataSource]) -> Tracks:
-    """Return the arrays of batches from these folders; raise UsageFault if the folders' latents differ in codec."""
+    """Return the tracks, which all folders share; raise UsageFault if the folders have latents of different codecs."""
     first = data[0].catalog
     for source in data[1:]:
         for stream, entry in first.codecs.items():
@@ -107,7 +107,8 @@ def order_of(tables: Sequence[ClipTable], weights: Sequence[float], sequencing: 
         The order.
 
     Raises:
-        UsageFault: There is no window, or the window length does not suit the tracks.
+        UsageFault: A folder has no clip as long as a window, a weight is invalid, or the tracks do not allow the window
+            length (`Tracks.multiple_for_window`).
     """
     window, seed, shuffle = sequencing.window_ticks, sequencing.seed, sequencing.shuffle
     multiple = tracks.multiple_for_window(window, sequencing.tick_multiple)

@@ -189,7 +189,7 @@ class Scale:
         return cls(mean.astype(np.float32), divisors(std))
 
     def joined(self, other: Scale) -> Scale:
-        """Return the scale of rows that join a row of this array and a row of the other array."""
+        """Return the scale for rows (C1 + C2,) that consist of a row (C1,) of this array and a row (C2,) of another."""
         return Scale(np.concatenate([self.mean, other.mean]), np.concatenate([self.divisor, other.divisor]))
 
     def tiled(self, frames: int) -> Scale:
@@ -226,7 +226,7 @@ class Normaliser:
 
     @classmethod
     def identity(cls, tracks: Tracks) -> Normaliser:
-        """Return a normaliser that changes nothing: mean 0 and scale 1 for every channel."""
+        """Return a normaliser that changes nothing: mean 0 and divisor 1 for every channel."""
         counts = tracks.widths  # in the order of the fields
         return cls(*(Scale(np.zeros(count, np.float32), np.ones(count, np.float32)) for count in counts))
 

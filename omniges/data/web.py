@@ -210,7 +210,10 @@ def _rows_of(manifest: str | Path | ShardSet) -> Sequence[ManifestRow]:
 
 
 def _plans(rows: Sequence[ManifestRow]) -> dict[str, list[ManifestRow]]:
-    """Return the rows of each shard, in order of their bytes, by the key of the shard's first sample."""
+    """Group manifest rows by shard.
+
+    Return a dictionary from the key of a shard's first sample to the rows of the shard, in the order of their members.
+    """
     by_shard: dict[str, list[ManifestRow]] = {}
     for row in sorted(rows, key=lambda row: row.members["json"].offset):
         by_shard.setdefault(row.shard, []).append(row)
@@ -244,7 +247,7 @@ class _Member:
 def _opened(address: str, shown: str) -> Iterator[ByteStream]:
     """Open an address and yield its byte stream.
 
-    If the command of a pipe fails, the error reports its exit status, and not the truncated shard that results.
+    If the command of a pipe fails, the shard is truncated too. The error then reports the exit status of the command.
     """
     if address == "-":
         yield sys.stdin.buffer

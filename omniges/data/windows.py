@@ -474,7 +474,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         )
 
     def _usable(self, required: set[str]) -> tuple[list[ManifestRow], dict[str, int]]:
-        """Return the clips that have a window and all required parts, and the number of other clips by reason."""
+        """Return the clips that can be used, and the numbers of clips that are too short or lack a required part."""
         long_enough = [row for row in self.shards.rows if row.ticks >= self.window_ticks]
         usable = [row for row in long_enough if required <= set(row.present)]
         left_out = {
@@ -520,7 +520,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         return self._masks[row.present]
 
     def _read_window(self, name: str, number: int, start_tick: int, out: F32) -> None:
-        """Write a clip's window of the array `name` into `out`, normalized if the dataset is."""
+        """Write the window of a clip's array `name` into `out`; normalize its values if `normalized` is True."""
         track, has = _TRACKS[name], self._masks_of(self._rows[number])[name]
         if not has.any():
             out.fill(0.0 if self.normalized else np.nan)

@@ -37,7 +37,7 @@ SAMPLE_TICKS: Final = 1 << 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowSettings:
-    """Length, overlap and grouping of the windows of a timeline."""
+    """Settings of the windows of a timeline: length, overlap, and how many are sampled together."""
 
     window_ticks: int
     overlap_ticks: int
@@ -265,7 +265,10 @@ def sample_timelines(
 
 
 def _count(stream: Stream, ticks: int, chunk: _Chunk) -> int:
-    """Return the number of tokens in a chunk's first ticks; if tokens encode complete windows, in the whole chunk."""
+    """Return the number of tokens in the first `ticks` ticks of a chunk.
+
+    If tokens encode complete windows, return the number of tokens in the whole chunk.
+    """
     return stream.count(chunk.window) * len(chunk.starts) if stream.complete_windows else stream.count(ticks)
 
 
@@ -344,7 +347,7 @@ def _denoise(
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Positions of one stream's tokens in several chunks, with W windows of M tokens in total."""
+    """Positions of one stream's tokens in several chunks, which contain W windows in total, each of M tokens."""
 
     offsets: list[int]  # index of the first token of each chunk, and the number of all tokens
     rows: Tensor  # (W, M) indices of the tokens of each window

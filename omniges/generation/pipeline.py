@@ -110,7 +110,7 @@ class OmnigesSample:
 
         Raises:
             UsageFault: The task does not produce gesture.
-            DataError: The channels contain no valid rotation.
+            DataError: A 6D rotation has a row of length zero, parallel rows, or NaN in some frames.
         """
         if self.gesture is None:
             raise UsageFault(
@@ -153,7 +153,7 @@ class OmnigesSample:
 
         Raises:
             UsageFault: The task does not produce this format.
-            DataError: The channels contain no valid rotation.
+            DataError: A 6D rotation has a row of length zero, parallel rows, or NaN in some frames.
             EnvironmentFault: The disk is full or not writable.
         """
         path = arguments.path("path", path)
@@ -373,7 +373,7 @@ class OmnigesPipeline:
             speaker: Speaker style to generate in; None: unknown.
             conditions: Values of condition streams, such as ``{"emotion": "happiness"}``; None leaves a stream out.
             num_samples: Number of samples, which differ in their noise.
-            num_inference_steps: Sampling steps; None: 20, or 10 with the default guidance scale of the model.
+            num_inference_steps: Sampling steps; None: 10 if the model's own guidance scale is used, otherwise 20.
             guidance_scale: Scale of classifier-free guidance; 1: no guidance; None: the default of the model.
             solver: ``euler``, ``heun`` or ``dpm++``.
             shift: Shift of the noise levels; above 1: more steps at high noise.
@@ -418,7 +418,8 @@ class OmnigesPipeline:
     def _item(self, task: str, inputs: Mapping[str, tuple[Any, Any]], seconds: float | None) -> Input:
         """Read the inputs of a task and cut them to one length.
 
-        For each stream, `inputs` contains the value, and its sample rate, speaking rate or frame rate (or None).
+        `inputs` contains the value of each stream, and the sample rate, speaking rate or frame rate of that value. Each
+        is None if the user does not pass it.
         """
         _require_inputs(task, {name: content for name, (content, _) in inputs.items()})
         conditions: list[Condition] = []

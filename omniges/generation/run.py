@@ -51,11 +51,11 @@ def generate(
     Args:
         settings: Settings of the command.
         count: Function that is called with the seconds generated so far and an estimate of the total.
-        codecs: Result of `codecs_of` for these settings, if codecs were loaded before.
+        codecs: Result of `codecs_of`, if the caller uses it for several calls; None: create it.
         beside: Endings of files that the caller will write beside each result. Without ``overwrite``, such files must
             not exist.
-        stale: Endings or names of files that show a result, such as videos, and that this call does not write. Such a
-            file must not exist beside a result that is replaced.
+        stale: Endings or names of files, such as videos, that show a result and that the caller will not write again. A
+            result is not replaced if such a file exists beside it.
 
     Returns:
         The summary.

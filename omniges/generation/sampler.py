@@ -62,7 +62,7 @@ class Loaded:
     weights: Weights
 
     def require_trained(self, task: str) -> None:
-        """Raise UsageFault if the model was not trained on a task, or no training sample had one of its streams."""
+        """Raise UsageFault if the model was not trained on a task, or on one of the task's streams."""
         trained = trained_tasks(self.saved)
         if trained is not None and task not in trained:
             raise UsageFault(

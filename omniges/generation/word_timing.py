@@ -145,7 +145,7 @@ def estimate_warnings(text: str, rate: SpeakingRate) -> list[str]:
         rate: Speaking rate.
 
     Returns:
-        A warning that times are estimates, and a warning about marks that were left out, if there are any.
+        A warning that times are estimates. If transcript marks such as ``[SIL]`` were left out, a second warning.
     """
     found = [f"times estimated by a speaking rate learned from {rate.words} words"]
     if marks := [token for token in text.split() if _is_mark(token)]:

@@ -79,7 +79,7 @@ class GestureSink:
         self._invalid = 0.0
 
     def append(self, gesture: F32, /) -> None:
-        """Append channels (T, 415) or (T, 424); raise DataError if they contain no valid rotation."""
+        """Append channels (T, 415) or (T, 424); raise DataError for a rotation that `valid_motion` cannot convert."""
         six_d = gesture[:, LAYOUT.rotations].reshape(len(gesture), -1, 6)
         self._invalid += invalid_rotations(six_d) * len(gesture)
         if len(self._channels):
@@ -123,10 +123,10 @@ def valid_motion(gesture: F32, start_xz: npt.NDArray[np.float64]) -> MotionArray
         start_xz: Start position (x, z) in metres.
 
     Returns:
-        The motion.
+        The motion. The angles of a joint whose rotation is NaN in all frames are NaN.
 
     Raises:
-        DataError: The channels contain no valid rotation.
+        DataError: A 6D rotation has a row of length zero, parallel rows, or NaN in some frames.
     """
     try:
         return motion_from_gesture(clip_of_channels(gesture, start_xz))
@@ -193,7 +193,10 @@ class SpeechSink:
 
 
 class Labels:
-    """Converter of generated texts to valid TextGrid labels. Its warnings say which texts readers do not get back."""
+    """Converter of generated texts to valid TextGrid labels.
+
+    `warnings` names the texts that readers of the TextGrid take for silence, and counts texts with control characters.
+    """
 
     def __init__(self, kind: str) -> None:
         self._kind = kind  # plural noun for the labelled texts, for warnings
