@@ -34,7 +34,7 @@ class Reading:
 
 
 def window_bytes(window_ticks: int) -> int:
-    """Return the size of one window in a batch in bytes: gesture, mel spectrogram and text tokens."""
+    """Return the number of bytes of one window: its gesture, mel spectrogram and text tokens."""
     floats = FRAMES_PER_TICK * LAYOUT.channels + MEL_FRAMES_PER_TICK * MEL_BANDS
     return window_ticks * 4 * (floats + 1)
 
@@ -128,7 +128,7 @@ def _loader(catalog: Catalog, settings: SpeedSettings, workers: int) -> BatchLoa
 
 
 def _cold_speed(catalog: Catalog, settings: SpeedSettings, workers: int) -> float:
-    """Return windows per second of a first epoch, where shards are verified and none is in the page cache."""
+    """Return windows per second of the first epoch: every shard is read from the disk, and its checksum is verified."""
     drop_cached(catalog.folder, [catalog.table.shard_name(number) for number in range(len(catalog.table.shard_names))])
     with _loader(catalog, settings, workers) as loader:
         windows, start = 0, time.perf_counter()

@@ -18,10 +18,13 @@ _BLOCKS = 8  # together larger than the CPU caches, as in a loader
 
 
 def copy_for(blocks: list[BatchBlock], seconds: float) -> tuple[int, float]:
-    """Copy gesture, mel spectrogram and text from one half of the blocks to the other half.
+    """Copy the arrays of batches again and again for a given time.
+
+    The gesture, mel spectrogram and text of each block in the first half of the list are copied to a block in the
+    second half.
 
     Args:
-        blocks: An even number of batch blocks of equal size.
+        blocks: Memory of an even number of batches of equal size, one block for each batch.
         seconds: Length of the measurement in seconds.
 
     Returns:

@@ -79,7 +79,7 @@ class StepSpeedSettings:
             batch_size: Windows per step.
 
         Returns:
-            Settings of `train`, without validation.
+            Settings of a training run that computes no validation loss.
 
         Raises:
             UsageFault: A value is invalid for `train`.

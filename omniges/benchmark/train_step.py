@@ -4,7 +4,7 @@ The measured steps are complete training steps, as in `train`: batches from the 
 AdamW and EMA. Each configuration runs in a separate process, so that its memory is measured separately. The number of
 floating-point operations includes matrix products, as torch's counter reports them, and attention. For queries
 (B, H, N, D) and keys (B, H, M, D), the forward pass of attention counts as 4 · B · H · N · M · D operations. The
-backward pass counts as twice as many. Attention scores that it computes again are not counted.
+backward pass counts twice this number. It also computes the attention scores again, which is not counted.
 
 Two more numbers do not depend on the speed of the machine. The first is the number of torch operations in a step,
 except views. The second, with `--compile`, is the number of kernels of the compiled graph: generated kernels and
@@ -205,7 +205,7 @@ def compiled_kernels() -> int:
 
 
 def operation_counter() -> FlopCounterMode:
-    """Return torch's counter of floating-point operations, extended by the attention operations of the CPU."""
+    """Return torch's counter of floating-point operations, which here also counts attention on the CPU."""
     ops = torch.ops.aten
     return FlopCounterMode(
         display=False,
@@ -241,7 +241,7 @@ class ProductPeak:
         ]
 
     def measure(self) -> float:
-        """Return the floating-point operations per second of the fastest of several matrix sizes."""
+        """Time several matrix sizes; return the highest speed, in floating-point operations per second."""
         return max(self._speed(left, right) for left, right in self._pairs)
 
     def _speed(self, left: torch.Tensor, right: torch.Tensor) -> float:
@@ -256,7 +256,11 @@ class ProductPeak:
 
 
 def _figures(settings: TrainSettings, steps: Sequence[_Step], device: torch.device) -> dict[str, Any]:
-    """Return the measurements of one configuration by name; ``share_of_peak`` has the median and range over steps."""
+    """Return the measurements of one configuration by name.
+
+    ``share_of_peak`` is the speed of a step divided by the speed of plain matrix products: the median, minimum and
+    maximum over all steps.
+    """
     seconds = sum(step.seconds for step in steps)
     shares = sorted(step.operations / step.seconds / step.peak for step in steps)
     memory = (

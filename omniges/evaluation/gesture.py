@@ -91,7 +91,7 @@ def score_gesture(
         results: Generated results, sorted by recording.
         shards: The recordings.
         tools: Body model, encoder and settings for the metrics of motion.
-        train: Statistics of the train split.
+        train: Statistics of the train split; None: no recording of the split has a complete body.
         how: Seed and number of resamples of the bootstrap over recordings.
         count: Function that is called after each result.
 
@@ -196,7 +196,7 @@ class _Scorer:
             self._add_face(key, recording.body, generated, recorded, other)
 
     def _add_alone(self, result: scores.Result, row: scores.Row, motion: ClipMotion, joints: F64, body: Body) -> None:
-        """Add the scores that need only one motion, of a result or of a recording."""
+        """Add the scores that are computed from one motion alone; `row` says if it is generated or recorded."""
         placed = body.joints(motion.poses, motion.trans)
         key = result.key
         self._values("L1 diversity", row).add(key, lambda: gesture.l1_diversity(joints))
@@ -246,7 +246,11 @@ class _Scorer:
     def _add_face(
         self, key: str, person: Person, generated: ClipMotion, recorded: ClipMotion, other: ClipMotion | None
     ) -> None:
-        """Add the face metrics; the shuffled row applies the face of another recording to this person's body."""
+        """Add the face metrics of a result.
+
+        The shuffled row compares the result with `other`, the motion of another recording, on the same person's body.
+        None: there is no such recording with a face, so the shuffled row gets no value.
+        """
         others = [recorded] if other is None else [recorded, other.cut(generated.frames)]
         rows: tuple[scores.Row, ...] = ("generated", "shuffled")
         for row, found in zip(rows, face_sums(person, generated, others), strict=False):
@@ -256,7 +260,11 @@ class _Scorer:
     def _add_registered(
         self, key: str, body: Body, generated: ClipMotion, recorded: ClipMotion, other: ClipMotion | None
     ) -> None:
-        """Add metrics of other packages; the shuffled row applies the motion of another recording to this body."""
+        """Add the metrics that scripts and other packages define.
+
+        The shuffled row compares the result with `other`, the motion of another recording, on the same body. None: the
+        shuffled row gets no value.
+        """
 
         def clip(motion: ClipMotion) -> MotionClip:
             joints = body.joints(motion.poses, motion.trans)
@@ -286,8 +294,8 @@ class _Scorer:
     def _mean_figure(self, heading: scores.Heading, values: scores.Values) -> scores.Figure:
         """Return the figure of a weighted mean.
 
-        Its details are the number of vertices (face), the number of joints (recall) or the share of contact with the
-        floor (foot skate).
+        Its details are the number of vertices (face), the share of contact with the floor (foot skate), or the numbers
+        of joints and of annotated results (recall). Other metrics have no details.
         """
         details: dict[str, Any] = {}
         match values.found:
@@ -301,9 +309,10 @@ class _Scorer:
         return scores.figure_of_mean(heading, values, self._how, details)
 
     def _seam_figure(self, heading: scores.Heading, values: scores.Values) -> scores.Figure:
-        """Return the share of values at window boundaries that exceed the 99th percentile of the other values.
+        """Return the figure of velocity or acceleration at window boundaries.
 
-        The share is about 0.01 if motion at boundaries is as smooth as elsewhere.
+        It is the share of values at boundaries that exceed the 99th percentile of the values in all other frames. The
+        share is about 0.01 if the motion is as smooth at boundaries as elsewhere.
         """
         counts = np.array([(int((one.at_seams > one.elsewhere).sum()), len(one.at_seams)) for one in values.found])
         details = {}

@@ -178,7 +178,7 @@ class MetricTools:
 
     @property
     def encoder_name(self) -> str:
-        """Name of the encoder in reports, or names of the feature files."""
+        """Name of the encoder in reports. If features were read from files: the names of these files."""
         if self.precomputed is not None:
             return " and ".join(features.name for features in self.precomputed)
         return DESCRIPTOR_NAME if self.encoder is None else self.encoder.name
@@ -227,10 +227,10 @@ def train_rows(shards: scores.Recordings, tools: MetricTools) -> list[ManifestRo
 
     Args:
         shards: The recordings.
-        tools: Body model, encoder and settings for the metrics of motion. They may contain mean speeds.
+        tools: Body model, encoder and settings for the metrics of motion.
 
     Returns:
-        The manifest rows of the recordings.
+        The manifest rows of the recordings. The list may be empty if `tools` contains mean speeds.
 
     Raises:
         UsageFault: No recording has a complete body, and `tools` contains no mean speeds.
@@ -325,7 +325,8 @@ class FeatureRows:
     def figures(self, how: scores.Resampling) -> list[scores.Figure]:
         """Return the Fréchet distance of the results from their recordings.
 
-        As a reference, return also the distance of the train split's other recordings from these recordings.
+        A second figure is a reference: the distance between recordings of the train split and the recordings of the
+        results. Recordings that have results are left out of the train split.
         """
         values = self._generated
         if self._with.precomputed is not None:  # no interval, because rows are not assigned to recordings
@@ -371,8 +372,8 @@ class FeatureRows:
     ) -> dict[str, Any]:
         """Return details of a distance, for the report.
 
-        For profile ``emage-2024`` they include the value × 10, and the value by the formula of profile
-        ``emage-eval-2025``.
+        `generated` and `recorded` are the features from which `score` was computed. For profile ``emage-2024``, the
+        details include ten times the value, and the value by the formula of profile ``emage-eval-2025``.
         """
         if self._with.profile.name != "emage-2024":
             return _details(score)

@@ -40,7 +40,7 @@ _PACKAGES: Final = ("numpy", "librosa", "soxr", "torch")  # packages whose versi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Protocol:
-    """The clips from which one row of a published table is computed, by profile ``emage-2024``."""
+    """A published protocol: its name, and the stems of the clips that it scores with profile ``emage-2024``."""
 
     name: str
     stems: tuple[str, ...]
@@ -236,8 +236,9 @@ def published_files(settings: EvaluateSettings) -> tuple[dict[str, Any], list[st
         settings: Settings of the command.
 
     Returns:
-        By name of the setting, the fields ``file``, ``sha256`` and ``published`` (whether the checksum is that of a
-        published file); None if the file was not passed. Also the warnings.
+        First, a dictionary with an entry for each setting that names such a file. The entry is None if the user passed
+        no file, otherwise it has ``file``, ``sha256`` and ``published``. ``published`` says whether the checksum is
+        that of the published file; None: omniges does not know that checksum. Second, the warnings.
     """
     given = (
         ("gesture_encoder", settings.gesture_encoder, ENCODER),

@@ -42,7 +42,10 @@ class TaskReport:
     warnings: Sequence[str] = ()
 
     def table(self) -> tuple[list[list[str]], list[str]]:
-        """Return the table as rows of cells, with the header first. Return also the metric of each further row."""
+        """Return the figures as a table (rows of cells), and the names of its metrics.
+
+        The first row is the header. Each row below it has the figures of one metric, in the order of the names.
+        """
         metrics = _by_metric(self.figures)
         lines = [["", *ROWS]]
         for metric, found in metrics.items():

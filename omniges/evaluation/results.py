@@ -95,7 +95,11 @@ class FileResult(Result):
         return str(self.folder / self.name)
 
     def _read(self, kind: str, stream: StreamName, ending: str, decode: Callable[[bytes], T]) -> tuple[Path, T]:
-        """Read a file of the result; check its digest if there is a record."""
+        """Read and decode a file of the result; return its path and content.
+
+        The entry `kind` of the record gives the path and the sha256 that the file must have. Without such an entry, the
+        path is that of `stream` in `files`, or, if `files` lacks the stream, the result's name with `ending`.
+        """
         entry = None if self.record is None else self.record.files.get(kind)
         if entry is None:
             path = self.files.get(stream, self.folder / f"{self.name}{ending}")
@@ -165,7 +169,7 @@ def find_results(
         shards: The recordings.
         task: Task of all results, chosen by the user; None: records state the task.
         without_record: Task of files without records, if `task` is None.
-        motion_rate_hz: Frames per second of motion files that do not state them.
+        motion_rate_hz: Frames per second, used only for motion files that do not state their frame rate.
 
     Returns:
         Results by task, sorted by recording.

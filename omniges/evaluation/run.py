@@ -206,7 +206,7 @@ def require_fit(
         saved: The checkpoint.
         shards: The recordings.
         split: Split with the samples that are the conditions.
-        named: Tasks that the user chose; empty: all tasks with one condition that the model was trained on.
+        named: Tasks that the user chose; empty: all tasks that have one condition and that the model was trained on.
 
     Returns:
         Tasks to generate, and warnings about tasks that are left out and about clips or speakers of the split.
@@ -236,8 +236,8 @@ def require_fit(
 def _tasks(saved: SavedCheckpoint, named: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
     """Return the chosen tasks, and warnings.
 
-    If no tasks are chosen, return the tasks with one condition that the model was trained on. A warning names the other
-    tasks with one condition.
+    If no tasks are chosen, return the tasks that have one condition and that the model was trained on. A warning names
+    the other tasks that have one condition.
     """
     trained = trained_tasks(saved)
     if trained is None:

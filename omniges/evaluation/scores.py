@@ -383,7 +383,11 @@ def partners(keys: Sequence[str], seed: int) -> dict[str, str]:
 
 
 class RegisteredScores:
-    """Values of the registered metrics of one stream. For metrics of a set of clips, it stores all clips."""
+    """Accumulator of the metrics that scripts and other packages add, for one stream.
+
+    A metric has one value for each clip, or one value for all clips together. Only for the second kind, it stores the
+    clips.
+    """
 
     def __init__(self, stream: str, *, unconditional: bool) -> None:
         self._metrics = registered_metrics(stream)
@@ -392,7 +396,7 @@ class RegisteredScores:
 
     @property
     def wanted(self) -> bool:
-        """True if at least one metric needs the clips."""
+        """True if clips must be passed to `add`: there is a metric, and the results were generated from a condition."""
         return bool(self._metrics) and not self._unconditional
 
     def add(self, row: Row, key: str, generated: Any, recorded: Any) -> None:
@@ -460,7 +464,10 @@ def _figure_of_set(metric: Metric, heading: Heading, values: Values, how: Resamp
 
 
 def _scored(metric: Metric, generated: Any, recorded: Any) -> float:
-    """Compute the value of a metric. Raise DataError if it is None, NaN or infinite, EnvironmentFault if code fails."""
+    """Compute the value of a metric.
+
+    Raise DataError if the value is None, NaN or infinite. Raise EnvironmentFault if the metric's function fails.
+    """
     with foreign(f"metric {metric.label!r}", "scoring"):
         value = metric.of(generated, recorded)
         finite = value is None or math.isfinite(value)

@@ -214,7 +214,11 @@ def _counted(name: str, found: _Words, expected: _Words) -> EditCounts:
 
 
 def _timing(rows: Mapping[scores.Row, _Pairs], how: scores.Resampling) -> Iterator[scores.Figure]:
-    """Yield the figures of word times: percentiles of the differences between equal words of results and recordings."""
+    """Yield the figures of word times.
+
+    The words of a result and its recording are aligned, and the times of equal words are compared. The figures are
+    percentiles of the differences in start time and in end time, in seconds.
+    """
     found: dict[scores.Row, scores.Values] = {row: scores.Values() for row, pairs in rows.items() if pairs}
     for row, values in found.items():
         for key, words, expected in rows[row]:

@@ -40,7 +40,7 @@ def inspect(path: Path, key: str | None = None, motion_rate_hz: float | None = N
     Args:
         path: A folder or file of a type in `ACCEPTED`.
         key: Key or stem of one sample to describe, if the path is a folder of shards; None: the complete folder.
-        motion_rate_hz: Frames per second of motion files that do not state them.
+        motion_rate_hz: Frames per second, used only for motion files that do not state their frame rate.
 
     Returns:
         The description.

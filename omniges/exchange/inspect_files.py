@@ -62,7 +62,7 @@ def inspect_motion(path: Path, motion_rate_hz: float | None = None) -> Inspected
 
     Args:
         path: The NPZ file.
-        motion_rate_hz: Frames per second, if the file does not state them.
+        motion_rate_hz: Frames per second, used only if the file does not state its frame rate.
 
     Returns:
         Keys, length, rate, present parts, value ranges, body, and the notes that `preprocess` would report. For a file
@@ -146,7 +146,7 @@ def inspect_motion_folder(folder: Path, motion_rate_hz: float | None = None) -> 
 
     Args:
         folder: The folder.
-        motion_rate_hz: Frames per second of files that do not state them.
+        motion_rate_hz: Frames per second, used only for files that do not state their frame rate.
 
     Returns:
         Length, rate, absent parts and notes of each file, or the reason why `preprocess` would reject the file.
@@ -259,7 +259,8 @@ def inspect_result(path: Path, motion_rate_hz: float | None = None) -> Inspected
 
     Args:
         path: Record of the result.
-        motion_rate_hz: Frames per second of motion files that are conditions and do not state them.
+        motion_rate_hz: Frames per second of a motion file that is a condition. The picture uses this value only if the
+            file does not state its frame rate.
 
     Returns:
         The fields of the record.
@@ -427,7 +428,7 @@ def _recording_of(record: GeneratedRecord) -> Track | None:
 
 
 def _rows(needed: _Needed, role: Role) -> Iterator[Row]:
-    """Yield one picture row for each stream of a track."""
+    """Yield one picture row for each stream of a track; `role` labels it condition, generated or recorded."""
     track, begins_s = needed.track, needed.begins_s
     if needed.words is not None:
         yield Row(role, "text", needed.words)

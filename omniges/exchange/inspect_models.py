@@ -167,7 +167,7 @@ def _number(value: Any) -> str:
 def _data_fields(data: Any) -> Iterator[tuple[str, str]]:
     """Yield (name, text) table rows about the shard sets that a model was trained on.
 
-    `data` is this list in the provenance file of the checkpoint.
+    `data` is the list of these shard sets from the provenance file of the checkpoint.
     """
     for one in data if isinstance(data, list) else ():
         if isinstance(one, dict):

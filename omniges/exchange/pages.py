@@ -263,7 +263,10 @@ class _Bodies:
         self._known: dict[bytes, tuple[int, Skeleton]] = {}
 
     def of(self, motion: SmplxMotion) -> tuple[int, Skeleton]:
-        """Return the index in `entries` and the skeleton of the body that a motion moves; encode a body that is new."""
+        """Return the index of a motion's body in the list `entries`, and the skeleton of this body.
+
+        A body that is not in the list is encoded and added.
+        """
         betas = np.asarray(motion.betas, np.float64)
         if (key := betas.tobytes()) not in self._known:
             body = pack_body(self._model, betas)

@@ -78,7 +78,9 @@ def vertex_normals(positions: F32, triangles: Triangles, normals: F32) -> None:
 
 @_compiled
 def shade(placed: F32, turned: F32, base: F32, eye: F32, rgb: F32) -> None:
-    """Compute the colours of lit vertices: light from the sky, a key, a fill and a rim light, and gloss.
+    """Compute the colours of lit vertices.
+
+    The light comes from the sky, a key light, a fill light and a rim light. Gloss is added.
 
     Args:
         placed: (V, 3) positions.

@@ -159,15 +159,15 @@ def find_tracks(
 ) -> list[Callable[[], Track]]:
     """Find the tracks at paths without loading them.
 
-    If `keys` is empty and other paths are given next to folders of shards, samples of the shards are filtered. Then a
-    sample is used only if its clip also occurs in another path.
+    If `keys` is empty, all samples of the folders of shards are used. But if other paths are given too, a sample is
+    used only if its clip also occurs in one of these other paths.
 
     Args:
         paths: Folders of shards, folders of results of `omniges generate`, folders of NPZ files, NPZ files, WAV files,
             TextGrid files and records of results (NAME.json). ``LABEL=PATH`` names the tracks of a path LABEL.
         keys: Keys or stems of samples to use from folders of shards; empty: all samples.
         only: Names of the clips whose tracks are returned; None: all clips.
-        motion_rate_hz: Frames per second of motion files that do not state them.
+        motion_rate_hz: Frames per second, used only for motion files that do not state their frame rate.
 
     Returns:
         Functions in the order of the paths; each function loads one track. Tracks of one clip have different names.
@@ -201,7 +201,11 @@ def _labelled(given: str | Path) -> tuple[str, Path]:
 
 
 def _distinct(found: Sequence[_Found]) -> list[str]:
-    """Return track names that are unique within each clip. Equal names get the folder, and if needed a number."""
+    """Return track names that are unique within each clip.
+
+    If tracks of a clip have equal names, the names of their folders are added. If names are still equal, numbers
+    are added.
+    """
     folders = [f"{one.name} ({one.place.parent.name or one.place.parent})" for one in found]
     clips = [one.clip for one in found]
     names = _unless_equal(clips, [one.name for one in found], folders)
@@ -278,7 +282,10 @@ def decoded(path: Path, data: bytes, decode: Callable[[bytes], T]) -> T:
 
 
 def _motion(data: bytes, *, standing: bool = True, rate_hz: float | None = None) -> _Moving:
-    """Decode an NPZ file; return its motion with absent parts at rest, the names of the absent parts, and notes."""
+    """Decode an NPZ file; return its motion with absent parts at rest, the names of the absent parts, and notes.
+
+    With `standing`, a body that does not stand upright is refused.
+    """
     found = decode_motion(data, standing=standing, rate_hz=rate_hz)
     motion, betas = found.at_rest(), found.betas[: found.betas_columns]
     absent = tuple(part for part in MOTION_PARTS if part in found.absent)

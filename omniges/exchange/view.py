@@ -213,7 +213,7 @@ def view_scores(
         shards: Folder of the recordings.
         output_file: HTML file to write.
         part: Start and length of the part of each clip to show.
-        motion_rate_hz: Frames per second of motion files that do not state them.
+        motion_rate_hz: Frames per second, used only for motion files that do not state their frame rate.
 
     Returns:
         A summary of the page.

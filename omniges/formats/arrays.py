@@ -130,7 +130,10 @@ class Archive:
         return sorted(name.removesuffix(".npy") for name in self._infos)
 
     def check_total(self, keys: list[str]) -> None:
-        """Refuse arrays with a total size above 1 GiB in the directory of the archive; no data is read."""
+        """Refuse arrays that together need more than 1 GiB, by the sizes in the archive's directory.
+
+        No data is read.
+        """
         total = sum(self._infos[f"{key}.npy"].file_size for key in keys)
         if total > MAX_TOTAL_BYTES:
             raise RecordingFault("npz-too-large", f"{total} bytes claimed", f"at most {MAX_TOTAL_BYTES}")

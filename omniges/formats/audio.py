@@ -152,7 +152,7 @@ def wav_from_array(samples: Array, rate_hz: float) -> Wav:
 
 
 class ByteRanges(Protocol):
-    """The bytes of a file, of which slices are read when they are needed."""
+    """Interface of the bytes of a file: a slice is read from the file only when it is requested."""
 
     def __len__(self) -> int: ...
 

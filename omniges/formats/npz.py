@@ -73,7 +73,8 @@ class Motion:
     ``expressions``: (T, 100). ``trans``: (T, 3) in metres. ``betas``: (300,); the first ``betas_columns`` values come
     from the file, the others are 0. Arrays are float32 or float64, as stored. ``frame_rate_hz`` and ``source_frames``
     describe the file; every ``frame_stride``-th frame of it was kept. ``gender`` and ``model`` are "" if the file has
-    no plain string. ``key_style``: "beat2", "split", "smplx", or "arrays" for motion that is not from a file.
+    no plain string. ``key_style`` says which keys the file has: "beat2" (one array ``poses``), "split" (an array for
+    each part of the pose) or "smplx" (keys of the package smplx); "arrays" for motion that is not from a file.
     """
 
     poses: Array
@@ -181,7 +182,7 @@ def _lacking_part(members: dict[str, Member], style: str, names: tuple[str, ...]
 
     Args:
         members: Members of the file. The members of an incomplete part are removed from this dictionary.
-        style: Key style.
+        style: Key style of the file: "beat2", "split" or "smplx" (see `Motion`).
         names: The member with the whole part, then the two members with its left and right side.
         beside: Another member that the part needs; "" if none.
 
@@ -391,7 +392,7 @@ def write_motion(
         frames: Total number of frames.
         blocks: For each of ``poses``, ``expressions`` and ``trans``: blocks (n, columns) in order of time; an absent
             array is left out.
-        betas: Shape coefficients (n,), or None.
+        betas: Shape coefficients (n,); None: the file gets no ``betas``.
         gender: Gender of the body model.
         model: Name of the body model.
         frame_rate_hz: Frames per second.
@@ -440,9 +441,10 @@ def _add_member(archive: zipfile.ZipFile, name: str, array: Array) -> None:
 
 
 def _found_keys(archive: Archive) -> tuple[str, dict[str, str], list[tuple[str, str]]]:
-    """Return the key style, the key of every array, and a list of (name, second key) of arrays that occur twice.
+    """Return the key style of a file, and a dictionary from this module's name of each array to its key in the file.
 
-    Files of AMASS, for example, have ``poses`` and also the parts of the poses.
+    Return also (name, second key) of each array that the file contains twice. Files of AMASS, for example, have
+    ``poses`` and also the parts of the poses.
     """
     style = "beat2" if "poses" in archive else "split" if "root_orient" in archive else "smplx"
     style = style if style != "smplx" or "global_orient" in archive else "beat2"
@@ -592,7 +594,10 @@ def _shape_text(key: str, shape: tuple[int, ...]) -> str:
 
 
 def _check_values(name: str, array: Array) -> None:
-    """Refuse NaN, infinity, values beyond `LIMITS`, and expressions of which 5 % are too large."""
+    """Refuse NaN, infinity and values beyond `LIMITS`.
+
+    Refuse also expressions if 5 % or more of all coefficients have a magnitude above 50.
+    """
     limit = LIMITS[name]
     if array.min() >= -limit and array.max() <= limit:  # false for NaN
         if name == "expressions" and max(-array.min(), array.max()) > _MAX_EXPRESSION:

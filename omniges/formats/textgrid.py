@@ -144,8 +144,8 @@ class WordTier:
     def require_fit(self, recording_s: float) -> None:
         """Refuse a file whose times do not fit the recording.
 
-        The times do not fit if they begin late and do not end with the recording. The file then belongs to a longer
-        recording, and this recording is a part of it.
+        The times do not fit if both ends are wrong: the file does not start near 0 s, and it does not end near the end
+        of the recording. Such a file probably belongs to a longer recording, from which this one was cut.
 
         Args:
             recording_s: Length of the recording in seconds.
@@ -460,9 +460,9 @@ def _tiers(masked: _Masked, wanted: str | None) -> list[_Tier]:
 def _without_other_entries(masked: _Masked, wanted: str | None) -> tuple[str, dict[int, int]]:
     """Remove the entries of all tiers but the wanted ones, because phones take four fifths of praatio's time.
 
-    Return the shorter text, and the number of removed entries of each shortened tier (-1 if an entry is incomplete).
-    The keys are the indices of the tiers' first number tokens. The caller compares these numbers with the counts in the
-    file, so a truncated tier is still detected.
+    Return the shorter text, and a dictionary with the number of removed entries of each shortened tier. The number is
+    -1 if an entry is incomplete. The key of a tier is the index of its first number token. The caller compares the
+    numbers with the counts in the file, so a truncated tier is still detected.
     """
     heads = [
         head

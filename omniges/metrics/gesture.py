@@ -490,8 +490,8 @@ def semantic_recall(
 
     Raises:
         UsageFault: Shapes differ, or the profile needs scores and `scores` is None.
-        DataError: There are no frames, values are NaN or infinite, or scores are below 0 or above 1. The profile
-            divides by the sum of the scores, and the sum is 0.
+        DataError: There are no frames, values are NaN or infinite, scores are below 0 or above 1, or the
+            sum of the scores is 0 in a profile that divides by this sum.
     """
     found, expected = checked_pair(generated, recorded, "joints", (None, None, 3))
     frames, joints, _ = found.shape

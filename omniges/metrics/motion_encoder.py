@@ -176,7 +176,7 @@ def _plans(layout: MotionEncoderLayout) -> Iterator[_BlockPlan]:
 
 
 def encoder_shapes(layout: MotionEncoderLayout) -> dict[str, tuple[int, ...]]:
-    """Return the names and shapes of all tensors in the file of an encoder; the file also contains a decoder.
+    """Return the names and shapes of all tensors in an encoder's file, including the decoder's tensors.
 
     Args:
         layout: Sizes of the encoder.

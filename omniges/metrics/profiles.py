@@ -105,8 +105,9 @@ class ClipGrid:
     def frames(self, generated: int, recorded: int) -> int:
         """Return the number of frames of a clip that are scored.
 
-        The recording is cut to whole seconds, then to a multiple of 8 frames, then to seed + k · (window − seed)
-        frames. If the result is shorter, it is also cut to a length seed + k · (window − seed), with a smaller k.
+        Possible lengths are s + k · (w − s) for any integer k, where w is `window_frames` and s is `seed_frames`. The
+        recording is cut to whole seconds, then to a multiple of 8 frames, then to the largest possible length. If the
+        result has fewer frames than this, the largest possible length within the result is returned.
 
         Args:
             generated: Number of frames of the result.

@@ -287,7 +287,9 @@ def _is_spaceless(character: str) -> bool:
 
 
 def count_edits(found: Sequence[Hashable], expected: Sequence[Hashable]) -> EditCounts:
-    """Count the edits that `align` finds. Only two rows of the edit table are in memory, because pairs are not needed.
+    """Count the edits of the alignment that `align` chooses.
+
+    This needs less memory than `align`: only two rows of the table of edit distances are stored at a time.
 
     Args:
         found: Generated items.
@@ -322,11 +324,11 @@ def _numbered(found: Sequence[Hashable], expected: Sequence[Hashable]) -> tuple[
 
 
 def align(found: Sequence[Hashable], expected: Sequence[Hashable]) -> tuple[tuple[int, int], ...]:
-    """Pair the positions of two sequences with the fewest edits (Levenshtein 1966).
+    """Align two sequences with the fewest edits, and return the pairs of aligned positions (Levenshtein 1966).
 
-    Edits are substitutions, deletions and insertions. If several alignments have the fewest edits, steps are chosen
-    from the end: a pair before a deletion, a deletion before an insertion. The function needs one byte of memory for
-    each combination of a found and an expected item.
+    Edits are substitutions, deletions and insertions. If several alignments have the fewest edits, one is chosen step
+    by step from the end of the sequences. At each step, a pair is preferred to a deletion, and a deletion to an
+    insertion. The function needs one byte of memory for each combination of a found and an expected item.
 
     Args:
         found: Generated items.
@@ -356,9 +358,12 @@ def align(found: Sequence[Hashable], expected: Sequence[Hashable]) -> tuple[tupl
 
 
 def _next_row(row: I64, differs: npt.NDArray[np.bool_], i: int) -> tuple[I64, npt.NDArray[np.uint8]]:
-    """Compute the row of the edit table for the i-th found item from the row before it.
+    """Compute row i of the table of edit distances from row i − 1.
 
-    Return for each cell the smallest number of edits and the last step, each (expected + 1,).
+    With n expected items, cell j (0 to n) is about the first i found and the first j expected items.
+
+    Return the smallest number of edits of each cell (n + 1,), and the last step of such an alignment (n + 1,): a pair,
+    a deletion or an insertion.
     """
     columns = np.arange(len(row))
     paired = row[:-1] + differs

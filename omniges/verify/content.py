@@ -553,7 +553,11 @@ def _orthonormal(planes: npt.NDArray[np.float32]) -> bool:
 def _report_rotation(
     sample: _Sample, block: npt.NDArray[np.float32], start: int, channels: npt.NDArray[np.int_]
 ) -> bool:
-    """Add a finding for the worst rotation in a block and return True, if its error exceeds the contract's limit."""
+    """Return True if the error of any rotation in a block exceeds the contract's limit.
+
+    In this case, add a finding for the worst rotation. `block` (T, channels) begins at frame `start` of the clip, and
+    `channels` are the indices of its columns in the gesture.
+    """
     planes = block.astype(np.float64).T.reshape(-1, 2, 3, len(block))
     norms = np.abs((planes**2).sum(axis=2) - 1).max(axis=1) / 2
     worst = np.maximum(norms, np.abs((planes[:, 0] * planes[:, 1]).sum(axis=1)))

@@ -206,7 +206,10 @@ class RemoteSource:
         return _with_retries(lambda: self._store.read_range(self._name, offset, size)) if size else b""
 
     def read(self, size: int, offset: int) -> bytes:
-        """Return bytes at an offset. No request is needed for bytes of the range in memory.
+        """Return bytes at an offset.
+
+        A read of fewer than `window_bytes` bytes requests this many bytes. They stay in memory, so that the next reads
+        may need no request.
 
         Args:
             size: Number of bytes.
@@ -257,9 +260,9 @@ Source = LocalSource | RemoteSource
 class Folders:
     """Context manager with open handles of one folder: one handle for each thread that reads at the same time.
 
-    With `ahead`, files are read from start to end, so each request reads a complete range. The constructor raises
-    EnvironmentFault if a package is missing. `borrowed` and every read raise StoreFault if the server or the network
-    fails.
+    Pass ``ahead=True`` if files are read from start to end. Each request to a server then reads a large range, so that
+    the next reads need no request. The method `borrowed` yields a handle. It raises EnvironmentFault if the package for
+    the URL is not installed. The use of a handle raises StoreFault if the server or the network fails.
     """
 
     def __init__(self, location: Location, *, ahead: bool) -> None:

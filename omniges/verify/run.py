@@ -267,9 +267,10 @@ class _Verification:
         return out.finish()
 
     def _manifest(self, inventory: Inventory) -> tuple[list[ManifestRow] | None, dict[str, list[ManifestRow]]]:
-        """Return all rows of the manifest, and by shard the rows of each shard with a consistent layout.
+        """Return all rows of the manifest, and a dictionary with the rows of each shard, by shard name.
 
-        If the level is quick or the manifest is unusable, return None and an empty dictionary.
+        Shards with an inconsistent layout are not in the dictionary. If the level is quick or the manifest is unusable,
+        return None and an empty dictionary.
         """
         data = self.contents.pop(schema.MANIFEST_FILE, None)
         if self.settings.level == "quick":

@@ -138,7 +138,11 @@ def _in_processes(jobs: Sequence[ShardJob], workers: int) -> Reports:
 
 
 def prepare(setup: dict[str, Any]) -> Callable[[Any], Answer]:
-    """Return the function that a worker process (`omniges.workers`) calls to check the shard of one task."""
+    """Return the function with which a worker process (`omniges.workers`) checks one shard.
+
+    `setup` contains the settings that are the same for all shards. The argument of the function contains the shard's
+    entry in dataset.json and its manifest rows.
+    """
     location = Location(**setup.pop("location"))
     codecs = [CodecEntry.from_json(name, entry) for name, entry in setup.pop("codecs").items()]
 

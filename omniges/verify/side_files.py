@@ -71,7 +71,11 @@ def read_rows(data: bytes, samples: int, out: Collector) -> list[manifest.Manife
 
 
 def _first_torn_column(file: pq.ParquetFile) -> str:
-    """Return the first column with nulls in other rows than the other columns of its source or member; "" if none."""
+    """Return the name of the first column whose nulls contradict a related column; "" if there is none.
+
+    The columns of one source file (path, sha256) must be null in the same rows, and so must the columns of one optional
+    member (offset, size, sha256).
+    """
     groups = [[f"{source}_path", f"{source}_sha256"] for source in manifest.SOURCES]
     for member in manifest.optional_members(file.schema_arrow.names):
         column = manifest.column_of(member)

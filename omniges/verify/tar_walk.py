@@ -121,7 +121,7 @@ def exact_blocks(plan: ShardPlan) -> Iterator[tuple[int, bytes]]:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A tar header with a valid size field. `fault` describes an invalid other field; None: all fields are valid."""
+    """A tar header with a valid size field. `fault` says which other field is invalid; None: all fields are valid."""
 
     name: str
     size: int

@@ -64,7 +64,10 @@ class Curves:
         self.validation_loss.append(loss)
 
     def cut_after(self, step: int) -> None:
-        """Remove the values after a step. Call this if the run resumed from this step, so that it logs them again."""
+        """Remove the values after a step.
+
+        Call this if the run resumed from this step, because the run then logs the later steps again.
+        """
         rows, validations = bisect_right(self.steps, step), bisect_right(self.validation_steps, step)
         validation = ("validation_steps", "validation_loss")
         for each in fields(self):
