@@ -98,10 +98,11 @@ class SavedCheckpoint:
             remedy: Advice at the end of the error about an invalid field.
 
         Returns:
-            The document.
+            A `Document` of the file's content.
 
         Raises:
-            DataError: The file contains a JSON value that is not an object, or `document` cannot read it.
+            DataError: The checkpoint has no file of this name, or the file is too large, is not valid JSON, or does not
+                contain a JSON object.
         """
         return Document(self.document(name), str(self.path / name), remedy)
 
@@ -298,7 +299,12 @@ def prune(folder: Path, keep: int, protected: Collection[int] = ()) -> list[Path
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary folders of runs that were killed. The caller must hold the run's lock."""
+    """Remove temporary files and folders that a killed run left behind in a folder.
+
+    Args:
+        folder: A folder inside the run's folder, such as its folder of checkpoints. It may be missing. The caller must
+            hold the run's lock.
+    """
     if folder.is_dir():
         for path in folder.iterdir():
             if atomic.is_temporary_name(path.name):
@@ -307,7 +313,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a skipped checkpoint, so that a new checkpoint can use its name. Return its new path."""
+    """Rename a checkpoint that `choose` skipped, so that a new checkpoint can get its name. Return the new path."""
     number = 1
     while os.path.lexists(aside := path.with_name(f"passed-{path.name}-{number}")):
         number += 1
@@ -319,7 +325,7 @@ def set_aside(path: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The checkpoint that a run resumes from."""
+    """Result of `choose`: the checkpoint that a run resumes from, and the newer checkpoints that were skipped."""
 
     checkpoint: SavedCheckpoint | None
     """None: the run starts from step 0."""
@@ -374,7 +380,10 @@ def choose(run: Path, resume: str, fits: Callable[[SavedCheckpoint], None]) -> C
 
 
 def _require_own_name(saved: SavedCheckpoint) -> None:
-    """Refuse a checkpoint in a folder with the name of another step, whose own checkpoint needs this name."""
+    """Refuse a checkpoint whose folder has the name of another step.
+
+    The resumed run will need this name for the checkpoint of that other step.
+    """
     named = step_of(saved.path)
     if named is not None and named != saved.step:
         raise DataError(

@@ -46,7 +46,10 @@ _CACHED_BLOCKS: Final = 1 << 17  # number of blocks whose temporaries fit the ca
 
 
 class Purpose(enum.IntEnum):
-    """Purpose of a draw. Draws for different purposes are independent. The meaning of a number never changes."""
+    """Purpose of a draw. Draws for different purposes are independent.
+
+    The number of a purpose is hashed, so it must stay the same in all versions of omniges.
+    """
 
     TASK = 1
     CONDITION_DROPOUT = 2
@@ -64,7 +67,9 @@ _NAMED: Final = 1 << 31
 
 
 def named_purpose(name: str) -> int:
-    """Return the purpose number of the draws that select the samples to lose a condition stream.
+    """Return the purpose number for the drop-out of a condition stream.
+
+    Draws for this purpose decide which samples of a batch are trained without the condition stream.
 
     The number is 2³¹ plus the lower 31 bits of the name's CRC-32. Therefore it differs from all members of `Purpose`.
 
@@ -207,14 +212,14 @@ def normal(seed: int, positions: Tensor, purpose: int, count: int = 1) -> Tensor
 
 
 def normals(seed: int, wanted: Sequence[Draws]) -> list[Tensor]:
-    """Draw standard normal numbers for several requests in one computation, with the same values as `normal`.
+    """Draw standard normal numbers for several requests in one computation; the values are those of `normal`.
 
     Args:
         seed: Seed in [0, 2⁶⁴).
-        wanted: Requests.
+        wanted: Requests. Each has its own number R of positions, purpose and count.
 
     Returns:
-        Draws (R, count) float32 for each request.
+        For each request, its draws (R, count) float32.
     """
     found = _drawn(seed, wanted, lambda bits: _box_muller([_unit(word) for word in bits]))
     return [numbers.flatten(1)[:, : one.count] for numbers, one in zip(found, wanted, strict=True)]
@@ -313,7 +318,15 @@ class Plan:
 
 
 def allowed_tasks(shares: Mapping[str, float]) -> tuple[str, ...]:
-    """Return the combinations of streams, such as ``audio+gesture``, that the tasks with a share need, sorted."""
+    """Return the combinations of streams that the tasks of a training run need.
+
+    Args:
+        shares: Share of the samples for each task, by the task's name. A task of share 0 is not used.
+
+    Returns:
+        For each task that is used: the names of its streams, joined as in ``audio+gesture``. The list is sorted and has
+        no duplicates.
+    """
     wanted = [task for name, task in TASKS.items() if shares.get(name)]
     return tuple(sorted({"+".join(sorted((*task.conditions, *task.targets))) for task in wanted}))
 
@@ -335,7 +348,7 @@ def draw_plan(
         The plan.
 
     Raises:
-        UsageFault: For some sample, every task with a share needs a stream that the sample lacks.
+        UsageFault: For some sample, every task with a share above 0 needs a stream that the sample lacks.
     """
     chance = _chances(settings, seed, positions, conditions)
     shares = np.array([settings.shares.get(name, 0.0) for name in TASKS])
@@ -376,7 +389,12 @@ def _tasks_at(shares: npt.NDArray[np.float64], drawn: F32) -> I64:
 
 
 def _chances(settings: FlowSettings, seed: int, positions: I64, conditions: Iterable[str]) -> dict[int, F32]:
-    """Draw all numbers that a plan needs. Return an array (B,) for each purpose: noise levels or uniform draws."""
+    """Draw all numbers that a plan needs.
+
+    Returns:
+        An array (B,) for each purpose: noise levels for ``LEVEL_GESTURE``, ``LEVEL_TEXT`` and ``LEVEL_AUDIO``, uniform
+        draws for all other purposes.
+    """
     where = torch.from_numpy(positions)
     levels = [Draws(where, purpose) for purpose in _LEVEL.values()]
     others = [Purpose.TASK, Purpose.CONDITION_DROPOUT, Purpose.CONDITION_NOISE, Purpose.SPEAKER_DROPOUT]
@@ -406,7 +424,10 @@ def levels_of(settings: FlowSettings, unit: Sequence[Tensor]) -> Tensor:
 
 
 def carried_as_noise(plan: Plan) -> Plan:
-    """Mark absent streams as present, for models that need every stream. Their noise level is 1 (pure noise)."""
+    """Return a copy of a plan in which all streams are present, for models that need tokens of every stream.
+
+    Streams that were absent keep the noise level 1, so their tokens are pure noise.
+    """
     return replace(plan, present=np.ones_like(plan.present))
 
 

@@ -136,9 +136,9 @@ class FlowModel(nn.Module):
         not use get no gradient."""
 
     def stack_streams(self) -> None:
-        """Use a `StackedTrunk` for batches with rounded shapes, if `StackedTrunk.fits` allows it.
+        """Let `forward` with ``rounded=True`` use a `StackedTrunk`, if `StackedTrunk.fits` allows it.
 
-        This moves the parameters to new memory. Afterwards, they must not be moved again, see `StackedTrunk`.
+        This moves the trunk's parameters to new memory. They must not be moved again later, see `StackedTrunk`.
         """
         self._stacked = StackedTrunk(self.trunk) if StackedTrunk.fits(self.trunk) else None
 
@@ -258,12 +258,21 @@ class FlowModel(nn.Module):
         return {"added": {name: embedding for name, embedding in found.items() if embedding is not None} | learned}
 
     def _pooled(self, speakers: Tensor) -> Tensor | None:
-        """Return zeros (B, pooled_width) if the trunk needs a vector for the complete sample, otherwise None."""
+        """Return zeros (B, pooled_width) for the trunk's argument `pooled`; None if the trunk has no `pooled_width`."""
         width = self._pooled_width
         return None if width is None else torch.zeros(len(speakers), width, device=speakers.device)
 
     def _described(self, present: Present | None, described: Tensor | None, batch: int) -> Tensor | None:
-        """Return the vectors (B, W) to add to the conditioning: embeddings of condition streams and of absent parts."""
+        """Return the vectors (B, W) to add to the conditioning: the sum of `described` and embeddings of absent parts.
+
+        Args:
+            present: Parts that the samples have; None: all. Used only by a model with ``tell_absent``.
+            described: Result of `describe`.
+            batch: Batch size B.
+
+        Returns:
+            The vectors; None if `described` is None and the model has no ``tell_absent``.
+        """
         if self.lacking is None:
             return described
         parts = len(self.lacking)
@@ -378,7 +387,7 @@ class FlowModel(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """Tensors of the B samples of a batch."""
+    """Inputs of a training step for the B samples of a batch, from which `FlowModel._losses` computes the losses."""
 
     arrays: Mapping[StreamName, Tensor]  # (B, …)
     positions: Tensor  # (B,)
@@ -454,6 +463,16 @@ def _multistep(
 
     D is the prediction at the middle of the step, extrapolated in λ = log(α / σ) from this step and the previous step.
     The first two steps and the last step use the prediction at their start, because λ is infinite at σ = 1 and σ = 0.
+
+    Args:
+        x: Tokens (B, …) of each target at level σ.
+        clean: Clean tokens that the model predicts from x.
+        level: Noise level σ at the start of the step.
+        following: Noise level σ' at the end of the step.
+        memory: Level and prediction of the previous step, as one pair; empty in the first step.
+
+    Returns:
+        Tokens x' (B, …) of each target at level σ'.
     """
     ratio = following / level
     share = 0.0

@@ -6,12 +6,16 @@ these frequencies, whatever its coefficients are, and a sum of wider splines has
 
 The power of recorded motion falls with about the fourth power of the frequency, for body, hands and face. Let d be the
 standard deviation of the differences between successive frames of a normalised channel. If splines with a knot spacing
-of h ticks approximate this channel, the remainder has the standard deviation r d² h^1.5. The widest splines have the
-scale 1. Each narrower level of splines is multiplied by the standard deviation of the remainder of the next wider
-level. Free frames, which are added to the splines, are multiplied by the standard deviation of the remainder of the
-narrowest level. Then coefficients of equal size give motion that resembles recorded motion.
+of h ticks approximate this channel, the remainder (channel minus splines) has the standard deviation r d² h^1.5. In
+BEAT2, r is 1.3 to 1.9; this module uses 1.4.
 
-Shape letters: B batch, N tokens, F frames of a token, T = N F frames, V channels, L levels of splines.
+A prediction is the sum of L levels of splines and of free frames. All splines of a level have the same knot spacing:
+4, 2 or 1 ticks. The widest level has the scale 1. Each narrower level is multiplied by the standard deviation of the
+remainder of the next wider level. The free frames are multiplied by that of the narrowest level. Then coefficients of
+equal size give motion that resembles recorded motion.
+
+Shape letters: B batch, N tokens, F frames of a token, T = N F frames, V channels of a frame, C = F V channels of a
+token, L = 3 levels of splines.
 """
 
 from __future__ import annotations
@@ -95,7 +99,7 @@ class SplineTokens(FrameTokens):
         self.register_buffer("difference_scale", torch.from_numpy(_USUAL_DIFFERENCE / spread).float())
 
     def predicted(self, output: Tensor) -> Tensor:
-        """Convert outputs (B, N, (L + F) · V) of the head to predicted tokens (B, N, C)."""
+        """Convert outputs (B, N, (L + F) · V) of the head to tokens (B, N, C): the sum of splines and free frames."""
         rows, count, _ = output.shape
         with torch.autocast(output.device.type, enabled=False):
             levels, depth = output.float().reshape(rows, count, *self.level_scales.shape), len(KNOTS_TICKS)
@@ -111,7 +115,10 @@ class SplineTokens(FrameTokens):
             return torch.addcmul(smooth, levels[:, :, depth:], self.level_scales[depth:]).flatten(2)
 
     def differences(self, error: Tensor) -> Tensor:
-        """Return differences between frames, divided by the typical difference of each channel in recorded motion."""
+        """Return the differences (B, T - 1, V) between successive frames of errors (B, T, V), for the loss.
+
+        The differences of each channel are multiplied by 0.18 / d.
+        """
         return super().differences(error) * self.difference_scale
 
     def loss_of(self, error: Tensor, clean: Tensor, weights: Tensor | None) -> Tensor:

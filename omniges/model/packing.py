@@ -280,7 +280,7 @@ class StackedRows:
         return found.view(len(x), -1, *x.shape[2:])
 
     def of_targets(self, x: Tensor) -> Tensor:
-        """Select the values (T, …) of the targets from values (S, R, …) of rows."""
+        """Select from values (S, R, …) of rows the values (T, …) of the T rows in `target_rows`."""
         return reorder(x.flatten(0, 1), self.target_rows, self.target_of, self.is_target)
 
 
@@ -454,12 +454,12 @@ def _stacked_rows(
 
 
 def rounded_up(count: int, batch: int, parts: int) -> int:
-    """Round a number of rows up, so that few different shapes occur.
+    """Round a number of rows up to a multiple of a fraction of the batch, so that few different shapes occur.
 
     Args:
         count: Number of rows that are needed, 0 … batch.
         batch: Batch size B.
-        parts: Number of parts of the batch, at least 1.
+        parts: Denominator of the fraction, at least 1. For example, 4 gives multiples of a quarter of the batch.
 
     Returns:
         The next multiple of ceil(batch / parts), at most `batch`.
@@ -476,7 +476,15 @@ def _filled(rows: I64, count: int) -> I64:
 def _by_kind(
     arrays: Mapping[tuple[str, str], npt.NDArray[Any]], device: torch.device
 ) -> Callable[[str], dict[str, Tensor]]:
-    """Move arrays to a device. Return a function that takes a field's name and returns its tensors by stream."""
+    """Move arrays to a device, and make all arrays of one field accessible by stream.
+
+    Args:
+        arrays: Arrays by (field, stream), such as ("targets", "audio").
+        device: The device.
+
+    Returns:
+        Function that takes the name of a field, and returns the field's tensors by stream.
+    """
     moved = on_device(arrays, device)
     return lambda kind: {name: tensor for (its, name), tensor in moved.items() if its == kind}
 

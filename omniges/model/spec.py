@@ -1,4 +1,4 @@
-"""Definition of a model: its configuration, presets, and all parts of a checkpoint except the weights.
+"""Definition of a model: its configuration, presets, and the JSON files of a checkpoint that describe the model.
 
 A `ModelConfig` contains the settings that do not depend on the data. A `ModelIdentity` adds the statistics, the
 tokenizer and the speakers, so that the model can be built without the shards.
@@ -70,7 +70,7 @@ _OTHER_MODEL: Final = "it is of another model; choose another checkpoint"
 class ModelConfig:
     """Configuration of a model: sizes and kinds of its parts.
 
-    `JointFlowTransformer` describes the fields in `OF_TRUNK`.
+    The fields that the constant `OF_TRUNK` lists are arguments of `JointFlowTransformer`, and are described there.
     """
 
     width: int
@@ -400,7 +400,7 @@ class ModelIdentity:
 
     @property
     def tick_multiple(self) -> int:
-        """Smallest number of ticks that contains only complete tokens and rows of latents; it divides all lengths."""
+        """Smallest number of ticks with only complete tokens and latent rows. Window lengths are multiples of it."""
         multiples = [entry.tick_multiple for entry in self.codecs.values() if isinstance(entry, FrameEntry)]
         grid = self.config.audio_grid
         if grid is not None:
@@ -491,10 +491,17 @@ class ModelIdentity:
 
 
 def _other(saved: SavedCheckpoint, name: str, own: Any, codecs: set[str]) -> bool:
-    """Return whether a document of a checkpoint differs from the document of this model.
+    """Return whether a JSON file of a checkpoint differs from the same file of this model.
 
-    The result is False if the checkpoint lacks the document, because then the configurations differ already. Statistics
-    of codecs that the model does not use are not compared.
+    Args:
+        saved: The checkpoint.
+        name: Name of the file.
+        own: Parsed content of this model's file.
+        codecs: Names of the codecs that this model uses. In latents.json, only their statistics are compared.
+
+    Returns:
+        True if the contents differ. False if they are equal, or if the checkpoint has no such file. Then `require_same`
+        reports another difference: that of the settings in config.json, on which the file depends.
     """
     if name not in saved.files:
         return False

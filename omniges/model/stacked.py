@@ -39,7 +39,10 @@ from omniges.model.trunk import (
 
 
 class _Parts(torch.autograd.Function):
-    """Autograd function that returns a tensor (S, O, …), and splits its gradient among the parameters that form it."""
+    """Autograd function that returns a tensor (S, O, …), and splits its gradient among the parameters that form it.
+
+    O is the sum of the parameters' lengths (first axes) in one stream; it is equal for all S streams.
+    """
 
     @staticmethod
     def forward(ctx: Any, joined: Tensor, sizes: list[int], *parts: Tensor) -> Tensor:
@@ -48,7 +51,7 @@ class _Parts(torch.autograd.Function):
         Args:
             ctx: Context of the backward pass.
             joined: Tensor whose memory the parts share.
-            sizes: Number of rows of each part of a stream; they add up to O.
+            sizes: Length (first axis) of each parameter of a stream; they add up to O.
             *parts: Parameters (size, …) that are the parts of `joined`, stream by stream.
 
         Returns:
@@ -114,13 +117,14 @@ class JoinedLinear:
 class _Modulate(torch.autograd.Function):
     """`omniges.model.trunk.modulate` with a gradient in few passes over the data.
 
-    For the backward pass, it saves x, the scale and two sums. Mean and variance are computed from the differences
-    between each feature and the first feature. Their sums take one pass and stay accurate even if the mean is large
-    (Chan, Golub and LeVeque 1983, *Algorithms for computing the sample variance*).
+    Mean and variance of a token are computed from two sums over its features: the sum of the differences from the first
+    feature, and the sum of their squares. One pass gives both sums, which stay accurate even if the mean is large
+    (Chan, Golub and LeVeque 1983, *Algorithms for computing the sample variance*). The forward pass saves x, the scale
+    and both sums for the backward pass.
 
-    For the backward pass, a compiler saves the smallest of several intermediate values, or the latest of equally small
-    values. Each additional value costs one more kernel. Therefore `backward` does not compute small values, such as a
-    variance for each token, from the saved sums alone. It first expands the sums to the shape of the gradient.
+    Compiled code may save other values instead of the sums: any values of the same size or smaller that `backward`
+    computes from the sums alone, such as the variance of each token. Each such value costs one more kernel. To prevent
+    this, `backward` first expands the sums to the shape of the gradient.
     """
 
     @staticmethod
@@ -176,7 +180,10 @@ def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class _RmsNorm(torch.autograd.Function):
-    """RMSNorm of queries and keys with weights of several streams. Its gradient follows the rules of `_Modulate`."""
+    """RMSNorm of queries and keys with weights of several streams.
+
+    As in `_Modulate`, `backward` first expands the saved sum of squares to the shape of the gradient.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -298,8 +305,8 @@ def _by_sample(x: Tensor) -> Tensor:
 class StackedTrunk:
     """A trunk with the layers of all streams joined. The original trunk stays usable and shares all weights.
 
-    Afterwards, parameters must not be moved to other memory, for example by `nn.Module.to` or
-    ``load_state_dict(assign=True)``.
+    As long as an instance is used, the original trunk's parameters must not be moved to other memory, for example by
+    `nn.Module.to` or ``load_state_dict(assign=True)``.
     """
 
     def __init__(self, trunk: JointFlowTransformer) -> None:
@@ -323,9 +330,10 @@ class StackedTrunk:
 
     @staticmethod
     def fits(trunk: JointFlowTransformer) -> bool:
-        """Return whether the layers of a trunk can be joined.
+        """Return whether a `StackedTrunk` can join the corresponding layers of all streams of a trunk.
 
-        This requires equal inner layers in all streams, summed conditioning, and no vector for the complete sample.
+        This requires these arguments of `JointFlowTransformer`: ``conditioning`` is ``summed``, ``pooled_width`` is
+        None, ``context_only`` is empty, and no stream has a ``head_width``.
         """
         wider = any(head.widen is not None for head in trunk.head.values())
         return trunk.summed and trunk.pooled is None and not trunk.config["context_only"] and not wider

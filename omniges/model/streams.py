@@ -65,7 +65,10 @@ class Stream(nn.Module, ABC):
 
     @abstractmethod
     def arrays(self, tokens: Tensor) -> Tensor:
-        """Convert tokens (B, N, C) to arrays. This inverts `tokens`; inexact tokens give the nearest valid arrays."""
+        """Convert tokens (B, N, C) to arrays; the inverse of the method `tokens`.
+
+        Predicted tokens may correspond to no array exactly. They are converted to the nearest valid arrays.
+        """
 
     @abstractmethod
     def seconds(self, count: int) -> Tensor:
@@ -303,7 +306,15 @@ class FrameTokens(Stream):
         return error.diff(dim=1)
 
     def predicted(self, output: Tensor) -> Tensor:
-        """Convert outputs (B, N, O) to tokens (B, N, C): the weighted mean of overlapping predictions."""
+        """Convert outputs of the head to predictions for the frames of each token, by overlap-add.
+
+        Args:
+            output: Outputs (B, N, O). Each token predicts its own frames and, if predictions overlap, some frames of
+                the tokens before and after it.
+
+        Returns:
+            Predictions (B, N, C): clean tokens or velocities. A frame that two tokens predict is their weighted mean.
+        """
         if not self.overlap:
             return output
         overlap, frames = self.overlap, self.frames
@@ -505,7 +516,14 @@ class Present:
     masks: Mapping[StreamName, Tensor]  # bool (B, 415 or 424) of gesture channels, (B, 1) of other streams and latents
 
     def at(self, rows: Tensor) -> Present:
-        """Select windows by index (R,) in the tensors on the device. The array `streams` does not change."""
+        """Return a copy for R of the B windows, without copying indices from the device.
+
+        Args:
+            rows: Indices (R,) of the windows, on the device.
+
+        Returns:
+            The copy. Its tensors `lacking` and `masks` have R rows. Its array `streams`, on the host, still has B rows.
+        """
         masks = {name: mask[rows] for name, mask in self.masks.items()}
         return replace(self, lacking=self.lacking[rows], masks=masks)
 

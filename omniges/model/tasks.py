@@ -116,7 +116,10 @@ class SamplingSettings:
         return replace(self, guidance_scale=scales.pop(), num_inference_steps=self.num_inference_steps or _STEPS // 2)
 
     def document(self) -> dict[str, Any]:
-        """Return the settings as a JSON object. Its keys are the option names of version 1."""
+        """Return the settings as the JSON object that records of generated results contain.
+
+        The keys ``steps``, ``guidance`` and ``last_level`` are older names of the options.
+        """
         return {
             "steps": self.steps,
             "guidance": self.guidance,
