@@ -69,7 +69,10 @@ class TrainingFacts:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """Labels of one recording, and functions that read its contents. Absent labels and contents are left out."""
+    """Labels of one recording, and functions that read its gesture, mel and words.
+
+    Labels and contents that the recording does not have are not in the dictionaries `labels` and `contents`.
+    """
 
     labels: Mapping[str, str] = field(default_factory=dict)
     """Labels by name, such as emotion, scenario, ``speaker`` and ``language``."""

@@ -84,9 +84,9 @@ class LabelStream(ConditionStream):
     def encoder(self, width: int) -> nn.Module:
         """Create a learned embedding of the label values.
 
-        The embedding is initialized with a larger scale than the embedding of the noise level. Therefore, the
-        zero-initialized modulations of the trunk learn to use the embedding from the first steps. With the small scale
-        of a speaker embedding, an emotion embedding had no effect after 200 steps.
+        The standard deviation of its initial values is 0.5. The trunk's modulation layers are initialized to zero. With
+        this large standard deviation, they learn to use the embedding from the first steps. With 0.02, the value of the
+        trunk's speaker embedding, an emotion embedding had no effect after 200 steps.
         """
         from torch import nn  # noqa: PLC0415 - processes that load batches have no torch
 

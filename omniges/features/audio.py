@@ -127,8 +127,7 @@ def log_mel(samples: F32, frames: int) -> F32:
         Log-mel (frames, 64) float32.
 
     Raises:
-        ValueError: The audio is too short for `frames`, or shorter than half a window, so that reflection cannot
-            pad it.
+        ValueError: `frames` is larger than 1 + N // 160, or N is at most 512, so that reflection cannot pad the audio.
     """
     if len(samples) <= N_FFT // 2 or frames > 1 + len(samples) // HOP_SAMPLES:
         raise ValueError(f"{frames} mel frames need more than {len(samples)} samples")
@@ -146,7 +145,7 @@ def log_mel(samples: F32, frames: int) -> F32:
 class MelStream:
     """Computes the log-mel of 16 kHz audio from blocks. The result equals `log_mel` of all audio, except for rounding.
 
-    Only the last block of audio and one window before it are in memory.
+    Only the last block of audio and about 0.07 s of audio before it are in memory.
     """
 
     def __init__(self) -> None:
@@ -161,7 +160,7 @@ class MelStream:
         return self._frames((seen - N_FFT // 2) // HOP_SAMPLES + 1 if seen >= N_FFT else self._returned)
 
     def finish(self) -> F32:
-        """Return the last frames (n, 64); raise ValueError if the audio is shorter than half a window."""
+        """Return the last frames (n, 64); raise ValueError if the audio has at most 512 samples in total."""
         return self._frames(self._first + len(self._held) // HOP_SAMPLES + 1)
 
     def _frames(self, stop: int) -> F32:
@@ -246,7 +245,11 @@ class Cancellation:
 
     @property
     def problem(self) -> str | None:
-        """Description of the cancellation, or None. Channels cancel if their mean is much too quiet (`_CANCELLED`)."""
+        """Description of the cancellation; None if the channels do not cancel.
+
+        Channels cancel if the standard deviation of their mean is below a quarter of the value for uncorrelated
+        channels.
+        """
         if not self._count:
             return None
         mean, squares = self._sums / self._count

@@ -95,7 +95,7 @@ class EncodedWords:
 
 @dataclass(frozen=True, slots=True)
 class DecodedWord:
-    """A word that was read from tokens. Its times are in seconds from the first token, in whole ticks."""
+    """A word that was read from tokens. Its times are multiples of 0.1 s, in seconds from the first token."""
 
     word: str
     start: float
@@ -104,15 +104,15 @@ class DecodedWord:
     """The word begins before the first token: ``start`` is 0, and ``word`` is its visible part."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the word in the form of words.json, without `cut`."""
+        """Return ``word``, ``start`` and ``end`` as in words.json; the field `cut` is left out."""
         return {"word": self.word, "start": self.start, "end": self.end}
 
 
 class TextTokenCodec:
     """Converts timed words to tokens and back, with the tokenizer.json of a shard set.
 
-    The constructor raises `DataError` if the bytes are not a tokenizer. It also refuses a tokenizer whose vocabulary
-    lacks one of the 256 bytes, because such a tokenizer cannot spell every word.
+    The constructor takes the content of tokenizer.json. It raises `DataError` if the content is not a tokenizer as
+    `preprocess` writes it. Such a tokenizer has a subword for each of the 256 bytes, so it can spell every word.
     """
 
     def __init__(self, tokenizer_json: bytes) -> None:
@@ -209,7 +209,11 @@ class _Demand:
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
-    """The cheapest assignment of ticks to the first words of a clip, with all their ticks before tick ``end``."""
+    """An assignment of ticks to the first k words of a clip. All their ticks are before tick ``end``.
+
+    The cost is the sum of squared shifts in `_place`, plus a constant for each dropped word. `_place` keeps an
+    assignment only if it costs less than all assignments that end at the same tick or earlier.
+    """
 
     end: int
     cost: float
@@ -244,7 +248,17 @@ def _place(demands: Sequence[_Demand], ticks: int) -> list[tuple[int, int] | Non
 
 
 def _choices(demand: _Demand, front: Sequence[_Placed], ticks: int) -> list[_Placed]:
-    """Return a placement for each possible tick range of a word, based on the cheapest placement of earlier words."""
+    """Extend assignments of the earlier words by each possible tick range of the next word.
+
+    Args:
+        demand: The next word.
+        front: Assignments of the earlier words, by ascending ``end`` and descending ``cost``.
+        ticks: Length of the clip in ticks.
+
+    Returns:
+        An assignment for each range (start, end) of the next word. It extends the cheapest assignment in `front` that
+        ends at `start` or earlier.
+    """
     near_start, near_end = round(demand.start), round(demand.end)
     ends = range(near_end - MAX_PUSH_TICKS, min(near_end + MAX_PUSH_TICKS, ticks) + 1)
     found = []

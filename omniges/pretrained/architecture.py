@@ -191,7 +191,7 @@ def _block(architecture: Architecture, k: int) -> Iterator[tuple[str, Shape]]:
 
 
 def nested_names(shapes: Mapping[str, Shape]) -> list[str]:
-    """Return the names of tensors that belong to the other models of `NESTED`."""
+    """Return the names of tensors that belong to other models in the same file: the text VAE or an audio encoder."""
     return [name for name in shapes if name.startswith(tuple(NESTED))]
 
 

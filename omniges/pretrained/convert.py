@@ -151,7 +151,16 @@ def _expected_shapes(trunk: Any, max_layers: int) -> dict[str, tuple[int, ...]]:
 
 
 def _is_grid(found: Mapping[str, Any], inputs: int) -> bool:
-    """Return whether a grid has the required keys and valid sizes, and a token of the grid has `inputs` values."""
+    """Return whether a JSON object describes a `PatchGrid` of tokens.
+
+    Args:
+        found: The JSON object.
+        inputs: Required number of channels of a token.
+
+    Returns:
+        True if the object has exactly the fields of `PatchGrid`, all are counts of at least 1, and channels · patch² is
+        `inputs`.
+    """
     valid = found.keys() == {one.name for one in fields(PatchGrid)} and all(is_count(n, 1) for n in found.values())
     return valid and found["channels"] * found["patch"] ** 2 == inputs
 

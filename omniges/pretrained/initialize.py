@@ -1,8 +1,8 @@
 """Initialize a run from pretrained weights: OmniFlow, original or converted, or a checkpoint of omniges.
 
 A `Start` defines the model before any weight is read, and copies the weights into the model when the run begins. It
-lists how every tensor of the file is used, and the origin of every weight of the model. A tensor without a known use
-is an error.
+lists how every pretrained tensor is used, and where every weight of the model comes from. A pretrained tensor without
+a known use is an error.
 """
 
 from __future__ import annotations

@@ -69,7 +69,11 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class TensorStatus:
-    """Use of a tensor of the file (``source``), or origin of a weight of the omniges model (``target``)."""
+    """How one pretrained tensor is used, or where one weight of the omniges model comes from.
+
+    ``source`` is the name of the pretrained tensor, None for a new weight. ``target`` is the name of the weight, None
+    for a tensor that is left out. ``numbers`` is the number of values.
+    """
 
     kind: StatusKind
     source: str | None
@@ -137,7 +141,17 @@ def rules(architecture: Architecture) -> list[Rule]:
 
 
 def _linear(target: str, source: str, how: How = "as it is") -> list[Rule]:
-    """Return the rules for weight and bias of a linear layer. The bias is copied, or cut to its first six parts."""
+    """Return the rules for weight and bias of a linear layer.
+
+    Args:
+        target: Name of the layer in the trunk.
+        source: Name of the layer in OmniFlow.
+        how: Operation on the weight. The operation on the bias is the same for ``first six parts``; otherwise the bias
+            is copied.
+
+    Returns:
+        Two rules: of the weight and of the bias.
+    """
     return [
         Rule(f"{target}.weight", (f"{source}.weight",), how),
         Rule(f"{target}.bias", (f"{source}.bias",), how if how == "first six parts" else "as it is"),
@@ -286,9 +300,14 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 def audio_grid_of(folder: Path) -> dict[str, int]:
-    """Return the grid of an OmniFlow folder's audio stream, as a value of `SourceTrunk.grids`.
+    """Return the sizes of the audio patches and of their position table in an OmniFlow folder.
 
-    ``table_base`` is estimated from the saved position table; the rest of the table is not checked.
+    Args:
+        folder: OmniFlow's folder.
+
+    Returns:
+        ``channels``, ``patch``, ``table_side`` and ``table_base``, as in `PatchGrid`. The base is computed from the
+        first row of the position table; the other rows are not checked.
     """
     _, source, architecture, _ = _opened(folder)
     return _as_entry(architecture.audio, _base(*_saved("audio_embedder.pos_embed", architecture, source)))
@@ -349,12 +368,21 @@ def parameter_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def _average(path: Path, architecture: Architecture, weights: Tensors) -> Tensors:
     """Return the transformer's EMA weights by name, and check them against the last weights.
 
-    The list must have one tensor for each parameter. Tensors of the transformer are first, with the order and shapes of
-    the reference implementation. Tensors of the other models in the file follow. When an EMA matrix is read, its
-    distance to the last weight must be at most the weight's norm. This check finds a wrong order of matrices of equal
-    shape. Position tables are read from the last weights.
+    EMA weights are stored as a list without names, which must have one tensor for each parameter. Tensors of the
+    transformer are first, with the order and shapes of the reference implementation. Tensors of other models, such as
+    the text VAE, follow. Position tables are not in the list and are read from the last weights.
 
-    Raises `DataError` if a check fails.
+    Args:
+        path: File of the EMA weights.
+        architecture: Sizes of the transformer.
+        weights: The last weights.
+
+    Returns:
+        The EMA weights and the position tables. When a matrix is read, its distance from the last weight of the same
+        name must be at most the norm of that weight. Otherwise the list has another order, and `DataError` is raised.
+
+    Raises:
+        DataError: The number, order or shapes of the tensors in the list are wrong.
     """
     found = read_weight_list(path, _LIST, mapped=True)
     own = parameters(architecture)
@@ -395,10 +423,21 @@ def _average(path: Path, architecture: Architecture, weights: Tensors) -> Tensor
 
 
 def _tables(architecture: Architecture, source: Tensors) -> tuple[dict[str, int], dict[str, str]]:
-    """Return two dictionaries: base of each saved position table by stream, and reason to leave it out by tensor name.
+    """Compare OmniFlow's saved position tables with the tables that can be computed from their sizes.
 
     A table of side S and base B has the coordinate i · B / S at index i of both axes. S is read from the shape, and B
-    is estimated from the values. Then all values are compared. Raises `DataError` for a table with other content.
+    is estimated from the values. Then all values are compared.
+
+    Args:
+        architecture: Sizes of the transformer.
+        source: Tensors of OmniFlow.
+
+    Returns:
+        The base of each table by stream (``image``, ``audio``), and by tensor name a text that says why the conversion
+        leaves the table out.
+
+    Raises:
+        DataError: A table has other values.
     """
     bases: dict[str, int] = {}
     reasons: dict[str, str] = {}
@@ -417,13 +456,36 @@ def _tables(architecture: Architecture, source: Tensors) -> tuple[dict[str, int]
 
 
 def _saved(name: str, architecture: Architecture, source: Tensors) -> tuple[Tensor, str]:
-    """Return a saved table (side, side, W), and the text that names it in error messages."""
+    """Read one of OmniFlow's position tables, a square grid of embeddings.
+
+    Args:
+        name: Name of the tensor.
+        architecture: Sizes of the transformer.
+        source: Tensors of OmniFlow.
+
+    Returns:
+        The table (side, side, W) with embeddings of W features, and a text that names the table in errors.
+    """
     side = (architecture.image if name.startswith("pos_embed") else architecture.audio).table_side
     return source.read(name).reshape(side, side, architecture.width), f"{source.where}: {name}"
 
 
 def _base(saved: Tensor, where: str) -> int:
-    """Return the integer base that fits a table best, close to an estimate from one sine and one cosine."""
+    """Return the base of a position table, an integer that defines the coordinates (see `_tables`).
+
+    The base is first estimated from two values of the table, a sine and a cosine. Of the integers that differ from the
+    estimate by at most 2, the one with the smallest error in the first row of the table is returned.
+
+    Args:
+        saved: Position table (side, side, W).
+        where: Text that names the table in errors.
+
+    Returns:
+        The base.
+
+    Raises:
+        DataError: The side is below 2, or W is not a multiple of 4.
+    """
     side, _, width = saved.shape
     if side < 2 or width % 4:
         raise DataError(
@@ -436,7 +498,16 @@ def _base(saved: Tensor, where: str) -> int:
 
 
 def _difference(saved: Tensor, row: int, base: int) -> float:
-    """Return the largest error in one row (side, W) of a table of a given base; infinite if any value is not finite."""
+    """Compare one row of a position table with the values that are computed from a base.
+
+    Args:
+        saved: Position table (side, side, W).
+        row: Index of the row.
+        base: The base.
+
+    Returns:
+        The largest absolute difference in the row; infinite if any value of the row is not finite.
+    """
     side, _, width = saved.shape
     coordinates = torch.arange(side, dtype=torch.float64) * (base / side)
     axis = line_embedding(coordinates, width // 2)
