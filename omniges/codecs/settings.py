@@ -118,7 +118,7 @@ class EncodeSettings:
 
     @property
     def of_text(self) -> tuple[str, ...]:
-        """Flags for text codecs that the user passed."""
+        """Flags that the user passed and that apply only to text codecs."""
         given = {
             "--window-ticks": self.window_ticks,
             "--stride-ticks": self.stride_ticks,

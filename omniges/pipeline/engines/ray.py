@@ -121,7 +121,7 @@ class RayCluster:
         Args:
             settings: Settings of the run.
             todo: Recordings to convert.
-            place: Output folder. All nodes must share its folder of unfinished work.
+            place: Output folder. All nodes must share the folder for its unfinished work.
             on_event: Function that is called for each node that is lost or left out, and for each shard that is
                 written again.
         """
