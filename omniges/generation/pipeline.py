@@ -110,7 +110,7 @@ class OmnigesSample:
 
         Raises:
             UsageFault: The task does not produce gesture.
-            DataError: A 6D rotation has a row of length zero, parallel rows, or NaN in some frames.
+            DataError: A value is NaN or infinite, or a 6D rotation has a row of length zero or parallel rows.
         """
         if self.gesture is None:
             raise UsageFault(
@@ -153,7 +153,7 @@ class OmnigesSample:
 
         Raises:
             UsageFault: The task does not produce this format.
-            DataError: A 6D rotation has a row of length zero, parallel rows, or NaN in some frames.
+            DataError: A value is NaN or infinite, or a 6D rotation has a row of length zero or parallel rows.
             EnvironmentFault: The disk is full or not writable.
         """
         path = arguments.path("path", path)

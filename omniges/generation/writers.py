@@ -123,11 +123,16 @@ def valid_motion(gesture: F32, start_xz: npt.NDArray[np.float64]) -> MotionArray
         start_xz: Start position (x, z) in metres.
 
     Returns:
-        The motion. The angles of a joint whose rotation is NaN in all frames are NaN.
+        The motion.
 
     Raises:
-        DataError: A 6D rotation has a row of length zero, parallel rows, or NaN in some frames.
+        DataError: A value is NaN or infinite, or a 6D rotation has a row of length zero or parallel rows.
     """
+    if not np.isfinite(gesture).all():  # otherwise a joint that is NaN in all frames would be written as absent
+        raise DataError(
+            "generated motion: expected finite values, found NaN or infinite ones; the model is not trained enough; "
+            "choose another checkpoint"
+        )
     try:
         return motion_from_gesture(clip_of_channels(gesture, start_xz))
     except ValueError as error:

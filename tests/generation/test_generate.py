@@ -276,6 +276,21 @@ def test_a_mel_that_is_no_number_is_refused_in_a_line(checkpoint: Path, files: d
         results.append({"audio": np.full((40, 64), np.nan, np.float32)})
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_motion_that_is_no_number_is_refused_in_a_line(
+    checkpoint: Path, shards: Path, tmp_path: Path, value: float, everywhere: bool
+) -> None:
+    """A joint that is NaN in all frames means an absent joint in recordings; a model generates none."""
+    codec = TextTokenCodec(load(checkpoint).identity.tokenizer)
+    folder = ShardFolder(shards)
+    gesture = folder.sample(folder.rows[0]).gesture.gesture[:24].copy()
+    gesture[:: 1 if everywhere else 5, 6:12] = value
+    results = Results(("gesture",), NEUTRAL, codec, None, 0, tmp_path)
+    with pytest.raises(DataError, match=r"^generated motion: expected finite values, found NaN or infinite ones; the"):
+        results.append({"gesture": gesture})
+
+
 def test_the_arrays_of_a_result_are_those_of_its_files(checkpoint: Path, shards: Path, tmp_path: Path) -> None:
     """Whoever scores or shows them need not encode and decode them."""
     codec = TextTokenCodec(load(checkpoint).identity.tokenizer)
