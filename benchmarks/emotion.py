@@ -1,12 +1,12 @@
-"""Measures whether the requested emotion decides the pose: eight emotions with an idle pose each, five minutes of tiny.
+"""Measures whether the requested emotion determines the pose, with a synthetic corpus of eight emotions.
 
     python benchmarks/emotion.py --folder emotion --minutes 5
 
-writes a corpus of eight emotions, preprocesses it and trains ``--preset tiny --condition-streams emotion`` through the
-command line. Then the command `generate` makes gesture from the audio of each held-out clip once for every emotion,
-with all else equal: audio, seed and speaker. The emotion of a result is recognized from its mean pose, by a linear
-discriminant analysis of the train recordings. The recordings of the held-out clips are classified in the same way, to
-show that the measure is right; chance is one in eight.
+The program writes a corpus in which each emotion has its own idle pose. It preprocesses the corpus, and trains
+``--preset tiny --condition-streams emotion`` with the command line. Then the command `generate` generates gesture from
+the audio of each held-out clip, once for every emotion, with the same audio, seed and speaker. A linear discriminant
+analysis of the train recordings recognizes the emotion of a result from its mean pose. It also classifies the
+recordings of the held-out clips, which shows how reliable the score is. Chance is one in eight.
 """
 
 from __future__ import annotations
@@ -132,15 +132,25 @@ def score(folder: Path, seconds: float, steps: int) -> dict[str, Any]:
 def main() -> None:
     """Prepare, train and score; skip the preparation or the training if its folder exists."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="For corpus, shards, run and results.")
-    parser.add_argument("--minutes", type=float, default=5.0, help="Of training.")
-    parser.add_argument("--clips", type=int, default=96)
-    parser.add_argument("--seconds", type=float, default=10.0, help="Of each clip.")
-    parser.add_argument("--window-ticks", type=int, default=32)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--tasks", default="all", help="Tasks to train, a2g among them.")
-    parser.add_argument("--generate-seconds", type=float, default=3.2, help="Of each result.")
-    parser.add_argument("--steps", type=int, default=8, help="Sampling steps.")
+    parser.add_argument("--folder", type=Path, required=True, help="folder for corpus, shards, run and results")
+    parser.add_argument("--minutes", type=float, default=5.0, help="training time in minutes (default: %(default)s)")
+    parser.add_argument("--clips", type=int, default=96, help="clips of the corpus (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="length of each clip in seconds (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--window-ticks", type=int, default=32, help="length of a window in ticks of 0.1 s (default: %(default)s)"
+    )
+    parser.add_argument("--batch", type=int, default=16, help="windows per training step (default: %(default)s)")
+    parser.add_argument(
+        "--tasks",
+        default="all",
+        help="tasks to train, separated by commas; a2g must be one of them (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--generate-seconds", type=float, default=3.2, help="length of each result in seconds (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=int, default=8, help="sampling steps (default: %(default)s)")
     asked = parser.parse_args()
     began = time.monotonic()
     if not (asked.folder / "shards" / "dataset.json").exists():

@@ -111,9 +111,11 @@ def _measure(tree: Path, work: Path) -> dict[str, _Visits]:
 
 def main() -> None:
     """Measure both trees and print a table."""
-    parser = argparse.ArgumentParser(description="Count the files that one command runs through.")
-    parser.add_argument("--before", required=True, metavar="COMMIT")
-    parser.add_argument("--names", action="store_true", help="print the files of the working tree too")
+    parser = argparse.ArgumentParser(description="Count the files of the package whose functions one command calls.")
+    parser.add_argument(
+        "--before", required=True, metavar="COMMIT", help="earlier commit, which is measured like the working tree"
+    )
+    parser.add_argument("--names", action="store_true", help="also print the names of the working tree's files")
     options = parser.parse_args()
     now = Path(__file__).resolve().parents[1]
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Measures the cost of generation and the effect of more steps: seconds a minute, quality, memory, window boundaries.
+"""Measures the cost of generation and the effect of more steps: speed, quality, memory, window boundaries.
 
     python benchmarks/generate.py --run run --shards shards --folder generated
 
@@ -235,13 +235,30 @@ def joints_of(gesture: npt.NDArray[np.float32]) -> F64:
 def main() -> None:
     """Measure the selected parts, print the results and write them to generate.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--shards", type=Path, required=True)
-    parser.add_argument("--folder", type=Path, default=Path("generated"), help="for files and generate.json")
-    parser.add_argument("--seam-shards", type=Path, action="append", default=[], help="clips of a minute, for seams")
-    parser.add_argument("--only", choices=PARTS, action="append", help="some of the parts")
-    parser.add_argument("--steps", type=int, default=20, help="of sampling, for memory and seams")
-    parser.add_argument("--tasks", default=",".join(TASKS), help="for quality")
+    parser.add_argument(
+        "--run", type=Path, required=True, help="folder of a run that was trained on the synthetic corpus"
+    )
+    parser.add_argument("--shards", type=Path, required=True, help="shards of this corpus")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("generated"),
+        help="folder for generated files and generate.json (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seam-shards",
+        type=Path,
+        action="append",
+        default=[],
+        help="shards with clips of a minute, for seams and stutter",
+    )
+    parser.add_argument("--only", choices=PARTS, action="append", help="measure only this part; may be repeated")
+    parser.add_argument(
+        "--steps", type=int, default=20, help="sampling steps for memory and seams (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tasks", default=",".join(TASKS), help="tasks for quality, separated by commas (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     parts: Sequence[str] = arguments.only or PARTS
     folder: Path = arguments.folder

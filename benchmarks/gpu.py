@@ -1,4 +1,4 @@
-"""Training steps on a GPU beside what the card can do: one call, one table, under nine minutes.
+"""Measures training steps on a GPU, and compares them with the limits of the card, in under nine minutes.
 
     python benchmarks/gpu.py --shards shards --json gpu.json
 
@@ -183,17 +183,48 @@ def table(rows: Sequence[Row], left: Sequence[str], ratios: dict[str, float]) ->
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--shards", type=Path, default=Path("shards"))
-    parser.add_argument("--preset", nargs="+", default=["base", "small", "tiny"], choices=list(PRESETS))
-    parser.add_argument("--batch-size", nargs="+", type=int, default=[64, 256])
+    parser.add_argument("--shards", type=Path, default=Path("shards"), help="folder of shards (default: %(default)s)")
+    parser.add_argument(
+        "--preset",
+        nargs="+",
+        default=["base", "small", "tiny"],
+        choices=list(PRESETS),
+        help="model sizes (default: base small tiny)",
+    )
+    parser.add_argument(
+        "--batch-size", nargs="+", type=int, default=[64, 256], help="windows per step (default: 64 256)"
+    )
     precisions = list(get_args(Precision))
-    parser.add_argument("--mixed-precision", nargs="+", default=["bf16", "no"], choices=precisions)
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="measure both ways")
-    parser.add_argument("--reference", action=argparse.BooleanOptionalAction, default=True, help="OmniFlow's tokens")
-    parser.add_argument("--window-ticks", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=5.0, help="least time of the steps of a configuration")
-    parser.add_argument("--minutes", type=float, default=8.5, help="time after which no configuration begins")
-    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument(
+        "--mixed-precision", nargs="+", default=["bf16", "no"], choices=precisions, help="precisions (default: bf16 no)"
+    )
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure each configuration also with --compile",
+    )
+    parser.add_argument(
+        "--reference", action=argparse.BooleanOptionalAction, default=True, help="also measure OmniFlow's tokens"
+    )
+    parser.add_argument(
+        "--window-ticks", type=int, default=64, help="length of a window in ticks of 0.1 s (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=5.0,
+        help="minimum time in seconds for the steps of a configuration (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=8.5,
+        help="minutes after which no further configuration starts (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--device", default="cuda", choices=["cuda", "cpu"], help="device of the steps (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     return parser
 
@@ -202,7 +233,7 @@ def main() -> None:
     """Measure all configurations, print the table and write the JSON file."""
     chosen = _parser().parse_args()
     if chosen.device == "cuda" and not torch.cuda.is_available():
-        say("gpu.py: a GPU expected, torch finds none; run this where one is, or try it out with --device cpu")
+        say("gpu.py: expected a GPU, found none; use a machine with a GPU, or try the program with --device cpu")
         sys.exit(ExitCode.ENVIRONMENT)
     rows, left, ratios = measure_all(chosen, torch.device(chosen.device))
     print(table(rows, left, ratios))

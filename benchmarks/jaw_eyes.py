@@ -6,9 +6,10 @@ Both settings train `tiny` on gesture from audio, with the same seeds and number
 the first 30 s of 2_scott_0_2_2. The rest of 2_scott_0_2_2 is held out. Each model generates several samples of it. The
 printed Markdown table has the mean over seeds and samples, and the standard deviation over seeds.
 
-The jaw of a model with 415 channels does not move. Two rows put its error into place: a jaw that rests at its mean over
-the train recordings, and a jaw that is read from the generated expressions by a linear map. In BEAT2 the jaw is such a
-map of the expressions, because both come from the same capture (the table shows how well it fits the recording).
+The jaw of a model with 415 channels does not move. Two rows give references for its error: a jaw that stays at its mean
+over the train recordings, and a jaw that a linear map predicts from the generated expressions. In BEAT2, the jaw is
+such a map of the expressions, because both come from the same capture. The table shows how well the map fits the
+recording.
 """
 
 from __future__ import annotations
@@ -179,11 +180,19 @@ def _cell(values: Sequence[Any]) -> str:
 def main() -> None:
     """Train, generate and print the table; outputs that exist already are used again."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recordings", type=Path, nargs="+", required=True, help="folders with both takes")
+    parser.add_argument(
+        "--recordings", type=Path, nargs="+", required=True, help="folders that contain both recordings"
+    )
     parser.add_argument("--folder", type=Path, required=True, help="folder for corpus, shards, runs and results")
-    parser.add_argument("--steps", type=int, default=600, help="training steps of each model")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--samples", type=int, default=4, help="generated samples of each model")
+    parser.add_argument("--steps", type=int, default=600, help="training steps of each model (default: %(default)s)")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2],
+        help="seeds of training; each gives one model per setting (default: 0 1 2)",
+    )
+    parser.add_argument("--samples", type=int, default=4, help="generated samples of each model (default: %(default)s)")
     asked = parser.parse_args()
     if not (asked.folder / "shards").exists():
         prepare(asked.recordings, asked.folder)

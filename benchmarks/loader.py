@@ -1,10 +1,10 @@
-"""The loader beside stock webdataset, litData and mosaic streaming, and beside `np.copyto`, in turns.
+"""Compares the speed of the loader with webdataset, litData, mosaic streaming and `np.copyto`.
 
     python benchmarks/loader.py --seconds 15 --repeats 3
     python benchmarks/loader.py --peers-python other/bin/python      # an environment that has the peers
 
-By default, clips have 64 s, windows 43 ticks (129 gesture and 430 mel frames), and batches 64 windows; there are 2
-workers. All loaders run all the time, and are warmed up. They are read one after the other, and each repeat reverses
+By default, clips are 64 s long, windows have 43 ticks (129 gesture and 430 mel frames), batches have 64 windows, and
+there are 2 workers. All loaders run all the time, and are warmed up. They are read in turns, and each repeat reverses
 the order. So a slow period of the machine affects all loaders. The copy limit is the speed of `np.copyto` with the same
 number of bytes and of processes. A peer that is not installed is reported as absent. The program does not pass or fail:
 compare the numbers with each other, on a machine that does no other work.
@@ -251,15 +251,21 @@ def _print(document: dict[str, Any]) -> None:
 
 def _parse(arguments: list[str]) -> Settings:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--clips", type=int, default=48, help="synthetic clips of 64 s (48)")
-    parser.add_argument("--ticks", type=int, default=43, help="window in ticks of 0.1 s (43)")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--workers", type=int, default=2, help="worker processes of each loader (2)")
-    parser.add_argument("--seconds", type=float, default=15.0, help="length of each reading (15)")
-    parser.add_argument("--repeats", type=int, default=3, help="readings of each (3)")
-    parser.add_argument("--peers-python", default=sys.executable, help="a Python that has the peers (this one)")
-    parser.add_argument("--shards", type=Path, help="measure this folder's train split instead")
-    parser.add_argument("--work", type=Path, help="folder for shards and the peers' copies, which stay there")
+    parser.add_argument("--clips", type=int, default=48, help="synthetic clips of 64 s (default: %(default)s)")
+    parser.add_argument(
+        "--ticks", type=int, default=43, help="length of a window in ticks of 0.1 s (default: %(default)s)"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="windows per batch (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes of each loader (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=15.0, help="length of each reading in seconds (default: %(default)s)"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="readings of each loader (default: %(default)s)")
+    parser.add_argument(
+        "--peers-python", default=sys.executable, help="Python with the peers installed (default: this Python)"
+    )
+    parser.add_argument("--shards", type=Path, help="measure the train split of this folder instead of synthetic clips")
+    parser.add_argument("--work", type=Path, help="folder that keeps shards and the peers' copies (default: temporary)")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     given = vars(parser.parse_args(arguments))
     for name in ("clips", "ticks", "batch_size", "workers", "repeats"):

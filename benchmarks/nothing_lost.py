@@ -1,4 +1,4 @@
-"""Checks that the working tree does the same as an earlier commit, byte for byte.
+"""Checks that the working tree gives the same results as an earlier commit, byte for byte.
 
     python benchmarks/nothing_lost.py --before COMMIT
 
@@ -66,10 +66,12 @@ class Settings:
 
 
 def _parse(arguments: Sequence[str]) -> Settings:
-    parser = argparse.ArgumentParser(description="Prove that the working tree does what an earlier commit did.")
+    parser = argparse.ArgumentParser(
+        description="Check that the working tree gives the same results as an earlier commit, byte for byte."
+    )
     parser.add_argument("--before", required=True, metavar="COMMIT", help="the earlier commit")
-    parser.add_argument("--real", type=Path, default=_REAL, help=f"a folder of recordings of people ({_REAL})")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="new folder that keeps what both made")
+    parser.add_argument("--real", type=Path, default=_REAL, help=f"folder of real recordings (default: {_REAL})")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="new folder that keeps the outputs of both trees")
     parser.add_argument("--only", default=",".join(CHECKS), metavar="LIST", help=f"some of {','.join(CHECKS)}")
     given = parser.parse_args(arguments)
     only = frozenset(given.only.split(","))

@@ -158,15 +158,23 @@ def _serve(batches: Iterator[Any], warm_up: int) -> None:
 
 def main() -> None:
     """Run the action that the arguments select."""
-    parser = argparse.ArgumentParser(description="A peer's loader, for loader.py.")
-    parser.add_argument("action", choices=("check", "prepare", "read"))
-    parser.add_argument("peer", choices=tuple(PEERS))
-    parser.add_argument("--shards", type=Path, nargs="*", default=[])
-    parser.add_argument("--folder", type=Path)
-    parser.add_argument("--ticks", type=int, default=43)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--warm-up", type=int, default=20)
+    parser = argparse.ArgumentParser(description="Read windows with a peer of the loader; loader.py runs this program.")
+    parser.add_argument(
+        "action",
+        choices=("check", "prepare", "read"),
+        help="check that the peer is installed, prepare its files, or read windows",
+    )
+    parser.add_argument("peer", choices=tuple(PEERS), help="the library to read with")
+    parser.add_argument("--shards", type=Path, nargs="*", default=[], help="tar files of the shards")
+    parser.add_argument("--folder", type=Path, help="folder for the files of the peer")
+    parser.add_argument(
+        "--ticks", type=int, default=43, help="length of a window in ticks of 0.1 s (default: %(default)s)"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="windows per batch (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes (default: %(default)s)")
+    parser.add_argument(
+        "--warm-up", type=int, default=20, help="batches that are read before the measurement (default: %(default)s)"
+    )
     options = parser.parse_args()
     peer = PEERS[options.peer]
     if options.action == "check":

@@ -65,19 +65,27 @@ class Run:
 
 
 def _parse(arguments: list[str]) -> Settings:
-    parser = argparse.ArgumentParser(description="Measure omniges preprocess beside a straightforward conversion.")
-    parser.add_argument("--recordings", type=int, default=300, help="recordings of the synthetic corpus (300)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="length of each (60)")
-    parser.add_argument("--workers", type=int, default=2, help="worker processes (2)")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each conversion (3)")
-    parser.add_argument("--subset", type=int, default=40, help="recordings of the straightforward conversion (40)")
-    parser.add_argument("--stage-recordings", type=int, default=20, help="recordings timed by stage (20)")
-    parser.add_argument("--root", type=Path, help="a data set on disk instead of a synthetic corpus")
+    parser = argparse.ArgumentParser(description="Compare omniges preprocess with a straightforward conversion.")
     parser.add_argument(
-        "--work", type=Path, help="folder for corpus and shards, the corpus stays (a new temporary one)"
+        "--recordings", type=int, default=300, help="recordings of the synthetic corpus (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="length of each recording in seconds (default: %(default)s)"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="worker processes (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each conversion (default: %(default)s)")
+    parser.add_argument(
+        "--subset", type=int, default=40, help="recordings of the straightforward conversion (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--stage-recordings", type=int, default=20, help="recordings whose stages are timed (default: %(default)s)"
+    )
+    parser.add_argument("--root", type=Path, help="data set to convert instead of a synthetic corpus")
+    parser.add_argument(
+        "--work", type=Path, help="folder for corpus and shards; it keeps the corpus (default: temporary)"
     )
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    counts = "also peak memory on corpora of so many recordings (100 1000) and on one of eleven minutes"
+    counts = "also measure peak memory on corpora of N recordings (without N: 100 and 1000), and on one of 11 minutes"
     parser.add_argument("--memory", type=int, nargs="*", metavar="N", help=counts)
     given = vars(parser.parse_args(arguments))
     for name in ("recordings", "workers", "repeats", "subset", "stage_recordings"):

@@ -1,4 +1,4 @@
-"""Measures `preprocess --engine ray` beside `--engine local` on the same cores, and the memory of its driver.
+"""Compares `preprocess --engine ray` with `--engine local` on the same cores, and measures the memory of the driver.
 
 ``python benchmarks/ray_engine.py`` writes a synthetic corpus, starts a Ray cluster on this machine, and converts the
 corpus with both engines in turns. The measurement includes the connection to the cluster and the start of workers, but
@@ -193,12 +193,18 @@ def _print(document: dict[str, Any]) -> None:
 
 def _parse(arguments: list[str]) -> Settings:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--recordings", type=int, default=600, help="recordings of the synthetic corpus (600)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="length of each (60)")
-    parser.add_argument("--workers", type=int, default=2, help="worker processes, and CPUs of the cluster (2)")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each engine (3)")
-    parser.add_argument("--root", type=Path, help="a data set on disk instead of a synthetic corpus")
-    parser.add_argument("--work", type=Path, help="folder for corpus and shards (a new temporary one)")
+    parser.add_argument(
+        "--recordings", type=int, default=600, help="recordings of the synthetic corpus (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="length of each recording in seconds (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=2, help="worker processes, and CPUs of the cluster (default: %(default)s)"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each engine (default: %(default)s)")
+    parser.add_argument("--root", type=Path, help="data set to convert instead of a synthetic corpus")
+    parser.add_argument("--work", type=Path, help="folder for corpus and shards (default: temporary)")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     given = vars(parser.parse_args(arguments))
     for name in ("recordings", "workers", "repeats"):

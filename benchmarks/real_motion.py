@@ -1,13 +1,14 @@
-"""Measures how smooth and how lively generated motion is beside the person's, on real takes with a part held out.
+r"""Compares the smoothness and the amount of generated motion with the person's motion, on held-out real recordings.
 
     python benchmarks/real_motion.py --recordings ../shared/beat2_sample ../shared/beat2_more --folder motion \
         --steps 600 --variant default - --variant noise NOISE.yaml
 
-Each variant is a recipe of `omniges train` (``-``: the defaults). Each trains `tiny` with the same seeds and numbers of
-steps on all of 2_scott_0_1_1 and the first 30 s of 2_scott_0_2_2. From the rest of 2_scott_0_2_2 it generates gesture
-from audio and from text, with the same noise for all variants. The Markdown table has figures of the generated motion
-divided by the person's, as means over seeds and samples; ± is the standard deviation over seeds. What exists in the
-folder already is kept. Other flags go to `omniges train`, such as ``--batch-size 16`` or ``--max-minutes 8``.
+Each variant is a recipe of `omniges train` (``-``: the defaults). Each variant trains `tiny` with the same seeds and
+numbers of steps on all of 2_scott_0_1_1 and the first 30 s of 2_scott_0_2_2. The rest of 2_scott_0_2_2 is held out. Its
+audio and its text are the conditions for generated gesture, with the same noise for all variants. The Markdown table
+has metrics of the generated motion, divided by those of the person, as means over seeds and samples; ± is the standard
+deviation over seeds. Existing files in the folder are kept and used. Other flags are passed to `omniges train`, such as
+``--batch-size 16`` or ``--max-minutes 8``.
 """
 
 from __future__ import annotations
@@ -99,13 +100,25 @@ def _cell(values: Sequence[float]) -> str:
 def main() -> None:
     """Train the variants, generate and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recordings", type=Path, nargs="+", required=True, help="folders with both takes")
+    parser.add_argument(
+        "--recordings", type=Path, nargs="+", required=True, help="folders that contain both recordings"
+    )
     parser.add_argument("--folder", type=Path, required=True, help="folder for corpus, shards and runs")
     parser.add_argument("--variant", nargs=2, action="append", metavar=("NAME", "RECIPE"), help="recipe, or - for none")
-    parser.add_argument("--steps", type=int, help="training steps; default: by --max-minutes among the other flags")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--samples", type=int, default=4, help="generated samples of each model and task")
-    parser.add_argument("--sampling", type=json.loads, default={}, help="JSON of arguments of OmnigesPipeline calls")
+    parser.add_argument("--steps", type=int, help="training steps; without it, pass --max-minutes for omniges train")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0],
+        help="seeds of training; each gives one model per variant (default: 0)",
+    )
+    parser.add_argument(
+        "--samples", type=int, default=4, help="generated samples of each model and task (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--sampling", type=json.loads, default={}, help="arguments of OmnigesPipeline calls, as a JSON object"
+    )
     asked, flags = parser.parse_known_args()
     if not (asked.folder / "shards").exists():
         prepare(asked.recordings, asked.folder)

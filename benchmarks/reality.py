@@ -198,9 +198,19 @@ def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
 def main() -> None:
     """Cut the recording unless the corpus exists, train, measure and draw."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--recordings", type=Path, default=Path("../shared/beat2_sample"))
-    parser.add_argument("--folder", type=Path, default=Path("reality"))
-    parser.add_argument("--minutes", type=float, default=6.0)
+    parser.add_argument(
+        "--recordings",
+        type=Path,
+        default=Path("../shared/beat2_sample"),
+        help="folder that contains 2_scott_0_1_1 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("reality"),
+        help="folder for corpus, shards, run and results (default: %(default)s)",
+    )
+    parser.add_argument("--minutes", type=float, default=6.0, help="training time in minutes (default: %(default)s)")
     arguments, extra = parser.parse_known_args()  # other arguments go to omniges train
     folder: Path = arguments.folder
     shards, run = folder / "shards", folder / "run"

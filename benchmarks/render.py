@@ -1,9 +1,10 @@
-"""`omniges render` of synthetic motion with sound: real-time factor and peak memory, for videos of several lengths.
+"""Measures speed and peak memory of `omniges render`, for videos of several lengths.
 
     python benchmarks/render.py --minutes 1 10
 
-Each video is made by a process of its own, after one that compiles. Seconds of CPU time a second of video hardly depend
-on what else the machine does: divided by the cores, they say what an idle machine would take.
+The videos show synthetic motion with sound. A first short video compiles functions and is not measured. Then a separate
+process renders each video. The CPU time per second of video depends little on other work of the machine. Divided by the
+number of cores, it gives the time that an idle machine would need.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ def render_alone(clip: Path) -> dict[str, Any]:
 def main() -> None:
     """Print a line of JSON for each length."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, nargs="+", default=[1.0, 10.0])
+    parser.add_argument(
+        "--minutes", type=float, nargs="+", default=[1.0, 10.0], help="lengths of the videos in minutes (default: 1 10)"
+    )
     given = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="omniges-render-") as name:

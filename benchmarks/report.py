@@ -11,14 +11,14 @@ from rich.table import Table
 
 Rows = Sequence[tuple[str, ...]]
 _NOTES = """\
-How to read this: the two conversions ran in turns, the order reversed each time, so that a slow spell of the machine
-meets both; the spread is min–max over the repeats. Input files were in the page cache, the disk was synced before
-each run. Other CPU is the share of all cores that everything else took meanwhile (start-up included): with more than
-a few per cent the machine was not quiet and the factors are too low. `omniges preprocess` counts everything,
-start-up and fsync included, so its factor rises with the number of recordings; the straightforward conversion is a
-loop without start-up, hashes, checks or fsync, on a subset. Memory is the largest peak of one process over the runs
-(VmHWM, in MB of 10^6 bytes, shared libraries included); ru_maxrss is the kernel's upper bound for all of them. The
-stages leave out the pipe between worker and parent and the wait for the disk, which overlaps with other work."""
+How to read this: the two conversions ran in turns, and each repeat reversed the order. So a slow period of the machine
+affects both. The range is min–max over the repeats. Input files were in the page cache, and the disk was synced before
+each run. "Other CPU" is the share of all cores that other processes used during a run. If it is more than a few
+percent, other work slowed the run down and the factors are too low. `omniges preprocess` is measured with start-up and
+fsync, so its factor rises with the number of recordings. The straightforward conversion is a loop over a subset,
+without start-up, hashes, checks and fsync. Memory is the largest peak of one process over all runs (VmHWM, in MB of
+10^6 bytes, with shared libraries); ru_maxrss is the kernel's upper bound for all processes. The stages do not include
+the pipe between worker and parent, and the wait for the disk, which overlaps with other work."""
 
 
 def print_report(document: dict[str, Any]) -> None:

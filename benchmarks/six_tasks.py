@@ -1,4 +1,4 @@
-"""Measures whether one model learns all six tasks: synthetic corpus, ten minutes on two cores, scores without a model.
+"""Measures whether one model learns all six tasks from a synthetic corpus, in ten minutes on two cores.
 
     python benchmarks/six_tasks.py --folder six --minutes 10
 
@@ -245,11 +245,16 @@ def prepare(folder: Path, seed: int, minutes: float, extra: Sequence[str]) -> Pa
 def main() -> None:
     """Train unless a run is given, score and draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--folder", type=Path, default=Path("six"))
-    parser.add_argument("--seed", type=int, default=0, help="of the corpus")
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--steps", type=int, help="of sampling; default: as generate")
-    parser.add_argument("--evaluate", type=Path, help="a run to score, over the shards of --folder")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("six"),
+        help="folder for corpus, shards, run and results (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the corpus (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="training time in minutes (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="sampling steps (default: those of omniges generate)")
+    parser.add_argument("--evaluate", type=Path, help="run to score on the shards of --folder, without training")
     arguments, extra = parser.parse_known_args()
     folder: Path = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)

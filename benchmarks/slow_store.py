@@ -6,8 +6,8 @@ share one cache, as on one machine. After each batch they sleep for the length o
 step begins when the last rank has its batch, as in training, where gradients are averaged. So the wait of a step is the
 longest wait of all ranks.
 
-Ranks, workers and server share the cores of this machine. Choose steps so long and bandwidths so small that the rows of
-the local folder, which do not use the store, show little wait. If shards and bandwidth are both ten times smaller, the
+Ranks, workers and server share the cores of this machine. Choose long steps and small bandwidths. Then the rows of the
+local folder, which does not use the store, show little wait. If shards and bandwidth are both ten times smaller, the
 waits are equal.
 """
 
@@ -332,22 +332,58 @@ def measure(settings: argparse.Namespace, shards: Path, work: Path) -> None:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8], help="ranks of a machine (1 2 4 8)")
-    parser.add_argument("--mb-s", type=float, nargs="+", default=[25, 50, 100], help="bandwidth of the store")
-    parser.add_argument("--connection-mb-s", type=float, default=1000.0, help="bandwidth of a connection (1000)")
-    parser.add_argument("--latency-ms", type=float, nargs="+", default=[50], help="time to an answer (50)")
-    parser.add_argument("--failures", type=float, default=0.01, help="share of requests that fail (0.01)")
-    parser.add_argument("--protocol", choices=("http", "s3"), default="s3", help="protocol of the store (s3)")
-    parser.add_argument("--cache-share", type=float, default=1.0, help="size of the cache, of the split (1)")
-    parser.add_argument("--batch-size", type=int, default=32, help="windows a rank and step (32)")
-    parser.add_argument("--ticks", type=int, default=64, help="window in ticks of 0.1 s (64)")
-    parser.add_argument("--workers", type=int, default=2, help="loader processes of a rank (2)")
-    parser.add_argument("--steps", type=int, default=60, help="steps of each reading (60)")
-    parser.add_argument("--step-s", type=float, default=0.5, help="length of a step without waiting (0.5)")
-    parser.add_argument("--recordings", type=int, default=120, help="recordings of the corpus (120)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="length of each (60)")
-    parser.add_argument("--shard-size", default="16MiB", help="size of a shard (16MiB)")
-    parser.add_argument("--shards", type=Path, help="a folder of shards in place of a synthetic corpus")
+    parser.add_argument(
+        "--ranks", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of ranks of the machine (default: 1 2 4 8)"
+    )
+    parser.add_argument(
+        "--mb-s",
+        type=float,
+        nargs="+",
+        default=[25, 50, 100],
+        help="bandwidths of the store in MB/s (default: 25 50 100)",
+    )
+    parser.add_argument(
+        "--connection-mb-s",
+        type=float,
+        default=1000.0,
+        help="bandwidth of each connection in MB/s (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--latency-ms",
+        type=float,
+        nargs="+",
+        default=[50],
+        help="delays before an answer in milliseconds (default: 50)",
+    )
+    parser.add_argument(
+        "--failures", type=float, default=0.01, help="share of requests that fail (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--protocol", choices=("http", "s3"), default="s3", help="protocol of the store (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--cache-share",
+        type=float,
+        default=1.0,
+        help="size of the cache, as a multiple of the split's size (default: %(default)s)",
+    )
+    parser.add_argument("--batch-size", type=int, default=32, help="windows per rank and step (default: %(default)s)")
+    parser.add_argument(
+        "--ticks", type=int, default=64, help="length of a window in ticks of 0.1 s (default: %(default)s)"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="loader processes of each rank (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=60, help="steps of each reading (default: %(default)s)")
+    parser.add_argument(
+        "--step-s", type=float, default=0.5, help="time of a step without waiting, in seconds (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--recordings", type=int, default=120, help="recordings of the synthetic corpus (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="length of each recording in seconds (default: %(default)s)"
+    )
+    parser.add_argument("--shard-size", default="16MiB", help="size of a shard (default: %(default)s)")
+    parser.add_argument("--shards", type=Path, help="folder of shards to serve instead of a synthetic corpus")
     return parser.parse_args(arguments)
 
 

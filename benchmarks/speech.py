@@ -1,4 +1,4 @@
-"""Measures whether a model learns speech: a corpus with speech, half an hour on two cores, scores without a model.
+"""Measures whether a model learns synthetic speech, in half an hour on two cores.
 
     pip install 'omniges[train,speech]' pocketsphinx
     python benchmarks/speech.py --folder speech --minutes 30
@@ -214,13 +214,20 @@ def prepare(folder: Path, arguments: argparse.Namespace, extra: Sequence[str]) -
 def main() -> None:
     """Train unless a run is given, generate and score."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--folder", type=Path, default=Path("speech"))
-    parser.add_argument("--seed", type=int, default=0, help="of the corpus")
-    parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--clips", type=int, default=90)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--words", type=int, default=60)
-    parser.add_argument("--evaluate", type=Path, help="a run to score, over the shards of --folder")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("speech"),
+        help="folder for corpus, shards, run and results (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the corpus (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=30.0, help="training time in minutes (default: %(default)s)")
+    parser.add_argument("--clips", type=int, default=90, help="clips of the corpus (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="length of each clip in seconds (default: %(default)s)"
+    )
+    parser.add_argument("--words", type=int, default=60, help="size of the vocabulary (default: %(default)s)")
+    parser.add_argument("--evaluate", type=Path, help="run to score on the shards of --folder, without training")
     arguments, extra = parser.parse_known_args()
     folder: Path = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Training steps of one trunk on two layouts of tokens: ours (3 × 64, 3 × 43) and OmniFlow's (1024 + 32 + 32).
+"""Measures training steps of one trunk on two layouts of tokens: ours (3 × 64, 3 × 43), OmniFlow's (1024 + 32 + 32).
 
     python benchmarks/trunk.py --width 384 --layers 8 --batch 4
 
@@ -155,13 +155,18 @@ def _print(found: Mapping[str, Any]) -> None:
 def main() -> None:
     """Measure all layouts, print the table and write the JSON file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--width", type=int, default=384)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--heads", type=int, default=6)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--width", type=int, default=384, help="width of the trunk (default: %(default)s)")
+    parser.add_argument("--layers", type=int, default=8, help="blocks of the trunk (default: %(default)s)")
+    parser.add_argument("--heads", type=int, default=6, help="attention heads (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=4, help="samples per step (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="measured steps of each layout (default: %(default)s)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="threads of torch (default: all cores, here %(default)s)",
+    )
+    parser.add_argument("--device", default="cpu", help="device of the steps (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     chosen = parser.parse_args()
     if min(chosen.width, chosen.layers, chosen.heads, chosen.batch, chosen.repeats, chosen.threads) < 1:

@@ -1,8 +1,8 @@
-"""`omniges verify-shards` beside plain hashlib.sha256 over the same files, in turns, with as many threads.
+"""Compares the speed of `omniges verify-shards` with hashlib.sha256 on the same files, with as many threads.
 
     python benchmarks/verify.py --size-mb 500 --threads 2
 
-Each run of a level follows a plain hashing of all files, so that a slow period of the machine affects both. The ratio
+Each run of a level follows plain hashing of all files, so that a slow period of the machine affects both. The ratio
 of each pair and the median ratio are printed. Files are in the page cache. The deep level starts processes if audio is
 stored as FLAC, or if the shards are larger than 4 GB; its time includes their start. `--shards` measures an existing
 folder.
@@ -113,11 +113,18 @@ def _print(document: dict[str, Any]) -> None:
 def main() -> None:
     """Measure all levels, print the table and write the JSON file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--size-mb", type=float, default=500.0, help="size of the shards to make")
-    parser.add_argument("--shards", type=Path, help="measure this folder instead")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--work", type=Path, help="folder for the shards, which stay there; else a temporary one")
+    parser.add_argument(
+        "--size-mb", type=float, default=500.0, help="size of the synthetic shards in MB (default: %(default)s)"
+    )
+    parser.add_argument("--shards", type=Path, help="measure this folder instead of synthetic shards")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="threads of both (default: all cores, here %(default)s)",
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="pairs of runs for each level (default: %(default)s)")
+    parser.add_argument("--work", type=Path, help="folder that keeps the synthetic shards (default: temporary)")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     chosen = parser.parse_args()
     if chosen.threads < 1 or chosen.repeats < 1:

@@ -1,9 +1,9 @@
-"""`WindowDataset` beside the trainer's loader, and beside a plain Dataset over memory-mapped .npy files, in turns.
+"""Compares the speed of `WindowDataset` with the trainer's loader, and with a plain Dataset of memory-mapped files.
 
     python benchmarks/window_dataset.py --seconds 5 --repeats 5
 
-Clips have 64 s, windows 64 ticks, and batches 64 windows of gesture, mel and text tokens. All datasets run all the
-time, and are warmed up. They are read one after the other, and each repeat reverses the order. So a slow period of the
+Clips are 64 s long, windows have 64 ticks, and batches have 64 windows of gesture, mel and text tokens. All datasets
+run all the time, and are warmed up. They are read in turns, and each repeat reverses the order. So a slow period of the
 machine affects all of them. The plain Dataset reads the same windows of the same clips. It opens a .npy file for each
 array of each clip with ``mmap_mode="r"``, and copies the window. If our dataset normalizes, the plain Dataset
 normalizes in numpy. The program does not pass or fail: compare the numbers with each other.
@@ -180,11 +180,15 @@ def measure(pairs: list[Pair], seconds: float, repeats: int) -> list[dict[str, A
 def main() -> None:
     """Measure, print, and write the JSON file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--clips", type=int, default=16, help="synthetic clips of 64 s (16)")
-    parser.add_argument("--workers", type=int, default=2, help="worker processes of each DataLoader (2)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="length of each reading (5)")
-    parser.add_argument("--repeats", type=int, default=5, help="readings of each (5)")
-    parser.add_argument("--shards", type=Path, help="measure this folder's train split instead")
+    parser.add_argument("--clips", type=int, default=16, help="synthetic clips of 64 s (default: %(default)s)")
+    parser.add_argument(
+        "--workers", type=int, default=2, help="worker processes of each DataLoader (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="length of each reading in seconds (default: %(default)s)"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="readings of each dataset (default: %(default)s)")
+    parser.add_argument("--shards", type=Path, help="measure the train split of this folder instead of synthetic clips")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     given = parser.parse_args(sys.argv[1:])
     with tempfile.TemporaryDirectory(prefix="omniges-benchmark-") as temporary:

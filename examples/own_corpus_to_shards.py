@@ -1,4 +1,7 @@
-"""Write shards of your own arrays: here of random motion and sound. Run: python own_corpus_to_shards.py shards/."""
+"""Write shards of your own arrays; here, the arrays are random motion and sound.
+
+python examples/own_corpus_to_shards.py SHARDS
+"""
 
 import sys
 from collections.abc import Iterator

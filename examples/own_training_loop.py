@@ -1,4 +1,4 @@
-"""Train a model of your own on windows of shards: here, gesture from sound, by a few layers of convolutions.
+"""Train your own model on windows of shards; here, a small convolutional network predicts gesture from audio.
 
 python examples/own_training_loop.py SHARDS [STEPS]
 """

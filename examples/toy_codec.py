@@ -1,4 +1,4 @@
-"""A codec of gesture in one file: it averages pairs of frames, and keeps their principal components.
+"""A gesture codec in one file. Latents are principal components of the means of two successive frames.
 
 Fit the codec to the train split of shards, and write it to a folder: `python examples/toy_codec.py SHARDS FOLDER`.
 
@@ -77,4 +77,6 @@ def fit(shards: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     fit(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,4 +1,4 @@
-"""A metric in one file: the speed of the hands in generated motion, divided by their speed in the recording.
+"""A metric in one file: the wrists' speed in generated motion, divided by their speed in the recording.
 
 Register it in a script with `register_metric(HAND_SPEED_RATIO)`, or in the pyproject.toml of your own package:
 

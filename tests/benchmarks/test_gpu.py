@@ -37,7 +37,7 @@ def test_without_a_gpu_it_refuses_in_one_line(
     assert ended.value.code == 3
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
-    assert "a GPU expected, torch finds none" in err
+    assert "expected a GPU, found none" in err
 
 
 @pytest.mark.slow
