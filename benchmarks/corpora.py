@@ -34,7 +34,7 @@ def make_corpus(folder: Path, recordings: int, seconds: float) -> Path:
     command += ["--words", str(_VOCABULARY_WORDS), "--speakers", str(min(_SPEAKERS, recordings)), "--audio", "pcm16"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise SystemExit(f"{done.stderr.strip()}. To measure a corpus that is there already, use --root")
+        raise SystemExit(f"{done.stderr.strip()}. To measure an existing corpus, use --root")
     os.sync()
     return folder
 
@@ -43,7 +43,7 @@ def find_recordings(root: Path) -> list[Recording]:
     """Return all recordings under a folder, after reading every file once into the page cache."""
     recordings = list(discover(root, Selection()).recordings)
     if not recordings:
-        raise SystemExit(f"{root}: no recording has all of audio, motion and words")
+        raise SystemExit(f"{root}: expected recordings with audio, motion and words, found none")
     for recording in recordings:
         for source in recording.files.values():
             with open(source.path, "rb", buffering=0) as stream:

@@ -102,7 +102,9 @@ def _measure(tree: Path, work: Path) -> dict[str, _Visits]:
     wav = next(corpus.rglob("1_synthetica_0_1_1.wav"))
     found = _visited(tree, work, *train, work / "again")
     if "train step" not in found:
-        raise SystemExit(f"{tree}: {_STEPS} calls of {_STEP} expected, found fewer: name what fetches a batch in _STEP")
+        raise SystemExit(
+            f"{tree}: expected {_STEPS} calls of {_STEP}, found fewer; name in _STEP the function that fetches a batch"
+        )
     generate = ("generate", "--checkpoint", run, "--task", "a2g", "--steps", "1")
     found |= _visited(tree, work, *generate, "--audio", wav, "-o", work / "made")
     _omniges(tree, *generate, "--shards", shards, "--split", "test", "-o", work / "many")

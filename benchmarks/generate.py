@@ -119,7 +119,7 @@ def speed(loaded: Loaded, mel: Held) -> dict[str, Any]:
             pass
         seconds = (time.perf_counter() - began) / inputs
         rows.append({"steps": steps, "inputs": inputs, "seconds_per_minute": round(seconds, 3)})
-        print(f"{steps:3d} steps, {inputs} at once: {seconds:.2f} s a minute", flush=True)
+        print(f"{steps:3d} steps, {inputs} at once: {seconds:.2f} s per minute", flush=True)
     return {"rows": rows}
 
 

@@ -244,9 +244,9 @@ def _print(document: dict[str, Any]) -> None:
         spread = f"{min(rates):,.0f}–{max(rates):,.0f}"
         print(f"{name:12} {median(rates):10,.0f} {spread:>17} {median(rates) * size / 1e6:8,.0f} {cpu:14.0f} {ratio}")
     for peer, reason in document["absent"].items():
-        print(f"{peer}: absent ({reason}); pip install it into this Python or give --peers-python")
+        print(f"{peer}: absent ({reason}); install it into this Python with pip, or use --peers-python")
     aims = ", ".join(f"{name} × {factor:g}" for name, factor in TARGETS.items())
-    print(f"aims: {aims}, np.copyto × {COPY_SHARE:g}")
+    print(f"target ratios: {aims}, np.copyto × {COPY_SHARE:g}")
 
 
 def _parse(arguments: list[str]) -> Settings:
@@ -270,9 +270,9 @@ def _parse(arguments: list[str]) -> Settings:
     given = vars(parser.parse_args(arguments))
     for name in ("clips", "ticks", "batch_size", "workers", "repeats"):
         if given[name] < 1:
-            parser.error(f"--{name.replace('_', '-')} {given[name]}: at least 1 expected")
+            parser.error(f"--{name.replace('_', '-')} {given[name]}: expected at least 1")
     if not given["seconds"] > 0:
-        parser.error("--seconds: over 0 expected")
+        parser.error("--seconds: expected more than 0")
     return Settings(**given)
 
 

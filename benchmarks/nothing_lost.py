@@ -76,11 +76,11 @@ def _parse(arguments: Sequence[str]) -> Settings:
     given = parser.parse_args(arguments)
     only = frozenset(given.only.split(","))
     if unknown := only - set(CHECKS):
-        parser.error(f"--only {','.join(sorted(unknown))}: some of {', '.join(CHECKS)} expected")
+        parser.error(f"--only {','.join(sorted(unknown))}: expected some of {', '.join(CHECKS)}")
     if given.keep is not None and given.keep.exists():
-        parser.error(f"--keep {given.keep}: a new folder expected")
+        parser.error(f"--keep {given.keep}: expected a new folder")
     if given.real != _REAL and not given.real.is_dir():
-        parser.error(f"--real {given.real}: a folder expected, none is there")
+        parser.error(f"--real {given.real}: expected a folder, found none")
     return Settings(given.before, given.real, given.keep, only)
 
 
@@ -151,9 +151,9 @@ def _print_notes(sides: Sequence[Side]) -> None:
     before, now = (side.words for side in sides)
     other = [label for label in now if before.get(label) != now[label]]
     for label in other[:_NOTES_SHOWN]:
-        print(f"note: {label} says otherwise: before {before.get(label)!r} · now {now[label]!r}")
+        print(f"note: {label} prints another text: before {before.get(label)!r} · now {now[label]!r}")
     if len(other) > _NOTES_SHOWN:
-        print(f"note: {len(other) - _NOTES_SHOWN} others say otherwise")
+        print(f"note: {len(other) - _NOTES_SHOWN} more commands print another text")
 
 
 def _prove(settings: Settings, work: Path) -> bool:

@@ -105,7 +105,7 @@ def _append(path: Path, content: bytes) -> None:
 def _replace(path: Path, old: bytes, new: bytes) -> None:
     content = path.read_bytes()
     if old not in content:
-        raise SystemExit(f"{path}: {old!r} expected in it: this kind of damage does not fit these shards")
+        raise SystemExit(f"{path}: expected {old!r} in it, found none; this kind of damage does not fit these shards")
     path.write_bytes(content.replace(old, new, 1))
 
 
@@ -133,7 +133,7 @@ def _reseal(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     path = folder / "dataset.json"
     document = json.loads(path.read_bytes())
     if _sealed(document) != path.read_bytes():
-        raise SystemExit(f"{path}: another form than docs/reference/shards.md gives it")
+        raise SystemExit(f"{path}: expected the form of docs/reference/shards.md, found another form")
     change(document)
     path.write_bytes(_sealed(document))
 

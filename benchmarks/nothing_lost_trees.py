@@ -133,7 +133,7 @@ def _reported(text: str) -> str:
 def _git(repository: Path, *words: str) -> str:
     program = shutil.which("git")
     if program is None:
-        raise SystemExit("git: not found, and the earlier commit comes from it")
+        raise SystemExit("git: not found; install git, which provides the earlier commit")
     done = subprocess.run([program, "-C", str(repository), *words], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise SystemExit(f"git {' '.join(words)}: {done.stderr.strip()}")

@@ -90,7 +90,7 @@ def _parse(arguments: list[str]) -> Settings:
     given = vars(parser.parse_args(arguments))
     for name in ("recordings", "workers", "repeats", "subset", "stage_recordings"):
         if given[name] < 1:
-            parser.error(f"--{name.replace('_', '-')} {given[name]}: at least 1 expected")
+            parser.error(f"--{name.replace('_', '-')} {given[name]}: expected at least 1")
     memory = given.pop("memory")
     return Settings(memory=() if memory is None else tuple(memory) or DEFAULT_COUNTS, **given)
 
@@ -197,7 +197,9 @@ def measure(settings: Settings, work: Path) -> dict[str, Any]:
     for count in settings.memory:
         if not fit_for_links(recordings, count):
             needed = -(-count // MAX_COPIES)
-            raise SystemExit(f"--memory {count}: stems of BEAT2 and at least {needed} recordings needed")
+            raise SystemExit(
+                f"--memory {count}: expected stems as in BEAT2 and at least {needed} recordings; use a larger corpus"
+            )
     document = {"machine": machine} | compare(root, recordings, work, settings)
     # Only the conversion of train recordings has the stage of statistics.
     train = [recording for recording in recordings if recording.split == "train"] or recordings
@@ -224,7 +226,9 @@ def main() -> None:
     """Measure, print, and write the JSON file."""
     settings = _parse(sys.argv[1:])
     if not COMMAND.exists():
-        raise SystemExit(f"{COMMAND}: not found. Install the project into this Python first: pip install -e .")
+        raise SystemExit(
+            f"{COMMAND}: the file does not exist; install the project into this Python with pip install -e ."
+        )
     if settings.work:
         settings.work.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clean up, as after Ctrl-C

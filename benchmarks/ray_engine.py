@@ -209,7 +209,7 @@ def _parse(arguments: list[str]) -> Settings:
     given = vars(parser.parse_args(arguments))
     for name in ("recordings", "workers", "repeats"):
         if given[name] < 1:
-            parser.error(f"--{name} {given[name]}: at least 1 expected")
+            parser.error(f"--{name} {given[name]}: expected at least 1")
     return Settings(**given)
 
 

@@ -264,7 +264,7 @@ def main() -> None:
     draw(rows, run, folder / "curves.png")
     last = from_files(run, folder / "shards", folder, arguments.steps)
     shown = ", ".join(f"{task} {score:.3f}" for task, score in last.items())
-    print(f"whole test clips through generate and evaluate, from files: {shown}")
+    print(f"complete test clips through generate and evaluate, from files: {shown}")
     met = all(last[task] >= 0.97 for task in SIX[:4]) and all(last[task] <= 0.03 for task in SIX[4:])
     print(
         f"targets (0.97 of words shown, word error rate 0.03): {'met' if met else 'NOT met'}; {folder / 'curves.png'}"

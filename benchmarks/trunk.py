@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     chosen = parser.parse_args()
     if min(chosen.width, chosen.layers, chosen.heads, chosen.batch, chosen.repeats, chosen.threads) < 1:
-        parser.error("sizes, --repeats and --threads: at least 1 expected")
+        parser.error("sizes, --repeats and --threads: expected at least 1")
     torch.set_num_threads(chosen.threads)
     sizes = Sizes(width=chosen.width, layers=chosen.layers, heads=chosen.heads, batch=chosen.batch)
     found = measure(sizes, repeats=chosen.repeats, device=chosen.device)

@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     chosen = parser.parse_args()
     if chosen.threads < 1 or chosen.repeats < 1:
-        parser.error("--threads and --repeats: at least 1 expected")
+        parser.error("--threads and --repeats: expected at least 1")
     with tempfile.TemporaryDirectory() as temporary:
         shards = chosen.shards or _make_shards(chosen.work or Path(temporary), chosen.size_mb)
         document = measure(shards, chosen.threads, chosen.repeats)
