@@ -4,8 +4,8 @@ AudioLDM2 (H. Liu et al. 2023) and omniges use the same mel, see docs/reference/
 subfolder ``vae`` of `cvssp/audioldm2` on the Hugging Face Hub. The folder of another diffusers AutoencoderKL with one
 channel also works. It has config.json and diffusion_pytorch_model.safetensors or .bin.
 
-A row of latents has K channels and W columns. The number of channel k and column w has index k · W + w in the row. Each
-number is (mean of the posterior − shift factor) · scaling factor, with both factors from the configuration.
+A row of latents has K channels and W columns. The value of channel k and column w has index k · W + w in the row. Each
+value is (mean of the posterior − shift factor) · scaling factor, with both factors from the configuration.
 
 Arrays of any length are processed in blocks, and the result equals that of diffusers on the complete array. The blocks
 are not encoded separately, because every latent depends on the complete clip. Group normalisations use the mean and
@@ -15,8 +15,8 @@ Instead, each layer is computed over the complete activation, block by block. A 
 row on each side of a block. Means and variances are computed over all blocks. The attention computes a block of queries
 against all keys. The block length affects only memory, which is two activations of the complete clip and one block.
 
-Shape letters: C channels, T rows (time), F columns (frequency) of an activation; K channels of latents. There is no
-batch axis.
+Shape letters: C channels, T rows (time), F columns (frequency) of an activation; K channels of latents. A letter with a
+prime, such as T', is the size after the network or layer. There is no batch axis.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class _Config:
 
     @property
     def frames_per_row(self) -> int:
-        """Number of mel frames in a row of latents. Each column of a row covers the same number of mel bands."""
+        """Number of mel frames in a row of latents. It is also the number of mel bands in a column of a row."""
         return int(2 ** (len(self.block_out_channels) - 1))
 
 
@@ -276,7 +276,7 @@ class _Walk:
         self._block_elements = block_elements
 
     def _blocks(self, x: Tensor) -> Iterator[tuple[int, int]]:
-        """Yield the first row and the end row (exclusive) of each block of an activation; first rows are even."""
+        """Yield the index of the first row (always even) and of the end row (exclusive) of each block of x."""
         channels, rows, columns = x.shape
         step = max(2, self._block_elements // (channels * columns) & ~1)
         for start in range(0, rows, step):
@@ -417,7 +417,7 @@ class _Walk:
         return x
 
     def attended(self, x: Tensor, attention: Any) -> Tensor:
-        """Add self-attention, in which every position attends to all positions.
+        """Apply a self-attention layer to x and add x to the result; every position attends to all positions.
 
         Args:
             x: Activation (C, T, F).
@@ -446,10 +446,10 @@ class _Walk:
 
 
 def _convolution(piece: Tensor, conv: Any, *, above: bool, below: bool) -> Tensor:
-    """Apply a 3 × 3 convolution to a block of rows that includes one neighbouring row on each side.
+    """Apply a 3 × 3 convolution to a block of rows.
 
-    The first block of the array lacks the row before it (`above` is True), and the last block lacks the row after it
-    (`below` is True). A row of zeros takes the place of a missing row.
+    `piece` contains the block, the row before it and the row after it. If `above` is True, the block is the first of
+    the array; `piece` has no row before it, and a row of zeros is used. `below` means the same for the last block.
     """
     padded = functional.pad(piece, (0, 0, int(above), int(below)))
     return functional.conv2d(padded[None], conv.weight, conv.bias, padding=(0, 1))[0]

@@ -57,7 +57,7 @@ class FrameCodec(Protocol):
 
     @property
     def entry(self) -> FrameEntry:
-        """Description of the codec that shards and checkpoints store: name, fingerprint, source, rows and channels."""
+        """Codec description that shards and checkpoints store: name, fingerprint, source, rows and channels."""
 
     def encode(self, array: F32, /) -> F32:
         """Encode the source (frames, columns) of a complete clip as latents (frames // frames_per_row, channels)."""
@@ -88,7 +88,7 @@ class WindowCodec(Protocol):
 
     @property
     def entry(self) -> WindowEntry:
-        """Description of the codec that shards and checkpoints store: name, fingerprint, windows and latents."""
+        """Codec description that shards and checkpoints store: name, fingerprint, windows and latents."""
 
     def on(self, grid: WindowGrid, /) -> WindowCodec:
         """Return a codec with the same networks for windows of another length and stride."""

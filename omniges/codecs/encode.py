@@ -95,7 +95,7 @@ def encode(settings: EncodeSettings, count: Count = lambda _done, _total: None) 
     """Add a codec's latents to shards.
 
     Existing shards do not change until the new set is complete. If a run is stopped, the next run of the same command
-    uses its finished shards.
+    uses the shards that the stopped run finished.
 
     Args:
         settings: Codecs, folders and windows.
@@ -281,7 +281,7 @@ def _complete(target: Path, source: ShardFolder, entries: Mapping[str, CodecEntr
 
 
 def _hash_without(rows: Sequence[ManifestRow], members: set[str]) -> str:
-    """Return the manifest hash of the rows without the given members."""
+    """Return the manifest hash of all rows, computed as if their samples did not have the given members."""
     return manifest_hash(
         [
             replace(row, members={name: place for name, place in row.members.items() if name not in members})
@@ -430,7 +430,7 @@ class _Job:
                     self._gather(entry, row, self.source.array_of(row, entry.member, data))
 
     def _gather(self, entry: CodecEntry, row: ManifestRow, latents: Any) -> None:
-        """Add a train sample's latents to the statistics; a clip that is too short has no latents."""
+        """Add a sample's latents to the statistics, if it is in the train split and long enough to have latents."""
         if row.split == "train" and len(latents):
             spool = self.statistics.setdefault(entry.name, PartialSpool(folder=self.workspace.out))
             spool.append((partial_of(entry.vectors(latents)),))
@@ -497,7 +497,7 @@ class _Job:
             ) from error
 
     def _finish(self, shards: Mapping[str, _Written]) -> None:
-        """Write all files except the shards, dataset.json last, and replace the old set by the new set."""
+        """Write the files beside the shards, dataset.json after the others; then replace the old set by the new set."""
         source, folder = self.source, self.workspace.folder
         rows = [row for shard in shards.values() for row in shard.rows]
         codecs = dict(sorted((source.codecs | {entry.name: entry for entry in self.entries}).items()))

@@ -79,7 +79,7 @@ def part_columns(part: Part, channels: int, where: str) -> slice:
     Args:
         part: Part of the body.
         channels: Number of channels of the network's input.
-        where: Name of the file in errors.
+        where: Name of the file, for errors.
 
     Returns:
         The slice of the 415 channels.
@@ -194,7 +194,7 @@ class GestureRvqvae:
 
     @property
     def entry(self) -> FrameEntry:
-        """Description of the codec that shards and checkpoints store: name, fingerprint, source, rows and channels."""
+        """Codec description that shards and checkpoints store: name, fingerprint, source, rows and channels."""
         parts = {part: asdict(net.spec) for part, net in self.nets.items()}
         return FrameEntry(
             name=NAME,

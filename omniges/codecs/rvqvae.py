@@ -90,7 +90,7 @@ class RvqvaeSpec:
 
     @property
     def dilations(self) -> tuple[int, ...]:
-        """Dilation of each residual block of a stage, largest first, in encoder and decoder."""
+        """Dilations of the residual blocks in every stage of encoder and decoder, largest first."""
         return tuple(_DILATION_GROWTH ** (self.depth - 1 - k) for k in range(self.depth))
 
     @property
@@ -106,9 +106,9 @@ class RvqvaeSpec:
 
     @property
     def decoder_reach(self) -> int:
-        """Number of latents before and after its own latent on which a frame depends.
+        """Number of latents on each side of latent i on which the frames of latent i depend.
 
-        The frames of latent i depend on latents i − reach to i + reach.
+        These frames depend on latents i − reach to i + reach.
         """
         reach = 2  # the last two convolutions, in frames
         for _ in range(self.stages):
@@ -117,7 +117,7 @@ class RvqvaeSpec:
 
     @property
     def encoder_context(self) -> int:
-        """Number of extra latents on each side with which a block gives the same result as one pass over all frames."""
+        """Number of extra latents that a block needs on each side to give the result of one pass over all frames."""
         before, after = self.encoder_reach
         return max(-(-before // self.frames_per_latent), after // self.frames_per_latent)
 
@@ -268,7 +268,7 @@ class Rvqvae(nn.Module):
 
     @torch.no_grad()
     def encode(self, motion: Tensor, *, block_latents: int = BLOCK_LATENTS) -> Tensor:
-        """Encode motion as latents that are not quantised, N = ⌊T / frames_per_latent⌋.
+        """Encode motion as N = ⌊T / frames_per_latent⌋ latents, without quantisation.
 
         Frames after the last complete latent are dropped first. Otherwise, up to `RvqvaeSpec.encoder_context` latents
         at the end would depend on frames that the decoder does not return. The motion is padded with zeros. Long motion
@@ -420,7 +420,7 @@ def rvqvae_of(tensors: Mapping[str, Tensor], where: str) -> Rvqvae:
 
     Args:
         tensors: Tensors by name.
-        where: Name of the file in errors.
+        where: Name of the file, for errors.
 
     Returns:
         The network, on the tensors' device.
@@ -443,7 +443,7 @@ def spec_of(tensors: Mapping[str, Tensor], where: str) -> RvqvaeSpec:
 
     Args:
         tensors: Tensors by name.
-        where: Name of the file in errors.
+        where: Name of the file, for errors.
 
     Returns:
         The sizes.

@@ -113,7 +113,7 @@ class EncodeSettings:
 
     @property
     def target(self) -> Path:
-        """Folder of the shards with latents."""
+        """Folder to which the shards with latents are written; it may be the folder of the input."""
         return self.shards if self.output_dir is None else self.output_dir
 
     @property

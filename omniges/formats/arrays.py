@@ -178,7 +178,7 @@ class Archive:
         return text if not text or text.isprintable() else None
 
     def _inflate(self, info: zipfile.ZipInfo, limit: int) -> bytes | memoryview:
-        """Decompress at most ``limit`` bytes of a member."""
+        """Decompress a member; return at most the first ``limit`` bytes of the decompressed data."""
         body = self._packed(info)
         if info.compress_type == zipfile.ZIP_STORED:
             if info.compress_size != info.file_size:

@@ -414,7 +414,7 @@ def _guess(head: bytes) -> str:
 
 
 def _find_data(view: ByteRanges) -> tuple[_Format, int, int]:
-    """Read chunks up to the first data chunk; return the format, the offset of the data, and the size field."""
+    """Read chunks up to the first data chunk; return the format, and the byte offset and stated size of its data."""
     fmt: _Format | None = None
     long_size: int | None = None
     order = _order(view)

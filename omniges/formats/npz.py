@@ -441,10 +441,11 @@ def _add_member(archive: zipfile.ZipFile, name: str, array: Array) -> None:
 
 
 def _found_keys(archive: Archive) -> tuple[str, dict[str, str], list[tuple[str, str]]]:
-    """Return the key style of a file, and a dictionary from this module's name of each array to its key in the file.
+    """Choose the key of each array in a file. Return the key style, the keys by name of the array, and second keys.
 
-    Return also (name, second key) of each array that the file contains twice. Files of AMASS, for example, have
-    ``poses`` and also the parts of the poses.
+    This module names an array in the same way for all key styles, such as ``trans`` for the key ``transl``. The second
+    keys are (name, key) of each array that the file contains twice. Files of AMASS, for example, have ``poses`` and
+    also the parts of the poses.
     """
     style = "beat2" if "poses" in archive else "split" if "root_orient" in archive else "smplx"
     style = style if style != "smplx" or "global_orient" in archive else "beat2"

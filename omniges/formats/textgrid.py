@@ -3,8 +3,8 @@
 This module decodes the text and its tokens (quoted strings, free-standing numbers); praatio parses the structure.
 First, each token is replaced by its index ("masked" text), because praatio makes errors on the original text. praatio
 reads ``item [`` or ``"IntervalTier"`` inside a label as structure, drops the sign of a start time and does not support
-exponents. It takes quadratic time on malicious text, and stops without an error at the first damaged row of a short
-file. So the number of parsed intervals is compared with the counts in the file.
+exponents. It takes quadratic time on malicious text. In the short text form, it stops without an error at the first
+damaged row. So the number of parsed intervals is compared with the counts in the file.
 """
 
 from __future__ import annotations
@@ -169,14 +169,14 @@ class _Masked:
     numbers: list[str]
 
     def number(self, index: int) -> float:
-        """Return the value of a number token."""
+        """Return the value of the number with this index in `numbers`; refuse a token that is not a number."""
         token = self.numbers[index]
         if len(token) > 512 or not _NUMBER.fullmatch(token):
             raise RecordingFault("textgrid-syntax", f"line {self.line(index)}: {_short(token)}", "a number")
         return float(token)
 
     def count(self, index: int) -> int:
-        """Return the value of a number token that is a count."""
+        """Return the number with this index in `numbers` as an int; refuse a number that cannot be a count."""
         value = self.number(index)
         if not (0 <= value < 1e9 and value == int(value)):
             found = f"line {self.line(index)}: {_short(self.numbers[index])}"
@@ -184,7 +184,7 @@ class _Masked:
         return int(value)
 
     def line(self, index: int) -> int:
-        """Return the line number of a number token, from 1, for errors."""
+        """Return the line of the file, counted from 1, that contains the number with this index in `numbers`."""
         seen = -1
         for match in _TOKEN.finditer(self.text, _header_end(self.text)):
             seen += match["num"] is not None
@@ -216,7 +216,8 @@ def decode_words(data: bytes, tier: str | None = None, speakers: Collection[str]
     """Read the word tier of a TextGrid in UTF-8 or UTF-16, in long, short or chronological text form.
 
     The word tier is an interval tier named ``words`` or ``word`` (case and stray quotes are ignored). If there are
-    several, it is the first one that contains words. If no such tier exists, it is the tier ``SPEAKER - words`` of MFA.
+    several, it is the first one that contains words. If no such tier exists, it is the tier ``SPEAKER - words``, as the
+    Montreal Forced Aligner (MFA) names it.
     Letters of labels are unchanged. Surrounding white space is removed, a line break becomes one space, and silences
     are dropped. If a word begins up to 10 ms before the end of the previous word, its start is moved to that end.
 
@@ -460,9 +461,9 @@ def _tiers(masked: _Masked, wanted: str | None) -> list[_Tier]:
 def _without_other_entries(masked: _Masked, wanted: str | None) -> tuple[str, dict[int, int]]:
     """Remove the entries of all tiers but the wanted ones, because phones take four fifths of praatio's time.
 
-    Return the shorter text, and a dictionary with the number of removed entries of each shortened tier. The number is
-    -1 if an entry is incomplete. The key of a tier is the index of its first number token. The caller compares the
-    numbers with the counts in the file, so a truncated tier is still detected.
+    Return the masked text without these entries, and a dictionary with the number of entries removed from each tier.
+    The value is -1 if an entry is incomplete. The key is the index in `numbers` of the tier's first number. The caller
+    compares the values with the counts in the file, so a truncated tier is still detected.
     """
     heads = [
         head
@@ -489,7 +490,10 @@ def _without_other_entries(masked: _Masked, wanted: str | None) -> tuple[str, di
 
 
 def _string(masked: _Masked, label: str) -> str:
-    """Return the original text of a masked label, with "" replaced by "; raise ValueError if there is no string."""
+    """Return the original text of a masked label. A double quote, which files write twice, occurs once.
+
+    Raises `ValueError` if the label is not the index of a string.
+    """
     match = _LABEL.fullmatch(label)
     if match is None:
         raise ValueError(f"no single string at {_short(label)}")

@@ -122,7 +122,7 @@ class Condition:
     """Latents of the complete clip, if the shards contain latents of the model's codec."""
 
     def cut(self, ticks: int) -> Condition:
-        """Return a copy of the condition that is cut to its first ticks."""
+        """Return the condition cut to its first `ticks` ticks; a shorter condition is returned unchanged."""
         if ticks >= self.ticks:
             return self
         words = [word for word in self.words if word["start"] * TICKS_PER_SECOND < ticks]
@@ -305,7 +305,10 @@ def words_condition(
 
 
 def _textgrid(path: str, data: bytes, seconds: float | None) -> tuple[list[dict[str, Any]], float | None, list[str]]:
-    """Parse a TextGrid. Return its words, its length in seconds and warnings; see `read_text` for `seconds`."""
+    """Parse a TextGrid. Return its words, its length in seconds (never None) and warnings.
+
+    The times must fit `seconds`, the length of the other streams, if it is not None.
+    """
     try:
         tier = decode_words(data)
         if seconds is not None:

@@ -222,7 +222,7 @@ def sample_timelines(
         seed: Seed of the noise.
         windows: Lengths of the windows.
         settings: Steps and solver.
-        worked: Function that is called after each step with the step's share of the generated ticks.
+        worked: Function that is called after each step with a number of ticks; these sum to the generated ticks.
 
     Yields:
         The index of the timeline, the arrays of a chunk by stream, and their length in ticks. Ticks that
@@ -393,7 +393,11 @@ def _held(
     before: Sequence[Mapping[StreamName, Tensor]],
     model: FlowModel,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the n tokens that earlier chunks also contain: indices (n,), clean tokens (n, C), fade weights (n, 1)."""
+    """Return the n tokens that earlier chunks have already generated, for the cross-fade.
+
+    Returns their indices (n,) among the tokens of all chunks, the clean tokens (n, C) of the earlier chunks, and the
+    weights (n, 1) of these clean tokens, which decrease with time.
+    """
     stream = model.stream(name)
     counts = [0 if stream.complete_windows else stream.count(x.shared) for x in chunks]
     device = plan.rows.device

@@ -1,8 +1,9 @@
-"""`OmnigesPipeline` runs a trained model in Python, from arrays or paths to arrays, similar to pipelines of diffusers.
+"""`OmnigesPipeline` runs a trained model in Python. Inputs are arrays or files; results are arrays.
 
-It does not derive from `diffusers.DiffusionPipeline`, which may download and unpickle files and draws noise from a
-generator. `OmnigesPipeline` loads a checkpoint, verifies its checksums and downloads nothing. Noise is keyed by seed,
-sample and tick, so a call and the command `generate` give the same results.
+The interface is similar to pipelines of diffusers. The class does not derive from `diffusers.DiffusionPipeline`, which
+may download and unpickle files and draws noise from a generator. `OmnigesPipeline` loads a checkpoint, verifies its
+checksums and downloads nothing. Noise is keyed by seed, sample and tick, so a call and the command `generate` give the
+same results.
 """
 
 from __future__ import annotations
@@ -509,7 +510,7 @@ def _sampling(
 
 
 def _reporting(callback: Callable[[float, float], None] | None, total_ticks: int) -> Callable[[float], None]:
-    """Return a function that adds up generated ticks, and passes the sum and the total to a callback in seconds."""
+    """Return a function that adds up generated ticks, and calls `callback` with the sum and the total in seconds."""
     done = 0.0
 
     def worked(ticks: float) -> None:

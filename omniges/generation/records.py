@@ -1,6 +1,6 @@
-"""Records of generated results: NAME.json, which describes the files of a result, and the words in its TextGrid.
+"""Content of the record NAME.json, which describes a generated result.
 
-This module does not import torch.
+The module also reads the words of a result from its TextGrid. It does not import torch.
 """
 
 from __future__ import annotations

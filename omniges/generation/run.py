@@ -235,7 +235,7 @@ class _Job:
 
         Args:
             group: The inputs.
-            worked: Function that is called after each step with the step's share of the generated ticks.
+            worked: Function that is called after each step with a number of ticks; these sum to the generated ticks.
 
         Yields:
             For each result, the path of its record, and the record.
@@ -358,7 +358,7 @@ class _Job:
         )
 
     def _warnings_of(self, item: Input) -> Iterator[str]:
-        """Yield warnings about an input that depend on the model."""
+        """Yield warnings that come from the model, such as that it does not know the input's speaker."""
         if item.source is not None and self.known is False:
             yield "the model was not trained on the shards of this sample"
         yield from self.sampler.absence_warnings(TASKS[self.task].targets)

@@ -228,7 +228,10 @@ class Codecs:
         return self._quantised if any(isinstance(codec, QuantisingCodec) for codec in codecs) else None
 
     def _frames_of(self, condition: Condition, entry: FrameEntry, ticks: int) -> TicksOf:
-        """Return a function that gives the latents of ticks: those of the shards, or latents encoded from the array."""
+        """Return a function that gives the latents in a range of ticks.
+
+        The latents come from the shards. If the shards have none, the array is encoded.
+        """
         rows = entry.rows
         latents = condition.latents
         if latents is None:
@@ -332,7 +335,7 @@ class Codecs:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The next generated rows of one timeline."""
+    """Generated rows of one timeline, which follow the rows of the previous `Part` of this timeline."""
 
     number: int  # index of the timeline
     rows: Mapping[StreamName, npt.NDArray[Any]]  # not decoded yet; the last part contains all latents
@@ -398,7 +401,10 @@ class Sampler:
         return 0
 
     def absent_from(self, targets: Sequence[StreamName]) -> tuple[schema.Part, ...]:
-        """Return the parts of the targets that all training samples lacked. They do not move in generated motion."""
+        """Return the parts of the body that do not move in generated motion, because all training samples lacked them.
+
+        The result is empty if gesture is not a target or is stored as latents.
+        """
         if "gesture" not in targets or "gesture" in self.codecs.entries:
             return ()
         return tuple(part for part in absent_parts(self.model.trained) if part in STREAM_CHANNELS_OF)
@@ -476,7 +482,7 @@ class Sampler:
             seed: Seed of the noise, which is keyed by seed, sample and tick.
             windows: Lengths of the windows.
             settings: Steps and solver.
-            worked: Function that is called after each step with the step's share of the generated ticks.
+            worked: Function that is called after each step with a number of ticks; these sum to the generated ticks.
 
         Yields:
             Parts of the results.
@@ -507,7 +513,7 @@ class Sampler:
 
 
 def joined(parts: Iterable[Part]) -> list[dict[StreamName, Any]]:
-    """Decode parts and join them to the complete arrays of each timeline, by stream.
+    """Decode all parts and concatenate those of each timeline; return the complete arrays by stream, for each timeline.
 
     All arrays are in memory. The errors are those of `Part.arrays`.
     """

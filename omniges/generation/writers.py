@@ -200,7 +200,7 @@ class SpeechSink:
 class Labels:
     """Converter of generated texts to valid TextGrid labels.
 
-    `warnings` names the texts that readers of the TextGrid take for silence, and counts texts with control characters.
+    `warnings` names the texts that programs read in TextGrids as silence, and counts texts with control characters.
     """
 
     def __init__(self, kind: str) -> None:
@@ -251,7 +251,7 @@ class TextSink:
         return [WordInterval(labels.label(word.word), word.start, word.end) for word in decoded]
 
     def spoken(self) -> tuple[list[WordInterval], bool]:
-        """Return the words that readers of the TextGrid find, and True, because the words have times."""
+        """Return the words that programs read from the TextGrid, and True, because the words have times."""
         return _without_silences(self._labelled(Labels("words"))), True
 
     def files(self) -> Iterator[OutFile]:
@@ -299,7 +299,7 @@ class WindowTextSink:
                 self._cut_from_s.append(start)
 
     def spoken(self) -> tuple[list[WordInterval], bool]:
-        """Return the texts that readers of the TextGrid find, and False, because the words have no times."""
+        """Return the texts that programs read from the TextGrid, and False, because the words have no times."""
         return _without_silences(self._intervals), False
 
     def files(self) -> Iterator[OutFile]:
@@ -391,7 +391,7 @@ class Results:
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings about the files, after they were written."""
+        """Warnings about the files; all warnings exist only after the iterator of `files` has ended."""
         return [warning for sink in self.sinks.values() for warning in sink.warnings]
 
 
@@ -410,7 +410,7 @@ def result_picture(
         results: The result.
         body: Body whose start position is the start of the motion.
         codec: Tokenizer of text tokens.
-        part: Part of the result to draw.
+        part: Start and length of the time span to draw.
 
     Returns:
         The picture as PNG.
@@ -438,9 +438,10 @@ def result_picture(
 
 
 def _rows_of(condition: Condition, codec: TextTokenCodec | None, start: int, stop: int) -> Any:
-    """Return the rows of a condition from tick `start` to tick `stop`.
+    """Return the rows of a condition from tick `start` to tick `stop`; for text, return words instead of rows.
 
-    For text, return the words that have text tokens or, without a codec, all words.
+    These are the words that have text tokens before `stop`. They are all words if `codec` is None or the text is stored
+    as latents.
     """
     if condition.stream != "text":
         return condition.array(start, stop - start)
@@ -456,8 +457,8 @@ def _place(rows: Callable[[int, int], F32], first: int, shown: F32, start_xz: F6
     blocks.
 
     Args:
-        rows: Function of a first and a last tick that returns the gesture channels between them.
-        first: The tick.
+        rows: Function of a start tick and an end tick (exclusive) that returns the gesture channels of these ticks.
+        first: Index of the tick.
         shown: Gesture channels from this tick on.
         start_xz: Position (2,) in the first row of the result, in metres.
 

@@ -139,7 +139,8 @@ class EncodedTexts:
 class TextCodec:
     """Codec of texts: a text VAE with its tokenizers.
 
-    The codec is not a torch module. Therefore, a model that contains it does not train it, save it or average it.
+    The codec is not a torch module. Therefore, if a model contains the codec, the codec's weights are not trained, and
+    are neither in the model's checkpoints nor in its EMA weights.
     """
 
     def __init__(self, vae: TextVae, t5_tokens: T5Tokens, llama_tokens: LlamaTokens) -> None:
@@ -184,7 +185,7 @@ class TextCodec:
 
     @property
     def latent_shape(self) -> tuple[int, int]:
-        """Number of latents of a text N, and width of a latent V."""
+        """(N, V): the number of latents of a text, and the width of a latent."""
         return self.vae.config.vae.n_tokens, self.vae.config.vae.vae_dim
 
     @property
@@ -259,7 +260,7 @@ class TextWindows:
 
     @property
     def entry(self) -> WindowEntry:
-        """Description of the codec that shards and checkpoints store: name, fingerprint, windows and latents."""
+        """Codec description that shards and checkpoints store: name, fingerprint, windows and latents."""
         latents, width = self._codec.latent_shape
         return WindowEntry(
             name=NAME,
@@ -305,7 +306,11 @@ class TextWindows:
         return self.encode_texts(self.texts(words, ticks))
 
     def encode_texts(self, texts: Sequence[str]) -> F32:
-        """Encode texts as latents (texts, N · V). Equal texts are encoded once, the empty text once for all calls."""
+        """Encode texts as latents (texts, N · V).
+
+        A text that occurs several times in a call is encoded only once. The latents of the empty text are kept for
+        later calls.
+        """
         different = list(dict.fromkeys(text for text in texts if text))
         found = {"": self._of_nothing} if "" in texts else {}
         for start in range(0, len(different), _BATCH):

@@ -86,7 +86,7 @@ def text_vae_config(document: Any, where: str) -> TextVaeConfig:
 
     Args:
         document: Parsed content of config.json.
-        where: Name of the file in errors.
+        where: Name of the file, for errors.
 
     Returns:
         The configuration.
@@ -203,8 +203,8 @@ def require_agreement(config: TextVaeConfig, shapes: Mapping[str, Sequence[int]]
     Args:
         config: The configuration.
         shapes: Shape of each tensor by name.
-        where: Name of the configuration's file in errors.
-        weights: Name of the weights' file in errors.
+        where: Name of the configuration's file, for errors.
+        weights: Name of the weights' file, for errors.
 
     Raises:
         DataError: A size differs from the shape of a tensor.

@@ -97,7 +97,7 @@ class TextVae(nn.Module):
         Args:
             config: Sizes of the text VAE.
             tensors: Tensors by name.
-            where: Name of the file in errors.
+            where: Name of the file, for errors.
             ends: Directions that are needed. Encoding uses T5 and the Q-Former, decoding uses LLaMA. Networks that are
                 not needed are removed.
             prefix: Prefix of the names of the text VAE's tensors; tensors without it are ignored.
@@ -294,7 +294,10 @@ def _t5(sizes: T5Sizes) -> T5EncoderModel:
 
 
 def _qformer(vae: VaeConfig) -> Blip2QFormerModel:
-    """Create BLIP-2's Q-Former (J. Li et al. 2023) of 6 layers without text; every second layer attends to features."""
+    """Create BLIP-2's Q-Former (J. Li et al. 2023) with 6 layers; every second layer attends to the T5 features.
+
+    Its inputs are learned queries only, not text tokens.
+    """
     from transformers import Blip2QFormerConfig, Blip2QFormerModel  # noqa: PLC0415 - optional, and slow to import
 
     config = Blip2QFormerConfig(hidden_size=vae.vae_hidden_size, encoder_hidden_size=vae.prompt_size, **QFORMER)
@@ -302,7 +305,7 @@ def _qformer(vae: VaeConfig) -> Blip2QFormerModel:
 
 
 def _stored_names(tensors: Mapping[str, Tensor], prefix: str, expected: Iterable[str], where: str) -> dict[str, str]:
-    """Map the name of each weight without the prefix to its name in the file.
+    """Return, for each weight, its name in the file; the keys are the same names without the prefix.
 
     T5's embedding table has two names. The file may contain the table under one name or under both.
 

@@ -144,7 +144,8 @@ class T5Tokens(_TokenizerFile):
 class LlamaTokens(_TokenizerFile):
     """LLaMA's tokenizer, read from a folder. A padding token is added if the file has none.
 
-    Raises `DataError` if it does not fit a model of ``vocabulary`` tokens, or if its begin or end token has another id.
+    Raises `DataError` if it does not fit a model of ``vocabulary`` tokens, or if the ids of its begin and end tokens
+    differ from the arguments ``begin`` and ``end``.
     """
 
     def __init__(self, folder: Path, *, vocabulary: int, begin: int, end: int) -> None:
@@ -211,7 +212,7 @@ def require_plain_tokenizer(document: Any, where: str) -> None:
 
     Args:
         document: Parsed content of tokenizer.json.
-        where: Name of the file in errors.
+        where: Name of the file, for errors.
 
     Raises:
         DataError: A component is of another type, or has other arguments than in published tokenizers.
@@ -239,7 +240,10 @@ def _fault(where: str, found: str, expected: str) -> DataError:
 
 
 def _parts(component: Any, inner: str) -> list[Any]:
-    """Return the components of a ``Sequence`` as a list; for another component, return a list of this component."""
+    """Return a list that contains `component`, or an empty list if `component` is None.
+
+    A component of type ``Sequence`` has a list of other components under the key `inner`. Then that list is returned.
+    """
     if component is None:
         return []
     found = component.get(inner) if isinstance(component, dict) and component.get("type") == "Sequence" else None
