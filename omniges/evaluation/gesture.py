@@ -1,4 +1,7 @@
-"""Score generated motion: Fréchet distance, beats, diversity, recall, face, and metrics that need no recording."""
+"""Score generated motion.
+
+Metrics compare its features, beats, semantic gestures and face with recordings, or describe the motion alone.
+"""
 
 from __future__ import annotations
 
@@ -96,7 +99,7 @@ def score_gesture(
         count: Function that is called after each result.
 
     Returns:
-        Figures, scored seconds of each recording, and warnings.
+        Figures (values of metrics), scored seconds of each recording, and warnings.
 
     Raises:
         DataError: A file cannot be read.
@@ -292,10 +295,10 @@ class _Scorer:
         return figures + self._registered.figures(self._how)
 
     def _mean_figure(self, heading: scores.Heading, values: scores.Values) -> scores.Figure:
-        """Return the figure of a weighted mean.
+        """Return the figure (value with interval) of a metric whose values are averaged with weights.
 
-        Its details are the number of vertices (face), the share of contact with the floor (foot skate), or the numbers
-        of joints and of annotated results (recall). Other metrics have no details.
+        The details of the figure are the number of vertices (face), the share of contact with the floor (foot skate),
+        or the numbers of joints and of annotated results (recall). Other metrics have no details.
         """
         details: dict[str, Any] = {}
         match values.found:
@@ -309,10 +312,11 @@ class _Scorer:
         return scores.figure_of_mean(heading, values, self._how, details)
 
     def _seam_figure(self, heading: scores.Heading, values: scores.Values) -> scores.Figure:
-        """Return the figure of velocity or acceleration at window boundaries.
+        """Return the figure (value with interval) for velocity or acceleration at window boundaries.
 
-        It is the share of values at boundaries that exceed the 99th percentile of the values in all other frames. The
-        share is about 0.01 if the motion is as smooth at boundaries as elsewhere.
+        Velocities or accelerations at boundaries are compared with those in all other frames of the clip. The value of
+        the figure is the share that exceeds the 99th percentile of the other frames. The share is about 0.01 if the
+        motion is as smooth at boundaries as elsewhere.
         """
         counts = np.array([(int((one.at_seams > one.elsewhere).sum()), len(one.at_seams)) for one in values.found])
         details = {}
@@ -365,7 +369,7 @@ def face_sums(person: Person, generated: ClipMotion, others: Sequence[ClipMotion
 class BeatRows:
     """Accumulator of the beats of results and recordings, for beat consistency.
 
-    If a result or its recording has no beats, the result is left out of all rows (generated, recorded, shuffled).
+    If beats cannot be computed, such as for silence, the result is left out of all rows of the report.
     """
 
     settings: BeatSettings
@@ -409,7 +413,7 @@ class BeatRows:
             self._audio[key] = frames, times
 
     def figures(self, how: scores.Resampling) -> list[scores.Figure]:
-        """Return one figure of beat consistency for each row of the report (generated, recorded, shuffled)."""
+        """Return the beat consistency: one figure (value with interval) for each row of the report."""
         generated = self._rows["generated"]
         if not generated.found and not generated.left_out:
             return [scores.absent(_BEATS, _NO_AUDIO)]
@@ -439,7 +443,20 @@ class BeatRows:
 
 
 def _common(frames: int, times: F64, beats: tuple[I64, ...], settings: BeatSettings) -> gesture.BeatScore:
-    """Return the beat score over the first `frames` frames; this is the length of the shorter clip."""
+    """Return the beat score of the motion of one clip and the audio of another clip, for the shuffled row.
+
+    Args:
+        frames: Number of frames of the shorter clip. Only this length is scored.
+        times: Onset times (B,) of the audio in seconds from the start of the cropped clip.
+        beats: For each joint, frame numbers (M,) of motion beats from the start of the cropped clip.
+        settings: Settings of beat consistency.
+
+    Returns:
+        The beat score.
+
+    Raises:
+        DataError: The scored audio has no onset.
+    """
     scored = frames - 2 * settings.crop_frames
     inside = times[times < scored / FRAME_RATE_HZ]
     if not len(inside):

@@ -201,8 +201,8 @@ class MetricTools:
         """Compute the features of a motion for the Fréchet distance.
 
         Args:
-            motion: The motion, input of encoders.
-            joints: Joint positions (T, 55, 3) in metres, input of the built-in descriptor.
+            motion: The motion; used if there is an encoder.
+            joints: Joint positions (T, 55, 3) in metres; used if there is no encoder, by the built-in descriptor.
 
         Returns:
             Features (N, D): D values for each of N time windows of the motion.
@@ -323,10 +323,10 @@ class FeatureRows:
         self.add(key, (generated, none), (recorded, none))
 
     def figures(self, how: scores.Resampling) -> list[scores.Figure]:
-        """Return the Fréchet distance of the results from their recordings.
+        """Return two figures (values with intervals, or reasons why there is no value): Fréchet distances.
 
-        A second figure is a reference: the distance between recordings of the train split and the recordings of the
-        results. Recordings that have results are left out of the train split.
+        The first is the distance between the results and their recordings. The second is a reference to compare the
+        first with: the distance between these recordings and those recordings of the train split that have no results.
         """
         values = self._generated
         if self._with.precomputed is not None:  # no interval, because rows are not assigned to recordings
@@ -370,10 +370,11 @@ class FeatureRows:
     def _details(
         self, score: FrechetScore, generated: Sequence[Numbers], recorded: Sequence[Numbers]
     ) -> dict[str, Any]:
-        """Return details of a distance, for the report.
+        """Return details of a Fréchet distance, for the report.
 
-        `generated` and `recorded` are the features from which `score` was computed. For profile ``emage-2024``, the
-        details include ten times the value, and the value by the formula of profile ``emage-eval-2025``.
+        `generated` and `recorded` are the features from which the distance `score` was computed. For profile
+        ``emage-2024``, the details include the distance multiplied by 10, as papers print it, and the distance that the
+        formula of profile ``emage-eval-2025`` gives for the same features.
         """
         if self._with.profile.name != "emage-2024":
             return _details(score)

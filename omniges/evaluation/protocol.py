@@ -1,4 +1,4 @@
-"""Published protocols: which clips give a row of a paper's table, how they are cut, and which files are needed."""
+"""Published protocols: which clips a paper's table scores, how these clips are cut, and which files are needed."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def score_protocol(
         count: Function that is called after each result.
 
     Returns:
-        Figures, scored seconds of each recording, and warnings.
+        Figures (values of metrics), scored seconds of each recording, and warnings.
 
     Raises:
         DataError: A file cannot be read, or a result is shorter than a window of the grid.
@@ -236,9 +236,10 @@ def published_files(settings: EvaluateSettings) -> tuple[dict[str, Any], list[st
         settings: Settings of the command.
 
     Returns:
-        First, a dictionary with an entry for each setting that names such a file. The entry is None if the user passed
-        no file, otherwise it has ``file``, ``sha256`` and ``published``. ``published`` says whether the checksum is
-        that of the published file; None: omniges does not know that checksum. Second, the warnings.
+        First, a dictionary with the entries ``gesture_encoder``, ``mean_speeds`` and ``body_model``. An entry is None
+        if the user passed no such file, otherwise it has ``file``, ``sha256`` and ``published``. ``published`` says
+        whether the file has the checksum of the published file; None: omniges does not know the published checksum.
+        Second, the warnings.
     """
     given = (
         ("gesture_encoder", settings.gesture_encoder, ENCODER),

@@ -30,7 +30,7 @@ _SCALES: Final = {"face MSE": (1e8, "1e-8 m²"), "face LVD": (1e5, "1e-5 m/frame
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskReport:
-    """Figures (values of metrics) of one task, and the recordings, results and duration that were scored."""
+    """Figures (values of metrics) of one task, with the keys of the scored recordings and the number of results."""
 
     figures: Sequence[Figure]
     recordings: Sequence[str]  # keys of the scored recordings
@@ -42,9 +42,10 @@ class TaskReport:
     warnings: Sequence[str] = ()
 
     def table(self) -> tuple[list[list[str]], list[str]]:
-        """Return the figures as a table (rows of cells), and the names of its metrics.
+        """Return the figures as a table (rows of cells), and the names of the metrics in the table.
 
-        The first row is the header. Each row below it has the figures of one metric, in the order of the names.
+        The first row of the table is the header. Each further row belongs to one metric. The names have the same order
+        as these rows.
         """
         metrics = _by_metric(self.figures)
         lines = [["", *ROWS]]
@@ -109,9 +110,9 @@ def _csv(report: Report) -> str:
 
 
 def _number(value: float, digits: int) -> str:
-    """Format a value with `digits` significant digits.
+    """Format a value with `digits` significant digits, or as an integer if its integer part has more digits.
 
-    All digits before the decimal point are shown, up to 10⁶. Magnitudes below 1e-12 are shown as 0.
+    From 10⁶, large values are shown as powers of ten. Magnitudes below 1e-12 are shown as 0.
     """
     if abs(value) < _ZERO:
         return "0"
@@ -312,7 +313,7 @@ def _in_row(note: str) -> bool:
 
 
 def _provenance(facts: Mapping[str, Any]) -> Iterator[str]:
-    """Yield lines with the versions, checksums and command from which a protocol's row was computed."""
+    """Yield lines that say how a protocol's row was computed: package versions, files with checksums, and command."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     yield f"protocol {facts['protocol']}, profile {facts['profile']}, {versions}"
     for name, file in facts["files"].items():

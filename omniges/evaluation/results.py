@@ -97,8 +97,9 @@ class FileResult(Result):
     def _read(self, kind: str, stream: StreamName, ending: str, decode: Callable[[bytes], T]) -> tuple[Path, T]:
         """Read and decode a file of the result; return its path and content.
 
-        The entry `kind` of the record gives the path and the sha256 that the file must have. Without such an entry, the
-        path is that of `stream` in `files`, or, if `files` lacks the stream, the result's name with `ending`.
+        If the record has an entry `kind`, this entry gives the path of the file and the sha256 that it must have.
+        Otherwise, the attribute `files` gives the path for `stream`. If it does not, the path is the result's name with
+        `ending`.
         """
         entry = None if self.record is None else self.record.files.get(kind)
         if entry is None:
@@ -128,13 +129,16 @@ class FileResult(Result):
     def spoken(self) -> tuple[list[WordInterval], bool]:
         """Read the generated words; return them, and whether they have times.
 
-        Words of a word tier have times. If there is no word tier, each item is the text of an interval of the tier
-        `windows`.
+        If the TextGrid has a word tier, the items are words with times. Otherwise, the items are texts without word
+        times: one for each interval of the tier `windows`.
         """
         return self._read("text", "text", ".TextGrid", spoken_intervals)[1]
 
     def mel(self) -> tuple[npt.NDArray[np.float32], str]:
-        """Read or compute the generated log-mel (F, 64); return it, and its origin: the model or the waveform."""
+        """Read the generated log-mel (F, 64), or compute it from the waveform if the result has no log-mel file.
+
+        Return the log-mel, and its origin as text: "the model's mel" or "the mel of the waveform".
+        """
         if self.record is not None and "mel" in self.record.files:
             path, mel = self._read("mel", "audio", ".mel.npy", decode_npy)
             if mel.ndim != 2 or mel.shape[1] != MEL_BANDS or mel.dtype != np.float32:
@@ -275,7 +279,7 @@ def _recorded_results(
 
 
 def _stream_of(path: Path) -> StreamName | None:
-    """Return the stream to which a file's suffix (in any case) belongs; None for other suffixes."""
+    """Return the stream to which a file's suffix, in upper or lower case, belongs; None for other suffixes."""
     return next((stream for stream, ending in _ENDINGS.items() if path.suffix.lower() == ending.lower()), None)
 
 

@@ -205,11 +205,12 @@ def require_fit(
     Args:
         saved: The checkpoint.
         shards: The recordings.
-        split: Split with the samples that are the conditions.
+        split: Split whose samples are used as conditions.
         named: Tasks that the user chose; empty: all tasks that have one condition and that the model was trained on.
 
     Returns:
-        Tasks to generate, and warnings about tasks that are left out and about clips or speakers of the split.
+        Tasks to generate, and warnings: about tasks that are left out, about clips that the model was (or may have
+        been) trained on, and about speakers that it was not trained on.
 
     Raises:
         UsageFault: The model was not trained on a task, or the split has no samples.
@@ -315,7 +316,7 @@ def score_stream(
         count: Function that is called after each result.
 
     Returns:
-        Figures, scored seconds of each recording, and warnings.
+        Figures (values of metrics), scored seconds of each recording, and warnings.
 
     Raises:
         DataError: A file cannot be read.

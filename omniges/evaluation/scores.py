@@ -2,7 +2,8 @@
 
 The inputs are results and recordings as arrays. Results are read from files (`omniges.evaluation.results`) or, in
 validation, come directly from a model. The outputs are figures. A figure is one value of a metric with its confidence
-interval. Intervals are computed by the bootstrap over recordings: all results of one recording are drawn together.
+interval. Intervals are computed by the bootstrap over recordings: a resample contains all results of a recording or
+none of them.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ class Result(ABC):
 
     @abstractmethod
     def mel(self) -> tuple[npt.NDArray[np.float32], str]:
-        """Return the generated log-mel (F, 64), and its origin: the model or the waveform."""
+        """Return the generated log-mel (F, 64), and its origin as text, such as "the mel of the waveform"."""
 
     @abstractmethod
     def spoken(self) -> tuple[list[WordInterval], bool]:
@@ -211,7 +212,7 @@ class Values:
 
     @property
     def groups(self) -> dict[str, I64]:
-        """Indices of the values of each recording, by key, in the order of the first values."""
+        """Indices of the values of each recording, by key. Keys are in the order in which they were first added."""
         members: dict[str, list[int]] = {}
         for number, key in enumerate(self.keys):
             members.setdefault(key, []).append(number)
@@ -371,7 +372,7 @@ def partners(keys: Sequence[str], seed: int) -> dict[str, str]:
         seed: Seed of the cycle.
 
     Returns:
-        Keys of the assigned recordings by key; empty if there are fewer than two recordings.
+        For each key, the key of the assigned recording; empty if there are fewer than two recordings.
     """
     if len(keys) < 2:
         return {}
@@ -385,8 +386,8 @@ def partners(keys: Sequence[str], seed: int) -> dict[str, str]:
 class RegisteredScores:
     """Accumulator of the metrics that scripts and other packages add, for one stream.
 
-    A metric has one value for each clip, or one value for all clips together. Only for the second kind, it stores the
-    clips.
+    A metric has one value for each clip, or one value for all clips together. The accumulator stores the clips only for
+    metrics of the second kind.
     """
 
     def __init__(self, stream: str, *, unconditional: bool) -> None:
@@ -402,7 +403,8 @@ class RegisteredScores:
     def add(self, row: Row, key: str, generated: Any, recorded: Any) -> None:
         """Score a pair of clips.
 
-        For row ``generated``, also score the recorded clip against itself, once for each recording.
+        If `row` is ``generated``, also score the recorded clip against itself, once for each recording. This score is
+        added to row ``recorded``.
 
         Args:
             row: Row of the report to which the score is added.
@@ -425,7 +427,7 @@ class RegisteredScores:
             values.add(key, lambda: ClipValue(_scored(metric, generated, recorded), 1.0))
 
     def figures(self, how: Resampling) -> list[Figure]:
-        """Return the figures of all metrics: means over results, or values for the set of clips."""
+        """Return the figures of all metrics: the mean over results, or the one value for all clips together."""
         found = []
         for metric in self._metrics:
             if self._unconditional:

@@ -68,7 +68,7 @@ def score_speech(
         count: Function that is called after each result.
 
     Returns:
-        Figures, scored seconds of each recording, and warnings.
+        Figures (values of metrics), scored seconds of each recording, and warnings.
 
     Raises:
         DataError: A file cannot be read.
@@ -137,7 +137,7 @@ def score_text(
         count: Function that is called after each result.
 
     Returns:
-        Figures, scored seconds of each recording, and warnings.
+        Figures (values of metrics), scored seconds of each recording, and warnings.
 
     Raises:
         DataError: A file cannot be read.

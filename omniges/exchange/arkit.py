@@ -81,13 +81,13 @@ class FaceMatrix:
         return cls(np.asarray(np.linalg.pinv(array), np.float64))
 
     def weights(self, motion: SmplxMotion) -> tuple[F64, int]:
-        """Return the weights (T, n) of a motion, and the number of weights that were clipped to 0 or 1.
+        """Return the weights (T, n) of a motion, and how many weights had to be clipped.
 
         Args:
             motion: T frames with expressions.
 
         Returns:
-            Weights (T, n) in [0, 1], and the number of weights that were more than 1e-4 outside of [0, 1].
+            Weights (T, n) clipped to [0, 1], and the number of weights that the clipping changed by more than 1e-4.
         """
         parts = [motion.expressions, motion.poses[:, _JAW_COLUMNS]]
         found = np.concatenate(parts, axis=1, dtype=np.float64)[:, : len(self.to_weights)] @ self.to_weights

@@ -417,7 +417,7 @@ def _wav(sound: Sound, seconds: float) -> bytes:
 
 
 def envelope(sound: Sound) -> npt.NDArray[np.uint8]:
-    """Return the largest magnitude in each 0.01 s of a sound, as integers. The peak of the sound is 255."""
+    """Return the largest magnitude in each 0.01 s of a sound, scaled to integers so that the largest of all is 255."""
     edges = np.arange(0, len(sound.samples), sound.rate_hz / ENVELOPE_HZ).astype(np.int64)
     peaks = np.maximum.reduceat(np.abs(sound.samples), edges) if len(edges) else np.zeros(0)
     return np.rint(peaks / max(float(peaks.max(initial=0.0)), 1e-9) * 255).astype(np.uint8)

@@ -223,12 +223,12 @@ def cover(screen: F32, triangles: Triangles, mask: U8) -> None:
 
 @_compiled
 def floor(view: F32, eye: F32, centre: F32, sky: F32, line: F32, image: U8) -> None:
-    """Draw the floor as a grid. Lines have a distance of 1 m and, thinner, of 0.25 m; they fade with distance.
+    """Draw the floor as a grid: a line every metre, and a thinner line every 0.25 m.
 
     Args:
         view: (3, 4) matrix, as in `project`, of a camera that is not tilted sideways.
         eye: (3,) position of the camera.
-        centre: (3,) point of the floor; lines are visible within 5 m of this point.
+        centre: (3,) point of the floor. Lines fade with the distance from this point, and end at 5 m.
         sky: (3,) colour of the image, from 0 to 255.
         line: (3,) colour of the lines, from 0 to 255.
         image: (H, W, 3) image that contains only the colour `sky`; changed in place.

@@ -63,7 +63,10 @@ class Surface:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Rings:
-    """R ellipses that form a tube: centres and half axes u, v (R, 3) in metres, bones (R, 2) and weights (R,)."""
+    """R ellipses that form a tube, each moved by one or two bones.
+
+    Centres and half axes u, v are (R, 3) in metres. Bones are (R, 2) indices; weights are (R,) of the second bone.
+    """
 
     centres: F64
     u: F64
@@ -391,7 +394,10 @@ _SKULL_BACK: Final = 0.104
 
 
 def _on_head(directions: F64) -> F64:
-    """Return points (N, 3) of the head's surface in directions (N, 3). The head is an egg with cheeks, jaw and chin."""
+    """Return the points (N, 3) of the head's surface in the given directions from the centre of the head.
+
+    `directions` (N, 3) are unit vectors. The head is an egg with cheeks, jaw and chin.
+    """
     x, y, z = directions.T
     (cx, cy, cz), (rx, ry, rz) = _SKULL_CENTRE, _SKULL_RADII
     jaw, low = np.exp(-((y + 0.62) ** 2) / 0.10), _smooth(-0.55, -1.0, y)

@@ -268,7 +268,11 @@ def _of_side_file(path: Path, clip: str, name: str) -> Track:
 
 
 def _beside(path: Path, clip: str, ending: str) -> Path | None:
-    """Return the sound or words file with the stem of the motion file or of the clip; None if there is no such file."""
+    """Return the file that belongs to a motion file and has `ending`: ``.wav`` for sound or ``.TextGrid`` for words.
+
+    Its stem is that of the motion file, or `clip`. It is in the same folder or, for BEAT2, in a folder beside this
+    folder. Return None if there is no such file.
+    """
     places = [path.parent / folder / f"{stem}{ending}" for folder in _BESIDE[ending] for stem in (path.stem, clip)]
     return next((place for place in places if os.path.lexists(place)), None)  # reading refuses a folder
 

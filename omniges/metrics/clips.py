@@ -1,6 +1,6 @@
 """Values of a metric per clip, and their summaries: means, confidence intervals and shuffled pairings.
 
-Checked arrays are float64 views or copies. No function in this package changes an argument. The random generator is
+No function in this package changes an argument. Arrays of other types are copied to float64. The random generator is
 Philox4x64-10 with the seed as key. This module itself converts the generator's raw output to numbers in a range. So the
 numbers do not depend on the version of numpy.
 """
@@ -33,7 +33,7 @@ class ClipValue:
 
 
 def weighted_mean(clips: Sequence[ClipValue]) -> float:
-    """Return the weighted mean of the clips' values, which is the value of the corpus.
+    """Return the weighted mean of the clips' values: the value of the metric for all clips.
 
     Args:
         clips: Value and weight of each clip.
@@ -78,7 +78,7 @@ def checked_pair(
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A corpus value with its 95 % percentile bootstrap interval over clips."""
+    """Value of a metric for all clips, with its 95 % interval by the percentile bootstrap over clips."""
 
     value: float
     low: float

@@ -1,9 +1,10 @@
 """Fréchet distance between two sets of features, and the encoders that compute the features.
 
-The distance is computed without a matrix square root, because that can fail for singular matrices. A file contains
-either features or an encoder: EMAGE's motion encoder, a TorchScript program or convolutions. Without a file, the
-built-in descriptor computes the features; its distance is not a published FGD (Fréchet gesture distance). A TorchScript
-file is a program that runs with the user's rights, so it is loaded only if the user trusts it.
+The distance is computed without a matrix square root, because that can fail for singular matrices. The user can supply
+a file. It contains either computed features or an encoder: EMAGE's motion encoder, a TorchScript program or
+convolutions. Without such a file, the built-in descriptor computes the features; its distance is not a published FGD
+(Fréchet gesture distance). A TorchScript file is a program that runs with the user's rights, so it is loaded only if
+the user trusts it.
 
 Letters: N rows or windows, D features, T frames. Distances are in float64.
 """
@@ -53,7 +54,7 @@ _ACTIVATIONS: Final[Mapping[str, Callable[[F64], F64]]] = {
 
 @dataclass(frozen=True, slots=True)
 class FrechetScore:
-    """A Fréchet distance, with the sizes and ranks of both sets and the encoder.
+    """A Fréchet distance between two sets of features, with the sizes and ranks of the sets and the encoder's name.
 
     If a covariance has a rank below ``dimensions``, the estimated distance is biased upwards.
     """
@@ -124,7 +125,7 @@ def frechet_distance(generated: Numbers, recorded: Numbers, settings: FrechetSet
         encoder: Name of the encoder, to store in the score.
 
     Returns:
-        The distance, its mean term and the ranks.
+        The distance, its part |m1 − m2|², and size and rank of each set.
 
     Raises:
         UsageFault: The numbers of columns D differ, or are 0.

@@ -483,7 +483,7 @@ def semantic_recall(
         generated: Positions (T, J, 3) in metres.
         recorded: Positions (T, J, 3) in metres.
         scores: Semantic scores (T,) from 0 to 1; None: the recording has no annotation.
-        settings: Error, threshold and weights of the profile.
+        settings: Definition of the position error, its threshold, and the weights of frames.
 
     Returns:
         The recall of the clip.

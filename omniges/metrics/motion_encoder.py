@@ -99,9 +99,9 @@ def encoder_input(poses: Numbers, multiple_of_frames: int = _MULTIPLE_FRAMES) ->
 
 
 def tree_edges(joints: int) -> Edges:
-    """Return one edge (parent, joint) for each of the first joints of SMPL-X.
+    """Return one edge (parent, joint) for each of the first `joints` joints of SMPL-X.
 
-    The root has no parent. Its edge is (0, `joints`): the second index is an additional end that is not a joint.
+    The root, joint 0, has no parent. Its edge is (0, `joints`): index `joints` is an additional end, not a joint.
 
     Args:
         joints: Number of joints.

@@ -1,8 +1,8 @@
 """Registry of metrics: built-in metrics, and metrics that scripts and other packages add.
 
 The built-in metrics share intermediate results, such as joints and onsets, so `omniges.evaluation` computes them
-together. This module lists their names, units and directions. An added metric is a `Metric`: a function of a generated
-and a recorded clip. docs/how-to/extend.md explains how to add a metric.
+together. This module lists their names and units, and whether lower or higher values are better. An added metric is a
+`Metric`: a function of a generated and a recorded clip. docs/how-to/extend.md explains how to add a metric.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def metric_name(label: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
-    """Description of a metric: label, scored stream, unit and direction."""
+    """Description of a metric: label, scored stream, unit, and whether lower or higher values are better."""
 
     label: str
     """Name in tables, such as "word error rate"."""

@@ -142,7 +142,9 @@ def mel_onsets(mel: Numbers) -> F64:
 
 
 def onset_agreement(found_s: Numbers, expected_s: Numbers) -> OnsetCounts:
-    """Count matching onsets: the largest possible number of pairs of onsets that are at most 0.05 s apart.
+    """Count matching onsets: pairs of a found and an expected onset that are at most 0.05 s apart.
+
+    Each onset is in at most one pair. The pairs are chosen so that their number is as large as possible.
 
     Args:
         found_s: Onset times (N,) in seconds, in any order.
@@ -258,9 +260,9 @@ def word_errors(found: str, expected: str) -> EditCounts:
 
 
 def character_errors(found: str, expected: str) -> EditCounts:
-    """Count the edits between the code points of two normalised texts, spaces included.
+    """Count the edits between the characters (code points) of two normalised texts.
 
-    Spaces between two characters of a script without word spaces, such as Chinese, are ignored.
+    A space counts as a character, except between two characters of a script without word spaces, such as Chinese.
 
     Args:
         found: Generated text.
@@ -327,8 +329,9 @@ def align(found: Sequence[Hashable], expected: Sequence[Hashable]) -> tuple[tupl
     """Align two sequences with the fewest edits, and return the pairs of aligned positions (Levenshtein 1966).
 
     Edits are substitutions, deletions and insertions. If several alignments have the fewest edits, one is chosen step
-    by step from the end of the sequences. At each step, a pair is preferred to a deletion, and a deletion to an
-    insertion. The function needs one byte of memory for each combination of a found and an expected item.
+    by step from the end of the sequences. Each step is a pair of items (equal or substituted), a deletion or an
+    insertion: the first of these that leads to the fewest edits. The function needs one byte of memory for each
+    combination of a found and an expected item.
 
     Args:
         found: Generated items.
@@ -360,10 +363,11 @@ def align(found: Sequence[Hashable], expected: Sequence[Hashable]) -> tuple[tupl
 def _next_row(row: I64, differs: npt.NDArray[np.bool_], i: int) -> tuple[I64, npt.NDArray[np.uint8]]:
     """Compute row i of the table of edit distances from row i − 1.
 
-    With n expected items, cell j (0 to n) is about the first i found and the first j expected items.
+    With n expected items, a row has the cells j = 0 to n. A cell belongs to the alignment with the fewest edits of the
+    first i found items and the first j expected items.
 
-    Return the smallest number of edits of each cell (n + 1,), and the last step of such an alignment (n + 1,): a pair,
-    a deletion or an insertion.
+    Return the number of edits of each alignment (n + 1,), and the last step of each alignment (n + 1,): a pair, a
+    deletion or an insertion.
     """
     columns = np.arange(len(row))
     paired = row[:-1] + differs

@@ -294,7 +294,7 @@ def _check_lengths(sample: _Sample, audio: dict[str, Any], motion: dict[str, Any
 
 
 def _list_of(sample: _Sample, part: Part, member: str, code: str) -> list[Any] | None:
-    """Return the list in a JSON member. It is empty if the part is absent, and None after a finding."""
+    """Return the list in a JSON member: an empty list if the part is absent. Return None if the member has a fault."""
     rows = sample.json(member, code)
     if rows is _ABSENT:
         return None

@@ -197,7 +197,7 @@ class VerifyFinding:
 
 @dataclass(slots=True)
 class Collector:
-    """Collector of the findings of one file. For each code, it stores 20 findings and counts further ones."""
+    """Collector of the findings of one file. For each code, it stores the first 20 findings and counts the others."""
 
     file: str
     findings: list[VerifyFinding] = field(default_factory=list)
@@ -212,7 +212,7 @@ class Collector:
         member: str | None = None,
         offset: int | None = None,
     ) -> None:
-        """Add a finding, or count it if its code has reached the limit.
+        """Add a finding, or only count it if 20 findings of its code are stored.
 
         Args:
             code: Key of `VERIFY_CODES`.

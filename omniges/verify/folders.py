@@ -208,8 +208,8 @@ class RemoteSource:
     def read(self, size: int, offset: int) -> bytes:
         """Return bytes at an offset.
 
-        A read of fewer than `window_bytes` bytes requests this many bytes. They stay in memory, so that the next reads
-        may need no request.
+        If `size` is less than `window_bytes`, a request reads `window_bytes` bytes. They stay in memory, so that the
+        next reads may need no request.
 
         Args:
             size: Number of bytes.
@@ -271,7 +271,7 @@ class Folders:
 
     @contextmanager
     def borrowed(self) -> Iterator[Folder]:
-        """Yield a handle of the folder that no other thread uses during the `with` block."""
+        """Yield a handle of the folder. During the `with` block, no other thread uses this handle."""
         if self._location.path is not None:
             yield LocalFolder(self._location.path)
             return

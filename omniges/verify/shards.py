@@ -1,7 +1,9 @@
 """Check shards in parallel, at one of three levels.
 
-Level quick checks start and end of a shard, level full its hash and every header, level deep all content. The checks
-run in threads. They run in separate processes if a decoder could crash the program, or if the shards are large.
+The level "quick" checks only the start and the end of each shard. The level "full" checks the hash and all headers. The
+level "deep" also decodes and checks all samples. Shards are checked in threads of this process, except in two cases of
+level "deep": if audio must be decoded by a library that can crash, or if the shards together are large. Then worker
+processes check them.
 """
 
 from __future__ import annotations
@@ -93,9 +95,11 @@ def reports(jobs: Sequence[ShardJob], folders: Folders, *, workers: int, isolate
 def _needs_processes(jobs: Sequence[ShardJob], workers: int, *, isolate: bool) -> bool:
     """Return True if processes must be used in place of threads.
 
-    Only level deep needs processes: the decoder of FLAC may crash, and in large sets, Python code in one thread blocks
-    the other threads. Sets of at most 4 GiB use threads, because starting processes would take more time than it saves.
-    Other processes cannot read a folder in the memory of this process (protocol ``memory``).
+    Processes are used only at level deep, for one of two reasons. If there is FLAC, its decoder may crash. If the
+    shards are larger than 4 GiB together, processes are faster, because Python code in one thread blocks the other
+    threads. For smaller shards, starting processes would take more time than it saves. A folder in the memory of this
+    process (protocol ``memory``) always needs threads, because other processes cannot read it.
+    With one worker, processes are used only for FLAC, and only if `isolate` is set.
     """
     if not jobs or jobs[0].level != "deep" or jobs[0].location.protocol == "memory":
         return False

@@ -141,7 +141,7 @@ def check_rows(
 def _check_each(rows: Sequence[manifest.ManifestRow], latents: set[str], out: Collector) -> None:
     """Check each row: the key follows from the stem, and the lengths follow from the number of frames.
 
-    A row must list at most one waveform, and the latents of all codecs.
+    A row must list the latents of all codecs, and must not list two waveforms.
     """
     for row in rows:
         if key_from_stem(row.stem) != row.key:

@@ -278,7 +278,7 @@ class _Walk:
         return None
 
     def _member(self, position: int, header: Header) -> int | None:
-        """Check one member. Return the position of the next header, or None if the member ends after the file."""
+        """Check one member. Return the position of the next header, or None if the file ends within the member."""
         data, padding = position + BLOCK_BYTES, -header.size % BLOCK_BYTES
         match = _NAME.fullmatch(header.name)
         key, member = (match["key"], match["member"]) if match else (None, None)
