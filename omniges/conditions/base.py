@@ -1,9 +1,11 @@
 """Interface of condition streams. A stream computes an array for a window of a recording, and a vector from the array.
 
-Processes that load batches compute the arrays without torch. Only `encoder`, which creates the vectors, imports torch.
-docs/explanation/model.md, "Condition streams", explains how the model uses the vector.
+Processes that load batches compute the arrays without torch. The vectors are computed by the module that `encoder`
+creates; only this method imports torch. docs/explanation/model.md, "Condition streams", explains how the model uses the
+vector.
 
-Shape letters: B batch, W width of the trunk's tokens. A window is a part of a recording, in ticks of 0.1 s.
+Shape letters: B batch, W width of the tokens in the model's transformer. A window is a part of a recording, in ticks of
+0.1 s.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ class TrainingFacts:
 class Recording:
     """Labels of one recording, and functions that read its gesture, mel and words.
 
-    Labels and contents that the recording does not have are not in the dictionaries `labels` and `contents`.
+    The dictionaries `labels` and `contents` have no entry for a label or content that the recording lacks.
     """
 
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -126,7 +128,7 @@ def labels_of(labels: Mapping[str, str], speaker: str | None, language: str | No
         language: Language, or None.
 
     Returns:
-        Labels by name; labels with an unknown value are left out.
+        Labels by name, without labels whose value is None or empty.
     """
     every = {**labels, "speaker": speaker, "language": language}
     return {name: value for name, value in every.items() if value}
@@ -184,7 +186,7 @@ class ConditionStream(ABC):
 
     @abstractmethod
     def parse(self, value: Any) -> Array:
-        """Convert a value from the user to an array (*shape).
+        """Convert a user's value to an array (*shape).
 
         Args:
             value: Text of ``--condition``, or a Python value.

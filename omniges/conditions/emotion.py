@@ -84,9 +84,9 @@ class LabelStream(ConditionStream):
     def encoder(self, width: int) -> nn.Module:
         """Create a learned embedding of the label values.
 
-        The standard deviation of its initial values is 0.5. The trunk's modulation layers are initialized to zero. With
-        this large standard deviation, they learn to use the embedding from the first steps. With 0.02, the value of the
-        trunk's speaker embedding, an emotion embedding had no effect after 200 steps.
+        Its initial values have a standard deviation of 0.5. The layers that use the embedding start at zero, and learn
+        from it in the first steps only if its values are large. With 0.02, the standard deviation of the speaker
+        embedding, an emotion embedding still had no effect after 200 steps.
         """
         from torch import nn  # noqa: PLC0415 - processes that load batches have no torch
 

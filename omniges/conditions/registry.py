@@ -24,7 +24,7 @@ _NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def register_stream(name: str, stream: type[ConditionStream]) -> None:
-    """Register a condition stream in this process and in the processes that load batches for it.
+    """Register a condition stream in this process. Processes that load batches import the class by module and name.
 
     Args:
         name: Name of lower-case letters, digits and ``_``; it must equal the class's ``name``.
@@ -84,7 +84,7 @@ def specification(stream: ConditionStream) -> dict[str, Any]:
 
 
 def load_streams(found: Mapping[str, Mapping[str, Any]]) -> dict[str, ConditionStream]:
-    """Restore streams from their specifications, in a process in which no stream is registered.
+    """Restore streams from their specifications. The streams need not be registered in this process.
 
     Args:
         found: Specifications by name, as `specification` returns them.

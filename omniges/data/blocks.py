@@ -2,8 +2,8 @@
 
 The memory is an anonymous file (`os.memfd_create`). The kernel frees it when the last process that has it open exits or
 crashes. It does not count against the size of /dev/shm, which is small in containers. All blocks of a run have the same
-layout: a row for each window of a batch. The tensors of a batch are views of a block. The block is filled again when no
-tensor uses it. Workers import this module too, so torch is imported only for page-locked memory.
+layout: a row for each window of a batch. The tensors of a batch are views of a block. A block is filled again when no
+tensor uses it. Torch is imported only for page-locked memory, so that worker processes start quickly.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ALIGNMENT: Final = 64
 
 
 def layout_of(arrays: Sequence[tuple[str, str, tuple[int, ...]]]) -> tuple[list[ArrayPlace], int]:
-    """Place arrays one after the other, aligned to 64 bytes.
+    """Compute byte offsets that place arrays one after the other, aligned to 64 bytes.
 
     Args:
         arrays: Name, dtype and shape of each array.
@@ -213,7 +213,7 @@ class _Lease(np.ndarray[Any, Any]):
 
 
 class BlockStore:
-    """A growing pool of blocks for `rows` windows each; their memory is page-locked if `pin` is True."""
+    """A growing pool of blocks. Each block has space for `rows` windows; the memory is page-locked if `pin` is True."""
 
     def __init__(
         self, rows: int, window_ticks: int, *, pin: bool, tracks: Tracks = PLAIN_TRACKS, conditions: Fields = ()
@@ -229,24 +229,27 @@ class BlockStore:
         self._copying: deque[tuple[int, torch.cuda.Event]] = deque()
 
     def take(self) -> int:
-        """Return the number of a free block; allocate one if all are in use."""
+        """Return the index of a free block; allocate a block if all are in use."""
         self._free_returned()
         if not self._free:
             self._grow()
         return self._free.popleft()
 
     def view(self, number: int) -> BatchBlock:
-        """Return block `number`, so that the caller can write a batch into it."""
+        """Return the block with index `number`, so that the caller can write a batch into it."""
         return self._views[number]
 
     def lend(self, number: int) -> BatchBlock:
-        """Return a filled block as a batch. The block becomes free after all arrays that use its memory are deleted."""
+        """Return the filled block with index `number`. It becomes free when all arrays that use it are deleted."""
         lease = self._roots[number].view(_Lease)
         weakref.finalize(lease, self._returned.append, number).atexit = False
         return BatchBlock.of(lease, self._places)
 
     def _free_returned(self) -> None:
-        """Free the returned blocks. A page-locked block is freed only after pending copies to the GPU have finished."""
+        """Add the blocks that no array uses any more to the free blocks.
+
+        A page-locked block is added only after pending copies to the GPU have finished.
+        """
         while self._returned:
             number = self._returned.popleft()
             if self._pin:

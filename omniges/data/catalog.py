@@ -107,7 +107,7 @@ class Filters:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClipTable:
-    """Columns for N clips in key order and for K shards; M is the number of members that batches read."""
+    """A table of N clips, in key order, and of K shards. Batches read M members of each clip."""
 
     keys: npt.NDArray[np.bytes_]  # (N,)
     key_hashes: npt.NDArray[np.uint64]  # (N,)

@@ -159,7 +159,7 @@ def open_source(specification: Mapping[str, Any]) -> ShardSource:
 
 
 class _TokenCache:
-    """A cache of the text tokens of complete clips; it drops the least recently used clips first."""
+    """A cache of the text tokens of each clip, for its full length; the least recently used clip is dropped first."""
 
     def __init__(self, codec: TextTokenCodec) -> None:
         self._codec = codec
@@ -272,7 +272,7 @@ class Collator:
     def _indices(self, positions: I64) -> WindowIndices:
         """Return the windows at these positions.
 
-        The windows of many later blocks are computed in the same call, because this takes no longer.
+        The windows of many later blocks are computed in the same call, because one call is faster than many.
         """
         if not self._order.shuffle or not len(positions):
             return self._order.windows_at(positions)
@@ -379,7 +379,7 @@ def make_collator(
 
 
 def prepare(setup: Mapping[str, Any]) -> Callable[[int], Answer]:
-    """Return the task function of a loader worker (`omniges.workers`): it fills the block with the given number."""
+    """Return the task function of a loader worker (`omniges.workers`). Its argument is the index of a block to fill."""
     shared = map_memory(setup["shared_fd"], setup["shared_bytes"])
     collator = make_collator(setup, place_arrays(np.frombuffer(shared, np.uint8), setup["places"]))
     ticks, fields = setup["sequencing"]["window_ticks"], setup["fields"]

@@ -119,7 +119,7 @@ class BatchLoader:
             conditions: Condition streams by name.
 
         Raises:
-            UsageFault: There is no shard set, no clip is as long as a window, or no sample contributed to the
+            UsageFault: There is no shard set, all clips are shorter than a window, or no sample contributed to the
                 statistics.
             DataError: The statistics are damaged.
         """
@@ -267,7 +267,7 @@ class BatchLoader:
             self._submitted += self._share.micro_batch
 
     def _await(self, store: BlockStore, block: int) -> None:
-        """Wait until the worker has filled the oldest pending block. Without workers, fill it in this process."""
+        """Wait until a worker has filled `block`, the oldest pending block. Without workers, fill it here."""
         if self._collator is not None:
             view = store.view(block)
             self._collator.fill(view, view.positions[: view.progress[0]].copy())

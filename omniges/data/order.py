@@ -122,7 +122,7 @@ def permuted(indices: I64, size: int, seed: int, epochs: I64 | int) -> I64:
 def window_starts(counts: I64, slack: I64, places: I64, clip_hashes: U64, window_ticks: int) -> I64:
     """Return the first ticks of windows at random positions in their clips.
 
-    Each window of a clip draws a random number from 0 to `slack`. Window k starts at k · `window_ticks` plus the k-th
+    Each window of a clip has a random number from 0 to `slack`. Window k starts at k · `window_ticks` plus the k-th
     smallest of these numbers, k from 0. So windows are disjoint.
 
     Args:
@@ -180,7 +180,7 @@ class ClipOrder:
                 clip are not used.
 
         Raises:
-            UsageFault: No clip is as long as a window, or the window length is invalid.
+            UsageFault: All clips are shorter than a window, or the window length is invalid.
         """
         if window_ticks < 1 or window_ticks % multiple:
             minimum = f"at least {multiple} ticks and a multiple of it" if multiple > 1 else "at least 1 tick"
@@ -226,12 +226,12 @@ class ClipOrder:
 
 
 def mixture_pattern(weights: Sequence[float]) -> I64:
-    """Distribute the positions of a period over shard folders (sources), so that each source is evenly spread.
+    """Assign each of PERIOD successive positions to a shard folder (source), so that each source is evenly spread.
 
-    Each source receives a share of the PERIOD positions that is proportional to its weight. The largest remainder
-    method rounds the shares to whole numbers of at least 1. The k-th of a source's m positions has the target
-    (k + ½)/m of the period, k from 0. Positions are assigned in order of their targets. If two targets are equal, the
-    source with the lower index comes first.
+    The number of positions of a source is proportional to its weight. The largest remainder method rounds these
+    numbers to whole numbers of at least 1. If a source has m positions, the ideal place of its k-th position is
+    (k + ½)/m · PERIOD, k from 0. The positions of all sources are sorted by their ideal places. If two ideal places are
+    equal, the source with the lower index comes first.
 
     Args:
         weights: Weights of the sources.

@@ -1,6 +1,7 @@
 """Read remote shards through a local cache, which has a size limit and is shared by processes.
 
-Each shard is checked after its download, and is downloaded again only if the cache has evicted it.
+Each shard is checked after its download. It is downloaded again only if the cache has evicted it, or if its copy in the
+cache is damaged. The small files are all files of a set except its shards.
 
 The name of a set's folder in the cache is the beginning of the sha256 of its dataset.json. So the same set from another
 address, or with other credentials, uses the same folder. The cache does not contain addresses. dataset.json itself is

@@ -1,6 +1,6 @@
 """The sequence of windows, and the saved state that describes the sequence and the position in it.
 
-A state can be resumed with any number of workers and ranks. Its global batch size is used only for a warning.
+A state can be resumed with any number of workers and ranks. Another global batch size gives only a warning.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def order_of(tables: Sequence[ClipTable], weights: Sequence[float], sequencing: 
         The order.
 
     Raises:
-        UsageFault: A folder has no clip as long as a window, a weight is invalid, or the tracks do not allow the window
-            length (`Tracks.multiple_for_window`).
+        UsageFault: All clips of a folder are shorter than a window, a weight is invalid, or the tracks do not allow the
+            window length (`Tracks.multiple_for_window`).
     """
     window, seed, shuffle = sequencing.window_ticks, sequencing.seed, sequencing.shuffle
     multiple = tracks.multiple_for_window(window, sequencing.tick_multiple)

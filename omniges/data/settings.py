@@ -1,4 +1,4 @@
-"""Settings of `omniges trace-batches`. The module is quick to import, because `omniges --help` imports it."""
+"""Settings of `omniges trace-batches`. The module imports quickly, so that `omniges --help` is fast."""
 
 from __future__ import annotations
 

@@ -78,9 +78,10 @@ def webdataset(
         for sample in webdataset("shards", split="train", shuffle=100):
             sample["__key__"], sample["gesture.npy"].shape, sample["words.txt"], sample["json"]["labels"]
 
-    A sample is a dictionary with ``__key__``, ``__url__`` and its members, such as ``gesture.npy``. Shards are split by
-    node and by worker, so give a ``DataLoader`` no sampler. Use at least as many shards as processes, because a process
-    without a shard yields nothing. ``.map``, ``.to_tuple``, ``.batched`` and other methods of webdataset can follow.
+    A sample is a dictionary with ``__key__``, ``__url__`` and its members, such as ``gesture.npy``. Each shard is read
+    by one worker of one node, so give a ``DataLoader`` no sampler. Use at least as many shards as processes, because a
+    process without a shard yields nothing. ``.map``, ``.to_tuple``, ``.batched`` and other methods of webdataset can
+    follow.
 
     Args:
         source: A folder of shards, as a path or URL, or one or several tar files. A tar file is a path, a URL of any
@@ -88,7 +89,8 @@ def webdataset(
             command, so never put untrusted text into it. Braces such as ``https://host/train-{000000..000007}.tar``
             name several files.
         split: Use only shards whose names begin with this split; None uses all.
-        shuffle: Samples in the shuffle buffer; above 0 the order of shards is shuffled too. 0 keeps the order.
+        shuffle: Number of samples in the shuffle buffer. Above 0, the order of shards is shuffled too; 0 keeps the
+            order.
         seed: Seed of both shuffles; None: a random seed. The order differs from epoch to epoch. With worker processes,
             this requires ``persistent_workers=True`` in the ``DataLoader``.
         decode: Decode members: ``.npy`` to arrays, ``json`` and the JSON of ``words.txt`` and ``sem.txt`` to
@@ -223,7 +225,7 @@ def _plans(rows: Sequence[ManifestRow]) -> dict[str, list[ManifestRow]]:
 def _samples(
     shards: Iterable[Mapping[str, str]], plans: Mapping[str, Sequence[ManifestRow]] | None
 ) -> Iterator[dict[str, Any]]:
-    """Yield the samples of shards with members as bytes; refuse a repeated sample."""
+    """Yield the samples of all shards, whose members are bytes; refuse a repeated sample."""
     seen: dict[str, str] = {}
     for shard in shards:
         address = shard["url"]

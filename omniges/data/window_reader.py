@@ -55,7 +55,7 @@ class ShardFile:
     """An open shard with the interface of a memory map. Each access to a byte range reads it from the file."""
 
     def __init__(self, descriptor: int, size_bytes: int, shown: str) -> None:
-        """Take over an open file, and close it when the object is deleted.
+        """Use an open file for all reads. The file is closed when this object is deleted.
 
         Args:
             descriptor: File descriptor.
@@ -111,7 +111,7 @@ class ShardFile:
 
 
 class _Floats:
-    """Ranges of a shard as float32, all read into the same memory. So a range is valid until the next one is read."""
+    """A shard as float32 values. All ranges are read into the same memory, so a range is valid until the next read."""
 
     def __init__(self, file: ShardFile) -> None:
         self._file = file
@@ -227,9 +227,9 @@ class ShardMaps(Collection[str]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReadMarks:
-    """Marks of the members that were checked. Worker processes share them, so that each check is made once.
+    """Marks of the members that were checked. Worker processes share the marks, and skip the checks of marked members.
 
-    Two processes may make the same check at the same time; both then write the same value.
+    If two processes check the same member at the same time, both write the same value.
     """
 
     data_starts: npt.NDArray[np.uint16]  # (N, M) size of each member's npy header in bytes; 0: not yet checked
@@ -339,7 +339,7 @@ class ClipReader:
             out[:] = 0.0
 
     def prefetch(self, samples: npt.NDArray[np.int64]) -> None:
-        """Ask the source to prefetch the shards of the given clips (k,), in this order, except open shards."""
+        """Ask the source to prefetch the shards of the given clips (k,), in this order; skip shards that are open."""
         shards = dict.fromkeys(self.table.shard[samples].tolist())
         wanted = [name for name, _ in map(self._shards.__getitem__, shards) if name not in self.maps]
         if wanted:

@@ -134,7 +134,7 @@ class MemberReader:
 
 @dataclass(frozen=True, slots=True)
 class _Track:
-    """An array of a sample from which windows are cut."""
+    """Member, rate and width of one kind of array from which windows are cut."""
 
     member: str
     rows_per_tick: int
@@ -211,7 +211,7 @@ class _Items(Sequence[dict[str, Any]]):
 
 
 class _SharedRows:
-    """A batch of one array in memory that a worker process shares with its parent process; filled row by row.
+    """The rows of one array for all windows of a batch, in memory that a worker process shares with its parent process.
 
     Rows are written with file writes, because the kernel then fills each new page once. Writes through a memory map
     would cause a page fault for each page, and the kernel would first fill the page with zeros.
@@ -259,8 +259,8 @@ class WindowDataset(Dataset[dict[str, Any]]):
 
     The first window of a clip starts at its beginning, and further windows every `stride_ticks`. Each window lies
     completely in its clip. The ``DataLoader`` chooses the order, for example with ``shuffle=True``, or with a
-    ``DistributedSampler`` for several ranks. ``collate_fn=WindowDataset.collate`` saves a copy of each batch. torch's
-    default works too, except for ``timed_words``. Every item has these fields:
+    ``DistributedSampler`` for several ranks. With ``collate_fn=WindowDataset.collate``, arrays are copied fewer times
+    than with torch's default. The default works too, except for ``timed_words``. Every item has these fields:
 
     ==============  ==================================================================================
     ``key``         key of the sample
@@ -281,7 +281,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
     ``words``        the words that overlap the window, joined by spaces
     ``timed_words``  the same words as a tuple of `Word`, with times in seconds from the start of the window, limited
                      to the window; needs ``collate_fn=WindowDataset.collate``
-    ``speaker``      index of the speaker in `speaker_names`, the same for all filters; −1 if unknown
+    ``speaker``      index of the speaker in `speaker_names`, which filters do not change; −1 if unknown
     ``labels``       value of each label by name, such as ``emotion``; "" if unknown
     ===============  =================================================================================
 
@@ -451,10 +451,10 @@ class WindowDataset(Dataset[dict[str, Any]]):
         return {name: ready[name] if name in ready else others[name] for name in items[0]}
 
     def _shared_batch(self, indices: Sequence[int]) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-        """Return the batch of each array in shared memory, and the items for their other fields.
+        """Return the arrays of a batch (B, …), in shared memory, and its items.
 
-        All items are read into the same arrays. So the arrays in the returned items contain the values of the last
-        item, and must not be used.
+        Only those fields of the items that are not arrays may be used. All items are read into the same arrays, which
+        contain the values of the last item.
         """
         shared = {name: _SharedRows(len(indices), shape) for name, shape in self._shapes.items()}
         window = {name: torch.empty(shape) for name, shape in self._shapes.items()}

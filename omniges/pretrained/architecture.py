@@ -6,7 +6,8 @@ identifies its tensors.
 
 The sizes are read from the tensors of a checkpoint. The config is needed only for the width of an attention head, which
 the tensors may not show. If a size in the config differs from the tensors, the config belongs to another model and is
-refused. Other differences give a warning, and the tensors are used. For example, a config may state another norm.
+refused. Other differences give a warning, and the tensors are used. For example, a config may state another type of
+normalization for queries and keys.
 """
 
 from __future__ import annotations

@@ -155,7 +155,7 @@ def _is_grid(found: Mapping[str, Any], inputs: int) -> bool:
 
     Args:
         found: The JSON object.
-        inputs: Required number of channels of a token.
+        inputs: Required number of values in a token.
 
     Returns:
         True if the object has exactly the fields of `PatchGrid`, all are counts of at least 1, and channels · patch² is

@@ -79,7 +79,7 @@ def find_omniflow(folder: Path) -> OmniFlowFolder:
 
 
 def _weight_files(place: Path) -> tuple[Path, ...]:
-    """Return the files of weights in a folder: safetensors files or, without them, pickle files; may be empty."""
+    """Return the files of weights in a folder: safetensors or, if there are none, pickle; () if there are neither."""
     for kind in ("safetensors", "bin"):
         complete, index = place / f"{_STEM}.{kind}", place / f"{_STEM}.{kind}.index.json"
         if os.path.lexists(complete):
@@ -117,10 +117,10 @@ def file_entry(path: Path) -> dict[str, Any]:
 
 
 def open_parts(paths: tuple[Path, ...]) -> Tensors:
-    """Open the tensors of one file or of all its parts.
+    """Open the tensors of a model.
 
     Args:
-        paths: The file, or its parts.
+        paths: The file that contains the tensors, or all files over which they are split.
 
     Returns:
         The tensors by name.

@@ -72,7 +72,7 @@ class TensorStatus:
     """How one pretrained tensor is used, or where one weight of the omniges model comes from.
 
     ``source`` is the name of the pretrained tensor, None for a new weight. ``target`` is the name of the weight, None
-    for a tensor that is left out. ``numbers`` is the number of values.
+    for a tensor that is left out. ``numbers`` is how many values the tensor has.
     """
 
     kind: StatusKind
@@ -146,11 +146,11 @@ def _linear(target: str, source: str, how: How = "as it is") -> list[Rule]:
     Args:
         target: Name of the layer in the trunk.
         source: Name of the layer in OmniFlow.
-        how: Operation on the weight. The operation on the bias is the same for ``first six parts``; otherwise the bias
-            is copied.
+        how: Operation on the weight. If it is ``first six parts``, it is applied to the bias too. Otherwise the bias is
+            copied.
 
     Returns:
-        Two rules: of the weight and of the bias.
+        Two rules: for the weight and for the bias.
     """
     return [
         Rule(f"{target}.weight", (f"{source}.weight",), how),
@@ -267,7 +267,10 @@ def table_of(statuses: Iterable[TensorStatus]) -> list[str]:
 
 
 def _part(status: TensorStatus) -> str:
-    """Return the part of the model that contains a tensor, from its name in omniges or, without it, in the source."""
+    """Return the part of the model that contains a tensor.
+
+    The part is read from the target name or, for a tensor that is left out, from the source name.
+    """
     name = _NUMBER.sub(".*.", status.target or status.source or "")
     words = name.removeprefix("trunk.").split(".")
     if status.target is None:
@@ -378,8 +381,9 @@ def _average(path: Path, architecture: Architecture, weights: Tensors) -> Tensor
         weights: The last weights.
 
     Returns:
-        The EMA weights and the position tables. When a matrix is read, its distance from the last weight of the same
-        name must be at most the norm of that weight. Otherwise the list has another order, and `DataError` is raised.
+        The EMA weights and the position tables. When an EMA matrix is read, it is compared with the matrix of the same
+        name in `weights`. If their distance exceeds the norm of the matrix in `weights`, `DataError` is raised, because
+        the list must have another order.
 
     Raises:
         DataError: The number, order or shapes of the tensors in the list are wrong.
@@ -473,8 +477,8 @@ def _saved(name: str, architecture: Architecture, source: Tensors) -> tuple[Tens
 def _base(saved: Tensor, where: str) -> int:
     """Return the base of a position table, an integer that defines the coordinates (see `_tables`).
 
-    The base is first estimated from two values of the table, a sine and a cosine. Of the integers that differ from the
-    estimate by at most 2, the one with the smallest error in the first row of the table is returned.
+    The base is first estimated from two values of the table, a sine and a cosine. Then all integers that differ from
+    the estimate by at most 2 are tried. The result is the integer with the smallest error in the table's first row.
 
     Args:
         saved: Position table (side, side, W).

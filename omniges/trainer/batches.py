@@ -36,7 +36,7 @@ class Place:
 
 
 def copied(copies: Callable[[], Windows], device: torch.device, stream: torch.cuda.Stream | None) -> Windows:
-    """Copy a batch to a device. The copy to a GPU overlaps with the last training step, because it has its own stream.
+    """Copy a batch to a device. A copy to a GPU has its own CUDA stream, and overlaps with the previous step.
 
     Args:
         copies: Function that copies the arrays and returns the batch on the device.

@@ -36,7 +36,7 @@ class RankLost(EnvironmentFault):
 
 @contextmanager
 def exchanging(world_size: int) -> Iterator[None]:
-    """Run a block that communicates with other ranks; raise `RankLost` if another process is lost.
+    """Run a ``with`` block that communicates with other ranks; raise `RankLost` if another process is lost.
 
     Args:
         world_size: Number of processes.
@@ -91,10 +91,10 @@ class Stopper:
 
     @contextmanager
     def interruptible(self, enabled: bool = True) -> Iterator[None]:
-        """Allow `StopNow` anywhere in the block; raise it at once if a stop was requested before the block.
+        """Allow `StopNow` anywhere in the ``with`` block; raise it at the start if a stop was requested before.
 
         Args:
-            enabled: If False, a signal only sets `exit_code`.
+            enabled: If False, a signal only sets `exit_code`, and `StopNow` is not raised.
 
         Yields:
             Nothing.
@@ -132,7 +132,7 @@ class Stopper:
     def _leave(self, number: int, frame: FrameType | None) -> None:
         """Exit at a second Ctrl-C: restore and call the signal handler that was active before the run.
 
-        If there is no such function, or if it returns, raise KeyboardInterrupt.
+        If that handler is not a Python function, or if it returns, raise KeyboardInterrupt.
         """
         previous = self._previous[signal.Signals(number)]
         signal.signal(number, previous)
@@ -185,7 +185,7 @@ class Ranks:
 
     @contextmanager
     def together(self, what: str) -> Iterator[None]:
-        """Run a block on all ranks; if one rank fails, raise EnvironmentFault on the other ranks.
+        """Run a ``with`` block on all ranks; if one rank fails, raise EnvironmentFault on the other ranks.
 
         Args:
             what: Name of the action in the error, such as ``open the run``.

@@ -72,7 +72,7 @@ def _weighted(losses: F64, weights: Mapping[StreamName, float]) -> F64:
 
 
 def per_task(losses: F64, plan: Plan, weights: Mapping[StreamName, float]) -> dict[str, dict[str, float]]:
-    """Return the mean loss and the number of samples of each task that was drawn.
+    """Return the mean loss and the number of samples of each task that occurs in a plan.
 
     Args:
         losses: Unweighted losses (N, 3) of the plan's samples.
@@ -151,9 +151,10 @@ COLUMNS: Final = tuple(field.name for field in fields(Shown))
 
 
 class Logbook:
-    """Writes events to RUN/log.jsonl and passes their numbers to trackers, on the first rank only.
+    """The log of a run: writes events to RUN/log.jsonl, and passes their numbers to trackers.
 
-    If a tracker fails, it is removed and the run continues, because the log contains the same numbers.
+    Only the first rank writes. If a tracker fails, it is removed and the run continues, because the log contains the
+    same numbers.
     """
 
     def __init__(

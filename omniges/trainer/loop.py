@@ -240,7 +240,10 @@ class Loop:
         return StopReason.NONE
 
     def _fetch(self, *, first: bool) -> tuple[tuple[Windows, I64] | None, StopReason]:
-        """Return a batch and `StopReason.NONE` if all ranks can continue; otherwise return None and the stop reason."""
+        """Return a batch and `StopReason.NONE` if all ranks can continue; otherwise return None and the stop reason.
+
+        `first` is True for the first micro-batch of a step. The time limit of the run is checked only for this one.
+        """
         fetched = None
         own = StopReason.NONE
         began = time.monotonic()
@@ -263,7 +266,8 @@ class Loop:
     def _compute(self, windows: Windows, positions: I64, *, last: bool) -> torch.Tensor | None:
         """Return the losses of a micro-batch and accumulate its gradients; return None after a request to stop.
 
-        With several ranks, every micro-batch is completed, because the other ranks wait for its gradients.
+        `last` is True for the last micro-batch of a step. With several ranks, every micro-batch is completed, because
+        the other ranks wait for its gradients.
         """
         try:
             with self._stopper.interruptible(self._ranks.world_size == 1):

@@ -25,7 +25,11 @@ _SHA1_DIGITS: Final = 40
 
 
 def data_provenance(data: Sequence[DataSource]) -> list[dict[str, Any]]:
-    """Return a dictionary for each shard set: path or URL, weight, manifest hash, filters, sizes, tool and codecs."""
+    """Return a dictionary for each shard set.
+
+    It contains the path or URL, weight, manifest hash, filters, codecs, the numbers of clips, hours and speakers, and
+    the program that wrote the set (``tool``).
+    """
     return [
         {
             "shards": source.shard_source().describe("").rstrip("/"),

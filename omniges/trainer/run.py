@@ -122,7 +122,7 @@ class Run:
 
 @dataclass(slots=True)
 class RunState:
-    """Progress of a run after a step. The learner stores the weights and the optimizer's moments."""
+    """Progress of a run after a step, without the weights and the optimizer's moments, which the learner stores."""
 
     step: int = 0
     position: int = 0
@@ -244,7 +244,10 @@ def _with_saved_tokens(settings: TrainSettings) -> TrainSettings:
 
 
 def _source(settings: TrainSettings, config: ModelConfig, text: str, weight: float, stack: ExitStack) -> DataSource:
-    """Open the train split of a local folder or, through the cache, of a URL; add statistics that the model needs."""
+    """Open the train split of a local folder or, through the cache, of a URL.
+
+    If the model needs statistics that stats.json lacks, as in shard sets of version 1, compute them from the shards.
+    """
     location, cache = parse_location(text), None
     if location.path is None:
         folder = home_expanded("--cache-dir", settings.cache_dir)

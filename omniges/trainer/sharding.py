@@ -172,8 +172,8 @@ class _Gathered(LazyTensors):
 def gathered(files: Mapping[str, Mapping[str, Tensor]], ranks: Ranks) -> Iterator[Mapping[str, Mapping[str, Tensor]]]:
     """Let the first rank read complete tensors; each tensor is gathered from all ranks when it is accessed.
 
-    The other ranks send their rows until the first rank leaves its block, with or without an error. Only then do the
-    other ranks enter their blocks.
+    The other ranks send their rows until the first rank leaves its ``with`` block, with or without an error. Only then
+    do the other ranks enter their ``with`` blocks.
 
     Args:
         files: Sharded tensors by file and name.

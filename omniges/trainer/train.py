@@ -256,7 +256,10 @@ class _Resumed:
 
 
 def _resume(run: Run) -> _Resumed:
-    """Load the checkpoint that the settings select, or start at step 0. The first rank reads it for all ranks."""
+    """Load the checkpoint that the settings select; if there is none, start at step 0.
+
+    Only the first rank reads the files.
+    """
     settings, ranks = run.settings, run.ranks
     choice, read = checkpoint.Choice(None), {}
     with ranks.together("choose a checkpoint"):
@@ -304,9 +307,10 @@ def require_fit(run: Run, saved: checkpoint.SavedCheckpoint) -> None:
 
 
 def _restore_best(run: Run, best: Best | None) -> Best | None:
-    """Point RUN/best to the best checkpoint and return `best`, or remove RUN/best and return None.
+    """Restore the best step of a saved run, and the link RUN/best to its checkpoint.
 
-    `best` is kept only if its checkpoint exists and this run uses the same metric.
+    If the checkpoint of `best` exists and this run uses the same metric, point RUN/best to the checkpoint and return
+    `best`. Otherwise, remove RUN/best and return None.
     """
     folder, kept = run.settings.output_dir, 0
     with run.ranks.together("find the best checkpoint"):

@@ -62,7 +62,8 @@ class LearningRate:
 def ema_decay(decay: float, step: int) -> float:
     """Return the EMA decay of the update with index `step`: min(decay, (1 + step) / (10 + step)).
 
-    Until the decay reaches its upper bound, the EMA weights average about the last ninth of the steps so far.
+    Early in training, the result is smaller than the upper bound and grows with `step`. The EMA weights are then mainly
+    an average over the most recent steps, about one ninth of all steps so far.
 
     Args:
         decay: Upper bound of the decay.
@@ -252,10 +253,10 @@ class Learner:
 
     @contextlib.contextmanager
     def average_gathered(self) -> Iterator[None]:
-        """Load the complete EMA weights, inside the ``with`` block, into the model that `averaged` created.
+        """Load the complete EMA weights into the model that `averaged` created, until the ``with`` block ends.
 
-        All ranks must enter the block together. Without sharding, the model always has these weights, because it shares
-        their memory.
+        All ranks must enter the block together. Without sharding, the model always has the EMA weights, because it
+        shares their memory.
 
         Yields:
             Nothing.
@@ -272,7 +273,7 @@ class Learner:
             model.load_state_dict(empty, assign=True, strict=False)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a context manager that computes in the precision of training."""
+        """Return a context manager for computations in the precision of training."""
         return cast("contextlib.AbstractContextManager[Any]", self._accelerator.autocast())
 
     def micro_step(self, windows: Windows, plan: Plan, *, last: bool) -> Tensor:
@@ -349,7 +350,9 @@ class Learner:
 
     @contextlib.contextmanager
     def complete(self, ranks: Ranks) -> Iterator[Mapping[str, Mapping[str, Tensor]]]:
-        """Let the first rank read complete tensors; the other ranks send their rows until it leaves the block.
+        """Let the first rank read complete tensors.
+
+        The other ranks send their rows until the first rank leaves its ``with`` block.
 
         Args:
             ranks: Ranks of the run; all of them enter together.

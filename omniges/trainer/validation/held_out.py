@@ -58,7 +58,7 @@ def spread(count: int) -> list[int]:
     The numbers are sorted by their reversed bits (van der Corput 1935), and then shifted by count // 2.
 
     Args:
-        count: Number of numbers.
+        count: How many numbers to permute.
 
     Returns:
         The permuted numbers.
@@ -305,7 +305,7 @@ class SomeRecordings(ShardFolder):
     """Selected train recordings of several shard sets, as one folder. A recording is read when it is accessed."""
 
     def __init__(self, folders: Mapping[int, ShardFolder], ticks: int, limit: int) -> None:
-        """Choose recordings with a complete body, evenly over speakers.
+        """Choose recordings that have all `BODY_PARTS`, evenly over speakers.
 
         Args:
             folders: Shard sets by index.

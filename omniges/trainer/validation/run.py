@@ -355,7 +355,7 @@ class Validation:
         return [f"{lost} of {len(self._held)} windows lack {streams}, and are left out"] if lost else []
 
     def _groups(self, tasks: Sequence[str]) -> list[tuple[list[HeldOutWindow], str]]:
-        """Return batches for the model: pairs of windows and a task. The windows have all streams of the task."""
+        """Return batches for the model: each has one task, and windows that have all streams of the task."""
         starts = range(0, len(self._held), _GROUP)
         groups = [(self._held[start : start + _GROUP], task) for start in starts for task in tasks]
         allowed = [([one for one in held if one.allows(task)], task) for held, task in groups]

@@ -150,7 +150,7 @@ def sample_windows(sampler: Sampler, task: str, held: Sequence[HeldOutWindow], h
 
 @dataclass(frozen=True, slots=True)
 class WindowResults:
-    """Converts outputs of the model to results of windows, as `omniges generate` does."""
+    """A converter of model outputs to results of windows, which works like `omniges generate`."""
 
     samples: WindowFolder
     windows: Sequence[Window]

@@ -37,7 +37,7 @@ _COSTLY: Final = 0.1
 
 
 class RunValidator:
-    """Validates steps of a run; all ranks must call the same methods."""
+    """The validation of a run, for the training loop. All ranks must call its methods together."""
 
     def __init__(self, run: Run, validation: Validation, logbook: Logbook, reporter: Reporter) -> None:
         self._run, self._validation, self._metric = run, validation, run.settings.best_metric
