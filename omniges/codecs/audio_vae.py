@@ -58,7 +58,7 @@ _Scaling = Annotated[float, Is("a number other than 0", lambda found: abs(found)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Config:
-    """Keys of config.json that affect the output."""
+    """Settings in config.json that affect the output."""
 
     in_channels: Literal[1]
     out_channels: Literal[1]
@@ -79,7 +79,7 @@ class _Config:
 
     @property
     def frames_per_row(self) -> int:
-        """Number of mel frames in a row of latents. It is also the number of mel bands in a column of a row."""
+        """Number of mel frames that a row of latents covers; a column covers the same number of mel bands."""
         return int(2 ** (len(self.block_out_channels) - 1))
 
 

@@ -151,8 +151,8 @@ def decode_latents(codec: Codec, latents: npt.NDArray[Any]) -> Any:
 
     Args:
         codec: The loaded codec.
-        latents: Latents (rows, channels). For a window codec, each window has the same number of consecutive rows,
-            ``entry.latents``.
+        latents: Latents (n, channels), one latent in each row. For a window codec, each window has
+            ``entry.latents`` consecutive latents.
 
     Returns:
         Frames (frames, columns) from a frame codec; a list with one `SpokenText` for each window from a window codec.

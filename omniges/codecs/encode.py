@@ -226,7 +226,7 @@ def _losses(counts: Mapping[str, int]) -> str:
 
 
 def _entry(codec: Codec, source: ShardFolder) -> CodecEntry:
-    """Return the codec's entry, with package versions, device and loudness added to its settings."""
+    """Return the codec's entry; its settings also get package versions, the device and, for audio, the loudness."""
     packages = _PACKAGES.get(codec.entry.source, ("torch", "diffusers"))
     tool = {name: metadata.version(name) for name in packages}
     device = "cuda" if torch.cuda.is_available() else "cpu"

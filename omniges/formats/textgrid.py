@@ -490,8 +490,9 @@ def _without_other_entries(masked: _Masked, wanted: str | None) -> tuple[str, di
 
 
 def _string(masked: _Masked, label: str) -> str:
-    """Return the original text of a masked label. A double quote, which files write twice, occurs once.
+    """Return the original text of a masked label.
 
+    A quotation mark inside the label is written twice in the file, and occurs once in the result.
     Raises `ValueError` if the label is not the index of a string.
     """
     match = _LABEL.fullmatch(label)

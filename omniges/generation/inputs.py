@@ -203,7 +203,7 @@ def read_text(
         codec: Tokenizer of text tokens; None: the model's text is stored as latents, which need only words.
         rate: Speaking rate for plain text.
         seconds: Length of the input's other streams in seconds; None: there are none, so the file defines the length.
-        max_s: Length in seconds to which a file longer than `LONGEST_S` is cut; None: such a file is refused.
+        max_s: Length in seconds to which a file longer than `LONGEST_S` (24 hours) is cut; None: refuse such a file.
 
     Returns:
         The text stream.
@@ -268,8 +268,8 @@ def words_condition(
         The text stream.
 
     Raises:
-        DataError: The length is below a tick or above `LONGEST_S`. No word starts within the length. Every word has
-            more subwords than ticks.
+        DataError: The length is below a tick or above `LONGEST_S` (24 hours). No word starts within the length. Every
+            word has more subwords than ticks.
     """
     path, digest = origin
     length_s = float(words[-1]["end"]) + _TAIL_S if length_s is None else length_s
@@ -476,7 +476,7 @@ class Input:
 
     @property
     def recording(self) -> Recording:
-        """Contents that condition streams can read: those of `sample` or, if it is None, of the given streams."""
+        """`Recording` from which condition streams are read: `sample` or, if it is None, the given streams as one."""
         return _recording(self.conditions) if self.sample is None else self.sample
 
 
@@ -602,7 +602,7 @@ def _recorded_rows(condition: Condition, first: int, ticks: int) -> npt.NDArray[
 
 
 def _recording(conditions: Sequence[Condition]) -> Recording:
-    """Return the contents that condition streams can read from the user's files; files have no labels."""
+    """Convert the user's files to a `Recording`, from which condition streams are read; files have no labels."""
     contents: dict[Content, Callable[[int, int], Any]] = {}
     for one in conditions:
         if one.stream == "text":
@@ -613,7 +613,7 @@ def _recording(conditions: Sequence[Condition]) -> Recording:
 
 
 def recording_of_sample(sample: SampleArrays) -> Recording:
-    """Return the contents of a sample of a shard folder that condition streams can read."""
+    """Convert a sample of a shard folder to a `Recording`, from which condition streams are read."""
     row = sample.row
 
     def rows_of(array: npt.NDArray[Any], per_tick: int) -> Callable[[int, int], Any]:
@@ -681,7 +681,7 @@ def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
 
     Raises:
         DataError: The lengths of audio and motion differ by more than `preprocess` allows. The length is above
-            `LONGEST_S`. After the cut, nothing is left, or a text file has no words.
+            `LONGEST_S` (24 hours). After the cut, nothing is left, or a text file has no words.
     """
     lengths = [one.ticks for one in item.conditions] or [item.ticks]
     by_stream = {one.stream: one.ticks / TICKS_PER_SECOND for one in item.conditions}

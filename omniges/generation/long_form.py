@@ -222,7 +222,7 @@ def sample_timelines(
         seed: Seed of the noise.
         windows: Lengths of the windows.
         settings: Steps and solver.
-        worked: Function that is called after each step with a number of ticks; these sum to the generated ticks.
+        worked: Function called after each step with a number of ticks; the numbers sum to all generated ticks.
 
     Yields:
         The index of the timeline, the arrays of a chunk by stream, and their length in ticks. Ticks that

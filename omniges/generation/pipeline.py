@@ -258,7 +258,7 @@ class OmnigesPipeline:
 
         Args:
             folder: Local folder; nothing is downloaded.
-            weights: ``ema`` for EMA weights, or ``last``.
+            weights: ``ema`` for the EMA weights, ``last`` for the weights of the last training step.
             codecs: Folders by codec name, for a model that generates latents.
             t5_tokenizer: Folder of T5's tokenizer, if the text codec's folder does not contain it.
             quantised: True: quantize latents to codes before decoding, for codecs with codes.

@@ -235,7 +235,7 @@ class _Job:
 
         Args:
             group: The inputs.
-            worked: Function that is called after each step with a number of ticks; these sum to the generated ticks.
+            worked: Function called after each step with a number of ticks; the numbers sum to all generated ticks.
 
         Yields:
             For each result, the path of its record, and the record.

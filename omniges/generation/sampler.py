@@ -119,7 +119,7 @@ def load(checkpoint: Path, weights: Weights = "ema") -> Loaded:
 
     Args:
         checkpoint: Folder of the checkpoint or run.
-        weights: ``ema`` for the EMA weights, ``last`` for the last weights.
+        weights: ``ema`` for the EMA weights, ``last`` for the weights of the last training step.
 
     Returns:
         The model.
@@ -482,7 +482,7 @@ class Sampler:
             seed: Seed of the noise, which is keyed by seed, sample and tick.
             windows: Lengths of the windows.
             settings: Steps and solver.
-            worked: Function that is called after each step with a number of ticks; these sum to the generated ticks.
+            worked: Function called after each step with a number of ticks; the numbers sum to all generated ticks.
 
         Yields:
             Parts of the results.

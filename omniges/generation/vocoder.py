@@ -53,7 +53,7 @@ _Sizes = Annotated[tuple[_Size, ...], Is("a list of 1 to 16 whole numbers", lamb
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Config:
-    """Keys of config.json that the network depends on, with the defaults of transformers."""
+    """Settings in config.json on which the network depends, with the defaults of transformers."""
 
     model_in_dim: _Size
     sampling_rate: Annotated[int, Range(1, 1 << 20)]

@@ -40,7 +40,7 @@ class VaeConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaSizes:
-    """Keys of a LLaMA configuration that the computation needs."""
+    """Settings in a LLaMA configuration that the computation needs."""
 
     hidden_size: Size
     intermediate_size: Size
