@@ -70,7 +70,10 @@ def mel_filterbank() -> F64:
 
 @functools.cache
 def _analysis(precision: str) -> tuple[npt.NDArray[Any], Any, Callable[..., Any]]:
-    """Return the window (1024,), the sparse mel filters (64, 513) and the FFT for ``float32`` or ``float64``."""
+    """Return the FFT's Hann window (1024,), the sparse mel filters (64, 513) and the FFT function.
+
+    The arrays have the given precision, ``float32`` or ``float64``.
+    """
     import scipy.fft  # noqa: PLC0415 - the import takes half a second, too long for --help
     import scipy.sparse  # noqa: PLC0415
 
@@ -81,8 +84,8 @@ def _analysis(precision: str) -> tuple[npt.NDArray[Any], Any, Callable[..., Any]
 def _blocks_of_frames(samples: F32, frames: int) -> Iterator[tuple[int, F32]]:
     """Yield blocks of frames as (index of the first frame, strided view (n, 1024)).
 
-    Frame j is centred on sample 160·j. Frames near an end of the audio are views of a short reflected copy; all other
-    frames are views of the audio.
+    Frame j is centred on sample 160·j. Frames that reach past an end of the audio are views of a copy of this end,
+    extended by reflection. All other frames are views of the audio itself.
     """
     half = N_FFT // 2
     windows = np.lib.stride_tricks.sliding_window_view
@@ -247,8 +250,8 @@ class Cancellation:
     def problem(self) -> str | None:
         """Description of the cancellation; None if the channels do not cancel.
 
-        Channels cancel if the standard deviation of their mean is below a quarter of the value for uncorrelated
-        channels.
+        Let s be the standard deviation over time of the mixed-down signal, the mean of C channels. If channels with
+        standard deviations σ were uncorrelated, s would be sqrt(Σ σ²) / C. They cancel if s is below a quarter of this.
         """
         if not self._count:
             return None

@@ -55,7 +55,7 @@ class GestureLayout:
 
     @property
     def joints(self) -> tuple[int, ...]:
-        """Indices of the 52 joints in channel order; entry k (from 0) has channels 6k to 6k+5."""
+        """SMPL-X indices of the 52 joints in channel order. Joint k of the tuple (from 0) has channels 6k to 6k+5."""
         return self.upper_joints + self.hand_joints + self.lower_joints
 
     def channel_names(self) -> list[str]:
@@ -120,7 +120,10 @@ def _horner(coefficients: tuple[float, ...], v: F64) -> F64:
 
 
 def _wrap_angles(x: F64, y: F64, z: F64, squared: F64) -> F64:
-    """Shorten rotation vectors in place to at most pi, for the same rotations; return the squared lengths."""
+    """Replace rotation vectors longer than pi, in place, by vectors of at most pi for the same rotations.
+
+    `squared` has the squared lengths of the vectors. Return the squared lengths after the replacement.
+    """
     far = squared > np.pi**2
     if not far.any():
         return squared

@@ -165,9 +165,10 @@ class TextTokenCodec:
         A word begins at a token with the mark *first subword of the word*. It ends at a blank or at the next word. A
         subword begins at the mark *first tick of the subword*, or where the id changes.
 
-        A group of tokens may lack the mark of a word. At the start of the window, such a group is the end of a word
-        that began before the window. Elsewhere only generated tokens lack the mark. There the group becomes a separate
-        word, so that no spoken token is lost. Tokens do not show whether the window's end cuts the last word.
+        A group of tokens may lack the mark *first subword of the word*. At the start of the window, such a group is the
+        end of a word that began before the window. Elsewhere only generated tokens lack this mark. There the group
+        becomes a separate word, so that no spoken token is lost. Tokens do not show whether the window's end cuts the
+        last word.
 
         Args:
             ids: Tokens (ticks,).

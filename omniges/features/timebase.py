@@ -1,6 +1,7 @@
 """The time base: a tick is 0.1 s = 3 gesture frames = 10 mel frames = 1600 audio samples.
 
-Every count is computed from the length by integer arithmetic, never by a running sum, so that errors do not add up.
+Every count is computed from the complete length by integer arithmetic, never by a running sum, so that rounding errors
+do not accumulate.
 Gesture frame i is at i/30 s; mel frame j is centred on sample 160·j.
 """
 

@@ -52,7 +52,7 @@ EDITED: Final = "it was edited; choose another checkpoint"
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """Content of a checkpoint to write."""
+    """Everything that is written to a new checkpoint: step, tensors and JSON files."""
 
     step: int
     """Number of training steps."""
@@ -345,8 +345,9 @@ def choose(run: Path, resume: str, fits: Callable[[SavedCheckpoint], None]) -> C
         The checkpoint, and the newer checkpoints that were skipped.
 
     Raises:
-        UsageFault: `resume` is ``never`` although there are checkpoints. `resume` names a folder that is missing, or a
-            checkpoint that is not the newest. No checkpoint can be used, and `fits` raises this error for at least one.
+        UsageFault: One of these: `resume` is ``never`` although there are checkpoints; the folder that `resume` names
+            is missing; a checkpoint is newer than the named one; no checkpoint can be used, and `fits` raised this
+            error for at least one.
         DataError: All checkpoints are damaged, or the named checkpoint is damaged.
         EnvironmentFault: No checkpoint can be used, and at least one cannot be read.
     """

@@ -4,7 +4,8 @@ A sample's draws do not depend on its rank, on its batch, or on earlier draws. T
 state: each number is a hash of (seed, purpose, position in the sample sequence, index). The hash is Philox4x32 with
 ten rounds (Salmon et al. 2011, *Parallel random numbers: as easy as 1, 2, 3*). The seed is the key of the hash. The
 counter consists of the block index, the purpose, and the low and high 32 bits of the position. One block gives four
-words of 32 bits. Of n numbers, number i is word i // ceil(n / 4) of block i mod ceil(n / 4).
+words of 32 bits, which are converted to four numbers. For n numbers, a position has b = ceil(n / 4) blocks. The i-th
+number of a position (from 0) is result i // b of block i mod b.
 
 Words and uniform draws are equal on every machine. Normal draws use the device's logarithm, sine and cosine. They are
 equal on machines with the same type of device, and differ in the last bits between types.
@@ -48,7 +49,7 @@ _CACHED_BLOCKS: Final = 1 << 17  # number of blocks whose temporaries fit the ca
 class Purpose(enum.IntEnum):
     """Purpose of a draw. Draws for different purposes are independent.
 
-    The number of a purpose is hashed, so it must stay the same in all versions of omniges.
+    The value of a member is part of the hash's counter, so it must stay the same in all versions of omniges.
     """
 
     TASK = 1
@@ -129,8 +130,8 @@ def _drawn(seed: int, wanted: Sequence[Draws], convert: Callable[[Sequence[Tenso
     Args:
         seed: Seed in [0, 2⁶⁴).
         wanted: Requests.
-        convert: Function that converts four tensors of words, each (T,), to numbers (4, T). In compiled code, the
-            shapes are (R, blocks) and (4, R, blocks).
+        convert: Function that converts four tensors of words, each (T,), to numbers (4, T). T is the number of
+            blocks that are computed at once. In compiled code, the shapes are (R, blocks) and (4, R, blocks).
 
     Returns:
         Numbers (R, 4, blocks) for each request.
@@ -231,7 +232,7 @@ def _stacked(numbers: Sequence[Tensor]) -> Tensor:
 
 
 def _unit(bits: Tensor) -> Tensor:
-    """Map words of 32 bits to (k + ½) / 2²³ for their upper 23 bits k, which float32 represents exactly."""
+    """Map words of 32 bits to (k + ½) / 2²³, where k is the upper 23 bits of a word; float32 is exact here."""
     return (bits >> 9).to(torch.float32).add_(0.5).mul_(2.0**-23)
 
 

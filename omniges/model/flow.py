@@ -154,7 +154,8 @@ class FlowModel(nn.Module):
         Args:
             conditions: For each condition stream: values (B, …), and a mask (B,) of the samples that have a value.
                 Streams may be left out.
-            kept: For each stream that training drops from some samples: a mask (B,) of the samples that keep it.
+            kept: For each condition stream that training drops from some samples: a mask (B,) of the samples that
+                keep it.
 
         Returns:
             Vectors (B, W); None if `conditions` is empty.
@@ -204,7 +205,10 @@ class FlowModel(nn.Module):
         return FlowLoss(total if untouched is None else total + untouched, each)
 
     def carried(self, targets: Sequence[StreamName]) -> list[StreamName]:
-        """Return the streams that `predict` needs in addition to the targets, as clean conditions or as pure noise."""
+        """Return the streams, other than the targets, that must be in the `tokens` of `predict`.
+
+        These are all other streams if the model passes absent streams as noise; otherwise there are none.
+        """
         return [name for name in STREAMS if name not in targets] if self.absent == "noise" else []
 
     def predict(
@@ -248,7 +252,11 @@ class FlowModel(nn.Module):
         return {name: self.stream(name).clean(outputs[name], tokens[name], levels[name]) for name in targets}
 
     def _places(self, tokens: Mapping[StreamName, Tensor]) -> dict[str, dict[StreamName, Tensor]]:
-        """Return the token positions as arguments of the trunk: times for rotary positions, and embeddings to add."""
+        """Return the token positions as keyword arguments of the trunk.
+
+        ``added`` has the position embeddings to add, by stream. With rotary positions there is also ``seconds``, the
+        times of the tokens by stream.
+        """
         places = {name: self.stream(name).places for name in tokens}
         learned = {name: embedding for name, embedding in places.items() if embedding is not None}
         if self._rotary:
@@ -283,7 +291,7 @@ class FlowModel(nn.Module):
     def known_parts(self, bits: npt.NDArray[np.uint8]) -> Present | None:
         """Convert bit masks (B,) of `STREAM_PARTS` to the presence of parts; return None if nothing is absent.
 
-        Parts that no training sample had count as absent.
+        A part is also treated as absent if no training sample had this part.
         """
         known = bits & np.uint8(self.trained) | np.uint8(self._unused)
         return present_of(known, next(self.parameters()).device, self.latents, self.gesture_channels)

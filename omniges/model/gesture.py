@@ -1,18 +1,19 @@
 """Gesture tokens with smooth predictions: B-splines of several widths, scaled by the statistics of recorded motion.
 
 The jerk of a motion is a third difference of frames, which amplifies the highest frequencies most. So white noise in
-predicted frames, however small, dominates the jerk. A sum of cubic B-splines with knots at ticks has little power at
+predicted frames, however small, dominates the jerk. A sum of cubic B-splines with knots at ticks has little energy at
 these frequencies, whatever its coefficients are, and a sum of wider splines has still less.
 
-The power of recorded motion falls with about the fourth power of the frequency, for body, hands and face. Let d be the
-standard deviation of the differences between successive frames of a normalised channel. If splines with a knot spacing
-of h ticks approximate this channel, the remainder (channel minus splines) has the standard deviation r d² h^1.5. In
-BEAT2, r is 1.3 to 1.9; this module uses 1.4.
+The power spectrum of recorded motion falls about as 1 / frequency⁴, for body, hands and face. Let d be the standard
+deviation of the differences between successive frames of a normalised channel; this module uses at least 0.03. If
+splines with a knot spacing of h ticks approximate this channel, the remainder (channel minus splines) has the standard
+deviation r d² h^1.5. In BEAT2, r is 1.3 to 1.9; this module uses 1.4.
 
-A prediction is the sum of L levels of splines and of free frames. All splines of a level have the same knot spacing:
-4, 2 or 1 ticks. The widest level has the scale 1. Each narrower level is multiplied by the standard deviation of the
-remainder of the next wider level. The free frames are multiplied by that of the narrowest level. Then coefficients of
-equal size give motion that resembles recorded motion.
+A prediction is the sum of L levels of splines and of *free frames*. A level consists of all splines of one knot
+spacing: 4, 2 or 1 ticks. The free frames are one more number for each frame, added without a spline. With R(h) =
+min(1, r d² h^1.5), the levels of 4, 2 and 1 ticks are multiplied by 1, R(4) and R(2), and the free frames by R(1). So
+each term is about as large as the remainder after the term before it. Then outputs of equal size give motion that
+resembles recorded motion.
 
 Shape letters: B batch, N tokens, F frames of a token, T = N F frames, V channels of a frame, C = F V channels of a
 token, L = 3 levels of splines.
@@ -59,20 +60,25 @@ _OFFSETS: Final = REST_OFFSETS.tolist()  # numbers, because a compiler cannot tr
 
 
 class SplineTokens(FrameTokens):
-    """Gesture frames (B, T, V) as tokens (B, N, F · V), predicted as splines, with losses scaled by recorded motion.
+    """A stream of gesture frames (B, T, V) as tokens (B, N, F · V), predicted as sums of splines and free frames.
 
-    For each token and channel, the head outputs one coefficient of each level and F frames to add to the splines.
-    Errors of differences between frames are divided by d, so that channels that change unpredictably, such as
-    expressions, do not take most of the loss. A further loss keeps standing feet where they are: the mean of
-    e² / (v² + s²), where v is a toe's velocity by forward kinematics over the generic skeleton, e the error of v, and
-    s = 0.05 m/s. It is the foot contact loss of Tevet et al. (2023), with a weight for each frame instead of contacts.
+    For each token and channel, the head outputs the coefficients of L splines with different knot spacings, and F free
+    frames (see the module).
+
+    For each channel, let d = difference_std / std, but at least 0.03. The loss multiplies the errors of a channel's
+    differences between frames by 0.18 / d. So channels that change unpredictably, such as expressions, do not take most
+    of the loss. 0.18 is the median d of the hands.
+
+    A further loss keeps standing feet where they are: the mean of e² / (v² + s²), where v is a toe's velocity by
+    forward kinematics over the generic skeleton, e the error of v, and s = 0.05 m/s. It is the foot contact loss of
+    Tevet et al. (2023), with a weight for each frame instead of contacts.
 
     Args:
         frames: Frames in a token.
         mean: Mean of each channel over the training data.
         std: Standard deviation of each channel.
         difference_std: Standard deviation of each channel's differences between successive frames.
-        difference_weight: Loss weight of errors in these differences, for a channel with d = 0.18.
+        difference_weight: Loss weight of the errors of these differences, after the multiplication by 0.18 / d.
         feet_weight: Loss weight of the errors of the toes' velocities.
     """
 
@@ -117,7 +123,7 @@ class SplineTokens(FrameTokens):
     def differences(self, error: Tensor) -> Tensor:
         """Return the differences (B, T - 1, V) between successive frames of errors (B, T, V), for the loss.
 
-        The differences of each channel are multiplied by 0.18 / d.
+        The differences of each channel are multiplied by 0.18 / d, where d = difference_std / std, at least 0.03.
         """
         return super().differences(error) * self.difference_scale
 
@@ -150,7 +156,7 @@ class SplineTokens(FrameTokens):
 
 
 def spline_basis(count: int, frames: int, device: torch.device) -> Tensor:
-    """Return the value of each token's splines at each frame; the splines of a level sum to 1 at each frame.
+    """Return the value of each token's splines at each frame.
 
     Args:
         count: Number of tokens N.
@@ -158,8 +164,8 @@ def spline_basis(count: int, frames: int, device: torch.device) -> Tensor:
         device: Device of the result.
 
     Returns:
-        Values (T, N, L) of cubic B-splines around the middle of each token, divided by their sum over tokens, which
-        differs from 1 near the ends.
+        Values (T, N, L) of cubic B-splines around the middle of each token: one spline for each of the L knot
+        spacings. For each frame and knot spacing, the values are scaled so that their sum over tokens is 1.
     """
     at = (torch.arange(count * frames, device=device) + 0.5) / frames
     away = (at[:, None] - (torch.arange(count, device=device) + 0.5)).abs()

@@ -158,7 +158,7 @@ class Rounded(Packed):
 
 
 class _Reorder(torch.autograd.Function):
-    """`index_select` along the first axis, with a gradient that is also a selection.
+    """Autograd function: `index_select` along the first axis, with a gradient that is also a selection.
 
     The gradient of torch's `index_select` adds rows, and an accelerator adds them in no fixed order. Here, at most one
     result of each row has a gradient, so nothing is added.
@@ -243,9 +243,10 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
 
 @dataclass(frozen=True, slots=True)
 class StackedRows:
-    """Rows of S streams on one axis, with R rows for each stream.
+    """Index arrays that map samples to rows and back, for S streams with R rows each.
 
-    Row r of stream s has the index s · R + r. Sample b of stream s has the index s · B + b.
+    Among the rows of all streams, row r of stream s has the index s · R + r. Among the samples of all streams, sample b
+    of stream s has the index s · B + b.
     """
 
     there: Tensor
@@ -280,7 +281,7 @@ class StackedRows:
         return found.view(len(x), -1, *x.shape[2:])
 
     def of_targets(self, x: Tensor) -> Tensor:
-        """Select from values (S, R, …) of rows the values (T, …) of the T rows in `target_rows`."""
+        """Select the values (T, …) of the T rows in `target_rows` from the values (S, R, …) of all rows."""
         return reorder(x.flatten(0, 1), self.target_rows, self.target_of, self.is_target)
 
 
@@ -366,8 +367,8 @@ def _target_arrays(name: str, samples: I64, count: int, batch: int) -> dict[tupl
 
     Args:
         name: The stream.
-        samples: Samples of the targets (K,).
-        count: Number of targets whose losses count; the other targets repeat the first.
+        samples: Index of each target's sample (K,).
+        count: Number of real targets. The later targets repeat the first, and their losses are not used.
         batch: Batch size B.
 
     Returns:
@@ -384,9 +385,10 @@ def _target_arrays(name: str, samples: I64, count: int, batch: int) -> dict[tupl
 
 
 def _rounded_rows(plan: Plan, device: torch.device) -> BatchRows:
-    """Return the rows of a batch, with equal numbers of rows and of targets for all streams.
+    """Return the rows of a batch. All streams have the same number of rows.
 
-    Spare rows repeat the first row.
+    All streams that have targets have the same number of targets. A spare row repeats the first row, and a spare target
+    the first target. If there are as many rows as samples, row r is sample r, even if the sample lacks the stream.
     """
     batch = len(plan.task)
     streams = [k for k in range(len(STREAMS)) if plan.present[:, k].any()]

@@ -77,12 +77,12 @@ class PatchTokens(Stream):
     """A stream of latents (B, R, K · W) as patches (B, N, K · P · P).
 
     In a row of latents, channel k and column w have the index k · W + w. Tokens are ordered row by row, and the W / P
-    patches of the same rows have the same time. The features of a token are ordered (channel, row, column), but the
-    outputs of the head (row, column, channel). Latents are not normalised: codecs return them multiplied by the
+    patches of the same rows have the same time. The features of a token are ordered (channel, row, column). The outputs
+    of the head are ordered (row, column, channel). Latents are not normalised: codecs return them multiplied by the
     autoencoder's scaling factor, as the pretrained weights expect. The head predicts the velocity ε − x.
 
     Args:
-        grid: Size of the patches and of their table.
+        grid: Size of the patches, and of the table of position embeddings.
         columns: Columns W, a multiple of P.
         rows_per_tick: Rows of latents in one tick (0.1 s).
     """
@@ -121,8 +121,8 @@ class PatchTokens(Stream):
     def positions(self, count: int, width: int) -> Tensor:
         """Return the position embeddings of the tokens from OmniFlow's table.
 
-        Columns are centred in the table. The first row of a window of any length has the same embedding as the first
-        row of OmniFlow's training clips.
+        The patch columns use the middle columns of the table. The first patch row uses the table row that the first
+        patch row of OmniFlow's training clips used, for any length of the window.
 
         Args:
             count: Number of tokens N.

@@ -237,7 +237,8 @@ def build_model(
         statistics: Content of stats.json.
         vocab_size: Size of the tokenizer's vocabulary.
         speakers: Number of speakers.
-        codecs: Latents by the stream that they replace. The model contains no part of a codec.
+        codecs: For each stream that is stored as latents: its codec and statistics. The model contains no part
+            of a codec.
         conditions: Condition streams by name.
 
     Returns:
@@ -353,7 +354,7 @@ def model_for_weights(
         config: Configuration of the model.
         vocab_size: Size of the tokenizer's vocabulary.
         speakers: Number of speakers.
-        codecs: Latents by the stream that they replace.
+        codecs: For each stream that is stored as latents: its codec and statistics.
         conditions: Condition streams by name.
 
     Returns:
@@ -394,13 +395,16 @@ class ModelIdentity:
         return absent_parts(trained | unused_bits(self.config.gesture_channels))
 
     def never_had(self, task: Task) -> list[StreamName]:
-        """Return the streams of a task that all training samples lacked."""
+        """Return those streams of a task that were absent from all training samples."""
         trained = trained_bits(json.loads(self.statistics))
         return [name for name in (*task.conditions, *task.targets) if not trained & STREAM_BITS[name]]
 
     @property
     def tick_multiple(self) -> int:
-        """Smallest number of ticks with only complete tokens and latent rows. Window lengths are multiples of it."""
+        """Smallest number of ticks that consists of complete tokens and complete rows of latents.
+
+        Window lengths are multiples of this number.
+        """
         multiples = [entry.tick_multiple for entry in self.codecs.values() if isinstance(entry, FrameEntry)]
         grid = self.config.audio_grid
         if grid is not None:
@@ -468,7 +472,10 @@ class ModelIdentity:
         return {CONFIG_FILE: json_document(config)} | files
 
     def require_same(self, saved: SavedCheckpoint) -> None:
-        """Raise UsageFault if a checkpoint stores another model, or a model of other data."""
+        """Raise UsageFault if a checkpoint's configuration, or a file such as stats.json, differs from this model's.
+
+        Only the preset's name, the default guidance scales and the speaking rate may differ.
+        """
         own = {name: json.loads(content) for name, content in self.documents().items()}
         # The stored settings are read and written again, so that settings newer than the checkpoint have their default.
         stored = json.loads(load_identity(saved).documents()[CONFIG_FILE])
@@ -500,8 +507,8 @@ def _other(saved: SavedCheckpoint, name: str, own: Any, codecs: set[str]) -> boo
         codecs: Names of the codecs that this model uses. In latents.json, only their statistics are compared.
 
     Returns:
-        True if the contents differ. False if they are equal, or if the checkpoint has no such file. Then `require_same`
-        reports another difference: that of the settings in config.json, on which the file depends.
+        True if the contents differ. False if they are equal, or if the checkpoint has no such file. A file is missing
+        only if settings in config.json differ, and `require_same` reports those settings.
     """
     if name not in saved.files:
         return False
@@ -595,7 +602,7 @@ def _latents(saved: SavedCheckpoint, codecs: Mapping[StreamName, CodecEntry]) ->
 
 
 def _check_differences(config: ModelConfig, statistics: Document) -> None:
-    """Raise DataError if gesture tokens are splines, but the statistics lack the differences between frames."""
+    """Raise DataError if gesture tokens are splines, but the statistics lack a valid ``difference_std``."""
     channels = {"gesture": LAYOUT.channels} | ({"jaw_eyes": JAW_EYES} if config.with_jaw_eyes else {})
     for name, count in channels.items() if config.gesture_tokens == "splines" else ():
         part = statistics.part(name)

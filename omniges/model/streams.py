@@ -67,7 +67,7 @@ class Stream(nn.Module, ABC):
     def arrays(self, tokens: Tensor) -> Tensor:
         """Convert tokens (B, N, C) to arrays; the inverse of the method `tokens`.
 
-        Predicted tokens may correspond to no array exactly. They are converted to the nearest valid arrays.
+        Predicted tokens may differ from the tokens of all valid arrays. They are converted to the nearest valid arrays.
         """
 
     @abstractmethod
@@ -272,9 +272,9 @@ class FrameTokens(Stream):
         """Return the mean squared error, plus the mean square of the error's differences between successive frames.
 
         The second term has the weight `difference_weight`. It does not change the optimum, the conditional mean.
-        Without this term, a model first learns what the frames of a token have in common. Then motion stops within a
-        tick and jumps between ticks. The term is the velocity loss of Tevet et al. (2023), *Human Motion Diffusion
-        Model*, ICLR.
+        Without this term, a model first learns what the frames of a token have in common. Until it has learned more,
+        generated motion stands still within a tick and jumps between ticks. The term is the velocity loss of Tevet et
+        al. (2023), *Human Motion Diffusion Model*, ICLR.
 
         Args:
             output: Outputs of the head (B, N, O).
@@ -346,7 +346,7 @@ class WindowTokens(FrameTokens):
         mean: Mean of each channel over the training data.
         std: Standard deviation of each channel.
         prediction: Output of the head.
-        omniflow_tokens: True if the tokens equal OmniFlow's text tokens.
+        omniflow_tokens: True if the tokens equal OmniFlow's text tokens, so that its pretrained projections fit.
     """
 
     complete_windows = True

@@ -2,7 +2,7 @@
 
 It is an MMDiT (Esser et al. 2024) for any number of streams. `omniges.pretrained.trunk` has the configuration that
 equals the trunk of OmniFlow (Li et al. 2024). The default differs from OmniFlow in three ways. All streams share rotary
-positions in seconds. The speaker is a condition. Streams that are not given are left out, not passed as noise.
+positions in seconds. The speaker is a condition. Streams that a sample lacks are left out, not passed as noise.
 
 Shape letters: B batch; R rows of a stream (the samples that have it, see `omniges.model.packing`); N tokens of one
 stream or of all; C channels of a stream's tokens; H heads; E features of a head; W = H · E width. Noise levels σ are
@@ -185,7 +185,7 @@ class Branch(nn.Module):
 
 
 class JointBlock(nn.Module):
-    """A transformer block: one attention over the tokens of all streams; each stream has its own other layers.
+    """A transformer block: one attention over the tokens of all streams; each stream has separate projections and MLP.
 
     Queries and keys are normalised by ``qk_norm``: ``layer`` (shared by all streams), ``rms`` (one for each stream) or
     None (no norm).
@@ -375,12 +375,12 @@ class JointFlowTransformer(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Initialise as the identity with zero outputs (AdaLN-zero, Peebles and Xie 2023); biases are zero.
+        """Initialise all blocks as the identity, and the heads with zero outputs (AdaLN-zero, Peebles and Xie 2023).
 
-        With rotary positions, the query and key biases of every second head are one. After rotation, the product of a
-        constant query and a constant key is Σ cos(2π Δt / period). So in these heads a token initially attends to the
-        tokens of all streams near its own time. Without these biases, attention learns this alignment only after long
-        training.
+        Biases are zero, with one exception: with rotary positions, the query and key biases of every second attention
+        head are one. After rotation, the product of a constant query and a constant key is Σ cos(2π Δt / period). So in
+        these heads a token initially attends to the tokens of all streams near its own time. Without these biases,
+        attention learns this alignment only after long training.
         """
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
@@ -495,7 +495,10 @@ class JointFlowTransformer(nn.Module):
         speakers: Tensor | None,
         described: Tensor | None,
     ) -> dict[str, Tensor]:
-        """Return the conditioning vectors after the SiLU, (B, 1, W) or (B, N, W), of each stream."""
+        """Return the conditioning vectors after the SiLU, (B, 1, W) or (B, N, W), of each stream.
+
+        `there` has a mask (B,) of the samples that have a stream; no mask for a stream that all samples have.
+        """
         own = {}
         for name in names:
             if name in levels:

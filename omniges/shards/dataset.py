@@ -204,10 +204,10 @@ class PartialSpool:
     """A list of partials that needs little memory, because most partials are in an unnamed temporary file."""
 
     def __init__(self, partials: Iterable[tuple[Partial, ...]] = (), folder: Path | None = None) -> None:
-        """Add partials. Up to 63 clips are kept in memory; each block of 64 clips is written to the temporary file.
+        """Create the list. Up to 63 clips are kept in memory; each block of 64 clips is written to the temporary file.
 
         Args:
-            partials: For each clip, the partials of its arrays. All clips have the same arrays.
+            partials: Initial content: for each clip, the partials of its arrays. All clips have the same arrays.
             folder: Folder for the temporary file; None: the system's folder for temporary files.
         """
         self._file: IO[bytes] | None = None

@@ -209,7 +209,7 @@ def _totals_faults(document: Mapping[str, Any]) -> Iterator[FieldFault]:
 
 
 def _features_fault(features: object) -> FieldFault:
-    """Return the fault for the ``features`` of a dataset.json that differ from `FEATURES`, those of this version."""
+    """Return the fault of a dataset.json whose ``features`` differ from `FEATURES`, the features of this version."""
     wrong = sorted(k for k in FEATURES if not isinstance(features, dict) or features.get(k) != FEATURES[k])
     return FieldFault("features", f"other {', '.join(wrong) or 'fields'}", "those of this version of omniges")
 
@@ -329,7 +329,7 @@ def rows_problem(rows: Sequence[ManifestRow], dataset: Mapping[str, Any]) -> str
         dataset: Checked dataset.json.
 
     Returns:
-        One line that names the row or the count, or an empty text.
+        One line that names the row or the count; an empty text if there is no contradiction.
     """
     if problem := places_problem(rows, dataset["shards"]):
         return problem

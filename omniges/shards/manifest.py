@@ -379,7 +379,7 @@ def places_problem(rows: Iterable[ManifestRow], shards: Mapping[str, Any]) -> st
         shards: Entries of shards in dataset.json, by name.
 
     Returns:
-        One line that names the row or shard, or an empty text.
+        One line that names the row or the shard; an empty text if there is no contradiction.
     """
     keys: set[str] = set()
     samples, ends = Counter(dict.fromkeys(shards, 0)), dict.fromkeys(shards, 0)
@@ -437,9 +437,9 @@ _IN_KEYS: Final = np.isin(
 
 
 class ManifestColumns:
-    """A reader of manifest columns as arrays. A column is read when it is requested; a million rows take seconds.
+    """A reader of manifest columns as arrays. A column is read when it is requested.
 
-    Every method raises DataError if a column is missing or has invalid values.
+    Reading a million rows takes seconds. Every method raises DataError if a column is missing or has invalid values.
     """
 
     def __init__(self, path: Path, stream: BinaryIO) -> None:

@@ -4,9 +4,10 @@ The journal consists of numbered records, ``record-000000000000.json`` and so on
 of its name exists. So the records have one order, and two runs cannot both write the next record.
 
 A run takes the lock by writing a ``lock`` record with the next lock number. If a run finds a lock that was not
-released, it decides whether the owner is dead. On the same machine it looks for the owner's process. Otherwise it waits
-`Lease.expires_s` seconds for a change of the owner's heartbeat object. If the owner is dead, the run writes the next
-``lock`` record. If the earlier owner was only slow, it cannot write records any more: each attempt raises `LockLost`.
+released, it decides whether the owner is dead. If the owner ran on the same machine, the run looks for its process.
+Otherwise it waits `Lease.expires_s` seconds for a change of the owner's heartbeat object. If the owner is dead, the
+run writes the next ``lock`` record. If the earlier owner was only slow, it cannot write records any more: each attempt
+raises `LockLost`.
 
 A shard is uploaded as ``staged-LOCK-NUMBER.tar`` and then recorded. A commit is a record too, so an owner that has lost
 the lock cannot begin a commit. After the commit is recorded, the current owner of the lock carries out these steps:
@@ -669,7 +670,7 @@ class StoreJournal:
             self._place._append("shard", line=row)
 
     def close(self) -> None:
-        """Discard lines that are not yet written. The next run then reads the rejected recordings again."""
+        """Discard lines that are not yet written. They name rejected recordings, which the next run reads again."""
         self._waiting = []
 
 

@@ -1,8 +1,8 @@
 """Packing of samples into shards, and publishing of finished shards in the background.
 
 Samples are added in key order within a split. A shard ends after the sample with which it reaches the target size. It
-ends earlier if it has reached half of that size and the checksum of a sample's key is a multiple of 16. So the
-boundaries depend only on the content, and an added recording changes only the shards near it, not all later shards.
+ends earlier, after a sample whose key has a checksum that is a multiple of 16, if it has reached half of that size. So
+the boundaries depend only on the content, and an added recording changes only the shards near it, not all later shards.
 
 Samples that exist in a shard file of an earlier run are copied from there. If a new shard would have the same bytes as
 an earlier file, that file is reused.
