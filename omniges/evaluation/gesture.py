@@ -251,8 +251,9 @@ class _Scorer:
     ) -> None:
         """Add the face metrics of a result.
 
-        The shuffled row compares the result with `other`, the motion of another recording, on the same person's body.
-        None: there is no such recording with a face, so the shuffled row gets no value.
+        The shuffled row compares the result with `other`, the motion of another recording. All motions move the body of
+        `person`. `other` is None if there is no other recording, or if the chosen one has no face. The shuffled row
+        then gets no value.
         """
         others = [recorded] if other is None else [recorded, other.cut(generated.frames)]
         rows: tuple[scores.Row, ...] = ("generated", "shuffled")
@@ -265,8 +266,8 @@ class _Scorer:
     ) -> None:
         """Add the metrics that scripts and other packages define.
 
-        The shuffled row compares the result with `other`, the motion of another recording, on the same body. None: the
-        shuffled row gets no value.
+        The shuffled row compares the result with `other`, the motion of another recording. All motions move
+        `body`. `other` is None if there is no other recording; the shuffled row then gets no value.
         """
 
         def clip(motion: ClipMotion) -> MotionClip:

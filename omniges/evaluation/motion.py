@@ -1,4 +1,4 @@
-"""Read the motion of clips for motion metrics, and compute the Fréchet distance of results from recordings.
+"""Read the motion of clips for motion metrics, and compute the Fréchet distance between results and recordings.
 
 Joints and vertices come from the user's SMPL-X model file, or from the generic skeleton.
 """
@@ -296,8 +296,8 @@ class FeatureRows:
 
         Args:
             key: Key of the result's recording.
-            generated: Motion and joints of the result.
-            recorded: Motion and joints of the recording.
+            generated: Motion of the result, and its joint positions (T, 55, 3) in metres.
+            recorded: Motion of the recording, and its joint positions (T, 55, 3) in metres.
         """
         if self._with.precomputed is not None:
             self._generated.keep(key, None)

@@ -151,7 +151,7 @@ def score_protocol(
     Args:
         results: Results, sorted by recording.
         shards: The recordings.
-        tools: Body model, encoder and settings of profile ``emage-2024``, from the files that the user passed.
+        tools: Settings of profile ``emage-2024``, with the body model and the encoder that the user passed as files.
         grid: Rule for the scored length: ``generated`` (length of the result), or a name in `GRIDS`.
         how: Seed and number of resamples of the bootstrap over recordings.
         count: Function that is called after each result.

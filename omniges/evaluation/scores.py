@@ -150,7 +150,7 @@ class Resampling:
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """Metric, unit and row of the report for which a figure is computed."""
+    """Name of the metric, unit and report row of a figure."""
 
     metric: str
     unit: str

@@ -114,7 +114,7 @@ class SolidFigure(Figure):
         self._faces = solid.Faces.of_motion(motion)
 
     def poses(self, frames: Indices) -> Iterator[_Pose]:
-        """Yield the matrices of the bones and the vertices of the mouth for each frame."""
+        """Yield for each frame: the bone matrices, and the vertices of the mouth."""
         motion, rest = self._motion, GENERIC.rest_positions
         for start in range(0, len(frames), _BLOCK_FRAMES):
             block = frames[start : start + _BLOCK_FRAMES]

@@ -248,7 +248,7 @@ def _has_motion(row: ManifestRow) -> bool:
 
 
 def _parts_valid(sample: _Sample, metadata: dict[str, Any]) -> bool:
-    """Return whether the fields audio, motion and cut of KEY.json follow the contract."""
+    """Return whether the fields ``audio``, ``motion`` and ``cut`` of KEY.json follow the contract."""
     audio, motion, cut = metadata["audio"], metadata["motion"], metadata["cut"]
     for name, part, fields in (("audio", audio, _AUDIO), ("motion", motion, _MOTION), ("cut", cut, _CUT)):
         if not isinstance(part, dict) or part.keys() != fields:
@@ -271,7 +271,7 @@ def _parts_valid(sample: _Sample, metadata: dict[str, Any]) -> bool:
 
 
 def _check_lengths(sample: _Sample, audio: dict[str, Any], motion: dict[str, Any], cut: dict[str, Any]) -> None:
-    """Check the length of the clip and the cut amounts against the lengths of the source files."""
+    """Check the length of the clip, and how much was cut, against the lengths of the source files."""
     has_audio, moved = "audio" in sample.row.present, _has_motion(sample.row)
     kept = -(-motion["frames"] // motion["frame_stride"]) if moved else 0
     audio_frames = audio["samples"] * timebase.FRAME_RATE_HZ // audio["rate_hz"] if has_audio else 0
@@ -555,8 +555,8 @@ def _report_rotation(
 ) -> bool:
     """Return True if the error of any rotation in a block exceeds the contract's limit.
 
-    In this case, add a finding for the worst rotation. `block` (T, channels) begins at frame `start` of the clip, and
-    `channels` are the indices of its columns in the gesture.
+    In this case, add a finding for the worst rotation. `block` (T, n) begins at frame `start` of the clip, and
+    `channels` (n,) are the indices of its columns in the gesture.
     """
     planes = block.astype(np.float64).T.reshape(-1, 2, 3, len(block))
     norms = np.abs((planes**2).sum(axis=2) - 1).max(axis=1) / 2
