@@ -32,7 +32,7 @@ def preprocess(
 
     Args:
         root: Folder of the data set.
-        output_dir: Folder for the shards, created if absent, or ``s3://BUCKET/FOLDER``; None: ``shards``.
+        output_dir: Folder for the shards, created if absent, or ``s3://BUCKET/FOLDER``. None: the folder ``shards``.
         progress: Show progress on standard error.
         **settings: Options of `PreprocessSettings`, `ConvertSettings` and `Selection`, such as
             ``num_workers=4``, ``keep_audio=True``, ``speakers=("scott",)``.
@@ -110,7 +110,8 @@ def view(*paths: str | Path, output_file: str | Path, progress: bool = False, **
     """Write one HTML page that shows motion with its sound and words, as ``omniges view`` does.
 
     Args:
-        *paths: Folders of shards, results or NPZ files, or NPZ, WAV and TextGrid files; ``LABEL=PATH`` names a track.
+        *paths: Folders (of shards, of results or of NPZ files), and single NPZ, WAV and TextGrid files. ``LABEL=PATH``
+            shows PATH with the label LABEL.
         output_file: HTML file to write.
         progress: Show progress on standard error.
         **settings: Options of `ViewSettings`, such as ``keys=["2_scott_0_1_1"]``, ``start_s=30``, ``seconds=10``.
@@ -136,7 +137,8 @@ def render(*paths: str | Path, output_file: str | Path, progress: bool = False, 
     """Write a video of motion with its words and sound, as ``omniges render`` does.
 
     Args:
-        *paths: Folders of shards, results or NPZ files, or NPZ, WAV and TextGrid files; ``LABEL=PATH`` names a track.
+        *paths: Folders (of shards, of results or of NPZ files), and single NPZ, WAV and TextGrid files. ``LABEL=PATH``
+            shows PATH with the label LABEL.
         output_file: MP4 file to write.
         progress: Show progress on standard error.
         **settings: Options of `RenderSettings`, such as ``camera="three-quarter"``, ``seconds=10``.
@@ -166,7 +168,7 @@ def load_model(checkpoint: str | Path, weights: Literal["ema", "last"] = "ema") 
 
     Args:
         checkpoint: Folder of a checkpoint, or of a run; the run's newest valid checkpoint is loaded.
-        weights: The EMA weights, or the last weights.
+        weights: ``ema``: the EMA weights; ``last``: the weights after the last training step, without averaging.
 
     Returns:
         An object with ``model``, a torch module in evaluation mode, and ``identity``, a description of the checkpoint.

@@ -2,7 +2,7 @@
 
 A *problem* is an error or a notable property that a decoder finds in bytes. It names no file and no recording. A
 *finding* is a problem with the names of its file and recording. `CODES` lists every code with its severity, meaning and
-remedy. A test compares ``docs/reference/findings.md`` with this table.
+remedy. A test compares ``docs/reference/findings.md`` with `CODES`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class OmnigesError(Exception):
     """Text of the error on the command line, if `reword` has changed the text; otherwise None."""
 
     def reword(self, change: Callable[[str], str]) -> None:
-        """Change the text for Python callers; the command line shows the old text, from `on_command_line`.
+        """Change the text for Python callers; the command line shows the old text, which `on_command_line` keeps.
 
         Args:
             change: Function that returns the new text.

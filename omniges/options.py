@@ -122,7 +122,11 @@ class Setting:
 
     @property
     def flag(self) -> str:
-        """Name of the setting in errors: its longest flag, PATH for an argument PATH..., or its key in a recipe."""
+        """Name of the setting in errors: the longest of its flags, such as ``--output-dir``.
+
+        It is the placeholder, such as PATH, for an argument without a flag, and "recipe key NAME" for a setting that
+        only recipes have.
+        """
         if self.option.argument:
             return (self.option.metavar or self.name.upper()).removesuffix("...")
         if self.option.only_recipe:
@@ -183,7 +187,10 @@ class Setting:
         return converted
 
     def _parts(self, value: Any) -> tuple[Any, ...]:
-        """Convert a value with several parts, such as a name and a folder; it is one text, or a list of the parts."""
+        """Convert a value of several parts, such as a name and a folder, to a tuple.
+
+        The value is a list of the parts, or one text such as NAME=FOLDER, which `Option.parse` splits.
+        """
         if self.option.parse is not None and isinstance(value, str):
             parsed: tuple[Any, ...] = self.option.parse(self.flag, value)
             return parsed
@@ -481,7 +488,7 @@ def _from_values(settings: Any, values: Mapping[str, Any]) -> Any:
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """Part of a clip to show."""
+    """The part of a clip that a command shows: its start and its length."""
 
     start_s: float = option(0.0, "Start of the part to show, in seconds.", "--start", minimum=0)
     seconds: float | None = option(None, "Seconds to show.", above=0, shown="all")
@@ -518,7 +525,7 @@ def show_seconds_option(views: str) -> float | None:
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownPart:
-    """Part of each clip to show, for commands where ``--seconds`` already means the length of a clip."""
+    """The part of each clip that a command shows. It replaces `Part` if ``--seconds`` means the length of a clip."""
 
     show_start_s: float = show_start_option("picture, page and video")
     show_seconds: float | None = show_seconds_option("picture, page and video")

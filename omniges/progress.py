@@ -36,7 +36,7 @@ class Progress(ABC):
 
     @property
     def share(self) -> float | None:
-        """Share of the work that is done, from 0 to 1; None if it is unknown."""
+        """Completed fraction of the work, from 0 to 1; None if it is unknown."""
         return None
 
     @property
@@ -87,7 +87,7 @@ def duration(seconds: float | None) -> str:
 
 
 class Reporter:
-    """Shows the progress of a run; a context manager around the run. This base class shows nothing."""
+    """Display of the progress of a run; a context manager around the run. This base class shows nothing."""
 
     def update(self, progress: Progress) -> None:
         """Show progress, at a limited rate."""
@@ -162,7 +162,7 @@ class JsonReporter(LineReporter):
 
 
 class LiveReporter(_Throttled):
-    """Reporter that updates one line on a terminal, with a bar if the share of completed work is known."""
+    """Reporter that updates one line on a terminal, with a bar if the completed fraction is known."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
         super().__init__(_LIVE_EVERY_S)

@@ -93,7 +93,7 @@ def serve(prepare: Callable[[Any], Callable[[Any], Answer]]) -> None:
 
 
 def _prepared(prepare: Callable[[Any], Callable[[Any], Answer]], setup: Any) -> Callable[[Any], Answer]:
-    """Return the function that answers tasks; if `prepare` fails, return a function that raises its error each time."""
+    """Return the function that answers tasks; if `prepare` fails, return a function that always raises the error."""
     try:
         return prepare(setup)
     except (OmnigesError, ImportError, OSError) as error:
@@ -331,7 +331,7 @@ class Pool(Generic[Task, Result]):
             decode: Function that converts an answer to a result.
             workers: Number of processes.
             deadline_s: Longest time for a task, in seconds; None for no limit.
-            size: Function that returns the bytes of memory that a task's result may need.
+            size: Function that returns the number of bytes of memory that the result of a task may need.
             on_death: Function that is called after a crash with the task, the reason and the number of the attempt.
         """
         self._start, self._encode, self._decode = start, encode, decode
@@ -437,7 +437,10 @@ class Pool(Generic[Task, Result]):
 
     @contextlib.contextmanager
     def _places_for(self, places: int) -> Iterator[None]:
-        """Acquire `places` of the permits to run a task: 1, or the number of all workers so that no other task runs."""
+        """Hold `places` of the permits to run tasks during the `with` block; there is one permit for each worker.
+
+        A task needs 1 permit. To run a task while no other task runs, all permits are needed.
+        """
         with self._turn:  # a thread that waits for all permits blocks new tasks until the running ones finish
             for _ in range(places):
                 self._places.acquire()
@@ -449,7 +452,10 @@ class Pool(Generic[Task, Result]):
     def _attempt(
         self, worker: Answering | None, task: Task, index: int, attempt: int
     ) -> tuple[Result | Lost, Answering | None]:
-        """Run a task on the given worker or on a new one; return the outcome, and the worker unless it crashed."""
+        """Run a task on the given worker, or on a new one if it is None.
+
+        Return the outcome, and the worker for the next task (None if this worker crashed or exceeded the deadline).
+        """
         with self._condition:
             self._running[index] = (task, time.monotonic())
         try:

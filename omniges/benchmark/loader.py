@@ -141,7 +141,8 @@ def _cold_speed(catalog: Catalog, settings: SpeedSettings, workers: int) -> floa
 def measure(settings: SpeedSettings) -> dict[str, Any]:
     """Measure the loader for each number of workers.
 
-    Each repeat measures every number of workers once, so that a slow period of the machine affects all of them.
+    Each repeat runs the loader once with each of these numbers, so that a slow period of the machine affects all of
+    them.
 
     Args:
         settings: Settings of the benchmark.

@@ -125,7 +125,7 @@ def measure_one(settings: TrainSettings, seconds: float) -> dict[str, Any]:
 
 
 def _step(run: Run, number: int, peak: ProductPeak) -> _Step:
-    """Time one training step, then count its operations in a second pass that is not timed."""
+    """Measure the time of one training step, then count its operations in a second pass that is not timed."""
     settings, learner, flow = run.settings, run.learner, run.settings.flow_settings()
     began = time.perf_counter()
     windows, positions = run.feed.next()
@@ -165,7 +165,10 @@ _VIEWS: Final = frozenset(
 
 
 class CallCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Context that counts torch operations, except views. Compiled code must run uncompiled inside it: see `eager`."""
+    """Context that counts torch operations, except views.
+
+    It cannot count inside compiled functions; `eager` makes them run without compilation.
+    """
 
     calls: int
 
@@ -181,7 +184,7 @@ class CallCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def eager() -> contextlib.AbstractContextManager[Any]:
-    """Return a context in which compiled code runs uncompiled, so that operations can be counted."""
+    """Return a context in which compiled functions run as plain Python, so that operations can be counted."""
     return cast("contextlib.AbstractContextManager[Any]", torch.compiler.set_stance("force_eager"))
 
 
@@ -231,7 +234,7 @@ def _wait_for(device: torch.device) -> None:
 
 
 class ProductPeak:
-    """Measures the speed of plain square matrix products on a device."""
+    """Measurement of the speed of plain square matrix products on a device."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self._device = device
@@ -241,7 +244,7 @@ class ProductPeak:
         ]
 
     def measure(self) -> float:
-        """Time several matrix sizes; return the highest speed, in floating-point operations per second."""
+        """Measure several matrix sizes; return the highest speed, in floating-point operations per second."""
         return max(self._speed(left, right) for left, right in self._pairs)
 
     def _speed(self, left: torch.Tensor, right: torch.Tensor) -> float:

@@ -143,10 +143,10 @@ def with_flags(
 
 
 def _other_flags(settings: Any) -> dict[str, str]:
-    """Return a mapping from other accepted flags to the current flags.
+    """Return a mapping from each alternative flag to the current flag of the same option.
 
-    The other flags are made from the former names of an option, and from the name of its field if the current flag
-    differs from it.
+    Alternative flags are made from the former names of an option. If the current flag does not have the name of the
+    option's field, the flag with the name of the field is an alternative too.
     """
     flags = [each for each in every_setting(settings) if not (each.option.only_recipe or each.option.argument)]
     found = {as_flag(name): each.flag for each in flags for name in (each.name, *each.option.was)}
@@ -165,8 +165,9 @@ def _flags(settings: Any) -> Iterator[inspect.Parameter]:
 def _flag(setting: Setting, panel: str | None) -> inspect.Parameter:
     """Return a function parameter that Typer converts to a flag.
 
-    Typer converts only switches and pairs. Other values stay text, because the settings convert and check them. If the
-    user does not pass the flag, the value is None, or an empty list for a repeatable flag.
+    Typer converts only switches, and flags with two or more separate values. Other values stay text, because the
+    settings convert and check them. If the user does not pass the flag, the value is None;
+    for a repeatable flag it is an empty list.
     """
     option = setting.option
     kind: Any = (
@@ -238,7 +239,7 @@ _ESCAPES: Final = "omniges-escapes"
 
 
 class SafeOutput(io.RawIOBase):
-    """Output stream on a file descriptor that never raises: after the first error, it drops all further output."""
+    """Output stream that never raises: after the first error, it drops all further output to its file descriptor."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor

@@ -99,7 +99,10 @@ class Group(TyperGroup):
 
 
 def command_class(function: Callable[..., None]) -> type[Command]:
-    """Return a subclass of `Command` with the other option names of a function that `with_flags` decorated."""
+    """Return a subclass of `Command` for a function that `with_flags` decorated.
+
+    The subclass also accepts the alternative option names that `with_flags` stored in the function.
+    """
     return type("Command", (Command,), {"present": getattr(function, "present", {})})
 
 

@@ -96,7 +96,10 @@ class Inputs:
 
 
 def _read(path: Path) -> bytes:
-    """Return the content of a file. The file may have been replaced after discovery found it."""
+    """Return the content of a file; raise RecordingFault if it is no longer a readable regular file of limited size.
+
+    It may have been replaced, for example by a link, after discovery found it.
+    """
     try:
         with open_regular(path, follow=False) as stream:
             size = os.fstat(stream.fileno()).st_size
@@ -354,7 +357,7 @@ def _check_complete(clip: GestureClip) -> None:
 
 
 def _first_not_finite(part: str, values: npt.NDArray[np.float32]) -> str:
-    """Describe the first NaN or infinite value of an array (T, C) as an error text."""
+    """Describe the first NaN or infinite value of an array (frames, channels) as an error text."""
     bad = ~np.isfinite(values)
     frame, column = np.argwhere(bad)[0]
     frames = int(bad.any(axis=1).sum())

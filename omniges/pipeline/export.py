@@ -44,8 +44,8 @@ def export(
 ) -> ExportSummary:
     """Write samples as files in BEAT2's official folder layout, with their split list.
 
-    Rotations are restored within 1e-5 rad, positions within 1e-5 m. If a sample has no motion, no text or no kept
-    audio, the NPZ, the TextGrid or the WAV is not written.
+    Rotations are restored within 1e-5 rad, positions within 1e-5 m. A sample without motion gets no NPZ, a
+    sample without text no TextGrid, and a sample without kept audio no WAV.
 
     Args:
         shards: Folder of shards.

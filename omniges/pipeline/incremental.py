@@ -96,7 +96,7 @@ class Earlier:
     def add_samples(
         self, shard: StoredShard, rows: Sequence[ManifestRow], notes: Mapping[str, Sequence[Finding]]
     ) -> None:
-        """Add the samples of a shard. Each sample is a segment of the shard that ends where the next segment begins.
+        """Add the samples of a shard. They lie in it without gaps: each sample begins where the previous sample ends.
 
         Args:
             shard: Shard file.

@@ -190,7 +190,7 @@ def encode_split_list(rows: Iterable[tuple[str, str]]) -> bytes:
 
 
 def _quoted(cell: str) -> str:
-    """Return a CSV cell, quoted if needed. Python's writer does not quote a carriage return, so it is not used."""
+    """Return a CSV cell, quoted if needed; unlike Python's `csv.writer`, also quote a carriage return."""
     return '"{}"'.format(cell.replace('"', '""')) if set(cell) & set(',"\r\n') else cell
 
 

@@ -22,7 +22,7 @@ _SAMPLED: Final = 3  # recordings that are converted to measure the speed; the f
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The work of a run: counts, and estimates that are None if none of the sampled recordings could be converted."""
+    """The work of a run: counts, and estimates from trial conversions (None if all trial conversions failed)."""
 
     data_folders: tuple[str, ...]
     stems: int
@@ -38,7 +38,11 @@ class Plan:
 
 
 def make_plan(settings: PreprocessSettings) -> Plan:
-    """Convert a few recordings of medium size in this process, and extrapolate to all recordings by input bytes."""
+    """Return the plan of a run; for the estimates, convert a few recordings of medium size in this process.
+
+    The totals of these conversions are multiplied by the ratio of all input bytes to their input bytes. The time is
+    also divided by the number of workers.
+    """
     settings, discovery = find_recordings(settings)
     decode = CORPORA.get(settings.corpus or DEFAULT_CORPUS).take
     recordings = discovery.recordings

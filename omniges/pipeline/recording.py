@@ -63,7 +63,7 @@ _REMEDIES: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Recording:
-    """One recording for `write_shards`. A field that is None is absent.
+    """One recording for `write_shards`. None in a field means that the recording does not have this data.
 
     An array may be anything that ``numpy.asarray`` accepts. Arrays are checked when the recording is written.
     """

@@ -52,7 +52,7 @@ def size_text(count: float) -> str:
 def print_table(
     console: Console, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[int] = ()
 ) -> None:
-    """Print a table without lines.
+    """Print a table without borders.
 
     Args:
         console: Output.
@@ -218,7 +218,7 @@ class Tally:
             self.computed_s += outcome.row.seconds
 
     def take_in(self, sample: Sample[Any]) -> None:
-        """Add the notes, cuts, statistics and words of a sample. The caller adds its row after the write."""
+        """Add the notes, cuts, statistics and words of a sample. The caller adds the manifest row later."""
         self.notes[sample.row.stem] = sample.notes
         self.findings += sample.notes
         self.cuts.append(sample.cut)
@@ -292,7 +292,7 @@ class ConvertProgress(Progress):
             tally: Collected results.
             pool: Pool of workers; it knows which current recording has taken longest.
             elapsed_s: Seconds since conversion started.
-            share: Share of the work that is done, 0 to 1, by bytes and not by recordings.
+            share: Completed fraction of the work, 0 to 1, measured in bytes and not in recordings.
 
         Returns:
             The progress.
@@ -327,7 +327,7 @@ class ConvertProgress(Progress):
 
     @property
     def share(self) -> float:
-        """Share of the recordings that are processed, 0 to 1."""
+        """Fraction of the recordings that are processed, 0 to 1."""
         return self.done / max(self.total, 1)
 
     @property
@@ -346,7 +346,7 @@ class ConvertProgress(Progress):
 
 
 def cut_totals(cuts: list[Cut]) -> dict[str, float | int]:
-    """Return the sums of all cuts, with the keys that dataset.json has."""
+    """Return the sum of each quantity over all cuts, under the keys that dataset.json uses."""
     return {
         "audio_s": round(math.fsum(cut.audio_s for cut in cuts), 6),
         "motion_s": round(math.fsum(cut.motion_s for cut in cuts), 6),

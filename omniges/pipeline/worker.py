@@ -75,8 +75,9 @@ class ConvertPool(Pool[Recording, Sample[memoryview] | Rejected]):
 def prepare(setup: dict[str, Any]) -> Callable[[Any], Answer]:
     """Return the function that converts the recording of a task and returns the answer.
 
-    An exception becomes a finding in the answer. Only an error of the machine is raised: if memory is exhausted, the
-    worker exits; other errors, such as a missing package, end the run.
+    If the machine causes an exception, the returned function raises it. After exhausted memory, the worker exits and
+    the pool repeats the task. After any other fault of the machine, such as a missing package, the run ends. An
+    exception with another cause becomes a finding in the answer.
     """
     from omniges.pipeline.convert import convert  # noqa: PLC0415 - decoders, which the pool itself does not need
 

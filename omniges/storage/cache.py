@@ -182,7 +182,7 @@ class CacheFull(EnvironmentFault):
 
 @dataclass(slots=True)
 class CacheCounts:
-    """Numbers of cache hits, downloads, failed attempts, damaged files and evictions in a process."""
+    """Numbers of cache hits, downloads, failed attempts, damaged files and evictions of one `CacheFolder` object."""
 
     hits: int = 0  # requested files that were valid in the cache
     fills: int = 0  # downloaded files
@@ -370,7 +370,10 @@ def _beside(path: Path, kind: str) -> Path:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[int]:
-    """Wait for the exclusive lock of a lock file. The file stays, because removing it would cause a race condition."""
+    """Lock a lock file exclusively during the `with` block; wait while another process holds the lock.
+
+    The lock file is never removed, because that would cause a race condition.
+    """
     with atomic.os_errors(path, "lock"):
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o666)

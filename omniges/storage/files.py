@@ -248,7 +248,7 @@ def parse_json(data: bytes) -> Any:
 
 
 def _is_deep(found: Any) -> bool:
-    """Return whether a JSON value has 100 or more levels; to write it could exceed Python's recursion limit."""
+    """Return whether a JSON value is nested 100 or more levels deep. Writing it could exceed the recursion limit."""
     level = [found]
     for _ in range(_MAX_LEVELS):
         level = [

@@ -63,7 +63,10 @@ def compiling(package: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _lock_of(package: str) -> Iterator[None]:
-    """Wait for a lock on one of the package's own files, so that no separate lock file is needed."""
+    """Lock a file of the package during the `with` block; wait while another process holds the lock.
+
+    The file is part of the installed package, so no separate lock file is needed.
+    """
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
         raise EnvironmentFault(

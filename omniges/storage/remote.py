@@ -101,8 +101,8 @@ def parse_location(text: str) -> Location:
         The location.
 
     Raises:
-        UsageFault: The text is empty or not printable, a pipe, a chain of protocols, or an invalid URL. A URL with
-            credentials is refused if its protocol does not support them.
+        UsageFault: The text is empty, not printable, a pipe (``pipe:COMMAND``), a chain of protocols (``a::b://…``), or
+            an invalid URL. A URL with credentials is refused if its protocol does not support them.
     """
     shown = one_line(redact(text, secrets_in_url(text)))
     if not text:
@@ -368,8 +368,8 @@ class UrlStore:
     def _web_range(self, name: str, address: str, offset: int, size: int) -> bytes:
         """Return a range of a file from a web server; receive at most 64 KiB more than requested.
 
-        fsspec's `cat_file` is not used. It keeps everything that the server sends in memory, unpacks it, and does not
-        check that the range is the requested one.
+        fsspec's `cat_file` is not used. It keeps everything that the server sends in memory, decompresses it, and does
+        not check that the range is the requested one.
         """
         asyn = importlib.import_module("fsspec.asyn")
         filesystem = self._filesystem
@@ -459,7 +459,7 @@ class UrlStore:
         return kind(skip_instance_cache=True, **self._options())
 
     def _options(self) -> dict[str, Any]:
-        """Return options that limit the wait for a silent server; for s3, also switch off the library's retries."""
+        """Return options that limit the wait for a silent server. For s3, they also disable the library's retries."""
         if self.location.protocol in _WEB:
             aiohttp = importlib.import_module("aiohttp")
             limits = aiohttp.ClientTimeout(
@@ -570,7 +570,7 @@ def _finalize(filesystem: Any) -> None:
 
 
 async def _at_most(read: Callable[[int], Awaitable[bytes]], size: int) -> bytes:
-    """Return the bytes of an answer; stop after the first 64 KiB piece that exceeds `size`."""
+    """Return the bytes of an answer, read in pieces of 64 KiB; stop when they are more than `size` bytes."""
     data = bytearray()
     while len(data) <= size and (piece := await read(_PIECE_BYTES)):
         data += piece

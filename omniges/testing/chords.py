@@ -29,7 +29,7 @@ _RAMP: Final = (0.5 - 0.5 * SINE[(np.arange(_AUDIO_RAMP) * 25 + SAMPLE_RATE_HZ /
 def chord_words(
     rng: np.random.Generator, settings: CorpusSettings, vocabulary: Sequence[WordSignature]
 ) -> list[SpokenWord]:
-    """Draw random words of 0.25–0.7 s, each after a pause of 0.05–0.5 s, and never the same word twice in a row.
+    """Choose random words of 0.25–0.7 s, each after a pause of 0.05–0.5 s, and never the same word twice in a row.
 
     Args:
         rng: Random number generator of the clip.
@@ -88,7 +88,7 @@ def add_chords(
         rng: Random number generator of the clip.
         samples: Audio (N,) at 16 kHz, changed in place.
         words: Words of the clip.
-        pitch: Factor of the speaker on the frequency of every tone.
+        pitch: Factor by which the frequency of every tone is multiplied; it depends on the speaker.
         vocabulary: The words.
     """
     phases = rng.integers(SAMPLE_RATE_HZ, size=len(words))

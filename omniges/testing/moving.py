@@ -1,6 +1,6 @@
 """Motion of a synthetic speaker: idle motion, and the motion of spoken words.
 
-The bytes are equal on any CPU: random numbers are uniform draws, curves are polynomials (IEEE additions and
+The bytes are equal on any CPU: random numbers are uniform, curves are polynomials (IEEE additions and
 multiplications), and the sine table is rounded. T is a number of frames of 1/30 s; angles are in radians, lengths in
 metres.
 """
@@ -194,7 +194,7 @@ def _drift(rng: np.random.Generator, frames: int, channels: int, spacing: int) -
 
 
 def _smooth_step(x: F64) -> F64:
-    """Return 0 below 0, 1 above 1, and between them a quintic with two continuous derivatives."""
+    """Return 0 for x < 0, 1 for x > 1, and between them a quintic polynomial with two continuous derivatives."""
     x = np.clip(x, 0.0, 1.0)
     return np.asarray(x * x * x * (x * (6 * x - 15) + 10))
 
@@ -259,13 +259,13 @@ def _span(start_s: float, end_s: float, ramp_s: float) -> tuple[slice, F64, F64]
 
 
 def expression_noise(rng: np.random.Generator, frames: int) -> F64:
-    """Draw expression noise that is independent in each frame, as in recorded faces.
+    """Return random expression noise that is independent in each frame, as in recorded faces.
 
     Args:
         rng: Generator of the noise.
         frames: Number of frames T.
 
     Returns:
-        Uniform draws (T, 100), to add to expression coefficients.
+        Uniform random numbers (T, 100), to add to expression coefficients.
     """
     return rng.uniform(-_EXPRESSION_NOISE, _EXPRESSION_NOISE, (frames, EXPRESSIONS))

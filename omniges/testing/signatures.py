@@ -149,10 +149,11 @@ def _signature(index: int, seed: int, code: I64, order: list[I64]) -> WordSignat
 
 
 def _motion_codes(seed: int, size: int) -> I64:
-    """Return a code for each word: the sign of each direction, (V, 28).
+    """Return the codes of all words, (V, 28).
 
-    Each word gets the one of 64 random codes that is farthest from the codes of earlier words. Therefore a vocabulary
-    is the beginning of every larger vocabulary of the same seed.
+    Entry k of a code is 1 or −1: the sign of the word's motion in direction k of `_freedoms`. From 64 random codes,
+    each word gets the code that differs most from the codes of earlier words. This choice does not depend on later
+    words, so a word has the same code in vocabularies of any size.
     """
     codes = np.zeros((size, len(_FREEDOMS)), dtype=np.int64)
     for index in range(size):

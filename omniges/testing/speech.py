@@ -1,8 +1,8 @@
 """Synthetic speech: random sentences of frequent English words, spoken by eSpeak NG, with exact times of the words.
 
-Words are drawn by Zipf's law: the lower a word's number, the more often it occurs. Loudness and pitch of each word are
-random. A louder word has a larger gesture, and each stressed syllable has a beat gesture. The bytes depend on the
-versions of eSpeak NG and soxr.
+Words are random and follow Zipf's law: the lower a word's number, the more often it occurs. Loudness and pitch of each
+word are random too. A louder word has a larger gesture, and each stressed syllable has a beat gesture. The bytes depend
+on the versions of eSpeak NG and soxr.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def speak(
 
 
 def _sentence(rng: np.random.Generator, words: int) -> list[tuple[int, float, float]]:
-    """Draw the words of a sentence as (number, gain, pitch), never the same word twice in a row."""
+    """Choose random words for a sentence, each as (number, gain, pitch), never the same word twice in a row."""
     weights = 1 / (np.arange(words) + 1 + _ZIPF_OFFSET)
     drawn: list[tuple[int, float, float]] = []
     for _ in range(rng.integers(_SENTENCE_WORDS[0], _SENTENCE_WORDS[1] + 1)):

@@ -86,7 +86,7 @@ class View:
 
 
 def png_of(figure: Figure) -> bytes:
-    """Return a figure as a PNG file, without metadata about the program."""
+    """Return a matplotlib figure as the bytes of a PNG file, without metadata about the program."""
     png = io.BytesIO()
     figure.savefig(png, format="png", metadata={"Software": None})
     return png.getvalue()
@@ -134,7 +134,7 @@ def cut(  # noqa: PLR0913 - the arrays of a sample; all except the motion are ke
     words: Sequence[Word] = (),
     begins_s: float = 0.0,
 ) -> View:
-    """Cut a sample to the time that is shown, and compute the path of the root from its steps.
+    """Cut a sample to the time that is shown, and compute the path of the root: the sum of its displacements per frame.
 
     Args:
         gesture: Channels (T, 415).
@@ -231,9 +231,9 @@ def angular_speed(gesture: F32, channels: slice) -> F64:
 
 
 def _spread(centres: F64, gap: float, low: float, high: float) -> F64:
-    """Move labels as little as possible, until their centres are at least `gap` apart.
+    """Return the centres of labels after moving them as little as possible, so that they are at least `gap` apart.
 
-    The centres are ascending. The solution minimizes squared movements by isotonic regression: neighbours that would
+    `centres` must be ascending. The solution minimizes squared movements by isotonic regression: neighbours that would
     overlap move together. Then the centres are clipped to the range from `low` to `high`.
     """
     offsets = gap * np.arange(len(centres))
@@ -277,7 +277,7 @@ def write(target: Axes | Figure, place: tuple[float, float], text: str, longest:
 
     Args:
         target: Axes or figure.
-        place: Position (x, y), in data coordinates of axes or as shares of a figure.
+        place: Position (x, y), in data coordinates of the axes, or as fractions of the width and height of the figure.
         text: The text.
         longest: Largest number of characters; a longer text is cut and ends with "…".
         **style: Style for matplotlib.
@@ -374,7 +374,7 @@ def draw_mel(axes: Axes, view: View) -> None:
 
 
 def share_mel_colours(figure: Figure) -> None:
-    """Set all mels of a figure to one colour scale, so that they can be compared."""
+    """Give all mel panels of a matplotlib figure the same colour scale, so that they can be compared."""
     images = [image for axes in figure.axes for image in axes.images]
     if images:
         lows, highs = zip(*(image.get_clim() for image in images), strict=True)

@@ -282,7 +282,8 @@ def _sort_stems(
 ) -> tuple[list[Recording], dict[str, tuple[Finding, ...]]]:
     """Return the recordings of the selected stems, and the findings of each rejected stem.
 
-    The list `of_root` is for stems that the split lists of their data-set folders do not contain; None: no such list.
+    `of_root` is the split list of the root, or None. It is used for a stem whose data-set folders have no split list,
+    or have only lists without this stem.
     """
     recordings = []
     rejected = {}
@@ -345,7 +346,7 @@ def _pairing_faults(stem: str, entry: _Stem, case_variants: list[str]) -> Iterat
     """Yield a finding for each required modality that has no file or several files.
 
     If a file of the stem cannot be read, missing files yield no finding. `case_variants` are other stems that differ
-    from `stem` only in upper and lower case; a finding about a missing file names the first.
+    from `stem` only in upper and lower case; a finding about a missing file names the first of these stems.
     """
     blocked = any(finding.problem.code in {"path-outside-root", "file-unreadable"} for finding in entry.faults)
     for modality in NEEDED:
@@ -371,7 +372,7 @@ class Beat2:
     """The corpus BEAT2, in both supported layouts."""
 
     def recognizes(self, root: Path) -> bool:
-        """Return whether the root, or a ``beat_*`` folder in it, contains a folder with a name of BEAT2."""
+        """Return whether the root, or a ``beat_*`` folder in it, contains a folder of BEAT2 such as ``wave16k``."""
         names = [name for modality in NEEDED for name in _FOLDERS[modality]]
         return any((folder / name).is_dir() for folder in _candidates(root) for name in names)
 

@@ -40,7 +40,8 @@ def open_engine(
     Args:
         settings: Settings of the run.
         todo: Recordings to convert.
-        place: Output folder. All machines of the engine must share the folder for its unfinished work.
+        place: Output folder. All machines of the engine must share `place.folder`, which contains new files
+            until they are published.
         on_event: Function that is called for each worker or machine that is lost.
 
     Yields:

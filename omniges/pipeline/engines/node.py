@@ -123,7 +123,7 @@ class Node:
 
 
 def _append(shard: PendingShard, pieces: Sequence[bytes | list[ray.ObjectRef[Bytes]]]) -> list[int]:
-    """Append the pieces before the first missing piece; return the indices of all missing pieces."""
+    """Append the pieces that precede the first missing piece; return the indices of all missing pieces."""
     missing: list[int] = []
     unflushed = 0
     for index, piece in enumerate(pieces):

@@ -6,7 +6,8 @@ from the sizes. The node that has most bytes of a shard fetches the rest from th
 the driver's memory does not depend on the amount of audio and motion.
 
 If a worker process exits, its recording is tried once more, alone, as in a local run. If a node is lost, other nodes
-convert its recordings. If tar members that a shard still needs are lost, other nodes convert their recordings again.
+convert its recordings. If tar members that a shard still needs are lost, other nodes convert the recordings of these
+members again.
 """
 
 from __future__ import annotations
@@ -121,7 +122,8 @@ class RayCluster:
         Args:
             settings: Settings of the run.
             todo: Recordings to convert.
-            place: Output folder. All nodes must share the folder for its unfinished work.
+            place: Output folder. All nodes must share `place.folder`, which contains new files until they are
+                published.
             on_event: Function that is called for each node that is lost or left out, and for each shard that is
                 written again.
         """
@@ -469,7 +471,11 @@ class RemoteShard:
 
 @contextlib.contextmanager
 def _connection(address: str | None) -> Iterator[None]:
-    """Connect to a cluster or start one. A connection that the program already has is used and stays open."""
+    """Connect to the Ray cluster at `address`; close the connection after the `with` block.
+
+    If `address` is None, RAY_ADDRESS is used. Without it, Ray finds a running cluster or starts one. A connection that
+    the program already has is used instead, and stays open.
+    """
     if ray.is_initialized():
         yield
         return
