@@ -200,7 +200,7 @@ class ConditionStream(ABC):
 
     @abstractmethod
     def shown(self, array: Array) -> Any:
-        """Convert an array (*shape) to JSON; the inverse of `parse`."""
+        """Convert an array (*shape) to a value that JSON can represent; the inverse of `parse`."""
 
     @abstractmethod
     def encoder(self, width: int) -> nn.Module:

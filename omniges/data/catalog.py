@@ -207,7 +207,8 @@ def read_catalog(
 
     Raises:
         UsageFault: The folder does not exist, has no latents of the codecs, or no clip passes the filters.
-        DataError: A file differs from dataset.json, or a row of the manifest is inconsistent.
+        DataError: A file does not have the checksum that dataset.json states, or a row of the manifest is
+            inconsistent.
     """
     dataset = read_dataset(folder)
     statistics = read_statistics(read_beside(folder, STATS_FILE, dataset), str(folder / STATS_FILE))

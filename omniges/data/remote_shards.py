@@ -141,7 +141,7 @@ class RemoteShards:
             A file descriptor, which the caller closes.
 
         Raises:
-            DataError: The shard is missing, or differs from dataset.json.
+            DataError: The shard is missing, or does not have the checksum that dataset.json states.
             EnvironmentFault: The shard cannot be downloaded, or shards in use fill the cache (`CacheFull`).
         """
         pin = self._ahead.take(shard)
@@ -222,7 +222,7 @@ class RemoteShards:
         return small + size, name
 
     def _acquire(self, name: str, space_wait_s: float, wait: Wait) -> Pin:
-        """Return a file of the set that cannot be evicted until its `Pin` is closed; download it if needed.
+        """Pin a file of the set, so that the cache does not evict it until the `Pin` is closed; download it if needed.
 
         `wait` is called with the seconds to wait between retries, and with 0 before each piece of a download. It may
         raise an exception to cancel the download.

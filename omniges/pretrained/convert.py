@@ -2,7 +2,7 @@
 
 ``config.json`` describes the trunk, the transformer `JointFlowTransformer`. ``model.safetensors`` contains the trunk's
 tensors under their names in omniges, in their original precision. ``conversion.json`` lists how every source tensor is
-used, with sizes and digests of all files. It is written last, and the folder gets its name only when it is complete.
+used, with sizes and digests of all files. This file is written last. The folder gets its final name only after that.
 """
 
 from __future__ import annotations

@@ -437,8 +437,8 @@ def _tables(architecture: Architecture, source: Tensors) -> tuple[dict[str, int]
         source: Tensors of OmniFlow.
 
     Returns:
-        The base of each table by stream (``image``, ``audio``), and by tensor name a text that says why the conversion
-        leaves the table out.
+        The base of each table by stream (``image``, ``audio``), and the reason why the conversion leaves each table
+        out, by tensor name.
 
     Raises:
         DataError: A table has other values.

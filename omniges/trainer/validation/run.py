@@ -221,7 +221,7 @@ class ValidationResult:
         }
 
     def value(self, name: str) -> float | None:
-        """Return the value of a metric with a name of ``--best-metric``, such as ``a2g/loss``; None if not computed."""
+        """Return the value of the metric `name`, such as ``a2g/loss``; None if it was not computed."""
         if name == "loss":
             return self.loss
         task, _, metric = name.partition("/")
