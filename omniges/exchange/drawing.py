@@ -80,7 +80,7 @@ def lines_of(words: Sequence[WordInterval], fits: Callable[[str], bool]) -> list
 
 
 class Lettering:
-    """Text renderer with one font, in sizes that suit one panel."""
+    """Text renderer with one font, in sizes that suit a panel: the part of a frame that shows one track."""
 
     def __init__(self, font: Path | None, width: int, height: int) -> None:
         self._width = width

@@ -66,7 +66,9 @@ class ExportedMotion:
 
 
 def export_motion(settings: ExportSettings, progress: Callable[[int, int], None] | None = None) -> ExportedMotion:
-    """Write the motion of shards, results or files in the format of another tool, one file for each track.
+    """Write the motion of shards, results or files in the format of another tool.
+
+    There is one output file for each track. A track is one version of a clip, such as the recording or a result.
 
     Args:
         settings: Sources, format and folder.

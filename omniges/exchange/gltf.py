@@ -1,9 +1,9 @@
 """Write motion as a binary glTF 2.0 file (GLB): a skinned figure with one animation.
 
-Lengths are in metres. The y axis points up, and the figure faces +z. The file contains the figure of pages and videos
-(`omniges.exchange.solid`), fitted to the skeleton. Joints move the jaw and the eyes. Morph targets move the mouth and
-the brows; their weights are computed from the first 8 expressions. Source: the glTF 2.0 specification of the Khronos
-Group, sections 3 (concepts) and 4 (GLB).
+Lengths are in metres. The y axis points up, and the figure faces +z. The file contains the figure of
+`omniges.exchange.solid`, which pages and videos also show, fitted to the skeleton. Joints move the jaw and the eyes.
+Morph targets move the mouth and the brows; their weights are computed from the first 8 expressions. Source: the glTF
+2.0 specification of the Khronos Group, sections 3 (concepts) and 4 (GLB).
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def inspect_checkpoint(folder: Path) -> Inspected:
         Step, training data, tasks, settings, sizes of the model's parts, and files.
 
     Raises:
-        DataError: The index or a document of the checkpoint is damaged.
+        DataError: checkpoint.json or another JSON file of the checkpoint is damaged.
     """
     from omniges.model.checkpoint import open_checkpoint  # noqa: PLC0415 - loads torch
 
@@ -62,7 +62,7 @@ def inspect_checkpoint(folder: Path) -> Inspected:
 
 
 def checkpoint_facts(saved: SavedCheckpoint) -> dict[str, Any]:
-    """Describe a checkpoint whose index is valid, as a JSON object."""
+    """Describe a checkpoint whose checkpoint.json is valid, as a JSON object."""
     from omniges.generation.sampler import PROVENANCE_FILE, SETTINGS_FILE, STATE_FILE, trained_tasks  # noqa: PLC0415
     from omniges.model.checkpoint import EMA_FILE, MODEL_FILE, OPTIMIZER_FILE  # noqa: PLC0415 - loads torch
     from omniges.model.spec import load_identity  # noqa: PLC0415 - loads torch

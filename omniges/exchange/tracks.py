@@ -164,7 +164,7 @@ def find_tracks(
 
     Args:
         paths: Folders of shards, folders of results of `omniges generate`, folders of NPZ files, NPZ files, WAV files,
-            TextGrid files and records of results (NAME.json). ``LABEL=PATH`` names the tracks of a path LABEL.
+            TextGrid files and records of results (NAME.json). ``LABEL=PATH`` gives tracks at PATH the name LABEL.
         keys: Keys or stems of samples to use from folders of shards; empty: all samples.
         only: Names of the clips whose tracks are returned; None: all clips.
         motion_rate_hz: Frames per second, used only for motion files that do not state their frame rate.

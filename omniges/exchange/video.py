@@ -132,7 +132,8 @@ def render_results(
     Args:
         records: Paths of the records, NAME.json.
         shards: Folder of shards with the recordings; None: videos show results only.
-        motion_rate_hz: Frames per second, used only for motion files of conditions that do not state their frame rate.
+        motion_rate_hz: Frames per second of motion files that are conditions, used only for files that do not state
+            their frame rate.
         part: Start and length of the part of each result to show.
 
     Yields:
