@@ -194,7 +194,9 @@ def path(name: str, value: Any) -> Path:
     try:
         return Path(given).expanduser()
     except RuntimeError as error:
-        raise UsageFault(f"{name}: {error}; give the whole path") from error
+        raise UsageFault(
+            f"{name}: expected a path whose ~ can be expanded, found an error ({error}); give the absolute path"
+        ) from error
 
 
 def require_file_names(name: str, given: str) -> None:
@@ -210,8 +212,8 @@ def require_file_names(name: str, given: str) -> None:
     try:
         parts = os.fsencode(given).split(b"/")
     except UnicodeEncodeError as error:
-        raise refuse(name, "a path in Unicode", given) from error
+        raise refuse(name, "a path of Unicode characters", given) from error
     if any(b"\0" in part for part in parts):
-        raise refuse(name, "a path without NUL", given)
+        raise refuse(name, "a path without NUL characters", given)
     if any(len(part) > _MAX_NAME_BYTES for part in parts):
-        raise refuse(name, f"a path of names of at most {_MAX_NAME_BYTES} bytes", given)
+        raise refuse(name, f"a path whose names have at most {_MAX_NAME_BYTES} bytes each", given)

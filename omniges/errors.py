@@ -126,8 +126,8 @@ _USED_UP: Final = {
     errno.ENOMEM: "memory is used up; close other programs, or use fewer workers or smaller batches",
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
-    errno.EMFILE: "too many open files; raise the limit (ulimit -n)",
-    errno.ENFILE: "too many open files on this machine; close other programs",
+    errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
+    errno.ENFILE: "too many files are open on this machine; close other programs",
 }
 
 
@@ -451,7 +451,7 @@ class RecordingFault(Exception):
             The error, for the caller to raise.
         """
         code = self.problem.code
-        return DataError(f"{path}: {self}: {_REMEDIES_WITHOUT_FLAGS.get(code, CODES[code].remedy)}")
+        return DataError(f"{path}: {self}; {_REMEDIES_WITHOUT_FLAGS.get(code, CODES[code].remedy)}")
 
 
 _REMEDIES_WITHOUT_FLAGS = {

@@ -25,7 +25,7 @@ _LONGEST_REASON: Final = 200
 
 
 @contextmanager
-def foreign(who: str, doing: str, remedy: str = "ask its authors") -> Iterator[None]:
+def foreign(who: str, doing: str, remedy: str = "report the error to its authors") -> Iterator[None]:
     """Run code of another package, and convert its exceptions to an EnvironmentFault of one line.
 
     Args:
@@ -140,8 +140,8 @@ class Registry(Generic[T]):
         if len(own) + len(offered) > 1:
             makers = [*own, *map(_distribution, offered)]
             raise EnvironmentFault(
-                f"{self.noun} {name!r}: expected one package with it, found {' and '.join(makers)}; uninstall or "
-                "rename the others"
+                f"{self.noun} {name!r}: expected one package that provides it, found {' and '.join(makers)}; "
+                "uninstall or rename the others"
             )
         if name in self._registered:
             return self._registered[name]

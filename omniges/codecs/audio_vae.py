@@ -50,7 +50,7 @@ NAME: Final = "audioldm2-vae"
 
 _CONFIG: Final = "config.json"
 _CLASS: Final = "AutoencoderKL"
-_OTHER: Final = f"{_CONFIG} and weights are of different codecs; give those that belong together"
+_OTHER: Final = f"{_CONFIG} and weights belong to different codecs; give a {_CONFIG} and weights of one codec"
 _WEIGHTS: Final = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _Size = Annotated[int, Range(1, 1 << 16)]
 _Scaling = Annotated[float, Is("a number other than 0", lambda found: abs(found) > 1e-12)]
@@ -86,7 +86,7 @@ class _Config:
 _NOT_IMPLEMENTED: Final = {"latents_mean": None, "latents_std": None}
 _UNREAD: Final = {"_class_name", "_diffusers_version", "_name_or_path", "sample_size", "force_upcast"}
 """Keys of config.json that do not affect the output: names, versions, tiling, and the precision of other pipelines."""
-_REMEDY: Final = "this autoencoder does not fit our mel"
+_REMEDY: Final = "give an autoencoder that fits the mel of omniges"
 _OLD_NAMES: Final = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 """Current parts of the names of attention weights, by the parts that diffusers wrote before version 0.18."""
 
@@ -158,7 +158,8 @@ def load(folder: Path, loading: Loading) -> AudioVae:
     except (TypeError, ValueError, RuntimeError, KeyError, IndexError, ZeroDivisionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(
-            f"{folder / _CONFIG}: expected the configuration of an AutoencoderKL, found another ({reason}); check it"
+            f"{folder / _CONFIG}: expected the configuration of an AutoencoderKL, found another configuration "
+            f"({reason}); give the codec's own config.json"
         ) from error
     require_same(shapes_of(vae.state_dict()), shapes_of(weights), str(folder), _OTHER)
     vae.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
@@ -185,12 +186,13 @@ def load(folder: Path, loading: Loading) -> AudioVae:
 def _read_config(path: Path) -> tuple[_Config, dict[str, Any]]:
     """Read and check a config.json; return the configuration, and the arguments for diffusers' AutoencoderKL."""
     found = read_settings(
-        path, "Name the folder that holds the codec's config.json, or copy the codec again", path.parent
+        path, "give the folder that contains the codec's config.json, or copy the codec again", path.parent
     )
     kind = found.get("_class_name", _CLASS)
     if kind != _CLASS:
         raise DataError(
-            f"{path}: expected an {_CLASS} of diffusers, found {one_line(str(kind), 80)}; name its folder vae"
+            f"{path}: expected an {_CLASS} of diffusers, found {one_line(str(kind), 80)}; give the folder vae of a "
+            "diffusers model"
         )
     document = Document(found, str(path), _REMEDY)
     document.require_only(_NOT_IMPLEMENTED)

@@ -152,8 +152,8 @@ def _loaded(settings: EncodeSettings) -> dict[str, Codec]:
         codecs[name] = codec
     if settings.of_text and not any(isinstance(codec.entry, WindowEntry) for codec in codecs.values()):
         raise UsageFault(
-            f"{settings.of_text[0]}: expected a text codec, found {', '.join(codecs)}; give one with --codec, "
-            "or remove this flag"
+            f"{settings.of_text[0]}: expected a text codec, found {', '.join(codecs)}; give a text codec with "
+            "--codec, or remove this flag"
         )
     if new and source is not None:
         _wanted(settings, source, codecs)
@@ -188,9 +188,9 @@ def _refuse_absent(entry: CodecEntry, source: ShardFolder) -> None:
     first = lacking[0]
     named = ", ".join(part for part in parts if part not in first.present)
     raise UsageFault(
-        f"{source.folder}: expected every sample to have the parts that {entry.name} reads ({', '.join(parts)}), found "
-        f"{len(lacking)} of {len(source.rows)} samples that lack some (for example {first.key} "
-        f"without {named}); write a set of the other samples with omniges.open_shards and omniges.write_shards"
+        f"{source.folder}: expected every sample to have the parts that {entry.name} reads ({', '.join(parts)}), "
+        f"found {len(lacking)} of {len(source.rows)} samples that lack some (for example {first.key} without "
+        f"{named}); write the complete samples to new shards with omniges.open_shards and omniges.write_shards"
     )
 
 
@@ -211,17 +211,17 @@ def _counted(entry: CodecEntry, codec: Codec, source: ShardFolder, settings: Enc
     limit = DEFAULT_MAX_LOST if settings.max_lost is None else settings.max_lost
     if share > limit:
         raise DataError(
-            f"{source.folder}: expected {entry.name} to lose text in at most the share {limit:g} of the windows "
-            f"(--max-lost), found {share:.3g}: {_losses(counts)}; use a shorter --window-ticks, or shards of "
-            "languages that it can spell"
+            f"{source.folder}: expected {entry.name} to lose text in at most {limit:.3g} of the windows "
+            f"(--max-lost), found {share:.3g}: {_losses(counts)}; use a shorter --window-ticks, or shards in "
+            "languages that the codec can spell"
         )
     return replace(entry, lost=counts)
 
 
 def _losses(counts: Mapping[str, int]) -> str:
     return (
-        f"of {counts['windows']} windows, {counts['cut']} have more text than it reads, {counts['unknown']} "
-        "letters that it cannot spell"
+        f"of {counts['windows']} windows, {counts['cut']} have more text than the codec reads, and "
+        f"{counts['unknown']} have letters that it cannot spell"
     )
 
 
@@ -260,8 +260,8 @@ def _there(settings: EncodeSettings, source: ShardFolder, entries: Mapping[str, 
     there = tuple(name for name in entries if name in source.codecs)
     if len(there) == len(entries) and not settings.in_place:
         raise UsageFault(
-            f"{settings.shards}: expected no latents of {', '.join(there)}, found all of them; a copy would "
-            "add nothing, so remove --output-dir"
+            f"{settings.shards}: expected shards without latents of {', '.join(there)}, found these latents already; "
+            "a copy would add nothing, so remove --output-dir"
         )
     return there
 
@@ -353,7 +353,7 @@ class _Job:
         if earlier is not None and earlier != begun:
             raise UsageFault(
                 f"{workspace.folder}: expected an unfinished run of this command, found one of another command or "
-                "codec; finish that run, or remove this folder"
+                "codec; finish that other run, or remove this folder"
             )
         if earlier is None:
             workspace.wipe()

@@ -91,7 +91,8 @@ def part_columns(part: Part, channels: int, where: str) -> slice:
     if channels not in widths:
         wanted = " or ".join(str(width) for width in widths)
         raise DataError(
-            f"{where}: expected a network of {part} with {wanted} channels, found {channels}; check the file's name"
+            f"{where}: expected a network of {part} with {wanted} channels, found {channels} channels; check that "
+            "the file's name is right"
         )
     return widths[channels]
 
@@ -141,10 +142,14 @@ def _statistics(path: Path, length: int) -> F64:
     wanted = f"expected {length} numbers of float32 or float64"
     array = read_array(path, wanted)
     if array.shape != (length,) or array.dtype not in {np.dtype(np.float32), np.dtype(np.float64)}:
-        raise DataError(f"{path}: {wanted}, found {array.shape} of {array.dtype}; check the file")
+        raise DataError(
+            f"{path}: {wanted}, found an array {array.shape} of {array.dtype}; give the statistics that belong to "
+            "the networks"
+        )
     if not np.isfinite(array).all():  # before the cast, which warns about some NaN values
         raise DataError(
-            f"{path}: {wanted}, found NaN or infinity at number {int(np.argmin(np.isfinite(array)))}; check the file"
+            f"{path}: {wanted}, found NaN or infinity at index {int(np.argmin(np.isfinite(array)))}; copy the file "
+            "again"
         )
     return array.astype(np.float64)
 
@@ -261,7 +266,8 @@ class GestureRvqvae:
         if rest is None and self.lacking:
             columns = ", ".join(f"{block.start} to {block.stop - 1}" for block in self.lacking)
             raise UsageFault(
-                f"rest: expected values of channels {columns}, which no network has, found none; pass rest"
+                f"rest: expected values of channels {columns}, which no network has, found none; pass the values of "
+                "these channels as rest"
             )
         if rest is not None and not self.lacking:
             raise UsageFault(
@@ -339,8 +345,8 @@ def load(folder: Path, loading: Loading) -> GestureRvqvae:
     if codec.lacking:
         raise UsageFault(
             f"{folder}: expected a lower-body network with {LAYOUT.root.stop - LAYOUT.lower.start} channels, "
-            f"including the root, found {codec.nets['lower'].spec.channels}; latents must decode to "
-            f"all {LAYOUT.channels} gesture channels"
+            f"including the root, found {codec.nets['lower'].spec.channels}, so latents cannot be decoded to all "
+            f"{LAYOUT.channels} gesture channels; give a network that includes the root"
         )
     return codec
 
@@ -359,11 +365,12 @@ def _net_files(folder: Path, parts: tuple[Part, ...]) -> dict[Part, Path]:
         own = [path for name, path in named if name.removesuffix("_trans") == part]
         if not own:
             raise UsageFault(
-                f"{folder}: expected a file such as net_300000_{part}.pth, found no network of {part}; add its file"
+                f"{folder}: expected a file such as net_300000_{part}.pth, found no network of {part}; add this file"
             )
         if len(own) > 1:
             raise UsageFault(
-                f"{folder}: expected one network of {part}, found {' and '.join(path.name for path in own)}; keep one"
+                f"{folder}: expected one network of {part}, found {' and '.join(path.name for path in own)}; keep "
+                "one of these files"
             )
         files[part] = own[0]
     return files

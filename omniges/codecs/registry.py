@@ -125,7 +125,7 @@ def load_same_codec(
     codec = load_codec(entry.name, folder, device, t5_tokenizer=t5_tokenizer, ends=ends)
     if codec.entry.fingerprint != entry.fingerprint:
         raise UsageFault(
-            f"{flag} {entry.name}={folder}: expected fingerprint {entry.fingerprint[:16]}… as in {holder}, "
-            f"found {codec.entry.fingerprint[:16]}…; name the folder that latents were encoded with"
+            f"{flag} {entry.name}={folder}: expected fingerprint {entry.fingerprint[:16]}… as in {holder}, found "
+            f"{codec.entry.fingerprint[:16]}…; give the folder of the codec that encoded the latents"
         )
     return codec

@@ -59,7 +59,7 @@ _UNREAD: Final = frozenset(
     | {"latent_std", "smallest_code_margin", "fp32_vs_fp64_max_abs"}
 )
 """Keys of config.json that do not affect the output: the part's name, training settings, and notes on the file."""
-_OTHER: Final = "choose a file of GestureLSM's RVQ-VAE, or download it again"
+_OTHER: Final = "give a file of GestureLSM's RVQ-VAE, or download the file again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -431,7 +431,7 @@ def rvqvae_of(tensors: Mapping[str, Tensor], where: str) -> Rvqvae:
     with torch.device("meta"):
         net = Rvqvae(spec_of(tensors, where))
     expected = net.state_dict()
-    require_same(shapes_of(expected), shapes_of(tensors), where, f"expected the tensors of one RVQ-VAE; {_OTHER}")
+    require_same(shapes_of(expected), shapes_of(tensors), where, f"{_OTHER}")
     for name, tensor in tensors.items():
         require_finite(name, tensor, where)
     net.load_state_dict({name: tensors[name].float().contiguous() for name in expected}, assign=True)
@@ -455,8 +455,8 @@ def spec_of(tensors: Mapping[str, Tensor], where: str) -> RvqvaeSpec:
     _, _, kernel = _shape(tensors, _DOWN, 3, where)
     if kernel != 4:
         raise DataError(
-            f"{where}: expected a kernel of 4 in {_DOWN}, found {kernel}; only nets of stride 2 can be "
-            f"decoded, {_OTHER}"
+            f"{where}: expected a kernel of 4 in {_DOWN}, found {kernel}; omniges decodes only networks of stride 2: "
+            f"{_OTHER}"
         )
     codes, code_size = _shape(tensors, _CODEBOOK, 2, where)
     return RvqvaeSpec(

@@ -109,7 +109,7 @@ class EncodeSettings:
         twice = [name for name in names if names.count(name) > 1]
         if not names or twice:
             found = f"{twice[0]} {names.count(twice[0])} times" if twice else "none"
-            raise UsageFault(f"--codec: expected each codec once, found {found}; name one folder for each codec")
+            raise UsageFault(f"--codec: expected each codec once, found {found}; give one folder for each codec")
 
     @property
     def target(self) -> Path:

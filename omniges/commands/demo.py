@@ -30,7 +30,7 @@ class DemoSettings:
         """Check the settings; raise UsageFault if the folder has files."""
         check(self)
         if self.folder.exists() and (not self.folder.is_dir() or visible_entries(self.folder)):
-            raise UsageFault(f"{self.folder}: expected a new or empty folder, found files; choose another")
+            raise UsageFault(f"{self.folder}: expected a new or empty folder, found files in it; choose another folder")
 
 
 @with_flags("train", exit_on_sigterm)
@@ -65,7 +65,7 @@ def demo(settings: DemoSettings) -> None:
     _require_done(trained.outcome.exit_code)
     if not trained.step:
         raise UsageFault(
-            f"--minutes {settings.minutes:g}: expected enough time for one training step, found less; raise it"
+            f"--minutes {settings.minutes:g}: expected enough time for one training step, found less; raise --minutes"
         )
     for task in _TASKS:
         inputs = f"--shards {shards} --split test --seconds {_SHOWN_S}"

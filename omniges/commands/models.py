@@ -130,7 +130,7 @@ def generate(
         )
     if html and page_file.exists() and not settings.overwrite:
         raise UsageFault(
-            f"--html: expected no {page_file}, found one that would be replaced; choose another --output-dir, or "
+            f"--html: expected no {page_file}, found one that would be replaced; choose another --output-dir, or add "
             "--overwrite"
         )
     if video:
@@ -174,7 +174,9 @@ class ReportSettings(ShownPart):
         require_output_file("--output-file", self.output_file)
         require_output_file("--html", self.html)
         if self.chosen and self.html is None:
-            raise UsageFault("--show-start, --show-seconds: expected with --html, found no --html; add it")
+            raise UsageFault(
+                "--show-start, --show-seconds: expected with --html, found no --html; add --html, or remove these flags"
+            )
 
 
 @with_flags("train", exit_on_sigterm)
@@ -190,7 +192,7 @@ def evaluate(settings: EvaluateSettings, report: ReportSettings) -> None:
 
     results = settings.generated or ((settings.work_dir,) if settings.work_dir else ())
     if report.html is not None and not results:
-        raise UsageFault("--html: expected results that are kept, found none; add --work-dir")
+        raise UsageFault("--html: expected a folder that keeps the results, found none; add --work-dir")
     scores = run(settings, counter)
     text = render(scores, report.format)
     if report.output_file is None:

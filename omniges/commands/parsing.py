@@ -111,7 +111,7 @@ def usage_line(error: Any) -> str:
     help_at = f"; see {error.ctx.command_path} --help" if getattr(error, "ctx", None) else ""
     if hasattr(error, "param_type") and error.param is not None:
         names: Sequence[str] = error.param.opts if error.param.param_type_name == "option" else [error.param.metavar]
-        return f"{max(names, key=len)}: it is required, but was not given{help_at}"
+        return f"{max(names, key=len)}: expected a value, because it is required, found none{help_at}"
     text = " ".join(error.format_message().split()).rstrip(".")
     return f"{text[:1].lower()}{text[1:]}{help_at}"
 

@@ -254,8 +254,8 @@ def parsed_value(stream: ConditionStream, value: Any) -> Array | None:
         found = _checked(stream, stream.parse(value))
     if found is None:
         raise UsageFault(
-            f"{stream.name} {value!r:.80}: expected finite numbers, found another value; correct it, or leave the "
-            "condition out"
+            f"{stream.name} {value!r:.80}: expected finite numbers, found NaN or infinity; correct the value, or "
+            "leave the condition out"
         )
     return found
 
@@ -264,7 +264,9 @@ def _checked(stream: ConditionStream, value: Array) -> Array | None:
     array = np.asarray(value)
     if array.shape != stream.shape or not np.can_cast(array.dtype, stream.dtype, "same_kind"):
         expected, found = f"{stream.shape} {stream.dtype}", f"{array.shape} {array.dtype.str}"
-        raise EnvironmentFault(f"{full_name(stream)}: expected arrays {expected}, found {found}; ask its authors")
+        raise EnvironmentFault(
+            f"{full_name(stream)}: expected arrays {expected}, found {found}; report the error to its authors"
+        )
     array = array.astype(stream.dtype)
     return array if np.isfinite(array).all() else None
 

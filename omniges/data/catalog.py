@@ -63,7 +63,7 @@ class Filters:
     def __post_init__(self) -> None:
         """Refuse filters that no clip can pass."""
         if self.split not in SPLITS:
-            raise UsageFault(f"expected one of the splits {', '.join(SPLITS)}, found {self.split!r}")
+            raise UsageFault(f"split: expected one of {', '.join(SPLITS)}, found {self.split!r}")
         for name in ("speakers", "languages", "emotions", "streams"):
             values = getattr(self, name)
             if not isinstance(values, tuple | list) or not all(isinstance(value, str) for value in values):
@@ -74,10 +74,15 @@ class Filters:
                 raise UsageFault(f"{name}: expected a number of seconds, found {limit!r:.80}")
         unknown = {name for names in self.streams for name in names.split("+")} - STREAM_BITS.keys()
         if unknown:
-            raise UsageFault(f"expected streams joined by + (of {', '.join(STREAM_BITS)}), found {min(unknown)!r}")
+            raise UsageFault(
+                f"streams: expected names of {', '.join(STREAM_BITS)}, joined by +, found {min(unknown)!r}"
+            )
         longest = float("inf") if self.max_seconds is None else self.max_seconds
         if not 0 <= self.min_seconds <= longest:
-            raise UsageFault(f"expected 0 ≤ min_seconds ≤ max_seconds, found {self.min_seconds} and {self.max_seconds}")
+            raise UsageFault(
+                f"min_seconds, max_seconds: expected 0 ≤ min_seconds ≤ max_seconds, found {self.min_seconds} and "
+                f"{self.max_seconds}"
+            )
 
     def as_json(self) -> dict[str, Any]:
         """Return the filters as a JSON object for the state of a loader; equal filters give equal objects."""
@@ -317,7 +322,7 @@ def _entries(folder: Path, dataset: dict[str, Any], codecs: Mapping[str, str]) -
         if name not in there:
             held = f"latents of {', '.join(there)}" if there else "no latents"
             raise UsageFault(
-                f"{folder}: expected latents of {name}, found {held}; run omniges encode --shards {folder} "
+                f"{folder}: expected latents of the codec {name}, found {held}; run omniges encode --shards {folder} "
                 f"--codec {name}=FOLDER"
             )
         if _STREAM_OF[there[name].source] != stream:
@@ -464,7 +469,7 @@ def keep_labelled(
         there = ", ".join(sorted(names[code] for code in np.unique(codes[left]).tolist() if code >= 0 and names[code]))
         texts = " or ".join(wanted)
         remedy = (
-            f"choose from {there}" if there else f"remove this filter, because no selected sample states its {name}"
+            f"choose from {there}" if there else f"remove this filter, because no selected sample has a known {name}"
         )
         raise UsageFault(f"{folder}: expected samples with {name} {texts}, found none; {remedy}")
     return found

@@ -74,7 +74,7 @@ def require_readable(streams: Mapping[str, ConditionStream], codecs: Mapping[str
         if lost:
             raise UsageFault(
                 f"--condition-streams {name}: expected {lost[0]}, which it reads, found {STREAM_OF[lost[0]]} as "
-                "latents of a codec; leave out the condition stream or the codec"
+                "latents of a codec; remove the condition stream or the codec"
             )
 
 

@@ -295,7 +295,8 @@ class BatchLoader:
         """Return the error for a worker that exited; SIGBUS means that a mapped file was truncated."""
         if death.task is None or self._store is None:
             return EnvironmentFault(
-                f"expected a loader worker to start, found that it did not ({death}); run it again with 0 workers"
+                f"expected a loader worker to start, found that it did not ({death}); run the command again with 0 "
+                "workers"
             )
         place = self._place(self._store, death.task)
         if "SIGBUS" in str(death):

@@ -183,8 +183,8 @@ class ClipOrder:
             UsageFault: All clips are shorter than a window, or the window length is invalid.
         """
         if window_ticks < 1 or window_ticks % multiple:
-            minimum = f"at least {multiple} ticks and a multiple of it" if multiple > 1 else "at least 1 tick"
-            raise UsageFault(f"--window-ticks {window_ticks}: expected {minimum}; choose a longer window")
+            minimum = f"a multiple of {multiple} ticks, at least {multiple}" if multiple > 1 else "at least 1 tick"
+            raise UsageFault(f"--window-ticks {window_ticks}: expected {minimum}; choose such a length")
         self.window_ticks, self.seed, self.shuffle = window_ticks, seed, shuffle
         self._multiple, self._window = multiple, window_ticks // multiple
         self._lengths, self._key_hashes = ticks // multiple, key_hashes

@@ -326,9 +326,9 @@ def open_specification(specification: Mapping[str, Any]) -> RemoteShards:
 
 def _too_small(settings: CacheSettings, minimum: int, name: str) -> UsageFault:
     return UsageFault(
-        f"{settings.folder}: expected a cache of at least {minimum} bytes (size of {name} and of the files "
-        f"beside the shards), found a limit of {settings.capacity_bytes}; a cache of the size of all shards "
-        "downloads each once"
+        f"{settings.folder}: expected a cache of at least {minimum} bytes (size of {name} and of the files beside "
+        f"the shards), found a limit of {settings.capacity_bytes}; raise the size of the cache, best to the size of "
+        "all shards"
     )
 
 
@@ -357,14 +357,16 @@ def dataset_bytes(store: Store) -> bytes:
                     )
         document = parse_json(bytes(data))
     except MissingFile as error:
-        raise MissingFile(f"{error}, so the set of shards is not complete; check the address") from None
+        raise MissingFile(
+            f"{error}, so the set of shards is not complete; check the address, or upload dataset.json"
+        ) from None
     except ValueError as error:
         raise WrongContent(
             f"{place}: expected a JSON document, found {len(data)} bytes of something else ({error}); check the address"
         ) from None
     if not isinstance(document, dict) or not sealed_correctly(document):
         raise WrongContent(
-            f"{place}: expected content that fits its checksum, found other content; it was edited or damaged; "
-            "copy it again"
+            f"{place}: expected content that fits its checksum, found other content, so it was edited or damaged; "
+            "copy the file again"
         )
     return bytes(data)

@@ -270,15 +270,16 @@ class ShardSet:
         if isinstance(name, str):
             if name not in self._numbers:
                 raise UsageFault(
-                    f"{self.folder}: expected the key or stem of a sample, found {name!r}{self._hint(name)}; choose "
-                    "one of keys()"
+                    f"{self.folder}: expected the key or stem of a sample, found {name!r}{self._hint(name)}"
                 )
             return self.rows[self._numbers[name]]
         if not hasattr(name, "__index__"):
             raise UsageFault(f"{self.folder}: expected a number, key or stem, found {type(name).__name__}")
         number = operator.index(name)
         if not -len(self) <= number < len(self):
-            raise IndexError(f"{self.folder}: no sample {number}, there are {len(self)}")
+            raise IndexError(
+                f"{self.folder}: expected the number of a sample, from {-len(self)} to {len(self) - 1}, found {number}"
+            )
         return self.rows[number]
 
     @cached_property
@@ -289,9 +290,13 @@ class ShardSet:
 
     def _hint(self, name: str) -> str:
         if any(name in {row.key, row.stem} for row in self.reader.rows):
-            return " passes the filters; open the shards without them"
+            return ", which the filters exclude; open the shards without filters"
         near = difflib.get_close_matches(name, self.keys, n=3)
-        return f": did you mean {', '.join(near)}?" if near else ": .keys lists them"
+        return (
+            f"; did you mean {' or '.join(near)}? The attribute keys lists all keys"
+            if near
+            else "; choose one of the attribute keys"
+        )
 
     def read(self, row: ManifestRow) -> Sample:
         """Read the sample of a manifest row; raise DataError if the bytes differ from the manifest."""
@@ -376,7 +381,7 @@ def open_shards(  # noqa: PLR0913 - filters, all by keyword
         DataError: The set is incomplete, damaged or of another version.
     """
     if "://" in str(folder):
-        raise UsageFault("open_shards: expected a local folder, found a URL; omniges.webdataset reads those")
+        raise UsageFault("open_shards: expected a local folder, found a URL; read URLs with omniges.webdataset")
     path = arguments.path("folder", folder)
     if path.is_file():
         raise UsageFault(f"open_shards: {path}: expected a folder, found a file; give its folder, {path.parent}")

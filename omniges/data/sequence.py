@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 from omniges.data.catalog import Catalog, ClipTable, Filters, read_catalog
 from omniges.data.order import MAX_POSITION, ClipOrder, Mixture
 from omniges.data.tracks import Tracks
-from omniges.errors import UsageFault
+from omniges.errors import DataError, UsageFault
 from omniges.features.gesture import LAYOUT
 from omniges.shards.document import read_dataset
 from omniges.shards.reader import LocalShards, ShardSource
@@ -56,7 +56,7 @@ class Sequencing:
     def __post_init__(self) -> None:
         """Refuse a multiple below 1."""
         if self.tick_multiple < 1:
-            raise UsageFault(f"--tick-multiple {self.tick_multiple}: expected at least 1")
+            raise UsageFault(f"--tick-multiple {self.tick_multiple}: expected a number of at least 1")
 
 
 def tracks_of(data: Sequence[DataSource]) -> Tracks:
@@ -180,8 +180,10 @@ class LoaderState:
             DataError: A field is unknown, absent, of another type or out of range, or lists differ in their length.
         """
         if document.value("version") != STATE_VERSION:
-            expected = f"version {STATE_VERSION}; use the omniges version that wrote it"
-            raise document.fault("version", shown(document.found["version"]), expected)
+            raise DataError(
+                f"{document.where}: {document.prefix}version: expected {STATE_VERSION}, found "
+                f"{shown(document.found['version'])}; use the omniges version that wrote it"
+            )
         state = document.read(cls)
         folders = len(state.manifest_hashes)
         for name in ("manifest_hashes", _CONTENT, "filters", "weights"):
@@ -208,7 +210,9 @@ def resume(own: Mapping[str, Any], saved: Mapping[str, Any]) -> Resumed:
         UsageFault: The saved sequence differs from that of this loader; the error lists every difference.
         DataError: The saved state is not valid.
     """
-    state = LoaderState.read(Document(dict(saved), "loader state", "it was edited; choose another checkpoint"))
+    state = LoaderState.read(
+        Document(dict(saved), "loader state", "the checkpoint was edited; choose another checkpoint")
+    )
     known = {_MULTIPLE: 1} | dict(saved)
     same = known.get(_CONTENT) == own[_CONTENT]
     fixed = [name for name in _FIXED if name != "manifest_hashes" or not same]

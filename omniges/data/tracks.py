@@ -128,15 +128,15 @@ class Tracks:
         if self.text is not None and ticks != self.text.window_ticks:
             expected = self.text.window_ticks
             raise UsageFault(
-                f"--window-ticks {ticks}: expected {expected}, the window of {self.text.member}; give "
-                f"--window-ticks {expected}, or encode again with {ticks}"
+                f"--window-ticks {ticks}: expected {expected}, the window length of the latents {self.text.member}; "
+                f"give --window-ticks {expected}, or encode again with {ticks}"
             )
         multiple = math.lcm(self.tick_multiple, tick_multiple)
         if ticks % multiple:
             latents = [track.member for track in (self.gesture, self.audio) if track.tick_multiple > 1]
             raise UsageFault(
-                f"--window-ticks {ticks}: expected a multiple of {multiple}, because a window has to contain "
-                f"whole tokens of {', '.join(latents) or 'every stream'}"
+                f"--window-ticks {ticks}: expected a multiple of {multiple}, because a window has to contain whole "
+                f"tokens of {', '.join(latents) or 'every stream'}; choose such a length"
             )
         return multiple
 

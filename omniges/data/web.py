@@ -328,7 +328,7 @@ class _Walk:
             yield key, _Member(name, offset, data)
         rest = self._exactly(len(END_OF_ARCHIVE) - BLOCK_BYTES, "the second zero block")
         if rest.strip(b"\0") or self._stream.read(1):
-            raise self.fault(start, "expected two zero blocks and the end, found more")
+            raise self.fault(start, "expected two zero blocks and then the end of the shard, found more bytes")
 
     def fault(self, position: int, what: str) -> DataError:
         """Return an error that names a byte of the shard.
@@ -349,7 +349,7 @@ class _Walk:
             piece = self._stream.read(min(left, _READ_BYTES))
             if not piece:
                 raise self.fault(
-                    self.position, f"expected {left} more bytes for {what}, found the end; it is truncated"
+                    self.position, f"expected {left} more bytes for {what}, found the end, so the shard is truncated"
                 )
             pieces.append(piece)
             left -= len(piece)
@@ -397,7 +397,9 @@ def _complete_samples(walk: _Walk) -> Iterator[tuple[str, dict[str, _Member]]]:
         contract = CONTRACTS[1 if CONTRACTS[1].words in members else 2]
         last = members[before].offset
         if missing := [name for name in contract.members if name not in members]:
-            raise walk.fault(last, f"expected {key}.{missing[0]} in one piece with the sample, found none")
+            raise walk.fault(
+                last, f"expected {key}.{missing[0]} together with the other members of its sample, found none there"
+            )
         if contract.version > 1:
             first = first or (key, tuple(members))
             if differing := sorted(set(first[1]) ^ members.keys()):

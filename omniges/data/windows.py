@@ -486,8 +486,8 @@ class WindowDataset(Dataset[dict[str, Any]]):
             parts = f" with {', '.join(sorted(required))}" if required else ""
             raise UsageFault(
                 f"{self.shards.folder}: expected a clip of at least {self.window_ticks} ticks{parts}, found none "
-                f"among {len(self.shards)}; the longest has {longest} ticks; choose shorter windows or require "
-                "less"
+                f"among {len(self.shards)}; the longest has {longest} ticks; choose shorter windows, or require "
+                "fewer parts"
             )
         return usable, left_out
 
@@ -498,7 +498,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         """Return the index of a window's clip, and the window's first tick."""
         window = index + len(self) if index < 0 else index
         if not 0 <= window < len(self):
-            raise IndexError(f"window {index} of {len(self)}")
+            raise IndexError(f"window {index}: expected a number from {-len(self)} to {len(self) - 1}")
         number = bisect_right(self._first_windows, window) - 1
         return number, (window - self._first_windows[number]) * self.stride_ticks
 

@@ -39,9 +39,9 @@ F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
 _BEATS: Final = scores.Heading("beat consistency", "")
-_NO_AUDIO: Final = "no audio in these shards, run preprocess --keep-audio"
+_NO_AUDIO: Final = "no audio in these shards; run preprocess with --keep-audio"
 _ALONE: Final = "there is no other recording whose audio can be used"
-_NO_BODY: Final = "no vertices without a body model, give --body-model"
+_NO_BODY: Final = "no vertices without a body model; give --body-model"
 _NO_FACE: Final = "no face in the recording"
 _NO_FACE_MADE: Final = "no face in the result"
 _NO_JAW: Final = "no jaw in the recording"

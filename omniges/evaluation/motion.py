@@ -87,7 +87,7 @@ def read_mean_speeds(path: Path) -> F64:
         UsageFault: The file does not exist.
         DataError: The file is damaged, the array has another shape, or a speed is negative, NaN or infinite.
     """
-    wanted = f"expected --mean-speeds as an .npy file of ({len(JOINT_NAMES)},) floats"
+    wanted = f"expected an .npy file of ({len(JOINT_NAMES)},) floats for --mean-speeds"
     found = read_array(path, wanted)
     if found.shape != (len(JOINT_NAMES),) or found.dtype.kind != "f":
         raise DataError(f"{path}: {wanted}, found {found.shape} of {found.dtype}; check the file")

@@ -154,7 +154,10 @@ class FileResult(Result):
         except RecordingFault as fault:
             raise fault.refusal(path) from fault
         if len(samples) < SAMPLES_PER_TICK:
-            raise DataError(f"{path}: expected at least 0.1 s of audio, found {len(samples) / SAMPLE_RATE_HZ:.4f} s")
+            raise DataError(
+                f"{path}: expected at least 0.1 s of audio, found {len(samples) / SAMPLE_RATE_HZ:.4f} s; give a "
+                "longer result"
+            )
         return log_mel(samples, len(samples) // HOP_SAMPLES), "the mel of the waveform"
 
 
@@ -217,7 +220,9 @@ def _results(
     for path in visible_entries(folder):
         stream = _stream_of(path)
         if stream is not None and task is None:
-            raise UsageFault(f"{path}: expected a record with its task, found none; add --task, such as a2g")
+            raise UsageFault(
+                f"{path}: expected a record (.json) with its task, found none; add --task, such as --task a2g"
+            )
         if stream in wanted and stream is not None:
             by_name.setdefault(path.stem, {})[stream] = path
     for name, files in _generated(by_name, rows).items():
@@ -273,8 +278,8 @@ def _recorded_results(
     for path in visible_entries(folder):
         if _stream_of(path) is not None and path.name not in named:
             raise DataError(
-                f"{path}: expected a record that lists it, found none, so it is not complete; generate it again, or "
-                "move it away"
+                f"{path}: expected a record (.json) that lists this file, found none, so the result is not complete; "
+                "generate it again, or move the file away"
             )
 
 

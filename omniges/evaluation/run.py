@@ -87,7 +87,9 @@ def evaluate(settings: EvaluateSettings, counting: Counting | None = None) -> Re
     if settings.protocol is not None:
         return _evaluate_protocol(settings, settings.protocol, shards, tools, task, counting)
     if task is not None and settings.checkpoint is not None:
-        raise UsageFault(f"--task {task}: expected files without records, found --checkpoint; give --tasks {task}")
+        raise UsageFault(
+            f"--task {task}: expected files without records, found --checkpoint; give --tasks {task} in place of --task"
+        )
     with tempfile.TemporaryDirectory(prefix="omniges-evaluate-") as temporary:
         if settings.checkpoint is None:
             folders, warnings = settings.generated, list[str]()

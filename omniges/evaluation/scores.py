@@ -132,7 +132,8 @@ class Result(ABC):
         if found > recorded + MAX_AUDIO_LONGER_S * rate_hz:
             raise DataError(
                 f"{self.place}: expected about {recorded / rate_hz:.1f} s, the length of the recording, found "
-                f"{found / rate_hz:.1f} s; it was not generated for this recording"
+                f"{found / rate_hz:.1f} s, so it was not generated for this recording; give the shards it was "
+                "generated for"
             )
         return min(found, recorded)
 
@@ -476,5 +477,5 @@ def _scored(metric: Metric, generated: Any, recorded: Any) -> float:
     if value is None:
         raise DataError(f"{metric.label}: expected a value, found none")
     if not finite:
-        raise DataError(f"{metric.label}: expected a finite number or None, found {value}")
+        raise DataError(f"{metric.label}: expected a finite number, found {value}")
     return float(value)

@@ -94,7 +94,9 @@ class Lettering:
         try:
             return ImageFont.truetype(str(self._path), size)
         except OSError as error:
-            raise DataError(f"--font {self._path}: expected a font file, found {error}; give a .ttf or .otf") from error
+            raise DataError(
+                f"--font {self._path}: expected a font file, found an error ({error}); give a .ttf or .otf file"
+            ) from error
 
     def fits(self, text: str) -> bool:
         """Return True if a text fits on one line of words in the panel."""

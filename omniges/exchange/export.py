@@ -84,7 +84,9 @@ def export_motion(settings: ExportSettings, progress: Callable[[int, int], None]
     """
     out = settings.output_dir
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageFault(f"--output-dir {out}: expected a new or empty folder, found files in it; choose another")
+        raise UsageFault(
+            f"--output-dir {out}: expected a new or empty folder, found files in it; choose another folder"
+        )
     encode = _encoder(settings)
     counts, used = ExportedMotion(out), set[str]()
     with new_folder(out):

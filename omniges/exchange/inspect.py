@@ -27,8 +27,8 @@ from omniges.storage.redact import one_line
 from omniges.visualize.pictures import draw_sample
 
 ACCEPTED: Final = (
-    "a folder of shards, of a run, of a checkpoint, of results or of motion files, or a file .npz, .wav, .TextGrid, or "
-    "the .json of a result"
+    "a folder of shards, results or motion files, a run, a checkpoint, or a file (.npz, .wav, .TextGrid or the "
+    ".json of a result)"
 )
 # Not imported, because the modules that define these names load torch.
 _CHECKPOINT_FILE, _LOG_FILE, _CHECKPOINTS = "checkpoint.json", "log.jsonl", "checkpoints"

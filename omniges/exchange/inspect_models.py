@@ -34,7 +34,7 @@ _REASONS: Final = {
     "interrupted": "Ctrl-C",
     "failed": "failed",
 }
-_OTHER: Final = "Check where it is from"
+_OTHER: Final = "check where the file is from"
 _MOST_ROWS: Final = 1 << 19  # a log line has over 512 bytes, so a log of allowed size has fewer lines
 _MOST_TASKS: Final = 64
 _Step = Annotated[int, Range(0, 1 << 53)]
@@ -363,7 +363,7 @@ def summary_of(events: Iterable[dict[str, Any]], where: str) -> LogSummary:
     log = LogSummary()
     for event in events:
         name, log.last = event["event"], event
-        document = Document(event, f"{where}: {name}", "check where it is from")
+        document = Document(event, f"{where}: {name}", "check where the file is from")
         if name == "start":
             log.curves.cut_after(document.values(_StartEvent).step)
             log.starts, log.start = log.starts + 1, event
@@ -389,7 +389,9 @@ def _add_steps(curves: Curves, document: Document) -> None:
         curves.add_steps(document.found)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         document.values(_StepsEvent)  # names the wrong field; too slow to check every line of a long run
-        raise DataError(f"{document.where}: expected the numbers that training logs, found others; {_OTHER}") from error
+        raise DataError(
+            f"{document.where}: expected the numbers that train writes to its log, found others; {_OTHER}"
+        ) from error
 
 
 def _print_run(facts: dict[str, Any], console: Console) -> None:

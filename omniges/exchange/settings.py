@@ -188,7 +188,7 @@ class RenderSettings(_Shown):
         _Shown.__post_init__(self)
         out, folder = self.output_file, self.output_file.parent
         if out.is_dir() or out.suffix.lower() != ".mp4":
-            raise UsageFault(f"--output-file {out}: expected a file whose name ends in .mp4")
+            raise UsageFault(f"--output-file {out}: expected a file whose name ends in .mp4; choose such a name")
         if not folder.is_dir():
             raise UsageFault(f"--output-file {out}: expected the folder {folder}, found none; create it first")
         for flag, path in (("--body-model", self.body_model), ("--font", self.font)):

@@ -240,7 +240,10 @@ def _file(path: Path, read_motion: _ReadMotion) -> _Found:
     if kind == ".json":
         return _result(path, read_record(path), read_motion)
     if kind not in {".npz", ".wav", ".textgrid"}:
-        raise UsageFault(f"{path}: expected a name that ends in .npz, .wav, .TextGrid or, for a result, .json")
+        raise UsageFault(
+            f"{path}: expected a name that ends in .npz, .wav, .TextGrid or, for a result, .json; rename the file, "
+            "or give another"
+        )
     clip = next((path.stem.removeprefix(prefix) for prefix in PREFIXES if path.stem.startswith(prefix)), path.stem)
     load = partial(_of_motion_file, path, read_motion) if kind == ".npz" else partial(_of_side_file, path)
     return _Found(clip, path.stem, path, load)

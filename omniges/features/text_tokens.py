@@ -119,7 +119,8 @@ class TextTokenCodec:
         problem = tokenizer_problem(tokenizer_json)
         if problem is not None:
             raise DataError(
-                f"tokenizer.json: {problem}; expected the tokenizer that preprocess writes; run omniges verify-shards"
+                f"tokenizer.json: expected the tokenizer that preprocess writes, found another one ({problem}); run "
+                "omniges verify-shards"
             )
         from tokenizers import Tokenizer  # noqa: PLC0415 - the import of this native package takes 70 ms
 

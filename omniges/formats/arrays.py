@@ -67,22 +67,26 @@ def _header(start: bytes | memoryview, name: str, total_bytes: int) -> _Header:
     first = 12 if wide else 10
     end = first + int.from_bytes(start[8:first], "little")
     if start[:6] != b"\x93NUMPY" or start[6:7] not in {b"\1", b"\2", b"\3"} or end > len(start):
-        raise RecordingFault("npz-damaged", f"{name} starts with {bytes(start[:8])!r}", "an npy header below 4 KiB")
+        raise RecordingFault(
+            "npz-damaged", f"{name} with the first bytes {bytes(start[:8])!r}", "an npy header below 4 KiB"
+        )
     text = bytes(start[first:end]).decode("latin-1")
     descr, fortran, shape = _DESCR.search(text), _FORTRAN.search(text), _SHAPE.search(text)
     simple = _SIMPLE.fullmatch(descr[1]) if descr else None
     if simple is None and "'descr'" in text:
-        raise RecordingFault("npz-wrong-dtype", f"{name} holds {text[:80].strip()!a}", "float32 or float64")
+        raise RecordingFault(
+            "npz-wrong-dtype", f"{name} with the npy header {text[:80].strip()!a}", "float32 or float64"
+        )
     if simple is None or fortran is None or shape is None:
-        raise RecordingFault("npz-damaged", f"{name} has the npy header {text[:80].strip()!r}", "a numpy header")
+        raise RecordingFault("npz-damaged", f"{name} with the npy header {text[:80].strip()!r}", "a numpy header")
     order, kind, size = simple.groups()
     if kind == "O":
-        raise RecordingFault("npz-object-array", f"{name} holds pickled objects", "plain numbers")
+        raise RecordingFault("npz-object-array", f"pickled objects in {name}", "plain numbers")
     itemsize = int(size or 1) * (4 if kind == "U" else 1)
     dims = tuple(int(digits) for digits in re.findall("[0-9]+", shape[1]))
     claim = math.prod(dims) * itemsize
     if claim != total_bytes - end:
-        found = f"{name} of shape {dims} needs {claim} bytes, the member has {total_bytes - end}"
+        found = f"{name} of shape {dims} and {claim} bytes in a member of {total_bytes - end} bytes"
         raise RecordingFault("npz-damaged", found, "equal sizes")
     return _Header(kind, itemsize, f"{order}{kind}{size}", dims, fortran[1] == "True", end)
 
@@ -149,10 +153,12 @@ class Archive:
         """Read a complete member and check its CRC; return a new C-ordered array in native byte order."""
         body = self._inflate(member.info, member.info.file_size + 1)
         if len(body) != member.info.file_size:
-            found = f"{member.key} unpacks to {'more' if len(body) > member.info.file_size else len(body)} bytes"
+            found = (
+                f"{member.key} with {'more' if len(body) > member.info.file_size else len(body)} bytes after unpacking"
+            )
             raise RecordingFault("npz-damaged", found, f"{member.info.file_size}")
         if zlib.crc32(body) != member.info.CRC:
-            raise RecordingFault("npz-damaged", f"the check sum of {member.key} is wrong", f"{member.info.CRC:#010x}")
+            raise RecordingFault("npz-damaged", f"another checksum of {member.key}", f"{member.info.CRC:#010x}")
         return _content(body, member)
 
     def text(self, key: str) -> str | None:
@@ -182,7 +188,7 @@ class Archive:
         body = self._packed(info)
         if info.compress_type == zipfile.ZIP_STORED:
             if info.compress_size != info.file_size:
-                found = f"{info.filename[:80]} is stored in {info.compress_size} bytes"
+                found = f"{info.filename[:80]} stored in {info.compress_size} bytes"
                 raise RecordingFault("npz-damaged", found, f"{info.file_size}")
             return bytes(body[:limit]) if limit <= _MAX_HEADER else body[:limit]
         try:
@@ -194,9 +200,9 @@ class Archive:
         """Return the compressed bytes of a member."""
         name = info.filename[:80]
         if info.flag_bits & 0x1:
-            raise RecordingFault("npz-damaged", f"{name} is encrypted", "plain members")
+            raise RecordingFault("npz-damaged", f"{name}, which is encrypted", "members without encryption")
         if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-            raise RecordingFault("npz-damaged", f"{name} has compression {info.compress_type}", "stored or deflated")
+            raise RecordingFault("npz-damaged", f"{name} with compression {info.compress_type}", "stored or deflated")
         start = info.header_offset
         head = self._data[start : start + _LOCAL_HEADER.size] if start >= 0 else b""
         if len(head) < _LOCAL_HEADER.size or bytes(head[:4]) != b"PK\x03\x04":
@@ -204,7 +210,7 @@ class Archive:
         _, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(head)
         start += _LOCAL_HEADER.size
         if bytes(self._data[start : start + name_bytes]) != info.filename.encode():
-            found = f"the directory says {name!r}, the member itself has another name"
+            found = f"{name!r} in the directory, and another name in the member itself"
             raise RecordingFault("npz-damaged", found, "one name")
         start += name_bytes + extra_bytes
         body = self._data[start : start + info.compress_size]

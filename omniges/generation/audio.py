@@ -300,11 +300,11 @@ def _require_form(path: Path, rate_hz: float, channels: int, count: int = 0) -> 
     """Refuse an implausible sample rate, number of channels or length, because they determine the required memory."""
     if not (MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ and 1 <= channels <= MAX_CHANNELS):
         raise DataError(
-            f"{path}: expected {MIN_RATE_HZ} to {MAX_RATE_HZ} samples per second in 1 to {MAX_CHANNELS} "
-            f"channels, found {rate_hz} in {channels}; export it again"
+            f"{path}: expected {MIN_RATE_HZ} to {MAX_RATE_HZ} samples per second in 1 to {MAX_CHANNELS} channels, "
+            f"found {rate_hz} samples per second in {channels} channels; export the file again"
         )
     if count > LONGEST_S * rate_hz:
-        raise DataError(f"{path}: expected at most {LONGEST_S / 3600:g} h of audio, found more; cut it")
+        raise DataError(f"{path}: expected at most {LONGEST_S / 3600:g} h of audio, found more; cut the file")
 
 
 def _mel_of(

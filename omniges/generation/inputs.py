@@ -239,7 +239,7 @@ def _compare_lengths(path: str, words: Sequence[Mapping[str, Any]], length_s: fl
     if last_s > seconds + MAX_AUDIO_LONGER_S:
         raise DataError(
             f"{path}: expected words up to {seconds:.1f} s, the length of the other input, found some up to "
-            f"{last_s:.1f} s; give the TextGrid that belongs to it"
+            f"{last_s:.1f} s; give the TextGrid that belongs to that input"
         )
     if length_s < seconds - _SPOKEN_TO_END_S:
         return [f"it ends at {length_s:.1f} s of {seconds:.1f} s: there are no words after it"]
@@ -278,13 +278,14 @@ def words_condition(
         raise DataError(f"{path}: expected at least 0.1 s, found {length_s:.3f} s; check the file")
     if length_s > LONGEST_S:
         raise DataError(
-            f"{path}: expected at most {LONGEST_S / 3600:g} h, found a length of {length_s:g} s; correct it, or "
-            "cut it with --seconds"
+            f"{path}: expected at most {LONGEST_S / 3600:g} h, found {length_s:g} s; correct the times, or cut the "
+            "length with --seconds"
         )
     inside = [word for word in words if word["start"] * TICKS_PER_SECOND < ticks]
     if not inside:
         raise DataError(
-            f"{path}: expected words in the first {ticks / TICKS_PER_SECOND:.1f} s, found none; check its times"
+            f"{path}: expected words in the first {ticks / TICKS_PER_SECOND:.1f} s, found none; check the times in "
+            "the file"
         )
     found = list(warnings)
     if len(inside) < len(words):
@@ -341,7 +342,7 @@ def _plain(path: str, data: bytes, rate: SpeakingRate | None) -> tuple[list[dict
             raise _not_words(path, kind) from error
         expected = codec.removesuffix("-sig").upper()
         raise DataError(
-            f"{path}: expected text in {expected}, found other bytes at {error.start}; save it as UTF-8"
+            f"{path}: expected text in {expected}, found other bytes at byte {error.start}; save the file as UTF-8"
         ) from error
     if rate is None:
         raise UsageFault(
@@ -543,7 +544,7 @@ def planned_inputs(conditions: Sequence[StreamName], sources: Sources, reading: 
         )
     if not conditions and sources.seconds is None:
         raise UsageFault(
-            "--seconds: expected a length for results without an input, found none; give one, such as --seconds 20"
+            "--seconds: expected a length for results without an input, found none; give a length, such as --seconds 20"
         )
     rate = _rate(sources) or reading.rate
     if sources.seconds is not None and not conditions:
@@ -694,7 +695,7 @@ def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
     ticks = min(lengths) if seconds is None else min(*lengths, int(seconds * TICKS_PER_SECOND + 1e-6))
     if ticks > LONGEST_S * TICKS_PER_SECOND:
         raise DataError(
-            f"{item.name}: expected at most {LONGEST_S / 3600:g} h, found {ticks / TICKS_PER_SECOND:g} s; cut it"
+            f"{item.name}: expected at most {LONGEST_S / 3600:g} h, found {ticks / TICKS_PER_SECOND:g} s; cut the file"
         )
     ticks -= ticks % reading.tick_multiple
     if not ticks:
@@ -706,8 +707,8 @@ def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
         silent := next((one for one in conditions if one.stream == "text" and not one.words), None)
     ):
         raise DataError(
-            f"{silent.path}: expected words in the first {ticks / TICKS_PER_SECOND:.1f} s, found none there; "
-            "check its times"
+            f"{silent.path}: expected words in the first {ticks / TICKS_PER_SECOND:.1f} s, found none; check the "
+            "times in the file"
         )
     present = item.present & ~present_bits(absent) | unused_bits(reading.gesture_channels)
     warnings = list(item.warnings)

@@ -115,7 +115,7 @@ class OmnigesSample:
         """
         if self.gesture is None:
             raise UsageFault(
-                "motion: expected a task that produces gesture, found another task; choose one such as a2g"
+                "motion: expected a task that produces gesture, found another task; choose a task such as a2g"
             )
         channels = self.gesture if self.jaw_eyes is None else np.concatenate([self.gesture, self.jaw_eyes], axis=1)
         return valid_motion(channels, np.asarray(start_xz, np.float64))
@@ -136,7 +136,7 @@ class OmnigesSample:
         """
         if self.mel is None:
             raise UsageFault(
-                "waveform: expected a task that produces audio, found another task; choose one such as t2a"
+                "waveform: expected a task that produces audio, found another task; choose a task such as t2a"
             )
         chosen = chosen_vocoder(None if vocoder is None else arguments.path("vocoder", vocoder))
         return waveform_from_mel(self.mel, chosen.begin(self.seed))
@@ -481,7 +481,7 @@ class OmnigesPipeline:
         else:
             words, warnings = _checked_words(words)
         if not words:
-            raise UsageFault("text: expected at least one word, found none; give some")
+            raise UsageFault("text: expected at least one word, found none; give words")
         digest = sha256_hex(json.dumps(list(words), ensure_ascii=False).encode())
         return words_condition(words, codec, length_s, "text", ("text", digest), warnings)
 
@@ -529,7 +529,7 @@ def _require_inputs(task: str, inputs: Mapping[str, object]) -> None:
     if passed != wanted:
         raise UsageFault(
             f"{task}: expected {' and '.join(sorted(wanted)) or 'no input'}, found "
-            f"{' and '.join(sorted(passed)) or 'none'}"
+            f"{' and '.join(sorted(passed)) or 'none'}; pass exactly the inputs of the task"
         )
 
 
@@ -539,8 +539,8 @@ def _item(conditions: Sequence[Condition], seconds: float | None, reading: Readi
         return cut_input(Input("input", 0, tuple(conditions)), seconds, reading)
     if seconds is None:
         raise UsageFault(
-            "seconds: expected a number of at least 0.1 for samples without an input, found none; give one, such as "
-            "seconds=20"
+            "seconds: expected a number of at least 0.1 for samples without an input, found none; give a length, "
+            "such as seconds=20"
         )
     return cut_input(Input("unconditional", int(seconds * TICKS_PER_SECOND + 1e-6), ()), None, reading)
 
@@ -585,7 +585,7 @@ def _audio(audio: Path | str | Array, rate_hz: float | None, loudness: Loudness)
     samples = _array("audio", audio)
     if rate_hz is None:
         raise UsageFault(
-            "audio: expected the sample rate of the array, found none; give audio_rate_hz, such as audio_rate_hz=16000"
+            "audio: expected the sample rate of the array, found none; give the rate, such as audio_rate_hz=16000"
         )
     rate_hz = arguments.integer("audio_rate_hz", rate_hz, 1)
     if samples.dtype in {np.dtype(np.int16), np.dtype(np.int32)}:
@@ -625,11 +625,12 @@ def _gesture(gesture: Path | str | Array, rate_hz: float | None, wanted: int) ->
     sizes = get_args(GestureChannels)
     if channels.ndim != 2 or channels.shape[1] not in sizes or len(channels) < FRAMES_PER_TICK:
         raise UsageFault(
-            f"gesture: expected channels (3 frames or more, {' or '.join(map(str, sizes))}), found {channels.shape}"
+            f"gesture: expected channels (3 frames or more, {' or '.join(map(str, sizes))}), found an array "
+            f"{channels.shape}; give such channels, or a motion file"
         )
     if channels.dtype.kind != "f" or not np.isfinite(channels).all():
         raise UsageFault(
-            f"gesture: expected finite floats, found other values in an array of {channels.dtype}; correct them"
+            f"gesture: expected finite floats, found other values in an array of {channels.dtype}; correct the values"
         )
     array = np.ascontiguousarray(channels, np.float32)
     ticks = len(array) // FRAMES_PER_TICK

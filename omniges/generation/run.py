@@ -189,7 +189,7 @@ def _refuse_taken(
         more = f" and {counted(len(found) - 1, 'more file')}" if len(found) > 1 else ""
         raise UsageFault(
             f"--output-dir {settings.output_dir}: expected no earlier results, found {found[0].name}{more}, which "
-            "would be replaced; choose another folder, or --overwrite"
+            "would be replaced; choose another folder, or add --overwrite"
         )
     for path in found:
         if path.suffix == ".json":
@@ -205,7 +205,10 @@ def _refuse_stale(record: Path, stale: Sequence[str]) -> None:
     for name in stale:
         path = record.with_suffix(name) if name.startswith(".") else record.with_name(name)
         if path.exists():
-            raise UsageFault(f"--overwrite: {path} would show another result than {record.name}; move it away")
+            raise UsageFault(
+                f"--overwrite: expected only files that this run replaces, found {path}, which shows the old result "
+                f"of {record.name}; move that file away"
+            )
 
 
 def _earlier_record(path: Path) -> GeneratedRecord:

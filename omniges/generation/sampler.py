@@ -169,11 +169,13 @@ class Codecs:
             if name not in names:
                 raise UsageFault(
                     f"{origin[0]} {name}: expected codecs of the model ({', '.join(names) or 'none'}), found another "
-                    f"codec; remove {name}"
+                    "codec; remove this codec"
                 )
         given = [name for name, _ in folders]
         if twice := [name for name in given if given.count(name) > 1]:
-            raise UsageFault(f"{origin[0]} {twice[0]}: expected each codec once, found it twice; name one folder")
+            raise UsageFault(
+                f"{origin[0]} {twice[0]}: expected each codec once, found it twice; give one folder for each codec"
+            )
         if t5_tokenizer is not None and "text" not in self.entries:
             raise UsageFault("--t5-tokenizer: expected a model with a text codec, found none; remove --t5-tokenizer")
 
@@ -551,8 +553,12 @@ def asked_values(streams: Mapping[str, ConditionStream], given: Sequence[tuple[s
     found: dict[str, Array | None] = {}
     for name, value in given:
         if name not in streams:
-            held = f"the model has {', '.join(streams)}" if streams else "the model was trained with none"
-            raise UsageFault(f"{origin} {name}: expected a condition stream of the model; {held}")
+            held = (
+                f"choose among {', '.join(streams)}"
+                if streams
+                else "remove the flag, because the model has no condition streams"
+            )
+            raise UsageFault(f"{origin} {name}: expected a condition stream of the model, found another name; {held}")
         if name in found:
             raise UsageFault(f"{origin} {name}: expected each condition once, found it twice; give one value")
         try:

@@ -208,7 +208,9 @@ class GenerateSettings:
             try:
                 str(file).encode()
             except UnicodeEncodeError as error:
-                raise UsageFault(f"{flag} {shown(file)}: expected a name in UTF-8; rename it") from error
+                raise UsageFault(
+                    f"{flag} {shown(file)}: expected a name in UTF-8, found other bytes; rename the file"
+                ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -238,7 +238,8 @@ def load_hifi_gan(folder: Path) -> Vocoder:
     file = next((path for name in _WEIGHTS if os.path.lexists(path := folder / name)), None)
     if file is None:
         raise UsageFault(
-            f"--vocoder {folder}: expected {' or '.join(_WEIGHTS)} beside config.json, found neither; download it again"
+            f"--vocoder {folder}: expected {' or '.join(_WEIGHTS)} beside config.json, found neither; download the "
+            "vocoder again"
         )
     with needs("vocoder", f"--vocoder {folder}"):
         from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig  # noqa: PLC0415 - optional, slow to import
@@ -277,7 +278,7 @@ def _read_config(folder: Path) -> _Config:
         raise UsageFault(
             f"--vocoder {folder}: expected the folder of a HiFi-GAN with config.json, found none there; check the path"
         )
-    document = Document(read_settings(path, "Take another folder", folder), str(path), "give another vocoder")
+    document = Document(read_settings(path, "give another folder", folder), str(path), "give another vocoder")
     document.require_known({*(one.name for one in fields(_Config)), *UNREAD})
     config = document.values(_Config)
     found = (config.model_in_dim, config.sampling_rate, math.prod(config.upsample_rates))
@@ -286,7 +287,7 @@ def _read_config(folder: Path) -> _Config:
         names = ("mel bands (model_in_dim)", "Hz (sampling_rate)", "samples a frame (product of upsample_rates)")
         wrong = [f"expected {w} {n}, found {f}" for w, f, n in zip(wanted, found, names, strict=True) if w != f]
         raise DataError(
-            f"{path}: expected a vocoder for our mel, found another: {'; '.join(wrong)}; choose another "
+            f"{path}: expected a vocoder for the mel of omniges, found another: {'; '.join(wrong)}; choose another "
             "vocoder, such as AudioLDM2's"
         )
     for key, other in (

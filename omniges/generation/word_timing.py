@@ -182,7 +182,7 @@ def timed_words(text: str, rate: SpeakingRate) -> list[dict[str, Any]]:
         if words and ending & (_SENTENCE | _PHRASE):
             now = words[-1]["end"] + (rate.sentence_s if ending & _SENTENCE else rate.phrase_s)
     if not words:
-        raise UsageFault("text: expected at least one word, found none; give some")
+        raise UsageFault("text: expected at least one word, found none; give words")
     if not any(is_word(word["word"]) for word in words):  # next to words, "sil" may be a word, as in Turkish
         found = ", ".join(sorted({word["word"] for word in words})[:5])
         raise UsageFault(

@@ -379,7 +379,8 @@ def _convolutions(path: Path) -> Encoder:
     if tensors.keys() != wanted:
         odd = ", ".join(sorted(tensors.keys() ^ wanted)[:4])
         raise DataError(
-            f"{path}: expected tensors of the {len(rows)} layers in {beside.name}, found a difference in {odd}"
+            f"{path}: expected tensors of the {len(rows)} layers in {beside.name}, found a difference in {odd}; give "
+            "the settings that belong to the tensors"
         )
     layers: list[_Layer] = []
     width, frames = INPUT_CHANNELS, multiple
@@ -388,11 +389,14 @@ def _convolutions(path: Path) -> Encoder:
         shape = layer.weight.shape
         if len(shape) != 3 or 0 in shape or shape[1] != width or layer.bias.shape != shape[:1]:
             raise DataError(
-                f"{path}: layer {k}: expected a weight (out, {width}, kernel) and a bias (out,), found {tuple(shape)} "
-                f"and {tuple(layer.bias.shape)}"
+                f"{path}: layer {k}: expected a weight (out, {width}, kernel) and a bias (out,), found "
+                f"{tuple(shape)} and {tuple(layer.bias.shape)}; give the settings that belong to the tensors"
             )
         if row.padding >= shape[2]:
-            raise DataError(f"{path}: layer {k}: expected a padding below the kernel's {shape[2]}, found {row.padding}")
+            raise DataError(
+                f"{path}: layer {k}: expected a padding below the kernel size {shape[2]}, found {row.padding}; "
+                "correct the settings"
+            )
         width, frames = shape[0], (frames + 2 * row.padding - shape[2]) // row.stride + 1
         if frames < 1:
             raise DataError(
@@ -404,7 +408,7 @@ def _convolutions(path: Path) -> Encoder:
 
 def _settings(path: Path) -> _Settings:
     require_file(path, "the encoder's settings beside its tensors")
-    found = read_settings(path, "Give the encoder's own settings", path.parent)
+    found = read_settings(path, "give the encoder's own settings", path.parent)
     return Document(found, str(path), "give the encoder's own settings").read(_Settings)
 
 

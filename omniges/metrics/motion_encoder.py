@@ -304,7 +304,8 @@ def load_motion_encoder(path: Path, layout: MotionEncoderLayout = PUBLISHED_LAYO
         stored = read_weights(path.resolve(), _ENTRY)  # the user named this file, so a symbolic link may point anywhere
     except ImportError as error:
         raise EnvironmentFault(
-            f"{path}: expected torch to read it, found that it is not installed; run pip install 'omniges[train]'"
+            f"{path}: expected the package torch, which reads this file, found that it is not installed; run pip "
+            "install 'omniges[train]'"
         ) from error
     tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in stored.items()}
     if len(tensors) < len(stored):

@@ -46,7 +46,7 @@ _FORMAT: Final = "omniges-checkpoint"
 _VERSION: Final = 1
 _NAME: Final = re.compile(r"step-(\d+)")
 _OTHER: Final = "choose another checkpoint"
-EDITED: Final = "it was edited; choose another checkpoint"
+EDITED: Final = "the file was edited; choose another checkpoint"
 """Advice at the end of errors about a value that omniges never writes."""
 
 
@@ -232,7 +232,9 @@ def open_checkpoint(path: Path, *, bytewise: bool = True) -> SavedCheckpoint:
     try:
         index = read_json(file, _OTHER, path)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(f"{path}: expected {CHECKPOINT_FILE}, found none, so it is not complete; {_OTHER}") from error
+        raise DataError(
+            f"{path}: expected {CHECKPOINT_FILE}, found none, so the checkpoint is not complete; {_OTHER}"
+        ) from error
     if not isinstance(index, dict) or index.get("format") != _FORMAT:
         raise DataError(f"{file}: expected format {_FORMAT!r}, found another; give a checkpoint of omniges")
     if not sealed_correctly(index):
@@ -252,7 +254,7 @@ def open_checkpoint(path: Path, *, bytewise: bool = True) -> SavedCheckpoint:
         raise DataError(f"{file}: step: expected a number of steps, found something else; {_OTHER}")
     if type(index.get("parts")) is not int or index["parts"] != 1:
         parts = one_line(repr(index.get("parts")), 40)
-        raise DataError(f"{file}: expected 1 part, found {parts}; use the omniges version that wrote it")
+        raise DataError(f"{file}: parts: expected 1, found {parts}; use the omniges version that wrote it")
     if bytewise:
         _compare(path, index["files"])
     return SavedCheckpoint(path, index["step"], index["files"])
@@ -276,7 +278,9 @@ def _compare(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
         except FileNotFoundError as error:
             raise DataError(f"{file}: expected this file, found that the file does not exist; {_OTHER}") from error
         if digest != entry["sha256"]:
-            raise DataError(f"{file}: expected sha256 {entry['sha256']}, found {digest}, so it was damaged; {_OTHER}")
+            raise DataError(
+                f"{file}: expected sha256 {entry['sha256']}, found {digest}, so the file was damaged; {_OTHER}"
+            )
 
 
 def prune(folder: Path, keep: int, protected: Collection[int] = ()) -> list[Path]:
@@ -376,7 +380,10 @@ def choose(run: Path, resume: str, fits: Callable[[SavedCheckpoint], None]) -> C
         reasons = "; ".join(str(reason) for _, reason in passed)
         found_kinds = {type(reason) for _, reason in passed}
         kind = next((one for one in (EnvironmentFault, UsageFault) if one in found_kinds), DataError)
-        raise kind(f"{folder}: none of {len(passed)} checkpoints can be used; choose another --output-dir: {reasons}")
+        raise kind(
+            f"{folder}: expected a checkpoint that can be used, found none among {len(passed)}; choose another "
+            f"folder ({reasons})"
+        )
     return Choice(None)
 
 
@@ -454,6 +461,8 @@ def load_into(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], where: str
     Raises:
         DataError: The names or shapes of `own` and `saved` differ.
     """
-    require_same(shapes_of(own), shapes_of(saved), where, "it is of another model; choose another checkpoint")
+    require_same(
+        shapes_of(own), shapes_of(saved), where, "the weights belong to another model; choose another checkpoint"
+    )
     for name, tensor in own.items():
         tensor.copy_(saved[name])

@@ -286,7 +286,7 @@ class FlowSettings:
         unknown = sorted(set(self.shares) - set(TASKS))
         if unknown:
             raise UsageFault(
-                f"task shares: expected some of {', '.join(TASKS)}, found unknown task {', '.join(unknown)}; correct it"
+                f"task shares: expected some of {', '.join(TASKS)}, found {', '.join(unknown)}; correct the names"
             )
         if min(self.shares.values(), default=0) < 0 or sum(self.shares.values()) <= 0:
             raise UsageFault(

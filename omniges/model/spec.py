@@ -63,7 +63,7 @@ _SIZES: Final = ("width", "layers", "heads", "mlp_ratio", "piece_width", "mark_w
 _OPTIONAL_SIZES: Final = ("pooled_width", "text_head_width")
 _MAX_SIZE: Final = 1 << 20
 _OTHER_VERSION: Final = "use the omniges version that wrote it"
-_OTHER_MODEL: Final = "it is of another model; choose another checkpoint"
+_OTHER_MODEL: Final = "the file belongs to another model; choose another checkpoint"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,8 +167,8 @@ class ModelConfig:
         patches = self.audio_tokens == "patches"
         if patches != (self.audio_grid is not None) or (patches and self.rotary_periods_s is not None):
             raise UsageFault(
-                "audio_tokens patches: expected OmniFlow's weights, to which patches belong, found none; "
-                "initialize from its weights (--pretrained-model-name-or-path), or choose rows"
+                "audio_tokens patches: expected OmniFlow's weights, to which patches belong, found none; initialize "
+                "from its weights (--pretrained-model-name-or-path), or set audio_tokens to rows"
             )
         if patches and self.audio_prediction != "velocity":
             raise UsageFault(
@@ -316,9 +316,9 @@ def _patch_tokens(grid: PatchGrid, latents: CodecLatents | None) -> PatchTokens:
     columns, left = divmod(channels, grid.channels)
     if latents is None or left or columns % grid.patch:
         raise UsageFault(
-            f"--audio-codec: expected latents of {grid.channels} channels with a multiple of {grid.patch} "
-            "columns, for audio_tokens patches, found "
-            f"{(f'{channels} numbers a row' if latents else 'no codec')}; choose audio_tokens rows"
+            f"--audio-codec: expected latents of {grid.channels} channels with a multiple of {grid.patch} columns, "
+            f"for audio_tokens patches, found {(f'{channels} numbers a row' if latents else 'no codec')}; set "
+            "audio_tokens to rows"
         )
     rate = cast("FrameEntry", latents.entry).rows_per_tick
     return PatchTokens(grid, columns=columns, rows_per_tick=rate)

@@ -424,7 +424,7 @@ class JointFlowTransformer(nn.Module):
         """
         path = Path(folder)
         try:
-            config = read_settings(path / CONFIG_FILE, "Give the folder of a model")
+            config = read_settings(path / CONFIG_FILE, "give the folder of a model")
             model = cls(**{name: value for name, value in config.items() if not name.startswith("_")})
             model.load_state_dict(read_tensors(path / WEIGHTS_FILE))
         except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:

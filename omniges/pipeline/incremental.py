@@ -198,7 +198,7 @@ def read_complete(settings: PreprocessSettings, place: OutputPlace) -> dict[str,
     try:
         found = read_dataset(place.out)
     except DataError as error:
-        raise UsageFault(f"{error} (--force starts over)") from error
+        raise UsageFault(f"{error}, or start over with --force") from error
     if found["version"] != FORMAT_VERSION:
         raise UsageFault(
             f"{out}: expected shard contract version {FORMAT_VERSION}, found version {found['version']}, which "
@@ -208,8 +208,8 @@ def read_complete(settings: PreprocessSettings, place: OutputPlace) -> dict[str,
     _refuse_differences(out, found["settings"], now.settings)
     if absent := [fault.field for fault in field_faults(found)]:
         raise UsageFault(
-            f"{out}: {DATASET_FILE}: expected {absent[0]} of an earlier run, found nothing, because it was "
-            "edited; choose another --output-dir, or start over with --force"
+            f"{out}: {DATASET_FILE}: expected {absent[0]} of an earlier run, found none, so the file was edited; "
+            "choose another --output-dir, or start over with --force"
         )
     return found
 
@@ -259,7 +259,7 @@ def _refuse_differences(where: object, found: Any, wanted: Any, noun: str = "set
     if differences := _differences(found, wanted):
         told = "; ".join(f"{name} was {json.dumps(was)}, is now {json.dumps(now)}" for name, was, now in differences)
         flags = _flags({name.rpartition(".")[2]: was for name, was, _ in differences}) if noun == "settings" else ""
-        choices = f"continue as it was made with {flags}, choose" if flags else "choose"
+        choices = f"run again with the earlier settings ({flags}), choose" if flags else "choose"
         raise UsageFault(
             f"{where}: expected the {noun} of this run, found others: {told}; {choices} another --output-dir, or start "
             "over with --force"

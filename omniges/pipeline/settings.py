@@ -233,12 +233,13 @@ class PreprocessSettings:
         check(self)
         if self.ray_address is not None and self.engine != "ray":
             raise UsageFault(
-                f"--ray-address {self.ray_address}: expected --engine ray, found --engine {self.engine}; change the "
-                "engine, or remove the address"
+                f"--ray-address {self.ray_address}: expected --engine ray, found --engine {self.engine}; add "
+                "--engine ray, or remove --ray-address"
             )
         if self.ray_address is not None and not _RAY_ADDRESS.fullmatch(self.ray_address):
             raise UsageFault(
-                f"--ray-address {self.ray_address}: expected HOST:PORT, auto or local; run on a node of the cluster"
+                f"--ray-address {self.ray_address}: expected HOST:PORT, auto or local; for the cluster of this "
+                "machine, give auto"
             )
         location = self.location
         if location.path is not None:

@@ -230,8 +230,8 @@ class _Spool:
                 count = os.preadv(self._descriptor, [memoryview(data)[done:]], place.offset + done)
                 if not count:
                     raise DataError(
-                        f"{self._path}: expected a file that does not change, found it shorter during reading; run "
-                        "this again"
+                        f"{self._path}: expected a file that does not change, found that it became shorter during "
+                        "reading; write the shards again"
                     )
                 done += count
         return data
@@ -251,7 +251,8 @@ def _checked_recordings(recordings: Iterable[Recording]) -> Iterator[Recording]:
     for number, recording in enumerate(recordings):
         if not isinstance(recording, Recording):
             raise UsageFault(
-                f"recordings: expected omniges.Recording, found {type(recording).__name__} as number {number}"
+                f"recordings: expected omniges.Recording, found {type(recording).__name__} at index {number}; give "
+                "objects of this class"
             )
         if not isinstance(recording.key, str):
             raise DataError(f"recording {number}: expected a text, found key {recording.key!r:.80}")
@@ -303,7 +304,7 @@ def _convert_all(
         samples.append(placed)  # type: ignore[arg-type]
         count(len(samples))
     if not samples:
-        raise UsageFault("recordings: expected at least one, found none")
+        raise UsageFault("recordings: expected at least one recording, found none; give some")
     return inputs, samples
 
 

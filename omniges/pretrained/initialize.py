@@ -124,8 +124,8 @@ def open_start(
     if is_converted(path):
         if weights is not None:
             raise UsageFault(
-                "--pretrained-weights: expected a folder with several sets of weights, found a converted one with "
-                "one; remove the flag"
+                "--pretrained-weights: expected a folder with last and EMA weights, found a converted folder, which "
+                "has only one of them; remove the flag"
             )
         return OmniFlowStart(path, "last", changes, audio_codec)
     if is_omniflow(path):
@@ -271,8 +271,8 @@ class OmniFlowStart(Start):
         if changes.get("audio_tokens", default) == "patches":
             if audio_codec is None:
                 raise UsageFault(
-                    f"recipe key model.audio_tokens: expected patches with --audio-codec {_OMNIFLOW_AUDIO}, found them "
-                    f"without; add --audio-codec {_OMNIFLOW_AUDIO}"
+                    f"recipe key model.audio_tokens: expected patches only with --audio-codec {_OMNIFLOW_AUDIO}, "
+                    f"found no such flag; add --audio-codec {_OMNIFLOW_AUDIO}"
                 )
             grid = PatchGrid(**(converted["grids"]["audio"] if converted else audio_grid_of(folder)))
             config = replace(config, audio_tokens="patches", audio_grid=grid, audio_prediction="velocity")

@@ -200,7 +200,8 @@ def convert_tensor(rule: Rule, source: Tensors) -> Tensor:
     parts = [source.read(name) for name in rule.sources]
     if len({part.dtype for part in parts}) > 1:
         raise DataError(
-            f"{source.where}: expected {', '.join(rule.sources)} in the same precision, found several; save them in one"
+            f"{source.where}: expected {', '.join(rule.sources)} in the same precision, found several precisions; "
+            "save these tensors in one precision"
         )
     if rule.how == "joined":
         return torch.cat(parts)

@@ -296,7 +296,7 @@ class ShardFolder:
         import difflib  # noqa: PLC0415
 
         near = difflib.get_close_matches(name, [row.key for row in self.rows], n=3)
-        hint = f"Did you mean {', '.join(near)}?" if near else "omniges inspect DIR lists them"
+        hint = f"did you mean {' or '.join(near)}?" if near else "list the keys with omniges inspect DIR"
         raise UsageFault(f"{self.folder}: expected the key or stem of a sample, found {name!r}; {hint}")
 
     def member(self, row: ManifestRow, member: str) -> bytes:

@@ -326,7 +326,7 @@ class StorePlace:
         if records and records[0].number and not any(record.kind == "clean" for record in records):
             raise UsageFault(
                 f"{self.unfinished}: expected all records since the last clean one, found "
-                f"{_record_name(records[0].number)} as the first; move it away, then run this "
+                f"{_record_name(records[0].number)} as the first; move this folder away, then run the same command "
                 "again"
             )
         for record in records:
@@ -368,9 +368,9 @@ class StorePlace:
 
     def _lost(self) -> LockLost:
         return LockLost(
-            f"{self.location}: expected to be the only run that writes here, found that another took over, "
-            f"because no heartbeat of this one arrived for {self._lease.expires_s:g} s, or both began at once; "
-            "let the other one finish"
+            f"{self.location}: expected to be the only run that writes here, found that another took over, because "
+            f"no heartbeat of this one arrived for {self._lease.expires_s:g} s, or both began at once; let the other "
+            "run finish"
         )
 
     # --- Unfinished work
@@ -574,8 +574,8 @@ class StorePlace:
         mark = _mark_in(content)
         if mark is None and present.etag != steps.replaces:
             raise DataError(
-                f"{self._set.location.shown_file(schema.DATASET_FILE)}: expected the one that is being replaced, "
-                "found another, which another program wrote; remove it and run this again"
+                f"{self._set.location.shown_file(schema.DATASET_FILE)}: expected the file that this run replaces, "
+                "found one that another program wrote; remove that file and run the same command again"
             )
         data = self._read_staged(last)  # read before the earlier set is changed
         etag = present.etag
@@ -611,7 +611,10 @@ class StorePlace:
         except MissingFile as error:
             raise self._incomplete(str(error)) from None
         if sha256_hex(data) != step["sha256"]:
-            raise self._incomplete(f"{self._bucket.location.shown_file(step['staged'])}: other bytes")
+            raise self._incomplete(
+                f"{self._bucket.location.shown_file(step['staged'])}: expected the bytes that this run wrote, found "
+                "others"
+            )
         return data
 
     def _incomplete(self, found: str) -> DataError:

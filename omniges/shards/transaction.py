@@ -51,7 +51,7 @@ SPOOL_FILE: Final = "spool"  # file with samples that are not in a shard yet
 _WORK_FILES: Final = frozenset({BEGUN_FILE, JOURNAL_FILE, COMMIT_FILE, PLACE_FILE, SPOOL_FILE})
 _STAGED: Final = re.compile(r"staged-(?:[0-9]{6,12}-)?[0-9]{6}\.tar", re.ASCII)  # in an object store with a lock number
 _ASIDE: Final = "moved-"
-FOREIGN: Final = "expected a file of an omniges run, found another; move it away, then run this again"
+FOREIGN: Final = "expected a file of an omniges run, found another file; move it away, then run the same command again"
 _CHECK_CHARACTERS: Final = 16  # length of the digest before each line; enough to detect an incomplete line
 
 
@@ -321,7 +321,10 @@ class Workspace:
         """
         try:
             if not stat.S_ISDIR(os.lstat(self.folder).st_mode):
-                return f"{self.folder}: expected a folder of an unfinished run, found something else; move it away"
+                return (
+                    f"{self.folder}: expected a folder of an unfinished run, found something else; move it away, "
+                    "then run the same command again"
+                )
         except FileNotFoundError:
             return None
         for name in self._names():

@@ -92,7 +92,10 @@ def read_stored(
         while position < end:
             piece = os.pread(descriptor, min(_COPY_BYTES, end - position), position)
             if not piece:
-                raise DataError(f"{path}: expected {end} bytes, the file ends at {position}; run this again")
+                raise DataError(
+                    f"{path}: expected {end} bytes, found that the file ends at byte {position}; run the same "
+                    "command again"
+                )
             yield piece
             position += len(piece)
 

@@ -27,19 +27,19 @@ _MAX_LINE_BYTES: Final = 64 << 20  # limit of one line of a log; the longest rea
 _CACHED_BYTES: Final = 1 << 20  # a file up to this size stays in the page cache
 _FILE_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,255}", re.ASCII)
 _TEMPORARY: Final = re.compile(r"\.(?P<final>.+)\.tmp-(?P<pid>\d+)")
-_SPECIAL: Final = "a pipe, device or socket of that name is in the way"
+_SPECIAL: Final = "a pipe, device or socket has this name"
 _REASONS: Final = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
     errno.EACCES: "permission denied; choose another folder or change its permissions",
     errno.EPERM: "permission denied; choose another folder or change its permissions",
     errno.EROFS: "the file system is read-only; choose another folder",
-    errno.ENOENT: "the folder is not there (any more); create it and run the same command again",
+    errno.ENOENT: "the folder does not exist or was removed; create it, then run the same command again",
     errno.ENOTDIR: "part of the path is a file, not a folder; choose another folder",
-    errno.EEXIST: "a file of that name is in the way; choose another path",
-    errno.ELOOP: "a link is in the way, and nothing is written through links; remove the link, or choose another path",
-    errno.EISDIR: "a folder of that name is in the way; choose another path",
-    errno.EMFILE: "too many open files; raise the limit (ulimit -n)",
+    errno.EEXIST: "a file of that name exists; choose another path",
+    errno.ELOOP: "the path contains a link, through which nothing is written; remove the link, or choose another path",
+    errno.EISDIR: "a folder of that name exists; choose another path",
+    errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
 }
 
 
@@ -120,7 +120,7 @@ def require_output_file(flag: str, path: Path | None) -> None:
     if path is None:
         return
     if is_special(path):
-        raise UsageFault(f"{flag} {path}: expected a file, but {_SPECIAL}; choose another path")
+        raise UsageFault(f"{flag} {path}: expected a file, found that {_SPECIAL}; choose another path")
     if os.path.isdir(path):
         raise UsageFault(f"{flag} {path}: expected a file, found a folder; name a file in it")
     if not os.path.isdir(path.parent):
@@ -317,7 +317,7 @@ class PendingFile:
         self._hash = hashlib.sha256()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         if is_special(path):
-            raise EnvironmentFault(f"{path}: expected a file, but {_SPECIAL}; choose another path")
+            raise EnvironmentFault(f"{path}: expected a file, found that {_SPECIAL}; choose another path")
         with os_errors(path):
             try:
                 self._descriptor = os.open(self.temporary, flags, 0o666)  # the umask applies, as for open()

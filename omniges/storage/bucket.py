@@ -274,8 +274,9 @@ class Bucket(UrlStore):
         found = self.facts(name)
         if found != (size, sha256):
             raise DataError(
-                f"{self.location.shown_file(name)}: expected {size} bytes with sha256 {sha256}, found {found[0]} bytes "
-                f"with {found[1]} after writing; run this again, and check the store if that does not help"
+                f"{self.location.shown_file(name)}: expected {size} bytes with sha256 {sha256}, found {found[0]} "
+                f"bytes with {found[1]} after writing; run the same command again, and check the store if the error "
+                "comes back"
             )
 
     def facts(self, name: str) -> tuple[int, str]:
@@ -331,7 +332,10 @@ class Bucket(UrlStore):
     def _fault(self, action: str, name: str, error: Exception) -> DataError | StoreFault:
         status = http_status(error)
         if status == _CONDITION_FAILED:
-            return ConditionFailed(f"{self.location.shown_file(name)}: cannot {action}: the object is not as expected")
+            return ConditionFailed(
+                f"{self.location.shown_file(name)}: expected to {action} it, found that the object exists already, "
+                "or that another program changed it; run the same command again"
+            )
         if status == _CONFLICT:
             return StoreFault(
                 f"{self.location.shown_file(name)}: expected to {action} it, found that another program writes it "

@@ -124,7 +124,7 @@ def with_retries(action: Callable[[], T], retries: Retries, salt: str, wait: Wai
             last = fault
         attempt += 1
         if attempt == retries.attempts or time_outs == MAX_TIME_OUTS:
-            raise type(last)(f"{last} (given up after {attempt} tries)")
+            raise type(last)(f"{last} (stopped after {attempt} attempts)")
         wait(backoff_s(retries, attempt, salt))
 
 
@@ -321,8 +321,8 @@ class CacheFolder:
             pin = _pin(pending.temporary)  # pinned before `publish`, so that it cannot be evicted
             if pin is None:
                 raise EnvironmentFault(
-                    f"{pending.temporary}: expected this file, found that it was removed; leave the cache folder "
-                    "alone while it is in use"
+                    f"{pending.temporary}: expected this file, found that it was removed; change nothing in the "
+                    "cache folder while a run uses it"
                 )
             undo.callback(pin.close)
             pending.publish()
@@ -359,7 +359,7 @@ class CacheFolder:
             if time.monotonic() >= deadline:
                 raise CacheFull(
                     f"{self.root}: expected {size} bytes for {path.name}, found {max(0, size - missing)}, because "
-                    f"running processes use the other bytes of {self.capacity_bytes}; give the cache more space"
+                    f"running processes use the rest of its {self.capacity_bytes} bytes; raise the size of the cache"
                 )
             time.sleep(_POLL_S)
 

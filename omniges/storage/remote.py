@@ -106,7 +106,7 @@ def parse_location(text: str) -> Location:
     """
     shown = one_line(redact(text, secrets_in_url(text)))
     if not text:
-        raise UsageFault("'': expected a folder or a URL, found an empty text; name one")
+        raise UsageFault("'': expected a folder or a URL, found an empty text; give a folder or a URL")
     if not text.isprintable():
         escaped = ascii(redact(text, secrets_in_url(text)))[:200]
         raise UsageFault(
@@ -408,7 +408,7 @@ class UrlStore:
         """Refuse an answer whose stated range `found` does not start at `offset`; accept an answer without a range."""
         if found and not found.startswith(f"bytes {offset}-"):
             raise StoreFault(
-                f"{self.location.shown_file(name)}: expected bytes from {offset} on, the server sends "
+                f"{self.location.shown_file(name)}: expected bytes from {offset} on, found that the server sends "
                 f"{one_line(found, 80)}; check the address"
             )
 
@@ -549,7 +549,9 @@ class UrlStore:
                 timed_out=True,
             )
         if status is not None and status < 500 and status not in _BUSY:
-            return StoreFault(f"{place}: cannot {action}, the server answers {status} ({reason}); check the address")
+            return StoreFault(
+                f"{place}: cannot {action}, because the server answers {status} ({reason}); check the address"
+            )
         known = isinstance(root, (ValueError, TypeError, AttributeError, NotImplementedError, LookupError))
         hint = "check the address" if known else "check the network, or try again later"
         return StoreFault(f"{place}: cannot {action} ({reason}); {hint}", transient=not known or status is not None)

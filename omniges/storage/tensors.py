@@ -159,7 +159,10 @@ class TensorFile(LazyTensors):
         stored = part.get_dtype()
         own = next((own for own, other in _TYPES.items() if other == stored), None)
         if own is None:
-            raise DataError(f"{self._path}: expected one of {', '.join(_TYPES.values())}, found {name} {stored}")
+            raise DataError(
+                f"{self._path}: expected one of {', '.join(_TYPES.values())}, found tensor {name!a:.120} of type "
+                f"{stored}; choose another file"
+            )
         return getattr(torch, own), tuple(part.get_shape())
 
 
@@ -230,7 +233,7 @@ def require_same(
     """
     wrong = {
         "missing": [name for name in expected if name not in found],
-        "not expected": [repr(name) for name in found if name not in expected],  # names may come from an unknown file
+        "unknown": [repr(name) for name in found if name not in expected],  # names may come from an unknown file
         "of another shape": [
             f"{name} {found[name]} in place of {shape}"
             for name, shape in expected.items()
@@ -240,9 +243,9 @@ def require_same(
     faults = []
     for kind, names in wrong.items():
         if names:
-            faults.append(f"{len(names)} tensors {kind}: {first_of(names, _SHOWN)}")
+            faults.append(f"{len(names)} {kind} ({first_of(names, _SHOWN)})")
     if faults:
-        raise DataError(f"{where}: {'; '.join(faults)}; {remedy}")
+        raise DataError(f"{where}: expected {len(expected)} tensors, found {', '.join(faults)}; {remedy}")
 
 
 def require_finite(name: str, tensor: Tensor, where: str) -> None:
@@ -275,7 +278,7 @@ _FOLDER: Final = 0x10  # bit in a zip member's attributes that marks a folder
 _FORBIDDEN: Final = re.compile(r"GLOBAL (\S+)|<class '([^']+)'>")
 _REFUSED: Final = re.compile(r"WeightsUnpickler error:\s+(.+)")
 _AGAIN: Final = "download it again"
-_SAFE: Final = "save its state_dict alone, as tensors by name, or as safetensors"
+_SAFE: Final = "save only the state_dict (tensors by name) with torch.save, or save safetensors"
 
 
 def read_weights(path: Path, entry: str | None = None, *, mapped: bool = False) -> dict[str, Tensor]:
@@ -365,7 +368,7 @@ def _require_complete_archive(path: Path) -> None:
                 if info.compress_type != zipfile.ZIP_STORED:
                     name = info.filename[:80]
                     raise DataError(
-                        f"{path}: expected a file of torch.save, not TorchScript, found {name!r} compressed"
+                        f"{path}: expected a file of torch.save, not TorchScript, found {name!r} compressed; {_SAFE}"
                     )
                 if info.external_attr & _FOLDER:  # torch would read nothing and return uninitialized memory
                     raise DataError(

@@ -118,8 +118,8 @@ def _synthesize(request: Mapping[str, Any]) -> tuple[dict[str, Any], npt.NDArray
     if done.returncode:
         why = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
         raise EnvironmentFault(
-            f"--voice: {why or f'eSpeak NG ended with {done.returncode}'}; run pip install 'omniges[speech]', or "
-            "install espeak-ng"
+            f"--voice: expected eSpeak NG to speak, found an error ({why or f'exit code {done.returncode}'}); run "
+            "pip install 'omniges[speech]', or install espeak-ng"
         )
     head, _, samples = done.stdout.partition(b"\n")
     return json.loads(head), np.frombuffer(samples, np.int16)
@@ -138,7 +138,8 @@ def _timed(
             groups[-1].append(Phone(label, sample / rate_hz, end / rate_hz))
     if len(groups) != len(sentence) or not all(groups):
         raise EnvironmentFault(
-            f"--voice: expected {len(sentence)} words from eSpeak NG, found {sum(map(bool, groups))}; another version?"
+            f"--voice: expected {len(sentence)} words from eSpeak NG, found {sum(map(bool, groups))}; install "
+            "another version of eSpeak NG"
         )
     return [
         SpokenWord(

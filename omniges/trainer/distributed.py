@@ -54,8 +54,9 @@ def exchanging(world_size: int) -> Iterator[None]:
         if world_size == 1 or not (isinstance(error, dist.DistError) or any(words in text for words in _LOST)):
             raise
         raise RankLost(
-            f"expected {world_size} processes, found that another one ended or does not answer ({text[:_SHOWN]}); "
-            "see its own message, and run the same command again to resume from the last checkpoint"
+            f"expected {world_size} processes, found that another process ended or does not answer "
+            f"({text[:_SHOWN]}); see the message of that process, and run the same command again to resume from the "
+            "last checkpoint"
         ) from error
 
 
@@ -205,7 +206,10 @@ class Ranks:
             self.largest(_FAILED)
             raise
         if self.largest(0) == _FAILED:
-            raise EnvironmentFault(f"expected every rank to {what}, found that another could not; see its own message")
+            raise EnvironmentFault(
+                f"expected every process to {what}, found that another process could not; see the message of that "
+                "process"
+            )
 
     def collected(self, data: bytes) -> list[bytes]:
         """Gather the bytes of all ranks (at least one byte each), in rank order, over the gloo group."""
@@ -283,7 +287,10 @@ class SharedWork:
         if fault is not None:
             raise fault
         if agreed == _TURN_FAILED:
-            raise EnvironmentFault("expected every rank to validate, found that another could not; see its own message")
+            raise EnvironmentFault(
+                "expected every process to validate, found that another process could not; see the message of that "
+                "process"
+            )
         if agreed == _TURN_STOPS:
             raise Interrupted
         return done[0]

@@ -166,7 +166,8 @@ class Loop:
         self._logbook.write("end", ending=reason.name.lower(), step=self._state.step, seconds=round(seconds, 3))
         if reason is StopReason.FAILED:
             raise self._fault or EnvironmentFault(
-                "expected every rank to read its batch, found that another could not; see its own message"
+                "expected every process to read its batch, found that another process could not; see the message of "
+                "that process"
             )
         return Outcome(
             stop_reason=reason,
@@ -418,7 +419,9 @@ class Loop:
                 self._refuse(first + k, start + bad, what)
             if not np.isfinite(norms[k]) and not scaled:
                 batch = np.arange(start, start + losses.shape[1])
-                self._refuse(first + k, batch, "the gradient is NaN or infinite, though each sample's loss is finite")
+                self._refuse(
+                    first + k, batch, "the gradient is NaN or infinite, although the loss of each sample is finite"
+                )
 
     def _refuse(self, step: int, positions: I64, what: str) -> NoReturn:
         """Raise DataError without saving a checkpoint; the error names samples and a command that lists the batch."""

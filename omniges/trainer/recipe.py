@@ -96,7 +96,9 @@ def _expanded(where: str, value: Any) -> Any:
     try:
         return f"{name}{equals}{Path(path).expanduser()}"
     except RuntimeError as error:
-        raise UsageFault(f"{where}: {error}; write the whole path") from error
+        raise UsageFault(
+            f"{where}: expected a path whose ~ can be expanded, found an error ({error}); write the absolute path"
+        ) from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -137,7 +139,10 @@ def _read(path: Path) -> dict[str, Any]:
     if len(found) != len(document):
         written = [name.replace("-", "_") for name in document]
         twice = next(name for name in written if written.count(name) > 1)
-        raise UsageFault(f"--recipe {path}: expected each key once, found {twice} twice, with - and _; remove one")
+        raise UsageFault(
+            f"--recipe {path}: expected each key once, found {twice} twice, once with - and once with _; remove one "
+            "of the two"
+        )
     for name, value in found.items():
         where = f"--recipe {path}: {name}"
         _require_plain(where, value)

@@ -476,8 +476,8 @@ def _require_computable(metric: str, held_out: HeldOut, codecs: Codecs, tasks: S
     why = why_not(codecs, task) or _lacking(name, held_out, codecs)
     if why is not None:
         raise UsageFault(
-            f"--best-metric {metric}: expected a metric that this run computes, found one that it "
-            f"cannot compute because {why}; or choose loss or {task}/loss"
+            f"--best-metric {metric}: expected a metric that this run computes, found one that it cannot compute "
+            f"because {why}; otherwise choose loss or {task}/loss"
         )
 
 
@@ -487,7 +487,7 @@ def _lacking(metric: str, held_out: HeldOut, codecs: Codecs) -> str | None:
         return UNTIMED
     rows = [window.row for window in held_out.windows]
     if metric == "semantic_recall" and not any("sem" in row.present for row in rows):
-        return "no recording that it validates on has a semantic annotation"
+        return "no validation recording has a semantic annotation"
     if metric != "beat_consistency":
         return None
     if not any(row.keeps_audio for row in rows):

@@ -213,7 +213,7 @@ def _contradictions(state: SavedState, step: int, settings: Mapping[str, Any]) -
         yield "loader.position", loader.position, f"at least one window for each of {state.step} steps"
     value, lowest = state.smoothed_loss.value, state.smoothed_loss.lowest
     if (value is None) != (lowest is None) or (lowest or 0.0) > (value or 0.0):
-        yield "smoothed_loss.lowest", lowest, f"at most the value, {shown(value)}, and null with it"
+        yield ("smoothed_loss.lowest", lowest, f"at most smoothed_loss.value ({shown(value)}), or null if that is null")
 
 
 def read_training_settings(saved: SavedCheckpoint) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def _require_moments(model: nn.Module, found: Mapping[str, Tensor], last_step: i
         for part in _MOMENTS
         if parameter.requires_grad
     }
-    require_same(expected, shapes_of(found), where, f"it is of another model; {_OTHER}")
+    require_same(expected, shapes_of(found), where, f"the file belongs to another model; {_OTHER}")
     steps = set()
     for name in expected:
         tensor = found[name]

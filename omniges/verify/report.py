@@ -179,8 +179,8 @@ def quarantine(folder: Path, names: Iterable[str]) -> dict[str, Path]:
                     if error.errno != errno.EXDEV:
                         raise
                     raise EnvironmentFault(
-                        f"{source}: expected {aside} on the same disk, found it on another; move the file by "
-                        "hand, anywhere else"
+                        f"{source}: expected {aside} on the same disk, found it on another disk; move the file "
+                        "elsewhere by hand"
                     ) from error
             moved[name] = target
         if moved:

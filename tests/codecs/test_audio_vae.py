@@ -187,7 +187,7 @@ class TestRefusals:
                 {"down_sampler": "fir"},
                 "down_sampler: expected no key of this name, because omniges does not use its value",
             ),
-            ({"latent_channels": 4}, "config.json and weights are of different codecs"),
+            ({"latent_channels": 4}, "config.json and weights belong to different codecs"),
             ({"norm_num_groups": 3}, "expected the configuration of an AutoencoderKL"),
         ],
     )
@@ -229,7 +229,7 @@ class TestRefusals:
             load_codec("encodec", tmp_path)
         with pytest.raises(UsageFault, match="found none"):
             load_codec("audioldm2-vae", tmp_path / "absent")
-        with pytest.raises(DataError, match="Name the folder that holds the codec"):
+        with pytest.raises(DataError, match="give the folder that contains the codec"):
             load_codec("audioldm2-vae", tmp_path)
 
     @pytest.mark.parametrize("text", ["audioldm2-vae", "audioldm2-vae=", "encodec=x", "=x"])

@@ -69,7 +69,8 @@ class TestColumns:
     )
     def test_a_net_of_another_part_is_refused(self, part, channels, wanted):
         with pytest.raises(
-            DataError, match=rf"net\.pth: expected a network of {part} with {wanted} channels, found {channels};"
+            DataError,
+            match=rf"net\.pth: expected a network of {part} with {wanted} channels, found {channels} channels;",
         ):
             part_columns(part, channels, "net.pth")
 
@@ -126,11 +127,11 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("name", "array", "message"),
         [
-            ("330_mean", np.zeros(330, np.int64), r"expected 330 numbers .*found \(330,\) of int64"),
-            ("330_mean", np.zeros((1, 330), np.float32), r"found \(1, 330\)"),
-            ("trans_std", np.ones(330), r"expected 3 numbers .*found \(330,\) of float64"),
-            ("330_mean", np.full(330, np.nan, np.float32), "found NaN or infinity at number 0"),
-            ("trans_mean", np.array([0, 1, np.inf]), "found NaN or infinity at number 2"),
+            ("330_mean", np.zeros(330, np.int64), r"expected 330 numbers .*found an array \(330,\) of int64"),
+            ("330_mean", np.zeros((1, 330), np.float32), r"found an array \(1, 330\)"),
+            ("trans_std", np.ones(330), r"expected 3 numbers .*found an array \(330,\) of float64"),
+            ("330_mean", np.full(330, np.nan, np.float32), "found NaN or infinity at index 0"),
+            ("trans_mean", np.array([0, 1, np.inf]), "found NaN or infinity at index 2"),
             (
                 "330_std",
                 np.linspace(-1, 1, 330, dtype=np.float32),

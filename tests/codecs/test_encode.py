@@ -398,7 +398,11 @@ class TestRefusals:
             (shards, tmp_path / "none", "expected a folder with the codec's files"),
             (shards, tmp_path / "empty", "config.json"),
             (tmp_path / "none", vae, "no"),
-            (encoded, vae, "expected no latents of audioldm2-vae, found all of them; a copy would add"),
+            (
+                encoded,
+                vae,
+                "expected shards without latents of audioldm2-vae, found these latents already; a copy would add",
+            ),
             (encoded, tmp_path / "other", "expected latents of audioldm2-vae with fingerprint"),
         ):
             with pytest.raises((UsageFault, DataError), match=words):

@@ -49,7 +49,7 @@ def test_the_command_says_in_one_line_how_many_lack_which_part(
         refused = omniges("encode", "--shards", shards, "--with", f"{name}={codecs[name]}", *more)
         assert refused.returncode == 2, refused.stderr
         assert message in refused.stderr
-        assert "write a set of the other samples with omniges.open_shards and" in refused.stderr
+        assert "write the complete samples to new shards with omniges.open_shards and" in refused.stderr
         assert refused.stderr.count("\n") == 1
     assert digests(shards) == before
     assert not (tmp_path / "out").exists()

@@ -78,7 +78,7 @@ class TestShards:
         write_codec(tmp_path / "rootless", **WIDTHS | {"lower": 54})
         write_codec(tmp_path / "faceless", **{part: width for part, width in WIDTHS.items() if part != "face"})
         refusals = {
-            "rootless": "expected a lower-body network with 57 channels, including the root, found 54;",
+            "rootless": "expected a lower-body network with 57 channels, including the root, found 54,",
             "faceless": "no network of face",
         }
         for name, words in refusals.items():
@@ -202,7 +202,7 @@ class TestTraining:
         ):
             run(encoded_both, tmp_path / "run", gesture_codec=AUDIO)
         with pytest.raises(
-            UsageFault, match="expected latents of gesture-rvqvae, found no latents; run omniges encode"
+            UsageFault, match="expected latents of the codec gesture-rvqvae, found no latents; run omniges encode"
         ):
             run(shards, tmp_path / "run", gesture_codec=GESTURE)
 

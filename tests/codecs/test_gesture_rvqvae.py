@@ -260,7 +260,7 @@ class TestAsACodecOfShards:
     def test_a_lower_net_without_the_root_is_refused(self, tmp_path):
         write_codec(tmp_path, **WIDTHS | {"lower": 54})
         with pytest.raises(
-            UsageFault, match="expected a lower-body network with 57 channels, including the root, found 54;"
+            UsageFault, match="expected a lower-body network with 57 channels, including the root, found 54,"
         ):
             load_codec("gesture-rvqvae", tmp_path)
 

@@ -211,7 +211,7 @@ class TestTraining:
 class TestRefusals:
     def test_shards_without_latents_and_codecs_of_other_streams(self, shards: Path, tmp_path: Path) -> None:
         with pytest.raises(
-            UsageFault, match=r"expected latents of audioldm2-vae, found no latents; run omniges encode"
+            UsageFault, match=r"expected latents of the codec audioldm2-vae, found no latents; run omniges encode"
         ):
             run(shards, tmp_path / "run", audio_codec=AUDIO)
 
@@ -364,7 +364,7 @@ class TestGenerate:
                 make(whole, tmp_path / "out", "a2t", folder, audio=recording["audio"])
         run(shards, tmp_path / "plain", max_train_steps=1)
         with pytest.raises(
-            UsageFault, match=r"expected codecs of the model \(none\), found another codec; remove audioldm2-vae"
+            UsageFault, match=r"expected codecs of the model \(none\), found another codec; remove this codec"
         ):
             make(tmp_path / "plain", tmp_path / "out", "t2g", vae, text=recording["text"])
         with pytest.raises(UsageFault, match=r"--overlap-ticks 3: expected a multiple of 2"):

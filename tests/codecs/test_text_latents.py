@@ -231,7 +231,7 @@ class TestLosses:
     @pytest.mark.slow
     @pytest.mark.parametrize(
         ("words", "said"),
-        [(["世界"], r"letters that it cannot spell"), (["h" * 90], r"\d+ have more text than it reads")],
+        [(["世界"], r"letters that it cannot spell"), (["h" * 90], r"\d+ have more text than the codec reads")],
     )
     def test_too_many_are_refused_before_anything_is_encoded(
         self, text_vae: Path, tmp_path: Path, words: list[str], said: str, monkeypatch: pytest.MonkeyPatch
@@ -242,10 +242,10 @@ class TestLosses:
         monkeypatch.setattr(TextCodec, "encode", never)
         shards = spoken(tmp_path, words)
         before = digests(shards)
-        with pytest.raises(DataError, match=rf"at most the share 0.01 of the windows \(--max-lost\), .*{said}"):
+        with pytest.raises(DataError, match=rf"at most 0.01 of the windows \(--max-lost\), .*{said}"):
             encoded_shards(shards, text_vae)
         assert digests(shards) == before
-        with pytest.raises(DataError, match=r"at most the share 0.01 of the windows \(--max-lost\)"):
+        with pytest.raises(DataError, match=r"at most 0.01 of the windows \(--max-lost\)"):
             encoded_shards(shards, text_vae, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
@@ -305,7 +305,7 @@ class TestCommand:
         assert "t5_tokenizer" in lost.stderr
         done = omniges(*words, "--t5-tokenizer", tmp_path / "t5")
         assert done.returncode == 0, done.stderr
-        assert f"{NAME}: of 42 windows, 0 have more text than it reads" in done.stdout
+        assert f"{NAME}: of 42 windows, 0 have more text than the codec reads" in done.stdout
 
     def test_flags_of_text_without_a_codec_of_text(self, shards: Path, tmp_path: Path) -> None:
         write_vae(tmp_path / "vae")

@@ -97,7 +97,9 @@ class TestWindows:
             np.testing.assert_allclose(text, wanted, atol=1e-4)
 
     def test_the_window_is_the_codecs(self, encoded_text: Path, tmp_path: Path) -> None:
-        with pytest.raises(UsageFault, match=r"--window-ticks 8: expected 16, the window of omniflow-text-vae.npy"):
+        with pytest.raises(
+            UsageFault, match=r"--window-ticks 8: expected 16, the window length of the latents omniflow-text-vae.npy"
+        ):
             run(encoded_text, tmp_path / "run", text_codec=NAME, window_ticks=8)
 
     def test_begin_where_all_codecs_have_a_row(self, encoded_text: Path, tmp_path: Path) -> None:
@@ -353,7 +355,7 @@ class TestRefusals:
     def test_shards_without_latents_and_codecs_of_other_streams(
         self, shards: Path, encoded_text: Path, tmp_path: Path
     ) -> None:
-        with pytest.raises(UsageFault, match=r"expected latents of omniflow-text-vae, found no latents"):
+        with pytest.raises(UsageFault, match=r"expected latents of the codec omniflow-text-vae, found no latents"):
             run(shards, tmp_path / "run", text_codec=NAME)
         with pytest.raises(UsageFault, match=r"omniflow-text-vae: expected latents of audio, found latents of text"):
             run(encoded_text, tmp_path / "run", audio_codec=NAME)

@@ -126,11 +126,11 @@ class TestRefusals:
             LlamaTokens(folder / "vae_tokenizer", vocabulary=size, begin=1, end=2)
 
     def test_another_begin_or_end_token(self, folder):
-        with pytest.raises(DataError, match=r"expected 5, found the token </s> with number 2"):
+        with pytest.raises(DataError, match=r"expected the token </s> with number 5, found 2"):
             LlamaTokens(folder / "vae_tokenizer", vocabulary=300, begin=1, end=5)
 
     def test_the_other_ends_tokenizer(self, folder):
-        with pytest.raises(DataError, match=r"expected 0, found the token <pad> with number None"):
+        with pytest.raises(DataError, match=r"expected the token <pad> with number 0, found None"):
             T5Tokens(folder / "vae_tokenizer", vocabulary=300)
 
     def test_no_folder(self, tmp_path):

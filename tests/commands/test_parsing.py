@@ -148,7 +148,10 @@ class TestValues:
 
     def test_a_missing_option_is_named(self) -> None:
         line = only_line(omniges("preprocess"))
-        assert line == "omniges: --root: it is required, but was not given; see omniges preprocess --help"
+        assert (
+            line
+            == "omniges: --root: expected a value, because it is required, found none; see omniges preprocess --help"
+        )
 
     @pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"benchmark"}))
     def test_a_refusal_says_the_choices_or_the_range(self, command: str) -> None:

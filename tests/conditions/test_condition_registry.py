@@ -83,7 +83,7 @@ def test_what_is_no_stream_is_refused(path: Path) -> None:
 def test_two_packages_with_one_name_are_refused(path: Path) -> None:
     for name in ("first", "second"):
         install(path, name, {"other": f"{name}_module:Other"}, {f"{name}_module": OTHER.format(name="other")})
-    with pytest.raises(EnvironmentFault, match=r"expected one package with it, found first .* and second"):
+    with pytest.raises(EnvironmentFault, match=r"expected one package that provides it, found first .* and second"):
         find_stream("other", "--x")
 
 

@@ -156,7 +156,9 @@ def test_a_filter_takes_clips_that_have_the_streams(mixed):
     table = read_catalog(mixed, filters).table
     assert table.keys_of(np.arange(len(table))) == expected
     assert Document(json.loads(json.dumps(filters.as_json())), "filters of clips", "").read(Filters) == filters
-    with pytest.raises(UsageFault, match=r"expected streams joined by \+ \(of text, audio, gesture\), found 'face'"):
+    with pytest.raises(
+        UsageFault, match=r"streams: expected names of text, audio, gesture, joined by \+, found 'face'"
+    ):
         Filters(streams=("face+text",))
 
 

@@ -194,7 +194,7 @@ class TestS3:
         size = (shards / SHARD).stat().st_size
         os.truncate(wrong / SHARD, size - 512)
         url = remote.upload(endpoint, "wrong", wrong).url
-        said = f"^{url}/{SHARD}: expected {size} bytes .* found {size - 512} bytes.* .given up after 3 tries.$"
+        said = f"^{url}/{SHARD}: expected {size} bytes .* found {size - 512} bytes.* .stopped after 3 attempts.$"
         with opened(url, settings(tmp_path / "cache")) as source, pytest.raises(DataError, match=said):
             source.open(SHARD)
 
@@ -370,7 +370,7 @@ class TestMisbehaviour:
             assert text.format(size=entry["bytes"], less=entry["bytes"] - 1, sha256=entry["sha256"]) in said
             assert said.startswith(f"{web.url}/{SHARD}: ")
             tries = 2 if behaviour is remote.silent else 3
-            assert said.endswith(f"(given up after {tries} tries)")
+            assert said.endswith(f"(stopped after {tries} attempts)")
             assert "\n" not in said
             assert web.requests[SHARD] == tries
             assert not [path for path in source.folder.iterdir() if path.name.endswith(".tar") or ".tmp-" in path.name]

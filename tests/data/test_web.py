@@ -233,12 +233,15 @@ class TestDamage:
         interleaved = b"".join(member(row, name) for name in names for row in (first, second))
         swapped = b"".join(member(first, name) for name in [names[0], names[2], names[1], *names[3:]])
         cases = {
-            "interleaved": (interleaved, f"expected {first.key}.gesture.npy in one piece"),
+            "interleaved": (interleaved, f"expected {first.key}.gesture.npy together with the other members"),
             "a sample twice": (a + a, "once and in order, found .* after"),
             "a sample twice, apart": (a + b + a, f"expected each key once, found {first.key} also in"),
             "a member twice": (member(first, "json") + a, "once and in order, found .* after"),
             "members swapped": (swapped, "once and in order, found .* after"),
-            "a member missing": (whole(first, without="mel.npy"), f"expected {first.key}.mel.npy in one piece"),
+            "a member missing": (
+                whole(first, without="mel.npy"),
+                f"expected {first.key}.mel.npy together with the other members",
+            ),
             "audio missing": (
                 a + whole(second, without="audio.npy"),
                 f"{second.key}: .* only one of the two has audio.npy",
@@ -261,7 +264,7 @@ class TestDamage:
 
     @pytest.mark.parametrize("tail", [b"x", bytes(512), b"x" * 512])
     def test_something_after_the_end(self, train: bytes, tail: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
-        with pytest.raises(DataError, match="expected two zero blocks and the end, found more"):
+        with pytest.raises(DataError, match="expected two zero blocks and then the end of the shard, found more bytes"):
             read(train + tail, tmp_path_factory)
 
     def test_members_that_cannot_be_decoded(self, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -94,7 +94,7 @@ class TestGesture:
         found = scored(tmp_path / "own", shards, task="a2g")
         assert found["beat consistency", "generated"].value is None
         assert found["beat consistency", "generated"].why_not == (
-            "no audio in these shards, run preprocess --keep-audio"
+            "no audio in these shards; run preprocess with --keep-audio"
         )
         assert "vertices" in str(found["face MSE", "generated"].why_not)
 
@@ -264,7 +264,7 @@ class TestText:
         write(tmp_path / "own", shards, longer, ".TextGrid")
         if extra_s > 30:
             with pytest.raises(
-                DataError, match=r"expected about 4\.0 s, the length of the recording, found 34\.1 s; it was not"
+                DataError, match=r"expected about 4\.0 s, the length of the recording, found 34\.1 s, so it was not"
             ):
                 scored(tmp_path / "own", shards, task="a2t")
         else:
@@ -393,7 +393,7 @@ class TestRefusals:
 
     def test_files_without_a_task(self, shards: Path, tmp_path: Path) -> None:
         write(tmp_path / "own", shards, motion_file, ".npz")
-        with pytest.raises(UsageFault, match="a record with its task, found none; add --task"):
+        with pytest.raises(UsageFault, match=r"a record \(\.json\) with its task, found none; add --task"):
             scored(tmp_path / "own", shards)
 
     def test_nothing_generated(self, shards: Path, tmp_path: Path) -> None:

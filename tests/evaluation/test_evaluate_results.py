@@ -157,7 +157,7 @@ class TestWholeness:
         first, second, *_ = samples_of(shards)
         put_mel(tmp_path / "own", shards, first, first.mel)
         (tmp_path / "own" / f"{second.row.key}.wav").write_bytes(b"RIFF")
-        with pytest.raises(DataError, match=r"\.wav: expected a record that lists it, found none"):
+        with pytest.raises(DataError, match=r"\.wav: expected a record \(\.json\) that lists this file, found none"):
             scored(tmp_path / "own", shards)
 
     def test_a_report_beside_the_results_is_passed_over_and_other_json_is_not(

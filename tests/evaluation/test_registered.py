@@ -102,7 +102,7 @@ def test_other_streams_and_tasks_without_a_condition_have_no_value() -> None:
 def test_a_value_that_is_no_number_is_left_out_with_the_reason() -> None:
     register_metric(Metric(label="off", stream="audio", of=lambda *_: math.nan))
     generated, _ = scored([("a", 1.0, 1.0)])
-    assert generated.why_not == "1 × expected a finite number or None, found nan"
+    assert generated.why_not == "1 × expected a finite number, found nan"
 
 
 @pytest.mark.parametrize("broken", [lambda *_: {}["x"], lambda *_: "loud", lambda *_: 1 / 0])

@@ -40,4 +40,4 @@ def test_the_page_has_scores_and_clips(shards: Path, tmp_path: Path) -> None:
 def test_results_that_are_not_kept_have_no_page(tmp_path: Path) -> None:
     done = omniges("evaluate", "--checkpoint", tmp_path, "--html", tmp_path / "page.html")
     assert done.returncode == 2
-    assert "--html: expected results that are kept" in done.stderr
+    assert "--html: expected a folder that keeps the results" in done.stderr

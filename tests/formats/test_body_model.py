@@ -67,7 +67,7 @@ WRONG = body_arrays(20)
     [
         ({"posedirs": None}, "npz-missing-key", "no posedirs among"),
         ({"hands_meanl": None}, "npz-missing-key", "hands_meanl"),
-        ({"J_regressor": np.array({"sparse": 1}, dtype=object)}, "npz-object-array", "J_regressor holds pickled"),
+        ({"J_regressor": np.array({"sparse": 1}, dtype=object)}, "npz-object-array", "pickled objects in J_regressor"),
         ({"shapedirs": WRONG["shapedirs"][..., :20]}, "npz-wrong-shape", "300 shape and 100 expression directions"),
         ({"weights": WRONG["weights"][:, :52]}, "npz-wrong-shape", "weights of shape (20, 52)"),
         ({"J_regressor": WRONG["J_regressor"][:, :19]}, "npz-wrong-shape", "J_regressor of shape (55, 19)"),

@@ -122,5 +122,5 @@ class TestRefusal:
         (tmp_path / "b.npz").write_bytes(b"junk")
         with pytest.raises(DataError, match=r"b\.npz: npz-not-zip"):
             omniges.read_motion(tmp_path / "b.npz")
-        with pytest.raises(EnvironmentFault, match="the folder is not there"):
+        with pytest.raises(EnvironmentFault, match="the folder does not exist"):
             omniges.write_motion(tmp_path / "none/a.npz", **arrays())

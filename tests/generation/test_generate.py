@@ -547,7 +547,7 @@ def test_overwrite_leaves_no_file_that_shows_another_result(
     (tmp_path / name).write_bytes(b"the user's own, as long as no result is there")
     make(checkpoint, tmp_path, "a2t", stale=(".mp4", "page.html"), **given)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(UsageFault, match=rf"{name} would show another result than {STEM}\.json; move it away"):
+    with pytest.raises(UsageFault, match=rf"{name}, which shows the old result of {STEM}\.json; move that file away"):
         make(checkpoint, tmp_path, "a2t", stale=(".mp4", "page.html"), **given)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 

@@ -36,7 +36,7 @@ def textgrid(folder: Path, xmax: str) -> str:
 @pytest.mark.parametrize("xmax", ["1e12", "86401", "1e300"])
 def test_a_textgrid_of_any_length_is_refused_or_cut(xmax: str, tmp_path: Path, codec: TextTokenCodec) -> None:
     path = textgrid(tmp_path, xmax)
-    with pytest.raises(DataError, match="expected at most 24 h, found a length of"):
+    with pytest.raises(DataError, match="expected at most 24 h, found"):
         read_text(path, codec, None)
     cut = read_text(path, codec, None, max_s=5.0)
     assert cut.ticks == 50

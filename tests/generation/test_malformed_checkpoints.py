@@ -110,7 +110,7 @@ def test_sizes_are_compared_before_memory_is_taken(copy: Path, shards: Path, fie
         rewritten(copy, "config.json", json.dumps(document).encode())
         line = refused(copy, shards)
         assert line is not None
-        assert "of another model" in line
+        assert "to another model" in line
     finally:
         rewritten(copy, "config.json", original)
 

@@ -197,7 +197,7 @@ class TestFinding:
         (newer / "state.json").unlink()
         assert find_checkpoint(tmp_path).step == 1
         shutil.rmtree(older)
-        with pytest.raises(DataError, match="none of 1 checkpoints"):
+        with pytest.raises(DataError, match="found none among 1"):
             find_checkpoint(tmp_path)
         with pytest.raises(UsageFault, match="found none"):
             find_checkpoint(tmp_path / "nowhere")

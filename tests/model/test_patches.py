@@ -136,5 +136,5 @@ class TestConfiguration:
     def test_rows_that_are_not_made_of_whole_patches_are_refused(self, channels: int | None, found: str) -> None:
         codecs = {} if channels is None else {"audio": CodecLatents(entry(channels), {})}
         statistics = {"gesture": {"mean": [0.0] * 415, "std": [1.0] * 415}}
-        with pytest.raises(UsageFault, match=f"found {found}.*; choose audio_tokens rows"):
+        with pytest.raises(UsageFault, match=f"found {found}.*; set audio_tokens to rows"):
             build_model(config(), statistics=statistics, vocab_size=3, speakers=1, codecs=codecs)  # type: ignore[arg-type]

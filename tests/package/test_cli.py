@@ -203,7 +203,7 @@ class TestInspect:
         run = omniges("inspect", shards, "1_synthetica_0_1_2")
         assert run.returncode == 2
         line = only_line(run)
-        assert "Did you mean" in line
+        assert "did you mean" in line
         assert "1_synthetica_0_1_1" in line
 
     @pytest.mark.parametrize("name", ["dataset.json", "manifest.parquet", "train-000000.tar"])

@@ -77,7 +77,7 @@ class TestRefusals:
             monkeypatch.syspath_prepend(install(tmp_path / name, {GROUP: {"other": "os.path:join"}}, name))
         with pytest.raises(
             EnvironmentFault,
-            match=r"'other': expected one package with it, found (first 1.0 and second|second 1.0 and)",
+            match=r"'other': expected one package that provides it, found (first 1.0 and second|second 1.0 and)",
         ):
             registry.get("other")
 
@@ -86,7 +86,7 @@ class TestRefusals:
     ) -> None:
         monkeypatch.syspath_prepend(install(tmp_path, {GROUP: {"join": "os.path:basename"}}))
         with pytest.raises(
-            EnvironmentFault, match=r"'join': expected one package with it, found omniges and omniges-toy 1.0"
+            EnvironmentFault, match=r"'join': expected one package that provides it, found omniges and omniges-toy 1.0"
         ):
             registry.get("join")
 

@@ -248,7 +248,7 @@ class TestServers:
             remote.use_s3(monkeypatch, address)
             retries = Retries(attempts=3, first_wait_s=0, longest_wait_s=0)
             bucket = Bucket(parse_location("s3://bucket/x"), retries=retries)
-            with pytest.raises(StoreFault, match=r"given up after 3 tries") as caught:
+            with pytest.raises(StoreFault, match=r"stopped after 3 attempts") as caught:
                 bucket.create("a.json", b"{}")
             assert "503" in str(caught.value) or "SlowDown" in str(caught.value) or "reduce" in str(caught.value)
             assert len(requests) == 3

@@ -325,7 +325,7 @@ def test_a_store_that_stays_busy_ends_the_run_after_a_bounded_number_of_tries(
             raise StoreFault("s3://bucket: 503 Slow Down", transient=True)
 
     world.gate = busy
-    with pytest.raises(StoreFault, match=r"given up after 4 tries"):
+    with pytest.raises(StoreFault, match=r"stopped after 4 attempts"):
         world.run(root)
     assert next(tries) == 4
     world.gate = lambda _action: None

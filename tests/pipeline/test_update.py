@@ -270,8 +270,11 @@ class TestRemoval:
         before = digests(out)
         refused = omniges(*words)
         assert refused.returncode == 2
-        assert f"max_length_mismatch_s was {recorded}, is now null; continue as it was made with " in refused.stderr
-        assert f"made with {' '.join(as_made)}, choose" in refused.stderr
+        assert (
+            f"max_length_mismatch_s was {recorded}, is now null; run again with the earlier settings ("
+            in refused.stderr
+        )
+        assert f"settings ({' '.join(as_made)}), choose" in refused.stderr
         done = omniges(*words, *as_made)
         assert done.returncode == 0, done.stderr
         assert digests(out) == before

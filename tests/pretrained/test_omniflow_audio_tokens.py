@@ -233,7 +233,7 @@ class TestChoice:
 
     def test_what_the_weights_do_not_know_is_refused(self, omniflow: Path) -> None:
         with pytest.raises(
-            UsageFault, match="audio_tokens: expected patches with --audio-codec audioldm2-vae, found them without"
+            UsageFault, match="audio_tokens: expected patches only with --audio-codec audioldm2-vae, found no such flag"
         ):
             open_start(omniflow, None, {"audio_tokens": "patches"}, None)
         with pytest.raises(UsageFault, match=r"expected velocity, .*, found clean and audio_tokens patches"):

@@ -360,7 +360,7 @@ class TestWords:
         with pytest.raises(UsageFault, match=r"leave open \(.*\), found layers, width; remove them"):
             open_start(omniflow, None, {"width": 3, "layers": 9, "absent": "left-out"})
         convert(omniflow, tmp_path / "converted")
-        with pytest.raises(UsageFault, match="found a converted one with one"):
+        with pytest.raises(UsageFault, match="found a converted folder, which has only one of them"):
             open_start(tmp_path / "converted", "ema", {})
 
     def test_settings_survive_being_saved(self, omniflow: Path, tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ class TestPublish:
         assert os.listdir(tmp_path) == []
 
     def test_a_vanished_folder_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(EnvironmentFault, match="the folder is not there"):
+        with pytest.raises(EnvironmentFault, match="the folder does not exist"):
             publish_bytes(tmp_path / "gone" / "x", b"")
 
 
@@ -309,10 +309,10 @@ def test_no_output_file_replaces_a_special_file(tmp_path: Path, through_link: bo
         path.symlink_to(special)
     before = sorted(os.listdir(tmp_path))
 
-    with pytest.raises(EnvironmentFault, match="a pipe, device or socket of that name is in the way"):
+    with pytest.raises(EnvironmentFault, match="a pipe, device or socket has this name"):
         publish_bytes(path, b"report")
 
-    with pytest.raises(UsageFault, match=r"--png .*a pipe, device or socket of that name is in the way"):
+    with pytest.raises(UsageFault, match=r"--png .*a pipe, device or socket has this name"):
         require_output_file("--png", path)
     assert special.is_fifo()
     assert sorted(os.listdir(tmp_path)) == before
@@ -324,7 +324,7 @@ def test_no_output_file_is_a_name_of_the_system(path: str, tmp_path: Path) -> No
     with pytest.raises(UsageFault, match=r"--html .*choose another path"):
         require_output_file("--html", Path(path))
     if path != "/dev/new":
-        with pytest.raises(EnvironmentFault, match="is in the way"):
+        with pytest.raises(EnvironmentFault, match="has this name"):
             publish_bytes(Path(path), b"x")
 
 

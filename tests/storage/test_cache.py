@@ -148,7 +148,9 @@ class TestSize:
     def test_a_full_cache_says_so_in_one_line(self, tmp_path: Path) -> None:
         cache, source = CacheFolder(tmp_path, 1500), Source()
         pin = cache.acquire(cached(1), source.fill(1))
-        with pytest.raises(CacheFull, match=r"expected 1000 bytes for train-000002\.tar, found 500, .* of 1500"):
+        with pytest.raises(
+            CacheFull, match=r"expected 1000 bytes for train-000002\.tar, found 500, .* of its 1500 bytes"
+        ):
             cache.acquire(cached(2), source.fill(2))
         pin.close()
         use(cache, source, 2)
@@ -464,7 +466,7 @@ class TestBackoff:
             assert with_retries(action, retries, "s", waits.append) == "done"
             assert len(tried) == failures + 1
         else:
-            with pytest.raises(StoreFault, match=f"busy \\(given up after {attempts} tries\\)"):
+            with pytest.raises(StoreFault, match=f"busy \\(stopped after {attempts} attempts\\)"):
                 with_retries(action, retries, "s", waits.append)
             assert len(tried) == attempts
         assert waits == [backoff_s(retries, k, "s") for k in range(1, len(tried))]
@@ -488,7 +490,7 @@ class TestBackoff:
             tried.append(1)
             raise StoreFault("slow", timed_out=True)
 
-        with pytest.raises(StoreFault, match=r"slow \(given up after 2 tries\)"):
+        with pytest.raises(StoreFault, match=r"slow \(stopped after 2 attempts\)"):
             with_retries(action, Retries(), "s", lambda _: None)
         assert len(tried) == 2
 
@@ -496,7 +498,7 @@ class TestBackoff:
         def action() -> None:
             raise WrongContent("digest")
 
-        with pytest.raises(DataError, match=r"digest .given up after 3 tries"):
+        with pytest.raises(DataError, match=r"digest .stopped after 3 attempts"):
             with_retries(action, Retries(3, 0, 0), "s")
 
     @pytest.mark.parametrize("values", [(0, 1, 1), (1, -1, 1), (1, 1, -1)])

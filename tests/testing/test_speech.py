@@ -128,7 +128,7 @@ def test_without_espeak_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_
 
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(
-        EnvironmentFault, match=r"--voice: eSpeak NG is not installed; run pip install 'omniges\[speech\]'"
+        EnvironmentFault, match=r"found an error \(eSpeak NG is not installed\); run pip install 'omniges\[speech\]'"
     ):
         write_sample_corpus(tmp_path / "corpus", SETTINGS)
 

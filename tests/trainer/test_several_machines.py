@@ -94,7 +94,7 @@ def test_only_the_first_has_the_run_and_it_is_resumed(
     assert list(losses_of(home).values()) == pytest.approx(list(losses_of(tmp_path / "one").values()), rel=1e-5)
 
 
-LOST = "omniges: expected 2 processes, found that another one ended or does not answer"
+LOST = "omniges: expected 2 processes, found that another process ended or does not answer"
 
 
 def require_complete_checkpoints(home: Path) -> None:

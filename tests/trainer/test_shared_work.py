@@ -54,5 +54,5 @@ def test_an_error_is_raised_by_its_rank_and_named_by_the_others() -> None:
 
     with pytest.raises(DataError, match="damaged"):
         SharedWork(Pretended(0, 2), Stopper()).on_all_ranks(fail)  # type: ignore[arg-type]
-    with pytest.raises(EnvironmentFault, match="expected every rank to validate"):
+    with pytest.raises(EnvironmentFault, match="expected every process to validate"):
         SharedWork(Pretended(0, 2, others=2), Stopper()).on_all_ranks(lambda: 1)  # type: ignore[arg-type]

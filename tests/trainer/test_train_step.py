@@ -199,7 +199,7 @@ def test_state_of_another_model_is_refused(change: str) -> None:
         saved["3.weight.exp_avg"] = torch.zeros(2)
     else:
         saved["0.weight.exp_avg"] = torch.zeros(2, 2)
-    with pytest.raises(DataError, match="it is of another model"):
+    with pytest.raises(DataError, match="the file belongs to another model"):
         load_moments(model, optimizer, saved, "somewhere")
 
 

@@ -118,7 +118,7 @@ def load_text_vae(files: TextVaeFiles, ends: frozenset[End] = BOTH_ENDS) -> Text
     if not names:
         raise DataError(
             f"{weights}: expected tensors with the prefix {files.prefix}, found none, because this checkpoint was "
-            "saved without its text VAE; use one that contains it"
+            "saved without its text VAE; use a checkpoint that contains the text VAE"
         )
     require_agreement(config, {own: shapes[name] for own, name in names.items()}, where, weights)
     return TextVae.of_tensors(config, stored, weights, ends, prefix=files.prefix)

@@ -322,10 +322,10 @@ def _stored_names(tensors: Mapping[str, Tensor], prefix: str, expected: Iterable
             )
     if present:
         found[_TABLE] = found[_TABLE_AGAIN] = present[0]
-    for kind, names in (
-        ("missing", set(expected) - found.keys()),
-        ("not the text VAE's", found.keys() - set(expected)),
-    ):
+    for kind, names in (("missing", set(expected) - found.keys()), ("unknown", found.keys() - set(expected))):
         if names:
-            raise DataError(f"{where}: {len(names)} tensors are {kind}: {first_of(sorted(names), 3)}; {_REMEDY}")
+            raise DataError(
+                f"{where}: expected the {len(expected)} tensors of the text VAE, found {len(names)} {kind} "
+                f"({first_of(sorted(names), 3)}); {_REMEDY}"
+            )
     return found

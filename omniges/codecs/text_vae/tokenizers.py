@@ -109,8 +109,8 @@ class _TokenizerFile:
         found: int | None = self._tokenizer.token_to_id(token)
         if found is None or (expected is not None and found != expected):
             raise DataError(
-                f"{self._path}: expected {expected}, found the token {token} with number {found}; give the "
-                "tokenizer that belongs to the model"
+                f"{self._path}: expected the token {token} with number {expected}, found {found}; give the tokenizer "
+                "that belongs to the model"
             )
         return found
 
@@ -218,11 +218,11 @@ def require_plain_tokenizer(document: Any, where: str) -> None:
         DataError: A component is of another type, or has other arguments than in published tokenizers.
     """
     if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
-        raise _fault(where, "no object with a model", "a Hugging Face tokenizer")
+        raise _fault(where, "JSON without an object 'model'", "a Hugging Face tokenizer")
     for role, (inner, kinds) in _KINDS.items():
         parts = _parts(document.get(role), inner)
         if len(parts) > _MAX_PARTS:
-            raise _fault(where, f"{len(parts)} parts of {role}", f"at most {_MAX_PARTS}")
+            raise _fault(where, f"{len(parts)} components of {role}", f"at most {_MAX_PARTS} components of {role}")
         for part in parts:
             kind = part.get("type") if isinstance(part, dict) else None
             if kind not in kinds:
@@ -232,7 +232,7 @@ def require_plain_tokenizer(document: Any, where: str) -> None:
     _require_plain_model(document["model"], where)
     added = document.get("added_tokens", [])
     if not isinstance(added, list) or not all(isinstance(one, dict) and one.get("content") for one in added):
-        raise _fault(where, "added_tokens without a text", "tokens with their content")
+        raise _fault(where, "added_tokens without their texts", "a list of tokens, each with its content")
 
 
 def _fault(where: str, found: str, expected: str) -> DataError:

@@ -108,8 +108,8 @@ def discover(
     on_disk = {labels.plain_stem(stem) for stem in stems}
     if override and stems and not override.ids & on_disk:
         raise UsageFault(
-            f"--split-csv {split_csv}: expected ids of recordings such as {min(on_disk)!a:.80}, found none among "
-            f"{len(override.ids)}; give the list of this data set, or remove it"
+            f"--split-csv {split_csv}: expected ids of recordings such as {min(on_disk)!a:.80}, found none among its "
+            f"{len(override.ids)} ids; give the list of this data set, or remove the flag"
         )
     for name, split_list in split_lists.items():
         findings += split_list.findings
@@ -142,14 +142,16 @@ def _read_split_list(path: Path, name: str) -> labels.SplitList:
 def _why_nothing(stems: int, data_folders: Sequence[_DataFolder], findings: Sequence[Finding]) -> str:
     """Return a text that says why a data set has no recordings, and what to do."""
     if stems:
-        return f"{stems} stems found, but the filters exclude all"
+        return f"expected recordings, found {stems} stems that the filters all exclude; change the filters"
     if outside := sorted({str(f.file) for f in findings if f.problem.code == "folder-outside-root"}):
         return (
-            f"no recordings found: {first_of(outside, 4)} lead out of the root; name where they lead to with "
-            "--allow-root"
+            f"expected recordings, found links that lead out of the root ({first_of(outside, 4)}); name their "
+            "targets with --allow-root"
         )
     folders = ", ".join(sorted({name for data_folder in data_folders for name in data_folder.folders.values()}))
-    return f"no .wav, .npz and .TextGrid files found in {folders}; name the folders that hold them"
+    return (
+        f"expected recordings, found no .wav, .npz and .TextGrid files in {folders}; name the folders that contain them"
+    )
 
 
 def _candidates(root: Path) -> list[Path]:
@@ -201,8 +203,8 @@ def _existing_folders(
         for place in tried:
             if place.split("/")[0] == ".." and os.path.isdir(os.path.join(root, place)):
                 raise UsageFault(
-                    f"{_FLAGS[modality]} {name}: expected a folder under --root {root}; link it there, and name "
-                    "where the link leads to with --allow-root"
+                    f"{_FLAGS[modality]} {name}: expected a folder under --root {root}; link the folder there, and "
+                    "name the link's target with --allow-root"
                 )
             if os.path.isdir(os.path.join(root, place)):
                 # A path from the root may lead into a beat_* folder.

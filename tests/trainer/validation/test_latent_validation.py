@@ -346,7 +346,7 @@ class TestRefusals:
         words = (
             r"--best-metric a2g/frechet_gesture_distance: expected a metric that this run computes, found one that it "
             r"cannot compute because gesture is stored as latents of gesture-rvqvae; give "
-            r"--validation-codec gesture-rvqvae=FOLDER; or choose loss or a2g/loss"
+            r"--validation-codec gesture-rvqvae=FOLDER; otherwise choose loss or a2g/loss"
         )
         for steps in (3, None):  # by default it validates too
             settings = {**BARE, "validation_steps": steps, "best_metric": "a2g/frechet_gesture_distance"}
@@ -366,7 +366,7 @@ class TestRefusals:
     ("metric", "ticks", "words"),
     [
         ("a2g/beat_consistency", 40, "there is no audio in the shards; preprocess with --keep-audio"),
-        ("t2g/semantic_recall", 16, "no recording that it validates on has a semantic annotation"),
+        ("t2g/semantic_recall", 16, "no validation recording has a semantic annotation"),
     ],
 )
 def test_a_best_metric_that_no_recording_can_have_a_value_of_is_refused(

@@ -297,8 +297,7 @@ class TestRefusals:
     ) -> None:
         settings = {**BARE, "best_metric": "g2t/word_start_error_median"}
         with pytest.raises(
-            UsageFault,
-            match=rf"this run computes, found one that it cannot compute because {UNTIMED}; or choose loss or g2t/loss",
+            UsageFault, match=rf"found one that it cannot compute because {UNTIMED}; otherwise choose loss or g2t/loss"
         ):
             run(encoded_text, tmp_path / "run", **settings, validation_codec=(f"{NAME}={text_vae}",))
         with pytest.raises(
