@@ -225,7 +225,7 @@ class TestLosses:
         ]
         lost = {"windows": len(windows), "cut": 0, "unknown": sum("世界" in text for text in windows)}
         assert folder.dataset["codecs"][NAME]["lost"] == lost
-        assert any(f"{lost['unknown']} letters that it cannot spell" in line for line in summary.lines)
+        assert any(f"{lost['unknown']} have letters that it cannot spell" in line for line in summary.lines)
         assert verified(shards, "deep").findings == ()
 
     @pytest.mark.slow
