@@ -86,8 +86,8 @@ def _header(start: bytes | memoryview, name: str, total_bytes: int) -> _Header:
     dims = tuple(int(digits) for digits in re.findall("[0-9]+", shape[1]))
     claim = math.prod(dims) * itemsize
     if claim != total_bytes - end:
-        found = f"{name} of shape {dims} and {claim} bytes in a member of {total_bytes - end} bytes"
-        raise RecordingFault("npz-damaged", found, "equal sizes")
+        found = f"{total_bytes - end} bytes of data for {name} of shape {dims}"
+        raise RecordingFault("npz-damaged", found, f"{claim} bytes")
     return _Header(kind, itemsize, f"{order}{kind}{size}", dims, fortran[1] == "True", end)
 
 

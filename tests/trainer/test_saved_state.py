@@ -254,7 +254,7 @@ TENSORS: list[tuple[str, Callable[[dict[str, torch.Tensor]], None], str]] = [
         _uneven,
         "expected the same whole number of updates for every parameter, 0 to 2, found 1, 2",
     ),
-    ("optimizer.safetensors", _left_out, "found 1 missing ("),
+    ("optimizer.safetensors", _left_out, "found 1 missing "),
 ]
 
 
