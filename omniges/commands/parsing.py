@@ -1,4 +1,4 @@
-"""Parsing of command lines: other accepted names of options, errors in one line, and help with complete names."""
+"""Parsing of command lines: aliases of options, errors of one line, and help texts that show option names in full."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ def batch_layout(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchBlock:
-    """The arrays of one block of R windows of w ticks, as views of the block."""
+    """The arrays of R windows in one block of shared memory; a window has w ticks."""
 
     gesture: npt.NDArray[np.float32]  # (R, w · 3, 415 or 424), or latents (R, rows, channels)
     audio: npt.NDArray[np.float32]  # (R, w · 10, 64), or latents (R, rows, channels)

@@ -109,7 +109,7 @@ class Tracks:
 
     @property
     def tick_multiple(self) -> int:
-        """Number of ticks that must divide the lengths and first ticks of windows."""
+        """Number of ticks; the length and the start of every window must be multiples of it."""
         return self.row_multiple if self.text is None else math.lcm(self.row_multiple, self.text.stride_ticks)
 
     def multiple_for_window(self, ticks: int, tick_multiple: int) -> int:

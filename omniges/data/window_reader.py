@@ -323,7 +323,7 @@ class ClipReader:
 
         Args:
             sample: Index of the clip.
-            start_tick: First tick of a window that the text codec encoded.
+            start_tick: Start of the window in ticks. The text codec encoded a window that starts there.
             ticks: Length of the window in ticks.
             scale: Mean and divisor, for one vector of latents or for several joined vectors (`Scale.tiled`).
             out: Array (latents · channels,) to fill.

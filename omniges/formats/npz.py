@@ -542,7 +542,7 @@ def checked_rate(rate_hz: float, name: str) -> int:
 
 
 def _checked_frames(name: str, array: Array, minimum: int, maximum: int) -> Array:
-    """Return an array of frames (T, columns) after checking its type and shape."""
+    """Check that an array has frames, and from `minimum` to `maximum` columns of floats; return it (T, columns)."""
     if array.dtype.kind != "f" or array.dtype.itemsize not in {4, 8}:
         raise RecordingFault("npz-wrong-dtype", f"{name} of dtype {array.dtype}", "float32 or float64")
     if array.ndim != 2 or not minimum <= array.shape[1] <= maximum:

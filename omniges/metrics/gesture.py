@@ -43,9 +43,9 @@ _MIN_SAMPLES: Final = 2048  # librosa's window
 
 
 def scored_poses(poses: Numbers, settings: PositionSettings) -> F64:
-    """Return the poses from which the scored joints are computed.
+    """Return a copy of poses in which the rotations that are not scored are zero.
 
-    The caller computes the joints from these poses, and sets the translation to zero.
+    The joints to score are the joints of these poses, with a translation of zero.
 
     Args:
         poses: Axis-angle poses (T, 165) in radians.

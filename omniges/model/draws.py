@@ -125,16 +125,15 @@ class Draws:
 
 
 def _drawn(seed: int, wanted: Sequence[Draws], convert: Callable[[Sequence[Tensor]], Tensor]) -> list[Tensor]:
-    """Draw numbers for several purposes in one call, because an accelerator needs more time for several short calls.
+    """Draw numbers for several requests in one call, because an accelerator needs more time for several short calls.
 
     Args:
         seed: Seed in [0, 2⁶⁴).
-        wanted: Requests.
-        convert: Function that converts four tensors of words, each (T,), to numbers (4, T). T is the number of
-            blocks that are computed at once. In compiled code, the shapes are (R, blocks) and (4, R, blocks).
+        wanted: Requests, each with R positions and a number of Philox blocks for each position.
+        convert: Function that converts the four words of Philox blocks, four tensors of any shape S, to numbers (4, *S).
 
     Returns:
-        Numbers (R, 4, blocks) for each request.
+        For each request, numbers (R, 4, blocks).
     """
     key = seed & _MASK, seed >> 32
     if torch.compiler.is_compiling():  # compiled code computes counters in registers, without the copies below

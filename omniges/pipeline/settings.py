@@ -34,7 +34,7 @@ def size_bytes(flag: str, text: str) -> int:
     """Return the number of bytes in a size such as ``256MB``, ``1.5GiB`` or ``1000000``.
 
     Args:
-        flag: Flag that errors name.
+        flag: Name of the flag, shown in error messages.
         text: Size with an optional unit.
 
     Returns:

@@ -124,7 +124,7 @@ def _grid_config(grid: Grid) -> dict[str, int | None]:
 
 
 def rules(architecture: Architecture) -> list[Rule]:
-    """Return one rule for each tensor of the trunk that `trunk_config` describes."""
+    """Return the conversion rules of OmniFlow's trunk: for each of our tensors, its source tensor and the operation."""
     found: list[Rule] = []
     for stream, names in STREAM_NAMES.items():
         found += _linear(f"embed.{stream}", names.embed, "as it is" if stream == "text" else "flattened")

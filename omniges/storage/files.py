@@ -156,10 +156,10 @@ def _no_file(path: Path, kind: int) -> str:
 
 
 def lies_inside(path: Path, root: Path) -> bool:
-    """Return whether a path, with links resolved, lies in a folder.
+    """Return whether a path lies in a folder after links are resolved.
 
-    In the Hugging Face cache, the link ``ENTRY/snapshots/REVISION/NAME`` leads to ``ENTRY/blobs/HASH``. Such a link
-    counts as inside ``REVISION``.
+    There is one exception: files in the folder ``ENTRY/snapshots/REVISION`` of a Hugging Face cache are links to
+    ``ENTRY/blobs/HASH``, and they count as inside.
 
     Args:
         path: Path to check.
