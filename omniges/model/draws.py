@@ -130,7 +130,7 @@ def _drawn(seed: int, wanted: Sequence[Draws], convert: Callable[[Sequence[Tenso
     Args:
         seed: Seed in [0, 2⁶⁴).
         wanted: Requests, each with R positions and a number of Philox blocks for each position.
-        convert: Function that converts the four words of Philox blocks, four tensors of any shape S, to numbers (4, *S).
+        convert: Function that converts the words of Philox blocks, four tensors of any shape S, to numbers (4, *S).
 
     Returns:
         For each request, numbers (R, 4, blocks).

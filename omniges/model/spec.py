@@ -311,7 +311,7 @@ def _frame_tokens(
 
 
 def _patch_tokens(grid: PatchGrid, latents: CodecLatents | None) -> PatchTokens:
-    """Create the audio stream whose tokens are patches; raise UsageFault if latents do not split into complete patches."""
+    """Create an audio stream with patches as tokens; raise UsageFault if latents do not split into complete patches."""
     channels = 0 if latents is None else latents.entry.channels
     columns, left = divmod(channels, grid.channels)
     if latents is None or left or columns % grid.patch:
