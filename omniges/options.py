@@ -36,7 +36,7 @@ _KINDS: Final[Mapping[Any, tuple[str, Any]]] = MappingProxyType(
         dict: ("lines of the form 'key: value'", Mapping),
     }
 )
-"""For each type: the description of its values in errors, and the types that can be converted to it."""
+"""For each type: the description of its values in error messages, and the types that can be converted to it."""
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _PLACEHOLDERS: Final[Mapping[Any, str]] = MappingProxyType({int: "N", float: "X", str: "TEXT", Path: "PATH"})
 
@@ -122,7 +122,7 @@ class Setting:
 
     @property
     def flag(self) -> str:
-        """Name of the setting in errors: the longest of its flags, such as ``--output-dir``.
+        """Name of the setting, shown in error messages: the longest of its flags, such as ``--output-dir``.
 
         It is the placeholder, such as PATH, for an argument without a flag, and "recipe key NAME" for a setting that
         only recipes have.
@@ -232,10 +232,10 @@ class Setting:
 
 
 def refuse_url(flag: str, given: str) -> None:
-    """Refuse a URL where a local path is expected; as a path, the URL would appear as ``http:/…`` in errors.
+    """Refuse a URL where a local path is expected; error messages would show it as a path, ``http:/…``.
 
     Args:
-        flag: Option that gave the text, for errors.
+        flag: Option that gave the text, shown in error messages.
         given: The text.
 
     Raises:
@@ -374,7 +374,7 @@ def declared(settings: type[T]) -> type[T]:
 
 @contextmanager
 def keywords_in_errors(settings: Any) -> Iterator[None]:
-    """Replace flags and arguments by keywords in errors: `num_inference_steps` for ``--num-inference-steps``.
+    """Replace flags and arguments by keywords in error messages: `num_inference_steps` for ``--num-inference-steps``.
 
     Errors of other modules name settings by flag, because a flag is easy to find in a sentence. Only this function
     replaces flags. The command line still shows the original text, which `OmnigesError.reword` keeps.
@@ -455,7 +455,7 @@ def from_keywords(settings: type[T], values: Mapping[str, Any], function: str) -
     Args:
         settings: A settings dataclass. Nested settings may be passed as one object, or by the names of their fields.
         values: Values by field name.
-        function: Name of the function in errors.
+        function: Name of the function, shown in error messages.
 
     Returns:
         The settings, after their checks.
@@ -546,7 +546,7 @@ class ShownPart:
 
     @contextmanager
     def flags_in_errors(self) -> Iterator[None]:
-        """Replace ``--start`` and ``--seconds`` by ``--show-start`` and ``--show-seconds`` in errors.
+        """Replace ``--start`` and ``--seconds`` by ``--show-start`` and ``--show-seconds`` in error messages.
 
         Yields:
             Nothing; the code runs inside the context.

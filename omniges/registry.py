@@ -53,7 +53,7 @@ class Registry(Generic[T]):
     """Extensions of one type, by name.
 
     Args:
-        noun: Word for an extension in errors, such as "codec".
+        noun: Word for an extension, shown in error messages, such as "codec".
         group: Entry-point group of other packages, such as "omniges.codecs".
         kind: Type of every extension: a class, a runtime-checkable protocol, or `Callable`.
         builtin: Names of the built-in extensions, each with its import path "module:attribute".

@@ -113,17 +113,17 @@ class Tracks:
         return self.row_multiple if self.text is None else math.lcm(self.row_multiple, self.text.stride_ticks)
 
     def multiple_for_window(self, ticks: int, tick_multiple: int) -> int:
-        """Return the number of ticks that must divide the start of every window.
+        """Return the number of which the first tick of every window must be a multiple.
 
         Args:
             ticks: Length of a window in ticks.
-            tick_multiple: A further number that must divide the result.
+            tick_multiple: Multiple that the model requires (``--tick-multiple``).
 
         Returns:
-            The number of ticks.
+            The least common multiple of `tick_multiple` and of the multiple that these arrays require.
 
         Raises:
-            UsageFault: The window length is not a multiple of the result, or differs from that of the text latents.
+            UsageFault: `ticks` is not a multiple of the result, or the text latents encode windows of another length.
         """
         if self.text is not None and ticks != self.text.window_ticks:
             expected = self.text.window_ticks
@@ -193,7 +193,7 @@ class Scale:
         return Scale(np.concatenate([self.mean, other.mean]), np.concatenate([self.divisor, other.divisor]))
 
     def tiled(self, frames: int) -> Scale:
-        """Return the scale for rows that join `frames` successive rows of this array."""
+        """Return the scale that normalises `frames` successive rows at once: mean and divisor are repeated."""
         return Scale(np.tile(self.mean, frames), np.tile(self.divisor, frames))
 
     def normalise_into(self, values: F32, out: F32) -> None:

@@ -60,7 +60,7 @@ class ShardFile:
         Args:
             descriptor: File descriptor.
             size_bytes: Size of the file.
-            shown: Name of the file in errors.
+            shown: Name of the file, shown in error messages.
         """
         self._descriptor, self._size, self._shown = descriptor, size_bytes, shown
 
@@ -281,9 +281,10 @@ class ClipReader:
             sample: Index of the clip.
             start_tick: First tick, a multiple of the tracks' `tick_multiple`.
             ticks: Length in ticks, a multiple of the tracks' `tick_multiple`.
-            scales: Means and divisors, for one row or for several joined rows (`Scale.tiled`).
-            out: Flattened arrays to fill. Without codecs: gesture (ticks · 3 · C,) and audio (ticks · 10 · 64,). C is
-                415, or 424 with jaw and eyes.
+            scales: Means and divisors of the channels. Faster if `Scale.tiled` repeats them for several successive
+                rows. A row is a frame or, with a codec, the latents of one moment.
+            out: Flattened arrays (rows · channels,) of gesture and audio to fill. Without codecs, their lengths are
+                ticks · 3 · C and ticks · 10 · 64. C is 415, or 424 with jaw and eyes.
 
         Raises:
             DataError: The shard differs from the manifest.
@@ -325,7 +326,7 @@ class ClipReader:
             sample: Index of the clip.
             start_tick: Start of the window in ticks. The text codec encoded a window that starts there.
             ticks: Length of the window in ticks.
-            scale: Mean and divisor, for one vector of latents or for several joined vectors (`Scale.tiled`).
+            scale: Mean and divisor of the channels. Faster if `Scale.tiled` repeats them for several vectors.
             out: Array (latents · channels,) to fill.
 
         Raises:

@@ -46,7 +46,7 @@ _ADVICE: Final = "; leave this clip out"  # end of errors of metrics; removed, b
 class Recordings(Protocol):
     """Interface of the recordings that results are compared with: a shard folder, or windows in memory."""
 
-    folder: Path  # name of the recordings in errors
+    folder: Path  # shown in error messages as the name of the recordings
 
     @property
     def rows(self) -> Sequence[ManifestRow]:
@@ -95,7 +95,7 @@ class Result(ABC):
 
     @property
     def place(self) -> str:
-        """Name of the result in errors."""
+        """Name of the result, shown in error messages."""
         return self.name
 
     @property

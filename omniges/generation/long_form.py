@@ -229,7 +229,8 @@ def sample_timelines(
         overlap the next chunk are left out; the next chunk yields them.
 
     Raises:
-        ValueError: A target encodes complete windows, but `windows.disjoint` is False.
+        ValueError: `windows.disjoint` is False, but the tokens of a target encode complete windows, so windows must
+            not overlap.
         DataError: Generated text is NaN or infinite.
     """
     if not windows.disjoint and any(model.stream(name).complete_windows for name in targets):
@@ -393,10 +394,11 @@ def _held(
     before: Sequence[Mapping[StreamName, Tensor]],
     model: FlowModel,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the n tokens that earlier chunks have already generated, for the cross-fade.
+    """Return the tokens of the previous chunks that overlap with the given chunks, for the cross-fade.
 
-    Returns their indices (n,) among the tokens of all chunks, the clean tokens (n, C) of the earlier chunks, and the
-    weights (n, 1) of these clean tokens, which decrease with time.
+    For n overlapping tokens, returns their indices (n,) among the tokens of the given chunks, their clean values (n, C)
+    from the previous chunks, and the weights (n, 1) of these values. In each overlap, the weights decrease from the
+    first token to the last.
     """
     stream = model.stream(name)
     counts = [0 if stream.complete_windows else stream.count(x.shared) for x in chunks]

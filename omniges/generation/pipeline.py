@@ -565,7 +565,7 @@ def _checked_words(value: Any) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _array(name: str, value: Array) -> npt.NDArray[Any]:
-    """Convert an array, or a tensor on any device, to an array; raise UsageFault for other types."""
+    """Convert a tensor on any device to a NumPy array, return an array unchanged; raise UsageFault for other types."""
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()

@@ -533,7 +533,7 @@ def joined(parts: Iterable[Part]) -> list[dict[StreamName, Any]]:
 # --- values of condition streams: values that the user gives, otherwise values of the recording
 
 Asked = Mapping[str, Array | None]
-"""Values that the user gives, by name of the condition stream; None: the stream is left out."""
+"""Values that the user gives, by name of the condition stream; None: generate without this condition."""
 
 
 def asked_values(streams: Mapping[str, ConditionStream], given: Sequence[tuple[str, Any]], origin: str) -> Asked:
@@ -542,10 +542,11 @@ def asked_values(streams: Mapping[str, ConditionStream], given: Sequence[tuple[s
     Args:
         streams: Condition streams of the model.
         given: Names and values, as text or as Python values.
-        origin: Flag or argument that gives the values, for errors.
+        origin: Flag or argument that gives the values, shown in error messages.
 
     Returns:
-        For each given name, the value as an array of the stream's shape; None: the stream is left out.
+        For each given name, the value as an array of the stream's shape. None: the user gave None or ``none``, so the
+        model generates without this condition.
 
     Raises:
         UsageFault: A stream is unknown to the model or given twice, or a value is unknown.

@@ -58,7 +58,7 @@ def checked_pair(
     Args:
         found: Generated values, of `shape`.
         expected: Recorded values, of `shape`.
-        what: Name of the quantity in errors.
+        what: Name of the quantity, shown in error messages.
         shape: Expected shape, with None for axes of any length.
         at_least: Smallest length of the first axis.
 

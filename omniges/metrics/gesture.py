@@ -71,7 +71,10 @@ def scored_poses(poses: Numbers, settings: PositionSettings) -> F64:
 
 @dataclass(frozen=True, slots=True)
 class BeatScore(ClipValue):
-    """Beat consistency of a clip, with weight T − 2 · crop, and the numbers of audio beats and motion beats."""
+    """Beat consistency of a clip, with the numbers of its audio beats and motion beats.
+
+    The weight of the clip in the mean over clips is its number of motion frames without the crop at both ends.
+    """
 
     audio_beats: int
     motion_beats: int

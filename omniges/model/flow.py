@@ -408,8 +408,8 @@ class _Inputs:
 def step_levels(settings: SamplingSettings) -> list[float]:
     """Return the steps + 1 noise levels of sampling, from 1 down to 0.
 
-    Before the shift, the levels above 0 are evenly spaced between 1 and 1 / steps. If the lowest level after the shift
-    would be below ``sigma_min``, the spacing is reduced, and the lowest level after the shift is ``sigma_min``.
+    Before the shift, the levels above 0 are evenly spaced from 1 down to 1 / steps. If the shift would move the lowest
+    level above 0 below ``sigma_min``, the spacing is reduced so that this level becomes ``sigma_min``.
 
     Args:
         settings: Number of steps, shift and ``sigma_min``.

@@ -216,7 +216,10 @@ class _RmsNorm(torch.autograd.Function):
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """The layers of a `JointBlock` for all streams, except its modulations."""
+    """The layers of a `JointBlock`, with the weights of corresponding layers of all streams in one tensor.
+
+    The modulations of the block are left out; see `StackedTrunk.modulations`.
+    """
 
     heads: int
     qkv: JoinedLinear
@@ -377,7 +380,15 @@ class StackedTrunk:
         return {name: heads[name].out(own) for name, own in zip(rows.targets, last, strict=True)}
 
     def _embedded(self, tokens: Mapping[StreamName, Tensor], added: Mapping[StreamName, Tensor]) -> Tensor:
-        """Return the embeddings (S, R, N, W) of the tokens of all streams."""
+        """Embed the tokens of all streams.
+
+        Args:
+            tokens: Tokens of each of the S streams (R, N, C): R rows with N tokens of C channels.
+            added: Position embeddings (N, W) by stream, which are added to the stream's embeddings.
+
+        Returns:
+            Embeddings (S, R, N, W), with the width W of the trunk.
+        """
         layers = {name: cast("nn.Linear", self.trunk.embed[name]) for name in self.names}
         found = {name: functional.linear(tokens[name], layer.weight) for name, layer in layers.items()}
         found = {name: x + added[name].to(x.dtype) if name in added else x for name, x in found.items()}

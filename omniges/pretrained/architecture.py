@@ -204,7 +204,7 @@ def read_architecture(
     Args:
         shapes: Shape of each tensor by name.
         config: Content of config.json.
-        where: Name of the file in errors.
+        where: Name of the file, shown in error messages.
 
     Returns:
         The sizes, and one warning for each difference of the config.

@@ -35,7 +35,7 @@ _AGAIN: Final = "run omniges convert-omniflow again"
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """Result of a conversion."""
+    """Result of `convert`: the output folder, the size of the weights, the status of each tensor, and warnings."""
 
     folder: Path
     size: int  # size of the weights in bytes
@@ -60,7 +60,7 @@ def convert(folder: Path, out: Path, weights: WhichWeights = "last") -> Conversi
         weights: The last weights, or the EMA weights.
 
     Returns:
-        The summary of the conversion.
+        The result, with the status of each tensor.
 
     Raises:
         UsageFault: A folder or the EMA weights do not exist, or `out` is not empty.

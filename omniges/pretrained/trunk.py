@@ -469,7 +469,7 @@ def _saved(name: str, architecture: Architecture, source: Tensors) -> tuple[Tens
         source: Tensors of OmniFlow.
 
     Returns:
-        The table (side, side, W) with embeddings of W features, and a text that names the table in errors.
+        The table (side, side, W) with embeddings of W features, and the name of the table, shown in error messages.
     """
     side = (architecture.image if name.startswith("pos_embed") else architecture.audio).table_side
     return source.read(name).reshape(side, side, architecture.width), f"{source.where}: {name}"
@@ -483,7 +483,7 @@ def _base(saved: Tensor, where: str) -> int:
 
     Args:
         saved: Position table (side, side, W).
-        where: Text that names the table in errors.
+        where: Name of the table, shown in error messages.
 
     Returns:
         The base.

@@ -41,7 +41,7 @@ UNFINISHED_FILE: Final = ".omniges-unfinished"  # folder of a run that has not f
 UNFINISHED_FORMAT: Final = "omniges-unfinished"
 """Value of ``format`` in dataset.json while a run replaces the set in an object store."""
 VERIFY: Final = "run omniges verify-shards, then make the shards again"
-"""Remedy in errors about damaged shards."""
+"""Remedy shown in error messages about damaged shards."""
 
 Split = Literal["train", "val", "test", "additional"]
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)

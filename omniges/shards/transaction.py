@@ -362,7 +362,7 @@ class Workspace:
     def steps(self, name: str) -> CommitSteps | None:
         """Return the steps in commit.json or place.json; None if the file is absent.
 
-        Steps that no omniges run writes raise UsageFault.
+        UsageFault is raised if the file is not from an omniges run: its fields or the names in it are invalid.
         """
         path = self.folder / name
         document = _read_fields(path, {"moved": dict, "removed": list, "place": dict})
@@ -428,7 +428,7 @@ class Workspace:
     def finish_commit(self) -> None:
         """Carry out the remaining steps of a commit that has begun; do nothing if no commit has begun.
 
-        Steps that no omniges run writes raise UsageFault.
+        UsageFault is raised if commit.json or place.json is not from an omniges run.
         """
         out, folder = self.out, self.folder
         begun = self.steps(COMMIT_FILE)

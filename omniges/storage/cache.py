@@ -372,7 +372,7 @@ def _beside(path: Path, kind: str) -> Path:
 def _locked(path: Path) -> Iterator[int]:
     """Lock a lock file exclusively during the `with` block; wait while another process holds the lock.
 
-    The lock file is never removed, because that would cause a race condition.
+    Yields the file descriptor of the lock file. The file is never removed, because that would cause a race condition.
     """
     with atomic.os_errors(path, "lock"):
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

@@ -32,7 +32,7 @@ _MOST_SHOWN: Final = 60
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Allowed range of a number, for ``Annotated``; includes `minimum` and `maximum`, but excludes `above`."""
+    """Allowed range of a number, for ``Annotated``: at least `minimum`, at most `maximum`, greater than `above`."""
 
     minimum: float = -_MOST
     maximum: float = _MOST

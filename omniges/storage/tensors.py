@@ -4,8 +4,8 @@ A safetensors file is written one tensor at a time, and gets its name when it is
 
 torch's ``weights_only`` unpickles only tensors and plain containers, so a ``torch.save`` file cannot run a program.
 This module adds checks that torch does not make. The checksums of the archive must be correct (files in the format
-before torch 1.6 have none). Every tensor must have a name, be dense and lie within the file. A damaged file causes an
-error of one line.
+before torch 1.6 have none). Every tensor must have a name, be dense and lie within the file. A damaged file raises
+DataError with a message of one line.
 """
 
 from __future__ import annotations

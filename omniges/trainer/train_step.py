@@ -255,8 +255,8 @@ class Learner:
     def average_gathered(self) -> Iterator[None]:
         """Load the complete EMA weights into the model that `averaged` created, until the ``with`` block ends.
 
-        All ranks must enter the block together. Without sharding, the model always has the EMA weights, because it
-        shares their memory.
+        All ranks must enter the block together. If parameters are not sharded over ranks, the model always has the EMA
+        weights, because it shares their memory.
 
         Yields:
             Nothing.
@@ -282,7 +282,8 @@ class Learner:
         Args:
             windows: The micro-batch.
             plan: Tasks, noise levels and drop-outs that were drawn for the micro-batch.
-            last: True for the last micro-batch of a step. Without sharding, ranks average their gradients only then.
+            last: True for the last micro-batch of a step. Only then do ranks average their gradients. If parameters
+                are sharded over ranks, they average after every micro-batch.
 
         Returns:
             Unweighted losses (B, 3) of samples and streams (`FlowLoss.each`), on the device.

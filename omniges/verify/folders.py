@@ -1,4 +1,4 @@
-"""Read shard folders on this machine or at a URL with limited memory. Read errors become findings.
+"""Read shard folders, on this machine or at a URL, in limited memory. Read errors become findings.
 
 A folder object lists names and opens files. A source object reads bytes at any offset of one file. On this machine,
 only regular files are opened, and links are not followed. A URL is read in ranges of bytes. At most one range of a

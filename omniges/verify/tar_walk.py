@@ -109,7 +109,7 @@ class ShardPlan:
 def exact_blocks(plan: ShardPlan) -> Iterator[tuple[int, bytes]]:
     """Yield (position, bytes) of headers, padding and end of a shard: the bytes that the contract determines.
 
-    Each item lies within one block.
+    The bytes of each item lie within one tar block of 512 bytes.
     """
     for planned in plan.members:
         yield planned.offset - BLOCK_BYTES, member_header(planned.name, planned.size)
