@@ -76,7 +76,7 @@ def verify_shards(folder: str | Path = "shards", *, progress: bool = False, **se
     chosen = from_keywords(VerifySettings, {"folder": folder, **settings}, "verify_shards")
     if chosen.output_file is not None:
         raise UsageFault(
-            "verify_shards: expected no output_file, because findings are returned, found one; remove output_file"
+            "verify_shards: expected no output_file, because findings are returned, found a file; remove output_file"
         )
     with keywords_in_errors(VerifySettings), _counted("MB checked", shown=progress) as count:
         return verify(chosen, count)

@@ -84,8 +84,8 @@ class Registry(Generic[T]):
             )
         if (known := self._registered.get(name)) is not None and known is not found:
             raise UsageFault(
-                f"{self.noun} {name!r}: expected a name that is not taken, found it registered as {known!r}; choose "
-                "another name"
+                f"{self.noun} {name!r}: expected a name that is not registered, found it registered as {known!r}; "
+                "choose another name"
             )
         if not self._fits(found):
             raise UsageFault(f"{self.noun} {name!r}: expected {self._expected}, found {found!r:.{_LONGEST_REASON}}")
@@ -161,8 +161,8 @@ class Registry(Generic[T]):
         """
         if name in self._registered and all(point.name != name for point in entry_points(group=self.group)):
             raise UsageFault(
-                f"{self.noun} {name!r}: expected an entry point, because {why}, found it registered in this "
-                f"process alone; install it as a package with an entry point {self.group}"
+                f"{self.noun} {name!r}: expected an entry point, because {why}, found that only this process "
+                f"registered it; install it as a package with an entry point {self.group}"
             )
 
     def _loaded(self, point: EntryPoint) -> T:

@@ -37,7 +37,7 @@ class SpeedSettings:
         check(self)
         if not self.num_workers:
             raise UsageFault(
-                "--num-workers: expected numbers separated by commas, found none; give some, such as 0,2,4"
+                "--num-workers: expected numbers separated by commas, found none; give numbers, such as 0,2,4"
             )
 
 
@@ -67,8 +67,8 @@ class StepSpeedSettings:
         check(self)
         if not self.presets or not self.batch_sizes:
             raise UsageFault(
-                "benchmark train: expected at least one preset and one batch size, found none; give some, such as "
-                "--preset tiny"
+                "benchmark train: expected at least one preset and one batch size, found none; give both, such as "
+                "--preset tiny --batch-size 8"
             )
 
     def of(self, preset: Preset, batch_size: int) -> TrainSettings:

@@ -113,8 +113,8 @@ def encode(settings: EncodeSettings, count: Count = lambda _done, _total: None) 
     target = settings.target
     if settings.shards.resolve() in target.resolve().parents:  # `verify-shards` would report such a folder
         raise UsageFault(
-            f"--output-dir {target}: expected a folder outside of the shards {settings.shards}, found one inside "
-            "them; choose another"
+            f"--output-dir {target}: expected a folder outside of the shards {settings.shards}, found a folder "
+            "inside them; choose another folder"
         )
     codecs = _loaded(settings)
     if not settings.in_place:

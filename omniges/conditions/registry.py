@@ -147,7 +147,7 @@ def find_streams(names: Iterable[str], origin: str) -> dict[str, type[ConditionS
     wanted = list(names)
     twice = sorted({name for name in wanted if wanted.count(name) > 1})
     if twice:
-        raise UsageFault(f"{origin} {twice[0]}: expected each name once, found it twice; remove one")
+        raise UsageFault(f"{origin} {twice[0]}: expected each name once, found it twice; remove one of the two")
     return {name: find_stream(name, origin) for name in wanted}
 
 

@@ -106,8 +106,8 @@ class RemoteShards:
         data = read_file(self.folder / DATASET_FILE, _MAX_DATASET_BYTES, self.folder)
         if sha256_hex(data)[: len(group)] != group:
             raise WrongContent(
-                f"{self.folder / DATASET_FILE}: expected the document that was downloaded, found another; remove "
-                "this folder of the cache"
+                f"{self.folder / DATASET_FILE}: expected the document that was downloaded, found another document; "
+                "remove this folder of the cache"
             )
         self._files = {DATASET_FILE: CachedFile(group, DATASET_FILE, len(data), sha256_hex(data))}
         for name, entry in [*document["files"].items(), *document["shards"].items()]:
@@ -284,7 +284,10 @@ def open_location(
     if location.path is not None:
         return LocalShards(location.path)
     if settings is None:
-        raise UsageFault(f"{location}: expected a cache folder and its size for remote shards, found none; give both")
+        raise UsageFault(
+            f"{location}: expected a cache folder and its size for remote shards, found no settings of a cache; give "
+            "a folder and a size"
+        )
     store = open_store(location, settings.timeouts)
     data = with_retries(lambda: dataset_bytes(store), settings.retries, salt=f"{DATASET_FILE}:{os.getpid()}")
     digest = sha256_hex(data)

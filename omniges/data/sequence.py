@@ -221,8 +221,8 @@ def resume(own: Mapping[str, Any], saved: Mapping[str, Any]) -> Resumed:
         differences = _differences(_CONTENT, known[_CONTENT], own[_CONTENT])
     if differences:
         raise UsageFault(
-            f"loader state: expected the windows of this run, found others: {'; '.join(differences)}; resume with "
-            "the saved settings and shards, or start a new run"
+            f"loader state: expected the windows of this run, found other windows ({'; '.join(differences)}); resume "
+            "with the saved settings and shards, or start a new run"
         )
     note = None
     if state.global_batch != own["global_batch"]:

@@ -128,7 +128,7 @@ class MemberReader:
         expected = npy_header("<f4", shape)
         valid = head[: len(expected)] == expected and place.size == len(expected) + 4 * int(np.prod(shape))
         if not valid or (place.offset + head_bytes) % 4:
-            raise DataError(f"{shown}: expected an npy array {shape} of float32, found another; {VERIFY}")
+            raise DataError(f"{shown}: expected an npy array {shape} of float32, found another array; {VERIFY}")
         return (place.offset + head_bytes) // 4, count
 
 
@@ -383,7 +383,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
     def vocabulary_size(self) -> int:
         """Number of distinct text tokens, including silence; raises UsageFault if `arrays` lacks ``text_tokens``."""
         if "text_tokens" not in self.arrays:
-            raise UsageFault("vocabulary_size: expected the array text_tokens, found none; add it to arrays")
+            raise UsageFault("vocabulary_size: expected the array text_tokens, found none; add text_tokens to arrays")
         return 1 + MARKS * self._token_codec().vocab_size
 
     def __len__(self) -> int:

@@ -22,7 +22,7 @@ _ZERO: Final = 1e-12
 _PLAIN: Final = ("", "share", "F")  # units that the table does not print
 _PAIR: Final = 2
 _ROW_DIGITS: Final = 5
-_NO_SHUFFLED: Final = "shuffled scores need at least two recordings, found one"
+_NO_SHUFFLED: Final = "shuffled scores: expected at least two recordings, found one"
 _NOT_FOR_READING: Final = frozenset({"manifest_sha256", "profile_settings", "files"})
 _SCALES: Final = {"face MSE": (1e8, "1e-8 m²"), "face LVD": (1e5, "1e-5 m/frame")}
 """Scale and unit of metrics with very small values in tables, as papers print them. JSON and CSV are not scaled."""

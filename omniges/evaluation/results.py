@@ -334,7 +334,8 @@ def _refuse_mixtures(results: Sequence[FileResult]) -> None:
             )
         if result.record is None and result.name != next(one for one in results if one.key == result.key).name:
             raise UsageFault(
-                f"{result.task}: expected one file of {result.key} in {result.folder}, found two; remove one"
+                f"{result.task}: expected one file of {result.key} in {result.folder}, found two; remove one of the "
+                "files"
             )
     kinds = {_generator_of(result.record) for result in results}
     if len(kinds) > 1:

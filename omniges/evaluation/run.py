@@ -266,8 +266,8 @@ def _tasks(saved: SavedCheckpoint, named: Sequence[str]) -> tuple[tuple[str, ...
     tasks = wanted or tuple(name for name in _SIX if name in trained)
     if not tasks:
         raise UsageFault(
-            f"--tasks: expected tasks on which {saved.path} was trained ({', '.join(sorted(trained))}), found none; "
-            "name some"
+            f"--tasks: expected tasks on which {saved.path} was trained ({', '.join(sorted(trained))}), found no "
+            "such task; name tasks with --tasks"
         )
     lost = [name for name in _SIX if name not in trained and not wanted]
     return tasks, [f"not generated, because the model was not trained on them: {', '.join(lost)}"] if lost else []
@@ -406,7 +406,7 @@ def _features(generated: Path, recorded: Path) -> tuple[Features, Features]:
     made, true = load_features(generated), load_features(recorded)
     if made.rows.shape[1] != true.rows.shape[1]:
         raise UsageFault(
-            f"--features: expected features of one encoder, found {made.rows.shape[1]} columns in {generated} "
-            f"and {true.rows.shape[1]} in {recorded}; give both from one encoder"
+            f"--features: expected features of one encoder, found {made.rows.shape[1]} columns in {generated} and "
+            f"{true.rows.shape[1]} in {recorded}; give features of one encoder for both"
         )
     return made, true

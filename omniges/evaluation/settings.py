@@ -120,7 +120,8 @@ class EvaluateSettings:
         if self.protocol is None:
             if self.grid != "generated":
                 raise UsageFault(
-                    f"--grid {self.grid}: expected with --protocol, found no --protocol; add it, or remove --grid"
+                    f"--grid {self.grid}: expected with --protocol, found no --protocol; add --protocol, or remove "
+                    "--grid"
                 )
             return
         if self.checkpoint is not None or self.features is not None:

@@ -53,8 +53,8 @@ class Inspected:
         """
         if self.draw is None:
             raise UsageFault(
-                "--png: expected a sample (KEY), a result, a motion, audio or text file, or a run with a log, "
-                f"found {self.facts['kind']}; name one of them"
+                "--png: expected a sample (KEY), a result, a motion, audio or text file, or a run with a log, found "
+                f"{self.facts['kind']}; name such an input"
             )
         return self.draw(start_s, seconds)
 

@@ -257,7 +257,7 @@ def inspect_run(folder: Path) -> Inspected:
 
 def _draw_run(folder: Path, curves: Curves, start_s: float, seconds: float | None) -> bytes:
     if start_s or seconds is not None:
-        raise UsageFault("--start, --seconds: expected for pictures of a clip, found a run; remove them")
+        raise UsageFault("--start, --seconds: expected for pictures of a clip, found a run; remove these flags")
     return draw_curves(str(folder), curves)
 
 

@@ -160,7 +160,9 @@ class InspectSettings(Part):
         require_output_file("--png", self.png)
         require_output_file("--html", self.html)
         if self.png is None and self.html is None and (self.start_s or self.seconds is not None):
-            raise UsageFault("--start, --seconds: expected with --png or --html, found neither; add one")
+            raise UsageFault(
+                "--start, --seconds: expected with --png or --html, found neither; add one of the two flags"
+            )
 
 
 @declared

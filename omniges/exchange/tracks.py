@@ -416,7 +416,7 @@ def _checked_file(path: Path, sha256: str, decode: Callable[[bytes], Any]) -> An
     except FileNotFoundError as error:
         raise DataError(f"{path}: expected a file of a result, found none; generate it again") from error
     if sha256_hex(data) != sha256:
-        raise DataError(f"{path}: expected the sha256 in its record, found another; generate it again")
+        raise DataError(f"{path}: expected the sha256 in its record, found another sha256; generate it again")
     return decoded(path, data, decode)
 
 

@@ -269,5 +269,5 @@ def checked(array: Numbers, what: str, shape: tuple[int | None, ...], *, at_leas
         raise DataError(f"{what}: expected {at_least} or more rows, found {len(array)}; leave this clip out")
     if not np.isfinite(array).all():  # before the cast, which gives a warning for some NaN values
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise DataError(f"{what}: expected finite numbers, found {array[where]} at {where}; correct them")
+        raise DataError(f"{what}: expected finite numbers, found {array[where]} at index {where}; correct the values")
     return np.asarray(array, dtype=np.float64)

@@ -584,7 +584,7 @@ def _paired(conditions: Sequence[StreamName], sources: Sources) -> dict[str, dic
             if name in own:
                 raise UsageFault(
                     f"--{name} {file}: expected another name than that of {own[name]}, because results take the "
-                    "names of inputs, found the same name; rename one file"
+                    "names of inputs, found the same name; rename one of the two files"
                 )
             own[name] = file
     for stem, own in found.items():

@@ -168,7 +168,9 @@ class OmnigesSample:
         asked = next((ending for ending in kinds if path.suffix.lower() == ending.lower()), None)
         if asked is not None and not kinds[asked][0]:
             existing = ", ".join(ending for ending, (there, _) in kinds.items() if there)
-            raise UsageFault(f"{path}: expected {existing}, which this sample has, found {asked}; choose one of these")
+            raise UsageFault(
+                f"{path}: expected {existing}, which this sample has, found {asked}; choose one of the existing files"
+            )
         files = {
             path if asked else path.with_name(path.name + ending): content
             for ending, (there, content) in kinds.items()
@@ -286,7 +288,7 @@ class OmnigesPipeline:
         """
         path = arguments.path("folder", folder)
         if path.exists():
-            raise UsageFault(f"{path}: expected a new folder, found an existing one; choose another")
+            raise UsageFault(f"{path}: expected a new folder, found an existing folder; choose another folder")
         loaded = self._loaded
         tensors = {name: p.detach() for name, p in loaded.model.named_parameters()}
         documents = dict(loaded.identity.documents()) | loaded.history()

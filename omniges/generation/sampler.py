@@ -397,8 +397,8 @@ class Sampler:
             return 1 + speakers.index(name)
         if named:
             raise UsageFault(
-                f"--speaker {name}: expected a speaker of the model ({first_of(speakers, 5)}), found another; choose "
-                "one of them"
+                f"--speaker {name}: expected a speaker of the model ({first_of(speakers, 5)}), found another "
+                "speaker; choose one of these speakers"
             )
         return 0
 

@@ -246,8 +246,8 @@ def load_hifi_gan(folder: Path) -> Vocoder:
     weights = {name: tensor.float() for name, tensor in read_tensors(file).items()}
     if config.layers > len(weights):  # checked before a network of so many layers is built
         raise DataError(
-            f"{file}: expected the weights that config.json describes, found others ({config.layers} layers); give "
-            "another folder"
+            f"{file}: expected the weights that config.json describes, found other weights ({config.layers} layers); "
+            "give another folder"
         )
     try:
         settings = SpeechT5HifiGanConfig.from_dict(config.of_transformers())
@@ -257,7 +257,8 @@ def load_hifi_gan(folder: Path) -> Vocoder:
     except (RuntimeError, ValueError, TypeError) as error:  # configuration and tensors do not fit
         reason = " ".join(str(error).split())[:200]
         raise DataError(
-            f"{file}: expected the weights that config.json describes, found others ({reason}); give another folder"
+            f"{file}: expected the weights that config.json describes, found other weights ({reason}); give another "
+            "folder"
         ) from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network: torch.nn.Module = model
@@ -287,8 +288,8 @@ def _read_config(folder: Path) -> _Config:
         names = ("mel bands (model_in_dim)", "Hz (sampling_rate)", "samples a frame (product of upsample_rates)")
         wrong = [f"expected {w} {n}, found {f}" for w, f, n in zip(wanted, found, names, strict=True) if w != f]
         raise DataError(
-            f"{path}: expected a vocoder for the mel of omniges, found another: {'; '.join(wrong)}; choose another "
-            "vocoder, such as AudioLDM2's"
+            f"{path}: expected a vocoder for the mel of omniges, found another mel ({'; '.join(wrong)}); choose "
+            "another vocoder, such as AudioLDM2's"
         )
     for key, other in (
         ("upsample_kernel_sizes", "upsample_rates"),

@@ -236,7 +236,7 @@ def open_checkpoint(path: Path, *, bytewise: bool = True) -> SavedCheckpoint:
             f"{path}: expected {CHECKPOINT_FILE}, found none, so the checkpoint is not complete; {_OTHER}"
         ) from error
     if not isinstance(index, dict) or index.get("format") != _FORMAT:
-        raise DataError(f"{file}: expected format {_FORMAT!r}, found another; give a checkpoint of omniges")
+        raise DataError(f"{file}: expected format {_FORMAT!r}, found another format; give a checkpoint of omniges")
     if not sealed_correctly(index):
         raise DataError(
             f"{file}: expected content that fits its checksum, found other content, so it was edited or damaged; "

@@ -64,7 +64,7 @@ def export(
     named = {row.key: row for row in map(source.row, keys)}  # a sample that is named twice is written once
     rows = list(named.values()) if keys else list(source.rows)
     if out.exists() and (not out.is_dir() or visible_entries(out)):
-        raise UsageFault(f"-o {out}: expected a new or empty folder, found files in it; choose another")
+        raise UsageFault(f"-o {out}: expected a new or empty folder, found files in it; choose another folder")
     for name in _FOLDERS.values():
         make_folder(out / name)
     counts = dict.fromkeys(_FOLDERS, 0)

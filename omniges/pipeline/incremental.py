@@ -261,8 +261,8 @@ def _refuse_differences(where: object, found: Any, wanted: Any, noun: str = "set
         flags = _flags({name.rpartition(".")[2]: was for name, was, _ in differences}) if noun == "settings" else ""
         choices = f"run again with the earlier settings ({flags}), choose" if flags else "choose"
         raise UsageFault(
-            f"{where}: expected the {noun} of this run, found others: {told}; {choices} another --output-dir, or start "
-            "over with --force"
+            f"{where}: expected the {noun} of this run, found other {noun} ({told}); {choices} another --output-dir, "
+            "or start over with --force"
         )
 
 

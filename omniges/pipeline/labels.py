@@ -158,7 +158,9 @@ def parse_split_list(data: bytes, name: str) -> SplitList:
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
     if header.count("id") != 1 or header.count("type") != 1:
         found = reprlib.repr(header) if header else "an empty file"
-        raise DataError(f"{name}: expected a header with one column id and one column type, found {found}; correct it")
+        raise DataError(
+            f"{name}: expected a header with one column id and one column type, found {found}; correct the header"
+        )
     id_column, type_column = header.index("id"), header.index("type")
     splits: dict[str, Split] = {}
     faulty: dict[str, Problem] = {}

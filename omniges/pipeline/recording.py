@@ -232,7 +232,7 @@ def _motion(recording: Recording) -> Motion | None:
     absent: set[str] = {recording.absent} if isinstance(recording.absent, str) else {*recording.absent}
     if unknown := sorted(map(str, absent - {*_MOTION_PARTS})):
         expected = f"expected one of {', '.join(_MOTION_PARTS)}"
-        raise DataError(f"recording {recording.key!r}: {expected}, found absent {unknown[0]!r}; name those")
+        raise DataError(f"recording {recording.key!r}: {expected}, found absent {unknown[0]!r}; correct the name")
     poses = recording.poses if set(POSE_PARTS) - absent else None
     arrays = {
         "poses": poses,

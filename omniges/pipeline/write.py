@@ -182,13 +182,13 @@ def _prepare_workspace(workspace: Workspace, *, force: bool) -> None:
     unfinished = interrupted and read_dataset(out)["settings"].get("written_by") == _WRITTEN_BY
     if (out / DATASET_FILE).exists() and not unfinished:
         raise UsageFault(
-            f"{out}: expected a folder without {DATASET_FILE}, found one; choose another folder, or replace the "
-            "set with force=True"
+            f"{out}: expected a folder without {DATASET_FILE}, found this file; choose another folder, or replace "
+            "the set with force=True"
         )
     if not ours:
         raise UsageFault(
-            f"{workspace.folder}: expected no unfinished run of another command, found one; finish that run, choose "
-            "another folder, or discard its work with force=True"
+            f"{workspace.folder}: expected no unfinished run of another command, found such a run; finish that run, "
+            "choose another folder, or discard its work with force=True"
         )
 
 
@@ -276,7 +276,8 @@ def _convert_all(
     for recording in _checked_recordings(recordings):
         if recording.key in inputs:
             raise DataError(
-                f"recording {recording.key!r}: expected each key once, found it twice; rename one of the two"
+                f"recording {recording.key!r}: expected each key once, found this key twice; rename one of the two "
+                "recordings"
             )
         take = take_of(recording)
         notes: list[Finding] = []
@@ -295,8 +296,8 @@ def _convert_all(
             first = seen.setdefault(identity, sample.row)
             if first.split != sample.row.split:
                 raise DataError(
-                    f"recording {recording.key!r}: expected content of {sample.row.split} that is in no other "
-                    f"split, found the content of {first.stem!r} in {first.split}; remove one of the two"
+                    f"recording {recording.key!r}: expected content of {sample.row.split} that is in no other split, "
+                    f"found the content of {first.stem!r} in {first.split}; remove one of the two recordings"
                 )
         inputs[take.stem] = digests_of(take)
         tally.take_statistics(sample)
@@ -304,7 +305,7 @@ def _convert_all(
         samples.append(placed)  # type: ignore[arg-type]
         count(len(samples))
     if not samples:
-        raise UsageFault("recordings: expected at least one recording, found none; give some")
+        raise UsageFault("recordings: expected at least one recording, found none; give at least one")
     return inputs, samples
 
 

@@ -298,8 +298,8 @@ def _compare(architecture: Architecture, config: Mapping[str, Any], where: str) 
     ]
     if differing:
         raise DataError(
-            f"{where}: expected the config.json of these weights, found another: {', '.join(differing)}; take "
-            "the one that belongs to the weights"
+            f"{where}: expected the config.json of these weights, found another config.json "
+            f"({', '.join(differing)}); give the config.json that belongs to the weights"
         )
     kinds = {
         "qk_norm": _QK_NORMS[architecture.qk_norm],

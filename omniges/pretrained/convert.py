@@ -68,7 +68,7 @@ def convert(folder: Path, out: Path, weights: WhichWeights = "last") -> Conversi
         EnvironmentFault: A file cannot be read or written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageFault(f"-o {out}: expected a new or empty folder, found something there; choose another")
+        raise UsageFault(f"-o {out}: expected a new or empty folder, found files in it; choose another folder")
     source = read_omniflow(folder, weights)
     make_folder(out.parent)
     with pending_folder(out) as unfinished:
@@ -135,7 +135,7 @@ def converted_config(folder: Path) -> dict[str, Any]:
         reason = one_line(str(error), 160)
         raise DataError(f"{path}: expected the trunk of an OmniFlow transformer ({reason}); {_AGAIN}") from error
     if not fits:
-        raise DataError(f"{path}: expected grids of the trunk's image and audio tokens, found others; {_AGAIN}")
+        raise DataError(f"{path}: expected grids of the trunk's image and audio tokens, found other grids; {_AGAIN}")
     require_same(expected, shapes, str(folder / _MODEL_FILE), f"expected those of its config.json; {_AGAIN}")
     return found
 

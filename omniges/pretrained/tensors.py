@@ -136,7 +136,7 @@ def open_parts(paths: tuple[Path, ...]) -> Tensors:
             if name in owner:
                 raise DataError(
                     f"{path}: expected each tensor in one file, found {name} in {owner[name][0]} too; download both "
-                    "again"
+                    "files again"
                 )
             if kind[0] not in _TYPES:
                 raise DataError(

@@ -93,8 +93,8 @@ def trunk_config(architecture: Architecture) -> dict[str, Any]:
     """
     if architecture.mlp_width % architecture.width:
         raise DataError(
-            f"an OmniFlow transformer of width {architecture.width}: expected an MLP width that is a multiple of it, "
-            f"found {architecture.mlp_width}; use another checkpoint"
+            f"an OmniFlow transformer of width {architecture.width}: expected an MLP width that is a multiple of "
+            f"this width, found {architecture.mlp_width}; use another checkpoint"
         )
     return {
         "streams": {

@@ -251,7 +251,9 @@ def check_document(document: object, path: str) -> dict[str, Any]:
             "same command again"
         )
     if not isinstance(document, dict) or document.get("format") != schema.FORMAT:
-        raise DataError(f"{path}: expected format {schema.FORMAT!r}, found another; give a folder of omniges shards")
+        raise DataError(
+            f"{path}: expected format {schema.FORMAT!r}, found another format; give a folder of omniges shards"
+        )
     version = document.get("version")
     if type(version) is not int or version not in schema.CONTRACTS:
         known = " or ".join(map(str, schema.CONTRACTS))

@@ -538,7 +538,7 @@ class ManifestColumns:
         data, ends = self._bytes(name)
         if (np.diff(ends) != 64).any():
             raise DataError(
-                f"{self.path}: column {name!r}: expected sha256 of 64 digits, found others; {schema.VERIFY}"
+                f"{self.path}: column {name!r}: expected sha256 of 64 digits, found other texts; {schema.VERIFY}"
             )
         try:
             raw = bytes.fromhex(str(data.data, "ascii"))

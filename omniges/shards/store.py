@@ -368,9 +368,9 @@ class StorePlace:
 
     def _lost(self) -> LockLost:
         return LockLost(
-            f"{self.location}: expected to be the only run that writes here, found that another took over, because "
-            f"no heartbeat of this one arrived for {self._lease.expires_s:g} s, or both began at once; let the other "
-            "run finish"
+            f"{self.location}: expected to be the only run that writes here, found that another run took over, "
+            f"because this run sent no heartbeat for {self._lease.expires_s:g} s, or both began at once; let the "
+            "other run finish"
         )
 
     # --- Unfinished work
@@ -382,7 +382,7 @@ class StorePlace:
             ours = [name for name in entries if is_own_name(name)]
             if ours:
                 raise UsageFault(
-                    f"{self.location}: expected no file called {ours[0]}, found one that is not from an omniges "
+                    f"{self.location}: expected no file called {ours[0]}, found a file that is not from an omniges "
                     "run; choose another --output-dir"
                 )
         self._finish_commit()
@@ -613,7 +613,7 @@ class StorePlace:
         if sha256_hex(data) != step["sha256"]:
             raise self._incomplete(
                 f"{self._bucket.location.shown_file(step['staged'])}: expected the bytes that this run wrote, found "
-                "others"
+                "other bytes"
             )
         return data
 

@@ -355,8 +355,8 @@ class Workspace:
         ours = sorted(path.name for path in self.out.iterdir() if is_own_name(path.name))
         if ours:
             raise UsageFault(
-                f"{self.out}: expected no file called {ours[0]}, found one that is not from an omniges run; choose "
-                "another --output-dir"
+                f"{self.out}: expected no file called {ours[0]}, found a file that is not from an omniges run; "
+                "choose another --output-dir"
             )
 
     def steps(self, name: str) -> CommitSteps | None:

@@ -191,8 +191,8 @@ def open_log(path: Path) -> int:
                 return descriptor
             os.close(descriptor)
     raise UsageFault(
-        f"{path}: expected a regular file without links, found a link or a special file, through which another "
-        "file could be changed; remove it, or choose another folder"
+        f"{path}: expected a regular file without links, found a link or a special file, through which another file "
+        "could be changed; remove the link or special file, or choose another folder"
     )
 
 

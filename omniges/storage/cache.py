@@ -380,7 +380,7 @@ def _locked(path: Path) -> Iterator[int]:
     try:
         found = os.fstat(descriptor)
         if found.st_nlink > 1 or not stat.S_ISREG(found.st_mode):  # a reservation would change the other file too
-            raise UsageFault(f"{path}: expected a lock file with one name, found a link or a pipe; remove it")
+            raise UsageFault(f"{path}: expected a lock file with one name, found a link or a pipe; remove this path")
         with atomic.os_errors(path, "lock"):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor
@@ -398,7 +398,7 @@ def _pin(path: Path) -> Pin | None:
         with contextlib.ExitStack() as undo:
             undo.callback(pin.close)
             if not stat.S_ISREG(os.fstat(pin.descriptor).st_mode):
-                raise UsageFault(f"{path}: expected a cached file, found no regular file; remove it")
+                raise UsageFault(f"{path}: expected a cached file, found no regular file; remove this path")
             fcntl.flock(pin.descriptor, fcntl.LOCK_SH)
             with contextlib.suppress(FileNotFoundError):  # evicted between opening and locking
                 if os.fstat(pin.descriptor).st_ino == path.stat().st_ino:
@@ -513,7 +513,9 @@ def _try_lock(path: Path) -> Iterator[int | None]:
             opened = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             held.callback(os.close, opened)
             if not stat.S_ISREG(os.fstat(opened).st_mode):
-                raise UsageFault(f"{path}: expected a regular file in the cache, found another; remove it")
+                raise UsageFault(
+                    f"{path}: expected a regular file in the cache, found something else; remove this path"
+                )
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
             descriptor = opened
         yield descriptor

@@ -260,7 +260,7 @@ def require_finite(name: str, tensor: Tensor, where: str) -> None:
         DataError: The weight is not valid.
     """
     if not tensor.is_floating_point():
-        raise DataError(f"{where}: expected floating point, found {name} {tensor.dtype}; choose another file")
+        raise DataError(f"{where}: expected floating point, found {tensor.dtype} in tensor {name}; choose another file")
     if not tensor.isfinite().all():
         raise DataError(f"{where}: expected finite numbers, found NaN or infinite ones in {name}; {_AGAIN}")
 

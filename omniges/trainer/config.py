@@ -186,7 +186,7 @@ class TrainSettings:
         refuse_unknown("recipe key model", "key", self.model, known)
         refuse_unknown("recipe key flow", "key", self.flow, {each.name for each in fields(FlowSettings)})
         if not self.shards:
-            raise UsageFault("--shards: expected at least one folder, found none; give one")
+            raise UsageFault("--shards: expected at least one folder, found none; give a folder of shards")
         if self.shard_weights and len(self.shard_weights) != len(self.shards):
             raise UsageFault(
                 f"--shard-weights: expected a weight for each of {len(self.shards)} folders, found "
@@ -202,7 +202,7 @@ class TrainSettings:
         elif self.preset is not None:
             raise UsageFault(
                 f"--preset {self.preset}: expected no preset with --pretrained-model-name-or-path, whose weights "
-                "have sizes of their own, found both; remove one of the two flags"
+                "determine the sizes, found both; remove one of the two flags"
             )
         if self.num_train_epochs is self.max_train_steps is self.max_minutes is None:
             object.__setattr__(self, "num_train_epochs", 100.0)
@@ -287,7 +287,7 @@ class TrainSettings:
             name, _, folder = text.partition("=")
             if not folder:
                 raise UsageFault(
-                    f"--validation-codec {shown(text)}: expected NAME=FOLDER, found another form; correct it"
+                    f"--validation-codec {shown(text)}: expected NAME=FOLDER, found another form; give NAME=FOLDER"
                 )
             if name not in self.codecs.values():
                 own = ", ".join(self.codecs.values()) or "none"
@@ -297,13 +297,13 @@ class TrainSettings:
                 )
             if name in seen:
                 raise UsageFault(
-                    f"--validation-codec {name}: expected each codec once, found it twice; name one folder"
+                    f"--validation-codec {name}: expected each codec once, found it twice; give one folder"
                 )
             seen.add(name)
         if self.t5_tokenizer is not None and self.text_codec not in seen:
             raise UsageFault(
                 "--t5-tokenizer: expected a text codec, found none; add --text-codec NAME or --validation-codec "
-                "NAME=FOLDER, or remove it"
+                "NAME=FOLDER, or remove the flag"
             )
 
     @property

@@ -118,22 +118,25 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageFault(f"--recipe {path}: expected UTF-8 text, found other bytes; name a YAML file") from error
     except RecursionError as error:
         raise UsageFault(
-            f"--recipe {path}: expected lines of the form 'key: value', found deeper nesting; write such lines"
+            f"--recipe {path}: expected lines of the form 'key: value', found deeper nesting; write one setting a line"
         ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise UsageFault(f"--recipe {path}{place}: expected YAML, found a mistake ({problem}); correct it") from error
+        raise UsageFault(
+            f"--recipe {path}{place}: expected YAML, found a mistake ({problem}); correct the file"
+        ) from error
     except ValueError as error:  # an impossible date or number
         raise UsageFault(
-            f"--recipe {path}: expected YAML, found a mistake ({one_line(str(error), 80)}); correct it"
+            f"--recipe {path}: expected YAML, found a mistake ({one_line(str(error), 80)}); correct the file"
         ) from error
     if document is None:
         return {}
     if not isinstance(document, dict):
         raise UsageFault(
-            f"--recipe {path}: expected lines of the form 'key: value', found {document!r:.60}; write such lines"
+            f"--recipe {path}: expected lines of the form 'key: value', found {document!r:.60}; write one setting a "
+            "line"
         )
     found = {name.replace("-", "_"): value for name, value in document.items()}
     if len(found) != len(document):

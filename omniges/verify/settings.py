@@ -61,7 +61,7 @@ class VerifySettings:
         if self.output_file and path and self.output_file.absolute().parent.resolve() == path.resolve():
             raise UsageFault(
                 f"--output-file {self.output_file}: expected a file outside of the folder that is checked; choose "
-                "another"
+                "another file"
             )
 
     @property

@@ -420,7 +420,7 @@ class TestRefusals:
         assert not (tmp_path / "absent").exists()
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "stats.json").write_text("mine")
-        with pytest.raises(UsageFault, match=r"called stats.json, found one that is not from an omniges run"):
+        with pytest.raises(UsageFault, match=r"called stats.json, found a file that is not from an omniges run"):
             encode(settings_of(shards, tmp_path / "out"))
         with pytest.raises(UsageFault, match="each codec once"):
             EncodeSettings(shards=shards, codecs=())

@@ -331,7 +331,7 @@ class TestState:
             ({"shuffle": False}, "shuffle was False, is True"),
             ({"tick_multiple": 4}, "tick_multiple was 4, is 1"),
             ({"content_hashes": ["e" * 64]}, f"content_hashes was '{'e' * 64}', is '"),
-            ({"content_hashes": ["e" * 64], "seed": 12}, "found others: seed was 12, is 11; resume"),
+            ({"content_hashes": ["e" * 64], "seed": 12}, "found other windows .seed was 12, is 11.; resume"),
             ({"seed": 12, "window_ticks": 9}, "window_ticks was 9, is 8; seed was 12, is 11"),
         ],
     )

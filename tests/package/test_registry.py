@@ -65,7 +65,7 @@ class TestRefusals:
 
     def test_another_object_of_a_registered_name_and_one_of_another_kind(self, registry: Registry[Any]) -> None:
         registry.register("own", own)
-        with pytest.raises(UsageFault, match="'own': expected a name that is not taken"):
+        with pytest.raises(UsageFault, match="'own': expected a name that is not registered"):
             registry.register("own", print)
         with pytest.raises(UsageFault, match=r"Callable, found 3"):
             registry.register("three", 3)

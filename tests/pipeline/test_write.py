@@ -289,7 +289,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "source": ({"source": "/home/anna/take.bvh"}, "a path relative to the data set"),
     "key": ({"key": "a/b"}, "recording 'a/b': expected a key that is a file name"),
     "long key": ({"key": "a" * 100}, "of at most 86 bytes"),
-    "key again": ({"key": "take_0"}, "recording 'take_0': expected each key once, found it twice; rename one"),
+    "key again": ({"key": "take_0"}, "recording 'take_0': expected each key once, found this key twice; rename one"),
     "two splits": ({"poses": recording(0).poses, "trans": recording(0).trans, "expressions": recording(0).expressions,
                     "samples": recording(0).samples, "betas": recording(0).betas, "split": "val"},
                    "found the content of 'take_0' in train; remove one of the two"),

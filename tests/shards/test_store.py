@@ -141,7 +141,7 @@ class TestStores:
         made = place(next(works))
         with (
             made.locked(),
-            pytest.raises(UsageFault, match=r"train-000000\.tar, found one that is not from an omniges run"),
+            pytest.raises(UsageFault, match=r"train-000000\.tar, found a file that is not from an omniges run"),
         ):
             made.recover()
         assert objects.objects[f"{PREFIX}train-000000.tar"] == b"of somebody"

@@ -379,7 +379,7 @@ class TestDamage:
             return
         if name.endswith(".lock"):
             (cache.folder(GROUP) / "train-000001.tar").unlink()
-        with pytest.raises(UsageFault, match=r"expected .*found .*remove it"):
+        with pytest.raises(UsageFault, match=r"expected .*found .*remove this path"):
             use(cache, Source(), 1)
 
     @pytest.mark.parametrize("change", [lambda record: record.unlink(), lambda record: record.write_bytes(b"{")])

@@ -186,7 +186,7 @@ def _find_data_folders(
             seen = ", ".join(sorted(child.name for child in root.iterdir() if child.is_dir())[:8]) or "no folders"
             raise UsageFault(
                 f"--root {root}: expected a folder of {modality} ({tried}, there or in beat_* folders), found "
-                f"{seen}; name it with {_FLAGS[modality]}"
+                f"{seen}; name the folder with {_FLAGS[modality]}"
             )
     return data_folders
 

@@ -155,7 +155,9 @@ class RayCluster:
         with self._condition:
             self._look()
         if not self._starting:
-            raise EnvironmentFault("--engine ray: expected a node with a CPU in the Ray cluster, found none; add one")
+            raise EnvironmentFault(
+                "--engine ray: expected a node with a CPU in the Ray cluster, found none; add a node with a CPU"
+            )
 
     def __exit__(self, *_: object) -> None:
         self._connected.close()

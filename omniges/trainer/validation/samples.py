@@ -260,7 +260,9 @@ def make_result(task: str, one: HeldOutWindow, part: Part, results: WindowResult
         return GeneratedWindow(task, one.number, why_not=str(error).partition("; the model")[0])
     # This also checks face and root, which are not rotations.
     if "gesture" in found.sinks and not np.isfinite(generated.content).all():
-        return GeneratedWindow(task, one.number, why_not="generated motion: expected finite channels, found others")
+        return GeneratedWindow(
+            task, one.number, why_not="generated motion: expected finite channels, found NaN or infinite values"
+        )
     return replace(generated, measures=found.measures)
 
 

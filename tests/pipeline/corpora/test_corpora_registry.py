@@ -87,7 +87,7 @@ def test_a_corpus_that_workers_cannot_find_is_refused_before_any_work(
     scope: dict[str, Any] = {}
     exec(SOUNDS, scope)  # noqa: S102 - the package above, registered by this program instead
     monkeypatch.setitem(CORPORA._registered, "sounds", scope["SOUNDS"])  # as register_corpus does, undone afterwards
-    with pytest.raises(UsageFault, match=r"'sounds': expected an entry point, .*registered in this process alone"):
+    with pytest.raises(UsageFault, match=r"'sounds': expected an entry point, .*only this process registered it"):
         run_preprocess(sounds, tmp_path / "out", corpus="sounds")
     assert not (tmp_path / "out").exists()
 

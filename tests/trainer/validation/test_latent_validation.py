@@ -332,7 +332,7 @@ class TestRefusals:
                 {"audio_codec": AUDIO},
                 r"expected a codec of the run \(audioldm2-vae\), found another codec; remove",
             ),
-            (("audioldm2-vae=a", "audioldm2-vae=b"), BOTH, "expected each codec once, found it twice; name one folder"),
+            (("audioldm2-vae=a", "audioldm2-vae=b"), BOTH, "expected each codec once, found it twice; give one folder"),
         ],
     )
     def test_what_names_no_codec_of_the_run(self, codecs: Any, own: Any, words: str, tmp_path: Path) -> None:
