@@ -13,7 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+T = TypeVar("T")
 
 
 class ExitCode(enum.IntEnum):
@@ -91,6 +96,25 @@ def needs(extra: str, user: str) -> Iterator[None]:
             f"{user}: expected the package {error.name}, found that it is not installed; run pip install "
             f"'omniges[{extra}]'"
         ) from error
+
+
+def settled(function: Callable[[], T]) -> Future[T]:
+    """Call a function and keep its result or its exception, for another thread.
+
+    Args:
+        function: Function to call.
+
+    Returns:
+        A finished future: `result` returns the result or raises the exception, of any class.
+    """
+    from concurrent.futures import Future  # noqa: PLC0415 - only programs with threads need it
+
+    future: Future[T] = Future()
+    try:
+        future.set_result(function())
+    except BaseException as error:  # noqa: BLE001 - raised again by the thread that asks for the result
+        future.set_exception(error)
+    return future
 
 
 def first_of(texts: Sequence[str], most: int) -> str:

@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import IO, Any, Final, Generic, Protocol, TypeVar, cast
 
@@ -32,6 +33,7 @@ from omniges.errors import (
     UsageFault,
     fault_of_machine,
     is_memory_error,
+    settled,
 )
 
 ENVIRONMENT: Final = {
@@ -416,24 +418,26 @@ class Pool(Generic[Task, Result]):
             return index
 
     def _serve(self, tasks: Sequence[Task]) -> None:
-        """Run the thread of one worker: process tasks, and repeat a task after a crash while no other task runs."""
-        worker: Answering | None = None
-        try:
-            while (index := self._take(tasks)) is not None:
-                with self._places_for(1):
-                    outcome, worker = self._attempt(worker, tasks[index], index, 1)
-                if isinstance(outcome, Lost) and not self._stop:
-                    with self._places_for(self._workers):
-                        outcome, worker = self._attempt(worker, tasks[index], index, 2)
-                with self._condition:
-                    self._outcomes[index] = outcome
-                    self._running.pop(index, None)
-                    self._condition.notify_all()
-                del outcome  # frees a large result before the next task runs
-        except BaseException as error:  # noqa: BLE001 - raised again by the thread that awaits outcomes
+        """Run the thread of one worker; an exception is raised again by the thread that awaits outcomes."""
+        if (error := settled(partial(self._work, tasks)).exception()) is not None:
             with self._condition:
                 self._failure = error
                 self._condition.notify_all()
+
+    def _work(self, tasks: Sequence[Task]) -> None:
+        """Process tasks one after the other, and repeat a task after a crash while no other task runs."""
+        worker: Answering | None = None
+        while (index := self._take(tasks)) is not None:
+            with self._places_for(1):
+                outcome, worker = self._attempt(worker, tasks[index], index, 1)
+            if isinstance(outcome, Lost) and not self._stop:
+                with self._places_for(self._workers):
+                    outcome, worker = self._attempt(worker, tasks[index], index, 2)
+            with self._condition:
+                self._outcomes[index] = outcome
+                self._running.pop(index, None)
+                self._condition.notify_all()
+            del outcome  # frees a large result before the next task runs
 
     @contextlib.contextmanager
     def _places_for(self, places: int) -> Iterator[None]:

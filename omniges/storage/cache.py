@@ -33,10 +33,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from omniges.errors import DataError, EnvironmentFault, UsageFault
+from omniges.errors import DataError, EnvironmentFault, UsageFault, settled
 from omniges.storage import atomic
 from omniges.storage.files import canonical_json, file_sha256, parse_json, read_file
 from omniges.storage.remote import MAX_TIME_OUTS, MissingFile, Store, StoreFault
@@ -610,12 +611,8 @@ class FetchAhead:
     def _run(self) -> None:
         """Download shards one after the other until `close`, and store each pin or error."""
         while (name := self._next()) is not None:
-            pin: Pin | None = None
-            error: BaseException | None = None
-            try:
-                pin = self._acquire(name, self._wait)
-            except BaseException as caught:  # noqa: BLE001 - handed to the thread that opens the shard
-                error = caught
+            download = settled(partial(self._acquire, name, self._wait))
+            error = download.exception()
             with self._changed:
                 self._busy.discard(name)
                 wanted = name in self._order or self._awaited[name] > 0
@@ -623,10 +620,10 @@ class FetchAhead:
                     self._order = []  # the cache is full: download nothing before the next hint
                 elif error is not None and wanted and not isinstance(error, _Closed):
                     self._errors[name] = error
-                elif pin is not None and wanted:
-                    self._pins[name] = pin
-                elif pin is not None:
-                    pin.close()
+                elif error is None and wanted:
+                    self._pins[name] = download.result()
+                elif error is None:
+                    download.result().close()
                 self._changed.notify_all()
 
     def _wait(self, seconds: float) -> None:

@@ -7,7 +7,6 @@ the file does not exist, `StoreFault` for faults of the network, the server or p
 
 from __future__ import annotations
 
-import functools
 import importlib
 import os
 import queue
@@ -18,12 +17,15 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeGuard, TypeVar
 from urllib.parse import urlsplit
 
-from omniges.errors import DataError, EnvironmentFault, UsageFault
+from omniges.errors import DataError, EnvironmentFault, OmnigesError, UsageFault, settled
 from omniges.storage.atomic import is_file_name, os_errors
 from omniges.storage.redact import one_line, redact, secrets_in_environment, secrets_in_url
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 T = TypeVar("T")
 
@@ -487,35 +489,24 @@ class UrlStore:
     def _call(self, action: str, name: str, function: Callable[[], T], size: int = 0) -> T:
         """Call a function of a storage library, and convert any exception into an OmnigesError.
 
-        The text of the library's error may contain credentials. So the new error is raised outside the handler and does
-        not refer to the old error. A call is abandoned if it takes longer than `Timeouts.limit_s` allows for `size`
-        bytes.
+        The text of the library's error may contain credentials. So the new error does not refer to the old error. A
+        call is abandoned if it takes longer than `Timeouts.limit_s` allows for `size` bytes.
         """
-        outcomes: queue.SimpleQueue[Callable[[], T]] = queue.SimpleQueue()
+        outcomes: queue.SimpleQueue[Future[T]] = queue.SimpleQueue()
         # No storage library limits the time of a request whose bytes come one by one. So a thread makes the request.
         # A late thread ends when its connection or the process ends.
-        run = threading.Thread(
-            target=lambda: outcomes.put(self._outcome(action, name, function)), name="store-call", daemon=True
-        )
+        run = threading.Thread(target=lambda: outcomes.put(settled(function)), name="store-call", daemon=True)
         run.start()
         try:
             outcome = outcomes.get(timeout=self._timeouts.limit_s(size))
         except queue.Empty:
             raise self.too_slow(name) from None
-        return outcome()
-
-    def _outcome(self, action: str, name: str, function: Callable[[], T]) -> Callable[[], T]:
-        """Call a function; return another function that returns the result or raises the error."""
-        fault: Exception
-        try:
-            found = function()
-        except (DataError, EnvironmentFault, UsageFault) as error:
-            fault = error
-        except Exception as error:  # noqa: BLE001 - the boundary to libraries that raise what they like
+        error = outcome.exception()
+        if isinstance(error, Exception) and not isinstance(error, OmnigesError):
             fault = self._fault(action, name, error)
-        else:
-            return lambda: found
-        return functools.partial(_raise, fault)
+            del outcome, error  # a traceback that shows local variables would show the text of the library's error
+            raise fault
+        return outcome.result()
 
     def too_slow(self, name: str) -> StoreFault:
         """Return the error for a server that sends data too slowly."""
@@ -559,10 +550,6 @@ class UrlStore:
 
 Store = LocalStore | UrlStore
 """A folder whose files can be read. Only one thread may use a store at a time."""
-
-
-def _raise(error: Exception) -> Any:
-    raise error
 
 
 def _finalize(filesystem: Any) -> None:

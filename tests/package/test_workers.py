@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from omniges import workers as workers_module
-from omniges.errors import DataError, EnvironmentFault, fault_of_machine, is_memory_error
+from omniges.errors import DataError, EnvironmentFault, fault_of_machine, is_memory_error, settled
 from omniges.workers import Lost, Pool, Worker, worker_command
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
@@ -182,3 +182,28 @@ class TestFlow:
 
     def test_no_tasks_need_no_workers(self) -> None:
         assert run() == ({}, [])
+
+    def test_an_error_in_the_thread_of_a_worker_is_raised_where_outcomes_are_awaited(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise KeyboardInterrupt("in a thread")
+
+        monkeypatch.setattr(Pool, "_attempt", fail)
+        with pytest.raises(KeyboardInterrupt, match="in a thread"):
+            list(pool([]).run(["a", "b"]))
+
+
+class TestSettled:
+    def test_a_result_is_returned(self) -> None:
+        assert settled(lambda: 7).result() == 7
+
+    @pytest.mark.parametrize("error", [ValueError("x"), DataError("x"), KeyboardInterrupt(), SystemExit(3)])
+    def test_an_exception_of_any_class_is_raised_by_the_one_who_asks(self, error: BaseException) -> None:
+        def fail() -> None:
+            raise error
+
+        future = settled(fail)
+        assert future.exception() is error
+        with pytest.raises(type(error)):
+            future.result()
