@@ -53,8 +53,8 @@ class LoaderSettings:
         """Refuse values out of range."""
         if self.workers < 0 or self.prefetch < 1 or not self.stall_s > 0:
             raise UsageFault(
-                f"expected workers ≥ 0, prefetch ≥ 1 and stall_s > 0, found {self.workers}, {self.prefetch} and "
-                f"{self.stall_s}"
+                "workers, prefetch, stall_s: expected workers ≥ 0, prefetch ≥ 1 and stall_s > 0, found "
+                f"{self.workers}, {self.prefetch} and {self.stall_s}"
             )
 
 
@@ -124,7 +124,7 @@ class BatchLoader:
             DataError: The statistics are damaged.
         """
         if not data:
-            raise UsageFault("expected at least one shard folder, found none")
+            raise UsageFault("data: expected at least one shard folder, found none; give a shard folder")
         self._data, self._sequencing, self._share = tuple(data), sequencing, share
         self._settings = settings or LoaderSettings()
         self._order = make_order(self._data, sequencing)

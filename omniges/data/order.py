@@ -309,11 +309,11 @@ class RankShare:
         """Refuse values out of range."""
         if self.world_size < 1 or self.batch_size < 1 or self.accumulation < 1:
             raise UsageFault(
-                f"expected world size, batch size and accumulation of at least 1, found {self.world_size}, "
+                f"world size, batch size, accumulation: expected at least 1 each, found {self.world_size}, "
                 f"{self.batch_size}, {self.accumulation}"
             )
         if not 0 <= self.rank < self.world_size:
-            raise UsageFault(f"expected a rank from 0 to {self.world_size - 1}, found {self.rank}")
+            raise UsageFault(f"rank: expected a number from 0 to {self.world_size - 1}, found {self.rank}")
 
     @property
     def micro_batch(self) -> int:

@@ -63,7 +63,9 @@ class CacheSettings:
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         if self.capacity_bytes < 1 or self.ahead < 0 or self.threads < 0 or self.space_wait_s < 0:
-            raise UsageFault(f"expected a cache of at least 1 byte and no negative numbers, found {self}")
+            raise UsageFault(
+                f"cache settings: expected a cache of at least 1 byte and no negative numbers, found {self}"
+            )
 
     def as_json(self) -> dict[str, Any]:
         """Return the settings as JSON."""

@@ -219,7 +219,10 @@ class ShardSet:
             raise arguments.refuse("labels", 'values by label, such as {"emotion": "anger"},', labels)
         min_seconds = arguments.number("min_seconds", min_seconds, 0)
         if max_seconds is not None and min_seconds > arguments.number("max_seconds", max_seconds, 0):
-            raise UsageFault(f"expected 0 ≤ min_seconds ≤ max_seconds, found {min_seconds} and {max_seconds}")
+            raise UsageFault(
+                f"min_seconds, max_seconds: expected 0 ≤ min_seconds ≤ max_seconds, found {min_seconds} and "
+                f"{max_seconds}"
+            )
         known = {label for row in self.rows for label in row.labels}
         if unknown := (labels or {}).keys() - known:
             there = ", ".join(sorted(known)) or "none"

@@ -46,7 +46,7 @@ def weighted_mean(clips: Sequence[ClipValue]) -> float:
     """
     total = math.fsum(clip.weight for clip in clips)
     if not total > 0:
-        raise DataError(f"mean over clips: expected a total weight above 0, found {total} of {len(clips)} clips")
+        raise DataError(f"mean over clips: expected a total weight above 0, found {total} over {len(clips)} clips")
     return math.fsum(clip.value * clip.weight for clip in clips) / total
 
 

@@ -422,7 +422,10 @@ def _tensors(path: Path) -> dict[str, F64]:
             for key in file.keys():  # noqa: SIM118 - the file is not a mapping
                 kind = file.get_slice(key).get_dtype()
                 if kind not in {"F16", "F32", "F64"}:
-                    raise DataError(f"{path}: expected F16, F32 or F64, found tensor {one_line(key, 80)} {kind}")
+                    raise DataError(
+                        f"{path}: expected F16, F32 or F64, found tensor {one_line(key, 80)} of type {kind}; give "
+                        "another encoder"
+                    )
             found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise DataError(
@@ -431,6 +434,7 @@ def _tensors(path: Path) -> dict[str, F64]:
     for key, tensor in found.items():
         if not np.isfinite(tensor).all():
             raise DataError(
-                f"{path}: expected finite numbers, found NaN or infinite ones in tensor {one_line(key, 80)}"
+                f"{path}: expected finite numbers, found NaN or infinite ones in tensor {one_line(key, 80)}; give "
+                "another encoder"
             )
     return {key: tensor.astype(np.float64) for key, tensor in found.items()}

@@ -339,7 +339,7 @@ def jerk(joints: Numbers) -> ClipValue:
     """
     positions = checked(joints, "joints", (None, None, 3), at_least=4)
     if positions.shape[1] == 0:
-        raise UsageFault("joints: expected (frames, joints, 3), found none")
+        raise UsageFault("joints: expected (frames, joints, 3), found no joints")
     third = np.diff(positions, n=3, axis=0) * float(FRAME_RATE_HZ**3)
     return ClipValue(float(np.linalg.norm(third, axis=-1).mean()), float(len(third)))
 
@@ -499,7 +499,7 @@ def semantic_recall(
     found, expected = checked_pair(generated, recorded, "joints", (None, None, 3))
     frames, joints, _ = found.shape
     if joints == 0:
-        raise UsageFault("joints: expected (frames, joints, 3), found none")
+        raise UsageFault("joints: expected (frames, joints, 3), found no joints")
     difference = found - expected
     lengths = {"sum": np.abs(difference).sum(axis=-1), "euclidean": np.sqrt(np.square(difference).sum(axis=-1))}
     hits = (lengths[settings.error] < settings.threshold_m).mean(axis=1)
@@ -554,7 +554,9 @@ class FaceSums:
         """
         found, expected = checked_pair(generated, recorded, "vertices", (None, None, 3))
         if self._last is not None and found.shape[1] != self._vertices:
-            raise UsageFault(f"vertices: expected {self._vertices} vertices as before, found {found.shape[1]}")
+            raise UsageFault(
+                f"vertices: expected {self._vertices} vertices as in earlier clips, found {found.shape[1]}"
+            )
         self._vertices = found.shape[1]
         self._frames += len(found)
         error = found - expected

@@ -127,7 +127,8 @@ class ModelConfig:
                 raise UsageFault(f"{name}: expected a whole number from 1 to {_MAX_SIZE}, found {size!r:.40}")
         if self.width % (2 * self.heads):
             raise UsageFault(
-                f"expected an even number of features a head, found width {self.width} and {self.heads} heads"
+                f"width, heads: expected an even number of features a head, found width {self.width} and "
+                f"{self.heads} heads"
             )
         periods = self.rotary_periods_s
         if periods is not None and not (
@@ -172,8 +173,8 @@ class ModelConfig:
             )
         if patches and self.audio_prediction != "velocity":
             raise UsageFault(
-                "audio_prediction: expected velocity, which OmniFlow's head predicts, found "
-                f"{self.audio_prediction} and audio_tokens patches"
+                f"audio_prediction: expected velocity, which OmniFlow's head predicts, found {self.audio_prediction} "
+                "with audio_tokens patches; set audio_prediction to velocity"
             )
 
     @property

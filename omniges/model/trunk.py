@@ -429,7 +429,10 @@ class JointFlowTransformer(nn.Module):
             model.load_state_dict(read_tensors(path / WEIGHTS_FILE))
         except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise DataError(f"{path}: expected a model of save_pretrained, found another ({reason})") from error
+            raise DataError(
+                f"{path}: expected a model that save_pretrained wrote, found another file ({reason}); give another "
+                "folder"
+            ) from error
         return model.eval()
 
     def forward(  # noqa: PLR0913 - each argument is a separate quantity

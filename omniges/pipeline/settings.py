@@ -246,7 +246,7 @@ class PreprocessSettings:
             require_file_names("--output-dir", str(location.path))
             object.__setattr__(self, "output_dir", location.path)
             if not location.path.absolute().name:
-                raise UsageFault(f"--output-dir {location}: expected a folder with a name")
+                raise UsageFault(f"--output-dir {location}: expected a folder with a name; choose another folder")
             return
         from omniges.storage.bucket import MAX_OBJECT_BYTES, require_writable
 

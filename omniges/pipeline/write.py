@@ -255,7 +255,7 @@ def _checked_recordings(recordings: Iterable[Recording]) -> Iterator[Recording]:
                 "objects of this class"
             )
         if not isinstance(recording.key, str):
-            raise DataError(f"recording {number}: expected a text, found key {recording.key!r:.80}")
+            raise DataError(f"recording {number}: expected a text as key, found {recording.key!r:.80}")
         yield recording
 
 

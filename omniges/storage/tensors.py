@@ -329,7 +329,10 @@ def _content(path: Path, entry: str | None, kind: type, *, mapped: bool) -> dict
     found, where = _loaded(path, mapped=mapped), str(path)
     if entry is not None:
         if not isinstance(found, dict) or entry not in found:
-            raise DataError(f"{path}: expected a dictionary with weights under {entry!r}, found {_summary(found)}")
+            raise DataError(
+                f"{path}: expected a dictionary with weights under {entry!r}, found {_summary(found)}; choose "
+                "another file"
+            )
         found, where = found[entry], f"{path}: entry {entry!r}"
     fits = isinstance(found, kind)
     if not fits or not found:

@@ -206,7 +206,7 @@ class TestDamage:
     def test_whole_numbers(self):
         tensors = dict(NET)
         tensors["decoder.model.0.bias"] = tensors["decoder.model.0.bias"].long()
-        with pytest.raises(DataError, match=r"decoder.model.0.bias torch.int64"):
+        with pytest.raises(DataError, match=r"torch.int64 in tensor decoder.model.0.bias"):
             rvqvae_of(tensors, "file")
 
     def test_one_table_without_its_projection(self):

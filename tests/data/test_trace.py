@@ -88,7 +88,7 @@ def test_a_distant_step(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--rank", 2, "--world-size", 2), "rank from 0 to 1"),
+        (("--rank", 2, "--world-size", 2), "rank: expected a number from 0 to 1"),
         (("--split", "val"), "expected samples of split 'val'"),
         (("--window-ticks", 99), "--window-ticks 30 or less"),
         (("--steps", 0), "--steps 0: expected a whole number of at least 1"),

@@ -435,7 +435,7 @@ class TestRefusals:
             with pytest.raises(DataError, match=words):
                 scored(tmp_path / "own", shards, task="a2g", mean_speeds=tmp_path / "speeds.npy")
         (tmp_path / "speeds.npy").write_bytes(b"")
-        with pytest.raises(DataError, match=r"expected --?mean.speeds as an \.npy file of \(55,\) floats"):
+        with pytest.raises(DataError, match=r"expected an \.npy file of \(55,\) floats for (--)?mean.speeds"):
             scored(tmp_path / "own", shards, task="a2g", mean_speeds=tmp_path / "speeds.npy")
 
 

@@ -177,7 +177,7 @@ class TestWholeness:
         sample = samples_of(shards)[0]
         header = b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 64), }"
         put(tmp_path / "own", shards, sample.row.key, "t2a", {".mel.npy": header.ljust(127) + b"\n"})
-        with pytest.raises(DataError, match=r"needs 25599999999744 bytes"):
+        with pytest.raises(DataError, match=r"expected 25599999999744 bytes"):
             scored(tmp_path / "own", shards)
 
     @pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.9])

@@ -118,7 +118,7 @@ class TestFace:
         for found, expected in zip((sums.mse(), sums.velocity(settings)), whole, strict=True):
             assert found.value == pytest.approx(expected.value, rel=1e-12)
             assert (found.weight, found.vertices) == (expected.weight, expected.vertices)
-        with pytest.raises(UsageFault, match="expected 30 vertices as before, found 29"):
+        with pytest.raises(UsageFault, match="expected 30 vertices as in earlier clips, found 29"):
             sums.add(self.P[:, :29], self.G[:, :29])
 
     @pytest.mark.parametrize("name", ALL)

@@ -115,7 +115,7 @@ class TestFilesThatAreNone:
             ),
             (
                 lambda t: t.update({"encoder.layers.0.0.shortcut.bias": torch.ones(90, dtype=torch.int64)}),
-                "shortcut.bias torch.int64",
+                "torch.int64 in tensor encoder.layers.0.0.shortcut.bias",
             ),
             (lambda t: t.update({"module.fc_mu.bias": torch.ones(84)}), "found fc_mu.bias and module"),
         ],

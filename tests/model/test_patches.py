@@ -123,7 +123,7 @@ class TestConfiguration:
             ({"audio_grid": None}, "found none; initialize from its weights"),
             ({"audio_tokens": "rows"}, "initialize from its weights"),
             ({"rotary_periods_s": (0.5, 120.0)}, "initialize from its weights"),
-            ({"audio_prediction": "clean"}, "expected velocity, .* predicts, found clean and audio_tokens patches"),
+            ({"audio_prediction": "clean"}, "expected velocity, .* predicts, found clean with audio_tokens patches"),
             ({"audio_tokens": "pixels"}, "audio_tokens: expected rows, patches, found 'pixels'"),
             ({"audio_tokens": ["patches"]}, r"audio_tokens: expected rows, patches, found \['patches'\]"),
         ],

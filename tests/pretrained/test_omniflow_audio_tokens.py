@@ -236,7 +236,7 @@ class TestChoice:
             UsageFault, match="audio_tokens: expected patches only with --audio-codec audioldm2-vae, found no such flag"
         ):
             open_start(omniflow, None, {"audio_tokens": "patches"}, None)
-        with pytest.raises(UsageFault, match=r"expected velocity, .*, found clean and audio_tokens patches"):
+        with pytest.raises(UsageFault, match=r"expected velocity, .*, found clean with audio_tokens patches"):
             open_start(omniflow, None, {"audio_prediction": "clean"}, CODEC)
         with pytest.raises(UsageFault, match=r"audio_tokens: .*found .pixels."):
             open_start(omniflow, None, {"audio_tokens": "pixels"}, CODEC)
