@@ -182,7 +182,8 @@ def fault_of_machine(error: BaseException) -> EnvironmentFault | None:
         return EnvironmentFault(f"{_USED_UP[number]}{f' ({text})' if text else ''}")
     if "No usable temporary directory" in text:
         return EnvironmentFault(
-            f"expected a folder for temporary files, found none ({text}); set TMPDIR to a folder that can be written"
+            f"temporary files: expected a folder for them, found none ({text}); set TMPDIR to a folder that can be "
+            "written"
         )
     no_library = isinstance(error, (ImportError, OSError)) and any(words in text for words in _NO_LIBRARY)
     if no_library or isinstance(error, ModuleNotFoundError):
@@ -226,11 +227,12 @@ CODES: dict[str, CodeInfo] = {
     ),
     "path-outside-root": _rejected(
         "a link leads out of the root folder, where nothing is read",
-        "copy the file in, or name its folder with --allow-root",
+        "copy the file into the root, or name its folder with --allow-root",
     ),
     "file-too-large": _rejected("the file is larger than any recording", "check where the file comes from"),
     "folder-outside-root": _note(
-        "a link to a folder outside the root was not followed", "copy the folder in, or name it with --allow-root"
+        "a link to a folder outside the root was not followed",
+        "copy the folder into the root, or name it with --allow-root",
     ),
     "folder-unreadable": _note("the operating system refused to list a folder", "check permissions and the disk"),
     "file-unreadable": _rejected("the operating system refused to read the file", "check permissions and the disk"),
@@ -252,14 +254,14 @@ CODES: dict[str, CodeInfo] = {
     ),
     "split-inferred": _note(
         "no split list names this recording, so a hash of its stem chose between train and val",
-        "name it in a split list",
+        "name the recording in a split list",
     ),
     "split-id-invalid": _note(
         "the split list holds an id that is no file stem; the row was ignored", "correct the row"
     ),
     "split-list-unreadable": _note(
-        "there is a split list that is not a file under the root, such as a link out of it; it was not read",
-        "copy it in, name its folder with --allow-root, or name it with --split-csv",
+        "a split list is not a file under the root (for example, a link out of the root) and was not read",
+        "copy the list into the root, name its folder with --allow-root, or name the list with --split-csv",
     ),
     "split-id-not-on-disk": _note("the split list names recordings that are not on disk", "add them, or ignore this"),
     "no-train-samples": _note(
@@ -270,7 +272,7 @@ CODES: dict[str, CodeInfo] = {
     "wav-empty": _rejected("the file holds no audio samples", "export the recording again"),
     "wav-not-riff": _rejected("the file is not a RIFF WAVE file", "convert it to 16 kHz mono PCM WAV"),
     "wav-damaged-header": _rejected("the WAV header contradicts itself", "export the recording again"),
-    "wav-truncated": _rejected("the header promises more audio than the file holds", "copy the file again"),
+    "wav-truncated": _rejected("the header states more audio than the file contains", "copy the file again"),
     "wav-unsupported-encoding": _rejected(
         "only PCM of 8 to 32 bits, float of 32 or 64 bits, A-law and mu-law are read",
         "convert it to 16 kHz mono PCM WAV",
@@ -279,7 +281,7 @@ CODES: dict[str, CodeInfo] = {
     "wav-silent": _rejected("every audio sample has the same value", "export the recording again"),
     "wav-channels-cancel": _rejected(
         "the channels are the opposite of each other, so that their mean is almost silent",
-        "invert one channel, or export one alone",
+        "invert one channel, or export one channel alone",
     ),
     "wav-out-of-range": _rejected(
         "float samples are far beyond full scale, which is 1", "divide them by full scale, such as 32768"
@@ -317,7 +319,7 @@ CODES: dict[str, CodeInfo] = {
     ),
     "npz-no-rate": _rejected(
         "the NPZ does not say how many frames a second has",
-        "name the rate with --motion-rate, or save it as mocap_frame_rate",
+        "give the rate with --motion-rate, or save it in the NPZ as mocap_frame_rate",
     ),
     "npz-frame-rate": _rejected(
         "the frame rate is not a whole multiple of 30 per second", "resample the motion to 30 fps"
@@ -336,11 +338,11 @@ CODES: dict[str, CodeInfo] = {
     "npz-float16": _note("arrays of float16 were read; their positions are rounded to steps of up to 1 mm", "nothing"),
     "npz-keys-unread": _note(
         "the NPZ has a part of the motion twice, and the second is in a form that cannot be compared; it was not read",
-        "remove it if it matters",
+        "remove the part that is not needed",
     ),
     "npz-text-unread": _note(
         "gender or model is no plain text, but for example a pickled object, which is never loaded; it is left empty",
-        "save it as a plain text if it matters",
+        "save the value as plain text if it matters",
     ),
     "motion-far": _note(
         "the body moves farther than a person who speaks does", "check that trans is in metres, not in centimetres"
@@ -352,7 +354,9 @@ CODES: dict[str, CodeInfo] = {
     "textgrid-empty": _rejected("the TextGrid file is empty", "run the aligner again"),
     "textgrid-too-large": _rejected("the TextGrid is larger than any alignment", "check where the file comes from"),
     "textgrid-encoding": _rejected("the TextGrid is neither UTF-8 nor UTF-16", "save it as UTF-8 in Praat"),
-    "textgrid-syntax": _rejected("the text is not a TextGrid that praatio can parse", "open and save it in Praat"),
+    "textgrid-syntax": _rejected(
+        "the text is not a TextGrid that praatio can parse", "open the file in Praat and save it"
+    ),
     "textgrid-no-word-tier": _rejected("there is no tier of words", "name the tier with --word-tier"),
     "textgrid-several-speakers": _rejected(
         "there are tiers of words of several speakers, and none of them is named like the recording's",
@@ -396,7 +400,7 @@ CODES: dict[str, CodeInfo] = {
     "clip-too-short": _rejected("the common length is below one tick of 0.1 s", "leave the recording out"),
     "length-cut": _note("audio or motion was cut by over 0.1 s to the common length", "nothing"),
     "internal-error": _rejected(
-        "the converter failed on this recording with an unexpected error", "report it with the file"
+        "the converter failed on this recording with an unexpected error", "report the error with the file"
     ),
 }
 

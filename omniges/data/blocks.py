@@ -98,8 +98,8 @@ def map_memory(descriptor: int, size: int, offset: int = 0) -> mmap.mmap:
         return mmap.mmap(descriptor, size, offset=offset)
     except OSError as error:
         raise EnvironmentFault(
-            f"expected {size} bytes of memory to map, found less ({error.strerror}); use smaller batches or fewer "
-            "workers"
+            f"memory of batches: expected {size} bytes to map, found less ({error.strerror}); use smaller batches or "
+            "fewer workers"
         ) from error
 
 
@@ -291,7 +291,7 @@ def _page_lock(root: npt.NDArray[np.uint8]) -> None:
     failure = int(runtime.cudaHostRegister(address, root.nbytes, 0))
     if failure:
         raise EnvironmentFault(
-            f"expected {root.nbytes / 1e6:.1f} MB of page-locked memory for the GPU, found CUDA error {failure}; "
-            "raise ulimit -l, or set pin_memory to False"
+            f"memory of batches: expected {root.nbytes / 1e6:.1f} MB of page-locked memory for the GPU, found CUDA "
+            f"error {failure}; raise ulimit -l, or set pin_memory to False"
         )
     weakref.finalize(root, runtime.cudaHostUnregister, address).atexit = False

@@ -133,8 +133,8 @@ def parts_of(
         track = load()
         if not settings.start_s < track.seconds:
             raise UsageFault(
-                f"--start {settings.start_s:g}: expected a time before the end of {track.clip}, "
-                f"{track.seconds:.1f} s; choose an earlier one"
+                f"--start {settings.start_s:g}: expected a time before the end of {track.clip}, {track.seconds:.1f} "
+                "s; choose an earlier time"
             )
         if settings.start_s or settings.seconds is not None:
             track = track.cut(settings.start_s, settings.seconds or track.seconds)

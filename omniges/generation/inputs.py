@@ -346,8 +346,8 @@ def _plain(path: str, data: bytes, rate: SpeakingRate | None) -> tuple[list[dict
         ) from error
     if rate is None:
         raise UsageFault(
-            f"{path}: expected words with times, found plain text, for which this checkpoint has no speaking "
-            "rate; give --shards DIR to learn one from its words, or a TextGrid"
+            f"{path}: expected words with times, found plain text, for which this checkpoint has no speaking rate; "
+            "give --shards DIR to learn a rate from its words, or give a TextGrid"
         )
     try:
         words = timed_words(text, rate)
@@ -643,8 +643,8 @@ def _rate(sources: Sources) -> SpeakingRate | None:
         return None
     if all(Path(file).suffix.lower() == ".textgrid" for file in sources.text):
         raise UsageFault(
-            f"--shards {sources.shards}: expected plain text that needs a speaking rate, found none, so no shards "
-            "are read; name samples by --key or --split, or remove --shards"
+            f"--shards {sources.shards}: expected with --key, --split or plain text, found none of these, so no "
+            "shards are read; add one of these inputs, or remove --shards"
         )
     folder = ShardFolder(sources.shards)
     return learn_rate(folder.words(row) for row in folder.rows if row.split == "train")

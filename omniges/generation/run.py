@@ -248,7 +248,7 @@ class _Job:
             if not settings.part.show_start_s < read.ticks / TICKS_PER_SECOND:
                 raise UsageFault(
                     f"--show-start {settings.part.show_start_s:g}: expected a time before the end of the result "
-                    f"{read.name}, {read.ticks / TICKS_PER_SECOND:.1f} s; choose an earlier one"
+                    f"{read.name}, {read.ticks / TICKS_PER_SECOND:.1f} s; choose an earlier time"
                 )
             # Encode conditions only once for all samples, because encoding may be slow.
             conditions, warnings = self.sampler.codecs.conditions(read, self.windows)

@@ -296,7 +296,7 @@ class FlowSettings:
             if not 0 <= value <= 1:
                 raise UsageFault(f"{name.replace('_', ' ')}: expected a share between 0 and 1, found {value}")
         if self.shift <= 0 or self.level_std <= 0:
-            raise UsageFault(f"levels: expected positive numbers, found shift {self.shift}, std {self.level_std}")
+            raise UsageFault(f"shift, level_std: expected positive numbers, found {self.shift} and {self.level_std}")
         if set(self.weights) != set(STREAMS) or min(self.weights.values()) < 0:
             raise UsageFault(
                 f"loss weights: expected a weight of at least 0 for each stream, found {dict(self.weights)}"

@@ -238,7 +238,7 @@ class FlowModel(nn.Module):
         """
         missing = [name for name in self.carried(targets) if name not in tokens]
         if missing:
-            raise ValueError(f"this model carries absent streams as noise; pass tokens of {', '.join(missing)}")
+            raise ValueError(f"this model represents absent streams by noise; pass tokens of {', '.join(missing)}")
         every = torch.arange(len(speakers), device=speakers.device)
         outputs = self.trunk(
             tokens,

@@ -209,7 +209,7 @@ def _rows(data: bytes, name: str) -> list[list[str]]:
     except (UnicodeDecodeError, csv.Error) as error:
         why = one_line(str(error), 200)
         raise DataError(
-            f"{name}: expected a CSV file in UTF-8 or UTF-16, found another ({why}); save it as UTF-8 CSV"
+            f"{name}: expected a CSV file in UTF-8 or UTF-16, found another file ({why}); save it as UTF-8 CSV"
         ) from error
 
 

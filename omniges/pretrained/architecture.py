@@ -257,7 +257,7 @@ def read_architecture(
     )
     nested = set(nested_names(shapes))
     own = {name: shape for name, shape in shapes.items() if name not in nested}
-    remedy = "expected a complete OmniFlow transformer; download it again"
+    remedy = "download the complete OmniFlow transformer again"
     require_same(parameters(architecture) | tables(architecture), own, where, remedy)
     return architecture, _compare(architecture, config, where)
 

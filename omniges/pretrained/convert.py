@@ -136,7 +136,7 @@ def converted_config(folder: Path) -> dict[str, Any]:
         raise DataError(f"{path}: expected the trunk of an OmniFlow transformer ({reason}); {_AGAIN}") from error
     if not fits:
         raise DataError(f"{path}: expected grids of the trunk's image and audio tokens, found other grids; {_AGAIN}")
-    require_same(expected, shapes, str(folder / _MODEL_FILE), f"expected those of its config.json; {_AGAIN}")
+    require_same(expected, shapes, str(folder / _MODEL_FILE), f"{_AGAIN}")
     return found
 
 

@@ -131,8 +131,8 @@ def open_start(
     if is_omniflow(path):
         return OmniFlowStart(path, weights or "last", changes, audio_codec)
     raise UsageFault(
-        f"--pretrained-model-name-or-path {path}: expected an OmniFlow folder (transformer/config.json and "
-        "weights), one of convert-omniflow, or a run or checkpoint of omniges, found none of them; check the path"
+        f"--pretrained-model-name-or-path {path}: expected an OmniFlow folder (transformer/config.json and weights), "
+        "a folder that convert-omniflow wrote, or a run or checkpoint of omniges, found none of them; check the path"
     )
 
 

@@ -247,8 +247,8 @@ def check_document(document: object, path: str) -> dict[str, Any]:
     """
     if isinstance(document, dict) and document.get("format") == schema.UNFINISHED_FORMAT:
         raise DataError(
-            f"{path}: expected a complete set, found one that omniges preprocess is replacing; wait for it, or run the "
-            "same command again"
+            f"{path}: expected a complete set, found one that omniges preprocess is replacing; wait until preprocess "
+            "ends, or run the same preprocess command again"
         )
     if not isinstance(document, dict) or document.get("format") != schema.FORMAT:
         raise DataError(

@@ -264,7 +264,7 @@ class StorePlace:
             if holder is not None and not self._is_dead(holder):
                 raise EnvironmentFault(
                     f"{self.location}: expected no other writer, found that another omniges run is writing here "
-                    f"({_shown_holder(holder)}); wait for it, or stop it"
+                    f"({_shown_holder(holder)}); wait for that run, or stop it"
                 )
             state.lock += 1
             with contextlib.suppress(LockLost):  # another run has taken the lock first
@@ -278,7 +278,7 @@ class StorePlace:
             return ended
         self._say(
             f"{self.location}: locked by {_shown_holder(holder)}; waiting {self._lease.expires_s:g} s for its "
-            "heartbeat before its work is taken over"
+            "heartbeat before this run takes over its work"
         )
         first, began = self._bucket.entry(self._beat_name), time.monotonic()
         while time.monotonic() - began < self._lease.expires_s:
@@ -325,7 +325,7 @@ class StorePlace:
         ]
         if records and records[0].number and not any(record.kind == "clean" for record in records):
             raise UsageFault(
-                f"{self.unfinished}: expected all records since the last clean one, found "
+                f"{self.unfinished}: expected all records since the last clean record, found "
                 f"{_record_name(records[0].number)} as the first; move this folder away, then run the same command "
                 "again"
             )

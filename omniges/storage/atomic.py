@@ -204,8 +204,8 @@ def _end_last_line(path: Path, descriptor: int, size: int) -> None:
         line = os.pread(descriptor, end - start, start) + line
     if len(line) >= _MAX_LINE_BYTES:
         raise DataError(
-            f"{path}: expected lines of at most {_MAX_LINE_BYTES} bytes, found a longer one at its end; move the file "
-            "to another place"
+            f"{path}: expected lines of at most {_MAX_LINE_BYTES} bytes, found a longer line at its end; move the "
+            "file to another place"
         )
     rest = line[line.rfind(b"\n") + 1 :]
     if not rest:
@@ -282,7 +282,8 @@ def locked(out: Path) -> Iterator[None]:
         descriptor = os.open(out, _FOLDER)
     if not _take_lock(descriptor, out):
         raise EnvironmentFault(
-            f"{out}: expected no other writer, found that another omniges run is writing here; wait for it, or stop it"
+            f"{out}: expected no other writer, found that another omniges run is writing here; wait for that run, or "
+            "stop it"
         )
     try:
         yield

@@ -197,8 +197,8 @@ class Bucket(UrlStore):
                 continue
             raise UsageFault(
                 f"{self.location}: expected a store that honours create-only and conditional writes (If-None-Match, "
-                f"If-Match), found one that ignores {next(iter(condition))}; write to a folder and copy it there, "
-                "dataset.json last"
+                f"If-Match), found a store that ignores {next(iter(condition))}; write to a folder and copy it "
+                "there, dataset.json last"
             )
 
     def _put(self, name: str, data: bytes, **condition: str) -> str:

@@ -193,7 +193,7 @@ def read_file(path: Path, max_bytes: int, root: Path | None = None) -> bytes:
     with open(open_file(path, root), "rb") as stream, os_errors(path, "read"):
         size = os.fstat(stream.fileno()).st_size
         if size > max_bytes:
-            raise DataError(f"{path}: expected at most {max_bytes} bytes, found {size}; check its origin")
+            raise DataError(f"{path}: expected at most {max_bytes} bytes, found {size}; check where the file is from")
         return stream.read()
 
 

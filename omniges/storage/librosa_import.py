@@ -56,8 +56,8 @@ def compiling(package: str) -> Iterator[None]:
             reason = one_line(f"{type(error).__name__}: {error}", 200)
             variable = "HOME" if "home directory" in reason else "NUMBA_CACHE_DIR"
             raise EnvironmentFault(
-                f"{package}: expected to import it, found an error ({reason}); set {variable} to a writable folder "
-                "for its compiled functions"
+                f"{package}: expected an import without errors, found an error ({reason}); set {variable} to a "
+                "writable folder for its compiled functions"
             ) from error
 
 

@@ -120,7 +120,10 @@ def parse_location(text: str) -> Location:
             "or its URL"
         )
     if _CHAIN.match(text):
-        raise UsageFault(f"{shown}: expected a single protocol, found a chain; omniges has its own cache")
+        raise UsageFault(
+            f"{shown}: expected a single protocol, found a chain of protocols; remove the others, because omniges "
+            "has its own cache"
+        )
     match = _URL.fullmatch(text)
     if match is None:
         return Location(text, "file", shown)
@@ -139,7 +142,8 @@ def parse_location(text: str) -> Location:
         raise UsageFault(f"{shown}: expected {protocol}://HOST-OR-BUCKET/FOLDER, found another form; correct the URL")
     if protocol in _NO_USERINFO and "@" in authority:
         raise UsageFault(
-            f"{shown}: expected a {protocol}:// URL without credentials, found some; {_where_credentials(protocol)}"
+            f"{shown}: expected a {protocol}:// URL without credentials, found credentials; "
+            f"{_where_credentials(protocol)}"
         )
     return Location(f"{protocol}://{rest}", protocol, shown)
 
@@ -171,7 +175,7 @@ def check_name(name: str) -> str:
     """
     if not is_file_name(name):
         raise DataError(
-            f"{one_line(name, 80)!r}: expected a file name of letters, digits, . _ and -, found another; check "
+            f"{one_line(name, 80)!r}: expected a file name of letters, digits, . _ and -, found another name; check "
             "where the shards are from"
         )
     return name
@@ -339,7 +343,7 @@ class UrlStore:
         found = self._call("find", name, lambda: self._filesystem.info(address)["size"])
         if found is not None and not _is_size(found):
             place, size = self.location.shown_file(name), one_line(repr(found), 40)
-            raise StoreFault(f"{place}: expected its size in bytes, found {size}; check the address")
+            raise StoreFault(f"{place}: expected the size of the file in bytes, found {size}; check the address")
         return found
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:

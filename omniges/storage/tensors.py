@@ -123,8 +123,8 @@ class TensorFile(LazyTensors):
             self._names: dict[str, None] = dict.fromkeys(self._file.keys())
         except (SafetensorError, OSError) as error:
             raise DataError(
-                f"{path}: expected a safetensors file, found damage or another file ({error}); download it again or "
-                "choose another"
+                f"{path}: expected a safetensors file, found damage or another file ({error}); download it again, or "
+                "choose another file"
             ) from error
 
     def __getitem__(self, name: str) -> Tensor:
@@ -148,7 +148,7 @@ class TensorFile(LazyTensors):
         except (SafetensorError, *_FAULTS, OSError) as error:
             raise DataError(
                 f"{self._path}: expected a tensor, found {name!a:.120}, which cannot be read ({_line(error)}); "
-                f"{_AGAIN} or choose another"
+                f"{_AGAIN}, or choose another file"
             ) from error
 
     def kind(self, name: str) -> Kind:
@@ -395,8 +395,8 @@ def _loaded(path: Path, *, mapped: bool) -> Any:
 
     if torch.__version__ < _SAFE_SINCE:
         raise EnvironmentFault(
-            f"{path}: expected torch {_SAFE_SINCE} or newer to read such files safely, found "
-            f"{torch.__version__}; update it, or save the weights as safetensors"
+            f"{path}: expected torch {_SAFE_SINCE} or newer to read such files safely, found {torch.__version__}; "
+            "update torch, or save the weights as safetensors"
         )
     with os_errors(path, "read"), warnings.catch_warnings():
         with open(open_file(path, path.parent), "rb") as file:

@@ -351,9 +351,8 @@ def _with_absent_parts(identity: ModelIdentity, data: Sequence[DataSource]) -> M
     unknown = [part for k, part in enumerate(STREAM_PARTS) if part in identity.absent and flags[:, k].any()]
     if unknown:
         raise UsageFault(
-            f"--shards: expected statistics of {', '.join(unknown)} from train samples of "
-            f"{data[0].catalog.folder} or the pretrained weights, found none; let --shards begin with a folder "
-            "that has them"
+            f"--shards: expected statistics of {', '.join(unknown)} from train samples of {data[0].catalog.folder} "
+            "or the pretrained weights, found none; name a folder that has these statistics first in --shards"
         )
     if flags.all():
         return identity

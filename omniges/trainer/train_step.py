@@ -141,7 +141,7 @@ def _require_moments(model: nn.Module, found: Mapping[str, Tensor], last_step: i
         tensor = found[name]
         require_learned(name, tensor, where)
         if name.endswith(".exp_avg_sq") and (tensor < 0).any():
-            raise DataError(f"{where}: {name}: expected means of squares of at least 0, found less; {_OTHER}")
+            raise DataError(f"{where}: {name}: expected means of squares of at least 0, found negative ones; {_OTHER}")
         if name.endswith(".step"):
             steps.add(float(tensor))
     most = math.inf if last_step is None else last_step

@@ -12,8 +12,10 @@ _PER_CODE: Final = 20  # largest number of listed findings of one code for a fil
 
 _AGAIN: Final = "make the shards again"
 _COPY: Final = "copy the file again from where it was made, or make the shards again"
-_LATENTS: Final = "if nobody edited the shards, report it with this line; run omniges encode again with --overwrite"
-_REPORT: Final = "if nobody edited the shards, report it with this line; make the shards again"
+_LATENTS: Final = (
+    "if nobody edited the shards, report the error with this line; run omniges encode again with --overwrite"
+)
+_REPORT: Final = "if nobody edited the shards, report the error with this line; make the shards again"
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,8 +81,8 @@ def verify(settings: VerifySettings, count: Callable[[int, int], None] = lambda 
     path = settings.location.path
     if path is not None and not os.path.isdir(path):
         raise UsageFault(
-            f"{settings.location}: expected a folder of shards, found that the folder does not exist; give the "
-            "--output-dir of omniges preprocess"
+            f"{settings.location}: expected a folder of shards, found no folder there; give the --output-dir of "
+            "omniges preprocess"
         )
     found = _Verification(settings)
     try:

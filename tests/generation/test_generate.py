@@ -419,9 +419,14 @@ def test_results_are_not_replaced_unless_asked(checkpoint: Path, files: dict[str
             "a2g",
             {"audio": ("sound.wav",), "shards": Path("shards")},
             UsageFault,
-            "--shards shards: expected plain text",
+            "--shards shards: expected with --key, --split or plain text,",
         ),
-        ("unconditional", {"seconds": 1, "shards": Path("shards")}, UsageFault, "name samples by --key or --split"),
+        (
+            "unconditional",
+            {"seconds": 1, "shards": Path("shards")},
+            UsageFault,
+            "add one of these inputs, or remove --shards",
+        ),
         ("unconditional", {"seconds": float("inf")}, UsageFault, "seconds inf: expected a number of at least 0.1"),
         ("t2g", {"text": ("good morning",)}, UsageFault, "pass words through --text -"),
         ("a2g", {"audio": ("cut.wav",)}, DataError, "copy the file again$"),
@@ -718,7 +723,7 @@ def test_motion_without_a_rate_is_read_with_the_rate_that_is_given(
     given: dict[str, Any] = {"gesture": (tmp_path / "talk.npz",)}
     if task == "t2g":
         given = {"body": tmp_path / "talk.npz", "text": (str(files["TextGrid"]),)}
-    with pytest.raises(DataError, match=r"npz-no-rate: .* name the rate with --motion-rate"):
+    with pytest.raises(DataError, match=r"npz-no-rate: .* give the rate with --motion-rate"):
         make(checkpoint, tmp_path / "out", task, **given)
     with pytest.raises(DataError, match="npz-frame-rate: --motion-rate 25"):
         make(checkpoint, tmp_path / "out", task, **given, motion_rate_hz=25)

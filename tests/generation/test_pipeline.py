@@ -197,7 +197,7 @@ def test_what_cannot_be_asked_is_one_line(pipeline: OmnigesPipeline, call: dict[
 def test_the_rate_of_motion_is_a_keyword(pipeline: OmnigesPipeline, files: dict[str, Path], tmp_path: Path) -> None:
     with np.load(files["npz"]) as source:
         np.savez(tmp_path / "talk.npz", **{name: source[name] for name in ("poses", "trans", "betas", "expressions")})
-    with pytest.raises(DataError, match="name the rate with motion_rate_hz, or save it"):
+    with pytest.raises(DataError, match="give the rate with motion_rate_hz, or save it"):
         pipeline("g2t", gesture=tmp_path / "talk.npz", num_inference_steps=1)
     with pytest.raises(UsageFault, match="motion_rate_hz: expected only with a motion file, found it with an array"):
         pipeline("g2t", gesture=np.zeros((30, 415)), motion_rate_hz=60, num_inference_steps=1)

@@ -368,7 +368,7 @@ class TestSplitsAndFilters:
 
     def test_filters_that_leave_nothing_are_a_usage_error(self, tmp_path: Path) -> None:
         lay(tmp_path, [A])
-        with pytest.raises(UsageFault, match="stems that the filters all exclude"):
+        with pytest.raises(UsageFault, match="all of them excluded by the filters"):
             found(tmp_path, speakers=("nobody",))
 
     def test_a_semantic_file_is_taken_along_but_makes_no_recording(self, tmp_path: Path) -> None:
@@ -393,5 +393,5 @@ class TestSplitsAndFilters:
 
     def test_a_stem_outside_the_grammar_is_no_speakers(self, tmp_path: Path) -> None:
         lay(tmp_path, ["video"])
-        with pytest.raises(UsageFault, match="stems that the filters all exclude"):
+        with pytest.raises(UsageFault, match="all of them excluded by the filters"):
             found(tmp_path, speakers=("None",))

@@ -69,9 +69,8 @@ class TestLock:
             other = place(next(works), Lease(beat_s=60, expires_s=0.3, poll_s=0.02), said.append)
             with other.locked(), pytest.raises(LockLost, match="took over"):
                 slow.begin(BEGUN)
-            assert said == [
-                f"{URL}: locked by process 1 on other; waiting 0.3 s for its heartbeat before its work is taken over"
-            ]
+            waiting = "waiting 0.3 s for its heartbeat before this run takes over its work"
+            assert said == [f"{URL}: locked by process 1 on other; {waiting}"]
             with pytest.raises(LockLost):
                 slow.journal.append({"staged": "staged-000000-000000.tar"}, durable=True)
 
@@ -112,7 +111,7 @@ class TestStores:
         self, objects: MemoryBucket, works: Iterator[Path], condition: str
     ) -> None:
         objects.ignored = frozenset({condition})
-        with pytest.raises(UsageFault, match=rf"^{URL}/.*found one that ignores {condition}"):
+        with pytest.raises(UsageFault, match=rf"^{URL}/.*found a store that ignores {condition}"):
             place(next(works)).locked().__enter__()
 
     @pytest.mark.parametrize("keeps", [True, False])

@@ -238,7 +238,7 @@ def test_a_listing_of_other_values_is_one_line(entry: object, monkeypatch: pytes
         store.listing()
     assert "\n" not in str(caught.value)
     if isinstance(entry, dict) and entry.get("size") in {"x", -1}:
-        with pytest.raises(StoreFault, match="expected its size in bytes, found"):
+        with pytest.raises(StoreFault, match="expected the size of the file in bytes, found"):
             store.size("a.tar")
 
 

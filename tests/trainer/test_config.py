@@ -69,7 +69,7 @@ class TestRefusals:
             ("zzz: 3\nsed: 1", r"unknown keys zzz, sed .did you mean seed\?.; expected some of"),
             ("model: {widht: 3}", "model: unknown key widht .did you mean width"),
             ("flow: {shfit: 3}", "flow: unknown key shfit .did you mean shift"),
-            ("flow: {shift: -3}", "found shift -3"),
+            ("flow: {shift: -3}", "shift, level_std: expected positive numbers, found -3"),
             ("flow: {shares: 3}", "flow: shares: expected an object, found 3"),
             ("model: {width: 30}", "found width 30"),
             (

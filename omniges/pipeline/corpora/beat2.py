@@ -142,7 +142,7 @@ def _read_split_list(path: Path, name: str) -> labels.SplitList:
 def _why_nothing(stems: int, data_folders: Sequence[_DataFolder], findings: Sequence[Finding]) -> str:
     """Return a text that says why a data set has no recordings, and what to do."""
     if stems:
-        return f"expected recordings, found {stems} stems that the filters all exclude; change the filters"
+        return f"expected recordings, found {stems} stems, all of them excluded by the filters; change the filters"
     if outside := sorted({str(f.file) for f in findings if f.problem.code == "folder-outside-root"}):
         return (
             f"expected recordings, found links that lead out of the root ({first_of(outside, 4)}); name their "

@@ -264,7 +264,7 @@ def open_held_out(
     if not rows:
         raise UsageFault(
             f"{shown}: expected recordings in the val split to validate on, found none; preprocess again with "
-            "--split-csv FILE, whose lines 'STEM,val' name some, or train with --validation-steps 0"
+            "--split-csv FILE that has lines 'STEM,val', or train with --validation-steps 0"
         )
     clips = [Clip(*place, row.speaker or "", row.ticks) for place, row in rows.items()]
     places = choose_places(clips, window_ticks, limit)
