@@ -271,7 +271,7 @@ class TestRemoval:
         refused = omniges(*words)
         assert refused.returncode == 2
         assert (
-            f"max_length_mismatch_s was {recorded}, is now null; run again with the earlier settings ("
+            f"max_length_mismatch_s was {recorded}, is now null); run again with the earlier settings ("
             in refused.stderr
         )
         assert f"settings ({' '.join(as_made)}), choose" in refused.stderr
