@@ -325,7 +325,7 @@ def _stored_names(tensors: Mapping[str, Tensor], prefix: str, expected: Iterable
     for kind, names in (("missing", set(expected) - found.keys()), ("unknown", found.keys() - set(expected))):
         if names:
             raise DataError(
-                f"{where}: expected the {len(expected)} tensors of the text VAE, found {len(names)} {kind} "
+                f"{where}: expected exactly the tensors of the text VAE, found {len(names)} {kind} "
                 f"({first_of(sorted(names), 3)}); {_REMEDY}"
             )
     return found
