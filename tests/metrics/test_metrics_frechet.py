@@ -153,7 +153,7 @@ class TestDegenerate:
     def test_values_that_are_not_finite(self, bad):
         features = np.ones((5, 3))
         features[2, 1] = bad
-        with pytest.raises(DataError, match=r"recorded features: expected .*found (nan|inf) at \(2, 1\)"):
+        with pytest.raises(DataError, match=r"recorded features: expected .*found (nan|inf) at index \(2, 1\)"):
             distance(np.ones((5, 3)), features)
 
     def test_widths_and_shapes(self):

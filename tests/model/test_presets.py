@@ -95,7 +95,7 @@ class TestConfig:
 
     @pytest.mark.parametrize("changes", [{"layers": 0}, {"width": 100, "heads": 3}, {"width": 12, "heads": 4}])
     def test_sizes_no_trunk_has_are_refused(self, changes):
-        with pytest.raises(UsageFault, match=r"^(layers: )?expected"):
+        with pytest.raises(UsageFault, match=r"^[a-z, ]+: expected"):
             dataclasses.replace(PRESETS["tiny"], **changes)
 
 
