@@ -456,7 +456,7 @@ class Pool(Generic[Task, Result]):
     def _attempt(
         self, worker: Answering | None, task: Task, index: int, attempt: int
     ) -> tuple[Result | Lost, Answering | None]:
-        """Run a task on the given worker, or on a new one if it is None.
+        """Run a task on the given worker, or, without `worker`, on a new one.
 
         Return the outcome, and the worker for the next task (None if this worker crashed or exceeded the deadline).
         """

@@ -28,7 +28,7 @@ from omniges.storage.files import canonical_json
 
 @dataclass(frozen=True, slots=True)
 class LostText:
-    """What one text loses when it is encoded as latents. Both fields are False if it loses nothing."""
+    """Loss of one text that is encoded as latents. Both fields are False if it loses nothing."""
 
     cut: bool
     """True: the text is longer than the codec can read, so its end is lost."""

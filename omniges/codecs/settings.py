@@ -54,7 +54,7 @@ def t5_tokenizer_option(of: str = "a text codec") -> Path | None:
         of: Name of the codec that needs the tokenizer, for the help text.
 
     Returns:
-        A dataclass field. Its default is None, which means the tokenizer in the codec's folder.
+        A dataclass field. The default, None, means the tokenizer in the codec's folder.
     """
     return option(None, f"For {of}: folder of the T5 tokenizer.", shown="t5_tokenizer in the codec's folder")
 

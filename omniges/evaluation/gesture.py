@@ -252,7 +252,7 @@ class _Scorer:
         """Add the face metrics of a result.
 
         The shuffled row compares the result with `other`, the motion of another recording. All motions move the body of
-        `person`. `other` is None if there is no other recording, or if the chosen one has no face. The shuffled row
+        `person`. `other` is None without another recording, or if the chosen one has no face. The shuffled row
         then gets no value.
         """
         others = [recorded] if other is None else [recorded, other.cut(generated.frames)]
@@ -267,7 +267,7 @@ class _Scorer:
         """Add the metrics that scripts and other packages define.
 
         The shuffled row compares the result with `other`, the motion of another recording. All motions move
-        `body`. `other` is None if there is no other recording; the shuffled row then gets no value.
+        `body`. `other` is None without another recording; the shuffled row then gets no value.
         """
 
         def clip(motion: ClipMotion) -> MotionClip:

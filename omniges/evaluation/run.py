@@ -266,8 +266,8 @@ def _tasks(saved: SavedCheckpoint, named: Sequence[str]) -> tuple[tuple[str, ...
     tasks = wanted or tuple(name for name in _SIX if name in trained)
     if not tasks:
         raise UsageFault(
-            f"--tasks: expected tasks on which {saved.path} was trained ({', '.join(sorted(trained))}), found no "
-            "such task; name tasks with --tasks"
+            f"--tasks: expected names, because {saved.path} was trained on {', '.join(sorted(trained))} and not on "
+            "any of the six default tasks, found none; name tasks with --tasks"
         )
     lost = [name for name in _SIX if name not in trained and not wanted]
     return tasks, [f"not generated, because the model was not trained on them: {', '.join(lost)}"] if lost else []

@@ -274,7 +274,7 @@ def _beside(path: Path, clip: str, ending: str) -> Path | None:
     """Return the file that belongs to a motion file and has `ending`: ``.wav`` for sound or ``.TextGrid`` for words.
 
     Its stem is that of the motion file, or `clip`. It is in the same folder or, for BEAT2, in a folder beside this
-    folder. Return None if there is no such file.
+    folder. Return None if no file is found.
     """
     places = [path.parent / folder / f"{stem}{ending}" for folder in _BESIDE[ending] for stem in (path.stem, clip)]
     return next((place for place in places if os.path.lexists(place)), None)  # reading refuses a folder

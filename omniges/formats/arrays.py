@@ -248,7 +248,7 @@ def checked(array: Numbers, what: str, shape: tuple[int | None, ...], *, at_leas
     Args:
         array: The array.
         what: Name of the array, for errors.
-        shape: Expected shape; an axis that is None may have any length.
+        shape: Expected shape; an axis given as None may have any length.
         at_least: Smallest number of rows.
 
     Returns:

@@ -216,8 +216,8 @@ def decode_words(data: bytes, tier: str | None = None, speakers: Collection[str]
     """Read the word tier of a TextGrid in UTF-8 or UTF-16, in long, short or chronological text form.
 
     The word tier is an interval tier named ``words`` or ``word`` (case and stray quotes are ignored). If there are
-    several, it is the first one that contains words. If no such tier exists, it is the tier ``SPEAKER - words``, as the
-    Montreal Forced Aligner (MFA) names it.
+    several, it is the first one that contains words. Without such a tier, it is the tier ``SPEAKER - words``
+    of the Montreal Forced Aligner (MFA).
     Letters of labels are unchanged. Surrounding white space is removed, a line break becomes one space, and silences
     are dropped. If a word begins up to 10 ms before the end of the previous word, its start is moved to that end.
 

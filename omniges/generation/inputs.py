@@ -477,7 +477,7 @@ class Input:
 
     @property
     def recording(self) -> Recording:
-        """`Recording` from which condition streams are read: `sample` or, if it is None, the given streams as one."""
+        """`Recording` from which condition streams are read: `sample` or, without it, the given streams as one."""
         return _recording(self.conditions) if self.sample is None else self.sample
 
 
@@ -758,7 +758,7 @@ def latents_of(folder: ShardFolder, entry: CodecEntry | None) -> str | None:
         entry: Codec of the model for a stream; None: the stream has no codec.
 
     Returns:
-        The name, or None if there are no such latents.
+        The name, or None without latents.
     """
     if not isinstance(entry, FrameEntry):
         return None

@@ -440,7 +440,7 @@ def result_picture(
 def _rows_of(condition: Condition, codec: TextTokenCodec | None, start: int, stop: int) -> Any:
     """Return the rows of a condition from tick `start` to tick `stop`; for text, return words instead of rows.
 
-    These are the words that have text tokens before `stop`. They are all words if `codec` is None or the text is stored
+    These are the words that have text tokens before `stop`. They are all words without a `codec`, or if the text is stored
     as latents.
     """
     if condition.stream != "text":

@@ -492,7 +492,7 @@ def semantic_recall(
         The recall of the clip.
 
     Raises:
-        UsageFault: Shapes differ, or the profile needs scores and `scores` is None.
+        UsageFault: Shapes differ, or the profile needs `scores`, but they were not passed.
         DataError: There are no frames, values are NaN or infinite, scores are below 0 or above 1, or the
             sum of the scores is 0 in a profile that divides by this sum.
     """

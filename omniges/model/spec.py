@@ -508,7 +508,7 @@ def _other(saved: SavedCheckpoint, name: str, own: Any, codecs: set[str]) -> boo
         codecs: Names of the codecs that this model uses. In latents.json, only their statistics are compared.
 
     Returns:
-        True if the contents differ. False if they are equal, or if the checkpoint has no such file. A file is missing
+        True if the contents differ. False if they are equal, or if the checkpoint lacks the file. A file is missing
         only if settings in config.json differ, and `require_same` reports those settings.
     """
     if name not in saved.files:

@@ -459,7 +459,7 @@ class JointFlowTransformer(nn.Module):
             added: Position embeddings (N, W) to add to a stream's tokens.
             packed: Which sample each row of `tokens` belongs to, and which streams are absent; None: row i is sample i,
                 and no stream is absent. An absent stream does not affect the sample.
-            pooled: Vectors (B, pooled_width) for the complete samples; not used if `pooled_width` is None.
+            pooled: Vectors (B, pooled_width) for the complete samples; not used without `pooled_width`.
             speakers: Speakers (B,) int64 in 0 … speakers; None: all unknown.
             described: Vectors (B, W) to add to the conditioning of every stream, from condition streams and absent
                 parts.

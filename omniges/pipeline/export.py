@@ -139,7 +139,7 @@ def audio_file(sample: SampleArrays) -> bytes | None:
 
 
 def _encoded(audio: npt.NDArray[np.float32], bits: int | None) -> bytes:
-    """Encode samples (n,) as a WAV of `bits`-bit integers, or of floats if `bits` is None.
+    """Encode samples (n,) as a WAV of `bits`-bit integers, or, without `bits`, of floats.
 
     Raise ValueError if a value is NaN, infinite or out of range.
     """

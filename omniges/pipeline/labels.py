@@ -94,7 +94,7 @@ def parse_stem(stem: str) -> StemFields:
 def speaker_of_folder(folder: str) -> tuple[int | None, str | None]:
     """Return the speaker's id and name in a folder name such as ``2``, ``speaker2``, ``2_scott`` or ``scott``.
 
-    A value that the name does not contain is None.
+    The result has None in place of a value that the name does not contain.
     """
     match = _FOLDER.fullmatch(folder)
     if match:

@@ -272,7 +272,7 @@ class OmniFlowStart(Start):
             if audio_codec is None:
                 raise UsageFault(
                     f"recipe key model.audio_tokens: expected patches only with --audio-codec {_OMNIFLOW_AUDIO}, "
-                    f"found no such flag; add --audio-codec {_OMNIFLOW_AUDIO}"
+                    f"found no --audio-codec; add --audio-codec {_OMNIFLOW_AUDIO}"
                 )
             grid = PatchGrid(**(converted["grids"]["audio"] if converted else audio_grid_of(folder)))
             config = replace(config, audio_tokens="patches", audio_grid=grid, audio_prediction="velocity")
@@ -324,7 +324,7 @@ class OmniFlowStart(Start):
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """How the weights of the source trunk correspond to the weights of the model."""
+    """Correspondence of the weights of the source trunk to the weights of the model."""
 
     carried: Mapping[str, str]
     """Names in the model of the source weights that are copied, by their names in the source."""

@@ -69,7 +69,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class TensorStatus:
-    """How one pretrained tensor is used, or where one weight of the omniges model comes from.
+    """Use of one pretrained tensor, or origin of one weight of the omniges model.
 
     ``source`` is the name of the pretrained tensor, None for a new weight. ``target`` is the name of the weight, None
     for a tensor that is left out. ``numbers`` is how many values the tensor has.

@@ -309,7 +309,7 @@ def loudness_of(dataset: Mapping[str, Any], folder: Path) -> audio.Loudness:
 def _counts_problem(document: Mapping[str, Any]) -> str:
     """Compare the numbers of samples in ``splits`` and ``totals`` with the sums over ``shards``.
 
-    Return a description of the first difference, or "" if there is none.
+    Return a description of the first difference, or "" if all numbers agree.
     """
     splits, totals = document["splits"], document["totals"]
     samples = Counter(dict.fromkeys(schema.SPLITS, 0))

@@ -289,7 +289,7 @@ class ShardFolder:
         return checked_rows(data, self.dataset, str(self.folder / MANIFEST_FILE))
 
     def row(self, name: str) -> ManifestRow:
-        """Return the row whose key or stem is `name`; if there is none, raise a UsageFault with similar names."""
+        """Return the row whose key or stem is `name`; without a match, raise a UsageFault with similar names."""
         for row in self.rows:
             if name in (row.key, row.stem):
                 return row

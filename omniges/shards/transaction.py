@@ -153,7 +153,7 @@ class UnfinishedRun:
 
         Args:
             document: Settings that affect the output bytes.
-            anew: True if --force is set, so that an earlier set is not reused.
+            anew: True with --force, so that an earlier set is not reused.
 
         Returns:
             The settings and versions.
@@ -314,7 +314,7 @@ class Workspace:
         return open_local(shard)
 
     def problem(self) -> str | None:
-        """Describe the first file in the workspace that no omniges run wrote; return None if there is none.
+        """Describe the first file in the workspace that no omniges run wrote; return None if all is known.
 
         A folder of unknown origin may contain a workspace. Its content determines which files are renamed and removed.
         So every entry of the workspace must be a regular file with a name that a run uses. Nothing is changed here.
@@ -391,7 +391,7 @@ class Workspace:
         return None if document is None else UnfinishedRun(**document)
 
     def free_index(self) -> int:
-        """Return the number after the highest number of a finished shard in the workspace; 0 if there is none."""
+        """Return the number after the highest number of a finished shard in the workspace; 0 without shards in it."""
         taken = [int(name[7:13]) for name in self._names() if name.startswith("staged-")]
         return max(taken, default=-1) + 1
 

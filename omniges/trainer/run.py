@@ -386,7 +386,7 @@ def _speaking_rate(data: Sequence[DataSource]) -> bytes:
 def _open_validation(
     settings: TrainSettings, data: tuple[DataSource, ...], identity: ModelIdentity, learner: Learner, ranks: Ranks
 ) -> tuple[Validation | None, list[str]]:
-    """Return the validation of a run and warnings; the validation is None if it is turned off.
+    """Return the validation of a run (None if validation is turned off) and warnings.
 
     By default, the run validates if there are held-out windows.
 

@@ -256,7 +256,7 @@ class _Resumed:
 
 
 def _resume(run: Run) -> _Resumed:
-    """Load the checkpoint that the settings select; if there is none, start at step 0.
+    """Load the checkpoint that the settings select; without a checkpoint, start at step 0.
 
     Only the first rank reads the files.
     """

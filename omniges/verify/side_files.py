@@ -71,7 +71,7 @@ def read_rows(data: bytes, samples: int, out: Collector) -> list[manifest.Manife
 
 
 def _first_torn_column(file: pq.ParquetFile) -> str:
-    """Return the name of the first column whose nulls contradict a related column; "" if there is none.
+    """Return the name of the first column whose nulls contradict a related column; "" if all agree.
 
     The columns of one source file (path, sha256) must be null in the same rows, and so must the columns of one optional
     member (offset, size, sha256).

@@ -269,7 +269,7 @@ class _Walk:
         return following
 
     def _resync(self, position: int) -> int | None:
-        """Return the next position at which plan and shard both have a header; None if there is none nearby."""
+        """Return the next position at which plan and shard both have a header; None if no header is near."""
         first = bisect_right(self._plan.headers, position)
         for start in self._plan.headers[first : first + _RESYNC_TRIES]:
             block = self._bytes(start, BLOCK_BYTES)

@@ -210,7 +210,7 @@ def draw_result(
 def _view(row: Row, rows: Sequence[Row], span: tuple[float, float]) -> parts.View:
     """Return the part of a row in a time span. Gesture also gets words, from the text row of the same role.
 
-    If there is no such text row, the words are those of the condition.
+    Without such a text row, the words are those of the condition.
     """
     start_s, stop_s = span
     words = next(

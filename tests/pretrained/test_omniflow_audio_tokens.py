@@ -233,7 +233,8 @@ class TestChoice:
 
     def test_what_the_weights_do_not_know_is_refused(self, omniflow: Path) -> None:
         with pytest.raises(
-            UsageFault, match="audio_tokens: expected patches only with --audio-codec audioldm2-vae, found no such flag"
+            UsageFault,
+            match="audio_tokens: expected patches only with --audio-codec audioldm2-vae, found no --audio-codec",
         ):
             open_start(omniflow, None, {"audio_tokens": "patches"}, None)
         with pytest.raises(UsageFault, match=r"expected velocity, .*, found clean with audio_tokens patches"):

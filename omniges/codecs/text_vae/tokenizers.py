@@ -240,7 +240,7 @@ def _fault(where: str, found: str, expected: str) -> DataError:
 
 
 def _parts(component: Any, inner: str) -> list[Any]:
-    """Return a list that contains `component`, or an empty list if `component` is None.
+    """Return a list that contains `component`, or an empty list without a `component`.
 
     A component of type ``Sequence`` has a list of other components under the key `inner`. Then that list is returned.
     """

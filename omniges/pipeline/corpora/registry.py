@@ -46,7 +46,7 @@ class Corpus(Protocol):
     def take(self, inputs: Inputs, settings: ConvertSettings) -> Take | None:
         """Decode the files of one recording. This method runs in a worker process.
 
-        A part that the corpus lacks is None in the take, or NaN in the take's motion.
+        A part that the corpus lacks has the value None in the take, or NaN in the take's motion.
 
         Args:
             inputs: Reader of the recording's files; faults are recorded with `inputs.add`.

@@ -475,8 +475,8 @@ class RemoteShard:
 def _connection(address: str | None) -> Iterator[None]:
     """Connect to the Ray cluster at `address`; close the connection after the `with` block.
 
-    If `address` is None, RAY_ADDRESS is used. Without it, Ray finds a running cluster or starts one. A connection that
-    the program already has is used instead, and stays open.
+    Without an `address`, RAY_ADDRESS is used. Without both, Ray finds a running cluster or starts one. If the program
+    has a connection already, that connection is used instead, and stays open.
     """
     if ray.is_initialized():
         yield

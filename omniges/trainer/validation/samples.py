@@ -75,7 +75,7 @@ class HeldOutWindow:
 
     @property
     def described(self) -> dict[str, ValueOf]:
-        """By condition stream, a function ``f(first_tick, ticks)`` that always returns the value of this window."""
+        """Functions ``f(first_tick, ticks)`` by condition stream; all arguments give the value of this window."""
         return {name: constant(value) for name, value in self.conditions.items()}
 
     def ticks_of(self, name: StreamName) -> TicksOf:
