@@ -440,8 +440,8 @@ def result_picture(
 def _rows_of(condition: Condition, codec: TextTokenCodec | None, start: int, stop: int) -> Any:
     """Return the rows of a condition from tick `start` to tick `stop`; for text, return words instead of rows.
 
-    These are the words that have text tokens before `stop`. They are all words without a `codec`, or if the text is stored
-    as latents.
+    These are the words that have text tokens before `stop`. Without a `codec`, or if the text is stored
+    as latents, they are all words.
     """
     if condition.stream != "text":
         return condition.array(start, stop - start)
