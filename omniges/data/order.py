@@ -243,7 +243,10 @@ def mixture_pattern(weights: Sequence[float]) -> I64:
         UsageFault: A weight is not a positive finite number, or the number of weights is 0 or above PERIOD.
     """
     if not weights or not all(0 < weight < float("inf") for weight in weights) or len(weights) > PERIOD:
-        raise UsageFault(f"weights of a mixture: expected positive numbers, found {list(weights)}")
+        raise UsageFault(
+            f"weights of a mixture: expected 1 to {PERIOD:,} positive numbers, found {len(weights)} "
+            f"({list(weights)!s:.80}); correct the weights"
+        )
     exact = [weight / sum(weights) * PERIOD for weight in weights]
     counts = [max(1, int(share)) for share in exact]
     by_remainder = sorted(range(len(exact)), key=lambda i: (counts[i] - exact[i], i))

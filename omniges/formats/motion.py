@@ -122,6 +122,7 @@ def write_motion(
     if arrays["expressions"].shape[1] != EXPRESSION_COLUMNS or len(betas) not in BETAS_LENGTHS:
         found = f"expressions {arrays['expressions'].shape}, betas {betas.shape}"
         raise DataError(
-            f"{path}: expected (T, {EXPRESSION_COLUMNS}) and (10,), (16,) or (300,), found {found}; check the file"
+            f"{path}: expected expressions (T, {EXPRESSION_COLUMNS}) and betas (10,), (16,) or (300,), found {found}; "
+            "correct the arrays"
         )
     publish_bytes(path, encode_motion(**arrays, betas=betas, gender=gender, model=_MODEL, frame_rate_hz=rate))

@@ -167,9 +167,10 @@ class OmnigesSample:
         }
         asked = next((ending for ending in kinds if path.suffix.lower() == ending.lower()), None)
         if asked is not None and not kinds[asked][0]:
-            existing = ", ".join(ending for ending, (there, _) in kinds.items() if there)
+            existing = " or ".join(ending for ending, (there, _) in kinds.items() if there)
             raise UsageFault(
-                f"{path}: expected {existing}, which this sample has, found {asked}; choose one of the existing files"
+                f"{path}: expected the ending {existing}, because this sample has nothing to write as {asked}, found "
+                f"{asked}; choose another ending"
             )
         files = {
             path if asked else path.with_name(path.name + ending): content
@@ -474,8 +475,8 @@ class OmnigesPipeline:
         if isinstance(words, str):
             if rate is None:
                 raise UsageFault(
-                    "text: expected words with times, found none, and the checkpoint has no speaking rate, "
-                    f"because its training set has fewer than {MIN_WORDS} words; give "
+                    "text: expected words with times, found text without times; they cannot be estimated, because the "
+                    f"checkpoint has no speaking rate: its training set has fewer than {MIN_WORDS} words; give "
                     "speaking_rate=pipeline.speaking_rate(SHARDS), words with times, or a TextGrid"
                 )
             warnings = estimate_warnings(words, rate)

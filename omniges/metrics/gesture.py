@@ -506,7 +506,8 @@ def semantic_recall(
     if scores is None:
         if settings.without_scores == "refused":
             raise UsageFault(
-                "semantic recall: expected a semantic annotation in this profile, found none; leave this clip out"
+                "semantic recall: expected a semantic annotation of the clip, which this profile requires, found none; "
+                "leave this clip out"
             )
         return RecallScore(float(hits.mean()), float(frames), joints, annotated=False)
     weights = checked(scores, "semantic scores", (frames,))

@@ -337,11 +337,14 @@ def _spans(recording: Recording) -> tuple[SemanticSpan, ...] | None:
         )
     spans = []
     for place, item in enumerate(recording.semantic):
-        what = f"recording {recording.key!r}: semantic span {place}:"
+        what = f"recording {recording.key!r}: semantic span {place}"
         name, start, end, score, keywords, *more = _fields(item, ("name", "start", "end", "score", "keywords"), what)
         keywords = "" if keywords is None else keywords
         if not (_is_text(name) and name and _is_text(keywords) and all(map(_is_number, (start, end, score)))) or more:
-            raise DataError(f"{what}: expected (name, start, end, score[, keywords]), found {item!r:.80}")
+            raise DataError(
+                f"{what}: expected a name, numbers start, end and score, and optional keywords as text, "
+                f"found {item!r:.80}; correct this span"
+            )
         span = SemanticSpan(name, float(start), float(end), float(end) - float(start), float(score), keywords)
         check_span(span, f"semantic span {place}")
         spans.append(span)

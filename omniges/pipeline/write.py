@@ -296,8 +296,8 @@ def _convert_all(
             first = seen.setdefault(identity, sample.row)
             if first.split != sample.row.split:
                 raise DataError(
-                    f"recording {recording.key!r}: expected content of {sample.row.split} that is in no other split, "
-                    f"found the content of {first.stem!r} in {first.split}; remove one of the two recordings"
+                    f"recording {recording.key!r}: expected content that is in no split but {sample.row.split}, found "
+                    f"the same content in {first.stem!r} ({first.split}); remove one of the two recordings"
                 )
         inputs[take.stem] = digests_of(take)
         tally.take_statistics(sample)

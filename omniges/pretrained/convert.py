@@ -206,7 +206,7 @@ def _document(folder: Path) -> dict[str, Any]:
     valid = isinstance(files, dict) and {_CONFIG_FILE, _MODEL_FILE} <= files.keys() and sealed_correctly(document)
     if document.get("format") != _FORMAT or document.get("version") != _VERSION or not valid:
         raise DataError(
-            f"{path}: expected what convert-omniflow wrote (format {_FORMAT}, version {_VERSION}), found a "
-            f"change; {_AGAIN}"
+            f"{path}: expected an unchanged file of convert-omniflow (format {_FORMAT}, version {_VERSION}), found "
+            f"another file or version; {_AGAIN}"
         )
     return document

@@ -63,7 +63,11 @@ def read_rows(data: bytes, samples: int, out: Collector) -> list[manifest.Manife
         out.add("manifest-unreadable", f"{type(error).__name__}: {error}", "a manifest of the contract")
         return None
     if torn:
-        out.add("manifest-malformed", f"{torn}: values of an absent part", "all of a part's columns or none")
+        out.add(
+            "manifest-malformed",
+            f"column {torn}: other rows are null than in columns of its part",
+            "nulls in the same rows",
+        )
     wrong = [(row, problem) for row in rows for problem in [manifest.row_problem(row)] if problem]
     for row, problem in wrong:
         out.add("manifest-malformed", problem, key=row.key)

@@ -282,7 +282,7 @@ class TestMixture:
 
     @pytest.mark.parametrize("weights", [[], [0.0], [1.0, -1.0], [float("nan")], [float("inf"), 1.0]])
     def test_other_weights_are_refused(self, weights: list[float]) -> None:
-        with pytest.raises(UsageFault, match="expected positive numbers"):
+        with pytest.raises(UsageFault, match="expected 1 to 10,000 positive numbers"):
             mixture_pattern(weights)
 
 

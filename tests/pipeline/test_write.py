@@ -280,7 +280,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "words as text": ({"words": "hello"}, "word 0: expected a text and 0 <= start <= end in seconds, found 'h'"),
     "no words": ({"words": []}, "give words=None if there is no transcript"),
     "score": ({"semantic": [("beat", 0.0, 1.0, 3.0)]}, "semantic span 0: start 0.0, end 1.0"),
-    "span": ({"semantic": [("beat", 0.0)]}, "expected (name, start, end, score[, keywords]), found"),
+    "span": ({"semantic": [("beat", 0.0)]}, "expected a name, numbers start, end and score, and optional keywords"),
     "split": ({"split": "dev"}, "expected one of train, val, test, additional, found split 'dev'"),
     "label name": ({"labels": {"Mood!": "calm"}}, "31 of a-z, 0-9 and _, found label name 'Mood!'"),
     "label value": ({"labels": {"mood": 3}}, "expected a text, found label mood 3"),
@@ -292,7 +292,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "key again": ({"key": "take_0"}, "recording 'take_0': expected each key once, found this key twice; rename one"),
     "two splits": ({"poses": recording(0).poses, "trans": recording(0).trans, "expressions": recording(0).expressions,
                     "samples": recording(0).samples, "betas": recording(0).betas, "split": "val"},
-                   "found the content of 'take_0' in train; remove one of the two"),
+                   "no split but val, found the same content in 'take_0' (train); remove one of the two"),
 }  # fmt: skip
 
 
