@@ -230,7 +230,7 @@ def _with_saved_tokens(settings: TrainSettings) -> TrainSettings:
     """Copy the type of gesture tokens from the newest readable checkpoint of the run to the settings.
 
     Therefore, a run that started before spline tokens existed continues with its old type of tokens. The settings are
-    unchanged if they already name a type or a gesture codec, or if there is no checkpoint.
+    unchanged if they name a type or a gesture codec, if the saved type is the preset's, or without a checkpoint.
     """
     if "gesture_tokens" in settings.model or settings.gesture_codec is not None:
         return settings
@@ -239,7 +239,10 @@ def _with_saved_tokens(settings: TrainSettings) -> TrainSettings:
             saved = load_identity(open_checkpoint(path, bytewise=False))
         except OmnigesError:  # reported later, when a checkpoint is chosen
             continue
-        return replace(settings, model=dict(settings.model) | {"gesture_tokens": saved.config.gesture_tokens})
+        tokens = saved.config.gesture_tokens
+        if settings.preset is not None and settings.model_config().gesture_tokens == tokens:
+            return settings  # naming the default would be reported as another setting
+        return replace(settings, model=dict(settings.model) | {"gesture_tokens": tokens})
     return settings
 
 

@@ -14,6 +14,7 @@ from omniges.model.checkpoint import CHECKPOINT_FILE
 from omniges.model.gesture import SplineTokens
 from omniges.shards.dataset import seal
 from omniges.storage.files import canonical_json, sha256_hex
+from omniges.trainer.config import differences
 
 MODEL = SMALLEST | TOKEN_WIDTHS
 
@@ -41,6 +42,14 @@ def test_new_runs_have_splines(shards: Path, tmp_path: Path) -> None:
     loaded = load(tmp_path / "run")
     assert loaded.identity.config.gesture_tokens == "splines"
     assert isinstance(loaded.model.stream("gesture"), SplineTokens)
+
+
+def test_resuming_with_the_same_settings_reports_no_other_settings(shards: Path, tmp_path: Path) -> None:
+    """The message named gesture_tokens at each resume, though nobody had changed it."""
+    for steps in (2, 4):
+        run(shards, tmp_path, max_train_steps=steps)
+    first, second = (json.loads((checkpoint_of(tmp_path, k) / "settings.json").read_bytes()) for k in (2, 4))
+    assert differences(first, second) == ["--max-train-steps was 2, is 4"]
 
 
 def test_latents_of_gesture_have_no_splines(tmp_path: Path) -> None:
