@@ -244,7 +244,10 @@ class Worker:
 
         length = int.from_bytes(read(_LENGTH_BYTES), "little")
         if length > _MAX_HEAD_BYTES:
-            raise WorkerDied(f"a worker announced a head of {length} bytes", self._tasks[0])
+            raise WorkerDied(
+                f"a worker's answer has an invalid header: its length is {length} bytes, over {_MAX_HEAD_BYTES}",
+                self._tasks[0],
+            )
         head: dict[str, Any] = json.loads(bytes(read(length)))
         if "error" in head:
             self._tasks.popleft()

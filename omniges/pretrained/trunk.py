@@ -42,6 +42,7 @@ _LIST: Final = "shadow_params"
 _TIED: Final = "text_decoder.encoder.encoder.embed_tokens.weight"
 _TABLE: Final = "text_decoder.encoder.shared.weight"
 """The second name of the tensor `_TIED`. A file may store the tensor under both names; it counts as one parameter."""
+_USE_LAST: Final = "use the weights of the last step (--weights last; in train, --pretrained-weights last)"
 _MIN_TOLERANCE: Final = 2e-5  # for a table that was computed in float32
 
 StatusKind = Literal["loaded", "converted", "new", "left out"]
@@ -339,9 +340,7 @@ def read_omniflow(folder: Path, weights: WhichWeights = "last") -> SourceTrunk:
     bases, reasons = _tables(architecture, source)
     if weights == "ema":
         if found.average is None:
-            raise UsageFault(
-                f"{folder}: expected ema_transformer.pt with EMA weights, found none; use the last weights"
-            )
+            raise UsageFault(f"{folder}: expected ema_transformer.pt with EMA weights, found none; {_USE_LAST}")
         source = _average(found.average, architecture, source)
     grids = {
         "image": _as_entry(architecture.image, bases["image"]),
@@ -395,18 +394,18 @@ def _average(path: Path, architecture: Architecture, weights: Tensors) -> Tensor
     if len(found) != len(own) + len(nested):
         raise DataError(
             f"{path}: expected {len(own)} tensors of the transformer and {len(nested)} of models inside it in {_LIST}, "
-            f"found {len(found)}; use the last weights instead"
+            f"found {len(found)}; {_USE_LAST}"
         )
     for number, (name, shape) in enumerate(own.items()):
         if tuple(found[number].shape) != shape:
             raise DataError(
                 f"{path}: expected {shape} (the shape of {name}), found {tuple(found[number].shape)} at "
-                f"{_LIST}[{number}], so the order differs; use the last weights instead"
+                f"{_LIST}[{number}], so the order differs; {_USE_LAST}"
             )
     if Counter(tuple(x.shape) for x in found[len(own) :]) != Counter(weights.shapes[name] for name in nested):
         raise DataError(
             f"{path}: expected tensors of the nested models from {_LIST}[{len(own)}] on, found other shapes; "
-            "use the last weights"
+            f"{_USE_LAST}"
         )
     numbers = {name: number for number, name in enumerate(own)}
 
@@ -418,7 +417,7 @@ def _average(path: Path, architecture: Architecture, weights: Tensors) -> Tensor
         if weight.ndim > 1 and not (average.float() - weight.float()).norm() <= weight.float().norm():
             raise DataError(
                 f"{path}: expected an average of {name} at its place in {_LIST}, found another tensor, so the "
-                "order differs; use the last weights instead"
+                f"order differs; {_USE_LAST}"
             )
         return average
 

@@ -59,6 +59,14 @@ class MissingFile(DataError):
     """A file does not exist at the location."""
 
 
+class ShortFile(DataError):
+    """A file ends before the requested range; `end` is its length in bytes."""
+
+    def __init__(self, message: str, end: int) -> None:
+        super().__init__(message)
+        self.end = end
+
+
 class StoreFault(EnvironmentFault):
     """A location cannot be read. If the attribute `transient` is True, another attempt may succeed.
 
@@ -254,7 +262,7 @@ class LocalStore:
             Bytes `offset` to `offset` + `size` of the file.
 
         Raises:
-            DataError: The file ends before the range does.
+            ShortFile: The file ends before the range does.
         """
         with self._opened(name) as descriptor:
             data = os.pread(descriptor, size, offset)
@@ -298,9 +306,10 @@ def _exactly(data: bytes, place: str, offset: int, size: int) -> bytes:
             "use another server, or copy the shards"
         )
     if len(data) < size:
-        raise DataError(
+        raise ShortFile(
             f"{place}: expected {size} bytes from {offset} on, found the end after {offset + len(data)}; copy the "
-            "file again"
+            "file again",
+            offset + len(data),
         )
     return data
 
@@ -358,7 +367,7 @@ class UrlStore:
             Bytes `offset` to `offset` + `size` of the file.
 
         Raises:
-            DataError: The file ends before the range does.
+            ShortFile: The file ends before the range does.
         """
         if size == 0:
             return b""

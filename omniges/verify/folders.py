@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
-from omniges.errors import DataError, raise_fault_of_machine
-from omniges.storage.remote import MAX_TIME_OUTS, Location, MissingFile, Store, StoreFault, open_store
+from omniges.errors import raise_fault_of_machine
+from omniges.storage.remote import MAX_TIME_OUTS, Location, MissingFile, ShortFile, Store, StoreFault, open_store
 
 T = TypeVar("T")
 
@@ -155,8 +155,9 @@ def _with_retries(function: Callable[[], T]) -> T:
             return function()
         except MissingFile:
             raise FileFault("file-missing", "nothing there") from None
-        except DataError as error:
-            raise FileFault("file-unreadable", str(error), "a file that does not change") from None
+        except ShortFile as error:
+            end = f"the end of the file after {error.end} bytes"
+            raise FileFault("file-unreadable", end, "a file that does not become shorter") from None
         except StoreFault as fault:
             time_outs += fault.timed_out
             if not fault.transient or wait_s is None or time_outs == MAX_TIME_OUTS:

@@ -18,7 +18,7 @@ from verify_builders import Fault, rebuilt, run
 
 from omniges.errors import EnvironmentFault, UsageFault
 from omniges.shards.schema import DATASET_FILE, MANIFEST_FILE, STATS_FILE
-from omniges.storage.remote import Location, MissingFile, StoreFault
+from omniges.storage.remote import LocalStore, Location, MissingFile, StoreFault, parse_location
 from omniges.verify import folders
 from omniges.verify.folders import FileFault, RemoteFolder, hash_chunks
 from omniges.verify.run import VerifyResult
@@ -266,6 +266,14 @@ class TestFaults:
     def test_nothing_there_is_a_usage_fault(self) -> None:
         with pytest.raises(UsageFault, match="memory://no/where: expected a folder of shards, found nothing there"):
             at("memory://no/where", "quick")
+
+    def test_a_file_that_becomes_shorter_is_a_finding_of_what_was_found(self, tmp_path: Path) -> None:
+        (tmp_path / "a.tar").write_bytes(bytes(1000))
+        store = LocalStore(parse_location(str(tmp_path)))
+        with pytest.raises(FileFault) as fault, RemoteFolder(store, 0).opened("a.tar") as source:
+            (tmp_path / "a.tar").write_bytes(bytes(400))
+            source.read(600, 100)
+        assert (fault.value.code, fault.value.found) == ("file-unreadable", "the end of the file after 400 bytes")
 
     def test_without_fsspec_the_line_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "fsspec", None)

@@ -303,12 +303,9 @@ class Validation:
         return [item for data in self._ranks.collected(pack(items)) for item in unpack(data)]
 
     def recorded_words(self, number: int) -> Sequence[Mapping[str, Any]]:
-        """Return the recorded words of a window, given its index.
-
-        If no validation has read the windows yet, RuntimeError is raised.
-        """
+        """Return the recorded words of a window, given its index; raise RuntimeError before the first validation."""
         if self._samples is None:
-            raise RuntimeError("the windows have not been read")
+            raise RuntimeError("recorded_words: expected a validation that has run, found none; call run first")
         return self._samples.sample(self._samples.row(self.held_out.windows[number].name)).words
 
     def conditions_shown(self, number: int) -> dict[str, Any]:
