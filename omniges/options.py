@@ -573,7 +573,7 @@ def motion_rate_option(**more: Any) -> float | None:
         None,
         "Frames per second of NPZ files that state no frame rate.",
         "--motion-rate",
-        shown="such files are refused",
+        shown="none; files without a rate are refused",
         above=0,
         **more,
     )

@@ -428,7 +428,7 @@ class Pool(Generic[Task, Result]):
                 self._condition.notify_all()
 
     def _work(self, tasks: Sequence[Task]) -> None:
-        """Process tasks one after the other, and repeat a task after a crash while no other task runs."""
+        """Process tasks one after the other. If a worker crashes, run its task again while no other task runs."""
         worker: Answering | None = None
         while (index := self._take(tasks)) is not None:
             with self._places_for(1):

@@ -60,7 +60,7 @@ class StepSpeedSettings:
     compile: bool = option(False, "Compile the pass through the model as one graph.")
     gradient_checkpointing: bool = option(False, "Save memory: compute activations again in the backward pass.")
     num_workers: int = option(2, "Processes that read batches.", was=("dataloader_num_workers", "workers"))
-    seconds: float = option(20.0, "Shortest measurement in seconds, after five steps of warm-up.", above=0)
+    seconds: float = option(20.0, "Minimum length of a measurement in seconds, after five steps of warm-up.", above=0)
 
     def __post_init__(self) -> None:
         """Check the settings; raise UsageFault for a value that is invalid."""

@@ -72,7 +72,7 @@ class LabelStream(ConditionStream):
         return None if number is None else np.array(number, np.int64)
 
     def parse(self, value: Any) -> Array:
-        """Return the index () of a label value; for an unknown value, raise UsageFault that lists the known values."""
+        """Return the index of a label as a scalar array; refuse an unknown label with a list of the known ones."""
         if not isinstance(value, str) or value not in self.values:
             raise UsageFault(f"{self.name} {value}: expected one of {', '.join(self.values)} or none")
         return np.array(self._numbers[value], np.int64)

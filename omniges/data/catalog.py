@@ -75,7 +75,8 @@ class Filters:
         unknown = {name for names in self.streams for name in names.split("+")} - STREAM_BITS.keys()
         if unknown:
             raise UsageFault(
-                f"streams: expected names of {', '.join(STREAM_BITS)}, joined by +, found {min(unknown)!r}"
+                f"streams: expected names of {', '.join(STREAM_BITS)}, joined by +, found {min(unknown)!r}; "
+                "correct the name"
             )
         longest = float("inf") if self.max_seconds is None else self.max_seconds
         if not 0 <= self.min_seconds <= longest:

@@ -31,8 +31,9 @@ class TraceSettings:
     seed: int = option(0, "Random seed of the run.")
     streams: tuple[str, ...] = option(
         (),
-        "Read only clips that have all streams of one of these combinations, such as audio+gesture. A run whose "
-        "clips lack parts prints the value to give here.",
+        "Combinations of streams, such as audio+gesture,text: only clips that have all streams of one combination are "
+        "read. A run whose clips lack parts prints its value.",
+        commas=True,
     )
     audio_codec: str | None = option(None, "Codec whose latents the run trains on in place of the mel.", shown="mel")
     gesture_codec: str | None = option(
@@ -43,8 +44,8 @@ class TraceSettings:
     )
     tick_multiple: int = option(
         1,
-        "Window starts are multiples of this number of ticks; 4 for a run from OmniFlow's weights with --audio-codec. "
-        "Some codecs need more.",
+        "Window starts are multiples of this number of ticks, and of those that the codecs need; give 4 for a run from "
+        "OmniFlow's weights with --audio-codec.",
         minimum=1,
     )
 

@@ -30,7 +30,11 @@ class EvaluateSettings:
         (), "Tasks to generate.", commas=True, shown="trained tasks with one condition", values=lambda: TASK_NAMES
     )
     num_inference_steps: int | None = option(
-        None, "Sampling steps.", minimum=1, was=("steps",), shown="20; 10 with guidance that the model states"
+        None,
+        "Sampling steps.",
+        minimum=1,
+        was=("steps",),
+        shown="10 with the model's own guidance above 1, otherwise 20",
     )
     num_samples: int = option(1, "Results to generate for each recording.", minimum=1)
     seed: int = option(
@@ -50,8 +54,8 @@ class EvaluateSettings:
     )
     protocol: Literal["beat2-speaker2"] | None = option(
         None,
-        "Score only the clips of a published table, with the profile emage-2024, and print its row; metrics whose "
-        "files are missing are left out.",
+        "Score the clips of a published table with the profile emage-2024, and print the scores as a row of that "
+        "table; metrics whose files are missing are left out.",
     )
     grid: Literal["generated", "emage", "gesturelsm"] = option(
         "generated", "With --protocol: score each clip at its generated length, or cut as EMAGE or GestureLSM cut it."

@@ -90,7 +90,7 @@ class _Shown(Part):
         "Samples of shards, by key or stem.",
         "--key",
         commas=True,
-        shown="all; if results or files are given beside the shards, only the recordings that occur among these",
+        shown="all; with results or files too, only samples of their recordings",
     )
     together: bool = option(False, "Show all tracks side by side, whatever their names.")
 

@@ -70,7 +70,7 @@ class VideoSummary:
     @property
     def lines(self) -> tuple[str, ...]:
         """Lines that the command prints: one with the properties of the video, and one for each warning."""
-        heard = "no sound" if self.sound is None else f"sound of {self.sound}"
+        heard = "no sound" if self.sound is None else f"sound of track {self.sound}"
         shape = f"{counted(len(self.tracks), 'track')}, {self.width}x{self.height}, {self.seconds:.1f} s, {heard}"
         lines = [f"{shape}, {self.bytes / 1e6:.1f} MB: {self.output_file}"]
         if self.boxes:

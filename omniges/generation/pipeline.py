@@ -381,7 +381,7 @@ class OmnigesPipeline:
             guidance_scale: Scale of classifier-free guidance; 1: no guidance; None: the default of the model.
             solver: ``euler``, ``heun`` or ``dpm++``.
             shift: Shift of the noise levels; above 1: more steps at high noise.
-            sigma_min: Lowest noise level σ at which a step starts, 0 to 1.
+            sigma_min: Noise level σ at which the last step starts, 0 to 1; this step ends at 0.
             overlap_ticks: Overlap of successive windows; None: a quarter of a window.
             seed: Seed of the noise; the same seed gives the same arrays on CPU.
             callback: Function that is called with the seconds generated so far and the total.

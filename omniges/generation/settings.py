@@ -96,7 +96,7 @@ class Sources:
     gesture: tuple[Path, ...] = option((), "SMPL-X NPZ file as a condition; may be repeated.")
     motion_rate_hz: float | None = motion_rate_option()
     shards: Path | None = option(
-        None, "Folder of shards for --key and --split, and to learn the speaking rate of plain text."
+        None, "Folder of shards for --key and --split. Its speaking rate is used to time plain text."
     )
     keys: tuple[str, ...] = option((), "Samples of the shards to take as conditions, by key.", "--key", commas=True)
     split: Split | None = option(None, "Take all samples of this split of the shards as conditions.")

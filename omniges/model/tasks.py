@@ -60,21 +60,25 @@ class SamplingSettings:
         maximum=10_000,
         was=("steps",),
         panel="Sampling",
-        shown="20; 10 with guidance that the model states",
+        shown="10 with the model's own guidance above 1, otherwise 20",
     )
     guidance_scale: float | None = option(
         None,
         "Scale of classifier-free guidance; 1: no guidance; above 1: closer to the conditions.",
         minimum=0,
         was=("guidance",),
-        shown="stated by the model: 2 for audio as mels, otherwise 1",
+        shown="the model's own: 2 for generated mels, otherwise 1",
     )
     """1 is the conditional model, 0 the unconditional one; values above 1 strengthen the conditions."""
     solver: Solver = option("euler", "Solver of the ordinary differential equation.")
     shift: float = option(3.0, "Shift of the noise levels; above 1, more of the steps are at high noise.", above=0)
     """Each noise level σ becomes shift · σ / (1 + (shift − 1) · σ). A shift above 1 gives more steps at high noise."""
     sigma_min: float = option(
-        0.3, "Lowest noise level σ at which a step starts, 0 to 1.", minimum=0, below=1, was=("last_level",)
+        0.3,
+        "Noise level σ at which the last step starts, 0 to 1; this step ends at 0.",
+        minimum=0,
+        below=1,
+        was=("last_level",),
     )
     """Only 1 % of the levels in training are below 0.3, so models are unreliable below it (docs/how-to/generate.md).
     Karras et al. (2022) call this level σ_min."""

@@ -257,7 +257,7 @@ class ShardWriter:
             self._split, self._index = split, 0
 
     def _placed(self, row: ManifestRow, size: int) -> ManifestRow:
-        """Return the manifest row of an appended sample; close the shard if it ends after this sample."""
+        """Return the row of an appended sample of `size` bytes with its place; close the shard if it ends here."""
         if self._split is None:
             raise RuntimeError("no split has begun")
         members = {

@@ -61,7 +61,7 @@ class CorpusSettings:
         maximum=8,
     )
     voice: bool = option(
-        False, "Speak sentences of frequent English words with eSpeak NG instead of chords; needs omniges[speech]."
+        False, "Replace the chords by sentences of frequent English words, spoken by eSpeak NG; needs omniges[speech]."
     )
     audio: Audio = option("pcm16", "Sample format of the WAV files.")
 

@@ -101,7 +101,7 @@ class TrainSettings:
         None, "Passes over the windows; may be a fraction.", above=0, shown="100 if no other length is given"
     )
     max_train_steps: int | None = option(None, "Training steps.", minimum=1, was=("steps",))
-    max_minutes: float | None = option(None, "Training time in minutes, including the time before restarts.", above=0)
+    max_minutes: float | None = option(None, "Training time in minutes, added up over all restarts.", above=0)
     learning_rate: float | None = option(None, "Peak learning rate.", above=0, shown="the preset's")
     lr_scheduler: Schedule = option("constant", "Learning-rate schedule after warm-up.", was=("lr_schedule",))
     lr_warmup_steps: int = option(100, "Steps of linear warm-up of the learning rate.", minimum=0)

@@ -85,7 +85,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def norm_of_all(norm: Tensor) -> Tensor:
-    """Return the norm () of a vector, given the norm () of the part that this rank stores; all ranks call this."""
+    """Return the norm of a vector from the norm of this rank's part of it (both scalars); all ranks call this."""
     squared = norm.square()
     dist.all_reduce(squared)
     return squared.sqrt()

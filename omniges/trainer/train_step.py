@@ -301,7 +301,7 @@ class Learner:
         return loss.each
 
     def finish_step(self, step: int) -> Tensor:
-        """Clip the gradients, update weights and EMA weights, and return the gradient norm () before clipping."""
+        """Clip the gradients, update weights and EMA weights; return the gradient's norm (a scalar) before clipping."""
         self._accelerator.unscale_gradients(self._stepper)
         gradients = [local(p.grad) for p in self._parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients, foreach=True)

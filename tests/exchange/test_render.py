@@ -404,14 +404,14 @@ class TestCommand:
     def test_it_writes_the_video_and_tells_what_it_holds(self, clip: Path, tmp_path: Path) -> None:
         done = omniges("render", clip, "-o", tmp_path / "clip.mp4", "--size", SIZE, "--camera", "three-quarter")
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.startswith("1 track, 96x96, 1.0 s, sound of clip, ")
+        assert done.stdout.startswith("1 track, 96x96, 1.0 s, sound of track clip, ")
         assert len(pictures(tmp_path / "clip.mp4")) == 30
 
     def test_a_sample_of_shards_beside_its_file(self, shards: Path, corpus: Path, tmp_path: Path) -> None:
         source = min(corpus.rglob("1_synthetica_0_1_1.npz"))
         done = omniges(*("render", source, shards, "-o", tmp_path / "both.mp4", "--size", "192x96", "--seconds", "0.5"))
         assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith("2 tracks, 192x96, 0.5 s, sound of ")
+        assert done.stdout.startswith("2 tracks, 192x96, 0.5 s, sound of track ")
 
     def test_an_error_is_one_line(self, tmp_path: Path) -> None:
         done = omniges("render", tmp_path / "absent.npz", "-o", tmp_path / "clip.mp4")
