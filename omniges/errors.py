@@ -217,38 +217,42 @@ _rejected, _note = partial(CodeInfo, "rejected"), partial(CodeInfo, "note")
 
 CODES: dict[str, CodeInfo] = {
     # --- pairing and paths
-    "missing-audio": _rejected("no WAV file has this stem", "add the WAV, or move the recording's other files away"),
-    "missing-gesture": _rejected("no NPZ file has this stem", "add the NPZ, or move the recording's other files away"),
+    "missing-audio": _rejected(
+        "no WAV file has this stem", "add the WAV, or move the recording's other files out of the root folder"
+    ),
+    "missing-gesture": _rejected(
+        "no NPZ file has this stem", "add the NPZ, or move the recording's other files out of the root folder"
+    ),
     "missing-text": _rejected(
-        "no TextGrid has this stem", "add the TextGrid, or move the recording's other files away"
+        "no TextGrid has this stem", "add the TextGrid, or move the recording's other files out of the root folder"
     ),
     "duplicate-stem": _rejected(
-        "several files of one modality have this stem, so none can be trusted", "keep one copy under --root"
+        "several files of one modality have this stem, so the right one is unknown", "keep one of them under --root"
     ),
     "path-outside-root": _rejected(
-        "a link leads out of the root folder, where nothing is read",
-        "copy the file into the root, or name its folder with --allow-root",
+        "the file is a link out of the root folder, and files outside the root are not read",
+        "copy the file into the root, or allow its folder with --allow-root",
     ),
-    "file-too-large": _rejected("the file is larger than any recording", "check where the file comes from"),
+    "file-too-large": _rejected("the file is larger than a recording can be", "check where the file comes from"),
     "folder-outside-root": _note(
-        "a link to a folder outside the root was not followed",
-        "copy the folder into the root, or name it with --allow-root",
+        "a link to a folder outside the root was not followed, so the files in that folder count as missing",
+        "copy the folder into the root, or allow it with --allow-root",
     ),
     "folder-unreadable": _note("the operating system refused to list a folder", "check permissions and the disk"),
     "file-unreadable": _rejected("the operating system refused to read the file", "check permissions and the disk"),
     "stem-too-long": _rejected(
-        "the stem does not fit into a tar member name", "shorten the file names of the recording"
+        "the key made from the stem is too long for a tar member name", "shorten the file names of the recording"
     ),
     "stem-not-utf8": _rejected("the file name is not valid UTF-8", "rename the file"),
     "stem-outside-grammar": _note(
-        "the stem is not <speaker>_<name>_<rec>_<start>_<end>, so speaker, language, scenario and emotion are null",
+        "the stem is not <speaker>_<name>_<rec>_<start>_<end>, so speaker, language, scenario and emotion are unknown",
         "rename the files if those fields matter",
     ),
     "speaker-folder-mismatch": _note(
-        "the folder names another speaker than the stem; the speaker of the stem is used", "move or rename the file"
+        "folder and stem name different speakers; the speaker of the stem is used", "move or rename the file"
     ),
     # --- splits
-    "split-conflict": _rejected("the split list gives this id two different splits", "keep one row per id"),
+    "split-conflict": _rejected("the split list gives this id two different splits", "keep one row for this id"),
     "split-unknown": _rejected(
         "the split list gives this id a split that is not train, val, test or additional", "correct the row"
     ),
@@ -257,11 +261,11 @@ CODES: dict[str, CodeInfo] = {
         "name the recording in a split list",
     ),
     "split-id-invalid": _note(
-        "the split list holds an id that is no file stem; the row was ignored", "correct the row"
+        "the split list has an id that cannot be a file stem; the row was ignored", "correct the row"
     ),
     "split-list-unreadable": _note(
         "a split list is not a file under the root (for example, a link out of the root) and was not read",
-        "copy the list into the root, name its folder with --allow-root, or name the list with --split-csv",
+        "copy the list into the root, allow its folder with --allow-root, or pass the list with --split-csv",
     ),
     "split-id-not-on-disk": _note("the split list names recordings that are not on disk", "add them, or ignore this"),
     "no-train-samples": _note(
@@ -271,20 +275,24 @@ CODES: dict[str, CodeInfo] = {
     # --- audio
     "wav-empty": _rejected("the file holds no audio samples", "export the recording again"),
     "wav-not-riff": _rejected("the file is not a RIFF WAVE file", "convert it to 16 kHz mono PCM WAV"),
-    "wav-damaged-header": _rejected("the WAV header contradicts itself", "export the recording again"),
+    "wav-damaged-header": _rejected(
+        "the WAV header is damaged: chunks are missing, repeated or in the wrong order, or fields are invalid",
+        "export the recording again",
+    ),
     "wav-truncated": _rejected("the header states more audio than the file contains", "copy the file again"),
     "wav-unsupported-encoding": _rejected(
-        "only PCM of 8 to 32 bits, float of 32 or 64 bits, A-law and mu-law are read",
+        "the encoding is not supported; only PCM of 8 to 32 bits, float of 32 or 64 bits, A-law and mu-law are read",
         "convert it to 16 kHz mono PCM WAV",
     ),
     "wav-not-finite": _rejected("the audio holds NaN or infinite samples", "export the recording again"),
     "wav-silent": _rejected("every audio sample has the same value", "export the recording again"),
     "wav-channels-cancel": _rejected(
-        "the channels are the opposite of each other, so that their mean is almost silent",
+        "the channels have opposite signs, so their mean is almost silent",
         "invert one channel, or export one channel alone",
     ),
     "wav-out-of-range": _rejected(
-        "float samples are far beyond full scale, which is 1", "divide them by full scale, such as 32768"
+        "float samples are far beyond full scale, which is 1",
+        "divide the samples by their full scale, such as 32768 for 16 bits",
     ),
     "wav-rare-encoding": _note(
         "the audio is RF64, RIFX, 8-bit, A-law or mu-law, which other tools may not read; omniges reads it", "nothing"
@@ -300,26 +308,33 @@ CODES: dict[str, CodeInfo] = {
     "audio-mixed-down": _note("the audio channels were averaged to mono", "nothing"),
     # --- motion
     "npz-not-zip": _rejected("the file is not a complete NPZ archive", "copy or export the file again"),
-    "npz-damaged": _rejected("a member of the NPZ is damaged", "copy or export the file again"),
-    "npz-too-large": _rejected("the NPZ claims more data than any recording holds", "check where the file comes from"),
+    "npz-damaged": _rejected(
+        "a member of the NPZ is damaged (such as a wrong checksum or size), encrypted or present twice",
+        "copy or export the file again",
+    ),
+    "npz-too-large": _rejected(
+        "the headers of the NPZ claim more data than a recording can have", "check where the file comes from"
+    ),
     "npz-missing-key": _rejected("a needed array is not in the NPZ", "export the recording in BEAT2 form"),
     "npz-object-array": _rejected(
         "a needed array holds pickled Python objects, which are never loaded", "save plain numeric arrays"
     ),
     "npz-wrong-dtype": _rejected("a needed array does not hold real numbers", "save float32 or float64 arrays"),
-    "npz-wrong-shape": _rejected("a needed array has another shape than BEAT2 gives it", "export full SMPL-X motion"),
+    "npz-wrong-shape": _rejected("a needed array does not have the shape that BEAT2 uses", "export full SMPL-X motion"),
     "npz-unequal-lengths": _rejected(
         "the motion arrays differ in their number of frames", "export the recording again"
     ),
     "npz-no-frames": _rejected("the motion has no frames", "export the recording again"),
-    "npz-not-finite": _rejected("the motion holds NaN or infinite values", "repair or leave out the recording"),
-    "npz-out-of-range": _rejected("the motion holds values no recording has", "check units: radians and metres"),
+    "npz-not-finite": _rejected("the motion holds NaN or infinite values", "repair the recording, or leave it out"),
+    "npz-out-of-range": _rejected(
+        "the motion has values that are too large for human motion", "check the units: radians and metres"
+    ),
     "npz-contradiction": _rejected(
-        "the NPZ has the same values under two names, and they differ", "remove the wrong one and save the file again"
+        "the NPZ has the same quantity under two names, with different values",
+        "remove the wrong one and save the file again",
     ),
     "npz-no-rate": _rejected(
-        "the NPZ does not say how many frames a second has",
-        "give the rate with --motion-rate, or save it in the NPZ as mocap_frame_rate",
+        "the NPZ has no frame rate", "give the rate with --motion-rate, or save it in the NPZ as mocap_frame_rate"
     ),
     "npz-frame-rate": _rejected(
         "the frame rate is not a whole multiple of 30 per second", "resample the motion to 30 fps"
@@ -328,79 +343,87 @@ CODES: dict[str, CodeInfo] = {
         "the body does not stand along +y", "rotate the world so that y points up: by -90 degrees about x if z is up"
     ),
     "motion-parts-absent": _note(
-        "hands, face, or jaw and eyes are not in the file, or hands are PCA coefficients; these parts are absent from "
-        "the sample",
+        "hands, face, or jaw and eyes are not in the file, or hands are PCA coefficients; the sample has no such parts",
         "nothing",
     ),
     "npz-smplx-keys": _note(
-        "the arrays have the names of the package smplx; they were read as those of BEAT2", "nothing"
+        "the arrays have the names that the package smplx uses; they were read like those of BEAT2", "nothing"
     ),
     "npz-float16": _note("arrays of float16 were read; their positions are rounded to steps of up to 1 mm", "nothing"),
     "npz-keys-unread": _note(
-        "the NPZ has a part of the motion twice, and the second is in a form that cannot be compared; it was not read",
-        "remove the part that is not needed",
+        "the NPZ has a part of the motion twice; the second array was not read, and cannot be compared with the first",
+        "remove the array that is not needed",
     ),
     "npz-text-unread": _note(
-        "gender or model is no plain text, but for example a pickled object, which is never loaded; it is left empty",
+        "gender or model is not plain text, but for example a pickled object, which is never loaded; it is left empty",
         "save the value as plain text if it matters",
     ),
     "motion-far": _note(
-        "the body moves farther than a person who speaks does", "check that trans is in metres, not in centimetres"
+        "the body moves farther than a speaking person usually does",
+        "check that trans is in metres, not in centimetres",
     ),
     "motion-decimated": _note("frames were dropped so that 30 per second remain", "nothing"),
     "expressions-extended": _note("fewer than 100 expressions were given; zeros were appended", "nothing"),
     "betas-extended": _note("fewer than 300 shape coefficients were given; zeros were appended", "nothing"),
     # --- text
     "textgrid-empty": _rejected("the TextGrid file is empty", "run the aligner again"),
-    "textgrid-too-large": _rejected("the TextGrid is larger than any alignment", "check where the file comes from"),
+    "textgrid-too-large": _rejected(
+        "the TextGrid is larger than an alignment can be", "check where the file comes from"
+    ),
     "textgrid-encoding": _rejected("the TextGrid is neither UTF-8 nor UTF-16", "save it as UTF-8 in Praat"),
     "textgrid-syntax": _rejected(
-        "the text is not a TextGrid that praatio can parse", "open the file in Praat and save it"
+        "the text is not a TextGrid that praatio can parse, or the file is cut off",
+        "open the file in Praat and save it again, or run the aligner again",
     ),
-    "textgrid-no-word-tier": _rejected("there is no tier of words", "name the tier with --word-tier"),
+    "textgrid-no-word-tier": _rejected("there is no word tier", "name the tier with --word-tier"),
     "textgrid-several-speakers": _rejected(
-        "there are tiers of words of several speakers, and none of them is named like the recording's",
+        "there are word tiers of several speakers, and none has the name of the recording's speaker",
         "give the full name of the tier with --word-tier, such as --word-tier 'NAME - words'",
     ),
     "textgrid-no-words": _rejected("the word tier holds no words inside the recording", "run the aligner again"),
     "textgrid-bad-interval": _rejected(
-        "an interval starts before zero or ends before it starts", "correct it in Praat"
+        "an interval starts before zero, or ends before it starts", "correct it in Praat"
     ),
     "textgrid-overlap": _rejected("two intervals of the word tier overlap by more than 10 ms", "correct it in Praat"),
     "textgrid-several-tiers": _note(
-        "several tiers have the name of a tier of words, and their words differ; the first one was read",
+        "several tiers have the name of a word tier, but different words; the first of these tiers was read",
         "rename the other tiers, or name the right one with --word-tier",
     ),
     "textgrid-shifted": _rejected(
-        "the TextGrid's times begin late and do not end with the recording, so they are those of a longer recording",
+        "the TextGrid's times begin late and do not end with the recording, so they belong to a longer recording",
         "shift the times to 0 in Praat",
     ),
     "textgrid-start": _note(
-        "the times of the TextGrid or of its tier of words do not begin at 0; they were not changed",
-        "check that words begin when they are heard",
+        "the times of the TextGrid or of its word tier do not begin at 0; they were not changed",
+        "check that the word times fit the audio",
     ),
     "textgrid-length-mismatch": _note(
-        "the TextGrid is much longer or shorter than the clip", "check that it belongs to this recording"
+        "the TextGrid is much longer or shorter than the clip", "check that the TextGrid belongs to this recording"
     ),
     "words-clipped": _note("words that ran past the end of the clip were shortened or dropped", "nothing"),
     "words-silence": _note("labels that mean silence or a noise were dropped", "nothing"),
     "words-unknown": _note(
         "words that the aligner did not know were dropped", "add them to the aligner's dictionary if they matter"
     ),
-    "words-overlap": _note("words that overlapped the word before by up to 10 ms were shortened", "nothing"),
+    "words-overlap": _note(
+        "words that began up to 10 ms before the end of the previous word were shortened", "nothing"
+    ),
     "words-zero-length": _note("words without duration were dropped", "nothing"),
-    "sem-invalid": _note("the semantic annotation could not be read and was left out", "correct the file"),
+    "sem-invalid": _note(
+        "the semantic annotation is invalid or could not be read, and was left out", "correct the file"
+    ),
     # --- the recording as a whole
     "nothing-recorded": _rejected("the recording has neither motion nor audio", "add one of them"),
     "length-mismatch": _rejected(
         "audio is over 30 s longer than motion, or motion is over 5 s longer than audio, or the difference is over "
         "--max-length-mismatch",
-        "check the pair, or raise the limit",
+        "check that the files belong together, or raise the limit",
     ),
     "clip-too-short": _rejected("the common length is below one tick of 0.1 s", "leave the recording out"),
     "length-cut": _note("audio or motion was cut by over 0.1 s to the common length", "nothing"),
     "internal-error": _rejected(
-        "the converter failed on this recording with an unexpected error", "report the error with the file"
+        "the converter failed on this recording with an unexpected error, which is a fault of omniges",
+        "report the error with the file",
     ),
 }
 
@@ -483,6 +506,6 @@ class RecordingFault(Exception):
 
 
 _REMEDIES_WITHOUT_FLAGS = {
-    "textgrid-no-word-tier": "call the tier of words 'words' in Praat",
-    "textgrid-several-speakers": "call the speaker's tier of words 'words' in Praat",
+    "textgrid-no-word-tier": "name the word tier 'words' in Praat",
+    "textgrid-several-speakers": "name the speaker's word tier 'words' in Praat",
 }

@@ -44,7 +44,7 @@ _REMEDIES: Final = {
     "wav-unsupported-encoding": "convert the samples",
     "wav-damaged-header": "check samples and sample_rate_hz",
     "wav-empty": "give samples=None if there is no sound",
-    "wav-out-of-range": "divide them by full scale, such as 32768",
+    "wav-out-of-range": "divide the samples by their full scale, such as 32768 for 16 bits",
     "wav-silent": "give samples=None if there is no sound",
     "wav-not-finite": "repair the samples, or give samples=None",
     "npz-not-finite": "repair the motion, or list the part in absent",
