@@ -39,6 +39,7 @@ from omniges.shards.schema import (
     MANIFEST_FILE,
     MAX_KEY_BYTES,
     SPLITS,
+    json_member,
     member_order,
     samples_of,
     spans_of,
@@ -452,7 +453,7 @@ def _value(name: str, data: bytes, metadata: object) -> Any:
     if name in {contract.semantic for contract in CONTRACTS.values()}:
         return spans_of(data)
     if ending in {"json", "txt"}:
-        return parse_json(data)
+        return json_member(data)
     if ending == "flac":
         pcm, bits = decode_flac(data, samples_of(metadata))
         return pcm.astype(np.float32) * np.float32(2.0 ** (1 - bits))

@@ -309,8 +309,10 @@ def encode_wav(
     Raises:
         ValueError: The shape is wrong, values are NaN or infinite, or the file would exceed 4 GiB.
     """
-    if samples.ndim != 1 or not np.isfinite(samples).all():
-        raise ValueError(f"samples must be (n,) and finite, found shape {samples.shape}")
+    if samples.ndim != 1:
+        raise ValueError(f"expected samples (n,), found shape {samples.shape}")
+    if not np.isfinite(samples).all():
+        raise ValueError("expected finite samples, found NaN or infinite ones")
     if encoding == "pcm16":
         tag, bits, body = _PCM, 16, _pcm16(samples)
     elif encoding == "float32":
@@ -339,10 +341,10 @@ def wav_parts(blocks: Iterable[npt.NDArray[np.float32]], count: int, rate_hz: in
     for block in blocks:
         left -= len(block)
         if not np.isfinite(block).all():
-            raise ValueError("samples must be finite")
+            raise ValueError("expected finite samples, found NaN or infinite ones")
         yield _pcm16(block)
     if left:
-        raise ValueError(f"{count} samples announced, found {count - left}")
+        raise ValueError(f"expected {count} samples, found {count - left}")
 
 
 def _pcm16(samples: npt.NDArray[np.float32]) -> bytes:

@@ -172,7 +172,8 @@ def read_report(out: Path, complete: dict[str, Any]) -> list[Finding]:
     try:
         rows = [parse_json(line) for line in data.split(b"\n") if line]
     except ValueError as error:
-        raise DataError(f"{out / REPORT_FILE}: {one_line(str(error), 200)}; {VERIFY}") from error
+        reason = one_line(str(error), 200)
+        raise DataError(f"{out / REPORT_FILE}: expected JSON lines, found another line ({reason}); {VERIFY}") from error
     if not are_findings(rows):
         raise DataError(f"{out / REPORT_FILE}: expected findings, found lines of another form; {VERIFY}")
     return [*map(Finding.from_json, rows)]

@@ -272,7 +272,10 @@ def check_document(document: object, path: str) -> dict[str, Any]:
         for name, entry in listed.items():
             problem = entry_problem(name, entry, field_name)
             if problem:
-                raise DataError(f"{path}: {field_name}: {ascii(name)[:80]}: {problem}; {_VERIFY}")
+                raise DataError(
+                    f"{path}: {field_name}: {ascii(name)[:80]}: expected an entry of the contract, found {problem}; "
+                    f"{_VERIFY}"
+                )
     for fault in field_faults(document):
         if not (fault.absent and fault.field.startswith(_PROVENANCE)):
             raise DataError(f"{path}: {fault.field}: expected {fault.expected}, found {fault.found}; {_VERIFY}")

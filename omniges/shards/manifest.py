@@ -336,7 +336,7 @@ def read_manifest(data: bytes) -> list[ManifestRow]:
     try:
         rows = parse_manifest(data)
     except (pa.ArrowException, OSError, TypeError, KeyError, OverflowError) as error:
-        raise ValueError(f"not a manifest of the contract ({type(error).__name__}: {error})") from error
+        raise ValueError(f"expected a manifest, found another file ({type(error).__name__}: {error})") from error
     for row in rows:
         _require_valid(row)
     return rows
@@ -347,7 +347,7 @@ def _require_valid(row: ManifestRow) -> None:
     if not problem and schema.key_from_stem(row.stem) != row.key:
         problem = f"stem {row.stem!r}"
     if problem:
-        raise ValueError(f"sample {ascii(row.key)[:100]}: {problem}")
+        raise ValueError(f"sample {ascii(row.key)[:100]}: expected a row of the contract, found {problem}")
 
 
 def row_problem(row: ManifestRow) -> str:
@@ -385,12 +385,12 @@ def places_problem(rows: Iterable[ManifestRow], shards: Mapping[str, Any]) -> st
     samples, ends = Counter(dict.fromkeys(shards, 0)), dict.fromkeys(shards, 0)
     for row in rows:
         if row.key in keys:
-            return f"the key {row.key} occurs twice"
+            return f"expected each key once, found {row.key} twice"
         keys.add(row.key)
         if row.shard not in shards:
-            return f"row {row.key}: names the shard {row.shard}, which dataset.json does not"
+            return f"row {row.key}: expected a shard that dataset.json lists, found {row.shard}"
         if row.split != shards[row.shard]["split"]:
-            return f"row {row.key}: split {row.split}, but it is in {row.shard}"
+            return f"row {row.key}: expected the split of its shard {row.shard}, found {row.split}"
         samples[row.shard] += 1
         lengths = timebase.mel_frames_for(row.frames), timebase.ticks_of_frames(row.frames)
         if (row.mel_frames, row.ticks) != lengths:
@@ -400,7 +400,7 @@ def places_problem(rows: Iterable[ManifestRow], shards: Mapping[str, Any]) -> st
         for member, place in row.members.items():
             if place.offset + place.size > size:
                 end = place.offset + place.size
-                return f"row {row.key}: {member} up to byte {end} is not inside {row.shard} of {size} bytes"
+                return f"row {row.key}: expected {member} in the {size} bytes of {row.shard}, found its end at {end}"
             ends[row.shard] = max(ends[row.shard], place.offset + place.size)
     for shard, count in samples.items():
         if count != shards[shard]["samples"]:

@@ -310,6 +310,14 @@ def parse_document(data: bytes, place: str) -> dict[str, Any]:
     return found
 
 
+def json_member(data: bytes) -> Any:
+    """Parse a member with JSON; the ValueError for other bytes states what was expected and what was found."""
+    try:
+        return parse_json(data)
+    except ValueError as error:
+        raise ValueError(f"expected JSON, found another text or bytes ({error})") from None
+
+
 def words_of(data: bytes) -> list[dict[str, Any]]:
     """Parse a member with words; raise ValueError if it is not a list of texts with start and end in seconds."""
     return _list_of(data, _WORD, "words")
@@ -322,7 +330,7 @@ def spans_of(data: bytes) -> list[dict[str, Any]]:
 
 def metadata_of(data: bytes) -> dict[str, Any]:
     """Parse KEY.json, a sample's metadata; raise ValueError if notes, audio or motion do not follow the contract."""
-    found: dict[str, Any] = parse_json(data)
+    found: dict[str, Any] = json_member(data)
     if fault := _fault(found, {}):
         raise ValueError(f"expected a JSON object, found {fault}")
     notes = found.get("notes")
@@ -343,7 +351,7 @@ def samples_of(metadata: object) -> int:
 
 
 def _list_of(data: bytes, checks: _Checks, what: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = parse_json(data)
+    found: list[dict[str, Any]] = json_member(data)
     if not isinstance(found, list):
         raise ValueError(f"expected a JSON list of {what}, found {type(found).__name__}")  # noqa: TRY004
     for number, one in enumerate(found):

@@ -94,7 +94,9 @@ def read_npy(data: bytes | memoryview) -> npt.NDArray[Any]:
     shape = tuple(int(side) for side in match["shape"].split(b",") if side)
     count = math.prod(shape)
     if start + count * dtype.itemsize != len(data):
-        raise ValueError(f"{len(data)} bytes are not an array {shape} of {dtype.str} behind a header of {start}")
+        raise ValueError(
+            f"expected {start + count * dtype.itemsize} bytes for an array {shape} of {dtype.str}, found {len(data)}"
+        )
     found: npt.NDArray[Any] = np.frombuffer(data, dtype, count, start)
     return found.reshape(shape)
 

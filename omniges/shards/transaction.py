@@ -479,7 +479,8 @@ class Journal:
             except ValueError as error:
                 problem = str(error)
             if problem:
-                raise UsageFault(f"{self._path}: line {number}: {ascii(problem)[1:-1][:160]}: {FOREIGN}")
+                reason = ascii(problem)[1:-1][:160]
+                raise UsageFault(f"{self._path}: {FOREIGN} (line {number}: {reason})")
         return rows
 
     def open(self) -> None:
@@ -530,14 +531,14 @@ def journal_problem(row: Any) -> str:
     Raise ValueError if a manifest row of a shard is invalid.
     """
     if not isinstance(row, dict):
-        return "expected an object"
+        return "no JSON object"
     if row.keys() >= {"rejected", "findings", "inputs"}:
         inputs = row["inputs"]
         valid = isinstance(inputs, dict) and all(value is None or is_sha256(value) for value in inputs.values())
         valid = valid and isinstance(row["rejected"], str) and are_findings(row["findings"])
-        return "" if valid else "expected findings and inputs of a rejected recording"
+        return "" if valid else "findings or inputs of a rejected recording are invalid"
     if not row.keys() >= {"staged", "bytes", "sha256", "rows"} or not isinstance(row["rows"], list):
-        return "expected a shard or a rejection"
+        return "neither a shard nor a rejected recording"
     staged, shard = row["staged"], row.get("shard", "train-000000.tar")
     if not isinstance(staged, str) or not _STAGED.fullmatch(staged):
         return f"staged {staged!r}"

@@ -465,7 +465,7 @@ class TestJournal:
             journal.append(line | {"rows": [fields]}, durable=False)
             journal.close()
         assert len(Journal(tmp_path / "0").load()) == 1
-        with pytest.raises(UsageFault, match=r"line 1: .*expected a file of an omniges run"):
+        with pytest.raises(UsageFault, match=r"expected a file of an omniges run.*\(line 1: "):
             Journal(tmp_path / "1").load()
 
     def test_a_line_with_a_flipped_bit_ends_what_is_believed(self, tmp_path: Path) -> None:

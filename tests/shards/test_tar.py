@@ -98,7 +98,7 @@ class TestReadNpy:
         sound = saved(array)
         cut = data.draw(st.integers(0, len(sound) - 1))
         for damaged in (sound[:cut], sound + b"\0"):
-            with pytest.raises(ValueError, match=r"npy version 1\.0|are not an array"):
+            with pytest.raises(ValueError, match=r"npy version 1\.0|for an array"):
                 read_npy(damaged)
 
     @pytest.mark.parametrize(
@@ -117,5 +117,5 @@ class TestReadNpy:
         ids=lambda text: text[:70],
     )
     def test_claims_cost_nothing(self, text: str) -> None:
-        with pytest.raises(ValueError, match=r"npy version 1\.0|are not an array|dimension|too big"):
+        with pytest.raises(ValueError, match=r"npy version 1\.0|for an array|dimension|too big"):
             read_npy(NPY_MAGIC + (len(text) + 1).to_bytes(2, "little") + text.encode() + b"\n")
