@@ -62,7 +62,7 @@ def test_channels_that_cancel_are_refused(tmp_path: Path, name: str, loudness: L
 @pytest.mark.parametrize("name", ["a.wav", "b.aiff", "c.caf", "d.w64", "e.au", "f.rf64"])
 def test_floats_in_the_unit_of_integers_are_refused(tmp_path: Path, name: str) -> None:
     soundfile.write(tmp_path / name, 32768 * sound(16000, 1.0, 1), 16000, subtype="FLOAT")
-    with pytest.raises(DataError, match=r"wav-out-of-range.*divide them by full scale"):
+    with pytest.raises(DataError, match=r"wav-out-of-range.*divide the samples by their full scale"):
         read_log_mel(tmp_path / name, None)
     with pytest.raises(DataError, match="wav-out-of-range"):
         log_mel_of_samples(32768 * sound(16000, 1.0, 1), 16000, None)

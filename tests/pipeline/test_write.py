@@ -195,7 +195,7 @@ class TestAbsent:
             (recording, "found function; give a list, or call the function"),
             ([recording(key=["a"])], "expected a text as key"),
             ([recording(labels={"emotion": None})], "expected a text, found label emotion None"),
-            ([recording(samples=np.random.default_rng(0).normal(0, 3000, 64000))], "divide them by full scale"),
+            ([recording(samples=np.random.default_rng(0).normal(0, 3000, 64000))], "by their full scale"),
             ([recording(samples=np.random.default_rng(1).normal(0, 0.1, (64000, 1)) * [1, -1])], "invert one channel"),
         ],
     )
