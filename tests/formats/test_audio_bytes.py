@@ -93,7 +93,7 @@ def test_pcm16_rounds_and_saturates(samples):
 
 @pytest.mark.parametrize("bad", [[[0.0, 1.0]], [0.0, np.nan], [0.0, np.inf]])
 def test_encoder_refuses_what_it_cannot_write(bad):
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(ValueError, match=r"expected (finite samples|samples \(n,\))"):
         encode_wav(np.asarray(bad, np.float32), 16_000)
 
 
@@ -217,9 +217,9 @@ def test_more_than_a_few_missing_bytes_are_a_file_cut_off(missing):
 
 def test_a_long_silence_after_a_size_of_0_takes_no_time():
     data = riff(FMT, b"data" + bytes(4) + bytes(64 << 20) + SOUND, size=0)
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(decode_wav(data).samples) == (32 << 20) + 8000
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_an_empty_data_chunk_before_others_is_empty():

@@ -215,7 +215,7 @@ def test_a_sealed_dataset_json_with_other_counts(folder: Path) -> None:
     ("edit", "message"),
     [
         (lambda rows, _: [*rows, rows[0]], "expected each key once"),
-        (lambda rows, _: [replace(rows[0], shard="train-000099.tar"), *rows[1:]], "names the shard train-000099.tar"),
+        (lambda rows, _: [replace(rows[0], shard="train-000099.tar"), *rows[1:]], "found train-000099.tar"),
         (lambda rows, _: [replace(rows[0], frames=rows[0].frames + 3), *rows[1:]], "consistent lengths"),
         (lambda rows, _: [replace(rows[0], mel_frames=rows[0].mel_frames + 1), *rows[1:]], "consistent lengths"),
         (lambda rows, _: [replace(rows[0], ticks=rows[0].ticks + 1), *rows[1:]], "consistent lengths"),

@@ -310,10 +310,10 @@ class TestMembers:
     def test_many_tiny_members_take_neither_for_ever_nor_much_memory(self, tiny: Path) -> None:
         ms = members_of((tiny / SHARD).read_bytes())
         many = b"".join(named(ms[0], f"{n}.json").raw for n in range(20_000))
-        start = time.monotonic()
+        start = time.process_time()
         with content(tiny / SHARD, b"".join(m.raw for m in ms) + many + bytes(2 * BLOCK)):
             result = run(tiny)
-        assert time.monotonic() - start < 5
+        assert time.process_time() - start < 5
         assert "member-foreign" in codes(result)
         assert any("19980 more findings" in finding.found for finding in result.findings)
 
