@@ -146,11 +146,14 @@ def _other_flags(settings: Any) -> dict[str, str]:
     """Return a mapping from each alternative flag to the current flag of the same option.
 
     Alternative flags are made from the former names of an option. If the current flag does not have the name of the
-    option's field, the flag with the name of the field is an alternative too.
+    option's field, the flag with the name of the field is an alternative too. The alternative flags of an argument are
+    mapped to "".
     """
-    flags = [each for each in every_setting(settings) if not (each.option.only_recipe or each.option.argument)]
+    shown = [each for each in every_setting(settings) if not each.option.only_recipe]
+    flags = [each for each in shown if not each.option.argument]
     found = {as_flag(name): each.flag for each in flags for name in (each.name, *each.option.was)}
-    return {name: flag for name, flag in found.items() if name != flag}
+    arguments = {as_flag(name): "" for each in shown if each.option.argument for name in each.option.was}
+    return {name: flag for name, flag in found.items() if name != flag} | arguments
 
 
 def _flags(settings: Any) -> Iterator[inspect.Parameter]:

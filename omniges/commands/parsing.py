@@ -30,7 +30,8 @@ def present_words(
     Args:
         words: Arguments of a command. Names of options may contain underscores, as in ``--max_train_steps=8``.
         values: Number of values that follow each option of the command.
-        present: Mapping from other accepted names of options to their current names.
+        present: Mapping from other accepted names of options to their current names; "" if the value is now an
+            argument without a name.
 
     Returns:
         The arguments with current names, and the names of unknown options as the user wrote them.
@@ -45,6 +46,9 @@ def present_words(
         if word.startswith("--"):
             written, name = name, name.replace("_", "-")
             name = present.get(name, name)
+            if not name and (argument := [value] if equals else [*islice(left, 1)]):
+                found += argument
+                continue
             if name not in values:
                 unknown.append(written)
         found.append(name + equals + value)
@@ -57,7 +61,7 @@ class Command(TyperCommand):
     """A command whose options may be written with underscores or by their other names."""
 
     present: ClassVar[Mapping[str, str]] = {}
-    """Mapping from other accepted names of options to their current names."""
+    """Mapping from other accepted names of options to their current names; "" for the name of an argument."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse a command line.

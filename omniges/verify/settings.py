@@ -27,7 +27,7 @@ class VerifySettings:
     folder: str | Path = field(
         default="shards",
         repr=False,  # a URL may contain credentials
-        metadata=about("Folder of shards, or its URL.", argument=True, metavar="DIR"),
+        metadata=about("Folder of shards, or its URL.", argument=True, metavar="DIR", was=("shards",)),
     )
     level: Level = option(
         "full", "quick: sizes, counts, shard starts and ends; full: also checksums and headers; deep: also all content."

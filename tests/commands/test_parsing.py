@@ -58,6 +58,7 @@ FORMER = [
     ("evaluate", "--work", "work_dir"),
     ("evaluate", "--steps", "num_inference_steps"),
     ("evaluate", "--encoder", "gesture_encoder"),
+    ("verify-shards", "--shards", "folder"),
 ]
 """Names of earlier versions and of other projects' habits: command, name, setting."""
 
@@ -83,7 +84,7 @@ class TestNames:
     @pytest.mark.parametrize(("command", "name", "setting"), FORMER)
     def test_a_former_name_is_the_present_one(self, command: str, name: str, setting: str) -> None:
         (option,) = [each for each in COMMANDS[command].params if each.name == setting]
-        if option.is_flag:
+        if getattr(option, "is_flag", False):
             assert parsed(command, name)[setting] is True
             return
         for words in ([name, "x"], [f"{name}=x"], [name.replace("-", "_").replace("__", "--"), "x"]):
@@ -117,6 +118,13 @@ class TestNames:
             (["--", "--max_steps", value], ["--", "--max_steps", value]),
         ):
             assert present_words(words, values, {"--old-steps": "--max-steps"}) == (expected, [])
+
+    def test_the_folder_of_verify_shards_may_have_the_name_it_has_in_other_commands(self) -> None:
+        for words in (["--shards", "x"], ["--shards=x"], ["x"]):
+            assert parsed("verify-shards", *words, "--level", "deep")["folder"] == "x"
+        run = omniges("verify-shards", "--shards")
+        assert run.returncode == 2
+        assert "unknown option --shards" in only_line(run)
 
     def test_every_unknown_option_is_named_with_the_nearest(self) -> None:
         run = omniges("train", "--max-step", "3", "--sead=1", "--zzz")
