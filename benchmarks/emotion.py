@@ -81,7 +81,7 @@ def prepare(folder: Path, clips: int, seconds: float) -> None:
     omniges(
         "sample-corpus", folder / "corpus", "--clips", clips, "--seconds", seconds, "--emotions", 8, "--speakers", 2
     )
-    omniges("preprocess", "--root", folder / "corpus", "--out", folder / "shards")
+    omniges("preprocess", "--root", folder / "corpus", "--output-dir", folder / "shards")
 
 
 def train(folder: Path, minutes: float, window_ticks: int, batch: int, tasks: str) -> None:
@@ -92,7 +92,7 @@ def train(folder: Path, minutes: float, window_ticks: int, batch: int, tasks: st
     omniges(
         *("train", "--recipe", recipe, "--shards", folder / "shards", "--output-dir", folder / "run"),
         *("--condition-streams", "emotion", "--max-minutes", minutes, "--window-ticks", window_ticks),
-        *("--train-batch-size", batch, "--validation-steps", 0, "--num-workers", 1),
+        *("--batch-size", batch, "--validation-steps", 0, "--num-workers", 1),
         *("--lr-warmup-steps", 20, "--preset", "tiny"),
     )
 

@@ -73,7 +73,7 @@ def prepare(recordings: Sequence[Path], folder: Path) -> None:
         own = next(one for one in recordings if any(one.rglob(f"{stem}.npz")))
         cut_recording(own, stem, english, name, start_s, end_s)
     write_splits(english, {name: split for name, (*_, split) in PARTS.items()})
-    command("preprocess", "--root", folder / "corpus", "--out", folder / "shards", "--keep-audio")
+    command("preprocess", "--root", folder / "corpus", "--output-dir", folder / "shards", "--keep-audio")
 
 
 def train_and_generate(folder: Path, channels: int, seed: int, steps: int, samples: int) -> None:

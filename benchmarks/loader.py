@@ -160,7 +160,7 @@ def make_shards(folder: Path, clips: int) -> Path:
     split_list = folder / "all_train.csv"
     split_list.write_text("id,type\n" + "".join(f"{stem},train\n" for stem in stems), encoding="utf-8")
     say(f"converting {clips} clips")
-    command = [str(COMMAND), "preprocess", "--root", str(corpus), "--out", str(folder / "shards")]
+    command = [str(COMMAND), "preprocess", "--root", str(corpus), "--output-dir", str(folder / "shards")]
     command += ["--shard-size", "32MB", "--split-csv", str(split_list)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -113,7 +113,7 @@ def run_preprocess(root: Path, work: Path, workers: int) -> Run:
     """Run `omniges preprocess` on a folder, delete its shards, and return the measurements."""
     out = work / "shards"
     os.sync()
-    command = [str(COMMAND), "preprocess", "--root", str(root), "--out", str(out), "--workers", str(workers)]
+    command = [str(COMMAND), "preprocess", "--root", str(root), "--output-dir", str(out), "--workers", str(workers)]
     usage = run_measured([*command, "--max-rejected", "1", "--json"], work / "preprocess")
     summary = json.loads(usage.output.splitlines()[-1])
     if not summary["converted"]:

@@ -216,7 +216,7 @@ def main() -> None:
     shards, run = folder / "shards", folder / "run"
     if not (folder / "corpus").exists():
         cut(arguments.recordings, folder / "corpus")
-        command("preprocess", "--root", folder / "corpus", "--out", shards)
+        command("preprocess", "--root", folder / "corpus", "--output-dir", shards)
     command(
         *("train", "--shards", shards, "--output-dir", run, "--preset", "tiny", "--max-minutes", arguments.minutes),
         *("--checkpointing-steps", 50, "--checkpoints-total-limit", 0, "--validation-steps", 0, *extra),
