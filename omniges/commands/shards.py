@@ -26,7 +26,7 @@ def preprocess(
         bool,
         typer.Option(
             "--plan",
-            help="Convert nothing: show what would be done, with estimates of size and time.",
+            help="Write nothing: show what would be done, with estimates of size and time.",
             rich_help_panel="Execution",
         ),
     ] = False,

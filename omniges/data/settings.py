@@ -32,7 +32,7 @@ class TraceSettings:
     streams: tuple[str, ...] = option(
         (),
         "Combinations of streams, such as audio+gesture,text: only clips that have all streams of one combination are "
-        "read. A run whose clips lack parts prints its value.",
+        "read. If clips lack parts, the training run prints the value for this flag.",
         commas=True,
     )
     audio_codec: str | None = option(None, "Codec whose latents the run trains on in place of the mel.", shown="mel")
@@ -44,8 +44,8 @@ class TraceSettings:
     )
     tick_multiple: int = option(
         1,
-        "Window starts are multiples of this number of ticks, and of those that the codecs need; give 4 for a run from "
-        "OmniFlow's weights with --audio-codec.",
+        "Window starts are multiples of this number of ticks, and of the number that each codec needs; give 4 for a "
+        "run from OmniFlow's weights with --audio-codec.",
         minimum=1,
     )
 

@@ -226,7 +226,7 @@ def _plans(rows: Sequence[ManifestRow]) -> dict[str, list[ManifestRow]]:
 def _samples(
     shards: Iterable[Mapping[str, str]], plans: Mapping[str, Sequence[ManifestRow]] | None
 ) -> Iterator[dict[str, Any]]:
-    """Yield the samples of all shards, whose members are bytes; refuse a repeated sample."""
+    """Yield the samples of all shards, with each member as bytes; refuse a repeated sample."""
     seen: dict[str, str] = {}
     for shard in shards:
         address = shard["url"]

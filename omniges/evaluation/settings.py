@@ -30,11 +30,7 @@ class EvaluateSettings:
         (), "Tasks to generate.", commas=True, shown="trained tasks with one condition", values=lambda: TASK_NAMES
     )
     num_inference_steps: int | None = option(
-        None,
-        "Sampling steps.",
-        minimum=1,
-        was=("steps",),
-        shown="10 with the model's own guidance above 1, otherwise 20",
+        None, "Sampling steps.", minimum=1, was=("steps",), shown="10 if the model's guidance scale is above 1, else 20"
     )
     num_samples: int = option(1, "Results to generate for each recording.", minimum=1)
     seed: int = option(

@@ -90,9 +90,9 @@ class _Shown(Part):
         "Samples of shards, by key or stem.",
         "--key",
         commas=True,
-        shown="all; with results or files too, only samples of their recordings",
+        shown="all; if results or files are given too: the samples of the same recordings",
     )
-    together: bool = option(False, "Show all tracks side by side, whatever their names.")
+    together: bool = option(False, "Show all tracks side by side; without this flag, only those of the same recording.")
 
     def __post_init__(self) -> None:
         """Refuse values out of range and settings without a path."""

@@ -109,7 +109,7 @@ class Sources:
     )
 
     def __post_init__(self) -> None:
-        """Refuse values out of range, and samples without the shards that contain them."""
+        """Refuse values out of range, and --key or --split without a folder of shards."""
         check(self)
         if (self.keys or self.split) and self.shards is None:
             raise UsageFault("--key and --split: expected the shards of the samples, found none; add --shards DIR")

@@ -390,7 +390,8 @@ def _convolutions(path: Path) -> Encoder:
         if len(shape) != 3 or 0 in shape or shape[1] != width or layer.bias.shape != shape[:1]:
             raise DataError(
                 f"{path}: layer {k}: expected a weight (out, {width}, kernel) and a bias (out,), found "
-                f"{tuple(shape)} and {tuple(layer.bias.shape)}; give the settings that belong to the tensors"
+                f"{tuple(shape)} and {tuple(layer.bias.shape)}; give the JSON file of settings that belongs to these "
+                "tensors"
             )
         if row.padding >= shape[2]:
             raise DataError(

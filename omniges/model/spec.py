@@ -493,8 +493,9 @@ class ModelIdentity:
         if differences:
             more = [f"and {len(differences) - 3} more"] if len(differences) > 3 else []
             raise UsageFault(
-                f"{saved.path}: expected this model, found another model ({'; '.join(differences[:3] + more)}); "
-                "resume with the settings and shards of the checkpoint, or choose another --output-dir"
+                f"{saved.path}: expected the model of this run, found another model "
+                f"({'; '.join(differences[:3] + more)}); resume with the settings and shards of the checkpoint, or "
+                "choose another --output-dir"
             )
 
 

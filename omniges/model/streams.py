@@ -249,7 +249,7 @@ class FrameTokens(Stream):
         return normal * self.scale + self.mean
 
     def seconds(self, count: int) -> Tensor:
-        """Return the times (N,) of the tokens' centres in seconds: k + ½ token lengths for token k."""
+        """Return the times (N,) of the tokens' centres in seconds: (k + ½) · token length for token k."""
         return (tick_seconds(count) / float(self.tokens_per_tick)).to(self.mean.device)
 
     def clean(self, output: Tensor, noised: Tensor, levels: Tensor) -> Tensor:
@@ -426,7 +426,10 @@ class SubwordTokens(Stream):
         return torch.cat([_scaled(self.piece)[subword], _scaled(self.mark)[mark]], dim=-1)
 
     def arrays(self, tokens: Tensor) -> Tensor:
-        """Return the token ids (B, N) int64 with the nearest embeddings. A blank has no marks; a subword has marks."""
+        """Return the ids (B, N) int64 of the text tokens whose embeddings are nearest to the tokens (B, N, C).
+
+        The nearest subword and the nearest mark are found separately; the blank is an id without a mark.
+        """
         width = self.piece.shape[1]
         subword = (tokens[..., :width] @ _scaled(self.piece).mT).argmax(-1)
         mark = (tokens[..., width:] @ _scaled(self.mark)[1:].mT).argmax(-1)

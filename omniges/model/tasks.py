@@ -60,7 +60,7 @@ class SamplingSettings:
         maximum=10_000,
         was=("steps",),
         panel="Sampling",
-        shown="10 with the model's own guidance above 1, otherwise 20",
+        shown="10 if --guidance-scale is absent and its default above 1, else 20",
     )
     guidance_scale: float | None = option(
         None,

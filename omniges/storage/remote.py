@@ -307,8 +307,8 @@ def _exactly(data: bytes, place: str, offset: int, size: int) -> bytes:
         )
     if len(data) < size:
         raise ShortFile(
-            f"{place}: expected {size} bytes from {offset} on, found the end after {offset + len(data)}; copy the "
-            "file again",
+            f"{place}: expected {size} bytes at byte {offset}, found {len(data)}, because the file ends at byte "
+            f"{offset + len(data)}; copy the file again",
             offset + len(data),
         )
     return data

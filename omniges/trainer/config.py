@@ -115,7 +115,7 @@ class TrainSettings:
     )
     ema_decay: float = option(0.999, "Upper bound of the EMA decay.", minimum=0, below=1)
     seed: int = option(
-        0, "Random seed of initial weights, the order of windows, tasks and noise.", minimum=0, maximum=2**63 - 1
+        0, "Random seed of initial weights, window order, tasks and noise.", minimum=0, maximum=2**63 - 1
     )
     divergence_factor: float = option(
         100.0, "Abort when the smoothed loss exceeds this multiple of its minimum.", above=1

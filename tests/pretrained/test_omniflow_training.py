@@ -193,7 +193,7 @@ class TestTraining:
         assert learned(tmp_path / "a", 2) == learned(tmp_path / "b", 2)
         warnings = " ".join(log_of(tmp_path / "b", "start")[-1]["remarks"])
         assert "--pretrained-model-name-or-path was" in warnings
-        with pytest.raises(UsageFault, match=r"expected this model, found another model ..*layers"):
+        with pytest.raises(UsageFault, match=r"expected the model of this run, found another model ..*layers"):
             begin(shards, tmp_path / "b", write_folder(tmp_path / "third", Tiny(qk_norm="rms", layers=3)))
 
     def test_average_and_optimizer_begin_with_the_pretrained_weights(
