@@ -75,7 +75,7 @@ class SamplingSettings:
     """Each noise level σ becomes shift · σ / (1 + (shift − 1) · σ). A shift above 1 gives more steps at high noise."""
     sigma_min: float = option(
         0.3,
-        "Noise level σ at which the last step starts, 0 to 1; this step ends at 0.",
+        "Lowest noise level σ at which a step starts, 0 to 1; the last step ends at 0.",
         minimum=0,
         below=1,
         was=("last_level",),
