@@ -487,7 +487,7 @@ class RecordingFault(Exception):
     """A recording cannot be used. Decoders and features raise this error; the pipeline converts it to a finding."""
 
     def __init__(self, code: str, found: str, expected: str = "") -> None:
-        super().__init__(f"{code}: {found}" + (f" (expected {expected})" if expected else ""))
+        super().__init__(f"{code}: expected {expected}, found {found}" if expected else f"{code}: {found}")
         self.problem = Problem(code, found, expected)
 
     def refusal(self, path: object) -> DataError:
