@@ -23,7 +23,7 @@ class TraceSettings:
     decode: bool = option(False, "Read the windows, and add the sha256 of each window's arrays.")
     batch_size: int = option(
         64,
-        "Windows per process and micro-step; a step of this list is a micro-step of the run.",
+        "Windows per process and micro-step. One step of this command is one micro-step of the run.",
         minimum=1,
         panel="Settings of the run",
     )
@@ -31,8 +31,8 @@ class TraceSettings:
     seed: int = option(0, "Random seed of the run.")
     streams: tuple[str, ...] = option(
         (),
-        "Combinations of streams, such as audio+gesture,text: only clips that have all streams of one combination are "
-        "read. If clips lack parts, the training run prints the value for this flag.",
+        "Combinations of streams: audio+gesture,text reads clips with both audio and gesture, and clips with text. If "
+        "clips lack parts, the training run prints the value to give here.",
         commas=True,
     )
     audio_codec: str | None = option(None, "Codec whose latents the run trains on in place of the mel.", shown="mel")

@@ -30,7 +30,7 @@ class EvaluateSettings:
         (), "Tasks to generate.", commas=True, shown="trained tasks with one condition", values=lambda: TASK_NAMES
     )
     num_inference_steps: int | None = option(
-        None, "Sampling steps.", minimum=1, was=("steps",), shown="10 if the model's guidance scale is above 1, else 20"
+        None, "Sampling steps.", minimum=1, was=("steps",), shown="20, or 10 if the model's guidance scale is above 1"
     )
     num_samples: int = option(1, "Results to generate for each recording.", minimum=1)
     seed: int = option(
@@ -58,8 +58,8 @@ class EvaluateSettings:
     )
     profile: Literal["corrected", "emage-2024", "emage-eval-2025"] = option(
         "corrected",
-        "Definitions of the gesture metrics: corrected, or those of EMAGE's code, which need --body-model, "
-        "--mean-speeds, and --gesture-encoder or --features.",
+        "Definitions of the gesture metrics: corrected, or those of EMAGE's code. The latter need --body-model, "
+        "--mean-speeds, and one of --gesture-encoder and --features.",
     )
     body_model: Path | None = option(None, "SMPL-X model file, .npz, for joints and face.", shown="generic skeleton")
     gesture_encoder: Path | None = option(

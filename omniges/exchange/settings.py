@@ -48,7 +48,7 @@ class ExportSettings:
     )
     body_model: Path | None = option(None, "SMPL-X model, .npz, for the bone lengths.", shown="generic skeleton")
     arkit_matrix: Path | None = option(
-        None, "Matrix, .npy, from ARKit weights to FLAME coefficients or back, for arkit-csv."
+        None, "Matrix (.npy) that converts ARKit weights to FLAME coefficients, or the reverse; for arkit-csv."
     )
     blender: str = option("blender", "Blender's program, for fbx; the Python package bpy works too.", metavar="PROGRAM")
 
@@ -92,7 +92,7 @@ class _Shown(Part):
         commas=True,
         shown="all; if results or files are given too: the samples of the same recordings",
     )
-    together: bool = option(False, "Show all tracks side by side; without this flag, only those of the same recording.")
+    together: bool = option(False, "Show the tracks of all recordings side by side, as if they were of one recording.")
 
     def __post_init__(self) -> None:
         """Refuse values out of range and settings without a path."""

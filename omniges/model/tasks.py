@@ -60,7 +60,7 @@ class SamplingSettings:
         maximum=10_000,
         was=("steps",),
         panel="Sampling",
-        shown="10 if --guidance-scale is absent and its default above 1, else 20",
+        shown="20, or 10 if the model's own guidance scale is used and above 1",
     )
     guidance_scale: float | None = option(
         None,

@@ -254,8 +254,8 @@ class PreprocessSettings:
         if self.shard_bytes + MAX_FILE_BYTES > MAX_OBJECT_BYTES:  # the last sample may exceed the target size
             largest = MAX_OBJECT_BYTES - MAX_FILE_BYTES
             raise UsageFault(
-                f"--shard-size {self.shard_bytes}: expected at most {largest} bytes with a URL as --output-dir, whose "
-                "objects are copied in one request; choose a smaller size"
+                f"--shard-size {self.shard_bytes}: expected at most {largest} bytes if --output-dir is a URL, because "
+                "a store copies each shard in one request; choose a smaller size"
             )
 
     @property

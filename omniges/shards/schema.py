@@ -243,7 +243,7 @@ class WindowGrid:
         if self.window_ticks < 1 or self.stride_ticks < 1 or self.window_ticks % self.stride_ticks:
             raise UsageFault(
                 f"window grid: expected a stride that divides the window, found windows of {self.window_ticks} "
-                f"ticks every {self.stride_ticks}"
+                f"ticks every {self.stride_ticks}; choose another stride"
             )
 
     def count(self, ticks: int) -> int:

@@ -359,8 +359,9 @@ class CacheFolder:
                     return
             if time.monotonic() >= deadline:
                 raise CacheFull(
-                    f"{self.root}: expected {size} bytes for {path.name}, found {max(0, size - missing)}, because "
-                    f"running processes use the rest of its {self.capacity_bytes} bytes; raise the size of the cache"
+                    f"{self.root}: expected {size} free bytes in the cache for {path.name}, found "
+                    f"{max(0, size - missing)}, because running processes use the other files of the cache, whose "
+                    f"size is limited to {self.capacity_bytes} bytes; raise this limit"
                 )
             time.sleep(_POLL_S)
 

@@ -61,7 +61,7 @@ class CorpusSettings:
         maximum=8,
     )
     voice: bool = option(
-        False, "Replace the chords by sentences of frequent English words, spoken by eSpeak NG; needs omniges[speech]."
+        False, "Let eSpeak NG speak frequent English words, in place of musical chords; needs omniges[speech]."
     )
     audio: Audio = option("pcm16", "Sample format of the WAV files.")
 

@@ -149,7 +149,7 @@ class TestSize:
         cache, source = CacheFolder(tmp_path, 1500), Source()
         pin = cache.acquire(cached(1), source.fill(1))
         with pytest.raises(
-            CacheFull, match=r"expected 1000 bytes for train-000002\.tar, found 500, .* of its 1500 bytes"
+            CacheFull, match=r"expected 1000 free bytes in the cache for train-000002\.tar, found 500, .* to 1500 bytes"
         ):
             cache.acquire(cached(2), source.fill(2))
         pin.close()
