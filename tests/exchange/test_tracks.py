@@ -172,7 +172,7 @@ class TestFiles:
             arrays = dict(archive)
         arrays["poses"][4, 7] = np.nan
         np.savez(path, **arrays)
-        with pytest.raises(DataError, match="npz-not-finite: .*found poses: nan at frame 4, column 7"):
+        with pytest.raises(DataError, match=r"npz-not-finite: .*found poses: nan at frame 4, column 7"):
             list(load_tracks([path]))
 
 
