@@ -28,7 +28,7 @@ Schedule = Literal["constant", "cosine", "linear"]
 Sharding = Literal["none", "full"]
 
 LEARNING_RATES: Final[Mapping[str, float]] = MappingProxyType(
-    {"tiny": 1e-3, "small": 5e-4, "base": 2e-4, "omniflow": 1e-4}
+    {"tiny": 2e-3, "small": 5e-4, "base": 2e-4, "omniflow": 1e-4}
 )
 """Default peak learning rate of each preset."""
 

@@ -23,6 +23,7 @@ from omniges.trainer import loop as loop_module
 from omniges.trainer import train as train_module
 from omniges.trainer import train_step as learner_module
 from omniges.trainer.batches import Feed
+from omniges.trainer.config import LEARNING_RATES
 from omniges.trainer.logging import Logbook
 
 
@@ -182,7 +183,7 @@ class TestTelling:
         assert line["step"] == 4
         assert len(line["losses"]) == len(line["gradient_norms"]) == 4
         assert line["loss"] == pytest.approx(sum(line["losses"]) / 4)
-        assert line["learning_rate"] == 0.001
+        assert line["learning_rate"] == LEARNING_RATES["tiny"]
         assert line["epoch"] == pytest.approx(16 / 8)
         assert 0 <= line["waiting_for_data"] <= 1
         assert sum(task["samples"] for task in line["tasks"].values()) == 16

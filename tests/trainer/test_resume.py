@@ -26,6 +26,7 @@ from omniges.trainer import batches as feed_module
 from omniges.trainer import loop as loop_module
 from omniges.trainer import train as train_module
 from omniges.trainer import train_step as learner_module
+from omniges.trainer.config import LEARNING_RATES
 
 STEPS = 6
 
@@ -317,7 +318,7 @@ class TestChoice:
     def test_other_settings_are_used_and_logged(self, two: Path, shards: Path) -> None:
         run(shards, two, learning_rate=1e-4, batch_size=2)
         warnings = " ".join(log_of(two, "start")[-1]["remarks"])
-        assert "--learning-rate was 0.001, is 0.0001" in warnings
+        assert f"--learning-rate was {LEARNING_RATES['tiny']}, is 0.0001" in warnings
         assert "--batch-size was 4, is 2" in warnings
         assert "global batch 2, was 4" in warnings
 
