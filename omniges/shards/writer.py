@@ -1,11 +1,12 @@
 """Packing of samples into shards, and publishing of finished shards in the background.
 
-Samples are added in key order within a split. A shard ends after the sample with which it reaches the target size. It
-ends earlier, after a sample whose key has a checksum that is a multiple of 16, if it has reached half of that size. So
-the boundaries depend only on the content, and an added recording changes only the shards near it, not all later shards.
+Samples are added in key order within a split. A shard ends after the sample with which it reaches the target size. A
+shard that has reached half of the target size may end earlier: it ends after a sample if the CRC-32 of the sample's key
+is a multiple of 16. So the shard boundaries depend only on the content. An added recording changes only the shards near
+it, not all later shards.
 
-Samples that exist in a shard file of an earlier run are copied from there. If a new shard would have the same bytes as
-an earlier file, that file is reused.
+A sample that exists in a shard file of an earlier run is copied from that file. If a new shard would have the same
+bytes as a shard file of an earlier run, no new file is written and the earlier file is used.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _COPY_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class ShardFile:
-    """The entry of a finished shard in dataset.json."""
+    """A shard's entry in dataset.json: name, split, number of samples, size in bytes, and sha256."""
 
     name: str
     split: Split
@@ -120,13 +121,13 @@ class OpenShard(Protocol):
         """Write pending bytes to disk, so that `publish` takes less time."""
 
     def complete(self) -> None:
-        """Announce that no more samples follow, so that another machine can begin to write the shard."""
+        """Declare that all samples have been added. A machine that writes the shard for this process can then begin."""
 
     def publish(self) -> None:
-        """Make the file durable and give it its final name."""
+        """Make sure that the whole shard is on disk, and give it its final name."""
 
     def abort(self) -> None:
-        """Discard the file unless it is published."""
+        """Discard the shard; a published shard stays."""
 
 
 class PendingShard(PendingFile):
@@ -151,15 +152,15 @@ class PendingShard(PendingFile):
             self.write(piece)
 
     def complete(self) -> None:
-        """Do nothing, because every piece is written immediately."""
+        """Do nothing, because `write` and `copy` have already written every sample."""
 
 
 def closes_shard(key: str, size: int, target_bytes: int) -> bool:
-    """Return whether a shard ends after this sample.
+    """Return whether a shard ends after the last added sample, by the rule in the module's docstring.
 
     Args:
-        key: Key of the last sample.
-        size: Size of the shard in bytes, including the sample.
+        key: Key of the last added sample.
+        size: Size of the shard in bytes, including this sample.
         target_bytes: Target size of a shard.
 
     Returns:
@@ -217,12 +218,12 @@ class ShardWriter:
         """Append a sample.
 
         Args:
-            row: Row of the sample; its offsets count from the start of the segment.
+            row: Manifest row of the sample. The offsets in it count from the start of the segment.
             segment: Tar members of the sample: bytes, or an object that the open shard accepts. Its length is their
                 size in bytes.
 
         Returns:
-            The row for the manifest, with the shard's name and offsets in the shard.
+            The row with the shard's name, and with offsets that count from the start of the shard.
         """
         self._enter_split(row)
         self._write_held()
@@ -230,14 +231,14 @@ class ShardWriter:
         return self._placed(row, len(segment))
 
     def add_stored(self, row: ManifestRow, segment: StoredSegment) -> ManifestRow:
-        """Append a sample from an earlier shard file. The caller must have checked its bytes.
+        """Append a sample from a shard file of an earlier run. The caller must have checked the sample's bytes.
 
         Args:
-            row: Row of the sample; its offsets count from the start of the segment.
+            row: Manifest row of the sample. The offsets in it count from the start of the segment.
             segment: Position of the sample's tar members.
 
         Returns:
-            The row for the manifest, with the shard's name and offsets in the shard.
+            The row with the shard's name, and with offsets that count from the start of the shard.
         """
         self._enter_split(row)
         follows = segment.offset == self._size and all(held.shard == segment.shard for held in self._held[-1:])
@@ -257,7 +258,10 @@ class ShardWriter:
             self._split, self._index = split, 0
 
     def _placed(self, row: ManifestRow, size: int) -> ManifestRow:
-        """Return the row of an appended sample of `size` bytes with its place; close the shard if it ends here."""
+        """Return a manifest row with the sample's shard and offsets; close the shard if it ends after this sample.
+
+        The sample of `size` bytes was just appended. The offsets in `row` count from the start of the sample.
+        """
         if self._split is None:
             raise RuntimeError("no split has begun")
         members = {

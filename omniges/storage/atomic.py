@@ -45,7 +45,7 @@ _REASONS: Final = {
 
 @contextlib.contextmanager
 def os_errors(path: Path, action: str = "write") -> Iterator[None]:
-    """Convert each OSError inside the `with` block into an EnvironmentFault that names the path in one line.
+    """Convert any OSError in the `with` block into an EnvironmentFault, which names the path in a message of one line.
 
     Args:
         path: Path that the error names.
@@ -129,7 +129,7 @@ def require_output_file(flag: str, path: Path | None) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[None]:
-    """Create a folder and its missing parents; at the end of the `with` block, remove those that are empty."""
+    """Create a folder and its missing parents; after the `with` block, remove the created folders that are empty."""
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
     make_folder(path)
     try:
@@ -141,9 +141,9 @@ def new_folder(path: Path) -> Iterator[None]:
 
 
 def refuse_links(folder: Path, names: Sequence[str]) -> None:
-    """Raise UsageFault if one of a run's files and folders is a link.
+    """Raise UsageFault if any of the named files and folders of a run is a symbolic link.
 
-    A folder of unknown origin may contain links. The run would replace or remove the files that the links lead to.
+    A folder of unknown origin may contain links. Without this check, the run could change files outside of the folder.
 
     Args:
         folder: Folder of the run.
@@ -226,7 +226,7 @@ def append_line(descriptor: int, line: bytes) -> None:
         line: The line with its line break.
 
     Raises:
-        OSError: The line cannot be written. The part of it that was written is removed again.
+        OSError: The line cannot be written. If a part of the line was already written, that part is removed.
     """
     size, view = os.fstat(descriptor).st_size, memoryview(line)
     try:
@@ -238,7 +238,7 @@ def append_line(descriptor: int, line: bytes) -> None:
 
 
 def is_file_name(text: object) -> bool:
-    """Return whether a text is a safe file name: ASCII letters, digits, dots, hyphens and underscores.
+    """Return whether a text is a safe file name: 1 to 255 ASCII letters, digits, dots, hyphens and underscores.
 
     A safe name cannot leave its folder or change the meaning of a URL. The name ``.`` and names that contain ``..`` are
     not safe.
@@ -341,9 +341,10 @@ class PendingFile:
                 view = view[os.write(self._descriptor, view) :]
 
     def flush_to_disk(self) -> None:
-        """Write pending bytes to disk, so that `publish` has less to wait for.
+        """Write pending bytes to disk, so that `publish` takes less time.
 
-        The bytes then leave the page cache. Otherwise a set of shards would displace all other files from the cache.
+        The written bytes are then removed from the page cache. Without this, the bytes of a set of shards would
+        displace all other files from the page cache.
         """
         with os_errors(self.path):
             os.fdatasync(self._descriptor)
@@ -368,7 +369,7 @@ class PendingFile:
         self.temporary.unlink(missing_ok=True)
 
     def withdraw(self) -> None:
-        """Remove the file, published or not."""
+        """Remove the temporary file or, if it was published, the file with the final name."""
         if self._published or not self.temporary.exists():  # a signal may have stopped `publish` right after the rename
             self.path.unlink(missing_ok=True)
             sync_folder(self.path.parent)
@@ -395,8 +396,8 @@ class PendingFile:
 class PendingGroup:
     """Several files that are published together at the end of a `with` block: all of them in order, or none.
 
-    If an exception or a signal comes between two files, the files already published are removed. Only a killed process
-    or a power loss can leave only some of the files.
+    If an exception or a signal interrupts the publishing, the files that were already published are removed. Only a
+    killed process or a power failure can leave an incomplete group.
     """
 
     def __init__(self) -> None:
@@ -429,9 +430,9 @@ class PendingGroup:
 def pending_folder(final: Path) -> Iterator[Path]:
     """Create a temporary folder that gets its final name at the end of the `with` block, or is removed after an error.
 
-    The caller publishes each file in the folder, so all files are on disk before the folder is renamed. Temporary
-    folders that killed processes left are removed first. A folder that a running process still writes is locked, and
-    stays.
+    The caller publishes each file in the folder, so all files are on disk before the folder is renamed. Before the
+    folder is created, temporary folders of killed processes are removed. Temporary folders of running processes are
+    locked, so they are not removed.
 
     Args:
         final: Final path of the folder.
@@ -467,7 +468,7 @@ def pending_folder(final: Path) -> Iterator[Path]:
 
 
 def _claim(unfinished: Path) -> int | None:
-    """Lock an unfinished folder and return its descriptor; return None if it is missing or another process locks it."""
+    """Lock a temporary folder and return its descriptor; return None if it is missing or another process locks it."""
     with os_errors(unfinished, "open"):
         try:
             descriptor = os.open(unfinished, _FOLDER | os.O_NOFOLLOW)
@@ -495,7 +496,7 @@ def remove_folder(path: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder with its content, or a file, or a link; the target of a link stays."""
+    """Remove a folder with its content, a file, or a symbolic link; the target of the link is not removed."""
     if path.is_symlink() or not path.is_dir():
         path.unlink()
     else:

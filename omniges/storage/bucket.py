@@ -1,8 +1,8 @@
 """Writing to a folder of an S3 bucket: conditional writes, verified uploads, and copies inside the store.
 
 A conditional write succeeds only if the object does not exist (``If-None-Match: *``) or has a known ETag
-(``If-Match``). So two writers never overwrite each other's objects. If the answer to a write is lost, the object's
-content shows whether the write succeeded.
+(``If-Match``). So two writers never overwrite each other's objects. If the server's answer to a write is lost, the
+object is read, and its content shows whether the write succeeded.
 """
 
 from __future__ import annotations
@@ -146,14 +146,14 @@ class Bucket(UrlStore):
             return list(pool.map(self.read, names))
 
     def create(self, name: str, data: bytes) -> str:
-        """Create an object that does not exist yet.
+        """Create an object that does not exist yet. An existing object with the same content is accepted.
 
         Args:
             name: Name of the object.
             data: Its content.
 
         Returns:
-            ETag of the object. An object that already exists with the same content is accepted.
+            ETag of the object.
 
         Raises:
             ConditionFailed: An object with other content already exists.
@@ -161,7 +161,9 @@ class Bucket(UrlStore):
         return self._written(name, data, partial(self._put, name, data, IfNoneMatch="*"))
 
     def replace(self, name: str, data: bytes, etag: str) -> str:
-        """Replace an object whose ETag is known.
+        """Replace an object, but only if it still has a known ETag, so that no other writer's change is lost.
+
+        An object that already has the new content is accepted with any ETag.
 
         Args:
             name: Name of the object.
@@ -172,20 +174,23 @@ class Bucket(UrlStore):
             The new ETag.
 
         Raises:
-            ConditionFailed: The object does not exist, or has neither the ETag `etag` nor the content `data`.
+            ConditionFailed: The object does not exist. Or its ETag is not `etag`, and its content is not `data`.
         """
         return self._written(name, data, partial(self._put, name, data, IfMatch=f'"{etag}"'))
 
     def put(self, name: str, data: bytes) -> None:
-        """Create or replace an object without a condition; no other writer may write this object."""
+        """Create or replace an object without a condition. Use it only for objects that no other writer writes."""
         self._request("write", name, lambda: self._s3("put_object", Key=self._key(name), Body=data), len(data))
 
     def require_conditions(self, name: str, data: bytes) -> None:
         """Refuse a store that ignores the conditions of conditional writes.
 
+        Two writes are tried with conditions that must fail. A store that ignores a condition overwrites the object
+        with `data`, which the object contains already.
+
         Args:
             name: Name of an object that exists.
-            data: Content of this object. A store that ignores conditions replaces the object by equal content.
+            data: Present content of this object.
 
         Raises:
             UsageFault: The store ignores a condition.

@@ -10,9 +10,9 @@ A file in use is *pinned*: its reader holds a shared flock on the file. Eviction
 file is not evicted. The kernel releases the locks of a killed process. A process locks the folder while it sums sizes
 and evicts files. No process waits for another lock while it holds the lock of the folder.
 
-No library does this. filelock locks a separate file exclusively. It cannot pin the cached file or a memory map of the
-file, and it cannot record reserved bytes. diskcache evicts files in use, exceeds its limit until the next cleanup, does
-not check digests, and unpickles its content.
+No library offers such a cache. filelock locks a separate file exclusively. It cannot pin the cached file or a memory
+map of the file, and it cannot record reserved bytes. diskcache evicts files in use, exceeds its limit until the next
+cleanup, does not check digests, and unpickles its content.
 
 A file is downloaded completely and checked, with a limited number of attempts. The wait between attempts depends only
 on the number of the attempt and a salt text, not on random numbers or time. `FetchAhead` downloads in background
@@ -96,21 +96,21 @@ def backoff_s(retries: Retries, attempt: int, salt: str) -> float:
 
 
 def with_retries(action: Callable[[], T], retries: Retries, salt: str, wait: Wait = time.sleep) -> T:
-    """Call a function until it succeeds; repeat the call after a transient fault of the store or wrong content.
+    """Call a function until it succeeds; repeat the call after a transient StoreFault or after WrongContent.
 
-    After `MAX_TIME_OUTS` time-outs, the function is not called again.
+    The number of calls is limited by `retries`. After `MAX_TIME_OUTS` time-outs, the function is not called again.
 
     Args:
         action: Function to call, without arguments.
         retries: Settings of the attempts.
-        salt: See `backoff_s`.
+        salt: Text from which the jitter of the waits is computed, see `backoff_s`.
         wait: Function that waits for a number of seconds.
 
     Returns:
         The result of the function.
 
     Raises:
-        StoreFault: The fault is not transient, or the last attempt failed.
+        StoreFault: The fault is not transient, or it occurred in the last attempt.
         WrongContent: The last attempt got wrong content.
     """
     attempt = time_outs = 0
@@ -285,7 +285,10 @@ class CacheFolder:
             _beside(path, "checked").unlink(missing_ok=True)
 
     def _pin_checked(self, path: Path, file: CachedFile, recheck: bool) -> Pin | None:
-        """Return a pin if the file exists and is unchanged since its last check, otherwise None."""
+        """Return a pin if the file exists and is unchanged since its last check, otherwise None.
+
+        If `recheck` is True, the sha256 of the content must be correct too.
+        """
         pin = _pin(path)
         if pin is None:
             return None
@@ -299,9 +302,10 @@ class CacheFolder:
         return None
 
     def _adopt(self, path: Path, file: CachedFile) -> Pin | None:
-        """Check a file without a valid record: return a pin if its sha256 is correct, otherwise remove the file.
+        """Check a cached file that has no valid ``.checked`` record, and return a pin if the content is correct.
 
-        The caller must hold the file's lock.
+        A file with another size or sha256 is removed, and the result is None. The result is also None if the file does
+        not exist. The caller must hold the file's lock.
         """
         pin = _pin(path)
         if pin is None:
@@ -410,9 +414,9 @@ def _pin(path: Path) -> Pin | None:
 
 
 def _identity(path: Path, file: CachedFile) -> dict[str, int | str]:
-    """Return the content of a file's record: its size, sha256, inode and times.
+    """Return the content of a cached file's ``.checked`` record: size, sha256, inode and times of the file.
 
-    Every change of a file changes its inode or its ctime, and programs cannot set these two.
+    Every change of a file changes its inode or its ctime. Programs cannot set the inode or the ctime to a chosen value.
     """
     found = path.stat()
     times = {"mtime_ns": found.st_mtime_ns, "ctime_ns": found.st_ctime_ns}
@@ -420,7 +424,7 @@ def _identity(path: Path, file: CachedFile) -> dict[str, int | str]:
 
 
 def _recorded(path: Path, file: CachedFile) -> bool:
-    """Return whether the file has the expected size and its record shows that it is unchanged since its check."""
+    """Return whether a file has the expected size and its ``.checked`` record shows no change since the last check."""
     try:
         record = parse_json(read_file(_beside(path, "checked"), _MAX_RECORD_BYTES, path.parent))
         return bool(record == _identity(path, file) and record["bytes"] == file.size)
@@ -436,23 +440,23 @@ def _record(path: Path, file: CachedFile) -> None:
 
 
 def _touch(path: Path) -> None:
-    """Record the current time in ns as the time of a file's last use. The kernel's own time stamps are coarser."""
+    """Record the current time as the time of a file's last use, in ns; time stamps by the kernel are less precise."""
     now_ns = time.time_ns()
     with contextlib.suppress(FileNotFoundError):  # another process may remove the record of a damaged file
         os.utime(_beside(path, "checked"), ns=(now_ns, now_ns))
 
 
 def _filled_file(temporary: str) -> str:
-    """Return the name of the cached file to which a temporary file belongs."""
+    """Return the name of the cached file to which a temporary file of its content or of its record belongs."""
     name = atomic.final_name(temporary) or temporary
     return name[1:].removesuffix(".checked") if name.startswith(".") else name
 
 
 def _survey(root: Path, own: Path) -> tuple[int, list[tuple[int, int, Path]]]:
-    """Return the number of used and reserved bytes, and the cached files as (last use in ns, bytes, path).
+    """Return the sum of used and reserved bytes, and the cached files as (last use in ns, bytes, path).
 
-    Temporary files of killed processes are removed. `own` is the file that the caller has locked and will download:
-    its reserved bytes do not count, and its temporary files stay.
+    Temporary files of killed processes are removed. `own` is the file that the caller has locked and will download. The
+    bytes that are reserved for `own` do not count, and the temporary files of `own` are not removed.
     """
     used = 0
     candidates = []
@@ -527,7 +531,7 @@ _LONGEST_HINT: Final = 1024
 
 
 class _Closed(Exception):
-    """`close` was called during a download."""
+    """Exception that ends the attempts of a download after `FetchAhead.close` was called."""
 
 
 class FetchAhead:
@@ -553,7 +557,7 @@ class FetchAhead:
         self._running: list[threading.Thread] = []
 
     def hint(self, shards: Iterable[str]) -> None:
-        """Set the shards to download, in the order in which they are needed, and release all other shards."""
+        """Set the shards to download, in the order in which they are needed; release the pins of all other shards."""
         order = list(dict.fromkeys(itertools.islice(shards, _LONGEST_HINT)))
         with self._changed:
             self._order = order
@@ -566,9 +570,10 @@ class FetchAhead:
             self._changed.notify_all()
 
     def take(self, name: str) -> Pin | None:
-        """Return the pin of a downloaded shard; None if no thread has started to download this shard.
+        """Return the pin of a shard, which the caller then closes; wait if a thread is still downloading the shard.
 
-        Wait for a download in progress. If a download failed, raise its error.
+        Return None if no thread has started to download the shard. If the download failed, raise the error of the
+        download.
         """
         with self._changed:
             self._order = [other for other in self._order if other != name]
@@ -582,14 +587,14 @@ class FetchAhead:
             return self._pins.pop(name, None)
 
     def drop(self) -> None:
-        """Release all shards, and download nothing before the next hint."""
+        """Release all downloaded shards; start no download before the next call of `hint`."""
         with self._changed:
             self._order = []
             while self._pins:
                 self._pins.popitem()[1].close()
 
     def close(self) -> None:
-        """Stop the threads. A thread that waits for a server may run on until its time-out."""
+        """Stop the threads and release all shards. A thread that waits for a server may continue until the time-out."""
         self._closed.set()
         self.drop()
         with self._changed:
@@ -598,7 +603,7 @@ class FetchAhead:
             thread.join(timeout=1.0)
 
     def _next(self) -> str | None:
-        """Wait for a shard to download and mark it as busy; return None after `close`."""
+        """Wait until a shard may be downloaded, mark it as busy, and return its name; return None after `close`."""
         with self._changed:
             while not self._closed.is_set():
                 room = self._maximum > len(self._busy) + len(self._pins)

@@ -1,8 +1,8 @@
 """Conversion of JSON objects of unknown origin to frozen dataclasses, with a check of every value.
 
 The annotation of a field declares the valid values: ``Annotated[int, Range(1)]`` is a whole number of at least 1. A
-field with a default may be absent, because files of earlier versions lack such fields. A key without a field is
-refused.
+key may be absent if its field has a default, because files of earlier versions may lack the key. A key that is not a
+field is refused by `Document.read` and ignored by `Document.values`.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class Range:
 
 
 def _digits(number: float) -> str:
-    """Return a number as text; a whole number has no ``.0``.
+    """Return a number as text; a whole number below 1e10 has no ``.0``.
 
-    Equal ranges must have equal texts, because `typing` may replace ``Range(0.0)`` by the equal ``Range(0)``.
+    So the equal ranges ``Range(0.0)`` and ``Range(0)`` have equal texts. `typing` may replace one of them by the other.
     """
     return str(int(number)) if abs(number) < _MOST_SAID and number == int(number) else str(number)
 
@@ -121,7 +121,7 @@ class Document:
         return Document(self.value(key), self.where, self.remedy, f"{self.prefix}{key}.", self._kind)
 
     def value(self, key: str) -> Any:
-        """Return the value of a key without a check of its type; refuse an object that lacks the key."""
+        """Return the value of a key, of any type; refuse an object that lacks the key."""
         if key not in self.found:
             raise self.fault(key, "that it is missing", "this key")
         return self.found[key]
@@ -132,10 +132,10 @@ class Document:
             self.value(key)
 
     def require_only(self, only: Mapping[str, Any]) -> None:
-        """Refuse values that this program does not implement, for keys that have only one implemented value.
+        """Refuse keys with values that this program does not implement.
 
         Args:
-            only: The implemented value of each key; the object may lack a key.
+            only: For each key to check, the only value that is implemented. The object may lack a key.
         """
         for key, value in only.items():
             found = self.found.get(key, value)
@@ -162,7 +162,7 @@ class Document:
                 )
 
     def read(self, kind: type[T]) -> T:
-        """Convert the object to a dataclass; every key must be a field.
+        """Convert the object to a dataclass; refuse a key that is not a field.
 
         Args:
             kind: Dataclass that declares the keys, their types and ranges.
@@ -177,13 +177,13 @@ class Document:
         return self.values(kind)
 
     def given(self, kind: Any) -> dict[str, Any]:
-        """Return the values of the object, checked as fields of a dataclass; fields may be absent.
+        """Return the values of the object, checked by the fields of a dataclass; the object may lack any field.
 
         Args:
             kind: Dataclass that declares the keys, their types and ranges.
 
         Returns:
-            Values by the name of the field.
+            Checked values by field name, only for the keys that the object has.
 
         Raises:
             OmnigesError: A key is unknown, or a value has another type or is out of range.
@@ -197,7 +197,7 @@ class Document:
 
         Args:
             kind: Dataclass that declares the keys, their types and ranges.
-            **own: Values of fields that are not read from the object.
+            **own: Values of fields. They are used instead of the object's values.
 
         Returns:
             The instance.
@@ -267,7 +267,7 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def _parts(hint: Any) -> tuple[Any, tuple[Any, ...], bool]:
-    """Return the type of an annotation, its checks, and whether null is allowed."""
+    """Split a type annotation: return the type without checks and null, the checks, and whether null is allowed."""
     kind, checks, optional = hint, (), False
     while True:
         if get_origin(kind) is Annotated:
@@ -335,7 +335,7 @@ _KINDS: Final[Mapping[Any, str]] = {
 
 
 def _words(hint: Any) -> str:
-    """Return the allowed values of a type annotation in words."""
+    """Return a text for errors that describes the values that a type annotation allows."""
     kind, checks, optional = _parts(hint)
     origin = get_origin(kind)
     if origin is Literal:

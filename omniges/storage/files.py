@@ -104,8 +104,8 @@ def require_file(
         path: The path.
         expected: Description of the expected file, for the error.
         flag: Name of the flag, for the error.
-        remedy: What to do about a pipe, a socket or a device.
-        missing: What to do if the path does not exist.
+        remedy: Last part of the error for a pipe, a socket or a device: what to do.
+        missing: Last part of the error for a path that does not exist: what to do.
 
     Raises:
         UsageFault: The path does not exist, or is a folder, pipe, socket or device.
@@ -131,7 +131,7 @@ def require_file(
 def open_regular(path: Path, *, follow: bool = True) -> BufferedReader:
     """Open a regular file as a binary stream. A pipe is refused at once, without waiting for its writer.
 
-    Errors are OSErrors, so that a caller can attribute them to one recording.
+    Unlike `open_file`, this function raises only OSErrors. The caller can convert them into findings of a recording.
 
     Args:
         path: The file.
@@ -305,7 +305,7 @@ def read_json(path: Path, remedy: str, root: Path | None = None, max_bytes: int 
 
 
 def read_settings(path: Path, remedy: str, root: Path | None = None) -> dict[str, Any]:
-    """Return the JSON object of a file that a folder must contain, such as the config.json of a codec.
+    """Return the JSON object in a file that must exist, such as the config.json in a codec's folder.
 
     Args:
         path: The file.
@@ -378,7 +378,7 @@ def is_sha256(text: object) -> bool:
 def text_codec(data: bytes) -> str:
     """Return the name of Python's codec for a text in UTF-8 or UTF-16, with or without a byte order mark.
 
-    UTF-16 without a mark is recognized only if the text starts with a Latin-1 character.
+    UTF-16 without a byte order mark is recognized only if the first character of the text is a Latin-1 character.
 
     Args:
         data: The text's bytes.

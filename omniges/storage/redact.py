@@ -1,8 +1,8 @@
 """Removal of credentials from text before it reaches an error, a log or a file.
 
 Messages of storage libraries may contain URLs with passwords or signatures, request headers, or the XML of a refused
-request. Every such text passes through `redact`. It finds the usual forms of credentials, and gets the secrets in use
-as an argument. In doubt, it hides the text.
+request. `redact` is called for every such text. It finds the usual forms of credentials, and gets the secrets in use as
+an argument. If it is uncertain whether a text is a credential, the text is hidden.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ _SHAPES: Final = (
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """Replace everything that has the form of a credential, and every given secret, by ``***``.
 
-    It hides user information and all query values of URLs, values after a sensitive name (token, secret, signature,
-    authorization …), and known forms of keys and tokens. A second call changes nothing:
+    This function hides user information and all query values of URLs, values after a sensitive name (token, secret,
+    signature, authorization …), and known forms of keys and tokens. A second call on the result changes nothing:
     ``redact(redact(t)) == redact(t)``.
 
     Args:

@@ -60,7 +60,7 @@ class MissingFile(DataError):
 
 
 class ShortFile(DataError):
-    """A file ends before the requested range; `end` is its length in bytes."""
+    """A file ends before the end of a requested range; the attribute `end` is the length of the file in bytes."""
 
     def __init__(self, message: str, end: int) -> None:
         super().__init__(message)
@@ -169,8 +169,8 @@ def _where_credentials(protocol: str) -> str:
 def check_name(name: str) -> str:
     """Return the name of a file in a shard folder unchanged; refuse an unsafe name.
 
-    Only letters, digits, dots, hyphens and underscores are allowed. So no name can leave the folder or change the
-    meaning of a URL.
+    A safe name consists of letters, digits, dots, hyphens and underscores, see `is_file_name`. It cannot leave the
+    folder or change the meaning of a URL.
 
     Args:
         name: Name to check, such as one from dataset.json.
@@ -179,7 +179,7 @@ def check_name(name: str) -> str:
         The name.
 
     Raises:
-        DataError: The name has other characters.
+        DataError: The name is not safe, see `is_file_name`.
     """
     if not is_file_name(name):
         raise DataError(
@@ -193,14 +193,15 @@ class ByteStream(Protocol):
     """A stream of bytes."""
 
     def read(self, size: int, /) -> bytes:
-        """Return at most `size` bytes; empty at the end."""
+        """Return the next bytes, at most `size`; return b"" at the end of the stream."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Limits for a server: the longest times without data in seconds, and the lowest speed in bytes per second.
+    """Limits for a server: times to connect and to wait for data, in seconds, and lowest speed, in bytes per second.
 
-    The times apply to s3, http and https; other protocols have their own limits. The speed applies to all protocols.
+    The two times apply to s3, http and https; the libraries of other protocols have their own limits. The lowest speed
+    applies to all protocols.
     """
 
     connect_s: float = 10.0
@@ -259,7 +260,7 @@ class LocalStore:
             size: Number of bytes.
 
         Returns:
-            Bytes `offset` to `offset` + `size` of the file.
+            The `size` bytes that start at `offset`.
 
         Raises:
             ShortFile: The file ends before the range does.
@@ -364,7 +365,7 @@ class UrlStore:
             size: Number of bytes.
 
         Returns:
-            Bytes `offset` to `offset` + `size` of the file.
+            The `size` bytes that start at `offset`.
 
         Raises:
             ShortFile: The file ends before the range does.
@@ -383,8 +384,8 @@ class UrlStore:
     def _web_range(self, name: str, address: str, offset: int, size: int) -> bytes:
         """Return a range of a file from a web server; receive at most 64 KiB more than requested.
 
-        fsspec's `cat_file` is not used. It keeps everything that the server sends in memory, decompresses it, and does
-        not check that the range is the requested one.
+        fsspec's `cat_file` is not used for three reasons. It keeps all received bytes in memory, without a limit. It
+        decompresses them. It does not check that the server sends the requested range.
         """
         asyn = importlib.import_module("fsspec.asyn")
         filesystem = self._filesystem
@@ -402,7 +403,7 @@ class UrlStore:
         return found
 
     def _s3_range(self, name: str, address: str, offset: int, size: int) -> bytes:
-        """Return a range of an object; unlike `cat_file`, receive at most 64 KiB more than requested."""
+        """Return a range of an S3 object; unlike fsspec's `cat_file`, receive at most 64 KiB more than requested."""
         asyn = importlib.import_module("fsspec.asyn")
         filesystem = self._filesystem
         bucket, key, _ = filesystem.split_path(address)
@@ -420,7 +421,7 @@ class UrlStore:
         return found
 
     def _require_range(self, name: str, found: str | None, offset: int) -> None:
-        """Refuse an answer whose stated range `found` does not start at `offset`; accept an answer without a range."""
+        """Refuse an answer if its Content-Range header `found` does not start at `offset`; None or "" is accepted."""
         if found and not found.startswith(f"bytes {offset}-"):
             raise StoreFault(
                 f"{self.location.shown_file(name)}: expected bytes from {offset} on, found that the server sends "
@@ -492,7 +493,7 @@ class UrlStore:
         return {"use_listings_cache": False}
 
     def _address(self, name: str | None) -> str:
-        """Return the address of a file, or of the folder without a `name`. The query of a web URL stays at the end."""
+        """Return the address of a file, or of the folder if `name` is None; the query of a web URL stays at the end."""
         tail = "" if name is None else check_name(name)
         if self.location.protocol in _WEB:
             parts = urlsplit(self.location.address)
@@ -502,8 +503,8 @@ class UrlStore:
     def _call(self, action: str, name: str, function: Callable[[], T], size: int = 0) -> T:
         """Call a function of a storage library, and convert any exception into an OmnigesError.
 
-        The text of the library's error may contain credentials. So the new error does not refer to the old error. A
-        call is abandoned if it takes longer than `Timeouts.limit_s` allows for `size` bytes.
+        The library's error may contain credentials, so it is not attached to the new error as its cause. If the call
+        takes longer than `Timeouts.limit_s` allows for `size` bytes, the error of `too_slow` is raised.
         """
         outcomes: queue.SimpleQueue[Future[T]] = queue.SimpleQueue()
         # No storage library limits the time of a request whose bytes come one by one. So a thread makes the request.
@@ -566,13 +567,13 @@ Store = LocalStore | UrlStore
 
 
 def _finalize(filesystem: Any) -> None:
-    """Call the finalizer of a file system's class, but only if the constructor had finished."""
+    """Call the finalizer of a file system's class; ignore the AttributeError of an object whose constructor failed."""
     with suppress(AttributeError):
         super(type(filesystem), filesystem).__del__()
 
 
 async def _at_most(read: Callable[[int], Awaitable[bytes]], size: int) -> bytes:
-    """Return the bytes of an answer, read in pieces of 64 KiB; stop when they are more than `size` bytes."""
+    """Return a server's answer, read in pieces of 64 KiB; stop reading when more than `size` bytes have been read."""
     data = bytearray()
     while len(data) <= size and (piece := await read(_PIECE_BYTES)):
         data += piece
@@ -588,7 +589,7 @@ class _Ranges:
         self._size, self._next, self._block = store.size(name) or 0, 0, memoryview(b"")
 
     def read(self, size: int, /) -> bytes:
-        """Read at most `size` bytes; empty at the end."""
+        """Return the next bytes, at most `size`; return b"" at the end of the file."""
         if not self._block and self._next < self._size:
             length = min(_STREAM_BLOCK_BYTES, self._size - self._next)
             self._block = memoryview(self._store.read_range(self._name, self._next, length))
@@ -598,9 +599,9 @@ class _Ranges:
 
 
 class _Guarded:
-    """Wrapper of a storage library's stream.
+    """Wrapper of a storage library's stream, which converts every error into an OmnigesError.
 
-    Every error becomes an OmnigesError. A stream that is slower than `Timeouts.min_bytes_s` is an error too.
+    A StoreFault is raised if the stream is slower than `Timeouts` allows.
     """
 
     def __init__(self, store: UrlStore, name: str, stream: Any, timeouts: Timeouts) -> None:
@@ -608,7 +609,7 @@ class _Guarded:
         self._received, self._waited_s = 0, 0.0
 
     def read(self, size: int, /) -> bytes:
-        """Read at most `size` bytes; empty at the end."""
+        """Return the next bytes, at most `size`; return b"" at the end of the file."""
         began = time.monotonic()
         block = max(size, _STREAM_BLOCK_BYTES)  # number of bytes that a library may fetch at once
         data = bytes(self._store._call("read", self._name, lambda: self._stream.read(size), block))

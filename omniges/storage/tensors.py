@@ -1,6 +1,6 @@
 """Files of named tensors: reading and writing of safetensors files, and reading of ``torch.save`` files.
 
-A safetensors file is written one tensor at a time, and gets its name when it is complete.
+A safetensors file is written one tensor at a time, under a temporary name. It gets its final name when it is complete.
 
 torch's ``weights_only`` unpickles only tensors and plain containers, so a ``torch.save`` file cannot run a program.
 This module adds checks that torch does not make. The checksums of the archive must be correct (files in the format
@@ -167,7 +167,7 @@ class TensorFile(LazyTensors):
 
 
 def _require_regular(path: Path) -> None:
-    """Refuse a missing file, a pipe, a device, or a link out of the file's folder, before a library opens the path."""
+    """Refuse a missing file, a pipe, a device, or a link out of its own folder, before a library opens the path."""
     try:
         os.close(open_file(path, path.parent))
     except FileNotFoundError as error:
@@ -186,8 +186,8 @@ def open_tensors(path: Path) -> Mapping[str, Tensor]:
         Tensors by name.
 
     Raises:
-        DataError: The file has neither format, or is damaged. Or a ``.safetensors`` file does not exist.
-        UsageFault: A ``torch.save`` file does not exist.
+        DataError: The file is damaged or has neither format, or a path that ends in ``.safetensors`` does not exist.
+        UsageFault: Any other path does not exist.
     """
     return TensorFile(path) if path.suffix == ".safetensors" else read_weights(path, mapped=True)
 
@@ -287,7 +287,7 @@ def read_weights(path: Path, entry: str | None = None, *, mapped: bool = False) 
     Args:
         path: File that contains a dictionary of tensors by name.
         entry: Key of the dictionary of tensors, if the file contains an outer dictionary; otherwise None.
-        mapped: Memory-map an archive's data instead of reading it.
+        mapped: Memory-map the data of a zip archive (the format since torch 1.6) instead of reading it.
 
     Returns:
         Tensors by name.
@@ -306,7 +306,7 @@ def read_weight_list(path: Path, entry: str, *, mapped: bool = False) -> list[Te
     Args:
         path: The file.
         entry: Key of the list in the file.
-        mapped: Memory-map an archive's data instead of reading it.
+        mapped: Memory-map the data of a zip archive (the format since torch 1.6) instead of reading it.
 
     Returns:
         The tensors.
@@ -317,8 +317,9 @@ def read_weight_list(path: Path, entry: str, *, mapped: bool = False) -> list[Te
 def _content(path: Path, entry: str | None, kind: type, *, mapped: bool) -> dict[str, Tensor]:
     """Load a ``torch.save`` file, check its tensors, and return them by name.
 
-    The tensors are the whole content, or the value of the key `entry`. `kind` is the type of their container, dict or
-    list. In a list, the name of a tensor is its index: "0", "1", ….
+    If `entry` is None, the file contains only the tensors. Otherwise it contains a dictionary, and the tensors are the
+    value of its key `entry`. `kind` is the type of object that contains the tensors: dict or list. A tensor in a list
+    gets its index as its name: "0", "1", ….
     """
     import torch  # noqa: PLC0415 - see above
 

@@ -67,7 +67,7 @@ def _phones(index: int, word: str, start_cs: int, end_cs: int) -> tuple[Phone, .
 
 @functools.lru_cache(maxsize=256)
 def _chord(tones_hz: tuple[int, ...]) -> F32:
-    """Return 1.7 s of the sum of tones. A word takes up to 0.7 s of it, from a random start in the first second."""
+    """Return 1.7 s of tones that sound together. A word uses up to 0.7 s, from a random start in the first second."""
     steps = np.arange(SAMPLE_RATE_HZ + _WORD_CS[1] * _SAMPLES_PER_CENTISECOND)
     total = np.zeros(len(steps))
     for tone in tones_hz:

@@ -62,7 +62,7 @@ def speak(request: dict[str, Any], library: str, data: str | None) -> tuple[dict
         data: Data folder of eSpeak NG; None for the folder of the system.
 
     Returns:
-        The content of the output line, and the samples (int16) as bytes.
+        The JSON object of the output line, and the samples (int16) as bytes.
 
     Raises:
         OSError: The library or the voice cannot be loaded.
@@ -103,7 +103,7 @@ def speak(request: dict[str, Any], library: str, data: str | None) -> tuple[dict
 
 
 def main() -> int:
-    """Answer one request; return 3 with a line on standard error if eSpeak NG cannot be loaded."""
+    """Answer the request on standard input and return 0. If eSpeak NG cannot be loaded, write an error and return 3."""
     found = find_library()
     if found is None:
         sys.stderr.write("eSpeak NG is not installed")

@@ -177,7 +177,7 @@ def _resting_pose() -> F64:
 
 
 def _drift(rng: np.random.Generator, frames: int, channels: int, spacing: int) -> F64:
-    """Return smooth noise in (−1, 1), (frames, channels): a cubic B-spline with a knot every `spacing` frames."""
+    """Return smooth noise (frames, channels) in (−1, 1): cubic B-splines with random knots every `spacing` frames."""
     segments = -(-frames // spacing)
     knots = rng.uniform(-1.0, 1.0, (segments + 3, 1, channels))
     t = (np.arange(spacing) / spacing)[:, None]
@@ -218,7 +218,7 @@ def motion_of(
         mood: The emotion.
 
     Returns:
-        Poses (T, 165) in radians, expressions (T, 100) and trans (T, 3) in metres.
+        Poses (T, 165) in radians, expression coefficients (T, 100), and translations (T, 3) in metres.
     """
     poses = 1.2 * _drift(rng, frames, POSE_COLUMNS, 27) + 0.8 * _drift(rng, frames, POSE_COLUMNS, 10)
     poses *= speaker.idle_scale * _IDLE_AMPLITUDES
@@ -249,9 +249,9 @@ def motion_of(
 
 
 def _span(start_s: float, end_s: float, ramp_s: float) -> tuple[slice, F64, F64]:
-    """Return the slice of an interval's frames, and two arrays that say how far each frame is from start and end.
+    """Return the slice of the frames in an interval, and the time of each frame since the start and until the end.
 
-    The distances are the times since the start and until the end, both divided by `ramp_s`.
+    Both times are divided by `ramp_s`.
     """
     span = slice(math.ceil(start_s * FRAME_RATE_HZ), math.floor(end_s * FRAME_RATE_HZ) + 1)
     times = np.arange(span.start, span.stop) / FRAME_RATE_HZ
@@ -259,7 +259,7 @@ def _span(start_s: float, end_s: float, ramp_s: float) -> tuple[slice, F64, F64]
 
 
 def expression_noise(rng: np.random.Generator, frames: int) -> F64:
-    """Return random expression noise that is independent in each frame, as in recorded faces.
+    """Return uniform random noise for expressions, drawn independently for each frame. Recorded faces have such noise.
 
     Args:
         rng: Generator of the noise.

@@ -38,7 +38,7 @@ CLIP, SPEAKER, _TONE_ORDER, _CODE = range(4)
 
 
 def generator(seed: int, *key: int) -> np.random.Generator:
-    """Return a random number generator for a seed and a key, which identifies the purpose."""
+    """Return the random number generator for a seed and a key. The key identifies one use of the random numbers."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
@@ -48,10 +48,10 @@ def columns(*names: str) -> list[int]:
 
 
 def _freedoms() -> tuple[F64, int]:
-    """Return the 28 directions in which words move the body, and the number of those that do not move fingers.
+    """Return the 28 directions in which words move the body, and how many of them do not move fingers.
 
-    The directions (28, 165) are in radians, and those of the fingers come last.
-    A right joint mirrors the left joint: its rotations about y and z have the opposite sign.
+    The directions have the shape (28, 165) and are in radians. Those that do not move fingers come first. A right joint
+    mirrors the left joint: its rotations about y and z have the opposite sign.
     """
     rows: list[dict[int, float]] = [
         {c + 1: 0.11 for c in columns("spine1", "spine2", "spine3")},  # turn

@@ -49,7 +49,7 @@ were about people.
 
 @dataclass(frozen=True, slots=True)
 class CorpusSummary:
-    """Size of a corpus that was written, and its folder."""
+    """Folder of a written corpus, and its numbers of clips, seconds, speakers and spoken words."""
 
     clips: int
     seconds: float  # total length of motion
@@ -62,7 +62,10 @@ _NOISE_PEAK: Final = 0.0031  # uniform noise of −55 dB below full scale: the f
 
 
 def _floor(rng: np.random.Generator, frames: int) -> F32:
-    """Return microphone noise (N,) at 16 kHz; for some clips it is up to 0.5 s longer than the motion, as in BEAT2."""
+    """Return microphone noise (N,) at 16 kHz, at least as long as a motion of `frames` frames.
+
+    In a third of the clips, the noise is up to 0.5 s longer than the motion, as audio in BEAT2 may be.
+    """
     surplus_cs = int(rng.integers(1, 51)) if rng.random() < 1 / 3 else 0
     length = SAMPLE_RATE_HZ // 100 * (-(-100 * frames // FRAME_RATE_HZ) + surplus_cs)
     samples = rng.random(length, dtype=np.float32)
@@ -94,7 +97,7 @@ def _semantic(words: Sequence[SpokenWord], vocabulary: Sequence[WordSignature]) 
 
 
 def _folders(root: Path, layout: Layout) -> dict[str, Path]:
-    """Return the folder of each type of file, by file suffix; the older layout has no semantic annotation."""
+    """Return the folder of each type of file, by file suffix. The layout ``seed`` has no semantic annotation (.txt)."""
     if layout == "seed":
         names = {".npz": "speakers_1234_smplx_neutral_npz", ".wav": "wave16k", ".TextGrid": "word"}
     else:
@@ -107,7 +110,8 @@ def _splits(settings: CorpusSettings) -> list[str]:
     """Return the split of each clip: a tenth for test, a tenth for val, and the rest for train.
 
     If there are three or more clips, test and val get at least one clip each. If there are at least six clips per
-    speaker, test and val each get at least one clip of every speaker: consecutive clips have different speakers.
+    speaker, test and val each get at least one clip of every speaker, because the speakers alternate from clip to
+    clip.
     """
     clips, speakers = settings.clips, settings.speakers
     held_out = 0 if clips < 3 else max(1, round(clips / 10))

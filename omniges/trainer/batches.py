@@ -75,7 +75,9 @@ class Feed(BatchLoader):
         device: torch.device,
         identity: ModelIdentity | None = None,
     ) -> None:
-        """Open the loader with the tokenizer and speaker numbers of a model or, if no model is given, of the data.
+        """Open the loader.
+
+        The tokenizer and the speaker numbers are taken from `identity` or, if it is None, from the data.
 
         Args:
             data: Shard sets to read.
@@ -83,7 +85,7 @@ class Feed(BatchLoader):
             share: Part of the sequence that this rank reads.
             settings: Settings of the loader.
             device: Device of the batches.
-            identity: Identity of the model; None: use the tokenizer and the speakers of the data.
+            identity: Identity of the model; None if no model exists yet.
 
         Raises:
             UsageFault: No window passes the filters, or the statistics contain no train sample.
@@ -128,9 +130,9 @@ class Feed(BatchLoader):
         return any(source.catalog.filters.streams for source in self._data)
 
     def streams_at(self, positions: I64) -> Bools | None:
-        """Return flags (P, 3) of the streams that the windows at positions (P,) have; None if no stream is absent.
+        """Return whether each window at positions (P,) has gesture, text and audio, as flags (P, 3).
 
-        The positions may belong to any rank.
+        Return None if no part of these windows is absent. The positions may belong to any rank.
         """
         indices, bits = self._order.windows_at(positions), np.empty(len(positions), np.uint8)
         for number, source in enumerate(self._data):
@@ -139,7 +141,7 @@ class Feed(BatchLoader):
         return streams_present(bits)
 
     def places(self, positions: I64) -> list[Place]:
-        """Return the locations of the windows at positions (P,), which may belong to any rank."""
+        """Return the locations of the windows at positions (P,). The positions may belong to any rank."""
         indices = self._order.windows_at(positions)
         rows = zip(
             *(each.tolist() for each in (positions, indices.source, indices.sample, indices.start_tick)), strict=True

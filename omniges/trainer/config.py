@@ -39,7 +39,7 @@ PRETRAINED_LEARNING_RATE: Final = 1e-4
 
 
 def _condition_names() -> tuple[str, ...]:
-    """Return the names of condition streams, for shell completion."""
+    """Return the names of condition streams, with which the shell completes the value of a flag."""
     from omniges.conditions.registry import CONDITIONS
 
     return CONDITIONS.names()
@@ -243,7 +243,7 @@ class TrainSettings:
     def _refuse_unread_model_keys(self) -> None:
         """Raise UsageFault for model settings that have no effect with the chosen codecs.
 
-        Some settings apply only to a stream that is stored as latents, others only to a stream that is not.
+        Some settings apply only to a stream that is stored as latents. Others apply only to a stream without a codec.
         """
         unread = sorted({"text_prediction", "normalise_text"} & self.model.keys()) if self.text_codec is None else []
         if unread:
@@ -278,9 +278,10 @@ class TrainSettings:
             raise UsageFault(f"--sharding {self.sharding}: expected --mixed-precision no or bf16, found fp16; use bf16")
 
     def _check_validation_codecs(self) -> None:
-        """Raise UsageFault for an invalid ``--validation-codec``, or for ``--t5-tokenizer`` without a text codec.
+        """Raise UsageFault for an invalid ``--validation-codec`` or ``--t5-tokenizer``.
 
-        Each entry needs a folder and a codec of this run. Each codec may occur once.
+        A value of ``--validation-codec`` is CODEC=FOLDER, with a codec of this run. A codec may occur only once.
+        ``--t5-tokenizer`` needs a ``--validation-codec`` for the text codec.
         """
         seen: set[str] = set()
         for text in self.validation_codec:
@@ -308,7 +309,7 @@ class TrainSettings:
 
     @property
     def model_changes(self) -> dict[str, Any]:
-        """Values of `ModelConfig` fields that replace those of the preset, by name."""
+        """New values of `ModelConfig` fields, by field name; they replace the values of the preset."""
         own: dict[str, Any] = {} if self.gesture_channels is None else {"gesture_channels": self.gesture_channels}
         if self.gesture_codec is not None:
             own["gesture_tokens"] = "frames"
@@ -345,7 +346,7 @@ def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
         own: Settings of this run.
 
     Returns:
-        One text for each setting, such as ``--seed was 0, is 1``.
+        One text for each setting that differs, such as ``--seed was 0, is 1``.
     """
     saved = present_names(TrainSettings, saved)
     return [

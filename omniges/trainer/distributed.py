@@ -4,8 +4,8 @@ SIGTERM and SIGUSR1 request a checkpoint and exit code 75. Ctrl-C requests a che
 Ctrl-C exits at once. A request raises `StopNow` while the process waits or computes a result that it may discard. At
 other times, the request only sets a flag. The training loop checks this flag at least once in each step.
 
-Ranks communicate over a separate gloo group, so that they do not wait for a GPU. After each turn of shared work, all
-ranks learn whether a rank has to stop or has failed.
+Ranks communicate over a separate gloo group, so that they do not wait for a GPU. `SharedWork` divides work among the
+ranks in turns. After each turn, every rank is told whether any rank has to stop or has failed.
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ class Stopper:
 
     @contextmanager
     def interruptible(self, enabled: bool = True) -> Iterator[None]:
-        """Allow `StopNow` anywhere in the ``with`` block; raise it at the start if a stop was requested before.
+        """Let a signal raise `StopNow` at any point of the ``with`` block.
+
+        If a stop was requested before the block, `StopNow` is raised at its start.
 
         Args:
             enabled: If False, a signal only sets `exit_code`, and `StopNow` is not raised.
@@ -133,7 +135,7 @@ class Stopper:
     def _leave(self, number: int, frame: FrameType | None) -> None:
         """Exit at a second Ctrl-C: restore and call the signal handler that was active before the run.
 
-        If that handler is not a Python function, or if it returns, raise KeyboardInterrupt.
+        Raise KeyboardInterrupt if this earlier handler returns, or if it is not a Python function.
         """
         previous = self._previous[signal.Signals(number)]
         signal.signal(number, previous)
@@ -237,14 +239,14 @@ class Ranks:
 
 
 class Interrupted(Exception):
-    """Exception on all ranks when one rank has to stop. The results of the shared work are discarded."""
+    """Exception that is raised on all ranks if any rank has to stop; results of the shared work are discarded."""
 
 
 class SharedWork:
     """A scheduler that divides work among the ranks, in turns: in each turn, a rank processes at most one item.
 
-    With one process, a request to stop ends a turn at once. With several processes, a request takes effect at the end
-    of the turn, because the other ranks wait for this rank.
+    With one process, a request to stop interrupts the turn at once. With several processes, the rank completes the turn
+    first, because the other ranks wait for it at the end of the turn.
     """
 
     def __init__(self, ranks: Ranks, stopper: Stopper) -> None:
@@ -272,7 +274,7 @@ class SharedWork:
         return found
 
     def on_all_ranks(self, work: Callable[[], Answer]) -> Answer:
-        """Call a function on every rank, and return its result on this rank; raise the errors of `shared`."""
+        """Call a function on every rank, and return this rank's result; raise the errors that `shared` raises."""
         done: list[Answer] = []
         fault: OmnigesError | None = None
         try:

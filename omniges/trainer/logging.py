@@ -72,7 +72,7 @@ def _weighted(losses: F64, weights: Mapping[StreamName, float]) -> F64:
 
 
 def per_task(losses: F64, plan: Plan, weights: Mapping[StreamName, float]) -> dict[str, dict[str, float]]:
-    """Return the mean loss and the number of samples of each task that occurs in a plan.
+    """Return, for each task that occurs in a plan, the mean loss and the number of samples.
 
     Args:
         losses: Unweighted losses (N, 3) of the plan's samples.
@@ -80,7 +80,8 @@ def per_task(losses: F64, plan: Plan, weights: Mapping[StreamName, float]) -> di
         weights: Weight of each stream.
 
     Returns:
-        A dictionary for each task: ``loss``, the weighted mean, and ``samples``, the number of samples.
+        A dictionary by task name. ``loss`` is the mean over samples of the weighted sum over streams. ``samples`` is
+        the number of samples.
     """
     samples = _weighted(losses, weights)
     return {
@@ -91,14 +92,14 @@ def per_task(losses: F64, plan: Plan, weights: Mapping[StreamName, float]) -> di
 
 
 def per_stream(losses: F64, plan: Plan) -> dict[str, float]:
-    """Return the mean loss of each stream over the samples that have it as a target.
+    """Return, for each stream, the mean loss over the samples in which the stream is a target.
 
     Args:
         losses: Unweighted losses (N, 3) of the plan's samples.
         plan: The plan, which contains the samples' targets.
 
     Returns:
-        Losses by stream.
+        Losses by stream, without the streams that are never a target.
     """
     return {
         name: float(losses[plan.target[:, k], k].mean()) for k, name in enumerate(STREAMS) if plan.target[:, k].any()
@@ -107,7 +108,7 @@ def per_stream(losses: F64, plan: Plan) -> dict[str, float]:
 
 @dataclass(slots=True)
 class Smoothed:
-    """The exponentially smoothed loss (over about fifty steps) and its minimum so far."""
+    """The loss, smoothed exponentially over about fifty steps, and the minimum of the smoothed loss so far."""
 
     value: float = math.nan
     lowest: float = math.inf
@@ -132,7 +133,7 @@ class Smoothed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """A validation sample as trackers show it: one table row with its origin, the generated result and a picture."""
+    """A validation sample in the form that trackers show. Each field is a column: origin, results, and a picture."""
 
     task: str
     recording: str
@@ -169,7 +170,7 @@ class Logbook:
 
         Args:
             run: Folder of the run.
-            trackers: Trackers that receive the same numbers.
+            trackers: Trackers that receive the numbers of events.
             active: True on the first rank; False on the other ranks, which write nothing.
             log_message: Function that is called with a message if a tracker fails.
         """
@@ -250,7 +251,7 @@ def flat_numbers(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
         prefix: Prefix of all names.
 
     Yields:
-        Name, with the keys of all levels joined by ``/``, and number.
+        Pairs of a name and a number. A name is the keys of all levels, joined by ``/``.
     """
     for name, value in facts.items():
         if isinstance(value, Mapping):

@@ -55,7 +55,7 @@ _EXIT_CODES: Final = {StopReason.STOPPED: ExitCode.STOPPED, StopReason.INTERRUPT
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepProgress(Progress):
-    """Progress of a run over the steps since the last report."""
+    """Progress of a run: current step and epoch, loss and speed since the last report, and estimated time left."""
 
     step: int
     last_step: int | None  # None: only a time limit ends the run
@@ -79,7 +79,7 @@ class StepProgress(Progress):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Result of the loop."""
+    """Result of the loop: stop reason, numbers of steps and samples, seconds, last loss, and last checkpoint."""
 
     stop_reason: StopReason
     steps: int  # since the run was started or resumed
@@ -100,7 +100,7 @@ class _Interval:
     """Steps since the last log line. Losses and norms stay on the device until the next log line."""
 
     each: list[torch.Tensor] = field(default_factory=list)  # losses (B, 3) of each micro-step
-    norms: list[torch.Tensor] = field(default_factory=list)  # gradient norm () of each step
+    norms: list[torch.Tensor] = field(default_factory=list)  # gradient norm of each step, a scalar
     starts: list[int] = field(default_factory=list)  # first position of each step
     began_s: float = field(default_factory=time.monotonic)
     waited_s: float = 0.0
@@ -243,7 +243,7 @@ class Loop:
     def _fetch(self, *, first: bool) -> tuple[tuple[Windows, I64] | None, StopReason]:
         """Return a batch and `StopReason.NONE` if all ranks can continue; otherwise return None and the stop reason.
 
-        `first` is True for the first micro-batch of a step. The time limit of the run is checked only for this one.
+        `first` is True for the first micro-batch of a step. Only then is the time limit of the run checked.
         """
         fetched = None
         own = StopReason.NONE
@@ -298,9 +298,9 @@ class Loop:
         return self._validator is not None and self._state.step % self._validator.every_steps == 0
 
     def _validate(self) -> StopReason:
-        """Validate the current step, unless this was done before; return why the run has to stop, or NONE.
+        """Validate the current step if it is not validated yet; return the reason to stop, or `StopReason.NONE`.
 
-        Save a checkpoint if the step is the best so far.
+        If the step is the best so far and has no checkpoint yet, save a checkpoint.
         """
         state = self._state
         if self._validator is None or state.validated >= state.step:
@@ -333,7 +333,7 @@ class Loop:
     def _read_losses(self) -> None:
         """Read the losses since the last log line from the device, check them and log them.
 
-        Training steps do not wait for the device, because their losses are read only here.
+        Losses are read only in this method, so a training step does not have to wait for the device.
         """
         interval, self._interval = self._interval, _Interval()
         steps = len(interval.starts)
@@ -395,7 +395,7 @@ class Loop:
         )
 
     def _plan_at(self, positions: I64) -> Plan:
-        """Return the random draws (tasks, noise levels) for positions (P,), which may belong to any rank."""
+        """Return the random draws (tasks, noise levels) for positions (P,). The positions may belong to any rank."""
         return draw_plan(self._flow, self._settings.seed, positions, self._feed.streams_at(positions))
 
     # --- invalid losses
@@ -406,10 +406,10 @@ class Loop:
         With fp16, a gradient may overflow. Then the loss scale is lowered and the step is skipped, without an error.
 
         Args:
-            first: Index of the first step.
-            starts: First position of each step.
+            first: Number of the training step that is step 0 of the arrays.
+            starts: First position of each step in the training sequence.
             losses: Losses (steps, G, 3) of the G samples in each step, by stream.
-            norms: Norms (steps,) of the gradients.
+            norms: Gradient norm of each step, (steps,).
         """
         scaled = self._learner.scale() is not None
         for k, start in enumerate(starts):
