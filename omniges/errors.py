@@ -44,10 +44,10 @@ class OmnigesError(Exception):
     """Text of the error on the command line, if `reword` has changed the text; otherwise None."""
 
     def reword(self, change: Callable[[str], str]) -> None:
-        """Change the text for Python callers; the command line shows the old text, which `on_command_line` keeps.
+        """Change the text for Python callers; `on_command_line` keeps the original text, which the command line shows.
 
         Args:
-            change: Function that returns the new text.
+            change: Function that takes the current text and returns the new text.
         """
         text = str(self)
         if (changed := change(text)) != text:
@@ -68,7 +68,7 @@ class UsageFault(OmnigesError):
 
 
 class EnvironmentFault(OmnigesError):
-    """The machine prevents the work: the disk is full, a permission or a package is missing (exit 3)."""
+    """The machine prevents the work, for example because the disk is full or a package is missing (exit 3)."""
 
     exit_code = ExitCode.ENVIRONMENT
 
@@ -99,7 +99,7 @@ def needs(extra: str, user: str) -> Iterator[None]:
 
 
 def settled(function: Callable[[], T]) -> Future[T]:
-    """Call a function and keep its result or its exception, for another thread.
+    """Call a function, and store its result or exception in a finished future, which another thread can read.
 
     Args:
         function: Function to call.
@@ -194,7 +194,10 @@ def fault_of_machine(error: BaseException) -> EnvironmentFault | None:
 
 
 def raise_fault_of_machine(error: Exception) -> None:
-    """Raise EnvironmentFault if the machine caused an exception; call this before reporting a fault of the data."""
+    """Raise EnvironmentFault if the machine caused an exception.
+
+    Call this before you report the exception as a fault of the data.
+    """
     if (fault := fault_of_machine(error)) is not None:
         raise fault from error
 

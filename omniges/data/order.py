@@ -2,8 +2,9 @@
 
 The order is the same on any number of ranks. A position is divided by the number of windows: the quotient is the epoch,
 the remainder an index in the epoch. A keyed permutation maps the index to a window, and can be computed for a single
-index. Keyed hashes determine the first tick of the window in its clip. No random numbers are drawn one after another.
-Therefore every position has the same cost, resuming is O(1), and epochs need no preparation.
+index. Keyed hashes determine the first tick of the window in its clip. The result for a position does not depend on the
+results for other positions. Therefore every position has the same cost, resuming is O(1), and epochs need no
+preparation.
 
 docs/explanation/batches.md describes the algorithms. They use only 64-bit integers, so library versions cannot change
 the order.
@@ -78,7 +79,7 @@ def _add_modulo(x: U64, y: U64, limit: int) -> U64:
 
 
 def text_hashes(texts: npt.NDArray[np.bytes_]) -> U64:
-    """Return the 64-bit FNV-1a hashes of byte strings (N,) without NUL."""
+    """Return the 64-bit FNV-1a hashes of byte strings (N,), which contain no NUL bytes."""
     width = texts.dtype.itemsize
     columns = np.ascontiguousarray(texts).view(np.uint8).reshape(len(texts), width)
     hashed = np.full(len(texts), 0xCBF29CE484222325, dtype=np.uint64)
@@ -120,15 +121,15 @@ def permuted(indices: I64, size: int, seed: int, epochs: I64 | int) -> I64:
 
 
 def window_starts(counts: I64, slack: I64, places: I64, clip_hashes: U64, window_ticks: int) -> I64:
-    """Return the first ticks of windows at random positions in their clips.
+    """Return the first ticks of P windows at random positions in their clips.
 
     Each window of a clip has a random number from 0 to `slack`. Window k starts at k · `window_ticks` plus the k-th
     smallest of these numbers, k from 0. So windows are disjoint.
 
     Args:
-        counts: Number of windows in the clip (P,).
-        slack: Ticks of the clip that no window covers (P,).
-        places: Index k of the window in its clip (P,).
+        counts: For each window, the number of windows in its clip (P,).
+        slack: For each window, the number of ticks of its clip that no window covers (P,).
+        places: Index k of each window in its clip (P,).
         clip_hashes: Hashes (P,) of seed, epoch and the clip's key.
         window_ticks: Length of a window in ticks.
 
@@ -150,7 +151,7 @@ def window_starts(counts: I64, slack: I64, places: I64, clip_hashes: U64, window
 
 @dataclass(frozen=True, slots=True)
 class WindowIndices:
-    """Indices of the windows at P positions; each array is (P,) int64."""
+    """Folder, epoch, clip and first tick of the windows at P positions; each array is (P,) int64."""
 
     source: I64  # index of the shard folder
     epoch: I64  # number of the epoch in that folder, from 0
@@ -161,8 +162,9 @@ class WindowIndices:
 class ClipOrder:
     """The order of the windows of one shard folder.
 
-    If shuffled, the order is an endless sequence of epochs, and each epoch is a permutation of all windows. Otherwise
-    it is one pass over the clips in key order. The windows of a clip then start at its first tick and leave no gaps.
+    With shuffling, the order is an endless sequence of epochs, and each epoch is a permutation of all windows. Without
+    shuffling, the order is one pass over the clips in key order. The first window of each clip then starts at tick 0,
+    and there are no gaps between the windows of a clip.
     """
 
     def __init__(
@@ -176,8 +178,8 @@ class ClipOrder:
             window_ticks: Length of a window in ticks, a multiple of `multiple`.
             seed: Seed of the order.
             shuffle: True: an endless shuffled order. False: one pass in key order.
-            multiple: First ticks of windows are multiples of this number of ticks. Ticks that remain at the end of a
-                clip are not used.
+            multiple: Windows start at multiples of this number of ticks. If a clip's length is not such a multiple,
+                the remaining ticks at the end of the clip are not used.
 
         Raises:
             UsageFault: All clips are shorter than a window, or the window length is invalid.
@@ -202,7 +204,7 @@ class ClipOrder:
             )
 
     def windows_at(self, positions: I64) -> tuple[I64, I64, I64]:
-        """Return epoch, clip index and first tick, each (P,), of the windows at positions (P,) of this folder."""
+        """Return epoch, clip index and first tick, each (P,), of the windows at positions (P,) in this order."""
         epochs, indices = np.divmod(positions, self.windows)
         if not self.shuffle:
             samples, _, places = self._clips_of(indices)

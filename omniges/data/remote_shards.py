@@ -1,7 +1,8 @@
 """Read remote shards through a local cache, which has a size limit and is shared by processes.
 
 Each shard is checked after its download. It is downloaded again only if the cache has evicted it, or if its copy in the
-cache is damaged. The small files are all files of a set except its shards.
+cache is damaged. In this module, the small files of a set are dataset.json, the manifest, the statistics, the tokenizer
+and, if it exists, latents.json.
 
 The name of a set's folder in the cache is the beginning of the sha256 of its dataset.json. So the same set from another
 address, or with other credentials, uses the same folder. The cache does not contain addresses. dataset.json itself is
@@ -81,8 +82,8 @@ class CacheSettings:
 class RemoteShards:
     """A remote shard set: `folder` contains the small files, and `open` opens shards. Safe for any number of threads.
 
-    `open_location` creates an instance, and `open_specification` creates one in another process. A process must not use
-    an instance after a fork.
+    `open_location` creates an instance, and `open_specification` creates one in another process. A forked process
+    must not use the instances of its parent process.
     """
 
     def __init__(
@@ -98,7 +99,8 @@ class RemoteShards:
             store: An open store of the location, for this thread; None: the first download opens a store.
 
         Raises:
-            DataError: dataset.json differs from the download (`WrongContent`), or does not follow the contract.
+            DataError: dataset.json in the cache is not the file that was downloaded (`WrongContent`), or it does not
+                follow the contract.
         """
         self.location = location
         self.folder = cache.folder(group)
@@ -158,8 +160,9 @@ class RemoteShards:
     def prefetch(self, shards: Iterable[str]) -> None:
         """Download shards in the background, so that `open` need not wait for them.
 
-        At most `CacheSettings.ahead` shards wait in the cache for their use, and only while the cache has space. Each
-        call replaces the list of the previous call. If a download fails, `open` raises the error.
+        At most `CacheSettings.ahead` shards are downloaded before they are needed. If the cache is full, the downloads
+        stop until the next call. Each call replaces the list of the previous call. If a download fails, `open` raises
+        the error.
 
         Args:
             shards: Names of the shards, in the order of their use.
@@ -206,7 +209,7 @@ class RemoteShards:
         return f"RemoteShards({self.location}, cache {self._settings.folder})"
 
     def keep_small_files(self) -> None:
-        """Download the small files, and prevent their eviction until `close`; raise the same errors as `open`."""
+        """Download the small files, and keep them in the cache until `close`; raise the same errors as `open`."""
         for name in self._small_files():
             self._kept.append(self._acquire(name, self._settings.space_wait_s, time.sleep))
 
@@ -214,9 +217,9 @@ class RemoteShards:
         return [DATASET_FILE, *SMALL_FILES, *(name for name in (LATENTS_FILE,) if name in self._files)]
 
     def min_bytes(self, splits: Collection[str]) -> tuple[int, str]:
-        """Return the cache size in bytes that reading these splits needs, and the name of their largest shard.
+        """Return the smallest cache size in bytes for reading these splits, and the name of their largest shard.
 
-        The needed size is that of the small files plus that of the largest shard.
+        The size is the sum of the sizes of the small files and of the largest shard.
         """
         shards = [(file.size, name) for name, file in self._files.items() if name.partition("-")[0] in splits]
         small = sum(self._files[name].size for name in self._small_files())
@@ -268,7 +271,7 @@ def open_location(
 ) -> LocalShards | RemoteShards:
     """Open the shards of a local folder, or of a remote folder through the cache.
 
-    The small files of a remote folder are downloaded immediately, its shards when they are needed.
+    The small files of a remote folder are downloaded immediately. A shard is downloaded when it is needed.
 
     Args:
         location: The location.

@@ -105,7 +105,7 @@ class Sample:
 
 
 class ShardReader(ShardFolder):
-    """A reader of a shard folder that compares the sha256 of each member at its first read.
+    """A `ShardFolder` that compares the sha256 of each member when the member is first read.
 
     If `verify` is ``never``, no sha256 is compared.
     """
@@ -338,7 +338,7 @@ _SAME = ("key", "stem", "split", "speaker_id", "speaker", "language", "seconds",
 
 
 def _texts(what: str, given: Any) -> list[str]:
-    """Convert a filter to a list of texts; a filter is a text, an integer, or an iterable of these."""
+    """Convert a filter (a text, an integer, or an iterable of these) to a list of texts; refuse any other value."""
     if isinstance(given, (str, int)):
         return [str(given)]
     if isinstance(given, Iterable):

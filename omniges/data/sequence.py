@@ -1,6 +1,6 @@
 """The sequence of windows, and the saved state that describes the sequence and the position in it.
 
-A state can be resumed with any number of workers and ranks. Another global batch size gives only a warning.
+Training can resume from a state with any number of workers and ranks. Another global batch size causes only a warning.
 """
 
 from __future__ import annotations
@@ -177,7 +177,8 @@ class LoaderState:
             The state.
 
         Raises:
-            DataError: A field is unknown, absent, of another type or out of range, or lists differ in their length.
+            DataError: A field is unknown, absent, of another type or out of range, or a list does not have exactly one
+                entry for each folder.
         """
         if document.value("version") != STATE_VERSION:
             raise DataError(
@@ -194,7 +195,7 @@ class LoaderState:
 
 
 def resume(own: Mapping[str, Any], saved: Mapping[str, Any]) -> Resumed:
-    """Return the position at which a saved state resumes, after checking that it describes the same windows.
+    """Check that a saved state describes the windows of this loader, and return the position at which to resume.
 
     The manifest may differ if all content that batches read is the same. For example, latents of another codec may
     have been added.
@@ -207,7 +208,7 @@ def resume(own: Mapping[str, Any], saved: Mapping[str, Any]) -> Resumed:
         The position, and a warning if the global batch size differs.
 
     Raises:
-        UsageFault: The saved sequence differs from that of this loader; the error lists every difference.
+        UsageFault: The saved sequence differs from the sequence of this loader; the error lists every difference.
         DataError: The saved state is not valid.
     """
     state = LoaderState.read(
@@ -242,8 +243,8 @@ def trained_on(
 ) -> list[int]:
     """Find the folders in a saved state that have the same clips as a local folder.
 
-    Only content that training reads is compared. So latents of another codec, for example, may differ. States of
-    earlier versions contain only hashes of manifests; then all content is compared.
+    Only content that training reads is compared. So latents of another codec, for example, may differ. A state of an
+    earlier version contains only manifest hashes. With such a state, all content is compared.
 
     Args:
         saved: State of a loader.

@@ -28,8 +28,9 @@ def trace(settings: TraceSettings) -> Iterator[dict[str, Any]]:
 
     Yields:
         A dictionary with step, rank, position, key, start_tick, split and, if `decode` is set, sha256. The sha256 is
-        that of the window's bytes in a batch: normalised gesture, normalised mel, text tokens, in this order. Latents
-        replace an array if a codec is chosen. Tokens are int32, all other values float32, little-endian.
+        computed from the window's bytes in a batch: normalised gesture, normalised mel and text tokens, in this order.
+        If a codec is chosen for a stream, its latents replace the array of this stream. Tokens are int32, all other
+        values are float32; both are little-endian.
 
     Raises:
         UsageFault: The folder does not exist or lacks the requested clips or latents, or the step is too large.

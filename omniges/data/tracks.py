@@ -46,7 +46,7 @@ class PlainArray(FrameRows):
 
     @property
     def member(self) -> str:
-        """Name of the member that stores the array. It is `source` unless `stored_as` names another member."""
+        """Name of the member that stores the array: `stored_as`, or `source` if `stored_as` is empty."""
         return self.stored_as or self.source
 
 
@@ -64,7 +64,8 @@ class Tracks:
         """Return the array of each stream: the latents of its codec, or the array of `preprocess` if it has no codec.
 
         Args:
-            gesture_channels: Channels of a batch's gesture, 415 or 424; latents have their own number of channels.
+            gesture_channels: Channels of a batch's gesture without a codec: 415, or 424 with jaw and eyes. For latents,
+                `entries` states the number of channels.
             entries: Codecs by stream.
 
         Returns:
@@ -104,16 +105,16 @@ class Tracks:
 
     @property
     def row_multiple(self) -> int:
-        """Smallest number of ticks that consists of complete rows, both of gesture and of audio."""
+        """Smallest number of ticks in which gesture and audio both have a whole number of rows."""
         return math.lcm(self.gesture.tick_multiple, self.audio.tick_multiple)
 
     @property
     def tick_multiple(self) -> int:
-        """Number of ticks; the length and the start of every window must be multiples of it."""
+        """Number of ticks that must divide the start and the length of every window."""
         return self.row_multiple if self.text is None else math.lcm(self.row_multiple, self.text.stride_ticks)
 
     def multiple_for_window(self, ticks: int, tick_multiple: int) -> int:
-        """Return the number of which the first tick of every window must be a multiple.
+        """Return the number of ticks that must divide the first tick of every window.
 
         Args:
             ticks: Length of a window in ticks.
@@ -123,7 +124,7 @@ class Tracks:
             The least common multiple of `tick_multiple` and of the multiple that these arrays require.
 
         Raises:
-            UsageFault: `ticks` is not a multiple of the result, or the text latents encode windows of another length.
+            UsageFault: `ticks` is not a multiple of the result, or the text codec encoded windows of another length.
         """
         if self.text is not None and ticks != self.text.window_ticks:
             expected = self.text.window_ticks
@@ -189,7 +190,7 @@ class Scale:
         return cls(mean.astype(np.float32), divisors(std))
 
     def joined(self, other: Scale) -> Scale:
-        """Return the scale for rows (C1 + C2,) that consist of a row (C1,) of this array and a row (C2,) of another."""
+        """Return the scale of joined rows (C1 + C2,): C1 values with this scale, then C2 values with `other`."""
         return Scale(np.concatenate([self.mean, other.mean]), np.concatenate([self.divisor, other.divisor]))
 
     def tiled(self, frames: int) -> Scale:
@@ -199,7 +200,7 @@ class Scale:
     def normalise_into(self, values: F32, out: F32) -> None:
         """Write (x − mean)/divisor in float32.
 
-        A scale from `tiled` is faster: with a scale of a single row, numpy takes 1.5 times as long.
+        Use a scale from `tiled`, because numpy takes 1.5 times as long with a scale of a single row.
 
         Args:
             values: Values (n,) of complete rows, flattened.

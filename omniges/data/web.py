@@ -1,9 +1,10 @@
 """A webdataset pipeline over shards: samples in sequence, from folders, URLs, pipes and standard input.
 
 webdataset lists the shards, splits them between nodes and workers, shuffles, runs pipes and applies further stages.
-This module replaces its `tar_file_iterator`, which stops without an error at a damaged header or a truncated file, and
-splits samples whose members are interleaved. The replacement requires members in the contract's order, and its errors
-name the byte offset. Only npy without pickled objects, json, txt and flac are decoded.
+This module replaces its `tar_file_iterator`. That function stops without an error at a damaged header or a truncated
+file, and it splits a sample if members of other samples are between its members. The replacement requires members in
+the contract's order, and its errors name the byte offset. Only npy without pickled objects, json, txt and flac are
+decoded.
 """
 
 from __future__ import annotations
@@ -80,9 +81,9 @@ def webdataset(
             sample["__key__"], sample["gesture.npy"].shape, sample["words.txt"], sample["json"]["labels"]
 
     A sample is a dictionary with ``__key__``, ``__url__`` and its members, such as ``gesture.npy``. Each shard is read
-    by one worker of one node, so give a ``DataLoader`` no sampler. Use at least as many shards as processes, because a
-    process without a shard yields nothing. ``.map``, ``.to_tuple``, ``.batched`` and other methods of webdataset can
-    follow.
+    by one worker of one node, so do not give the ``DataLoader`` a sampler. Use at least as many shards as processes,
+    because a process without a shard yields nothing. Call ``.map``, ``.to_tuple``, ``.batched`` and other methods of
+    webdataset on the result to add further stages.
 
     Args:
         source: A folder of shards, as a path or URL, or one or several tar files. A tar file is a path, a URL of any
@@ -92,13 +93,13 @@ def webdataset(
         split: Use only shards whose names begin with this split; None uses all.
         shuffle: Number of samples in the shuffle buffer. Above 0, the order of shards is shuffled too; 0 keeps the
             order.
-        seed: Seed of both shuffles; None: a random seed. The order differs from epoch to epoch. With worker processes,
-            this requires ``persistent_workers=True`` in the ``DataLoader``.
+        seed: Seed of both shuffles; None: a random seed. Each epoch has another order. With worker processes, the order
+            changes only with ``persistent_workers=True`` in the ``DataLoader``.
         decode: Decode members: ``.npy`` to arrays, ``json`` and the JSON of ``words.txt`` and ``sem.txt`` to
             dictionaries and lists, ``flac`` to float32 at 16 kHz. Other members stay bytes. False: all stay bytes.
         manifest: The shard set to which the tar files belong, as a folder or open `ShardSet`. Offset, size and sha256
-            of every member are then compared with its manifest, and no sample may be missing. If `source` is a folder,
-            its manifest is used without this argument.
+            of every member are compared with the manifest of this set, and no sample of a shard may be missing. None:
+            the manifest of `source` if it is a folder; otherwise nothing is compared.
 
     Returns:
         The ``webdataset.WebDataset``, which is also a torch ``IterableDataset``.
@@ -215,7 +216,8 @@ def _rows_of(manifest: str | Path | ShardSet) -> Sequence[ManifestRow]:
 def _plans(rows: Sequence[ManifestRow]) -> dict[str, list[ManifestRow]]:
     """Group manifest rows by shard.
 
-    Return a dictionary from the key of a shard's first sample to the rows of the shard, in the order of their members.
+    Return a dictionary with one entry for each shard, under the key of the shard's first sample. The entry contains the
+    rows of the shard, in the order in which the samples are stored.
     """
     by_shard: dict[str, list[ManifestRow]] = {}
     for row in sorted(rows, key=lambda row: row.members["json"].offset):
@@ -250,7 +252,8 @@ class _Member:
 def _opened(address: str, shown: str) -> Iterator[ByteStream]:
     """Open an address and yield its byte stream.
 
-    If the command of a pipe fails, the shard is truncated too. The error then reports the exit status of the command.
+    If the command of a pipe fails, its shard may be truncated too. The error then reports the command's exit status and
+    not the truncation.
     """
     if address == "-":
         yield sys.stdin.buffer

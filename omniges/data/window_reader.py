@@ -52,7 +52,7 @@ MAX_MAPS: Final = 64
 
 
 class ShardFile:
-    """An open shard with the interface of a memory map. Each access to a byte range reads it from the file."""
+    """An open shard with the interface of a memory map; each access reads the requested byte range from the file."""
 
     def __init__(self, descriptor: int, size_bytes: int, shown: str) -> None:
         """Use an open file for all reads. The file is closed when this object is deleted.
@@ -237,11 +237,11 @@ class ReadMarks:
 
     @classmethod
     def blank(cls, clips: int, tracks: Tracks = PLAIN_TRACKS) -> ReadMarks:
-        """Return marks for members of which none is checked yet.
+        """Return marks which say that no member has been checked yet.
 
         Args:
             clips: Number of clips N.
-            tracks: The array of each stream: features or latents; M members in total.
+            tracks: The array of each stream: features or latents. A clip stores them in M members.
 
         Returns:
             Marks (N, M), all 0.
@@ -251,7 +251,7 @@ class ReadMarks:
 
 
 class ClipReader:
-    """Reader of windows and words of the clips of one shard folder; not safe for several threads at once."""
+    """Reader of windows and words from one shard folder; not safe for several threads at once."""
 
     def __init__(
         self,
@@ -281,8 +281,8 @@ class ClipReader:
             sample: Index of the clip.
             start_tick: First tick, a multiple of the tracks' `tick_multiple`.
             ticks: Length in ticks, a multiple of the tracks' `tick_multiple`.
-            scales: Means and divisors of the channels. Faster if `Scale.tiled` repeats them for several successive
-                rows. A row is a frame or, with a codec, the latents of one moment.
+            scales: Means and divisors of the channels. Reading is faster if `Scale.tiled` has repeated them for several
+                successive rows. A row is a frame or, with a codec, the latents of one time step.
             out: Flattened arrays (rows · channels,) of gesture and audio to fill. Without codecs, their lengths are
                 ticks · 3 · C and ticks · 10 · 64. C is 415, or 424 with jaw and eyes.
 
@@ -324,9 +324,10 @@ class ClipReader:
 
         Args:
             sample: Index of the clip.
-            start_tick: Start of the window in ticks. The text codec encoded a window that starts there.
+            start_tick: First tick of the window. It must be the first tick of a window that the text codec encoded.
             ticks: Length of the window in ticks.
-            scale: Mean and divisor of the channels. Faster if `Scale.tiled` repeats them for several vectors.
+            scale: Mean and divisor of the channels. Reading is faster if `Scale.tiled` has repeated them for several
+                vectors.
             out: Array (latents · channels,) to fill.
 
         Raises:

@@ -56,7 +56,7 @@ class MemberReader:
     Args:
         folder: The shard set.
         rows: Manifest rows of the samples.
-        widths: Number of columns of each member that will be read, by name; 0 for an array of one dimension.
+        widths: Number of columns by name of the member, for all members to read. 0: the array has one dimension.
         marks: Zeros (samples, members) uint8. The reader writes 1 after it has compared a member's sha256. Processes
             may share the array, so that each member is compared once.
         verify: Whether to compare the sha256 of a member at its first use.
@@ -257,16 +257,16 @@ class WindowDataset(Dataset[dict[str, Any]]):
         for batch in DataLoader(data, batch_size=64, shuffle=True, num_workers=2, collate_fn=data.collate):
             batch["gesture"], batch["present"]["gesture"], batch["key"]
 
-    The first window of a clip starts at its beginning, and further windows every `stride_ticks`. Each window lies
-    completely in its clip. The ``DataLoader`` chooses the order, for example with ``shuffle=True``, or with a
-    ``DistributedSampler`` for several ranks. With ``collate_fn=WindowDataset.collate``, arrays are copied fewer times
+    The first window of a clip starts at tick 0 of the clip, and each further window starts `stride_ticks` later. Each
+    window lies completely in its clip. The ``DataLoader`` chooses the order, for example with ``shuffle=True``, or with
+    a ``DistributedSampler`` for several ranks. With ``collate_fn=WindowDataset.collate``, arrays are copied fewer times
     than with torch's default. The default works too, except for ``timed_words``. Every item has these fields:
 
     ==============  ==================================================================================
     ``key``         key of the sample
     ``start_tick``  first tick of the window in its clip
     ``present``     for each requested array, a bool mask of its recorded channels: (415,) for ``gesture``, (9,) for
-                    ``jaw_eyes``, (64,) for ``mel``, () for ``waveform`` and ``text_tokens``
+                    ``jaw_eyes``, (64,) for ``mel``, a scalar for ``waveform`` and ``text_tokens``
     ==============  ==================================================================================
 
     An item also has the fields that `arrays` names; w is `window_ticks`:
@@ -295,8 +295,8 @@ class WindowDataset(Dataset[dict[str, Any]]):
         split: ``train``, ``val``, ``test`` or ``additional``; None: all splits.
         arrays: Names from the second table.
         normalized: True: values are (x − mean) / std, with the statistics of the train split in stats.json. False:
-            values are those of the shards. Shards of version 1 have no statistics of jaw_eyes. They are computed from
-            the train split when the dataset is created.
+            values are those of the shards. Shards of version 1 contain no statistics of jaw_eyes. For such shards, the
+            statistics are computed from the train split when the dataset is created.
         speakers: Names or ids; empty: all.
         languages: Names of languages, such as ``english``; empty: all.
         labels: Accepted values by label: ``{"emotion": ("happiness", "anger")}``.
@@ -307,8 +307,8 @@ class WindowDataset(Dataset[dict[str, Any]]):
             setting of the open `ShardSet`, or ``first`` for a folder.
 
     Raises:
-        UsageFault: An argument is invalid, no window is left, or a normalized array has a part that no train sample
-            has.
+        UsageFault: An argument is invalid, no window is left, or a part of an array cannot be normalized, because no
+            train sample has this part.
         DataError: The shards are damaged, or the bytes of an item differ from the manifest.
     """
 
@@ -394,11 +394,11 @@ class WindowDataset(Dataset[dict[str, Any]]):
         return self._item(index, {name: torch.empty(shape) for name, shape in self._shapes.items()})
 
     def __getitems__(self, indices: Sequence[int]) -> Sequence[dict[str, Any]]:
-        """Return several windows for a ``DataLoader``; each is read when it is accessed."""
+        """Return several windows for a ``DataLoader``. They are read later, by `collate` or when one is accessed."""
         return _Items(self, indices)
 
     def _item(self, index: int, arrays: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """Return a window, with its values written into `arrays`."""
+        """Read a window into `arrays`, and return an item that contains these arrays."""
         number, start_tick = self._place(index)
         row = self._rows[number]
         masks = self._masks_of(row)
@@ -453,8 +453,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
     def _shared_batch(self, indices: Sequence[int]) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
         """Return the arrays of a batch (B, …), in shared memory, and its items.
 
-        Only those fields of the items that are not arrays may be used. All items are read into the same arrays, which
-        contain the values of the last item.
+        Do not use the arrays in the items: all items share the same arrays, which contain the values of the last item.
         """
         shared = {name: _SharedRows(len(indices), shape) for name, shape in self._shapes.items()}
         window = {name: torch.empty(shape) for name, shape in self._shapes.items()}
@@ -503,9 +502,9 @@ class WindowDataset(Dataset[dict[str, Any]]):
         return number, (window - self._first_windows[number]) * self.stride_ticks
 
     def _masks_of(self, row: ManifestRow) -> dict[str, Mask]:
-        """Return a mask of the recorded channels of each array of a clip.
+        """Return, for each array of a clip, a mask of the channels that were recorded.
 
-        Masks are cached by the clip's parts, because most clips have the same parts.
+        Masks are cached by the set of parts that a clip has, because most clips have the same parts.
         """
         if row.present not in self._masks:
             audio, text = "audio" in row.present, "text" in row.present

@@ -1,6 +1,7 @@
 """Score generated motion.
 
-Metrics compare its features, beats, semantic gestures and face with recordings, or describe the motion alone.
+Some metrics compare generated motion with recordings: its features, beats, semantic gestures and face. Other metrics
+describe the motion of one clip alone.
 """
 
 from __future__ import annotations
@@ -249,11 +250,11 @@ class _Scorer:
     def _add_face(
         self, key: str, person: Person, generated: ClipMotion, recorded: ClipMotion, other: ClipMotion | None
     ) -> None:
-        """Add the face metrics of a result.
+        """Add the face metrics of a result, computed on the body of `person`.
 
-        The shuffled row compares the result with `other`, the motion of another recording. All motions move the body of
-        `person`. `other` is None without another recording, or if the chosen one has no face. The shuffled row
-        then gets no value.
+        The generated row compares the result with `recorded`, the shuffled row with `other`, the motion of another
+        recording. If `other` is None, the shuffled row gets no value: there is no other recording, or the chosen
+        recording has no face.
         """
         others = [recorded] if other is None else [recorded, other.cut(generated.frames)]
         rows: tuple[scores.Row, ...] = ("generated", "shuffled")
@@ -264,10 +265,10 @@ class _Scorer:
     def _add_registered(
         self, key: str, body: Body, generated: ClipMotion, recorded: ClipMotion, other: ClipMotion | None
     ) -> None:
-        """Add the metrics that scripts and other packages define.
+        """Add a result's values of the metrics that scripts and other packages define, computed on `body`.
 
-        The shuffled row compares the result with `other`, the motion of another recording. All motions move
-        `body`. `other` is None without another recording; the shuffled row then gets no value.
+        The generated row compares the result with `recorded`, the shuffled row with `other`, the motion of another
+        recording. If there is no other recording, `other` is None, and the shuffled row gets no value.
         """
 
         def clip(motion: ClipMotion) -> MotionClip:
@@ -316,8 +317,8 @@ class _Scorer:
         """Return the figure (value with interval) for velocity or acceleration at window boundaries.
 
         Velocities or accelerations at boundaries are compared with those in all other frames of the clip. The value of
-        the figure is the share that exceeds the 99th percentile of the other frames. The share is about 0.01 if the
-        motion is as smooth at boundaries as elsewhere.
+        the figure is the share of values at boundaries that exceed the 99th percentile of the values in other frames.
+        The share is about 0.01 if boundaries are as smooth as all other frames.
         """
         counts = np.array([(int((one.at_seams > one.elsewhere).sum()), len(one.at_seams)) for one in values.found])
         details = {}

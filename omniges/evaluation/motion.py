@@ -178,7 +178,7 @@ class MetricTools:
 
     @property
     def encoder_name(self) -> str:
-        """Name of the encoder in reports. If features were read from files: the names of these files."""
+        """Name of the encoder in reports, or the names of the files from which features were read."""
         if self.precomputed is not None:
             return " and ".join(features.name for features in self.precomputed)
         return DESCRIPTOR_NAME if self.encoder is None else self.encoder.name
@@ -323,10 +323,11 @@ class FeatureRows:
         self.add(key, (generated, none), (recorded, none))
 
     def figures(self, how: scores.Resampling) -> list[scores.Figure]:
-        """Return two figures (values with intervals, or reasons why there is no value): Fréchet distances.
+        """Return Fréchet distances as figures: values with or without intervals, or reasons why there is no value.
 
-        The first is the distance between the results and their recordings. The second is a reference to compare the
-        first with: the distance between these recordings and those recordings of the train split that have no results.
+        The first figure is the distance between the results and their recordings. The second figure is a reference for
+        the first: the distance between these recordings and the recordings of the train split that have no results. It
+        is not returned if there are fewer than two rows of features.
         """
         values = self._generated
         if self._with.precomputed is not None:  # no interval, because rows are not assigned to recordings

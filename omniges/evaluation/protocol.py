@@ -70,8 +70,9 @@ def protocol_results(
         Name of the task, results sorted by recording, and warnings.
 
     Raises:
-        UsageFault: There are results of several tasks, or the task does not generate gesture from a condition. No
-            result belongs to a clip of the protocol, or no recording of these clips has motion.
+        UsageFault: There are results of several tasks, the task does not generate gesture from a condition, no result
+            belongs to a clip of the protocol, or no recording of these clips has a complete body (upper, hands,
+            lower and root).
     """
     if len(found) != 1 or not all("gesture" in TASKS[name].targets and TASKS[name].conditions for name in found):
         raise UsageFault(
@@ -146,7 +147,7 @@ def score_protocol(
 ) -> scores.Scored:
     """Score results by the definitions of a published table.
 
-    If the file that a metric needs is missing, its figure contains the reason instead of a value.
+    If a metric needs a file that is missing, the figure of this metric contains the reason instead of a value.
 
     Args:
         results: Results, sorted by recording.
@@ -230,7 +231,7 @@ def protocol_facts(settings: EvaluateSettings) -> dict[str, Any]:
 
 
 def published_files(settings: EvaluateSettings) -> tuple[dict[str, Any], list[str]]:
-    """Return name and sha256 of the files that published profiles need, and warnings about unknown files.
+    """Return name and sha256 of the user's files for published profiles, and warnings about unknown files.
 
     Args:
         settings: Settings of the command.

@@ -78,6 +78,8 @@ class Report:
 def render(report: Report, form: Form) -> str:
     """Format a report as text, with a newline at its end.
 
+    For a report of a protocol, ``table`` and ``markdown`` both give a row of a Markdown table, followed by notes.
+
     Args:
         report: The report.
         form: ``table``, ``json``, ``csv`` or ``markdown``.
@@ -110,9 +112,10 @@ def _csv(report: Report) -> str:
 
 
 def _number(value: float, digits: int) -> str:
-    """Format a value with `digits` significant digits, or as an integer if its integer part has more digits.
+    """Format a value with `digits` significant digits.
 
-    From 10⁶, large values are shown as powers of ten. Magnitudes below 1e-12 are shown as 0.
+    If the integer part has more digits, a value below 10⁶ is shown as an integer, and a larger value with an exponent.
+    Magnitudes below 1e-12 are shown as 0.
     """
     if abs(value) < _ZERO:
         return "0"

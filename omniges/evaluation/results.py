@@ -64,7 +64,7 @@ class FileResult(Result):
         record: GeneratedRecord | None = None,
         files: Mapping[StreamName, Path] = MappingProxyType({}),
     ) -> FileResult:
-        """Build a result. Take its duration, window boundaries and absent parts from the record, if there is one.
+        """Build a result; if it has a record, read duration, window boundaries and absent parts from the record.
 
         Args:
             task: Name of the task.
@@ -97,9 +97,9 @@ class FileResult(Result):
     def _read(self, kind: str, stream: StreamName, ending: str, decode: Callable[[bytes], T]) -> tuple[Path, T]:
         """Read and decode a file of the result; return its path and content.
 
-        If the record has an entry `kind`, this entry gives the path of the file and the sha256 that it must have.
-        Otherwise, the attribute `files` gives the path for `stream`. If it does not, the path is the result's name with
-        `ending`.
+        If the record has an entry `kind`, this entry contains the path of the file and the sha256 that the file must
+        have. Otherwise, the path is `files[stream]`. If `files` has no entry for `stream`, the path consists of the
+        result's name and `ending`.
         """
         entry = None if self.record is None else self.record.files.get(kind)
         if entry is None:
@@ -129,8 +129,8 @@ class FileResult(Result):
     def spoken(self) -> tuple[list[WordInterval], bool]:
         """Read the generated words; return them, and whether they have times.
 
-        If the TextGrid has a word tier, the items are words with times. Otherwise, the items are texts without word
-        times: one for each interval of the tier `windows`.
+        If the TextGrid has a word tier, the list contains its words with their times. Otherwise, the list contains one
+        text for each interval of the tier `windows`, and its words have no times.
         """
         return self._read("text", "text", ".TextGrid", spoken_intervals)[1]
 
@@ -182,7 +182,7 @@ def find_results(
         Results by task, sorted by recording.
 
     Raises:
-        UsageFault: There are no results, a name belongs to no recording, or results of several systems are mixed.
+        UsageFault: There are no results, a file name belongs to no recording, or several systems made the results.
         DataError: A record is damaged, or a folder with records contains a file that no record lists.
     """
     rows = {name: row for row in shards.rows for name in (row.key, row.stem, unicodedata.normalize("NFC", row.stem))}
@@ -237,7 +237,7 @@ def _results(
 
 
 def _stem_of(name: str, rows: Mapping[str, ManifestRow]) -> str:
-    """Return the stem of the recording to which a file of another tool belongs; the file's own stem if none fits.
+    """Return the stem of the recording to which a file of another tool belongs, or `name` if no stem fits.
 
     Tools such as EMAGE's add ``res_`` or ``gt_`` before the stem, or ``_output`` after the stem. macOS stores letters
     with accents in decomposed form (NFD), so names are compared in composed form (NFC).
@@ -251,7 +251,7 @@ def _stem_of(name: str, rows: Mapping[str, ManifestRow]) -> str:
 def _generated(
     by_name: Mapping[str, dict[StreamName, Path]], rows: Mapping[str, ManifestRow]
 ) -> Mapping[str, dict[StreamName, Path]]:
-    """Leave out ground-truth files, ``gt_STEM``, unless the folder contains only such files."""
+    """Return the files without those of ground truth (``gt_STEM``), or all files if there are no others."""
     made = {name: files for name, files in by_name.items() if name in rows or not name.startswith("gt_")}
     return made or by_name
 

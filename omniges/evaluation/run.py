@@ -306,7 +306,7 @@ def score_stream(
     how: Resampling,
     count: Callable[[], None],
 ) -> Scored:
-    """Score one target stream of results. Leave out results whose recordings lack this stream, with a warning.
+    """Score one target stream of results; if a recording lacks this stream, leave out its results and add a warning.
 
     Args:
         results: Generated results of one task, sorted by recording.
@@ -383,7 +383,10 @@ def _facts(settings: EvaluateSettings, shards: ShardFolder, tools: MetricTools) 
 
 
 def _profile(settings: EvaluateSettings) -> Profile:
-    """Return the profile. Refuse a published profile without its files, because values would not be comparable."""
+    """Return the profile; refuse a published profile if a file that it needs is missing.
+
+    Without these files, values would not be comparable with published values.
+    """
     if settings.protocol is not None:
         return PROFILES["emage-2024"]
     chosen = PROFILES[settings.profile]

@@ -151,7 +151,7 @@ class Resampling:
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """Name of the metric, unit and report row of a figure."""
+    """Heading of a figure: name of the metric, unit, and row of the report."""
 
     metric: str
     unit: str
@@ -205,7 +205,7 @@ class Values:
         self.keys.append(key)
 
     def leave_out(self, reason: DataError | str) -> None:
-        """Count a result without a value."""
+        """Count a result that has no value; these results are counted by reason."""
         text = str(reason)
         if isinstance(reason, DataError):  # errors of metrics begin with the name of an array
             text = (text.partition(": ")[2] or text).removesuffix(_ADVICE)
@@ -338,7 +338,8 @@ def _figure(
 def with_recorded(results: Sequence[AnyResult], target: StreamName) -> tuple[list[AnyResult], list[str]]:
     """Return the results whose recordings have the target stream, and a warning if other results are left out.
 
-    For gesture, a recording must have upper, hands, lower and root. The face is checked elsewhere.
+    For gesture, a recording must have upper, hands, lower and root. The face is not checked, because only
+    the face metrics need it.
 
     Args:
         results: The results.
@@ -404,8 +405,8 @@ class RegisteredScores:
     def add(self, row: Row, key: str, generated: Any, recorded: Any) -> None:
         """Score a pair of clips.
 
-        If `row` is ``generated``, also score the recorded clip against itself, once for each recording. This score is
-        added to row ``recorded``.
+        If `row` is ``generated``, the recorded clip is also compared with itself, once for each recording. This score
+        is added to row ``recorded``. Metrics that have one value for all clips together get no such score.
 
         Args:
             row: Row of the report to which the score is added.

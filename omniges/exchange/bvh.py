@@ -2,7 +2,7 @@
 
 Lengths are in centimetres, angles in degrees. The y axis points up, and the rest pose faces +z.
 
-Rotations are intrinsic in the order Z, X, Y: R = Rz · Rx · Ry. Earlier rotations also turn the axes of later ones.
+Rotations are intrinsic in the order Z, X, Y: R = Rz · Rx · Ry. Each rotation also turns the axes of the next rotations.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def lines_of(words: Sequence[WordInterval], fits: Callable[[str], bool]) -> list
 
 
 class Lettering:
-    """Text renderer with one font, in sizes that suit a panel: the part of a frame that shows one track."""
+    """Text renderer with one font. The text sizes fit a panel, which is the part of a frame that shows one track."""
 
     def __init__(self, font: Path | None, width: int, height: int) -> None:
         self._width = width
@@ -253,9 +253,9 @@ class Canvas:
         self._own = threading.local()
 
     def poses(self, frames: npt.NDArray[np.int64]) -> Iterator[tuple[Any, ...]]:
-        """Yield a tuple with the poses of all panels for each frame in `frames` (N,).
+        """Yield, for each frame in `frames` (N,), a tuple with one pose for each panel.
 
-        A motion that has ended stays in its last pose.
+        After the end of a motion, its panel keeps the last pose.
         """
         lengths = [panel.figure.frames for panel in self._panels]
         each = [

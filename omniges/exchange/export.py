@@ -146,7 +146,7 @@ def _weights(matrix: FaceMatrix, track: Track, motion: SmplxMotion, counts: Expo
 
 
 def _blender(program: str) -> list[str]:
-    """Return the command that runs a Python file in Blender."""
+    """Return the start of a command that runs a Python file in Blender; the caller appends the file's path."""
     if found := shutil.which(program):
         return [found, "--background", "--factory-startup", "--python-exit-code", "1", "--python"]
     if program == "blender" and find_spec("bpy") is not None:

@@ -49,7 +49,7 @@ class Inspected:
             The picture as PNG.
 
         Raises:
-            UsageFault: There is nothing to draw, or the part contains nothing.
+            UsageFault: The content cannot be drawn, or this part of it is empty.
         """
         if self.draw is None:
             raise UsageFault(

@@ -1,9 +1,10 @@
 """Write motion as a binary glTF 2.0 file (GLB): a skinned figure with one animation.
 
 Lengths are in metres. The y axis points up, and the figure faces +z. The file contains the figure of
-`omniges.exchange.solid`, which pages and videos also show, fitted to the skeleton. Joints move the jaw and the eyes.
-Morph targets move the mouth and the brows; their weights are computed from the first 8 expressions. Source: the glTF
-2.0 specification of the Khronos Group, sections 3 (concepts) and 4 (GLB).
+`omniges.exchange.solid`, fitted to the skeleton. Pages and videos show the same figure. Joints move the jaw and the
+eyes. Morph targets move the mouth and the brows; the weights of these targets are computed from the first 8
+expressions, and for the target lipDrop from the jaw. Source: the glTF 2.0 specification of the Khronos Group, sections
+3 (concepts) and 4 (GLB).
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class _Buffer:
         Args:
             array: float32, uint16 or uint8.
             kind: ``SCALAR``, ``VEC3``, ``VEC4`` or ``MAT4``.
-            target: Target of the buffer view: `_VERTICES` or `_INDICES`. None: the array is neither.
+            target: Target of the buffer view: `_VERTICES` or `_INDICES`. None: the array contains neither of the two.
             bounds: Whether the accessor states minimum and maximum of the array.
 
         Returns:
@@ -157,7 +158,7 @@ def _part(surface: Surface, chosen: npt.NDArray[np.bool_]) -> Surface:
 
 
 def _morphed(face: Surface) -> list[F32]:
-    """Return the positions (V, 3) of the face at weight 1 of each morph target."""
+    """Return, for each morph target, the positions (V, 3) of the face when the weight of this target is 1."""
     found = []
     zero = {name: np.zeros(1) for name in MOVEMENTS}
     for _, name, value in _TARGETS:
@@ -170,7 +171,7 @@ def _morphed(face: Surface) -> list[F32]:
 
 
 def _target_weights(motion: SmplxMotion) -> F32:
-    """Return the morph target weights (T, targets); at the median expression of the clip they are 0."""
+    """Return the morph target weights (T, targets); all are 0 at the clip's median expression with a closed jaw."""
     faces = Faces.of_motion(motion)
     weights = [np.clip(getattr(faces, name) / value, 0.0, 1.0) for _, name, value in _TARGETS]
     return np.stack(weights, axis=1).astype(np.float32)
@@ -179,8 +180,9 @@ def _target_weights(motion: SmplxMotion) -> F32:
 def fitted(positions: F32, skeleton: Skeleton) -> F32:
     """Move points of the figure by inverse distance weighting, so that they fit another skeleton.
 
-    A point at a joint moves as the joint does. A point between joints moves by the mean of the joints' movements,
-    in which near joints have more weight.
+    Each joint moves from its place in the generic skeleton to its place in the other skeleton. A point at a joint moves
+    with this joint. Any other point moves by a weighted mean of the movements of all joints; near joints have more
+    weight.
 
     Args:
         positions: Points (V, 3) in metres, on the figure around the generic skeleton.
