@@ -124,8 +124,8 @@ class Setting:
     def flag(self) -> str:
         """Name of the setting, shown in error messages: the longest of its flags, such as ``--output-dir``.
 
-        It is the placeholder, such as PATH, for an argument without a flag, and "recipe key NAME" for a setting that
-        only recipes have.
+        The name of a positional argument is its placeholder, such as PATH. The name of a setting that only recipes have
+        is "recipe key NAME".
         """
         if self.option.argument:
             return (self.option.metavar or self.name.upper()).removesuffix("...")
@@ -136,13 +136,13 @@ class Setting:
 
     @property
     def other_names(self) -> tuple[str, ...]:
-        """Accepted names other than the field's name: former names, and the flag if it differs from that name."""
+        """Names that are accepted besides the field's own: former names, and the flag with ``_`` if it is different."""
         word = self.flag.removeprefix("--").replace("-", "_")
         no_flag = self.option.only_recipe or self.option.argument
         return self.option.was if word == self.name or no_flag else (word, *self.option.was)
 
     def checked(self, value: Any) -> Any:
-        """Return a value converted to the field's type.
+        """Convert a value to the field's type, and check its choices and range.
 
         Args:
             value: A value from the command line, a recipe or Python code.
@@ -216,7 +216,7 @@ class Setting:
         return " ".join([kind, " and ".join(limits).replace("and of ", "and ")]).strip()
 
     def _converted(self, value: Any) -> Any:
-        """Convert a value from YAML or Python to the field's type; YAML reads ``no`` as false and ``1e-3`` as text."""
+        """Convert a value to the field's type, because YAML reads ``no`` as false and ``1e-3`` as text."""
         if self.kind is str and value is False:
             return "no"
         words, accepted = _KINDS[self.kind]
@@ -232,7 +232,7 @@ class Setting:
 
 
 def refuse_url(flag: str, given: str) -> None:
-    """Refuse a URL where a local path is expected; error messages would show it as a path, ``http:/…``.
+    """Refuse a URL where a local path is expected, because later errors would show the URL as a path, ``http:/…``.
 
     Args:
         flag: Option that gave the text, shown in error messages.
@@ -318,7 +318,7 @@ def shown(value: Any) -> str:
 
 @functools.cache
 def settings_of(settings: Any) -> Mapping[str, Setting | type]:
-    """Return the options of a settings dataclass by field name. A field of nested settings is mapped to their class."""
+    """Return the option of each field of a settings dataclass by name; for nested settings, return their class."""
     hints = get_type_hints(settings)
     found: dict[str, Setting | type] = {}
     for each in fields(settings):
@@ -376,8 +376,9 @@ def declared(settings: type[T]) -> type[T]:
 def keywords_in_errors(settings: Any) -> Iterator[None]:
     """Replace flags and arguments by keywords in error messages: `num_inference_steps` for ``--num-inference-steps``.
 
-    Errors of other modules name settings by flag, because a flag is easy to find in a sentence. Only this function
-    replaces flags. The command line still shows the original text, which `OmnigesError.reword` keeps.
+    Other modules always write flags in their errors, because a flag is easy to find in a sentence. Only this function
+    replaces them by keywords, for users of Python. The command line still shows the original text, which
+    `OmnigesError.reword` keeps.
 
     Args:
         settings: The settings dataclass whose flags are replaced.
@@ -525,7 +526,10 @@ def show_seconds_option(views: str) -> float | None:
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownPart:
-    """The part of each clip that a command shows. It replaces `Part` if ``--seconds`` means the length of a clip."""
+    """The part of each clip that a command shows, set by the flags ``--show-start`` and ``--show-seconds``.
+
+    It replaces `Part` in commands whose flag ``--seconds`` means the length of a clip.
+    """
 
     show_start_s: float = show_start_option("picture, page and video")
     show_seconds: float | None = show_seconds_option("picture, page and video")
@@ -536,7 +540,7 @@ class ShownPart:
 
     @property
     def chosen(self) -> bool:
-        """True if the part is not the whole clip."""
+        """True if the user has chosen a part. If not, the whole clip is shown."""
         return self.show_start_s > 0 or self.show_seconds is not None
 
     @property

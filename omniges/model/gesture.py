@@ -5,15 +5,16 @@ predicted frames, however small, dominates the jerk. A sum of cubic B-splines wi
 these frequencies, whatever its coefficients are, and a sum of wider splines has still less.
 
 The power spectrum of recorded motion falls about as 1 / frequency⁴, for body, hands and face. Let d be the standard
-deviation of the differences between successive frames of a normalised channel; this module uses at least 0.03. If
-splines with a knot spacing of h ticks approximate this channel, the remainder (channel minus splines) has the standard
-deviation r d² h^1.5. In BEAT2, r is 1.3 to 1.9; this module uses 1.4.
+deviation of the differences between successive frames of a normalised channel. This module replaces values of d below
+0.03 by 0.03. If splines with a knot spacing of h ticks approximate this channel, the remainder (channel minus splines)
+has the standard deviation r d² h^1.5. In BEAT2, r is 1.3 to 1.9; this module uses 1.4.
 
 A prediction is the sum of L levels of splines and of *free frames*. A level consists of all splines of one knot
-spacing: 4, 2 or 1 ticks. The free frames are one more number for each frame, added without a spline. With R(h) =
-min(1, r d² h^1.5), the levels of 4, 2 and 1 ticks are multiplied by 1, R(4) and R(2), and the free frames by R(1). So
-each term is about as large as the remainder after the term before it. Then outputs of equal size give motion that
-resembles recorded motion.
+spacing: 4, 2 or 1 ticks. The free frames are one more number for each frame and channel, added without a spline. The
+remainder of splines with a knot spacing of h ticks has about the size R(h) = min(1, r d² h^1.5). Each term is
+multiplied by the size of the remainder that the term before it leaves. So the factor is 1 for the level of 4 ticks,
+R(4) for 2 ticks, R(2) for 1 tick, and R(1) for the free frames. Then outputs of equal size give motion that resembles
+recorded motion.
 
 Shape letters: B batch, N tokens, F frames of a token, T = N F frames, V channels of a frame, C = F V channels of a
 token, L = 3 levels of splines.
@@ -66,12 +67,13 @@ class SplineTokens(FrameTokens):
     frames (see the module).
 
     For each channel, let d = difference_std / std, but at least 0.03. The loss multiplies the errors of a channel's
-    differences between frames by 0.18 / d. So channels that change unpredictably, such as expressions, do not take most
-    of the loss. 0.18 is the median d of the hands.
+    differences between frames by 0.18 / d. So channels that change unpredictably, such as expressions, do not dominate
+    the loss. 0.18 is the median d of the hands.
 
-    A further loss keeps standing feet where they are: the mean of e² / (v² + s²), where v is a toe's velocity by
-    forward kinematics over the generic skeleton, e the error of v, and s = 0.05 m/s. It is the foot contact loss of
-    Tevet et al. (2023), with a weight for each frame instead of contacts.
+    A further loss, the feet loss, keeps standing feet where they are. It is the mean of e² / (v² + s²). Here v is the
+    recorded velocity of a toe, by forward kinematics over the generic skeleton. The error of the predicted velocity is
+    e, and s is 0.05 m/s. This is the foot contact loss of Tevet et al. (2023), but each frame has the weight
+    1 / (v² + s²) instead of a contact label.
 
     Args:
         frames: Frames in a token.
@@ -128,7 +130,7 @@ class SplineTokens(FrameTokens):
         return super().differences(error) * self.difference_scale
 
     def loss_of(self, error: Tensor, clean: Tensor, weights: Tensor | None) -> Tensor:
-        """Return the losses (B,) of `FrameTokens`, plus the loss of the feet for samples with lower body and root.
+        """Return the losses (B,) of `FrameTokens`, plus the feet loss for samples that have lower body and root.
 
         Args:
             error: Errors of normalised frames (B, T, V).
@@ -164,8 +166,8 @@ def spline_basis(count: int, frames: int, device: torch.device) -> Tensor:
         device: Device of the result.
 
     Returns:
-        Values (T, N, L) of cubic B-splines around the middle of each token: one spline for each of the L knot
-        spacings. For each frame and knot spacing, the values are scaled so that their sum over tokens is 1.
+        Values (T, N, L) of cubic B-splines. Each token has L splines around its middle, one for each knot spacing. For
+        each frame and knot spacing, the values of all N tokens are scaled so that their sum is 1.
     """
     at = (torch.arange(count * frames, device=device) + 0.5) / frames
     away = (at[:, None] - (torch.arange(count, device=device) + 0.5)).abs()

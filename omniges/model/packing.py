@@ -45,7 +45,7 @@ class Packed(ABC):
     """For each stream that some samples lack, a mask (B,) bool of the samples that have the stream."""
 
     def of_rows(self, name: str, values: Tensor) -> Tensor:
-        """Select the values of a stream's rows from the values of samples.
+        """Return, for each row of a stream, the value of the sample that the row belongs to.
 
         Args:
             name: The stream.
@@ -160,8 +160,8 @@ class Rounded(Packed):
 class _Reorder(torch.autograd.Function):
     """Autograd function: `index_select` along the first axis, with a gradient that is also a selection.
 
-    The gradient of torch's `index_select` adds rows, and an accelerator adds them in no fixed order. Here, at most one
-    result of each row has a gradient, so nothing is added.
+    For each row, torch's `index_select` adds the gradients of all results of this row. An accelerator adds them in no
+    fixed order. Here, at most one result of each row has a gradient, so nothing is added.
     """
 
     @staticmethod
@@ -304,7 +304,7 @@ class BatchRows:
     stacked: StackedRows | None = None  # the same rows on one axis, if every stream has rows
 
     def losses_of_samples(self, name: str, losses: Tensor) -> Tensor:
-        """Return the loss of each sample in one stream, 0 for samples that do not have the stream as a target.
+        """Return the loss of one stream for each sample; 0 for samples in which the stream is not a target.
 
         Args:
             name: The stream, which has targets.
@@ -368,7 +368,7 @@ def _target_arrays(name: str, samples: I64, count: int, batch: int) -> dict[tupl
     Args:
         name: The stream.
         samples: Index of each target's sample (K,).
-        count: Number of real targets. The later targets repeat the first, and their losses are not used.
+        count: Number of real targets. The targets after them repeat the first target, and their losses are not used.
         batch: Batch size B.
 
     Returns:
@@ -387,8 +387,8 @@ def _target_arrays(name: str, samples: I64, count: int, batch: int) -> dict[tupl
 def _rounded_rows(plan: Plan, device: torch.device) -> BatchRows:
     """Return the rows of a batch. All streams have the same number of rows.
 
-    All streams that have targets have the same number of targets. A spare row repeats the first row, and a spare target
-    the first target. If there are as many rows as samples, row r is sample r, even if the sample lacks the stream.
+    All streams that have targets have the same number of targets. Spare rows repeat the first row of the stream, and
+    spare targets repeat its first target. If R = B, row r is sample r, even if the sample lacks the stream.
     """
     batch = len(plan.task)
     streams = [k for k in range(len(STREAMS)) if plan.present[:, k].any()]
@@ -464,7 +464,7 @@ def rounded_up(count: int, batch: int, parts: int) -> int:
         parts: Denominator of the fraction, at least 1. For example, 4 gives multiples of a quarter of the batch.
 
     Returns:
-        The next multiple of ceil(batch / parts), at most `batch`.
+        The smallest multiple of ceil(batch / parts) that is at least `count`, limited to `batch`.
     """
     step = -(-batch // parts)
     return min(batch, -(-count // step) * step)

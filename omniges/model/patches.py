@@ -58,7 +58,8 @@ def patches(latents: Tensor, patch: int) -> Tensor:
 def axes_embedding(rows: Tensor, columns: Tensor, width: int) -> Tensor:
     """Return the position embeddings of all cells of a grid, row by row.
 
-    The first half of an embedding is the `line_embedding` of the cell's column, the second half that of its row.
+    The first half of an embedding is the `line_embedding` of the cell's column. The second half is the
+    `line_embedding` of its row.
 
     Args:
         rows: Coordinates of the rows (R,).
@@ -121,8 +122,8 @@ class PatchTokens(Stream):
     def positions(self, count: int, width: int) -> Tensor:
         """Return the position embeddings of the tokens from OmniFlow's table.
 
-        The patch columns use the middle columns of the table. The first patch row uses the table row that the first
-        patch row of OmniFlow's training clips used, for any length of the window.
+        The patch columns use the middle columns of the table. The first patch row uses the table row
+        ⌊(table_side − table_base) / 2⌋, where OmniFlow's training clips began. This holds for windows of any length.
 
         Args:
             count: Number of tokens N.

@@ -163,7 +163,8 @@ class ModelConfig:
     def _check_patches(self) -> None:
         """Refuse patches unless the model has OmniFlow's position table, adds its embeddings and predicts velocities.
 
-        With rotary positions, all patches of the same rows would have the same position.
+        Rotary positions do not suffice, because all patches of the same rows would have the same position. A position
+        table without patches is refused too.
         """
         patches = self.audio_tokens == "patches"
         if patches != (self.audio_grid is not None) or (patches and self.rotary_periods_s is not None):
@@ -349,7 +350,9 @@ def model_for_weights(
     codecs: Mapping[StreamName, CodecLatents] | None = None,
     conditions: Mapping[str, ConditionStream] = MappingProxyType({}),
 ) -> FlowModel:
-    """Build a model with placeholders as weights and statistics. The caller replaces them by a complete state dict.
+    """Build a model whose weights and statistics are placeholders.
+
+    The caller replaces all of them by a complete state dict, which contains the statistics too.
 
     Args:
         config: Configuration of the model.
@@ -402,7 +405,7 @@ class ModelIdentity:
 
     @property
     def tick_multiple(self) -> int:
-        """Smallest number of ticks that consists of complete tokens and complete rows of latents.
+        """Smallest number of ticks that contains a whole number of tokens and of rows of latents.
 
         Window lengths are multiples of this number.
         """
@@ -509,8 +512,8 @@ def _other(saved: SavedCheckpoint, name: str, own: Any, codecs: set[str]) -> boo
         codecs: Names of the codecs that this model uses. In latents.json, only their statistics are compared.
 
     Returns:
-        True if the contents differ. False if they are equal, or if the checkpoint lacks the file. A file is missing
-        only if settings in config.json differ, and `require_same` reports those settings.
+        True if the contents differ. False if they are equal, or if the checkpoint lacks the file. In the latter case,
+        settings in config.json differ, and `require_same` reports these settings.
     """
     if name not in saved.files:
         return False
@@ -593,7 +596,7 @@ def _codec(document: Document) -> CodecEntry:
 
 
 def _latents(saved: SavedCheckpoint, codecs: Mapping[StreamName, CodecEntry]) -> bytes:
-    """Return the bytes of latents.json after checking the mean and std of each codec's channels."""
+    """Return the bytes of latents.json; raise DataError if the mean or std of a codec's channels is invalid."""
     document = saved.fields(LATENTS_FILE)
     for entry in codecs.values():
         own = document.part(entry.name)

@@ -3,8 +3,8 @@
 Corresponding layers of all streams have equal shapes and are computed as one batched product with stacked weights.
 Stacking copies of the weights in each step would cost a kernel for each parameter. Therefore the parameters of all
 streams are parts of one tensor and share its memory. They keep their names, gradients and optimizer moments. The
-modulations of all blocks are one product, because they depend only on the conditioning. The outputs equal those of
-`omniges.model.trunk` up to rounding.
+modulations of all blocks are computed by one product, because they depend only on the conditioning. The outputs equal
+those of `omniges.model.trunk` up to rounding.
 
 Shape letters: S streams, B batch, R rows of a stream, N tokens of a stream, H heads, E features of a head, W = H · E
 width, T targets of all streams.
@@ -41,7 +41,7 @@ from omniges.model.trunk import (
 class _Parts(torch.autograd.Function):
     """Autograd function that returns a tensor (S, O, …), and splits its gradient among the parameters that form it.
 
-    O is the sum of the parameters' lengths (first axes) in one stream; it is equal for all S streams.
+    O is the total length (first axis) of all parameters of one stream. It is equal for all S streams.
     """
 
     @staticmethod
@@ -117,14 +117,14 @@ class JoinedLinear:
 class _Modulate(torch.autograd.Function):
     """`omniges.model.trunk.modulate` with a gradient in few passes over the data.
 
-    Mean and variance of a token are computed from two sums over its features: the sum of the differences from the first
-    feature, and the sum of their squares. One pass gives both sums, which stay accurate even if the mean is large
-    (Chan, Golub and LeVeque 1983, *Algorithms for computing the sample variance*). The forward pass saves x, the scale
-    and both sums for the backward pass.
+    Mean and variance of a token are computed from the differences between its features and its first feature: from the
+    sum of these differences, and from the sum of their squares. One pass gives both sums, which stay accurate even if
+    the mean is large (Chan, Golub and LeVeque 1983, *Algorithms for computing the sample variance*). The forward pass
+    saves x, the scale and both sums for the backward pass.
 
-    Compiled code may save other values instead of the sums: any values of the same size or smaller that `backward`
-    computes from the sums alone, such as the variance of each token. Each such value costs one more kernel. To prevent
-    this, `backward` first expands the sums to the shape of the gradient.
+    A compiler may replace the saved sums by values that `backward` computes from the sums alone, such as the variance
+    of each token, if these values are not larger than the sums. Each such value costs one more kernel. To prevent this,
+    `backward` first expands the sums to the shape of the gradient.
     """
 
     @staticmethod
@@ -218,7 +218,7 @@ class _RmsNorm(torch.autograd.Function):
 class _Block:
     """The layers of a `JointBlock`, with the weights of corresponding layers of all streams in one tensor.
 
-    The modulations of the block are left out; see `StackedTrunk.modulations`.
+    The modulations of the block are not included: `StackedTrunk.modulations` contains those of all blocks.
     """
 
     heads: int
@@ -364,7 +364,7 @@ class StackedTrunk:
             described: Vectors (B, W) to add to the conditioning.
 
         Returns:
-            Outputs (K, N, outputs) of each stream with targets.
+            Outputs (K, N, outputs) of each stream that has targets; K is the number of its targets.
         """
         x = self._embedded(tokens, added or {})
         blocks, (scale, shift) = self._modulations(levels, rows, speakers, described)

@@ -67,7 +67,7 @@ class Stream(nn.Module, ABC):
     def arrays(self, tokens: Tensor) -> Tensor:
         """Convert tokens (B, N, C) to arrays; the inverse of the method `tokens`.
 
-        Predicted tokens may differ from the tokens of all valid arrays. They are converted to the nearest valid arrays.
+        If predicted tokens are not exactly those of valid arrays, they are converted to the nearest valid arrays.
         """
 
     @abstractmethod
@@ -90,7 +90,7 @@ class Stream(nn.Module, ABC):
     def places(self) -> Tensor | None:
         """Learned position embeddings (N, W) for tokens that have the same time; None: no embeddings.
 
-        Trunks with rotary positions add them too.
+        All trunks add these embeddings, including trunks with rotary positions.
         """
         return None
 
@@ -118,8 +118,8 @@ class Stream(nn.Module, ABC):
             arrays: The clean arrays (B, …).
             clean: The clean tokens (B, N, C).
             noise: The noise (B, N, C) that was mixed with the clean tokens.
-            weights: Weights of at least 0, for each of the V values of a frame (B, V) or for each sample (B, 1). Bools
-                mark the values that are present. The loss is the weighted mean. None: all 1.
+            weights: Weights in the mean over the values of a sample, at least 0: one weight for each of the V values of
+                a frame (B, V), or one for all values (B, 1). Bool weights mark present values. None: all 1.
 
         Returns:
             Losses (B,).
@@ -127,7 +127,7 @@ class Stream(nn.Module, ABC):
 
 
 def _columns(levels: Tensor, tokens: Tensor) -> Tensor:
-    """Return levels (B,) or (B, N) with as many axes as tokens (B, N, …), in the precision of the tokens."""
+    """Append axes of length 1 to levels (B,) or (B, N), so that they broadcast to tokens; use the tokens' precision."""
     return levels.to(tokens.dtype).reshape(*levels.shape, *([1] * (tokens.ndim - levels.ndim)))
 
 
@@ -208,7 +208,7 @@ class FrameTokens(Stream):
     Args:
         frames: Frames in a token.
         mean: Mean of each channel over the training data.
-        std: Standard deviation of each channel; below 1e-6 the divisor is 1.
+        std: Standard deviation of each channel, by which the channel is divided. Values below 1e-6 are replaced by 1.
         prediction: Output of the head: clean tokens or velocities.
         difference_weight: Loss weight of differences between successive frames.
         tokens_per_tick: Tokens in one tick (0.1 s).
@@ -271,7 +271,7 @@ class FrameTokens(Stream):
     ) -> Tensor:
         """Return the mean squared error, plus the mean square of the error's differences between successive frames.
 
-        The second term has the weight `difference_weight`. It does not change the optimum, the conditional mean.
+        The second term has the weight `difference_weight`. The optimal prediction stays the conditional mean.
         Without this term, a model first learns what the frames of a token have in common. Until it has learned more,
         generated motion stands still within a tick and jumps between ticks. The term is the velocity loss of Tevet et
         al. (2023), *Human Motion Diffusion Model*, ICLR.
@@ -336,8 +336,8 @@ class WindowTokens(FrameTokens):
 
     A trunk with rotary positions places all tokens at the middle of the codec's windows. A trunk that adds time
     embeddings adds none to these tokens, like OmniFlow. In both cases each token has a learned embedding of its index,
-    because the codec's decoder depends on the order of latents. This embedding is initialized to zero, so that a run
-    from OmniFlow's weights starts with OmniFlow's outputs.
+    because the codec's decoder depends on the order of latents. This embedding is initialized to zero. So a model that
+    is initialized from OmniFlow's weights has OmniFlow's outputs before training.
 
     Args:
         latents: Number N of latents of a window.
@@ -346,7 +346,7 @@ class WindowTokens(FrameTokens):
         mean: Mean of each channel over the training data.
         std: Standard deviation of each channel.
         prediction: Output of the head.
-        omniflow_tokens: True if the tokens equal OmniFlow's text tokens, so that its pretrained projections fit.
+        omniflow_tokens: True if the tokens equal OmniFlow's text tokens, so that OmniFlow's pretrained projections fit.
     """
 
     complete_windows = True
@@ -396,13 +396,15 @@ class SubwordTokens(Stream):
     """A stream of text tokens (B, N) as embeddings (B, N, piece_width + mark_width), predicted as logits.
 
     A text token is a blank, or a subword with two marks, *first tick of the subword* and *first subword of the word*.
-    The subword (or blank) and the marks (or blank) are embedded separately and concatenated. So a vocabulary of V
-    subwords needs V + 6 vectors instead of 4 V + 1. Each vector of E features is scaled to the norm √E, so a token has
-    the norm √C of unit noise. The head predicts logits of subwords and logits of marks. The clean token is the mean
-    embedding under the softmax. The loss is the sum of both cross-entropies, with a lower weight for blanks.
+    Each mark is true or false, so there are 4 combinations of marks. The subword and the combination of marks are
+    embedded separately, and the embeddings are concatenated. A blank has a vector of its own in both tables. So a
+    vocabulary of V subwords needs (V + 1) + (4 + 1) vectors instead of 4 V + 1. Each vector of E features is scaled to
+    the norm √E, so a token has the norm √C of unit noise. The head predicts logits of subwords and logits of marks. The
+    clean token is the mean embedding under the softmax. The loss is the sum of both cross-entropies, with a lower
+    weight for blanks.
 
     Noised tokens carry no gradient into the embeddings (see `omniges.model.flow`). Such a gradient would move the
-    embeddings apart, to make them easy to denoise.
+    embeddings apart, because distant embeddings are easy to denoise.
 
     Args:
         vocab_size: Size of the tokenizer's vocabulary.
@@ -428,7 +430,8 @@ class SubwordTokens(Stream):
     def arrays(self, tokens: Tensor) -> Tensor:
         """Return the ids (B, N) int64 of the text tokens whose embeddings are nearest to the tokens (B, N, C).
 
-        The nearest subword and the nearest mark are found separately; the blank is an id without a mark.
+        The nearest subword and the nearest combination of marks are found separately. If the blank is nearer than all
+        subwords, the result is a blank, and the marks are ignored.
         """
         width = self.piece.shape[1]
         subword = (tokens[..., :width] @ _scaled(self.piece).mT).argmax(-1)
@@ -440,7 +443,7 @@ class SubwordTokens(Stream):
         return tick_seconds(count).to(self.piece.device)
 
     def clean(self, output: Tensor, noised: Tensor, levels: Tensor) -> Tensor:
-        """Return the mean embedding under the softmax of the logits.
+        """Return the mean embeddings of subwords and of marks under the softmax of their logits, concatenated.
 
         Args:
             output: Logits (B, N, O).
@@ -459,7 +462,7 @@ class SubwordTokens(Stream):
     def losses(
         self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor, weights: Tensor | None = None
     ) -> Tensor:
-        """Return the weighted mean over ticks of the sum of the cross-entropies of subword and marks, in nats.
+        """Return the cross-entropy of the subword plus that of the marks, in nats, as a weighted mean over the ticks.
 
         Args:
             output: Logits (B, N, O).
@@ -548,7 +551,7 @@ def streams_present(bits: U8) -> Bools | None:
 def present_of(
     bits: U8, device: torch.device, latents: Collection[StreamName] = (), gesture_channels: int = LAYOUT.channels
 ) -> Present | None:
-    """Return which streams and channels are present, on a device.
+    """Return the masks of present streams and channels as tensors on a device.
 
     Args:
         bits: Bit masks (B,) of `STREAM_PARTS`.

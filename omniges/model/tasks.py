@@ -1,4 +1,7 @@
-"""Tasks, which define conditions and targets, and settings of the sampler. Quick to import for `omniges --help`."""
+"""Tasks, which define conditions and targets, and settings of the sampler.
+
+`omniges --help` imports this module, so its imports must be quick.
+"""
 
 from __future__ import annotations
 
@@ -102,17 +105,18 @@ class SamplingSettings:
         return 1.0 if self.guidance_scale is None else self.guidance_scale
 
     def for_task(self, task: Task, stated: Mapping[StreamName, float]) -> SamplingSettings:
-        """Return the settings with the model's default guidance scale, if the user has set none.
+        """Return the settings with the model's default guidance scale, if the user has set no guidance scale.
 
-        Guidance evaluates the model twice in each step. Therefore the number of steps is halved, if the user has set
-        none.
+        Guidance evaluates the model twice in each step. Therefore the default number of steps is halved, from 20 to 10.
+        A number of steps that the user has set is kept.
 
         Args:
             task: The task.
             stated: Default guidance scales of the model, by target.
 
         Returns:
-            The settings. They are unchanged for a task without conditions, and for targets with different scales.
+            The settings. They are unchanged if the task has no conditions, or if the default scales of its targets are
+            all 1 or not all equal.
         """
         scales = {stated.get(name, 1.0) for name in task.targets}
         if self.guidance_scale is not None or not task.conditions or len(scales) > 1 or scales == {1.0}:
@@ -122,7 +126,8 @@ class SamplingSettings:
     def document(self) -> dict[str, Any]:
         """Return the settings as the JSON object that records of generated results contain.
 
-        The keys ``steps``, ``guidance`` and ``last_level`` are older names of the options.
+        The keys ``steps``, ``guidance`` and ``last_level`` are the former names of `num_inference_steps`,
+        `guidance_scale` and `sigma_min`.
         """
         return {
             "steps": self.steps,

@@ -66,7 +66,7 @@ def rotary_tables(angles: Tensor) -> tuple[Tensor, Tensor]:
         angles: Angles (…, E / 2) in radians.
 
     Returns:
-        Cosines (…, E), and sines (…, E), which are negative in the first half of the features.
+        Cosines (…, E) and sines (…, E). The sines are negated in the first half of the features.
     """
     sine, cosine = angles.sin(), angles.cos()
     return torch.cat([cosine, cosine], dim=-1), torch.cat([-sine, sine], dim=-1)
@@ -104,7 +104,8 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class QKNorm(nn.Module):
     """LayerNorm or RMSNorm over each head's features, with separate weights for queries and keys.
 
-    ``weight`` (and for ``layer`` also ``bias``) has shape (2, 1, E): queries, keys.
+    ``weight`` has the shape (2, 1, E): index 0 for queries, index 1 for keys. The LayerNorm also has a ``bias`` of this
+    shape.
     """
 
     def __init__(self, kind: QKNormKind, features: int, eps: float) -> None:
@@ -308,10 +309,11 @@ class JointFlowTransformer(nn.Module):
         mlp_ratio: Hidden width of the MLPs divided by `width`.
         qk_norm: Norm of queries and keys: ``layer`` (shared by the streams), ``rms`` (one for each stream) or None.
         qk_norm_eps: Epsilon of the norm of queries and keys.
-        conditioning: ``summed``: all streams use the sum of the vectors of the streams that take part. ``split``: each
-            stream uses its own vector.
+        conditioning: How streams use the vectors of their noise levels. ``summed``: all streams use the sum of the
+            vectors of all streams that take part. ``split``: each stream uses its own vector.
         pooled_width: Features of a vector for the complete sample; None: no vector.
-        speakers: Number of speakers; 0: the speaker is not a condition. Speaker 0 means *unknown*.
+        speakers: Number of speakers; 0: the speaker is not a condition. Speakers are numbered from 1 to `speakers`, and
+            number 0 means *unknown*.
         rotary_periods_s: Shortest and longest period of the rotary positions in seconds; None: no rotary positions.
         context_only: Streams that provide only keys and values in the last block, such as text in OmniFlow.
     """
@@ -411,10 +413,10 @@ class JointFlowTransformer(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> Self:
-        """Load a model in evaluation mode from a local folder of `save_pretrained`; nothing is downloaded.
+        """Load a model in evaluation mode from a folder that `save_pretrained` wrote; nothing is downloaded.
 
         Args:
-            folder: The folder that `save_pretrained` wrote.
+            folder: The local folder.
 
         Returns:
             The model with the folder's weights.
@@ -454,7 +456,7 @@ class JointFlowTransformer(nn.Module):
             tokens: Tokens (R, N, C) of each stream that takes part; other streams are not computed.
             levels: Noise level (B,) of each stream for all samples, or (B, N) of each token. A stream with tokens but
                 without a level is context: it adds nothing to the conditioning and has no output. With ``summed``, a
-                token's conditioning is the vector of its level plus the mean vectors of the other streams.
+                token's conditioning is the vector of its level plus the mean vector of each other stream.
             seconds: Times (N,) or (B, N) of each stream's tokens, required with rotary positions.
             added: Position embeddings (N, W) to add to a stream's tokens.
             packed: Which sample each row of `tokens` belongs to, and which streams are absent; None: row i is sample i,
@@ -463,10 +465,10 @@ class JointFlowTransformer(nn.Module):
             speakers: Speakers (B,) int64 in 0 … speakers; None: all unknown.
             described: Vectors (B, W) to add to the conditioning of every stream, from condition streams and absent
                 parts.
-            rows: Rows (K,) int64 to return for each stream; None: all rows of all streams that have a level.
+            rows: Indices (K,) int64 of the rows to return, by stream; None: all rows of all streams that have a level.
 
         Returns:
-            Outputs by stream, (K, N, outputs) for streams in `rows`.
+            Outputs by stream: (K, N, outputs) with `rows`, (R, N, outputs) without `rows`.
         """
         packed = Rounded() if packed is None else packed
         names = [name for name in self.embed if name in tokens]
@@ -500,7 +502,8 @@ class JointFlowTransformer(nn.Module):
     ) -> dict[str, Tensor]:
         """Return the conditioning vectors after the SiLU, (B, 1, W) or (B, N, W), of each stream.
 
-        `there` has a mask (B,) of the samples that have a stream; no mask for a stream that all samples have.
+        For each stream that some samples lack, `there` contains a mask (B,) of the samples that have the stream. With
+        ``split``, a stream without a level uses the vector of the first stream with a level.
         """
         own = {}
         for name in names:

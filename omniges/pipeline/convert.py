@@ -96,9 +96,9 @@ class Inputs:
 
 
 def _read(path: Path) -> bytes:
-    """Return the content of a file; raise RecordingFault if it is no longer a readable regular file of limited size.
+    """Return the content of a file; raise RecordingFault if it is too large, unreadable or not a regular file.
 
-    It may have been replaced, for example by a link, after discovery found it.
+    Discovery found a regular file, but the file may have been replaced since then, for example by a link.
     """
     try:
         with open_regular(path, follow=False) as stream:
@@ -200,7 +200,7 @@ class Take:
     sources: Mapping[str, tuple[str, str]]  # modality -> (path of the file relative to the root, sha256)
 
     def present(self, clip: GestureClip) -> tuple[Part, ...]:
-        """Return the parts that the sample has; `clip` is its computed motion."""
+        """Return the parts that the sample has; `clip` contains the gesture channels of the sample."""
         there = {
             "text": self.tier is not None,
             "audio": self.wav is not None,
@@ -346,7 +346,7 @@ def _check_names(take: Take) -> None:
 
 
 def _check_complete(clip: GestureClip) -> None:
-    """Raise RecordingFault for a part that is present in some frames and absent in others."""
+    """Raise RecordingFault unless each part of the motion is finite in all frames, or NaN in all frames."""
     if np.isfinite(clip.gesture).all() and np.isfinite(clip.jaw_eyes).all():
         return
     for part in MOTION_PARTS:

@@ -65,7 +65,7 @@ class Discovery:
 
     @property
     def stems(self) -> int:
-        """Number of all stems found, including those that lack a file."""
+        """Number of stems that the filters select, including rejected stems, such as those that lack a file."""
         return len(self.recordings) + len(self.rejected)
 
 
@@ -83,7 +83,9 @@ def inside(resolved: str, bounds: Bounds) -> bool:
 
 
 def walk(root: Path, base: str, bounds: Bounds, findings: list[Finding]) -> Iterator[tuple[str, str]]:
-    """Yield all files below a folder; follow a link to a folder only if the target is inside the bounds.
+    """Yield all files below a folder, except those in hidden folders.
+
+    A link to a folder is followed only if its target is inside the bounds.
 
     Args:
         root: Folder to which the yielded paths are relative.

@@ -42,10 +42,10 @@ class ExportSummary:
 def export(
     shards: Path, out: Path, keys: Sequence[str] = (), progress: Callable[[int, int], None] | None = None
 ) -> ExportSummary:
-    """Write samples as files in BEAT2's official folder layout, with their split list.
+    """Write samples as files in BEAT2's official folder layout, and write a split list of these samples.
 
-    Rotations are restored within 1e-5 rad, positions within 1e-5 m. A sample without motion gets no NPZ, a
-    sample without text no TextGrid, and a sample without kept audio no WAV.
+    Rotations are restored within 1e-5 rad, and positions within 1e-5 m. An NPZ is written only for samples with motion,
+    a TextGrid only for samples with text, and a WAV only for samples whose audio is stored in the shards.
 
     Args:
         shards: Folder of shards.
@@ -54,10 +54,10 @@ def export(
         progress: Function that is called with (done, total) samples.
 
     Returns:
-        The numbers of written files.
+        The numbers of samples and of written files, and the paths of the folder and the split list.
 
     Raises:
-        UsageFault: `out` already contains files.
+        UsageFault: `out` already contains files, or a key is unknown.
         DataError: A shard is damaged.
     """
     source = ShardFolder(shards)
@@ -112,7 +112,7 @@ def motion_file(sample: SampleArrays) -> bytes:
 
 
 def text_file(sample: SampleArrays) -> bytes:
-    """Return a sample's words as a TextGrid as long as the clip; raise DataError if times are invalid."""
+    """Return a sample's words as a TextGrid that ends with the clip; raise DataError if times are invalid."""
     words = [WordInterval(word["word"], word["start"], word["end"]) for word in sample.words]
     try:
         return encode_words(words, sample.row.seconds)
@@ -125,7 +125,7 @@ def text_file(sample: SampleArrays) -> bytes:
 def audio_file(sample: SampleArrays) -> bytes | None:
     """Return a sample's waveform as a 16 kHz WAV with exactly the stored values; None if no audio is stored.
 
-    Raises DataError if a value is NaN or infinite, or if the source's encoding cannot represent it.
+    Raise DataError if a value is NaN, infinite, or outside the range of the source's encoding.
     """
     if sample.audio is None:
         return None
@@ -139,7 +139,7 @@ def audio_file(sample: SampleArrays) -> bytes | None:
 
 
 def _encoded(audio: npt.NDArray[np.float32], bits: int | None) -> bytes:
-    """Encode samples (n,) as a WAV of `bits`-bit integers, or, without `bits`, of floats.
+    """Encode samples (n,) as a WAV of integers with `bits` bits; if `bits` is None, as a WAV of floats.
 
     Raise ValueError if a value is NaN, infinite or out of range.
     """

@@ -96,7 +96,9 @@ class Earlier:
     def add_samples(
         self, shard: StoredShard, rows: Sequence[ManifestRow], notes: Mapping[str, Sequence[Finding]]
     ) -> None:
-        """Add the samples of a shard. They lie in it without gaps: each sample begins where the previous sample ends.
+        """Add the samples of a shard.
+
+        The shard has no gaps: each sample begins where the previous sample ends.
 
         Args:
             shard: Shard file.
@@ -424,8 +426,8 @@ def recall(
 ) -> dict[str, Recalled | Rejected]:
     """Check the shards of earlier runs, and return the earlier results of recordings whose inputs are unchanged.
 
-    Samples of a damaged or absent shard are left out, so that they are converted again. The samples are returned
-    without partial statistics and words, which take far more memory than the other fields.
+    Samples of a damaged or absent shard are left out, so that they are converted again. In the returned samples, the
+    fields `partials` and `words` are empty, because they take far more memory than the other fields.
 
     Args:
         earlier: Results of earlier runs.
@@ -434,7 +436,7 @@ def recall(
         opened: Function that opens a shard of an earlier run.
         workers: Number of threads.
         count: Function that is called with (done, total) in megabytes.
-        take_statistics: Function that is called with each sample before its partial statistics and words are removed.
+        take_statistics: Function that is called with each sample before its `partials` and `words` are removed.
 
     Returns:
         Results by stem.

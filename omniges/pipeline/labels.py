@@ -118,7 +118,10 @@ def plain_stem(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SplitList:
-    """A parsed split list: splits by id, problems by faulty id, and findings. Ids have the form of `plain_stem`."""
+    """A parsed split list: the split of each valid id, the problem of each faulty id, and findings.
+
+    Ids have the form that `plain_stem` returns.
+    """
 
     name: str
     sha256: str
@@ -216,9 +219,9 @@ def _rows(data: bytes, name: str) -> list[list[str]]:
 def split_by_rule(stem: str, fields: StemFields) -> tuple[Split, bool]:
     """Return the split of a recording that is not in a split list.
 
-    Conversations are in `additional`. For English speech, the test clips are those of BEAT2. If the speaker has
-    fifteen test clips, the clips with start indices 9 to 16 are in val and all others in train. For other speakers and
-    languages, a hash of the stem chooses train or val.
+    Conversations are in `additional`. The test clips of English speech are those of BEAT2. If an English speaker has
+    fifteen test clips, the speaker's other clips are in val if their start index is 9 to 16, otherwise in train. For
+    the clips of other speakers and languages, a hash of the stem chooses train or val.
 
     Args:
         stem: Stem of the recording.

@@ -1,6 +1,6 @@
 """`Recording`, the input of `write_shards`, and its conversion to a `Take`.
 
-The checks are the same as those of `preprocess` for files, so both refuse the same input.
+The checks are those that `preprocess` applies to files. So `write_shards` and `preprocess` refuse the same input.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Recording:
 
 
 def take_of(recording: Recording) -> Take:
-    """Convert a recording to a take; raise a DataError of one line if the recording cannot be used."""
+    """Convert a recording to a take; raise DataError with a text of one line if the recording cannot be used."""
     try:
         return _build_take(recording)
     except RecordingFault as fault:

@@ -175,13 +175,13 @@ def _run(work: _Work, reporter: Reporter, log: _RunLog, start: float) -> Summary
 
 
 def _warm_imports() -> None:
-    """Import slow packages while the workers start; the end of the run needs them. This saves half a second."""
+    """Import slow packages for the end of the run while the workers start; this saves half a second."""
     import pyarrow.parquet  # noqa: F401, PLC0415
     import tokenizers  # noqa: F401, PLC0415
 
 
 def _estimated_bytes(settings: PreprocessSettings, recordings: Sequence[Recording]) -> int:
-    """Estimate the size in bytes of the samples of recordings."""
+    """Estimate from the sizes of the input files how many bytes the samples of recordings will have."""
     motion, audio = (
         sum(recording.files[role].size for recording in recordings if role in recording.files)
         for role in ("npz", "wav")
@@ -190,7 +190,7 @@ def _estimated_bytes(settings: PreprocessSettings, recordings: Sequence[Recordin
 
 
 def _ordered(discovery: Discovery) -> list[Recording]:
-    """Return the recordings in the order of their samples in the shards."""
+    """Return the recordings in the order in which shards store their samples: by split, then by key."""
     order = {split: place for place, split in enumerate(SPLITS)}
     return sorted(discovery.recordings, key=lambda recording: (order[recording.split], recording.key))
 

@@ -88,7 +88,7 @@ class Selection:
     )
 
     def __post_init__(self) -> None:
-        """Refuse unknown splits; remove a final slash from folders, and convert patterns to composed Unicode (NFC)."""
+        """Refuse unknown splits; normalise the paths of folders, and convert patterns to composed Unicode (NFC)."""
         check(self)
         for name in ("wav_dir", "gesture_dir", "text_dir"):
             if getattr(self, name) is not None:
@@ -127,7 +127,7 @@ class ConvertSettings:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Seconds cut from the end of audio and motion to a common length, and numbers of words dropped and shortened."""
+    """Seconds cut from the ends of audio and motion to make them equally long; words dropped and shortened."""
 
     audio_s: float
     motion_s: float
@@ -137,7 +137,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Sample(Generic[Stored]):
-    """A converted recording that is not in a shard yet. Offsets in `row` count from the start of `segment`."""
+    """A converted recording, not yet in a shard of the new set. Offsets in `row` count from the start of `segment`."""
 
     row: ManifestRow
     segment: Stored  # tar members: buffers, bytes from a worker, or a position in an earlier shard
@@ -158,7 +158,10 @@ class Rejected:
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreprocessSettings:
-    """Settings of `omniges preprocess`. dataset.json contains a hash of the settings that affect the output bytes."""
+    """Settings of `omniges preprocess`.
+
+    dataset.json contains the settings that affect the output bytes, and a hash of these settings.
+    """
 
     root: Path = field(metadata=about("Folder of the data set.", panel="Input and output"))
     output_dir: str | Path = field(
@@ -272,7 +275,7 @@ class PreprocessSettings:
 
     @property
     def log_path(self) -> Path:
-        """Path of the run log, by default beside the output folder."""
+        """Path of the run log; by default beside the output folder, or in the current folder if the output is a URL."""
         out = self.location.path or Path(self.location.address.rstrip("/").rpartition("/")[2])
         out = out if out.name else out.absolute()
         return self.run_log or out.with_name(out.name + ".run.jsonl")
@@ -325,6 +328,6 @@ class Summary:
 
     @property
     def exit_code(self) -> ExitCode:
-        """Exit code: 1 if a recording was lost or too many were rejected, otherwise 0."""
+        """Exit code: 1 if a recording was lost, or if `rejected_share` exceeds `max_rejected`; otherwise 0."""
         failed = bool(self.lost) or self.rejected_share > self.max_rejected
         return ExitCode.FINDINGS if failed else ExitCode.OK

@@ -72,15 +72,15 @@ def discover(
     Args:
         root: Folder of the data set, or the folder that holds its ``beat_*`` folders.
         selection: Filters and folder names.
-        split_csv: Path of a split list to use in place of those in the data set; None: use those.
+        split_csv: Path of a split list that replaces the lists of the data set; None: use the data set's own lists.
         allow_roots: Folders outside of `root` that links may lead to.
 
     Returns:
         Recordings to convert and rejected stems.
 
     Raises:
-        UsageFault: The root contains no data set, the filters exclude all recordings, or `split_csv` does not exist or
-            lists none of the recordings.
+        UsageFault: The root contains no data set, a folder of the selection is outside the root, the filters exclude
+            all recordings, or `split_csv` does not exist or lists none of the recordings.
         DataError: A split list is invalid.
     """
     if not root.is_dir():
@@ -155,7 +155,7 @@ def _why_nothing(stems: int, data_folders: Sequence[_DataFolder], findings: Sequ
 
 
 def _candidates(root: Path) -> list[Path]:
-    """Return folders that may contain recordings: the root, and each ``beat_*`` folder once."""
+    """Return the root and its ``beat_*`` folders, which may contain recordings; each real folder occurs once."""
     children = [
         child
         for child in (root.iterdir() if root.is_dir() else ())
@@ -194,7 +194,10 @@ def _find_data_folders(
 def _existing_folders(
     root: Path, data_folders: Sequence[str], selection: Selection, modality: Modality
 ) -> Iterator[tuple[str, str]]:
-    """Yield (data-set folder, path relative to the root) for each existing folder of a modality."""
+    """Yield (data-set folder, path relative to the root) for each existing folder of a modality.
+
+    Raise UsageFault if a folder from a flag exists outside the root.
+    """
     for name in _folder_names(selection, modality):
         if os.path.isabs(name):
             tried = [os.path.relpath(os.path.realpath(name), os.path.realpath(root))]
@@ -386,15 +389,15 @@ class Beat2:
         Args:
             root: Folder of the data set, or the folder that holds its ``beat_*`` folders.
             selection: Filters and folder names.
-            split_csv: Path of a split list to use in place of those in the data set; None: use those.
+            split_csv: Path of a split list that replaces the lists of the data set; None: use the data set's own lists.
             allow_roots: Folders outside of `root` that links may lead to.
 
         Returns:
             Recordings to convert and rejected stems.
 
         Raises:
-            UsageFault: The root contains no data set, the filters exclude all recordings, or `split_csv` does not exist
-                or lists none of the recordings.
+            UsageFault: The root contains no data set, a folder of the selection is outside the root, the filters
+                exclude all recordings, or `split_csv` does not exist or lists none of the recordings.
             DataError: A split list is invalid.
         """
         return discover(root, selection, split_csv=split_csv, allow_roots=allow_roots)

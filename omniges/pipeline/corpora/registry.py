@@ -32,7 +32,7 @@ class Corpus(Protocol):
         Args:
             root: The data set, or a folder that contains it.
             selection: Filters and folder names.
-            split_csv: Path of a split list to use in place of those in the data set; None: use those.
+            split_csv: Path of a split list that replaces the lists of the data set; None: use the data set's own lists.
             allow_roots: Folders outside of `root` that links may lead to.
 
         Returns:

@@ -1,7 +1,7 @@
 """Engines of `preprocess`: an engine provides the machines that convert recordings and write shards.
 
-Reuse of earlier results, the order of samples, shard boundaries, the journal and the commit are the same with any
-engine. So every engine writes the same bytes.
+The rest of a run does not depend on the engine: reuse of earlier results, order of samples, shard boundaries, journal
+and publication of the set. So every engine writes the same bytes.
 """
 
 from __future__ import annotations

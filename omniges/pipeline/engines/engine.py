@@ -25,7 +25,7 @@ _RAY_ENVIRONMENT: Final = {"RAY_DEDUP_LOGS_SKIP_REGEX": ".", "RAY_USAGE_STATS_EN
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A pool of workers that convert recordings, and a function that creates a shard for their samples."""
+    """A pool of workers that convert recordings to samples, and a function that creates a shard for the samples."""
 
     pool: Pool[Recording, Sample[Any] | Rejected]
     open_shard: Callable[[Path], OpenShard]

@@ -26,7 +26,7 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class SharedFiles:
-    """Files and package versions of the driver (the main process), with which a node compares its own."""
+    """Files and package versions of the driver (the main process). Each node compares its own with these."""
 
     run_file: str  # a file that the driver writes, in the folder of unfinished work
     token: str  # content of `run_file`
@@ -34,7 +34,7 @@ class SharedFiles:
     tool: Mapping[str, str]  # package versions that affect the output bytes
 
     def problem(self) -> str:
-        """Describe the first difference on this machine; "" if all agree."""
+        """Describe the first difference between this machine and the driver; "" if there is none."""
         try:
             token = Path(self.run_file).read_text()
             sizes = {path: Path(path).stat().st_size for path in self.inputs}

@@ -2,12 +2,12 @@
 
 One actor on each node runs the same worker processes as a local run. The driver (the main process) gets the answers of
 the workers without the tar members, which stay in the node's object store. `ShardWriter` determines shard boundaries
-from the sizes. The node that has most bytes of a shard fetches the rest from the other nodes and writes the file. So
-the driver's memory does not depend on the amount of audio and motion.
+from the sizes. The node that holds the most bytes of a shard fetches the rest from the other nodes and writes the file.
+So the driver's memory does not depend on the amount of audio and motion.
 
-If a worker process exits, its recording is tried once more, alone, as in a local run. If a node is lost, other nodes
-convert its recordings. If tar members that a shard still needs are lost, other nodes convert the recordings of these
-members again.
+If a worker process exits, its recording is converted once more, with no other conversion at the same time, as in a
+local run. If a node is lost, other nodes convert its recordings. If tar members that a shard still needs are lost,
+other nodes convert the recordings of these members again.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class _RemoteWorker:
 
 
 class RayCluster:
-    """The nodes of a Ray cluster as the workers of a run; a context manager."""
+    """Context manager: a connection to a Ray cluster, whose nodes convert recordings and write shards."""
 
     def __init__(
         self, settings: PreprocessSettings, todo: Sequence[Recording], place: OutputPlace, on_event: OnEvent
@@ -167,7 +167,7 @@ class RayCluster:
             ray.kill(member.actor)
 
     def pool(self, on_death: Callable[[Recording, str, int], None]) -> Pool[Recording, Sample[Any] | Rejected]:
-        """Return a pool with as many workers as all nodes together.
+        """Return a pool whose number of workers is the sum of the workers of all nodes.
 
         Args:
             on_death: Function that is called after a crash with the recording, the reason and the number of the
@@ -298,6 +298,9 @@ class RayCluster:
 
         Returns:
             True if the node is lost.
+
+        Raises:
+            EnvironmentFault: The node works, but the function that was called on it raised an error.
         """
         if isinstance(error, RayTaskError):  # the node works; the error comes from our code or from too little memory
             raise EnvironmentFault(f"node {member.name}: {_reason(error)}") from error
@@ -329,7 +332,7 @@ class RayCluster:
         return RemoteShard(self, path, self._place.opened)
 
     def begin_write(self, path: Path, pieces: Sequence[Piece]) -> tuple[_Member, int, Reference]:
-        """Let the node that has most bytes of a shard write this shard; wait while the node's queue is full.
+        """Let the node that holds the most bytes of a shard write this shard; wait while the node's queue is full.
 
         Args:
             path: File of the shard.
@@ -355,7 +358,7 @@ class RayCluster:
             return member, member.restarts, member.writes[-1]
 
     def _holder_of_most(self, pieces: Sequence[Piece]) -> _Member | None:
-        """Return the node that has most bytes of a shard; None if no node is left."""
+        """Return the node that holds the most bytes of a shard; None if no node is left."""
         held = {member.node_id: 0 for member in self._members if not member.lost}
         for piece in pieces:
             if isinstance(piece, RemoteSegment) and piece.node_id in held:
@@ -447,7 +450,7 @@ class RemoteShard:
         self.size += len(data)
 
     def copy(self, segment: StoredSegment) -> None:
-        """Append a sample of a stored shard; its bytes are put into the object store of the driver's node."""
+        """Append a sample of a stored shard; the sample's bytes are put into the object store of the driver's node."""
         data = b"".join(read_stored(segment, self._open_stored))
         self._pieces.append(ray.put(np.frombuffer(data, np.uint8)))
         self.size += segment.size
@@ -527,7 +530,7 @@ def _result(reference: Reference, stopped: threading.Event, limit_s: float | Non
 
 
 def _why_gone(member: _Member, shared: SharedFiles, stopped: threading.Event) -> str:
-    """Wait until a node's process answers again and return ""; return the reason if it does not restart."""
+    """Return "" when a node's process answers again; if it does not, return the reason why the node is lost."""
     end_s = time.monotonic() + _START_S
     while time.monotonic() < end_s:
         try:
