@@ -45,7 +45,7 @@ class Progress(ABC):
         return False
 
     def as_json(self) -> dict[str, Any]:
-        """Return the fields of the subclass, for a JSON line."""
+        """Return the fields of the subclass as a JSON object."""
         return asdict(self)  # type: ignore[call-overload, no-any-return]
 
 
@@ -59,7 +59,8 @@ def printable(text: str) -> str:
         text: Any text.
 
     Returns:
-        The text, with JSON escapes instead of characters that are not printable. JSON text keeps its meaning.
+        The text, with a JSON escape instead of each character that is not printable. If the text is a line of JSON, its
+        meaning does not change.
     """
     return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
@@ -87,7 +88,7 @@ def duration(seconds: float | None) -> str:
 
 
 class Reporter:
-    """Display of the progress of a run; a context manager around the run. This base class shows nothing."""
+    """Display of the progress of a run, used as a context manager during the run. This base class shows nothing."""
 
     def update(self, progress: Progress) -> None:
         """Show progress, at a limited rate."""
@@ -103,7 +104,7 @@ class Reporter:
 
 
 class _Throttled(Reporter, abc.ABC):
-    """Reporter that shows updates at a limited rate, and always shows the last update."""
+    """Reporter that limits how often updates are shown; an update whose progress is `final` is always shown."""
 
     def __init__(self, every_s: float, first_after_s: float = 0.0) -> None:
         self._every_s = every_s
@@ -111,7 +112,7 @@ class _Throttled(Reporter, abc.ABC):
         self._last_s = time.monotonic() - every_s + first_after_s
 
     def update(self, progress: Progress) -> None:
-        """Show progress if enough time has passed since the last update that was shown."""
+        """Show progress if it is `final`, or if enough time has passed since progress was last shown."""
         now = time.monotonic()
         if progress.final or now - self._last_s >= self._every_s:
             self._last_s = now
@@ -130,7 +131,7 @@ class _Throttled(Reporter, abc.ABC):
 
 
 class LineReporter(_Throttled):
-    """Reporter that writes one line of text at most every five seconds, for logs."""
+    """Reporter for logs: writes progress as a line of text, at most one line every five seconds."""
 
     def __init__(self, stream: IO[str], every_s: float = _LINE_EVERY_S, first_after_s: float = 0.0) -> None:
         super().__init__(every_s, first_after_s)
@@ -148,7 +149,7 @@ class LineReporter(_Throttled):
 
 
 class JsonReporter(LineReporter):
-    """Reporter that writes one JSON object a line, ``{"event": "progress", …}``, at most every half second."""
+    """Reporter for programs: writes progress as a line of JSON, ``{"event": "progress", …}``, at most two a second."""
 
     def __init__(self, stream: IO[str]) -> None:
         super().__init__(stream, _JSON_EVERY_S)
@@ -157,7 +158,7 @@ class JsonReporter(LineReporter):
         super().say(json.dumps({"event": "progress"} | progress.as_json()))
 
     def say(self, message: str) -> None:
-        """Write the line as a JSON object."""
+        """Write a message as a line of JSON, ``{"event": "message", "message": …}``."""
         super().say(json.dumps({"event": "message", "message": message}))
 
 
@@ -245,9 +246,10 @@ class _Count(Progress):
 
 @contextmanager
 def counter(noun: str) -> Iterator[Callable[[float, float], None]]:
-    """Yield a function (done, total) that shows a count and the time left.
+    """Yield a function of two numbers, done and total, that shows both numbers and the time left.
 
-    Outside a terminal, the first line appears after some seconds, so that short work prints nothing.
+    ``noun`` names what is counted, such as ``videos``. Outside a terminal, the first line appears after five seconds,
+    so that short work prints nothing.
     """
     began = time.monotonic()
     stream: IO[str] | None = sys.stderr  # None in a program without standard streams

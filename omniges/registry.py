@@ -26,12 +26,12 @@ _LONGEST_REASON: Final = 200
 
 @contextmanager
 def foreign(who: str, doing: str, remedy: str = "report the error to its authors") -> Iterator[None]:
-    """Run code of another package, and convert its exceptions to an EnvironmentFault of one line.
+    """Run code of another package, and convert its exceptions to an EnvironmentFault with a message of one line.
 
     Args:
-        who: Name of the code that runs, at the beginning of the error.
-        doing: Action of the code, such as "loading", for the error.
-        remedy: What the user can do.
+        who: Name of the code that runs; the error message begins with it.
+        doing: What the code does, such as "loading"; part of the error message.
+        remedy: What the user can do; the end of the error message.
 
     Yields:
         Nothing; the code runs inside the context.
@@ -69,11 +69,12 @@ class Registry(Generic[T]):
         """Register an extension under a name for the rest of this process.
 
         Args:
-            name: A name that is not in use.
+            name: A new name of letters, digits, '-', '_' and '.'.
             found: The extension; an instance of the registry's `kind`.
 
         Raises:
-            UsageFault: The name is in use or invalid, or the object is not an instance of the registry's `kind`.
+            UsageFault: The name is invalid, is built in or is registered for another object, or `found` is not an
+                instance of the registry's `kind`.
         """
         if not (isinstance(name, str) and _NAME.fullmatch(name)):
             raise UsageFault(f"{self.noun} {name!r}: expected a name of letters, digits, '-', '_' and '.'")
@@ -103,7 +104,7 @@ class Registry(Generic[T]):
 
         Args:
             name: Name of an extension.
-            where: Beginning of the error message; if empty, the message begins with the noun and the name.
+            where: Beginning of the error message; if empty, the registry's `noun` and the name, such as "codec 'x'".
 
         Raises:
             UsageFault: The name is unknown.
@@ -150,7 +151,7 @@ class Registry(Generic[T]):
         return cast("T", EntryPoint(name, self.builtin[name], self.group).load())
 
     def require_installed(self, name: str, why: str) -> None:
-        """Check that other processes can find an extension too.
+        """Check that all processes can find an extension, not only the process that registered it.
 
         Args:
             name: A known name.

@@ -182,7 +182,8 @@ class Tally:
             outcome: Result of a worker or of an earlier run.
             writer: Writer of the shards.
             journal: Journal of the run.
-            inputs: Digests of the inputs, if the result is from an earlier run.
+            inputs: sha256 of each input file by path, if the result is from an earlier run. None for a result of this
+                run, which contains these digests itself.
 
         Raises:
             DataError: The label names of the sample differ from those of earlier samples.
@@ -218,14 +219,17 @@ class Tally:
             self.computed_s += outcome.row.seconds
 
     def take_in(self, sample: Sample[Any]) -> None:
-        """Add the notes, cuts, statistics and words of a sample. The caller adds the manifest row later."""
+        """Add the notes, cuts, statistics and words of a sample, but not its manifest row.
+
+        A cut is what the sample lost when its streams were cut to one length. The caller adds the row.
+        """
         self.notes[sample.row.stem] = sample.notes
         self.findings += sample.notes
         self.cuts.append(sample.cut)
         self.take_statistics(sample)
 
     def take_statistics(self, sample: Sample[Any]) -> None:
-        """Add the partial statistics and words of a sample; a sample without them changes nothing."""
+        """Add the partial statistics and words of a sample, if it has any; only samples of the train split do."""
         self.words.update(sample.words)
         if sample.partials:
             self.partials.append(sample.partials)
@@ -234,13 +238,13 @@ class Tally:
 def summary_of_complete(
     settings: PreprocessSettings, place: OutputPlace, discovery: Discovery, complete: dict[str, Any], elapsed_s: float
 ) -> Summary:
-    """Return the summary for a set that is already up to date.
+    """Return the summary of a run that changed nothing, because the set in the folder was already up to date.
 
     Args:
         settings: Settings of the run.
         place: Output folder.
         discovery: Recordings and findings of this run.
-        complete: Content of dataset.json of the folder.
+        complete: Content of dataset.json in the folder.
         elapsed_s: Seconds since the run started.
 
     Returns:
@@ -292,7 +296,7 @@ class ConvertProgress(Progress):
             tally: Collected results.
             pool: Pool of workers; it knows which current recording has taken longest.
             elapsed_s: Seconds since conversion started.
-            share: Completed fraction of the work, 0 to 1, measured in bytes and not in recordings.
+            share: Completed fraction of the work, 0 to 1, measured in input bytes; used to estimate the time left.
 
         Returns:
             The progress.
@@ -337,7 +341,7 @@ class ConvertProgress(Progress):
 
     @property
     def real_time_factor(self) -> float:
-        """Seconds of recordings that are converted in one second."""
+        """Seconds of recordings converted in this run, divided by the elapsed seconds; 0 if no time has passed."""
         return self.computed_s / self.elapsed_s if self.elapsed_s > 0 else 0.0
 
     def as_json(self) -> dict[str, Any]:
@@ -346,7 +350,10 @@ class ConvertProgress(Progress):
 
 
 def cut_totals(cuts: list[Cut]) -> dict[str, float | int]:
-    """Return the sum of each quantity over all cuts, under the keys that dataset.json uses."""
+    """Return what was cut from all samples together: seconds of audio and motion, and numbers of words.
+
+    The keys are those of ``totals.cut`` in dataset.json.
+    """
     return {
         "audio_s": round(math.fsum(cut.audio_s for cut in cuts), 6),
         "motion_s": round(math.fsum(cut.motion_s for cut in cuts), 6),

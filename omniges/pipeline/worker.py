@@ -75,9 +75,9 @@ class ConvertPool(Pool[Recording, Sample[memoryview] | Rejected]):
 def prepare(setup: dict[str, Any]) -> Callable[[Any], Answer]:
     """Return the function that converts the recording of a task and returns the answer.
 
-    If the machine causes an exception, the returned function raises it. After exhausted memory, the worker exits and
-    the pool repeats the task. After any other fault of the machine, such as a missing package, the run ends. An
-    exception with another cause becomes a finding in the answer.
+    The returned function raises exceptions that the machine causes. If memory is exhausted, the worker exits and the
+    pool repeats the task. After any other fault of the machine, such as a missing package, the run ends. Any other
+    exception of the conversion is not raised; the answer reports it as a finding about the recording.
     """
     from omniges.pipeline.convert import convert  # noqa: PLC0415 - decoders, which the pool itself does not need
 
@@ -101,12 +101,12 @@ def prepare(setup: dict[str, Any]) -> Callable[[Any], Answer]:
 
 
 def encode_recording(recording: Recording) -> dict[str, Any]:
-    """Encode a recording as a task for a worker."""
+    """Convert a recording to a dictionary of JSON values, the form in which a worker receives it."""
     return asdict(recording) | {"notes": [note.as_json() for note in recording.notes]}
 
 
 def decode_recording(row: dict[str, Any]) -> Recording:
-    """Return the recording of a task; the inverse of `encode_recording`."""
+    """Convert the dictionary that `encode_recording` returned back to the recording."""
     row["fields"] = StemFields(**row["fields"])
     row["files"] = {modality: SourceFile(**source) for modality, source in row["files"].items()}
     row["notes"] = tuple(map(Finding.from_json, row["notes"]))
@@ -128,11 +128,12 @@ def _encode_outcome(outcome: Sample[Segment] | Rejected) -> Answer:
 
 
 def decode_outcome(head: dict[str, Any], buffers: list[Any]) -> Sample[Any] | Rejected:
-    """Return the outcome in a worker's answer.
+    """Return the sample or the rejected recording that a worker's answer describes.
 
     Args:
         head: JSON of the answer.
-        buffers: Statistics as bytes, then the tar members of the sample, which are not decoded.
+        buffers: Statistics as bytes, then the tar members of the sample, which are not decoded. Empty for a rejected
+            recording.
 
     Returns:
         The sample or the rejected recording.

@@ -93,7 +93,7 @@ def write_shards(  # noqa: PLR0913 - keyword-only except two: user settings
             does not scale.
         shard_bytes: Target size of a shard in bytes.
         max_length_mismatch_s: Largest difference between the lengths of audio and motion in seconds; None: audio may be
-            30 s longer, motion 5 s.
+            up to 30 s longer than motion, and motion up to 5 s longer than audio.
         force: Replace a complete set or an unfinished run of another command in the folder.
         progress: Function that is called with (done, total) recordings; total is 0 if `recordings` has no length.
 
@@ -159,15 +159,16 @@ def _summary_of(out: Path, tally: Tally, writer: ShardWriter, manifest: str, ela
 
 
 def _commit_interrupted(workspace: Workspace) -> bool:
-    """Return whether the commit, which publishes a finished set, was interrupted. The next run completes it."""
+    """Return whether a commit, the publication of a finished set, was interrupted; the next run can finish it."""
     return any((workspace.folder / name).exists() for name in (COMMIT_FILE, PLACE_FILE))
 
 
 def _prepare_workspace(workspace: Workspace, *, force: bool) -> None:
     """Finish an interrupted commit, refuse to replace a set without `force`, and clear the workspace.
 
-    If this function finishes the commit of a set, this set may be replaced without `force`. The set was not complete
-    before, and the same script writes the same bytes again.
+    Without `force`, a complete set and an unfinished run of another command are refused. There is one exception: if the
+    function finishes an interrupted commit of `write_shards`, the published set may be replaced. It was not complete
+    before the call, and the same script writes the same bytes again.
     """
     out = workspace.out
     workspace.refuse_foreign()
@@ -324,7 +325,7 @@ def _pack(
 
 
 def _labelled(row: ManifestRow, segment: bytearray, names: Sequence[str]) -> tuple[ManifestRow, bytes | bytearray]:
-    """Return the row and tar members of a sample with all label names; a label that the sample lacks is "".
+    """Add each label in `names` that a sample lacks, with the value ""; return the row and tar members.
 
     KEY.json must be the first member of the segment.
     """
@@ -346,7 +347,7 @@ def _labelled(row: ManifestRow, segment: bytearray, names: Sequence[str]) -> tup
 def publish_set(
     place: OutputPlace, tally: Tally, writer: ShardWriter, settings: dict[str, Any], plan: Mapping[str, Any]
 ) -> str:
-    """Write the other files of a set (dataset.json last), and publish the set.
+    """Write the files beside the shards (dataset.json last), and publish the set.
 
     Args:
         place: Output folder, in which the shards are already finished.

@@ -4,10 +4,12 @@ Names and shapes are those of the published checkpoints of OmniFlow (Li et al. 2
 which the reference implementation creates its modules. A list of EMA weights has no names, so only this order
 identifies its tensors.
 
-The sizes are read from the tensors of a checkpoint. The config is needed only for the width of an attention head, which
-the tensors may not show. If a size in the config differs from the tensors, the config belongs to another model and is
-refused. Other differences give a warning, and the tensors are used. For example, a config may state another type of
-normalization for queries and keys.
+The sizes are read from the tensors of a checkpoint. The config is needed only for the width of an attention head.
+Tensors show this width only if the model normalizes queries and keys.
+
+If a size in the config differs from the tensors, the config belongs to another model and is refused. Other differences
+give a warning, and the tensors are used. For example, a config may state another type of normalization for queries and
+keys.
 """
 
 from __future__ import annotations
@@ -126,7 +128,7 @@ class Architecture:
 
 
 def tables(architecture: Architecture) -> dict[str, Shape]:
-    """Return names and shapes of the saved position tables, which are not parameters."""
+    """Return the shapes of the position tables by name; they are saved with the weights, but are not parameters."""
     width = architecture.width
     return {
         "pos_embed.pos_embed": (1, architecture.image.table_side**2, width),
@@ -135,7 +137,10 @@ def tables(architecture: Architecture) -> dict[str, Shape]:
 
 
 def parameters(architecture: Architecture) -> dict[str, Shape]:
-    """Return names and shapes of all parameters of the transformer itself, in the reference's order."""
+    """Return the shapes of the transformer's parameters by name, in the order of the reference implementation.
+
+    Parameters of other models in the same file (`nested_names`) are not included.
+    """
     found: dict[str, Shape] = {}
     width, joint = architecture.width, architecture.joint_width
     found |= _patches("pos_embed.proj", architecture.image, width)
@@ -207,7 +212,7 @@ def read_architecture(
         where: Name of the file, shown in error messages.
 
     Returns:
-        The sizes, and one warning for each difference of the config.
+        The sizes, and a warning for each difference between config and tensors that is not an error.
 
     Raises:
         DataError: Tensors are missing, unexpected or of another shape, or the config belongs to another model.

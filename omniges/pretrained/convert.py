@@ -158,8 +158,8 @@ def _is_grid(found: Mapping[str, Any], inputs: int) -> bool:
         inputs: Required number of values in a token.
 
     Returns:
-        True if the object has exactly the fields of `PatchGrid`, all are counts of at least 1, and channels · patch² is
-        `inputs`.
+        True if the object has exactly the fields of `PatchGrid`, each a whole number of at least 1, and channels ·
+        patch² equals `inputs`.
     """
     valid = found.keys() == {one.name for one in fields(PatchGrid)} and all(is_count(n, 1) for n in found.values())
     return valid and found["channels"] * found["patch"] ** 2 == inputs

@@ -103,7 +103,8 @@ def open_start(
 
     Args:
         path: Folder of OmniFlow, of ``convert-omniflow``, or of a run or checkpoint of omniges.
-        weights: The last weights, or the EMA weights; None for the default of this type of folder.
+        weights: The last weights, or the EMA weights. None: EMA weights of an omniges folder, last weights of an
+            OmniFlow folder. Must be None for a folder of ``convert-omniflow``, which has only one of them.
         changes: Fields of `ModelConfig` that a recipe sets.
         audio_codec: Name of the codec whose latents the audio stream has; None for mel.
 
@@ -111,7 +112,7 @@ def open_start(
         The `Start`, which has not read the weights yet.
 
     Raises:
-        UsageFault: The folder has no pretrained weights, or a change does not fit them.
+        UsageFault: The folder has no pretrained weights, or `weights` or a change does not fit them.
         DataError: The folder is damaged.
     """
     if not path.is_dir():
@@ -154,8 +155,8 @@ def _changed(config: ModelConfig, changes: Mapping[str, Any], allowed: frozenset
 class CheckpointStart(Start):
     """A start from a checkpoint of omniges: the run gets all its weights, its statistics and its tokenizer.
 
-    Speakers keep their numbers. New speakers of the shards get the next numbers. Their weights are initialized as
-    copies of the weights of the *unknown* speaker.
+    Speakers of the checkpoint keep their numbers. New speakers in the shards get the next numbers. The weights of each
+    new speaker are initialized as a copy of the weights of the *unknown* speaker.
     """
 
     def __init__(self, saved: checkpoint.SavedCheckpoint, weights: WhichWeights, changes: Mapping[str, Any]) -> None:
@@ -296,7 +297,7 @@ class OmniFlowStart(Start):
         return replace(identity, config=replace(identity.config, normalise_text=False))
 
     def fill(self, model: FlowModel, identity: ModelIdentity) -> Initialization:
-        """Copy the trunk's weights. A stream's token projections are copied only if its tokens are those of OmniFlow.
+        """Copy the trunk's weights, except the token projections of streams that use other tokens than OmniFlow.
 
         Args:
             model: Model that was built from the identity.
@@ -324,7 +325,7 @@ class OmniFlowStart(Start):
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Correspondence of the weights of the source trunk to the weights of the model."""
+    """Plan of the initialization: which source weights are copied or left out, and which model weights are new."""
 
     carried: Mapping[str, str]
     """Names in the model of the source weights that are copied, by their names in the source."""

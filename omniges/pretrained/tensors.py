@@ -27,7 +27,7 @@ _TYPES: Final = {torch.float32, torch.float16, torch.bfloat16}
 
 @dataclass(frozen=True, slots=True)
 class Tensors:
-    """Tensors by name, which are read from files one at a time. The names are in the order of the files."""
+    """Tensors by name, which are read one at a time from one or more files."""
 
     where: str
     files: tuple[Path, ...]
@@ -79,7 +79,7 @@ def find_omniflow(folder: Path) -> OmniFlowFolder:
 
 
 def _weight_files(place: Path) -> tuple[Path, ...]:
-    """Return the files of weights in a folder: safetensors or, if there are none, pickle; () if there are neither."""
+    """Return the weight files in a folder: safetensors or, without these, torch.save; an empty tuple without either."""
     for kind in ("safetensors", "bin"):
         complete, index = place / f"{_STEM}.{kind}", place / f"{_STEM}.{kind}.index.json"
         if os.path.lexists(complete):
@@ -123,10 +123,10 @@ def open_parts(paths: tuple[Path, ...]) -> Tensors:
         paths: The file that contains the tensors, or all files over which they are split.
 
     Returns:
-        The tensors by name.
+        The tensors by name, in the order of the files.
 
     Raises:
-        DataError: A file is incomplete, or a name occurs twice.
+        DataError: A file is incomplete, a name occurs twice, or a tensor is not float32, float16 or bfloat16.
     """
     owner: dict[str, tuple[Path, Mapping[str, Tensor]]] = {}
     kinds: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}

@@ -125,7 +125,7 @@ def _grid_config(grid: Grid) -> dict[str, int | None]:
 
 
 def rules(architecture: Architecture) -> list[Rule]:
-    """Return the conversion rules of OmniFlow's trunk: for each of our tensors, its source tensor and the operation."""
+    """Return one conversion rule for each tensor of the trunk: the OmniFlow tensors to read, and the operation."""
     found: list[Rule] = []
     for stream, names in STREAM_NAMES.items():
         found += _linear(f"embed.{stream}", names.embed, "as it is" if stream == "text" else "flattened")
@@ -147,8 +147,8 @@ def _linear(target: str, source: str, how: How = "as it is") -> list[Rule]:
     Args:
         target: Name of the layer in the trunk.
         source: Name of the layer in OmniFlow.
-        how: Operation on the weight. If it is ``first six parts``, it is applied to the bias too. Otherwise the bias is
-            copied.
+        how: Operation on the weight. The bias is copied unchanged, except for ``first six parts``, an operation on both
+            weight and bias.
 
     Returns:
         Two rules: for the weight and for the bias.
@@ -253,7 +253,7 @@ def conversion_statuses(
 def table_of(statuses: Iterable[TensorStatus]) -> list[str]:
     """Return a table of how tensors are used, as lines of text.
 
-    Each combination of use, part of the model and reason has one line. Blocks are not listed separately.
+    One line counts all tensors that have the same use, part of the model and reason, in all blocks together.
     """
     groups: dict[tuple[StatusKind, str, str], list[int]] = {}
     for status in statuses:
@@ -427,10 +427,11 @@ def _average(path: Path, architecture: Architecture, weights: Tensors) -> Tensor
 
 
 def _tables(architecture: Architecture, source: Tensors) -> tuple[dict[str, int], dict[str, str]]:
-    """Compare OmniFlow's saved position tables with the tables that can be computed from their sizes.
+    """Check that each saved position table of OmniFlow can be computed from two numbers, its side and its base.
 
-    A table of side S and base B has the coordinate i · B / S at index i of both axes. S is read from the shape, and B
-    is estimated from the values. Then all values are compared.
+    A table is a square of embeddings. Along both axes, index i has the coordinate i · base / side. The side is read
+    from the shape of the table, and the base is estimated from its values. Then all values are compared with the
+    computed table.
 
     Args:
         architecture: Sizes of the transformer.
@@ -441,7 +442,7 @@ def _tables(architecture: Architecture, source: Tensors) -> tuple[dict[str, int]
         out, by tensor name.
 
     Raises:
-        DataError: A table has other values.
+        DataError: The values of a table differ from the computed table.
     """
     bases: dict[str, int] = {}
     reasons: dict[str, str] = {}

@@ -2,9 +2,10 @@
 
 dataset.json is written last, so its presence means that the set is complete. `omniges.shards.document` reads it.
 
-Channel statistics are computed from one *partial* for each clip, in float64: count, mean, sum of squared deviations
-(M2), minimum and maximum. Partials are combined after Chan, Golub & LeVeque (1983) with `math.fsum`. The result of
-`math.fsum` does not depend on the order of its terms. So the statistics do not depend on the number of workers.
+The channel statistics of one array of one clip are called a *partial*: count, mean, sum of squared deviations (M2),
+minimum, maximum, and mean and M2 of the differences between frames, all in float64. The partials of all clips are
+combined by the formula of Chan, Golub & LeVeque (1983) with `math.fsum`. The result of `math.fsum` does not depend on
+the order of its terms. So the statistics do not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ STATISTICS: Final[Mapping[str, str]] = {"gesture": "gesture.npy", "mel": "mel.np
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """Statistics of the channels of one clip's array (T, C), in float64.
+    """Statistics of each channel in one array (T, C) of a clip, in float64.
 
     `rows` has shape (7, C): count, mean, sum of squared deviations, minimum, maximum, and mean and sum of squared
     deviations of the differences between successive frames. All values of an absent channel are 0, including its count.
@@ -105,7 +106,7 @@ class Partial:
 
 
 def partial_of(array: npt.NDArray[np.float32]) -> Partial:
-    """Return the partial statistics of one clip's array (T, C), T >= 1; an absent channel is NaN in all frames.
+    """Return the statistics of one array (T, C) of a clip, T >= 1; an absent channel is NaN in all frames.
 
     Deviations are computed from the first frame, not from the mean. This saves one pass over the data, and a constant
     channel gets a variance of exactly zero. Sums are accumulated over the frames in order.
@@ -324,6 +325,10 @@ def sealed_correctly(document: dict[str, Any]) -> bool:
 def read_statistics(data: bytes, place: str) -> dict[str, Any]:
     """Parse a stats.json of unknown origin, and check the statistics that models use.
 
+    A file that states 0 train samples needs no statistics. Any other file needs ``words.total``, and the means and
+    standard deviations of the 415 gesture channels, of the 64 mel bands and, if the file has jaw_eyes, of its 9
+    channels. If gesture or mel has counts, as in version 2, each of these arrays needs a count for each channel.
+
     Args:
         data: Bytes of the file.
         place: Path of the file, for errors.
@@ -332,9 +337,7 @@ def read_statistics(data: bytes, place: str) -> dict[str, Any]:
         The document.
 
     Raises:
-        DataError: The bytes are not a JSON object; or means, standard deviations, counts or ``words.total`` are
-            missing or invalid. Means, standard deviations and counts are required for the 415 gesture channels, the 64
-            mel bands and, if the file has jaw_eyes, its 9 channels. A file that states 0 train samples needs none.
+        DataError: The bytes are not a JSON object, or a required statistic is missing or invalid.
     """
     found = parse_document(data, place)
     if found.get("samples") == 0:
@@ -386,12 +389,12 @@ def statistics_document(
     words: Counter[str],
     version: int = schema.FORMAT_VERSION,
 ) -> dict[str, Any]:
-    """Return the content of stats.json, the statistics of the train samples; only ``samples: 0`` if there are none.
+    """Return the content of stats.json: statistics of the train samples, or only ``samples: 0`` without train samples.
 
     Args:
         rows: Manifest rows. Only rows of the train split are used.
-        partials: For each train sample, the partials of its arrays, in the order of `STATISTICS`. Version 1 has fewer
-            arrays.
+        partials: For each train sample, the partials of its arrays, in the order of `STATISTICS`. Version 1 has only
+            the first two arrays.
         words: How often each word occurs in the train split.
         version: Contract version of the set.
 
@@ -490,7 +493,7 @@ def dataset_document(
 
 
 def totals_of(rows: Iterable[ManifestRow]) -> dict[str, Any]:
-    """Return the total counts of the rows, in the form of ``totals`` and ``splits`` in dataset.json."""
+    """Return the total counts and seconds of the rows, in the form of ``totals`` and ``splits`` in dataset.json."""
     chosen = list(rows)
     return {
         "samples": len(chosen),

@@ -139,8 +139,8 @@ _SELECTION: Final = dict.fromkeys(("speakers", "languages", "include", "splits")
 def field_faults(document: Mapping[str, Any]) -> Iterator[FieldFault]:
     """Yield the faults of fields in dataset.json: absent fields, and fields with an invalid type or range.
 
-    Settings that this version does not know are allowed, because a reader does not need them. `entry_problem` checks
-    ``shards`` and ``files``.
+    Settings that this version does not know are allowed, because a reader does not need them. The entries in
+    ``shards`` and ``files`` are not checked here but by `entry_problem`.
 
     Args:
         document: Content of the JSON.
@@ -177,9 +177,10 @@ def _shown(fields: Mapping[str, Any], name: str) -> str:
 def _faults_of(
     parent: Mapping[str, Any], name: str, fields: Mapping[str, _Field], prefix: str = "", *, exact: bool = False
 ) -> Iterator[FieldFault]:
-    """Check the JSON object ``parent[name]`` by a rule for each of its fields, and yield each fault.
+    """Check each field of the JSON object ``parent[name]`` with its rule in `fields`, and yield each fault.
 
-    If the value is not an object, this is the only fault. A field without a rule is a fault only if `exact` is True.
+    If ``parent[name]`` is not an object, this is the only fault. A field without a rule is a fault only if `exact` is
+    True. In a fault, the name of the field begins with `prefix`.
     """
     found = parent.get(name)
     if not isinstance(found, dict):
@@ -243,7 +244,7 @@ def check_document(document: object, path: str) -> dict[str, Any]:
         The document itself.
 
     Raises:
-        DataError: The document is damaged, has another version, lists unusable files, or contradicts itself.
+        DataError: The document is damaged, has another version, has an invalid field or entry, or contradicts itself.
     """
     if isinstance(document, dict) and document.get("format") == schema.UNFINISHED_FORMAT:
         raise DataError(
@@ -353,7 +354,10 @@ def rows_problem(rows: Sequence[ManifestRow], dataset: Mapping[str, Any]) -> str
 
 
 def _is_shard_size(size: int) -> bool:
-    """Return whether a shard can have this size: a multiple of 512 bytes, and larger than the two blocks at its end."""
+    """Return whether a shard can have this size in bytes: a multiple of 512 that is larger than 1024.
+
+    A tar file without members has 1024 bytes: the two empty blocks at its end.
+    """
     return size > len(END_OF_ARCHIVE) and size % BLOCK_BYTES == 0
 
 

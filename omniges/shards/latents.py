@@ -50,8 +50,8 @@ def said_in_windows(
 ) -> list[list[Mapping[str, Any]]]:
     """Return the words of each window of a clip.
 
-    A word belongs to the window that contains its midpoint. If windows touch without overlap, each word is in exactly
-    one of them. A midpoint at the end of the clip counts as part of the last tick.
+    A word belongs to each window that contains the midpoint of the word. If the windows cover the clip without overlap,
+    each word is in exactly one window. A midpoint at the end of the clip counts as part of the last tick.
 
     Args:
         words: Words of the clip, each with ``word``, ``start`` and ``end`` in seconds.
@@ -59,7 +59,7 @@ def said_in_windows(
         windows: First tick and number of ticks of each window.
 
     Returns:
-        Words of each window, in the given order.
+        For each window, its words in the order of `words`.
     """
     middles = [min(floor((word["start"] + word["end"]) * TICKS_PER_SECOND / 2), ticks - 1) for word in words]
     return [
@@ -233,7 +233,7 @@ class FrameRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameEntry(FrameRows, CodecEntry):
-    """A frame codec: its latents (rows, channels) are evenly spaced in time, with equally many frames in each row."""
+    """The entry of a frame codec: each row of its latents (rows, channels) covers the same number of frames."""
 
     frames_per_row: int  # number of source frames that one row of latents covers
 
@@ -354,15 +354,16 @@ def latents_document(entries: Iterable[CodecEntry], partials: Mapping[str, Parti
 def array_specs(
     row: ManifestRow, samples_16k: int | None, codecs: Iterable[CodecEntry]
 ) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
-    """Return the data types and shape that the contract requires for each array of a sample.
+    """Return the data type and shape that the contract requires for each array of a sample.
 
     Args:
         row: Row of the sample.
-        samples_16k: Number of samples of the kept audio; if None, the result has no entry for audio.
+        samples_16k: Length of the kept waveform, in audio samples at 16 kHz. If it is None, the result has no entry for
+            the waveform.
         codecs: Codecs whose latents the samples contain.
 
     Returns:
-        By member: the allowed data types, such as ``<f4``, and the shape.
+        For each member: the allowed data types, such as ``<f4``, and the shape.
     """
     specs: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
         "gesture.npy": (("<f4",), (row.frames, LAYOUT.channels)),

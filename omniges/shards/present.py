@@ -1,7 +1,7 @@
 """Bit masks of the parts that a sample has, and replacement values for absent parts.
 
-Absent channels are NaN on disk. Readers find absent channels by the bit mask, and never search for NaN. So a wrong NaN
-in a present channel is not hidden.
+Absent channels are NaN on disk. Readers find absent channels by the bit mask, and never search for NaN. A search would
+take a wrong NaN in a present channel for an absent channel.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def bits_of(streams: Collection[str]) -> int:
 
 
 def unused_bits(channels: int) -> int:
-    """Return a bit mask of the parts that a gesture stream of 415 or 424 channels does not use."""
+    """Return the bit mask of the part that a gesture stream does not use: jaw_eyes with 415 channels, none with 424."""
     return JAW_EYES_BIT if channels == LAYOUT.channels else 0
 
 
@@ -87,7 +87,7 @@ def absent_channels(bits: int) -> tuple[slice, ...]:
 def trained_bits(statistics: Mapping[str, Any]) -> int:
     """Return a bit mask of the parts that at least one train sample has, according to stats.json.
 
-    In version 1 these are all parts.
+    A stats.json of version 1 does not state this. All bits are then set.
     """
     gesture = statistics.get("gesture", {})
     if "counts" not in gesture:

@@ -457,12 +457,14 @@ class ShardFolder:
 def train_statistics(folder: ShardFolder, member: str) -> dict[str, Any]:
     """Compute the statistics of an array over the train split, in the form of stats.json of version 2.
 
+    Use this function if stats.json lacks the array or a statistic, as in a set of version 1.
+
     Args:
-        folder: The shard set. The stats.json of a version 1 set lacks some arrays.
+        folder: The shard set.
         member: Name of the array, such as ``jaw_eyes.npy``.
 
     Returns:
-        For each statistic, a list with one number for each channel; also the number of frames. Empty without samples.
+        A list (C,) for each statistic, and the number of frames; an empty dictionary if there are no train samples.
 
     Raises:
         DataError: A shard is damaged.

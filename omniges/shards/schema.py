@@ -116,7 +116,7 @@ _LABEL: Final = re.compile(r"[a-z][a-z0-9_]{0,31}", re.ASCII)
 
 
 def member_order(member: str) -> tuple[int, str]:
-    """Return the sort key of a member in a sample; raise ValueError for an unknown member."""
+    """Return a sort key that gives members their order in a shard; raise ValueError for an unknown member."""
     if member in KNOWN_MEMBERS:
         return KNOWN_MEMBERS.index(member), ""
     if LATENT_MEMBER.fullmatch(member):
@@ -239,7 +239,7 @@ class WindowGrid:
     stride_ticks: int
 
     def __post_init__(self) -> None:
-        """Refuse a stride that does not divide the window length."""
+        """Raise UsageFault if the stride does not divide the window length."""
         if self.window_ticks < 1 or self.stride_ticks < 1 or self.window_ticks % self.stride_ticks:
             raise UsageFault(
                 f"window grid: expected a stride that divides the window, found windows of {self.window_ticks} "
@@ -311,7 +311,7 @@ def parse_document(data: bytes, place: str) -> dict[str, Any]:
 
 
 def json_member(data: bytes) -> Any:
-    """Parse a member with JSON; the ValueError for other bytes states what was expected and what was found."""
+    """Parse a member as JSON; if it is not JSON, raise a ValueError that states what was expected and found."""
     try:
         return parse_json(data)
     except ValueError as error:

@@ -4,10 +4,12 @@ The journal consists of numbered records, ``record-000000000000.json`` and so on
 of its name exists. So the records have one order, and two runs cannot both write the next record.
 
 A run takes the lock by writing a ``lock`` record with the next lock number. If a run finds a lock that was not
-released, it decides whether the owner is dead. If the owner ran on the same machine, the run looks for its process.
-Otherwise it waits `Lease.expires_s` seconds for a change of the owner's heartbeat object. If the owner is dead, the
-run writes the next ``lock`` record. If the earlier owner was only slow, it cannot write records any more: each attempt
-raises `LockLost`.
+released, it decides whether the owner is dead. If the owner ran on the same machine, the run checks whether the process
+of the owner still exists. Otherwise it waits `Lease.expires_s` seconds for a change of the owner's heartbeat object. If
+this object does not change, the owner counts as dead.
+
+If the owner is dead, the run writes the next ``lock`` record. If the earlier owner was only slow, it cannot write
+records any more: each attempt raises `LockLost`.
 
 A shard is uploaded as ``staged-LOCK-NUMBER.tar`` and then recorded. A commit is a record too, so an owner that has lost
 the lock cannot begin a commit. After the commit is recorded, the current owner of the lock carries out these steps:
@@ -109,7 +111,7 @@ class _Steps:
     mark: str  # unique text in the mark of this commit
 
     def is_valid(self) -> bool:
-        """Return whether these can be the steps of an omniges run; otherwise their names are not safe to use."""
+        """Return whether an omniges run can have written these steps; the file names in other steps are not safe."""
         places = isinstance(self.place, dict) and isinstance(self.removed, dict) and isinstance(self.mark, str)
         if not places or not isinstance(self.replaces, (str, type(None))):
             return False
@@ -121,7 +123,7 @@ class _Steps:
         )
 
     def mark_of(self, replaced: str) -> bytes:
-        """Return the mark that replaces dataset.json during the commit; `replaced` is the earlier text."""
+        """Return the mark that replaces dataset.json during the commit; `replaced` is the text of the earlier file."""
         return seal({"format": schema.UNFINISHED_FORMAT, "commit": self.mark, "replaced": replaced})
 
 
@@ -424,7 +426,7 @@ class StorePlace:
         )
 
     def require_space(self, needed_bytes: int) -> None:
-        """Raise EnvironmentFault if the work folder lacks space for the few shards that are in it at once."""
+        """Raise EnvironmentFault if the work folder lacks space for the shards that wait there for their upload."""
         needed = min(needed_bytes, _LOCAL_SHARDS * self._shard_bytes)
         free = shutil.disk_usage(self._work).free
         if free < needed:
@@ -453,7 +455,7 @@ class StorePlace:
         self._clear()
 
     def _clear(self) -> None:
-        """Remove old records, and heartbeats and staged objects that are not needed any more."""
+        """Remove records before the last ``clean`` record, and heartbeats and staged objects that are not needed."""
         needed = self._state.staged | {self._beat_name}
 
         def is_left(name: str) -> bool:
@@ -468,7 +470,7 @@ class StorePlace:
     # --- Shards
 
     def staged_path(self, index: int) -> Path:
-        """Return the path to which this run writes its shard `index`, from 0; the uploaded object has the same name."""
+        """Return the path of shard `index` of this run, counted from 0; the uploaded object has the same file name."""
         return self.folder / f"staged-{self._state.lock:06d}-{index:06d}.tar"
 
     def keep(self, path: Path, size: int, sha256: str) -> None:
@@ -479,11 +481,11 @@ class StorePlace:
 
     @contextlib.contextmanager
     def opened(self, shard: StoredShard) -> Iterator[int]:
-        """Download a shard, compare its sha256, and open the local copy.
+        """Open a local copy of a shard; download it and compare its sha256 if there is no copy yet.
 
         Args:
-            shard: The shard. Its path is in `out` if it belongs to the complete set, and in `folder` if it belongs to
-                the unfinished run. No file needs to exist at this path.
+            shard: The shard, with a path in `out` for a shard of the complete set, and in `folder` for a shard of the
+                unfinished run. The path only identifies the object in the store, so it need not exist.
 
         Yields:
             A file descriptor.
@@ -638,7 +640,7 @@ def _mark_in(content: bytes) -> dict[str, str] | None:
 
 
 class StoreJournal:
-    """The journal of an unfinished run, whose lines are stored in records of a `StorePlace`."""
+    """The journal of an unfinished run. Its lines are stored in the records of a `StorePlace`."""
 
     def __init__(self, place: StorePlace) -> None:
         self._place = place
@@ -673,7 +675,7 @@ class StoreJournal:
             self._place._append("shard", line=row)
 
     def close(self) -> None:
-        """Discard lines that are not yet written. They name rejected recordings, which the next run reads again."""
+        """Discard lines that are not yet written: rejected recordings, which the next run reads and rejects again."""
         self._waiting = []
 
 

@@ -1,4 +1,4 @@
-"""Tar members with plain ustar headers, whose bytes do not depend on the time or the machine.
+"""Tar members with plain ustar headers. The bytes do not depend on the time or the machine.
 
 `tarfile` is not used, because it adds fields that the contract forbids: times, owners and pax headers.
 """
@@ -63,7 +63,10 @@ def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
 
 
 def npy_parts(array: npt.NDArray[np.generic]) -> tuple[bytes, memoryview]:
-    """Return an array in `.npy` format 1.0 as two pieces: the padded header, and a view of the array's data."""
+    """Return an array in `.npy` format 1.0 as two pieces: the padded header, and a view of the array's data.
+
+    An array raises ValueError if it is not C-contiguous, is big-endian or contains Python objects.
+    """
     if not array.flags.c_contiguous or array.dtype.hasobject or array.dtype.byteorder == ">":
         raise ValueError(f"expected a C-contiguous little-endian array, found {array.dtype} {array.flags}")
     data = memoryview(array.reshape(-1).view(np.uint8).data) if array.size else memoryview(b"")
@@ -112,11 +115,11 @@ class Segment:
 
 
 def build_segment(key: str, members: dict[str, tuple[bytes | memoryview, ...]]) -> Segment:
-    """Convert a sample's members to tar members.
+    """Return a sample's members as consecutive tar members, each with header and padding.
 
     Args:
         key: Sample key.
-        members: Content of each member as one or several buffers. The members are in the order of the shard.
+        members: Content of each member, as one or several buffers. The result has the members in the same order.
 
     Returns:
         The segment.

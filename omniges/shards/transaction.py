@@ -56,7 +56,7 @@ _CHECK_CHARACTERS: Final = 16  # length of the digest before each line; enough t
 
 
 def staged_name(index: int) -> str:
-    """Return the name of a finished shard inside the workspace."""
+    """Return the file name of finished shard number `index` in the workspace, such as ``staged-000003.tar``."""
     return f"staged-{index:06d}.tar"
 
 
@@ -66,7 +66,7 @@ def aside_name(shard: str) -> str:
 
 
 def is_own_name(name: str) -> bool:
-    """Return whether a name is that of a shard or of a file beside the shards, except dataset.json."""
+    """Return whether a text is the name of a shard or of a file beside the shards, but not of dataset.json."""
     return schema.is_contract_name(name) and name != schema.DATASET_FILE
 
 
@@ -121,7 +121,7 @@ class CommitSteps:
     place: dict[str, str]  # name in the workspace -> final name in the output folder
 
     def is_valid(self) -> bool:
-        """Return whether these can be the steps of an omniges run; otherwise their names are not safe to use."""
+        """Return whether an omniges run can have written these steps; the file names in other steps are not safe."""
         texts = [*self.moved.values(), *self.removed, *self.place.values()]
         if not all(isinstance(text, str) for text in texts):
             return False
@@ -149,7 +149,8 @@ class UnfinishedRun:
     def of(cls, document: dict[str, Any], *, anew: bool) -> UnfinishedRun:
         """Return the settings and package versions of this run.
 
-        Settings are converted as by JSON, for example tuples to lists, so that they can be compared with a stored run.
+        The settings get the form that JSON gives them, for example lists instead of tuples. So they can be compared
+        with the stored settings of an unfinished run.
 
         Args:
             document: Settings that affect the output bytes.
@@ -300,7 +301,7 @@ class Workspace:
     def staged_path(self, index: int) -> Path:
         """Return the path to which this run writes its shard `index`, counted from 0.
 
-        Numbers in file names continue after the finished shards of a stopped run.
+        If the workspace has finished shards of a stopped run, the numbers in file names continue after these.
         """
         if self._first_index is None:
             self._first_index = self.free_index()
@@ -314,10 +315,10 @@ class Workspace:
         return open_local(shard)
 
     def problem(self) -> str | None:
-        """Describe the first file in the workspace that no omniges run wrote; return None if all is known.
+        """Describe the first file in the workspace that no omniges run wrote; return None if there is none.
 
-        A folder of unknown origin may contain a workspace. Its content determines which files are renamed and removed.
-        So every entry of the workspace must be a regular file with a name that a run uses. Nothing is changed here.
+        The workspace determines which files are renamed and removed, but its origin is unknown. So every entry of the
+        workspace must be a regular file with a name that a run uses. This method changes nothing.
         """
         try:
             if not stat.S_ISDIR(os.lstat(self.folder).st_mode):
@@ -391,7 +392,7 @@ class Workspace:
         return None if document is None else UnfinishedRun(**document)
 
     def free_index(self) -> int:
-        """Return the number after the highest number of a finished shard in the workspace; 0 without shards in it."""
+        """Return the highest number of a finished shard in the workspace, plus 1; 0 if the workspace has no shards."""
         taken = [int(name[7:13]) for name in self._names() if name.startswith("staged-")]
         return max(taken, default=-1) + 1
 
@@ -458,7 +459,7 @@ class Workspace:
 
 
 class Journal:
-    """The journal of a `Workspace`, a file of JSON lines. A digest before each line shows whether it is complete."""
+    """The journal of a `Workspace`: a file of JSON lines, each after a digest that shows if the line is complete."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -468,7 +469,7 @@ class Journal:
     def load(self) -> list[dict[str, Any]]:
         """Return the lines before the first incomplete line.
 
-        A line with names or samples that no omniges run writes raises UsageFault.
+        A complete line with invalid content raises UsageFault, because no omniges run writes such a line.
         """
         data = _content(self._path)
         rows: list[dict[str, Any]] = []
@@ -526,9 +527,10 @@ def _complete_lines(data: bytes) -> tuple[list[bytes], int]:
 
 
 def journal_problem(row: Any) -> str:
-    """Describe why a journal line is invalid; return "" if it is a valid shard or rejected recording.
+    """Describe why a journal line is invalid; return "" for a valid line.
 
-    Raise ValueError if a manifest row of a shard is invalid.
+    A valid line describes a finished shard or a rejected recording. If the line describes a shard with an invalid
+    manifest row, ValueError is raised instead.
     """
     if not isinstance(row, dict):
         return "no JSON object"
