@@ -303,8 +303,8 @@ class TrainSettings:
             seen.add(name)
         if self.t5_tokenizer is not None and self.text_codec not in seen:
             raise UsageFault(
-                "--t5-tokenizer: expected a text codec, found none; add --text-codec NAME or --validation-codec "
-                "NAME=FOLDER, or remove the flag"
+                "--t5-tokenizer: expected a --validation-codec for the text codec of the run, found none; add "
+                "--text-codec NAME and --validation-codec NAME=FOLDER, or remove the flag"
             )
 
     @property
