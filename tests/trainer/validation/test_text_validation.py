@@ -281,8 +281,7 @@ class TestTokenizer:
     @pytest.mark.parametrize("own", [{}, {"text_codec": NAME}])
     def test_is_refused_where_nothing_reads_it(self, own: dict[str, Any], tmp_path: Path) -> None:
         with pytest.raises(
-            UsageFault,
-            match=r"t5_tokenizer: expected a validation_codec for the text codec .* add text_codec NAME and",
+            UsageFault, match=r"t5_tokenizer: expected a validation_codec for the text codec .* add text_codec NAME and"
         ):
             settings_of(tmp_path, tmp_path, **own, t5_tokenizer=tmp_path)
 
