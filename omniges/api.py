@@ -208,7 +208,10 @@ def sample_corpus(folder: str | Path, *, progress: bool = False, **settings: Any
 
 @contextmanager
 def _counted(noun: str, *, shown: bool) -> Iterator[Callable[[float, float], None]]:
-    """Yield a function (done, total) that shows a count on standard error; if not `shown`, it does nothing."""
+    """Yield a function (done, total) that shows progress on standard error; `noun` names what is counted.
+
+    If `shown` is False, the function does nothing.
+    """
     from omniges.progress import counter
 
     if not arguments.flag("progress", shown):

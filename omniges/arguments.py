@@ -22,7 +22,7 @@ _MAX_NAME_BYTES: Final = 255  # longest file name on Linux
 
 
 def refuse(name: str, expected: str, found: object) -> UsageFault:
-    """Return a UsageFault for an invalid argument: one line with its name, the expected and the found value.
+    """Return a UsageFault of one line: name of the argument, description of valid values, and the invalid value.
 
     Args:
         name: Name of the argument.
@@ -48,7 +48,7 @@ def integer(name: str, value: Any, minimum: int | None = None, below: int | None
         The number.
 
     Raises:
-        UsageFault: The value is not a whole number, or out of range. True and False are not whole numbers.
+        UsageFault: The value is not a whole number or is out of range. True and False also raise this error.
     """
     if not isinstance(value, bool) and isinstance(value, numbers.Integral):
         number = int(value)
@@ -70,7 +70,8 @@ def number(name: str, value: Any, minimum: float = -math.inf) -> float:
         The number.
 
     Raises:
-        UsageFault: The value is not a number, or it is NaN, infinite or too small.
+        UsageFault: The value is not a number, or it is NaN, infinite or too small. True and False also raise this
+            error.
     """
     if not isinstance(value, bool) and isinstance(value, numbers.Real):
         found = float(value)
@@ -90,7 +91,7 @@ def flag(name: str, value: Any) -> bool:
         The value.
 
     Raises:
-        UsageFault: The value is anything else, such as the text "no".
+        UsageFault: The value is neither True nor False; the text "no", for example, is not accepted.
     """
     return instance(name, value, bool, "True or False")
 

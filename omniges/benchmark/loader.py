@@ -27,7 +27,7 @@ from omniges.features.timebase import FRAMES_PER_TICK, MEL_FRAMES_PER_TICK
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One measurement of a loader's speed."""
+    """Result of one measurement of a loader: windows per second, and CPU time per window."""
 
     windows_per_s: float
     cpu_us_per_window: float  # CPU time of this process and its workers
@@ -73,7 +73,7 @@ def loader_speed(loader: BatchLoader, seconds: float) -> Reading:
         seconds: Length of the measurement in seconds.
 
     Returns:
-        Windows per second, and CPU time per window of this process and the workers.
+        Windows per second, and CPU time per window in µs. The CPU time is the sum over this process and the workers.
     """
     windows = 0
     cpu_before = _cpu_s(loader.worker_pids)
@@ -85,7 +85,7 @@ def loader_speed(loader: BatchLoader, seconds: float) -> Reading:
 
 
 def copy_limit(processes: int, rows: int, window_ticks: int, seconds: float) -> float:
-    """Measure the speed of `np.copyto` in several processes at the same time.
+    """Measure how fast several processes together copy windows in memory with `np.copyto`.
 
     Args:
         processes: Number of processes.
@@ -94,7 +94,7 @@ def copy_limit(processes: int, rows: int, window_ticks: int, seconds: float) -> 
         seconds: Length of the measurement in seconds.
 
     Returns:
-        Windows per second of all processes together.
+        Copied windows per second, summed over all processes.
 
     Raises:
         EnvironmentFault: A process did not start.
@@ -128,7 +128,10 @@ def _loader(catalog: Catalog, settings: SpeedSettings, workers: int) -> BatchLoa
 
 
 def _cold_speed(catalog: Catalog, settings: SpeedSettings, workers: int) -> float:
-    """Return windows per second of the first epoch: every shard is read from the disk, and its checksum is verified."""
+    """Return windows per second of a first epoch, in which shards are read from the disk and checksums are verified.
+
+    The measurement ends after `settings.seconds`, even if the epoch is not complete.
+    """
     drop_cached(catalog.folder, [catalog.table.shard_name(number) for number in range(len(catalog.table.shard_names))])
     with _loader(catalog, settings, workers) as loader:
         windows, start = 0, time.perf_counter()
@@ -141,8 +144,8 @@ def _cold_speed(catalog: Catalog, settings: SpeedSettings, workers: int) -> floa
 def measure(settings: SpeedSettings) -> dict[str, Any]:
     """Measure the loader for each number of workers.
 
-    Each repeat runs the loader once with each of these numbers, so that a slow period of the machine affects all of
-    them.
+    Each repeat measures all numbers of workers in turn. Therefore, a slow period of the machine affects the results of
+    all numbers.
 
     Args:
         settings: Settings of the benchmark.

@@ -1,8 +1,8 @@
 """Measure the memory bandwidth in a separate process: copy arrays of the size of batches with `np.copyto`.
 
 Run it as ``python -P -m omniges.benchmark.memcpy ROWS TICKS``, with the windows per batch and the length of a window in
-ticks of 0.1 s. The process prints ``ready``. Each line of its standard input is a number of seconds. The process copies
-for that time, then prints the number of copied windows and the elapsed seconds.
+ticks of 0.1 s. The process prints ``ready``, then reads lines from standard input. Each line is a number of seconds.
+For each line, the process copies for that time, and prints the number of copied windows and the elapsed seconds.
 """
 
 from __future__ import annotations

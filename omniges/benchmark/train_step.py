@@ -4,12 +4,12 @@ The measured steps are complete training steps, as in `train`: batches from the 
 AdamW and EMA. Each configuration runs in a separate process, so that its memory is measured separately. The number of
 floating-point operations includes matrix products, as torch's counter reports them, and attention. For queries
 (B, H, N, D) and keys (B, H, M, D), the forward pass of attention counts as 4 · B · H · N · M · D operations. The
-backward pass counts twice this number. It also computes the attention scores again, which is not counted.
+backward pass counts as twice this number. The attention scores that the backward pass computes again are not counted.
 
-Two more numbers do not depend on the speed of the machine. The first is the number of torch operations in a step,
-except views. The second, with `--compile`, is the number of kernels of the compiled graph: generated kernels and
-library calls. An accelerator needs some microseconds to launch each operation or kernel, so these numbers limit its
-speed.
+The benchmark also reports two numbers that do not depend on the speed of the machine. The first is the number of torch
+operations in a step, except views. The second, with `--compile`, is the number of kernels of the compiled graph:
+generated kernels and library calls. An accelerator needs some microseconds to launch each operation or kernel, so these
+numbers limit its speed.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ _VIEWS: Final = frozenset(
 class CallCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Context that counts torch operations, except views.
 
-    It cannot count inside compiled functions; `eager` makes them run without compilation.
+    It cannot count operations inside compiled functions. Use it inside `eager`, which runs them without compilation.
     """
 
     calls: int
@@ -208,7 +208,7 @@ def compiled_kernels() -> int:
 
 
 def operation_counter() -> FlopCounterMode:
-    """Return torch's counter of floating-point operations, which here also counts attention on the CPU."""
+    """Return torch's counter of floating-point operations, extended to count attention on the CPU too."""
     ops = torch.ops.aten
     return FlopCounterMode(
         display=False,
@@ -220,7 +220,7 @@ def operation_counter() -> FlopCounterMode:
 
 
 def _attention(query: Sequence[int], key: Sequence[int], *_: Any, **__: Any) -> int:
-    """Return the number of operations of attention with queries (B, H, N, D) and keys (B, H, M, D)."""
+    """Return the operation count of the forward pass of attention with queries (B, H, N, D) and keys (B, H, M, D)."""
     return 4 * math.prod(query) * key[2]
 
 

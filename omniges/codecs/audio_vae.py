@@ -2,7 +2,7 @@
 
 AudioLDM2 (H. Liu et al. 2023) and omniges use the same mel, see docs/reference/features.md. The codec's folder is the
 subfolder ``vae`` of `cvssp/audioldm2` on the Hugging Face Hub. The folder of another diffusers AutoencoderKL with one
-channel also works. It has config.json and diffusion_pytorch_model.safetensors or .bin.
+channel also works. Either folder must contain config.json and diffusion_pytorch_model.safetensors or .bin.
 
 A row of latents has K channels and W columns. The value of channel k and column w has index k · W + w in the row. Each
 value is (mean of the posterior − shift factor) · scaling factor, with both factors from the configuration.
@@ -13,7 +13,7 @@ variance over all rows, and each row attends to all rows.
 
 Instead, each layer is computed over the complete activation, block by block. A convolution of 3 rows needs one extra
 row on each side of a block. Means and variances are computed over all blocks. The attention computes a block of queries
-against all keys. The block length affects only memory, which is two activations of the complete clip and one block.
+against all keys. The block length affects only the memory: two activations of the complete clip and one block.
 
 Shape letters: C channels, T rows (time), F columns (frequency) of an activation; K channels of latents. A letter with a
 prime, such as T', is the size after the network or layer. There is no batch axis.
@@ -278,14 +278,14 @@ class _Walk:
         self._block_elements = block_elements
 
     def _blocks(self, x: Tensor) -> Iterator[tuple[int, int]]:
-        """Yield the index of the first row (always even) and of the end row (exclusive) of each block of x."""
+        """Yield the row range (start, stop) of each block of x; start is even, and row stop is not in the block."""
         channels, rows, columns = x.shape
         step = max(2, self._block_elements // (channels * columns) & ~1)
         for start in range(0, rows, step):
             yield start, min(start + step, rows)
 
     def affine(self, x: Tensor, norm: Any) -> _Affine:
-        """Return scale and shift of a group normalisation over all of x, with statistics in float64.
+        """Return a group normalisation of the complete x as a scale and a shift; means and variances are float64.
 
         Args:
             x: Activation (C, T, F).
@@ -450,8 +450,9 @@ class _Walk:
 def _convolution(piece: Tensor, conv: Any, *, above: bool, below: bool) -> Tensor:
     """Apply a 3 × 3 convolution to a block of rows.
 
-    `piece` contains the block, the row before it and the row after it. If `above` is True, the block is the first of
-    the array; `piece` has no row before it, and a row of zeros is used. `below` means the same for the last block.
+    `piece` contains the block, and the rows directly before and after it. The first block of an array has no row before
+    it: `above` is True, and a row of zeros is added. The last block has no row after it: `below` is True, and a row of
+    zeros is added.
     """
     padded = functional.pad(piece, (0, 0, int(above), int(below)))
     return functional.conv2d(padded[None], conv.weight, conv.bias, padding=(0, 1))[0]

@@ -28,7 +28,7 @@ from omniges.storage.files import canonical_json
 
 @dataclass(frozen=True, slots=True)
 class LostText:
-    """Loss of one text that is encoded as latents. Both fields are False if it loses nothing."""
+    """Flags that show what a text loses when it is encoded as latents; both are False if nothing is lost."""
 
     cut: bool
     """True: the text is longer than the codec can read, so its end is lost."""
@@ -68,7 +68,7 @@ class FrameCodec(Protocol):
 
 @runtime_checkable
 class QuantisingCodec(Protocol):
-    """A codec with tables of codes (quantisation). Before decoding, `decode` can replace each latent by codes."""
+    """A codec with tables of codes. Its `decode` can first quantise the latents: replace each latent by codes."""
 
     def decoding(self, *, quantised: bool) -> Self:
         """Return a codec with the same networks. If `quantised` is True, its `decode` first quantises latents."""
@@ -198,7 +198,7 @@ def add_to_fingerprint(digest: Any, name: str, weight: Tensor) -> None:
 def exact(device: torch.device) -> Iterator[None]:
     """Compute in full float32 inside the `with` block, without autocast and TensorFloat-32 (10-bit mantissa).
 
-    cuDNN uses deterministic algorithms.
+    Inside the block, cuDNN uses only deterministic algorithms.
     """
     matmul = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False

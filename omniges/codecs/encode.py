@@ -178,8 +178,8 @@ def _wanted(
 def _refuse_absent(entry: CodecEntry, source: ShardFolder) -> None:
     """Raise UsageFault if samples lack a part that the codec reads.
 
-    Absent frames are NaN. Absent words would be encoded as empty texts, as if nobody spoke, and would change the
-    statistics of the latents.
+    Absent frames cannot be encoded, because they are NaN. Absent words would be encoded as empty texts, as if nobody
+    spoke. These texts would change the statistics of the latents.
     """
     parts = _READ_PARTS[entry.source]
     lacking = [row for row in source.rows if not set(parts) <= set(row.present)]
@@ -195,7 +195,11 @@ def _refuse_absent(entry: CodecEntry, source: ShardFolder) -> None:
 
 
 def _counted(entry: CodecEntry, codec: Codec, source: ShardFolder, settings: EncodeSettings) -> CodecEntry:
-    """Return the entry with counts of lost text; raise DataError before encoding if too much is lost."""
+    """Return the entry of a text codec with counts of lost text, and any other entry unchanged.
+
+    Raises DataError, before anything is encoded, if too many windows would lose text or all clips are shorter than a
+    window.
+    """
     if not isinstance(entry, WindowEntry):
         return entry
     texts = cast("WindowCodec", codec)
@@ -226,7 +230,7 @@ def _losses(counts: Mapping[str, int]) -> str:
 
 
 def _entry(codec: Codec, source: ShardFolder) -> CodecEntry:
-    """Return the codec's entry; its settings also get package versions, the device and, for audio, the loudness."""
+    """Return the codec's entry with added settings: package versions, the device and, for audio, the loudness."""
     packages = _PACKAGES.get(codec.entry.source, ("torch", "diffusers"))
     tool = {name: metadata.version(name) for name in packages}
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -308,7 +312,7 @@ def _summary(
 
 
 def _loudness(entries: Sequence[CodecEntry], codecs: Mapping[str, Codec]) -> tuple[str, ...]:
-    """Return warnings about codecs that were trained on audio of another loudness than that of the shards."""
+    """Return a warning for each codec whose training audio had another loudness than the audio in the shards."""
     found = []
     for entry in entries:
         codec, own = codecs[entry.name], entry.settings.get("loudness")
@@ -497,7 +501,7 @@ class _Job:
             ) from error
 
     def _finish(self, shards: Mapping[str, _Written]) -> None:
-        """Write the files beside the shards, dataset.json after the others; then replace the old set by the new set."""
+        """Write the other files of the shard set, with dataset.json last; then replace the old set by the new set."""
         source, folder = self.source, self.workspace.folder
         rows = [row for shard in shards.values() for row in shard.rows]
         codecs = dict(sorted((source.codecs | {entry.name: entry for entry in self.entries}).items()))

@@ -187,9 +187,10 @@ class GestureRvqvae:
 
     @property
     def lacking(self) -> tuple[slice, ...]:
-        """Gesture channels without a network.
+        """Ranges of gesture channels that no network encodes.
 
-        The root has none if the lower network has 54 channels. The face has none if it was not loaded.
+        These are the root channels if the lower network has only 54 channels, and the face channels if the face
+        network was not loaded.
         """
         return tuple(
             block
@@ -245,8 +246,8 @@ class GestureRvqvae:
     def decode(self, latents: npt.NDArray[np.floating], rest: npt.NDArray[np.floating] | None = None) -> F32:
         """Decode latents as gesture channels; if `quantised` is set, first replace latents by codes.
 
-        6D rotations are raw outputs of the networks. `omniges.features.gesture.motion_from_gesture` converts them to
-        valid rotations.
+        The 6D rotations in the result are raw outputs of the networks.
+        `omniges.features.gesture.motion_from_gesture` converts them to valid rotations.
 
         Args:
             latents: Latents (N, L) of `encode`.

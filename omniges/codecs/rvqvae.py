@@ -106,9 +106,9 @@ class RvqvaeSpec:
 
     @property
     def decoder_reach(self) -> int:
-        """Number of latents on each side of latent i on which the frames of latent i depend.
+        """Number of latents, on each side of a latent, that affect the decoded frames of this latent.
 
-        These frames depend on latents i − reach to i + reach.
+        The frames of latent i depend on latents i − reach to i + reach.
         """
         reach = 2  # the last two convolutions, in frames
         for _ in range(self.stages):
@@ -117,7 +117,7 @@ class RvqvaeSpec:
 
     @property
     def encoder_context(self) -> int:
-        """Number of extra latents that a block needs on each side to give the result of one pass over all frames."""
+        """Number of latents to add on each side of a block. The result then equals that of one pass over all frames."""
         before, after = self.encoder_reach
         return max(-(-before // self.frames_per_latent), after // self.frames_per_latent)
 
@@ -203,7 +203,7 @@ class _Codebook(nn.Module):
         self.embedding_proj = nn.Linear(size, size) if projected else nn.Identity()
 
     def codes(self) -> Tensor:
-        """Return the projected codes (K, D), with which latents are compared; latents are not projected."""
+        """Return the projected codes (K, D). `nearest` compares vectors with them, but does not project the vectors."""
         found: Tensor = self.embedding_proj(self.codebook)
         return found
 
@@ -339,8 +339,8 @@ def _in_blocks(
     """Apply a function to blocks of latents with context, and join the results without the context.
 
     Args:
-        part: Function of the first and the end index of a block of latents, including context. It returns
-            (B, latents · rows, …).
+        part: Function that gets the range (first, end) of a block with its context, as indices of latents; end is
+            exclusive. It returns a tensor (B, (end − first) · rows, …).
         count: Number of latents.
         block: Number of latents in a block, without context.
         context: Number of latents to add on each side of a block.
@@ -486,6 +486,6 @@ def _shape(tensors: Mapping[str, Tensor], name: str, axes: int, where: str) -> t
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
     """Return how many different numbers a pattern finds in the names of tensors.
 
-    The largest number is not used as the count, because a file could contain an arbitrarily large one.
+    The numbers themselves are not used, because a damaged file could contain an arbitrarily large number.
     """
     return len({found[1] for found in map(re.compile(pattern).match, tensors) if found})

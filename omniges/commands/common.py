@@ -145,9 +145,8 @@ def with_flags(
 def _other_flags(settings: Any) -> dict[str, str]:
     """Return a mapping from each alternative flag to the current flag of the same option.
 
-    Alternative flags are made from the former names of an option. If the current flag does not have the name of the
-    option's field, the flag with the name of the field is an alternative too. The alternative flags of an argument are
-    mapped to "".
+    Each former name of an option gives an alternative flag. The name of the option's field also gives one, if the
+    current flag has another name. If a setting is now an argument without a flag, its former flags are mapped to "".
     """
     shown = [each for each in every_setting(settings) if not each.option.only_recipe]
     flags = [each for each in shown if not each.option.argument]
@@ -168,9 +167,9 @@ def _flags(settings: Any) -> Iterator[inspect.Parameter]:
 def _flag(setting: Setting, panel: str | None) -> inspect.Parameter:
     """Return a function parameter that Typer converts to a flag.
 
-    Typer converts only switches, and flags with two or more separate values. Other values stay text, because the
-    settings convert and check them. If the user does not pass the flag, the value is None;
-    for a repeatable flag it is an empty list.
+    Typer converts the values of only two kinds of flags: switches, and flags with two or more separate values. Other
+    values stay text, because the settings convert and check them. If the user does not pass a flag, its value is None;
+    for a repeatable flag, it is an empty list.
     """
     option = setting.option
     kind: Any = (
@@ -276,7 +275,7 @@ class SafeOutput(io.RawIOBase):
 
     @property
     def lost(self) -> OSError | None:
-        """The error that made output to a file incomplete; None without error, or if a pipe or terminal was closed."""
+        """The error that made output to a file incomplete. None if there was no error, or a pipe or terminal closed."""
         gone = self.error is not None and (self._terminal or self.error.errno == errno.EPIPE)
         return None if gone else self.error
 
@@ -285,8 +284,9 @@ class SafeOutput(io.RawIOBase):
 def safe_output() -> Iterator[list[ExitCode]]:
     r"""Replace standard output and standard error by streams that never raise.
 
-    Characters outside a stream's encoding are written as ``\uXXXX``. A closed stream becomes /dev/null, so no file
-    opened later gets its descriptor number. A stream that a program has replaced, as tests do, is not changed.
+    Characters outside a stream's encoding are written as ``\uXXXX``. A stream that is already closed is replaced by
+    /dev/null. Otherwise, a file that is opened later could get the stream's descriptor number. A stream that a program
+    has replaced, as tests do, is not changed.
 
     Yields:
         A list. After the context it contains an exit code if output to a file was lost.

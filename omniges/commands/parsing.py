@@ -30,8 +30,8 @@ def present_words(
     Args:
         words: Arguments of a command. Names of options may contain underscores, as in ``--max_train_steps=8``.
         values: Number of values that follow each option of the command.
-        present: Mapping from other accepted names of options to their current names; "" if the value is now an
-            argument without a name.
+        present: Mapping from other accepted names of options to their current names. The current name is "" if the
+            value is now an argument without a name.
 
     Returns:
         The arguments with current names, and the names of unknown options as the user wrote them.

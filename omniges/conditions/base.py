@@ -128,7 +128,7 @@ def labels_of(labels: Mapping[str, str], speaker: str | None, language: str | No
         language: Language, or None.
 
     Returns:
-        Labels by name, without labels that have no value.
+        Labels by name. Labels without a value are left out.
     """
     every = {**labels, "speaker": speaker, "language": language}
     return {name: value for name, value in every.items() if value}

@@ -65,28 +65,28 @@ class LabelStream(ConditionStream):
             ticks: Unused.
 
         Returns:
-            Index (), or None if the value is absent or unknown.
+            Scalar int64 array with the index; None if the value is absent or does not occur in the training set.
         """
         del first_tick, ticks
         number = self._numbers.get(recording.labels.get(self.labels[0], ""))
         return None if number is None else np.array(number, np.int64)
 
     def parse(self, value: Any) -> Array:
-        """Return the index of a label as a scalar array; refuse an unknown label with a list of the known ones."""
+        """Return the index of a label value as a scalar array; raise UsageFault if the value is unknown."""
         if not isinstance(value, str) or value not in self.values:
             raise UsageFault(f"{self.name} {value}: expected one of {', '.join(self.values)} or none")
         return np.array(self._numbers[value], np.int64)
 
     def shown(self, array: Array) -> str:
-        """Return the label value of an index ()."""
+        """Return the label value for a scalar index, the inverse of `parse`."""
         return self.values[int(array)]
 
     def encoder(self, width: int) -> nn.Module:
         """Create a learned embedding of the label values.
 
-        Its initial values have a standard deviation of 0.5. The layers that use the embedding start at zero, and learn
-        from it in the first steps only if its values are large. With 0.02, the standard deviation of the speaker
-        embedding, an emotion embedding still had no effect after 200 steps.
+        The initial values of the embedding have a standard deviation of 0.5. The weights of the layers that use it are
+        initially zero. In the first steps, these weights learn only if the embedding has large values. With a standard
+        deviation of 0.02, as for the speaker embedding, an emotion embedding still had no effect after 200 steps.
         """
         from torch import nn  # noqa: PLC0415 - processes that load batches have no torch
 

@@ -283,7 +283,10 @@ class BlockStore:
 
 
 def _page_lock(root: npt.NDArray[np.uint8]) -> None:
-    """Page-lock memory for direct copies to the GPU (`cudaHostRegister`); it is unlocked before it is unmapped."""
+    """Page-lock a block for direct copies to the GPU (`cudaHostRegister`), and unlock it before it is unmapped.
+
+    Raises `EnvironmentFault` if CUDA refuses.
+    """
     import torch  # noqa: PLC0415 - only for page-locked memory
 
     runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]

@@ -61,7 +61,7 @@ class Filters:
     """Sets of streams such as ``audio+gesture``; a clip must have all streams of at least one set."""
 
     def __post_init__(self) -> None:
-        """Refuse filters that no clip can pass."""
+        """Check the filters; raise UsageFault for an invalid value, or limits of length that no clip can meet."""
         if self.split not in SPLITS:
             raise UsageFault(f"split: expected one of {', '.join(SPLITS)}, found {self.split!r}")
         for name in ("speakers", "languages", "emotions", "streams"):
@@ -212,7 +212,7 @@ def read_catalog(
         The catalogue.
 
     Raises:
-        UsageFault: The folder does not exist, has no latents of the codecs, or no clip passes the filters.
+        UsageFault: The folder does not exist, it has no latents of the codecs, or no clip passes the filters.
         DataError: A file does not have the checksum that dataset.json states, or a row of the manifest is
             inconsistent.
     """
@@ -265,7 +265,7 @@ def read_catalog(
 
 
 def _check_shards(manifest: ManifestColumns, columns: Mapping[str, LabelColumn], shards: Mapping[str, Any]) -> None:
-    """Refuse a manifest whose shards, splits or numbers of rows differ from those of dataset.json."""
+    """Raise DataError if the manifest has other shards, splits or numbers of rows than dataset.json lists."""
     (names, of_shard), (splits, of_split) = columns["shard"], columns["split"]
     if min(of_shard.min(initial=0), of_split.min(initial=0)) < 0:
         raise DataError(f"{manifest.path}: expected a shard and a split in each row, found null; {VERIFY}")
@@ -337,9 +337,9 @@ def _entries(folder: Path, dataset: dict[str, Any], codecs: Mapping[str, str]) -
 def _selection(
     folder: Path, manifest: ManifestColumns, labels: Mapping[str, LabelColumn], filters: Filters
 ) -> npt.NDArray[np.bool_]:
-    """Return a mask (N,) of the rows that pass the filters.
+    """Return a mask (N,) of the rows that pass all filters except the filter of streams.
 
-    Filters are applied one after the other, so that an error names the filter that no remaining row passes.
+    Filters are applied one after the other. If no row is left after a filter, an error names this filter.
     """
     names, codes = labels["split"]
     left = among(labels["split"], [filters.split])
@@ -358,7 +358,7 @@ def _selection(
 
 
 def _with_streams(folder: Path, manifest: ManifestColumns, left: Bools, filters: Filters) -> Bools:
-    """Return a mask (N,) of the rows in `left` that also pass the filter of streams."""
+    """Return a mask (N,) of the rows in `left` that also pass the filter of streams; raise UsageFault if none does."""
     has: Bools = left & filters.pass_streams(manifest.present(STREAM_PARTS)) if filters.streams else left
     if not has.any():
         raise UsageFault(
@@ -378,7 +378,8 @@ def _table(
 ) -> ClipTable:
     """Return the clip table of the given rows of the manifest.
 
-    `columns` names the members that batches read by the prefix of their manifest columns: ``mel_npy`` for ``mel.npy``.
+    `columns` lists the members that batches read. Each item is the prefix of a member's columns in the manifest:
+    ``mel_npy`` for the member ``mel.npy``.
     """
     names, codes = shard_column
     codes = codes[rows]
@@ -401,7 +402,7 @@ def _table(
 
 
 def _check(folder: Path, table: ClipTable) -> None:
-    """Refuse inconsistent rows, because readers trust offsets and lengths."""
+    """Raise DataError if lengths or byte ranges are inconsistent or a key occurs twice; readers do not check them."""
     mel_frames = table.frames * MEL_FRAMES_PER_TICK // FRAMES_PER_TICK
     lengths = (table.mel_frames == mel_frames) & (table.ticks == table.frames // FRAMES_PER_TICK)
     ends = table.offsets + table.sizes

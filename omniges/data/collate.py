@@ -1,9 +1,9 @@
 """Fill batches: read the windows at given positions and normalise them directly into a block of memory.
 
 A block has a row for each window of a batch. It also contains the positions and other metadata of its windows. Worker
-and loader share the block, so no data is copied between them. A collator is made from a JSON document and arrays, which
-may come from another process. The process that fills a block also computes the arrays of condition streams. It imports
-numpy, but not torch.
+and loader share the block, so no data is copied between them. `make_collator` creates a collator from a JSON document
+and arrays, so that another process can send them. The process that fills a block also computes the arrays of condition
+streams. It imports numpy, but not torch.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class ConditionReader:
         labels: Sequence[Mapping[str, LabelColumn]],
         tracks: Tracks,
     ) -> None:
-        """Prepare for reading.
+        """Create a reader for all shard folders of a run.
 
         Args:
             streams: Condition streams by name.
@@ -108,7 +108,7 @@ class ConditionReader:
     def fill(
         self, arrays: Mapping[str, npt.NDArray[Any]], row: int, source: int, sample: int, start: int, ticks: int
     ) -> None:
-        """Write the values of a window into a row of a block.
+        """Write the values of all condition streams for a window into a row of a block.
 
         Args:
             arrays: Arrays of the block by name: ``condition.NAME`` and ``known.NAME`` for each condition stream.
@@ -159,7 +159,7 @@ def open_source(specification: Mapping[str, Any]) -> ShardSource:
 
 
 class _TokenCache:
-    """A cache of the text tokens of each clip, for its full length; the least recently used clip is dropped first."""
+    """A cache of text tokens, for complete clips. If it is full, it drops the least recently used clip."""
 
     def __init__(self, codec: TextTokenCodec) -> None:
         self._codec = codec
@@ -203,7 +203,7 @@ class Collator:
         tracks: Tracks = PLAIN_TRACKS,
         conditions: ConditionReader | None = None,
     ) -> None:
-        """Prepare for reading.
+        """Create a collator, without reading any window yet.
 
         Args:
             order: Order of the windows.

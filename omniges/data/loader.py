@@ -50,7 +50,7 @@ class LoaderSettings:
     stall_s: float = 600.0  # seconds to wait for a batch; longer is an error
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
+        """Check the settings; raise UsageFault for a value that is out of range."""
         if self.workers < 0 or self.prefetch < 1 or not self.stall_s > 0:
             raise UsageFault(
                 "workers, prefetch, stall_s: expected workers ≥ 0, prefetch ≥ 1 and stall_s > 0, found "
@@ -79,7 +79,7 @@ class Batch:
         return len(self.keys)
 
     def to(self, device: torch.device | str) -> Batch:
-        """Copy the batch to a device, without waiting if the memory is page-locked."""
+        """Copy the batch to a device. If its memory is page-locked, do not wait for the end of the copy."""
         names = ("gesture", "audio", "text", "positions", "start_ticks")
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
         conditions = {
@@ -94,7 +94,7 @@ class BatchLoader:
 
     Iteration can stop after any batch. A later iteration continues after this batch, or begins a new pass if the pass
     has ended. Workers stop at `close`, at the end of a ``with`` block, and when the loader is deleted or the program
-    exits. The next batch starts them again.
+    exits. If a batch is read after workers have stopped, new workers start.
     """
 
     def __init__(
@@ -189,18 +189,19 @@ class BatchLoader:
     def _end(self) -> int | None:
         """Position at which a pass ends; None if shuffled.
 
-        All ranks have the same number of batches. Batches of the last step may have fewer windows, or none.
+        A pass has the same number of batches on all ranks. Therefore, batches of its last step may have fewer windows,
+        or none.
         """
         return None if self.batches is None else self.batches * self._share.micro_batch
 
     def next_batch(self) -> Batch | None:
-        """Return the next batch, or None at the end of a pass; after an exception the position is unchanged.
+        """Return the next batch, or None at the end of a pass; an exception does not change the position.
 
         Returns:
             The batch, or None.
 
         Raises:
-            DataError: A window cannot be read; the error names shard, key and byte offset. No window is skipped.
+            DataError: A window cannot be read; the error names shard, key and byte offset. The window is not skipped.
             EnvironmentFault: A worker was killed, or a batch takes too long.
         """
         if self._end is not None and self._position >= self._end:
@@ -292,7 +293,10 @@ class BatchLoader:
         return f"{shard}: {table.key(sample)} at byte {int(table.offsets[sample, 0])}"
 
     def _fault_of(self, death: WorkerDied) -> OmnigesError:
-        """Return the error for a worker that exited; SIGBUS means that a mapped file was truncated."""
+        """Return the error for a worker that exited: DataError if SIGBUS stopped a read, otherwise EnvironmentFault.
+
+        SIGBUS means that a mapped file was truncated, or that the disk fails.
+        """
         if death.task is None or self._store is None:
             return EnvironmentFault(
                 f"expected a loader worker to start, found that it did not ({death}); run the command again with 0 "
@@ -355,7 +359,8 @@ class BatchLoader:
             The position, and a warning if the global batch size differs.
 
         Raises:
-            UsageFault: The saved sequence differs from that of this loader; the error lists every difference.
+            UsageFault: The saved state has another sequence of windows than this loader. The error lists every
+                difference.
             DataError: The state is not valid.
         """
         resumed = resume(self.state_dict(), state)

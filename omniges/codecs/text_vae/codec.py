@@ -232,8 +232,8 @@ class TextCodec:
 
         Args:
             latents: Latents (B, N, V).
-            max_length: Maximum number of tokens of a text. It includes N + 1 begin tokens, one for each latent and one
-                for the text, which are not decoded.
+            max_length: Maximum number of tokens of a text, including N + 1 begin tokens: one for each latent and one
+                for the text. The begin tokens are not part of the decoded text.
 
         Returns:
             One text for each row of latents.

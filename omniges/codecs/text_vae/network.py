@@ -44,7 +44,8 @@ _TABLE, _TABLE_AGAIN = "encoder.shared.weight", "encoder.encoder.embed_tokens.we
 class TextVae(nn.Module):
     """A frozen text VAE. The constructor sets random weights; `of_tensors` uses weights from a file.
 
-    `named_parameters` has the order of the published implementation, which saves EMA weights as a list without names.
+    `named_parameters` returns the parameters in the order of the published implementation. The order matters, because
+    that implementation saves EMA weights as a list without names.
     The constructor raises `EnvironmentFault` if transformers is not installed.
     """
 
@@ -194,7 +195,7 @@ class TextVae(nn.Module):
         return (mean if uniform is None else mean + _SAMPLING * uniform) * vae.vae_scale
 
     def prefix(self, latents: Tensor) -> Tensor:
-        """Return LLaMA's input embeddings for latents (B, N, V), of shape (B, N, hidden size of LLaMA)."""
+        """Convert latents (B, N, V) to input embeddings of LLaMA (B, N, hidden size of LLaMA)."""
         self._require("decode")
         result: Tensor = self.input_proj(latents / self.config.vae.vae_scale)
         return result
@@ -305,7 +306,7 @@ def _qformer(vae: VaeConfig) -> Blip2QFormerModel:
 
 
 def _stored_names(tensors: Mapping[str, Tensor], prefix: str, expected: Iterable[str], where: str) -> dict[str, str]:
-    """Return, for each weight, its name in the file; the keys are the same names without the prefix.
+    """Return a mapping from the name of each weight, without the prefix, to the weight's name in the file.
 
     T5's embedding table has two names. The file may contain the table under one name or under both.
 

@@ -240,9 +240,10 @@ def _fault(where: str, found: str, expected: str) -> DataError:
 
 
 def _parts(component: Any, inner: str) -> list[Any]:
-    """Return a list that contains `component`, or an empty list without a `component`.
+    """Return the components that `component` consists of, as a list; None gives an empty list.
 
-    A component of type ``Sequence`` has a list of other components under the key `inner`. Then that list is returned.
+    A component of type ``Sequence`` has a list of components under the key `inner`; this list is returned. Any other
+    component is returned as the only item of a list.
     """
     if component is None:
         return []
