@@ -68,7 +68,7 @@ def serve(prepare: Callable[[Any], Callable[[Any], Answer]]) -> None:
 
     A task may raise an OmnigesError, or an exception that `fault_of_machine` converts to an OmnigesError. Then this
     error is the answer, and the process that sent the task raises it. If memory is exhausted, or after any other
-    exception, the worker exits. The pool then repeats the task while no other task runs.
+    exception, the worker exits. The pool then waits until no other task runs, and runs the task again.
 
     Args:
         prepare: Function that takes the setup and returns the function that answers a task.
@@ -132,7 +132,10 @@ def as_error(exit_code: int, text: str) -> OmnigesError:
 
 
 class WorkerDied(Exception):
-    """A worker exited without an answer. The text gives the cause; `task` is the current task, None before any task."""
+    """Exception for a worker that exits without an answer, or sends an invalid answer.
+
+    The text gives the cause. `task` is the oldest task without an answer; None if there is none.
+    """
 
     def __init__(self, how: str, task: Any) -> None:
         super().__init__(how)
@@ -274,7 +277,7 @@ class Worker:
         self._process.kill()
 
     def close(self, patience_s: float = 0.0) -> None:
-        """Close the process's input, kill it if it does not exit in time, and close its pipes."""
+        """Close the input of the process, wait `patience_s` seconds, kill it if it still runs, and close its pipes."""
         self.close_input()
         try:
             self._process.wait(patience_s)
@@ -312,9 +315,9 @@ class Lost:
 class Pool(Generic[Task, Result]):
     """Pool of workers that share the tasks of a sequence. Results have the order of the tasks.
 
-    Each worker has one task at a time, so that a crash identifies its task. The pool repeats this task once while no
-    other task runs, because other tasks may have used up the memory. If the worker crashes again, the task is lost and
-    the other tasks continue.
+    Each worker has one task at a time, so that a crash identifies its task. Other tasks may have used up the memory.
+    Therefore, after a crash or an exceeded deadline, the pool waits until no other task runs, and runs the task again.
+    If the second attempt also fails, the task is lost. The other tasks continue.
     """
 
     def __init__(
@@ -337,7 +340,7 @@ class Pool(Generic[Task, Result]):
             workers: Number of processes.
             deadline_s: Longest time for a task, in seconds; None for no limit.
             size: Function that returns the number of bytes of memory that the result of a task may need.
-            on_death: Function that is called after a crash with the task, the reason and the number of the attempt.
+            on_death: Function that is called with (task, reason, number of the attempt) after a failed attempt.
         """
         self._start, self._encode, self._decode = start, encode, decode
         self._workers, self._deadline_s, self._size, self._on_death = workers, deadline_s, size, on_death
@@ -428,7 +431,7 @@ class Pool(Generic[Task, Result]):
                 self._condition.notify_all()
 
     def _work(self, tasks: Sequence[Task]) -> None:
-        """Process tasks one after the other. If a worker crashes, run its task again while no other task runs."""
+        """Process tasks one by one. After a failed attempt, wait until no other task runs, then try once more."""
         worker: Answering | None = None
         while (index := self._take(tasks)) is not None:
             with self._places_for(1):
@@ -444,9 +447,9 @@ class Pool(Generic[Task, Result]):
 
     @contextlib.contextmanager
     def _places_for(self, places: int) -> Iterator[None]:
-        """Hold `places` of the permits to run tasks during the `with` block; there is one permit for each worker.
+        """Acquire `places` permits to run tasks, and release them at the end of the `with` block.
 
-        A task needs 1 permit. To run a task while no other task runs, all permits are needed.
+        The pool has one permit for each worker. A task needs one permit. A task that must run alone needs all permits.
         """
         with self._turn:  # a thread that waits for all permits blocks new tasks until the running ones finish
             for _ in range(places):
@@ -459,7 +462,7 @@ class Pool(Generic[Task, Result]):
     def _attempt(
         self, worker: Answering | None, task: Task, index: int, attempt: int
     ) -> tuple[Result | Lost, Answering | None]:
-        """Run a task on the given worker, or, without `worker`, on a new one.
+        """Run a task on `worker`; if this is None, start a new worker.
 
         Return the outcome, and the worker for the next task (None if this worker crashed or exceeded the deadline).
         """

@@ -25,10 +25,10 @@ _SHA1_DIGITS: Final = 40
 
 
 def data_provenance(data: Sequence[DataSource]) -> list[dict[str, Any]]:
-    """Return a dictionary for each shard set.
+    """Return the provenance of each shard set as a dictionary.
 
-    It contains the path or URL, weight, manifest hash, filters, codecs, the numbers of clips, hours and speakers, and
-    the program that wrote the set (``tool``).
+    A dictionary contains the path or URL, weight, manifest hash, filters, codecs, the numbers of clips, hours and
+    speakers, and the program that wrote the set (``tool``).
     """
     return [
         {
@@ -47,7 +47,7 @@ def data_provenance(data: Sequence[DataSource]) -> list[dict[str, Any]]:
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of omniges and of the packages that affect results."""
+    """Return the versions of omniges, of Python and of the packages that affect results, by name."""
     versions = {"omniges": __version__, "python": platform.python_version()}
     return versions | {name: metadata.version(name) for name in _PACKAGES}
 

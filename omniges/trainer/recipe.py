@@ -26,15 +26,15 @@ def load_settings(recipe: Path | None, flags: Mapping[str, Any]) -> TrainSetting
     """Return the settings of a recipe, overridden by flags.
 
     Args:
-        recipe: Name of a packaged recipe, or a YAML file; None: only flags. The keys are fields of `TrainSettings`,
-            written with ``_`` or ``-``.
+        recipe: Name of a packaged recipe, or a YAML file; None: only flags. The keys in the recipe are fields of
+            `TrainSettings`, written with ``_`` or ``-``.
         flags: Values by field; None or an empty list means that the user did not pass the flag.
 
     Returns:
         The checked settings.
 
     Raises:
-        UsageFault: A key or value is invalid; the error names the line of the recipe or the flag.
+        UsageFault: A key or value is invalid; the error names the flag, or the line in the recipe.
     """
     given = {name: value for name, value in flags.items() if value is not None and value != []}
     read = {} if recipe is None else _read(recipe)
@@ -85,7 +85,8 @@ def _require_plain(where: str, value: Any) -> None:
 def _expanded(where: str, value: Any) -> Any:
     """Replace a leading ``~`` by the home folder in texts such as ``~/shards`` or ``name=~/folder``.
 
-    Lists are processed item by item. Other values and ``cache_dir`` are returned unchanged.
+    Lists are processed item by item. The setting ``cache_dir`` and all other values are returned unchanged. Raise
+    UsageFault if the home folder cannot be found.
     """
     if isinstance(value, list):
         return [_expanded(where, one) for one in value]

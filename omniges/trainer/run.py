@@ -227,10 +227,11 @@ def with_compile(settings: TrainSettings, device: torch.device) -> tuple[TrainSe
 
 
 def _with_saved_tokens(settings: TrainSettings) -> TrainSettings:
-    """Copy the type of gesture tokens from the newest readable checkpoint of the run to the settings.
+    """Return settings with the type of gesture tokens that the newest readable checkpoint of the run has.
 
     Therefore, a run that started before spline tokens existed continues with its old type of tokens. The settings are
-    unchanged if they name a type or a gesture codec, if the saved type is the preset's, or without a checkpoint.
+    returned unchanged in four cases: they name a type of gesture tokens; they name a gesture codec; the saved type is
+    the default of the preset; or the run has no readable checkpoint.
     """
     if "gesture_tokens" in settings.model or settings.gesture_codec is not None:
         return settings
@@ -247,9 +248,9 @@ def _with_saved_tokens(settings: TrainSettings) -> TrainSettings:
 
 
 def _source(settings: TrainSettings, config: ModelConfig, text: str, weight: float, stack: ExitStack) -> DataSource:
-    """Open the train split of a local folder or, through the cache, of a URL.
+    """Open a shard set and list its train clips. A shard set at a URL is read through the cache.
 
-    If the model needs statistics that stats.json lacks, as in shard sets of version 1, compute them from the shards.
+    Shard sets of version 1 lack some statistics in stats.json. If the model needs them, compute them from the shards.
     """
     location, cache = parse_location(text), None
     if location.path is None:
@@ -303,7 +304,7 @@ def _conditions(settings: TrainSettings, data: Sequence[DataSource], statistics:
 def _identity(settings: TrainSettings, data: Sequence[DataSource], start: Start | None) -> ModelIdentity:
     """Return the identity of the model: everything that defines it except the weights.
 
-    Raise UsageFault if the folders differ in the loudness of their audio.
+    Raise UsageFault if the shard folders were preprocessed with different loudness rules.
     """
     documents = [read_dataset(source.catalog.folder) for source in data]
     rules = [loudness_of(document, source.catalog.folder) for document, source in zip(documents, data, strict=True)]
@@ -345,10 +346,10 @@ def _guidance(settings: TrainSettings, codecs: Collection[str]) -> dict[StreamNa
 def _with_absent_parts(identity: ModelIdentity, data: Sequence[DataSource]) -> ModelIdentity:
     """Return the identity of a model that can be trained on clips that lack parts.
 
-    If all clips have all parts, it is the given identity. Otherwise, `tell_absent` is set in its configuration, so that
-    the model gets the absent parts of each clip as input.
+    If all clips have all parts, return `identity` unchanged. Otherwise, set `tell_absent` in the configuration of the
+    result, so that the model gets the absent parts of each clip as input.
 
-    Raise UsageFault if clips have a part that has no statistics.
+    Raise UsageFault if a clip has a part for which `identity` contains no statistics.
     """
     flags = part_flags(np.concatenate([source.catalog.table.present for source in data]))
     unknown = [part for k, part in enumerate(STREAM_PARTS) if part in identity.absent and flags[:, k].any()]
@@ -431,7 +432,8 @@ def _open_decoders(identity: ModelIdentity, settings: TrainSettings, device: tor
 
     Constructing a codec draws random weights. Therefore, the state of torch's random generator is restored afterwards.
 
-    Raise UsageFault if another codec encoded the latents, and DataError if a folder is invalid.
+    Raise UsageFault if a folder contains another codec than the one that encoded the latents. Raise DataError if a
+    folder is invalid.
     """
     folders = settings.validation_codecs
     given = {stream: entry.name for stream, entry in identity.codecs.items() if entry.name in folders}
@@ -484,7 +486,10 @@ def _require_computable(metric: str, held_out: HeldOut, codecs: Codecs, tasks: S
 
 
 def _lacking(metric: str, held_out: HeldOut, codecs: Codecs) -> str | None:
-    """Return the reason why no held-out window allows a metric, with the remedy; None if a window may allow it."""
+    """Return the reason why a metric cannot be computed on any held-out window; None if no such reason is found.
+
+    Where settings can help, the reason includes a remedy.
+    """
     if metric.startswith(("word_start", "word_end")) and codecs.untimed_text:
         return UNTIMED
     rows = [window.row for window in held_out.windows]

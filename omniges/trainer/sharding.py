@@ -85,7 +85,10 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def norm_of_all(norm: Tensor) -> Tensor:
-    """Return the norm of a vector from the norm of this rank's part of it (both scalars); all ranks call this."""
+    """Return the norm (a scalar) of a vector that is divided over all ranks.
+
+    `norm` is the norm (a scalar) of this rank's part of the vector. All ranks must call this function together.
+    """
     squared = norm.square()
     dist.all_reduce(squared)
     return squared.sqrt()
@@ -138,7 +141,10 @@ def receive(slots: Sequence[Tensor], values: Iterable[Tensor], ranks: Ranks) -> 
 
 
 def _announced(ranks: Ranks) -> Iterator[int]:
-    """Yield the index of each tensor that the first rank exchanges next, until the first rank ends the exchange."""
+    """Yield the indices of tensors that the first rank announces, one at a time, until it announces the end.
+
+    After each index, all ranks take part in copying or gathering the tensor with this index.
+    """
     while (number := ranks.largest(_END)) != _END:
         yield number
 

@@ -297,7 +297,7 @@ def require_fit(run: Run, saved: checkpoint.SavedCheckpoint) -> None:
 
     Raises:
         UsageFault: The checkpoint has another model, other data, or other settings that determine the window sequence.
-        DataError: A document or tensor differs from what a run writes.
+        DataError: A document or tensor is invalid: no run can have written it.
     """
     run.identity.require_same(saved)
     state = read_state(saved)

@@ -282,8 +282,8 @@ class Learner:
         Args:
             windows: The micro-batch.
             plan: Tasks, noise levels and drop-outs that were drawn for the micro-batch.
-            last: True for the last micro-batch of a step. Only then do ranks average their gradients. If parameters
-                are sharded over ranks, they average after every micro-batch.
+            last: True for the last micro-batch of a step. Ranks average their gradients after this micro-batch only.
+                With parameters that are sharded over ranks, `last` is ignored: ranks average after every micro-batch.
 
         Returns:
             Unweighted losses (B, 3) of samples and streams (`FlowLoss.each`), on the device.
@@ -351,7 +351,7 @@ class Learner:
 
     @contextlib.contextmanager
     def complete(self, ranks: Ranks) -> Iterator[Mapping[str, Mapping[str, Tensor]]]:
-        """Let the first rank read complete tensors.
+        """Let the first rank read the complete tensors of this learner: weights, EMA weights and optimizer state.
 
         The other ranks send their rows until the first rank leaves its ``with`` block.
 
@@ -369,7 +369,7 @@ class Learner:
 
     @torch.no_grad()
     def initialize(self, model: FlowModel) -> None:
-        """Copy another model's weights to the weights and EMA weights. All ranks must pass the same complete model."""
+        """Initialize weights and EMA weights from another model. All ranks must pass the same complete model."""
         copy_rows(self.model.parameters(), model.parameters())
         self.average.reset()
 
@@ -394,7 +394,7 @@ _FLOAT32: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class TrainingMemory:
-    """Memory of training on each GPU, in bytes."""
+    """Memory of training on each GPU in bytes, without activations."""
 
     weights: int
     gradients: int
@@ -411,7 +411,9 @@ class TrainingMemory:
 def training_memory(
     config: ModelConfig, *, vocab_size: int, speakers: int, average: bool = True, shards: int = 1
 ) -> TrainingMemory:
-    """Return the memory for float32 weights, gradients, AdamW and EMA weights.
+    """Return the GPU memory that training needs for float32 weights, gradients, AdamW's moments and EMA weights.
+
+    The memory for activations is not included.
 
     Args:
         config: Configuration of the model.

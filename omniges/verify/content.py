@@ -95,14 +95,14 @@ class Content:
 
 
 class _Sample:
-    """The sample that is being checked."""
+    """One sample during its check; the methods read its members and add findings about them."""
 
     def __init__(self, source: Source, row: ManifestRow, settings: dict[str, Any], out: Collector) -> None:
         self.row, self.settings, self.out = row, settings, out
         self._source = source
 
     def add(self, code: str, member: str, found: str, expected: str = "") -> None:
-        """Add a finding at the first byte of a member's data.
+        """Add a finding about a member. The finding's byte offset is the start of the member's data.
 
         Args:
             code: Key of `VERIFY_CODES`.
@@ -248,7 +248,7 @@ def _has_motion(row: ManifestRow) -> bool:
 
 
 def _parts_valid(sample: _Sample, metadata: dict[str, Any]) -> bool:
-    """Return whether the fields ``audio``, ``motion`` and ``cut`` of KEY.json follow the contract."""
+    """Return True if ``audio``, ``motion`` and ``cut`` of KEY.json follow the contract; add a finding otherwise."""
     audio, motion, cut = metadata["audio"], metadata["motion"], metadata["cut"]
     for name, part, fields in (("audio", audio, _AUDIO), ("motion", motion, _MOTION), ("cut", cut, _CUT)):
         if not isinstance(part, dict) or part.keys() != fields:
@@ -352,7 +352,7 @@ def _check_annotation(sample: _Sample) -> None:
 
 
 def _check_waveform(sample: _Sample, audio: dict[str, Any] | None) -> None:
-    """Check that audio is kept if and only if the settings require it, and that FLAC decodes to the correct length."""
+    """Check that a waveform is stored if and only if the settings require it, and that FLAC has the correct length."""
     present = [member for member in ("flac", "audio.npy") if member in sample.row.members]
     if audio is None:
         return
@@ -398,7 +398,7 @@ def _check_flac(sample: _Sample, data: bytes, audio: dict[str, Any]) -> None:
 
 
 def _summed(row: ManifestRow) -> tuple[str, ...]:
-    """Return the names of the members for which stats.json has statistics in the row's contract version."""
+    """Return the members with statistics in stats.json; these depend on the contract version of the row."""
     members = tuple(STATISTICS.values())
     return members[:2] if row.contract.version == 1 else members
 

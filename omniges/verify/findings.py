@@ -244,7 +244,10 @@ class Collector:
         return any(finding.severity == "error" for finding in self.findings)
 
     def finish(self) -> list[VerifyFinding]:
-        """Return all findings, sorted. For each code with further findings, one more finding states their number."""
+        """Return all findings, sorted.
+
+        If more than 20 findings of a code were added, an extra finding states how many of them are not listed.
+        """
         more = [
             VerifyFinding(code, self.file, f"{count - _PER_CODE} more findings of this code in this file")
             for code, count in self._seen.items()

@@ -125,14 +125,15 @@ class LocalSource:
     def view(self, size: int, offset: int) -> memoryview:
         """Return a view of the bytes at an offset, valid until the next call.
 
-        Small ranges share one buffer, which avoids new memory pages. Large ranges are memory-mapped.
+        Small ranges share one buffer, which avoids new memory pages. Large ranges are memory-mapped, and must end
+        within the file.
 
         Args:
             size: Number of bytes.
             offset: First byte in the file.
 
         Returns:
-            The bytes; fewer only at the end of the file.
+            At most `size` bytes; fewer only for a small range at the end of the file.
         """
         if size < _MAPPED_BYTES:
             if len(self._buffer) < size:
@@ -235,7 +236,7 @@ class RemoteSource:
             offset: First byte in the file.
 
         Returns:
-            Number of bytes read.
+            Number of bytes read; fewer than the buffer holds only at the end of the file.
         """
         data = self.read(len(view), offset)
         view[: len(data)] = data
@@ -249,7 +250,7 @@ class RemoteSource:
             offset: First byte in the file.
 
         Returns:
-            The bytes.
+            At most `size` bytes; fewer only at the end of the file.
         """
         return memoryview(self.read(size, offset))
 

@@ -239,7 +239,10 @@ class _Verification:
         ]
 
     def _check_side_file(self, folder: Folder, listed: Listed) -> list[VerifyFinding]:
-        """Check the size of a file and, above level quick, its checksum. Keep valid content that later checks need."""
+        """Check the size of a file; at the levels full and deep, also check its checksum.
+
+        Store the content of a valid file if later checks need it.
+        """
         out = Collector(listed.name)
         level = self.settings.level
         wanted = {schema.MANIFEST_FILE, schema.TOKENIZER_FILE}

@@ -75,10 +75,10 @@ def read_rows(data: bytes, samples: int, out: Collector) -> list[manifest.Manife
 
 
 def _first_torn_column(file: pq.ParquetFile) -> str:
-    """Return the name of the first column whose nulls contradict a related column; "" if all agree.
+    """Return the name of the first column that is null in other rows than its related column; "" if there is none.
 
-    The columns of one source file (path, sha256) must be null in the same rows, and so must the columns of one optional
-    member (offset, size, sha256).
+    Related columns must be null in the same rows. They are the columns of one source file (path, sha256), or the
+    columns of one optional member (offset, size, sha256).
     """
     groups = [[f"{source}_path", f"{source}_sha256"] for source in manifest.SOURCES]
     for member in manifest.optional_members(file.schema_arrow.names):
@@ -103,8 +103,8 @@ def check_rows(
         inventory: Valid contents of dataset.json.
 
     Returns:
-        By shard name, the rows of each shard with a consistent layout: its members lie one after the other and fill the
-        file. Also the findings.
+        A dictionary of the rows of each shard, by shard name, and the findings. The dictionary contains only shards
+        with a consistent layout: the members of the shard follow each other without gaps and fill the file.
     """
     out = Collector(schema.MANIFEST_FILE)
     for name in ("key", "stem"):
@@ -307,7 +307,8 @@ def _first_difference(found: Any, wanted: Any, name: str = "") -> tuple[str, str
 def check_tokenizer(data: bytes, words: Counter[str], tool: dict[str, Any]) -> list[VerifyFinding]:
     """Train a tokenizer on the words again, and compare the bytes of its tokenizer.json.
 
-    If the version of the tokenizers package differs, a difference is a note, not an error.
+    If the installed tokenizers package has another version than the one in `tool`, a difference in the field ``model``
+    is a note, and other differences are not reported.
 
     Args:
         data: Bytes of tokenizer.json.

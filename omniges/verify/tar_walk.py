@@ -66,7 +66,7 @@ class ShardPlan:
 
         Args:
             rows: Rows of the shard, in order of their position.
-            elsewhere: Name of the shard to which each key belongs, by key; used for errors.
+            elsewhere: For each sample key of the set, the name of the shard that contains it; used for findings.
 
         Returns:
             The plan.
@@ -94,9 +94,9 @@ class ShardPlan:
         return self.members[-1].end if self.members else 0
 
     def gap(self) -> tuple[Planned, int] | None:
-        """Return the first member that does not follow the previous member directly, and its expected data offset.
+        """Return the first member that does not start directly after the previous one, and its expected data offset.
 
-        Return None if there is no gap.
+        A member with a negative size also counts as a gap. Return None if there is no gap.
         """
         position = 0
         for planned in self.members:

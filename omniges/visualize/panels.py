@@ -320,7 +320,9 @@ def legend(axes: Axes, handles: Sequence[Any]) -> None:
 
 
 def draw_words(axes: Axes, view: View, *, empty: str = "") -> None:
-    """Draw a bar for the interval of each word, and the words above the bars without overlap.
+    """Draw a bar for the interval of each word. Write the words above the bars without overlap.
+
+    If there are too many words, only every n-th word is written.
 
     Args:
         axes: The panel.

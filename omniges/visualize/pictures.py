@@ -35,7 +35,7 @@ def spans(start_s: float, length_s: float, seconds: float | None = None) -> list
     Args:
         start_s: Start of the picture in seconds.
         length_s: Length of the clip in seconds.
-        seconds: Length of the picture in seconds; None: to the end.
+        seconds: Length of the picture in seconds; None: to the end of the clip. The picture is at most `MAX_S` long.
 
     Returns:
         Start and end of each row in seconds, at least one row.
@@ -208,9 +208,10 @@ def draw_result(
 
 
 def _view(row: Row, rows: Sequence[Row], span: tuple[float, float]) -> parts.View:
-    """Return the part of a row in a time span. Gesture also gets words, from the text row of the same role.
+    """Return the part of a row in a time span (start, end) in seconds.
 
-    Without such a text row, the words are those of the condition.
+    The part of a gesture row also contains words. They come from the text row with the same role, or, if there is none,
+    from the text row that is a condition.
     """
     start_s, stop_s = span
     words = next(
@@ -228,7 +229,7 @@ def _view(row: Row, rows: Sequence[Row], span: tuple[float, float]) -> parts.Vie
 
 
 def _draw(stream: Stream, figure: Figure, box: Box, view: parts.View, *, last: bool) -> None:
-    """Draw a row; the last row has a labelled time axis."""
+    """Draw a row. A time axis with labels is drawn for the last row, and for each row that shows motion."""
     if stream == "gesture" and len(view.times):  # the time axis is drawn between curves and figures
         left, bottom, width, height = box
         curves = figure.add_axes((left, bottom + 0.72 * height, width, 0.28 * height))

@@ -1,1 +1,1 @@
-"""Validation during training: losses, samples and metrics of fixed windows of the val split; the best checkpoint."""
+"""Validation during training: losses, samples and metrics on fixed windows of the val split; best checkpoint."""

@@ -93,7 +93,7 @@ def point_best(run: Path, checkpoint: Path) -> Path:
 
 
 def save_and_prune(run: Path, contents: Contents, limit: int, best: Best | None) -> tuple[Path, list[Path]]:
-    """Save a checkpoint, and remove checkpoints beyond the limit, except the best.
+    """Save a checkpoint, then remove the oldest checkpoints beyond the limit, but never the best one.
 
     RUN/best always points to a complete checkpoint. If the new checkpoint is the best, it is complete before the link
     changes. The previous best checkpoint is removed only afterwards.

@@ -53,7 +53,7 @@ class Place:
 
 
 def spread(count: int) -> list[int]:
-    """Permute the numbers 0 … count − 1 so that, for every k, the first k numbers are spread about evenly.
+    """Permute the numbers 0 … count − 1. For every k, the first k results cover the range about evenly.
 
     The numbers are sorted by their reversed bits (van der Corput 1935), and then shifted by count // 2.
 
@@ -71,8 +71,8 @@ def spread(count: int) -> list[int]:
 def choose_places(clips: Iterable[Clip], window_ticks: int, limit: int) -> list[Place]:
     """Choose windows evenly over speakers, then over their recordings, then over time.
 
-    Each speaker in turn contributes a window, and so does each recording of a speaker. Recordings shorter than a window
-    are skipped.
+    Windows are chosen in rounds. In each round, every speaker contributes one window. For each speaker, this window
+    comes from the next recording in turn. Recordings shorter than a window are skipped.
 
     Args:
         clips: The recordings.
@@ -135,7 +135,7 @@ class Window:
 
     @property
     def source_path(self) -> str:
-        """Path of the recording's motion file, or else of its audio or words, in the source data; "" without a path."""
+        """Path of the recording's first source file, in the order motion, audio, words; "" if there is none."""
         return next((self.row.sources[kind][0] for kind in ("npz", "wav", "textgrid") if kind in self.row.sources), "")
 
 
@@ -245,7 +245,7 @@ def open_held_out(
         The windows.
 
     Raises:
-        UsageFault: There are no tasks or no windows; the error explains how to create a val split.
+        UsageFault: There are no tasks, or the val split has no usable window; the error contains a remedy.
     """
     folders = {number: ShardFolder(one.catalog.folder, one.shard_source()) for number, one in enumerate(data)}
     held_out = {(number, row.key): row for number, one in folders.items() for row in one.rows if row.split == "val"}
@@ -363,9 +363,9 @@ def _cut(
 ) -> SampleArrays:
     """Cut a window out of a recording, as if the window were a short recording.
 
-    Times count from the start of the window. The clip's ``start_xz`` is x and z of the root in the first frame of the
-    window. ``trans`` (T, 3) is the root position in metres in each frame of the recording. ``sound`` (N,) is the
-    waveform of the recording at 16 kHz, or None.
+    In the result, times count from the start of the window, and ``start_xz`` is the root position (x, z) in the first
+    frame of the window. The arguments cover the complete recording: `trans` (T, 3) is the root position in metres in
+    each frame, and `sound` (N,) is the waveform at 16 kHz, or None.
     """
     first, ticks = window.start_tick, window.ticks
     frames = slice(first * FRAMES_PER_TICK, (first + ticks) * FRAMES_PER_TICK)
@@ -393,8 +393,8 @@ def _cut(
 def _latents(complete: F32, entry: CodecEntry, window: Window) -> F32:
     """Cut the latents of a window out of the latents of a clip, as training does.
 
-    The shape is (rows, channels) for a frame codec, and (vectors, channels) for a window codec, which encodes a window
-    as several vectors.
+    The result has shape (rows, channels) for a frame codec, and (vectors, channels) for a window codec. A window codec
+    encodes a window as several vectors.
     """
     if isinstance(entry, WindowEntry):
         vectors: F32 = complete[entry.grid.index(window.start_tick)].reshape(entry.latents, entry.channels)
@@ -406,8 +406,8 @@ def _latents(complete: F32, entry: CodecEntry, window: Window) -> F32:
 def _words(sample: SampleArrays, window: Window, latents: Collection[CodecEntry]) -> list[dict[str, Any]]:
     """Return the words of a window, clipped to the window.
 
-    A word belongs to the window if at least half a tick of it lies inside. If text is stored as latents, the words are
-    instead those that the latents of this window encode.
+    A word belongs to the window if at least half a tick of it lies inside. If text is stored as latents, this rule
+    does not apply: the result contains the words that the latents of this window encode.
     """
     place = window.start_tick, window.ticks
     if not any(isinstance(entry, WindowEntry) for entry in latents):

@@ -210,7 +210,7 @@ class ValidationResult:
         }
 
     def not_computed(self) -> dict[str, dict[str, str]]:
-        """Return the reason for each metric value that was not computed, by task and metric."""
+        """Return, by task and metric, the reason why a metric of the generated results was not computed."""
         return {
             task: {
                 metric_name(one.metric): one.why_not or ""
@@ -231,7 +231,7 @@ class ValidationResult:
 
 
 class Validation:
-    """The held-out windows, sampler and settings with which a run is validated; `run` validates the current weights."""
+    """Validation of a training run: held-out windows, sampler and settings; `run` validates the current EMA weights."""
 
     def __init__(
         self,
@@ -387,7 +387,10 @@ class Validation:
         return found
 
     def _generated(self, turns: SharedWork, results: WindowResults) -> list[GeneratedWindow]:
-        """Generate every window for every task; return the results in order of task and window."""
+        """Generate each window for each task whose streams it has; return the results in order of task and window.
+
+        If a task cannot be sampled, its results contain the reason and no content.
+        """
 
         def of(group: tuple[list[HeldOutWindow], str]) -> list[GeneratedWindow]:
             held, task = group

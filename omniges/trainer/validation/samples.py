@@ -75,13 +75,14 @@ class HeldOutWindow:
 
     @property
     def described(self) -> dict[str, ValueOf]:
-        """Functions ``f(first_tick, ticks)`` by condition stream; all arguments give the value of this window."""
+        """Functions by condition stream; each takes (first tick, ticks) and always returns the value of this window."""
         return {name: constant(value) for name, value in self.conditions.items()}
 
     def ticks_of(self, name: StreamName) -> TicksOf:
-        """Return a function of (first tick, ticks) that returns the array of a stream, for use as a condition.
+        """Return a function that the sampler calls with (first tick, ticks) to get the array of a condition stream.
 
-        The function accepts only the complete window, because latents cannot be cut.
+        The function accepts only the ticks of the complete window, because latents cannot be cut. It raises ValueError
+        for other ticks.
         """
 
         def complete(first: int, count: int) -> npt.NDArray[Any]:
@@ -150,7 +151,7 @@ def sample_windows(sampler: Sampler, task: str, held: Sequence[HeldOutWindow], h
 
 @dataclass(frozen=True, slots=True)
 class WindowResults:
-    """A converter of model outputs to results of windows, which works like `omniges generate`."""
+    """Converter of the content generated for windows to results, with the code of `omniges generate`."""
 
     samples: WindowFolder
     windows: Sequence[Window]
@@ -183,7 +184,10 @@ class WindowResults:
         return results
 
     def files_of(self, generated: GeneratedWindow) -> ResultFiles:
-        """Encode the files of a result, with a waveform, as `omniges generate` writes them."""
+        """Encode the files of a result as `omniges generate` writes them; generated audio includes a waveform.
+
+        If `generated` contains a reason (`why_not`) and no content, return this reason and no files.
+        """
         if generated.why_not is not None:
             return ResultFiles(generated.task, generated.number, {}, {}, {}, (), None, generated.why_not)
         results = self.of(generated, VOCODER)
@@ -331,7 +335,10 @@ _CLASSES: Final[Mapping[str, Callable[..., Any]]] = {
 
 
 def pack(items: Sequence[Any]) -> bytes:
-    """Serialize results as JSON: dataclasses, arrays, bytes, texts, numbers, lists and tuples."""
+    """Serialize items as JSON, so that ranks can send them to each other.
+
+    Items may consist of the dataclasses in `_CLASSES`, arrays, bytes, texts, numbers, lists, tuples and dictionaries.
+    """
 
     def plain(value: Any) -> dict[str, Any]:
         if isinstance(value, bytes):

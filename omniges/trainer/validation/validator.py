@@ -50,7 +50,7 @@ class RunValidator:
         self._warned = False
 
     def validate(self, state: RunState, stopper: Stopper) -> None:
-        """Validate the current weights, write the files, and report the results.
+        """Validate the current EMA weights, write the files, and report the results.
 
         Args:
             state: State of the run; its `best` is replaced if this step is the best so far.
