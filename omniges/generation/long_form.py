@@ -51,7 +51,7 @@ class WindowSettings:
     """True: windows share no ticks. Targets whose tokens encode a complete window need this."""
 
     def __post_init__(self) -> None:
-        """Refuse overlaps out of range, and lengths that do not contain complete tokens."""
+        """Refuse values out of range, and a window or an overlap that is not a multiple of ``tick_multiple``."""
         if min(self.windows, self.at_once) < 1:
             raise ValueError(f"windows, at_once: expected at least 1, found {self.windows}, {self.at_once}")
         flag = f"--overlap-ticks {self.overlap_ticks}"
@@ -85,7 +85,10 @@ class Timeline:
 
 
 def window_starts(ticks: int, window: int, overlap: int) -> list[int]:
-    """Return the first ticks of windows that cover a timeline. The last window ends at the end of the timeline.
+    """Return the first tick of each window of a timeline, for windows of equal length.
+
+    The last window ends at the end of the timeline. A timeline that is not longer than a window has one window, which
+    starts at tick 0.
 
     Args:
         ticks: Length of the timeline.
@@ -102,10 +105,13 @@ def window_starts(ticks: int, window: int, overlap: int) -> list[int]:
 
 
 def window_spans(ticks: int, settings: WindowSettings) -> list[tuple[int, int]]:
-    """Return the windows that cover a timeline.
+    """Return the first tick and the length of each window of a timeline.
 
-    Windows overlap by at least ``overlap_ticks``. If they are ``disjoint``, they follow each other without gaps, and
-    the last two windows share the remaining ticks about equally. So neither of them is very short.
+    If ``disjoint`` is False, successive windows overlap by at least ``overlap_ticks``. If it is True, windows follow
+    each other without gaps or overlaps. The last two disjoint windows may be shorter than the others. They have about
+    the same length, so that neither of them is very short.
+
+    A timeline that is not longer than a window has one window of the timeline's length.
 
     Args:
         ticks: Length of the timeline.
@@ -135,8 +141,8 @@ def window_borders(spans: Sequence[tuple[int, int]]) -> list[int]:
 def fade_in(ticks: int) -> npt.NDArray[np.float64]:
     """Return T rising weights of a cross-fade: sin²(π t / 2) at t = k / (T + 1), k = 1 … T.
 
-    Its slope is 0 at both ends, because predictions are worst at the edges of a window, where context is missing. With
-    a linear fade, window boundaries stay visible.
+    The fade has the slope 0 at both ends, because predictions are worst at the edges of a window, where context is
+    missing. With a linear fade, window boundaries stay visible.
 
     Args:
         ticks: Number of weights T.
@@ -222,11 +228,12 @@ def sample_timelines(
         seed: Seed of the noise.
         windows: Lengths of the windows.
         settings: Steps and solver.
-        worked: Function called after each step with a number of ticks; the numbers sum to all generated ticks.
+        worked: Function called after each step with a number of ticks. The sum of these numbers is the number of
+            all generated ticks.
 
     Yields:
-        The index of the timeline, the arrays of a chunk by stream, and their length in ticks. Ticks that
-        overlap the next chunk are left out; the next chunk yields them.
+        For each chunk: the index of its timeline, its arrays by stream, and their length in ticks. The arrays end
+        where the next chunk of the timeline begins; the arrays of the next chunk contain the overlap.
 
     Raises:
         ValueError: `windows.disjoint` is False, but the tokens of a target encode complete windows, so windows must
@@ -307,7 +314,11 @@ def _denoise(
     settings: SamplingSettings,
     after_step: Callable[[], None],
 ) -> list[dict[StreamName, Tensor]]:
-    """Sample several chunks. Return the clean tokens (N, C) of each chunk, cross-faded with the previous chunk."""
+    """Sample several chunks together, and return the clean tokens (N, C) of each chunk by stream.
+
+    `before` contains, for each chunk, the clean tokens of the previous chunk where the two chunks overlap. The new
+    tokens are cross-faded with them.
+    """
     device = next(model.parameters()).device
     plans = {name: _Plan.of(model.stream(name), chunks, device) for name in (*targets, *model.carried(targets))}
     drawn = {
@@ -348,7 +359,10 @@ def _denoise(
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Positions of one stream's tokens in several chunks, which contain W windows in total, each of M tokens."""
+    """Positions of one stream's tokens in several chunks.
+
+    The chunks contain W windows in total. Each window contains M tokens of the stream.
+    """
 
     offsets: list[int]  # index of the first token of each chunk, and the number of all tokens
     rows: Tensor  # (W, M) indices of the tokens of each window
@@ -394,11 +408,11 @@ def _held(
     before: Sequence[Mapping[StreamName, Tensor]],
     model: FlowModel,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the tokens of the previous chunks that overlap with the given chunks, for the cross-fade.
+    """Return the tokens that chunks share with their previous chunks, and the weights of the cross-fade.
 
-    For n overlapping tokens, returns their indices (n,) among the tokens of the given chunks, their clean values (n, C)
-    from the previous chunks, and the weights (n, 1) of these values. In each overlap, the weights decrease from the
-    first token to the last.
+    For n shared tokens, the function returns three tensors: the indices (n,) of these tokens among the tokens of the
+    given chunks, their clean values (n, C) in the previous chunks, and the weights (n, 1) of these values. In each
+    overlap, the weights decrease from the first token to the last.
     """
     stream = model.stream(name)
     counts = [0 if stream.complete_windows else stream.count(x.shared) for x in chunks]

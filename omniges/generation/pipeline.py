@@ -1,9 +1,9 @@
 """`OmnigesPipeline` runs a trained model in Python. Inputs are arrays or files; results are arrays.
 
-The interface is similar to pipelines of diffusers. The class does not derive from `diffusers.DiffusionPipeline`, which
-may download and unpickle files and draws noise from a generator. `OmnigesPipeline` loads a checkpoint, verifies its
-checksums and downloads nothing. Noise is keyed by seed, sample and tick, so a call and the command `generate` give the
-same results.
+The interface is similar to pipelines of diffusers. The class does not derive from `diffusers.DiffusionPipeline`. That
+class may download and unpickle files, and it draws noise from a random generator. `OmnigesPipeline` loads a checkpoint,
+verifies its checksums and downloads nothing. Noise is keyed by seed, sample and tick, so a call of the pipeline and the
+command `generate` give the same results.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class OmnigesSample:
         return waveform_from_mel(self.mel, chosen.begin(self.seed))
 
     def save(self, path: Path | str) -> list[Path]:
-        """Write the sample in the format that the ending of a path names, or in all formats.
+        """Write the sample to one file in the format of the path's ending, or to files in all formats.
 
         Args:
             path: ``NAME.npz`` is motion in the format of BEAT2. ``NAME.wav`` is the waveform by Griffin–Lim, scaled
@@ -150,7 +150,7 @@ class OmnigesSample:
                 writes all of these files that the task produces.
 
         Returns:
-            The files, in the order in which they were written.
+            Paths of the files, in the order in which they were written.
 
         Raises:
             UsageFault: The task does not produce this format.
@@ -322,7 +322,9 @@ class OmnigesPipeline:
         return tuple(self._loaded.identity.conditions)
 
     def speaking_rate(self, shards: Path | str) -> SpeakingRate:
-        """Learn the speaking rate of the train split of a shard folder, for plain text.
+        """Learn a speaking rate from the words of a shard folder's train split.
+
+        Pass it as `speaking_rate` in a call, to estimate the times of words in plain text.
 
         Args:
             shards: The shard folder.
@@ -422,8 +424,8 @@ class OmnigesPipeline:
     def _item(self, task: str, inputs: Mapping[str, tuple[Any, Any]], seconds: float | None) -> Input:
         """Read the inputs of a task and cut them to one length.
 
-        `inputs` contains the value of each stream, and the sample rate, speaking rate or frame rate of that value. Each
-        is None if the user does not pass it.
+        `inputs` contains a pair for each stream: its value, and the sample rate of audio, the speaking rate of text or
+        the frame rate of gesture. An item that the user does not pass is None.
         """
         _require_inputs(task, {name: content for name, (content, _) in inputs.items()})
         conditions: list[Condition] = []
@@ -526,7 +528,7 @@ def _reporting(callback: Callable[[float, float], None] | None, total_ticks: int
 
 
 def _require_inputs(task: str, inputs: Mapping[str, object]) -> None:
-    """Raise UsageFault unless exactly the inputs of the task are given."""
+    """Raise UsageFault if an input of the task is missing, or if another input is given."""
     passed = {name for name, value in inputs.items() if value is not None}
     wanted = set(TASKS[task].conditions)
     if passed != wanted:
@@ -549,7 +551,7 @@ def _item(conditions: Sequence[Condition], seconds: float | None, reading: Readi
 
 
 def _names_file(text: str) -> bool:
-    """Return whether text is a path rather than words to speak: the file exists, or the text looks like a path."""
+    """Return True if a text is the path of an existing file or looks like a path; False if it is words to speak."""
     if "\n" in text or "\0" in text or len(text) > _LONGEST_PATH:
         return False
     return Path(text).suffix.lower() in _TEXT_ENDINGS or _PATH.fullmatch(text) is not None or os.path.isfile(text)

@@ -48,7 +48,11 @@ _SOURCE: Final[Mapping[str, Callable[[Any], bool]]] = {
 
 
 def _is_name(value: str) -> bool:
-    """Return whether a text is a valid file name; names of the user's files may have any characters."""
+    """Return whether a text can be the name of a file on Linux.
+
+    A name has 1 to 255 bytes, without ``/`` and NUL, and is not ``.`` or ``..``. All other characters are valid,
+    because results take the names of the user's files.
+    """
     fits = len(value.encode(errors="replace")) <= _LONGEST_NAME_BYTES
     return fits and value not in {"", ".", ".."} and not set(value) & set("/\0")
 

@@ -54,8 +54,8 @@ def generate(
         codecs: Result of `codecs_of`, if the caller uses it for several calls; None: create it.
         beside: Endings of files that the caller will write beside each result. Without ``overwrite``, such files must
             not exist.
-        stale: Endings or names of files, such as videos, that show a result and that the caller will not write again. A
-            result is not replaced if such a file exists beside it.
+        stale: Endings or names of files, such as videos, that show an old result and that the caller will not write
+            again. If such a file exists beside a result, the result is not replaced, and UsageFault is raised.
 
     Returns:
         The summary.
@@ -238,7 +238,8 @@ class _Job:
 
         Args:
             group: The inputs.
-            worked: Function called after each step with a number of ticks; the numbers sum to all generated ticks.
+            worked: Function called after each step with a number of ticks. The sum of these numbers is the number of
+                all generated ticks.
 
         Yields:
             For each result, the path of its record, and the record.

@@ -153,7 +153,7 @@ class Codecs:
             folders: Name and folder of each codec that the user gives.
             t5_tokenizer: Folder of T5's tokenizer, if the text codec's folder does not contain it.
             quantised: True: quantize latents to codes before decoding, for codecs with codes.
-            origin: Option that gives the folders, and file that contains the entries, for errors.
+            origin: Two names for errors: the option that gives the folders, and the file that contains the entries.
             device: Device of the codecs; None: the GPU if there is one.
 
         Raises:
@@ -184,11 +184,11 @@ class Codecs:
 
         Args:
             tasks: The tasks.
-            sources: Inputs; latents in shards need no codec.
+            sources: Inputs of the tasks. If shards contain latents of a condition, no codec is needed to encode it.
 
         Raises:
-            UsageFault: A folder is not given, or contains another codec.
-            DataError: A folder contains no codec.
+            UsageFault: The folder of a needed codec is not given, or contains another codec.
+            DataError: The folder of a needed codec contains no codec.
         """
         wanted = list(tasks)
         conditions = {stream for task in wanted for stream in task.conditions}
@@ -244,7 +244,10 @@ class Codecs:
     def _texts_of(
         self, condition: Condition, ticks: int, spans: Sequence[tuple[int, int]]
     ) -> tuple[TicksOf, list[str]]:
-        """Return a function that gives the latents (N, V) of a window's text, and warnings about lost text."""
+        """Return a function that gives the latents (N, V) of a window's text, and warnings about lost text.
+
+        Text is lost if it is too long for the codec, or if the codec cannot encode some letters.
+        """
         codec = cast("WindowCodec", self.load(condition.stream, "encode"))
         texts = codec.texts(condition.words, ticks, spans)
         shape = codec.entry.latents, codec.entry.channels
@@ -300,7 +303,7 @@ class Codecs:
 
         Args:
             stream: The stream.
-            *ends: ``encode``, ``decode`` or both.
+            *ends: Directions: ``encode``, ``decode`` or both.
 
         Returns:
             The codec.
@@ -371,7 +374,7 @@ class Sampler:
         Args:
             model: Model in evaluation mode.
             identity: Identity of the model.
-            codecs: Codecs of its streams stored as latents.
+            codecs: Codecs of the model's streams that are stored as latents.
             autocast: Function that returns a context with the precision of the model; codecs set their own precision.
         """
         self.model, self.identity, self.codecs, self.autocast = model, identity, codecs, autocast
@@ -382,7 +385,7 @@ class Sampler:
 
         Args:
             name: Name of the speaker, or None.
-            named: True: the user gave the name, so an unknown name is refused.
+            named: True: the user gave the name, so an unknown name is refused. False: an unknown name gets 0.
 
         Returns:
             The number.
@@ -445,7 +448,7 @@ class Sampler:
 
         Args:
             folder: Folder of temporary files, see `Spool`.
-            recorded: Recorded streams of samples to show beside the results.
+            recorded: Streams whose recordings are also read from shards, to draw them beside the results.
 
         Returns:
             The settings.
@@ -484,7 +487,8 @@ class Sampler:
             seed: Seed of the noise, which is keyed by seed, sample and tick.
             windows: Lengths of the windows.
             settings: Steps and solver.
-            worked: Function called after each step with a number of ticks; the numbers sum to all generated ticks.
+            worked: Function called after each step with a number of ticks. The sum of these numbers is the number of
+                all generated ticks.
 
         Yields:
             Parts of the results.
@@ -515,7 +519,7 @@ class Sampler:
 
 
 def joined(parts: Iterable[Part]) -> list[dict[StreamName, Any]]:
-    """Decode all parts and concatenate those of each timeline; return the complete arrays by stream, for each timeline.
+    """Decode and concatenate the parts of each timeline; return the complete arrays of each timeline, by stream.
 
     All arrays are in memory. The errors are those of `Part.arrays`.
     """
@@ -598,8 +602,9 @@ def shown_values(
         spans: First tick and length of each window, in ticks.
 
     Returns:
-        An empty dictionary if the model has no condition streams. Otherwise the key ``conditions`` contains, by name of
-        the stream, one value if all windows have the same value, or a list of values. None: no value.
+        An empty dictionary if the model has no condition streams. Otherwise a dictionary with the key ``conditions``,
+        which contains the values by name of the stream: one value if it is equal in all windows, otherwise a list with
+        the value of each window. A window without a value has None.
     """
     found: dict[str, Any] = {}
     for name, stream in streams.items():

@@ -120,7 +120,7 @@ class Sources:
 
     @property
     def from_shards(self) -> bool:
-        """True if inputs are samples of the shard folder; otherwise the folder only provides the speaking rate."""
+        """True if inputs are samples of the shard folder. If False, the folder only provides the speaking rate."""
         return bool(self.keys or self.split)
 
 
@@ -200,7 +200,10 @@ class GenerateSettings:
         self._refuse_names_of_bytes()
 
     def _refuse_names_of_bytes(self) -> None:
-        """Refuse file names that are not UTF-8 before generation starts, because a record cannot contain them."""
+        """Refuse file names that are not UTF-8, because a record cannot contain them.
+
+        The names are checked here so that the error is raised before generation starts.
+        """
         files = [(f"--{name}", file) for name in ("audio", "text", "gesture") for file in self.sources.files(name)]
         others = {"--shards": self.sources.shards, "--checkpoint": self.checkpoint, "--vocoder": self.vocoder}
         others["--body"] = self.body

@@ -6,9 +6,9 @@ librosa's Griffin-Lim with momentum 0.99 (Griffin and Lim 1984; Perraudin et al.
 A mel of 64 bands lacks detail, so the waveform is for listening, not for measuring.
 
 A HiFi-GAN folder is written by `SpeechT5HifiGan.save_pretrained` of transformers; AudioLDM2 has one under ``vocoder``.
-It contains ``config.json``, and ``model.safetensors`` or ``pytorch_model.bin``. Its mel must have 64 bands, 16 kHz and
-hop 160. The mel must also be the natural logarithm of magnitudes, as in AudioLDM2. This cannot be checked, because no
-file states it.
+It contains ``config.json``, and ``model.safetensors`` or ``pytorch_model.bin``. The network must expect a mel with 64
+bands, 16 kHz and hop 160. It must also expect the natural logarithm of magnitudes, as in AudioLDM2. This last condition
+cannot be checked, because the files do not state it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class _Config:
     model_type: Literal["hifigan", "speecht5_hifigan"] = "hifigan"
 
     def of_transformers(self) -> dict[str, Any]:
-        """Return the arguments of transformers' configuration, with lists in place of tuples."""
+        """Return the settings as arguments of `SpeechT5HifiGanConfig`, with lists in place of tuples."""
         found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         del found["model_type"]
         return found
@@ -79,7 +79,7 @@ class _Config:
 
     @property
     def context_frames(self) -> int:
-        """Number of mel frames on each side that a sample can depend on."""
+        """Number of mel frames on each side of an audio sample that can influence the sample."""
         reach = 3.0  # the first convolution has 7 taps
         samples = 1
         residual = max(
@@ -201,7 +201,7 @@ def waveform_from_mel(mel: F32, stream: VocoderStream) -> F32:
         stream: A converter that has not received frames yet.
 
     Returns:
-        16 kHz samples (160 F,) float32 in [−1, 1], scaled down if they are louder.
+        16 kHz samples (160 F,) float32 in [−1, 1]. If some samples exceed this range, all are scaled down.
 
     Raises:
         ValueError: The mel has another shape or, for Griffin–Lim, fewer than 4 frames.
@@ -303,8 +303,8 @@ def _read_config(folder: Path) -> _Config:
 class HifiGan:
     """A converter of one log-mel to 16 kHz samples that runs a HiFi-GAN on segments of 5 s.
 
-    The input of the network includes its receptive field on both sides of a segment, so boundaries of segments are not
-    audible.
+    For each segment, the network also receives all frames before and after the segment that can influence it. So
+    boundaries of segments are not audible.
     """
 
     def __init__(self, model: torch.nn.Module, context_frames: int, place: str = "the vocoder") -> None:
@@ -327,7 +327,10 @@ class HifiGan:
 
     @torch.no_grad()
     def _sound(self, frames: int, stop: int) -> F32:
-        """Compute the samples of the next `frames` frames from the stored frames up to `stop`."""
+        """Compute the samples (160 · frames,) of the next `frames` frames.
+
+        The network receives the first `stop` stored frames, which include the context on both sides.
+        """
         device = next(self._model.parameters()).device
         mel = torch.from_numpy(np.ascontiguousarray(self._held[:stop])).to(device)
         samples: F32 = self._model(mel).float().cpu().numpy()

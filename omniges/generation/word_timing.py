@@ -3,10 +3,14 @@
 Checkpoints contain the speaking rate.
 
 A word of n letters takes a + b·n seconds (least squares over the words of the train split). Pauses are medians of the
-gaps between words. The pause within a phrase is the median of gaps below 0.2 s. The pause after a comma and similar is
-the median of gaps from 0.2 to 0.6 s. The pause after a full stop and similar is the median of gaps from 0.6 to 2 s. If
-the shards contain no gap of such a length, the pause is the lower bound. Times are estimates, and results contain a
-warning about this.
+gaps between words in the train split:
+
+* Pause within a phrase: median of gaps from 0 to 0.2 s.
+* Pause after a comma or a similar mark: median of gaps from 0.2 to 0.6 s.
+* Pause after a full stop or a similar mark: median of gaps from 0.6 to 2 s.
+
+If there are no gaps in one of these ranges, the pause is the lower bound of the range. Times are estimates, and results
+contain a warning about this.
 """
 
 from __future__ import annotations
@@ -98,7 +102,10 @@ def learn_rate(clips: Iterable[Sequence[Mapping[str, Any]]]) -> SpeakingRate:
 
 
 def _without_edges(token: str) -> str:
-    """Return a token without the punctuation at its edges; accents and vowel signs belong to the preceding letter."""
+    """Return a token without the punctuation at its edges; "" if it is only punctuation.
+
+    Accents and vowel signs after the last letter are kept, because they belong to this letter.
+    """
     inside = [k for k, letter in enumerate(token) if letter.isalnum() or letter in "_'"]
     if not inside:
         return ""
@@ -109,7 +116,7 @@ def _without_edges(token: str) -> str:
 
 
 def _other_format(text: str) -> str | None:
-    """Return the name of a text's format, such as JSON; None if the text is plain words."""
+    """Return what a text contains in place of plain words, such as "JSON" or a control character; None: plain words."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     start = "\n".join(lines[:3])
     tag = _TAG.match(start)

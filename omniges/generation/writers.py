@@ -56,7 +56,7 @@ _UNWRITABLE: Final = frozenset({"Cc", "Cs"})
 
 @dataclass(frozen=True, slots=True)
 class OutFile:
-    """A file of a result."""
+    """One file of a result: its kind, the ending of its name, and its content in parts."""
 
     kind: str  # key in `GeneratedRecord.files`
     ending: str  # ending of the file name, such as .npz
@@ -79,7 +79,7 @@ class GestureSink:
         self._invalid = 0.0
 
     def append(self, gesture: F32, /) -> None:
-        """Append channels (T, 415) or (T, 424); raise DataError for a rotation that `valid_motion` cannot convert."""
+        """Append channels (T, 415) or (T, 424); raise DataError if `valid_motion` cannot convert them."""
         six_d = gesture[:, LAYOUT.rotations].reshape(len(gesture), -1, 6)
         self._invalid += invalid_rotations(six_d) * len(gesture)
         if len(self._channels):
@@ -200,7 +200,8 @@ class SpeechSink:
 class Labels:
     """Converter of generated texts to valid TextGrid labels.
 
-    `warnings` names the texts that programs read in TextGrids as silence, and counts texts with control characters.
+    `warnings` gives the number of texts with control characters. It also lists the texts, such as "sil", that mean
+    silence or an unknown word in TextGrids.
     """
 
     def __init__(self, kind: str) -> None:
@@ -251,7 +252,10 @@ class TextSink:
         return [WordInterval(labels.label(word.word), word.start, word.end) for word in decoded]
 
     def spoken(self) -> tuple[list[WordInterval], bool]:
-        """Return the words that programs read from the TextGrid, and True, because the words have times."""
+        """Return the words, and True, because they have times.
+
+        Words that mean silence or an unknown word in TextGrids, such as "sil", are left out.
+        """
         return _without_silences(self._labelled(Labels("words"))), True
 
     def files(self) -> Iterator[OutFile]:
@@ -299,7 +303,10 @@ class WindowTextSink:
                 self._cut_from_s.append(start)
 
     def spoken(self) -> tuple[list[WordInterval], bool]:
-        """Return the texts that programs read from the TextGrid, and False, because the words have no times."""
+        """Return the texts of windows, and False, because the words have no times.
+
+        Texts that mean silence or an unknown word in TextGrids, such as "sil", are left out.
+        """
         return _without_silences(self._intervals), False
 
     def files(self) -> Iterator[OutFile]:
@@ -391,7 +398,7 @@ class Results:
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings about the files; all warnings exist only after the iterator of `files` has ended."""
+        """Warnings about the files. The list is complete only after the iterator of `files` has ended."""
         return [warning for sink in self.sinks.values() for warning in sink.warnings]
 
 
@@ -408,7 +415,7 @@ def result_picture(
         task: Name of the task.
         item: The input.
         results: The result.
-        body: Body whose start position is the start of the motion.
+        body: Body of the motion; its start position is the position of the root in the first frame.
         codec: Tokenizer of text tokens.
         part: Start and length of the time span to draw.
 
@@ -440,8 +447,8 @@ def result_picture(
 def _rows_of(condition: Condition, codec: TextTokenCodec | None, start: int, stop: int) -> Any:
     """Return the rows of a condition from tick `start` to tick `stop`; for text, return words instead of rows.
 
-    These are the words that have text tokens before `stop`. Without a `codec`, or if the text is stored
-    as latents, they are all words.
+    If there is a `codec` and the text is stored as tokens, the words are those that have text tokens before `stop`.
+    Otherwise all words are returned.
     """
     if condition.stream != "text":
         return condition.array(start, stop - start)

@@ -1,8 +1,9 @@
 """Values of a metric per clip, and their summaries: means, confidence intervals and shuffled pairings.
 
-No function in this package changes an argument. Arrays of other types are copied to float64. The random generator is
-Philox4x64-10 with the seed as key. This module itself converts the generator's raw output to numbers in a range. So the
-numbers do not depend on the version of numpy.
+No function in this package changes the arrays that it receives. Arrays that are not float64 are copied to float64.
+
+The random generator is Philox4x64-10 with the seed as key. This module itself converts the generator's raw output to
+numbers in a range. So the numbers do not depend on the version of numpy.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class ClipValue:
 
 
 def weighted_mean(clips: Sequence[ClipValue]) -> float:
-    """Return the weighted mean of the clips' values: the value of the metric for all clips.
+    """Return the weighted mean of the values of clips, which is the value of the metric for all clips together.
 
     Args:
         clips: Value and weight of each clip.
@@ -128,8 +129,9 @@ def bootstrap(
         statistic: Function that takes clip numbers (clips,), which may repeat, and returns the statistic of the clips.
         seed: Key of the generator, 0 to 2^64 − 1.
         resamples: Number of resamples, at least 1.
-        centred: Shift the statistics of the resamples so that their mean equals the value over all clips. Use it for
-            statistics such as a Fréchet distance. They are larger for resamples, which have fewer different clips.
+        centred: Shift the statistics of the resamples so that their mean equals the value over all clips. Use it for a
+            statistic, such as a Fréchet distance, that is larger for resamples than for all clips. The reason is that
+            a resample contains fewer different clips.
 
     Returns:
         The value over all clips with its 95 % interval.
@@ -177,9 +179,10 @@ def _interval(value: float, values: F64) -> Interval:
 
 
 def shuffled_pairing(clips: int, seed: int) -> I64:
-    """Assign the audio of another clip to each clip: the next clip in a random cycle through all clips.
+    """Assign the audio of another clip to each clip, at random.
 
-    All cycles are equally likely (Sattolo 1986).
+    A random cycle through all clips is drawn; all cycles are equally likely (Sattolo 1986). Each clip gets the audio of
+    the next clip in the cycle.
 
     Args:
         clips: Number of clips, at least 2.

@@ -1,10 +1,10 @@
 """Fréchet distance between two sets of features, and the encoders that compute the features.
 
 The distance is computed without a matrix square root, because that can fail for singular matrices. The user can supply
-a file. It contains either computed features or an encoder: EMAGE's motion encoder, a TorchScript program or
-convolutions. Without such a file, the built-in descriptor computes the features; its distance is not a published FGD
-(Fréchet gesture distance). A TorchScript file is a program that runs with the user's rights, so it is loaded only if
-the user trusts it.
+a file with computed features, or a file with an encoder: EMAGE's motion encoder, a TorchScript program or convolutions.
+Without such a file, the built-in descriptor computes the features. Its distances are not comparable with published FGD
+values (Fréchet gesture distance). A TorchScript file is a program that runs with the user's rights, so it is loaded
+only if the user trusts it.
 
 Letters: N rows or windows, D features, T frames. Distances are in float64.
 """
@@ -112,11 +112,13 @@ def _gaussian(features: Numbers, what: str) -> _Gaussian:
 def frechet_distance(generated: Numbers, recorded: Numbers, settings: FrechetSettings, *, encoder: str) -> FrechetScore:
     """Return the Fréchet distance |m1 − m2|² + tr(S1 + S2 − 2 (S1 S2)^½) of two sets of features.
 
-    Covariances S have divisor N − 1 (Dowson and Landau 1982). tr (S1 S2)^½ is the sum of the singular values of A1 A2ᵀ
-    for any A1ᵀA1 = S1 and A2ᵀA2 = S2. This is exact, real, and defined for singular covariances. With
-    ``settings.offset``, this term uses S1 + offset · I and S2 + offset · I; I is the identity matrix. All other terms
-    use S1 and S2. The value may then be negative. Without an offset, only rounding can cause negative values, which
-    become 0.
+    m is the mean of a set, and S is its covariance with divisor N − 1 (Dowson and Landau 1982). The term tr (S1 S2)^½
+    is the sum of the singular values of A1 A2ᵀ, where A1ᵀA1 = S1 and A2ᵀA2 = S2. This sum is exact and real, and also
+    defined for singular covariances.
+
+    ``settings.offset`` changes only this term: it uses S1 + offset · I and S2 + offset · I, where I is the identity
+    matrix. With an offset above 0, the distance may be negative. With an offset of 0, a value that is negative because
+    of rounding is set to 0.
 
     Args:
         generated: Features (N1, D).
@@ -156,7 +158,9 @@ def frechet_distance(generated: Numbers, recorded: Numbers, settings: FrechetSet
 
 
 def describe(joints: Numbers) -> F64:
-    """Compute the features of the built-in descriptor, as docs/reference/metrics.md lists them.
+    """Compute the features of the built-in descriptor: statistics of 7 joints in windows of 32 frames.
+
+    A window starts every 16 frames. docs/reference/metrics.md lists the features.
 
     Args:
         joints: Positions (T, 55, 3) in metres with at least 32 frames.
@@ -230,7 +234,7 @@ def load_encoder(path: Path, *, trust_program: bool = False) -> Encoder:
 
     Args:
         path: The file.
-        trust_program: Load the file as a TorchScript program, which runs with the user's rights.
+        trust_program: True: load the file as a TorchScript program, which runs with the user's rights.
 
     Returns:
         The encoder, named by file name and checksum.
@@ -256,7 +260,7 @@ def load_encoder(path: Path, *, trust_program: bool = False) -> Encoder:
 
 
 def _is_program(path: Path) -> bool:
-    """Return True if an archive contains TorchScript code; False also for a damaged archive."""
+    """Return whether a zip archive contains TorchScript code; return False if the archive is damaged."""
     try:
         with open(open_file(path), "rb") as file, zipfile.ZipFile(file) as archive:
             return any("/code/" in name for name in archive.namelist())
@@ -271,7 +275,7 @@ def _name(kind: str, path: Path) -> str:
 
 
 def _line(error: Exception) -> str:
-    """Return the first line of an exception's text."""
+    """Return the first line of an exception's text, or the name of its class if the text is empty."""
     return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 

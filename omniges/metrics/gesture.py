@@ -43,9 +43,9 @@ _MIN_SAMPLES: Final = 2048  # librosa's window
 
 
 def scored_poses(poses: Numbers, settings: PositionSettings) -> F64:
-    """Return a copy of poses in which the rotations that are not scored are zero.
+    """Return a copy of poses in which the rotations that a profile does not score are zero.
 
-    The joints to score are the joints of these poses, with a translation of zero.
+    The positions of joints for the metrics are computed from this copy, with a translation of zero.
 
     Args:
         poses: Axis-angle poses (T, 165) in radians.
@@ -73,7 +73,7 @@ def scored_poses(poses: Numbers, settings: PositionSettings) -> F64:
 class BeatScore(ClipValue):
     """Beat consistency of a clip, with the numbers of its audio beats and motion beats.
 
-    The weight of the clip in the mean over clips is its number of motion frames without the crop at both ends.
+    The weight of the clip in the mean over clips is the number of motion frames that are left after the crop.
     """
 
     audio_beats: int
@@ -112,8 +112,8 @@ def mean_joint_speeds(clips: Iterable[Numbers]) -> F64:
         Mean speeds (J,) in m/s.
 
     Raises:
-        UsageFault: Clips have different numbers of joints.
-        DataError: There is no clip.
+        UsageFault: A shape is wrong, or clips have different numbers of joints.
+        DataError: There is no clip, a clip has fewer than 2 frames, or values are NaN or infinite.
     """
     total, frames = None, 0
     for joints in clips:
@@ -146,7 +146,8 @@ def motion_beats(joints: Numbers, mean_speeds_m_s: Numbers, settings: BeatSettin
 
     Raises:
         UsageFault: A shape is wrong, or scored joints are missing.
-        DataError: No frame is left after the crop, values are NaN or infinite, or a moving joint has mean speed zero.
+        DataError: No frame is left after the crop, values are NaN or infinite, or the mean speed of a scored joint is
+            negative, or is zero although the joint moves in this clip.
     """
     positions = checked(joints, "joints", (None, None, 3), at_least=max(2 * settings.crop_frames + 1, 2))
     if max(settings.joints) >= positions.shape[1]:
@@ -168,9 +169,11 @@ def motion_beats(joints: Numbers, mean_speeds_m_s: Numbers, settings: BeatSettin
 
 
 def _beats_of(speed: F64, settings: BeatSettings) -> I64:
-    """Return the beats (M,) of one joint: strict minima of its relative speed (T,) that are above the threshold.
+    """Return the beats (M,) of one joint: strict minima of its speed (T,) that pass the test with the threshold.
 
-    Frames at both ends (the crop) are left out. Frame numbers are counted from the start of the cropped clip.
+    `speed` is divided by the joint's mean speed. `settings.threshold_at` selects the frame whose speed must be above
+    the threshold. The frames at both ends (the crop) have no beats. Frame numbers of beats are counted from the start
+    of the cropped clip.
     """
     crop = settings.crop_frames
     inside = speed[crop : len(speed) - crop]
@@ -426,7 +429,7 @@ def seam_score(joints: Numbers, seams: Sequence[int]) -> SeamScore:
 
 
 def _lengths(vectors: F64) -> F64:
-    """Return the root mean square (T,) over joints of the lengths of vectors (T, J, 3)."""
+    """Compute the lengths of vectors (T, J, 3), and return their root mean square over the joints: (T,)."""
     return np.asarray(np.sqrt(np.square(vectors).sum(axis=-1).mean(axis=-1)))
 
 
@@ -486,7 +489,7 @@ def semantic_recall(
         generated: Positions (T, J, 3) in metres.
         recorded: Positions (T, J, 3) in metres.
         scores: Semantic scores (T,) from 0 to 1; None: the recording has no annotation.
-        settings: Definition of the position error, its threshold, and the weights of frames.
+        settings: Definition of the position error, its threshold, and how scores become weights of frames.
 
     Returns:
         The recall of the clip.
@@ -580,8 +583,8 @@ class FaceSums:
         """Return the landmark velocity difference as a profile defines it, in metres per frame.
 
         Args:
-            settings: Definition of the profile. By the definition of ``emage-2024``, the value is a position error in
-                metres.
+            settings: Which definition to use. With the definition of the profile ``emage-2024``, the value is a
+                position error in metres.
 
         Returns:
             The value of the clip.

@@ -1,11 +1,13 @@
 """EMAGE's motion encoder. Published Fréchet gesture distances on BEAT2 compare its latents.
 
 The encoder consists of convolutions over the tree of SMPL-X's joints (Aberman et al. 2020). Each feature belongs to an
-edge of the tree. A mask keeps the weights between edges that are at most two edges apart. Pooling averages pairs of
-successive edges. GroupNorm normalises over all frames of a clip, so a clip is encoded in one pass.
+edge of the tree. A mask keeps only the weights between edges whose distance is at most 2 (see `edge_distances`).
+Pooling averages pairs of successive edges. GroupNorm normalises over all frames of a clip, so a clip is encoded in one
+pass.
 
 The weights are read from the published file, which ``torch.save`` wrote. No objects are unpickled. The file also
-contains masks and pooling matrices. They are compared with those that this module computes from the tree.
+contains masks and pooling matrices. This module computes the same matrices from the tree, and refuses a file with other
+matrices.
 
 Letters: T frames, E edges, C channels. Latents are in float64.
 """
@@ -67,7 +69,7 @@ PUBLISHED_LAYOUT: Final = MotionEncoderLayout()
 
 @dataclass(frozen=True, slots=True)
 class _BlockPlan:
-    """Mask and pooling matrix of one block, as the tree determines them."""
+    """Mask and pooling matrix of one block, computed from the tree of joints."""
 
     mask: F64  # (C out, C in), 1 for weights that are kept, 0 for all others
     pooling: F64 | None  # (C pooled, C out); None if no edges can be paired
@@ -91,7 +93,8 @@ def encoder_input(poses: Numbers, multiple_of_frames: int = _MULTIPLE_FRAMES) ->
         Rotations (T', 330). T' is the largest multiple of `multiple_of_frames` up to T.
 
     Raises:
-        DataError: No frame is left.
+        UsageFault: The shape is wrong.
+        DataError: There are fewer than `multiple_of_frames` frames, or values that are NaN or infinite.
     """
     checked(poses, "poses", (None, POSE_COLUMNS), at_least=multiple_of_frames)
     kept = len(poses) // multiple_of_frames * multiple_of_frames
@@ -113,7 +116,9 @@ def tree_edges(joints: int) -> Edges:
 
 
 def edge_distances(edges: Edges) -> F64:
-    """Compute the distances between all pairs of edges: 0 for the same edge, 1 for edges with a common joint.
+    """Compute the distances between all pairs of edges, as the number of steps from edge to edge.
+
+    A step leads from an edge to another edge with a common joint. So edges with a common joint have the distance 1.
 
     Args:
         edges: Edges of a tree.
@@ -296,8 +301,9 @@ def load_motion_encoder(path: Path, layout: MotionEncoderLayout = PUBLISHED_LAYO
 
     Raises:
         UsageFault: The file does not exist.
-        DataError: The file is damaged or contains objects. Tensors are missing, have unknown names or other shapes, or
-            contain NaN or infinity. Masks or pooling matrices differ from those of the tree.
+        DataError: The file is damaged or contains pickled objects. Tensors are missing, have unknown names or other
+            shapes, or are stored twice, with and without the prefix. Tensors of the encoder contain NaN or infinity.
+            Masks or pooling matrices differ from those that are computed from the tree.
         EnvironmentFault: torch is not installed or too old.
     """
     try:
@@ -324,7 +330,7 @@ def load_motion_encoder(path: Path, layout: MotionEncoderLayout = PUBLISHED_LAYO
 
 
 def _block(path: Path, arrays: Mapping[str, F64], number: int, plan: _BlockPlan) -> _Block:
-    """Build a block from the file's arrays. Refuse masks or a pooling matrix that differ from those of the tree."""
+    """Build a block from the file's arrays. Raise DataError if masks or pooling matrix differ from those of `plan`."""
     own = f"encoder.layers.{number}.0."
     constants: Sequence[tuple[str, F64 | None]] = (
         ("residual.0.mask", np.repeat(plan.mask[..., None], _KERNEL, axis=2)),

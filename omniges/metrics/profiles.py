@@ -96,7 +96,10 @@ class FrechetSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipGrid:
-    """Possible clip lengths of a model that generates window by window. Recordings are cut to the same lengths."""
+    """Possible clip lengths of a model that generates window by window.
+
+    Recordings are cut to such lengths before they are scored.
+    """
 
     window_frames: int
     seed_frames: int
@@ -107,10 +110,11 @@ class ClipGrid:
 
         Possible lengths are s + k · (w − s) for any integer k, where w is `window_frames` and s is `seed_frames`. The
         recording is cut to whole seconds, then to a multiple of 8 frames, then to the largest possible length. If the
-        result has fewer frames than this, the largest possible length within the result is returned.
+        generated clip is shorter than the cut recording, the result is the largest possible length within the generated
+        clip.
 
         Args:
-            generated: Number of frames of the result.
+            generated: Number of frames of the generated clip.
             recorded: Number of frames of the recording.
 
         Returns:

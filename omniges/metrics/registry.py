@@ -153,8 +153,8 @@ def register_metric(metric: Metric) -> None:
         metric: The metric; its name must be new.
 
     Raises:
-        UsageFault: A field is invalid, or a metric of this name exists. `needs` names an unknown part, or the stream is
-            not gesture and `needs` is not empty.
+        UsageFault: A metric of this name exists, or a field is invalid. `needs` is invalid if it names an unknown part,
+            or if it names any part for a stream other than gesture.
     """
     arguments.instance("metric", metric, Metric, "a Metric")
     arguments.text("label", metric.label)
@@ -174,7 +174,7 @@ def register_metric(metric: Metric) -> None:
 
 
 def _wrong_needs(metric: Metric) -> str:
-    """Return an error text if `needs` of a metric is invalid, or else an empty text."""
+    """Return the reason why `needs` of a metric is invalid; return an empty text if `needs` is valid."""
     unknown = [part for part in metric.needs if part not in PARTS]
     if unknown:
         return f"needs: expected {', '.join(PARTS)}, found {unknown[0]!r}"
@@ -184,7 +184,7 @@ def _wrong_needs(metric: Metric) -> str:
 
 
 def registered_metrics(stream: str | None = None) -> list[Metric]:
-    """Return the metrics that are not built in, sorted by name.
+    """Return the metrics that scripts and other packages have added, sorted by name.
 
     Args:
         stream: Stream that the metrics score; None: all streams.
@@ -193,14 +193,15 @@ def registered_metrics(stream: str | None = None) -> list[Metric]:
         The metrics.
 
     Raises:
-        EnvironmentFault: An installed package's metric cannot be loaded, or its name differs from its entry point.
+        EnvironmentFault: A metric of an installed package cannot be loaded, or its `needs` is invalid. Or its name
+            differs from the name of its entry point, or is the name of a built-in metric.
     """
     found = {name: registered_metric(name) for name in sorted(METRICS.names())}
     return [metric for metric in found.values() if stream in {None, metric.stream}]
 
 
 def registered_metric(name: str) -> Metric:
-    """Return a metric that is not built in.
+    """Return a metric that a script or another package has added.
 
     Args:
         name: Name of the metric.
@@ -210,7 +211,8 @@ def registered_metric(name: str) -> Metric:
 
     Raises:
         UsageFault: The name is unknown.
-        EnvironmentFault: An installed package's metric cannot be loaded, or its name differs from its entry point.
+        EnvironmentFault: A metric of an installed package cannot be loaded, or its `needs` is invalid. Or its name
+            differs from the name of its entry point, or is the name of a built-in metric.
     """
     metric = METRICS.get(name)
     if metric.name != name or name in {measure.name for measure in BUILT_IN}:

@@ -118,7 +118,8 @@ def _mels(generated: Numbers, recorded: Numbers) -> tuple[F64, F64]:
 def mel_onsets(mel: Numbers) -> F64:
     """Find the onsets of a log-mel with librosa.
 
-    Onsets are peaks of the increase since the previous frame, averaged over bands. Silence has no onsets.
+    For each frame, the increase of each band since the previous frame is averaged over the bands; a decrease counts as
+    0. Onsets are peaks of this average. Silence has no onsets.
 
     Args:
         mel: Log-mel (F, B) with hop 160 (100 Hz) and at least 4 frames.
@@ -215,8 +216,8 @@ class EditCounts:
 def normalised_text(text: str) -> str:
     """Normalise a text, so that it can be compared with another text.
 
-    The text is normalised to NFKC, case folded and normalised again. Curly apostrophes become straight ones and stay
-    between letters or digits. Any other character that is not a letter, mark or number becomes a space.
+    The text is normalised to NFKC, case folded and normalised again. Letters, marks and numbers are kept. Curly
+    apostrophes become straight ones, and apostrophes inside words are kept. All other characters become spaces.
 
     Args:
         text: Text in any language.
@@ -363,11 +364,11 @@ def align(found: Sequence[Hashable], expected: Sequence[Hashable]) -> tuple[tupl
 def _next_row(row: I64, differs: npt.NDArray[np.bool_], i: int) -> tuple[I64, npt.NDArray[np.uint8]]:
     """Compute row i of the table of edit distances from row i − 1.
 
-    With n expected items, a row has the cells j = 0 to n. A cell belongs to the alignment with the fewest edits of the
-    first i found items and the first j expected items.
+    With n expected items, a row has the cells j = 0 to n. Cell j describes one alignment of the first i found items
+    with the first j expected items: the alignment with the fewest edits.
 
-    Return the number of edits of each alignment (n + 1,), and the last step of each alignment (n + 1,): a pair, a
-    deletion or an insertion.
+    Return two arrays with one value for each cell: the number of edits (n + 1,) of its alignment, and the last step
+    (n + 1,) of its alignment, which is a pair, a deletion or an insertion.
     """
     columns = np.arange(len(row))
     paired = row[:-1] + differs

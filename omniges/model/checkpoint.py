@@ -168,7 +168,7 @@ def step_of(path: Path) -> int | None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return all paths in a folder that have a checkpoint's name, newest first. They may be links or files."""
+    """Return all paths in a folder that have a checkpoint's name, newest first; some may be links or files."""
     if not folder.is_dir():
         return []
     found = [(step, path) for path in folder.iterdir() if (step := step_of(path)) is not None]
@@ -284,12 +284,12 @@ def _compare(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def prune(folder: Path, keep: int, protected: Collection[int] = ()) -> list[Path]:
-    """Remove all checkpoints of a run except the newest.
+    """Remove the checkpoints of a run, except the newest `keep` and the protected checkpoints.
 
     Args:
         folder: Folder of the run's checkpoints.
-        keep: Number of newest checkpoints to keep; 0: remove none. Links are kept and not counted, because their
-            targets do not belong to the run.
+        keep: Number of newest checkpoints to keep; 0: remove no checkpoint. Links are never removed and are not
+            counted, because their targets do not belong to the run.
         protected: Training steps of further checkpoints to keep.
 
     Returns:
@@ -388,9 +388,9 @@ def choose(run: Path, resume: str, fits: Callable[[SavedCheckpoint], None]) -> C
 
 
 def _require_own_name(saved: SavedCheckpoint) -> None:
-    """Refuse a checkpoint whose folder has the name of another step.
+    """Raise DataError if the folder of a checkpoint has the name of a step that is not the checkpoint's step.
 
-    The resumed run will need this name for the checkpoint of that other step.
+    When the resumed run reaches the step in the name, it needs this name for a new checkpoint.
     """
     named = step_of(saved.path)
     if named is not None and named != saved.step:

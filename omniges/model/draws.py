@@ -12,8 +12,8 @@ equal on machines with the same type of device, and differ in the last bits betw
 
 Plans of batches (`Plan`) are drawn on the CPU, so that training does not wait for the device. In a plan, each stream of
 a sample is a *condition*, a *target* or *absent*. A condition has the noise level 0, unless it gets noise at random. A
-target has a random noise level and a loss. B is the batch size. The three columns of an array are the streams in the
-order of `STREAMS`.
+target has a random noise level and a loss. B is the batch size. Arrays with three columns have one column for each
+stream, in the order of `STREAMS`.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, ...
     """Compute the hash Philox4x32-10 of counters with a key.
 
     Products wrap around modulo 2⁶⁴, because int64 does so on every device. Right shifts keep the sign, so their results
-    are masked. A compiler makes one kernel of all rounds.
+    are masked. A compiler can join all rounds in one kernel.
 
     Args:
         counter: The four words of the counters: int64 tensors of equal shape, with values in [0, 2³²).
@@ -175,7 +175,7 @@ def words(seed: int, positions: Tensor, purpose: int, count: int) -> Tensor:
         count: Number of words for each position.
 
     Returns:
-        Words (B, 4, ceil(count / 4)) int64 in [0, 2³²): whole blocks of four words, so at least `count`.
+        Words (B, 4, ceil(count / 4)) int64 in [0, 2³²). `count` is rounded up to whole blocks of four words.
     """
     return _drawn(seed, [Draws(positions, purpose, count)], _stacked)[0]
 
@@ -212,7 +212,7 @@ def normal(seed: int, positions: Tensor, purpose: int, count: int = 1) -> Tensor
 
 
 def normals(seed: int, wanted: Sequence[Draws]) -> list[Tensor]:
-    """Draw standard normal numbers for several requests in one computation; the values are those of `normal`.
+    """Draw standard normal numbers for several requests in one computation, with the same values as `normal`.
 
     Args:
         seed: Seed in [0, 2⁶⁴).
@@ -348,7 +348,8 @@ def draw_plan(
         The plan.
 
     Raises:
-        UsageFault: For some sample, every task with a share above 0 needs a stream that the sample lacks.
+        UsageFault: A sample cannot have any task, because each task with a share above 0 needs a stream that the sample
+            lacks.
     """
     chance = _chances(settings, seed, positions, conditions)
     shares = np.array([settings.shares.get(name, 0.0) for name in TASKS])
@@ -432,5 +433,5 @@ def carried_as_noise(plan: Plan) -> Plan:
 
 
 def _table(role: Literal["conditions", "targets"]) -> Bools:
-    """Return whether each stream has the role in each task (tasks, 3)."""
+    """Return a table (tasks, 3) that is True where a stream has the role in a task."""
     return np.array([[name in getattr(task, role) for name in STREAMS] for task in TASKS.values()])

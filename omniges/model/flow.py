@@ -4,10 +4,12 @@ Each stream has its own noise level σ. Its noised tokens are x_σ = (1 − σ) 
 training step never waits for a value from the device: tasks, presence and levels are drawn on the CPU.
 
 Sampling integrates from noise to clean tokens. A model predicts the expected clean tokens x. The velocity at level σ
-is v = (x_σ − x) / σ, and an Euler step to σ' is x_σ' = x_σ + (σ' − σ) v. Heun's method uses the mean of the velocities
-at both ends of the step; the second is evaluated at the end of Euler's step (Karras et al. 2022). The last step is
-Euler's, because at σ' = 0 the velocity is not defined. Classifier-free guidance (Ho and Salimans 2022) uses
-x = x_u + w (x_c − x_u) with the guidance scale w. The model predicts x_c with the conditions and x_u without them.
+is v = (x_σ − x) / σ, and an Euler step to σ' is x_σ' = x_σ + (σ' − σ) v. Heun's method (Karras et al. 2022) first takes
+an Euler step and computes the velocity at its end. Then it repeats the step with the mean of the velocities at both
+ends. The last step is always an Euler step, because at σ' = 0 the velocity is not defined.
+
+Classifier-free guidance (Ho and Salimans 2022) uses x = x_u + w (x_c − x_u) with the guidance scale w. The model
+predicts x_c with the conditions and x_u without them.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ class Windows:
 
 @dataclass(frozen=True, slots=True)
 class FlowLoss:
-    """Losses of a batch."""
+    """Losses of a batch: the total for training, and the loss of each sample and stream."""
 
     total: Tensor
     """Scalar: the mean over samples of the weighted sum of the losses of their targets."""
@@ -154,8 +156,8 @@ class FlowModel(nn.Module):
         Args:
             conditions: For each condition stream: values (B, …), and a mask (B,) of the samples that have a value.
                 Streams may be left out.
-            kept: For each condition stream that training drops from some samples: a mask (B,) of the samples that
-                keep it.
+            kept: For each condition stream that training drops for some samples: a mask (B,) of the samples for which
+                it is kept. A stream without a mask is kept for all samples.
 
         Returns:
             Vectors (B, W); None if `conditions` is empty.
@@ -181,7 +183,7 @@ class FlowModel(nn.Module):
             plan: Tasks, noise levels and drop-outs of the samples, drawn for their positions.
             settings: Settings of training, of which only the loss weights are used.
             seed: Seed of the noise.
-            rounded: True: round the numbers of rows up, because compiled code needs few shapes. The loss is the same.
+            rounded: True: round the numbers of rows up, so that code is compiled for few shapes. The loss is the same.
 
         Returns:
             The mean loss, and the losses of each sample and stream.
@@ -205,9 +207,10 @@ class FlowModel(nn.Module):
         return FlowLoss(total if untouched is None else total + untouched, each)
 
     def carried(self, targets: Sequence[StreamName]) -> list[StreamName]:
-        """Return the streams, other than the targets, that must be in the `tokens` of `predict`.
+        """Return the streams that must be in the `tokens` of `predict` in addition to the targets.
 
-        These are all other streams if the model passes absent streams as noise; otherwise there are none.
+        If the model passes absent streams as noise, these are all streams that are not targets. Otherwise the list is
+        empty.
         """
         return [name for name in STREAMS if name not in targets] if self.absent == "noise" else []
 
@@ -223,8 +226,8 @@ class FlowModel(nn.Module):
         """Predict the clean tokens of the targets.
 
         Args:
-            tokens: Tokens (B, N, C) of the streams that take part.
-            levels: Noise level (B,) of each of these streams, or (B, N) of each of their tokens.
+            tokens: Tokens (B, N, C) by stream: of the targets, and of all other streams that the model receives.
+            levels: Noise levels by stream, for the same streams: (B,), or (B, N) with one level for each token.
             targets: Streams to predict.
             speakers: Index of each sample's speaker (B,) int64; 0: unknown.
             present: Parts that the samples have, for a model with ``tell_absent``; None: all.
@@ -254,8 +257,8 @@ class FlowModel(nn.Module):
     def _places(self, tokens: Mapping[StreamName, Tensor]) -> dict[str, dict[StreamName, Tensor]]:
         """Return the token positions as keyword arguments of the trunk.
 
-        ``added`` has the position embeddings to add, by stream. With rotary positions there is also ``seconds``, the
-        times of the tokens by stream.
+        ``added`` contains, by stream, the position embeddings to add to the tokens. If the trunk uses rotary positions,
+        ``seconds`` contains the times of the tokens by stream.
         """
         places = {name: self.stream(name).places for name in tokens}
         learned = {name: embedding for name, embedding in places.items() if embedding is not None}
@@ -291,7 +294,7 @@ class FlowModel(nn.Module):
     def known_parts(self, bits: npt.NDArray[np.uint8]) -> Present | None:
         """Convert bit masks (B,) of `STREAM_PARTS` to the presence of parts; return None if nothing is absent.
 
-        A part is also treated as absent if no training sample had this part.
+        A part that no training sample had is treated as absent, even if its bit is set.
         """
         known = bits & np.uint8(self.trained) | np.uint8(self._unused)
         return present_of(known, next(self.parameters()).device, self.latents, self.gesture_channels)
@@ -408,8 +411,9 @@ class _Inputs:
 def step_levels(settings: SamplingSettings) -> list[float]:
     """Return the steps + 1 noise levels of sampling, from 1 down to 0.
 
-    Before the shift, the levels above 0 are evenly spaced from 1 down to 1 / steps. If the shift would move the lowest
-    level above 0 below ``sigma_min``, the spacing is reduced so that this level becomes ``sigma_min``.
+    All levels except the last, which is 0, are computed as follows. Evenly spaced numbers from 1 down to 1 / steps are
+    shifted. If the smallest shifted number would be below ``sigma_min``, the spacing is reduced, so that the smallest
+    shifted number is ``sigma_min``.
 
     Args:
         settings: Number of steps, shift and ``sigma_min``.
@@ -430,12 +434,12 @@ def integrate(
     solver: Solver = "euler",
     after_step: Callable[[], None] = lambda: None,
 ) -> dict[StreamName, Tensor]:
-    """Integrate the flow from the first level to the last.
+    """Integrate the flow from the first noise level to the last, with one step between successive levels.
 
     Args:
         start: Tokens (B, …) of each target at levels[0].
         levels: Decreasing noise levels.
-        clean_of: Function that predicts the clean tokens.
+        clean_of: Function that predicts the clean tokens from noised tokens and their noise levels.
         solver: Method of each step: ``euler``, ``heun`` or ``dpm++``.
         after_step: Function that is called after each step.
 
@@ -469,8 +473,9 @@ def _multistep(
 ) -> dict[StreamName, Tensor]:
     """Take a step of DPM-Solver++(2M) (Lu et al. 2022): x' = σ'/σ x + (α' − α σ'/σ) D with α = 1 − σ.
 
-    D is the prediction at the middle of the step, extrapolated in λ = log(α / σ) from this step and the previous step.
-    The first two steps and the last step use the prediction at their start, because λ is infinite at σ = 1 and σ = 0.
+    D is the prediction at the middle of the step. It is extrapolated in λ = log(α / σ) from the predictions at the
+    starts of the previous step and of this step. In the first two steps and the last step, D is the prediction at the
+    start of the step, because λ is infinite at σ = 1 and σ = 0.
 
     Args:
         x: Tokens (B, …) of each target at level σ.
@@ -536,9 +541,10 @@ def guided_clean(
         conditioning: Conditions of the samples.
         targets: Streams to predict.
         guidance: Guidance scale w in x_u + w (x_c − x_u), where x_c is predicted with the conditions and x_u without.
-            1 computes only x_c, 0 only x_u.
-        carried: Noise (B, N, C) of each stream of `FlowModel.carried`, equal in all steps. It is passed with σ = 1 for
-            streams that are not given. For x_u, it is also passed for the given streams.
+            With w = 1, only x_c is computed; with w = 0, only x_u.
+        carried: Noise (B, N, C) of each stream of `FlowModel.carried`, equal in all steps. To predict x_c, it replaces
+            the streams that are neither targets nor conditions. To predict x_u, it also replaces the conditions. Its
+            noise level is 1.
 
     Returns:
         Function that maps noised tokens and their levels to clean tokens.
