@@ -1,6 +1,6 @@
-"""Implementation of `omniges inspect`: recognize the type of a path's content, and describe the content.
+"""Implementation of `omniges inspect`: recognize what a path contains, and describe it.
 
-This module also describes shard folders and their samples.
+This module itself describes shard folders and their samples. `inspect_files` and `inspect_models` describe the rest.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _CHECKPOINT_FILE, _LOG_FILE, _CHECKPOINTS = "checkpoint.json", "log.jsonl", "che
 
 
 def inspect(path: Path, key: str | None = None, motion_rate_hz: float | None = None) -> Inspected:
-    """Describe the content of a path.
+    """Recognize what a path contains, such as shards or a checkpoint, and describe it.
 
     Args:
         path: A folder or file of a type in `ACCEPTED`.
@@ -43,7 +43,7 @@ def inspect(path: Path, key: str | None = None, motion_rate_hz: float | None = N
         motion_rate_hz: Frames per second, used only for motion files that do not state their frame rate.
 
     Returns:
-        The description.
+        The description: a JSON object, and functions that print and draw it.
 
     Raises:
         UsageFault: The path has another type, or a key is passed with a path that is not a folder of shards.
@@ -103,7 +103,7 @@ def inspect_shards(folder: Path) -> Inspected:
 
 
 def inspect_sample(folder: Path, key: str) -> Inspected:
-    """Describe a sample.
+    """Describe one sample of a shard folder.
 
     Args:
         folder: Folder of shards.
@@ -251,8 +251,8 @@ def draw(sample: SampleArrays, start_s: float = 0.0, seconds: float | None = Non
 
     Args:
         sample: The sample.
-        start_s: Start of the picture in seconds, within the sample.
-        seconds: Length of the picture in seconds; None: to the end.
+        start_s: Time in the sample at which the picture starts, in seconds.
+        seconds: Length of the picture in seconds; None: to the end of the sample.
 
     Returns:
         The picture as PNG.

@@ -259,11 +259,11 @@ def inspect_result(path: Path, motion_rate_hz: float | None = None) -> Inspected
 
     Args:
         path: Record of the result.
-        motion_rate_hz: Frames per second of a motion file that is a condition. The picture uses this value only if the
-            file does not state its frame rate.
+        motion_rate_hz: Frames per second of a motion file that is a condition. This value is used only for the picture
+            of the result, and only if the motion file does not state its frame rate.
 
     Returns:
-        The fields of the record.
+        The fields of the record, and a function that draws the result.
 
     Raises:
         DataError: The record is damaged.
@@ -341,7 +341,7 @@ def _print_results(facts: dict[str, Any], console: Console) -> None:
 
 
 def _draw_track(path: Path, motion_rate_hz: float | None, start_s: float, seconds: float | None) -> bytes:
-    """Draw a motion file with its sound and words, or a single sound or words file."""
+    """Draw a motion file with the sound and words that belong to it, or draw one WAV or TextGrid file alone."""
     (load,) = find_tracks([path], motion_rate_hz=motion_rate_hz)
     track = load()
     time: dict[str, Any] = {"start_s": start_s, "seconds": seconds}

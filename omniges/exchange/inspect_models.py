@@ -62,7 +62,7 @@ def inspect_checkpoint(folder: Path) -> Inspected:
 
 
 def checkpoint_facts(saved: SavedCheckpoint) -> dict[str, Any]:
-    """Describe a checkpoint whose checkpoint.json is valid, as a JSON object."""
+    """Describe a checkpoint as a JSON object. Its checkpoint.json has been read and is valid."""
     from omniges.generation.sampler import PROVENANCE_FILE, SETTINGS_FILE, STATE_FILE, trained_tasks  # noqa: PLC0415
     from omniges.model.checkpoint import EMA_FILE, MODEL_FILE, OPTIMIZER_FILE  # noqa: PLC0415 - loads torch
     from omniges.model.spec import load_identity  # noqa: PLC0415 - loads torch
@@ -109,7 +109,7 @@ def checkpoint_facts(saved: SavedCheckpoint) -> dict[str, Any]:
 
 
 def _by_part(sizes: Mapping[str, int]) -> dict[str, int]:
-    """Sum numbers of parameters by the first two parts of their names, such as ``trunk.blocks``."""
+    """Sum parameter counts by the first two components of the parameter's name, such as ``trunk.blocks``."""
     found: Counter[str] = Counter()
     for name, size in sizes.items():
         found[".".join(name.split(".")[:2])] += size
@@ -117,7 +117,7 @@ def _by_part(sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def _by_stream(sizes: Mapping[str, int]) -> dict[str, int]:
-    """Sum numbers of parameters by the stream in their names. Names without a stream are counted as ``shared``."""
+    """Sum parameter counts by the stream in the parameter's name. Names without a stream count as ``shared``."""
     found: Counter[str] = Counter()
     for name, size in sizes.items():
         words = set(name.split("."))
@@ -384,7 +384,7 @@ def summary_of(events: Iterable[dict[str, Any]], where: str) -> LogSummary:
 
 
 def _add_steps(curves: Curves, document: Document) -> None:
-    """Append an event ``steps``; raise DataError if it is not valid."""
+    """Append the values of an event ``steps`` to the curves; raise DataError if the event is not valid."""
     try:
         curves.add_steps(document.found)
     except (LookupError, TypeError, ValueError, AttributeError) as error:

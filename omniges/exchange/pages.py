@@ -1,13 +1,13 @@
 """Build a self-contained HTML page that shows tracks (versions of a clip with motion, sound and words).
 
-The page contains the data of the tracks (JSON and base64) and the JavaScript program. The browser gets the rotations of
-the joints as quaternions and computes positions by forward kinematics, as `omniges.features.body` does. It skins the
-mesh of a body model by the joints, and expressions move the face of the mesh. The page leaves out two effects of a body
-model: corrections of the mesh that depend on the pose (40 MB in base64), and the movement of rest joints by
-expressions.
+The page contains the data of the tracks (JSON and base64) and a JavaScript program that shows them. The program gets
+the rotations of the joints as quaternions and computes positions by forward kinematics, as `omniges.features.body`
+does. It moves the mesh of a body model with the joints (linear blend skinning), and the face of the mesh with the
+expressions. It leaves out two effects of a body model. The first is the correction of the mesh for each pose, which
+would need 40 MB in base64. The second is that expressions also move the joints of the rest pose.
 
-Shape letters: T frames at 30 Hz, J = 55 joints, N samples, E expressions, V vertices, F triangles, W = 8 joints of a
-vertex, K vertices that expressions move.
+Shape letters: T frames at 30 Hz, J = 55 joints, N samples, E expressions, V vertices, F triangles, W = 8 joints that
+move a vertex, K vertices that expressions move.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Figure(ABC):
 
     @abstractmethod
     def poses(self, frames: Indices) -> Iterator[Any]:
-        """Yield the pose of each frame; `place` computes the vertices of a pose."""
+        """Yield the pose of the figure in each of the given frames. `place` computes the vertices from a pose."""
 
     @abstractmethod
     def place(self, pose: Any, placed: F32, turned: F32) -> None:
@@ -68,12 +68,12 @@ class Figure(ABC):
         """
 
     def centre(self, frame: int) -> tuple[float, float]:
-        """Return the mean x and z of the pelvis within half a second of a frame."""
+        """Return the mean x and z of the pelvis in metres, over half a second before and after a frame."""
         x, z = self._path[frame]
         return float(x), float(z)
 
     def head(self, frame: int) -> F64:
-        """Return the position (3,) of the head's joint."""
+        """Return the position (3,) of the head joint in a frame, in metres."""
         motion = self._motion
         positions = self._skeleton.joints(motion.poses[frame : frame + 1], motion.trans[frame : frame + 1])
         return np.asarray(positions[0, _HEAD])
@@ -88,7 +88,7 @@ def _smooth(places: F64) -> F64:
 
 
 def _spread(frames: int, most: int) -> Indices:
-    """Return the indices of at most `most` evenly spaced frames."""
+    """Return evenly spaced indices of at most `most` of the `frames` frames, beginning with frame 0."""
     return np.arange(0, frames, max(1, -(-frames // most)))
 
 
@@ -114,7 +114,7 @@ class SolidFigure(Figure):
         self._faces = solid.Faces.of_motion(motion)
 
     def poses(self, frames: Indices) -> Iterator[_Pose]:
-        """Yield for each frame: the bone matrices, and the vertices of the mouth."""
+        """Yield the pose of each frame: the bone matrices, and the vertices and normals of the mouth."""
         motion, rest = self._motion, GENERIC.rest_positions
         for start in range(0, len(frames), _BLOCK_FRAMES):
             block = frames[start : start + _BLOCK_FRAMES]

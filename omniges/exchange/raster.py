@@ -140,7 +140,10 @@ def project(placed: F32, view: F32, width: int, height: int, screen: F32) -> Non
 
 @_compiled
 def _area(screen: F32, a: int, b: int, c: int) -> float:
-    """Return twice the signed screen area of a triangle: negative if its front is visible, 0 if behind the camera."""
+    """Return twice the signed screen area of a triangle: negative if the camera sees the front of the triangle.
+
+    Return 0 if a vertex is behind the camera.
+    """
     if screen[a, 2] <= 0 or screen[b, 2] <= 0 or screen[c, 2] <= 0:
         return 0.0
     ax, ay = screen[a, 0], screen[a, 1]
@@ -149,16 +152,17 @@ def _area(screen: F32, a: int, b: int, c: int) -> float:
 
 @_compiled
 def _span(a: float, b: float, c: float, size: int) -> tuple[int, int]:
-    """Return the first and last index of the samples between the smallest and the largest of three coordinates.
+    """Return the first and last sample that a triangle can cover in a row or column of `size` samples.
 
-    Both indices are limited to the `size` samples of the row or column.
+    a, b and c are the coordinates of the triangle's vertices along the row or column. If no sample is between them, the
+    first index is above the last.
     """
     return max(0, int(np.ceil(min(a, b, c) - 0.5))), min(size - 1, int(np.floor(max(a, b, c) - 0.5)))
 
 
 @_compiled
 def fill(screen: F32, rgb: F32, triangles: Triangles, depth: F32, colour: U8) -> None:
-    """Draw triangles in all samples in which they are nearer to the camera than what was drawn before.
+    """Draw the front sides of triangles. A sample keeps the colour that is nearest to the camera (depth test).
 
     Args:
         screen: (V, 3) column, row and 1/depth of each vertex, from `project`.

@@ -95,7 +95,7 @@ class _Shown(Part):
     together: bool = option(False, "Show the tracks of all recordings side by side, as if they were of one recording.")
 
     def __post_init__(self) -> None:
-        """Refuse values out of range and settings without a path."""
+        """Refuse values out of range, and an empty list of paths."""
         check(self)
         if not self.paths:
             raise UsageFault(

@@ -65,7 +65,8 @@ class Surface:
 class _Rings:
     """R ellipses that form a tube, each moved by one or two bones.
 
-    Centres and half axes u, v are (R, 3) in metres. Bones are (R, 2) indices; weights are (R,) of the second bone.
+    The centres and the half axes u and v are (R, 3) in metres. ``bones`` (R, 2) has the indices of both bones of each
+    ring, ``weights`` (R,) the weight of the second bone.
     """
 
     centres: F64
@@ -189,9 +190,9 @@ class _Builder:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A ring of a tube along a coordinate axis.
+    """A ring of a tube along a coordinate axis: an ellipse perpendicular to the axis.
 
-    `at` is the coordinate along the axis; `half` (half axes) and `centre` are in the other two coordinates, in metres.
+    `at` is the position on the axis. `half` (half axes) and `centre` are along the other two axes. All are in metres.
     """
 
     at: float
@@ -408,14 +409,14 @@ def _on_head(directions: F64) -> F64:
 
 
 def face_depth(x: npt.ArrayLike, y: npt.ArrayLike) -> F64:
-    """Return the z coordinate of the face at x and y. It is computed by 30 steps of a fixed-point iteration.
+    """Return the z coordinate of the face at x and y, computed by 30 steps of a fixed-point iteration.
 
     Args:
-        x: Coordinate () or (N,) in metres.
-        y: Coordinate () or (N,) in metres.
+        x: Coordinate in metres, scalar or (N,).
+        y: Coordinate in metres, scalar or (N,).
 
     Returns:
-        z (N,) in metres.
+        z (N,) in metres; (1,) for scalars.
     """
     wanted = np.stack([np.atleast_1d(x), np.atleast_1d(y)], axis=1).astype(np.float64)
     directions = np.tile([0.0, 0.0, 1.0], (len(wanted), 1))
@@ -588,8 +589,8 @@ def mouth_changes() -> F32:
     """Return the change of the mouth's vertices and normals per metre of each movement of the face.
 
     Returns:
-        Changes (6, V, 2, 3): movement in the order of `MOVEMENTS`, vertex, position or normal, coordinate. The changes
-        are 0 for movements of the brows.
+        Changes (6, V, 2, 3). The axes are: the movement (in the order of `MOVEMENTS`), the vertex, position (0) or
+        normal (1), and the coordinate. Movements of the brows do not change the mouth: their entries are 0.
     """
     rest = _mouth_shape()
     changes = [
@@ -653,7 +654,10 @@ PARTS: Final[dict[Colour, str]] = {
 
 
 def palette(track: int) -> F32:
-    """Return the colours (7, 3) of the figure of track number `track`, from 0 to 1, in the order of `COLOURS`."""
+    """Return the RGB colours (7, 3) of the figure of one track, in the order of `COLOURS`. Values are from 0 to 1.
+
+    `track` is the number of the track. It selects the tint, which distinguishes the figures of different tracks.
+    """
     tint = _rgb(TINTS[track % len(TINTS)])
     own = {"tint": tint, "shoe": tint * 0.5} | {name: _rgb(colour) for name, colour in PARTS.items()}
     return np.stack([own[name] for name in COLOURS]).astype(np.float32)

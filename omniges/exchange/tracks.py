@@ -142,7 +142,7 @@ def load_tracks(paths: Sequence[str | Path], keys: Sequence[str] = ()) -> Iterat
 
     Args:
         paths: Folders and files that `find_tracks` accepts.
-        keys: Keys or stems of samples to load from folders of shards; empty: all samples.
+        keys: Keys or stems of samples to load from folders of shards; empty: see `find_tracks`.
 
     Yields:
         The tracks, in the order of the paths; each is loaded when it is yielded.
@@ -159,13 +159,14 @@ def find_tracks(
 ) -> list[Callable[[], Track]]:
     """Find the tracks at paths without loading them.
 
-    If `keys` is empty, all samples of the folders of shards are used. But if other paths are given too, a sample is
-    used only if its clip also occurs in one of these other paths.
+    `keys` selects samples from folders of shards. If `keys` is empty and all paths are folders of shards, all samples
+    are used. If `keys` is empty and there are also other paths, a sample is used only if its clip is in one of these
+    other paths.
 
     Args:
         paths: Folders of shards, folders of results of `omniges generate`, folders of NPZ files, NPZ files, WAV files,
             TextGrid files and records of results (NAME.json). ``LABEL=PATH`` gives tracks at PATH the name LABEL.
-        keys: Keys or stems of samples to use from folders of shards; empty: all samples.
+        keys: Keys or stems of samples to use from folders of shards; empty: see above.
         only: Names of the clips whose tracks are returned; None: all clips.
         motion_rate_hz: Frames per second, used only for motion files that do not state their frame rate.
 
@@ -271,10 +272,10 @@ def _of_side_file(path: Path, clip: str, name: str) -> Track:
 
 
 def _beside(path: Path, clip: str, ending: str) -> Path | None:
-    """Return the file that belongs to a motion file and has `ending`: ``.wav`` for sound or ``.TextGrid`` for words.
+    """Return the path of the sound file (``.wav``) or words file (``.TextGrid``) that belongs to a motion file.
 
-    Its stem is that of the motion file, or `clip`. It is in the same folder or, for BEAT2, in a folder beside this
-    folder. Return None if no file is found.
+    The stem of this file is the stem of the motion file, or `clip`. The folder of the motion file is searched first,
+    then the folders that BEAT2 uses. Return None if there is no such file.
     """
     places = [path.parent / folder / f"{stem}{ending}" for folder in _BESIDE[ending] for stem in (path.stem, clip)]
     return next((place for place in places if os.path.lexists(place)), None)  # reading refuses a folder
@@ -359,18 +360,20 @@ def _result(path: Path, record: GeneratedRecord, read_motion: _ReadMotion) -> _F
 
 
 def is_record(path: Path, *, named: bool = False) -> bool:
-    """Return True if a JSON file is the record of a result; a folder of results may also contain reports.
+    """Return whether a JSON file is the record of a result, and not another file, such as a report.
+
+    A file that is not valid JSON may be a damaged record. It is treated as a damaged record if the user named the file,
+    if it contains the name of the record format, or if a result file with the same stem is in the same folder.
 
     Args:
         path: The file.
-        named: Whether the user named this file. A damaged file is then always an error.
+        named: Whether the user named this file.
 
     Returns:
-        Whether the file is a record.
+        True for a record. False for other JSON, and for invalid JSON that is not treated as a damaged record.
 
     Raises:
-        DataError: The file is not valid JSON. If the file is not `named`, invalid JSON is an error only if the file
-            seems to be a record: it contains the name of the format, or result files with its stem are in its folder.
+        DataError: The file is a damaged record.
     """
     data = read_file(path, _MAX_BYTES, path.parent)
     try:

@@ -108,7 +108,7 @@ def render(settings: RenderSettings, count: Callable[[float, float], None] | Non
 
 
 def require_video(*, moves: bool) -> None:
-    """Check that videos can be written. Call this before results are generated.
+    """Check, before results are generated, that videos of them can be written.
 
     Args:
         moves: Whether a result or its recording may have motion.
@@ -280,7 +280,7 @@ def _compile() -> None:
 
 @contextmanager
 def _images(canvas: Canvas, frames: int, fps: int) -> Iterator[Iterator[U8]]:
-    """Yield an iterator over the frames of a video. Threads draw the next frames while one frame is used."""
+    """Context manager that gives an iterator over the frames of a video. Threads draw a few frames in advance."""
     times = np.arange(frames) / fps
     of_motion = np.floor(times * FRAME_RATE_HZ + 1e-6).astype(np.int64)
 

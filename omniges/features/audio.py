@@ -1,7 +1,8 @@
 """Conversion of a waveform to the log-mel spectrogram of AudioLDM2, with librosa's filters.
 
-16 kHz mono, n_fft = win = 1024, hop 160, periodic Hann, centred with reflect padding, magnitude (power 1). 64 Slaney
-bands of 0–8000 Hz with Slaney normalisation, natural log of max(x, 1e-5).
+The input is 16 kHz mono. The FFT has n_fft = win = 1024, hop 160 and a periodic Hann window; frames are centred, with
+reflect padding. The FFT's magnitude (power 1) is summed in 64 Slaney bands of 0–8000 Hz with Slaney normalisation. The
+log-mel of a sum x is the natural logarithm of max(x, 1e-5).
 
 The transform runs in float32. A frame is computed again in float64 if its quietest band is so far below its loudest one
 that float32 is not accurate enough. The logarithm is correctly rounded, because the last bit of the C library's
@@ -84,8 +85,8 @@ def _analysis(precision: str) -> tuple[npt.NDArray[Any], Any, Callable[..., Any]
 def _blocks_of_frames(samples: F32, frames: int) -> Iterator[tuple[int, F32]]:
     """Yield blocks of frames as (index of the first frame, strided view (n, 1024)).
 
-    Frame j is centred on sample 160·j. Frames that reach past an end of the audio are views of a copy of this end,
-    extended by reflection. All other frames are views of the audio itself.
+    Frame j is centred on sample 160·j. Most frames are views of the audio itself. A frame that reaches past the start
+    or the end of the audio is a view of a copy, in which reflection extends the audio.
     """
     half = N_FFT // 2
     windows = np.lib.stride_tricks.sliding_window_view
@@ -146,9 +147,10 @@ def log_mel(samples: F32, frames: int) -> F32:
 
 
 class MelStream:
-    """Computes the log-mel of 16 kHz audio from blocks. The result equals `log_mel` of all audio, except for rounding.
+    """A log-mel transform of 16 kHz audio that arrives in blocks.
 
-    Only the last block of audio and about 0.07 s of audio before it are in memory.
+    All returned frames together equal `log_mel` of the complete audio, except for rounding. Only the last block of
+    audio and about 0.07 s of audio before it are in memory.
     """
 
     def __init__(self) -> None:
@@ -250,8 +252,8 @@ class Cancellation:
     def problem(self) -> str | None:
         """Description of the cancellation; None if the channels do not cancel.
 
-        Let s be the standard deviation over time of the mixed-down signal, the mean of C channels. If channels with
-        standard deviations σ were uncorrelated, s would be sqrt(Σ σ²) / C. They cancel if s is below a quarter of this.
+        Let s be the standard deviation over time of the mixed-down signal, the mean of C channels. Uncorrelated
+        channels with standard deviations σ have s = sqrt(Σ σ²) / C. Channels cancel if s is below a quarter of this.
         """
         if not self._count:
             return None

@@ -244,7 +244,9 @@ class Person:
         return self.skeleton.joints(poses, trans)
 
     def vertex_blocks(self, poses: Numbers, expressions: Numbers, block_frames: int = BLOCK_FRAMES) -> Iterator[F64]:
-        """Yield vertices block by block, with zero ``transl``. As in SMPL-X, expressions also move the rest joints.
+        """Yield the vertices of a motion in blocks of frames, computed with ``transl`` = 0.
+
+        As in SMPL-X, expressions also move the joints of the rest pose.
 
         Args:
             poses: Axis-angles (T, 165) in radians.

@@ -135,7 +135,7 @@ def _wrap_angles(x: F64, y: F64, z: F64, squared: F64) -> F64:
 
 
 def _six_d_planes(x: F64, y: F64, z: F64) -> tuple[F64, ...]:
-    """Return the six entries of rows 0 and 1 of R = I + a K + b K² (Rodrigues), each shaped like x.
+    """Return the six entries of rows 0 and 1 of R = I + a K + b K² (Rodrigues), each of the shape of x.
 
     K is the cross-product matrix of the rotation vector and t its length; a = sin t / t and b = (1 − cos t)/t².
     Both are computed from h = t/2: a = s c and b = s²/2 with s = sin h / h and c = cos h. Because s is a power series,
@@ -344,7 +344,7 @@ def stream_channels(clip: GestureClip, channels: int) -> F32:
 
 
 def clip_of_channels(stream: F32, start_xz: F64) -> GestureClip:
-    """Convert the channels of a gesture stream to a clip. Without channels of jaw and eyes, their angles are 0.
+    """Convert the channels of a gesture stream to a clip. For 415 channels, the angles of jaw and eyes are 0.
 
     Args:
         stream: Channels (T, 415) or (T, 424).

@@ -1,9 +1,10 @@
 """Conversion of timed words to text tokens, one for each tick, and back.
 
-A token identifies the subword that is spoken during its tick. 0 is a blank. Any other number combines the subword's id
-in the tokenizer with two marks, *first tick of the subword* and *first subword of the word*. So the tokens of a word
-store its spelling, its first tick, and the first tick of each subword. A word that occurs at least twice in the train
-split is a single subword; its id is repeated in all ticks of the word.
+A token is a number that says which subword is spoken during its tick. The number 0, a blank, means that no word is
+spoken. Any other number combines the subword's id in the tokenizer with two flags, called marks: *first tick of the
+subword* and *first subword of the word*. So the tokens of a word store its spelling, its first tick, and the first tick
+of each subword. A word that occurs at least twice in the train split is a single subword; its id is repeated in all
+ticks of the word.
 
 A word occupies the complete ticks nearest to its interval. It needs at least as many ticks as it has subwords. If it
 has too few, it is extended or shifted into free ticks, and neighbouring words may be shifted too. The start and the end
@@ -63,15 +64,17 @@ _MODEL: Final[dict[str, Any]] = {
 
 
 def pack_tokens(subwords: I32, first_tick: Bools, first_subword: Bools) -> I32:
-    """Combine subwords and marks into tokens; the marks of blanks are ignored.
+    """Combine subword ids and the two marks of each tick into tokens. The marks of a blank tick have no effect.
+
+    All arrays have the same shape, with one value for each tick.
 
     Args:
-        subwords: Ids of subwords (…,), -1 for a blank.
-        first_tick: True in the first tick of each subword (…,).
-        first_subword: True in all ticks of the first subword of each word (…,).
+        subwords: Subword ids, -1 for a blank.
+        first_tick: True in the first tick of each subword.
+        first_subword: True in all ticks of the first subword of each word.
 
     Returns:
-        Tokens (…,) int32.
+        Tokens, int32.
     """
     ids = 1 + MARKS * subwords + 2 * first_tick.astype(np.int32) + first_subword.astype(np.int32)
     return np.where(subwords < 0, BLANK, ids).astype(np.int32)
@@ -109,7 +112,7 @@ class DecodedWord:
 
 
 class TextTokenCodec:
-    """Converts timed words to tokens and back, with the tokenizer.json of a shard set.
+    """Encoder and decoder between timed words and text tokens, with the tokenizer.json of a shard set.
 
     The constructor takes the content of tokenizer.json. It raises `DataError` if the content is not a tokenizer as
     `preprocess` writes it. Such a tokenizer has a subword for each of the 256 bytes, so it can spell every word.
@@ -163,12 +166,12 @@ class TextTokenCodec:
     def decode(self, ids: I32) -> list[DecodedWord]:
         """Convert tokens, such as those of a window, to words.
 
-        A word begins at a token with the mark *first subword of the word*. It ends at a blank or at the next word. A
-        subword begins at the mark *first tick of the subword*, or where the id changes.
+        A subword begins at a token with the mark *first tick of the subword*, or where the id changes. A word begins
+        with a subword that has the mark *first subword of the word*. It ends at a blank or at the next word.
 
-        A group of tokens may lack the mark *first subword of the word*. At the start of the window, such a group is the
-        end of a word that began before the window. Elsewhere only generated tokens lack this mark. There the group
-        becomes a separate word, so that no spoken token is lost. Tokens do not show whether the window's end cuts the
+        The tokens may begin in the middle of a word, which began before the window. These tokens become a word with
+        `cut` = True. After a blank, a model may also generate tokens without the mark *first subword of the word*. They
+        become a word too, so that no spoken token is lost. Tokens do not show whether the end of the window cuts the
         last word.
 
         Args:
@@ -317,7 +320,7 @@ def tokenizer_problem(data: bytes) -> str | None:
 
 
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> str | None:
-    """Describe the first field that differs from the wanted value; None if all are equal. True differs from 1."""
+    """Describe the first field that differs from the wanted value; None if all are equal. True does not equal 1."""
     for name in sorted(found.keys() | wanted.keys()):
         one, other = (
             json.dumps(values[name], sort_keys=True) if name in values else "nothing" for values in (found, wanted)

@@ -30,7 +30,8 @@ def lengths_fit(audio_s: float, motion_s: float, max_s: float | None = None) -> 
     Args:
         audio_s: Seconds of audio.
         motion_s: Seconds of motion.
-        max_s: Largest difference in seconds; None: audio may be 30 s longer, motion 5 s.
+        max_s: Largest difference in seconds. None: audio may be up to 30 s longer than motion, and motion up to 5 s
+            longer than audio.
 
     Returns:
         True if the difference is allowed.

@@ -134,10 +134,7 @@ class Archive:
         return sorted(name.removesuffix(".npy") for name in self._infos)
 
     def check_total(self, keys: list[str]) -> None:
-        """Refuse arrays that together need more than 1 GiB, by the sizes in the archive's directory.
-
-        No data is read.
-        """
+        """Refuse arrays with more than 1 GiB in total. The sizes come from the archive's directory; no data is read."""
         total = sum(self._infos[f"{key}.npy"].file_size for key in keys)
         if total > MAX_TOTAL_BYTES:
             raise RecordingFault("npz-too-large", f"{total} bytes claimed", f"at most {MAX_TOTAL_BYTES}")
@@ -162,9 +159,10 @@ class Archive:
         return _content(body, member)
 
     def text(self, key: str) -> str | None:
-        """Return a member that is a single string; "" if the member is absent, None if it is not such a string.
+        """Return the text of a member that contains one string; "" if the member is absent.
 
-        An invalid string member never makes a recording invalid.
+        Return None for a text that is too long or not printable, for any other content, and for a damaged member. No
+        error is raised in these cases, so that a recording stays usable without the text.
         """
         info = self._infos.get(f"{key}.npy")
         if info is None:

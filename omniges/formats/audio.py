@@ -258,7 +258,7 @@ def _is_chunk_name(name: bytes) -> bool:
 
 
 def _refuse_more_audio(view: ByteRanges, place: int, order: ByteOrder) -> None:
-    """Refuse audio after the first data chunk, as in a file that was joined from two files."""
+    """Refuse a file with audio after the first data chunk, such as two WAV files that were joined."""
     for name, start, size in _chunks(view, place, order):
         if not _is_chunk_name(name):
             return
@@ -268,9 +268,11 @@ def _refuse_more_audio(view: ByteRanges, place: int, order: ByteOrder) -> None:
 
 
 def _has_no_length(view: ByteRanges, start: int, size: int, order: ByteOrder) -> bool:
-    """Return whether the size of a data chunk is a placeholder of a writer that stopped early or could not seek back.
+    """Return whether the size of a data chunk is a placeholder, so that the audio extends to the end of the file.
 
-    A size of 0 is no placeholder if the rest of the file consists of chunks.
+    A writer that stops early, or cannot seek back, leaves a placeholder. The size 0 is a placeholder if bytes follow,
+    unless these bytes are a complete sequence of other chunks. Any other size is a placeholder if it is larger than the
+    rest of the file, and is a known placeholder value or at least 4 GiB.
     """
     available = len(view) - start
     if size:
@@ -384,7 +386,7 @@ def _head(body_bytes: int, rate_hz: int, tag: int, bits: int) -> bytes:
 
 
 def _check_riff(view: ByteRanges) -> int:
-    """Refuse a file that is not RIFF WAVE; return the size field of RIFF."""
+    """Refuse a file that is not RIFF WAVE; return the size in bytes that its RIFF header states."""
     head = bytes(view[:64])
     if not head:
         raise RecordingFault("wav-empty", "a file of 0 bytes", "audio")

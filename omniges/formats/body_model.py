@@ -34,7 +34,7 @@ _WEIGHTS_TOLERANCE = 1e-3
 
 
 def decode_body_model(data: bytes | memoryview) -> BodyModel:
-    """Decode a body model to float64 arrays without NaN or infinity.
+    """Decode a body model to float64 arrays; refuse NaN and infinite values.
 
     Args:
         data: Bytes of the file.

@@ -71,10 +71,11 @@ class Motion:
 
     All values are finite, except NaN in the columns of absent parts. ``poses``: (T, 165) axis-angle in radians.
     ``expressions``: (T, 100). ``trans``: (T, 3) in metres. ``betas``: (300,); the first ``betas_columns`` values come
-    from the file, the others are 0. Arrays are float32 or float64, as stored. ``frame_rate_hz`` and ``source_frames``
-    describe the file; every ``frame_stride``-th frame of it was kept. ``gender`` and ``model`` are "" if the file has
-    no plain string. ``key_style`` says which keys the file has: "beat2" (one array ``poses``), "split" (an array for
-    each part of the pose) or "smplx" (keys of the package smplx); "arrays" for motion that is not from a file.
+    from the file, the others are 0. Arrays are float32 or float64, as stored; float16 becomes float32.
+    ``frame_rate_hz`` and ``source_frames`` describe the file; every ``frame_stride``-th frame of it was kept.
+    ``gender`` and ``model`` are "" if the file has no plain string. ``key_style`` says which keys the file has: "beat2"
+    (one array ``poses``), "split" (an array for each part of the pose) or "smplx" (keys of the package smplx). It is
+    "arrays" for motion that is not from a file.
     """
 
     poses: Array
@@ -166,7 +167,7 @@ def decode_motion(data: bytes | memoryview, *, standing: bool = True, rate_hz: f
 
 
 def _usable(members: dict[str, Member], style: str) -> list[str]:
-    """Remove members of incomplete parts, and hands stored as PCA coefficients; return the missing parts as text."""
+    """Remove incomplete parts, and hands stored as PCA coefficients; return a text for each absent part."""
     lacking = []
     if (hands := _lacking_part(members, style, ("hands", "left_hand", "right_hand"))) is not None:
         lacking.append(f"hands{hands}")
@@ -178,13 +179,13 @@ def _usable(members: dict[str, Member], style: str) -> list[str]:
 
 
 def _lacking_part(members: dict[str, Member], style: str, names: tuple[str, ...], beside: str = "") -> str | None:
-    """Remove the members of an incomplete part, and return why; None if the part is complete.
+    """Check whether the members of a part are complete. If not, remove them and return the reason.
 
     Args:
         members: Members of the file. The members of an incomplete part are removed from this dictionary.
         style: Key style of the file: "beat2", "split" or "smplx" (see `Motion`).
         names: The member with the whole part, then the two members with its left and right side.
-        beside: Another member that the part needs; "" if none.
+        beside: Name of one more member that the part needs; "": none.
 
     Returns:
         None if the part is complete, "" if a member is missing, or " (reason)" for PCA coefficients.
@@ -247,8 +248,8 @@ def motion_from_arrays(
     """Convert arrays from a user's program to a motion, with the checks of `decode_motion`.
 
     Args:
-        arrays: ``poses`` (T, 165), ``trans`` (T, 3), ``expressions`` (T, 1 to 100) and ``betas`` (1 to 300,), each
-            float32 or float64, or None. At least one of the first three must not be None.
+        arrays: ``poses`` (T, 165), ``trans`` (T, 3), ``expressions`` (T, n) with 1 ≤ n ≤ 100, and ``betas`` (n,) with
+            n ≤ 300. Each is float32 or float64, or None. At least one of the first three must not be None.
         rate_hz: Frames per second, a whole multiple of 30.
         absent: Parts of ``poses`` (upper, hands, lower, jaw_eyes) whose columns are to be ignored.
         gender: Gender of the body, stored with the motion.
@@ -441,11 +442,17 @@ def _add_member(archive: zipfile.ZipFile, name: str, array: Array) -> None:
 
 
 def _found_keys(archive: Archive) -> tuple[str, dict[str, str], list[tuple[str, str]]]:
-    """Choose the key of each array in a file. Return the key style, the keys by name of the array, and second keys.
+    """Choose the key of each array in a file, for files of all key styles.
 
-    This module names an array in the same way for all key styles, such as ``trans`` for the key ``transl``. The second
-    keys are (name, key) of each array that the file contains twice. Files of AMASS, for example, have ``poses`` and
-    also the parts of the poses.
+    Names of arrays do not depend on the key style: the array ``trans``, for example, can have the key ``trans`` or
+    ``transl``. A file may contain an array twice: files of AMASS have ``poses``, and the same data in separate parts.
+    One key is then chosen, and the other is returned as a second key.
+
+    Returns:
+        The key style, the chosen key of each array by name, and a list of (name, second key).
+
+    Raises:
+        RecordingFault: A required array has no key (``npz-missing-key``).
     """
     style = "beat2" if "poses" in archive else "split" if "root_orient" in archive else "smplx"
     style = style if style != "smplx" or "global_orient" in archive else "beat2"
@@ -471,18 +478,18 @@ def _found_keys(archive: Archive) -> tuple[str, dict[str, str], list[tuple[str, 
 
 
 def _compared(archive: Archive, others: list[tuple[str, str]], motion: Mapping[str, Array]) -> tuple[Problem, ...]:
-    """Refuse a file that has an array twice with different values; note arrays that cannot be compared.
+    """Compare arrays that a file contains twice; refuse the file if their values differ.
 
     Args:
         archive: The file.
         others: (name, second key) of each array that occurs twice.
-        motion: Arrays that were read: ``poses`` (T, 165), ``expressions`` (T, n) and ``trans`` (T, 3).
+        motion: Arrays that were read by the chosen key: ``poses`` (T, 165), ``expressions`` (T, n), ``trans`` (T, 3).
 
     Returns:
-        One note, or an empty tuple.
+        One note that lists the second keys whose arrays cannot be compared; an empty tuple if there are none.
 
     Raises:
-        RecordingFault: Two arrays contradict each other.
+        RecordingFault: The values of an array differ between its two keys (``npz-contradiction``).
     """
     unread = []
     for name, key in others:
@@ -502,7 +509,11 @@ def _compared(archive: Archive, others: list[tuple[str, str]], motion: Mapping[s
 
 
 def _frame_rate(archive: Archive, override_hz: float | None) -> int:
-    """Return the frame rate in Hz of a file, or `override_hz` if the file has none; refuse all but multiples of 30."""
+    """Return the frame rate of a file in Hz, or `override_hz` if the file states none.
+
+    The rate must be a multiple of 30 of at most 3000. A file is refused if its keys state different rates. A file
+    without a rate is refused if `override_hz` is None.
+    """
     rates = {}
     for key in _RATE_KEYS:
         if key not in archive:
@@ -542,7 +553,7 @@ def checked_rate(rate_hz: float, name: str) -> int:
 
 
 def _checked_frames(name: str, array: Array, minimum: int, maximum: int) -> Array:
-    """Check that an array has frames, and from `minimum` to `maximum` columns of floats; return it (T, columns)."""
+    """Return an array of floats (T, columns) after checking that T ≥ 1 and `minimum` ≤ columns ≤ `maximum`."""
     if array.dtype.kind != "f" or array.dtype.itemsize not in {4, 8}:
         raise RecordingFault("npz-wrong-dtype", f"{name} of dtype {array.dtype}", "float32 or float64")
     if array.ndim != 2 or not minimum <= array.shape[1] <= maximum:
@@ -595,9 +606,9 @@ def _shape_text(key: str, shape: tuple[int, ...]) -> str:
 
 
 def _check_values(name: str, array: Array) -> None:
-    """Refuse NaN, infinity and values beyond `LIMITS`.
+    """Refuse an array with NaN, infinity or values beyond `LIMITS`.
 
-    Refuse also expressions if 5 % or more of all coefficients have a magnitude above 50.
+    Expressions are also refused if 5 % or more of their values have a magnitude above 50.
     """
     limit = LIMITS[name]
     if array.min() >= -limit and array.max() <= limit:  # false for NaN
@@ -620,7 +631,7 @@ def _check_values(name: str, array: Array) -> None:
 
 
 def _check_place(trans: Array) -> tuple[Problem, ...]:
-    """Refuse positions far above or below the origin, such as values in centimetres; note a body that moves far.
+    """Refuse positions far above or below the origin, such as values in centimetres; return a note if a body moves far.
 
     Args:
         trans: Positions (T, 3) in metres, NaN if absent.

@@ -13,7 +13,10 @@ _COLUMNS = "name, start, end, duration, score and perhaps keywords, separated by
 
 @dataclass(frozen=True, slots=True)
 class SemanticSpan:
-    """One time span: its gesture class ``name``, times in seconds, ``score`` from 0 to 1, and ``keywords`` or ""."""
+    """A time span with a gesture class ``name`` and a ``score`` from 0 to 1; times in seconds.
+
+    ``keywords`` is "" if the annotation has none.
+    """
 
     name: str
     start: float

@@ -459,11 +459,13 @@ def _tiers(masked: _Masked, wanted: str | None) -> list[_Tier]:
 
 
 def _without_other_entries(masked: _Masked, wanted: str | None) -> tuple[str, dict[int, int]]:
-    """Remove the entries of all tiers but the wanted ones, because phones take four fifths of praatio's time.
+    """Keep only the entries of the wanted tiers, because a tier of phones takes four fifths of praatio's time.
 
-    Return the masked text without these entries, and a dictionary with the number of entries removed from each tier.
-    The value is -1 if an entry is incomplete. The key is the index in `numbers` of the tier's first number. The caller
-    compares the values with the counts in the file, so a truncated tier is still detected.
+    The caller compares the number of removed entries with the count in the file. So a truncated tier is still detected.
+
+    Returns:
+        The masked text without the removed entries, and a dictionary with the number of entries removed from each tier.
+        This number is -1 if an entry is incomplete. The key of a tier is the index of its first number in `numbers`.
     """
     heads = [
         head
@@ -504,7 +506,8 @@ def _string(masked: _Masked, label: str) -> str:
 def _choose(grid: _Grid, wanted: str | None, speakers: Collection[str]) -> tuple[_Tier, tuple[Problem, ...]]:
     """Return the word tier, and a note if another matching tier has other words.
 
-    If MFA wrote a tier for each speaker, the tier of the recording's speaker is returned.
+    If MFA wrote a tier for each speaker, the tier of one of the `speakers` is returned. If there is none, the only tier
+    with words is returned; several speakers with words are refused.
     """
     found = [tier for tier in grid.tiers if tier.is_interval and _is_wanted(tier.name, wanted)]
     plain = [tier for tier in found if wanted is not None or _mfa_speaker(tier.name) is None]

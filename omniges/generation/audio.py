@@ -64,7 +64,7 @@ class Held:
 class Spool:
     """Rows of a stream that are stored on disk, in an unnamed temporary file.
 
-    The system removes the file when the process ends.
+    The system removes the file when this object is deleted or the process ends.
 
     Args:
         folder: Folder for the file; None: the system's folder for temporary files.
@@ -366,7 +366,7 @@ def _mel_of(
 
 
 def _resampled(blocks: Iterator[F32], rate_hz: int) -> Iterator[F32]:
-    """Resample mono audio to 16 kHz with soxr's high quality, in blocks. `features.audio.resample` does the same."""
+    """Resample blocks of mono audio to 16 kHz with soxr's high quality, as `features.audio.resample` does in memory."""
     if rate_hz == SAMPLE_RATE_HZ:
         yield from blocks
         return

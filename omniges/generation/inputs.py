@@ -202,8 +202,10 @@ def read_text(
         source: Path of the file; ``-``: standard input.
         codec: Tokenizer of text tokens; None: the model's text is stored as latents, which need only words.
         rate: Speaking rate for plain text.
-        seconds: Length of the input's other streams in seconds; None: there are none, so the file defines the length.
-        max_s: Length in seconds to which a file longer than `LONGEST_S` (24 hours) is cut; None: refuse such a file.
+        seconds: Length of the input's other streams in seconds. None: there is no other stream; the text defines the
+            length.
+        max_s: Length in seconds to which a TextGrid longer than `LONGEST_S` (24 hours) is cut; None: refuse such a
+            file.
 
     Returns:
         The text stream.
@@ -262,7 +264,7 @@ def words_condition(
         length_s: Length in seconds; None: the stream ends 0.3 s after the last word.
         name: Name of the results.
         origin: Path and sha256 of the file, for records.
-        warnings: Warnings about the file, which the stream receives too.
+        warnings: Warnings about the file; they become warnings of the stream.
 
     Returns:
         The text stream.
@@ -306,9 +308,10 @@ def words_condition(
 
 
 def _textgrid(path: str, data: bytes, seconds: float | None) -> tuple[list[dict[str, Any]], float | None, list[str]]:
-    """Parse a TextGrid. Return its words, its length in seconds (never None) and warnings.
+    """Parse a TextGrid; return its words, its length in seconds (never None) and warnings.
 
-    The times must fit `seconds`, the length of the other streams, if it is not None.
+    `seconds` is the length of the input's other streams; None: there are none. A TextGrid that does not fit this length
+    is refused.
     """
     try:
         tier = decode_words(data)
@@ -331,7 +334,7 @@ def _not_words(path: str, kind: str) -> DataError:
 
 
 def _plain(path: str, data: bytes, rate: SpeakingRate | None) -> tuple[list[dict[str, Any]], float | None, list[str]]:
-    """Parse plain text. Return words with estimated times, None as the length, and warnings."""
+    """Parse plain text; return words with estimated times, None because the text states no length, and warnings."""
     codec = text_codec(data)
     if b"\0" in data[:16] and (kind := _binary_format(data)):
         raise _not_words(path, kind)
@@ -477,7 +480,7 @@ class Input:
 
     @property
     def recording(self) -> Recording:
-        """`Recording` from which condition streams are read: `sample` or, without it, the given streams as one."""
+        """The `Recording` from which condition streams are read: `sample`, or made from `conditions` without it."""
         return _recording(self.conditions) if self.sample is None else self.sample
 
 
@@ -569,9 +572,10 @@ def _require_streams(conditions: Sequence[StreamName], rows: Sequence[ManifestRo
 
 
 def _paired(conditions: Sequence[StreamName], sources: Sources) -> dict[str, dict[StreamName, str]]:
-    """Pair the files of all streams by name; if each stream has one file, names may differ.
+    """Group files into inputs: files of different streams with the same stem belong to one input.
 
-    Return, by name of the input, the file of each stream.
+    If each stream has exactly one file, the stems may differ. Return for each input, by its name, the file of each
+    stream.
     """
     # Results are named after recordings rather than texts.
     first = min(conditions, key=("audio", "gesture", "text").index)
@@ -635,9 +639,9 @@ def _stem(file: str) -> str:
 
 
 def _rate(sources: Sources) -> SpeakingRate | None:
-    """Learn the speaking rate from the train split of --shards; refuse --shards if no plain text needs the rate.
+    """Return the speaking rate of the words in the train split of --shards; None if --shards is not given.
 
-    Return None without --shards.
+    Raise UsageFault if --shards is given, but no plain text needs the rate.
     """
     if sources.shards is None:
         return None
@@ -748,10 +752,10 @@ def _of_sample(
 
 
 def latents_of(folder: ShardFolder, entry: CodecEntry | None) -> str | None:
-    """Return the name of a codec if its latents in a shard folder can be used, so that nothing must be encoded.
+    """Return the name of a codec if a shard folder contains usable latents of this codec, so that nothing is encoded.
 
-    The folder must contain latents of exactly this codec, with one row for each frame or group of frames. Latents of
-    complete windows are not used, because their windows may differ from the windows of the result.
+    The latents must be from exactly this codec, with one row for each frame or group of frames. Latents that were
+    encoded window by window are not used, because those windows may differ from the windows of the result.
 
     Args:
         folder: The shard folder.
