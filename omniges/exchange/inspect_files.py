@@ -370,9 +370,9 @@ def _draw_track(path: Path, motion_rate_hz: float | None, start_s: float, second
 def _draw_result(
     path: Path, record: GeneratedRecord, motion_rate_hz: float | None, start_s: float, seconds: float | None
 ) -> bytes:
-    """Draw the conditions, the result and the recording below each other.
+    """Draw the conditions, then the result, then the recording, one below the other in one picture.
 
-    Conditions and recordings are left out if their files no longer exist or have changed.
+    A condition or the recording is left out if its files are missing, or have changed since the generation.
     """
     (load,) = find_tracks([path], motion_rate_hz=motion_rate_hz)
     require_start(start_s, record.seconds, record.name)
@@ -392,7 +392,7 @@ def _draw_result(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Needed:
-    """The part of a track that a picture needs. The rest of a long clip is not computed."""
+    """The part of a track that a picture needs, so that nothing is computed for the rest of a long clip."""
 
     track: Track
     begins_s: float
@@ -461,7 +461,7 @@ def _channels(track: Track) -> tuple[F32, F32, F64]:
 
 
 def _mel(track: Track) -> F32:
-    """Return the log-mel (M, 64) of a track. M is 0 if there is no sound, or less than one FFT window of sound."""
+    """Return the log-mel (M, 64) of a track. M is 0 without sound, or if the sound is not longer than an FFT window."""
     if track.mel is not None:
         return track.mel
     samples = np.zeros(0, np.float32) if track.audio is None else resample(track.audio.samples, track.audio.rate_hz)

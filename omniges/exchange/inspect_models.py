@@ -358,7 +358,7 @@ def summary_of(events: Iterable[dict[str, Any]], where: str) -> LogSummary:
         The summary.
 
     Raises:
-        DataError: A number is missing or has another type, or there are more steps or tasks than a run can log.
+        DataError: A number is missing or has the wrong type, or there are more steps or tasks than a run can log.
     """
     log = LogSummary()
     for event in events:

@@ -83,7 +83,7 @@ class PackedBody:
 
 
 def pack_mesh(model: BodyModel, name: str) -> PackedMesh:
-    """Encode the mesh data of a body model that do not depend on the person, for a page.
+    """Encode for a page those mesh data of a body model that are the same for all persons.
 
     Args:
         model: Body model with the triangles of its mesh.
@@ -149,7 +149,7 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class ScoreTable:
-    """Scores of a task as text, and for each metric some clips to watch, such as the worst."""
+    """The scores of one task as rows of text, and for each row the clips to watch, such as the worst."""
 
     task: str
     head: tuple[str, ...]
@@ -417,7 +417,7 @@ def _wav(sound: Sound, seconds: float) -> bytes:
 
 
 def envelope(sound: Sound) -> npt.NDArray[np.uint8]:
-    """Return the largest magnitude in each 0.01 s of a sound, scaled to integers so that the largest of all is 255."""
+    """Return the peak amplitude of each 0.01 s of a sound as uint8, scaled so that the highest peak is 255."""
     edges = np.arange(0, len(sound.samples), sound.rate_hz / ENVELOPE_HZ).astype(np.int64)
     peaks = np.maximum.reduceat(np.abs(sound.samples), edges) if len(edges) else np.zeros(0)
     return np.rint(peaks / max(float(peaks.max(initial=0.0)), 1e-9) * 255).astype(np.uint8)

@@ -275,7 +275,7 @@ def compose(depth: F32, colour: U8, mask: U8, light: float, image: U8) -> None:
         depth: (2H, 2W) 1/depth of each sample, 0 where there is nothing.
         colour: (2H, 2W, 3) colours of the samples.
         mask: (2H, 2W) 1 in the shadow.
-        light: Brightness of the floor in the shadow, relative to the floor outside of it.
+        light: Brightness of the floor in the shadow, relative to the floor outside the shadow.
         image: (H, W, 3); changed in place.
     """
     height, width = image.shape[:2]

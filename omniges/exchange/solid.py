@@ -473,7 +473,7 @@ def _eye(builder: _Builder, side: str) -> None:
 
 
 def _lid(centre: Point, radius: float, direction: Point, degrees: float, bone: int) -> _Rings:
-    """Return the rings of a spherical cap: the part of a sphere within `degrees` of a direction from the centre."""
+    """Return the rings of an eyelid: a spherical cap around the axis `direction`, with a half-angle of `degrees`."""
     towards = _unit(direction)
     u = _unit(np.cross(towards, (1.0, 0.0, 0.0)))
     angles = np.radians(degrees) * np.array([0, 0.15, 0.4, 0.6, 0.8, 1])

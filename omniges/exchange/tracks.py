@@ -1,6 +1,6 @@
 """Tracks: the motion, sound and words of a sample, a result or a motion file, for pages, videos and exports.
 
-A track is one version of a clip: the recording, or the result that a system generated for it. Tracks with the same
+A track is one version of a clip: its recording, or a result that a system generated for the clip. Tracks with the same
 `clip` are shown side by side. Shape letters: T frames at 30 Hz, N samples, F mel frames at 100 Hz.
 """
 
@@ -204,8 +204,8 @@ def _labelled(given: str | Path) -> tuple[str, Path]:
 def _distinct(found: Sequence[_Found]) -> list[str]:
     """Return track names that are unique within each clip.
 
-    If tracks of a clip have equal names, the names of their folders are added. If names are still equal, numbers
-    are added.
+    If tracks of a clip have equal names, each of these tracks gets the name of its folder as a suffix. If names are
+    still equal, each gets a number as a suffix.
     """
     folders = [f"{one.name} ({one.place.parent.name or one.place.parent})" for one in found]
     clips = [one.clip for one in found]
@@ -292,7 +292,7 @@ def decoded(path: Path, data: bytes, decode: Callable[[bytes], T]) -> T:
 def _motion(data: bytes, *, standing: bool = True, rate_hz: float | None = None) -> _Moving:
     """Decode an NPZ file; return its motion with absent parts at rest, the names of the absent parts, and notes.
 
-    With `standing`, a body that does not stand upright is refused.
+    If `standing` is True, a body that does not stand upright is refused.
     """
     found = decode_motion(data, standing=standing, rate_hz=rate_hz)
     motion, betas = found.at_rest(), found.betas[: found.betas_columns]
@@ -327,7 +327,7 @@ def motion_files(folder: Path) -> list[Path]:
 
 
 def unlisted_files(folder: Path, results: Mapping[Path, GeneratedRecord]) -> list[Path]:
-    """Return the NPZ files that no record lists, in a folder of results and in its sub-folders with records.
+    """Return the NPZ files that no record lists. Search a folder of results, and its sub-folders that contain records.
 
     Args:
         folder: The folder.
@@ -390,7 +390,10 @@ def is_record(path: Path, *, named: bool = False) -> bool:
 
 
 def _of_result(path: Path, record: GeneratedRecord, read_motion: _ReadMotion, clip: str, name: str) -> Track:
-    """Load a result. For streams that were not generated, load the files of the conditions, if they are unchanged."""
+    """Load a result, and the condition files of streams that were not generated.
+
+    A missing condition file is skipped. A changed condition file is skipped with a note.
+    """
     files = {
         kind: _checked_file(path.parent / entry["path"], entry["sha256"], decode)
         for kind, decode in _DECODERS.items()

@@ -204,8 +204,8 @@ def view_scores(
 ) -> ViewSummary:
     """Write a page that shows the scores of results, and plays scored clips next to their recordings.
 
-    If no metric has scores for single clips (the Fréchet distance has none), the page shows the first clip of each
-    task.
+    Some metrics, such as the Fréchet distance, have no scores for single clips. If the report has only such metrics,
+    the page shows the first clip of each task.
 
     Args:
         report: The scores.

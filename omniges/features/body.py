@@ -146,7 +146,7 @@ class Skeleton:
         return np.asarray(forward_kinematics(turned, self.offsets, np.zeros((1, 3)))[1][0])
 
     def local_rotations(self, poses: Numbers) -> F64:
-        """Add the mean hands to poses (T, 165) in radians, and convert them to matrices (T, 55, 3, 3)."""
+        """Convert poses (T, 165) in radians to rotation matrices (T, 55, 3, 3), after adding the mean hands."""
         if poses.ndim != 2 or poses.shape[1] != POSE_COLUMNS:
             raise ValueError(f"expected poses (T, {POSE_COLUMNS}), found {poses.shape}")
         full = np.array(poses, dtype=np.float64)

@@ -6,10 +6,10 @@ subword* and *first subword of the word*. So the tokens of a word store its spel
 of each subword. A word that occurs at least twice in the train split is a single subword; its id is repeated in all
 ticks of the word.
 
-A word occupies the complete ticks nearest to its interval. It needs at least as many ticks as it has subwords. If it
-has too few, it is extended or shifted into free ticks, and neighbouring words may be shifted too. The start and the end
-of a word each move by at most `MAX_PUSH_TICKS`. Dynamic programming finds the assignment with the smallest total shift.
-A word that does not fit is dropped.
+A word occupies the complete ticks nearest to its interval. It needs at least as many ticks as it has subwords. If its
+interval has too few, the word is extended or shifted into free ticks. Neighbouring words may be shifted too. The start
+and the end of a word each move by at most `MAX_PUSH_TICKS`. Dynamic programming finds the assignment with the smallest
+total shift. A word that does not fit is dropped.
 
 This module also checks the content of tokenizer.json, independently of the version of the tokenizers package. It does
 not import torch.
@@ -284,8 +284,8 @@ def tokenizer_problem(data: bytes) -> str | None:
     """Check whether bytes are a tokenizer.json as `train_tokenizer` writes it.
 
     All steps of the tokenizer must be the expected ones, and vocabulary and merges must agree. Then
-    decode(encode(s)) = s holds for every Unicode string and any version of the tokenizers package. This native package
-    does not check its input, so it gets only files that pass this check.
+    decode(encode(s)) = s holds for every Unicode string and any version of the tokenizers package. This package is
+    native code that does not check its input. So only files without a problem may be passed to the package.
 
     Args:
         data: Bytes of the file.

@@ -92,7 +92,7 @@ def _header(start: bytes | memoryview, name: str, total_bytes: int) -> _Header:
 
 
 def _content(body: bytes | memoryview, header: _Header) -> Array:
-    """Convert npy bytes, whose header was checked, to a new C-ordered array in native byte order."""
+    """Convert npy bytes with the checked header `header` to a new C-ordered array in native byte order."""
     flat = np.frombuffer(body, header.dtype, offset=header.header_bytes)
     shaped = flat.reshape(header.shape, order="F" if header.fortran else "C")
     return np.array(shaped, dtype=flat.dtype.newbyteorder("="), order="C")
@@ -247,7 +247,7 @@ def checked(array: Numbers, what: str, shape: tuple[int | None, ...], *, at_leas
         array: The array.
         what: Name of the array, for errors.
         shape: Expected shape; an axis given as None may have any length.
-        at_least: Smallest number of rows.
+        at_least: Minimum number of rows.
 
     Returns:
         The array as float64.

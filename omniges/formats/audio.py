@@ -529,7 +529,7 @@ _SCALES |= {name: np.float32(2.0**-15) for name in _COMPANDED}
 def _finite_range(raw: Array, first: int) -> tuple[Array, Array]:
     """Return the lowest and highest value of each channel; refuse NaN, infinity and values far beyond full scale.
 
-    `first` is the index in the file of the first sample in `raw`.
+    `raw` is a block of samples, and `first` is the index of its first sample within the file.
     """
     low, high = raw.min(axis=0), raw.max(axis=0)  # NaN if any value is NaN
     if raw.dtype.kind == "f":

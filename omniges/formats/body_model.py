@@ -1,7 +1,7 @@
 """Reading of an SMPL-X body model file, without unpickling.
 
 The file is the ``.npz`` of SMPL-X with 300 shape and 100 expression directions, such as the neutral model of 2020. Only
-the arrays named here are read. Other arrays are skipped, because they may be pickled objects.
+the arrays that this module names are read. Other arrays are skipped, because they may be pickled objects.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ _MAX_BYTES: Final = 1 << 30
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SmplxMotion:
-    """Motion of one clip of T frames, +y upwards; the fields have the names of `omniges.Recording`."""
+    """Motion of one clip of T frames, +y upwards; the fields are named as in `omniges.Recording`."""
 
     poses: Array
     """(T, 165) axis-angle in radians: root 0:3, body 3:66, jaw 66:69, eyes 69:75, hands 75:165."""

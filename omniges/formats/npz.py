@@ -123,8 +123,8 @@ def absent_parts_of(poses: Array, expressions: Array, trans: Array) -> frozenset
 def decode_motion(data: bytes | memoryview, *, standing: bool = True, rate_hz: float | None = None) -> Motion:
     """Decode an NPZ with the keys of BEAT2, with separate keys for body parts, or with the keys of the package smplx.
 
-    Absent parts become NaN. The hands are absent if they are missing or stored as PCA coefficients. The face is absent
-    without expressions. Jaw and eyes are absent if one of them is missing.
+    Absent parts become NaN. Both hands are absent if one of them is missing or is stored as PCA coefficients. Jaw and
+    eyes are absent if one of them is missing. The face is absent if the file has no expressions.
 
     Args:
         data: Bytes of the file.
@@ -232,7 +232,7 @@ def _full_expressions(given: Array | None, frames: int) -> tuple[Array, tuple[Pr
 
 
 def _constant_betas(array: Array) -> Array:
-    """Return the shape coefficients (n,) of an array that is one vector or has equal rows."""
+    """Return the shape coefficients (n,) from an array (n,) or (rows, n); refuse rows that differ from each other."""
     rows = array.reshape(-1, array.shape[-1])
     if (rows != rows[0]).any() and not np.isnan(rows[0]).any():
         row = int(np.argmax((rows != rows[0]).any(axis=1)))

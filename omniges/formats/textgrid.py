@@ -215,9 +215,9 @@ class _Grid:
 def decode_words(data: bytes, tier: str | None = None, speakers: Collection[str] = ()) -> WordTier:
     """Read the word tier of a TextGrid in UTF-8 or UTF-16, in long, short or chronological text form.
 
-    The word tier is an interval tier named ``words`` or ``word`` (case and stray quotes are ignored). If there are
-    several, it is the first one that contains words. Without such a tier, it is the tier ``SPEAKER - words``
-    of the Montreal Forced Aligner (MFA).
+    The word tier is an interval tier named ``words`` or ``word``; case and quotes around the name are ignored. If there
+    are several such tiers, the first one that contains words is used. If there is none, the tier ``SPEAKER - words`` of
+    the Montreal Forced Aligner (MFA) is used.
     Letters of labels are unchanged. Surrounding white space is removed, a line break becomes one space, and silences
     are dropped. If a word begins up to 10 ms before the end of the previous word, its start is moved to that end.
 
@@ -430,7 +430,7 @@ def _grid(masked: _Masked, wanted: str | None) -> _Grid:
 
 
 def _tiers(masked: _Masked, wanted: str | None) -> list[_Tier]:
-    """Parse the tiers with praatio, then compare their lengths with the counts in the file."""
+    """Parse the tiers with praatio, then compare their numbers of entries with the counts that the file states."""
     body, spans = _without_other_entries(masked, wanted)
     try:
         parsed = textgrid_io.parseTextgridStr(body, includeEmptyIntervals=True)
@@ -716,7 +716,7 @@ def _refuse_overlap(item: WordInterval, last: WordInterval) -> None:
 
 
 def _counted(labels: Counter[str]) -> str:
-    """Return a text with the number of labels and the most frequent labels; "" if there are none."""
+    """Describe counted labels as text: their total number, and the most frequent labels; "" if there are no labels."""
     if not labels:
         return ""
     shown = [_short(label) for label, _ in sorted(labels.items(), key=lambda item: (-item[1], item[0]))]

@@ -236,7 +236,7 @@ def read_text(
 
 
 def _compare_lengths(path: str, words: Sequence[Mapping[str, Any]], length_s: float, seconds: float) -> list[str]:
-    """Refuse a TextGrid that is much longer than the other streams; return a warning if it is much shorter."""
+    """Refuse a TextGrid with words far beyond the other streams; warn if it ends long before the other streams."""
     last_s = float(words[-1]["end"])
     if last_s > seconds + MAX_AUDIO_LONGER_S:
         raise DataError(
@@ -270,8 +270,8 @@ def words_condition(
         The text stream.
 
     Raises:
-        DataError: The length is below a tick or above `LONGEST_S` (24 hours). No word starts within the length. Every
-            word has more subwords than ticks.
+        DataError: The length is below a tick or above `LONGEST_S` (24 hours), no word starts within the length, or all
+            words are dropped because they have more subwords than ticks.
     """
     path, digest = origin
     length_s = float(words[-1]["end"]) + _TAIL_S if length_s is None else length_s
@@ -334,7 +334,7 @@ def _not_words(path: str, kind: str) -> DataError:
 
 
 def _plain(path: str, data: bytes, rate: SpeakingRate | None) -> tuple[list[dict[str, Any]], float | None, list[str]]:
-    """Parse plain text; return words with estimated times, None because the text states no length, and warnings."""
+    """Parse plain text; return its words with estimated times, None in place of a stated length, and warnings."""
     codec = text_codec(data)
     if b"\0" in data[:16] and (kind := _binary_format(data)):
         raise _not_words(path, kind)
@@ -431,7 +431,7 @@ def sample_condition(
         stream: Name of the stream.
         reading: Settings for reading.
         shards: Path of the shard folder, for records.
-        latents_of: Name of the codec whose latents the stream also contains; None: no latents.
+        latents_of: Name of a codec. The stream then also contains the latents of this codec. None: no latents.
 
     Returns:
         The stream.
@@ -480,13 +480,16 @@ class Input:
 
     @property
     def recording(self) -> Recording:
-        """The `Recording` from which condition streams are read: `sample`, or made from `conditions` without it."""
+        """The `Recording` from which condition streams are read: `sample`.
+
+        If `sample` is None, it is a `Recording` made from `conditions`.
+        """
         return _recording(self.conditions) if self.sample is None else self.sample
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedInput:
-    """One input of a task that is not read yet; `load` reads it."""
+    """One input of a task, by name. Its files or its sample are read only when `load` is called."""
 
     name: str
     load: Callable[[], Input]
@@ -607,7 +610,7 @@ def _recorded_rows(condition: Condition, first: int, ticks: int) -> npt.NDArray[
 
 
 def _recording(conditions: Sequence[Condition]) -> Recording:
-    """Convert the user's files to a `Recording`, from which condition streams are read; files have no labels."""
+    """Return all streams of an input from user files as one `Recording` without labels."""
     contents: dict[Content, Callable[[int, int], Any]] = {}
     for one in conditions:
         if one.stream == "text":
@@ -685,8 +688,8 @@ def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
         The input with streams of equal length.
 
     Raises:
-        DataError: The lengths of audio and motion differ by more than `preprocess` allows. The length is above
-            `LONGEST_S` (24 hours). After the cut, nothing is left, or a text file has no words.
+        DataError: The lengths of audio and motion differ by more than `preprocess` allows, the common length is above
+            `LONGEST_S` (24 hours) or shorter than one token, or a text file has no words in this length.
     """
     lengths = [one.ticks for one in item.conditions] or [item.ticks]
     by_stream = {one.stream: one.ticks / TICKS_PER_SECOND for one in item.conditions}
