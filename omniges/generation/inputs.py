@@ -236,7 +236,7 @@ def read_text(
 
 
 def _compare_lengths(path: str, words: Sequence[Mapping[str, Any]], length_s: float, seconds: float) -> list[str]:
-    """Refuse a TextGrid with words far beyond the other streams; warn if it ends long before the other streams."""
+    """Refuse a TextGrid with words far beyond the other streams; return a warning if it ends long before these."""
     last_s = float(words[-1]["end"])
     if last_s > seconds + MAX_AUDIO_LONGER_S:
         raise DataError(
