@@ -424,7 +424,7 @@ class TestMisbehaviour:
             (seal({"format": "omniges-shards", "version": 99}), "expected shard contract version 1 or 2, found 99"),
             (
                 seal({"format": "omniges-shards", "version": 1, "files": {}, "shards": {"../x.tar": {}}}),
-                r"'\.\./x\.tar': a name that is not in the contract",
+                r"'\.\./x\.tar': .*found a name that is not in the contract",
             ),
             (
                 seal(
@@ -435,7 +435,7 @@ class TestMisbehaviour:
                         "shards": {"train-000000.tar": {"bytes": -1}},
                     }
                 ),
-                r"'train-000000\.tar': fields 'bytes'",
+                r"'train-000000\.tar': .*found fields 'bytes'",
             ),
             (seal({"format": "omniges-shards", "version": 1, "files": {}, "shards": {}}), "tool: expected an object"),
             (seal(NOTHING), "dataset.json: expected an entry for manifest.parquet, found none"),

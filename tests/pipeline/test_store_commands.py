@@ -216,7 +216,7 @@ def test_urls_that_are_no_folder_of_a_bucket_are_refused(tmp_path: Path, url: st
 
 
 def test_shards_that_are_too_large_for_one_copy_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageFault, match=r"^shard_bytes .*: expected at most 3926258176 bytes with a URL"):
+    with pytest.raises(UsageFault, match=r"^shard_bytes .*: expected at most 3926258176 bytes if output_dir is a URL"):
         PreprocessSettings(root=tmp_path, output_dir="s3://b/x", shard_bytes=4 << 30)
 
 
