@@ -134,7 +134,7 @@ def as_error(exit_code: int, text: str) -> OmnigesError:
 class WorkerDied(Exception):
     """Exception for a worker that exits without an answer, or sends an invalid answer.
 
-    The text gives the cause. `task` is the oldest task without an answer; None if there is none.
+    The text gives the cause. `task` is the oldest task without an answer, or None.
     """
 
     def __init__(self, how: str, task: Any) -> None:
@@ -462,7 +462,7 @@ class Pool(Generic[Task, Result]):
     def _attempt(
         self, worker: Answering | None, task: Task, index: int, attempt: int
     ) -> tuple[Result | Lost, Answering | None]:
-        """Run a task on `worker`; if this is None, start a new worker.
+        """Run a task on `worker`, or on a new worker if `worker` was not given.
 
         Return the outcome, and the worker for the next task (None if this worker crashed or exceeded the deadline).
         """

@@ -167,9 +167,9 @@ def _flags(settings: Any) -> Iterator[inspect.Parameter]:
 def _flag(setting: Setting, panel: str | None) -> inspect.Parameter:
     """Return a function parameter that Typer converts to a flag.
 
-    Typer converts the values of only two kinds of flags: switches, and flags with two or more separate values. Other
-    values stay text, because the settings convert and check them. If the user does not pass a flag, its value is None;
-    for a repeatable flag, it is an empty list.
+    Typer converts the values of only two kinds of flags: switches, and flags with several values after one name
+    (``--features A B``). Other values stay text, because the settings convert and check them. A flag that the user
+    does not pass has the value None; a repeatable flag has an empty list.
     """
     option = setting.option
     kind: Any = (

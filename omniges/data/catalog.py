@@ -454,7 +454,7 @@ def keep_labelled(
         name: Name of the column, for the error.
         values: The column.
         wanted: Accepted texts; empty: all rows pass.
-        also: Mask (N,) of rows that pass this filter regardless of their text; None: no such rows.
+        also: Mask (N,) of rows that pass this filter regardless of their text; None: no rows.
 
     Returns:
         Mask (N,) of the rows.

@@ -31,8 +31,8 @@ class TraceSettings:
     seed: int = option(0, "Random seed of the run.")
     streams: tuple[str, ...] = option(
         (),
-        "Combinations of streams: audio+gesture,text reads clips with both audio and gesture, and clips with text. If "
-        "clips lack parts, the training run prints the value to give here.",
+        "Combinations of streams, separated by commas. For example, 'audio+gesture,text' reads clips with both audio "
+        "and gesture, and clips with text. If clips lack parts, the training run prints the value to give here.",
         commas=True,
     )
     audio_codec: str | None = option(None, "Codec whose latents the run trains on in place of the mel.", shown="mel")

@@ -253,7 +253,7 @@ class _Scorer:
         """Add the face metrics of a result, computed on the body of `person`.
 
         The generated row compares the result with `recorded`, the shuffled row with `other`, the motion of another
-        recording. If `other` is None, the shuffled row gets no value: there is no other recording, or the chosen
+        recording. Without `other`, the shuffled row gets no value: there is no other recording, or the chosen
         recording has no face.
         """
         others = [recorded] if other is None else [recorded, other.cut(generated.frames)]
@@ -265,10 +265,10 @@ class _Scorer:
     def _add_registered(
         self, key: str, body: Body, generated: ClipMotion, recorded: ClipMotion, other: ClipMotion | None
     ) -> None:
-        """Add a result's values of the metrics that scripts and other packages define, computed on `body`.
+        """Compute the metrics of scripts and other packages for a result with the joints of `body`, and add the values.
 
-        The generated row compares the result with `recorded`, the shuffled row with `other`, the motion of another
-        recording. If there is no other recording, `other` is None, and the shuffled row gets no value.
+        The generated row compares the result with `recorded`. The shuffled row compares it with `other`, the motion of
+        another recording; without `other`, this row gets no value.
         """
 
         def clip(motion: ClipMotion) -> MotionClip:

@@ -237,9 +237,10 @@ def published_files(settings: EvaluateSettings) -> tuple[dict[str, Any], list[st
         settings: Settings of the command.
 
     Returns:
-        First, a dictionary with the entries ``gesture_encoder``, ``mean_speeds`` and ``body_model``. An entry is None
-        if the user passed no such file, otherwise it has ``file``, ``sha256`` and ``published``. ``published`` says
-        whether the file has the checksum of the published file; None: omniges does not know the published checksum.
+        First, a dictionary with the entries ``gesture_encoder``, ``mean_speeds`` and ``body_model``. The entry of a
+        file that the user did not pass has the value None. Other entries have ``file``, ``sha256`` and ``published``,
+        which says whether the file has the checksum of the published file; None: omniges does not know the published
+        checksum.
         Second, the warnings.
     """
     given = (

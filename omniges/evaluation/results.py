@@ -175,7 +175,7 @@ def find_results(
         folders: The folders.
         shards: The recordings.
         task: Task of all results, chosen by the user; None: records state the task.
-        without_record: Task of files without records, if `task` is None.
+        without_record: Task of files without records; not used with `task`.
         motion_rate_hz: Frames per second, used only for motion files that do not state their frame rate.
 
     Returns:

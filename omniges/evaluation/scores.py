@@ -406,7 +406,7 @@ class RegisteredScores:
         """Score a pair of clips.
 
         If `row` is ``generated``, the recorded clip is also compared with itself, once for each recording. This score
-        is added to row ``recorded``. Metrics that have one value for all clips together get no such score.
+        is added to row ``recorded``. Metrics that have one value for all clips together get no score there.
 
         Args:
             row: Row of the report to which the score is added.
@@ -470,7 +470,7 @@ def _figure_of_set(metric: Metric, heading: Heading, values: Values, how: Resamp
 def _scored(metric: Metric, generated: Any, recorded: Any) -> float:
     """Compute the value of a metric.
 
-    Raise DataError if the value is None, NaN or infinite. Raise EnvironmentFault if the metric's function fails.
+    Raise DataError for the values None, NaN and infinity. Raise EnvironmentFault if the metric's function fails.
     """
     with foreign(f"metric {metric.label!r}", "scoring"):
         value = metric.of(generated, recorded)

@@ -30,7 +30,7 @@ class EvaluateSettings:
         (), "Tasks to generate.", commas=True, shown="trained tasks with one condition", values=lambda: TASK_NAMES
     )
     num_inference_steps: int | None = option(
-        None, "Sampling steps.", minimum=1, was=("steps",), shown="20, or 10 if the model's guidance scale is above 1"
+        None, "Sampling steps.", minimum=1, was=("steps",), shown="20; 10 if the model's guidance scale is above 1"
     )
     num_samples: int = option(1, "Results to generate for each recording.", minimum=1)
     seed: int = option(

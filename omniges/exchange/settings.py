@@ -90,7 +90,7 @@ class _Shown(Part):
         "Samples of shards, by key or stem.",
         "--key",
         commas=True,
-        shown="all; if results or files are given too: the samples of the same recordings",
+        shown="all; if results or files are given too, only samples that belong to them",
     )
     together: bool = option(False, "Show the tracks of all recordings side by side, as if they were of one recording.")
 

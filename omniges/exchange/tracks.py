@@ -275,7 +275,7 @@ def _beside(path: Path, clip: str, ending: str) -> Path | None:
     """Return the path of the sound file (``.wav``) or words file (``.TextGrid``) that belongs to a motion file.
 
     The stem of this file is the stem of the motion file, or `clip`. The folder of the motion file is searched first,
-    then the folders that BEAT2 uses. Return None if there is no such file.
+    then the folders that BEAT2 uses. Return None if the file does not exist.
     """
     places = [path.parent / folder / f"{stem}{ending}" for folder in _BESIDE[ending] for stem in (path.stem, clip)]
     return next((place for place in places if os.path.lexists(place)), None)  # reading refuses a folder

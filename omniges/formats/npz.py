@@ -309,7 +309,7 @@ def _motion(
     standing: bool,
     notes: tuple[Problem, ...] = (),
 ) -> Motion:
-    """Build a `Motion` from checked arrays: keep 30 frames per second, extend betas to 300 values, and add notes."""
+    """Build a `Motion` from checked arrays: drop frames so that 30 a second remain, extend betas to 300, add notes."""
     source_frames, stride = len(arrays["poses"]), rate_hz // FRAME_RATE_HZ
     motion = {name: np.ascontiguousarray(array[::stride]) for name, array in arrays.items()}
     if stride > 1:
@@ -512,7 +512,7 @@ def _frame_rate(archive: Archive, override_hz: float | None) -> int:
     """Return the frame rate of a file in Hz, or `override_hz` if the file states none.
 
     The rate must be a multiple of 30 of at most 3000. A file is refused if its keys state different rates. A file
-    without a rate is refused if `override_hz` is None.
+    without a rate needs `override_hz`; otherwise it is refused.
     """
     rates = {}
     for key in _RATE_KEYS:

@@ -216,7 +216,7 @@ def decode_words(data: bytes, tier: str | None = None, speakers: Collection[str]
     """Read the word tier of a TextGrid in UTF-8 or UTF-16, in long, short or chronological text form.
 
     The word tier is an interval tier named ``words`` or ``word``; case and quotes around the name are ignored. If there
-    are several such tiers, the first one that contains words is used. If there is none, the tier ``SPEAKER - words`` of
+    are several of these tiers, the first one that contains words is used. Without one, the tier ``SPEAKER - words`` of
     the Montreal Forced Aligner (MFA) is used.
     Letters of labels are unchanged. Surrounding white space is removed, a line break becomes one space, and silences
     are dropped. If a word begins up to 10 ms before the end of the previous word, its start is moved to that end.
@@ -506,7 +506,7 @@ def _string(masked: _Masked, label: str) -> str:
 def _choose(grid: _Grid, wanted: str | None, speakers: Collection[str]) -> tuple[_Tier, tuple[Problem, ...]]:
     """Return the word tier, and a note if another matching tier has other words.
 
-    If MFA wrote a tier for each speaker, the tier of one of the `speakers` is returned. If there is none, the only tier
+    If MFA wrote a tier for each speaker, the tier of one of the `speakers` is returned. Without one, the only tier
     with words is returned; several speakers with words are refused.
     """
     found = [tier for tier in grid.tiers if tier.is_interval and _is_wanted(tier.name, wanted)]

@@ -482,7 +482,7 @@ class Input:
     def recording(self) -> Recording:
         """The `Recording` from which condition streams are read: `sample`.
 
-        If `sample` is None, it is a `Recording` made from `conditions`.
+        Without `sample`, it is a `Recording` made from `conditions`.
         """
         return _recording(self.conditions) if self.sample is None else self.sample
 

@@ -425,7 +425,7 @@ class OmnigesPipeline:
         """Read the inputs of a task and cut them to one length.
 
         `inputs` contains a pair for each stream: its value, and the sample rate of audio, the speaking rate of text or
-        the frame rate of gesture. An item that the user does not pass is None.
+        the frame rate of gesture. An item that the user does not pass has the value None.
         """
         _require_inputs(task, {name: content for name, (content, _) in inputs.items()})
         conditions: list[Condition] = []

@@ -282,7 +282,7 @@ class FlowModel(nn.Module):
             batch: Batch size B.
 
         Returns:
-            The vectors; None if `described` is None and the model has no ``tell_absent``.
+            The vectors; None without `described`, for a model without ``tell_absent``.
         """
         if self.lacking is None:
             return described

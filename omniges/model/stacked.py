@@ -182,7 +182,7 @@ def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class _RmsNorm(torch.autograd.Function):
     """RMSNorm of queries and keys with weights of several streams.
 
-    As in `_Modulate`, `backward` first expands the saved sum of squares to the shape of the gradient.
+    `forward` saves the sum of squares. `backward` first expands it to the shape of the gradient, as `_Modulate` does.
     """
 
     @staticmethod

@@ -397,7 +397,7 @@ class SubwordTokens(Stream):
 
     A text token is a blank, or a subword with two marks, *first tick of the subword* and *first subword of the word*.
     Each mark is true or false, so there are 4 combinations of marks. The subword and the combination of marks are
-    embedded separately, and the embeddings are concatenated. A blank has a vector of its own in both tables. So a
+    embedded separately, and the embeddings are concatenated. Both tables contain a vector for the blank. So a
     vocabulary of V subwords needs (V + 1) + (4 + 1) vectors instead of 4 V + 1. Each vector of E features is scaled to
     the norm √E, so a token has the norm √C of unit noise. The head predicts logits of subwords and logits of marks. The
     clean token is the mean embedding under the softmax. The loss is the sum of both cross-entropies, with a lower

@@ -454,17 +454,18 @@ class JointFlowTransformer(nn.Module):
 
         Args:
             tokens: Tokens (R, N, C) of each stream that takes part; other streams are not computed.
-            levels: Noise level (B,) of each stream for all samples, or (B, N) of each token. A stream with tokens but
-                without a level is context: it adds nothing to the conditioning and has no output. With ``summed``, a
-                token's conditioning is the vector of its level plus the mean vector of each other stream.
+            levels: Noise levels by stream: (B,), or (B, N) with one level for each token. A stream with tokens but
+                without a level is context: it adds nothing to the conditioning and has no output. With the
+                configuration ``conditioning="summed"``, two kinds of vectors are added for a token: the vector of its
+                level, and for every other stream that takes part, the mean of the vectors of its tokens' levels.
             seconds: Times (N,) or (B, N) of each stream's tokens, required with rotary positions.
             added: Position embeddings (N, W) to add to a stream's tokens.
             packed: Which sample each row of `tokens` belongs to, and which streams are absent; None: row i is sample i,
                 and no stream is absent. An absent stream does not affect the sample.
             pooled: Vectors (B, pooled_width) for the complete samples; not used without `pooled_width`.
-            speakers: Speakers (B,) int64 in 0 … speakers; None: all unknown.
-            described: Vectors (B, W) to add to the conditioning of every stream, from condition streams and absent
-                parts.
+            speakers: Number (B,) int64 of each sample's speaker, 0 for unknown; None: all speakers are unknown.
+            described: Vectors (B, W) that encode condition streams and which parts are absent; added to the
+                conditioning of every stream.
             rows: Indices (K,) int64 of the rows to return, by stream; None: all rows of all streams that have a level.
 
         Returns:

@@ -118,7 +118,7 @@ def convert(recording: Recording, settings: ConvertSettings, decode: Decode | No
     Args:
         recording: The files that a corpus found.
         settings: Settings of the conversion.
-        decode: Function that decodes the files to a take, or records faults and returns None. If `decode` is None,
+        decode: Function that decodes the files to a take, or records faults and returns None. Without `decode`,
             `decode_files` is used.
 
     Returns:

@@ -358,7 +358,7 @@ def array_specs(
 
     Args:
         row: Row of the sample.
-        samples_16k: Length of the kept waveform, in audio samples at 16 kHz. If it is None, the result has no entry for
+        samples_16k: Length of the kept waveform, in audio samples at 16 kHz; for None, the result has no entry for
             the waveform.
         codecs: Codecs whose latents the samples contain.
 

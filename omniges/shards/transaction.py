@@ -154,7 +154,7 @@ class UnfinishedRun:
 
         Args:
             document: Settings that affect the output bytes.
-            anew: True with --force, so that an earlier set is not reused.
+            anew: True with --force: an earlier set is not reused.
 
         Returns:
             The settings and versions.
@@ -315,7 +315,7 @@ class Workspace:
         return open_local(shard)
 
     def problem(self) -> str | None:
-        """Describe the first file in the workspace that no omniges run wrote; return None if there is none.
+        """Describe the first file in the workspace that no omniges run wrote; return None if all files are known.
 
         The workspace determines which files are renamed and removed, but its origin is unknown. So every entry of the
         workspace must be a regular file with a name that a run uses. This method changes nothing.

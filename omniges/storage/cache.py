@@ -304,7 +304,7 @@ class CacheFolder:
     def _adopt(self, path: Path, file: CachedFile) -> Pin | None:
         """Check a cached file that has no valid ``.checked`` record, and return a pin if the content is correct.
 
-        A file with another size or sha256 is removed, and the result is None. The result is also None if the file does
+        A file with another size or sha256 is removed. The result is then None, and also if the file does
         not exist. The caller must hold the file's lock.
         """
         pin = _pin(path)

@@ -493,7 +493,7 @@ class UrlStore:
         return {"use_listings_cache": False}
 
     def _address(self, name: str | None) -> str:
-        """Return the address of a file, or of the folder if `name` is None; the query of a web URL stays at the end."""
+        """Return the address of the file `name`, or of the folder for None; the query of a web URL stays at the end."""
         tail = "" if name is None else check_name(name)
         if self.location.protocol in _WEB:
             parts = urlsplit(self.location.address)

@@ -167,7 +167,7 @@ class TensorFile(LazyTensors):
 
 
 def _require_regular(path: Path) -> None:
-    """Refuse a missing file, a pipe, a device, or a link out of its own folder, before a library opens the path."""
+    """Refuse a missing file, a pipe, a device, or a link out of the file's folder, before a library opens the path."""
     try:
         os.close(open_file(path, path.parent))
     except FileNotFoundError as error:
@@ -317,7 +317,7 @@ def read_weight_list(path: Path, entry: str, *, mapped: bool = False) -> list[Te
 def _content(path: Path, entry: str | None, kind: type, *, mapped: bool) -> dict[str, Tensor]:
     """Load a ``torch.save`` file, check its tensors, and return them by name.
 
-    If `entry` is None, the file contains only the tensors. Otherwise it contains a dictionary, and the tensors are the
+    Without `entry`, the file contains only the tensors. With `entry`, it contains a dictionary, and the tensors are the
     value of its key `entry`. `kind` is the type of object that contains the tensors: dict or list. A tensor in a list
     gets its index as its name: "0", "1", ….
     """

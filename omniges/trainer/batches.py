@@ -77,7 +77,7 @@ class Feed(BatchLoader):
     ) -> None:
         """Open the loader.
 
-        The tokenizer and the speaker numbers are taken from `identity` or, if it is None, from the data.
+        The tokenizer and the speaker numbers are those of `identity` or, without `identity`, of the data.
 
         Args:
             data: Shard sets to read.

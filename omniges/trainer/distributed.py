@@ -5,7 +5,7 @@ Ctrl-C exits at once. A request raises `StopNow` while the process waits or comp
 other times, the request only sets a flag. The training loop checks this flag at least once in each step.
 
 Ranks communicate over a separate gloo group, so that they do not wait for a GPU. `SharedWork` divides work among the
-ranks in turns. After each turn, every rank is told whether any rank has to stop or has failed.
+ranks in turns. After each turn, every rank learns whether any rank has to stop or has failed.
 """
 
 from __future__ import annotations

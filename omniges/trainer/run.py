@@ -474,7 +474,10 @@ def _require_computable(metric: str, held_out: HeldOut, codecs: Codecs, tasks: S
     if metric == "loss":
         return
     if task not in tasks:
-        raise UsageFault(f"--best-metric {metric}: expected one of the trained tasks {', '.join(tasks)}, or loss")
+        raise UsageFault(
+            f"--best-metric {metric}: expected loss, or a metric of a trained task ({', '.join(tasks)}), found another "
+            f"task; choose, for example, {tasks[0]}/loss"
+        )
     if name == "loss":
         return
     why = why_not(codecs, task) or _lacking(name, held_out, codecs)
@@ -486,7 +489,7 @@ def _require_computable(metric: str, held_out: HeldOut, codecs: Codecs, tasks: S
 
 
 def _lacking(metric: str, held_out: HeldOut, codecs: Codecs) -> str | None:
-    """Return the reason why a metric cannot be computed on any held-out window; None if no such reason is found.
+    """Return the reason why a metric cannot be computed on any held-out window; None if no reason is found.
 
     Where settings can help, the reason includes a remedy.
     """

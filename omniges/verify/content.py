@@ -442,7 +442,7 @@ def _check_arrays(sample: _Sample, audio: dict[str, Any] | None, codecs: Sequenc
 
 
 def _absent_columns(row: ManifestRow, member: str, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-    """Return a flag for each column, (C,), of an array (T, C) or (C,): True if the column belongs to an absent part."""
+    """Return flags, one for each of the C columns of an array (T, C) or (C,): True if it belongs to an absent part."""
     absent = np.zeros(shape[-1] if shape else 0, dtype=bool)
     if member == "gesture.npy":
         for part in CHANNELS_OF.keys() - set(row.present):

@@ -191,7 +191,7 @@ class _Verification:
     def _unlisted(self, folder: Folder, inventory: Inventory | None) -> list[VerifyFinding]:
         """Return findings about files that dataset.json does not list.
 
-        If dataset.json is unusable (`inventory` is None), report only temporary files and unfinished runs.
+        If dataset.json is unusable (no `inventory`), report only temporary files and unfinished runs.
         """
         location = self.settings.location
         try:

@@ -75,7 +75,7 @@ def read_rows(data: bytes, samples: int, out: Collector) -> list[manifest.Manife
 
 
 def _first_torn_column(file: pq.ParquetFile) -> str:
-    """Return the name of the first column that is null in other rows than its related column; "" if there is none.
+    """Return the name of the first column that is null in other rows than its related column; "" without one.
 
     Related columns must be null in the same rows. They are the columns of one source file (path, sha256), or the
     columns of one optional member (offset, size, sha256).

@@ -436,7 +436,7 @@ def second_axis(axes: Axes, places: Numbers, values: Numbers, name: str, label: 
         label: Label of the axis.
 
     Returns:
-        The curves, for the legend.
+        A list with the curve, for the legend.
     """
     right = axes.twinx()
     right.spines["right"].set_visible(True)

@@ -210,7 +210,7 @@ def draw_result(
 def _view(row: Row, rows: Sequence[Row], span: tuple[float, float]) -> parts.View:
     """Return the part of a row in a time span (start, end) in seconds.
 
-    The part of a gesture row also contains words. They come from the text row with the same role, or, if there is none,
+    The part of a gesture row also contains words. They come from the text row with the same role, or, without one,
     from the text row that is a condition.
     """
     start_s, stop_s = span

@@ -108,8 +108,8 @@ def discover(
     on_disk = {labels.plain_stem(stem) for stem in stems}
     if override and stems and not override.ids & on_disk:
         raise UsageFault(
-            f"--split-csv {split_csv}: expected ids of recordings such as {min(on_disk)!a:.80}, found none among its "
-            f"{len(override.ids)} ids; give the list of this data set, or remove the flag"
+            f"--split-csv {split_csv}: expected ids of recordings such as {min(on_disk)!a:.80}, found no id of a "
+            f"recording on disk ({len(override.ids)} other ids); give the list of this data set, or remove the flag"
         )
     for name, split_list in split_lists.items():
         findings += split_list.findings

@@ -34,7 +34,7 @@ class SharedFiles:
     tool: Mapping[str, str]  # package versions that affect the output bytes
 
     def problem(self) -> str:
-        """Describe the first difference between this machine and the driver; "" if there is none."""
+        """Describe the first difference between this machine and the driver; "" without a difference."""
         try:
             token = Path(self.run_file).read_text()
             sizes = {path: Path(path).stat().st_size for path in self.inputs}

@@ -135,7 +135,7 @@ class Window:
 
     @property
     def source_path(self) -> str:
-        """Path of the recording's first source file, in the order motion, audio, words; "" if there is none."""
+        """Path of the recording's first source file, in the order motion, audio, words; "" without one."""
         return next((self.row.sources[kind][0] for kind in ("npz", "wav", "textgrid") if kind in self.row.sources), "")
 
 
