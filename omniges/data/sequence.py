@@ -284,4 +284,4 @@ def _differences(name: str, saved: Any, own: Any) -> list[str]:
         return _differences(name, saved[0], own[0])
     if isinstance(saved, (int, float)) and isinstance(own, (int, float)) and saved == own:
         return []
-    return [f"{name} was {saved!r}, is {own!r}"]
+    return [f"{name}: {saved!r} in the saved state, {own!r} in this run"]

@@ -485,7 +485,7 @@ class ModelIdentity:
         stored = json.loads(load_identity(saved).documents()[CONFIG_FILE])
         was, now = (_flat(config) for config in (stored, own[CONFIG_FILE]))
         differences = [
-            f"{name} was {was.get(name)}, is {now.get(name)}"
+            f"{name}: {was.get(name)} in the checkpoint, {now.get(name)} in this run"
             for name in sorted(was.keys() | now.keys())
             if was.get(name) != now.get(name) and name not in {"preset", "guidance"}
         ]

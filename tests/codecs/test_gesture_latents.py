@@ -187,8 +187,8 @@ class TestTraining:
         encode(EncodeSettings(shards=shards, codecs=others, output_dir=tmp_path / "others"))
         without = {"audio_codec": AUDIO}
         for folder, chosen, words in (
-            (encoded_both, without, "gesture codec was gesture-rvqvae .*, is None"),
-            (tmp_path / "others", BOTH, "gesture codec was gesture-rvqvae .*, is gesture-rvqvae"),
+            (encoded_both, without, "gesture codec: gesture-rvqvae .* in the checkpoint, None"),
+            (tmp_path / "others", BOTH, "gesture codec: gesture-rvqvae .* in the checkpoint, gesture-rvqvae"),
         ):
             copy = Path(shutil.copytree(whole, tmp_path / f"run-{len(chosen)}"))
             with pytest.raises(UsageFault, match=words):

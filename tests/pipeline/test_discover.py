@@ -326,7 +326,7 @@ class TestSplitsAndFilters:
         other = tmp_path / "other.csv"
         other.write_text(f"id,type\n{rows}")
         with pytest.raises(
-            UsageFault, match=rf"other\.csv: expected ids of recordings such as '{A}', found none among"
+            UsageFault, match=rf"other\.csv: expected ids of recordings such as '{A}', found no id of a recording"
         ):
             discover(root, Selection(), split_csv=other)
 

@@ -146,7 +146,7 @@ class TestTraining:
         self, encoded_both: Path, omniflow: Path, tmp_path: Path
     ) -> None:
         begin(encoded_both, tmp_path / "run", omniflow, "rows", max_train_steps=1)
-        with pytest.raises(UsageFault, match="audio_tokens was rows, is patches"):
+        with pytest.raises(UsageFault, match="audio_tokens: rows in the checkpoint, patches in this run"):
             begin(encoded_both, tmp_path / "run", omniflow, "audio")
 
     def test_an_earlier_run_of_patches_can_be_begun_with(

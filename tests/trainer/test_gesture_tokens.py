@@ -66,7 +66,7 @@ def test_a_run_from_before_splines_continues_as_it_was(shards: Path, tmp_path: P
     run(shards, tmp_path / "two", max_train_steps=2, **older)
     make_older(checkpoint_of(tmp_path / "two", 2))
     assert load(tmp_path / "two").identity.config == load(tmp_path / "whole").identity.config
-    with pytest.raises(UsageFault, match="gesture_tokens was frames, is splines"):
+    with pytest.raises(UsageFault, match="gesture_tokens: frames in the checkpoint, splines in this run"):
         run(shards, tmp_path / "two", max_train_steps=4, model=MODEL | {"gesture_tokens": "splines"})
     run(shards, tmp_path / "two", max_train_steps=4)
     assert learned(tmp_path / "two", 4) == learned(tmp_path / "whole", 4)

@@ -108,7 +108,7 @@ class TestTraining:
         assert learned(tmp_path / "whole", 2) == learned(tmp_path / "jawless", 2)
 
     def test_another_number_of_channels_is_another_model(self, checkpoint: Path, shards: Path, tmp_path: Path) -> None:
-        with pytest.raises(UsageFault, match="gesture_channels was 424, is 415"):
+        with pytest.raises(UsageFault, match="gesture_channels: 424 in the checkpoint, 415 in this run"):
             run(shards, checkpoint, max_train_steps=3, gesture_channels=415)
         changes = {"preset": None, "pretrained_model_name_or_path": checkpoint, "max_train_steps": 1, "model": {}}
         with pytest.raises(

@@ -294,11 +294,11 @@ class TestChoice:
             run(shards, two)
 
     def test_another_model_window_or_seed_is_refused_by_name(self, two: Path, shards: Path) -> None:
-        with pytest.raises(UsageFault, match="width was 16, is 32"):
+        with pytest.raises(UsageFault, match="width: 16 in the checkpoint, 32 in this run"):
             run(shards, two, model={"width": 32, "layers": 1, "heads": 2})
-        with pytest.raises(UsageFault, match="window_ticks was 16, is 8"):
+        with pytest.raises(UsageFault, match="window_ticks: 16 in the checkpoint, 8 in this run"):
             run(shards, two, window_ticks=8)
-        with pytest.raises(UsageFault, match="seed was 0, is 1"):
+        with pytest.raises(UsageFault, match="seed: 0 in the saved state, 1 in this run"):
             run(shards, two, seed=1)
 
     def test_never_wants_an_empty_folder(self, two: Path, shards: Path) -> None:
