@@ -226,5 +226,5 @@ def check_names(names: Sequence[str], listed: set[str]) -> list[VerifyFinding]:
             code = "temporary-file"
         if name == schema.UNFINISHED_FILE:
             code = "unfinished-run"
-        findings.append(VerifyFinding(code, name, "not in dataset.json"))
+        findings.append(VerifyFinding(code, name, "a file that dataset.json does not list"))
     return findings

@@ -45,8 +45,8 @@ def _place(finding: VerifyFinding) -> str:
 
 
 def _sentence(finding: VerifyFinding) -> str:
-    expected = f", expected {finding.expected}" if finding.expected else ""
-    return f"found {finding.found}{expected}"
+    expected = f"expected {finding.expected}, " if finding.expected else ""
+    return f"{expected}found {finding.found}"
 
 
 def _verdict(result: VerifyResult) -> str:

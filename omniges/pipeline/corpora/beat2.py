@@ -360,9 +360,7 @@ def _pairing_faults(stem: str, entry: _Stem, case_variants: list[str]) -> Iterat
             data_folder = entry.found_in[0]
             folder = data_folder.folders.get(modality, join(data_folder.relative, _FOLDERS[modality][-1]))
             expected = join(folder, stem + _EXTENSIONS[modality])
-            found = "that the file does not exist" + (
-                f"; only the case differs from {case_variants[0]}" if case_variants else ""
-            )
+            found = "no file" + (f"; only the case differs from {case_variants[0]}" if case_variants else "")
             yield Finding(Problem(_MISSING[modality], found, expected), stem)
         if len(sources) > 1:
             yield Finding(Problem("duplicate-stem", _places(sources), f"one {modality} file"), stem)
