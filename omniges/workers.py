@@ -1,4 +1,4 @@
-"""Worker processes that may crash, hang or run out of memory without ending the run.
+"""Worker processes: if a worker crashes, hangs or runs out of memory, the run continues.
 
 A worker is ``python -P -m omniges.workers MODULE``. It reads one line of JSON for each message on standard input: the
 setup, then the tasks. It answers each task on standard output: the length of a JSON head, the head, and raw buffers.
@@ -260,7 +260,7 @@ class Worker:
         return head["answer"], buffers
 
     def _death(self) -> WorkerDied:
-        """Wait until the process exits; return an error with its exit code or signal, and its last line of stderr."""
+        """Wait until the process exits; return an error with the exit code or signal, and the last line of stderr."""
         code = self._process.wait()
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         self._stderr.seek(0, os.SEEK_END)
@@ -277,7 +277,10 @@ class Worker:
         self._process.kill()
 
     def close(self, patience_s: float = 0.0) -> None:
-        """Close the input of the process, wait `patience_s` seconds, kill it if it still runs, and close its pipes."""
+        """Close the input of the process, and wait until it exits; then close its other pipes.
+
+        If the process still runs after `patience_s` seconds, kill it.
+        """
         self.close_input()
         try:
             self._process.wait(patience_s)
@@ -307,7 +310,7 @@ class Answering(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A task without a result, and the reason: in both attempts, its worker crashed or exceeded the deadline."""
+    """A task without a result, with the reason: in both attempts, the worker crashed or exceeded the deadline."""
 
     reason: str
 
@@ -315,9 +318,9 @@ class Lost:
 class Pool(Generic[Task, Result]):
     """Pool of workers that share the tasks of a sequence. Results have the order of the tasks.
 
-    Each worker has one task at a time, so that a crash identifies its task. Other tasks may have used up the memory.
-    Therefore, after a crash or an exceeded deadline, the pool waits until no other task runs, and runs the task again.
-    If the second attempt also fails, the task is lost. The other tasks continue.
+    Each worker has one task at a time, so that a crash identifies the task. An attempt fails if the worker crashes or
+    exceeds the deadline. The cause may be other tasks that use too much memory. Therefore, the pool waits until no
+    other task runs, and runs the task again. If the second attempt also fails, the task is lost; other tasks continue.
     """
 
     def __init__(
@@ -424,7 +427,7 @@ class Pool(Generic[Task, Result]):
             return index
 
     def _serve(self, tasks: Sequence[Task]) -> None:
-        """Run the thread of one worker; an exception is raised again by the thread that awaits outcomes."""
+        """Run the thread of one worker; store an exception, which the thread that waits for outcomes then raises."""
         if (error := settled(partial(self._work, tasks)).exception()) is not None:
             with self._condition:
                 self._failure = error

@@ -63,8 +63,8 @@ def git_state(package: Path | None = None) -> dict[str, Any] | None:
 
     Returns:
         ``commit``, the git object name, and ``changed``, the sorted paths of files that differ. None if git fails, or
-        if the commit does not contain the package's ``__init__.py``. For example, an installed package may lie in an
-        environment inside another repository.
+        if the commit does not contain the package's ``__init__.py`` (for example, if the package is installed in an
+        environment that lies inside the checkout of another repository).
     """
     program = shutil.which("git")
     where = package or Path(__file__).resolve().parents[1]

@@ -83,10 +83,12 @@ def _require_plain(where: str, value: Any) -> None:
 
 
 def _expanded(where: str, value: Any) -> Any:
-    """Replace a leading ``~`` by the home folder in texts such as ``~/shards`` or ``name=~/folder``.
+    """Return a setting's value in which ``~`` at the start of a path is replaced by the home folder.
 
-    Lists are processed item by item. The setting ``cache_dir`` and all other values are returned unchanged. Raise
-    UsageFault if the home folder cannot be found.
+    Examples of such values are ``~/shards`` and ``name=~/folder``. Lists are processed item by item. The setting
+    ``cache_dir`` and all other values are returned unchanged. `where` names the setting.
+
+    Raise UsageFault if the home folder cannot be found.
     """
     if isinstance(value, list):
         return [_expanded(where, one) for one in value]

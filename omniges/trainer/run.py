@@ -338,16 +338,16 @@ def _identity(settings: TrainSettings, data: Sequence[DataSource], start: Start 
 def _guidance(settings: TrainSettings, codecs: Collection[str]) -> dict[StreamName, float]:
     """Return the model's default scales of classifier-free guidance, by stream.
 
-    Only mel audio has a scale, and only if training drops conditions, which guidance requires.
+    Only mel audio has a scale. Guidance requires a model whose training drops conditions at random. If the training of
+    this run does not drop conditions, the result is empty.
     """
     return {"audio": AUDIO_GUIDANCE} if settings.flow_settings().condition_dropout and "audio" not in codecs else {}
 
 
 def _with_absent_parts(identity: ModelIdentity, data: Sequence[DataSource]) -> ModelIdentity:
-    """Return the identity of a model that can be trained on clips that lack parts.
+    """Return the identity unchanged if all clips have all parts; otherwise return it with `tell_absent` set.
 
-    If all clips have all parts, return `identity` unchanged. Otherwise, set `tell_absent` in the configuration of the
-    result, so that the model gets the absent parts of each clip as input.
+    The configuration contains `tell_absent`. If it is set, the model gets as input which parts of a clip are absent.
 
     Raise UsageFault if a clip has a part for which `identity` contains no statistics.
     """
@@ -427,8 +427,8 @@ def _open_decoders(identity: ModelIdentity, settings: TrainSettings, device: tor
     """Load the codecs that decode the run's latents, from the folders in the settings.
 
     The codecs decode what validation generates. If the settings have no folder for the codec of a stream, validation
-    generates nothing for tasks whose target is this stream, and its report says why. Losses need no codec, so
-    training and validation compute them for these tasks too.
+    generates nothing for tasks whose target is this stream, and the report of the validation contains the reason.
+    Losses need no codec, so training and validation compute them for these tasks too.
 
     Constructing a codec draws random weights. Therefore, the state of torch's random generator is restored afterwards.
 

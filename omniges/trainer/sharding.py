@@ -58,7 +58,7 @@ def shard_model(model: FlowModel, device: torch.device, *, bf16: bool) -> None:
 
 
 def skeleton_of(model: FlowModel, *, empty: bool) -> FlowModel:
-    """Return a copy of a model's modules and buffers.
+    """Return a copy of a model's modules and buffers, without a copy of the parameters.
 
     Args:
         model: The model.
@@ -85,9 +85,10 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def norm_of_all(norm: Tensor) -> Tensor:
-    """Return the norm (a scalar) of a vector that is divided over all ranks.
+    """Compute the norm of a vector that is divided over all ranks, from the norm of each rank's part.
 
-    `norm` is the norm (a scalar) of this rank's part of the vector. All ranks must call this function together.
+    `norm` is a scalar, the norm of the part on this rank. All ranks must call this function together, and all get the
+    same scalar.
     """
     squared = norm.square()
     dist.all_reduce(squared)
@@ -178,8 +179,8 @@ class _Gathered(LazyTensors):
 def gathered(files: Mapping[str, Mapping[str, Tensor]], ranks: Ranks) -> Iterator[Mapping[str, Mapping[str, Tensor]]]:
     """Let the first rank read complete tensors; each tensor is gathered from all ranks when it is accessed.
 
-    The other ranks send their rows until the first rank leaves its ``with`` block, with or without an error. Only then
-    do the other ranks enter their ``with`` blocks.
+    The other ranks send their rows until the first rank leaves its ``with`` block, either normally or with an error.
+    Only then, the other ranks enter their ``with`` blocks.
 
     Args:
         files: Sharded tensors by file and name.

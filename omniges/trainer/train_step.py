@@ -62,8 +62,8 @@ class LearningRate:
 def ema_decay(decay: float, step: int) -> float:
     """Return the EMA decay of the update with index `step`: min(decay, (1 + step) / (10 + step)).
 
-    Early in training, the result is smaller than the upper bound and grows with `step`. The EMA weights are then mainly
-    an average over the most recent steps, about one ninth of all steps so far.
+    Early in training, the result is smaller than the upper bound and grows with `step`. During this time, the EMA
+    weights are mainly an average over the last ninth of the steps so far.
 
     Args:
         decay: Upper bound of the decay.
@@ -91,7 +91,7 @@ def make_optimizer(model: nn.Module, *, betas: tuple[float, float], weight_decay
 
     Args:
         model: Module whose trainable parameters are optimized.
-        betas: Decay rates of AdamW's means of gradients and of squared gradients.
+        betas: Decay rates of AdamW's two moving averages: of gradients, and of squared gradients.
         weight_decay: Weight decay of linear weights.
 
     Returns:
@@ -253,7 +253,7 @@ class Learner:
 
     @contextlib.contextmanager
     def average_gathered(self) -> Iterator[None]:
-        """Load the complete EMA weights into the model that `averaged` created, until the ``with`` block ends.
+        """Load the complete EMA weights into the model from `averaged`, for the duration of the ``with`` block.
 
         All ranks must enter the block together. If parameters are not sharded over ranks, the model always has the EMA
         weights, because it shares their memory.
@@ -419,7 +419,7 @@ def training_memory(
         config: Configuration of the model.
         vocab_size: Size of the tokenizer's vocabulary.
         speakers: Number of speakers.
-        average: Whether EMA weights are kept, as `omniges train` always does.
+        average: True to include the memory of EMA weights, which `omniges train` always keeps.
         shards: Number of GPUs over which ``--sharding full`` divides all tensors; 1: each GPU has a complete copy.
 
     Returns:

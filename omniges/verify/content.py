@@ -398,7 +398,7 @@ def _check_flac(sample: _Sample, data: bytes, audio: dict[str, Any]) -> None:
 
 
 def _summed(row: ManifestRow) -> tuple[str, ...]:
-    """Return the members with statistics in stats.json; these depend on the contract version of the row."""
+    """Return the members that have statistics in stats.json; contract version 1 has fewer of them."""
     members = tuple(STATISTICS.values())
     return members[:2] if row.contract.version == 1 else members
 
@@ -442,7 +442,10 @@ def _check_arrays(sample: _Sample, audio: dict[str, Any] | None, codecs: Sequenc
 
 
 def _absent_columns(row: ManifestRow, member: str, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-    """Return flags, one for each of the C columns of an array (T, C) or (C,): True if it belongs to an absent part."""
+    """Return a flag for each column of an array, True if the column belongs to an absent part.
+
+    `shape` is the shape of the array, (T, C) or (C,). The result has the shape (C,).
+    """
     absent = np.zeros(shape[-1] if shape else 0, dtype=bool)
     if member == "gesture.npy":
         for part in CHANNELS_OF.keys() - set(row.present):
@@ -532,10 +535,10 @@ def _check_gesture(sample: _Sample, gesture: npt.NDArray[np.float32]) -> None:
 
 
 def _orthonormal(planes: npt.NDArray[np.float32]) -> bool:
-    """Return True if the two rows of each 6D rotation in planes (joints, 2, 3, T) are orthonormal within a margin.
+    """Return True if the two rows of each 6D rotation are orthonormal within a margin.
 
-    This check is fast but approximate, so the margin is smaller than the limit of the contract. If it fails,
-    `_report_rotation` checks exactly.
+    `planes` has the shape (joints, 2, 3, T). This check is fast but approximate, so the margin is smaller than the
+    limit of the contract. If it fails, `_report_rotation` checks exactly.
     """
     # Near 1, |r|² − 1 is about 2 (|r| − 1).
     spare = 0.9 * _ORTHONORMAL
@@ -555,8 +558,8 @@ def _report_rotation(
 ) -> bool:
     """Return True if the error of any rotation in a block exceeds the contract's limit.
 
-    In this case, add a finding for the worst rotation. `block` (T, n) begins at frame `start` of the clip, and
-    `channels` (n,) are the indices of its columns in the gesture.
+    In this case, add a finding for the worst rotation. `block` has the shape (T, n) and begins at frame `start` of the
+    clip. `channels` has the shape (n,): for each column of the block, the index of the channel in the gesture.
     """
     planes = block.astype(np.float64).T.reshape(-1, 2, 3, len(block))
     norms = np.abs((planes**2).sum(axis=2) - 1).max(axis=1) / 2

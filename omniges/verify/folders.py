@@ -30,7 +30,7 @@ _WAITS_S: Final = (0.5, 1.0, 2.0)  # wait before each retry
 
 
 class FileFault(Exception):
-    """Exception for a file that cannot be read. It contains the code and texts of the finding."""
+    """Exception for a file that cannot be read. It contains the code and texts of the finding to report."""
 
     def __init__(self, code: str, found: str, expected: str = "a regular file") -> None:
         super().__init__(f"{code}: {found}")
@@ -148,7 +148,8 @@ class LocalSource:
 def _with_retries(function: Callable[[], T]) -> T:
     """Call a function, and repeat the call after a fault that may be temporary.
 
-    Raise FileFault if the file is absent or has become shorter.
+    Raise FileFault if the file is absent or has become shorter. Raise StoreFault for a permanent fault, or after too
+    many repetitions or timeouts.
     """
     time_outs = 0
     for wait_s in (*_WAITS_S, None):

@@ -50,7 +50,7 @@ class VerifyResult:
 
     @property
     def sound(self) -> bool:
-        """The same as `valid`, under its former name."""
+        """Former name of `valid`, with the same value."""
         return self.valid
 
     @property

@@ -2,8 +2,8 @@
 
 The level "quick" checks only the start and the end of each shard. The level "full" checks the hash and all headers. The
 level "deep" also decodes and checks all samples. Shards are checked in threads of this process, except in two cases of
-level "deep": if audio must be decoded by a library that can crash, or if the shards together are large. Then worker
-processes check them.
+level "deep": if audio must be decoded by a library that can crash, or if the shards together are large. In these two
+cases, worker processes check the shards.
 """
 
 from __future__ import annotations

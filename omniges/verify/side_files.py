@@ -75,10 +75,10 @@ def read_rows(data: bytes, samples: int, out: Collector) -> list[manifest.Manife
 
 
 def _first_torn_column(file: pq.ParquetFile) -> str:
-    """Return the name of the first column that is null in other rows than its related column; "" without one.
+    """Return the name of the first column that contradicts a related column; "" if all columns agree.
 
-    Related columns must be null in the same rows. They are the columns of one source file (path, sha256), or the
-    columns of one optional member (offset, size, sha256).
+    Related columns are the columns of one source file (path, sha256), or the columns of one optional member (offset,
+    size, sha256). In each row, either all related columns must be null, or all must have a value.
     """
     groups = [[f"{source}_path", f"{source}_sha256"] for source in manifest.SOURCES]
     for member in manifest.optional_members(file.schema_arrow.names):
@@ -305,10 +305,10 @@ def _first_difference(found: Any, wanted: Any, name: str = "") -> tuple[str, str
 
 
 def check_tokenizer(data: bytes, words: Counter[str], tool: dict[str, Any]) -> list[VerifyFinding]:
-    """Train a tokenizer on the words again, and compare the bytes of its tokenizer.json.
+    """Train a tokenizer on the words, and compare its bytes with the bytes of tokenizer.json.
 
-    If the installed tokenizers package has another version than the one in `tool`, a difference in the field ``model``
-    is a note, and other differences are not reported.
+    The version of the installed tokenizers package may differ from the version in `tool`. Then, a difference in the
+    field ``model`` is a note, and other differences are not reported.
 
     Args:
         data: Bytes of tokenizer.json.
@@ -337,7 +337,7 @@ def check_tokenizer(data: bytes, words: Counter[str], tool: dict[str, Any]) -> l
 
 
 def check_tokenizer_form(data: bytes) -> list[VerifyFinding]:
-    """Check that tokenizer.json has the form that preprocess writes, so that it restores every word exactly."""
+    """Check that tokenizer.json has the form that preprocess writes; its tokens then restore every word exactly."""
     problem = tokenizer_problem(data)
     if problem is None:
         return []

@@ -129,7 +129,10 @@ class Header:
 
 
 def parse_header(block: bytes) -> Header | Fault:
-    """Parse a header. Return a fault if the checksum or size is invalid: then the next header's position is unknown."""
+    """Parse a tar header of 512 bytes; return a fault if the checksum or the size is invalid.
+
+    After such a fault, the position of the next header is unknown. Any other fault is stored in `Header.fault`.
+    """
     stored = block[148:156]
     computed = sum(block[:148]) + 8 * 32 + sum(block[156:])
     if stored != b"%06o\0 " % computed:
@@ -222,7 +225,7 @@ class _Walk:
         self._out.add("shard-cut", found, expected, first.key, first.member, self._size)
 
     def _zero_block(self, position: int) -> int | None:
-        """Handle a zero block: the end of the archive, or damage before it.
+        """Add a finding if a zero block is not the correct end of the archive: two zero blocks at the end of the file.
 
         Return the position from which to continue; None: stop.
         """

@@ -231,9 +231,9 @@ def angular_speed(gesture: F32, channels: slice) -> F64:
 
 
 def _spread(centres: F64, gap: float, low: float, high: float) -> F64:
-    """Return the centres of labels after moving them as little as possible, so that they are at least `gap` apart.
+    """Move the centres of labels until they are at least `gap` apart, and return the new centres.
 
-    `centres` must be ascending. The solution minimizes squared movements by isotonic regression: neighbours that would
+    `centres` must be ascending. Isotonic regression minimizes the sum of the squared movements: neighbours that would
     overlap move together. Then the centres are clipped to the range from `low` to `high`.
     """
     offsets = gap * np.arange(len(centres))
@@ -262,7 +262,7 @@ def _fonts() -> tuple[tuple[str, FT2Font], ...]:
 
 
 def _drawable(text: str, longest: int) -> str:
-    """Return at most `longest` characters of a text; characters without a glyph in any font become escapes."""
+    """Return at most `longest` characters of a text; Python escapes replace the characters that no font contains."""
     shown = "".join(
         c
         if c.isprintable() and any(font.get_char_index(ord(c)) for _, font in _fonts())
@@ -505,9 +505,10 @@ def draw_figures(axes: Axes, view: View) -> None:
 
 
 def _people(gesture: F32, jaw_eyes: F32) -> F64:
-    """Return joint positions (K, 55, 3) in metres of K frames; the pelvis is at x = z = 0.
+    """Return the positions of the joints in K frames, with the pelvis at x = z = 0.
 
-    A position is NaN if the rotation of any ancestor of the joint is absent.
+    The result has the shape (K, 55, 3), in metres. A position is NaN if the rotation of any ancestor of the joint is
+    absent.
     """
     motion = motion_from_gesture(GestureClip(gesture, jaw_eyes, np.zeros(2)))
     root = np.nan_to_num(motion.trans) * np.array([0.0, 1.0, 0.0])

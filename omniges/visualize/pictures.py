@@ -210,8 +210,8 @@ def draw_result(
 def _view(row: Row, rows: Sequence[Row], span: tuple[float, float]) -> parts.View:
     """Return the part of a row in a time span (start, end) in seconds.
 
-    The part of a gesture row also contains words. They come from the text row with the same role, or, without one,
-    from the text row that is a condition.
+    For a gesture row, the result also contains words: those of the text row with the same role. If no text row has
+    this role, they are the words of the text row that is a condition.
     """
     start_s, stop_s = span
     words = next(

@@ -50,7 +50,7 @@ def better(name: str, value: float, than: Best | None) -> bool:
     Args:
         name: Name of the metric.
         value: The new value.
-        than: The best step so far. Without one, or if it has another metric, the new value is better.
+        than: The best step so far. For the value None, or a step of another metric, the new value is better.
 
     Returns:
         True if the new value is better.

@@ -71,8 +71,8 @@ def spread(count: int) -> list[int]:
 def choose_places(clips: Iterable[Clip], window_ticks: int, limit: int) -> list[Place]:
     """Choose windows evenly over speakers, then over their recordings, then over time.
 
-    Windows are chosen in rounds. In each round, every speaker contributes one window. For each speaker, this window
-    comes from the next recording in turn. Recordings shorter than a window are skipped.
+    Windows are chosen in rounds. In each round, every speaker contributes one window, until all windows of this speaker
+    are chosen. The recordings of a speaker take turns. Recordings shorter than a window are skipped.
 
     Args:
         clips: The recordings.
@@ -135,7 +135,7 @@ class Window:
 
     @property
     def source_path(self) -> str:
-        """Path of the recording's first source file, in the order motion, audio, words; "" without one."""
+        """Path of the recording's first source file, in the order motion, audio, words; "" without sources."""
         return next((self.row.sources[kind][0] for kind in ("npz", "wav", "textgrid") if kind in self.row.sources), "")
 
 
@@ -327,7 +327,7 @@ class SomeRecordings(ShardFolder):
 
     @cached_property
     def rows(self) -> Sequence[ManifestRow]:
-        """One row for each recording, with unique names."""
+        """Manifest rows of the selected recordings, with unique keys."""
         return [replace(row, key=name) for name, (_, row) in self._chosen.items()]
 
     def member(self, row: ManifestRow, member: str) -> bytes:

@@ -265,9 +265,11 @@ class Validation:
     def run(self, step: int, turns: SharedWork) -> ValidationResult:
         """Validate the current EMA weights; all ranks must call this method.
 
+        This method raises the same errors as `SharedWork.shared`.
+
         Args:
             step: The current step.
-            turns: Object that divides the work among the ranks. The errors of `SharedWork.shared` are raised here too.
+            turns: Object that divides the work among the ranks.
 
         Returns:
             The results.
@@ -387,9 +389,10 @@ class Validation:
         return found
 
     def _generated(self, turns: SharedWork, results: WindowResults) -> list[GeneratedWindow]:
-        """Generate each window for each task whose streams it has; return the results in order of task and window.
+        """Generate windows for all tasks, on all ranks; return the results, sorted by task and window.
 
-        If a task cannot be sampled, its results contain the reason and no content.
+        A task uses only the windows that have all streams of the task. If a task cannot be sampled, the results of
+        this task contain the reason and no content.
         """
 
         def of(group: tuple[list[HeldOutWindow], str]) -> list[GeneratedWindow]:

@@ -75,7 +75,7 @@ class HeldOutWindow:
 
     @property
     def described(self) -> dict[str, ValueOf]:
-        """Functions by condition stream; each takes (first tick, ticks) and always returns the value of this window."""
+        """Functions by condition stream. Each takes (first tick, ticks) and always returns the value of this window."""
         return {name: constant(value) for name, value in self.conditions.items()}
 
     def ticks_of(self, name: StreamName) -> TicksOf:
@@ -151,7 +151,7 @@ def sample_windows(sampler: Sampler, task: str, held: Sequence[HeldOutWindow], h
 
 @dataclass(frozen=True, slots=True)
 class WindowResults:
-    """Converter of the content generated for windows to results, with the code of `omniges generate`."""
+    """Converter from generated content of windows to results. It uses the code of `omniges generate`."""
 
     samples: WindowFolder
     windows: Sequence[Window]
