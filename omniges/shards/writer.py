@@ -85,7 +85,7 @@ def read_stored(
         Pieces of up to 1 MiB.
 
     Raises:
-        DataError: The stored shard ends before the segment does.
+        DataError: The shard file ends before the last byte of the segment.
     """
     path = segment.shard.path
     with os_errors(path, "read"), open_stored(segment.shard) as descriptor:
@@ -112,7 +112,7 @@ class OpenShard(Protocol):
         """sha256 of the shard in hexadecimal, known after `publish`."""
 
     def write(self, data: Any) -> None:
-        """Append a sample's tar members, in the form that was passed to `ShardWriter.add`."""
+        """Append the `segment` argument of `ShardWriter.add`, or bytes such as the end of the tar archive."""
 
     def copy(self, segment: StoredSegment) -> None:
         """Append a sample's tar members from a stored shard."""
@@ -121,7 +121,7 @@ class OpenShard(Protocol):
         """Write pending bytes to disk, so that `publish` takes less time."""
 
     def complete(self) -> None:
-        """Declare that all samples have been added. A machine that writes the shard for this process can then begin."""
+        """Declare that all samples were added. If another machine writes the shard, it can start after this call."""
 
     def publish(self) -> None:
         """Make sure that the whole shard is on disk, and give it its final name."""
@@ -146,7 +146,7 @@ class PendingShard(PendingFile):
             segment: Position of the members.
 
         Raises:
-            DataError: The stored shard ends before the segment does.
+            DataError: The stored shard's file ends before the last byte of the segment.
         """
         for piece in read_stored(segment, self._open_stored):
             self.write(piece)
@@ -172,15 +172,16 @@ def closes_shard(key: str, size: int, target_bytes: int) -> bool:
 
 
 class ShardWriter:
-    """A writer of the shards of one run. The end of its `with` block publishes the last shard; an error discards it.
+    """A writer of the shards of one run, used as a context manager.
 
+    At the end of the `with` block, the last shard is published. After an exception, unpublished shards are discarded.
     Samples must be added split by split, in key order within a split.
 
     Args:
         path_of: Function that returns the path of the n-th written shard, n from 0.
         target_bytes: Target size of a shard in bytes.
         on_published: Function that a background thread calls for each written shard when the shard is on disk. Its
-            arguments are the shard's entry, path and manifest rows.
+            arguments are the `ShardFile` entry, the path, and the manifest rows of the shard's samples.
         open_shard: Function that starts a new shard at a path. With several machines, it may return a shard that
             another machine writes.
         max_waiting: Maximum number of finished shards that wait for the background thread; None: no limit.
@@ -219,8 +220,8 @@ class ShardWriter:
 
         Args:
             row: Manifest row of the sample. The offsets in it count from the start of the segment.
-            segment: Tar members of the sample: bytes, or an object that the open shard accepts. Its length is their
-                size in bytes.
+            segment: Tar members of the sample: bytes, or an object that the open shard accepts. ``len(segment)`` must
+                be the size of the members in bytes.
 
         Returns:
             The row with the shard's name, and with offsets that count from the start of the shard.
@@ -332,7 +333,8 @@ class ShardWriter:
     def _in_background(self, job: Callable[[], None]) -> Future[None]:
         """Run a job in the background after all earlier jobs, and return its future.
 
-        If an earlier job failed, this job is not run. The error of the earlier job is raised here or by the future.
+        If an earlier job failed, this job is not run. The earlier job's error is raised by this method or by the
+        future.
         """
         before = self._last_job
         if before is not None and before.done():

@@ -108,7 +108,7 @@ def is_special(path: Path) -> bool:
 
 
 def require_output_file(flag: str, path: Path | None) -> None:
-    """Refuse an output path that cannot be written, before its content is computed.
+    """Refuse the path of an output file that cannot be written, before a long computation starts.
 
     Args:
         flag: Name of the command-line flag, for the error.
@@ -174,7 +174,7 @@ def open_log(path: Path) -> int:
 
     Raises:
         UsageFault: The path is a symbolic link, a file with other hard links, or not a regular file.
-        DataError: The last line has 64 MiB or more; no line of a log is that long.
+        DataError: The last line has 64 MiB or more; valid lines are shorter.
         EnvironmentFault: The operating system refuses access.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
@@ -197,7 +197,7 @@ def open_log(path: Path) -> int:
 
 
 def _end_last_line(path: Path, descriptor: int, size: int) -> None:
-    """Check a last line without a line break: append the line break if the line is JSON, otherwise remove the line."""
+    """Append a line break to a last line that lacks one; if the line is not JSON, remove the line instead."""
     start, line = size, b""
     while start and b"\n" not in line and len(line) < _MAX_LINE_BYTES:
         end, start = start, max(0, start - _CACHED_BYTES)

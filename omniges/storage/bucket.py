@@ -185,8 +185,8 @@ class Bucket(UrlStore):
     def require_conditions(self, name: str, data: bytes) -> None:
         """Refuse a store that ignores the conditions of conditional writes.
 
-        Two writes are tried with conditions that must fail. A store that ignores a condition overwrites the object
-        with `data`, which the object contains already.
+        This method tries two writes whose conditions are not met, so a correct store rejects both. If the store
+        ignores a condition, it writes `data`, which the object already contains. So no data is lost.
 
         Args:
             name: Name of an object that exists.
@@ -223,7 +223,7 @@ class Bucket(UrlStore):
 
         Raises:
             ConditionFailed: An object with other content already exists.
-            DataError: The object has another size or sha256 than the file.
+            DataError: After the write, the object's size or sha256 differs from `size` or `sha256`.
         """
 
         def send(stream: BinaryIO) -> Any:
@@ -275,7 +275,7 @@ class Bucket(UrlStore):
             return
 
     def require(self, name: str, size: int, sha256: str) -> None:
-        """Raise DataError if the object does not have this size and sha256."""
+        """Raise DataError if the object's size in bytes is not `size` or its sha256 is not `sha256`."""
         found = self.facts(name)
         if found != (size, sha256):
             raise DataError(
@@ -287,8 +287,8 @@ class Bucket(UrlStore):
     def facts(self, name: str) -> tuple[int, str]:
         """Return the size in bytes and the sha256 in hexadecimal of an object.
 
-        The store computed the sha256 when the object was written. If the store has no sha256, this method reads the
-        object and computes the sha256.
+        If the store recorded the sha256 of the whole object during the write, this value is returned. Otherwise, this
+        method reads the object and computes the sha256.
         """
         head = self._request("find", name, lambda: self._s3("head_object", Key=self._key(name), ChecksumMode="ENABLED"))
         size = int(head["ContentLength"])

@@ -2,7 +2,8 @@
 
 The cached file ``GROUP/NAME`` has two hidden files in the same folder:
 
-``.NAME.lock``     locked (flock) by the process that downloads the file; contains the number of bytes reserved for it
+``.NAME.lock``     locked (flock) by the process that downloads ``NAME``; contains the number of bytes that the process
+has reserved for ``NAME``
 ``.NAME.checked``  record of the last check of the content: the file's size, sha256, inode and times at that moment. The
 modification time of this record is the time at which the cached file was last used
 
@@ -211,7 +212,15 @@ class CacheFolder:
     """The cache folder. Any number of threads and processes may use it at the same time."""
 
     def __init__(self, root: Path, capacity_bytes: int) -> None:
-        """Create the folder; raise EnvironmentFault if that fails. `capacity_bytes` limits its total size."""
+        """Create the folder of the cache, and set the largest total size of the cached files.
+
+        Args:
+            root: Folder of the cache.
+            capacity_bytes: Largest total size of the cached files and of the reserved space, in bytes.
+
+        Raises:
+            EnvironmentFault: The folder cannot be created.
+        """
         self.root = root
         self.capacity_bytes = capacity_bytes
         self._counts = CacheCounts()
@@ -304,8 +313,8 @@ class CacheFolder:
     def _adopt(self, path: Path, file: CachedFile) -> Pin | None:
         """Check a cached file that has no valid ``.checked`` record, and return a pin if the content is correct.
 
-        A file with another size or sha256 is removed. The result is then None, and also if the file does
-        not exist. The caller must hold the file's lock.
+        A file with another size or sha256 is removed. Return None if the file was removed or did not exist. The caller
+        must hold the lock on the file's ``.lock`` file.
         """
         pin = _pin(path)
         if pin is None:
@@ -338,10 +347,10 @@ class CacheFolder:
         return pin
 
     def _make_space(self, path: Path, size: int, lock: int, wait_s: float) -> None:
-        """Evict the least recently used files until the file `path` of `size` bytes fits, and reserve the bytes.
+        """Evict the least recently used files until `size` bytes are free, and reserve these bytes for the file `path`.
 
-        To reserve them, `size` is written to the file's lock file, which is open as `lock`. Raises `CacheFull` if there
-        is too little space after `wait_s` seconds.
+        The reservation is the number `size` in the file's ``.lock`` file; `lock` is the descriptor of this lock file.
+        Raises `CacheFull` if there is too little space after `wait_s` seconds.
         """
         deadline = time.monotonic() + wait_s
         while True:
@@ -440,23 +449,23 @@ def _record(path: Path, file: CachedFile) -> None:
 
 
 def _touch(path: Path) -> None:
-    """Record the current time as the time of a file's last use, in ns; time stamps by the kernel are less precise."""
+    """Record the current time as the time of a file's last use, in ns; the kernel's own time stamps are coarser."""
     now_ns = time.time_ns()
     with contextlib.suppress(FileNotFoundError):  # another process may remove the record of a damaged file
         os.utime(_beside(path, "checked"), ns=(now_ns, now_ns))
 
 
 def _filled_file(temporary: str) -> str:
-    """Return the name of the cached file to which a temporary file of its content or of its record belongs."""
+    """Return NAME for a temporary file of the cached file NAME or of its record ``.NAME.checked``."""
     name = atomic.final_name(temporary) or temporary
     return name[1:].removesuffix(".checked") if name.startswith(".") else name
 
 
 def _survey(root: Path, own: Path) -> tuple[int, list[tuple[int, int, Path]]]:
-    """Return the sum of used and reserved bytes, and the cached files as (last use in ns, bytes, path).
+    """Return the sum of used and reserved bytes, and a list of the cached files as (last use in ns, bytes, path).
 
-    Temporary files of killed processes are removed. `own` is the file that the caller has locked and will download. The
-    bytes that are reserved for `own` do not count, and the temporary files of `own` are not removed.
+    `own` is the path of the file that the caller has locked and will download. Bytes reserved for `own` are not in the
+    sum. Temporary files of killed processes are removed, except those of `own`.
     """
     used = 0
     candidates = []
@@ -485,9 +494,10 @@ def _survey(root: Path, own: Path) -> tuple[int, list[tuple[int, int, Path]]]:
 
 
 def _reservations(group: Path, own: Path) -> dict[str, int]:
-    """Return the number of bytes that running processes have reserved for each file of a group, by name.
+    """Return the reserved bytes of each file in a group's folder that a running process is downloading, by file name.
 
-    The file `own`, which the caller has locked, is left out. Reservations of killed processes are removed.
+    The result does not contain the file `own`, which the caller has locked. Reservations of killed processes are
+    removed.
     """
     found = {}
     for name, size in _sizes(group).items():
@@ -535,7 +545,7 @@ class _Closed(Exception):
 
 
 class FetchAhead:
-    """Background threads that download the shards that are needed next, and keep them pinned in the cache."""
+    """Background threads that download shards before they are needed, and keep these shards pinned in the cache."""
 
     def __init__(self, acquire: Callable[[str, Wait], Pin], maximum: int, threads: int) -> None:
         """Store the settings; the threads start with the first call of `hint`.
@@ -570,10 +580,10 @@ class FetchAhead:
             self._changed.notify_all()
 
     def take(self, name: str) -> Pin | None:
-        """Return the pin of a shard, which the caller then closes; wait if a thread is still downloading the shard.
+        """Return the pin of a downloaded shard; wait if a thread is still downloading the shard.
 
-        Return None if no thread has started to download the shard. If the download failed, raise the error of the
-        download.
+        The caller must close the pin. Return None if no thread has started to download the shard. If the download
+        failed, raise the error of the download.
         """
         with self._changed:
             self._order = [other for other in self._order if other != name]

@@ -53,7 +53,8 @@ class Range:
 def _digits(number: float) -> str:
     """Return a number as text; a whole number below 1e10 has no ``.0``.
 
-    So the equal ranges ``Range(0.0)`` and ``Range(0)`` have equal texts. `typing` may replace one of them by the other.
+    Without this rule, ``Range(0.0)`` and ``Range(0)`` would have different texts in errors, although they are equal.
+    `typing` caches annotations, so it may return either of two equal ranges.
     """
     return str(int(number)) if abs(number) < _MOST_SAID and number == int(number) else str(number)
 
@@ -132,10 +133,10 @@ class Document:
             self.value(key)
 
     def require_only(self, only: Mapping[str, Any]) -> None:
-        """Refuse keys with values that this program does not implement.
+        """Refuse settings for which this program implements only one value, if the object has another value.
 
         Args:
-            only: For each key to check, the only value that is implemented. The object may lack a key.
+            only: The implemented value of each setting, by key. The object may lack a key.
         """
         for key, value in only.items():
             found = self.found.get(key, value)
@@ -148,10 +149,12 @@ class Document:
             raise self.fault(key, f"it with the value {shown(self.found[key])}", "no key of this name")
 
     def require_known(self, known: Collection[str]) -> None:
-        """Refuse unknown keys whose value is not null, because they might change a network's results.
+        """Refuse unknown keys of a network's configuration, because they might change the results of the network.
+
+        An unknown key with the value null is accepted.
 
         Args:
-            known: Keys that are read, and keys that have no effect.
+            known: Keys that the caller reads, and keys that have no effect.
         """
         for key in sorted(self.found.keys() - set(known)):
             if self.found[key] is not None:
@@ -267,7 +270,7 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def _parts(hint: Any) -> tuple[Any, tuple[Any, ...], bool]:
-    """Split a type annotation: return the type without checks and null, the checks, and whether null is allowed."""
+    """Split a type annotation into the plain type, its checks (`Range`, `Is`), and whether null is allowed too."""
     kind, checks, optional = hint, (), False
     while True:
         if get_origin(kind) is Annotated:
@@ -281,9 +284,10 @@ def _parts(hint: Any) -> tuple[Any, tuple[Any, ...], bool]:
 
 
 def _is_plain(kind: Any, checks: Collection[Any], value: Any) -> bool:
-    """Return whether a text, number or boolean fits a type.
+    """Return whether a JSON value is valid for `kind`: Any, a text, path, number or boolean type, or a `Literal`.
 
-    A number must be within its ranges, a text must not be too long, and a `Literal` allows only its choices.
+    A number must be in every `Range` of `checks`, a text has at most `LONGEST_TEXT` characters, and a `Literal` allows
+    only the values that it lists. For other types, the result is False.
     """
     if kind is Any:
         return True

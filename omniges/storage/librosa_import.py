@@ -37,16 +37,17 @@ def load_librosa() -> Any:
 
 @contextlib.contextmanager
 def compiling(package: str) -> Iterator[None]:
-    """Let one process at a time import or call functions that numba compiles.
+    """Run a `with` block that makes numba compile functions of a package, in only one process at a time.
 
     Args:
-        package: Name of the installed package.
+        package: Name of the package that contains the functions. A file of this package is locked during the block.
 
     Yields:
-        Nothing; the functions are compiled inside the context.
+        Nothing; the caller imports or calls the functions in the block.
 
     Raises:
-        EnvironmentFault: The package is not installed, or numba finds no folder for its cache.
+        EnvironmentFault: The package is not installed. Or the block raised RuntimeError, OSError or KeyError, for
+            example because numba finds no folder for its cache.
     """
     with _lock_of(package):
         try:
@@ -63,9 +64,10 @@ def compiling(package: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _lock_of(package: str) -> Iterator[None]:
-    """Lock a file of the package during the `with` block; wait while another process holds the lock.
+    """Lock the package's main file during the `with` block; wait while another process holds the lock.
 
-    The file is part of the installed package, so no separate lock file is needed.
+    This file is part of the installed package, so no separate lock file is needed. If the file system refuses the
+    lock, the block runs without it.
     """
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:

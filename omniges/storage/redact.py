@@ -1,8 +1,8 @@
 """Removal of credentials from text before it reaches an error, a log or a file.
 
 Messages of storage libraries may contain URLs with passwords or signatures, request headers, or the XML of a refused
-request. `redact` is called for every such text. It finds the usual forms of credentials, and gets the secrets in use as
-an argument. If it is uncertain whether a text is a credential, the text is hidden.
+request. `redact` is called for every such text. It hides the secrets that the caller passes, and everything that looks
+like a credential. Text that may or may not be a credential is hidden too.
 """
 
 from __future__ import annotations

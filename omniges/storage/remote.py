@@ -70,8 +70,8 @@ class ShortFile(DataError):
 class StoreFault(EnvironmentFault):
     """A location cannot be read. If the attribute `transient` is True, another attempt may succeed.
 
-    If `timed_out` is True, the server was silent or slow. Such a fault is transient too, but after `MAX_TIME_OUTS` of
-    them no further attempt is made.
+    If `timed_out` is True, the server sent no data or was too slow. Such a fault is transient too, but after
+    `MAX_TIME_OUTS` of these faults no further attempt is made.
     """
 
     def __init__(self, message: str, *, transient: bool = False, timed_out: bool = False) -> None:
@@ -421,7 +421,7 @@ class UrlStore:
         return found
 
     def _require_range(self, name: str, found: str | None, offset: int) -> None:
-        """Refuse an answer if its Content-Range header `found` does not start at `offset`; None or "" is accepted."""
+        """Refuse an answer whose Content-Range header `found` does not start at `offset`; accept a missing header."""
         if found and not found.startswith(f"bytes {offset}-"):
             raise StoreFault(
                 f"{self.location.shown_file(name)}: expected bytes from {offset} on, found that the server sends "
@@ -475,7 +475,11 @@ class UrlStore:
         return kind(skip_instance_cache=True, **self._options())
 
     def _options(self) -> dict[str, Any]:
-        """Return options that limit the wait for a silent server. For s3, they also disable the library's retries."""
+        """Return the options of the fsspec file system.
+
+        For http and s3, they limit the times to connect and to wait for data. For s3, they also disable the retries of
+        the library.
+        """
         if self.location.protocol in _WEB:
             aiohttp = importlib.import_module("aiohttp")
             limits = aiohttp.ClientTimeout(
@@ -493,7 +497,10 @@ class UrlStore:
         return {"use_listings_cache": False}
 
     def _address(self, name: str | None) -> str:
-        """Return the address of the file `name`, or of the folder for None; the query of a web URL stays at the end."""
+        """Return the address of the file `name`, or of the folder if `name` has the value None.
+
+        The query of a web URL stays at the end of the address.
+        """
         tail = "" if name is None else check_name(name)
         if self.location.protocol in _WEB:
             parts = urlsplit(self.location.address)
@@ -626,7 +633,7 @@ class _Guarded:
 
 
 def http_status(error: BaseException) -> int | None:
-    """Return the HTTP status of a storage library's error or of its causes; None if none of them has a status."""
+    """Return the HTTP status of a storage library's error or of its causes; return None if no status is found."""
     return next((status for status in map(_status, _causes(error)) if status is not None), None)
 
 

@@ -186,8 +186,8 @@ def open_tensors(path: Path) -> Mapping[str, Tensor]:
         Tensors by name.
 
     Raises:
-        DataError: The file is damaged or has neither format, or a path that ends in ``.safetensors`` does not exist.
-        UsageFault: Any other path does not exist.
+        DataError: The file is damaged or has neither format. Or a ``.safetensors`` file does not exist.
+        UsageFault: A file with another ending does not exist.
     """
     return TensorFile(path) if path.suffix == ".safetensors" else read_weights(path, mapped=True)
 
@@ -257,7 +257,7 @@ def require_finite(name: str, tensor: Tensor, where: str) -> None:
         where: Path of the file, for the error.
 
     Raises:
-        DataError: The weight is not valid.
+        DataError: The weight has another data type, or contains NaN or infinite values.
     """
     if not tensor.is_floating_point():
         raise DataError(f"{where}: expected floating point, found {tensor.dtype} in tensor {name}; choose another file")
@@ -294,7 +294,7 @@ def read_weights(path: Path, entry: str | None = None, *, mapped: bool = False) 
 
     Raises:
         UsageFault: The file does not exist.
-        DataError: The file is damaged, or contains anything but dense tensors by name, such as pickled objects.
+        DataError: The file is damaged, or contains something other than dense tensors by name, such as pickled objects.
         EnvironmentFault: This torch is too old to read such files safely.
     """
     return _content(path, entry, dict, mapped=mapped)
@@ -436,5 +436,5 @@ def _summary(value: object) -> str:
 
 
 def _line(error: Exception) -> str:
-    """Return an exception's first line."""
+    """Return the first line of an exception's message."""
     return next(iter(str(error).splitlines()), "")[:160] or type(error).__name__

@@ -44,7 +44,10 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 
 def find_library() -> tuple[str, str | None] | None:
-    """Find the library and its data folder, in the package espeakng-loader or in the system; None if not found."""
+    """Return the path of the eSpeak NG library and of its data folder, or None if eSpeak NG is not installed.
+
+    The package espeakng-loader has priority over a library of the system, which is returned with None as data folder.
+    """
     try:
         import espeakng_loader  # noqa: PLC0415 - optional
     except ModuleNotFoundError:

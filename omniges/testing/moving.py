@@ -44,7 +44,7 @@ class Phone:
 
 @dataclass(frozen=True, slots=True)
 class SpokenWord:
-    """A spoken word of a clip: its number in the vocabulary, its times in seconds, loudness, pitch and stresses."""
+    """A spoken word of a clip: number in the vocabulary, times in seconds, phones, gain, pitch, and beat times."""
 
     index: int
     start_s: float
@@ -78,7 +78,7 @@ class Speaker:
 
 @dataclass(frozen=True, slots=True)
 class Mood:
-    """An emotion of BEAT2, which the idle pose of a clip shows."""
+    """An emotion of BEAT2: its number in file names, and its offset of the idle pose."""
 
     start: int  # first recording index of this emotion in file names
     pose: F64  # (165,) rad, added to the speaker's posture
@@ -142,7 +142,8 @@ _MOOD_RAD: Final = 0.6
 def moods_of(emotions: int) -> list[Mood]:
     """Return the first `emotions` emotions of BEAT2.
 
-    Each bit of an emotion's number bends one part of the body: the left arm, the right arm or the trunk.
+    In the idle pose, each of the three bits of an emotion's number bends one part of the body: the left arm, the right
+    arm, or the trunk and head.
     """
     moods = []
     for number, start in enumerate(_STARTS[:emotions]):
@@ -249,9 +250,10 @@ def motion_of(
 
 
 def _span(start_s: float, end_s: float, ramp_s: float) -> tuple[slice, F64, F64]:
-    """Return the slice of the frames in an interval, and the time of each frame since the start and until the end.
+    """Return the slice of the frames in an interval, and two times for each of these frames.
 
-    Both times are divided by `ramp_s`.
+    The first is the time since the start of the interval, the second the time until its end. Both are divided by
+    `ramp_s`, so they have no unit.
     """
     span = slice(math.ceil(start_s * FRAME_RATE_HZ), math.floor(end_s * FRAME_RATE_HZ) + 1)
     times = np.arange(span.start, span.stop) / FRAME_RATE_HZ

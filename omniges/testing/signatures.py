@@ -43,15 +43,15 @@ def generator(seed: int, *key: int) -> np.random.Generator:
 
 
 def columns(*names: str) -> list[int]:
-    """Return, for each joint, the index of the first of its three pose columns."""
+    """Return the index of the first of the three pose columns of each named joint."""
     return [3 * JOINT_NAMES.index(name) for name in names]
 
 
 def _freedoms() -> tuple[F64, int]:
-    """Return the 28 directions in which words move the body, and how many of them do not move fingers.
+    """Return 28 pose offsets (28, 165) in radians, and the number of offsets that do not move fingers.
 
-    The directions have the shape (28, 165) and are in radians. Those that do not move fingers come first. A right joint
-    mirrors the left joint: its rotations about y and z have the opposite sign.
+    Each row is one direction in which a word can move the body. The rows that do not move fingers come first. A right
+    joint mirrors the left joint: the rotations of the right joint about y and z have the opposite sign.
     """
     rows: list[dict[int, float]] = [
         {c + 1: 0.11 for c in columns("spine1", "spine2", "spine3")},  # turn
@@ -82,7 +82,7 @@ _EXPRESSIONS_PER_WORD: Final = 24
 
 @dataclass(frozen=True, slots=True)
 class WordSignature:
-    """Sound and pose of a word. The arrays are read-only."""
+    """Spelling, tones, pose offset and facial expression of a word. The arrays are read-only."""
 
     word: str
     tones_hz: I64  # (3,), they sound together; the speaker's pitch is a factor on them
@@ -111,7 +111,7 @@ def word_signature(index: int, seed: int) -> WordSignature:
 
 @functools.lru_cache(maxsize=16)
 def vocabulary(seed: int, size: int) -> tuple[WordSignature, ...]:
-    """Return the signatures of the first words of a seed.
+    """Return the signatures of the first `size` words for a seed.
 
     Args:
         seed: Seed of the corpus.
@@ -151,9 +151,10 @@ def _signature(index: int, seed: int, code: I64, order: list[I64]) -> WordSignat
 def _motion_codes(seed: int, size: int) -> I64:
     """Return the codes of all words, (V, 28).
 
-    Entry k of a code is 1 or −1: the sign of the word's motion in direction k of `_freedoms`. From 64 random codes,
-    each word gets the code that differs most from the codes of earlier words. This choice does not depend on later
-    words, so a word has the same code in vocabularies of any size.
+    Entry k of a code is 1 or −1: the sign of the word's motion in direction k of `_freedoms`. Each word has 64 random
+    candidates. It gets the candidate that differs most from the most similar code of an earlier word; directions
+    that do not move fingers have more weight. The choice does not depend on later words, so a word has the same code
+    in vocabularies of any size.
     """
     codes = np.zeros((size, len(_FREEDOMS)), dtype=np.int64)
     for index in range(size):

@@ -88,7 +88,10 @@ def speak(
 
 
 def _sentence(rng: np.random.Generator, words: int) -> list[tuple[int, float, float]]:
-    """Choose random words for a sentence, each as (number, gain, pitch), never the same word twice in a row."""
+    """Return a random sentence as (number, gain, pitch) of each word; no word occurs twice in a row.
+
+    `words` is the size of the vocabulary. The pitch is from −1 (low) to 1 (high).
+    """
     weights = 1 / (np.arange(words) + 1 + _ZIPF_OFFSET)
     drawn: list[tuple[int, float, float]] = []
     for _ in range(rng.integers(_SENTENCE_WORDS[0], _SENTENCE_WORDS[1] + 1)):
@@ -110,7 +113,7 @@ def _ssml(sentence: Sequence[tuple[int, float, float]]) -> str:
 
 
 def _synthesize(request: Mapping[str, Any]) -> tuple[dict[str, Any], npt.NDArray[np.int16]]:
-    """Run `omniges.testing.espeak` on a request; return its answer and the samples (N,)."""
+    """Run `omniges.testing.espeak` in a process; return the JSON object and the int16 samples (N,) that it writes."""
     command = [sys.executable, "-m", "omniges.testing.espeak"]
     done = subprocess.run(
         command, input=json.dumps(request).encode(), capture_output=True, timeout=_TIMEOUT_S, check=False
@@ -163,7 +166,10 @@ def _shifted(word: SpokenWord, offset_s: float) -> SpokenWord:
 
 
 def _gains(words: Sequence[SpokenWord], samples: int) -> F32:
-    """Return the gain of each sample (samples,): the gain of the spoken word, with short ramps between words."""
+    """Return the gain of each audio sample at 16 kHz, (samples,).
+
+    During a word, it is the gain of the word. Between words, it changes linearly.
+    """
     times = [moment for word in words for moment in (word.start_s + _RAMP_S, word.end_s - _RAMP_S)]
     levels = [word.gain for word in words for _ in range(2)]
     return np.interp(np.arange(samples) / SAMPLE_RATE_HZ, np.maximum.accumulate(times), levels).astype(np.float32)

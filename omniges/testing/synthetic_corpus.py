@@ -1,11 +1,12 @@
 """A small synthetic corpus in BEAT2's file layout, to try the tools and to test that a model learns.
 
 **It contains no recording of any person.** A clip is a random sequence of words from a small vocabulary. Each word has
-a signature: three tones, an offset of arms, hands, trunk and head, and an offset of the face. Therefore text, sound and
-motion each determine the word, and have the same timing. Everything else (idle motion, sway, breathing, noise,
-speaker) is drawn independently of the words, so it contains no information about the words. In a corpus with several
-emotions, the file name gives the emotion of a clip, and only the idle pose shows it. In a corpus with a voice, speech
-in sentences replaces the tones (`omniges.testing.speech`).
+a signature: three tones, an offset that is added to the pose (arms, hands, trunk and head), and an offset that is added
+to the facial expression. Therefore text, sound and motion each determine the word, and have the same timing. Everything
+else (idle motion, sway, breathing, noise, speaker) is drawn independently of the words, so it contains no information
+about the words. In a corpus with several emotions, a number in the file name gives the emotion of a clip. Of the data,
+only the idle pose depends on the emotion. In a corpus with a voice, speech in sentences replaces the tones
+(`omniges.testing.speech`).
 
 The bytes depend only on the settings, and are equal on any CPU. With a voice, they also depend on the version of eSpeak
 NG.
@@ -62,9 +63,9 @@ _NOISE_PEAK: Final = 0.0031  # uniform noise of −55 dB below full scale: the f
 
 
 def _floor(rng: np.random.Generator, frames: int) -> F32:
-    """Return microphone noise (N,) at 16 kHz, at least as long as a motion of `frames` frames.
+    """Return simulated microphone noise (N,) at 16 kHz, at least as long as a motion of `frames` frames.
 
-    In a third of the clips, the noise is up to 0.5 s longer than the motion, as audio in BEAT2 may be.
+    In a random third of the clips, the noise is up to 0.5 s longer than the motion. Audio in BEAT2 can be longer too.
     """
     surplus_cs = int(rng.integers(1, 51)) if rng.random() < 1 / 3 else 0
     length = SAMPLE_RATE_HZ // 100 * (-(-100 * frames // FRAME_RATE_HZ) + surplus_cs)

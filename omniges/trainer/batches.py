@@ -36,10 +36,10 @@ class Place:
 
 
 def copied(copies: Callable[[], Windows], device: torch.device, stream: torch.cuda.Stream | None) -> Windows:
-    """Copy a batch to a device. A copy to a GPU has its own CUDA stream, and overlaps with the previous step.
+    """Copy a batch to a device; on a GPU, a separate CUDA stream copies while the previous step still computes.
 
     Args:
-        copies: Function that copies the arrays and returns the batch on the device.
+        copies: Function that copies the arrays of the batch to the device, and returns the batch on the device.
         device: The device.
         stream: CUDA stream of the copy; None for a device without streams.
 
@@ -126,13 +126,13 @@ class Feed(BatchLoader):
 
     @property
     def filtered(self) -> bool:
-        """True if a filter leaves out clips that lack streams. The filter changes the sequence of windows."""
+        """True if the training sequence contains only windows of clips that have certain streams."""
         return any(source.catalog.filters.streams for source in self._data)
 
     def streams_at(self, positions: I64) -> Bools | None:
-        """Return whether each window at positions (P,) has gesture, text and audio, as flags (P, 3).
+        """Return flags (P, 3): whether the window at each position has any part of gesture, text and audio.
 
-        Return None if no part of these windows is absent. The positions may belong to any rank.
+        Return None if all these windows have every part. `positions` (P,) may belong to any rank.
         """
         indices, bits = self._order.windows_at(positions), np.empty(len(positions), np.uint8)
         for number, source in enumerate(self._data):
@@ -141,7 +141,7 @@ class Feed(BatchLoader):
         return streams_present(bits)
 
     def places(self, positions: I64) -> list[Place]:
-        """Return the locations of the windows at positions (P,). The positions may belong to any rank."""
+        """Return the `Place` of the window at each position; `positions` (P,) may belong to any rank."""
         indices = self._order.windows_at(positions)
         rows = zip(
             *(each.tolist() for each in (positions, indices.source, indices.sample, indices.start_tick)), strict=True

@@ -39,7 +39,7 @@ PRETRAINED_LEARNING_RATE: Final = 1e-4
 
 
 def _condition_names() -> tuple[str, ...]:
-    """Return the names of condition streams, with which the shell completes the value of a flag."""
+    """Return the names of condition streams, for the shell completion of flags."""
     from omniges.conditions.registry import CONDITIONS
 
     return CONDITIONS.names()
@@ -339,7 +339,7 @@ class TrainSettings:
 
 
 def differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    """Describe the settings that differ between two runs.
+    """Describe the settings that differ between a checkpoint and the run that resumes from it.
 
     Args:
         saved: Settings of the checkpoint.

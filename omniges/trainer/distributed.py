@@ -1,8 +1,9 @@
 """Coordination of the processes (ranks) of a run: requests to stop, values that all ranks agree on, shared work.
 
 SIGTERM and SIGUSR1 request a checkpoint and exit code 75. Ctrl-C requests a checkpoint and exit code 130. A second
-Ctrl-C exits at once. A request raises `StopNow` while the process waits or computes a result that it may discard. At
-other times, the request only sets a flag. The training loop checks this flag at least once in each step.
+Ctrl-C, at least 0.5 s after the first, exits at once. While the process waits, or computes a result that may be
+discarded, a request raises `StopNow`. At other times, a request only sets a flag. The training loop checks this flag at
+least once in each step.
 
 Ranks communicate over a separate gloo group, so that they do not wait for a GPU. `SharedWork` divides work among the
 ranks in turns. After each turn, every rank learns whether any rank has to stop or has failed.
@@ -133,9 +134,9 @@ class Stopper:
             raise StopNow
 
     def _leave(self, number: int, frame: FrameType | None) -> None:
-        """Exit at a second Ctrl-C: restore and call the signal handler that was active before the run.
+        """Exit after a second Ctrl-C: restore the signal handler from before the run, and call it.
 
-        Raise KeyboardInterrupt if this earlier handler returns, or if it is not a Python function.
+        If the restored handler returns or cannot be called, this method raises KeyboardInterrupt.
         """
         previous = self._previous[signal.Signals(number)]
         signal.signal(number, previous)
@@ -148,7 +149,7 @@ class Ranks:
     """Communication between the ranks (processes) of a run."""
 
     def __init__(self, timeout: timedelta | None = None) -> None:
-        """Use torch's process group if one was started; otherwise there is one rank.
+        """Read the rank and the number of ranks from torch's process group; without a process group, use one rank.
 
         Args:
             timeout: Longest wait for another rank, after which `RankLost` is raised; None: the default of torch.
@@ -229,7 +230,7 @@ class Ranks:
         return [part[: int(size[0])].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
 
     def gathered(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Gather tensors (…) of equal shape from all ranks, and stack them to (ranks, …) on the same device."""
+        """Gather tensors of equal shape from all ranks; return one tensor of shape (ranks, …) on the same device."""
         if self.world_size == 1:
             return tensor[None]
         parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
@@ -245,8 +246,8 @@ class Interrupted(Exception):
 class SharedWork:
     """A scheduler that divides work among the ranks, in turns: in each turn, a rank processes at most one item.
 
-    With one process, a request to stop interrupts the turn at once. With several processes, the rank completes the turn
-    first, because the other ranks wait for it at the end of the turn.
+    With one process, a request to stop interrupts the turn at once. With several processes, a rank that gets a request
+    completes its item first, because the other ranks wait for this rank at the end of the turn.
     """
 
     def __init__(self, ranks: Ranks, stopper: Stopper) -> None:

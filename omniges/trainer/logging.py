@@ -133,7 +133,7 @@ class Smoothed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """A validation sample in the form that trackers show. Each field is a column: origin, results, and a picture."""
+    """A row of the table of validation samples in trackers: origin and results of a sample, and a picture."""
 
     task: str
     recording: str

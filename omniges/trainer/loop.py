@@ -39,7 +39,7 @@ _SHOWN: Final = 3
 
 
 class StopReason(enum.IntEnum):
-    """Reason why a run stops; NONE while it continues. If ranks have different reasons, the largest value counts."""
+    """Reason why a run stops; NONE while it continues. If ranks have different reasons, all use the largest value."""
 
     NONE = 0
     DONE = 1
@@ -97,7 +97,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class _Interval:
-    """Steps since the last log line. Losses and norms stay on the device until the next log line."""
+    """Measurements of the steps since the last log line. Losses and gradient norms are tensors on the device."""
 
     each: list[torch.Tensor] = field(default_factory=list)  # losses (B, 3) of each micro-step
     norms: list[torch.Tensor] = field(default_factory=list)  # gradient norm of each step, a scalar
@@ -127,7 +127,7 @@ class Loop:
                 together, except with ``alone=True``, which saves on this rank without waiting for the others.
             logbook: Log of the run.
             reporter: Object that prints progress on the terminal.
-            validator: Validation of the run, or None.
+            validator: Validation of the run; None: the run has no validation.
         """
         self._identity, self._state, self._save_state = run.identity, state, save
         self._logbook, self._reporter, self._validator = logbook, reporter, validator
@@ -243,7 +243,7 @@ class Loop:
     def _fetch(self, *, first: bool) -> tuple[tuple[Windows, I64] | None, StopReason]:
         """Return a batch and `StopReason.NONE` if all ranks can continue; otherwise return None and the stop reason.
 
-        `first` is True for the first micro-batch of a step. Only then is the time limit of the run checked.
+        `first` is True for the first micro-batch of a step. The time limit of the run is checked only then.
         """
         fetched = None
         own = StopReason.NONE
@@ -265,7 +265,7 @@ class Loop:
         return (fetched if agreed is StopReason.NONE else None), agreed
 
     def _compute(self, windows: Windows, positions: I64, *, last: bool) -> torch.Tensor | None:
-        """Return the losses of a micro-batch and accumulate its gradients; return None after a request to stop.
+        """Compute and return the losses of a micro-batch, and accumulate its gradients; return None on a stop request.
 
         `last` is True for the last micro-batch of a step. With several ranks, every micro-batch is completed, because
         the other ranks wait for its gradients.
@@ -333,7 +333,7 @@ class Loop:
     def _read_losses(self) -> None:
         """Read the losses since the last log line from the device, check them and log them.
 
-        Losses are read only in this method, so a training step does not have to wait for the device.
+        All other methods leave the losses on the device, so a training step does not have to wait for the device.
         """
         interval, self._interval = self._interval, _Interval()
         steps = len(interval.starts)
@@ -424,7 +424,11 @@ class Loop:
                 )
 
     def _refuse(self, step: int, positions: I64, what: str) -> NoReturn:
-        """Raise DataError without saving a checkpoint; the error names samples and a command that lists the batch."""
+        """Log the samples at the positions (P,) of a step, and raise DataError; this step is not saved later.
+
+        The error names the first samples. It also has a command that lists their batch, if `_trace_command` returns
+        one.
+        """
         self._consistent = False
         plan, places = self._plan_at(positions), self._feed.places(positions)
         tasks = [list(TASKS)[number] for number in plan.task.tolist()]
@@ -442,7 +446,7 @@ class Loop:
     def _trace_command(self, position: int) -> str | None:
         """Return the command line of `omniges trace-batches` that lists the micro-batch at a position.
 
-        Return None if the command cannot read the data of this run.
+        Return None if the command cannot read the data of this run: several shard sets, a URL, or a filter by streams.
         """
         settings, identity, share = self._settings, self._identity, self._feed.share
         location = parse_location(settings.shards[0])
