@@ -1,4 +1,4 @@
-"""Script for Blender: ``blender --background --factory-startup --python in_blender.py -- IN.glb OUT.fbx RATE``."""
+"""Script run by Blender: ``blender --background --factory-startup --python in_blender.py -- IN.glb OUT.fbx RATE``."""
 
 from __future__ import annotations
 

@@ -442,7 +442,7 @@ def _rows(needed: _Needed, role: Role) -> Iterator[Row]:
 
 
 def _channels(track: Track) -> tuple[F32, F32, F64]:
-    """Return gesture channels (T, 415), jaw and eyes (T, 9), and first x and z of the root; absent parts are NaN."""
+    """Return gesture (T, 415), jaw and eyes (T, 9), and x and z of the root in the first frame (2,); NaN if absent."""
     motion = track.motion
     if motion is None or len(motion.poses) < 2:
         raise UsageFault(

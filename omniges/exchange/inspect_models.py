@@ -62,7 +62,7 @@ def inspect_checkpoint(folder: Path) -> Inspected:
 
 
 def checkpoint_facts(saved: SavedCheckpoint) -> dict[str, Any]:
-    """Describe a checkpoint as a JSON object. Its checkpoint.json has been read and is valid."""
+    """Return a JSON object that describes a checkpoint. The caller has already read and checked its checkpoint.json."""
     from omniges.generation.sampler import PROVENANCE_FILE, SETTINGS_FILE, STATE_FILE, trained_tasks  # noqa: PLC0415
     from omniges.model.checkpoint import EMA_FILE, MODEL_FILE, OPTIMIZER_FILE  # noqa: PLC0415 - loads torch
     from omniges.model.spec import load_identity  # noqa: PLC0415 - loads torch
@@ -214,7 +214,7 @@ class _StepsEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _BestEvent:
-    """The best step so far, as a log event ``validation`` states it."""
+    """The best step so far, a part of the log event ``validation``."""
 
     step: _Step
     metric: str

@@ -83,7 +83,7 @@ class PackedBody:
 
 
 def pack_mesh(model: BodyModel, name: str) -> PackedMesh:
-    """Encode for a page those mesh data of a body model that are the same for all persons.
+    """Encode the mesh data of a body model that are the same for all persons, in the format that the page reads.
 
     Args:
         model: Body model with the triangles of its mesh.
@@ -277,7 +277,7 @@ class _Bodies:
 
 
 def _figure(blobs: _Blobs) -> dict[str, Any]:
-    """Return the data of the solid figure: surfaces of body and mouth, changes of the mouth's vertices, and colours."""
+    """Return the data of the solid figure: surfaces of body and mouth, movements of the mouth, and colours."""
     surfaces = (solid.solid_figure(), solid.mouth())
     return {
         "changes": blobs.add(solid.mouth_changes().astype("<f4").tobytes()),

@@ -1,4 +1,4 @@
-"""Compute the vertices of a moving figure frame by frame: of the solid figure, or of the mesh of a body model.
+"""Compute the vertices of a moving figure in each frame. The figure is the solid figure or the mesh of a body model.
 
 Frames are computed in blocks, so that memory does not grow with the length of a track. Lengths are in metres, y is up.
 Shape letters: T frames, V vertices, F triangles.
@@ -88,7 +88,7 @@ def _smooth(places: F64) -> F64:
 
 
 def _spread(frames: int, most: int) -> Indices:
-    """Return evenly spaced indices of at most `most` of the `frames` frames, beginning with frame 0."""
+    """Return at most `most` evenly spaced frame indices below `frames`. The first index is 0."""
     return np.arange(0, frames, max(1, -(-frames // most)))
 
 

@@ -154,8 +154,8 @@ def _area(screen: F32, a: int, b: int, c: int) -> float:
 def _span(a: float, b: float, c: float, size: int) -> tuple[int, int]:
     """Return the first and last sample that a triangle can cover in a row or column of `size` samples.
 
-    a, b and c are the coordinates of the triangle's vertices along the row or column. If no sample is between them, the
-    first index is above the last.
+    a, b and c are the coordinates of the triangle's vertices along the row or column. If no sample is between these
+    coordinates, the returned first index is larger than the last index.
     """
     return max(0, int(np.ceil(min(a, b, c) - 0.5))), min(size - 1, int(np.floor(max(a, b, c) - 0.5)))
 
@@ -168,7 +168,7 @@ def fill(screen: F32, rgb: F32, triangles: Triangles, depth: F32, colour: U8) ->
         screen: (V, 3) column, row and 1/depth of each vertex, from `project`.
         rgb: (V, 3) colours from 0 to 255.
         triangles: (F, 3) indices of vertices.
-        depth: (2H, 2W) 1/depth of each sample, 0 where there is nothing; changed in place.
+        depth: (2H, 2W) 1/depth of each sample, 0 where nothing has been drawn; changed in place.
         colour: (2H, 2W, 3) colours of the samples; changed in place.
     """
     height, width = depth.shape
@@ -272,7 +272,7 @@ def compose(depth: F32, colour: U8, mask: U8, light: float, image: U8) -> None:
     """Draw the samples of figures over an image of the floor, and darken the floor in the shadow.
 
     Args:
-        depth: (2H, 2W) 1/depth of each sample, 0 where there is nothing.
+        depth: (2H, 2W) 1/depth of each sample, 0 where no figure has been drawn.
         colour: (2H, 2W, 3) colours of the samples.
         mask: (2H, 2W) 1 in the shadow.
         light: Brightness of the floor in the shadow, relative to the floor outside the shadow.

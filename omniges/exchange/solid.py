@@ -2,8 +2,8 @@
 
 The figure is not the body of a person: its sizes are round numbers, the same for all speakers. Bones are the 55 joints
 and the two brows. The jaw, the eyes and the first 8 expressions move the face. SMPL-X's expressions are principal
-components without names. So this module defines which movement each component causes. In BEAT2's recordings, components
-0, 5 and 6 correlate with loudness and the jaw.
+components without names. So this module defines which movement each component causes. For example, components 0, 5 and
+6 open and close the mouth: in BEAT2's recordings, they correlate with loudness and the jaw.
 
 Positions are in metres in the rest pose: pelvis at the origin, y up, facing +z. Letters: V vertices, F triangles.
 """
@@ -545,7 +545,7 @@ class Faces:
 
     @property
     def table(self) -> F64:
-        """The movements as (T, 6), in the order of `MOVEMENTS`."""
+        """All movements in one array (T, 6), in metres and in the order of `MOVEMENTS`."""
         return np.stack([getattr(self, name) for name in MOVEMENTS], axis=1)
 
 
@@ -586,7 +586,7 @@ def mouth() -> Surface:
 
 @functools.cache
 def mouth_changes() -> F32:
-    """Return the change of the mouth's vertices and normals per metre of each movement of the face.
+    """Return for each movement of the face how the mouth's vertices and normals change, per metre of the movement.
 
     Returns:
         Changes (6, V, 2, 3). The axes are: the movement (in the order of `MOVEMENTS`), the vertex, position (0) or
@@ -608,7 +608,7 @@ def mouth_at(faces: Faces, frame: int) -> tuple[F32, F32]:
         frame: Index of the frame.
 
     Returns:
-        Positions (V, 3) in metres and normals (V, 3), whose lengths may differ from 1.
+        Positions (V, 3) in metres, and normals (V, 3). The lengths of the normals may differ from 1.
     """
     rest = mouth()
     moved = np.array([getattr(faces, name)[frame] for name in MOVEMENTS], np.float32)

@@ -174,7 +174,7 @@ def find_tracks(
         Functions in the order of the paths; each function loads one track. Tracks of one clip have different names.
 
     Raises:
-        UsageFault: A path contains none of these files, or a key is unknown.
+        UsageFault: A path contains none of the listed files, or a key is unknown.
         DataError: A record, a manifest or dataset.json is damaged. The returned functions also raise DataError, if a
             file is damaged or missing.
     """
@@ -362,8 +362,9 @@ def _result(path: Path, record: GeneratedRecord, read_motion: _ReadMotion) -> _F
 def is_record(path: Path, *, named: bool = False) -> bool:
     """Return whether a JSON file is the record of a result, and not another file, such as a report.
 
-    A file that is not valid JSON may be a damaged record. It is treated as a damaged record if the user named the file,
-    if it contains the name of the record format, or if a result file with the same stem is in the same folder.
+    A file that is not valid JSON may be a damaged record. It is treated as a damaged record in three cases: the user
+    named the file, the file contains the name of the record format, or its folder contains a result file with the same
+    stem.
 
     Args:
         path: The file.

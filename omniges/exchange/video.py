@@ -134,7 +134,7 @@ def render_results(
         shards: Folder of shards with the recordings; None: videos show results only.
         motion_rate_hz: Frames per second of motion files that are conditions, used only for files that do not state
             their frame rate.
-        part: Start and length of the part of each result to show.
+        part: Which part of each result to show: start and length.
 
     Yields:
         A summary of each video.

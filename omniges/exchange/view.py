@@ -117,7 +117,7 @@ def parts_of(
 
     Args:
         settings: Paths, samples and part to show.
-        where: Output that shows the tracks, for errors, such as "on a page".
+        where: Words that name the output in error messages, such as "on a page".
         count: Function that is called with (done, total) tracks.
         only: Names of the clips whose tracks are loaded; None: all clips.
 
@@ -150,7 +150,7 @@ def parts_of(
 
 
 _LABELS: Final = {"lower": ("best", "worst"), "higher": ("worst", "best"), None: ("lowest", "highest")}
-"""Labels of the lowest and the highest value of a metric, by the direction of better values (None: neither)."""
+"""Labels of a metric's lowest and highest value. The key says which values are better; None: neither."""
 
 
 def score_tables(report: Report) -> list[ScoreTable]:
@@ -212,7 +212,7 @@ def view_scores(
         results: Folders of the results.
         shards: Folder of the recordings.
         output_file: HTML file to write.
-        part: Start and length of the part of each clip to show.
+        part: Which part of each clip to show: start and length.
         motion_rate_hz: Frames per second, used only for motion files that do not state their frame rate.
 
     Returns:

@@ -5,8 +5,8 @@ reflect padding. The FFT's magnitude (power 1) is summed in 64 Slaney bands of 0
 log-mel of a sum x is the natural logarithm of max(x, 1e-5).
 
 The transform runs in float32. A frame is computed again in float64 if its quietest band is so far below its loudest one
-that float32 is not accurate enough. The logarithm is correctly rounded, because the last bit of the C library's
-logarithm differs between CPUs, and shards must not differ.
+that float32 is not accurate enough. Shards must be identical on all CPUs. So the logarithm is correctly rounded,
+because the last bit of the C library's logarithm differs between CPUs.
 """
 
 from __future__ import annotations

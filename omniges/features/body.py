@@ -141,7 +141,7 @@ class Skeleton:
 
     @property
     def rest_positions(self) -> F64:
-        """(55, 3) positions of the joints in metres, in the rest pose with the pelvis at the origin."""
+        """Positions (55, 3) of the joints in metres, in the rest pose with the pelvis at the origin."""
         turned = np.broadcast_to(np.eye(3), (1, len(PARENTS), 3, 3))
         return np.asarray(forward_kinematics(turned, self.offsets, np.zeros((1, 3)))[1][0])
 

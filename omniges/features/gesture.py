@@ -3,8 +3,8 @@
 Shape letters: T frames, J joints, D = 415 channels. Angles are in radians, lengths in metres; a frame is 1/30 s.
 
 All values are computed in float64 and rounded once to float32. Sine and cosine are computed as polynomials, with IEEE
-additions and multiplications only. The C library's sine and cosine differ in their last bit between CPUs with and
-without fused multiply-add, and shards must not differ.
+additions and multiplications only, because shards must be identical on all CPUs. The C library's sine and cosine
+differ in their last bit between CPUs with and without fused multiply-add.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def invalid_rotations(six_d: npt.NDArray[np.floating]) -> float:
     if rows.ndim != 3 or rows.shape[-1] != 6 or rows.size == 0 or rows.dtype.kind != "f":
         raise ValueError(f"rotations: expected floats (frames, joints, 6), found an array {rows.shape} of {rows.dtype}")
     finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(rows).all(axis=-1))
-    # Zeros replace rotations that are not finite; they are invalid too.
+    # Rotations that are not finite are replaced by zeros, which count as invalid too.
     values = np.where(finite[..., None], rows, 0.0).astype(np.float64)
     first, second = values[..., :3], values[..., 3:]
     lengths = np.stack([np.linalg.norm(first, axis=-1), np.linalg.norm(second, axis=-1)])

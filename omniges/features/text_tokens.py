@@ -170,9 +170,9 @@ class TextTokenCodec:
         with a subword that has the mark *first subword of the word*. It ends at a blank or at the next word.
 
         The tokens may begin in the middle of a word, which began before the window. These tokens become a word with
-        `cut` = True. After a blank, a model may also generate tokens without the mark *first subword of the word*. They
-        become a word too, so that no spoken token is lost. Tokens do not show whether the end of the window cuts the
-        last word.
+        `cut` = True. After a blank, a model may also generate tokens without the mark *first subword of the word*.
+        These tokens become a word with `cut` = False, so that they are not lost. Tokens do not show whether the end of
+        the window cuts the last word.
 
         Args:
             ids: Tokens (ticks,).
@@ -216,8 +216,8 @@ class _Demand:
 class _Placed:
     """An assignment of ticks to the first k words of a clip. All their ticks are before tick ``end``.
 
-    The cost is the sum of squared shifts in `_place`, plus a constant for each dropped word. `_place` keeps an
-    assignment only if it costs less than all assignments that end at the same tick or earlier.
+    The cost is the sum of squared shifts that `_place` minimizes, plus a constant for each dropped word. `_place` keeps
+    an assignment only if it costs less than all assignments that end at the same tick or earlier.
     """
 
     end: int
@@ -235,7 +235,7 @@ def _place(demands: Sequence[_Demand], ticks: int) -> list[tuple[int, int] | Non
     front = [_Placed(0, 0.0, None, None)]  # ascending ends, descending costs (a Pareto front)
     for demand in demands:
         earliest = round(demand.start) - MAX_PUSH_TICKS
-        # Of the placements that end early enough for every choice, only the cheapest can be part of the optimum.
+        # Several assignments may end before the word's earliest start. Only the cheapest of them can be optimal.
         front = front[max(0, bisect_right(front, earliest, key=lambda state: state.end) - 1) :]
         found = [_Placed(s.end, s.cost + _DROP_COST, None, s) for s in front]
         found += _choices(demand, front, ticks)
@@ -320,7 +320,7 @@ def tokenizer_problem(data: bytes) -> str | None:
 
 
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> str | None:
-    """Describe the first field that differs from the wanted value; None if all are equal. True does not equal 1."""
+    """Describe the first field that differs from its wanted value; None if all are equal. True and 1 are different."""
     for name in sorted(found.keys() | wanted.keys()):
         one, other = (
             json.dumps(values[name], sort_keys=True) if name in values else "nothing" for values in (found, wanted)

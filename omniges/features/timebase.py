@@ -48,7 +48,7 @@ def common_frames(motion_frames: int, audio_samples: int, rate_hz: int) -> int:
     Args:
         motion_frames: Number of motion frames at 30 Hz.
         audio_samples: Number of audio samples at `rate_hz`.
-        rate_hz: Sample rate of the audio.
+        rate_hz: Sample rate of the audio in Hz.
 
     Returns:
         Number of frames T.

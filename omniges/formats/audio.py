@@ -121,7 +121,8 @@ def wav_from_array(samples: Array, rate_hz: float) -> Wav:
     """Convert an array from a user's program to audio, with the checks of `decode_wav`.
 
     Args:
-        samples: (n,) or (n, channels): int16 or int32 at full scale, or float32 or float64, usually in [-1, 1].
+        samples: (n,) or (n, channels): int16 or int32, scaled by their full range, or float32 or float64, usually
+            in [-1, 1].
         rate_hz: Samples per second, a whole number.
 
     Returns:
@@ -271,8 +272,8 @@ def _has_no_length(view: ByteRanges, start: int, size: int, order: ByteOrder) ->
     """Return whether the size of a data chunk is a placeholder, so that the audio extends to the end of the file.
 
     A writer that stops early, or cannot seek back, leaves a placeholder. The size 0 is a placeholder if bytes follow,
-    unless these bytes are a complete sequence of other chunks. Any other size is a placeholder if it is larger than the
-    rest of the file, and is a known placeholder value or at least 4 GiB.
+    unless these bytes are a complete sequence of other chunks. Any other size must meet two conditions to be a
+    placeholder: it is larger than the rest of the file, and it is at least 4 GiB or a known placeholder value.
     """
     available = len(view) - start
     if size:
@@ -400,7 +401,7 @@ def _check_riff(view: ByteRanges) -> int:
 
 
 def _order(view: ByteRanges) -> ByteOrder:
-    """Return the byte order of all numbers in a WAV file."""
+    """Return the byte order of the numbers in a WAV file: big-endian for RIFX, otherwise little-endian."""
     return "big" if bytes(view[:4]) == _BIG_ENDIAN else "little"
 
 
@@ -418,7 +419,7 @@ def _guess(head: bytes) -> str:
 
 
 def _find_data(view: ByteRanges) -> tuple[_Format, int, int]:
-    """Read chunks up to the first data chunk; return the format, and the byte offset and stated size of its data."""
+    """Find the first data chunk; return the audio format, and the byte offset and stated size of the chunk's data."""
     fmt: _Format | None = None
     long_size: int | None = None
     order = _order(view)

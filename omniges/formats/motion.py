@@ -95,7 +95,7 @@ def write_motion(
 ) -> None:
     """Write a BEAT2-style NPZ that `read_motion` and `preprocess` can read.
 
-    The file gets its name only when it is complete. An existing file is replaced. Equal input gives equal bytes.
+    The file is written atomically. An existing file is replaced. Equal input gives equal bytes.
 
     Args:
         path: The file; its folder must exist.
@@ -103,7 +103,8 @@ def write_motion(
         trans: (T, 3) positions in metres, stored as float64.
         expressions: (T, 100) coefficients, stored as float64.
         betas: (10,), (16,) or (300,) shape coefficients.
-        frame_rate_hz: Frames per second, a whole multiple of 30; readers keep 30 frames per second.
+        frame_rate_hz: Frames per second, a whole multiple of 30. All frames are written. Readers reduce them to 30 per
+            second.
         gender: Gender of the body model.
 
     Raises:

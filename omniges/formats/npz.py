@@ -73,9 +73,9 @@ class Motion:
     ``expressions``: (T, 100). ``trans``: (T, 3) in metres. ``betas``: (300,); the first ``betas_columns`` values come
     from the file, the others are 0. Arrays are float32 or float64, as stored; float16 becomes float32.
     ``frame_rate_hz`` and ``source_frames`` describe the file; every ``frame_stride``-th frame of it was kept.
-    ``gender`` and ``model`` are "" if the file has no plain string. ``key_style`` says which keys the file has: "beat2"
-    (one array ``poses``), "split" (an array for each part of the pose) or "smplx" (keys of the package smplx). It is
-    "arrays" for motion that is not from a file.
+    ``gender`` and ``model`` are "" if the file has no readable text for them. ``key_style`` tells the keys of the file:
+    "beat2" (one array ``poses``), "split" (an array for each part of the pose) or "smplx" (keys of the package smplx).
+    It is "arrays" for motion that is not from a file.
     """
 
     poses: Array
@@ -105,7 +105,7 @@ class Motion:
 
 
 def absent_parts_of(poses: Array, expressions: Array, trans: Array) -> frozenset[str]:
-    """Return the parts that a motion lacks. The columns of an absent part are NaN in the first frame.
+    """Return the parts that a motion lacks. A part is absent if its columns are NaN in the first frame.
 
     Args:
         poses: Axis-angles (T, 165).
@@ -249,7 +249,7 @@ def motion_from_arrays(
 
     Args:
         arrays: ``poses`` (T, 165), ``trans`` (T, 3), ``expressions`` (T, n) with 1 ≤ n ≤ 100, and ``betas`` (n,) with
-            n ≤ 300. Each is float32 or float64, or None. At least one of the first three must not be None.
+            n ≤ 300. Each is float32 or float64, or None. At least one of the first three must be an array.
         rate_hz: Frames per second, a whole multiple of 30.
         absent: Parts of ``poses`` (upper, hands, lower, jaw_eyes) whose columns are to be ignored.
         gender: Gender of the body, stored with the motion.
@@ -309,7 +309,7 @@ def _motion(
     standing: bool,
     notes: tuple[Problem, ...] = (),
 ) -> Motion:
-    """Build a `Motion` from checked arrays: drop frames so that 30 a second remain, extend betas to 300, add notes."""
+    """Build a `Motion` from checked arrays: reduce it to 30 frames per second, extend betas to 300, add notes."""
     source_frames, stride = len(arrays["poses"]), rate_hz // FRAME_RATE_HZ
     motion = {name: np.ascontiguousarray(array[::stride]) for name, array in arrays.items()}
     if stride > 1:
@@ -509,7 +509,7 @@ def _compared(archive: Archive, others: list[tuple[str, str]], motion: Mapping[s
 
 
 def _frame_rate(archive: Archive, override_hz: float | None) -> int:
-    """Return the frame rate of a file in Hz, or `override_hz` if the file states none.
+    """Return the frame rate of a file in Hz, or `override_hz` if the file states no rate.
 
     The rate must be a multiple of 30 of at most 3000. A file is refused if its keys state different rates. A file
     without a rate needs `override_hz`; otherwise it is refused.

@@ -145,7 +145,7 @@ class WordTier:
         """Refuse a file whose times do not fit the recording.
 
         The times do not fit if both ends are wrong: the file does not start near 0 s, and it does not end near the end
-        of the recording. Such a file probably belongs to a longer recording, from which this one was cut.
+        of the recording. Such a file probably belongs to a longer recording, of which this recording is a part.
 
         Args:
             recording_s: Length of the recording in seconds.
@@ -216,15 +216,16 @@ def decode_words(data: bytes, tier: str | None = None, speakers: Collection[str]
     """Read the word tier of a TextGrid in UTF-8 or UTF-16, in long, short or chronological text form.
 
     The word tier is an interval tier named ``words`` or ``word``; case and quotes around the name are ignored. If there
-    are several of these tiers, the first one that contains words is used. Without one, the tier ``SPEAKER - words`` of
-    the Montreal Forced Aligner (MFA) is used.
+    are several of these tiers, the first one that contains words is used. If the file has none of these tiers, the tier
+    ``SPEAKER - words`` of the Montreal Forced Aligner (MFA) is used.
     Letters of labels are unchanged. Surrounding white space is removed, a line break becomes one space, and silences
     are dropped. If a word begins up to 10 ms before the end of the previous word, its start is moved to that end.
 
     Args:
         data: Bytes of the file.
         tier: Name of the word tier; None: the rules above choose it.
-        speakers: Names of the recording's speaker. They select the tier if the file has one tier for each speaker.
+        speakers: Names that the recording's speaker may have in the file. They select the tier if the file has one tier
+            for each speaker.
 
     Returns:
         The words, with times in seconds.
@@ -277,7 +278,7 @@ def is_silence(label: str) -> bool:
 
 
 def _is_spoken(character: str) -> bool:
-    """Return whether a character alone is a word; punctuation and invisible characters are not."""
+    """Return whether a label of this character alone is a word; False for most punctuation and invisible characters."""
     return character in _SPOKEN_MARKS or unicodedata.category(character)[0] not in "PCZ"
 
 
@@ -506,8 +507,8 @@ def _string(masked: _Masked, label: str) -> str:
 def _choose(grid: _Grid, wanted: str | None, speakers: Collection[str]) -> tuple[_Tier, tuple[Problem, ...]]:
     """Return the word tier, and a note if another matching tier has other words.
 
-    If MFA wrote a tier for each speaker, the tier of one of the `speakers` is returned. Without one, the only tier
-    with words is returned; several speakers with words are refused.
+    If MFA wrote a tier for each speaker, the tier whose speaker is in `speakers` is returned. If `speakers` contains
+    none of these speakers, the only tier with words is returned; a file with words of several speakers is refused.
     """
     found = [tier for tier in grid.tiers if tier.is_interval and _is_wanted(tier.name, wanted)]
     plain = [tier for tier in found if wanted is not None or _mfa_speaker(tier.name) is None]

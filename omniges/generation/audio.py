@@ -190,7 +190,7 @@ def log_mel_of_samples(
 
     Args:
         samples: Samples (N,) or (N, channels), nominally in [−1, 1].
-        rate_hz: Sample rate.
+        rate_hz: Sample rate in Hz.
         folder: Folder of temporary files, see `Spool`.
         loudness: Rule by which the audio is scaled.
 

@@ -236,7 +236,7 @@ def read_text(
 
 
 def _compare_lengths(path: str, words: Sequence[Mapping[str, Any]], length_s: float, seconds: float) -> list[str]:
-    """Refuse a TextGrid with words far beyond the other streams; return a warning if it ends long before these."""
+    """Refuse a TextGrid with words far beyond the end of the other streams; return a warning if it ends long before."""
     last_s = float(words[-1]["end"])
     if last_s > seconds + MAX_AUDIO_LONGER_S:
         raise DataError(
@@ -334,7 +334,7 @@ def _not_words(path: str, kind: str) -> DataError:
 
 
 def _plain(path: str, data: bytes, rate: SpeakingRate | None) -> tuple[list[dict[str, Any]], float | None, list[str]]:
-    """Parse plain text; return its words with estimated times, None in place of a stated length, and warnings."""
+    """Parse plain text; return its words with estimated times, None (plain text states no length), and warnings."""
     codec = text_codec(data)
     if b"\0" in data[:16] and (kind := _binary_format(data)):
         raise _not_words(path, kind)
@@ -480,16 +480,16 @@ class Input:
 
     @property
     def recording(self) -> Recording:
-        """The `Recording` from which condition streams are read: `sample`.
+        """The `Recording` from which condition streams are read.
 
-        Without `sample`, it is a `Recording` made from `conditions`.
+        If the input is a sample of a shard folder, it is `sample`. Otherwise it is made from `conditions`.
         """
         return _recording(self.conditions) if self.sample is None else self.sample
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedInput:
-    """One input of a task, by name. Its files or its sample are read only when `load` is called."""
+    """Name of one input of a task, and a function that loads the input. Nothing is read before `load` is called."""
 
     name: str
     load: Callable[[], Input]
@@ -677,7 +677,7 @@ def _of_files(
 
 
 def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
-    """Cut all streams of an input to the same length, which contains only complete tokens of the model.
+    """Cut all streams of an input to the same length, a whole number of tokens of the model.
 
     Args:
         item: The input.
@@ -688,8 +688,8 @@ def cut_input(item: Input, seconds: float | None, reading: Reading) -> Input:
         The input with streams of equal length.
 
     Raises:
-        DataError: The lengths of audio and motion differ by more than `preprocess` allows, the common length is above
-            `LONGEST_S` (24 hours) or shorter than one token, or a text file has no words in this length.
+        DataError: The lengths of audio and motion differ by more than `preprocess` allows. The common length is above
+            `LONGEST_S` (24 hours) or shorter than one token. A text file has no words within this length.
     """
     lengths = [one.ticks for one in item.conditions] or [item.ticks]
     by_stream = {one.stream: one.ticks / TICKS_PER_SECOND for one in item.conditions}
@@ -755,7 +755,7 @@ def _of_sample(
 
 
 def latents_of(folder: ShardFolder, entry: CodecEntry | None) -> str | None:
-    """Return the name of a codec if a shard folder contains usable latents of this codec, so that nothing is encoded.
+    """Return the name of a codec if a shard folder contains usable latents of this codec; encoding is then not needed.
 
     The latents must be from exactly this codec, with one row for each frame or group of frames. Latents that were
     encoded window by window are not used, because those windows may differ from the windows of the result.
@@ -765,7 +765,7 @@ def latents_of(folder: ShardFolder, entry: CodecEntry | None) -> str | None:
         entry: Codec of the model for a stream; None: the stream has no codec.
 
     Returns:
-        The name, or None without latents.
+        The name of the codec; None if the folder contains no usable latents.
     """
     if not isinstance(entry, FrameEntry):
         return None
