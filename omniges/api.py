@@ -86,12 +86,12 @@ def evaluate(*generated: str | Path, progress: bool = False, **settings: Any) ->
     """Score generated files, or a checkpoint, against the recordings in shards, as ``omniges evaluate`` does.
 
     Args:
-        *generated: Folders of generated results; none if ``checkpoint`` is given.
+        *generated: Folders of generated results. Pass no folder if ``checkpoint`` is given.
         progress: Show progress on standard error.
         **settings: Options of `EvaluateSettings`, such as ``shards="shards"``, ``checkpoint="run"``, ``split="val"``.
 
     Returns:
-        The metrics of every task, and the files and settings that they were computed from.
+        The metrics of every task, with the files and settings that were used to compute them.
 
     Raises:
         UsageFault: A setting is invalid, or contradicts another.
@@ -167,7 +167,7 @@ def load_model(checkpoint: str | Path, weights: Literal["ema", "last"] = "ema") 
     network directly.
 
     Args:
-        checkpoint: Folder of a checkpoint, or of a run; the run's newest valid checkpoint is loaded.
+        checkpoint: Folder of a checkpoint or of a run. For a run, the newest valid checkpoint is loaded.
         weights: ``ema``: the EMA weights; ``last``: the weights after the last training step, without averaging.
 
     Returns:
@@ -208,9 +208,9 @@ def sample_corpus(folder: str | Path, *, progress: bool = False, **settings: Any
 
 @contextmanager
 def _counted(noun: str, *, shown: bool) -> Iterator[Callable[[float, float], None]]:
-    """Yield a function (done, total) that shows progress on standard error; `noun` names what is counted.
+    """Yield a function (done, total) that shows progress on standard error.
 
-    If `shown` is False, the function does nothing.
+    `noun` is the name of the counted things, such as "recordings". If `shown` is False, the function does nothing.
     """
     from omniges.progress import counter
 

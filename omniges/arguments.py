@@ -42,7 +42,7 @@ def integer(name: str, value: Any, minimum: int | None = None, below: int | None
         name: Name of the argument.
         value: The value that was passed.
         minimum: Smallest valid number.
-        below: Number that the value must be smaller than.
+        below: Upper limit, exclusive: the value must be smaller than this number.
 
     Returns:
         The number.
@@ -184,7 +184,8 @@ def path(name: str, value: Any) -> Path:
         The path.
 
     Raises:
-        UsageFault: The value is not a path, is empty or a URL, or contains a name that no file can have.
+        UsageFault: The value is not a path, is empty or a URL, or contains a name that the operating system does not
+            allow.
     """
     given: Any = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(given, str) or not given:

@@ -144,8 +144,8 @@ def _cold_speed(catalog: Catalog, settings: SpeedSettings, workers: int) -> floa
 def measure(settings: SpeedSettings) -> dict[str, Any]:
     """Measure the loader for each number of workers.
 
-    Each repeat measures all numbers of workers in turn. Therefore, a slow period of the machine affects the results of
-    all numbers.
+    All numbers of workers are measured one after the other. This is done `settings.repeats` times. Therefore, if the
+    machine is slow for some time, the results of all numbers of workers are affected.
 
     Args:
         settings: Settings of the benchmark.

@@ -1,4 +1,4 @@
-"""Measure the memory bandwidth in a separate process: copy arrays of the size of batches with `np.copyto`.
+"""Measure the memory bandwidth in a separate process: copy arrays that are as large as batches with `np.copyto`.
 
 Run it as ``python -P -m omniges.benchmark.memcpy ROWS TICKS``, with the windows per batch and the length of a window in
 ticks of 0.1 s. The process prints ``ready``, then reads lines from standard input. Each line is a number of seconds.
@@ -24,7 +24,7 @@ def copy_for(blocks: list[BatchBlock], seconds: float) -> tuple[int, float]:
     second half.
 
     Args:
-        blocks: Memory of an even number of batches of equal size, one block for each batch.
+        blocks: An even number of blocks of equal size. Each block has the memory of one batch.
         seconds: Length of the measurement in seconds.
 
     Returns:

@@ -7,13 +7,12 @@ channel also works. Either folder must contain config.json and diffusion_pytorch
 A row of latents has K channels and W columns. The value of channel k and column w has index k · W + w in the row. Each
 value is (mean of the posterior − shift factor) · scaling factor, with both factors from the configuration.
 
-Arrays of any length are processed in blocks, and the result equals that of diffusers on the complete array. The blocks
-are not encoded separately, because every latent depends on the complete clip. Group normalisations use the mean and
-variance over all rows, and each row attends to all rows.
-
-Instead, each layer is computed over the complete activation, block by block. A convolution of 3 rows needs one extra
-row on each side of a block. Means and variances are computed over all blocks. The attention computes a block of queries
-against all keys. The block length affects only the memory: two activations of the complete clip and one block.
+Arrays of any length are processed in blocks of rows. The result equals the result of diffusers for the complete array.
+Every latent depends on the complete clip: group normalisations use the mean and variance over all rows, and each row
+attends to all rows. Therefore, a block cannot pass through the network alone. Each layer is applied to all blocks
+before the next layer starts. A convolution of 3 rows needs one extra row on each side of a block. Means and variances
+are computed over all blocks. The attention computes a block of queries against all keys. The block length affects only
+the memory, which contains two activations of the complete clip and one block.
 
 Shape letters: C channels, T rows (time), F columns (frequency) of an activation; K channels of latents. A letter with a
 prime, such as T', is the size after the network or layer. There is no batch axis.
@@ -278,14 +277,16 @@ class _Walk:
         self._block_elements = block_elements
 
     def _blocks(self, x: Tensor) -> Iterator[tuple[int, int]]:
-        """Yield the row range (start, stop) of each block of x; start is even, and row stop is not in the block."""
+        """Yield the row range (start, stop) of each block of x; start is even, stop is exclusive."""
         channels, rows, columns = x.shape
         step = max(2, self._block_elements // (channels * columns) & ~1)
         for start in range(0, rows, step):
             yield start, min(start + step, rows)
 
     def affine(self, x: Tensor, norm: Any) -> _Affine:
-        """Return a group normalisation of the complete x as a scale and a shift; means and variances are float64.
+        """Return the scale and shift that apply a group normalisation to x.
+
+        The mean and variance of each group are over all rows of x. They are computed in float64.
 
         Args:
             x: Activation (C, T, F).
@@ -402,7 +403,7 @@ class _Walk:
         return out
 
     def middle(self, x: Tensor, block: Any) -> Tensor:
-        """Apply the middle block of encoder or decoder, which has residual blocks and attentions.
+        """Apply the middle block of the encoder or decoder: residual blocks with attention layers between them.
 
         Args:
             x: Activation (C, T, F).

@@ -80,7 +80,7 @@ class LoudnessCodec(Protocol):
 
     @property
     def loudness(self) -> Loudness:
-        """Loudness of the training data, as a value of ``omniges preprocess --loudness``."""
+        """Loudness of the codec's training audio: one of the values of ``omniges preprocess --loudness``."""
 
 
 class WindowCodec(Protocol):
@@ -101,14 +101,14 @@ class WindowCodec(Protocol):
         Args:
             words: Words of the clip, with times in seconds.
             ticks: Length of the clip in ticks of 0.1 s.
-            windows: First tick and number of ticks of each window; None for the grid's windows.
+            windows: First tick and number of ticks of each window; None: all windows of the codec's grid.
 
         Returns:
             One text for each window.
         """
 
     def lost(self, texts: Sequence[str], /) -> list[LostText]:
-        """Return what encoding would lose of each text, without running the networks."""
+        """Return for each text what it would lose if it were encoded; the networks do not run."""
 
     def encode(self, words: Sequence[Mapping[str, Any]], ticks: int, /) -> F32:
         """Encode each window of a clip; the codec's window grid gives their start and length.
@@ -155,7 +155,7 @@ def decode_latents(codec: Codec, latents: npt.NDArray[Any]) -> Any:
             ``entry.latents`` consecutive latents.
 
     Returns:
-        Frames (frames, columns) from a frame codec; a list with one `SpokenText` for each window from a window codec.
+        For a frame codec, frames (frames, columns). For a window codec, a list with one `SpokenText` for each window.
     """
     rows = np.asarray(latents, np.float32)
     entry = codec.entry

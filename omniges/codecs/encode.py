@@ -1,9 +1,9 @@
 """The command `encode`: add a codec's latents to a shard folder as members, so that training never runs the codec.
 
 Each shard is rewritten with the same name and samples. The latents follow the other members (files) of each sample. New
-shards are first written to a workspace, a hidden folder in the output folder. A journal lists the finished shards, so
-that the same command continues after a kill. At the end, all new files are renamed to their places, as in `preprocess`.
-Therefore, the new set is complete or absent.
+shards are first written to a workspace, a hidden folder in the output folder. A journal lists the finished shards. If
+the process is killed, the same command continues with the other shards. At the end, all new files are renamed to their
+places, as in `preprocess`. Therefore, the new set is complete or absent.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class EncodeSummary:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Warnings: text that the latents lost, and loudness that differs from the codec's training data."""
+        """Warnings about lost text, and about shards whose loudness differs from the codec's training audio."""
         return self.loudness + tuple(f"{x.name}: {_losses(x.lost)}" for x in self.encoded if isinstance(x, WindowEntry))
 
     @property
@@ -197,8 +197,8 @@ def _refuse_absent(entry: CodecEntry, source: ShardFolder) -> None:
 def _counted(entry: CodecEntry, codec: Codec, source: ShardFolder, settings: EncodeSettings) -> CodecEntry:
     """Return the entry of a text codec with counts of lost text, and any other entry unchanged.
 
-    Raises DataError, before anything is encoded, if too many windows would lose text or all clips are shorter than a
-    window.
+    Raises DataError if too many windows would lose text, or if all clips are shorter than a window. No clip has
+    been encoded at this time.
     """
     if not isinstance(entry, WindowEntry):
         return entry
@@ -243,8 +243,8 @@ def _entry(codec: Codec, source: ShardFolder) -> CodecEntry:
 def _there(settings: EncodeSettings, source: ShardFolder, entries: Mapping[str, CodecEntry]) -> tuple[str, ...]:
     """Return the names of the codecs whose existing latents are kept.
 
-    Raises UsageFault if existing latents belong to another codec or to other windows, or if a new --output-dir would
-    contain no new latents.
+    With --overwrite, return no names. Raises UsageFault if existing latents were made by another codec or for other
+    windows. Also raises UsageFault if all latents exist already and --output-dir is another folder.
     """
     if settings.overwrite:
         return ()

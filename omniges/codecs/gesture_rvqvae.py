@@ -98,7 +98,7 @@ def part_columns(part: Part, channels: int, where: str) -> slice:
 
 
 def statistics_files(columns: Mapping[Part, slice]) -> dict[str, str]:
-    """Return the statistics files that the parts need: paths in the codec's folder, by names such as ``pose mean``."""
+    """Map names such as ``pose mean`` to the statistics files that the parts need: paths in the codec's folder."""
     stems = {"pose": "beatx_2_330"} | ({"root": "beatx_2_trans"} if _LOWER_AND_ROOT in columns.values() else {})
     return {f"{what} {kind}": f"mean_std/{stem}_{kind}.npy" for what, stem in stems.items() for kind in ("mean", "std")}
 
@@ -106,8 +106,8 @@ def statistics_files(columns: Mapping[Part, slice]) -> dict[str, str]:
 def read_scales(folder: Path, columns: Mapping[Part, slice]) -> dict[Part, PartScale]:
     """Read the scale of each part from the statistics in a codec's folder; the face is not scaled.
 
-    The files also contain statistics of jaw and eyes, whose standard deviations are almost zero. Therefore, only the
-    standard deviations of the parts' joints must be positive.
+    The files also contain standard deviations of jaw and eyes, which are almost zero and are not used. Therefore, only
+    the standard deviations of the parts' joints and, if it is encoded, of the root must be positive.
 
     Args:
         folder: The codec's folder.
@@ -118,7 +118,8 @@ def read_scales(folder: Path, columns: Mapping[Part, slice]) -> dict[Part, PartS
 
     Raises:
         UsageFault: A file does not exist.
-        DataError: A file has other content, or a standard deviation is not positive.
+        DataError: A file is damaged, has another shape or type, or contains NaN or infinity. Or a standard deviation
+            is not positive.
     """
     files = {what: folder / name for what, name in statistics_files(columns).items()}
     found = {what: _statistics(path, 6 * len(JOINT_NAMES) if "pose" in what else 3) for what, path in files.items()}
@@ -297,8 +298,8 @@ def load_gesture_rvqvae(
     """Load the codec from a folder with the networks' files and their statistics in ``mean_std/``.
 
     Args:
-        folder: Folder with one file ``net_<step>_<part>.pth`` or ``.safetensors`` for each part; ``lower`` may be
-            ``lower_trans``.
+        folder: Folder with one file ``net_<step>_<part>.pth`` or ``.safetensors`` for each part. For the lower body,
+            ``<part>`` is ``lower`` or ``lower_trans``.
         face: Load the network of the face too; False ignores its file.
         quantised: Whether `GestureRvqvae.decode` replaces latents by codes, as GestureLSM's trainers do.
         device: Device of the networks.

@@ -117,7 +117,7 @@ class RvqvaeSpec:
 
     @property
     def encoder_context(self) -> int:
-        """Number of latents to add on each side of a block. The result then equals that of one pass over all frames."""
+        """Number of latents to add on each side of a block, so that the result equals one pass over all frames."""
         before, after = self.encoder_reach
         return max(-(-before // self.frames_per_latent), after // self.frames_per_latent)
 
@@ -370,7 +370,8 @@ def load_rvqvae(path: Path) -> Rvqvae:
 
     Raises:
         UsageFault: The file does not exist.
-        DataError: The file is damaged or has other tensors, or its config.json has values that are not implemented.
+        DataError: The file is damaged or has missing or unknown tensors. Or config.json does not fit the tensors, or
+            has settings that are not implemented.
     """
     if not os.path.lexists(path):
         raise UsageFault(
@@ -386,14 +387,14 @@ def load_rvqvae(path: Path) -> Rvqvae:
 def _require_config(path: Path, spec: RvqvaeSpec) -> None:
     """Raise DataError if a config.json has other sizes than the tensors, or settings that are not implemented.
 
-    The tensors alone do not determine the activation, the dilations, or the type of a norm without weights.
+    The tensors do not show the activation, the dilations, or the type of a norm without weights. Only config.json does.
 
     Args:
         path: The config.json, in the folder of the network's file.
         spec: Sizes of the tensors.
 
     Raises:
-        DataError: A key has another value, or is not known.
+        DataError: A size differs from the tensors, a setting is not implemented, or a key is unknown.
     """
     document = Document(read_settings(path, _OTHER, path.parent), str(path), _OTHER)
     sizes = {

@@ -130,7 +130,8 @@ class EncodeSettings:
     def grid(self, default: WindowGrid) -> WindowGrid:
         """Return length and stride of the requested windows.
 
-        The default stride is the largest divisor of the window length that is at most a quarter of this length.
+        The default stride is the largest divisor of the window length that is at most a quarter of this length. For a
+        window of fewer than 4 ticks, it is 1 tick.
 
         Args:
             default: Windows of the codec, which give the default length.

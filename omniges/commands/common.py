@@ -105,7 +105,7 @@ def with_flags(
 
     Args:
         extra: Name of the optional dependencies that the command needs, for the error if one is missing.
-        signals: Context that sets how signals end the command.
+        signals: Function that returns a context. The command runs inside this context, which handles signals.
 
     Returns:
         A decorator of the command.
@@ -145,8 +145,8 @@ def with_flags(
 def _other_flags(settings: Any) -> dict[str, str]:
     """Return a mapping from each alternative flag to the current flag of the same option.
 
-    Each former name of an option gives an alternative flag. The name of the option's field also gives one, if the
-    current flag has another name. If a setting is now an argument without a flag, its former flags are mapped to "".
+    The alternative flags of an option are its former names, and the name of its field if this name differs from the
+    current flag. If a setting is now an argument without a flag, its former flags are mapped to "".
     """
     shown = [each for each in every_setting(settings) if not each.option.only_recipe]
     flags = [each for each in shown if not each.option.argument]
@@ -168,8 +168,8 @@ def _flag(setting: Setting, panel: str | None) -> inspect.Parameter:
     """Return a function parameter that Typer converts to a flag.
 
     Typer converts the values of only two kinds of flags: switches, and flags with several values after one name
-    (``--features A B``). Other values stay text, because the settings convert and check them. A flag that the user
-    does not pass has the value None; a repeatable flag has an empty list.
+    (``--features A B``). Other values stay text, because the settings convert and check them. If the user does
+    not pass an optional flag, its default is used: None, or an empty list for a repeatable flag.
     """
     option = setting.option
     kind: Any = (
@@ -275,7 +275,7 @@ class SafeOutput(io.RawIOBase):
 
     @property
     def lost(self) -> OSError | None:
-        """The error that made output to a file incomplete. None if there was no error, or a pipe or terminal closed."""
+        """The error that made output to a file incomplete, or None; a closed pipe or terminal does not count."""
         gone = self.error is not None and (self._terminal or self.error.errno == errno.EPIPE)
         return None if gone else self.error
 
@@ -284,12 +284,12 @@ class SafeOutput(io.RawIOBase):
 def safe_output() -> Iterator[list[ExitCode]]:
     r"""Replace standard output and standard error by streams that never raise.
 
-    Characters outside a stream's encoding are written as ``\uXXXX``. A stream that is already closed is replaced by
-    /dev/null. Otherwise, a file that is opened later could get the stream's descriptor number. A stream that a program
-    has replaced, as tests do, is not changed.
+    Characters outside a stream's encoding are written as ``\uXXXX``. A standard stream that is already closed, also
+    standard input, is replaced by /dev/null. Without this, a file that is opened later could get its descriptor number.
+    A stream that a program has replaced, as tests do, is not changed.
 
     Yields:
-        A list. After the context it contains an exit code if output to a file was lost.
+        A list, empty at first. After the context, it contains an exit code if standard output to a file was lost.
     """
     codecs.register_error(_ESCAPES, _escaped)
     codes: list[ExitCode] = []

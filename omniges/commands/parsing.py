@@ -111,7 +111,7 @@ def command_class(function: Callable[..., None]) -> type[Command]:
 
 
 def usage_line(error: Any) -> str:
-    """Format an error of Typer as one line that ends with the command for help."""
+    """Format an error of Typer as one line that ends with the command to run for help."""
     help_at = f"; see {error.ctx.command_path} --help" if getattr(error, "ctx", None) else ""
     if hasattr(error, "param_type") and error.param is not None:
         names: Sequence[str] = error.param.opts if error.param.param_type_name == "option" else [error.param.metavar]

@@ -61,7 +61,7 @@ def within(spans: Iterable[Mapping[str, Any]], first_tick: int, ticks: int, min_
 
 @dataclass(frozen=True, slots=True)
 class TrainingFacts:
-    """Properties of the training set from which a stream can learn before the first step."""
+    """Properties of the training set. A condition stream can learn from them before the first training step."""
 
     labels: Mapping[str, tuple[str, ...]]
     """For each label in `ConditionStream.labels`, the sorted values that occur in the train clips."""

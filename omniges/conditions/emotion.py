@@ -37,7 +37,7 @@ class LabelStream(ConditionStream):
 
     @classmethod
     def learn(cls, facts: TrainingFacts) -> Self:
-        """Create the stream from the label values of the train clips; raise UsageFault if there are none."""
+        """Create the stream from the label values of the train clips; raise UsageFault if no clip has the label."""
         values = facts.labels[cls.labels[0]]
         if not values:
             raise UsageFault(

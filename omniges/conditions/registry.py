@@ -47,7 +47,7 @@ def find_stream(name: str, origin: str) -> type[ConditionStream]:
         The class, not an instance.
 
     Raises:
-        UsageFault: There is no stream of that name.
+        UsageFault: No stream of this name is registered or installed.
         EnvironmentFault: The package that provides the stream cannot be used.
     """
     CONDITIONS.require(name, f"{origin} {name}")

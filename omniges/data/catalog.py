@@ -100,10 +100,10 @@ class Filters:
         """Return a mask (N,) of the clips that pass the filter `streams`.
 
         Args:
-            present: (N,) parts of each clip, as a bit mask of `STREAM_PARTS`.
+            present: Parts that each clip has, as bit masks (N,) of `STREAM_PARTS`.
 
         Returns:
-            Mask (N,); all True without a filter.
+            Mask (N,); all True if the filter `streams` is empty.
         """
         passed = np.full(len(present), not self.streams)
         for names in self.streams:
@@ -113,7 +113,7 @@ class Filters:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClipTable:
-    """A table of N clips, in key order, and of K shards. Batches read M members of each clip."""
+    """A table of N clips, in key order, and of the K shards of the folder. Batches read M members of each clip."""
 
     keys: npt.NDArray[np.bytes_]  # (N,)
     key_hashes: npt.NDArray[np.uint64]  # (N,)
@@ -140,7 +140,7 @@ class ClipTable:
         return bytes(self.keys[sample]).decode()
 
     def keys_of(self, samples: npt.NDArray[np.int64]) -> list[str]:
-        """Return the keys of clips (k,)."""
+        """Return the keys of k clips, given their indices (k,) in the table."""
         return [key.decode() for key in self.keys[samples].tolist()]
 
     def shard_name(self, shard: int) -> str:
@@ -178,7 +178,7 @@ class Catalog:
 
         Raises:
             UsageFault: No sample contributed to the statistics.
-            DataError: The statistics do not follow the contract.
+            DataError: The statistics do not follow the shard contract.
         """
         streams = {"gesture": self.statistics.get("gesture"), "audio": self.statistics.get("mel")}
         streams["jaw_eyes"] = self.statistics.get("jaw_eyes")
@@ -187,7 +187,7 @@ class Catalog:
         return Normaliser.from_statistics(streams, self.tracks, self.statistics.get("samples"), source)
 
     def speakers_of(self, samples: npt.NDArray[np.int64]) -> list[str | None]:
-        """Return the names of the speakers of clips (k,); None if unknown."""
+        """Return the speaker names of k clips, given their indices (k,) in the table; None for an unknown speaker."""
         names = (*self.speaker_names, None)  # index -1 is None
         return [names[number] for number in self.speaker[samples].tolist()]
 
@@ -199,12 +199,12 @@ def read_catalog(
     labels: Sequence[str] = (),
     gesture_channels: int = LAYOUT.channels,
 ) -> Catalog:
-    """Read the small files of a local shard folder and select clips.
+    """Select clips of a local shard folder; read its manifest, statistics and tokenizer, but not its shards.
 
     Args:
         folder: The shard folder.
         filters: Filters of clips.
-        codecs: Codecs whose latents replace a stream, such as ``{"audio": "audioldm2-vae"}``.
+        codecs: Name of the codec for each stream that latents replace, such as ``{"audio": "audioldm2-vae"}``.
         labels: Labels that condition streams read.
         gesture_channels: Channels of a batch's gesture: 415, or 424 with jaw and eyes.
 
@@ -337,7 +337,7 @@ def _entries(folder: Path, dataset: dict[str, Any], codecs: Mapping[str, str]) -
 def _selection(
     folder: Path, manifest: ManifestColumns, labels: Mapping[str, LabelColumn], filters: Filters
 ) -> npt.NDArray[np.bool_]:
-    """Return a mask (N,) of the rows that pass all filters except the filter of streams.
+    """Return a mask (N,) of the rows that pass all filters except the filter `streams`.
 
     Filters are applied one after the other. If no row is left after a filter, an error names this filter.
     """
@@ -358,7 +358,7 @@ def _selection(
 
 
 def _with_streams(folder: Path, manifest: ManifestColumns, left: Bools, filters: Filters) -> Bools:
-    """Return a mask (N,) of the rows in `left` that also pass the filter of streams; raise UsageFault if none does."""
+    """Return a mask (N,) of the rows in `left` that also pass the filter `streams`; raise UsageFault if no row does."""
     has: Bools = left & filters.pass_streams(manifest.present(STREAM_PARTS)) if filters.streams else left
     if not has.any():
         raise UsageFault(
@@ -424,7 +424,7 @@ def _check(folder: Path, table: ClipTable) -> None:
 
 
 def column(values: Sequence[str | None]) -> LabelColumn:
-    """Encode texts (N,) as a `LabelColumn`: the distinct texts, and the index of each row's text, -1 for None."""
+    """Encode texts (N,) as a `LabelColumn`: the distinct texts, and the index of each row's text (-1: no text)."""
     numbers = {text: number for number, text in enumerate(sorted({text for text in values if text is not None}))}
     return list(numbers), np.array([-1 if text is None else numbers[text] for text in values], np.int32)
 
@@ -485,7 +485,7 @@ def keep_lengths(
     Args:
         folder: Folder of the shards, for the error.
         left: Mask (N,) of the rows that pass earlier filters.
-        seconds: (N,) lengths in seconds.
+        seconds: Length of each row's clip in seconds (N,).
         min_seconds: Minimum length in seconds.
         max_seconds: Maximum length in seconds; None: no limit.
 

@@ -1,9 +1,9 @@
 """Fill batches: read the windows at given positions and normalise them directly into a block of memory.
 
 A block has a row for each window of a batch. It also contains the positions and other metadata of its windows. Worker
-and loader share the block, so no data is copied between them. `make_collator` creates a collator from a JSON document
-and arrays, so that another process can send them. The process that fills a block also computes the arrays of condition
-streams. It imports numpy, but not torch.
+and loader share the block, so no data is copied between them. `make_setup` describes a collator by a JSON document
+and arrays. `make_collator` creates the collator from them, in the same process or in a worker process. The process that
+fills a block also computes the arrays of condition streams. It imports numpy, but not torch.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ class Collator:
             stride: Distance between the first positions of successive blocks. The collator uses it to compute the
                 windows of later blocks in advance.
             tracks: The array of each stream: features, or latents of a codec.
-            conditions: Reader of condition streams; None: there are none.
+            conditions: Reader of condition streams; None: the run has no condition streams.
         """
         self._order, self._readers, self._stride = order, tuple(readers), stride
         self._conditions = conditions
@@ -304,7 +304,7 @@ def make_setup(
     Args:
         data: Shard sets.
         sequencing: Order of the windows.
-        verify: ``first`` compares the sha256 of a member before its first use, ``never`` trusts the files.
+        verify: ``first``: check the sha256 of each member before its first use; ``never``: do not check it.
         stride: Distance between the first positions of successive blocks of one process.
         normaliser: Means and divisors of the arrays.
         tokenizer: Content of tokenizer.json.

@@ -45,7 +45,7 @@ class LoaderSettings:
 
     workers: int = 2  # worker processes; 0: the calling process reads
     prefetch: int = 2  # batches that each worker may read ahead
-    verify: Verify = "first"  # compare a member's sha256 before its first use, or never
+    verify: Verify = "first"  # first: check the sha256 of each member before its first use; never: do not check
     pin_memory: bool | None = None  # True: use page-locked memory; None: only if there is a GPU
     stall_s: float = 600.0  # seconds to wait for a batch; longer is an error
 
@@ -79,7 +79,7 @@ class Batch:
         return len(self.keys)
 
     def to(self, device: torch.device | str) -> Batch:
-        """Copy the batch to a device. If its memory is page-locked, do not wait for the end of the copy."""
+        """Copy the batch to a device. If its memory is page-locked, the call can return before the copy is complete."""
         names = ("gesture", "audio", "text", "positions", "start_ticks")
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
         conditions = {
@@ -154,7 +154,7 @@ class BatchLoader:
 
     @property
     def windows_per_epoch(self) -> int:
-        """Number of windows of all folders together."""
+        """Number of windows in one epoch, summed over all folders."""
         return self._order.windows
 
     @property
@@ -169,7 +169,7 @@ class BatchLoader:
 
     @property
     def batches(self) -> int | None:
-        """Number of batches in one pass, equal on all ranks; None if shuffled, because there is no end."""
+        """Number of batches in one pass, equal on all ranks; None if shuffled, because a shuffled pass has no end."""
         if self._sequencing.shuffle:
             return None
         return -(-self._order.windows // self._share.global_batch) * self._share.accumulation
@@ -189,8 +189,8 @@ class BatchLoader:
     def _end(self) -> int | None:
         """Position at which a pass ends; None if shuffled.
 
-        A pass has the same number of batches on all ranks. Therefore, batches of its last step may have fewer windows,
-        or none.
+        A pass has the same number of batches on all ranks. Therefore, in the last step, some batches may have fewer
+        windows than others, or no windows.
         """
         return None if self.batches is None else self.batches * self._share.micro_batch
 
@@ -356,7 +356,7 @@ class BatchLoader:
             state: Result of `state_dict`.
 
         Returns:
-            The position, and a warning if the global batch size differs.
+            The position, and a warning if the global batch size differs from the batch size in the saved state.
 
         Raises:
             UsageFault: The saved state has another sequence of windows than this loader. The error lists every

@@ -1,7 +1,7 @@
 """OmniFlow's text VAE as a codec. It encodes the words in each window of a clip as one row of latents.
 
-See docs/explanation/codecs-text.md. The latents of a text depend on the complete text. Therefore they cannot be cut, as
-frames or text tokens can, and each window is encoded separately.
+See docs/explanation/codecs-text.md. Every latent of a text depends on the complete text. Therefore, these
+latents cannot be cut to a window, unlike frames or text tokens. Each window is encoded separately.
 
 The files are inside a checkpoint of OmniFlow, or in the text VAE's own folder:
 
@@ -139,8 +139,8 @@ class EncodedTexts:
 class TextCodec:
     """Codec of texts: a text VAE with its tokenizers.
 
-    The codec is not a torch module. Therefore, if a model contains the codec, the codec's weights are not trained, and
-    are neither in the model's checkpoints nor in its EMA weights.
+    The codec is not a torch module. Therefore, a model that contains the codec does not train the codec's weights. It
+    saves them neither in checkpoints nor in EMA weights.
     """
 
     def __init__(self, vae: TextVae, t5_tokens: T5Tokens, llama_tokens: LlamaTokens) -> None:
@@ -194,12 +194,12 @@ class TextCodec:
         return next(self.vae.parameters()).device
 
     def lost(self, texts: Sequence[str]) -> list[LostText]:
-        """Return what encoding would lose of each text; `texts` must not be empty."""
+        """Return for each text what it would lose if it were encoded; `texts` must contain at least one text."""
         tokens = self._t5_tokens.encode(texts)
         return [LostText(*flags) for flags in zip(tokens.cut.tolist(), tokens.unknown.tolist(), strict=True)]
 
     def encode(self, texts: Sequence[str]) -> EncodedTexts:
-        """Encode texts on the text VAE's device; `texts` must not be empty."""
+        """Encode texts on the text VAE's device; `texts` must contain at least one text."""
         tokens = self._t5_tokens.encode(texts)
         latents = self.vae.latents(tokens.ids.to(self.device), tokens.empty.to(self.device))
         return EncodedTexts(latents, tuple(tokens.cut.tolist()), tuple(tokens.unknown.tolist()))
@@ -280,7 +280,7 @@ class TextWindows:
         Args:
             words: Words of the clip, with times in seconds.
             ticks: Length of the clip in ticks of 0.1 s.
-            windows: First tick and number of ticks of each window; None for the grid's windows.
+            windows: First tick and number of ticks of each window; None: all windows of the codec's grid.
 
         Returns:
             One text for each window.
@@ -290,7 +290,7 @@ class TextWindows:
         return [" ".join(word["word"] for word in said) for said in said_in_windows(words, ticks, windows)]
 
     def lost(self, texts: Sequence[str]) -> list[LostText]:
-        """Return what encoding would lose of each text, without running the networks."""
+        """Return for each text what it would lose if it were encoded; the networks do not run."""
         return self._codec.lost(texts) if texts else []
 
     def encode(self, words: Sequence[Mapping[str, Any]], ticks: int) -> F32:

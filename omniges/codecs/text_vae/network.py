@@ -42,7 +42,7 @@ _TABLE, _TABLE_AGAIN = "encoder.shared.weight", "encoder.encoder.embed_tokens.we
 
 
 class TextVae(nn.Module):
-    """A frozen text VAE. The constructor sets random weights; `of_tensors` uses weights from a file.
+    """A frozen text VAE. The constructor sets random weights; `of_tensors` sets given weights.
 
     `named_parameters` returns the parameters in the order of the published implementation. The order matters, because
     that implementation saves EMA weights as a list without names.
@@ -161,7 +161,7 @@ class TextVae(nn.Module):
 
         Args:
             ids: T5 tokens (B, L).
-            empty: Flags (B,) bool of empty texts.
+            empty: Flags (B,) bool; True for an empty text.
 
         Returns:
             Outputs (B, N, hidden size of the Q-Former).
@@ -180,7 +180,7 @@ class TextVae(nn.Module):
 
         Args:
             ids: T5 tokens (B, L).
-            empty: Flags (B,) bool of empty texts.
+            empty: Flags (B,) bool; True for an empty text.
             uniform: Uniform noise (B, N, V) in [0, 1). It is multiplied by 0.001 and added to the mean, as in
                 OmniFlow's training. None adds no noise.
 

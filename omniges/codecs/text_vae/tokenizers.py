@@ -1,7 +1,8 @@
 """Tokenizers of the text VAE: T5's for the texts to encode, and LLaMA's for the texts to generate.
 
 Both tokenizers are read from their ``tokenizer.json``. This module adds begin, end and padding tokens by their ids.
-Therefore, no text can contain these tokens: the text ``</s>`` becomes four characters, or an unknown word for T5.
+Therefore, a text cannot produce these tokens. For example, the text ``</s>`` is not encoded as the end token. LLaMA's
+tokenizer splits it into ordinary subwords, and T5's tokenizer encodes it as an unknown word.
 
 The native library runs any pipeline that a ``tokenizer.json`` describes. A pipeline may never finish, need unbounded
 memory or crash the process. Causes are regular expressions, chains of replacements, and tables with indices out of
@@ -129,7 +130,7 @@ class T5Tokens(_TokenizerFile):
         self._unknown = self._number("<unk>", expected=2)
 
     def encode(self, texts: Sequence[str]) -> TextTokens:
-        """Encode texts as T5 tokens, padded to 77 tokens; `texts` must not be empty."""
+        """Encode at least one text as T5 tokens; each text is cut or padded to 77 tokens."""
         added = {self._pad, self._end}  # a unigram model may also return them as subwords
         subwords = [[self._unknown if p in added else p for p in spelled] for spelled in self._subwords(texts)]
         rows = [[*spelled[: MAX_TOKENS - 1], self._end] for spelled in subwords]
@@ -142,7 +143,7 @@ class T5Tokens(_TokenizerFile):
 
 
 class LlamaTokens(_TokenizerFile):
-    """LLaMA's tokenizer, read from a folder. A padding token is added if the file has none.
+    """LLaMA's tokenizer, read from a folder. If the file has no padding token, one is added.
 
     Raises `DataError` if it does not fit a model of ``vocabulary`` tokens, or if the ids of its begin and end tokens
     differ from the arguments ``begin`` and ``end``.
@@ -155,7 +156,10 @@ class LlamaTokens(_TokenizerFile):
         self._pad = self._number(_PAD)
 
     def encode(self, texts: Sequence[str]) -> WrittenTokens:
-        """Encode texts as LLaMA tokens, padded to the longest text; `texts` must not be empty."""
+        """Encode at least one text as LLaMA tokens, padded to the length of the longest text.
+
+        A text of more than 77 tokens, including the begin and end tokens, is cut. It then has no end token.
+        """
         subwords = self._subwords(texts)
         rows = [[self._begin, *spelled, self._end][:MAX_TOKENS] for spelled in subwords]
         width = max(map(len, rows))
@@ -215,7 +219,7 @@ def require_plain_tokenizer(document: Any, where: str) -> None:
         where: Name of the file, for errors.
 
     Raises:
-        DataError: A component is of another type, or has other arguments than in published tokenizers.
+        DataError: A component has a type or arguments that published tokenizers do not have.
     """
     if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
         raise _fault(where, "JSON without an object 'model'", "a Hugging Face tokenizer")
@@ -240,10 +244,10 @@ def _fault(where: str, found: str, expected: str) -> DataError:
 
 
 def _parts(component: Any, inner: str) -> list[Any]:
-    """Return the components that `component` consists of, as a list; None gives an empty list.
+    """Return the components of a tokenizer's pipeline step as a list.
 
-    A component of type ``Sequence`` has a list of components under the key `inner`; this list is returned. Any other
-    component is returned as the only item of a list.
+    If `component` has the type ``Sequence``, return its list of components, which is under the key `inner`. For None,
+    return an empty list. Otherwise, return a list with `component` as the only item.
     """
     if component is None:
         return []
