@@ -232,8 +232,8 @@ def sample_timelines(
             all generated ticks.
 
     Yields:
-        For each chunk: the index of its timeline, its arrays by stream, and their length in ticks. The arrays end
-        where the next chunk of the timeline begins; the arrays of the next chunk contain the overlap.
+        For each chunk: the index of its timeline, the arrays by stream, and the length of the arrays in ticks. The
+        arrays end where the next chunk of the timeline begins; the arrays of the next chunk contain the overlap.
 
     Raises:
         ValueError: `windows.disjoint` is False, but the tokens of a target encode complete windows, so windows must
@@ -281,7 +281,9 @@ def _count(stream: Stream, ticks: int, chunk: _Chunk) -> int:
 
 
 def packed(items: Iterable[T], size_of: Callable[[T], int], maximum: int) -> Iterator[list[T]]:
-    """Group items so that the sizes of a group sum to at most `maximum`; a larger item gets its own group.
+    """Group successive items so that the sizes of a group sum to at most `maximum`.
+
+    An item that is larger than `maximum` is alone in its group.
 
     Args:
         items: Items, which are consumed lazily.
@@ -371,7 +373,9 @@ class _Plan:
 
     @classmethod
     def of(cls, stream: Stream, chunks: Sequence[_Chunk], device: torch.device) -> _Plan:
-        """Create the plan of a stream. Tokens that encode complete windows are ordered window by window.
+        """Create the plan of a stream for several chunks.
+
+        If tokens of the stream encode complete windows, the tokens are ordered window by window.
 
         Args:
             stream: The stream.
@@ -458,7 +462,7 @@ def _condition_vectors(model: FlowModel, chunks: Sequence[_Chunk], device: torch
 
 
 def _conditions(model: FlowModel, chunks: Sequence[_Chunk], device: torch.device) -> dict[StreamName, Tensor]:
-    """Return clean tokens (W, window, C) of the conditions of all windows."""
+    """Return the clean tokens (W, M, C) of each condition, for all W windows of the chunks with M tokens each."""
     found = {}
     for name in chunks[0].timeline.conditions:
         of_windows = [x.timeline.conditions[name](start, x.window) for x in chunks for start in x.starts]

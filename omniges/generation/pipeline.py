@@ -131,7 +131,7 @@ class OmnigesSample:
 
         Raises:
             UsageFault: The task does not produce audio, or the folder contains no HiFi-GAN.
-            DataError: The folder is damaged, or its HiFi-GAN expects another mel.
+            DataError: The folder is damaged, or its HiFi-GAN expects a mel of another format.
             EnvironmentFault: The package transformers is not installed.
         """
         if self.mel is None:
@@ -142,12 +142,12 @@ class OmnigesSample:
         return waveform_from_mel(self.mel, chosen.begin(self.seed))
 
     def save(self, path: Path | str) -> list[Path]:
-        """Write the sample to one file in the format of the path's ending, or to files in all formats.
+        """Write the sample as one file, whose format the ending of `path` selects, or as files of all formats.
 
         Args:
             path: ``NAME.npz`` is motion in the format of BEAT2. ``NAME.wav`` is the waveform by Griffin–Lim, scaled
-                down if it is louder than full scale. ``NAME.TextGrid`` contains the words. ``NAME`` without an ending
-                writes all of these files that the task produces.
+                down if it is louder than full scale. ``NAME.TextGrid`` contains the words. If the path has no
+                ending, all of these files that the task produces are written.
 
         Returns:
             Paths of the files, in the order in which they were written.
@@ -307,7 +307,7 @@ class OmnigesPipeline:
         )
 
     def to(self, device: str) -> Self:
-        """Move the model to a device such as ``cpu`` or ``cuda``."""
+        """Move the model to a device such as ``cpu`` or ``cuda``; return the pipeline itself."""
         self._loaded.model.to(device)
         return self
 
@@ -324,7 +324,8 @@ class OmnigesPipeline:
     def speaking_rate(self, shards: Path | str) -> SpeakingRate:
         """Learn a speaking rate from the words of a shard folder's train split.
 
-        Pass it as `speaking_rate` in a call, to estimate the times of words in plain text.
+        Pass the result as `speaking_rate` to a call of the pipeline. The call then estimates word timings for plain
+        text from this rate.
 
         Args:
             shards: The shard folder.
@@ -334,7 +335,7 @@ class OmnigesPipeline:
 
         Raises:
             UsageFault: The folder does not exist, or has too few words.
-            DataError: The folder is incomplete, damaged, or of another version.
+            DataError: The folder is incomplete or damaged, or has another version of the shard contract.
         """
         folder = ShardFolder(arguments.path("shards", shards))
         return learn_rate(folder.words(row) for row in folder.rows if row.split == "train")
@@ -370,21 +371,25 @@ class OmnigesPipeline:
             audio: A file, or an array or tensor (N,), (N, channels) or (channels, N) with at most 8 channels: floats in
                 [−1, 1], or int16 or int32 at full scale.
             audio_rate_hz: Sample rate of an array in Hz; files contain their sample rate.
-            text: Path of a TextGrid or plain text file, the text itself, or a list of words: tuples (word, start, end)
-                in seconds, mappings, or objects as in `Sample.words`. A string that looks like a path must be a file.
-            speaking_rate: Speaking rate for plain text; None: the speaking rate of the training words.
+            text: Path of a TextGrid or plain text file, the text itself, or a list of words with times in seconds. A
+                word is a tuple (word, start, end), or a mapping or object with such fields, as in `Sample.words`. A
+                string that looks like a path must be the path of a file.
+            speaking_rate: Speaking rate for plain text; None: the rate in the checkpoint, learned from training words.
             gesture: Path of an SMPL-X NPZ, or channels (30 · seconds, 415 or 424) as an array or tensor.
             motion_rate_hz: Frames per second of an NPZ that does not state its frame rate.
             seconds: Largest length in seconds; for an unconditional sample, the exact length.
             speaker: Speaker style to generate in; None: unknown.
-            conditions: Values of condition streams, such as ``{"emotion": "happiness"}``; None leaves a stream out.
+            conditions: Values of condition streams, such as ``{"emotion": "happiness"}``. The value None turns off
+                the condition stream.
             num_samples: Number of samples, which differ in their noise.
-            num_inference_steps: Sampling steps; None: 10 if the model's own guidance scale is used, otherwise 20.
+            num_inference_steps: Sampling steps; None: 20, or 10 if the default guidance scale of the model is used
+                and is not 1.
             guidance_scale: Scale of classifier-free guidance; 1: no guidance; None: the default of the model.
             solver: ``euler``, ``heun`` or ``dpm++``.
             shift: Shift of the noise levels; above 1: more steps at high noise.
             sigma_min: Noise level σ at which the last step starts, 0 to 1; this step ends at 0.
-            overlap_ticks: Overlap of successive windows; None: a quarter of a window.
+            overlap_ticks: Overlap of successive windows in ticks; None: a quarter of a window, or 0 for text stored as
+                latents.
             seed: Seed of the noise; the same seed gives the same arrays on CPU.
             callback: Function that is called with the seconds generated so far and the total.
 
@@ -425,7 +430,7 @@ class OmnigesPipeline:
         """Read the inputs of a task and cut them to one length.
 
         `inputs` contains a pair for each stream: its value, and the sample rate of audio, the speaking rate of text or
-        the frame rate of gesture. An item that the user does not pass has the value None.
+        the frame rate of gesture. A value or rate that the user does not pass is given as None.
         """
         _require_inputs(task, {name: content for name, (content, _) in inputs.items()})
         conditions: list[Condition] = []
@@ -528,7 +533,7 @@ def _reporting(callback: Callable[[float, float], None] | None, total_ticks: int
 
 
 def _require_inputs(task: str, inputs: Mapping[str, object]) -> None:
-    """Raise UsageFault if an input of the task is missing, or if another input is given."""
+    """Raise UsageFault if an input of the task is missing, or if the user gives an input that the task does not use."""
     passed = {name for name, value in inputs.items() if value is not None}
     wanted = set(TASKS[task].conditions)
     if passed != wanted:
@@ -551,7 +556,7 @@ def _item(conditions: Sequence[Condition], seconds: float | None, reading: Readi
 
 
 def _names_file(text: str) -> bool:
-    """Return True if a text is the path of an existing file or looks like a path; False if it is words to speak."""
+    """Return True if a text is the path of an existing file or looks like a path; False for words to speak."""
     if "\n" in text or "\0" in text or len(text) > _LONGEST_PATH:
         return False
     return Path(text).suffix.lower() in _TEXT_ENDINGS or _PATH.fullmatch(text) is not None or os.path.isfile(text)

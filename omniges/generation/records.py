@@ -163,7 +163,7 @@ def spoken_intervals(data: bytes) -> tuple[list[WordInterval], bool]:
 
 
 def _words_of(data: bytes, tier: str | None) -> list[WordInterval]:
-    """Return the intervals with text in a tier; without `tier`, in the tier of words.
+    """Return the intervals with text from the tier named `tier`; for None, from the tier of words.
 
     The list is empty if no interval has text. Then evaluation counts every word of the recording as deleted.
     """

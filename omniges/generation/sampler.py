@@ -54,7 +54,7 @@ PROVENANCE_FILE: Final = "provenance.json"
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The loaded model of a checkpoint, with its identity and the checkpoint."""
+    """A model loaded from a checkpoint, with the identity of the model and the checkpoint on disk."""
 
     model: FlowModel
     identity: ModelIdentity
@@ -62,7 +62,7 @@ class Loaded:
     weights: Weights
 
     def require_trained(self, task: str) -> None:
-        """Raise UsageFault if the model was not trained on a task, or on one of the task's streams."""
+        """Raise UsageFault if the model was not trained on a task, or if all training samples lack a stream of it."""
         trained = trained_tasks(self.saved)
         if trained is not None and task not in trained:
             raise UsageFault(
@@ -97,7 +97,7 @@ class Loaded:
         }
 
     def history(self) -> dict[str, bytes]:
-        """Return the checkpoint's files of training settings and training state, as bytes by file name."""
+        """Return the files of the checkpoint that contain training settings and training state: bytes by file name."""
         return {name: self.saved.content(name) for name in (SETTINGS_FILE, STATE_FILE) if name in self.saved.files}
 
 
@@ -206,7 +206,7 @@ class Codecs:
 
         Args:
             item: The input.
-            windows: Lengths of the windows, which define the texts to encode.
+            windows: Lengths of the windows. Text stored as latents is encoded window by window.
 
         Returns:
             Conditions by stream, and warnings.
@@ -230,9 +230,9 @@ class Codecs:
         return self._quantised if any(isinstance(codec, QuantisingCodec) for codec in codecs) else None
 
     def _frames_of(self, condition: Condition, entry: FrameEntry, ticks: int) -> TicksOf:
-        """Return a function that gives the latents in a range of ticks.
+        """Return a function that gives the latents of a condition in a range of ticks.
 
-        The latents come from the shards. If the shards have none, the array is encoded.
+        The latents come from the shards. If the condition has no latents from shards, its array is encoded.
         """
         rows = entry.rows
         latents = condition.latents

@@ -122,7 +122,7 @@ def _inverse_filters() -> F64:
 
 
 def _magnitudes(mel: F32) -> F64:
-    """Return STFT magnitudes (513, F) whose mel approximates exp(log-mel), given a log-mel (F, 64)."""
+    """Estimate the STFT magnitudes (513, F) of a log-mel (F, 64): magnitudes whose mel approximates exp(log-mel)."""
     wanted = np.exp(mel.astype(np.float64)).T
     filters = mel_filterbank()
     found = np.maximum(_inverse_filters() @ wanted, _TINY)
@@ -231,7 +231,7 @@ def load_hifi_gan(folder: Path) -> Vocoder:
 
     Raises:
         UsageFault: The folder contains no HiFi-GAN.
-        DataError: The folder is damaged, or expects another mel.
+        DataError: The folder is damaged, or its HiFi-GAN expects a mel of another format.
         EnvironmentFault: The package transformers is not installed.
     """
     config = _read_config(folder)
@@ -273,7 +273,11 @@ def load_hifi_gan(folder: Path) -> Vocoder:
 
 
 def _read_config(folder: Path) -> _Config:
-    """Read config.json, and check that its mel and its rates are supported."""
+    """Read config.json, and check that the HiFi-GAN expects the mel of omniges.
+
+    Raise UsageFault if the file is missing. Raise DataError if it is damaged, or if the number of mel bands, the sample
+    rate or the hop is another one.
+    """
     path = folder / "config.json"
     if not os.path.lexists(path):
         raise UsageFault(

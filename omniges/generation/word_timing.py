@@ -102,7 +102,7 @@ def learn_rate(clips: Iterable[Sequence[Mapping[str, Any]]]) -> SpeakingRate:
 
 
 def _without_edges(token: str) -> str:
-    """Return a token without the punctuation at its edges; "" if it is only punctuation.
+    """Return a token without the punctuation at its start and end; an empty text if it consists of punctuation.
 
     Accents and vowel signs after the last letter are kept, because they belong to this letter.
     """
@@ -152,7 +152,8 @@ def estimate_warnings(text: str, rate: SpeakingRate) -> list[str]:
         rate: Speaking rate.
 
     Returns:
-        A warning that times are estimates. If transcript marks such as ``[SIL]`` were left out, a second warning.
+        A warning that the times are estimates. A second warning follows if the text contains transcript marks such as
+        ``[SIL]``, which `timed_words` leaves out.
     """
     found = [f"times estimated by a speaking rate learned from {rate.words} words"]
     if marks := [token for token in text.split() if _is_mark(token)]:

@@ -252,7 +252,7 @@ class TextSink:
         return [WordInterval(labels.label(word.word), word.start, word.end) for word in decoded]
 
     def spoken(self) -> tuple[list[WordInterval], bool]:
-        """Return the words, and True, because they have times.
+        """Return the words and the flag True, which means that the words have times.
 
         Words that mean silence or an unknown word in TextGrids, such as "sil", are left out.
         """
@@ -303,7 +303,7 @@ class WindowTextSink:
                 self._cut_from_s.append(start)
 
     def spoken(self) -> tuple[list[WordInterval], bool]:
-        """Return the texts of windows, and False, because the words have no times.
+        """Return the texts of windows and the flag False, which means that the words have no times.
 
         Texts that mean silence or an unknown word in TextGrids, such as "sil", are left out.
         """
@@ -408,14 +408,15 @@ def result_picture(
     """Draw a result as a picture with one row for each stream of the input and of the result.
 
     Conditions are drawn as the model receives them. Words are drawn at the ticks of their text tokens, without dropped
-    words. The mel is scaled by the loudness rule of the model. Absent parts of motion do not move.
+    words. The mel is scaled by the loudness rule of the model (see `loudness_gain`). Absent parts of motion do not
+    move.
 
     Args:
         name: Name of the result.
         task: Name of the task.
         item: The input.
         results: The result.
-        body: Body of the motion; its start position is the position of the root in the first frame.
+        body: Body of the motion. Its field `start_xz` is the position of the root in the first frame of the result.
         codec: Tokenizer of text tokens.
         part: Start and length of the time span to draw.
 
@@ -447,8 +448,8 @@ def result_picture(
 def _rows_of(condition: Condition, codec: TextTokenCodec | None, start: int, stop: int) -> Any:
     """Return the rows of a condition from tick `start` to tick `stop`; for text, return words instead of rows.
 
-    If there is a `codec` and the text is stored as tokens, the words are those that have text tokens before `stop`.
-    Otherwise all words are returned.
+    If text is stored as tokens and `codec` is not None, return the words that have text tokens before `stop`.
+    Otherwise, return all words of the condition.
     """
     if condition.stream != "text":
         return condition.array(start, stop - start)
@@ -460,14 +461,14 @@ def _rows_of(condition: Condition, codec: TextTokenCodec | None, start: int, sto
 def _place(rows: Callable[[int, int], F32], first: int, shown: F32, start_xz: F64) -> tuple[float, float]:
     """Return the position of the root in the first row of a tick.
 
-    The position is `start_xz` plus the steps of all rows from the second row up to this row. The steps are summed in
-    blocks.
+    It is the sum of `start_xz` and the steps of all rows from the second row of the sequence up to this row. The steps
+    are read and summed in blocks, so memory does not grow with length.
 
     Args:
         rows: Function of a start tick and an end tick (exclusive) that returns the gesture channels of these ticks.
         first: Index of the tick.
         shown: Gesture channels from this tick on.
-        start_xz: Position (2,) in the first row of the result, in metres.
+        start_xz: Position (2,) of the root in the first row of the sequence, in metres.
 
     Returns:
         x and z in metres.

@@ -1,4 +1,4 @@
-"""Values of a metric per clip, and their summaries: means, confidence intervals and shuffled pairings.
+"""Values of a metric per clip: means over clips, confidence intervals, and random pairings for the shuffled row.
 
 No function in this package changes the arrays that it receives. Arrays that are not float64 are copied to float64.
 
@@ -43,7 +43,7 @@ def weighted_mean(clips: Sequence[ClipValue]) -> float:
         The mean.
 
     Raises:
-        DataError: The total weight is not above 0.
+        DataError: The sum of the weights is not above 0.
     """
     total = math.fsum(clip.weight for clip in clips)
     if not total > 0:
@@ -129,9 +129,9 @@ def bootstrap(
         statistic: Function that takes clip numbers (clips,), which may repeat, and returns the statistic of the clips.
         seed: Key of the generator, 0 to 2^64 − 1.
         resamples: Number of resamples, at least 1.
-        centred: Shift the statistics of the resamples so that their mean equals the value over all clips. Use it for a
-            statistic, such as a Fréchet distance, that is larger for resamples than for all clips. The reason is that
-            a resample contains fewer different clips.
+        centred: True: shift the statistics of the resamples so that their mean equals the value over all clips. This is
+            for a statistic, such as a Fréchet distance, that is too large for resamples, because a resample contains
+            fewer different clips.
 
     Returns:
         The value over all clips with its 95 % interval.
@@ -148,7 +148,7 @@ def bootstrap(
 def bootstrap_mean(clips: Sequence[ClipValue], *, seed: int, resamples: int = RESAMPLES) -> Interval:
     """Return the bootstrap interval of the weighted mean over clips.
 
-    The result equals `bootstrap` with `weighted_mean`, but is computed faster.
+    The result is that of `bootstrap` with the statistic `weighted_mean`, but this function is faster.
 
     Args:
         clips: Values and weights of at least 2 clips.

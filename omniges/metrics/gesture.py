@@ -82,7 +82,7 @@ class BeatScore(ClipValue):
 
 
 def joint_speeds(joints: Numbers) -> F64:
-    """Compute the speeds of joints by central differences; at both ends, by one-sided differences.
+    """Compute the speeds of joints by central differences, or by one-sided differences in the first and last frame.
 
     Args:
         joints: Positions (T, J, 3) in metres with at least 2 frames.
@@ -169,11 +169,11 @@ def motion_beats(joints: Numbers, mean_speeds_m_s: Numbers, settings: BeatSettin
 
 
 def _beats_of(speed: F64, settings: BeatSettings) -> I64:
-    """Return the beats (M,) of one joint: strict minima of its speed (T,) that pass the test with the threshold.
+    """Return the frame numbers (M,) of one joint's beats, counted from the start of the cropped clip.
 
-    `speed` is divided by the joint's mean speed. `settings.threshold_at` selects the frame whose speed must be above
-    the threshold. The frames at both ends (the crop) have no beats. Frame numbers of beats are counted from the start
-    of the cropped clip.
+    A beat is a strict minimum of `speed` outside the crop, if the speed in a test frame is above the threshold.
+    `settings.threshold_at` selects the test frame: the frame of the minimum or an earlier frame. `speed` (T,) is a
+    multiple of the joint's mean speed, and includes the crop at both ends.
     """
     crop = settings.crop_frames
     inside = speed[crop : len(speed) - crop]
@@ -275,7 +275,10 @@ class DriftScore:
 
 @dataclass(frozen=True, slots=True)
 class SkateScore(ClipValue):
-    """Foot skate in m/s. The weight is the number of toe frames (a toe in a frame) near the floor."""
+    """Foot skate of a clip in m/s. The weight is the number of toe frames near the floor.
+
+    A toe frame is one toe in one frame.
+    """
 
     toe_frames: int
     """Number of all toe frames, near the floor or not: 2 (T − 1) for two toes in T − 1 frames."""
@@ -303,14 +306,14 @@ def foot_skate(joints: Numbers) -> SkateScore:
     """Compute the mean sliding speed of the toes near the floor (Zhang et al. 2018).
 
     The sliding speed is v (2 − 2^(h/H)). v is the horizontal speed of a toe, h is its height above the floor, and H is
-    0.025 m. Only frames with h < H count. The floor of each toe is the 5th percentile of its height. If no frame
-    counts, value and weight are 0.
+    0.025 m. A toe frame is one toe in one frame. Only toe frames with h < H count. The floor of each toe is the 5th
+    percentile of its vertical positions. If no toe frame counts, value and weight are 0.
 
     Args:
         joints: Positions (T, 55, 3) in metres, with translation.
 
     Returns:
-        The speed in m/s. Its weight is the number of toe frames (a toe in a frame) that count.
+        The mean speed in m/s, with the number of toe frames that count as its weight.
 
     Raises:
         UsageFault: The shape is wrong.
@@ -429,7 +432,7 @@ def seam_score(joints: Numbers, seams: Sequence[int]) -> SeamScore:
 
 
 def _lengths(vectors: F64) -> F64:
-    """Compute the lengths of vectors (T, J, 3), and return their root mean square over the joints: (T,)."""
+    """Return the root mean square (T,) over joints of the lengths of vectors (T, J, 3)."""
     return np.asarray(np.sqrt(np.square(vectors).sum(axis=-1).mean(axis=-1)))
 
 

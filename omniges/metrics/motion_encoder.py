@@ -118,7 +118,8 @@ def tree_edges(joints: int) -> Edges:
 def edge_distances(edges: Edges) -> F64:
     """Compute the distances between all pairs of edges, as the number of steps from edge to edge.
 
-    A step leads from an edge to another edge with a common joint. So edges with a common joint have the distance 1.
+    A step leads from an edge to an edge that shares a joint with it. So two edges that share a joint have the distance
+    1, and the distance from an edge to itself is 0.
 
     Args:
         edges: Edges of a tree.

@@ -1,4 +1,4 @@
-"""Profiles (complete settings of the gesture metrics): two published profiles with their faults, and a corrected one.
+"""Profiles (complete settings of the gesture metrics): two as published, including their faults, and one corrected.
 
 docs/reference/metrics.md describes the same settings in words. A JSON report contains every setting of its profile.
 Published profiles need files that omniges does not ship; this module lists their names, checksums and origins.
@@ -108,10 +108,11 @@ class ClipGrid:
     def frames(self, generated: int, recorded: int) -> int:
         """Return the number of frames of a clip that are scored.
 
-        Possible lengths are s + k · (w − s) for any integer k, where w is `window_frames` and s is `seed_frames`. The
-        recording is cut to whole seconds, then to a multiple of 8 frames, then to the largest possible length. If the
-        generated clip is shorter than the cut recording, the result is the largest possible length within the generated
-        clip.
+        Possible lengths are s + k · (w − s) for any integer k, where w is `window_frames` and s is `seed_frames`.
+
+        First, the length of the recording is rounded down three times: to whole seconds, to a multiple of 8 frames, and
+        to a possible length. If the generated clip is not shorter, this is the result. Otherwise, the result is the
+        length of the generated clip, rounded down to a possible length.
 
         Args:
             generated: Number of frames of the generated clip.

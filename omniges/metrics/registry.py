@@ -193,8 +193,8 @@ def registered_metrics(stream: str | None = None) -> list[Metric]:
         The metrics.
 
     Raises:
-        EnvironmentFault: A metric of an installed package cannot be loaded, or its `needs` is invalid. Or its name
-            differs from the name of its entry point, or is the name of a built-in metric.
+        EnvironmentFault: A metric of an installed package has one of these faults: it cannot be loaded; its `needs` is
+            invalid; its name differs from the name of its entry point; its name is that of a built-in metric.
     """
     found = {name: registered_metric(name) for name in sorted(METRICS.names())}
     return [metric for metric in found.values() if stream in {None, metric.stream}]
@@ -211,8 +211,8 @@ def registered_metric(name: str) -> Metric:
 
     Raises:
         UsageFault: The name is unknown.
-        EnvironmentFault: A metric of an installed package cannot be loaded, or its `needs` is invalid. Or its name
-            differs from the name of its entry point, or is the name of a built-in metric.
+        EnvironmentFault: A metric of an installed package has one of these faults: it cannot be loaded; its `needs` is
+            invalid; its name differs from the name of its entry point; its name is that of a built-in metric.
     """
     metric = METRICS.get(name)
     if metric.name != name or name in {measure.name for measure in BUILT_IN}:

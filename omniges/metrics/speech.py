@@ -152,7 +152,7 @@ def onset_agreement(found_s: Numbers, expected_s: Numbers) -> OnsetCounts:
         expected_s: Onset times (M,) in seconds, in any order.
 
     Returns:
-        The number of pairs, N and M.
+        The number of pairs, and the numbers N of found and M of expected onsets.
 
     Raises:
         UsageFault: The shape is wrong.

@@ -388,9 +388,9 @@ def choose(run: Path, resume: str, fits: Callable[[SavedCheckpoint], None]) -> C
 
 
 def _require_own_name(saved: SavedCheckpoint) -> None:
-    """Raise DataError if the folder of a checkpoint has the name of a step that is not the checkpoint's step.
+    """Raise DataError if the folder name of a checkpoint names another step, such as ``step-000200`` for step 100.
 
-    When the resumed run reaches the step in the name, it needs this name for a new checkpoint.
+    When the resumed run reaches the step in the name, it needs the name for a new checkpoint.
     """
     named = step_of(saved.path)
     if named is not None and named != saved.step:

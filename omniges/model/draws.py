@@ -130,7 +130,7 @@ def _drawn(seed: int, wanted: Sequence[Draws], convert: Callable[[Sequence[Tenso
     Args:
         seed: Seed in [0, 2⁶⁴).
         wanted: Requests, each with R positions and a number of Philox blocks for each position.
-        convert: Function that converts the words of Philox blocks, four tensors of any shape S, to numbers (4, *S).
+        convert: Function from the words of Philox blocks (four tensors of any shape S) to a tensor of numbers (4, *S).
 
     Returns:
         For each request, numbers (R, 4, blocks).
@@ -231,7 +231,7 @@ def _stacked(numbers: Sequence[Tensor]) -> Tensor:
 
 
 def _unit(bits: Tensor) -> Tensor:
-    """Map words of 32 bits to (k + ½) / 2²³, where k is the upper 23 bits of a word; float32 is exact here."""
+    """Map words of 32 bits to float32 numbers (k + ½) / 2²³ without rounding; k is the upper 23 bits of a word."""
     return (bits >> 9).to(torch.float32).add_(0.5).mul_(2.0**-23)
 
 
@@ -340,8 +340,8 @@ def draw_plan(
         settings: Distributions of tasks, noise levels and drop-outs.
         seed: Seed in [0, 2⁶⁴).
         positions: Positions in the sample sequence (B,) int64.
-        streams: Whether each sample has each stream (B, 3); None: all samples have all streams. The task of a sample is
-            drawn only among tasks whose streams the sample has.
+        streams: Table (B, 3) that is True where a sample has a stream; None: all samples have all streams. A sample
+            gets only tasks whose streams it has.
         conditions: Names of the model's condition streams.
 
     Returns:
@@ -382,7 +382,7 @@ def draw_plan(
 
 
 def _tasks_at(shares: npt.NDArray[np.float64], drawn: F32) -> I64:
-    """Return the indices of the tasks (B,) that uniform draws (B,) select."""
+    """Select a task for each uniform draw (B,), with the given shares, and return the indices (B,) of the tasks."""
     bounds = np.cumsum(shares / shares.sum())
     last = np.flatnonzero(shares)[-1]  # rounding must not let the largest draw select a task without a share
     found: I64 = np.minimum(np.searchsorted(bounds, drawn, side="right"), last)
@@ -411,7 +411,7 @@ def levels_of(settings: FlowSettings, unit: Sequence[Tensor]) -> Tensor:
     """Return noise levels (B,) in (0, 1) from uniform draws.
 
     Args:
-        settings: Distribution of the levels and its shift.
+        settings: Distribution of the levels before the shift, and the shift.
         unit: Four tensors (B,) of uniform draws.
 
     Returns:

@@ -109,7 +109,7 @@ class FlowModel(nn.Module):
         Args:
             trunk: The transformer.
             streams: The `Stream` module of each stream.
-            absent: How to handle a stream that a sample lacks.
+            absent: What represents a stream that a sample lacks: no tokens (``left-out``) or pure noise (``noise``).
             latents: Streams stored as latents of a codec.
             tell_absent: Add a learned embedding to the conditioning for each part that a sample lacks.
             trained: Bit mask of the `STREAM_PARTS` that at least one training sample has.
@@ -183,7 +183,8 @@ class FlowModel(nn.Module):
             plan: Tasks, noise levels and drop-outs of the samples, drawn for their positions.
             settings: Settings of training, of which only the loss weights are used.
             seed: Seed of the noise.
-            rounded: True: round the numbers of rows up, so that code is compiled for few shapes. The loss is the same.
+            rounded: True: round up the number of rows of each stream (see `batch_rows`), so that code is compiled for
+                few shapes. The loss is the same.
 
         Returns:
             The mean loss, and the losses of each sample and stream.
@@ -209,8 +210,8 @@ class FlowModel(nn.Module):
     def carried(self, targets: Sequence[StreamName]) -> list[StreamName]:
         """Return the streams that must be in the `tokens` of `predict` in addition to the targets.
 
-        If the model passes absent streams as noise, these are all streams that are not targets. Otherwise the list is
-        empty.
+        If the model represents absent streams by noise, these are all streams that are not targets. Otherwise the list
+        is empty.
         """
         return [name for name in STREAMS if name not in targets] if self.absent == "noise" else []
 
@@ -282,7 +283,7 @@ class FlowModel(nn.Module):
             batch: Batch size B.
 
         Returns:
-            The vectors; None without `described`, for a model without ``tell_absent``.
+            The vectors; None for a model without ``tell_absent`` if `described` is also None.
         """
         if self.lacking is None:
             return described
@@ -304,7 +305,7 @@ class FlowModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Compute the mean loss (a scalar) and the losses (B, 3), without copying a value from the device.
 
-        No gradient flows through noised tokens into the embeddings.
+        No gradient flows through noised tokens into the text embeddings.
         """
         packed = batch.packed
         names = [name for name in STREAMS if name in batch.streams]
@@ -411,9 +412,9 @@ class _Inputs:
 def step_levels(settings: SamplingSettings) -> list[float]:
     """Return the steps + 1 noise levels of sampling, from 1 down to 0.
 
-    All levels except the last, which is 0, are computed as follows. Evenly spaced numbers from 1 down to 1 / steps are
-    shifted. If the smallest shifted number would be below ``sigma_min``, the spacing is reduced, so that the smallest
-    shifted number is ``sigma_min``.
+    For n steps, let u be n evenly spaced numbers from 1 down to 1 / n. The first n levels are
+    σ = shift · u / (1 + (shift − 1) · u). If the smallest σ would be below ``sigma_min``, the numbers u end at a higher
+    value, for which σ is ``sigma_min``. The last level is 0.
 
     Args:
         settings: Number of steps, shift and ``sigma_min``.
@@ -482,7 +483,7 @@ def _multistep(
         clean: Clean tokens that the model predicts from x.
         level: Noise level σ at the start of the step.
         following: Noise level σ' at the end of the step.
-        memory: Level and prediction of the previous step, as one pair; empty in the first step.
+        memory: One pair: the noise level and the prediction at the start of the previous step. Empty in the first step.
 
     Returns:
         Tokens x' (B, …) of each target at level σ'.
@@ -540,11 +541,11 @@ def guided_clean(
         model: The model.
         conditioning: Conditions of the samples.
         targets: Streams to predict.
-        guidance: Guidance scale w in x_u + w (x_c − x_u), where x_c is predicted with the conditions and x_u without.
-            With w = 1, only x_c is computed; with w = 0, only x_u.
-        carried: Noise (B, N, C) of each stream of `FlowModel.carried`, equal in all steps. To predict x_c, it replaces
-            the streams that are neither targets nor conditions. To predict x_u, it also replaces the conditions. Its
-            noise level is 1.
+        guidance: Guidance scale w in x_u + w (x_c − x_u), where x_c is predicted with the conditions and x_u without
+            them. With w = 1, only x_c is computed; with w = 0, only x_u.
+        carried: Noise (B, N, C) with the level 1 for each stream that `FlowModel.carried` returns, the same in all
+            steps. To predict x_c, the model receives this noise in place of streams that are neither targets nor
+            conditions. To predict x_u, the model also receives it in place of the conditions.
 
     Returns:
         Function that maps noised tokens and their levels to clean tokens.
