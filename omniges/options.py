@@ -43,7 +43,7 @@ _PLACEHOLDERS: Final[Mapping[Any, str]] = MappingProxyType({int: "N", float: "X"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """Declaration of an option, without its type and default."""
+    """Declaration of an option: its help text, names and range. The dataclass field has its type and default."""
 
     help: str
     flags: tuple[str, ...] = ()
@@ -136,7 +136,10 @@ class Setting:
 
     @property
     def other_names(self) -> tuple[str, ...]:
-        """Names that are accepted besides the field's own: former names, and the flag with ``_`` if it is different."""
+        """Names that are accepted in place of the field's name: former names, and the flag if it is another name.
+
+        The flag is written without ``--`` and with ``_``: ``output_dir`` for ``--output-dir``.
+        """
         word = self.flag.removeprefix("--").replace("-", "_")
         no_flag = self.option.only_recipe or self.option.argument
         return self.option.was if word == self.name or no_flag else (word, *self.option.was)
@@ -311,14 +314,14 @@ def refuse_unknown(
 
 
 def shown(value: Any) -> str:
-    """Return a value as one line of text; an empty text or one with unprintable characters is quoted and escaped."""
+    """Return a value as one line of text; quote and escape the text if it is empty or has unprintable characters."""
     text = str(value)
     return text if text and text.isprintable() else repr(value)
 
 
 @functools.cache
 def settings_of(settings: Any) -> Mapping[str, Setting | type]:
-    """Return the option of each field of a settings dataclass by name; for nested settings, return their class."""
+    """Return, by field name, the `Setting` of each option of a settings dataclass, or the class of nested settings."""
     hints = get_type_hints(settings)
     found: dict[str, Setting | type] = {}
     for each in fields(settings):
@@ -356,7 +359,7 @@ def declared(settings: type[T]) -> type[T]:
     """Decorate a settings dataclass, so that its errors name keywords instead of flags.
 
     Args:
-        settings: The dataclass, whose ``__post_init__`` raises errors that name flags.
+        settings: The dataclass. Its ``__post_init__`` raises errors that name flags.
 
     Returns:
         The same class.
@@ -384,10 +387,10 @@ def keywords_in_errors(settings: Any) -> Iterator[None]:
         settings: The settings dataclass whose flags are replaced.
 
     Yields:
-        Nothing; the code runs inside the context.
+        Nothing; it changes errors that are raised inside the ``with`` block.
 
     Raises:
-        OmnigesError: The error of the code, with keywords.
+        OmnigesError: The error that was raised in the block, with keywords in its message.
     """
     try:
         yield
@@ -553,10 +556,10 @@ class ShownPart:
         """Replace ``--start`` and ``--seconds`` by ``--show-start`` and ``--show-seconds`` in error messages.
 
         Yields:
-            Nothing; the code runs inside the context.
+            Nothing; it changes errors that are raised inside the ``with`` block.
 
         Raises:
-            UsageFault: The error of the code, with the replaced flags.
+            UsageFault: The error that was raised in the block, with the replaced flags.
         """
         try:
             yield

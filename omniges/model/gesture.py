@@ -5,14 +5,14 @@ predicted frames, however small, dominates the jerk. A sum of cubic B-splines wi
 these frequencies, whatever its coefficients are, and a sum of wider splines has still less.
 
 The power spectrum of recorded motion falls about as 1 / frequency⁴, for body, hands and face. Let d be the standard
-deviation of the differences between successive frames of a normalised channel. This module replaces values of d below
-0.03 by 0.03. If splines with a knot spacing of h ticks approximate this channel, the remainder (channel minus splines)
-has the standard deviation r d² h^1.5. In BEAT2, r is 1.3 to 1.9; this module uses 1.4.
+deviation of the differences between successive frames of a normalised channel. If splines with a knot spacing of h
+ticks approximate this channel, the remainder (channel minus splines) has the standard deviation r d² h^1.5, with a
+constant r. In BEAT2, r is 1.3 to 1.9. This module uses r = 1.4, and replaces values of d below 0.03 by 0.03.
 
 A prediction is the sum of L levels of splines and of *free frames*. A level consists of all splines of one knot
-spacing: 4, 2 or 1 ticks. The free frames are one more number for each frame and channel, added without a spline. The
-remainder of splines with a knot spacing of h ticks has about the size R(h) = min(1, r d² h^1.5). Each term is
-multiplied by the size of the remainder that the term before it leaves. So the factor is 1 for the level of 4 ticks,
+spacing: 4, 2 or 1 ticks. The free frames are values that the head predicts for each frame and channel directly, without
+a spline. The remainder for a knot spacing of h ticks has about the size R(h) = min(1, r d² h^1.5). Each term of the sum
+is multiplied by the size of the remainder that the terms before it leave. So the factor is 1 for the level of 4 ticks,
 R(4) for 2 ticks, R(2) for 1 tick, and R(1) for the free frames. Then outputs of equal size give motion that resembles
 recorded motion.
 
@@ -70,10 +70,10 @@ class SplineTokens(FrameTokens):
     differences between frames by 0.18 / d. So channels that change unpredictably, such as expressions, do not dominate
     the loss. 0.18 is the median d of the hands.
 
-    A further loss, the feet loss, keeps standing feet where they are. It is the mean of e² / (v² + s²). Here v is the
-    recorded velocity of a toe, by forward kinematics over the generic skeleton. The error of the predicted velocity is
-    e, and s is 0.05 m/s. This is the foot contact loss of Tevet et al. (2023), but each frame has the weight
-    1 / (v² + s²) instead of a contact label.
+    A further loss, the feet loss, keeps standing feet where they are. It is the mean of e² / (v² + s²) over frames and
+    toes. Here v is the recorded velocity of a toe, e is the error of its predicted velocity, and s is 0.05 m/s.
+    Velocities are computed by forward kinematics over the generic skeleton. This is the foot contact loss of Tevet et
+    al. (2023), but each frame has the weight 1 / (v² + s²) instead of a contact label.
 
     Args:
         frames: Frames in a token.

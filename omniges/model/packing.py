@@ -158,10 +158,11 @@ class Rounded(Packed):
 
 
 class _Reorder(torch.autograd.Function):
-    """Autograd function: `index_select` along the first axis, with a gradient that is also a selection.
+    """Autograd function: select rows in the forward pass, and select rows of the gradient in the backward pass.
 
-    For each row, torch's `index_select` adds the gradients of all results of this row. An accelerator adds them in no
-    fixed order. Here, at most one result of each row has a gradient, so nothing is added.
+    The backward pass of torch's `index_select` adds the gradients of all results that come from the same row. An
+    accelerator adds them in an order that varies. Here, at most one result of each row has a gradient. So the backward
+    pass selects this gradient and adds nothing.
     """
 
     @staticmethod
@@ -182,7 +183,7 @@ class _Reorder(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """Save the inverse index for the backward pass.
+        """Save `inverse` and `used` for the backward pass.
 
         Args:
             ctx: Context of the backward pass.
@@ -203,7 +204,7 @@ class _Reorder(torch.autograd.Function):
 
 
 def reorder(x: Tensor, index: Tensor, inverse: Tensor, used: Tensor) -> Tensor:
-    """Select rows of x, with a gradient that is also a selection and adds nothing.
+    """Select rows of x; the backward pass also selects rows, and never adds gradients.
 
     At most one result of each row of x may have a gradient. `inverse` contains the index of this result.
 
@@ -368,7 +369,8 @@ def _target_arrays(name: str, samples: I64, count: int, batch: int) -> dict[tupl
     Args:
         name: The stream.
         samples: Index of each target's sample (K,).
-        count: Number of real targets. The targets after them repeat the first target, and their losses are not used.
+        count: Number of targets that are not copies. The targets after these repeat the first target; losses of copies
+            are not used.
         batch: Batch size B.
 
     Returns:

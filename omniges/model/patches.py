@@ -24,7 +24,7 @@ _Size = Annotated[int, Range(1, 1 << 20)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchGrid:
-    """Size of the patches of two-dimensional latents, and size of the table of their position embeddings."""
+    """Sizes of the patches of two-dimensional latents and of the table of position embeddings for the patches."""
 
     channels: _Size
     """Channels K of the latents."""
@@ -123,7 +123,8 @@ class PatchTokens(Stream):
         """Return the position embeddings of the tokens from OmniFlow's table.
 
         The patch columns use the middle columns of the table. The first patch row uses the table row
-        ⌊(table_side − table_base) / 2⌋, where OmniFlow's training clips began. This holds for windows of any length.
+        ⌊(table_side − table_base) / 2⌋, where OmniFlow's training clips began. The first row does not depend on the
+        length of the window.
 
         Args:
             count: Number of tokens N.
@@ -144,7 +145,7 @@ class PatchTokens(Stream):
         Args:
             output: Outputs of the head (B, N, O).
             noised: Noised tokens (B, N, C).
-            levels: Noise levels σ of the tokens in [0, 1]: (B,), or (B, N) of each token.
+            levels: Noise levels σ in [0, 1]: one for each sample (B,), or one for each token (B, N).
 
         Returns:
             Clean tokens (B, N, C).

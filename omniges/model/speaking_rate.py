@@ -59,7 +59,7 @@ class SpeakingRate:
         return Document(found, where, _OTHER).read(cls)
 
     def word_s(self, word: str) -> float:
-        """Return the duration of a word in seconds, at least 0.05."""
+        """Return the duration of a word in seconds, from its number of letters and digits; at least 0.05."""
         return max(_MIN_S, self.base_s + self.letter_s * letter_count(word))
 
 

@@ -119,7 +119,7 @@ class ModelConfig:
     """True: the absent parts of a sample are an input of the model. Training sets this if any sample lacks a part."""
 
     def __post_init__(self) -> None:
-        """Refuse sizes out of range and unknown kinds."""
+        """Raise UsageFault for a number out of range, an unknown kind, or settings that do not fit together."""
         for name in (*_SIZES, *_OPTIONAL_SIZES):
             size = getattr(self, name)
             absent = size is None and name in _OPTIONAL_SIZES
@@ -161,10 +161,11 @@ class ModelConfig:
         self._check_patches()
 
     def _check_patches(self) -> None:
-        """Refuse patches unless the model has OmniFlow's position table, adds its embeddings and predicts velocities.
+        """Raise UsageFault if audio patches are combined with settings that do not fit OmniFlow's weights.
 
-        Rotary positions do not suffice, because all patches of the same rows would have the same position. A position
-        table without patches is refused too.
+        Patches require a position table (`audio_grid`), predicted velocities, and position embeddings that are added.
+        With rotary positions, all patches of the same rows would have the same position. A position table without
+        patches is refused too.
         """
         patches = self.audio_tokens == "patches"
         if patches != (self.audio_grid is not None) or (patches and self.rotary_periods_s is not None):
@@ -217,7 +218,7 @@ PRESETS: Final[Mapping[str, ModelConfig]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class CodecLatents:
-    """Latents that replace the array of a stream: their codec, and their statistics from latents.json."""
+    """The codec whose latents replace the array of a stream, and the statistics of these latents in latents.json."""
 
     entry: CodecEntry
     statistics: Mapping[str, Any]
@@ -405,9 +406,9 @@ class ModelIdentity:
 
     @property
     def tick_multiple(self) -> int:
-        """Smallest number of ticks that contains a whole number of tokens and of rows of latents.
+        """Smallest number of ticks that contains a whole number of tokens and of rows of latents in every stream.
 
-        Window lengths are multiples of this number.
+        Window lengths must be multiples of this number, so that no window begins or ends inside a token or row.
         """
         multiples = [entry.tick_multiple for entry in self.codecs.values() if isinstance(entry, FrameEntry)]
         grid = self.config.audio_grid
@@ -512,8 +513,8 @@ def _other(saved: SavedCheckpoint, name: str, own: Any, codecs: set[str]) -> boo
         codecs: Names of the codecs that this model uses. In latents.json, only their statistics are compared.
 
     Returns:
-        True if the contents differ. False if they are equal, or if the checkpoint lacks the file. In the latter case,
-        settings in config.json differ, and `require_same` reports these settings.
+        True if the contents differ. False if they are equal, or if the checkpoint lacks the file. If the file is
+        lacking, config.json differs too, and `require_same` reports the settings that differ.
     """
     if name not in saved.files:
         return False

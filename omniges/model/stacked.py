@@ -115,7 +115,7 @@ class JoinedLinear:
 
 
 class _Modulate(torch.autograd.Function):
-    """`omniges.model.trunk.modulate` with a gradient in few passes over the data.
+    """`omniges.model.trunk.modulate` with a backward pass that reads the tokens few times.
 
     Mean and variance of a token are computed from the differences between its features and its first feature: from the
     sum of these differences, and from the sum of their squares. One pass gives both sums, which stay accurate even if
@@ -165,7 +165,7 @@ class _Modulate(torch.autograd.Function):
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Compute `omniges.model.trunk.modulate` with a gradient in few passes over the data.
+    """Compute `omniges.model.trunk.modulate` with a backward pass that reads the tokens few times.
 
     Args:
         x: Tokens (…, N, W).
@@ -182,7 +182,8 @@ def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class _RmsNorm(torch.autograd.Function):
     """RMSNorm of queries and keys with weights of several streams.
 
-    `forward` saves the sum of squares. `backward` first expands it to the shape of the gradient, as `_Modulate` does.
+    `forward` saves the sum of squares for `backward`. `backward` first expands this sum to the shape of the gradient,
+    for the reason that `_Modulate` explains.
     """
 
     @staticmethod
@@ -306,10 +307,11 @@ def _by_sample(x: Tensor) -> Tensor:
 
 
 class StackedTrunk:
-    """A trunk with the layers of all streams joined. The original trunk stays usable and shares all weights.
+    """A trunk that computes the corresponding layers of all streams at once, with the weights of an existing trunk.
 
-    As long as an instance is used, the original trunk's parameters must not be moved to other memory, for example by
-    `nn.Module.to` or ``load_state_dict(assign=True)``.
+    The existing trunk stays usable, because both use the same memory for the weights. As long as an instance is used,
+    the existing trunk's parameters must not be moved to other memory, for example by `nn.Module.to` or
+    ``load_state_dict(assign=True)``.
     """
 
     def __init__(self, trunk: JointFlowTransformer) -> None:
@@ -356,12 +358,13 @@ class StackedTrunk:
 
         Args:
             tokens: Tokens (R, N, C) of every stream, with R and N equal for all streams.
-            levels: Noise levels (S, B).
+            levels: Noise levels σ (S, B), one for each stream and sample.
             rows: Which sample each row belongs to, and which rows are targets.
             seconds: Times (N,) of the streams' tokens, required with rotary positions.
             added: Position embeddings (N, W) to add to a stream's tokens.
-            speakers: Speakers (B,) int64; None: all unknown.
-            described: Vectors (B, W) to add to the conditioning.
+            speakers: Number (B,) int64 of each sample's speaker, 0 for unknown; None: all speakers are unknown.
+            described: Vectors (B, W) that encode condition streams and which parts are absent; added to the
+                conditioning of every stream.
 
         Returns:
             Outputs (K, N, outputs) of each stream that has targets; K is the number of its targets.
@@ -398,7 +401,11 @@ class StackedTrunk:
     def _modulations(
         self, levels: Tensor, rows: StackedRows, speakers: Tensor | None, described: Tensor | None
     ) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor, Tensor]]:
-        """Return the six modulations of each block, and scale and shift of the heads, each of shape (S, R, 1, W)."""
+        """Compute the modulations of all blocks and heads from the conditioning.
+
+        Return a list with the six parts of each block's modulation, and the pair (scale, shift) of the heads. All
+        tensors have the shape (S, R, 1, W).
+        """
         features = level_features(levels).to(self.level_1.weight.tensor.dtype)
         own = self.level_2(functional.silu(self.level_1(features))) * rows.there[..., None]
         total = own.sum(0)

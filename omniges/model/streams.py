@@ -101,7 +101,7 @@ class Stream(nn.Module, ABC):
         Args:
             output: Outputs of the head (B, N, O).
             noised: Noised tokens (B, N, C) that the trunk received.
-            levels: Noise levels of the tokens: (B,), or (B, N) of each token.
+            levels: Noise levels σ in [0, 1]: one for each sample (B,), or one for each token (B, N).
 
         Returns:
             Clean tokens (B, N, C).
@@ -118,8 +118,9 @@ class Stream(nn.Module, ABC):
             arrays: The clean arrays (B, …).
             clean: The clean tokens (B, N, C).
             noise: The noise (B, N, C) that was mixed with the clean tokens.
-            weights: Weights in the mean over the values of a sample, at least 0: one weight for each of the V values of
-                a frame (B, V), or one for all values (B, 1). Bool weights mark present values. None: all 1.
+            weights: Weights of a sample's values in the mean of its loss, at least 0. The shape is (B, V) with one
+                weight for each of the V values of a frame, or (B, 1) with one weight for all values. In a bool tensor,
+                True marks present values. None: all weights are 1.
 
         Returns:
             Losses (B,).
@@ -137,7 +138,7 @@ def noised(clean: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
     Args:
         clean: Clean tokens x (B, …).
         noise: Noise ε (B, …).
-        levels: Noise levels σ in [0, 1]: (B,), or (B, N) of each token.
+        levels: Noise levels σ in [0, 1]: one for each sample (B,), or one for each token (B, N).
 
     Returns:
         Tokens x_σ (B, …).
@@ -151,7 +152,7 @@ def clean_from_velocity(velocity: Tensor, at: Tensor, levels: Tensor) -> Tensor:
     Args:
         velocity: Velocity v (B, …).
         at: Noised tokens x_σ (B, …).
-        levels: Noise levels σ in [0, 1]: (B,), or (B, N) of each token.
+        levels: Noise levels σ in [0, 1]: one for each sample (B,), or one for each token (B, N).
 
     Returns:
         Clean tokens x (B, …).
@@ -165,7 +166,7 @@ def velocity_from_clean(clean: Tensor, at: Tensor, levels: Tensor) -> Tensor:
     Args:
         clean: Clean tokens x (B, …).
         at: Noised tokens x_σ (B, …).
-        levels: Noise levels σ in (0, 1]: (B,), or (B, N) of each token.
+        levels: Noise levels σ in (0, 1]: one for each sample (B,), or one for each token (B, N).
 
     Returns:
         Velocity v (B, …).
@@ -174,7 +175,9 @@ def velocity_from_clean(clean: Tensor, at: Tensor, levels: Tensor) -> Tensor:
 
 
 def line_embedding(coordinates: Tensor, width: int) -> Tensor:
-    """Return sinusoidal embeddings: sines, then cosines, of coordinate · 10⁴^(−j / (width / 2)) (Vaswani et al. 2017).
+    """Return sinusoidal embeddings (Vaswani et al. 2017): width / 2 sines, then width / 2 cosines.
+
+    Sine j and cosine j have the angle coordinate · 10⁴^(−j / (width / 2)) in radians, j = 0 … width / 2 − 1.
 
     Args:
         coordinates: Coordinates (N,).
@@ -258,7 +261,7 @@ class FrameTokens(Stream):
         Args:
             output: Outputs of the head (B, N, O).
             noised: Noised tokens (B, N, C).
-            levels: Noise levels σ of the tokens in [0, 1]: (B,), or (B, N) of each token.
+            levels: Noise levels σ in [0, 1]: one for each sample (B,), or one for each token (B, N).
 
         Returns:
             Clean tokens (B, N, C).
@@ -269,19 +272,19 @@ class FrameTokens(Stream):
     def losses(
         self, output: Tensor, arrays: Tensor, clean: Tensor, noise: Tensor, weights: Tensor | None = None
     ) -> Tensor:
-        """Return the mean squared error, plus the mean square of the error's differences between successive frames.
+        """Return the mean of error² plus `difference_weight` times the mean of (error change between frames)².
 
-        The second term has the weight `difference_weight`. The optimal prediction stays the conditional mean.
-        Without this term, a model first learns what the frames of a token have in common. Until it has learned more,
-        generated motion stands still within a tick and jumps between ticks. The term is the velocity loss of Tevet et
-        al. (2023), *Human Motion Diffusion Model*, ICLR.
+        The second term penalises errors that change from one frame to the next. It does not change which prediction is
+        optimal: the conditional mean. Without this term, a model first learns what the frames of a token have in
+        common. Until it has learned more, generated motion stands still within a tick and jumps between ticks. The term
+        is the velocity loss of Tevet et al. (2023), *Human Motion Diffusion Model*, ICLR.
 
         Args:
             output: Outputs of the head (B, N, O).
             arrays: Not used.
             clean: Clean tokens (B, N, C).
             noise: Noise (B, N, C).
-            weights: Weights of the channels in the means, (B, V) or (B, 1); None: all 1.
+            weights: Weights in both means: of each channel (B, V), or of all channels (B, 1). None: all 1.
 
         Returns:
             Losses (B,).
@@ -292,7 +295,16 @@ class FrameTokens(Stream):
         return self.loss_of(error, clean, weights)
 
     def loss_of(self, error: Tensor, clean: Tensor, weights: Tensor | None) -> Tensor:
-        """Return the losses (B,) of errors (B, T, V) of frames; the other arguments are those of `losses`."""
+        """Return the losses for the errors of frames, see `losses`.
+
+        Args:
+            error: Errors (B, T, V) of predicted normalised frames, or of predicted velocities ε − x.
+            clean: Clean tokens (B, N, C); not used by this class.
+            weights: Weights of each channel (B, V), or of all channels (B, 1). None: all 1.
+
+        Returns:
+            Losses (B,).
+        """
         del clean
         found = weighted_square(error, weights)
         if self.difference_weight:
@@ -334,10 +346,10 @@ class FrameTokens(Stream):
 class WindowTokens(FrameTokens):
     """A stream of latents (B, N, V) that encode a complete window. Each latent is one token and has no time.
 
-    A trunk with rotary positions places all tokens at the middle of the codec's windows. A trunk that adds time
-    embeddings adds none to these tokens, like OmniFlow. In both cases each token has a learned embedding of its index,
-    because the codec's decoder depends on the order of latents. This embedding is initialized to zero. So a model that
-    is initialized from OmniFlow's weights has OmniFlow's outputs before training.
+    With rotary positions, all tokens have the time of the window's middle. A trunk that adds time embeddings adds none
+    to these tokens, like OmniFlow. In both cases the trunk adds a learned embedding of each token's index, because the
+    codec's decoder depends on the order of latents. This embedding is initialized to zero. So a model that is
+    initialized from OmniFlow's weights has OmniFlow's outputs before training.
 
     Args:
         latents: Number N of latents of a window.
@@ -396,12 +408,12 @@ class SubwordTokens(Stream):
     """A stream of text tokens (B, N) as embeddings (B, N, piece_width + mark_width), predicted as logits.
 
     A text token is a blank, or a subword with two marks, *first tick of the subword* and *first subword of the word*.
-    Each mark is true or false, so there are 4 combinations of marks. The subword and the combination of marks are
-    embedded separately, and the embeddings are concatenated. Both tables contain a vector for the blank. So a
-    vocabulary of V subwords needs (V + 1) + (4 + 1) vectors instead of 4 V + 1. Each vector of E features is scaled to
-    the norm √E, so a token has the norm √C of unit noise. The head predicts logits of subwords and logits of marks. The
-    clean token is the mean embedding under the softmax. The loss is the sum of both cross-entropies, with a lower
-    weight for blanks.
+    Each mark is true or false, so there are 4 combinations of marks. The embeddings of subwords and of combinations of
+    marks are in two tables, and a token concatenates one vector of each table. Both tables also contain a vector for
+    the blank. So a vocabulary of V subwords needs (V + 1) + (4 + 1) vectors instead of 4 V + 1. Each vector of E
+    features is scaled to the norm √E. So a token has the norm √C, about that of a vector of C unit Gaussian values. The
+    head predicts logits of subwords and logits of combinations of marks. The clean token is the mean embedding under
+    the softmax. The loss is the sum of both cross-entropies, with a lower weight for blanks.
 
     Noised tokens carry no gradient into the embeddings (see `omniges.model.flow`). Such a gradient would move the
     embeddings apart, because distant embeddings are easy to denoise.
@@ -489,7 +501,9 @@ class SubwordTokens(Stream):
 
 
 def weighted_square(error: Tensor, weights: Tensor | None) -> Tensor:
-    """Return weighted means of squared errors.
+    """Return weighted means of squared errors; an error with the weight 0 may be NaN.
+
+    The sum of the weighted squares is divided by the number of values F · V, not by the sum of the weights.
 
     Args:
         error: Errors (B, F, V).
@@ -522,7 +536,7 @@ class Present:
     masks: Mapping[StreamName, Tensor]  # bool (B, 415 or 424) of gesture channels, (B, 1) of other streams and latents
 
     def at(self, rows: Tensor) -> Present:
-        """Return a copy for R of the B windows, without copying indices from the device.
+        """Return a copy for R of the B windows, without waiting for the device.
 
         Args:
             rows: Indices (R,) of the windows, on the device.

@@ -42,7 +42,8 @@ WEIGHTS_FILE: Final = "diffusion_pytorch_model.safetensors"
 def rotary_angles(seconds: Tensor, features: int, periods_s: Sequence[float]) -> Tensor:
     """Return the angles of rotary positions (Su et al. 2021), with periods in seconds instead of tokens.
 
-    Pair k turns once in periods_s[0] · (periods_s[1] / periods_s[0])^(k / (pairs − 1)) seconds.
+    The E features of a head form P = E / 2 pairs. Pair k = 0 … P − 1 has the period
+    periods_s[0] · (periods_s[1] / periods_s[0])^(k / (P − 1)) seconds. Its angle is 2π · time / period.
 
     Args:
         seconds: Times of the tokens (…, N) in seconds.
@@ -91,7 +92,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
     Args:
         x: Tokens (R, N, W).
-        shift: Shift (R, 1, W), or (R, N, W) of each token.
+        shift: Shift: one vector for each row (R, 1, W), or one for each token (R, N, W).
         scale: Scale of the same shape.
 
     Returns:
@@ -298,7 +299,8 @@ class Head(nn.Module):
 class JointFlowTransformer(nn.Module):
     """Joint transformer over streams; `save_pretrained` writes it as safetensors and JSON.
 
-    It does not derive from `diffusers.ModelMixin`, because that import is slow and loads accelerate and hub clients.
+    It does not derive from `diffusers.ModelMixin`, because the import of diffusers is slow and also imports accelerate
+    and hub clients.
 
     Args:
         streams: For each stream, in the order in which attention joins them: ``inputs`` (channels of its tokens),
@@ -309,8 +311,8 @@ class JointFlowTransformer(nn.Module):
         mlp_ratio: Hidden width of the MLPs divided by `width`.
         qk_norm: Norm of queries and keys: ``layer`` (shared by the streams), ``rms`` (one for each stream) or None.
         qk_norm_eps: Epsilon of the norm of queries and keys.
-        conditioning: How streams use the vectors of their noise levels. ``summed``: all streams use the sum of the
-            vectors of all streams that take part. ``split``: each stream uses its own vector.
+        conditioning: How the vectors that encode the streams' noise levels are used. ``summed``: every stream gets the
+            sum of the vectors of all streams. ``split``: every stream gets only its own vector.
         pooled_width: Features of a vector for the complete sample; None: no vector.
         speakers: Number of speakers; 0: the speaker is not a condition. Speakers are numbered from 1 to `speakers`, and
             number 0 means *unknown*.
@@ -501,9 +503,10 @@ class JointFlowTransformer(nn.Module):
         speakers: Tensor | None,
         described: Tensor | None,
     ) -> dict[str, Tensor]:
-        """Return the conditioning vectors after the SiLU, (B, 1, W) or (B, N, W), of each stream.
+        """Return the conditioning vectors of each stream, after the SiLU.
 
-        For each stream that some samples lack, `there` contains a mask (B,) of the samples that have the stream. With
+        The shape is (B, N, W) if each token of the stream has a level, otherwise (B, 1, W). For each stream that some
+        samples lack, `there` contains a mask (B,) of the samples that have the stream. With
         ``split``, a stream without a level uses the vector of the first stream with a level.
         """
         own = {}
@@ -536,9 +539,9 @@ class JointFlowTransformer(nn.Module):
     def _rotary(
         self, names: Sequence[str], seconds: Mapping[str, Tensor] | None, packed: Packed
     ) -> dict[str, tuple[Tensor, Tensor]] | None:
-        """Return cosines and sines of `rotary_tables` by stream, each (1 or R, N, 1, 1, E).
+        """Return cosines and sines of `rotary_tables` by stream; None without rotary positions.
 
-        Axis 2 is query or key, and axis 3 is the head.
+        Their shape is (1 or R, N, 1, 1, E). Axis 2 is query or key, and axis 3 is the head.
         """
         if self.rotary_periods_s is None:
             return None

@@ -113,7 +113,9 @@ def _read(path: Path) -> bytes:
 
 
 def convert(recording: Recording, settings: ConvertSettings, decode: Decode | None = None) -> Outcome:
-    """Convert one recording to a sample, or return it as `Rejected` if it is unusable. No value is guessed.
+    """Convert one recording to a sample, or return it as `Rejected` if it is unusable.
+
+    Values that the recording lacks are marked as absent; they are never guessed.
 
     Args:
         recording: The files that a corpus found.

@@ -139,7 +139,7 @@ def audio_file(sample: SampleArrays) -> bytes | None:
 
 
 def _encoded(audio: npt.NDArray[np.float32], bits: int | None) -> bytes:
-    """Encode samples (n,) as a WAV of integers with `bits` bits, or, without `bits`, as a WAV of floats.
+    """Encode samples (n,) as a WAV: integers of `bits` bits, or floats without `bits`.
 
     Raise ValueError if a value is NaN, infinite or out of range.
     """

@@ -1,10 +1,10 @@
 """Reuse of earlier results in the output folder: checks that a run may continue, and recovery of valid samples.
 
-Earlier results come from the complete set in the folder, and from the journal of an unfinished run (its list of
-finished shards and rejected recordings). A result is reused only if the recording's files have the same sha256, and if
-discovery finds the same split and notes for the recording. All other recordings are converted again. Each shard is read
-once, completely; its sha256 shows that the samples are unchanged. Statistics, words and cuts are recomputed from the
-arrays with the same functions as in the first run.
+Earlier results come from the complete set in the folder, and from the journal of an unfinished run. The journal lists
+the shards that the run has finished and the recordings that it has rejected. A result is reused only if the recording's
+files have the same sha256, and if discovery finds the same split and notes for the recording. All other recordings are
+converted again. Each shard is read once, completely; its sha256 shows that the samples are unchanged. Statistics, words
+and cuts are recomputed from the arrays with the same functions as in the first run.
 """
 
 from __future__ import annotations
@@ -98,11 +98,11 @@ class Earlier:
     ) -> None:
         """Add the samples of a shard.
 
-        The shard has no gaps: each sample begins where the previous sample ends.
+        The position of a sample is computed from its members: it begins where the previous sample in the shard ends.
 
         Args:
             shard: Shard file.
-            rows: Rows of the samples, in the order of the shard.
+            rows: Rows of all samples of the shard, in any order.
             notes: Notes about the samples, by stem.
         """
         start = 0
@@ -238,7 +238,9 @@ def check_begun(settings: PreprocessSettings, place: OutputPlace) -> None:
 
 
 def check_update(settings: PreprocessSettings, place: OutputPlace, complete: dict[str, Any]) -> None:
-    """Refuse to update a set with latents, which would be lost, or a set from other package versions.
+    """Refuse to update a set that contains latents, or a set that other package versions wrote.
+
+    An update drops latents, because it writes only the arrays of recordings.
 
     Args:
         settings: Settings of this run.
@@ -270,7 +272,7 @@ def _refuse_differences(where: object, found: Any, wanted: Any, noun: str = "set
 
 
 def _differences(found: Any, wanted: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    """Return each value that differs, as (dotted name, earlier value, current value)."""
+    """Compare two JSON values; return the differences as (dotted name, value in `found`, value in `wanted`)."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         return [
             difference

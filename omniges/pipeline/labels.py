@@ -219,9 +219,12 @@ def _rows(data: bytes, name: str) -> list[list[str]]:
 def split_by_rule(stem: str, fields: StemFields) -> tuple[Split, bool]:
     """Return the split of a recording that is not in a split list.
 
-    Conversations are in `additional`. The test clips of English speech are those of BEAT2. If an English speaker has
-    fifteen test clips, the speaker's other clips are in val if their start index is 9 to 16, otherwise in train. For
-    the clips of other speakers and languages, a hash of the stem chooses train or val.
+    The first rule that applies determines the split:
+
+    * A conversation is in `additional`.
+    * English speech is in test if it is one of BEAT2's test clips.
+    * Other English speech of a speaker with fifteen test clips is in val if the start index is 9 to 16, else in train.
+    * For all other clips, a hash of the stem chooses train or val.
 
     Args:
         stem: Stem of the recording.

@@ -40,8 +40,9 @@ class Plan:
 def make_plan(settings: PreprocessSettings) -> Plan:
     """Return the plan of a run; for the estimates, convert a few recordings of medium size in this process.
 
-    The totals of these conversions are multiplied by a factor: the input bytes of all recordings divided by the input
-    bytes of the converted ones. The time is also divided by the number of workers, and one second is added.
+    The total length, output size and time of these conversions are multiplied by a factor: the input bytes of all
+    recordings divided by the input bytes of the converted recordings. The time is then divided by the number of workers
+    that the run can use, at most one for each recording. One second is added to the time.
     """
     settings, discovery = find_recordings(settings)
     decode = CORPORA.get(settings.corpus or DEFAULT_CORPUS).take

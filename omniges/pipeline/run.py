@@ -83,8 +83,8 @@ def preprocess(
 ) -> Summary:
     """Convert a data set to shards.
 
-    An earlier set in the folder is unchanged until the new set is complete. If the run stops, the next run continues
-    from its finished work.
+    An earlier set in the folder is unchanged until the new set is complete. If a run stops before its end, the next run
+    reuses the results that the stopped run has finished.
 
     Args:
         settings: Settings of the run.
@@ -175,13 +175,16 @@ def _run(work: _Work, reporter: Reporter, log: _RunLog, start: float) -> Summary
 
 
 def _warm_imports() -> None:
-    """Import slow packages for the end of the run while the workers start; this saves half a second."""
+    """Import slow packages that only the end of a run needs.
+
+    A thread calls this function at the start of the run, which saves half a second.
+    """
     import pyarrow.parquet  # noqa: F401, PLC0415
     import tokenizers  # noqa: F401, PLC0415
 
 
 def _estimated_bytes(settings: PreprocessSettings, recordings: Sequence[Recording]) -> int:
-    """Estimate from the sizes of the input files how many bytes the samples of recordings will have."""
+    """Estimate the total size of the samples of recordings in bytes, from the sizes of the input files."""
     motion, audio = (
         sum(recording.files[role].size for recording in recordings if role in recording.files)
         for role in ("npz", "wav")

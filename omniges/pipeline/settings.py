@@ -127,7 +127,7 @@ class ConvertSettings:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Seconds cut from the ends of audio and motion to make them equally long; words dropped and shortened."""
+    """Seconds cut from audio and motion to make them equally long, and numbers of words dropped and shortened."""
 
     audio_s: float
     motion_s: float
@@ -137,7 +137,10 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Sample(Generic[Stored]):
-    """A converted recording, not yet in a shard of the new set. Offsets in `row` count from the start of `segment`."""
+    """A converted recording that is not yet in a shard of the new set.
+
+    The member offsets in `row` count from the start of `segment`.
+    """
 
     row: ManifestRow
     segment: Stored  # tar members: buffers, bytes from a worker, or a position in an earlier shard
@@ -323,7 +326,7 @@ class Summary:
 
     @property
     def rejected_share(self) -> float:
-        """Number of rejected stems divided by the number of all stems."""
+        """Number of rejected stems divided by the number of all stems; 0 without stems."""
         return self.rejected / self.stems if self.stems else 0.0
 
     @property

@@ -155,7 +155,7 @@ def _why_nothing(stems: int, data_folders: Sequence[_DataFolder], findings: Sequ
 
 
 def _candidates(root: Path) -> list[Path]:
-    """Return the root and its ``beat_*`` folders, which may contain recordings; each real folder occurs once."""
+    """Return the root and its ``beat_*`` folders; if several are links to one folder, return only the first."""
     children = [
         child
         for child in (root.iterdir() if root.is_dir() else ())
@@ -333,7 +333,11 @@ def _sort_stems(
 def _split_of(
     stem: str, fields: labels.StemFields, lists: Sequence[labels.SplitList | None]
 ) -> tuple[Split | None, list[Finding]]:
-    """Return a stem's split and findings. The first list that contains the stem decides, otherwise `split_by_rule`."""
+    """Return a stem's split, and findings about the split.
+
+    The split comes from the first list that contains the stem. If no list contains it, `split_by_rule` determines the
+    split. If the list has a faulty entry for the stem, the split is None, and the finding states the problem.
+    """
     for split_list in filter(None, lists):
         named = split_list.find(stem)
         if isinstance(named, Problem):
@@ -350,8 +354,9 @@ def _split_of(
 def _pairing_faults(stem: str, entry: _Stem, case_variants: list[str]) -> Iterator[Finding]:
     """Yield a finding for each required modality that has no file or several files.
 
-    If a file of the stem cannot be read, missing files yield no finding. `case_variants` are other stems that differ
-    from `stem` only in upper and lower case; a finding about a missing file names the first of these stems.
+    If the stem already has a finding about a file that cannot be read or is outside the root, missing files yield no
+    finding. `case_variants` are other stems that differ from `stem` only in upper and lower case; a finding about a
+    missing file names the first of these stems.
     """
     blocked = any(finding.problem.code in {"path-outside-root", "file-unreadable"} for finding in entry.faults)
     for modality in NEEDED:

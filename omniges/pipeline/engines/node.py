@@ -26,7 +26,7 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class SharedFiles:
-    """Files and package versions of the driver (the main process). Each node compares its own with these."""
+    """Files and package versions of the driver (the main process), for comparison with those on each node."""
 
     run_file: str  # a file that the driver writes, in the folder of unfinished work
     token: str  # content of `run_file`
@@ -105,8 +105,8 @@ class Node:
             pieces: Content of the shard in order: bytes, or a list with one reference to tar members.
 
         Returns:
-            A dictionary with ``size`` and ``sha256`` of the shard. After a failure it has instead ``missing``, the
-            indices of pieces whose node is lost, or ``error``, an exit code and a text.
+            A dictionary with ``size`` and ``sha256`` of the shard. After a failure it has only one key: ``missing``
+            with the indices of the pieces whose node is lost, or ``error`` with an exit code and a text.
         """
         try:
             shard = PendingShard(Path(path))

@@ -216,7 +216,10 @@ class RayCluster:
 
     @contextlib.contextmanager
     def _slot(self, stopped: threading.Event) -> Iterator[_Member]:
-        """Wait until a node has a free worker, and reserve the worker during the `with` block."""
+        """Wait until a node has a free worker, and reserve the worker during the `with` block.
+
+        Raise WorkerDied if `stopped` is set while waiting, or EnvironmentFault if no node becomes usable.
+        """
         waited_from_s = time.monotonic()
         with self._condition:
             while not (free := [member for member in self._members if member.free and not member.lost]):
@@ -339,7 +342,7 @@ class RayCluster:
             pieces: Content of the shard in order.
 
         Returns:
-            The node, its number of restarts, and the reference to its answer.
+            The node that writes, the number of the node's restarts so far, and the reference to the node's answer.
         """
         waited_from_s = time.monotonic()
         with self._condition:
