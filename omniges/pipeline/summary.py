@@ -182,8 +182,8 @@ class Tally:
             outcome: Result of a worker or of an earlier run.
             writer: Writer of the shards.
             journal: Journal of the run.
-            inputs: sha256 of each input file by path, if the result is from an earlier run. None for a result of this
-                run, which contains these digests itself.
+            inputs: For a result of an earlier run, the sha256 of each input file by path. None for a result of this
+                run, because `outcome` then contains these digests.
 
         Raises:
             DataError: The label names of the sample differ from those of earlier samples.
@@ -221,7 +221,7 @@ class Tally:
     def take_in(self, sample: Sample[Any]) -> None:
         """Add the notes, cuts, statistics and words of a sample, but not its manifest row.
 
-        A cut is what the sample lost when its streams were cut to one length. The caller adds the row.
+        A cut is what the sample lost when its streams were cut to one length. The caller must add the manifest row.
         """
         self.notes[sample.row.stem] = sample.notes
         self.findings += sample.notes
@@ -229,7 +229,7 @@ class Tally:
         self.take_statistics(sample)
 
     def take_statistics(self, sample: Sample[Any]) -> None:
-        """Add the partial statistics and words of a sample, if it has any; only samples of the train split do."""
+        """Add the partial statistics and words of a sample of the train split; add nothing for another split."""
         self.words.update(sample.words)
         if sample.partials:
             self.partials.append(sample.partials)
@@ -294,7 +294,7 @@ class ConvertProgress(Progress):
         Args:
             discovery: Recordings of the run.
             tally: Collected results.
-            pool: Pool of workers; it knows which current recording has taken longest.
+            pool: Pool of workers; states which unfinished recording has been in conversion longest.
             elapsed_s: Seconds since conversion started.
             share: Completed fraction of the work, 0 to 1, measured in input bytes; used to estimate the time left.
 
@@ -350,7 +350,7 @@ class ConvertProgress(Progress):
 
 
 def cut_totals(cuts: list[Cut]) -> dict[str, float | int]:
-    """Return what was cut from all samples together: seconds of audio and motion, and numbers of words.
+    """Return the totals of what was cut from samples: seconds of audio and motion, and numbers of words.
 
     The keys are those of ``totals.cut`` in dataset.json.
     """

@@ -75,9 +75,9 @@ class ConvertPool(Pool[Recording, Sample[memoryview] | Rejected]):
 def prepare(setup: dict[str, Any]) -> Callable[[Any], Answer]:
     """Return the function that converts the recording of a task and returns the answer.
 
-    The returned function raises exceptions that the machine causes. If memory is exhausted, the worker exits and the
-    pool repeats the task. After any other fault of the machine, such as a missing package, the run ends. Any other
-    exception of the conversion is not raised; the answer reports it as a finding about the recording.
+    The returned function raises only exceptions that the machine causes. If memory is exhausted, the worker exits and
+    the pool repeats the task. Another fault of the machine, such as a missing package, ends the run. Exceptions that
+    the machine does not cause become a finding about the recording in the answer.
     """
     from omniges.pipeline.convert import convert  # noqa: PLC0415 - decoders, which the pool itself does not need
 
@@ -106,7 +106,7 @@ def encode_recording(recording: Recording) -> dict[str, Any]:
 
 
 def decode_recording(row: dict[str, Any]) -> Recording:
-    """Convert the dictionary that `encode_recording` returned back to the recording."""
+    """Return the recording that `encode_recording` converted to a dictionary."""
     row["fields"] = StemFields(**row["fields"])
     row["files"] = {modality: SourceFile(**source) for modality, source in row["files"].items()}
     row["notes"] = tuple(map(Finding.from_json, row["notes"]))

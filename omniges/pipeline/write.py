@@ -101,8 +101,8 @@ def write_shards(  # noqa: PLR0913 - keyword-only except two: user settings
         Numbers of samples, their lengths, and the manifest hash.
 
     Raises:
-        UsageFault: A setting is invalid, or `recordings` is empty or contains other objects. Or `force` is not set, and
-            the folder contains a complete set or an unfinished run of another command.
+        UsageFault: A setting is invalid, `recordings` is empty, or it contains an object that is not a `Recording`. Or
+            `force` is False, and the folder contains a complete set or an unfinished run of another command.
         DataError: A recording cannot be used. The message states its key, the reason and the remedy. No set is written.
         EnvironmentFault: The disk cannot be written, or another run writes to the folder.
     """
@@ -159,16 +159,16 @@ def _summary_of(out: Path, tally: Tally, writer: ShardWriter, manifest: str, ela
 
 
 def _commit_interrupted(workspace: Workspace) -> bool:
-    """Return whether a commit, the publication of a finished set, was interrupted; the next run can finish it."""
+    """Return whether an earlier run stopped during its commit, the publication of a finished set."""
     return any((workspace.folder / name).exists() for name in (COMMIT_FILE, PLACE_FILE))
 
 
 def _prepare_workspace(workspace: Workspace, *, force: bool) -> None:
-    """Finish an interrupted commit, refuse to replace a set without `force`, and clear the workspace.
+    """Finish an interrupted commit and clear the workspace; raise UsageFault for work that only `force` may replace.
 
-    Without `force`, a complete set and an unfinished run of another command are refused. There is one exception: if the
-    function finishes an interrupted commit of `write_shards`, the published set may be replaced. It was not complete
-    before the call, and the same script writes the same bytes again.
+    Such work is a complete set in the folder, or an unfinished run of another command. There is one exception: if
+    this function finishes a commit of `write_shards`, the published set may be replaced without `force`. This set was
+    not complete before the call, and the same script writes the same bytes again.
     """
     out = workspace.out
     workspace.refuse_foreign()
@@ -313,7 +313,10 @@ def _convert_all(
 def _pack(
     samples: Sequence[Sample[_Place]], spool: _Spool, workspace: Workspace, shard_bytes: int, tally: Tally
 ) -> ShardWriter:
-    """Pack the samples into shards in the order of split and key; give every sample a value for every label."""
+    """Pack the samples into shards, sorted by split and key.
+
+    A sample gets the value "" for each label that only other samples have.
+    """
     order: dict[str, int] = {split: place for place, split in enumerate(SPLITS)}
     labels = sorted({name for sample in samples for name in sample.row.labels})
     writer = ShardWriter(lambda n: workspace.folder / staged_name(n), shard_bytes)
@@ -325,9 +328,9 @@ def _pack(
 
 
 def _labelled(row: ManifestRow, segment: bytearray, names: Sequence[str]) -> tuple[ManifestRow, bytes | bytearray]:
-    """Add each label in `names` that a sample lacks, with the value ""; return the row and tar members.
+    """Add each label in `names` that a sample lacks, with the value "".
 
-    KEY.json must be the first member of the segment.
+    KEY.json must be the first member of the segment. Return the changed manifest row and the changed tar members.
     """
     if row.labels.keys() == set(names):
         return row, segment

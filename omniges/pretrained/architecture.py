@@ -1,11 +1,11 @@
-"""Sizes of OmniFlow's transformer, which are read from its tensors, and names and shapes of its parameters.
+"""Sizes of OmniFlow's transformer, and the names and shapes of its parameters.
 
-Names and shapes are those of the published checkpoints of OmniFlow (Li et al. 2024). The parameters are in the order in
+Names and shapes agree with the published checkpoints of OmniFlow (Li et al. 2024). The parameters are in the order in
 which the reference implementation creates its modules. A list of EMA weights has no names, so only this order
 identifies its tensors.
 
-The sizes are read from the tensors of a checkpoint. The config is needed only for the width of an attention head.
-Tensors show this width only if the model normalizes queries and keys.
+The sizes are read from the shapes of a checkpoint's tensors. Only the width of an attention head may need the config:
+the shapes contain this width only if the model normalizes queries and keys.
 
 If a size in the config differs from the tensors, the config belongs to another model and is refused. Other differences
 give a warning, and the tensors are used. For example, a config may state another type of normalization for queries and

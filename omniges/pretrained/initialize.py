@@ -104,7 +104,7 @@ def open_start(
     Args:
         path: Folder of OmniFlow, of ``convert-omniflow``, or of a run or checkpoint of omniges.
         weights: The last weights, or the EMA weights. None: EMA weights of an omniges folder, last weights of an
-            OmniFlow folder. Must be None for a folder of ``convert-omniflow``, which has only one of them.
+            OmniFlow folder. Must be None for a folder of ``convert-omniflow``, which contains one set of weights.
         changes: Fields of `ModelConfig` that a recipe sets.
         audio_codec: Name of the codec whose latents the audio stream has; None for mel.
 
@@ -297,7 +297,7 @@ class OmniFlowStart(Start):
         return replace(identity, config=replace(identity.config, normalise_text=False))
 
     def fill(self, model: FlowModel, identity: ModelIdentity) -> Initialization:
-        """Copy the trunk's weights, except the token projections of streams that use other tokens than OmniFlow.
+        """Copy the trunk's weights, but not the token projections of a stream whose tokens differ from OmniFlow's.
 
         Args:
             model: Model that was built from the identity.
@@ -328,11 +328,11 @@ class _Plan:
     """Plan of the initialization: which source weights are copied or left out, and which model weights are new."""
 
     carried: Mapping[str, str]
-    """Names in the model of the source weights that are copied, by their names in the source."""
+    """Weights that are copied: name in the source -> name in the model."""
     left: Mapping[str, str]
-    """Reasons why source weights are left out, by their names in the source."""
+    """Source weights that are left out: name in the source -> reason."""
     new: Mapping[str, str]
-    """Reasons why weights of the model have no source, by their names in the model."""
+    """Model weights without a source: name in the model -> reason."""
 
 
 def _plan(model: FlowModel, own: Mapping[str, Tensor], source: SourceTrunk) -> _Plan:
@@ -363,7 +363,7 @@ def _plan(model: FlowModel, own: Mapping[str, Tensor], source: SourceTrunk) -> _
 
 
 def _place(name: str) -> tuple[StreamName | None, bool]:
-    """Return the omniges stream of a trunk tensor (None: shared), and whether the tensor projects tokens."""
+    """Return a trunk tensor's stream in omniges (None: all streams), and whether the tensor projects tokens."""
     words = name.split(".")
     streams = [word.replace("image", "gesture") for word in words if word in {"image", "text", "audio"}]
     projection = words[0] == "embed" or (words[0] == "head" and words[2] == "out")
@@ -371,7 +371,7 @@ def _place(name: str) -> tuple[StreamName | None, bool]:
 
 
 def _reason_new(name: str) -> str:
-    """Return the reason why a weight of the model has no counterpart in OmniFlow; empty if it should have one."""
+    """Return why a weight of the model is not in OmniFlow; return "" if OmniFlow must have this weight."""
     if name == _SPEAKERS:
         return "OmniFlow has no speakers; initialized to zero"
     if name == _LACKING:

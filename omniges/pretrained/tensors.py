@@ -79,7 +79,10 @@ def find_omniflow(folder: Path) -> OmniFlowFolder:
 
 
 def _weight_files(place: Path) -> tuple[Path, ...]:
-    """Return the weight files in a folder: safetensors or, without these, torch.save; an empty tuple without either."""
+    """Return the files of the weights in a folder; an empty tuple if the folder has no weights.
+
+    Files in the format safetensors are preferred. Files of torch.save are returned if there are no safetensors files.
+    """
     for kind in ("safetensors", "bin"):
         complete, index = place / f"{_STEM}.{kind}", place / f"{_STEM}.{kind}.index.json"
         if os.path.lexists(complete):

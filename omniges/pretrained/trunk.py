@@ -147,8 +147,8 @@ def _linear(target: str, source: str, how: How = "as it is") -> list[Rule]:
     Args:
         target: Name of the layer in the trunk.
         source: Name of the layer in OmniFlow.
-        how: Operation on the weight. The bias is copied unchanged, except for ``first six parts``, an operation on both
-            weight and bias.
+        how: Operation on the weight. ``first six parts`` is applied to the bias too. With any other operation, the bias
+            is copied unchanged.
 
     Returns:
         Two rules: for the weight and for the bias.
@@ -253,7 +253,7 @@ def conversion_statuses(
 def table_of(statuses: Iterable[TensorStatus]) -> list[str]:
     """Return a table of how tensors are used, as lines of text.
 
-    One line counts all tensors that have the same use, part of the model and reason, in all blocks together.
+    Tensors with the same use, part of the model and reason are counted in one line. Blocks are not distinguished.
     """
     groups: dict[tuple[StatusKind, str, str], list[int]] = {}
     for status in statuses:

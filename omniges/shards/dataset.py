@@ -167,7 +167,7 @@ def combine(partials: Sequence[Partial], *, plain: bool = False) -> dict[str, An
 
 
 def _combine_stacked(stacked: F64, *, plain: bool) -> dict[str, Any]:
-    """Return the same dictionary as `combine`. ``stacked`` (7, clips, C) has the `rows` of each clip's partial."""
+    """Return the result of `combine` for ``stacked`` (7, clips, C): the `Partial.rows` of one array in all clips."""
     counts, means, m2s, minimum, maximum, difference_means, difference_m2s = stacked
     mean, std = _mean_and_std(counts, means, m2s)
     there = counts > 0
@@ -327,7 +327,7 @@ def read_statistics(data: bytes, place: str) -> dict[str, Any]:
 
     A file that states 0 train samples needs no statistics. Any other file needs ``words.total``, and the means and
     standard deviations of the 415 gesture channels, of the 64 mel bands and, if the file has jaw_eyes, of its 9
-    channels. If gesture or mel has counts, as in version 2, each of these arrays needs a count for each channel.
+    channels. If gesture or mel has ``counts``, as in version 2, then all these arrays need a count for each channel.
 
     Args:
         data: Bytes of the file.
@@ -389,7 +389,7 @@ def statistics_document(
     words: Counter[str],
     version: int = schema.FORMAT_VERSION,
 ) -> dict[str, Any]:
-    """Return the content of stats.json: statistics of the train samples, or only ``samples: 0`` without train samples.
+    """Return the content of stats.json, the statistics of the train samples.
 
     Args:
         rows: Manifest rows. Only rows of the train split are used.
@@ -399,7 +399,7 @@ def statistics_document(
         version: Contract version of the set.
 
     Returns:
-        The document.
+        The document; only ``samples: 0`` if there are no train samples.
     """
     train = [row for row in rows if row.split == "train"]
     if not partials:

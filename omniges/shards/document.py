@@ -86,8 +86,8 @@ def _is_versions(value: object) -> bool:
 def _is_rejected_inputs(value: object) -> bool:
     """Return whether a value lists the input files of rejected recordings.
 
-    The value must be a dictionary from each rejected stem to a dictionary from file path to sha256. The path is
-    relative; None replaces the sha256 of a file that could not be read.
+    The value must be a dictionary from stem to the input files of the recording. These files are a dictionary from
+    relative path to sha256, or to None for a file that could not be read.
     """
     return isinstance(value, dict) and all(
         schema.is_relative_path(stem)
@@ -179,8 +179,8 @@ def _faults_of(
 ) -> Iterator[FieldFault]:
     """Check each field of the JSON object ``parent[name]`` with its rule in `fields`, and yield each fault.
 
-    If ``parent[name]`` is not an object, this is the only fault. A field without a rule is a fault only if `exact` is
-    True. In a fault, the name of the field begins with `prefix`.
+    If ``parent[name]`` is not an object, only this fault is yielded. If `exact` is True, fields without a rule are a
+    fault too. `prefix` is put before the field's name in every fault.
     """
     found = parent.get(name)
     if not isinstance(found, dict):
@@ -218,7 +218,8 @@ def _features_fault(features: object) -> FieldFault:
 def read_dataset(folder: Path) -> dict[str, Any]:
     """Read and check dataset.json.
 
-    A missing folder raises UsageFault. An incomplete or damaged set, or one of another version, raises DataError.
+    UsageFault is raised if the folder is missing. DataError is raised if the set is incomplete, damaged or of another
+    version.
     """
     path = folder / schema.DATASET_FILE
     if not folder.is_dir():

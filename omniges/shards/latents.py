@@ -1,6 +1,7 @@
-"""Entries of codecs in dataset.json. An entry names the codec, the member that it encodes, and the size of the latents.
+"""Entries of codecs in dataset.json.
 
-A codec encodes one member of a sample as an array of latents. There are two kinds of codec:
+A codec encodes one member of a sample as an array of latents. The entry of a codec states its name, which member it
+encodes, and the size of the latents. There are two kinds of codec:
 
 * A frame codec (`FrameEntry`): row k covers ``frames_per_row`` frames of an array, from frame ``frames_per_row · k``.
   All lengths and times follow from ``frames_per_row``, a whole number.
@@ -119,7 +120,7 @@ class CodecEntry(ABC):
             ticks: Whole ticks of 0.1 s.
 
         Returns:
-            Rows; 0 if the clip is too short for any.
+            Number of rows; 0 if the clip is shorter than one row.
         """
 
     def shape_of(self, row: ManifestRow) -> tuple[int, int]:
@@ -141,7 +142,8 @@ class CodecEntry(ABC):
     def same_codec(self, other: CodecEntry) -> bool:
         """Return whether two entries have the same codec and layout.
 
-        `settings` may differ, and so may `lost`, which counts windows that a window codec encoded incompletely.
+        All fields are compared except `settings` and `lost`, the number of windows that a window codec encoded
+        incompletely.
         """
         informative = {"settings", "lost"}
         deciding = {f.name for f in fields(self)} - informative
@@ -226,7 +228,7 @@ class FrameRows:
             ticks: Whole ticks of 0.1 s; unused.
 
         Returns:
-            Rows; 0 if the clip is too short for any.
+            Number of rows; 0 if the clip is shorter than one row.
         """
         return (mel_frames if self.source == "mel.npy" else frames) // self.frames_per_row
 

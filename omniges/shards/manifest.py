@@ -84,7 +84,7 @@ class ManifestRow:
 
 
 def identities(row: ManifestRow) -> tuple[tuple[str, ...], ...]:
-    """Return two tuples of sha256 by which copies of a recording are found.
+    """Return two tuples of sha256 that identify the recording of a sample, to find copies.
 
     The first tuple has the sha256 of the gesture and mel arrays, the second the sha256 of the npz and wav source files.
     If two samples have an equal first or an equal second tuple, they are copies of one recording. An empty second tuple
@@ -114,7 +114,7 @@ def manifest_hash(rows: Sequence[ManifestRow]) -> str:
 
 
 def column_of(member: str) -> str:
-    """Return the prefix of the names of a member's columns, such as ``mel_npy`` for ``mel.npy``."""
+    """Return the prefix that all manifest columns of a member have, such as ``mel_npy`` for ``mel.npy``."""
     return member.replace(".", "_")
 
 
@@ -226,10 +226,10 @@ def _unflatten(flat: dict[str, Any], form: _Form) -> ManifestRow:
 
 
 def row_from_json(fields: dict[str, Any]) -> ManifestRow:
-    """Convert a JSON object, made from a row with ``dataclasses.asdict``, back to the row; values are not checked.
+    """Return the row from its JSON object, the inverse of ``dataclasses.asdict``; values are not checked.
 
-    The object must come from a worker of this run. Equal texts of rows share one string object, which saves a quarter
-    of the memory.
+    Pass only objects from a process of this run or from journal lines that are already checked. Equal texts of
+    different rows share one string object, which saves a quarter of the memory.
     """
     changed = {name: _shared(fields[name]) for name in ("split", "speaker", "language")} | {
         "labels": {_shared(name): _shared(value) for name, value in fields["labels"].items()},
@@ -248,7 +248,7 @@ def _shared(value: Any) -> Any:
 def row_from_journal(fields: Any) -> ManifestRow:
     """Convert a JSON object from a journal of unknown origin to a row, with the same checks as for a manifest.
 
-    Unknown or missing fields and invalid values raise ValueError.
+    ValueError is raised if a field is unknown or missing, or if a value is invalid.
     """
     try:
         row = row_from_json(fields)
@@ -315,10 +315,10 @@ def _open_parquet(stream: BinaryIO | pa.BufferReader) -> tuple[pq.ParquetFile, _
 
 
 def parse_manifest(data: bytes) -> list[ManifestRow]:
-    """Return the rows of a manifest without checking them; the verifier uses this, because it reports every fault.
+    """Return the rows of a manifest without checking them; the verifier checks them and reports every fault.
 
-    Bytes that are not a parquet file with the schema of the contract raise ValueError or its subclass
-    pyarrow.ArrowInvalid.
+    ValueError or its subclass pyarrow.ArrowInvalid is raised if the bytes are not a parquet file with the schema of the
+    contract.
     """
     import pyarrow as pa  # noqa: PLC0415
 
@@ -329,7 +329,7 @@ def parse_manifest(data: bytes) -> list[ManifestRow]:
 def read_manifest(data: bytes) -> list[ManifestRow]:
     """Return the rows of a manifest after checking each row; all readers except the verifier use this.
 
-    Bytes that are not a manifest and rows with invalid values raise ValueError.
+    ValueError is raised if the bytes are not a manifest, or if a row has an invalid value.
     """
     import pyarrow as pa  # noqa: PLC0415
 
@@ -437,9 +437,9 @@ _IN_KEYS: Final = np.isin(
 
 
 class ManifestColumns:
-    """A reader of manifest columns as arrays. A column is read when it is requested.
+    """A manifest that is read as arrays, one column at a time. This takes seconds for a million rows.
 
-    Reading a million rows takes seconds. Every method raises DataError if a column is missing or has invalid values.
+    A column is read when it is requested. Every method raises DataError if a column is missing or has invalid values.
     """
 
     def __init__(self, path: Path, stream: BinaryIO) -> None:

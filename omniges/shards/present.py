@@ -1,7 +1,7 @@
 """Bit masks of the parts that a sample has, and replacement values for absent parts.
 
-Absent channels are NaN on disk. Readers find absent channels by the bit mask, and never search for NaN. A search would
-take a wrong NaN in a present channel for an absent channel.
+Absent channels are NaN on disk. Readers find absent channels by the bit mask, and never search for NaN. With a
+search, a NaN that is an error in a present channel would make this channel absent.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class ShardSource(Protocol):
     def open(self, shard: str) -> int:
         """Open a complete shard for reading and return a descriptor, which the caller closes.
 
-        The call may wait for a download. The descriptor keeps the content even if a cache evicts the file meanwhile.
+        The call may wait for a download. The descriptor remains readable even if a cache removes the file.
 
         Args:
             shard: Name of the shard.
@@ -248,8 +248,8 @@ class SampleArrays:
 def file_betas(sample: SampleArrays) -> npt.NDArray[np.floating]:
     """Return the body shape of a sample for a motion file: 10, 16 or 300 coefficients (`BETAS_LENGTHS`).
 
-    The shortest of these lengths that contains all coefficients of the recording is used. If the shape is unknown, all
-    coefficients are zero, which is the average shape.
+    The length is the smallest of these three that is enough for all coefficients of the recording. If the body shape is
+    unknown, the result is 300 zeros, the average shape.
     """
     given = int(sample.metadata["motion"]["betas"]) or max(BETAS_LENGTHS)
     return np.asarray(sample.betas[: min(length for length in BETAS_LENGTHS if length >= given)])

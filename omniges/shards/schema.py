@@ -49,7 +49,7 @@ SPLITS: Final[tuple[Split, ...]] = get_args(Split)
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """Names of a sample's members ``KEY.<member>`` in one version of the contract, in their order in a shard."""
+    """Names of the members of a sample in one contract version, without ``KEY.``, in the order of a shard."""
 
     version: int
     members: tuple[str, ...]  # members of every sample
@@ -232,7 +232,8 @@ def is_shard_name(text: object) -> bool:
 class WindowGrid:
     """Windows of ``window_ticks`` that start at multiples of ``stride_ticks`` and lie completely in their clip.
 
-    The stride divides the window length. So if a window is on the grid, the window that directly follows it is too.
+    The window length is a multiple of the stride. So the end of a window is the start of another window of the grid, if
+    the clip is long enough.
     """
 
     window_ticks: int
@@ -363,7 +364,7 @@ def _list_of(data: bytes, checks: _Checks, what: str) -> list[dict[str, Any]]:
 def _fault(value: object, checks: _Checks) -> str:
     """Describe the first missing or invalid field; return "" if all fields in `checks` are valid.
 
-    If the value is not a JSON object, return the name of its type.
+    If `value` is not a dictionary (a JSON object), return the name of its type, such as "list".
     """
     if not isinstance(value, dict):
         return type(value).__name__

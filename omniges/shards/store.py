@@ -107,11 +107,11 @@ class _Steps:
 
     place: dict[str, dict[str, Any]]  # final name -> name of the staged object, bytes and sha256
     removed: dict[str, str]  # file of the earlier set -> ETag
-    replaces: str | None  # ETag of the earlier dataset.json; None: there is none
+    replaces: str | None  # ETag of the earlier dataset.json; None if the folder had no dataset.json
     mark: str  # unique text in the mark of this commit
 
     def is_valid(self) -> bool:
-        """Return whether an omniges run can have written these steps; the file names in other steps are not safe."""
+        """Return whether all fields and file names are as an omniges run writes them; other names could be unsafe."""
         places = isinstance(self.place, dict) and isinstance(self.removed, dict) and isinstance(self.mark, str)
         if not places or not isinstance(self.replaces, (str, type(None))):
             return False
@@ -208,7 +208,7 @@ class StorePlace:
 
         Args:
             location: Location of the set; check it with `require_writable` first.
-            work: Folder on this machine for a few shards. It is emptied at the start and at the end.
+            work: Folder on this machine for a few shards. `locked` empties it when the lock is taken and released.
             shard_bytes: Target size of a shard in bytes.
             lease: Time settings of the lock; None: the defaults.
             timeouts: Limits for the server; None: the defaults.
@@ -274,7 +274,11 @@ class StorePlace:
                 taken = True
 
     def _is_dead(self, holder: Mapping[str, Any]) -> bool:
-        """Return whether the owner of the lock has ended; if it ran on another machine, wait for its heartbeat."""
+        """Return whether the process that owns the lock has ended.
+
+        If it runs on another machine or in another container, wait up to `Lease.expires_s` seconds for its next
+        heartbeat or for a new record. If neither appears, the process counts as ended.
+        """
         ended = _has_ended(holder)
         if ended is not None:
             return ended
@@ -426,7 +430,7 @@ class StorePlace:
         )
 
     def require_space(self, needed_bytes: int) -> None:
-        """Raise EnvironmentFault if the work folder lacks space for the shards that wait there for their upload."""
+        """Raise EnvironmentFault if the work folder lacks space for the shards that it stores until their upload."""
         needed = min(needed_bytes, _LOCAL_SHARDS * self._shard_bytes)
         free = shutil.disk_usage(self._work).free
         if free < needed:
@@ -481,11 +485,11 @@ class StorePlace:
 
     @contextlib.contextmanager
     def opened(self, shard: StoredShard) -> Iterator[int]:
-        """Open a local copy of a shard; download it and compare its sha256 if there is no copy yet.
+        """Open a local copy of a shard. Without a copy, first download the shard and check its sha256.
 
         Args:
-            shard: The shard, with a path in `out` for a shard of the complete set, and in `folder` for a shard of the
-                unfinished run. The path only identifies the object in the store, so it need not exist.
+            shard: The shard. Its path is in `out` for a shard of the complete set, and in `folder` for a shard of the
+                unfinished run. A file at this path is not needed: the path only identifies the object in the store.
 
         Yields:
             A file descriptor.
@@ -733,7 +737,10 @@ def _start_time(pid: int | str) -> str | None:
 
 
 def _has_ended(holder: Mapping[str, Any]) -> bool | None:
-    """Return whether the process of a lock record has ended; None if it ran on another machine or container."""
+    """Return whether the process in a lock record has ended.
+
+    Return None if the process was on another machine or in another container, or if this cannot be determined.
+    """
     own = _process_facts()
     known = all(own[name] is not None and holder.get(name) == own[name] for name in ("boot", "space"))
     if not known or type(holder.get("pid")) is not int:

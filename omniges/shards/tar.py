@@ -65,7 +65,7 @@ def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
 def npy_parts(array: npt.NDArray[np.generic]) -> tuple[bytes, memoryview]:
     """Return an array in `.npy` format 1.0 as two pieces: the padded header, and a view of the array's data.
 
-    An array raises ValueError if it is not C-contiguous, is big-endian or contains Python objects.
+    ValueError is raised if the array is not C-contiguous, is big-endian or contains Python objects.
     """
     if not array.flags.c_contiguous or array.dtype.hasobject or array.dtype.byteorder == ">":
         raise ValueError(f"expected a C-contiguous little-endian array, found {array.dtype} {array.flags}")

@@ -79,7 +79,7 @@ def _is_source(name: str) -> bool:
 def _content(path: Path) -> bytes | None:
     """Return the content of a file of the workspace; None if it is absent.
 
-    A pipe, a device or a link raises UsageFault, because no omniges run creates one.
+    UsageFault is raised if the path is a folder, pipe, device or link, because an omniges run creates only files here.
     """
     try:
         with open_regular(path, follow=False) as stream:
@@ -96,7 +96,7 @@ def _content(path: Path) -> bytes | None:
 def _read_fields(path: Path, fields: Mapping[str, type]) -> dict[str, Any] | None:
     """Read a small JSON object from the workspace; return None if the file is absent.
 
-    An object without exactly these fields and types raises UsageFault, because no omniges run writes it.
+    UsageFault is raised if the file does not come from an omniges run: its fields or their types differ from `fields`.
     """
     content = _content(path)
     if content is None:
@@ -121,7 +121,7 @@ class CommitSteps:
     place: dict[str, str]  # name in the workspace -> final name in the output folder
 
     def is_valid(self) -> bool:
-        """Return whether an omniges run can have written these steps; the file names in other steps are not safe."""
+        """Return whether all fields and file names are as an omniges run writes them; other names could be unsafe."""
         texts = [*self.moved.values(), *self.removed, *self.place.values()]
         if not all(isinstance(text, str) for text in texts):
             return False
@@ -301,7 +301,8 @@ class Workspace:
     def staged_path(self, index: int) -> Path:
         """Return the path to which this run writes its shard `index`, counted from 0.
 
-        If the workspace has finished shards of a stopped run, the numbers in file names continue after these.
+        The number in the file name is `index` plus the number of the first free shard name (`free_index`). So shards of
+        a stopped run are not overwritten.
         """
         if self._first_index is None:
             self._first_index = self.free_index()
@@ -346,7 +347,11 @@ class Workspace:
         return None
 
     def refuse_foreign(self) -> None:
-        """Raise UsageFault if files have names of a shard set, but no omniges run wrote them. Nothing is changed."""
+        """Raise UsageFault for files that no omniges run wrote, but that a run would replace or remove; change nothing.
+
+        These are invalid files in the workspace. If the folder has no workspace and no dataset.json, they are also
+        files with a name of the shard set.
+        """
         with os_errors(self.folder, "read"):
             problem = self.problem()
         if problem:
@@ -459,7 +464,7 @@ class Workspace:
 
 
 class Journal:
-    """The journal of a `Workspace`: a file of JSON lines, each after a digest that shows if the line is complete."""
+    """The journal of a `Workspace`: a file of JSON lines. A digest before each line shows whether it is complete."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -467,9 +472,9 @@ class Journal:
         self._lock = threading.Lock()  # two threads append: one finished shards, the other rejections
 
     def load(self) -> list[dict[str, Any]]:
-        """Return the lines before the first incomplete line.
+        """Return the lines before the first incomplete line, oldest first.
 
-        A complete line with invalid content raises UsageFault, because no omniges run writes such a line.
+        UsageFault is raised if a complete line has invalid content, because no omniges run writes such a line.
         """
         data = _content(self._path)
         rows: list[dict[str, Any]] = []
