@@ -44,7 +44,7 @@ class OmnigesError(Exception):
     """Text of the error on the command line, if `reword` has changed the text; otherwise None."""
 
     def reword(self, change: Callable[[str], str]) -> None:
-        """Change the text for Python callers; `on_command_line` keeps the original text, which the command line shows.
+        """Change the text for Python callers. The command line shows the original text, kept in `on_command_line`.
 
         Args:
             change: Function that takes the current text and returns the new text.
@@ -118,7 +118,7 @@ def settled(function: Callable[[], T]) -> Future[T]:
 
 
 def first_of(texts: Sequence[str], most: int) -> str:
-    """Join the first texts of a list for an error, and count the rest: "a, b and 3 more".
+    """Join the first texts of a list for an error, and add the number of other texts: "a, b and 3 more".
 
     Args:
         texts: The texts.

@@ -93,7 +93,8 @@ def permuted(indices: I64, size: int, seed: int, epochs: I64 | int) -> I64:
     """Permute indices by a permutation of range(size) that depends on seed and epoch.
 
     The permutation is an alternating Feistel network (Black and Rogaway 2002) over a × b numbers, a · b ≥ size. Results
-    of `size` or more are permuted again (cycle walking). The network is bijective for any round function.
+    of `size` or more are permuted again (cycle walking). Two indices never give the same result, because the network is
+    bijective for any round function.
 
     Args:
         indices: Indices (P,).
@@ -204,7 +205,7 @@ class ClipOrder:
             )
 
     def windows_at(self, positions: I64) -> tuple[I64, I64, I64]:
-        """Return epoch, clip index and first tick, each (P,), of the windows at positions (P,) in this order."""
+        """Return the epoch, clip index and first tick of each window; positions and results are arrays (P,)."""
         epochs, indices = np.divmod(positions, self.windows)
         if not self.shuffle:
             samples, _, places = self._clips_of(indices)
@@ -218,9 +219,10 @@ class ClipOrder:
         return epochs, samples, starts * self._multiple
 
     def _clips_of(self, windows: I64) -> tuple[I64, I64, I64]:
-        """Return the clip of each window, the clip's number of windows, and the window's index in the clip.
+        """Return the clip of each window, the number of windows in this clip, and the window's index in the clip.
 
-        Windows are numbered over all clips in key order.
+        `windows` contains numbers of windows, counted over all clips in key order. `windows` and the three results are
+        arrays (P,).
         """
         samples = np.searchsorted(self._last, windows, side="right")
         counts = self._lengths[samples] // self._window
@@ -231,7 +233,7 @@ def mixture_pattern(weights: Sequence[float]) -> I64:
     """Assign each of PERIOD successive positions to a shard folder (source), so that each source is evenly spread.
 
     The number of positions of a source is proportional to its weight. The largest remainder method rounds these
-    numbers to whole numbers of at least 1. If a source has m positions, the ideal place of its k-th position is
+    numbers to integers of at least 1. If a source has m positions, the ideal place of its k-th position is
     (k + ½)/m · PERIOD, k from 0. The positions of all sources are sorted by their ideal places. If two ideal places are
     equal, the source with the lower index comes first.
 
@@ -280,7 +282,7 @@ class Mixture:
         self._before = np.cumsum(member, axis=1)[pattern, np.arange(PERIOD)] - 1
 
     def windows_at(self, positions: I64) -> WindowIndices:
-        """Return the windows at positions (P,) of the sequence."""
+        """Return folder, epoch, clip and first tick of the windows at positions (P,) in the sequence."""
         if len(self.orders) == 1:
             sources, own = np.zeros_like(positions), positions
         elif self.shuffle:
@@ -311,7 +313,7 @@ class RankShare:
     accumulation: int = 1  # micro-steps per step
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
+        """Raise UsageFault if a value is out of range."""
         if self.world_size < 1 or self.batch_size < 1 or self.accumulation < 1:
             raise UsageFault(
                 f"world size, batch size, accumulation: expected at least 1 each, found {self.world_size}, "

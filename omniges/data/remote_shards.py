@@ -62,7 +62,7 @@ class CacheSettings:
     timeouts: Timeouts = field(default_factory=Timeouts)
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
+        """Raise UsageFault if a value is out of range."""
         if self.capacity_bytes < 1 or self.ahead < 0 or self.threads < 0 or self.space_wait_s < 0:
             raise UsageFault(
                 f"cache settings: expected a cache of at least 1 byte and no negative numbers, found {self}"
@@ -160,9 +160,9 @@ class RemoteShards:
     def prefetch(self, shards: Iterable[str]) -> None:
         """Download shards in the background, so that `open` need not wait for them.
 
-        At most `CacheSettings.ahead` shards are downloaded before they are needed. If the cache is full, the downloads
-        stop until the next call. Each call replaces the list of the previous call. If a download fails, `open` raises
-        the error.
+        At most `CacheSettings.ahead` shards are downloaded before they are needed. A new call replaces the list of
+        shards. If the cache is full, the background downloads stop, and the next call of `prefetch` starts them again.
+        If the download of a shard fails, `open` raises the error when this shard is opened.
 
         Args:
             shards: Names of the shards, in the order of their use.
@@ -217,9 +217,9 @@ class RemoteShards:
         return [DATASET_FILE, *SMALL_FILES, *(name for name in (LATENTS_FILE,) if name in self._files)]
 
     def min_bytes(self, splits: Collection[str]) -> tuple[int, str]:
-        """Return the smallest cache size in bytes for reading these splits, and the name of their largest shard.
+        """Return the smallest cache size in bytes for reading the splits, and the name of the largest shard in them.
 
-        The size is the sum of the sizes of the small files and of the largest shard.
+        This cache size is the total size of the small files plus the size of the largest shard.
         """
         shards = [(file.size, name) for name, file in self._files.items() if name.partition("-")[0] in splits]
         small = sum(self._files[name].size for name in self._small_files())
@@ -341,7 +341,7 @@ def _too_small(settings: CacheSettings, minimum: int, name: str) -> UsageFault:
 
 
 def dataset_bytes(store: Store) -> bytes:
-    """Download dataset.json and compare its checksum; the fields are not checked.
+    """Download dataset.json, and check its content against the checksum in the file; other fields are not checked.
 
     Args:
         store: Store of the location.

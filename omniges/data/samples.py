@@ -44,7 +44,7 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """An annotated gesture: its class, start and end in seconds from the start of the clip, score and keywords."""
+    """An annotated gesture: class, times, score and keywords. Times are in seconds from the start of the clip."""
 
     name: str  # gesture class
     start_s: float
@@ -57,9 +57,9 @@ class Span:
 class Sample:
     """One clip of a shard set, completely in memory.
 
-    T, M and N are the numbers of gesture frames (30 a second), mel frames (100 a second) and audio samples (16,000 a
-    second); M = ⌊T·10/3⌋. Channels that the sample lacks are NaN; `present` lists the parts that it has. The caller may
-    change the arrays.
+    T is the number of gesture frames (30 a second), M the number of mel frames (100 a second), and N the number of
+    audio samples (16,000 a second). M = ⌊T·10/3⌋. Channels that the sample lacks are NaN; `present` lists the parts
+    that it has. The caller may change the arrays.
     """
 
     key: str
@@ -135,7 +135,7 @@ class ShardReader(ShardFolder):
         return tuple(Word(one["word"], float(one["start"]), float(one["end"])) for one in self.words(row))
 
     def spans(self, row: ManifestRow) -> tuple[Span, ...] | None:
-        """Return the annotated gestures of a sample, or None if it has no annotation; raise DataError if invalid."""
+        """Return the annotated gestures of a sample, or None without annotation; raise DataError if it is invalid."""
         spans = self.semantic(row)
         if spans is None:
             return None
@@ -148,8 +148,8 @@ class ShardReader(ShardFolder):
 class ShardSet:
     """Samples of a shard folder; supports ``len``, iteration, and indexing by number, key or stem.
 
-    Samples are in the order of the shards, so iteration reads each shard once from start to end. A sample is read from
-    its shard at each access. `open_shards` creates a set; `select` returns a smaller set.
+    Samples are in the order of the shards, so iteration reads each shard once from start to end. Each access reads the
+    sample from its shard again. `open_shards` creates a set; `select` returns a smaller set.
     """
 
     def __init__(self, reader: ShardReader, rows: Sequence[ManifestRow]) -> None:
@@ -374,7 +374,7 @@ def open_shards(  # noqa: PLR0913 - filters, all by keyword
         labels: Accepted values by label: ``{"emotion": ("happiness", "anger")}``.
         min_seconds: Minimum length of a sample in seconds.
         max_seconds: Maximum length of a sample in seconds; None: no limit.
-        verify: ``first`` compares the sha256 of each member at its first read, ``never`` trusts the files.
+        verify: ``first``: compare the sha256 of each member when it is first read. ``never``: compare no sha256.
 
     Returns:
         The samples that pass all filters. Their arrays are read when a sample is accessed.

@@ -33,14 +33,14 @@ _FIXED: Final = ("manifest_hashes", "filters", "weights", "window_ticks", "seed"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DataSource:
-    """One of the shard folders of a run: its clips, its weight, and the source of its shards."""
+    """One shard folder of a run: a catalogue of its clips, its weight in the mixture, and access to its shards."""
 
     catalog: Catalog
     weight: float = 1.0
     shards: ShardSource | None = None  # None: the shards are in the catalogue's folder
 
     def shard_source(self) -> ShardSource:
-        """Return the source of the shards."""
+        """Return `shards` or, by default, a source that opens the files in the catalogue's folder."""
         return self.shards or LocalShards(self.catalog.folder)
 
 
@@ -54,7 +54,7 @@ class Sequencing:
     tick_multiple: int = 1  # windows start at multiples of this; above 1 if a model token has several rows
 
     def __post_init__(self) -> None:
-        """Refuse a multiple below 1."""
+        """Raise UsageFault if `tick_multiple` is below 1."""
         if self.tick_multiple < 1:
             raise UsageFault(f"--tick-multiple {self.tick_multiple}: expected a number of at least 1")
 
@@ -243,8 +243,8 @@ def trained_on(
 ) -> list[int]:
     """Find the folders in a saved state that have the same clips as a local folder.
 
-    Only content that training reads is compared. So latents of another codec, for example, may differ. A state of an
-    earlier version contains only manifest hashes. With such a state, all content is compared.
+    Only content that training reads is compared. So latents of another codec, for example, may differ. However, a state
+    of an earlier version contains only manifest hashes; then the complete content must be the same.
 
     Args:
         saved: State of a loader.

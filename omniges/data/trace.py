@@ -66,7 +66,10 @@ def trace(settings: TraceSettings) -> Iterator[dict[str, Any]]:
 
 
 def _digester(data: list[DataSource], sequencing: Sequencing, share: RankShare) -> Callable[[I64], list[str]]:
-    """Return a function that reads the windows at positions (rows,) as a loader does, and returns their sha256."""
+    """Return a function that takes positions (rows,) and returns the sha256 of the window at each position.
+
+    The function reads the windows in the same way as a loader.
+    """
     catalog = data[0].catalog
     normaliser, tokenizer = catalog.normaliser(), catalog.tokenizer
     setup = make_setup(data, sequencing, "first", share.micro_batch, normaliser, tokenizer)

@@ -194,13 +194,13 @@ class Scale:
         return Scale(np.concatenate([self.mean, other.mean]), np.concatenate([self.divisor, other.divisor]))
 
     def tiled(self, frames: int) -> Scale:
-        """Return the scale that normalises `frames` successive rows at once: mean and divisor are repeated."""
+        """Return the scale that normalises `frames` successive rows at once: repeat mean and divisor `frames` times."""
         return Scale(np.tile(self.mean, frames), np.tile(self.divisor, frames))
 
     def normalise_into(self, values: F32, out: F32) -> None:
-        """Write (x − mean)/divisor in float32.
+        """Write (values − mean)/divisor to `out`, in float32.
 
-        Use a scale from `tiled`, because numpy takes 1.5 times as long with a scale of a single row.
+        Call this method on a result of `tiled`. With a scale for a single row, numpy takes 1.5 times as long.
 
         Args:
             values: Values (n,) of complete rows, flattened.

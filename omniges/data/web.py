@@ -93,8 +93,8 @@ def webdataset(
         split: Use only shards whose names begin with this split; None uses all.
         shuffle: Number of samples in the shuffle buffer. Above 0, the order of shards is shuffled too; 0 keeps the
             order.
-        seed: Seed of both shuffles; None: a random seed. Each epoch has another order. With worker processes, the order
-            changes only with ``persistent_workers=True`` in the ``DataLoader``.
+        seed: Seed of both shuffles; None: a random seed. The order changes in each epoch. With worker processes, this
+            requires ``persistent_workers=True`` in the ``DataLoader``.
         decode: Decode members: ``.npy`` to arrays, ``json`` and the JSON of ``words.txt`` and ``sem.txt`` to
             dictionaries and lists, ``flac`` to float32 at 16 kHz. Other members stay bytes. False: all stay bytes.
         manifest: The shard set to which the tar files belong, as a folder or open `ShardSet`. Offset, size and sha256
@@ -138,7 +138,7 @@ def webdataset(
 def _addresses(
     source: str | Path | Iterable[str | Path], split: str | None, expand: Callable[[str], list[str]]
 ) -> tuple[list[str], Sequence[ManifestRow] | None]:
-    """Return the addresses of the shards, and the rows of their manifest if the source is a folder."""
+    """Return the addresses of the shards and, if the source is a folder, the rows of its manifest; otherwise None."""
     if split is not None:
         arguments.choice("split", split, SPLITS)
     several = [source] if isinstance(source, (str, Path)) else source
@@ -216,8 +216,8 @@ def _rows_of(manifest: str | Path | ShardSet) -> Sequence[ManifestRow]:
 def _plans(rows: Sequence[ManifestRow]) -> dict[str, list[ManifestRow]]:
     """Group manifest rows by shard.
 
-    Return a dictionary with one entry for each shard, under the key of the shard's first sample. The entry contains the
-    rows of the shard, in the order in which the samples are stored.
+    Return a dictionary that maps the key of the first sample in each shard to the rows of all samples in this shard.
+    The rows are in the order in which the samples are stored.
     """
     by_shard: dict[str, list[ManifestRow]] = {}
     for row in sorted(rows, key=lambda row: row.members["json"].offset):
@@ -364,7 +364,10 @@ class _Walk:
 def _grouped(
     walk: _Walk, plans: Mapping[str, Sequence[ManifestRow]] | None
 ) -> Iterator[tuple[str, dict[str, _Member]]]:
-    """Yield complete samples of a shard; if there is a manifest, compare them with its rows."""
+    """Yield the key and members of each complete sample of a shard; compare them with `plans`, if given.
+
+    `plans` contains the manifest rows of each shard, as `_plans` returns them.
+    """
     plan: Iterator[ManifestRow] | None = None
     for key, members in _complete_samples(walk):
         if plans is not None:

@@ -4,8 +4,8 @@ The size of a shard is checked before the shard is mapped. The npy header of a m
 before the first window is read from the member. By default the sha256 of the member is checked too. A fault raises a
 DataError with shard, key, member and byte offset.
 
-If a mapped file was truncated, the kernel kills a process that reads the map (SIGBUS). A process that must survive this
-reads shards range by range instead (`ShardFile`). This module does not import torch.
+If a file is truncated while it is mapped, the kernel kills a process that reads the missing part (SIGBUS). A process
+that must not be killed reads shards range by range instead (`ShardFile`). This module does not import torch.
 """
 
 from __future__ import annotations
@@ -227,9 +227,9 @@ class ShardMaps(Collection[str]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReadMarks:
-    """Marks of the members that were checked. Worker processes share the marks, and skip the checks of marked members.
+    """Marks that show which members were checked. Worker processes share them, and skip checks of marked members.
 
-    If two processes check the same member at the same time, both write the same value.
+    If two processes check the same member at the same time, both write the same mark.
     """
 
     data_starts: npt.NDArray[np.uint16]  # (N, M) size of each member's npy header in bytes; 0: not yet checked
@@ -241,7 +241,7 @@ class ReadMarks:
 
         Args:
             clips: Number of clips N.
-            tracks: The array of each stream: features or latents. A clip stores them in M members.
+            tracks: The array of each stream: features or latents. Each clip stores these arrays in M members.
 
         Returns:
             Marks (N, M), all 0.
@@ -289,7 +289,7 @@ class ClipReader:
         Raises:
             DataError: The shard differs from the manifest.
         """
-        # Cached as Python integers: reading elements of numpy columns would take a tenth of the time of the copy.
+        # Cached as Python integers. Reading them from numpy columns would take a tenth of the time that the copy takes.
         shard, gesture_first, audio_first, jaw_first, present = self._checked.get(sample) or self._check(sample)
         floats = self.maps.get(*self._shards[shard]).floats
         gesture, audio = out

@@ -56,9 +56,10 @@ class MemberReader:
     Args:
         folder: The shard set.
         rows: Manifest rows of the samples.
-        widths: Number of columns by name of the member, for all members to read. 0: the array has one dimension.
-        marks: Zeros (samples, members) uint8. The reader writes 1 after it has compared a member's sha256. Processes
-            may share the array, so that each member is compared once.
+        widths: For each member to read, its name and the number of columns of its array; 0 if the array has one
+            dimension.
+        marks: Array (samples, members) uint8, all 0 at the start. The reader writes 1 after it has compared a member's
+            sha256. Processes may share the array, so that each member is compared only once.
         verify: Whether to compare the sha256 of a member at its first use.
     """
 
@@ -107,7 +108,10 @@ class MemberReader:
         return floats
 
     def _check(self, content: Ranges, number: int, member: str) -> tuple[int, int]:
-        """Check a member's digest and header; return its first float's index in the shard and its number of floats."""
+        """Check digest and header of a member, and find its array.
+
+        Return the index of the array's first float in the shard, and the number of floats in the array.
+        """
         row, width = self._rows[number], self._widths[member]
         place = row.members[member]
         shown = place_of_member(self._folder.source, row.shard, row.key, member, place.offset)
@@ -159,21 +163,21 @@ ARRAYS: Final = (*_TRACKS, "text_tokens", "words", "timed_words", "speaker", "la
 
 
 class _Recent:
-    """A cache of values by name. Above its size limit in bytes, it drops the least recently used values first."""
+    """A cache of named values. Above its limit in bytes, the least recently used values are removed first."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit, self._bytes = limit_bytes, 0
         self._kept: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
 
     def get(self, name: Hashable, make: Callable[[], T], size: Callable[[T], int]) -> T:
-        """Return the cached value of a name, or compute and cache it.
+        """Return the value with a name; if it is not in the cache, compute it and add it.
 
-        The newest value is kept even if it exceeds the size limit.
+        A new value is added even if this value alone exceeds the limit of the cache.
 
         Args:
             name: Name of the value.
-            make: Function that computes it.
-            size: Function that returns its size in bytes.
+            make: Function that computes the value.
+            size: Function that takes the value and returns its size in bytes.
 
         Returns:
             The value.
@@ -260,7 +264,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
     The first window of a clip starts at tick 0 of the clip, and each further window starts `stride_ticks` later. Each
     window lies completely in its clip. The ``DataLoader`` chooses the order, for example with ``shuffle=True``, or with
     a ``DistributedSampler`` for several ranks. With ``collate_fn=WindowDataset.collate``, arrays are copied fewer times
-    than with torch's default. The default works too, except for ``timed_words``. Every item has these fields:
+    than with torch's default. Torch's default also works, but not with ``timed_words``. Every item has these fields:
 
     ==============  ==================================================================================
     ``key``         key of the sample
@@ -295,15 +299,15 @@ class WindowDataset(Dataset[dict[str, Any]]):
         split: ``train``, ``val``, ``test`` or ``additional``; None: all splits.
         arrays: Names from the second table.
         normalized: True: values are (x − mean) / std, with the statistics of the train split in stats.json. False:
-            values are those of the shards. Shards of version 1 contain no statistics of jaw_eyes. For such shards, the
-            statistics are computed from the train split when the dataset is created.
+            values are as stored in the shards. Shards of version 1 contain no statistics of jaw_eyes. For such shards,
+            the statistics are computed from the train split when the dataset is created.
         speakers: Names or ids; empty: all.
         languages: Names of languages, such as ``english``; empty: all.
         labels: Accepted values by label: ``{"emotion": ("happiness", "anger")}``.
         min_seconds: Minimum length of a clip in seconds.
         max_seconds: Maximum length of a clip in seconds; None: no limit.
         require: Parts that a clip must have, such as ``("text", "audio", "face")``.
-        verify: ``first`` compares the sha256 of each member at its first use, ``never`` trusts the files. None: the
+        verify: ``first``: compare the sha256 of each member at its first use. ``never``: compare no sha256. None: the
             setting of the open `ShardSet`, or ``first`` for a folder.
 
     Raises:
@@ -394,7 +398,10 @@ class WindowDataset(Dataset[dict[str, Any]]):
         return self._item(index, {name: torch.empty(shape) for name, shape in self._shapes.items()})
 
     def __getitems__(self, indices: Sequence[int]) -> Sequence[dict[str, Any]]:
-        """Return several windows for a ``DataLoader``. They are read later, by `collate` or when one is accessed."""
+        """Return several windows for a ``DataLoader``, which are read later: by `collate`, or at the first access.
+
+        The first access to one of the windows reads all of them.
+        """
         return _Items(self, indices)
 
     def _item(self, index: int, arrays: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -451,9 +458,10 @@ class WindowDataset(Dataset[dict[str, Any]]):
         return {name: ready[name] if name in ready else others[name] for name in items[0]}
 
     def _shared_batch(self, indices: Sequence[int]) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-        """Return the arrays of a batch (B, …), in shared memory, and its items.
+        """Return the arrays (B, …) of a batch, in shared memory, and the items of the batch.
 
-        Do not use the arrays in the items: all items share the same arrays, which contain the values of the last item.
+        The items contain arrays too, but do not use these arrays: all items share them, so they contain the values of
+        the last item.
         """
         shared = {name: _SharedRows(len(indices), shape) for name, shape in self._shapes.items()}
         window = {name: torch.empty(shape) for name, shape in self._shapes.items()}
@@ -502,7 +510,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         return number, (window - self._first_windows[number]) * self.stride_ticks
 
     def _masks_of(self, row: ManifestRow) -> dict[str, Mask]:
-        """Return, for each array of a clip, a mask of the channels that were recorded.
+        """Return a mask for each array of a clip; the mask is True for the channels that were recorded.
 
         Masks are cached by the set of parts that a clip has, because most clips have the same parts.
         """

@@ -1,7 +1,7 @@
 """Score generated motion.
 
-Some metrics compare generated motion with recordings: its features, beats, semantic gestures and face. Other metrics
-describe the motion of one clip alone.
+Some metrics compare the features, beats, semantic gestures and face of generated motion with those of recordings. Other
+metrics describe the motion of one clip, without a comparison.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ class _Scorer:
             self._add_face(key, recording.body, generated, recorded, other)
 
     def _add_alone(self, result: scores.Result, row: scores.Row, motion: ClipMotion, joints: F64, body: Body) -> None:
-        """Add the scores that are computed from one motion alone; `row` says if it is generated or recorded."""
+        """Add the scores that need no second motion; `row` says whether `motion` is generated or recorded."""
         placed = body.joints(motion.poses, motion.trans)
         key = result.key
         self._values("L1 diversity", row).add(key, lambda: gesture.l1_diversity(joints))
@@ -252,9 +252,9 @@ class _Scorer:
     ) -> None:
         """Add the face metrics of a result, computed on the body of `person`.
 
-        The generated row compares the result with `recorded`, the shuffled row with `other`, the motion of another
-        recording. Without `other`, the shuffled row gets no value: there is no other recording, or the chosen
-        recording has no face.
+        For the generated row, the result is compared with `recorded`. For the shuffled row, the result is compared with
+        `other`, the motion of another recording. Without `other`, the shuffled row gets no value: there is no other
+        recording, or the chosen recording has no face.
         """
         others = [recorded] if other is None else [recorded, other.cut(generated.frames)]
         rows: tuple[scores.Row, ...] = ("generated", "shuffled")
@@ -265,10 +265,11 @@ class _Scorer:
     def _add_registered(
         self, key: str, body: Body, generated: ClipMotion, recorded: ClipMotion, other: ClipMotion | None
     ) -> None:
-        """Compute the metrics of scripts and other packages for a result with the joints of `body`, and add the values.
+        """Add the values of registered metrics for a result; `body` determines the joint positions of all motions.
 
-        The generated row compares the result with `recorded`. The shuffled row compares it with `other`, the motion of
-        another recording; without `other`, this row gets no value.
+        Registered metrics are defined in scripts or in other packages. For the generated row, the result is compared
+        with `recorded`. For the shuffled row, the result is compared with `other`, the motion of another recording.
+        Without `other`, the shuffled row gets no value.
         """
 
         def clip(motion: ClipMotion) -> MotionClip:
@@ -347,7 +348,7 @@ def lacking_face(generated: ClipMotion, recorded: ClipMotion) -> str | None:
 
 
 def face_sums(person: Person, generated: ClipMotion, others: Sequence[ClipMotion]) -> list[gesture.FaceSums]:
-    """Compare the face of generated motion with the face of other motions, all on one person's body.
+    """Compare the face of generated motion with the faces of other motions; all are computed on one person's body.
 
     Args:
         person: Body with vertices.
@@ -371,7 +372,7 @@ def face_sums(person: Person, generated: ClipMotion, others: Sequence[ClipMotion
 class BeatRows:
     """Accumulator of the beats of results and recordings, for beat consistency.
 
-    If beats cannot be computed, such as for silence, the result is left out of all rows of the report.
+    If beats cannot be computed, for example because the audio is silent, all rows of the report leave the result out.
     """
 
     settings: BeatSettings
@@ -445,12 +446,14 @@ class BeatRows:
 
 
 def _common(frames: int, times: F64, beats: tuple[I64, ...], settings: BeatSettings) -> gesture.BeatScore:
-    """Return the beat score of the motion of one clip and the audio of another clip, for the shuffled row.
+    """Return the beat score of the motion of one clip with the audio of another clip, for the shuffled row.
+
+    Zero of `times` and `beats` is the start of the cropped clip, `settings.crop_frames` after the start of the clip.
 
     Args:
-        frames: Number of frames of the shorter clip. Only this length is scored.
-        times: Onset times (B,) of the audio in seconds from the start of the cropped clip.
-        beats: For each joint, frame numbers (M,) of motion beats from the start of the cropped clip.
+        frames: Number of frames of the shorter clip, before the crop. Later beats are left out.
+        times: Onset times (B,) of the audio in seconds.
+        beats: For each joint, frame numbers (M,) of motion beats.
         settings: Settings of beat consistency.
 
     Returns:

@@ -51,7 +51,7 @@ class Bodies:
     model: BodyModel | None
 
     def of(self, betas: Numbers) -> Body:
-        """Return the body of the person with shape coefficients `betas`; without a model, the generic skeleton."""
+        """Return the body with shape coefficients `betas`; without an SMPL-X model, return the generic skeleton."""
         return GENERIC if self.model is None else self.model.person(betas)
 
 
@@ -201,8 +201,8 @@ class MetricTools:
         """Compute the features of a motion for the Fréchet distance.
 
         Args:
-            motion: The motion; used if there is an encoder.
-            joints: Joint positions (T, 55, 3) in metres; used if there is no encoder, by the built-in descriptor.
+            motion: The motion. If there is an encoder, the encoder reads it.
+            joints: Joint positions (T, 55, 3) in metres. If there is no encoder, the built-in descriptor reads them.
 
         Returns:
             Features (N, D): D values for each of N time windows of the motion.
@@ -326,8 +326,9 @@ class FeatureRows:
         """Return Fréchet distances as figures: values with or without intervals, or reasons why there is no value.
 
         The first figure is the distance between the results and their recordings. The second figure is a reference for
-        the first: the distance between these recordings and the recordings of the train split that have no results. It
-        is not returned if there are fewer than two rows of features.
+        the first: the distance between these recordings and the recordings of the train split that have no results. If
+        the results or their recordings have fewer than two rows of features, only the first figure is returned, with
+        the reason in place of a value.
         """
         values = self._generated
         if self._with.precomputed is not None:  # no interval, because rows are not assigned to recordings
@@ -354,7 +355,8 @@ class FeatureRows:
     def _chosen(self, numbers: I64) -> tuple[list[F64], list[F64]]:
         """Return the features of the results at the indices `numbers`, and the features of their recordings.
 
-        Only the first result of a recording adds the recording's features, so that a recording counts once.
+        A recording may have several results. Only the first of them adds the features of the recording, so that these
+        features are not added once for each result.
         """
         values = self._generated
         # If all results of a recording are drawn, the recording counts once.

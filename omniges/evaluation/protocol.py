@@ -1,4 +1,4 @@
-"""Published protocols: which clips a paper's table scores, how these clips are cut, and which files are needed."""
+"""Published protocols: the clips that a paper's table is about, the length that is scored, and the required files."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def _missing(heading: scores.Heading, files: Sequence[tuple[str, PublishedFile]]
 
 
 def protocol_facts(settings: EvaluateSettings) -> dict[str, Any]:
-    """Return what is needed to repeat the evaluation of a protocol.
+    """Return the report's fields with which a reader can repeat the evaluation of a protocol.
 
     Args:
         settings: Settings of the command.
@@ -238,9 +238,9 @@ def published_files(settings: EvaluateSettings) -> tuple[dict[str, Any], list[st
 
     Returns:
         First, a dictionary with the entries ``gesture_encoder``, ``mean_speeds`` and ``body_model``. The entry of a
-        file that the user did not pass has the value None. Other entries have ``file``, ``sha256`` and ``published``,
-        which says whether the file has the checksum of the published file; None: omniges does not know the published
-        checksum.
+        file that the user did not pass has the value None. Other entries have the fields ``file``, ``sha256`` and
+        ``published``. ``published`` is True if the file has the checksum of the published file, False if it has another
+        checksum, and None if omniges does not know the published checksum.
         Second, the warnings.
     """
     given = (

@@ -181,7 +181,7 @@ def _reasons(figure: Figure) -> str:
 
 
 def _basis(metric: str, found: Mapping[str, Figure]) -> Iterator[str]:
-    """Yield notes with the counts that a reader needs to interpret a metric's figures."""
+    """Yield notes with the counts behind a metric's figures, such as numbers of words, beats or rows of features."""
     for row, figure in found.items():
         d = figure.details
         if "times_10" in d:
@@ -308,9 +308,9 @@ def _times_10(figure: Figure) -> Figure:
 
 
 def _in_row(note: str) -> bool:
-    """Return True if a note is not printed below a protocol's row.
+    """Return True if a note must be left out of the notes below a protocol's row.
 
-    Such a note repeats a value of the row, or is about shuffled scores, which the row does not have.
+    The note is left out if it repeats a value of the row, or if it is about shuffled scores, which the row lacks.
     """
     return "× 10, as papers" in note or note == _NO_SHUFFLED
 

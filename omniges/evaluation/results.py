@@ -129,8 +129,8 @@ class FileResult(Result):
     def spoken(self) -> tuple[list[WordInterval], bool]:
         """Read the generated words; return them, and whether they have times.
 
-        If the TextGrid has a word tier, the list contains its words with their times. Otherwise, the list contains one
-        text for each interval of the tier `windows`, and its words have no times.
+        If the TextGrid has a tier of words, return these words with their times, and True. Otherwise, return False and
+        the texts of the tier `windows`. Each text then has the start and end of its window.
         """
         return self._read("text", "text", ".TextGrid", spoken_intervals)[1]
 
@@ -251,7 +251,10 @@ def _stem_of(name: str, rows: Mapping[str, ManifestRow]) -> str:
 def _generated(
     by_name: Mapping[str, dict[StreamName, Path]], rows: Mapping[str, ManifestRow]
 ) -> Mapping[str, dict[StreamName, Path]]:
-    """Return the files without those of ground truth (``gt_STEM``), or all files if there are no others."""
+    """Return the files that are not ground truth (``gt_STEM``); if all files are ground truth, return all of them.
+
+    A name that begins with ``gt_`` does not mean ground truth if the complete name is the stem of a recording.
+    """
     made = {name: files for name, files in by_name.items() if name in rows or not name.startswith("gt_")}
     return made or by_name
 
@@ -259,7 +262,7 @@ def _generated(
 def _recorded_results(
     folder: Path, records: Sequence[Path], rows: Mapping[str, ManifestRow], shards: ShardFolder, task: str | None
 ) -> Iterator[FileResult]:
-    """Yield the results that have records. Refuse files that no record lists, because they may be incomplete."""
+    """Yield the results that have records. Refuse a file that no record lists, because its result may be incomplete."""
     named = set()
     for path in records:
         record = read_record(path)

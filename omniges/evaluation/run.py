@@ -189,7 +189,7 @@ def _generate(
 
 
 def _inputs_of(task: str, shards: ShardFolder, split: Split) -> tuple[Sources, list[str]]:
-    """Return the samples of a split that have all streams of a task, and a warning if others are left out."""
+    """Return the samples of a split that have all streams of a task, and a warning if other samples are left out."""
     rows = [row for row in shards.rows if row.split == split]
     streams = (*TASKS[task].conditions, *TASKS[task].targets)
     keys = tuple(row.key for row in rows if all(present_bits(row.present) & STREAM_BITS[name] for name in streams))
@@ -239,8 +239,8 @@ def require_fit(
 def _tasks(saved: SavedCheckpoint, named: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
     """Return the chosen tasks, and warnings.
 
-    If no tasks are chosen, return the tasks that have one condition and that the model was trained on. A warning names
-    the other tasks that have one condition.
+    If `named` is empty, return the tasks that have one condition and that the model was trained on. A warning then
+    lists the tasks with one condition that the model was not trained on.
     """
     trained = trained_tasks(saved)
     if trained is None:

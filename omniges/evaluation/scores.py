@@ -175,7 +175,7 @@ class Figure(Heading):
 
 
 class Values:
-    """Values of one metric, with the keys of their recordings. Results without a value are counted by reason."""
+    """Values of one metric, the recording's key for each value, and numbers of results without a value, by reason."""
 
     def __init__(self) -> None:
         self.found: list[Any] = []
@@ -205,7 +205,7 @@ class Values:
         self.keys.append(key)
 
     def leave_out(self, reason: DataError | str) -> None:
-        """Count a result that has no value; these results are counted by reason."""
+        """Count a result without a value: add 1 to the number of results left out for this reason."""
         text = str(reason)
         if isinstance(reason, DataError):  # errors of metrics begin with the name of an array
             text = (text.partition(": ")[2] or text).removesuffix(_ADVICE)
@@ -388,8 +388,8 @@ def partners(keys: Sequence[str], seed: int) -> dict[str, str]:
 class RegisteredScores:
     """Accumulator of the metrics that scripts and other packages add, for one stream.
 
-    A metric has one value for each clip, or one value for all clips together. The accumulator stores the clips only for
-    metrics of the second kind.
+    A metric has either one value for each clip, or one value for all clips together. The accumulator stores the clips
+    only if a metric has one value for all clips together.
     """
 
     def __init__(self, stream: str, *, unconditional: bool) -> None:
@@ -399,14 +399,14 @@ class RegisteredScores:
 
     @property
     def wanted(self) -> bool:
-        """True if clips must be passed to `add`: there is a metric, and the results were generated from a condition."""
+        """True if `add` needs clips: a metric was registered, and the results were generated from a condition."""
         return bool(self._metrics) and not self._unconditional
 
     def add(self, row: Row, key: str, generated: Any, recorded: Any) -> None:
         """Score a pair of clips.
 
         If `row` is ``generated``, the recorded clip is also compared with itself, once for each recording. This score
-        is added to row ``recorded``. Metrics that have one value for all clips together get no score there.
+        is added to row ``recorded``. Metrics that have one value for all clips together have no row ``recorded``.
 
         Args:
             row: Row of the report to which the score is added.
@@ -447,7 +447,7 @@ class RegisteredScores:
 
 
 def _lacking(metric: Metric, generated: Any, recorded: Any) -> str:
-    """Return a text that names the body part that a metric needs and a clip lacks; "" if no part is missing."""
+    """Return a text that names a part that the metric needs and one of the clips lacks; "" if no part is missing."""
     for part in metric.needs:
         if part not in recorded.present:
             return f"no {part} in the recording"

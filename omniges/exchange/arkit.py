@@ -1,8 +1,8 @@
 """Convert facial expressions to ARKit blendshape weights, with a matrix that the user supplies.
 
 BEAT2's expressions are FLAME coefficients. Published matrices map ARKit weights to FLAME coefficients: each row belongs
-to an ARKit shape. This module uses the pseudo-inverse of such a matrix. It also accepts a matrix that maps FLAME
-coefficients to ARKit weights, with a row for each coefficient, and uses it unchanged.
+to an ARKit shape. This module uses the pseudo-inverse of such a matrix. It also accepts a matrix of the other
+direction, from FLAME coefficients to ARKit weights, with a row for each coefficient. Such a matrix is used unchanged.
 """
 
 from __future__ import annotations

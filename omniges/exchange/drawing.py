@@ -58,7 +58,7 @@ class Line:
 
 
 def lines_of(words: Sequence[WordInterval], fits: Callable[[str], bool]) -> list[Line]:
-    """Join words into lines of text. A line ends at a silence of 0.8 s, or before a word that no longer fits.
+    """Join words into lines of text. A line ends at a silence of 0.8 s or more, or if the next word does not fit.
 
     Args:
         words: Words in order of time.
@@ -253,9 +253,9 @@ class Canvas:
         self._own = threading.local()
 
     def poses(self, frames: npt.NDArray[np.int64]) -> Iterator[tuple[Any, ...]]:
-        """Yield, for each frame in `frames` (N,), a tuple with one pose for each panel.
+        """Yield the poses of all panels, as a tuple, for each frame index in `frames` (N,).
 
-        After the end of a motion, its panel keeps the last pose.
+        After the end of its motion, a panel shows the last pose of the motion.
         """
         lengths = [panel.figure.frames for panel in self._panels]
         each = [

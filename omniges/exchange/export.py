@@ -146,7 +146,7 @@ def _weights(matrix: FaceMatrix, track: Track, motion: SmplxMotion, counts: Expo
 
 
 def _blender(program: str) -> list[str]:
-    """Return the start of a command that runs a Python file in Blender; the caller appends the file's path."""
+    """Return a command that runs Python files in Blender; the caller appends the path of a Python file."""
     if found := shutil.which(program):
         return [found, "--background", "--factory-startup", "--python-exit-code", "1", "--python"]
     if program == "blender" and find_spec("bpy") is not None:
@@ -185,7 +185,10 @@ def _fbx(command: list[str], glb: bytes, motion: SmplxMotion) -> bytes:
 
 
 def _file_stem(track: Track, used: set[str]) -> str:
-    """Return a file name that is not used yet: CLIP, else CLIP-TRACK, else CLIP-TRACK-NUMBER; add it to `used`."""
+    """Return the first unused name of CLIP, CLIP-TRACK and CLIP-TRACK-NUMBER (from 2), and add it to `used`.
+
+    The name has no ending. Upper and lower case count as equal.
+    """
     label = re.sub(r"[^\w-]+", "-", track.name).strip("-") or "track"
     names: Iterator[str] = (
         track.clip if number == 0 else f"{track.clip}-{label}" if number == 1 else f"{track.clip}-{label}-{number}"

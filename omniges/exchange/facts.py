@@ -97,7 +97,7 @@ def range_cells(found: dict[str, Any]) -> list[str]:
 
 
 def require_start(start_s: float, length_s: float, what: str) -> None:
-    """Refuse a picture that starts after the clip or in the last 0.1 s of the clip.
+    """Refuse a picture that starts in the last 0.1 s of a clip, or after its end.
 
     Args:
         start_s: Start of the picture in seconds.

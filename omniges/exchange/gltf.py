@@ -2,9 +2,9 @@
 
 Lengths are in metres. The y axis points up, and the figure faces +z. The file contains the figure of
 `omniges.exchange.solid`, fitted to the skeleton. Pages and videos show the same figure. Joints move the jaw and the
-eyes. Morph targets move the mouth and the brows; the weights of these targets are computed from the first 8
-expressions, and for the target lipDrop from the jaw. Source: the glTF 2.0 specification of the Khronos Group, sections
-3 (concepts) and 4 (GLB).
+eyes. Morph targets move the mouth and the brows. The weight of the target lipDrop is computed from the jaw; all
+other weights are computed from the first 8 expressions. Source: the glTF 2.0 specification of the Khronos Group,
+sections 3 (concepts) and 4 (GLB).
 """
 
 from __future__ import annotations
