@@ -189,7 +189,7 @@ def toe_velocities(gesture: Tensor) -> Tensor:
 
 
 def _toe_velocities(channels: Tensor) -> Tensor:
-    """Return the velocities (B, T - 1, 2, 3) from the channels (B, T, 57) of lower body and root."""
+    """Return the toes' velocities (B, T - 1, 2, 3) in m/s from the channels (B, T, 57) of lower body and root."""
     joints_end = LAYOUT.lower.stop - LAYOUT.lower.start
     six_d = channels[..., :joints_end].reshape(*channels.shape[:2], len(LAYOUT.lower_joints), 2, 3)
     root = channels[..., joints_end:]

@@ -37,7 +37,7 @@ Key = TypeVar("Key")
 
 
 class Packed(ABC):
-    """Assignment of samples to the rows of each stream, on the device."""
+    """Interface: which sample each row of a stream belongs to, and attention among the tokens of each sample."""
 
     rows: Mapping[str, Tensor]
     """For each stream, the index (R,) int64 of each row's sample. In a stream without an entry, row i is sample i."""
@@ -291,7 +291,7 @@ class StackedRows:
 
 @dataclass(frozen=True, slots=True)
 class BatchRows:
-    """Rows of the streams of a batch, on the device."""
+    """Rows of each stream of a batch, with index arrays for noised rows and targets, on the device."""
 
     packed: Packed
     streams: frozenset[str]  # streams with rows

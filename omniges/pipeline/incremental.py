@@ -428,8 +428,8 @@ def recall(
 ) -> dict[str, Recalled | Rejected]:
     """Check the shards of earlier runs, and return the earlier results of recordings whose inputs are unchanged.
 
-    Samples of a damaged or absent shard are left out, so that they are converted again. In the returned samples, the
-    fields `partials` and `words` are empty, because they take far more memory than the other fields.
+    Samples of a damaged or absent shard are left out, so that they are converted again. The returned samples contain
+    neither `partials` nor `words`, because these fields take far more memory than the others.
 
     Args:
         earlier: Results of earlier runs.

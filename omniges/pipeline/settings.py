@@ -53,7 +53,10 @@ def size_bytes(flag: str, text: str) -> int:
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Filters that select recordings, and names of the input folders. dataset.json contains them and a hash of them."""
+    """Filters that select recordings, and names of the input folders.
+
+    dataset.json contains all fields, and a hash of the settings that affect the output bytes.
+    """
 
     speakers: tuple[str, ...] = option(
         (), "Convert only these speakers, by id (2) or name (scott).", commas=True, shown="all", panel="Selection"
@@ -99,7 +102,10 @@ class Selection:
 @declared
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertSettings:
-    """Settings that affect the content of a sample. dataset.json contains them and a hash of them."""
+    """Settings that affect the content of a sample.
+
+    dataset.json contains all fields, and a hash of the settings that affect the output bytes.
+    """
 
     loudness: Literal["none", "peak"] = option(
         "none",

@@ -336,7 +336,7 @@ def _split_of(
     """Return a stem's split, and findings about the split.
 
     The split comes from the first list that contains the stem. If no list contains it, `split_by_rule` determines the
-    split. If the list has a faulty entry for the stem, the split is None, and the finding states the problem.
+    split. If the list has a faulty entry for the stem, return None as the split, and the problem as a finding.
     """
     for split_list in filter(None, lists):
         named = split_list.find(stem)
