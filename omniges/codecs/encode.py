@@ -345,7 +345,7 @@ class _Job:
     statistics: dict[str, PartialSpool] = field(default_factory=dict)  # of the train samples' latents, by codec
 
     def run(self, count: Count) -> int:
-        """Encode the remaining shards and commit the new set; return how many shards a stopped run had finished."""
+        """Encode the remaining shards and commit the new set; return how many an earlier, stopped run had finished."""
         workspace, source = self.workspace, self.source
         codecs = {entry.name: entry.as_json() for entry in self.entries}
         settings = {"encode": {"manifest_hash": source.dataset["manifest_hash"], "codecs": codecs}}

@@ -289,7 +289,8 @@ def safe_output() -> Iterator[list[ExitCode]]:
     A stream that a program has replaced, as tests do, is not changed.
 
     Yields:
-        A list, empty at first. After the context, it contains an exit code if standard output to a file was lost.
+        A list, empty at first. After the context, it contains an exit code if standard output
+            is a file and some output could not be written to it.
     """
     codecs.register_error(_ESCAPES, _escaped)
     codes: list[ExitCode] = []

@@ -309,7 +309,7 @@ class ClipReader:
             self._blank(present, gesture, audio)
 
     def _blank(self, present: int, gesture: F32, audio: F32) -> None:
-        """Write 0 for absent parts. Latents of a stream are either all present or all absent."""
+        """Write 0 for absent parts; for latents, in the complete stream if it is absent."""
         rows = gesture.reshape(-1, self._tracks.gesture_channels)
         if not present & STREAM_BITS["gesture"]:
             rows[:] = 0.0

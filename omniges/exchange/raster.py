@@ -269,7 +269,7 @@ def floor(view: F32, eye: F32, centre: F32, sky: F32, line: F32, image: U8) -> N
 
 @_compiled
 def compose(depth: F32, colour: U8, mask: U8, light: float, image: U8) -> None:
-    """Draw the samples of figures over an image of the floor, and darken the floor in the shadow.
+    """Draw figures, given as several samples per pixel, over an image of the floor, and darken the floor in the shadow.
 
     Args:
         depth: (2H, 2W) 1/depth of each sample, 0 where no figure has been drawn.

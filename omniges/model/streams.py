@@ -595,7 +595,7 @@ def masked(tokens: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         tokens: Tokens (B, N, C).
-        mask: Mask (B, V) of the values of a frame, or (B, 1) of the complete sample.
+        mask: Mask (B, V) of the V values of a frame, used for each frame of a token; or (B, 1), one for all values.
 
     Returns:
         The masked tokens (B, N, C).

@@ -63,7 +63,7 @@ class SamplingSettings:
         maximum=10_000,
         was=("steps",),
         panel="Sampling",
-        shown="20; 10 if --guidance-scale is not given and the model's is above 1",
+        shown="20; 10 if the model's own guidance scale is used, and is above 1",
     )
     guidance_scale: float | None = option(
         None,

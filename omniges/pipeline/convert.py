@@ -233,7 +233,7 @@ def assemble(take: Take, settings: ConvertSettings, note: AddNote, notes: Sequen
 
     Raises:
         RecordingFault: The parts of the take do not fit together, are too short, or are NaN in only some frames.
-        ValueError: The key is not the escaped stem, or a label name is invalid. The code of the corpus must be
+        ValueError: The key is not the escaped stem, or a label name is invalid. The Python class of the corpus must be
             corrected.
     """
     _check_names(take)

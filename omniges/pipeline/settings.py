@@ -75,18 +75,18 @@ class Selection:
     )
     wav_dir: str | None = option(
         None,
-        "Folder of WAV files: a name in the data set folder, or a path under the root.",
+        "Folder of WAV files: its name beside the other folders of the data set, or its path from --root.",
         shown="wave16k",
         panel="Input folders",
     )
     gesture_dir: str | None = option(
         None,
-        "Folder of NPZ files: a name in the data set folder, or a path under the root.",
+        "Folder of NPZ files: its name beside the other folders of the data set, or its path from --root.",
         shown="speakers_1234_smplx_neutral_npz, else smplxflame_30",
     )
     text_dir: str | None = option(
         None,
-        "Folder of TextGrid files: a name in the data set folder, or a path under the root.",
+        "Folder of TextGrid files: its name beside the other folders of the data set, or its path from --root.",
         shown="word, else textgrid",
     )
 

@@ -250,7 +250,7 @@ def make_result(task: str, one: HeldOutWindow, part: Part, results: WindowResult
         task: Name of the task.
         one: The window.
         part: Output of the sampler for this window.
-        results: Converter to results.
+        results: Object that converts generated windows to results that can be scored.
 
     Returns:
         The decoded content, or the reason why it is invalid.
@@ -293,7 +293,7 @@ def score_task(
 
     Args:
         generated: Generated contents of the task. Invalid contents are left out and counted.
-        results: Converter to results.
+        results: Object that converts generated windows to results that can be scored.
         train: Function that returns statistics of the train split, called only for gesture.
 
     Returns:
