@@ -221,8 +221,8 @@ class ClipOrder:
     def _clips_of(self, windows: I64) -> tuple[I64, I64, I64]:
         """Return the clip of each window, the number of windows in this clip, and the window's index in the clip.
 
-        `windows` contains indices of windows. The windows of all clips are numbered from 0 in key order. `windows` and the three results are
-        arrays (P,).
+        `windows` contains indices of windows. The windows of all clips are numbered from 0 in key order. `windows` and
+        the three results are arrays (P,).
         """
         samples = np.searchsorted(self._last, windows, side="right")
         counts = self._lengths[samples] // self._window
