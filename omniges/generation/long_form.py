@@ -107,9 +107,9 @@ def window_starts(ticks: int, window: int, overlap: int) -> list[int]:
 def window_spans(ticks: int, settings: WindowSettings) -> list[tuple[int, int]]:
     """Return the first tick and the length of each window of a timeline.
 
-    If ``disjoint`` is False, successive windows overlap by at least ``overlap_ticks``. If it is True, windows follow
-    each other without gaps or overlaps. The last two disjoint windows may be shorter than the others. They have about
-    the same length, so that neither of them is very short.
+    If ``settings.disjoint`` is False, successive windows overlap by at least ``settings.overlap_ticks``. If it is True,
+    windows follow each other without gaps or overlaps. The last two disjoint windows may be shorter than the others.
+    They have about the same length, so that neither of them is very short.
 
     A timeline that is not longer than a window has one window of the timeline's length.
 
@@ -452,7 +452,10 @@ def condition_tensors(
 
 
 def _condition_vectors(model: FlowModel, chunks: Sequence[_Chunk], device: torch.device) -> Tensor | None:
-    """Return the vectors (W, width) of condition streams for all windows; None if there are no values."""
+    """Encode the condition streams' values of all W windows as vectors (W, width); width is that of the trunk.
+
+    If no window has a value, return None.
+    """
     values = {
         name: [x.timeline.described[name](start, x.window) for x in chunks for start in x.starts]
         for name in chunks[0].timeline.described

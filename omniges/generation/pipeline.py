@@ -107,7 +107,7 @@ class OmnigesSample:
             start_xz: Start position (x, z) in metres.
 
         Returns:
-            Poses (T, 165) in radians, expressions (T, 100) and trans (T, 3) in metres.
+            For T = 30 · seconds frames: poses (T, 165) in radians, expressions (T, 100) and trans (T, 3) in metres.
 
         Raises:
             UsageFault: The task does not produce gesture.
@@ -127,7 +127,7 @@ class OmnigesSample:
             vocoder: Local folder of a HiFi-GAN; None: Griffin–Lim.
 
         Returns:
-            16 kHz samples (16000 · seconds,) in [−1, 1].
+            Audio samples (16000 · seconds,) at 16 kHz in [−1, 1].
 
         Raises:
             UsageFault: The task does not produce audio, or the folder contains no HiFi-GAN.
@@ -218,7 +218,7 @@ class OmnigesOutput:
         return self.warnings
 
     def __getitem__(self, number: int) -> OmnigesSample:
-        """Return one sample."""
+        """Return the sample with the index `number`, counted from 0."""
         return self.samples[number]
 
     def __len__(self) -> int:
@@ -264,7 +264,8 @@ class OmnigesPipeline:
             weights: ``ema`` for the EMA weights, ``last`` for the weights of the last training step.
             codecs: Folders by codec name, for a model that generates latents.
             t5_tokenizer: Folder of T5's tokenizer, if the text codec's folder does not contain it.
-            quantised: True: quantize latents to codes before decoding, for codecs with codes.
+            quantised: True: quantize latents with the codec's codebooks before decoding. Codecs without codebooks
+                ignore this.
 
         Returns:
             The pipeline.
@@ -377,7 +378,7 @@ class OmnigesPipeline:
             speaking_rate: Speaking rate for plain text; None: the rate in the checkpoint, learned from training words.
             gesture: Path of an SMPL-X NPZ, or channels (30 · seconds, 415 or 424) as an array or tensor.
             motion_rate_hz: Frames per second of an NPZ that does not state its frame rate.
-            seconds: Largest length in seconds; for an unconditional sample, the exact length.
+            seconds: Largest length of the samples in seconds; for the task ``unconditional``, the exact length.
             speaker: Speaker style to generate in; None: unknown.
             conditions: Values of condition streams, such as ``{"emotion": "happiness"}``. The value None turns off
                 the condition stream.
@@ -391,7 +392,7 @@ class OmnigesPipeline:
             overlap_ticks: Overlap of successive windows in ticks; None: a quarter of a window, or 0 for text stored as
                 latents.
             seed: Seed of the noise; the same seed gives the same arrays on CPU.
-            callback: Function that is called with the seconds generated so far and the total.
+            callback: Function that is called with two lengths in seconds: generated so far, and in total.
 
         Returns:
             The generated samples, and warnings.
@@ -427,7 +428,7 @@ class OmnigesPipeline:
         return OmnigesOutput(samples, name, (*warnings, *self._sampler.absence_warnings(TASKS[name].targets)))
 
     def _item(self, task: str, inputs: Mapping[str, tuple[Any, Any]], seconds: float | None) -> Input:
-        """Read the inputs of a task and cut them to one length.
+        """Read the inputs of a task and cut them to the same length; `seconds` is the largest length.
 
         `inputs` contains a pair for each stream: its value, and the sample rate of audio, the speaking rate of text or
         the frame rate of gesture. A value or rate that the user does not pass is given as None.

@@ -118,8 +118,8 @@ def codecs_of(settings: GenerateSettings, identity: ModelIdentity) -> Codecs:
     """Return the codecs of a model without loading them.
 
     Args:
-        settings: Settings that name the folders.
-        identity: The model.
+        settings: Settings with the folders of the codecs.
+        identity: Identity of the model, with the entries of the model's codecs.
 
     Returns:
         The codecs.
@@ -221,7 +221,7 @@ def _earlier_record(path: Path) -> GeneratedRecord:
 
 @dataclass(frozen=True)
 class _Job:
-    """A task of a run, with the model and settings that all its results share."""
+    """The task of one call of `generate`, with the model and settings that all results of the call share."""
 
     settings: GenerateSettings
     task: str
@@ -237,7 +237,7 @@ class _Job:
         """Generate and write the results of a group of inputs.
 
         Args:
-            group: The inputs.
+            group: Inputs; each has as many results as `settings.num_samples`.
             worked: Function called after each step with a number of ticks. The sum of these numbers is the number of
                 all generated ticks.
 

@@ -1,7 +1,7 @@
 """Sample a model and decode its latents. Conditions may have any length; results are arrays in the format of shards.
 
-`generate`, `OmnigesPipeline` and validation use this module. Arrays are returned in parts in order of time, so memory
-does not grow with length. Latents are the exception, because a codec needs all latents at once.
+`generate`, `OmnigesPipeline` and validation use this module. Arrays are returned as `Part` objects in order of time, so
+memory does not grow with length. Latents are the exception, because a codec needs all latents at once.
 """
 
 from __future__ import annotations
@@ -62,7 +62,10 @@ class Loaded:
     weights: Weights
 
     def require_trained(self, task: str) -> None:
-        """Raise UsageFault if the model was not trained on a task, or if all training samples lack a stream of it."""
+        """Raise UsageFault if the model was not trained on a task.
+
+        Also raise it if the task needs a stream that every training sample lacks.
+        """
         trained = trained_tasks(self.saved)
         if trained is not None and task not in trained:
             raise UsageFault(
@@ -125,7 +128,7 @@ def load(checkpoint: Path, weights: Weights = "ema") -> Loaded:
         The model.
 
     Raises:
-        UsageFault: There is no checkpoint.
+        UsageFault: The folder does not exist, or is the folder of a run without checkpoints.
         DataError: The checkpoint is damaged.
     """
     saved = find_checkpoint(checkpoint)
@@ -152,7 +155,8 @@ class Codecs:
             entries: Codecs by stream, for the streams stored as latents.
             folders: Name and folder of each codec that the user gives.
             t5_tokenizer: Folder of T5's tokenizer, if the text codec's folder does not contain it.
-            quantised: True: quantize latents to codes before decoding, for codecs with codes.
+            quantised: True: quantize latents with the codec's codebooks before decoding. Codecs without codebooks
+                ignore this.
             origin: Two names for errors: the option that gives the folders, and the file that contains the entries.
             device: Device of the codecs; None: the GPU if there is one.
 
@@ -209,7 +213,7 @@ class Codecs:
             windows: Lengths of the windows. Text stored as latents is encoded window by window.
 
         Returns:
-            Conditions by stream, and warnings.
+            By stream, a function that gives the arrays or latents of a range of ticks; and warnings.
         """
         found: dict[StreamName, TicksOf] = {}
         warnings: list[str] = []
@@ -225,7 +229,10 @@ class Codecs:
         return found, tuple(warnings)
 
     def through_codes(self, targets: Sequence[StreamName]) -> bool | None:
-        """Return whether latents are quantized to codes before decoding; None if the targets' codecs have no codes."""
+        """Return whether latents are quantized with codebooks before decoding.
+
+        If the codecs of all targets lack codebooks, return None.
+        """
         codecs = [self.load(stream, "decode") for stream in targets if stream in self.entries]
         return self._quantised if any(isinstance(codec, QuantisingCodec) for codec in codecs) else None
 
@@ -244,7 +251,9 @@ class Codecs:
     def _texts_of(
         self, condition: Condition, ticks: int, spans: Sequence[tuple[int, int]]
     ) -> tuple[TicksOf, list[str]]:
-        """Return a function that gives the latents (N, V) of a window's text, and warnings about lost text.
+        """Return a function that gives the latents of a window's text, and warnings about lost text.
+
+        The latents of a window are N vectors of V channels, an array (N, V). The codec fixes N and V.
 
         Text is lost if it is too long for the codec, or if the codec cannot encode some letters.
         """
@@ -381,14 +390,14 @@ class Sampler:
         self.token_codec = TextTokenCodec(identity.tokenizer)
 
     def speaker_number(self, name: str | None, *, named: bool) -> int:
-        """Return the number of a speaker; 0 means unknown.
+        """Return the index of a speaker in the model's speaker embeddings; 0 means unknown.
 
         Args:
             name: Name of the speaker, or None.
             named: True: the user gave the name, so an unknown name is refused. False: an unknown name gets 0.
 
         Returns:
-            The number.
+            The index: 0, or 1 + the position of the name in the model's list of speakers.
 
         Raises:
             UsageFault: The model does not know a speaker that the user named.
@@ -448,7 +457,7 @@ class Sampler:
 
         Args:
             folder: Folder of temporary files, see `Spool`.
-            recorded: Streams whose recordings are also read from shards, to draw them beside the results.
+            recorded: Streams of which the ground truth is also read from shards, to draw it beside the results.
 
         Returns:
             The settings.
@@ -479,7 +488,7 @@ class Sampler:
         settings: SamplingSettings,
         worked: Callable[[float], None] = lambda _ticks: None,
     ) -> Iterator[Part]:
-        """Sample the targets of several timelines of any lengths, part by part.
+        """Sample the targets of several timelines of any lengths, and yield the generated rows in order of time.
 
         Args:
             timelines: Lengths and conditions.
@@ -491,7 +500,7 @@ class Sampler:
                 all generated ticks.
 
         Yields:
-            Parts of the results.
+            `Part` objects with the generated rows. Latents of a timeline are all in its last `Part`.
 
         Raises:
             DataError: Generated text is NaN or infinite.
@@ -519,9 +528,9 @@ class Sampler:
 
 
 def joined(parts: Iterable[Part]) -> list[dict[StreamName, Any]]:
-    """Decode and concatenate the parts of each timeline; return the complete arrays of each timeline, by stream.
+    """Decode and concatenate the `Part` objects of each timeline; return each timeline's complete arrays by stream.
 
-    All arrays are in memory. The errors are those of `Part.arrays`.
+    All arrays are kept in memory. Raise DataError if a codec cannot decode the latents.
     """
     found: dict[int, dict[StreamName, list[Any]]] = {}
     for part in parts:

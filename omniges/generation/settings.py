@@ -52,15 +52,15 @@ def task_named(name: str) -> str:
 
 
 def require_guidable(task: Task, sampling: SamplingSettings, conditions: Collection[Any] = ()) -> None:
-    """Refuse a guidance scale other than 1 if there are no conditions.
+    """Refuse a guidance scale other than 1 for generation without any condition.
 
     Args:
         task: The task.
         sampling: Settings of the sampler.
-        conditions: Values of condition streams.
+        conditions: Values of condition streams, which also count as conditions.
 
     Raises:
-        UsageFault: The guidance scale is not 1, but there are neither conditions nor values of condition streams.
+        UsageFault: The guidance scale is not 1, the task has no conditions, and `conditions` is empty.
     """
     if sampling.guidance != 1 and not task.conditions and not conditions:
         raise UsageFault(

@@ -98,13 +98,13 @@ MIN_FRAMES: Final = N_FFT // HOP_SAMPLES // 2 + 1
 
 
 class VocoderStream(Protocol):
-    """A converter of one log-mel to 16 kHz samples, which receives the log-mel in blocks of frames."""
+    """A converter of one log-mel to audio samples at 16 kHz, which receives the log-mel in blocks of F frames."""
 
     def push(self, mel: F32, /) -> F32:
-        """Append mel frames (F, 64); return the samples that are ready."""
+        """Append mel frames (F, 64); return the audio samples that are ready, 0 or more."""
 
     def finish(self) -> F32:
-        """Return the samples of the last frames, which `push` has not converted yet."""
+        """Return the audio samples of the last frames, which `push` has not converted yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ def _inverse_filters() -> F64:
 
 
 def _magnitudes(mel: F32) -> F64:
-    """Estimate the STFT magnitudes (513, F) of a log-mel (F, 64): magnitudes whose mel approximates exp(log-mel)."""
+    """Estimate the STFT magnitudes (513, F) of a log-mel (F, 64). Their mel approximates exp(log-mel)."""
     wanted = np.exp(mel.astype(np.float64)).T
     filters = mel_filterbank()
     found = np.maximum(_inverse_filters() @ wanted, _TINY)
@@ -132,9 +132,9 @@ def _magnitudes(mel: F32) -> F64:
 
 
 class GriffinLim:
-    """A converter of one log-mel to 16 kHz samples by Griffin–Lim.
+    """A converter of one log-mel to audio samples at 16 kHz by Griffin–Lim.
 
-    Segments of 20 s are cross-faded over 0.5 s, so memory does not grow with length. The samples depend only on the mel
+    Segments of 20 s are cross-faded over 0.5 s, so memory does not grow with length. The audio depends only on the mel
     and the seed, not on the sizes of the blocks that are passed to `push`.
     """
 
@@ -144,7 +144,7 @@ class GriffinLim:
         self._tail: F64 | None = None  # faded end of the previous segment
 
     def push(self, mel: F32) -> F32:
-        """Append mel frames (F, 64); return the samples that are ready, 0 or more."""
+        """Append mel frames (F, 64); return the audio samples that are ready, 0 or more."""
         if mel.ndim != 2 or mel.shape[1] != MEL_BANDS:
             raise ValueError(f"expected log-mel (F, {MEL_BANDS}), found {mel.shape}")
         self._held = np.concatenate([self._held, mel])
@@ -157,13 +157,13 @@ class GriffinLim:
         return _joined(ready)
 
     def finish(self) -> F32:
-        """Return the last samples; raise ValueError if the mel has fewer than 4 frames in total."""
+        """Return the last audio samples; raise ValueError if the mel has fewer than 4 frames in total."""
         if len(self._held) < MIN_FRAMES:
             raise ValueError(f"expected log-mel of at least {MIN_FRAMES} frames, found {len(self._held)}")
         return _joined([self._segment(self._held)])
 
     def _segment(self, mel: F32) -> F64:
-        """Compute the samples (160 F,) of a segment of F frames, cross-faded with the previous segment."""
+        """Compute the audio samples (160 F,) of a segment of F frames, cross-faded with the previous segment."""
         padded = np.concatenate([mel, mel[-1:]])  # frame F is centred on the end of the last sample
         found = load_librosa().griffinlim(
             _magnitudes(padded),
@@ -197,11 +197,11 @@ def waveform_from_mel(mel: F32, stream: VocoderStream) -> F32:
     """Convert a complete log-mel to a waveform.
 
     Args:
-        mel: Log-mel (F, 64).
+        mel: Log-mel (F, 64) with F frames.
         stream: A converter that has not received frames yet.
 
     Returns:
-        16 kHz samples (160 F,) float32 in [−1, 1]. If some samples exceed this range, all are scaled down.
+        Audio samples (160 F,) float32 at 16 kHz in [−1, 1]. If some exceed this range, all are scaled down.
 
     Raises:
         ValueError: The mel has another shape or, for Griffin–Lim, fewer than 4 frames.
@@ -275,8 +275,8 @@ def load_hifi_gan(folder: Path) -> Vocoder:
 def _read_config(folder: Path) -> _Config:
     """Read config.json, and check that the HiFi-GAN expects the mel of omniges.
 
-    Raise UsageFault if the file is missing. Raise DataError if it is damaged, or if the number of mel bands, the sample
-    rate or the hop is another one.
+    Raise UsageFault if the file is missing. Raise DataError if it is damaged, or if the HiFi-GAN expects another
+    number of mel bands, sample rate or hop.
     """
     path = folder / "config.json"
     if not os.path.lexists(path):
@@ -305,7 +305,7 @@ def _read_config(folder: Path) -> _Config:
 
 
 class HifiGan:
-    """A converter of one log-mel to 16 kHz samples that runs a HiFi-GAN on segments of 5 s.
+    """A converter of one log-mel to audio samples at 16 kHz, which runs a HiFi-GAN on segments of 5 s.
 
     For each segment, the network also receives all frames before and after the segment that can influence it. So
     boundaries of segments are not audible.
@@ -317,7 +317,7 @@ class HifiGan:
         self._before = 0  # number of stored frames that were converted before
 
     def push(self, mel: F32) -> F32:
-        """Append mel frames (F, 64); return the samples that are ready."""
+        """Append mel frames (F, 64); return the audio samples that are ready, 0 or more."""
         self._held = np.concatenate([self._held, mel])
         ready = [np.zeros(0, np.float32)]
         while len(self._held) >= self._before + _HIFI_GAN_SEGMENT_FRAMES + self._context:
@@ -325,13 +325,13 @@ class HifiGan:
         return np.concatenate(ready)
 
     def finish(self) -> F32:
-        """Return the samples of the last frames, which `push` has not converted yet."""
+        """Return the audio samples of the last frames, which `push` has not converted yet."""
         left = len(self._held) - self._before
         return self._sound(left, len(self._held)) if left else np.zeros(0, np.float32)
 
     @torch.no_grad()
     def _sound(self, frames: int, stop: int) -> F32:
-        """Compute the samples (160 · frames,) of the next `frames` frames.
+        """Compute the audio samples (160 · frames,) of the next `frames` frames.
 
         The network receives the first `stop` stored frames, which include the context on both sides.
         """

@@ -1,7 +1,7 @@
 """Write generated motion, mel and words as files: SMPL-X NPZ, WAV, mel, TextGrid and PNG.
 
-Results arrive in parts and are stored on disk, so memory does not grow with their length. A result consists of one or
-several files NAME.* and the record NAME.json. The record is written last, so a result with a record is complete.
+Results arrive in blocks of rows and are stored on disk, so memory does not grow with their length. A result consists of
+one or several files NAME.* and the record NAME.json. The record is written last, so a result with a record is complete.
 `evaluate` finds results by their records, whose fields docs/how-to/generate.md describes.
 """
 
@@ -56,11 +56,11 @@ _UNWRITABLE: Final = frozenset({"Cc", "Cs"})
 
 @dataclass(frozen=True, slots=True)
 class OutFile:
-    """One file of a result: its kind, the ending of its name, and its content in parts."""
+    """One file of a result: its kind, the ending of its name, and its content in blocks of bytes."""
 
     kind: str  # key in `GeneratedRecord.files`
     ending: str  # ending of the file name, such as .npz
-    parts: Iterable[bytes]  # content of the file, in parts
+    parts: Iterable[bytes]  # content of the file, in blocks
 
 
 class GestureSink:
@@ -79,7 +79,7 @@ class GestureSink:
         self._invalid = 0.0
 
     def append(self, gesture: F32, /) -> None:
-        """Append channels (T, 415) or (T, 424); raise DataError if `valid_motion` cannot convert them."""
+        """Append channels (T, 415 or 424) of T frames; raise DataError if `valid_motion` cannot convert them."""
         six_d = gesture[:, LAYOUT.rotations].reshape(len(gesture), -1, 6)
         self._invalid += invalid_rotations(six_d) * len(gesture)
         if len(self._channels):
@@ -244,7 +244,7 @@ class TextSink:
         self._tokens: list[npt.NDArray[np.int32]] = []
 
     def append(self, tokens: npt.NDArray[Any], /) -> None:
-        """Append tokens (ticks,)."""
+        """Append text tokens, one for each of the next ticks: (ticks,)."""
         self._tokens.append(tokens.astype(np.int32))
 
     def _labelled(self, labels: Labels) -> list[WordInterval]:
@@ -354,8 +354,8 @@ class Results:
 
         Args:
             targets: Streams of the result.
-            body: Body of the motion.
-            codec: Tokenizer of text tokens, one a tick.
+            body: Body shape, gender, body model and start position, for the NPZ of the motion.
+            codec: Tokenizer that converts text tokens to words.
             vocoder: Vocoder; None: no waveform.
             seed: Seed of the vocoder.
             folder: Folder of temporary files, see `Spool`.
@@ -414,10 +414,10 @@ def result_picture(
     Args:
         name: Name of the result.
         task: Name of the task.
-        item: The input.
-        results: The result.
+        item: Input that the result was generated from.
+        results: Writers of the result, to which all rows have been appended.
         body: Body of the motion. Its field `start_xz` is the position of the root in the first frame of the result.
-        codec: Tokenizer of text tokens.
+        codec: Tokenizer that converts text tokens to words.
         part: Start and length of the time span to draw.
 
     Returns:
@@ -459,16 +459,16 @@ def _rows_of(condition: Condition, codec: TextTokenCodec | None, start: int, sto
 
 
 def _place(rows: Callable[[int, int], F32], first: int, shown: F32, start_xz: F64) -> tuple[float, float]:
-    """Return the position of the root in the first row of a tick.
+    """Return the horizontal position of the root in the first frame of a tick.
 
-    It is the sum of `start_xz` and the steps of all rows from the second row of the sequence up to this row. The steps
-    are read and summed in blocks, so memory does not grow with length.
+    It is the sum of `start_xz` and the root steps of all frames from the second frame of the sequence to this frame.
+    The steps are read and summed in blocks, so memory does not grow with length.
 
     Args:
         rows: Function of a start tick and an end tick (exclusive) that returns the gesture channels of these ticks.
         first: Index of the tick.
         shown: Gesture channels from this tick on.
-        start_xz: Position (2,) of the root in the first row of the sequence, in metres.
+        start_xz: Position (2,) of the root in the first frame of the sequence, in metres.
 
     Returns:
         x and z in metres.

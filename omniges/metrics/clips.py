@@ -1,4 +1,4 @@
-"""Values of a metric per clip: means over clips, confidence intervals, and random pairings for the shuffled row.
+"""Values of a metric per clip: means over clips, confidence intervals, and random pairings for the shuffled scores.
 
 No function in this package changes the arrays that it receives. Arrays that are not float64 are copied to float64.
 
@@ -97,7 +97,8 @@ def _uniform(seed: int, count: int) -> F64:
 def draw_clips(clips: int, resamples: int, seed: int) -> I64:
     """Draw the clips of bootstrap resamples, with replacement.
 
-    A clip number is ⌊u · clips⌋, where u is a uniform random number in [0, 1). The numbers are drawn row by row.
+    A clip's index is ⌊u · clips⌋, where u is a uniform random number in [0, 1). All indices of a resample are drawn
+    before those of the next resample.
 
     Args:
         clips: Number of clips, at least 2.
@@ -105,7 +106,7 @@ def draw_clips(clips: int, resamples: int, seed: int) -> I64:
         seed: Key of the generator, 0 to 2^64 − 1.
 
     Returns:
-        Clip numbers (resamples, clips), from 0 to clips − 1.
+        Indices of clips (resamples, clips), from 0 to clips − 1.
 
     Raises:
         DataError: There are fewer than two clips.
@@ -126,7 +127,8 @@ def bootstrap(
 
     Args:
         clips: Number of clips, at least 2.
-        statistic: Function that takes clip numbers (clips,), which may repeat, and returns the statistic of the clips.
+        statistic: Function that takes indices of clips (clips,), which may repeat, and returns a statistic of these
+            clips.
         seed: Key of the generator, 0 to 2^64 − 1.
         resamples: Number of resamples, at least 1.
         centred: True: shift the statistics of the resamples so that their mean equals the value over all clips. This is
@@ -189,7 +191,7 @@ def shuffled_pairing(clips: int, seed: int) -> I64:
         seed: Key of the generator, 0 to 2^64 − 1.
 
     Returns:
-        For each clip, the number of the clip whose audio is assigned to it: (clips,).
+        Indices (clips,): for each clip, the index of the clip from which it gets the audio.
 
     Raises:
         DataError: There are fewer than two clips.

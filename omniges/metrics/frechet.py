@@ -79,7 +79,10 @@ class FrechetScore:
 
 @dataclass(frozen=True, slots=True)
 class _Gaussian:
-    """Mean (D,) and covariance V diag(scales²) Vᵀ of a set of features; ``axes`` is Vᵀ (D, D)."""
+    """Mean (D,) and covariance of a set of features.
+
+    The covariance is V diag(scales²) Vᵀ, with ``scales`` (D,). ``axes`` is Vᵀ (D, D).
+    """
 
     mean: F64
     scales: F64
@@ -127,7 +130,7 @@ def frechet_distance(generated: Numbers, recorded: Numbers, settings: FrechetSet
         encoder: Name of the encoder, to store in the score.
 
     Returns:
-        The distance, its part |m1 − m2|², and size and rank of each set.
+        The distance, its term |m1 − m2|², and the size and the rank of each set.
 
     Raises:
         UsageFault: The numbers of columns D differ, or are 0.
@@ -260,7 +263,7 @@ def load_encoder(path: Path, *, trust_program: bool = False) -> Encoder:
 
 
 def _is_program(path: Path) -> bool:
-    """Return whether a zip archive contains TorchScript code; return False if the archive is damaged."""
+    """Return whether a zip archive contains a TorchScript program; return False if the archive is damaged."""
     try:
         with open(open_file(path), "rb") as file, zipfile.ZipFile(file) as archive:
             return any("/code/" in name for name in archive.namelist())
@@ -352,7 +355,10 @@ class _Layer:
     settings: _LayerSettings
 
     def __call__(self, frames: F64) -> F64:
-        """Convolve frames (T, in) to (T', out), with zero padding at both ends."""
+        """Convolve T frames of ``in`` channels, with zero padding at both ends.
+
+        ``frames`` is (T, in). The result is (T', out): stride, padding and kernel determine its number of frames T'.
+        """
         of = self.settings
         padded = np.pad(frames, ((of.padding, of.padding), (0, 0)))
         windows = np.lib.stride_tricks.sliding_window_view(padded, self.weight.shape[2], axis=0)[:: of.stride]

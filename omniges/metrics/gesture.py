@@ -1,6 +1,7 @@
 """Metrics of gesture: beats, metrics without a reference, window boundaries, semantic gestures, and the face.
 
-Letters: T frames, J joints, V vertices, S window boundaries. World coordinates are in metres, with y up.
+Letters: T frames, J joints, V vertices, S window boundaries, L audio samples, B audio beats, M motion beats of a joint,
+E expression coefficients. World coordinates are in metres, with y up.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def scored_poses(poses: Numbers, settings: PositionSettings) -> F64:
 
 @dataclass(frozen=True, slots=True)
 class BeatScore(ClipValue):
-    """Beat consistency of a clip, with the numbers of its audio beats and motion beats.
+    """Beat consistency of a clip, with the counts of its audio beats and motion beats.
 
     The weight of the clip in the mean over clips is the number of motion frames that are left after the crop.
     """
@@ -103,7 +104,7 @@ def joint_speeds(joints: Numbers) -> F64:
 
 
 def mean_joint_speeds(clips: Iterable[Numbers]) -> F64:
-    """Compute the mean of `joint_speeds` over all frames of clips.
+    """Compute the mean speed of each joint over all frames of all clips (see `joint_speeds`).
 
     Args:
         clips: Joint positions (T, J, 3) in metres of each train clip, prepared in the same way as the scored clips.
@@ -142,7 +143,7 @@ def motion_beats(joints: Numbers, mean_speeds_m_s: Numbers, settings: BeatSettin
         settings: Scored joints, crop and threshold.
 
     Returns:
-        Frame numbers (M,) of the beats of each scored joint, counted from the start of the cropped clip.
+        For each scored joint, the frame indices (M,) of its beats, counted from the start of the cropped clip.
 
     Raises:
         UsageFault: A shape is wrong, or scored joints are missing.
@@ -169,7 +170,7 @@ def motion_beats(joints: Numbers, mean_speeds_m_s: Numbers, settings: BeatSettin
 
 
 def _beats_of(speed: F64, settings: BeatSettings) -> I64:
-    """Return the frame numbers (M,) of one joint's beats, counted from the start of the cropped clip.
+    """Return the frame indices (M,) of one joint's beats, counted from the start of the cropped clip.
 
     A beat is a strict minimum of `speed` outside the crop, if the speed in a test frame is above the threshold.
     `settings.threshold_at` selects the test frame: the frame of the minimum or an earlier frame. `speed` (T,) is a
@@ -189,7 +190,7 @@ def _beats_of(speed: F64, settings: BeatSettings) -> I64:
 
 
 def audio_beats(samples: Numbers, frames: int, settings: BeatSettings) -> F64:
-    """Find the onsets of audio.
+    """Find the audio beats of a clip: the onsets of its audio.
 
     Args:
         samples: Mono audio (L,) at 16 kHz.
@@ -234,7 +235,7 @@ def beat_score(audio_times_s: Numbers, motion_frames: Sequence[I64], frames: int
 
     Args:
         audio_times_s: Times (B,) of audio beats in seconds from the start of the cropped clip.
-        motion_frames: For each joint, frame numbers (M,) of motion beats from the start of the cropped clip.
+        motion_frames: For each joint, frame indices (M,) of motion beats, counted from the start of the cropped clip.
         frames: Number of motion frames T before the crop.
         settings: Crop and width σ of the kernel.
 

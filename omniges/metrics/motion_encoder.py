@@ -104,7 +104,7 @@ def encoder_input(poses: Numbers, multiple_of_frames: int = _MULTIPLE_FRAMES) ->
 def tree_edges(joints: int) -> Edges:
     """Return one edge (parent, joint) for each of the first `joints` joints of SMPL-X.
 
-    The root, joint 0, has no parent. Its edge is (0, `joints`): index `joints` is an additional end, not a joint.
+    The root, joint 0, has no parent. Its edge is (0, `joints`): index `joints` is an additional node, not a joint.
 
     Args:
         joints: Number of joints.
@@ -226,7 +226,10 @@ class _Block:
     pooling: F64 | None  # (C pooled, C out)
 
     def __call__(self, frames: F64) -> F64:
-        """Encode frames (T, C in) to frames (T // 2, C pooled). T must be even."""
+        """Encode T frames of the block's input channels to T // 2 frames; T must be even.
+
+        ``frames`` is (T, C in). The result is (T // 2, C pooled) or, for a block without pooling, (T // 2, C out).
+        """
         padded = np.pad(frames, ((_PADDING, _PADDING), (0, 0)))
         windows = np.lib.stride_tricks.sliding_window_view(padded, _KERNEL, axis=0)[::_STRIDE]
         residual = np.einsum("tik,oik->to", windows, self.weight, optimize=True) + self.bias

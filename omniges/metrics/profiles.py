@@ -111,8 +111,8 @@ class ClipGrid:
         Possible lengths are s + k · (w − s) for any integer k, where w is `window_frames` and s is `seed_frames`.
 
         First, the length of the recording is rounded down three times: to whole seconds, to a multiple of 8 frames, and
-        to a possible length. If the generated clip is not shorter, this is the result. Otherwise, the result is the
-        length of the generated clip, rounded down to a possible length.
+        to a possible length. If the generated clip has at least this length, this length is the result. Otherwise, the
+        result is the length of the generated clip, rounded down to a possible length.
 
         Args:
             generated: Number of frames of the generated clip.

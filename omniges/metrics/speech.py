@@ -42,7 +42,7 @@ _MIN_FRAMES: Final = 4  # fewer frames have no peaks
 
 @dataclass(frozen=True, slots=True)
 class OnsetCounts:
-    """Numbers of matched, found and expected onsets. The numbers of several clips can be added with +."""
+    """Counts of matched, found and expected onsets. The counts of several clips can be added with +."""
 
     matched: int
     found: int
@@ -178,9 +178,9 @@ def onset_agreement(found_s: Numbers, expected_s: Numbers) -> OnsetCounts:
 
 @dataclass(frozen=True, slots=True)
 class EditCounts:
-    """Numbers of edits that turn the expected items into the found items.
+    """Counts of the edits that turn the expected items into the found items.
 
-    The numbers of several clips can be added with +.
+    The counts of several clips can be added with +.
     """
 
     substitutions: int

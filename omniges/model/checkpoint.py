@@ -180,7 +180,7 @@ def save_checkpoint(folder: Path, contents: Contents) -> Path:
 
     Args:
         folder: Folder of the run's checkpoints.
-        contents: Step, tensors and documents to write.
+        contents: Step, tensors and JSON files to write.
 
     Returns:
         The folder of the new checkpoint.
@@ -199,7 +199,7 @@ def write_checkpoint(final: Path, contents: Contents) -> None:
 
     Args:
         final: Folder to create for the checkpoint.
-        contents: Step, tensors and documents to write.
+        contents: Step, tensors and JSON files to write.
     """
     atomic.make_folder(final.parent)
     with atomic.pending_folder(final) as unfinished:

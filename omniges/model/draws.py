@@ -226,7 +226,7 @@ def normals(seed: int, wanted: Sequence[Draws]) -> list[Tensor]:
 
 
 def _stacked(numbers: Sequence[Tensor]) -> Tensor:
-    """Stack four tensors (T,) to one tensor (4, T)."""
+    """Stack four tensors of equal shape S to one tensor (4, *S)."""
     return torch.stack(list(numbers))
 
 
@@ -236,7 +236,7 @@ def _unit(bits: Tensor) -> Tensor:
 
 
 def _box_muller(unit: Sequence[Tensor]) -> Tensor:
-    """Map four tensors (T,) of uniform draws to normal draws (4, T).
+    """Map four tensors of uniform draws, all of the same shape S, to normal draws (4, *S).
 
     Radii come from the first and third tensor, angles from the second and fourth.
     """
@@ -433,5 +433,5 @@ def carried_as_noise(plan: Plan) -> Plan:
 
 
 def _table(role: Literal["conditions", "targets"]) -> Bools:
-    """Return a table (tasks, 3) that is True where a stream has the role in a task."""
+    """Return a table (tasks, 3) that is True where a stream has the role in a task; tasks are ordered as in `TASKS`."""
     return np.array([[name in getattr(task, role) for name in STREAMS] for task in TASKS.values()])

@@ -10,6 +10,8 @@ ends. The last step is always an Euler step, because at σ' = 0 the velocity is 
 
 Classifier-free guidance (Ho and Salimans 2022) uses x = x_u + w (x_c − x_u) with the guidance scale w. The model
 predicts x_c with the conditions and x_u without them.
+
+Letters: B samples, N tokens, C channels of a token, W width of the trunk.
 """
 
 from __future__ import annotations
@@ -104,14 +106,14 @@ class FlowModel(nn.Module):
         encoders: Mapping[str, nn.Module] = MappingProxyType({}),
         gesture_channels: int = LAYOUT.channels,
     ) -> None:
-        """Join the parts of the model.
+        """Join the modules of the model.
 
         Args:
             trunk: The transformer.
             streams: The `Stream` module of each stream.
             absent: What represents a stream that a sample lacks: no tokens (``left-out``) or pure noise (``noise``).
             latents: Streams stored as latents of a codec.
-            tell_absent: Add a learned embedding to the conditioning for each part that a sample lacks.
+            tell_absent: True: add a learned embedding to the conditioning for each part that a sample lacks.
             trained: Bit mask of the `STREAM_PARTS` that at least one training sample has.
             encoders: For each condition stream, the module that maps its values (B, …) to vectors (B, W).
             gesture_channels: Channels of gesture arrays: 415, or 424 with jaw and eyes. Latents have other channels.
@@ -173,7 +175,7 @@ class FlowModel(nn.Module):
     def forward(
         self, windows: Windows, plan: Plan, settings: FlowSettings, seed: int, *, rounded: bool = False
     ) -> FlowLoss:
-        """Compute the loss of a batch in one forward pass. Its samples may have different tasks.
+        """Compute the loss of a batch in one forward pass. The samples of the batch may have different tasks.
 
         Every trainable parameter gets a gradient (see `connects_all`), so that ranks with different tasks can average
         their gradients.
@@ -183,8 +185,8 @@ class FlowModel(nn.Module):
             plan: Tasks, noise levels and drop-outs of the samples, drawn for their positions.
             settings: Settings of training, of which only the loss weights are used.
             seed: Seed of the noise.
-            rounded: True: round up the number of rows of each stream (see `batch_rows`), so that code is compiled for
-                few shapes. The loss is the same.
+            rounded: True: round up the number of rows of each stream (see `batch_rows`), so that `torch.compile` has to
+                compile only a few shapes. The loss does not change.
 
         Returns:
             The mean loss, and the losses of each sample and stream.
